@@ -28,6 +28,7 @@ from rose.model.estimate.tuning import tuning_memory
 from rose.model.load.tokens import load_apart
 from rose.model.network.network import Network
 from rose.model.progress import Progress
+from rose.model.tune.kept import keep_low_rank
 from rose.model.tune.tuning import HELD_OUT, LENGTH, SAMPLES, Tuner, TuneReport, TuneSettings
 from rose.verdicts import compare, says_move
 
@@ -94,6 +95,7 @@ class TuningRun(Run):
         dense = self._copy(loaded.model, loaded.lock)  # hooks are put on it
         assert self.source.checkpoint is not None  # as offered
         model, tokenizer = rose.load_model(str(self.source.checkpoint), dtype=setup.dtype)
+        keep_low_rank(model, self.source.checkpoint)
         self._say("Drawing text to tune on")
         windows = run.request.evaluated(loaded.tokenizer, setup, setup.draw(loaded.tokenizer))
         tokens, held_out = load_apart(

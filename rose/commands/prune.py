@@ -12,7 +12,7 @@ from rich.console import Console
 import rose
 from rose.commands import checkpoints, terminal
 from rose.commands import options as shared
-from rose.commands.tune import check_minutes, tune_after
+from rose.commands.tune import check_minutes, draw_texts, tune_after
 from rose.model.estimate.memory import estimate_memory
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
@@ -41,10 +41,11 @@ def run(options: argparse.Namespace, console: Console) -> None:
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
     shared.rotate(options, model, tokens, [settings], console)
     outcome = checkpoints.Outcome(options, model, tokenizer, console)
+    texts = draw_texts(options, tokenizer, outcome.windows)
     with terminal.bar(console, "Pruning") as follow:
         chosen |= {"layers": options.layers, "checkpoint": options.checkpoint}
         report = rose.prune_model(model, tokens, held_out=held_out, progress=follow, **chosen)
-    report = outcome.save(report.with_summary(**tune_after(options, console, model, tokenizer)))
+    report = outcome.save(report.with_summary(**tune_after(options, console, model, texts)))
     _print_layers(report)
     _print_summary(report, options.output)
 

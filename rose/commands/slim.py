@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 import rose
 from rose.commands import checkpoints, terminal
 from rose.commands import options as shared
-from rose.commands.tune import check_minutes, tune_after
+from rose.commands.tune import check_minutes, draw_texts, tune_after
 from rose.layer.methods import Settings
 from rose.model.estimate.memory import Memory, estimate_memory
 from rose.model.network.network import Network
@@ -68,6 +68,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     shared.tell_memory(options, estimate, model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
     outcome = checkpoints.Outcome(options, model, tokenizer, console)
+    texts = draw_texts(options, tokenizer, outcome.windows)
     with terminal.bar(console, "Slimming") as follow:
         more = {"held_out": held_out, "progress": follow, "checkpoint": options.checkpoint}
         report = slimmed = rose.prune_structured(model, tokens, **slimming | more)
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         # One report of both: the rows of parts, then those of layers; the second run's settings under "pruned".
         both = pd.concat([slimmed.layers, pruned.layers], ignore_index=True)
         report = rose.RunReport(both, slimmed.summary | {"pruned": pruned.summary} | between)
-    report = outcome.save(report.with_summary(**tune_after(options, console, model, tokenizer)))
+    report = outcome.save(report.with_summary(**tune_after(options, console, model, texts)))
     if len(slimmed.layers):
         _print_parts(slimmed.layers)
     _print_summary(report)

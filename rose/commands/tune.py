@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 import rose
 from rose.commands import checkpoints, terminal
 from rose.commands import options as shared
 from rose.files import check_small, expand
 from rose.interrupt import CANCELLED
-from rose.model.load.tokens import load_calibration
+from rose.model.load.tokens import load_apart
 from rose.model.network.layers import prunable_layers
+from rose.model.tune.kept import keep_low_rank
 from rose.model.tune.loss import LOSSES
 from rose.model.tune.tuning import BATCH, HELD_OUT, LENGTH, RATE, SAMPLES, Tuner, TuneReport, TuneSettings
 from rose.model.workers import Workers
+
+Texts = tuple[Tensor, Tensor | None]  # to train on, and held out
 
 
 def add_parser(commands: Any) -> None:
@@ -43,11 +47,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
     checkpoints.check(options)
     dense, tokenizer = shared.load(options, console, options.dense)
     model, _ = shared.load(options, console, options.pruned)
-    tokens, held_out = shared.calibration(options, tokenizer, options.seed)
+    evaluated = _Perplexities(options, tokenizer, console)
+    sizes = shared.pick(options, ("samples", "held_out", "length"))
+    tokens, held_out = _texts(options, tokenizer, evaluated.windows, **sizes)
     choices = shared.pick(options, ("layers", "unpruned"))
     report = _report_of(options.pruned, model)
+    keep_low_rank(model, expand(options.pruned))
     tuner = Tuner(model, dense, tokens, settings, held_out=held_out, **choices)
-    evaluated = _Perplexities(options, tokenizer, console)
     pruned = evaluated.of(model, "before", "before")
     is_whole = _follow(tuner, console, options.checkpoint)
     found = tuner.report()
@@ -93,18 +99,32 @@ def check_minutes(options: argparse.Namespace) -> None:
             raise rose.RoseError("--tune needs both models in memory; leave it out, or leave --stream out.")
 
 
-def tune_after(options: argparse.Namespace, console: Console, model: nn.Module, tokenizer: Any) -> dict[str, Any]:
+def draw_texts(options: argparse.Namespace, tokenizer: Any, evaluated: Tensor | None) -> Texts | None:
+    """What --tune of a command will train on, drawn before it prunes; None without."""
+    if options.tune is None:
+        return None
+    sizes = {"samples": SAMPLES, "held_out": HELD_OUT, "length": min(LENGTH, options.length)}
+    return _texts(options, tokenizer, evaluated, **sizes)
+
+
+def _texts(options: argparse.Namespace, tokenizer: Any, evaluated: Tensor | None, **sizes: int) -> Texts:
+    """Windows to train on and held-out ones, none of which shares text with another or with those of --evaluate."""
+    apart_from = torch.empty(0, sizes["length"], dtype=torch.int64) if evaluated is None else evaluated
+    tokens, held_out = load_apart(
+        options.calibration, tokenizer, seed=options.seed, bos=options.bos, apart_from=apart_from, **sizes
+    )
+    return tokens, held_out if len(held_out) else None
+
+
+def tune_after(options: argparse.Namespace, console: Console, model: nn.Module, texts: Texts | None) -> dict[str, Any]:
     """Tunes what a command has pruned, for the minutes of its --tune; what its summary says of that: nothing without.
 
     The dense model is read again, as pruning has changed the one that was loaded.
     """
-    if options.tune is None:
+    if texts is None:
         return {}
     dense, _ = shared.load(options, console)
-    tokens, held_out = load_calibration(
-        options.calibration, tokenizer, samples=SAMPLES, held_out=HELD_OUT, length=min(LENGTH, options.length),
-        seed=options.seed, bos=options.bos,
-    )  # fmt: skip
+    tokens, held_out = texts
     settings = TuneSettings(minutes=options.tune, seed=options.seed, compute=getattr(options, "compute", "auto"))
     tuner = Tuner(model, dense, tokens, settings, held_out=held_out)
     _follow(tuner, console, options.checkpoint and options.checkpoint / "tuned")

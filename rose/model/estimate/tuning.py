@@ -6,19 +6,23 @@ import torch
 
 from rose.model.network.network import Network
 
-# Bytes for each trained weight: its gradient, Adam's two moments, the best and the first weights, and a mask; and a
-# float32 copy where the model stores 16 bits.
-PER_WEIGHT, PER_COPY = 4 + 8 + 4 + 4 + 1, 4
+# Bytes for each trained weight: its gradient, Adam's two moments, the best and the first weights, and two masks; a
+# float32 copy where the model stores 16 bits, and a bfloat16 one of the dense model's.
+PER_WEIGHT, PER_COPY, PER_ROUNDED = 4 + 8 + 4 + 4 + 2, 4, 2
+TOGETHER = 1024  # tokens of one pass: each pass rounds all weights anew, but logits take more memory than all else
 # Activations that a decoder block keeps for its backward pass, in hidden widths and in widths of its widest layer, of
 # float32 numbers a token.
 HIDDEN_KEPT, WIDEST_KEPT = 6, 2
-LOGITS_KEPT = 3  # of one window: the model's, the dense model's, and their gradient
+LOGITS_KEPT = 3  # of one pass: the model's, the dense model's, and their gradient
 
 
 def tuning_memory(network: Network, length: int, weights: int) -> int:
     """Bytes at the peak for windows of `length` tokens and so many trained weights."""
+    tokens = max(length, TOGETHER)
     hidden = network.config.hidden_size
     widest = max(max(layer.weight.shape) for layer in network.layers)
     of_token = len(network.blocks) * (HIDDEN_KEPT * hidden + WIDEST_KEPT * widest)
     copies = 0 if network.dtype == torch.float32 else PER_COPY
-    return (PER_WEIGHT + copies) * weights + 4 * length * (of_token + LOGITS_KEPT * network.config.vocab_size)
+    return (PER_WEIGHT + PER_ROUNDED + copies) * weights + 4 * tokens * (
+        of_token + LOGITS_KEPT * network.config.vocab_size
+    )

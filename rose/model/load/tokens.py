@@ -237,6 +237,7 @@ def load_apart(
     length: int,
     seed: int,
     apart_from: Tensor,
+    bos: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Windows to train on and held-out ones, of which none shares text with another, or with those given.
 
@@ -250,6 +251,7 @@ def load_apart(
         length: tokens per window.
         seed: of the draw.
         apart_from: (windows, tokens), of the same tokenizer.
+        bos: see `load_tokens`.
 
     Returns:
         (samples, length) and (held_out, length) int64.
@@ -257,7 +259,7 @@ def load_apart(
     Raises:
         RoseError: as `load_tokens`, or for a text that has no two such windows.
     """
-    windows = load_tokens(source, tokenizer, samples=None, length=length, seed=None)
+    windows = load_tokens(source, tokenizer, samples=None, length=length, seed=None, bos=bos)
     width = min(MATCH, length, apart_from.shape[1])
     windows = windows[~torch.isin(_runs(windows, width), _runs(apart_from, width)).any(1)]
     if len(windows) < 2:

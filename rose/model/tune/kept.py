@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.change import find_grid
 from rose.model.network.experts import ExpertLinear
-from rose.model.network.layers import PrunableLayer, count_parameters
+from rose.model.network.layers import LEFT, RIGHT, PrunableLayer, count_parameters, prunable_layers
 from rose.model.network.network import Network
 
 PRUNED = 0.01  # share of zeros from which on a layer is taken for pruned
+LOW_RANK_FILE = "low_rank.safetensors"  # of `save_model`
+MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of mallopt(3)
 GRIDS_TRIED = 3  # layers in which a grid is looked for
 
 
@@ -38,11 +46,17 @@ def find_trained(network: Network, layers: Sequence[str] | None) -> list[Trained
     """The parameters of these prunable layers, each once, with what was removed of them; see `Network.select`."""
     found: dict[int, Trained] = {}
     for layer in network.select(layers):
-        parameter = layer.module.fused if isinstance(layer.module, ExpertLinear) else layer.module.weight
-        assert isinstance(parameter, nn.Parameter)
+        parameter = stored_weight(layer)
         if id(parameter) not in found:
             found[id(parameter)] = Trained(layer.name, parameter, _removed(layer, parameter.detach()))
     return list(found.values())
+
+
+def stored_weight(layer: PrunableLayer) -> nn.Parameter:
+    """The parameter that has the layer's weights: its own, or that of all experts of a decoder block."""
+    parameter = layer.module.fused if isinstance(layer.module, ExpertLinear) else layer.module.weight
+    assert isinstance(parameter, nn.Parameter)
+    return parameter
 
 
 def _removed(layer: PrunableLayer, stored: Tensor) -> Tensor:
@@ -54,6 +68,20 @@ def _removed(layer: PrunableLayer, stored: Tensor) -> Tensor:
     dense = dense if dense.shape == stored.shape else dense.T
     gap, size = (stored.float() - dense).abs(), torch.finfo(stored.dtype).eps * stored.float().abs().max()
     return gap <= 4 * size
+
+
+def keep_low_rank(model: nn.Module, folder: Path) -> None:
+    """Gives the layers of a model that was read from a folder the low-rank parts that `save_model` put there."""
+    if not (folder / LOW_RANK_FILE).is_file():
+        return
+    try:
+        factors = load_file(folder / LOW_RANK_FILE)
+    except (OSError, SafetensorError) as problem:
+        raise RoseError(f"{folder / LOW_RANK_FILE} cannot be read ({problem}); copy the checkpoint again.") from problem
+    for layer in prunable_layers(model):
+        left, right = factors.get(layer.name + LEFT), factors.get(layer.name + RIGHT)
+        if left is not None and right is not None and (len(left), right.shape[1]) == layer.weight.shape:
+            layer.keep_low_rank((left, right))
 
 
 def check_pruned(trained: Sequence[Trained], network: Network, dense: nn.Module, unpruned: bool) -> None:
@@ -84,6 +112,35 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, dtype in stored.items():
             parameter.data = parameter.data.to(dtype)
+
+
+def rounded(network: Network) -> nn.Module:
+    """A copy for forward passes whose matrices are bfloat16; it shares all else with the model."""
+    shared: dict[int, Any] = {id(one): one for one in network.model.parameters()}
+    for layer in network.layers:
+        parameter = stored_weight(layer)
+        shared[id(parameter)] = nn.Parameter(parameter.detach().bfloat16(), requires_grad=False)
+    return copy.deepcopy(network.model, shared)
+
+
+@contextmanager
+def reusing_memory() -> Iterator[None]:
+    """While this lasts, glibc hands freed memory out again and gives none back to the system, which would have to make
+    every large tensor's pages anew; no effect with other C libraries."""
+    try:
+        library = ctypes.CDLL(None)
+        tell, give_back = library.mallopt, library.malloc_trim
+    except (OSError, AttributeError, TypeError):
+        yield
+        return
+    tell(MMAP_MAX, 0)
+    tell(TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        tell(MMAP_MAX, 2**16)
+        tell(TRIM_THRESHOLD, 2**17)
+        give_back(0)
 
 
 def settle(one: Trained, weight: Tensor, dtype: torch.dtype) -> None:

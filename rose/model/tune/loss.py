@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 LOSSES = ("kl", "ce")
-ROWS = 256  # tokens whose distributions are in memory at once
+ROWS = 16  # tokens whose distributions are made at once, which then stay in the processor's own memory
 
 
 class _Divergence(torch.autograd.Function):
@@ -30,7 +30,7 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * above[0], None
+        return gradient.mul_(above[0]), None  # of no further use, and large
 
 
 def divergence(pruned: Tensor, dense: Tensor) -> Tensor:

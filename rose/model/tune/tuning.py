@@ -27,20 +27,21 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.files import DamagedFile, digest, explained, read_tensors, write_tensors
-from rose.model.estimate.tuning import tuning_memory
+from rose.model.estimate.tuning import TOGETHER, tuning_memory
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision, check_compute
 from rose.model.network.residence import evaluating
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import Progress, ProgressCallback, time_left
 from rose.model.run.checkpoint import claimed
-from rose.model.tune.kept import check_pruned, find_trained, in_float32, settle
+from rose.model.tune.kept import check_pruned, find_trained, in_float32, reusing_memory, rounded, settle
 from rose.model.tune.loss import LOSSES, cross_entropy, divergence
 from rose.model.workers import Workers
 
 RATE = 1e-3
 FULL = 32  # steps from which on the rate is that: its first ones make the model worse, which few more do not win back
 BATCH = 2  # windows of a step
+BETAS = (0.9, 0.999)  # of Adam
 WARM_UP = 0.05  # share of the steps in which the rate rises
 SAMPLES, LENGTH, HELD_OUT = 256, 512, 4  # windows that are drawn unless somebody chooses
 LOOKS = 8  # measurements on held-out windows, and saves, besides that of the start
@@ -228,6 +229,7 @@ class Tuner:
                 folder = stack.enter_context(claimed(checkpoint, self._describe))[0]
             stack.enter_context(_gradients_only_of(network.model, [one.parameter for one in self.trained]))
             stack.callback(self._settle)
+            stack.enter_context(reusing_memory())
             stack.enter_context(in_float32(network.model))
             stack.enter_context(evaluating(network.model, device))
             stack.enter_context(evaluating(self.dense.model, device))
@@ -306,21 +308,22 @@ class _Loop:
         self.tuner, self.precision, self.progress, self.folder = tuner, precision, progress, folder
         self.settings, self.device, self.workers = tuner.settings, tuner.network.device, tuner.workers
         self.trained = tuner.trained
-        self.optimizer = torch.optim.Adam([one.parameter for one in self.trained], lr=RATE, fused=True)
-        masks = [(one.parameter, one.frozen.to(self.device)) for one in self.trained]
-        self.hooks = [one.register_post_accumulate_grad_hook(self._clear(frozen)) for one, frozen in masks]
-        blocks = [block for network in (tuner.network, tuner.dense) for block in network.blocks]
+        self.teacher = rounded(tuner.dense) if precision.rounds else tuner.dense.model
+        self.optimizer = torch.optim.Adam([one.parameter for one in self.trained], lr=RATE, betas=BETAS, fused=True)
+        masks = [(one.parameter, ~one.frozen.to(self.device)) for one in self.trained]
+        self.hooks = [one.register_post_accumulate_grad_hook(self._clear(kept)) for one, kept in masks]
+        blocks = [block for network in (tuner.network, Network(self.teacher)) for block in network.blocks]
         self.hooks += [block.register_forward_hook(lambda *_: self.tell()) for block in blocks if progress]
         self.began, self.first_step = time.perf_counter(), 0
         self.wanted: list[Tensor] | None = None  # the dense model's logits on held-out windows
         self.gathered: list[float] = []
 
-    def _clear(self, frozen: Tensor) -> Callable[[Tensor], None]:
-        """A hook that sets the gradient to 0 where a parameter is frozen."""
+    def _clear(self, kept: Tensor) -> Callable[[Tensor], None]:
+        """A hook that sets the gradient to 0 where a parameter is not kept."""
 
         def clear(parameter: Tensor) -> None:
             assert parameter.grad is not None
-            parameter.grad.masked_fill_(frozen, 0)
+            parameter.grad.mul_(kept)
             self.tell()
 
         return clear
@@ -405,8 +408,8 @@ class _Loop:
         own = windows.tensor_split(self.workers.count)[self.workers.place]
         tokens = windows.shape[0] * (windows.shape[1] - (self.settings.loss == "ce"))
         total = torch.zeros((), device=self.device)
-        for window in own.split(1):  # one at a time: logits take more memory than all else
-            part = self._loss(window, self._dense_logits(window) if self.settings.loss == "kl" else None)
+        for several in own.split(max(1, TOGETHER // windows.shape[1])):
+            part = self._loss(several, self._dense_logits(several) if self.settings.loss == "kl" else None)
             (part / tokens).backward()
             total += part.detach()
         for one in self.trained:
@@ -424,7 +427,7 @@ class _Loop:
         return cross_entropy(logits, windows) if wanted is None else divergence(logits, wanted)
 
     def _dense_logits(self, windows: Tensor) -> Tensor:
-        model: Any = self.tuner.dense.model
+        model: Any = self.teacher
         with torch.no_grad(), self.precision.computing(self.device):
             return model(input_ids=windows, use_cache=False).logits
 

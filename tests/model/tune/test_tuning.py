@@ -2,6 +2,8 @@
 
 import copy
 import json
+import random
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ from transformers import LlamaConfig
 
 import rose
 from rose import cli
+from rose.commands.tune import draw_texts
 from rose.files import digest
+from rose.model.tune.kept import keep_low_rank
 from rose.model.tune.loss import divergence
 from rose.model.tune.tuning import TuningProgress
 from tests.model.families import GATED, make_from, make_model, make_tokens
-from tests.tiny import save_tiny_llama
+from tests.tiny import byte_tokenizer, save_tiny_llama
 
 FAMILIES = ("llama", "gpt2", "gemma3", "phi3", "qwen3_moe", "gpt_neox")
 TOKENS, HELD_OUT = make_tokens(64), make_tokens(4, seed=3)
@@ -70,15 +74,21 @@ def test_a_smaller_model_is_tuned_without_zeros():
     assert report.summary["held_out_after"] < report.summary["held_out_before"]
 
 
-def test_what_a_low_rank_part_stands_beside_stays_sparse():
-    dense = make_model("llama")
+def test_what_a_low_rank_part_stands_beside_stays_sparse(tmp_path):
+    dense, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path / "dense", blocks=1)))
     model = copy.deepcopy(dense)
     rose.prune_model(model, TOKENS, method="oats", sparsity=0.5, block_size=16)
     layer = rose.prunable_layers(model)[0]
     left, right = layer.low_rank
     sparse = (layer.weight - left @ right).abs() < 1e-6
-    rose.tune_model(model, dense, TOKENS, **FAST)
-    assert torch.equal((layer.weight - left @ right).abs() < 1e-6, sparse)
+    rose.save_model(model, tokenizer, tmp_path / "oats")
+    again, _ = rose.load_model(str(tmp_path / "oats"))
+    keep_low_rank(again, tmp_path / "oats")
+    for tuned in (model, again):
+        rose.tune_model(tuned, dense, TOKENS, **FAST)
+        weight = rose.prunable_layers(tuned)[0].weight
+        assert torch.equal((weight - left @ right).abs() < 1e-6, sparse)
+        assert not torch.equal(weight, rose.prunable_layers(dense)[0].weight)
 
 
 def test_steps_that_make_it_worse_are_not_kept():
@@ -173,12 +183,23 @@ def test_other_vocabularies_are_refused():
         rose.tune_model(pruned_pair()[1], larger, TOKENS)
 
 
+def test_what_pruning_tunes_on_is_drawn_once_and_apart(tmp_path):
+    text = tmp_path / "letters.txt"
+    text.write_text("".join(random.Random(0).choices("abcdefgh", k=4000)))
+    evaluated = rose.load_tokens(str(text), byte_tokenizer(), samples=5, length=32, seed=None)
+    options = Namespace(tune=1.0, calibration=str(text), length=32, seed=0, bos="auto")
+    tokens, held_out = draw_texts(options, byte_tokenizer(), evaluated)
+    assert len(tokens) + len(held_out) == 4000 // 32 - 5
+    assert len({tuple(one) for one in (*tokens.tolist(), *held_out.tolist(), *evaluated.tolist())}) == 4000 // 32
+
+
 def test_commands_tune_and_say_what_they_did(tmp_path, capsys):
     tiny = str(save_tiny_llama(tmp_path / "dense"))
-    text = tmp_path / "text.txt"
-    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    text, other = tmp_path / "text.txt", tmp_path / "other.txt"
+    text.write_text(" ".join(f"The quick brown fox jumps over {number} lazy dogs." for number in range(40)))
+    other.write_text("Another text has other words. " * 40)
     windows = ["--samples", "4", "--length", "48", "--held-out", "2", "--calibration", str(text)]
-    evaluated = ["--evaluate", str(text), "--windows", "2"]
+    evaluated = ["--evaluate", str(other), "--windows", "2"]
     pruned, tuned = tmp_path / "pruned", tmp_path / "tuned"
     prune = ["prune", "--model", tiny, *windows, "--block-size", "16", "--output", str(pruned), "--tune", "0.02"]
     assert cli.main([*prune, *evaluated]) == 0

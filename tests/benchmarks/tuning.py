@@ -1,0 +1,161 @@
+"""Tuning, measured: python -m tests.benchmarks.tuning table | choose ...
+
+table --text TEXT --judge TEXT --output FOLDER
+    perplexity before and after tuning by each draw, way of pruning, and number of windows, on the judged text and on
+    another one. A way is METHOD@SPARSITY, or METHOD@slim-RATIO for models made smaller.
+choose --text TEXT --output FOLDER
+    the divergence from the dense model after each rule, on windows of the same text that were not trained on. A rule is
+    NAME=VALUE,... of constants in rose.model.tune.tuning.
+
+Rows are kept as they come, and the same command goes on; pruned models are kept in FOLDER/pruned. Times are of the
+processor, all threads together, which other programs disturb little. `--layers` tunes a part, `--minutes` until then.
+"""
+
+import ast
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rose
+from rose.model.load.tokens import load_apart
+from rose.model.network.precision import Precision
+from rose.model.tune import tuning
+from rose.model.tune.loss import divergence
+from tests.benchmarks.common import MODEL, Rows, arguments, judged
+
+LENGTH = 512
+JUDGED = 12  # windows of the text itself on which rules are compared
+WAY = ["model", "seed", "method", "sparsity"]
+
+
+def pruned(options: Any, seed: int, way: str) -> Any:
+    """The model of one draw that was pruned this way, from FOLDER/pruned, where it is put first."""
+    method, _, sparsity = way.partition("@")
+    folder = (
+        Path(options.output) / "pruned" / f"{Path(options.model).stem}-{method}-{sparsity.replace(':', 'of')}-{seed}"
+    )
+    if not folder.exists():
+        model, tokenizer = rose.load_model(options.model)
+        tokens = rose.load_tokens(options.text, tokenizer, samples=options.samples, length=LENGTH, seed=seed)
+        if sparsity.startswith("slim-"):
+            rose.prune_structured(model, tokens, method=method, ratio=float(sparsity[5:]), target="dense")
+        else:
+            rose.prune_model(model, tokens, method=method, sparsity=sparsity)
+        rose.save_model(model, tokenizer, folder)
+    return rose.load_model(str(folder))[0]
+
+
+def table(options: Any) -> None:
+    rows = Rows(Path(options.output) / "tuning.csv", [*WAY, "windows"])
+    dense, tokenizer = rose.load_model(options.model)
+    texts = {"perplexity": judged(options.judge or options.text, tokenizer, length=LENGTH)}
+    if options.other:
+        texts["other"] = judged(options.other, tokenizer, windows=16, length=LENGTH)
+    if (options.model, -1, "dense", "", 0) not in rows:
+        rows.add(model=options.model, seed=-1, method="dense", sparsity="", windows=0, **perplexities(dense, texts))
+    for windows, way, seed in itertools.product(options.windows, options.ways, options.seeds):
+        method, _, sparsity = way.partition("@")
+        key = {"model": options.model, "seed": seed, "method": method, "sparsity": sparsity}
+        if (*key.values(), 0) not in rows:
+            rows.add(**key, windows=0, **perplexities(pruned(options, seed, way), texts))
+        if (*key.values(), windows) in rows:
+            continue
+        model = pruned(options, seed, way)
+        tokens, held_out = apart(options, tokenizer, seed, windows, tuning.HELD_OUT, texts["perplexity"])
+        found = tuned(model, dense, tokens, held_out, options)
+        rows.add(**key, windows=windows, **perplexities(model, texts), **found)
+    print(rows.means(["model", "method", "sparsity", "windows"], list(texts)))
+
+
+def choose(options: Any) -> None:
+    rows = Rows(Path(options.output) / "tuning-rules.csv", [*WAY, "windows", "rule"])
+    dense, tokenizer = rose.load_model(options.model)
+    away = judged(options.judge or options.text, tokenizer, length=LENGTH)
+    for windows, way, seed, rule in itertools.product(options.windows, options.ways, options.seeds, options.rules):
+        method, _, sparsity = way.partition("@")
+        key = {"model": options.model, "seed": seed, "method": method, "sparsity": sparsity, "windows": windows}
+        if (*key.values(), rule) in rows:
+            continue
+        model = pruned(options, seed, way)
+        tokens, kept = apart(options, tokenizer, seed, windows, tuning.HELD_OUT + JUDGED, away)
+        held_out, judge = kept[: tuning.HELD_OUT], kept[tuning.HELD_OUT :]
+        before = away_from_dense(model, dense, judge)
+        with ruled(rule):
+            found = tuned(model, dense, tokens, held_out, options)
+        rows.add(**key, rule=rule, before=before, after=away_from_dense(model, dense, judge), **found)
+    print(rows.means(["model", "method", "sparsity", "windows", "rule"], ["before", "after"]))
+
+
+def apart(options: Any, tokenizer: Any, seed: int, windows: int, held_out: int, away: Tensor) -> tuple[Tensor, Tensor]:
+    """Windows to train on and held-out ones, of which the latter are the same however many the former."""
+    sizes = {"samples": windows, "held_out": held_out, "length": LENGTH}
+    return load_apart(options.text, tokenizer, **sizes, seed=seed, apart_from=away)
+
+
+def tuned(model: Any, dense: Any, tokens: Tensor, held_out: Tensor, options: Any) -> dict[str, Any]:
+    """Tunes the model, one pass over the windows; what that took and gave."""
+    sizes: dict[str, Any] = {"minutes": options.minutes} if options.minutes else {"epochs": 1.0}
+    began = time.process_time()
+    report = rose.tune_model(
+        model, dense, tokens, held_out=held_out, layers=options.layers or None, seed=options.order, **sizes
+    )
+    said = report.summary
+    return {
+        "steps": said["steps"], "kept_step": said["kept_step"], "zeros": said["zeros"],
+        "held_out_before": said["held_out_before"], "held_out_after": said["held_out_after"],
+        "curve": " ".join(f"{value:.4f}" for value in report.curve["held_out"]),
+        "processor_seconds": round(time.process_time() - began, 1),
+    }  # fmt: skip
+
+
+def perplexities(model: Any, texts: dict[str, Tensor]) -> dict[str, float]:
+    return {name: round(rose.perplexity(model, windows), 3) for name, windows in texts.items()}
+
+
+@torch.no_grad()
+def away_from_dense(model: Any, dense: Any, windows: Tensor) -> float:
+    """KL(dense ‖ model) in nats a token."""
+    device = torch.device("cpu")
+    precision, total = Precision.of("auto", torch.float32, device), 0.0
+    for window in windows.split(1):
+        with precision.computing(device):
+            own, wanted = (one(input_ids=window, use_cache=False).logits for one in (model, dense))
+        total += float(divergence(own, wanted))
+    return round(total / windows.numel(), 5)
+
+
+@contextmanager
+def ruled(rule: str) -> Iterator[None]:
+    """While this lasts, these constants of tuning have these values."""
+    values = dict(part.split("=") for part in rule.split(",") if part)
+    were = {name: getattr(tuning, name) for name in values}
+    for name, value in values.items():
+        setattr(tuning, name, ast.literal_eval(value))
+    try:
+        yield
+    finally:
+        for name, value in were.items():
+            setattr(tuning, name, value)
+
+
+STUDIES = {"table": table, "choose": choose}
+
+
+def main() -> None:
+    options = arguments(
+        __doc__, "studies", output=str, model=MODEL, text="packaged", judge="", other="", samples=16, seeds=[0, 1, 2],
+        ways=["rose_admm@0.7"], windows=[64], rules=[""], layers=[""], minutes=0.0, order=0,
+    )  # fmt: skip
+    options.layers = [name for name in options.layers if name]
+    for name in options.studies or ("table",):
+        STUDIES[name](options)
+
+
+if __name__ == "__main__":
+    main()
