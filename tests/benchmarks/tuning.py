@@ -94,7 +94,7 @@ def choose(options: Any) -> None:
 
 def apart(options: Any, tokenizer: Any, seed: int, windows: int, held_out: int, away: Tensor) -> tuple[Tensor, Tensor]:
     """Windows to train on and held-out ones, of which the latter are the same however many the former."""
-    sizes = {"samples": windows, "held_out": held_out, "length": LENGTH}
+    sizes: dict[str, Any] = {"samples": windows, "held_out": held_out, "length": LENGTH}
     return load_apart(options.text, tokenizer, **sizes, seed=seed, apart_from=away)
 
 
