@@ -109,13 +109,15 @@ class PruneRequest:
                 self.evaluate, tokenizer, samples=self.windows, length=self.window_length, seed=None, split="test"
             )
         used = torch.cat([windows for windows in drawn if windows is not None])
-        sizes: dict[str, int] = {
-            "samples": self.windows,
-            "held_out": 0,
-            "length": self.window_length,
-            "seed": setup.seed,
-        }
-        windows, _ = load_apart(setup.text, tokenizer, **sizes, apart_from=used)
+        windows, _ = load_apart(
+            setup.text,
+            tokenizer,
+            samples=self.windows,
+            held_out=0,
+            length=self.window_length,
+            seed=setup.seed,
+            apart_from=used,
+        )
         if len(windows) < self.windows:
             raise rose.RoseError(
                 f"Besides what calibrates, {setup.text} has {len(windows)} windows of {self.window_length} tokens; ask "
