@@ -41,7 +41,11 @@ METRICS = {
     ),
     "error": ("Error", ""),
     "held_out": ("Held-out error", ""),
-    "own": ("Your numbers", "A number for each layer, from a CSV file with the columns layer and value."),
+    "own": (
+        "Your numbers",
+        "A number for each layer, from a CSV file with the columns layer and value; of a tuned model's report.json, "
+        "how far tuning moved it, ‖ΔW‖/‖W‖.",
+    ),
 }
 OWN = "own"
 ERRORS = ("error", "held_out")
@@ -98,7 +102,7 @@ def choose() -> str:
 def own_numbers(study: Study) -> pd.Series | None:
     """Somebody's own numbers by layer; None until there is a file that can be read."""
     left, right = st.columns(2)
-    upload = left.file_uploader("Numbers of layers, CSV", type="csv", key="own-numbers")
+    upload = left.file_uploader("CSV, or report.json of a tuned model", type=["csv", "json"], key="own-numbers")
     path = right.text_input("or its path on this machine", **linked("own_path"), placeholder="~/scores.csv").strip()
     if upload is None and not path:
         return None

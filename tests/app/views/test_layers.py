@@ -163,6 +163,8 @@ def test_ones_own_numbers_are_drawn_as_one_more_map(study: Study, tmp_path: Path
         (b"layer,value\na,1\na,2\n", "Line 3, column layer: a is there twice"),
         (b"layer,value\na\n", "Line 2 has 1 fields, and the first line 2"),
         (b"layer,value\nc,1\n", "names no layer of this model, such as c; its layers are called a"),
+        (b'{"summary": {}}', "no report of a tuned model"),
+        (b'{"summary": {"tuned": {"change": {"a": Infinity}}}}', "Layer a, column change: 'inf' is no finite number"),
         (b"\xff\xfe", "cannot be read as text"),
         ("/nowhere/scores.csv", "There is no file /nowhere/scores.csv"),
     ],
@@ -170,6 +172,12 @@ def test_ones_own_numbers_are_drawn_as_one_more_map(study: Study, tmp_path: Path
 def test_a_file_of_numbers_that_cannot_be_is_refused(content: bytes | str, says: str) -> None:
     with pytest.raises(rose.RoseError, match=re.escape(says)):
         read_numbers(content, ["a", "b"])
+
+
+def test_a_report_says_how_far_tuning_moved_layers() -> None:
+    content = json.dumps({"summary": {"tuned": {"change": {"a": 0.25, "c": 1}}}}).encode()
+    known, unknown = read_numbers(content, ["a", "b"])
+    assert (known.to_dict(), unknown) == ({"a": 0.25}, ["c"])
 
 
 def test_a_layer_chosen_here_is_chosen_on_all_pages(study: Study) -> None:
