@@ -62,6 +62,9 @@ class LayerRecord:
     `sparsity` counts weights that were zero before too; `zeros_before` is their share.
     `order` and `budget` are those used, which tells what ROSE decided and what "measured" chose.
     `column_variation` is that of `OrderPlan`; None in reports of former versions, and where nothing was pruned.
+    `pruning_error` and `rounding_error`: what each adds to the error against the weights that the layer was to have,
+    its own or those corrected towards the dense target, both relative to the outputs of these; None where nothing was
+    rounded. See `rose.layer.methods.LayerResult`.
     """
 
     layer: str
@@ -88,6 +91,8 @@ class LayerRecord:
     is_damping_raised: bool = False
     zeros_before: float = 0.0
     column_variation: float | None = None
+    pruning_error: float | None = None
+    rounding_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,8 @@ class RunReport:
         """Builds the table and adds totals to the settings."""
         table = records_table(records)
         # Layers that were left dense, such as experts without tokens, would make the errors of the others look small.
-        sizes, pruned = table["rows"] * table["columns"], table[table["sparsity"] > 0]
+        sizes = table["rows"] * table["columns"]
+        pruned = table[(table["sparsity"] > 0) | table["rounding_error"].notna()]
         every = table.drop_duplicates("layer")  # several methods may have a row each
         totals: dict[str, Any] = {
             "layers": len(every),
@@ -251,7 +257,9 @@ def _mean_errors(pruned: pd.DataFrame) -> dict[str, float | None]:
     """Means over the layers that were pruned; where none was, the error is 0."""
     errors = ("held_out_error", "target_error", "held_out_target_error")
     relative = mean_or_none(pruned["relative_error"]) or 0.0
-    return {"mean_relative_error": relative} | {f"mean_{name}": mean_or_none(pruned[name]) for name in errors}
+    means = {"mean_relative_error": relative} | {f"mean_{name}": mean_or_none(pruned[name]) for name in errors}
+    apart = {f"mean_{name}": mean_or_none(pruned[name]) for name in ("pruning_error", "rounding_error")}
+    return means | {name: mean for name, mean in apart.items() if mean is not None}
 
 
 def records_table(records: Sequence[Any], kind: type = LayerRecord) -> pd.DataFrame:

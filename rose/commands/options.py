@@ -13,6 +13,7 @@ from torch import Tensor
 
 import rose
 from rose.commands import terminal
+from rose.layer.grid import BITS, GROUPS
 from rose.layer.methods import BUDGETS, Settings
 from rose.layer.order import order_names
 from rose.model.estimate.memory import Memory
@@ -67,6 +68,9 @@ def _known() -> dict[str, dict[str, Any]]:
     one("layers", "only these layers; * matches any part", nargs="+", metavar="NAME")
     one("block-size", f"columns per block {DEFAULT}", default=128)
     one("damping", f"of the mean Hessian diagonal {DEFAULT}", default=0.01)
+    says = "round what is kept to so many bits, to a grid with an exact zero; see docs/shipping.md"
+    one("bits", f"{says} (default: not)", type=int, choices=BITS)
+    one("group", "input columns that share a scale (default: 64)", choices=[str(one) for one in GROUPS])
     one("threshold", f"columnar above this relative range {DEFAULT}", default=0.5)
     says = "rotate these first, between values and output projections, where that makes output projections lose less"
     one("rotate", says, choices=("heads",))

@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("prune", help="prune a model and save the checkpoint")
     shared.add(parser, f"{shared.MODEL} stream compute {shared.TEXT} {shared.SWEEP} rotate")
     shared.add(parser, "method", default=rose.RECOMMENDED)
-    shared.add(parser, f"order budget option {shared.WALK} {shared.CHECKPOINT} tune")
+    shared.add(parser, f"bits group order budget option {shared.WALK} {shared.CHECKPOINT} tune")
     parser.set_defaults(run=run, divided=True)
 
 
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     check_minutes(options)
     model, tokenizer = shared.load(options, console, scratch=options.output.parent)
     network = Network(model)
-    network.to_prune(options.layers, settings.pattern, settings.block_size)
+    network.to_prune(options.layers, settings.pattern, settings.block_size, settings.grid)
     Precision.of(options.compute, network.dtype, network.device)
     sizes = {"layers": options.layers, "sequential": options.true_sequential, "method": options.method}
     shared.tell_memory(options, partial(estimate_memory, **sizes), model, console)

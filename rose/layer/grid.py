@@ -1,17 +1,15 @@
 """Grids of 3, 4 or 8 bits with an exact zero: value = code · scale, a scale for each row and group of input columns.
 
-What is guaranteed of weights that `round_to` has rounded by scales of `choose_scales` for the format of the weights:
+What is guaranteed of weights that `round_to` has rounded by scales of `choose_scales`:
 
 - Code 0 is the value 0 exactly, so a removed weight stays removed.
 - A group is `group` consecutive input columns in the layer's own order, or the whole row, whatever order a sweep visits
   columns in. Codes of 3 and 4 bits run from −4 to 3 and from −8 to 7, and a scale may be negative, as in GGUF's Q4_0;
   codes of 8 bits run from −127 to 127, as in its Q8_0.
-- Scales have so few significant bits that every code · scale is exact in the format of the weights (bfloat16 has 8,
-  float16 11, float32 24), and the scale itself is exact in float16. So weights carry their grid: an ordinary checkpoint
-  in that format holds every bit of it, and `find_grid` reads codes and scales back from the weights alone.
-
-In bfloat16 a scale thus has 5 bits beside codes of 4 bits, and is a power of two beside those of 8. What that costs
-is in docs/shipping.md.
+- A scale has so few significant bits that each of its multiples is exact in bfloat16, float16 and float32: 6 beside
+  codes of 3 bits, 5 beside 4, and a power of two beside 8; and it is itself exact in float16. So weights carry their
+  grid: an ordinary checkpoint in any of the three formats holds every bit of it, and `find_grid` reads codes and scales
+  back from the weights alone. What the short scales cost is in docs/shipping.md.
 """
 
 from __future__ import annotations
@@ -25,8 +23,7 @@ from rose.errors import RoseError
 
 BITS = (3, 4, 8)
 GROUPS = (32, 64, 128, "row")
-SIGNIFICANT = {torch.bfloat16: 8, torch.float16: 11}  # bits; of wider formats 24, which is more than is needed
-OF_SCALE = 11  # of float16, in which scales are stored
+SIGNIFICANT = 8  # bits of a number in bfloat16
 LARGEST = float(torch.finfo(torch.float16).max)
 TRIED = 24  # scales, from LEAST of the one that fits the largest weight, up to that one
 LEAST = 0.4
@@ -110,23 +107,17 @@ def parse_grid(bits: int | str | None, group: int | str | None = None) -> Grid |
     return Grid(known[0], known[1])  # type: ignore[arg-type]  # which it checks
 
 
-def scale_bits(grid: Grid, dtype: torch.dtype) -> int:
-    """Significant bits of a scale, so that all its multiples are exact in `dtype` and it is itself in float16."""
-    return min(OF_SCALE, SIGNIFICANT.get(dtype, 24) - (grid.bits - 1))
-
-
-def choose_scales(weight: Tensor, grid: Grid, dtype: torch.dtype, importance: Tensor | None = None) -> Tensor:
+def choose_scales(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> Tensor:
     """Scales by least squared error of the rounded weights, of `TRIED` for each group; (out, groups) float32.
 
     Args:
         weight: (out, in) float32; zeros stay zeros with any scale.
-        dtype: that the rounded weights will be stored in.
         importance: of the squared errors in each column, (in,), such as the diagonal of H; None for all the same.
 
     Raises:
         RoseError: groups that do not fill the rows.
     """
-    width, bits = grid.width(weight.shape[1]), scale_bits(grid, dtype)
+    width, bits = grid.width(weight.shape[1]), SIGNIFICANT - (grid.bits - 1)
     parts = weight.unflatten(1, (-1, width))
     least, most = parts.amin(2), parts.amax(2)
     # The side with the larger weight gets the one code more that negative codes have.
@@ -136,7 +127,7 @@ def choose_scales(weight: Tensor, grid: Grid, dtype: torch.dtype, importance: Te
     for number in range(TRIED + 1):  # the last is rounded up, which matters where scales are powers of two
         share = min(1.0, LEAST + (1 - LEAST) * number / (TRIED - 1))
         scale = _few_bits(fitting * share, bits, LARGEST / -grid.least, up=number == TRIED)
-        missed = (parts - _rounded(parts, scale.unsqueeze(2), grid)).square_()
+        missed = (parts - round_each(parts, scale.unsqueeze(2), inverse_of(scale).unsqueeze(2), grid)).square_()
         found = (missed if weights is None else missed.mul_(weights)).sum(2)
         better = found < error
         best, error = torch.where(better, scale, best), torch.where(better, found, error)
@@ -150,7 +141,18 @@ def round_to(weight: Tensor, scales: Tensor, grid: Grid) -> Tensor:
         weight: (out, in) float32.
         scales: (out, groups), of `choose_scales`; or (out, in), one for each weight.
     """
-    return _rounded(weight, per_column(scales, weight.shape[1]), grid)
+    every = per_column(scales, weight.shape[1])
+    return round_each(weight, every, inverse_of(every), grid)
+
+
+def round_each(weight: Tensor, scale: Tensor, inverse: Tensor, grid: Grid) -> Tensor:
+    """Every weight at the nearest multiple of its scale, of shapes that broadcast; `inverse`: see `inverse_of`."""
+    return (weight * inverse).round_().clamp_(grid.least, grid.most).mul_(scale)
+
+
+def inverse_of(scale: Tensor) -> Tensor:
+    """1/scale, and 0 for 0, so that weights without a scale become 0."""
+    return torch.where(scale == 0, 0, 1 / scale)
 
 
 def per_column(scales: Tensor, columns: int) -> Tensor:
@@ -195,11 +197,6 @@ def coarsest_grid(weight: Tensor) -> Coded | None:
 def _listed(names: tuple[int | str, ...] | list[str]) -> str:
     *first, last = map(str, names)
     return f"{', '.join(first)} or {last}" if first else last
-
-
-def _rounded(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
-    codes = (weight / scale).nan_to_num_(0.0, 0.0, 0.0).round_().clamp_(grid.least, grid.most)  # 0 where the scale is 0
-    return codes.mul_(scale)
 
 
 def _few_bits(scale: Tensor, bits: int, most: float, up: bool) -> Tensor:

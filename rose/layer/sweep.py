@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from rose.layer.error import quadratic_form
+from rose.layer.grid import inverse_of, round_each
 from rose.layer.loss import block_starts, block_sums
 from rose.layer.order import Order
 from rose.layer.pattern import Pattern, smallest, smallest_per_group
+from rose.layer.rounding import Rounder
 
 # Columns that compensate one another one at a time; the rest of the block follows them at once, by a matrix product,
 # instead of being read and written for each. On one core 16 was as fast as 32 and faster than 8.
@@ -70,6 +72,7 @@ class Sweep:
         column_error: Σ_rows e², (in,), original column order.
         block_error: the same per block, (blocks,), in the order visited.
         trace: the recorded sweep, None unless a Hessian was given for it.
+        kept_error: Σ e² of kept weights, which is 0 unless they are rounded.
     """
 
     weight: Tensor
@@ -77,6 +80,7 @@ class Sweep:
     column_error: Tensor
     block_error: Tensor
     trace: SweepTrace | None
+    kept_error: float = 0.0
 
 
 def block_budget(pattern: Pattern, rows: int, widths: Sequence[int]) -> list[int]:
@@ -108,8 +112,10 @@ def sweep(
     trace_hessian: Tensor | None = None,
     divisor: Tensor | None = None,
     keep_weights: bool = True,
+    rounder: Rounder | None = None,
+    mask: Tensor | None = None,
 ) -> Sweep:
-    """Prunes one layer in the given order.
+    """Prunes one layer in the given order, and rounds what it keeps if asked to.
 
     Args:
         weight: W, (out, in) float32, dead columns already zero; not changed.
@@ -121,21 +127,28 @@ def sweep(
         trace_hessian: damped H, (in, in), original order; given where a trace is wanted.
         divisor: d where the mask is to be chosen by (w/d)² and not by w²/U_jj², (in,), in the order visited.
         keep_weights: whether a trace holds the weights, or the errors alone.
+        rounder: rounds kept weights as their column is swept, and columns still to come make good that too.
+        mask: what goes, (out, in), original column order, where that is known; pattern and counts are not used then.
     """
     # Transposed: each column of W is then a contiguous row, and compensation is a rank-1 update of rows below.
     wt = weight.T.index_select(0, order.permutation)
-    mask = torch.zeros_like(wt, dtype=torch.bool)
-    errors = torch.empty(wt.shape[0], device=wt.device)
+    known = mask is not None
+    mask = torch.zeros_like(wt, dtype=torch.bool) if mask is None else mask.T.index_select(0, order.permutation)
+    errors, of_kept = torch.empty(wt.shape[0], device=wt.device), wt.new_zeros((), dtype=torch.float64)
     divisor = factor.diagonal() if divisor is None else divisor
     record = None if trace_hessian is None else _Recorder(wt, order, trace_hessian, keep_weights)
-    for start, width, count in zip(block_starts(order.widths), order.widths, counts, strict=True):
+    budgets = [None] * len(order.widths) if known else counts
+    for start, width, count in zip(block_starts(order.widths), order.widths, budgets, strict=True):
         end = start + width
         before = wt[start:end].clone() if record else None
         within = factor[start:end, start:end]
-        e = _prune_block(wt[start:end], mask[start:end], within, divisor[start:end], pattern, count)
+        rounds = rounder and rounder.part(start, end)
+        e = _prune_block(wt[start:end], mask[start:end], within, divisor[start:end], pattern, count, rounds)
         wt[end:].addmm_(factor[start:end, end:].T, e, alpha=-1)
         wt[start:end].masked_fill_(mask[start:end], 0)
         errors[start:end] = e.square().sum(1)
+        if rounder:
+            of_kept += e.masked_fill(mask[start:end], 0).square().sum(dtype=torch.float64)
         if record and before is not None:
             record.block(wt, before, mask[start:end], start, float(errors[start:end].sum()))
     inverse = order.inverse
@@ -145,33 +158,69 @@ def sweep(
         column_error=errors[inverse],
         block_error=block_sums(errors, order.widths),
         trace=record.trace() if record else None,
+        kept_error=float(of_kept),
     )
 
 
-def _prune_block(wt: Tensor, mask: Tensor, factor: Tensor, divisor: Tensor, pattern: Pattern, count: int) -> Tensor:
+def _prune_block(
+    wt: Tensor,
+    mask: Tensor,
+    factor: Tensor,
+    divisor: Tensor,
+    pattern: Pattern,
+    count: int | None,
+    rounder: Rounder | None,
+) -> Tensor:
     """Masks one block and compensates within it, in place; returns its errors E, (width, out).
 
     Args:
         wt: the block's weights, transposed, (width, out).
-        mask: to be filled, (width, out).
+        mask: to be filled, (width, out), unless `count` is None.
         factor: U of the block, (width, width).
         divisor: of weights in the saliency, (width,).
+        rounder: of the block.
     """
     width = len(wt)
     diagonal, divisor = factor.diagonal().unsqueeze(1), divisor.unsqueeze(1)
-    if not pattern.is_grouped:
+    grouped = pattern.is_grouped and count is not None
+    if count is not None and not grouped:
         mask.copy_(smallest((wt / divisor).square(), count))
     errors = torch.empty_like(wt)
     compensate = _tile_at_once if wt.is_cuda else _tile_by_column
-    for start in range(0, width, pattern.of or TILE):
-        end = min(start + (pattern.of or TILE), width)
-        if pattern.is_grouped:
+    step = pattern.of if grouped else TILE
+    for start in range(0, width, step):
+        end = min(start + step, width)
+        if grouped:
             saliency = (wt[start:end] / divisor[start:end]).square()
             mask[start:end] = smallest_per_group(saliency.T, pattern).T
         scale = mask[start:end] / diagonal[start:end]  # 1/U_jj where removed, 0 where kept
-        compensate(wt[start:end], scale, factor[start:end, start:end], errors[start:end])
+        within = factor[start:end, start:end]
+        if rounder:
+            rounder.reach(wt, mask, start)
+            _tile_rounded(wt[start:end], mask[start:end], within, errors[start:end], rounder.part(start, end))
+        else:
+            compensate(wt[start:end], scale, within, errors[start:end])
         wt[end:].addmm_(factor[start:end, end:].T, errors[start:end], alpha=-1)
     return errors
+
+
+def _tile_rounded(wt: Tensor, mask: Tensor, factor: Tensor, errors: Tensor, rounder: Rounder) -> None:
+    """e_j = (w_j − q_j)/U_jj, with q_j = 0 where w_j is removed and its rounded value where it is kept, and
+    w_{j+1:} −= e_j · U_{j,j+1:}, column after column, in place: codes are not known before the column's turn.
+
+    Args:
+        wt, mask: of the tile, (width, out).
+        factor: U of the tile, (width, width).
+        errors: to be filled, (width, out).
+        rounder: of the tile.
+    """
+    steps = rounder.steps.masked_fill(mask, 0)  # without a step a weight becomes 0
+    inverses, diagonal = inverse_of(steps), factor.diagonal().tolist()
+    for j in range(len(wt)):
+        q = round_each(wt[j], steps[j], inverses[j], rounder.grid)
+        torch.sub(wt[j], q, out=errors[j]).div_(diagonal[j])
+        wt[j] = q
+        wt[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
 
 
 def _tile_by_column(wt: Tensor, scale: Tensor, factor: Tensor, errors: Tensor) -> None:

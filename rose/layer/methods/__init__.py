@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer.error import quadratic_form
+from rose.layer.grid import Grid, parse_grid
 from rose.layer.hessian import check_damping
 from rose.layer.methods.options import Option, Value, complete_options
 from rose.layer.order import Order, OrderPlan, check_order_name, check_threshold
@@ -100,6 +101,7 @@ class Settings:
     products: torch.dtype = torch.float32
     known: Known | None = field(default=None, repr=False, compare=False)
     measures: bool = True
+    grid: Grid | None = None
 
 
 class BasicOptions(TypedDict, total=False):
@@ -109,6 +111,8 @@ class BasicOptions(TypedDict, total=False):
     block_size: int
     damping: float
     threshold: float
+    bits: int | str | None
+    group: int | str | None
 
 
 class SettingsOptions(BasicOptions, total=False):
@@ -142,6 +146,10 @@ class LayerResult:
         low_rank: factors (out, rank) and (rank, in) that `weight` contains besides its sparse part, None for
             every method that only removes weights; `mask` is then that of the sparse part.
         method: name in the registry, which fills it in.
+        pruning_error, rounding_error: what removing and what rounding add to tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), together the
+            whole of it; None where nothing is rounded. Where mask and weights are found first, the former is the
+            error before rounding, and the latter the rest; where one sweep does both, they are its e² of removed and
+            of kept weights.
     """
 
     weight: Tensor
@@ -157,6 +165,8 @@ class LayerResult:
     trace: SweepTrace | None = field(default=None, repr=False)
     low_rank: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
     method: str = ""
+    pruning_error: float | None = None
+    rounding_error: float | None = None
 
     @property
     def parameters(self) -> int:
@@ -189,6 +199,7 @@ class Method:
         matrices: (of H's size, of W's size), float32 matrices alive at once in each of its stages, where it needs more
             memory than a sweep, for estimates; measured on 1536 × 1536, 4096 × 1024 and 1024 × 3072.
         check: raises RoseError for a pattern that the method cannot prune to with these options.
+        rounds: whether what it keeps can be rounded to a grid.
     """
 
     name: str
@@ -200,6 +211,7 @@ class Method:
     work: float = 1
     matrices: tuple[tuple[int, int], ...] = ()
     check: Check = lambda _pattern, _options: None
+    rounds: bool = True
 
 
 METHODS: dict[str, Method] = {}
@@ -216,12 +228,13 @@ def register(
     work: float = 1,
     matrices: tuple[tuple[int, int], ...] = (),
     check: Check = lambda _pattern, _options: None,
+    rounds: bool = True,
 ) -> Callable[[Prune], Prune]:
     """Decorator that adds a method to the registry; the last registration of a name wins.
 
     Args:
-        name, label, summary, sweeps, options, work, matrices, check: see `Method`; the name is one word, as typed on
-            a command line.
+        name, label, summary, sweeps, options, work, matrices, check, rounds: see `Method`; the name is one word, as
+            typed on a command line.
 
     Raises:
         RoseError: a name that is not one word.
@@ -230,7 +243,7 @@ def register(
         raise RoseError(f"A method cannot be named {name!r}; take one word of letters, digits and underscores.")
 
     def add(prune: Prune) -> Prune:
-        METHODS[name] = Method(name, label, summary, prune, sweeps, options or {}, work, matrices, check)
+        METHODS[name] = Method(name, label, summary, prune, sweeps, options or {}, work, matrices, check, rounds)
         return prune
 
     return add
@@ -254,6 +267,8 @@ def make_settings(
     budget: str | None = None,
     trace: bool | Literal["errors"] = False,
     options: Mapping[str, Value] | None = None,
+    bits: int | str | None = None,
+    group: int | str | None = None,
 ) -> Settings:
     """Settings of a method, complete, and checked as far as that can be done without a layer: see `Settings`."""
     chosen = get_method(method)
@@ -269,7 +284,12 @@ def make_settings(
         raise RoseError(f"The budget must be one of {', '.join(BUDGETS)}, not {budget!r}.")
     complete = complete_options(chosen.label, chosen.options, options)
     chosen.check(pattern, complete)
-    return Settings(method, pattern, block_size, damping, threshold, order, budget, trace, complete)
+    grid = parse_grid(bits, group)
+    if grid and not chosen.rounds:
+        raise RoseError(
+            f"{chosen.label} keeps a part that no grid holds, so bits do not apply to it; choose another method."
+        )
+    return Settings(method, pattern, block_size, damping, threshold, order, budget, trace, complete, grid=grid)
 
 
 def prune_layer(
@@ -295,7 +315,8 @@ def prune_layer(
         held_out: H or statistics of inputs that calibration has not seen; only methods that choose by measuring
             ("measured") look at them.
         basic: `sparsity`, a ratio (default 0.7), or N:M such as "2:4"; `block_size` (128), `damping` (0.01) and
-            `threshold` (0.5), see `Settings`.
+            `threshold` (0.5), see `Settings`; `bits`, 3, 4 or 8, to which kept weights are rounded, and `group`, the
+            32, 64 (default) or 128 input columns, or "row", that share a scale, see `rose.layer.grid`.
 
     Raises:
         RoseError: bad input, in one sentence.
@@ -315,10 +336,15 @@ def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Sett
     if not is_finite(weight):
         raise RoseError("W holds NaN or infinity; reload the checkpoint, or load it in float32.")
     settings.pattern.check(weight.shape[1], settings.block_size)
+    if settings.grid:
+        settings.grid.width(weight.shape[1])
     if settings.held_out is not None:
         as_statistics(settings.held_out, weight)
     # A model's own parameter would otherwise record every step for a backward pass.
-    result = get_method(settings.method).prune(weight.detach(), as_statistics(hessian, weight), settings)
+    weight, statistics = weight.detach(), as_statistics(hessian, weight)
+    result = get_method(settings.method).prune(weight, statistics, settings)
+    if settings.grid and result.rounding_error is None:  # a method that does not sweep, or goes on after its sweep
+        result = import_module(f"{__name__}.toolkit").round_kept(weight, statistics, result, settings)
     if not is_finite(result.weight):
         raise RoseError(f"Pruned weights are too large for {weight.dtype}; load the model in bfloat16 or float32.")
     return replace(result, method=settings.method)

@@ -28,6 +28,7 @@ SUBSPACE_STEPS = 2
     },
     work=15,
     check=lambda pattern, options: check_stored(pattern, float(options["rank_ratio"])),
+    rounds=False,
 )
 def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """W ≈ S + L, found on W · diag(a) with a_j = sqrt(mean of x_j²).

@@ -36,7 +36,8 @@ def rose_dealt(weight: Tensor, statistics: InputStatistics, settings: Settings) 
     After a refit the order hardly matters for compensation, so it can serve the masks: they are chosen best when every
     block holds the same mixture of columns.
     """
-    swept = prune_by_sweep(weight, statistics, settings, order="dealt", budget="block")
+    unrounded = replace(settings, grid=None)  # for the refit; what it keeps is rounded after it
+    swept = prune_by_sweep(weight, statistics, unrounded, order="dealt", budget="block")
     return refit(weight, statistics, swept, measures=settings.measures)
 
 

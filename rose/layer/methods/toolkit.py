@@ -17,8 +17,9 @@ from rose.layer.loss import block_sums
 from rose.layer.methods import LayerResult, Settings
 from rose.layer.order import Order, OrderPlan, make_order, plan_order
 from rose.layer.pattern import Pattern, smallest, smallest_per_group, smallest_per_row
+from rose.layer.rounding import plan_rounding, revise
 from rose.layer.statistics import InputStatistics
-from rose.layer.sweep import block_budget, layer_budget, sweep
+from rose.layer.sweep import TILE, block_budget, layer_budget, sweep
 
 # Of the last two statistics, each with its tokens and damping. They die with the statistics, as they are the largest
 # thing in memory.
@@ -89,6 +90,7 @@ def prune_by_sweep(
 
     `order` "rose" is the two-level order on columnar layers and natural order on the others. `sum_saliency` chooses
     masks by w² (H_jj + 1/[H⁻¹]_jj) instead of w²/U_jj², with H⁻¹ of the whole "layer" or of the columns "remaining".
+    Where the settings have a grid, kept weights are rounded in the same sweep (SparseGPT, section 3.5).
     """
     plan = _plan(weight, statistics, settings)
     wanted = settings.order if settings.order is not None else order
@@ -109,6 +111,7 @@ def prune_by_sweep(
         counts = layer_budget(live, factor, pattern, visited, divisor)
     else:  # N:M fixes how many weights every group gives up, so both budgets are the same
         counts = block_budget(pattern, weight.shape[0], visited.widths)
+    rounder = settings.grid and plan_rounding(live, settings.grid, visited, factor, damped.dead, pattern.of or TILE)
     swept = sweep(
         live,
         factor,
@@ -118,9 +121,15 @@ def prune_by_sweep(
         damped.matrix if settings.trace else None,
         divisor,
         keep_weights=settings.trace != "errors",
+        rounder=rounder,
     )
-    del live  # with a large layer, each of its size that is let go counts
+    del live, rounder  # with a large layer, each of its size that is let go counts
     pruned = swept.weight.to(weight.dtype)
+    pruning = rounding = None
+    if settings.grid:
+        both = error.relative_error(weight, pruned, statistics.hessian)
+        rounding = both * error.ratio(swept.kept_error, float(swept.column_error.sum(dtype=torch.float64)))
+        pruning = both - rounding
     return LayerResult(
         weight=pruned,
         mask=swept.mask,
@@ -133,6 +142,44 @@ def prune_by_sweep(
         damping=damped.damping,
         added_damping=damped.added,
         trace=swept.trace,
+        pruning_error=pruning,
+        rounding_error=rounding,
+    )
+
+
+def round_kept(weight: Tensor, statistics: InputStatistics, result: LayerResult, settings: Settings) -> LayerResult:
+    """Rounds what a result has kept to the grid of the settings, by a sweep with its mask, and then `revise`.
+
+    Both aim at the weights that the method found: what removing has cost is made good as far as the method itself does
+    that, and what rounding costs is. The sweep visits columns by descending H_jj. Weights that are 0 stay 0.
+
+    Args:
+        weight: the dense W, (out, in).
+    """
+    assert settings.grid is not None
+    order = make_order(replace(result.plan, pattern=Pattern(0.0)), "hessian")  # groups of N:M need not stay whole here
+    damped, factor = factorize(statistics, result.damping, order)
+    found = result.weight.float()
+    mask = result.mask | (found == 0)
+    rounder = plan_rounding(found, settings.grid, order, factor, damped.dead, 1)
+    swept = sweep(found, factor, order, settings.pattern, (), rounder=rounder, mask=mask)
+    steps = rounder.steps.index_select(0, order.inverse)
+    rounded = revise(found, swept.weight, mask, damped.matrix, steps, settings.grid).to(weight.dtype)
+    dense = error.quadratic_form(weight, statistics.hessian)
+    pruning, both = (error.relative_error(weight, one, statistics.hessian, dense) for one in (result.weight, rounded))
+    columns = result.column_error * nan
+    if settings.measures:
+        live_change = error.difference(weight, rounded).masked_fill_(damped.dead, 0)[:, result.order.permutation]
+        _, own = factorize(statistics, result.damping, result.order)
+        columns = error.column_error(live_change, own)[result.order.inverse]
+    return replace(
+        result,
+        weight=rounded,
+        relative_error=both if settings.measures else nan,
+        column_error=columns,
+        block_error=block_sums(columns[result.order.permutation], result.order.widths),
+        pruning_error=pruning,
+        rounding_error=both - pruning,
     )
 
 

@@ -154,7 +154,7 @@ def compare_methods(
     variants, settings = plan_comparison(methods, sparsities, **options)
     network = Network(model)
     for run in settings:
-        network.to_prune(layers, run.layer.pattern, run.layer.block_size)
+        network.to_prune(layers, run.layer.pattern, run.layer.block_size, run.layer.grid)
     here = environment_of(network, settings[0])
     draw = lru_cache(maxsize=1)(calibration)  # all runs of a seed come one after another
     done = [row for row in done if row.environment == here]

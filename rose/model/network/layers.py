@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
+from rose.layer.grid import Grid, coarsest_grid
 from rose.layer.pattern import Pattern
 from rose.model.network.experts import ExpertLinear, expert_layers, is_experts, routers
 
 LowRank = tuple[Tensor, Tensor]
 LOW_RANK = "rose_low_rank"  # of a module
+GRIDS_TRIED = 3  # layers in which a grid is looked for
 LEFT, RIGHT = ".low_rank.left", ".low_rank.right"
 
 
@@ -181,11 +183,26 @@ def by_block(layers: Iterable[PrunableLayer]) -> dict[int, list[PrunableLayer]]:
     return dict(sorted(found.items()))
 
 
-def check_widths(layers: Iterable[PrunableLayer], pattern: Pattern, block_size: int) -> None:
-    """Raises RoseError, naming the layer, where its number of columns does not suit the pattern."""
+def check_widths(layers: Iterable[PrunableLayer], pattern: Pattern, block_size: int, grid: Grid | None = None) -> None:
+    """Raises RoseError, naming the layer, where its number of columns does not suit the pattern or the grid."""
     for layer in layers:
         with named(layer):
             pattern.check(layer.weight.shape[1], block_size)
+            if grid:
+                grid.width(layer.weight.shape[1])
+
+
+def check_no_coarser_grid(layers: Sequence[PrunableLayer], grid: Grid, pattern: Pattern) -> None:
+    """Raises RoseError, naming the layer, where weights lie on a grid already that this one would not make coarser; a
+    few layers tell. Weights that are still in files are not looked at."""
+    for layer in layers[:GRIDS_TRIED]:
+        weight = layer.weight
+        found = coarsest_grid(weight) if not weight.is_meta and weight.any() else None
+        if found and (found.grid.bits < grid.bits or (found.grid.bits == grid.bits and pattern.ratio == 0)):
+            raise RoseError(
+                f"The weights of {layer.name} are rounded to {found.grid} already, so {grid.bits} bits would save "
+                "nothing; give fewer bits, or begin with the model as it was before."
+            )
 
 
 def check_not_shared(layers: Sequence[PrunableLayer], every: Sequence[PrunableLayer]) -> None:

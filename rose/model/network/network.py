@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
+from rose.layer.grid import Grid
 from rose.layer.pattern import Pattern
 from rose.model.network.layers import (
     PrunableLayer,
+    check_no_coarser_grid,
     check_not_shared,
     check_widths,
     decoder_blocks,
@@ -78,11 +80,16 @@ class Network:
         """The layers of these names, see `matching`."""
         return matching(self.layers, layers)
 
-    def to_prune(self, layers: Sequence[str] | None, pattern: Pattern, block_size: int) -> list[PrunableLayer]:
-        """As `select`, with layers that cannot be pruned refused: see `check_not_shared` and `check_widths`."""
+    def to_prune(
+        self, layers: Sequence[str] | None, pattern: Pattern, block_size: int, grid: Grid | None = None
+    ) -> list[PrunableLayer]:
+        """As `select`, with layers that cannot be pruned, or rounded to a grid, refused: see `check_not_shared`,
+        `check_widths` and `check_no_coarser_grid`."""
         selected = matching(self.layers, layers)
         check_not_shared(selected, self.layers)
-        check_widths(selected, pattern, block_size)
+        check_widths(selected, pattern, block_size, grid)
+        if grid:
+            check_no_coarser_grid(selected, grid, pattern)
         return selected
 
     def check_in_memory(self) -> None:

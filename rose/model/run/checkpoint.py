@@ -51,7 +51,7 @@ from rose.model.network.heads import rotated_heads
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
-from rose.model.run.settings import RunSettings
+from rose.model.run.settings import RunSettings, describe_grid
 from rose.model.walk.dense_states import HELD_OUT, BlockDrift
 from rose.model.walk.hidden_states import DiskActivations
 from rose.model.walk.storage import FinishedBlock, Storage, lay_over
@@ -350,6 +350,7 @@ def describe_run(
         "block_size": settings.block_size,
         "damping": settings.damping,
         "threshold": settings.threshold,
+        **describe_grid(settings.grid),
         "order": settings.order,
         "budget": settings.budget,
         "options": dict(settings.options),

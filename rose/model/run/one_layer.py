@@ -148,6 +148,8 @@ def record_of(layer: PrunableLayer, result: LayerResult, seconds: float, damping
         order=result.order.name,
         budget=result.budget,
         is_damping_raised=result.damping > damping,
+        pruning_error=result.pruning_error,
+        rounding_error=result.rounding_error,
         **told | found,
     )
 

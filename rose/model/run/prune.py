@@ -29,7 +29,7 @@ from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_
 from rose.model.run.allocation import allocate
 from rose.model.run.checkpoint import begun_with, describe_run, open_checkpoint
 from rose.model.run.one_layer import dense_record, is_left_dense, prune_in
-from rose.model.run.settings import RunOptions, RunSettings, run_settings
+from rose.model.run.settings import RunOptions, RunSettings, describe_grid, run_settings
 from rose.model.walk.collector import LEAVE_OUT, statistics_of
 from rose.model.walk.dense_states import dense_streams
 from rose.model.walk.sequential import visit_sequentially
@@ -65,7 +65,7 @@ def prune_model(
             is bit-identical. See `rose.model.run.checkpoint`.
 
     Keyword arguments besides:
-        method, sparsity, block_size, damping, threshold, order, budget, options: see `rose.prune_layer`.
+        method, sparsity, block_size, damping, threshold, bits, group, order, budget, options: see `rose.prune_layer`.
         allocation: "uniform", the same ratio in every layer; "owl", by the outliers of each decoder block, which
             costs one more pass over the dense model; "sensitivity", by the curvature of the loss, which costs two
             backward passes over 512 tokens of 16 samples. "sensitivity:0.05" spreads densities by α = 0.05 up and
@@ -110,7 +110,7 @@ def prune_by(
     network, workers = Network(model), Workers.here()
     if network.is_streamed and run.allocation.rule == "sensitivity":
         raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
-    selected = network.to_prune(layers, run.layer.pattern, run.layer.block_size)
+    selected = network.to_prune(layers, run.layer.pattern, run.layer.block_size, run.layer.grid)
     compute = begun_with(checkpoint) or run.compute if run.compute == "auto" else run.compute
     precision = workers.from_first(partial(Precision.of, compute, network.dtype, network.device))
     settings = replace(run.layer, products=precision.products)
@@ -164,6 +164,7 @@ def prune_by(
         block_size=settings.block_size,
         damping=settings.damping,
         threshold=settings.threshold,
+        **describe_grid(settings.grid),
         samples=tokens.shape[0],
         length=tokens.shape[1],
         bos_token=network.bos_in_front(tokens),

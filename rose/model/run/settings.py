@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 from rose.errors import RoseError
+from rose.layer.grid import Grid
 from rose.layer.methods import Settings, SettingsOptions, make_settings
 from rose.layer.target import check_target_damping
 from rose.model.network.precision import DEFAULT, check_compute
@@ -72,6 +73,11 @@ def run_settings(
     check_compute(compute)
     sequential = true_sequential or target == "dense"
     return RunSettings(settings, rule, target, target_damping, sequential, min_expert_tokens, compute)
+
+
+def describe_grid(grid: Grid | None) -> dict[str, Any]:
+    """Bits and group as JSON values; nothing where weights are not rounded."""
+    return {"bits": grid.bits, "group": grid.group} if grid else {}
 
 
 def check_target(target: str, damping: float | None = None) -> None:
