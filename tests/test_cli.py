@@ -107,10 +107,12 @@ def test_prune_tells_what_the_residual_stream_has_lost_and_where_it_is_not_made_
 
 
 def test_the_command_line_prunes_as_python_does(checkpoint, tmp_path):
-    assert prune(checkpoint, tmp_path / "out", "--method", "rose_global", "--layers", "*o_proj", "--seed", "3") == 0
+    chosen = ["--method", "rose_global", "--layers", "*o_proj", "--seed", "3", "--bits", "3", "--group", "row"]
+    assert prune(checkpoint, tmp_path / "out", *chosen) == 0
     model, tokenizer = rose.load_model(checkpoint)
     tokens = rose.load_tokens("packaged", tokenizer, samples=6, length=48, seed=3)
-    rose.prune_model(model, tokens[:4], method="rose_global", layers=["*o_proj"], block_size=16)
+    words = {"layers": ["*o_proj"], "block_size": 16, "bits": 3, "group": "row"}
+    rose.prune_model(model, tokens[:4], method="rose_global", **words)
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     for name, expected in model.state_dict().items():
         assert torch.equal(written.state_dict()[name], expected), name
@@ -324,7 +326,7 @@ def test_a_checkpoint_goes_on_where_the_run_was_interrupted(checkpoint, tmp_path
 
 def test_streaming_gives_the_same_files_and_table(checkpoint, tmp_path, capsys):
     for name, more in (("whole", []), ("streamed", ["--stream"])):
-        assert prune(checkpoint, tmp_path / name, *more) == 0
+        assert prune(checkpoint, tmp_path / name, "--bits", "4", "--group", "row", *more) == 0
         assert run("analyze", "--model", checkpoint, *CALIBRATION, "--output", tmp_path / f"{name}-table", *more) == 0
         assert capsys.readouterr().err.count("Streaming: about 0.0 GB at the peak") == 2 * len(more)
     one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("whole", "streamed"))

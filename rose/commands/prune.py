@@ -13,6 +13,7 @@ import rose
 from rose.commands import checkpoints, terminal
 from rose.commands import options as shared
 from rose.commands.tune import check_minutes, draw_texts, tune_after
+from rose.layer.grid import Grid
 from rose.model.estimate.memory import estimate_memory
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
@@ -57,7 +58,8 @@ def _print_layers(report: rose.RunReport) -> None:
     if report.summary["target"] == "dense":
         held_out = table["held_out_target_error"].notna().any()
         errors = ["held_out_error", "held_out_target_error"] if held_out else ["relative_error", "target_error"]
-    terminal.print_table(table[["layer", "sparsity", "relative_range", *errors]], "Layers")
+    apart = ["pruning_error", "rounding_error"] if "bits" in report.summary else []
+    terminal.print_table(table[["layer", "sparsity", "relative_range", *errors, *apart]], "Layers")
 
 
 def _print_summary(report: rose.RunReport, folder: Path) -> None:
@@ -71,6 +73,12 @@ def _print_summary(report: rose.RunReport, folder: Path) -> None:
         f"{summary['seconds']:.0f} s",
         errors,
     )
+    if "bits" in summary:
+        grid = Grid(summary["bits"], summary["group"])
+        terminal.say(
+            f"Rounded to {grid}: of the error against what each layer was to put out, pruning made "
+            f"{summary['mean_pruning_error']:.4f} and rounding {summary['mean_rounding_error']:.4f}, in the mean"
+        )
     checkpoints.say_targets(report)
     if summary.get("experts_left_dense"):
         terminal.say(

@@ -53,13 +53,14 @@ def undisturbed() -> tuple[str, rose.RunReport]:
 @pytest.mark.parametrize(
     ("family", "options"),
     [
-        ("gpt2", {}),  # stores its weights transposed
+        ("gpt2", {"bits": 4, "group": "row"}),  # stores its weights transposed
         ("llama", {"layers": ["*.1.*.o_proj"]}),  # a decoder block without chosen layers comes first
         ("llama", {"method": "measured", "held_out": make_tokens(2, seed=3), "allocation": "sensitivity"}),
         ("llama", {"method": "oats", "target": "layer"}),
         ("gemma3", {"target": "layer", "true_sequential": True}),
         ("llama", {"compute": "bfloat16"}),
-        ("llama", {"dtype": torch.bfloat16}),
+        ("llama", {"dtype": torch.bfloat16, "bits": 8, "group": "row", "method": "rose_admm"}),
+        ("deepseek_v2", {"bits": 3, "group": "row", "sparsity": "2:4"}),
         ("deepseek_v2", {"method": "oats"}),  # experts, in both layouts
         ("gpt_oss", {"method": "oats"}),
     ],
@@ -193,6 +194,7 @@ def test_damaged_descriptions_are_refused(tmp_path: Path) -> None:
         ({"layers": ["*o_proj"]}, "the layers differ"),
         ({"held_out": make_tokens(2, seed=3)}, "the held-out differ"),
         ({"target": "layer"}, "target was dense there and is layer now"),
+        ({"bits": 4, "group": "row"}, "bits"),
         ({"compute": "bfloat16"}, r"computed in float32 there and are in bfloat16 now \(--compute float32 asks"),
     ],
 )

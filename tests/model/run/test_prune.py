@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import rose
 from rose.layer.error import relative_error
+from rose.layer.grid import find_grid
 from rose.layer.hessian import DampedHessian, damp
 from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
@@ -174,6 +175,8 @@ def test_subclasses_of_linear_are_pruned() -> None:
         ({"target_damping": 0.5}, "Only target dense has a correction"),
         ({"target": "dense", "target_damping": -1.0}, "Damping must be a number of at least 0"),
         ({"min_expert_tokens": 0}, "at least 1 token"),
+        ({"group": 32}, "give bits too"),
+        ({"bits": 4, "group": 128}, "q_proj: Groups of 128 columns do not divide the 32 input columns"),
         ({"compute": "int8"}, "computed in one of auto, float32, bfloat16, not in 'int8'"),
         ({"held_out": torch.zeros(4, dtype=torch.long)}, "whole numbers of shape"),
     ],
@@ -297,6 +300,30 @@ def test_report_tells_the_run() -> None:
     assert summary["layers_with_raised_damping"] == 0
     assert report.layers["held_out_error"].isna().all()
     assert (summary["mean_held_out_error"], summary["held_out_samples"]) == (None, 0)
+
+
+@pytest.mark.parametrize("target", ["dense", "layer"])
+def test_rounded_weights_are_on_their_grid_and_errors_stand_apart(target: str) -> None:
+    model = make_model("llama")
+    words = {"method": "rose_admm", "block_size": 16, "bits": 4, "group": "row", "target": target}
+    report = prune_model(model, make_tokens(), sparsity=0.5, **words)
+    for layer in rose.prunable_layers(model):
+        assert find_grid(layer.weight, 4, "row") is not None
+        assert int(layer.weight.eq(0).sum()) >= layer.weight.numel() / 2
+    table, summary = report.layers, report.summary
+    if target == "layer":
+        both = (table["pruning_error"] + table["rounding_error"]).tolist()
+        assert both == pytest.approx(table["relative_error"].tolist(), rel=1e-3)
+    assert (table["rounding_error"] > 0).all()
+    assert summary["mean_rounding_error"] == pytest.approx(table["rounding_error"].mean())
+    assert (summary["bits"], summary["group"]) == (4, "row")
+    before = weights_of(model)
+    for bits, sparsity in ((8, 0.5), (4, 0)):  # a finer grid, and the same one without any pruning
+        with pytest.raises(rose.RoseError, match="rounded to 4 bits, a scale a row already"):
+            prune_model(model, make_tokens(), sparsity=sparsity, **words | {"bits": bits})
+    assert not changed(model, before)
+    dense = prune_model(make_model("llama"), make_tokens(), sparsity=0, **words)
+    assert 0 < dense.summary["mean_rounding_error"] < 0.1
 
 
 def test_weights_that_decoder_blocks_share_are_refused() -> None:

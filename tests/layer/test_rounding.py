@@ -1,0 +1,136 @@
+"""Rounding in the sweep: against GPTQ done the slow way, in every method, and revised as far as one code at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import rose
+from rose import RoseError
+from rose.layer.error import relative_error
+from rose.layer.grid import Grid, choose_scales, find_grid, round_to
+from rose.layer.rounding import revise
+from tests.layer.helpers import Layer, damped_by_hand, every_method, make_layer
+
+NO_GRID = "its low-rank part lies on no grid"
+
+
+def published(layer: Layer, result: rose.LayerResult, grid: Grid) -> Tensor:
+    """GPTQ (Frantar et al. 2022, algorithm 1; SparseGPT, section 3.5) with an explicit inverse of what is left of H for
+    every column, in float64: q_j = round(w_j), 0 where removed; w −= (w_j − q_j)/[H⁻¹]_jj · [H⁻¹]_j:.
+
+    Only order, damping and mask of the result are read; scales are chosen as each group is reached.
+    """
+    weight, mask = layer.weight.double().clone(), result.mask
+    hessian, width = damped_by_hand(layer, result.added_damping), int(grid.group)
+    inverses = [torch.linalg.inv(hessian[j:, j:]) for j in range(len(hessian))]
+    importance = torch.stack([1 / inverse[0, 0] for inverse in inverses]).float()
+    for j, inverse in enumerate(inverses):
+        if j % width == 0:
+            group = slice(j, j + width)
+            # Under N:M only the mask of groups that were passed is known yet.
+            now = (
+                weight[:, group] if result.plan.pattern.is_grouped else weight[:, group].masked_fill(mask[:, group], 0)
+            )
+            scales = choose_scales(now.float(), Grid(grid.bits, "row"), importance[group])
+        q = round_to(weight[:, j : j + 1].float(), scales, grid)[:, 0].double().masked_fill(mask[:, j], 0)
+        error = (weight[:, j] - q) / inverse[0, 0]
+        weight[:, j:] -= torch.outer(error, inverse[0])
+        weight[:, j] = q
+    return weight.float()
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_sparsegpt_with_bits_is_the_published_sweep(sparsity: float, bits: int) -> None:
+    layer = make_layer(rows=6, columns=128, tokens=300)
+    result = layer.prune(method="sparsegpt", sparsity=sparsity, block_size=64, bits=bits, group=32)
+    assert torch.equal(result.weight, published(layer, result, Grid(bits, 32)))
+    assert int(result.mask.sum()) == sparsity * layer.weight.numel()
+
+
+def test_groups_of_n_of_m_are_masked_from_weights_that_make_good_the_rounding() -> None:
+    layer = make_layer(rows=6, columns=64, tokens=300)
+    result = layer.prune(method="sparsegpt", sparsity="2:4", bits=4, group=32)
+    assert torch.equal(result.mask.view(6, -1, 4).sum(2), torch.full((6, 16), 2))
+    assert find_grid(result.weight, 4, 32) is not None
+    unrounded = layer.prune(method="sparsegpt", sparsity="2:4")
+    assert (result.mask == unrounded.mask).float().mean() > 0.9
+
+
+@every_method(oats=NO_GRID)
+def test_every_method_rounds(method: str) -> None:
+    layer = make_layer(rows=12, columns=64, tokens=400, dead=[3, 40])
+    for sparsity, group, dtype in ((0.5, 32, torch.bfloat16), ("2:4", "row", torch.float16), (0.0, 64, torch.float64)):
+        words = {"method": method, "sparsity": sparsity, "block_size": 32}
+        weight = layer.weight.to(dtype)
+        alone = rose.prune_layer(weight, layer.statistics, **words)
+        result = rose.prune_layer(weight, layer.statistics, bits=4, group=group, **words)
+        assert result.weight.dtype == dtype
+        assert find_grid(result.weight, 4, group) is not None
+        assert result.weight[result.mask].eq(0).all()
+        assert int(result.mask.sum()) == int(alone.mask.sum())
+        assert result.pruning_error is not None
+        assert result.rounding_error is not None
+        assert result.pruning_error + result.rounding_error == pytest.approx(result.relative_error)
+        assert result.pruning_error == pytest.approx(alone.relative_error, rel=0.3, abs=1e-6)
+        live = (layer.weight.to(dtype) - result.weight).float()[:, ~layer.statistics.dead]
+        damped = live.double().square().sum() * result.added_damping
+        expected = result.relative_error * (layer.inputs @ layer.weight.to(dtype).float().T).square().sum()
+        assert float(result.column_error.sum()) == pytest.approx(float(expected + damped), rel=2e-2)
+        merely = round_to(alone.weight.float(), choose_scales(alone.weight.float(), Grid(4, group)), Grid(4, group))
+        assert result.relative_error < 1.1 * relative_error(weight, merely.to(dtype), layer.statistics.hessian)
+        assert alone.rounding_error is None
+
+
+@every_method(oats=NO_GRID)
+def test_nothing_left_and_nothing_there(method: str) -> None:
+    layer = make_layer(columns=32)
+    assert layer.prune(method=method, sparsity=1.0, bits=3, group=32).weight.eq(0).all()
+    assert layer.prune(method=method, sparsity=1.0, bits=3, group=32).rounding_error == 0
+    empty = Layer(torch.zeros(3, 32), torch.zeros(5, 32))
+    assert empty.prune(method=method, sparsity=0.5, bits=8, group="row").weight.eq(0).all()
+
+
+def test_zeros_that_were_there_stay_where_nothing_is_pruned() -> None:
+    pruned = make_layer(columns=64, tokens=300).prune(method="rose_admm", sparsity=0.5)
+    again = rose.prune_layer(
+        pruned.weight, make_layer(columns=64, tokens=300).statistics, method="rose_admm", sparsity=0, bits=4
+    )
+    assert again.weight[pruned.mask].eq(0).all()
+
+
+def test_no_single_code_is_better_than_the_revised_ones() -> None:
+    layer, grid = make_layer(rows=3, columns=32, tokens=60), Grid(3, 32)
+    hessian, mask = damped_by_hand(layer, 1.0).float(), torch.rand(3, 32) < 0.4
+    target = layer.weight.masked_fill(mask, 0)
+    scales = choose_scales(target, grid)
+    start = round_to(target, scales, grid)
+    steps = scales.expand(3, 32).T
+    now = start
+    for _ in range(10):  # until nothing moves
+        now = revise(target, now, mask, hessian, steps, grid)
+
+    def error(weight: Tensor) -> Tensor:
+        return ((target - weight) @ hessian * (target - weight)).sum(1)
+
+    assert (error(now) <= error(start)).all()
+    assert float(error(now).sum()) < 0.9 * float(error(start).sum())
+    for j in range(32):
+        for code in range(grid.least, grid.most + 1):
+            other = now.clone()
+            other[:, j] = torch.where(mask[:, j], 0, code * scales[:, 0])
+            assert (error(other) >= error(now) * (1 - 1e-5)).all()
+
+
+def test_bits_that_cannot_be_had_are_refused() -> None:
+    layer = make_layer(columns=48)
+    for words, says in (
+        ({"bits": 4, "method": "oats"}, "choose another method"),
+        ({"bits": 4}, "choose the group row"),
+        ({"group": 32}, "give bits too"),
+        ({"bits": 2, "group": "row"}, "3, 4 or 8 bits"),
+    ):
+        with pytest.raises(RoseError, match=says):
+            layer.prune(**words)
