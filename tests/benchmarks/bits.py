@@ -46,7 +46,7 @@ def bits_a_weight(layers: list[PrunableLayer], grid: Grid | None) -> float:
 
 def made(way: str, dense: nn.Module, pruned: nn.Module, tokens: Any, grid: Grid | None, **options: Any) -> tuple:
     """The model of a run, and its report; `pruned` is that of the same method and sparsity without bits."""
-    words = {} if grid is None else {"bits": grid.bits, "group": grid.group}
+    words: dict[str, Any] = {} if grid is None else {"bits": grid.bits, "group": grid.group}
     if way == "joint":
         model = copy.deepcopy(dense)
         return model, rose.prune_model(model, tokens, **options, **words)

@@ -111,7 +111,9 @@ def prune_by_sweep(
         counts = layer_budget(live, factor, pattern, visited, divisor)
     else:  # N:M fixes how many weights every group gives up, so both budgets are the same
         counts = block_budget(pattern, weight.shape[0], visited.widths)
-    rounder = settings.grid and plan_rounding(live, settings.grid, visited, factor, damped.dead, pattern.of or TILE)
+    rounder = None
+    if settings.grid:
+        rounder = plan_rounding(live, settings.grid, visited, factor, damped.dead, pattern.of or TILE)
     swept = sweep(
         live,
         factor,
