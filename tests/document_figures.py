@@ -216,9 +216,9 @@ def rose_where(name: str) -> pd.Series:
     return by_layer(name)["rose"].loc[columnar(name)]
 
 
-def found_by(notebook: str, pattern: str) -> str:
-    """What a committed notebook printed: the part of its one line that the pattern's group holds."""
-    cells = json.loads((ROOT / f"notebooks/{notebook}.ipynb").read_text())["cells"]
+def found_by(pattern: str) -> str:
+    """What a committed notebook printed: the part of the one line, in any of them, that the pattern's group holds."""
+    cells = [c for path in sorted((ROOT / "notebooks").glob("*.ipynb")) for c in json.loads(path.read_text())["cells"]]
     printed = "".join("".join(o["text"]) for c in cells for o in c.get("outputs", []) if o["output_type"] == "stream")
     (found,) = re.findall(pattern, printed)
     return found
@@ -306,9 +306,7 @@ def readme() -> list[str]:
         f"ROSE's held-out error is {rose_where(smol).mean():.2f} of SparseGPT's in the {len(columnar(smol))} of "
         f"{len(ranges(smol))} output projections that are columnar in SmolLM2-135M, and {rose_where(qwen).mean():.2f} "
         f"in {len(columnar(qwen))} of {len(ranges(qwen))} of Qwen2.5-Coder-0.5B",
-        found_by(
-            "pruning_order", r"held-out: with the block budget, a random order beats two-level order in (.*) layers"
-        )
+        found_by(r"held-out: with the block budget, a random order beats two-level order in (.*) layers")
         + " output projections",
         f"SparseGPT's perplexity in Qwen falls to {says(of_target('qwen.gguf', 'sparsegpt'))} of what it is with "
         f"`--target layer`",
