@@ -18,7 +18,7 @@ from rose.layer.least_squares import solve_on_support
 from rose.layer.methods import RECOMMENDED, Known, LayerResult, Settings, make_settings, prune_with
 from rose.layer.methods.toolkit import damped_hessian
 from rose.layer.pattern import Pattern
-from rose.layer.target import corrected_weight, target_error
+from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
 from rose.model.check.inputs import LayerInputs
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "rose", RECOMMENDED)
@@ -39,6 +39,8 @@ class Costs:
         possible_error: the least that the mask allows, by a refit of all kept weights.
         methods: what methods reach at the same sparsity, by name.
         wanda_held_out: what Wanda's mask has on held-out tokens, where both were asked for.
+        stream_ratio: of a layer that writes into the residual stream, V's error beside that of Wanda's mask where the
+            target makes good what the stream lacks too.
     """
 
     error: float
@@ -48,6 +50,7 @@ class Costs:
     possible_error: float
     methods: Mapping[str, float]
     wanda_held_out: float | None
+    stream_ratio: float | None = None
 
     @property
     def recovered(self) -> float | None:
@@ -137,6 +140,7 @@ class Yardsticks:
             possible_error=error(best),
             methods={method: error(found) for method, found in pruned.items()},
             wanda_held_out=apart(wanda) if apart and wanda is not None else None,
+            stream_ratio=_stream_ratio(weight, after, wanda, inputs),
         )
         return costs, trial.nearest
 
@@ -209,15 +213,24 @@ class _Trial:
             self.prune(RECOMMENDED, "stream")
 
 
-def _error_by(weight: Tensor, known: LayerInputs) -> Callable[[Tensor], float]:
-    """The error of a weight in place of W: ‖X_d Wᵀ − X_p Vᵀ‖² / ‖X_d Wᵀ‖²."""
-    gap, energy = known.gap.of(weight), quadratic_form(weight, known.statistics.hessian)
+def _error_by(
+    weight: Tensor, known: LayerInputs, towards: InputGap | OutputGap | None = None
+) -> Callable[[Tensor], float]:
+    """The error of a weight in place of W: ‖X_d Wᵀ − X_p Vᵀ‖² / ‖X_d Wᵀ‖², or `towards` another target than X_d Wᵀ."""
+    gap, energy = (towards or known.gap).of(weight), quadratic_form(weight, known.statistics.hessian)
 
     def error(other: Tensor) -> float:
         change = quadratic_form(difference(weight, other), known.statistics.hessian)
         return target_error(weight, other, gap, change_energy=change, dense_energy=energy)
 
     return error
+
+
+def _stream_ratio(weight: Tensor, after: Tensor, wanda: Tensor | None, known: LayerInputs) -> float | None:
+    if known.stream is None or wanda is None:
+        return None
+    error = _error_by(weight, known, known.stream)
+    return ratio(error(after), error(wanda))
 
 
 def _dense_input_error(weight: Tensor, after: Tensor, known: LayerInputs) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from rose.layer.change import UNLIKE, FoundGrid, WeightChange
+from rose.layer.error import ratio
 from rose.layer.methods import METHODS
 from rose.model.check.costs import Costs, Recognized
 
@@ -33,7 +34,8 @@ FEW_ZEROS = 0.1  # of the peers' share of zeros: a layer with less has lost them
 PEERS = 0.8  # share of the pruned layers that must agree before one that does not is remarkable
 NEAR, FAR = 0.005, 0.02  # sparsities that agree, and those that do not
 CLEARLY = 1.1  # ratio of two errors that are not the same
-OTHER_TEXT = 1.5  # ratio to Wanda's error that compensation for another text, of few tokens, does not come to
+OTHER_TEXT = 1.5  # ratio to Wanda's error that compensation for another text does not come to where tokens agree
+MATTERS = 0.002  # of the layer's output: an error that is not so much larger than Wanda's is no fault
 COMPARED = ("sparsegpt", "rose")  # methods that a reason names
 COMMON = 0.3  # share of 32 columns at one value other than 0, which says that zeros were moved there
 
@@ -196,12 +198,11 @@ def worst(verdicts: Mapping[str, Verdict]) -> list[str]:
 
 def judge_costs(verdict: Verdict, costs: Costs, change: WeightChange, nearest: Recognized | None = None) -> Verdict:
     """The verdict on a layer with which nothing is wrong by its weights alone; `nearest`: the method of its mask."""
-    held_out = costs.wanda_held_out is not None
-    found = costs.held_out_error if held_out else costs.error
-    wanda = costs.wanda_held_out if held_out else costs.methods.get("wanda")
-    on = "held-out tokens" if held_out else "calibration tokens"
     limit = CLEARLY if verdict.verdict == MASK_ALONE else OTHER_TEXT
-    if found is not None and wanda is not None and found > limit * wanda:
+    if _is_worse(costs, limit):
+        found, wanda, on = costs.error, costs.methods["wanda"], "calibration tokens"
+        if costs.held_out_error is not None and costs.wanda_held_out is not None:
+            found, wanda, on = costs.held_out_error, costs.wanda_held_out, "held-out tokens, and no better on others"
         said = f"Its error is {found:.4f} on {on}; Wanda's mask, without compensation too, has {wanda:.4f}."
         if verdict.verdict != MASK_ALONE:
             return Verdict(WORSE_THAN_WANDA, said.replace(", without compensation too,", ""), True)
@@ -220,3 +221,22 @@ def judge_costs(verdict: Verdict, costs: Costs, change: WeightChange, nearest: R
         mask = f" Its mask is that of {whose} ({shared.jaccard:.1%} in common; by chance {shared.chance:.1%})."
     reason = f"{said}{'; ' + beside if beside else ''}.{mask} {verdict.reason}"
     return Verdict(verdict.verdict, reason, verdict.is_wrong)
+
+
+def _is_worse(costs: Costs, limit: float) -> bool:
+    """Whether a layer is worse than Wanda's mask by all that is known: on calibration tokens, on held-out ones, and
+    where the target makes good what the residual stream lacks.
+
+    Weights compensated for another text lose on these tokens, the more so where few tokens make up most of a layer's
+    output. How far two sets of tokens disagree about an error says how far a third may lie from their mean: so
+    much wider is the limit.
+    """
+    if "wanda" not in costs.methods:
+        return False
+    pairs = [(costs.error, costs.methods["wanda"])]
+    if costs.held_out_error is not None and costs.wanda_held_out is not None:
+        pairs.append((costs.held_out_error, costs.wanda_held_out))
+    ratios = [ratio(*pair) for pair in pairs]
+    ratios += [] if costs.stream_ratio is None else [costs.stream_ratio]
+    disagreement = max(ratio(max(errors), min(errors)) for errors in zip(*pairs, strict=True)) or 1.0
+    return min(ratios) > limit * disagreement**0.5 and min(one - two for one, two in pairs) > MATTERS

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 import rose
 from rose import cli
+from rose.layer.change import weight_change
 from rose.model.check import verdicts
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
+from rose.model.check.costs import Costs
+from rose.model.check.verdicts import Verdict, judge_costs
 from tests.model.check.faults import compensate, q4_0, q4_1
 from tests.model.families import DENSE, EXPERTS, make_model, make_tokens
 from tests.tiny import save_tiny_llama
@@ -178,10 +181,36 @@ def test_methods_are_known_by_their_masks_and_by_their_errors(dense: nn.Module, 
         assert told_by == [verdicts.MASK_ALONE]
         assert found.is_sane == (method == "wanda")
         assert pruned["recovered"].fillna(0).to_numpy() == pytest.approx(0, abs=1e-3)
+    if method == "sparsegpt":  # compensation with the wrong sign
+        name = NAME(0, "mlp.gate_proj")
+        was, now = (weight_of(one, name) for one in (dense, model))
+        backwards = copy.deepcopy(model)
+        weight_of(backwards, name).copy_(2 * was.masked_fill(now == 0, 0) - now)
+        told_of = check_checkpoint(dense, backwards, tokens[:4], held_out=tokens[4:], methods=("wanda",))
+        assert told(told_of) == {name: verdicts.WORSE_THAN_WANDA}
     drifts = [row["drift"] for row in found.summary["drift"]]
     assert len(drifts) == BLOCKS
     assert min(drifts) > 0
     assert found.summary["perplexity"] == pytest.approx(rose.perplexity(model, tokens[4:]))
+
+
+def test_compensation_for_another_text_is_no_fault() -> None:
+    """What was seen of good checkpoints: a layer whose output few tokens make up, and one that repairs the stream."""
+
+    def costs(error: float, held_out: float, wanda: float, wanda_held_out: float, stream: float | None = None) -> Costs:
+        return Costs(error, held_out, error, error, error, {"wanda": wanda}, wanda_held_out, stream)
+
+    fine = Verdict(verdicts.AS_EXPECTED, "", False)
+    change = weight_change(torch.ones(4, 4), compensate(torch.ones(4, 4)))
+    for good in (
+        costs(0.0143, 0.0017, 0.0070, 0.0008),  # makes too little of the output to matter
+        costs(0.30, 0.10, 0.15, 0.02),  # two sets of tokens disagree by more
+        costs(0.40, 0.30, 0.20, 0.29),  # is worse on calibration tokens alone
+        costs(0.40, 0.41, 0.20, 0.20, 0.9),  # repairs the residual stream
+    ):
+        assert not judge_costs(fine, good, change).is_wrong
+    for bad in (costs(0.40, 0.41, 0.20, 0.20), costs(0.40, 0.41, 0.20, 0.20, 1.9)):
+        assert judge_costs(fine, bad, change).verdict == verdicts.WORSE_THAN_WANDA
 
 
 def test_the_error_is_that_of_the_outputs(dense: nn.Module, tokens: Tensor) -> None:
