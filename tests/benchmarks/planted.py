@@ -91,6 +91,12 @@ def one_group(name: str) -> Callable[[nn.Module], None]:
     return plant
 
 
+def backwards(model: nn.Module, name: str) -> None:
+    """Moves kept weights as far the other way."""
+    found, dense = weight_of(model, name), weight_of(DENSE[0], name)
+    found.copy_(2 * dense.masked_fill(found == 0, 0) - found)
+
+
 def swap(one: str, other: str) -> Callable[[nn.Module], None]:
     def plant(model: nn.Module) -> None:
         first, second = weight_of(model, one), weight_of(model, other)
@@ -161,9 +167,12 @@ def faults(tokens: Tensor, other: Tensor, middle: int) -> dict[str, Fault]:
         "SparseGPT on the same tokens": Fault(
             "dense", prune("sparsegpt", tokens), tokens=True, methods=both, method="sparsegpt"
         ),
-        "ROSE on the same tokens": Fault("dense", prune("rose", tokens), tokens=True, methods=both, method="rose"),
+        "compensation of one layer with the wrong sign": Fault(
+            "sparsegpt", lambda model: backwards(model, two), {two: verdicts.WORSE_THAN_WANDA}, tokens=True
+        ),
+        "ROSE on the same tokens": Fault("dense", prune("rose", tokens, 0.7), tokens=True, methods=both, method="rose"),
         "ROSE towards the dense model": Fault(
-            "dense", prune("rose", tokens, target="dense"), tokens=True, methods=both, method="rose"
+            "dense", prune("rose", tokens, 0.7, "dense"), tokens=True, methods=both, method="rose"
         ),
     }
 
@@ -190,9 +199,9 @@ def judge(fault: Fault, found: rose.CheckpointCheck) -> dict[str, Any]:
     missed = [name for name, verdict in expected.items() if named.get(name) != verdict]
     accused = told - expected.keys()
     method = found.summary["method"] or {}
-    # Where no layer is columnar, ROSE is SparseGPT.
-    same = {"rose", "sparsegpt"} if fault.method == "rose" else {fault.method}
-    recognized = not fault.method or method.get("name") in same
+    # Where no layer is columnar, ROSE is SparseGPT, and the check says so.
+    same = {method.get("name"), *(method.get("alike", ()) if not method.get("told_by") else ())}
+    recognized = not fault.method or fault.method in same
     return {
         "found": "yes" if not missed and not accused and recognized and bool(told) == bool(expected) else "no",
         "accused": len(told),
@@ -200,6 +209,7 @@ def judge(fault: Fault, found: rose.CheckpointCheck) -> dict[str, Any]:
         "accused_besides": len(accused),
         "method": method.get("name", ""),
         "target": method.get("target", ""),
+        "told_by": method.get("told_by", ""),
         "agreement": round(method["agreement"], 4) if method else "",
         "by_chance": round(method["chance"], 4) if method else "",
         "worst": found.wrong["name"][0] if len(told) else "",
