@@ -26,8 +26,11 @@ STATEMENTS = {
         r"ranking at 70%, calibration: both < blocks < columns < none < columns ascending",
         r"ranking at 70%, held-out: both < blocks < columns < none < columns ascending",
         r"calibration: 0\.\d+ first, 0\.\d+ last",
+    ),
+    "order_and_budget": (
         r"calibration: one global sort with the block budget is worse than natural order in \d+ of 19 layers",
         r"held-out: global order with the layer budget is the best of the eight in \d+ of 19 layers",
+        r"held-out error is 0\.\d+ times that as given, at most 0\.\d+",
     ),
     "columnar_layers": (
         r"\d of 210 layers are columnar at 70%; the clearest is model\.layers\.18\.self_attn\.o_proj",
