@@ -240,7 +240,8 @@ def _finding(looks: list[Style], now: list[float], final: list[float], step: int
         share = now[0] / final[0] if final[0] > 0 else 0.0
         return f"After {step} of {blocks} blocks, {words.percent(share, 0)} of the final error has arisen"
     first, second = (look.label for look in looks)
-    return f"After {step} of {blocks} blocks, {second} has {verdicts.says_change(now[1], now[0], first)}"
+    yet = " so far" if step < blocks else ""
+    return f"After {step} of {blocks} blocks, {second} has {verdicts.says_change(now[1], now[0], first)}{yet}"
 
 
 def _player(steps: Sequence[int], theme: Theme) -> dict[str, Any]:

@@ -13,13 +13,12 @@ import streamlit as st
 WIDTH, HEIGHT = 1080, 668
 STAGE = 600  # of these, for a lesson
 
-ASIDE = '<style>:has(> [class*="st-key-lesson-projector-o"]) { position: absolute; }</style>'
+ASIDE = '<style>:has(> [class*="st-key-lesson-projector-o"]) { position: absolute; width: 1px; }</style>'
 STYLE = """
 <style>
 [data-testid="stSidebar"], [data-testid="stHeader"], [data-testid="stExpandSidebarButton"] { display: none; }
 .stApp { zoom: var(--lesson-zoom, 1); }
 .stMainBlockContainer { padding: 0.6rem 1.5rem 0 !important; max-width: none; }
-.modebar-container { display: none; }  /* nobody zooms here, and it would cover names */
 :has(> .st-key-lesson-head), :has(> .stHtml .product) { display: none; }
 </style>
 """

@@ -19,6 +19,7 @@ from app.lessons.texts import Lesson
 HEIGHT = 560
 PLAYED = 424  # of them, for what is played, below the player's controls
 ROOM = 240  # pixels above and below them, on a screen that has more
+BARE = "<style>.st-key-lesson-stage .modebar-container { display: none; }</style>"  # it would cover names
 TALL = f"""<style>
 :has(> :is(.st-key-lesson-text, .st-key-lesson-stage)) {{
   flex-basis: max({HEIGHT}px, 100vh - {ROOM}px) !important; height: max({HEIGHT}px, 100vh - {ROOM}px) !important;
@@ -34,8 +35,7 @@ def sides() -> tuple[DeltaGenerator, DeltaGenerator]:
     """Where the text stands, and where the figure."""
     left, right = st.columns((1, 1.55))
     height = projector.STAGE if projector.is_on() else HEIGHT
-    if not projector.is_on():
-        st.html(TALL)
+    st.html(BARE if projector.is_on() else BARE + TALL)
     return (
         left.container(height=height, border=False, key="lesson-text"),
         right.container(height=height, border=True, key="lesson-stage"),
