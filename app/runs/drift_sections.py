@@ -117,7 +117,7 @@ def compare_button() -> None:
         width="stretch",
         help=words.plain(problem)
         or f"SparseGPT at {setup.sparsity} with target layer and with target dense, on {setup.samples} × "
-        f"{setup.length} tokens of {setup.text}, drift on {setup.held_out} held-out samples of it. Target layer: each "
-        "layer keeps its own output on the pruned inputs, as in the papers. Target dense: it aims at the dense "
-        "model's output, and so repairs what came before it.",
+        f"{setup.length} tokens of {words.text_name(setup.text)}, drift on {setup.held_out} held-out samples of it. "
+        "Target layer: each layer keeps its own output on the pruned inputs, as in the papers. Target dense: it "
+        "aims at the dense model's output, and so repairs what came before it.",
     )

@@ -22,6 +22,7 @@ from app.runs import pairs, shipping
 from app.runs.depth import drift_finding, drift_table
 from app.runs.finished import SERVER, SLIM, FinishedRun, name_apart, read_runs
 from app.runs.html_page import Report, to_html
+from app.runs.request import HELD_OUT
 from rose import verdicts
 from rose.output import check_file, write_file
 from rose.report import versions
@@ -131,7 +132,7 @@ def _subtitle(runs: Sequence[FinishedRun]) -> str:
         text = (
             f"{known.get('model', 'a model')}, calibrated on {known.get('samples', '?')} × {known.get('length', '?')}"
         )
-        return f"{text} tokens of {known['calibration']}" if known.get("calibration") else f"{text} tokens"
+        return f"{text} tokens" + words.of(words.text_name(known.get("calibration") or ""))
 
     return "; ".join(dict.fromkeys(said(run) for run in runs))
 
@@ -140,7 +141,8 @@ def run_findings(run: FinishedRun) -> list[str]:
     found = []
     before, after = run.number("perplexity_before"), run.number("perplexity_after")
     if before and after and (verdict := pairs.against_dense(run)) is not None:
-        where = f" on {run.summary['evaluated_on']}" if run.summary.get("evaluated_on") else ""
+        text = run.summary.get("evaluated_on")
+        where = " on held-out windows" if text == HELD_OUT else f" on {words.text_name(text)}" if text else ""
         said = verdicts.says_move(before, after, "the dense model's", verdict)
         found.append(f"{run.name} takes perplexity{where} {said}.")
     found += _tuning_findings(run) + _error_findings(run)

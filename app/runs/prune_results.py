@@ -109,17 +109,18 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
             "Against dense, held-out": _error(row["mean_held_out_target_error"]),
             "Drift": _error(row["drift"]),
             "Removed of these layers": words.percent(row["removed_fraction"], 2),
-            "Time": "–" if model.report is None else components.duration(row["seconds"]),
+            "Time": "–" if model.report is None else components.duration(row["seconds"]).replace(" ", "\u00a0"),
         }
         for model, (_, row) in zip(models, table.iterrows(), strict=True)
     ]
     components.table(rows, "Perplexity and errors of every model")
-    where = "held-out windows of the calibration text" if request.evaluate == HELD_OUT else request.evaluate
+    own = "held-out windows of the calibration text; other texts may lose more"
+    where = own if request.evaluate == HELD_OUT else words.text_name(request.evaluate)
     said = (
         f"{setup.model}, {_pruned_part(run, models)}, calibrated on {setup.samples} × {setup.length} tokens of "
         f"{words.text_name(setup.text)}, seed {setup.seed}. "
         f"Perplexity on {request.windows} × {request.window_length} tokens of {where}. "
-        f"Time includes calibration, and tuning.{_computed(models)}"
+        f"Time is by the clock, calibration and tuning included: other work lengthens it.{_computed(models)}"
     )
     st.caption(words.plain(said))
     with st.expander("What the columns say", icon=":material/help:"):
