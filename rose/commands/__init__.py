@@ -13,6 +13,7 @@ from rose.commands import (
     damage,
     diffuse,
     evaluate,
+    export,
     models,
     pack,
     prune,
@@ -22,4 +23,4 @@ from rose.commands import (
 )
 
 # As listed by `rose --help`.
-COMMANDS = (models, analyze, prune, slim, tune, compare, damage, check, evaluate, report, pack, diffuse, app)
+COMMANDS = (models, analyze, prune, slim, tune, compare, damage, check, evaluate, report, pack, export, diffuse, app)

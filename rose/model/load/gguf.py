@@ -68,7 +68,7 @@ def read_tensors(
     for tensor in sorted(tensors, key=lambda tensor: -tensor.n_elements):
         stop_point()
         result = processor.process(
-            weights=_dequantized(tensor),
+            weights=dequantized(tensor),
             name=tensor.name,
             tensor_key_mapping=names,
             parsed_parameters={"tensors": found},  # where processors put what they merge or split, in float32
@@ -83,7 +83,7 @@ def read_tensors(
     return found
 
 
-def _dequantized(tensor: ReaderTensor) -> np.ndarray:
+def dequantized(tensor: ReaderTensor) -> np.ndarray:
     """Float32 values in the order of PyTorch's axes; in pieces, as the library needs twice the memory of its result."""
     data, kind = tensor.data, tensor.tensor_type
     step = len(data) * PIECE // tensor.n_elements

@@ -194,6 +194,16 @@ def _safetensors_folder(name: str, source: _Source) -> Path:
     return Path(snapshot_download(source.location, allow_patterns=["*.safetensors", "*.json", "*.py"]))
 
 
+def stored_dtype(name: str) -> torch.dtype:
+    """The format that a folder's configuration says its weights are in; float32 for a GGUF file, and without a word."""
+    source = _locate(name)
+    if "gguf_file" in source.options:
+        return torch.float32
+    with _explained(name, source), _quiet():
+        found = AutoConfig.from_pretrained(source.location, **source.options).dtype
+    return found if found in DTYPES.values() else torch.float32
+
+
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """Reads "float32", "bfloat16" or "float16".
 

@@ -41,7 +41,7 @@ def n_of_m(weight: Tensor) -> Tensor:
 
 def on_grid(weight: Tensor, bits: int, group: int | str) -> Tensor:
     grid = Grid(bits, group)
-    scales = choose_scales(weight.float(), grid, weight.dtype)
+    scales = choose_scales(weight.float(), grid)
     return round_to(weight.float(), scales, grid).to(weight.dtype)
 
 

@@ -1,0 +1,42 @@
+"""`rose export`: a model as a file for other programs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rose.commands import terminal
+from rose.files import expand
+from rose.model.ship.blocks import TYPES
+from rose.model.ship.export import export_gguf
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("export", help="write a model as a GGUF file, which llama.cpp runs; zeros stay zeros")
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="of the model, packed or not; or a packaged name or .gguf file")
+    add("--to", choices=("gguf",), default="gguf", help="the format (default: %(default)s)")
+    says = f"of the layers' weights: {', '.join(TYPES)} (default: %(default)s); others would lose zeros"
+    add("--type", default="f16", help=says)
+    add("--output", type=Path, metavar="FILE.gguf", help="default: FOLDER-TYPE.gguf")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    folder = expand(options.folder)
+    output = options.output or folder.with_name(f"{folder.resolve().name}-{options.type}.gguf")
+    with terminal.bar(console, "Writing") as follow:
+        made = export_gguf(str(folder), output, options.type, lambda share, what: follow(share, what[:30]))
+        follow(1.0, "Written")
+    terminal.say(f"Written to {output}, {made.size / 1e6:.1f} MB; tokenizer from {made.vocabulary}")
+    terminal.say(f"Read back: all {made.zeros:,} zeros are there")
+    if made.exact:
+        terminal.say(f"{len(made.exact)} layers are exact in {options.type}")
+    if made.rounded:
+        error = f"relative squared error {made.error:.2e}"
+        terminal.say(f"{len(made.rounded)} layers were rounded to {options.type}, without compensation: {error}")
+    if made.unfit:
+        terminal.say(f"{len(made.unfit)} layers have rows that are no whole blocks of 32; they stay as they are")

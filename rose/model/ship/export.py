@@ -1,0 +1,179 @@
+"""Models as GGUF files, which llama.cpp and many other programs run; zeros stay zeros."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFReader, GGUFWriter, LlamaFileType
+from torch import Tensor
+
+from rose.errors import RoseError
+from rose.files import TEMPORARY, reachable, sync
+from rose.interrupt import stop_point
+from rose.model.load.gguf import dequantized
+from rose.model.load.models import PACKAGED, load_model, stored_dtype
+from rose.model.network.layers import prunable_layers
+from rose.model.ship.blocks import BLOCK, as_type, in_blocks, in_floats, parse_type
+from rose.model.ship.families import Family, family_of
+from rose.model.ship.vocabulary import copy_vocabulary, tokens_in, write_vocabulary
+from rose.output import check_file
+
+FILE_TYPES = {
+    Type.F16: LlamaFileType.MOSTLY_F16, Type.Q8_0: LlamaFileType.MOSTLY_Q8_0, Type.Q4_0: LlamaFileType.MOSTLY_Q4_0,
+}  # fmt: skip
+Follow = Callable[[float, str], None]
+
+
+@dataclass
+class Exported:
+    """What an export has written.
+
+    Attributes:
+        size: bytes of the file.
+        zeros: weights that are zero in the model, and in the file: all of them are compared.
+        exact: layers whose codes and scales are in the file as they are, or whose weights are exact in f16.
+        rounded: layers whose weights were rounded to the type.
+        unfit: layers whose rows are no whole blocks of 32, stored as floats.
+        error: ‖W − Ŵ‖²/‖W‖² over the rounded layers; 0 without any.
+        vocabulary: where the tokenizer is from.
+    """
+
+    size: int = 0
+    zeros: int = 0
+    exact: list[str] = field(default_factory=list)
+    rounded: list[str] = field(default_factory=list)
+    unfit: list[str] = field(default_factory=list)
+    error: float = 0.0
+    vocabulary: str = "tokenizer.json"
+
+
+def export_gguf(name: str, output: Path, kind: str, follow: Follow | None = None) -> Exported:
+    """Writes a model as a GGUF file, whole or not at all, and reads it back: every zero must be there.
+
+    Args:
+        name: as for `load_model`; the model must fit into memory.
+        kind: of the weights of linear layers: "f16", "q8_0" or "q4_0". With q8_0 and q4_0 all else stays exact.
+
+    Raises:
+        RoseError: another type, a family or tokenizer that is not exported, a file that cannot be written.
+    """
+    wanted = parse_type(kind)
+    check_file(output)
+    model, tokenizer = load_model(name, dtype=stored_dtype(name))
+    family = family_of(model.config)
+    temporary = output.with_name(f"{output.name}{secrets.token_hex(4)}{TEMPORARY}")
+    done = Exported()
+    try:
+        writer = GGUFWriter(str(temporary), gguf.MODEL_ARCH_NAMES[family.architecture], use_temp_file=True)
+        writer.add_name(Path(name).name)
+        writer.add_file_type(FILE_TYPES[wanted])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        family.describe(writer, model.config)
+        _add_vocabulary(writer, name, model, tokenizer, done)
+        _add_tensors(writer, model, family, wanted, done, follow)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        _compare(temporary, model, family, done)
+        sync(temporary)
+        os.replace(temporary, output)
+    except OSError as problem:
+        raise RoseError(f"{output} cannot be written ({problem.strerror or problem}); make room.") from problem
+    finally:
+        temporary.unlink(missing_ok=True)
+    done.size = output.stat().st_size
+    return done
+
+
+def _add_vocabulary(writer: GGUFWriter, name: str, model: Any, tokenizer: Any, done: Exported) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    path = _origin(name)
+    if path is not None:
+        source = GGUFReader(path)
+        if tokens_in(source) == rows:
+            copy_vocabulary(writer, source)
+            done.vocabulary = path.name
+            return
+    write_vocabulary(writer, tokenizer, rows)
+
+
+def _origin(name: str) -> Path | None:
+    """The GGUF file that a model came from, by the report beside it, where that is on this machine."""
+    path, of = reachable(name), name
+    report = path / "report.json"
+    if report.is_file():
+        of = str(json.loads(report.read_text(encoding="utf-8"))["summary"].get("model", name))
+    found = PACKAGED[of].path() if of in PACKAGED else reachable(of)
+    return found if found and found.suffix == ".gguf" and found.is_file() else None
+
+
+def _named(model: Any, family: Family) -> Iterator[tuple[str, str, Tensor]]:
+    """Name in the file, name in the model, and weight as the file lays it out, of every parameter; tied ones once."""
+    config = model.config
+    names = gguf.get_tensor_name_map(family.architecture, config.num_hidden_layers)
+    for name, parameter in model.named_parameters():
+        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if found is None:
+            raise RoseError(f"GGUF files have no name for {name} in this family; pack the folder instead.")
+        yield found, name, family.arrange(name, parameter.detach(), config)
+
+
+def _add_tensors(
+    writer: GGUFWriter, model: Any, family: Family, wanted: Type, done: Exported, follow: Follow | None
+) -> None:
+    layers = {f"{layer.name}.weight" for layer in prunable_layers(model)}
+    missed = whole = 0.0
+    for number, (key, name, weight) in enumerate(_named(model, family)):
+        stop_point()
+        if follow:
+            follow(number / len(list(model.parameters())), name)
+        if weight.ndim == 1 or key.startswith("position_embd"):
+            writer.add_tensor(key, as_type(weight, Type.F32))
+        elif wanted == Type.F16:
+            values = as_type(weight, Type.F16)
+            if name in layers:
+                is_exact = bool((torch.from_numpy(values).float() == weight.float()).all())
+                (done.exact if is_exact else done.rounded).append(name)
+                missed, whole = _summed(missed, whole, weight, values.astype(np.float32))
+            writer.add_tensor(key, values)
+        elif name not in layers or weight.shape[1] % BLOCK:
+            values, kind = in_floats(weight)
+            writer.add_tensor(key, values, raw_dtype=kind)
+            if name in layers:
+                done.unfit.append(name)
+        else:
+            values, is_exact = in_blocks(weight, wanted)
+            writer.add_tensor(key, values, raw_dtype=wanted)
+            (done.exact if is_exact else done.rounded).append(name)
+            if not is_exact:
+                missed, whole = _summed(missed, whole, weight, gguf.dequantize(values, wanted))
+    done.error = missed / whole if whole else 0.0
+
+
+def _summed(missed: float, whole: float, weight: Tensor, read: np.ndarray) -> tuple[float, float]:
+    difference = (weight.float() - torch.from_numpy(read)).double().square().sum()
+    return missed + float(difference), whole + float(weight.double().square().sum())
+
+
+def _compare(path: Path, model: Any, family: Family, done: Exported) -> None:
+    """Raises RoseError where a zero of the model is none in the file, or an exact layer differs."""
+    written = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    exact = set(done.exact)
+    for key, name, weight in _named(model, family):
+        stop_point()
+        read = torch.from_numpy(np.array(dequantized(written[key])))
+        removed = weight == 0
+        done.zeros += int(removed.sum()) if weight.ndim > 1 else 0
+        if bool((read[removed] != 0).any()) or (name in exact and not torch.equal(read, weight.float())):
+            raise RoseError(f"{name} in the file differs from the model, so the file was not kept; please report this.")

@@ -1,0 +1,140 @@
+"""What GGUF files say of the families that are exported: architecture, configuration, and the layout of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gguf
+from gguf import GGUFWriter
+from torch import Tensor
+
+from rose.errors import RoseError
+
+PATTERN = 6  # of Gemma 3 in llama.cpp: every sixth decoder block attends to everything
+LOCAL_BASE = 10000.0  # of its other decoder blocks
+CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # of GPT-2, which stores them as (in, out)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family as GGUF files have it.
+
+    Attributes:
+        describe: writes what is particular to it, and raises RoseError for what llama.cpp would compute otherwise.
+        arrange: name in the model, weight, configuration -> the weight as the file has it.
+    """
+
+    architecture: gguf.MODEL_ARCH
+    describe: Callable[[GGUFWriter, Any], None]
+    arrange: Callable[[str, Tensor, Any], Tensor]
+
+
+def family_of(config: Any) -> Family:
+    """Raises RoseError for a family that is not exported."""
+    if config.model_type not in FAMILIES:
+        raise RoseError(
+            f"A {config.model_type} model cannot be exported; {', '.join(FAMILIES)} can. Its folder can be packed."
+        )
+    return FAMILIES[config.model_type]
+
+
+def _common(writer: GGUFWriter, config: Any) -> None:
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _rotary(writer: GGUFWriter, config: Any) -> None:
+    """LLaMA and its descendants."""
+    _common(writer, config)
+    if getattr(config, "hidden_act", "silu") not in ("silu", "swish", "gelu_pytorch_tanh"):
+        raise RoseError(
+            f"llama.cpp has no {config.hidden_act} in a {config.model_type} model; pack the folder instead."
+        )
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(head)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+
+
+def _plain_rotary(writer: GGUFWriter, config: Any) -> None:
+    _rotary(writer, config)
+    if getattr(config, "use_sliding_window", False):
+        raise RoseError("llama.cpp lets this family attend to everything, and the model has a sliding window.")
+    _add_rope(writer, config.rope_parameters)
+
+
+def _add_rope(writer: GGUFWriter, rope: Any) -> None:
+    kind = rope.get("rope_type", "default")
+    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    if kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+    elif kind != "default":
+        raise RoseError(f"Positions scaled by {kind} are not exported; pack the folder instead.")
+
+
+def _gemma3(writer: GGUFWriter, config: Any) -> None:
+    _rotary(writer, config)
+    pattern = [
+        "full_attention" if not (index + 1) % PATTERN else "sliding_attention"
+        for index in range(len(config.layer_types))
+    ]
+    local = config.rope_parameters["sliding_attention"]
+    if list(config.layer_types) != pattern or float(local["rope_theta"]) != LOCAL_BASE:
+        raise RoseError(
+            "llama.cpp takes every sixth decoder block of Gemma 3 as global, and in this model it is not so."
+        )
+    if config.query_pre_attn_scalar != config.head_dim or config.final_logit_softcapping:
+        raise RoseError("llama.cpp scales the queries or logits of Gemma 3 otherwise than this model does.")
+    writer.add_sliding_window(config.sliding_window)
+    _add_rope(writer, config.rope_parameters["full_attention"])
+
+
+def _gpt2(writer: GGUFWriter, config: Any) -> None:
+    if (
+        config.scale_attn_by_inverse_layer_idx
+        or not config.scale_attn_weights
+        or "gelu" not in config.activation_function
+    ):
+        raise RoseError("llama.cpp scales the attention of GPT-2, or activates it, otherwise than this model does.")
+    _common(writer, config)
+    writer.add_feed_forward_length(config.n_inner or 4 * config.hidden_size)
+    writer.add_layer_norm_eps(config.layer_norm_epsilon)
+
+
+def _same(_name: str, weight: Tensor, _config: Any) -> Tensor:
+    return weight
+
+
+def _llama_rows(name: str, weight: Tensor, config: Any) -> Tensor:
+    """Queries and keys in pairs of neighbours, as llama.cpp rotates them; here a head's first halves are together."""
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+    if heads is None:
+        return weight
+    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+def _one_added(name: str, weight: Tensor, _config: Any) -> Tensor:
+    """Gemma multiplies by 1 + the weight of a norm, and a file has the sum."""
+    return weight.float() + 1 if name.endswith("norm.weight") else weight
+
+
+def _transposed(name: str, weight: Tensor, _config: Any) -> Tensor:
+    return weight.T if name.endswith(CONV1D) else weight
+
+
+FAMILIES = {
+    "llama": Family(gguf.MODEL_ARCH.LLAMA, _plain_rotary, _llama_rows),
+    "qwen2": Family(gguf.MODEL_ARCH.QWEN2, _plain_rotary, _same),
+    "qwen3": Family(gguf.MODEL_ARCH.QWEN3, _plain_rotary, _same),
+    "gemma3_text": Family(gguf.MODEL_ARCH.GEMMA3, _gemma3, _one_added),
+    "gpt2": Family(gguf.MODEL_ARCH.GPT2, _gpt2, _transposed),
+}

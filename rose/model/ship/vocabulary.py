@@ -1,0 +1,121 @@
+"""The tokenizer of a GGUF file: that of the file a model came from, or written from tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from gguf import GGUFReader, GGUFValueType, GGUFWriter, TokenType
+
+from rose.errors import RoseError
+
+SPACE = "\u2581"
+# Beginnings of the patterns by which byte-level vocabularies split text -> what llama.cpp calls them.
+CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|"
+SPLITS = {CONTRACTIONS + "\\p{N}{1,3}|": "llama-bpe", CONTRACTIONS + "\\p{N}|": "qwen2"}
+IDS = {"bos": "add_bos_token_id", "eos": "add_eos_token_id", "unk": "add_unk_token_id", "pad": "add_pad_token_id"}
+
+
+def copy_vocabulary(writer: GGUFWriter, source: GGUFReader) -> None:
+    """Writes every field on the tokenizer that a GGUF file has."""
+    for name, field in source.fields.items():
+        if name.startswith("tokenizer."):
+            inner = field.types[1] if field.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], sub_type=inner)
+
+
+def tokens_in(source: GGUFReader) -> int:
+    """How many tokens a file's vocabulary has."""
+    field = source.get_field("tokenizer.ggml.tokens")
+    return 0 if field is None else len(field.data)
+
+
+def write_vocabulary(writer: GGUFWriter, tokenizer: Any, size: int) -> None:
+    """Writes the fields from a fast tokenizer.
+
+    Args:
+        size: rows of the embedding; ids that the tokenizer does not use become unused tokens.
+
+    Raises:
+        RoseError: a tokenizer that is no BPE, or splits text in a way that has no name here.
+    """
+    known = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = known["model"]
+    if model["type"] != "BPE":
+        raise RoseError(f"A tokenizer of type {model['type']} is not exported; only BPE is.")
+    added = {one["id"]: one for one in known["added_tokens"]}
+    pieces = {number: token for token, number in model["vocab"].items()} | {
+        n: one["content"] for n, one in added.items()
+    }
+    tokens = [pieces.get(number, f"[PAD{number}]") for number in range(size)]
+    is_pieces = bool(model.get("byte_fallback"))
+    types = [_type(number, pieces, added, model, is_pieces) for number in range(size)]
+    merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
+    if is_pieces:
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_scores(_scores(tokens, model["merges"]))
+        writer.add_add_space_prefix(_prepends(known))
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(_split(known["pre_tokenizer"]))
+        writer.add_token_merges(merges)
+    writer.add_token_list([token.encode() for token in tokens])
+    writer.add_token_types(types)
+    for name, method in IDS.items():
+        number = getattr(tokenizer, f"{name}_token_id")
+        if number is not None and number < size:
+            getattr(writer, method)(number)
+    writer.add_add_bos_token(_puts_bos(tokenizer))
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _type(number: int, pieces: dict[int, str], added: dict[int, Any], model: Any, is_pieces: bool) -> int:
+    token = pieces.get(number)
+    if token is None:
+        return TokenType.UNUSED
+    if token == model.get("unk_token"):
+        return TokenType.UNKNOWN
+    if number in added:
+        return TokenType.CONTROL if added[number]["special"] else TokenType.USER_DEFINED
+    is_byte = is_pieces and len(token) == 6 and token.startswith("<0x")
+    return TokenType.BYTE if is_byte else TokenType.NORMAL
+
+
+def _scores(tokens: Iterable[str], merges: Iterable[Any]) -> list[float]:
+    """llama.cpp joins the pair whose token has the highest score, a tokenizer.json the pair of the first merge."""
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(merges):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        ranks.setdefault(left + right, rank)
+    return [-float(ranks.get(token, len(ranks) + 1)) for token in tokens]
+
+
+def _prepends(known: Any) -> bool:
+    """Whether a space goes in front of a text."""
+    text = json.dumps([known["normalizer"], known["pre_tokenizer"]], ensure_ascii=False)
+    return '"Prepend"' in text or '"prepend_scheme": "first"' in text or '"prepend_scheme": "always"' in text
+
+
+def _split(pre_tokenizer: Any) -> str:
+    """llama.cpp's name of the way in which text is split before merges."""
+    parts = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+    patterns = [one["pattern"].get("Regex", "") for one in parts if one["type"] == "Split"]
+    for pattern in patterns:
+        for begins, name in SPLITS.items():
+            if pattern.startswith(begins):
+                return name
+    byte_level = any(one["type"] == "ByteLevel" and one.get("use_regex", True) for one in parts)
+    if byte_level and not patterns:
+        digits = any(one["type"] == "Digits" and one["individual_digits"] for one in parts)
+        return "smollm" if digits else "gpt-2"
+    raise RoseError(
+        "This tokenizer splits text in a way whose name in GGUF files is not known; pack the folder instead."
+    )
+
+
+def _puts_bos(tokenizer: Any) -> bool:
+    ids = tokenizer("a").input_ids
+    return tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id

@@ -1,0 +1,164 @@
+"""GGUF files of tiny models: logits and zeros of the model, read by transformers; a tokenizer that reads text alike."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from gguf import GGUFReader
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+import rose
+from rose import cli
+from rose.model.network.layers import prunable_layers
+from rose.model.ship.export import export_gguf
+from tests.model.families import make_from, make_model
+from tests.model.ship.test_packing import on_grid, without
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+CONFIGURATIONS: dict[str, Any] = {
+    "llama": lambda: transformers.LlamaConfig(**SIZES),
+    "qwen2": lambda: transformers.Qwen2Config(**SIZES, tie_word_embeddings=True),
+    # transformers takes head dimensions of 128 and 256, and 1024 positions of GPT-2, whatever a file says.
+    "qwen3": lambda: transformers.Qwen3Config(**{**SIZES, "head_dim": 128, "num_attention_heads": 2}),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **{**SIZES, "num_hidden_layers": 6, "head_dim": 256, "num_attention_heads": 2}, sliding_window=8
+    ),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=300, n_embd=64, n_layer=2, n_head=4, n_positions=1024, bos_token_id=0, eos_token_id=0
+    ),
+}
+TOKENS = torch.randint(0, 256, (2, 20), generator=torch.Generator().manual_seed(0))
+
+
+TEXT = "a rose is a rose is a rose by any other name, roses are red " * 5
+
+
+@cache
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes and their merges, 290 tokens; ids from there on are in no text."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=290, special_tokens=["<pad>"], initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator([TEXT], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<pad>")
+
+
+def save(family: str, folder: Path, bits: int | None) -> Any:
+    """A pruned model, on a grid where bits are given; biases and norms are random too."""
+    model = make_from(CONFIGURATIONS[family]())
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        if parameter.ndim == 1 or "embed" in name:
+            generator = torch.Generator().manual_seed(number)
+            parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator)).copy_(parameter.half().float())
+    for layer in prunable_layers(model):
+        weight = without(layer.weight.detach().float(), 0.5)
+        layer.write(weight if bits is None else on_grid(weight, bits, 32))
+    model.save_pretrained(folder)
+    merging_tokenizer().save_pretrained(folder)
+    return model
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=TOKENS).logits
+
+
+@pytest.mark.parametrize("family", CONFIGURATIONS)
+@pytest.mark.parametrize(("kind", "bits"), [("f16", None), ("q4_0", 4)])
+def test_the_file_computes_what_the_model_does(kind: str, bits: int | None, family: str, tmp_path: Path) -> None:
+    model = save(family, tmp_path / "model", bits)
+    made = export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", kind)
+    loaded, tokenizer = rose.load_model(str(tmp_path / "model.gguf"))
+    expected, found = logits(model), logits(loaded)
+    if bits:
+        assert torch.equal(found, expected)
+        assert not made.rounded
+        assert len(made.exact) == len(prunable_layers(model))
+    else:
+        assert torch.allclose(found, expected, atol=3e-3 * float(expected.abs().max()))
+    assert made.zeros >= sum(int((layer.weight == 0).sum()) for layer in prunable_layers(model))
+    text = "A rose, 1234 roses.\n\n  it's\té"
+    assert tokenizer(text).input_ids == merging_tokenizer()(text).input_ids
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.gguf"]
+
+
+def test_other_grids_and_types(tmp_path: Path) -> None:
+    """Eight bits fit q8_0, not q4_0, which rounds them and says what that costs."""
+    model = save("llama", tmp_path / "model", 8)
+    assert not export_gguf(str(tmp_path / "model"), tmp_path / "a.gguf", "q8_0").rounded
+    assert torch.equal(logits(rose.load_model(str(tmp_path / "a.gguf"))[0]), logits(model))
+    made = export_gguf(str(tmp_path / "model"), tmp_path / "b.gguf", "q4_0")
+    assert not made.exact
+    assert 1e-4 < made.error < 0.05
+
+
+def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save("llama", tmp_path / "model", None)
+    for kind in ("q4_1", "q4_k"):
+        assert cli.main(["export", str(tmp_path / "model"), "--type", kind]) == 2
+    assert "removed weights would not stay zero" in capsys.readouterr().err
+    make_model("opt").save_pretrained(tmp_path / "opt")
+    merging_tokenizer().save_pretrained(tmp_path / "opt")
+    assert cli.main(["export", str(tmp_path / "opt")]) == 2
+    assert "A opt model cannot be exported" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "opt"]
+
+
+def test_the_tokenizer_of_a_file_is_taken_over(tmp_path: Path) -> None:
+    """Of a packed folder, by the command, and again from the file that it has written."""
+    save("llama", tmp_path / "model", 4)
+    assert cli.main(["pack", str(tmp_path / "model")]) == 0
+    assert cli.main(["export", str(tmp_path / "model-packed"), "--type", "q4_0", "--to", "gguf"]) == 0
+    first = tmp_path / "model-packed-q4_0.gguf"
+    made = export_gguf(str(first), tmp_path / "again.gguf", "q4_0")
+    assert made.vocabulary == first.name
+    one, two = (
+        {name: field.contents() for name, field in GGUFReader(path).fields.items() if name.startswith("tokenizer.")}
+        for path in (first, tmp_path / "again.gguf")
+    )
+    assert one == two
+
+
+def test_pieces_with_byte_fallback(tmp_path: Path) -> None:
+    """As of LLaMA 2 and Gemma: scores stand for the order of merges."""
+    core = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    core.normalizer = normalizers.Replace(" ", "▁")
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("\n"), "isolated")
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", "<bos>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    core.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=310, special_tokens=special, show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<bos>")
+    config = transformers.Gemma3TextConfig(
+        **{**SIZES, "vocab_size": 312, "num_hidden_layers": 1}, sliding_window=8, query_pre_attn_scalar=16
+    )
+    make_from(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", "f16")
+    fields = {name: field.contents() for name, field in GGUFReader(tmp_path / "model.gguf").fields.items()}
+    types = fields["tokenizer.ggml.token_type"]
+    assert (types[0], types[2], types[-1]) == (2, 3, 5)  # the trainer makes bytes special
+    scores, tokens = fields["tokenizer.ggml.scores"], fields["tokenizer.ggml.tokens"]
+    merged = ["".join(pair) for pair in json.loads(core.to_str())["model"]["merges"]]
+    assert [token for _, token in sorted(zip(scores, tokens, strict=True), key=lambda one: -one[0])][
+        : len(merged)
+    ] == merged
