@@ -1,6 +1,6 @@
 """GGUF files judged by llama.cpp: python -m tests.benchmarks.shipping --output FILE.csv [MODEL ...].
 
-Each model (a folder, packaged name or .gguf file) is exported as f16, q8_0 and q4_0. llama-cpp-python, in an environment
+Each model (a folder, packaged name or .gguf file) is exported as f16, q8_0, q4_0. llama-cpp-python, in an environment
 of its own (`--python PATH`, built with `pip install llama-cpp-python`), loads the file, generates, and computes the
 logits of a text; they are compared with those of `rose.load_model` on the same file, in float32. llama.cpp rounds the
 activations that enter q8_0 and q4_0 layers to eight bits, which ours does not; `top1` is how often both expect the same
