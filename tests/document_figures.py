@@ -65,6 +65,7 @@ SETTINGS = {
         r"layer 9",
         r"layer 16",
         r"2:4",
+        r"50 to 80 %",
         r"70 %",
         r"\| \d+ \|",
         r"(?<= )[1-5]\.(?= )",
@@ -230,7 +231,7 @@ def texts() -> dict[str, list[str]]:
 
 
 def results() -> list[str]:
-    layer, dense = "rows.csv", "dense/rows.csv"
+    layer, dense, low = "rows.csv", "dense/rows.csv", "dense/low-sparsities.csv"
     methods = list(read(layer)["method"].unique())
     methods.remove("rose_admm")  # ran elsewhere than the others
     qwen, smol = "qwen2.5-coder-0.5b-o_proj.csv", "layers-70.csv"
@@ -245,6 +246,8 @@ def results() -> list[str]:
         f"dense model's perplexity is {at(layer, '0.7')['dense_perplexity'].iloc[0]:.2f}",
         f"dense perplexity of {at(layer, '0.7')['dense_perplexity'].iloc[0]:.5f}",
         f"dense perplexity of {at(dense, '0.7')['dense_perplexity'].iloc[0]:.5f}",
+        f"at 0.3 it is at {says(ratio(at(low, '0.3'), 'rose_admm', 'sparsegpt'))} times SparseGPT's, at 0.4 at "
+        f"{says(ratio(at(low, '0.4'), 'rose_admm', 'sparsegpt'))}",
         f"`rose_admm` is at {says(ratio(at(dense, '0.7'), 'rose_admm', 'alps'))} times ALPS's",
         f"SparseGPT's perplexity with dense targets is {says(of_target('qwen.gguf', 'sparsegpt'))} times that with "
         f"`--target layer` in Qwen",
