@@ -246,7 +246,9 @@ def _table_of(others: Sequence[OtherTensor]) -> pd.DataFrame:
 def _method_of(found: Mapping[str, _Layer]) -> dict[str, Any]:
     """`nearest`: the method that the masks are nearest to (see `Maker`), None without masks or methods. `method`: that
     one where it has made nearly all of them, else None. Layers in which it and another are the same get its name."""
-    maker = maker_of([one.nearest for one in found.values() if one.nearest])
+    peers = Peers.of([one.change for one in found.values()])
+    sane = [one for one in found.values() if not judge_weights(one.change, peers).is_wrong] or [*found.values()]
+    maker = maker_of([one.nearest for one in sane if one.nearest])  # an accident tells nothing of a method
     if maker is None:
         return {"method": None, "nearest": None}
     for one in found.values():

@@ -12,6 +12,7 @@ from rose.layer.methods import METHODS
 from rose.model.check.costs import SAME_MASK, Recognized
 
 MOST = 0.8  # share of the layers that must have a method's mask before the checkpoint is called that method's
+EQUAL = 1e-4  # difference of two means over layers that tells nothing
 Key = tuple[str, str]  # method and target
 
 
@@ -58,7 +59,9 @@ def maker_of(known: Sequence[Recognized]) -> Maker | None:
         # Targets are tried only where nothing else has the mask.
         return [found for one in known if (found := one.tried.get(key) or one.tried.get((key[0], "layer")))]
 
-    best = max(candidates, key=lambda key: fmean(one.jaccard for one in shared_with(key)))
+    # Of two whose masks are equally near, up to chance, the simpler one, which stands first.
+    means = {key: fmean(one.jaccard for one in shared_with(key)) for key in candidates}
+    best = next(key for key, mean in means.items() if mean > max(means.values()) - EQUAL)
     shared = shared_with(best)
     same = sum(one.jaccard >= SAME_MASK for one in shared)
     is_same = same >= MOST * len(known)
