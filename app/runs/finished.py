@@ -37,6 +37,7 @@ MOST_BLOCKS = 4096
 SLIM = "slim"
 NUMBERS = (
     *("rows", "columns", "sparsity", "relative_error", "held_out_error", "target_error", "held_out_target_error"),
+    *("pruning_error", "rounding_error"),
     *("relative_range", "damping", "target_damping", "dead_columns", "seconds", "tokens", "change"),
 )
 ERRORS = ("relative_error", "held_out_error", "target_error", "held_out_target_error")
@@ -86,7 +87,8 @@ class FinishedRun:
     def asked(self) -> str:
         if self.kind == SLIM:
             return f"{words.percent(float(self.summary['ratio']), 0)} out"
-        return short_text(self.summary.get("sparsity"))
+        bits = self.summary.get("bits")
+        return short_text(self.summary.get("sparsity")) + (f", {bits} bits" if isinstance(bits, int) else "")
 
     @property
     def model(self) -> str:
@@ -186,7 +188,8 @@ def _run_of(report: rose.RunReport, place: str) -> FinishedRun:
 def without_errors(report: rose.RunReport) -> rose.RunReport:
     """What still holds of a report once its model is tuned: errors of layers and drift were those before."""
     kept = {name: value for name, value in report.summary.items() if not name.startswith("mean_") and name != "drift"}
-    return rose.RunReport(report.layers.drop(columns=[name for name in ERRORS if name in report.layers]), kept)
+    gone = [name for name in (*ERRORS, "pruning_error", "rounding_error") if name in report.layers]
+    return rose.RunReport(report.layers.drop(columns=gone), kept)
 
 
 def tuned_suffix(summary: dict[str, Any]) -> str:

@@ -9,6 +9,8 @@ from app import session
 from app.runs.request import HELD_OUT, WINDOWS, Keep, PruneRequest
 from app.runs.widgets import linked
 from app.study.setup import THRESHOLD, Setup
+from rose.layer.grid import BITS as GRID_BITS
+from rose.layer.grid import GROUPS
 from rose.layer.methods import RECOMMENDED
 from rose.model.load.tokens import SOURCES
 from rose.model.measure import zero_shot
@@ -21,6 +23,8 @@ KEEP: dict[Keep, str] = {
     "folder": "of all copies, in a folder on this machine",
     "none": "none",
 }
+AS_STORED = "stored"
+BITS = {AS_STORED: "as they are", **{str(bits): f"{bits} bits" for bits in sorted(GRID_BITS, reverse=True)}}
 TARGETS = {"dense": "dense: the dense model's output", "layer": "layer: its own output"}
 
 
@@ -60,7 +64,7 @@ def choose(setup: Setup) -> PruneRequest:
     with right:
         kept = _checkpoints()
     with st.expander("More", icon=":material/more_horiz:", key="prune-more"):
-        more = {**_windows(setup), **_prompt(), **_tasks(), **_targets()}
+        more = {**_rounding(), **_windows(setup), **_prompt(), **_tasks(), **_targets()}
     return PruneRequest(
         methods=tuple(dict.fromkeys(methods)),
         sparsities=_words(sparsities) or (setup.sparsity,),
@@ -109,6 +113,29 @@ def _windows(setup: Setup) -> dict[str, Any]:
         "Tokens each", min_value=2, value=None, placeholder=str(setup.length), **linked("prune_length")
     )
     return {"windows": windows or WINDOWS, "window_length": length or setup.length}
+
+
+def _rounding() -> dict[str, Any]:
+    one, two = st.columns([3, 1], vertical_alignment="bottom")
+    bits = one.pills(
+        "Bits of kept weights",
+        list(BITS),
+        default=[AS_STORED],
+        selection_mode="multi",
+        format_func=BITS.__getitem__,
+        **linked("prune_bits"),
+        help="Kept weights are rounded to a grid with an exact zero, and weights still to come make good what rounding "
+        "costs. Choose several to have a copy of each; copies of different bits are not ranked.",
+    )
+    group = two.selectbox(
+        "Columns that share a scale",
+        [str(one) for one in GROUPS],
+        index=1,
+        **linked("prune_group"),
+        disabled=not set(bits) - {AS_STORED},
+        help="Consecutive input columns of a row. Fewer cost more: 16 bits a scale.",
+    )
+    return {"bits": tuple(None if one == AS_STORED else int(one) for one in BITS if one in bits), "group": group}
 
 
 def _prompt() -> dict[str, Any]:

@@ -16,8 +16,9 @@ from app.runs.drift_sections import DRIFT
 from app.runs.prune_choices import TARGETS
 from app.runs.pruning import EvaluatedModel, PruningRun, accuracy_table, layer_table, model_table
 from app.runs.request import HELD_OUT
-from app.runs.shipping import Advice, advise, cost
+from app.runs.shipping import Advice, advise, cost, size_of
 from app.runs.widgets import checkpoint_button, csv_button, file_button
+from rose.model.load.models import parse_dtype
 from rose.report import csv_text, with_cautions
 from rose.verdicts import Result, cautions
 
@@ -43,9 +44,35 @@ def what_to_ship(run: PruningRun, models: list[EvaluatedModel]) -> None:
             st.subheader(f"What to ship{so_far}: {words.plain(model.label)}", anchor=False)
             _recommend(advice, model, dense.perplexity)
             _take_on(model, run)
+        _sizes(run, pruned, dense.perplexity)
         reports = [model.report for model in pruned if model.report is not None]
         components.report_button(
             lambda: [run for report in reports for run in finished.runs_of(report)], "pruned", "prune-report"
+        )
+
+
+def _sizes(run: PruningRun, pruned: list[EvaluatedModel], dense: float) -> None:
+    """What each copy takes, and what loads it."""
+    rows = []
+    for model in pruned:
+        if model.report is None or model.is_tuned:
+            continue
+        size = size_of(model.report.layers, model.summary, parse_dtype(run.setup.dtype).itemsize)
+        rows.append(
+            {
+                "Copy": model.label,
+                "Perplexity": f"{model.perplexity:.2f}",
+                "× dense": f"{model.perplexity / dense:.2f}",
+                "Pruned layers, plain": components.size(size.plain),
+                "Packed, at most": components.size(size.packed),
+                "What loads it": size.loads,
+            }
+        )
+    with st.expander("What each copy takes, and what loads it", icon=":material/deployed_code:", key="ship-sizes"):
+        components.table(rows, "Sizes of the pruned layers of every copy, and what loads them")
+        st.caption(
+            "Zeros alone make no file smaller and no model faster. Packed: a bit for every weight, what is kept, and "
+            "scales, before compression; `rose pack` writes it and says the exact size. Embeddings come on top."
         )
 
 
@@ -78,7 +105,7 @@ def _labels(model: EvaluatedModel, run: PruningRun) -> list[str]:
     """The copy and the others at its sparsity, as the page Compare runs calls them."""
     known = [one for report in reversed(shared.reports()) for one in finished.runs_of(report)]
     label_of = {id(one.origin): label for label, one in finished.labelled(known).items()}
-    alike = [one for one in run.copies if one.case.sparsity == model.case.sparsity and one is not model]
+    alike = [one for one in run.copies if one.case.asked == model.case.asked and one is not model]
     return [label_of[id(one.report)] for one in [model, *alike] if id(one.report) in label_of]
 
 
@@ -88,6 +115,13 @@ def _not_kept(model: EvaluatedModel, run: PruningRun) -> str:
     if model.checkpoint is None:
         return f"Its checkpoint was not kept: {tempfile.gettempdir()} had too little room."
     return "Its checkpoint is deleted; prune again to have it."
+
+
+def _apart(row: pd.Series) -> dict[str, str]:
+    """What pruning and rounding each add to the error on calibration inputs, where a copy was rounded."""
+    if pd.isna(row["mean_rounding_error"]):
+        return {}
+    return {"By pruning": _error(row["mean_pruning_error"]), "By rounding": _error(row["mean_rounding_error"])}
 
 
 def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
@@ -108,6 +142,7 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
             "Mean error, held-out": _error(row["mean_held_out_error"]),
             "Against dense, held-out": _error(row["mean_held_out_target_error"]),
             "Drift": _error(row["drift"]),
+            **_apart(row),
             "Removed of these layers": words.percent(row["removed_fraction"], 2),
             "Time": "–" if model.report is None else components.duration(row["seconds"]).replace(" ", "\u00a0"),
         }

@@ -73,7 +73,7 @@ class EvaluatedModel:
             method=self.case.method,
             value=self.perplexity,
             losses=self.losses,
-            amount=self.case.sparsity,
+            amount=self.case.asked,
             seconds=seconds_of(self.summary),
             target=self.case.target,
         )
@@ -94,11 +94,14 @@ class EvaluatedModel:
 
 def model_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
     """One row per model, the dense one first: perplexity, its ratio to dense, mean errors, seconds."""
-    totals = ("mean_relative_error", "mean_held_out_error", "mean_held_out_target_error", "columnar_layers")
+    totals = (
+        *("mean_relative_error", "mean_held_out_error", "mean_held_out_target_error", "columnar_layers"),
+        *("mean_pruning_error", "mean_rounding_error"),
+    )
     rows = [
         {
             "method": model.case.method,
-            "sparsity": model.case.sparsity,
+            "sparsity": model.case.asked,
             "perplexity": model.perplexity,
             "ratio_to_dense": model.perplexity / models[0].perplexity,
             **{name: model.summary.get(name) for name in totals},
@@ -264,7 +267,9 @@ class PruningRun(Run):
 
     def _told(self, report: rose.RunReport, judged: EvaluatedModel) -> rose.RunReport:
         setup, request, case = self.setup, self.request, judged.case
-        one = replace(request, methods=(case.method,), sparsities=(case.sparsity,), targets=(case.target,))
+        one = replace(
+            request, methods=(case.method,), sparsities=(case.sparsity,), targets=(case.target,), bits=(case.bits,)
+        )
         assert self.dense is not None
         more = {} if request.layer_patterns is None else {"chosen_layers": request.layers.strip()}
         return report.with_summary(

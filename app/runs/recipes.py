@@ -18,6 +18,7 @@ def command_lines(setup: Setup, request: PruneRequest) -> str:
             **_calibration(setup),
             "--method": case.method,
             "--sparsity": case.sparsity,
+            **({} if case.bits is None else {"--bits": case.bits, "--group": case.group}),
             "--target": case.target,
             **_engine(setup, request.threshold),
         }
@@ -79,7 +80,7 @@ def _command(name: str, options: dict[str, Any]) -> str:
 
 def python_code(setup: Setup, request: PruneRequest) -> str:
     """A script that does what this request does; it keeps every checkpoint where the request keeps any."""
-    imports = ["import copy", "", "import rose"]
+    imports = ["import copy", "from itertools import product", "", "import rose"]
     continued: list[str] = []
     shown = ""
     if request.evaluate == HELD_OUT:
@@ -108,7 +109,7 @@ def python_code(setup: Setup, request: PruneRequest) -> str:
         f"windows = {windows}",
         *continued,
         f'print("dense", rose.perplexity(dense, windows){shown.format("dense")})',
-        f"for sparsity in {list(request.sparsities)}:",
+        f"for sparsity, bits in product({list(request.sparsities)}, {list(request.bits)}):",
         f"    for method in {list(request.methods)}:",
         f"        for target in {list(request.targets)}:",
         "            model = copy.deepcopy(dense)",
@@ -116,7 +117,8 @@ def python_code(setup: Setup, request: PruneRequest) -> str:
         "                model, tokens, held_out=held_out, method=method, sparsity=sparsity, target=target, "
         f"layers={request.layer_patterns},",
         f"                block_size={setup.block_size}, damping={setup.damping}, threshold={request.threshold},",
-        f"                true_sequential={request.true_sequential},",
+        f"                true_sequential={request.true_sequential}, bits=bits, "
+        f"group={request.group!r} if bits else None,",
     ]
     if request.target_damping is not None:
         lines.append(f'                target_damping={request.target_damping} if target == "dense" else None,')
@@ -133,6 +135,8 @@ def _output(request: PruneRequest) -> str:
     name = (f"{output!r} + " if request.keep == "folder" else "") + 'f"{method}-{sparsity}".replace(":", "-")'
     if any("%" in sparsity for sparsity in request.sparsities):
         name += '.replace("%", "pct")'
+    if any(request.bits):
+        name += ' + (f"-{bits}bits" if bits else "")'
     if "layer" in request.targets:
         name += ' + ("-layer" if target == "layer" else "")'
     return name

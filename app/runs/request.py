@@ -17,6 +17,7 @@ from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import load_apart
 from rose.model.measure.zero_shot import is_installed
+from rose.model.network.layers import check_widths, matching
 from rose.model.network.precision import DEFAULT as COMPUTED
 from rose.model.run.settings import run_settings
 
@@ -38,17 +39,25 @@ class Case(NamedTuple):
     method: str
     sparsity: str
     target: str = "dense"
+    bits: int | None = None
+    group: str | None = None
+
+    @property
+    def asked(self) -> str:
+        """What is taken away, for people: "0.7", "0.7, 4 bits". Copies of one such amount are ranked."""
+        return self.sparsity if self.bits is None else f"{self.sparsity}, {self.bits} bits"
 
     @property
     def label(self) -> str:
-        """For people: "ROSE at 0.7", "ROSE at 0.7, target layer"."""
-        label = f"{method_label(self.method)} at {self.sparsity}"
+        """For people: "ROSE at 0.7", "ROSE at 0.7, 4 bits", "ROSE at 0.7, target layer"."""
+        label = f"{method_label(self.method)} at {self.asked}"
         return label if self.target == "dense" else f"{label}, target {self.target}"
 
     @property
     def name(self) -> str:
-        """For files and folders: "rose-0.7", "sparsegpt-2-4", "rose-0.7-layer"."""
+        """For files and folders: "rose-0.7", "sparsegpt-2-4", "rose-0.7-4bits", "rose-0.7-layer"."""
         name = f"{self.method}-{self.sparsity.replace(':', '-').replace('%', 'pct')}"
+        name += "" if self.bits is None else f"-{self.bits}bits"
         return name if self.target == "dense" else f"{name}-{self.target}"
 
 
@@ -73,6 +82,8 @@ class PruneRequest:
     tasks: tuple[str, ...] = ()  # zero-shot
     task_folder: str = ""  # of further tasks; empty for those of lm-eval
     questions: int = 100  # of each task, the first ones
+    bits: tuple[int | None, ...] = (None,)  # that kept weights are rounded to; None leaves them as they are
+    group: str = "64"  # input columns that share a scale
 
     @property
     def layer_patterns(self) -> list[str] | None:
@@ -82,8 +93,9 @@ class PruneRequest:
     def cases(self) -> list[Case]:
         """Every copy, in the order in which they are run: all methods at one sparsity, then the next."""
         return [
-            Case(method, sparsity, target)
+            Case(method, sparsity, target, bits, None if bits is None else self.group)
             for sparsity in self.sparsities
+            for bits in self.bits
             for method in self.methods
             for target in self.targets
         ]
@@ -129,12 +141,17 @@ class PruneRequest:
         """Raises RoseError for what no run could do, before any work; `model` may be a skeleton."""
         if not self.methods or not self.sparsities:
             raise rose.RoseError("Choose at least one method and one sparsity.")
+        if not self.bits:
+            raise rose.RoseError("Choose how many bits kept weights get, or that they stay as they are.")
         if not self.targets:
             raise rose.RoseError("Choose at least one target: dense, or layer as in the papers.")
         for sparsity in self.sparsities:
             check_sparsity(sparsity, setup.block_size, model, self.layer_patterns)
         for case in self.cases:
-            run_settings(**self.settings(setup, case))
+            run = run_settings(**self.settings(setup, case)).layer
+            check_widths(
+                matching(rose.prunable_layers(model), self.layer_patterns), run.pattern, run.block_size, run.grid
+            )
         if not self.evaluate.strip():
             raise rose.RoseError("Give the path of the text that perplexity is measured on.")
         if self.tasks and not is_installed():

@@ -6,6 +6,9 @@ The Prune page and the HTML report both ask here, and runs keep the checkpoints 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
 
 from app import words
 from rose.verdicts import SAME_TIME, Interval, Result, Verdict, compare
@@ -105,6 +108,36 @@ def worth_keeping(results: Sequence[Result], *, is_over: bool) -> list[str]:
 def _by_amount(results: Sequence[Result]) -> list[list[Result]]:
     known = [one for one in results if not math.isnan(one.value)]
     return [[one for one in known if one.amount == amount] for amount in dict.fromkeys(one.amount for one in known)]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the pruned layers of one copy take, in bytes, and which programs load the copy.
+
+    Attributes:
+        plain: as an ordinary checkpoint.
+        packed: a bit for every weight that says whether it is there, codes or numbers of those that are, and scales;
+            before compression, which `rose pack` adds where it pays.
+        loads: one phrase.
+    """
+
+    plain: int
+    packed: int
+    loads: str
+
+
+def size_of(layers: pd.DataFrame, summary: dict[str, Any], itemsize: int) -> Size:
+    """By the table of pruned layers and the bits in the summary of a report; `itemsize`: bytes of a stored weight."""
+    weights = layers["rows"] * layers["columns"]
+    kept, bits, scales = weights * (1 - layers["sparsity"]), 8 * itemsize, 0.0
+    loads = "transformers as it is; rose packed; llama.cpp as a GGUF of f16"
+    if "bits" in summary:
+        width = layers["columns"] if summary["group"] == "row" else int(summary["group"])
+        bits = 8 if summary["bits"] == 8 else 4  # codes of 3 bits are stored in 4
+        scales = float((weights / width).sum()) * 2
+        loads = loads.replace("f16", f"q{bits}_0, exactly")
+    packed = float((weights + kept * bits).clip(upper=weights * bits).sum()) / 8 + scales
+    return Size(int(weights.sum()) * itemsize, round(packed), loads)
 
 
 def _names(pairs: Sequence[tuple[Result, Verdict]]) -> str:

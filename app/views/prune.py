@@ -84,7 +84,7 @@ def _disk(request: PruneRequest, weights: int) -> str:
     """What the checkpoints take of the disk, and where."""
     if request.keep == "none":
         return ""
-    copies = len(request.sparsities) if request.keep == "best" else len(request.cases)
+    copies = len(request.sparsities) * len(request.bits) if request.keep == "best" else len(request.cases)
     if request.keep != "folder" and free_space() < weights + RESERVE:
         return f"No checkpoint will be kept: {tempfile.gettempdir()} has only {components.size(free_space())} free."
     where = request.folder if request.keep == "folder" else tempfile.gettempdir()

@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 
 from app.runs import shipping
@@ -49,6 +50,16 @@ def test_each_sparsity_has_its_own_reasons() -> None:
         "Perplexity 7.96, 0.664 times the dense model's 12.0; held-out error 0.250 on average over 21 layers; "
         "pruned in 20 s."
     )
+
+
+def test_size_of_a_copy() -> None:
+    layers = pd.DataFrame({"rows": [8, 4], "columns": [64, 128], "sparsity": [0.5, 0.0]})
+    plain = shipping.size_of(layers, {}, 2)
+    assert (plain.plain, plain.packed) == (2048, (512 + 256 * 16 + 512 * 16) / 8)  # no bitmask where nothing went
+    rounded = shipping.size_of(layers, {"bits": 3, "group": 64}, 2)
+    assert rounded.packed == (512 + 256 * 4 + 512 * 4) / 8 + 16 * 2  # codes of 3 bits in 4, a scale for each 64
+    assert rounded.loads.endswith("GGUF of q4_0, exactly")
+    assert shipping.size_of(layers, {"bits": 8, "group": "row"}, 4).packed == (512 + 256 * 8 + 512 * 8) / 8 + 12 * 2
 
 
 def test_copies_that_cannot_be_compared_get_no_recommendation() -> None:
