@@ -44,7 +44,7 @@ button.picture {
   background: transparent; border: 1px solid currentColor; border-radius: 8px; cursor: pointer;
 }
 div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }  /* rather than hide what does not fit in a row */
-@media (min-width: 1200px) and (max-width: 1500px) {  /* seven sections in a row */
+@media (min-width: 1200px) and (max-width: 1500px) {  /* seven sections in a row, the eighth below */
   .st-key-lab_section button { padding-inline: 0.4rem; }
   .st-key-lab_section button p { font-size: 0.8125rem; }
 }

@@ -80,7 +80,11 @@ def _command(name: str, options: dict[str, Any]) -> str:
 
 def python_code(setup: Setup, request: PruneRequest) -> str:
     """A script that does what this request does; it keeps every checkpoint where the request keeps any."""
-    imports = ["import copy", "from itertools import product", "", "import rose"]
+    rounds = request.bits != (None,)
+    imports = ["import copy", *(["from itertools import product"] if rounds else []), "", "import rose"]
+    amounts = f"sparsity in {list(request.sparsities)}"
+    if rounds:
+        amounts = f"sparsity, bits in product({list(request.sparsities)}, {list(request.bits)})"
     continued: list[str] = []
     shown = ""
     if request.evaluate == HELD_OUT:
@@ -109,7 +113,7 @@ def python_code(setup: Setup, request: PruneRequest) -> str:
         f"windows = {windows}",
         *continued,
         f'print("dense", rose.perplexity(dense, windows){shown.format("dense")})',
-        f"for sparsity, bits in product({list(request.sparsities)}, {list(request.bits)}):",
+        f"for {amounts}:",
         f"    for method in {list(request.methods)}:",
         f"        for target in {list(request.targets)}:",
         "            model = copy.deepcopy(dense)",
@@ -117,9 +121,10 @@ def python_code(setup: Setup, request: PruneRequest) -> str:
         "                model, tokens, held_out=held_out, method=method, sparsity=sparsity, target=target, "
         f"layers={request.layer_patterns},",
         f"                block_size={setup.block_size}, damping={setup.damping}, threshold={request.threshold},",
-        f"                true_sequential={request.true_sequential}, bits=bits, "
-        f"group={request.group!r} if bits else None,",
+        f"                true_sequential={request.true_sequential},",
     ]
+    if rounds:
+        lines.append(f"                bits=bits, group={request.group!r} if bits else None,")
     if request.target_damping is not None:
         lines.append(f'                target_damping={request.target_damping} if target == "dense" else None,')
     lines.append("            )")

@@ -14,6 +14,7 @@ from app.lab import (
     section_5_by_sparsity,
     section_6_order_and_budget,
     section_7_basis,
+    section_8_bits,
 )
 from app.runs import race_of_solvers
 
@@ -25,6 +26,7 @@ SECTIONS: dict[str, tuple[str, ModuleType]] = {
     "sparsity": ("By sparsity", section_5_by_sparsity),
     "budget": ("Order and budget", section_6_order_and_budget),
     "basis": ("Make a layer columnar", section_7_basis),
+    "bits": ("Zeros or fewer bits", section_8_bits),
 }
 
 FORMER = ("solvers", "Race of solvers")  # a section that has become one of the page Prune

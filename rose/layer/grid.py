@@ -194,6 +194,15 @@ def coarsest_grid(weight: Tensor) -> Coded | None:
     return next((found for found in tried if found), None)
 
 
+def bits_a_weight(weight: Tensor, grid: Grid | None, stored: int = 16) -> float:
+    """What storing a matrix takes, in bits a weight: a bit that says whether it is 0, its code where it is not, and 16
+    bits for every scale; without the bit where that is less. Without a grid a weight has `stored` bits.
+    """
+    code = grid.bits if grid else stored
+    scale = 16 / grid.width(weight.shape[1]) if grid else 0.0
+    return min(1 + code * int(weight.count_nonzero()) / weight.numel(), code) + scale
+
+
 def _listed(names: tuple[int | str, ...] | list[str]) -> str:
     *first, last = map(str, names)
     return f"{', '.join(first)} or {last}" if first else last

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import rose
-from rose.layer.grid import Grid, choose_scales, parse_grid, round_to
+from rose.layer.grid import Grid, bits_a_weight, choose_scales, parse_grid, round_to
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import PrunableLayer, prunable_layers
 from tests.benchmarks.common import MODEL, Rows, arguments, judged
@@ -32,16 +32,11 @@ RUNS = [
 ]
 
 
-def bits_a_weight(layers: list[PrunableLayer], grid: Grid | None) -> float:
-    """Mean over all weights of these layers."""
-    total = used = 0.0
-    for layer in layers:
-        weight, size = layer.weight, layer.weight.numel()
-        kept, code = int(weight.count_nonzero()), grid.bits if grid else 16
-        scales = size / grid.width(weight.shape[1]) * 16 if grid else 0
-        used += min(size + kept * code, size * code) + scales
-        total += size
-    return used / total
+def mean_bits(layers: list[PrunableLayer], grid: Grid | None) -> float:
+    """Bits a weight over all of these layers."""
+    sizes = [layer.weight.numel() for layer in layers]
+    stored = [bits_a_weight(layer.weight, grid) for layer in layers]
+    return sum(bits * size for bits, size in zip(stored, sizes, strict=True)) / sum(sizes)
 
 
 def made(way: str, dense: nn.Module, pruned: nn.Module, tokens: Any, grid: Grid | None, **options: Any) -> tuple:
@@ -101,7 +96,7 @@ def main() -> None:
             summary = report.summary if report else {}
             rows.add(
                 **dict(zip(KEY, key, strict=True)),
-                bits_a_weight=bits_a_weight(prunable_layers(model), grid),
+                bits_a_weight=mean_bits(prunable_layers(model), grid),
                 perplexity=rose.perplexity(model, windows),
                 dense_perplexity=before,
                 pruning_error=summary.get("mean_pruning_error"),

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from rose import RoseError
-from rose.layer.grid import BITS, GROUPS, Grid, choose_scales, coarsest_grid, find_grid, parse_grid, round_to
+from rose.layer.grid import (
+    BITS,
+    GROUPS,
+    Grid,
+    bits_a_weight,
+    choose_scales,
+    coarsest_grid,
+    find_grid,
+    parse_grid,
+    round_to,
+)
 
 FORMATS = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -84,6 +94,15 @@ def test_the_coarsest_grid_is_named_first() -> None:
     assert found.grid == grid
     assert coarsest_grid(weight) is None
     assert find_grid(rounded[:, :100], 4, 64) is None
+
+
+def test_bits_a_weight() -> None:
+    weight = torch.zeros(2, 64)
+    assert bits_a_weight(weight, None) == 1
+    weight[:, :16] = 1
+    assert bits_a_weight(weight, None) == 1 + 16 / 4
+    assert bits_a_weight(weight, Grid(4, 32)) == 1 + 4 / 4 + 16 / 32
+    assert bits_a_weight(weight + 1, Grid(3, "row")) == 3 + 16 / 64  # no bitmask where nothing is 0
 
 
 def test_words() -> None:

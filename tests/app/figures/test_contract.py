@@ -20,6 +20,7 @@ import app.figures
 import rose
 from app.figures import (
     bases,
+    bits,
     check,
     checkpoint,
     comparison,
@@ -53,6 +54,10 @@ COUNTED = re.compile(
     r"(decoder |pruned )?blocks?(?! loss)|query head|layers? pruned|layer, in|denoising steps"
     r"|step, noisiest|step of training"
 )
+OF_BITS = pd.DataFrame(
+    [("0", 4, 4.25, 0.002), ("0", 3, 3.25, 0.01), ("0.5", 0, 9.0, 0.009), ("0.5", 4, 3.25, 0.011)],
+    columns=["sparsity", "bits", "bits_a_weight", "held_out_error"],
+).assign(relative_error=0.01)
 NAME = "model.layers.1.self_attn.o_proj"
 CURVE = [CurvePoint(256, 0.02, 0.09, 0.01), CurvePoint(512, 0.03, 0.06, 0.01)]
 POSITIONS = pd.DataFrame({"position": [0, 1, 2], "relative_error": [0.10, 0.12, 0.15]})
@@ -186,6 +191,7 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     ),
     "sweep_film": lambda x, **t: sweep.sweep_film([x.results["natural"], x.results["two_level"]], x.energy, **t),
     "solver_race": lambda x, **t: solvers.solver_race({"sweep": ("One sweep", WAY)}, 3.0, held_out=True, **t),
+    "bits_and_zeros": lambda x, **t: bits.bits_and_zeros(OF_BITS, **t),
     "basis_errors": lambda x, **t: bases.basis_errors(IN_BASES, BASES, "gathered", **t),
     "basis_errors_as_given": lambda x, **t: bases.basis_errors(IN_BASES.assign(held_out_error=np.nan), BASES, **t),
     "mask_changes": lambda x, **t: solvers.mask_changes(

@@ -229,7 +229,14 @@ def test_bad_requests_are_refused_before_any_work(change: dict, words: str, setu
 def test_command_lines_ask_for_the_same_run(setup: Setup) -> None:
     setup = replace(setup, text="my text.txt", seed=3, held_out=1, damping=0.02, dtype="bfloat16")
     request = replace(
-        REQUEST, layers="*.o_proj model.layers.0.*", threshold=0.4, evaluate="ptb", windows=7, window_length=32
+        REQUEST,
+        layers="*.o_proj model.layers.0.*",
+        threshold=0.4,
+        evaluate="ptb",
+        windows=7,
+        window_length=32,
+        bits=(4,),
+        group="32",
     )
     lines = recipes.command_lines(setup, request).splitlines()
     assert len(lines) == 4
@@ -240,7 +247,7 @@ def test_command_lines_ask_for_the_same_run(setup: Setup) -> None:
         assert (options.model, options.dtype, options.calibration) == (setup.model, "bfloat16", "my text.txt")
         assert (options.samples, options.length, options.seed, options.held_out) == (4, 32, 3, 1)
         assert (options.method, options.sparsity, options.threshold) == (case.method, case.sparsity, 0.4)
-        assert (options.block_size, options.damping) == (16, 0.02)
+        assert (options.block_size, options.damping, options.bits, options.group) == (16, 0.02, 4, "32")
         assert options.layers == ["*.o_proj", "model.layers.0.*"]
         assert (options.evaluate, options.windows) == ("ptb", 7)
         assert options.output == Path(case.name)
@@ -260,6 +267,8 @@ def test_python_code_gives_the_same_numbers(
 ) -> None:
     folder = str(tmp_path / "by code")
     request = replace(REQUEST, evaluate=evaluate, keep="folder", folder=folder)
+    if evaluate != HELD_OUT:
+        request = replace(request, bits=(4,), group="row")
     exec(compile(recipes.python_code(setup, request), "code", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
     assert sorted(p.name for p in Path(folder).iterdir()) == sorted(case.name for case in request.cases)

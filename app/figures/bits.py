@@ -1,0 +1,56 @@
+"""Error of one layer against the bits that it takes: zeros, fewer bits, or both."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from app import words
+from app.figures import marks, palette, style
+from app.figures.palette import Theme
+from app.figures.style import Drawing
+from rose import verdicts
+
+LOOKS = {
+    "0": palette.Style(palette.SLATE, "No zeros", symbol="circle"),
+    "0.5": palette.Style(palette.BLUE, "50 % zeros", symbol="square"),
+    "2:4": palette.Style(palette.ORANGE, "2:4", symbol="diamond"),
+    "0.7": palette.Style(palette.GREEN, "70 % zeros", symbol="triangle-up"),
+}
+
+
+def bits_and_zeros(table: pd.DataFrame, *, layer: str = "", theme: Theme = "light") -> Drawing:
+    """A line for each sparsity through its numbers of bits, error on a log scale.
+
+    The table has a row per way: sparsity (of `LOOKS`), bits (0 where weights are not rounded), bits_a_weight,
+    relative_error, held_out_error (NaN where there is none).
+    """
+    has_held_out = bool(table["held_out_error"].notna().all())
+    column, tokens = ("held_out_error", "held-out") if has_held_out else ("relative_error", "calibration")
+    figure = go.Figure()
+    for sparsity, rows in table.groupby("sparsity", sort=False):
+        rows = rows.sort_values("bits_a_weight")
+        named = ["16 bits" if bits == 0 else f"{bits} bits" for bits in rows["bits"]]
+        hover = f"{LOOKS[sparsity].label}, %{{customdata}}<br>%{{x:.2f}} bits a weight<br>{tokens} error %{{y:.4g}}"
+        marks.lines(figure, rows["bits_a_weight"], rows[column], LOOKS[sparsity], hover, customdata=named, size=10)
+    values = table[column].clip(lower=np.finfo(np.float32).tiny)
+    figure.update_yaxes(type="log", range=[np.log10(values.min()) - 0.2, np.log10(values.max()) + 0.2])
+    figure.update_xaxes(range=[0, float(table["bits_a_weight"].max()) * 1.05])
+    what = f"{words.sentence(tokens)} error{words.of(layer)} on a log scale; along a line 3 to 16 bits"
+    both, alone = (_row(table, "0.5", 4), _row(table, "0", 3))
+    change = verdicts.says_change(both[column], alone[column], "all of them at 3 bits")
+    finding = f"Half the weights at 4 bits make {change}"
+    sizes = f"{both['bits_a_weight']:.2f} and {alone['bits_a_weight']:.2f} bits a weight"
+    only = _row(table, "0.5", 0)
+    caption = (
+        f"These take {sizes}. 50 % zeros: {words.number(only[column])} unrounded, {words.number(both[column])} with 4 "
+        f"bits; none: {words.number(_row(table, '0', 4)[column])} with 4 bits, {words.number(alone[column])} with 3."
+    )
+    alt = "Line chart of error against bits a weight, a line for each sparsity"
+    frame = {"x": "bits a weight", "y": style.ERROR, "height": 460, "legend": True}
+    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
+
+
+def _row(table: pd.DataFrame, sparsity: str, bits: int) -> pd.Series:
+    return table[(table["sparsity"] == sparsity) & (table["bits"] == bits)].iloc[0]
