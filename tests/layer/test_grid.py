@@ -114,3 +114,11 @@ def test_words() -> None:
             parse_grid(*words)
     with pytest.raises(RoseError, match="choose the group 32, 64 or row"):
         Grid(4, 128).width(576)
+
+
+@pytest.mark.parametrize(("bits", "most"), [(3, 1.03), (4, 1.03), (8, 3.0)])
+def test_short_scales_cost_little(bits: int, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, grid = _pruned(64), Grid(bits, 64)
+    short = (weight - round_to(weight, choose_scales(weight, grid), grid)).square().sum()
+    monkeypatch.setattr("rose.layer.grid.SIGNIFICANT", 24)
+    assert short < most * (weight - round_to(weight, choose_scales(weight, grid), grid)).square().sum()
