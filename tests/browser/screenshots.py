@@ -1,6 +1,8 @@
-"""Pictures of every page for the README: python -m tests.browser.screenshots [FOLDER]. Takes some minutes.
+"""Pictures for the README: python -m tests.browser.screenshots [FOLDER [NAME ...]]. All of them take some minutes.
 
-The packaged model on the start page's own settings, all layers measured, in light and dark, at 1280 × 800.
+The packaged model on the start page's own settings, all layers measured, in light and dark, at a width of 1280; of
+most pages the figure alone. Names are those of the files: layers, prune, check, pareto, slim, depth, damage,
+your_own_order, ...
 """
 
 import re
@@ -33,12 +35,14 @@ PAGES = {
     "learn": {},
     "prune": {
         "prune_layers": "model.layers.[0-5].*",
-        "prune_methods": ["ROSE dealt", "SparseGPT", "Wanda"],
+        "prune_methods": ["ROSE ADMM", "SparseGPT", "Wanda"],
         "prune_sparsities": "0.7",
         "prune_new_tokens": "12",
     },
-    "diffusion": {},
+    "diffusion": {"diffusion_sparsity": "0.7"},
 }
+WHOLE = ("start", "learn")  # pages whose words belong to the picture
+TALL = 1800  # pixels, in which every page shows its first figures
 ALL_LAYERS = 900_000  # milliseconds, for measuring or pruning them on a busy machine
 SLIMMED = {"slim": "structured.csv", "slim-qwen": "qwen2.5-coder-0.5b-structured.csv"}  # [picture]: its results
 THEMES: tuple[Theme, ...] = ("light", "dark")
@@ -49,7 +53,20 @@ def query(page: str = "start") -> str:
     return urlencode({"layer": COLUMNAR_LAYER} | PAGES[page], doseq=True)
 
 
+def crop(page: Page, path: Path, *parts: str) -> None:
+    """A picture of these parts of the page and of what lies between them; of its first figure unless told otherwise."""
+    boxes = [page.locator(part).first.bounding_box() for part in parts or (".stPlotlyChart",)]
+    known = [box for box in boxes if box is not None]
+    left, top = (min(box[side] for box in known) for side in ("x", "y"))
+    right = max(box["x"] + box["width"] for box in known)
+    bottom = max(box["y"] + box["height"] for box in known)
+    page.add_style_tag(content=".modebar-container { display: none; }")
+    page.screenshot(path=path, clip={"x": left, "y": top, "width": right - left, "height": bottom - top})
+    print(path, flush=True)
+
+
 def shoot(page: Page, address: str, name: str, path: Path) -> None:
+    page.set_viewport_size({"width": 1280, "height": 800 if name in WHOLE else TALL})
     page.goto(f"{address}/{name if name != 'start' else ''}?{query(name)}")
     settle(page)
     if name == "prune" and page.get_by_role("button", name="Prune", exact=True).is_enabled():
@@ -61,8 +78,10 @@ def shoot(page: Page, address: str, name: str, path: Path) -> None:
         expect(page.locator(".gtitle").first).to_be_visible(timeout=ALL_LAYERS)
     expect(page.get_by_test_id("stSidebar").get_by_role("progressbar")).to_have_count(0, timeout=ALL_LAYERS)
     page.wait_for_timeout(RENDERING)
-    page.screenshot(path=path)
-    print(path, flush=True)
+    if name in WHOLE:
+        page.screenshot(path=path)
+    else:
+        crop(page, path, *((".st-key-prune-ship", ".stPlotlyChart") if name == "prune" else ()))
 
 
 def plugin(folder: Path) -> Path:
@@ -85,14 +104,14 @@ def shoot_plugin(browser: Browser, folder: Path, pictures: Path) -> None:
         page.goto(f"{address}/order_lab?{words}")
         settle(page)
         page.wait_for_timeout(RENDERING)
-        page.screenshot(path=pictures / "your_own_order.png")
+        crop(page, pictures / "your_own_order.png")
 
 
 def shoot_check(browser: Browser, address: str, folder: Path, pictures: Path) -> None:
     """The packaged model at 2:4 with a group that keeps too many, judged by its weights."""
     asked = {"check_path": str(broken_checkpoint("smollm2-135m", folder)), "check_on": "Weights alone"}
     for scheme in THEMES:
-        page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})
+        page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": TALL})
         page.goto(f"{address}/check?{urlencode(asked)}")
         settle(page)
         start = page.get_by_test_id("stMain").get_by_role("button", name="Check", exact=True)
@@ -100,7 +119,7 @@ def shoot_check(browser: Browser, address: str, folder: Path, pictures: Path) ->
             start.click()
         expect(page.get_by_text("pattern broken: 1 of").first).to_be_visible(timeout=ALL_LAYERS)
         page.wait_for_timeout(RENDERING)
-        page.screenshot(path=pictures / f"check-{scheme}.png")
+        crop(page, pictures / f"check-{scheme}.png")
         page.close()
 
 
@@ -124,14 +143,13 @@ def shoot_measured(browser: Browser, folder: Path, pictures: Path, name: str, fi
     """A page behind a measurement that takes minutes, on a server of its own."""
     with serve(folder / f"{name}.txt", ROSE_CACHE="") as address:
         for scheme in ("light", "dark"):
-            page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})  # type: ignore[arg-type]
+            page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": TALL})  # type: ignore[arg-type]
             page.goto(f"{address}/{name}")
             settle(page)
             fill(page)
             settle(page)
             page.wait_for_timeout(RENDERING)
-            page.screenshot(path=pictures / f"{name}-{scheme}.png")
-            print(pictures / f"{name}-{scheme}.png", flush=True)
+            crop(page, pictures / f"{name}-{scheme}.png")
             page.close()
 
 
@@ -172,25 +190,33 @@ def shoot_figure(browser: Browser, figure: go.Figure, folder: Path, picture: Pat
 
 def main() -> None:
     pictures = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs/screenshots")
+    rest = {"check", "pareto", "slim", "depth", "damage", "your_own_order"}
+    asked = set(sys.argv[2:]) or {*PAGES, *rest}
+    if unknown := asked - {*PAGES, *rest}:
+        sys.exit(f"No picture is named {', '.join(sorted(unknown))}.")
     expect.set_options(timeout=ALL_LAYERS)
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         cache = {"ROSE_CACHE": f"{folder}/cache"}
         with serve(Path(folder, "log.txt"), **cache) as address:
-            for scheme in ("light", "dark"):
+            for scheme in ("light", "dark") if asked & {*PAGES} else ():
                 page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})  # type: ignore[arg-type]
                 page.goto(f"{address}/?{query()}")
                 settle(page)
                 page.get_by_role("link", name="Explore").first.click()  # the example; sessions share its inputs
                 measured = page.get_by_test_id("stSidebar").get_by_text("layers measured")
                 expect(measured).to_be_visible(timeout=ALL_LAYERS)
-                for name in PAGES:
+                for name in PAGES.keys() & asked:
                     shoot(page, address, name, pictures / f"{name}-{scheme}.png")
                 page.close()
-            shoot_check(browser, address, Path(folder), pictures)
-        shoot_pareto(browser, Path(folder), pictures)
-        shoot_measured(browser, Path(folder), pictures, "depth", compare_targets)
-        shoot_measured(browser, Path(folder), pictures, "damage", measure_damage)
-        shoot_plugin(browser, Path(folder), pictures)
+            if "check" in asked:
+                shoot_check(browser, address, Path(folder), pictures)
+        if asked & {"pareto", "slim"}:
+            shoot_pareto(browser, Path(folder), pictures)
+        for name, fill in {"depth": compare_targets, "damage": measure_damage}.items():
+            if name in asked:
+                shoot_measured(browser, Path(folder), pictures, name, fill)
+        if "your_own_order" in asked:
+            shoot_plugin(browser, Path(folder), pictures)
 
 
 if __name__ == "__main__":

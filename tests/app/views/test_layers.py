@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from streamlit.testing.v1 import AppTest
 
 import rose
@@ -16,7 +17,7 @@ from app.figures import palette
 from app.study.own_numbers import read_numbers
 from app.study.study import Study
 from rose.model.walk.walk import BlockStatistics
-from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts, titles
+from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts, tiny_model, titles
 from tests.model.families import make_model
 
 pytestmark = pytest.mark.usefixtures("placed")
@@ -72,6 +73,16 @@ def test_experts_share_rows_or_have_an_axis_of_their_own() -> None:
     assert f"No calibration token was routed to {len(study.left_dense)} layers" in texts(
         open_page("views/start.py", study, layer=layer)
     )
+
+
+def test_what_was_pruned_before_is_said() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "proj" in name:
+                weight[:, ::2] = 0
+    study = measured_study(model=model)
+    assert "50 % of these layers' weights were zero before" in texts(open_page(PAGE, study))
 
 
 def test_filters_choose_what_the_scatter_and_the_table_show(study: Study) -> None:
