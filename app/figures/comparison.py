@@ -135,7 +135,8 @@ def time_and_perplexity(
     ranked = verdicts.says_ranking(verdicts.rank(known))
     finding = f"{ranked}; no trade-off with time is clear" if len(known) > 1 else ranked
     if len(front.steps) > 1:
-        finding = f"Pareto front: {words.listing([known[step].name for step in front.steps], NAMED)}"
+        names = [known[step].name.replace(", target ", " with target ") for step in front.steps]
+        finding = f"Pareto front: {words.listing(names, NAMED)}"
     listed = "; ".join(f"{one.name}: {words.number(one.value)} at {words.number(one.seconds)}" for one in known)
     caption = f"Perplexity at {time}, fastest first: {listed}."
     if len(known) > 1:
