@@ -9,6 +9,7 @@ from streamlit.testing.v1 import AppTest
 from torch import Tensor
 
 import rose
+from app.lab import bits
 from app.lab.bases import measure, rotatable
 from app.lab.sweeps import Sweep, outcome
 from app.study.study import Study
@@ -202,6 +203,16 @@ def test_a_step_beyond_the_blocks_of_another_layer_is_its_last(study: Study) -> 
     app.segmented_control(key="lab_section").set_value("sweep").run()
     assert not app.exception
     assert app.slider(key="lab_step").value == 4
+
+
+def test_zeros_and_bits_of_one_budget(study: Study) -> None:
+    app = section(study, "Zeros or fewer bits")
+    found = bits.table(study, COLUMNAR).set_index(["sparsity", "bits"])
+    words = {"method": rose.RECOMMENDED, "sparsity": "0.5", "bits": 4, "group": "row"}
+    half = rose.prune_layer(study.weight(COLUMNAR), study.statistics(COLUMNAR), **study.layer_options() | words)
+    assert found.loc[("0.5", 4), "relative_error"] == pytest.approx(half.relative_error, rel=1e-4)
+    assert found.loc[("0.5", 4), "relative_error"] > found.loc[("0.5", 0), "relative_error"]
+    assert "Half the weights at 4 bits make" in titles(app)[0]
 
 
 def test_a_basis_changes_errors_and_not_the_model(study: Study) -> None:
