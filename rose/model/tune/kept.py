@@ -84,15 +84,18 @@ def keep_low_rank(model: nn.Module, folder: Path) -> None:
             layer.keep_low_rank((left, right))
 
 
-def check_pruned(trained: Sequence[Trained], network: Network, dense: nn.Module, unpruned: bool) -> None:
-    """Raises RoseError for weights on a grid, and, unless `unpruned`, for a model that nothing was taken from."""
-    for layer in [layer for layer in network.layers if not layer.is_expert][:GRIDS_TRIED]:
-        if grid := find_grid(layer.weight.float()):
+def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, unpruned: bool) -> None:
+    """Raises RoseError for weights on a grid where the dense model's are on none, and, unless `unpruned`, for a model
+    that nothing was taken from."""
+    names, before = {one.name for one in trained}, {layer.name: layer for layer in dense.layers}
+    for layer in [layer for layer in network.layers if layer.name in names and not layer.is_expert][:GRIDS_TRIED]:
+        grid, was = find_grid(layer.weight.float()), before.get(layer.name)
+        if grid and not (was and find_grid(was.weight.float())):
             raise RoseError(
                 f"The weights of {layer.name} lie on a grid of {grid.levels} values, which tuning would leave; tune "
                 "the model first and quantize it then."
             )
-    if unpruned or count_parameters(network.model) < count_parameters(dense):
+    if unpruned or count_parameters(network.model) < count_parameters(dense.model):
         return
     if not any(float(one.frozen.float().mean()) >= PRUNED for one in trained):
         raise RoseError(

@@ -198,7 +198,7 @@ class Tuner:
             raise RoseError(f"A batch of {settings.batch} cannot be divided over {self.workers.count} processes.")
         self.dtype = self.network.dtype
         self.trained = find_trained(self.network, layers)
-        check_pruned(self.trained, self.network, dense, unpruned)
+        check_pruned(self.trained, self.network, self.dense, unpruned)
         self._check_memory()
         self.start = [one.parameter.detach().clone() for one in self.trained]
         self.best = self.start
