@@ -42,7 +42,7 @@ RATE = 1e-3
 FULL = 32  # steps from which on the rate is that: its first ones make the model worse, which few more do not win back
 BATCH = 2  # windows of a step
 BETAS = (0.9, 0.999)  # of Adam
-WARM_UP = 0.05  # share of the steps in which the rate rises
+WARM_UP = 0.25  # share of the steps in which the rate rises: the first ones follow few gradients, and do harm
 SAMPLES, LENGTH, HELD_OUT = 256, 512, 4  # windows that are drawn unless somebody chooses
 LOOKS = 8  # measurements on held-out windows, and saves, besides that of the start
 CACHED = 2**28  # logits of the dense model on held-out windows that are kept, in bfloat16
@@ -145,7 +145,7 @@ def tune_model(
         minutes: how long tuning may take; the number of steps is set by the time of the first ones.
         epochs: passes over `tokens`, where no minutes are given; 1 by default, parts allowed.
         loss: "kl", towards the dense model's distributions; "ce", of the text's own next tokens, for data of one's own.
-        rate: of Adam, after a warm-up over a twentieth of the steps, falling to 0 linearly. None means 0.001, and in
+        rate: of Adam, after a warm-up over a quarter of the steps, falling to 0 linearly. None means 0.001, and in
             proportion less for fewer than 32 steps.
         batch: windows of a step; several processes share them.
         seed: of the order of windows.
