@@ -284,6 +284,14 @@ def slimmed(ratio: float) -> pd.DataFrame:
     return rows[(rows["variant"] == "obs@uniform/exact") & (rows["ratio"] == ratio)]
 
 
+def of_bits() -> str:
+    """What 4 bits cost besides half of the weights zero, draw by draw in one environment."""
+    rows = read("bits.csv").query("model == 'smollm2-135m' and way == 'joint' and sparsity == '0.5'")
+    rows = rows[rows["bits"].isin(["-", "4"])]
+    assert rows["dense_perplexity"].nunique() == 1
+    return f"{says(ratio(rows.assign(method=rows['bits']), '4', '-'))} times that, {rows['seed'].nunique()} draws"
+
+
 def before_and_after(dense: float, after: pd.Series) -> str:
     return f"{dense:.1f} → {cell(after)}"
 
@@ -306,6 +314,7 @@ def readme() -> list[str]:
         *(before_and_after(rows["dense_perplexity"].iloc[0], rows["perplexity"]) for rows in recommended.values()),
         f"{before_and_after(whole['perplexity'], slim['perplexity'])}, {slim['parameters'].mean() / 1e6:.0f} of "
         f"{whole['parameters'] / 1e6:.0f} million parameters",
+        of_bits(),
         f"ROSE's held-out error is {rose_where(smol).mean():.2f} of SparseGPT's in the {len(columnar(smol))} of "
         f"{len(ranges(smol))} output projections that are columnar in SmolLM2-135M, and {rose_where(qwen).mean():.2f} "
         f"in {len(columnar(qwen))} of {len(ranges(qwen))} of Qwen2.5-Coder-0.5B",
