@@ -133,10 +133,12 @@ def away_from_dense(model: Any, dense: Any, windows: Tensor) -> float:
 @contextmanager
 def ruled(rule: str) -> Iterator[None]:
     """While this lasts, these constants of tuning have these values."""
-    values = dict(part.split("=") for part in rule.split(",") if part)
+    call = ast.parse(f"dict({rule})", mode="eval").body
+    assert isinstance(call, ast.Call)
+    values = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
     were = {name: getattr(tuning, name) for name in values}
     for name, value in values.items():
-        setattr(tuning, name, ast.literal_eval(value))
+        setattr(tuning, name, value)
     try:
         yield
     finally:
