@@ -235,7 +235,7 @@ class PruningRun(Run):
             copy = replace(judged, report=(report := self._told(report, judged)))
             self.copies.append(replace(copy, checkpoint=self._save(model, loaded.tokenizer, copy)))
             self._publish(report)
-            self._drop_beaten(is_over=len(self.copies) == len(costs))
+            self._drop_beaten()
             model = None  # before the next copy is made
         self.fraction = 1.0
 
@@ -324,14 +324,14 @@ class PruningRun(Run):
             self.tuning.job.stop()
         super().discard()
 
-    def _worth_keeping(self, copies: Sequence[EvaluatedModel], *, is_over: bool = False) -> list[str]:
-        return worth_keeping([copy.result for copy in copies], is_over=is_over)
+    def _worth_keeping(self, copies: Sequence[EvaluatedModel]) -> list[str]:
+        return worth_keeping([copy.result for copy in copies])
 
-    def _drop_beaten(self, *, is_over: bool) -> None:
-        """Deletes the checkpoints that cannot be recommended any more."""
+    def _drop_beaten(self) -> None:
+        """Deletes the checkpoints that are not recommended any more."""
         if self.request.keep != "best":
             return
-        worth = self._worth_keeping(self.copies, is_over=is_over)
+        worth = self._worth_keeping(self.copies)
         for number, copy in enumerate(self.copies):
             if copy.checkpoint is not None and copy.label not in worth:
                 self.copies[number] = replace(copy, checkpoint=None)

@@ -1,6 +1,6 @@
 """What to ship: which of several pruned copies, why, at what cost, and how sure that is. No Streamlit here.
 
-The Prune page and the HTML report both ask here, and runs keep the checkpoints of those that may be recommended.
+The Prune page and the HTML report both ask here, and runs keep the checkpoints of those that are recommended.
 """
 
 import math
@@ -11,8 +11,10 @@ from typing import Any
 import pandas as pd
 
 from app import words
-from rose.verdicts import SAME_TIME, Interval, Result, Verdict, compare
+from rose.verdicts import Interval, Result, Verdict, compare
 from rose.wording import apart, listing
+
+OF_EQUALS = "The lowest perplexity decides; more evaluation windows may tell them apart."
 
 
 @dataclass(frozen=True)
@@ -38,21 +40,13 @@ class Advice:
         if alike := found.get("identical"):
             said.append(f"Identical by construction to {_names(alike)}.")
         if unclear := found.get("no clear difference"):
-            said.append(f"No clear difference from {_names(unclear)}: {_times(unclear)}. {self._cheaper(unclear)}")
+            said.append(f"No clear difference from {_names(unclear)}: {_times(unclear)}. {OF_EQUALS}")
         if undecided := found.get("undecided"):
             said.append(f"Lower in perplexity than {_names(undecided)}; chance is not ruled out.")
         return said
 
     def _kinds(self) -> list[tuple[str, str]]:
         return [(other.name, verdict.kind) for other, verdict in self.others]
-
-    def _cheaper(self, unclear: Sequence[tuple[Result, Verdict]]) -> str:
-        slower = [other for other, _ in unclear if other.seconds > SAME_TIME * self.copy.seconds]
-        if not slower:
-            return "None of them took clearly less time, so the lowest perplexity decides."
-        times = listing([words.duration(other.seconds) for other in slower])
-        own = words.duration(self.copy.seconds)
-        return f"This is the cheaper one: {own} to prune, not {times}. More evaluation windows may tell them apart."
 
     def sure(self) -> str:
         """What the verdicts rest on; "" without any."""
@@ -68,24 +62,10 @@ def says(advice: Advice, dense: float | None, error: float | None, layers: int) 
     return f"What to ship: {advice.copy.name}. {' '.join(filter(None, said))}"
 
 
-def contenders(results: Sequence[Result]) -> list[Result]:
-    """The copies of one sparsity than which none is better. Further copies never bring one back."""
-    return [
-        one
-        for one in results
-        if not any((found := compare(one, other)).kind == "better" and found.better == other.name for other in results)
-    ]
-
-
 def recommended(results: Sequence[Result]) -> Result:
-    """Of copies of one sparsity: the cheapest of those that do not differ clearly from the best; of those that take
-    about as long, the one of lowest perplexity."""
-    lowest = min(results, key=lambda one: one.value)
-    equal = ("identical", "no clear difference")
-    known = [one for one in contenders(results) if one is lowest or compare(lowest, one).kind in equal]
-    least = min((one.seconds for one in known if not math.isnan(one.seconds)), default=math.inf)
-    cheap = [one for one in known if one.seconds <= SAME_TIME * least] or known
-    return min(cheap, key=lambda one: one.value)
+    """Of copies of one sparsity: that of lowest perplexity. The time of pruning is spent in all of them, and says
+    nothing of what the copy is worth."""
+    return min(results, key=lambda one: one.value)
 
 
 def advise(results: Sequence[Result]) -> list[Advice]:
@@ -99,10 +79,9 @@ def advise(results: Sequence[Result]) -> list[Advice]:
     return found
 
 
-def worth_keeping(results: Sequence[Result], *, is_over: bool) -> list[str]:
-    """Names of those that may still be recommended; once a run is over, of those that are."""
-    groups = _by_amount(results)
-    return [one.name for group in groups for one in ([recommended(group)] if is_over else contenders(group))]
+def worth_keeping(results: Sequence[Result]) -> list[str]:
+    """Names of those that are recommended."""
+    return [recommended(group).name for group in _by_amount(results)]
 
 
 def _by_amount(results: Sequence[Result]) -> list[list[Result]]:

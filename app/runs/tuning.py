@@ -57,7 +57,7 @@ def length_of(setup: Setup) -> int:
 def offered(run: PruningRun) -> dict[str, EvaluatedModel]:
     """Copies whose checkpoint is there, by label, those first that are recommended; tuned ones begin anew."""
     there = [one for one in run.copies if one.checkpoint is not None and one.checkpoint.exists() and not one.is_tuned]
-    best = worth_keeping([one.result for one in there], is_over=True)
+    best = worth_keeping([one.result for one in there])
     return {one.label: one for one in sorted(there, key=lambda one: one.label not in best)}
 
 
