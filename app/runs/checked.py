@@ -28,7 +28,7 @@ from rose.files import expand
 from rose.layer.methods import METHODS
 from rose.model.check import checkpoint
 from rose.model.check.checkpoint import CheckpointCheck
-from rose.model.check.verdicts import MOVED, VERDICTS
+from rose.model.check.verdicts import MOVED, VERDICTS, says_pattern
 from rose.model.check.whose import says_alike
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.network.network import Network
@@ -183,7 +183,7 @@ def facts(run: CheckpointRun) -> list[str]:
     said.append(
         f"{words.percent(summary['sparsity'], 2)} of the layers' weights are zero"
         + (f", {words.percent(before, 2)} were in the dense model" if before else "")
-        + f"; pattern of most layers: {summary['pattern']}."
+        + f"; pattern of most layers: {says_pattern(summary['pattern'])}."
     )
     moved = int((layers["moved"] > MOVED).sum())
     said.append(

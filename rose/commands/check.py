@@ -18,6 +18,7 @@ from rose.layer.methods import get_method
 from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
 from rose.model.check.costs import METHODS
+from rose.model.check.verdicts import says_pattern
 from rose.model.check.whose import says_alike
 from rose.output import check_file, write_file
 from rose.report import finite
@@ -82,7 +83,7 @@ def _print(name: str, found: CheckpointCheck) -> None:
     zeros = f"{summary['sparsity']:.2%} zeros ({summary['zeros']:,} of {summary['weights']:,})"
     if summary["zeros_before"]:
         zeros += f", {summary['zeros_before']:,} of them in the dense model"
-    terminal.say(f"{name}: {summary['layers']} layers, {zeros}, pattern {summary['pattern']}; {counts}")
+    terminal.say(f"{name}: {summary['layers']} layers, {zeros}, {says_pattern(summary['pattern'])}; {counts}")
     _print_gone(summary["gone"])
     if rotated := summary["rotated_heads"]:
         terminal.say(f"Heads of {len(rotated)} output projections were rotated before pruning, which changes no output")

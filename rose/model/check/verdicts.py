@@ -99,13 +99,17 @@ def judge_weights(change: WeightChange, peers: Peers) -> Verdict:
     if change.zeros <= change.zeros_before:
         is_same = change.is_untouched and not change.rounded
         return Verdict(NOT_PRUNED, "It is as in the dense model." if is_same else _says_moved(change), False)
-    return Verdict(AS_EXPECTED, f"{change.sparsity:.1%} zeros, {says_pattern(change)}. {_says_moved(change)}", False)
+    return Verdict(AS_EXPECTED, _says_kept(change), False)
 
 
-def says_pattern(change: WeightChange) -> str:
-    """The pattern of a layer for people."""
+def _says_kept(change: WeightChange) -> str:
+    return f"{change.sparsity:.1%} zeros, {says_pattern(change.pattern)}. {_says_moved(change)}"
+
+
+def says_pattern(pattern: object) -> str:
+    """The pattern of a layer, or its name, for people."""
     how = {"row": "the same number in every row", "block": "the same number in every block of 128 columns"}
-    return {**how, "layer": "unstructured", "none": "no pattern"}.get(change.pattern.name, f"{change.pattern}")
+    return {**how, "layer": "unstructured", "none": "no pattern"}.get(str(pattern), str(pattern))
 
 
 def says_grid(grid: FoundGrid) -> str:
@@ -186,8 +190,7 @@ def _sparsity(change: WeightChange, peers: Peers) -> Verdict | None:
 def _mask_alone(change: WeightChange, peers: Peers) -> Verdict | None:
     if change.zeros <= change.zeros_before or change.moved > MOVED:
         return None
-    said = f"{change.sparsity:.1%} zeros, {says_pattern(change)}. {_says_moved(change)}"
-    return Verdict(MASK_ALONE, said, peers.are_moved)
+    return Verdict(MASK_ALONE, _says_kept(change), peers.are_moved)
 
 
 def worst(verdicts: Mapping[str, Verdict]) -> list[str]:
