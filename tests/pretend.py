@@ -134,7 +134,11 @@ def pretend_cuda() -> Iterator[torch.device]:
     swaps = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # or else modules write into parameters' memory
     try:
-        with mock.patch("torch.cuda.is_available", return_value=True), Factories():
+        with (
+            mock.patch("torch.cuda.is_available", return_value=True),
+            mock.patch("torch.cuda.get_device_name", return_value="Pretended GPU"),
+            Factories(),
+        ):
             yield CUDA
     finally:
         torch.__future__.set_swap_module_params_on_conversion(swaps)

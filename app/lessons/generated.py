@@ -37,7 +37,7 @@ def strength_step() -> None:
             drawing = weight_maps.weight_map(weight, widths=here.plan.block_width, **look)
         else:
             drawing = losses.block_loss_bars(here.plan, **look)
-        drawing.figure.update_layout(height=432)
+        drawing.figure.update_layout(height=404)
         show(drawing, "strength")
 
 

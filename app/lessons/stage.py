@@ -122,6 +122,6 @@ def _example(plan: rose.OrderPlan, *, losses: bool, mask: bool, ordered: bool = 
         theme=session.theme(),
     )
     # The matrix keeps its place in every step, with or without losses below it.
-    drawing.figure.update_layout(height=496, margin={"l": 110, "t": 100})
+    drawing.figure.update_layout(height=468, margin={"l": 110, "t": 100})
     drawing.figure.update_yaxes(range=[5.9, -0.6], automargin=False)
     return drawing

@@ -173,8 +173,8 @@ def section(page: Page, name: str) -> None:
 
 
 def rows(page: Page) -> list[list[str]]:
-    """The first table's cells, without its head."""
-    table = page.get_by_test_id("stTable").first
+    """The cells of the first table that is shown, without its head."""
+    table = page.get_by_test_id("stTable").filter(visible=True).first
     return [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
 
 

@@ -39,7 +39,7 @@ def test_perplexity_texts_and_report(scheme: str, sparsity: str, removed: str, o
     expect(page.get_by_text("One copy, four layers each: about")).to_be_visible()
     prune(page)
 
-    expect(page.get_by_test_id("stTable").locator("tbody tr")).to_have_count(2)
+    expect(page.get_by_test_id("stTable").filter(visible=True).locator("tbody tr")).to_have_count(2)
     dense, pruned = rows(page)
     assert dense[0] == "Dense"
     assert pruned[0] == f"SparseGPT at {sparsity}"
