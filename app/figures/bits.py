@@ -35,7 +35,8 @@ def bits_and_zeros(table: pd.DataFrame, *, layer: str = "", theme: Theme = "ligh
         hover = f"{LOOKS[sparsity].label}, %{{customdata}}<br>%{{x:.2f}} bits a weight<br>{tokens} error %{{y:.4g}}"
         marks.lines(figure, rows["bits_a_weight"], rows[column], LOOKS[sparsity], hover, customdata=named, size=10)
     values = table[column].clip(lower=np.finfo(np.float32).tiny)
-    figure.update_yaxes(type="log", range=[np.log10(values.min()) - 0.2, np.log10(values.max()) + 0.2])
+    span = [np.log10(values.min()) - 0.2, np.log10(values.max()) + 0.2]
+    figure.update_yaxes(type="log", range=span, dtick=1, exponentformat="none")  # decades, as numbers
     figure.update_xaxes(range=[0, float(table["bits_a_weight"].max()) * 1.05])
     what = f"{words.sentence(tokens)} error{words.of(layer)} on a log scale; along a line 3 to 16 bits"
     both, alone = (_row(table, "0.5", 4), _row(table, "0", 3))
