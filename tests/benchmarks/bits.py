@@ -21,7 +21,7 @@ import rose
 from rose.layer.grid import Grid, bits_a_weight, choose_scales, parse_grid, round_to
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import PrunableLayer, prunable_layers
-from tests.benchmarks.common import MODEL, Rows, arguments, judged
+from tests.benchmarks.common import WHOLE, Rows, arguments, dense_and_judged
 
 KEY = ["model", "way", "method", "sparsity", "bits", "group", "seed"]
 RUNS = [
@@ -60,18 +60,11 @@ def made(way: str, dense: nn.Module, pruned: nn.Module, tokens: Any, grid: Grid 
 def main() -> None:
     options = arguments(
         __doc__,
-        output=Path,
-        model=MODEL,
-        calibration="packaged",
-        evaluate="packaged",
+        **WHOLE,
         samples=16,
-        length=512,
-        windows=24,
-        seeds=[0, 1, 2],
         runs=RUNS,
     )
-    dense, tokenizer = rose.load_model(options.model, dtype="bfloat16")
-    windows = judged(options.evaluate, tokenizer, options.windows, options.length)
+    dense, tokenizer, windows = dense_and_judged(options)
     rows = Rows(options.output / "bits.csv", KEY)
     before = rose.perplexity(dense, windows)
     for seed in options.seeds:

@@ -16,6 +16,16 @@ from rose.model.network.network import Network
 from rose.model.walk.forward import check_blocks, record_inputs, run_block
 
 MODEL = "smollm2-135m"
+# Options of benchmarks that prune whole models by draw and judge them by perplexity.
+WHOLE: dict[str, Any] = {
+    "output": Path,
+    "model": MODEL,
+    "calibration": "packaged",
+    "evaluate": "packaged",
+    "length": 512,
+    "windows": 24,
+    "seeds": [0, 1, 2],
+}
 Row = tuple[str, float, str, float]  # what, seconds (NaN where it is no time), compared with, ratio
 
 
@@ -44,6 +54,12 @@ def add_options(parser: argparse.ArgumentParser, **options: Any) -> None:
 def judged(text: str, tokenizer: Any, windows: int = 24, length: int = 512) -> Tensor:
     """The windows of a text's test part on which perplexity is measured, (windows, length)."""
     return rose.load_tokens(text, tokenizer, samples=windows, length=length, seed=None, split="test")
+
+
+def dense_and_judged(options: argparse.Namespace) -> tuple[nn.Module, Any, Tensor]:
+    """The dense model in bfloat16, its tokenizer, and the windows it is judged on, by options of `WHOLE`."""
+    dense, tokenizer = rose.load_model(options.model, dtype="bfloat16")
+    return dense, tokenizer, judged(options.evaluate, tokenizer, options.windows, options.length)
 
 
 class Rows:

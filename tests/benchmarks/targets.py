@@ -8,12 +8,11 @@ lines end.
 
 import copy
 from itertools import product
-from pathlib import Path
 
 import rose
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import prunable_layers
-from tests.benchmarks.common import MODEL, Rows, arguments, judged
+from tests.benchmarks.common import WHOLE, Rows, arguments, dense_and_judged
 
 LAYER, RULE = "layer", "rule"
 KEY = ["model", "method", "sparsity", "blocks", "tokens", "seed", "damping"]
@@ -22,21 +21,14 @@ KEY = ["model", "method", "sparsity", "blocks", "tokens", "seed", "damping"]
 def main() -> None:
     options = arguments(
         __doc__,
-        output=Path,
-        model=MODEL,
-        calibration="packaged",
-        evaluate="packaged",
+        **WHOLE,
         method="sparsegpt",
         sparsity="0.7",
         blocks=0,
         samples=[2, 4, 8, 16, 32, 64],
-        length=512,
-        windows=24,
-        seeds=[0, 1, 2],
         damping=[LAYER, RULE, "0.1", "0.3", "1", "3", "10"],
     )
-    dense, tokenizer = rose.load_model(options.model, dtype="bfloat16")
-    windows = judged(options.evaluate, tokenizer, options.windows, options.length)
+    dense, tokenizer, windows = dense_and_judged(options)
     layers = [layer for layer in prunable_layers(dense) if not options.blocks or layer.block_index < options.blocks]
     blocks = len({layer.block_index for layer in layers})
     rows = Rows(options.output / "damping.csv", KEY)
