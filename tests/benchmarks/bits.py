@@ -1,7 +1,9 @@
 """Zeros, fewer bits, or both, on whole models: python -m tests.benchmarks.bits --output FOLDER ...
 
 Perplexity by sparsity, bits, group and draw, and the way: "joint", as `rose prune --bits` does it; "sweep", pruned
-first and then rounded by a sweep of its own to the same grid; "rounding", pruned first and then rounded to the nearest.
+first and then rounded by a sweep of its own to the same grid; "rounding", pruned first and then rounded to the nearest;
+"layer", as "joint" with `--target layer`; "published", that with SparseGPT's own program, whose grid has an offset and
+one scale a row: --reference is a clone of github.com/IST-DASLab/sparsegpt, imported from there as it is.
 Runs of a draw come in the order of --runs, each WAY:METHOD:SPARSITY:BITS:GROUP, in which N:M is written N-M and "-"
 stands for no bits. A line of FOLDER/bits.csv for each run, as it comes; the same command resumes where the lines end.
 
@@ -10,18 +12,26 @@ each scale; unrounded ones have 16 bits.
 """
 
 import copy
+import importlib
+import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import rose
 from rose.layer.grid import Grid, bits_a_weight, choose_scales, parse_grid, round_to
+from rose.layer.methods import LayerResult, Settings
+from rose.layer.methods.toolkit import measured_result
+from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import PrunableLayer, prunable_layers
 from tests.benchmarks.common import WHOLE, Rows, arguments, dense_and_judged
+from tests.benchmarks.reference import undisturbed
 
 KEY = ["model", "way", "method", "sparsity", "bits", "group", "seed"]
 RUNS = [
@@ -39,12 +49,46 @@ def mean_bits(layers: list[PrunableLayer], grid: Grid | None) -> float:
     return sum(bits * size for bits, size in zip(stored, sizes, strict=True)) / sum(sizes)
 
 
+def load_published(folder: Path) -> ModuleType:
+    """The module `sparsegpt` of the authors of SparseGPT.
+
+    Raises:
+        RoseError: the folder does not hold their repository.
+    """
+    if not all((folder / name).is_file() for name in ("sparsegpt.py", "quant.py")):
+        raise rose.RoseError(
+            f"{folder} does not hold SparseGPT's program; clone github.com/IST-DASLab/sparsegpt there."
+        )
+    sys.path.insert(0, str(folder.resolve()))
+    return importlib.import_module("sparsegpt")
+
+
+def prune_published(
+    program: ModuleType, bits: int, weight: Tensor, statistics: InputStatistics, settings: Settings
+) -> LayerResult:
+    """A layer by the authors' program on our H, rounded as their llama.py does it."""
+    pattern, layer = settings.pattern, nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight.data = weight.float()
+    theirs = program.SparseGPT(layer)
+    theirs.H = statistics.hessian.clone()  # its scale makes no difference
+    theirs.quantizer = program.Quantizer()
+    theirs.quantizer.configure(bits, perchannel=True, sym=False, mse=False)
+    groups = {"prunen": pattern.of - pattern.keep, "prunem": pattern.of} if pattern.is_grouped else {}
+    with undisturbed():
+        theirs.fasterprune(pattern.ratio, **groups, blocksize=settings.block_size, percdamp=settings.damping)
+    pruned = layer.weight.data.to(weight.dtype)
+    return measured_result(weight, pruned, pruned == 0, statistics, settings, budget="block")
+
+
 def made(way: str, dense: nn.Module, pruned: nn.Module, tokens: Any, grid: Grid | None, **options: Any) -> tuple:
     """The model of a run, and its report; `pruned` is that of the same method and sparsity without bits."""
     words: dict[str, Any] = {} if grid is None else {"bits": grid.bits, "group": grid.group}
-    if way == "joint":
+    if way == "published":
+        options["method"], words = "published", {}
+    if way in ("joint", "layer", "published"):
         model = copy.deepcopy(dense)
-        return model, rose.prune_model(model, tokens, **options, **words)
+        target = "dense" if way == "joint" else "layer"
+        return model, rose.prune_model(model, tokens, **options, **words, target=target)
     model = copy.deepcopy(pruned)
     if way == "sweep":
         return model, rose.prune_model(
@@ -63,7 +107,10 @@ def main() -> None:
         **WHOLE,
         samples=16,
         runs=RUNS,
+        reference="",
     )
+    if options.reference:
+        program = load_published(Path(options.reference))
     dense, tokenizer, windows = dense_and_judged(options)
     rows = Rows(options.output / "bits.csv", KEY)
     before = rose.perplexity(dense, windows)
@@ -81,10 +128,13 @@ def main() -> None:
             chosen = {"method": method, "sparsity": sparsity}
             if key in rows:
                 continue
-            if way != "joint" and base not in unrounded:
+            if way == "published":
+                published = partial(prune_published, program, int(bits))
+                rose.register("published", "SparseGPT's program", "Prunes and rounds by the authors' code.")(published)
+            if way in ("sweep", "rounding") and base not in unrounded:
                 unrounded[base] = made("joint", dense, dense, tokens, None, **chosen)[0]
             model, report = made(way, dense, unrounded.get(base, dense), tokens, grid, **chosen)
-            if grid is None:
+            if grid is None and way == "joint":
                 unrounded = {base: model}
             summary = report.summary if report else {}
             rows.add(
