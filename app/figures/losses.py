@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from app import words
 from app.figures import marks, palette, shrinking, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
-from rose import OrderPlan
+from rose import OrderPlan, verdicts
 
 
 def column_loss_map(
@@ -96,3 +99,52 @@ def block_loss_bars(
     table = pd.DataFrame({"block": blocks, "columns": widths, "block_loss": whole, "block_loss_per_column": each})
     alt = f"Bar chart of {unit}{words.of(layer)}"
     return style.finish(figure, theme, finding, what, caption, alt, table, x="block", y=unit)
+
+
+def losses_in_order(
+    losses: np.ndarray,
+    visited: Sequence[int],
+    errors: Mapping[str, np.ndarray],
+    *,
+    layer: str = "",
+    theme: Theme = "light",
+) -> Drawing:
+    """Block losses in natural order and reordered, and the error that each block adds there (the paper's Figure 1a).
+
+    Args:
+        losses: loss per column of each block, (blocks,), in natural order.
+        visited: the blocks as two-level order visits them.
+        errors: relative error that each pruned block adds, (blocks,), by "natural" and "two_level" order.
+    """
+    places = {"natural": list(range(len(losses))), "two_level": list(visited)}
+    top = int(losses.argmax())
+    figure, rows, left = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.07), [], {}
+    steps = np.arange(1, len(losses) + 1)
+    for order, blocks in places.items():
+        look, added = palette.order_style(order), errors[order]
+        left[order] = blocks.index(top), float(added[blocks.index(top)])
+        for row, (what, values) in enumerate({"loss per column": losses[blocks], "adds an error of": added}.items(), 1):
+            hover = f"{look.label}<br>%{{x}}. pruned: block %{{customdata}}<br>{what} %{{y:.4g}}"
+            marks.bars(figure, steps, values, look, hover, customdata=blocks, showlegend=row == 1, row=row, col=1)
+        shown = {"order": order, "position": steps, "block": blocks, "loss_per_column": losses[blocks], "error": added}
+        rows.append(pd.DataFrame(shown))
+    (before, alone), (after, helped) = left.values()
+    natural = palette.order_style("natural").label
+    finding = (
+        f"Block {top} loses most; pruned as number {after + 1}, not {before + 1}, it leaves "
+        f"{verdicts.says_change(helped, alone, natural)}"
+    )
+    what = f"Blocks{words.of(layer)} in the order pruned: above, what pre-pruning says; below, relative error added"
+    every = [float(errors[order].sum()) for order in places]
+    caption = (
+        f"Block {top} adds {words.number(alone)} to the error as number {before + 1} and {words.number(helped)} as "
+        f"number {after + 1} of {len(losses)}; all blocks together {words.number(every[0])} in natural order and "
+        f"{words.number(every[1])} in two-level order, on the calibration inputs."
+    )
+    figure.update_xaxes(dtick=marks.whole_step(len(losses)))
+    figure.update_xaxes(title_text="position at which a block is pruned", row=2)
+    for row, title in enumerate(("loss per column", "relative error added"), 1):
+        figure.update_yaxes(title_text=title, row=row)
+    alt = f"Two bar charts{words.of(layer)}: block losses, and the error that each block adds, in two orders"
+    table = pd.concat(rows, ignore_index=True)
+    return style.finish(figure, theme, finding, what, caption, alt, table, height=520, legend=True)

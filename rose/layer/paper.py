@@ -1,7 +1,7 @@
 """The figures of the ROSE paper for one layer, in numbers: what the order of its sweep does to its error.
 
-arXiv 2603.05878: Figure 1a, the error as blocks are pruned; Figure 1c, the error by the position of the costliest
-block; the bars of orders at several sparsities.
+arXiv 2603.05878: Figure 1a, the error as blocks are pruned, and the losses of blocks before and after reordering;
+Figure 1c, the error by the position of the costliest block; the bars of orders at several sparsities.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class PaperFigures:
     Attributes:
         layer: its name.
         curves: by order, the error before the sweep and after each block, (blocks + 1,).
+        losses: loss per column of each block in natural order; none in files of former versions.
+        visited: the blocks as two-level order visits them.
         block: the costliest one, per column.
         place: its position in natural order, from 0.
         positions: position and final error, all others in natural order.
@@ -42,6 +44,8 @@ class PaperFigures:
 
     layer: str
     curves: dict[str, list[float]]
+    losses: list[float]
+    visited: list[int]
     block: int
     place: int
     positions: list[tuple[int, float]]
@@ -90,6 +94,8 @@ def paper_figures(layer: str, weight: Tensor, statistics: InputStatistics, setti
     return PaperFigures(
         layer=layer,
         curves={order: curve(order) for order in CURVES},
+        losses=plan.loss_per_column.tolist(),
+        visited=[at for at in visited_blocks(plan, make_order(plan, "two_level")) if at is not None],
         block=block,
         place=place,
         positions=[(at, sweep(moved[at]).relative_error) for at in sorted({*tried, place})],
@@ -105,9 +111,12 @@ def read_paper_figures(found: Mapping[str, Any]) -> PaperFigures:
     curves = {str(order): [_error(error) for error in curve] for order, curve in found["curves"].items()}
     bars = [(str(order), float(level), _error(error)) for order, level, error in found["bars"]]
     places = [(int(at), _error(error)) for at, error in found["positions"]]
-    paper = PaperFigures(str(found["layer"]), curves, int(found["block"]), int(found["place"]), places, bars)
+    losses, visited = [_error(loss) for loss in found.get("losses", [])], [int(at) for at in found.get("visited", [])]
+    block, place = int(found["block"]), int(found["place"])
+    paper = PaperFigures(str(found["layer"]), curves, losses, visited, block, place, places, bars)
     ends = {len(curve) for curve in paper.curves.values()}
     is_whole = set(curves) == set(CURVES) and {order for order, *_ in bars} == set(BARS) and len(ends) == 1
+    is_whole &= sorted(visited) == list(range(len(losses))) and (not losses or ends == {len(losses) + 1})
     if not is_whole or min(ends) < 2 or paper.place not in dict(places) or not 0 <= paper.block < MOST_BLOCKS:
         raise ValueError("its figures of orders are not whole")
     return paper

@@ -3,6 +3,8 @@
     layers      held-out error of every output projection, pruned by several methods as given and in each basis;
                 FOLDER/rotation.csv. `kept_error` is what `--rotate heads` decides by: calibrated on three quarters of
                 the samples, measured on the last quarter
+    outputs     held-out error of every output projection by order and budget, and by method, as given and in the
+                learned basis; by block sizes, of which the last is the whole layer, and 2:4; FOLDER/orders-outputs.csv
     gain        what the two-level order gains in every layer, and what weights and H alone say of that beforehand;
                 FOLDER/order-gain.csv
     whole       perplexity of the whole model, over draws of calibration, with and without `--rotate heads`;
@@ -25,10 +27,11 @@ import rose
 from rose.layer import error
 from rose.layer.basis import find_rotations, rotate_columns, rotate_statistics
 from rose.layer.hessian import damp
-from rose.layer.methods import Settings, make_settings, prune_with
+from rose.layer.methods import BUDGETS, Settings, make_settings, prune_with
 from rose.layer.order import Order, OrderPlan, make_order
 from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration
+from rose.model.network.heads import ValueHeads
 from rose.model.network.network import Network
 from rose.model.run.rotation import JUDGES, rotate_heads, value_heads
 from rose.model.walk.walk import visit_blocks
@@ -121,6 +124,73 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     joined["by_rule"], joined["rotated"] = joined["ratio"].where(gains, 1.0), gains.astype(float)
     shown = {"ratio": ["mean", "min", "max"], "by_rule": ["mean", "max"], "values": ["mean", "max"], "rotated": "mean"}
     return joined.groupby(["model", "basis", "method"], sort=False).agg(shown)
+
+
+# Order and budget of every output projection
+
+SWEEPS = [
+    f"{order}/{budget}" for order in ("natural", "two_level", "global", "random:0", "dealt") for budget in BUDGETS
+]
+METHODS = ("rose_dealt", "rose_admm")
+BY_SIZE = ("natural/block", "two_level/block", "global/layer", "dealt/block")
+# Sparsity, block size, bases, and what is tried: N:M leaves no budget to choose.
+TRIED: list[tuple[str, str, Sequence[str], Sequence[str]]] = [
+    ("0.7", "128", (GIVEN, "learned"), (*SWEEPS, *METHODS)),
+    ("2:4", "128", (GIVEN, "learned"), (*SWEEPS[::2], *METHODS)),
+    *(("0.7", size, (GIVEN,), BY_SIZE) for size in ("32", "64", "256", "whole")),
+]
+
+
+def outputs(options: Any) -> None:
+    """Every output projection by each of `TRIED`; the statistics of one draw serve all."""
+    key = ("model", "seed", "layer", "sparsity", "block_size")
+    rows = Rows(Path(options.output) / "orders-outputs.csv", key)
+    for seed, name in product(options.seeds, options.models):
+        model, tokenizer = rose.load_model(name)
+        found = {heads.output.name: heads for heads in value_heads(Network(model), options.layers or None)}
+        runs = [(Path(name).stem, seed, layer, *tried[:2]) for tried in TRIED for layer in found]
+        if all(run in rows for run in runs):
+            continue
+        known, judge = (statistics_of(model, one, list(found)) for one in texts(options, tokenizer, seed))
+        for run, tried in zip(runs, [tried for tried in TRIED for _ in found], strict=True):
+            if run not in rows:
+                new = _tried(found[run[2]], known[run[2]], judge[run[2]], *tried)
+                rows.add(*(dict(zip(key, run, strict=True)) | one for one in new))
+    print(by_variant(rows.table()).round(3).to_string())
+
+
+def _tried(
+    heads: ValueHeads, known: InputStatistics, judge: InputStatistics, sparsity: str, size: str, bases: Sequence[str],
+    variants: Sequence[str],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Held-out error of one layer by every variant, in each basis. ROSE's sweep is one of two that are made anyway."""
+    width = heads.output.weight.shape[1] if size == "whole" else int(size)
+    for basis in bases:
+        weight, judged_by, calibrated = heads.output.weight.float(), judge, known
+        if basis != GIVEN:
+            pattern = make_settings("sparsegpt", sparsity=sparsity).pattern
+            turn = find_rotations(weight, known.hessian, heads.layout, basis, pattern=pattern, block_size=width)
+            weight = rotate_columns(weight, heads.layout, turn).float()
+            calibrated, judged_by = (rotate_statistics(one, heads.layout, turn) for one in (known, judge))
+        plan = rose.plan_order(weight, calibrated, sparsity=sparsity, block_size=width)
+        said: dict[str, Any] = {"basis": basis, "relative_range": round(plan.relative_range, 4)}
+        for variant in variants:
+            order, _, budget = variant.partition("/")
+            method, swept = ("sparsegpt", order) if budget else (variant, None)
+            settings = make_settings(method, sparsity=sparsity, block_size=width, order=swept, budget=budget or None)
+            said[variant] = float(f"{held_out_error(weight, calibrated, judged_by, settings):.5g}")
+        said["rose"] = said["two_level/block" if plan.is_columnar else "natural/block"]
+        yield said
+
+
+def by_variant(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean over layers and draws of the ratio to SparseGPT's error as given at the same sparsity, blocks of 128."""
+    same = ["model", "seed", "layer", "sparsity"]
+    base = table[(table["block_size"] == "128") & (table["basis"] == GIVEN)].set_index(same)["natural/block"]
+    kept = [name for name in (*SWEEPS, "rose", *METHODS) if name in table]
+    ratios = table[kept].div(table.join(base.rename("base"), on=same)["base"], axis=0)
+    by = [table[name] for name in ("model", "sparsity", "block_size", "basis")]
+    return ratios.groupby(by, sort=False).mean()
 
 
 # What an order will gain, before it is tried
@@ -255,7 +325,7 @@ def with_and_without(table: pd.DataFrame) -> pd.DataFrame:
     )  # fmt: skip
 
 
-STUDIES: dict[str, Callable[[Any], None]] = {"layers": layers, "gain": gain, "whole": whole}
+STUDIES: dict[str, Callable[[Any], None]] = {"layers": layers, "outputs": outputs, "gain": gain, "whole": whole}
 
 
 def main() -> None:

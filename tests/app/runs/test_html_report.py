@@ -13,6 +13,7 @@ import pytest
 
 import rose
 from app import words
+from app.figures.paper import drawings
 from app.runs import finished, html_page, html_report, pairs
 from rose import cli
 from tests.app.runs.made_reports import made_report, saved
@@ -139,17 +140,31 @@ def test_the_papers_figures_of_the_chosen_layer_go_along_and_are_checked(tmp_pat
     assert dict(paper.positions)[paper.place] == pytest.approx(natural.relative_error, rel=1e-4)
     assert paper.block == int(plan.loss_per_column.argmax())
     assert len(paper.positions) == len(plan.block_width)
+    assert paper.visited == plan.block_order.tolist()
+    assert [paper.losses[at] for at in paper.visited] == sorted(paper.losses, reverse=True)
     report = html_report.report_of([run])
     axes = [drawing.figure.layout.xaxis.title.text for drawing in report.drawings]
     assert axes[2:] == [
         "pruned blocks",
+        None,  # of two panels
         f"position at which block {paper.block} is pruned",
         "sparsity (fraction of weights removed)",
     ]
     analysis = made_report(methods=["sparsegpt"], paper=asdict(paper))
     del analysis.summary["method"]
     assert finished.read_runs(str(saved(tmp_path / "whole", analysis)))[0].paper == paper
-    for broken in ({"positions": []}, {"curves": {"natural": [0.0, 1.0]}}, {"layer": "<b>"}, {"bars": 3}):
+    former = {name: kept for name, kept in asdict(paper).items() if name not in ("losses", "visited")}
+    (read,) = finished.read_runs(str(saved(tmp_path / "former", analysis.with_summary(paper=former))))
+    assert read.paper == replace(paper, losses=[], visited=[])
+    assert len(drawings(read.paper)) == len(drawings(paper)) - 1
+    for broken in (
+        {"visited": [0]},
+        {"losses": [1.0], "visited": [0]},
+        {"positions": []},
+        {"curves": {"natural": [0.0, 1.0]}},
+        {"layer": "<b>"},
+        {"bars": 3},
+    ):
         changed = analysis.with_summary(paper=asdict(paper) | broken)
         with pytest.raises(rose.RoseError, match="is not a report"):
             finished.read_runs(str(saved(tmp_path / "broken", changed)))
