@@ -27,6 +27,7 @@ LOOKS = {
         Style(palette.AZURE, verdicts.ZEROS_LOST, symbol="triangle-up"),
         Style(palette.BROWN, verdicts.TIE_TORN, symbol="hourglass"),
         Style(palette.TAN, verdicts.OTHER_SPARSITY, symbol="triangle-down"),
+        Style(palette.BLUE, verdicts.BACKWARDS, symbol="triangle-left"),
         Style(palette.RUST, verdicts.WORSE_THAN_WANDA, symbol="star"),
         Style(palette.VIOLET, verdicts.MASK_ALONE, symbol="circle"),
         Style(palette.SLATE, verdicts.NOT_PRUNED, symbol="square"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import nan
 
 import torch
 from torch import Tensor
@@ -29,34 +30,49 @@ EXACT = 0.99  # the same of one method on the same inputs, but for rounding
 
 
 @dataclass(frozen=True)
+class Rival:
+    """Other weights that a layer is judged against: those of Wanda's mask, or the dense ones under the layer's own.
+
+    Attributes:
+        error, held_out_error: as of `Costs`; None without held-out tokens.
+        stream_ratio: of a layer that writes into the residual stream, the error that was found beside that of these
+            weights where the target makes good what the stream lacks too.
+    """
+
+    error: float
+    held_out_error: float | None = None
+    stream_ratio: float | None = None
+
+
+@dataclass(frozen=True)
 class Costs:
     """Errors of one layer, ‖X_d Wᵀ − X_p Vᵀ‖² / ‖X_d Wᵀ‖² of calibration tokens where nothing else is said.
 
     Attributes:
         error, held_out_error: of V, as it was found.
         dense_input_error: of V where its inputs are those of the dense model: ‖X_d (W − V)ᵀ‖² / ‖X_d Wᵀ‖².
-        mask_error: of the dense weights under V's mask.
+        mask: of the dense weights under V's mask.
         possible_error: the least that the mask allows, by a refit of all kept weights.
         methods: what methods reach at the same sparsity, by name.
-        wanda_held_out: what Wanda's mask has on held-out tokens, where both were asked for.
-        stream_ratio: of a layer that writes into the residual stream, V's error beside that of Wanda's mask where the
-            target makes good what the stream lacks too.
+        wanda: of Wanda's mask, where that was asked for.
+        opposite: where V is worse than its mask alone, of as much compensation with the other sign.
     """
 
     error: float
     held_out_error: float | None
     dense_input_error: float
-    mask_error: float
+    mask: Rival
     possible_error: float
     methods: Mapping[str, float]
-    wanda_held_out: float | None
-    stream_ratio: float | None = None
+    wanda: Rival | None = None
+    opposite: Rival | None = None
 
     @property
     def recovered(self) -> float | None:
         """Share of what compensation could take from the mask's error that it took; None where it can take nothing."""
-        could = self.mask_error - self.possible_error
-        return (self.mask_error - self.error) / could if could > 0.02 * self.mask_error else None
+        alone = self.mask.error
+        could = alone - self.possible_error
+        return (alone - self.error) / could if could > 0.02 * alone else None
 
     def row(self) -> dict[str, float | None]:
         """For a table."""
@@ -64,7 +80,7 @@ class Costs:
             "error": self.error,
             "held_out_error": self.held_out_error,
             "dense_input_error": self.dense_input_error,
-            "mask_error": self.mask_error,
+            "mask_error": self.mask.error,
             "possible_error": self.possible_error,
             "recovered": self.recovered,
         }
@@ -93,7 +109,40 @@ class Recognized:
         return self.shared.jaccard >= SAME_MASK
 
 
-@dataclass(frozen=True)
+# What a method may have aimed at: the outputs of W on the inputs in the checkpoint, or in it while the decoder block is
+# still dense; those of the dense model; these with what the residual stream lacks. Then the target that it is of a run.
+LAYER, UNPRUNED, DENSE, STREAM = "layer", "unpruned", "dense", "stream"
+TARGET = {LAYER: LAYER, UNPRUNED: LAYER, DENSE: DENSE, STREAM: DENSE}
+GIVEN_UP = 14  # layers without success, two decoder blocks, after which something is not tried any more
+
+
+@dataclass
+class Attempt:
+    """Methods that may have made a mask with another aim than they are measured with.
+
+    Attributes:
+        aim: of `TARGET`; STREAM stands for DENSE in layers that write into the residual stream.
+        costs_much: whether it is worth it only where the mask is nobody's so far.
+        made, hits: layers in which it was tried, and in which a mask was found so.
+    """
+
+    aim: str
+    methods: tuple[str, ...]
+    costs_much: bool = False
+    made: int = 0
+    hits: int = 0
+
+
+def _attempts() -> list[Attempt]:
+    return [
+        Attempt(UNPRUNED, ("wanda", "sparsegpt", "rose")),
+        Attempt(DENSE, ("sparsegpt", "rose")),
+        Attempt(DENSE, (RECOMMENDED,), costs_much=True),
+        Attempt(UNPRUNED, (RECOMMENDED,), costs_much=True),
+    ]
+
+
+@dataclass
 class Yardsticks:
     """What layers are compared with.
 
@@ -102,12 +151,19 @@ class Yardsticks:
         block_size: columns per block of theirs.
         target_damping: μ of the corrected weight W*.
         products: number format of ADMM's products, see `Settings`.
+        attempts: what else may have made masks, and what came of trying it.
     """
 
     methods: Sequence[str]
     block_size: int
     target_damping: float
     products: torch.dtype = torch.float32
+    attempts: list[Attempt] = field(default_factory=_attempts)
+
+    def promising(self) -> list[Attempt]:
+        """Attempts in the order of their success, without those that have had none."""
+        known = [one for one in self.attempts if one.hits or one.made < GIVEN_UP]
+        return sorted(known, key=lambda one: -one.hits)
 
     def check(self) -> None:
         """Raises RoseError for methods or a block size that there are not."""
@@ -119,8 +175,8 @@ class Yardsticks:
     ) -> tuple[Costs, Recognized | None]:
         """The costs of V, `after`, in place of W, `weight`, (out, in) each, and the method that its mask is nearest to;
         None without a mask or methods."""
-        mask, error = after == 0, _error_by(weight, inputs)
-        apart = _error_by(weight, held_out) if held_out else None
+        mask = after == 0
+        judge = _Judge.of(weight, after, inputs, held_out)
         wanted, _ = corrected_weight(weight, inputs.statistics, inputs.gap, self.target_damping)
         trial = _Trial(self, weight, wanted, mask, _pattern_of(change, self.block_size), inputs)
         if mask.any():
@@ -128,19 +184,20 @@ class Yardsticks:
             start = wanted if change.moved == 0 else after.float()
             best = solve_on_support(wanted, mask, matrix, start, REFIT_STEPS)
             pruned = {method: trial.prune(method) for method in self.methods}
-            trial.try_again_on_targets()
+            trial.try_again()
         else:
             best, pruned = wanted, {}
-        wanda = pruned.get("wanda")
+        wanda, bare = pruned.get("wanda"), weight.masked_fill(mask, 0)
+        error, alone = judge.error(after), judge.beside(bare)
         costs = Costs(
-            error=error(after),
-            held_out_error=apart(after) if apart else None,
+            error=error,
+            held_out_error=judge.held_out(after) if judge.held_out else None,
             dense_input_error=_dense_input_error(weight, after, inputs),
-            mask_error=error(weight.masked_fill(mask, 0)),
-            possible_error=error(best),
-            methods={method: error(found) for method, found in pruned.items()},
-            wanda_held_out=apart(wanda) if apart and wanda is not None else None,
-            stream_ratio=_stream_ratio(weight, after, wanda, inputs),
+            mask=alone,
+            possible_error=judge.error(best),
+            methods={method: judge.error(found) for method, found in pruned.items()},
+            wanda=None if wanda is None else judge.beside(wanda),
+            opposite=judge.beside(2 * bare - after) if mask.any() and error > alone.error else None,
         )
         return costs, trial.nearest
 
@@ -156,29 +213,33 @@ class _Trial:
     pattern: Pattern
     inputs: LayerInputs
     tried: dict[tuple[str, str], Removal] = field(default_factory=dict)
+    done: set[tuple[str, str]] = field(default_factory=set)  # methods with their aims
     swept: dict[str, LayerResult] = field(default_factory=dict)
     known: dict[str, Known] = field(default_factory=dict)
 
-    def prune(self, method: str, target: str = "") -> Tensor:
+    def prune(self, method: str, aim: str = "") -> Tensor:
         """What the method makes of W, or of W* as the recommended one should; notes how near its mask is.
 
-        `target`: "layer", "dense", or "stream", which makes good what the residual stream lacks too.
+        `aim`: one of `TARGET`.
         """
-        target = target or ("dense" if method == RECOMMENDED else "layer")
-        known = self.known.get(target) or self.known.setdefault(target, Known(self._aim(target)))
+        aim = aim or (DENSE if method == RECOMMENDED else LAYER)
+        known = self.known.get(aim) or self.known.setdefault(aim, Known(self._weight_for(aim)))
         made = make_settings(method, sparsity=self.pattern, block_size=self.yardsticks.block_size)
         settings = replace(made, measures=False, known=known, products=self.yardsticks.products)
-        result = self._run(known.weight, settings, target)
+        result = self._run(known.weight, settings, aim)
         found = same_removed(self.mask, result.mask.to(self.mask.device))
-        key = method, "dense" if target == "stream" else target
-        self.tried[key] = max(found, self.tried.get(key, found), key=lambda one: one.jaccard)
+        self.done.add((method, aim))
+        # Where inputs are still those of the dense model both targets are one.
+        for target in (LAYER, DENSE) if known.weight.equal(self.weight) and aim == DENSE else (TARGET[aim],):
+            best = self.tried.get((method, target), found)
+            self.tried[method, target] = max(found, best, key=lambda one: one.jaccard)
         return result.weight
 
-    def _aim(self, target: str) -> Tensor:
+    def _weight_for(self, aim: str) -> Tensor:
         """The weight that is pruned: W, or one whose outputs are nearest to the target."""
-        if target == "layer":
+        if aim in (LAYER, UNPRUNED):
             return self.weight
-        if target == "stream":
+        if aim == STREAM:
             assert self.inputs.stream is not None
             mu, known = self.yardsticks.target_damping, self.inputs.statistics
             return corrected_weight(self.weight, known, self.inputs.stream, mu)[0].to(self.weight.dtype)
@@ -190,27 +251,39 @@ class _Trial:
         best = max(self.tried, key=lambda one: self.tried[one].jaccard, default=None)
         return Recognized(*best, self.tried[best], self.tried) if best else None
 
-    def _run(self, aim: Tensor, settings: Settings, target: str) -> LayerResult:
+    def _run(self, weight: Tensor, settings: Settings, aim: str) -> LayerResult:
         """ROSE sweeps a layer that is not columnar as SparseGPT does, so that is done once."""
-        before = self.swept.get(target)
+        before = self.swept.get(aim)
         if settings.method == "rose" and before is not None and not before.plan.is_columnar:
             return before
-        result = prune_with(aim, self.inputs.statistics, settings)
+        statistics = self.inputs.unpruned if aim == UNPRUNED else self.inputs.statistics
+        assert statistics is not None
+        result = prune_with(weight, statistics, settings)
         if settings.method == "sparsegpt":
-            self.swept[target] = result
+            self.swept[aim] = result
         return result
 
-    def try_again_on_targets(self) -> None:
-        """Where the mask is not exactly a method's so far, looks whether it is that of a run towards the dense model:
-        sweeps, which cost little, and the recommended method where the mask is still nobody's."""
-        if self.nearest is None or self.nearest.shared.jaccard >= EXACT:
-            return
-        writes = self.inputs.stream is not None
-        for method in ("sparsegpt", "rose"):
-            if method in self.yardsticks.methods:
-                self.prune(method, "stream" if writes else "dense")
-        if writes and RECOMMENDED in self.yardsticks.methods and not self.nearest.is_same:
-            self.prune(RECOMMENDED, "stream")
+    def try_again(self) -> None:
+        """Where the mask is not exactly a method's so far, looks whether it is that of one which has calibrated on
+        other inputs or aimed at another target; what has found masks before comes first."""
+        for attempt in self.yardsticks.promising():
+            if self.nearest is None or self.nearest.shared.jaccard >= EXACT:
+                return
+            aim = self._aim_here(attempt.aim)
+            methods = [one for one in attempt.methods if one in self.yardsticks.methods and (one, aim) not in self.done]
+            if not methods or (attempt.costs_much and self.nearest.is_same):
+                continue
+            before = self.nearest.shared.jaccard
+            for method in methods:
+                self.prune(method, aim)
+            attempt.made += 1
+            attempt.hits += self.nearest.is_same and self.nearest.shared.jaccard > before
+
+    def _aim_here(self, aim: str) -> str:
+        """Of this layer: one that writes into the residual stream makes good what it lacks; inputs may be the same."""
+        if aim == DENSE and self.inputs.stream is not None:
+            return STREAM
+        return LAYER if aim == UNPRUNED and self.inputs.unpruned is None else aim
 
 
 def _error_by(
@@ -226,11 +299,28 @@ def _error_by(
     return error
 
 
-def _stream_ratio(weight: Tensor, after: Tensor, wanda: Tensor | None, known: LayerInputs) -> float | None:
-    if known.stream is None or wanda is None:
-        return None
-    error = _error_by(weight, known, known.stream)
-    return ratio(error(after), error(wanda))
+@dataclass(frozen=True)
+class _Judge:
+    """Errors of weights in place of W, on calibration and on held-out tokens, and towards what the stream lacks; the
+    last as it was found."""
+
+    error: Callable[[Tensor], float]
+    held_out: Callable[[Tensor], float] | None
+    stream: Callable[[Tensor], float] | None
+    found: float
+
+    @classmethod
+    def of(cls, weight: Tensor, after: Tensor, inputs: LayerInputs, held_out: LayerInputs | None) -> _Judge:
+        stream = _error_by(weight, inputs, inputs.stream) if inputs.stream else None
+        held_out_error = _error_by(weight, held_out) if held_out else None
+        return cls(_error_by(weight, inputs), held_out_error, stream, stream(after) if stream else nan)
+
+    def beside(self, other: Tensor) -> Rival:
+        return Rival(
+            self.error(other),
+            self.held_out(other) if self.held_out else None,
+            ratio(self.found, self.stream(other)) if self.stream else None,
+        )
 
 
 def _dense_input_error(weight: Tensor, after: Tensor, known: LayerInputs) -> float:

@@ -24,6 +24,8 @@ from rose.model.walk.forward import Arguments, check_blocks, record_inputs, run_
 from rose.model.walk.targets import BatchKey, BlockTargets
 from rose.model.walk.walk import TRACED_TOKENS
 
+CALIBRATION = "calibration"  # the stream on which methods are tried
+
 
 @dataclass
 class LayerInputs:
@@ -33,11 +35,14 @@ class LayerInputs:
         statistics: of the inputs in the other model, X_p.
         gap: how far they are from those in the dense model.
         stream: of a layer that writes into the residual stream, with what the stream lacks before it; else None.
+        unpruned: of the inputs in the other model while the layer's own decoder block is still dense, which is what
+            published programs calibrate on; None where they are no others, or not asked for.
     """
 
     statistics: InputStatistics
     gap: InputGap
     stream: OutputGap | None = None
+    unpruned: InputStatistics | None = None
 
     @cached_property
     def dense_hessian(self) -> Tensor:
@@ -117,6 +122,9 @@ def walk_both(
                     drifts = []
                     for batch, (before, after) in enumerate(zip(*states[stream], strict=True)):
                         both = [own[index][batch] for own in arguments[stream]]
+                        if stream == CALIBRATION:
+                            run_block(one, after, both[1], device, precision)
+                            reading.end_unpruned()
                         with lost.before(before, after):
                             was = run_block(one, before, both[0], device, precision)
                         outputs = [was, run_block(two, after, both[1], device, precision)]
@@ -125,7 +133,7 @@ def walk_both(
                             known[batch] = output.to(before.device)
                         drifts.append(token_drift(outputs[1] - outputs[0], outputs[0]).flatten())
                         tick(index, (batch + 1) / len(states[stream][0]))
-                    found.inputs[stream] = reading.known
+                    found.inputs[stream] = reading.result()
                     found.drift = float(torch.cat(drifts).mean())  # of the last stream, which is held out if any is
             yield found
 
@@ -193,6 +201,7 @@ class _Reading:
         self.pairs = [pair for pair in pairs if not pair[0].is_expert]
         self.device, self.products, self.lost = device, products, lost
         self.known: dict[str, LayerInputs] = {}
+        self._unpruned: dict[str, InputStatistics] = {}
         self._read: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
         self._hooks: list = []
 
@@ -205,6 +214,26 @@ class _Reading:
     def __exit__(self, *_problem: object) -> None:
         for hook in self._hooks:
             hook.remove()
+
+    def end_unpruned(self) -> None:
+        """Counts what the layers of the dense block have read of the other model's hidden states."""
+        shared: dict[int, InputStatistics] = {}
+        read = self._read[0]
+        for name, inputs in read.items():
+            if id(inputs) not in shared:
+                found = self._unpruned.get(name) or InputStatistics(inputs.shape[-1], self.device)
+                found.update(inputs)
+                shared[id(inputs)] = found
+            self._unpruned[name] = shared[id(inputs)]
+        read.clear()
+
+    def result(self) -> dict[str, LayerInputs]:
+        """What is known of each layer; once all batches are through."""
+        for name, found in self.known.items():
+            other = self._unpruned.get(name)
+            is_other = other is not None and not torch.equal(other.hessian, found.statistics.hessian)
+            found.unpruned = other if is_other else None
+        return self.known
 
     @torch.no_grad()
     def end_batch(self) -> None:

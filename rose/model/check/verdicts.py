@@ -13,12 +13,13 @@ from statistics import median
 from rose.layer.change import UNLIKE, FoundGrid, WeightChange
 from rose.layer.error import ratio
 from rose.layer.methods import METHODS
-from rose.model.check.costs import Costs, Recognized
+from rose.model.check.costs import Costs, Recognized, Rival
 
 AS_EXPECTED = "as expected"
 NOT_PRUNED = "not pruned"
 MASK_ALONE = "mask without compensation"
 WORSE_THAN_WANDA = "worse than Wanda"
+BACKWARDS = "compensated backwards"
 ZEROS_LOST = "zeros lost"
 PATTERN_BROKEN = "pattern broken"
 OTHER_SPARSITY = "other sparsity"
@@ -26,8 +27,8 @@ OTHER_MODEL = "not the same model"
 NUMBERS_BROKEN = "numbers broken"
 TIE_TORN = "tie torn"
 VERDICTS = (
-    *(NUMBERS_BROKEN, OTHER_MODEL, PATTERN_BROKEN, ZEROS_LOST, TIE_TORN, OTHER_SPARSITY, WORSE_THAN_WANDA, MASK_ALONE),
-    *(NOT_PRUNED, AS_EXPECTED),
+    *(NUMBERS_BROKEN, OTHER_MODEL, PATTERN_BROKEN, ZEROS_LOST, TIE_TORN, OTHER_SPARSITY, BACKWARDS, WORSE_THAN_WANDA),
+    *(MASK_ALONE, NOT_PRUNED, AS_EXPECTED),
 )  # the worst first
 MOVED = 1e-3  # share of kept weights that differ, above which they were moved and not only masked
 FEW_ZEROS = 0.1  # of the peers' share of zeros: a layer with less has lost them
@@ -201,12 +202,13 @@ def worst(verdicts: Mapping[str, Verdict]) -> list[str]:
 
 def judge_costs(verdict: Verdict, costs: Costs, change: WeightChange, nearest: Recognized | None = None) -> Verdict:
     """The verdict on a layer with which nothing is wrong by its weights alone; `nearest`: the method of its mask."""
+    if costs.opposite and _is_backwards(costs, costs.opposite):
+        mask, other = _error_of(costs.mask), _error_of(costs.opposite)
+        said = f"{_says_errors(costs)}; its mask alone has {mask:.4f}, and the opposite compensation {other:.4f}."
+        return Verdict(BACKWARDS, said, True)
     limit = CLEARLY if verdict.verdict == MASK_ALONE else OTHER_TEXT
-    if _is_worse(costs, limit):
-        found, wanda, on = costs.error, costs.methods["wanda"], "calibration tokens"
-        if costs.held_out_error is not None and costs.wanda_held_out is not None:
-            found, wanda, on = costs.held_out_error, costs.wanda_held_out, "held-out tokens, and no better on others"
-        said = f"Its error is {found:.4f} on {on}; Wanda's mask, without compensation too, has {wanda:.4f}."
+    if costs.wanda and _is_worse(costs, costs.wanda, limit):
+        said = f"{_says_errors(costs)}; Wanda's mask, without compensation too, has {_error_of(costs.wanda):.4f}."
         if verdict.verdict != MASK_ALONE:
             return Verdict(WORSE_THAN_WANDA, said.replace(", without compensation too,", ""), True)
         return Verdict(MASK_ALONE, f"{said} {verdict.reason}", True)
@@ -226,20 +228,46 @@ def judge_costs(verdict: Verdict, costs: Costs, change: WeightChange, nearest: R
     return Verdict(verdict.verdict, reason, verdict.is_wrong)
 
 
-def _is_worse(costs: Costs, limit: float) -> bool:
-    """Whether a layer is worse than Wanda's mask by all that is known: on calibration tokens, on held-out ones, and
+def _error_of(one: Costs | Rival) -> float:
+    """What a reason names: the error on held-out tokens, where there are any."""
+    return one.error if one.held_out_error is None else one.held_out_error
+
+
+def _errors(*ones: Costs | Rival) -> list[list[float]]:
+    """Errors of each on calibration tokens; then on held-out ones, where there are any."""
+    held_out = [one.held_out_error for one in ones if one.held_out_error is not None]
+    return [[one.error for one in ones], *([held_out] if len(held_out) == len(ones) else [])]
+
+
+def _says_errors(costs: Costs) -> str:
+    on = "calibration tokens" if costs.held_out_error is None else "held-out tokens, and no better on others"
+    return f"Its error is {_error_of(costs):.4f} on {on}"
+
+
+def _is_backwards(costs: Costs, opposite: Rival) -> bool:
+    """Whether compensation did clear harm where its opposite would help, by all that is known.
+
+    Compensation for another text may do harm too, and moving weights at random does, but then not their opposites.
+    """
+    errors = _errors(costs, costs.mask, opposite)
+    # ratios of what was found to the two others, where the target makes good what the stream lacks
+    found, other = costs.mask.stream_ratio, opposite.stream_ratio
+    if found is not None and other is not None:
+        errors.append([found, 1.0, ratio(found, other)])
+    harms = all(one > CLEARLY * mask and other < mask for one, mask, other in errors)
+    return harms and min(one - mask for one, mask, _ in errors) > MATTERS
+
+
+def _is_worse(costs: Costs, rival: Rival, limit: float) -> bool:
+    """Whether a layer is worse than other weights by all that is known: on calibration tokens, on held-out ones, and
     where the target makes good what the residual stream lacks.
 
     Weights compensated for another text lose on these tokens, the more so where few tokens make up most of a layer's
     output. How far two sets of tokens disagree about an error says how far a third may lie from their mean: so
     much wider is the limit.
     """
-    if "wanda" not in costs.methods:
-        return False
-    pairs = [(costs.error, costs.methods["wanda"])]
-    if costs.held_out_error is not None and costs.wanda_held_out is not None:
-        pairs.append((costs.held_out_error, costs.wanda_held_out))
+    pairs = _errors(costs, rival)
     ratios = [ratio(*pair) for pair in pairs]
-    ratios += [] if costs.stream_ratio is None else [costs.stream_ratio]
+    ratios += [] if rival.stream_ratio is None else [rival.stream_ratio]
     disagreement = max(ratio(max(errors), min(errors)) for errors in zip(*pairs, strict=True)) or 1.0
     return min(ratios) > limit * disagreement**0.5 and min(one - two for one, two in pairs) > MATTERS

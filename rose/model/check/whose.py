@@ -51,13 +51,15 @@ def maker_of(known: Sequence[Recognized]) -> Maker | None:
 
     A layer in which two methods remove the same counts for both alike, so that those in which they differ decide.
     """
-    candidates = dict.fromkeys(key for one in known for key in one.tried)
-    if not candidates:
-        return None
 
     def shared_with(key: Key) -> list[Removal]:
         # Targets are tried only where nothing else has the mask.
         return [found for one in known if (found := one.tried.get(key) or one.tried.get((key[0], "layer")))]
+
+    tried = dict.fromkeys(key for one in known for key in one.tried)
+    candidates = [key for key in tried if 2 * len(shared_with(key)) > len(known)]  # others were given up
+    if not candidates:
+        return None
 
     # Of two whose masks are equally near, up to chance, the simpler one, which stands first.
     means = {key: fmean(one.jaccard for one in shared_with(key)) for key in candidates}

@@ -15,7 +15,7 @@ from rose import cli
 from rose.layer.change import weight_change
 from rose.model.check import verdicts
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
-from rose.model.check.costs import Costs
+from rose.model.check.costs import Costs, Rival
 from rose.model.check.verdicts import Verdict, judge_costs
 from tests.model.check.faults import compensate, q4_0, q4_1
 from tests.model.families import DENSE, EXPERTS, make_model, make_tokens
@@ -187,7 +187,7 @@ def test_methods_are_known_by_their_masks_and_by_their_errors(dense: nn.Module, 
         backwards = copy.deepcopy(model)
         weight_of(backwards, name).copy_(2 * was.masked_fill(now == 0, 0) - now)
         told_of = check_checkpoint(dense, backwards, tokens[:4], held_out=tokens[4:], methods=("wanda",))
-        assert told(told_of) == {name: verdicts.WORSE_THAN_WANDA}
+        assert told(told_of) == {name: verdicts.BACKWARDS}
     drifts = [row["drift"] for row in found.summary["drift"]]
     assert len(drifts) == BLOCKS
     assert min(drifts) > 0
@@ -198,7 +198,8 @@ def test_compensation_for_another_text_is_no_fault() -> None:
     """What was seen of good checkpoints: a layer whose output few tokens make up, and one that repairs the stream."""
 
     def costs(error: float, held_out: float, wanda: float, wanda_held_out: float, stream: float | None = None) -> Costs:
-        return Costs(error, held_out, error, error, error, {"wanda": wanda}, wanda_held_out, stream)
+        beside = Rival(wanda, wanda_held_out, stream)
+        return Costs(error, held_out, error, Rival(error, held_out), error, {"wanda": wanda}, beside)
 
     fine = Verdict(verdicts.AS_EXPECTED, "", False)
     change = weight_change(torch.ones(4, 4), compensate(torch.ones(4, 4)))
@@ -211,6 +212,26 @@ def test_compensation_for_another_text_is_no_fault() -> None:
         assert not judge_costs(fine, good, change).is_wrong
     for bad in (costs(0.40, 0.41, 0.20, 0.20), costs(0.40, 0.41, 0.20, 0.20, 1.9)):
         assert judge_costs(fine, bad, change).verdict == verdicts.WORSE_THAN_WANDA
+
+
+def test_compensation_is_backwards_only_where_its_opposite_helps_by_all_measures() -> None:
+    fine = Verdict(verdicts.AS_EXPECTED, "", False)
+    change = weight_change(torch.ones(4, 4), compensate(torch.ones(4, 4)))
+
+    def verdict(
+        found: tuple[float, float], opposite: tuple[float, float], streams: tuple[float, float] | None = None
+    ) -> str:
+        """Beside a mask with errors of 0.30 and 0.32; `streams`: of the found one to the mask and to the opposite."""
+        to_mask, to_opposite = streams or (None, None)
+        mask, other = Rival(0.30, 0.32, to_mask), Rival(*opposite, to_opposite)
+        return judge_costs(fine, Costs(*found, found[0], mask, 0.2, {}, None, other), change).verdict
+
+    assert verdict((0.40, 0.41), (0.25, 0.28)) == verdicts.BACKWARDS
+    assert verdict((0.40, 0.41), (0.25, 0.28), (1.3, 1.6)) == verdicts.BACKWARDS
+    assert verdict((0.40, 0.41), (0.25, 0.28), (0.9, 0.8)) == verdicts.AS_EXPECTED  # it repairs the stream
+    assert verdict((0.40, 0.41), (0.40, 0.41)) == verdicts.AS_EXPECTED  # weights moved at random
+    assert verdict((0.40, 0.33), (0.25, 0.28)) == verdicts.AS_EXPECTED  # harms calibration tokens alone
+    assert verdict((0.40, 0.41), (0.25, 0.36)) == verdicts.AS_EXPECTED  # the opposite helps these alone
 
 
 def test_the_error_is_that_of_the_outputs(dense: nn.Module, tokens: Tensor) -> None:

@@ -114,7 +114,7 @@ def test_the_authors_own_results_are_recognized(case: str) -> None:
         )
         assert nearest is not None
         assert nearest.is_same
-        assert costs.possible_error < costs.error * 1.001 < costs.mask_error
+        assert costs.possible_error < costs.error * 1.001 < costs.mask.error
         assert costs.error == pytest.approx(costs.methods[nearest.method], rel=1e-2)
         assert costs.dense_input_error == pytest.approx(costs.error, rel=1e-3)
         return nearest.method, nearest.shared.jaccard
