@@ -139,9 +139,9 @@ class RunReport:
 
     @property
     def remarks(self) -> list[str]:
-        """How far the numbers can be trusted, where there was nothing to remove, and where target dense could not do
-        all that it is for, a sentence each."""
-        said = cautions(self.layers) + self._remark_on_zeros()
+        """How far the numbers can be trusted, and where target dense could not do all that it is for, a sentence
+        each."""
+        said = cautions(self.layers)
         if self.summary.get("target") != "dense" or "target" not in self.layers:  # parts do not say
             return said
         pruned = self.layers[self.layers["sparsity"] > 0]
@@ -158,17 +158,6 @@ class RunReport:
                 "they read in the dense model."
             )
         return said
-
-    def _remark_on_zeros(self) -> list[str]:
-        if "zeros_before" not in self.layers:  # parts do not say
-            return []
-        same = self.layers[(self.layers["zeros_before"] > 0) & (self.layers["sparsity"] <= self.layers["zeros_before"])]
-        if same.empty:
-            return []
-        return [
-            f"In {len(same)} of {len(self.layers)} layers, such as {same['layer'].iloc[0]}, as many weights were zero "
-            "before as are now: the model was pruned already."
-        ]
 
     @property
     def stages(self) -> list[RunReport]:

@@ -24,6 +24,7 @@ SAME = 1e-9  # relative difference up to which two numbers are the same: a model
 SAME_MODEL = 1e-3  # relative difference of norms of the embeddings; number formats move them by 1e-4
 SAME_WINDOWS = 1e-3  # relative difference of the dense model's perplexity, above which it was another model or text
 SAME_TIME = 1.5  # ratio of two times up to which a pause of the machine may be all the difference
+SPARSE = 0.05  # share of zeros from which on a layer was pruned before
 STRONG, WEAK = 0.7, 0.3  # rank correlations from which on one number tells the other, or partly
 
 Kind = Literal["better", "no clear difference", "identical", "undecided", "not comparable"]
@@ -437,6 +438,14 @@ def _overfits(table: pd.DataFrame) -> pd.Series:
     return table["held_out_error"] > OVERFIT * table["relative_error"]
 
 
+def _was_sparse(table: pd.DataFrame) -> pd.Series:
+    return table["zeros_before"] > SPARSE
+
+
+def _is_as_before(table: pd.DataFrame) -> pd.Series:
+    return (table["zeros_before"] > 0) & (table["sparsity"] <= table["zeros_before"])
+
+
 def _is_unseen(table: pd.DataFrame) -> pd.Series:
     return table["held_out_error"].isna() & table["relative_error"].notna()
 
@@ -473,6 +482,19 @@ CAUTIONS = (
         ("held_out_error", "relative_error"),
         _is_unseen,
     ),
+    Caution(
+        "zeros before",
+        f"more than {percent(SPARSE, 0)} of the weights were zero in the model before: numbers are those of pruning "
+        "once more, and where zeros gather, a layer is columnar for that alone",
+        ("zeros_before",),
+        _was_sparse,
+    ),
+    Caution(
+        "nothing removed",
+        "as many weights were zero before as are now: the model was pruned already",
+        ("zeros_before", "sparsity"),
+        _is_as_before,
+    ),
 )
 
 
@@ -480,7 +502,7 @@ def caution_column(table: pd.DataFrame) -> pd.Series:
     """The cautions of every row in brief, "" where there is none: a column for tables and CSV files.
 
     The table has a row per layer, or layer and method, with what is known of: tokens, columns, dead_columns,
-    is_damping_raised, relative_error, held_out_error.
+    is_damping_raised, relative_error, held_out_error, zeros_before and sparsity (shares).
     """
     found = pd.Series("", index=table.index, dtype=object)
     for caution in CAUTIONS:

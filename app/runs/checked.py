@@ -172,13 +172,7 @@ def facts(run: CheckpointRun) -> list[str]:
     found, setup = run.found, run.request.setup
     assert found is not None
     layers, summary = found.layers, found.summary
-    said: list[str] = []
-    tokens, widest = setup.samples * setup.length, int(layers["columns"].max())
-    if run.request.with_tokens and tokens < widest:
-        said.append(
-            f"{words.whole(tokens)} tokens are fewer than the {words.whole(widest)} columns of the widest layer: "
-            "errors on them look smaller than they are."
-        )
+    said = list(found.cautions)
     before = summary["zeros_before"] / summary["weights"]
     said.append(
         f"{words.percent(summary['sparsity'], 2)} of the layers' weights are zero"

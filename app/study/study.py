@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 import rose
-from app import words
 from app.jobs import Job, holding
 from app.study import cache
 from app.study.setup import MEASURED, THRESHOLD, Setup
@@ -35,7 +34,6 @@ from rose.verdicts import caution_column, cautions
 # What a study remembers; the results asked for longest ago go first. Plots of small layers take kilobytes, recorded
 # sweeps of large ones gigabytes: one page shows two of them, each up to `lab.LARGEST_TRACE`, and must not have to make
 # them again whenever it is drawn. So the latest stay whatever their size, and older ones only within a modest sum.
-MANY_ZEROS = 0.05  # share of weights from which on a model counts as pruned before
 KEPT_RESULTS = 96
 KEPT_LATEST = 8
 KEPT_BYTES = 5 * 10**8
@@ -316,22 +314,7 @@ class Study:
     def cautions(self, layer: str | None = None) -> list[str]:
         """How far the numbers of the layers so far, or of one, can be trusted; see `rose.verdicts.cautions`."""
         table = self.records()
-        found = cautions(table if layer is None else table[table["layer"] == layer])
-        zeros = self.remember(("zeros", len(self._layers)), self._zeros) if self.is_measured else 0.0
-        if zeros > MANY_ZEROS:
-            found.append(
-                f"{words.percent(zeros, 0)} of these layers' weights were zero before: what is measured here is what "
-                "pruning once more would do, and where zeros gather, a layer is columnar for that alone."
-            )
-        return found
-
-    def _zeros(self) -> float:
-        """Share of weights that are zero already; 0 where the model is not in memory."""
-        if self.loaded is None or Network(self.loaded.model).is_streamed:
-            return 0.0
-        with self._lock:
-            weights = [layer.weight for layer, *_ in self._layers.values()]
-        return sum(int((one == 0).sum()) for one in weights) / max(1, sum(one.numel() for one in weights))
+        return cautions(table if layer is None else table[table["layer"] == layer])
 
     def most_columnar(self) -> str | None:
         records = self.all_records()

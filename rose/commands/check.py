@@ -106,6 +106,7 @@ def _print(name: str, found: CheckpointCheck) -> None:
         terminal.say(f"Drift after the last decoder block: {summary['drift'][-1]['drift']:.4f}")
     if "perplexity" in summary:
         terminal.say(f"Perplexity {summary['perplexity_dense']:.2f} dense, {summary['perplexity']:.2f} here")
+    terminal.say(*found.cautions)
     terminal.say(
         "Nothing is wrong." if found.is_sane else f"Wrong: {len(wrong)} tensors, the worst {wrong['name'][0]}."
     )

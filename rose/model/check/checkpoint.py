@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import nan
 from typing import Any
 
 import pandas as pd
@@ -35,6 +36,7 @@ from rose.model.network.precision import DEFAULT, Precision
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.walk import check_streams
 from rose.report import finite
+from rose.verdicts import cautions
 
 ROTATED = " Its heads were rotated first (exact, function unchanged); it is compared with the dense ones so rotated."
 
@@ -71,10 +73,20 @@ class CheckpointCheck:
         rank = table["verdict"].map(verdicts.VERDICTS.index)
         return table.iloc[rank.argsort(kind="stable")].reset_index(drop=True)
 
+    @property
+    def cautions(self) -> list[str]:
+        """How far the numbers can be trusted, a sentence each; see `rose.verdicts.cautions`."""
+        table = self.layers[["layer", "columns"]].copy()
+        table["zeros_before"] = self.layers["zeros_before"] / (self.layers["rows"] * self.layers["columns"])
+        if self.summary["tokens"] and "error" in self.layers:
+            table["tokens"] = self.layers["error"].notna().map({True: self.summary["tokens"], False: nan})
+        return cautions(table)
+
     def to_dict(self) -> dict[str, Any]:
-        """Summary, layers, others, and whether the checkpoint is sane, of what JSON has."""
+        """Summary, layers, others, cautions, and whether the checkpoint is sane, of what JSON has."""
         tables = {name: getattr(self, name).to_dict(orient="records") for name in ("layers", "others")}
-        return finite({"is_sane": self.is_sane, "summary": self.summary, **tables})
+        known = {"is_sane": self.is_sane, "cautions": self.cautions, "summary": self.summary}
+        return finite(known | tables)
 
     def to_json(self) -> str:
         """As JSON; see `to_dict`."""
@@ -160,7 +172,7 @@ def check_checkpoint(
         for name, verdict in _judge(found).items()
     }
     summary = _summary(found, judged) | {"gone": gone.row(), "drift": drifts, "rotated_heads": rotated}
-    summary |= whose | {"methods": list(methods) if streams else []}
+    summary |= whose | {"methods": list(methods) if streams else [], "tokens": tokens.numel() if streams else 0}
     windows = held_out if held_out is not None else tokens
     if windows is not None and not any(network.is_streamed for network in networks):
         summary |= {"perplexity_dense": perplexity(dense, windows), "perplexity": perplexity(pruned, windows)}

@@ -82,7 +82,7 @@ def test_what_was_pruned_before_is_said() -> None:
             if "proj" in name:
                 weight[:, ::2] = 0
     study = measured_study(model=model)
-    assert "50 % of these layers' weights were zero before" in texts(open_page(PAGE, study))
+    assert "more than 5 % of the weights were zero in the model before" in texts(open_page(PAGE, study))
 
 
 def test_filters_choose_what_the_scatter_and_the_table_show(study: Study) -> None:
