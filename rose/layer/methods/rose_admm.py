@@ -22,7 +22,7 @@ from rose.layer.methods.toolkit import damped_hessian, mask_by_score, measured_r
 from rose.layer.pattern import Pattern, kth_smallest
 from rose.layer.statistics import InputStatistics
 
-# Chosen on layers of the packaged model at 70 %; docs/solvers.md has what the others gave.
+# Chosen on layers of the packaged model at 70 %; docs/lab-notes/solvers.md has what others gave.
 FIRST_PENALTY, LAST_PENALTY = 0.2, 1.0  # relative to the diagonal of H; lower ones do not settle in so few iterations
 ITERATIONS = 20  # per unit of effort
 FINAL_STEPS = 3  # of conjugate gradients; the last iterate is all but solved
