@@ -2,13 +2,15 @@
 
 table --text TEXT --judge TEXT --output FOLDER
     perplexity before and after tuning by each draw, way of pruning, and number of windows, on the judged text and on
-    another one. A way is METHOD@SPARSITY, or METHOD@slim-RATIO for models made smaller.
+    another one. A way is METHOD@SPARSITY, or METHOD@slim-RATIO for models made smaller; METHOD may name an order, a
+    budget and a target, as for `rose compare`.
 choose --text TEXT --output FOLDER
     the divergence from the dense model after each rule, on windows of the same text that were not trained on. A rule is
     NAME=VALUE,... of constants in rose.model.tune.tuning.
 
 Rows are kept as they come, and the same command goes on; pruned models are kept in FOLDER/pruned. Times are of the
-processor, all threads together, which other programs disturb little. `--layers` tunes a part, `--minutes` until then.
+processor, all threads together, which other programs disturb little. `--layers` prunes and tunes a part, `--minutes`
+tunes until then.
 """
 
 import ast
@@ -24,29 +26,32 @@ from torch import Tensor
 
 import rose
 from rose.model.load.tokens import load_apart
+from rose.model.measure.comparison import parse_variant
 from rose.model.network.precision import Precision
 from rose.model.tune import tuning
 from rose.model.tune.loss import divergence
 from tests.benchmarks.common import MODEL, Rows, arguments, judged
 
-LENGTH = 512
+LENGTH = 512  # of the windows that are calibrated on and judged
 JUDGED = 12  # windows of the text itself on which rules are compared
 WAY = ["model", "seed", "method", "sparsity"]
 
 
 def pruned(options: Any, seed: int, way: str) -> Any:
     """The model of one draw that was pruned this way, from FOLDER/pruned, where it is put first."""
-    method, _, sparsity = way.partition("@")
-    folder = (
-        Path(options.output) / "pruned" / f"{Path(options.model).stem}-{method}-{sparsity.replace(':', 'of')}-{seed}"
-    )
+    method, _, sparsity = way.rpartition("@")
+    name = f"{Path(options.model).stem}-{method}-{sparsity.replace(':', 'of')}-{seed}"
+    folder = Path(options.output) / "pruned" / name.replace("/", "-").replace(":", "-")
     if not folder.exists():
         model, tokenizer = rose.load_model(options.model)
         tokens = rose.load_tokens(options.text, tokenizer, samples=options.samples, length=LENGTH, seed=seed)
         if sparsity.startswith("slim-"):
             rose.prune_structured(model, tokens, method=method, ratio=float(sparsity[5:]), target="dense")
         else:
-            rose.prune_model(model, tokens, method=method, sparsity=sparsity)
+            variant = parse_variant(method)
+            chosen: dict[str, Any] = {"target": variant.target or "dense", "order": variant.order}
+            chosen |= {"budget": variant.budget, "layers": options.layers or None}
+            rose.prune_model(model, tokens, method=variant.method, sparsity=sparsity, **chosen)
         rose.save_model(model, tokenizer, folder)
     return rose.load_model(str(folder))[0]
 
@@ -60,7 +65,7 @@ def table(options: Any) -> None:
     if (options.model, -1, "dense", "", 0) not in rows:
         rows.add(model=options.model, seed=-1, method="dense", sparsity="", windows=0, **perplexities(dense, texts))
     for windows, way, seed in itertools.product(options.windows, options.ways, options.seeds):
-        method, _, sparsity = way.partition("@")
+        method, _, sparsity = way.rpartition("@")
         key = {"model": options.model, "seed": seed, "method": method, "sparsity": sparsity}
         if (*key.values(), 0) not in rows:
             rows.add(**key, windows=0, **perplexities(pruned(options, seed, way), texts))
@@ -78,7 +83,7 @@ def choose(options: Any) -> None:
     dense, tokenizer = rose.load_model(options.model)
     away = judged(options.judge or options.text, tokenizer, length=LENGTH)
     for windows, way, seed, rule in itertools.product(options.windows, options.ways, options.seeds, options.rules):
-        method, _, sparsity = way.partition("@")
+        method, _, sparsity = way.rpartition("@")
         key = {"model": options.model, "seed": seed, "method": method, "sparsity": sparsity, "windows": windows}
         if (*key.values(), rule) in rows:
             continue
@@ -94,7 +99,7 @@ def choose(options: Any) -> None:
 
 def apart(options: Any, tokenizer: Any, seed: int, windows: int, held_out: int, away: Tensor) -> tuple[Tensor, Tensor]:
     """Windows to train on and held-out ones, of which the latter are the same however many the former."""
-    sizes: dict[str, Any] = {"samples": windows, "held_out": held_out, "length": LENGTH}
+    sizes: dict[str, Any] = {"samples": windows, "held_out": held_out, "length": options.length}
     return load_apart(options.text, tokenizer, **sizes, seed=seed, apart_from=away)
 
 
@@ -152,7 +157,7 @@ STUDIES = {"table": table, "choose": choose}
 def main() -> None:
     options = arguments(
         __doc__, "studies", output=str, model=MODEL, text="packaged", judge="", other="", samples=16, seeds=[0, 1, 2],
-        ways=["rose_admm@0.7"], windows=[64], rules=[""], layers=[""], minutes=0.0, order=0,
+        ways=["rose_admm@0.7"], windows=[64], rules=[""], layers=[""], minutes=0.0, order=0, length=LENGTH,
     )  # fmt: skip
     options.layers = [name for name in options.layers if name]
     for name in options.studies or ("table",):
