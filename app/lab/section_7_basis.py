@@ -25,6 +25,9 @@ from app.lab.bases import (
 )
 from app.study.study import Study
 
+# The slider stays in sight beside pictures that are taller than a screen.
+WIDE = "@media (min-width: 641px)"
+STAYS = f"<style>{WIDE} {{ :has(> .st-key-lab-basis-controls) {{ position: sticky; top: 4rem; }} }}</style>"
 PICTURES = {"importance": "Importance S", "weights": "|W|", "loss": "Potential loss L"}
 
 
@@ -37,7 +40,8 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
             _offer_nearest(study, layer)
             return
     layout = found.layouts[layer]
-    with left:
+    with left.container(key="lab-basis-controls"):
+        st.html(STAYS)
         basis = st.select_slider(
             "Basis of the heads",
             list(BASES),

@@ -133,12 +133,12 @@ SWEEPS = [
 ]
 METHODS = ("rose_dealt", "rose_admm")
 BY_SIZE = ("natural/block", "two_level/block", "global/layer", "dealt/block")
-# Sparsity, block size, bases, and what is tried: N:M leaves no budget to choose.
-TRIED: list[tuple[str, str, Sequence[str], Sequence[str]]] = [
-    ("0.7", "128", (GIVEN, "learned"), (*SWEEPS, *METHODS)),
-    ("2:4", "128", (GIVEN, "learned"), (*SWEEPS[::2], *METHODS)),
-    *(("0.7", size, (GIVEN,), BY_SIZE) for size in ("32", "64", "256", "whole")),
-]
+# By sparsity and block size: bases, and what is tried there. N:M leaves no budget to choose.
+TRIED: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "0.7/128": ((GIVEN, "learned"), (*SWEEPS, *METHODS)),
+    "2:4/128": ((GIVEN, "learned"), (*SWEEPS[::2], *METHODS)),
+    **{f"0.7/{size}": ((GIVEN,), BY_SIZE) for size in ("32", "64", "256", "whole")},
+}
 
 
 def outputs(options: Any) -> None:
@@ -148,22 +148,22 @@ def outputs(options: Any) -> None:
     for seed, name in product(options.seeds, options.models):
         model, tokenizer = rose.load_model(name)
         found = {heads.output.name: heads for heads in value_heads(Network(model), options.layers or None)}
-        runs = [(Path(name).stem, seed, layer, *tried[:2]) for tried in TRIED for layer in found]
+        runs = [(Path(name).stem, seed, layer, *one.split("/")) for one in options.tried or TRIED for layer in found]
         if all(run in rows for run in runs):
             continue
         known, judge = (statistics_of(model, one, list(found)) for one in texts(options, tokenizer, seed))
-        for run, tried in zip(runs, [tried for tried in TRIED for _ in found], strict=True):
+        for run in runs:
             if run not in rows:
-                new = _tried(found[run[2]], known[run[2]], judge[run[2]], *tried)
+                new = _tried(found[run[2]], known[run[2]], judge[run[2]], *run[3:])
                 rows.add(*(dict(zip(key, run, strict=True)) | one for one in new))
     print(by_variant(rows.table()).round(3).to_string())
 
 
 def _tried(
-    heads: ValueHeads, known: InputStatistics, judge: InputStatistics, sparsity: str, size: str, bases: Sequence[str],
-    variants: Sequence[str],
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+    heads: ValueHeads, known: InputStatistics, judge: InputStatistics, sparsity: str, size: str
+) -> Iterator[dict[str, Any]]:
     """Held-out error of one layer by every variant, in each basis. ROSE's sweep is one of two that are made anyway."""
+    bases, variants = TRIED[f"{sparsity}/{size}"]
     width = heads.output.weight.shape[1] if size == "whole" else int(size)
     for basis in bases:
         weight, judged_by, calibrated = heads.output.weight.float(), judge, known
@@ -332,9 +332,9 @@ def main() -> None:
     options = arguments(
         __doc__, "studies", output=str, text="packaged", judge="", samples=8, length=512, held_out=4, sparsity="0.7",
         models=["smollm2-135m"], seeds=[0], methods=["sparsegpt", "rose"], targets=["layer"], layers=[""],
-        bases=["gathered", "inputs", "learned", "random"],
+        tried=[""], bases=["gathered", "inputs", "learned", "random"],
     )  # fmt: skip
-    options.layers = [name for name in options.layers if name]
+    options.layers, options.tried = ([name for name in names if name] for names in (options.layers, options.tried))
     for name in options.studies or ("layers", "gain"):
         STUDIES[name](options)
 
