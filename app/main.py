@@ -44,9 +44,9 @@ button.picture {
   background: transparent; border: 1px solid currentColor; border-radius: 8px; cursor: pointer;
 }
 div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }  /* rather than hide what does not fit in a row */
-@media (min-width: 1200px) and (max-width: 1500px) {  /* seven sections in a row, the eighth below */
-  .st-key-lab_section button { padding-inline: 0.4rem; }
-  .st-key-lab_section button p { font-size: 0.8125rem; }
+@media (min-width: 1200px) and (max-width: 1500px) {  /* eight sections in a row */
+  .st-key-lab_section button { padding-inline: 0.3rem; }
+  .st-key-lab_section button p { font-size: 0.75rem; }
 }
 .narrow-title::before { content: attr(data-finding); display: block; font-weight: 700; }
 .narrow-title::after { content: attr(data-what); }

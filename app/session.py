@@ -7,6 +7,7 @@ session starts. Widgets of single pages may use `bind="query-params"` for choice
 import math
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import pandas as pd
@@ -17,6 +18,7 @@ import rose
 from app import shared, words
 from app.jobs import Job, Run
 from app.runs.damage import DamageRequest, DamageRun
+from app.runs.files import FileRun
 from app.runs.pruning import PruningRun
 from app.runs.request import PruneRequest
 from app.runs.tuning import TuneRequest, TuningRun
@@ -26,6 +28,7 @@ from app.study.study import Study
 RECENT = 5
 PRUNING = "content_cut: Pruning"
 TUNING = "model_training: Tuning"
+WRITING = "folder_zip: Writing a file"
 FIELDS = tuple(Setup.__dataclass_fields__)
 DRAFT = "draft_"  # in the URL, before the names of choices that were edited since the study
 
@@ -209,6 +212,8 @@ def pruning() -> PruningRun | None:
         follow_run(run, PRUNING)  # after a reload, or a link
     if run is not None and run.tuning is not None and run.is_tuning:
         follow_run(run.tuning, TUNING)
+    if run is not None and run.file is not None and run.file.job.status == "running":
+        follow_run(run.file, WRITING)
     return run
 
 
@@ -243,6 +248,16 @@ def start_tuning(run: PruningRun, request: TuneRequest) -> None:
     run.tuning = TuningRun(run, request, lambda: shared.load(run.setup.model, run.setup.dtype))
     follow_run(run.tuning, TUNING)
     run.tuning.job.start()
+
+
+def start_file(run: PruningRun, folder: Path, form: str) -> None:
+    """Writes the checkpoint of a kept copy in another form, see `app.runs.files`; the earlier file of this run goes."""
+    if run.file is not None:
+        run.file.job.stop()
+        run.file.discard()
+    run.file = FileRun(folder, form)
+    follow_run(run.file, WRITING)
+    run.file.job.start()
 
 
 def new_pruning(chosen: Setup, request: PruneRequest) -> PruningRun:

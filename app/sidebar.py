@@ -11,6 +11,7 @@ from app.study.study import Study
 from rose import RoseError
 
 START = ""  # the path of the page that has all this in its own form
+OF_ANOTHER_MODEL = ("diffusion",)  # which has its own set-up
 OF_ONE_LAYER = ("layers", "layer", "order_lab")  # pages to which the chosen layer matters
 
 
@@ -22,7 +23,7 @@ def draw(page: str) -> None:
             components.error(st.session_state.plugin_problem, ":material/extension_off:")
         _running()
         chooses = page in OF_ONE_LAYER and study is not None and bool(study.layer_names)
-        if page != START:
+        if page not in (START, *OF_ANOTHER_MODEL):
             _setup(session.setup(), is_measured=study is not None, with_sparsity=not chooses)
         if study is None:
             return
@@ -31,7 +32,7 @@ def draw(page: str) -> None:
         if chooses:
             _choose_layer(study)
             _choose_sparsity(study)
-        if page != START:
+        if page not in (START, *OF_ANOTHER_MODEL):
             _status(study)
 
 

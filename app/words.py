@@ -68,6 +68,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.0f} days"
 
 
+def size(stored: float) -> str:
+    """Bytes: "538 MB"."""
+    return f"{stored / 1e9:.1f} GB" if stored >= 1e9 else f"{stored / 1e6:.0f} MB"
+
+
 def text_name(text: str) -> str:
     """A calibration text in a sentence: "packaged text", or as it was asked for."""
     return "packaged text" if text == "packaged" else text

@@ -216,6 +216,25 @@ def test_compare_goes_on_where_it_was_interrupted(checkpoint, text, tmp_path, ca
     assert "other settings" in capsys.readouterr().err
 
 
+def test_compare_rounds_as_prune_does(checkpoint, text, tmp_path, capsys):
+    common = ["compare", "--model", checkpoint, *CALIBRATION, "--evaluate", text, "--windows", "2", "--seeds", "0"]
+    common += ["--methods", "sparsegpt", "--sparsity", "0.5", "--output", tmp_path / "comparison"]
+    rounding = ["--bits", "4", "--group", "row"]
+    assert run(*common, *rounding) == 0
+    assert "kept weights in 4 bits" in capsys.readouterr().out
+    more = ["--calibration", "packaged", "--method", "sparsegpt", "--sparsity", "0.5", "--seed", "0"]
+    assert prune(checkpoint, tmp_path / "pruned", *more, *rounding, "--evaluate", text, "--windows", "2") == 0
+    summary = json.loads((tmp_path / "pruned" / "report.json").read_text())["summary"]
+    (row,) = pd.read_csv(tmp_path / "comparison" / "rows.csv").itertuples()
+    assert row.perplexity == pytest.approx(summary["perplexity_after"], rel=1e-6)
+    assert run(*common) == 2  # without bits it is another comparison
+    assert "other settings" in capsys.readouterr().err
+    settings = tmp_path / "comparison" / "settings.json"
+    known = json.loads(settings.read_text())
+    settings.write_text(json.dumps({name: value for name, value in known.items() if name not in ("bits", "group")}))
+    assert run(*common) == 0  # as a folder of an earlier version, which knew no bits
+
+
 def test_processes_of_a_launcher_share_the_runs_of_a_comparison(checkpoint, text, tmp_path, monkeypatch, capsys):
     common = ["compare", "--model", checkpoint, *CALIBRATION, "--evaluate", text, "--windows", "2"]
     common += ["--methods", "wanda,magnitude,sparsegpt", "--sparsity", "0.5", "--seeds", "0"]

@@ -8,7 +8,7 @@ import streamlit as st
 from app import session, shared, words
 from app.components.said import error, info, warning
 from app.jobs import ABANDONED_AFTER, Batch, Job
-from app.words import duration
+from app.words import duration, size  # noqa: F401  pages name both `components.…`
 from rose.model.estimate.duration import Cost
 
 KEPT = ". Layers measured so far are shown; nothing was changed."
@@ -166,7 +166,3 @@ def stopped(job: Job, rest: str) -> None:
 
 def lasting(cost: Cost) -> str:
     return duration(max(1.0, cost.seconds))
-
-
-def size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -12,13 +12,12 @@ from app.study.study import Study
 from rose.layer.error import relative_error
 from rose.layer.grid import Grid, bits_a_weight
 from rose.layer.pattern import parse_sparsity
-from rose.model.estimate.duration import SWEEP_EFFICIENCY, matmul_rate, sweeps_of
+from rose.model.estimate.duration import ROUNDING_WORK, SWEEP_EFFICIENCY, matmul_rate, sweeps_of
 
 WAYS = (
     *(("0", 8), ("0", 4), ("0", 3), ("0.5", None), ("0.5", 8), ("0.5", 4), ("0.5", 3)),
     *(("2:4", None), ("2:4", 8), ("2:4", 4), ("2:4", 3), ("0.7", None), ("0.7", 8), ("0.7", 4), ("0.7", 3)),
 )
-SWEEPS = 2  # that rounding takes, besides those of the method
 
 
 def group_of(columns: int) -> int | str:
@@ -60,7 +59,7 @@ def seconds(study: Study, layer: str) -> float:
     """Estimated seconds to measure what is missing."""
     weight, left = study.weight(layer), missing(study, layer)
     sweeps = sum(parse_sparsity(sparsity).ratio > 0 for sparsity, _ in left) * sweeps_of([rose.RECOMMENDED])
-    sweeps += SWEEPS * sum(bits is not None for _, bits in left)
+    sweeps += ROUNDING_WORK[rose.METHODS[rose.RECOMMENDED].sweeps] * sum(bits is not None for _, bits in left)
     return sweeps * weight.numel() * weight.shape[1] / SWEEP_EFFICIENCY / matmul_rate()
 
 

@@ -58,7 +58,7 @@ def _why_random_wins(study: Study, layer: str, shown: list[Outcome]) -> None:
     made = outcomes(study, layer, sweeps, "lab-given-up")
     if made is None:
         return
-    st.subheader("Random order wins here: what every block gives up, before compensation", anchor=False)
+    st.subheader("Why random order ends lower here: what every block gives up, before compensation", anchor=False)
     results = {one.sweep.run_name: one.result for one in made}
     drawn = figures.given_up(results, dense_energy(study, layer), **components.look(layer))
     components.show(drawn, "lab-given-up")

@@ -61,7 +61,7 @@ def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def packed(folder: Path) -> BinaryIO:
+def zipped(folder: Path) -> BinaryIO:
     """A checkpoint as one .zip file, which is gone when it is closed; stored, not compressed: weights hardly shrink,
     and it would take minutes."""
     with tempfile.TemporaryFile() as file:

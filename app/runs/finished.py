@@ -186,8 +186,9 @@ def _run_of(report: rose.RunReport, place: str) -> FinishedRun:
 
 
 def without_errors(report: rose.RunReport) -> rose.RunReport:
-    """What still holds of a report once its model is tuned: errors of layers and drift were those before."""
-    kept = {name: value for name, value in report.summary.items() if not name.startswith("mean_") and name != "drift"}
+    """What still holds of a report once its model is tuned: errors of layers, drift and sizes were those before."""
+    gone_too = ("drift", "plain_bytes", "packed_bytes")
+    kept = {name: one for name, one in report.summary.items() if not name.startswith("mean_") and name not in gone_too}
     gone = [name for name in (*ERRORS, "pruning_error", "rounding_error") if name in report.layers]
     return rose.RunReport(report.layers.drop(columns=gone), kept)
 
@@ -225,8 +226,8 @@ def _tuned(known: dict[str, Any]) -> dict[str, Any]:
     minutes = {"minutes": None if known.get("minutes") is None else float(known["minutes"])}
     change = {str(layer): float(moved) for layer, moved in known["change"].items()}
     numbers["perplexity_before"] = _number(known.get("perplexity_before"))
-    _require(isfinite(numbers["seconds"] + numbers["rate"]), "a number of its tuning is none")
-    _require(min(counts.values()) >= 0 and isfinite(minutes["minutes"] or 0.0), "its tuning has no such length")
+    _require(isfinite(numbers["seconds"] + numbers["rate"]), "a number of its tuning is not finite")
+    _require(min(counts.values()) >= 0 and isfinite(minutes["minutes"] or 0.0), "a count of its tuning is negative")
     curve = [{name: _number(row[name]) for name in ("step", "seconds", "loss", "held_out")} for row in known["curve"]]
     losses = {"losses_before": _losses(known.get("losses_before"))}
     return {**known, **counts, **numbers, **minutes, **losses, "change": change, "curve": curve}

@@ -100,7 +100,11 @@ def _to_ship(runs: Sequence[FinishedRun]) -> list[str]:
         if advice.others:
             run = by_name[advice.copy.name]
             error = run.number("mean_held_out_error")
-            said.append(shipping.says(advice, run.number("perplexity_before"), error, len(run.layers)))
+            more = (
+                shipping.where(str(run.summary.get("evaluated_on")), str(run.summary.get("calibration"))),
+                shipping.takes(run.number("plain_bytes"), run.number("packed_bytes")),
+            )
+            said.append(shipping.says(advice, run.number("perplexity_before"), error, len(run.layers), *more))
     return said
 
 
@@ -185,6 +189,12 @@ def _error_findings(run: FinishedRun) -> list[str]:
         f"{words.count(len(rows), 'layer')}, highest in {words.short_layer(worst['layer'])} "
         f"({words.number(float(worst[measure]))})."
     )
+    apart = run.number("mean_pruning_error"), run.number("mean_rounding_error")
+    if apart[0] is not None and apart[1] is not None:
+        said += (
+            f" On the calibration tokens pruning adds {words.number(apart[0])} in the mean, and rounding to "
+            f"{run.summary.get('bits')} bits {words.number(apart[1])}: together {words.number(apart[0] + apart[1])}."
+        )
     columnar = run.layers["is_columnar"].sum() if "is_columnar" in run.layers else None
     if columnar is None or run.kind == SLIM:
         return [said]

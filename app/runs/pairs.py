@@ -137,6 +137,8 @@ NUMBERS: dict[str, Callable[[FinishedRun], float | None]] = {
     "Mean held-out error": lambda run: _mean(run, "held_out_error"),
     "Mean error on calibration": lambda run: _mean(run, "relative_error"),
     "Mean held-out error against the dense model": lambda run: _mean(run, "held_out_target_error"),
+    "Mean error that pruning adds": lambda run: run.number("mean_pruning_error"),
+    "Mean error that rounding adds": lambda run: run.number("mean_rounding_error"),
     "Weights removed": lambda run: run.number("removed_fraction"),
     COUNT: lambda run: run.number("columnar_layers"),
     "Seconds": lambda run: run.number("seconds") and seconds_of(run.summary),

@@ -34,7 +34,7 @@ def choose(setup: Setup) -> PruneRequest:
         st.caption(
             f"Columnar: a relative range (block-loss spread) above **{threshold:g}**, as chosen on the page Layers."
         )
-    one, two, three = st.columns([3, 1, 1])
+    one, two, three = st.columns([4, 1, 1])
     methods = one.multiselect(
         "Methods",
         list(rose.METHODS),
@@ -60,17 +60,17 @@ def choose(setup: Setup) -> PruneRequest:
     )
     left, right = st.columns(2)
     with left:
-        text = _text()
+        bits = _bits()
     with right:
         kept = _checkpoints()
     with st.expander("More", icon=":material/more_horiz:", key="prune-more"):
-        more = {**_rounding(), **_windows(setup), **_prompt(), **_tasks(), **_targets()}
+        more = {**_windows(setup), **_prompt(), **_tasks(), **_targets(), **_group(bits)}
     return PruneRequest(
         methods=tuple(dict.fromkeys(methods)),
         sparsities=_words(sparsities) or (setup.sparsity,),
         layers=layers.strip() or setup.layers,
         threshold=threshold,
-        evaluate=text,
+        bits=bits,
         **kept,
         **more,
     )
@@ -104,7 +104,9 @@ def _checkpoints() -> dict[str, Any]:
 
 
 def _windows(setup: Setup) -> dict[str, Any]:
-    one, two = st.columns(2)
+    first, one, two = st.columns([3, 1, 1], vertical_alignment="bottom")
+    with first:
+        text = _text()
     asked = "Perplexity is measured on so many windows of the text. Differences need several to be told from chance."
     windows = one.number_input(
         "Windows", min_value=1, value=None, placeholder=str(WINDOWS), **linked("prune_windows"), help=asked
@@ -112,30 +114,33 @@ def _windows(setup: Setup) -> dict[str, Any]:
     length = two.number_input(
         "Tokens each", min_value=2, value=None, placeholder=str(setup.length), **linked("prune_length")
     )
-    return {"windows": windows or WINDOWS, "window_length": length or setup.length}
+    return {"evaluate": text, "windows": windows or WINDOWS, "window_length": length or setup.length}
 
 
-def _rounding() -> dict[str, Any]:
-    one, two = st.columns([3, 1], vertical_alignment="bottom")
-    bits = one.pills(
+def _bits() -> tuple[int | None, ...]:
+    bits = st.pills(
         "Bits of kept weights",
         list(BITS),
         default=[AS_STORED],
         selection_mode="multi",
         format_func=BITS.__getitem__,
         **linked("prune_bits"),
-        help="Kept weights are rounded to a grid with an exact zero, and weights still to come make good what rounding "
-        "costs. Choose several to have a copy of each; copies of different bits are not ranked.",
+        help="Kept weights are rounded to a grid with an exact zero, and columns still to be pruned compensate for "
+        "that too. Choose several to have a copy of each; copies of different bits are not ranked.",
     )
-    group = two.selectbox(
+    return tuple(None if one == AS_STORED else int(one) for one in BITS if one in bits)
+
+
+def _group(bits: tuple[int | None, ...]) -> dict[str, Any]:
+    group = st.selectbox(
         "Columns that share a scale",
         [str(one) for one in GROUPS],
         index=1,
         **linked("prune_group"),
-        disabled=not set(bits) - {AS_STORED},
-        help="Consecutive input columns of a row. Fewer cost more: 16 bits a scale.",
+        disabled=bits in ((), (None,)),
+        help="Consecutive input columns of a row. Each scale takes 16 bits, so that narrow groups take more room.",
     )
-    return {"bits": tuple(None if one == AS_STORED else int(one) for one in BITS if one in bits), "group": group}
+    return {"group": group}
 
 
 def _prompt() -> dict[str, Any]:
@@ -171,7 +176,8 @@ def _targets() -> dict[str, Any]:
         **linked("prune_target_damping"),
         disabled="dense" not in targets,
         help="μ, relative to the mean Hessian diagonal, where the target is the dense model. Few tokens need a large "
-        "one, and so do many decoder blocks: a correction reads the noise of those before it. Automatic goes by both.",
+        "one, and so do many decoder blocks, as a correction also fits the noise of those before it. Automatic goes by "
+        "both.",
     )
     true_sequential = three.toggle(
         "True-sequential",

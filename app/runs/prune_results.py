@@ -11,14 +11,13 @@ import rose
 from app import components, session, shared, words
 from app.figures import comparison, palette, style
 from app.figures import prune as figures
-from app.runs import finished
+from app.runs import finished, prune_files
 from app.runs.drift_sections import DRIFT
 from app.runs.prune_choices import TARGETS
 from app.runs.pruning import EvaluatedModel, PruningRun, accuracy_table, layer_table, model_table
 from app.runs.request import HELD_OUT
-from app.runs.shipping import Advice, advise, cost, size_of
+from app.runs.shipping import Advice, advise, cost, what_loads, where
 from app.runs.widgets import checkpoint_button, csv_button, file_button
-from rose.model.load.models import parse_dtype
 from rose.report import csv_text, with_cautions
 from rose.verdicts import Result, cautions
 
@@ -42,7 +41,7 @@ def what_to_ship(run: PruningRun, models: list[EvaluatedModel]) -> None:
         for advice in advise([model.result for model in pruned]):
             model = by_label[advice.copy.name]
             st.subheader(f"What to ship{so_far}: {words.plain(model.label)}", anchor=False)
-            _recommend(advice, model, dense.perplexity)
+            _recommend(advice, model, run)
             _take_on(model, run)
         _sizes(run, pruned, dense.perplexity)
         reports = [model.report for model in pruned if model.report is not None]
@@ -53,34 +52,40 @@ def what_to_ship(run: PruningRun, models: list[EvaluatedModel]) -> None:
 
 def _sizes(run: PruningRun, pruned: list[EvaluatedModel], dense: float) -> None:
     """What each copy takes, and what loads it."""
-    rows = []
-    for model in pruned:
-        if model.report is None or model.is_tuned:
-            continue
-        size = size_of(model.report.layers, model.summary, parse_dtype(run.setup.dtype).itemsize)
-        rows.append(
-            {
-                "Copy": model.label,
-                "Perplexity": f"{model.perplexity:.2f}",
-                "× dense": f"{model.perplexity / dense:.2f}",
-                "Pruned layers, plain": components.size(size.plain),
-                "Packed, at most": components.size(size.packed),
-                "What loads it": size.loads,
-            }
-        )
-    with st.expander("What each copy takes, and what loads it", icon=":material/deployed_code:", key="ship-sizes"):
-        components.table(rows, "Sizes of the pruned layers of every copy, and what loads them")
+    rows = [
+        {
+            "Copy": model.label,
+            "Perplexity": f"{model.perplexity:.2f}",
+            "× dense": f"{model.perplexity / dense:.2f}",
+            "Checkpoint": components.size(model.summary["plain_bytes"]),
+            "Packed": components.size(model.summary["packed_bytes"]),
+            "What loads it": what_loads(model.case.bits),
+        }
+        for model in pruned
+        if "packed_bytes" in model.summary
+    ]
+    if not rows:
+        return
+    with st.expander("What a copy takes, and what loads it", icon=":material/deployed_code:", key="ship-sizes"):
+        components.table(rows, "Sizes of the copies that were written, and what loads them")
+        wide = run.setup.dtype == "float32" and any(model.case.bits is None for model in pruned)
         st.caption(
-            "Zeros alone make no file smaller and no model faster. Packed: a bit for every weight, what is kept, and "
-            "scales, before compression; `rose pack` writes it and says the exact size. Embeddings come on top."
+            "Of the whole model, measured when it was written; copies that were beaten at once are not. Zeros alone "
+            "make no checkpoint smaller and no model faster, and tokens per second were not measured. Packed: a bit "
+            "for every weight, what is kept, and scales, compressed."
+            + (" Weights in bfloat16, chosen on Start under More, take half of float32." if wide else "")
         )
 
 
-def _recommend(advice: Advice, model: EvaluatedModel, dense: float) -> None:
+def _recommend(advice: Advice, model: EvaluatedModel, run: PruningRun) -> None:
+    assert run.dense is not None
     table = pd.DataFrame() if model.report is None else model.report.layers
-    st.markdown(words.plain(cost(advice.copy, dense, model.summary.get("mean_held_out_error"), len(table))))
+    st.markdown(
+        words.plain(cost(advice.copy, run.dense.perplexity, model.summary.get("mean_held_out_error"), len(table)))
+    )
     st.markdown("\n".join(f"- {words.plain(one)}" for one in advice.reasons()))
-    st.caption(" ".join(words.plain(one) for one in [advice.sure(), *cautions(table)]))
+    own = where(run.request.evaluate, run.setup.text)
+    st.caption(" ".join(words.plain(one) for one in filter(None, [own, advice.sure(), *cautions(table)])))
 
 
 def _take_on(model: EvaluatedModel, run: PruningRun) -> None:
@@ -99,6 +104,7 @@ def _take_on(model: EvaluatedModel, run: PruningRun) -> None:
         for label, (page, icon, query) in others.items():
             st.page_link(page, label=label, icon=icon, query_params={**setup, **query})
     st.caption(f"Kept in {words.plain(place)}{'' if run.request.keep == 'folder' else ' until you prune again'}.")
+    prune_files.draw(model, run)
 
 
 def _labels(model: EvaluatedModel, run: PruningRun) -> list[str]:
@@ -125,7 +131,7 @@ def _apart(row: pd.Series) -> dict[str, str]:
 
 
 def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
-    setup, request, table = run.setup, run.request, model_table(models)
+    request, table = run.request, model_table(models)
     dense, *pruned = models
     if pruned:
         results = [model.result for model in pruned]
@@ -149,12 +155,11 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
         for model, (_, row) in zip(models, table.iterrows(), strict=True)
     ]
     components.table(rows, "Perplexity and errors of every model")
-    own = "held-out windows of the calibration text; other texts may lose more"
-    where = own if request.evaluate == HELD_OUT else words.text_name(request.evaluate)
+    own = request.evaluate == HELD_OUT
+    text = "held-out windows of the calibration text" if own else words.text_name(request.evaluate)
     said = (
-        f"{setup.model}, {_pruned_part(run, models)}, calibrated on {setup.samples} × {setup.length} tokens of "
-        f"{words.text_name(setup.text)}, seed {setup.seed}. "
-        f"Perplexity on {request.windows} × {request.window_length} tokens of {where}. "
+        f"{_of_setup(run)}{words.sentence(_pruned_part(run, models))}. "
+        f"Perplexity on {request.windows} × {request.window_length} tokens of {text}. "
         f"Time is by the clock, calibration and tuning included: other work lengthens it.{_computed(models)}"
     )
     st.caption(words.plain(said))
@@ -181,11 +186,20 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
         st.page_link("views/runs.py", label=label, icon=":material/waterfall_chart:", query_params=view)
 
 
+def _of_setup(run: PruningRun) -> str:
+    """The set-up of a run, where it is another than the one beside the page."""
+    setup = run.setup
+    if setup == session.setup():
+        return ""
+    on = f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.text)}, seed {setup.seed}"
+    return f"{setup.model}, calibrated on {on}. "
+
+
 def _pruned_part(run: PruningRun, models: list[EvaluatedModel]) -> str:
     """ "all 210 layers pruned", or which of them."""
     pruned = next((len(model.report.layers) for model in models if model.report is not None), 0)
     if not pruned:
-        return "no copy is finished yet"
+        return "no copy is finished" + (" yet" if run.job.status == "running" else "")
     if run.request.layers == "*":
         return f"all {words.count(pruned, 'layer')} pruned"
     return f"{words.count(pruned, 'layer')} pruned ({run.request.layers})"

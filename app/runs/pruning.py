@@ -31,10 +31,12 @@ from rose.files import expand
 from rose.model.measure.generation import continue_prompt
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.measure.zero_shot import zero_shot
+from rose.model.ship.packing import packed_size
 from rose.output import check_output
 from rose.verdicts import Result
 
 if TYPE_CHECKING:
+    from app.runs.files import FileRun
     from app.runs.tuning import TuningRun
 
 DENSE = Case("dense", "0", "")
@@ -184,6 +186,7 @@ class PruningRun(Run):
         self.pruned: list[dict[str, Any]] = []  # of the copy at work: layer, relative_error, seconds
         self.layers = 0  # that it has in all
         self.tuning: TuningRun | None = None  # of one of the copies, the latest
+        self.file: FileRun | None = None  # that one of the copies is written into, the latest
         self._load, self._publish = load, publish
         self._begun = self._total = 0.0  # estimated seconds of the steps that were begun, and of all
 
@@ -232,9 +235,10 @@ class PruningRun(Run):
                 progress=self._by_layer(self._step(f"Pruning by {case.label}", cost)),
             )
             judged = judge(request, case, case.label, model, loaded.tokenizer, windows, self._step)
-            copy = replace(judged, report=(report := self._told(report, judged)))
-            self.copies.append(replace(copy, checkpoint=self._save(model, loaded.tokenizer, copy)))
-            self._publish(report)
+            copy = self._saved(model, loaded.tokenizer, replace(judged, report=self._told(report, judged)))
+            self.copies.append(copy)
+            assert copy.report is not None
+            self._publish(copy.report)
             self._drop_beaten()
             model = None  # before the next copy is made
         self.fraction = 1.0
@@ -287,27 +291,30 @@ class PruningRun(Run):
             **more,
         )
 
-    def _save(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: EvaluatedModel) -> Path | None:
-        """The folder of its checkpoint, where one is kept."""
+    def _saved(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: EvaluatedModel) -> EvaluatedModel:
+        """The copy, with its checkpoint where one is kept."""
         keep = self.request.keep
         if keep == "none" or (keep == "best" and copy.label not in self._worth_keeping([*self.copies, copy])):
-            return None
+            return copy
         self._say(f"Writing the checkpoint of {copy.label}")
         return self.write(model, tokenizer, copy)
 
-    def write(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: EvaluatedModel) -> Path | None:
-        """Writes a checkpoint where those of this run are; its folder, None where there is no room.
+    def write(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: EvaluatedModel) -> EvaluatedModel:
+        """The copy with its checkpoint, where those of this run are, and its sizes; as it was where there is no room.
 
         Raises RoseError where it cannot be written.
         """
         output = expand(self.request.folder) / copy.name
         if self.request.keep != "folder":
             if free_space() < sum(weight.nbytes for weight in model.parameters()) + RESERVE:
-                return None
+                return copy
             output = self._temporary() / copy.name
         check_output(output)
-        rose.save_model(model, tokenizer, output, report=copy.report)
-        return output
+        assert copy.report is not None
+        size = packed_size(model)
+        report = copy.report.with_summary(plain_bytes=size.plain, packed_bytes=size.stored)
+        rose.save_model(model, tokenizer, output, report=report)
+        return replace(copy, checkpoint=output, report=report)
 
     def add_tuned(self, copy: EvaluatedModel) -> None:
         """Adds a copy that tuning has made to those of this run, which has ended; one of the same name goes."""
@@ -322,6 +329,9 @@ class PruningRun(Run):
     def discard(self) -> None:
         if self.tuning is not None:
             self.tuning.job.stop()
+        if self.file is not None:
+            self.file.job.stop()
+            self.file.discard()
         super().discard()
 
     def _worth_keeping(self, copies: Sequence[EvaluatedModel]) -> list[str]:

@@ -184,7 +184,7 @@ def estimate_case(model: nn.Module, setup: Setup, request: PruneRequest, case: C
     cost = estimate_cost(
         model,
         **sizes,
-        sweeps=sweeps_of([case.method]),
+        sweeps=sweeps_of([case.method], case.bits),
         passes=1 if request.true_sequential and case.target == "layer" else 2,
         compute=COMPUTED,
         target=case.target,

@@ -46,7 +46,7 @@ def read_results(source: str | IO[bytes]) -> pd.DataFrame:
     names = table["method"].str.fullmatch(r"[\w .:,/+()@×-]{1,200}") & table["sparsity"].map(_is_sparsity)
     odd = missing | ~numbers | ~names.astype(bool)
     if odd.any():
-        raise RoseError(f"Row {int(odd.idxmax()) + 1} is none that a run can come to; correct the file.")
+        raise RoseError(f"Row {int(odd.idxmax()) + 1} has a number that no run can have; correct the file.")
     return table
 
 

@@ -6,11 +6,9 @@ The Prune page and the HTML report both ask here, and runs keep the checkpoints 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import pandas as pd
 
 from app import words
+from app.runs.request import HELD_OUT
 from rose.verdicts import Interval, Result, Verdict, compare
 from rose.wording import apart, listing
 
@@ -32,7 +30,7 @@ class Advice:
     def reasons(self) -> list[str]:
         """Why this copy, a sentence for each verdict."""
         if not self.others:
-            return ["It is the only copy at this sparsity."]
+            return [f"No other copy at {self.copy.amount} is finished."]
         found = {kind: [pair for pair in self.others if pair[1].kind == kind] for _, kind in self._kinds()}
         said = []
         if better := found.get("better"):
@@ -56,9 +54,9 @@ class Advice:
         return f"How sure: by the {known}, on one calibration draw; another draw can change the order of close copies."
 
 
-def says(advice: Advice, dense: float | None, error: float | None, layers: int) -> str:
-    """All of it in one paragraph, for a report."""
-    said = [cost(advice.copy, dense, error, layers), *advice.reasons(), advice.sure()]
+def says(advice: Advice, dense: float | None, error: float | None, layers: int, *more: str) -> str:
+    """All of it in one paragraph, for a report; `more` is what `where` and `takes` say."""
+    said = [cost(advice.copy, dense, error, layers), *advice.reasons(), advice.sure(), *more]
     return f"What to ship: {advice.copy.name}. {' '.join(filter(None, said))}"
 
 
@@ -89,34 +87,34 @@ def _by_amount(results: Sequence[Result]) -> list[list[Result]]:
     return [[one for one in known if one.amount == amount] for amount in dict.fromkeys(one.amount for one in known)]
 
 
-@dataclass(frozen=True)
-class Size:
-    """What the pruned layers of one copy take, in bytes, and which programs load the copy.
-
-    Attributes:
-        plain: as an ordinary checkpoint.
-        packed: a bit for every weight that says whether it is there, codes or numbers of those that are, and scales;
-            before compression, which `rose pack` adds where it pays.
-        loads: one phrase.
-    """
-
-    plain: int
-    packed: int
-    loads: str
+def what_loads(bits: int | None) -> str:
+    """Which programs load a copy whose kept weights were rounded to so many bits, None where they were not."""
+    said = f"transformers as it is; rose packed; llama.cpp as a GGUF of {' or '.join(gguf_types(bits))}"
+    return said if bits is None else f"{said}, layers exact"
 
 
-def size_of(layers: pd.DataFrame, summary: dict[str, Any], itemsize: int) -> Size:
-    """By the table of pruned layers and the bits in the summary of a report; `itemsize`: bytes of a stored weight."""
-    weights = layers["rows"] * layers["columns"]
-    kept, bits, scales = weights * (1 - layers["sparsity"]), 8 * itemsize, 0.0
-    loads = "transformers as it is; rose packed; llama.cpp as a GGUF of f16"
-    if "bits" in summary:
-        width = layers["columns"] if summary["group"] == "row" else int(summary["group"])
-        bits = 8 if summary["bits"] == 8 else 4  # codes of 3 bits are stored in 4
-        scales = float((weights / width).sum()) * 2
-        loads = loads.replace("f16", f"q{bits}_0, exactly")
-    packed = float((weights + kept * bits).clip(upper=weights * bits).sum()) / 8 + scales
-    return Size(int(weights.sum()) * itemsize, round(packed), loads)
+def gguf_types(bits: int | None) -> tuple[str, ...]:
+    """The types of GGUF files that hold such a copy, the smallest last; q4_0 only where it rounds nothing, as it
+    would otherwise cost more than pruning with 4 bits does."""
+    return ("f16", "q8_0") if bits in (None, 8) else ("f16", "q4_0")
+
+
+def where(evaluated_on: str, calibration: str) -> str:
+    """What a perplexity promises that was measured on the calibration text's own windows; "" for another text's."""
+    if evaluated_on not in (HELD_OUT, calibration):
+        return ""
+    kind = ", which is a single manual, Python's reference" if calibration == "packaged" else ""
+    return (
+        f"Perplexity is on windows of the calibration text{kind}; on other text a copy can lose several times as much, "
+        "so read some with it before you ship."
+    )
+
+
+def takes(plain: float | None, packed: float | None) -> str:
+    """ "538 MB as a checkpoint, 151 MB packed."; "" where it was not measured."""
+    if not plain or not packed:
+        return ""
+    return f"It takes {words.size(plain)} as a checkpoint, {words.size(packed)} packed."
 
 
 def _names(pairs: Sequence[tuple[Result, Verdict]]) -> str:

@@ -14,18 +14,11 @@ from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.measure.generation import continue_prompt
 from rose.model.network.layers import count_parameters, text_config
+from rose.structured.plan import SlimSettings
 
 TOKENS = 128  # of the prompt that speed is measured with
 TURNS = 5
 NEW_TOKENS = 30
-
-
-@dataclass(frozen=True)
-class SlimRequest:
-    method: str = "obs"
-    ratio: float = 0.2
-    allocation: str = "uniform"
-    prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,38 +35,38 @@ class Outcome:
 class Slimming(Run):
     """One run. `outcomes` (dense, slim), `report` and `checkpoint` (a folder) are there once it is done."""
 
-    def __init__(self, setup: Setup, request: SlimRequest, load: Callable[[], LoadedModel]) -> None:
+    def __init__(
+        self, setup: Setup, settings: SlimSettings, load: Callable[[], LoadedModel], *, prompt: str = ""
+    ) -> None:
+        """prompt: that both models continue; an empty one is not continued."""
         super().__init__()
-        self.setup, self.request = setup, request
+        self.setup, self.settings, self.prompt = setup, settings, prompt
         self.outcomes: list[Outcome] = []
         self.report: rose.RunReport | None = None
         self.checkpoint: Path | None = None
         self._load = load
 
     def _run(self, job: Job) -> None:
-        request, setup = self.request, self.setup
+        settings, setup = self.settings, self.setup
         self._say("Loading the model")
         loaded = self._load()
         tokens, held_out = setup.draw(loaded.tokenizer)
         model = self._copy(loaded.model, loaded.lock)
         dense = self._judge("Dense", model, loaded.tokenizer, held_out)
-        self._say(f"Taking {request.ratio:.0%} out")
+        self._say(f"Taking {settings.ratio:.0%} out")
         report = rose.prune_structured(
             model,
             tokens,
-            method=request.method,
-            ratio=request.ratio,
-            allocation=request.allocation,
-            damping=setup.damping,
+            **vars(settings),
             held_out=held_out,
             progress=self._follow(0.2, 0.8),
         )
-        slim = self._judge(f"{request.method}, {request.ratio:.0%} out", model, loaded.tokenizer, held_out)
+        slim = self._judge(f"{settings.method}, {settings.ratio:.0%} out", model, loaded.tokenizer, held_out)
         self._say("Measuring the speed of both models")
         with holding(loaded.lock, job):
             speeds = _speeds([loaded.model, model], job)
         self._say("Writing the checkpoint")
-        folder = self._temporary() / f"slim-{request.method}-{request.ratio:g}"
+        folder = self._temporary() / f"slim-{settings.method}-{settings.ratio:g}"
         rose.save_model(model, loaded.tokenizer, folder, report=report)
         self.checkpoint = folder
         self.outcomes = [replace(one, speed=speed) for one, speed in zip((dense, slim), speeds, strict=True)]
@@ -84,8 +77,8 @@ class Slimming(Run):
 
         perplexity = None if held_out is None else rose.perplexity(model, held_out)
         text = ""
-        if self.request.prompt.strip():
-            text = continue_prompt(model, tokenizer, self.request.prompt, new_tokens=NEW_TOKENS)
+        if self.prompt.strip():
+            text = continue_prompt(model, tokenizer, self.prompt, new_tokens=NEW_TOKENS)
         parameters = count_parameters(model)
         return Outcome(label, parameters, perplexity, 0.0, text)  # speed: measured later, for both at once
 

@@ -143,7 +143,7 @@ class TuningRun(Run):
         for former in run.copies:
             if former.label == whose and former.checkpoint is not None:
                 shutil.rmtree(former.checkpoint, ignore_errors=True)
-        self.copy = replace(copy, checkpoint=run.write(model, tokenizer, copy))
+        self.copy = run.write(model, tokenizer, copy)
         run.add_tuned(self.copy)
 
     def _step(self, doing: str, _seconds: float) -> Callable[[float], None]:

@@ -11,7 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from app import components, session, shared, words
 from app.jobs import Run
-from app.runs.checkpoints import kept_checkpoints, packed, size_of
+from app.runs.checkpoints import kept_checkpoints, size_of, zipped
 from app.runs.damage import DamageRequest
 from app.runs.request import PruneRequest
 from app.study.setup import Setup
@@ -146,6 +146,6 @@ def file_button(label: str, content: Any, name: str, **more: Any) -> None:
 
 
 def checkpoint_button(folder: Path, **more: Any) -> None:
-    """A kept checkpoint to take away; it is packed only for those who ask."""
+    """A kept checkpoint to take away; it is zipped only for those who ask."""
     label = f"Checkpoint, {components.size(size_of(folder))}"
-    file_button(label, partial(packed, folder), f"{folder.name}.zip", **more)
+    file_button(label, partial(zipped, folder), f"{folder.name}.zip", **more)

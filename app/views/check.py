@@ -151,7 +151,9 @@ def _start(request: CheckRequest) -> None:
 
 def _empty() -> None:
     with st.container(border=True, horizontal_alignment="center", gap="small"):
-        st.markdown("**Is this checkpoint pruned the way it says, where did it go wrong, and what could be had?**")
+        st.markdown(
+            "**Is this checkpoint pruned the way it says, where did that go wrong, and how much better could it be?**"
+        )
         st.text(
             "It is compared with its dense model layer by layer: what was removed and by which pattern, what was "
             "changed, whose mask it is, and what compensation recovered of the error that its mask allows to recover."
@@ -289,9 +291,9 @@ def _further(run: CheckpointRun) -> None:
         if folder and request.setup.model == session.setup().model:
             text, restore = {"text_path": folder}, {"damage_how": "Restore alone", "damage_path": folder}
             st.page_link(
-                "views/text.py", label="Let it read your text", query_params=text, icon=":material/chrome_reader_mode:"
+                "views/text.py", label="Read a text with it", query_params=text, icon=":material/chrome_reader_mode:"
             )
-            label = "Which layers it feels: restore each alone"
+            label = "Layer sensitivity: restore each layer alone"
             st.page_link("views/damage.py", label=label, query_params=restore, icon=":material/healing:")
 
 

@@ -104,7 +104,7 @@ def pictures(model: DenseModel, done: DiffusionRun | None, request: DiffusionReq
         drift=None if done is None or done.drift is None else float(done.drift[step]),
         theme=session.theme(),
     )
-    components.show(drawing, "diffusion-pictures", wide=True)
+    components.show(drawing, "diffusion-pictures", wide=True, fill=(460, 130 + 145 * len(rows)))
     if done is None:
         st.info("The pruned model's pictures will appear below these, drawn from the same noise.")
 

@@ -120,7 +120,8 @@ def choose_block(plan: rose.OrderPlan) -> int | None:
 def why(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     norm = study.statistics(layer).mean_square.sqrt()
     options = look(layer, marked_block=block, heads=study.heads(layer))
-    components.show(layer_strips.layer_strips(study.weight(layer), plan, norm, **options), "layer-strips", wide=True)
+    drawing = layer_strips.layer_strips(study.weight(layer), plan, norm, **options)
+    components.show(drawing, "layer-strips", wide=True, fill=(430, 760))
 
 
 def weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
@@ -128,7 +129,7 @@ def weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
     draw = weight_maps.weight_map if shown == "map" else weight_maps.weight_surface
     key = "layer-weights" if shown == "map" else "layer-surface"
     drawn = draw(study.weight(layer), widths=plan.block_width, **look(layer, marked_block=block))
-    components.show(drawn, key, wide=True)
+    components.show(drawn, key, wide=True, fill=(480, 760))
 
 
 def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:

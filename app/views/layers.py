@@ -26,7 +26,7 @@ METRICS = {
         "How unevenly loss is spread over a layer's blocks: (max − min) / max of block loss.",
     ),
     "column_variation": (
-        "Order gain foretold",
+        "Predicted gain of the order",
         "Variation of column losses, standard deviation over mean: before any sweep it tells where two-level order "
         "will save error, between kinds of layers better than within one. Below the map: how well, here.",
     ),

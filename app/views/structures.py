@@ -8,13 +8,14 @@ import streamlit as st
 import rose
 from app import components, session, shared, words
 from app.figures import structures as figures
-from app.runs.slimming import TOKENS, TURNS, Slimming, SlimRequest
+from app.runs.slimming import TOKENS, TURNS, Slimming
 from app.runs.widgets import checkpoint_button, csv_button, file_button, follow
 from app.study.preflight import asked_of_hub
 from app.study.structures import Structures, collecting
 from app.study.study import Study
 from rose.structured.allocation import ALLOCATIONS, head_shapes
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape
+from rose.structured.plan import SlimSettings
 
 RATIOS = [step / 20 for step in range(13)]
 PROMPT = "Python is a programming language that"
@@ -212,7 +213,8 @@ def _slim(known: Structures) -> None:
         help="\n".join(f"- **{name}**: {text}" for name, text in ALLOCATIONS.items()),
     )
     prompt = st.text_input("Prompt to continue", value=PROMPT, key="slim_prompt", bind=components.URL)
-    if allocation != "uniform" and method != "depth":
+    shapes = "uniform" if method == "depth" else allocation  # whole decoder blocks leave none to choose
+    if shapes != "uniform":
         st.warning(
             "The decoder blocks will differ in shape: rose.load_model reads the result, plain transformers does not.",
             icon=":material/warning:",
@@ -223,7 +225,7 @@ def _slim(known: Structures) -> None:
         icon=":material/compress:",
         key="slim-start",
         on_click=_start,
-        args=(SlimRequest(method, percent / 100, allocation, prompt),),
+        args=(SlimSettings(method, percent / 100, allocation=shapes, damping=known.study.setup.damping), prompt),
         disabled=run is not None and run.job.status == "running",
     )
     if run is None:
@@ -234,9 +236,9 @@ def _slim(known: Structures) -> None:
         follow(run, "slim", "; nothing was changed.")
 
 
-def _start(request: SlimRequest) -> None:
+def _start(settings: SlimSettings, prompt: str) -> None:
     setup = session.setup()
-    run = Slimming(setup, request, lambda: shared.load(setup.model, setup.dtype))
+    run = Slimming(setup, settings, lambda: shared.load(setup.model, setup.dtype), prompt=prompt)
     session.start_run("slimming", run, "compress: Making it smaller")
 
 
@@ -261,7 +263,7 @@ def _outcome(run: Slimming) -> None:
         f"{words.word(TURNS)} turns. "
         + (f"Perplexity is on {run.setup.held_out} × {run.setup.length} held-out tokens." if run.setup.held_out else "")
     )
-    if run.request.prompt.strip():
+    if run.prompt.strip():
         for one in run.outcomes:
             st.markdown(f"**{words.plain(one.label)}**")
             st.code(one.text or "(nothing: the text ended)", language=None, wrap_lines=True)

@@ -31,7 +31,7 @@ METHODS = ("magnitude", "wanda", "sparsegpt", "rose", "rose_global", rose.RECOMM
 FOLDER_SETTINGS = (
     *("model", "dtype", "calibration", "samples", "length", "held_out", "layers", "block_size", "damping", "threshold"),
     *("allocation", "target", "target_damping", "true_sequential", "min_expert_tokens", "compute"),
-    *("evaluate", "windows", "bos"),
+    *("evaluate", "windows", "bos", "bits", "group"),
 )
 
 
@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seeds", default="0,1,2", metavar="A,B", help=says)
     shared.add(parser, "held-out bos")
     shared.add(parser, "sparsity", default="0.5,0.6,0.7")
-    shared.add(parser, "layers block-size damping threshold")
+    shared.add(parser, "layers block-size damping threshold bits group")
     parser.add_argument(
         "--methods",
         default=",".join(METHODS),
@@ -93,7 +93,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     for where in dict.fromkeys(row.environment for row in folder.rows):  # rows of different ones are not compared
         rows = [row for row in folder.rows if row.environment == where]
         dense = rows[0].dense_perplexity
-        _print(rows, f"Perplexity on {options.evaluate}, {len(windows)} windows; dense {dense:.2f}")
+        kept = f", kept weights in {options.bits} bits" if options.bits else ""
+        _print(rows, f"Perplexity on {options.evaluate}, {len(windows)} windows; dense {dense:.2f}{kept}")
         terminal.say(f"Computed with {where or 'an earlier version, which did not say where'}")
     terminal.say(f"Rows and summaries are in {options.output}")
 

@@ -32,11 +32,4 @@ def run(options: argparse.Namespace, console: Console) -> None:
         made = export_gguf(str(folder), output, options.type, lambda share, what: follow(share, what[:30]))
         follow(1.0, "Written")
     terminal.say(f"Written to {output}, {made.size / 1e6:.1f} MB; tokenizer from {made.vocabulary}")
-    terminal.say(f"Read back: all {made.zeros:,} zeros are there")
-    if made.exact:
-        terminal.say(f"{len(made.exact)} layers are exact in {options.type}")
-    if made.rounded:
-        error = f"relative squared error {made.error:.2e}"
-        terminal.say(f"{len(made.rounded)} layers were rounded to {options.type}, without compensation: {error}")
-    if made.unfit:
-        terminal.say(f"{len(made.unfit)} layers have rows that are no whole blocks of 32; they stay as they are")
+    terminal.say(*made.remarks(options.type))

@@ -29,12 +29,7 @@ def add_parser(commands: Any) -> None:
 def _pack(options: argparse.Namespace, console: Console) -> None:
     size, output = _written(options, console, "Packing", "-packed", pack_folder)
     terminal.say(f"Written to {output}: {size.stored / 1e6:.1f} MB instead of {size.plain / 1e6:.1f} MB")
-    if size.layer_share is None:
-        terminal.say("No layer has zeros or lies on a grid, so all are stored as they are.")
-        return
-    of = f"of what they take in bfloat16, {size.layer_stored * 8 / size.layer_weights:.2f} bits a weight"
-    terminal.say(f"{size.layers} pruned layers take {size.layer_share:.3f} {of}")
-    terminal.say(f"Every tensor was read back and is equal to the bit; digest {size.digest[:16]}")
+    terminal.say(*size.remarks())
 
 
 def _unpack(options: argparse.Namespace, console: Console) -> None:

@@ -137,13 +137,14 @@ def sweep(
     errors, of_kept = torch.empty(wt.shape[0], device=wt.device), wt.new_zeros((), dtype=torch.float64)
     divisor = factor.diagonal() if divisor is None else divisor
     record = None if trace_hessian is None else _Recorder(wt, order, trace_hessian, keep_weights)
-    budgets = [None] * len(order.widths) if known else counts
+    budgets = [0] * len(order.widths) if known else counts
     for start, width, count in zip(block_starts(order.widths), order.widths, budgets, strict=True):
         end = start + width
+        choice = None if known else _Choice(pattern, count, divisor[start:end].unsqueeze(1))
         before = wt[start:end].clone() if record else None
         within = factor[start:end, start:end]
         rounds = rounder and rounder.part(start, end)
-        e = _prune_block(wt[start:end], mask[start:end], within, divisor[start:end], pattern, count, rounds)
+        e = _prune_block(wt[start:end], mask[start:end], within, choice, rounds)
         wt[end:].addmm_(factor[start:end, end:].T, e, alpha=-1)
         wt[start:end].masked_fill_(mask[start:end], 0)
         errors[start:end] = e.square().sum(1)
@@ -162,37 +163,47 @@ def sweep(
     )
 
 
-def _prune_block(
-    wt: Tensor,
-    mask: Tensor,
-    factor: Tensor,
-    divisor: Tensor,
-    pattern: Pattern,
-    count: int | None,
-    rounder: Rounder | None,
-) -> Tensor:
+@dataclass(frozen=True)
+class _Choice:
+    """What goes of a block, by (w/d)²: `count` of its weights, or for N:M so many of each group.
+
+    Attributes:
+        divisor: d, (width, 1).
+    """
+
+    pattern: Pattern
+    count: int
+    divisor: Tensor
+
+    def reach(self, wt: Tensor, mask: Tensor, start: int) -> None:
+        """Fills the mask before the sweep reaches this column: at the first one, or group by group.
+
+        wt, mask: of the block, (width, out), weights compensated so far.
+        """
+        if self.pattern.is_grouped:
+            group = slice(start, start + self.pattern.of)
+            mask[group] = smallest_per_group((wt[group] / self.divisor[group]).square().T, self.pattern).T
+        elif start == 0:
+            mask.copy_(smallest((wt / self.divisor).square(), self.count))
+
+
+def _prune_block(wt: Tensor, mask: Tensor, factor: Tensor, choice: _Choice | None, rounder: Rounder | None) -> Tensor:
     """Masks one block and compensates within it, in place; returns its errors E, (width, out).
 
     Args:
         wt: the block's weights, transposed, (width, out).
-        mask: to be filled, (width, out), unless `count` is None.
+        mask: to be filled by the choice, (width, out); known already without one.
         factor: U of the block, (width, width).
-        divisor: of weights in the saliency, (width,).
         rounder: of the block.
     """
-    width = len(wt)
-    diagonal, divisor = factor.diagonal().unsqueeze(1), divisor.unsqueeze(1)
-    grouped = pattern.is_grouped and count is not None
-    if count is not None and not grouped:
-        mask.copy_(smallest((wt / divisor).square(), count))
+    width, diagonal = len(wt), factor.diagonal().unsqueeze(1)
     errors = torch.empty_like(wt)
     compensate = _tile_at_once if wt.is_cuda else _tile_by_column
-    step = pattern.of if grouped else TILE
+    step = choice.pattern.of if choice and choice.pattern.is_grouped else TILE
     for start in range(0, width, step):
         end = min(start + step, width)
-        if grouped:
-            saliency = (wt[start:end] / divisor[start:end]).square()
-            mask[start:end] = smallest_per_group(saliency.T, pattern).T
+        if choice:
+            choice.reach(wt, mask, start)
         scale = mask[start:end] / diagonal[start:end]  # 1/U_jj where removed, 0 where kept
         within = factor[start:end, start:end]
         if rounder:

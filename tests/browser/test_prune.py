@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+import torch
 from playwright.sync_api import Page, expect
 
 import rose
@@ -88,6 +89,15 @@ def test_what_to_ship_is_downloaded_and_carried_to_a_text(open_page: OpenPage, t
     model, _ = rose.load_model(str(tmp_path / name))
     weight = model.get_submodule("model.layers.2.mlp.down_proj").weight
     assert (weight.view(len(weight), -1, 4).ne(0).sum(-1) <= 2).all()
+
+    card.get_by_text("As a smaller file: packed, or GGUF for llama.cpp").click()
+    card.get_by_role("button", name="Write the file").click()
+    with page.expect_download() as waiting:
+        card.get_by_role("button", name=f"{name}-packed.zip, ").click()
+    with zipfile.ZipFile(waiting.value.path()) as packed:
+        packed.extractall(tmp_path)
+    unpacked, _ = rose.load_model(str(tmp_path / f"{name}-packed"))
+    assert torch.equal(unpacked.get_submodule("model.layers.2.mlp.down_proj").weight, weight)
 
     card.get_by_role("link", name="Read a text with it").click()
     settle(page)

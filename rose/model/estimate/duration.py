@@ -23,6 +23,9 @@ FORWARD_EFFICIENCY = 0.6
 OUTPUTS = ("o_", "out", "wo", "down", "c_proj", "dense", "fc_out", "fc2", "w2")  # how names of output layers begin
 NO_PRODUCTS = 0.3  # share of a pass in float32 that is not matrix products, and stays as it is in bfloat16
 SWEEP_EFFICIENCY = 0.085  # a layer's whole prune; see docs/speed.md
+# Of rounding in sweeps, by whether it happens in the method's own sweep or in one afterwards, which is then revised;
+# measured as `Method.work` is.
+ROUNDING_WORK = {True: 1.0, False: 2.9}
 TOKEN_EFFICIENCY = 0.05  # one token at a time is bound by memory
 
 
@@ -161,9 +164,10 @@ def estimate_damage(
     return Cost(seconds, calibration.memory + hidden + changed, calibration.model_memory, len(chosen))
 
 
-def sweeps_of(methods: Sequence[str]) -> float:
-    """The work of these methods in sweeps, for `estimate_cost`."""
-    return sum(get_method(method).work for method in methods)
+def sweeps_of(methods: Sequence[str], bits: int | None = None) -> float:
+    """The work of these methods in sweeps, for `estimate_cost`; `bits` where they round what they keep."""
+    found = [get_method(method) for method in methods]
+    return sum(one.work + (ROUNDING_WORK[one.sweeps] if bits else 0) for one in found)
 
 
 def statistics_groups(layers: Sequence[PrunableLayer]) -> list[int]:

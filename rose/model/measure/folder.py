@@ -81,10 +81,12 @@ class MeasurementFolder(Generic[Record]):
             known = json.loads((self.folder / "settings.json").read_text())
         except (ValueError, RecursionError, FileNotFoundError):
             return False
-        return isinstance(known, dict) and known.keys() == json.loads(self._settings).keys()
+        ours = json.loads(self._settings)
+        # An earlier version has not written what nobody could choose then.
+        return isinstance(known, dict) and all((known | ours)[name] is None for name in known.keys() ^ ours.keys())
 
     def _check_settings(self) -> None:
-        if (self.folder / "settings.json").read_text() != self._settings:
+        if _given((self.folder / "settings.json").read_text()) != _given(self._settings):
             raise RoseError(f"{self.folder} holds a {self.holds[0]} with other settings; choose another folder.")
 
     def _read(self) -> list[Record]:
@@ -122,3 +124,8 @@ class MeasurementFolder(Generic[Record]):
     def _write(self, texts: Mapping[str, str]) -> None:
         for name, text in texts.items():
             write_atomically(self.folder / name, text.encode())
+
+
+def _given(settings: str) -> dict[str, Any]:
+    """Settings of a file but for those that are left to their defaults."""
+    return {name: value for name, value in json.loads(settings).items() if value is not None}

@@ -56,6 +56,18 @@ class Exported:
     error: float = 0.0
     vocabulary: str = "tokenizer.json"
 
+    def remarks(self, kind: str) -> list[str]:
+        """What became of the weights in a file of this type, sentence by sentence."""
+        said = [f"Read back: all {self.zeros:,} zeros are there."]
+        if self.exact:
+            said.append(f"{len(self.exact)} layers are exact in {kind}.")
+        if self.rounded:
+            error = f"relative squared error {self.error:.2e}"
+            said.append(f"{len(self.rounded)} layers were rounded to {kind}, without compensation: {error}.")
+        if self.unfit:
+            said.append(f"{len(self.unfit)} layers have rows that are no whole blocks of 32; they stay as they are.")
+        return said
+
 
 def export_gguf(name: str, output: Path, kind: str, follow: Follow | None = None) -> Exported:
     """Writes a model as a GGUF file, whole or not at all, and reads it back: every zero must be there.

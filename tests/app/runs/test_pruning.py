@@ -112,7 +112,7 @@ def test_numbers_are_those_of_the_engine_and_the_best_are_kept(
     assert [copy.case.sparsity for copy in kept] == ["0.5", "2:4"]
     assert kept[1].checkpoint is not None
     assert sorted(place.name for place in kept[1].checkpoint.parent.iterdir()) == sorted(c.case.name for c in kept)
-    with checkpoints.packed(kept[1].checkpoint) as file, zipfile.ZipFile(file) as archive:
+    with checkpoints.zipped(kept[1].checkpoint) as file, zipfile.ZipFile(file) as archive:
         archive.extractall(tmp_path / "there")
     there = tmp_path / "there" / kept[1].case.name
     weight = rose.load_model(str(there))[0].get_submodule("model.layers.0.mlp.up_proj").weight
@@ -336,7 +336,7 @@ BROKEN = [
     [
         ("method,sparsity\nrose,0.7\n", "columns method, sparsity, seed"),
         (CSV.splitlines()[0] + "\n", "no runs yet"),
-        *((CSV.replace(*change), f"Row {row} is none that a run can come to") for row, *change in BROKEN),
+        *((CSV.replace(*change), f"Row {row} has a number that no run can have") for row, *change in BROKEN),
         ("", "cannot be read as CSV with the columns"),
     ],
 )

@@ -2,8 +2,6 @@
 
 import math
 
-import pandas as pd
-
 from app.runs import shipping
 from rose.verdicts import Result, Setup
 
@@ -35,21 +33,11 @@ def test_each_sparsity_has_its_own_reasons() -> None:
     assert unclear.startswith("No clear difference from fast: its perplexity is 1.02")
     assert unclear.endswith(shipping.OF_EQUALS)
     assert "four windows, paired" in first.sure()
-    assert (second.copy, second.reasons(), second.sure()) == (half, ["It is the only copy at this sparsity."], "")
+    assert (second.copy, second.reasons(), second.sure()) == (half, ["No other copy at 0.5 is finished."], "")
     assert shipping.cost(half, 12.0, 0.25, 21) == (
         "Perplexity 7.96, 0.664 times the dense model's 12.0; held-out error 0.250 on average over 21 layers; "
         "pruned in 20 s."
     )
-
-
-def test_size_of_a_copy() -> None:
-    layers = pd.DataFrame({"rows": [8, 4], "columns": [64, 128], "sparsity": [0.5, 0.0]})
-    plain = shipping.size_of(layers, {}, 2)
-    assert (plain.plain, plain.packed) == (2048, (512 + 256 * 16 + 512 * 16) / 8)  # no bitmask where nothing went
-    rounded = shipping.size_of(layers, {"bits": 3, "group": 64}, 2)
-    assert rounded.packed == (512 + 256 * 4 + 512 * 4) / 8 + 16 * 2  # codes of 3 bits in 4, a scale for each 64
-    assert rounded.loads.endswith("GGUF of q4_0, exactly")
-    assert shipping.size_of(layers, {"bits": 8, "group": "row"}, 4).packed == (512 + 256 * 8 + 512 * 8) / 8 + 12 * 2
 
 
 def test_copies_that_cannot_be_compared_get_no_recommendation() -> None:

@@ -16,12 +16,14 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app import shared
+from app import words as app_words
 from app.runs import finished, html_report, tuning
 from app.runs.pruning import PruningRun
 from app.study.setup import Setup
 from rose import verdicts
 from rose.cli import _parser
 from rose.layer.methods import RECOMMENDED
+from rose.model.ship.packing import packed_size
 from rose.model.tune.tuning import TuneSettings
 from tests.app.tiny_study import ended, figures, open_on, texts, titles
 
@@ -86,7 +88,19 @@ def test_the_url_finds_a_run_again(setup: Setup) -> None:
     assert shown["By rounding"].tolist()[1] == f"{summary['mean_rounding_error']:.4f}"
     (size,) = again.table[0].value.to_dict("records")
     assert size["Copy"] == "SparseGPT at 0.7, 4 bits"
-    assert size["What loads it"].endswith("q4_0, exactly")
+    assert size["What loads it"].endswith("q4_0, layers exact")
+    exact = packed_size(str(run.copies[0].checkpoint))
+    assert (size["Checkpoint"], size["Packed"]) == (app_words.size(exact.plain), app_words.size(exact.stored))
+    assert (summary["plain_bytes"], summary["packed_bytes"]) == (exact.plain, exact.stored)
+    report = html_report.report_of(finished.runs_of(run.copies[0].report))
+    assert not any("It takes" in one for one in report.findings)  # a single copy is no choice
+    (form,) = (one for one in again.segmented_control if one.key == f"ship_as_{run.copies[0].name}")
+    form.set_value("q4_0").run()
+    again.button(key=f"ship-write-{run.copies[0].name}").click().run()
+    assert run.file is not None
+    ended(run.file)
+    again.run()
+    assert "layers are exact in q4_0" in texts(again)
     elsewhere = opened(setup)
     assert "Results appear here as soon as" in texts(elsewhere)
     button = elsewhere.button(key=f"prune-run-{name_of(app)}")

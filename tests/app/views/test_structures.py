@@ -8,11 +8,12 @@ import torch
 
 import rose
 from app.runs.checkpoints import size_of
-from app.runs.slimming import Slimming, SlimRequest
+from app.runs.slimming import Slimming
 from app.study.setup import Setup
 from app.study.structures import Structures
 from app.study.study import LoadedModel, Study
 from rose.structured.parts import CHANNELS, HEADS, Shape
+from rose.structured.plan import SlimSettings
 from rose.structured.problem import set_cost
 from tests.app.tiny_study import figures, finish, measured_study, open_page, texts, tiny_model
 from tests.tiny import byte_tokenizer
@@ -73,7 +74,7 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     tokens = (study.calibration.tokens, study.calibration.held_out)
     monkeypatch.setattr(Setup, "draw", lambda _self, _tokenizer: tokens)
     loaded = LoadedModel(model, byte_tokenizer(), threading.Lock())
-    run = finish(Slimming(study.setup, SlimRequest(ratio=0.3), lambda: loaded))
+    run = finish(Slimming(study.setup, SlimSettings(ratio=0.3), lambda: loaded))
     dense, slim = run.outcomes
     assert slim.parameters < dense.parameters == sum(p.numel() for p in before)
     assert run.report is not None
@@ -93,7 +94,7 @@ def test_a_cancelled_run_ends(monkeypatch: pytest.MonkeyPatch, study: Study) -> 
         raise rose.Cancelled
 
     monkeypatch.setattr(rose, "prune_structured", stop)
-    assert finish(Slimming(study.setup, SlimRequest(), lambda: loaded), "cancelled").report is None
+    assert finish(Slimming(study.setup, SlimSettings(), lambda: loaded), "cancelled").report is None
 
 
 def test_a_cut_in_a_model_of_more_channels_is_no_cut_in_this_one(study: Study) -> None:

@@ -1,0 +1,66 @@
+"""Kept copies as files to take away: a packed folder, or a GGUF file for llama.cpp. No Streamlit here."""
+
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from app import words
+from app.jobs import Job, Run
+from app.runs.checkpoints import zipped
+from app.runs.shipping import gguf_types
+from rose.model.ship.export import export_gguf
+from rose.model.ship.packing import pack_folder
+
+PACKED = "packed"
+
+
+def forms(bits: int | None) -> dict[str, str]:
+    """What a copy can be written as, besides its folder: name -> for people; `bits` of its kept weights."""
+    return {PACKED: "Packed folder"} | {kind: f"GGUF, {kind}" for kind in gguf_types(bits)}
+
+
+class FileRun(Run):
+    """A checkpoint written in another form, and read back.
+
+    Attributes:
+        folder, form: what is written, and as which of `forms`.
+        place: a folder or a file, once it is done.
+        found: sentences on it, then.
+    """
+
+    def __init__(self, folder: Path, form: str) -> None:
+        super().__init__()
+        self.folder, self.form = folder, form
+        self.place: Path | None = None
+        self.found: list[str] = []
+
+    def _run(self, job: Job) -> None:
+        self._say("Reading the checkpoint")
+        place = self._temporary() / f"{self.folder.name}-{self.form}"
+        if self.form == PACKED:
+            self.found = pack_folder(self.folder, place, partial(self._tell, "Packing")).remarks()
+        else:
+            place = place.with_name(f"{place.name}.gguf")
+            made = export_gguf(str(self.folder), place, self.form, partial(self._tell, "Writing"))
+            self.found = made.remarks(self.form)
+        self.place, self.fraction = place, 1.0
+
+    def _tell(self, doing: str, share: float, what: str) -> None:
+        self.fraction = share
+        self._say(f"{doing} {what}")
+
+    @property
+    def name(self) -> str:
+        assert self.place is not None
+        return f"{self.place.name}.zip" if self.form == PACKED else self.place.name
+
+    @property
+    def size(self) -> str:
+        """In words."""
+        assert self.place is not None
+        files = self.place.iterdir() if self.form == PACKED else [self.place]
+        return words.size(sum(file.stat().st_size for file in files))
+
+    def open(self) -> BinaryIO:
+        assert self.place is not None
+        return zipped(self.place) if self.form == PACKED else self.place.open("rb")

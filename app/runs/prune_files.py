@@ -1,0 +1,53 @@
+"""The Prune page: a kept copy as a packed folder or a GGUF file, from the choice to the download."""
+
+import streamlit as st
+
+from app import components, session, words
+from app.runs.files import PACKED, FileRun, forms
+from app.runs.pruning import EvaluatedModel, PruningRun
+from app.runs.widgets import file_button, follow
+
+
+def draw(model: EvaluatedModel, run: PruningRun) -> None:
+    """For a copy whose checkpoint is there."""
+    with st.expander("As a smaller file: packed, or GGUF for llama.cpp", icon=":material/folder_zip:"):
+        known = forms(model.case.bits)
+        left, right = st.columns([2, 1], vertical_alignment="bottom")
+        with left:
+            form = components.choose("Written as", known, f"ship_as_{model.name}")
+        is_writing = run.file is not None and run.file.job.status == "running"
+        right.button(
+            "Write the file",
+            key=f"ship-write-{model.name}",
+            icon=":material/save:",
+            on_click=session.start_file,
+            args=(run, model.checkpoint, form),
+            disabled=is_writing,
+            width="stretch",
+        )
+        st.caption(_says(model, form))
+        if run.file is not None and run.file.folder == model.checkpoint:
+            _follow(run.file, model)
+
+
+def _says(model: EvaluatedModel, form: str) -> str:
+    """What the file is for, and what it costs."""
+    if form == PACKED:
+        return (
+            "To the bit: `rose.load_model` reads the folder, and `rose unpack` makes a plain one of it. Other programs "
+            "do not read it."
+        )
+    if model.case.bits is not None:
+        rest = ", embeddings as f16 numbers" if form == "f16" else ", and all else exactly too"
+        return f"llama.cpp and what is built on it read the file. It holds the layers exactly{rest}."
+    what = "weights to f16 numbers" if form == "f16" else "kept weights, without compensation"
+    return f"llama.cpp and what is built on it read the file. It rounds {what}: perplexity was measured before that."
+
+
+def _follow(file: FileRun, model: EvaluatedModel) -> None:
+    follow(file, f"ship-file-{model.name}", " before the file was whole; nothing of it is left.")
+    if file.job.status != "done":
+        return
+    label = f"{words.plain(file.name)}, {file.size}"
+    file_button(label, file.open, file.name, key=f"ship-take-{model.name}", icon=":material/download:", type="primary")
+    st.caption(" ".join(words.plain(one) for one in file.found))

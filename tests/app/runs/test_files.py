@@ -1,0 +1,61 @@
+"""Kept copies as files to take away: what is written is the copy, and its sentences say what became of the weights."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import rose
+from app.runs.files import FileRun, forms
+from app.runs.shipping import gguf_types, what_loads
+from rose.layer.grid import BITS
+from tests.app.tiny_study import ended
+from tests.model.ship.test_export import logits, save
+
+
+def test_what_is_offered_holds_the_copy() -> None:
+    assert list(forms(None)) == ["packed", "f16", "q8_0"]
+    for bits in BITS:
+        assert gguf_types(bits)[-1] == ("q8_0" if bits == 8 else "q4_0")
+        assert what_loads(bits).endswith(f"f16 or {gguf_types(bits)[-1]}, layers exact")
+
+
+@pytest.mark.parametrize("form", forms(4))
+def test_a_file_holds_the_copy(form: str, tmp_path: Path) -> None:
+    model = save("llama", tmp_path / "copy", 4)
+    run = FileRun(tmp_path / "copy", form)
+    run.job.start()
+    ended(run)
+    with run.open() as file:
+        (tmp_path / run.name).write_bytes(file.read())
+    place = tmp_path / run.name
+    if form == "packed":
+        with zipfile.ZipFile(place) as archive:
+            archive.extractall(tmp_path)
+        place = place.with_suffix("")
+    loaded, _ = rose.load_model(str(place))
+    expected, found = logits(model), logits(loaded)
+    if form == "f16":  # embeddings are rounded
+        assert torch.allclose(found, expected, atol=3e-3 * float(expected.abs().max()))
+    else:
+        assert torch.equal(found, expected)
+    assert ("equal to the bit" if form == "packed" else f"14 layers are exact in {form}.") in " ".join(run.found)
+
+
+def test_a_problem_is_a_sentence_and_cancel_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = FileRun(tmp_path / "nowhere", "f16")
+    wrong.job.start()
+    assert "nowhere" in ended(wrong, "failed").job.message
+
+    def stopped(_self: FileRun, _doing: str, _share: float, _what: str) -> None:
+        raise rose.Cancelled
+
+    monkeypatch.setattr(FileRun, "_tell", stopped)
+    save("llama", tmp_path / "copy", None)
+    for form in forms(None):
+        run = FileRun(tmp_path / "copy", form)
+        run.job.start()
+        ended(run, "cancelled")
+        assert run.place is None
+        assert not list(run._temporary().iterdir())
