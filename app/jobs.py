@@ -188,6 +188,7 @@ class Run:
     """
 
     CANCEL = "Cancel"
+    UNIT = ""  # that progress counts, after a space, where the message does not say it
 
     def __init__(self) -> None:
         self.fraction = 0.0

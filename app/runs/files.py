@@ -4,9 +4,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from app import words
 from app.jobs import Job, Run
-from app.runs.checkpoints import zipped
+from app.runs.checkpoints import size_of, zipped
 from app.runs.shipping import gguf_types
 from rose.model.ship.export import export_gguf
 from rose.model.ship.packing import pack_folder
@@ -55,11 +54,10 @@ class FileRun(Run):
         return f"{self.place.name}.zip" if self.form == PACKED else self.place.name
 
     @property
-    def size(self) -> str:
-        """In words."""
+    def size(self) -> int:
+        """Bytes."""
         assert self.place is not None
-        files = self.place.iterdir() if self.form == PACKED else [self.place]
-        return words.size(sum(file.stat().st_size for file in files))
+        return size_of(self.place) if self.form == PACKED else self.place.stat().st_size
 
     def open(self) -> BinaryIO:
         assert self.place is not None

@@ -7,7 +7,7 @@ import streamlit as st
 import rose
 from app import session
 from app.runs.request import HELD_OUT, WINDOWS, Keep, PruneRequest
-from app.runs.widgets import linked
+from app.runs.widgets import linked, path_input
 from app.study.setup import THRESHOLD, Setup
 from rose.layer.grid import BITS as GRID_BITS
 from rose.layer.grid import GROUPS
@@ -85,7 +85,9 @@ def _text() -> str:
         help="Held-out windows come from the calibration text, and nothing else uses them. Data sets use their test "
         "split. The packaged text has none: its first windows may overlap the calibration.",
     )
-    return st.text_input("Path of a .txt or .jsonl file", **linked("prune_path")) if text == FILE else text
+    if text != FILE:
+        return text
+    return path_input("Path on this machine", "prune_path", "~/texts/evaluation.txt", "A .txt or .jsonl file.")
 
 
 def _checkpoints() -> dict[str, Any]:
@@ -100,7 +102,7 @@ def _checkpoints() -> dict[str, Any]:
     if keep != "folder":
         return {"keep": keep}
     asked = "Each checkpoint is a new folder in it, with its report."
-    return {"keep": keep, "folder": st.text_input("Folder on this machine", **linked("prune_folder"), help=asked)}
+    return {"keep": keep, "folder": path_input("Folder on this machine", "prune_folder", "pruned/", asked)}
 
 
 def _windows(setup: Setup) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """The Prune page: a kept copy as a packed folder or a GGUF file, from the choice to the download."""
 
+from typing import Any
+
 import streamlit as st
 
 from app import components, session, words
 from app.runs.files import PACKED, FileRun, forms
 from app.runs.pruning import EvaluatedModel, PruningRun
-from app.runs.widgets import file_button, follow
+from app.runs.widgets import follow, large_button
 
 
 def draw(model: EvaluatedModel, run: PruningRun) -> None:
@@ -48,6 +50,7 @@ def _follow(file: FileRun, model: EvaluatedModel) -> None:
     follow(file, f"ship-file-{model.name}", " before the file was whole; nothing of it is left.")
     if file.job.status != "done":
         return
-    label = f"{words.plain(file.name)}, {file.size}"
-    file_button(label, file.open, file.name, key=f"ship-take-{model.name}", icon=":material/download:", type="primary")
-    st.caption(" ".join(words.plain(one) for one in file.found))
+    label = f"{words.plain(file.name)}, {words.size(file.size)}"
+    look: dict[str, Any] = {"icon": ":material/download:", "type": "primary"}
+    large_button(label, file.open, file.name, file.size, key=f"ship-take-{model.name}", **look)
+    st.caption(" ".join(words.plain(one) for one in [*file.found, f"It lies in {file.place} until you prune again."]))

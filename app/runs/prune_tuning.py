@@ -49,10 +49,10 @@ def _offer(run: PruningRun, copies: list[str]) -> None:
     label = f"Tune for {minutes:g} {'minute' if minutes == 1 else 'minutes'}"
     place = start_button(label, "tune-start", _start, run, request, problem=problem, running=running, icon=icon)
     if not problem:
-        text = f"{words.plain(run.setup.text)}, {tuning.length_of(run.setup)} tokens each"
+        text = f"{words.plain(words.text_name(run.setup.text))}, {tuning.length_of(run.setup)} tokens each"
         place.caption(
             f"{cost}: {words.plain(asked)}, trained on up to {tuning.SAMPLES} windows of {text}, none of which "
-            "perplexity is measured on. Others decide which step is kept."
+            "perplexity is measured on. Further windows decide which step is kept."
         )
 
 

@@ -6,28 +6,28 @@ import rose
 from app import components, session
 from app.figures import comparison
 from app.runs.results import NUMBERS, read_results
-from app.runs.widgets import linked
+from app.runs.widgets import file_input
 from rose.files import expand
 from rose.model.measure.comparison import over_seeds, results_of
 
 
 def draw() -> None:
-    one, two = st.columns(2)
-    upload = one.file_uploader("Results of many runs, CSV", type="csv", key="seeds-file")
-    path = two.text_input(
-        "or its path on this machine",
-        **linked("seeds_path"),
-        help="rows.csv of `python -m rose compare`, or any CSV file with the columns method, sparsity, seed, "
+    source = file_input(
+        "Results of many runs, CSV",
+        "seeds",
+        ["csv"],
+        "comparison/rows.csv",
+        "rows.csv of `python -m rose compare`, or any CSV file with the columns method, sparsity, seed, "
         "perplexity, mean_held_out_error and seconds.",
     )
-    if upload is None and not path.strip():
+    if not source:
         st.info(
             "Perplexities after pruning vary by several per cent between calibration seeds. `python -m rose compare` "
             "runs methods over several seeds; open its rows.csv here to see means and spread."
         )
         return
     try:
-        table = read_results(upload if upload is not None else str(expand(path.strip())))
+        table = read_results(str(expand(source)) if isinstance(source, str) else source)
     except rose.RoseError as problem:
         components.error(problem)
         return

@@ -72,6 +72,7 @@ class TuningRun(Run):
     """
 
     CANCEL = "Stop here, keep the best"
+    UNIT = " steps"
 
     def __init__(self, run: PruningRun, request: TuneRequest, load: Callable[[], LoadedModel]) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from app import components, session, shared, words
 from app.jobs import Run
@@ -18,6 +19,8 @@ from app.study.setup import Setup
 from rose import METHODS, RoseError
 from rose.model.estimate.duration import Cost
 from rose.report import csv_text
+
+MOST_BYTES = 2 * 10**9  # that a browser is offered
 
 
 def linked(key: str) -> dict[str, Any]:
@@ -40,11 +43,24 @@ def priced(setup: Setup, request: DamageRequest | PruneRequest) -> tuple[Cost | 
         return None, str(wrong)
 
 
+def path_input(label: str, key: str, example: str, help: str) -> str:
+    """The path of something on this machine, as every page asks for it."""
+    return st.text_input(label, **linked(key), placeholder=example, help=help).strip()
+
+
+def file_input(label: str, key: str, types: Sequence[str], example: str, help: str) -> UploadedFile | str:
+    """A file from the browser's machine, or else the path of one on this; "" for neither. In the URL as KEY_path."""
+    one, two = st.columns(2)
+    upload = one.file_uploader(label, type=list(types), key=f"{key}-file")
+    with two:
+        named = path_input("or its path on this machine", f"{key}_path", example, help)
+    return upload or named
+
+
 def saved(key: str, label: str, read: Callable[[str], Sequence[Any]], help: str) -> list[Any]:
     """What is in the folders that the user names, separated by semicolons; says which cannot be read, and why."""
-    path = st.text_input(label, **linked(key), placeholder="pruned/; slim/", help=help)
     found: list[Any] = []
-    for one in filter(None, (part.strip() for part in path.split(";"))):
+    for one in filter(None, (part.strip() for part in path_input(label, key, "pruned/; slim/", help).split(";"))):
         try:
             found += read(one)
         except RoseError as problem:
@@ -61,13 +77,13 @@ def pruned_model(model: str, key: str, label: str, other: str, place: tuple[str,
         other: the choice that leads to the path.
         place: label and placeholder of the path, for which `help` is.
     """
-    path = f"{key}_path"
+    named = f"{key}_path"
     kept = {name: str(one.place) for name, one in kept_checkpoints(list(shared.prunings().values()), model).items()}
-    if kept and not st.session_state.get(path) and path not in st.query_params:
+    if kept and not st.session_state.get(named) and named not in st.query_params:
         chosen = st.selectbox(label, [*kept, other], key=f"{key}_copy")
         if chosen != other:
             return kept[chosen]
-    return st.text_input(place[0], **linked(path), placeholder=place[1], help=help).strip()
+    return path_input(place[0], named, place[1], help)
 
 
 def left_out(problem: RoseError) -> None:
@@ -100,7 +116,7 @@ def progress(run: Run, key: str) -> None:
     job.watch(session.viewer())
     told, done, rate = job.progress, "", ""
     if told is not None:
-        done = f", {told.layers_done} of {told.layers}"
+        done = f", {told.layers_done} of {told.layers}{run.UNIT}"
         rate = f", {told.layers_done / told.seconds:.2g} a second" if told.layers_done and told.seconds else ""
     left = "" if run.remaining is None else f", about {components.duration(max(1.0, run.remaining))} left"
     text = f"{words.plain(job.message)}{done}. {components.duration(job.seconds)} so far{left}{rate}"
@@ -147,5 +163,15 @@ def file_button(label: str, content: Any, name: str, **more: Any) -> None:
 
 def checkpoint_button(folder: Path, **more: Any) -> None:
     """A kept checkpoint to take away; it is zipped only for those who ask."""
-    label = f"Checkpoint, {components.size(size_of(folder))}"
-    file_button(label, partial(zipped, folder), f"{folder.name}.zip", **more)
+    taken = size_of(folder)
+    label = f"Checkpoint, {components.size(taken)}"
+    large_button(label, partial(zipped, folder), f"{folder.name}.zip", taken, **more)
+
+
+def large_button(label: str, content: Any, name: str, taken: int, **more: Any) -> None:
+    """As `file_button`, for what may be too large: a browser waits three minutes for a file, which the server holds
+    in memory meanwhile."""
+    if taken <= MOST_BYTES:
+        file_button(label, content, name, **more)
+    else:
+        st.caption(f"{label}: too large for a browser, so copy it from where it is kept.")

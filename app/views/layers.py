@@ -12,7 +12,7 @@ from app import components, session, words
 from app.figures import overview as figures
 from app.figures import palette
 from app.runs import finished
-from app.runs.widgets import linked
+from app.runs.widgets import file_input
 from app.study import tables, trust
 from app.study.own_numbers import read_numbers
 from app.study.setup import THRESHOLD
@@ -101,13 +101,12 @@ def choose() -> str:
 
 def own_numbers(study: Study) -> pd.Series | None:
     """Somebody's own numbers by layer; None until there is a file that can be read."""
-    left, right = st.columns(2)
-    upload = left.file_uploader("CSV, or report.json of a tuned model", type=["csv", "json"], key="own-numbers")
-    path = right.text_input("or its path on this machine", **linked("own_path"), placeholder="~/scores.csv").strip()
-    if upload is None and not path:
+    label = "CSV, or report.json of a tuned model"
+    source = file_input(label, "own", ["csv", "json"], "~/scores.csv", "A CSV file has the columns layer and value.")
+    if not source:
         return None
     try:
-        known, unknown = read_numbers(path if upload is None else upload.getvalue(), study.layer_names)
+        known, unknown = read_numbers(source if isinstance(source, str) else source.getvalue(), study.layer_names)
     except rose.RoseError as problem:
         components.error(problem)
         return None
