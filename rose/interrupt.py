@@ -46,6 +46,11 @@ def stop_point() -> None:
         check()
 
 
+def stop_point_here() -> Callable[[], Any]:
+    """What `stop_point` does in this thread, for other threads that work for it."""
+    return _check.get() or (lambda: None)
+
+
 def guard() -> None:
     """Begins where `rose` or `python -m rose` is starting; a library leaves signals to those who import it."""
     by_module = sys.argv[:1] == ["-m"] and ("-m", "rose") in pairwise(sys.orig_argv)

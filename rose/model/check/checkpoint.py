@@ -172,7 +172,7 @@ def check_checkpoint(
         for name, verdict in _judge(found).items()
     }
     summary = _summary(found, judged) | {"gone": gone.row(), "drift": drifts, "rotated_heads": rotated}
-    summary |= whose | {"methods": list(methods) if streams else [], "tokens": tokens.numel() if streams else 0}
+    summary |= whose | {"methods": list(methods) if streams else [], "tokens": 0 if tokens is None else tokens.numel()}
     windows = held_out if held_out is not None else tokens
     if windows is not None and not any(network.is_streamed for network in networks):
         summary |= {"perplexity_dense": perplexity(dense, windows), "perplexity": perplexity(pruned, windows)}

@@ -122,7 +122,7 @@ class Attempt:
 
     Attributes:
         aim: of `TARGET`; STREAM stands for DENSE in layers that write into the residual stream.
-        costs_much: whether it is worth it only where the mask is nobody's so far.
+        costs_much: whether it is worth it only where the mask is no other method's so far.
         made, hits: layers in which it was tried, and in which a mask was found so.
     """
 
@@ -271,7 +271,8 @@ class _Trial:
                 return
             aim = self._aim_here(attempt.aim)
             methods = [one for one in attempt.methods if one in self.yardsticks.methods and (one, aim) not in self.done]
-            if not methods or (attempt.costs_much and self.nearest.is_same):
+            is_others = self.nearest.is_same and self.nearest.method not in attempt.methods
+            if not methods or (attempt.costs_much and is_others):
                 continue
             before = self.nearest.shared.jaccard
             for method in methods:

@@ -203,8 +203,8 @@ def worst(verdicts: Mapping[str, Verdict]) -> list[str]:
 def judge_costs(verdict: Verdict, costs: Costs, change: WeightChange, nearest: Recognized | None = None) -> Verdict:
     """The verdict on a layer with which nothing is wrong by its weights alone; `nearest`: the method of its mask."""
     if costs.opposite and _is_backwards(costs, costs.opposite):
-        mask, other = _error_of(costs.mask), _error_of(costs.opposite)
-        said = f"{_says_errors(costs)}; its mask alone has {mask:.4f}, and the opposite compensation {other:.4f}."
+        alone, opposite = _error_of(costs.mask), _error_of(costs.opposite)
+        said = f"{_says_errors(costs)}; its mask alone has {alone:.4f}, and the opposite compensation {opposite:.4f}."
         return Verdict(BACKWARDS, said, True)
     limit = CLEARLY if verdict.verdict == MASK_ALONE else OTHER_TEXT
     if costs.wanda and _is_worse(costs, costs.wanda, limit):

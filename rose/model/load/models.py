@@ -34,6 +34,7 @@ from rose.errors import Cancelled, RoseError
 from rose.files import reachable
 from rose.interrupt import stop_point
 from rose.model.load import compressed
+from rose.model.load.download import stoppable_bars
 from rose.model.load.gguf import frugal_reading
 from rose.model.load.soundness import check_all_used, check_finite, check_shapes, check_sizes
 from rose.model.load.stored import for_transformers, is_packed
@@ -162,6 +163,8 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
     if source.is_local and "gguf_file" not in options and is_packed(Path(source.location)):
         model, loaded = _from_packed(name, config, Path(source.location), asked)
     else:
+        if not source.is_local:
+            asked["tqdm_class"] = stoppable_bars()
         found: Any = AutoModelForCausalLM.from_pretrained(source.location, **asked, **options)
         model, loaded = found
     check_shapes(name, loaded["mismatched_keys"])
@@ -191,7 +194,8 @@ def _safetensors_folder(name: str, source: _Source) -> Path:
         raise RoseError(f"{name} is a GGUF file, which cannot be streamed; leave --stream out.")
     if source.is_local:
         return Path(source.location)
-    return Path(snapshot_download(source.location, allow_patterns=["*.safetensors", "*.json", "*.py"]))
+    wanted = ["*.safetensors", "*.json", "*.py"]
+    return Path(snapshot_download(source.location, allow_patterns=wanted, tqdm_class=stoppable_bars()))
 
 
 def stored_dtype(name: str) -> torch.dtype:
@@ -335,6 +339,7 @@ def _explained(name: str, source: _Source) -> Iterator[None]:
     except MemoryError as problem:
         raise RoseError(f"There is not enough memory for {name}; choose a smaller model or bfloat16.") from problem
     except Exception as problem:  # transformers, safetensors, gguf and tokenizers each raise their own kinds
+        stop_point()  # one that was stopped inside comes as something else
         text = " ".join(str(problem).split())
         if "trust_remote_code" in text:
             raise RoseError(

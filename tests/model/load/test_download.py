@@ -1,0 +1,143 @@
+"""A download from the Hub is stopped by a cancel and leaves nothing that counts as a model; the Hub is one of ours."""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, hf_api
+from transformers.utils import hub
+
+import rose
+from rose.errors import Cancelled
+from rose.interrupt import stoppable
+from rose.model.load import models
+from tests.tiny import save_tiny_llama
+
+NAME, COMMIT = "somebody/tiny", "0" * 40
+CHUNK = 4096
+SLOW = 0.05  # seconds a chunk of weights, which the whole file takes many of
+
+
+def hash_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves one folder as the repository `NAME`; weights come slowly while `is_slow`, and are counted."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.folder, self.is_slow, self.sent, self.sends = folder, False, 0, threading.Event()
+
+
+class _Answer(BaseHTTPRequestHandler):
+    server: Any
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        if self.path.startswith("/api/"):
+            return self.tell()
+        path = self.server.folder / self.path.partition("?")[0].rpartition("/")[2]
+        data = path.read_bytes() if path.is_file() else b""
+        self.send_response(200 if path.is_file() else 404)
+        self.send_header("X-Repo-Commit", COMMIT)
+        if not path.is_file():
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("ETag", f'"{hash_of(data)}"')
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        slow = self.server.is_slow and path.suffix == ".safetensors"
+        with suppress(ConnectionError):  # whoever stops hangs up
+            for start in range(0, len(data) if body else 0, CHUNK):
+                self.wfile.write(data[start : start + CHUNK])
+                if slow:
+                    self.server.sent += CHUNK
+                    self.server.sends.set()
+                    time.sleep(SLOW)
+
+    def tell(self) -> None:
+        """What the repository holds, as the Hub lists it."""
+        files = sorted(path for path in self.server.folder.iterdir() if path.is_file())
+        known: Any = {"id": NAME, "sha": COMMIT, "siblings": [{"rfilename": path.name} for path in files]}
+        if "/tree/" in self.path:
+            known = [
+                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": hash_of(path.read_bytes())}
+                for path in files
+            ]
+        data = json.dumps(known).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_said: Any) -> None:
+        pass
+
+
+@pytest.fixture(params=["one file", "shards"])
+def site(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    folder = save_tiny_llama(tmp_path / "repository")
+    if request.param == "shards":
+        model = rose.load_model(str(folder))[0]
+        (folder / "model.safetensors").unlink()
+        model.save_pretrained(folder, max_shard_size="100KB")
+        assert (folder / "model.safetensors.index.json").is_file()
+    server = Hub(folder)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    here = f"http://127.0.0.1:{server.server_port}"
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, here)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", here)
+    for api in (hf_api.api, hub.hf_api()):
+        monkeypatch.setattr(api, "endpoint", here)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
+    huggingface_hub.close_session()
+    yield server
+    huggingface_hub.close_session()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_cancel_stops_a_download_and_leaves_no_half_of_it(site: Hub, tmp_path: Path, stream: bool) -> None:
+    stop = threading.Event()
+
+    def check() -> None:
+        if stop.is_set():
+            raise Cancelled
+
+    weights = sum(path.stat().st_size for path in site.folder.glob("*.safetensors"))
+    site.is_slow = True
+    threading.Thread(target=lambda: site.sends.wait(60) and stop.set()).start()
+    with stoppable(check), pytest.raises(Cancelled):
+        rose.load_model(NAME, stream=stream)
+    ended = site.sent
+    assert 0 < ended < weights
+    time.sleep(4 * SLOW)
+    assert site.sent - ended <= 2 * CHUNK * 8  # a thread each for up to eight files
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.name.endswith(".incomplete")]
+    for path in (tmp_path / "cache").glob("*/snapshots/*/*"):  # what is there is whole
+        assert path.read_bytes() == (site.folder / path.name).read_bytes()
+    site.is_slow = False
+    model, _ = rose.load_model(NAME, stream=stream)
+    names = [layer.name for layer in rose.prunable_layers(model)]
+    assert names == [layer.name for layer in rose.prunable_layers(rose.load_model(str(site.folder))[0])]
+    assert models.identify(NAME)
