@@ -2,15 +2,13 @@
 
 import re
 
-import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import OpenPage, settle
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_worked_example_before_any_model(open_page: OpenPage, scheme: str) -> None:
-    page = open_page("learn", "", scheme)
+def test_worked_example_before_any_model(open_page: OpenPage) -> None:
+    page = open_page("learn")
     expect(page.get_by_role("heading", name="A weight matters by its own size")).to_be_visible()
     below = page.get_by_role("button", name="Next").bounding_box()
     assert below is not None
@@ -56,9 +54,8 @@ def test_a_sweep_plays_to_its_end(open_page: OpenPage, measured: str) -> None:
     expect(page.get_by_text("4 of 5 blocks pruned")).to_be_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_strength_and_effects(open_page: OpenPage, scheme: str) -> None:
-    page = open_page("learn", "lesson=7+Strength", scheme)
+def test_strength_and_effects(open_page: OpenPage) -> None:
+    page = open_page("learn", "lesson=7+Strength", "dark")
     expect(page.get_by_text("A generated layer of 64 × 96 weights")).to_be_visible()
     page.locator(".st-key-lesson_blocks").get_by_role("slider").focus()
     page.keyboard.press("ArrowRight")

@@ -3,7 +3,6 @@
 import re
 from urllib.parse import parse_qs, urlencode, urlparse
 
-import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import COLUMNAR_LAYER, OpenPage, metric, settle
@@ -21,9 +20,8 @@ def tile(page: Page, label: str) -> float:
     return float(metric(page, label).inner_text())
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_curves_and_table(open_page: OpenPage, measured: str, scheme: str) -> None:
-    page = lab(open_page, measured, "Compare orders", scheme)
+def test_curves_and_table(open_page: OpenPage, measured: str) -> None:
+    page = lab(open_page, measured, "Compare orders")
     lowest = page.get_by_text("Lowest: ")
     expect(lowest).to_be_visible()
     times = [float(x) for x in re.findall(r"(\d\.\d{3}) times", lowest.inner_text())]
@@ -61,9 +59,8 @@ def test_an_order_of_ones_own(open_page: OpenPage, measured: str) -> None:
     assert tile(other, "Your order") == last
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_scrubbing_by_keyboard(open_page: OpenPage, measured: str, scheme: str) -> None:
-    page = lab(open_page, measured, "Inside a sweep", scheme)
+def test_scrubbing_by_keyboard(open_page: OpenPage, measured: str) -> None:
+    page = lab(open_page, measured, "Inside a sweep", "dark")
     expect(page.get_by_text("448 of 576 columns are still free")).to_be_visible()
     page.locator(".st-key-lab_step").get_by_role("slider").focus()
     page.keyboard.press("ArrowRight")

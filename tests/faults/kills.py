@@ -64,18 +64,20 @@ class Outcome:
 
 
 class Lines:
-    """Counts the lines that are executed in some files, and kills the process on one of them."""
+    """Counts the lines that are executed in each of several sets of files; kills the process on one of the first's."""
 
-    def __init__(self, files: frozenset[str], fatal: int | None = None) -> None:
-        self.files, self.seen, self.fatal = files, 0, fatal
+    def __init__(self, scopes: Sequence[frozenset[str]], fatal: int | None = None) -> None:
+        self.scopes, self.seen, self.fatal = scopes, [0] * len(scopes), fatal
         sys.settrace(self.trace)
 
     def trace(self, frame: FrameType, event: str, _argument: Any) -> Any:
-        if frame.f_code.co_filename not in self.files:
+        inside = [number for number, files in enumerate(self.scopes) if frame.f_code.co_filename in files]
+        if not inside:
             return None
         if event == "line":
-            self.seen += 1
-            if self.seen == self.fatal:
+            for number in inside:
+                self.seen[number] += 1
+            if self.seen[0] == self.fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
         return self.trace
 
@@ -105,19 +107,17 @@ def kill(command: str, folder: Path, kills: int, seed: int) -> Outcome:
     def arguments(out: Path) -> list[str]:
         return [word.format(model=model, pruned=pruned, text=text, out=out) for word in COMMANDS[command].split()]
 
-    lines = []
-    for number, files in enumerate(scopes()):
-        status, seen = _call(arguments(folder / f"undisturbed-{number}"), folder, files)
-        assert status == 0, f"{command} ended with status {status}"
-        lines.append(seen)
-    expected = result(folder / "undisturbed-0")
+    status, lines = _call(arguments(folder / "undisturbed"), folder, scopes())
+    assert status == 0, f"{command} ended with status {status}"
+    expected = result(folder / "undisturbed")
     draw, killed, ended = random.Random(seed), 0, []
     while killed < kills:
         out = folder / f"run-{len(ended)}"
         while True:
             scope = killed % 2
-            # Up to twice as many as there are: a command that cannot resume would else never come to its end.
-            status, _ = _call(arguments(out), folder, scopes()[scope], draw.randrange(1, 2 * lines[scope]))
+            # A quarter more than there are: a command that cannot resume would else never come to its end.
+            fatal = draw.randrange(1, 1 + lines[scope] * 5 // 4)
+            status, _ = _call(arguments(out), folder, scopes()[scope : scope + 1], fatal)
             if status != -signal.SIGKILL:
                 break
             killed += 1
@@ -137,24 +137,26 @@ def _halved(model: Path, folder: Path) -> Path:
     return folder
 
 
-def _call(arguments: Sequence[str], folder: Path, files: frozenset[str], fatal: int | None = None) -> tuple[int, int]:
-    """One call in a child: its exit status, negative for a signal, and the lines that it executed in `files`."""
+def _call(
+    arguments: Sequence[str], folder: Path, scopes: Sequence[frozenset[str]], fatal: int | None = None
+) -> tuple[int, list[int]]:
+    """One call in a child: its exit status, negative for a signal, and the lines that it executed in each scope."""
     counted = folder / "lines"
     child = os.fork()
     if child == 0:
         with (folder / "said").open("w") as said:
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
-            counter = Lines(files, fatal)
+            counter = Lines(scopes, fatal)
             status = cli.main(list(arguments))
             sys.settrace(None)
-            counted.write_text(str(counter.seen))
+            counted.write_text(json.dumps(counter.seen))
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
     _, waited = os.waitpid(child, 0)
     status = os.waitstatus_to_exitcode(waited)
-    return status, int(counted.read_text()) if status == 0 else 0
+    return status, json.loads(counted.read_text()) if status == 0 else []
 
 
 def result(folder: Path) -> dict[str, str]:
