@@ -5,14 +5,18 @@ BIN := $(VENV)/bin
 PORT ?= 8501
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: app test check format browser docs results wheel clean
+.PHONY: app test suite check format browser docs results wheel clean
 
 app: $(VENV)/installed
 	$(BIN)/python app/server.py --server.port $(PORT)
 
+# Two at a time, as each of these waits for the network, or has one processor at work, for a minute or more.
+test:
+	$(MAKE) --jobs 2 check suite
+
 # One worker more than there are processors, as browser tests mostly wait, but at most four, as each holds the packaged
 # model; one thread each, or they would wait for one another. tests/conftest.py says which tests stay together.
-test: check browser
+suite: browser $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --durations 10
 
 check: $(VENV)/installed-dev
