@@ -53,7 +53,7 @@ STATEMENTS = {
         r"one layer at 50%: W\* in place of W takes its error against T from 0\.\d+ to 0\.\d+",
         r"three decoder blocks: target dense has 0\.\d+ times the drift of target layer",
         r"against their own outputs the layers have 1\.\d+ times the error that target layer leaves",
-        r"twelve blocks: drift is lower with target dense after \d+ of 12 decoder blocks",
+        r"eight blocks: drift is lower with target dense after \d+ of 8 decoder blocks",
         r"perplexity with target dense is 0\.\d+ times that with target layer",
     ),
     "damage": (
@@ -61,6 +61,13 @@ STATEMENTS = {
         r"all at once cost \d\.\d\d times the sum of each alone",
         r"drift ranks these 14 layers better than error does, at 0\.\d\d",
         r"restoring all 7 layers of block 29 gives \d\.\d{3} nats back",
+    ),
+    "tuning": (
+        r"on windows that nothing has seen: \d+\.\d dense, \d+\.\d pruned",
+        r"the divergence falls from 0\.\d+ to 0\.\d+ nats a token in 7 steps",
+        r"all zeros are where they were, 70% of 10\.6 million weights",
+        r"21 layers have moved, 189 are the same to the bit",
+        r"on windows that nothing has seen: \d+\.\d pruned, \d+\.\d tuned",
     ),
     "is_it_sane": (
         r"by its zeros 3 layers are odd, of 6 that something has happened to",
@@ -73,7 +80,7 @@ STATEMENTS = {
     "your_own_model": (
         r"\d of 30 output projections are columnar; the clearest is model\.layers\.18\.self_attn\.o_proj",
         r"\d+ layers are as expected; 70% zeros",
-        r"tuning on 10 windows takes the perplexity from \d+\.\d to \d+\.\d; all zeros are kept",
+        r"tuning on 8 windows takes the perplexity from \d+\.\d to \d+\.\d; all zeros are kept",
         "the loaded model's logits are the same to the last bit",
     ),
     "your_own_method": (
