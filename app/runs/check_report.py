@@ -8,7 +8,7 @@ from app.figures.depth import drift_curves
 from app.figures.overview import where_layers
 from app.figures.palette import Theme
 from app.figures.style import Drawing
-from app.runs.checked import CheckpointRun, as_finished, facts, finding
+from app.runs.checked import CheckpointRun, as_finished, differs, facts, finding
 from app.runs.depth import drift_table
 from app.runs.html_page import Report
 from rose.report import versions
@@ -23,7 +23,7 @@ def report_of(run: CheckpointRun) -> Report:
     assert found is not None
     wrong = found.wrong
     named = [f"{words.short_layer(row.name)}, {row.verdict}: {row.reason}" for row in wrong.head(NAMED).itertuples()]
-    drawings = [map_of(run)]
+    drawings = [map_of(run)] if differs(found) else []
     drawings += [figures.broken_pattern(one, layer=words.short_layer(name)) for name, one in run.excerpts.items()]
     if "error" in found.layers:
         rows = found.layers.dropna(subset=["error"]).sort_values(["is_wrong", "error"], ascending=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,8 @@ class CheckRequest:
         """What the checkpoint is called, for people."""
         return expand(self.pruned.rstrip("/")).name[:60]
 
-    def check(self) -> None:
-        """Raises RoseError for what no run could do, before any work."""
+    def check(self, skeletons: Sequence[nn.Module] = ()) -> None:
+        """Raises RoseError for what no run could do, before any work; `skeletons`: of the models, where known."""
         self.setup.check()
         if not self.pruned:
             raise rose.RoseError("Name the checkpoint: a folder, a .gguf file or a Hub id.")
@@ -68,6 +68,8 @@ class CheckRequest:
             raise rose.RoseError("That is the dense model itself; name a checkpoint that was made from it.")
         if self.with_tokens:
             preflight.check_text(self.setup.text)
+            for skeleton in skeletons:
+                Network(skeleton).check_length(self.setup.length)
 
     def estimate(self, skeleton: nn.Module) -> Cost:
         """Of a check with tokens; `skeleton` is that of the dense model."""
@@ -167,12 +169,20 @@ def finding(found: CheckpointCheck) -> str:
     return words.sentence("; ".join(said))
 
 
+def differs(found: CheckpointCheck) -> bool:
+    """Whether there is something to see on a map of verdicts."""
+    return len(found.layers[["verdict", "is_wrong"]].drop_duplicates()) > 1
+
+
 def facts(run: CheckpointRun) -> list[str]:
     """What was found of the whole, a sentence each, the cautions first."""
     found, setup = run.found, run.request.setup
     assert found is not None
     layers, summary = found.layers, found.summary
     said = list(found.cautions)
+    if not differs(found):
+        every = words.out_of(len(layers), len(layers), "layer")
+        said.append(f"The verdict on {every} is the same: {layers['verdict'].iloc[0]}.")
     before = summary["zeros_before"] / summary["weights"]
     said.append(
         f"{words.percent(summary['sparsity'], 2)} of the layers' weights are zero"

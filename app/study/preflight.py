@@ -52,6 +52,7 @@ def preflight(setup: Setup, skeleton: nn.Module, *, has_inputs: bool = False) ->
     """
     setup.check()
     check_text(setup.text)
+    Network(skeleton).check_length(setup.length)
     check_sparsity(setup.sparsity, setup.block_size, skeleton, setup.layer_patterns)
     windows: dict[str, Any] = {"samples": setup.samples + setup.held_out, "length": setup.length}
     windows["layers"] = setup.layer_patterns

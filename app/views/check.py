@@ -129,18 +129,20 @@ def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
 
 def _priced(request: CheckRequest) -> tuple[Cost | None, str, str]:
     """What a check takes; or why it cannot be, and the model that is not there."""
+    names = (request.setup.model, request.pruned)
+    skeletons = [form.structure(name) for name in names]
     try:
-        request.check()
+        request.check([one for one in skeletons if one is not None])
     except rose.RoseError as wrong:
         return None, str(wrong), ""
-    for name in (request.setup.model, request.pruned):
-        if form.structure(name) is None:
+    for name, skeleton in zip(names, skeletons, strict=True):
+        if skeleton is None:
             return None, form.problems()[name], name
     if not request.with_tokens:
         return None, "", ""
-    skeleton = form.structure(request.setup.model)
-    assert skeleton is not None
-    return request.estimate(skeleton), "", ""
+    dense = skeletons[0]
+    assert dense is not None
+    return request.estimate(dense), "", ""
 
 
 def _start(request: CheckRequest) -> None:
@@ -189,8 +191,10 @@ def _results(run: CheckpointRun) -> None:
 def _every(run: CheckpointRun) -> None:
     found = run.found
     assert found is not None
-    drawing = check_report.map_of(run, marked_layer=_layer(found.layers), theme=session.theme())
-    components.show(drawing, "check-map", on_select=lambda: components.pick_layer("check-map", _show_layer), wide=True)
+    if checked.differs(found):
+        drawing = check_report.map_of(run, marked_layer=_layer(found.layers), theme=session.theme())
+        follow_pick = partial(components.pick_layer, "check-map", _show_layer)
+        components.show(drawing, "check-map", on_select=follow_pick, wide=True)
     st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in checked.facts(run)))
     table = _ranked(found.layers)
     errors: dict[str, Any] = {

@@ -111,11 +111,13 @@ class Network:
             raise RoseError(
                 f"Token {wrong} is outside the model's vocabulary of {vocabulary}; use its tokenizer, and no padding."
             )
+        self.check_length(tokens.shape[1])
+
+    def check_length(self, length: int) -> None:
+        """Raises RoseError for samples that are longer than the model has positions; a skeleton knows as much."""
         limit = getattr(self.config, "max_position_embeddings", None) or 0
-        if limit and tokens.shape[1] > limit:
-            raise RoseError(
-                f"Samples of {tokens.shape[1]} tokens are longer than the model's {limit} positions; ask for less."
-            )
+        if limit and length > limit:
+            raise RoseError(f"Samples of {length} tokens are longer than the model's {limit} positions; ask for less.")
 
     def bos_in_front(self, tokens: Tensor) -> int | None:
         """The model's beginning-of-sequence token where every sample, (samples, length), begins with it, else None."""

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote_plus, urlencode
 
@@ -123,6 +124,26 @@ def test_with_tokens_it_says_what_compensation_recovered_and_other_pages_take_it
     links = {link.proto.page.rpartition("/")[2]: link.proto.query_string for link in app.get("page_link")}
     assert links["text"] == urlencode({"text_path": str(pruned_folder)})
     assert f"damage_path={quote_plus(str(pruned_folder))}" in links["damage"]
+
+
+def test_where_all_layers_agree_a_sentence_says_so_in_place_of_a_map(
+    setup: Setup, folder: Path, tmp_path: Path
+) -> None:
+    model, tokenizer = rose.load_model(str(folder))
+    rose.save_model(model, tokenizer, tmp_path / "same")
+    app = opened(setup, tmp_path / "same", check_on="Weights alone")
+    run = pressed(app)
+    assert "The verdict on all 21 layers is the same: not pruned." in texts(app)
+    assert not figures(app)
+    assert "<figure " not in to_html(check_report.report_of(run))
+
+
+def test_samples_longer_than_the_models_positions_are_refused_before_any_work(
+    setup: Setup, pruned_folder: Path
+) -> None:
+    app = opened(replace(setup, length=257), pruned_folder)
+    assert "Samples of 257 tokens are longer than the model's 256 positions" in texts(app)
+    assert app.button(key="check-start").disabled
 
 
 def test_before_a_button_nobody_is_asked_and_what_cannot_be_is_said(setup: Setup, folder: Path, tmp_path: Path) -> None:
