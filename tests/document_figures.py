@@ -222,6 +222,22 @@ def texts() -> dict[str, list[str]]:
     return {"docs/results.md": results(), "README.md": readme()}
 
 
+def tables() -> dict[str, list[str]]:
+    """The same of documents of which the tables alone are compared."""
+    return {"docs/check.md": [planted()]}
+
+
+def planted() -> str:
+    """Faults planted in checkpoints, and what the check said."""
+    lines = ["| planted | expected | found | accused | besides | masks are those of |", "|---|---|---|---|---|---|"]
+    for row in pd.read_csv(RESULTS / "planted.csv", dtype=str, keep_default_na=False).itertuples():
+        target = ", towards the dense model" if row.target == "dense" else ""
+        whose = f"{row.method}{target} ({row.agreement}, by chance {row.by_chance})" if row.method else ""
+        found = [row.fault, row.expected, row.found, row.accused, row.accused_besides, whose]
+        lines.append(f"| {' | '.join(found)} |")
+    return "\n".join(lines)
+
+
 def results() -> list[str]:
     layer, dense, low = "rows.csv", "dense/rows.csv", "dense/low-sparsities.csv"
     methods = list(read(layer)["method"].unique())

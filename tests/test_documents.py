@@ -14,7 +14,7 @@ from tests import document_figures
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-FIGURES = document_figures.texts()
+FIGURES, TABLES = document_figures.texts(), document_figures.tables()
 
 
 def public(name: str) -> object:
@@ -74,10 +74,10 @@ def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", FIGURES | TABLES)
 def test_tables_and_figures_are_those_of_the_files(name: str) -> None:
     document = flat((ROOT / name).read_text())
-    missing = [text for text in FIGURES[name] if flat(text) not in document]
+    missing = [text for text in (FIGURES | TABLES)[name] if flat(text) not in document]
     assert not missing, "\n\n".join(["python -m tests.document_figures says instead:", *missing])
 
 

@@ -165,7 +165,7 @@ def test_methods_are_known_by_their_masks_and_by_their_errors(dense: nn.Module, 
     pruned = found.layers[found.layers["zeros"] > found.layers["zeros_before"]]
     assert len(pruned) == 8
     assert set(pruned["nearest_method"]) == {method}
-    assert (pruned["agreement"] > 0.9).all()
+    assert (pruned["agreement"] > 0.99).all()
     assert (pruned["nearest_target"] == "layer").all()
     assert (found.summary["method"]["name"], found.summary["method"]["layers"]) == (method, 8)
     assert (pruned["agreement_by_chance"] < 0.5).all()

@@ -133,23 +133,31 @@ def test_tokens_that_the_checkpoint_does_not_know_are_refused() -> None:
         check_checkpoint(dense, pruned, make_tokens())
 
 
-@pytest.mark.parametrize("method", ["sparsegpt", "rose"])
-def test_a_run_towards_the_dense_model_is_recognized_to_the_last_weight(method: str) -> None:
-    """What the residual stream lacked is known again; ROSE is told from SparseGPT by the one columnar layer."""
+@pytest.mark.parametrize("target", ["layer", "dense"])
+@pytest.mark.parametrize("method", ["sparsegpt", "rose", "rose_admm"])
+def test_a_run_is_recognized_to_the_last_weight(method: str, target: str) -> None:
+    """By target layer as published programs calibrate, on a decoder block's inputs while it is dense; by target dense
+    with what the residual stream lacks. ROSE is told from SparseGPT by the columnar layers."""
     dense, tokens = make_model("llama"), make_tokens()
     with torch.no_grad():
         for layer in rose.prunable_layers(dense)[::2]:
             layer.weight[:, 5:9] *= 4
     pruned = copy.deepcopy(dense)
-    rose.prune_model(pruned, tokens, method=method, sparsity=0.5, block_size=8)
-    found = check_checkpoint(dense, pruned, tokens, methods=("wanda", "sparsegpt", "rose"), block_size=8)
-    other = {"rose": "sparsegpt", "sparsegpt": "rose"}[method]
+    rose.prune_model(pruned, tokens, method=method, sparsity=0.5, block_size=8, target=target)
+    methods = ("wanda", "sparsegpt", "rose", "rose_admm")
+    found = check_checkpoint(dense, pruned, tokens, methods=methods, block_size=8)
     made = found.summary["method"]
-    assert (made["name"], made["target"], made["layers"], made["agreement"]) == (method, "dense", 14, 1.0)
-    assert (made["alike"], made["told_by"]) == ({other: 13}, 1)
+    assert (made["name"], made["target"], made["layers"], made["agreement"]) == (method, target, 14, 1.0)
     assert set(found.layers["nearest_method"]) == {method}
-    said = says_alike(found.summary["method"])
-    assert said.endswith("are the same in 13 layers; the other one tells them apart.")
+    if method == "rose_admm":
+        assert (made["alike"], made["told_by"]) == ({}, 14)
+        return
+    other = {"rose": "sparsegpt", "sparsegpt": "rose"}[method]
+    assert made["alike"].keys() == {other}
+    assert made["told_by"] == 14 - made["alike"][other] > 0
+    said = says_alike(made)
+    tell = "the other one tells" if made["told_by"] == 1 else f"the other {made['told_by']} tell"
+    assert said.endswith(f"are the same in {made['alike'][other]} layers; {tell} them apart.")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])  # shared values, fused ones, with a bias
