@@ -1,7 +1,7 @@
-"""What README.md and docs/results.md say in numbers, computed from the files that hold the measurements.
+"""What README.md, docs/results.md and docs/orders.md say in numbers, from the files that hold the measurements.
 
 `texts()` has, for each document, the tables and phrases that it must hold word for word; tests/test_documents.py looks
-for them, and finds every other number of these documents that has no file. After a new measurement
+for them, and finds every other number of the first two that has no file. After a new measurement
 `python -m tests.document_figures` prints what to put into them.
 """
 
@@ -219,7 +219,7 @@ def found_by(pattern: str) -> str:
 
 def texts() -> dict[str, list[str]]:
     """For each document what it must say, tables and phrases."""
-    return {"docs/results.md": results(), "README.md": readme()}
+    return {"docs/results.md": results(), "README.md": readme(), "docs/orders.md": orders()}
 
 
 def tables() -> dict[str, list[str]]:
@@ -265,6 +265,119 @@ def results() -> list[str]:
         f"{len(ranges(qwen))} of Qwen",
         f"{rose_where(smol).mean():.2f} of SparseGPT's error in the one and {rose_where(qwen).mean():.2f} in the other",
     ]
+
+
+@cache
+def outputs_by_order() -> pd.DataFrame:
+    """Errors of output projections relative to SparseGPT's on the same layer, basis as given and blocks of 128."""
+    rows = pd.read_csv(RESULTS / "orders-outputs.csv", dtype={"sparsity": str, "block_size": str})
+    same = ["model", "seed", "layer", "sparsity"]
+    base = rows[(rows["basis"] == "as given") & (rows["block_size"] == "128")].set_index(same)["natural/block"]
+    tried = [name for name in rows if "/" in name or name.startswith("rose")]
+    rows[tried] = rows[tried].div(rows.join(base.rename("base"), on=same)["base"], axis=0)
+    return rows
+
+
+MODELS = {"smollm2-135m": "SmolLM2-135M", "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B"}
+ORDERS = {
+    "natural/block": "natural / block (SparseGPT)",
+    "two_level/block": "two-level / block, forced",
+    "rose": "two-level where columnar / block (ROSE)",
+    "random:0/block": "random / block",
+    "dealt/block": "dealt / block",
+    "global/block": "global / block",
+    "natural/layer": "natural / layer",
+    "two_level/layer": "two-level / layer",
+    "random:0/layer": "random / layer",
+    "dealt/layer": "dealt / layer",
+    "global/layer": "global / layer (`rose_global`)",
+    "rose_dealt": "dealt / block, refitted (`rose_dealt`)",
+    "rose_admm": "mask revised, no order (`rose_admm`)",
+}
+
+
+def by_order(sparsity: str) -> str:
+    """Every order and budget, as given and in the learned basis, means over layers and draws."""
+    rows = outputs_by_order().query(f"sparsity == {sparsity!r} and block_size == '128'")
+    found = rows.groupby(["model", "basis"], sort=False)[list(ORDERS)].mean()
+    bases = {"as given": "as given", "learned": "rotated"}
+    columns = [(model, basis) for model in rows["model"].unique() for basis in bases]
+    head = ["order / budget", *(f"{MODELS[model]}, {bases[basis]}" for model, basis in columns)]
+    lines = [
+        [shown, *(f"{found.loc[one, name]:.3f}" for one in columns)]
+        for name, shown in ORDERS.items()
+        if found[name].notna().all()
+    ]
+    return table(head, lines)
+
+
+def in_bases() -> str:
+    """Each basis against the basis as given, by the same method: mean and range over output projections."""
+    rows = read("rotation.csv")
+    key = ["model", "seed", "layer", "method"]
+    given = rows[rows["basis"] == "as given"].set_index(key)["error"].rename("given")
+    rows = rows[rows["basis"] != "as given"].join(given, on=key)
+    of = {one: part["error"] / part["given"] for one, part in rows.groupby(["model", "basis", "method"], sort=False)}
+    lines = [
+        [
+            MODELS[model],
+            basis,
+            *(
+                f"{r.mean():.3f} ({r.min():.2f} to {r.max():.2f})"
+                if (r := of.get((model, basis, m))) is not None
+                else ""
+                for m in ("sparsegpt", "rose", "rose_admm")
+            ),
+        ]
+        for model, basis in dict.fromkeys(one[:2] for one in of)
+    ]
+    return table(["model", "basis", "SparseGPT", "ROSE", "`rose_admm`"], lines)
+
+
+def rotated_models() -> str:
+    """Whole models with rotated heads against those without: means over draws, and their ratio."""
+    rows, lines = read("rotation-whole.csv"), []
+    for (sparsity, method, target), part in rows.groupby(["sparsity", "method", "target"], sort=False):
+        drawn = part.pivot(index="seed", columns="rotated", values="perplexity").dropna()
+        if len(drawn) > 1:
+            found = verdicts.paired_ratio(np.log(drawn[True]), np.log(drawn[False]))
+            each = ", ".join(f"{ratio:.3f}" for ratio in drawn[True] / drawn[False])
+            said = f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+            means = (f"{drawn[one].mean():.1f}" for one in (False, True))
+            lines.append([sparsity, f"`{method}`, target {target}", *means, each, said])
+    return table(["sparsity", "", "as given", "rotated", "ratio in each draw", "mean, 95 % interval"], lines)
+
+
+def orders_compared() -> tuple[str, str]:
+    """In how many output projections, as given, an order is below another, at 70 % and at 2:4."""
+    given = outputs_by_order().query("model == 'smollm2-135m' and block_size == '128' and basis == 'as given'")
+    free, grouped = (given[given["sparsity"] == sparsity] for sparsity in ("0.7", "2:4"))
+    count, columnar = len(free), (free["relative_range"] > 0.5).sum()
+    helped = (free["two_level/block"] < free["natural/block"]).sum()
+    by_chance = (free["random:0/block"] < free["two_level/block"]).sum()
+    kept = (grouped["random:0/block"] > grouped["two_level/block"]).sum()
+    return (
+        f"Forced, it lowers the error of {helped} of {count} layers, of which ROSE takes {columnar} for columnar; a "
+        f"random order is below it in {by_chance}",
+        f"{kept} of {len(grouped)} layers",
+    )
+
+
+def qwen_outputs() -> str:
+    """Qwen's output projections, from files of other runs."""
+    given = by_layer("qwen2.5-coder-0.5b-o_proj.csv").mean()
+    rows = read("rotation.csv").query("model == 'qwen2.5-coder-0.5b'")
+    of = rows.pivot(index="layer", columns=["basis", "method"], values="error")
+    turned = of["learned"].div(of["as given"]["sparsegpt"], axis=0)
+    said = ", ".join(f"{given[m]:.2f} with `{m}`" for m in ("rose", "rose_global", "rose_dealt", "rose_admm"))
+    return (
+        f"The {len(turned)} output projections of Qwen2.5-Coder-0.5B say the same: {said}; rotated, "
+        f"{turned['sparsegpt'].mean():.2f} with SparseGPT and {turned['rose'].mean():.2f} with ROSE"
+    )
+
+
+def orders() -> list[str]:
+    return [by_order("0.7"), by_order("2:4"), *orders_compared(), qwen_outputs(), in_bases(), rotated_models()]
 
 
 def own_model() -> str:

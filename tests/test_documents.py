@@ -81,7 +81,7 @@ def test_tables_and_figures_are_those_of_the_files(name: str) -> None:
     assert not missing, "\n\n".join(["python -m tests.document_figures says instead:", *missing])
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", document_figures.SETTINGS)
 def test_every_other_number_is_a_setting_or_a_name(name: str) -> None:
     """A new figure needs a line in document_figures.py, which reads it from a file."""
     assert numbers_left(name, (ROOT / name).read_text()) == []
