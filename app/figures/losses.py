@@ -129,13 +129,13 @@ def losses_in_order(
         shown = {"order": order, "position": steps, "block": blocks, "loss_per_column": losses[blocks], "error": added}
         rows.append(pd.DataFrame(shown))
     (before, alone), (after, helped) = left.values()
-    natural = palette.order_style("natural").label
-    finding = (
-        f"Block {top} loses most; pruned as number {after + 1}, not {before + 1}, it leaves "
-        f"{verdicts.says_change(helped, alone, natural)}"
-    )
-    what = f"Blocks{words.of(layer)} in the order pruned: above, what pre-pruning says; below, relative error added"
     every = [float(errors[order].sum()) for order in places]
+    stands = f"; pruned as number {after + 1}, not {before + 1}, it leaves"
+    change = helped, alone
+    if before == after:
+        stands, change = f" and is number {after + 1} in both orders; all together leave", (every[1], every[0])
+    finding = f"Block {top} loses most{stands} {verdicts.says_change(*change, 'in natural order')}"
+    what = f"Blocks{words.of(layer)} in the order pruned: above, what pre-pruning says; below, relative error added"
     caption = (
         f"Block {top} adds {words.number(alone)} to the error as number {before + 1} and {words.number(helped)} as "
         f"number {after + 1} of {len(losses)}; all blocks together {words.number(every[0])} in natural order and "

@@ -217,6 +217,22 @@ def test_column_loss_leaves_the_narrow_block_blank(lab: SimpleNamespace) -> None
     assert drawing.data["position"].tolist() == [*range(16), *range(16), *range(8)]
 
 
+def test_losses_in_order_compare_what_the_costliest_block_adds() -> None:
+    natural, ordered = np.array([0.1, 0.2, 0.5]), np.array([0.25, 0.1, 0.2])
+    errors = {"natural": natural, "two_level": ordered}
+    drawing = losses.losses_in_order(np.array([1.0, 2.0, 4.0]), [2, 1, 0], errors)
+    assert (
+        title(drawing)
+        == "Block 2 loses most; pruned as number 1, not 3, it leaves 50.0 % less error than in natural order"
+    )
+    assert drawing.data["block"].tolist() == [0, 1, 2, 2, 1, 0]
+    assert drawing.data["error"].tolist() == [*natural, *ordered]
+    same = losses.losses_in_order(np.array([4.0, 2.0, 1.0]), [0, 1, 2], errors)
+    assert title(same).startswith(
+        "Block 0 loses most and is number 1 in both orders; all together leave 31.2 % less error"
+    )
+
+
 def test_block_bars_compare_per_column_and_draw_the_threshold(lab: SimpleNamespace) -> None:
     drawing = losses.block_loss_bars(replace(lab.plan, threshold=0.6), marked_block=1)
     bar = drawing.figure.data[0]
