@@ -117,6 +117,7 @@ def perplexity_bars(results: Sequence[Result], *, dense: float | None = None, th
     marker = {"color": [look.colour for look in looks], "pattern": pattern}
     heights, hover = np.where(np.isfinite(values), values, np.nan), "%{x}<br>perplexity %{y:.2f}"
     marks.bars(figure, labels, heights, Style(palette.TEAL, "perplexity"), hover, text=texts, marker=marker)
+    figure.update_xaxes(tickvals=labels, ticktext=[label.replace(", ", ",<br>") for label in labels])
     if dense is not None:
         figure.add_hline(y=dense, line=marks.dashed(theme))
     rankings = verdicts.rank(known)

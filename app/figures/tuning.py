@@ -40,7 +40,7 @@ def tuning_curve(curve: pd.DataFrame, steps: int, *, loss: str = "kl", theme: Th
     top = max(start, float(known["held_out"].max()), float(trained["loss"].max()) if len(trained) else 0.0)
     figure.update_yaxes(range=[0, 1.08 * top or 1.0])
     value = words.number(float(best["held_out"]))
-    after = f"after {words.whole(int(best['step']))} of {words.count(end, 'step')}"
+    after = f"after {words.whole(int(best['step']))} of {words.count(end, 'step')}" if end > 1 else "after the one step"
     finding = f"Held-out loss is {value} at the start"
     if best["step"]:
         finding = (

@@ -27,23 +27,27 @@ def draw(model: EvaluatedModel, run: PruningRun) -> None:
             disabled=is_writing,
             width="stretch",
         )
-        st.caption(_says(model, form))
+        st.caption(_says(model, form, run.request.layers == "*"))
         if run.file is not None and run.file.folder == model.checkpoint:
             _follow(run.file, model)
 
 
-def _says(model: EvaluatedModel, form: str) -> str:
-    """What the file is for, and what it costs."""
+def _says(model: EvaluatedModel, form: str, whole: bool) -> str:
+    """What the file is for, and what it costs; `whole`: all layers were pruned."""
     if form == PACKED:
         return (
             "To the bit: `rose.load_model` reads the folder, and `rose unpack` makes a plain one of it. Other programs "
             "do not read it."
         )
+    reads = "llama.cpp and what is built on it read the file."
     if model.case.bits is not None:
-        rest = ", embeddings as f16 numbers" if form == "f16" else ", and all else exactly too"
-        return f"llama.cpp and what is built on it read the file. It holds the layers exactly{rest}."
+        if form == "f16":
+            return f"{reads} It holds the pruned layers exactly, and embeddings as f16 numbers."
+        if whole:
+            return f"{reads} It holds all weights exactly."
+        return f"{reads} It holds the pruned layers exactly; the others are rounded too, without compensation."
     what = "weights to f16 numbers" if form == "f16" else "kept weights, without compensation"
-    return f"llama.cpp and what is built on it read the file. It rounds {what}: perplexity was measured before that."
+    return f"{reads} It rounds {what}: perplexity was measured before that."
 
 
 def _follow(file: FileRun, model: EvaluatedModel) -> None:

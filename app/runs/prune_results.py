@@ -43,6 +43,8 @@ def what_to_ship(run: PruningRun, models: list[EvaluatedModel]) -> None:
             st.subheader(f"What to ship{so_far}: {words.plain(model.label)}", anchor=False)
             _recommend(advice, model, run)
             _take_on(model, run)
+        if own := where(run.request.evaluate, run.setup.text):
+            st.caption(f":material/warning: {own}")
         _sizes(run, pruned, dense.perplexity)
         reports = [model.report for model in pruned if model.report is not None]
         components.report_button(
@@ -84,8 +86,7 @@ def _recommend(advice: Advice, model: EvaluatedModel, run: PruningRun) -> None:
         words.plain(cost(advice.copy, run.dense.perplexity, model.summary.get("mean_held_out_error"), len(table)))
     )
     st.markdown("\n".join(f"- {words.plain(one)}" for one in advice.reasons()))
-    own = where(run.request.evaluate, run.setup.text)
-    st.caption(" ".join(words.plain(one) for one in filter(None, [own, advice.sure(), *cautions(table)])))
+    st.caption(" ".join(words.plain(one) for one in [advice.sure(), *cautions(table)]))
 
 
 def _take_on(model: EvaluatedModel, run: PruningRun) -> None:

@@ -90,7 +90,7 @@ def _by_amount(results: Sequence[Result]) -> list[list[Result]]:
 def what_loads(bits: int | None) -> str:
     """Which programs load a copy whose kept weights were rounded to so many bits, None where they were not."""
     said = f"transformers as it is; rose packed; llama.cpp as a GGUF of {' or '.join(gguf_types(bits))}"
-    return said if bits is None else f"{said}, layers exact"
+    return said if bits is None else f"{said}, pruned layers exact"
 
 
 def gguf_types(bits: int | None) -> tuple[str, ...]:

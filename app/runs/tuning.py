@@ -169,7 +169,8 @@ def says(tuning: TuningRun) -> str:
     zeros = f"{words.whole(summary['zeros'])} of {words.whole(summary['weights'])} weights are zero, "
     before = summary["zeros_before"]
     zeros += "as before" if before == summary["zeros"] else f"before it were {words.whole(before)}"
-    return f"{done} take perplexity {moved}. {words.sentence(zeros)}."
+    verb = "takes" if summary["steps"] == 1 else "take"
+    return f"{done} {verb} perplexity {moved}. {words.sentence(zeros)}."
 
 
 def moved(tuning: TuningRun) -> pd.DataFrame:

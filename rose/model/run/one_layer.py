@@ -134,10 +134,13 @@ def record_of(layer: PrunableLayer, result: LayerResult, seconds: float, damping
     """
     told: dict[str, Any] = {"relative_error": result.relative_error, "held_out_error": None}
     before = _share_of_zeros(layer.weight)
+    gone = result.weight.eq(0) & (
+        result.mask | layer.weight.eq(0).to(result.mask.device)
+    )  # not what rounding has made 0
     return LayerRecord(
         **_place(layer),
         method=result.method,
-        sparsity=max(result.sparsity, _share_of_zeros(result.weight)) if before else result.sparsity,
+        sparsity=max(result.sparsity, float(gone.double().mean())) if before else result.sparsity,
         zeros_before=before,
         relative_range=result.plan.relative_range,
         is_columnar=result.plan.is_columnar,

@@ -18,7 +18,7 @@ def test_what_is_offered_holds_the_copy() -> None:
     assert list(forms(None)) == ["packed", "f16", "q8_0"]
     for bits in BITS:
         assert gguf_types(bits)[-1] == ("q8_0" if bits == 8 else "q4_0")
-        assert what_loads(bits).endswith(f"f16 or {gguf_types(bits)[-1]}, layers exact")
+        assert what_loads(bits).endswith(f"f16 or {gguf_types(bits)[-1]}, pruned layers exact")
 
 
 @pytest.mark.parametrize("form", forms(4))

@@ -88,7 +88,7 @@ def test_the_url_finds_a_run_again(setup: Setup) -> None:
     assert shown["By rounding"].tolist()[1] == f"{summary['mean_rounding_error']:.4f}"
     (size,) = again.table[0].value.to_dict("records")
     assert size["Copy"] == "SparseGPT at 0.7, 4 bits"
-    assert size["What loads it"].endswith("q4_0, layers exact")
+    assert size["What loads it"].endswith("q4_0, pruned layers exact")
     exact = packed_size(str(run.copies[0].checkpoint))
     assert (size["Checkpoint"], size["Packed"]) == (app_words.size(exact.plain), app_words.size(exact.stored))
     assert (summary["plain_bytes"], summary["packed_bytes"]) == (exact.plain, exact.stored)
