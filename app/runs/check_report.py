@@ -33,7 +33,7 @@ def report_of(run: CheckpointRun) -> Report:
         ]
     if found.summary["drift"]:
         drawings.append(drift_curve(run))
-    on = f" on {request.setup.samples} × {request.setup.length} tokens of {request.setup.text}"
+    on = f" on {request.setup.samples} × {request.setup.length} tokens of {words.text_name(request.setup.text)}"
     return Report(
         title=f"Check of {request.name}",
         subtitle=f"Against {request.setup.model}{on if request.with_tokens else ', the weights alone'}",

@@ -118,8 +118,8 @@ def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
         if cost is not None:
             needed = components.size(2 * preflight.weights_size(cost, setup.dtype) + cost.memory)
             said = (
-                f"{setup.samples} × {setup.length} tokens of {setup.text} and {setup.held_out} × {setup.length} held "
-                f"out, as on the start page, through both models; {needed} of memory."
+                f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.text)} and {setup.held_out} × "
+                f"{setup.length} held out, as on the start page, through both models; {needed} of memory."
             )
         asked = preflight.asked_of_hub(setup) + preflight.asked_of_hub(replace(setup, model=request.pruned))
         if asked:

@@ -100,7 +100,7 @@ def test_with_tokens_it_says_what_compensation_recovered_and_other_pages_take_it
     setup: Setup, pruned_folder: Path
 ) -> None:
     app = opened(setup, pruned_folder, check_view="One layer")
-    assert "4 × 32 tokens of packaged and 2 × 32 held out" in texts(app)
+    assert "4 × 32 tokens of packaged text and 2 × 32 held out" in texts(app)
     assert re.match(r"Check, about \d+ s", app.button(key="check-start").label)
     run = pressed(app)
     assert run.found is not None
