@@ -95,17 +95,15 @@ def _to_ship(runs: Sequence[FinishedRun]) -> list[str]:
     """Which of several pruned copies to ship, at each sparsity; nothing where they cannot be compared."""
     by_name = {run.name: run for run in runs if run.kind == "prune"}
     measured = [one for run in by_name.values() if (one := pairs.result_of(run)) is not None]
-    said = []
+    said, on = [], []
     for advice in shipping.advise(measured):
         if advice.others:
             run = by_name[advice.copy.name]
             error = run.number("mean_held_out_error")
-            more = (
-                shipping.where(str(run.summary.get("evaluated_on")), str(run.summary.get("calibration"))),
-                shipping.takes(run.number("plain_bytes"), run.number("packed_bytes")),
-            )
-            said.append(shipping.says(advice, run.number("perplexity_before"), error, len(run.layers), *more))
-    return said
+            size = shipping.takes(run.number("plain_bytes"), run.number("packed_bytes"))
+            said.append(shipping.says(advice, run.number("perplexity_before"), error, len(run.layers), size))
+            on.append(shipping.where(str(run.summary.get("evaluated_on")), str(run.summary.get("calibration"))))
+    return [*said, *filter(None, on)]
 
 
 def _against_first(runs: Sequence[FinishedRun]) -> list[str]:

@@ -54,9 +54,9 @@ class Advice:
         return f"How sure: by the {known}, on one calibration draw; another draw can change the order of close copies."
 
 
-def says(advice: Advice, dense: float | None, error: float | None, layers: int, *more: str) -> str:
-    """All of it in one paragraph, for a report; `more` is what `where` and `takes` say."""
-    said = [cost(advice.copy, dense, error, layers), *advice.reasons(), advice.sure(), *more]
+def says(advice: Advice, dense: float | None, error: float | None, layers: int, size: str = "") -> str:
+    """All of it in one paragraph, for a report; `size` is what `takes` says."""
+    said = [cost(advice.copy, dense, error, layers), *advice.reasons(), advice.sure(), size]
     return f"What to ship: {advice.copy.name}. {' '.join(filter(None, said))}"
 
 
