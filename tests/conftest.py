@@ -1,7 +1,9 @@
 """What all tests share: no network, a deterministic hypothesis profile, and the packaged model, loaded once."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 # Before transformers is imported: a test that reaches for the network must fail, not wait.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -11,9 +13,11 @@ os.environ["ROSE_CACHE"] = ""  # what one test measured must not be there for th
 
 import hypothesis
 import pytest
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
+from rose.model.load import tokens
 
 # Derandomized, so that a run says the same thing twice; `--hypothesis-profile=search` looks for new trouble.
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=40)
@@ -27,6 +31,24 @@ LONG = ("browser", "test_notebooks.py")  # below this folder, in the order in wh
 def packaged() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The packaged SmolLM2-135M in float32 and its tokenizer. Shared: copy the model before changing it."""
     return rose.load_model("smollm2-135m")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def encoded_once() -> Iterator[None]:
+    """The packaged text, which hundreds of tests calibrate on, is encoded once by equal tokenizers."""
+    encode, packaged_text = tokens._encode, tokens.packaged_text()
+    known: dict[str, Tensor] = {}
+
+    def encode_once(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+        if text != packaged_text or not tokenizer.is_fast:
+            return encode(tokenizer, text)
+        key = tokenizer.backend_tokenizer.to_str()
+        if key not in known:
+            known[key] = encode(tokenizer, text)
+        return known[key]
+
+    with mock.patch.object(tokens, "_encode", encode_once):
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
