@@ -181,7 +181,7 @@ def _results(run: CheckpointRun) -> None:
     if listed:
         st.markdown("\n".join(listed))
     if len(found.wrong) > NAMED:
-        st.caption(f"And {words.count(len(found.wrong) - NAMED, 'more')}, in the table below.")
+        st.caption(f"And {words.whole(len(found.wrong) - NAMED)} more, in the table below.")
     sections = {EVERY: EVERY, ONE: ONE} | ({DRIFT: DRIFT} if found.summary["drift"] else {})
     view = components.section(sections, "check_view", "What is shown")
     {EVERY: _every, ONE: _one, DRIFT: _drift}[view](run)

@@ -32,6 +32,7 @@ VERDICTS = (
 )  # the worst first
 MOVED = 1e-3  # share of kept weights that differ, above which they were moved and not only masked
 FEW_ZEROS = 0.1  # of the peers' share of zeros: a layer with less has lost them
+ROUNDED = 0.01  # of a layer's norm: no more is changed by rounding, such as after a rotation; removed weights are more
 PEERS = 0.8  # share of the pruned layers that must agree before one that does not is remarkable
 NEAR, FAR = 0.005, 0.02  # sparsities that agree, and those that do not
 CLEARLY = 1.1  # ratio of two errors that are not the same
@@ -169,7 +170,7 @@ def _zeros(change: WeightChange, peers: Peers) -> Verdict | None:
             "a grid with an offset has moved the zeros."
         )
         return Verdict(ZEROS_LOST, said, True)
-    if peers.sparsity and not change.is_untouched and change.sparsity < FEW_ZEROS * peers.sparsity:
+    if peers.sparsity and change.change > ROUNDED and change.sparsity < FEW_ZEROS * peers.sparsity:
         said = (
             f"{change.sparsity:.1%} zeros, where other pruned layers have {peers.sparsity:.1%}; its weights were moved."
         )
