@@ -141,7 +141,7 @@ def exact_trace(model: PreTrainedModel, tokens: Tensor, name: str) -> float:
 
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         traces = [
-            torch.autograd.functional.hessian(lambda w, t=t: loss(w, t), weight)
+            torch.autograd.functional.hessian(lambda w, t=t: loss(w, t), weight, vectorize=True)
             .reshape(weight.numel(), -1)
             .trace()
             .item()
