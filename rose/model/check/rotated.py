@@ -53,6 +53,8 @@ def sample(weight: Tensor) -> Tensor:
 def align(block: nn.Module, pairs: Sequence[Pair], width: int | None) -> Aligned | None:
     """The dense block with its heads rotated as in the other one; None where none were. `width`: columns of a head."""
     plain = [pair for pair in pairs if not pair[0].is_expert]
+    if all(_is_strange(*pair) for pair in plain):
+        return None  # another model's block: a rotation leaves all but values and outputs as they were
     found: list[tuple[ValueHeads, Tensor]] = []
     for values, output in combinations([pair for pair in plain if width], 2):  # in the order of modules
         if _is_strange(*output) and not any(output[0] is heads.output for heads, _ in found):
