@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from app import words
 from app.runs.request import HELD_OUT
+from rose.model.load.tokens import DATASETS
 from rose.verdicts import Interval, Result, Verdict, compare
 from rose.wording import apart, listing
 
@@ -101,7 +102,7 @@ def gguf_types(bits: int | None) -> tuple[str, ...]:
 
 def where(evaluated_on: str, calibration: str) -> str:
     """What a perplexity promises that was measured on the calibration text's own windows; "" for another text's."""
-    if evaluated_on not in (HELD_OUT, calibration):
+    if evaluated_on not in (HELD_OUT, calibration) or evaluated_on in DATASETS:  # which have a part to test on
         return ""
     kind = ", which is a single manual, Python's reference" if calibration == "packaged" else ""
     return (

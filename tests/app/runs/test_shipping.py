@@ -43,3 +43,10 @@ def test_each_sparsity_has_its_own_reasons() -> None:
 def test_copies_that_cannot_be_compared_get_no_recommendation() -> None:
     one, other = (copy(windows, 0.0, 0.01, 5, windows=windows) for windows in ("four windows", "eight windows"))
     assert not shipping.advise([one, other])
+
+
+def test_windows_of_the_calibration_text_promise_little() -> None:
+    assert "Python's reference" in shipping.where("held out", "packaged")
+    assert shipping.where("mine.txt", "mine.txt") == shipping.where("held out", "mine.txt") != ""
+    for evaluated, calibration in (("test.txt", "train.txt"), ("wikitext2", "wikitext2"), ("wikitext2", "packaged")):
+        assert shipping.where(evaluated, calibration) == ""
