@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import rose
+from app import words
 from app.jobs import Job, Run, holding
 from app.study.setup import Setup
 from app.study.study import LoadedModel
@@ -35,6 +36,8 @@ class Outcome:
 class Slimming(Run):
     """One run. `outcomes` (dense, slim), `report` and `checkpoint` (a folder) are there once it is done."""
 
+    UNIT = " decoder blocks"
+
     def __init__(
         self, setup: Setup, settings: SlimSettings, load: Callable[[], LoadedModel], *, prompt: str = ""
     ) -> None:
@@ -53,7 +56,8 @@ class Slimming(Run):
         tokens, held_out = setup.draw(loaded.tokenizer)
         model = self._copy(loaded.model, loaded.lock)
         dense = self._judge("Dense", model, loaded.tokenizer, held_out)
-        self._say(f"Taking {settings.ratio:.0%} out")
+        share = words.percent(settings.ratio, 0)
+        self._say(f"Taking {share} out")
         report = rose.prune_structured(
             model,
             tokens,
@@ -61,7 +65,7 @@ class Slimming(Run):
             held_out=held_out,
             progress=self._follow(0.2, 0.8),
         )
-        slim = self._judge(f"{settings.method}, {settings.ratio:.0%} out", model, loaded.tokenizer, held_out)
+        slim = self._judge(f"{settings.method}, {share} out", model, loaded.tokenizer, held_out)
         self._say("Measuring the speed of both models")
         with holding(loaded.lock, job):
             speeds = _speeds([loaded.model, model], job)

@@ -117,7 +117,9 @@ def progress(run: Run, key: str) -> None:
     told, done, rate = job.progress, "", ""
     if told is not None:
         done = f", {told.layers_done} of {told.layers}{run.UNIT}"
-        rate = f", {told.layers_done / told.seconds:.2g} a second" if told.layers_done and told.seconds else ""
+        if told.layers_done and told.seconds:
+            each = told.seconds / told.layers_done
+            rate = f", {1 / each:.2g} a second" if each < 10 else f", {components.duration(each)} each"
     left = "" if run.remaining is None else f", about {components.duration(max(1.0, run.remaining))} left"
     text = f"{words.plain(job.message)}{done}. {components.duration(job.seconds)} so far{left}{rate}"
     components.how_far(job, run.fraction, text, key, run.CANCEL, run.cancel)

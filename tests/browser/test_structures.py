@@ -24,7 +24,7 @@ def test_a_model_is_made_smaller_from_the_button_to_the_download(open_page: Open
     settle(page)
     dense, slim = rows(page)
     assert dense[0] == "Dense"
-    assert slim[0] == "obs, 20% out"
+    assert slim[0] == "obs, 20 % out"
     parameters = [int("".join(filter(str.isdigit, one[1]))) for one in (dense, slim)]
     assert parameters[1] < parameters[0]
     assert all(float(one[2]) > 1 for one in (dense, slim))
