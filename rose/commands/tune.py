@@ -20,6 +20,7 @@ from rose.model.load.tokens import load_apart
 from rose.model.network.layers import prunable_layers
 from rose.model.tune.kept import keep_low_rank
 from rose.model.tune.loss import LOSSES
+from rose.model.tune.parts import Parts
 from rose.model.tune.tuning import BATCH, HELD_OUT, LENGTH, RATE, SAMPLES, Tuner, TuneReport, TuneSettings
 from rose.model.workers import Workers
 
@@ -37,6 +38,7 @@ def add_parser(commands: Any) -> None:
     add("--loss", choices=LOSSES, default="kl", help=f"{says} (default: %(default)s)")
     add("--rate", type=float, help=f"learning rate at its highest (default: {RATE:g}, less for few steps)")
     add("--batch", type=int, default=BATCH, help="windows of a step (default: %(default)s)")
+    add("--parts", type=int, default=1, help="decoder blocks in so many parts, one after another, for less memory")
     add("--unpruned", action="store_true", help="also a model without zeros")
     shared.add(parser, f"dtype trust-remote-code compute {shared.TEXT} layers {shared.CHECKPOINT}")
     parser.set_defaults(run=run, divided=True, stream=False, samples=SAMPLES, length=LENGTH)
@@ -50,10 +52,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
     evaluated = _Perplexities(options, tokenizer, console)
     sizes = shared.pick(options, ("samples", "held_out", "length"))
     tokens, held_out = _texts(options, tokenizer, evaluated.windows, **sizes)
-    choices = shared.pick(options, ("layers", "unpruned"))
+    choices = shared.pick(options, ("parts", "layers", "unpruned"))
     report = _report_of(options.pruned, model)
     keep_low_rank(model, expand(options.pruned))
-    tuner = Tuner(model, dense, tokens, settings, held_out=held_out, **choices)
+    tuner = Parts(model, dense, tokens, settings, held_out=held_out, **choices)
     pruned = evaluated.of(model, "before", "before")
     is_whole = _follow(tuner, console, options.checkpoint)
     found = tuner.report()
@@ -133,7 +135,7 @@ def tune_after(options: argparse.Namespace, console: Console, model: nn.Module, 
     return {"tuned": found.facts}
 
 
-def _follow(tuner: Tuner, console: Console, checkpoint: Path | None) -> bool:
+def _follow(tuner: Tuner | Parts, console: Console, checkpoint: Path | None) -> bool:
     """Tunes with a progress bar; whether it came to its end: Ctrl-C keeps the best so far."""
     try:
         with terminal.bar(console, "Tuning") as follow:
@@ -150,7 +152,8 @@ def say_tuned(found: TuneReport) -> None:
     of = f"{summary['zeros']:,} of {summary['weights']:,} weights are zero, as before"
     terminal.say(f"Tuned {summary['steps']} steps in {summary['seconds']:.0f} s; {of}")
     if before is not None:
-        kept = f"the weights of step {summary['kept_step']} are kept"
+        parts = summary.get("parts")
+        kept = f"{parts} parts, each at its best" if parts else f"the weights of step {summary['kept_step']} are kept"
         terminal.say(f"Loss on held-out windows, nats a token: {before:.4f} before, {after:.4f} after; {kept}")
 
 

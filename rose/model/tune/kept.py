@@ -104,10 +104,18 @@ def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, u
         )
 
 
+def frozen_matrices(network: Network, trained: Sequence[Trained]) -> list[nn.Parameter]:
+    """Weights of the prunable layers that are not trained."""
+    own = {id(one.parameter) for one in trained}
+    return [one for one in map(stored_weight, network.layers) if id(one) not in own]
+
+
 @contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
-    """While this lasts, all parameters are float32, as small steps are lost in bfloat16; rounded back at the end."""
-    stored = {one: one.dtype for one in model.parameters() if one.is_floating_point()}
+def in_float32(model: nn.Module, but: Sequence[nn.Parameter]) -> Iterator[None]:
+    """While this lasts, all parameters but these are float32, as small steps are lost in bfloat16; rounded back at the
+    end."""
+    left = {id(one) for one in but}
+    stored = {one: one.dtype for one in model.parameters() if one.is_floating_point() and id(one) not in left}
     for parameter in stored:
         parameter.data = parameter.data.float()
     try:

@@ -34,7 +34,15 @@ from rose.model.network.residence import evaluating
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import Progress, ProgressCallback, time_left
 from rose.model.run.checkpoint import claimed
-from rose.model.tune.kept import check_pruned, find_trained, in_float32, reusing_memory, rounded, settle
+from rose.model.tune.kept import (
+    check_pruned,
+    find_trained,
+    frozen_matrices,
+    in_float32,
+    reusing_memory,
+    rounded,
+    settle,
+)
 from rose.model.tune.loss import LOSSES, cross_entropy, divergence
 from rose.model.workers import Workers
 
@@ -51,7 +59,7 @@ STATE = "state.safetensors"
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """How to tune; see `tune_model`.
+    """How to tune; see `rose.tune_model`.
 
     Raises:
         RoseError: a value that makes no sense.
@@ -116,55 +124,8 @@ class TuneReport:
         return {**self.summary, "curve": self.curve.to_dict("records"), "change": moved}
 
 
-def tune_model(
-    model: nn.Module,
-    dense: nn.Module,
-    tokens: Tensor,
-    *,
-    held_out: Tensor | None = None,
-    layers: Sequence[str] | None = None,
-    minutes: float | None = None,
-    epochs: float | None = None,
-    loss: str = "kl",
-    rate: float | None = None,
-    batch: int = BATCH,
-    seed: int = 0,
-    compute: str = DEFAULT,
-    unpruned: bool = False,
-    progress: ProgressCallback | None = None,
-    checkpoint: str | Path | None = None,
-) -> TuneReport:
-    """Trains the kept weights of a pruned model in place; what was removed stays 0, to the bit.
-
-    Args:
-        model: pruned by whatever program: its zeros are the mask. One that slimming has made smaller will do too.
-        dense: the model before, of the same vocabulary; not changed.
-        tokens: windows to train on, (samples, length) int64.
-        held_out: further windows, which decide which step is kept: the result is never worse than the start on them.
-        layers: names to tune, `*` allowed; None means every prunable layer. Norms, embeddings and the head stay.
-        minutes: how long tuning may take; the number of steps is set by the time of the first ones.
-        epochs: passes over `tokens`, where no minutes are given; 1 by default, parts allowed.
-        loss: "kl", towards the dense model's distributions; "ce", of the text's own next tokens, for data of one's own.
-        rate: of Adam, after a warm-up over a quarter of the steps, falling to 0 linearly. None means 0.001, and in
-            proportion less for fewer than 32 steps.
-        batch: windows of a step; several processes share them.
-        seed: of the order of windows.
-        compute: format of matrix products, see `rose.prune_model`. Weights and Adam's moments are float32.
-        unpruned: tune a model without zeros, too.
-        progress: called with a `TuningProgress` many times a step; may raise to stop: the best step so far is kept.
-        checkpoint: a folder from which the same call goes on, after it was stopped or killed, to the same bits.
-
-    Raises:
-        RoseError: bad input, before any work; a loss that is not finite; or no room to save.
-    """
-    settings = TuneSettings(minutes, epochs, loss, rate, batch, seed, compute)
-    tuner = Tuner(model, dense, tokens, settings, held_out=held_out, layers=layers, unpruned=unpruned)
-    tuner.run(progress, checkpoint)
-    return tuner.report()
-
-
 class Tuner:
-    """One run of `tune_model`, whose report can be had also after it was stopped.
+    """One run of `rose.tune_model`, or of one of its parts, whose report can be had also after it was stopped.
 
     Attributes:
         curve: what was measured so far.
@@ -211,12 +172,14 @@ class Tuner:
         return self.settings.rate or RATE * min(1.0, max(1, self.steps) / FULL)
 
     def _check_memory(self) -> None:
-        needed = tuning_memory(self.network, self.tokens.shape[1], sum(one.frozen.numel() for one in self.trained))
+        rounds = Precision.of(self.settings.compute, torch.float32, self.network.device).rounds
+        weights = sum(one.frozen.numel() for one in self.trained)
+        needed = tuning_memory(self.network, self.tokens.shape[1], weights, rounds=rounds)
         free = psutil.virtual_memory().available
         if self.network.device.type == "cpu" and needed > free:
             raise RoseError(
                 f"Tuning takes about {needed / 1e9:.1f} GB besides both models, and {free / 1e9:.1f} GB are free; tune "
-                "fewer layers, shorter windows, or on a larger machine."
+                "decoder blocks in more parts (--parts), shorter windows, or on a larger machine."
             )
 
     def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
@@ -230,7 +193,8 @@ class Tuner:
             stack.enter_context(_gradients_only_of(network.model, [one.parameter for one in self.trained]))
             stack.callback(self._settle)
             stack.enter_context(reusing_memory())
-            stack.enter_context(in_float32(network.model))
+            frozen = frozen_matrices(network, self.trained) if compute.rounds else ()
+            stack.enter_context(in_float32(network.model, frozen))
             stack.enter_context(evaluating(network.model, device))
             stack.enter_context(evaluating(self.dense.model, device))
             _Loop(self, compute, progress, folder).run()

@@ -134,6 +134,41 @@ def test_a_stopped_run_keeps_the_best_and_goes_on_to_the_same_bits(tmp_path):
         rose.tune_model(pruned_pair()[1], dense, TOKENS, **FAST | {"rate": 0.1}, checkpoint=tmp_path)
 
 
+def test_blocks_in_parts_recover_too_each_from_where_the_one_before_has_ended(tmp_path):
+    dense, model = pruned_pair(dtype=torch.bfloat16)
+    before, seen = masks(model), []
+    again = copy.deepcopy(model)
+    report = rose.tune_model(model, dense, TOKENS, **FAST, parts=2, progress=seen.append)
+    summary, curve = report.summary, report.curve
+    assert all(map(torch.equal, masks(model), before))
+    assert summary["zeros"] == summary["zeros_before"] == sum(int(mask.sum()) for mask in before)
+    assert summary["parts"] == 2
+    assert summary["steps"] == summary["steps_planned"] == len(TOKENS)
+    assert list(report.layers["layer"]) == [layer.name for layer in rose.prunable_layers(model)]
+    assert (report.layers["change"] > 0).all()
+    assert curve["step"].is_monotonic_increasing
+    assert curve["step"].iloc[-1] == summary["steps"]
+    assert summary["held_out_after"] < 0.95 * summary["held_out_before"]
+    assert [one.fraction for one in seen] == sorted(one.fraction for one in seen)
+    assert seen[-1].fraction == 1
+
+    def stop(progress: Any) -> None:
+        if progress.fraction > 0.75:
+            raise KeyboardInterrupt
+
+    stopped = copy.deepcopy(again)
+    with pytest.raises(KeyboardInterrupt):
+        rose.tune_model(stopped, dense, TOKENS, **FAST, parts=2, checkpoint=tmp_path, progress=stop)
+    rose.tune_model(again, dense, TOKENS, **FAST, parts=2, checkpoint=tmp_path)
+    assert digest(again.state_dict()) == digest(model.state_dict())
+
+
+def test_more_parts_than_decoder_blocks_are_refused():
+    dense, model = pruned_pair()
+    with pytest.raises(rose.RoseError, match="cannot be tuned in 9 parts"):
+        rose.tune_model(model, dense, TOKENS, **FAST, parts=9)
+
+
 def test_the_divergence_has_the_gradient_that_autograd_finds():
     torch.manual_seed(0)
     pruned, dense = (torch.randn(2, 5, 11, requires_grad=True) for _ in range(2))

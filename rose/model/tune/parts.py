@@ -1,0 +1,162 @@
+"""`rose.tune_model`: tuning at once, or decoder blocks in parts, where memory does not suffice for all of them.
+
+Every part is trained through the loss of the whole model, so it makes good what the parts before have left. Gradients,
+Adam's moments and float32 copies are those of one part at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor, nn
+
+from rose.errors import RoseError
+from rose.model.network.network import Network
+from rose.model.network.precision import DEFAULT
+from rose.model.progress import ProgressCallback, part_callback
+from rose.model.tune.kept import check_pruned, find_trained
+from rose.model.tune.tuning import BATCH, Tuner, TuneReport, TuneSettings
+
+
+def tune_model(
+    model: nn.Module,
+    dense: nn.Module,
+    tokens: Tensor,
+    *,
+    held_out: Tensor | None = None,
+    layers: Sequence[str] | None = None,
+    minutes: float | None = None,
+    epochs: float | None = None,
+    loss: str = "kl",
+    rate: float | None = None,
+    batch: int = BATCH,
+    seed: int = 0,
+    compute: str = DEFAULT,
+    parts: int = 1,
+    unpruned: bool = False,
+    progress: ProgressCallback | None = None,
+    checkpoint: str | Path | None = None,
+) -> TuneReport:
+    """Trains the kept weights of a pruned model in place; what was removed stays 0, to the bit.
+
+    Args:
+        model: pruned by whatever program: its zeros are the mask. One that slimming has made smaller will do too.
+        dense: the model before, of the same vocabulary; not changed.
+        tokens: windows to train on, (samples, length) int64.
+        held_out: further windows, which decide which step is kept: the result is never worse than the start on them.
+        layers: names to tune, `*` allowed; None means every prunable layer. Norms, embeddings and the head stay.
+        minutes: how long tuning may take; the number of steps is set by the time of the first ones.
+        epochs: passes over `tokens`, where no minutes are given; 1 by default, parts allowed.
+        loss: "kl", towards the dense model's distributions; "ce", of the text's own next tokens, for data of one's own.
+        rate: of Adam, after a warm-up over a quarter of the steps, falling to 0 linearly. None means 0.001, and in
+            proportion less for fewer than 32 steps.
+        batch: windows of a step; several processes share them.
+        seed: of the order of windows.
+        compute: format of matrix products, see `rose.prune_model`. Weights and Adam's moments are float32.
+        parts: decoder blocks are tuned in so many parts, one after another, each with its share of the steps; memory
+            for gradients and Adam's moments is that of one part.
+        unpruned: tune a model without zeros, too.
+        progress: called with a `TuningProgress` many times a step; may raise to stop: the best step so far is kept.
+        checkpoint: a folder from which the same call goes on, after it was stopped or killed, to the same bits.
+
+    Raises:
+        RoseError: bad input, before any work; a loss that is not finite; or no room to save.
+    """
+    settings = TuneSettings(minutes, epochs, loss, rate, batch, seed, compute)
+    tuner = Parts(model, dense, tokens, settings, parts, held_out=held_out, layers=layers, unpruned=unpruned)
+    tuner.run(progress, checkpoint)
+    return tuner.report()
+
+
+class Parts:
+    """As `Tuner`, for decoder blocks in parts: each has its share of the time and keeps its own best step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dense: nn.Module,
+        tokens: Tensor,
+        settings: TuneSettings,
+        parts: int = 1,
+        *,
+        held_out: Tensor | None = None,
+        layers: Sequence[str] | None = None,
+        unpruned: bool = False,
+    ) -> None:
+        """Checks everything; changes nothing. Raises RoseError for bad input."""
+        network = Network(model)
+        self.settings, self.parts = settings, divided(network, layers, parts)
+        self.given: dict[str, Any] = {"model": model, "dense": dense, "tokens": tokens, "held_out": held_out}
+        if parts > 1:  # one part may well have no zeros
+            check_pruned(find_trained(network, layers), network, Network(dense), unpruned)
+        self.tuner = self._tuner(0, unpruned or parts > 1)
+        self.done: list[TuneReport] = []
+
+    def _tuner(self, number: int, unpruned: bool) -> Tuner:
+        count, own = len(self.parts), self.settings
+        if count > 1:
+            minutes = None if own.minutes is None else own.minutes / count
+            epochs = None if own.minutes is not None else (own.epochs or 1) / count
+            own = replace(own, minutes=minutes, epochs=epochs, seed=own.seed + number)  # other windows come first
+        return Tuner(**self.given, settings=own, layers=self.parts[number], unpruned=unpruned)
+
+    def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
+        """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""
+        began, count = time.perf_counter(), len(self.parts)
+        for number in range(count):
+            if number:
+                self.tuner = self._tuner(number, unpruned=True)
+            own = part_callback(progress, began, number / count, (number + 1) / count) if count > 1 else progress
+            folder = Path(checkpoint) / str(number) if checkpoint is not None and count > 1 else checkpoint
+            try:
+                self.tuner.run(own, folder)
+            finally:
+                self.done.append(self.tuner.report())
+
+    def report(self) -> TuneReport:
+        """What was done, so far or in the end."""
+        return joined(self.done, self.settings) if len(self.parts) > 1 else self.tuner.report()
+
+
+def divided(network: Network, layers: Sequence[str] | None, parts: int) -> list[list[str]]:
+    """Names of the layers to tune, in so many parts of whole decoder blocks, in the model's order.
+
+    Raises:
+        RoseError: fewer decoder blocks than parts.
+    """
+    selected = network.select(layers)
+    blocks = sorted({layer.block_index for layer in selected})
+    if not 1 <= parts <= len(blocks):
+        raise RoseError(f"{len(blocks)} decoder blocks cannot be tuned in {parts} parts; choose 1 to {len(blocks)}.")
+    place = {block: index * parts // len(blocks) for index, block in enumerate(blocks)}
+    return [[layer.name for layer in selected if place[layer.block_index] == part] for part in range(parts)]
+
+
+def joined(reports: Sequence[TuneReport], settings: TuneSettings) -> TuneReport:
+    """One report of parts that were tuned one after another; steps and seconds go on from part to part."""
+    curves, steps, seconds = [], 0, 0.0
+    for report in reports:
+        curve = report.curve.assign(step=report.curve["step"] + steps, seconds=report.curve["seconds"] + seconds)
+        curves.append(curve if not curves else curve[1:])  # a part begins where the one before has ended
+        steps, seconds = steps + report.summary["steps"], seconds + report.summary["seconds"]
+    first, last = reports[0].summary, reports[-1].summary
+    sums = ("steps", "steps_planned", "zeros", "zeros_before", "weights")
+    return TuneReport(
+        pd.concat([report.layers for report in reports], ignore_index=True),
+        pd.concat(curves, ignore_index=True),
+        {
+            **last,
+            **asdict(settings),
+            **{name: sum(report.summary[name] for report in reports) for name in sums},
+            "rate": last["rate"],
+            "parts": len(reports),
+            "kept_step": steps - last["steps"] + last["kept_step"],
+            "seconds": seconds,
+            "held_out_before": first["held_out_before"],
+        },
+    )
