@@ -139,7 +139,8 @@ def divided(network: Network, layers: Sequence[str] | None, parts: int) -> list[
 
 def joined(reports: Sequence[TuneReport], settings: TuneSettings) -> TuneReport:
     """One report of parts that were tuned one after another; steps and seconds go on from part to part."""
-    curves, steps, seconds = [], 0, 0.0
+    curves: list[pd.DataFrame] = []
+    steps, seconds = 0, 0.0
     for report in reports:
         curve = report.curve.assign(step=report.curve["step"] + steps, seconds=report.curve["seconds"] + seconds)
         curves.append(curve if not curves else curve[1:])  # a part begins where the one before has ended
