@@ -17,7 +17,7 @@ from streamlit.testing.v1 import AppTest
 import rose
 from app import shared
 from app import words as app_words
-from app.runs import finished, html_report, tuning
+from app.runs import finished, html_report, shipping, tuning
 from app.runs.pruning import PruningRun
 from app.study.setup import Setup
 from rose import verdicts
@@ -121,6 +121,11 @@ def assert_one_verdict(app: AppTest, run: PruningRun, folder: Path) -> None:
         report.save(folder / "saved" / str(at))
     saved = html_report.report_of(finished.read_runs(str(folder / "saved")))
     said = [*titles, texts(app)]
+    page = texts(app).replace("\N{WORD JOINER}", "")
+    for advice in shipping.advise([copy.result for copy in run.copies]):
+        for sentence in filter(None, [*advice.reasons(), advice.sure()]):
+            assert sentence in page
+            assert any(sentence in finding for finding in here.findings), sentence
     for report in (here, saved):
         bars = next(one for one in report.drawings if "Bar chart of perplexity" in one.alt)
         shown = re.sub(r" \(\w\)", "", " ".join([*report.findings, bars.figure.layout.meta["finding"], bars.caption]))
