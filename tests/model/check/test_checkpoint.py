@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -278,8 +279,11 @@ def test_models_on_disk_are_checked_as_those_in_memory(tmp_path: Path) -> None:
     ]
     columns = [name for name in found[0].layers if found[0].layers[name].dtype == float]
     assert found[0].layers["verdict"].tolist() == found[1].layers["verdict"].tolist()
-    assert found[0].layers[columns].to_numpy() == pytest.approx(found[1].layers[columns].to_numpy(), nan_ok=True)
-    assert found[0].summary["drift"] == found[1].summary["drift"]
+    # Weights in files are aligned otherwise, which changes the order of sums.
+    errors, streamed = (one.layers[columns].to_numpy() for one in found)
+    assert errors == pytest.approx(streamed, rel=1e-4, nan_ok=True)
+    drifts, streamed = (np.array([row["drift"] for row in one.summary["drift"]]) for one in found)
+    assert drifts == pytest.approx(streamed, rel=1e-4)
 
 
 def test_the_command_says_what_is_wrong_and_by_its_status(tmp_path: Path, capsys: Any) -> None:
