@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -105,8 +106,9 @@ def test_weights_can_stay_on_disk(folder: Path, text: Path) -> None:
     assert "rose prune --stream" in texts(open_page("views/prune.py", **study.setup.to_texts()))
 
 
-def test_too_much_memory_is_said_before_the_run(folder: Path, text: Path) -> None:
-    app = small(folder, text, samples="4096", length="32768")
+def test_too_much_memory_is_said_before_the_run(folder: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000))
+    app = small(folder, text)
     assert "will not fit into memory" in texts(app)
     assert "bfloat16" in texts(app)
     assert button(app).disabled
