@@ -124,8 +124,11 @@ def test_the_layer_is_chosen_where_it_counts() -> None:
     app = open_page("views/layers.py", measured_study())
     keys = {"layer_widget", "sparsity_widget"}
     assert keys <= {one.key for one in app.sidebar.selectbox}
-    for page in ("views/start.py", "views/prune.py", "views/diffusion.py"):
+    for page in ("views/start.py", "views/prune.py"):
         app.switch_page(page).run()
         assert not app.sidebar.selectbox
     assert "sparsity 0.7" in texts(app.sidebar)
     assert app.sidebar.get("page_link")[0].proto.label == "Change"
+    app.switch_page("views/diffusion.py").run()  # which has a model of its own
+    assert not app.sidebar.selectbox
+    assert "sparsity" not in texts(app.sidebar)
