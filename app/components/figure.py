@@ -51,19 +51,20 @@ def show(
     on_select: Callable[[], None] | None = None,
     height: Any = "content",
     wide: bool = False,
-    fill: tuple[int, int] | None = None,
+    fill: tuple[int, str] | None = None,
 ) -> None:
     """A figure with its computed caption and its downloads.
 
     `on_select` is called for clicks on marks; `wide` is a figure as wide as the page, whose title has longer lines.
-    `fill` lets it grow on a large screen: pixels above and below it, and the most that it may have.
+    `fill` lets it grow on a large screen: pixels above and below it, and the most that it may have,
+    as a length of CSS.
     """
     if wide:
         style.widen_title(drawing.figure)
     layout = drawing.figure.layout
     if fill is not None:
         rest, most = fill
-        tall = f"height: clamp({layout.height}px, 100vh - {rest}px, {max(layout.height, most)}px); flex: none;"
+        tall = f"height: clamp({layout.height}px, 100vh - {rest}px, max({layout.height}px, {most})); flex: none;"
         st.html(f"<style>@media (min-width: 1000px) {{ .st-key-{key} {{ {tall} }} }}</style>")
         height = "stretch"
     finding, what = (html.escape(re.sub("<.*?>", "", layout.meta[part])) for part in ("finding", "what"))

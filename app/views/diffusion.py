@@ -104,7 +104,9 @@ def pictures(model: DenseModel, done: DiffusionRun | None, request: DiffusionReq
         drift=None if done is None or done.drift is None else float(done.drift[step]),
         theme=session.theme(),
     )
-    components.show(drawing, "diffusion-pictures", wide=True, fill=(460, 130 + 145 * len(rows)))
+    components.show(
+        drawing, "diffusion-pictures", wide=True, fill=(460, f"min({130 + 145 * len(rows)}px, {11 * len(rows)}vw)")
+    )
     if done is None:
         st.info("The pruned model's pictures will appear below these, drawn from the same noise.")
 

@@ -121,7 +121,7 @@ def why(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> No
     norm = study.statistics(layer).mean_square.sqrt()
     options = look(layer, marked_block=block, heads=study.heads(layer))
     drawing = layer_strips.layer_strips(study.weight(layer), plan, norm, **options)
-    components.show(drawing, "layer-strips", wide=True, fill=(430, 760))
+    components.show(drawing, "layer-strips", wide=True, fill=(430, "760px"))
 
 
 def weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
@@ -129,7 +129,7 @@ def weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
     draw = weight_maps.weight_map if shown == "map" else weight_maps.weight_surface
     key = "layer-weights" if shown == "map" else "layer-surface"
     drawn = draw(study.weight(layer), widths=plan.block_width, **look(layer, marked_block=block))
-    components.show(drawn, key, wide=True, fill=(480, 760))
+    components.show(drawn, key, wide=True, fill=(480, "760px"))
 
 
 def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:

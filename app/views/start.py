@@ -156,7 +156,7 @@ def picture(study: Study) -> None:
             if study.setup != session.draft():
                 st.caption(f"Measured before: {words.plain(form.describe(study.setup))}.")
             pick = partial(components.pick_layer, "start-map")
-            components.show(drawing, "start-map", on_select=pick, fill=(500, 640))
+            components.show(drawing, "start-map", on_select=pick, fill=(500, "640px"))
 
     components.while_measured(study, follow)
 
