@@ -36,7 +36,7 @@ class Outcome:
 class Slimming(Run):
     """One run. `outcomes` (dense, slim), `report` and `checkpoint` (a folder) are there once it is done."""
 
-    UNIT = " decoder blocks"
+    UNIT = " parts"
 
     def __init__(
         self, setup: Setup, settings: SlimSettings, load: Callable[[], LoadedModel], *, prompt: str = ""
