@@ -21,7 +21,7 @@ from rose.model.network.layers import prunable_layers
 from rose.model.tune.kept import keep_low_rank
 from rose.model.tune.loss import LOSSES
 from rose.model.tune.parts import Parts
-from rose.model.tune.tuning import BATCH, HELD_OUT, LENGTH, RATE, SAMPLES, Tuner, TuneReport, TuneSettings
+from rose.model.tune.tuning import BATCH, HELD_OUT, LENGTH, RATE, SAMPLES, TuneReport, TuneSettings
 from rose.model.workers import Workers
 
 Texts = tuple[Tensor, Tensor | None]  # to train on, and held out
@@ -128,14 +128,14 @@ def tune_after(options: argparse.Namespace, console: Console, model: nn.Module, 
     dense, _ = shared.load(options, console)
     tokens, held_out = texts
     settings = TuneSettings(minutes=options.tune, seed=options.seed, compute=getattr(options, "compute", "auto"))
-    tuner = Tuner(model, dense, tokens, settings, held_out=held_out)
+    tuner = Parts(model, dense, tokens, settings, held_out=held_out)
     _follow(tuner, console, options.checkpoint and options.checkpoint / "tuned")
     found = tuner.report()
     say_tuned(found)
     return {"tuned": found.facts}
 
 
-def _follow(tuner: Tuner | Parts, console: Console, checkpoint: Path | None) -> bool:
+def _follow(tuner: Parts, console: Console, checkpoint: Path | None) -> bool:
     """Tunes with a progress bar; whether it came to its end: Ctrl-C keeps the best so far."""
     try:
         with terminal.bar(console, "Tuning") as follow:

@@ -134,13 +134,10 @@ def record_of(layer: PrunableLayer, result: LayerResult, seconds: float, damping
     """
     told: dict[str, Any] = {"relative_error": result.relative_error, "held_out_error": None}
     before = _share_of_zeros(layer.weight)
-    gone = result.weight.eq(0) & (
-        result.mask | layer.weight.eq(0).to(result.mask.device)
-    )  # not what rounding has made 0
     return LayerRecord(
         **_place(layer),
         method=result.method,
-        sparsity=max(result.sparsity, float(gone.double().mean())) if before else result.sparsity,
+        sparsity=max(result.sparsity, _share_gone(layer.weight, result)) if before else result.sparsity,
         zeros_before=before,
         relative_range=result.plan.relative_range,
         is_columnar=result.plan.is_columnar,
@@ -155,6 +152,12 @@ def record_of(layer: PrunableLayer, result: LayerResult, seconds: float, damping
         rounding_error=result.rounding_error,
         **told | found,
     )
+
+
+def _share_gone(weight: Tensor, result: LayerResult) -> float:
+    """Of weights that are zero now and were removed or zero before: not of those that rounding has made 0."""
+    gone = result.weight.eq(0) & (result.mask | weight.eq(0).to(result.mask.device))
+    return float(gone.double().mean())
 
 
 def _share_of_zeros(weight: Tensor) -> float:

@@ -110,6 +110,7 @@ class Parts:
         began, count = time.perf_counter(), len(self.parts)
         for number in range(count):
             if number:
+                del self.tuner  # before the next one asks how much memory is free
                 self.tuner = self._tuner(number, unpruned=True)
             own = part_callback(progress, began, number / count, (number + 1) / count) if count > 1 else progress
             folder = Path(checkpoint) / str(number) if checkpoint is not None and count > 1 else checkpoint
