@@ -219,7 +219,8 @@ def found_by(pattern: str) -> str:
 
 def texts() -> dict[str, list[str]]:
     """For each document what it must say, tables and phrases."""
-    return {"docs/results.md": results(), "README.md": readme(), "docs/orders.md": orders()}
+    tables_of_orders = {"docs/lab-notes/orders.md": [by_order("2:4"), in_bases()]}
+    return {"docs/results.md": results(), "README.md": readme(), "docs/orders.md": orders(), **tables_of_orders}
 
 
 def tables() -> dict[str, list[str]]:
@@ -376,8 +377,34 @@ def qwen_outputs() -> str:
     )
 
 
+def at_two_of_four() -> str:
+    """Output projections under 2:4, one sentence of the table."""
+    rows = outputs_by_order().query("model == 'smollm2-135m' and sparsity == '2:4' and block_size == '128'")
+    mean = rows.groupby("basis")[list(ORDERS)].mean().round(3)
+    given, turned = (mean.loc[basis].map("{:.3f}".format) for basis in ("as given", "learned"))
+    return (
+        f"{given['two_level/block']} with two-level order forced, {given['random:0/block']} with a random order, "
+        f"{given['global/block']} with global order, {given['rose_admm']} with `rose_admm`; with rotated heads "
+        f"{turned['natural/block']} with SparseGPT and {turned['rose_admm']} with `rose_admm`"
+    )
+
+
+def learned_basis() -> str:
+    """What the learned basis leaves of a method's error, one sentence of the table of bases."""
+    rows = read("rotation.csv")
+    of = rows.pivot(index=["model", "seed", "layer"], columns=["basis", "method"], values="error")
+    left = of["learned"].div(of["as given"]).groupby("model").mean()
+    smol, qwen = (left.loc[model].map("{:.3f}".format) for model in MODELS)
+    return (
+        f"It leaves {smol['sparsegpt']} of SparseGPT's held-out error in SmolLM2's output projections at 70 %, "
+        f"{smol['rose']} of ROSE's and {smol['rose_admm']} of `rose_admm`'s; in Qwen's {qwen['sparsegpt']} of "
+        f"SparseGPT's and {qwen['rose']} of ROSE's"
+    )
+
+
 def orders() -> list[str]:
-    return [by_order("0.7"), by_order("2:4"), *orders_compared(), qwen_outputs(), in_bases(), rotated_models()]
+    sentences = [at_two_of_four(), *orders_compared(), qwen_outputs(), learned_basis()]
+    return [by_order("0.7"), *sentences, rotated_models()]
 
 
 def own_model() -> str:

@@ -20,7 +20,7 @@ from rose.layer.loss import block_widths, potential_loss
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics, is_finite
 
-# Of the learned basis. Neither 200 steps nor a rate of 0.05 gains 0.01 more (docs/orders.md); 30 lose 0.03.
+# Of the learned basis. 200 steps or a rate of 0.05 end within 0.015 of it (docs/lab-notes/orders.md); 30 lose 0.03.
 STEPS, RATE = 60, 0.02
 
 
