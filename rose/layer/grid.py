@@ -9,7 +9,7 @@ What is guaranteed of weights that `round_to` has rounded by scales of `choose_s
 - A scale has so few significant bits that each of its multiples is exact in bfloat16, float16 and float32: 6 beside
   codes of 3 bits, 5 beside 4, and a power of two beside 8; and it is itself exact in float16. So weights carry their
   grid: an ordinary checkpoint in any of the three formats holds every bit of it, and `find_grid` reads codes and scales
-  back from the weights alone. What the short scales cost is in docs/shipping.md.
+  back from the weights alone.
 """
 
 from __future__ import annotations
