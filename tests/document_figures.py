@@ -45,7 +45,6 @@ SETTINGS = {
         r"70 %",
         r"600 steps",
         r"all 210 layers",
-        r"\[[123]\]",
     ],
     "README.md": [
         r"SmolLM2-135M",
@@ -184,20 +183,6 @@ def ranges(name: str) -> pd.Series:
     return read(name).drop_duplicates("layer").set_index("layer")["relative_range"].filter(like="o_proj")
 
 
-def outputs() -> str:
-    """Attention output projections of two models, each column from one file."""
-    columns = {
-        "SmolLM2, validation text": by_layer("layers-70.csv"),
-        "SmolLM2, test text": by_layer("solvers-70.csv", "variant", "error"),
-        "Qwen2.5-Coder-0.5B": by_layer("qwen2.5-coder-0.5b-o_proj.csv"),
-    }
-    lines = []
-    for method in ("rose", "rose_global", "rose_dealt", "rose_admm", "alps"):
-        cells = [f[method].filter(like="o_proj").mean() if method in f else float("nan") for f in columns.values()]
-        lines.append([method, *("–" if np.isnan(c) else f"{c:.2f}" for c in cells)])
-    return table(["method", *columns], lines)
-
-
 def columnar(name: str) -> list[str]:
     """Output projections above the threshold of 0.5."""
     of = ranges(name)
@@ -260,7 +245,6 @@ def results() -> list[str]:
         ratios(),
         second_model(),
         layers(),
-        outputs(),
         f"dense model's perplexity is {at(layer, '0.7')['dense_perplexity'].iloc[0]:.2f}",
         f"dense perplexity of {at(layer, '0.7')['dense_perplexity'].iloc[0]:.5f}",
         f"dense perplexity of {at(dense, '0.7')['dense_perplexity'].iloc[0]:.5f}",
@@ -380,7 +364,7 @@ def qwen_outputs() -> str:
     rows = read("rotation.csv").query("model == 'qwen2.5-coder-0.5b'")
     of = rows.pivot(index="layer", columns=["basis", "method"], values="error")
     turned = of["learned"].div(of["as given"]["sparsegpt"], axis=0)
-    said = ", ".join(f"{given[m]:.2f} with `{m}`" for m in ("rose", "rose_global", "rose_dealt", "rose_admm"))
+    said = ", ".join(f"{given[m]:.2f} with `{m}`" for m in ("rose", "rose_global", "rose_dealt", "rose_admm", "alps"))
     return (
         f"The {len(turned)} output projections of Qwen2.5-Coder-0.5B say the same: {said}; rotated, "
         f"{turned['sparsegpt'].mean():.2f} with SparseGPT and {turned['rose'].mean():.2f} with ROSE"
