@@ -93,7 +93,7 @@ def find_mask(
         schedule: ρ of every iteration.
         seen: called with S after every iteration.
         dtype: of the product. The iterations that follow make good what bfloat16 rounds off, and the conjugate
-            gradients at the end are float32 (docs/solvers.md has the errors).
+            gradients at the end are float32 (docs/speed.md has the errors).
 
     Returns:
         Mask, True = removed, (out, in); and D, (out, in).
