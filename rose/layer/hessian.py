@@ -71,7 +71,7 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, bool]:
     """The lower Cholesky factor, (in, in), and whether there is one.
 
     In panels where the matrix is large: torch then spends more time on clearing the upper triangle than on the factor
-    (docs/speed.md).
+    (docs/lab-notes/engine.md).
 
     Args:
         matrix: (in, in), symmetric; overwritten.
@@ -132,7 +132,7 @@ def sampling_damping(columns: int, tokens: int) -> float:
     What a sweep compensates by is a regression of the removed inputs on those that stay. With n coefficients β, noise
     σ² and t samples, XᵀX is best damped by n·σ²/‖β‖² (Hoerl, Kennard and Baldwin 1975). Where about as much of an input
     is explained by the others as is not, σ² = m·‖β‖² with m the mean square of an input, and t·m is the mean of
-    diag(H): λ = n·m = (n/t)·mean(diag H). docs/experts.md has what was measured.
+    diag(H): λ = n·m = (n/t)·mean(diag H). docs/lab-notes/engine.md has what was measured.
 
     Args:
         columns: of the layer, n.

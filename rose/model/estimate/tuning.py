@@ -1,4 +1,4 @@
-"""Memory that tuning takes besides the two models; docs/tuning.md compares with what a run takes."""
+"""Memory that tuning takes besides the two models; docs/tuning.md has it by part."""
 
 from __future__ import annotations
 
