@@ -121,7 +121,7 @@ def _example(plan: rose.OrderPlan, *, losses: bool, mask: bool, ordered: bool = 
         finding=finding,
         theme=session.theme(),
     )
-    # The matrix keeps its place in every step, with or without losses below it.
+    # One height and one left edge in every step; the rows give way to the losses when these come.
     drawing.figure.update_layout(height=468, margin={"l": 110, "t": 100})
-    drawing.figure.update_yaxes(range=[5.9, -0.6], automargin=False)
+    drawing.figure.update_yaxes(automargin=False)
     return drawing
