@@ -39,6 +39,8 @@ STYLE = """<style>
 [data-testid="stSidebarNavItems"] > div { margin-top: 0.25rem; padding-top: 0; }
 [data-testid="stSidebarNavSeparator"] { padding-top: 0.5rem; }
 [data-testid="stSidebarUserContent"] { padding-block: 0.5rem 2rem; }
+/* A page that waits for a study shows how far it is, in place of what will stand there: once is enough. */
+body:has(.st-key-waiting-cancel, .st-key-waiting-stopping) .st-key-sidebar-progress { display: none; }
 button.picture {
   display: block; width: 100%; margin-bottom: 0.5rem; padding: 0.35rem 0.75rem; font: inherit; color: inherit;
   background: transparent; border: 1px solid currentColor; border-radius: 8px; cursor: pointer;

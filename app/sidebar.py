@@ -142,6 +142,7 @@ def _status(study: Study) -> None:
                 "Its files have changed since: measure the layers again on the start page.", icon=":material/update:"
             )
     if study.job.status == "running":
-        components.while_running(study.job, lambda: components.study_status(study, "study"))
+        with st.container(key="sidebar-progress"):
+            components.while_running(study.job, lambda: components.study_status(study, "study"))
     elif not study.is_measured:
         components.study_status(study, "study")

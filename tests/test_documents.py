@@ -64,6 +64,15 @@ def test_links_in_documents_lead_somewhere(path: Path) -> None:
         assert not anchor or anchor in anchors(leads_to), f"{target}#{anchor}"
 
 
+def test_every_picture_is_there_and_shown() -> None:
+    shown = set()
+    for path in (*DOCUMENTS, *ROOT.glob("notebooks/*.ipynb")):
+        for name in re.findall(r"[\w./]+\.png", path.read_text()):
+            shown.add((path.parent / name).resolve())
+    pictures = {path.resolve() for path in (ROOT / "docs/screenshots").iterdir()}
+    assert {path for path in shown if "screenshots" in path.parts} == pictures
+
+
 def anchors(path: Path) -> set[str]:
     """Names that a forge gives to the headings of a document."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), re.MULTILINE)

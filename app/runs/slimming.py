@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import rose
 from app import words
 from app.jobs import Job, Run, holding
 from app.study.setup import Setup
 from app.study.study import LoadedModel
+from rose.model.estimate.duration import estimate_evaluation
 from rose.model.measure.generation import continue_prompt
 from rose.model.network.layers import count_parameters, text_config
-from rose.structured.plan import SlimSettings
+from rose.structured.plan import SlimSettings, estimate_slimming
 
 TOKENS = 128  # of the prompt that speed is measured with
 TURNS = 5
@@ -31,6 +33,12 @@ class Outcome:
     perplexity: float | None
     speed: float
     text: str
+
+
+def estimate(setup: Setup, settings: SlimSettings, model: nn.Module) -> float:
+    """Seconds until a copy is made, and it and the dense model have been evaluated."""
+    made = estimate_slimming(model, settings, samples=setup.samples + setup.held_out, length=setup.length)
+    return made + 2 * estimate_evaluation(model, tokens=setup.held_out * setup.length, new_tokens=NEW_TOKENS)
 
 
 class Slimming(Run):

@@ -15,10 +15,9 @@ from rose.structured.allocation import channels_for, head_shapes
 from rose.structured.configuration import can_bias, kinds_of
 from rose.structured.methods import choose, structured_method
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape, find_parts
+from rose.structured.plan import PRICING
 from rose.structured.problem import RECOVERIES, Problem, recover, relative_errors, set_cost
 from rose.structured.survey import PartSurvey, make_problem, price_part
-
-PRICING = 20.0  # floating-point operations a cubed column, at the rate of a matrix product; measured
 
 
 def collecting(setup: Setup, model: nn.Module) -> float:

@@ -8,8 +8,8 @@ import streamlit as st
 import rose
 from app import components, session, shared, words
 from app.figures import structures as figures
-from app.runs.slimming import TOKENS, TURNS, Slimming
-from app.runs.widgets import checkpoint_button, csv_button, file_button, follow
+from app.runs.slimming import TOKENS, TURNS, Slimming, estimate
+from app.runs.widgets import checkpoint_button, csv_button, file_button, follow, start_button
 from app.study.preflight import asked_of_hub
 from app.study.structures import Structures, collecting
 from app.study.study import Study
@@ -219,15 +219,26 @@ def _slim(known: Structures) -> None:
             "The decoder blocks will differ in shape: rose.load_model reads the result, plain transformers does not.",
             icon=":material/warning:",
         )
-    st.button(
+    settings = SlimSettings(method, percent / 100, allocation=shapes, damping=known.study.setup.damping)
+    study = known.study
+    assert study.loaded is not None
+    model, problem, says = study.loaded.model, "", ""
+    try:
+        seconds = study.remember(("slimming", settings), lambda: estimate(study.setup, settings, model))
+        says = f"About {words.duration(max(1.0, seconds))}, with perplexity, text and speed of both models."
+    except rose.RoseError as refused:
+        problem = str(refused)
+    right = start_button(
         "Make a smaller copy",
-        type="primary",
+        "slim-start",
+        _start,
+        settings,
+        prompt,
+        problem=problem,
+        running=run is not None and run.job.status == "running",
         icon=":material/compress:",
-        key="slim-start",
-        on_click=_start,
-        args=(SlimSettings(method, percent / 100, allocation=shapes, damping=known.study.setup.damping), prompt),
-        disabled=run is not None and run.job.status == "running",
     )
+    right.caption(says)
     if run is None:
         st.info("Size, speed, perplexity and text of the smaller model appear here beside those of the dense one.")
     elif run.job.status == "done":

@@ -14,6 +14,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rose.errors import RoseError
 from rose.layer.hessian import check_damping
+from rose.model.estimate.duration import estimate_cost, matmul_rate
 from rose.model.estimate.memory import Memory, estimate_memory
 from rose.model.network.layers import check_not_shared, prunable_layers
 from rose.model.network.network import Network
@@ -43,6 +44,9 @@ from rose.structured.survey import BlockSurvey, survey, visited_layers
 # Matrices of the size of A that are alive at once while one output projection is reduced: H, its mean S, A, A damped,
 # its inverse, and three parts of A with their Cholesky factor (least squares), or two copies of the inverse (greedy).
 SQUARES_AT_WORK = 8
+# Floating-point operations a cubed column of an output projection, at the rate of a matrix product, measured: to price
+# one part, which updates an inverse for each of its columns in turn, and to compensate by least squares.
+PRICING, COMPENSATING = 20.0, 2.5
 # Float32 matrices of the weight's size: W, its target and its gap, W compensated, reduced, and only masked.
 WEIGHTS_AT_WORK = 6
 
@@ -212,6 +216,32 @@ def _similar(
     assert best is not None
     check_saved(best[0], wanted)
     return best[1]
+
+
+def estimate_slimming(model: nn.Module, settings: SlimSettings, *, samples: int, length: int) -> float:
+    """Seconds that `prune_structured` takes on this machine; only shapes are read, so a skeleton will do.
+
+    `samples` counts held-out ones too. A walk of the dense model prices the parts where the shapes ask for it; another
+    one reduces them, where `obs` updates an inverse for every column that goes.
+    """
+
+    def walk(found: Sequence[Part]) -> float:
+        names = [part.output.name for part in found]
+        names = [layer.name for layer in visited_layers(Network(model), names)]
+        return estimate_cost(model, samples=samples, length=length, layers=names, sweeps=0).seconds
+
+    if settings.chosen.select is None:
+        return walk([])
+    kinds = check_parts(model, settings.parts)
+    found = [part for of_block in find_parts(model, kinds) for part in of_block]
+    work, seconds = 0.0, walk(found)
+    if settings.allocation == "similarity":
+        seconds += walk([])
+    elif settings.allocation == "cost" or len(kinds) > 1:
+        work, seconds = PRICING, seconds + walk(found)
+    if settings.repair == "exact":
+        work += PRICING * settings.ratio + COMPENSATING
+    return seconds + work * sum(part.output.weight.shape[1] ** 3 for part in found) / matmul_rate()
 
 
 def estimate_slim_memory(

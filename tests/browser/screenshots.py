@@ -39,9 +39,10 @@ PAGES = {
         "prune_sparsities": "0.7",
         "prune_new_tokens": "12",
     },
+    "text": {},
     "diffusion": {"diffusion_sparsity": "0.7"},
 }
-WHOLE = ("start", "learn")  # pages whose words belong to the picture
+WHOLE = ("start", "learn", "text")  # pages whose words belong to the picture
 TALL = 1800  # pixels, in which every page shows its first figures
 ALL_LAYERS = 900_000  # milliseconds, for measuring or pruning them on a busy machine
 SLIMMED = {"slim": "structured.csv", "slim-qwen": "qwen2.5-coder-0.5b-structured.csv"}  # [picture]: its results
@@ -71,6 +72,9 @@ def shoot(page: Page, address: str, name: str, path: Path) -> None:
     settle(page)
     if name == "prune" and page.get_by_role("button", name="Prune", exact=True).is_enabled():
         prune(page)
+    if name == "text":  # read by the copy that was pruned last
+        page.get_by_role("button", name="Read", exact=True).click()
+        expect(page.locator(".gtitle").first).to_be_visible(timeout=ALL_LAYERS)
     if name == "diffusion":
         page.get_by_role("button", name="Prune and draw").click()
         expect(page.locator(".gtitle", has_text="away from")).to_be_visible(timeout=ALL_LAYERS)
@@ -192,6 +196,8 @@ def main() -> None:
     pictures = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs/screenshots")
     rest = {"check", "pareto", "slim", "depth", "damage", "your_own_order"}
     asked = set(sys.argv[2:]) or {*PAGES, *rest}
+    if "text" in asked:
+        asked.add("prune")
     if unknown := asked - {*PAGES, *rest}:
         sys.exit(f"No picture is named {', '.join(sorted(unknown))}.")
     expect.set_options(timeout=ALL_LAYERS)
@@ -205,7 +211,7 @@ def main() -> None:
                 page.get_by_role("link", name="Explore").first.click()  # the example; sessions share its inputs
                 measured = page.get_by_test_id("stSidebar").get_by_text("layers measured")
                 expect(measured).to_be_visible(timeout=ALL_LAYERS)
-                for name in PAGES.keys() & asked:
+                for name in (name for name in PAGES if name in asked):
                     shoot(page, address, name, pictures / f"{name}-{scheme}.png")
                 page.close()
             if "check" in asked:

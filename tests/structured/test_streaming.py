@@ -15,7 +15,7 @@ import rose
 from rose.files import digest
 from rose.model.load import streaming
 from rose.model.network.layers import decoder_blocks
-from rose.structured.plan import estimate_slim_memory
+from rose.structured.plan import SlimSettings, estimate_slim_memory, estimate_slimming
 from tests.model.families import DENSE, logits, make_model, make_tokens, stop_at
 from tests.structured.test_slimming import UNSAID
 from tests.tiny import byte_tokenizer
@@ -129,6 +129,24 @@ def test_memory_by_the_formula() -> None:
     assert (heads.work, heads.hessians) == (4 * (8 * 32**2 + 6 * 32 * 32), 4 * 32**2)
     depth = estimate_slim_memory(model, **tokens, method="depth")
     assert (depth.hessians, depth.waiting) == (4 * 32**2, 0)
+
+
+def test_seconds_by_what_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At one operation a second: what pricing and compensating add to the walks; 32 and 56 columns, two blocks."""
+    monkeypatch.setattr("rose.structured.plan.matmul_rate", lambda: 1.0)
+    monkeypatch.setattr("rose.model.estimate.duration.matmul_rate", lambda: 1.0)
+    model, cubes = make_model("llama"), 2 * (32**3 + 56**3)
+
+    def seconds(**settings: Any) -> float:
+        return estimate_slimming(model, SlimSettings(**settings), samples=4, length=24)
+
+    depth, magnitude, wanda = (seconds(method=name) for name in ("depth", "magnitude", "wanda"))
+    assert depth < magnitude == wanda  # both walk twice, and only the second walk differs
+    for ratio in (0.2, 0.5):
+        assert seconds(ratio=ratio) - wanda == pytest.approx((20 * ratio + 2.5) * cubes)
+    two_walks = seconds(allocation="cost", method="wanda") - 20 * cubes
+    assert seconds(allocation="similarity", method="wanda") == pytest.approx(two_walks / 2 + depth)
+    assert seconds(parts=["channels"], method="wanda") < two_walks / 2  # one kind needs no prices
 
 
 def test_a_stopped_run_leaves_a_streamed_model_as_it_was(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The Structures page: its numbers are the engine's, and a smaller copy is made, compared and handed out."""
 
 import json
+import re
 import threading
 
 import pytest
@@ -59,6 +60,7 @@ def test_every_part_of_the_page_draws(study: Study, view: str) -> None:
         assert "Errors are relative, after least squares" in texts(app)
     else:
         assert app.button(key="slim-start").label == "Make a smaller copy"
+        assert re.search(r"About \d+ (s|min), with perplexity, text and speed of both models", texts(app))
 
 
 def test_the_decoder_block_chosen_here_is_chosen_on_every_page(study: Study) -> None:
