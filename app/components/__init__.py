@@ -16,14 +16,12 @@ from app.components.needs import (
 )
 from app.components.said import cautions, error, info, warning
 from app.components.work import (
-    duration,
     finished,
     how_far,
     job_status,
     lasting,
     live,
     may_begin,
-    size,
     stopped,
     while_running,
 )

@@ -8,7 +8,7 @@ import streamlit as st
 from app import session, shared, words
 from app.components.said import error, info, warning
 from app.jobs import ABANDONED_AFTER, Batch, Job
-from app.words import duration, size  # noqa: F401  pages name both `components.…`
+from app.words import duration
 from rose.model.estimate.duration import Cost
 
 KEPT = ". Layers measured so far are shown; nothing was changed."

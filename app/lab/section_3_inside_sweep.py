@@ -33,7 +33,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         needed = len(pairs) * trace_bytes(study, layer)
         if needed > LARGEST_TRACE:
             components.warning(
-                f"Recording this would take {components.size(needed)}; choose a larger block size on the start page, "
+                f"Recording this would take {words.size(needed)}; choose a larger block size on the start page, "
                 "or a smaller layer."
             )
             return

@@ -59,8 +59,8 @@ def _sizes(run: PruningRun, pruned: list[EvaluatedModel], dense: float) -> None:
             "Copy": model.label,
             "Perplexity": f"{model.perplexity:.2f}",
             "× dense": f"{model.perplexity / dense:.2f}",
-            "Checkpoint": components.size(model.summary["plain_bytes"]),
-            "Packed": components.size(model.summary["packed_bytes"]),
+            "Checkpoint": words.size(model.summary["plain_bytes"]),
+            "Packed": words.size(model.summary["packed_bytes"]),
             "What loads it": what_loads(model.case.bits),
         }
         for model in pruned
@@ -151,7 +151,7 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
             "Drift": _error(row["drift"]),
             **_apart(row),
             "Removed of these layers": words.percent(row["removed_fraction"], 2),
-            "Time": "–" if model.report is None else components.duration(row["seconds"]).replace(" ", "\u00a0"),
+            "Time": "–" if model.report is None else words.duration(row["seconds"]).replace(" ", "\u00a0"),
         }
         for model, (_, row) in zip(models, table.iterrows(), strict=True)
     ]

@@ -42,7 +42,7 @@ def _offer(run: PruningRun, copies: list[str]) -> None:
     request, problem, cost = TuneRequest(asked, minutes), "", ""
     try:
         seconds, memory = request.estimate(run, shared.skeleton(run.setup.model))
-        cost = f"About {components.duration(seconds)} with evaluation, and {components.size(memory)} besides two models"
+        cost = f"About {words.duration(seconds)} with evaluation, and {words.size(memory)} besides two models"
     except RoseError as wrong:
         problem = str(wrong)
     running, icon = run.is_tuning, ":material/model_training:"

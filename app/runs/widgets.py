@@ -119,9 +119,9 @@ def progress(run: Run, key: str) -> None:
         done = f", {told.layers_done} of {told.layers}{run.UNIT}"
         if told.layers_done and told.seconds:
             each = told.seconds / told.layers_done
-            rate = f", {1 / each:.2g} a second" if each < 10 else f", {components.duration(each)} each"
-    left = "" if run.remaining is None else f", about {components.duration(max(1.0, run.remaining))} left"
-    text = f"{words.plain(job.message)}{done}. {components.duration(job.seconds)} so far{left}{rate}"
+            rate = f", {1 / each:.2g} a second" if each < 10 else f", {words.duration(each)} each"
+    left = "" if run.remaining is None else f", about {words.duration(max(1.0, run.remaining))} left"
+    text = f"{words.plain(job.message)}{done}. {words.duration(job.seconds)} so far{left}{rate}"
     components.how_far(job, run.fraction, text, key, run.CANCEL, run.cancel)
 
 
@@ -166,7 +166,7 @@ def file_button(label: str, content: Any, name: str, **more: Any) -> None:
 def checkpoint_button(folder: Path, **more: Any) -> None:
     """A kept checkpoint to take away; it is zipped only for those who ask."""
     taken = size_of(folder)
-    label = f"Checkpoint, {components.size(taken)}"
+    label = f"Checkpoint, {words.size(taken)}"
     large_button(label, partial(zipped, folder), f"{folder.name}.zip", taken, **more)
 
 

@@ -50,7 +50,7 @@ def of_layer(study: Study, layer: str, *_: object) -> None:
     if findings is None:
         _offer(study, request, run)
     else:
-        st.caption(f"Measured on {findings.tokens} tokens in {components.duration(findings.seconds)}.")
+        st.caption(f"Measured on {findings.tokens} tokens in {words.duration(findings.seconds)}.")
 
 
 def _choose(layer: str) -> CheckRequest:
@@ -98,7 +98,7 @@ def _offer(study: Study, request: CheckRequest, run: LayerChecks | None) -> None
     right.caption(
         f"Prunes by {words.count(len(request.methods), 'method')}, then runs {study.setup.samples} × "
         f"{study.setup.length} tokens through the model up to this layer: about "
-        f"{components.lasting(cost)}, {components.size(cost.memory)} of memory."
+        f"{components.lasting(cost)}, {words.size(cost.memory)} of memory."
     )
 
 

@@ -116,7 +116,7 @@ def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
     elif not problem:
         said = "Zeros, patterns and changes, layer by layer, in seconds."
         if cost is not None:
-            needed = components.size(2 * preflight.weights_size(cost, setup.dtype) + cost.memory)
+            needed = words.size(2 * preflight.weights_size(cost, setup.dtype) + cost.memory)
             said = (
                 f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.text)} and {setup.held_out} × "
                 f"{setup.length} held out, as on the start page, through both models; {needed} of memory."

@@ -95,7 +95,7 @@ def start(request: DamageRequest | None, run: DamageRun | None) -> None:
     cost, problem = priced(setup, request) if request is not None else (None, NO_RUN)
     label = "Go on measuring" if run is not None and run.records else MEASURE
     if cost is not None and label == MEASURE:
-        label += f", about {components.lasting(cost)} and {components.size(cost.memory + cost.model_memory)}"
+        label += f", about {components.lasting(cost)} and {words.size(cost.memory + cost.model_memory)}"
     with st.container(width=420):
         st.button(
             label,

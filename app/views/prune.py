@@ -75,8 +75,8 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
         right.caption(
             f"{words.sentence(words.count(len(request.cases), 'copy', 'copies'))}, "
             f"{words.count(cost.layers, 'layer')} each: about {components.lasting(cost)}; besides "
-            f"the model {components.size(weights_size(cost, setup.dtype))} for one copy at a time and "
-            f"{components.size(cost.memory)} for its calibration. {_disk(request, weights_size(cost, setup.dtype))}"
+            f"the model {words.size(weights_size(cost, setup.dtype))} for one copy at a time and "
+            f"{words.size(cost.memory)} for its calibration. {_disk(request, weights_size(cost, setup.dtype))}"
         )
 
 
@@ -86,10 +86,10 @@ def _disk(request: PruneRequest, weights: int) -> str:
         return ""
     copies = len(request.sparsities) * len(request.bits) if request.keep == "best" else len(request.cases)
     if request.keep != "folder" and free_space() < weights + RESERVE:
-        return f"No checkpoint will be kept: {tempfile.gettempdir()} has only {components.size(free_space())} free."
+        return f"No checkpoint will be kept: {tempfile.gettempdir()} has only {words.size(free_space())} free."
     where = request.folder if request.keep == "folder" else tempfile.gettempdir()
     kept = words.sentence(words.count(copies, "checkpoint"))
-    return f"{kept}, {components.size(copies * weights)}, in {words.plain(where)}."
+    return f"{kept}, {words.size(copies * weights)}, in {words.plain(where)}."
 
 
 def _start(request: PruneRequest) -> None:

@@ -108,12 +108,12 @@ def show_preflight(edited: Setup, found: Preflight | str) -> None:
     tokens = words.whole((edited.samples + edited.held_out) * edited.length)
     st.markdown(
         f"**{words.sentence(words.count(found.cost.layers, 'layer'))}**, {tokens} tokens: about "
-        f"**{components.lasting(found.cost)}** after loading, **{components.size(found.needed)}** "
-        f"of memory of {components.size(found.available)} free."
+        f"**{components.lasting(found.cost)}** after loading, **{words.size(found.needed)}** "
+        f"of memory of {words.size(found.available)} free."
     )
     if edited.stream:
         st.caption(
-            f"The weights, {components.size(weights_size(found.cost, edited.dtype))}, stay on disk. In memory are one "
+            f"The weights, {words.size(weights_size(found.cost, edited.dtype))}, stay on disk. In memory are one "
             "decoder block at a time and the statistics of all these layers."
         )
     if not found.fits:

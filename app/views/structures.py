@@ -53,7 +53,7 @@ def _ask_for_inputs(study: Study) -> None:
         "which holds their numbers and no inputs."
     )
     st.button(
-        f"Collect the inputs, about {components.duration(max(1.0, seconds))}",
+        f"Collect the inputs, about {words.duration(max(1.0, seconds))}",
         type="primary",
         icon=":material/input:",
         key="structures-collect",

@@ -7,7 +7,6 @@ from pathlib import Path
 from streamlit.testing.v1 import AppTest
 
 import app
-from app import components
 
 
 def test_a_live_part_shares_its_container_with_nothing() -> None:
@@ -63,8 +62,3 @@ def test_work_that_was_left_for_other_work_is_not_told_as_cancelled_later() -> N
     batch.job.wait(240)
     assert batch.job.status == "cancelled"
     assert shown("A", list) == ["done"]
-
-
-def test_durations_are_in_the_unit_that_people_would_use() -> None:
-    seconds = {45: "45 s", 300: "5 min", 7200: "2.0 h", 348.2 * 3600: "15 days"}
-    assert {one: components.duration(one) for one in seconds} == seconds

@@ -48,3 +48,8 @@ def test_no_two_layers_of_a_model_have_one_short_name() -> None:
 )  # fmt: skip
 def test_how_many_agree(some: int, every: int, text: str) -> None:
     assert words.out_of(some, every, "method") == text
+
+
+def test_durations_are_in_the_unit_that_people_would_use() -> None:
+    seconds = {45: "45 s", 300: "5 min", 7200: "2.0 h", 348.2 * 3600: "15 days"}
+    assert {one: words.duration(one) for one in seconds} == seconds

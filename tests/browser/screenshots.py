@@ -74,7 +74,7 @@ def shoot(page: Page, address: str, name: str, path: Path) -> None:
         prune(page)
     if name == "text":  # read by the copy that was pruned last
         page.get_by_role("button", name="Read", exact=True).click()
-        expect(page.locator(".gtitle").first).to_be_visible(timeout=ALL_LAYERS)
+        expect(page.get_by_text("surprise itself")).to_be_visible(timeout=ALL_LAYERS)
     if name == "diffusion":
         page.get_by_role("button", name="Prune and draw").click()
         expect(page.locator(".gtitle", has_text="away from")).to_be_visible(timeout=ALL_LAYERS)
