@@ -22,7 +22,7 @@ from rose.model.network.residence import pick_device
 FORWARD_EFFICIENCY = 0.6
 OUTPUTS = ("o_", "out", "wo", "down", "c_proj", "dense", "fc_out", "fc2", "w2")  # how names of output layers begin
 NO_PRODUCTS = 0.3  # share of a pass in float32 that is not matrix products, and stays as it is in bfloat16
-SWEEP_EFFICIENCY = 0.085  # a layer's whole prune; see docs/speed.md
+SWEEP_EFFICIENCY = 0.085  # the same of a layer's whole prune by one sweep
 # Of rounding in sweeps, by whether it happens in the method's own sweep or in one afterwards, which is then revised;
 # measured as `Method.work` is.
 ROUNDING_WORK = {True: 1.0, False: 2.9}
