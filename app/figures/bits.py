@@ -1,4 +1,4 @@
-"""Error of one layer against the bits that it takes: zeros, fewer bits, or both."""
+"""What a layer or a model loses, against the bits that it takes: zeros, fewer bits, or both."""
 
 from __future__ import annotations
 
@@ -28,16 +28,7 @@ def bits_and_zeros(table: pd.DataFrame, *, layer: str = "", theme: Theme = "ligh
     """
     has_held_out = bool(table["held_out_error"].notna().all())
     column, tokens = ("held_out_error", "held-out") if has_held_out else ("relative_error", "calibration")
-    figure = go.Figure()
-    for sparsity, rows in table.groupby("sparsity", sort=False):
-        rows = rows.sort_values("bits_a_weight")
-        named = ["16 bits" if bits == 0 else f"{bits} bits" for bits in rows["bits"]]
-        hover = f"{LOOKS[sparsity].label}, %{{customdata}}<br>%{{x:.2f}} bits a weight<br>{tokens} error %{{y:.4g}}"
-        marks.lines(figure, rows["bits_a_weight"], rows[column], LOOKS[sparsity], hover, customdata=named, size=10)
-    values = table[column].clip(lower=np.finfo(np.float32).tiny)
-    span = [np.log10(values.min()) - 0.2, np.log10(values.max()) + 0.2]
-    figure.update_yaxes(type="log", range=span, dtick=1, exponentformat="none")  # decades, as numbers
-    figure.update_xaxes(range=[0, float(table["bits_a_weight"].max()) * 1.05])
+    figure = _lines(table, column, f"{tokens} error")
     what = f"{words.sentence(tokens)} error{words.of(layer)} on a log scale; along a line 3 to 16 bits"
     both, alone = (_row(table, "0.5", 4), _row(table, "0", 3))
     change = verdicts.says_change(both[column], alone[column], "all of them at 3 bits")
@@ -51,6 +42,35 @@ def bits_and_zeros(table: pd.DataFrame, *, layer: str = "", theme: Theme = "ligh
     alt = "Line chart of error against bits a weight, a line for each sparsity"
     frame = {"x": "bits a weight", "y": style.ERROR, "height": 460, "legend": True}
     return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
+
+
+def perplexity_and_bits(table: pd.DataFrame, *, model: str, theme: Theme = "light") -> Drawing:
+    """The same of whole models by `perplexity`; the dense model is a row of 16 bits a weight."""
+    figure = _lines(table, "perplexity", "perplexity")
+    figure.update_yaxes(dtick="D2")
+    both, alone = _row(table, "0.5", 4), _row(table, "0", 3)
+    more = verdicts.says_change(both["perplexity"], alone["perplexity"], "all of them at 3 bits", "perplexity")
+    finding = f"Half the weights at 4 bits make {more}"
+    what = f"Perplexity of {model} on a log scale; along a line 3 to 16 bits"
+    caption = f"Half the weights at 4 bits take {both['bits_a_weight']:.2f} bits a weight, as all of them at 3 bits do."
+    alt = "Line chart of perplexity against bits a weight, a line for each sparsity"
+    frame = {"x": "bits a weight", "y": "perplexity", "height": 460, "legend": True}
+    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
+
+
+def _lines(table: pd.DataFrame, column: str, noun: str) -> go.Figure:
+    """A line for each sparsity; `column` on a log scale."""
+    figure = go.Figure()
+    for sparsity, rows in table.groupby("sparsity", sort=False):
+        rows = rows.sort_values("bits_a_weight")
+        named = ["16 bits" if bits == 0 else f"{bits} bits" for bits in rows["bits"]]
+        hover = f"{LOOKS[sparsity].label}, %{{customdata}}<br>%{{x:.2f}} bits a weight<br>{noun} %{{y:.4g}}"
+        marks.lines(figure, rows["bits_a_weight"], rows[column], LOOKS[sparsity], hover, customdata=named, size=10)
+    values = table[column].clip(lower=np.finfo(np.float32).tiny)
+    span = [np.log10(values.min()) - 0.2, np.log10(values.max()) + 0.2]
+    figure.update_yaxes(type="log", range=span, dtick=1, exponentformat="none")  # decades, as numbers
+    figure.update_xaxes(range=[0, float(table["bits_a_weight"].max()) * 1.05])
+    return figure
 
 
 def _row(table: pd.DataFrame, sparsity: str, bits: int) -> pd.Series:

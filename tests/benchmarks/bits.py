@@ -20,17 +20,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pandas as pd
+import plotly.graph_objects as go
 import torch
 from torch import Tensor, nn
 
 import rose
+from app.figures.bits import perplexity_and_bits
+from app.figures.palette import Theme
 from rose.layer.grid import Grid, bits_a_weight, choose_scales, parse_grid, round_to
 from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import measured_result
 from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import PrunableLayer, prunable_layers
-from tests.benchmarks.common import WHOLE, Rows, arguments, dense_and_judged
+from tests.benchmarks.common import MODEL, WHOLE, Rows, arguments, dense_and_judged
 from tests.benchmarks.reference import undisturbed
 
 KEY = ["model", "way", "method", "sparsity", "bits", "group", "seed"]
@@ -99,6 +103,16 @@ def made(way: str, dense: nn.Module, pruned: nn.Module, tokens: Any, grid: Grid 
         weight = layer.weight.float()
         layer.write(round_to(weight, choose_scales(weight, grid), grid))
     return model, None
+
+
+def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
+    """Perplexity against bits a weight, of the first draw; the dense model takes 16."""
+    dense = {"sparsity": "0", "bits": 0, "bits_a_weight": 16.0, "perplexity": rows["dense_perplexity"].iloc[0]}
+    recommended = (rows["way"] == "joint") & (rows["method"] == "rose_admm") & (rows["seed"] == 0)
+    first = rows[recommended & (rows["model"] == MODEL)]
+    first = first[first["group"].isin(["-", "64"])].assign(bits=first["bits"].replace("-", "0").astype(int))
+    table = pd.concat([first[list(dense)], pd.DataFrame([dense])], ignore_index=True)
+    return perplexity_and_bits(table, model="SmolLM2-135M", theme=theme).figure
 
 
 def main() -> None:

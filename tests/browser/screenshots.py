@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, expect
 from app.figures.comparison import time_and_perplexity
 from app.figures.palette import Theme
 from app.figures.style import widen_title
-from tests.benchmarks import structured
+from tests.benchmarks import bits, structured
 from tests.benchmarks.methods import costs_and_worths
 from tests.browser.conftest import COLUMNAR_LAYER, ROOT, SETUP, chromium, measure, serve, settle
 from tests.browser.test_check import broken_checkpoint
@@ -158,7 +158,7 @@ def shoot_measured(browser: Browser, folder: Path, pictures: Path, name: str, fi
 
 
 def shoot_pareto(browser: Browser, folder: Path, pictures: Path) -> None:
-    """Time and size against perplexity, from what docs/results.md and docs/structured.md report."""
+    """Time, size and bits against perplexity, from what docs/results.md, structured.md and shipping.md report."""
     results = ROOT / "docs/results"
     measured = costs_and_worths(
         pd.read_csv(results / "methods-times.csv"),
@@ -175,6 +175,9 @@ def shoot_pareto(browser: Browser, folder: Path, pictures: Path) -> None:
             theme=theme,
         )
         shoot_figure(browser, drawing.figure, folder, pictures / f"pareto-{theme}.png")
+        shoot_figure(
+            browser, bits.picture(pd.read_csv(results / "bits.csv"), theme), folder, pictures / f"bits-{theme}.png"
+        )
         for name, file in SLIMMED.items():
             sizes = structured.picture(pd.read_csv(results / file), theme)
             shoot_figure(browser, sizes, folder, pictures / f"{name}-{theme}.png")
@@ -194,7 +197,7 @@ def shoot_figure(browser: Browser, figure: go.Figure, folder: Path, picture: Pat
 
 def main() -> None:
     pictures = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs/screenshots")
-    rest = {"check", "pareto", "slim", "depth", "damage", "your_own_order"}
+    rest = {"check", "pareto", "slim", "bits", "depth", "damage", "your_own_order"}
     asked = set(sys.argv[2:]) or {*PAGES, *rest}
     if "text" in asked:
         asked.add("prune")
@@ -216,7 +219,7 @@ def main() -> None:
                 page.close()
             if "check" in asked:
                 shoot_check(browser, address, Path(folder), pictures)
-        if asked & {"pareto", "slim"}:
+        if asked & {"pareto", "slim", "bits"}:
             shoot_pareto(browser, Path(folder), pictures)
         for name, fill in {"depth": compare_targets, "damage": measure_damage}.items():
             if name in asked:
