@@ -67,7 +67,7 @@ def test_links_in_documents_lead_somewhere(path: Path) -> None:
 def test_every_picture_is_there_and_shown() -> None:
     shown = set()
     for path in (*DOCUMENTS, *ROOT.glob("notebooks/*.ipynb")):
-        for name in re.findall(r"[\w./]+\.png", path.read_text()):
+        for name in re.findall(r"[\w./-]+\.png", path.read_text()):
             shown.add((path.parent / name).resolve())
     pictures = {path.resolve() for path in (ROOT / "docs/screenshots").iterdir()}
     assert {path for path in shown if "screenshots" in path.parts} == pictures
