@@ -23,8 +23,8 @@ STATEMENTS = {
         r"\d+ of 24 layers are columnar; the largest relative range is 0\.\d+",
     ),
     "pruning_order": (
-        r"ranking at 70%, calibration: both < blocks < columns < none < columns ascending",
-        r"ranking at 70%, held-out: both < blocks < columns < none < columns ascending",
+        r"ranking at 70%, calibration: both < columns < blocks < none < columns ascending",
+        r"ranking at 70%, held-out: both < columns < blocks < none < columns ascending",
         r"calibration: 0\.\d+ first, 0\.\d+ last",
     ),
     "order_and_budget": (
@@ -51,7 +51,7 @@ STATEMENTS = {
     ),
     "targets": (
         r"one layer at 50%: W\* in place of W takes its error against T from 0\.\d+ to 0\.\d+",
-        r"three decoder blocks: target dense has 0\.\d+ times the drift of target layer",
+        r"after three decoder blocks target dense has 0\.\d+ times the drift of target layer",
         r"against their own outputs the layers have 1\.\d+ times the error that target layer leaves",
         r"eight blocks: drift is lower with target dense after \d+ of 8 decoder blocks",
         r"perplexity with target dense is 0\.\d+ times that with target layer",
