@@ -1,8 +1,12 @@
 """A measured study of a tiny model, for the pages that show one."""
 
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from streamlit.components.v2 import manifest_scanner
 
 import rose
 from app import shared
@@ -11,6 +15,16 @@ from app.study.setup import Setup
 from app.study.study import Study
 from tests.app.tiny_study import measured_study, numbers_text
 from tests.tiny import save_tiny_llama
+
+
+@pytest.fixture(scope="session", autouse=True)
+def components_sought_once() -> Iterator[None]:
+    """For every page under test Streamlit reads what all installed packages say of themselves, in search of components;
+    that takes a sixth of a second and comes to the same."""
+    with mock.patch.object(
+        manifest_scanner, "scan_component_manifests", cache(manifest_scanner.scan_component_manifests)
+    ):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from collections import deque
 import pytest
 
 from app import shared
+from tests.app.conftest import components_sought_once  # noqa: F401
 from tests.seams.producers import Workshop
 
 

@@ -28,7 +28,7 @@ from app.study.setup import Setup
 from rose import cli
 from rose.wording import apart
 from tests.app.tiny_study import MAIN, figures
-from tests.seams.producers import DAMAGE, DIFFUSE, HALF, LAYERS, LENGTH, SLIM, WINDOWS, Workshop
+from tests.seams.producers import BLOCKS, DAMAGE, DIFFUSE, HALF, LENGTH, SLIM, WINDOWS, Workshop
 
 
 def unescaped(shown: str) -> str:
@@ -139,8 +139,22 @@ def check(shop: Workshop, name: str) -> None:
 
 
 def damage(shop: Workshop, name: str) -> None:
+    """By decoder blocks; what is measured by layers is among the producers."""
     out = shop.new("damage")
-    run(shop, *DAMAGE, "--evaluate", "{text}", "--windows", WINDOWS, "--model", shop.folder(name), "--output", out)
+    run(
+        shop,
+        *DAMAGE,
+        "--units",
+        "blocks",
+        "--evaluate",
+        "{text}",
+        "--windows",
+        WINDOWS,
+        "--model",
+        shop.folder(name),
+        "--output",
+        out,
+    )
     assert json.loads((out / "summary.json").read_text())["base_perplexity"] == close(
         shop.report(name)["perplexity_after"]
     )
@@ -149,12 +163,12 @@ def damage(shop: Workshop, name: str) -> None:
 def restore(shop: Workshop, name: str) -> None:
     """With all dense weights back, the loss is that of the dense model."""
     out = shop.new("restored")
-    asked = ("--evaluate", "{text}", "--windows", WINDOWS, "--restore", shop.folder(name))
+    asked = ("--units", "blocks", "--evaluate", "{text}", "--windows", WINDOWS, "--restore", shop.folder(name))
     run(shop, *DAMAGE, *asked, "--output", out)
     made, rows = json.loads((out / "summary.json").read_text()), pd.read_csv(out / "rows.csv").set_index("unit")
     assert made["base_perplexity"] == close(shop.report(name)["perplexity_after"])
     assert math.exp(rows.loc["*", "loss"]) == close(shop.report(name)["perplexity_before"])
-    assert len(rows) == LAYERS + 1
+    assert len(rows) == BLOCKS + 1
 
 
 def share(shop: Workshop, name: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from rose import cli
 from tests.tiny import save_tiny_llama
 
-BLOCKS, LAYERS = 4, 28
+BLOCKS = 4
 TEXT = "The quick brown fox jumps over the lazy dog, and a rose is a rose is a rose. " * 30
 WINDOWS, LENGTH = 3, 32
 CALIBRATION = ("--calibration", "{text}", "--samples", "4", "--length", LENGTH)
