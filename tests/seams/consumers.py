@@ -141,20 +141,8 @@ def check(shop: Workshop, name: str) -> None:
 def damage(shop: Workshop, name: str) -> None:
     """By decoder blocks; what is measured by layers is among the producers."""
     out = shop.new("damage")
-    run(
-        shop,
-        *DAMAGE,
-        "--units",
-        "blocks",
-        "--evaluate",
-        "{text}",
-        "--windows",
-        WINDOWS,
-        "--model",
-        shop.folder(name),
-        "--output",
-        out,
-    )
+    asked = ("--units", "blocks", "--evaluate", "{text}", "--windows", WINDOWS, "--model", shop.folder(name))
+    run(shop, *DAMAGE, *asked, "--output", out)
     assert json.loads((out / "summary.json").read_text())["base_perplexity"] == close(
         shop.report(name)["perplexity_after"]
     )
