@@ -24,7 +24,8 @@ hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, m
 hypothesis.settings.register_profile("search", deadline=None, max_examples=400)
 hypothesis.settings.load_profile("suite")
 
-LONG = ("browser", "test_notebooks.py")  # below this folder, in the order in which they are run
+# Below this folder, in the order in which they are run; of the last two, a file takes a minute and more.
+LONG = ("browser", "test_notebooks.py", "seams", "faults")
 
 
 @pytest.fixture(scope="session")
