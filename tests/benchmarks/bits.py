@@ -34,7 +34,7 @@ from rose.layer.methods.toolkit import measured_result
 from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import PrunableLayer, prunable_layers
-from tests.benchmarks.common import MODEL, WHOLE, Rows, arguments, dense_and_judged
+from tests.benchmarks.common import WHOLE, Rows, arguments, dense_and_judged
 from tests.benchmarks.reference import undisturbed
 
 KEY = ["model", "way", "method", "sparsity", "bits", "group", "seed"]
@@ -106,12 +106,11 @@ def made(way: str, dense: nn.Module, pruned: nn.Module, tokens: Any, grid: Grid 
 
 
 def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
-    """Perplexity against bits a weight, of the first draw; the dense model takes 16."""
-    dense = {"sparsity": "0", "bits": 0, "bits_a_weight": 16.0, "perplexity": rows["dense_perplexity"].iloc[0]}
-    recommended = (rows["way"] == "joint") & (rows["method"] == "rose_admm") & (rows["seed"] == 0)
-    first = rows[recommended & (rows["model"] == MODEL)]
-    first = first[first["group"].isin(["-", "64"])].assign(bits=first["bits"].replace("-", "0").astype(int))
-    table = pd.concat([first[list(dense)], pd.DataFrame([dense])], ignore_index=True)
+    """Perplexity against bits a weight, rows of one draw in one environment; the dense model takes 16."""
+    (before,) = rows["dense_perplexity"].unique()
+    dense = {"sparsity": "0", "bits": 0, "bits_a_weight": 16.0, "perplexity": before}
+    rows = rows.assign(bits=rows["bits"].replace("-", "0").astype(int))
+    table = pd.concat([rows[list(dense)], pd.DataFrame([dense])], ignore_index=True)
     return perplexity_and_bits(table, model="SmolLM2-135M", theme=theme).figure
 
 

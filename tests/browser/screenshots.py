@@ -176,7 +176,10 @@ def shoot_pareto(browser: Browser, folder: Path, pictures: Path) -> None:
         )
         shoot_figure(browser, drawing.figure, folder, pictures / f"pareto-{theme}.png")
         shoot_figure(
-            browser, bits.picture(pd.read_csv(results / "bits.csv"), theme), folder, pictures / f"bits-{theme}.png"
+            browser,
+            bits.picture(pd.read_csv(results / "bits-curve.csv"), theme),
+            folder,
+            pictures / f"bits-{theme}.png",
         )
         for name, file in SLIMMED.items():
             sizes = structured.picture(pd.read_csv(results / file), theme)
