@@ -201,7 +201,11 @@ def texts() -> dict[str, list[str]]:
 
 def tables() -> dict[str, list[str]]:
     """The same of documents of which the tables alone are compared."""
-    return {"docs/lab-notes/check.md": [planted()], "docs/check.md": [faults_found()]}
+    return {
+        "docs/lab-notes/check.md": [planted()],
+        "docs/check.md": [faults_found()],
+        "docs/shipping.md": [zeros_and_bits()],
+    }
 
 
 def planted() -> str:
@@ -424,6 +428,37 @@ def of_bits() -> str:
     return f"{says(ratio(rows.assign(method=rows['bits']), '4', '-'))} times that, {rows['seed'].nunique()} draws"
 
 
+def of_draw_by_bits() -> pd.DataFrame:
+    """Zeros, fewer bits and both, rows of one draw in one environment, most bits first; the dense model takes 16."""
+    rows = read("bits-curve.csv")
+    (before,) = rows["dense_perplexity"].unique()
+    dense = {"sparsity": "0", "bits": "-", "bits_a_weight": 16.0, "perplexity": before}
+    rows = pd.concat([pd.DataFrame([dense]), rows[list(dense)]], ignore_index=True)
+    return rows.sort_values(["bits_a_weight", "perplexity"], ascending=[False, True])
+
+
+def zeros_and_bits() -> str:
+    """Perplexity by what is zero and how many bits the others have."""
+    zeros = {"0": "none", "0.5": "50 %", "0.7": "70 %", "2:4": "2:4"}
+    lines = [
+        [f"{row.bits_a_weight:.2f}", zeros[row.sparsity], row.bits.replace("-", "16"), f"{row.perplexity:.2f}"]
+        for row in of_draw_by_bits().itertuples()
+    ]
+    return table(["bits a weight", "zeros", "bits of the others", "perplexity"], lines)
+
+
+def round_or_prune() -> str:
+    """The same bits a weight, spent in two ways."""
+    rows = of_draw_by_bits().set_index(["sparsity", "bits"])
+    rounded, both = rows.loc["0", "3"], rows.loc["0.5", "4"]
+    assert f"{rounded['bits_a_weight']:.2f}" == f"{both['bits_a_weight']:.2f}"
+    size, three, four = both["bits_a_weight"], rounded["perplexity"], both["perplexity"]
+    return (
+        f"with {size:.2f} bits a weight, perplexity is {three:.1f} where all weights have 3 bits, and {four:.1f} where "
+        f"half are zero and the others have 4"
+    )
+
+
 def before_and_after(dense: float, after: pd.Series) -> str:
     return f"{dense:.1f} → {cell(after)}"
 
@@ -447,6 +482,7 @@ def readme() -> list[str]:
         f"{before_and_after(whole['perplexity'], slim['perplexity'])}, {slim['parameters'].mean() / 1e6:.0f} of "
         f"{whole['parameters'] / 1e6:.0f} million parameters",
         of_bits(),
+        round_or_prune(),
         f"ROSE's held-out error is {rose_where(smol).mean():.2f} of SparseGPT's in the {len(columnar(smol))} of "
         f"{len(ranges(smol))} output projections that are columnar in SmolLM2-135M, and {rose_where(qwen).mean():.2f} "
         f"in {len(columnar(qwen))} of {len(ranges(qwen))} of Qwen2.5-Coder-0.5B",

@@ -47,11 +47,16 @@ def bits_and_zeros(table: pd.DataFrame, *, layer: str = "", theme: Theme = "ligh
 def perplexity_and_bits(table: pd.DataFrame, *, model: str, theme: Theme = "light") -> Drawing:
     """The same of whole models by `perplexity`; the dense model is a row of 16 bits a weight."""
     figure = _lines(table, "perplexity", "perplexity")
-    figure.update_yaxes(dtick="D2")
+    for trace in figure.data:  # few points, far apart: each says its bits
+        trace.update(mode="lines+markers+text", text=trace.customdata, textposition="top right")
+    reach = 0.95 * float(table["perplexity"].min()), 1.08 * float(table["perplexity"].max())
+    figure.update_yaxes(type="linear", range=reach, dtick=None)
+    sizes = np.log10([0.9 * float(table["bits_a_weight"].min()), 1.25 * float(table["bits_a_weight"].max())])
+    figure.update_xaxes(type="log", range=sizes, tickvals=[2, 3, 4, 6, 8, 12, 16], exponentformat="none")
     both, alone = _row(table, "0.5", 4), _row(table, "0", 3)
     more = verdicts.says_change(both["perplexity"], alone["perplexity"], "all of them at 3 bits", "perplexity")
     finding = f"Half the weights at 4 bits make {more}"
-    what = f"Perplexity of {model} on a log scale; along a line 3 to 16 bits"
+    what = f"Perplexity of {model} by bits a weight on a log scale; marks name the bits of weights that are kept"
     caption = f"Half the weights at 4 bits take {both['bits_a_weight']:.2f} bits a weight, as all of them at 3 bits do."
     alt = "Line chart of perplexity against bits a weight, a line for each sparsity"
     frame = {"x": "bits a weight", "y": "perplexity", "height": 460, "legend": True}

@@ -110,7 +110,7 @@ def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
     (before,) = rows["dense_perplexity"].unique()
     dense = {"sparsity": "0", "bits": 0, "bits_a_weight": 16.0, "perplexity": before}
     rows = rows.assign(bits=rows["bits"].replace("-", "0").astype(int))
-    table = pd.concat([rows[list(dense)], pd.DataFrame([dense])], ignore_index=True)
+    table = pd.concat([pd.DataFrame([dense]), rows[list(dense)].sort_values("sparsity")], ignore_index=True)
     return perplexity_and_bits(table, model="SmolLM2-135M", theme=theme).figure
 
 
