@@ -204,7 +204,7 @@ def tables() -> dict[str, list[str]]:
     return {
         "docs/lab-notes/check.md": [planted()],
         "docs/check.md": [faults_found()],
-        "docs/shipping.md": [zeros_and_bits()],
+        "docs/shipping.md": [zeros_and_bits(), round_in_each_draw(), beside_published(), qwen_rounded()],
     }
 
 
@@ -428,9 +428,15 @@ def of_bits() -> str:
     return f"{says(ratio(rows.assign(method=rows['bits']), '4', '-'))} times that, {rows['seed'].nunique()} draws"
 
 
+def budgets(way: str, method: str, model: str = "smollm2-135m") -> pd.DataFrame:
+    """Rows of zeros and bits that ran in one environment."""
+    rows = read("bits-budget.csv")
+    return rows[(rows["way"] == way) & (rows["method"] == method) & rows["model"].str.startswith(model)]
+
+
 def of_draw_by_bits() -> pd.DataFrame:
-    """Zeros, fewer bits and both, rows of one draw in one environment, most bits first; the dense model takes 16."""
-    rows = read("bits-curve.csv")
+    """Zeros, fewer bits and both, rows of one draw, most bits first; the dense model takes 16."""
+    rows = budgets("joint", "rose_admm").query("seed == 0")
     (before,) = rows["dense_perplexity"].unique()
     dense = {"sparsity": "0", "bits": "-", "bits_a_weight": 16.0, "perplexity": before}
     rows = pd.concat([pd.DataFrame([dense]), rows[list(dense)]], ignore_index=True)
@@ -457,6 +463,29 @@ def round_or_prune() -> str:
         f"with {size:.2f} bits a weight, perplexity is {three:.1f} where all weights have 3 bits, and {four:.1f} where "
         f"half are zero and the others have 4"
     )
+
+
+def round_in_each_draw() -> str:
+    """The same bits a weight in two ways, draw by draw."""
+    rows = budgets("joint", "rose_admm").set_index(["sparsity", "bits", "seed"])["perplexity"].sort_index()
+    rounded, both = (", ".join(f"{value:.2f}" for value in rows.loc[key]) for key in (("0", "3"), ("0.5", "4")))
+    return f"{rounded} against {both} in draws 0, 1 and 2"
+
+
+def beside_published() -> str:
+    """SparseGPT's own program with wbits beside ours, on the same tokens; one draw."""
+    theirs = budgets("published", "sparsegpt").query("seed == 0")["perplexity"].item()
+    ours = budgets("layer", "sparsegpt").query("seed == 0").set_index(["bits", "group"])["perplexity"]
+    return (
+        f"its program {theirs:.1f}, ours with one scale a row {ours['4', 'row']:.1f}, with groups of 64 "
+        f"{ours['4', '64']:.1f}, and without rounding {ours['-', '-']:.1f}"
+    )
+
+
+def qwen_rounded() -> str:
+    """Qwen at 50 % without and with 4 bits, one draw."""
+    rows = budgets("joint", "sparsegpt", "qwen").set_index("bits")["perplexity"]
+    return f"{rows['-']:.2f} becomes {rows['4']:.2f}"
 
 
 def before_and_after(dense: float, after: pd.Series) -> str:

@@ -177,7 +177,7 @@ def shoot_pareto(browser: Browser, folder: Path, pictures: Path) -> None:
         shoot_figure(browser, drawing.figure, folder, pictures / f"pareto-{theme}.png")
         shoot_figure(
             browser,
-            bits.picture(pd.read_csv(results / "bits-curve.csv"), theme),
+            bits.picture(pd.read_csv(results / "bits-budget.csv"), theme),
             folder,
             pictures / f"bits-{theme}.png",
         )
