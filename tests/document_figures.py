@@ -327,7 +327,7 @@ def in_bases() -> str:
 def rotated_models() -> str:
     """Whole models with rotated heads against those without: means over draws, and their ratio."""
     rows, lines = read("rotation-whole.csv"), []
-    for (sparsity, method, target), part in rows.groupby(["sparsity", "method", "target"], sort=False):
+    for (sparsity, method, target), part in rows.groupby(["sparsity", "method", "target"]):
         drawn = part.pivot(index="seed", columns="rotated", values="perplexity").dropna()
         if len(drawn) > 1:
             found = verdicts.paired_ratio(np.log(drawn[True]), np.log(drawn[False]))
@@ -336,6 +336,13 @@ def rotated_models() -> str:
             means = (f"{drawn[one].mean():.1f}" for one in (False, True))
             lines.append([sparsity, f"`{method}`, target {target}", *means, each, said])
     return table(["sparsity", "", "as given", "rotated", "ratio in each draw", "mean, 95 % interval"], lines)
+
+
+def pairs_rotated() -> str:
+    """In how many runs rotated heads give the lower perplexity."""
+    key = ["seed", "sparsity", "target", "method"]
+    drawn = read("rotation-whole.csv").pivot(index=key, columns="rotated", values="perplexity")
+    return f"Rotated heads are lower in {(drawn[True] < drawn[False]).sum()} of {len(drawn)} pairs"
 
 
 def orders_compared() -> tuple[str, str, int]:
@@ -394,7 +401,7 @@ def learned_basis() -> str:
 
 def orders() -> list[str]:
     sentences = [at_two_of_four(), *orders_compared()[:2], qwen_outputs(), learned_basis()]
-    return [by_order("0.7"), *sentences, rotated_models()]
+    return [by_order("0.7"), *sentences, rotated_models(), pairs_rotated()]
 
 
 def own_model() -> str:
