@@ -205,6 +205,7 @@ def tables() -> dict[str, list[str]]:
         "docs/lab-notes/check.md": [planted()],
         "docs/check.md": [faults_found()],
         "docs/shipping.md": [zeros_and_bits(), round_in_each_draw(), beside_published(), qwen_rounded()],
+        "docs/tuning.md": [tuned()],
     }
 
 
@@ -493,6 +494,13 @@ def qwen_rounded() -> str:
     """Qwen at 50 % without and with 4 bits, one draw."""
     rows = budgets("joint", "sparsegpt", "qwen").set_index("bits")["perplexity"]
     return f"{rows['-']:.2f} becomes {rows['4']:.2f}"
+
+
+def tuned() -> str:
+    """Perplexity before and after tuning at 70 %, one draw."""
+    rows = read("tuning.csv").set_index(["method", "windows"])["perplexity"]
+    before, after = rows["rose_admm", 0], rows["rose_admm", 64]
+    return f"from {before:.1f} to {after:.1f} (dense {rows['dense', 0]:.1f})"
 
 
 def before_and_after(dense: float, after: pd.Series) -> str:
