@@ -1,7 +1,7 @@
-"""What README.md, docs/results.md and docs/orders.md say in numbers, from the files that hold the measurements.
+"""What README.md and documents say in numbers, from the files that hold the measurements.
 
 `texts()` has, for each document, the tables and phrases that it must hold word for word; tests/test_documents.py looks
-for them, and finds every other number of the first two that has no file. After a new measurement
+for them, and finds every other number of README.md and docs/results.md that has no file. After a new measurement
 `python -m tests.document_figures` prints what to put into them.
 """
 
@@ -17,6 +17,7 @@ import pandas as pd
 
 from rose import verdicts
 from rose.model.measure.comparison import mean_and_spread
+from tests.benchmarks.bits import first_draw
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/results"
@@ -442,29 +443,21 @@ def budgets(way: str, method: str, model: str = "smollm2-135m") -> pd.DataFrame:
     return rows[(rows["way"] == way) & (rows["method"] == method) & rows["model"].str.startswith(model)]
 
 
-def of_draw_by_bits() -> pd.DataFrame:
-    """Zeros, fewer bits and both, rows of one draw, most bits first; the dense model takes 16."""
-    rows = budgets("joint", "rose_admm").query("seed == 0")
-    (before,) = rows["dense_perplexity"].unique()
-    dense = {"sparsity": "0", "bits": "-", "bits_a_weight": 16.0, "perplexity": before}
-    rows = pd.concat([pd.DataFrame([dense]), rows[list(dense)]], ignore_index=True)
-    return rows.sort_values(["bits_a_weight", "perplexity"], ascending=[False, True])
-
-
 def zeros_and_bits() -> str:
-    """Perplexity by what is zero and how many bits the others have."""
+    """Perplexity by what is zero and how many bits the others have, most bits first."""
+    rows = first_draw(read("bits-budget.csv"))
     zeros = {"0": "none", "0.5": "50 %", "0.7": "70 %", "2:4": "2:4"}
     lines = [
-        [f"{row.bits_a_weight:.2f}", zeros[row.sparsity], row.bits.replace("-", "16"), f"{row.perplexity:.2f}"]
-        for row in of_draw_by_bits().itertuples()
+        [f"{row.bits_a_weight:.2f}", zeros[row.sparsity], str(row.bits or 16), f"{row.perplexity:.2f}"]
+        for row in rows.sort_values(["bits_a_weight", "perplexity"], ascending=[False, True]).itertuples()
     ]
     return table(["bits a weight", "zeros", "bits of the others", "perplexity"], lines)
 
 
 def round_or_prune() -> str:
     """The same bits a weight, spent in two ways."""
-    rows = of_draw_by_bits().set_index(["sparsity", "bits"])
-    rounded, both = rows.loc["0", "3"], rows.loc["0.5", "4"]
+    rows = first_draw(read("bits-budget.csv")).set_index(["sparsity", "bits"])
+    rounded, both = rows.loc[("0", 3)], rows.loc[("0.5", 4)]
     assert f"{rounded['bits_a_weight']:.2f}" == f"{both['bits_a_weight']:.2f}"
     size, three, four = both["bits_a_weight"], rounded["perplexity"], both["perplexity"]
     return (

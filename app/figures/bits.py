@@ -29,6 +29,10 @@ def bits_and_zeros(table: pd.DataFrame, *, layer: str = "", theme: Theme = "ligh
     has_held_out = bool(table["held_out_error"].notna().all())
     column, tokens = ("held_out_error", "held-out") if has_held_out else ("relative_error", "calibration")
     figure = _lines(table, column, f"{tokens} error")
+    values = table[column].clip(lower=np.finfo(np.float32).tiny)
+    span = [np.log10(values.min()) - 0.2, np.log10(values.max()) + 0.2]
+    figure.update_yaxes(type="log", range=span, dtick=1, exponentformat="none")  # decades, as numbers
+    figure.update_xaxes(range=[0, float(table["bits_a_weight"].max()) * 1.05])
     what = f"{words.sentence(tokens)} error{words.of(layer)} on a log scale; along a line 3 to 16 bits"
     both, alone = (_row(table, "0.5", 4), _row(table, "0", 3))
     change = verdicts.says_change(both[column], alone[column], "all of them at 3 bits")
@@ -50,7 +54,7 @@ def perplexity_and_bits(table: pd.DataFrame, *, model: str, theme: Theme = "ligh
     for trace in figure.data:  # few points, far apart: each says its bits
         trace.update(mode="lines+markers+text", text=trace.customdata, textposition="top right")
     reach = 0.95 * float(table["perplexity"].min()), 1.08 * float(table["perplexity"].max())
-    figure.update_yaxes(type="linear", range=reach, dtick=None)
+    figure.update_yaxes(range=reach)
     sizes = np.log10([0.9 * float(table["bits_a_weight"].min()), 1.25 * float(table["bits_a_weight"].max())])
     figure.update_xaxes(type="log", range=sizes, tickvals=[2, 3, 4, 6, 8, 12, 16], exponentformat="none")
     both, alone = _row(table, "0.5", 4), _row(table, "0", 3)
@@ -64,17 +68,13 @@ def perplexity_and_bits(table: pd.DataFrame, *, model: str, theme: Theme = "ligh
 
 
 def _lines(table: pd.DataFrame, column: str, noun: str) -> go.Figure:
-    """A line for each sparsity; `column` on a log scale."""
+    """A line for each sparsity, `column` against bits a weight."""
     figure = go.Figure()
     for sparsity, rows in table.groupby("sparsity", sort=False):
         rows = rows.sort_values("bits_a_weight")
         named = ["16 bits" if bits == 0 else f"{bits} bits" for bits in rows["bits"]]
         hover = f"{LOOKS[sparsity].label}, %{{customdata}}<br>%{{x:.2f}} bits a weight<br>{noun} %{{y:.4g}}"
         marks.lines(figure, rows["bits_a_weight"], rows[column], LOOKS[sparsity], hover, customdata=named, size=10)
-    values = table[column].clip(lower=np.finfo(np.float32).tiny)
-    span = [np.log10(values.min()) - 0.2, np.log10(values.max()) + 0.2]
-    figure.update_yaxes(type="log", range=span, dtick=1, exponentformat="none")  # decades, as numbers
-    figure.update_xaxes(range=[0, float(table["bits_a_weight"].max()) * 1.05])
     return figure
 
 

@@ -238,7 +238,8 @@ def _slim(known: Structures) -> None:
         running=run is not None and run.job.status == "running",
         icon=":material/compress:",
     )
-    right.caption(says)
+    if says:
+        right.caption(says)
     if run is None:
         st.info("Size, speed, perplexity and text of the smaller model appear here beside those of the dense one.")
     elif run.job.status == "done":

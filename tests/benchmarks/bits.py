@@ -34,7 +34,7 @@ from rose.layer.methods.toolkit import measured_result
 from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import PrunableLayer, prunable_layers
-from tests.benchmarks.common import WHOLE, Rows, arguments, dense_and_judged
+from tests.benchmarks.common import MODEL, WHOLE, Rows, arguments, dense_and_judged
 from tests.benchmarks.reference import undisturbed
 
 KEY = ["model", "way", "method", "sparsity", "bits", "group", "seed"]
@@ -105,14 +105,20 @@ def made(way: str, dense: nn.Module, pruned: nn.Module, tokens: Any, grid: Grid 
     return model, None
 
 
-def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
-    """Perplexity of the recommended method against bits a weight, the first draw; the dense model takes 16."""
-    rows = rows[(rows["way"] == "joint") & (rows["method"] == "rose_admm") & (rows["seed"] == 0)]
+def first_draw(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the recommended method on the packaged model in draw 0, after one of the dense model at 16 bits a weight;
+    `bits` are numbers, 0 where weights are not rounded."""
+    rows = rows[(rows["way"] == "joint") & (rows["method"] == "rose_admm")]
+    rows = rows[(rows["model"] == MODEL) & (rows["seed"] == 0)]
     (before,) = rows["dense_perplexity"].unique()
     dense = {"sparsity": "0", "bits": 0, "bits_a_weight": 16.0, "perplexity": before}
     rows = rows.assign(bits=rows["bits"].replace("-", "0").astype(int))
-    table = pd.concat([pd.DataFrame([dense]), rows[list(dense)].sort_values("sparsity")], ignore_index=True)
-    return perplexity_and_bits(table, model="SmolLM2-135M", theme=theme).figure
+    return pd.concat([pd.DataFrame([dense]), rows[list(dense)].sort_values("sparsity")], ignore_index=True)
+
+
+def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
+    """Perplexity against bits a weight."""
+    return perplexity_and_bits(first_draw(rows), model="SmolLM2-135M", theme=theme).figure
 
 
 def main() -> None:
