@@ -26,8 +26,12 @@ if (!window.rosePictures) {
     if (!camera) return;
     const options = figure._context.toImageButtonOptions, usual = options.format;
     options.format = button.dataset.format;
-    camera.click();
+    camera.dispatchEvent(new MouseEvent("click"));  // it does not bubble, so it closes no menu
     setTimeout(() => { options.format = usual; }, 0);
+  });
+  // Plotly saves by a link in the page, which it presses: no press outside the menu, which stays open.
+  document.body.addEventListener("click", (event) => {
+    if (!event.isTrusted && event.target.matches("a[download]")) event.stopPropagation();
   });
 }
 </script>"""
