@@ -1,4 +1,4 @@
-"""Tuning, measured: python -m tests.benchmarks.tuning table | choose ...
+"""Tuning, measured: python -m tests.benchmarks.tuning table | choose | moved ...
 
 table --text TEXT --judge TEXT --output FOLDER
     perplexity before and after tuning by each draw, way of pruning, and number of windows, on the judged text and on
@@ -7,6 +7,9 @@ table --text TEXT --judge TEXT --output FOLDER
 choose --text TEXT --output FOLDER
     the divergence from the dense model after each rule, on windows of the same text that were not trained on. A rule is
     NAME=VALUE,... of constants in rose.model.tune.tuning.
+moved --text TEXT --output FOLDER
+    how far each layer moves, its first and its last quarter of columns apart; and by decoder block, drift on held-out
+    windows and what the loss gains by restoring the block, before and after.
 
 Rows are kept as they come, and the same command goes on; pruned models are kept in FOLDER/pruned. Times are of the
 processor, all threads together, which other programs disturb little. `--layers` prunes and tunes a part, `--minutes`
@@ -21,15 +24,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 import rose
 from rose.model.load.tokens import load_apart
 from rose.model.measure.comparison import parse_variant
+from rose.model.measure.damage import dense_weights
+from rose.model.network.network import Network
 from rose.model.network.precision import Precision
+from rose.model.network.stand_ins import hooked
 from rose.model.tune import tuning
 from rose.model.tune.loss import divergence
+from rose.model.walk.dense_states import token_drift
 from tests.benchmarks.common import MODEL, Rows, arguments, judged
 
 LENGTH = 512  # of the windows that are calibrated on and judged
@@ -97,6 +105,67 @@ def choose(options: Any) -> None:
     print(rows.means(["model", "method", "sparsity", "windows", "rule"], ["before", "after"]))
 
 
+def moved(options: Any) -> None:
+    layers = Rows(Path(options.output) / "tuning-layers.csv", [*WAY, "windows"])
+    blocks = Rows(Path(options.output) / "tuning-blocks.csv", [*WAY, "windows"])
+    dense, tokenizer = rose.load_model(options.model)
+    away = judged(options.judge or options.text, tokenizer, length=LENGTH)
+    for windows, way, seed in itertools.product(options.windows, options.ways, options.seeds):
+        method, _, sparsity = way.rpartition("@")
+        key = {"model": options.model, "seed": seed, "method": method, "sparsity": sparsity, "windows": windows}
+        if tuple(key.values()) in blocks:
+            continue
+        model, start = pruned(options, seed, way), pruned(options, seed, way)
+        tokens, kept = apart(options, tokenizer, seed, windows, tuning.HELD_OUT + JUDGED, away)
+        held_out, judge = kept[: tuning.HELD_OUT], kept[tuning.HELD_OUT :]
+        before = by_block(start, dense, judge)
+        tuned(model, dense, tokens, held_out, options)
+        after = by_block(model, dense, judge)
+        if tuple(key.values()) not in layers:
+            layers.add(*(key | row for row in changes(start, model)))
+        both = before.add_suffix("_before").join(after.add_suffix("_after")).round(5)
+        blocks.add(*(key | {"block": at} | row for at, row in enumerate(both.to_dict("records"))))
+
+
+def changes(start: Any, model: Any) -> Iterator[dict[str, Any]]:
+    """‖ΔW‖/‖W‖ of each layer, and of the first and last quarter of its columns alone."""
+    for was, now in zip(rose.prunable_layers(start), rose.prunable_layers(model), strict=True):
+        quarter = was.weight.shape[1] // 4
+        parts = {"change": slice(None), "first_columns": slice(quarter), "last_columns": slice(-quarter, None)}
+        pairs = {name: (was.weight[:, part].float(), now.weight[:, part].float()) for name, part in parts.items()}
+        yield {"layer": was.name} | {
+            name: round(float((new - old).norm() / old.norm()), 5) for name, (old, new) in pairs.items()
+        }
+
+
+def by_block(model: Any, dense: Any, windows: Tensor) -> pd.DataFrame:
+    """Drift after each decoder block, and what the loss gains where the block alone is restored, in nats a token."""
+    each = [drifts(model, dense, window) for window in windows.split(1)]
+    found = rose.damage(model, windows, held_out=windows, units="blocks", restore=dense_weights(dense, model)).units
+    return pd.DataFrame({"drift": pd.DataFrame(each).mean(), "damage": found["damage"]})
+
+
+def drifts(model: Any, dense: Any, window: Tensor) -> list[float]:
+    states = (hidden_states(one, window) for one in (model, dense))
+    return [float(token_drift(own - wanted, wanted).mean()) for own, wanted in zip(*states, strict=True)]
+
+
+@torch.no_grad()
+def hidden_states(model: Any, window: Tensor) -> list[Tensor]:
+    """What leaves each decoder block, (1, length, hidden)."""
+    found: list[Tensor] = []
+    blocks = Network(model).blocks
+    hooks = [block.register_forward_hook(lambda *seen: found.append(first_of(seen[2]))) for block in blocks]
+    with hooked(hooks):
+        model(input_ids=window, use_cache=False)
+    return found
+
+
+def first_of(output: Any) -> Tensor:
+    """The hidden states among what a decoder block returns."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 def apart(options: Any, tokenizer: Any, seed: int, windows: int, held_out: int, away: Tensor) -> tuple[Tensor, Tensor]:
     """Windows to train on and held-out ones, of which the latter are the same however many the former."""
     sizes: dict[str, Any] = {"samples": windows, "held_out": held_out, "length": options.length}
@@ -151,7 +220,7 @@ def ruled(rule: str) -> Iterator[None]:
             setattr(tuning, name, value)
 
 
-STUDIES = {"table": table, "choose": choose}
+STUDIES = {"table": table, "choose": choose, "moved": moved}
 
 
 def main() -> None:
