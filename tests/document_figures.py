@@ -293,7 +293,7 @@ def by_order(sparsity: str) -> str:
     rows = outputs_by_order().query(f"sparsity == {sparsity!r} and block_size == '128'")
     found = rows.groupby(["model", "basis"], sort=False)[list(ORDERS)].mean()
     bases = {"as given": "as given", "learned": "rotated"}
-    columns = [(model, basis) for model in rows["model"].unique() for basis in bases]
+    columns = [(model, basis) for model in MODELS for basis in bases]
     head = ["order / budget", *(f"{MODELS[model]}, {bases[basis]}" for model, basis in columns)]
     lines = [
         [shown, *(f"{found.loc[one, name]:.3f}" for one in columns)]
@@ -301,6 +301,24 @@ def by_order(sparsity: str) -> str:
         if found[name].notna().all()
     ]
     return table(head, lines)
+
+
+def draws_apart() -> str:
+    """By how much means of one draw differ, at most."""
+    rows = outputs_by_order().query("block_size == '128'")
+    means = rows.groupby(["model", "sparsity", "basis", "seed"])[list(ORDERS)].mean()
+    most = means.groupby(["model", "sparsity", "basis"]).agg(np.ptp).max().max()
+    return f"means of single draws lie within {most:.2f} of each other"
+
+
+def by_block_size(model: str) -> str:
+    """Orders by the size of blocks, as given at 70 %, relative to SparseGPT with blocks of 128."""
+    rows = outputs_by_order().query(f"model == {model!r} and sparsity == '0.7' and basis == 'as given'")
+    found = rows.groupby("block_size")[list(ORDERS)].mean().reindex(["32", "64", "128", "256", "whole"])
+    lines = [
+        [shown, *(f"{one:.3f}" for one in found[name])] for name, shown in ORDERS.items() if found[name].notna().all()
+    ]
+    return table(["order / budget", *("whole layer" if size == "whole" else size for size in found.index)], lines)
 
 
 def in_bases() -> str:

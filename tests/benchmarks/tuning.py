@@ -177,8 +177,9 @@ def tuned(model: Any, dense: Any, tokens: Tensor, held_out: Tensor, options: Any
     sizes: dict[str, Any] = {"minutes": options.minutes} if options.minutes else {"epochs": 1.0}
     began = time.process_time()
     report = rose.tune_model(
-        model, dense, tokens, held_out=held_out, layers=options.layers or None, seed=options.order, **sizes
-    )
+        model, dense, tokens, held_out=held_out, layers=options.layers or None, seed=options.order,
+        batch=tuning.BATCH, **sizes,
+    )  # fmt: skip
     said = report.summary
     return {
         "steps": said["steps"], "kept_step": said["kept_step"], "zeros": said["zeros"],
