@@ -1,9 +1,9 @@
 """Tuning, measured: python -m tests.benchmarks.tuning table | choose | moved ...
 
 table --text TEXT --judge TEXT --output FOLDER
-    perplexity before and after tuning by each draw, way of pruning, and number of windows, on the judged text and on
-    another one. A way is METHOD@SPARSITY, or METHOD@slim-RATIO for models made smaller; METHOD may name an order, a
-    budget and a target, as for `rose compare`.
+    perplexity before and after tuning by each draw, way of pruning, and number of windows (0: pruned alone), on the
+    judged text and on another one. A way is METHOD@SPARSITY, or METHOD@slim-RATIO for models made smaller; METHOD may
+    name an order, a budget and a target, as for `rose compare`.
 choose --text TEXT --output FOLDER
     the divergence from the dense model after each rule, on windows of the same text that were not trained on. A rule is
     NAME=VALUE,... of constants in rose.model.tune.tuning.
@@ -40,6 +40,7 @@ from rose.model.tune.loss import divergence
 from rose.model.walk.dense_states import token_drift
 from tests.benchmarks.common import MODEL, Rows, arguments, judged
 
+SAMPLES = 16  # to prune with
 LENGTH = 512  # of the windows that are calibrated on and judged
 JUDGED = 12  # windows of the text itself on which rules are compared
 WAY = ["model", "seed", "method", "sparsity"]
@@ -48,9 +49,9 @@ WAY = ["model", "seed", "method", "sparsity"]
 def pruned(options: Any, seed: int, way: str) -> Any:
     """The model of one draw that was pruned this way, from FOLDER/pruned, where it is put first."""
     method, _, sparsity = way.rpartition("@")
-    name = f"{Path(options.model).stem}-{method}-{sparsity.replace(':', 'of')}-{seed}"
-    folder = Path(options.output) / "pruned" / name.replace("/", "-").replace(":", "-")
+    folder = folder_of(options, seed, way)
     if not folder.exists():
+        began = time.process_time()
         model, tokenizer = rose.load_model(options.model)
         tokens = rose.load_tokens(options.text, tokenizer, samples=options.samples, length=LENGTH, seed=seed)
         if sparsity.startswith("slim-"):
@@ -60,30 +61,47 @@ def pruned(options: Any, seed: int, way: str) -> Any:
             chosen: dict[str, Any] = {"target": variant.target or "dense", "order": variant.order}
             chosen |= {"budget": variant.budget, "layers": options.layers or None}
             rose.prune_model(model, tokens, method=variant.method, sparsity=sparsity, **chosen)
+        took = time.process_time() - began
         rose.save_model(model, tokenizer, folder)
+        seconds_of(folder).write_text(f"{took:.1f}")
     return rose.load_model(str(folder))[0]
 
 
+def folder_of(options: Any, seed: int, way: str) -> Path:
+    name = f"{Path(options.model).stem}-{way.replace('@', '-')}-{seed}"
+    if options.samples != SAMPLES:
+        name += f"-{options.samples}"
+    return Path(options.output) / "pruned" / name.replace("/", "-").replace(":", "-")
+
+
+def seconds_of(folder: Path) -> Path:
+    """The file of the processor's seconds that pruning took."""
+    return folder.with_name(f"{folder.name}.seconds")
+
+
 def table(options: Any) -> None:
-    rows = Rows(Path(options.output) / "tuning.csv", [*WAY, "windows"])
+    rows = Rows(Path(options.output) / "tuning.csv", [*WAY, "samples", "windows"])
     dense, tokenizer = rose.load_model(options.model)
     texts = {"perplexity": judged(options.judge or options.text, tokenizer, length=LENGTH)}
     if options.other:
         texts["other"] = judged(options.other, tokenizer, windows=16, length=LENGTH)
-    if (options.model, -1, "dense", "", 0) not in rows:
-        rows.add(model=options.model, seed=-1, method="dense", sparsity="", windows=0, **perplexities(dense, texts))
+    if (options.model, -1, "dense", "", 0, 0) not in rows:
+        none: dict[str, Any] = {"seed": -1, "method": "dense", "sparsity": "", "samples": 0, "windows": 0}
+        rows.add(model=options.model, **none, **perplexities(dense, texts))
     for windows, way, seed in itertools.product(options.windows, options.ways, options.seeds):
         method, _, sparsity = way.rpartition("@")
-        key = {"model": options.model, "seed": seed, "method": method, "sparsity": sparsity}
+        key = {"model": options.model, "seed": seed, "method": method, "sparsity": sparsity, "samples": options.samples}
         if (*key.values(), 0) not in rows:
-            rows.add(**key, windows=0, **perplexities(pruned(options, seed, way), texts))
+            before = perplexities(pruned(options, seed, way), texts)
+            took = seconds_of(folder_of(options, seed, way))
+            rows.add(**key, windows=0, **before, processor_seconds=took.read_text() if took.exists() else "")
         if (*key.values(), windows) in rows:
             continue
         model = pruned(options, seed, way)
         tokens, held_out = apart(options, tokenizer, seed, windows, tuning.HELD_OUT, texts["perplexity"])
         found = tuned(model, dense, tokens, held_out, options)
         rows.add(**key, windows=windows, **perplexities(model, texts), **found)
-    print(rows.means(["model", "method", "sparsity", "windows"], list(texts)))
+    print(rows.means(["model", "method", "sparsity", "samples", "windows"], list(texts)))
 
 
 def choose(options: Any) -> None:
@@ -226,8 +244,9 @@ STUDIES = {"table": table, "choose": choose, "moved": moved}
 
 def main() -> None:
     options = arguments(
-        __doc__, "studies", output=str, model=MODEL, text="packaged", judge="", other="", samples=16, seeds=[0, 1, 2],
-        ways=["rose_admm@0.7"], windows=[64], rules=[""], layers=[""], minutes=0.0, order=0, length=LENGTH,
+        __doc__, "studies", output=str, model=MODEL, text="packaged", judge="", other="", samples=SAMPLES,
+        seeds=[0, 1, 2], ways=["rose_admm@0.7"], windows=[64], rules=[""], layers=[""], minutes=0.0, order=0,
+        length=LENGTH,
     )  # fmt: skip
     options.layers = [name for name in options.layers if name]
     for name in options.studies or ("table",):
