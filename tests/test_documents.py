@@ -10,11 +10,11 @@ import pytest
 
 import rose
 from rose import cli
-from tests import document_figures
+from tests import document_figures, document_studies
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-FIGURES, TABLES = document_figures.texts(), document_figures.tables()
+FIGURES, TABLES = document_figures.texts(), document_studies.texts() | document_figures.tables()
 
 
 def public(name: str) -> object:

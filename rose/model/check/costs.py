@@ -23,7 +23,7 @@ from rose.layer.target import InputGap, OutputGap, corrected_weight, target_erro
 from rose.model.check.inputs import LayerInputs
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "rose", RECOMMENDED)
-REFIT_STEPS = 12  # of conjugate gradients from the weights found; 24 find half a percent more (docs/check.md)
+REFIT_STEPS = 12  # of conjugate gradients from the weights found; 24 find half a percent more (docs/lab-notes/check.md)
 DAMPING = 0.01
 SAME_MASK = 0.9  # share in common of what two masks remove, from which on they are one method's
 EXACT = 0.99  # the same of one method on the same inputs, but for rounding

@@ -1,0 +1,380 @@
+"""What documents of single studies say in numbers, from the files that hold the measurements; see document_figures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from app.lessons import basis, subjects
+from rose import verdicts
+from tests.benchmarks import methods as costs_of_methods
+from tests.document_figures import RESULTS, cell, read, says
+
+SMOL, QWEN = "", "qwen2.5-coder-0.5b-"  # prefixes of files
+PREDICTORS = ("held_out_error", "output_error", "drift")
+KINDS = ("q", "k", "v", "o", "gate", "up", "down")
+REMOVED = (0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+def texts() -> dict[str, list[str]]:
+    """For each document what it must say, tables and phrases."""
+    return {
+        "docs/check.md": check(),
+        "docs/class.md": lessons(),
+        "docs/damage.md": damage(),
+        "docs/diffusion.md": diffusion(),
+        "docs/large-models.md": memory(),
+        "docs/solvers.md": solvers(),
+        "docs/speed.md": speed(),
+        "docs/structured.md": structured(),
+        "docs/targets.md": targets(),
+        "docs/tutorial.md": finding(),
+    }
+
+
+def grid(lines: Sequence[Sequence[str]]) -> str:
+    """A table whose head is written by hand: its lines alone."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def listed(values: Iterable[float], digits: int = 3) -> str:
+    return ", ".join(f"{value:.{digits}f}" for value in values)
+
+
+def by_draw(rows: pd.DataFrame, value: str = "perplexity") -> pd.Series:
+    return np.log(rows.groupby("seed" if "seed" in rows else "draw")[value].mean())
+
+
+# Damage
+
+
+@cache
+def units(which: str, kind: str) -> pd.DataFrame:
+    """Units that were changed alone, without the row of all at once."""
+    return read(f"{which}damage-{kind}.csv").query("unit != '*'")
+
+
+def damage() -> list[str]:
+    lines = []
+    for which, name in ((SMOL, "SmolLM2"), (QWEN, "Qwen")):
+        for kind, said in (("blocks", "decoder blocks"), ("layers", "layers")):
+            rows = units(which, kind)
+            found = [verdicts.rank_correlation(rows[one], rows["damage"]) for one in PREDICTORS]
+            lines.append([f"{name}, {said}", str(len(rows)), *map(str, found)])
+        lines.append(within_projections(which))
+    ends = units(SMOL, "blocks").set_index("block_index")
+    middle = ends.iloc[1:-1]
+    qwen = units(QWEN, "blocks").set_index("block_index")
+    assert qwen["held_out_error"].idxmin() == qwen["damage"].idxmax() == 23
+    of_kind = units(SMOL, "layers").groupby("projection")["damage"].sum()
+    assert list(of_kind.index) == ["mlp.down_proj", "mlp.gate_proj", "mlp.up_proj", *of_kind.index[3:]]
+    down, gate, up, key, output, query, value = (f"{one:.2f}" for one in of_kind)
+    return [
+        grid(lines),
+        f"{ends['damage'].iloc[0]:.2f} and {ends['damage'].iloc[-1]:.2f} nats in SmolLM2, where the other "
+        f"{len(middle)} cost {middle['damage'].min():.2f} to {middle['damage'].max():.2f}",
+        f"held-out errors of {ends['held_out_error'].iloc[0]:.3f} and {ends['held_out_error'].iloc[-1]:.3f}, where the "
+        f"mean is {ends['held_out_error'].mean():.3f}",
+        f"the last block costs {qwen['damage'].max():.2f} nats at the smallest error of all, the first "
+        f"{qwen['damage'].iloc[0]:.2f}",
+        f"up projections cost {up} nats in all, down {down}, gate {gate}, value {value}, output {output}, key {key}, "
+        f"query {query}",
+        f"{at_once(SMOL, 'layers')} over SmolLM2's layers, {at_once(SMOL, 'blocks')} over its blocks, "
+        f"{at_once(QWEN, 'blocks')} over Qwen's blocks",
+        " and ".join(unclear(which) for which in (SMOL, QWEN)),
+    ]
+
+
+def within_projections(which: str) -> list[str]:
+    """The mean of seven rank correlations, one for each projection, and the interval of that mean."""
+    groups = [rows for _, rows in units(which, "layers").groupby("projection")]
+    (size,) = {len(rows) for rows in groups}
+    assert len(groups) == 7
+    found = []
+    for one in PREDICTORS:
+        ranked = [verdicts.rank_correlation(rows[one], rows["damage"]) for rows in groups]
+        found.append(str(verdicts.mean_interval([each.value for each in ranked if each])))
+    return ["within a projection, mean of seven", f"{size} each", *found]
+
+
+def at_once(which: str, kind: str) -> str:
+    """Damage of all units together beside the sum of their own."""
+    together = read(f"{which}damage-{kind}.csv").query("unit == '*'")["damage"].item()
+    return f"{together:.2f} nats for a sum of {units(which, kind)['damage'].sum():.2f}"
+
+
+def unclear(which: str) -> str:
+    """Of how many layers the interval over windows holds 0."""
+    rows = units(which, "layers")
+    return f"{(rows['damage'].abs() < 1.96 * rows['standard_error']).sum()} of {len(rows)}"
+
+
+# Solvers
+
+
+@cache
+def errors(name: str) -> pd.DataFrame:
+    """Rows of a benchmark of solvers: error and seconds relative to SparseGPT's on the same layer."""
+    rows = read(name)
+    base = rows[rows["variant"] == "sparsegpt"].set_index(["setting", "layer"])[["error", "seconds"]]
+    joined = rows.join(base.add_prefix("base_"), on=["setting", "layer"])
+    return rows.assign(error=joined["error"] / joined["base_error"], time=joined["seconds"] / joined["base_seconds"])
+
+
+SOLVERS = {
+    "rose_dealt": "rose_dealt",
+    "rose_admm": "**rose_admm**",
+    "rose_admm, effort 3": "rose_admm, effort 3",
+    "alps": "alps",
+}
+
+
+def mean_errors(name: str) -> pd.DataFrame:
+    """Means over layers; a row a variant, a column a setting."""
+    return errors(name).pivot_table(index="variant", columns="setting", values="error", sort=False)
+
+
+def solvers() -> list[str]:
+    rows = errors("solvers-70.csv")
+    kinds = rows["projection"].str.extract(r"(\w+)_proj")[0]
+    lines = []
+    for name, shown in SOLVERS.items():
+        own = rows[rows["variant"] == name]
+        each = own["error"].groupby(kinds).mean()
+        numbers = [own["error"].mean(), own["error"].max(), *each[list(KINDS)]]
+        lines.append([shown, *(f"{one:.3f}" for one in numbers), f"{own['time'].mean():.1f}"])
+    each = rows.pivot(index="layer", columns="variant", values="error")
+    mean_time = rows.groupby("variant")["time"].mean()
+    fewer = mean_errors("solvers-samples.csv")
+    windows = [[SOLVERS[name], *(f"{one:.3f}" for one in fewer.loc[name])] for name in SOLVERS]
+    patterns = mean_errors("solvers-patterns.csv")
+    more = (patterns.loc["alps"] - patterns.loc["rose_admm"]).round(3)
+    half, high, *grouped = patterns.loc["rose_admm"]
+    qwen = mean_errors(f"{QWEN}solvers.csv").iloc[:, 0]
+    down = errors("solvers-samples.csv").query("setting == '0.7, 2 × 512' and projection == 'mlp.down_proj'")
+    down = down.groupby("variant")["error"].mean()
+    share = read("solver-bounds.csv").groupby("method")["share"].mean()
+    of_four = errors("solvers-samples.csv").query("setting == '0.7, 4 × 512' and variant == 'alps'")["error"]
+    return [
+        grid(lines),
+        f"in {(mean_time['rose_admm'] / mean_time['alps']):.2f} of its time",
+        f"lower in {(each['rose_admm'] < each['alps']).sum()} of SmolLM2's {len(each)} layers, with effort 3 in "
+        f"{(each['rose_admm, effort 3'] < each['alps']).sum()}",
+        f"`rose_admm` comes to {qwen['rose_admm']:.3f} and ALPS to {qwen['alps']:.3f}",
+        grid(windows),
+        f"{half:.3f} at 0.5, {high:.3f} at 0.8, {grouped[0]:.3f} under 2:4, {grouped[1]:.3f} under 4:8 and "
+        f"{grouped[2]:.3f} under 1:4, ALPS to {more.min():.3f} to {more.max():.3f} more",
+        f"`rose_admm` comes to {down['rose_admm']:.3f}, ALPS to {down['alps']:.3f}",
+        f"the default is {fewer.loc['rose_admm'].iloc[-1] - fewer.loc['alps'].iloc[-1]:.2f} above it",
+        f"ALPS is above SparseGPT in {'three' if (of_four > 1).sum() == 3 else '?'} layers",
+        f"by at most {1 - share['sparsegpt']:.0%}, and ALPS's by at most {1 - share['alps']:.0%}".replace("%", " %"),
+    ]
+
+
+# Speed
+
+
+def speed() -> list[str]:
+    rows = costs_of_methods.ratios(read("methods-times.csv")).set_index(["target", "method"])["ratio"]
+    shown = ("wanda", "sparsegpt", "rose", "rose_global", "rose_dealt", "rose_admm", "alps")
+    lines = [[f"target {one}", *(f"{rows[one, m]:.2f}" for m in shown)] for one in ("layer", "dense")]
+    took = (
+        read("compute.csv")
+        .query("what == 'forward' or what == 'pruned'")
+        .assign(compute=lambda found: found["compute"].str.removeprefix("torch."))
+    )
+    took = took.pivot(index=["what", "draw"], columns="compute", values="seconds")
+    share = (took["bfloat16"] / took["float32"]).groupby("what").agg(list)
+    searched = errors("solvers-bfloat16.csv").pivot(index="layer", columns="variant", values=["error", "seconds"])
+    change = (searched.xs("rose_admm, bfloat16", axis=1, level=1)) / searched.xs("rose_admm", axis=1, level=1)
+    return [
+        grid(lines),
+        f"a bare forward pass in bfloat16 took {listed(share['forward'], 2)} of its time in float32, a whole run "
+        f"{listed(share['pruned'], 2)}",
+        f"takes {change['seconds'].mean():.2f} of the time, and its error is within {change['error'].min():.3f} to "
+        f"{change['error'].max():.3f} of float32's",
+    ]
+
+
+# Structured
+
+
+VARIANTS = {
+    "obs@uniform/exact": "**`obs`, uniform, the default**",
+    "obs@uniform/exact+dense": "`obs`, uniform, `--target dense`",
+    "slimllm@similarity/linear": "`slimllm`, similarity, as published",
+    "wanda@uniform/bias": "`wanda`, uniform, with bias",
+    "depth@uniform/none": "`depth`",
+    "magnitude@uniform/none": "`magnitude`, uniform",
+}
+
+
+def slim(which: str, share: float) -> Mapping[str, pd.DataFrame]:
+    rows = read(f"{which}structured.csv")
+    return dict(list(rows[np.isclose(rows["ratio"], share)].groupby("variant")))
+
+
+def perplexity_of_slim(rows: pd.DataFrame) -> str:
+    """One draw, and draws that agree, have no ±."""
+    values = rows["perplexity"]
+    return cell(values if values.nunique() > 1 else values[:1])
+
+
+def slim_ratio(which: str, share: float, one: str, other: str) -> str:
+    of = slim(which, share)
+    return says(verdicts.paired_ratio(by_draw(of[one]), by_draw(of[other])))
+
+
+def structured() -> list[str]:
+    lines = [[shown, *(perplexity_of_slim(slim(SMOL, s)[name]) for s in REMOVED)] for name, shown in VARIANTS.items()]
+    default, published, wanda, _depth = "obs@uniform/exact", *list(VARIANTS)[2:5]
+    sizes = [f"{slim(SMOL, share)[default]['parameters'].mean() / 1e6:.1f}" for share in REMOVED]
+    qwen = slim(QWEN, 0.2)[default]
+    lead = [f"{slim_ratio(w, s, default, published)}" for s in (0.2, 0.5) for w in (SMOL, QWEN)]
+    beside = [slim_ratio(QWEN, share, default, wanda) for share in (0.2, 0.5)]
+    said = (RESULTS / "structured-speed.txt").read_text()
+    prefill, decode = (
+        re.findall(rf"{what}: .* ratio ([\d.]+), of ideal ([\d.]+)", said)[0] for what in ("prefill", "decode")
+    )
+    size = re.findall(r"file, bytes: .* ratio ([\d.]+)", said)[0]
+    whole = read("structured.csv").iloc[0]
+    return [
+        f"The dense model has {whole['parameters'] / 1e6:.1f} million parameters and a perplexity of "
+        f"{whole['perplexity']:.1f}",
+        grid([["parameters, millions", *sizes], *lines]),
+        f"{lead[0]} times its perplexity in SmolLM2 and {lead[1]} in Qwen2.5-Coder-0.5B, at 50 % {lead[2]} and "
+        f"{lead[3]}",
+        f"takes {read(f'{QWEN}structured.csv')['parameters'].max() / 1e6:.0f} million parameters to "
+        f"{qwen['parameters'].mean() / 1e6:.0f} at 20 %, perplexity "
+        f"{read(f'{QWEN}structured.csv')['perplexity'][0]:.1f} to {cell(qwen['perplexity'])}",
+        f"{beside[0]} at 20 %, {beside[1]} at 50 %",
+        f"{float(prefill[0]):.2f} times as fast where multiplications allow {float(prefill[1]):.2f}, decoding "
+        f"{float(decode[0]):.2f} where weights read allow {float(decode[1]):.2f}; the file has {float(size):.2f}",
+    ]
+
+
+# Targets
+
+
+def targets() -> list[str]:
+    shares = costs_of_methods.dense_over_layer(read("methods-times-whole.csv")).set_index("method")["dense over layer"]
+    names = ("wanda", "sparsegpt", "rose", "rose_global", "rose_dealt", "rose_admm", "alps")
+    smol, few, qwen = (
+        [damped(model, tokens, each) for each in (rule, "layer")]
+        for model, tokens, rule in (
+            ("smollm2-135m", 8192, "0.62"),
+            ("smollm2-135m", 2048, "rule"),
+            ("qwen.gguf", 2048, "4.85"),
+        )
+    )
+    drawn = read("targets-damping.csv").query("model == 'qwen.gguf' and tokens == 2048 and seed == 0")
+    drawn = drawn.set_index("damping")["perplexity"]
+    return [
+        grid([[f"{shares[name]:.2f}" for name in names]]),
+        f"SparseGPT's perplexity at 70 % is {smol[0]:.1f} where no correction gives {smol[1]:.1f} (SmolLM2, 16 × 512 "
+        f"tokens), {few[0]:.1f} for {few[1]:.1f} (4 × 512), and {qwen[0]:.1f} for {qwen[1]:.1f} in Qwen (4 × 512)",
+        f"a sixth of the rule's μ gives {drawn['0.8']:.1f} where the rule gives {drawn['4.85']:.1f}",
+    ]
+
+
+def damped(model: str, tokens: int, damping: str) -> float:
+    """Mean perplexity over three draws with one damping of the correction, all decoder blocks of a model."""
+    rows = read("targets-damping.csv")
+    rows = rows[(rows["model"] == model) & (rows["tokens"] == tokens) & (rows["damping"] == damping)]
+    rows = rows[(rows["method"] == "sparsegpt") & (rows["blocks"] == rows["blocks"].max())]
+    assert sorted(rows["seed"]) == [0, 1, 2]
+    return float(rows["perplexity"].mean())
+
+
+# Diffusion
+
+
+@cache
+def drawn_pictures() -> pd.DataFrame:
+    """Means over evaluation noises, a row for each method, sparsity and draw; uniform step weights."""
+    rows = read("diffusion.csv").query("step_weights == 'uniform'")
+    return rows.groupby(["method", "sparsity", "draw"], as_index=False)[["drift", "accuracy", "frechet"]].mean()
+
+
+def pictures(method: str, sparsity: str) -> pd.DataFrame:
+    return drawn_pictures().query(f"method == {method!r} and sparsity == {sparsity!r}")
+
+
+def picture_ratio(method: str, sparsity: str) -> verdicts.Interval:
+    one, other = (by_draw(pictures(name, sparsity), "drift") for name in (method, "sparsegpt"))
+    return verdicts.paired_ratio(one, other)
+
+
+def diffusion() -> list[str]:
+    shown, lines = ("0.5", "0.7", "2:4"), []
+    for method in ("wanda", "sparsegpt", "rose", "rose_dealt", "rose_admm"):
+        drifts = [cell(pictures(method, sparsity)["drift"], 4) for sparsity in shown]
+        seen = [f"{pictures(method, sparsity)['accuracy'].mean():.0%}".replace("%", " %") for sparsity in shown]
+        lines.append([f"**{method}**" if method == "rose_admm" else method, *drifts, *seen])
+    dense = read("diffusion.csv").query("method == 'dense'").iloc[0]
+    free, steep, grouped = (says(picture_ratio("rose_admm", sparsity)) for sparsity in shown)
+    apart = {method: cell(pictures(method, "0.7")["frechet"], 1) for method in ("rose_admm", "sparsegpt")}
+    assert not any(picture_ratio("rose", sparsity).is_clear for sparsity in ("0.7", "0.3", "2:4"))
+    return [
+        grid(lines),
+        f"recognizes {dense['accuracy']:.0%} of the dense model's".replace("%", " %"),
+        f"{free} times as far as SparseGPT at 50 %, {steep} at 70 % and {grouped} under 2:4",
+        f"{picture_ratio('rose', '0.5').value:.2f} times as far at 50 % ({picture_ratio('rose', '0.5').low:.2f} to "
+        f"{picture_ratio('rose', '0.5').high:.3f})",
+        f"the dense model is at {dense['frechet']:.1f}, `rose_admm` at {apart['rose_admm']} and SparseGPT at "
+        f"{apart['sparsegpt']} at 70 %",
+    ]
+
+
+# Others
+
+
+def lessons() -> list[str]:
+    """What lessons show, in the words of the class."""
+    plan = subjects.example()
+    wanted = [column + 1 for column in plan.permutation.tolist()]
+    blocks = [column - 1 for column in wanted[:: plan.block_size]]
+    first = blocks[0] // plan.block_size + 1
+    lost = plan.potential_loss[:, (first - 1) * plan.block_size : first * plan.block_size]
+    given_up = sorted(f"{one:.1f}" for one in lost[lost > 0].tolist())
+    share, error = {}, {}
+    for name, one in basis.turned().items():
+        share[name] = f"{100 * float(one.plan.importance.sum(0).max() / one.plan.importance.sum()):.1f} %"
+        error[name] = one.errors["sparsegpt"][1]
+    assert share["random"] == share["given"]
+    return [
+        f"Block {first} gives up {', '.join(given_up[:-1])} and {given_up[-1]}",
+        f"The relative range is {plan.relative_range:.2f}",
+        f"ROSE starts with block {first}, and prunes in the order {', '.join(map(str, wanted))}",
+        f"holds {share['given']} of the importance in a random basis and as given, {share['gathered']} in the gathered "
+        f"one and {share['learned']} in the learned one",
+        f"SparseGPT's held-out error falls from {error['given']:.3f} to {error['learned']:.3f}",
+    ]
+
+
+def memory() -> list[str]:
+    """What the formula says of LLaMA's sizes."""
+    shown = ("7B layer 128", "7B dense 128", "7B dense 16", "70B layer 128", "70B dense 16")
+    rows = [line.split() for line in (RESULTS / "memory-table.txt").read_text().splitlines()[1:]]
+    of = {" ".join(row[:3]): [row[0], row[3], f"{row[1]}, {row[2]}", *row[-2:]] for row in rows}
+    return [grid([of[name] for name in shown])]
+
+
+def check() -> list[str]:
+    """Seconds of a check, of the version that is newest in the file."""
+    rows = read("check-times.csv").query("program == 'this version'")
+    return [f"{rows['processor_seconds'].mean():.0f} processor seconds for {rows['blocks'].iloc[0]} of its 30"]
+
+
+def finding() -> list[str]:
+    """What the first command of the tutorial says."""
+    said = (RESULTS / f"{QWEN}analyze.txt").read_text()
+    columnar, layers = re.findall(r"(\d+) of (\d+) layers are columnar", said)[0]
+    pairs = re.findall(r"True +([\d.]+) +([\d.]+)$", said, re.MULTILINE)
+    lower = sum(float(rose) < float(other) for other, rose in pairs)
+    assert (lower, len(pairs)) == (4, int(columnar))
+    return [f"{columnar} of {layers} output projections are columnar", f"it comes to {said.split()[-1]} of it"]
