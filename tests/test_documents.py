@@ -15,6 +15,7 @@ from tests import document_figures, document_studies
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FIGURES, TABLES = document_figures.texts(), document_studies.texts() | document_figures.tables()
+SETTINGS = document_figures.SETTINGS | document_studies.SETTINGS
 
 
 def public(name: str) -> object:
@@ -90,9 +91,9 @@ def test_tables_and_figures_are_those_of_the_files(name: str) -> None:
     assert not missing, "\n\n".join(["python -m tests.document_figures says instead:", *missing])
 
 
-@pytest.mark.parametrize("name", document_figures.SETTINGS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_every_other_number_is_a_setting_or_a_name(name: str) -> None:
-    """A new figure needs a line in document_figures.py, which reads it from a file."""
+    """A new figure needs a line in document_figures.py or document_studies.py, which read it from a file."""
     assert numbers_left(name, (ROOT / name).read_text()) == []
 
 
@@ -103,10 +104,10 @@ def test_a_figure_without_a_file_is_found() -> None:
 
 def numbers_left(name: str, document: str) -> list[str]:
     text = flat(re.sub(r"\]\([^)]*\)", "]", document))
-    for known in sorted(map(flat, FIGURES[name]), key=len, reverse=True):
+    for known in sorted(map(flat, (FIGURES | TABLES)[name]), key=len, reverse=True):
         text = text.replace(flat(re.sub(r"\]\([^)]*\)", "]", known)), " ")
     text = re.sub(r"```.*?```|`[^`]*`", " ", text)
-    for known in document_figures.SETTINGS[name]:
+    for known in SETTINGS[name]:
         assert re.search(known, text), f"{known!r} is allowed but not said"
         text = re.sub(known, " ", text)
     return re.findall(r"\d[\d.,]*", text)

@@ -77,6 +77,7 @@ def test_pruning_from_the_command_line_saves_a_pipeline_that_loads(pruned: Path)
     weights = denoiser_of(rose.load_diffusion(str(pruned))).state_dict()
     report = rose.RunReport.from_json((pruned / "report.json").read_text())
     assert len(report.layers) == 24
+    assert (report.layers["relative_range"] > 0.5).sum() == 1  # columnar, as docs/diffusion.md says
     for name in report.layers["layer"]:
         assert (weights[f"{name}.weight"] == 0).float().mean() == pytest.approx(0.5, abs=0.001)
     assert report.summary["convolutions_left_dense"] == 1
