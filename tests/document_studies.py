@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from app.lessons import basis, subjects
 from rose import verdicts
@@ -85,6 +86,7 @@ def texts() -> dict[str, list[str]]:
         "docs/class.md": lessons(),
         "docs/damage.md": damage(),
         "docs/diffusion.md": diffusion(),
+        "docs/lab-notes/orders.md": foretold(),
         "docs/large-models.md": memory(),
         "docs/solvers.md": solvers(),
         "docs/speed.md": speed(),
@@ -169,6 +171,51 @@ def unclear(which: str) -> str:
     """Of how many layers the interval over windows holds 0."""
     rows = units(which, "layers")
     return f"{(rows['damage'].abs() < 1.96 * rows['standard_error']).sum()} of {len(rows)}"
+
+
+# Orders
+
+
+FORETELLERS = {
+    "relative_range": "relative range",
+    "variation_of_columns": "**variation of column losses**",
+    "gini_of_columns": "Gini coefficient of column losses",
+    "foreseen_by_factor": "Σ w²/U_jj² of both orders",
+}
+
+
+def foretold() -> list[str]:
+    """How well numbers known before a sweep rank layers by what two-level order gains."""
+    rows = read("order-gain.csv")
+    rows = rows.assign(kind=rows["layer"].str.extract(r"(\w+)_proj$")[0])
+    lines = []
+    for name, shown in FORETELLERS.items():
+        found = []
+        for _, own in rows.groupby("model", sort=False):
+            kinds = [verdicts.rank_correlation(one[name], one["gain"]) for _, one in own.groupby("kind")]
+            outputs = own[own["kind"] == "o"]
+            found += [
+                verdicts.rank_correlation(own[name], own["gain"]),
+                verdicts.mean_interval([each.value for each in kinds if each]),
+                verdicts.rank_correlation(outputs[name], outputs["gain"]),
+            ]
+        lines.append([shown, *map(str, found)])
+    smol, qwen = (says_gap(own) for _, own in rows.groupby("model", sort=False))
+    return [grid(lines), f"{smol} in SmolLM2 and {qwen} in Qwen"]
+
+
+def says_gap(rows: pd.DataFrame, draws: int = 2000) -> str:
+    """By how much column losses rank better than relative range, with an interval by resampling layers."""
+    values = rows[["variation_of_columns", "relative_range", "gain"]].to_numpy()
+
+    def gap(chosen: np.ndarray) -> float:
+        correlations = np.corrcoef(rankdata(chosen, axis=0), rowvar=False)[2]
+        return float(correlations[0] - correlations[1])
+
+    generator = np.random.default_rng(0)
+    gaps = [gap(values[generator.integers(0, len(values), len(values))]) for _ in range(draws)]
+    low, high = np.percentile(gaps, [2.5, 97.5])
+    return f"{gap(values):.2f} ({low:.2f} to {high:.2f})".replace("-", "−")
 
 
 # Solvers

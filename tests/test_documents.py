@@ -14,7 +14,11 @@ from tests import document_figures, document_studies
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-FIGURES, TABLES = document_figures.texts(), document_studies.texts() | document_figures.tables()
+SOURCES = document_figures.texts(), document_figures.tables(), document_studies.texts()
+FIGURES = {
+    name: [text for one in SOURCES for text in one.get(name, [])]
+    for name in sorted({*SOURCES[0], *SOURCES[1], *SOURCES[2]})
+}
 SETTINGS = document_figures.SETTINGS | document_studies.SETTINGS
 
 
@@ -84,10 +88,10 @@ def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-@pytest.mark.parametrize("name", FIGURES | TABLES)
+@pytest.mark.parametrize("name", FIGURES)
 def test_tables_and_figures_are_those_of_the_files(name: str) -> None:
     document = flat((ROOT / name).read_text())
-    missing = [text for text in (FIGURES | TABLES)[name] if flat(text) not in document]
+    missing = [text for text in FIGURES[name] if flat(text) not in document]
     assert not missing, "\n\n".join(["python -m tests.document_figures says instead:", *missing])
 
 
@@ -104,7 +108,7 @@ def test_a_figure_without_a_file_is_found() -> None:
 
 def numbers_left(name: str, document: str) -> list[str]:
     text = flat(re.sub(r"\]\([^)]*\)", "]", document))
-    for known in sorted(map(flat, (FIGURES | TABLES)[name]), key=len, reverse=True):
+    for known in sorted(map(flat, FIGURES[name]), key=len, reverse=True):
         text = text.replace(flat(re.sub(r"\]\([^)]*\)", "]", known)), " ")
     text = re.sub(r"```.*?```|`[^`]*`", " ", text)
     for known in SETTINGS[name]:
