@@ -530,6 +530,20 @@ def tuned() -> str:
     return table(head, lines)
 
 
+def order_after_tuning() -> str:
+    """Global order with the layer's budget beside SparseGPT, target layer at 70 %: before and after tuning."""
+    rows = pd.read_csv(RESULTS / "tuning.csv", dtype={"sparsity": str}).query("sparsity == '0.7'")
+    drawn = rows.pivot(index="seed", columns=["method", "windows"], values="perplexity")
+    said = []
+    for size in (0, 64):
+        one, other = (drawn[f"{method}:layer", size].dropna() for method in ("rose_global", "sparsegpt"))
+        found = verdicts.paired_ratio(np.log(one), np.log(other))
+        said.append(
+            f"{other.mean():.1f} and {one.mean():.1f}, {found.value:.3f} of it ({found.low:.3f} to {found.high:.3f})"
+        )
+    return f"before tuning {said[0]}, after 64 windows {said[1]}"
+
+
 def dense_tuned() -> str:
     rows = read("tuning.csv")
     return f"{rows[rows['method'] == 'dense']['perplexity'].iloc[0]:.1f}"

@@ -87,6 +87,7 @@ def texts() -> dict[str, list[str]]:
         "docs/damage.md": damage(),
         "docs/diffusion.md": diffusion(),
         "docs/lab-notes/orders.md": foretold(),
+        "docs/orders.md": gain_foretold(),
         "docs/large-models.md": memory(),
         "docs/solvers.md": solvers(),
         "docs/speed.md": speed(),
@@ -202,6 +203,19 @@ def foretold() -> list[str]:
         lines.append([shown, *map(str, found)])
     smol, qwen = (says_gap(own) for _, own in rows.groupby("model", sort=False))
     return [grid(lines), f"{smol} in SmolLM2 and {qwen} in Qwen"]
+
+
+def gain_foretold() -> list[str]:
+    """The first of them beside relative range, over all layers of either model."""
+    rows, said = read("order-gain.csv"), []
+    for _, own in rows.groupby("model", sort=False):
+        one, other = (verdicts.rank_correlation(own[name], own["gain"]) for name in list(FORETELLERS)[1::-1])
+        said.append((len(own), one, other))
+    (smol, first, then), (qwen, second, last) = said
+    return [
+        f"reaches {first} over the {smol} layers of SmolLM2, relative range {then}",
+        f"Over {qwen} layers of Qwen it reaches {second} against {last}",
+    ]
 
 
 def says_gap(rows: pd.DataFrame, draws: int = 2000) -> str:
