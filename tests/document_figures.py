@@ -423,7 +423,7 @@ def learned_basis() -> str:
 
 
 def orders() -> list[str]:
-    sentences = [at_two_of_four(), *orders_compared()[:2], draws_apart(), learned_basis()]
+    sentences = [at_two_of_four(), *orders_compared()[:2], draws_apart(), learned_basis(), order_after_tuning()]
     tables = [by_order("0.7"), *map(by_block_size, MODELS), rotated_models()]
     return [*tables, *sentences, pairs_rotated()]
 

@@ -53,8 +53,8 @@ def tune_model(
         minutes: how long tuning may take; the number of steps is set by the time of the first ones.
         epochs: passes over `tokens`, where no minutes are given; 1 by default, parts allowed.
         loss: "kl", towards the dense model's distributions; "ce", of the text's own next tokens, for data of one's own.
-        rate: of Adam, after a warm-up over a quarter of the steps, falling to 0 linearly. None means 0.001, and in
-            proportion less for fewer than 32 steps.
+        rate: of Adam, after a warm-up over a quarter of the steps, falling to 0 linearly. None means 0.001, in
+            proportion less for fewer than 32 steps, and less for a model that is near the dense one.
         batch: windows of a step; several processes share them.
         seed: of the order of windows.
         compute: format of matrix products, see `rose.prune_model`. Weights and Adam's moments are float32.

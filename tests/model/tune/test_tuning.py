@@ -16,6 +16,7 @@ import rose
 from rose import cli
 from rose.commands.tune import draw_texts
 from rose.files import digest
+from rose.model.tune import tuning
 from rose.model.tune.kept import keep_low_rank
 from rose.model.tune.loss import divergence
 from rose.model.tune.tuning import TuningProgress
@@ -104,6 +105,25 @@ def test_own_data_count_by_their_next_tokens():
     before = rose.perplexity(model, TOKENS)
     rose.tune_model(model, dense, TOKENS, **FAST | {"loss": "ce", "held_out": TOKENS})
     assert rose.perplexity(model, TOKENS) < before
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce"])
+@pytest.mark.parametrize("held_out", [HELD_OUT, None])
+def test_the_rate_falls_with_the_way_to_the_dense_model(loss, held_out, monkeypatch):
+    dense, model = pruned_pair()
+    with torch.no_grad():
+        away = float(divergence(model(HELD_OUT).logits, dense(HELD_OUT).logits)) / HELD_OUT.numel()
+    monkeypatch.setattr(tuning, "FAR", 2 * away)
+    rates = {}
+    for sparsity in (0.5, 0.1):
+        dense, model = pruned_pair(sparsity=sparsity)
+        report = rose.tune_model(model, dense, TOKENS, held_out=held_out, epochs=1, loss=loss, compute="float32")
+        rates[sparsity] = report.summary["rate"]
+    assert report.summary["steps"] == 32  # enough for the full rate, were the way long
+    if held_out is not None:  # else by the windows of the first step
+        assert rates[0.5] == pytest.approx(1e-3 * 0.5**1.5, rel=1e-3)
+    assert rates[0.1] == pytest.approx(1e-4)
+    assert rates[0.5] > rates[0.1]
 
 
 def test_minutes_say_how_many_steps_there_are():
