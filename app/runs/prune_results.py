@@ -110,7 +110,8 @@ def _take_on(model: EvaluatedModel, run: PruningRun) -> None:
 
 def _labels(model: EvaluatedModel, run: PruningRun) -> list[str]:
     """The copy and the others at its sparsity, as the page Compare runs calls them."""
-    known = [one for report in reversed(shared.reports()) for one in finished.runs_of(report)]
+    # A snapshot: a run adds reports while pages are drawn.
+    known = [one for report in reversed(list(shared.reports())) for one in finished.runs_of(report)]
     label_of = {id(one.origin): label for label, one in finished.labelled(known).items()}
     alike = [one for one in run.copies if one.case.asked == model.case.asked and one is not model]
     return [label_of[id(one.report)] for one in [model, *alike] if id(one.report) in label_of]

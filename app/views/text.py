@@ -1,5 +1,6 @@
 """Your text: what does pruning do to it?"""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -221,7 +222,7 @@ def _next(run: TextReading, encoded: EncodedText, known: dict[str, Any], number:
         alt="The ten likeliest tokens of every model, with their probabilities",
     )
     given = ", ".join(
-        f"{words.plain(name)} {words.number(100 * float(np.exp(-one.losses[number - 1])))} %"
+        f"{words.plain(name)} {words.number(100 * math.exp(-float(one.losses[number - 1])))} %"
         for name, one in known.items()
     )
     csv_button("Expected tokens, CSV", table, "expected.csv", "text-next-csv")
