@@ -366,15 +366,9 @@ def pairs_rotated() -> str:
 
 
 def outputs_of(model: str, sparsity: str) -> pd.DataFrame:
-    """A row for each output projection as given, blocks of 128: means over draws."""
+    """Output projections as given, blocks of 128, a row for each draw and layer."""
     rows = outputs_by_order().query(f"model == {model!r} and sparsity == {sparsity!r} and block_size == '128'")
-    return rows[rows["basis"] == "as given"].drop(columns=["basis", "model"]).groupby("layer").mean(numeric_only=True)
-
-
-def columnar_in_most_draws(model: str, sparsity: str) -> int:
-    rows = outputs_by_order().query(f"model == {model!r} and sparsity == {sparsity!r} and block_size == '128'")
-    rows = rows[rows["basis"] == "as given"]
-    return int((rows["relative_range"] > 0.5).groupby(rows["seed"]).sum().median())
+    return rows[rows["basis"] == "as given"]
 
 
 def orders_compared() -> tuple[str, str, int]:
@@ -382,10 +376,11 @@ def orders_compared() -> tuple[str, str, int]:
     SmolLM2 a random order below two-level order."""
     said, kept, by_chance = [], [], []
     for model, name in MODELS.items():
-        free, grouped = (outputs_of(model, sparsity) for sparsity in ("0.7", "2:4"))
+        drawn = outputs_of(model, "0.7")
+        columnar = int((drawn["relative_range"] > 0.5).groupby(drawn["seed"]).sum().median())  # in most draws
+        free, grouped = (one.groupby("layer")[list(ORDERS)].mean() for one in (drawn, outputs_of(model, "2:4")))
         helped = (free["two_level/block"] < free["natural/block"]).sum()
         by_chance.append((free["random:0/block"] < free["two_level/block"]).sum())
-        columnar = columnar_in_most_draws(model, "0.7")
         said.append(
             f"{helped} of {len(free)} layers of {name}, of which ROSE takes {columnar} for columnar; a random order is "
             f"below it in {by_chance[-1]}"
@@ -511,9 +506,15 @@ def qwen_rounded() -> str:
     return f"{rows['-']:.2f} becomes {rows['4']:.2f}"
 
 
+@cache
+def tuning_rows() -> pd.DataFrame:
+    """Models that were pruned with 16 windows, and tuned."""
+    return pd.read_csv(RESULTS / "tuning.csv", dtype={"sparsity": str}).query("samples == 16")
+
+
 def tuned() -> str:
     """Perplexity before and after tuning by sparsity and way of pruning: means over draws, and each of them."""
-    rows = pd.read_csv(RESULTS / "tuning.csv", dtype={"sparsity": str}).query("samples == 16")
+    rows = tuning_rows()
     sizes = [size for size in sorted(rows["windows"].unique()) if size]
     head = ["sparsity", "pruned by", "before"]
     for size in sizes:
@@ -534,14 +535,13 @@ def tuned() -> str:
 
 def order_after_tuning() -> str:
     """Global order with the layer's budget beside SparseGPT, target layer at 70 %: before and after tuning."""
-    rows = pd.read_csv(RESULTS / "tuning.csv", dtype={"sparsity": str}).query("sparsity == '0.7'")
+    rows = tuning_rows().query("sparsity == '0.7'")
     drawn = rows.pivot(index="seed", columns=["method", "windows"], values="perplexity")
     said = []
     for size in (0, 64):
         one, other = (drawn[f"{method}:layer", size].dropna() for method in ("rose_global", "sparsegpt"))
-        found = verdicts.paired_ratio(np.log(one), np.log(other))
         said.append(
-            f"{other.mean():.1f} and {one.mean():.1f}, {found.value:.3f} of it ({found.low:.3f} to {found.high:.3f})"
+            f"{other.mean():.1f} and {one.mean():.1f}, {says(verdicts.paired_ratio(np.log(one), np.log(other)))} of it"
         )
     return f"before tuning {said[0]}, after 64 windows {said[1]}"
 
@@ -553,8 +553,7 @@ def dense_tuned() -> str:
 
 def tuned_longest() -> str:
     """The default method at 70 %, before and after the most windows, for the table of decisions."""
-    rows = pd.read_csv(RESULTS / "tuning.csv", dtype={"sparsity": str})
-    rows = rows[(rows["sparsity"] == "0.7") & (rows["method"] == "rose_admm") & (rows["samples"] == 16)]
+    rows = tuning_rows().query("sparsity == '0.7' and method == 'rose_admm'")
     most = rows["windows"].max()
     before, after = (rows[rows["windows"] == size]["perplexity"] for size in (0, most))
     return f"at 70 % zero {cell(before, 1)} → {cell(after, 1)} with {most} windows, {len(after)} draws"

@@ -36,7 +36,8 @@ def add_parser(commands: Any) -> None:
     add("--epochs", type=float, help="or: passes over the windows (default: 1)")
     says = "kl: towards the dense model; ce: by the text's own next tokens"
     add("--loss", choices=LOSSES, default="kl", help=f"{says} (default: %(default)s)")
-    add("--rate", type=float, help=f"learning rate at its highest (default: {RATE:g}, less for few steps or few zeros)")
+    says = f"learning rate at its highest (default: {RATE:g}, less for few steps or near the dense model)"
+    add("--rate", type=float, help=says)
     add("--batch", type=int, default=BATCH, help="windows of a step (default: %(default)s)")
     add("--parts", type=int, default=1, help="decoder blocks in so many parts, one after another, for less memory")
     add("--unpruned", action="store_true", help="also a model without zeros")

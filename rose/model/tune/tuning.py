@@ -57,6 +57,7 @@ SAMPLES, LENGTH, HELD_OUT = 256, 512, 4  # windows that are drawn unless somebod
 LOOKS = 8  # measurements on held-out windows, and saves, besides that of the start
 CACHED = 2**28  # logits of the dense model on held-out windows that are kept, in bfloat16
 STATE = "state.safetensors"
+FACTS = ("step", "steps", "best_step", "seconds", "away")  # of a `Tuner`, saved with its weights
 
 
 @dataclass(frozen=True)
@@ -458,8 +459,7 @@ class _Loop:
             tensors |= {f"{one.name}/weight": one.parameter.detach(), f"{one.name}/best": best}
             for name, value in self.optimizer.state.get(one.parameter, {}).items():
                 tensors[f"{one.name}/{name}"] = value
-        facts = {"step": tuner.step, "steps": tuner.steps, "best_step": tuner.best_step, "seconds": tuner.seconds}
-        facts["away"] = tuner.away
+        facts = {name: getattr(tuner, name) for name in FACTS}
         curve = json.dumps([asdict(look) for look in tuner.curve])
         folder = self.folder
 
@@ -479,8 +479,8 @@ class _Loop:
             return False
         tuner, facts = self.tuner, json.loads(texts["facts"])
         tuner.curve = [Look(**look) for look in json.loads(texts["curve"])]
-        tuner.step, tuner.steps, tuner.best_step = facts["step"], facts["steps"], facts["best_step"]
-        tuner.seconds, tuner.away = facts["seconds"], facts["away"]
+        for name in FACTS:
+            setattr(tuner, name, facts[name])
         tuner.best = [tensors[f"{one.name}/best"] for one in self.trained]
         for one in self.trained:
             one.parameter.data.copy_(tensors[f"{one.name}/weight"])
