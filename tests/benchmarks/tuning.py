@@ -5,8 +5,8 @@ table --text TEXT --judge TEXT --output FOLDER
     judged text and on another one. A way is METHOD@SPARSITY, or METHOD@slim-RATIO for models made smaller; METHOD may
     name an order, a budget and a target, as for `rose compare`.
 choose --text TEXT --output FOLDER
-    the divergence from the dense model after each rule, on windows of the same text that were not trained on. A rule is
-    NAME=VALUE,... of constants in rose.model.tune.tuning.
+    perplexity and divergence from the dense model before and after each rule, on windows of the same text that were not
+    trained on. A rule is NAME=VALUE,... of constants in rose.model.tune.tuning.
 moved --text TEXT --output FOLDER
     how far each layer moves, its first and its last quarter of columns apart; and by decoder block, drift on held-out
     windows and what the loss gains by restoring the block, before and after.
@@ -116,11 +116,16 @@ def choose(options: Any) -> None:
         model = pruned(options, seed, way)
         tokens, kept = apart(options, tokenizer, seed, windows, tuning.HELD_OUT + JUDGED, away)
         held_out, judge = kept[: tuning.HELD_OUT], kept[tuning.HELD_OUT :]
-        before = away_from_dense(model, dense, judge)
+        before = judgement(model, dense, judge)
         with ruled(rule):
             found = tuned(model, dense, tokens, held_out, options)
-        rows.add(**key, rule=rule, before=before, after=away_from_dense(model, dense, judge), **found)
-    print(rows.means(["model", "method", "sparsity", "windows", "rule"], ["before", "after"]))
+        after = judgement(model, dense, judge)
+        rows.add(
+            **key, rule=rule,
+            **{f"{name}_before": value for name, value in before.items()},
+            **{f"{name}_after": value for name, value in after.items()}, **found,
+        )  # fmt: skip
+    print(rows.means(["model", "method", "sparsity", "windows", "rule"], ["perplexity_after", "divergence_after"]))
 
 
 def moved(options: Any) -> None:
@@ -209,6 +214,12 @@ def tuned(model: Any, dense: Any, tokens: Tensor, held_out: Tensor, options: Any
 
 def perplexities(model: Any, texts: dict[str, Tensor]) -> dict[str, float]:
     return {name: round(rose.perplexity(model, windows), 3) for name, windows in texts.items()}
+
+
+def judgement(model: Any, dense: Any, windows: Tensor) -> dict[str, float]:
+    """By next tokens, and by the way to the dense model's distributions."""
+    both = {"perplexity": rose.perplexity(model, windows), "divergence": away_from_dense(model, dense, windows)}
+    return {name: round(value, 4) for name, value in both.items()}
 
 
 @torch.no_grad()

@@ -55,9 +55,8 @@ BETAS = (0.9, 0.999)  # of Adam
 WARM_UP = 0.25  # share of the steps in which the rate rises: the first ones follow few gradients, and do harm
 SAMPLES, LENGTH, HELD_OUT = 256, 512, 4  # windows that are drawn unless somebody chooses
 LOOKS = 8  # measurements on held-out windows, and saves, besides that of the start
-CACHED = 2**28  # logits of the dense model on held-out windows that are kept, in bfloat16
 STATE = "state.safetensors"
-FACTS = ("step", "steps", "best_step", "seconds", "away")  # of a `Tuner`, saved with its weights
+FACTS = ("step", "steps", "best_step", "seconds", "away", "dense_held_out")  # of a `Tuner`, saved with its weights
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class TuneSettings:
 @dataclass(frozen=True)
 class Look:
     """One measurement while tuning: after `step` steps and `seconds`; losses in nats a token. `loss` is the mean of the
-    steps since the last look, None at the start; `held_out` is None without held-out windows."""
+    steps since the last look, None at the start; `held_out` is that of next tokens, None without held-out windows."""
 
     step: int
     seconds: float
@@ -156,7 +155,7 @@ class Tuner:
                     network.check_tokens(windows)
         if self.network.config.vocab_size != self.dense.config.vocab_size:
             raise RoseError("The two models have different vocabularies; give the dense model that was pruned.")
-        if settings.loss == "ce" and tokens.shape[1] < 2:
+        if any(windows is not None and windows.shape[1] < 2 for windows in (tokens, held_out)):
             raise RoseError("The loss of next tokens needs windows of at least 2 tokens; give longer ones.")
         if settings.batch < self.workers.count:
             raise RoseError(f"A batch of {settings.batch} cannot be divided over {self.workers.count} processes.")
@@ -167,14 +166,15 @@ class Tuner:
         self.start = [one.parameter.detach().clone() for one in self.trained]
         self.best = self.start
         self.best_step, self.step, self.steps, self.seconds = 0, 0, 0, 0.0
-        self.away = FAR  # nats a token from the dense model at the start, once it is known
+        self.away = FAR  # nats a token by which the dense model is better at the start, once it is known
+        self.dense_held_out: float | None = None
         self.curve: list[Look] = []
 
     @property
     def rate(self) -> float:
         """The learning rate at its highest; where it was not given, by the number of steps and by how far the dense
         model is. The power lies between what SmolLM2-135M took at 50 % and at 70 %."""
-        way = max(LEAST, min(1.0, self.away / FAR) ** 1.5)
+        way = max(LEAST, min(1.0, max(0.0, self.away) / FAR) ** 1.5)
         return self.settings.rate or RATE * way * min(1.0, max(1, self.steps) / FULL)
 
     def _check_memory(self) -> None:
@@ -246,6 +246,7 @@ class Tuner:
                 "seconds": self.seconds,
                 "held_out_before": known.get(0),
                 "held_out_after": known.get(self.best_step),
+                "held_out_dense": self.dense_held_out,
                 "zeros": int(table["zeros"].sum()),
                 "zeros_before": sum(int((was == 0).sum()) for was in self.start),
                 "weights": int(table["weights"].sum()),
@@ -285,7 +286,6 @@ class _Loop:
         blocks = [block for network in (tuner.network, Network(self.teacher)) for block in network.blocks]
         self.hooks += [block.register_forward_hook(lambda *_: self.tell()) for block in blocks if progress]
         self.began, self.first_step = time.perf_counter(), 0
-        self.wanted: list[Tensor] | None = None  # the dense model's logits on held-out windows
         self.gathered: list[float] = []
 
     def _clear(self, kept: Tensor) -> Callable[[Tensor], None]:
@@ -302,7 +302,7 @@ class _Loop:
         with hooked(self.hooks):
             if not self._resume():
                 self._look()
-                self.tuner.away = self.workers.from_first(self._away)
+                self._measure_dense()
                 self.tuner.steps = self._plan()
                 self._save()
             self.began = time.perf_counter() - self.tuner.seconds
@@ -325,15 +325,14 @@ class _Loop:
         counts = (tuner.step, steps, fraction, seconds, left)
         self.progress(TuningProgress("tune", 0, 1, None, None, *counts, curve=tuple(tuner.curve)))
 
-    def _away(self) -> float:
-        """Nats a token from the dense model, on held-out windows or those of the first step."""
-        known = self.tuner.curve[0].held_out
-        if known is not None and self.settings.loss == "kl":
-            return known
-        windows = (self._windows(0) if self.tuner.held_out is None else self.tuner.held_out).to(self.device).long()
-        with torch.no_grad():
-            total = sum(float(self._loss(one, self._dense_logits(one))) for one in windows.split(1))
-        return total / windows.numel()
+    def _measure_dense(self) -> None:
+        """How much better the dense model tells next tokens, on held-out windows or on those of the first step."""
+        tuner = self.tuner
+        windows = self._windows(0) if tuner.held_out is None else tuner.held_out
+        own = tuner.curve[0].held_out
+        dense = self._next_tokens(self.teacher, windows)
+        tuner.away = (self._next_tokens(tuner.network.model, windows) if own is None else own) - dense
+        tuner.dense_held_out = None if own is None else dense
 
     def _plan(self) -> int:
         """How many steps there will be: as the epochs want, or as many as fit into the minutes."""
@@ -346,8 +345,7 @@ class _Loop:
         self._gradient(0)
         self.optimizer.zero_grad()
         ended = time.perf_counter()
-        # Looks after the first one need no pass of the dense model, which takes half of it.
-        left = 60 * self.settings.minutes - (ended - started) - (1 + LOOKS / 2) * self.tuner.curve[0].seconds
+        left = 60 * self.settings.minutes - (ended - started) - (2 + LOOKS) * self.tuner.curve[0].seconds
         planned = max(1, int(left / (ended - middle)))
         return int(self.workers.smallest(planned) or 1)
 
@@ -390,7 +388,7 @@ class _Loop:
         tokens = windows.shape[0] * (windows.shape[1] - (self.settings.loss == "ce"))
         total = torch.zeros((), device=self.device)
         for several in own.split(max(1, TOGETHER // windows.shape[1])):
-            part = self._loss(several, self._dense_logits(several) if self.settings.loss == "kl" else None)
+            part = self._loss(several)
             (part / tokens).backward()
             total += part.detach()
         for one in self.trained:
@@ -400,22 +398,24 @@ class _Loop:
         self.workers.sum_tensor(total)
         return float(total) / tokens
 
-    def _loss(self, windows: Tensor, wanted: Tensor | None) -> Tensor:
+    def _loss(self, windows: Tensor) -> Tensor:
         """Summed over the tokens of these windows."""
-        model: Any = self.tuner.network.model
-        with self.precision.computing(self.device):
-            logits = model(input_ids=windows, use_cache=False).logits
-        return cross_entropy(logits, windows) if wanted is None else divergence(logits, wanted)
+        logits = self._logits(self.tuner.network.model, windows)
+        if self.settings.loss == "ce":
+            return cross_entropy(logits, windows)
+        with torch.no_grad():
+            wanted = self._logits(self.teacher, windows)
+        return divergence(logits, wanted)
 
-    def _dense_logits(self, windows: Tensor) -> Tensor:
-        model: Any = self.teacher
-        with torch.no_grad(), self.precision.computing(self.device):
+    def _logits(self, model: Any, windows: Tensor) -> Tensor:
+        with self.precision.computing(self.device):
             return model(input_ids=windows, use_cache=False).logits
 
     def _look(self) -> None:
         """Measures on held-out windows, and keeps the weights if they are the best so far."""
         tuner = self.tuner
-        held_out = self._held_out()
+        windows = tuner.held_out
+        held_out = None if windows is None else self._next_tokens(tuner.network.model, windows)
         loss = sum(self.gathered) / len(self.gathered) if self.gathered else None
         self.gathered.clear()
         tuner.seconds = time.perf_counter() - self.began
@@ -427,28 +427,16 @@ class _Loop:
             tuner.best_step = tuner.step
         self.tell()
 
-    def _held_out(self) -> float | None:
-        windows = self.tuner.held_out
-        if windows is None:
-            return None
-        own = list(windows.tensor_split(self.workers.count)[self.workers.place].to(self.device).long().split(1))
-        is_kl = self.settings.loss == "kl"
+    def _next_tokens(self, model: Any, windows: Tensor) -> float:
+        """The loss of next tokens, by which perplexity judges too: a model that has come no nearer to the dense one's
+        distributions may well tell them better."""
+        own = windows.tensor_split(self.workers.count)[self.workers.place].to(self.device).long()
         total = torch.zeros((), device=self.device)
         with torch.no_grad():
-            for window, wanted in zip(own, self._wanted(own) if is_kl else [None] * len(own), strict=True):
-                total += self._loss(window, wanted)
+            for window in own.split(1):
+                total += cross_entropy(self._logits(model, window), window)
         self.workers.sum_tensor(total)
-        return float(total) / (windows.shape[0] * (windows.shape[1] - (not is_kl)))
-
-    def _wanted(self, windows: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The dense model's logits on held-out windows; those that fit are computed once."""
-        vocabulary = self.tuner.dense.config.vocab_size
-        if sum(window.numel() for window in windows) * vocabulary > CACHED:
-            yield from map(self._dense_logits, windows)
-            return
-        if self.wanted is None:
-            self.wanted = [self._dense_logits(window).bfloat16() for window in windows]
-        yield from self.wanted
+        return float(total) / (windows.shape[0] * (windows.shape[1] - 1))
 
     def _save(self) -> None:
         if self.folder is None:
