@@ -64,7 +64,7 @@ STATEMENTS = {
     ),
     "tuning": (
         r"on windows that nothing has seen: \d+\.\d dense, \d+\.\d pruned",
-        r"the divergence falls from 0\.\d+ to 0\.\d+ nats a token in 7 steps",
+        r"perplexity falls from \d+\.\d to \d+\.\d in 7 steps",
         r"all zeros are where they were, 70% of 10\.6 million weights",
         r"21 layers have moved, 189 are the same to the bit",
         r"on windows that nothing has seen: \d+\.\d pruned, \d+\.\d tuned",

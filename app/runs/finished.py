@@ -223,14 +223,14 @@ def _tuned(known: dict[str, Any]) -> dict[str, Any]:
         for name in ("steps", "steps_planned", "kept_step", "zeros", "weights", "samples", "length")
     }
     numbers = {name: float(known[name]) for name in ("seconds", "rate")}
-    minutes = {"minutes": None if known.get("minutes") is None else float(known["minutes"])}
+    given = {name: None if known.get(name) is None else float(known[name]) for name in ("minutes", "held_out_dense")}
     change = {str(layer): float(moved) for layer, moved in known["change"].items()}
     numbers["perplexity_before"] = _number(known.get("perplexity_before"))
     _require(isfinite(numbers["seconds"] + numbers["rate"]), "a number of its tuning is not finite")
-    _require(min(counts.values()) >= 0 and isfinite(minutes["minutes"] or 0.0), "a count of its tuning is negative")
+    _require(min(counts.values()) >= 0 and isfinite(given["minutes"] or 0.0), "a count of its tuning is negative")
     curve = [{name: _number(row[name]) for name in ("step", "seconds", "loss", "held_out")} for row in known["curve"]]
     losses = {"losses_before": _losses(known.get("losses_before"))}
-    return {**known, **counts, **numbers, **minutes, **losses, "change": change, "curve": curve}
+    return {**known, **counts, **numbers, **given, **losses, "change": change, "curve": curve}
 
 
 def _number(value: Any) -> float:

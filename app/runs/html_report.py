@@ -223,9 +223,10 @@ def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
     ranged = next((run for run in runs if run.layers["relative_range"].notna().any()), None)
     for run in runs:
         if run.layers["change"].notna().any():
-            curve = pd.DataFrame(run.summary["tuned"]["curve"])
-            if "held_out" in curve and curve["held_out"].notna().any():
-                found.append(tuning_curve(curve, run.summary["tuned"]["steps"]))
+            tuned = run.summary["tuned"]
+            curve = pd.DataFrame(tuned["curve"])
+            if tuned["held_out_dense"] is not None and curve["held_out"].notna().any():  # older ones held other losses
+                found.append(tuning_curve(curve, tuned["steps"], dense=tuned["held_out_dense"]))
             found.append(overview.model_map(run.layers, "change"))
         if errors and (measure := best_measure(run)) is not None:
             found.append(prune.layer_map(run.layers.assign(method=run.method), run.method, column=measure))

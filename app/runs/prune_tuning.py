@@ -83,4 +83,5 @@ def _follow(run: TuningRun) -> None:
 
 def _curve(run: TuningRun) -> None:
     if len(run.curve):
-        components.show(tuning_curve(run.curve, run.steps, theme=session.theme()), "tune-curve", wide=True)
+        drawing = tuning_curve(run.curve, run.steps, dense=run.dense, theme=session.theme())
+        components.show(drawing, "tune-curve", wide=True)

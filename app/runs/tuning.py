@@ -69,6 +69,7 @@ class TuningRun(Run):
     Attributes:
         source: the copy that is tuned.
         steps: how many there will be, 0 until it is known.
+        dense: loss of next tokens of the dense model on held-out windows, once it is known.
     """
 
     CANCEL = "Stop here, keep the best"
@@ -79,6 +80,7 @@ class TuningRun(Run):
         self.run, self.request, self._load = run, request, load
         self.source = offered(run)[request.copy]
         self.curve, self.steps = pd.DataFrame(), 0
+        self.dense: float | None = None
         self.found: TuneReport | None = None
         self.copy: EvaluatedModel | None = None
         self._is_enough = False
@@ -116,7 +118,7 @@ class TuningRun(Run):
             if not (self._is_enough or job.abandoned) or len(tuner.curve) < 2:
                 raise
         found = tuner.report()
-        self.curve, self.steps = found.curve, tuner.steps
+        self.curve, self.steps, self.dense = found.curve, tuner.steps, tuner.dense_held_out
         job.progress = None
         if found.summary["kept_step"]:
             self._conclude(found, model, tokenizer, windows)
@@ -124,7 +126,7 @@ class TuningRun(Run):
 
     def _tell(self, tuner: Tuner, progress: Progress) -> None:
         if len(tuner.curve) != len(self.curve):
-            self.curve, self.steps = tuner.table, tuner.steps
+            self.curve, self.steps, self.dense = tuner.table, tuner.steps, tuner.dense_held_out
         self.fraction = 0.95 * progress.fraction
         if self._is_enough:
             raise rose.Cancelled

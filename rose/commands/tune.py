@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -149,13 +150,13 @@ def _follow(tuner: Parts, console: Console, checkpoint: Path | None) -> bool:
 
 def say_tuned(found: TuneReport) -> None:
     summary = found.summary
-    before, after = summary["held_out_before"], summary["held_out_after"]
     of = f"{summary['zeros']:,} of {summary['weights']:,} weights are zero, as before"
     terminal.say(f"Tuned {summary['steps']} steps in {summary['seconds']:.0f} s; {of}")
-    if before is not None:
+    if summary["held_out_before"] is not None:
+        before, after, dense = (math.exp(summary[f"held_out_{name}"]) for name in ("before", "after", "dense"))
         parts = summary.get("parts")
         kept = f"{parts} parts, each at its best" if parts else f"the weights of step {summary['kept_step']} are kept"
-        terminal.say(f"Loss on held-out windows, nats a token: {before:.4f} before, {after:.4f} after; {kept}")
+        terminal.say(f"Held-out perplexity {before:.2f} -> {after:.2f}, dense {dense:.2f}; {kept}")
 
 
 def _report_of(name: str, model: nn.Module) -> rose.RunReport:

@@ -301,8 +301,7 @@ class _Loop:
     def run(self) -> None:
         with hooked(self.hooks):
             if not self._resume():
-                self._look()
-                self._measure_dense()
+                self._start()
                 self.tuner.steps = self._plan()
                 self._save()
             self.began = time.perf_counter() - self.tuner.seconds
@@ -325,14 +324,17 @@ class _Loop:
         counts = (tuner.step, steps, fraction, seconds, left)
         self.progress(TuningProgress("tune", 0, 1, None, None, *counts, curve=tuple(tuner.curve)))
 
-    def _measure_dense(self) -> None:
-        """How much better the dense model tells next tokens, on held-out windows or on those of the first step."""
+    def _start(self) -> None:
+        """The first look, and how much better the dense model tells next tokens: on held-out windows or on those of
+        the first step."""
         tuner = self.tuner
         windows = self._windows(0) if tuner.held_out is None else tuner.held_out
-        own = tuner.curve[0].held_out
         dense = self._next_tokens(self.teacher, windows)
+        if tuner.held_out is not None:
+            tuner.dense_held_out = dense
+        self._look()
+        own = tuner.curve[0].held_out
         tuner.away = (self._next_tokens(tuner.network.model, windows) if own is None else own) - dense
-        tuner.dense_held_out = None if own is None else dense
 
     def _plan(self) -> int:
         """How many steps there will be: as the epochs want, or as many as fit into the minutes."""
@@ -345,7 +347,8 @@ class _Loop:
         self._gradient(0)
         self.optimizer.zero_grad()
         ended = time.perf_counter()
-        left = 60 * self.settings.minutes - (ended - started) - (2 + LOOKS) * self.tuner.curve[0].seconds
+        # Looks after the first one need no pass of the dense model, which takes half of it.
+        left = 60 * self.settings.minutes - (ended - started) - (1 + LOOKS / 2) * self.tuner.curve[0].seconds
         planned = max(1, int(left / (ended - middle)))
         return int(self.workers.smallest(planned) or 1)
 

@@ -244,7 +244,7 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
         TWO_RUNS, ("A", "B"), "held-out error", as_share=True, **t
     ),
     "progress_timeline": lambda x, **t: prune.progress_timeline(x.records[x.records["method"] == "rose"], 30, **t),
-    "tuning_curve": lambda x, **t: tuning.tuning_curve(TUNED, 40, **t),
+    "tuning_curve": lambda x, **t: tuning.tuning_curve(TUNED, 40, dense=0.7, **t),
     "pictures": lambda x, **t: diffusion.pictures(
         {"Dense": PIXELS, "ROSE": -PIXELS}, ["bag", "coat"], 3, time=700.0, drift=0.2, **t
     ),

@@ -41,7 +41,9 @@ def pruned(setup: Setup, loaded: LoadedModel, text: Path) -> PruningRun:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number of steps that no clock decides."""
     monkeypatch.setattr(tuning, "SAMPLES", 16)
-    monkeypatch.setattr(tuning, "TuneSettings", lambda _minutes, seed: TuneSettings(epochs=1, rate=1e-4, seed=seed))
+    monkeypatch.setattr(
+        tuning, "TuneSettings", lambda _minutes, seed: TuneSettings(epochs=1, loss="ce", rate=1e-4, seed=seed)
+    )
 
 
 def zeros(folder: Path | None) -> list[torch.Tensor]:
@@ -79,7 +81,7 @@ def test_a_tuned_copy_stands_beside_the_others(pruned: PruningRun, loaded: Loade
     assert len(layer_table(pruned.models)) == len(source.report.layers if source.report else [])
     assert model_table(pruned.models)["mean_relative_error"].isna().tolist() == [True, False, True]
     assert shipping.advise([one.result for one in pruned.copies])[0].copy.name in (TUNED, source.label)
-    assert len(tuning_curve(run.curve, run.steps).data) == 9
+    assert len(tuning_curve(run.curve, run.steps, dense=run.dense).data) == 9
 
     # As every page, file and report has it.
     assert told[-1] is copy.report
@@ -95,12 +97,12 @@ def test_a_tuned_copy_stands_beside_the_others(pruned: PruningRun, loaded: Loade
         found = pairs.result_of(one)
         assert found is not None
         assert (found.value, found.seconds) == pytest.approx((copy.perplexity, copy.result.seconds))
-        assert "eight steps, 16 × 32 tokens, loss kl" in pairs.settings([one]).set_index("setting")[TUNED]["tuned"]
+        assert "eight steps, 16 × 32 tokens, loss ce" in pairs.settings([one]).set_index("setting")[TUNED]["tuned"]
     both = [one for report in (told[-1], source.report) if report for one in finished.runs_of(report)]
     report = html_report.report_of(both)
     assert any(finding.startswith("Tuning of") and TUNED in finding for finding in report.findings)
     drawn = " ".join(one.alt for one in report.drawings)
-    assert "Line chart of the loss on held-out windows" in drawn
+    assert "Line chart of perplexity on held-out windows" in drawn
     assert "Map of change by tuning" in drawn
 
 
