@@ -17,6 +17,7 @@ tunes until then.
 """
 
 import ast
+import copy
 import itertools
 import time
 from collections.abc import Iterator
@@ -34,15 +35,16 @@ from rose.model.measure.comparison import parse_variant
 from rose.model.measure.damage import dense_weights
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
-from rose.model.network.stand_ins import hooked
 from rose.model.tune import tuning
 from rose.model.tune.loss import divergence
 from rose.model.walk.dense_states import token_drift
+from rose.model.walk.forward import Boundaries
 from tests.benchmarks.common import MODEL, Rows, arguments, judged
 
 SAMPLES = 16  # to prune with
 LENGTH = 512  # of the windows that are calibrated on and judged
 JUDGED = 12  # windows of the text itself on which rules are compared
+Windows = tuple[Tensor, Tensor, Tensor]
 WAY = ["model", "seed", "method", "sparsity"]
 
 
@@ -106,48 +108,40 @@ def table(options: Any) -> None:
 
 def choose(options: Any) -> None:
     rows = Rows(Path(options.output) / "tuning-rules.csv", [*WAY, "windows", "rule"])
-    dense, tokenizer = rose.load_model(options.model)
-    away = judged(options.judge or options.text, tokenizer, length=LENGTH)
-    for windows, way, seed, rule in itertools.product(options.windows, options.ways, options.seeds, options.rules):
-        method, _, sparsity = way.rpartition("@")
-        key = {"model": options.model, "seed": seed, "method": method, "sparsity": sparsity, "windows": windows}
-        if (*key.values(), rule) in rows:
-            continue
-        model = pruned(options, seed, way)
-        tokens, kept = apart(options, tokenizer, seed, windows, tuning.HELD_OUT + JUDGED, away)
-        held_out, judge = kept[: tuning.HELD_OUT], kept[tuning.HELD_OUT :]
-        before = judgement(model, dense, judge)
-        with ruled(rule):
-            found = tuned(model, dense, tokens, held_out, options)
-        after = judgement(model, dense, judge)
-        rows.add(
-            **key, rule=rule,
-            **{f"{name}_before": value for name, value in before.items()},
-            **{f"{name}_after": value for name, value in after.items()}, **found,
-        )  # fmt: skip
+    for rule in options.rules:
+        for key, model, dense, tokens, held_out, judge in apart_from_judged(options, rows, rule=rule):
+            before = judgement(model, dense, judge).add_suffix("_before")
+            with ruled(rule):
+                found = tuned(model, dense, tokens, held_out, options)
+            after = judgement(model, dense, judge).add_suffix("_after")
+            rows.add(**key, **before, **after, **found)
     print(rows.means(["model", "method", "sparsity", "windows", "rule"], ["perplexity_after", "divergence_after"]))
 
 
 def moved(options: Any) -> None:
     layers = Rows(Path(options.output) / "tuning-layers.csv", [*WAY, "windows"])
     blocks = Rows(Path(options.output) / "tuning-blocks.csv", [*WAY, "windows"])
+    for key, model, dense, tokens, held_out, judge in apart_from_judged(options, blocks):
+        start = copy.deepcopy(model)
+        before = by_block(model, dense, judge).add_suffix("_before")
+        tuned(model, dense, tokens, held_out, options)
+        both = before.join(by_block(model, dense, judge).add_suffix("_after")).round(5)
+        if tuple(key.values()) not in layers:
+            layers.add(*(key | row for row in changes(start, model)))
+        blocks.add(*(key | {"block": at} | row for at, row in enumerate(both.to_dict("records"))))
+
+
+def apart_from_judged(options: Any, rows: Rows, **more: Any) -> Iterator[tuple[dict[str, Any], Any, Any, *Windows]]:
+    """For each row that is not there yet: its key, the pruned model, the dense one, and windows to train on, to stop by
+    and to judge by."""
     dense, tokenizer = rose.load_model(options.model)
     away = judged(options.judge or options.text, tokenizer, length=LENGTH)
     for windows, way, seed in itertools.product(options.windows, options.ways, options.seeds):
         method, _, sparsity = way.rpartition("@")
-        key = {"model": options.model, "seed": seed, "method": method, "sparsity": sparsity, "windows": windows}
-        if tuple(key.values()) in blocks:
-            continue
-        model, start = pruned(options, seed, way), pruned(options, seed, way)
-        tokens, kept = apart(options, tokenizer, seed, windows, tuning.HELD_OUT + JUDGED, away)
-        held_out, judge = kept[: tuning.HELD_OUT], kept[tuning.HELD_OUT :]
-        before = by_block(start, dense, judge)
-        tuned(model, dense, tokens, held_out, options)
-        after = by_block(model, dense, judge)
-        if tuple(key.values()) not in layers:
-            layers.add(*(key | row for row in changes(start, model)))
-        both = before.add_suffix("_before").join(after.add_suffix("_after")).round(5)
-        blocks.add(*(key | {"block": at} | row for at, row in enumerate(both.to_dict("records"))))
+        key = {"model": options.model, "seed": seed, "method": method, "sparsity": sparsity, "windows": windows, **more}
+        if tuple(key.values()) not in rows:
+            tokens, kept = apart(options, tokenizer, seed, windows, tuning.HELD_OUT + JUDGED, away)
+            yield key, pruned(options, seed, way), dense, tokens, kept[: tuning.HELD_OUT], kept[tuning.HELD_OUT :]
 
 
 def changes(start: Any, model: Any) -> Iterator[dict[str, Any]]:
@@ -163,30 +157,21 @@ def changes(start: Any, model: Any) -> Iterator[dict[str, Any]]:
 
 def by_block(model: Any, dense: Any, windows: Tensor) -> pd.DataFrame:
     """Drift after each decoder block, and what the loss gains where the block alone is restored, in nats a token."""
-    each = [drifts(model, dense, window) for window in windows.split(1)]
+    states = (states_of(one, windows) for one in (model, dense))
+    drift = [float(token_drift(own - wanted, wanted).mean()) for own, wanted in zip(*states, strict=True)]
     found = rose.damage(model, windows, held_out=windows, units="blocks", restore=dense_weights(dense, model)).units
-    return pd.DataFrame({"drift": pd.DataFrame(each).mean(), "damage": found["damage"]})
-
-
-def drifts(model: Any, dense: Any, window: Tensor) -> list[float]:
-    states = (hidden_states(one, window) for one in (model, dense))
-    return [float(token_drift(own - wanted, wanted).mean()) for own, wanted in zip(*states, strict=True)]
+    return pd.DataFrame({"drift": drift, "damage": found["damage"]})
 
 
 @torch.no_grad()
-def hidden_states(model: Any, window: Tensor) -> list[Tensor]:
-    """What leaves each decoder block, (1, length, hidden)."""
-    found: list[Tensor] = []
-    blocks = Network(model).blocks
-    hooks = [block.register_forward_hook(lambda *seen: found.append(first_of(seen[2]))) for block in blocks]
-    with hooked(hooks):
-        model(input_ids=window, use_cache=False)
-    return found
-
-
-def first_of(output: Any) -> Tensor:
-    """The hidden states among what a decoder block returns."""
-    return output[0] if isinstance(output, tuple) else output
+def states_of(model: Any, windows: Tensor) -> list[Tensor]:
+    """What leaves each decoder block, (windows, length, hidden)."""
+    network = Network(model)
+    boundaries = Boundaries(network, range(len(network.blocks)))
+    with boundaries.record():
+        for window in windows.split(1):
+            model(input_ids=window, use_cache=False)
+    return [torch.cat(boundaries.outputs[block]).float() for block in range(len(network.blocks))]
 
 
 def apart(options: Any, tokenizer: Any, seed: int, windows: int, held_out: int, away: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,10 +201,10 @@ def perplexities(model: Any, texts: dict[str, Tensor]) -> dict[str, float]:
     return {name: round(rose.perplexity(model, windows), 3) for name, windows in texts.items()}
 
 
-def judgement(model: Any, dense: Any, windows: Tensor) -> dict[str, float]:
+def judgement(model: Any, dense: Any, windows: Tensor) -> pd.Series:
     """By next tokens, and by the way to the dense model's distributions."""
     both = {"perplexity": rose.perplexity(model, windows), "divergence": away_from_dense(model, dense, windows)}
-    return {name: round(value, 4) for name, value in both.items()}
+    return pd.Series(both).round(4)
 
 
 @torch.no_grad()
