@@ -38,7 +38,10 @@ def tuning_curve(curve: pd.DataFrame, steps: int, *, dense: float | None, theme:
         look = Style(palette.INKS[theme].muted, "dense", "dot")
         marks.lines(figure, [0, end], [np.exp(dense)] * 2, look, "", width=1.5, mode="lines")
     figure.update_xaxes(range=[-0.02 * end, 1.02 * end], dtick=marks.whole_step(end), zeroline=False)
-    figure.update_yaxes(range=[0, 1.08 * known["perplexity"].max()])
+    # From the dense model up: what tuning can win back lies between the two lines.
+    low, high = min(known["perplexity"].min(), start if dense is None else np.exp(dense)), known["perplexity"].max()
+    room = 0.1 * (high - low) or 0.1 * high
+    figure.update_yaxes(range=[low - room, high + room])
     beside = "" if dense is None else f"; the dense model has {words.number(float(np.exp(dense)))}"
     value, step = words.number(best["perplexity"]), int(best["step"])
     if step:
