@@ -6,7 +6,7 @@ table --text TEXT --judge TEXT --output FOLDER
     name an order, a budget and a target, as for `rose compare`.
 choose --text TEXT --output FOLDER
     perplexity and divergence from the dense model before and after each rule, on windows of the same text that were not
-    trained on. A rule is NAME=VALUE,... of constants in rose.model.tune.tuning.
+    trained on, and on another one. A rule is NAME=VALUE,... of constants in rose.model.tune.tuning.
 moved --text TEXT --output FOLDER
     how far each layer moves, its first and its last quarter of columns apart; and by decoder block, drift on held-out
     windows and what the loss gains by restoring the block, before and after.
@@ -85,8 +85,7 @@ def table(options: Any) -> None:
     rows = Rows(Path(options.output) / "tuning.csv", [*WAY, "samples", "windows"])
     dense, tokenizer = rose.load_model(options.model)
     texts = {"perplexity": judged(options.judge or options.text, tokenizer, length=LENGTH)}
-    if options.other:
-        texts["other"] = judged(options.other, tokenizer, windows=16, length=LENGTH)
+    texts |= other_text(options, tokenizer, "other")
     if (options.model, -1, "dense", "", 0, 0) not in rows:
         none: dict[str, Any] = {"seed": -1, "method": "dense", "sparsity": "", "samples": 0, "windows": 0}
         rows.add(model=options.model, **none, **perplexities(dense, texts))
@@ -108,12 +107,13 @@ def table(options: Any) -> None:
 
 def choose(options: Any) -> None:
     rows = Rows(Path(options.output) / "tuning-rules.csv", [*WAY, "windows", "rule"])
+    texts = other_text(options, rose.load_model(options.model)[1], "other_")
     for rule in options.rules:
         for key, model, dense, tokens, held_out, judge in apart_from_judged(options, rows, rule=rule):
-            before = judgement(model, dense, judge).add_suffix("_before")
+            before = judgement(model, dense, texts | {"": judge}).add_suffix("_before")
             with ruled(rule):
                 found = tuned(model, dense, tokens, held_out, options)
-            after = judgement(model, dense, judge).add_suffix("_after")
+            after = judgement(model, dense, texts | {"": judge}).add_suffix("_after")
             rows.add(**key, **before, **after, **found)
     print(rows.means(["model", "method", "sparsity", "windows", "rule"], ["perplexity_after", "divergence_after"]))
 
@@ -201,10 +201,18 @@ def perplexities(model: Any, texts: dict[str, Tensor]) -> dict[str, float]:
     return {name: round(rose.perplexity(model, windows), 3) for name, windows in texts.items()}
 
 
-def judgement(model: Any, dense: Any, windows: Tensor) -> pd.Series:
-    """By next tokens, and by the way to the dense model's distributions."""
-    both = {"perplexity": rose.perplexity(model, windows), "divergence": away_from_dense(model, dense, windows)}
-    return pd.Series(both).round(4)
+def other_text(options: Any, tokenizer: Any, name: str) -> dict[str, Tensor]:
+    """Windows of the text that is not trained on, under this name, if there is one."""
+    return {name: judged(options.other, tokenizer, windows=16, length=LENGTH)} if options.other else {}
+
+
+def judgement(model: Any, dense: Any, texts: dict[str, Tensor]) -> pd.Series:
+    """By next tokens, and by the way to the dense model's distributions; names begin with that of the text."""
+    found = {}
+    for name, windows in texts.items():
+        found[f"{name}perplexity"] = rose.perplexity(model, windows)
+        found[f"{name}divergence"] = away_from_dense(model, dense, windows)
+    return pd.Series(found).astype(float).round(4)
 
 
 @torch.no_grad()
