@@ -47,7 +47,7 @@ from rose.model.tune.loss import LOSSES, cross_entropy, divergence
 from rose.model.workers import Workers
 
 RATE = 1e-3
-FAR = 0.55  # nats a token from the dense model, below which the rate is less: its noise undoes what there is to gain
+FAR = 0.55  # nats a token behind the dense model, below which the rate is less: there is less to gain than it disturbs
 LEAST = 0.1  # share of the rate that is left at the dense model itself, for those whose own text says something else
 FULL = 32  # steps from which on the rate is that: its first ones make the model worse, which few more do not win back
 BATCH = 2  # windows of a step
@@ -172,10 +172,9 @@ class Tuner:
 
     @property
     def rate(self) -> float:
-        """The learning rate at its highest; where it was not given, by the number of steps and by how far the dense
-        model is. The power lies between what SmolLM2-135M took at 50 % and at 70 %."""
-        way = max(LEAST, min(1.0, max(0.0, self.away) / FAR) ** 1.5)
-        return self.settings.rate or RATE * way * min(1.0, max(1, self.steps) / FULL)
+        """The learning rate at its highest; where it was not given, by the number of steps and by how much better the
+        dense model is: what there is to gain."""
+        return self.settings.rate or RATE * min(1.0, max(LEAST, self.away / FAR)) * min(1.0, max(1, self.steps) / FULL)
 
     def _check_memory(self) -> None:
         rounds = Precision.of(self.settings.compute, torch.float32, self.network.device).rounds
