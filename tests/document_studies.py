@@ -86,6 +86,7 @@ def texts() -> dict[str, list[str]]:
         "docs/class.md": lessons(),
         "docs/damage.md": damage(),
         "docs/diffusion.md": diffusion(),
+        "docs/lab-notes/models.md": [rates()],
         "docs/lab-notes/orders.md": foretold(),
         "docs/orders.md": gain_foretold(),
         "docs/large-models.md": memory(),
@@ -104,6 +105,22 @@ def grid(lines: Sequence[Sequence[str]]) -> str:
 
 def listed(values: Iterable[float], digits: int = 3) -> str:
     return ", ".join(f"{value:.{digits}f}" for value in values)
+
+
+def rates() -> str:
+    """What tuning with several rates gives: perplexity and divergence, on the text itself and on another one."""
+    rows = read("tuning-rules.csv").query("rule.str.startswith('RATE')").fillna({"other_perplexity_before": np.nan})
+    rows["rate"] = rows["rule"].str.extract(r"RATE=([^,]+)")[0].astype(float)
+    names = [f"{text}{value}" for text in ("", "other_") for value in ("perplexity", "divergence")]
+    lines = []
+    for (sparsity, seed), part in rows.sort_values(["sparsity", "seed", "rate"]).groupby(["sparsity", "seed"]):
+        first = part.iloc[0]
+        both = [("none", [first[f"{name}_before"] for name in names])]
+        both += [(f"{row['rate']:.4f}", [row[f"{name}_after"] for name in names]) for _, row in part.iterrows()]
+        for rate, values in both:
+            cells = [f"{value:.{1 + 2 * (at % 2)}f}" if value == value else "" for at, value in enumerate(values)]
+            lines.append([f"{100 * float(sparsity):.0f} %", str(seed), rate, *cells])
+    return grid(lines)
 
 
 def by_draw(rows: pd.DataFrame, value: str = "perplexity") -> pd.Series:
