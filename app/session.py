@@ -21,7 +21,8 @@ from app.runs.damage import DamageRequest, DamageRun
 from app.runs.files import FileRun
 from app.runs.pruning import PruningRun
 from app.runs.request import PruneRequest
-from app.runs.tuning import TuneRequest, TuningRun
+from app.runs.slimming import Slimming
+from app.runs.tuning import SlimTuning, TuneRequest, TuningRun
 from app.study.setup import THRESHOLD, Setup
 from app.study.study import Study
 
@@ -246,6 +247,13 @@ def start_pruning(request: PruneRequest) -> None:
 def start_tuning(run: PruningRun, request: TuneRequest) -> None:
     """Tunes a kept copy of a run that has ended."""
     run.tuning = TuningRun(run, request, lambda: shared.load(run.setup.model, run.setup.dtype))
+    follow_run(run.tuning, TUNING)
+    run.tuning.job.start()
+
+
+def start_slim_tuning(run: Slimming, minutes: float) -> None:
+    """Tunes a smaller copy that has been made."""
+    run.tuning = SlimTuning(run, minutes, lambda: shared.load(run.setup.model, run.setup.dtype))
     follow_run(run.tuning, TUNING)
     run.tuning.job.start()
 

@@ -1,13 +1,16 @@
 """Making a copy of the model smaller in the background, and comparing it with the dense one. No Streamlit here."""
 
+from __future__ import annotations
+
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import rose
 from app import words
@@ -18,6 +21,9 @@ from rose.model.estimate.duration import estimate_evaluation
 from rose.model.measure.generation import continue_prompt
 from rose.model.network.layers import count_parameters, text_config
 from rose.structured.plan import SlimSettings, estimate_slimming
+
+if TYPE_CHECKING:
+    from app.runs.tuning import SlimTuning
 
 TOKENS = 128  # of the prompt that speed is measured with
 TURNS = 5
@@ -41,8 +47,21 @@ def estimate(setup: Setup, settings: SlimSettings, model: nn.Module) -> float:
     return made + 2 * estimate_evaluation(model, tokens=setup.held_out * setup.length, new_tokens=NEW_TOKENS)
 
 
+def judge(label: str, model: Any, tokenizer: Any, held_out: Tensor | None, prompt: str) -> Outcome:
+    """All but the speed, which is measured for several models at once."""
+    perplexity = None if held_out is None or not len(held_out) else rose.perplexity(model, held_out)
+    text = continue_prompt(model, tokenizer, prompt, new_tokens=NEW_TOKENS) if prompt.strip() else ""
+    return Outcome(label, count_parameters(model), perplexity, 0.0, text)
+
+
 class Slimming(Run):
-    """One run. `outcomes` (dense, slim), `report` and `checkpoint` (a folder) are there once it is done."""
+    """One run. `outcomes` (dense, slim, and slim tuned once it is), `report` and `checkpoint` (a folder) are there once
+    it is done.
+
+    Attributes:
+        untuned: the checkpoint that tuning begins with.
+        tuning: the latest one of the smaller copy.
+    """
 
     UNIT = " parts"
 
@@ -55,6 +74,8 @@ class Slimming(Run):
         self.outcomes: list[Outcome] = []
         self.report: rose.RunReport | None = None
         self.checkpoint: Path | None = None
+        self.untuned: Path | None = None
+        self.tuning: SlimTuning | None = None
         self._load = load
 
     def _run(self, job: Job) -> None:
@@ -63,7 +84,8 @@ class Slimming(Run):
         loaded = self._load()
         tokens, held_out = setup.draw(loaded.tokenizer)
         model = self._copy(loaded.model, loaded.lock)
-        dense = self._judge("Dense", model, loaded.tokenizer, held_out)
+        self._say("Perplexity and text: Dense")
+        dense = judge("Dense", model, loaded.tokenizer, held_out, self.prompt)
         share = words.percent(settings.ratio, 0)
         self._say(f"Taking {share} out")
         report = rose.prune_structured(
@@ -73,26 +95,37 @@ class Slimming(Run):
             held_out=held_out,
             progress=self._follow(0.2, 0.8),
         )
-        slim = self._judge(f"{settings.method}, {share} out", model, loaded.tokenizer, held_out)
+        label = f"{settings.method}, {share} out"
+        self._say(f"Perplexity and text: {label}")
+        slim = judge(label, model, loaded.tokenizer, held_out, self.prompt)
         self._say("Measuring the speed of both models")
         with holding(loaded.lock, job):
             speeds = _speeds([loaded.model, model], job)
         self._say("Writing the checkpoint")
         folder = self._temporary() / f"slim-{settings.method}-{settings.ratio:g}"
         rose.save_model(model, loaded.tokenizer, folder, report=report)
-        self.checkpoint = folder
+        self.checkpoint = self.untuned = folder
         self.outcomes = [replace(one, speed=speed) for one, speed in zip((dense, slim), speeds, strict=True)]
         self.report, self.fraction = report, 1.0
 
-    def _judge(self, label: str, model: Any, tokenizer: Any, held_out: Any) -> Outcome:
-        self._say(f"Perplexity and text: {label}")
+    def add_tuned(self, outcome: Outcome, model: Any, tokenizer: Any, tuned: dict[str, Any]) -> None:
+        """Puts the smaller copy's tuned one beside it, and its checkpoint and report in place of the copy's."""
+        assert self.report is not None
+        assert self.untuned is not None
+        folder = self.untuned.with_name(f"{self.untuned.name}-tuned")
+        report = self.report.with_summary(**tuned)
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier tuning
+        rose.save_model(model, tokenizer, folder, report=report)
+        self.outcomes, self.checkpoint, self.report = [*self.outcomes[:2], outcome], folder, report
 
-        perplexity = None if held_out is None else rose.perplexity(model, held_out)
-        text = ""
-        if self.prompt.strip():
-            text = continue_prompt(model, tokenizer, self.prompt, new_tokens=NEW_TOKENS)
-        parameters = count_parameters(model)
-        return Outcome(label, parameters, perplexity, 0.0, text)  # speed: measured later, for both at once
+    @property
+    def is_tuning(self) -> bool:
+        return self.tuning is not None and self.tuning.job.status == "running"
+
+    def discard(self) -> None:
+        if self.tuning is not None:
+            self.tuning.job.stop()
+        super().discard()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A kept copy of a pruning run tuned in the background: the weights that are left, towards the dense model.
+"""Pruned or smaller copies tuned in the background: the weights that are left, towards the dense model.
 
 No Streamlit here. See `rose.tune_model` for what is done.
 """
@@ -9,19 +9,23 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import rose
 from app import words
 from app.jobs import Job, Run
+from app.runs import slimming
 from app.runs.finished import tuned_suffix, without_errors
 from app.runs.pruning import EvaluatedModel, PruningRun, judge
 from app.runs.request import evaluation_seconds
 from app.runs.shipping import worth_keeping
+from app.runs.slimming import Slimming
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.estimate.tuning import tuning_memory
@@ -36,17 +40,10 @@ MINUTES = 3.0
 STOPPED = "Stopping: the best so far is kept"
 
 
-@dataclass(frozen=True)
-class TuneRequest:
-    copy: str  # label of the copy that is tuned
-    minutes: float = MINUTES
-
-    def estimate(self, run: PruningRun, skeleton: nn.Module) -> tuple[float, int]:
-        """Seconds, with evaluation, and bytes besides the two models; `skeleton` is that of the model."""
-        network = Network(skeleton)
-        weights = sum(layer.weight.numel() for layer in network.layers)
-        seconds = 60 * self.minutes + evaluation_seconds(skeleton, run.request)
-        return seconds, tuning_memory(network, length_of(run.setup), weights)
+def tuned_memory(setup: Setup, model: nn.Module) -> int:
+    """Bytes besides the two models; `model`: the dense one, or its skeleton."""
+    network = Network(model)
+    return tuning_memory(network, length_of(setup), sum(layer.weight.numel() for layer in network.layers))
 
 
 def length_of(setup: Setup) -> int:
@@ -54,20 +51,13 @@ def length_of(setup: Setup) -> int:
     return min(LENGTH, setup.length)
 
 
-def offered(run: PruningRun) -> dict[str, EvaluatedModel]:
-    """Copies whose checkpoint is there, by label, those first that are recommended; tuned ones begin anew."""
-    there = [one for one in run.copies if one.checkpoint is not None and one.checkpoint.exists() and not one.is_tuned]
-    best = worth_keeping([one.result for one in there])
-    return {one.label: one for one in sorted(there, key=lambda one: one.label not in best)}
-
-
-class TuningRun(Run):
-    """One tuning. `copy`, where tuning has helped, and `found` are there once it is done; `curve` grows before.
+class Tuning(Run):
+    """One tuning of one checkpoint. `found` is there once it is done; `curve` grows before.
 
     To cancel it is to have enough: it ends after the step at work, and the best so far is evaluated and kept.
 
     Attributes:
-        source: the copy that is tuned.
+        label: of the copy that is tuned.
         steps: how many there will be, 0 until it is known.
         dense: loss of next tokens of the dense model on held-out windows, once it is known.
     """
@@ -75,15 +65,15 @@ class TuningRun(Run):
     CANCEL = "Stop here, keep the best"
     UNIT = " steps"
 
-    def __init__(self, run: PruningRun, request: TuneRequest, load: Callable[[], LoadedModel]) -> None:
+    def __init__(
+        self, setup: Setup, label: str, checkpoint: Path, minutes: float, load: Callable[[], LoadedModel]
+    ) -> None:
         super().__init__()
-        self.run, self.request, self._load = run, request, load
-        self.source = offered(run)[request.copy]
+        self.setup, self.label, self.minutes = setup, label, minutes
         self.curve, self.steps = pd.DataFrame(), 0
         self.dense: float | None = None
         self.found: TuneReport | None = None
-        self.copy: EvaluatedModel | None = None
-        self._is_enough = False
+        self._checkpoint, self._load, self._is_enough = checkpoint, load, False
 
     def cancel(self) -> None:
         """Once ends tuning; again, all of it, and nothing is kept."""
@@ -91,16 +81,23 @@ class TuningRun(Run):
             self.job.stop()
         self._is_enough, self.job.message = True, STOPPED
 
+    def _judged_on(self, tokenizer: Any) -> Tensor:
+        """Windows that perplexity is measured on, which share no text with others, (windows, tokens)."""
+        raise NotImplementedError
+
+    def _conclude(self, found: TuneReport, model: Any, tokenizer: Any, windows: Tensor) -> None:
+        """Judges and keeps a model that tuning has made better."""
+        raise NotImplementedError
+
     def _run(self, job: Job) -> None:
-        run, setup = self.run, self.run.setup
+        setup = self.setup
         self._say("Loading both models")
         loaded = self._load()
         dense = self._copy(loaded.model, loaded.lock)  # hooks are put on it
-        assert self.source.checkpoint is not None  # as offered
-        model, tokenizer = rose.load_model(str(self.source.checkpoint), dtype=setup.dtype)
-        keep_low_rank(model, self.source.checkpoint)
+        model, tokenizer = rose.load_model(str(self._checkpoint), dtype=setup.dtype)
+        keep_low_rank(model, self._checkpoint)
         self._say("Drawing text to tune on")
-        windows = run.request.evaluated(loaded.tokenizer, setup, setup.draw(loaded.tokenizer))
+        windows = self._judged_on(loaded.tokenizer)
         tokens, held_out = load_apart(
             setup.text,
             loaded.tokenizer,
@@ -110,8 +107,8 @@ class TuningRun(Run):
             seed=setup.seed,
             apart_from=windows,
         )
-        tuner = Tuner(model, dense, tokens, TuneSettings(self.request.minutes, seed=setup.seed), held_out=held_out)
-        self._say(f"Tuning {self.source.label}")
+        tuner = Tuner(model, dense, tokens, TuneSettings(self.minutes, seed=setup.seed), held_out=held_out)
+        self._say(f"Tuning {self.label}")
         try:
             tuner.run(partial(self._tell, tuner))
         except rose.Cancelled:
@@ -132,14 +129,53 @@ class TuningRun(Run):
             raise rose.Cancelled
         self.job.tell(progress)
 
-    def _conclude(self, found: TuneReport, model: Any, tokenizer: Any, windows: Any) -> None:
+    def _step(self, doing: str, _seconds: float = 0.0) -> Callable[[float], None]:
+        if self.job.abandoned:
+            self.job.watch("tuning")  # what was reached is kept, though nobody watches any more
+        self._say(doing)
+        return lambda _share: self.job.check()
+
+
+# ---- a copy of a pruning run
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    copy: str  # label of the copy that is tuned
+    minutes: float = MINUTES
+
+    def estimate(self, run: PruningRun, skeleton: nn.Module) -> tuple[float, int]:
+        """Seconds, with evaluation, and bytes besides the two models; `skeleton` is that of the model."""
+        return 60 * self.minutes + evaluation_seconds(skeleton, run.request), tuned_memory(run.setup, skeleton)
+
+
+def offered(run: PruningRun) -> dict[str, EvaluatedModel]:
+    """Copies whose checkpoint is there, by label, those first that are recommended; tuned ones begin anew."""
+    there = [one for one in run.copies if one.checkpoint is not None and one.checkpoint.exists() and not one.is_tuned]
+    best = worth_keeping([one.result for one in there])
+    return {one.label: one for one in sorted(there, key=lambda one: one.label not in best)}
+
+
+class TuningRun(Tuning):
+    """The tuning of a kept copy of a pruning run; `copy` is there once it is done, where tuning has helped."""
+
+    def __init__(self, run: PruningRun, request: TuneRequest, load: Callable[[], LoadedModel]) -> None:
+        self.run, self.source = run, offered(run)[request.copy]
+        assert self.source.checkpoint is not None  # as offered
+        super().__init__(run.setup, self.source.label, self.source.checkpoint, request.minutes, load)
+        self.copy: EvaluatedModel | None = None
+
+    def _judged_on(self, tokenizer: Any) -> Tensor:
+        return self.run.request.evaluated(tokenizer, self.setup, self.setup.draw(tokenizer))
+
+    def _conclude(self, found: TuneReport, model: Any, tokenizer: Any, windows: Tensor) -> None:
         source, run = self.source, self.run
         assert source.report is not None
         before = {"perplexity_before": source.perplexity, "losses_before": list(source.losses)}
         tuned = {"tuned": found.facts | before}
         whose = source.label + tuned_suffix(tuned)
         judged = judge(run.request, source.case, whose, model, tokenizer, windows, self._step)
-        command = f"{source.summary['command']} --tune {self.request.minutes:g}"
+        command = f"{source.summary['command']} --tune {self.minutes:g}"
         report = without_errors(source.report).with_summary(**judged.measured, command=command, **tuned)
         copy = replace(judged, report=report)
         self._say(f"Writing the checkpoint of {whose}")
@@ -149,11 +185,28 @@ class TuningRun(Run):
         self.copy = run.write(model, tokenizer, copy)
         run.add_tuned(self.copy)
 
-    def _step(self, doing: str, _seconds: float) -> Callable[[float], None]:
-        if self.job.abandoned:
-            self.job.watch("tuning")  # what was reached is kept, though nobody watches any more
-        self._say(doing)
-        return lambda _share: self.job.check()
+
+# ---- a copy with fewer heads and channels
+
+
+class SlimTuning(Tuning):
+    """The tuning of a smaller copy, which takes its place where that has helped."""
+
+    def __init__(self, slim: Slimming, minutes: float, load: Callable[[], LoadedModel]) -> None:
+        self.slim, self.source = slim, slim.outcomes[1]
+        assert slim.untuned is not None
+        super().__init__(slim.setup, self.source.label, slim.untuned, minutes, load)
+
+    def _judged_on(self, tokenizer: Any) -> Tensor:
+        held_out = self.setup.draw(tokenizer)[1]
+        return torch.empty(0, length_of(self.setup), dtype=torch.int64) if held_out is None else held_out
+
+    def _conclude(self, found: TuneReport, model: Any, tokenizer: Any, windows: Tensor) -> None:
+        label = f"{self.source.label}, tuned"
+        self._step(f"Perplexity and text: {label}")
+        judged = slimming.judge(label, model, tokenizer, windows, self.slim.prompt)
+        self._say(f"Writing the checkpoint of {label}")
+        self.slim.add_tuned(replace(judged, speed=self.source.speed), model, tokenizer, {"tuned": found.facts})
 
 
 def says(tuning: TuningRun) -> str:
@@ -161,18 +214,27 @@ def says(tuning: TuningRun) -> str:
     found, copy, source = tuning.found, tuning.copy, tuning.source
     assert found is not None
     summary = found.summary
-    steps = words.count(summary["steps"], "step")
-    if summary["steps"] < summary["steps_planned"]:
-        steps += f" of {words.whole(summary['steps_planned'])}"
-    done = f"{words.sentence(steps)} in {words.duration(summary['seconds'])}"
     if copy is None:
-        return f"{done}: none was better than the start on held-out windows, so {source.label} stays as it was."
+        return says_steps(tuning)
     moved = says_move(source.perplexity, copy.perplexity, source.label + "'s", compare(source.result, copy.result))
     zeros = f"{words.whole(summary['zeros'])} of {words.whole(summary['weights'])} weights are zero, "
     before = summary["zeros_before"]
     zeros += "as before" if before == summary["zeros"] else f"before it were {words.whole(before)}"
     verb = "takes" if summary["steps"] == 1 else "take"
-    return f"{done} {verb} perplexity {moved}. {words.sentence(zeros)}."
+    return f"{says_steps(tuning)} {verb} perplexity {moved}. {words.sentence(zeros)}."
+
+
+def says_steps(tuning: Tuning) -> str:
+    """How much was tuned; a whole sentence where it was for nothing."""
+    assert tuning.found is not None
+    summary = tuning.found.summary
+    steps = words.count(summary["steps"], "step")
+    if summary["steps"] < summary["steps_planned"]:
+        steps += f" of {words.whole(summary['steps_planned'])}"
+    done = f"{words.sentence(steps)} in {words.duration(summary['seconds'])}"
+    if summary["kept_step"]:
+        return done
+    return f"{done}: none was better than the start on held-out windows, so {tuning.label} stays as it was."
 
 
 def moved(tuning: TuningRun) -> pd.DataFrame:

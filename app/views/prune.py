@@ -11,7 +11,7 @@ import rose
 from app import components, session, shared, words
 from app.figures import prune as figures
 from app.runs import prune_results as results
-from app.runs import prune_tuning, race_of_solvers, recipes
+from app.runs import race_of_solvers, recipes, tune_panel
 from app.runs.checkpoints import RESERVE, free_space
 from app.runs.prune_choices import choose
 from app.runs.pruning import PruningRun
@@ -51,7 +51,7 @@ def draw() -> None:
         _follow(run)
     if run is not None and run.dense is not None:
         results.what_to_ship(run, run.models)
-        prune_tuning.draw(run)
+        tune_panel.draw(run)
     view = components.section({name: name for name in SECTIONS}, "prune_view", "Results")
     if view == race_of_solvers.TITLE:
         race_of_solvers.draw()

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 
 import streamlit as st
+from torch import nn
 
 import rose
 from app import components, session, shared, words
 from app.figures import structures as figures
+from app.runs import tune_panel
 from app.runs.slimming import TOKENS, TURNS, Slimming, estimate
 from app.runs.widgets import checkpoint_button, csv_button, file_button, follow, start_button
 from app.study.preflight import asked_of_hub
@@ -235,7 +237,7 @@ def _slim(known: Structures) -> None:
         settings,
         prompt,
         problem=problem,
-        running=run is not None and run.job.status == "running",
+        running=run is not None and (run.job.status == "running" or run.is_tuning),
         icon=":material/compress:",
     )
     if says:
@@ -243,7 +245,7 @@ def _slim(known: Structures) -> None:
     if run is None:
         st.info("Size, speed, perplexity and text of the smaller model appear here beside those of the dense one.")
     elif run.job.status == "done":
-        _outcome(run)
+        _outcome(run, model)
     else:
         follow(run, "slim", "; nothing was changed.")
 
@@ -254,8 +256,8 @@ def _start(settings: SlimSettings, prompt: str) -> None:
     session.start_run("slimming", run, "compress: Making it smaller")
 
 
-def _outcome(run: Slimming) -> None:
-    dense, slim = run.outcomes
+def _outcome(run: Slimming, model: nn.Module) -> None:
+    dense, slim = run.outcomes[:2]
     rows = [
         {
             "Model": one.label,
@@ -284,6 +286,7 @@ def _outcome(run: Slimming) -> None:
         csv_button("Parts, CSV", run.report.layers, "layers.csv", "slim-layers")
         if run.checkpoint is not None and run.checkpoint.exists():
             checkpoint_button(run.checkpoint)
+    tune_panel.draw_slim(run, model)
 
 
 VIEWS = {

@@ -390,7 +390,9 @@ def test_while_ones_own_run_goes_on_no_other_is_begun(setup: Setup) -> None:
 
 def test_what_is_left_is_tuned(setup: Setup, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "SAMPLES", 16)
-    monkeypatch.setattr(tuning, "TuneSettings", lambda _minutes, seed: TuneSettings(epochs=1, rate=1e-4, seed=seed))
+    monkeypatch.setattr(
+        tuning, "TuneSettings", lambda _minutes, seed: TuneSettings(epochs=1, loss="ce", rate=1e-4, seed=seed)
+    )
     query = {"prune_methods": "SparseGPT", "prune_prompt": "", "prune_windows": "1", "tune_minutes": "0.5"}
     app, run = pruned(opened(replace(setup, text=str(text)), **query))
     assert "About 30 s with evaluation, and " in texts(app)
@@ -405,7 +407,7 @@ def test_what_is_left_is_tuned(setup: Setup, text: Path, monkeypatch: pytest.Mon
     assert of_models(app)["Mean error, held-out"].tolist()[2] == "–"
     assert tuning.says(run.tuning).split(" s ")[0] in texts(app)
     assert "weights are zero, as before." in texts(app)
-    assert any("Held-out loss is" in title for title in titles(app))
+    assert any("Held-out perplexity is" in title for title in titles(app))
     assert [copy.label for copy in run.copies if copy.checkpoint] == ["SparseGPT at 0.7", tuned]
     app.session_state["tune-moved"] = True
     app.run()

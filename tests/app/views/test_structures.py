@@ -8,11 +8,14 @@ import pytest
 import torch
 
 import rose
+from app.runs import tuning
 from app.runs.checkpoints import size_of
 from app.runs.slimming import Slimming
+from app.runs.tuning import SlimTuning
 from app.study.setup import Setup
 from app.study.structures import Structures
 from app.study.study import LoadedModel, Study
+from rose.model.tune.tuning import TuneSettings
 from rose.structured.parts import CHANNELS, HEADS, Shape
 from rose.structured.plan import SlimSettings
 from rose.structured.problem import set_cost
@@ -84,6 +87,34 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
     assert run.checkpoint is not None
     assert size_of(run.checkpoint) > 4 * slim.parameters
+    folder, report = run.checkpoint, run.report
+
+    # Tuned, it stands beside the two, and a second tuning takes the first one's place.
+    monkeypatch.setattr(tuning, "load_apart", lambda *_text, **_sizes: tokens)
+    monkeypatch.setattr(
+        tuning, "TuneSettings", lambda _minutes, seed: TuneSettings(epochs=1, loss="ce", rate=1e-3, seed=seed)
+    )
+    for _ in range(2):
+        run.tuning = finish(SlimTuning(run, 3.0, lambda: loaded))
+    tuned = run.outcomes[2]
+    assert [one.label for one in run.outcomes] == ["Dense", "obs, 30 % out", "obs, 30 % out, tuned"]
+    assert (tuned.parameters, tuned.speed) == (slim.parameters, slim.speed)
+    assert tuned.perplexity is not None
+    assert slim.perplexity is not None
+    assert tuned.perplexity < slim.perplexity
+    assert run.report.summary["tuned"]["kept_step"] > 0
+    assert "tuned" not in report.summary
+    assert folder.exists()
+    assert run.checkpoint.name == "slim-obs-0.3-tuned"
+    held_out = study.calibration.held_out
+    assert held_out is not None
+    assert rose.perplexity(rose.load_model(str(run.checkpoint))[0], held_out) == pytest.approx(tuned.perplexity)
+    app = open_page(PAGE, study, structures_view="Make it smaller")
+    app.session_state["slimming"] = run
+    app.run()
+    assert not app.exception
+    assert app.button(key="slim-tune-start").label == "Tune for 3 minutes"
+    assert tuning.says_steps(run.tuning) in texts(app)
     run.discard()
     assert not run.checkpoint.exists()
 
