@@ -57,7 +57,9 @@ SETTINGS = {
         r"Python 3\.11",
         r"0\.5 GB",
         r"1\.4 GB",
-        r"12 windows of 512 tokens",
+        r"8 windows to calibrate, 4 held out",
+        r"4-bit",
+        r"WikiText-2",
         r"layer 9",
         r"layer 16",
         r"2:4",
@@ -195,7 +197,8 @@ def rose_where(name: str) -> pd.Series:
 
 def texts() -> dict[str, list[str]]:
     """For each document what it must say, tables and phrases."""
-    tables_of_orders = {"docs/lab-notes/orders.md": [by_order("2:4"), in_bases()]}
+    _, sizes = map(by_block_size, MODELS)
+    tables_of_orders = {"docs/lab-notes/orders.md": [by_order("2:4"), sizes, in_bases()]}
     return {"docs/results.md": results(), "README.md": readme(), "docs/orders.md": orders(), **tables_of_orders}
 
 
@@ -371,9 +374,9 @@ def outputs_of(model: str, sparsity: str) -> pd.DataFrame:
     return rows[rows["basis"] == "as given"]
 
 
-def orders_compared() -> tuple[str, str, int]:
-    """In how many output projections, as given, an order is below another, at 70 % and at 2:4, and of those of
-    SmolLM2 a random order below two-level order."""
+def orders_compared() -> tuple[str, str, list[int]]:
+    """In how many output projections, as given, an order is below another, at 70 % and at 2:4, and by model how often
+    a random order is below two-level order."""
     said, kept, by_chance = [], [], []
     for model, name in MODELS.items():
         drawn = outputs_of(model, "0.7")
@@ -381,12 +384,13 @@ def orders_compared() -> tuple[str, str, int]:
         free, grouped = (one.groupby("layer")[list(ORDERS)].mean() for one in (drawn, outputs_of(model, "2:4")))
         helped = (free["two_level/block"] < free["natural/block"]).sum()
         by_chance.append((free["random:0/block"] < free["two_level/block"]).sum())
+        where = f"{helped} of {len(free)} layers"
+        where = f"In {name} it does so in {where}" if said else f"Forced, it lowers the error of {where} of {name}"
         said.append(
-            f"{helped} of {len(free)} layers of {name}, of which ROSE takes {columnar} for columnar; a random order is "
-            f"below it in {by_chance[-1]}"
+            f"{where}, of which ROSE takes {columnar} for columnar; a random order is below it in {by_chance[-1]}"
         )
         kept.append(f"{(grouped['random:0/block'] > grouped['two_level/block']).sum()} of {len(grouped)} layers")
-    return f"Forced, it lowers the error of {said[0]}. In {said[1]}", " and in ".join(kept), by_chance[0]
+    return ". ".join(said), " and in ".join(kept), by_chance
 
 
 def at_two_of_four() -> str:
@@ -419,7 +423,8 @@ def learned_basis() -> str:
 
 def orders() -> list[str]:
     sentences = [at_two_of_four(), *orders_compared()[:2], draws_apart(), learned_basis(), order_after_tuning()]
-    tables = [by_order("0.7"), *map(by_block_size, MODELS), rotated_models()]
+    sizes, _ = map(by_block_size, MODELS)
+    tables = [by_order("0.7"), sizes, rotated_models()]
     return [*tables, *sentences, pairs_rotated()]
 
 
@@ -580,7 +585,8 @@ def readme() -> list[str]:
     slim, whole = slimmed(0.2), read("structured.csv").query("variant == 'dense'").iloc[0]
     smol, qwen = "layers-70.csv", "qwen2.5-coder-0.5b-o_proj.csv"
     output = [line for line in (RESULTS / "qwen2.5-coder-0.5b-analyze.txt").read_text().splitlines() if line.strip()]
-    shown = [output[1], *output[3:5], *output[6:8], *output[10:12], output[-1]]
+    shown = [*output[1:5], *output[6:8], " …", *output[10:12], output[-1]]
+    chance = orders_compared()[2]
     minutes, seconds = re.findall(r" 0:(\d\d):(\d\d) ", output[0])[0]
     return [
         table(["method", "`--target layer`, as the papers", "`--target dense`, the default"], lines),
@@ -594,7 +600,8 @@ def readme() -> list[str]:
         f"ROSE's held-out error is {rose_where(smol).mean():.2f} of SparseGPT's in the {len(columnar(smol))} of "
         f"{len(ranges(smol))} output projections that are columnar in SmolLM2-135M, and {rose_where(qwen).mean():.2f} "
         f"in {len(columnar(qwen))} of {len(ranges(qwen))} of Qwen2.5-Coder-0.5B",
-        f"in {orders_compared()[2]} of {len(ranges(smol))} output projections of SmolLM2-135M",
+        f"in {chance[0]} of {len(ranges(smol))} output projections of SmolLM2-135M",
+        f"in Qwen in {chance[1]} of {len(ranges(qwen))}",
         f"SparseGPT's perplexity in Qwen falls to {says(of_target('qwen.gguf', 'sparsegpt'))} of what it is with "
         f"`--target layer`",
         f"(dense {dense['dense_perplexity'].iloc[0]:.2f};",

@@ -3,7 +3,7 @@
 Every checkpoint is made with plain torch and transformers from one that SparseGPT has pruned, written by
 `save_pretrained`, and read and checked as a stranger's. A fault counts as found where each of its layers is given its
 verdict, something is wrong, and no other layer is accused. `--blocks N` takes the first decoder blocks alone; names
-choose some of the faults. Rows go to docs/results/planted.csv, and what is there is not done again.
+choose some of the faults. Rows go to --output, and what is there is not done again.
 """
 
 import copy
@@ -26,7 +26,6 @@ from rose.model.check import verdicts
 from tests.benchmarks.common import MODEL, Rows, arguments
 from tests.model.check.faults import compensate, q4_0, q4_1
 
-RESULTS = Path("docs/results/planted.csv")
 LAYER = "model.layers.{}.{}".format
 QUICK = ("magnitude", "wanda")  # methods that cost no sweep
 
@@ -223,7 +222,7 @@ def judge(fault: Fault, found: rose.CheckpointCheck) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = arguments(__doc__, "names", blocks=0, samples=8, length=512, held_out=2)
+    options = arguments(__doc__, "names", output=Path, blocks=0, samples=8, length=512, held_out=2)
     whole, tokenizer = rose.load_model(MODEL)
     dense = first_blocks(whole, options.blocks)
     DENSE.append(dense)
@@ -237,7 +236,7 @@ def main() -> None:
         text.write_text(prose)
         other = rose.load_tokens(str(text), tokenizer, samples=options.samples, length=options.length, seed=0)
         bases = {"dense": dense}
-        rows = Rows(RESULTS, ("fault", "blocks"))
+        rows = Rows(options.output, ("fault", "blocks"))
         blocks = len(dense.model.layers)
         for what, fault in faults(tokens, other, blocks // 2).items():
             if (what, blocks) in rows or (options.names and what not in options.names):
