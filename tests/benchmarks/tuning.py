@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 import rose
+from rose.layer.methods import get_method
 from rose.model.load.tokens import load_apart
 from rose.model.measure.comparison import parse_variant
 from rose.model.measure.damage import dense_weights
@@ -39,6 +40,7 @@ from rose.model.tune import tuning
 from rose.model.tune.loss import divergence
 from rose.model.walk.dense_states import token_drift
 from rose.model.walk.forward import Boundaries
+from rose.verdicts import Result
 from tests.benchmarks.common import MODEL, Rows, arguments, judged
 
 SAMPLES = 16  # to prune with
@@ -241,6 +243,25 @@ def ruled(rule: str) -> Iterator[None]:
     finally:
         for name, value in were.items():
             setattr(tuning, name, value)
+
+
+def costs_and_worths(rows: pd.DataFrame, sparsity: str) -> list[Result]:
+    """Time and perplexity of pruning alone, with few and many windows, and with tuning, for
+    `app.figures.comparison.time_and_perplexity`: seconds of the processor, means over draws; of what has them all."""
+    rows = rows[rows["sparsity"] == sparsity]
+    draws = rows["seed"].nunique()
+    pruning = rows[rows["windows"] == 0].groupby(["method", "samples"])["processor_seconds"].mean()
+    found = []
+    for (method, samples, windows), part in rows.groupby(["method", "samples", "windows"]):
+        if len(part) < draws:
+            continue
+        variant = parse_variant(method)
+        name = f"{get_method(variant.method).label}, {samples}" + (f" + {windows} tuned" if windows else "")
+        seconds = pruning[method, samples] + (part["processor_seconds"].mean() if windows else 0.0)
+        drawn, target = part.set_index("seed")["perplexity"], variant.target or "dense"
+        known: dict[str, Any] = {"draws": drawn.to_dict(), "seconds": seconds, "target": target}
+        found.append(Result(name, variant.method, drawn.mean(), **known))
+    return found
 
 
 STUDIES = {"table": table, "choose": choose, "moved": moved}

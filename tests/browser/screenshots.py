@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, expect
 from app.figures.comparison import time_and_perplexity
 from app.figures.palette import Theme
 from app.figures.style import widen_title
-from tests.benchmarks import bits, structured
+from tests.benchmarks import bits, structured, tuning
 from tests.benchmarks.methods import costs_and_worths
 from tests.browser.conftest import COLUMNAR_LAYER, ROOT, SETUP, chromium, measure, serve, settle
 from tests.browser.test_check import broken_checkpoint
@@ -158,7 +158,7 @@ def shoot_measured(browser: Browser, folder: Path, pictures: Path, name: str, fi
 
 
 def shoot_pareto(browser: Browser, folder: Path, pictures: Path) -> None:
-    """Time, size and bits against perplexity, from what docs/results.md, structured.md and shipping.md report."""
+    """Time, size and bits against perplexity, from what docs/results.md, structured.md, shipping.md and tuning.md report."""
     results = ROOT / "docs/results"
     measured = costs_and_worths(
         pd.read_csv(results / "methods-times.csv"),
@@ -175,6 +175,12 @@ def shoot_pareto(browser: Browser, folder: Path, pictures: Path) -> None:
             theme=theme,
         )
         shoot_figure(browser, drawing.figure, folder, pictures / f"pareto-{theme}.png")
+        tuned = pd.read_csv(results / "tuning.csv", dtype={"sparsity": str})
+        whole = float(tuned.loc[tuned["method"] == "dense", "perplexity"].iloc[0])
+        drawing = time_and_perplexity(
+            tuning.costs_and_worths(tuned, "0.7"), dense=whole, time="processor time, s", theme=theme
+        )
+        shoot_figure(browser, drawing.figure, folder, pictures / f"tuning-{theme}.png")
         shoot_figure(
             browser,
             bits.picture(pd.read_csv(results / "bits-budget.csv"), theme),
@@ -200,7 +206,7 @@ def shoot_figure(browser: Browser, figure: go.Figure, folder: Path, picture: Pat
 
 def main() -> None:
     pictures = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs/screenshots")
-    rest = {"check", "pareto", "slim", "bits", "depth", "damage", "your_own_order"}
+    rest = {"check", "pareto", "slim", "bits", "tuning", "depth", "damage", "your_own_order"}
     asked = set(sys.argv[2:]) or {*PAGES, *rest}
     if "text" in asked:
         asked.add("prune")
@@ -222,7 +228,7 @@ def main() -> None:
                 page.close()
             if "check" in asked:
                 shoot_check(browser, address, Path(folder), pictures)
-        if asked & {"pareto", "slim", "bits"}:
+        if asked & {"pareto", "slim", "bits", "tuning"}:
             shoot_pareto(browser, Path(folder), pictures)
         for name, fill in {"depth": compare_targets, "damage": measure_damage}.items():
             if name in asked:
