@@ -158,7 +158,7 @@ def shoot_measured(browser: Browser, folder: Path, pictures: Path, name: str, fi
 
 
 def shoot_pareto(browser: Browser, folder: Path, pictures: Path) -> None:
-    """Time, size and bits against perplexity, from what docs/results.md, structured.md, shipping.md and tuning.md report."""
+    """Time, size and bits against perplexity, from what results.md, structured.md, shipping.md and tuning.md report."""
     results = ROOT / "docs/results"
     measured = costs_and_worths(
         pd.read_csv(results / "methods-times.csv"),
