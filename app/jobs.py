@@ -241,6 +241,23 @@ class Run:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
+class TunableRun(Run):
+    """Work whose result may be tuned once it has ended, in a run of its own: `tuning`, the latest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tuning: Run | None = None
+
+    @property
+    def is_tuning(self) -> bool:
+        return self.tuning is not None and self.tuning.job.status == "running"
+
+    def discard(self) -> None:
+        if self.tuning is not None:
+            self.tuning.job.stop()
+        super().discard()
+
+
 class Batch(Run):
     """Pieces of work one after another.
 

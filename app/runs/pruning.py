@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 import rose
-from app.jobs import Job, Run
+from app.jobs import Job, TunableRun
 from app.runs.checkpoints import RESERVE, free_space
 from app.runs.finished import seconds_of, tuned_suffix
 from app.runs.recipes import command_lines
@@ -37,7 +37,6 @@ from rose.verdicts import Result
 
 if TYPE_CHECKING:
     from app.runs.files import FileRun
-    from app.runs.tuning import TuningRun
 
 DENSE = Case("dense", "0", "")
 
@@ -168,7 +167,7 @@ def judge(
     return EvaluatedModel(case, perplexity_of(losses), tuple(losses.tolist()), text, answered)
 
 
-class PruningRun(Run):
+class PruningRun(TunableRun):
     """One run over all copies of a request, growing while its job runs."""
 
     def __init__(
@@ -185,7 +184,6 @@ class PruningRun(Run):
         self.copies: list[EvaluatedModel] = []  # those that are finished
         self.pruned: list[dict[str, Any]] = []  # of the copy at work: layer, relative_error, seconds
         self.layers = 0  # that it has in all
-        self.tuning: TuningRun | None = None  # of one of the copies, the latest
         self.file: FileRun | None = None  # that one of the copies is written into, the latest
         self._load, self._publish = load, publish
         self._begun = self._total = 0.0  # estimated seconds of the steps that were begun, and of all
@@ -322,13 +320,7 @@ class PruningRun(Run):
         self.copies = [*(one for one in self.copies if one.label != copy.label), copy]
         self._publish(copy.report)
 
-    @property
-    def is_tuning(self) -> bool:
-        return self.tuning is not None and self.tuning.job.status == "running"
-
     def discard(self) -> None:
-        if self.tuning is not None:
-            self.tuning.job.stop()
         if self.file is not None:
             self.file.job.stop()
             self.file.discard()

@@ -7,23 +7,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import rose
 from app import words
-from app.jobs import Job, Run, holding
+from app.jobs import Job, TunableRun, holding
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.estimate.duration import estimate_evaluation
 from rose.model.measure.generation import continue_prompt
 from rose.model.network.layers import count_parameters, text_config
 from rose.structured.plan import SlimSettings, estimate_slimming
-
-if TYPE_CHECKING:
-    from app.runs.tuning import SlimTuning
 
 TOKENS = 128  # of the prompt that speed is measured with
 TURNS = 5
@@ -54,13 +51,12 @@ def judge(label: str, model: Any, tokenizer: Any, held_out: Tensor | None, promp
     return Outcome(label, count_parameters(model), perplexity, 0.0, text)
 
 
-class Slimming(Run):
+class Slimming(TunableRun):
     """One run. `outcomes` (dense, slim, and slim tuned once it is), `report` and `checkpoint` (a folder) are there once
     it is done.
 
     Attributes:
         untuned: the checkpoint that tuning begins with.
-        tuning: the latest one of the smaller copy.
     """
 
     UNIT = " parts"
@@ -75,7 +71,6 @@ class Slimming(Run):
         self.report: rose.RunReport | None = None
         self.checkpoint: Path | None = None
         self.untuned: Path | None = None
-        self.tuning: SlimTuning | None = None
         self._load = load
 
     def _run(self, job: Job) -> None:
@@ -117,15 +112,6 @@ class Slimming(Run):
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier tuning
         rose.save_model(model, tokenizer, folder, report=report)
         self.outcomes, self.checkpoint, self.report = [*self.outcomes[:2], outcome], folder, report
-
-    @property
-    def is_tuning(self) -> bool:
-        return self.tuning is not None and self.tuning.job.status == "running"
-
-    def discard(self) -> None:
-        if self.tuning is not None:
-            self.tuning.job.stop()
-        super().discard()
 
 
 @torch.no_grad()

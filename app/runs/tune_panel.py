@@ -30,7 +30,7 @@ def draw(run: PruningRun) -> None:
         )
         if copies:
             _offer(run, list(copies))
-        if run.tuning is not None:
+        if isinstance(run.tuning, TuningRun):
             _follow_pruned(run.tuning)
 
 
@@ -56,7 +56,7 @@ def draw_slim(run: Slimming, model: nn.Module) -> None:
             icon=ICON,
         )
         place.caption(f"Up to {words.size(memory)} besides two models. {_trained_on(run, 'It is trained')}")
-        if run.tuning is not None and _follow(run.tuning, "slim-tune"):
+        if isinstance(run.tuning, Tuning) and _follow(run.tuning, "slim-tune"):
             said = tuning.says_steps(run.tuning)
             if not said.endswith("."):
                 said += ". Checkpoint and report above are those of the tuned copy."

@@ -19,6 +19,7 @@ from app import shared
 from app import words as app_words
 from app.runs import finished, html_report, shipping, tuning
 from app.runs.pruning import PruningRun
+from app.runs.tuning import TuningRun
 from app.study.setup import Setup
 from rose import verdicts
 from rose.cli import _parser
@@ -398,7 +399,7 @@ def test_what_is_left_is_tuned(setup: Setup, text: Path, monkeypatch: pytest.Mon
     assert "About 30 s with evaluation, and " in texts(app)
     assert app.button(key="tune-start").label == "Tune for 0.5 minutes"
     app.button(key="tune-start").click().run()
-    assert run.tuning is not None
+    assert isinstance(run.tuning, TuningRun)
     ended(run.tuning)
     app.run()
     assert not app.exception, app.exception

@@ -95,7 +95,7 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
         tuning, "TuneSettings", lambda _minutes, seed: TuneSettings(epochs=1, loss="ce", rate=1e-3, seed=seed)
     )
     for _ in range(2):
-        run.tuning = finish(SlimTuning(run, 3.0, lambda: loaded))
+        last = run.tuning = finish(SlimTuning(run, 3.0, lambda: loaded))
     tuned = run.outcomes[2]
     assert [one.label for one in run.outcomes] == ["Dense", "obs, 30 % out", "obs, 30 % out, tuned"]
     assert (tuned.parameters, tuned.speed) == (slim.parameters, slim.speed)
@@ -114,7 +114,7 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     app.run()
     assert not app.exception
     assert app.button(key="slim-tune-start").label == "Tune for 3 minutes"
-    assert tuning.says_steps(run.tuning) in texts(app)
+    assert tuning.says_steps(last) in texts(app)
     run.discard()
     assert not run.checkpoint.exists()
 
