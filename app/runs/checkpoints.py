@@ -7,18 +7,13 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import rose
-from app import words
 from app.runs.finished import REPORT, read_report
 from rose.files import reachable
-
-if TYPE_CHECKING:
-    from app.runs.pruning import PruningRun
 
 RESERVE = 10**9  # bytes that temporary checkpoints leave free
 
@@ -27,16 +22,6 @@ RESERVE = 10**9  # bytes that temporary checkpoints leave free
 class Checkpoint:
     name: str
     place: Path
-
-
-def kept_checkpoints(runs: Sequence[PruningRun], model: str) -> dict[str, Checkpoint]:
-    found: dict[str, Checkpoint] = {}
-    for run in reversed(runs):
-        for copy in reversed(run.copies):
-            if run.setup.model == model and copy.checkpoint is not None and copy.checkpoint.exists():
-                name = words.unused(copy.label, found)
-                found[name] = Checkpoint(name, copy.checkpoint)
-    return found
 
 
 def saved_checkpoint(path: str) -> Checkpoint:

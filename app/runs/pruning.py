@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 import rose
+from app import words
 from app.jobs import Job, TunableRun
-from app.runs.checkpoints import RESERVE, free_space
+from app.runs.checkpoints import RESERVE, Checkpoint, free_space
 from app.runs.finished import seconds_of, tuned_suffix
 from app.runs.recipes import command_lines
 from app.runs.request import Case, PruneRequest, estimate_case, evaluation_seconds, task_seconds
@@ -338,3 +339,14 @@ class PruningRun(TunableRun):
             if copy.checkpoint is not None and copy.label not in worth:
                 self.copies[number] = replace(copy, checkpoint=None)
                 shutil.rmtree(copy.checkpoint, ignore_errors=True)
+
+
+def kept_checkpoints(runs: Sequence[PruningRun], model: str) -> dict[str, Checkpoint]:
+    """Checkpoints of copies of this model that runs have kept, by label, the latest first."""
+    found: dict[str, Checkpoint] = {}
+    for run in reversed(runs):
+        for copy in reversed(run.copies):
+            if run.setup.model == model and copy.checkpoint is not None and copy.checkpoint.exists():
+                name = words.unused(copy.label, found)
+                found[name] = Checkpoint(name, copy.checkpoint)
+    return found

@@ -12,8 +12,9 @@ from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from app import components, session, shared, words
 from app.jobs import Run
-from app.runs.checkpoints import kept_checkpoints, size_of, zipped
+from app.runs.checkpoints import size_of, zipped
 from app.runs.damage import DamageRequest
+from app.runs.pruning import kept_checkpoints
 from app.runs.request import PruneRequest
 from app.study.setup import Setup
 from rose import METHODS, RoseError

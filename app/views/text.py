@@ -10,7 +10,8 @@ import streamlit as st
 from app import components, session, shared, words
 from app.figures import coloured_text as coloured
 from app.runs import reading
-from app.runs.checkpoints import Checkpoint, kept_checkpoints, saved_checkpoint
+from app.runs.checkpoints import Checkpoint, saved_checkpoint
+from app.runs.pruning import kept_checkpoints
 from app.runs.reading import DENSE, LIMIT, MOST, TextReading
 from app.runs.widgets import csv_button, follow, linked, saved, start_button
 from rose.model.measure.surprise import EncodedText

@@ -12,8 +12,8 @@ import torch
 
 import rose
 from app.figures.tuning import tuning_curve
-from app.runs import checkpoints, finished, html_report, pairs, shipping, tuning
-from app.runs.pruning import PruningRun, layer_table, model_table
+from app.runs import finished, html_report, pairs, shipping, tuning
+from app.runs.pruning import PruningRun, kept_checkpoints, layer_table, model_table
 from app.runs.request import PruneRequest
 from app.runs.tuning import TuneRequest, TuningRun
 from app.study.setup import Setup
@@ -76,7 +76,7 @@ def test_a_tuned_copy_stands_beside_the_others(pruned: PruningRun, loaded: Loade
     assert f"{summary['zeros']:,}".replace(",", " ")[:2] in tuning.says(run)
     assert "as before." in tuning.says(run)
     assert list(tuning.offered(pruned)) == [source.label]
-    assert list(checkpoints.kept_checkpoints([pruned], pruned.setup.model)) == [TUNED, source.label]
+    assert list(kept_checkpoints([pruned], pruned.setup.model)) == [TUNED, source.label]
     assert set(layer_table(pruned.models)["method"]) == {"sparsegpt"}
     assert len(layer_table(pruned.models)) == len(source.report.layers if source.report else [])
     assert model_table(pruned.models)["mean_relative_error"].isna().tolist() == [True, False, True]
