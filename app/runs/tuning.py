@@ -33,7 +33,7 @@ from rose.model.load.tokens import load_apart
 from rose.model.network.network import Network
 from rose.model.progress import Progress
 from rose.model.tune.kept import keep_low_rank
-from rose.model.tune.tuning import HELD_OUT, LENGTH, SAMPLES, Tuner, TuneReport, TuneSettings
+from rose.model.tune.tuning import HELD_OUT, LENGTH, SAMPLES, Tuner, TuneReport, TuneSettings, TuneTask
 from rose.verdicts import compare, says_move
 
 MINUTES = 3.0
@@ -107,7 +107,7 @@ class Tuning(Run):
             seed=setup.seed,
             apart_from=windows,
         )
-        tuner = Tuner(model, dense, tokens, TuneSettings(self.minutes, seed=setup.seed), held_out=held_out)
+        tuner = Tuner(TuneTask(model, dense, tokens, held_out), TuneSettings(self.minutes, seed=setup.seed))
         self._say(f"Tuning {self.label}")
         try:
             tuner.run(partial(self._tell, tuner))

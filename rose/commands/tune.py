@@ -22,7 +22,7 @@ from rose.model.network.layers import prunable_layers
 from rose.model.tune.kept import keep_low_rank
 from rose.model.tune.loss import LOSSES
 from rose.model.tune.parts import Parts
-from rose.model.tune.tuning import BATCH, HELD_OUT, LENGTH, RATE, SAMPLES, TuneReport, TuneSettings
+from rose.model.tune.tuning import BATCH, HELD_OUT, LENGTH, RATE, SAMPLES, TuneReport, TuneSettings, TuneTask
 from rose.model.workers import Workers
 
 Texts = tuple[Tensor, Tensor | None]  # to train on, and held out
@@ -53,11 +53,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
     model, _ = shared.load(options, console, options.pruned)
     evaluated = _Perplexities(options, tokenizer, console)
     sizes = shared.pick(options, ("samples", "held_out", "length"))
-    tokens, held_out = _texts(options, tokenizer, evaluated.windows, **sizes)
-    choices = shared.pick(options, ("parts", "layers", "unpruned"))
+    texts = _texts(options, tokenizer, evaluated.windows, **sizes)
     report = _report_of(options.pruned, model)
     keep_low_rank(model, expand(options.pruned))
-    tuner = Parts(model, dense, tokens, settings, held_out=held_out, **choices)
+    tuner = Parts(TuneTask(model, dense, *texts, options.layers, options.unpruned), settings, options.parts)
     pruned = evaluated.of(model, "before", "before")
     is_whole = _follow(tuner, console, options.checkpoint)
     found = tuner.report()
@@ -128,9 +127,8 @@ def tune_after(options: argparse.Namespace, console: Console, model: nn.Module, 
     if texts is None:
         return {}
     dense, _ = shared.load(options, console)
-    tokens, held_out = texts
     settings = TuneSettings(minutes=options.tune, seed=options.seed, compute=getattr(options, "compute", "auto"))
-    tuner = Parts(model, dense, tokens, settings, held_out=held_out)
+    tuner = Parts(TuneTask(model, dense, *texts), settings)
     _follow(tuner, console, options.checkpoint and options.checkpoint / "tuned")
     found = tuner.report()
     say_tuned(found)

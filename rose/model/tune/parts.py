@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.progress import ProgressCallback, part_callback
 from rose.model.tune.kept import check_pruned, find_trained
-from rose.model.tune.tuning import BATCH, Tuner, TuneReport, TuneSettings
+from rose.model.tune.tuning import BATCH, Tuner, TuneReport, TuneSettings, TuneTask
 
 
 def tune_model(
@@ -70,7 +69,7 @@ def tune_model(
         RoseError: bad input, before any work; a loss that is not finite; or no room to save.
     """
     settings = TuneSettings(minutes, epochs, loss, rate, batch, seed, compute)
-    tuner = Parts(model, dense, tokens, settings, parts, held_out=held_out, layers=layers, unpruned=unpruned)
+    tuner = Parts(TuneTask(model, dense, tokens, held_out, layers, unpruned), settings, parts)
     tuner.run(progress, checkpoint)
     return tuner.report()
 
@@ -78,25 +77,13 @@ def tune_model(
 class Parts:
     """As `Tuner`, for decoder blocks in parts: each has its share of the time and keeps its own best step."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        dense: nn.Module,
-        tokens: Tensor,
-        settings: TuneSettings,
-        parts: int = 1,
-        *,
-        held_out: Tensor | None = None,
-        layers: Sequence[str] | None = None,
-        unpruned: bool = False,
-    ) -> None:
+    def __init__(self, task: TuneTask, settings: TuneSettings, parts: int = 1) -> None:
         """Checks everything; changes nothing. Raises RoseError for bad input."""
-        network = Network(model)
-        self.settings, self.parts = settings, divided(network, layers, parts)
-        self.given: dict[str, Any] = {"model": model, "dense": dense, "tokens": tokens, "held_out": held_out}
+        network = Network(task.model)
+        self.task, self.settings, self.parts = task, settings, divided(network, task.layers, parts)
         if parts > 1:  # one part may well have no zeros
-            check_pruned(find_trained(network, layers), network, Network(dense), unpruned)
-        self.tuner = self._tuner(0, unpruned or parts > 1)
+            check_pruned(find_trained(network, task.layers), network, Network(task.dense), task.unpruned)
+        self.tuner = self._tuner(0, task.unpruned or parts > 1)
         self.done: list[TuneReport] = []
 
     def _tuner(self, number: int, unpruned: bool) -> Tuner:
@@ -105,7 +92,7 @@ class Parts:
             minutes = None if own.minutes is None else own.minutes / count
             epochs = None if own.minutes is not None else (own.epochs or 1) / count
             own = replace(own, minutes=minutes, epochs=epochs, seed=own.seed + number)  # other windows come first
-        return Tuner(**self.given, settings=own, layers=self.parts[number], unpruned=unpruned)
+        return Tuner(replace(self.task, layers=self.parts[number], unpruned=unpruned), own)
 
     def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
         """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""

@@ -88,6 +88,18 @@ class TuneSettings:
 
 
 @dataclass(frozen=True)
+class TuneTask:
+    """What is tuned towards what; see `rose.tune_model`."""
+
+    model: nn.Module
+    dense: nn.Module
+    tokens: Tensor
+    held_out: Tensor | None = None
+    layers: Sequence[str] | None = None
+    unpruned: bool = False
+
+
+@dataclass(frozen=True)
 class Look:
     """One measurement while tuning: after `step` steps and `seconds`; losses in nats a token. `loss` is the mean of the
     steps since the last look, None at the start; `held_out` is that of next tokens, None without held-out windows."""
@@ -134,19 +146,10 @@ class Tuner:
         steps: how many there will be, 0 until it is known.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        dense: nn.Module,
-        tokens: Tensor,
-        settings: TuneSettings,
-        *,
-        held_out: Tensor | None = None,
-        layers: Sequence[str] | None = None,
-        unpruned: bool = False,
-    ) -> None:
+    def __init__(self, task: TuneTask, settings: TuneSettings) -> None:
         """Checks everything; changes nothing. Raises RoseError for bad input."""
-        self.network, self.dense, self.settings = Network(model), Network(dense), settings
+        self.network, self.dense, self.settings = Network(task.model), Network(task.dense), settings
+        tokens, held_out = task.tokens, task.held_out
         self.tokens, self.held_out, self.workers = tokens, held_out, Workers.here()
         for network in (self.network, self.dense):
             network.check_in_memory()
@@ -160,8 +163,8 @@ class Tuner:
         if settings.batch < self.workers.count:
             raise RoseError(f"A batch of {settings.batch} cannot be divided over {self.workers.count} processes.")
         self.dtype = self.network.dtype
-        self.trained = find_trained(self.network, layers)
-        check_pruned(self.trained, self.network, self.dense, unpruned)
+        self.trained = find_trained(self.network, task.layers)
+        check_pruned(self.trained, self.network, self.dense, task.unpruned)
         self._check_memory()
         self.start = [one.parameter.detach().clone() for one in self.trained]
         self.best = self.start
