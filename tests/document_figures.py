@@ -531,8 +531,9 @@ def tuned() -> str:
         cells = [each_draw(drawn[size]) if size in (0, *full) else "" for size in (0, *sizes)]
         known = other[[0, full[-1]]].notna().all(axis=None)
         moved = " → ".join(f"{other[size].mean():.1f}" for size in (0, full[-1])) if known else ""
-        lines.append([sparsity, f"`{method}`", *cells, moved])
-    return table(["sparsity", "pruned by", "before", *(f"{size} windows" for size in sizes), "other text"], lines)
+        removed = sparsity.replace("slim-", "`rose slim`, ")
+        lines.append([removed, f"`{method}`", *cells, moved])
+    return table(["removed", "by", "before", *(f"{size} windows" for size in sizes), "other text"], lines)
 
 
 def tuning_seconds() -> str:
@@ -569,6 +570,8 @@ def tuned_longest() -> str:
 
 
 def each_draw(values: pd.Series) -> str:
+    if len(values) == 1:
+        return f"{values.item():.1f} (one draw)"
     return f"{values.mean():.1f} ({', '.join(f'{one:.1f}' for one in values)})"
 
 
