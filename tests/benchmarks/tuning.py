@@ -256,7 +256,7 @@ def costs_and_worths(rows: pd.DataFrame, sparsity: str) -> list[Result]:
         if len(part) < draws:
             continue
         variant = parse_variant(method)
-        name = f"{get_method(variant.method).label}, {samples}" + (f" + {windows} tuned" if windows else "")
+        name = f"{get_method(variant.method).label} {samples}" + (f" + {windows} tuned" if windows else "")
         seconds = pruning[method, samples] + (part["processor_seconds"].mean() if windows else 0.0)
         drawn, target = part.set_index("seed")["perplexity"], variant.target or "dense"
         known: dict[str, Any] = {"draws": drawn.to_dict(), "seconds": seconds, "target": target}
