@@ -149,7 +149,8 @@ def _follow(tuner: Parts, console: Console, checkpoint: Path | None) -> bool:
 def say_tuned(found: TuneReport) -> None:
     summary = found.summary
     of = f"{summary['zeros']:,} of {summary['weights']:,} weights are zero, as before"
-    terminal.say(f"Tuned {summary['steps']} steps in {summary['seconds']:.0f} s; {of}")
+    steps = "1 step" if summary["steps"] == 1 else f"{summary['steps']} steps"
+    terminal.say(f"Tuned {steps} in {summary['seconds']:.0f} s; {of}")
     if summary["held_out_before"] is not None:
         before, after, dense = (math.exp(summary[f"held_out_{name}"]) for name in ("before", "after", "dense"))
         parts = summary.get("parts")
