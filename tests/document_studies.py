@@ -108,8 +108,8 @@ def listed(values: Iterable[float], digits: int = 3) -> str:
 
 def rates() -> str:
     """What tuning with several rates gives: perplexity and divergence, on the text itself and on another one."""
-    rows = read("tuning-rules.csv").query("rule.str.startswith('RATE')").fillna({"other_perplexity_before": np.nan})
-    rows["rate"] = rows["rule"].str.extract(r"RATE=([^,]+)")[0].astype(float)
+    rows = read("tuning-rules.csv").query("rule.str.startswith('RATE')")
+    rows = rows.assign(rate=rows["rule"].str.extract(r"RATE=([^,]+)")[0].astype(float))
     names = [f"{text}{value}" for text in ("", "other_") for value in ("perplexity", "divergence")]
     lines = []
     for (sparsity, seed), part in rows.sort_values(["sparsity", "seed", "rate"]).groupby(["sparsity", "seed"]):

@@ -181,9 +181,11 @@ def dashed(theme: Theme, width: float = 2) -> dict[str, Any]:
     return {"color": INKS[theme].text, "dash": "dash", "width": width}
 
 
-def level(figure: go.Figure, y: float, span: tuple[float, float], name: str, theme: Theme) -> None:
-    """A dashed horizontal line that the legend names, where a text beside it would cover data."""
-    look = Style(INKS[theme].text, name, "dash")
+def level(
+    figure: go.Figure, y: float, span: tuple[float, float], name: str, theme: Theme, *, dash: str = "dash"
+) -> None:
+    """A broken horizontal line that the legend names, where a text beside it would cover data."""
+    look = Style(INKS[theme].text, name, dash)
     lines(figure, list(span), [y, y], look, "", width=1.5, mode="lines")
 
 

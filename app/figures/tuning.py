@@ -34,15 +34,15 @@ def tuning_curve(curve: pd.DataFrame, steps: int, *, dense: float | None, theme:
     marks.lines(figure, known["step"], known["perplexity"], look, hover, customdata=known["seconds"])
     marks.rings(figure, [best["step"]], [best["perplexity"]], "kept", size=18)
     marks.level(figure, start, (0, end), "start", theme)
-    if dense is not None:
-        look = Style(palette.INKS[theme].muted, "dense", "dot")
-        marks.lines(figure, [0, end], [np.exp(dense)] * 2, look, "", width=1.5, mode="lines")
+    whole = None if dense is None else float(np.exp(dense))
+    if whole is not None:
+        marks.level(figure, whole, (0, end), "dense", theme, dash="dot")
     figure.update_xaxes(range=[-0.02 * end, 1.02 * end], dtick=marks.whole_step(end), zeroline=False)
     # From the dense model up: what tuning can win back lies between the two lines.
-    low, high = min(known["perplexity"].min(), start if dense is None else np.exp(dense)), known["perplexity"].max()
+    low, high = min(known["perplexity"].min(), whole or start), known["perplexity"].max()
     room = 0.1 * (high - low) or 0.1 * high
     figure.update_yaxes(range=[low - room, high + room])
-    beside = "" if dense is None else f"; the dense model has {words.number(float(np.exp(dense)))}"
+    beside = "" if whole is None else f"; the dense model has {words.number(whole)}"
     value, step = words.number(best["perplexity"]), int(best["step"])
     if step:
         after = f"after {words.whole(step)} of {words.count(end, 'step')}" if end > 1 else "after the one step"

@@ -9,7 +9,7 @@ from app.figures.tuning import tuning_curve
 from app.runs import tuning
 from app.runs.pruning import PruningRun
 from app.runs.slimming import Slimming
-from app.runs.tuning import MINUTES, TuneRequest, Tuning, TuningRun
+from app.runs.tuning import MINUTES, SlimTuning, TuneRequest, Tuning, TuningRun
 from app.runs.widgets import follow, linked, start_button
 from rose import RoseError
 
@@ -56,11 +56,8 @@ def draw_slim(run: Slimming, model: nn.Module) -> None:
             icon=ICON,
         )
         place.caption(f"Up to {words.size(memory)} besides two models. {_trained_on(run, 'It is trained')}")
-        if isinstance(run.tuning, Tuning) and _follow(run.tuning, "slim-tune"):
-            said = tuning.says_steps(run.tuning)
-            if not said.endswith("."):
-                said += ". Checkpoint and report above are those of the tuned copy."
-            st.markdown(f"**{words.plain(run.tuning.label)}.** {words.plain(said)}")
+        if isinstance(run.tuning, SlimTuning) and _follow(run.tuning, "slim-tune"):
+            st.markdown(f"**{words.plain(run.tuning.label)}.** {words.plain(tuning.says_slim(run.tuning))}")
             _curve(run.tuning)
 
 

@@ -224,6 +224,13 @@ def says(tuning: TuningRun) -> str:
     return f"{says_steps(tuning)} {verb} perplexity {moved}. {words.sentence(zeros)}."
 
 
+def says_slim(tuning: SlimTuning) -> str:
+    """The same of a smaller copy."""
+    assert tuning.found is not None
+    helped = tuning.found.summary["kept_step"] > 0
+    return says_steps(tuning) + (". Checkpoint and report above are those of the tuned copy." if helped else "")
+
+
 def says_steps(tuning: Tuning) -> str:
     """How much was tuned; a whole sentence where it was for nothing."""
     assert tuning.found is not None

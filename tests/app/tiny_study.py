@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Block
@@ -15,8 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 import rose
 from app import session, shared
 from app.jobs import Run
+from app.runs import tuning
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
+from rose.model.tune.tuning import TuneSettings
 
 MAIN = str(Path(session.__file__).parent / "main.py")
 COLUMNAR = "model.layers.1.self_attn.o_proj"  # its last block of inputs is six times as strong as the others
@@ -107,6 +110,13 @@ def ended(run: AnyRun, status: str = "done") -> AnyRun:
             break
     assert run.job.status == status, run.job.message
     return run
+
+
+def tune_one_epoch(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
+    """Tuning takes a number of steps that no clock decides, towards next tokens, which then get better for certain."""
+    monkeypatch.setattr(
+        tuning, "TuneSettings", lambda _minutes, seed: TuneSettings(epochs=1, loss="ce", rate=rate, seed=seed)
+    )
 
 
 def finish(run: AnyRun, status: str = "done") -> AnyRun:

@@ -46,7 +46,6 @@ from tests.benchmarks.common import MODEL, Rows, arguments, judged
 SAMPLES = 16  # to prune with
 LENGTH = 512  # of the windows that are calibrated on and judged
 JUDGED = 12  # windows of the text itself on which rules are compared
-Windows = tuple[Tensor, Tensor, Tensor]
 WAY = ["model", "seed", "method", "sparsity"]
 
 
@@ -109,9 +108,10 @@ def table(options: Any) -> None:
 
 def choose(options: Any) -> None:
     rows = Rows(Path(options.output) / "tuning-rules.csv", [*WAY, "windows", "rule"])
-    texts = other_text(options, rose.load_model(options.model)[1], "other_")
+    dense, tokenizer = rose.load_model(options.model)
+    texts = other_text(options, tokenizer, "other_")
     for rule in options.rules:
-        for key, model, dense, tokens, held_out, judge in apart_from_judged(options, rows, rule=rule):
+        for key, model, tokens, held_out, judge in apart_from_judged(options, rows, tokenizer, rule=rule):
             before = judgement(model, dense, texts | {"": judge}).add_suffix("_before")
             with ruled(rule):
                 found = tuned(model, dense, tokens, held_out, options)
@@ -123,7 +123,8 @@ def choose(options: Any) -> None:
 def moved(options: Any) -> None:
     layers = Rows(Path(options.output) / "tuning-layers.csv", [*WAY, "windows"])
     blocks = Rows(Path(options.output) / "tuning-blocks.csv", [*WAY, "windows"])
-    for key, model, dense, tokens, held_out, judge in apart_from_judged(options, blocks):
+    dense, tokenizer = rose.load_model(options.model)
+    for key, model, tokens, held_out, judge in apart_from_judged(options, blocks, tokenizer):
         start = copy.deepcopy(model)
         before = by_block(model, dense, judge).add_suffix("_before")
         tuned(model, dense, tokens, held_out, options)
@@ -133,17 +134,18 @@ def moved(options: Any) -> None:
         blocks.add(*(key | {"block": at} | row for at, row in enumerate(both.to_dict("records"))))
 
 
-def apart_from_judged(options: Any, rows: Rows, **more: Any) -> Iterator[tuple[dict[str, Any], Any, Any, *Windows]]:
-    """For each row that is not there yet: its key, the pruned model, the dense one, and windows to train on, to stop by
-    and to judge by."""
-    dense, tokenizer = rose.load_model(options.model)
+def apart_from_judged(
+    options: Any, rows: Rows, tokenizer: Any, **more: Any
+) -> Iterator[tuple[dict[str, Any], Any, Tensor, Tensor, Tensor]]:
+    """For each row that is not there yet: its key, the pruned model, and windows to train on, to stop by and to judge
+    by."""
     away = judged(options.judge or options.text, tokenizer, length=LENGTH)
     for windows, way, seed in itertools.product(options.windows, options.ways, options.seeds):
         method, _, sparsity = way.rpartition("@")
         key = {"model": options.model, "seed": seed, "method": method, "sparsity": sparsity, "windows": windows, **more}
         if tuple(key.values()) not in rows:
             tokens, kept = apart(options, tokenizer, seed, windows, tuning.HELD_OUT + JUDGED, away)
-            yield key, pruned(options, seed, way), dense, tokens, kept[: tuning.HELD_OUT], kept[tuning.HELD_OUT :]
+            yield key, pruned(options, seed, way), tokens, kept[: tuning.HELD_OUT], kept[tuning.HELD_OUT :]
 
 
 def changes(start: Any, model: Any) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from app.study.study import LoadedModel
 from rose.model.load.tokens import load_apart
 from rose.model.tune.tuning import TuneSettings
 from tests.app.runs.made_reports import made_report
-from tests.app.tiny_study import finish
+from tests.app.tiny_study import finish, tune_one_epoch
 
 REQUEST = PruneRequest(("sparsegpt",), ("0.7",), windows=3, window_length=16, prompt="Hello", new_tokens=2, keep="best")
 TUNED = "SparseGPT at 0.7, tuned 8 steps"
@@ -41,9 +41,7 @@ def pruned(setup: Setup, loaded: LoadedModel, text: Path) -> PruningRun:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number of steps that no clock decides."""
     monkeypatch.setattr(tuning, "SAMPLES", 16)
-    monkeypatch.setattr(
-        tuning, "TuneSettings", lambda _minutes, seed: TuneSettings(epochs=1, loss="ce", rate=1e-4, seed=seed)
-    )
+    tune_one_epoch(monkeypatch, 1e-4)
 
 
 def zeros(folder: Path | None) -> list[torch.Tensor]:

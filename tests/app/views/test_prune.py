@@ -25,8 +25,7 @@ from rose import verdicts
 from rose.cli import _parser
 from rose.layer.methods import RECOMMENDED
 from rose.model.ship.packing import packed_size
-from rose.model.tune.tuning import TuneSettings
-from tests.app.tiny_study import ended, figures, open_on, texts, titles
+from tests.app.tiny_study import ended, figures, open_on, texts, titles, tune_one_epoch
 
 PAGE = "views/prune.py"
 Events = tuple[threading.Event, threading.Event]
@@ -391,9 +390,7 @@ def test_while_ones_own_run_goes_on_no_other_is_begun(setup: Setup) -> None:
 
 def test_what_is_left_is_tuned(setup: Setup, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "SAMPLES", 16)
-    monkeypatch.setattr(
-        tuning, "TuneSettings", lambda _minutes, seed: TuneSettings(epochs=1, loss="ce", rate=1e-4, seed=seed)
-    )
+    tune_one_epoch(monkeypatch, 1e-4)
     query = {"prune_methods": "SparseGPT", "prune_prompt": "", "prune_windows": "1", "tune_minutes": "0.5"}
     app, run = pruned(opened(replace(setup, text=str(text)), **query))
     assert "About 30 s with evaluation, and " in texts(app)

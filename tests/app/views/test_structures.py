@@ -15,11 +15,10 @@ from app.runs.tuning import SlimTuning
 from app.study.setup import Setup
 from app.study.structures import Structures
 from app.study.study import LoadedModel, Study
-from rose.model.tune.tuning import TuneSettings
 from rose.structured.parts import CHANNELS, HEADS, Shape
 from rose.structured.plan import SlimSettings
 from rose.structured.problem import set_cost
-from tests.app.tiny_study import figures, finish, measured_study, open_page, texts, tiny_model
+from tests.app.tiny_study import figures, finish, measured_study, open_page, texts, tiny_model, tune_one_epoch
 from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("placed")
@@ -91,9 +90,7 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
 
     # Tuned, it stands beside the two, and a second tuning takes the first one's place.
     monkeypatch.setattr(tuning, "load_apart", lambda *_text, **_sizes: tokens)
-    monkeypatch.setattr(
-        tuning, "TuneSettings", lambda _minutes, seed: TuneSettings(epochs=1, loss="ce", rate=1e-3, seed=seed)
-    )
+    tune_one_epoch(monkeypatch, 1e-3)
     for _ in range(2):
         last = run.tuning = finish(SlimTuning(run, 3.0, lambda: loaded))
     tuned = run.outcomes[2]
@@ -114,7 +111,7 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     app.run()
     assert not app.exception
     assert app.button(key="slim-tune-start").label == "Tune for 3 minutes"
-    assert tuning.says_steps(last) in texts(app)
+    assert tuning.says_slim(last) in texts(app)
     run.discard()
     assert not run.checkpoint.exists()
 
