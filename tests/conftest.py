@@ -68,8 +68,9 @@ def _part(item: pytest.Item) -> str:
 
 
 def _group(item: pytest.Item) -> str:
-    """A file's tests are a group; browser tests are one, as they share a server; a notebook is one of its own."""
+    """A file's tests are a group; browser tests are two, as they share a server, and what has been measured on it where
+    they need that; a notebook is one of its own."""
     part = _part(item)
     if part == "browser":
-        return part
+        return f"{part}, measured" if "measured" in item.fixturenames else part  # type: ignore[attr-defined]
     return item.name if part == "test_notebooks.py" else str(item.path)
