@@ -63,9 +63,9 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<pad>")
 
 
-def save(family: str, folder: Path, bits: int | None) -> Any:
+def save(configuration: Any, folder: Path, bits: int | None) -> Any:
     """A pruned model, on a grid where bits are given; biases and norms are random too."""
-    model = make_from(CONFIGURATIONS[family]())
+    model = make_from(configuration)
     for number, (name, parameter) in enumerate(model.named_parameters()):
         if parameter.ndim == 1 or "embed" in name:
             generator = torch.Generator().manual_seed(number)
@@ -86,7 +86,7 @@ def logits(model: Any) -> torch.Tensor:
 @pytest.mark.parametrize("family", CONFIGURATIONS)
 @pytest.mark.parametrize(("kind", "bits"), [("f16", None), ("q4_0", 4)])
 def test_the_file_computes_what_the_model_does(kind: str, bits: int | None, family: str, tmp_path: Path) -> None:
-    model = save(family, tmp_path / "model", bits)
+    model = save(CONFIGURATIONS[family](), tmp_path / "model", bits)
     made = export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", kind)
     loaded, tokenizer = rose.load_model(str(tmp_path / "model.gguf"))
     expected, found = logits(model), logits(loaded)
@@ -104,7 +104,7 @@ def test_the_file_computes_what_the_model_does(kind: str, bits: int | None, fami
 
 def test_other_grids_and_types(tmp_path: Path) -> None:
     """Eight bits fit q8_0, not q4_0, which rounds them and says what that costs."""
-    model = save("llama", tmp_path / "model", 8)
+    model = save(CONFIGURATIONS["llama"](), tmp_path / "model", 8)
     assert not export_gguf(str(tmp_path / "model"), tmp_path / "a.gguf", "q8_0").rounded
     assert torch.equal(logits(rose.load_model(str(tmp_path / "a.gguf"))[0]), logits(model))
     made = export_gguf(str(tmp_path / "model"), tmp_path / "b.gguf", "q4_0")
@@ -113,7 +113,7 @@ def test_other_grids_and_types(tmp_path: Path) -> None:
 
 
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save("llama", tmp_path / "model", None)
+    save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
     for kind in ("q4_1", "q4_k"):
         assert cli.main(["export", str(tmp_path / "model"), "--type", kind]) == 2
     assert "removed weights would not stay zero" in capsys.readouterr().err
@@ -126,7 +126,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_the_tokenizer_of_a_file_is_taken_over(tmp_path: Path) -> None:
     """Of a packed folder, by the command, and again from the file that it has written."""
-    save("llama", tmp_path / "model", 4)
+    save(CONFIGURATIONS["llama"](), tmp_path / "model", 4)
     assert cli.main(["pack", str(tmp_path / "model")]) == 0
     assert cli.main(["export", str(tmp_path / "model-packed"), "--type", "q4_0", "--to", "gguf"]) == 0
     first = tmp_path / "model-packed-q4_0.gguf"

@@ -1,0 +1,44 @@
+"""llama.cpp, as others publish it (package xllamacpp), on GGUF files: python tests/llama_cpp.py < TASKS.json
+
+Reads a list of tasks: `path` of a file; `prompts`, each a text or tokens; `out`, where the losses of the next token
+after each prompt go, (prompts, vocabulary) in nats, an .npy file; `generate`, a number of tokens; `threads`. Writes a
+line of JSON for each: `counts`, tokens of each prompt; `said` after the first one, and `rate`, its tokens per second. A
+program of its own, as what is wrong in a file ends the process that reads it.
+"""
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+
+CONTEXT = 512
+LETTERS = "root ::= [ -~]+"
+ALL = 10**6  # tokens whose probabilities are asked for: more than any vocabulary has
+
+
+def answer(task: dict[str, Any]) -> dict[str, Any]:
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path, parameters.n_ctx, parameters.n_parallel = task["path"], CONTEXT, 1
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = task["threads"]
+    server = xllamacpp.Server(parameters)
+    greedy: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
+    # A part of a letter would not be told. Probabilities are those before any of this chooses a token.
+    whole = greedy | {"grammar": LETTERS, "n_predict": 1, "n_probs": ALL}
+    losses, counts = [], []
+    for prompt in task["prompts"]:
+        found = server.handle_completions(whole | {"prompt": prompt})
+        every = {one["id"]: -one["logprob"] for one in found["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
+        losses.append([every[number] for number in range(len(every))])
+        counts.append(found["usage"]["prompt_tokens"])
+    np.save(task["out"], np.array(losses, np.float32))
+    said = server.handle_completions(greedy | {"prompt": task["prompts"][0], "n_predict": task["generate"]})
+    rate = said["timings"]["predicted_per_second"]
+    return {"counts": counts, "said": said["choices"][0]["text"], "rate": round(rate, 1)}
+
+
+if __name__ == "__main__":
+    for one in json.load(sys.stdin):
+        print(json.dumps(answer(one)), flush=True)
