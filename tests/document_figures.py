@@ -208,7 +208,10 @@ def tables() -> dict[str, list[str]]:
     return {
         "docs/lab-notes/check.md": [planted()],
         "docs/check.md": [faults_found()],
-        "docs/shipping.md": [zeros_and_bits(), round_in_each_draw(), beside_published(), qwen_rounded()],
+        "docs/shipping.md": [
+            *(zeros_and_bits(), round_in_each_draw(), beside_published(), qwen_rounded(), files_in_llama_cpp()),
+        ],
+        "docs/lab-notes/shipping.md": [beside_llama_cpp()],
         "docs/tuning.md": [tuned(), tuning_seconds(), equal_time(), f"dense {dense_tuned()}"],
     }
 
@@ -504,6 +507,28 @@ def beside_published() -> str:
         f"its program {theirs:.1f}, ours with one scale a row {ours['4', 'row']:.1f}, with groups of 64 "
         f"{ours['4', '64']:.1f}, and without rounding {ours['-', '-']:.1f}"
     )
+
+
+SHIPPED = {"half": "50 % zeros", "half-4-bits": "50 % zeros and 4 bits"}
+
+
+def files_in_llama_cpp() -> str:
+    """Size and speed of the GGUF files of one model, and how near llama.cpp comes to its losses."""
+    lines = [
+        [f"`{row.type}`", f"{row.bytes / 1e6:.0f} MB", f"{row.tokens_per_second:.0f}", f"{row.mean_difference:.3f}"]
+        for row in read("llama-cpp.csv").query("model == 'half-4-bits'").itertuples()
+    ]
+    return table(["file", "size", "tokens a second", "mean difference of losses"], lines)
+
+
+def beside_llama_cpp() -> str:
+    """How far llama.cpp's losses are from those of `rose.load_model` on the same file."""
+    lines = [
+        [SHIPPED[row.model], row.type, f"{row.difference:.3f}", f"{row.mean_difference:.3f}", f"{100 * row.top1:.0f} %",
+         f"{row.perplexity_ours:.2f} / {row.perplexity_theirs:.2f}"]
+        for row in read("llama-cpp.csv").itertuples()
+    ]  # fmt: skip
+    return table(["model", "file", "largest difference", "mean difference", "same first token", "perplexity"], lines)
 
 
 def qwen_rounded() -> str:
