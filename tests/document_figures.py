@@ -602,11 +602,15 @@ def dense_tuned() -> str:
 
 
 def tuned_longest() -> str:
-    """The default method at 70 %, before and after the most windows, for the table of decisions."""
-    rows = tuning_rows().query("sparsity == '0.7' and method == 'rose_admm'")
+    """Before and after tuning on the most windows, of a sparse and of a smaller model, for the table of decisions."""
+    rows, said = tuning_rows(), []
     most = rows["windows"].max()
-    before, after = (rows[rows["windows"] == size]["perplexity"] for size in (0, most))
-    return f"at 70 % zero {cell(before, 1)} → {cell(after, 1)} with {most} windows, {len(after)} draws"
+    for sparsity, method, what in (("0.7", "rose_admm", "at 70 % zero"), ("slim-0.3", "obs", "with 30 % taken out")):
+        drawn = rows.query(f"sparsity == {sparsity!r} and method == {method!r}")
+        before, after = (drawn[drawn["windows"] == size]["perplexity"] for size in (0, most))
+        assert len(before) == len(after) == 3
+        said.append(f"{what} {cell(before, 1)} → {cell(after, 1)}")
+    return f"{', '.join(said)}, with {most} windows, 3 draws"
 
 
 def each_draw(values: pd.Series) -> str:
