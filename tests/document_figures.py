@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from rose import verdicts
-from rose.model.measure.comparison import mean_and_spread
+from rose.model.measure.comparison import mean_and_spread, results_of
 from tests.benchmarks.bits import first_draw
 from tests.benchmarks.tuning import costs_and_worths
 
@@ -142,6 +142,28 @@ def ratios() -> str:
     return table(["target", "method", *SPARSITIES], lines)
 
 
+def headline(sparsity: str) -> pd.DataFrame:
+    """Rows of one finished comparison of tests.benchmarks.headline, all of one environment."""
+    rows = read("headline.csv")
+    rows = rows[(rows["comparison"] == f"headline {sparsity}") & ~rows["tuned"]]
+    assert rows["environment"].nunique() == 1
+    assert (rows.groupby("method").size() == 3).all()
+    return rows
+
+
+def beside_sparsegpt(sparsity: str) -> str:
+    """Methods towards the dense model; times SparseGPT's perplexity by draws, and by windows over means of draws."""
+    rows, lines = headline(sparsity), []
+    losses = {one.method: one.losses for one in results_of(rows, sparsity)}
+    for method, drawn in rows.groupby("method", sort=False):
+        cells = [f"`{method}`", cell(drawn["perplexity"])]
+        if method != "sparsegpt":
+            cells += [says(ratio(rows, method, "sparsegpt"))]
+            cells += [says(verdicts.paired_ratio(losses[method], losses["sparsegpt"]))]
+        lines.append(cells if len(cells) == 4 else [*cells, "", ""])
+    return table(["method", "perplexity", "times SparseGPT's, by draws", "by windows"], lines)
+
+
 def model(name: str, target: str) -> pd.DataFrame:
     rows = read("models.csv")
     return rows[(rows["model"] == name) & (rows["target"] == target)]
@@ -212,7 +234,7 @@ def tables() -> dict[str, list[str]]:
             *(zeros_and_bits(), round_in_each_draw(), beside_published(), qwen_rounded(), files_in_llama_cpp()),
         ],
         "docs/lab-notes/shipping.md": [beside_llama_cpp()],
-        "docs/tuning.md": [tuned(), tuning_seconds(), equal_time(), f"dense {dense_tuned()}"],
+        "docs/tuning.md": [tuned(), tuning_seconds(), equal_time(), f"dense {dense_tuned()}", in_their_time()],
     }
 
 
@@ -580,6 +602,17 @@ def equal_time() -> str:
         f"Four times the windows of calibration take the default method from {few.value:.1f} to {many.value:.1f} in "
         f"{many.seconds:.0f} seconds instead of {few.seconds:.0f}, tuning on as many to {tuned.value:.1f} in "
         f"{tuned.seconds:.0f}; both, in one draw, to {both['perplexity']:.1f} in {seconds:.0f}"
+    )
+
+
+def in_their_time() -> str:
+    """What pruning and tuning reach in the time of the authors' program."""
+    rows = read("time-to-quality.csv").set_index("method")
+    theirs, ours = rows[rows["program"] == "authors"].iloc[0], rows.loc["rose_admm, tuned"]
+    assert ours["processor_seconds"] < theirs["processor_seconds"]
+    return (
+        f"with {theirs['tokens']} tokens of the packaged text to a perplexity of {theirs['perplexity']:.1f}, "
+        f"`rose_admm` with {ours['tokens']} of them and tuning on the rest comes to {ours['perplexity']:.1f}"
     )
 
 
