@@ -1,7 +1,7 @@
 """GGUF files judged by llama.cpp: python -m tests.benchmarks.shipping --output FILE.csv [MODEL ...].
 
 Each model (a folder, packaged name or .gguf file) is exported as f16, q8_0, q4_0. llama.cpp (tests/llama_cpp.py) loads
-the file, generates, and tells the loss of every token that could follow at 64 places of a text; they are compared with
+the file, generates, and tells the loss of every token that could follow at 63 places of a text; they are compared with
 those of `rose.load_model` on the same file, in float32. llama.cpp rounds the activations that enter q8_0 and q4_0
 layers to eight bits, which ours does not; `top1` is how often both expect the same token first. Tokens per second are
 llama.cpp's, on `--threads`.

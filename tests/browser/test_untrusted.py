@@ -23,6 +23,7 @@ def test_a_link_brings_in_nothing_foreign(path: str, open_page: OpenPage, server
     foreign = 'a[href*="203.0.113.1"], img[src*="203.0.113.1"]'
     page = open_page(path, urlencode(texts))
     expect(page.locator(foreign)).to_have_count(0)
+    expect(page.get_by_test_id("stException")).to_have_count(0)
     page.goto(f"{server}/{path}?{urlencode({f'draft_{name}': text for name, text in texts.items()})}")
     settle(page)
     expect(page.locator(foreign)).to_have_count(0)
