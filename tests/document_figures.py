@@ -268,6 +268,8 @@ def results() -> list[str]:
         perplexities(layer, methods),
         perplexities(dense, ["wanda", "sparsegpt", "rose", "rose_global", "rose_dealt", "alps", "rose_admm"]),
         ratios(),
+        beside_sparsegpt("0.7"),
+        f"`rose_admm` is at {says(ratio(headline('0.7'), 'rose_admm', 'alps'))} times ALPS's by draws",
         second_model(),
         layers(),
         f"dense model's perplexity is {at(layer, '0.7')['dense_perplexity'].iloc[0]:.2f}",
@@ -657,9 +659,8 @@ def before_and_after(dense: float, after: pd.Series) -> str:
 
 
 def readme() -> list[str]:
-    dense = at("dense/rows.csv", "0.7")
     five = ("wanda", "sparsegpt", "rose", "alps", "rose_admm")
-    targets = [at("rows.csv", "0.7"), dense]
+    targets = [at("rows.csv", "0.7"), headline("0.7")]
     lines = [[f"`{m}`", *(cell(t[t["method"] == m]["perplexity"]) for t in targets)] for m in five]
     recommended = {s: at("dense/rows.csv", s).query("method == 'rose_admm'") for s in ("0.5", "2:4")}
     slim, whole = slimmed(0.2), read("structured.csv").query("variant == 'dense'").iloc[0]
@@ -684,7 +685,7 @@ def readme() -> list[str]:
         f"in Qwen in {chance[1]} of {len(ranges(qwen))}",
         f"SparseGPT's perplexity in Qwen falls to {says(of_target('qwen.gguf', 'sparsegpt'))} of what it is with "
         f"`--target layer`",
-        f"(dense {dense['dense_perplexity'].iloc[0]:.2f};",
+        f"(dense {' and '.join(format(one['dense_perplexity'].iloc[0], '.2f') for one in targets)};",
         f"from {output[6].split()[-2]} to {output[6].split()[-1]}",
         f"{60 * int(minutes) + int(seconds)} seconds on one core",
         tuned_longest(),
