@@ -1,13 +1,17 @@
-"""llama.cpp, as others publish it (package xllamacpp), on GGUF files: python tests/llama_cpp.py < TASKS.json
+"""llama.cpp, as others publish it (package xllamacpp), on GGUF files: `ask`, or python tests/llama_cpp.py < TASKS.json
 
-Reads a list of tasks: `path` of a file; `prompts`, each a text or tokens; `out`, where the losses of the next token
-after each prompt go, (prompts, vocabulary) in nats, an .npy file; `generate`, a number of tokens; `threads`. Writes a
-line of JSON for each: `counts`, tokens of each prompt; `said` after the first one, and `rate`, its tokens per second. A
-program of its own, as what is wrong in a file ends the process that reads it.
+The program reads a list of tasks: `path` of a file; `prompts`, each a text or tokens; `out`, where the losses of the
+next token after each prompt go, (prompts, vocabulary) in nats, an .npy file; `generate`, a number of tokens; `threads`.
+It writes a line of JSON for each: `counts`, tokens of each prompt; `said` after the first one, and `rate`, its tokens
+per second. It is a process of its own, as what is wrong in a file ends the process that reads it.
 """
 
 import json
+import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +19,17 @@ import numpy as np
 CONTEXT = 512
 LETTERS = "root ::= [ -~]+"
 ALL = 10**6  # tokens whose probabilities are asked for: more than any vocabulary has
+
+
+def ask(tasks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The answers of a process to tasks without `out`, each with its `losses`."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked = [task | {"out": f"{folder}/{number}.npy"} for number, task in enumerate(tasks)]
+        command = [sys.executable, str(Path(__file__))]
+        done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        return [one | {"losses": np.load(task["out"])} for one, task in zip(answers, asked, strict=True)]
 
 
 def answer(task: dict[str, Any]) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def reference_model(official: ModuleType, tokens_per_run: tuple[int, int]) -> li
 
 def time_to_quality(official: ModuleType, tokens_per_run: tuple[int, int]) -> list[Row]:
     """The authors' SparseGPT on all tokens; SparseGPT and our recommended method on ever more until they are as good;
-    and what pruning on a quarter of the tokens and then tuning on all of them reaches in their time.
+    and what pruning on a quarter of the tokens and then tuning on nearly all reaches in their time.
 
     Everything by default otherwise: dense targets, and forward passes in bfloat16 where the processor gains from it.
     Seconds of the processor: these are single runs of minutes, and other programs may come and go.

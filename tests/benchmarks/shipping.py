@@ -7,22 +7,18 @@ layers to eight bits, which ours does not; `top1` is how often both expect the s
 llama.cpp's, on `--threads`.
 """
 
-import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import rose
 from rose.model.ship.blocks import TYPES
 from rose.model.ship.export import export_gguf
 from tests.benchmarks.common import Rows, arguments
+from tests.llama_cpp import ask
 
-CLIENT = Path(__file__).parents[1] / "llama_cpp.py"
 LENGTH, EVERY, GENERATED = 256, 4, 128  # tokens
 TEXT = "The old man had been to the harbour every day of his life, and on the last one he"
 
@@ -34,13 +30,9 @@ def compared(path: Path, threads: int, text: str) -> dict[str, Any]:
     places = torch.arange(EVERY - 1, LENGTH - 1, EVERY)
     with torch.no_grad():
         ours = -model(input_ids=tokens).logits[0, places].float().log_softmax(1)
-    with tempfile.NamedTemporaryFile(suffix=".npy") as out:
-        prompts = [TEXT, *(tokens[0, : place + 1].tolist() for place in places)]
-        task = {"path": str(path), "prompts": prompts, "out": out.name, "generate": GENERATED, "threads": threads}
-        done = subprocess.run(
-            [sys.executable, CLIENT], input=json.dumps([task]), check=True, capture_output=True, text=True
-        )
-        said, theirs = json.loads(done.stdout), torch.from_numpy(np.load(out.name))[1:, : ours.shape[1]]
+    prompts = [TEXT, *(tokens[0, : place + 1].tolist() for place in places)]
+    (said,) = ask([{"path": str(path), "prompts": prompts, "generate": GENERATED, "threads": threads}])
+    theirs = torch.from_numpy(said["losses"])[1:, : ours.shape[1]]
     following = tokens[0, places + 1, None]
     gap = (ours - theirs).abs()
     return {

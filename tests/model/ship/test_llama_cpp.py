@@ -1,24 +1,19 @@
 """GGUF files read by llama.cpp: it computes what the model does, of every family that is exported, and reads text
 alike."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
 
 from rose.model.ship.export import export_gguf
+from tests.llama_cpp import ask
 from tests.model.ship.test_export import CONFIGURATIONS, SIZES, merging_tokenizer, save
 
-CLIENT = Path(__file__).parents[2] / "llama_cpp.py"
 TEXT = "a rose is a rose, 1234 roses.\n\n  it's\té"
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
-# Beside those that transformers reads again, some of which it would take other heads or positions for granted.
+# Beside those that transformers reads again, two whose heads and positions it would not take from the file.
 MADE = CONFIGURATIONS | {
     "qwen3, short heads": lambda: transformers.Qwen3Config(**SIZES),
     "llama, positions scaled": lambda: transformers.LlamaConfig(**SIZES, rope_parameters=LINEAR),
@@ -38,15 +33,12 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], A
         source, path = folder / f"{number}", folder / f"{number}.gguf"
         models[family, kind] = save(MADE[family](), source, FILES[kind][0])
         export_gguf(str(source), path, kind)
-        out = str(path.with_suffix(".npy"))
-        tasks.append({"path": str(path), "prompts": [tokens, TEXT], "out": out, "generate": 4, "threads": 1})
-    done = subprocess.run([sys.executable, CLIENT], input=json.dumps(tasks), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
+        tasks.append({"path": str(path), "prompts": [tokens, TEXT], "generate": 4, "threads": 1})
     found = {}
-    for (key, model), task, line in zip(models.items(), tasks, done.stdout.splitlines(), strict=True):
+    for (key, model), said in zip(models.items(), ask(tasks), strict=True):
         with torch.no_grad():
             own = -model(input_ids=torch.tensor([tokens])).logits[0, -1].log_softmax(0)
-        found[key] = own, torch.from_numpy(np.load(str(task["out"]))), json.loads(line)
+        found[key] = own, torch.from_numpy(said["losses"]), said
     return found
 
 
