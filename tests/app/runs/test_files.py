@@ -11,7 +11,7 @@ from app.runs.files import FileRun, forms
 from app.runs.shipping import gguf_types, what_loads
 from rose.layer.grid import BITS
 from tests.app.tiny_study import ended
-from tests.model.ship.test_export import logits, save
+from tests.model.ship.test_export import CONFIGURATIONS, logits, save
 
 
 def test_what_is_offered_holds_the_copy() -> None:
@@ -23,7 +23,7 @@ def test_what_is_offered_holds_the_copy() -> None:
 
 @pytest.mark.parametrize("form", forms(4))
 def test_a_file_holds_the_copy(form: str, tmp_path: Path) -> None:
-    model = save("llama", tmp_path / "copy", 4)
+    model = save(CONFIGURATIONS["llama"](), tmp_path / "copy", 4)
     run = FileRun(tmp_path / "copy", form)
     run.job.start()
     ended(run)
@@ -52,7 +52,7 @@ def test_a_problem_is_a_sentence_and_cancel_leaves_nothing(tmp_path: Path, monke
         raise rose.Cancelled
 
     monkeypatch.setattr(FileRun, "_tell", stopped)
-    save("llama", tmp_path / "copy", None)
+    save(CONFIGURATIONS["llama"](), tmp_path / "copy", None)
     for form in forms(None):
         run = FileRun(tmp_path / "copy", form)
         run.job.start()

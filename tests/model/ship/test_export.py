@@ -1,6 +1,7 @@
 """GGUF files of tiny models: logits and zeros of the model, read by transformers; a tokenizer that reads text alike."""
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import transformers
 from gguf import GGUFReader
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 import rose
 from rose import cli
@@ -32,7 +33,7 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
-CONFIGURATIONS: dict[str, Any] = {
+CONFIGURATIONS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: transformers.LlamaConfig(**SIZES),
     "qwen2": lambda: transformers.Qwen2Config(**SIZES, tie_word_embeddings=True),
     # transformers takes head dimensions of 128 and 256, and 1024 positions of GPT-2, whatever a file says.
@@ -63,7 +64,7 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<pad>")
 
 
-def save(configuration: Any, folder: Path, bits: int | None) -> Any:
+def save(configuration: PretrainedConfig, folder: Path, bits: int | None) -> Any:
     """A pruned model, on a grid where bits are given; biases and norms are random too."""
     model = make_from(configuration)
     for number, (name, parameter) in enumerate(model.named_parameters()):
