@@ -4,14 +4,15 @@ A comparison is one sparsity of one model with all its methods and draws, comput
 `rose.environment`): one that was begun elsewhere and not finished is begun again, so that no table mixes two. Each row
 goes to the file as it comes, and the same command goes on after it was killed.
 
-    headline   of --model: six methods towards the dense model, without and with tuning, at 0.5, 0.7 and 2:4
+    headline   of --model: six methods towards the dense model, at 0.5, 0.7 and 2:4, pruned alone, and tuned in one
+               pass over --tuned further windows of the calibration text
     controls   at 0.7: SparseGPT with H shrunk by columns per token, as ROSE ADMM has it; SparseGPT
                with other μ than the rule's, to be chosen by `perplexity_held_out`, which is of windows of the
                calibration text, and reported by `perplexity`, of the evaluation text; random and dealt order beside
                ROSE's, all with target layer
     others     SparseGPT, ROSE ADMM and ALPS on each of --others, by name or path, at 0.5 and 0.7
 
-`--only NAME ...` takes comparisons such as "headline 0.7"; `--epochs 0` leaves tuning out. What is printed in the end
+`--only NAME ...` takes comparisons such as "headline 0.7"; `--tuned 0` leaves tuning out. What is printed in the end
 are verdicts by intervals over evaluation windows (losses are means over draws) and over draws: both must be clear.
 """
 
@@ -32,7 +33,7 @@ from rose.layer.methods.rose_admm import MOST_SHRINKAGE
 from rose.layer.methods.toolkit import prune_by_sweep
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import target_damping
-from rose.model.load.tokens import load_calibration
+from rose.model.load.tokens import load_apart, load_calibration
 from rose.model.measure.comparison import (
     ComparisonRow,
     compare_methods,
@@ -43,6 +44,7 @@ from rose.model.measure.comparison import (
 )
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.network import Network
+from rose.model.tune import tuning
 from rose.report import read_records
 from tests.benchmarks.common import MODEL, Rows, arguments, judged
 
@@ -171,7 +173,7 @@ def make(table: Table, options: Any, model: nn.Module, tokenizer: Any) -> None:
 
     for seed, way in table.lacks(table.here):
         damping = None if way.factor is None else way.factor * mu
-        calibration, held_out = draw(seed)
+        held_out = draw(seed)[1]
         assert held_out is not None
         for row in compare_methods(
             model, draw, windows, methods=[way.method], sparsities=[comparison.sparsity], seeds=[seed],
@@ -179,20 +181,24 @@ def make(table: Table, options: Any, model: nn.Module, tokenizer: Any) -> None:
         ):  # fmt: skip
             table.add(way, row, tuned=False, perplexity_held_out=rose.perplexity(model, held_out), steps="")
             if comparison.tuned:
-                done = rose.tune_model(model, dense, calibration, held_out=held_out, epochs=options.epochs, seed=seed)
+                further, judges = load_apart(
+                    options.calibration, tokenizer, samples=options.tuned, held_out=tuning.HELD_OUT,
+                    length=options.length, seed=seed, apart_from=windows,
+                )  # fmt: skip
+                done = rose.tune_model(model, dense, further, held_out=judges, epochs=1.0, batch=tuning.BATCH)
                 losses = window_losses(model, windows)
                 after = dataclasses.replace(row, perplexity=perplexity_of(losses), losses=write_losses(losses))
-                chosen = rose.perplexity(model, held_out)
+                chosen = rose.perplexity(model, judges)
                 table.add(way, after, tuned=True, perplexity_held_out=chosen, steps=done.summary["steps"])
 
 
 def main() -> None:
     options = arguments(
         __doc__, calibration=str, evaluate=str, samples=16, length=512, held_out=8, windows=24, seeds=[0, 1, 2],
-        epochs=4.0, model=MODEL, others=[""], only=[""], output="docs/results/headline.csv",
+        tuned=64, model=MODEL, others=[""], only=[""], output="docs/results/headline.csv",
     )  # fmt: skip
     loaded: dict[str, tuple[nn.Module, Any]] = {}
-    for comparison in comparisons(options.model, list(filter(None, options.others)), tuned=options.epochs > 0):
+    for comparison in comparisons(options.model, list(filter(None, options.others)), tuned=options.tuned > 0):
         if any(options.only) and comparison.name not in options.only:
             continue
         if comparison.model not in loaded:
