@@ -31,7 +31,7 @@ from rose.layer.sweep import block_budget, sweep
 from rose.model.estimate.duration import matmul_rate, statistics_groups
 from rose.model.walk.forward import run_block
 from tests.benchmarks.common import Row, arguments, forward_passes, packaged_model, timed
-from tests.benchmarks.reference import load_reference, reference_layer, reference_model, time_to_quality
+from tests.benchmarks.reference import load_reference, reference_layer, reference_model
 
 
 def whole_model(tokens_per_run: tuple[int, int]) -> list[Row]:
@@ -138,7 +138,6 @@ def main() -> None:
         benchmarks = {
             "reference_layer": partial(reference_layer, official, options.quick),
             "reference_model": partial(reference_model, official, tokens),
-            "time_to_quality": partial(time_to_quality, official, tokens),
         }
     print(
         f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "

@@ -22,14 +22,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import rose
 from rose.model.estimate.memory import estimate_memory
 from rose.structured.plan import estimate_slim_memory
 from tests.benchmarks.common import arguments
-from tests.tiny import byte_tokenizer
+from tests.benchmarks.shapes import write_random_llama
 
 SECONDS = 0.02
 
@@ -57,42 +56,6 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._ended.wait(SECONDS):
             self.peak = max(self.peak, anonymous_memory())
-
-
-def write_random_llama(folder: Path, hidden: int, blocks: int, dtype: torch.dtype) -> int:
-    """Writes the checkpoint a shard at a time; returns its bytes."""
-    config = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=hidden,
-        intermediate_size=hidden * 11 // 4,
-        num_hidden_layers=blocks,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 64,
-        max_position_embeddings=4096,
-        dtype=dtype,
-    )
-    config.architectures = ["LlamaForCausalLM"]
-    config.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    shards: dict[str, dict[str, torch.Size]] = {}
-    for name, parameter in model.named_parameters():
-        part = name.split(".")[2] if ".layers." in name else "rest"
-        shards.setdefault(part, {})[name] = parameter.shape
-    generator, size = torch.Generator().manual_seed(0), 0
-    weights: dict[str, str] = {}
-    for part, shapes in shards.items():
-        file = f"model-{part}.safetensors"
-        tensors = {
-            name: (torch.randn(shape, generator=generator) * 0.02 if len(shape) > 1 else torch.ones(shape)).to(dtype)
-            for name, shape in shapes.items()
-        }
-        save_file(tensors, folder / file, {"format": "pt"})
-        size += sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
-        weights |= dict.fromkeys(tensors, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
-    return size
 
 
 def prune(

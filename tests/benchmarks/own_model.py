@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from tests.benchmarks.common import Rows, arguments
-from tests.benchmarks.memory import write_random_llama
+from tests.benchmarks.shapes import write_random_llama
 
 SHAPES = {"1B": (2048, 22, 4), "7B": (4096, 32, 1)}  # hidden size, decoder blocks, how many of them are run
 TEXT = "--samples 8 --length 512 --held-out 4"

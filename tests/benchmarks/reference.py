@@ -6,7 +6,6 @@ processor, in float32.
 """
 
 import contextlib
-import copy
 import importlib
 import io
 import sys
@@ -22,14 +21,12 @@ from torch import Tensor, nn
 
 import rose
 from rose.layer.hessian import damp
-from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import prunable_layers
-from tests.benchmarks.common import Row, forward_passes, packaged_model, processor_seconds, timed
+from tests.benchmarks.common import Row, forward_passes, packaged_model, timed
 
 SHAPES = ((576, 576), (576, 1536), (1536, 576), (2048, 2048), (4096, 4096), (4096, 11008))  # (out, in)
 BLOCK_SIZE = 128
 SPARSITY = 0.7
-JUDGED = 24  # windows of 512 tokens that perplexity is measured on
 NO_TIME = float("nan")
 # The first is the authors' own protocol.
 MODES: tuple[dict[str, Any], ...] = (
@@ -174,48 +171,3 @@ def reference_model(official: ModuleType, tokens_per_run: tuple[int, int]) -> li
         *rows,
         (f"rose, authors ({rose_runs})", NO_TIME, "", NO_TIME),
     ]
-
-
-def time_to_quality(official: ModuleType, tokens_per_run: tuple[int, int]) -> list[Row]:
-    """The authors' SparseGPT on all tokens; SparseGPT and our recommended method on ever more until they are as good;
-    and what pruning on a quarter of the tokens and then tuning on nearly all reaches in their time.
-
-    Everything by default otherwise: dense targets, and forward passes in bfloat16 where the processor gains from it.
-    Seconds of the processor: these are single runs of minutes, and other programs may come and go.
-    """
-    samples, length = tokens_per_run
-    model, tokenizer = rose.load_model("smollm2-135m")
-    tokens, windows = load_calibration(
-        "packaged", tokenizer, samples=samples, held_out=JUDGED * 512 // length, length=length, seed=0
-    )
-    assert windows is not None
-    dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    theirs, _ = processor_seconds(lambda: prune_by_reference(official, model, tokens, "sparsegpt"))
-    goal = rose.perplexity(model, windows)
-    rows = [(f"sparsegpt, authors, {samples} × {length} tokens: perplexity {goal:.1f}", theirs, "", NO_TIME)]
-    for method in ("sparsegpt", rose.RECOMMENDED):
-        for count in (2, 4, 8, 16, 32, 64):
-            few = tokens.view(-1, 512)[:count]
-            model.load_state_dict(dense)
-            ours, _ = processor_seconds(lambda: rose.prune_model(model, few, method=method, sparsity=SPARSITY))  # noqa: B023
-            reached = rose.perplexity(model, windows)
-            name = f"{method}, {count} × 512 tokens: perplexity {reached:.1f}"
-            rows.append((name, ours, "authors", ours / theirs))
-            if reached <= goal:
-                break
-    model.load_state_dict(dense)
-    return [*rows, tuned_in(theirs, model, tokens.view(-1, 512), windows)]
-
-
-def tuned_in(seconds: float, model: nn.Module, tokens: Tensor, judge: Tensor) -> Row:
-    """The recommended method on a quarter of the windows, then tuning on all but four held-out ones until the time is
-    over; changes the model. The time left is given as the clock's, so run it with one thread on a quiet core."""
-    original, few = copy.deepcopy(model), tokens[: len(tokens) // 4]
-
-    def prune_and_tune() -> None:
-        used, _ = processor_seconds(lambda: rose.prune_model(model, few, method=rose.RECOMMENDED, sparsity=SPARSITY))
-        rose.tune_model(model, original, tokens[:-4], held_out=tokens[-4:], minutes=(seconds - used) / 60)
-
-    took, _ = processor_seconds(prune_and_tune)
-    name = f"{rose.RECOMMENDED}, {len(few)} × 512 tokens, tuned: perplexity {rose.perplexity(model, judge):.1f}"
-    return name, took, "authors", took / seconds
