@@ -1,8 +1,7 @@
 """Command line: python -m rose COMMAND; `rose --help` lists the commands.
 
 Exit status: 0 done, 1 `check` has found something wrong, 2 bad input (one line that says what and what to do), 130
-cancelled. The commands are in
-`rose.commands`, one file each.
+cancelled. The commands are in `rose.commands`, one file each.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
+from typing import Any
 
 from rich.console import Console
 
@@ -48,6 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return interrupt.CANCELLED
 
 
+class _Commands(argparse._SubParsersAction):
+    """The help of each command begins with what the list of commands says of it."""
+
+    def add_parser(self, name: str, **more: Any) -> Any:
+        says = more["help"]
+        return super().add_parser(name, description=f"{says[0].upper()}{says[1:]}.", **more)
+
+
 def _silence() -> redirect_stdout:
     """For all but the first of several processes, which prints the results."""
     return redirect_stdout(io.StringIO())
@@ -56,7 +64,7 @@ def _silence() -> redirect_stdout:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rose", description="One-shot pruning of language models, and its analysis.")
     parser.set_defaults(divided=False)  # whether the processes of a launcher work on one thing together
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(action=_Commands, required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(subparsers)
     return parser

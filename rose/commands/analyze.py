@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
         parser,
         "output",
         required=False,
-        help="write report.json, layers.csv, layers.parquet; with what orders do to the most columnar layer",
+        help="write report.json, layers.csv and layers.parquet; this also tries orders on the most columnar layer",
     )
     parser.set_defaults(run=run, divided=True)
 

@@ -31,14 +31,14 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("check", help="compare a checkpoint with the dense model it was made from")
     add = parser.add_argument
     add("dense", metavar="DENSE", help="the model before: packaged name, Hub id, folder or .gguf file")
-    add("pruned", nargs="+", metavar="PRUNED", help="the checkpoint, or several, the same")
+    add("pruned", nargs="+", metavar="PRUNED", help="one or more checkpoints made from it, named the same way")
     shared.add(parser, "dtype compute trust-remote-code stream")
-    says = f"measure errors on it: {shared.TEXTS} (default: none, which judges the weights alone, in seconds)"
+    says = f"text to measure errors on: {shared.TEXTS} (default: none, judge by the weights alone, in seconds)"
     shared.add(parser, "calibration", help=says, default=None)
     shared.add(parser, "samples length seed held-out bos")
     says = "compare with what these methods reach (default: %(default)s)"
     add("--methods", default=",".join(METHODS), metavar="A,B", help=says)
-    add("--json", type=Path, metavar="FILE.json", help="write all that was found there")
+    add("--json", type=Path, metavar="FILE.json", help="write all that was found to this file")
     parser.set_defaults(run=run, samples=8, length=512, held_out=2)
 
 

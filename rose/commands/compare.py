@@ -38,16 +38,16 @@ FOLDER_SETTINGS = (
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("compare", help="compare methods over sparsities and calibration seeds")
     shared.add(parser, f"{shared.MODEL} compute calibration samples length")
-    says = f"of the windows {shared.DEFAULT}"
+    says = f"of the random choice of windows, a draw each {shared.DEFAULT}"
     parser.add_argument("--seeds", default="0,1,2", metavar="A,B", help=says)
     shared.add(parser, "held-out bos")
-    shared.add(parser, "sparsity", default="0.5,0.6,0.7")
+    shared.add(parser, "sparsity", default="0.5,0.6,0.7", help=f'ratios, or N:M such as "2:4" {shared.DEFAULT}')
     shared.add(parser, "layers block-size damping threshold bits group")
     parser.add_argument(
         "--methods",
         default=",".join(METHODS),
         metavar="A,B",
-        help="METHOD, or METHOD@ORDER/BUDGET to override what a sweep would do; with :layer or :dense behind it for a "
+        help="METHOD, or METHOD@ORDER/BUDGET to override what a sweep would do; :layer or :dense behind it gives it a "
         "target of its own (default: %(default)s)",
     )
     shared.add(parser, shared.WALK)

@@ -35,10 +35,10 @@ FOLDER_SETTINGS = (
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("damage", help="what the model loses by each layer or decoder block alone")
+    parser = commands.add_parser("damage", help="what a model's loss rises by when one layer or block alone is pruned")
     shared.add(parser, f"{shared.MODEL} {shared.TEXT} {shared.SWEEP} method option")
     add = parser.add_argument
-    says = "prune layers or decoder blocks alone (default: %(default)s)"
+    says = "what is pruned alone, one after another (default: %(default)s)"
     add("--units", choices=UNITS, default="layers", help=says)
     says = "give the units of this pruned model the dense weights of --model back, instead of pruning"
     add("--restore", metavar="FOLDER", help=says)

@@ -36,7 +36,7 @@ PER_ROW = 10  # pictures in a sheet
 def add_parser(commands: Any) -> None:
     """Adds `diffuse` and its commands."""
     diffuse = commands.add_parser("diffuse", help="prune a diffusion model, draw with it, measure it")
-    own = diffuse.add_subparsers(required=True, metavar="prune | slim | sample | evaluate")
+    own = diffuse.add_subparsers(action=type(commands), required=True, metavar="prune | slim | sample | evaluate")
 
     parser = own.add_parser("prune", help="prune a pipeline's transformer or UNet and save the pipeline")
     add = parser.add_argument
@@ -46,9 +46,7 @@ def add_parser(commands: Any) -> None:
     _add_calibration(parser)
     shared.add(parser, "layers")
     add("--block-size", type=int, help="columns per block (default: 128, fewer in a small model)")
-    shared.add(parser, "damping", help="default: %(default)s")
-    shared.add(parser, "threshold", help=f"of a columnar layer {shared.DEFAULT}")
-    shared.add(parser, "order budget option")
+    shared.add(parser, "damping threshold order budget option")
     shared.add(parser, "output", help="new folder for the pipeline")
     parser.set_defaults(run=prune)
 
@@ -57,11 +55,13 @@ def add_parser(commands: Any) -> None:
     _add_drawing(parser)
     of_parts = [name for name, one in rose.STRUCTURED.items() if one.select is not None]
     add("--method", default="obs", help=f"{', '.join(of_parts)} (default: %(default)s)")
-    add("--ratio", type=float, default=0.2, help="share of attention and feed-forwards (default: %(default)s)")
+    add("--ratio", type=float, default=0.2, help="share of their parameters to take out (default: %(default)s)")
     _add_calibration(parser)
-    add("--parts", nargs="+", choices=PARTS, help="what may go (default: both)")
+    add("--parts", nargs="+", choices=PARTS, help="what may be taken out (default: both)")
     add("--recovery", choices=RECOVERIES, help="override how the method repairs what stays")
-    shared.add(parser, "damping", help="default: %(default)s")
+    shared.add(
+        parser, "damping", help=f"added to the inputs' covariance, as a share of its mean diagonal {shared.DEFAULT}"
+    )
     add("--multiple", type=int, default=8, help="kept channels are a multiple of this (default: %(default)s)")
     shared.add(parser, "output", help="new folder for the pipeline")
     parser.set_defaults(run=slim)
@@ -79,16 +79,16 @@ def add_parser(commands: Any) -> None:
     parser = own.add_parser("evaluate", help="drift, denoising loss and Fréchet distance (packaged model)")
     add = parser.add_argument
     _add_drawing(parser)
-    add("--dense", default=PACKAGED, metavar="MODEL", help="to measure the drift from")
+    add("--dense", default=PACKAGED, metavar="MODEL", help="to measure the drift from (default: %(default)s)")
     add("--count", type=int, default=200, help="pictures (default: %(default)s)")
-    add("--output", type=Path, metavar="FILE.json", help="write the scores there")
+    add("--output", type=Path, metavar="FILE.json", help="write the scores to this file")
     parser.set_defaults(run=evaluate)
 
 
 def _add_drawing(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default=PACKAGED, help="packaged name, Hub id or folder (default: %(default)s)")
-    add("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+    add("--dtype", choices=DTYPES, default="float32", help="number format of the weights (default: %(default)s)")
     add("--steps", type=int, default=20, help="denoising steps (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     add("--guidance", type=float, help="guidance scale (default: the pipeline's own)")
@@ -96,8 +96,9 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
 
 def _add_calibration(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--step-weights", choices=STEP_WEIGHTS, default="log_decrease", help="default: %(default)s")
-    add("--packages", type=int, default=4, help="pruned one after another (default: %(default)s)")
+    says = "how much each denoising step counts (default: %(default)s)"
+    add("--step-weights", choices=STEP_WEIGHTS, default="log_decrease", help=says)
+    add("--packages", type=int, default=4, help="groups of layers, pruned one after another (default: %(default)s)")
     add("--prompts", type=Path, metavar="FILE.txt", help="calibration prompts, one a line")
     add("--samples", type=int, default=50, help="calibration pictures (default: %(default)s)")
 

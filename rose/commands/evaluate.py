@@ -22,14 +22,14 @@ def add_parser(commands: Any) -> None:
     shared.add(parser, shared.MODEL)
     shared.add(parser, "compute", default="float32")
     add = parser.add_argument
-    add("--text", metavar="TEXT", help=f"measure perplexity on it: {shared.TEXTS}")
+    add("--text", metavar="TEXT", help=f"text to measure perplexity on: {shared.TEXTS}")
     shared.add(parser, "length", default=2048)
     shared.add(parser, "windows bos")
     says = f"measure zero-shot accuracy on these tasks of lm-eval; none named: {', '.join(TASKS)}"
     add("--tasks", nargs="*", metavar="TASK", help=says)
-    add("--task-folder", metavar="FOLDER", help="take tasks from the YAML files in it instead")
+    add("--task-folder", metavar="FOLDER", help="take tasks from the YAML files in this folder instead")
     add("--limit", type=int, metavar="N", help="only the first N questions of each task")
-    add("--output", type=Path, metavar="FILE.csv", help="write the accuracies there")
+    add("--output", type=Path, metavar="FILE.csv", help="write the accuracies to this file")
     parser.set_defaults(run=run)
 
 

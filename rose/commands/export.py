@@ -19,7 +19,7 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="of the model, packed or not; or a packaged name or .gguf file")
     add("--to", choices=("gguf",), default="gguf", help="the format (default: %(default)s)")
-    says = f"of the layers' weights: {', '.join(TYPES)} (default: %(default)s); others would lose zeros"
+    says = f"number format of the layers' weights: {', '.join(TYPES)} (default: %(default)s); others would lose zeros"
     add("--type", default="f16", help=says)
     add("--output", type=Path, metavar="FILE.gguf", help="default: FOLDER-TYPE.gguf")
     parser.set_defaults(run=run)

@@ -51,7 +51,7 @@ def _known() -> dict[str, dict[str, Any]]:
         known[name] = {"help": says, **({"type": kind} if kind in (int, float) else {}), **more}
 
     one("model", f"packaged name, Hub id, folder or .gguf file {DEFAULT}", default="smollm2-135m")
-    one("dtype", f"of the weights {DEFAULT}", choices=DTYPES, default="float32")
+    one("dtype", f"number format of the weights {DEFAULT}", choices=DTYPES, default="float32")
     one("trust-remote-code", "run Python code from the model's repository", action="store_true")
     says = "read decoder blocks from safetensors files one at a time, for big models"
     one("stream", says, action="store_true")
@@ -60,19 +60,19 @@ def _known() -> dict[str, dict[str, Any]]:
     one("calibration", f"{TEXTS} {DEFAULT}", default="packaged", metavar="TEXT")
     one("samples", f"calibration windows {DEFAULT}", default=32)
     one("length", f"tokens per window {DEFAULT}", default=1024)
-    one("seed", f"of the random windows {DEFAULT}", default=0)
+    one("seed", f"of the random choice of windows {DEFAULT}", default=0)
     one("held-out", f"further windows to measure errors on, 0 for none {DEFAULT}", default=4)
     says = "begin windows with the beginning-of-sequence token: auto, where the tokenizer puts it in front of a user's"
     one("bos", f"{says} text {DEFAULT}", choices=BOS, default="auto")
     one("sparsity", f'ratio, or N:M such as "2:4" {DEFAULT}', default="0.7")
     one("layers", "only these layers; * matches any part", nargs="+", metavar="NAME")
     one("block-size", f"columns per block {DEFAULT}", default=128)
-    one("damping", f"of the mean Hessian diagonal {DEFAULT}", default=0.01)
+    one("damping", f"added to the Hessian's diagonal, as a share of its mean {DEFAULT}", default=0.01)
     says = "round what is kept to so many bits, to a grid with an exact zero; see docs/shipping.md"
     one("bits", f"{says} (default: not)", type=int, choices=BITS)
     one("group", "input columns that share a scale (default: 64)", choices=[str(one) for one in GROUPS])
-    one("threshold", f"columnar above this relative range {DEFAULT}", default=0.5)
-    says = "rotate these first, between values and output projections, where that makes output projections lose less"
+    one("threshold", f"a layer is columnar above this relative range {DEFAULT}", default=0.5)
+    says = "rotate attention heads first, which changes no output, where their output projection then loses less"
     one("rotate", says, choices=("heads",))
     one("method", f"{', '.join(rose.METHODS)} {DEFAULT}", default="rose")
     one("order", f"override the method's order: {', '.join(order_names())}, random:SEED")
@@ -84,17 +84,17 @@ def _known() -> dict[str, dict[str, Any]]:
     says += f"sensitivity is sensitivity:{DENSITY_SPREAD:g}; damage:FOLDER goes by what `rose damage` has measured"
     one("allocation", f"{says} {DEFAULT}", default="uniform", metavar="RULE")
     one("target", f"{TARGET} {DEFAULT}", choices=TARGETS, default="dense")
+    says = "damping of the correction towards the dense model, as a share of the mean Hessian diagonal (default: by the"
+    one("target-damping", f"{says} numbers of tokens and of decoder blocks to prune)", type=float, metavar="MU")
     says = (
-        "of the correction towards the dense model, relative to the mean Hessian diagonal (default: by the numbers of"
+        "with target layer, calibrate each layer once those before it in its decoder block are pruned, as target dense"
     )
-    one("target-damping", f"{says} tokens and of decoder blocks to prune)", type=float, metavar="MU")
-    says = "with target layer, calibrate each layer on the pruned ones before it in its decoder block, as dense always"
-    one("true-sequential", f"{says} does; faster, for more memory", action="store_true")
+    one("true-sequential", f"{says} always does; faster, for more memory", action="store_true")
     says = f"leave experts dense that fewer calibration tokens are routed to {DEFAULT}"
     one("min-expert-tokens", says, default=1, metavar="N")
     one("evaluate", "measure perplexity on this text before and after", metavar="TEXT")
-    one("windows", "evaluate only the first so many windows (default: all)", type=int)
-    says = "then train what is left for so many minutes towards the dense model, zeros kept; see `rose tune`"
+    one("windows", "evaluate on the first so many windows only (default: all)", type=int)
+    says = "then train the kept weights for so many minutes, zeros stay; see `rose tune`"
     one("tune", says, type=float, metavar="MINUTES")
     one("output", "new folder for the checkpoint", type=Path, required=True, metavar="FOLDER")
     says = "keep finished decoder blocks here; the same command resumes an interrupted run"

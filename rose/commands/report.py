@@ -13,8 +13,8 @@ from rose.commands.app import app_module
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("report", help="write a finished run, or two side by side, as one HTML file")
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="that analyze, prune or slim has written")
+    parser = commands.add_parser("report", help="write finished runs as one HTML file, two of them side by side")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="that analyze, prune, slim or tune has written")
     shared.add(parser, "output", metavar="FILE.html", help="needs no network to be read")
     parser.set_defaults(run=run)
 

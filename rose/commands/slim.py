@@ -31,18 +31,21 @@ def add_parser(commands: Any) -> None:
     shared.add(parser, f"{shared.MODEL} stream {shared.TEXT}")
     add = parser.add_argument
     add("--method", default="obs", help=f"{', '.join(rose.STRUCTURED)} (default: %(default)s)")
-    add("--ratio", type=float, default=0.2, help="share of the decoder blocks' parameters (default: %(default)s)")
-    add("--parts", nargs="+", choices=PARTS, help="what may go (default: all that the model offers)")
+    says = "share of the decoder blocks' parameters to take out (default: %(default)s)"
+    add("--ratio", type=float, default=0.2, help=says)
+    add("--parts", nargs="+", choices=PARTS, help="what may be taken out (default: all that the model offers)")
     says = "uniform shapes load everywhere; the others only with rose (default: %(default)s)"
     add("--allocation", choices=ALLOCATIONS, default="uniform", help=says)
     add("--recovery", choices=RECOVERIES, help="override how the method repairs what stays")
-    shared.add(parser, "damping", help=f"of the mean diagonal of the inputs {shared.DEFAULT}")
+    shared.add(
+        parser, "damping", help=f"added to the inputs' covariance, as a share of its mean diagonal {shared.DEFAULT}"
+    )
     add("--multiple", type=int, default=8, help="kept channels are a multiple of this (default: %(default)s)")
     says = f"{shared.TARGET} (default: layer; dense for what --prune does then)"
     shared.add(parser, "target", default=None, help=says)
     shared.add(parser, "target-damping")
     add("--prune", metavar="SPARSITY", help="then prune what is left: a ratio, or N:M")
-    add("--prune-method", metavar="METHOD", help=f"by this (default: {rose.RECOMMENDED})")
+    add("--prune-method", metavar="METHOD", help=f"of --prune (default: {rose.RECOMMENDED})")
     shared.add(parser, f"{shared.CHECKPOINT} tune")
     parser.set_defaults(run=run, divided=True)
 

@@ -39,10 +39,23 @@ def add_parser(commands: Any) -> None:
     add("--loss", choices=LOSSES, default="kl", help=f"{says} (default: %(default)s)")
     says = f"learning rate at its highest (default: {RATE:g}, less for few steps or near the dense model)"
     add("--rate", type=float, help=says)
-    add("--batch", type=int, default=BATCH, help="windows of a step (default: %(default)s)")
-    add("--parts", type=int, default=1, help="decoder blocks in so many parts, one after another, for less memory")
-    add("--unpruned", action="store_true", help="also a model without zeros")
-    shared.add(parser, f"dtype trust-remote-code compute {shared.TEXT} layers {shared.CHECKPOINT}")
+    add("--batch", type=int, default=BATCH, help="windows per step (default: %(default)s)")
+    add(
+        "--parts",
+        type=int,
+        default=1,
+        help="tune the decoder blocks in so many parts, one after another, for less memory",
+    )
+    add("--unpruned", action="store_true", help="allow a model without zeros")
+    shared.add(parser, "dtype trust-remote-code compute")
+    shared.add(parser, "calibration", help=f"text to train on: {shared.TEXTS} {shared.DEFAULT}")
+    shared.add(parser, "samples", help=f"windows to train on {shared.DEFAULT}")
+    shared.add(parser, "length seed")
+    says = f"further windows that say which step is kept, 0: the last one {shared.DEFAULT}"
+    shared.add(parser, "held-out", help=says)
+    shared.add(parser, "bos layers evaluate windows output")
+    says = "keep weights and progress here; the same command resumes an interrupted run"
+    shared.add(parser, "checkpoint", help=says)
     parser.set_defaults(run=run, divided=True, stream=False, samples=SAMPLES, length=LENGTH)
 
 
