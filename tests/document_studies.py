@@ -373,8 +373,9 @@ def structured() -> list[str]:
         f"{qwen['parameters'].mean() / 1e6:.0f} at 20 %, perplexity "
         f"{read(f'{QWEN}structured.csv')['perplexity'][0]:.1f} to {cell(qwen['perplexity'])}",
         f"{beside[0]} at 20 %, {beside[1]} at 50 %",
-        f"{float(prefill[0]):.2f} times as fast where multiplications allow {float(prefill[1]):.2f}, decoding "
-        f"{float(decode[0]):.2f} where weights read allow {float(decode[1]):.2f}; the file has {float(size):.2f}",
+        f"{float(prefill[0]):.2f} times as fast ({float(prefill[1]):.2f} by the number of multiplications), decoding "
+        f"{float(decode[0]):.2f} times ({float(decode[1]):.2f} by the weights read), and the file has "
+        f"{float(size):.2f}",
     ]
 
 
