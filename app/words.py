@@ -6,7 +6,7 @@ from collections.abc import Container
 
 from rose import OrderPlan
 from rose.layer.columnar import Outlier
-from rose.wording import apart, count, listing, number, out_of, percent, sentence, whole, word  # noqa: F401
+from rose.wording import apart, count, fine_percent, listing, number, out_of, percent, sentence, whole, word  # noqa: F401
 
 
 def because(plan: OrderPlan, found: Outlier | None) -> str:

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.special import ndtri, stdtrit
 
 from rose.layer.checks import OVERFIT
-from rose.wording import apart, count, listing, number, out_of, percent, sentence, word
+from rose.wording import apart, count, fine_percent, listing, number, out_of, percent, sentence, word
 
 CONFIDENCE = 0.95  # of every interval
 SAME = 1e-9  # relative difference up to which two numbers are the same: a model measured twice
@@ -399,9 +399,7 @@ def says_change(value: float, reference: float, whose: str, what: str = "error")
         return f"more {what}than {whose}, which has none"
     if math.isnan(moved) or abs(moved) <= SAME:
         return f"the same {what}as {whose}"
-    share = abs(moved)
-    shown = percent(share) if share >= 0.001 else f"{number(100 * share, 2)} %"
-    return f"{shown} {'less' if moved < 0 else 'more'} {what}than {whose}"
+    return f"{fine_percent(abs(moved))} {'less' if moved < 0 else 'more'} {what}than {whose}"
 
 
 def says_move(before: float, after: float, whose: str, verdict: Verdict) -> str:

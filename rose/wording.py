@@ -41,6 +41,11 @@ def percent(share: float, digits: int = 1) -> str:
     return "–" if math.isnan(share) else f"{100 * share:z.{digits}f} %".replace("-", "−")
 
 
+def fine_percent(share: float) -> str:
+    """0.123 -> "12.3 %", and 0.00049 -> "0.049 %": what is something does not read as nothing."""
+    return percent(share) if abs(share) >= 0.001 or math.isnan(share) else f"{number(100 * share, 2)} %"
+
+
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 

@@ -37,11 +37,12 @@ def bits_and_zeros(table: pd.DataFrame, *, layer: str = "", theme: Theme = "ligh
     both, alone = (_row(table, "0.5", 4), _row(table, "0", 3))
     change = verdicts.says_change(both[column], alone[column], "all of them at 3 bits")
     finding = f"Half the weights at 4 bits make {change}"
-    sizes = f"{both['bits_a_weight']:.2f} and {alone['bits_a_weight']:.2f} bits a weight"
+    sizes = " and ".join(dict.fromkeys(f"{row['bits_a_weight']:.2f}" for row in (both, alone)))
     only = _row(table, "0.5", 0)
     caption = (
-        f"These take {sizes}. 50 % zeros: {words.number(only[column])} unrounded, {words.number(both[column])} with 4 "
-        f"bits; none: {words.number(_row(table, '0', 4)[column])} with 4 bits, {words.number(alone[column])} with 3."
+        f"These take {sizes} bits a weight. 50 % zeros: {words.number(only[column])} unrounded, "
+        f"{words.number(both[column])} with 4 bits; none: {words.number(_row(table, '0', 4)[column])} with 4 bits, "
+        f"{words.number(alone[column])} with 3."
     )
     alt = "Line chart of error against bits a weight, a line for each sparsity"
     frame = {"x": "bits a weight", "y": style.ERROR, "height": 460, "legend": True}

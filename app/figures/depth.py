@@ -102,7 +102,7 @@ def cancelled_shares(table: pd.DataFrame, *, problem: str = "", theme: Theme = "
         "Passed on + arisen − drift, as a share of passed on: above 0 a block's pruned layers cancel, below 0 they add"
     )
     marks.block_axis(figure, table["block_index"])
-    figure.update_yaxes(tickformat=".0%")
+    figure.update_yaxes(tickformat=style.PERCENT)
     listed = "; ".join(f"{name} {words.percent(float(mean))}" for name, mean in means.items())
     falls = int((received["drift"] < received["passed_on"]).sum())
     caption = f"Mean over decoder blocks: {listed}." if len(means) else "No decoder block has received any drift."

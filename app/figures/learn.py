@@ -147,7 +147,7 @@ def strength_curve(
     low, high = float(table["error_saved"].min()), float(table["error_saved"].max())
     figure.update_xaxes(zeroline=False)
     room = max(high, 0) - min(low, 0) or 0.01
-    figure.update_yaxes(tickformat=".0%", range=[min(low, 0) - 0.08 * room, max(high, 0) + 0.12 * room])
+    figure.update_yaxes(tickformat=style.PERCENT, range=[min(low, 0) - 0.08 * room, max(high, 0) + 0.12 * room])
     crossing = table["strength"][columnar]
     where = (
         f"the layer counts as columnar from strength {words.number(float(crossing.iloc[0]))} on"

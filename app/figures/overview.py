@@ -217,13 +217,14 @@ def _colours(known: Metric, values: pd.Series, name: str, theme: Theme) -> dict[
             "colorscale": palette.DIVERGING[theme],
             "reversescale": is_change,
         }  # less error is purple on every page
-        bar = marks.colourbar(known.unit, **({"tickformat": ".0%"} if is_change else {}))
+        bar = marks.colourbar(known.unit, **({"tickformat": style.PERCENT} if is_change else {}))
         return scale | {"zmin": -largest, "zmax": largest, "colorbar": bar}
     low, high, bar = 0.0, 1.0 if name == "relative_range" else largest, marks.colourbar(known.unit)
     if known.kind == "log":
         positive = present[present > 0]
         low, high = (np.log10(positive.min()), np.log10(positive.max())) if len(positive) else (0.0, 1.0)
-        ticks = np.arange(np.floor(low), np.ceil(high) + 1)
+        decades = np.arange(np.ceil(low), np.floor(high) + 1)
+        ticks = decades if len(decades) > 1 else np.array([low, high])  # or the bar would have no number
         texts = [words.number(10.0**tick) for tick in ticks]
         bar = marks.colourbar(f"{known.unit} (log)", tickvals=ticks.tolist(), ticktext=texts)
         high = max(high, low + 1e-6)
@@ -242,8 +243,10 @@ def _map_finding(rows: pd.DataFrame, name: str, known: Metric, threshold: float,
     if known.kind == "change":
         better, worse = int((measured["value"] > 0).sum()), int((measured["value"] < 0).sum())
         which = "less held-out error" if name.startswith("held_out") else "less error"
-        of_layers = f"{style.some(better)} of {len(measured)} layers, more on {style.some(worse)}"
-        return f"{words.sentence(known.who)} has {which} than SparseGPT on {of_layers}"
+        who, of_layers = words.sentence(known.who), words.count(len(measured), "layer")
+        if not better and not worse:
+            return f"{who} has SparseGPT's error on {words.out_of(len(measured), len(measured), 'layer')}"
+        return f"{who} has {which} than SparseGPT on {style.some(better)} of {of_layers}, more on {style.some(worse)}"
     top = measured.loc[measured["value"].idxmax()]
     finding = f"{known.label} is highest in {words.short_layer(top['layer'])}, {known.text(top['value'])}"
     if name != "relative_range":
@@ -329,15 +332,14 @@ def gain_scatter(
     where = {"x": threshold, "y": 1, "yref": "paper", "xanchor": "left", "xshift": 4}
     marks.note(figure, f"columnar above {threshold:.2f}", theme, **where)
     figure.update_xaxes(range=[-0.02, 1.04], zeroline=False)
-    figure.update_yaxes(tickformat=".0%", zeroline=False, rangemode="normal")  # marks at 0 are whole
+    figure.update_yaxes(tickformat=style.PERCENT, zeroline=False, rangemode="normal")  # marks at 0 are whole
     better = rows[rows[column] > 0]
     columnar = rows[rows["relative_range"] > threshold]
     both = int((better["relative_range"] > threshold).sum())
     saved = "held-out error" if held else "error"
-    finding = (
-        f"Two-level order lowers the {saved} of {style.some(len(better))} of {words.count(len(rows), 'layer')}; "
-        f"{style.some(both)} of them {'is' if both == 1 else 'are'} columnar"
-    )
+    finding = f"Two-level order lowers the {saved} of {style.some(len(better))} of {words.count(len(rows), 'layer')}"
+    if len(better) and len(columnar):
+        finding += f", {words.out_of(both, len(columnar), 'columnar layer')} among them"
     what = f"{words.sentence(saved)} saved against SparseGPT by two-level order, columnar or not; one mark a layer"
     caption = _gain_caption(rows, columnar, column)
     alt = f"Scatter chart of {saved} saved by two-level order against relative range"

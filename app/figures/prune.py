@@ -170,7 +170,7 @@ def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     asked = table.drop_duplicates("task")["questions"]
     what = f"Share of questions answered correctly, {words.whole(int(asked.sum()))} in all; lines: standard error"
     top = float((table["accuracy"] + table["accuracy_error"].fillna(0)).max())
-    figure.update_yaxes(range=[0, min(1.0, 1.15 * top)], tickformat=".0%")
+    figure.update_yaxes(range=[0, min(1.0, 1.15 * top)], tickformat=style.PERCENT)
     ranked = sorted(means.items(), key=lambda pair: -pair[1])
     caption = f"Mean accuracy: {', '.join(f'{name} {words.percent(mean)}' for name, mean in ranked)}."
     table, alt = table.reset_index(drop=True), "Bar chart of zero-shot accuracy by task"

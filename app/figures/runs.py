@@ -78,7 +78,7 @@ def run_difference(
     if as_share and len(sizes) and largest > 3 * (common := float(np.percentile(sizes, BULK))) > 0:
         limit = common
     unit = "change" if as_share else "difference"
-    bar = marks.colourbar(unit, tickformat=".0%" if as_share else None)
+    bar = marks.colourbar(unit, tickformat=style.PERCENT if as_share else None)
     scale: dict[str, Any] = {
         "colorscale": palette.DIVERGING[theme],
         "zmin": -(limit or 1.0),

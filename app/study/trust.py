@@ -281,8 +281,9 @@ def _tell(study: Study, table: pd.DataFrame) -> None:
     if len(few):
         tokens = study.setup.samples * study.setup.length
         st.warning(
-            f"{words.whole(tokens)} calibration tokens are too few for {words.out_of(len(few), len(table), 'layer')}, "
-            "which have more columns than that. Their errors look smaller than they are; use more samples.",
+            f"{words.whole(tokens)} calibration tokens are fewer than the columns of "
+            f"{words.out_of(len(few), len(table), 'layer')}. Errors there look smaller than they are; use more "
+            "samples.",
             icon=":material/data_usage:",
         )
     if len(over):
@@ -303,9 +304,10 @@ def _numbers_as_asked(study: Study) -> None:
     off = ((records["sparsity"] * sizes).round() - parse_sparsity(setup.sparsity).ratio * sizes).abs()
     worst = records.loc[off.idxmax()]
     said = (
-        f"Removed weights of all {words.count(len(records), 'result')} are within {words.number(float(off.max()))} of "
-        f"the sparsity asked for, {setup.sparsity}: the largest difference is in {words.short_layer(worst['layer'])}, "
-        f"of {words.whole(int(sizes[off.idxmax()]))} weights. Blocks round to whole weights."
+        f"Removed weights of all {words.count(len(records), 'result')} are within {off.max():.1f} weights "
+        f"of what the sparsity {setup.sparsity} asks for: the largest difference is in "
+        f"{words.short_layer(worst['layer'])}, of {words.whole(int(sizes[off.idxmax()]))} weights. Blocks round to "
+        "whole weights."
     )
     if (records["damping"] > setup.damping * 1.0001).any():
         st.caption(said)

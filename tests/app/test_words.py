@@ -33,6 +33,7 @@ def test_words() -> None:
     assert words.percent(0.1234) == "12.3 %"
     assert words.percent(-0.1234) == "−12.3 %"
     assert words.percent(-0.0001, 0) == "0 %"
+    assert [words.fine_percent(share) for share in (0.1234, 0.00049, 0.0)] == ["12.3 %", "0.049 %", "0 %"]
 
 
 def test_no_two_layers_of_a_model_have_one_short_name() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
 from rose.layer.checks import Check, check_inputs, check_overfitting, judge_damping, worst
+from rose.layer.methods import METHODS
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.statistics import InputStatistics
 from rose.model.walk.walk import BlockStatistics
+from rose.wording import sentence
 
 CHECKS = ("Finite inputs", "Live columns", "Enough tokens", "Damping as asked", "Sparsity as asked", "Over-fitting")
 NOT_MEASURED = "not measured"
@@ -78,8 +81,14 @@ def _check_layer(
     if ratios.notna().any():
         row = records.loc[ratios.idxmax()]
         check = check_overfitting(float(row["relative_error"]), float(row["held_out_error"]))
-        found += [check] if check else []
+        if check is not None:  # of one method of several, so it has to be named
+            found.append(replace(check, found=f"{_label(row['method'])}: {check.found}"))
     return found
+
+
+def _label(method: str) -> str:
+    """Of a method, or of an order that a run has tried as if it were one."""
+    return METHODS[method].label if method in METHODS else sentence(method.replace("_", "-"))
 
 
 def _check_sparsity(records: pd.DataFrame, pattern: Pattern, block_size: int) -> Check:

@@ -297,6 +297,7 @@ def test_every_figure(
     _large_enough(figure.to_plotly_json())
     _typed_arrays(drawing)
     _whole_ticks(figure)
+    assert not re.search(r'"tickformat": ?"[^"]*\.0%"', figure.to_json()), "half a per cent would be rounded to one"
     pd.testing.assert_frame_equal(records, before)
 
 

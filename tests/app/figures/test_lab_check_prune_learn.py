@@ -300,7 +300,7 @@ def test_damping_strip_marks_what_was_raised(records: pd.DataFrame) -> None:
 
 def test_a_map_shows_what_a_method_saves_in_every_layer(records: pd.DataFrame) -> None:
     drawing = prune.layer_map(records, "rose")
-    assert title(drawing).startswith("ROSE has less error than SparseGPT on two of 12 layers")
+    assert title(drawing).startswith("ROSE has less error than SparseGPT on two of twelve layers")
     saved = drawing.data.set_index("layer")["saved_rose"]
     assert saved["model.layers.3.self_attn.o_proj"] == pytest.approx(1 - 0.12 / 0.13)
     assert saved["model.layers.0.self_attn.q_proj"] == 0
@@ -400,6 +400,10 @@ def test_captions_name_no_column_of_a_mask_that_has_not_changed_and_no_others_of
     mask = np.zeros((4, 6), bool)
     caption = solvers.mask_changes(mask, mask, solver="ADMM", step="step 3", since="step 2").caption
     assert caption == "0 weights removed and 0 put back since step 2."
+    large, one = np.zeros((50, 60), bool), np.zeros((50, 60), bool)
+    one[3, 4] = True
+    drawing = solvers.mask_changes(one, large, solver="ADMM", step="step 3", since="step 2")
+    assert title(drawing) == "ADMM, step 3: 0.033 % of the mask changed since step 2"  # not 0.0 %
     table = pd.DataFrame({"channel": [3, 1], "alone": [0.1, 0.2], "together": [0.1, 0.5]})
     assert structures.channel_curve(table, 1, block=0).caption == "At the line the error is 0.100."
     both = structures.channel_curve(table, 2, block=0).caption

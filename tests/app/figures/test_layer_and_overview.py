@@ -93,16 +93,19 @@ def test_experts_one_by_one_have_an_axis() -> None:
 
 def test_gain_against_range_counts_who_gains(layers: pd.DataFrame) -> None:
     drawing = overview.gain_scatter(layers, threshold=0.5)
-    assert title(drawing) == "Two-level order lowers the error of two of twelve layers; two of them are columnar"
+    assert (
+        title(drawing) == "Two-level order lowers the error of two of twelve layers, all two columnar layers among them"
+    )
     shown = {name: (x, y) for t in drawing.figure.data for name, x, y in zip(t.customdata, t.x, t.y, strict=True)}
     for row in layers.itertuples():
         assert shown[row.layer] == pytest.approx((row.relative_range, row.gain), abs=1e-6)
     line = drawing.figure.layout.shapes[0]
     assert (line.x0, line.x1) == (0.5, 0.5)
     held = overview.gain_scatter(layers.assign(held_out_gain=-0.1))
-    assert (
-        title(held) == "Two-level order lowers the held-out error of none of twelve layers; none of them are columnar"
-    )
+    assert title(held) == "Two-level order lowers the held-out error of none of twelve layers"
+    other = layers["relative_range"].idxmin()  # alone helped, and not columnar
+    held = overview.gain_scatter(layers.assign(held_out_gain=[0.01 if i == other else -0.1 for i in layers.index]))
+    assert title(held).endswith("held-out error of one of twelve layers, none of two columnar layers among them")
 
 
 def test_dead_columns_are_badged_with_the_range_without_them(layers: pd.DataFrame) -> None:
@@ -120,10 +123,16 @@ def test_each_metric_has_its_own_scale_and_name(layers: pd.DataFrame) -> None:
     heat = drawing.figure.data[0]
     assert heat.zmin == -heat.zmax
     assert np.nanmax(heat.z) == pytest.approx(1 - 0.10 / 0.11)
-    assert title(drawing) == "Two-level order has less error than SparseGPT on two of 12 layers, more on none"
+    assert title(drawing) == "Two-level order has less error than SparseGPT on two of twelve layers, more on none"
+    assert title(overview.model_map(layers.assign(gain=0.0), "gain")) == (
+        "Two-level order has SparseGPT's error on all twelve layers"
+    )
     heat = overview.model_map(layers, "condition").figure.data[0]
     assert heat.z[0].tolist() == [1, 2, 3, 4]
     assert "log" in heat.colorbar.title.text
+    assert list(heat.colorbar.ticktext) == ["10.0", "100", "1 000", "10 000"]
+    near = overview.model_map(layers.assign(condition=np.linspace(12_000, 14_000, 12)), "condition").figure.data[0]
+    assert list(near.colorbar.ticktext) == ["12 000", "14 000"]  # no power of ten lies between
     drawing = overview.model_map(layers, "error_rose")
     assert title(drawing).startswith("Relative error of ROSE is highest in ")
     assert np.nanmax(drawing.figure.data[0].z) == pytest.approx(layers["error_rose"].max())

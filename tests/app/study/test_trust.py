@@ -145,7 +145,9 @@ def test_all_layers_are_judged_by_one_rule(study: Study) -> None:
     assert f"21 layers: none fails, {needs}, {words.word(21 - looks)} pass" in titles(app)[0]
     assert any("Over-fitting: on" in info.value for info in app.info) == bool(over)
     said = texts(app)
-    assert re.search(r"Removed weights of all 63 results are within [\d.]+ of the sparsity asked for, 0.7", said)
+    assert re.search(
+        r"Removed weights of all 63 results are within [\d.]+ weights of what the sparsity 0.7 asks for", said
+    )
     assert "No layer needed more damping than the requested 0.01" in said
     assert len(figures(app)) == 1
     app.toggle(key="check_only").set_value(True).run()

@@ -45,7 +45,7 @@ def test_the_table_is_that_of_the_study_and_the_figures_say_what_stands_out(stud
     highest = expected.set_index("layer")["relative_range"].idxmax()
     assert on_map.startswith(f"Relative range is highest in {words.short_layer(str(highest))}, ")
     better = words.word(int((expected["held_out_gain"] > 0).sum()))
-    assert on_scatter.startswith(f"Two-level order lowers the held-out error of {better} of 21 layers; ")
+    assert on_scatter.startswith(f"Two-level order lowers the held-out error of {better} of 21 layers")
     assert "**0 of 21 layers are columnar** above 1.00." in texts(open_page(PAGE, study, threshold="1"))
 
 
@@ -90,7 +90,7 @@ def test_filters_choose_what_the_scatter_and_the_table_show(study: Study) -> Non
     app.multiselect(key="filter_projection").set_value(["self_attn.o_proj"]).run()
     assert set(app.main.dataframe[0].value["projection"]) == {"self_attn.o_proj"}
     assert "3 of 21 layers pass the filter." in texts(app)
-    assert "of three layers; " in findings(app)[1]
+    assert "of three layers, the one columnar layer among them" in findings(app)[1]
     app.slider(key="filter_range").set_value((0.99, 1.0)).run()
     assert "use fewer filters" in texts(app)
 

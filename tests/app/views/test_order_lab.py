@@ -1,6 +1,7 @@
 """The order lab: every error shown is the one that `rose.prune_layer` gives for that order and budget."""
 
 import json
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -79,6 +80,9 @@ def test_moving_a_block_recomputes_at_once(study: Study) -> None:
     app = section(study, "Your own order")
     natural = list(range(WIDTH))
     assert own_error(app) == f"{pruned(study, natural, 'block').relative_error:.5f}"
+    assert [tile.delta for tile in app.metric[:2]] == ["the same as SparseGPT", "SparseGPT"]
+    assert re.search("Your own, block budget: [0-9.]+, the same as SparseGPT", texts(app))
+    assert re.fullmatch(r"[\d.]+ % (less|more)", app.metric[2].delta)  # a tile has room for no more
     # The costliest block, 3, is chosen; take it to the front.
     assert app.selectbox(key="lab_own_block").value == 3
     app.slider(key="lab_own_position").set_value(1).run()
