@@ -49,7 +49,8 @@ def tuning_curve(curve: pd.DataFrame, steps: int, *, dense: float | None, theme:
         finding = f"Held-out perplexity is {value} {after}, "
         finding += verdicts.says_change(best["perplexity"], start, "the start", "") + beside
     elif last["step"]:
-        finding = f"No step so far is better than the start, {value}, on held-out windows{beside}"
+        so_far = " so far" if last["step"] < end else ""
+        finding = f"No step{so_far} is better than the start, {value}, on held-out windows{beside}"
     else:
         finding = f"Held-out perplexity is {value} at the start{beside}"
     caption = (

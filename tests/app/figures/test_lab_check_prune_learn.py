@@ -11,7 +11,20 @@ import torch
 
 import rose
 from app import words
-from app.figures import check, checkpoint, damage, depth, learn, order_lab, palette, prune, solvers, structures, sweep
+from app.figures import (
+    check,
+    checkpoint,
+    damage,
+    depth,
+    learn,
+    order_lab,
+    palette,
+    prune,
+    solvers,
+    structures,
+    sweep,
+    tuning,
+)
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 from rose.layer.error import quadratic_form
 from rose.layer.order import plan_from_importance
@@ -394,6 +407,12 @@ def test_damage_of_what_is_restored_is_what_it_gives_back() -> None:
     assert "that restoring it alone gives back" in below(drawing)
     assert "0 · mlp.up_proj gives back most" in drawing.caption
     assert "one not lowering the loss" in drawing.caption
+
+
+def test_tuning_that_has_ended_for_nothing_is_not_told_as_if_it_went_on() -> None:
+    curve = pd.DataFrame([(0, 1.0, 0.9), (5, 9.0, 1.2)], columns=["step", "seconds", "held_out"])
+    assert title(tuning.tuning_curve(curve, 5, dense=None)).startswith("No step is better than the start")
+    assert title(tuning.tuning_curve(curve, 40, dense=None)).startswith("No step so far is better than the start")
 
 
 def test_captions_name_no_column_of_a_mask_that_has_not_changed_and_no_others_of_one_channel() -> None:
