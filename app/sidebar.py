@@ -32,7 +32,10 @@ def draw(page: str) -> None:
         if chooses:
             _choose_layer(study)
             _choose_sparsity(study)
-        if page not in (START, *OF_ANOTHER_MODEL):
+        if page in OF_ANOTHER_MODEL and study.job.status == "running":  # or it would stop, as if nobody watched
+            st.caption(f"Layers of **{words.plain(study.setup.model)}**")
+            _status(study)
+        elif page not in (START, *OF_ANOTHER_MODEL):
             _status(study)
 
 

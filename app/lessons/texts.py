@@ -198,7 +198,7 @@ def strength_lesson(design: LayerDesign, points: Sequence[tuple[float, float, fl
         (
             rf"W_{{:,\,\text{{block {design.strong_block}}}}} \leftarrow (1 + {design.strength:g})\,"
             rf"W_{{:,\,\text{{block {design.strong_block}}}}}",
-            rf"r = {here.plan.relative_range:.2f}\;\; \frac{{\text{{two-level}}}}{{\text{{natural}}}} = "
+            rf"r = {here.plan.relative_range:.2f},\quad \frac{{\text{{two-level}}}}{{\text{{natural}}}} = "
             rf"\frac{{{ordered:.4f}}}{{{natural:.4f}}} = {ordered / natural:.3f}",
         ),
         f"A generated layer of {here.plan.importance.shape[0]} × {here.plan.importance.shape[1]} weights. Without any "

@@ -7,11 +7,14 @@ import os
 import shutil
 import tempfile
 import zipfile
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import rose
+from app import words
 from app.runs.finished import REPORT, read_report
 from rose.files import reachable
 
@@ -35,6 +38,17 @@ def saved_checkpoint(path: str) -> Checkpoint:
         with contextlib.suppress(rose.RoseError):  # a model without a readable report can be read all the same
             return Checkpoint(read_report(place / REPORT)[-1].name, place)
     return Checkpoint(place.resolve().name[:40], place)
+
+
+def named_apart(checkpoints: Sequence[Checkpoint], taken: Sequence[str] = ()) -> list[Checkpoint]:
+    """With names of their own: those of one name by their folders, and none as one that is taken."""
+    names, apart = list(taken), []
+    alike = Counter(one.name for one in checkpoints)
+    for one in checkpoints:
+        called = one.name if alike[one.name] == 1 else f"{one.name} ({one.place.resolve().name[:40]})"
+        names.append(words.unused(called, names))
+        apart.append(Checkpoint(names[-1], one.place))
+    return apart
 
 
 def free_space() -> int:

@@ -156,15 +156,16 @@ def layers(_model: DenseModel, done: DiffusionRun | None, _request: DiffusionReq
     table = done.report.layers
     threshold = float(done.report.summary["threshold"])
     st.markdown(
-        f"**{table['is_columnar'].sum()} of {len(table)} layers were columnar**: their relative range (block-loss "
-        f"spread) is above {threshold:.2f}."
+        f"**Columnar layers: {table['is_columnar'].sum()} of {len(table)}.** Their relative range (block-loss spread) "
+        f"was above {threshold:.2f}."
     )
     drawing = overview.model_map(table, threshold=threshold, block="block", theme=session.theme())
     components.show(drawing, "diffusion-map", wide=True)
     summary = done.report.summary
+    pruned, every = (words.whole(summary[name]) for name in ("weights", "denoiser_weights"))
     st.caption(
-        f"Blocks are {summary['block_size']} columns wide, as is an attention head. Pruned: {summary['weights']} of "
-        f"{summary['denoiser_weights']} weights; embeddings, modulation and the patch convolution stay dense."
+        f"Blocks are {summary['block_size']} columns wide, as is an attention head. Pruned: {pruned} of {every} "
+        "weights; embeddings, modulation and the patch convolution stay dense."
     )
 
 

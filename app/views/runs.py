@@ -146,7 +146,7 @@ def _layers(view: str, runs: Sequence[FinishedRun]) -> None:
         drawing = figures.run_maps(chosen.rows(measure), names, label, theme=theme)
     components.show(drawing, "runs-difference" if view == DIFFERENCE else "runs-maps", wide=True)
     if not chosen.problem:
-        _remarks(chosen)
+        _remarks(chosen, label)
         _report([chosen.first, chosen.second])
 
 
@@ -214,7 +214,12 @@ def _settings(runs: Sequence[FinishedRun]) -> None:
     csv_button("Settings, CSV", shown, "settings.csv", "runs-settings-csv")
 
 
-def _remarks(chosen: Pair) -> None:
+def _remarks(chosen: Pair, label: str) -> None:
+    if "error" in label and pairs.on_other_tokens(chosen.first, chosen.second):
+        st.caption(
+            f"The two were calibrated and measured on different windows (see {SETTINGS}); part of the difference comes "
+            "from that."
+        )
     if chosen.left_out:
         left = words.sentence(words.count(chosen.left_out, "layer"))
         st.caption(f"{left} that only one of the runs has {'is' if chosen.left_out == 1 else 'are'} left out.")

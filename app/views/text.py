@@ -10,7 +10,7 @@ import streamlit as st
 from app import components, session, shared, words
 from app.figures import coloured_text as coloured
 from app.runs import reading
-from app.runs.checkpoints import Checkpoint, saved_checkpoint
+from app.runs.checkpoints import Checkpoint, named_apart, saved_checkpoint
 from app.runs.pruning import kept_checkpoints
 from app.runs.reading import DENSE, LIMIT, MOST, TextReading
 from app.runs.widgets import csv_button, follow, linked, saved, start_button
@@ -78,15 +78,8 @@ def _ask() -> tuple[str, list[Checkpoint]]:
             lambda path: [saved_checkpoint(path)],
             "Folders that `rose prune` or `rose slim` has written, separated by semicolons.",
         )
-    return text, _apart([*(kept[name] for name in chosen if name in kept), *named])
-
-
-def _apart(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    names = [DENSE, *reading.COLUMNS]
-    for checkpoint in checkpoints:
-        names.append(words.unused(checkpoint.name, names))
-    own = names[-len(checkpoints) :] if checkpoints else []
-    return [Checkpoint(name, checkpoint.place) for name, checkpoint in zip(own, checkpoints, strict=True)]
+    models = [*(kept[name] for name in chosen if name in kept), *named]
+    return text, named_apart(models, [DENSE, *reading.COLUMNS])
 
 
 def _offer(text: str, checkpoints: list[Checkpoint], run: TextReading | None) -> None:

@@ -7,11 +7,19 @@ import pytest
 import torch
 
 import rose
+from app.runs.checkpoints import Checkpoint, named_apart
 from app.runs.files import FileRun, forms
 from app.runs.shipping import gguf_types, what_loads
 from rose.layer.grid import BITS
 from tests.app.tiny_study import ended
 from tests.model.ship.test_export import CONFIGURATIONS, logits, save
+
+
+def test_copies_of_one_name_are_told_apart_by_their_folders() -> None:
+    copies = [Checkpoint("ROSE at 0.5", Path("/one/half")), Checkpoint("ROSE at 0.5", Path("/two/broken"))]
+    copies += [Checkpoint("Wanda at 0.5", Path("/wanda")), Checkpoint("dense", Path("/three"))]
+    names = [one.name for one in named_apart(copies, ["dense"])]
+    assert names == ["ROSE at 0.5 (half)", "ROSE at 0.5 (broken)", "Wanda at 0.5", "dense, run 2"]
 
 
 def test_what_is_offered_holds_the_copy() -> None:

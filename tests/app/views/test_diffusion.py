@@ -57,7 +57,8 @@ def test_drift_weights_and_layers_are_of_this_run(finished: DiffusionRun) -> Non
     assert "Log decrease" in figures(view(finished, "Step weights"))[0]
     shown = view(finished, "Columnar layers")
     columnar = int(finished.report.layers["is_columnar"].sum())
-    assert f"**{columnar} of 24 layers were columnar**" in texts(shown)
+    assert f"**Columnar layers: {columnar} of 24.**" in texts(shown)
+    assert "of 1 795 585 weights" in texts(shown)
 
 
 def test_the_dense_model_stays_as_it_was(finished: DiffusionRun) -> None:

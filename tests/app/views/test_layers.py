@@ -225,6 +225,8 @@ def test_results_arrive_while_the_run_goes_on(study: Study, monkeypatch: pytest.
         assert "of 7 layers are columnar" in texts(app)
         assert "blank: not yet (14 of 21)" in titles(app)[0]
         assert app.sidebar.button(key="study-cancel")
+        # Watched from a page that is about another model too, or it would be stopped as if nobody were there.
+        assert open_page("views/diffusion.py", running).sidebar.button(key="study-cancel")
     finally:
         go_on.set()
     running.job.wait(240)

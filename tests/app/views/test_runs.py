@@ -56,6 +56,7 @@ def test_a_run_of_the_command_line_beside_one_of_the_server(server: deque[rose.R
     app = open_page(PAGE, runs_path=str(saved(tmp_path / "by_hand", made_report("rose", 0.8, seed=1))))
     assert app.multiselect(key="runs").value == [BASE, OURS]
     assert "has the lower held-out error in six of six layers; on average it is 20 % lower" in titles(app)[0]
+    assert "measured on different windows (see Settings)" in texts(app)  # their seeds differ
     app.segmented_control(key="runs_as").set_value("difference").run()
     assert "Of six layers ROSE at 0.7 (by_hand) is lower in six;" in texts(app)
     assert "−0.120 (2 · self_attn.o_proj)" in texts(app)
@@ -79,6 +80,7 @@ def test_what_is_shown_unasked_is_fit_to_be_compared(server: deque[rose.RunRepor
     app = open_page(PAGE)
     assert len(app.multiselect(key="runs").options) == 5
     assert app.multiselect(key="runs").value == [BASE, OURS]
+    assert "different windows" not in texts(app)
 
 
 def test_different_shapes_are_refused(server: deque[rose.RunReport]) -> None:
