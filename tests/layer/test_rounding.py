@@ -93,12 +93,15 @@ def test_nothing_left_and_nothing_there(method: str) -> None:
     assert empty.prune(method=method, sparsity=0.5, bits=8, group="row").weight.eq(0).all()
 
 
-def test_zeros_that_were_there_stay_where_nothing_is_pruned() -> None:
-    pruned = make_layer(columns=64, tokens=300).prune(method="rose_admm", sparsity=0.5)
-    again = rose.prune_layer(
-        pruned.weight, make_layer(columns=64, tokens=300).statistics, method="rose_admm", sparsity=0, bits=4
-    )
+@every_method(oats=NO_GRID)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_zeros_that_were_there_stay_where_nothing_is_pruned(method: str, dtype: torch.dtype) -> None:
+    layer = make_layer(columns=64, tokens=300)
+    pruned = layer.prune(method="sparsegpt", sparsity=0.5)
+    weight = pruned.weight.to(dtype)
+    again = rose.prune_layer(weight, layer.statistics, method=method, sparsity=0, bits=4)
     assert again.weight[pruned.mask].eq(0).all()
+    assert torch.equal(again.mask, pruned.mask)
 
 
 def test_no_single_code_is_better_than_the_revised_ones() -> None:

@@ -86,6 +86,8 @@ class Settings:
         measures: whether the result says what pruning did. Whoever prunes a model measures against other targets, and
             reads no errors of columns: without them `relative_error` is NaN, and so are the errors of columns and
             blocks where they do not come with a sweep.
+        grid: to which kept weights are rounded.
+        zeros: where weights are 0 and stay so, (out, in) bool, whatever W has there; see `zeros_to_keep`.
     """
 
     method: str
@@ -102,6 +104,7 @@ class Settings:
     known: Known | None = field(default=None, repr=False, compare=False)
     measures: bool = True
     grid: Grid | None = None
+    zeros: Tensor | None = field(default=None, repr=False, compare=False)
 
 
 class BasicOptions(TypedDict, total=False):
@@ -342,12 +345,23 @@ def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Sett
         as_statistics(settings.held_out, weight)
     # A model's own parameter would otherwise record every step for a backward pass.
     weight, statistics = weight.detach(), as_statistics(hessian, weight)
+    if settings.zeros is None:
+        settings = replace(settings, zeros=zeros_to_keep(weight, settings))
     result = get_method(settings.method).prune(weight, statistics, settings)
     if settings.grid and result.rounding_error is None:  # a method that does not sweep, or goes on after its sweep
         result = import_module(f"{__name__}.toolkit").round_kept(weight, statistics, result, settings)
     if not is_finite(result.weight):
         raise RoseError(f"Pruned weights are too large for {weight.dtype}; load the model in bfloat16 or float32.")
     return replace(result, method=settings.method)
+
+
+def zeros_to_keep(weight: Tensor, settings: Settings) -> Tensor | None:
+    """Where W is 0, (out, in) bool, if its weights are to be rounded and none removed: what an earlier pruning has
+    removed is not filled again. None where there is no such weight, or some are to be removed."""
+    if settings.grid is None or settings.pattern.ratio > 0:
+        return None
+    zeros = weight.eq(0)
+    return zeros if zeros.any() else None
 
 
 for _name in (*_FIRST, *(_module.name for _module in pkgutil.iter_modules(__path__))):

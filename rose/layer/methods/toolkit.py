@@ -124,6 +124,7 @@ def prune_by_sweep(
         divisor,
         keep_weights=settings.trace != "errors",
         rounder=rounder,
+        mask=settings.zeros,
     )
     del live, rounder  # with a large layer, each of its size that is let go counts
     pruned = swept.weight.to(weight.dtype)
@@ -162,7 +163,8 @@ def round_kept(weight: Tensor, statistics: InputStatistics, result: LayerResult,
     order = make_order(replace(result.plan, pattern=Pattern(0.0)), "hessian")  # groups of N:M need not stay whole here
     damped, factor = factorize(statistics, result.damping, order)
     found = result.weight.float()
-    mask = result.mask | (found == 0)
+    removed = result.mask if settings.zeros is None else result.mask | settings.zeros
+    mask = removed | (found == 0)
     rounder = plan_rounding(found, settings.grid, order, factor, damped.dead, 1)
     swept = sweep(found, factor, order, settings.pattern, (), rounder=rounder, mask=mask)
     steps = rounder.steps.index_select(0, order.inverse)
@@ -177,6 +179,7 @@ def round_kept(weight: Tensor, statistics: InputStatistics, result: LayerResult,
     return replace(
         result,
         weight=rounded,
+        mask=removed,
         relative_error=both if settings.measures else nan,
         column_error=columns,
         block_error=block_sums(columns[result.order.permutation], result.order.widths),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rose.layer import error
 from rose.layer.hessian import sampling_damping
-from rose.layer.methods import Known, LayerResult, Settings, SettingsOptions, make_settings, prune_with
+from rose.layer.methods import Known, LayerResult, Settings, SettingsOptions, make_settings, prune_with, zeros_to_keep
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
 from rose.model.network.layers import PrunableLayer, named
@@ -49,7 +49,9 @@ def prune_in(
     known, held_out = statistics_of(layer, block.calibration), block.held_out.get(layer.name)
     gaps = {stream: found[layer.name] for stream, found in block.gaps.items() if layer.name in found}
     gap, used = gaps.get("calibration"), None
-    own = replace(settings, damping=_damping(settings, layer, known), held_out=held_out, measures=False)
+    # A corrected target has no zeros any more.
+    zeros = zeros_to_keep(weight, settings)
+    own = replace(settings, damping=_damping(settings, layer, known), held_out=held_out, measures=False, zeros=zeros)
     with named(layer):
         if gap is not None:
             # Corrected targets are float32; the layer keeps its own dtype.

@@ -326,6 +326,20 @@ def test_rounded_weights_are_on_their_grid_and_errors_stand_apart(target: str) -
     assert 0 < dense.summary["mean_rounding_error"] < 0.1
 
 
+@pytest.mark.parametrize("method", ["sparsegpt", "rose_dealt", "rose_admm", "wanda"])
+@pytest.mark.parametrize("target", ["dense", "layer"])
+def test_rounding_alone_keeps_the_zeros_of_a_pruned_model(target: str, method: str) -> None:
+    """Towards the dense model too, whose corrected weights have none."""
+    model = make_model("llama")
+    prune_model(model, make_tokens(), method="sparsegpt", sparsity="2:4", target="layer")
+    zeros = {layer.name: layer.weight.eq(0) for layer in rose.prunable_layers(model)}
+    report = prune_model(model, make_tokens(), method=method, sparsity=0, bits=4, group="row", target=target)
+    for layer in rose.prunable_layers(model):
+        assert find_grid(layer.weight, 4, "row") is not None
+        assert layer.weight[zeros[layer.name]].eq(0).all()
+    assert report.summary["removed_fraction"] == pytest.approx(0.5)
+
+
 def test_weights_that_decoder_blocks_share_are_refused() -> None:
     model = make_model("llama")
     model.model.layers[1].mlp.down_proj = model.model.layers[0].mlp.down_proj
