@@ -58,7 +58,7 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
         both = pairs.pair(*runs)
         if both.problem:
             raise rose.RoseError(both.problem)
-        if measure := next(iter(both.measures), None):
+        if measure := both.told_apart_by:
             names, rows, label = (runs[0].name, runs[1].name), both.rows(measure), pairs.MEASURES[measure]
             findings.insert(len(measured) > 1, run_figures.difference_finding(rows, names, label) + ".")
             drawings.append(run_figures.run_difference(rows, names, label, as_share=True))
@@ -110,7 +110,7 @@ def _against_first(runs: Sequence[FinishedRun]) -> list[str]:
     found = []
     for run in runs[1:]:
         both = pairs.pair(runs[0], run)
-        if not both.problem and (measure := next(iter(both.measures), None)):
+        if not both.problem and (measure := both.told_apart_by):
             names = (runs[0].name, run.name)
             said = run_figures.difference_finding(both.rows(measure), names, pairs.MEASURES[measure])
             found.append(f"Against {runs[0].name}: {said}.")
@@ -166,12 +166,12 @@ def _tuning_findings(run: FinishedRun) -> list[str]:
     known, after = run.summary.get("tuned"), pairs.result_of(run)
     if known is None:
         return []
-    said = f"Tuning of {words.duration(known['seconds'])} leaves {words.whole(known['zeros'])} of "
-    said += f"{words.whole(known['weights'])} weights of {run.name} zero"
+    said = f"{run.name}: tuning for {words.duration(known['seconds'])} keeps {words.whole(known['zeros'])} of "
+    said += f"{words.whole(known['weights'])} weights zero"
     if after is not None and isfinite(known["perplexity_before"]):
         before = replace(after, name="before", value=known["perplexity_before"], losses=known["losses_before"])
         move = verdicts.says_move(before.value, after.value, "that before", verdicts.compare(before, after))
-        said += f", and takes its perplexity {move}"
+        said += f", and takes perplexity {move}"
     return [f"{said}."]
 
 

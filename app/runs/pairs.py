@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from app import words
-from app.runs.finished import SERVER, SLIM, FinishedRun, seconds_of, settings_of, short_text
+from app.runs.finished import ERRORS, SERVER, SLIM, FinishedRun, seconds_of, settings_of, short_text
 from rose import verdicts
 from rose.report import versions
 from rose.verdicts import Result, Setup
@@ -51,6 +51,12 @@ class Pair:
             return pd.DataFrame(columns=[*PLACE, "first", "second"])
         table = self.layers[[*PLACE, f"{measure}_first", f"{measure}_second"]]
         return table.set_axis([*PLACE, "first", "second"], axis=1).dropna().reset_index(drop=True)
+
+    @property
+    def told_apart_by(self) -> str | None:
+        """The first of `measures` that is an error or differs in some layer: a copy and its tuned one share ranges."""
+        differ = (name for name in self.measures if name in ERRORS or any(sides(self.rows(name))))
+        return next(differ, None)
 
     def apart(self, measure: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         one, two = (

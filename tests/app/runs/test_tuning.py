@@ -98,7 +98,8 @@ def test_a_tuned_copy_stands_beside_the_others(pruned: PruningRun, loaded: Loade
         assert "eight steps, 16 × 32 tokens, loss ce" in pairs.settings([one]).set_index("setting")[TUNED]["tuned"]
     both = [one for report in (told[-1], source.report) if report for one in finished.runs_of(report)]
     report = html_report.report_of(both)
-    assert any(finding.startswith("Tuning of") and TUNED in finding for finding in report.findings)
+    assert any(finding.startswith(f"{TUNED}: tuning for") for finding in report.findings)
+    assert "same relative range" not in " ".join(report.findings)  # it is that of the same dense model
     drawn = " ".join(one.alt for one in report.drawings)
     assert "Line chart of perplexity on held-out windows" in drawn
     assert "Map of change by tuning" in drawn
@@ -181,6 +182,6 @@ def test_what_a_file_says_of_tuning_is_checked() -> None:
         with pytest.raises((TypeError, ValueError)):
             finished.runs_of(made_report(tuned={**known, **wrong}))
     assert "loss ·b·," in finished.says_tuned(known | {"loss": "<b>"})
-    assert html_report.run_findings(run)[1] == (
-        "Tuning of 60 s leaves 1 of 2 weights of SparseGPT at 0.7, tuned 2 min zero."
+    assert (
+        html_report.run_findings(run)[1] == "SparseGPT at 0.7, tuned 2 min: tuning for 60 s keeps 1 of 2 weights zero."
     )
