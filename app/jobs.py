@@ -18,6 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -212,15 +213,20 @@ class Run:
 
     def _say(self, doing: str) -> None:
         """Begins a step, unless nobody wants the work any more."""
-        self.job.message = doing
+        self.job.message, self.job.progress = doing, None  # which was the former step's
         self.job.check()
 
     def _follow(self, start: float = 0.0, end: float = 1.0) -> ProgressCallback:
-        """Progress callback of a step, which moves the fraction of the whole from `start` to `end`."""
+        """Progress callback of a step, which moves the fraction of the whole from `start` to `end`.
+
+        The time left is that of the whole: what comes after the step takes its share.
+        """
 
         def tell(progress: Progress) -> None:
-            self.fraction = start + (end - start) * progress.fraction
-            self.job.tell(progress)
+            self.fraction, left = start + (end - start) * progress.fraction, progress.remaining
+            if left is not None:
+                left += (progress.seconds + left) * (1 - end) / (end - start)
+            self.job.tell(replace(progress, remaining=left))
 
         return tell
 

@@ -329,7 +329,7 @@ def gain_scatter(
             marks.rings(figure, some["relative_range"], some[column], name, size=size, colour=colour)
     figure.add_vline(x=threshold, line=marks.dashed(theme))
     figure.add_hline(y=0, line={"color": ink.text, "width": 1.5})
-    where = {"x": threshold, "y": 1, "yref": "paper", "xanchor": "left", "xshift": 4}
+    where = {"x": threshold, "y": 1, "yref": "paper", "yanchor": "bottom"}  # above the plot: inside it covers marks
     marks.note(figure, f"columnar above {threshold:.2f}", theme, **where)
     figure.update_xaxes(range=[-0.02, 1.04], zeroline=False)
     figure.update_yaxes(tickformat=style.PERCENT, zeroline=False, rangemode="normal")  # marks at 0 are whole
@@ -344,7 +344,7 @@ def gain_scatter(
     caption = _gain_caption(rows, columnar, column)
     alt = f"Scatter chart of {saved} saved by two-level order against relative range"
     table = rows[["layer", "block_index", "projection", "relative_range", column]].reset_index(drop=True)
-    frame = {"x": "relative range", "y": f"{saved} saved", "height": 500, "legend": True}
+    frame = {"x": "relative range", "y": f"{saved} saved", "height": 500, "legend": True, "headroom": 18}
     return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
 
 

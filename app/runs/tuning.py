@@ -116,7 +116,6 @@ class Tuning(Run):
                 raise
         found = tuner.report()
         self.curve, self.steps, self.dense = found.curve, tuner.steps, tuner.dense_held_out
-        job.progress = None
         if found.summary["kept_step"]:
             self._conclude(found, model, tokenizer, windows)
         self.found, self.fraction = found, 1.0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import rose
 from app.study.setup import Setup
 from app.study.study import Study
+from rose import verdicts
 from rose.model.estimate.duration import estimate_cost, matmul_rate
 from rose.structured.allocation import channels_for, head_shapes
 from rose.structured.configuration import can_bias, kinds_of
@@ -61,6 +62,12 @@ class Structures:
     @property
     def blocks(self) -> list[int]:
         return sorted({index for _, index in self.parts})
+
+    def cautions(self) -> list[str]:
+        """How far costs can be trusted, by the inputs of the layers that they are of."""
+        records, outputs = self.study.records(), [part.output.name for part in self.parts.values()]
+        known = records[records["layer"].isin(outputs)]
+        return verdicts.cautions(known[["layer", "tokens", "columns", "dead_columns"]])
 
     def problem(self, part: Part) -> Problem:
         statistics = self.study.statistics(part.output.name)

@@ -46,6 +46,7 @@ def draw() -> None:
         st.stop()
     view = components.section({name: name for name in VIEWS}, "structures_view", "What is shown")
     VIEWS[view](known)
+    components.cautions(known.cautions())
 
 
 def _ask_for_inputs(study: Study) -> None:

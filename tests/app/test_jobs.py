@@ -9,7 +9,7 @@ import pytest
 
 import rose
 from app import jobs
-from app.jobs import Batch, Job, holding
+from app.jobs import Batch, Job, Run, holding
 
 SOON = 240.0  # seconds; an upper bound, not a delay
 
@@ -70,6 +70,16 @@ def test_progress_is_kept_and_asks_whether_to_go_on() -> None:
     job.leave("ann")
     with pytest.raises(rose.Cancelled):
         job.tell(told)
+
+
+def test_the_time_left_is_that_of_the_whole_and_a_new_step_knows_nothing_of_the_former() -> None:
+    """Half of a step from 0.2 to 0.8 took 30 s: 30 s are left of it, and 20 s of what comes after."""
+    run = Run()
+    run._follow(0.2, 0.8)(rose.Progress("calibrate", 0, 1, None, None, 3, 6, 0.5, 30.0, 30.0))
+    assert run.fraction == pytest.approx(0.5)
+    assert run.remaining == pytest.approx(50.0)
+    run._say("Writing")
+    assert (run.job.message, run.job.progress) == ("Writing", None)
 
 
 def test_work_goes_on_for_another_viewer() -> None:

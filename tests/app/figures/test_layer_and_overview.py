@@ -101,6 +101,8 @@ def test_gain_against_range_counts_who_gains(layers: pd.DataFrame) -> None:
         assert shown[row.layer] == pytest.approx((row.relative_range, row.gain), abs=1e-6)
     line = drawing.figure.layout.shapes[0]
     assert (line.x0, line.x1) == (0.5, 0.5)
+    (note,) = [one for one in drawing.figure.layout.annotations if one.text.startswith("columnar above")]
+    assert (note.y, note.yanchor) == (1, "bottom")  # outside the plot, where it covers no mark
     held = overview.gain_scatter(layers.assign(held_out_gain=-0.1))
     assert title(held) == "Two-level order lowers the held-out error of none of twelve layers"
     other = layers["relative_range"].idxmin()  # alone helped, and not columnar

@@ -52,6 +52,12 @@ def test_recoveries_and_trade_off(study: Study) -> None:
     assert trade["removed"].tolist() == pytest.approx([0, 0.2, 0.4], abs=0.02)
 
 
+def test_few_tokens_are_said_beside_the_costs(study: Study) -> None:
+    assert "calibration tokens are fewer" not in texts(open_page(PAGE, study))
+    short = measured_study(samples=1)  # of 32 tokens, for 64 and 96 columns
+    assert "layers calibration tokens are fewer than columns" in texts(open_page(PAGE, short))
+
+
 @pytest.mark.parametrize("view", ["Heads", "Channels", "Swaps", "Recovery", "Trade-off", "Make it smaller"])
 def test_every_part_of_the_page_draws(study: Study, view: str) -> None:
     app = open_page(PAGE, study, structures_view=view)
