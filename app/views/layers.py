@@ -224,7 +224,7 @@ def exact(study: Study, table: pd.DataFrame) -> None:
     st.dataframe(
         table,
         hide_index=True,
-        height=420,
+        height=min(420, 38 + 35 * len(table)),
         column_order=[
             "block_index", "projection", *([OWN] if OWN in table else []), "relative_range", "is_columnar",
             "column_variation", "held_out_gain", "gain", *errors, "condition", "rows", "columns", "dead_columns",
