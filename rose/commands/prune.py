@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
     shared.rotate(options, model, tokens, [settings], console)
     outcome = checkpoints.Outcome(options, model, tokenizer, console)
-    texts = draw_texts(options, tokenizer, outcome.windows)
+    texts = draw_texts(options, model, tokenizer, outcome.windows)
     with terminal.bar(console, "Pruning") as follow:
         chosen |= {"layers": options.layers, "checkpoint": options.checkpoint}
         report = rose.prune_model(model, tokens, held_out=held_out, progress=follow, **chosen)

@@ -71,7 +71,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     shared.tell_memory(options, estimate, model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
     outcome = checkpoints.Outcome(options, model, tokenizer, console)
-    texts = draw_texts(options, tokenizer, outcome.windows)
+    texts = draw_texts(options, model, tokenizer, outcome.windows)
     with terminal.bar(console, "Slimming") as follow:
         more = {"held_out": held_out, "progress": follow, "checkpoint": options.checkpoint}
         report = slimmed = rose.prune_structured(model, tokens, **slimming | more)

@@ -19,10 +19,21 @@ from rose.files import check_small, expand
 from rose.interrupt import CANCELLED
 from rose.model.load.tokens import load_apart
 from rose.model.network.layers import prunable_layers
+from rose.model.network.network import Network
 from rose.model.tune.kept import keep_low_rank
 from rose.model.tune.loss import LOSSES
 from rose.model.tune.parts import Parts
-from rose.model.tune.tuning import BATCH, HELD_OUT, LENGTH, RATE, SAMPLES, TuneReport, TuneSettings, TuneTask
+from rose.model.tune.tuning import (
+    BATCH,
+    HELD_OUT,
+    LENGTH,
+    RATE,
+    SAMPLES,
+    TuneReport,
+    TuneSettings,
+    TuneTask,
+    check_memory,
+)
 from rose.model.workers import Workers
 
 Texts = tuple[Tensor, Tensor | None]  # to train on, and held out
@@ -109,17 +120,28 @@ class _Perplexities:
 
 def check_minutes(options: argparse.Namespace) -> None:
     """Raises RoseError, before a model is loaded, for minutes of `--tune` that cannot be."""
-    if options.tune is not None:
-        TuneSettings(minutes=options.tune)
-        if options.stream:
-            raise rose.RoseError("--tune needs both models in memory; leave it out, or leave --stream out.")
+    if options.tune is None:
+        return
+    TuneSettings(minutes=options.tune)
+    if options.stream:
+        raise rose.RoseError("--tune needs both models in memory; leave it out, or leave --stream out.")
+    if getattr(options, "bits", None) is not None:
+        raise rose.RoseError(
+            "--tune would move weights off the grid of --bits; leave --bits out, and then round what was tuned "
+            f"(rose prune --model {options.output} --sparsity 0 --bits {options.bits}), which keeps its zeros."
+        )
 
 
-def draw_texts(options: argparse.Namespace, tokenizer: Any, evaluated: Tensor | None) -> Texts | None:
-    """What --tune of a command will train on, drawn before it prunes; None without."""
+def draw_texts(options: argparse.Namespace, model: nn.Module, tokenizer: Any, evaluated: Tensor | None) -> Texts | None:
+    """What --tune of a command will train on, drawn before it prunes; None without.
+
+    Raises RoseError for too short a text, and for too little memory.
+    """
     if options.tune is None:
         return None
     sizes = {"samples": SAMPLES, "held_out": HELD_OUT, "length": min(LENGTH, options.length)}
+    dense = sum(parameter.nbytes for parameter in model.parameters())  # is read once more
+    check_memory(Network(model), sizes["length"], compute=getattr(options, "compute", "auto"), besides=dense)
     return _texts(options, tokenizer, evaluated, **sizes)
 
 

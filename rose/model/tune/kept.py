@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.change import find_grid
+from rose.layer.change import FoundGrid, find_grid
+from rose.layer.grid import coarsest_grid
 from rose.model.network.experts import ExpertLinear
 from rose.model.network.layers import LEFT, RIGHT, PrunableLayer, count_parameters, prunable_layers
 from rose.model.network.network import Network
@@ -89,11 +90,11 @@ def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, u
     that nothing was taken from."""
     names, before = {one.name for one in trained}, {layer.name: layer for layer in dense.layers}
     for layer in [layer for layer in network.layers if layer.name in names and not layer.is_expert][:GRIDS_TRIED]:
-        grid, was = find_grid(layer.weight.float()), before.get(layer.name)
-        if grid and not (was and find_grid(was.weight.float())):
+        was = before.get(layer.name)
+        if grid := _grid_to_leave(layer.weight.float(), was and was.weight.float()):
             raise RoseError(
                 f"The weights of {layer.name} lie on a grid of {grid.levels} values, which tuning would leave; tune "
-                "the model first and quantize it then."
+                "the model first and round it then (rose prune --sparsity 0 --bits 4), which keeps its zeros."
             )
     if unpruned or count_parameters(network.model) < count_parameters(dense.model):
         return
@@ -102,6 +103,16 @@ def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, u
             "The model has neither zeros nor fewer weights than the dense one, so there is nothing to recover; give a "
             "pruned one, or ask for it (--unpruned)."
         )
+
+
+def _grid_to_leave(weight: Tensor, dense: Tensor | None) -> FoundGrid | None:
+    """The grid that weights lie on, (out, in), if the dense ones lie on none, or on one that is not `--bits`' or finer:
+    those of a GGUF file lie on a grid themselves, and pruned weights that nothing has compensated still do."""
+    grid = find_grid(weight)
+    if grid is None or dense is None or find_grid(dense) is None:
+        return grid
+    own, was = coarsest_grid(weight), coarsest_grid(dense)
+    return grid if own and (was is None or own.grid.bits < was.grid.bits) else None
 
 
 def frozen_matrices(network: Network, trained: Sequence[Trained]) -> list[nn.Parameter]:

@@ -138,6 +138,29 @@ class TuneReport:
         return {**self.summary, "curve": self.curve.to_dict("records"), "change": moved}
 
 
+def check_memory(
+    network: Network, length: int, weights: int | None = None, *, compute: str = DEFAULT, besides: int = 0
+) -> None:
+    """Raises RoseError where tuning on this processor takes more memory than is free.
+
+    Args:
+        length: tokens a window.
+        weights: how many are trained; None for all of the prunable layers.
+        compute: see `TuneSettings`.
+        besides: bytes that will be taken before tuning begins.
+    """
+    if weights is None:
+        weights = sum(layer.weight.numel() for layer in network.layers)
+    rounds = Precision.of(compute, torch.float32, network.device).rounds
+    needed = tuning_memory(network, length, weights, rounds=rounds)
+    free = psutil.virtual_memory().available - besides
+    if network.device.type == "cpu" and needed > free:
+        raise RoseError(
+            f"Tuning takes about {needed / 1e9:.1f} GB besides both models, and {max(0, free) / 1e9:.1f} GB are free; "
+            "tune decoder blocks in more parts (--parts), shorter windows, or on a larger machine."
+        )
+
+
 class Tuner:
     """One run of `rose.tune_model`, or of one of its parts, whose report can be had also after it was stopped.
 
@@ -165,7 +188,8 @@ class Tuner:
         self.dtype = self.network.dtype
         self.trained = find_trained(self.network, task.layers)
         check_pruned(self.trained, self.network, self.dense, task.unpruned)
-        self._check_memory()
+        weights = sum(one.frozen.numel() for one in self.trained)
+        check_memory(self.network, tokens.shape[1], weights, compute=settings.compute)
         self.start = [one.parameter.detach().clone() for one in self.trained]
         self.best = self.start
         self.best_step, self.step, self.steps, self.seconds = 0, 0, 0, 0.0
@@ -178,17 +202,6 @@ class Tuner:
         """The learning rate at its highest; where it was not given, by the number of steps and by how much better the
         dense model is: what there is to gain."""
         return self.settings.rate or RATE * min(1.0, max(LEAST, self.away / FAR)) * min(1.0, max(1, self.steps) / FULL)
-
-    def _check_memory(self) -> None:
-        rounds = Precision.of(self.settings.compute, torch.float32, self.network.device).rounds
-        weights = sum(one.frozen.numel() for one in self.trained)
-        needed = tuning_memory(self.network, self.tokens.shape[1], weights, rounds=rounds)
-        free = psutil.virtual_memory().available
-        if self.network.device.type == "cpu" and needed > free:
-            raise RoseError(
-                f"Tuning takes about {needed / 1e9:.1f} GB besides both models, and {free / 1e9:.1f} GB are free; tune "
-                "decoder blocks in more parts (--parts), shorter windows, or on a larger machine."
-            )
 
     def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
         """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""

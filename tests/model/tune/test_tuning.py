@@ -258,6 +258,24 @@ def test_a_grid_is_refused_unless_the_dense_model_is_on_one():
     rose.tune_model(model, copy.deepcopy(model), TOKENS, **FAST | {"epochs": 0.2})
 
 
+def test_bits_are_refused_where_the_dense_model_is_on_another_grid():
+    """As the packaged one is, which comes from a GGUF file with an offset beside the scale."""
+    dense = make_model("llama")
+    for layer in rose.prunable_layers(dense):
+        low, high = layer.weight.aminmax(dim=1, keepdim=True)
+        step = (high - low) / 15
+        layer.write(((layer.weight - low) / step).round() * step + low)
+    for bits, refused in ((None, False), (4, True)):
+        model = copy.deepcopy(dense)
+        words = {"method": "wanda", "sparsity": 0.5, "target": "layer", "bits": bits}
+        rose.prune_model(model, TOKENS, **words, **({"group": "row"} if bits else {}))
+        if refused:
+            with pytest.raises(rose.RoseError, match="lie on a grid of 16 values, which tuning would leave"):
+                rose.tune_model(model, dense, TOKENS, **FAST)
+        else:
+            rose.tune_model(model, dense, TOKENS, **FAST | {"epochs": 0.2})
+
+
 def test_other_vocabularies_are_refused():
     larger = make_from(LlamaConfig(**{**GATED, "vocab_size": 97}))
     with pytest.raises(rose.RoseError, match="different vocabularies"):
@@ -269,9 +287,22 @@ def test_what_pruning_tunes_on_is_drawn_once_and_apart(tmp_path):
     text.write_text("".join(random.Random(0).choices("abcdefgh", k=4000)))
     evaluated = rose.load_tokens(str(text), byte_tokenizer(), samples=5, length=32, seed=None)
     options = Namespace(tune=1.0, calibration=str(text), length=32, seed=0, bos="auto")
-    tokens, held_out = draw_texts(options, byte_tokenizer(), evaluated)
+    tokens, held_out = draw_texts(options, pruned_pair()[0], byte_tokenizer(), evaluated)
     assert len(tokens) + len(held_out) == 4000 // 32 - 5
     assert len({tuple(one) for one in (*tokens.tolist(), *held_out.tolist(), *evaluated.tolist())}) == 4000 // 32
+
+
+def test_what_tuning_cannot_do_is_said_before_anything_is_pruned(tmp_path, capsys, monkeypatch):
+    monkeypatch.delattr(rose, "prune_model")
+    tiny, text = str(save_tiny_llama(tmp_path / "dense")), tmp_path / "text.txt"
+    text.write_text(" ".join(f"The quick brown fox jumps over {number} lazy dogs." for number in range(40)))
+    prune = ["prune", "--model", tiny, "--calibration", str(text), "--samples", "4", "--length", "48"]
+    prune += ["--block-size", "16", "--output", str(tmp_path / "pruned"), "--tune", "1"]
+    assert cli.main([*prune, "--bits", "4", "--group", "row"]) == 2
+    assert "--tune would move weights off the grid of --bits" in capsys.readouterr().err
+    monkeypatch.setattr(tuning, "tuning_memory", lambda *_, **__: 10**15)
+    assert cli.main(prune) == 2
+    assert "Tuning takes about 1000000.0 GB besides both models" in capsys.readouterr().err
 
 
 def test_commands_tune_and_say_what_they_did(tmp_path, capsys):
