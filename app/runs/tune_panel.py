@@ -19,8 +19,8 @@ ICON = ":material/model_training:"
 
 def draw(run: PruningRun) -> None:
     """Nothing where no copy can be tuned: none is kept, or more are still pruned."""
-    copies = tuning.offered(run)
-    if run.job.status == "running" or not (copies or run.tuning):
+    copies, rounded = tuning.offered(run), tuning.rounded(run)
+    if run.job.status == "running" or not (copies or rounded or run.tuning):
         return
     with st.container(border=True, key="prune-tune"):
         st.subheader("Tune what is left", anchor=False)
@@ -28,6 +28,12 @@ def draw(run: PruningRun) -> None:
             "Pruning compensates inside a layer. Tuning trains the kept weights of all layers together, towards the "
             "next-token distributions of the dense model; every zero stays."
         )
+        if rounded:
+            st.caption(
+                f"Not offered: {words.plain(words.listing(rounded))}. Tuning would move rounded weights off their "
+                "grid; tune a copy without bits, and round that one then: `rose prune --sparsity 0 --bits 4` keeps "
+                "its zeros."
+            )
         if copies:
             _offer(run, list(copies))
         if isinstance(run.tuning, TuningRun):

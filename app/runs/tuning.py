@@ -149,10 +149,20 @@ class TuneRequest:
 
 
 def offered(run: PruningRun) -> dict[str, EvaluatedModel]:
-    """Copies whose checkpoint is there, by label, those first that are recommended; tuned ones begin anew."""
-    there = [one for one in run.copies if one.checkpoint is not None and one.checkpoint.exists() and not one.is_tuned]
+    """Copies that can be tuned, by label, those first that are recommended; tuned ones begin anew."""
+    there = [one for one in _kept(run) if one.case.bits is None]
     best = worth_keeping([one.result for one in there])
     return {one.label: one for one in sorted(there, key=lambda one: one.label not in best)}
+
+
+def rounded(run: PruningRun) -> list[str]:
+    """Labels of the kept copies that tuning would move off their grid."""
+    return [one.label for one in _kept(run) if one.case.bits is not None]
+
+
+def _kept(run: PruningRun) -> list[EvaluatedModel]:
+    """Copies whose checkpoint is there."""
+    return [one for one in run.copies if one.checkpoint is not None and one.checkpoint.exists() and not one.is_tuned]
 
 
 class TuningRun(Tuning):

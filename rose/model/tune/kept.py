@@ -91,7 +91,7 @@ def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, u
     names, before = {one.name for one in trained}, {layer.name: layer for layer in dense.layers}
     for layer in [layer for layer in network.layers if layer.name in names and not layer.is_expert][:GRIDS_TRIED]:
         was = before.get(layer.name)
-        if grid := _grid_to_leave(layer.weight.float(), was and was.weight.float()):
+        if grid := _grid_to_leave(layer.weight.float(), was.weight.float() if was else None):
             raise RoseError(
                 f"The weights of {layer.name} lie on a grid of {grid.levels} values, which tuning would leave; tune "
                 "the model first and round it then (rose prune --sparsity 0 --bits 4), which keeps its zeros."

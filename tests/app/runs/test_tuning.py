@@ -48,7 +48,9 @@ def zeros(folder: Path | None) -> list[torch.Tensor]:
     return [layer.weight == 0 for layer in rose.prunable_layers(rose.load_model(str(folder))[0])]
 
 
-def test_a_tuned_copy_stands_beside_the_others(pruned: PruningRun, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_a_tuned_copy_stands_beside_the_others(
+    pruned: PruningRun, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = [one.detach().clone() for one in loaded.model.parameters()]
     told: list[rose.RunReport] = []
     pruned._publish = told.append
@@ -74,6 +76,11 @@ def test_a_tuned_copy_stands_beside_the_others(pruned: PruningRun, loaded: Loade
     assert f"{summary['zeros']:,}".replace(",", " ")[:2] in tuning.says(run)
     assert "as before." in tuning.says(run)
     assert list(tuning.offered(pruned)) == [source.label]
+    assert not tuning.rounded(pruned)
+    with monkeypatch.context() as patch:
+        patch.setattr(pruned, "copies", [replace(one, case=one.case._replace(bits=4)) for one in pruned.copies])
+        assert not tuning.offered(pruned)
+        assert tuning.rounded(pruned) == [f"{source.label}, 4 bits"]
     assert list(kept_checkpoints([pruned], pruned.setup.model)) == [TUNED, source.label]
     assert set(layer_table(pruned.models)["method"]) == {"sparsegpt"}
     assert len(layer_table(pruned.models)) == len(source.report.layers if source.report else [])
