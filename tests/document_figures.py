@@ -235,12 +235,24 @@ def tables() -> dict[str, list[str]]:
     return {
         "docs/lab-notes/check.md": [planted()],
         "docs/check.md": [faults_found()],
-        "docs/shipping.md": [
-            *(zeros_and_bits(), round_in_each_draw(), beside_published(), qwen_rounded(), files_in_llama_cpp()),
-        ],
+        "docs/shipping.md": shipping(),
         "docs/lab-notes/shipping.md": [beside_llama_cpp()],
         "docs/tuning.md": [tuned(), tuning_seconds(), equal_time(), f"dense {dense_tuned()}", in_their_time()],
     }
+
+
+def shipping() -> list[str]:
+    smol = half_and_four("bits.csv", "smollm2", "rose_admm")
+    qwen = half_and_four("bits-budget.csv", "qwen", "sparsegpt")
+    together, apart, nearest = costs_of_four_bits(smol, ("joint", "sweep", "rounding"))
+    ours, later = costs_of_four_bits(qwen, ("joint", "sweep"))
+    return [
+        *(four_bits(smol), four_bits(qwen), zeros_and_bits(), round_in_each_draw(), beside_published()),
+        f"4 bits cost {together} where pruning and rounding are made good together, {apart} one after the other, and "
+        f"{nearest} where rounding is not made good",
+        f"4 bits cost {ours} together and {later} one after the other",
+        files_in_llama_cpp(),
+    ]
 
 
 def planted() -> str:
@@ -528,14 +540,58 @@ def round_in_each_draw() -> str:
     return f"{rounded} against {both} in draws 0, 1 and 2"
 
 
+HALF_AND_FOUR = {  # half of the weights zero, by way and bits of tests.benchmarks.bits
+    ("joint", "-"): "alone",
+    ("joint", "4"): "and 4 bits, together",
+    ("sweep", "4"): "pruned, then rounded by a sweep of its own",
+    ("rounding", "4"): "pruned, then rounded to the nearest",
+}
+
+
+def half_and_four(name: str, model: str, method: str) -> pd.DataFrame:
+    """Rows of half of the weights zero, without bits and with 4 in groups of 64, by way and bits."""
+    rows = read(name).query("sparsity == '0.5' and group in ['-', '64']")
+    rows = rows[rows["model"].str.startswith(model) & (rows["method"] == method)].sort_values("seed")
+    assert rows["dense_perplexity"].nunique() == 1
+    return rows.set_index(["way", "bits"]).sort_index()
+
+
+def four_bits(rows: pd.DataFrame) -> str:
+    """Perplexity of each draw."""
+    lines = []
+    for key, what in HALF_AND_FOUR.items():
+        if key in rows.index:
+            drawn = rows.loc[[key]]
+            assert list(drawn["seed"]) == [0, 1, 2]
+            size = f"{drawn['bits_a_weight'].iloc[0]:.2f}"
+            lines.append([what, size, *(f"{value:.2f}" for value in drawn["perplexity"])])
+    return table(["50 % zeros", "bits a weight", "draw 0", "draw 1", "draw 2"], lines)
+
+
+def costs_of_four_bits(rows: pd.DataFrame, ways: Sequence[str]) -> list[str]:
+    """By how much each way raises perplexity, the least and the most of three draws."""
+    alone, said = rows.loc[[("joint", "-")]]["perplexity"].to_numpy(), []
+    for way in ways:
+        more = 100 * (rows.loc[[(way, "4")]]["perplexity"].to_numpy() / alone - 1)
+        said.append(f"{more.min():.1f} to {more.max():.1f} %")
+    return said
+
+
 def beside_published() -> str:
-    """SparseGPT's own program with wbits beside ours, on the same tokens; one draw."""
-    theirs = budgets("published", "sparsegpt").query("seed == 0")["perplexity"].item()
-    ours = budgets("layer", "sparsegpt").query("seed == 0").set_index(["bits", "group"])["perplexity"]
-    return (
-        f"its program {theirs:.1f}, ours with one scale a row {ours['4', 'row']:.1f}, with groups of 64 "
-        f"{ours['4', '64']:.1f}, and without rounding {ours['-', '-']:.1f}"
-    )
+    """SparseGPT's own program with wbits beside ours, on the same tokens, draw by draw."""
+    rows = read("bits-budget.csv").sort_values("seed").set_index(["way", "method", "bits", "group"]).sort_index()
+    ways = {
+        ("published", "sparsegpt", "4", "row"): "its program, 4 bits, one scale and offset a row",
+        ("layer", "sparsegpt", "4", "row"): "ours, 4 bits, one scale a row",
+        ("layer", "sparsegpt", "4", "64"): "ours, 4 bits, groups of 64",
+        ("layer", "sparsegpt", "-", "-"): "ours, not rounded",
+    }
+    lines = []
+    for key, what in ways.items():
+        drawn = rows.loc[[key]]
+        assert list(drawn["seed"]) == [0, 1, 2]
+        lines.append([what, *(f"{value:.1f}" for value in drawn["perplexity"])])
+    return table(["SparseGPT, `--target layer`", "draw 0", "draw 1", "draw 2"], lines)
 
 
 SHIPPED = {"half": "50 % zeros", "half-4-bits": "50 % zeros and 4 bits"}
@@ -558,12 +614,6 @@ def beside_llama_cpp() -> str:
         for row in read("llama-cpp.csv").itertuples()
     ]  # fmt: skip
     return table(["model", "file", "largest difference", "mean difference", "same first token", "perplexity"], lines)
-
-
-def qwen_rounded() -> str:
-    """Qwen at 50 % without and with 4 bits, one draw."""
-    rows = budgets("joint", "sparsegpt", "qwen").set_index("bits")["perplexity"]
-    return f"{rows['-']:.2f} becomes {rows['4']:.2f}"
 
 
 @cache
