@@ -19,6 +19,9 @@ LOOKS = {
     "0.7": palette.Style(palette.GREEN, "70 % zeros", symbol="triangle-up"),
 }
 
+DASHES = ("solid", "dash", "dot")  # of the usual method and of others
+UNROUNDED = "16 bits"
+
 
 def bits_and_zeros(table: pd.DataFrame, *, layer: str = "", theme: Theme = "light") -> Drawing:
     """A line for each sparsity through its numbers of bits, error on a log scale.
@@ -28,7 +31,7 @@ def bits_and_zeros(table: pd.DataFrame, *, layer: str = "", theme: Theme = "ligh
     """
     has_held_out = bool(table["held_out_error"].notna().all())
     column, tokens = ("held_out_error", "held-out") if has_held_out else ("relative_error", "calibration")
-    figure = _lines(table, column, f"{tokens} error")
+    figure = _lines(table.assign(by=""), column, f"{tokens} error")
     values = table[column].clip(lower=np.finfo(np.float32).tiny)
     span = [np.log10(values.min()) - 0.2, np.log10(values.max()) + 0.2]
     figure.update_yaxes(type="log", range=span, dtick=1, exponentformat="none")  # decades, as numbers
@@ -50,15 +53,18 @@ def bits_and_zeros(table: pd.DataFrame, *, layer: str = "", theme: Theme = "ligh
 
 
 def perplexity_and_bits(table: pd.DataFrame, *, model: str, theme: Theme = "light") -> Drawing:
-    """The same of whole models by `perplexity`; the dense model is a row of 16 bits a weight."""
-    figure = _lines(table, "perplexity", "perplexity")
-    for trace in figure.data:  # few points, far apart: each says its bits
-        trace.update(mode="lines+markers+text", text=trace.customdata, textposition="top right")
+    """The same of whole models by `perplexity`; the dense model is a row of 16 bits a weight. `by` is "" or names
+    another method than that of most rows, which then has lines of its own."""
+    figure, usual = _lines(table, "perplexity", "perplexity"), table[table["by"] == ""]
+    for trace in figure.data:  # few points, far apart: each says its bits; those of others stand above or below them
+        if trace.line.dash == DASHES[0]:
+            places = ["top right" if named == UNROUNDED else "bottom left" for named in trace.customdata]
+            trace.update(mode="lines+markers+text", text=trace.customdata, textposition=places)
     reach = 0.95 * float(table["perplexity"].min()), 1.08 * float(table["perplexity"].max())
     figure.update_yaxes(range=reach)
-    sizes = np.log10([0.9 * float(table["bits_a_weight"].min()), 1.25 * float(table["bits_a_weight"].max())])
+    sizes = np.log10([0.85 * float(table["bits_a_weight"].min()), 1.25 * float(table["bits_a_weight"].max())])
     figure.update_xaxes(type="log", range=sizes, tickvals=[2, 3, 4, 6, 8, 12, 16], exponentformat="none")
-    both, alone = _row(table, "0.5", 4), _row(table, "0", 3)
+    both, alone = _row(usual, "0.5", 4), _row(usual, "0", 3)
     more = verdicts.says_change(both["perplexity"], alone["perplexity"], "all of them at 3 bits", "perplexity")
     finding = f"Half the weights at 4 bits make {more}"
     what = f"Perplexity of {model} by bits a weight on a log scale; marks name the bits of weights that are kept"
@@ -69,13 +75,14 @@ def perplexity_and_bits(table: pd.DataFrame, *, model: str, theme: Theme = "ligh
 
 
 def _lines(table: pd.DataFrame, column: str, noun: str) -> go.Figure:
-    """A line for each sparsity, `column` against bits a weight."""
-    figure = go.Figure()
-    for sparsity, rows in table.groupby("sparsity", sort=False):
-        rows = rows.sort_values("bits_a_weight")
-        named = ["16 bits" if bits == 0 else f"{bits} bits" for bits in rows["bits"]]
-        hover = f"{LOOKS[sparsity].label}, %{{customdata}}<br>%{{x:.2f}} bits a weight<br>{noun} %{{y:.4g}}"
-        marks.lines(figure, rows["bits_a_weight"], rows[column], LOOKS[sparsity], hover, customdata=named, size=10)
+    """A line for each sparsity and method, `column` against bits a weight."""
+    figure, dashes = go.Figure(), dict(zip(table["by"].unique(), DASHES, strict=False))
+    for (sparsity, by), rows in table.groupby(["sparsity", "by"], sort=False):
+        rows, look = rows.sort_values("bits_a_weight"), LOOKS[sparsity]
+        look = look._replace(label=", ".join(filter(None, (look.label, by))), dash=dashes[by])
+        named = [UNROUNDED if bits == 0 else f"{bits} bits" for bits in rows["bits"]]
+        hover = f"{look.label}, %{{customdata}}<br>%{{x:.2f}} bits a weight<br>{noun} %{{y:.4g}}"
+        marks.lines(figure, rows["bits_a_weight"], rows[column], look, hover, customdata=named, size=10)
     return figure
 
 

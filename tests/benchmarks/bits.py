@@ -42,6 +42,7 @@ RUNS = [
     *("joint:rose_admm:0.5:-:-", "joint:rose_admm:0.5:4:64", "sweep:rose_admm:0.5:4:64", "rounding:rose_admm:0.5:4:64"),
     *("joint:rose_admm:0:4:64", "joint:rose_admm:2-4:-:-", "joint:rose_admm:2-4:4:64", "joint:rose_admm:0:3:64"),
     *("joint:rose_admm:0.7:-:-", "joint:rose_admm:0.7:4:64", "joint:sparsegpt:0.5:4:64", "joint:sparsegpt:0.5:-:-"),
+    *("joint:rose_admm:0:8:64", "joint:rose_admm:0.7:8:64"),
     *("joint:rose_admm:0.5:3:64", "joint:rose_admm:0.5:8:64", "joint:rose_admm:0.5:4:32", "joint:rose_admm:0.5:4:row"),
 ]
 
@@ -105,10 +106,10 @@ def made(way: str, dense: nn.Module, pruned: nn.Module, tokens: Any, grid: Grid 
     return model, None
 
 
-def first_draw(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the recommended method on the packaged model in draw 0, after one of the dense model at 16 bits a weight;
-    `bits` are numbers, 0 where weights are not rounded."""
-    rows = rows[(rows["way"] == "joint") & (rows["method"] == "rose_admm")]
+def first_draw(rows: pd.DataFrame, way: str = "joint", method: str = "rose_admm") -> pd.DataFrame:
+    """Rows of a method on the packaged model in draw 0, scales of groups of 64, after one of the dense model at 16 bits
+    a weight; `bits` are numbers, 0 where weights are not rounded."""
+    rows = rows[(rows["way"] == way) & (rows["method"] == method) & rows["group"].isin(["-", "64"])]
     rows = rows[(rows["model"] == MODEL) & (rows["seed"] == 0)]
     (before,) = rows["dense_perplexity"].unique()
     dense = {"sparsity": "0", "bits": 0, "bits_a_weight": 16.0, "perplexity": before}
@@ -117,8 +118,11 @@ def first_draw(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
-    """Perplexity against bits a weight."""
-    return perplexity_and_bits(first_draw(rows), model="SmolLM2-135M", theme=theme).figure
+    """Perplexity against bits a weight, of the recommended method and of SparseGPT with both targets."""
+    others = {"SparseGPT": "joint", "SparseGPT, target layer": "layer"}
+    table = [first_draw(rows).assign(by="")]
+    table += [first_draw(rows, way, "sparsegpt").iloc[1:].assign(by=name) for name, way in others.items()]
+    return perplexity_and_bits(pd.concat(table, ignore_index=True), model="SmolLM2-135M", theme=theme).figure
 
 
 def main() -> None:

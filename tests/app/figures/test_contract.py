@@ -199,7 +199,7 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "solver_race": lambda x, **t: solvers.solver_race({"sweep": ("One sweep", WAY)}, 3.0, held_out=True, **t),
     "bits_and_zeros": lambda x, **t: bits.bits_and_zeros(OF_BITS, **t),
     "perplexity_and_bits": lambda x, **t: bits.perplexity_and_bits(
-        OF_BITS.assign(perplexity=30 + 1000 * OF_BITS["held_out_error"]), model="the model", **t
+        OF_BITS.assign(perplexity=30 + 1000 * OF_BITS["held_out_error"], by=""), model="the model", **t
     ),
     "basis_errors": lambda x, **t: bases.basis_errors(IN_BASES, BASES, "gathered", **t),
     "basis_errors_as_given": lambda x, **t: bases.basis_errors(IN_BASES.assign(held_out_error=np.nan), BASES, **t),
