@@ -53,10 +53,10 @@ class PackedSize:
     def remarks(self) -> list[str]:
         """What a copy that was packed takes, sentence by sentence."""
         if self.layer_share is None:
-            return ["No layer has zeros or lies on a grid, so all are stored as they are."]
+            return ["No matrix has zeros or lies on a grid, so all are stored as they are."]
         of = f"of what they take in bfloat16, {self.layer_stored * 8 / self.layer_weights:.2f} bits a weight"
         return [
-            f"{self.layers} pruned layers take {self.layer_share:.3f} {of}.",
+            f"{self.layers} matrices that have zeros or lie on a grid take {self.layer_share:.3f} {of}.",
             f"Every tensor was read back and is equal to the bit; digest {self.digest[:16]}.",
         ]
 
