@@ -157,7 +157,7 @@ def check_memory(
     if network.device.type == "cpu" and needed > free:
         raise RoseError(
             f"Tuning takes about {needed / 1e9:.1f} GB besides both models, and {max(0, free) / 1e9:.1f} GB are free; "
-            "tune decoder blocks in more parts (--parts), shorter windows, or on a larger machine."
+            "tune decoder blocks in more parts (rose tune --parts), shorter windows, or on a larger machine."
         )
 
 
