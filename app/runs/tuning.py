@@ -161,7 +161,7 @@ def rounded(run: PruningRun) -> list[str]:
 
 
 def _kept(run: PruningRun) -> list[EvaluatedModel]:
-    """Copies whose checkpoint is there."""
+    """Copies as pruned whose checkpoint is there, without tuned ones."""
     return [one for one in run.copies if one.checkpoint is not None and one.checkpoint.exists() and not one.is_tuned]
 
 

@@ -59,9 +59,7 @@ def add_parser(commands: Any) -> None:
     _add_calibration(parser)
     add("--parts", nargs="+", choices=PARTS, help="what may be taken out (default: both)")
     add("--recovery", choices=RECOVERIES, help="override how the method repairs what stays")
-    shared.add(
-        parser, "damping", help=f"added to the inputs' covariance, as a share of its mean diagonal {shared.DEFAULT}"
-    )
+    shared.add(parser, "damping", help=shared.COVARIANCE)
     add("--multiple", type=int, default=8, help="kept channels are a multiple of this (default: %(default)s)")
     shared.add(parser, "output", help="new folder for the pipeline")
     parser.set_defaults(run=slim)

@@ -29,6 +29,9 @@ from rose.model.workers import Workers
 from rose.report import versions
 
 DEFAULT = "(default: %(default)s)"
+COVARIANCE = (
+    f"added to the inputs' covariance, as a share of its mean diagonal {DEFAULT}"  # damping, of units taken out
+)
 TARGET = (
     "what each layer is to put out: what the dense model does there, or, as in the papers, what its own weights do on "
     "the pruned inputs"

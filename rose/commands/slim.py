@@ -37,9 +37,7 @@ def add_parser(commands: Any) -> None:
     says = "uniform shapes load everywhere; the others only with rose (default: %(default)s)"
     add("--allocation", choices=ALLOCATIONS, default="uniform", help=says)
     add("--recovery", choices=RECOVERIES, help="override how the method repairs what stays")
-    shared.add(
-        parser, "damping", help=f"added to the inputs' covariance, as a share of its mean diagonal {shared.DEFAULT}"
-    )
+    shared.add(parser, "damping", help=shared.COVARIANCE)
     add("--multiple", type=int, default=8, help="kept channels are a multiple of this (default: %(default)s)")
     says = f"{shared.TARGET} (default: layer; dense for what --prune does then)"
     shared.add(parser, "target", default=None, help=says)
