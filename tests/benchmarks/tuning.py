@@ -58,7 +58,8 @@ def pruned(options: Any, seed: int, way: str) -> Any:
         model, tokenizer = rose.load_model(options.model)
         tokens = rose.load_tokens(options.text, tokenizer, samples=options.samples, length=LENGTH, seed=seed)
         if sparsity.startswith("slim-"):
-            rose.prune_structured(model, tokens, method=method, ratio=float(sparsity[5:]), target="dense")
+            name, _, target = method.partition(":")
+            rose.prune_structured(model, tokens, method=name, ratio=float(sparsity[5:]), target=target or "dense")
         else:
             variant = parse_variant(method)
             chosen: dict[str, Any] = {"target": variant.target or "dense", "order": variant.order}
