@@ -29,6 +29,7 @@ STYLE = """<style>
 [data-testid="stSliderThumbValue"] { color: var(--selected-text) !important; }
 [data-testid="stCaptionContainer"] { color: var(--selected-text) !important; opacity: 0.76; }
 .st-key-start-expected { min-height: 4rem; justify-content: center; }  /* what is below stays while it is estimated */
+.st-key-theme { display: none; }
 .st-key-explore a { background: var(--primary); justify-content: center; }
 .st-key-explore a * { color: white !important; }
 /* The chosen layer and the sparsity stand below the pages, on a screen of 800 pixels too. */
@@ -135,6 +136,7 @@ def draw() -> None:
     from app import components, session, sidebar
 
     session.begin()
+    components.follow_theme()
     ink, primary = {"light": ("#1E1B24", "#A3195B"), "dark": ("#F0EDF5", "#CC3A82")}[session.theme()]  # of config.toml
     st.html(f"<style>:root {{ --selected-text: {ink}; --primary: {primary}; }}</style>")
     page = st.navigation(

@@ -15,6 +15,7 @@ from app.components.needs import (
     while_measured,
 )
 from app.components.said import cautions, error, info, warning
+from app.components.theme import follow_theme
 from app.components.work import (
     finished,
     how_far,

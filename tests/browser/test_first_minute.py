@@ -37,6 +37,16 @@ def test_from_a_cold_start_into_the_example(open_page: OpenPage) -> None:
     expect(chosen_layer(page)).to_have_value(short_layer(best.layer))
 
 
+def test_figures_follow_the_theme_while_the_page_is_open(open_page: OpenPage, measured: str) -> None:
+    page = open_page("layers", measured)
+    figure = page.locator(".js-plotly-plot .main-svg").first
+    expect(figure).to_have_css("background-color", "rgb(255, 255, 255)")
+    page.emulate_media(color_scheme="dark")
+    expect(figure).to_have_css("background-color", "rgb(20, 18, 26)")
+    page.emulate_media(color_scheme="light")
+    expect(figure).to_have_css("background-color", "rgb(255, 255, 255)")
+
+
 def test_each_visit_is_undone_by_one_press_of_back(open_page: OpenPage, measured: str) -> None:
     page = open_page("", measured)
     at_first = page.evaluate("history.length")
