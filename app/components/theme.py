@@ -7,7 +7,9 @@ from app import session
 # Streamlit (1.67) repaints what is its own and calls this once more, but runs no script.
 REDRAW = """export default ({data, parentElement, setTriggerValue}) => {
   const shown = getComputedStyle(parentElement).colorScheme;
-  if (shown !== data.drawn) setTriggerValue("changed", shown);
+  const asked = parentElement.dataset.asked;
+  parentElement.dataset.asked = shown;  // asked for once, whatever comes of it
+  if (shown !== data.drawn && shown !== asked) setTriggerValue("changed", shown);
 }"""
 _redraw = st.components.v2.component("redraw_in_another_theme", js=REDRAW, isolate_styles=False)
 
