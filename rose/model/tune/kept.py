@@ -137,12 +137,19 @@ def in_float32(model: nn.Module, but: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def rounded(network: Network) -> nn.Module:
-    """A copy for forward passes whose matrices are bfloat16; it shares all else with the model."""
-    shared: dict[int, Any] = {id(one): one for one in network.model.parameters()}
+    """A copy for forward passes whose matrices are bfloat16; it shares all else with the model, but for float16."""
+    shared: dict[int, Any] = {id(one): _mixing(one) for one in network.model.parameters()}
     for layer in network.layers:
         parameter = stored_weight(layer)
         shared[id(parameter)] = nn.Parameter(parameter.detach().bfloat16(), requires_grad=False)
     return copy.deepcopy(network.model, shared)
+
+
+def _mixing(parameter: nn.Parameter) -> nn.Parameter:
+    # Some operations refuse float16 beside bfloat16, such as layer norms on processors.
+    if parameter.dtype != torch.float16:
+        return parameter
+    return nn.Parameter(parameter.detach().float(), requires_grad=False)
 
 
 @contextmanager

@@ -78,6 +78,16 @@ def test_kept_weights_recover_and_zeros_stay(family, dtype):
     assert (report.layers["change"] > 0).all()
 
 
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+def test_half_precision_weights_are_tuned_in_bfloat16(family):
+    dense, model = pruned_pair(family, dtype=torch.float16)
+    before, was = masks(model), digest(dense.state_dict())
+    rose.tune_model(model, dense, TOKENS, **FAST | {"compute": "bfloat16"})
+    assert all(map(torch.equal, masks(model), before))
+    assert digest(dense.state_dict()) == was
+    assert {one.dtype for one in model.parameters()} == {torch.float16}
+
+
 def test_groups_of_four_keep_two():
     dense, model = pruned_pair(sparsity="2:4")
     rose.tune_model(model, dense, TOKENS, **FAST)
