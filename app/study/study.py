@@ -232,10 +232,10 @@ class Study:
                 continue
             statistics, held_out = statistics_of(layer, block.calibration), block.held_out.get(layer.name)
             if layer.name not in known:
-                if id(statistics) not in conditions:  # layers that share an input share its Hessian
-                    conditions[id(statistics)] = condition_number(statistics.hessian, self.setup.damping)
                 try:
                     records = self._measure_layer(layer, statistics, held_out)
+                    if id(statistics) not in conditions:  # layers that share an input share its Hessian
+                        conditions[id(statistics)] = condition_number(statistics.hessian, self.setup.damping)
                 except rose.RoseError as problem:
                     if not self.go_on:
                         self._failed_at = layer.name

@@ -1,5 +1,6 @@
 """The study that comes with the app is what a measurement gives, and gives way to one on another text."""
 
+import math
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -106,12 +107,15 @@ def test_on_a_text_that_differs_every_number_is_measured_anew(
     assert study.layer_names == fresh.layer_names
 
 
-def test_a_layer_that_cannot_be_measured_is_left_out_if_asked(tiny: tuple[Setup, LoadedModel]) -> None:
+@pytest.mark.parametrize(("wrong", "value"), [("down_proj", math.nan), ("up_proj", 1e20)])  # of its own; of its inputs
+def test_a_layer_that_cannot_be_measured_is_left_out_if_asked(
+    tiny: tuple[Setup, LoadedModel], wrong: str, value: float
+) -> None:
     setup, loaded = tiny
     bad = "model.layers.2.mlp.down_proj"  # the last one: nothing reads what comes out of it
-    weight = loaded.model.get_submodule(bad).weight
+    weight = loaded.model.get_submodule(f"model.layers.2.mlp.{wrong}").weight
     before = float(weight[0, 0])
-    weight.data[0, 0] = float("nan")
+    weight.data[0, 0] = value
     try:
         study = finish(Study(setup, lambda: loaded, Calibration()), "failed")
         assert study.can_go_on
