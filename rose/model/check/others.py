@@ -14,7 +14,6 @@ from rose.layer.change import UNLIKE, rounded_to
 from rose.model.check import verdicts
 from rose.model.check.inputs import Pair
 from rose.model.check.verdicts import Verdict
-from rose.model.network.experts import ExpertLinear
 from rose.model.network.network import Network
 
 TELLING = 16  # numbers from which on a direction tells something
@@ -45,7 +44,7 @@ class OtherTensor:
 
 def others_in_block(prefix: str, blocks: tuple[nn.Module, nn.Module], pairs: Sequence[Pair]) -> list[OtherTensor]:
     """Those of one decoder block, present in the dense model and in the other; `prefix`: its dotted name."""
-    layers = {id(_weight_of(layer.module)) for pair in pairs for layer in pair}
+    layers = {id(layer.parameter) for pair in pairs for layer in pair}
     before, after = (
         {
             f"{prefix}.{name}": value
@@ -56,10 +55,6 @@ def others_in_block(prefix: str, blocks: tuple[nn.Module, nn.Module], pairs: Seq
     )
     kinds = {f"{prefix}.{name}": kind for block in blocks for name, kind in _kinds(block).items()}
     return _compare_all(before, after, kinds)
-
-
-def _weight_of(module: nn.Module) -> object:
-    return module.fused if isinstance(module, ExpertLinear) else module.weight
 
 
 def others_outside(dense: Network, pruned: Network) -> list[OtherTensor]:

@@ -47,6 +47,13 @@ class PrunableLayer:
         stored = parameter.detach()
         return stored.T if isinstance(self.module, Conv1D) else stored
 
+    @property
+    def parameter(self) -> nn.Parameter:
+        """What the model stores W in: a parameter of its own, perhaps transposed, or that of all experts of a block."""
+        stored = self.module.fused if isinstance(self.module, ExpertLinear) else self.module.weight
+        assert isinstance(stored, nn.Parameter)
+        return stored
+
     def write(self, weight: Tensor) -> None:
         """Replaces W, given as (out, in), in the module's own dtype and storage."""
         self.weight.copy_(weight)

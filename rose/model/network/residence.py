@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,21 @@ def evaluating(module: nn.Module, device: torch.device | None = None) -> Iterato
         module.train(was_training)
         if device is not None:
             module.to(home)
+
+
+@contextmanager
+def gradients_only_of(module: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """While this lasts, only these parameters have gradients, and none to begin with; then all is as it was."""
+    before = {one: (one.requires_grad, one.grad) for one in module.parameters()}
+    for one in before:
+        one.requires_grad_(False).grad = None
+    for one in parameters:
+        one.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for one, (flag, gradient) in before.items():
+            one.requires_grad_(flag).grad = gradient
 
 
 def _behind(*_args: Any) -> None:

@@ -22,7 +22,7 @@ from rose.model.network.experts import ExpertLinear, experts_apart
 from rose.model.network.identity import check_same_model
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
-from rose.model.network.residence import evaluating
+from rose.model.network.residence import evaluating, gradients_only_of
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import ALLOCATION_SHARE
 from rose.model.run.damages import DamageRecord, model_of_damages, read_damages
@@ -171,26 +171,18 @@ def hessian_traces(
     """
     if tokens.shape[1] < 2:
         raise RoseError("Sensitivity needs samples of at least 2 tokens; give longer ones.")
-    weights = {layer.name: _parameter(layer) for layer in layers}
-    model, flags = network.model, {parameter: parameter.requires_grad for parameter in network.model.parameters()}
-    generator = torch.Generator().manual_seed(seed)
+    weights = {layer.name: layer.parameter for layer in layers}
+    model, generator = network.model, torch.Generator().manual_seed(seed)
     totals = torch.zeros(len(layers), dtype=torch.float64)
     hooks = [block.register_forward_hook(_stop_behind) for block in network.blocks] if is_stoppable() else []
-    try:
-        for parameter in flags:
-            parameter.requires_grad_(False)
-        for weight in weights.values():
-            weight.requires_grad_(True)
-        # Not every kernel for fused experts has a second derivative.
-        with evaluating(model, network.device), experts_apart(model), hooked(hooks):
-            for number, window in enumerate(tokens):
-                for _ in range(probes):
-                    products = _probe(model, window.to(network.device), weights, generator)
-                    totals += torch.tensor([_sum_of(layer, products[layer.name]) for layer in layers]).double()
-                tick((number + 1) / len(tokens))
-    finally:
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
+    # Not every kernel for fused experts has a second derivative.
+    apart = experts_apart(model)
+    with hooked(hooks), gradients_only_of(model, weights.values()), evaluating(model, network.device), apart:
+        for number, window in enumerate(tokens):
+            for _ in range(probes):
+                products = _probe(model, window.to(network.device), weights, generator)
+                totals += torch.tensor([_sum_of(layer, products[layer.name]) for layer in layers]).double()
+            tick((number + 1) / len(tokens))
     return (totals / (len(tokens) * probes)).tolist()
 
 
@@ -205,13 +197,6 @@ def _stop_behind(_block: nn.Module, _inputs: Any, output: Any) -> None:
     hidden = output[0] if isinstance(output, tuple) else output
     if hidden.requires_grad:
         hidden.register_hook(on_the_way)
-
-
-def _parameter(layer: PrunableLayer) -> Tensor:
-    """The parameter that the layer's weight is, or, for an expert, is a part of."""
-    weight = layer.module.fused if isinstance(layer.module, ExpertLinear) else layer.module.weight
-    assert isinstance(weight, Tensor)
-    return weight
 
 
 def _sum_of(layer: PrunableLayer, products: Tensor) -> float:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer.change import FoundGrid, find_grid
 from rose.layer.grid import coarsest_grid
-from rose.model.network.experts import ExpertLinear
 from rose.model.network.layers import LEFT, RIGHT, PrunableLayer, count_parameters, prunable_layers
 from rose.model.network.network import Network
 
@@ -47,17 +46,10 @@ def find_trained(network: Network, layers: Sequence[str] | None) -> list[Trained
     """The parameters of these prunable layers, each once, with what was removed of them; see `Network.select`."""
     found: dict[int, Trained] = {}
     for layer in network.select(layers):
-        parameter = stored_weight(layer)
+        parameter = layer.parameter
         if id(parameter) not in found:
             found[id(parameter)] = Trained(layer.name, parameter, _removed(layer, parameter.detach()))
     return list(found.values())
-
-
-def stored_weight(layer: PrunableLayer) -> nn.Parameter:
-    """The parameter that has the layer's weights: its own, or that of all experts of a decoder block."""
-    parameter = layer.module.fused if isinstance(layer.module, ExpertLinear) else layer.module.weight
-    assert isinstance(parameter, nn.Parameter)
-    return parameter
 
 
 def _removed(layer: PrunableLayer, stored: Tensor) -> Tensor:
@@ -118,7 +110,7 @@ def _grid_to_leave(weight: Tensor, dense: Tensor | None) -> FoundGrid | None:
 def frozen_matrices(network: Network, trained: Sequence[Trained]) -> list[nn.Parameter]:
     """Weights of the prunable layers that are not trained."""
     own = {id(one.parameter) for one in trained}
-    return [one for one in map(stored_weight, network.layers) if id(one) not in own]
+    return [layer.parameter for layer in network.layers if id(layer.parameter) not in own]
 
 
 @contextmanager
@@ -140,8 +132,7 @@ def rounded(network: Network) -> nn.Module:
     """A copy for forward passes whose matrices are bfloat16; it shares all else with the model, but for float16."""
     shared: dict[int, Any] = {id(one): _mixing(one) for one in network.model.parameters()}
     for layer in network.layers:
-        parameter = stored_weight(layer)
-        shared[id(parameter)] = nn.Parameter(parameter.detach().bfloat16(), requires_grad=False)
+        shared[id(layer.parameter)] = nn.Parameter(layer.parameter.detach().bfloat16(), requires_grad=False)
     return copy.deepcopy(network.model, shared)
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from rose.files import DamagedFile, digest, explained, read_tensors, write_tenso
 from rose.model.estimate.tuning import TOGETHER, tuning_memory
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision, check_compute
-from rose.model.network.residence import evaluating
+from rose.model.network.residence import evaluating, gradients_only_of
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import Progress, ProgressCallback, time_left
 from rose.model.run.checkpoint import claimed
@@ -211,7 +211,7 @@ class Tuner:
             folder = None
             if checkpoint is not None:
                 folder = stack.enter_context(claimed(checkpoint, self._describe))[0]
-            stack.enter_context(_gradients_only_of(network.model, [one.parameter for one in self.trained]))
+            stack.enter_context(gradients_only_of(network.model, [one.parameter for one in self.trained]))
             stack.callback(self._settle)
             stack.enter_context(reusing_memory())
             frozen = frozen_matrices(network, self.trained) if compute.rounds else ()
@@ -267,22 +267,6 @@ class Tuner:
                 "weights": int(table["weights"].sum()),
             },
         )
-
-
-@contextmanager
-def _gradients_only_of(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """While this lasts, only these parameters have gradients."""
-    flags = {one: one.requires_grad for one in model.parameters()}
-    for one in flags:
-        one.requires_grad_(False)
-    for one in parameters:
-        one.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for one, flag in flags.items():
-            one.requires_grad_(flag)
-            one.grad = None
 
 
 class _Loop:
@@ -375,7 +359,8 @@ class _Loop:
         """The windows of one step: every epoch has an order of its own."""
         tokens, batch = self.tuner.tokens, min(self.settings.batch, len(self.tuner.tokens))
         per_epoch = max(1, len(tokens) // batch)
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step // per_epoch)
+        seed = (self.settings.seed * 1_000_003 + step // per_epoch) % 2**63
+        generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(tokens), generator=generator)
         at = step % per_epoch * batch
         return tokens[order[at : at + batch]]
@@ -405,7 +390,7 @@ class _Loop:
         own = windows.tensor_split(self.workers.count)[self.workers.place]
         tokens = windows.shape[0] * (windows.shape[1] - (self.settings.loss == "ce"))
         total = torch.zeros((), device=self.device)
-        for several in own.split(max(1, TOGETHER // windows.shape[1])):
+        for several in own.split(max(1, TOGETHER // windows.shape[1])) if len(own) else ():
             part = self._loss(several)
             (part / tokens).backward()
             total += part.detach()
@@ -451,7 +436,7 @@ class _Loop:
         own = windows.tensor_split(self.workers.count)[self.workers.place].to(self.device).long()
         total = torch.zeros((), device=self.device)
         with torch.no_grad():
-            for window in own.split(1):
+            for window in own[:, None]:  # of none, where processes are more than windows
                 total += cross_entropy(self._logits(model, window), window)
         self.workers.sum_tensor(total)
         return float(total) / (windows.shape[0] * (windows.shape[1] - 1))

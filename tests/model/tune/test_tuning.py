@@ -21,6 +21,7 @@ from rose.model.tune import tuning
 from rose.model.tune.kept import keep_low_rank
 from rose.model.tune.loss import divergence
 from rose.model.tune.tuning import TuningProgress
+from rose.model.workers import Workers
 from tests.model.families import GATED, make_from, make_model, make_tokens
 from tests.tiny import byte_tokenizer, save_tiny_llama
 
@@ -165,6 +166,33 @@ def test_minutes_say_how_many_steps_there_are():
     dense, model = pruned_pair()
     report = rose.tune_model(model, dense, TOKENS, held_out=HELD_OUT, minutes=0.02)
     assert report.summary["steps"] == report.summary["steps_planned"] >= 1
+
+
+def test_gradients_that_a_model_brings_are_left_out_and_come_back():
+    dense, model = pruned_pair()
+    other = copy.deepcopy(model)
+    brought = {name: torch.ones_like(one) for name, one in other.named_parameters()}
+    for name, one in other.named_parameters():
+        one.grad = brought[name]
+    for each in (model, other):
+        rose.tune_model(each, dense, TOKENS[:8], epochs=1, compute="float32")
+    assert digest(other.state_dict()) == digest(model.state_dict())
+    assert all(one.grad is brought[name] for name, one in other.named_parameters())
+
+
+def test_a_process_may_have_no_window(monkeypatch):
+    monkeypatch.setattr(Workers, "here", lambda: Workers(8, 7))
+    for name in ("from_first", "gather", "sum_tensor"):  # what the other seven would send
+        monkeypatch.setattr(Workers, name, lambda _workers, one: one() if callable(one) else [one])
+    dense, model = pruned_pair()
+    report = rose.tune_model(model, dense, TOKENS[:4], held_out=HELD_OUT, batch=8)
+    assert report.summary["steps"] == 1
+    assert report.curve["held_out"].tolist() == [0, 0]  # its part of the sums
+
+
+def test_any_seed_will_do():
+    dense, model = pruned_pair()
+    assert rose.tune_model(model, dense, TOKENS[:4], epochs=1, seed=2**63 - 1).summary["steps"] == 2
 
 
 def test_a_stopped_run_keeps_the_best_and_goes_on_to_the_same_bits(tmp_path):
