@@ -22,6 +22,7 @@ from rose.model.check.verdicts import says_pattern
 from rose.model.check.whose import says_alike
 from rose.output import check_file, write_file
 from rose.report import finite
+from rose.wording import percent, whole
 
 SHOWN = 8  # names in a line
 METHOD = "error_of_"  # before the name of a column of what a method reaches
@@ -80,9 +81,9 @@ def _print(name: str, found: CheckpointCheck) -> None:
     if len(wrong) > terminal.MAX_ROWS:
         terminal.say(f"… and {len(wrong) - terminal.MAX_ROWS} more")
     counts = ", ".join(f"{count} {verdict}" for verdict, count in summary["verdicts"].items())
-    zeros = f"{summary['sparsity']:.2%} zeros ({summary['zeros']:,} of {summary['weights']:,})"
+    zeros = f"{percent(summary['sparsity'], 2)} zeros ({whole(summary['zeros'])} of {whole(summary['weights'])})"
     if summary["zeros_before"]:
-        zeros += f", {summary['zeros_before']:,} of them in the dense model"
+        zeros += f", {whole(summary['zeros_before'])} of them in the dense model"
     terminal.say(f"{name}: {summary['layers']} layers, {zeros}, {says_pattern(summary['pattern'])}; {counts}")
     _print_gone(summary["gone"])
     if rotated := summary["rotated_heads"]:
@@ -93,7 +94,7 @@ def _print(name: str, found: CheckpointCheck) -> None:
         terminal.say(f"Other tensors that differ: {kinds}")
     if near := summary["nearest"]:
         whose = KNOWN[near["name"]].label + (", towards the dense model" if near["target"] == "dense" else "")
-        shares = f"{near['agreement']:.1%} of what they remove in common; by chance {near['chance']:.1%}"
+        shares = f"{percent(near['agreement'])} of what they remove in common; by chance {percent(near['chance'])}"
         how = "those of" if summary["method"] else "nearest to those of"
         terminal.say(f"Masks of {near['layers']} layers are {how} {whose} ({shares}). {says_alike(near)}".rstrip())
     if "error" in layers:
@@ -101,7 +102,8 @@ def _print(name: str, found: CheckpointCheck) -> None:
         means = known[[column for column in known if "error" in column and "held_out" not in column]].mean()
         terminal.say("Mean errors: " + ", ".join(f"{_label(column)} {value:.4f}" for column, value in means.items()))
         if known["recovered"].notna().any():
-            terminal.say(f"Compensation recovered {known['recovered'].median():.0%} of what it could, in the median")
+            recovered = percent(known["recovered"].median(), 0)
+            terminal.say(f"Compensation recovered {recovered} of what it could, in the median")
     if summary["drift"]:
         terminal.say(f"Drift after the last decoder block: {summary['drift'][-1]['drift']:.4f}")
     if "perplexity" in summary:
@@ -113,7 +115,7 @@ def _print(name: str, found: CheckpointCheck) -> None:
 
 
 def _print_gone(gone: dict[str, Any]) -> None:
-    if parts := [f"{gone[what]:,} {what}" for what in ("rows", "columns") if gone[what]]:
+    if parts := [f"{whole(gone[what])} {what}" for what in ("rows", "columns") if gone[what]]:
         terminal.say(f"Nothing is left of {' and '.join(parts)} of layers")
     for what in ("heads", "experts"):
         if names := gone[what]:
@@ -132,8 +134,8 @@ def _between(pair: tuple[str, str], models: dict[str, Any], checks: dict[str, Ch
     """Prints how two checkpoints differ, and returns it by layer."""
     one, other = pair
     masks = common_masks(models[one], models[other])
-    common, chance = masks[["jaccard", "chance"]].mean()
-    terminal.say(f"{one} and {other} have {common:.1%} of what they remove in common (by chance {chance:.1%})")
+    common, chance = map(percent, masks[["jaccard", "chance"]].mean())
+    terminal.say(f"{one} and {other} have {common} of what they remove in common (by chance {chance})")
     better = better_by_layer(checks[one], checks[other], pair)
     counts = better["better"].value_counts()
     if len(counts):

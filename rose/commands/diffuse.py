@@ -29,6 +29,7 @@ from rose.output import check_file, check_output, write_file
 from rose.structured.parts import PARTS
 from rose.structured.plan import SlimSettings
 from rose.structured.problem import RECOVERIES
+from rose.wording import percent, whole
 
 PER_ROW = 10  # pictures in a sheet
 
@@ -113,8 +114,8 @@ def prune(options: argparse.Namespace, console: Console) -> None:
         f"mean relative error {summary['mean_relative_error']:.4f}, {summary['columnar_layers']} columnar, "
         f"{summary['seconds']:.0f} s",
         f"These layers hold {100 * summary['weights'] / summary['denoiser_weights']:.0f} % of the denoiser's "
-        f"{summary['denoiser_weights']:,} weights; embeddings, modulation and {convolutions} convolution"
-        f"{'' if convolutions == 1 else 's'} ({summary['convolution_weights_left_dense']:,} weights) stay dense",
+        f"{whole(summary['denoiser_weights'])} weights; embeddings, modulation and {convolutions} convolution"
+        f"{'' if convolutions == 1 else 's'} ({whole(summary['convolution_weights_left_dense'])} weights) stay dense",
         f"Pipeline, report.json and layers.csv are in {options.output}",
     )
 
@@ -127,7 +128,7 @@ def slim(options: argparse.Namespace, console: Console) -> None:
     terminal.print_table(report.layers[shown], "Parts")
     summary = report.summary
     terminal.say(
-        f"{summary['parameters']:,} parameters before, {summary['kept_parameters']:,} after: "
+        f"{whole(summary['parameters'])} parameters before, {whole(summary['kept_parameters'])} after: "
         f"{100 * summary['removed_fraction']:.1f} % of {' and '.join(summary['parts'])} taken out, "
         f"{summary['seconds']:.0f} s",
         f"Pipeline, report.json and layers.csv are in {options.output}, for rose.load_diffusion",
@@ -198,7 +199,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         f"Drift from {options.dense} by step: {drift}",
         f"Denoising loss by t: {', '.join(losses)}",
         f"Fréchet distance {scores.frechet:.3f} over {scores.pictures} pictures; the classifier recognizes "
-        f"{scores.accuracy:.0%}; {scores.seconds:.0f} s",
+        f"{percent(scores.accuracy, 0)}; {scores.seconds:.0f} s",
     )
     if options.output:
         write_file(options.output, json.dumps(asdict(scores), indent=1) + "\n")

@@ -24,6 +24,7 @@ from rose.structured.allocation import ALLOCATIONS
 from rose.structured.parts import HEADS, PARTS, find_parts
 from rose.structured.plan import SlimSettings, check_parts, estimate_slim_memory
 from rose.structured.problem import RECOVERIES
+from rose.wording import whole
 
 
 def add_parser(commands: Any) -> None:
@@ -169,7 +170,7 @@ def _print_parts(parts: pd.DataFrame) -> None:
 def _print_summary(report: rose.RunReport) -> None:
     summary = report.summary
     terminal.say(
-        f"{summary['parameters']:,} parameters before, {summary['kept_parameters']:,} after: "
+        f"{whole(summary['parameters'])} parameters before, {whole(summary['kept_parameters'])} after: "
         f"{100 * summary['removed_fraction']:.1f} % of the decoder blocks taken out, {summary['seconds']:.0f} s"
     )
     if summary.get("dropped_blocks"):

@@ -35,6 +35,7 @@ from rose.model.tune.tuning import (
     check_memory,
 )
 from rose.model.workers import Workers
+from rose.wording import whole
 
 Texts = tuple[Tensor, Tensor | None]  # to train on, and held out
 
@@ -183,7 +184,7 @@ def _follow(tuner: Parts, console: Console, checkpoint: Path | None) -> bool:
 
 def say_tuned(found: TuneReport) -> None:
     summary = found.summary
-    of = f"{summary['zeros']:,} of {summary['weights']:,} weights are zero, as before"
+    of = f"{whole(summary['zeros'])} of {whole(summary['weights'])} weights are zero, as before"
     steps = "1 step" if summary["steps"] == 1 else f"{summary['steps']} steps"
     terminal.say(f"Tuned {steps} in {summary['seconds']:.0f} s; {of}")
     if summary["held_out_before"] is not None:

@@ -17,6 +17,7 @@ from rose.structured.methods import StructuredMethod, choose
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape
 from rose.structured.problem import Problem, recover, relative_errors
 from rose.structured.surgery import Cut, add_bias
+from rose.wording import percent
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,9 @@ def check_zeros(layer: PrunableLayer, recovery: str, target: str = "layer") -> N
     zeros = float(layer.weight.eq(0).float().mean())
     if PRUNED < zeros < 1:
         raise RoseError(
-            f"{layer.name} is pruned, and recovery exact and target dense would fill its zeros ({zeros:.0%} of its "
-            "weights); slim the dense model and prune what is left (--prune), or choose recovery linear, bias or none."
+            f"{layer.name} is pruned, and recovery exact and target dense would fill its zeros "
+            f"({percent(zeros, 0)} of its weights); slim the dense model and prune what is left (--prune), or choose "
+            "recovery linear, bias or none."
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rose.layer.change import WeightChange
 from rose.model.network.layers import PrunableLayer
+from rose.wording import whole
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Gone:
     def of(self, layer: str) -> str:
         """A sentence on one layer; "" where it lost nothing whole."""
         parts = [
-            f"{count:,} {what}{'s' if count > 1 else ''}"
+            f"{whole(count)} {what}{'s' if count > 1 else ''}"
             for what, count in (("row", self.rows.get(layer, 0)), ("column", self.columns.get(layer, 0)))
             if count
         ]

@@ -15,6 +15,7 @@ from rose.model.check import verdicts
 from rose.model.check.inputs import Pair
 from rose.model.check.verdicts import Verdict
 from rose.model.network.network import Network
+from rose.wording import percent, whole
 
 TELLING = 16  # numbers from which on a direction tells something
 
@@ -134,7 +135,7 @@ def _judge(kind: str, was: Tensor, now: Tensor) -> tuple[float, Verdict | None]:
     added = len(now) - len(was)
     if kind in ("embedding", "output head") and added > 0 and was.shape[1:] == now.shape[1:]:
         gap, verdict = _judge(kind, was, now[: len(was)])
-        said = f"It has {added:,} rows more than in the dense model. {verdict.reason if verdict else ''}".rstrip()
+        said = f"It has {whole(added)} rows more than in the dense model. {verdict.reason if verdict else ''}".rstrip()
         name, wrong = (verdict.verdict, verdict.is_wrong) if verdict else (verdicts.AS_EXPECTED, False)
         return gap, Verdict(name, said, wrong)
     if was.shape != now.shape:
@@ -142,12 +143,12 @@ def _judge(kind: str, was: Tensor, now: Tensor) -> tuple[float, Verdict | None]:
         return nan, Verdict(verdicts.OTHER_MODEL, said, True)
     broken = now.numel() - int(torch.isfinite(now).sum())
     if broken:
-        said = f"{broken:,} of {now.numel():,} numbers are NaN or infinite."
+        said = f"{whole(broken)} of {whole(now.numel())} numbers are NaN or infinite."
         return nan, Verdict(verdicts.NUMBERS_BROKEN, said, True)
     if torch.equal(was, now) or rounded_to(was, now):
         return 0.0, None
     if not now.any():
-        return 1.0, Verdict(verdicts.NUMBERS_BROKEN, f"All {now.numel():,} numbers are zero.", True)
+        return 1.0, Verdict(verdicts.NUMBERS_BROKEN, f"All {whole(now.numel())} numbers are zero.", True)
     before, after = was.float().flatten(), now.float().flatten()
     length = before.norm().item()
     gap = (after - before).norm().item() / length if length else nan
@@ -155,5 +156,5 @@ def _judge(kind: str, was: Tensor, now: Tensor) -> tuple[float, Verdict | None]:
     if kind != "bias" and now.numel() >= TELLING and length and alike < UNLIKE:
         said = f"It has nothing to do with the dense one (cosine {alike:.2f})."
         return gap, Verdict(verdicts.OTHER_MODEL, said, True)
-    moved = f"by {gap:.1%} of its norm" if length else "from zero"
+    moved = f"by {percent(gap)} of its norm" if length else "from zero"
     return gap, Verdict(verdicts.AS_EXPECTED, f"It moved {moved}.", False)

@@ -14,6 +14,7 @@ from rose.layer.change import UNLIKE, FoundGrid, WeightChange
 from rose.layer.error import ratio
 from rose.layer.methods import METHODS
 from rose.model.check.costs import Costs, Recognized, Rival
+from rose.wording import percent, whole
 
 AS_EXPECTED = "as expected"
 NOT_PRUNED = "not pruned"
@@ -105,7 +106,7 @@ def judge_weights(change: WeightChange, peers: Peers) -> Verdict:
 
 
 def _says_kept(change: WeightChange) -> str:
-    return f"{change.sparsity:.1%} zeros, {says_pattern(change.pattern)}. {_says_moved(change)}"
+    return f"{percent(change.sparsity)} zeros, {says_pattern(change.pattern)}. {_says_moved(change)}"
 
 
 def says_pattern(pattern: object) -> str:
@@ -124,16 +125,16 @@ def _says_moved(change: WeightChange) -> str:
     if change.moved <= MOVED:
         how = f", rounded to {change.rounded}" if change.rounded else ""
         return f"Kept weights are those of the dense model{how}."
-    said = f"Kept weights moved by {change.change:.1%} of their norm"
+    said = f"Kept weights moved by {percent(change.change)} of their norm"
     return f"{said} and lie on {says_grid(change.grid)}." if change.grid else f"{said}."
 
 
 def _numbers(change: WeightChange, _peers: Peers) -> Verdict | None:
     if change.not_finite:
-        said = f"{change.not_finite:,} of {change.size:,} weights are NaN or infinite."
+        said = f"{whole(change.not_finite)} of {whole(change.size)} weights are NaN or infinite."
         return Verdict(NUMBERS_BROKEN, said, True)
     if change.zeros == change.size and change.zeros_before < change.size:
-        return Verdict(NUMBERS_BROKEN, f"All {change.size:,} weights are zero.", True)
+        return Verdict(NUMBERS_BROKEN, f"All {whole(change.size)} weights are zero.", True)
     return None
 
 
@@ -152,8 +153,8 @@ def _pattern(change: WeightChange, peers: Peers) -> Verdict | None:
         row, column = found.first_broken
         groups = change.size // found.of
         said = (
-            f"{found.broken:,} of {groups:,} groups keep more than {found.keep} of {found.of} weights; the first is in "
-            f"row {row}, columns {column} to {column + found.of - 1}."
+            f"{whole(found.broken)} of {whole(groups)} groups keep more than {found.keep} of {found.of} weights; "
+            f"the first is in row {row}, columns {column} to {column + found.of - 1}."
         )
         return Verdict(PATTERN_BROKEN, said, True)
     if peers.pattern and change.zeros > change.zeros_before and str(found) != peers.pattern:
@@ -166,17 +167,15 @@ def _pattern(change: WeightChange, peers: Peers) -> Verdict | None:
 def _zeros(change: WeightChange, peers: Peers) -> Verdict | None:
     if change.common >= COMMON:
         said = (
-            f"{change.common:.0%} of the weights stand at one value other than zero and {change.sparsity:.1%} at zero: "
-            "a grid with an offset has moved the zeros."
+            f"{percent(change.common, 0)} of the weights stand at one value other than zero and "
+            f"{percent(change.sparsity)} at zero: a grid with an offset has moved the zeros."
         )
         return Verdict(ZEROS_LOST, said, True)
     if peers.sparsity and change.change > ROUNDED and change.sparsity < FEW_ZEROS * peers.sparsity:
-        said = (
-            f"{change.sparsity:.1%} zeros, where other pruned layers have {peers.sparsity:.1%}; its weights were moved."
-        )
-        return Verdict(ZEROS_LOST, said, True)
+        known = f"{percent(change.sparsity)} zeros, where other pruned layers have {percent(peers.sparsity)}"
+        return Verdict(ZEROS_LOST, f"{known}; its weights were moved.", True)
     if change.refilled and change.refilled > MOVED * change.size:
-        return Verdict(ZEROS_LOST, f"{change.refilled:,} zeros of the dense model are no zeros any more.", True)
+        return Verdict(ZEROS_LOST, f"{whole(change.refilled)} zeros of the dense model are no zeros any more.", True)
     return None
 
 
@@ -185,7 +184,7 @@ def _sparsity(change: WeightChange, peers: Peers) -> Verdict | None:
         return None
     if abs(change.sparsity - peers.sparsity) <= FAR:
         return None
-    said = f"{change.sparsity:.1%} zeros, where nearly all other layers have {peers.sparsity:.1%}."
+    said = f"{percent(change.sparsity)} zeros, where nearly all other layers have {percent(peers.sparsity)}."
     return Verdict(OTHER_SPARSITY, said, True)
 
 
@@ -219,12 +218,13 @@ def judge_costs(verdict: Verdict, costs: Costs, change: WeightChange, nearest: R
     beside = ", ".join(f"{label} would be at {value:.4f}" for label, value in reached.items())
     said = f"Error {costs.error:.4f}"
     if costs.recovered is not None:
-        said = f"Compensation recovered {costs.recovered:.0%} of what it could: error {costs.error:.4f}"
+        said = f"Compensation recovered {percent(costs.recovered, 0)} of what it could: error {costs.error:.4f}"
     mask = ""
     if nearest and nearest.is_same:
         shared = nearest.shared
         whose = METHODS[nearest.method].label + (" towards the dense model" if nearest.target == "dense" else "")
-        mask = f" Its mask is that of {whose} ({shared.jaccard:.1%} in common; by chance {shared.chance:.1%})."
+        common, chance = percent(shared.jaccard), percent(shared.chance)
+        mask = f" Its mask is that of {whose} ({common} in common; by chance {chance})."
     reason = f"{said}{'; ' + beside if beside else ''}.{mask} {verdict.reason}"
     return Verdict(verdict.verdict, reason, verdict.is_wrong)
 

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.model.network.layers import decoder_blocks
+from rose.wording import whole
 
 # Of a configuration, in the words of all families: what each number may be at most; those of experts may be 0.
 LARGEST = {
@@ -34,7 +35,9 @@ def check_sizes(name: str, config: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             check_sizes(name, value)
         elif most and isinstance(value, int | float) and not (least <= value <= most and value == int(value)):
-            raise RoseError(f"The configuration of {name} says {field} = {value}; it must be from {least} to {most:,}.")
+            raise RoseError(
+                f"The configuration of {name} says {field} = {value}; it must be from {least} to {whole(most)}."
+            )
 
 
 def check_shapes(name: str, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rose.errors import RoseError
 from rose.files import expand
 from rose.interrupt import stop_point
+from rose.wording import whole
 
 
 def packaged_text() -> str:
@@ -166,7 +167,7 @@ def load_tokens(
         raise RoseError(f"Need at least 1 sample of at least 2 tokens, not {samples} of {length}.")
     if (samples or 1) * length > MOST_TOKENS:
         raise RoseError(
-            f"{samples or 1} samples of {length} tokens are more than {MOST_TOKENS:,} tokens; ask for fewer."
+            f"{samples or 1} samples of {length} tokens are more than {whole(MOST_TOKENS)} tokens; ask for fewer."
         )
     if samples is None and seed is not None:
         raise RoseError("All windows of a text come in order: give seed=None with samples=None.")
@@ -174,14 +175,14 @@ def load_tokens(
     text = load_text(source, split)
     ids = _encode(tokenizer, text)
     width = length if first is None else length - 1  # of the text
-    whole = len(ids) // width
-    if whole == 0 or (seed is None and samples is not None and samples > whole):
+    most = len(ids) // width
+    if most == 0 or (seed is None and samples is not None and samples > most):
         raise RoseError(
             f"{source} has {len(ids)} tokens, too few for {samples or 1} windows of {length}; "
             "ask for fewer or shorter ones, or give a longer text."
         )
     if seed is None:
-        starts = torch.arange(whole if samples is None else samples) * width
+        starts = torch.arange(most if samples is None else samples) * width
     else:
         assert samples is not None
         starts = _random_starts(len(ids), samples, width, seed)

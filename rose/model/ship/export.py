@@ -27,6 +27,7 @@ from rose.model.ship.blocks import BLOCK, as_type, in_blocks, in_floats, parse_t
 from rose.model.ship.families import Family, family_of
 from rose.model.ship.vocabulary import copy_vocabulary, tokens_in, write_vocabulary
 from rose.output import check_file
+from rose.wording import whole
 
 FILE_TYPES = {
     Type.F16: LlamaFileType.MOSTLY_F16, Type.Q8_0: LlamaFileType.MOSTLY_Q8_0, Type.Q4_0: LlamaFileType.MOSTLY_Q4_0,
@@ -58,7 +59,7 @@ class Exported:
 
     def remarks(self, kind: str) -> list[str]:
         """What became of the weights in a file of this type, sentence by sentence."""
-        said = [f"Read back: all {self.zeros:,} zeros are there."]
+        said = [f"Read back: all {whole(self.zeros)} zeros are there."]
         if self.exact:
             said.append(f"{len(self.exact)} layers are exact in {kind}.")
         if self.rounded:

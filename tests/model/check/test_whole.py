@@ -250,7 +250,7 @@ def test_the_command_compares_several_and_streams(tmp_path: Path, capsys: Any) -
         path = tmp_path / "found.json"
         assert cli.main(["check", *folders, "--json", str(path), *more]) == 0
         said = capsys.readouterr().out
-        assert "have 62.5% of what they remove in common" in said
+        assert "have 62.5 % of what they remove in common" in said
         assert "Other tensors that differ: 1 of kind norm, 1 of kind output head" in said
         # Weights in files are aligned otherwise, which changes the order of sums.
         found.append(json.loads(path.read_text(), parse_float=lambda number: round(float(number), 3)))

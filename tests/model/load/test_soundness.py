@@ -59,7 +59,7 @@ def test_a_pickle_that_runs_something(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [-3, 0, 10**9])
 def test_numbers_that_no_model_has(folder: Path, value: int) -> None:
     configure(folder, num_hidden_layers=value)
-    with pytest.raises(rose.RoseError, match=rf"num_hidden_layers = {value}; it must be from 1 to 1,000"):
+    with pytest.raises(rose.RoseError, match=rf"num_hidden_layers = {value}; it must be from 1 to 1 000"):
         rose.load_model(str(folder))
 
 
