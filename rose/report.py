@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, ge
 import pandas as pd
 
 from rose.errors import RoseError
-from rose.files import write_atomically
+from rose.files import check_small, write_atomically
 from rose.verdicts import caution_column, cautions
 
 Record = TypeVar("Record")
@@ -202,6 +202,15 @@ class RunReport:
         write_atomically(folder / "report.json", self.to_json().encode())
         write_atomically(folder / "layers.csv", csv_text(with_cautions(self.layers)).encode())
         write_atomically(folder / "layers.parquet", self.layers.to_parquet(index=False))
+
+
+def report_beside(folder: Path) -> RunReport | None:
+    """The report.json in the folder of a model; None where there is none. Raises RoseError for another program's."""
+    path = folder / "report.json"
+    if not path.is_file():
+        return None
+    check_small(path)
+    return RunReport.from_json(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def with_cautions(layers: pd.DataFrame) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from app.study.setup import MEASURED, THRESHOLD, Setup
 from rose.layer.hessian import condition_number, spectrum
 from rose.layer.methods import Known
 from rose.layer.order import live_range
+from rose.model.network.heads import head_width
 from rose.model.network.layers import PrunableLayer, text_config
 from rose.model.network.network import Network
 from rose.model.run.one_layer import is_left_dense, measure_layer
@@ -366,13 +367,9 @@ class Study:
         """Attention heads whose outputs are this layer's inputs, side by side; 0 where it is no output projection."""
         if self.loaded is None or not layer.endswith(OUTPUT_PROJECTIONS):
             return 0
-        config, columns = text_config(self.loaded.model), self.statistics(layer).columns
-        try:  # by their width: a model made smaller has fewer heads in some decoder blocks, all as wide as before
-            of_values = getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None)
-            width = of_values or config.hidden_size // config.num_attention_heads
-        except (AttributeError, RuntimeError):  # of transformers, where decoder blocks have heads of their own widths
-            return 0
-        return 0 if columns % width else columns // width
+        # By their width: a model made smaller has fewer heads in some decoder blocks, all as wide as before.
+        width, columns = head_width(text_config(self.loaded.model)), self.statistics(layer).columns
+        return columns // width if width and columns % width == 0 else 0
 
     def prune(
         self,

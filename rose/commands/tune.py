@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import rose
 from rose.commands import checkpoints, terminal
 from rose.commands import options as shared
-from rose.files import check_small, expand
+from rose.files import expand
 from rose.interrupt import CANCELLED
 from rose.model.load.tokens import load_apart
 from rose.model.network.layers import prunable_layers
@@ -35,6 +35,7 @@ from rose.model.tune.tuning import (
     check_memory,
 )
 from rose.model.workers import Workers
+from rose.report import report_beside
 from rose.wording import whole
 
 Texts = tuple[Tensor, Tensor | None]  # to train on, and held out
@@ -196,10 +197,8 @@ def say_tuned(found: TuneReport) -> None:
 
 def _report_of(name: str, model: nn.Module) -> rose.RunReport:
     """The report beside a pruned model; where there is none, its layers as they are."""
-    path = expand(name) / "report.json"
-    if path.is_file():
-        check_small(path)
-        return rose.RunReport.from_json(path.read_text(encoding="utf-8", errors="replace"))
+    if (known := report_beside(expand(name))) is not None:
+        return known
     rows = []
     for layer in prunable_layers(model):
         share = float((layer.weight == 0).float().mean())

@@ -25,6 +25,7 @@ from rose.model.network.layers import PrunableLayer, check_widths, count_paramet
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import ProgressCallback
 from rose.model.run.one_layer import prune_one, record_of
+from rose.model.run.settings import describe_grid
 from rose.report import LayerRecord, RunReport
 
 
@@ -84,7 +85,7 @@ def prune_diffusion(
     chosen = matching(find_layers(calibration), layers)
     if by_itself:
         settings = replace(settings, block_size=default_block_size(chosen))
-    check_widths(chosen, settings.pattern, settings.block_size)
+    check_widths(chosen, settings.pattern, settings.block_size, settings.grid)
 
     def prune(layer: PrunableLayer, found: dict[str, InputStatistics]) -> LayerRecord:
         began = time.perf_counter()
@@ -104,6 +105,7 @@ def prune_diffusion(
         block_size=settings.block_size,
         damping=settings.damping,
         threshold=settings.threshold,
+        **describe_grid(settings.grid),
         **calibration.facts(len(records)),
         denoiser_weights=count_parameters(calibration.denoiser),
         convolutions_left_dense=len(left_dense),

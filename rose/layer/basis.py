@@ -17,6 +17,7 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.layer.loss import block_widths, potential_loss
+from rose.layer.order import is_seed
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics, is_finite
 
@@ -96,15 +97,14 @@ def find_rotations(
     blocks = hessian.view(count, width, count, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1).double()
     heads = Heads(weight.view(len(weight), count, width).double(), blocks, layout, pattern, block_size)
     found = random_basis(heads, int(seed or 0)) if kind == "random" else BASES[kind](heads)
-    # One column turned where the determinant is −1: a proper rotation can be taken in part.
-    found[..., -1] *= torch.linalg.det(found).sign()[:, None]
+    found[..., -1] *= torch.linalg.det(found).sign()[:, None]  # a proper rotation, of determinant 1
     return found
 
 
 def check_basis(basis: str) -> None:
     """Raises RoseError unless `find_rotations` knows this basis."""
     kind, colon, seed = basis.partition(":")
-    if kind not in BASES or (colon and not (kind == "random" and seed.isdecimal())):
+    if kind not in BASES or (colon and not (kind == "random" and is_seed(seed))):
         raise RoseError(f"There is no basis named {basis!r}; choose one of {', '.join(BASES)}.")
 
 
@@ -190,14 +190,6 @@ BASES: dict[str, Callable[[Heads], Tensor]] = {
 def _eigenvectors(matrices: Tensor) -> Tensor:
     """Orthonormal eigenvectors as columns, (..., n, n), that of the largest eigenvalue first."""
     return torch.linalg.eigh(matrices).eigenvectors.flip(-1)
-
-
-def part_of(rotations: Tensor, share: float) -> Tensor:
-    """The way from no rotation (share 0) to these of `find_rotations`, all of it (1) or a part of it."""
-    values, vectors = torch.linalg.eig(rotations)
-    turned = vectors @ torch.diag_embed(torch.polar(torch.ones_like(values.real), share * values.angle()))
-    first, _, second = torch.linalg.svd(torch.linalg.solve(vectors, turned, left=False).real)
-    return first @ second  # of what rounding has left of it, the next orthogonal matrix
 
 
 def rotate_columns(matrix: Tensor, layout: HeadLayout, rotations: Tensor) -> Tensor:

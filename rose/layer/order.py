@@ -347,9 +347,14 @@ def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> 
 def check_order_name(order: str) -> None:
     """Raises RoseError unless `make_order` knows an order by this name, or it is "random:SEED"."""
     kind, colon, seed = order.partition(":")
-    has_seed = kind == "random" and seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS
+    has_seed = kind == "random" and is_seed(seed)
     if kind not in order_names() or (colon and not has_seed):
         raise RoseError(f"There is no order named {order!r}; choose one of {', '.join(order_names())}.")
+
+
+def is_seed(text: str) -> bool:
+    """Whether this can be the SEED of "random:SEED"."""
+    return text.isdecimal() and len(text) <= MAX_SEED_DIGITS
 
 
 def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int]) -> Order:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
+from rose.model.network.heads import head_width
 from rose.model.network.layers import PrunableLayer, decoder_blocks, text_config
 from rose.structured.parts import CHANNELS, HEADS, PARTS, Part, Shape, cuttable_layers, find_parts
 
@@ -36,7 +37,7 @@ def reshaped_config(
     config = copy.deepcopy(model.config)
     text: Any = config.get_text_config()
     if HEADS in shapes:
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        width = head_width(text)
         text.num_attention_heads, text.num_key_value_heads = shapes[HEADS].units, shapes[HEADS].groups
         text.head_dim = width
     if CHANNELS in shapes:

@@ -116,12 +116,15 @@ def _linear(pipeline: object) -> list[torch.nn.Linear]:
         ({"layers": ["nothing"]}, "No prunable layer"),
         ({"batch": 0}, "at least one picture"),
         ({"sparsity": "2:4", "block_size": 6}, "block"),
+        ({"bits": 4, "group": 128}, "Groups of 128 columns"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(settings: dict, says: str) -> None:
     pipeline, classes = garments()
+    told: list[rose.Progress] = []
     with pytest.raises(rose.RoseError, match=says):
-        rose.prune_diffusion(pipeline, classes, **settings)
+        rose.prune_diffusion(pipeline, classes, progress=told.append, **settings)
+    assert not told
 
 
 @pytest.mark.parametrize(

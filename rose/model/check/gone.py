@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rose.layer.change import WeightChange
+from rose.model.network.heads import head_width
 from rose.model.network.layers import PrunableLayer
 from rose.wording import whole
 
@@ -65,8 +66,7 @@ def find_gone(changes: Mapping[str, tuple[PrunableLayer, WeightChange]], config:
 def _output_projections(changes: Mapping[str, tuple[PrunableLayer, WeightChange]], config: Any) -> dict[str, int]:
     """Columns of a head, by name of the layers that read all heads: the last layer of a module that has others."""
     try:
-        heads = config.num_attention_heads
-        dimension = getattr(config, "head_dim", None) or config.hidden_size // heads
+        heads, width = config.num_attention_heads, head_width(config)
     except (AttributeError, RuntimeError):  # of transformers, where decoder blocks have different ones
         return {}
     last: dict[str, str] = {}
@@ -76,7 +76,7 @@ def _output_projections(changes: Mapping[str, tuple[PrunableLayer, WeightChange]
         several |= {owner} & last.keys()
         last[owner] = name
     names = (last[owner] for owner in several)
-    return {name: dimension for name in names if changes[name][1].shape[1] == dimension * heads}
+    return {name: width for name in names if width and changes[name][1].shape[1] == width * heads}
 
 
 def _whole_runs(columns: tuple[int, ...], width: int) -> list[int]:

@@ -132,10 +132,11 @@ def _compare(name: str, kind: str, was: Tensor | None, now: Tensor | None) -> Ot
 
 
 def _judge(kind: str, was: Tensor, now: Tensor) -> tuple[float, Verdict | None]:
-    added = len(now) - len(was)
-    if kind in ("embedding", "output head") and added > 0 and was.shape[1:] == now.shape[1:]:
+    has_rows = kind in ("embedding", "output head")
+    if has_rows and len(now) > len(was) and was.shape[1:] == now.shape[1:]:
         gap, verdict = _judge(kind, was, now[: len(was)])
-        said = f"It has {whole(added)} rows more than in the dense model. {verdict.reason if verdict else ''}".rstrip()
+        rest = f" {verdict.reason}" if verdict else ""
+        said = f"It has {whole(len(now) - len(was))} rows more than in the dense model.{rest}"
         name, wrong = (verdict.verdict, verdict.is_wrong) if verdict else (verdicts.AS_EXPECTED, False)
         return gap, Verdict(name, said, wrong)
     if was.shape != now.shape:

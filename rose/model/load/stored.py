@@ -19,12 +19,15 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold a checkpoint's weights, packed ones where there are no others.
 
     Raises:
-        RoseError: some are missing.
+        RoseError: some are missing, or their index is damaged.
     """
     index = folder / INDEX
     names = ["model.safetensors"]
     if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise RoseError(f"{index} cannot be read ({problem}); restore it.") from problem
     paths = [folder / name for name in names]
     paths = [path if path.exists() or not packed(path).exists() else packed(path) for path in paths]
     missing = next((path.name for path in paths if not path.exists()), None)

@@ -22,19 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.error import quadratic_form
+from rose.layer.error import quadratic_form, ratio
 from rose.layer.methods import Settings, SettingsOptions, make_settings
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.model.estimate.duration import pass_work
 from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport
-from rose.model.measure.perplexity import window_losses
+from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.identity import check_same_model, embedding_norms
 from rose.model.network.layers import PrunableLayer, by_block, check_not_shared
 from rose.model.network.network import Network
 from rose.model.network.residence import evaluating
 from rose.model.progress import Meter, Progress, ProgressCallback
 from rose.model.run.one_layer import prune_one
+from rose.model.run.settings import describe_grid
 from rose.model.walk.collector import statistics_of
 from rose.model.walk.dense_states import token_drift
 from rose.model.walk.forward import Boundaries
@@ -93,7 +94,7 @@ def damage(
             raise RoseError("One sample cannot both calibrate and measure; give more, or held-out tokens.")
         tokens, held_out = tokens[:-kept], tokens[-kept:]
     if restore is None:
-        selected = network.to_prune(layers, settings.pattern, settings.block_size)
+        selected = network.to_prune(layers, settings.pattern, settings.block_size, settings.grid)
     else:
         selected = network.select(layers)
         check_not_shared(selected, network.layers)
@@ -110,7 +111,7 @@ def damage(
     told = describe_damage(
         model, tokens, held_out, method=settings.method, sparsity=settings.pattern, units=units, restore=bool(restore)
     )
-    return DamageReport.from_records(records, **told)
+    return DamageReport.from_records(records, **told, **describe_grid(settings.grid))
 
 
 def describe_damage(
@@ -205,9 +206,7 @@ def _errors(dense: Tensor, pruned: Tensor, inputs: InputStatistics) -> tuple[flo
     hessian = inputs.hessian
     full = dense.to(hessian.device).float()
     change = max(quadratic_form(full - pruned.to(hessian.device).float(), hessian), 0.0)
-    before = quadratic_form(full, hessian)
-    relative = change / before if before > 0 else (0.0 if change == 0 else math.inf)
-    return relative, change / inputs.tokens
+    return ratio(change, quadratic_form(full, hessian)), change / inputs.tokens
 
 
 def _is_reached(layer: PrunableLayer, block: BlockStatistics) -> bool:
@@ -308,7 +307,7 @@ class _Run:
             delta_loss=delta,
             damage=self.sign * delta,
             standard_error=float(differences.std(correction=1)) / len(losses) ** 0.5 if len(losses) > 1 else math.nan,
-            perplexity_ratio=math.inf if delta >= 700 else math.exp(delta),
+            perplexity_ratio=perplexity_of(differences),
             seconds=time.perf_counter() - began,
         )
 

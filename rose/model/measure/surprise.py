@@ -26,12 +26,10 @@ class EncodedText:
         tokens: (1, length) int64, with the beginning-of-sequence token where the tokenizer puts one.
         pieces: the text of each token; together the text. Empty for the beginning-of-sequence token, and for all but
             the first of several tokens that make one character.
-        begins: whether the first token is the beginning-of-sequence token.
     """
 
     tokens: Tensor
     pieces: tuple[str, ...]
-    begins: bool
 
 
 @dataclass(frozen=True)
@@ -61,16 +59,17 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, limit: int | N
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, spans = encoded["input_ids"], encoded["offset_mapping"]
     begin = [] if first is None else [first]
-    if len(begin) + len(ids) < 2:
+    count = len(begin) + len(ids)
+    if count < 2:
         raise RoseError("Give a text of at least two tokens: nothing predicts the first.")
-    if limit is not None and len(ids) > limit:
-        raise RoseError(f"This text has {len(ids)} tokens, more than {limit}; shorten it.")
+    if limit is not None and count > limit:
+        raise RoseError(f"This text has {count} tokens, more than {limit}; shorten it.")
     pieces, place = [""] * len(begin), 0
     for number, (_, end) in enumerate(spans):
         end = len(text) if number == len(spans) - 1 else max(end, place)
         pieces.append(text[place:end])  # with what a tokenizer leaves out before it, such as spaces
         place = end
-    return EncodedText(torch.tensor([begin + ids]), tuple(pieces), first is not None)
+    return EncodedText(torch.tensor([begin + ids]), tuple(pieces))
 
 
 @torch.no_grad()

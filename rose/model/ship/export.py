@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -27,6 +27,7 @@ from rose.model.ship.blocks import BLOCK, as_type, in_blocks, in_floats, parse_t
 from rose.model.ship.families import Family, family_of
 from rose.model.ship.vocabulary import copy_vocabulary, tokens_in, write_vocabulary
 from rose.output import check_file
+from rose.report import report_beside
 from rose.wording import whole
 
 FILE_TYPES = {
@@ -124,9 +125,9 @@ def _add_vocabulary(writer: GGUFWriter, name: str, model: Any, tokenizer: Any, d
 def _origin(name: str) -> Path | None:
     """The GGUF file that a model came from, by the report beside it, where that is on this machine."""
     path, of = reachable(name), name
-    report = path / "report.json"
-    if report.is_file():
-        of = str(json.loads(report.read_text(encoding="utf-8"))["summary"].get("model", name))
+    with contextlib.suppress(RoseError):  # another program's report says nothing of it
+        if report := report_beside(path):
+            of = str(report.summary.get("model", name))
     found = PACKAGED[of].path() if of in PACKAGED else reachable(of)
     return found if found and found.suffix == ".gguf" and found.is_file() else None
 

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +13,11 @@ from torch import Tensor, nn
 
 import rose
 from rose import cli
+from rose.layer.change import weight_change
 from rose.model.check import verdicts
 from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
+from rose.model.check.gone import find_gone
 from rose.model.check.whose import says_alike
 from tests.model.check.faults import compensate
 from tests.model.families import make_model, make_tokens
@@ -48,6 +52,24 @@ def test_heads_rows_and_columns_that_are_gone_are_counted() -> None:
     reasons = found.layers.set_index("layer")["reason"]
     assert reasons["model.layers.1.self_attn.o_proj"].endswith("Nothing is left of 8 columns, head 2.")
     assert reasons["model.layers.0.mlp.up_proj"].endswith("Nothing is left of 2 rows.")
+
+
+def test_heads_are_as_wide_as_their_values() -> None:
+    """As of DeepSeek: what a head reads of the positions is narrower than what it puts out."""
+    config = SimpleNamespace(num_attention_heads=4, head_dim=2, v_head_dim=8, hidden_size=32)
+    dense, pruned = (rose.prunable_layers(make_model("llama")) for _ in range(2))
+    pruned[3].weight[:, 16:24] = 0
+    changes = {one.name: (one, weight_change(one.weight, two.weight)) for one, two in zip(dense, pruned, strict=True)}
+    assert find_gone(changes, config).heads == {"model.layers.0.self_attn.o_proj": [2]}
+
+
+def test_single_numbers_are_compared_too() -> None:
+    dense, pruned = make_model("llama"), make_model("llama")
+    for model, scale in ((dense, 1.0), (pruned, math.nan)):
+        model.model.layers[0].register_parameter("scale", nn.Parameter(torch.tensor(scale)))
+    assert others_of(check_checkpoint(dense, pruned)) == {
+        "model.layers.0.scale": ("other", verdicts.NUMBERS_BROKEN, True)
+    }
 
 
 def test_an_expert_that_is_gone_is_told_from_a_layer_that_is() -> None:

@@ -212,6 +212,7 @@ def test_without_held_out_tokens_the_last_quarter_measures() -> None:
         ({"layers": ["nothing"]}, "No prunable layer is named 'nothing'"),
         ({"restore": {}}, "no dense weight of this shape for model.layers.0"),
         ({"sparsity": "2:4", "layers": ["*"], "block_size": 3}, "3"),
+        ({"bits": 4, "group": 128}, "Groups of 128 columns"),
     ],
 )
 def test_bad_input_is_told_before_any_work(more: dict[str, Any], message: str) -> None:

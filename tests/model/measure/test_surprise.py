@@ -41,7 +41,6 @@ def test_pieces_make_the_text(bos: bool, tmp_path: Path) -> None:
     text = "A rose — “Ünïcode” 🌹\n\n  in two lines. "
     encoded = encode_text(byte_tokenizer(bos), text)
     assert "".join(encoded.pieces) == text
-    assert encoded.begins is bos
     assert len(encoded.pieces) == encoded.tokens.shape[1] == len(text.encode()) + bos
     assert (int(encoded.tokens[0, 0]) == BOS) is bos
     model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path, blocks=1, bos=bos)))
@@ -55,5 +54,7 @@ def test_what_cannot_be_read_is_refused() -> None:
         encode_text(tokenizer, "a")
     with pytest.raises(rose.RoseError, match="has 5 tokens, more than 4; shorten it"):
         encode_text(tokenizer, "roses", limit=4)
+    with pytest.raises(rose.RoseError, match="has 5 tokens, more than 4"):
+        encode_text(byte_tokenizer(bos=True), "rose", limit=4)
     with pytest.raises(rose.RoseError, match="One text of at least two tokens"):
         read_text(make_model("llama"), make_tokens())

@@ -131,6 +131,9 @@ def test_the_tokenizer_of_a_file_is_taken_over(tmp_path: Path) -> None:
     assert cli.main(["pack", str(tmp_path / "model")]) == 0
     assert cli.main(["export", str(tmp_path / "model-packed"), "--type", "q4_0", "--to", "gguf"]) == 0
     first = tmp_path / "model-packed-q4_0.gguf"
+    for others in ("[]", "{}", "<html>"):  # reports of other programs
+        (tmp_path / "model-packed/report.json").write_text(others)
+        export_gguf(str(tmp_path / "model-packed"), first, "q4_0")
     made = export_gguf(str(first), tmp_path / "again.gguf", "q4_0")
     assert made.vocabulary == first.name
     one, two = (

@@ -172,6 +172,9 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.main(["pack", f"{folder}-packed", "--output", str(tmp_path / "twice")]) == 2
     assert cli.main(["unpack", str(folder)]) == 2
     assert cli.main(["pack", str(tmp_path)]) == 2
+    (folder / "model.safetensors.index.json").write_text('{"weight_map"')
+    assert cli.main(["pack", str(folder), "--output", str(tmp_path / "twice")]) == 2
+    assert "index.json cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "twice").exists()
 
 
