@@ -29,6 +29,19 @@ ERRORS = {  # on, against -> column
 }
 
 
+def of_another_setup(run: PruningRun) -> None:
+    """Says whose results these are where they are not of the set-up beside the page, which may have changed since."""
+    setup = run.setup
+    if setup.changes(session.setup()).keys() <= {"sparsity", "layers", "stream"}:  # a run has its own, and names them
+        return
+    on = f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.text)}, seed {setup.seed}"
+    components.info(
+        f"Below is a run of {setup.model} in {setup.dtype}, calibrated on {on}, with block size {setup.block_size} and "
+        f"damping {setup.damping:g}; not of the set-up that is chosen now.",
+        ":material/history:",
+    )
+
+
 def what_to_ship(run: PruningRun, models: list[EvaluatedModel]) -> None:
     """The recommended copy of every sparsity, and the ways to take it on."""
     dense, *pruned = models
@@ -160,7 +173,7 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
     own = request.evaluate == HELD_OUT
     text = "held-out windows of the calibration text" if own else words.text_name(request.evaluate)
     said = (
-        f"{_of_setup(run)}{words.sentence(_pruned_part(run, models))}. "
+        f"{words.sentence(_pruned_part(run, models))}. "
         f"Perplexity on {request.windows} × {request.window_length} tokens of {text}. "
         f"Time is by the clock, calibration and tuning included: other work lengthens it.{_computed(models)}"
     )
@@ -186,15 +199,6 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
         label = "Where these models drift from the dense one"
         view = {"runs_view": DRIFT}
         st.page_link("views/runs.py", label=label, icon=":material/waterfall_chart:", query_params=view)
-
-
-def _of_setup(run: PruningRun) -> str:
-    """The set-up of a run, where it is another than the one beside the page."""
-    setup = run.setup
-    if setup == session.setup():
-        return ""
-    on = f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.text)}, seed {setup.seed}"
-    return f"{setup.model}, calibrated on {on}. "
 
 
 def _pruned_part(run: PruningRun, models: list[EvaluatedModel]) -> str:

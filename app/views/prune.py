@@ -48,6 +48,7 @@ def draw() -> None:
     _offer(setup, request, run)
     _others()
     if run is not None:
+        results.of_another_setup(run)
         _follow(run)
     if run is not None and run.dense is not None:
         results.what_to_ship(run, run.models)

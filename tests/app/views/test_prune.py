@@ -107,6 +107,9 @@ def test_the_url_finds_a_run_again(setup: Setup) -> None:
     assert button.label.endswith("SparseGPT at 0.7, done")
     button.click().run()
     assert len(of_models(elsewhere)) == 2
+    label = f"Below is a run of {setup.model} in float32, calibrated on 4 × 32 tokens of packaged text, seed 0"
+    assert label not in view(opened(replace(setup, sparsity="0.5"), run=name_of(app)), "Texts").info[0].value
+    assert label in view(opened(replace(setup, seed=1), run=name_of(app)), "Texts").info[0].value
 
 
 def assert_one_verdict(app: AppTest, run: PruningRun, folder: Path) -> None:
