@@ -58,10 +58,15 @@ def file_input(label: str, key: str, types: Sequence[str], example: str, help: s
     return upload or named
 
 
-def saved(key: str, label: str, read: Callable[[str], Sequence[Any]], help: str) -> list[Any]:
-    """What is in the folders that the user names, separated by semicolons; says which cannot be read, and why."""
+def folders_input(label: str, key: str, help: str) -> str:
+    """Paths of folders of saved runs or models, for `saved`."""
+    return path_input(label, key, "pruned/; slim/", f"{help}; separated by semicolons.")
+
+
+def saved(folders: str, read: Callable[[str], Sequence[Any]]) -> list[Any]:
+    """What is in the folders that the user named; says which cannot be read, and why."""
     found: list[Any] = []
-    for one in filter(None, (part.strip() for part in path_input(label, key, "pruned/; slim/", help).split(";"))):
+    for one in filter(None, (part.strip() for part in folders.split(";"))):
         try:
             found += read(one)
         except RoseError as problem:

@@ -276,7 +276,12 @@ def _table(table: pd.DataFrame) -> None:
 
 
 def _tell(study: Study, table: pd.DataFrame) -> None:
-    """What many layers have in common, once for all of them."""
+    """Which layers are judged, and what many of them have in common."""
+    if len(table) < len(study.expected):
+        st.caption(
+            f"Judged so far: {words.out_of(len(table), len(study.expected), 'layer')}, those whose "
+            "inputs are collected."
+        )
     few, over = (table[table[check].isin(("look", "fail"))] for check in (TOKENS, FITTING))
     if len(few):
         tokens = study.setup.samples * study.setup.length

@@ -13,7 +13,7 @@ from app.figures import runs as figures
 from app.runs import checked, drift_sections, finished, pairs, seeds
 from app.runs.finished import FinishedRun
 from app.runs.pairs import Pair
-from app.runs.widgets import csv_button, left_out, saved
+from app.runs.widgets import csv_button, folders_input, left_out, saved
 from rose.report import without_formulas
 
 PRUNE_PAGE = "views/prune.py"
@@ -63,17 +63,17 @@ def _offered() -> list[FinishedRun]:
     ) as more:
         left, right = st.columns([2, 1], vertical_alignment="bottom")
         with left:
-            opened = saved(
-                "runs_path",
+            folders = folders_input(
                 "Folders of saved runs",
-                partial(finished.read_runs, skip=left_out),
-                "Folders that `rose prune`, `rose slim`, `rose analyze` or the Prune page have written, or one that "
-                "holds several such folders; separated by semicolons. They are read, nothing in them is run.",
+                "runs_path",
+                "They are read, nothing in them is run. Folders that `rose prune`, `rose slim`, `rose analyze` or the "
+                "Prune page have written, or one that holds several such folders",
             )
         if more.open:  # what it would take costs a second
             with right:
                 drift_sections.compare_button()
-    return [*opened, *here]
+    # Below, where what cannot be read is told with the expander closed, too, as it is where a link names the folders.
+    return [*saved(folders, partial(finished.read_runs, skip=left_out)), *here]
 
 
 def _choose(offered: dict[str, FinishedRun]) -> list[FinishedRun]:

@@ -13,7 +13,7 @@ from app.runs import reading
 from app.runs.checkpoints import Checkpoint, named_apart, saved_checkpoint
 from app.runs.pruning import kept_checkpoints
 from app.runs.reading import DENSE, LIMIT, MOST, TextReading
-from app.runs.widgets import csv_button, follow, linked, saved, start_button
+from app.runs.widgets import csv_button, folders_input, follow, linked, saved, start_button
 from rose.model.measure.surprise import EncodedText
 
 PRUNE_PAGE = "views/prune.py"
@@ -72,12 +72,10 @@ def _ask() -> tuple[str, list[Checkpoint]]:
         help="Those whose checkpoint was kept on the page Prune.",
     )
     with right:
-        named = saved(
-            "text_path",
-            "Folders of saved models",
-            lambda path: [saved_checkpoint(path)],
-            "Folders that `rose prune` or `rose slim` has written, separated by semicolons.",
+        folders = folders_input(
+            "Folders of saved models", "text_path", "Folders that `rose prune` or `rose slim` has written"
         )
+        named = saved(folders, lambda path: [saved_checkpoint(path)])
     models = [*(kept[name] for name in chosen if name in kept), *named]
     return text, named_apart(models, [DENSE, *reading.COLUMNS])
 

@@ -215,6 +215,13 @@ def test_one_press_cancels_for_all_who_watch(study: Study) -> None:
     assert "Cancelled. No results were kept, and nothing was changed." in texts(app.run())
 
 
+def test_layers_whose_inputs_are_still_to_come_are_counted(study: Study) -> None:
+    other = begun(study)
+    other.calibration.blocks = study.calibration.blocks[:1]
+    assert "Judged so far: seven of 21 layers" in texts(all_layers(other))
+    assert "Judged so far" not in texts(all_layers(study))
+
+
 @pytest.mark.parametrize(
     ("status", "says"),
     [

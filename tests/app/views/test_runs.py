@@ -47,8 +47,9 @@ def test_one_that_cannot_be_read_does_not_hide_the_others(server: deque[rose.Run
     (tmp_path / "broken" / "report.json").write_text("{")
     app = open_page(PAGE, runs_path=str(tmp_path))
     assert app.multiselect(key="runs").options == [OURS, BASE]
-    assert "Left out" in app.warning[0].value
+    assert "Left out" in app.main.warning[0].value
     assert not app.error
+    assert not app.expander[0].warning  # which is closed where there is something to compare
 
 
 def test_a_run_of_the_command_line_beside_one_of_the_server(server: deque[rose.RunReport], tmp_path: Path) -> None:
