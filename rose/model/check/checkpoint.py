@@ -223,16 +223,31 @@ def _finite(inputs: LayerInputs | None) -> LayerInputs | None:
 
 def _judge(found: Mapping[str, _Layer]) -> dict[str, Verdict]:
     """A verdict for each layer; what holds another layer's weights is told whose."""
-    peers = Peers.of([one.change for one in found.values()])
-    judged = {}
+    judged = _judge_weights(found)
     for name, one in found.items():
-        verdict = judge_weights(one.change, peers)
+        verdict = judged[name]
         if verdict.verdict == verdicts.OTHER_MODEL and not one.change.reordered:
             verdict = _whose(name, found, verdict)
         elif one.costs is not None and not verdict.is_wrong:
             verdict = judge_costs(verdict, one.costs, one.change, one.nearest)
         judged[name] = verdict
     return judged
+
+
+def _judge_weights(found: Mapping[str, _Layer]) -> dict[str, Verdict]:
+    """A verdict for each layer from the weights alone.
+
+    Methods that only mask move weights too, towards the dense model, once pruning has changed what a layer reads: in
+    the decoder block where that begins it is no fault that a layer was not moved, if its first one was not.
+    """
+    peers = Peers.of([one.change for one in found.values()])
+    first = next((one for one in found.values() if one.change.zeros > one.change.zeros_before), None)
+    begins = first.layer.block_index if first and first.change.moved <= verdicts.MOVED else None
+    there = replace(peers, are_moved=False)
+    return {
+        name: judge_weights(one.change, there if one.layer.block_index == begins else peers)
+        for name, one in found.items()
+    }
 
 
 def _whose(name: str, found: Mapping[str, _Layer], verdict: Verdict) -> Verdict:
@@ -258,8 +273,8 @@ def _table_of(others: Sequence[OtherTensor]) -> pd.DataFrame:
 def _method_of(found: Mapping[str, _Layer]) -> dict[str, Any]:
     """`nearest`: the method that the masks are nearest to (see `Maker`), None without masks or methods. `method`: that
     one where it has made nearly all of them, else None. Layers in which it and another are the same get its name."""
-    peers = Peers.of([one.change for one in found.values()])
-    sane = [one for one in found.values() if not judge_weights(one.change, peers).is_wrong] or [*found.values()]
+    judged = _judge_weights(found)
+    sane = [one for name, one in found.items() if not judged[name].is_wrong] or [*found.values()]
     maker = maker_of([one.nearest for one in sane if one.nearest])  # an accident tells nothing of a method
     if maker is None:
         return {"method": None, "nearest": None}

@@ -174,7 +174,7 @@ def _zeros(change: WeightChange, peers: Peers) -> Verdict | None:
     if peers.sparsity and change.change > ROUNDED and change.sparsity < FEW_ZEROS * peers.sparsity:
         known = f"{percent(change.sparsity)} zeros, where other pruned layers have {percent(peers.sparsity)}"
         return Verdict(ZEROS_LOST, f"{known}; its weights were moved.", True)
-    if change.refilled and change.refilled > MOVED * change.size:
+    if change.refilled > MOVED * change.size and change.zeros < change.zeros_before:  # else it was pruned once more
         return Verdict(ZEROS_LOST, f"{whole(change.refilled)} zeros of the dense model are no zeros any more.", True)
     return None
 

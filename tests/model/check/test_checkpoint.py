@@ -19,7 +19,7 @@ from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
 from rose.model.check.costs import Costs, Rival
 from rose.model.check.verdicts import Verdict, judge_costs
 from tests.model.check.faults import compensate, q4_0, q4_1
-from tests.model.families import DENSE, EXPERTS, make_model, make_tokens
+from tests.model.families import DENSE, EXPERTS, make_from, make_model, make_tokens
 from tests.tiny import save_tiny_llama
 
 BLOCKS = 4  # of the packaged model, which are enough to be peers
@@ -265,6 +265,34 @@ def test_every_family_is_checked(family: str) -> None:
     experts = found.layers["layer"].str.contains(r"\.experts\.\d")  # are judged by their weights, as tokens differ
     assert (found.layers["error"].notna() != experts).all()
     assert found.others.empty
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+@pytest.mark.parametrize("method", ["wanda", "magnitude"])
+def test_a_mask_is_no_fault_where_pruning_towards_the_dense_model_begins(family: str, method: str) -> None:
+    config = DENSE[family]()
+    config.num_hidden_layers = 4
+    dense, model = make_from(config), make_from(config)
+    rose.prune_model(model, make_tokens(), method=method, sparsity=0.5, block_size=16)
+    found = check_checkpoint(dense, model)
+    assert found.is_sane
+    assert set(found.layers["verdict"]) == {verdicts.MASK_ALONE, verdicts.AS_EXPECTED}
+    last, was = rose.prunable_layers(model)[-1], rose.prunable_layers(dense)[-1]
+    last.write(was.weight * (last.weight != 0))
+    assert told(check_checkpoint(dense, model)) == {last.name: verdicts.MASK_ALONE}
+
+
+def test_zeros_of_a_pruned_model_may_move_where_it_is_pruned_further_but_not_be_fewer() -> None:
+    pruned, further = make_model("llama"), make_model("llama")
+    rose.prune_model(pruned, make_tokens(), method="magnitude", sparsity=0.5, block_size=16)
+    further.load_state_dict(pruned.state_dict())
+    rose.prune_model(further, make_tokens(), sparsity="1:4", block_size=16)
+    pairs = zip(rose.prunable_layers(pruned), rose.prunable_layers(further), strict=True)
+    assert all((now.weight[was.weight == 0] != 0).any() for was, now in pairs)
+    assert check_checkpoint(pruned, further).is_sane
+    layer = rose.prunable_layers(further)[0]
+    layer.write(layer.weight.masked_fill(layer.weight == 0, 0.01))
+    assert told(check_checkpoint(pruned, further))[layer.name] == verdicts.ZEROS_LOST
 
 
 def test_models_on_disk_are_checked_as_those_in_memory(tmp_path: Path) -> None:
