@@ -136,7 +136,7 @@ class Setup:
         """In what, for a sentence: "pruned layers (21 and 4)"; "" where they may be compared."""
         found = []
         if self.norms and other.norms:
-            if len(self.norms) != len(other.norms) or not np.allclose(self.norms, other.norms, rtol=SAME_MODEL):
+            if not is_same_model(self.norms, other.norms):
                 found.append("dense model")
         elif _unlike(self.model, other.model):
             found.append(f"dense model ({self.model} and {other.model})")
@@ -152,6 +152,11 @@ class Setup:
         if _unlike(self.environment, other.environment):
             found.append(f"environment ({self.environment}; {other.environment})")
         return listing(found)
+
+
+def is_same_model(norms: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether these `embedding_norms` are of one model."""
+    return len(norms) == len(others) and np.allclose(norms, others, rtol=SAME_MODEL)
 
 
 def _unlike(one: object, other: object) -> bool:

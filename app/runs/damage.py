@@ -15,9 +15,8 @@ from app.study.study import LoadedModel
 from rose.files import expand, reachable
 from rose.layer.methods import get_method
 from rose.model.estimate.duration import Cost, estimate_damage, sweeps_of
-from rose.model.measure.damage import dense_weights, describe_damage
+from rose.model.measure.damage import dense_weights, describe_damage, units_of
 from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport
-from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
 from rose.report import records_table
 
@@ -57,11 +56,8 @@ class DamageRequest:
         )
 
     def names(self, setup: Setup, model: nn.Module) -> list[str]:
-        layers = Network(model).select(setup.layer_patterns)
-        if self.units == "layers":
-            return [layer.name for layer in layers]
-        prefix, _ = decoder_blocks(model)
-        return [f"{prefix}.{index}" for index in sorted({layer.block_index for layer in layers})]
+        network = Network(model)
+        return [unit.name for unit in units_of(network, network.select(setup.layer_patterns), self.units)]
 
 
 def layer_of(unit: str, layers: Sequence[str], chosen: str | None) -> str:

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 import rose
-from app.study.setup import Setup, check_sparsity
+from app.study.setup import Setup
 from rose.files import expand, reachable
+from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import load_apart
 from rose.model.measure.zero_shot import is_installed
-from rose.model.network.layers import check_widths, matching
+from rose.model.network.layers import check_widths
+from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT as COMPUTED
 from rose.model.run.settings import run_settings
 
@@ -145,13 +147,12 @@ class PruneRequest:
             raise rose.RoseError("Choose how many bits kept weights get, or that they stay as they are.")
         if not self.targets:
             raise rose.RoseError("Choose at least one target: dense, or layer as in the papers.")
+        layers = Network(model).select(self.layer_patterns)
         for sparsity in self.sparsities:
-            check_sparsity(sparsity, setup.block_size, model, self.layer_patterns)
+            check_widths(layers, parse_sparsity(sparsity), setup.block_size)
         for case in self.cases:
             run = run_settings(**self.settings(setup, case)).layer
-            check_widths(
-                matching(rose.prunable_layers(model), self.layer_patterns), run.pattern, run.block_size, run.grid
-            )
+            check_widths(layers, run.pattern, run.block_size, run.grid)
         if not self.evaluate.strip():
             raise rose.RoseError("Give the path of the text that perplexity is measured on.")
         if self.tasks and not is_installed():

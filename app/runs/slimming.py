@@ -54,9 +54,6 @@ def judge(label: str, model: Any, tokenizer: Any, held_out: Tensor | None, promp
 class Slimming(TunableRun):
     """One run. `outcomes` (dense, slim, and slim tuned once it is), `report` and `checkpoint` (a folder) are there once
     it is done.
-
-    Attributes:
-        untuned: the checkpoint that tuning begins with.
     """
 
     UNIT = " parts"
@@ -70,7 +67,6 @@ class Slimming(TunableRun):
         self.outcomes: list[Outcome] = []
         self.report: rose.RunReport | None = None
         self.checkpoint: Path | None = None
-        self.untuned: Path | None = None
         self._load = load
 
     def _run(self, job: Job) -> None:
@@ -97,16 +93,19 @@ class Slimming(TunableRun):
         with holding(loaded.lock, job):
             speeds = _speeds([loaded.model, model], job)
         self._say("Writing the checkpoint")
-        folder = self._temporary() / f"slim-{settings.method}-{settings.ratio:g}"
-        rose.save_model(model, loaded.tokenizer, folder, report=report)
-        self.checkpoint = self.untuned = folder
+        rose.save_model(model, loaded.tokenizer, self.untuned, report=report)
+        self.checkpoint = self.untuned
         self.outcomes = [replace(one, speed=speed) for one, speed in zip((dense, slim), speeds, strict=True)]
         self.report, self.fraction = report, 1.0
+
+    @property
+    def untuned(self) -> Path:
+        """The checkpoint that tuning begins with."""
+        return self._temporary() / f"slim-{self.settings.method}-{self.settings.ratio:g}"
 
     def add_tuned(self, outcome: Outcome, model: Any, tokenizer: Any, tuned: dict[str, Any]) -> None:
         """Puts the smaller copy's tuned one beside it, and its checkpoint and report in place of the copy's."""
         assert self.report is not None
-        assert self.untuned is not None
         folder = self.untuned.with_name(f"{self.untuned.name}-tuned")
         report = self.report.with_summary(**tuned)
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier tuning

@@ -203,7 +203,6 @@ class SlimTuning(Tuning):
 
     def __init__(self, slim: Slimming, minutes: float, load: Callable[[], LoadedModel]) -> None:
         self.slim, self.source = slim, slim.outcomes[1]
-        assert slim.untuned is not None
         super().__init__(slim.setup, self.source.label, slim.untuned, minutes, load)
 
     def _judged_on(self, tokenizer: Any) -> Tensor:

@@ -21,7 +21,7 @@ from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost, estimate_cost, statistics_groups
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import PACKAGED, is_hub_id, parse_dtype
-from rose.model.load.tokens import DATASETS, SOURCES
+from rose.model.load.tokens import DATASETS, text_file
 from rose.model.network.network import Network
 
 LayerChoice = Literal["all", "attention", "block", "own"]
@@ -80,12 +80,8 @@ def can_stream(model: str) -> bool:
 
 def check_text(text: str) -> None:
     """Raises RoseError for a calibration file that is not there, before a model is loaded for it."""
-    if text in SOURCES:
-        return
-    path = reachable(text)
-    if path.suffix not in (".txt", ".jsonl"):
-        raise rose.RoseError(f"Unknown text {text!r}; give one of {', '.join(SOURCES)}, or a .txt or .jsonl file.")
-    if not path.is_file():
+    path = text_file(text)
+    if path is not None and not path.is_file():
         raise rose.RoseError(f"There is no file {path}; check the path.")
 
 

@@ -80,9 +80,7 @@ class ErrorMeasures:
     @property
     def relative_error(self) -> float:
         """The quadratic form relative to the dense output; infinite where a layer put out nothing and now does."""
-        if self.dense > 0:
-            return self.quadratic_form / self.dense
-        return 0.0 if self.quadratic_form <= 0 else float("inf")
+        return error.ratio(self.quadratic_form, self.dense)
 
     @property
     def check(self) -> Check:

@@ -45,7 +45,7 @@ PAGES = {
 WHOLE = ("start", "learn", "text")  # pages whose words belong to the picture
 TALL = 1800  # pixels, in which every page shows its first figures
 ALL_LAYERS = 900_000  # milliseconds, for measuring or pruning them on a busy machine
-SLIMMED = {"slim": "structured.csv", "slim-qwen": "qwen2.5-coder-0.5b-structured.csv"}  # [picture]: its results
+RESULTS = ROOT / "docs/results"
 THEMES: tuple[Theme, ...] = ("light", "dark")
 RENDERING = 1500  # milliseconds, for what plotly draws after the script has ended
 
@@ -157,39 +157,35 @@ def shoot_measured(browser: Browser, folder: Path, pictures: Path, name: str, fi
             page.close()
 
 
-def shoot_pareto(browser: Browser, folder: Path, pictures: Path) -> None:
-    """Time, size and bits against perplexity, from what results.md, structured.md, shipping.md and tuning.md report."""
-    results = ROOT / "docs/results"
-    measured = costs_and_worths(
-        pd.read_csv(results / "methods-times.csv"),
-        {"dense": results / "dense/rows.csv", "layer": results / "rows.csv"},
-        "0.7",
-    )
-    dense = float(pd.read_csv(results / "dense/rows.csv")["dense_perplexity"].iloc[0])
-    for theme in THEMES:
-        drawing = time_and_perplexity(
-            measured,
-            dense=dense,
-            time="time of pruning ÷ SparseGPT's",
-            same_time=1.1,  # medians over rounds in turn
-            theme=theme,
-        )
-        shoot_figure(browser, drawing.figure, folder, pictures / f"pareto-{theme}.png")
-        tuned = pd.read_csv(results / "tuning.csv", dtype={"sparsity": str})
-        whole = float(tuned.loc[tuned["method"] == "dense", "perplexity"].iloc[0])
-        drawing = time_and_perplexity(
-            tuning.costs_and_worths(tuned, "0.7"), dense=whole, time="processor time, s", theme=theme
-        )
-        shoot_figure(browser, drawing.figure, folder, pictures / f"tuning-{theme}.png")
-        shoot_figure(
-            browser,
-            bits.picture(pd.read_csv(results / "bits-budget.csv"), theme),
-            folder,
-            pictures / f"bits-{theme}.png",
-        )
-        for name, file in SLIMMED.items():
-            sizes = structured.picture(pd.read_csv(results / file), theme)
-            shoot_figure(browser, sizes, folder, pictures / f"{name}-{theme}.png")
+def pareto(theme: Theme) -> go.Figure:
+    """Time against perplexity, from what results.md reports."""
+    files = {"dense": RESULTS / "dense/rows.csv", "layer": RESULTS / "rows.csv"}
+    measured = costs_and_worths(pd.read_csv(RESULTS / "methods-times.csv"), files, "0.7")
+    return time_and_perplexity(
+        measured,
+        dense=float(pd.read_csv(files["dense"])["dense_perplexity"].iloc[0]),
+        time="time of pruning ÷ SparseGPT's",
+        same_time=1.1,  # medians over rounds in turn
+        theme=theme,
+    ).figure
+
+
+def tuned(theme: Theme) -> go.Figure:
+    """The same of tuning.md."""
+    rows = pd.read_csv(RESULTS / "tuning.csv", dtype={"sparsity": str})
+    dense = float(rows.loc[rows["method"] == "dense", "perplexity"].iloc[0])
+    measured = tuning.costs_and_worths(rows, "0.7")
+    return time_and_perplexity(measured, dense=dense, time="processor time, s", theme=theme).figure
+
+
+# Of numbers that documents report, without the app.
+FIGURES: dict[str, Callable[[Theme], go.Figure]] = {
+    "pareto": pareto,
+    "tuning": tuned,
+    "bits": lambda theme: bits.picture(pd.read_csv(RESULTS / "bits-budget.csv"), theme),
+    "slim": lambda theme: structured.picture(pd.read_csv(RESULTS / "structured.csv"), theme),
+    "slim-qwen": lambda theme: structured.picture(pd.read_csv(RESULTS / "qwen2.5-coder-0.5b-structured.csv"), theme),
+}
 
 
 def shoot_figure(browser: Browser, figure: go.Figure, folder: Path, picture: Path) -> None:
@@ -206,7 +202,7 @@ def shoot_figure(browser: Browser, figure: go.Figure, folder: Path, picture: Pat
 
 def main() -> None:
     pictures = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs/screenshots")
-    rest = {"check", "pareto", "slim", "bits", "tuning", "depth", "damage", "your_own_order"}
+    rest = {*FIGURES, "check", "depth", "damage", "your_own_order"}
     asked = set(sys.argv[2:]) or {*PAGES, *rest}
     if "text" in asked:
         asked.add("prune")
@@ -228,8 +224,9 @@ def main() -> None:
                 page.close()
             if "check" in asked:
                 shoot_check(browser, address, Path(folder), pictures)
-        if asked & {"pareto", "slim", "bits", "tuning"}:
-            shoot_pareto(browser, Path(folder), pictures)
+        for name in asked & FIGURES.keys():
+            for theme in THEMES:
+                shoot_figure(browser, FIGURES[name](theme), Path(folder), pictures / f"{name}-{theme}.png")
         for name, fill in {"depth": compare_targets, "damage": measure_damage}.items():
             if name in asked:
                 shoot_measured(browser, Path(folder), pictures, name, fill)

@@ -6,7 +6,7 @@ over the model has probably met with an accident.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -192,12 +192,6 @@ def _mask_alone(change: WeightChange, peers: Peers) -> Verdict | None:
     if change.zeros <= change.zeros_before or change.moved > MOVED:
         return None
     return Verdict(MASK_ALONE, _says_kept(change), peers.are_moved)
-
-
-def worst(verdicts: Mapping[str, Verdict]) -> list[str]:
-    """Names of what is wrong, the worst first."""
-    wrong = [name for name, one in verdicts.items() if one.is_wrong]
-    return sorted(wrong, key=lambda name: VERDICTS.index(verdicts[name].verdict))
 
 
 def judge_costs(verdict: Verdict, costs: Costs, change: WeightChange, nearest: Recognized | None = None) -> Verdict:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rose.errors import RoseError
-from rose.files import expand
+from rose.files import reachable
 from rose.interrupt import stop_point
 from rose.wording import whole
 
@@ -77,16 +77,23 @@ def load_text(source: str, split: str = "train") -> str:
     """
     if source == "packaged":
         return packaged_text()
-    if source in DATASETS:
+    if (path := text_file(source)) is None:
         return _dataset_text(source, split)
-    path = expand(source)
-    if path.suffix not in (".txt", ".jsonl"):
-        raise RoseError(f"Unknown text {source!r}; give one of {', '.join(SOURCES)}, or a .txt or .jsonl file.")
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows marks files
     except (OSError, UnicodeDecodeError) as problem:
         raise RoseError(f"The file {path} cannot be read as UTF-8 text ({problem}); check the path.") from problem
     return _join_jsonl(path, text) if path.suffix == ".jsonl" else text
+
+
+def text_file(source: str) -> Path | None:
+    """The file that a source is; None where it has a name. Raises RoseError for what can be neither."""
+    if source in SOURCES:
+        return None
+    path = reachable(source)
+    if path.suffix not in (".txt", ".jsonl"):
+        raise RoseError(f"Unknown text {source!r}; give one of {', '.join(SOURCES)}, or a .txt or .jsonl file.")
+    return path
 
 
 def _join_jsonl(path: Path, content: str) -> str:

@@ -103,7 +103,7 @@ def damage(
     if held_out.shape[1] < 2:
         raise RoseError("Loss needs windows of at least 2 tokens; give longer ones.")
     sign = 1.0 if restore is None else -1.0
-    run = _Run(network, held_out, _units_of(network, selected, units), set(done), progress, sign)
+    run = _Run(network, held_out, units_of(network, selected, units), set(done), progress, sign)
     records = []
     for one in run.visit(tokens, selected, partial(_change, settings, restore)):
         record(one)
@@ -159,18 +159,20 @@ def _check_restored(restore: Mapping[str, Tensor], selected: Sequence[PrunableLa
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
+    """A layer, or a decoder block with its chosen layers, which has no `projection`."""
+
     name: str
     block_index: int
     projection: str
     layers: list[PrunableLayer]
 
 
-def _units_of(network: Network, selected: Sequence[PrunableLayer], units: str) -> list[_Unit]:
+def units_of(network: Network, selected: Sequence[PrunableLayer], units: str) -> list[Unit]:
     """The units in the order in which they are visited."""
     if units == "layers":
-        return [_Unit(layer.name, layer.block_index, layer.projection, [layer]) for layer in selected]
-    return [_Unit(f"{network.prefix}.{index}", index, "", found) for index, found in by_block(selected).items()]
+        return [Unit(layer.name, layer.block_index, layer.projection, [layer]) for layer in selected]
+    return [Unit(f"{network.prefix}.{index}", index, "", found) for index, found in by_block(selected).items()]
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ class _Run:
         self,
         network: Network,
         windows: Tensor,
-        units: Sequence[_Unit],
+        units: Sequence[Unit],
         done: set[str],
         progress: ProgressCallback | None,
         sign: float,
@@ -272,10 +274,10 @@ class _Run:
                 block.let_go()
             if not every:
                 raise RoseError("No token was routed to any of the chosen experts; give more tokens.")
-            yield self._measure(_Unit(WHOLE, -1, "", []), every, base, time.perf_counter())
+            yield self._measure(Unit(WHOLE, -1, "", []), every, base, time.perf_counter())
             self._tell("done", self.blocks - 1, "", 0.0)
 
-    def _measure(self, unit: _Unit, changes: list[_Change], base: Tensor, began: float) -> DamageRecord:
+    def _measure(self, unit: Unit, changes: list[_Change], base: Tensor, began: float) -> DamageRecord:
         index = max(unit.block_index, 0)
         drifts: list[Tensor] = []
 

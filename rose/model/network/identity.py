@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +9,9 @@ from torch import nn
 
 from rose.errors import RoseError
 from rose.model.network.network import Network
+from rose.verdicts import is_same_model
 
 PARTS = 8
-TOLERANCE = 1e-3  # relative; bfloat16 moves these norms of the packaged model by 0.0001
 
 
 def embedding_norms(model: nn.Module) -> list[float]:
@@ -25,7 +24,5 @@ def embedding_norms(model: nn.Module) -> list[float]:
 
 def check_same_model(model: nn.Module, norms: Sequence[float], what: str) -> None:
     """Raises RoseError unless `embedding_norms` of the model are these; `what`: a sentence without its end."""
-    own = embedding_norms(model)
-    pairs = zip(own, norms, strict=False)
-    if len(own) != len(norms) or not all(math.isclose(one, other, rel_tol=TOLERANCE) for one, other in pairs):
+    if not is_same_model(embedding_norms(model), norms):
         raise RoseError(f"{what}: their input embeddings differ; give the model that it was made from.")

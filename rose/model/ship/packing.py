@@ -45,11 +45,6 @@ class PackedSize:
     layer_stored: int
     digest: str
 
-    @property
-    def share(self) -> float:
-        """Of the bytes of all tensors."""
-        return self.stored / self.plain
-
     def remarks(self) -> list[str]:
         """What a copy that was packed takes, sentence by sentence."""
         if self.layer_share is None:

@@ -10,7 +10,6 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter, TokenType
 
 from rose.errors import RoseError
 
-SPACE = "\u2581"
 # Beginnings of the patterns by which byte-level vocabularies split text -> what llama.cpp calls them.
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|"
 SPLITS = {CONTRACTIONS + "\\p{N}{1,3}|": "llama-bpe", CONTRACTIONS + "\\p{N}|": "qwen2"}
