@@ -32,6 +32,10 @@ STYLE = """<style>
 .st-key-theme { display: none; }
 .st-key-explore a { background: var(--primary); justify-content: center; }
 .st-key-explore a * { color: white !important; }
+/* Streamlit shows the focus of these links by a tint that nobody sees. */
+:is([data-testid="stSidebarNavLink"], [data-testid="stPageLink-NavLink"]):focus-visible {
+  outline: 2px solid var(--selected-text); outline-offset: -2px;
+}
 /* The chosen layer and the sparsity stand below the pages, on a screen of 800 pixels too. */
 [data-testid="stSidebarHeader"] { height: 2.25rem; margin-bottom: 0.25rem; }
 [data-testid="stSidebarNavLink"] { margin-block: 0; min-height: 1.75rem; }

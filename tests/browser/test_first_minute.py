@@ -119,6 +119,14 @@ def test_page_down_scrolls_and_leaves_a_focused_slider_alone(open_page: OpenPage
     assert slider.input_value() == "0.5"
 
 
+def test_links_show_the_focus_of_the_keyboard(open_page: OpenPage) -> None:
+    page = open_page()
+    for link in (page.get_by_role("link", name="Layers", exact=True), page.get_by_role("link", name="New to pruning?")):
+        while not link.evaluate("link => link === document.activeElement"):
+            page.keyboard.press("Tab")
+        expect(link).to_have_css("outline-style", "solid")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_have_no_serious_violation_of_accessibility(scheme: str, open_page: OpenPage, measured: str) -> None:
     page = open_page("", measured, scheme)
