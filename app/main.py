@@ -123,6 +123,29 @@ if (!window.pageKeys) {
 }
 </script>"""
 
+# The page's font is not there when Plotly (7.1) draws a picture to save: one of the system takes its place, in which
+# labels are wider than the margins that were measured. The picture is laid out in that font, and as much wider.
+SAVED = """<script>
+if (!window.pageSaved) {
+  window.pageSaved = true;
+  const family = "Segoe UI, sans-serif", context = document.createElement("canvas").getContext("2d");
+  const width = (font) => {
+    context.font = `16px ${font}`;
+    return context.measureText("Relative range of every layer").width;
+  };
+  addEventListener("click", (event) => {
+    const camera = event.target.closest('.modebar-btn[data-title^="Download plot"]');
+    const figure = camera && camera.closest(".js-plotly-plot");
+    if (!figure) return;
+    const {layout, _fullLayout: {font, width: shown}, _context: {toImageButtonOptions: options}} = figure;
+    const own = layout.font;
+    layout.font = {...own, family};
+    options.width = Math.ceil(shown * Math.max(1, width(family) / width(font.family)));
+    setTimeout(() => { layout.font = own; delete options.width; }, 0);  // Plotly has copied both
+  }, true);
+}
+</script>"""
+
 
 def to_comparison() -> None:
     """Leads links to the former page Depth to the sections that it has become."""
@@ -177,5 +200,5 @@ def draw() -> None:
 
 st.set_page_config(page_title="ROSE Explorer", page_icon=Path(__file__).with_name("icon.svg"), layout="wide")
 st.html(STYLE)
-st.html(PRODUCT + HISTORY + GROUPS + KEYS, unsafe_allow_javascript=True)
+st.html(PRODUCT + HISTORY + GROUPS + KEYS + SAVED, unsafe_allow_javascript=True)
 draw()
