@@ -12,6 +12,7 @@ from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 
 RECOVERY_LABELS = {"none": "none", "bias": "mean as bias", "linear": "linear (SlimLLM)", "exact": "least squares"}
+UNITS = {"heads": "query heads", "channels": "channels"}
 
 
 def head_map(table: pd.DataFrame, *, marked_block: int | None = None, theme: Theme = "light") -> Drawing:
@@ -103,10 +104,10 @@ def trade_off(table: pd.DataFrame, ratio: float, *, theme: Theme = "light") -> D
     removed, error = words.percent(row["removed"]), words.percent(row["error"])
     finding = f"{removed} removed: at best {row['speedup']:.2f} times as fast, mean error {error}"
     what = "Mean relative error of all parts, predicted on the dense model's inputs, by the share of their parameters"
-    heads = "" if pd.isna(row["heads"]) else f"{int(row['heads'])} query heads and "
+    kept = [f"{words.whole(int(row[unit]))} {name}" for unit, name in UNITS.items() if not pd.isna(row[unit])]
     caption = (
-        f"At the mark each decoder block keeps {heads}{words.whole(int(row['channels']))} channels. Speed-up: ratio of "
-        "the multiplications in the decoder blocks' linear layers; what a machine reaches is less."
+        f"At the mark each decoder block keeps {' and '.join(kept)}. Speed-up: ratio of the "
+        "multiplications in the decoder blocks' linear layers; what a machine reaches is less."
     )
     alt, axes = "Predicted error against parameters", {"x": "parameters of heads and channels taken out, %"}
     return style.finish(figure, theme, finding, what, caption, alt, table, y="mean relative error", **axes)

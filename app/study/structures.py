@@ -1,6 +1,6 @@
 """What heads and channels cost, on the statistics of a study. No Streamlit here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,7 +12,7 @@ from app.study.setup import Setup
 from app.study.study import Study
 from rose import verdicts
 from rose.model.estimate.duration import estimate_cost, matmul_rate
-from rose.structured.allocation import channels_for, head_shapes
+from rose.structured.allocation import uniform_candidates
 from rose.structured.configuration import can_bias, kinds_of
 from rose.structured.methods import choose, structured_method
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape, find_parts
@@ -144,22 +144,19 @@ class Structures:
             raise rose.RoseError("The decoder blocks of this model differ in shape, so no one shape fits all of them.")
         first = {kind: self.parts[kind, self.blocks[0]] for kind in self.kinds}
         whole = sum(part.parameters(part.shape) for part in first.values())
+
+        def error(shapes: Mapping[str, Shape]) -> float:
+            found = [(self.priced(part), shapes[kind]) for (kind, _), part in self.parts.items()]
+            return sum(one.costs[shape] / one.energy for one, shape in found) / len(found)
+
         rows = []
         for ratio in ratios:
-            best = None
-            for heads in head_shapes(first[HEADS].shape) if HEADS in first else [None]:
-                left = ratio * whole - (first[HEADS].saved(heads) if heads else 0)
-                channels = channels_for(first[CHANNELS], left, 1)
-                if channels is None:
-                    continue
-                shapes = {CHANNELS: channels} | ({HEADS: heads} if heads else {})
-                found = [(self.priced(part), shapes[kind]) for (kind, _), part in self.parts.items()]
-                error = sum(one.costs[shape] / one.energy for one, shape in found) / len(found)
-                if best is None or error < best[0]:
-                    saved = sum(part.saved(shapes[kind]) for kind, part in first.items())
-                    best = (error, saved / whole, channels.units, heads.units if heads else None)
-            if best is not None:
-                rows.append((ratio, best[1], best[0], 1 / (1 - best[1]), best[2], best[3]))
+            near = [shapes for _, shapes in uniform_candidates(list(first.values()), ratio * whole, 1)]
+            if near:  # heads alone save in steps: there is nothing to choose among those that save alike
+                shapes = min(near if CHANNELS in first else near[:1], key=error)
+                removed = sum(part.saved(shapes[kind]) for kind, part in first.items()) / whole
+                units = [shapes[kind].units if kind in shapes else None for kind in (CHANNELS, HEADS)]
+                rows.append((ratio, removed, error(shapes), 1 / (1 - removed), *units))
         return pd.DataFrame(rows, columns=["ratio", "removed", "error", "speedup", "channels", "heads"])
 
 

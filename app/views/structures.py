@@ -77,7 +77,7 @@ def _block(known: Structures) -> int:
         old, new = session.layer() or "", st.session_state.structures_block
         place, _ = words.place_of(old)
         name = old.replace(f".{place}.", f".{new}.", 1)
-        session.choose_layer(name if name in known.study.layer_names else known.parts[CHANNELS, new].output.name)
+        session.choose_layer(name if name in known.study.layer_names else known.parts[known.kinds[-1], new].output.name)
 
     return st.selectbox("Decoder block", known.blocks, key="structures_block", on_change=follow)
 
@@ -118,6 +118,9 @@ def _map(known: Structures) -> None:
 
 def _channels(known: Structures) -> None:
     block = _block(known)
+    if CHANNELS not in known.kinds:
+        st.info("This model's MLP channels cannot be removed; heads can.")
+        return
     if not _are_priced(known, [known.parts[CHANNELS, block]], "This curve"):
         return
     table = known.channel_costs(block)

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from transformers import ArceeConfig, AutoModelForCausalLM
 
 import rose
 from app.runs import tuning
@@ -148,3 +149,18 @@ def test_decoder_blocks_of_different_shapes_have_no_trade_off_of_uniform_ones() 
     app = open_page(PAGE, measured_study(samples=9, model=model), structures_view="Trade-off")
     assert not app.exception
     assert "The decoder blocks of this model differ in shape" in texts(app)
+
+
+@pytest.mark.parametrize("view", ["Channels", "Trade-off"])
+def test_where_heads_alone_can_go_the_page_draws_what_there_is(view: str) -> None:
+    config = ArceeConfig(vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=3)
+    config.num_attention_heads = config.num_key_value_heads = 4
+    config.head_dim, config.pad_token_id, config.bos_token_id, config.eos_token_id = 16, 0, 1, 2
+    study = measured_study(model=AutoModelForCausalLM.from_config(config).eval())
+    known = Structures(study)
+    assert known.kinds == (HEADS,)
+    assert known.trade_off([0.0, 0.2, 0.3, 0.5])["heads"].tolist() == [4, 3, 3, 2]
+    app = open_page(PAGE, study, structures_view=view)
+    assert not app.exception
+    said = "channels cannot be removed; heads can" if view == "Channels" else "keeps 3 query heads. Speed-up"
+    assert said in texts(app)
