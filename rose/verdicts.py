@@ -520,10 +520,13 @@ def cautions(table: pd.DataFrame) -> list[str]:
     said, every = [], table["layer"].nunique() if "layer" in table else 0
     for caution in CAUTIONS:
         if every and set(caution.needs) <= set(table.columns):
-            some = table.loc[caution.holds(table), "layer"].nunique()
-            if some:
-                where = f"in {out_of(some, every, 'layer')} " if every > 1 else ""
-                said.append(f"{sentence(where + caution.says)}.")
+            holds = caution.holds(table)
+            some = table.loc[holds, "layer"].unique()
+            if len(some):
+                where = f"in {out_of(len(some), every, 'layer')} " if every > 1 else ""
+                # of a study, which has a row for each method
+                whose = ", by at least one method" if (table["layer"].isin(some) & ~holds).any() else ""
+                said.append(f"{sentence(where + caution.says + whose)}.")
     return said
 
 

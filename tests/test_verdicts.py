@@ -230,6 +230,14 @@ def test_cautions_travel_with_a_result(more: dict, brief: str, said: str) -> Non
     assert not alone.startswith("In ")
 
 
+def test_a_caution_of_some_methods_of_a_layer_is_not_said_of_all() -> None:
+    two = pd.concat([layers(), layers(held_out_error=[0.16, 0.1])])
+    (sentence,) = verdicts.cautions(two)
+    assert sentence == (
+        "In one of two layers the held-out error is more than 1.5 times the calibration error, by at least one method."
+    )
+
+
 def test_several_cautions_and_none() -> None:
     assert list(verdicts.caution_column(layers())) == ["", ""]
     both = layers(tokens=8, held_out_error=np.nan)
