@@ -264,7 +264,7 @@ def test_rows_of_two_processes_are_both_kept_and_a_row_measured_twice_once(tmp_p
 
 
 BAD = {
-    "calibration": (["--calibration", "missing.txt"], "cannot be read"),
+    "calibration": (["--calibration", "missing.txt"], "There is no file missing.txt"),
     "source": (["--calibration", "shakespeare"], "Unknown text"),
     "length": (["--length", "1"], "at least 2 tokens"),
     "too long": (["--length", "300"], "longer than the model"),
@@ -411,6 +411,12 @@ CHEAP = {  # refused before a model is loaded: the command's options, what is sa
     "checkpoint": (["prune", "--checkpoint", "out"], "--checkpoint must not be inside --output"),
     "checkpoint below": (["slim", "--checkpoint", "out/kept"], "--checkpoint must not be inside --output"),
     "streamed": (["prune", "--stream", "--evaluate", "packaged"], "--evaluate needs the whole model in memory"),
+    "text": (["prune", "--calibration", "absent.txt"], "There is no file absent.txt"),
+    "kind of text": (["analyze", "--calibration", "notes.md"], "Unknown text 'notes.md'"),
+    "text to evaluate on": (["prune", "--evaluate", "absent.jsonl"], "There is no file absent.jsonl"),
+    "windows": (["prune", "--evaluate", "packaged", "--windows", "0"], "at least 1 sample of at least 2 tokens"),
+    "samples": (["slim", "--samples", "0"], "at least 1 sample and 0 held-out ones, not 0 and 4"),
+    "length": (["evaluate", "--text", "packaged", "--length", "1"], "at least 2 tokens, not None of 1"),
     "no method": (["analyze", "--methods", ","], "--methods names nothing"),
     "threshold": (["analyze", "--threshold", "3"], "threshold on the relative range"),
     "one of the patterns": ([*COMPARE, "--allocation", "owl", "--sparsity", "0.5,2:4"], "2:4"),

@@ -10,8 +10,9 @@ import pytest
 import rose
 from app.runs.checkpoints import saved_checkpoint
 from app.runs.finished import read_runs
-from app.study.preflight import can_stream, check_text
+from app.study.preflight import can_stream
 from rose.files import reachable, write_atomically
+from rose.model.load.tokens import text_file
 from rose.output import new_folder
 
 TOO_LONG = "x" * 5000
@@ -30,7 +31,7 @@ def test_what_is_not_there_is_a_path_all_the_same() -> None:
         read_runs,
         saved_checkpoint,
         can_stream,
-        lambda path: check_text(f"{path}.txt"),
+        lambda path: text_file(f"{path}.txt"),
     ],
 )
 @pytest.mark.parametrize("path", [TOO_LONG, "a\0b"], ids=["too long", "null byte"])

@@ -21,7 +21,6 @@ from app import words
 from app.figures.checkpoint import METHOD, MaskExcerpt
 from app.jobs import Job, Run, holding
 from app.runs.finished import NUMBERS, FinishedRun
-from app.study import preflight
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand
@@ -31,6 +30,7 @@ from rose.model.check.checkpoint import CheckpointCheck
 from rose.model.check.verdicts import MOVED, VERDICTS, says_pattern
 from rose.model.check.whose import says_alike
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
+from rose.model.load.tokens import text_file
 from rose.model.network.network import Network
 
 PICTURED = 12  # layers that break a pattern, of which a part of the mask is kept
@@ -67,7 +67,7 @@ class CheckRequest:
         if self.pruned == self.setup.model:
             raise rose.RoseError("That is the dense model itself; name a checkpoint that was made from it.")
         if self.with_tokens:
-            preflight.check_text(self.setup.text)
+            text_file(self.setup.text)
             for skeleton in skeletons:
                 Network(skeleton).check_length(self.setup.length)
 
@@ -110,7 +110,8 @@ class CheckpointRun(Run):
         if self.request.with_tokens:
             tokens, held_out = setup.draw(loaded.tokenizer)
         self._say("Reading the checkpoint")
-        pruned, _ = rose.load_model(self.request.pruned, dtype=setup.dtype, stream=setup.stream, finite=False)
+        more: Any = {"dtype": setup.dtype, "stream": setup.stream, "tokenizer": setup.model}
+        pruned, _ = rose.load_model(self.request.pruned, finite=False, **more)
         self._say("Comparing layer by layer")
         with holding(loaded.lock, job):
             found = rose.check_checkpoint(loaded.model, pruned, tokens, held_out=held_out, progress=self._follow())

@@ -107,7 +107,7 @@ class DamageRun(Run):
         options: dict[str, Any] = {"units": request.units, "layers": setup.layer_patterns}
         if request.restore:
             self._say("Reading the pruned model")
-            model: Any = rose.load_model(str(expand(request.restore)), dtype=setup.dtype)[0]
+            model: Any = rose.load_model(str(expand(request.restore)), dtype=setup.dtype, tokenizer=setup.model)[0]
             options["restore"] = dense_weights(loaded.model, model)  # only read; the shared model stays as it is
         else:
             model = self._copy(loaded.model, loaded.lock)

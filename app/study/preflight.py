@@ -51,7 +51,7 @@ def preflight(setup: Setup, skeleton: nn.Module, *, has_inputs: bool = False) ->
     `has_inputs`: the statistics of all layers are in memory already, with the model; only sweeps are still to be done.
     """
     setup.check()
-    check_text(setup.text)
+    text_file(setup.text)
     Network(skeleton).check_length(setup.length)
     check_sparsity(setup.sparsity, setup.block_size, skeleton, setup.layer_patterns)
     windows: dict[str, Any] = {"samples": setup.samples + setup.held_out, "length": setup.length}
@@ -76,13 +76,6 @@ def can_stream(model: str) -> bool:
     """Whether a model may be in safetensors files: those of a Hub id are not known yet."""
     path = reachable(model)
     return model not in PACKAGED and path.suffix != ".gguf" and (not path.is_dir() or any(path.glob("*.safetensors")))
-
-
-def check_text(text: str) -> None:
-    """Raises RoseError for a calibration file that is not there, before a model is loaded for it."""
-    path = text_file(text)
-    if path is not None and not path.is_file():
-        raise rose.RoseError(f"There is no file {path}; check the path.")
 
 
 def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:

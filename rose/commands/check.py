@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     models: dict[str, Any] = {}
     checks: dict[str, CheckpointCheck] = {}
     for name in options.pruned:
-        models[name], _ = shared.load(options, console, name, finite=False)
+        models[name], _ = shared.load(options, console, name, finite=False, tokenizer=options.dense)
         with terminal.bar(console, "Checking") as follow:
             checks[name] = check_checkpoint(
                 dense,

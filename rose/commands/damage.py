@@ -70,7 +70,7 @@ def _measure(options: argparse.Namespace, chosen: dict[str, Any], folder: Damage
     restore = None
     if options.restore is not None:
         dense = model
-        model, _ = shared.load(options, console, options.restore)
+        model, _ = shared.load(options, console, options.restore, tokenizer=options.model)
         restore = dense_weights(dense, model)
     if folder.rows and (norms := model_of_damages(options.output)):
         check_same_model(model, norms, f"The rows in {options.output} are those of another model")

@@ -18,7 +18,15 @@ from rose.layer.methods import BUDGETS, Settings
 from rose.layer.order import order_names
 from rose.model.estimate.memory import Memory
 from rose.model.load.models import DTYPES, parse_dtype
-from rose.model.load.tokens import BOS, SOURCES, check_seed, load_calibration
+from rose.model.load.tokens import (
+    BOS,
+    SOURCES,
+    check_calibration,
+    check_seed,
+    check_windows,
+    load_calibration,
+    text_file,
+)
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.precision import COMPUTE
 from rose.model.network.precision import DEFAULT as AUTO
@@ -124,13 +132,26 @@ def origin(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def load(options: argparse.Namespace, console: Console, name: str | None = None, **more: Any) -> tuple[Any, Any]:
-    """The model and its tokenizer; of another name, one that is read as this one."""
-    if "seed" in options:
-        check_seed(options.seed)
+    """The model and its tokenizer; of another name, one that is read as this one. Texts and their windows are checked
+    first."""
+    _check_texts(options)
     more |= pick(options, (given for given in ("dtype", "trust_remote_code", "stream") if given in options))
     with console.status(escape(f"Loading {name or options.model}")):
         model, tokenizer = rose.load_model(name or options.model, **more)
     return model, tokenizer
+
+
+def _check_texts(options: argparse.Namespace) -> None:
+    """Raises RoseError for a text that there is not, and for numbers of windows that cannot be."""
+    if "seed" in options:
+        check_seed(options.seed)
+    for text in ("calibration", "evaluate", "text"):
+        if (given := getattr(options, text, None)) is not None:
+            text_file(given)
+    if "held_out" in options:
+        check_calibration(options.samples, options.held_out, options.length)
+    if "windows" in options:
+        check_windows(options.windows, options.length)
 
 
 def tell_memory(options: argparse.Namespace, estimate: Callable[..., Memory], model: Any, console: Console) -> None:

@@ -76,7 +76,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     settings = TuneSettings(**shared.pick(options, ("minutes", "epochs", "loss", "rate", "batch", "seed", "compute")))
     checkpoints.check(options)
     dense, tokenizer = shared.load(options, console, options.dense)
-    model, _ = shared.load(options, console, options.pruned)
+    model, _ = shared.load(options, console, options.pruned, tokenizer=options.dense)
     evaluated = _Perplexities(options, tokenizer, console)
     sizes = shared.pick(options, ("samples", "held_out", "length"))
     texts = _texts(options, tokenizer, evaluated.windows, **sizes)

@@ -48,6 +48,8 @@ from rose.report import RunReport
 # (configuration, folder with safetensors files or None for no weights, dtype) -> model.
 BUILDERS: dict[str, Callable[[Any, Path | None, torch.dtype], PreTrainedModel]] = {}
 
+# What a tokenizer's files are called, or how their names end or begin: one of them is there.
+VOCABULARIES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -96,6 +98,7 @@ def load_model(
     stream: bool = False,
     scratch: str | Path | None = None,
     finite: bool = True,
+    tokenizer: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer, on the CPU, in evaluation mode.
 
@@ -109,6 +112,8 @@ def load_model(
         scratch: existing folder for the pruned weights of a streamed model without a checkpoint; by default the
             system's folder for temporary files, which may itself be in memory.
         finite: refuse weights that are NaN or infinite; False for who looks for them.
+        tokenizer: the model whose tokenizer is taken, named the same way; by default its own. Programs that prune often
+            save none.
 
     Raises:
         RoseError: no such model, no network, not a causal language model, missing or corrupt file, weights that are not
@@ -121,13 +126,14 @@ def load_model(
         config = _configuration(name, source, options)
         if stream and _builder(config):
             raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
+        # First, as weights may take minutes.
+        words = _load_tokenizer(tokenizer or name, trust_remote_code)
         if stream:
             model = build_streamed(
                 config, _safetensors_folder(name, source), wanted, trust_remote_code, scratch, finite
             )
         else:
             model = _load_whole(name, config, source, wanted, options)
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
     # Dequantized weights are plain weights; the leftover record would make save_pretrained refuse.
     if getattr(model.config, "quantization_config", None) is not None and "gguf_file" in source.options:
         del model.config.quantization_config
@@ -136,7 +142,19 @@ def load_model(
     model.requires_grad_(False)
     if finite:
         check_finite(name, model.named_parameters())
-    return model.eval(), tokenizer
+    return model.eval(), words
+
+
+def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    source = _locate(name)
+    folder = Path(source.location)
+    if source.is_local and "gguf_file" not in source.options and not any(map(list, map(folder.glob, VOCABULARIES))):
+        raise RoseError(
+            f"{name} has no tokenizer; copy tokenizer.json and tokenizer_config.json into it from the model that it "
+            "was made from."
+        )
+    with _explained(name, source):
+        return AutoTokenizer.from_pretrained(source.location, trust_remote_code=trust_remote_code, **source.options)
 
 
 def _configuration(name: str, source: _Source, options: dict[str, Any]) -> Any:

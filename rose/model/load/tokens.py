@@ -81,18 +81,22 @@ def load_text(source: str, split: str = "train") -> str:
         return _dataset_text(source, split)
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows marks files
-    except (OSError, UnicodeDecodeError) as problem:
-        raise RoseError(f"The file {path} cannot be read as UTF-8 text ({problem}); check the path.") from problem
-    return _join_jsonl(path, text) if path.suffix == ".jsonl" else text
+    except OSError as problem:
+        raise RoseError(f"The file {path} cannot be read ({problem.strerror}); check the path.") from problem
+    except UnicodeDecodeError as problem:
+        raise RoseError(f"The file {path} is not UTF-8 text ({problem.reason}); save it as UTF-8.") from problem
+    return _join_jsonl(path, text) if path.suffix.lower() == ".jsonl" else text
 
 
 def text_file(source: str) -> Path | None:
-    """The file that a source is; None where it has a name. Raises RoseError for what can be neither."""
+    """The file that a source is; None where it has a name. Raises RoseError for what is neither, or not there."""
     if source in SOURCES:
         return None
     path = reachable(source)
-    if path.suffix not in (".txt", ".jsonl"):
+    if path.suffix.lower() not in (".txt", ".jsonl"):
         raise RoseError(f"Unknown text {source!r}; give one of {', '.join(SOURCES)}, or a .txt or .jsonl file.")
+    if not path.is_file():
+        raise RoseError(f"There is no file {path}; check the path.")
     return path
 
 
@@ -170,17 +174,31 @@ def load_tokens(
     Raises:
         RoseError: bad numbers, an unreadable source, or a text that is too short.
     """
+    check_windows(samples, length)
+    if samples is None and seed is not None:
+        raise RoseError("All windows of a text come in order: give seed=None with samples=None.")
+    ids, first = _read(source, tokenizer, split, bos)
+    return _cut(source, ids, first, samples, length, seed)
+
+
+def check_windows(samples: int | None, length: int) -> None:
+    """Raises RoseError for numbers of windows and of their tokens that cannot be."""
     if length < 2 or (samples is not None and samples < 1):
         raise RoseError(f"Need at least 1 sample of at least 2 tokens, not {samples} of {length}.")
     if (samples or 1) * length > MOST_TOKENS:
         raise RoseError(
             f"{samples or 1} samples of {length} tokens are more than {whole(MOST_TOKENS)} tokens; ask for fewer."
         )
-    if samples is None and seed is not None:
-        raise RoseError("All windows of a text come in order: give seed=None with samples=None.")
+
+
+def _read(source: str, tokenizer: PreTrainedTokenizerBase, split: str, bos: str) -> tuple[Tensor, int | None]:
+    """A text as token ids, and the token that every window begins with."""
     first = first_token(tokenizer, bos)
-    text = load_text(source, split)
-    ids = _encode(tokenizer, text)
+    return _encode(tokenizer, load_text(source, split)), first
+
+
+def _cut(source: str, ids: Tensor, first: int | None, samples: int | None, length: int, seed: int | None) -> Tensor:
+    """Windows of token ids, see `load_tokens`."""
     width = length if first is None else length - 1  # of the text
     most = len(ids) // width
     if most == 0 or (seed is None and samples is not None and samples > most):
@@ -222,18 +240,38 @@ def load_calibration(
     seed: int,
     bos: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """Calibration and held-out windows of one draw, which do not overlap where the text is long enough.
+    """Calibration and held-out windows, of which no held-out one shares a place of the text with another window.
+
+    Calibration windows do not overlap either where the text is long enough; else the held-out ones are its end.
 
     Returns:
         (samples, length) and (held_out, length) int64; None for the latter where `held_out` is 0.
 
     Raises:
-        RoseError: as `load_tokens`, no sample, or a negative number of held-out ones.
+        RoseError: as `load_tokens`, no sample, a negative number of held-out ones, or a text that is too short to hold
+            so many out.
     """
+    check_calibration(samples, held_out, length)
+    ids, first = _read(source, tokenizer, "train", bos)
+    width, several = length - (first is not None), samples + held_out
+    if not held_out or len(ids) >= several * width:
+        tokens = _cut(source, ids, first, several, length, seed)
+        return tokens[:samples], tokens[samples:] if held_out else None
+    at = len(ids) - held_out * width
+    if at < width:
+        raise RoseError(
+            f"{source} has {len(ids)} tokens, too few to calibrate on windows of {length} and to hold {held_out} "
+            "others out; ask for fewer or shorter ones, or give a longer text."
+        )
+    tokens = _cut(source, ids[:at], first, samples, length, seed)
+    return tokens, _cut(source, ids[at:], first, held_out, length, None)
+
+
+def check_calibration(samples: int, held_out: int, length: int) -> None:
+    """Raises RoseError for numbers of windows that `load_calibration` cannot draw."""
     if samples < 1 or held_out < 0:
         raise RoseError(f"Calibration needs at least 1 sample and 0 held-out ones, not {samples} and {held_out}.")
-    tokens = load_tokens(source, tokenizer, samples=samples + held_out, length=length, seed=seed, bos=bos)
-    return tokens[:samples], tokens[samples:] if held_out else None
+    check_windows(samples + held_out, length)
 
 
 def load_apart(

@@ -146,7 +146,7 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
         lambda folder: (folder / "model.safetensors").write_bytes(b"junk" * 100),
         lambda folder: (folder / "model.safetensors").unlink(),
         lambda folder: (folder / "config.json").write_text("{"),
-        lambda folder: [file.unlink() for file in folder.glob("tokenizer*")],
+        lambda folder: (folder / "tokenizer.json").write_text("{"),
         lambda folder: edit_config(folder, model_type="nonsense"),
     ],
 )
@@ -172,6 +172,16 @@ def test_a_body_without_its_head(tmp_path: Path, tokenizer: PreTrainedTokenizerF
     make_model("llama").model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     refused(tmp_path, r"such as lm_head\.weight; it is incomplete, or was saved without its language model head")
+
+
+def test_a_tokenizer_that_is_not_there(checkpoint: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in checkpoint.glob("tokenizer*"):
+        path.unlink()
+    model, tokenizer = rose.load_model(str(checkpoint), tokenizer=str(saved))
+    assert tokenizer.encode("a") == rose.load_model(str(saved))[1].encode("a")
+    assert rose.check_checkpoint(rose.load_model(str(saved))[0], model).is_sane
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_a, **_k: pytest.fail("read weights first"))
+    refused(checkpoint, r"has no tokenizer; copy tokenizer\.json and tokenizer_config\.json into it from the model")
 
 
 def test_encoders(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -212,8 +212,10 @@ def test_unreadable_files(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00\x9f")
     folder = tmp_path / "folder.txt"
     folder.mkdir()
-    for path in (binary, folder, tmp_path / "absent.txt", tmp_path / "absent.jsonl"):
-        with pytest.raises(rose.RoseError, match=r"cannot be read as UTF-8 text .*; check the path"):
+    with pytest.raises(rose.RoseError, match=r"binary\.txt is not UTF-8 text .*; save it as UTF-8"):
+        load_text(str(binary))
+    for path in (folder, tmp_path / "absent.txt", tmp_path / "absent.jsonl"):
+        with pytest.raises(rose.RoseError, match=r"There is no file .*; check the path"):
             load_text(str(path))
 
 
@@ -302,6 +304,19 @@ def test_a_stream_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_calibration_of_nothing(text: str, tokenizer: PreTrainedTokenizerFast, samples: int, held_out: int) -> None:
     with pytest.raises(rose.RoseError, match=f"at least 1 sample and 0 held-out ones, not {samples} and {held_out}"):
         load_calibration(text, tokenizer, samples=samples, held_out=held_out, length=10, seed=0)
+
+
+@pytest.mark.parametrize(("samples", "held_out"), [(7, 4), (30, 1)])
+def test_held_out_windows_share_nothing_with_those_of_calibration(
+    text: str, tokenizer: PreTrainedTokenizerFast, samples: int, held_out: int
+) -> None:
+    for length in (50, 120):  # a thousand words in all, each once
+        tokens, others = load_calibration(text, tokenizer, samples=samples, held_out=held_out, length=length, seed=1)
+        assert others is not None
+        assert (tokens.shape, others.shape) == ((samples, length), (held_out, length))
+        assert set(tokens.flatten().tolist()).isdisjoint(others.flatten().tolist())
+    with pytest.raises(rose.RoseError, match="too few to calibrate on windows of 300 and to hold 3 others out"):
+        load_calibration(text, tokenizer, samples=1, held_out=3, length=300, seed=0)
 
 
 def test_files_of_windows_begin_with_their_text(tmp_path: Path) -> None:
