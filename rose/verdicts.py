@@ -494,7 +494,7 @@ CAUTIONS = (
     ),
     Caution(
         "nothing removed",
-        "as many weights were zero before as are now: the model was pruned already",
+        "no more weights are zero than before: the model was pruned already",
         ("zeros_before", "sparsity"),
         _is_as_before,
     ),

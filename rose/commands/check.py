@@ -22,7 +22,7 @@ from rose.model.check.verdicts import says_pattern
 from rose.model.check.whose import says_alike
 from rose.output import check_file, write_file
 from rose.report import finite
-from rose.wording import percent, whole
+from rose.wording import count, percent, whole
 
 SHOWN = 8  # names in a line
 METHOD = "error_of_"  # before the name of a column of what a method reaches
@@ -80,7 +80,7 @@ def _print(name: str, found: CheckpointCheck) -> None:
         terminal.say(f"{row.name}: {row.verdict}. {row.reason}")
     if len(wrong) > terminal.MAX_ROWS:
         terminal.say(f"… and {len(wrong) - terminal.MAX_ROWS} more")
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in summary["verdicts"].items())
+    counts = ", ".join(f"{size} {verdict}" for verdict, size in summary["verdicts"].items())
     zeros = f"{percent(summary['sparsity'], 2)} zeros ({whole(summary['zeros'])} of {whole(summary['weights'])})"
     if summary["zeros_before"]:
         zeros += f", {whole(summary['zeros_before'])} of them in the dense model"
@@ -109,18 +109,20 @@ def _print(name: str, found: CheckpointCheck) -> None:
     if "perplexity" in summary:
         terminal.say(f"Perplexity {summary['perplexity_dense']:.2f} dense, {summary['perplexity']:.2f} here")
     terminal.say(*found.cautions)
-    terminal.say(
-        "Nothing is wrong." if found.is_sane else f"Wrong: {len(wrong)} tensors, the worst {wrong['name'][0]}."
-    )
+    if found.is_sane:
+        terminal.say("Nothing is wrong.")
+    else:
+        which = ", the worst" if len(wrong) > 1 else ","
+        terminal.say(f"Wrong: {count(len(wrong), 'tensor')}{which} {wrong['name'][0]}.")
 
 
 def _print_gone(gone: dict[str, Any]) -> None:
-    if parts := [f"{whole(gone[what])} {what}" for what in ("rows", "columns") if gone[what]]:
+    if parts := [count(gone[f"{what}s"], what) for what in ("row", "column") if gone[f"{what}s"]]:
         terminal.say(f"Nothing is left of {' and '.join(parts)} of layers")
-    for what in ("heads", "experts"):
-        if names := gone[what]:
+    for what in ("head", "expert"):
+        if names := gone[f"{what}s"]:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            terminal.say(f"Nothing is left of {len(names)} {what}: {', '.join(names[:SHOWN])}{more}")
+            terminal.say(f"Nothing is left of {count(len(names), what)}: {', '.join(names[:SHOWN])}{more}")
 
 
 def _label(column: str) -> str:

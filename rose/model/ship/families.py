@@ -35,7 +35,7 @@ def family_of(config: Any) -> Family:
     """Raises RoseError for a family that is not exported."""
     if config.model_type not in FAMILIES:
         raise RoseError(
-            f"A {config.model_type} model cannot be exported; {', '.join(FAMILIES)} can. Its folder can be packed."
+            f"{config.model_type} models cannot be exported; {', '.join(FAMILIES)} can. Its folder can be packed."
         )
     return FAMILIES[config.model_type]
 

@@ -121,7 +121,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     make_model("opt").save_pretrained(tmp_path / "opt")
     merging_tokenizer().save_pretrained(tmp_path / "opt")
     assert cli.main(["export", str(tmp_path / "opt")]) == 2
-    assert "A opt model cannot be exported" in capsys.readouterr().err
+    assert "opt models cannot be exported" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "opt"]
 
 
