@@ -62,7 +62,7 @@ def _known() -> dict[str, dict[str, Any]]:
         known[name] = {"help": says, **({"type": kind} if kind in (int, float) else {}), **more}
 
     one("model", f"packaged name, Hub id, folder or .gguf file {DEFAULT}", default="smollm2-135m")
-    one("dtype", f"number format of the weights {DEFAULT}", choices=DTYPES, default="float32")
+    one("dtype", f"number format of the weights, and of a copy's {DEFAULT}", choices=DTYPES, default="float32")
     one("trust-remote-code", "run Python code from the model's repository", action="store_true")
     says = "read decoder blocks from safetensors files one at a time, for big models"
     one("stream", says, action="store_true")
