@@ -155,8 +155,8 @@ def damping_strip(
     low, high = (positive.min(), positive.max()) if len(positive) else (1e-4, 1.0)
     figure.update_xaxes(dtick=marks.whole_step(len(rows)), zeroline=False)
     figure.update_yaxes(**style.LOG, range=[np.log10(low / 10), np.log10(high * 10)])
-    raised, layers = int(rows["raised"].sum()), rows["layer"].nunique()
-    finding = f"{words.sentence(style.some(raised))} of {layers} layers needed more damping than requested"
+    raised = words.out_of(int(rows["raised"].sum()), rows["layer"].nunique(), "layer")
+    finding = f"{words.sentence(raised)} needed more damping than requested"
     what = f"Damping λ over the mean H<sub>jj</sub>, requested {words.number(requested)}; log scale, which has no 0"
     most = rows.iloc[int(values.argmax())]
     caption = f"The most damping was {words.number(float(values.max()))}, on {words.short_layer(most['layer'])}."

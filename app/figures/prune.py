@@ -191,7 +191,7 @@ def progress_timeline(records: pd.DataFrame, total: int, *, theme: Theme = "ligh
     done = len(records)
     figure.update_xaxes(range=[0, total + 1], dtick=marks.whole_step(total), zeroline=False)
     figure.update_yaxes(range=[0, float(errors.max()) * 1.08 or 1.0] if done else [0, 1])
-    finding = f"{words.sentence(style.some(done))} of {total} layers {'is' if done == 1 else 'are'} pruned"
+    finding = f"{words.sentence(words.out_of(done, total, 'layer'))} {'is' if done == 1 else 'are'} pruned"
     what = "Relative error of each layer on the inputs it now gets, in the order pruned"
     caption = "No layer is done yet."
     if done:

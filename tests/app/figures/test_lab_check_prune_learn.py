@@ -301,7 +301,7 @@ def test_compensation_is_told_by_how_much_of_what_it_could_it_recovered() -> Non
 
 def test_damping_strip_marks_what_was_raised(records: pd.DataFrame) -> None:
     drawing = check.damping_strip(records, 0.01)
-    assert title(drawing) == "One of 12 layers needed more damping than requested"
+    assert title(drawing) == "One of twelve layers needed more damping than requested"
     raised = drawing.figure.data[1]
     assert list(raised.customdata) == ["model.layers.2.self_attn.q_proj"]
     assert raised.marker.symbol != drawing.figure.data[0].marker.symbol

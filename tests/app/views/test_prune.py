@@ -243,7 +243,7 @@ def test_what_cannot_run_is_refused_with_a_sentence(setup: Setup, query: dict[st
 
 def test_a_failing_run_says_why(setup: Setup) -> None:
     app, _ = pruned(opened(setup, prune_text="a file", prune_path="/nowhere/text.txt"), "failed")
-    assert "/nowhere/text.txt cannot be read" in app.error[0].value
+    assert "There is no file /nowhere/text.txt" in app.error[0].value
     assert not app.button(key="prune-start").disabled
 
 
@@ -256,7 +256,7 @@ def test_the_layers_of_the_copy_at_work_are_shown_with_their_data(setup: Setup, 
     app.session_state["prune-timeline-figure-downloads"] = True
     app.run()
     assert not app.exception, app.exception
-    assert "One of 1 layers is pruned" in figures(app)[0]
+    assert "The one layer is pruned" in figures(app)[0]
     assert [button.label for button in app.get("download_button")] == ["Table, CSV", "Table, JSON", "Figure, HTML"]
 
 

@@ -243,7 +243,7 @@ def test_a_text_that_cannot_be_read_fails_with_its_sentence(folder: Path, tmp_pa
     app = small(folder, tmp_path / "text.txt")
     button(app).click().run()
     assert finish(app).job.status == "failed"
-    assert any("text.txt cannot be read" in error.value for error in app.main.error)
+    assert any("text.txt is not UTF-8 text" in error.value for error in app.main.error)
     assert not button(app).disabled
 
 
