@@ -17,6 +17,7 @@ import pandas as pd
 
 from rose import verdicts
 from rose.model.measure.comparison import mean_and_spread, results_of
+from rose.wording import percent
 from tests.benchmarks.bits import first_draw
 from tests.benchmarks.tuning import costs_and_worths
 
@@ -274,7 +275,7 @@ def tables() -> dict[str, list[str]]:
 
 
 def tuning() -> list[str]:
-    said = [tuning_seconds(), equal_time(), in_their_time(), f"dense {dense_tuned()}"]
+    said = [tuning_seconds(), equal_time(), in_their_time(), f"dense {dense_tuned()}", moved(), *states_and_damage()]
     return [tuned(), still_better(), *said]
 
 
@@ -722,6 +723,32 @@ def order_after_tuning() -> str:
             f"{other.mean():.1f} and {one.mean():.1f}, {says(verdicts.paired_ratio(np.log(one), np.log(other)))} of it"
         )
     return f"before tuning {said[0]}, after 64 windows {said[1]}"
+
+
+def moved() -> str:
+    """How far layers move, and their last quarter of columns beside their first."""
+    rows = read("tuning-layers.csv")
+    ratio, most = (rows["last_columns"] / rows["first_columns"]).median(), rows.loc[rows["change"].idxmax()]
+    typical, least = percent(rows["change"].median()), percent(rows["change"].min())
+    return (
+        f"by {typical} of its norm in the median, at least {least} and at most {percent(most['change'])} "
+        f"(`{most['layer']}`), and its last quarter of columns by {ratio:.2f} times as much as its first"
+    )
+
+
+def states_and_damage() -> list[str]:
+    """Drift and damage by decoder block before and after tuning."""
+    rows = read("tuning-blocks.csv")
+    first, last, mean, total = rows.iloc[0], rows.iloc[-1], rows.mean(numeric_only=True), rows.sum(numeric_only=True)
+
+    def change(name: str, found: pd.Series) -> str:
+        return f"from {found[f'{name}_before']:.3f} to {found[f'{name}_after']:.3f}"
+
+    return [
+        f"{change('drift', mean)} in the mean over {len(rows)} decoder blocks, {change('drift', last)} after the last",
+        f"{change('damage', first)} nats a token in the first decoder block and {change('damage', last)} in the last, "
+        f"and in the sum over all {change('damage', total)}",
+    ]
 
 
 def dense_tuned() -> str:
