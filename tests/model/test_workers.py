@@ -57,7 +57,7 @@ def test_statistics_are_summed(several: Found, alone: dict[str, Any]) -> None:
     assert several[0]["statistics"].keys() == alone["statistics"].keys()
     for name, (tokens, hessian, mean) in several[0]["statistics"].items():
         expected_tokens, expected_hessian, expected_mean = alone["statistics"][name]
-        assert tokens == expected_tokens == 9 * 24
+        assert tokens == expected_tokens == 7 * 24
         torch.testing.assert_close(torch.tensor(hessian), torch.tensor(expected_hessian), rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(torch.tensor(mean), torch.tensor(expected_mean), rtol=1e-4, atol=1e-4)
 
@@ -160,7 +160,7 @@ def test_the_command_line_writes_and_prints_once(several: Found, tmp_path: Path)
         assert (weight.eq(0) == other[name].eq(0)).float().mean() > 0.98, name
     report = rose.RunReport.from_json((folder / "out" / "report.json").read_text())
     assert len(report.layers) == 14
-    assert report.summary["samples"] == 9
+    assert report.summary["samples"] == 7
 
 
 def test_the_command_line_slims_as_one_process_does(several: Found, tmp_path: Path) -> None:
