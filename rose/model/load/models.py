@@ -36,7 +36,7 @@ from rose.interrupt import stop_point
 from rose.model.load import compressed
 from rose.model.load.download import stoppable_bars
 from rose.model.load.gguf import frugal_reading
-from rose.model.load.soundness import check_all_used, check_finite, check_shapes, check_sizes
+from rose.model.load.soundness import check_all_used, check_finite, check_masks_applied, check_shapes, check_sizes
 from rose.model.load.stored import for_transformers, is_packed
 from rose.model.load.streaming import build_streamed, write_streamed
 from rose.model.network.layers import count_parameters, low_rank_tensors, named_layers
@@ -186,7 +186,7 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
         found: Any = AutoModelForCausalLM.from_pretrained(source.location, **asked, **options)
         model, loaded = found
     check_shapes(name, loaded["mismatched_keys"])
-    _check_complete(name, loaded["missing_keys"])
+    _check_complete(name, loaded["missing_keys"], loaded["unexpected_keys"])
     check_all_used(name, model, loaded["unexpected_keys"])
     return model
 
@@ -317,8 +317,9 @@ def _check_causal(name: str, config: Any, trust_remote_code: bool) -> None:
         raise RoseError(f"{name} is a {config.model_type} encoder, not a causal language model; choose a decoder.")
 
 
-def _check_complete(name: str, missing: Collection[str]) -> None:
+def _check_complete(name: str, missing: Collection[str], unused: Collection[str]) -> None:
     """Refuses a model of which transformers has made up some weights at random."""
+    check_masks_applied(name, missing, unused)
     if missing:
         raise RoseError(
             f"{name} lacks {len(missing)} of the weights that a causal language model needs, such as "

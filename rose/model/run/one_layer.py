@@ -135,17 +135,18 @@ def record_of(layer: PrunableLayer, result: LayerResult, seconds: float, damping
     well: errors on other inputs or against other targets, tokens.
     """
     told: dict[str, Any] = {"relative_error": result.relative_error, "held_out_error": None}
-    before = _share_of_zeros(layer.weight)
+    before, dead = _share_of_zeros(layer.weight), result.plan.hessian_diagonal.eq(0)
+    beyond_the_mask = before or bool(dead.any())
     return LayerRecord(
         **_place(layer),
         method=result.method,
-        sparsity=max(result.sparsity, _share_gone(layer.weight, result)) if before else result.sparsity,
+        sparsity=max(result.sparsity, _share_gone(layer.weight, result, dead)) if beyond_the_mask else result.sparsity,
         zeros_before=before,
         relative_range=result.plan.relative_range,
         is_columnar=result.plan.is_columnar,
         column_variation=result.plan.column_variation,
         damping=result.damping,
-        dead_columns=int(result.plan.hessian_diagonal.eq(0).sum()),
+        dead_columns=int(dead.sum()),
         seconds=seconds,
         order=result.order.name,
         budget=result.budget,
@@ -156,9 +157,9 @@ def record_of(layer: PrunableLayer, result: LayerResult, seconds: float, damping
     )
 
 
-def _share_gone(weight: Tensor, result: LayerResult) -> float:
-    """Of weights that are zero now and were removed or zero before: not of those that rounding has made 0."""
-    gone = result.weight.eq(0) & (result.mask | weight.eq(0).to(result.mask.device))
+def _share_gone(weight: Tensor, result: LayerResult, dead: Tensor) -> float:
+    """Of weights that are zero now and were removed, dead or zero before: not of those that rounding has made 0."""
+    gone = result.weight.eq(0) & (result.mask | weight.eq(0).to(result.mask.device) | dead.to(result.mask.device))
     return float(gone.double().mean())
 
 

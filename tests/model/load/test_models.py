@@ -168,6 +168,14 @@ def test_missing_weights_are_not_made_up(checkpoint: Path) -> None:
     refused(checkpoint, r"lacks 1 of the weights .* such as model\.layers\.1\.mlp\.up_proj\.weight; it is incomplete")
 
 
+def test_masks_that_torch_keeps_beside_the_weights(checkpoint: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[f"{name}_orig"], weights[f"{name}_mask"] = weights.pop(name), torch.ones(1)
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    refused(checkpoint, r"call torch\.nn\.utils\.prune\.remove\(layer, \"weight\"\) for every pruned layer")
+
+
 def test_a_body_without_its_head(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     make_model("llama").model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

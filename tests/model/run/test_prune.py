@@ -357,12 +357,15 @@ def test_raised_damping_is_in_the_report() -> None:
 
 
 def test_dead_columns_are_counted() -> None:
-    model = make_model("llama")
+    model, dead = make_model("llama"), [*range(12), 30]
     with torch.no_grad():
-        model.model.layers[0].input_layernorm.weight[[3, 8, 30]] = 0
+        model.model.layers[0].input_layernorm.weight[dead] = 0
     report = prune_model(model, make_tokens(), sparsity=0.5, block_size=16, layers=["*.0.self_attn.?_proj"])
-    assert report.layers["dead_columns"].tolist() == [3, 3, 3, 0]
-    assert model.model.layers[0].self_attn.q_proj.weight[:, [3, 8, 30]].eq(0).all()
+    assert report.layers["dead_columns"].tolist() == [13, 13, 13, 0]
+    assert model.model.layers[0].self_attn.q_proj.weight[:, dead].eq(0).all()
+    zeros = [float(layer.weight.eq(0).double().mean()) for layer in rose.prunable_layers(model)[:4]]
+    assert report.layers["sparsity"].tolist() == pytest.approx(zeros)
+    assert zeros[0] > 0.5  # 12 of the first 16 columns are dead, more than the block's share
 
 
 def test_analysis_changes_nothing_and_measures_all_methods_on_the_same_inputs() -> None:
