@@ -117,10 +117,8 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
     kept = sum(one.check.status == "pass" for one in realised)
     if len(realised) == 1:
         finding = f"{labels[0]} {'removed' if kept else 'did not remove'} what was requested"
-    elif kept == len(realised):
-        finding = f"All {words.word(kept)} methods removed what was requested"
     else:
-        finding = f"{words.sentence(style.some(kept))} of {len(realised)} methods removed what was requested"
+        finding = f"{words.sentence(words.out_of(kept, len(realised), 'method'))} removed what was requested"
     what = f"Fraction of the weights{words.of(layer)} removed, as requested and as counted"
     worst = max(realised, key=lambda r: r.deviation)
     caption = f"Every unit has exactly the requested count; rounding would allow {worst.allowed} off."

@@ -263,9 +263,9 @@ def test_sparsity_says_who_kept_the_promise() -> None:
     bad = RealisedSparsity("wanda", "row", 24, 0.7, 0.65, 2, 0, 0)
     assert title(check.sparsity_by_method([good])) == "SparseGPT removed what was requested"
     drawing = check.sparsity_by_method([good, bad])
-    assert title(drawing) == "One of 2 methods removed what was requested"
+    assert title(drawing) == "One of two methods removed what was requested"
     assert "two weights (Wanda, per row)" in drawing.caption
-    assert title(check.sparsity_by_method([bad, bad])) == "None of 2 methods removed what was requested"
+    assert title(check.sparsity_by_method([bad, bad])) == "None of two methods removed what was requested"
     assert list(drawing.figure.data[1].text) == ["70 %", "65 %"]
 
 
