@@ -202,6 +202,15 @@ def test_two_numbers_that_differ_are_shown_to_differ() -> None:
     assert verdicts.says_move(13.0, 13.04, whose, near).endswith("(95 % interval 0.9880 to 1.019, no clear difference)")
 
 
+def test_windows_that_stand_out_are_told() -> None:
+    before = [3.0, 3.5, 2.5, 4.0]
+    assert verdicts.says_odd_windows(before, [4.0, 4.6, 3.4, 5.0]) == ""
+    said = verdicts.says_odd_windows(before, [4.0, 4.6, 3.4, 7.05])  # rises of 1, 1.1, 0.9 and 3.05: 2 above the median
+    assert said.startswith("In one of four windows the loss rose by up to 2.0 nats a token more than in the median one")
+    assert f"makes perplexity {math.exp(2 / 4):.2f} times as high" in said
+    assert verdicts.says_odd_windows([], [1.0]) == verdicts.says_odd_windows([1.0], []) == ""
+
+
 # Cautions
 
 

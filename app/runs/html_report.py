@@ -147,6 +147,7 @@ def run_findings(run: FinishedRun) -> list[str]:
         where = " on held-out windows" if text == HELD_OUT else f" on {words.text_name(text)}" if text else ""
         said = verdicts.says_move(before, after, "the dense model's", verdict)
         found.append(f"{run.name} takes perplexity{where} {said}.")
+        found += filter(None, [verdicts.says_odd_windows(run.losses("before"), run.losses("after"))])
     found += _tuning_findings(run) + _error_findings(run)
     if drift := run.drift:
         steps = [entry["drift"] - (drift[at - 1]["drift"] if at else 0) for at, entry in enumerate(drift)]

@@ -19,7 +19,7 @@ from app.runs.request import HELD_OUT
 from app.runs.shipping import Advice, advise, cost, what_loads, where
 from app.runs.widgets import checkpoint_button, csv_button, file_button
 from rose.report import csv_text, with_cautions
-from rose.verdicts import Result, cautions
+from rose.verdicts import Result, cautions, says_odd_windows
 
 ERRORS = {  # on, against -> column
     ("calibration", "own output"): "relative_error",
@@ -99,7 +99,8 @@ def _recommend(advice: Advice, model: EvaluatedModel, run: PruningRun) -> None:
         words.plain(cost(advice.copy, run.dense.perplexity, model.summary.get("mean_held_out_error"), len(table)))
     )
     st.markdown("\n".join(f"- {words.plain(one)}" for one in advice.reasons()))
-    st.caption(" ".join(words.plain(one) for one in [advice.sure(), *cautions(table)]))
+    odd = says_odd_windows(run.dense.losses, model.losses)
+    st.caption(" ".join(words.plain(one) for one in [advice.sure(), *cautions(table), odd] if one))
 
 
 def _take_on(model: EvaluatedModel, run: PruningRun) -> None:

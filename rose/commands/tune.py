@@ -36,6 +36,7 @@ from rose.model.tune.tuning import (
 )
 from rose.model.workers import Workers
 from rose.report import report_beside
+from rose.verdicts import says_odd_windows
 from rose.wording import whole
 
 Texts = tuple[Tensor, Tensor | None]  # to train on, and held out
@@ -94,7 +95,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
         known = report.summary
         terminal.say(
             f"Perplexity on {options.evaluate}, {known['windows']} windows: {known['perplexity_before']:.2f} dense, "
-            f"{before:.2f} pruned, {known['perplexity_after']:.2f} tuned"
+            f"{before:.2f} pruned, {known['perplexity_after']:.2f} tuned",
+            *filter(None, [says_odd_windows(known["losses_before"], known["losses_after"])]),
         )
     terminal.say(f"Checkpoint and report.json are in {options.output}")
     return 0 if is_whole else CANCELLED
