@@ -443,7 +443,7 @@ def says_odd_windows(before: Sequence[float], after: Sequence[float]) -> str:
     return (
         f"In {out_of(int(odd.sum()), len(odd), 'window')} the loss rose by up to {number(above.max(), 2)} nats a token "
         f"more than in the median one, which alone makes perplexity {times} times as high: a pruned model may lose its "
-        "attention sink where a text begins without a BOS, and --bos always gives it one."
+        "attention sink where a text begins without a BOS; --bos always puts one in front, if the tokenizer has one."
     )
 
 

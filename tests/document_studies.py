@@ -86,7 +86,7 @@ def texts() -> dict[str, list[str]]:
         "docs/class.md": lessons(),
         "docs/damage.md": damage(),
         "docs/diffusion.md": diffusion(),
-        "docs/lab-notes/models.md": [rates()],
+        "docs/lab-notes/models.md": [rates(), sinks()],
         "docs/lab-notes/orders.md": foretold(),
         "docs/large-models.md": memory(),
         "docs/solvers.md": solvers(),
@@ -119,6 +119,19 @@ def rates() -> str:
         for rate, values in both:
             cells = [f"{value:.{1 + 2 * (at % 2)}f}" if value == value else "" for at, value in enumerate(values)]
             lines.append([f"{100 * float(sparsity):.0f} %", str(seed), rate, *cells])
+    return grid(lines)
+
+
+def sinks() -> str:
+    """By checkpoint, without and with a BOS: windows without an attention sink, and mean losses."""
+    lines = []
+    for name, rows in read("sinks.csv").groupby("checkpoint", sort=False):
+        without, having = (rows[rows["bos"] == bos].iloc[0] for bos in (False, True))
+        lost = [f"{row['without_sink']} of {row['windows']}" for row in (without, having)]
+        losses = [
+            f"{value:.2f}" if value == value else "" for value in without[["loss_with_sink", "loss_without_sink"]]
+        ]
+        lines.append([f"`{name}`", lost[0], *losses, f"{without['loss']:.2f}", lost[1], f"{having['loss']:.2f}"])
     return grid(lines)
 
 
@@ -376,7 +389,22 @@ def structured() -> list[str]:
         f"{float(prefill[0]):.2f} times as fast ({float(prefill[1]):.2f} by the number of multiplications), decoding "
         f"{float(decode[0]):.2f} times ({float(decode[1]):.2f} by the weights read), and the file has "
         f"{float(size):.2f}",
+        gain_of_a_bos(),
     ]
+
+
+def gain_of_a_bos() -> str:
+    """How many windows of smaller models have no attention sink, and how much lower losses are with a BOS in front."""
+    rows = read("sinks.csv").pivot(index="checkpoint", columns="bos", values=["loss", "without_sink", "windows"])
+    dense, copies = rows.loc["smollm2-135m"], rows[rows.index.str.contains("slim")]
+    gains = copies["loss"][False] - copies["loss"][True]
+    lost, windows = copies["without_sink"][False], copies["windows"][False].iloc[0]
+    of_dense = dense["loss"][False] - dense["loss"][True]
+    return (
+        f"{lost.min():.0f} to {lost.max():.0f} of {windows:.0f} windows that begin without one have lost their "
+        f"attention sink in {len(copies)} smaller models. A BOS in front takes {gains.min():z.2f} to {gains.max():.2f} "
+        f"nats a token off their losses, and {of_dense:.2f} off the dense model's"
+    )
 
 
 # Targets
