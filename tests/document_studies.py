@@ -118,7 +118,8 @@ def rates() -> str:
         both += [(f"{row['rate']:.4f}", [row[f"{name}_after"] for name in names]) for _, row in part.iterrows()]
         for rate, values in both:
             cells = [f"{value:.{1 + 2 * (at % 2)}f}" if value == value else "" for at, value in enumerate(values)]
-            lines.append([f"{100 * float(sparsity):.0f} %", str(seed), rate, *cells])
+            share = f"{100 * float(sparsity.removeprefix('slim-')):.0f} %"
+            lines.append([share + " taken out" * sparsity.startswith("slim"), str(seed), rate, *cells])
     return grid(lines)
 
 

@@ -48,6 +48,7 @@ from rose.model.workers import Workers
 
 RATE = 1e-3
 FAR = 0.55  # nats a token behind the dense model, below which the rate is less: there is less to gain than it disturbs
+KEPT = 0.4  # of the trained weights, above which the rate is less: outputs move in proportion to the weights that do
 LEAST = 0.1  # share of the rate that is left at the dense model itself, for those whose own text says something else
 FULL = 32  # steps from which on the rate is that: its first ones make the model worse, which few more do not win back
 BATCH = 2  # windows of a step
@@ -189,6 +190,7 @@ class Tuner:
         self.trained = find_trained(self.network, task.layers)
         check_pruned(self.trained, self.network, self.dense, task.unpruned)
         weights = sum(one.frozen.numel() for one in self.trained)
+        self.kept = 1 - sum(int(one.frozen.sum()) for one in self.trained) / max(1, weights)
         check_memory(self.network, tokens.shape[1], weights, compute=settings.compute)
         self.start = [one.parameter.detach().clone() for one in self.trained]
         self.best = self.start
@@ -199,9 +201,10 @@ class Tuner:
 
     @property
     def rate(self) -> float:
-        """The learning rate at its highest; where it was not given, by the number of steps and by how much better the
-        dense model is: what there is to gain."""
-        return self.settings.rate or RATE * min(1.0, max(LEAST, self.away / FAR)) * min(1.0, max(1, self.steps) / FULL)
+        """The learning rate at its highest; where it was not given, by the number of steps, by how much better the
+        dense model is, which is what there is to gain, and by the share of weights that are kept."""
+        known = min(1.0, max(LEAST, self.away / FAR), KEPT / max(KEPT, self.kept))
+        return self.settings.rate or RATE * known * min(1.0, max(1, self.steps) / FULL)
 
     def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
         """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""

@@ -162,6 +162,14 @@ def test_the_rate_falls_with_the_way_to_the_dense_model(loss, is_held_out, monke
     assert rates[0.5] > rates[0.1]
 
 
+@pytest.mark.parametrize(("sparsity", "rate"), [(0.7, 1e-3), (0.5, 8e-4), (0.2, 5e-4)])
+def test_the_rate_falls_with_the_weights_that_are_kept(sparsity, rate, monkeypatch):
+    monkeypatch.setattr(tuning, "LEAST", 1.0)  # however near the dense model is
+    dense, model = pruned_pair(sparsity=sparsity)
+    report = rose.tune_model(model, dense, TOKENS.repeat(16, 1), epochs=1, compute="float32")
+    assert report.summary["rate"] == pytest.approx(rate * min(1, report.summary["steps"] / 32), rel=1e-2)
+
+
 def test_minutes_say_how_many_steps_there_are():
     dense, model = pruned_pair()
     report = rose.tune_model(model, dense, TOKENS, held_out=HELD_OUT, minutes=0.02)
