@@ -74,4 +74,4 @@ def say_perplexity(summary: Mapping[str, Any]) -> None:
         text, windows = summary["evaluated_on"], summary["windows"]
         moved = verdicts.says_move(before.value, after.value, "the dense model's", verdicts.compare(before, after))
         odd = verdicts.says_odd_windows(before.losses, after.losses)
-        terminal.say(f"Perplexity on {text}, {windows} windows: {moved}", *filter(None, [odd]))
+        terminal.say(f"Perplexity on {text}, {windows} windows: {moved}", odd)

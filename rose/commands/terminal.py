@@ -26,8 +26,9 @@ def show(*tables: Table) -> None:
 
 
 def say(*sentences: str) -> None:
-    """Prints sentences to standard output, a line each however long; names in them, as of folders, are no markup."""
-    for sentence in sentences:
+    """Prints sentences to standard output, a line each however long, without those that are empty; names in them, as of
+    folders, are no markup."""
+    for sentence in filter(None, sentences):
         Console(markup=False, highlight=False, soft_wrap=True).print(sentence)
 
 

@@ -96,7 +96,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         terminal.say(
             f"Perplexity on {options.evaluate}, {known['windows']} windows: {known['perplexity_before']:.2f} dense, "
             f"{before:.2f} pruned, {known['perplexity_after']:.2f} tuned",
-            *filter(None, [says_odd_windows(known["losses_before"], known["losses_after"])]),
+            says_odd_windows(known["losses_before"], known["losses_after"]),
         )
     terminal.say(f"Checkpoint and report.json are in {options.output}")
     return 0 if is_whole else CANCELLED
