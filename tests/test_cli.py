@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rose
@@ -76,6 +77,26 @@ def test_prune_writes_a_checkpoint_that_loads_and_a_report_that_tells_the_truth(
     assert (table["held_out_error"] > 0).all()
     ids = AutoTokenizer.from_pretrained(output)("hello", return_tensors="pt")
     assert model.generate(**ids, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (1, 8)
+
+
+@pytest.mark.parametrize("computes", ["bfloat16", "float32"])
+def test_a_copy_has_the_format_of_the_checkpoint_or_says_what_keeps_it(
+    computes, checkpoint, tmp_path, capsys, monkeypatch
+):
+    model, tokenizer = rose.load_model(checkpoint, dtype="bfloat16")
+    rose.save_model(model, tokenizer, tmp_path / "stored")
+    monkeypatch.setenv("ROSE_COMPUTE", computes)
+    assert prune(str(tmp_path / "stored"), tmp_path / "pruned", "--method", "wanda", "--sparsity", "0.5") == 0
+    tune = ["--dense", tmp_path / "stored", "--samples", "4", "--length", "48", "--held-out", "0"]
+    assert run("tune", tmp_path / "pruned", *tune, "--output", tmp_path / "tuned") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    for copy in ("pruned", "tuned"):
+        assert {str(tensor.dtype) for tensor in load_file(tmp_path / copy / "model.safetensors").values()} == {
+            f"torch.{computes}"
+        }
+    assert json.loads((tmp_path / "pruned" / "report.json").read_text())["summary"]["dtype"] == computes
+    wider = "The copy will be in float32, twice the bytes; --dtype bfloat16 keeps bfloat16"
+    assert said.count(wider) == (computes == "float32")  # what is tuned has float32 already
 
 
 def test_prune_measures_perplexity_before_and_after(checkpoint, text, tmp_path, capsys):

@@ -12,8 +12,9 @@ import rose
 from app import shared
 from app.study import preflight
 from app.study.setup import LIMITS, Setup
-from rose.model.load.models import DTYPES, PACKAGED, is_hub_id, load_skeleton
+from rose.model.load.models import DTYPES, PACKAGED, STORED, is_hub_id, load_skeleton, read_as
 from rose.model.network.layers import decoder_blocks
+from rose.model.network.network import Network
 
 HUB = urlsplit(constants.ENDPOINT).netloc
 FILE = "file"
@@ -136,9 +137,17 @@ def _choose_model() -> str:
         accept_new_options=True,
         help="Choose a packaged one, or type a Hub id (meta-llama/Llama-3.2-1B), a folder (~/models/mine) or a .gguf "
         "file. " + " ".join(f"{name}: {one.description}." for name, one in PACKAGED.items()),
+        on_change=_read_as_stored,
         **_key("model"),
     )
     return (name or "").strip()
+
+
+def _read_as_stored() -> None:
+    """A model that is chosen is read in the format that suits how it is stored, until another is chosen."""
+    known = structure((st.session_state[PREFIX + "model"] or "").strip())
+    stored = None if known is None else Network(known).dtype
+    st.session_state[PREFIX + "dtype"] = str(read_as(STORED, stored)).removeprefix("torch.")
 
 
 def _choose_layers(choice: str, model: str) -> str:
@@ -194,6 +203,7 @@ def _ask_hub(model: str) -> None:
         load_skeleton(model)
     except rose.RoseError as problem:
         problems()[model] = str(problem)
+    _read_as_stored()
 
 
 def describe(setup: Setup) -> str:

@@ -33,7 +33,8 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add("dense", metavar="DENSE", help="the model before: packaged name, Hub id, folder or .gguf file")
     add("pruned", nargs="+", metavar="PRUNED", help="one or more checkpoints made from it, named the same way")
-    shared.add(parser, "dtype compute trust-remote-code stream")
+    shared.add(parser, "dtype", default="float32")  # which holds what either file holds
+    shared.add(parser, "compute trust-remote-code stream")
     says = f"text to measure errors on: {shared.TEXTS} (default: none, judge by the weights alone, in seconds)"
     shared.add(parser, "calibration", help=says, default=None)
     shared.add(parser, "samples length seed held-out bos")

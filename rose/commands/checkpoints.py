@@ -1,4 +1,4 @@
-"""What `prune` and `slim` share: a model is evaluated before and after, and written with a report."""
+"""What `prune`, `slim` and `tune` share: a model is evaluated before and after, and written with a report."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from torch import nn
 from transformers import PreTrainedModel
 
 import rose
 from rose import verdicts
 from rose.commands import options as shared
 from rose.commands import terminal
+from rose.model.load.models import parse_dtype, stored_dtype
 from rose.model.workers import Workers
 from rose.output import check_folder, check_output
 from rose.verdicts import Result
@@ -32,29 +34,44 @@ def check(options: argparse.Namespace) -> None:
 
 
 class Outcome:
-    """What becomes of a model: its perplexity on the text of --evaluate, where there is one, and the folder."""
+    """What becomes of a model: its perplexity on the text of --evaluate, where there is one, and the folder.
 
-    def __init__(self, options: argparse.Namespace, model: PreTrainedModel, tokenizer: Any, console: Console) -> None:
-        self.options, self.model, self.tokenizer, self.console = options, model, tokenizer, console
+    `source` names what is pruned or tuned.
+    """
+
+    def __init__(self, options: argparse.Namespace, source: str, tokenizer: Any, console: Console) -> None:
+        self.options, self.tokenizer, self.console = options, tokenizer, console
         self.windows = shared.windows(options, options.evaluate, tokenizer) if options.evaluate else None
-        self.before = self.measure("before")
+        self.before: dict[str, Any] = {}
+        _say_format(source, options.dtype, console)
 
-    def measure(self, stage: str) -> dict[str, Any]:
-        return shared.evaluated(self.model, self.windows, self.console, f"Perplexity {stage}", stage)
+    def begin(self, dense: nn.Module) -> None:
+        """Evaluates the model as it was before."""
+        self.before = self.measure(dense, "before")
 
-    def save(self, report: rose.RunReport) -> rose.RunReport:
-        """Evaluates the model, saves it with its report, and returns the report with all that the command knows."""
+    def measure(self, model: nn.Module, stage: str) -> dict[str, Any]:
+        return shared.evaluated(model, self.windows, self.console, f"Perplexity {stage}", stage)
+
+    def save(self, model: PreTrainedModel, report: rose.RunReport) -> rose.RunReport:
+        """Evaluates the model, saves it with its report, and returns the report with what came out."""
         folder = self.options.output
         report = report.with_summary(
-            **shared.origin(self.options),
             evaluated_on=self.options.evaluate,
             windows=0 if self.windows is None else len(self.windows),
             **self.before,
-            **self.measure("after"),
+            **self.measure(model, "after"),
         )
         with self.console.status(escape(f"Writing {folder}")):
-            Workers.here().from_first(lambda: rose.save_model(self.model, self.tokenizer, folder, report=report))
+            Workers.here().from_first(lambda: rose.save_model(model, self.tokenizer, folder, report=report))
         return report
+
+
+def _say_format(source: str, dtype: str, console: Console) -> None:
+    """Says where the copy will take more bytes a weight than what it is made from."""
+    stored = stored_dtype(source)
+    if stored.itemsize < parse_dtype(dtype).itemsize:
+        kept = str(stored).removeprefix("torch.")
+        console.print(f"The copy will be in {dtype}, twice the bytes; --dtype {kept} keeps {kept}", soft_wrap=True)
 
 
 def say_targets(report: rose.RunReport) -> None:
@@ -66,12 +83,20 @@ def say_targets(report: rose.RunReport) -> None:
 
 
 def say_perplexity(summary: Mapping[str, Any]) -> None:
-    if summary["perplexity_after"] is not None:
-        before, after = (
-            Result(stage, "", summary[f"perplexity_{stage}"], tuple(summary[f"losses_{stage}"]))
-            for stage in ("before", "after")
+    """How perplexity has moved from the dense model's; of a tuned model from the pruned one's, too."""
+    if summary["perplexity_after"] is None:
+        return
+    before, after = _result(summary, "before"), _result(summary, "after")
+    moved = verdicts.says_move(before.value, after.value, "the dense model's", verdicts.compare(before, after))
+    terminal.say(f"Perplexity on {summary['evaluated_on']}, {summary['windows']} windows: {moved}")
+    if (tuned := summary.get("tuned", {})).get("perplexity_before") is not None:
+        pruned = _result(tuned, "before")
+        verdict = verdicts.compare(pruned, after)
+        terminal.say(
+            f"Tuning took it {verdicts.says_move(pruned.value, after.value, 'that of the pruned model', verdict)}"
         )
-        text, windows = summary["evaluated_on"], summary["windows"]
-        moved = verdicts.says_move(before.value, after.value, "the dense model's", verdicts.compare(before, after))
-        odd = verdicts.says_odd_windows(before.losses, after.losses)
-        terminal.say(f"Perplexity on {text}, {windows} windows: {moved}", odd)
+    terminal.say(verdicts.says_odd_windows(before.losses, after.losses))
+
+
+def _result(summary: Mapping[str, Any], stage: str) -> Result:
+    return Result(stage, "", summary[f"perplexity_{stage}"], tuple(summary[f"losses_{stage}"]))

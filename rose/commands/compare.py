@@ -63,6 +63,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     chosen = shared.run_options(options)
     del chosen["sparsity"]
     plan_comparison(methods, sparsities, **chosen)
+    shared.settle_dtype(options, options.model)
     folder = ComparisonFolder(options.output, shared.pick(options, FOLDER_SETTINGS))
     options.rows = options.output
     model, tokenizer = shared.load(options, console)

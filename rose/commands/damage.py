@@ -56,6 +56,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     run_settings(**chosen)
     if options.evaluate is None and options.held_out < 1:
         raise rose.RoseError("Loss needs windows: give --evaluate TEXT, or --held-out of at least 1.")
+    shared.settle_dtype(options, options.model)
     folder = DamageFolder(options.output, shared.pick(options, FOLDER_SETTINGS))
     options.rows = options.output
     if not any(row.unit == WHOLE for row in folder.rows):

@@ -17,7 +17,7 @@ from rose.layer.grid import BITS, GROUPS
 from rose.layer.methods import BUDGETS, Settings
 from rose.layer.order import order_names
 from rose.model.estimate.memory import Memory
-from rose.model.load.models import DTYPES, parse_dtype
+from rose.model.load.models import DTYPES, STORED, parse_dtype, read_as, stored_dtype
 from rose.model.load.tokens import (
     BOS,
     SOURCES,
@@ -62,7 +62,8 @@ def _known() -> dict[str, dict[str, Any]]:
         known[name] = {"help": says, **({"type": kind} if kind in (int, float) else {}), **more}
 
     one("model", f"packaged name, Hub id, folder or .gguf file {DEFAULT}", default="smollm2-135m")
-    one("dtype", f"number format of the weights, and of a copy's {DEFAULT}", choices=DTYPES, default="float32")
+    says = "number format of the weights, and of a copy's; auto: bfloat16 for a checkpoint in it where this machine"
+    one("dtype", f"{says} computes in it, else float32 {DEFAULT}", choices=(STORED, *DTYPES), default=STORED)
     one("trust-remote-code", "run Python code from the model's repository", action="store_true")
     says = "read decoder blocks from safetensors files one at a time, for big models"
     one("stream", says, action="store_true")
@@ -135,10 +136,17 @@ def load(options: argparse.Namespace, console: Console, name: str | None = None,
     """The model and its tokenizer; of another name, one that is read as this one. Texts and their windows are checked
     first."""
     _check_texts(options)
+    settle_dtype(options, name or options.model)
     more |= pick(options, (given for given in ("dtype", "trust_remote_code", "stream") if given in options))
     with console.status(escape(f"Loading {name or options.model}")):
         model, tokenizer = rose.load_model(name or options.model, **more)
     return model, tokenizer
+
+
+def settle_dtype(options: argparse.Namespace, name: str) -> None:
+    """Puts the number format that this model is read in where --dtype leaves it open."""
+    if options.dtype == STORED:
+        options.dtype = str(read_as(STORED, stored_dtype(name))).removeprefix("torch.")
 
 
 def _check_texts(options: argparse.Namespace) -> None:

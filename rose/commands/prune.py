@@ -41,12 +41,14 @@ def run(options: argparse.Namespace, console: Console) -> None:
     shared.tell_memory(options, partial(estimate_memory, **sizes), model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
     shared.rotate(options, model, tokens, [settings], console)
-    outcome = checkpoints.Outcome(options, model, tokenizer, console)
+    outcome = checkpoints.Outcome(options, options.model, tokenizer, console)
     texts = draw_texts(options, model, tokenizer, outcome.windows)
+    outcome.begin(model)
     with terminal.bar(console, "Pruning") as follow:
         chosen |= {"layers": options.layers, "checkpoint": options.checkpoint}
         report = rose.prune_model(model, tokens, held_out=held_out, progress=follow, **chosen)
-    report = outcome.save(report.with_summary(**tune_after(options, console, model, texts)))
+    said = shared.origin(options) | tune_after(options, console, model, texts)
+    report = outcome.save(model, report.with_summary(**said))
     _print_layers(report)
     _print_summary(report, options.output)
 

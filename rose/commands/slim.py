@@ -69,20 +69,22 @@ def run(options: argparse.Namespace, console: Console) -> None:
         estimate = partial(_larger, estimate, rest.method, pruning["target"])
     shared.tell_memory(options, estimate, model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
-    outcome = checkpoints.Outcome(options, model, tokenizer, console)
+    outcome = checkpoints.Outcome(options, options.model, tokenizer, console)
     texts = draw_texts(options, model, tokenizer, outcome.windows)
+    outcome.begin(model)
     with terminal.bar(console, "Slimming") as follow:
         more = {"held_out": held_out, "progress": follow, "checkpoint": options.checkpoint}
         report = slimmed = rose.prune_structured(model, tokens, **slimming | more)
     if rest:
-        between = outcome.measure("slimmed")
+        between = outcome.measure(model, "slimmed")
         with terminal.bar(console, "Pruning") as follow:
             more |= {"progress": follow, "checkpoint": options.checkpoint and options.checkpoint / "pruned"}
             pruned = rose.prune_model(model, tokens, **pruning | more)
         # One report of both: the rows of parts, then those of layers; the second run's settings under "pruned".
         both = pd.concat([slimmed.layers, pruned.layers], ignore_index=True)
         report = rose.RunReport(both, slimmed.summary | {"pruned": pruned.summary} | between)
-    report = outcome.save(report.with_summary(**tune_after(options, console, model, texts)))
+    said = shared.origin(options) | tune_after(options, console, model, texts)
+    report = outcome.save(model, report.with_summary(**said))
     if len(slimmed.layers):
         _print_parts(slimmed.layers)
     _print_summary(report)

@@ -34,9 +34,7 @@ from rose.model.tune.tuning import (
     TuneTask,
     check_memory,
 )
-from rose.model.workers import Workers
 from rose.report import report_beside
-from rose.verdicts import says_odd_windows
 from rose.wording import whole
 
 Texts = tuple[Tensor, Tensor | None]  # to train on, and held out
@@ -76,50 +74,25 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace, console: Console) -> int:
     settings = TuneSettings(**shared.pick(options, ("minutes", "epochs", "loss", "rate", "batch", "seed", "compute")))
     checkpoints.check(options)
+    shared.settle_dtype(options, options.pruned)
     dense, tokenizer = shared.load(options, console, options.dense)
     model, _ = shared.load(options, console, options.pruned, tokenizer=options.dense)
-    evaluated = _Perplexities(options, tokenizer, console)
+    outcome = checkpoints.Outcome(options, options.pruned, tokenizer, console)
     sizes = shared.pick(options, ("samples", "held_out", "length"))
-    texts = _texts(options, tokenizer, evaluated.windows, **sizes)
+    texts = _texts(options, tokenizer, outcome.windows, **sizes)
     report = _report_of(options.pruned, model)
     keep_low_rank(model, expand(options.pruned))
     tuner = Parts(TuneTask(model, dense, *texts, options.layers, options.unpruned), settings, options.parts)
-    pruned = evaluated.of(model, "before", "before")
+    outcome.begin(dense)
+    pruned = outcome.measure(model, "before")
     is_whole = _follow(tuner, console, options.checkpoint)
     found = tuner.report()
     facts = found.facts | shared.origin(options) | {"dense": options.dense} | pruned
-    report = report.with_summary(tuned=facts, **evaluated.after(dense, model))
-    Workers.here().from_first(lambda: rose.save_model(model, tokenizer, options.output, report=report))
+    report = outcome.save(model, report.with_summary(tuned=facts))
     say_tuned(found)
-    if (before := pruned["perplexity_before"]) is not None:
-        known = report.summary
-        terminal.say(
-            f"Perplexity on {options.evaluate}, {known['windows']} windows: {known['perplexity_before']:.2f} dense, "
-            f"{before:.2f} pruned, {known['perplexity_after']:.2f} tuned",
-            says_odd_windows(known["losses_before"], known["losses_after"]),
-        )
+    checkpoints.say_perplexity(report.summary)
     terminal.say(f"Checkpoint and report.json are in {options.output}")
     return 0 if is_whole else CANCELLED
-
-
-class _Perplexities:
-    """On the text of --evaluate, where there is one."""
-
-    def __init__(self, options: argparse.Namespace, tokenizer: Any, console: Console) -> None:
-        self.options, self.console = options, console
-        self.windows = shared.windows(options, options.evaluate, tokenizer) if options.evaluate else None
-
-    def of(self, model: nn.Module, what: str, stage: str) -> dict[str, Any]:
-        return shared.evaluated(model, self.windows, self.console, f"Perplexity {what}", stage)
-
-    def after(self, dense: nn.Module, model: nn.Module) -> dict[str, Any]:
-        """For the summary of a report, in place of what it says of the pruned model."""
-        return {
-            "evaluated_on": self.options.evaluate,
-            "windows": 0 if self.windows is None else len(self.windows),
-            **self.of(dense, "of the dense model", "before"),
-            **self.of(model, "after", "after"),
-        }
 
 
 def check_minutes(options: argparse.Namespace) -> None:

@@ -41,6 +41,7 @@ from rose.model.load.stored import for_transformers, is_packed
 from rose.model.load.streaming import build_streamed, write_streamed
 from rose.model.network.layers import count_parameters, low_rank_tensors, named_layers
 from rose.model.network.network import Network
+from rose.model.network.precision import computes_bfloat16
 from rose.output import new_folder
 from rose.report import RunReport
 
@@ -51,6 +52,7 @@ BUILDERS: dict[str, Callable[[Any, Path | None, torch.dtype], PreTrainedModel]] 
 # What a tokenizer's files are called, or how their names end or begin: one of them is there.
 VOCABULARIES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STORED = "auto"  # how weights are read, see `read_as`
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class _Source:
 def load_model(
     name: str,
     *,
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype = STORED,
     trust_remote_code: bool = False,
     stream: bool = False,
     scratch: str | Path | None = None,
@@ -104,7 +106,8 @@ def load_model(
 
     Args:
         name: "smollm2-135m" (packaged), a Hub id such as "meta-llama/Llama-3.2-1B", a folder, or a .gguf file.
-        dtype: "float32", "bfloat16" or "float16"; a GGUF file is dequantized into it.
+        dtype: "float32", "bfloat16" or "float16"; a GGUF file is dequantized into it. "auto": bfloat16 for weights that
+            are stored in it, where this machine computes in it (see `rose.model.network.precision`); else float32.
         trust_remote_code: run Python code that the repository carries. Off unless you ask for it.
         stream: leave the weights in their safetensors files, and read one decoder block at a time; for models larger
             than memory. `analyze_model`, `prune_model`, `prune_structured`, `visit_blocks`, `collect_statistics` and
@@ -119,11 +122,12 @@ def load_model(
         RoseError: no such model, no network, not a causal language model, missing or corrupt file, weights that are not
             finite or that the configuration does not name, not enough memory, or a repository that wants remote code.
     """
-    wanted = parse_dtype(dtype)
+    check_dtype(dtype)
     source = _locate(name)
     options = {"trust_remote_code": trust_remote_code, **source.options}
     with _explained(name, source), _quiet():
         config = _configuration(name, source, options)
+        wanted = read_as(dtype, config.dtype)
         if stream and _builder(config):
             raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
         # First, as weights may take minutes.
@@ -222,8 +226,19 @@ def stored_dtype(name: str) -> torch.dtype:
     if "gguf_file" in source.options:
         return torch.float32
     with _explained(name, source), _quiet():
-        found = AutoConfig.from_pretrained(source.location, **source.options).dtype
-    return found if found in DTYPES.values() else torch.float32
+        found = PreTrainedConfig.get_config_dict(source.location, **source.options)[0]  # runs no code
+    return DTYPES.get(str(found.get("dtype", found.get("torch_dtype"))), torch.float32)
+
+
+def read_as(dtype: str | torch.dtype, stored: torch.dtype | None) -> torch.dtype:
+    """The format that weights are read in: as asked for, or with "auto" by the one that they are stored in, if any.
+
+    That is bfloat16 for bfloat16 where this machine computes in it, as elsewhere it takes two to four times as long as
+    float32. Weights in float16 become float32, too: the hidden states of some models do not fit into float16.
+    """
+    if dtype != STORED:
+        return parse_dtype(dtype)
+    return torch.bfloat16 if stored == torch.bfloat16 and computes_bfloat16() else torch.float32
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -235,8 +250,14 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
     if dtype not in DTYPES:
-        raise RoseError(f"The dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+        raise RoseError(f"The dtype must be one of {', '.join([STORED, *DTYPES])}, not {dtype!r}.")
     return DTYPES[str(dtype)]
+
+
+def check_dtype(dtype: str | torch.dtype) -> None:
+    """Raises RoseError unless `load_model` takes it."""
+    if dtype != STORED:
+        parse_dtype(dtype)
 
 
 def save_model(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.model.network.residence import pick_device
 
 COMPUTE = ("auto", "float32", "bfloat16")
 DEFAULT = "auto"  # perplexities after pruning are alike, see docs/speed.md
@@ -129,6 +130,12 @@ def _chosen(device: torch.device) -> str:
     if chosen not in COMPUTE[1:]:
         raise RoseError(f"{VARIABLE} must be one of {', '.join(COMPUTE[1:])}, not {chosen!r}.")
     return chosen
+
+
+def computes_bfloat16() -> bool:
+    """Whether a model in bfloat16 runs here without a loss of speed: on a GPU, or where "auto" means bfloat16."""
+    device = pick_device()
+    return device.type == "cuda" or _chosen(device) == "bfloat16"
 
 
 def plainly(device: torch.device) -> torch.autocast:

@@ -181,6 +181,22 @@ def test_files_that_were_replaced_are_measured_anew(tmp_path: Path) -> None:
     assert button(app).disabled
 
 
+def test_a_model_is_read_in_the_format_that_suits_how_it_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path / "wide")), dtype="bfloat16")
+    rose.save_model(model, tokenizer, tmp_path / "stored")
+    monkeypatch.setenv("ROSE_COMPUTE", "bfloat16")
+    app = open_page(PAGE)
+    for name, expected in (("stored", "bfloat16"), ("wide", "float32"), ("stored", "bfloat16")):
+        box = app.selectbox(key="start_model")
+        box.options.append(str(tmp_path / name))  # as someone types it
+        box.set_value(str(tmp_path / name)).run()
+        assert app.session_state["start_dtype"] == expected
+    app.selectbox(key="start_dtype").set_value("float32").run()
+    assert app.session_state["draft"].dtype == "float32"
+
+
 def test_edits_survive_a_visit_to_another_page(folder: Path, text: Path) -> None:
     app = small(folder, text)
     app.number_input(key="start_samples").set_value(5).run()

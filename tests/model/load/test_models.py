@@ -29,7 +29,7 @@ from transformers import (
 
 import rose
 from rose import output
-from rose.model.load.models import PACKAGED, PackagedModel, load_skeleton
+from rose.model.load.models import PACKAGED, PackagedModel, load_skeleton, stored_dtype
 from tests.model.families import DENSE, VOCABULARY, logits, make_model, make_tokens
 from tests.tiny import byte_tokenizer
 
@@ -93,9 +93,30 @@ def test_dtype(dtype: str | torch.dtype, saved: Path, tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {wanted}
 
 
+@pytest.mark.parametrize(
+    ("stored", "computes", "read"),
+    [
+        ("bfloat16", "bfloat16", torch.bfloat16),
+        ("bfloat16", "float32", torch.float32),
+        ("float16", "bfloat16", torch.float32),
+        ("float32", "bfloat16", torch.float32),
+    ],
+)
+def test_read_as_it_is_stored_where_this_machine_computes_in_that(
+    stored: str, computes: str, read: torch.dtype, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = rose.load_model(str(saved), dtype=stored)
+    rose.save_model(model, tokenizer, tmp_path / "out")
+    monkeypatch.setenv("ROSE_COMPUTE", computes)
+    again, _ = rose.load_model(str(tmp_path / "out"))
+    assert {parameter.dtype for parameter in again.parameters()} == {read}
+    assert stored_dtype(str(tmp_path / "out")) == getattr(torch, stored)
+    assert all(map(torch.equal, map(torch.Tensor.float, again.parameters()), map(torch.Tensor.float, model.parameters())))
+
+
 @pytest.mark.parametrize("dtype", ["int8", "float64", torch.float64, torch.int8, ""])
 def test_unknown_dtype(dtype: Any, saved: Path) -> None:
-    refused(saved, "dtype must be one of float32, bfloat16, float16, not", dtype=dtype)
+    refused(saved, "dtype must be one of auto, float32, bfloat16, float16, not", dtype=dtype)
 
 
 def test_skeleton_has_the_layers_but_no_weights(saved: Path) -> None:
