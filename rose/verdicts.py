@@ -422,6 +422,23 @@ def says_move(before: float, after: float, whose: str, verdict: Verdict) -> str:
     return f"{said} (95 % interval {number(ratio.low, 4)} to {number(ratio.high, 4)}{doubt})"
 
 
+def says_perplexity(summary: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[str]:
+    """How perplexity has moved from the dense model's, by the summary of a report: "from 12.98 to 13.04, …", and what
+    windows that stand out have to do with it.
+
+    Args:
+        before: a summary whose `perplexity_before` is that of the pruned model, where a tuned one is told by that.
+    """
+    one, two = _perplexity(before or summary, "before"), _perplexity(summary, "after")
+    whose = "the dense model's" if before is None else "that of the pruned model"
+    odd = "" if before else says_odd_windows(one.losses, two.losses)
+    return [says_move(one.value, two.value, whose, compare(one, two)), *filter(None, [odd])]
+
+
+def _perplexity(summary: Mapping[str, Any], stage: str) -> Result:
+    return Result(stage, "", summary[f"perplexity_{stage}"], tuple(summary[f"losses_{stage}"] or ()))
+
+
 # In 69 of 72 runs of docs/results/headline.csv no window rises by more than 0.41 above the median one; in each of the
 # other three one does by 1.04 to 2.49.
 ODD = 0.75  # nats a token
@@ -443,7 +460,7 @@ def says_odd_windows(before: Sequence[float], after: Sequence[float]) -> str:
     return (
         f"In {out_of(int(odd.sum()), len(odd), 'window')} the loss rose by up to {number(above.max(), 2)} nats a token "
         f"more than in the median one, which alone makes perplexity {times} times as high: a pruned model may lose its "
-        "attention sink where a text begins without a BOS; --bos always puts one in front, if the tokenizer has one."
+        "attention sink where a text begins without a BOS."
     )
 
 

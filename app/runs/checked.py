@@ -32,6 +32,7 @@ from rose.model.check.whose import says_alike
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.load.tokens import text_file
 from rose.model.network.network import Network
+from rose.verdicts import says_perplexity
 
 PICTURED = 12  # layers that break a pattern, of which a part of the mask is kept
 AROUND = (24, 64)  # rows and columns of that part
@@ -202,12 +203,10 @@ def facts(run: CheckpointRun) -> list[str]:
             "output; they are compared with the dense ones so rotated."
         )
     said += _compensation(layers) + _whose(found)
-    if "perplexity" in summary:
-        said.append(
-            f"Perplexity is {words.number(summary['perplexity'])}, of the dense model "
-            f"{words.number(summary['perplexity_dense'])}, on {setup.held_out or setup.samples} × {setup.length} "
-            f"{'held-out ' if setup.held_out else ''}tokens."
-        )
+    if "perplexity_after" in summary:
+        moved, *odd = says_perplexity(summary)
+        on = f"{setup.held_out or setup.samples} × {setup.length} {'held-out ' if setup.held_out else ''}tokens"
+        said += [f"Perplexity on {on} goes {moved}.", *odd]
     if summary["drift"]:
         said.append(f"Drift after the last decoder block: {words.number(summary['drift'][-1]['drift'])}.")
     return said
@@ -284,8 +283,7 @@ def as_finished(run: CheckpointRun) -> FinishedRun:
         known |= {"calibration": setup.text, "samples": setup.samples, "length": setup.length, "seed": setup.seed}
         known |= {"held_out_samples": setup.held_out, "windows": setup.held_out or setup.samples}
         known |= {
-            "perplexity_before": summary.get("perplexity_dense"),
-            "perplexity_after": summary.get("perplexity"),
+            **{name: value for name, value in summary.items() if name.startswith(("perplexity_", "losses_"))},
             "drift": [entry | unknown for entry in summary["drift"]],
         }
     return FinishedRun(f"{run.request.name} (checked)", "check", layers, known, origin=found)

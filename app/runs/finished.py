@@ -396,9 +396,9 @@ def _accuracies(table: pd.DataFrame) -> pd.DataFrame:
     return result.drop_duplicates("task", ignore_index=True)
 
 
-def short_text(value: Any) -> str:
+def short_text(value: Any, most: int = 40) -> str:
     """A setting as a short text without anything that a page could take for a command."""
-    return re.sub(r"[^\w .,:%×+=-]", "·", str(value))[:40]
+    return re.sub(r"[^\w .,:%×+=-]", "·", str(value))[:most]
 
 
 def name_apart(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:

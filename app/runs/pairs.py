@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from app import words
-from app.runs.finished import ERRORS, SERVER, SLIM, FinishedRun, seconds_of, settings_of, short_text
+from app.runs.finished import ERRORS, SLIM, FinishedRun, seconds_of, settings_of, short_text
 from rose import verdicts
-from rose.report import versions
 from rose.verdicts import Result, Setup
 
 MEASURES = {  # column of the layers -> in words, as they follow "the"
@@ -26,7 +25,7 @@ BASELINE = "sparsegpt"
 SHOWN = 6  # runs that are shown if nobody chooses; more lines cannot be told apart
 DRAWN = ("calibration", "samples", "length", "seed", "held_out_samples")  # settings that decide on which tokens
 PLACE = ["layer", "block_index", "projection"]
-MADE_WITH = ("torch", "transformers")  # programs that round numbers their own way
+CONDITION = 200  # characters of what two runs must have in common, to the last of which they are compared
 
 
 @dataclass(frozen=True)
@@ -167,26 +166,16 @@ def said(name: str, value: float) -> str:
 def setup_of(run: FinishedRun) -> Setup:
     """What must be the same before numbers of this run are compared with those of another."""
     known, norms = run.summary, run.summary.get("embedding_norms")
-    text = known.get("evaluated_on")
+    text, length = known.get("evaluated_on"), known.get("window_length", known.get("length"))
+    environment = known.get("environment")
     return Setup(
         model=run.model or None,
         norms=tuple(norms) if isinstance(norms, list) and all(isinstance(one, float) for one in norms) else (),
-        windows=short_text(f"{known.get('windows')} of {text}") if text else None,
+        windows=short_text(f"{known.get('windows')} × {length} of {text}", CONDITION) if text else None,
         dense=run.number("perplexity_before"),
         layers=frozenset(run.layers["layer"]),
-        environment=_environment(run),
+        environment=short_text(environment, CONDITION) if isinstance(environment, str) else None,
     )
-
-
-def _environment(run: FinishedRun) -> str | None:
-    if isinstance(known := run.summary.get("environment"), str):
-        return short_text(known)
-    made = run.summary.get("made_with") or (versions() if run.place == SERVER else None)
-    if not isinstance(made, dict):
-        return None
-    device = str(run.summary.get("device") or "").partition(":")[0]
-    parts = [device, run.summary.get("compute"), *(f"{name} {made[name]}" for name in MADE_WITH if name in made)]
-    return short_text(", ".join(str(part) for part in parts if part)) or None
 
 
 def result_of(run: FinishedRun) -> Result | None:

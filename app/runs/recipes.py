@@ -46,6 +46,7 @@ def analyze_command(setup: Setup, methods: Sequence[str], threshold: float) -> s
         "--sparsity": setup.sparsity,
         **_engine(setup, threshold),
         "--methods": ",".join(methods),
+        "--compute": "float32",  # as a study does
         "--output": "study/",
     }
     if setup.layer_patterns:
@@ -81,17 +82,21 @@ def _command(name: str, options: dict[str, Any]) -> str:
 def python_code(setup: Setup, request: PruneRequest) -> str:
     """A script that does what this request does; it keeps every checkpoint where the request keeps any."""
     rounds = request.bits != (None,)
-    imports = ["import copy", *(["from itertools import product"] if rounds else []), "", "import rose"]
+    joined = request.evaluate == HELD_OUT and setup.held_out > 0  # what other windows are kept apart from
+    imports = ["import copy", *(["from itertools import product"] if rounds else []), ""]
+    imports += [*(["import torch"] if joined else []), "import rose"]
+    reads = ["load_apart", "load_calibration"] if request.evaluate == HELD_OUT else ["load_calibration"]
+    imports.append(f"from rose.model.load.tokens import {', '.join(reads)}")
     amounts = f"sparsity in {list(request.sparsities)}"
     if rounds:
         amounts = f"sparsity, bits in product({list(request.sparsities)}, {list(request.bits)})"
     continued: list[str] = []
     shown = ""
     if request.evaluate == HELD_OUT:
-        imports.append("from rose.model.load.tokens import load_apart")
+        drawn = "torch.cat([tokens, held_out])" if joined else "tokens"
         windows = (
             f"load_apart({setup.text!r}, tokenizer, samples={request.windows}, held_out=0, "
-            f"length={request.window_length}, seed={setup.seed}, apart_from=drawn)[0]"
+            f"length={request.window_length}, seed={setup.seed}, apart_from={drawn})[0]"
         )
     else:
         windows = (
@@ -107,9 +112,10 @@ def python_code(setup: Setup, request: PruneRequest) -> str:
         *imports,
         "",
         f"dense, tokenizer = rose.load_model({setup.model!r}, dtype={setup.dtype!r})",
-        f"drawn = rose.load_tokens({setup.text!r}, tokenizer, samples={setup.samples + setup.held_out}, "
-        f"length={setup.length}, seed={setup.seed})",
-        f"tokens, held_out = drawn[:{setup.samples}], " + (f"drawn[{setup.samples}:]" if setup.held_out else "None"),
+        "tokens, held_out = load_calibration(",
+        f"    {setup.text!r}, tokenizer, samples={setup.samples}, held_out={setup.held_out}, length={setup.length}, "
+        f"seed={setup.seed}",
+        ")",
         f"windows = {windows}",
         *continued,
         f'print("dense", rose.perplexity(dense, windows){shown.format("dense")})',

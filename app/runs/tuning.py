@@ -181,10 +181,11 @@ class TuningRun(Tuning):
         source, run = self.source, self.run
         assert source.report is not None
         before = {"perplexity_before": source.perplexity, "losses_before": list(source.losses)}
-        tuned = {"tuned": found.facts | before}
+        tuned = {"tuned": found.facts | before, "environment": found.summary["environment"]}
         whose = source.label + tuned_suffix(tuned)
         judged = judge(run.request, source.case, whose, model, tokenizer, windows, self._step)
-        command = f"{source.summary['command']} --tune {self.minutes:g}"
+        prunes, *evaluates = str(source.summary["command"]).splitlines()
+        command = "\n".join([f"{prunes} --tune {self.minutes:g}", *evaluates])
         report = without_errors(source.report).with_summary(**judged.measured, command=command, **tuned)
         copy = replace(judged, report=report)
         self._say(f"Writing the checkpoint of {whose}")

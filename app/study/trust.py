@@ -15,7 +15,7 @@ from app.study.study import Study
 from rose import verdicts
 from rose.layer.checks import AGREE, AGREE_ROUGHLY, OVERFIT, check_overfitting
 from rose.layer.pattern import parse_sparsity
-from rose.model.measure.layer_checks import CHECKS, check_layers
+from rose.model.measure.layer_checks import CHECKS, check_layers, sparsity_off
 
 # Status is never colour alone: a word, and an icon of another shape for each.
 BADGES = {
@@ -305,13 +305,13 @@ def _numbers_as_asked(study: Study) -> None:
     records, setup = study.records(), study.setup
     if records.empty:
         return
-    sizes = records["rows"] * records["columns"]
-    off = ((records["sparsity"] * sizes).round() - parse_sparsity(setup.sparsity).ratio * sizes).abs()
+    off = sparsity_off(records, parse_sparsity(setup.sparsity))
     worst = records.loc[off.idxmax()]
+    weights = int(worst["rows"] * worst["columns"])
     said = (
         f"Removed weights of all {words.count(len(records), 'result')} are within {off.max():.1f} weights "
         f"of what the sparsity {setup.sparsity} asks for: the largest difference is in "
-        f"{words.short_layer(worst['layer'])}, of {words.whole(int(sizes[off.idxmax()]))} weights. Blocks round to "
+        f"{words.short_layer(worst['layer'])}, of {words.whole(weights)} weights. Blocks round to "
         "whole weights."
     )
     if (records["damping"] > setup.damping * 1.0001).any():

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from rose.commands import options as shared
 from rose.commands import terminal
+from rose.commands.checkpoints import say_odd
 from rose.layer.methods import METHODS as KNOWN
 from rose.layer.methods import get_method
 from rose.model.check.between import EVEN, better_by_layer, common_masks
@@ -22,6 +23,7 @@ from rose.model.check.verdicts import says_pattern
 from rose.model.check.whose import says_alike
 from rose.output import check_file, write_file
 from rose.report import finite
+from rose.verdicts import says_perplexity
 from rose.wording import count, percent, whole
 
 SHOWN = 8  # names in a line
@@ -107,8 +109,10 @@ def _print(name: str, found: CheckpointCheck) -> None:
             terminal.say(f"Compensation recovered {recovered} of what it could, in the median")
     if summary["drift"]:
         terminal.say(f"Drift after the last decoder block: {summary['drift'][-1]['drift']:.4f}")
-    if "perplexity" in summary:
-        terminal.say(f"Perplexity {summary['perplexity_dense']:.2f} dense, {summary['perplexity']:.2f} here")
+    if "perplexity_after" in summary:
+        moved, *odd = says_perplexity(summary)
+        terminal.say(f"Perplexity {moved}")
+        say_odd(odd)
     terminal.say(*found.cautions)
     if found.is_sane:
         terminal.say("Nothing is wrong.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +18,6 @@ from rose.commands import terminal
 from rose.model.load.models import parse_dtype, stored_dtype
 from rose.model.workers import Workers
 from rose.output import check_folder, check_output
-from rose.verdicts import Result
 
 
 def check(options: argparse.Namespace) -> None:
@@ -86,17 +85,14 @@ def say_perplexity(summary: Mapping[str, Any]) -> None:
     """How perplexity has moved from the dense model's; of a tuned model from the pruned one's, too."""
     if summary["perplexity_after"] is None:
         return
-    before, after = _result(summary, "before"), _result(summary, "after")
-    moved = verdicts.says_move(before.value, after.value, "the dense model's", verdicts.compare(before, after))
+    moved, *odd = verdicts.says_perplexity(summary)
     terminal.say(f"Perplexity on {summary['evaluated_on']}, {summary['windows']} windows: {moved}")
     if (tuned := summary.get("tuned", {})).get("perplexity_before") is not None:
-        pruned = _result(tuned, "before")
-        verdict = verdicts.compare(pruned, after)
-        terminal.say(
-            f"Tuning took it {verdicts.says_move(pruned.value, after.value, 'that of the pruned model', verdict)}"
-        )
-    terminal.say(verdicts.says_odd_windows(before.losses, after.losses))
+        terminal.say(f"Tuning took it {verdicts.says_perplexity(summary, tuned)[0]}")
+    say_odd(odd)
 
 
-def _result(summary: Mapping[str, Any], stage: str) -> Result:
-    return Result(stage, "", summary[f"perplexity_{stage}"], tuple(summary[f"losses_{stage}"]))
+def say_odd(sentences: Sequence[str]) -> None:
+    """On windows that stand out, if any, and what a command can do about it."""
+    if sentences:
+        terminal.say(*sentences, "With --bos always every window begins with one, if the tokenizer has one.")

@@ -11,6 +11,7 @@ import rose
 from rose import verdicts
 from rose.commands import options as shared
 from rose.commands import terminal
+from rose.environment import environment
 from rose.model.estimate.duration import estimate_damage, sweeps_of
 from rose.model.measure.damage import UNITS, dense_weights
 from rose.model.measure.damage_report import (
@@ -23,6 +24,7 @@ from rose.model.measure.damage_report import (
     outliers,
 )
 from rose.model.network.identity import check_same_model, embedding_norms
+from rose.model.network.residence import pick_device
 from rose.model.run.damages import model_of_damages
 from rose.model.run.settings import run_settings
 from rose.model.workers import launched_place
@@ -57,7 +59,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     if options.evaluate is None and options.held_out < 1:
         raise rose.RoseError("Loss needs windows: give --evaluate TEXT, or --held-out of at least 1.")
     shared.settle_dtype(options, options.model)
-    folder = DamageFolder(options.output, shared.pick(options, FOLDER_SETTINGS))
+    settings = shared.pick(options, FOLDER_SETTINGS) | {"environment": environment("float32", pick_device())}
+    folder = DamageFolder(options.output, settings)
     options.rows = options.output
     if not any(row.unit == WHOLE for row in folder.rows):
         _measure(options, chosen, folder, console)

@@ -81,4 +81,4 @@ def print_table(table: pd.DataFrame, title: str) -> None:
         shown.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row))
     show(shown)
     if len(table) > MAX_ROWS:
-        say(f"… and {len(table) - MAX_ROWS} more layers")
+        say(f"… and {len(table) - MAX_ROWS} more rows")

@@ -88,7 +88,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
     is_whole = _follow(tuner, console, options.checkpoint)
     found = tuner.report()
     facts = found.facts | shared.origin(options) | {"dense": options.dense} | pruned
-    report = outcome.save(model, report.with_summary(tuned=facts))
+    # Perplexities are measured anew, here.
+    report = report.with_summary(tuned=facts, environment=facts["environment"])
+    report = outcome.save(model, report)
     say_tuned(found)
     checkpoints.say_perplexity(report.summary)
     terminal.say(f"Checkpoint and report.json are in {options.output}")

@@ -118,11 +118,11 @@ def read_paper_figures(found: Mapping[str, Any]) -> PaperFigures:
     is_whole = set(curves) == set(CURVES) and {order for order, *_ in bars} == set(BARS) and len(ends) == 1
     is_whole &= sorted(visited) == list(range(len(losses))) and (not losses or ends == {len(losses) + 1})
     if not is_whole or min(ends) < 2 or paper.place not in dict(places) or not 0 <= paper.block < MOST_BLOCKS:
-        raise ValueError("its figures of orders are not whole")
+        raise ValueError("its figures of orders are incomplete")
     return paper
 
 
 def _error(value: Any) -> float:
     if not 0 <= (number := float(value)) < 1e30:
-        raise ValueError("an error of its orders is none")
+        raise ValueError("an error of its orders is not a number from 0 on")
     return number

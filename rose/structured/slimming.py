@@ -25,11 +25,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rose.environment import environment
 from rose.errors import RoseError
 from rose.layer.target import corrected_weight, damping_or_rule
 from rose.model.network.identity import embedding_norms
 from rose.model.network.layers import count_parameters, named
 from rose.model.network.network import Network
+from rose.model.network.precision import FLOAT32
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.checkpoint import FORMAT, DiskStorage, describe_inputs, open_checkpoint
 from rose.model.walk.dense_states import dense_streams
@@ -170,7 +172,8 @@ def prune_structured(
             "held_out_samples": 0 if held_out is None else held_out.shape[0],
             "block_parameters": before, "kept_block_parameters": after, "removed_fraction": 1 - after / before,
             "parameters": whole, "kept_parameters": count_parameters(model), "embedding_norms": embedding_norms(model),
-            **means,
+            **means, "environment": environment(FLOAT32.describe()["compute"], network.device),
+            "bos_token": network.bos_in_front(tokens),
             "seconds": kept.seconds + time.perf_counter() - start,
         },
     )  # fmt: skip

@@ -29,7 +29,7 @@ from rose.model.check.others import OtherTensor, others_in_block, others_outside
 from rose.model.check.rotated import sample
 from rose.model.check.verdicts import Peers, Verdict, judge_costs, judge_weights
 from rose.model.check.whose import maker_of
-from rose.model.measure.perplexity import perplexity
+from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision
@@ -175,7 +175,10 @@ def check_checkpoint(
     summary |= whose | {"methods": list(methods) if streams else [], "tokens": 0 if tokens is None else tokens.numel()}
     windows = held_out if held_out is not None else tokens
     if windows is not None and not any(network.is_streamed for network in networks):
-        summary |= {"perplexity_dense": perplexity(dense, windows), "perplexity": perplexity(pruned, windows)}
+        for stage, model in (("before", dense), ("after", pruned)):
+            losses = window_losses(model, windows)
+            told = [] if losses.isnan().any() else losses.tolist()
+            summary |= {f"perplexity_{stage}": perplexity_of(losses), f"losses_{stage}": told}
     meter.tell("done", blocks - 1, 1.0)
     return CheckpointCheck(_table(found, judged), _table_of(others), summary)
 

@@ -39,7 +39,7 @@ from rose.model.load.gguf import frugal_reading
 from rose.model.load.soundness import check_all_used, check_finite, check_masks_applied, check_shapes, check_sizes
 from rose.model.load.stored import for_transformers, is_packed
 from rose.model.load.streaming import build_streamed, write_streamed
-from rose.model.network.layers import count_parameters, low_rank_tensors, named_layers
+from rose.model.network.layers import LOW_RANK_FILE, count_parameters, low_rank_tensors, named_layers
 from rose.model.network.network import Network
 from rose.model.network.precision import computes_bfloat16
 from rose.output import new_folder
@@ -283,7 +283,7 @@ def save_model(
         factors = low_rank_tensors(named_layers(model))
         if factors:
             plain = {name: factor.detach().cpu().contiguous() for name, factor in factors.items()}
-            save_file(plain, temporary / "low_rank.safetensors")
+            save_file(plain, temporary / LOW_RANK_FILE)
         if report is not None:
             report.save(temporary)
 

@@ -201,9 +201,14 @@ def _cut(source: str, ids: Tensor, first: int | None, samples: int | None, lengt
     """Windows of token ids, see `load_tokens`."""
     width = length if first is None else length - 1  # of the text
     most = len(ids) // width
-    if most == 0 or (seed is None and samples is not None and samples > most):
+    if most == 0:
         raise RoseError(
-            f"{source} has {len(ids)} tokens, too few for {samples or 1} windows of {length}; "
+            f"{source} has {len(ids)} tokens, fewer than one window of {length}; ask for shorter ones, or give a "
+            "longer text."
+        )
+    if seed is None and samples is not None and samples > most:
+        raise RoseError(
+            f"{source} has {len(ids)} tokens, too few for {samples} windows of {length}; "
             "ask for fewer or shorter ones, or give a longer text."
         )
     if seed is None:

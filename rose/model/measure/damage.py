@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.error import quadratic_form, ratio
+from rose.layer.error import difference, quadratic_form, ratio
 from rose.layer.methods import Settings, SettingsOptions, make_settings
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
@@ -193,7 +193,7 @@ def _change(
     """Prunes or restores a layer on paper, with the errors of its pruned against its dense weight."""
     calibration, held_out = (statistics_of(layer, found) for found in (block.calibration, block.held_out))
     if restore is None:
-        result = prune_one(layer, block.calibration, replace(settings, held_out=held_out))
+        result = prune_one(layer, block.calibration, replace(settings, held_out=held_out, measures=False))
         dense, pruned, sparsity = layer.weight, result.weight.to(layer.weight.dtype), result.sparsity
     else:
         dense, pruned = restore[layer.name], layer.weight
@@ -206,9 +206,9 @@ def _change(
 def _errors(dense: Tensor, pruned: Tensor, inputs: InputStatistics) -> tuple[float, float]:
     """‖ΔW Xᵀ‖²/‖W Xᵀ‖², and ‖ΔW x‖² as a mean over tokens."""
     hessian = inputs.hessian
-    full = dense.to(hessian.device).float()
-    change = max(quadratic_form(full - pruned.to(hessian.device).float(), hessian), 0.0)
-    return ratio(change, quadratic_form(full, hessian)), change / inputs.tokens
+    weight = dense.to(hessian.device)
+    change = max(quadratic_form(difference(weight, pruned.to(hessian.device)), hessian), 0.0)
+    return ratio(change, quadratic_form(weight, hessian)), change / inputs.tokens
 
 
 def _is_reached(layer: PrunableLayer, block: BlockStatistics) -> bool:

@@ -91,10 +91,21 @@ def _label(method: str) -> str:
     return METHODS[method].label if method in METHODS else sentence(method.replace("_", "-"))
 
 
+def sparsity_off(records: pd.DataFrame, pattern: Pattern) -> pd.Series:
+    """Weights by which each result misses the sparsity that was asked for.
+
+    Zeros in dead columns, and those that the weights had before, may come on top of it.
+    """
+    sizes = records["rows"] * records["columns"]
+    on_top = sizes * (records["dead_columns"] / records["columns"] + records["zeros_before"])
+    off = (records["sparsity"] - pattern.ratio) * sizes
+    return off.where(off < 0, (off - on_top).clip(lower=0)).abs()
+
+
 def _check_sparsity(records: pd.DataFrame, pattern: Pattern, block_size: int) -> Check:
     """From the realised fractions alone; `realised_sparsity` counts in the method's own units."""
     sizes = records["rows"] * records["columns"]
-    deviation = (records["sparsity"] - pattern.ratio).abs() * sizes
+    deviation = sparsity_off(records, pattern)
     blocks = math.ceil(int(records["columns"].iloc[0]) / block_size)
     # Each unit of the budget is rounded to a whole weight; the fractions of older reports are float32.
     units = records["budget"].map({"block": blocks, "row": records["rows"].iloc[0], "layer": 1})

@@ -217,7 +217,7 @@ class Checkpoint(DiskStorage):
 
 def begun_with(folder: str | Path | None) -> str | None:
     """The format of products in the run that was begun in this folder; None where none was."""
-    known = None if folder is None else _described(Path(folder))
+    known = None if folder is None else _described(reachable(folder))
     return None if known is None or "products" not in known else str(known["products"])
 
 
@@ -322,7 +322,9 @@ def _difference(name: str, run: Mapping[str, Any], before: Mapping[str, Any]) ->
         return f"that of {before.get(name, 'prune')}, not of {run.get(name, 'prune')}"
     if name == "model":
         return "the model's weights differ (it must be loaded dense, as it was when the run began)"
-    if name in ("tokens", "held_out", "layers", "format"):
+    if name == "format":
+        return "another version of this program began it, and would go on to other weights"
+    if name in ("tokens", "held_out", "layers"):
         return f"the {name.replace('_', '-')} differ"
     was, now = before.get(name), run.get(name)
     if name in ("compute", "products"):

@@ -168,8 +168,8 @@ def _rewritten(
 
 
 def _pack_file(path: Path, target: Path, sizes: _Sizes) -> None:
-    writer, facts = TensorWriter(target), {}
-    with TensorFile(path) as file:
+    facts = {}
+    with TensorWriter(target) as writer, TensorFile(path) as file:
         for name in file.names():
             stop_point()
             tensor = file.tensor(name)
@@ -181,8 +181,8 @@ def _pack_file(path: Path, target: Path, sizes: _Sizes) -> None:
                 writer.add(name, tensor)
             sizes.add(name, tensor, found.size if found else None, checksum)
         metadata = {"format": FORMAT, "version": VERSION, "source": json.dumps(file.metadata)}
-    metadata["tensors"] = json.dumps(facts)
-    writer.finish(metadata | {"digest": digest_of_facts(metadata)})
+        metadata["tensors"] = json.dumps(facts)
+        writer.finish(metadata | {"digest": digest_of_facts(metadata)})
     with TensorFile(target) as written:
         for name in written.names():
             stop_point()
@@ -190,8 +190,7 @@ def _pack_file(path: Path, target: Path, sizes: _Sizes) -> None:
 
 
 def _unpack_file(path: Path, target: Path, sizes: _Sizes) -> None:
-    writer = TensorWriter(target)
-    with TensorFile(path) as file:
+    with TensorWriter(target) as writer, TensorFile(path) as file:
         for name in file.names():
             stop_point()
             tensor, checksum = file.tensor(name), file.facts[name]["sha256"]

@@ -9,6 +9,7 @@ from typing import Any
 from gguf import GGUFReader, GGUFValueType, GGUFWriter, TokenType
 
 from rose.errors import RoseError
+from rose.model.load.tokens import first_token
 
 # Beginnings of the patterns by which byte-level vocabularies split text -> what llama.cpp calls them.
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|"
@@ -66,7 +67,7 @@ def write_vocabulary(writer: GGUFWriter, tokenizer: Any, size: int) -> None:
         number = getattr(tokenizer, f"{name}_token_id")
         if number is not None and number < size:
             getattr(writer, method)(number)
-    writer.add_add_bos_token(_puts_bos(tokenizer))
+    writer.add_add_bos_token(first_token(tokenizer) is not None)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
 
@@ -113,8 +114,3 @@ def _split(pre_tokenizer: Any) -> str:
     raise RoseError(
         "This tokenizer splits text in a way whose name in GGUF files is not known; pack the folder instead."
     )
-
-
-def _puts_bos(tokenizer: Any) -> bool:
-    ids = tokenizer("a").input_ids
-    return tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id

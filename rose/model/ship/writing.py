@@ -31,13 +31,22 @@ ALIGNMENT = 8
 class TensorWriter:
     """Gathers tensors beside the file that `finish` makes of them.
 
-    Tensors of wider numbers go first, as readers want each at a multiple of the size of its numbers.
+    Tensors of wider numbers go first, as readers want each at a multiple of the size of its numbers. As a context
+    manager, it closes and removes what it has gathered, whatever happens.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._gathered: dict[int, BinaryIO] = {}  # by bytes of a number
         self._entries: dict[int, list[tuple[str, dict[str, Any]]]] = {}
+
+    def __enter__(self) -> TensorWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for width, file in self._gathered.items():
+            file.close()
+            self._place(width).unlink(missing_ok=True)
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Raises OSError as the disk has it, KeyError for a format that safetensors does not know."""
@@ -66,7 +75,6 @@ class TensorWriter:
                 self._gathered[width].close()
                 with self._place(width).open("rb") as data:
                     shutil.copyfileobj(data, file, 2**24)
-                self._place(width).unlink()
 
     def _place(self, width: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{width}")

@@ -18,13 +18,19 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer.change import FoundGrid, find_grid
 from rose.layer.grid import coarsest_grid
-from rose.model.network.layers import LEFT, RIGHT, PrunableLayer, count_parameters, prunable_layers
+from rose.model.network.layers import (
+    GRIDS_TRIED,
+    LEFT,
+    LOW_RANK_FILE,
+    RIGHT,
+    PrunableLayer,
+    count_parameters,
+    prunable_layers,
+)
 from rose.model.network.network import Network
 
 PRUNED = 0.01  # share of zeros from which on a layer is taken for pruned
-LOW_RANK_FILE = "low_rank.safetensors"  # of `save_model`
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of mallopt(3)
-GRIDS_TRIED = 3  # layers in which a grid is looked for
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from rose.environment import environment
 from rose.errors import RoseError
 from rose.files import DamagedFile, digest, explained, read_tensors, write_tensors
 from rose.model.estimate.tuning import TOGETHER, tuning_memory
@@ -57,6 +57,7 @@ WARM_UP = 0.25  # share of the steps in which the rate rises: the first ones fol
 SAMPLES, LENGTH, HELD_OUT = 256, 512, 4  # windows that are drawn unless somebody chooses
 LOOKS = 8  # measurements on held-out windows, and saves, besides that of the start
 STATE = "state.safetensors"
+FORMAT = 1  # raise it where an older folder would no longer give the same weights
 FACTS = ("step", "steps", "best_step", "seconds", "away", "dense_held_out")  # of a `Tuner`, saved with its weights
 
 
@@ -209,7 +210,7 @@ class Tuner:
     def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
         """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""
         network, device = self.network, self.network.device
-        compute = self.workers.from_first(partial(Precision.of, self.settings.compute, torch.float32, device))
+        compute = self.workers.from_first(self._precision)
         with ExitStack() as stack:
             folder = None
             if checkpoint is not None:
@@ -227,12 +228,23 @@ class Tuner:
         for one, weight in zip(self.trained, self.best, strict=True):
             settle(one, weight.float().to(one.parameter.device), self.dtype)
 
+    def _precision(self) -> Precision:
+        return Precision.of(self.settings.compute, torch.float32, self.network.device)
+
     def _describe(self) -> dict[str, Any]:
         facts = asdict(self.settings)
         given = {"tokens": self.tokens} | ({} if self.held_out is None else {"held_out": self.held_out})
         names = [one.name for one in self.trained]
         model, dense = self.network.residence.fingerprint(), self.dense.residence.fingerprint()
-        return {"command": "tune", **facts, "tokens": digest(given), "layers": names, "model": model, "dense": dense}
+        return {
+            "command": "tune",
+            "format": FORMAT,
+            **facts,
+            "tokens": digest(given),
+            "layers": names,
+            "model": model,
+            "dense": dense,
+        }
 
     @property
     def table(self) -> pd.DataFrame:
@@ -268,6 +280,7 @@ class Tuner:
                 "zeros": int(table["zeros"].sum()),
                 "zeros_before": sum(int((was == 0).sum()) for was in self.start),
                 "weights": int(table["weights"].sum()),
+                "environment": environment(self._precision().describe()["compute"], self.network.device),
             },
         )
 

@@ -120,7 +120,7 @@ def test_with_tokens_it_says_what_compensation_recovered_and_other_pages_take_it
     finished = checked.as_finished(run)
     assert finished.layers["target_error"].tolist() == run.found.layers["error"].tolist()
     assert [entry["drift"] for entry in finished.drift] == [entry["drift"] for entry in drift]
-    assert finished.number("perplexity_after") == run.found.summary["perplexity"]
+    assert finished.number("perplexity_after") == run.found.summary["perplexity_after"]
     links = {link.proto.page.rpartition("/")[2]: link.proto.query_string for link in app.get("page_link")}
     assert links["text"] == urlencode({"text_path": str(pruned_folder)})
     assert f"damage_path={quote_plus(str(pruned_folder))}" in links["damage"]

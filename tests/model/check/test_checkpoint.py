@@ -192,7 +192,7 @@ def test_methods_are_known_by_their_masks_and_by_their_errors(dense: nn.Module, 
     drifts = [row["drift"] for row in found.summary["drift"]]
     assert len(drifts) == BLOCKS
     assert min(drifts) > 0
-    assert found.summary["perplexity"] == pytest.approx(rose.perplexity(model, tokens[4:]))
+    assert found.summary["perplexity_after"] == pytest.approx(rose.perplexity(model, tokens[4:]))
 
 
 def test_compensation_for_another_text_is_no_fault() -> None:

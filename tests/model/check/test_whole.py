@@ -144,7 +144,7 @@ def test_nan_in_one_layer_hides_nothing_of_the_others() -> None:
     assert found.wrong.iloc[0].tolist()[:2] == [broken, verdicts.NUMBERS_BROKEN]
     before = list(layers.index).index(broken)  # what comes after reads NaN, by which nothing can be measured
     assert layers["error"].notna().tolist() == [place < before for place in range(len(layers))]
-    assert json.loads(found.to_json())["summary"]["perplexity"] is None
+    assert json.loads(found.to_json())["summary"]["perplexity_after"] is None
 
 
 def test_tokens_that_the_checkpoint_does_not_know_are_refused() -> None:

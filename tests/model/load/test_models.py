@@ -111,7 +111,9 @@ def test_read_as_it_is_stored_where_this_machine_computes_in_that(
     again, _ = rose.load_model(str(tmp_path / "out"))
     assert {parameter.dtype for parameter in again.parameters()} == {read}
     assert stored_dtype(str(tmp_path / "out")) == getattr(torch, stored)
-    assert all(map(torch.equal, map(torch.Tensor.float, again.parameters()), map(torch.Tensor.float, model.parameters())))
+    assert all(
+        map(torch.equal, map(torch.Tensor.float, again.parameters()), map(torch.Tensor.float, model.parameters()))
+    )
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float64", torch.float64, torch.int8, ""])

@@ -90,9 +90,9 @@ def test_windows_in_order(text: str, tokenizer: PreTrainedTokenizerFast) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 1, "length": 1001}, "has 1000 tokens, too few for 1 windows of 1001; ask for fewer or shorter"),
+        ({"samples": 1, "length": 1001}, "has 1000 tokens, fewer than one window of 1001; ask for shorter"),
         ({"samples": 11, "length": 100, "seed": None}, "has 1000 tokens, too few for 11 windows of 100"),
-        ({"samples": None, "length": 1001, "seed": None}, "too few for 1 windows of 1001"),
+        ({"samples": None, "length": 1001, "seed": None}, "fewer than one window of 1001"),
         ({"samples": 0, "length": 10}, "at least 1 sample of at least 2 tokens, not 0 of 10"),
         ({"samples": -1, "length": 10}, "at least 1 sample"),
         ({"samples": 1, "length": 1}, "at least 2 tokens, not 1 of 1"),
