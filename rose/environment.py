@@ -6,13 +6,23 @@ from __future__ import annotations
 import platform
 import re
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from rose.report import versions
-
 ROUNDING = ("torch", "transformers")  # programs that round numbers their own way
+
+
+def versions() -> dict[str, str]:
+    """Of the programs that results depend on, for reports; of rose in a checkout, "checkout"."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "rose-explorer"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "checkout"
+    return found
 
 
 @cache

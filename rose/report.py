@@ -7,10 +7,8 @@ import dataclasses
 import io
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -337,14 +335,3 @@ def _fits(text: str, hint: Any) -> bool:
 def _optional(kind: type) -> list[str]:
     """Fields that are a number or None."""
     return [name for name, hint in get_type_hints(kind).items() if hint in (float | None, int | None)]
-
-
-def versions() -> dict[str, str]:
-    """Of the programs that results depend on, for reports; of rose in a checkout, "checkout"."""
-    found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "rose-explorer"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "checkout"
-    return found

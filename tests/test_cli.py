@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rose
 from rose import cli
+from rose.commands import damage as damage_command
 from rose.files import digest
 from rose.model.measure import comparison
 from rose.model.measure import damage_report as damage_rows
@@ -592,6 +593,9 @@ def test_damage_writes_rows_as_they_come_and_resumes(checkpoint, tmp_path, capsy
     assert run(*command) == 0  # nothing is left to measure
     assert pd.read_csv(output / "rows.csv").equals(rows)
     assert run(*command, "--seed", "7") == 2
+    assert "other settings" in capsys.readouterr().err
+    monkeypatch.setattr(damage_command, "environment", lambda *_: "another machine")  # rounds in another way
+    assert run(*command) == 2
     assert "other settings" in capsys.readouterr().err
 
 

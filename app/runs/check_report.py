@@ -11,7 +11,7 @@ from app.figures.style import Drawing
 from app.runs.checked import CheckpointRun, as_finished, differs, facts, finding
 from app.runs.depth import drift_table
 from app.runs.html_page import Report
-from rose.report import versions
+from rose.environment import versions
 
 NAMED = 20  # of what is wrong, in words
 BARS = 3  # layers whose errors are drawn

@@ -204,9 +204,9 @@ def facts(run: CheckpointRun) -> list[str]:
         )
     said += _compensation(layers) + _whose(found)
     if "perplexity_after" in summary:
-        moved, *odd = says_perplexity(summary)
+        change, *odd = says_perplexity(summary)
         on = f"{setup.held_out or setup.samples} × {setup.length} {'held-out ' if setup.held_out else ''}tokens"
-        said += [f"Perplexity on {on} goes {moved}.", *odd]
+        said += [f"Perplexity on {on} goes {change}.", *odd]
     if summary["drift"]:
         said.append(f"Drift after the last decoder block: {words.number(summary['drift'][-1]['drift'])}.")
     return said

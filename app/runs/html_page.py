@@ -21,7 +21,8 @@ import rose
 from app import words
 from app.figures import style
 from app.figures.style import Drawing
-from rose.report import csv_text, versions
+from rose.environment import versions
+from rose.report import csv_text
 
 LIMIT = 5 * 10**6  # bytes, so that it can be sent by mail
 PAGE = """<!doctype html>

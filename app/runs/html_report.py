@@ -24,8 +24,8 @@ from app.runs.finished import SERVER, SLIM, FinishedRun, name_apart, read_runs
 from app.runs.html_page import Report, to_html
 from app.runs.request import HELD_OUT
 from rose import verdicts
+from rose.environment import versions
 from rose.output import check_file, write_file
-from rose.report import versions
 
 
 def write_report(folders: Sequence[str], output: str | Path) -> list[str]:

@@ -13,6 +13,7 @@ from rich.table import Table
 import rose
 from rose.commands import options as shared
 from rose.commands import terminal
+from rose.files import reachable
 from rose.model.load.tokens import check_seed
 from rose.model.measure.comparison import (
     ComparisonFolder,
@@ -63,6 +64,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     chosen = shared.run_options(options)
     del chosen["sparsity"]
     plan_comparison(methods, sparsities, **chosen)
+    reachable(options.output)
     shared.settle_dtype(options, options.model)
     folder = ComparisonFolder(options.output, shared.pick(options, FOLDER_SETTINGS))
     options.rows = options.output

@@ -12,6 +12,7 @@ from rose import verdicts
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.environment import environment
+from rose.files import reachable
 from rose.model.estimate.duration import estimate_damage, sweeps_of
 from rose.model.measure.damage import UNITS, dense_weights
 from rose.model.measure.damage_report import (
@@ -58,6 +59,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     run_settings(**chosen)
     if options.evaluate is None and options.held_out < 1:
         raise rose.RoseError("Loss needs windows: give --evaluate TEXT, or --held-out of at least 1.")
+    reachable(options.output)
     shared.settle_dtype(options, options.model)
     settings = shared.pick(options, FOLDER_SETTINGS) | {"environment": environment("float32", pick_device())}
     folder = DamageFolder(options.output, settings)

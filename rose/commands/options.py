@@ -13,6 +13,7 @@ from torch import Tensor
 
 import rose
 from rose.commands import terminal
+from rose.environment import versions
 from rose.layer.grid import BITS, GROUPS
 from rose.layer.methods import BUDGETS, Settings
 from rose.layer.order import order_names
@@ -34,7 +35,6 @@ from rose.model.run.allocation import ALLOCATIONS, DENSITY_SPREAD
 from rose.model.run.rotation import rotate_heads
 from rose.model.run.settings import TARGETS, RunOptions
 from rose.model.workers import Workers
-from rose.report import versions
 
 DEFAULT = "(default: %(default)s)"
 COVARIANCE = (

@@ -36,9 +36,6 @@ class Progress:
 
 ProgressCallback = Callable[[Progress], Any]
 
-# Share of a run that allocation takes, roughly; only the progress bar depends on it.
-ALLOCATION_SHARE = {"uniform": 0.0, "owl": 0.25, "sensitivity": 0.4}
-
 
 def part_callback(
     callback: ProgressCallback | None, start: float, low: float, high: float, stage: str | None = None

@@ -25,8 +25,8 @@ from rose.model.network.identity import embedding_norms
 from rose.model.network.layers import LowRank, PrunableLayer
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision
-from rose.model.progress import ALLOCATION_SHARE, Meter, ProgressCallback, part_callback
-from rose.model.run.allocation import allocate
+from rose.model.progress import Meter, ProgressCallback, part_callback
+from rose.model.run.allocation import ALLOCATIONS, allocate
 from rose.model.run.checkpoint import begun_with, describe_run, open_checkpoint
 from rose.model.run.one_layer import dense_record, is_left_dense, prune_in
 from rose.model.run.settings import RunOptions, RunSettings, describe_grid, run_settings
@@ -115,7 +115,7 @@ def prune_by(
     precision = workers.from_first(partial(Precision.of, compute, network.dtype, network.device))
     settings = replace(run.layer, products=precision.products)
     streams = check_streams(network, tokens, held_out)
-    start, share = time.perf_counter(), ALLOCATION_SHARE.get(run.allocation.rule, 0.0)
+    start, share = time.perf_counter(), ALLOCATIONS.get(run.allocation.rule, 0.0)
 
     def dense_patterns() -> dict[str, Pattern]:
         part = part_callback(progress, start, 0, share, "allocate")

@@ -75,6 +75,19 @@ def test_a_slimmed_model_is_read_with_what_went(tmp_path: Path) -> None:
     assert not pairs.pair(run, blocks).measures
 
 
+def test_environments_are_compared_to_the_last_word() -> None:
+    """Their ends, versions and number format, decide as much as the processor does."""
+    where = "AMD EPYC, 1 thread, torch 2.13.0+cpu, transformers 5.24.0, "
+    one, same, other = (
+        finished.runs_of(made_report(environment=where + end, evaluated_on="text"))[0]
+        for end in ("float32", "float32", "bfloat16")
+    )
+    assert pairs.setup_of(one).differs(pairs.setup_of(same)) == ""
+    assert pairs.setup_of(one).differs(pairs.setup_of(other)) == f"environment ({where}float32; {where}bfloat16)"
+    longer = finished.runs_of(made_report(environment=where + "float32", evaluated_on="text", length=32))[0]
+    assert "windows" in pairs.setup_of(one).differs(pairs.setup_of(longer))
+
+
 def test_what_was_slimmed_and_then_pruned_is_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Each stage has its own layers, drift and perplexity, and the report says so."""
     model, output = str(save_tiny_llama(tmp_path / "tiny")), tmp_path / "out"

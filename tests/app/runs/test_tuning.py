@@ -90,6 +90,8 @@ def test_a_tuned_copy_stands_beside_the_others(
 
     # As every page, file and report has it.
     assert told[-1] is copy.report
+    assert str(copy.report.summary["command"]).endswith(f"--tune {run.minutes:g}")
+    assert copy.report.summary["environment"] == summary["environment"]
     copy.report.save(tmp_path / "tuned")
     for (one,) in (finished.runs_of(told[-1]), finished.read_runs(str(tmp_path / "tuned"))):
         assert one.name == TUNED

@@ -62,6 +62,21 @@ def test_another_sparsity_than_asked_fails() -> None:
     assert list(found["found"]) == ["25.6 weights off 60 %"]  # a tenth of 16 × 16
 
 
+def test_zeros_in_dead_columns_come_on_top_of_the_sparsity_and_no_others() -> None:
+    model, dead = tiny_llama(), [*range(7), 9]  # more of the first block than what is asked for
+    with torch.no_grad():
+        model.model.layers[0].input_layernorm.weight[dead] = 0
+    (block,) = rose.visit_blocks(model, some_tokens(), layers=["model.layers.0.self_attn.q_proj"])
+    (layer,) = block.layers
+    record = measure_layer(layer, block.calibration[layer.name], None, method="sparsegpt", **OPTIONS)
+    assert record.sparsity > 0.5
+    records = records_table([record])
+    assert list(check_layers(records, [block], **OPTIONS)["Sparsity as asked"]) == ["pass"]
+    for factor in (0.9, 2.0):  # too few, and more than there are dead columns
+        wrong = records.assign(sparsity=records["sparsity"] * factor)
+        assert list(check_layers(wrong, [block], **OPTIONS)["Sparsity as asked"]) == ["fail"]
+
+
 def test_few_held_out_tokens_show_overfitting() -> None:
     other = torch.randint(40, (2, 16), generator=torch.Generator().manual_seed(9))
     found = table(other)

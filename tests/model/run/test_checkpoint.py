@@ -205,6 +205,19 @@ def test_other_settings_are_refused(options: dict[str, Any], message: str, tmp_p
     assert (tmp_path / "block-00001.safetensors").exists()
 
 
+def test_a_run_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(tmp_path)
+    monkeypatch.setattr(checkpoint_module, "FORMAT", checkpoint_module.FORMAT + 1)
+    with pytest.raises(rose.RoseError, match="another version of this program began it"):
+        run(tmp_path)
+
+
+def test_the_format_of_a_run_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(tmp_path / "begun")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert checkpoint_module.begun_with("~/begun") == "float32"
+
+
 def test_other_tokens_and_models_are_refused(tmp_path: Path) -> None:
     interrupt(tmp_path)
     with pytest.raises(rose.RoseError, match="the tokens differ"):

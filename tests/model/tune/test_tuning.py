@@ -203,7 +203,7 @@ def test_any_seed_will_do():
     assert rose.tune_model(model, dense, TOKENS[:4], epochs=1, seed=2**63 - 1).summary["steps"] == 2
 
 
-def test_a_stopped_run_keeps_the_best_and_goes_on_to_the_same_bits(tmp_path):
+def test_a_stopped_run_keeps_the_best_and_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     dense, model = pruned_pair()
     whole, start = copy.deepcopy(model), copy.deepcopy(model)
     expected = rose.tune_model(whole, dense, TOKENS, **JUDGED)
@@ -223,6 +223,9 @@ def test_a_stopped_run_keeps_the_best_and_goes_on_to_the_same_bits(tmp_path):
     assert again.curve["held_out"].tolist() == expected.curve["held_out"].tolist()
     with pytest.raises(rose.RoseError, match=r"rate was 0\.001 there and is 0\.1 now"):
         rose.tune_model(pruned_pair()[1], dense, TOKENS, **JUDGED | {"rate": 0.1}, checkpoint=tmp_path)
+    monkeypatch.setattr(tuning, "FORMAT", tuning.FORMAT + 1)
+    with pytest.raises(rose.RoseError, match="another version of this program began it"):
+        rose.tune_model(pruned_pair()[1], dense, TOKENS, **JUDGED, checkpoint=tmp_path)
 
 
 def test_blocks_in_parts_recover_too_each_from_where_the_one_before_has_ended(tmp_path):
