@@ -15,6 +15,7 @@ from app.figures import marks, overview, palette, style
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose.model.check import verdicts
+from rose.model.check.costs import ERROR_OF
 
 STATUSES = {"fail": "fails", "look": "needs review", "pass": "passes"}  # of a check of our own layers -> verdict
 # Of a checkpoint's layers, then of our own; in each the worst first.
@@ -142,7 +143,6 @@ OF_ITS_MASK = {  # errors that a checkpoint's layer has, or could have
     "error": Style(palette.PURPLE, "as found"),
     "possible_error": Style(palette.GREEN, "least this<br>mask allows"),
 }
-METHOD = "error_of_"
 
 
 def compensation_bars(row: pd.Series, *, layer: str = "", theme: Theme = "light") -> Drawing:
@@ -151,8 +151,8 @@ def compensation_bars(row: pd.Series, *, layer: str = "", theme: Theme = "light"
     `row` is one of `CheckpointCheck.layers`, checked with tokens.
     """
     looks = {name: look for name, look in OF_ITS_MASK.items() if pd.notna(row.get(name))}
-    methods = [str(name) for name in row.index if str(name).startswith(METHOD) and pd.notna(row[name])]
-    looks |= {name: palette.method_style(name.removeprefix(METHOD)) for name in methods}
+    methods = [str(name) for name in row.index if str(name).startswith(ERROR_OF) and pd.notna(row[name])]
+    looks |= {name: palette.method_style(name.removeprefix(ERROR_OF)) for name in methods}
     values = [float(row[name]) for name in looks]
     figure = go.Figure()
     labels = [look.label for look in looks.values()]

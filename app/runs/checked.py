@@ -13,26 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from torch import Tensor, nn
 
 import rose
 from app import words
-from app.figures.checkpoint import METHOD, MaskExcerpt
+from app.figures.checkpoint import MaskExcerpt
 from app.jobs import Job, Run, holding
 from app.runs.finished import NUMBERS, FinishedRun
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand
-from rose.layer.methods import METHODS
 from rose.model.check import checkpoint
 from rose.model.check.checkpoint import CheckpointCheck
-from rose.model.check.verdicts import MOVED, VERDICTS, says_pattern
-from rose.model.check.whose import says_alike
+from rose.model.check.findings import findings, says_other_draw
+from rose.model.check.verdicts import VERDICTS
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.load.tokens import text_file
 from rose.model.network.network import Network
-from rose.verdicts import says_perplexity
 
 PICTURED = 12  # layers that break a pattern, of which a part of the mask is kept
 AROUND = (24, 64)  # rows and columns of that part
@@ -80,6 +77,13 @@ class CheckRequest:
         cost = estimate_cost(skeleton, samples=samples, length=setup.length, passes=2, sweeps=sweeps, target="dense")
         windows = (setup.held_out or setup.samples) * setup.length
         return replace(cost, seconds=cost.seconds + 2 * estimate_evaluation(skeleton, tokens=windows))
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """What decides on the tokens, as reports have it."""
+        setup = self.setup
+        chosen = {"calibration": setup.text, "samples": setup.samples, "length": setup.length, "seed": setup.seed}
+        return chosen | {"held_out_samples": setup.held_out}
 
     @property
     def command(self) -> str:
@@ -178,76 +182,15 @@ def differs(found: CheckpointCheck) -> bool:
 
 def facts(run: CheckpointRun) -> list[str]:
     """What was found of the whole, a sentence each, the cautions first."""
-    found, setup = run.found, run.request.setup
+    found, request = run.found, run.request
     assert found is not None
-    layers, summary = found.layers, found.summary
     said = list(found.cautions)
+    if request.with_tokens:
+        said += filter(None, [says_other_draw(expand(request.pruned), request.drawn)])
     if not differs(found):
-        every = words.out_of(len(layers), len(layers), "layer")
-        said.append(f"The verdict on {every} is the same: {layers['verdict'].iloc[0]}.")
-    before = summary["zeros_before"] / summary["weights"]
-    said.append(
-        f"{words.percent(summary['sparsity'], 2)} of the layers' weights are zero"
-        + (f", {words.percent(before, 2)} were in the dense model" if before else "")
-        + f"; pattern of most layers: {says_pattern(summary['pattern'])}."
-    )
-    moved = int((layers["moved"] > MOVED).sum())
-    said.append(
-        f"Kept weights differ from the dense model's in {words.out_of(moved, len(layers), 'layer')}."
-        if moved
-        else "Kept weights are those of the dense model in every layer."
-    )
-    if rotated := len(summary["rotated_heads"]):
-        said.append(
-            f"Heads of {words.count(rotated, 'output projection')} were rotated before pruning, which changes no "
-            "output; they are compared with the dense ones so rotated."
-        )
-    said += _compensation(layers) + _whose(found)
-    if "perplexity_after" in summary:
-        change, *odd = says_perplexity(summary)
-        on = f"{setup.held_out or setup.samples} × {setup.length} {'held-out ' if setup.held_out else ''}tokens"
-        said += [f"Perplexity on {on} goes {change}.", *odd]
-    if summary["drift"]:
-        said.append(f"Drift after the last decoder block: {words.number(summary['drift'][-1]['drift'])}.")
-    return said
-
-
-def _compensation(layers: pd.DataFrame) -> list[str]:
-    """How much of the error that its masks make was taken back, and what methods reach."""
-    if "recovered" not in layers or layers["recovered"].isna().all():
-        return []
-    known = layers.dropna(subset=["recovered"])
-    means = {str(name): float(layers[name].mean()) for name in layers if str(name).startswith(METHOD)}
-    beside = ", ".join(f"{label_of(name)} {words.number(mean)}" for name, mean in means.items())
-    return [
-        f"Compensation recovered {words.percent(float(known['recovered'].median()), 0)} of what it could, the median "
-        f"of {words.count(len(known), 'layer')}. Mean error {words.number(float(layers['error'].mean()))}; at the same "
-        f"sparsity {beside}."
-    ]
-
-
-def _whose(found: CheckpointCheck) -> list[str]:
-    """Which method made the masks."""
-    if (method := found.summary["method"]) is not None:
-        target = ", towards the dense model's outputs" if method["target"] == "dense" else ""
-        where = words.out_of(method["layers"], len(found.layers), "layer")
-        return [
-            f"Masks of {where} are those of {METHODS[method['name']].label}{target}: "
-            f"{words.percent(method['agreement'])} of what they remove is the same, by chance "
-            f"{words.percent(method['chance'])}. {says_alike(method)}".rstrip()
-        ]
-    if "agreement" not in found.layers:
-        return []
-    nearest, chance = (float(found.layers[name].median()) for name in ("agreement", "agreement_by_chance"))
-    return [
-        f"Masks are those of no method that was tried: the nearest has {words.percent(nearest, 0)} of what it removes "
-        f"in common, by chance {words.percent(chance, 0)}, medians over layers."
-    ]
-
-
-def label_of(column: str) -> str:
-    """The method of a column `error_of_METHOD`, for people."""
-    return METHODS[column.removeprefix(METHOD)].label
+        every = words.out_of(len(found.layers), len(found.layers), "layer")
+        said.append(f"The verdict on {every} is the same: {found.layers['verdict'].iloc[0]}.")
+    return said + findings(found)
 
 
 def as_finished(run: CheckpointRun) -> FinishedRun:
@@ -280,8 +223,7 @@ def as_finished(run: CheckpointRun) -> FinishedRun:
         "command": run.request.command,
     }
     if run.request.with_tokens:
-        known |= {"calibration": setup.text, "samples": setup.samples, "length": setup.length, "seed": setup.seed}
-        known |= {"held_out_samples": setup.held_out, "windows": setup.held_out or setup.samples}
+        known |= run.request.drawn | {"windows": setup.held_out or setup.samples}
         known |= {
             **{name: value for name, value in summary.items() if name.startswith(("perplexity_", "losses_"))},
             "drift": [entry | unknown for entry in summary["drift"]],

@@ -41,6 +41,7 @@ NUMBERS = (
     *("relative_range", "damping", "target_damping", "dead_columns", "seconds", "tokens", "change"),
 )
 ERRORS = ("relative_error", "held_out_error", "target_error", "held_out_target_error")
+ENOUGH = 0.8  # of the minutes asked for, from which on a tuned copy is named by them
 FLAGS = ("is_columnar", "is_damping_raised")
 # Of the summary of a run in two stages, what holds for the second as well.
 CONCLUDED = (
@@ -194,14 +195,16 @@ def without_errors(report: rose.RunReport) -> rose.RunReport:
 
 
 def tuned_suffix(summary: dict[str, Any]) -> str:
-    """ ", tuned 3 min", as names of copies end: what was asked for, or where tuning was stopped; "" without tuning."""
+    """ ", tuned 3 min", as names of copies end: what was asked for, or what was done where that is less; "" without
+    tuning."""
     if "tuned" not in summary:
         return ""
     known = summary["tuned"]
-    if known["steps"] < known["steps_planned"]:
+    asked = 60 * (known.get("minutes") or 0)
+    if known["steps"] < known["steps_planned"] or known["seconds"] < ENOUGH * asked:
         return f", tuned {words.duration(known['seconds'])}"
-    if known.get("minutes"):
-        return f", tuned {words.duration(60 * known['minutes'])}"
+    if asked:
+        return f", tuned {words.duration(asked)}"
     return f", tuned {words.whole(known['steps'])} steps"
 
 

@@ -53,9 +53,8 @@ class Pair:
 
     @property
     def told_apart_by(self) -> str | None:
-        """The first of `measures` that is an error or differs in some layer: a copy and its tuned one share ranges."""
-        differ = (name for name in self.measures if name in ERRORS or any(sides(self.rows(name))))
-        return next(differ, None)
+        """The first error that both know, which is none where one was tuned: other measures are no better or worse."""
+        return next((name for name in self.measures if name in ERRORS), None)
 
     def apart(self, measure: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         one, two = (

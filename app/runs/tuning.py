@@ -230,14 +230,15 @@ def says(tuning: TuningRun) -> str:
     before = summary["zeros_before"]
     zeros += "as before" if before == summary["zeros"] else f"before it were {words.whole(before)}"
     verb = "takes" if summary["steps"] == 1 else "take"
-    return f"{says_steps(tuning)} {verb} perplexity {moved}. {words.sentence(zeros)}."
+    return f"{says_steps(tuning)} {verb} perplexity {moved}. {words.sentence(zeros)}. {found.caution}".rstrip()
 
 
 def says_slim(tuning: SlimTuning) -> str:
     """The same of a smaller copy."""
     assert tuning.found is not None
     helped = tuning.found.summary["kept_step"] > 0
-    return says_steps(tuning) + (". Checkpoint and report above are those of the tuned copy." if helped else "")
+    told = ". Checkpoint and report above are those of the tuned copy." if helped else ""
+    return f"{says_steps(tuning)}{told} {tuning.found.caution}".rstrip()
 
 
 def says_steps(tuning: Tuning) -> str:

@@ -16,7 +16,9 @@ from app.runs.drift_sections import DRIFT as DRIFT_VIEW
 from app.runs.html_page import to_html
 from app.runs.widgets import csv_button, file_button, follow, linked, pruned_model, start_button
 from app.study import form, preflight
-from rose.model.check.verdicts import VERDICTS
+from rose.model.check.costs import ERROR_OF
+from rose.model.check.findings import method_of
+from rose.model.check.verdicts import NOT_PRUNED, VERDICTS
 from rose.model.estimate.duration import Cost
 
 LAYER_PAGE, LAYERS_PAGE, RUNS_PAGE = "views/layer.py", "views/layers.py", "views/runs.py"
@@ -202,9 +204,9 @@ def _every(run: CheckpointRun) -> None:
         for name, label in {"error": "Error", "mask_error": "Mask alone", "possible_error": "Possible"}.items()
     }
     errors |= {
-        name: st.column_config.NumberColumn(checked.label_of(name), format="%.4f")
+        name: st.column_config.NumberColumn(method_of(name), format="%.4f")
         for name in table
-        if str(name).startswith(figures.METHOD)
+        if str(name).startswith(ERROR_OF)
     }
     st.dataframe(
         table.assign(layer=table["layer"].map(words.short_layer)),
@@ -229,8 +231,9 @@ def _every(run: CheckpointRun) -> None:
 
 
 def _ranked(layers: pd.DataFrame) -> pd.DataFrame:
-    """The worst first."""
+    """The worst first, and last those that nothing has happened to."""
     rank = 2 * layers["verdict"].map(VERDICTS.index) - layers["is_wrong"] * 2 * len(VERDICTS)
+    rank += 2 * len(VERDICTS) * (~layers["is_wrong"] & (layers["verdict"] == NOT_PRUNED))
     return layers.iloc[rank.argsort(kind="stable")].reset_index(drop=True)
 
 
@@ -240,8 +243,9 @@ def _layer(layers: pd.DataFrame) -> str:
     chosen = st.session_state.get("check_layer")
     if chosen in names:
         return str(chosen)
-    wrong = layers["is_wrong"].any()
-    return str(names[0] if wrong or session.layer() not in names else session.layer())
+    here, table = session.layer(), layers.set_index("layer")
+    told = "error" not in table or table["error"].isna().all() or (here in names and pd.notna(table["error"][here]))
+    return str(here if here in names and told and not layers["is_wrong"].any() else names[0])
 
 
 def _show_layer(layer: str) -> None:

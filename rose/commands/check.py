@@ -13,21 +13,15 @@ from rich.console import Console
 
 from rose.commands import options as shared
 from rose.commands import terminal
-from rose.commands.checkpoints import say_odd
-from rose.layer.methods import METHODS as KNOWN
+from rose.files import expand
 from rose.layer.methods import get_method
 from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
 from rose.model.check.costs import METHODS
-from rose.model.check.verdicts import says_pattern
-from rose.model.check.whose import says_alike
+from rose.model.check.findings import findings, says_other_draw
 from rose.output import check_file, write_file
 from rose.report import finite
-from rose.verdicts import says_perplexity
-from rose.wording import count, percent, whole
-
-SHOWN = 8  # names in a line
-METHOD = "error_of_"  # before the name of a column of what a method reaches
+from rose.wording import count, percent
 
 
 def add_parser(commands: Any) -> None:
@@ -69,51 +63,22 @@ def run(options: argparse.Namespace, console: Console) -> int:
                 compute=options.compute,
                 progress=follow,
             )
-        _print(name, checks[name])
+        _print(name, checks[name], _of_draw(name, options))
     tables = {pair: _between(pair, models, checks) for pair in combinations(models, 2)}
     if options.json:
         _write(options.json, checks, tables)
     return 0 if all(found.is_sane for found in checks.values()) else 1
 
 
-def _print(name: str, found: CheckpointCheck) -> None:
+def _print(name: str, found: CheckpointCheck, cautions: list[str]) -> None:
     """What is wrong first, then what was found of the whole."""
-    summary, wrong, layers = found.summary, found.wrong, found.layers
+    wrong = found.wrong
     for row in wrong.head(terminal.MAX_ROWS).itertuples():
         terminal.say(f"{row.name}: {row.verdict}. {row.reason}")
     if len(wrong) > terminal.MAX_ROWS:
         terminal.say(f"… and {len(wrong) - terminal.MAX_ROWS} more")
-    counts = ", ".join(f"{size} {verdict}" for verdict, size in summary["verdicts"].items())
-    zeros = f"{percent(summary['sparsity'], 2)} zeros ({whole(summary['zeros'])} of {whole(summary['weights'])})"
-    if summary["zeros_before"]:
-        zeros += f", {whole(summary['zeros_before'])} of them in the dense model"
-    terminal.say(f"{name}: {summary['layers']} layers, {zeros}, {says_pattern(summary['pattern'])}; {counts}")
-    _print_gone(summary["gone"])
-    if rotated := summary["rotated_heads"]:
-        terminal.say(f"Heads of {len(rotated)} output projections were rotated before pruning, which changes no output")
-    changed = found.others.groupby("kind", sort=False).size()
-    if len(changed):
-        kinds = ", ".join(f"{count} of kind {kind}" for kind, count in changed.items())
-        terminal.say(f"Other tensors that differ: {kinds}")
-    if near := summary["nearest"]:
-        whose = KNOWN[near["name"]].label + (", towards the dense model" if near["target"] == "dense" else "")
-        shares = f"{percent(near['agreement'])} of what they remove in common; by chance {percent(near['chance'])}"
-        how = "those of" if summary["method"] else "nearest to those of"
-        terminal.say(f"Masks of {near['layers']} layers are {how} {whose} ({shares}). {says_alike(near)}".rstrip())
-    if "error" in layers:
-        known = layers.dropna(subset=["error"])
-        means = known[[column for column in known if "error" in column and "held_out" not in column]].mean()
-        terminal.say("Mean errors: " + ", ".join(f"{_label(column)} {value:.4f}" for column, value in means.items()))
-        if known["recovered"].notna().any():
-            recovered = percent(known["recovered"].median(), 0)
-            terminal.say(f"Compensation recovered {recovered} of what it could, in the median")
-    if summary["drift"]:
-        terminal.say(f"Drift after the last decoder block: {summary['drift'][-1]['drift']:.4f}")
-    if "perplexity_after" in summary:
-        moved, *odd = says_perplexity(summary)
-        terminal.say(f"Perplexity {moved}")
-        say_odd(odd)
-    terminal.say(*found.cautions)
+    counts = ", ".join(f"{size} {verdict}" for verdict, size in found.summary["verdicts"].items())
+    terminal.say(f"{name}: {found.summary['layers']} layers; {counts}", *findings(found), *found.cautions, *cautions)
     if found.is_sane:
         terminal.say("Nothing is wrong.")
     else:
@@ -121,20 +86,12 @@ def _print(name: str, found: CheckpointCheck) -> None:
         terminal.say(f"Wrong: {count(len(wrong), 'tensor')}{which} {wrong['name'][0]}.")
 
 
-def _print_gone(gone: dict[str, Any]) -> None:
-    if parts := [count(gone[f"{what}s"], what) for what in ("row", "column") if gone[f"{what}s"]]:
-        terminal.say(f"Nothing is left of {' and '.join(parts)} of layers")
-    for what in ("head", "expert"):
-        if names := gone[f"{what}s"]:
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            terminal.say(f"Nothing is left of {count(len(names), what)}: {', '.join(names[:SHOWN])}{more}")
-
-
-def _label(column: str) -> str:
-    labels = {"error": "as found", "mask_error": "mask alone", "possible_error": "possible"}
-    if column.startswith(METHOD):
-        return KNOWN[column.removeprefix(METHOD)].label
-    return (labels | {"dense_input_error": "on dense inputs"})[column]
+def _of_draw(name: str, options: argparse.Namespace) -> list[str]:
+    """A caution where the checkpoint was calibrated on other windows."""
+    if not options.calibration:
+        return []
+    drawn = shared.pick(options, ("calibration", "samples", "length", "seed"))
+    return list(filter(None, [says_other_draw(expand(name), drawn | {"held_out_samples": options.held_out})]))
 
 
 def _between(pair: tuple[str, str], models: dict[str, Any], checks: dict[str, CheckpointCheck]) -> pd.DataFrame:

@@ -164,7 +164,7 @@ def say_tuned(found: TuneReport) -> None:
     summary = found.summary
     of = f"{whole(summary['zeros'])} of {whole(summary['weights'])} weights are zero, as before"
     steps = "1 step" if summary["steps"] == 1 else f"{summary['steps']} steps"
-    terminal.say(f"Tuned {steps} in {summary['seconds']:.0f} s; {of}")
+    terminal.say(f"Tuned {steps} in {summary['seconds']:.0f} s; {of}", found.caution)
     if summary["held_out_before"] is not None:
         before, after, dense = (math.exp(summary[f"held_out_{name}"]) for name in ("before", "after", "dense"))
         parts = summary.get("parts")

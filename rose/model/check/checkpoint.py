@@ -179,6 +179,8 @@ def check_checkpoint(
             losses = window_losses(model, windows)
             told = [] if losses.isnan().any() else losses.tolist()
             summary |= {f"perplexity_{stage}": perplexity_of(losses), f"losses_{stage}": told}
+        which = "held-out" if held_out is not None else "calibration"
+        summary["evaluated_on"] = f"{len(windows)} × {windows.shape[1]} {which} tokens"
     meter.tell("done", blocks - 1, 1.0)
     return CheckpointCheck(_table(found, judged), _table_of(others), summary)
 

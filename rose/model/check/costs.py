@@ -22,6 +22,7 @@ from rose.layer.pattern import Pattern
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
 from rose.model.check.inputs import LayerInputs
 
+ERROR_OF = "error_of_"  # how columns begin of what a method reaches at a layer's sparsity
 METHODS = ("magnitude", "wanda", "sparsegpt", "rose", RECOMMENDED)
 REFIT_STEPS = 12  # of conjugate gradients from the weights found; 24 find half a percent more (docs/lab-notes/check.md)
 DAMPING = 0.01
@@ -84,7 +85,7 @@ class Costs:
             "possible_error": self.possible_error,
             "recovered": self.recovered,
         }
-        return own | {f"error_of_{name}": value for name, value in self.methods.items()}
+        return own | {f"{ERROR_OF}{name}": value for name, value in self.methods.items()}
 
 
 @dataclass(frozen=True)

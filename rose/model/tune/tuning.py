@@ -45,6 +45,7 @@ from rose.model.tune.kept import (
 )
 from rose.model.tune.loss import LOSSES, cross_entropy, divergence
 from rose.model.workers import Workers
+from rose.wording import count
 
 RATE = 1e-3
 FAR = 0.55  # nats a token behind the dense model, below which the rate is less: there is less to gain than it disturbs
@@ -55,6 +56,7 @@ BATCH = 2  # windows of a step
 BETAS = (0.9, 0.999)  # of Adam
 WARM_UP = 0.25  # share of the steps in which the rate rises: the first ones follow few gradients, and do harm
 SAMPLES, LENGTH, HELD_OUT = 256, 512, 4  # windows that are drawn unless somebody chooses
+FEW = 8  # steps below which minutes were too few for this machine: the rate rises over a quarter of them
 LOOKS = 8  # measurements on held-out windows, and saves, besides that of the start
 STATE = "state.safetensors"
 FORMAT = 1  # raise it where an older folder would no longer give the same weights
@@ -138,6 +140,14 @@ class TuneReport:
         """What the report of a pruned model says of it: settings, totals, the curve, and how far layers have moved."""
         moved = dict(zip(self.layers["layer"], self.layers["change"], strict=True))
         return {**self.summary, "curve": self.curve.to_dict("records"), "change": moved}
+
+    @property
+    def caution(self) -> str:
+        """Where the minutes were too few for this machine, a sentence that says so; else ""."""
+        steps, minutes = self.summary["steps_planned"], self.summary["minutes"]
+        if minutes is None or steps >= FEW:
+            return ""
+        return f"Only {count(steps, 'step')} fitted into {minutes:g} min, which change little; give it more minutes."
 
 
 def check_memory(

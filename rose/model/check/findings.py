@@ -1,0 +1,117 @@
+"""What a check has found of the whole, in sentences, for the command line, the app and its reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rose.layer.methods import METHODS
+from rose.model.check.checkpoint import CheckpointCheck
+from rose.model.check.costs import ERROR_OF
+from rose.model.check.verdicts import MOVED, says_pattern
+from rose.model.check.whose import says_alike
+from rose.report import report_beside
+from rose.verdicts import says_perplexity
+from rose.wording import count, listing, number, out_of, percent, whole
+
+SHOWN = 4  # names of what is gone
+
+
+def findings(found: CheckpointCheck) -> list[str]:
+    """A sentence each, without verdicts and cautions."""
+    layers, summary = found.layers, found.summary
+    said = [_zeros(summary), *_gone(summary["gone"])]
+    moved = int((layers["moved"] > MOVED).sum())
+    said.append(
+        f"Kept weights differ from the dense model's in {out_of(moved, len(layers), 'layer')}."
+        if moved
+        else "Kept weights are those of the dense model in every layer."
+    )
+    if rotated := len(summary["rotated_heads"]):
+        said.append(
+            f"Heads of {count(rotated, 'output projection')} were rotated before pruning, which changes no output; "
+            "they are compared with the dense ones so rotated."
+        )
+    if kinds := [f"{size} of kind {kind}" for kind, size in found.others.groupby("kind", sort=False).size().items()]:
+        said.append(f"Other tensors that differ: {', '.join(kinds)}.")
+    said += _errors(layers) + _whose(summary)
+    if "perplexity_after" in summary:
+        moved_to, *odd = says_perplexity(summary)
+        said += [f"Perplexity on {summary['evaluated_on']} goes {moved_to}.", *odd]
+    if summary["drift"]:
+        said.append(f"Drift after the last decoder block: {number(summary['drift'][-1]['drift'])}.")
+    return said
+
+
+def says_other_draw(folder: Path, drawn: Mapping[str, Any]) -> str:
+    """A caution where our report beside a checkpoint tells of other calibration windows than those of a check; else "".
+
+    Args:
+        drawn: calibration, samples, length, seed and held_out_samples of the check.
+    """
+    report = report_beside(folder)
+    known = {} if report is None else {name: report.summary.get(name) for name in drawn}
+    if None in known.values() or not known or known == dict(drawn):
+        return ""
+    text, (samples, length) = Path(str(known["calibration"])).name, (known["samples"], known["length"])
+    return (
+        f"By its report it was calibrated on other windows: {samples} × {length} tokens of {text}, seed "
+        f"{known['seed']}, {known['held_out_samples']} held out. Methods beside it are fitted to the tokens of this "
+        "check, so its errors look higher than theirs, and its masks are less alike."
+    )
+
+
+def method_of(column: str) -> str:
+    """The label of the method that a column of errors is about."""
+    return METHODS[column.removeprefix(ERROR_OF)].label
+
+
+def _zeros(summary: dict[str, Any]) -> str:
+    zeros, weights = whole(summary["zeros"]), whole(summary["weights"])
+    said = f"{percent(summary['sparsity'], 2)} of the layers' weights are zero ({zeros} of {weights})"
+    if before := summary["zeros_before"]:
+        said += f", {percent(before / summary['weights'], 2)} were in the dense model"
+    return f"{said}; pattern of most layers: {says_pattern(summary['pattern'])}."
+
+
+def _gone(gone: dict[str, Any]) -> list[str]:
+    parts = [count(gone[f"{what}s"], what) for what in ("row", "column") if gone[f"{what}s"]]
+    said = [f"Nothing is left of {' and '.join(parts)} of layers."] if parts else []
+    for what in ("head", "expert"):
+        if names := gone[f"{what}s"]:
+            said.append(f"Nothing is left of {count(len(names), what)}: {listing(names, SHOWN)}.")
+    return said
+
+
+def _errors(layers: pd.DataFrame) -> list[str]:
+    """The mean error, what it could have been, and how much of the error that masks make was taken back."""
+    if "error" not in layers or layers["error"].isna().all():
+        return []
+    known = layers.dropna(subset=["error"])
+    reached = {method_of(name): float(known[name].mean()) for name in known if str(name).startswith(ERROR_OF)}
+    beside = ", ".join(f"{label} {number(mean)}" for label, mean in reached.items())
+    said = f"Mean error {number(float(known['error'].mean()))}"
+    said += f"; at the same sparsity, fitted to these very tokens, {beside}." if beside else "."
+    recovered = known["recovered"].dropna()
+    if recovered.empty:
+        return [said]
+    share = percent(float(recovered.median()), 0)
+    median = f", the median of {count(len(recovered), 'layer')}" if len(recovered) > 1 else ""
+    return [said, f"Compensation recovered {share} of what it could{median}."]
+
+
+def _whose(summary: dict[str, Any]) -> list[str]:
+    """Which method made the masks, or comes nearest to them."""
+    near = summary["nearest"]
+    if near is None:
+        return []
+    whose = METHODS[near["name"]].label + (", towards the dense model's outputs" if near["target"] == "dense" else "")
+    shares = f"{percent(near['agreement'])} of what they remove is the same, by chance {percent(near['chance'])}"
+    if summary["method"] is None:
+        nearest = f"the nearest is {whose}: over {count(near['layers'], 'layer')} {shares}"
+        return [f"Masks are those of no method that was tried; {nearest}."]
+    where = out_of(near["layers"], summary["layers"], "layer")
+    return [f"Masks of {where} are those of {whose}: {shares}. {says_alike(near)}".rstrip()]
