@@ -27,13 +27,22 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def apart(*values: float) -> list[str]:
-    """The numbers with as many digits as tell them apart, at least three: 12.98 and 13.04, not 13.0 twice."""
+    """The numbers with as many digits as tell them apart, at least three: 12.98 and 13.04, not 13.0 twice.
+
+    Nor do rounded ones look farther apart than they are: 519.5 and 519.4, not 520 and 519.
+    """
     texts: list[str] = []
     for digits in range(3, MOST_DIGITS + 1):
         texts = [number(value, digits) for value in values]
-        if len(set(texts)) == len(set(values)):
+        if len(set(texts)) == len(set(values)) and not _spread(values, digits) > 2 * (max(values) - min(values)):
             return texts
     return [number(value) for value in values] if len(set(texts)) == 1 else texts
+
+
+def _spread(values: Sequence[float], digits: int) -> float:
+    """Between the largest and the least, once they are rounded."""
+    rounded = [float(f"{value:.{digits}g}") for value in values]
+    return max(rounded) - min(rounded)
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -100,6 +100,20 @@ def test_a_copy_has_the_format_of_the_checkpoint_or_says_what_keeps_it(
     assert said.count(wider) == (computes == "float32")  # what is tuned has float32 already
 
 
+def test_tuning_of_nothing_is_refused_before_anything_is_read(tmp_path, capsys):
+    asked = ["--model", "nowhere", "--sparsity", "0", "--tune", "1", "--output", tmp_path / "out"]
+    assert run("prune", *asked) == 2
+    assert "sparsity 0 prunes nothing" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_tuned_copy_keeps_the_tokenizer_of_what_was_tuned(checkpoint, tmp_path, capsys):
+    assert prune(checkpoint, tmp_path / "pruned", "--method", "wanda", "--sparsity", "0.5") == 0
+    (tmp_path / "pruned" / "chat_template.jinja").write_text("{{ 'mine' }}")
+    tune = ["--dense", checkpoint, "--samples", "4", "--length", "48", "--held-out", "0"]
+    assert run("tune", tmp_path / "pruned", *tune, "--output", tmp_path / "tuned") == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "tuned").chat_template == "{{ 'mine' }}"
+
+
 def test_prune_measures_perplexity_before_and_after(checkpoint, text, tmp_path, capsys):
     assert prune(checkpoint, tmp_path / "out", "--evaluate", str(text), "--windows", "3") == 0
     shown = capsys.readouterr().out
@@ -436,9 +450,11 @@ CHEAP = {  # refused before a model is loaded: the command's options, what is sa
     "text": (["prune", "--calibration", "absent.txt"], "There is no file absent.txt"),
     "kind of text": (["analyze", "--calibration", "notes.md"], "Unknown text 'notes.md'"),
     "text to evaluate on": (["prune", "--evaluate", "absent.jsonl"], "There is no file absent.jsonl"),
-    "windows": (["prune", "--evaluate", "packaged", "--windows", "0"], "at least 1 sample of at least 2 tokens"),
+    "windows of nothing": (["prune", "--windows", "3"], "--windows counts those of --evaluate"),
+    "methods of nothing": (["check", "smollm2-135m", "x", "--methods", "wanda"], "on the text of --calibration"),
+    "windows": (["prune", "--evaluate", "packaged", "--windows", "0"], "at least 1 of at least 2 tokens"),
     "samples": (["slim", "--samples", "0"], "at least 1 sample and 0 held-out ones, not 0 and 4"),
-    "length": (["evaluate", "--text", "packaged", "--length", "1"], "at least 2 tokens, not None of 1"),
+    "length": (["evaluate", "--text", "packaged", "--length", "1"], "at least 2 tokens, not all of 1"),
     "no method": (["analyze", "--methods", ","], "--methods names nothing"),
     "threshold": (["analyze", "--threshold", "3"], "threshold on the relative range"),
     "one of the patterns": ([*COMPARE, "--allocation", "owl", "--sparsity", "0.5,2:4"], "2:4"),
@@ -466,7 +482,7 @@ def test_a_typing_mistake_does_not_cost_the_loading_of_a_model(tmp_path, monkeyp
     arguments, message = CHEAP[case]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rose, "load_model", lambda *_args, **_more: pytest.fail("loaded a model first"))
-    output = [] if arguments[0] == "evaluate" else ["--output", "out"]
+    output = [] if arguments[0] in ("evaluate", "check") else ["--output", "out"]
     assert run(*arguments, *output) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
@@ -597,6 +613,17 @@ def test_damage_writes_rows_as_they_come_and_resumes(checkpoint, tmp_path, capsy
     monkeypatch.setattr(damage_command, "environment", lambda *_: "another machine")  # rounds in another way
     assert run(*command) == 2
     assert "other settings" in capsys.readouterr().err
+
+
+def test_who_restores_prunes_by_no_method(checkpoint, tmp_path, capsys):
+    assert prune(checkpoint, tmp_path / "pruned", "--method", "wanda", "--sparsity", "0.6") == 0
+    command = ["damage", "--model", checkpoint, *DAMAGE[:-2], "--units", "blocks", "--restore", tmp_path / "pruned"]
+    assert run(*command, "--method", "wanda", "--output", tmp_path / "refused") == 2
+    assert "leave --method, --sparsity and --option out" in " ".join(capsys.readouterr().err.split())
+    assert run(*command, "--output", tmp_path / "out") == 0
+    assert "All at once give back" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["method"], summary["sparsity"]) == (None, None)
 
 
 def test_a_folder_of_something_else_is_refused_and_left_as_it_is(tmp_path):

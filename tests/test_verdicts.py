@@ -192,7 +192,9 @@ def test_two_numbers_that_differ_are_shown_to_differ() -> None:
     assert wording.apart(12.98, 13.04) == ["12.98", "13.04"]
     assert wording.apart(20.0, 30.0) == ["20.0", "30.0"]
     assert wording.apart(13.0, 13.0) == ["13.0", "13.0"]
-    assert wording.apart(1234.5, 1234.9) == ["1 234", "1 235"]
+    assert wording.apart(1234.5, 1234.9) == ["1 234.5", "1 234.9"]
+    assert wording.apart(519.51, 519.41) == ["519.5", "519.4"]  # not 520 and 519, ten times as far apart
+    assert wording.apart(519.51, float("nan")) == ["520", "–"]
     whose = "the dense model's"
     unknown = compare(result("A", losses=(), value=12.98), result("B", losses=(), value=13.04))
     assert verdicts.says_move(12.98, 13.04, whose, unknown) == "from 12.98 to 13.04, 1.005 times the dense model's"
@@ -206,8 +208,10 @@ def test_windows_that_stand_out_are_told() -> None:
     before = [3.0, 3.5, 2.5, 4.0]
     assert verdicts.says_odd_windows(before, [4.0, 4.6, 3.4, 5.0]) == ""
     said = verdicts.says_odd_windows(before, [4.0, 4.6, 3.4, 7.05])  # rises of 1, 1.1, 0.9 and 3.05: 2 above the median
-    assert said.startswith("In one of four windows the loss rose by up to 2.0 nats a token more than in the median one")
+    assert said.startswith("In one of four windows the loss rose by 2.0 nats a token more than in the median one")
     assert f"makes perplexity {math.exp(2 / 4):.2f} times as high" in said
+    wide = [4.0, 4.6, 2.9, 5.6]  # rises of 1, 1.1, 0.4 and 1.6: one is 0.55 above, and all of them differ
+    assert verdicts.says_odd_windows(before, [4.0, 4.9, 2.6, 6.1]) == verdicts.says_odd_windows(before, wide) == ""
     assert verdicts.says_odd_windows([], [1.0]) == verdicts.says_odd_windows([1.0], []) == ""
 
 

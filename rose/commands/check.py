@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+import rose
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.files import expand
@@ -34,8 +35,8 @@ def add_parser(commands: Any) -> None:
     says = f"text to measure errors on: {shared.TEXTS} (default: none, judge by the weights alone, in seconds)"
     shared.add(parser, "calibration", help=says, default=None)
     shared.add(parser, "samples length seed held-out bos")
-    says = "compare with what these methods reach (default: %(default)s)"
-    add("--methods", default=",".join(METHODS), metavar="A,B", help=says)
+    says = f"with --calibration, compare with what these methods reach (default: {','.join(METHODS)})"
+    add("--methods", metavar="A,B", help=says)
     add("--json", type=Path, metavar="FILE.json", help="write all that was found to this file")
     parser.set_defaults(run=run, samples=8, length=512, held_out=2)
 
@@ -44,7 +45,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Returns 1 where something is wrong."""
     if options.json:
         check_file(options.json)
-    methods = shared.split(options.methods, "--methods")
+    if options.methods and not options.calibration:
+        raise rose.RoseError("--methods are measured on the text of --calibration; give that too, or leave it out.")
+    methods = shared.split(options.methods, "--methods") if options.methods else METHODS
     for method in methods:
         get_method(method)
     dense, tokenizer = shared.load(options, console, options.dense)

@@ -30,6 +30,7 @@ from rose.model.run.damages import model_of_damages
 from rose.model.run.settings import run_settings
 from rose.model.workers import launched_place
 
+SPARSITY, METHOD = "0.7", "rose"
 # Settings of a folder; with any other the rows would not belong together.
 FOLDER_SETTINGS = (
     *("model", "dtype", "calibration", "samples", "length", "seed", "held_out", "bos", "layers", "block_size"),
@@ -39,7 +40,9 @@ FOLDER_SETTINGS = (
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("damage", help="what a model's loss rises by when one layer or block alone is pruned")
-    shared.add(parser, f"{shared.MODEL} {shared.TEXT} {shared.SWEEP} method option")
+    shared.add(parser, f"{shared.MODEL} {shared.TEXT} layers block-size damping threshold option")
+    shared.add(parser, "sparsity", default=None, help=f'ratio, or N:M such as "2:4" (default: {SPARSITY})')
+    shared.add(parser, "method", default=None, help=f"{', '.join(rose.METHODS)} (default: {METHOD})")
     add = parser.add_argument
     says = "what is pruned alone, one after another (default: %(default)s)"
     add("--units", choices=UNITS, default="layers", help=says)
@@ -55,19 +58,30 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace, console: Console) -> None:
     if launched_place()[1] > 1:
         raise rose.RoseError("damage measures in one process; start it without torchrun.")
+    _settle_pruning(options)
     chosen = shared.run_options(options)
     run_settings(**chosen)
     if options.evaluate is None and options.held_out < 1:
         raise rose.RoseError("Loss needs windows: give --evaluate TEXT, or --held-out of at least 1.")
     reachable(options.output)
     shared.settle_dtype(options, options.model)
-    settings = shared.pick(options, FOLDER_SETTINGS) | {"environment": environment("float32", pick_device())}
+    pruning = {} if options.restore is None else dict.fromkeys(("method", "sparsity"))  # of who restores: nobody's
+    settings = shared.pick(options, FOLDER_SETTINGS) | pruning | {"environment": environment("float32", pick_device())}
     folder = DamageFolder(options.output, settings)
     options.rows = options.output
     if not any(row.unit == WHOLE for row in folder.rows):
         _measure(options, chosen, folder, console)
-    _print(DamageReport.from_records(folder.rows))
+    _print(DamageReport.from_records(folder.rows, restore=options.restore))
     terminal.say(f"Rows and summary are in {options.output}")
+
+
+def _settle_pruning(options: argparse.Namespace) -> None:
+    """Puts the usual sparsity and method where none is given; raises RoseError for any where nothing is pruned."""
+    if options.restore is not None and (options.sparsity or options.method or options.option):
+        raise rose.RoseError(
+            "--restore gives weights back and prunes nothing; leave --method, --sparsity and --option out."
+        )
+    options.sparsity, options.method = options.sparsity or SPARSITY, options.method or METHOD
 
 
 def _measure(options: argparse.Namespace, chosen: dict[str, Any], folder: DamageFolder, console: Console) -> None:
@@ -135,7 +149,8 @@ def _print(report: DamageReport) -> None:
     if len(small):
         terminal.say(f"Small error, large damage: {', '.join(small['unit'])}")
     if summary["together"] is not None:
+        what = "give back" if summary.get("restore") else "cost"
         terminal.say(
-            f"All at once cost {summary['together']:.3f} nats per token, the sum of each alone is "
+            f"All at once {what} {summary['together']:.3f} nats per token, the sum of each alone is "
             f"{summary['sum_of_damages']:.3f}; loss without a change {summary['base_loss']:.3f}"
         )

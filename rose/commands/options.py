@@ -158,6 +158,8 @@ def _check_texts(options: argparse.Namespace) -> None:
             text_file(given)
     if "held_out" in options:
         check_calibration(options.samples, options.held_out, options.length)
+    if getattr(options, "evaluate", "") is None and options.windows is not None:
+        raise rose.RoseError("--windows counts those of --evaluate; give that too, or leave it out.")
     if "windows" in options:
         check_windows(options.windows, options.length)
 

@@ -17,6 +17,8 @@ from rose.commands import checkpoints, terminal
 from rose.commands import options as shared
 from rose.files import expand
 from rose.interrupt import CANCELLED
+from rose.layer.pattern import parse_sparsity
+from rose.model.load.models import has_tokenizer
 from rose.model.load.tokens import load_apart
 from rose.model.network.layers import prunable_layers
 from rose.model.network.network import Network
@@ -33,6 +35,7 @@ from rose.model.tune.tuning import (
     TuneSettings,
     TuneTask,
     check_memory,
+    check_vocabularies,
 )
 from rose.report import report_beside
 from rose.wording import whole
@@ -76,7 +79,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
     checkpoints.check(options)
     shared.settle_dtype(options, options.pruned)
     dense, tokenizer = shared.load(options, console, options.dense)
-    model, _ = shared.load(options, console, options.pruned, tokenizer=options.dense)
+    if has_tokenizer(options.pruned):  # and its chat template, which a copy keeps
+        model, tokenizer = shared.load(options, console, options.pruned)
+    else:
+        model, _ = shared.load(options, console, options.pruned, tokenizer=options.dense)
+    check_vocabularies(model, dense)
     outcome = checkpoints.Outcome(options, options.pruned, tokenizer, console)
     sizes = shared.pick(options, ("samples", "held_out", "length"))
     texts = _texts(options, tokenizer, outcome.windows, **sizes)
@@ -102,6 +109,11 @@ def check_minutes(options: argparse.Namespace) -> None:
     if options.tune is None:
         return
     TuneSettings(minutes=options.tune)
+    if "sparsity" in options and parse_sparsity(options.sparsity).ratio == 0:
+        raise rose.RoseError(
+            "--tune trains what pruning has kept, and sparsity 0 prunes nothing; leave one of them out. `rose tune` "
+            "takes a model that is pruned already."
+        )
     if options.stream:
         raise rose.RoseError("--tune needs both models in memory; leave it out, or leave --stream out.")
     if getattr(options, "bits", None) is not None:

@@ -28,7 +28,7 @@ from app.study.setup import Setup
 from rose import cli
 from rose.wording import apart
 from tests.app.tiny_study import MAIN, figures
-from tests.seams.producers import BLOCKS, DAMAGE, DIFFUSE, HALF, LENGTH, SLIM, WINDOWS, Workshop
+from tests.seams.producers import BLOCKS, DAMAGE, DIFFUSE, HALF, LENGTH, RESTORE, SLIM, WINDOWS, Workshop
 
 
 def unescaped(shown: str) -> str:
@@ -152,7 +152,7 @@ def restore(shop: Workshop, name: str) -> None:
     """With all dense weights back, the loss is that of the dense model."""
     out = shop.new("restored")
     asked = ("--units", "blocks", "--evaluate", "{text}", "--windows", WINDOWS, "--restore", shop.folder(name))
-    run(shop, *DAMAGE, *asked, "--output", out)
+    run(shop, *RESTORE, *asked, "--output", out)
     made, rows = json.loads((out / "summary.json").read_text()), pd.read_csv(out / "rows.csv").set_index("unit")
     assert made["base_perplexity"] == close(shop.report(name)["perplexity_after"])
     assert math.exp(rows.loc["*", "loss"]) == close(shop.report(name)["perplexity_before"])

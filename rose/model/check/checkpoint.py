@@ -131,6 +131,8 @@ def check_checkpoint(
     Raises:
         RoseError: models of different shapes, or bad tokens.
     """
+    if dense is pruned:
+        raise RoseError("A model is checked against another one; load the checkpoint and the dense model apart.")
     networks = Network(dense), Network(pruned)
     pairs = pair_layers(*networks)
     streams: dict[str, Tensor] = {}

@@ -93,7 +93,8 @@ def _errors(layers: pd.DataFrame) -> list[str]:
     known = layers.dropna(subset=["error"])
     reached = {method_of(name): float(known[name].mean()) for name in known if str(name).startswith(ERROR_OF)}
     beside = ", ".join(f"{label} {number(mean)}" for label, mean in reached.items())
-    said = f"Mean error {number(float(known['error'].mean()))}"
+    where = "" if len(known) == len(layers) else f" over {out_of(len(known), len(layers), 'layer')}"
+    said = f"Mean error{where} {number(float(known['error'].mean()))}"
     said += f"; at the same sparsity, fitted to these very tokens, {beside}." if beside else "."
     recovered = known["recovered"].dropna()
     if recovered.empty:

@@ -10,6 +10,7 @@ from typing import Any
 from rose.layer.change import Removal
 from rose.layer.methods import METHODS
 from rose.model.check.costs import SAME_MASK, Recognized
+from rose.wording import count
 
 MOST = 0.8  # share of the layers that must have a method's mask before the checkpoint is called that method's
 EQUAL = 1e-4  # difference of two means over layers that tells nothing
@@ -98,4 +99,4 @@ def says_alike(nearest: dict[str, Any]) -> str:
         return f"{names} are the same in all {layers} layers."
     others = nearest["told_by"]
     tell = "one tells" if others == 1 else f"{others} tell"
-    return f"{names} are the same in {layers} layers; the other {tell} them apart."
+    return f"{names} are the same in {count(layers, 'layer')}; the other {tell} them apart."

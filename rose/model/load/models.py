@@ -143,6 +143,8 @@ def load_model(
         del model.config.quantization_config
         model.is_quantized = False
         model.hf_quantizer = None
+    if not trust_remote_code and getattr(model.config, "auto_map", None):
+        del model.config.auto_map  # names code that was not run, and that a copy would not bring along
     model.requires_grad_(False)
     if finite:
         check_finite(name, model.named_parameters())
@@ -151,14 +153,24 @@ def load_model(
 
 def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     source = _locate(name)
-    folder = Path(source.location)
-    if source.is_local and "gguf_file" not in source.options and not any(map(list, map(folder.glob, VOCABULARIES))):
+    if not _holds_tokenizer(source):
         raise RoseError(
             f"{name} has no tokenizer; copy tokenizer.json and tokenizer_config.json into it from the model that it "
             "was made from."
         )
     with _explained(name, source):
         return AutoTokenizer.from_pretrained(source.location, trust_remote_code=trust_remote_code, **source.options)
+
+
+def has_tokenizer(name: str) -> bool:
+    """Whether a model brings its tokenizer along; of one on the Hub that is taken for granted."""
+    return _holds_tokenizer(_locate(name))
+
+
+def _holds_tokenizer(source: _Source) -> bool:
+    folder = Path(source.location)
+    is_folder = source.is_local and "gguf_file" not in source.options
+    return not is_folder or any(map(list, map(folder.glob, VOCABULARIES)))
 
 
 def _configuration(name: str, source: _Source, options: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from rose.errors import RoseError
 from rose.files import reachable
 from rose.interrupt import stop_point
 from rose.wording import whole
+
+logger = logging.getLogger(__name__)
 
 
 def packaged_text() -> str:
@@ -184,7 +187,7 @@ def load_tokens(
 def check_windows(samples: int | None, length: int) -> None:
     """Raises RoseError for numbers of windows and of their tokens that cannot be."""
     if length < 2 or (samples is not None and samples < 1):
-        raise RoseError(f"Need at least 1 sample of at least 2 tokens, not {samples} of {length}.")
+        raise RoseError(f"Windows of text: at least 1 of at least 2 tokens, not {samples or 'all'} of {length}.")
     if (samples or 1) * length > MOST_TOKENS:
         raise RoseError(
             f"{samples or 1} samples of {length} tokens are more than {whole(MOST_TOKENS)} tokens; ask for fewer."
@@ -215,6 +218,11 @@ def _cut(source: str, ids: Tensor, first: int | None, samples: int | None, lengt
         starts = torch.arange(most if samples is None else samples) * width
     else:
         assert samples is not None
+        if len(ids) < samples * width:
+            logger.warning(
+                "%s has %s tokens, so its %s windows of %d overlap, and calibrate on no more than those",
+                *(source, whole(len(ids)), whole(samples), length),
+            )
         starts = _random_starts(len(ids), samples, width, seed)
     windows = ids[starts[:, None] + torch.arange(width)].long()
     return windows if first is None else torch.nn.functional.pad(windows, (1, 0), value=first)

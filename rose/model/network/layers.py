@@ -125,7 +125,9 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 def text_config(model: nn.Module) -> Any:
     """The configuration of the language model, which a model that also sees or hears keeps inside its own."""
-    config: Any = model.config
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        raise RoseError(f"A transformers model is needed, with its configuration, not a {type(model).__name__}.")
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 

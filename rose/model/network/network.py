@@ -99,6 +99,8 @@ class Network:
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Raises RoseError unless tokens are a (samples, length) int64 tensor that the model can embed."""
+        if not isinstance(tokens, Tensor):
+            raise RoseError("Tokens must be a tensor; rose.load_tokens gives such.")
         if tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype not in (torch.int64, torch.int32):
             raise RoseError(
                 f"Tokens must be whole numbers of shape (samples, length), not {tokens.dtype} of "

@@ -28,6 +28,7 @@ from rose.environment import environment
 from rose.errors import RoseError
 from rose.files import DamagedFile, digest, explained, read_tensors, write_tensors
 from rose.model.estimate.tuning import TOGETHER, tuning_memory
+from rose.model.network.layers import text_config
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision, check_compute
 from rose.model.network.residence import evaluating, gradients_only_of
@@ -45,7 +46,7 @@ from rose.model.tune.kept import (
 )
 from rose.model.tune.loss import LOSSES, cross_entropy, divergence
 from rose.model.workers import Workers
-from rose.wording import count
+from rose.wording import count, whole
 
 RATE = 1e-3
 FAR = 0.55  # nats a token behind the dense model, below which the rate is less: there is less to gain than it disturbs
@@ -150,6 +151,16 @@ class TuneReport:
         return f"Only {count(steps, 'step')} fitted into {minutes:g} min, which change little; give it more minutes."
 
 
+def check_vocabularies(model: nn.Module, dense: nn.Module) -> None:
+    """Raises RoseError unless both models have the same number of tokens."""
+    one, other = (text_config(each).vocab_size for each in (model, dense))
+    if one != other:
+        raise RoseError(
+            f"The models have different vocabularies, {whole(one)} and {whole(other)} tokens; give the dense model "
+            "that was pruned."
+        )
+
+
 def check_memory(
     network: Network, length: int, weights: int | None = None, *, compute: str = DEFAULT, besides: int = 0
 ) -> None:
@@ -186,13 +197,12 @@ class Tuner:
         self.network, self.dense, self.settings = Network(task.model), Network(task.dense), settings
         tokens, held_out = task.tokens, task.held_out
         self.tokens, self.held_out, self.workers = tokens, held_out, Workers.here()
+        check_vocabularies(task.model, task.dense)
         for network in (self.network, self.dense):
             network.check_in_memory()
             for windows in (tokens, held_out):
                 if windows is not None:
                     network.check_tokens(windows)
-        if self.network.config.vocab_size != self.dense.config.vocab_size:
-            raise RoseError("The two models have different vocabularies; give the dense model that was pruned.")
         if any(windows is not None and windows.shape[1] < 2 for windows in (tokens, held_out)):
             raise RoseError("The loss of next tokens needs windows of at least 2 tokens; give longer ones.")
         if settings.batch < self.workers.count:

@@ -17,6 +17,7 @@ from rose.layer.change import weight_change
 from rose.model.check import verdicts
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
 from rose.model.check.costs import Costs, Rival
+from rose.model.check.findings import says_other_draw
 from rose.model.check.verdicts import Verdict, judge_costs
 from tests.model.check.faults import compensate, q4_0, q4_1
 from tests.model.families import DENSE, EXPERTS, make_from, make_model, make_tokens
@@ -335,3 +336,19 @@ def test_models_of_other_shapes_are_refused(dense: nn.Module) -> None:
     shorter.model.layers = shorter.model.layers[: BLOCKS - 1]
     with pytest.raises(rose.RoseError, match=r"21 layers and the dense model 28, such as model\.layers\.3"):
         check_checkpoint(dense, shorter)
+
+
+def test_a_model_is_not_checked_against_itself() -> None:
+    dense = make_model("llama")
+    with pytest.raises(rose.RoseError, match="load the checkpoint and the dense model apart"):
+        check_checkpoint(dense, dense)
+
+
+def test_who_was_calibrated_on_other_windows_is_told_so(tmp_path: Path) -> None:
+    drawn = {"calibration": "text.txt", "samples": 4, "length": 16, "seed": 0, "held_out_samples": 2}
+    assert says_other_draw(tmp_path, drawn) == ""  # nobody knows
+    report = rose.prune_model(make_model("llama"), make_tokens(), sparsity=0.5, block_size=16)
+    report.with_summary(**drawn).save(tmp_path)
+    assert says_other_draw(tmp_path, drawn) == ""
+    said = says_other_draw(tmp_path, drawn | {"held_out_samples": 4})
+    assert "4 × 16 tokens of text.txt, seed 0, 2 held out" in said

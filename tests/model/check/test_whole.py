@@ -19,6 +19,7 @@ from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
 from rose.model.check.gone import find_gone
 from rose.model.check.whose import says_alike
+from rose.wording import count
 from tests.model.check.faults import compensate
 from tests.model.families import make_model, make_tokens
 from tests.tiny import save_tiny_llama
@@ -179,7 +180,7 @@ def test_a_run_is_recognized_to_the_last_weight(method: str, target: str) -> Non
     assert made["told_by"] == 14 - made["alike"][other] > 0
     said = says_alike(made)
     tell = "the other one tells" if made["told_by"] == 1 else f"the other {made['told_by']} tell"
-    assert said.endswith(f"are the same in {made['alike'][other]} layers; {tell} them apart.")
+    assert said.endswith(f"are the same in {count(made['alike'][other], 'layer')}; {tell} them apart.")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])  # shared values, fused ones, with a bias

@@ -70,6 +70,12 @@ def refused(name: str | Path, message: str, **options: Any) -> str:
 # ---- folders
 
 
+def test_a_copy_names_no_code_that_it_does_not_bring_along(checkpoint: Path, tmp_path: Path) -> None:
+    edit_config(checkpoint, auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"})
+    rose.save_model(*rose.load_model(str(checkpoint)), tmp_path / "copy")
+    assert "auto_map" not in json.loads((tmp_path / "copy" / "config.json").read_text())
+
+
 @pytest.mark.parametrize("family", DENSE)
 def test_saved_models_load_again(family: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     model = make_model(family)

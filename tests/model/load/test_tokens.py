@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 import rose
 from rose.model.load import tokens as calibration
 from rose.model.load.tokens import load_calibration, load_text, packaged_text
+from tests.tiny import byte_tokenizer
 
 WORDS = 1000
 
@@ -93,7 +94,7 @@ def test_windows_in_order(text: str, tokenizer: PreTrainedTokenizerFast) -> None
         ({"samples": 1, "length": 1001}, "has 1000 tokens, fewer than one window of 1001; ask for shorter"),
         ({"samples": 11, "length": 100, "seed": None}, "has 1000 tokens, too few for 11 windows of 100"),
         ({"samples": None, "length": 1001, "seed": None}, "fewer than one window of 1001"),
-        ({"samples": 0, "length": 10}, "at least 1 sample of at least 2 tokens, not 0 of 10"),
+        ({"samples": 0, "length": 10}, "at least 1 of at least 2 tokens, not 0 of 10"),
         ({"samples": -1, "length": 10}, "at least 1 sample"),
         ({"samples": 1, "length": 1}, "at least 2 tokens, not 1 of 1"),
         ({"samples": None, "length": 10}, "give seed=None with samples=None"),
@@ -342,3 +343,14 @@ def test_long_texts_are_cut_into_tokens_part_by_part(
     assert torch.equal(whole, parts)
     monkeypatch.setattr(calibration, "PART", 61)
     assert len(calibration._encode(tokenizer, path.read_text())) >= WORDS  # a word may be cut, none is lost
+
+
+def test_windows_that_have_to_overlap_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("w1 " * 100)
+    tokenizer = byte_tokenizer()
+    fit = len(tokenizer(path.read_text(), add_special_tokens=False)["input_ids"]) // 30
+    for samples, told in ((fit, False), (fit + 1, True)):
+        caplog.clear()
+        rose.load_tokens(str(path), tokenizer, samples=samples, length=30, bos="never")
+        assert ("windows of 30 overlap" in caplog.text) == told
