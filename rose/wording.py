@@ -40,8 +40,10 @@ def apart(*values: float) -> list[str]:
 
 
 def _spread(values: Sequence[float], digits: int) -> float:
-    """Between the largest and the least, once they are rounded."""
-    rounded = [float(f"{value:.{digits}g}") for value in values]
+    """Between the largest and the least, once they are rounded as `number` does it: not to tens."""
+    rounded = [
+        float(round(value)) if 10**digits <= abs(value) < 10**6 else float(f"{value:.{digits}g}") for value in values
+    ]
     return max(rounded) - min(rounded)
 
 

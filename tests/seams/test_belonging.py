@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 import rose
 from rose.model.network.identity import embedding_norms
 from tests.seams.consumers import Refused, run
-from tests.seams.producers import BLOCKS, DAMAGE, HALF, SLIM, Workshop
+from tests.seams.producers import BLOCKS, HALF, RESTORE, SLIM, Workshop
 from tests.tiny import save_tiny_llama
 
 
@@ -22,7 +22,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_weights_of_another_model_are_not_restored(shop: Workshop, other: Path) -> None:
     asked = ("--model", other, "--restore", "{prune, target layer}")
     with pytest.raises(Refused, match=r"was not pruned from the dense one: their input embeddings differ; give"):
-        run(shop, *DAMAGE, *asked, "--output", shop.new("restored"))
+        run(shop, *RESTORE, *asked, "--output", shop.new("restored"))
 
 
 def test_the_damages_of_another_model_share_nothing(shop: Workshop, other: Path) -> None:

@@ -187,7 +187,8 @@ def load_tokens(
 def check_windows(samples: int | None, length: int) -> None:
     """Raises RoseError for numbers of windows and of their tokens that cannot be."""
     if length < 2 or (samples is not None and samples < 1):
-        raise RoseError(f"Windows of text: at least 1 of at least 2 tokens, not {samples or 'all'} of {length}.")
+        found = "all" if samples is None else samples
+        raise RoseError(f"Windows of text: at least 1 of at least 2 tokens, not {found} of {length}.")
     if (samples or 1) * length > MOST_TOKENS:
         raise RoseError(
             f"{samples or 1} samples of {length} tokens are more than {whole(MOST_TOKENS)} tokens; ask for fewer."

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import rose
+from app import words
 from app.figures.tuning import tuning_curve
 from app.runs import finished, html_report, pairs, shipping, tuning
 from app.runs.pruning import PruningRun, kept_checkpoints, layer_table, model_table
@@ -183,14 +184,17 @@ def test_text_that_is_evaluated_is_not_trained_on(loaded: LoadedModel, tmp_path:
 def test_what_a_file_says_of_tuning_is_checked() -> None:
     known = {"steps": 9, "steps_planned": 9, "kept_step": 9, "zeros": 1, "weights": 2, "samples": 2, "length": 8}
     known |= {"curve": [{"step": 0, "seconds": 1.0, "loss": None, "held_out": 2.0}]}
-    known |= {"seconds": 60.0, "rate": 0.1, "minutes": 2.0, "change": {"model.layers.0.mlp.down_proj": 0.5}}
+    known |= {"seconds": 118.0, "rate": 0.1, "minutes": 2.0, "change": {"model.layers.0.mlp.down_proj": 0.5}}
     (run,) = finished.runs_of(made_report(tuned=known))
     assert run.name == "SparseGPT at 0.7, tuned 2 min"
     assert run.layers["change"].notna().sum() == 1
+    (short,) = finished.runs_of(made_report(tuned=known | {"seconds": 25.0}))  # one step, and no room for another
+    assert short.name == "SparseGPT at 0.7, tuned 25 s"
     for wrong in ({"steps": -1}, {"change": {"a": "<b>"}}, {"seconds": "soon"}, {"rate": float("inf")}):
         with pytest.raises((TypeError, ValueError)):
             finished.runs_of(made_report(tuned={**known, **wrong}))
     assert "loss ·b·," in finished.says_tuned(known | {"loss": "<b>"})
     assert (
-        html_report.run_findings(run)[1] == "SparseGPT at 0.7, tuned 2 min: tuning for 60 s keeps 1 of 2 weights zero."
+        html_report.run_findings(run)[1]
+        == f"SparseGPT at 0.7, tuned 2 min: tuning for {words.duration(118)} keeps 1 of 2 weights zero."
     )

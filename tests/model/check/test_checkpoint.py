@@ -341,7 +341,7 @@ def test_models_of_other_shapes_are_refused(dense: nn.Module) -> None:
 def test_a_model_is_not_checked_against_itself() -> None:
     dense = make_model("llama")
     with pytest.raises(rose.RoseError, match="load the checkpoint and the dense model apart"):
-        check_checkpoint(dense, dense)
+        check_checkpoint(dense, dense, make_tokens())
 
 
 def test_who_was_calibrated_on_other_windows_is_told_so(tmp_path: Path) -> None:

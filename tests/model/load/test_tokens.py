@@ -95,7 +95,7 @@ def test_windows_in_order(text: str, tokenizer: PreTrainedTokenizerFast) -> None
         ({"samples": 11, "length": 100, "seed": None}, "has 1000 tokens, too few for 11 windows of 100"),
         ({"samples": None, "length": 1001, "seed": None}, "fewer than one window of 1001"),
         ({"samples": 0, "length": 10}, "at least 1 of at least 2 tokens, not 0 of 10"),
-        ({"samples": -1, "length": 10}, "at least 1 sample"),
+        ({"samples": -1, "length": 10}, "at least 1 of at least 2 tokens, not -1"),
         ({"samples": 1, "length": 1}, "at least 2 tokens, not 1 of 1"),
         ({"samples": None, "length": 10}, "give seed=None with samples=None"),
     ],
