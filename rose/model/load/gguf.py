@@ -20,12 +20,21 @@ import numpy as np
 import torch
 from gguf.gguf_reader import ReaderTensor
 from torch import Tensor, nn
+from transformers import CONFIG_MAPPING
 from transformers import modeling_gguf_pytorch_utils as reading
 
+from rose.errors import RoseError
 from rose.interrupt import stop_point
 
 Parsed = dict[str, dict[str, Any]]  # "config", "tokenizer", ..., as transformers has them; "tensors" where asked for
 PIECE = 2**20  # numbers dequantized at once
+
+# Options of configurations that a file says by its tensors alone, with the layers that then have biases.
+BIASES = {
+    "attention_bias": {"attn_q", "attn_k", "attn_v", "attn_output"},
+    "mlp_bias": {"ffn_gate", "ffn_up", "ffn_down"},
+}
+DERIVED = ("rope_freqs.weight", ".attn_rot_embd.weight")  # end names of what is computed from the configuration
 
 
 @contextlib.contextmanager
@@ -60,9 +69,13 @@ def read_tensors(
 
     Returns:
         name in the model -> weight.
+
+    Raises:
+        RoseError: a tensor that the model has no place for.
     """
     processor = reading.TENSOR_PROCESSORS.get(architecture, reading.TensorProcessor)(config=config)
     names = reading.get_gguf_hf_weights_map(model, processor)
+    _check_placed([tensor.name for tensor in tensors], names, model)
     awaited = Counter(names.values())  # the gate and the up of experts are two tensors in a file, one in a model
     found: dict[str, Tensor] = {}
     for tensor in sorted(tensors, key=lambda tensor: -tensor.n_elements):
@@ -81,6 +94,25 @@ def read_tensors(
                 found[merged] = found[merged].to(dtype)
         del result  # before the next one is there
     return found
+
+
+def _check_placed(found: Sequence[str], names: dict[str, str], model: nn.Module) -> None:
+    """Raises RoseError for a tensor of the file that is not read, as the model would compute something else."""
+    others = [name for name in found if not {name, name.removesuffix(".weight")} & names.keys()]
+    if strange := [name for name in others if not name.endswith(DERIVED)]:
+        raise RoseError(
+            f"The GGUF file holds {len(strange)} tensors that {type(model).__name__} has no place for, such as "
+            f"{strange[0]}; without them it would compute something else. Get the model as safetensors."
+        )
+
+
+def _add_biases(config: dict[str, Any], tensors: Sequence[ReaderTensor]) -> None:
+    """Says in a configuration which layers have biases in the file, where its family has an option for that."""
+    parts = [tensor.name.split(".") for tensor in tensors]
+    biased = {name[2] for name in parts if name[0] == "blk" and name[-1] == "bias"}
+    for option, layers in BIASES.items():
+        if biased & layers and hasattr(CONFIG_MAPPING[config["model_type"]], option):
+            config[option] = True
 
 
 def dequantized(tensor: ReaderTensor) -> np.ndarray:
@@ -142,6 +174,7 @@ class _File:
         """Stands in for `load_gguf_checkpoint` of transformers; callers may change what they are given."""
         if path != self._path:
             self._parsed, self._path = self._load(path), path
+            _add_biases(self._parsed["config"], self._tensors)
         parsed = {part: dict(entries) for part, entries in self._parsed.items()}
         if return_tensors and model_to_load is not None:
             parsed["tensors"] = read_tensors(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rose.errors import RoseError
 from rose.model.load import gguf as gguf_file
 from rose.model.load.gguf import frugal_reading
 
@@ -103,6 +104,14 @@ def test_the_model_is_the_one_that_transformers_loads(
         assert torch.equal(weight, others[name]), name
     tokens = torch.arange(16)[None]
     assert torch.equal(found(tokens).logits, expected(tokens).logits)
+
+
+def test_a_tensor_without_a_place_is_refused_unless_it_is_derived(tmp_path: Path) -> None:
+    with frugal_reading():
+        load(write(tmp_path / "a.gguf", "llama", lambda n: dense(n) | {"attn_rot_embd": values(8)}), torch.float32)
+        path = write(tmp_path / "b.gguf", "llama", lambda n: dense(n) | {"attn_sinks": values(HEADS)})
+        with pytest.raises(RoseError, match=r"2 tensors that LlamaForCausalLM has no place for, such as blk\.0\.attn"):
+            load(path, torch.float32)
 
 
 def test_numbers_beside_the_model_take_the_memory_of_one_tensor(

@@ -35,6 +35,7 @@ SIZES: dict[str, Any] = {
 }
 CONFIGURATIONS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: transformers.LlamaConfig(**SIZES),
+    "llama, biases": lambda: transformers.LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
     "qwen2": lambda: transformers.Qwen2Config(**SIZES, tie_word_embeddings=True),
     # transformers takes head dimensions of 128 and 256, and 1024 positions of GPT-2, whatever a file says.
     "qwen3": lambda: transformers.Qwen3Config(**{**SIZES, "head_dim": 128, "num_attention_heads": 2}),
