@@ -11,6 +11,7 @@ from gguf import GGUFWriter
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.model.load.models import BUILDERS
 
 PATTERN = 6  # of Gemma 3 in llama.cpp: every sixth decoder block attends to everything
 LOCAL_BASE = 10000.0  # of its other decoder blocks
@@ -32,11 +33,13 @@ class Family:
 
 
 def family_of(config: Any) -> Family:
-    """Raises RoseError for a family that is not exported."""
+    """Raises RoseError for a family that is not exported, and for shapes that a GGUF file has no words for."""
     if config.model_type not in FAMILIES:
         raise RoseError(
             f"{config.model_type} models cannot be exported; {', '.join(FAMILIES)} can. Its folder can be packed."
         )
+    if any(getattr(config, field, None) is not None for field in BUILDERS):
+        raise RoseError("The decoder blocks of this model differ in shape, so only rose reads it; pack it instead.")
     return FAMILIES[config.model_type]
 
 

@@ -126,6 +126,15 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "opt"]
 
 
+def test_decoder_blocks_that_differ_are_refused(tmp_path: Path) -> None:
+    model = make_from(CONFIGURATIONS["llama"]())
+    rose.prune_structured(model, TOKENS, ratio=0.3, allocation="cost", recovery="none")
+    rose.save_model(model, merging_tokenizer(), tmp_path / "model")
+    with pytest.raises(rose.RoseError, match="differ in shape, so only rose reads it; pack it instead"):
+        export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", "f16")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_the_tokenizer_of_a_file_is_taken_over(tmp_path: Path) -> None:
     """Of a packed folder, by the command, and again from the file that it has written."""
     save(CONFIGURATIONS["llama"](), tmp_path / "model", 4)
