@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.files import digest, reachable
 from rose.interrupt import stop_point
+from rose.model.load.models import PACKAGED
 from rose.model.load.packed import FORMAT, VERSION, TensorFile, damaged, digest_of_facts, encode
+from rose.model.load.soundness import check_masks_applied
 from rose.model.load.stored import PACKED, is_packed, packed, weight_files
 from rose.model.ship.writing import TensorWriter
 from rose.output import new_folder
@@ -117,7 +119,8 @@ def pack_folder(folder: str | Path, output: str | Path, follow: Follow | None = 
     Each safetensors file becomes a packed one; configuration, tokenizer and reports are copied.
 
     Raises:
-        RoseError: no checkpoint there, packed already, damaged, an output that is not empty or cannot be written.
+        RoseError: no checkpoint there, packed already, damaged, masks beside their weights, an output that is not empty
+            or cannot be written.
     """
     source = _checkpoint(folder)
     if is_packed(source):
@@ -135,6 +138,12 @@ def unpack_folder(folder: str | Path, output: str | Path, follow: Follow | None 
 
 def _checkpoint(folder: str | Path) -> Path:
     source = reachable(folder)
+    if (source.is_file() and source.suffix == ".gguf") or (str(folder) in PACKAGED and not source.exists()):
+        raise RoseError(f"{folder} is a GGUF file, and only folders of safetensors are packed; give such a folder.")
+    if source.is_file():
+        raise RoseError(f"{folder} is a file; give the checkpoint folder that it belongs to.")
+    if not source.is_dir():
+        raise RoseError(f"There is no folder {folder}; check the path.")
     if not (source / "config.json").is_file():
         raise RoseError(f"The folder {folder} holds no config.json, so it is not a checkpoint; choose another folder.")
     return source
@@ -170,6 +179,7 @@ def _rewritten(
 def _pack_file(path: Path, target: Path, sizes: _Sizes) -> None:
     facts = {}
     with TensorWriter(target) as writer, TensorFile(path) as file:
+        check_masks_applied(str(path.parent), _without_masks(file.names()), file.names())
         for name in file.names():
             stop_point()
             tensor = file.tensor(name)
@@ -187,6 +197,11 @@ def _pack_file(path: Path, target: Path, sizes: _Sizes) -> None:
         for name in written.names():
             stop_point()
             written.tensor(name)  # which compares it with its checksum
+
+
+def _without_masks(stored: Collection[str]) -> set[str]:
+    """What torch.nn.utils.prune has put away as weights and masks."""
+    return {name.removesuffix("_orig") for name in stored if name.endswith((".weight_orig", ".bias_orig"))} - {*stored}
 
 
 def _unpack_file(path: Path, target: Path, sizes: _Sizes) -> None:

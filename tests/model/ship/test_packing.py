@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn.utils import prune
 from transformers import AutoModelForCausalLM
 
 import rose
@@ -176,6 +177,30 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.main(["pack", str(folder), "--output", str(tmp_path / "twice")]) == 2
     assert "index.json cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "twice").exists()
+
+
+def test_what_is_no_folder_of_safetensors_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "model.gguf").touch()
+    for name, message in {
+        str(tmp_path / "nowhere"): r"There is no folder \S+nowhere; check the path\.",
+        str(tmp_path / "model.safetensors"): r"\S+ is a file; give the checkpoint folder that it belongs to\.",
+        str(tmp_path / "model.gguf"): r"\S+ is a GGUF file, and only folders of safetensors are packed; .*",
+        "smollm2-135m": r"smollm2-135m is a GGUF file, .*",
+        str(tmp_path): r"The folder \S+ holds no config.json, .*",
+    }.items():
+        with pytest.raises(rose.RoseError) as refused:
+            pack_folder(name, tmp_path / "packed")
+        assert re.fullmatch(message, str(refused.value)), refused.value
+
+
+def test_masks_beside_their_weights_are_refused(tmp_path: Path) -> None:
+    model = make_model("llama")
+    prune.l1_unstructured(model.model.layers[1].mlp.up_proj, "weight", 0.5)
+    model.save_pretrained(tmp_path / "masked")
+    with pytest.raises(rose.RoseError, match=r"holds weights and their masks apart.*prune\.remove"):
+        pack_folder(tmp_path / "masked", tmp_path / "packed")
+    assert [path.name for path in tmp_path.iterdir()] == ["masked"]
 
 
 def test_the_reader_in_the_documents(tmp_path: Path) -> None:
