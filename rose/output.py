@@ -67,6 +67,13 @@ def check_file(path: Path) -> None:
         raise RoseError(f"{path} cannot be written ({problem.strerror}); choose another folder.") from problem
 
 
+def check_new_file(path: Path) -> None:
+    """As `check_file`; raises RoseError for a file that is there already, too."""
+    check_file(path)
+    if path.exists():
+        raise RoseError(f"{path} already exists; choose another name, or remove it.")
+
+
 def write_file(path: Path, content: str) -> None:
     """Writes a text as UTF-8, whole or not at all.
 

@@ -666,3 +666,10 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch)
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(rose.RoseError, match=r"Read-only file system.*choose another folder"):
         check_file(tmp_path / "rows.csv")
+
+
+def test_a_report_does_not_take_the_place_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.html").write_text("mine")
+    assert cli.main(["report", str(tmp_path), "--output", str(tmp_path / "notes.html")]) == 2
+    assert "already exists; choose another name, or remove it" in capsys.readouterr().err
+    assert (tmp_path / "notes.html").read_text() == "mine"

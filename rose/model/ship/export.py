@@ -26,7 +26,7 @@ from rose.model.network.layers import prunable_layers
 from rose.model.ship.blocks import BLOCK, as_type, in_blocks, in_floats, parse_type
 from rose.model.ship.families import Family, family_of
 from rose.model.ship.vocabulary import copy_vocabulary, tokens_in, write_vocabulary
-from rose.output import check_file
+from rose.output import check_new_file
 from rose.report import report_beside
 from rose.wording import whole
 
@@ -79,10 +79,13 @@ def export_gguf(name: str, output: Path, kind: str, follow: Follow | None = None
         kind: of the weights of linear layers: "f16", "q8_0" or "q4_0". With q8_0 and q4_0 all else stays exact.
 
     Raises:
-        RoseError: another type, a family or tokenizer that is not exported, a file that cannot be written.
+        RoseError: another type, a family or tokenizer that is not exported, a file that is there already, is named
+            otherwise than .gguf, or cannot be written.
     """
     wanted = parse_type(kind)
-    check_file(output)
+    if output.suffix != ".gguf":
+        raise RoseError(f"Programs know a GGUF file by its name: give one that ends in .gguf, not {output}.")
+    check_new_file(output)
     model, tokenizer = load_model(name, dtype=stored_dtype(name))
     family = family_of(model.config)
     temporary = output.with_name(f"{output.name}{secrets.token_hex(4)}{TEMPORARY}")

@@ -119,11 +119,16 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for kind in ("q4_1", "q4_k"):
         assert cli.main(["export", str(tmp_path / "model"), "--type", kind]) == 2
     assert "removed weights would not stay zero" in capsys.readouterr().err
+    (tmp_path / "there.gguf").write_text("a file of mine")
+    for place, message in (("there.gguf", "already exists; choose another name"), ("a.bin", "ends in .gguf, not")):
+        assert cli.main(["export", str(tmp_path / "model"), "--output", str(tmp_path / place)]) == 2
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "there.gguf").read_text() == "a file of mine"
     make_model("opt").save_pretrained(tmp_path / "opt")
     merging_tokenizer().save_pretrained(tmp_path / "opt")
     assert cli.main(["export", str(tmp_path / "opt")]) == 2
     assert "opt models cannot be exported" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "opt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "opt", "there.gguf"]
 
 
 def test_decoder_blocks_that_differ_are_refused(tmp_path: Path) -> None:
@@ -143,6 +148,7 @@ def test_the_tokenizer_of_a_file_is_taken_over(tmp_path: Path) -> None:
     first = tmp_path / "model-packed-q4_0.gguf"
     for others in ("[]", "{}", "<html>"):  # reports of other programs
         (tmp_path / "model-packed/report.json").write_text(others)
+        first.unlink()
         export_gguf(str(tmp_path / "model-packed"), first, "q4_0")
     made = export_gguf(str(first), tmp_path / "again.gguf", "q4_0")
     assert made.vocabulary == first.name
