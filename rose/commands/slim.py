@@ -175,6 +175,7 @@ def _print_summary(report: rose.RunReport) -> None:
         f"{whole(summary['parameters'])} parameters before, {whole(summary['kept_parameters'])} after: "
         f"{100 * summary['removed_fraction']:.1f} % of the decoder blocks taken out, {summary['seconds']:.0f} s"
     )
+    terminal.say(*summary["remarks"])
     if summary.get("dropped_blocks"):
         terminal.say(f"Decoder blocks {', '.join(map(str, summary['dropped_blocks']))} dropped")
     slimmed, *rest = report.stages

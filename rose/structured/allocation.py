@@ -219,19 +219,43 @@ def check_saved(saved: float, wanted: float) -> None:
         )
 
 
-def check_possible(parts: Sequence[Sequence[Part]], wanted: float, multiple: int, allocation: str) -> None:
-    """Raises RoseError, before anything is measured, unless shapes that differ can save that much, and that little."""
+def check_possible(parts: Sequence[Sequence[Part]], ratio: float, whole: int, multiple: int, allocation: str) -> None:
+    """Raises RoseError, before anything is measured, unless shapes that differ can save that much, and that little;
+    `whole`: parameters of the decoder blocks, of which the ratio is a share."""
     every = [part for of_block in parts for part in of_block]
     if allocation == "similarity":
         most = saved_by(parts, similarity_shapes(parts, similarity_ratios([1.0] * len(parts), 1.0), multiple))
     else:
-        most = sum(
-            part.saved(fewest_channels(part, multiple) if part.kind == CHANNELS else Shape(1, 1)) for part in every
-        )
-    if most < NEAR * wanted:
-        raise RoseError("The parts that may go do not hold that much; ask for a smaller ratio.")
-    if min(_least_saved(part, multiple) for part in every) > 2 * wanted:
+        most = sum(part.saved(_fewest(part, multiple)) for part in every)
+    if most < NEAR * ratio * whole:
+        raise too_much(most / whole)
+    if min(_least_saved(part, multiple) for part in every) > 2 * ratio * whole:
         raise RoseError(NOTHING)
+
+
+def too_much(most: float) -> RoseError:
+    """For more than the parts hold: `most` of all parameters of the decoder blocks."""
+    return RoseError(
+        f"The parts that may go do not hold that much; ask for a ratio of at most {math.floor(1000 * most) / 1000:g}."
+    )
+
+
+def most_uniform(parts: Sequence[Part], multiple: int, allowed: Callable[[Mapping[str, Shape]], bool]) -> int:
+    """The most parameters of one decoder block that shapes save which are allowed in all; 0 where none is."""
+    by_kind = {part.kind: part for part in parts}
+    fewest = {kind: fewest_channels(part, multiple) for kind, part in by_kind.items() if kind == CHANNELS}
+    heads = head_shapes(by_kind[HEADS].shape) if HEADS in by_kind else []
+    every = [fewest | {HEADS: shape} for shape in heads] or [fewest]
+    saved = {index: sum(by_kind[kind].saved(shape) for kind, shape in one.items()) for index, one in enumerate(every)}
+    return next((saved[index] for index in sorted(saved, key=lambda one: -saved[one]) if allowed(every[index])), 0)
+
+
+def _fewest(part: Part, multiple: int) -> Shape:
+    """The smallest shape that `cost_shapes` may leave of a part."""
+    if part.kind == CHANNELS:
+        return fewest_channels(part, multiple)
+    floor = (1 - MOST) * part.shape.units
+    return max((one for one in head_shapes(part.shape) if one.units >= floor), key=part.saved)
 
 
 def _least_saved(part: Part, multiple: int) -> int:

@@ -28,9 +28,11 @@ from rose.structured.allocation import (
     check_possible,
     check_saved,
     cost_shapes,
+    most_uniform,
     saved_by,
     similarity_ratios,
     similarity_shapes,
+    too_much,
     uniform_candidates,
     uniform_shapes,
 )
@@ -131,12 +133,13 @@ def plan_slimming(
             f"{type(model).__name__} is code of a repository, which rose cannot build with shapes that differ; choose "
             "the allocation uniform."
         )
-    wanted = settings.ratio * block_parameters(model)
+    whole = block_parameters(model)
+    wanted = settings.ratio * whole
     allowed = partial(can_say, model, found, biased=biased)
     if uniform:
         candidates = _uniform_candidates(model, found, wanted, multiple, allowed)
     else:
-        check_possible(found, wanted, multiple, allocation)
+        check_possible(found, settings.ratio, whole, multiple, allocation)
 
     def priced(of_blocks: Sequence[Sequence[Part]]) -> Sequence[BlockSurvey]:
         damping = settings.damping
@@ -178,6 +181,9 @@ def _uniform_candidates(
         )
     candidates = uniform_candidates(found[0], wanted / len(found), multiple)
     if not any(allowed(chosen) for _, chosen in candidates):
+        most = len(found) * most_uniform(found[0], multiple, allowed)
+        if 0 < most < wanted:
+            raise too_much(most / block_parameters(model))
         raise RoseError(
             "No uniform shapes that the configuration can say save about that much; ask for another ratio or parts, or "
             "allow shapes that differ (allocation cost)."

@@ -59,6 +59,7 @@ from rose.structured.survey import BlockSurvey, make_problem, survey
 
 SURVEY_SHARE = 0.3  # of a run that prices its parts first; only the progress bar depends on it
 ERRORS = ("relative_error", "held_out_error", "target_error", "held_out_target_error")  # of a part
+FAR = 0.1  # of the ratio: a share that is further from it is told
 KEPT = ".kept"  # ends the name of what is kept beside an output projection
 
 Wanted = dict[int, dict[str, tuple[Part, Shape]]]  # [block][output projection]: what it will be
@@ -162,6 +163,7 @@ def prune_structured(
             network.residence.withdraw()  # a streamed model whose run was stopped is what it was
         kept.finish()
     after = block_parameters(model)
+    removed = 1 - after / before
     table = records_table(records, PartRecord)
     means = {f"mean_{name}": mean_or_none(table[name]) for name in ERRORS}
     return RunReport(
@@ -170,13 +172,24 @@ def prune_structured(
             **said, **facts, "drift": [dataclasses.asdict(kept.drifts[index]) for index in sorted(kept.drifts)],
             "samples": tokens.shape[0], "length": tokens.shape[1],
             "held_out_samples": 0 if held_out is None else held_out.shape[0],
-            "block_parameters": before, "kept_block_parameters": after, "removed_fraction": 1 - after / before,
+            "block_parameters": before, "kept_block_parameters": after, "removed_fraction": removed,
+            "remarks": _far_from_asked(removed, ratio, kinds),
             "parameters": whole, "kept_parameters": count_parameters(model), "embedding_norms": embedding_norms(model),
             **means, "environment": environment(FLOAT32.describe()["compute"], network.device),
             "bos_token": network.bos_in_front(tokens),
             "seconds": kept.seconds + time.perf_counter() - start,
         },
     )  # fmt: skip
+
+
+def _far_from_asked(removed: float, ratio: float, kinds: Sequence[str]) -> list[str]:
+    """A sentence where pieces are so large that clearly another share has gone than was asked for."""
+    if abs(removed - ratio) <= FAR * ratio:
+        return []
+    return [
+        f"{100 * removed:.1f} % of the decoder blocks' parameters taken out, {100 * ratio:g} % were asked for: "
+        f"{' and '.join(kinds) or 'whole decoder blocks'} allow no nearer share."
+    ]
 
 
 def _check_drop(network: Network, ratio: float) -> None:

@@ -243,8 +243,8 @@ def test_prices_come_out_at_the_ratio_and_cost_least() -> None:
         ({"method": "nothing"}, "There is no structured method 'nothing'; choose one of obs"),
         ({"ratio": 1.0}, "The ratio must be above 0 and below 1"),
         ({"ratio": 0.001}, "No uniform shapes"),
-        ({"ratio": 0.99}, "No uniform shapes"),
-        ({"ratio": 0.7, "parts": ["heads"]}, "No uniform shapes"),
+        ({"ratio": 0.99}, r"do not hold that much; ask for a ratio of at most 0\."),
+        ({"ratio": 0.7, "parts": ["heads"]}, r"do not hold that much; ask for a ratio of at most 0\."),
         ({"allocation": "fair"}, "There is no allocation 'fair'"),
         ({"recovery": "magic"}, "There is no recovery 'magic'"),
         ({"parts": ["neurons"]}, "Parts are heads and channels"),
@@ -271,6 +271,24 @@ def test_bad_requests_are_one_sentence_and_change_nothing(options: dict[str, Any
     assert not work
     assert "\n" not in str(caught.value)
     assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "cost"])
+def test_the_ratio_that_is_offered_instead_of_too_large_a_one_is_possible(allocation: str) -> None:
+    model = make_model("llama")
+    with pytest.raises(rose.RoseError, match="ask for a ratio of at most") as caught:
+        slim(model, allocation=allocation, parts=[HEADS], ratio=0.6)
+    offered = float(str(caught.value).split()[-1].rstrip("."))
+    report = slim(model, allocation=allocation, parts=[HEADS], ratio=offered, recovery="none")
+    assert report.summary["removed_fraction"] == pytest.approx(offered, abs=0.001)
+    assert report.summary["remarks"] == []
+
+
+def test_a_share_far_from_what_was_asked_for_is_told() -> None:
+    report = slim(make_model("llama"), parts=[HEADS], ratio=0.3, recovery="none")
+    (said,) = report.summary["remarks"]
+    removed = 100 * report.summary["removed_fraction"]
+    assert said.startswith(f"{removed:.1f} % of the decoder blocks' parameters taken out, 30 % were asked for: heads ")
 
 
 def test_pieces_too_large_for_a_ratio_are_not_called_too_few() -> None:
