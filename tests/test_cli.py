@@ -203,6 +203,13 @@ def test_analyze_prints_and_writes_every_layer(checkpoint, tmp_path, capsys):
     assert summary["paper"]["layer"] == table.loc[table["relative_range"].idxmax(), "layer"]
 
 
+def test_analyze_without_errors_compares_none(checkpoint, capsys):
+    assert run("analyze", "--model", checkpoint, *CALIBRATION, "--sparsity", "0", "--layers", "*o_proj") == 0
+    shown = capsys.readouterr().out
+    assert "Mean held out error over layers" in shown
+    assert "nan" not in shown
+
+
 def test_evaluate_measures_tasks_and_says_what_it_lacks(checkpoint, tmp_path, capsys):
     questions = [{"question": "Water is", "choices": ["wet", "dry"], "answer": k % 2} for k in range(6)]
     write_task(tmp_path, questions, "water")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -109,5 +110,6 @@ def _print(table: pd.DataFrame, methods: Sequence[str], threshold: float, error:
     means = [f"{method} {wide[method].mean():.4f}" for method in methods]
     terminal.say(f"Mean {name} over layers: {', '.join(means)}")
     first, *others = methods
-    if ratios := [f"{method} {(wide[method] / wide[first]).mean():.3f}" for method in others]:
+    relative = {method: (wide[method] / wide[first]).mean() for method in others}
+    if ratios := [f"{method} {mean:.3f}" for method, mean in relative.items() if math.isfinite(mean)]:  # 0 of 0 is none
         terminal.say(f"Mean over layers of the error relative to {first}'s: {', '.join(ratios)}")
