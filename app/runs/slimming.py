@@ -15,12 +15,15 @@ from torch import Tensor, nn
 import rose
 from app import words
 from app.jobs import Job, TunableRun, holding
+from app.runs.request import HELD_OUT
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.estimate.duration import estimate_evaluation
 from rose.model.measure.generation import continue_prompt
+from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.layers import count_parameters, text_config
 from rose.structured.plan import SlimSettings, estimate_slimming
+from rose.verdicts import says_perplexity
 
 TOKENS = 128  # of the prompt that speed is measured with
 TURNS = 5
@@ -29,13 +32,21 @@ NEW_TOKENS = 30
 
 @dataclass(frozen=True)
 class Outcome:
-    """One model in numbers: parameters, perplexity on held-out windows (None without such), tokens per second, text."""
+    """One model in numbers: parameters, losses on held-out windows, tokens per second, text."""
 
     label: str
     parameters: int
-    perplexity: float | None
+    losses: tuple[float, ...]  # mean of each window, nats a token; () where nothing is held out
     speed: float
     text: str
+
+    @property
+    def perplexity(self) -> float | None:
+        return perplexity_of(torch.tensor(self.losses, dtype=torch.float64)) if self.losses else None
+
+    def measured(self, stage: str) -> dict[str, Any]:
+        """Perplexity and losses as the summary of a report has them, "before" or "after"."""
+        return {f"perplexity_{stage}": self.perplexity, f"losses_{stage}": list(self.losses)}
 
 
 def estimate(setup: Setup, settings: SlimSettings, model: nn.Module) -> float:
@@ -46,9 +57,9 @@ def estimate(setup: Setup, settings: SlimSettings, model: nn.Module) -> float:
 
 def judge(label: str, model: Any, tokenizer: Any, held_out: Tensor | None, prompt: str) -> Outcome:
     """All but the speed, which is measured for several models at once."""
-    perplexity = None if held_out is None or not len(held_out) else rose.perplexity(model, held_out)
+    losses = () if held_out is None or not len(held_out) else tuple(window_losses(model, held_out).tolist())
     text = continue_prompt(model, tokenizer, prompt, new_tokens=NEW_TOKENS) if prompt.strip() else ""
-    return Outcome(label, count_parameters(model), perplexity, 0.0, text)
+    return Outcome(label, count_parameters(model), losses, 0.0, text)
 
 
 class Slimming(TunableRun):
@@ -89,6 +100,7 @@ class Slimming(TunableRun):
         label = f"{settings.method}, {share} out"
         self._say(f"Perplexity and text: {label}")
         slim = judge(label, model, loaded.tokenizer, held_out, self.prompt)
+        report = report.with_summary(**self._told(dense, slim))
         self._say("Measuring the speed of both models")
         with holding(loaded.lock, job):
             speeds = _speeds([loaded.model, model], job)
@@ -103,10 +115,32 @@ class Slimming(TunableRun):
         """The checkpoint that tuning begins with."""
         return self._temporary() / f"slim-{self.settings.method}-{self.settings.ratio:g}"
 
+    def _told(self, dense: Outcome, slim: Outcome) -> dict[str, Any]:
+        """What the report says of the set-up, and of perplexity where it was measured."""
+        setup = self.setup
+        said = {"model": setup.model, "dtype": setup.dtype, "calibration": setup.text, "seed": setup.seed}
+        if not slim.losses:
+            return said
+        windows = {"evaluated_on": HELD_OUT, "windows": len(slim.losses), "window_length": setup.length}
+        return said | windows | dense.measured("before") | slim.measured("after")
+
+    def perplexities(self) -> list[list[str]]:
+        """How perplexity moved from the dense model's, by smaller model: a sentence, and another on odd windows."""
+        dense, *smaller = self.outcomes
+        if not dense.losses:
+            return []
+        said = []
+        for one in smaller:
+            moved, *odd = says_perplexity(dense.measured("before") | one.measured("after"))
+            said.append([f"{one.label} takes perplexity on held-out windows {moved}.", *odd])
+        return said
+
     def add_tuned(self, outcome: Outcome, model: Any, tokenizer: Any, tuned: dict[str, Any]) -> None:
         """Puts the smaller copy's tuned one beside it, and its checkpoint and report in place of the copy's."""
         assert self.report is not None
         folder = self.untuned.with_name(f"{self.untuned.name}-tuned")
+        if outcome.losses:
+            tuned = {"tuned": tuned["tuned"] | self.outcomes[1].measured("before"), **outcome.measured("after")}
         report = self.report.with_summary(**tuned)
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier tuning
         rose.save_model(model, tokenizer, folder, report=report)

@@ -272,6 +272,9 @@ def _outcome(run: Slimming, model: nn.Module) -> None:
         for one in run.outcomes
     ]
     components.table(rows, "The dense and the smaller model")
+    for moved, *odd in run.perplexities():
+        st.markdown(words.plain(moved))
+        components.cautions(odd)
     assert run.report is not None
     said = run.report.summary
     st.caption(

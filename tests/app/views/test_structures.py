@@ -11,7 +11,7 @@ from transformers import ArceeConfig, AutoModelForCausalLM
 import rose
 from app.runs import tuning
 from app.runs.checkpoints import size_of
-from app.runs.slimming import Slimming
+from app.runs.slimming import Outcome, Slimming
 from app.runs.tuning import SlimTuning
 from app.study.setup import Setup
 from app.study.structures import Structures
@@ -90,6 +90,11 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     assert slim.parameters < dense.parameters == sum(p.numel() for p in before)
     assert run.report is not None
     assert run.report.summary["kept_parameters"] == slim.parameters
+    held_out, said = tokens[1], run.report.summary
+    assert held_out is not None
+    assert (said["windows"], said["window_length"], said["evaluated_on"]) == (2, 32, "held out")
+    assert said["perplexity_before"] == pytest.approx(rose.perplexity(model, held_out))
+    assert said["losses_after"] == list(slim.losses)
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
     assert run.checkpoint is not None
     assert size_of(run.checkpoint) > 4 * slim.parameters
@@ -110,8 +115,8 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     assert "tuned" not in report.summary
     assert folder.exists()
     assert run.checkpoint.name == "slim-obs-0.3-tuned"
-    held_out = study.calibration.held_out
-    assert held_out is not None
+    assert run.report.summary["tuned"]["losses_before"] == list(slim.losses)
+    assert run.report.summary["perplexity_after"] == tuned.perplexity
     assert rose.perplexity(rose.load_model(str(run.checkpoint))[0], held_out) == pytest.approx(tuned.perplexity)
     app = open_page(PAGE, study, structures_view="Make it smaller")
     app.session_state["slimming"] = run
@@ -119,6 +124,9 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     assert not app.exception
     assert app.button(key="slim-tune-start").label == "Tune for 3 minutes"
     assert tuning.says_slim(last) in texts(app)
+    for label in ("obs, 30 % out", "obs, 30 % out, tuned"):
+        moved = f"{label} takes perplexity on held-out windows from .* times the dense model's .*95 % interval"
+        assert re.search(moved, texts(app))
     run.discard()
     assert not run.checkpoint.exists()
 
@@ -164,3 +172,15 @@ def test_where_heads_alone_can_go_the_page_draws_what_there_is(view: str) -> Non
     assert not app.exception
     said = "channels cannot be removed; heads can" if view == "Channels" else "keeps 3 query heads. Speed-up"
     assert said in texts(app)
+
+
+def test_windows_that_stand_out_are_said_of_each_smaller_model(study: Study) -> None:
+    run = Slimming(study.setup, SlimSettings(), lambda: None)  # type: ignore[arg-type,return-value]
+    dense, odd = (4.0, 4.1, 4.2, 4.1), (4.1, 4.2, 6.5, 4.2)
+    even = tuple(loss + 0.1 for loss in dense)
+    run.outcomes = [Outcome(name, 1, losses, 1.0, "") for name, losses in (("Dense", dense), ("A", odd), ("B", even))]
+    (first, *cautions), (second, *none) = run.perplexities()
+    assert first.startswith("A takes perplexity on held-out windows from 60.3 to ")
+    assert cautions[0].startswith("In one of four windows the loss rose")
+    assert "1.11 times the dense model's" in second
+    assert not none
