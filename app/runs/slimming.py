@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +25,11 @@ from rose.model.measure.generation import continue_prompt
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.layers import count_parameters, text_config
 from rose.structured.plan import SlimSettings, estimate_slimming
-from rose.verdicts import says_perplexity
+from rose.verdicts import Interval, paired_ratio, says_perplexity
 
 TOKENS = 128  # of the prompt that speed is measured with
-TURNS = 5
+FEWEST_TURNS, MOST_TURNS = 5, 50
+TIMING = 5.0  # seconds that both models take turns for, where a pass is short
 NEW_TOKENS = 30
 
 
@@ -47,6 +50,34 @@ class Outcome:
     def measured(self, stage: str) -> dict[str, Any]:
         """Perplexity and losses as the summary of a report has them, "before" or "after"."""
         return {f"perplexity_{stage}": self.perplexity, f"losses_{stage}": list(self.losses)}
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times as fast the smaller model reads a prompt."""
+
+    ratio: Interval
+    turns: int  # of each model
+    bound: float  # what the number of multiplications allows
+
+    @classmethod
+    def of(cls, dense: Sequence[float], slim: Sequence[float], bound: float) -> Speedup:
+        """From the seconds of each turn; `dense` and `slim` took turns."""
+        logs = ([math.log(seconds) for seconds in one] for one in (dense, slim))
+        return cls(paired_ratio(*logs), len(dense), bound)
+
+    def says(self) -> str:
+        """A sentence, which tells no ratio that chance or other work on the machine may have made."""
+        if not self.ratio.is_clear or self.ratio.value > self.bound:
+            return (
+                f"How much faster it reads a prompt of {TOKENS} tokens cannot be told: this machine is too noisy, or "
+                "the model too small."
+            )
+        value, low, high = (words.number(one) for one in (self.ratio.value, self.ratio.low, self.ratio.high))
+        return (
+            f"It reads a prompt of {TOKENS} tokens {value} times as fast here (95 % interval {low} to {high}, "
+            f"{words.count(self.turns, 'turn')} each)."
+        )
 
 
 def estimate(setup: Setup, settings: SlimSettings, model: nn.Module) -> float:
@@ -78,6 +109,7 @@ class Slimming(TunableRun):
         self.outcomes: list[Outcome] = []
         self.report: rose.RunReport | None = None
         self.checkpoint: Path | None = None
+        self.speedup: Speedup | None = None  # of the slim model
         self._load = load
 
     def _run(self, job: Job) -> None:
@@ -103,11 +135,14 @@ class Slimming(TunableRun):
         report = report.with_summary(**self._told(dense, slim))
         self._say("Measuring the speed of both models")
         with holding(loaded.lock, job):
-            speeds = _speeds([loaded.model, model], job)
+            seconds = _seconds(loaded.model, model, job)
         self._say("Writing the checkpoint")
         rose.save_model(model, loaded.tokenizer, self.untuned, report=report)
         self.checkpoint = self.untuned
-        self.outcomes = [replace(one, speed=speed) for one, speed in zip((dense, slim), speeds, strict=True)]
+        self.outcomes = [
+            replace(one, speed=TOKENS / statistics.median(own)) for one, own in zip((dense, slim), seconds, strict=True)
+        ]
+        self.speedup = Speedup.of(*seconds, bound=1 / (1 - report.summary["removed_fraction"]))
         self.report, self.fraction = report, 1.0
 
     @property
@@ -147,18 +182,25 @@ class Slimming(TunableRun):
         self.outcomes, self.checkpoint, self.report = [*self.outcomes[:2], outcome], folder, report
 
 
+def _seconds(dense: Any, slim: Any, job: Job) -> tuple[list[float], list[float]]:
+    """Of reading a prompt, by turn: in pairs, so that other work disturbs both alike, each first in every other one.
+
+    The first passes of a model are slow and do not count; how long the second ones take says how many turns there are.
+    """
+    ids = torch.randint(3, text_config(dense).vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(next(dense.parameters()).device)
+    for _ in range(2):
+        pair = _timed(dense, ids) + _timed(slim, ids)
+    found: tuple[list[float], list[float]] = [], []
+    for turn in range(min(MOST_TURNS, max(FEWEST_TURNS, round(TIMING / pair)))):
+        job.check()
+        for which in (0, 1) if turn % 2 else (1, 0):
+            found[which].append(_timed((dense, slim)[which], ids))
+    return found
+
+
 @torch.no_grad()
-def _speeds(models: Sequence[Any], job: Job) -> list[float]:
-    """Tokens per second of reading a prompt; the models take turns, so that other work disturbs both alike, and the
-    best turn counts."""
-    best = [float("inf")] * len(models)
-    for _ in range(TURNS):
-        for number, model in enumerate(models):
-            job.check()
-            generator = torch.Generator().manual_seed(0)
-            ids = torch.randint(3, text_config(model).vocab_size, (1, TOKENS), generator=generator)
-            ids = ids.to(next(model.parameters()).device)
-            start = time.perf_counter()
-            model(input_ids=ids, use_cache=False)
-            best[number] = min(best[number], time.perf_counter() - start)
-    return [TOKENS / seconds for seconds in best]
+def _timed(model: Any, ids: Tensor) -> float:
+    start = time.perf_counter()
+    model(input_ids=ids, use_cache=False)
+    return time.perf_counter() - start

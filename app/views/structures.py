@@ -10,7 +10,7 @@ import rose
 from app import components, session, shared, words
 from app.figures import structures as figures
 from app.runs import tune_panel
-from app.runs.slimming import TOKENS, TURNS, Slimming, estimate
+from app.runs.slimming import Slimming, estimate
 from app.runs.widgets import checkpoint_button, csv_button, file_button, follow, start_button
 from app.study.preflight import asked_of_hub
 from app.study.structures import Structures, collecting
@@ -276,12 +276,12 @@ def _outcome(run: Slimming, model: nn.Module) -> None:
         st.markdown(words.plain(moved))
         components.cautions(odd)
     assert run.report is not None
+    assert run.speedup is not None
     said = run.report.summary
     st.caption(
         f"{words.percent(said['removed_fraction'])} of the decoder blocks' parameters are gone, "
-        f"{words.percent(1 - slim.parameters / dense.parameters)} of the whole model's; it reads "
-        f"a prompt of {TOKENS} tokens {slim.speed / dense.speed:.2f} times as fast here, in the best of "
-        f"{words.word(TURNS)} turns. "
+        f"{words.percent(1 - slim.parameters / dense.parameters)} of the whole model's. "
+        f"{run.speedup.says()} "
         + (f"Perplexity is on {run.setup.held_out} × {run.setup.length} held-out tokens." if run.setup.held_out else "")
     )
     if run.prompt.strip():

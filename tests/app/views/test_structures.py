@@ -11,7 +11,7 @@ from transformers import ArceeConfig, AutoModelForCausalLM
 import rose
 from app.runs import tuning
 from app.runs.checkpoints import size_of
-from app.runs.slimming import Outcome, Slimming
+from app.runs.slimming import Outcome, Slimming, Speedup
 from app.runs.tuning import SlimTuning
 from app.study.setup import Setup
 from app.study.structures import Structures
@@ -124,6 +124,9 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     assert not app.exception
     assert app.button(key="slim-tune-start").label == "Tune for 3 minutes"
     assert tuning.says_slim(last) in texts(app)
+    assert run.speedup is not None
+    assert run.speedup.turns >= 5
+    assert run.speedup.says() in texts(app)
     for label in ("obs, 30 % out", "obs, 30 % out, tuned"):
         moved = f"{label} takes perplexity on held-out windows from .* times the dense model's .*95 % interval"
         assert re.search(moved, texts(app))
@@ -184,3 +187,16 @@ def test_windows_that_stand_out_are_said_of_each_smaller_model(study: Study) -> 
     assert cautions[0].startswith("In one of four windows the loss rose")
     assert "1.11 times the dense model's" in second
     assert not none
+
+
+@pytest.mark.parametrize(
+    ("slim", "said"),
+    [
+        ([0.10, 0.09, 0.095, 0.1, 0.09], "It reads a prompt of 128 tokens 1.05"),
+        ([0.01, 0.011, 0.01, 0.012, 0.01], "cannot be told"),  # ten times as fast, with a fifth taken out
+        ([0.09, 0.12, 0.08, 0.11, 0.09], "cannot be told"),  # one pair this way, another that way
+    ],
+)
+def test_a_speed_is_told_only_where_it_is_clear_and_possible(slim: list[float], said: str) -> None:
+    found = Speedup.of([0.105, 0.095, 0.1, 0.104, 0.095], slim, bound=1.25)
+    assert said in found.says()
