@@ -39,7 +39,13 @@ class Swapped:
 
 
 class Structures:
-    """Heads and channels of a finished study. Costs are relative to the projection's own output."""
+    """Heads and channels of a finished study. Costs are relative to the projection's own output.
+
+    Attributes:
+        kinds: that this model can do without.
+        parts: those whose output projection was measured.
+        missing: output projections of the others.
+    """
 
     def __init__(self, study: Study) -> None:
         assert study.loaded is not None
@@ -48,20 +54,18 @@ class Structures:
         if not self.kinds:
             raise rose.RoseError("Neither heads nor channels of this model can be removed; choose another model.")
         parts = find_parts(model, self.kinds)
-        self.parts = {(part.kind, part.block_index): part for of_block in parts for part in of_block}
-        missing = [part.output.name for part in self.parts.values() if not study.has(part.output.name)]
-        if missing:
-            raise rose.RoseError(
-                f"{missing[0]} has not been measured; measure all layers on the start page to see the structures."
-            )
+        every = [part for of_block in parts for part in of_block]
+        self.missing = [part.output.name for part in every if not study.has(part.output.name)]
+        measured = [part for part in every if study.has(part.output.name)]
+        self.parts = {(part.kind, part.block_index): part for part in measured}
         self.biased = study.remember(
             "structures that may have a bias",
             lambda: tuple(kind for kind in self.kinds if can_bias(model, parts, kind, anywhere=False)),
         )
 
-    @property
-    def blocks(self) -> list[int]:
-        return sorted({index for _, index in self.parts})
+    def blocks(self, kind: str | None = None) -> list[int]:
+        """Decoder blocks with a part of this kind, or of any."""
+        return sorted({index for of, index in self.parts if kind in (None, of)})
 
     def cautions(self) -> list[str]:
         """How far costs can be trusted, by the inputs of the layers that they are of."""
@@ -142,7 +146,7 @@ class Structures:
         """Predicted relative error and speed-up of the decoder blocks by ratio, uniform shapes; one row per ratio."""
         if len({(kind, part.shape) for (kind, _), part in self.parts.items()}) > len(self.kinds):
             raise rose.RoseError("The decoder blocks of this model differ in shape, so no one shape fits all of them.")
-        first = {kind: self.parts[kind, self.blocks[0]] for kind in self.kinds}
+        first = {kind: self.parts[kind, self.blocks(kind)[0]] for kind in self.kinds}
         whole = sum(part.parameters(part.shape) for part in first.values())
 
         def error(shapes: Mapping[str, Shape]) -> float:

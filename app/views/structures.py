@@ -64,22 +64,40 @@ def _ask_for_inputs(study: Study) -> None:
     )
 
 
-def _chosen_block(known: Structures) -> int:
+def _can_show(known: Structures, kind: str, tied: str) -> bool:
+    """Whether there are parts of this kind to show; says `tied` where the model must keep them."""
+    if kind not in known.kinds:
+        st.info(tied)
+    elif not known.blocks(kind):
+        _ask_to_measure(known)
+    return bool(known.blocks(kind))
+
+
+def _ask_to_measure(known: Structures) -> None:
+    first, *others = known.missing
+    more = f", and {words.count(len(others), 'more layer')}" if others else ""
+    components.info(f"This needs layers that were not measured: {words.short_layer(first)}{more}.")
+    st.page_link(components.START_PAGE, label="Measure all layers", icon=":material/play_arrow:")
+
+
+def _chosen_block(known: Structures, kind: str | None = None) -> int:
     block, _ = words.place_of(session.layer() or "")
-    return block if block in known.blocks else known.blocks[0]
+    there = known.blocks(kind)
+    return block if block in there else there[0]
 
 
-def _block(known: Structures) -> int:
+def _block(known: Structures, kind: str | None = None) -> int:
     """A choice of decoder block; the chosen layer moves to it."""
-    st.session_state.structures_block = _chosen_block(known)
+    st.session_state.structures_block = _chosen_block(known, kind)
 
     def follow() -> None:
         old, new = session.layer() or "", st.session_state.structures_block
         place, _ = words.place_of(old)
         name = old.replace(f".{place}.", f".{new}.", 1)
-        session.choose_layer(name if name in known.study.layer_names else known.parts[known.kinds[-1], new].output.name)
+        measured = next(part for (_, at), part in reversed(known.parts.items()) if at == new)
+        session.choose_layer(name if name in known.study.layer_names else measured.output.name)
 
-    return st.selectbox("Decoder block", known.blocks, key="structures_block", on_change=follow)
+    return st.selectbox("Decoder block", known.blocks(kind), key="structures_block", on_change=follow)
 
 
 def _are_priced(known: Structures, parts: Sequence[Part], what: str) -> bool:
@@ -95,19 +113,19 @@ def _are_priced(known: Structures, parts: Sequence[Part], what: str) -> bool:
 
 
 def _map(known: Structures) -> None:
-    if HEADS not in known.kinds:
-        st.info(
-            "This model's configuration ties the number of heads to their size, so heads must stay; channels can "
-            "be removed."
-        )
+    tied = (
+        "This model's configuration ties the number of heads to their size, so heads must stay; channels can be "
+        "removed."
+    )
+    if not _can_show(known, HEADS, tied):
         return
     parts = [part for (kind, _), part in known.parts.items() if kind == HEADS]
     if not _are_priced(known, parts, "This map"):
         return
     table = known.head_costs()
-    drawn = figures.head_map(table, marked_block=_chosen_block(known), theme=session.theme())
+    drawn = figures.head_map(table, marked_block=_chosen_block(known, HEADS), theme=session.theme())
     components.show(drawn, "structures-heads", wide=True)
-    part = known.parts[HEADS, known.blocks[0]]
+    part = known.parts[HEADS, known.blocks(HEADS)[0]]
     if part.shape.per_group > 1:
         shared_by = words.sentence(words.count(part.shape.per_group, "query head"))
         st.caption(
@@ -117,10 +135,9 @@ def _map(known: Structures) -> None:
 
 
 def _channels(known: Structures) -> None:
-    block = _block(known)
-    if CHANNELS not in known.kinds:
-        st.info("This model's MLP channels cannot be removed; heads can.")
+    if not _can_show(known, CHANNELS, "This model's MLP channels cannot be removed; heads can."):
         return
+    block = _block(known, CHANNELS)
     if not _are_priced(known, [known.parts[CHANNELS, block]], "This curve"):
         return
     table = known.channel_costs(block)
@@ -140,10 +157,9 @@ def _head_shape(known: Structures, block: int) -> Shape:
 
 
 def _swaps(known: Structures) -> None:
-    block = _block(known)
-    if HEADS not in known.kinds:
-        st.info("This model's heads cannot be removed, so there is nothing to swap.")
+    if not _can_show(known, HEADS, "This model's heads cannot be removed, so there is nothing to swap."):
         return
+    block = _block(known, HEADS)
     shape = _head_shape(known, block)
     found = known.study.remember(("swaps", block, shape), lambda: known.swapped(block, shape))
     labels = {"slimllm": "slimllm, by correlation", "obs": "obs, by exact cost"}
@@ -167,9 +183,15 @@ def _swaps(known: Structures) -> None:
 
 
 def _recovery(known: Structures) -> None:
+    if not known.parts:
+        _ask_to_measure(known)
+        return
     block = _block(known)
-    kinds = {HEADS: "Heads", CHANNELS: "Channels"}
-    kind = components.choose("Part", {name: kinds[name] for name in known.kinds[::-1]}, "structures_recovery_of")
+    labels = {HEADS: "Heads", CHANNELS: "Channels"}
+    kinds = {name: labels[name] for name in known.kinds[::-1] if (name, block) in known.parts}
+    if st.session_state.get("structures_recovery_of") not in (None, *kinds):
+        del st.session_state["structures_recovery_of"]  # not measured in this decoder block
+    kind = components.choose("Part", kinds, "structures_recovery_of")
     part = known.parts[kind, block]
     if kind == HEADS:
         shape = _head_shape(known, block)
@@ -186,6 +208,9 @@ def _recovery(known: Structures) -> None:
 
 
 def _trade_off(known: Structures) -> None:
+    if known.missing:
+        _ask_to_measure(known)
+        return
     if not _are_priced(known, list(known.parts.values()), "The trade-off"):
         return
     try:

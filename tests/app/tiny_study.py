@@ -53,15 +53,18 @@ def measured_study(
     samples: int = 8,
     model: PreTrainedModel | None = None,
     status: str = "done",
+    layers: str = "*",
 ) -> Study:
     """The study, finished, and placed where the app looks for the one of its set-up."""
     setup = Setup(model="tiny", samples=samples, length=32, held_out=held_out, block_size=BLOCK, sparsity=sparsity)
+    setup = replace(setup, layers=layers)
     model = model or tiny_model()
     known = model.config.vocab_size
     tokens = torch.randint(3, known, (samples + held_out, 32), generator=torch.Generator().manual_seed(1))
     calibration = Calibration()
     calibration.tokens, calibration.held_out = tokens[:samples], tokens[samples:] if held_out else None
-    calibration.blocks = list(rose.visit_blocks(model, calibration.tokens, held_out=calibration.held_out))
+    asked = {"layers": setup.layer_patterns, "held_out": calibration.held_out}
+    calibration.blocks = list(rose.visit_blocks(model, calibration.tokens, **asked))
     calibration.complete = True
     loaded = LoadedModel(model, None, threading.Lock())  # type: ignore[arg-type]
     study = finish(Study(setup, lambda: loaded, calibration), status)

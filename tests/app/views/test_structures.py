@@ -200,3 +200,15 @@ def test_windows_that_stand_out_are_said_of_each_smaller_model(study: Study) -> 
 def test_a_speed_is_told_only_where_it_is_clear_and_possible(slim: list[float], said: str) -> None:
     found = Speedup.of([0.105, 0.095, 0.1, 0.104, 0.095], slim, bound=1.25)
     assert said in found.says()
+
+
+@pytest.mark.parametrize("view", ["Heads", "Channels", "Swaps", "Recovery", "Trade-off", "Make it smaller"])
+def test_a_part_of_the_page_needs_no_more_layers_than_it_shows(view: str) -> None:
+    study = measured_study(layers="*.o_proj")
+    app = open_page(PAGE, study, structures_view=view)
+    assert not app.exception
+    asks = "This needs layers that were not measured: 0 · mlp.down_proj, and two more layers" in texts(app)
+    assert asks == (view in ("Channels", "Trade-off"))
+    assert asks == ("Measure all layers" in [link.proto.label for link in app.get("page_link")])
+    if view in ("Heads", "Recovery"):
+        assert figures(app)
