@@ -31,5 +31,5 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         table, look = frame(made), components.look(layer)
         if error_on == "held_out":
             table["relative_error"] = table["held_out_error"]
-            look["layer"] += " on held-out tokens"
+        look["layer"] += f" on {'held-out' if error_on == 'held_out' else 'calibration'} tokens"
         components.show(figures.order_budget_matrix(table, **look), "lab-matrix")

@@ -29,6 +29,7 @@ SECTIONS: dict[str, tuple[str, ModuleType]] = {
     "bits": ("Zeros or fewer bits", section_8_bits),
 }
 
+ON_CALIBRATION = ("compare", "own", "sweep", "position", "sparsity")  # the others say on which tokens themselves
 FORMER = ("solvers", "Race of solvers")  # a section that has become one of the page Prune
 
 
@@ -51,9 +52,14 @@ st.caption(
     f"{words.count(len(plan.block_width), 'block')} · sparsity {plan.pattern} · relative range "
     f"{plan.relative_range:.2f} (block-loss spread), {columnar}"
 )
+components.cautions(study.cautions(layer))
 section = components.section({name: label for name, (label, _) in SECTIONS.items()}, "lab_section")
 if section != "own" and "own" in st.query_params:
     del st.query_params["own"]
+if section in ON_CALIBRATION:
+    st.caption(
+        "Errors are on calibration tokens" + (", but for the columns Held out." if section == "compare" else ".")
+    )
 if plan.pattern.is_grouped and section != "sparsity":
     st.caption(
         f"Under {plan.pattern} every group of columns loses the same number of weights, so both budgets are the same."

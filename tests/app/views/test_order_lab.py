@@ -261,3 +261,12 @@ def test_a_layer_without_heads_leads_to_the_nearest_with_them(study: Study) -> N
     app.button(key="lab-basis-nearest").click().run()
     assert app.session_state.chosen_layer == "model.layers.2.self_attn.o_proj"
     assert "The dense model computes the same in all four" in texts(app)
+
+
+def test_cautions_and_the_tokens_that_errors_are_on_are_said(study: Study) -> None:
+    app = section(study, "Order and budget")
+    assert "calibration tokens are fewer" not in texts(app)
+    assert "on calibration tokens" in titles(app)[0]
+    app = section(measured_study(samples=1), "By sparsity")  # of 32 tokens, for 64 columns
+    assert "Calibration tokens are fewer than columns" in texts(app)
+    assert "Errors are on calibration tokens." in texts(app)
