@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from app import components, session, shared, words
 from app.components import URL
@@ -131,13 +132,24 @@ def _layers(view: str, runs: Sequence[FinishedRun]) -> None:
     if chosen.problem and view == DIFFERENCE:
         components.error(f"{chosen.problem} Or see {MAPS}, where each has axes of its own.")
         return
+    two = [chosen.first, chosen.second]
+    without = not set(chosen.measures) & set(finished.ERRORS) and any("tuned" in run.summary for run in two)
     with next(places):
-        measure = _measure(chosen.measures)
-    if measure is None:
-        return
+        measure = _measure(chosen.measures, asked=without)
+    if without:
+        st.info("Tuning measures no errors of layers, so these two have none to compare. Their totals:")
+        _numbers(two)
+    if measure is not None:
+        _figure(view, chosen, measure, next(places))
+    components.cautions(pairs.cautions_of(two))
+    if not chosen.problem:
+        _report(two)
+
+
+def _figure(view: str, chosen: Pair, measure: str, place: DeltaGenerator) -> None:
     names, label, theme = (chosen.first.name, chosen.second.name), pairs.MEASURES[measure], session.theme()
     if view == DIFFERENCE:
-        with next(places):
+        with place:
             as_share = components.choose("As", {True: "per cent", False: "difference"}, "runs_as")
         drawing = figures.run_difference(chosen.rows(measure), names, label, as_share=as_share, theme=theme)
     elif chosen.problem:
@@ -147,21 +159,21 @@ def _layers(view: str, runs: Sequence[FinishedRun]) -> None:
     components.show(drawing, "runs-difference" if view == DIFFERENCE else "runs-maps", wide=True)
     if not chosen.problem:
         _remarks(chosen, label)
-        _report([chosen.first, chosen.second])
 
 
-def _measure(measures: dict[str, str]) -> str | None:
-    """What the maps show; None where no layer has a number in both."""
+def _measure(measures: dict[str, str], *, asked: bool) -> str | None:
+    """What the maps show; None where no layer has a number in both, or, of `asked` ones, until somebody chooses."""
     if not measures:
         st.info(
             "No layer has a number in both runs: where whole decoder blocks were taken out there are none to compare. "
             "Their totals are under Numbers."
         )
         return None
-    if st.session_state.get("runs_measure") not in (None, *measures):
-        del st.session_state["runs_measure"]
+    if st.session_state.get("runs_measure") not in measures:
+        st.session_state.pop("runs_measure", None)
     labels = {name: words.sentence(label) for name, label in measures.items()}
-    return st.selectbox("Of", list(labels), format_func=labels.__getitem__, key="runs_measure", bind=URL)
+    first = None if asked else 0
+    return st.selectbox("Of", list(labels), first, format_func=labels.__getitem__, key="runs_measure", bind=URL)
 
 
 def _numbers(runs: Sequence[FinishedRun]) -> None:

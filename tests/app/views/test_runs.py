@@ -206,3 +206,32 @@ def test_results_over_seeds(server: deque[rose.RunReport], tmp_path: Path) -> No
     assert "ROSE 15.0 ± 0" in texts(app)
     app.text_input(key="seeds_path").set_value(str(tmp_path)).run()
     assert "There is no file" in app.error[0].value
+
+
+def test_beside_a_tuned_copy_totals_come_first_and_no_measure_by_itself(server: deque[rose.RunReport]) -> None:
+    counts = dict.fromkeys(("steps", "steps_planned", "kept_step", "zeros", "weights", "samples", "length"), 4)
+    layers = list(made_report().layers["layer"])
+    tuned = counts | {
+        "minutes": 3.0,
+        "seconds": 180.0,
+        "rate": 0.001,
+        "curve": [],
+        "change": dict.fromkeys(layers, 0.1),
+    }
+    server += [made_report("rose", 0.8, tuned=tuned, perplexity_after=25.0), made_report()]
+    app = open_page(PAGE, runs_view="Difference")
+    app.multiselect(key="runs").set_value([BASE, "tiny · ROSE, tuned · 0.7 · six layers"]).run()
+    assert not app.exception, app.exception
+    assert "Tuning measures no errors of layers" in texts(app)
+    assert app.dataframe[0].value.set_index("").loc["Perplexity"].tolist() == ["30.0", "25.0 (−16.7 %)"]
+    assert not figures(app)
+    app.selectbox(key="runs_measure").set_value("relative_range").run()
+    assert len(figures(app)) == 1
+
+
+@pytest.mark.parametrize("view", ["Difference", "Maps"])
+def test_cautions_stand_below_layers_too(server: deque[rose.RunReport], view: str) -> None:
+    server += [made_report("rose", 0.1), made_report("sparsegpt", 1.0)]
+    for report in server:
+        report.layers.loc[0, "held_out_error"] = 9 * report.layers.loc[0, "relative_error"]
+    assert "the held-out error is more than" in texts(open_page(PAGE, runs_view=view))
