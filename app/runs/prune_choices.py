@@ -3,6 +3,7 @@
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 import rose
 from app import session
@@ -181,15 +182,21 @@ def _targets() -> dict[str, Any]:
         "one, and so do many decoder blocks, as a correction also fits the noise of those before it. Automatic goes by "
         "both.",
     )
-    true_sequential = three.toggle(
+    true_sequential = _true_sequential(three, is_asked="layer" in targets)
+    known = tuple(name for name in TARGETS if name in targets)
+    return {"targets": known, "target_damping": ridge, "true_sequential": true_sequential}
+
+
+def _true_sequential(place: DeltaGenerator, *, is_asked: bool) -> bool:
+    """Whether target layer is; dense targets always are, so that with them alone there is nothing to ask."""
+    shown: dict[str, Any] = {"value": True, "disabled": True, "key": "prune-always-sequential"}
+    is_on = place.toggle(
         "True-sequential",
-        **linked("prune_true_sequential"),
-        disabled="layer" not in targets,
+        **(linked("prune_true_sequential") if is_asked else shown),
         help="Calibrates each layer after the layers before it in the same decoder block have been pruned. One forward "
         "pass per decoder block instead of two, but more memory. Always on with target dense.",
     )
-    known = tuple(name for name in TARGETS if name in targets)
-    return {"targets": known, "target_damping": ridge, "true_sequential": true_sequential}
+    return is_asked and is_on
 
 
 def _tasks() -> dict[str, Any]:

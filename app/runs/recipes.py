@@ -28,7 +28,7 @@ def command_lines(setup: Setup, request: PruneRequest) -> str:
         if same_length:
             options |= {"--evaluate": request.evaluate, "--windows": request.windows}
         options["--output"] = output
-        if request.true_sequential:
+        if request.true_sequential and case.target == "layer":  # dense targets always are
             options["--true-sequential"] = []
         if request.layer_patterns:
             options["--layers"] = request.layer_patterns
@@ -127,8 +127,9 @@ def python_code(setup: Setup, request: PruneRequest) -> str:
         "                model, tokens, held_out=held_out, method=method, sparsity=sparsity, target=target, "
         f"layers={request.layer_patterns},",
         f"                block_size={setup.block_size}, damping={setup.damping}, threshold={request.threshold},",
-        f"                true_sequential={request.true_sequential},",
     ]
+    if "layer" in request.targets:
+        lines.append(f"                true_sequential={request.true_sequential},")
     if rounds:
         lines.append(f"                bits=bits, group={request.group!r} if bits else None,")
     if request.target_damping is not None:

@@ -199,11 +199,14 @@ def test_the_commands_shown_ask_for_what_was_chosen(setup: Setup) -> None:
     assert [o.method for o in options] == ["sparsegpt", "rose", RECOMMENDED]
     assert {(o.sparsity, o.layers[0], o.evaluate, o.windows) for o in options} == {("0.6", "*.o_proj", "ptb", 5)}
     assert not any(o.true_sequential for o in options)
-    assert "true_sequential=False" in code
-    assert app.toggle(key="prune_true_sequential").disabled  # dense targets are always so
+    assert "true_sequential" not in code
+    always = app.toggle(key="prune-always-sequential")  # as dense targets are
+    assert always.disabled
+    assert always.value
     app.button_group(key="prune_targets").set_value(["layer", "dense"]).run()
     app.toggle(key="prune_true_sequential").set_value(True).run()
-    assert all("--true-sequential" in line for line in app.code[0].value.splitlines())
+    for line in app.code[0].value.splitlines():
+        assert ("--true-sequential" in line) == ("--target layer" in line)
     assert "true_sequential=True" in app.code[1].value
     app.text_input(key="prune_sparsities").set_value("0.6, 0.5 0.6").run()  # one of them twice
     assert "for sparsity in ['0.6', '0.5']:" in app.code[1].value
