@@ -21,11 +21,11 @@ from app.runs.widgets import checkpoint_button, csv_button, file_button
 from rose.report import csv_text, with_cautions
 from rose.verdicts import Result, cautions, says_odd_windows
 
-ERRORS = {  # on, against -> column
-    ("calibration", "own output"): "relative_error",
+ERRORS = {  # on, against -> column; those first that are shown unasked
     ("held-out", "own output"): "held_out_error",
-    ("calibration", "dense model's output"): "target_error",
+    ("calibration", "own output"): "relative_error",
     ("held-out", "dense model's output"): "held_out_target_error",
+    ("calibration", "dense model's output"): "target_error",
 }
 
 

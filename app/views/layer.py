@@ -200,26 +200,26 @@ def shown_order(plan: rose.OrderPlan, name: str) -> rose.Order:
 def error(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     table = session.overview(study)
     table = table[table["layer"] == layer]
-    records = method_errors(table, "layer-errors")
+    is_held_out = method_errors(table, "layer-errors")
     row = table.iloc[0]
     if not plan.is_columnar:
+        name, gain = ("held_out_two_level", "held_out_gain") if is_held_out else ("error_two_level", "gain")
         st.caption(
             f"Not columnar, so ROSE is the same as SparseGPT here. Two-level order would give an error of "
-            f"{row['error_two_level']:.4f}, {versus(row['gain'], True)}."
+            f"{row[name]:.4f}, {versus(row[gain], True)}."
         )
-    error_numbers(records)
+    error_numbers(tables.error_records(table))
 
 
-def method_errors(table: pd.DataFrame, key: str) -> pd.DataFrame:
-    """Bars of each method's error in these layers, on the tokens that are chosen; returns what they show."""
-    kinds = {"calibration": "Calibration tokens"}
-    if table["held_out_sparsegpt"].notna().any():
-        kinds["held_out"] = "Held-out tokens"
+def method_errors(table: pd.DataFrame, key: str) -> bool:
+    """Bars of each method's error in these layers, on the tokens that are chosen; whether those are held out."""
+    kinds = {"held_out": "Held-out tokens"} if table["held_out_sparsegpt"].notna().any() else {}
+    kinds["calibration"] = "Calibration tokens"
     is_held_out = components.choose("Error on", kinds, "error_on") == "held_out"
-    records = tables.error_records(table)
     column = "held_out_error" if is_held_out else "relative_error"
-    components.show(comparison.method_errors(records, column=column, theme=session.theme()), key, wide=True)
-    return records
+    drawing = comparison.method_errors(tables.error_records(table), column=column, theme=session.theme())
+    components.show(drawing, key, wide=True)
+    return is_held_out
 
 
 def error_numbers(records: pd.DataFrame) -> None:
@@ -271,7 +271,8 @@ def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
         return
     rows = table[table["layer"].isin(chosen)]
     components.show(overview.range_bars(rows, **components.look_over()), "compare-ranges", wide=True)
-    error_numbers(method_errors(rows, "compare-errors"))
+    method_errors(rows, "compare-errors")
+    error_numbers(tables.error_records(rows))
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Study, str, rose.OrderPlan, int | None], None]]] = {

@@ -148,9 +148,11 @@ def test_errors_on_calibration_and_held_out_tokens(study: Study) -> None:
     shown = app.main.dataframe[0].value
     assert list(shown["relative_error"]) == [row["error_sparsegpt"], row["error_sparsegpt"], row["error_rose_global"]]
     assert list(shown["held_out_error"])[2] == row["held_out_rose_global"]
-    assert f"an error of {row['error_two_level']:.4f}" in texts(app)
-    app.segmented_control(key="error_on").set_value("held_out").run()
     assert "on held-out tokens" in titles(app)[0]
+    assert f"an error of {row['held_out_two_level']:.4f}" in texts(app)
+    app.segmented_control(key="error_on").set_value("calibration").run()
+    assert "on calibration tokens" in titles(app)[0]
+    assert f"an error of {row['error_two_level']:.4f}" in texts(app)
 
 
 def test_without_held_out_tokens_only_calibration_is_offered() -> None:

@@ -176,6 +176,7 @@ def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
     app = view(app, "Layers")
     (drawn,) = json.loads(figures(app)[0])["data"][:1]
     assert drawn["type"] == "heatmap"  # of every layer, by one method
+    assert app.segmented_control(key="prune_layers_error").value == "held-out"
     assert app.segmented_control(key="prune_map_method").options == ["SparseGPT", "ROSE"]
 
     app = view(app, "Texts")
