@@ -288,7 +288,7 @@ def start_check(request: CheckRequest, viewer: str) -> CheckpointRun:
     return _join(checks(), check_key(request), make, viewer, KEPT_CHECKS)
 
 
-@st.cache_resource
+@st.cache_resource(show_spinner=False)
 def reports() -> deque[rose.RunReport]:
     """Of the copies pruned on this server, the latest last."""
     return deque(maxlen=KEPT_REPORTS)

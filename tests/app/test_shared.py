@@ -1,9 +1,11 @@
 """What all sessions share: which studies are kept."""
 
 import gc
+import threading
 import weakref
 
 import pytest
+from streamlit.runtime.scriptrunner_utils import script_run_context
 
 from app import shared
 from app.study.cache import Files
@@ -11,6 +13,7 @@ from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study, held_by
 from rose import InputStatistics
 from rose.model.walk.walk import BlockStatistics
+from tests.app.runs.made_reports import made_report
 from tests.app.tiny_study import COLUMNAR, measured_study
 
 
@@ -96,3 +99,16 @@ def test_what_comes_back_from_disk_is_let_go(monkeypatch: pytest.MonkeyPatch) ->
         assert (gone.loaded, gone.calibration.blocks, gone.has(COLUMNAR)) == (None, [], False)
         assert gone.all_records()
     assert unkept.has(COLUMNAR)
+
+
+def test_a_report_is_published_by_a_thread_without_anything_of_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, said = list(shared.reports()), []
+    monkeypatch.setattr(script_run_context._LOGGER, "warning", lambda *text: said.append(text))
+    shared.reports.clear()  # the first call would show a spinner
+    thread = threading.Thread(target=shared.publish, args=(made_report(),))
+    thread.start()
+    thread.join()
+    assert len(shared.reports()) == 1
+    assert not said
+    shared.reports.clear()
+    shared.reports().extend(before)
