@@ -15,7 +15,7 @@ from app.runs import race_of_solvers, recipes, tune_panel
 from app.runs.checkpoints import RESERVE, free_space
 from app.runs.prune_choices import choose
 from app.runs.pruning import PruningRun
-from app.runs.request import PruneRequest
+from app.runs.request import HELD_OUT, PruneRequest
 from app.runs.widgets import follow, priced, start_button
 from app.study.setup import Setup, weights_size
 
@@ -44,6 +44,11 @@ def draw() -> None:
         request = choose(setup)
         with st.popover("The same from a terminal and from Python", icon=":material/terminal:", key="prune-code"):
             st.code(recipes.command_lines(setup, request), language="bash", wrap_lines=True)
+            if request.evaluate == HELD_OUT:
+                st.caption(
+                    "Without perplexity: a command evaluates on another text, not on held-out windows of the "
+                    "calibration text. The script below measures it."
+                )
             st.code(recipes.python_code(setup, request), language="python", wrap_lines=True)
     _offer(setup, request, run)
     _others()

@@ -131,6 +131,7 @@ def test_sections_of_a_layer(open_page: OpenPage, measured: str, expected: Expec
     expect_finding(page, "times as active as the mean")
     expect(page.get_by_text(re.compile(r"No dead columns of 576"))).to_be_visible()
     section(page, "Error")
+    section(page, "Calibration tokens")
     saved = 1 - expected.rose / expected.sparsegpt
     assert saved > 0
     caption = page.get_by_text(re.compile(r"Error, lowest first: .*SparseGPT"))

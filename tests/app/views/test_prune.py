@@ -19,6 +19,7 @@ from app import shared
 from app import words as app_words
 from app.runs import finished, html_report, shipping, tuning
 from app.runs.pruning import PruningRun
+from app.runs.request import HELD_OUT
 from app.runs.tuning import TuningRun
 from app.study.setup import Setup
 from rose import verdicts
@@ -206,11 +207,15 @@ def test_the_commands_shown_ask_for_what_was_chosen(setup: Setup) -> None:
     assert always.value
     app.button_group(key="prune_targets").set_value(["layer", "dense"]).run()
     app.toggle(key="prune_true_sequential").set_value(True).run()
+    assert "Without perplexity" not in texts(app)
     for line in app.code[0].value.splitlines():
         assert ("--true-sequential" in line) == ("--target layer" in line)
     assert "true_sequential=True" in app.code[1].value
     app.text_input(key="prune_sparsities").set_value("0.6, 0.5 0.6").run()  # one of them twice
     assert "for sparsity in ['0.6', '0.5']:" in app.code[1].value
+    app.selectbox(key="prune_text").set_value(HELD_OUT).run()
+    assert "--evaluate" not in app.code[0].value
+    assert "Without perplexity: a command evaluates on another text" in texts(app)
 
 
 def test_only_chosen_layers_and_a_zip(setup: Setup) -> None:
