@@ -100,11 +100,11 @@ def time_and_perplexity(
     heights = np.append(y, [] if dense is None else [dense])
     is_log = [style.spread(values) > style.LOG_ABOVE for values in (x, heights)]
     spans = [_span(x, is_log[0]), _span(heights, is_log[1])]
+    corners: list[tuple[float, float]] = []
     if len(front.steps) > 1:
-        right = 10 ** spans[0][1] if is_log[0] else spans[0][1]
-        steps, look = list(front.steps), palette.Style(ink.muted, "Pareto front", "dot")
-        shape: dict[str, Any] = {"mode": "lines", "width": 2, "line": {"shape": "hv"}}
-        marks.lines(figure, [*x[steps], right], [*y[steps], y[steps[-1]]], look, "", **shape)
+        corners = _front(x, y, front.steps, 10 ** spans[0][1] if is_log[0] else spans[0][1])
+        look = palette.Style(ink.muted, "Pareto front", "dot")
+        marks.lines(figure, *zip(*corners, strict=True), look, "", mode="lines", width=2)
     labels = _labels(known)
     for one, label in zip(known, labels, strict=True):
         look = palette.method_style(one.method)._replace(label=label)
@@ -150,10 +150,24 @@ def time_and_perplexity(
         figure.add_hline(y=dense, line=marks.dashed(theme, 1.5))
         where = {"x": 1, "xref": "paper", "xanchor": "right", "yanchor": "bottom"}
         marks.note(figure, f"dense, {words.number(dense)}", theme, y=np.log10(dense) if is_log[1] else dense, **where)
-    across, up = (np.log10(values) if log else values for values, log in zip((x, y), is_log, strict=True))
+    across, up = _exponents(x, y, is_log)
     inks = [ink.muted if one.target == "layer" else ink.text for one in known]
-    marks.name_points(figure, across, up, labels, spans, inks)
+    ends = list(zip(*_exponents(*np.reshape(corners, (-1, 2)).T, is_log), strict=True))
+    marks.name_points(figure, across, up, labels, spans, inks, ends)
     return drawing
+
+
+def _front(x: np.ndarray, y: np.ndarray, steps: Sequence[int], right: float) -> list[tuple[float, float]]:
+    """Corners of the front: on at the same perplexity up to the next run on it, from the last to the right end."""
+    corners: list[tuple[float, float]] = []
+    for step, end in zip(steps, [*x[list(steps[1:])], right], strict=True):
+        corners += [(float(x[step]), float(y[step])), (float(end), float(y[step]))]
+    return corners
+
+
+def _exponents(x: np.ndarray, y: np.ndarray, is_log: Sequence[bool]) -> list[np.ndarray]:
+    """Values as axes place them: by their exponents on a log axis."""
+    return [np.log10(values) if log else values for values, log in zip((x, y), is_log, strict=True)]
 
 
 def _labels(results: Sequence[Result]) -> list[str]:

@@ -19,6 +19,7 @@ LABEL_LINE = 20  # pixels from one line of text to the next
 LEADER = 22  # pixels from the end of a line to its label
 CHARACTER = 7.6  # pixels, of text in FONT_SIZE, on the wide side
 PLOT_WIDTH = 700  # pixels of a plot, on the narrow side: on wider ones names are only further apart
+LINE_ROOM = 2  # pixels from the middle of a line to a name beside it
 MARK_SIZE = 8  # pixels from the middle of a mark to its edge
 NAME_DISTANCES = (12, 26, 42, 60)  # pixels from the middle of a mark to its name
 NAME_SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
@@ -233,19 +234,19 @@ def name_points(
     names: Sequence[str],
     spans: Sequence[Sequence[float]],
     inks: Sequence[str],
+    steps: Sequence[tuple[float, float]] = (),
 ) -> None:
-    """Names of marks beside them, each where it covers no mark and no other name; further away with a line to it.
+    """Names of marks beside them, each where it covers no mark, no other name and no step; further away with a line.
 
-    The figure has its height and margins; x, y and the `spans` of both axes are in axis units, exponents on
-    a log axis. `inks`: colour of each name.
+    The figure has its height and margins; x, y, the `spans` of both axes and the corners of a stepped line, `steps`,
+    are in axis units, exponents on a log axis. `inks`: colour of each name.
     """
     margin = figure.layout.margin
     size = (PLOT_WIDTH, figure.layout.height - margin.t - margin.b)
-    at = [
-        (np.asarray(one) - span[0]) / (span[1] - span[0]) * side
-        for one, span, side in zip((x, y), spans, size, strict=True)
-    ]
-    taken = [(a - MARK_SIZE, b - MARK_SIZE, a + MARK_SIZE, b + MARK_SIZE) for a, b in zip(*at, strict=True)]
+    at = _pixels((x, y), spans, size)
+    taken = [_around(one, one, MARK_SIZE) for one in zip(*at, strict=True)]
+    corners = list(zip(*_pixels(np.reshape(steps, (-1, 2)).T, spans, size), strict=True))
+    taken += [_around(one, other, LINE_ROOM) for one, other in itertools.pairwise(corners)]
     for place in np.argsort(-at[1], kind="stable"):
         left, bottom = float(at[0][place]), float(at[1][place])
         width = CHARACTER * len(names[place])
@@ -273,6 +274,22 @@ def name_points(
             ay=-up * far,
             xanchor="right" if right < 0 else "center" if right == 0 else "left",
         )
+
+
+def _pixels(
+    values: Sequence[np.ndarray] | np.ndarray, spans: Sequence[Sequence[float]], size: tuple[float, float]
+) -> list[np.ndarray]:
+    """Places along both axes in pixels from the lower left corner of a plot of this size."""
+    return [
+        (np.asarray(one) - span[0]) / (span[1] - span[0]) * side
+        for one, span, side in zip(values, spans, size, strict=True)
+    ]
+
+
+def _around(one: tuple[float, float], other: tuple[float, float], room: float) -> tuple[float, ...]:
+    """The box, (left, bottom, right, top), that holds two points and so much around them."""
+    (left, right), (bottom, top) = (sorted(pair) for pair in zip(one, other, strict=True))
+    return left - room, bottom - room, right + room, top + room
 
 
 def _covered(box: tuple[float, ...], others: Sequence[tuple[float, ...]], size: tuple[float, float]) -> float:

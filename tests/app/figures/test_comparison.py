@@ -78,7 +78,7 @@ def test_pareto_front_is_of_the_runs_that_no_other_beats_on_both() -> None:
     assert list(drawing.data["on_front"]) == [True, True, True, False, False]
     assert title(drawing) == "Pareto front: Wanda, SparseGPT and ROSE ADMM"
     front = drawing.figure.data[0]
-    assert list(front.y) == [80, 60, 55, 55]
+    assert list(front.y) == [80, 80, 60, 60, 55, 55]
     assert front.x[-1] > 20
     assert not drawing.figure.layout.showlegend
     assert {"Wanda", "ALPS", "dense, 20.0"} <= set(names(drawing))
@@ -130,6 +130,16 @@ def test_names_cover_neither_marks_nor_one_another() -> None:
     marks.name_points(figure, np.array([1.0, 1.0]), np.array([50.0, 50.0]), ["one", "two"], spans, ["black", "grey"])
     one, two = figure.layout.annotations
     assert (one.ax, one.ay) != (two.ax, two.ay)
+
+
+def test_the_front_strikes_no_name_through() -> None:
+    figure = go.Figure(layout={"height": 616, "margin": {"t": 60, "b": 56}})  # 700 × 500 pixels for the marks
+    spans, steps = np.array([[0, 700], [0, 500]]), [(100, 300), (300, 300), (300, 200), (699, 200)]
+    places = (np.array([100, 300]), np.array([300, 200]))
+    marks.name_points(figure, *places, ["first", "second"], spans, ["black"] * 2, steps)
+    first, second = figure.layout.annotations
+    assert (first.xanchor, first.ay) == ("right", 0)  # the front leaves to the right
+    assert (second.xanchor, second.ay) == ("right", 0)  # and comes from above
 
 
 def test_runs_over_seeds_take_the_median_time() -> None:
