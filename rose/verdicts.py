@@ -272,7 +272,7 @@ class Ranking:
     @property
     def finding(self) -> str:
         """The conclusion as a title, without a full stop."""
-        first, value = self.results[0].name, number(self.results[0].value)
+        first, value = self.results[0].name, apart(*(one.value for one in self.results))[0]
         if self.problem:
             return f"Not ranked: {self.problem}"
         if not self.verdicts:

@@ -31,12 +31,12 @@ def apart(*values: float) -> list[str]:
 
     Nor do rounded ones look farther apart than they are: 519.5 and 519.4, not 520 and 519.
     """
-    texts: list[str] = []
-    for digits in range(3, MOST_DIGITS + 1):
+    most = len({number(value, MOST_DIGITS) for value in values})
+    for digits in range(3, MOST_DIGITS):
         texts = [number(value, digits) for value in values]
-        if len(set(texts)) == len(set(values)) and not _spread(values, digits) > 2 * (max(values) - min(values)):
+        if len(set(texts)) == most and not _spread(values, digits) > 2 * (max(values) - min(values)):
             return texts
-    return [number(value) for value in values] if len(set(texts)) == 1 else texts
+    return [number(value, MOST_DIGITS) for value in values]
 
 
 def _spread(values: Sequence[float], digits: int) -> float:

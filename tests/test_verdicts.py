@@ -88,6 +88,8 @@ def test_a_lead_within_the_interval_is_no_lead() -> None:
     assert "with 95 % intervals over six windows, paired: SparseGPT: 1.003 (0.988 to 1.019)." in ranking.caption
     (ranking,) = rank([worse, better])
     assert (ranking.best, ranking.finding) == ("ROSE", "ROSE has the lowest perplexity, 50.2")
+    (ranking,) = rank([better, result("SparseGPT", EASY_AND_HARD + 0.0002)])
+    assert ranking.finding == "ROSE has the lowest perplexity, 50.23"  # the other 50.24
 
 
 def test_one_model_under_two_names_is_identical_by_construction() -> None:

@@ -38,10 +38,10 @@ def over_seeds_bars(
     if not results:
         raise RoseError(f"No run at sparsity {sparsity} has a {MEASURES[column]}; choose another.")
     looks = [palette.method_style(one.method)._replace(label=one.name) for one in results]
-    listed, figure = [], go.Figure()
-    for look, one in zip(looks, results, strict=True):
+    listed, figure, means = [], go.Figure(), words.apart(*(one.value for one in results))
+    for look, one, mean in zip(looks, results, means, strict=True):
         low, high = min(one.draws.values()), max(one.draws.values())
-        listed.append(f"{look.label} {words.number(one.value)} ± {words.number((high - low) / 2)}")
+        listed.append(f"{look.label} {mean} ± {words.number((high - low) / 2)}")
         marks.points(
             figure,
             [look.label],
@@ -52,7 +52,7 @@ def over_seeds_bars(
             marker={"symbol": "line-ew", "line": {"width": 3, "color": look.colour}},
             error_y=_whiskers(one.value, low, high, thickness=2, width=8),
             mode="markers+text",
-            text=[f"  {words.number(one.value)}"],
+            text=[f"  {mean}"],
             textposition="middle right",
         )
         hover, pale = f"{look.label}, seed %{{customdata}}<br>%{{y:.4g}}", {"opacity": 0.75}
@@ -73,9 +73,9 @@ def over_seeds_bars(
             f" Without {', '.join(palette.method_style(method).label for method in lost)}: not finite for a seed."
         )
     alt = f"Means and spread of {MEASURES[column]} by method"
-    means = over_seeds(rows[~rows["method"].isin(lost)], [*MEASURES, "seconds"])
-    means = means.sort_values(column, kind="stable").reset_index(drop=True)
-    return style.finish(figure, theme, ranking.finding, what, caption, alt, means, y=MEASURES[column], height=440)
+    kept = over_seeds(rows[~rows["method"].isin(lost)], [*MEASURES, "seconds"])
+    kept = kept.sort_values(column, kind="stable").reset_index(drop=True)
+    return style.finish(figure, theme, ranking.finding, what, caption, alt, kept, y=MEASURES[column], height=440)
 
 
 def time_and_perplexity(
@@ -104,7 +104,8 @@ def time_and_perplexity(
     if len(front.steps) > 1:
         corners = _front(x, y, front.steps, 10 ** spans[0][1] if is_log[0] else spans[0][1])
         look = palette.Style(ink.muted, "Pareto front", "dot")
-        marks.lines(figure, *zip(*corners, strict=True), look, "", mode="lines", width=2)
+        along, height = [corner[0] for corner in corners], [corner[1] for corner in corners]
+        marks.lines(figure, along, height, look, "", mode="lines", width=2)
     labels = _labels(known)
     for one, label in zip(known, labels, strict=True):
         look = palette.method_style(one.method)._replace(label=label)
@@ -137,7 +138,8 @@ def time_and_perplexity(
     if len(front.steps) > 1:
         names = [known[step].name.replace(", target ", " with target ") for step in front.steps]
         finding = f"Pareto front: {words.listing(names, NAMED)}"
-    listed = "; ".join(f"{one.name}: {words.number(one.value)} at {words.number(one.seconds)}" for one in known)
+    values = zip(known, words.apart(*y), strict=True)
+    listed = "; ".join(f"{one.name}: {value} at {words.number(one.seconds)}" for one, value in values)
     caption = f"Perplexity at {time}, fastest first: {listed}."
     if len(known) > 1:
         caption += (
@@ -152,8 +154,9 @@ def time_and_perplexity(
         marks.note(figure, f"dense, {words.number(dense)}", theme, y=np.log10(dense) if is_log[1] else dense, **where)
     across, up = _exponents(x, y, is_log)
     inks = [ink.muted if one.target == "layer" else ink.text for one in known]
-    ends = list(zip(*_exponents(*np.reshape(corners, (-1, 2)).T, is_log), strict=True))
-    marks.name_points(figure, across, up, labels, spans, inks, ends)
+    edges = np.reshape(corners, (-1, 2))
+    steps = list(zip(*_exponents(edges[:, 0], edges[:, 1], is_log), strict=True))
+    marks.name_points(figure, across, up, labels, spans, inks, steps)
     return drawing
 
 
@@ -197,9 +200,9 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
         raise RoseError("No error has been measured yet; prune a layer first.")
     looks = {method: palette.method_style(method) for method in wide.columns}
     names = [words.short_layer(layer) for layer in wide.index]
-    figure = go.Figure()
-    for method, look in looks.items():
-        text = {"text": [words.number(v) for v in wide[method]]} if wide.size <= NUMBERED else {}
+    figure, texts = go.Figure(), [words.apart(*errors) for errors in wide.to_numpy()]
+    for place, (method, look) in enumerate(looks.items()):
+        text = {"text": [row[place] for row in texts]} if wide.size <= NUMBERED else {}
         hover = f"%{{customdata}}<br>{look.label} %{{y:.4g}}"
         marks.bars(figure, names, wide[method], look, hover, customdata=wide.index, **text)
     mean = wide.mean().sort_values()
@@ -208,7 +211,8 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
         figure.update_layout(bargap=0.5)
     held = "held-out" if column == "held_out_error" else "calibration"
     what = f"Relative error on {held} tokens, {names[0] if len(wide) == 1 else f'{len(wide)} layers, mean'}"
-    listed = ", ".join(f"{looks[method].label} {words.number(error)}" for method, error in mean.items())
+    errors = zip(mean.index, words.apart(*mean), strict=True)
+    listed = ", ".join(f"{looks[method].label} {error}" for method, error in errors)
     caption = f"{'Mean error' if len(wide) > 1 else 'Error'}, lowest first: {listed}."
     x = "layer (decoder block · projection)" if len(wide) > 1 else ""
     frame = {"x": x, "y": style.ERROR, "legend": len(looks) > 1}

@@ -111,7 +111,8 @@ def perplexity_bars(results: Sequence[Result], *, dense: float | None = None, th
     looks = [palette.method_style(one.method)._replace(label=one.name) for one in known]
     values = np.array([one.value for one in known])
     drawn = np.append(values[np.isfinite(values)], [] if dense is None else [dense])
-    labels, texts = [look.label for look in looks], [words.number(value) for value in values]
+    labels = [look.label for look in looks]
+    *texts, beside = words.apart(*values, math.nan if dense is None else dense)
     figure = go.Figure()
     pattern = {"shape": [look.pattern for look in looks], "solidity": 0.35}
     marker = {"color": [look.colour for look in looks], "pattern": pattern}
@@ -131,8 +132,8 @@ def perplexity_bars(results: Sequence[Result], *, dense: float | None = None, th
     table = pd.DataFrame({"run": labels, "method": [one.method for one in known], "perplexity": values})
     caption = "Lowest first: " + "; ".join(f"{labels[i]}: {texts[i]}" for i in np.argsort(values, kind="stable"))
     if dense is not None:
-        what += f"; dashed: dense, {words.number(dense)}"
-        caption += f"; dense {words.number(dense)}"
+        what += f"; dashed: dense, {beside}"
+        caption += f"; dense {beside}"
         table["dense_perplexity"] = dense
     caption = " ".join(filter(None, [f"{caption}.", *(one.caption for one in rankings)]))
     return style.finish(figure, theme, finding, what, caption, "Bar chart of perplexity", table, y="perplexity")

@@ -53,7 +53,7 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
     findings = [f"{verdicts.says_ranking(verdicts.rank(measured))}."] if len(measured) > 1 else []
     findings += [sentence for run in runs for sentence in run_findings(run)] + pairs.cautions_of(runs)
     drawings: list[Drawing] = []
-    tables = {"Numbers": _numbers(runs)}
+    tables = {"Numbers": pairs.in_words(pairs.numbers(runs))}
     if len(runs) == 2 and not runs[1].goes_on(runs[0]):
         both = pairs.pair(*runs)
         if both.problem:
@@ -241,13 +241,6 @@ def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
         found.append(depth_figures.drift_curves(table, finding=drift_finding(drifting)))
         found += [depth_figures.drift_shares(table[table["run"] == run.name]) for run in drifting if run.knows_origin]
     return found
-
-
-def _numbers(runs: Sequence[FinishedRun]) -> pd.DataFrame:
-    table = pairs.numbers(runs)
-    for run in runs:
-        table[run.name] = [pairs.said(*row) for row in zip(table["number"], table[run.name], strict=True)]
-    return table
 
 
 def versions_of(run: FinishedRun) -> str:

@@ -157,9 +157,17 @@ def numbers(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     return table.astype({run.name: float for run in runs}).dropna(thresh=2).reset_index(drop=True)
 
 
-def said(name: str, value: float) -> str:
-    """A total in words: counts are whole."""
-    return words.whole(int(value)) if name == COUNT and value.is_integer() else words.number(value)
+def in_words(table: pd.DataFrame) -> pd.DataFrame:
+    """The same table with texts in place of numbers."""
+    rows = [[name, *_said(name, *values)] for name, *values in table.itertuples(index=False)]
+    return pd.DataFrame(rows, columns=table.columns)
+
+
+def _said(name: str, *values: float) -> list[str]:
+    """A total of each run in words: counts are whole, and other numbers that differ read differently."""
+    if name == COUNT:
+        return [words.whole(int(one)) if one.is_integer() else words.number(one) for one in values]
+    return words.apart(*values)
 
 
 def setup_of(run: FinishedRun) -> Setup:

@@ -95,9 +95,7 @@ def _sizes(run: PruningRun, pruned: list[EvaluatedModel], dense: float) -> None:
 def _recommend(advice: Advice, model: EvaluatedModel, run: PruningRun) -> None:
     assert run.dense is not None
     table = pd.DataFrame() if model.report is None else model.report.layers
-    st.markdown(
-        words.plain(cost(advice.copy, run.dense.perplexity, model.summary.get("mean_held_out_error"), len(table)))
-    )
+    st.markdown(words.plain(cost(advice, run.dense.perplexity, model.summary.get("mean_held_out_error"), len(table))))
     st.markdown("\n".join(f"- {words.plain(one)}" for one in advice.reasons()))
     odd = says_odd_windows(run.dense.losses, model.losses)
     st.caption(" ".join(words.plain(one) for one in [advice.sure(), *cautions(table), odd] if one))

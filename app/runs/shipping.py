@@ -57,7 +57,7 @@ class Advice:
 
 def says(advice: Advice, dense: float | None, error: float | None, layers: int, size: str = "") -> str:
     """All of it in one paragraph, for a report; `size` is what `takes` says."""
-    said = [cost(advice.copy, dense, error, layers), *advice.reasons(), advice.sure(), size]
+    said = [cost(advice, dense, error, layers), *advice.reasons(), advice.sure(), size]
     return f"What to ship: {advice.copy.name}. {' '.join(filter(None, said))}"
 
 
@@ -134,12 +134,13 @@ def _said(ratio: Interval | None) -> str:
     return f"{words.number(ratio.value)} (of a single window, which cannot tell it from chance)"
 
 
-def cost(copy: Result, dense: float | None, error: float | None, layers: int) -> str:
-    """What it costs: perplexity against the dense model, error, and time."""
-    said = f"Perplexity {words.number(copy.value)}"
+def cost(advice: Advice, dense: float | None, error: float | None, layers: int) -> str:
+    """What the copy costs: perplexity against the dense model, error, and time."""
+    copy = advice.copy
+    one, two, *_ = apart(copy.value, dense or math.nan, *(other.value for other, _ in advice.others))
+    said = f"Perplexity {one}"
     if dense:
-        one, two = apart(copy.value, dense)
-        said = f"Perplexity {one}, {words.number(copy.value / dense)} times the dense model's {two}"
+        said += f", {words.number(copy.value / dense)} times the dense model's {two}"
     if error is not None:
         said += f"; held-out error {words.number(error)} on average over {words.count(layers, 'layer')}"
     return said + ("." if math.isnan(copy.seconds) else f"; pruned in {words.duration(copy.seconds)}.")

@@ -179,10 +179,11 @@ def _measure(measures: dict[str, str], *, asked: bool) -> str | None:
 def _numbers(runs: Sequence[FinishedRun]) -> None:
     first, *others = runs
     table = pairs.numbers(runs)
-    shown = pd.DataFrame({"": table["number"], first.name: list(map(pairs.said, table["number"], table[first.name]))})
+    shown = pairs.in_words(table)
     for run in others:
-        rows = zip(table["number"], table[first.name], table[run.name], strict=True)
-        shown[run.name] = [pairs.said(name, two) + _against(name, one, two) for name, one, two in rows]
+        rows = zip(shown[run.name], table["number"], table[first.name], table[run.name], strict=True)
+        shown[run.name] = [text + _against(name, one, two) for text, name, one, two in rows]
+    shown = shown.rename(columns={"number": ""})
     st.dataframe(shown, hide_index=True, key="runs-numbers", height="content", alt="Totals of the runs")
     if said := pairs.says_perplexities(runs):
         st.markdown(words.plain(said))

@@ -9,7 +9,7 @@ import pytest
 
 import rose
 from app.figures import marks, palette
-from app.figures.comparison import over_seeds_bars, time_and_perplexity
+from app.figures.comparison import method_errors, over_seeds_bars, time_and_perplexity
 from app.figures.style import Drawing
 from rose.model.measure.comparison import results_of
 from rose.verdicts import Result
@@ -39,6 +39,16 @@ def test_title_says_whether_seeds_could_have_made_the_difference() -> None:
     assert "with 95 % intervals over three calibration draws, paired: SparseGPT: 1.492 (1.4" in apart.caption
     near = title(over_seeds_bars(results({"sparsegpt": [25, 40], "rose": [20, 29]}), "0.7"))
     assert near == "No clear difference between ROSE and SparseGPT: mean perplexity 24.5"
+
+
+def test_numbers_that_differ_are_printed_differently() -> None:
+    drawing = over_seeds_bars(results({"rose": [23.11, 23.13], "wanda": [23.12, 23.14]}), "0.7")
+    assert [trace.text[0].strip() for trace in drawing.figure.data[::2]] == ["23.12", "23.13"]
+    assert "23.12" in title(drawing)
+    assert "ROSE 23.12 ± 0.0100, Wanda 23.13 ± 0.0100" in drawing.caption
+    errors = pd.DataFrame({"layer": "a", "method": ["rose", "wanda"], "relative_error": [0.12341, 0.12344]})
+    bars = method_errors(errors).figure.data
+    assert [bar.text[0] for bar in bars] == ["0.12341", "0.12344"]
 
 
 def test_an_axis_is_logarithmic_only_where_it_must() -> None:

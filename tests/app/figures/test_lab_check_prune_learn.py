@@ -343,6 +343,10 @@ def test_perplexity_uses_a_log_axis_only_where_it_must() -> None:
     assert drawing.figure.data[0].text[2] == "∞"
     equal = prune.perplexity_bars(perplexities(SparseGPT=31.0, ROSE=31.0))
     assert title(equal) == "SparseGPT and ROSE are identical by construction: perplexity 31.0"
+    near = prune.perplexity_bars(perplexities(SparseGPT=23.12, ROSE=23.08), dense=23.1)
+    assert list(near.figure.data[0].text) == ["23.12", "23.08"]
+    assert title(near).startswith("ROSE has the lowest perplexity, 23.08")
+    assert "dashed: dense, 23.10" in below(near)
 
 
 def perplexities(**values: float) -> list[Result]:

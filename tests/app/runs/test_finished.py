@@ -201,6 +201,10 @@ def test_two_runs_are_put_side_by_side() -> None:
     ratios = pairs.mean_ratio(first, second), pairs.mean_ratio(second, first)
     assert [ratio and ratio.value for ratio in ratios] == pytest.approx([0.8, 1 / 0.8])
     assert pairs.sides(both.rows("relative_range")) == (0, 0)
+    told = pairs.in_words(
+        pd.DataFrame({"number": ["Perplexity", pairs.COUNT], "A": [23.08, 4.0], "B": [23.12, float("nan")]})
+    )
+    assert told[["A", "B"]].to_numpy().tolist() == [["23.08", "23.12"], ["4", "–"]]
     numbers = pairs.numbers([one, two]).set_index("number")
     assert numbers.loc["Perplexity"].tolist() == [30.0, 28.0]
     assert numbers.loc["Drift after the last decoder block"].tolist() == pytest.approx([0.3, 0.24])

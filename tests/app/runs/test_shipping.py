@@ -34,10 +34,17 @@ def test_each_sparsity_has_its_own_reasons() -> None:
     assert unclear.endswith(shipping.OF_EQUALS)
     assert "four windows, paired" in first.sure()
     assert (second.copy, second.reasons(), second.sure()) == (half, ["No other copy at 0.5 is finished."], "")
-    assert shipping.cost(half, 12.0, 0.25, 21) == (
+    assert shipping.cost(second, 12.0, 0.25, 21) == (
         "Perplexity 7.96, 0.664 times the dense model's 12.0; held-out error 0.250 on average over 21 layers; "
         "pruned in 20 s."
     )
+
+
+def test_a_copy_and_another_that_is_worse_do_not_read_alike() -> None:
+    (advice,) = shipping.advise([copy("worse", 0.001, 0.0, 5), copy("best", 0.0, 0.0, 5)])
+    assert advice.reasons()[0].startswith("Better than worse")
+    assert shipping.cost(advice, None, None, 2) == "Perplexity 13.13; pruned in 5 s."  # the other has 13.14
+    assert shipping.cost(advice, 13.129, None, 2).startswith("Perplexity 13.131, 1.00 times the dense model's 13.129")
 
 
 def test_copies_that_cannot_be_compared_get_no_recommendation() -> None:
