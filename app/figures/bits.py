@@ -40,12 +40,11 @@ def bits_and_zeros(table: pd.DataFrame, *, layer: str = "", theme: Theme = "ligh
     both, alone = (_row(table, "0.5", 4), _row(table, "0", 3))
     change = verdicts.says_change(both[column], alone[column], "all of them at 3 bits")
     finding = f"Half the weights at 4 bits make {change}"
-    sizes = " and ".join(dict.fromkeys(f"{row['bits_a_weight']:.2f}" for row in (both, alone)))
-    only = _row(table, "0.5", 0)
+    others = (_row(table, "0.5", 0), _row(table, "0", 4))
+    values = [_at_bits(row, column) for row in (both, alone, *others)]
     caption = (
-        f"These take {sizes} bits a weight. 50 % zeros: {words.number(only[column])} unrounded, "
-        f"{words.number(both[column])} with 4 bits; none: {words.number(_row(table, '0', 4)[column])} with 4 bits, "
-        f"{words.number(alone[column])} with 3."
+        f"Compared are half the weights at 4 bits, {values[0]}, and all of them at 3 bits, {values[1]}. "
+        f"Beside them: half the weights unrounded, {values[2]}; all of them at 4 bits, {values[3]}."
     )
     alt = "Line chart of error against bits a weight, a line for each sparsity"
     frame = {"x": "bits a weight", "y": style.ERROR, "height": 460, "legend": True}
@@ -84,6 +83,10 @@ def _lines(table: pd.DataFrame, column: str, noun: str) -> go.Figure:
         hover = f"{look.label}, %{{customdata}}<br>%{{x:.2f}} bits a weight<br>{noun} %{{y:.4g}}"
         marks.lines(figure, rows["bits_a_weight"], rows[column], look, hover, customdata=named, size=10)
     return figure
+
+
+def _at_bits(row: pd.Series, column: str) -> str:
+    return f"{words.number(row[column])} at {row['bits_a_weight']:.2f} bits a weight"
 
 
 def _row(table: pd.DataFrame, sparsity: str, bits: int) -> pd.Series:

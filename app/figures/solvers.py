@@ -81,6 +81,9 @@ def _finding(ways: Mapping[str, tuple[str, pd.DataFrame]], work: float, column: 
         return f"{after} only {_lower(first)} has a result"
     base = ways["sweep"][0] if "sweep" in ways and ways["sweep"][0] in now else others[0]
     who = first if first != base else others[0]
+    ends = {label: float(table["work"].iloc[-1]) for label, table in ways.values()}
+    if ends[base] <= ends[who] < work - 1e-9:  # nothing has changed since
+        after = f"By its end, after {ends[who]:.3g} products,"
     return f"{after} {_lower(who)} has {verdicts.says_change(now[who], now[base], _lower(base))}"
 
 

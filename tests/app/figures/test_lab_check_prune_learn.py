@@ -12,6 +12,7 @@ import torch
 import rose
 from app import words
 from app.figures import (
+    bits,
     check,
     checkpoint,
     damage,
@@ -29,7 +30,7 @@ from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 from rose.layer.error import quadratic_form
 from rose.layer.order import plan_from_importance
 from rose.verdicts import Result
-from tests.app.figures.test_contract import COSTS, DAMAGES, DRIFTS
+from tests.app.figures.test_contract import COSTS, DAMAGES, DRIFTS, OF_BITS
 from tests.app.figures.test_layer_and_overview import below, title
 
 # Figure (b) of the ROSE paper's overview illustration.
@@ -232,6 +233,26 @@ def test_matrix_separates_order_and_budget() -> None:
     assert "budget alone (in natural order) 10.0 %, both together 25.0 %." in drawing.caption
     with pytest.raises(rose.RoseError, match="choose a sparsity above 0"):
         order_lab.order_budget_matrix(table.assign(relative_error=0.0))
+
+
+def test_each_error_stands_with_its_own_bits() -> None:
+    assert bits.bits_and_zeros(OF_BITS).caption == (
+        "Compared are half the weights at 4 bits, 0.0110 at 3.25 bits a weight, and all of them at 3 bits, 0.0100 at "
+        "3.25 bits a weight. Beside them: half the weights unrounded, 0.00900 at 9.00 bits a weight; all of them at 4 "
+        "bits, 0.00200 at 4.25 bits a weight."
+    )
+
+
+def test_a_solver_that_has_ended_is_told_by_its_own_end() -> None:
+    steps = pd.DataFrame({"step": ["a", "b"], "is_complete": True, "relative_error": [0.3, 0.2]})
+    ways = {
+        "sweep": ("One sweep", steps[:1].assign(work=1.0)),
+        "admm": ("ADMM", steps.assign(work=[10.0, 27.0])),
+        "stages": ("Five stages", steps.assign(work=[30.0, 49.5], relative_error=0.4)),
+    }
+    ended, reached = (solvers.solver_race(ways, work, held_out=False) for work in (49.5, 27.0))
+    assert title(ended) == "By its end, after 27 products, ADMM has 33.3 % less error than one sweep"
+    assert title(reached) == "After 27 products ADMM has 33.3 % less error than one sweep"
 
 
 # Checks
