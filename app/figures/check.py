@@ -97,12 +97,25 @@ def _overfitting_words(table: pd.DataFrame) -> tuple[str, str]:
         course = f"is {after} at {start} tokens as at {tokens}"
     else:
         verb = "rises" if last["held_out_error"] > first["held_out_error"] else "falls"
-        course = f"{verb} from {before} at {start} tokens to {after} at {tokens}"
+        course = f"{verb} from {before} at {start} tokens to {after} at {tokens}{_against(table, verb)}"
     caption = f"Held-out error {course}; there the error on the calibration tokens is {fitted}."
     if not last["calibration_error"] > 0:
         return f"With {tokens} tokens the calibration error is 0 and the held-out error {after}", caption
     ratio = words.number(last["held_out_error"] / last["calibration_error"])
     return f"With {tokens} tokens, held-out error is {ratio} times the calibration error", caption
+
+
+def _against(table: pd.DataFrame, verb: str) -> str:
+    """The largest step of the held-out error against its course, where it shows in the digits; "" without one."""
+    steps = table["held_out_error"].diff() * (1 if verb == "falls" else -1)
+    end = int(steps.argmax())
+    before, after = (words.number(table["held_out_error"][at]) for at in (end - 1, end))
+    if not steps[end] > 0 or before == after:
+        return ""
+    way, start, tokens = "up" if verb == "falls" else "down", *(table["tokens"][at] for at in (end - 1, end))
+    return (
+        f", not throughout: {way} from {before} at {words.whole(int(start))} to {after} at {words.whole(int(tokens))}"
+    )
 
 
 def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "", theme: Theme = "light") -> Drawing:
@@ -111,7 +124,7 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
     labels = [palette.method_style(method).label for method in table["method"]]
     figure = go.Figure()
     for look in (Style(palette.SLATE, "requested", pattern="/"), Style(palette.TEAL, "realised")):
-        shares = [f"{100 * share:.3f}".rstrip("0").rstrip(".") + " %" for share in table[look.label]]
+        shares = [_share(share) for share in table[look.label]]
         marks.bars(figure, labels, table[look.label], look, f"%{{x}}<br>{look.label} %{{text}}", text=shares)
     figure.update_yaxes(range=[0, 1.12], tickvals=[0, 0.25, 0.5, 0.75, 1])
     kept = sum(one.check.status == "pass" for one in realised)
@@ -121,15 +134,31 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
         finding = f"{words.sentence(words.out_of(kept, len(realised), 'method'))} removed what was requested"
     what = f"Fraction of the weights{words.of(layer)} removed, as requested and as counted"
     worst = max(realised, key=lambda r: r.deviation)
-    caption = f"Every unit has exactly the requested count; rounding would allow {worst.allowed} off."
+    caption = "Every unit has exactly the count asked for."
     if worst.deviation:
         caption = (
             f"The largest deviation in any unit is {words.count(worst.deviation, 'weight')} "
             f"({palette.method_style(worst.method).label}, per {worst.unit}); rounding allows {worst.allowed}."
         )
+    caption += _rounded(realised)
     alt = "Grouped bars of requested and realised sparsity by method"
     frame = {"x": "method", "y": "sparsity (fraction removed)", "legend": True}
     return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
+
+
+def _rounded(realised: Sequence[RealisedSparsity]) -> str:
+    """Why a share is not the one asked for although every count is: of the method furthest from it."""
+    kept = [one for one in realised if not one.deviation and _share(one.realised) != _share(one.requested)]
+    if not kept:
+        return ""
+    one = max(kept, key=lambda one: abs(one.realised - one.requested))
+    count, weights = map(words.whole, one.of_unit)
+    label, asked = palette.method_style(one.method).label, _share(one.requested)
+    return f" {label}: {count} of {weights} weights a {one.unit} is the whole number nearest to {asked}."
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.3f}".rstrip("0").rstrip(".") + " %"
 
 
 def damping_strip(

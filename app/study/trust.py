@@ -178,7 +178,7 @@ def _overfitting(study: Study, layer: str, findings: Findings, request: CheckReq
     components.table(rows, f"Error of {layer} by calibration length")
     st.caption(
         f"Relative errors; {study.setup.held_out} × {study.setup.length} held-out tokens, not used for pruning. A "
-        f"ratio up to {OVERFIT:g} passes. Where the held-out error no longer falls, more calibration does not help."
+        f"ratio up to {OVERFIT:g} passes. Where the held-out error no longer falls, more calibration may not help."
     )
 
 
@@ -203,8 +203,8 @@ def _sparsity(study: Study, layer: str, findings: Findings, request: CheckReques
     components.table(rows, f"Sparsity of {layer}", "Status")
     st.caption(
         "Each method fixes the number of removed weights per unit: SparseGPT and ROSE per block, Wanda per row, a "
-        "layer budget per layer, N:M per group. The deviation is the largest difference from that number. Counts are "
-        "rounded to whole weights, so the shares may differ in the last digit."
+        "layer budget per layer, N:M per group. That number is the nearest whole one to the sparsity asked for; the "
+        "deviation is the largest difference from it."
     )
 
 

@@ -215,6 +215,7 @@ class RealisedSparsity:
         deviation: largest difference from the promised count in any unit, in weights.
         allowed: what rounding of a rank may add to that; 0 for methods that only remove weights.
         left: removed weights that are not zero after all; always 0 where `low_rank` is None.
+        of_unit: the promised count of the largest unit, the nearest whole number to what was asked, and all its weights.
     """
 
     method: str
@@ -225,6 +226,7 @@ class RealisedSparsity:
     deviation: int
     allowed: int
     left: int
+    of_unit: tuple[int, int]
 
     @property
     def check(self) -> Check:
@@ -258,7 +260,15 @@ def realised_sparsity(result: LayerResult, sparsity: float | str | Pattern) -> R
         deviation=int((removed - promised).abs().max()),
         allowed=allowed,
         left=left,
+        of_unit=(int(promised.max()), _size(unit, result, pattern)),
     )
+
+
+def _size(unit: str, result: LayerResult, pattern: Pattern) -> int:
+    """Weights of a unit, of the largest where they differ."""
+    rows, columns = result.mask.shape
+    sizes = {"group": pattern.of, "row": columns, "block": rows * max(result.order.widths)}
+    return sizes.get(unit, rows * columns)
 
 
 def _promise(result: LayerResult, pattern: Pattern) -> tuple[str, Tensor, Tensor, int]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import rose
 from rose.layer import checks, error
+from rose.layer.pattern import parse_sparsity
 from tests.layer.helpers import Layer, make_layer, statistics_of
 
 EVERY_METHOD = ["rose", "rose_global", "sparsegpt", "wanda", "magnitude", "oats", "alps", "rose_dealt"]
@@ -142,6 +143,9 @@ def test_promises_are_kept_and_counted_in_their_unit(method: str, sparsity: floa
     assert found.deviation <= found.allowed
     assert found.left == 0
     assert found.check.status == "pass"
+    promised, weights = found.of_unit
+    assert promised == parse_sparsity(sparsity).count(weights)
+    assert weights * units >= layer.weight.numel()  # of the last, narrow block there are fewer
 
 
 @pytest.mark.parametrize(

@@ -275,19 +275,38 @@ def test_held_out_curve_says_how_far_the_fit_goes_beyond_its_tokens() -> None:
     assert held_out.y.tolist() == [0.09, 0.06]
     assert calibration.y.tolist() == [0.02, 0.03]
     assert drawing.caption.endswith("Damping had to be raised at one point.")
+    assert "Held-out error falls from 0.0900 at 256 tokens to 0.0600 at 512; there" in drawing.caption
     alone = check.held_out_curve([CurvePoint(256, 0.02, None, 0.01)])
     assert "Nothing was held out" in alone.caption
 
 
+def test_an_error_that_does_not_fall_throughout_is_not_told_as_falling() -> None:
+    points = [
+        CurvePoint(256, 0.02, 0.194, 0.01),
+        CurvePoint(512, 0.03, 0.224, 0.01),
+        CurvePoint(1024, 0.04, 0.133, 0.01),
+    ]
+    assert check.held_out_curve(points).caption.startswith(
+        "Held-out error falls from 0.194 at 256 tokens to 0.133 at 1 024, not throughout: up from 0.194 at 256 to "
+        "0.224 at 512; there"
+    )
+
+
 def test_sparsity_says_who_kept_the_promise() -> None:
-    good = RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0)
-    bad = RealisedSparsity("wanda", "row", 24, 0.7, 0.65, 2, 0, 0)
+    good = RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0, (7, 10))
+    bad = RealisedSparsity("wanda", "row", 24, 0.7, 0.65, 2, 0, 0, (7, 10))
     assert title(check.sparsity_by_method([good])) == "SparseGPT removed what was requested"
     drawing = check.sparsity_by_method([good, bad])
     assert title(drawing) == "One of two methods removed what was requested"
     assert "two weights (Wanda, per row)" in drawing.caption
     assert title(check.sparsity_by_method([bad, bad])) == "None of two methods removed what was requested"
     assert list(drawing.figure.data[1].text) == ["70 %", "65 %"]
+    assert check.sparsity_by_method([good]).caption == "Every unit has exactly the count asked for."
+    rounded = RealisedSparsity("wanda", "row", 24, 0.7, 403 / 576, 0, 0, 0, (403, 576))
+    assert check.sparsity_by_method([good, rounded]).caption == (
+        "Every unit has exactly the count asked for. Wanda: 403 of 576 weights a row is the whole number nearest to "
+        "70 %."
+    )
 
 
 def test_a_map_of_verdicts_marks_what_is_wrong_and_shows_the_worst_of_experts() -> None:
