@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -158,8 +159,20 @@ def damage_scatter(
 
 
 def _log_axis(values: pd.Series) -> dict[str, object]:
-    """With ticks at 1, 2 and 5 where it spans few decades."""
-    return style.LOG | ({"dtick": "D2"} if style.spread(values) < 30 else {})
+    """With ticks at 1, 2 and 5 where it spans few decades, and evenly where hardly one of these would be on it."""
+    if (spread := style.spread(values)) < 5:
+        return {"type": "log", **_even_ticks(float(values.min()), float(values.max()))}
+    return style.LOG | ({"dtick": "D2"} if spread < 30 else {})
+
+
+def _even_ticks(low: float, high: float) -> dict[str, list[Any]]:
+    """From just below one value to just above another, at multiples of 1, 2 or 5 times a power of ten."""
+    reach = max(high - low, 0.05 * high)
+    power = 10.0 ** math.floor(math.log10(reach / 5))
+    step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= reach / 5)
+    places = np.arange(math.floor(low / step), math.ceil(high / step) + 1)
+    ticks = [float(f"{place * step:.6g}") for place in places if place > 0]
+    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _caption(rows: pd.DataFrame, shown: pd.DataFrame, unit: str, found: pd.DataFrame, *, restore: bool) -> str:

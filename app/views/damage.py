@@ -191,7 +191,7 @@ def exact(run: DamageRun, table: pd.DataFrame) -> None:
     st.dataframe(
         table,
         hide_index=True,
-        height=380,
+        height=min(380, 38 + 35 * len(table)),
         column_order=[
             *("unit", "damage", "standard_error", "perplexity_ratio", *MEASURES, "sparsity", "weights"),
         ],

@@ -446,6 +446,14 @@ def test_without_drift_nothing_is_said_to_arise_or_to_be_cancelled() -> None:
     assert title(depth.cancelled_shares(apart)).endswith("neither cancel what they receive nor add to it")
 
 
+def test_axes_of_close_values_have_ticks() -> None:
+    close = DAMAGES.assign(held_out_error=np.linspace(0.125, 0.142, len(DAMAGES)))
+    axis = damage.damage_scatter(close).figure.layout.xaxis
+    assert (axis.type, axis.tickvals) == ("log", (0.125, 0.13, 0.135, 0.14, 0.145))
+    assert axis.ticktext[1] == "0.13"
+    assert damage.damage_scatter(DAMAGES).figure.layout.xaxis.dtick == "D2"
+
+
 def test_damage_of_what_is_restored_is_what_it_gives_back() -> None:
     drawing = damage.damage_scatter(DAMAGES, restore=True)
     assert "that restoring it alone gives back" in below(drawing)
