@@ -19,6 +19,8 @@ def test_pictures_stand_in_rows_with_a_gap() -> None:
     assert np.isnan(sheet.z[4:6]).all()
     assert (sheet.z[6:, :4] == 0.5).all()
     assert "25" in drawing.figure.layout.title.text
+    axis = drawing.figure.layout.xaxis
+    assert (axis.ticktext, axis.ticklabeloverflow, min(axis.autotickangles)) == (("a", "b"), "allow", -45)
 
 
 def test_titles_say_where_the_drift_ends_and_where_it_was_largest() -> None:
