@@ -215,7 +215,7 @@ class RealisedSparsity:
         deviation: largest difference from the promised count in any unit, in weights.
         allowed: what rounding of a rank may add to that; 0 for methods that only remove weights.
         left: removed weights that are not zero after all; always 0 where `low_rank` is None.
-        of_unit: the promised count of the largest unit, the nearest whole number to what was asked, and all its weights.
+        of_unit: the promised count of the largest unit, the whole number nearest to what was asked, and its weights.
     """
 
     method: str
