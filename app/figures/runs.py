@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,39 +69,67 @@ def maps_apart(
 def run_difference(
     rows: pd.DataFrame, names: tuple[str, str], measure: str, *, as_share: bool = False, theme: Theme = "light"
 ) -> Drawing:
-    """The second run's map minus the first's, or the change as a share of the first's, on a scale centred on 0."""
+    """The second run's map minus the first's, or the change as a share of the first's, on a scale centred on 0.
+
+    Shares have the colours of the ratio's logarithm: a third and three times are equally far from no change, and
+    nothing is below −100 %.
+    """
     gap = rows["second"] - rows["first"]
+    base = rows["first"].where(rows["first"] > 0)
+    shown, limit = gap, float(gap.abs().max()) or 1.0
+    ticks: dict[str, Any] = {}
+    what = f"{words.sentence(measure)} of {names[1]} minus that of {names[0]}"
     if as_share:
-        gap = gap / rows["first"].where(rows["first"] > 0)
-    sizes = gap.abs().dropna().to_numpy(np.float64)
-    largest = float(sizes.max(initial=0.0))
-    limit = largest
-    if as_share and len(sizes) and largest > 3 * (common := float(np.percentile(sizes, BULK))) > 0:
-        limit = common
+        shown, limit, beyond = _log_ratios(rows["second"] / base)
+        gap, ticks = gap / base, _share_ticks(limit)
+        what += ", as a share of it, coloured by the ratio's logarithm"
+    what += "; purple: lower, orange: higher"
+    if as_share and beyond:
+        low, high = (words.number(100 * math.expm1(end)) for end in (-limit, limit))
+        what += f"; the scale ends at {low} % and +{high} %, {words.count(beyond, 'layer')} beyond"
     unit = "change" if as_share else "difference"
-    bar = marks.colourbar(unit, tickformat=style.PERCENT if as_share else None)
-    scale: dict[str, Any] = {
-        "colorscale": palette.DIVERGING[theme],
-        "zmin": -(limit or 1.0),
-        "zmax": limit or 1.0,
-        "colorbar": bar,
-    }
+    scale = {"colorscale": palette.DIVERGING[theme], "zmin": -limit, "zmax": limit}
     text: Callable[[float], str] = words.percent if as_share else words.number
-    apart = rows.assign(value=gap, text=gap.map(lambda change: ("+" if change > 0 else "") + text(change)))
-    figure = go.Figure()
-    marks.layer_map(figure, marks.layer_grid(apart), apart, unit, **scale)
+    apart = rows.assign(value=gap, text=[_signed(change, text(change)) for change in gap])
+    grid, figure = marks.layer_grid(rows.assign(value=shown)), go.Figure()
+    marks.layer_map(figure, grid, apart, unit, **scale, colorbar=marks.colourbar(unit, **ticks))
     finding = difference_finding(rows, names, measure)
-    what = (
-        f"{words.sentence(measure)} of {names[1]} minus that of {names[0]}{', as a share of it' if as_share else ''}; "
-        "purple: lower, orange: higher"
-    )
-    if limit < largest:
-        what += f"; the scale ends at {words.percent(limit, 0)}, a few layers lie beyond"
     caption = _difference_caption(apart, names)
     alt = f"Map of the difference in {measure} by decoder block and projection"
     table = _named(rows, names).assign(difference=rows["second"] - rows["first"])
     frame = {"x": "decoder block", "height": 180 + ROW * max(3, rows["projection"].nunique())}
     return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
+
+
+def _log_ratios(ratios: pd.Series) -> tuple[pd.Series, float, int]:
+    """Logarithms of ratios, within the limit of their scale; and how many layers lie beyond it."""
+    with np.errstate(divide="ignore"):
+        logs = np.log(ratios)
+    sizes = logs.abs()[np.isfinite(logs)].to_numpy(np.float64)
+    limit = float(sizes.max(initial=0.0))
+    # An order statistic: between the largest and the next one, the largest of few layers would still set the scale.
+    if len(sizes) and limit > 3 * (common := float(np.percentile(sizes, BULK, method="lower"))) > 0:
+        limit = common
+    limit = limit or 1.0
+    return logs.clip(-limit, limit), limit, int((logs.abs() > limit).sum())
+
+
+def _share_ticks(limit: float) -> dict[str, Any]:
+    """Ticks in per cent on a scale of logarithms: at 0 and, on both sides, about half-way and near the end."""
+    rises = [digit * 10.0**power for power in range(-5, 5) for digit in (1, 2, 5)]
+    falls = [-rise for rise in rises if rise < 0.6] + [1 / times - 1 for times in (5, 10, 20, 50, 100, 1000)]
+    shares = [0.0]
+    for side in (rises, falls):
+        for part in (0.5, 1.0):
+            inside = [share for share in side if abs(math.log1p(share)) <= part * limit]
+            shares += inside[-1:]
+    shares = sorted(set(shares))
+    texts = [_signed(share, f"{100 * share:,.6g} %".replace(",", " ").replace("-", "−")) for share in shares]
+    return {"tickvals": [math.log1p(share) for share in shares], "ticktext": texts}
+
+
+def _signed(change: float, text: str) -> str:
+    return f"{'+' if change > 0 else ''}{text}"
 
 
 def difference_finding(rows: pd.DataFrame, names: tuple[str, str], measure: str) -> str:

@@ -21,6 +21,7 @@ from app.figures import (
     order_lab,
     palette,
     prune,
+    runs,
     solvers,
     structures,
     sweep,
@@ -444,6 +445,21 @@ def test_without_drift_nothing_is_said_to_arise_or_to_be_cancelled() -> None:
     assert title(depth.cancelled_shares(none)) == "No decoder block has received drift that it could cancel"
     apart = none.assign(passed_on=0.1, arisen=0.1, drift=0.2)
     assert title(depth.cancelled_shares(apart)).endswith("neither cancel what they receive nor add to it")
+
+
+def test_one_layer_far_off_leaves_the_others_their_colours() -> None:
+    ratios = np.array([66.06, 1.2, 0.8, 1.0, 0.5, 0.0])
+    rows = pd.DataFrame({"block_index": np.arange(6), "projection": "up", "first": 0.1, "second": 0.1 * ratios})
+    rows["layer"] = [f"layers.{block}.up" for block in range(6)]
+    drawing = runs.run_difference(rows, ("A", "B"), "error", as_share=True)
+    heat, hidden = drawing.figure.data
+    assert heat.zmax == -heat.zmin == pytest.approx(np.log(2))
+    assert heat.z[0] == pytest.approx(np.log([2, 1.2, 0.8, 1, 0.5, 0.5]), abs=1e-6)
+    assert list(hidden.text) == ["+6506.0 %", "+20.0 %", "−20.0 %", "0.0 %", "−50.0 %", "−100.0 %"]
+    assert list(heat.colorbar.ticktext) == ["−50 %", "−20 %", "0 %", "+20 %", "+100 %"]
+    assert heat.colorbar.tickvals[0] == pytest.approx(np.log(0.5))
+    assert "the scale ends at −50.0 % and +100 %, two layers beyond" in below(drawing)
+    assert "beyond" not in below(runs.run_difference(rows[1:4], ("A", "B"), "error", as_share=True))
 
 
 def test_axes_of_close_values_have_ticks() -> None:
