@@ -134,7 +134,8 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
         finding = f"{words.sentence(words.out_of(kept, len(realised), 'method'))} removed what was requested"
     what = f"Fraction of the weights{words.of(layer)} removed, as requested and as counted"
     worst = max(realised, key=lambda r: r.deviation)
-    caption = "Every unit has exactly the count asked for."
+    units = words.whole(sum(one.units for one in realised))
+    caption = f"Each of {units} units has exactly the count asked for."
     if worst.deviation:
         caption = (
             f"The largest deviation in any unit is {words.count(worst.deviation, 'weight')} "

@@ -88,7 +88,7 @@ def run_difference(
         low, high = (words.number(100 * math.expm1(end)) for end in (-limit, limit))
         what += f"; the scale ends at {low} % and +{high} %, {words.count(beyond, 'layer')} beyond"
     unit = "change" if as_share else "difference"
-    scale = {"colorscale": palette.DIVERGING[theme], "zmin": -limit, "zmax": limit}
+    scale: dict[str, Any] = {"colorscale": palette.DIVERGING[theme], "zmin": -limit, "zmax": limit}
     text: Callable[[float], str] = words.percent if as_share else words.number
     apart = rows.assign(value=gap, text=[_signed(change, text(change)) for change in gap])
     grid, figure = marks.layer_grid(rows.assign(value=shown)), go.Figure()

@@ -302,11 +302,11 @@ def test_sparsity_says_who_kept_the_promise() -> None:
     assert "two weights (Wanda, per row)" in drawing.caption
     assert title(check.sparsity_by_method([bad, bad])) == "None of two methods removed what was requested"
     assert list(drawing.figure.data[1].text) == ["70 %", "65 %"]
-    assert check.sparsity_by_method([good]).caption == "Every unit has exactly the count asked for."
+    assert check.sparsity_by_method([good]).caption == "Each of 3 units has exactly the count asked for."
     rounded = RealisedSparsity("wanda", "row", 24, 0.7, 403 / 576, 0, 0, 0, (403, 576))
     assert check.sparsity_by_method([good, rounded]).caption == (
-        "Every unit has exactly the count asked for. Wanda: 403 of 576 weights a row is the whole number nearest to "
-        "70 %."
+        "Each of 27 units has exactly the count asked for. Wanda: 403 of 576 weights a row is the whole number nearest "
+        "to 70 %."
     )
 
 
