@@ -308,7 +308,7 @@ def read_runs(path: str, skip: Callable[[rose.RoseError], Any] | None = None) ->
         raise rose.RoseError(f"{path[:200]} cannot be read ({problem}); check the path.") from problem
     if not files:
         raise rose.RoseError(
-            f"There is no {REPORT} in {place}; give a folder that `rose prune`, `slim`, `tune` or `analyze` has written."
+            f"There is no {REPORT} in {place}; give a folder that `rose prune`, `slim`, `tune` or `analyze` wrote."
         )
     if len(files) > MOST_RUNS:
         raise rose.RoseError(f"{place} holds {len(files)} runs; give a folder of at most {MOST_RUNS}, or a single one.")

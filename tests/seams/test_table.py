@@ -37,7 +37,7 @@ diffuse slim           yes    model    model  model model  model model  model   
 REFUSALS = {
     "model": r"The folder \S+ holds no config.json, so it is not a checkpoint; choose another folder\.",
     "folder": r"There is no model in \S+; give a folder that `rose prune` or `rose slim` has written\.",
-    "report": r"There is no report.json in \S+; give a folder that `rose prune`, `slim`, `tune` or `analyze` has written\.",
+    "report": r"There is no report.json in \S+; give a folder that `rose prune`, `slim`, `tune` or `analyze` wrote\.",
     "drift": r"None of these runs has drift: .*",
     "index": r"\S+ holds no readable model_index.json, so it is not a diffusion pipeline; choose another folder, .*",
     "rows": r"\S+ (cannot be read \(No such file .*\)|is not a table of damages); choose a rows.csv of rose\.",
