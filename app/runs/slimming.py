@@ -68,7 +68,7 @@ class Speedup:
 
     def says(self) -> str:
         """A sentence, which tells no ratio that chance or other work on the machine may have made."""
-        if not self.ratio.is_clear or self.ratio.value > self.bound:
+        if not self.ratio.is_clear or self.ratio.low > self.bound:
             return (
                 f"How much faster it reads a prompt of {TOKENS} tokens cannot be told: this machine is too noisy, or "
                 "the model too small."
