@@ -9,6 +9,7 @@ remain those of transformers.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -27,6 +28,7 @@ from rose.errors import RoseError
 from rose.interrupt import stop_point
 
 Parsed = dict[str, dict[str, Any]]  # "config", "tokenizer", ..., as transformers has them; "tensors" where asked for
+logger = logging.getLogger(__name__)
 PIECE = 2**20  # numbers dequantized at once
 
 # Options of configurations that a file says by its tensors alone, with the layers that then have biases.
@@ -34,7 +36,8 @@ BIASES = {
     "attention_bias": {"attn_q", "attn_k", "attn_v", "attn_output"},
     "mlp_bias": {"ffn_gate", "ffn_up", "ffn_down"},
 }
-DERIVED = ("rope_freqs.weight", ".attn_rot_embd.weight")  # end names of what is computed from the configuration
+SCALES = "rope_freqs.weight"
+DERIVED = (SCALES, ".attn_rot_embd.weight")  # end names of what is computed from the configuration
 
 
 @contextlib.contextmanager
@@ -98,6 +101,13 @@ def read_tensors(
 
 def _check_placed(found: Sequence[str], names: dict[str, str], model: nn.Module) -> None:
     """Raises RoseError for a tensor of the file that is not read, as the model would compute something else."""
+    # Of LLaMA 3.1 and later, for long contexts; transformers does not read it.
+    if any(name.endswith(SCALES) for name in found):
+        logger.warning(
+            "The GGUF file scales positions (%s), which is left out, so the model computes something a little "
+            "different; get it as safetensors for what it was trained with.",
+            SCALES,
+        )
     others = [name for name in found if not {name, name.removesuffix(".weight")} & names.keys()]
     if strange := [name for name in others if not name.endswith(DERIVED)]:
         raise RoseError(

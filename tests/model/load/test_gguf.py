@@ -106,8 +106,12 @@ def test_the_model_is_the_one_that_transformers_loads(
     assert torch.equal(found(tokens).logits, expected(tokens).logits)
 
 
-def test_a_tensor_without_a_place_is_refused_unless_it_is_derived(tmp_path: Path) -> None:
+def test_a_tensor_without_a_place_is_refused_unless_it_is_derived(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with frugal_reading():
+        load(write(tmp_path / "c.gguf", "llama", lambda n: dense(n) | {"rope_freqs": values(8)}), torch.float32)
+        assert "scales positions (rope_freqs.weight), which is left out" in caplog.text
         load(write(tmp_path / "a.gguf", "llama", lambda n: dense(n) | {"attn_rot_embd": values(8)}), torch.float32)
         path = write(tmp_path / "b.gguf", "llama", lambda n: dense(n) | {"attn_sinks": values(HEADS)})
         with pytest.raises(RoseError, match=r"2 tensors that LlamaForCausalLM has no place for, such as blk\.0\.attn"):
