@@ -196,6 +196,8 @@ def draw() -> None:
         components.warning(st.session_state.link_problem, ":material/link_off:")
     page.run()
     session.publish()
+    if session.ended_meanwhile():
+        st.rerun()
 
 
 st.set_page_config(page_title="ROSE Explorer", page_icon=Path(__file__).with_name("icon.svg"), layout="wide")

@@ -206,6 +206,19 @@ def study() -> Study | None:
     return shared.find(setup())
 
 
+def sees_at_work(run: Run | None) -> bool:
+    """Whether a run, or the tuning of what it has made, goes on; `ended_meanwhile` remembers what a page was told."""
+    both = (run, getattr(run, "tuning", None))
+    seen = [one for one in both if one is not None and one.job.status == "running"]
+    st.session_state.setdefault("seen_at_work", []).extend(seen)
+    return bool(seen)
+
+
+def ended_meanwhile() -> bool:
+    """Whether a run that was drawn as at work has ended since: nothing would ever enable the page's buttons again."""
+    return any(run.job.status != "running" for run in st.session_state.pop("seen_at_work", []))
+
+
 def pruning() -> PruningRun | None:
     """The pruning run that this session started or its link names; the server keeps it."""
     run = _pruning("pruning")

@@ -52,7 +52,7 @@ def choose() -> DiffusionRequest:
 
 
 def offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
-    running, problem = run is not None and run.job.status == "running", ""
+    running, problem = session.sees_at_work(run), ""
     try:
         request.check()
     except rose.RoseError as wrong:

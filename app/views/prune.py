@@ -74,7 +74,7 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
     own = session.own_pruning()
     if not problem and own is not run and own is not None and own.job.status == "running":
         problem = "Your own run goes on; go back to it below, under the other runs, to cancel it first."
-    running = run is not None and (run.job.status == "running" or run.is_tuning)
+    running = session.sees_at_work(run)
     icon = ":material/content_cut:"
     right = start_button("Prune", "prune-start", _start, request, problem=problem, running=running, icon=icon)
     if cost is not None and not problem:

@@ -67,7 +67,7 @@ def _ask_for_inputs(study: Study) -> None:
 def _can_show(known: Structures, kind: str, tied: str) -> bool:
     """Whether there are parts of this kind to show; says `tied` where the model must keep them."""
     if kind not in known.kinds:
-        st.info(tied)
+        components.info(tied)
     elif not known.blocks(kind):
         _ask_to_measure(known)
     return bool(known.blocks(kind))
@@ -266,7 +266,7 @@ def _slim(known: Structures) -> None:
         settings,
         prompt,
         problem=problem,
-        running=run is not None and (run.job.status == "running" or run.is_tuning),
+        running=session.sees_at_work(run),
         icon=":material/compress:",
     )
     if says:

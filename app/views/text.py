@@ -87,7 +87,7 @@ def _offer(text: str, checkpoints: list[Checkpoint], run: TextReading | None) ->
     elif len(checkpoints) > MOST:
         problem = f"At most {words.count(MOST, 'model')} beside the dense one; take some out."
     icon = ":material/chrome_reader_mode:"
-    running = run is not None and run.job.status == "running"
+    running = session.sees_at_work(run)
     right = start_button(
         "Read", "text-read", _start, text, checkpoints, problem=problem, running=running or not checkpoints, icon=icon
     )

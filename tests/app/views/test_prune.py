@@ -15,7 +15,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import rose
-from app import shared
+from app import session, shared
 from app import words as app_words
 from app.runs import finished, html_report, shipping, tuning
 from app.runs.pruning import PruningRun
@@ -298,6 +298,27 @@ def test_a_model_that_is_finished_while_the_page_is_drawn_does_no_harm(
     finished, reads = list(run.copies), itertools.count(1)
     monkeypatch.setattr(PruningRun, "copies", property(lambda run: finished[: next(reads)]), raising=False)
     view(app, section)
+
+
+def test_a_run_that_ends_while_the_page_is_drawn_leaves_no_button_disabled(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, halt: Callable[[str], Events]
+) -> None:
+    halted, go_on = halt("Loading the model")
+    original, seen = session.sees_at_work, []
+
+    def ends_then(run: PruningRun | None) -> bool:
+        seen.append(original(run))
+        if seen[-1] and run is not None:
+            go_on.set()
+            run.job.wait(240)
+        return seen[-1]
+
+    monkeypatch.setattr(session, "sees_at_work", ends_then)
+    app = opened(setup, prune_layers="model.layers.1.*.o_proj", prune_windows="1")
+    app.button(key="prune-start").click().run()
+    assert halted.is_set()
+    assert seen == [False, True, False]
+    assert not app.button(key="prune-start").disabled
 
 
 def test_without_held_out_tokens_their_error_is_not_offered(setup: Setup) -> None:
