@@ -763,7 +763,8 @@ def tuned_longest() -> str:
     """Before and after tuning on the most windows, of a sparse and of a smaller model, for the table of decisions."""
     rows, said = tuning_rows(), []
     most = rows["windows"].max()
-    for sparsity, method, what in (("0.7", "rose_admm", "at 70 % zero"), ("slim-0.3", "obs:layer", "with 30 % taken out")):
+    ways = (("0.7", "rose_admm", "at 70 % zero"), ("slim-0.3", "obs:layer", "with 30 % taken out"))
+    for sparsity, method, what in ways:
         drawn = rows.query(f"sparsity == {sparsity!r} and method == {method!r}")
         before, after = (drawn[drawn["windows"] == size]["perplexity"] for size in (0, most))
         assert len(before) == len(after) == 3
