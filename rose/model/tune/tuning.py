@@ -148,7 +148,7 @@ class TuneReport:
         steps, minutes = self.summary["steps_planned"], self.summary["minutes"]
         if minutes is None or steps >= FEW:
             return ""
-        return f"Only {count(steps, 'step')} fitted into {minutes:g} min, which change little; give it more minutes."
+        return f"Only {count(steps, 'step')} fitted into {minutes:g} min, so little has changed; give it more minutes."
 
 
 def check_vocabularies(model: nn.Module, dense: nn.Module) -> None:
