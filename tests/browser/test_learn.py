@@ -44,7 +44,8 @@ def test_a_sweep_plays_to_its_end(open_page: OpenPage, measured: str) -> None:
     expect(page.get_by_role("heading", name="how will they end?")).to_be_visible()
     page.get_by_role("button", name="Play").click()
     expect(page.get_by_role("button", name="Pause")).to_be_visible()
-    expect(page.get_by_text("2 of 5 blocks pruned")).to_be_visible()
+    # Whichever step is seen first: a busy machine may draw none before the last.
+    expect(page.get_by_text(re.compile(r"[1-5] of 5 blocks pruned"))).to_be_visible()
     expect(page.get_by_text("5 of 5 blocks pruned")).to_be_visible()
     saved = re.search(r"saves (\d+\.\d) % of the error", page.locator("h2").first.inner_text().replace("\xa0", " "))
     assert saved  # told once it has been seen
