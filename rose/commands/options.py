@@ -144,9 +144,10 @@ def load(options: argparse.Namespace, console: Console, name: str | None = None,
 
 
 def settle_dtype(options: argparse.Namespace, name: str) -> None:
-    """Puts the number format that this model is read in where --dtype leaves it open."""
+    """Puts the number format that this model is read in where --dtype leaves it open, in the first process for all."""
     if options.dtype == STORED:
-        options.dtype = str(read_as(STORED, stored_dtype(name))).removeprefix("torch.")
+        chosen = Workers.here().from_first(lambda: read_as(STORED, stored_dtype(name)))
+        options.dtype = str(chosen).removeprefix("torch.")
 
 
 def _check_texts(options: argparse.Namespace) -> None:
