@@ -15,6 +15,7 @@ from app.study.setup import LIMITS, Setup
 from rose.model.load.models import DTYPES, PACKAGED, STORED, is_hub_id, load_skeleton, read_as
 from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
+from rose.model.network.precision import name_of
 
 HUB = urlsplit(constants.ENDPOINT).netloc
 FILE = "file"
@@ -147,7 +148,7 @@ def _read_as_stored() -> None:
     """A model that is chosen is read in the format that suits how it is stored, until another is chosen."""
     known = structure((st.session_state[PREFIX + "model"] or "").strip())
     stored = None if known is None else Network(known).dtype
-    st.session_state[PREFIX + "dtype"] = str(read_as(STORED, stored)).removeprefix("torch.")
+    st.session_state[PREFIX + "dtype"] = name_of(read_as(STORED, stored))
 
 
 def _choose_layers(choice: str, model: str) -> str:

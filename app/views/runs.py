@@ -133,7 +133,7 @@ def _layers(view: str, runs: Sequence[FinishedRun]) -> None:
         components.error(f"{chosen.problem} Or see {MAPS}, where each has axes of its own.")
         return
     two = [chosen.first, chosen.second]
-    without = not set(chosen.measures) & set(finished.ERRORS) and any("tuned" in run.summary for run in two)
+    without = chosen.told_apart_by is None and any("tuned" in run.summary for run in two)
     with next(places):
         measure = _measure(chosen.measures, asked=without)
     if without:

@@ -73,7 +73,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     return 0 if all(found.is_sane for found in checks.values()) else 1
 
 
-def _print(name: str, found: CheckpointCheck, cautions: list[str]) -> None:
+def _print(name: str, found: CheckpointCheck, caution: str) -> None:
     """What is wrong first, then what was found of the whole."""
     wrong = found.wrong
     for row in wrong.head(terminal.MAX_ROWS).itertuples():
@@ -81,7 +81,7 @@ def _print(name: str, found: CheckpointCheck, cautions: list[str]) -> None:
     if len(wrong) > terminal.MAX_ROWS:
         terminal.say(f"… and {len(wrong) - terminal.MAX_ROWS} more")
     counts = ", ".join(f"{size} {verdict}" for verdict, size in found.summary["verdicts"].items())
-    terminal.say(f"{name}: {found.summary['layers']} layers; {counts}", *findings(found), *found.cautions, *cautions)
+    terminal.say(f"{name}: {found.summary['layers']} layers; {counts}", *findings(found), *found.cautions, caution)
     if found.is_sane:
         terminal.say("Nothing is wrong.")
     else:
@@ -89,12 +89,12 @@ def _print(name: str, found: CheckpointCheck, cautions: list[str]) -> None:
         terminal.say(f"Wrong: {count(len(wrong), 'tensor')}{which} {wrong['name'][0]}.")
 
 
-def _of_draw(name: str, options: argparse.Namespace) -> list[str]:
-    """A caution where the checkpoint was calibrated on other windows."""
+def _of_draw(name: str, options: argparse.Namespace) -> str:
+    """A caution where the checkpoint was calibrated on other windows; "" where not."""
     if not options.calibration:
-        return []
+        return ""
     drawn = shared.pick(options, ("calibration", "samples", "length", "seed"))
-    return list(filter(None, [says_other_draw(expand(name), drawn | {"held_out_samples": options.held_out})]))
+    return says_other_draw(expand(name), drawn | {"held_out_samples": options.held_out})
 
 
 def _between(pair: tuple[str, str], models: dict[str, Any], checks: dict[str, CheckpointCheck]) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from rose import verdicts
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.model.load.models import parse_dtype, stored_dtype
+from rose.model.network.precision import name_of
 from rose.model.workers import Workers
 from rose.output import check_folder, check_output
 
@@ -69,7 +70,7 @@ def _say_format(source: str, dtype: str, console: Console) -> None:
     """Says where the copy will take more bytes a weight than what it is made from."""
     stored = stored_dtype(source)
     if stored.itemsize < parse_dtype(dtype).itemsize:
-        kept = str(stored).removeprefix("torch.")
+        kept = name_of(stored)
         console.print(f"The copy will be in {dtype}, twice the bytes; --dtype {kept} keeps {kept}", soft_wrap=True)
 
 
@@ -89,10 +90,5 @@ def say_perplexity(summary: Mapping[str, Any]) -> None:
     terminal.say(f"Perplexity on {summary['evaluated_on']}, {summary['windows']} windows: {moved}")
     if (tuned := summary.get("tuned", {})).get("perplexity_before") is not None:
         terminal.say(f"Tuning took it {verdicts.says_perplexity(summary, tuned)[0]}")
-    say_odd(odd)
-
-
-def say_odd(sentences: Sequence[str]) -> None:
-    """On windows that stand out, if any, and what a command can do about it."""
-    if sentences:
-        terminal.say(*sentences, "With --bos always every window begins with one, if the tokenizer has one.")
+    if odd:
+        terminal.say(*odd, "With --bos always every window begins with one, if the tokenizer has one.")

@@ -64,7 +64,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     chosen = shared.run_options(options)
     del chosen["sparsity"]
     plan_comparison(methods, sparsities, **chosen)
-    reachable(options.output)
+    reachable(options.output)  # before a model is asked how it is stored
     shared.settle_dtype(options, options.model)
     folder = ComparisonFolder(options.output, shared.pick(options, FOLDER_SETTINGS))
     options.rows = options.output

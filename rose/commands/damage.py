@@ -63,7 +63,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     run_settings(**chosen)
     if options.evaluate is None and options.held_out < 1:
         raise rose.RoseError("Loss needs windows: give --evaluate TEXT, or --held-out of at least 1.")
-    reachable(options.output)
+    reachable(options.output)  # before a model is asked how it is stored
     shared.settle_dtype(options, options.model)
     pruning = {} if options.restore is None else dict.fromkeys(("method", "sparsity"))  # of who restores: nobody's
     settings = shared.pick(options, FOLDER_SETTINGS) | pruning | {"environment": environment("float32", pick_device())}

@@ -29,7 +29,7 @@ from rose.model.load.tokens import (
     text_file,
 )
 from rose.model.measure.perplexity import perplexity_of, window_losses
-from rose.model.network.precision import COMPUTE
+from rose.model.network.precision import COMPUTE, name_of
 from rose.model.network.precision import DEFAULT as AUTO
 from rose.model.run.allocation import ALLOCATIONS, DENSITY_SPREAD
 from rose.model.run.rotation import rotate_heads
@@ -146,8 +146,7 @@ def load(options: argparse.Namespace, console: Console, name: str | None = None,
 def settle_dtype(options: argparse.Namespace, name: str) -> None:
     """Puts the number format that this model is read in where --dtype leaves it open, in the first process for all."""
     if options.dtype == STORED:
-        chosen = Workers.here().from_first(lambda: read_as(STORED, stored_dtype(name)))
-        options.dtype = str(chosen).removeprefix("torch.")
+        options.dtype = name_of(Workers.here().from_first(lambda: read_as(STORED, stored_dtype(name))))
 
 
 def _check_texts(options: argparse.Namespace) -> None:

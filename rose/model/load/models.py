@@ -41,7 +41,7 @@ from rose.model.load.stored import for_transformers, is_packed
 from rose.model.load.streaming import build_streamed, write_streamed
 from rose.model.network.layers import LOW_RANK_FILE, count_parameters, low_rank_tensors, named_layers
 from rose.model.network.network import Network
-from rose.model.network.precision import computes_bfloat16
+from rose.model.network.precision import computes_bfloat16, name_of
 from rose.output import new_folder
 from rose.report import RunReport
 
@@ -376,7 +376,7 @@ def _check_memory(name: str, config: Any, dtype: torch.dtype) -> None:
     free = psutil.virtual_memory().available
     if needed > free:
         raise RoseError(
-            f"{name} needs {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, but only {free / 1e9:.1f} GB "
+            f"{name} needs {needed / 1e9:.1f} GB in {name_of(dtype)}, but only {free / 1e9:.1f} GB "
             "of memory is free; load it in bfloat16, or choose a smaller model."
         )
 

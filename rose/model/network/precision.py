@@ -105,7 +105,7 @@ class Precision:
 
     def describe(self) -> dict[str, str]:
         """As a report and a checkpoint keep it."""
-        return {"compute": _name(self.passes), "products": _name(self.products)}
+        return {"compute": name_of(self.passes), "products": name_of(self.products)}
 
     @contextmanager
     def computing(self, device: torch.device) -> Iterator[None]:
@@ -120,7 +120,8 @@ class Precision:
 FLOAT32 = Precision()
 
 
-def _name(dtype: torch.dtype) -> str:
+def name_of(dtype: torch.dtype) -> str:
+    """ "float32", as options, reports and messages have it."""
     return str(dtype).removeprefix("torch.")
 
 
