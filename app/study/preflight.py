@@ -22,13 +22,13 @@ from rose.model.estimate.duration import Cost, estimate_cost, statistics_groups
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import PACKAGED, is_hub_id, parse_dtype
 from rose.model.load.tokens import DATASETS, text_file
+from rose.model.network.heads import ATTENTION_OUTPUTS
 from rose.model.network.network import Network
 
 LayerChoice = Literal["all", "attention", "block", "own"]
 
 HUB_NAMES = {"wikitext2": "wikitext", "c4": "c4", "ptb": "penn_treebank"}  # how the Hub's cache calls them
-# How the output projection of attention is called in the families we know.
-ATTENTION_OUTPUTS = ("*.o_proj", "*.out_proj", "*attn.c_proj", "*attention.dense")
+ATTENTION = tuple(f"*{ending}" for ending in ATTENTION_OUTPUTS)  # patterns
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def layer_choice(patterns: str) -> tuple[LayerChoice, int]:
     """Which choice these patterns came from, and the decoder block where it is one."""
     if patterns.strip() in ("", "*"):
         return "all", 0
-    if set(patterns.split()) <= set(ATTENTION_OUTPUTS):
+    if set(patterns.split()) <= set(ATTENTION):
         return "attention", 0
     block = re.fullmatch(r"[^*\s]+\.(\d+)\.\*", patterns.strip())
     return ("block", int(block[1])) if block else ("own", 0)
@@ -129,7 +129,7 @@ def layer_choice(patterns: str) -> tuple[LayerChoice, int]:
 def attention_outputs(skeleton: nn.Module | None) -> str:
     """Patterns for the attention output projections of this model; all known names where it has none of them."""
     if skeleton is None:  # a model that could not be found
-        return ATTENTION_OUTPUTS[0]
+        return ATTENTION[0]
     names = [layer.name for layer in rose.prunable_layers(skeleton)]
-    found = [pattern for pattern in ATTENTION_OUTPUTS if any(name.endswith(pattern[1:]) for name in names)]
-    return " ".join(found or ATTENTION_OUTPUTS)
+    found = [pattern for pattern in ATTENTION if any(name.endswith(pattern[1:]) for name in names)]
+    return " ".join(found or ATTENTION)

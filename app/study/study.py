@@ -23,7 +23,7 @@ from app.study.setup import MEASURED, THRESHOLD, Setup
 from rose.layer.hessian import condition_number, spectrum
 from rose.layer.methods import Known
 from rose.layer.order import live_range
-from rose.model.network.heads import head_width
+from rose.model.network.heads import ATTENTION_OUTPUTS, head_width
 from rose.model.network.layers import PrunableLayer, text_config
 from rose.model.network.network import Network
 from rose.model.run.one_layer import is_left_dense, measure_layer
@@ -38,7 +38,6 @@ from rose.verdicts import caution_column, cautions
 KEPT_RESULTS = 96
 KEPT_LATEST = 8
 KEPT_BYTES = 5 * 10**8
-OUTPUT_PROJECTIONS = ("attn.o_proj", "attn.out_proj", "attn.c_proj", "attention.dense", "attention.o_proj")
 HOME = torch.device("cpu")  # where models of the app rest
 T = TypeVar("T")
 
@@ -365,7 +364,7 @@ class Study:
 
     def heads(self, layer: str) -> int:
         """Attention heads whose outputs are this layer's inputs, side by side; 0 where it is no output projection."""
-        if self.loaded is None or not layer.endswith(OUTPUT_PROJECTIONS):
+        if self.loaded is None or not layer.endswith(ATTENTION_OUTPUTS):
             return 0
         # By their width: a model made smaller has fewer heads in some decoder blocks, all as wide as before.
         width, columns = head_width(text_config(self.loaded.model)), self.statistics(layer).columns

@@ -34,6 +34,7 @@ from rose.layer.methods import LayerResult
 from rose.layer.methods.rose_dealt import refit
 from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration, load_text
+from rose.model.network.heads import ATTENTION_OUTPUTS
 from rose.model.walk.walk import visit_blocks
 from tests.benchmarks.common import arguments
 
@@ -241,7 +242,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     joined = table.join(base.rename("base"), on=keys)
     joined["ratio"] = joined["error"] / joined["base"]
     # The last linear layer of attention, whatever the family calls it.
-    is_output = joined["layer"].str.contains(r"o_proj|out_proj|attn\.c_proj|attention\.dense")
+    is_output = joined["layer"].str.endswith(ATTENTION_OUTPUTS)
     joined["output_ratio"] = joined["ratio"].where(is_output)
     joined["improved"] = joined["ratio"] < 1
     groups = joined.groupby(["setting", "variant"], sort=False)

@@ -27,6 +27,8 @@ ROTATED = "rose_rotated_heads"  # of a model whose heads were rotated: the basis
 ALIKE = 1 - 1e-3  # cosine of what is the same but for rounding in 16 bits
 ROUNDING = 8.0  # units in the last place that a rotation may change an output by, relative to its norm
 LEAST_ROUNDING = 1e-4
+# How the names of attention's output projections end in the families we know.
+ATTENTION_OUTPUTS = (".o_proj", "attn.out_proj", "attention.out_proj", "attn.c_proj", "attn.dense", "attention.dense")
 
 Run = Callable[[nn.Module], Tensor]
 
