@@ -43,9 +43,12 @@ class PrunableLayer:
     @property
     def weight(self) -> Tensor:
         """W as (out, in), whichever way the module stores it; a view, not a copy."""
-        parameter = self.module.weight
-        assert isinstance(parameter, Tensor)
-        stored = parameter.detach()
+        return self.part_of(self.parameter.detach())
+
+    def part_of(self, stored: Tensor) -> Tensor:
+        """What belongs to this layer in a tensor of the shape of `parameter`, as (out, in); a view."""
+        if isinstance(self.module, ExpertLinear):
+            return self.module.part_of(stored)
         return stored.T if isinstance(self.module, Conv1D) else stored
 
     @property

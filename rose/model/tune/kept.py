@@ -23,7 +23,6 @@ from rose.model.network.layers import (
     LEFT,
     LOW_RANK_FILE,
     RIGHT,
-    PrunableLayer,
     count_parameters,
     prunable_layers,
 )
@@ -40,7 +39,8 @@ class Trained:
     Attributes:
         name: of the first layer that it belongs to.
         parameter: as the model stores it, which may be W transposed.
-        frozen: of its shape, True = stays as it is: weights that were removed.
+        frozen: of its shape, True = stays as it is: weights that were removed, those of a sparse part beside a low-rank
+            one too.
     """
 
     name: str
@@ -54,19 +54,17 @@ def find_trained(network: Network, layers: Sequence[str] | None) -> list[Trained
     for layer in network.select(layers):
         parameter = layer.parameter
         if id(parameter) not in found:
-            found[id(parameter)] = Trained(layer.name, parameter, _removed(layer, parameter.detach()))
+            found[id(parameter)] = Trained(layer.name, parameter, parameter.detach() == 0)
+    for layer in network.layers:  # all of them, as those of experts that were not chosen are trained with the others
+        if layer.low_rank is not None and id(layer.parameter) in found:
+            layer.part_of(found[id(layer.parameter)].frozen).copy_(_beside(layer.weight, *layer.low_rank))
     return list(found.values())
 
 
-def _removed(layer: PrunableLayer, stored: Tensor) -> Tensor:
-    """Where the parameter is zero; of a sparse and a low-rank part, where only the sparse one is."""
-    if layer.low_rank is None or stored.ndim != 2:
-        return stored == 0
-    left, right = (factor.float() for factor in layer.low_rank)
-    dense = (left @ right).to(stored.device)
-    dense = dense if dense.shape == stored.shape else dense.T
-    gap, size = (stored.float() - dense).abs(), torch.finfo(stored.dtype).eps * stored.float().abs().max()
-    return gap <= 4 * size
+def _beside(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Where the sparse part of W = sparse + left @ right is zero, all of them (out, in) or factors of it."""
+    gap = (weight.float() - (left.float() @ right.float()).to(weight.device)).abs()
+    return gap <= 4 * torch.finfo(weight.dtype).eps * weight.float().abs().max()
 
 
 def keep_low_rank(model: nn.Module, folder: Path) -> None:

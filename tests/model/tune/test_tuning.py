@@ -122,6 +122,28 @@ def test_what_a_low_rank_part_stands_beside_stays_sparse(tmp_path):
         assert not torch.equal(weight, rose.prunable_layers(dense)[0].weight)
 
 
+@pytest.mark.parametrize(
+    ("family", "layers"),
+    [("gpt_oss", None), ("gpt_oss", ["*up_proj"]), ("gpt2", None)],
+)
+def test_sparse_parts_of_experts_and_transposed_weights_stay(family, layers):
+    dense = make_model(family)
+    model = copy.deepcopy(dense)
+    rose.prune_model(model, make_tokens(), method="oats", sparsity=0.5, block_size=16)
+    before = digest(model.state_dict())
+    known = [(each.low_rank, sparse_zeros(each, *each.low_rank)) for each in rose.prunable_layers(model)]
+    rose.tune_model(model, dense, TOKENS, layers=layers, **FAST)
+    assert digest(model.state_dict()) != before
+    for layer, (factors, zeros) in zip(rose.prunable_layers(model), known, strict=True):
+        assert zeros.any()
+        assert torch.equal(sparse_zeros(layer, *factors) & zeros, zeros)
+
+
+def sparse_zeros(layer: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Where the sparse part beside a low-rank one is zero."""
+    return (layer.weight - left @ right).abs() < 1e-6
+
+
 def test_steps_that_make_it_worse_are_not_kept():
     dense, model = pruned_pair()
     before = digest(model.state_dict())
