@@ -29,10 +29,10 @@ from app.runs.slimming import Slimming
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.estimate.tuning import tuning_memory
+from rose.model.load.low_rank import keep_low_rank
 from rose.model.load.tokens import load_apart
 from rose.model.network.network import Network
 from rose.model.progress import Progress
-from rose.model.tune.kept import keep_low_rank
 from rose.model.tune.tuning import HELD_OUT, LENGTH, SAMPLES, Tuner, TuneReport, TuneSettings, TuneTask
 from rose.verdicts import compare, says_move
 

@@ -18,11 +18,11 @@ from rose.commands import options as shared
 from rose.files import expand
 from rose.interrupt import CANCELLED
 from rose.layer.pattern import parse_sparsity
+from rose.model.load.low_rank import keep_low_rank
 from rose.model.load.models import has_tokenizer
 from rose.model.load.tokens import load_apart
 from rose.model.network.layers import prunable_layers
 from rose.model.network.network import Network
-from rose.model.tune.kept import keep_low_rank
 from rose.model.tune.loss import LOSSES
 from rose.model.tune.parts import Parts
 from rose.model.tune.tuning import (

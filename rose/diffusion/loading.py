@@ -16,6 +16,7 @@ from rose.diffusion.garments import FOLDER
 from rose.diffusion.parts import read_reshaped
 from rose.errors import RoseError
 from rose.files import reachable
+from rose.model.load.low_rank import write_low_rank
 from rose.model.load.models import parse_dtype
 from rose.model.load.soundness import check_finite
 from rose.output import new_folder
@@ -57,12 +58,15 @@ def save_diffusion(pipeline: Any, folder: str | Path, *, report: RunReport | Non
     """Writes a pipeline folder, whole or not at all; a pruned one loads as any other.
 
     The report of the run that pruned it, where given, goes beside it (report.json, layers.csv, layers.parquet).
+    After OATS low_rank.safetensors holds the factors beside the dense weights, as by `rose.save_model`; of names in the
+    transformer or UNet.
 
     Raises:
         RoseError: the folder exists and is not empty, or cannot be written.
     """
     with new_folder(folder) as temporary:
         pipeline.save_pretrained(temporary)
+        write_low_rank(denoiser_of(pipeline), temporary)
         if report is not None:
             report.save(temporary)
 

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from rose.errors import RoseError
 from rose.model.load.models import BUILDERS
 from rose.model.load.stored import for_transformers
-from rose.model.network.layers import PrunableLayer, decoder_blocks, text_config
+from rose.model.network.layers import LOW_RANK, PrunableLayer, decoder_blocks, text_config
 from rose.structured.configuration import (
     PLACE_FIELDS,
     RECORD,
@@ -71,6 +71,7 @@ def _replace(module: Any, weight: Tensor) -> None:
     """Gives a layer another weight, (out, in), of another size."""
     stored = weight.T if isinstance(module, Conv1D) else weight
     module.weight = _parameter(stored)
+    vars(module).pop(LOW_RANK, None)  # of the shape that it had
     if isinstance(module, Conv1D):
         module.nx, module.nf = stored.shape
     else:

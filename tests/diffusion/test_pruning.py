@@ -1,15 +1,18 @@
 """The walk: weighted statistics along trajectories, packages one after another, the same engine."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import rose
 from rose.diffusion.calibration import make_packages
 from rose.diffusion.denoiser import denoiser_of
 from rose.diffusion.layers import default_block_size, find_layers
 from rose.diffusion.trajectory import Trajectories
+from rose.model.network.layers import LEFT, RIGHT
 from tests.diffusion.pipelines import FAMILIES, garments
 
 TO_Q = "transformer_blocks.0.attn1.to_q"
@@ -46,6 +49,18 @@ def test_step_diagonals_add_up_to_the_hessians() -> None:
     assert set(diagonals) == set(statistics)
     for name, parts in diagonals.items():
         torch.testing.assert_close(alpha @ parts, statistics[name].diagonal)
+
+
+def test_factors_are_saved_beside_the_sum(tmp_path: Path) -> None:
+    pipeline, classes = garments()
+    report = rose.prune_diffusion(pipeline, classes, steps=STEPS, method="oats", layers=[TO_Q])
+    rose.save_diffusion(pipeline, tmp_path / "oats")
+    factors = load_file(tmp_path / "oats" / "low_rank.safetensors")
+    weight = denoiser_of(rose.load_diffusion(str(tmp_path / "oats"))).state_dict()[f"{TO_Q}.weight"]
+    left, right = factors[TO_Q + LEFT], factors[TO_Q + RIGHT]
+    sparse = (weight - left @ right).abs() > 1e-5 * weight.abs().max()
+    stored = int(sparse.sum()) + left.numel() + right.numel()
+    assert 1 - stored / weight.numel() == pytest.approx(report.layers["sparsity"][0], abs=0.01)
 
 
 def test_a_package_is_calibrated_on_the_pruned_ones_before_it() -> None:

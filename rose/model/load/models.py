@@ -16,7 +16,6 @@ import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -36,10 +35,11 @@ from rose.interrupt import stop_point
 from rose.model.load import compressed
 from rose.model.load.download import stoppable_bars
 from rose.model.load.gguf import frugal_reading
+from rose.model.load.low_rank import write_low_rank
 from rose.model.load.soundness import check_all_used, check_finite, check_masks_applied, check_shapes, check_sizes
 from rose.model.load.stored import for_transformers, is_packed
 from rose.model.load.streaming import build_streamed, write_streamed
-from rose.model.network.layers import LOW_RANK_FILE, count_parameters, low_rank_tensors, named_layers
+from rose.model.network.layers import count_parameters
 from rose.model.network.network import Network
 from rose.model.network.precision import computes_bfloat16, name_of
 from rose.output import new_folder
@@ -292,10 +292,7 @@ def save_model(
             else:
                 model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-        factors = low_rank_tensors(named_layers(model))
-        if factors:
-            plain = {name: factor.detach().cpu().contiguous() for name, factor in factors.items()}
-            save_file(plain, temporary / LOW_RANK_FILE)
+        write_low_rank(model, temporary)
         if report is not None:
             report.save(temporary)
 

@@ -19,7 +19,6 @@ from rose.model.network.experts import ExpertLinear, expert_layers, is_experts, 
 LowRank = tuple[Tensor, Tensor]
 LOW_RANK = "rose_low_rank"  # of a module
 GRIDS_TRIED = 3  # layers in which a grid is looked for
-LOW_RANK_FILE = "low_rank.safetensors"  # of a checkpoint: the factors that `low_rank_tensors` names
 LEFT, RIGHT = ".low_rank.left", ".low_rank.right"
 
 

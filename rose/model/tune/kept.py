@@ -7,25 +7,15 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.change import FoundGrid, find_grid
 from rose.layer.grid import coarsest_grid
-from rose.model.network.layers import (
-    GRIDS_TRIED,
-    LEFT,
-    LOW_RANK_FILE,
-    RIGHT,
-    count_parameters,
-    prunable_layers,
-)
+from rose.model.network.layers import GRIDS_TRIED, count_parameters
 from rose.model.network.network import Network
 
 PRUNED = 0.01  # share of zeros from which on a layer is taken for pruned
@@ -65,20 +55,6 @@ def _beside(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Where the sparse part of W = sparse + left @ right is zero, all of them (out, in) or factors of it."""
     gap = (weight.float() - (left.float() @ right.float()).to(weight.device)).abs()
     return gap <= 4 * torch.finfo(weight.dtype).eps * weight.float().abs().max()
-
-
-def keep_low_rank(model: nn.Module, folder: Path) -> None:
-    """Gives the layers of a model that was read from a folder the low-rank parts that `save_model` put there."""
-    if not (folder / LOW_RANK_FILE).is_file():
-        return
-    try:
-        factors = load_file(folder / LOW_RANK_FILE)
-    except (OSError, SafetensorError) as problem:
-        raise RoseError(f"{folder / LOW_RANK_FILE} cannot be read ({problem}); copy the checkpoint again.") from problem
-    for layer in prunable_layers(model):
-        left, right = factors.get(layer.name + LEFT), factors.get(layer.name + RIGHT)
-        if left is not None and right is not None and (len(left), right.shape[1]) == layer.weight.shape:
-            layer.keep_low_rank((left, right))
 
 
 def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, unpruned: bool) -> None:

@@ -40,6 +40,14 @@ def test_a_method_that_only_removes_weights_leaves_no_factors(tmp_path: Path) ->
     assert not (tmp_path / "out" / "low_rank.safetensors").exists()
 
 
+def test_a_layer_of_another_shape_has_no_factors_any_more() -> None:
+    model = make_model("llama")
+    rose.prune_model(model, make_tokens(), **OPTIONS)
+    rose.prune_structured(model, make_tokens(), ratio=0.3, multiple=4)
+    for layer in prunable_layers(model):
+        assert layer.low_rank is None or (layer.low_rank[0] @ layer.low_rank[1]).shape == layer.weight.shape
+
+
 def test_a_comparison_leaves_the_dense_model_without_factors() -> None:
     model = make_model("llama")
     rows = compare_methods(

@@ -17,8 +17,8 @@ import rose
 from rose import cli
 from rose.commands.tune import draw_texts
 from rose.files import digest
+from rose.model.load.low_rank import keep_low_rank
 from rose.model.tune import tuning
-from rose.model.tune.kept import keep_low_rank
 from rose.model.tune.loss import divergence
 from rose.model.tune.tuning import TuningProgress
 from rose.model.workers import Workers
