@@ -36,6 +36,7 @@ from rose.model.load import compressed
 from rose.model.load.download import stoppable_bars
 from rose.model.load.gguf import frugal_reading
 from rose.model.load.low_rank import write_low_rank
+from rose.model.load.processors import read_processors, write_processors
 from rose.model.load.soundness import check_all_used, check_finite, check_masks_applied, check_shapes, check_sizes
 from rose.model.load.stored import for_transformers, is_packed
 from rose.model.load.streaming import build_streamed, write_streamed
@@ -138,6 +139,8 @@ def load_model(
             )
         else:
             model = _load_whole(name, config, source, wanted, options)
+        if "gguf_file" not in source.options:
+            read_processors(model, source.location, **source.options)
     # Dequantized weights are plain weights; the leftover record would make save_pretrained refuse.
     if getattr(model.config, "quantization_config", None) is not None and "gguf_file" in source.options:
         del model.config.quantization_config
@@ -280,7 +283,8 @@ def save_model(
     The report of the run that pruned it, where given, goes beside it (report.json, layers.csv, layers.parquet). After
     a method that leaves a sparse plus a low-rank part (OATS), the weights are their dense sum, which any program
     loads, and low_rank.safetensors holds the factors as NAME.low_rank.left (out, rank) and NAME.low_rank.right
-    (rank, in): the sparse part is the weight minus their product.
+    (rank, in): the sparse part is the weight minus their product. Settings for pictures, films and sounds that
+    `load_model` has found beside the weights go along.
 
     Raises:
         RoseError: the folder exists and is not empty, or cannot be written.
@@ -292,6 +296,7 @@ def save_model(
             else:
                 model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+        write_processors(model, temporary)
         write_low_rank(model, temporary)
         if report is not None:
             report.save(temporary)

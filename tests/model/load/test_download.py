@@ -19,6 +19,7 @@ import rose
 from rose.errors import Cancelled
 from rose.interrupt import stoppable
 from rose.model.load import models
+from tests.model.load.test_models import save_seeing
 from tests.tiny import save_tiny_llama
 
 NAME, COMMIT = "somebody/tiny", "0" * 40
@@ -141,3 +142,12 @@ def test_a_cancel_stops_a_download_and_leaves_no_half_of_it(site: Hub, tmp_path:
     names = [layer.name for layer in rose.prunable_layers(model)]
     assert names == [layer.name for layer in rose.prunable_layers(rose.load_model(str(site.folder))[0])]
     assert models.identify(NAME)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_settings_for_pictures_come_along(site: Hub, tmp_path: Path, stream: bool) -> None:
+    site.folder = save_seeing(tmp_path / "seeing")
+    (site.folder / "processor_config.json").unlink()
+    rose.save_model(*rose.load_model(NAME, stream=stream), tmp_path / "copy")
+    found = {path.name for path in (tmp_path / "copy").glob("*processor_config.json")}
+    assert found == {"preprocessor_config.json", "video_preprocessor_config.json"}

@@ -22,6 +22,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    Gemma3Config,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -74,6 +75,31 @@ def test_a_copy_names_no_code_that_it_does_not_bring_along(checkpoint: Path, tmp
     edit_config(checkpoint, auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"})
     rose.save_model(*rose.load_model(str(checkpoint)), tmp_path / "copy")
     assert "auto_map" not in json.loads((tmp_path / "copy" / "config.json").read_text())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_that_sees_keeps_its_image_processor(stream: bool, tmp_path: Path) -> None:
+    folder = save_seeing(tmp_path / "dense")
+    model, tokenizer = rose.load_model(str(folder), stream=stream)
+    rose.save_model(model, tokenizer, tmp_path / "copy")
+    for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
+        assert json.loads((tmp_path / "copy" / name).read_text()) == {"name": name, "image_processor": {"size": 8}}
+
+
+def save_seeing(folder: Path) -> Path:
+    """A tiny Gemma 3 that sees, with settings for its pictures, some of them of Python code."""
+    text = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"image_size": 8, "patch_size": 4}
+    config = Gemma3Config(text_config=text | heads, vision_config=vision | sizes, mm_tokens_per_image=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    code = {"auto_map": {"AutoProcessor": "mine.Processor"}}
+    for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
+        settings = {"name": name, "image_processor": {"size": 8} | code} | code
+        (folder / name).write_text(json.dumps(settings))
+    return folder
 
 
 @pytest.mark.parametrize("family", DENSE)
