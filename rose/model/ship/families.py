@@ -18,29 +18,43 @@ LOCAL_BASE = 10000.0  # of its other decoder blocks
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # of GPT-2, which stores them as (in, out)
 
 
+SILU, GELU_TANH = ("silu", "swish"), ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")  # as transformers calls them
+
+
 @dataclass(frozen=True)
 class Family:
     """A family as GGUF files have it.
 
     Attributes:
+        field: of the configuration, names the activation between linear layers.
+        activations: that llama.cpp computes there; a file does not say which.
         describe: writes what is particular to it, and raises RoseError for what llama.cpp would compute otherwise.
         arrange: name in the model, weight, configuration -> the weight as the file has it.
     """
 
     architecture: gguf.MODEL_ARCH
+    field: str
+    activations: tuple[str, ...]
     describe: Callable[[GGUFWriter, Any], None]
     arrange: Callable[[str, Tensor, Any], Tensor]
 
 
 def family_of(config: Any) -> Family:
-    """Raises RoseError for a family that is not exported, and for shapes that a GGUF file has no words for."""
+    """Raises RoseError for a family that is not exported, and for shapes and activations that a GGUF file has no words
+    for."""
     if config.model_type not in FAMILIES:
         raise RoseError(
             f"{config.model_type} models cannot be exported; {', '.join(FAMILIES)} can. Its folder can be packed."
         )
     if any(getattr(config, field, None) is not None for field in BUILDERS):
         raise RoseError("The decoder blocks of this model differ in shape, so only rose reads it; pack it instead.")
-    return FAMILIES[config.model_type]
+    family = FAMILIES[config.model_type]
+    if (found := getattr(config, family.field)) not in family.activations:
+        raise RoseError(
+            f"llama.cpp computes {family.activations[0]} in every {config.model_type} model, and this one has {found}; "
+            "pack the folder instead."
+        )
+    return family
 
 
 def _common(writer: GGUFWriter, config: Any) -> None:
@@ -54,10 +68,6 @@ def _common(writer: GGUFWriter, config: Any) -> None:
 def _rotary(writer: GGUFWriter, config: Any) -> None:
     """LLaMA and its descendants."""
     _common(writer, config)
-    if getattr(config, "hidden_act", "silu") not in ("silu", "swish", "gelu_pytorch_tanh"):
-        raise RoseError(
-            f"llama.cpp has no {config.hidden_act} in a {config.model_type} model; pack the folder instead."
-        )
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count_kv(config.num_key_value_heads)
@@ -102,12 +112,8 @@ def _gemma3(writer: GGUFWriter, config: Any) -> None:
 
 
 def _gpt2(writer: GGUFWriter, config: Any) -> None:
-    if (
-        config.scale_attn_by_inverse_layer_idx
-        or not config.scale_attn_weights
-        or "gelu" not in config.activation_function
-    ):
-        raise RoseError("llama.cpp scales the attention of GPT-2, or activates it, otherwise than this model does.")
+    if config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights:
+        raise RoseError("llama.cpp scales the attention of GPT-2 otherwise than this model does.")
     _common(writer, config)
     writer.add_feed_forward_length(config.n_inner or 4 * config.hidden_size)
     writer.add_layer_norm_eps(config.layer_norm_epsilon)
@@ -135,9 +141,9 @@ def _transposed(name: str, weight: Tensor, _config: Any) -> Tensor:
 
 
 FAMILIES = {
-    "llama": Family(gguf.MODEL_ARCH.LLAMA, _plain_rotary, _llama_rows),
-    "qwen2": Family(gguf.MODEL_ARCH.QWEN2, _plain_rotary, _same),
-    "qwen3": Family(gguf.MODEL_ARCH.QWEN3, _plain_rotary, _same),
-    "gemma3_text": Family(gguf.MODEL_ARCH.GEMMA3, _gemma3, _one_added),
-    "gpt2": Family(gguf.MODEL_ARCH.GPT2, _gpt2, _transposed),
+    "llama": Family(gguf.MODEL_ARCH.LLAMA, "hidden_act", SILU, _plain_rotary, _llama_rows),
+    "qwen2": Family(gguf.MODEL_ARCH.QWEN2, "hidden_act", SILU, _plain_rotary, _same),
+    "qwen3": Family(gguf.MODEL_ARCH.QWEN3, "hidden_act", SILU, _plain_rotary, _same),
+    "gemma3_text": Family(gguf.MODEL_ARCH.GEMMA3, "hidden_activation", GELU_TANH, _gemma3, _one_added),
+    "gpt2": Family(gguf.MODEL_ARCH.GPT2, "activation_function", GELU_TANH, _gpt2, _transposed),
 }

@@ -17,6 +17,7 @@ import rose
 from rose import cli
 from rose.model.network.layers import prunable_layers
 from rose.model.ship.export import export_gguf
+from rose.model.ship.families import family_of
 from tests.model.families import make_from, make_model
 from tests.model.ship.test_packing import on_grid, without
 
@@ -129,6 +130,24 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert cli.main(["export", str(tmp_path / "opt")]) == 2
     assert "opt models cannot be exported" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "opt", "there.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "other"),
+    [
+        ("llama", "hidden_act", "gelu_pytorch_tanh"),
+        ("qwen2", "hidden_act", "gelu"),
+        ("gemma3", "hidden_activation", "silu"),
+        ("gpt2", "activation_function", "quick_gelu"),
+        ("gpt2", "activation_function", "gelu"),
+    ],
+)
+def test_activations_that_llama_cpp_does_not_compute_are_refused(family: str, field: str, other: str) -> None:
+    config = CONFIGURATIONS[family]()
+    assert family_of(config)
+    setattr(config, field, other)
+    with pytest.raises(rose.RoseError, match=rf"llama.cpp computes .* and this one has {other}; pack the folder"):
+        family_of(config)
 
 
 def test_decoder_blocks_that_differ_are_refused(tmp_path: Path) -> None:
