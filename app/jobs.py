@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rose import Cancelled, Progress, RoseError
+from rose.errors import is_out_of_memory
 from rose.interrupt import stoppable
 from rose.model.progress import ProgressCallback
 
@@ -129,14 +130,18 @@ class Job:
             self.status = "done"
         except Cancelled:
             self.status = "cancelled"
-        except RoseError as problem:
-            self.message, self.status = str(problem), "failed"
-        except MemoryError:
-            self.message = "There was not enough memory; choose fewer samples, fewer layers or a smaller model."
-            self.status = "failed"
-        except Exception as problem:  # a thread's traceback would otherwise be lost, and the page would wait for ever
-            logger.exception("background work failed")
-            self.message, self.status = f"Unexpected {type(problem).__name__}: {problem}", "failed"
+        except Exception as problem:  # or the page would wait for ever
+            self.message, self.status = _told(problem), "failed"
+
+
+def _told(problem: Exception) -> str:
+    """What went wrong, for the page; a traceback, which a thread would lose, goes into the log."""
+    if isinstance(problem, RoseError):
+        return str(problem)
+    if is_out_of_memory(problem):
+        return "There was not enough memory; choose fewer samples, fewer layers or a smaller model."
+    logger.exception("background work failed")
+    return f"Unexpected {type(problem).__name__}: {problem}"
 
 
 def is_busy() -> bool:

@@ -1,7 +1,7 @@
 """Command line: python -m rose COMMAND; `rose --help` lists the commands.
 
-Exit status: 0 done, 1 `check` has found something wrong, 2 bad input (one line that says what and what to do), 130
-cancelled. The commands are in `rose.commands`, one file each.
+Exit status: 0 done, 1 `check` has found something wrong, 2 bad input or too little
+memory (one line that says what and what to do), 130 cancelled. The commands are in `rose.commands`, one file each.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rich.console import Console
 import rose
 from rose import interrupt
 from rose.commands import COMMANDS
+from rose.errors import is_out_of_memory
 from rose.model.workers import choose_gpu, launched_place, process_group
 
 
@@ -38,14 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with process_group() if options.divided else nullcontext(), _silence() if rank > 0 else nullcontext():
             return options.run(options, console) or 0
     except rose.RoseError as problem:
-        said = Console(stderr=True)
-        said.print(f"{name}: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return _refuse(name, str(problem))
     except KeyboardInterrupt:
         kept = getattr(options, "checkpoint", None) or getattr(options, "rows", None)
         left = f"the same command resumes from {kept}" if kept else "nothing was written"
         console.print(f"rose: cancelled; {left}", soft_wrap=True)
         return interrupt.CANCELLED
+    except Exception as problem:
+        if not is_out_of_memory(problem):
+            raise
+        less = "fewer --samples, --dtype bfloat16 and --stream need less, where the command has them"
+        return _refuse(name, f"There was not enough memory; {less}.")
+
+
+def _refuse(name: str, why: str) -> int:
+    Console(stderr=True).print(f"{name}: {why}", style="red", markup=False, highlight=False, soft_wrap=True)
+    return 2
 
 
 class _Commands(argparse._SubParsersAction):

@@ -7,3 +7,14 @@ class RoseError(ValueError):
 
 class Cancelled(Exception):
     """Raised by a progress callback to stop a run; the run cleans up and lets it pass."""
+
+
+EXHAUSTED = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory", "_ALLOC_FAILED")
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether memory has run out, of the machine or of its GPU.
+
+    torch says so by a RuntimeError, files by what the system says; only Python and NumPy have a kind for it.
+    """
+    return isinstance(problem, MemoryError) or any(sign in str(problem) for sign in EXHAUSTED)

@@ -355,6 +355,18 @@ def test_an_output_folder_with_something_in_it_is_refused_before_any_work(checkp
     assert (tmp_path / "kept.txt").read_text() == "precious"
 
 
+def on_a_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("exhaust", [lambda: bytearray(2**62), lambda: torch.empty(10**14), on_a_gpu])
+def test_too_little_memory_is_one_sentence_and_status_2(checkpoint, tmp_path, monkeypatch, capsys, exhaust):
+    monkeypatch.setattr(rose, "prune_model", lambda *_, **__: exhaust())
+    assert prune(checkpoint, tmp_path / "out") == 2
+    assert "There was not enough memory; fewer --samples, --dtype bfloat16 and --stream" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_interrupted_prune_writes_nothing_and_exits_130(checkpoint, tmp_path, monkeypatch):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt

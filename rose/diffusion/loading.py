@@ -14,7 +14,7 @@ import torch
 from rose.diffusion.denoiser import denoiser_of
 from rose.diffusion.garments import FOLDER
 from rose.diffusion.parts import read_reshaped
-from rose.errors import RoseError
+from rose.errors import RoseError, is_out_of_memory
 from rose.files import reachable
 from rose.model.load.low_rank import write_low_rank
 from rose.model.load.models import parse_dtype
@@ -104,6 +104,8 @@ def _load(name: str, dtype: torch.dtype) -> Any:
     except RoseError:
         raise
     except Exception as problem:  # diffusers, safetensors and the Hub each raise their own kinds
+        if is_out_of_memory(problem):
+            raise RoseError(f"There is not enough memory for {name}; choose a smaller model or bfloat16.") from problem
         text = " ".join(str(problem).split())[:200]
         what = "a file is missing or corrupt" if is_local else f"check the id and the network, or use {PACKAGED}"
         raise RoseError(f"{name} cannot be loaded as a diffusion pipeline; {what} ({text}).") from problem

@@ -41,6 +41,7 @@ def test_work_that_ends_is_done() -> None:
     [
         (rose.RoseError("Choose another model."), "Choose another model."),
         (MemoryError(), "There was not enough memory; choose fewer samples"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "There was not enough memory"),
         (KeyError("lost"), "Unexpected KeyError: 'lost'"),
     ],
 )

@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from rose.errors import Cancelled, RoseError
+from rose.errors import Cancelled, RoseError, is_out_of_memory
 from rose.files import reachable
 from rose.interrupt import stop_point
 from rose.model.load import compressed
@@ -390,10 +390,10 @@ def _explained(name: str, source: _Source) -> Iterator[None]:
         yield
     except (RoseError, Cancelled):
         raise
-    except MemoryError as problem:
-        raise RoseError(f"There is not enough memory for {name}; choose a smaller model or bfloat16.") from problem
     except Exception as problem:  # transformers, safetensors, gguf and tokenizers each raise their own kinds
         stop_point()  # one that was stopped inside comes as something else
+        if is_out_of_memory(problem):
+            raise RoseError(f"There is not enough memory for {name}; choose a smaller model or bfloat16.") from problem
         text = " ".join(str(problem).split())
         if "trust_remote_code" in text:
             raise RoseError(

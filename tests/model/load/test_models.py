@@ -279,8 +279,11 @@ def test_not_enough_memory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None
     rose.load_model(str(saved), dtype="bfloat16")  # two bytes each do fit
 
 
-def test_memory_that_runs_out_while_loading(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["Python", "torch"])
+def test_memory_that_runs_out_while_loading(kind: str, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*_args: Any, **_options: Any) -> None:
+        if kind == "torch":
+            torch.empty(10**14)
         raise MemoryError
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", exhausted)
