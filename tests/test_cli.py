@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rose
 from rose import cli
-from rose.commands import damage as damage_command
 from rose.files import digest
 from rose.model.measure import comparison
 from rose.model.measure import damage_report as damage_rows
 from rose.model.measure.comparison import ComparisonFolder, ComparisonRow
+from rose.model.network.precision import Precision
 from rose.model.run import one_layer
 from rose.output import check_file
 from rose.wording import apart
@@ -629,9 +629,15 @@ def test_damage_writes_rows_as_they_come_and_resumes(checkpoint, tmp_path, capsy
     assert pd.read_csv(output / "rows.csv").equals(rows)
     assert run(*command, "--seed", "7") == 2
     assert "other settings" in capsys.readouterr().err
-    monkeypatch.setattr(damage_command, "environment", lambda *_: "another machine")  # rounds in another way
+    monkeypatch.setattr(Precision, "environment", lambda *_: "another machine")  # rounds in another way
     assert run(*command) == 2
     assert "other settings" in capsys.readouterr().err
+
+
+def test_damage_of_a_model_in_bfloat16_was_computed_in_it(checkpoint, tmp_path):
+    command = ["damage", "--model", checkpoint, *DAMAGE, "--units", "blocks", "--dtype", "bfloat16"]
+    assert run(*command, "--output", tmp_path) == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["environment"].endswith(", bfloat16")
 
 
 def test_who_restores_prunes_by_no_method(checkpoint, tmp_path, capsys):

@@ -11,9 +11,9 @@ import rose
 from rose import verdicts
 from rose.commands import options as shared
 from rose.commands import terminal
-from rose.environment import environment
 from rose.files import reachable
 from rose.model.estimate.duration import estimate_damage, sweeps_of
+from rose.model.load.models import parse_dtype
 from rose.model.measure.damage import UNITS, dense_weights
 from rose.model.measure.damage_report import (
     PREDICTORS,
@@ -25,6 +25,7 @@ from rose.model.measure.damage_report import (
     outliers,
 )
 from rose.model.network.identity import check_same_model, embedding_norms
+from rose.model.network.precision import Precision
 from rose.model.network.residence import pick_device
 from rose.model.run.damages import model_of_damages
 from rose.model.run.settings import run_settings
@@ -66,7 +67,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
     reachable(options.output)  # before a model is asked how it is stored
     shared.settle_dtype(options, options.model)
     pruning = {} if options.restore is None else dict.fromkeys(("method", "sparsity"))  # of who restores: nobody's
-    settings = shared.pick(options, FOLDER_SETTINGS) | pruning | {"environment": environment("float32", pick_device())}
+    device = pick_device()
+    here = Precision.of("float32", parse_dtype(options.dtype), device).environment(device)
+    settings = shared.pick(options, FOLDER_SETTINGS) | pruning | {"environment": here}
     folder = DamageFolder(options.output, settings)
     options.rows = options.output
     if not any(row.unit == WHOLE for row in folder.rows):

@@ -25,13 +25,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rose.environment import environment
 from rose.errors import RoseError
 from rose.layer.target import corrected_weight, damping_or_rule
 from rose.model.network.identity import embedding_norms
 from rose.model.network.layers import count_parameters, named
 from rose.model.network.network import Network
-from rose.model.network.precision import FLOAT32
+from rose.model.network.precision import Precision
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.checkpoint import FORMAT, DiskStorage, describe_inputs, open_checkpoint
 from rose.model.walk.dense_states import dense_streams
@@ -162,6 +161,7 @@ def prune_structured(
         finally:
             network.residence.withdraw()  # a streamed model whose run was stopped is what it was
         kept.finish()
+    precision = Precision.of("float32", network.dtype, network.device)
     after = block_parameters(model)
     removed = 1 - after / before
     table = records_table(records, PartRecord)
@@ -175,7 +175,7 @@ def prune_structured(
             "block_parameters": before, "kept_block_parameters": after, "removed_fraction": removed,
             "remarks": _far_from_asked(removed, ratio, kinds),
             "parameters": whole, "kept_parameters": count_parameters(model), "embedding_norms": embedding_norms(model),
-            **means, "environment": environment(FLOAT32.describe()["compute"], network.device),
+            **means, "environment": precision.environment(network.device),
             "bos_token": network.bos_in_front(tokens),
             "seconds": kept.seconds + time.perf_counter() - start,
         },

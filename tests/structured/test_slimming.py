@@ -296,6 +296,14 @@ def test_pieces_too_large_for_a_ratio_are_not_called_too_few() -> None:
         slim(make_model("llama"), allocation="cost", parts=[HEADS], ratio=0.08)
 
 
+def test_a_slimmed_model_is_compared_with_a_pruned_one_of_the_same_format() -> None:
+    model = make_model("llama").bfloat16()
+    pruned = rose.prune_model(copy.deepcopy(model), make_tokens(), compute="float32", block_size=16)
+    slimmed = slim(model)
+    assert slimmed.summary["environment"] == pruned.summary["environment"]
+    assert slimmed.summary["environment"].endswith(", bfloat16")
+
+
 def test_decoder_blocks_that_share_weights_are_refused() -> None:
     model = make_model("llama")
     model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj

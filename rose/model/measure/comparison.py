@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from rose import verdicts
-from rose.environment import environment
 from rose.errors import RoseError
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.model.measure.folder import MeasurementFolder
@@ -185,7 +184,7 @@ def compare_methods(
 
 def environment_of(network: Network, run: RunSettings) -> str:
     """What a run is computed with here; raises RoseError for a number format that cannot be."""
-    return environment(Precision.of(run.compute, network.dtype, network.device).describe()["compute"], network.device)
+    return Precision.of(run.compute, network.dtype, network.device).environment(network.device)
 
 
 def write_losses(losses: Tensor) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rose.environment import environment
 from rose.errors import RoseError
 from rose.model.network.residence import pick_device
 
@@ -106,6 +107,10 @@ class Precision:
     def describe(self) -> dict[str, str]:
         """As a report and a checkpoint keep it."""
         return {"compute": name_of(self.passes), "products": name_of(self.products)}
+
+    def environment(self, device: torch.device) -> str:
+        """What such passes on this device are computed with, in words; see `rose.environment`."""
+        return environment(name_of(self.passes), device)
 
     @contextmanager
     def computing(self, device: torch.device) -> Iterator[None]:

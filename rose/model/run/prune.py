@@ -14,7 +14,6 @@ from typing import Unpack
 
 from torch import Tensor, nn
 
-from rose.environment import environment
 from rose.errors import RoseError
 from rose.layer.methods import BasicOptions, Known, Settings, make_settings
 from rose.layer.pattern import Pattern
@@ -159,7 +158,7 @@ def prune_by(
         **run.describe(),
         **_of_experts([record for record in records if record.layer in experts], run.min_expert_tokens),
         compute=precision.describe()["compute"],
-        environment=environment(precision.describe()["compute"], network.device),
+        environment=precision.environment(network.device),
         options=settings.options,
         block_size=settings.block_size,
         damping=settings.damping,

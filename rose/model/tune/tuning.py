@@ -24,7 +24,6 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from rose.environment import environment
 from rose.errors import RoseError
 from rose.files import DamagedFile, digest, explained, read_tensors, write_tensors
 from rose.model.estimate.tuning import TOGETHER, tuning_memory
@@ -300,7 +299,7 @@ class Tuner:
                 "zeros": int(table["zeros"].sum()),
                 "zeros_before": sum(int((was == 0).sum()) for was in self.start),
                 "weights": int(table["weights"].sum()),
-                "environment": environment(self._precision().describe()["compute"], self.network.device),
+                "environment": self._precision().environment(self.network.device),
             },
         )
 
