@@ -13,8 +13,8 @@ class Progress:
     """The state of a run.
 
     Attributes:
-        stage: "allocate" (how layers share the sparsity), "embed", "calibrate", "prune" (a layer is done), "propagate",
-            and "done" at the end.
+        stage: "allocate" (how layers share the sparsity), "embed", "calibrate", "prune" (a layer is done), "propagate";
+            "damage" (a unit's windows), "check" (a layer is judged) or "tune" (steps); and "done" at the end.
         block_index, blocks: decoder block at work, and how many will be visited.
         layer, relative_error: the layer just pruned and its error; None in other stages.
         layers_done, layers: how many layers are finished, of how many.

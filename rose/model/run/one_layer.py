@@ -41,7 +41,8 @@ def prune_in(
     settings: Settings,
     target_damping: Callable[[int], float] = lambda _tokens: 0.0,
 ) -> tuple[LayerResult, LayerRecord]:
-    """Prunes one layer of a decoder block, without changing it: towards its dense target where its gap is known.
+    """Prunes one layer of a decoder block, without changing it: towards its dense target where its gap is known, and in
+    the block's number format.
 
     `target_damping`: μ of the correction, by the number of tokens. Raises RoseError, naming the layer.
     """
@@ -51,7 +52,8 @@ def prune_in(
     gap, used = gaps.get("calibration"), None
     # A corrected target has no zeros any more.
     zeros = zeros_to_keep(weight, settings)
-    own = replace(settings, damping=_damping(settings, layer, known), held_out=held_out, measures=False, zeros=zeros)
+    damping = _damping(settings, layer, known)
+    own = replace(settings, damping=damping, held_out=held_out, measures=False, zeros=zeros, products=block.products)
     with named(layer):
         if gap is not None:
             # Corrected targets are float32; the layer keeps its own dtype.

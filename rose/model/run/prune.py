@@ -112,7 +112,7 @@ def prune_by(
     selected = network.to_prune(layers, run.layer.pattern, run.layer.block_size, run.layer.grid)
     compute = begun_with(checkpoint) or run.compute if run.compute == "auto" else run.compute
     precision = workers.from_first(partial(Precision.of, compute, network.dtype, network.device))
-    settings = replace(run.layer, products=precision.products)
+    settings = run.layer
     streams = check_streams(network, tokens, held_out)
     start, share = time.perf_counter(), ALLOCATIONS.get(run.allocation.rule, 0.0)
 
@@ -137,7 +137,7 @@ def prune_by(
             network, streams, selected, walking, kept=kept, dense=dense, precision=precision, needs_all=True,
             remedy=_remedy(run),
         )  # fmt: skip
-        pruning = _Pruning(run, settings, patterns, walk)
+        pruning = _Pruning(run, patterns, walk)
         done: list[LayerRecord] = []
         for block in visit_sequentially(walk) if run.sequential else walk.visit(propagate_again=True):
             done += pruning.prune(block)
@@ -197,7 +197,6 @@ class _Pruning:
     """How the decoder blocks of a walk are pruned."""
 
     run: RunSettings
-    settings: Settings
     patterns: Mapping[str, Pattern]
     walk: Walk
 
@@ -218,9 +217,9 @@ class _Pruning:
         layer, meter = block.layers[number], self.walk.meter
         if is_left_dense(layer, block.calibration, self.run.min_expert_tokens):
             meter.layers_done += 1
-            return dense_record(layer, block.calibration.pop(layer.name, None), self.settings), None
+            return dense_record(layer, block.calibration.pop(layer.name, None), self.run.layer), None
         result, record = prune_in(
-            block, layer, replace(self.settings, pattern=self.patterns[layer.name]), self._target_damping
+            block, layer, replace(self.run.layer, pattern=self.patterns[layer.name]), self._target_damping
         )
         factors = result.low_rank and (result.low_rank[0].cpu(), result.low_rank[1].cpu())
         layer.write(result.weight)

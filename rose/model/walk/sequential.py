@@ -188,8 +188,9 @@ class _Block:
             for stream, gap in self._gaps(one, readers).items():
                 gaps.setdefault(stream, {})[one.name] = gap
         return BlockStatistics(
-            self.index, layers, known.get("calibration", {}), known.get("held_out", {}), (before, after), gaps
-        )
+            self.index, layers, known.get("calibration", {}), known.get("held_out", {}), (before, after), gaps,
+            self.walk.precision.products,
+        )  # fmt: skip
 
     def _gaps(self, layer: PrunableLayer, readers: list[_Batch]) -> Gaps:
         """How far the layer is from its dense target, by stream; nothing where that is not known."""

@@ -43,6 +43,7 @@ class BlockStatistics:
             `held_out` is empty where no held-out tokens were given.
         work: fraction of the decoder block's work done before and after these layers are pruned.
         gaps: by stream and layer name, how far the layer is from its dense target, where that is asked for and known.
+        products: number format of ADMM's products, see `Settings`.
     """
 
     block_index: int
@@ -51,6 +52,7 @@ class BlockStatistics:
     held_out: dict[str, InputStatistics] = field(default_factory=dict)
     work: tuple[float, float] = (0.45, 0.55)
     gaps: dict[str, dict[str, InputGap | OutputGap]] = field(default_factory=dict)
+    products: torch.dtype = torch.float32
 
     def let_go(self) -> None:
         """Drops all statistics, which the walk would otherwise hold while it runs the next block."""
@@ -139,7 +141,10 @@ class Walk:
                     for stream, start in self._starts(0.0, end)
                 }
                 if layers:
-                    yield BlockStatistics(index, layers, found["calibration"], found.get("held_out", {}))
+                    products = self.precision.products
+                    yield BlockStatistics(
+                        index, layers, found["calibration"], found.get("held_out", {}), products=products
+                    )
                 if twice:
                     self.pass_on(block, index, 0.55)
 

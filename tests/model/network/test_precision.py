@@ -175,8 +175,12 @@ def test_a_search_multiplies_in_the_format_that_pays(
     monkeypatch.delenv(precision.VARIABLE)
     monkeypatch.setattr(precision, "has_bfloat16", lambda: known)
     model = make_model("llama").to(stored)
-    rose.prune_model(model, make_tokens(), method="rose_admm", compute=compute, **OPTIONS)
+    list(rose.analyze_model(model, make_tokens(), methods=["rose_admm"], compute=compute, **OPTIONS))
     assert seen == {expected}
+    for target in ("dense", "layer"):
+        seen.clear()
+        rose.prune_model(model, make_tokens(), method="rose_admm", compute=compute, target=target, **OPTIONS)
+        assert seen == {expected}
 
 
 def test_weights_are_not_remembered_as_they_were_before_pruning() -> None:
