@@ -56,7 +56,6 @@ def held_out_curve(
     *,
     method: str = "rose",
     layer: str = "",
-    requested: float = 0.01,
     theme: Theme = "light",
 ) -> Drawing:
     """Calibration and held-out error against the number of calibration tokens; the caption counts raised dampings."""
@@ -74,7 +73,7 @@ def held_out_curve(
     figure.update_xaxes(type="log", tickvals=table["tokens"].tolist(), ticktext=ticks)
     figure.update_yaxes(range=[0, float(np.nanmax(table[["calibration_error", "held_out_error"]])) * 1.08 or 1])
     finding, caption = _overfitting_words(table)
-    raised = int((table["damping"] > requested).sum())
+    raised = int(table["is_damping_raised"].sum())
     if raised:
         caption += f" Damping had to be raised at {words.count(raised, 'point')}."
     what = f"Relative error of {look.label}{f' on {layer}' if layer else ''} by calibration length; log scale"
@@ -167,10 +166,10 @@ def damping_strip(
 ) -> Drawing:
     """Damping that each layer needed, relative to the mean of diag(H), on a log axis; raised ones have another mark."""
     rows = records.assign(place=_places(records)).drop_duplicates(["layer", "damping"])
-    rows = rows[["layer", "damping", "place"]].assign(requested=requested, raised=rows["damping"] > requested * 1.0001)
+    rows = rows[["layer", "damping", "place"]].assign(requested=requested, raised=rows["is_damping_raised"])
     values = rows["damping"].to_numpy(np.float64)
     figure = go.Figure()
-    looks = (Style(palette.TEAL, "as requested"), Style(palette.ORANGE, "raised: H was singular", symbol="triangle-up"))
+    looks = (Style(palette.TEAL, "not raised"), Style(palette.ORANGE, "raised: H was singular", symbol="triangle-up"))
     for look, chosen in zip(looks, (rows[~rows["raised"]], rows[rows["raised"]]), strict=True):
         if len(chosen):
             damping = chosen["damping"].where(chosen["damping"] > 0)

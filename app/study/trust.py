@@ -157,9 +157,7 @@ def _measures(study: Study, layer: str, findings: Findings, request: CheckReques
 
 
 def _overfitting(study: Study, layer: str, findings: Findings, request: CheckRequest) -> None:
-    drawing = figures.held_out_curve(
-        findings.curve, method=request.curve_method, requested=study.setup.damping, **components.look(layer)
-    )
+    drawing = figures.held_out_curve(findings.curve, method=request.curve_method, **components.look(layer))
     components.show(drawing, "held-out-curve", wide=True)
     rows = [
         {
@@ -169,7 +167,7 @@ def _overfitting(study: Study, layer: str, findings: Findings, request: CheckReq
             "Ratio": "–"
             if point.held_out_error is None or not point.calibration_error
             else f"{point.held_out_error / point.calibration_error:.2f}",
-            "Damping": f"{point.damping:g}" + ("" if point.damping <= study.setup.damping else " (raised)"),
+            "Damping": f"{point.damping:g}" + (" (raised)" if point.is_damping_raised else ""),
         }
         for point in findings.curve
     ]
@@ -314,12 +312,12 @@ def _numbers_as_asked(study: Study) -> None:
         f"{words.short_layer(worst['layer'])}, of {words.whole(weights)} weights. Blocks round to "
         "whole weights."
     )
-    if (records["damping"] > setup.damping * 1.0001).any():
+    if records["is_damping_raised"].any():
         st.caption(said)
         drawing = figures.damping_strip(records, setup.damping, marked_layer=session.layer(), theme=session.theme())
         components.show(drawing, "damping-of-layers", wide=True)
     else:
-        st.caption(f"{said} No layer needed more damping than the requested {setup.damping:g}.")
+        st.caption(f"{said} No damping had to be raised.")
 
 
 def _nothing_yet(study: Study) -> None:

@@ -48,7 +48,6 @@ def key_figures(study: Study, layer: str) -> None:
         f"**{words.short_layer(layer)}**, {row['rows']} × {row['columns']} weights (output × input channels) in "
         f"{words.count(blocks, 'block')}, sparsity {parse_sparsity(study.setup.sparsity)}"
     )
-    raised = row["damping"] > study.setup.damping
     dead = None if pd.isna(row["live_range"]) else f"range {row['live_range']:.3f} without them"
     spread: Figure = (
         "Relative range (block-loss spread)",
@@ -56,9 +55,10 @@ def key_figures(study: Study, layer: str) -> None:
         against_threshold(row),
         "(max − min) / max of the blocks' losses",
     )
+    raised = "raised" if row["is_damping_raised"] else None
     further: list[Figure] = [
         ("Condition number of H", words.number(row["condition"]), None, "Of the damped Hessian"),
-        ("Damping used", f"{row['damping']:g}", "raised" if raised else None, "Relative to the mean of diag(H)"),
+        ("Damping used", f"{row['damping']:g}", raised, "Relative to the mean of diag(H)"),
         ("Dead columns", f"{row['dead_columns']:.0f}", dead, "Input channels that were 0 on every token"),
     ]
     # What people read first: the errors on text that nothing was fitted to.

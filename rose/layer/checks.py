@@ -16,7 +16,7 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.layer import error
 from rose.layer.hessian import damp
-from rose.layer.methods import LayerResult, prune_layer
+from rose.layer.methods import LayerResult, Settings, prune_layer
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.statistics import InputStatistics
 
@@ -137,12 +137,13 @@ def measure_error(
 @dataclass(frozen=True)
 class CurvePoint:
     """Pruning fitted to the first so many tokens: relative errors on these, and on inputs that no fit has seen, None
-    without them. The damping is above the request where so few tokens did not suffice."""
+    without them. `is_damping_raised`: so few tokens did not suffice for the damping asked for."""
 
     tokens: int
     calibration_error: float
     held_out_error: float | None
     damping: float
+    is_damping_raised: bool = False
 
 
 class CalibrationCurve:
@@ -176,7 +177,8 @@ class CalibrationCurve:
         held_out = None
         if self._held_out is not None:
             held_out = error.relative_error(self._weight, result.weight, self._held_out.hessian)
-        return CurvePoint(self._statistics.tokens, result.relative_error, held_out, result.damping)
+        is_raised = result.damping > self._options.get("damping", Settings.damping)
+        return CurvePoint(self._statistics.tokens, result.relative_error, held_out, result.damping, is_raised)
 
 
 def prefix_lengths(samples: int, length: int) -> list[int]:
@@ -324,15 +326,17 @@ def check_inputs(statistics: InputStatistics, damping: float | None) -> list[Che
     ]
     if not wrong and damping is not None:
         try:
-            checks.append(judge_damping(damp(statistics.hessian, damping).damping, damping))
+            used = damp(statistics.hessian, damping).damping
+            checks.append(judge_damping(used, damping, used > damping))
         except RoseError as problem:
-            checks.append(replace(judge_damping(damping, damping), status="fail", found=str(problem)))
+            checks.append(replace(judge_damping(damping, damping, False), status="fail", found=str(problem)))
     return checks
 
 
-def judge_damping(used: float, damping: float) -> Check:
-    """Damping as used by a run against what was asked for."""
+def judge_damping(used: float, damping: float, is_raised: bool) -> Check:
+    """Damping as used by a run, which for an expert of few tokens may exceed what was asked for without being raised:
+    `is_raised` is `LayerRecord.is_damping_raised`."""
     limit = f"{damping:g} of the mean diagonal, as asked"
-    if used > damping:
+    if is_raised:
         return Check("Damping as asked", "look", f"raised from {damping:g} to {used:g}", limit)
     return Check("Damping as asked", "pass", f"{used:g} was enough to factorize H", limit)

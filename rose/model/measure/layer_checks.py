@@ -12,6 +12,7 @@ from rose.layer.checks import Check, check_inputs, check_overfitting, judge_damp
 from rose.layer.methods import METHODS
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.statistics import InputStatistics
+from rose.model.run.one_layer import damping_of
 from rose.model.walk.walk import BlockStatistics
 from rose.wording import sentence
 
@@ -45,9 +46,9 @@ def check_layers(
         for layer in block.layers:
             if layer.is_expert and layer.name not in block.calibration:
                 continue  # no token was routed to it
-            found = _check_layer(
-                block.calibration.get(layer.name), by_layer.get(layer.name), judged, pattern, block_size, damping
-            )
+            known = block.calibration.get(layer.name)
+            own = damping if known is None else damping_of(layer, known, damping)
+            found = _check_layer(known, by_layer.get(layer.name), judged, pattern, block_size, own)
             statuses = {check.name: check.status for check in found}
             rows.append(
                 {
@@ -75,7 +76,7 @@ def _check_layer(
     found = list(judged[id(statistics)])
     if records is None:
         return found
-    found.append(judge_damping(float(records["damping"].max()), damping))
+    found.append(judge_damping(float(records["damping"].max()), damping, bool(records["is_damping_raised"].any())))
     found.append(_check_sparsity(records, pattern, block_size))
     ratios = records["held_out_error"] / records["relative_error"]
     if ratios.notna().any():

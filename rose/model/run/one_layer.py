@@ -51,8 +51,7 @@ def prune_in(
     gaps = {stream: found[layer.name] for stream, found in block.gaps.items() if layer.name in found}
     gap, used = gaps.get("calibration"), None
     # A corrected target has no zeros any more.
-    zeros = zeros_to_keep(weight, settings)
-    damping = _damping(settings, layer, known)
+    zeros, damping = zeros_to_keep(weight, settings), damping_of(layer, known, settings.damping)
     own = replace(settings, damping=damping, held_out=held_out, measures=False, zeros=zeros, products=block.products)
     with named(layer):
         if gap is not None:
@@ -95,14 +94,12 @@ def prune_one(layer: PrunableLayer, statistics: Mapping[str, InputStatistics], s
     """Prunes one layer by what was gathered, without changing it; raises RoseError, naming the layer."""
     known = statistics_of(layer, statistics)
     with named(layer):
-        return prune_with(layer.weight, known, replace(settings, damping=_damping(settings, layer, known)))
+        return prune_with(layer.weight, known, replace(settings, damping=damping_of(layer, known, settings.damping)))
 
 
-def _damping(settings: Settings, layer: PrunableLayer, known: InputStatistics) -> float:
+def damping_of(layer: PrunableLayer, known: InputStatistics, asked: float) -> float:
     """The damping asked for, or what an expert's few tokens call for where that is more."""
-    if not layer.is_expert:
-        return settings.damping
-    return max(settings.damping, sampling_damping(known.columns, known.tokens))
+    return max(asked, sampling_damping(known.columns, known.tokens)) if layer.is_expert else asked
 
 
 def is_left_dense(layer: PrunableLayer, statistics: Mapping[str, InputStatistics], fewest: int = 1) -> bool:

@@ -68,6 +68,7 @@ def records() -> pd.DataFrame:
         is_columnar=table["relative_range"] > 0.5,
         held_out_error=table["held_out_error"].mask(last),
         damping=first.map({True: 0.1, False: 0.01}),
+        is_damping_raised=first,
         condition=10.0 ** (table["block_index"] + 1),
         **same,
     )

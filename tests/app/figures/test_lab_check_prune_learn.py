@@ -269,7 +269,7 @@ def test_measures_are_relative_and_their_disagreement_is_printed() -> None:
 
 
 def test_held_out_curve_says_how_far_the_fit_goes_beyond_its_tokens() -> None:
-    points = [CurvePoint(256, 0.02, 0.09, 0.10), CurvePoint(512, 0.03, 0.06, 0.01)]
+    points = [CurvePoint(256, 0.02, 0.09, 0.10, True), CurvePoint(512, 0.03, 0.06, 0.01)]
     drawing = check.held_out_curve(points, method="sparsegpt")
     assert title(drawing) == "With 512 tokens, held-out error is 2.00 times the calibration error"
     held_out, calibration = drawing.figure.data
@@ -347,6 +347,8 @@ def test_damping_strip_marks_what_was_raised(records: pd.DataFrame) -> None:
     assert list(raised.customdata) == ["model.layers.2.self_attn.q_proj"]
     assert raised.marker.symbol != drawing.figure.data[0].marker.symbol
     assert drawing.data["raised"].sum() == 1
+    of_an_expert = check.damping_strip(records.assign(is_damping_raised=False), 0.01)
+    assert title(of_an_expert) == "None of twelve layers needed more damping than requested"
 
 
 # Whole-model runs

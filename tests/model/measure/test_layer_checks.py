@@ -12,6 +12,7 @@ from rose.model.measure.layer_checks import CHECKS, check_layers
 from rose.model.run.one_layer import measure_layer
 from rose.model.walk.walk import visit_inputs
 from rose.report import records_table
+from tests.model.families import make_model, make_tokens
 from tests.model.run.test_allocation import some_tokens, tiny_llama
 
 OPTIONS = {"sparsity": 0.5, "block_size": 8, "damping": 0.01}
@@ -39,6 +40,20 @@ def test_a_sound_run_passes() -> None:
     assert len(found) == 3 * 7
     assert (found[["status", *CHECKS]] == "pass").all(axis=None)
     assert (found["found"] == "").all()
+
+
+@pytest.mark.parametrize("are_pruned", [True, False])
+def test_the_damping_that_an_experts_few_tokens_call_for_is_not_raised(are_pruned: bool) -> None:
+    model, tokens = make_model("mixtral"), make_tokens(4, 16)
+    blocks = list(rose.visit_blocks(model, tokens))
+    layers = [(layer, block.calibration[layer.name]) for block in blocks for layer in block.layers]
+    records = records_table([measure_layer(*one, method="sparsegpt", **OPTIONS) for one in layers])
+    assert (records["damping"] > OPTIONS["damping"]).any()
+    assert not records["is_damping_raised"].any()
+    found = check_layers(records if are_pruned else records[:0], blocks, **OPTIONS)
+    assert set(found["Damping as asked"]) == {"pass"}
+    raised = check_layers(records.assign(is_damping_raised=True), blocks, **OPTIONS)
+    assert set(raised["Damping as asked"]) == {"look"}
 
 
 def test_what_was_not_held_out_is_not_judged() -> None:
