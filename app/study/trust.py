@@ -282,9 +282,11 @@ def _tell(study: Study, table: pd.DataFrame) -> None:
         )
     few, over = (table[table[check].isin(("look", "fail"))] for check in (TOKENS, FITTING))
     if len(few):
-        tokens = study.setup.samples * study.setup.length
+        records = study.records()
+        tokens = records.loc[records["layer"].isin(few["layer"]), "tokens"]  # each expert has its own
+        span = " to ".join(dict.fromkeys(words.whole(int(one)) for one in (tokens.min(), tokens.max()) if one == one))
         st.warning(
-            f"{words.whole(tokens)} calibration tokens are fewer than the columns of "
+            f"{words.sentence(f'{span} calibration tokens'.strip())} are fewer than the columns of "
             f"{words.out_of(len(few), len(table), 'layer')}. Errors there look smaller than they are; use more "
             "samples.",
             icon=":material/data_usage:",

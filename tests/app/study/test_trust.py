@@ -14,6 +14,7 @@ from app.study.study import Study
 from rose.model.measure.layer_checks import CHECKS, check_layers
 from tests.app.study.test_checking import METHODS, checked
 from tests.app.tiny_study import BLOCK, COLUMNAR, begun, figures, measured_study, open_page, texts, tiny_model, titles
+from tests.model.families import make_model
 
 PAGE, ALL, OLD = "views/layer.py", "views/layers.py", "views/check.py"
 
@@ -148,7 +149,7 @@ def test_all_layers_are_judged_by_one_rule(study: Study) -> None:
     assert re.search(
         r"Removed weights of all 63 results are within [\d.]+ weights of what the sparsity 0.7 asks for", said
     )
-    assert "No layer needed more damping than the requested 0.01" in said
+    assert "No damping had to be raised" in said
     assert len(figures(app)) == 1
     app.toggle(key="check_only").set_value(True).run()
     if looks:
@@ -213,6 +214,18 @@ def test_one_press_cancels_for_all_who_watch(study: Study) -> None:
     run.job.wait(240)
     assert run.job.status == "cancelled"
     assert "Cancelled. No results were kept, and nothing was changed." in texts(app.run())
+
+
+def test_experts_are_judged_by_their_own_tokens_and_damping() -> None:
+    study = measured_study(samples=2, model=make_model("mixtral"))
+    records = study.records()
+    few = records[records["tokens"] < records["columns"]].drop_duplicates("layer")
+    low, high = few["tokens"].min(), few["tokens"].max()
+    assert 0 < low < high < 64
+    said = texts(all_layers(study))
+    assert f"{low:g} to {high:g} calibration tokens are fewer than the columns of {words.word(len(few))} of" in said
+    assert "No damping had to be raised" in said
+    assert records["damping"].max() > 0.01
 
 
 def test_layers_whose_inputs_are_still_to_come_are_counted(study: Study) -> None:
