@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -49,6 +49,17 @@ def named_apart(checkpoints: Sequence[Checkpoint], taken: Sequence[str] = ()) ->
         names.append(words.unused(called, names))
         apart.append(Checkpoint(names[-1], one.place))
     return apart
+
+
+@contextlib.contextmanager
+def written_beside(folder: Path, replaces: bool) -> Iterator[Path]:
+    """Where to write a checkpoint that shall be in this folder. One that it `replaces` goes once that is done, and
+    stays where it fails."""
+    place = folder.with_name(f"{folder.name}-new") if replaces else folder
+    yield place
+    if replaces:
+        shutil.rmtree(folder)
+        place.rename(folder)
 
 
 def free_space() -> int:

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 import rose
 from app import words
 from app.jobs import Job, TunableRun
-from app.runs.checkpoints import RESERVE, Checkpoint, free_space
+from app.runs.checkpoints import RESERVE, Checkpoint, free_space, written_beside
 from app.runs.finished import seconds_of, tuned_suffix
 from app.runs.recipes import command_lines
 from app.runs.request import Case, PruneRequest, estimate_case, evaluation_seconds, task_seconds
@@ -298,21 +298,24 @@ class PruningRun(TunableRun):
         self._say(f"Writing the checkpoint of {copy.label}")
         return self.write(model, tokenizer, copy)
 
-    def write(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: EvaluatedModel) -> EvaluatedModel:
+    def write(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: EvaluatedModel, replaces: bool = False
+    ) -> EvaluatedModel:
         """The copy with its checkpoint, where those of this run are, and its sizes; as it was where there is no room.
 
-        Raises RoseError where it cannot be written.
+        `replaces`: whether it takes the place of the checkpoint of that name once it is written. Raises RoseError where
+        it cannot be written.
         """
         output = expand(self.request.folder) / copy.name
         if self.request.keep != "folder":
             if free_space() < sum(weight.nbytes for weight in model.parameters()) + RESERVE:
                 return copy
             output = self._temporary() / copy.name
-        check_output(output)
         assert copy.report is not None
         size = packed_size(model)
         report = copy.report.with_summary(plain_bytes=size.plain, packed_bytes=size.stored)
-        rose.save_model(model, tokenizer, output, report=report)
+        with written_beside(output, replaces) as place:
+            rose.save_model(model, tokenizer, place, report=report)
         return replace(copy, checkpoint=output, report=report)
 
     def add_tuned(self, copy: EvaluatedModel) -> None:

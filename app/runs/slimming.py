@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 import rose
 from app import words
 from app.jobs import Job, TunableRun, holding
+from app.runs.checkpoints import written_beside
 from app.runs.request import HELD_OUT
 from app.study.setup import Setup
 from app.study.study import LoadedModel
@@ -177,8 +177,8 @@ class Slimming(TunableRun):
         if outcome.losses:
             tuned = {"tuned": tuned["tuned"] | self.outcomes[1].measured("before"), **outcome.measured("after")}
         report = self.report.with_summary(**tuned)
-        shutil.rmtree(folder, ignore_errors=True)  # of an earlier tuning
-        rose.save_model(model, tokenizer, folder, report=report)
+        with written_beside(folder, folder.exists()) as place:  # that of an earlier tuning
+            rose.save_model(model, tokenizer, place, report=report)
         self.outcomes, self.checkpoint, self.report = [*self.outcomes[:2], outcome], folder, report
 
 

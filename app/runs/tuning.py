@@ -5,7 +5,6 @@ No Streamlit here. See `rose.tune_model` for what is done.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -169,9 +168,12 @@ class TuningRun(Tuning):
     """The tuning of a kept copy of a pruning run; `copy` is there once it is done, where tuning has helped."""
 
     def __init__(self, run: PruningRun, request: TuneRequest, load: Callable[[], LoadedModel]) -> None:
-        self.run, self.source = run, offered(run)[request.copy]
-        assert self.source.checkpoint is not None  # as offered
-        super().__init__(run.setup, self.source.label, self.source.checkpoint, request.minutes, load)
+        """Raises RoseError where the copy is not offered any more."""
+        source = offered(run).get(request.copy)
+        if source is None or source.checkpoint is None:
+            raise rose.RoseError(f"The checkpoint of {request.copy} is not there any more; choose another copy.")
+        self.run, self.source = run, source
+        super().__init__(run.setup, source.label, source.checkpoint, request.minutes, load)
         self.copy: EvaluatedModel | None = None
 
     def _judged_on(self, tokenizer: Any) -> Tensor:
@@ -189,11 +191,15 @@ class TuningRun(Tuning):
         report = without_errors(source.report).with_summary(**judged.measured, command=command, **tuned)
         copy = replace(judged, report=report)
         self._say(f"Writing the checkpoint of {whose}")
-        for former in run.copies:
-            if former.label == whose and former.checkpoint is not None:
-                shutil.rmtree(former.checkpoint, ignore_errors=True)
-        self.copy = run.write(model, tokenizer, copy)
-        run.add_tuned(self.copy)
+        former = [one.checkpoint for one in run.copies if one.label == whose]
+        replaces = any(one is not None and one.exists() for one in former)
+        written = run.write(model, tokenizer, copy, replaces)
+        if replaces and written.checkpoint is None:
+            raise rose.RoseError(
+                f"There is no room for another checkpoint of {whose}, so the earlier one stays; free some space."
+            )
+        self.copy = written
+        run.add_tuned(written)
 
 
 # ---- a copy with fewer heads and channels

@@ -1,6 +1,7 @@
 """Tuning of a kept copy: its zeros stay, it is kept and judged as the others are, and it learns nothing by heart."""
 
 import random
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ import rose
 from app import words
 from app.figures.tuning import tuning_curve
 from app.runs import finished, html_report, pairs, shipping, tuning
+from app.runs import pruning as run_of_pruning
 from app.runs.pruning import PruningRun, kept_checkpoints, layer_table, model_table
 from app.runs.request import PruneRequest
 from app.runs.tuning import TuneRequest, TuningRun
@@ -113,6 +115,38 @@ def test_a_tuned_copy_stands_beside_the_others(
     drawn = " ".join(one.alt for one in report.drawings)
     assert "Line chart of perplexity on held-out windows" in drawn
     assert "Map of change by tuning" in drawn
+
+
+def test_an_earlier_tuned_copy_stays_until_the_next_one_is_written(
+    pruned: PruningRun, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tune(status: str) -> TuningRun:
+        return finish(TuningRun(pruned, TuneRequest("SparseGPT at 0.7"), lambda: loaded), status)
+
+    copy = tune("done").copy
+    assert copy is not None
+    assert copy.checkpoint is not None
+    known = list(pruned.copies)
+
+    def full(*_what: object, **_more: object) -> None:
+        raise rose.RoseError("No space left.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rose, "save_model", full)
+        assert tune("failed").job.message == "No space left."
+    with monkeypatch.context() as patch:
+        patch.setattr(run_of_pruning, "free_space", lambda: 0)
+        assert "so the earlier one stays; free some space." in tune("failed").job.message
+    assert pruned.copies == known
+    assert zeros(copy.checkpoint)
+    shutil.rmtree(copy.checkpoint)
+    tune("done")
+    assert zeros(copy.checkpoint)
+
+
+def test_a_copy_that_is_gone_is_told_of(pruned: PruningRun, loaded: LoadedModel) -> None:
+    with pytest.raises(rose.RoseError, match=r"The checkpoint of ROSE at 0\.9 is not there any more"):
+        TuningRun(pruned, TuneRequest("ROSE at 0.9"), lambda: loaded)
 
 
 def stopping(monkeypatch: pytest.MonkeyPatch, run: TuningRun, looks: int, stop: Callable[[], None]) -> None:

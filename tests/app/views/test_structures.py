@@ -79,6 +79,10 @@ def test_the_decoder_block_chosen_here_is_chosen_on_every_page(study: Study) -> 
     assert app.query_params["layer"] == "model.layers.2.self_attn.o_proj"
 
 
+def raises(*_what: object, **_more: object) -> None:
+    raise rose.RoseError("No space left.")
+
+
 def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch, study: Study) -> None:
     model = tiny_model()
     before = [parameter.clone() for parameter in model.parameters()]
@@ -118,6 +122,10 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     assert run.report.summary["tuned"]["losses_before"] == list(slim.losses)
     assert run.report.summary["perplexity_after"] == tuned.perplexity
     assert rose.perplexity(rose.load_model(str(run.checkpoint))[0], held_out) == pytest.approx(tuned.perplexity)
+    with monkeypatch.context() as patch:
+        patch.setattr(rose, "save_model", raises)
+        assert finish(SlimTuning(run, 3.0, lambda: loaded), "failed").job.message == "No space left."
+    assert rose.load_model(str(run.checkpoint))
     app = open_page(PAGE, study, structures_view="Make it smaller")
     app.session_state["slimming"] = run
     app.run()
