@@ -16,7 +16,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 import rose
 from app import shared, words
-from app.jobs import Job, Run
+from app.jobs import Job, Run, TunableRun
 from app.runs.damage import DamageRequest, DamageRun
 from app.runs.files import FileRun
 from app.runs.pruning import PruningRun
@@ -258,23 +258,37 @@ def start_pruning(request: PruneRequest) -> None:
 
 
 def start_tuning(run: PruningRun, request: TuneRequest) -> None:
-    """Tunes a kept copy of a run that has ended."""
-    run.tuning = TuningRun(run, request, lambda: shared.load(run.setup.model, run.setup.dtype))
-    follow_run(run.tuning, TUNING)
-    run.tuning.job.start()
+    """Tunes a kept copy of a run that has ended, unless one is tuned already: perhaps by another session."""
+    if run.is_tuning:
+        return
+    try:
+        tuning = TuningRun(run, request, lambda: shared.load(run.setup.model, run.setup.dtype))
+    except rose.RoseError as problem:
+        st.toast(words.plain(problem), icon=":material/warning:")
+        return
+    _begin_tuning(run, tuning)
 
 
 def start_slim_tuning(run: Slimming, minutes: float) -> None:
-    """Tunes a smaller copy that has been made."""
-    run.tuning = SlimTuning(run, minutes, lambda: shared.load(run.setup.model, run.setup.dtype))
-    follow_run(run.tuning, TUNING)
-    run.tuning.job.start()
+    """Tunes a smaller copy that has been made, unless it is being tuned already."""
+    if not run.is_tuning:
+        _begin_tuning(run, SlimTuning(run, minutes, lambda: shared.load(run.setup.model, run.setup.dtype)))
+
+
+def _begin_tuning(run: TunableRun, tuning: Run) -> None:
+    run.tuning = tuning
+    follow_run(tuning, TUNING)
+    tuning.job.start()
 
 
 def start_file(run: PruningRun, folder: Path, form: str) -> None:
-    """Writes the checkpoint of a kept copy in another form, see `app.runs.files`; the earlier file of this run goes."""
+    """Writes the checkpoint of a kept copy in another form, see `app.runs.files`; the earlier file of this run goes.
+
+    One at a time: nothing is done while another one is written, perhaps for another session.
+    """
     if run.file is not None:
-        run.file.job.stop()
+        if run.file.job.status == "running":
+            return
         run.file.discard()
     run.file = FileRun(folder, form)
     follow_run(run.file, WRITING)

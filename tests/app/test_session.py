@@ -1,11 +1,14 @@
 """Choices in links, and which studies are kept."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from app import session
+from app.runs.tuning import TuneRequest
 from app.study.setup import Setup
 from tests.app.tiny_study import COLUMNAR, measured_study, open_page, texts
 
@@ -132,3 +135,18 @@ def test_the_layer_is_chosen_where_it_counts() -> None:
     app.switch_page("views/diffusion.py").run()  # which has a model of its own
     assert not app.sidebar.selectbox
     assert "sparsity" not in texts(app.sidebar)
+
+
+def test_what_is_begun_already_is_not_begun_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(session.st, "toast", lambda text, **_look: told.append(text))
+    at_work = SimpleNamespace(job=SimpleNamespace(status="running"))
+    run: Any = SimpleNamespace(is_tuning=True, tuning=at_work, file=at_work, copies=[])
+    session.start_tuning(run, TuneRequest("SparseGPT at 0.7"))
+    session.start_slim_tuning(run, 3.0)
+    session.start_file(run, Path("copy"), "packed")
+    assert run.tuning is at_work
+    assert run.file is at_work
+    run.is_tuning = False
+    session.start_tuning(run, TuneRequest("SparseGPT at 0.7"))  # its copy went meanwhile
+    assert "SparseGPT at 0.7 is not there any more" in told[0]
