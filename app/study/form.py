@@ -13,17 +13,17 @@ from app import shared
 from app.study import preflight
 from app.study.setup import LIMITS, Setup
 from rose.model.load.models import DTYPES, PACKAGED, STORED, is_hub_id, load_skeleton, read_as
+from rose.model.load.tokens import DATASETS
 from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
 from rose.model.network.precision import name_of
 
 HUB = urlsplit(constants.ENDPOINT).netloc
 FILE = "file"
+NAMES = {"wikitext2": "WikiText-2", "c4": "C4", "ptb": "Penn Treebank"}  # of data sets, for people
 SOURCES = {
     "packaged": "Packaged English text, works offline",
-    "wikitext2": "WikiText-2, from the Hub",
-    "c4": "C4, from the Hub",
-    "ptb": "Penn Treebank, from the Hub",
+    **{name: f"{NAMES.get(name, name)}, from the Hub" for name in DATASETS},
     FILE: "A .txt or .jsonl file",
 }
 LAYERS = {

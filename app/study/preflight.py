@@ -6,7 +6,6 @@ No Streamlit here.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -21,13 +20,12 @@ from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost, estimate_cost, statistics_groups
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import PACKAGED, is_hub_id, parse_dtype
-from rose.model.load.tokens import DATASETS, text_file
+from rose.model.load.tokens import DATASETS, is_downloaded, text_file
 from rose.model.network.heads import ATTENTION_OUTPUTS
 from rose.model.network.network import Network
 
 LayerChoice = Literal["all", "attention", "block", "own"]
 
-HUB_NAMES = {"wikitext2": "wikitext", "c4": "c4", "ptb": "penn_treebank"}  # how the Hub's cache calls them
 ATTENTION = tuple(f"*{ending}" for ending in ATTENTION_OUTPUTS)  # patterns
 
 
@@ -103,11 +101,6 @@ def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:
             "loaded. Choose the packaged text or a file."
         )
     return found
-
-
-def is_downloaded(text: str) -> bool:
-    """Whether a data set of the Hub is in the local cache."""
-    return any(Path(constants.HF_HUB_CACHE).glob(f"datasets--*{HUB_NAMES[text]}"))
 
 
 def asked_of_hub(setup: Setup) -> list[str]:

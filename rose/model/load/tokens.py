@@ -7,8 +7,11 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -27,24 +30,34 @@ def packaged_text() -> str:
     return "\n\n".join(text for _, text in sorted(topics.topics.items()))
 
 
-def _wikitext2(split: str) -> str:
-    return "\n\n".join(_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split)["text"])
+def _wikitext2(repository: str, split: str) -> str:
+    return "\n\n".join(_dataset(repository, "wikitext-2-raw-v1", split)["text"])
 
 
-def _ptb(split: str) -> str:
-    return " ".join(
-        _dataset("ptb-text-only/ptb_text_only", "penn_treebank", split, revision="refs/convert/parquet")["sentence"]
-    )
+def _ptb(repository: str, split: str) -> str:
+    return " ".join(_dataset(repository, "penn_treebank", split, revision="refs/convert/parquet")["sentence"])
 
 
-def _c4(split: str) -> str:
+def _c4(repository: str, split: str) -> str:
     # One shard streamed and cut: the whole set is 300 GB, and 128 samples of 2048 tokens need about 1 MB.
     shard = "en/c4-train.00000-of-01024.json.gz" if split == "train" else "en/c4-validation.00000-of-00008.json.gz"
-    rows = _dataset("allenai/c4", None, split, data_files={split: shard}, streaming=True)
+    rows = _dataset(repository, None, split, data_files={split: shard}, streaming=True)
     return "\n\n".join(row["text"] for row in itertools.islice(rows, 8000))
 
 
-DATASETS: dict[str, Callable[[str], str]] = {"wikitext2": _wikitext2, "c4": _c4, "ptb": _ptb}
+class Dataset(NamedTuple):
+    """A text on the Hub: its repository, how a split is read, and whether that is streamed, which keeps no file."""
+
+    repository: str
+    read: Callable[[str, str], str]
+    is_streamed: bool = False
+
+
+DATASETS = {
+    "wikitext2": Dataset("Salesforce/wikitext", _wikitext2),
+    "c4": Dataset("allenai/c4", _c4, is_streamed=True),
+    "ptb": Dataset("ptb-text-only/ptb_text_only", _ptb),
+}
 SOURCES = [*DATASETS, "packaged"]
 MOST_TOKENS = 2**31  # of one draw; eight bytes each
 MATCH = 16  # tokens that are the same text
@@ -60,12 +73,20 @@ def _dataset(path: str, name: str | None, split: str, **options):  # type: ignor
 
 def _dataset_text(source: str, split: str) -> str:
     try:
-        return DATASETS[source](split)
+        found = DATASETS[source]
+        return found.read(found.repository, split)
     except Exception as problem:  # the library raises many kinds, some only while rows stream in
         reason = " ".join(str(problem).split())[:150]
         raise RoseError(
             f'The dataset {source} cannot be loaded ({reason}); check the network, or give a .txt file or "packaged".'
         ) from problem
+
+
+def is_downloaded(source: str) -> bool:
+    """Whether a data set can be read without the Hub: its files are in the local cache."""
+    found = DATASETS[source]
+    folder = repo_folder_name(repo_id=found.repository, repo_type="dataset")
+    return not found.is_streamed and (Path(constants.HF_HUB_CACHE) / folder).is_dir()
 
 
 def load_text(source: str, split: str = "train") -> str:

@@ -7,13 +7,14 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from huggingface_hub import constants
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import rose
 from rose.model.load import tokens as calibration
-from rose.model.load.tokens import load_calibration, load_text, packaged_text
+from rose.model.load.tokens import DATASETS, is_downloaded, load_calibration, load_text, packaged_text
 from tests.tiny import byte_tokenizer
 
 WORDS = 1000
@@ -275,6 +276,16 @@ def test_c4_reads_one_shard(split: str, shard: str, monkeypatch: pytest.MonkeyPa
     assert load_text("c4", split=split) == "w1 w2\n\nw3"
     assert asked.options["streaming"] is True
     assert shard in asked.options["data_files"][split]
+
+
+@pytest.mark.parametrize(("source", "is_kept"), [("wikitext2", True), ("ptb", True), ("c4", False)])
+def test_a_dataset_is_known_to_be_here_by_its_repository(
+    source: str, is_kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert not is_downloaded(source)
+    (tmp_path / f"datasets--{DATASETS[source].repository.replace('/', '--')}").mkdir()
+    assert is_downloaded(source) == is_kept  # what is streamed leaves no file
 
 
 @pytest.mark.parametrize("source", ["wikitext2", "ptb", "c4"])
