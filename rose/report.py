@@ -179,7 +179,7 @@ class RunReport:
         return json.dumps({"summary": finite(self.summary), "layers": rows}, indent=1, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> RunReport:
+    def from_json(cls, text: str, name: str = "This") -> RunReport:
         """Reads what `to_json` wrote.
 
         Raises:
@@ -191,7 +191,7 @@ class RunReport:
             table = table.astype({name: float for name in _optional(LayerRecord) if name in table})
             return cls(table, dict(data["summary"]))
         except (ValueError, KeyError, TypeError, RecursionError) as problem:
-            raise RoseError(f"This is not a report written by rose ({problem}); choose a report.json.") from problem
+            raise RoseError(f"{name} is not a report written by rose ({problem!s:.100}); choose another.") from problem
 
     def save(self, folder: str | Path) -> None:
         """Writes report.json, layers.csv and layers.parquet into a folder, each whole or not at all."""
@@ -208,7 +208,7 @@ def report_beside(folder: Path) -> RunReport | None:
     if not path.is_file():
         return None
     check_small(path)
-    return RunReport.from_json(path.read_text(encoding="utf-8", errors="replace"))
+    return RunReport.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
 def with_cautions(layers: pd.DataFrame) -> pd.DataFrame:

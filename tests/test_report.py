@@ -141,5 +141,5 @@ def test_table_has_its_columns_even_when_empty() -> None:
     "text", ["", "{", "[]", "3", "null", '{"layers": []}', '{"summary": {}}', '{"layers": 3, "summary": {}}']
 )
 def test_not_a_report(text: str) -> None:
-    with pytest.raises(rose.RoseError, match=r"not a report written by rose .*choose a report\.json"):
+    with pytest.raises(rose.RoseError, match=r"This is not a report written by rose .*choose another"):
         rose.RunReport.from_json(text)
