@@ -170,7 +170,7 @@ def run_styles(runs: Sequence[tuple[str, str, str]]) -> dict[str, Style]:
     seen: dict[tuple[str, str], int] = {}
     for name, method, target in runs:
         number = seen[method, target] = seen.get((method, target), -1) + 1
-        symbol, is_dense = _SYMBOLS[number % len(_SYMBOLS)], target == "dense"
+        symbol, is_dense = _SYMBOLS[number % len(_SYMBOLS)], target != "layer"
         look = method_style(method)._replace(label=name, dash="solid" if is_dense else "dash")
         styles[name] = look._replace(symbol=symbol if is_dense else f"{symbol}-open", pattern="" if is_dense else "/")
     return styles

@@ -62,7 +62,12 @@ def drift_finding(runs: Sequence[FinishedRun]) -> str:
     for ranking in rankings:
         by_target = {one.target: one for one in ranking.results}
         methods = {one.method for one in ranking.results}
-        if not ranking.problem and len(by_target) == len(ranking.results) == 2 and len(methods) == 1:
+        if (
+            not ranking.problem
+            and by_target.keys() == {"layer", "dense"}
+            and len(ranking.results) == 2
+            and len(methods) == 1
+        ):
             layer, dense = by_target["layer"], by_target["dense"]
             before, after = words.apart(layer.value, dense.value)
             verb = "takes" if dense.value < layer.value else "brings"

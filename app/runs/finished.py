@@ -82,7 +82,9 @@ class FinishedRun:
 
     @property
     def target(self) -> str:
-        return "dense" if self.summary.get("target") == "dense" else "layer"
+        """ "layer" or "dense"; "" where nothing says which, as of a model that was pruned elsewhere."""
+        known = self.summary.get("target", "layer" if self.kind == "study" else "")
+        return known if known in ("layer", "dense") else ""
 
     @property
     def asked(self) -> str:
@@ -182,7 +184,9 @@ def _run_of(report: rose.RunReport, place: str) -> FinishedRun:
         layers, summary = after.layers, after.summary
         layers = layers.assign(change=layers["layer"].map(summary["tuned"]["change"]))
     run = FinishedRun("", kind, _layers(layers), summary, found, place, report)
-    name = f"Slim by {method}, {run.asked}" if kind == SLIM else Case(run.method, run.asked, run.target).label
+    name = (
+        f"Slim by {method}, {run.asked}" if kind == SLIM else Case(run.method, run.asked, run.target or "dense").label
+    )
     return replace(run, name=name + tuned_suffix(summary))
 
 
@@ -328,13 +332,13 @@ def read_report(file: Path) -> list[FinishedRun]:
     beside = file.with_name(ZERO_SHOT_FILE)
     check_small(file)
     try:
-        *runs, last = runs_of(rose.RunReport.from_json(file.read_text(encoding="utf-8")), str(file.parent))
+        *runs, last = runs_of(rose.RunReport.from_json(file.read_text(encoding="utf-8"), str(file)), str(file.parent))
         if beside.is_file():
             last = replace(last, zero_shot=_accuracies(pd.read_csv(beside)))
         return [*runs, last]
     except (OSError, UnicodeDecodeError, RecursionError) as problem:
         raise rose.RoseError(f"{file} cannot be read ({problem}); check the path.") from problem
-    except (rose.RoseError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
         raise rose.RoseError(f"{file} is not a report written by rose ({problem!s:.100}); choose another.") from problem
 
 

@@ -131,6 +131,16 @@ PRUNED = {"method": "sparsegpt", "sparsity": "0.7"}
 
 
 @pytest.mark.parametrize(
+    ("known", "target", "says"),
+    [({"target": "layer"}, "layer", ", target layer"), ({"target": "dense"}, "dense", ""), ({}, "", "")],
+)
+def test_a_target_is_named_only_where_the_report_says_it(known: dict, target: str, says: str, tmp_path: Path) -> None:
+    (run,) = finished.read_runs(str(report_file(tmp_path, PRUNED | known, [ROW])))
+    assert (run.target, run.name) == (target, f"SparseGPT at 0.7{says}")
+    assert (", target layer" in run.label) == bool(says)
+
+
+@pytest.mark.parametrize(
     ("summary", "layers", "words"),
     [
         ([], [ROW], "not a report written by rose"),
@@ -158,6 +168,8 @@ def test_what_rose_has_not_written_is_refused_in_one_sentence(
     report_file(tmp_path, summary, layers)
     with pytest.raises(rose.RoseError, match=words) as told:
         finished.read_runs(str(tmp_path))
+    assert str(told.value).startswith(f"{tmp_path / 'report.json'} is not a report written by rose (")
+    assert str(told.value).count("choose another") == 1
     assert str(tmp_path) in str(told.value)
 
 
