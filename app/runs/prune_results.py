@@ -98,7 +98,7 @@ def _recommend(advice: Advice, model: EvaluatedModel, run: PruningRun) -> None:
     st.markdown(words.plain(cost(advice, run.dense.perplexity, model.summary.get("mean_held_out_error"), len(table))))
     st.markdown("\n".join(f"- {words.plain(one)}" for one in advice.reasons()))
     odd = says_odd_windows(run.dense.losses, model.losses)
-    st.caption(" ".join(words.plain(one) for one in [advice.sure(), *cautions(table), odd] if one))
+    st.caption(" ".join(words.plain(one) for one in [advice.sure(), *run.cautions, *cautions(table), odd] if one))
 
 
 def _take_on(model: EvaluatedModel, run: PruningRun) -> None:

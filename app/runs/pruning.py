@@ -185,6 +185,7 @@ class PruningRun(TunableRun):
         self.copies: list[EvaluatedModel] = []  # those that are finished
         self.pruned: list[dict[str, Any]] = []  # of the copy at work: layer, relative_error, seconds
         self.layers = 0  # that it has in all
+        self.cautions: list[str] = []  # on the calibration text
         self.file: FileRun | None = None  # that one of the copies is written into, the latest
         self._load, self._publish = load, publish
         self._begun = self._total = 0.0  # estimated seconds of the steps that were begun, and of all
@@ -215,7 +216,7 @@ class PruningRun(TunableRun):
         self._say("Loading the model")
         loaded = self._load()
         job.check()
-        tokens, held_out = setup.draw(loaded.tokenizer)
+        tokens, held_out = setup.draw(loaded.tokenizer, self.cautions.append)
         windows = request.evaluated(loaded.tokenizer, setup, (tokens, held_out))
         costs = [estimate_case(loaded.model, setup, request, case).seconds for case in request.cases]
         self._total = sum(costs) + evaluation_seconds(loaded.model, request) * (len(costs) + 1)

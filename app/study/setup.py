@@ -13,7 +13,7 @@ from rose.layer.methods import Settings
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost
 from rose.model.load.models import parse_dtype
-from rose.model.load.tokens import load_calibration
+from rose.model.load.tokens import Warn, load_calibration
 from rose.model.network.layers import check_widths
 from rose.model.network.network import Network
 
@@ -88,7 +88,7 @@ class Setup:
         former = asdict(other)
         return {name: str(value) for name, value in asdict(self).items() if value != former[name]}
 
-    def draw(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor | None]:
+    def draw(self, tokenizer: PreTrainedTokenizerBase, warn: Warn | None = None) -> tuple[Tensor, Tensor | None]:
         return load_calibration(
             self.text,
             tokenizer,
@@ -96,6 +96,7 @@ class Setup:
             held_out=self.held_out,
             length=self.length,
             seed=self.seed,
+            warn=warn,
         )
 
     def check(self) -> None:

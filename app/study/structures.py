@@ -71,7 +71,8 @@ class Structures:
         """How far costs can be trusted, by the inputs of the layers that they are of."""
         records, outputs = self.study.records(), [part.output.name for part in self.parts.values()]
         known = records[records["layer"].isin(outputs)]
-        return verdicts.cautions(known[["layer", "tokens", "columns", "dead_columns"]])
+        own = verdicts.cautions(known[["layer", "tokens", "columns", "dead_columns"]])
+        return [*self.study.calibration.cautions, *own]
 
     def problem(self, part: Part) -> Problem:
         statistics = self.study.statistics(part.output.name)

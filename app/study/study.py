@@ -65,6 +65,7 @@ class Calibration:
         self.blocks: list[BlockStatistics] = []
         self.tokens: Tensor | None = None
         self.held_out: Tensor | None = None
+        self.cautions: list[str] = []  # on the text that the tokens were drawn from
 
     def iterate(
         self, setup: Setup, files: cache.Files, loaded: LoadedModel, job: Job
@@ -78,7 +79,8 @@ class Calibration:
                 yield from _again(self.blocks, loaded, job)
                 return
             self.complete, self.files, self.blocks = False, files, []
-            self.tokens, self.held_out = setup.draw(loaded.tokenizer)
+            self.cautions = []
+            self.tokens, self.held_out = setup.draw(loaded.tokenizer, self.cautions.append)
             folder = cache.folder_of(setup, files)
             layers = Network(loaded.model).select(setup.layer_patterns)
             kept = cache.read_blocks(folder, layers) if folder else None
@@ -312,9 +314,13 @@ class Study:
         return wide.reset_index()
 
     def cautions(self, layer: str | None = None) -> list[str]:
-        """How far the numbers of the layers so far, or of one, can be trusted; see `rose.verdicts.cautions`."""
+        """How far the numbers of the layers so far, or of one, can be trusted; see `rose.verdicts.cautions`.
+
+        First of all what is to be said of the calibration text.
+        """
         table = self.records()
-        return cautions(table if layer is None else table[table["layer"] == layer])
+        own = cautions(table if layer is None else table[table["layer"] == layer])
+        return [*self.calibration.cautions, *own]
 
     def most_columnar(self) -> str | None:
         records = self.all_records()

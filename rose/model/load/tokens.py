@@ -21,6 +21,7 @@ from rose.interrupt import stop_point
 from rose.wording import whole
 
 logger = logging.getLogger(__name__)
+Warn = Callable[[str], object]  # where a sentence of doubt goes
 
 
 def packaged_text() -> str:
@@ -222,7 +223,15 @@ def _read(source: str, tokenizer: PreTrainedTokenizerBase, split: str, bos: str)
     return _encode(tokenizer, load_text(source, split)), first
 
 
-def _cut(source: str, ids: Tensor, first: int | None, samples: int | None, length: int, seed: int | None) -> Tensor:
+def _cut(
+    source: str,
+    ids: Tensor,
+    first: int | None,
+    samples: int | None,
+    length: int,
+    seed: int | None,
+    warn: Warn | None = None,
+) -> Tensor:
     """Windows of token ids, see `load_tokens`."""
     width = length if first is None else length - 1  # of the text
     most = len(ids) // width
@@ -241,9 +250,9 @@ def _cut(source: str, ids: Tensor, first: int | None, samples: int | None, lengt
     else:
         assert samples is not None
         if len(ids) < samples * width:
-            logger.warning(
-                "%s has %s tokens, so its %s windows of %d overlap, and calibrate on no more than those",
-                *(source, whole(len(ids)), whole(samples), length),
+            (warn or logger.warning)(
+                f"{source} has {whole(len(ids))} tokens, so its {whole(samples)} windows of {length} overlap, and "
+                "calibrate on no more than those."
             )
         starts = _random_starts(len(ids), samples, width, seed)
     windows = ids[starts[:, None] + torch.arange(width)].long()
@@ -274,10 +283,12 @@ def load_calibration(
     length: int,
     seed: int,
     bos: str = "auto",
+    warn: Warn | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Calibration and held-out windows, of which no held-out one shares a place of the text with another window.
 
-    Calibration windows do not overlap either where the text is long enough; else the held-out ones are its end.
+    Calibration windows do not overlap either where the text is long enough; else the held-out ones are its end, and
+    `warn`, or else the log, is told so in a sentence.
 
     Returns:
         (samples, length) and (held_out, length) int64; None for the latter where `held_out` is 0.
@@ -290,7 +301,7 @@ def load_calibration(
     ids, first = _read(source, tokenizer, "train", bos)
     width, several = length - (first is not None), samples + held_out
     if not held_out or len(ids) >= several * width:
-        tokens = _cut(source, ids, first, several, length, seed)
+        tokens = _cut(source, ids, first, several, length, seed, warn)
         return tokens[:samples], tokens[samples:] if held_out else None
     at = len(ids) - held_out * width
     if at < width:
@@ -298,7 +309,7 @@ def load_calibration(
             f"{source} has {len(ids)} tokens, too few to calibrate on windows of {length} and to hold {held_out} "
             "others out; ask for fewer or shorter ones, or give a longer text."
         )
-    tokens = _cut(source, ids[:at], first, samples, length, seed)
+    tokens = _cut(source, ids[:at], first, samples, length, seed, warn)
     return tokens, _cut(source, ids[at:], first, held_out, length, None)
 
 

@@ -310,6 +310,14 @@ def test_dense_targets_are_estimated_to_cost_more(setup: Setup) -> None:
     assert cost["dense"].memory > cost["layer"].memory
 
 
+def test_windows_that_have_to_overlap_are_told(setup: Setup, loaded: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("One and its square 1. " * 5)
+    short = replace(setup, text=str(tmp_path / "short.txt"), held_out=0)
+    request = replace(REQUEST, methods=("magnitude",), sparsities=("0.5",), evaluate="packaged", prompt="")
+    (said,) = finished(short, request, lambda: loaded).cautions
+    assert said.endswith("windows of 32 overlap, and calibrate on no more than those.")
+
+
 CSV = """method,sparsity,seed,perplexity,dense_perplexity,mean_held_out_error,seconds
 rose,0.7,0,20,10,0.1,5
 rose,0.7,1,26,10,0.3,7

@@ -186,6 +186,15 @@ def test_two_setups_share_a_calibration(
 # ---- weights that stay on disk
 
 
+def test_windows_that_have_to_overlap_are_told(setup: Setup, load: Callable[[], LoadedModel], tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("One and its square 1. " * 8)
+    short = replace(setup, text=str(tmp_path / "short.txt"), held_out=0, layers=LAYER)
+    first, *_ = finish(Study(short, load, Calibration())).cautions(LAYER)
+    assert first == f"{short.text} has 176 tokens, so its 6 windows of 32 overlap, and calibrate on no more than those."
+    enough = finish(Study(replace(short, samples=5), load, Calibration()))
+    assert not [one for one in enough.cautions() if "overlap" in one]
+
+
 def test_a_streamed_study_is_the_same(setup: Setup, tmp_path: Path) -> None:
     folder = str(save_tiny_llama(tmp_path / "model"))
     chosen, calibration = replace(setup, model=folder), Calibration()
