@@ -19,8 +19,8 @@ from app.lab.sweeps import (
     Sweep,
     arrange,
     dense_energy,
-    ratio,
     read_own,
+    times,
     write_own,
 )
 from app.study.study import Study
@@ -99,7 +99,7 @@ def against_base(one: Outcome, base: Outcome) -> tuple[str, Any]:
     """
     if one.sweep.key == base.sweep.key:
         return "SparseGPT", "off"
-    change = ratio(one.error, base.error) - 1
+    change = times(one.error, base.error) - 1
     colour = "off" if abs(change) <= verdicts.SAME else "green" if change < 0 else "red"
     return verdicts.says_change(one.error, base.error, "SparseGPT", "").removesuffix(" than SparseGPT"), colour
 

@@ -14,7 +14,7 @@ from app.figures import order_lab as figures
 from app.figures.sweep import sweep_film, sweep_frame
 from app.lab.controls import choose_budget, label
 from app.lab.player import Player
-from app.lab.sweeps import LARGEST_TRACE, dense_energy, inside, ratio, trace_bytes
+from app.lab.sweeps import LARGEST_TRACE, dense_energy, inside, times, trace_bytes
 from app.study.study import Study
 from rose.layer.order import order_names, visited_blocks
 
@@ -86,7 +86,7 @@ def step_numbers(result: rose.LayerResult, step: int) -> None:
         "Just pruned": "mixed" if block is None else f"block {block}",
         "Weights removed": words.whole(int(trace.removed[index])),
         "Loss without compensation": words.number(lost),
-        "Compensated": f"{words.number(lost - kept)} ({words.percent(1 - ratio(kept, lost), 0)})",
+        "Compensated": f"{words.number(lost - kept)} ({words.percent(1 - times(kept, lost), 0)})",
         "Remains, damping included": words.number(kept),
         "Error so far, without damping": words.number(float(trace.error_so_far(result.added_damping)[step])),
     }

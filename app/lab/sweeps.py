@@ -127,9 +127,9 @@ def table(outcomes: Sequence[Outcome], base: Outcome) -> pd.DataFrame:
     names = made["order"] + made["budget"].map({"block": "", "layer": " + layer"})
     made["sweep"] = [run_style(name).label for name in names]
     made["order"] = [palette.order_style(order).label for order in made["order"]]
-    made["to_baseline"] = [ratio(error, base.error) for error in made["relative_error"]]
+    made["to_baseline"] = [times(error, base.error) for error in made["relative_error"]]
     if "held_out_error" in made:
-        made["held_out_to_baseline"] = [ratio(error, base.held_out_error) for error in made["held_out_error"]]
+        made["held_out_to_baseline"] = [times(error, base.held_out_error) for error in made["held_out_error"]]
     errors = groups["relative_error"]
     if errors.size().max() > 1:
         ends = zip(errors.min(), errors.max(), errors.size(), strict=True)
@@ -139,8 +139,8 @@ def table(outcomes: Sequence[Outcome], base: Outcome) -> pd.DataFrame:
     return made[shown].sort_values("relative_error", kind="stable", ignore_index=True)
 
 
-def ratio(error: float, base: float) -> float:
-    """error / base; 1 where both are 0."""
+def times(error: float, base: float) -> float:
+    """How many times the error of the base: 1 where both are 0, as neither is better."""
     if base > 0 or isnan(base):
         return error / base
     return 1.0 if error <= 0 else float("inf")

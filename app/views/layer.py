@@ -11,7 +11,7 @@ from app import components, session, words
 from app.components import URL, look
 from app.figures import comparison, hessian, layer_strips, losses, order_picture, overview, palette, weight_maps
 from app.figures.style import Drawing
-from app.lab.sweeps import ratio
+from app.lab.sweeps import times
 from app.study import tables, trust
 from app.study.study import Study
 from rose.layer.loss import block_widths
@@ -82,7 +82,7 @@ def errors(row: pd.Series, kind: str, name: str) -> list[Figure]:
     natural, ordered = row[f"{kind}_sparsegpt"], row[f"{kind}_rose"]
     if pd.isna(natural):
         return []
-    saved, meaning = versus(1 - ratio(ordered, natural), row["is_columnar"]), "Of the layer's outputs, relative"
+    saved, meaning = versus(1 - times(ordered, natural), row["is_columnar"]), "Of the layer's outputs, relative"
     return [
         (f"{name}, SparseGPT", f"{natural:.4f}", None, meaning),
         (f"{name}, ROSE", f"{ordered:.4f}", saved, f"{meaning}; two-level order if columnar"),
