@@ -25,6 +25,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def says_versions() -> str:
+    """The same in words."""
+    return ", ".join(f"{name} {version}" for name, version in versions().items())
+
+
 @cache
 def processor() -> str:
     """The model of the processor, as the system names it."""

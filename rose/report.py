@@ -43,6 +43,7 @@ Share = Annotated[float, Within(0, 1)]
 NotNegative = Annotated[float, Within(0)]
 NotNegativeOrNan = Annotated[float, Within(0, or_nan=True)]
 Measured = Annotated[float, Within(-FLOAT32_MAX, or_nan=True)]
+ERRORS = ("relative_error", "held_out_error", "target_error", "held_out_target_error")  # of a layer, or of a part
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a text begins with that a spreadsheet would compute
 
 
@@ -251,9 +252,8 @@ def mean_or_none(column: pd.Series) -> float | None:
 
 def _mean_errors(pruned: pd.DataFrame) -> dict[str, float | None]:
     """Means over the layers that were pruned; where none was, the error is 0."""
-    errors = ("held_out_error", "target_error", "held_out_target_error")
     relative = mean_or_none(pruned["relative_error"]) or 0.0
-    means = {"mean_relative_error": relative} | {f"mean_{name}": mean_or_none(pruned[name]) for name in errors}
+    means = {"mean_relative_error": relative} | {f"mean_{name}": mean_or_none(pruned[name]) for name in ERRORS[1:]}
     apart = {f"mean_{name}": mean_or_none(pruned[name]) for name in ("pruning_error", "rounding_error")}
     return means | {name: mean for name, mean in apart.items() if mean is not None}
 

@@ -11,7 +11,7 @@ from app.figures.style import Drawing
 from app.runs.checked import CheckpointRun, as_finished, differs, facts, finding
 from app.runs.depth import drift_table
 from app.runs.html_page import Report
-from rose.environment import versions
+from rose.environment import says_versions
 
 NAMED = 20  # of what is wrong, in words
 BARS = 3  # layers whose errors are drawn
@@ -42,7 +42,7 @@ def report_of(run: CheckpointRun) -> Report:
         tables={name: table for name, table in {"What is wrong": wrong, "Others": found.others}.items() if len(table)},
         layers=found.layers,
         commands={request.name: request.command},
-        versions={request.name: ", ".join(f"{name} {version}" for name, version in versions().items())},
+        versions={request.name: says_versions()},
     )
 
 

@@ -28,7 +28,7 @@ from rose.files import check_small, expand
 from rose.layer.methods import make_settings
 from rose.layer.paper import WIDEST, PaperFigures, paper_figures, read_paper_figures
 from rose.model.measure.zero_shot import FILE as ZERO_SHOT_FILE
-from rose.report import mean_or_none
+from rose.report import ERRORS, mean_or_none
 
 REPORT = "report.json"
 SERVER = "this server"
@@ -40,7 +40,6 @@ NUMBERS = (
     *("pruning_error", "rounding_error"),
     *("relative_range", "damping", "target_damping", "dead_columns", "seconds", "tokens", "change"),
 )
-ERRORS = ("relative_error", "held_out_error", "target_error", "held_out_target_error")
 ENOUGH = 0.8  # of the minutes asked for, from which on a tuned copy is named by them
 FLAGS = ("is_columnar", "is_damping_raised")
 # Of the summary of a run in two stages, what holds for the second as well.

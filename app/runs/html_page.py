@@ -21,7 +21,7 @@ import rose
 from app import words
 from app.figures import style
 from app.figures.style import Drawing
-from rose.environment import versions
+from rose.environment import says_versions
 from rose.report import csv_text
 
 LIMIT = 5 * 10**6  # bytes, so that it can be sent by mail
@@ -142,13 +142,12 @@ def _page(report: Report, figures: Sequence[str]) -> str:
             f"<details><summary>All layers, {escape(rows)}</summary>{_table(report.layers)}</details>"
         )
     body.append("<h2>How it was made</h2>" + _made(report))
-    here = ", ".join(f"{name} {version}" for name, version in versions().items())
     return PAGE.format(
         nonce=nonce,
         title=escape(report.title),
         subtitle=escape(report.subtitle),
         body="\n".join(body),
-        made=escape(f"Written by ROSE Explorer ({here})."),
+        made=escape(f"Written by ROSE Explorer ({says_versions()})."),
         plotly=_packed_plotly(),
         script=SCRIPT,
     )

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from app import words
-from app.runs.finished import ERRORS, SLIM, FinishedRun, seconds_of, settings_of, short_text
+from app.runs.finished import SLIM, FinishedRun, seconds_of, settings_of, short_text
 from rose import verdicts
+from rose.report import ERRORS
 from rose.verdicts import Result, Setup
 
 MEASURES = {  # column of the layers -> in words, as they follow "the"

@@ -7,7 +7,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 import rose
 from app import session
-from app.runs.request import HELD_OUT, WINDOWS, Keep, PruneRequest
+from app.runs.request import HELD_OUT, NEW_TOKENS, PROMPT, WINDOWS, Keep, PruneRequest
 from app.runs.widgets import linked, path_input
 from app.study.setup import THRESHOLD, Setup
 from rose.layer.grid import BITS as GRID_BITS
@@ -17,7 +17,6 @@ from rose.model.load.tokens import SOURCES
 from rose.model.measure import zero_shot
 
 FILE = "a file"
-PROMPT = "Python is a programming language that"
 KEEP: dict[Keep, str] = {
     "best": "of the best copy, until you prune again",
     "all": "of all copies, until you prune again",
@@ -154,7 +153,8 @@ def _prompt() -> dict[str, Any]:
         **linked("prune_prompt"),
         help="Every model continues it, always with the most likely next token. Leave it empty to skip this.",
     )
-    new_tokens = two.number_input("New tokens", min_value=1, max_value=500, value=30, **linked("prune_new_tokens"))
+    linked_tokens = linked("prune_new_tokens")
+    new_tokens = two.number_input("New tokens", min_value=1, max_value=500, value=NEW_TOKENS, **linked_tokens)
     return {"prompt": prompt, "new_tokens": new_tokens}
 
 

@@ -15,7 +15,7 @@ from app.runs.checkpoints import Checkpoint
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.measure.surprise import EncodedText, Reading, encode_text, read_text
-from rose.model.network.layers import text_config
+from rose.model.network.network import Network
 
 LIMIT = 512  # tokens of a text
 MOST = 2  # pruned models beside each other
@@ -46,7 +46,7 @@ class TextReading(Run):
         self._say("Loading the dense model")
         loaded = self._load()
         self._tokenizer = loaded.tokenizer
-        positions = getattr(text_config(loaded.model), "max_position_embeddings", None) or LIMIT
+        positions = Network(loaded.model).positions or LIMIT
         encoded = encode_text(loaded.tokenizer, self.text, limit=min(LIMIT, positions))
         self._say("The dense model reads")
         with holding(loaded.lock, job):

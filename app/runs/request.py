@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 import rose
-from app.study.setup import Setup
+from app.study.setup import Setup, patterns_of
 from rose.files import expand, reachable
+from rose.layer.grid import Grid
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import load_apart
-from rose.model.measure.zero_shot import is_installed
+from rose.model.measure.zero_shot import check_task_folder, is_installed
 from rose.model.network.layers import check_widths
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT as COMPUTED
@@ -25,6 +26,8 @@ from rose.model.run.settings import run_settings
 
 QUESTION_TOKENS = 250  # with all its answers: between winogrande's 60 and hellaswag's 400
 HELD_OUT = "held out"  # windows of the calibration text that nothing else uses, in place of the name of a text
+PROMPT = "Python is a programming language that"
+NEW_TOKENS = 30  # that continue it
 WINDOWS = 8  # four often leave copies undecided that eight tell apart
 # Of checkpoints. The best of each sparsity, and all, are temporary files; in a folder they stay.
 Keep = Literal["best", "all", "folder", "none"]
@@ -76,7 +79,7 @@ class PruneRequest:
     windows: int = WINDOWS
     window_length: int = 512
     prompt: str = ""  # an empty one is not continued
-    new_tokens: int = 30
+    new_tokens: int = NEW_TOKENS
     keep: Keep = "none"
     folder: str = ""  # each checkpoint is a folder in it
     targets: tuple[str, ...] = ("dense",)
@@ -85,11 +88,11 @@ class PruneRequest:
     task_folder: str = ""  # of further tasks; empty for those of lm-eval
     questions: int = 100  # of each task, the first ones
     bits: tuple[int | None, ...] = (None,)  # that kept weights are rounded to; None leaves them as they are
-    group: str = "64"  # input columns that share a scale
+    group: str = str(Grid.group)  # input columns that share a scale
 
     @property
     def layer_patterns(self) -> list[str] | None:
-        return None if self.layers.strip() in ("", "*") else self.layers.split()
+        return patterns_of(self.layers)
 
     @property
     def cases(self) -> list[Case]:
@@ -157,10 +160,8 @@ class PruneRequest:
             raise rose.RoseError("Give the path of the text that perplexity is measured on.")
         if self.tasks and not is_installed():
             raise rose.RoseError("Zero-shot tasks need lm-eval; run: pip install -r requirements-eval.txt")
-        if self.tasks and self.task_folder.strip() and not reachable(self.task_folder.strip()).is_dir():
-            raise rose.RoseError(
-                f"There is no folder {self.task_folder}; give one that holds task definitions (.yaml)."
-            )
+        if self.tasks and self.task_folder.strip():
+            check_task_folder(self.task_folder.strip())
         if self.keep == "folder":
             if not self.folder.strip():
                 raise rose.RoseError("Give the path of a folder for the checkpoints.")

@@ -17,7 +17,7 @@ import rose
 from app import words
 from app.jobs import Job, TunableRun, holding
 from app.runs.checkpoints import written_beside
-from app.runs.request import HELD_OUT
+from app.runs.request import HELD_OUT, NEW_TOKENS
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.estimate.duration import estimate_evaluation
@@ -30,7 +30,6 @@ from rose.verdicts import Interval, paired_ratio, says_perplexity
 TOKENS = 128  # of the prompt that speed is measured with
 FEWEST_TURNS, MOST_TURNS = 5, 50
 TIMING = 5.0  # seconds that both models take turns for, where a pass is short
-NEW_TOKENS = 30
 
 
 @dataclass(frozen=True)

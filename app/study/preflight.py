@@ -14,7 +14,7 @@ from torch import nn
 
 import rose
 from app import words
-from app.study.setup import MEASURED, Setup, check_sparsity, weights_size
+from app.study.setup import MEASURED, Setup, check_sparsity, patterns_of, weights_size
 from rose.files import reachable
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost, estimate_cost, statistics_groups
@@ -111,7 +111,7 @@ def asked_of_hub(setup: Setup) -> list[str]:
 
 def layer_choice(patterns: str) -> tuple[LayerChoice, int]:
     """Which choice these patterns came from, and the decoder block where it is one."""
-    if patterns.strip() in ("", "*"):
+    if patterns_of(patterns) is None:
         return "all", 0
     if set(patterns.split()) <= set(ATTENTION):
         return "attention", 0

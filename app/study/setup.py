@@ -61,7 +61,7 @@ class Setup:
 
     @property
     def layer_patterns(self) -> list[str] | None:
-        return None if self.layers.strip() in ("", "*") else self.layers.split()
+        return patterns_of(self.layers)
 
     @classmethod
     def read(cls, texts: dict[str, str], base: Setup | None = None) -> tuple[Setup, list[str]]:
@@ -109,6 +109,11 @@ class Setup:
             value = getattr(self, name)
             if not least <= value <= most:  # also catches NaN
                 raise rose.RoseError(f"{label}: choose from {least} to {most}, not {value}.")
+
+
+def patterns_of(layers: str) -> list[str] | None:
+    """Names with `*`, separated by spaces; None where they mean every layer."""
+    return None if layers.strip() in ("", "*") else layers.split()
 
 
 def _read(name: str, text: str, kind: type) -> Any:

@@ -74,7 +74,7 @@ def choose() -> DamageRequest | None:
             request = DamageRequest(units, method, threshold=threshold)
     setup = session.setup()
     at = f" Sparsity {setup.sparsity}," if how == "prune" else ""
-    which = "" if setup.layers.strip() in ("", "*") else f" Only layers named {words.plain(setup.layers)} are changed."
+    which = "" if setup.layer_patterns is None else f" Only layers named {words.plain(setup.layers)} are changed."
     st.caption(
         f"{MEANING[how]}{at} {setup.samples} × {setup.length} tokens calibrate, {setup.held_out} × {setup.length} held "
         f"out measure the loss, as chosen on the start page.{which}"

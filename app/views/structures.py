@@ -10,6 +10,7 @@ import rose
 from app import components, session, shared, words
 from app.figures import structures as figures
 from app.runs import tune_panel
+from app.runs.request import PROMPT
 from app.runs.slimming import Slimming, estimate
 from app.runs.widgets import checkpoint_button, csv_button, file_button, follow, start_button
 from app.study.preflight import asked_of_hub
@@ -20,7 +21,6 @@ from rose.structured.parts import CHANNELS, HEADS, Part, Shape
 from rose.structured.plan import SlimSettings
 
 RATIOS = [step / 20 for step in range(13)]
-PROMPT = "Python is a programming language that"
 
 
 def draw() -> None:

@@ -92,8 +92,8 @@ class Coded:
 
 
 def parse_grid(bits: int | str | None, group: int | str | None = None) -> Grid | None:
-    """The grid of these words, such as 4 and "64"; None without bits, which keeps weights as they are. The group is 64
-    unless it is given.
+    """The grid of these words, such as 4 and "64"; None without bits, which keeps weights as they are. Without a group
+    it has that of `Grid`.
 
     Raises:
         RoseError: unknown bits or groups, or a group without bits.
@@ -103,7 +103,7 @@ def parse_grid(bits: int | str | None, group: int | str | None = None) -> Grid |
             raise RoseError("A group shares the scale of rounded weights; give bits too, or leave the group out.")
         return None
     numbers = {str(one): one for one in (*BITS, *GROUPS)}
-    known = [numbers.get(str(one), one) for one in (bits, 64 if group is None else group)]
+    known = [numbers.get(str(one), one) for one in (bits, Grid.group if group is None else group)]
     return Grid(known[0], known[1])  # type: ignore[arg-type]  # which it checks
 
 

@@ -38,7 +38,7 @@ from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.storage import BIAS, Storage, lay_over
 from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
 from rose.model.workers import Workers
-from rose.report import RunReport, mean_or_none, records_table
+from rose.report import ERRORS, RunReport, mean_or_none, records_table
 from rose.structured.allocation import changed
 from rose.structured.configuration import RECORD, droppable_blocks, reshaped_config
 from rose.structured.parts import PARTS, Part, Shape, block_parameters, find_parts
@@ -57,7 +57,6 @@ from rose.structured.surgery import add_bias, apply_config, cut_parts, drop_bloc
 from rose.structured.survey import BlockSurvey, make_problem, survey
 
 SURVEY_SHARE = 0.3  # of a run that prices its parts first; only the progress bar depends on it
-ERRORS = ("relative_error", "held_out_error", "target_error", "held_out_target_error")  # of a part
 FAR = 0.1  # of the ratio: a share that is further from it is told
 KEPT = ".kept"  # ends the name of what is kept beside an output projection
 

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rose.errors import RoseError
+from rose.files import reachable
 from rose.model.load.tokens import first_token
 from rose.model.network.residence import evaluating, pick_device
 
@@ -40,6 +41,12 @@ def check_installed() -> None:
 def is_installed() -> bool:
     """Whether lm-eval is there, without reading it."""
     return find_spec("lm_eval") is not None
+
+
+def check_task_folder(folder: str | Path) -> None:
+    """Raises RoseError where there is no such folder."""
+    if not reachable(folder).is_dir():
+        raise RoseError(f"There is no folder {folder}; give one that holds task definitions (.yaml).")
 
 
 def zero_shot(
@@ -86,8 +93,8 @@ def task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
     one."""
     from lm_eval.tasks import TaskManager
 
-    if folder is not None and not Path(folder).is_dir():
-        raise RoseError(f"There is no folder {folder}; give one that holds task definitions (.yaml).")
+    if folder is not None:
+        check_task_folder(folder)
     manager = TaskManager(include_path=None if folder is None else str(folder), include_defaults=folder is None)
     groups = [name for name in tasks if name in manager.all_tasks and name not in manager.all_subtasks]
     if groups:

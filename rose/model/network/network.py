@@ -115,11 +115,17 @@ class Network:
             )
         self.check_length(tokens.shape[1])
 
+    @property
+    def positions(self) -> int | None:
+        """The longest sample, in tokens; None where the model knows no limit."""
+        return getattr(self.config, "max_position_embeddings", None) or None
+
     def check_length(self, length: int) -> None:
         """Raises RoseError for samples that are longer than the model has positions; a skeleton knows as much."""
-        limit = getattr(self.config, "max_position_embeddings", None) or 0
-        if limit and length > limit:
-            raise RoseError(f"Samples of {length} tokens are longer than the model's {limit} positions; ask for less.")
+        if self.positions and length > self.positions:
+            raise RoseError(
+                f"Samples of {length} tokens are longer than the model's {self.positions} positions; ask for less."
+            )
 
     def bos_in_front(self, tokens: Tensor) -> int | None:
         """The model's beginning-of-sequence token where every sample, (samples, length), begins with it, else None."""

@@ -23,6 +23,7 @@ from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.load.tokens import load_apart
 from rose.model.tune.tuning import TuneSettings
+from rose.report import ERRORS
 from tests.app.runs.made_reports import made_report
 from tests.app.tiny_study import finish, tune_one_epoch
 
@@ -99,7 +100,7 @@ def test_a_tuned_copy_stands_beside_the_others(
     for (one,) in (finished.runs_of(told[-1]), finished.read_runs(str(tmp_path / "tuned"))):
         assert one.name == TUNED
         assert " · SparseGPT, tuned · 0.7 · " in one.label
-        assert one.layers[list(finished.ERRORS)].isna().all(axis=None)
+        assert one.layers[list(ERRORS)].isna().all(axis=None)
         assert not one.drift
         assert (one.layers["change"] > 0).all()
         assert one.layers["change"].tolist() == pytest.approx(tuning.moved(run)["change"].tolist())
