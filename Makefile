@@ -6,10 +6,15 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 PORT ?= 8501
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: app test suite check format browser docs results wheel clean
+.PHONY: app notebooks test suite check format browser docs results wheel clean
 
 app: $(VENV)/installed
 	$(BIN)/python app/server.py --server.port $(PORT)
+
+# Notebooks import rose from here. They draw with matplotlib; JupyterLab is installed for this alone.
+notebooks: $(VENV)/installed
+	$(INSTALL) jupyterlab "$$(grep ^matplotlib requirements-dev.txt)"
+	PYTHONPATH=$(CURDIR) $(BIN)/jupyter lab notebooks/
 
 # Two at a time, as each of these waits for the network, or has one processor at work, for a minute or more.
 test:

@@ -9,8 +9,8 @@ import streamlit as st
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 PRODUCT = (
-    '<div class="product"><b>ROSE Explorer</b><span>See what one-shot pruning does to a language model, and when the '
-    "pruning order matters</span></div>"
+    '<div class="product"><b>ROSE Explorer</b><span>See, check and prune language models in one shot, and tune what is '
+    "left</span></div>"
 )
 STYLE = """<style>
 .stMainBlockContainer { padding: 0.75rem 3rem 4rem; }  /* figures need the room */

@@ -25,7 +25,7 @@ def test_from_a_cold_start_into_the_example(open_page: OpenPage) -> None:
     assert kept is not None
     best = max(kept.records, key=lambda record: record.relative_range)
     page = open_page()
-    expect(page.get_by_text("See what one-shot pruning does to a language model")).to_be_visible()
+    expect(page.get_by_text("See, check and prune language models in one shot")).to_be_visible()
     expect_finding(page, f"^Relative range is highest in {re.escape(short_layer(best.layer))}, ")
     expect(page.get_by_role("button", name="Measure layers")).to_be_disabled()
     expect(page.get_by_text("and shown below. To measure others, change the model")).to_be_visible()  # why
@@ -33,7 +33,7 @@ def test_from_a_cold_start_into_the_example(open_page: OpenPage) -> None:
     page.get_by_role("link", name="Explore the example").click()
     expect(page.get_by_role("heading", name="Layer: what makes it columnar, or not?")).to_be_visible()
     expect(page.get_by_test_id("stMetric").filter(has_text="Held-out error, ROSE")).to_be_visible()
-    expect(page.get_by_text("See what one-shot pruning does to a language model")).to_be_visible()
+    expect(page.get_by_text("See, check and prune language models in one shot")).to_be_visible()
     expect(chosen_layer(page)).to_have_value(short_layer(best.layer))
 
 
