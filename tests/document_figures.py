@@ -14,9 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rose import verdicts
+from rose.model.estimate.tuning import tuning_memory
 from rose.model.measure.comparison import mean_and_spread, results_of
+from rose.model.network.network import Network
 from rose.wording import percent
 from tests.benchmarks.bits import first_draw
 from tests.benchmarks.tuning import costs_and_worths
@@ -44,25 +48,23 @@ SETTINGS = {
         r"damping of the correction of 0\.44",
         r"today's gives 0\.62",
         r"excludes? 1",
-        r"50, 60 and 80 %",
+        r"(?:60 and 80|(?:at|model at) 50) %",
         r"2:4",
         r"70 %",
-        r"600 steps",
         r"all 210 layers",
     ],
     "README.md": [
-        r"SmolLM2-135M",
+        r"SmolLM2(?:-135M)?",
         r"Qwen2\.5-Coder-0\.5B",
         r"Qwen3",
-        r"Gemma 3",
-        r"Phi-3",
-        r"GPT-2",
+        r"Llama-3\.2-1B",
         r"arXiv 2603\.05878",
         r"Apache 2\.0",
         r"Python 3\.11",
         r"0\.5 GB",
         r"1\.4 GB",
-        r"8 windows to calibrate, 4 held out",
+        r"give 7B the default 32 × 1024",
+        r"16 × 512 tokens",
         r"4-bit",
         r"WikiText-2",
         r"layer 9",
@@ -72,8 +74,7 @@ SETTINGS = {
         r"70 %",
         r"\| \d+(?: each)? \|",
         r"(?<= )[1-5]\.(?= )",
-        r"600 steps",
-        r"4 bits",
+        r"(?:below )?[34] bits",
     ],
 }
 
@@ -127,19 +128,18 @@ def ratio(rows: pd.DataFrame, one: str, other: str) -> verdicts.Interval:
 
 
 def still_better() -> str:
-    """Perplexity by method at 70 % before and after tuning, and times SparseGPT's by windows, in the draws that have
-    all methods."""
+    """Perplexity by method at 70 % after tuning, and times SparseGPT's by windows, in the draws that have all
+    methods."""
     rows = read("headline.csv").query("comparison == 'headline 0.7'")
     assert rows["environment"].nunique() == 1
-    full = rows[rows["tuned"]].groupby("seed").size()
+    rows = rows[rows["tuned"]]
+    full = rows.groupby("seed").size()
     rows = rows[rows["seed"].isin(full[full == rows["method"].nunique()].index)]
-    parts = [rows[rows["tuned"] == tuned] for tuned in (False, True)]
     lines = []
     for method in rows["method"].unique():
-        known = [each_draw(part[part["method"] == method]["perplexity"]) for part in parts]
-        beside = ["" if method == "sparsegpt" else says(window_ratio(part, method, "sparsegpt")) for part in parts]
-        lines.append([f"`{method}`", *known, *beside])
-    return table(["method", "pruned", "tuned", "pruned, times SparseGPT's", "tuned, times SparseGPT's"], lines)
+        beside = "" if method == "sparsegpt" else says(window_ratio(rows, method, "sparsegpt"))
+        lines.append([f"`{method}`", each_draw(rows[rows["method"] == method]["perplexity"]), beside])
+    return table(["method", "tuned", "times SparseGPT's"], lines)
 
 
 def window_ratio(rows: pd.DataFrame, one: str, other: str) -> verdicts.Interval:
@@ -261,9 +261,9 @@ def rose_where(name: str) -> pd.Series:
 
 def texts() -> dict[str, list[str]]:
     """For each document what it must say, tables and phrases."""
-    _, sizes = map(by_block_size, MODELS)
-    tables_of_orders = {"docs/lab-notes/orders.md": [by_order("2:4"), sizes, in_bases()]}
-    return {"docs/results.md": results(), "README.md": readme(), "docs/orders.md": orders(), **tables_of_orders}
+    more = [by_order("2:4"), *map(by_block_size, MODELS), in_bases(), rotated_models()]
+    of_orders = {"docs/orders.md": orders(), "docs/lab-notes/orders.md": more}
+    return {"docs/results.md": results(), "README.md": readme(), **of_orders}
 
 
 def tables() -> dict[str, list[str]]:
@@ -272,23 +272,25 @@ def tables() -> dict[str, list[str]]:
         "docs/lab-notes/check.md": [planted()],
         "docs/check.md": [faults_found()],
         "docs/shipping.md": shipping(),
-        "docs/lab-notes/shipping.md": [beside_llama_cpp()],
+        "docs/lab-notes/shipping.md": [beside_llama_cpp(), beside_published(), four_bits(qwen_half())],
         "docs/tuning.md": tuning(),
+        "docs/lab-notes/models.md": [moved(), *states_and_damage()],
     }
 
 
 def tuning() -> list[str]:
-    said = [tuning_seconds(), equal_time(), in_their_time(), f"dense {dense_tuned()}", moved(), *states_and_damage()]
+    said = [tuning_seconds(), equal_time(), in_their_time(), dense_of_both_texts()]
+    whole, part = tuning_memory_of_1b()
+    said += [f"{whole} for shapes of Llama-3.2-1B in bfloat16", f"{part} for Llama-3.2-1B in four"]
     return [tuned(), still_better(), *said]
 
 
 def shipping() -> list[str]:
     smol = half_and_four("bits.csv", "smollm2", "rose_admm")
-    qwen = half_and_four("bits-budget.csv", "qwen", "sparsegpt")
     together, apart, nearest = costs_of_four_bits(smol, ("joint", "sweep", "rounding"))
-    ours, later = costs_of_four_bits(qwen, ("joint", "sweep"))
+    ours, later = costs_of_four_bits(qwen_half(), ("joint", "sweep"))
     return [
-        *(four_bits(smol), four_bits(qwen), zeros_and_bits(), round_in_each_draw(), beside_published()),
+        *(four_bits(smol), zeros_and_bits(), round_in_each_draw(), packed()),
         f"4 bits cost {together} where pruning and rounding are made good together, {apart} one after the other, and "
         f"{nearest} where rounding is not made good",
         f"4 bits cost {ours} together and {later} one after the other",
@@ -321,7 +323,6 @@ def results() -> list[str]:
     layer, dense, low = "rows.csv", "dense/rows.csv", "dense/low-sparsities.csv"
     methods = list(read(layer)["method"].unique())
     methods.remove("rose_admm")  # ran elsewhere than the others
-    qwen, smol = "qwen2.5-coder-0.5b-o_proj.csv", "layers-70.csv"
     return [
         perplexities(layer, methods),
         *(f"whose dense perplexity is {headline(s)['dense_perplexity'].iloc[0]:.2f}" for s in HEADLINE),
@@ -341,9 +342,6 @@ def results() -> list[str]:
         f"`rose_admm` is at {says(ratio(model('qwen.gguf', 'dense'), 'rose_admm', 'sparsegpt'))} times SparseGPT's",
         f"`rose` at {says(ratio(model('qwen.gguf', 'layer'), 'rose', 'sparsegpt'))} with `--target layer` and "
         f"{says(ratio(model('qwen.gguf', 'dense'), 'rose', 'sparsegpt'))} with dense targets",
-        f"{len(columnar(smol))} of {len(ranges(smol))} output projections of SmolLM2 and {len(columnar(qwen))} of "
-        f"{len(ranges(qwen))} of Qwen",
-        f"{rose_where(smol).mean():.2f} of SparseGPT's error in the one and {rose_where(qwen).mean():.2f} in the other",
     ]
 
 
@@ -508,28 +506,82 @@ def learned_basis() -> str:
 
 
 def orders() -> list[str]:
-    sentences = [at_two_of_four(), *orders_compared()[:2], draws_apart(), learned_basis(), order_after_tuning()]
-    sizes, _ = map(by_block_size, MODELS)
-    tables = [by_order("0.7"), sizes, rotated_models()]
-    return [*tables, *sentences, pairs_rotated()]
+    sentences = [at_two_of_four(), *orders_compared()[:2], draws_apart(), learned_basis(), *order_after_tuning()]
+    return [by_order("0.7"), *sentences, pairs_rotated()]
 
 
 def own_model() -> str:
     """Hours and memory of a user's commands on models of two sizes, from decoder blocks that were run."""
-    rows = read("own-model.csv").set_index(["shapes", "command"])
-    commands, lines = ("analyze", "prune, sparsegpt", "prune"), []
-    for shapes in ("1B", "7B"):
-        cells = []
-        for key in ((shapes, command) for command in commands):
-            if key not in rows.index:
-                cells.append("–")
-                continue
-            row = rows.loc[key]
-            minutes = row["seconds"] * row["of_blocks"] / row["blocks"] / 60
-            time = f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-            cells.append(f"{time}, {row['peak_memory'] / 1e9:.1f} GB")
-        lines.append([f"{shapes} shapes", *cells])
-    return table(["", "`analyze`, as above", "`prune --method sparsegpt`", "`prune`, by default"], lines)
+    commands = ("analyze", "prune, sparsegpt", "prune")
+    lines = [[f"{one} shapes", *(", ".join(hours_and_memory(one, command)) for command in commands)] for one in LLAMAS]
+    return table(["", "`analyze --layers '*o_proj'`", "`prune --method sparsegpt`", "`prune`, by default"], lines)
+
+
+LLAMAS = ("1B", "7B")
+
+
+def hours_and_memory(shapes: str, command: str) -> tuple[str, str]:
+    """Of all decoder blocks."""
+    row = read("own-model.csv").set_index(["shapes", "command"]).loc[(shapes, command)]
+    minutes = row["seconds"] * row["of_blocks"] / row["blocks"] / 60
+    time = f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    return time, f"{row['peak_memory'] / 1e9:.1f} GB"
+
+
+def streamed() -> str:
+    """The default method on models of two sizes."""
+    return " and ".join(f"{' and '.join(hours_and_memory(one, 'prune'))} with {one} shapes" for one in LLAMAS)
+
+
+def packed_layers() -> str:
+    return f"packed layers {packed_share('0.5', 16):.2f} of `bfloat16`"
+
+
+def packed_share(sparsity: str, bits: int) -> float:
+    """Of what layers take in bfloat16, packed."""
+    return float(read("packed.csv").set_index(["sparsity", "bits"]).loc[(sparsity, bits), "share"])
+
+
+def packed() -> str:
+    """The same by sparsity and bits of the kept weights, lines of a table."""
+    lines = [
+        [percent(float(one), 0), *(f"{packed_share(one, bits):.3f}" for bits in (16, 4))]
+        for one in read("packed.csv")["sparsity"].unique()
+    ]
+    return table(["zeros", "not rounded", "4 bits"], lines)
+
+
+def files_of_half() -> str:
+    """Size and speed of half of the weights zero and 4 bits for the others, by the type of the GGUF file."""
+    rows = read("llama-cpp.csv").query("model == 'half-4-bits'").set_index("type")
+    (small, fast), (large, slow) = (
+        (f"{rows.loc[one, 'bytes'] / 1e6:.0f} MB", f"{rows.loc[one, 'tokens_per_second']:.0f}")
+        for one in ("q4_0", "f16")
+    )
+    return (
+        f"packed layers {packed_share('0.5', 4):.2f}; GGUF `q4_0` {small} for {large} in `f16`, {fast} for {slow} "
+        f"tokens a second"
+    )
+
+
+def speed_of_slim() -> str:
+    """What a quarter of the decoder blocks' parameters taken out gives."""
+    said = (RESULTS / "structured-speed.txt").read_text()
+    size, prefill, decode = (
+        float(re.findall(rf"{what}: .* ratio ([\d.]+)", said)[0]) for what in ("file, bytes", "prefill", "decode")
+    )
+    return f"with a quarter taken out {size:.2f} of the bytes, prefill {prefill:.2f} and decoding {decode:.2f} times"
+
+
+def tuning_memory_of_1b() -> tuple[str, str]:
+    """What tuning takes besides both models of Llama-3.2-1B's shapes in bfloat16, at once and in four parts."""
+    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+    config = LlamaConfig(vocab_size=128256, num_key_value_heads=8, tie_word_embeddings=True, **sizes)
+    with torch.device("meta"):
+        network = Network(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16))
+    weights = sum(layer.weight.numel() for layer in network.layers)
+    whole, part = (tuning_memory(network, 512, weights // parts) / 1e9 for parts in (1, 4))
+    return f"{whole:.0f} GB", f"{part:.0f} GB"
 
 
 def slimmed(ratio: float) -> pd.DataFrame:
@@ -607,6 +659,10 @@ def four_bits(rows: pd.DataFrame) -> str:
             size = f"{drawn['bits_a_weight'].iloc[0]:.2f}"
             lines.append([what, size, *(f"{value:.2f}" for value in drawn["perplexity"])])
     return table(["50 % zeros", "bits a weight", "draw 0", "draw 1", "draw 2"], lines)
+
+
+def qwen_half() -> pd.DataFrame:
+    return half_and_four("bits-budget.csv", "qwen", "sparsegpt")
 
 
 def costs_of_four_bits(rows: pd.DataFrame, ways: Sequence[str]) -> list[str]:
@@ -697,35 +753,44 @@ def equal_time() -> str:
     both = rows.query("sparsity == '0.7' and samples == 64 and windows == 64").iloc[0]
     seconds = many.seconds + both["processor_seconds"]
     return (
-        f"Four times the windows of calibration take the default method from {few.value:.1f} to {many.value:.1f} in "
-        f"{many.seconds:.0f} seconds instead of {few.seconds:.0f}, tuning on as many to {tuned.value:.1f} in "
-        f"{tuned.seconds:.0f}; both, in one draw, to {both['perplexity']:.1f} in {seconds:.0f}"
+        f"Before: {few.value:.1f} after {few.seconds:.0f} s. Calibrating on four times the windows gives "
+        f"{many.value:.1f} after {many.seconds:.0f} s. Tuning on 64 windows instead gives {tuned.value:.1f} after "
+        f"{tuned.seconds:.0f} s. Doing both gives {both['perplexity']:.1f} after {seconds:.0f} s (one draw)"
     )
 
 
 def in_their_time() -> str:
-    """What pruning and tuning reach in the time of the authors' program."""
-    rows = read("time-to-quality.csv").set_index("method")
-    theirs, ours = rows[rows["program"] == "authors"].iloc[0], rows.loc["rose_admm, tuned"]
-    assert ours["processor_seconds"] < theirs["processor_seconds"]
+    """What pruning, and pruning and tuning, reach in the time of the authors' program."""
+    rows = read("time-to-quality.csv").set_index(["program", "method", "tokens"])
+    theirs = rows.loc["authors"].iloc[0]
+    ours, tuned = rows.loc[("ours", "sparsegpt", "4 × 512")], rows.loc[("ours", "rose_admm, tuned", "16 × 512")]
+    assert tuned["processor_seconds"] < theirs["processor_seconds"]
     return (
-        f"with {theirs['tokens']} tokens of the packaged text to a perplexity of {theirs['perplexity']:.1f}, "
-        f"`rose_admm` with {ours['tokens']} of them and tuning on all but four windows comes to "
-        f"{ours['perplexity']:.1f}"
+        f"The authors' program prunes to {theirs['perplexity']:.1f} in {theirs['processor_seconds']:.0f} s, by "
+        f"SparseGPT with {rows.loc['authors'].index[0][1]} tokens of the packaged text. Ours, not tuned and towards "
+        f"the dense model, is at {ours['perplexity']:.1f} after {ours['processor_seconds']:.0f} s. Tuned on that same "
+        f"text for the rest of the time, `rose_admm` reaches {tuned['perplexity']:.1f}"
     )
 
 
-def order_after_tuning() -> str:
+def order_after_tuning() -> list[str]:
     """Global order with the layer's budget beside SparseGPT, target layer at 70 %: before and after tuning."""
     rows = tuning_rows().query("sparsity == '0.7'")
     drawn = rows.pivot(index="seed", columns=["method", "windows"], values="perplexity")
-    said = []
+    means, ratios = [], []
     for size in (0, 64):
         one, other = (drawn[f"{method}:layer", size].dropna() for method in ("rose_global", "sparsegpt"))
-        said.append(
-            f"{other.mean():.1f} and {one.mean():.1f}, {says(verdicts.paired_ratio(np.log(one), np.log(other)))} of it"
-        )
-    return f"before tuning {said[0]}, after 64 windows {said[1]}"
+        means.append((f"{other.mean():.1f}", f"{one.mean():.1f}"))
+        ratios.append(verdicts.paired_ratio(np.log(one), np.log(other)))
+    before, after = ratios
+    assert before.is_clear
+    assert not after.is_clear
+    return [
+        f"Before tuning SparseGPT has {means[0][0]} and global order {means[0][1]}, which is {before.value:.2f} "
+        f"({before.low:.2f} to {before.high:.2f}) times as much",
+        f"After 64 windows they have {means[1][0]} and {means[1][1]}: {after.value:.2f} ({after.low:.2f} to "
+        f"{after.high:.2f}) times, no clear difference",
+    ]
 
 
 def moved() -> str:
@@ -754,22 +819,23 @@ def states_and_damage() -> list[str]:
     ]
 
 
-def dense_tuned() -> str:
-    rows = read("tuning.csv")
-    return f"{rows[rows['method'] == 'dense']['perplexity'].iloc[0]:.1f}"
+def dense_of_both_texts() -> str:
+    """The dense model's perplexities, on the text that is tuned on and on the other."""
+    dense = read("tuning.csv").query("method == 'dense'").iloc[0]
+    return f"dense {dense['perplexity']:.1f}, on other text {dense['other']:.1f}"
 
 
-def tuned_longest() -> str:
+def tuned_longest() -> list[str]:
     """Before and after tuning on the most windows, of a sparse and of a smaller model, for the table of decisions."""
     rows, said = tuning_rows(), []
     most = rows["windows"].max()
-    ways = (("0.7", "rose_admm", "at 70 % zero"), ("slim-0.3", "obs:layer", "with 30 % taken out"))
+    ways = (("0.7", "rose_admm", "70 % zero"), ("slim-0.3", "obs:layer", "30 % taken out"))
     for sparsity, method, what in ways:
         drawn = rows.query(f"sparsity == {sparsity!r} and method == {method!r}")
         before, after = (drawn[drawn["windows"] == size]["perplexity"] for size in (0, most))
         assert len(before) == len(after) == 3
-        said.append(f"{what} {cell(before, 1)} → {cell(after, 1)}")
-    return f"{', '.join(said)}, with {most} windows, 3 draws"
+        said.append(f"{what}: {cell(before, 1)}, tuned {cell(after, 1)}")
+    return [*said, f"on {most} windows"]
 
 
 def each_draw(values: pd.Series) -> str:
@@ -783,38 +849,41 @@ def before_and_after(dense: float, after: pd.Series) -> str:
 
 
 def readme() -> list[str]:
-    five = ("wanda", "sparsegpt", "rose", "alps", "rose_admm")
-    targets = [at("rows.csv", "0.7"), headline("0.7")]
-    lines = [[f"`{m}`", *(cell(t[t["method"] == m]["perplexity"]) for t in targets)] for m in five]
+    five, at_70 = ("wanda", "sparsegpt", "rose", "alps", "rose_admm"), headline("0.7")
+    lines = [[f"`{m}`", cell(at_70[at_70["method"] == m]["perplexity"])] for m in five]
     recommended = [headline(sparsity).query("method == 'rose_admm'") for sparsity in ("0.5", "2:4")]
     slim, whole = slimmed(0.2), read("structured.csv").query("variant == 'dense'").iloc[0]
     smol, qwen = "layers-70.csv", "qwen2.5-coder-0.5b-o_proj.csv"
     output = [line for line in (RESULTS / "qwen2.5-coder-0.5b-analyze.txt").read_text().splitlines() if line.strip()]
-    shown = [*output[1:5], *output[6:8], " …", *output[10:12], output[-1]]
+    shown = [*output[1:5], output[6], " …", output[10], output[-1]]
     chance = orders_compared()[2]
     below = [at for sparsity, at in HEADLINE.items() if is_below_alps(sparsity)]
     level = [at for at in HEADLINE.values() if at not in below]
     minutes, seconds = re.findall(r" 0:(\d\d):(\d\d) ", output[0])[0]
     return [
-        table(["method", "`--target layer`, as the papers", "`--target dense`, the default"], lines),
-        own_model(),
+        table(["method", "perplexity"], lines),
+        streamed(),
         "\n".join(shown),
         *(before_and_after(rows["dense_perplexity"].iloc[0], rows["perplexity"]) for rows in recommended),
         f"{before_and_after(whole['perplexity'], slim['perplexity'])}, {slim['parameters'].mean() / 1e6:.0f} of "
         f"{whole['parameters'] / 1e6:.0f} million parameters",
         of_bits(),
         round_or_prune(),
+        packed_layers(),
+        files_of_half(),
+        speed_of_slim(),
+        "{} besides, with `--parts 4` {}".format(*tuning_memory_of_1b()),
         f"ROSE's held-out error is {rose_where(smol).mean():.2f} of SparseGPT's in the {len(columnar(smol))} of "
         f"{len(ranges(smol))} output projections that are columnar in SmolLM2-135M, and {rose_where(qwen).mean():.2f} "
         f"in {len(columnar(qwen))} of {len(ranges(qwen))} of Qwen2.5-Coder-0.5B",
-        f"in {chance[0]} of {len(ranges(smol))} output projections of SmolLM2-135M",
-        f"in Qwen in {chance[1]} of {len(ranges(qwen))}",
+        f"in {chance[0]} of SmolLM2's {len(ranges(smol))} output projections, and in {chance[1]} of Qwen's "
+        f"{len(ranges(qwen))}",
         f"SparseGPT's perplexity in Qwen falls to {says(of_target('qwen.gguf', 'sparsegpt'))} of what it is with "
         f"`--target layer`",
-        f"(dense {' and '.join(format(one['dense_perplexity'].iloc[0], '.2f') for one in targets)};",
+        f"dense {at_70['dense_perplexity'].iloc[0]:.2f}",
         f"from {output[6].split()[-2]} to {output[6].split()[-1]}",
         f"{60 * int(minutes) + int(seconds)} seconds on one core",
-        tuned_longest(),
+        *tuned_longest(),
         f"and than ALPS {' and '.join(below)}; {' and '.join(level)} it does not clearly differ from ALPS",
     ]
 

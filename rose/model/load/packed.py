@@ -13,7 +13,7 @@ last two exchanged, so that input columns come last.
 - signs: a bit for each weight that is not kept, where some of them are −0.
 
 Parts that zstd makes smaller are listed under `zstd`. A bitmask that it has compressed needs less than the indices of
-an N:M pattern: 2.6 bits a group of 2:4, where two indices take 4. docs/shipping.md has a reader of ten lines.
+an N:M pattern: 2.6 bits a group of 2:4, where two indices take 4. docs/lab-notes/shipping.md has a reader.
 """
 
 from __future__ import annotations

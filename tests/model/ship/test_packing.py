@@ -205,7 +205,7 @@ def test_masks_beside_their_weights_are_refused(tmp_path: Path) -> None:
 
 def test_the_reader_in_the_documents(tmp_path: Path) -> None:
     """It needs nothing of rose."""
-    text = (Path(__file__).parents[3] / "docs" / "shipping.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "lab-notes" / "shipping.md").read_text()
     (code,) = re.findall(r"```python\n(.*?def read_packed.*?)```", text, re.DOTALL)
     known: dict[str, Any] = {}
     exec(code, known)
