@@ -477,21 +477,6 @@ def orders_compared() -> tuple[str, str, list[int]]:
     return ". ".join(said), " and in ".join(kept), by_chance
 
 
-def at_two_of_four() -> str:
-    """Output projections under 2:4, one sentence of the table."""
-    rows = outputs_by_order().query("sparsity == '2:4' and block_size == '128'")
-    mean = rows.groupby(["model", "basis"])[list(ORDERS)].mean()
-
-    def both(order: str, basis: str = "as given") -> str:
-        return " and ".join(f"{mean.loc[(model, basis), order]:.2f}" for model in MODELS)
-
-    return (
-        f"{both('two_level/block')} with two-level order forced, {both('random:0/block')} with a random order, "
-        f"{both('global/block')} with global order, {both('rose_admm')} with `rose_admm`; with rotated heads "
-        f"{both('natural/block', 'learned')} with SparseGPT and {both('rose_admm', 'learned')} with `rose_admm`"
-    )
-
-
 def learned_basis() -> str:
     """What the learned basis leaves of a method's error, one sentence of the table of bases."""
     rows = read("rotation.csv")
@@ -506,7 +491,7 @@ def learned_basis() -> str:
 
 
 def orders() -> list[str]:
-    sentences = [at_two_of_four(), *orders_compared()[:2], draws_apart(), learned_basis(), *order_after_tuning()]
+    sentences = [*orders_compared()[:2], draws_apart(), learned_basis(), *order_after_tuning()]
     return [by_order("0.7"), *sentences, pairs_rotated()]
 
 
