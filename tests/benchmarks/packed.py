@@ -6,6 +6,7 @@ take packed, of what they take in bfloat16. Each row is kept as it comes, and th
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import rose
 from rose.model.ship.packing import packed_size
@@ -23,7 +24,7 @@ def main() -> None:
             continue
         model, tokenizer = rose.load_model(MODEL, dtype="bfloat16")
         tokens = rose.load_tokens("packaged", tokenizer, samples=options.samples, length=options.length, seed=0)
-        grid = {"bits": bits, "group": GROUP} if bits else {}
+        grid: dict[str, Any] = {"bits": bits, "group": GROUP} if bits else {}
         rose.prune_model(model, tokens, method="sparsegpt", sparsity=sparsity, **grid)
         size = packed_size(model)
         rows.add(sparsity=sparsity, bits=bits or 16, layers=size.layers, share=size.layer_share)
