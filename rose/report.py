@@ -169,6 +169,21 @@ class RunReport:
             RunReport(self.layers.iloc[-rest["layers"] :], rest),
         ]
 
+    def without_errors(self) -> RunReport:
+        """What still holds of a report once its model is tuned: errors of layers, drift and sizes were those before.
+        Of a run in two stages, the first one's stay."""
+        *first, last = self.stages
+        gone = [name for name in (*ERRORS, "pruning_error", "rounding_error") if name in self.layers]
+        gone_too = ("drift", "plain_bytes", "packed_bytes")
+        kept = {
+            name: one for name, one in last.summary.items() if not name.startswith("mean_") and name not in gone_too
+        }
+        if not first:
+            return RunReport(self.layers.drop(columns=gone), kept)
+        layers = self.layers.copy()
+        layers.loc[last.layers.index, gone] = math.nan
+        return RunReport(layers, {**self.summary, "pruned": kept})
+
     def with_summary(self, **entries: Any) -> RunReport:
         """The same report with further entries in its summary."""
         return RunReport(self.layers, {**self.summary, **entries})

@@ -179,7 +179,7 @@ def _run_of(report: rose.RunReport, place: str) -> FinishedRun:
     layers = report.layers
     if "tuned" in summary:
         summary["tuned"] = _tuned(summary["tuned"])
-        after = without_errors(rose.RunReport(layers, summary))
+        after = rose.RunReport(layers, summary).without_errors()
         layers, summary = after.layers, after.summary
         layers = layers.assign(change=layers["layer"].map(summary["tuned"]["change"]))
     run = FinishedRun("", kind, _layers(layers), summary, found, place, report)
@@ -187,14 +187,6 @@ def _run_of(report: rose.RunReport, place: str) -> FinishedRun:
         f"Slim by {method}, {run.asked}" if kind == SLIM else Case(run.method, run.asked, run.target or "dense").label
     )
     return replace(run, name=name + tuned_suffix(summary))
-
-
-def without_errors(report: rose.RunReport) -> rose.RunReport:
-    """What still holds of a report once its model is tuned: errors of layers, drift and sizes were those before."""
-    gone_too = ("drift", "plain_bytes", "packed_bytes")
-    kept = {name: one for name, one in report.summary.items() if not name.startswith("mean_") and name not in gone_too}
-    gone = [name for name in (*ERRORS, "pruning_error", "rounding_error") if name in report.layers]
-    return rose.RunReport(report.layers.drop(columns=gone), kept)
 
 
 def tuned_suffix(summary: dict[str, Any]) -> str:

@@ -169,13 +169,13 @@ class Slimming(TunableRun):
             said.append([f"{one.label} takes perplexity on held-out windows {moved}.", *odd])
         return said
 
-    def add_tuned(self, outcome: Outcome, model: Any, tokenizer: Any, tuned: dict[str, Any]) -> None:
+    def add_tuned(self, outcome: Outcome, model: Any, tokenizer: Any, found: rose.TuneReport) -> None:
         """Puts the smaller copy's tuned one beside it, and its checkpoint and report in place of the copy's."""
         assert self.report is not None
         folder = self.untuned.with_name(f"{self.untuned.name}-tuned")
-        if outcome.losses:
-            tuned = {"tuned": tuned["tuned"] | self.outcomes[1].measured("before"), **outcome.measured("after")}
-        report = self.report.with_summary(**tuned)
+        before = self.outcomes[1].measured("before") if outcome.losses else {}
+        after = outcome.measured("after") if outcome.losses else {}
+        report = found.added_to(self.report, **before).with_summary(**after)
         with written_beside(folder, folder.exists()) as place:  # that of an earlier tuning
             rose.save_model(model, tokenizer, place, report=report)
         self.outcomes, self.checkpoint, self.report = [*self.outcomes[:2], outcome], folder, report

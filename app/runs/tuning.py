@@ -20,7 +20,7 @@ import rose
 from app import words
 from app.jobs import Job, Run
 from app.runs import slimming
-from app.runs.finished import tuned_suffix, without_errors
+from app.runs.finished import tuned_suffix
 from app.runs.pruning import EvaluatedModel, PruningRun, judge
 from app.runs.request import evaluation_seconds
 from app.runs.shipping import worth_keeping
@@ -183,13 +183,12 @@ class TuningRun(Tuning):
         source, run = self.source, self.run
         assert source.report is not None
         before = {"perplexity_before": source.perplexity, "losses_before": list(source.losses)}
-        tuned = {"tuned": found.facts | before, "environment": found.summary["environment"]}
-        whose = source.label + tuned_suffix(tuned)
+        report = found.added_to(source.report, **before)
+        whose = source.label + tuned_suffix(report.summary)
         judged = judge(run.request, source.case, whose, model, tokenizer, windows, self._step)
         prunes, *evaluates = str(source.summary["command"]).splitlines()
         command = "\n".join([f"{prunes} --tune {self.minutes:g}", *evaluates])
-        report = without_errors(source.report).with_summary(**judged.measured, command=command, **tuned)
-        copy = replace(judged, report=report)
+        copy = replace(judged, report=report.with_summary(**judged.measured, command=command))
         self._say(f"Writing the checkpoint of {whose}")
         former = [one.checkpoint for one in run.copies if one.label == whose]
         replaces = any(one is not None and one.exists() for one in former)
@@ -221,7 +220,7 @@ class SlimTuning(Tuning):
         self._step(f"Perplexity and text: {label}")
         judged = slimming.judge(label, model, tokenizer, windows, self.slim.prompt)
         self._say(f"Writing the checkpoint of {label}")
-        self.slim.add_tuned(replace(judged, speed=self.source.speed), model, tokenizer, {"tuned": found.facts})
+        self.slim.add_tuned(replace(judged, speed=self.source.speed), model, tokenizer, found)
 
 
 def says(tuning: TuningRun) -> str:

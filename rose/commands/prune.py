@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -28,7 +27,7 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run, divided=True)
 
 
-def run(options: argparse.Namespace, console: Console) -> None:
+def run(options: argparse.Namespace, console: Console) -> int:
     chosen = shared.run_options(options)
     settings = run_settings(**chosen).layer
     checkpoints.check(options)
@@ -46,11 +45,14 @@ def run(options: argparse.Namespace, console: Console) -> None:
     outcome.begin(model)
     with terminal.bar(console, "Pruning") as follow:
         chosen |= {"layers": options.layers, "checkpoint": options.checkpoint}
-        report = rose.prune_model(model, tokens, held_out=held_out, progress=follow, **chosen)
-    said = shared.origin(options) | tune_after(options, console, model, texts)
-    report = outcome.save(model, report.with_summary(**said))
-    _print_layers(report)
-    _print_summary(report, options.output)
+        pruned = rose.prune_model(model, tokens, held_out=held_out, progress=follow, **chosen)
+    report, status = tune_after(options, console, model, texts, pruned)
+    report = outcome.save(model, report.with_summary(**shared.origin(options)))
+    _print_layers(pruned)
+    _print_summary(pruned)
+    checkpoints.say_perplexity(report.summary)
+    terminal.say(f"Checkpoint, report.json and layers.csv are in {options.output}")
+    return status
 
 
 def _print_layers(report: rose.RunReport) -> None:
@@ -64,8 +66,8 @@ def _print_layers(report: rose.RunReport) -> None:
     terminal.print_table(table[["layer", "sparsity", "relative_range", *errors, *apart]], "Layers")
 
 
-def _print_summary(report: rose.RunReport, folder: Path) -> None:
-    """The outcome; `folder` is where the model was written."""
+def _print_summary(report: rose.RunReport) -> None:
+    """What pruning has done."""
     summary = report.summary
     errors = f"Mean relative error on calibration tokens: {summary['mean_relative_error']:.4f} of layers' own outputs"
     if summary["mean_target_error"] is not None:
@@ -87,5 +89,3 @@ def _print_summary(report: rose.RunReport, folder: Path) -> None:
             f"{summary['experts_left_dense']} layers of experts stayed dense, because fewer than "
             f"{summary['min_expert_tokens']} calibration tokens were routed to them"
         )
-    checkpoints.say_perplexity(summary)
-    terminal.say(f"Checkpoint, report.json and layers.csv are in {folder}")

@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run, divided=True)
 
 
-def run(options: argparse.Namespace, console: Console) -> None:
+def run(options: argparse.Namespace, console: Console) -> int:
     _check_drop_options(options)
     slimming, pruning = _slim_options(options), _prune_options(options)
     SlimSettings(**slimming)
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     outcome.begin(model)
     with terminal.bar(console, "Slimming") as follow:
         more = {"held_out": held_out, "progress": follow, "checkpoint": options.checkpoint}
-        report = slimmed = rose.prune_structured(model, tokens, **slimming | more)
+        done = slimmed = rose.prune_structured(model, tokens, **slimming | more)
     if rest:
         between = outcome.measure(model, "slimmed")
         with terminal.bar(console, "Pruning") as follow:
@@ -82,14 +82,16 @@ def run(options: argparse.Namespace, console: Console) -> None:
             pruned = rose.prune_model(model, tokens, **pruning | more)
         # One report of both: the rows of parts, then those of layers; the second run's settings under "pruned".
         both = pd.concat([slimmed.layers, pruned.layers], ignore_index=True)
-        report = rose.RunReport(both, slimmed.summary | {"pruned": pruned.summary} | between)
-    said = shared.origin(options) | tune_after(options, console, model, texts)
-    report = outcome.save(model, report.with_summary(**said))
+        done = rose.RunReport(both, slimmed.summary | {"pruned": pruned.summary} | between)
+    report, status = tune_after(options, console, model, texts, done)
+    report = outcome.save(model, report.with_summary(**shared.origin(options)))
     if len(slimmed.layers):
         _print_parts(slimmed.layers)
-    _print_summary(report)
+    _print_summary(done)
+    checkpoints.say_perplexity(report.summary)
     kind = "any program that uses transformers" if report.summary["uniform"] else "rose.load_model"
     terminal.say(f"Checkpoint, report.json and layers.csv are in {options.output}, for {kind}")
+    return status
 
 
 def _check_drop_options(options: argparse.Namespace) -> None:
@@ -187,4 +189,3 @@ def _print_summary(report: rose.RunReport) -> None:
             f"{then['method']}, {then['seconds']:.0f} s"
         )
         checkpoints.say_targets(pruned)
-    checkpoints.say_perplexity(summary)

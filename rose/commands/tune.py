@@ -94,9 +94,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     pruned = outcome.measure(model, "before")
     is_whole = _follow(tuner, console, options.checkpoint)
     found = tuner.report()
-    facts = found.facts | shared.origin(options) | {"dense": options.dense} | pruned
-    # Perplexities are measured anew, here.
-    report = report.with_summary(tuned=facts, environment=facts["environment"])
+    report = found.added_to(report, **shared.origin(options), dense=options.dense, **pruned)
     report = outcome.save(model, report)
     say_tuned(found)
     checkpoints.say_perplexity(report.summary)
@@ -145,20 +143,22 @@ def _texts(options: argparse.Namespace, tokenizer: Any, evaluated: Tensor | None
     return tokens, held_out if len(held_out) else None
 
 
-def tune_after(options: argparse.Namespace, console: Console, model: nn.Module, texts: Texts | None) -> dict[str, Any]:
-    """Tunes what a command has pruned, for the minutes of its --tune; what its summary says of that: nothing without.
+def tune_after(
+    options: argparse.Namespace, console: Console, model: nn.Module, texts: Texts | None, report: rose.RunReport
+) -> tuple[rose.RunReport, int]:
+    """Tunes what a command has pruned, for the minutes of its --tune; its report then, and its exit status.
 
     The dense model is read again, as pruning has changed the one that was loaded.
     """
     if texts is None:
-        return {}
+        return report, 0
     dense, _ = shared.load(options, console)
     settings = TuneSettings(minutes=options.tune, seed=options.seed, compute=getattr(options, "compute", "auto"))
     tuner = Parts(TuneTask(model, dense, *texts), settings)
-    _follow(tuner, console, options.checkpoint and options.checkpoint / "tuned")
+    is_whole = _follow(tuner, console, options.checkpoint and options.checkpoint / "tuned")
     found = tuner.report()
     say_tuned(found)
-    return {"tuned": found.facts}
+    return found.added_to(report), 0 if is_whole else CANCELLED
 
 
 def _follow(tuner: Parts, console: Console, checkpoint: Path | None) -> bool:

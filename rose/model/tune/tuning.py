@@ -45,6 +45,7 @@ from rose.model.tune.kept import (
 )
 from rose.model.tune.loss import LOSSES, cross_entropy, divergence
 from rose.model.workers import Workers
+from rose.report import RunReport
 from rose.wording import count, whole
 
 RATE = 1e-3
@@ -140,6 +141,14 @@ class TuneReport:
         """What the report of a pruned model says of it: settings, totals, the curve, and how far layers have moved."""
         moved = dict(zip(self.layers["layer"], self.layers["change"], strict=True))
         return {**self.summary, "curve": self.curve.to_dict("records"), "change": moved}
+
+    def added_to(self, report: RunReport, **more: Any) -> RunReport:
+        """The report of a run whose model this has tuned: what still holds of it, and in its summary, as "tuned",
+        `facts` and `more`. Its environment, of a run in two stages that of the second, is the one that tuned."""
+        report, environment = report.without_errors(), {"environment": self.summary["environment"]}
+        if len(report.stages) > 1:
+            environment = {"pruned": {**report.summary["pruned"], **environment}}
+        return report.with_summary(tuned={**self.facts, **more}, **environment)
 
     @property
     def caution(self) -> str:

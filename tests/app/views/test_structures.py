@@ -116,6 +116,8 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     assert slim.perplexity is not None
     assert tuned.perplexity < slim.perplexity
     assert run.report.summary["tuned"]["kept_step"] > 0
+    assert run.report.summary["environment"] == run.report.summary["tuned"]["environment"]
+    assert "mean_relative_error" not in run.report.summary
     assert "tuned" not in report.summary
     assert folder.exists()
     assert run.checkpoint.name == "slim-obs-0.3-tuned"

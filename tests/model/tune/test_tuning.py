@@ -18,8 +18,10 @@ from rose import cli
 from rose.commands.tune import draw_texts
 from rose.files import digest
 from rose.model.load.low_rank import keep_low_rank
+from rose.interrupt import CANCELLED
 from rose.model.tune import tuning
 from rose.model.tune.loss import divergence
+from rose.model.tune.parts import Parts
 from rose.model.tune.tuning import TuningProgress
 from rose.model.workers import Workers
 from tests.model.families import GATED, make_from, make_model, make_tokens
@@ -374,6 +376,36 @@ def test_what_tuning_cannot_do_is_said_before_anything_is_pruned(tmp_path, capsy
     monkeypatch.setattr(tuning, "tuning_memory", lambda *_, **__: 10**15)
     assert cli.main(prune) == 2
     assert "Tuning takes about 1000000.0 GB besides both models" in capsys.readouterr().err
+
+
+SLIM = ["slim", "--ratio", "0.3", "--prune", "0.5"]
+
+
+@pytest.mark.parametrize("command", [["prune", "--block-size", "16"], SLIM], ids=["prune", "slim"])
+def test_a_copy_whose_tuning_was_cancelled_is_written_and_says_so(tmp_path, monkeypatch, command, capsys):
+    def stop(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Parts, "run", stop)
+    tiny, text = str(save_tiny_llama(tmp_path / "dense")), tmp_path / "text.txt"
+    text.write_text(" ".join(f"The quick brown fox jumps over {number} lazy dogs." for number in range(40)))
+    sizes = ["--calibration", str(text), "--samples", "4", "--length", "48", "--held-out", "2"]
+    output = tmp_path / "out"
+    assert cli.main([*command, "--model", tiny, *sizes, "--tune", "1", "--output", str(output)]) == CANCELLED
+    said = capsys.readouterr()
+    assert "tuning was cancelled; the best weights so far are kept" in said.err
+    assert "Drift of the residual stream" in said.out  # of what was pruned
+    assert rose.load_model(str(output))
+
+    # The report tells of a model that was tuned, and holds no errors of the one before.
+    report = rose.RunReport.from_json((output / "report.json").read_text())
+    last = report.stages[-1]
+    assert last.summary["environment"] == report.summary["tuned"]["environment"]
+    assert "mean_relative_error" not in last.summary
+    assert "drift" not in last.summary
+    assert "relative_error" not in last.layers or last.layers["relative_error"].isna().all()
+    if len(report.stages) > 1:
+        assert report.summary["mean_relative_error"] == report.stages[0].layers["relative_error"].mean()
 
 
 def test_commands_tune_and_say_what_they_did(tmp_path, capsys):
