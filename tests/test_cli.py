@@ -521,6 +521,23 @@ def test_a_comparison_that_measured_nothing_leaves_its_folder_to_the_next(checkp
         folder.add(ComparisonFolder(output, json.loads((output / "settings.json").read_text())).rows[0])
 
 
+def test_rows_of_a_model_that_was_replaced_are_not_compared_with(tmp_path, capsys):
+    model, output = tmp_path / "model", tmp_path / "comparison"
+    settings = [*CALIBRATION, "--windows", "2", "--methods", "magnitude", "--sparsity", "0.5", "--output", output]
+    asked = ["compare", "--evaluate", "packaged", "--model", model, *settings, "--seeds"]
+    save_tiny_llama(model, hidden=32)
+    assert run(*asked, "0") == 0
+    rows = (output / "rows.csv").read_text()
+    save_tiny_llama(model, hidden=32, seed=1)
+    assert run(*asked, "0,1") == 2
+    assert "are those of another model" in " ".join(capsys.readouterr().err.split())
+    assert (output / "rows.csv").read_text() == rows
+    known = json.loads((output / "settings.json").read_text())
+    del known["embedding_norms"]
+    (output / "settings.json").write_text(json.dumps(known))
+    assert run(*asked, "0,1") == 0  # as a folder of an earlier version, which did not know its model
+
+
 def test_what_a_killed_comparison_left_half_written_is_no_obstacle(tmp_path):
     (tmp_path / "settings.jsonabc.tmp").write_text("{")
     assert ComparisonFolder(tmp_path, {"model": "tiny"}).rows == []

@@ -69,6 +69,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     folder = ComparisonFolder(options.output, shared.pick(options, FOLDER_SETTINGS))
     options.rows = options.output
     model, tokenizer = shared.load(options, console)
+    folder.know(model)
     windows = shared.windows(options, options.evaluate, tokenizer)
     with terminal.bar(console, "Comparing") as follow:
 

@@ -24,10 +24,8 @@ from rose.model.measure.damage_report import (
     correlations,
     outliers,
 )
-from rose.model.network.identity import check_same_model, embedding_norms
 from rose.model.network.precision import Precision
 from rose.model.network.residence import pick_device
-from rose.model.run.damages import model_of_damages
 from rose.model.run.settings import run_settings
 from rose.model.workers import launched_place
 
@@ -95,9 +93,7 @@ def _measure(options: argparse.Namespace, chosen: dict[str, Any], folder: Damage
         dense = model
         model, _ = shared.load(options, console, options.restore, tokenizer=options.model)
         restore = dense_weights(dense, model)
-    if folder.rows and (norms := model_of_damages(options.output)):
-        check_same_model(model, norms, f"The rows in {options.output} are those of another model")
-    folder.know(embedding_norms(model))
+    folder.know(model)
     tokens, windows = shared.calibration(options, tokenizer, options.seed)
     if options.evaluate is not None:
         windows = shared.windows(options, options.evaluate, tokenizer)

@@ -112,14 +112,10 @@ class DamageFolder(MeasurementFolder[DamageRecord]):
     key = ("unit",)
     holds = "measurement of damage", "damages"
     summaries = ("summary.json",)
-    norms: Sequence[float] = ()  # `embedding_norms` of the model, where it is loaded
 
-    def know(self, norms: Sequence[float]) -> None:
-        """Keeps `embedding_norms` of the model, before any row: whatever kills the command, rows have their model."""
-        self.norms = norms
-        self.add()
+    def _known_norms(self) -> list[float]:  # an earlier version has kept them in the summary alone
+        return super()._known_norms() or model_of_damages(self.folder) or []
 
     def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
-        norms = list(self.norms) or model_of_damages(self.folder) or []
-        summary = DamageReport.from_records(self.rows, **settings, embedding_norms=norms).summary
+        summary = DamageReport.from_records(self.rows, **settings, embedding_norms=self.norms).summary
         return {"summary.json": json.dumps(summary, indent=1)}

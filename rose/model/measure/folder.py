@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
 from filelock import FileLock
+from torch import nn
 
 from rose.errors import RoseError
 from rose.files import TEMPORARY, reachable, write_atomically
+from rose.model.network.identity import NORMS, check_same_model, embedding_norms, read_norms
 from rose.report import Record, read_records, records_table
 
 
@@ -26,6 +29,7 @@ class MeasurementFolder(Generic[Record]):
         holds: what such a folder holds, and what each of its rows, for people.
         summaries: names of the files besides settings.json and rows.csv.
         rows: those that are there.
+        norms: `embedding_norms` of their model, where it is known.
     """
 
     kind: ClassVar[type]
@@ -42,6 +46,7 @@ class MeasurementFolder(Generic[Record]):
         self.folder = reachable(folder)
         self._settings = json.dumps(dict(settings), indent=1, sort_keys=True)
         self._lock = FileLock(self.folder / ".lock")
+        self.norms: list[float] = []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / ".lock").exists():
@@ -61,6 +66,7 @@ class MeasurementFolder(Generic[Record]):
                 unfinished.unlink()
         if (self.folder / "rows.csv").exists():
             self._check_settings()
+            self.norms = self._known_norms()
         else:  # of a command that failed before it had measured anything, there may be others
             write_atomically(self.folder / "settings.json", self._settings.encode())
 
@@ -83,7 +89,9 @@ class MeasurementFolder(Generic[Record]):
             return False
         ours = json.loads(self._settings)
         # An earlier version has not written what nobody could choose then.
-        return isinstance(known, dict) and all((known | ours)[name] is None for name in known.keys() ^ ours.keys())
+        return isinstance(known, dict) and all(
+            (known | ours)[name] is None for name in (known.keys() ^ ours.keys()) - {NORMS}
+        )
 
     def _check_settings(self) -> None:
         if _given((self.folder / "settings.json").read_text()) != _given(self._settings):
@@ -97,24 +105,46 @@ class MeasurementFolder(Generic[Record]):
         """What `rows` come to: the content of each of `summaries`, by name."""
         raise NotImplementedError
 
+    def _known_norms(self) -> list[float]:
+        return read_norms(self.folder / "settings.json")
+
+    def know(self, model: nn.Module) -> None:
+        """Keeps which model it is, before any row: whatever kills the command, rows have their model.
+
+        Raises:
+            RoseError: the rows are those of another model, or the folder cannot be written any more.
+        """
+        with self._writing():
+            if self.rows and (known := self._known_norms()):
+                check_same_model(model, known, f"The rows in {self.folder} are those of another model")
+            self.norms = embedding_norms(model)
+            known_now = json.loads(self._settings) | {NORMS: self.norms}
+            self._write({"settings.json": json.dumps(known_now, indent=1, sort_keys=True)})
+
     def add(self, *rows: Record) -> None:
         """Keeps more rows, beside those that other processes have added, and updates the other files.
 
         Raises:
             RoseError: the folder cannot be written any more.
         """
+        with self._writing():
+            tell = attrgetter(*self.key)
+            known = set(map(tell, self.rows))
+            new = [row for row in rows if tell(row) not in known]
+            self.rows += new
+            if new:
+                text = records_table(self.rows, self.kind).to_csv(index=False)
+                self._write({"rows.csv": text})
+            self._write(self.summarize(json.loads(self._settings)))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Meanwhile no other process writes, and `rows` are those that are there."""
         try:
             with self._lock:
                 self._check_settings()  # another command may have begun here since
-                tell = attrgetter(*self.key)
                 self.rows = self._read()
-                known = set(map(tell, self.rows))
-                new = [row for row in rows if tell(row) not in known]
-                self.rows += new
-                if new:
-                    text = records_table(self.rows, self.kind).to_csv(index=False)
-                    self._write({"rows.csv": text})
-                self._write(self.summarize(json.loads(self._settings)))
+                yield
         except OSError as problem:
             raise RoseError(
                 f"{self.folder} cannot be written ({problem.strerror}); make room. Rows so far are kept, and the same "
@@ -127,5 +157,5 @@ class MeasurementFolder(Generic[Record]):
 
 
 def _given(settings: str) -> dict[str, Any]:
-    """Settings of a file but for those that are left to their defaults."""
-    return {name: value for name, value in json.loads(settings).items() if value is not None}
+    """Settings of a file but for those that are left to their defaults, and the model."""
+    return {name: value for name, value in json.loads(settings).items() if value is not None and name != NORMS}

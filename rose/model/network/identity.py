@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,6 +14,7 @@ from rose.model.network.network import Network
 from rose.verdicts import is_same_model
 
 PARTS = 8
+NORMS = "embedding_norms"  # as files call them
 
 
 def embedding_norms(model: nn.Module) -> list[float]:
@@ -20,6 +23,14 @@ def embedding_norms(model: nn.Module) -> list[float]:
     with Network(model).residence.embedding():
         parts = body.get_input_embeddings().weight.detach().chunk(PARTS)
         return [float(f"{float(part.float().norm()):.6g}") for part in parts]
+
+
+def read_norms(path: Path) -> list[float]:
+    """`embedding_norms` of the model that a JSON file tells of; none where it does not say."""
+    try:
+        return [float(norm) for norm in json.loads(path.read_text())[NORMS]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 def check_same_model(model: nn.Module, norms: Sequence[float], what: str) -> None:

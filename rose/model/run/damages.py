@@ -5,11 +5,11 @@ How they are measured is in `rose.model.measure.damage`.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from rose.model.network.identity import read_norms
 from rose.report import Measured, NotNegative, NotNegativeOrNan, Share, Within, read_records
 
 WHOLE = "*"  # the unit of the record in which all units are changed at once
@@ -61,7 +61,4 @@ def read_damages(path: str | Path) -> list[DamageRecord]:
 
 def model_of_damages(folder: Path) -> list[float] | None:
     """`embedding_norms` of the model whose damages a folder holds; None where it does not say."""
-    try:
-        return [float(norm) for norm in json.loads((folder / "summary.json").read_text())["embedding_norms"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    return read_norms(folder / "summary.json") or None
