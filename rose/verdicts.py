@@ -25,7 +25,19 @@ SAME_MODEL = 1e-3  # relative difference of norms of the embeddings; number form
 SAME_WINDOWS = 1e-3  # relative difference of the dense model's perplexity, above which it was another model or text
 SAME_TIME = 1.5  # ratio of two times up to which a pause of the machine may be all the difference
 SPARSE = 0.05  # share of zeros from which on a layer was pruned before
+WINDOWS = ("calibration", "samples", "length", "seed", "held_out_samples")  # of a run, by which text was drawn
+BOS = "bos_token"  # that every window begins with, None where they begin with the text: what the option bos came to
 STRONG, WEAK = 0.7, 0.3  # rank correlations from which on one number tells the other, or partly
+
+
+def on_other_windows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the tokens of two runs are known to be different ones, by their summaries."""
+    first, second = (
+        {name: known[name] for name in (*WINDOWS, BOS) if name in known and (name == BOS or known[name] is not None)}
+        for known in (one, other)
+    )
+    return any(first[name] != second[name] for name in first.keys() & second.keys())
+
 
 Kind = Literal["better", "no clear difference", "identical", "undecided", "not comparable"]
 

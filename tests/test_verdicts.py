@@ -265,3 +265,11 @@ def test_checks_are_counted_in_one_sentence() -> None:
     statuses = ["pass"] * 174 + ["look"] * 35 + ["fail"]
     assert verdicts.says_statuses(statuses, "layer") == "210 layers: one fails, 35 need review, 174 pass"
     assert verdicts.says_statuses(["pass"], "check") == "One check: none fails, none needs review, one passes"
+
+
+def test_windows_are_known_to_be_other_ones_only_where_both_runs_say_so():
+    one = {"calibration": "c4", "samples": 8, "seed": 0, "bos_token": None}
+    assert not verdicts.on_other_windows(one, one | {"samples": None})
+    assert not verdicts.on_other_windows(one, {"calibration": "c4", "length": 512})
+    assert verdicts.on_other_windows(one, one | {"samples": 4})
+    assert verdicts.on_other_windows(one, one | {"bos_token": 1})  # every window begins with another token

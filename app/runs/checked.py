@@ -79,13 +79,6 @@ class CheckRequest:
         return replace(cost, seconds=cost.seconds + 2 * estimate_evaluation(skeleton, tokens=windows))
 
     @property
-    def drawn(self) -> dict[str, Any]:
-        """What decides on the tokens, as reports have it."""
-        setup = self.setup
-        chosen = {"calibration": setup.text, "samples": setup.samples, "length": setup.length, "seed": setup.seed}
-        return chosen | {"held_out_samples": setup.held_out}
-
-    @property
     def command(self) -> str:
         """The same for a terminal."""
         setup = self.setup
@@ -106,6 +99,14 @@ class CheckpointRun(Run):
         self.excerpts: dict[str, MaskExcerpt] = {}
         self.seconds = 0.0
         self._load = load
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """What its tokens were, as reports have it; once it is done."""
+        assert self.found is not None
+        setup, bos = self.request.setup, self.found.summary["bos_token"]
+        chosen = {"calibration": setup.text, "samples": setup.samples, "length": setup.length, "seed": setup.seed}
+        return chosen | {"held_out_samples": setup.held_out, "bos_token": bos}
 
     def _run(self, job: Job) -> None:
         setup = self.request.setup
@@ -186,7 +187,7 @@ def facts(run: CheckpointRun) -> list[str]:
     assert found is not None
     said = list(found.cautions)
     if request.with_tokens:
-        said += filter(None, [says_other_draw(expand(request.pruned), request.drawn)])
+        said += filter(None, [says_other_draw(expand(request.pruned), run.drawn)])
     if not differs(found):
         every = words.out_of(len(found.layers), len(found.layers), "layer")
         said.append(f"The verdict on {every} is the same: {found.layers['verdict'].iloc[0]}.")
@@ -223,7 +224,7 @@ def as_finished(run: CheckpointRun) -> FinishedRun:
         "command": run.request.command,
     }
     if run.request.with_tokens:
-        known |= run.request.drawn | {"windows": setup.held_out or setup.samples}
+        known |= run.drawn | {"windows": setup.held_out or setup.samples}
         known |= {
             **{name: value for name, value in summary.items() if name.startswith(("perplexity_", "losses_"))},
             "drift": [entry | unknown for entry in summary["drift"]],

@@ -24,7 +24,6 @@ MEASURES = {  # column of the layers -> in words, as they follow "the"
 }
 BASELINE = "sparsegpt"
 SHOWN = 6  # runs that are shown if nobody chooses; more lines cannot be told apart
-DRAWN = ("calibration", "samples", "length", "seed", "held_out_samples")  # settings that decide on which tokens
 PLACE = ["layer", "block_index", "projection"]
 CONDITION = 200  # characters of what two runs must have in common, to the last of which they are compared
 
@@ -219,14 +218,6 @@ def cautions_of(runs: Sequence[FinishedRun]) -> list[str]:
         for caution in verdicts.cautions(run.layers):
             whose.setdefault(caution, []).append(run.name)
     return [said if len(names) == len(runs) else f"{words.listing(names)}: {said}" for said, names in whose.items()]
-
-
-def on_other_tokens(first: FinishedRun, second: FinishedRun) -> bool:
-    """Whether their errors are known to be of different calibration or held-out windows."""
-    return any(
-        None not in (sides := (first.summary.get(name), second.summary.get(name))) and len(set(sides)) > 1
-        for name in DRAWN
-    )
 
 
 def says_perplexities(runs: Sequence[FinishedRun]) -> str:

@@ -16,6 +16,7 @@ from app.runs.finished import FinishedRun
 from app.runs.pairs import Pair
 from app.runs.widgets import csv_button, folders_input, left_out, saved
 from rose.report import without_formulas
+from rose.verdicts import on_other_windows
 
 PRUNE_PAGE = "views/prune.py"
 DIFFERENCE, MAPS, NUMBERS, SETTINGS, SEEDS = "Difference", "Maps", "Numbers", "Settings", "Over seeds"
@@ -228,7 +229,7 @@ def _settings(runs: Sequence[FinishedRun]) -> None:
 
 
 def _remarks(chosen: Pair, label: str) -> None:
-    if "error" in label and pairs.on_other_tokens(chosen.first, chosen.second):
+    if "error" in label and on_other_windows(chosen.first.summary, chosen.second.summary):
         st.caption(
             f"The two were calibrated and measured on different windows (see {SETTINGS}); part of the difference comes "
             "from that."

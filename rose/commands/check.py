@@ -66,7 +66,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
                 compute=options.compute,
                 progress=follow,
             )
-        _print(name, checks[name], _of_draw(name, options))
+        _print(name, checks[name], _of_draw(name, options, checks[name]))
     tables = {pair: _between(pair, models, checks) for pair in combinations(models, 2)}
     if options.json:
         _write(options.json, checks, tables)
@@ -89,12 +89,13 @@ def _print(name: str, found: CheckpointCheck, caution: str) -> None:
         terminal.say(f"Wrong: {count(len(wrong), 'tensor')}{which} {wrong['name'][0]}.")
 
 
-def _of_draw(name: str, options: argparse.Namespace) -> str:
+def _of_draw(name: str, options: argparse.Namespace, found: CheckpointCheck) -> str:
     """A caution where the checkpoint was calibrated on other windows; "" where not."""
     if not options.calibration:
         return ""
     drawn = shared.pick(options, ("calibration", "samples", "length", "seed"))
-    return says_other_draw(expand(name), drawn | {"held_out_samples": options.held_out})
+    drawn |= {"held_out_samples": options.held_out, "bos_token": found.summary["bos_token"]}
+    return says_other_draw(expand(name), drawn)
 
 
 def _between(pair: tuple[str, str], models: dict[str, Any], checks: dict[str, CheckpointCheck]) -> pd.DataFrame:

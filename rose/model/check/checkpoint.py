@@ -175,6 +175,7 @@ def check_checkpoint(
     }
     summary = _summary(found, judged) | {"gone": gone.row(), "drift": drifts, "rotated_heads": rotated}
     summary |= whose | {"methods": list(methods) if streams else [], "tokens": 0 if tokens is None else tokens.numel()}
+    summary["bos_token"] = None if tokens is None else networks[0].bos_in_front(tokens)
     windows = held_out if held_out is not None else tokens
     if windows is not None and not any(network.is_streamed for network in networks):
         for stage, model in (("before", dense), ("after", pruned)):

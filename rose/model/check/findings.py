@@ -14,7 +14,7 @@ from rose.model.check.costs import ERROR_OF
 from rose.model.check.verdicts import MOVED, says_pattern
 from rose.model.check.whose import says_alike
 from rose.report import report_beside
-from rose.verdicts import says_perplexity
+from rose.verdicts import BOS, WINDOWS, on_other_windows, says_perplexity
 from rose.wording import count, listing, number, out_of, percent, whole
 
 SHOWN = 4  # names of what is gone
@@ -50,17 +50,20 @@ def says_other_draw(folder: Path, drawn: Mapping[str, Any]) -> str:
     """A caution where our report beside a checkpoint tells of other calibration windows than those of a check; else "".
 
     Args:
-        drawn: calibration, samples, length, seed and held_out_samples of the check.
+        drawn: calibration, samples, length, seed, held_out_samples and bos_token of the check.
     """
     report = report_beside(folder)
-    known = {} if report is None else {name: report.summary.get(name) for name in drawn}
-    if None in known.values() or not known or known == dict(drawn):
+    known = {} if report is None else report.summary
+    if any(known.get(name) is None for name in WINDOWS) or not on_other_windows(known, drawn):
         return ""
+    first = ""
+    if known.get(BOS, drawn[BOS]) != drawn[BOS]:
+        first = f", {'without' if known[BOS] is None else 'with'} a beginning-of-sequence token in front"
     text, (samples, length) = Path(str(known["calibration"])).name, (known["samples"], known["length"])
     return (
         f"By its report it was calibrated on other windows: {samples} × {length} tokens of {text}, seed "
-        f"{known['seed']}, {known['held_out_samples']} held out. Methods beside it are fitted to the tokens of this "
-        "check, so its errors look higher than theirs, and its masks are less alike."
+        f"{known['seed']}, {known['held_out_samples']} held out{first}. Methods beside it are fitted to the tokens "
+        "of this check, so its errors look higher than theirs, and its masks are less alike."
     )
 
 

@@ -346,9 +346,12 @@ def test_a_model_is_not_checked_against_itself() -> None:
 
 def test_who_was_calibrated_on_other_windows_is_told_so(tmp_path: Path) -> None:
     drawn = {"calibration": "text.txt", "samples": 4, "length": 16, "seed": 0, "held_out_samples": 2}
+    drawn["bos_token"] = None
     assert says_other_draw(tmp_path, drawn) == ""  # nobody knows
     report = rose.prune_model(make_model("llama"), make_tokens(), sparsity=0.5, block_size=16)
     report.with_summary(**drawn).save(tmp_path)
     assert says_other_draw(tmp_path, drawn) == ""
     said = says_other_draw(tmp_path, drawn | {"held_out_samples": 4})
-    assert "4 × 16 tokens of text.txt, seed 0, 2 held out" in said
+    assert "4 × 16 tokens of text.txt, seed 0, 2 held out. " in said
+    said = says_other_draw(tmp_path, drawn | {"bos_token": 1})
+    assert "2 held out, without a beginning-of-sequence token in front. " in said
