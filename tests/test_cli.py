@@ -481,6 +481,8 @@ CHEAP = {  # refused before a model is loaded: the command's options, what is sa
     "block size of all": ([*COMPARE, "--block-size", "0"], "block size"),
     "limit": (["evaluate", "--text", "packaged", "--limit", "3"], "--limit and --task-folder are for --tasks"),
     "task folder": (["evaluate", "--text", "packaged", "--task-folder", "x"], "--limit and --task-folder are for"),
+    "windows of no text": (["evaluate", "--tasks", "--windows", "2", "--length", "8"], "--windows, --length: for the"),
+    "format of no text": (["evaluate", "--tasks", "--compute", "auto"], "--compute: for the perplexity on --text"),
     "nothing to measure": (["evaluate"], "Say what to measure"),
     "ratio": (["slim", "--ratio", "2"], "ratio must be above 0 and below 1"),
     "structured method": (["slim", "--method", "nothing"], "no structured method"),

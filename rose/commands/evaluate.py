@@ -16,14 +16,17 @@ from rose.model.measure.zero_shot import TASKS, check_installed, task_manager, z
 from rose.output import check_file, write_file
 from rose.report import csv_text
 
+PERPLEXITY: dict[str, Any] = {"windows": None, "length": 2048, "compute": "float32"}  # options of --text, unless given
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("evaluate", help="perplexity and zero-shot accuracy of a model")
     shared.add(parser, shared.MODEL)
-    shared.add(parser, "compute", default="float32")
+    says = "number format of matrix products in forward passes, for --text"
+    shared.add(parser, "compute", default=None, help=f"{says} (default: {PERPLEXITY['compute']})")
     add = parser.add_argument
     add("--text", metavar="TEXT", help=f"text to measure perplexity on: {shared.TEXTS}")
-    shared.add(parser, "length", default=2048)
+    shared.add(parser, "length", default=None, help=f"tokens per window (default: {PERPLEXITY['length']})")
     shared.add(parser, "windows bos")
     says = f"measure zero-shot accuracy on these tasks of lm-eval; none named: {', '.join(TASKS)}"
     add("--tasks", nargs="*", metavar="TASK", help=says)
@@ -51,9 +54,15 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raises RoseError for options that leave nothing to do or that do not belong together."""
+    """Raises RoseError for options that leave nothing to do or that do not belong together; fills in the usual."""
     if options.text is None and options.tasks is None:
         raise rose.RoseError("Say what to measure: --text for perplexity, --tasks for zero-shot accuracy, or both.")
+    given = [f"--{name}" for name in PERPLEXITY if getattr(options, name) is not None]
+    if options.text is None and given:
+        raise rose.RoseError(f"{', '.join(given)}: for the perplexity on --text; give that too, or leave it out.")
+    for name, usual in PERPLEXITY.items():
+        if getattr(options, name) is None:
+            setattr(options, name, usual)
     if options.tasks is None:
         if options.output:
             advice = "give some, or leave it out"
