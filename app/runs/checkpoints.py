@@ -17,6 +17,7 @@ import rose
 from app import words
 from app.runs.finished import REPORT, read_report
 from rose.files import reachable
+from rose.model.load.stored import check_merged
 
 RESERVE = 10**9  # bytes that temporary checkpoints leave free
 
@@ -30,6 +31,7 @@ class Checkpoint:
 def saved_checkpoint(path: str) -> Checkpoint:
     """A folder that the user names; RoseError where it is no checkpoint."""
     place = reachable(path.strip())
+    check_merged(place)
     if not (place / "config.json").is_file():
         raise rose.RoseError(
             f"There is no model in {place}; give a folder that `rose prune` or `rose slim` has written."

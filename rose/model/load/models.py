@@ -38,7 +38,7 @@ from rose.model.load.gguf import frugal_reading
 from rose.model.load.low_rank import write_low_rank
 from rose.model.load.processors import read_processors, write_processors
 from rose.model.load.soundness import check_all_used, check_finite, check_masks_applied, check_shapes, check_sizes
-from rose.model.load.stored import for_transformers, is_packed
+from rose.model.load.stored import check_is_checkpoint, for_transformers, is_packed
 from rose.model.load.streaming import build_streamed, write_streamed
 from rose.model.network.layers import count_parameters
 from rose.model.network.network import Network
@@ -313,10 +313,7 @@ def _locate(name: str) -> _Source:
     if path.suffix == ".gguf":
         return _gguf(path)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise RoseError(
-                f"The folder {name} holds no config.json, so it is not a checkpoint; choose another folder."
-            )
+        check_is_checkpoint(path)
         return _Source(str(path), {"local_files_only": True}, is_local=True)
     if path.exists():
         raise RoseError(f"{name} is a file, but not a .gguf file; give a checkpoint folder, a .gguf file or a Hub id.")

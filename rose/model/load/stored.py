@@ -15,6 +15,23 @@ INDEX = "model.safetensors.index.json"
 PACKED = ".packed.safetensors"
 
 
+def check_merged(folder: Path) -> None:
+    """Raises RoseError for a folder with an adapter (LoRA and its like) and no model."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise RoseError(
+            f"The folder {folder} holds an adapter, and not the model that it belongs to; merge the two first (in "
+            "peft: model.merge_and_unload(), then save_pretrained of the result and of the tokenizer), and give the "
+            "merged model's folder."
+        )
+
+
+def check_is_checkpoint(folder: Path) -> None:
+    """Raises RoseError for a folder without a model."""
+    check_merged(folder)
+    if not (folder / "config.json").is_file():
+        raise RoseError(f"The folder {folder} holds no config.json, so it is not a checkpoint; choose another folder.")
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold a checkpoint's weights, packed ones where there are no others.
 

@@ -18,7 +18,7 @@ from rose.interrupt import stop_point
 from rose.model.load.models import PACKAGED
 from rose.model.load.packed import FORMAT, VERSION, TensorFile, damaged, digest_of_facts, encode
 from rose.model.load.soundness import check_masks_applied
-from rose.model.load.stored import PACKED, is_packed, packed, weight_files
+from rose.model.load.stored import PACKED, check_is_checkpoint, is_packed, packed, weight_files
 from rose.model.ship.writing import TensorWriter
 from rose.output import new_folder
 
@@ -144,8 +144,7 @@ def _checkpoint(folder: str | Path) -> Path:
         raise RoseError(f"{folder} is a file; give the checkpoint folder that it belongs to.")
     if not source.is_dir():
         raise RoseError(f"There is no folder {folder}; check the path.")
-    if not (source / "config.json").is_file():
-        raise RoseError(f"The folder {folder} holds no config.json, so it is not a checkpoint; choose another folder.")
+    check_is_checkpoint(source)
     return source
 
 

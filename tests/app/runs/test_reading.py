@@ -66,4 +66,7 @@ def test_what_cannot_be_read_says_why(folder: Path, pruned_folder: Path, tmp_pat
     assert list(run.readings) == [DENSE]
     with pytest.raises(rose.RoseError, match="There is no model in"):
         saved_checkpoint(str(tmp_path))
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(rose.RoseError, match="holds an adapter, and not the model that it belongs to"):
+        saved_checkpoint(str(tmp_path))
     assert saved_checkpoint(str(pruned_folder)).name == "Magnitude at 0.5"

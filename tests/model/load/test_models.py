@@ -31,6 +31,7 @@ from transformers import (
 import rose
 from rose import output
 from rose.model.load.models import PACKAGED, PackagedModel, load_skeleton, stored_dtype
+from rose.model.ship.packing import pack_folder
 from tests.model.families import DENSE, VOCABULARY, logits, make_model, make_tokens
 from tests.tiny import byte_tokenizer
 
@@ -187,6 +188,15 @@ def test_folder_without_config(tmp_path: Path) -> None:
 def test_names_that_lead_nowhere(names: list[str], message: str) -> None:
     for name in names:
         refused(name, message.format(re.escape(name)))
+
+
+def test_an_adapter_without_its_model_is_to_be_merged_first(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2"}')
+    (tmp_path / "adapter_model.safetensors").touch()
+    says = r"merge the two first \(in peft: model\.merge_and_unload\(\)"
+    refused(tmp_path, says)
+    with pytest.raises(rose.RoseError, match=says):
+        pack_folder(tmp_path, tmp_path / "packed")
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
