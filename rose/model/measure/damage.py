@@ -100,8 +100,7 @@ def damage(
         check_not_shared(selected, network.layers)
         _check_restored(restore, selected)
     check_streams(network, tokens, held_out)
-    if held_out.shape[1] < 2:
-        raise RoseError("Loss needs windows of at least 2 tokens; give longer ones.")
+    network.check_tokens(held_out, "Loss")
     sign = 1.0 if restore is None else -1.0
     run = _Run(network, held_out, units_of(network, selected, units), set(done), progress, sign)
     records = []

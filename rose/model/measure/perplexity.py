@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.model.network.network import Network
 from rose.model.network.precision import FLOAT32, Precision
@@ -63,9 +62,7 @@ def window_losses(
     """
     network = Network(model)
     network.check_in_memory()
-    network.check_tokens(tokens)
-    if tokens.shape[1] < 2:
-        raise RoseError("Perplexity needs windows of at least 2 tokens; give longer ones.")
+    network.check_tokens(tokens, "Perplexity")
     device = network.device
     precision = FLOAT32 if compute == "float32" else Precision.of(compute, network.dtype, device)
     vocabulary: int = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]

@@ -97,8 +97,9 @@ class Network:
         if self.is_streamed:
             raise RoseError("This needs the whole model in memory; load it without streaming.")
 
-    def check_tokens(self, tokens: Tensor) -> None:
-        """Raises RoseError unless tokens are a (samples, length) int64 tensor that the model can embed."""
+    def check_tokens(self, tokens: Tensor, what: str = "") -> None:
+        """Raises RoseError unless tokens are a (samples, length) int64 tensor that the model can embed; where `what` is
+        to be told of next tokens, of at least two a sample."""
         if not isinstance(tokens, Tensor):
             raise RoseError("Tokens must be a tensor; rose.load_tokens gives such.")
         if tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype not in (torch.int64, torch.int32):
@@ -114,6 +115,8 @@ class Network:
                 f"Token {wrong} is outside the model's vocabulary of {vocabulary}; use its tokenizer, and no padding."
             )
         self.check_length(tokens.shape[1])
+        if what and tokens.shape[1] < 2:
+            raise RoseError(f"{what} needs windows of at least 2 tokens; give longer ones.")
 
     @property
     def positions(self) -> int | None:

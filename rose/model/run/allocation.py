@@ -169,8 +169,7 @@ def hessian_traces(
     The model is moved to the device and back; weights, gradients and flags are as before afterwards. There are `probes`
     sign vectors per window. Raises RoseError for tokens too short to predict anything, or a layer that none reaches.
     """
-    if tokens.shape[1] < 2:
-        raise RoseError("Sensitivity needs samples of at least 2 tokens; give longer ones.")
+    network.check_tokens(tokens, "Sensitivity")
     weights = {layer.name: layer.parameter for layer in layers}
     model, generator = network.model, torch.Generator().manual_seed(seed)
     totals = torch.zeros(len(layers), dtype=torch.float64)

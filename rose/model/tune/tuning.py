@@ -210,9 +210,7 @@ class Tuner:
             network.check_in_memory()
             for windows in (tokens, held_out):
                 if windows is not None:
-                    network.check_tokens(windows)
-        if any(windows is not None and windows.shape[1] < 2 for windows in (tokens, held_out)):
-            raise RoseError("The loss of next tokens needs windows of at least 2 tokens; give longer ones.")
+                    network.check_tokens(windows, "The loss of next tokens")
         if settings.batch < self.workers.count:
             raise RoseError(f"A batch of {settings.batch} cannot be divided over {self.workers.count} processes.")
         self.dtype = self.network.dtype
