@@ -12,7 +12,7 @@ import rose
 from rose.layer.methods import Settings
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost
-from rose.model.load.models import parse_dtype
+from rose.model.load.models import OFFLINE, parse_dtype
 from rose.model.load.tokens import Warn, load_calibration
 from rose.model.network.layers import check_widths
 from rose.model.network.network import Network
@@ -42,7 +42,7 @@ LIMITS: dict[str, tuple[str, Any, Any]] = {
 class Setup:
     """What a user chooses on the start page, as for `load_model`, `load_tokens` and `prune_layer` of rose."""
 
-    model: str = "smollm2-135m"
+    model: str = OFFLINE
     dtype: str = "float32"
     text: str = "packaged"
     samples: int = 16

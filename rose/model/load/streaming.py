@@ -31,9 +31,9 @@ from rose.errors import RoseError
 from rose.model.load.conversion import Conversion
 from rose.model.load.packed import TensorFile
 from rose.model.load.soundness import check_all_used, check_finite
-from rose.model.load.stored import where
+from rose.model.load.stored import INDEX, where
 from rose.model.network.layers import PrunableLayer, decoder_blocks, named_layers
-from rose.model.network.residence import ATTRIBUTE, Residence, evaluating
+from rose.model.network.residence import ATTRIBUTE, Residence, evaluating, leave
 
 SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a shard, for its fingerprint: reading all of 140 GB would take minutes
 
@@ -94,7 +94,7 @@ class BlockFiles(Residence):
         self._outside = [key for key in self.files if key not in inside]  # embeddings, head, last norm
         self._scratch_in, self._finite = scratch, finite
         self._read_buffers()
-        self._revise: Callable[[int], None] = _leave
+        self._revise: Callable[[int], None] = leave
         self._checkpoint: Path | None = None  # of the run that pruned it, where there was one
         self._finished: Collection[int] = ()
         self._settled: list[Callable[[int], None]] = []
@@ -157,7 +157,7 @@ class BlockFiles(Residence):
         self._revise, self._finished, self._checkpoint = revise, finished, checkpoint
 
     def withdraw(self) -> None:
-        self._revise, self._finished, self._checkpoint = _leave, (), None
+        self._revise, self._finished, self._checkpoint = leave, (), None
 
     def settle(self, revise: Callable[[int], None], identity: str) -> None:
         self.withdraw()
@@ -311,10 +311,6 @@ class BlockFiles(Residence):
             raise RoseError(f"{self.files[key]} cannot be read any more ({problem}); restore it.") from problem
 
 
-def _leave(_index: int) -> None:
-    """Leaves a decoder block as it is in the files."""
-
-
 def _renumbered(revise: Callable[[int], None], numbers: Sequence[int], index: int) -> None:
     revise(numbers[index])
 
@@ -375,7 +371,7 @@ def write_streamed(model: PreTrainedModel, folder: Path) -> None:
         weights |= dict.fromkeys(tensors, file)
         del tensors  # before the next ones are read
     index = {"metadata": {"total_size": size}, "weight_map": weights}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    (folder / INDEX).write_text(json.dumps(index, indent=1))
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     for name in ("generation_config.json", *(path.name for path in stream.folder.glob("*.py"))):

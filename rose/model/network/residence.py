@@ -62,6 +62,10 @@ def _behind(*_args: Any) -> None:
     stop_point()
 
 
+def leave(_index: int) -> None:
+    """Leaves a decoder block as it is in the files, for `Residence.overlay`."""
+
+
 class Residence:
     """Decoder blocks in memory. One at a time moves to the device and back."""
 

@@ -27,6 +27,7 @@ from rose.model.network.heads import ROTATED, ValueHeads, find_value_heads, head
 from rose.model.network.layers import PrunableLayer, check_not_shared, named
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
+from rose.model.network.residence import leave
 from rose.model.progress import ProgressCallback
 from rose.model.walk.forward import check_blocks, record_inputs, run_block
 from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
@@ -112,7 +113,7 @@ def rotate_heads(
     network = Network(model)
     settings, judged = by or [make_settings(**judge)], bool(by) or "method" in judge
     check_basis(basis)
-    network.residence.overlay(_leave, (), None)  # refuses a streamed model that was pruned
+    network.residence.overlay(leave, (), None)  # refuses a streamed model that was pruned
     workers = Workers.here()
     if judged and held_out is None and len(tokens) >= 2 * workers.count:
         judges = max(len(tokens) // JUDGES, workers.count)
@@ -253,7 +254,3 @@ def mean_error(
         pruned = prune_with(weight, calibration, replace(each, measures=False, held_out=None)).weight
         errors.append(error.relative_error(weight, pruned, judge.hessian))
     return math.exp(sum(math.log(max(one, 1e-30)) for one in errors) / len(errors))
-
-
-def _leave(_index: int) -> None:
-    """Leaves a decoder block as it is."""
