@@ -17,6 +17,7 @@ from rose.structured.methods import StructuredMethod, choose
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape
 from rose.structured.problem import Problem, recover, relative_errors
 from rose.structured.surgery import Cut, add_bias
+from rose.verdicts import SPARSE
 from rose.wording import percent
 
 
@@ -122,15 +123,12 @@ def sources_of(
     )
 
 
-PRUNED = 0.05  # share of zeros of an output projection above which it must have been pruned
-
-
 def check_zeros(layer: PrunableLayer, recovery: str, target: str = "layer") -> None:
     """Raises RoseError where least squares would fill the zeros of a pruned output projection."""
     if recovery != "exact" and target != "dense":
         return
     zeros = float(layer.weight.eq(0).float().mean())
-    if PRUNED < zeros < 1:
+    if SPARSE < zeros < 1:
         raise RoseError(
             f"{layer.name} is pruned, and recovery exact and target dense would fill its zeros "
             f"({percent(zeros, 0)} of its weights); slim the dense model and prune what is left (--prune), or choose "
