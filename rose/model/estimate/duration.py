@@ -112,8 +112,8 @@ def gap_work(layers: Sequence[PrunableLayer], tokens: int, share: float = 1.0, p
     streamed = solved = 0.0
     for is_expert in (False, True):
         found = [layer for layer in layers if layer.is_expert == is_expert]
-        writers = [layer for layer in found if _is_output(layer)]
-        readers = [layer for layer in found if not _is_output(layer)]
+        writers = [layer for layer in found if is_output(layer)]
+        readers = [layer for layer in found if not is_output(layer)]
         widths = statistics_groups(readers)
         streamed += (share if is_expert else 1.0) * (
             3.2 * sum(columns**2 for columns in widths) + 4 * sum(layer.weight.numel() for layer in writers)
@@ -176,7 +176,7 @@ def statistics_groups(layers: Sequence[PrunableLayer]) -> list[int]:
     Layers of one module that read equally many columns are taken to share their input (q/k/v, gate/up): right for
     the families we know, and only an estimate for others.
     """
-    seen = {(x.block_index, x.projection.rpartition(".")[0], x.weight.shape[1], _is_output(x)) for x in layers}
+    seen = {(x.block_index, x.projection.rpartition(".")[0], x.weight.shape[1], is_output(x)) for x in layers}
     return [columns for _, _, columns, _ in seen]
 
 
@@ -187,7 +187,7 @@ def expert_share(model: nn.Module, layers: Sequence[PrunableLayer]) -> float:
     return min(visited, number) / number
 
 
-def _is_output(layer: PrunableLayer) -> bool:
+def is_output(layer: PrunableLayer) -> bool:
     """Output projections read what the module made, not what it was given."""
     last = layer.projection.rpartition(".")[2].lower()
     return last.startswith(OUTPUTS) and "h_to_4h" not in last

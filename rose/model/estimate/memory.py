@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rose.layer.methods import get_method
-from rose.model.estimate.duration import expert_share, statistics_groups
+from rose.model.estimate.duration import expert_share, is_output, statistics_groups
 from rose.model.network.layers import PrunableLayer, by_block, count_parameters
 from rose.model.network.network import Network
 from rose.model.walk import forward
@@ -28,7 +28,7 @@ FACTORIZING = (6, 2)
 SWEEPING = (4, 6)
 # With dense targets also DᵀX and DᵀD of the gap, in panels and whole, and the correction; see `rose.layer.target`.
 GAPS_AT_WORK = 4
-# A layer that reads anything but the residual stream writes into it, and its gap and correction have the weight's size.
+# A layer that writes into the residual stream has a gap and a correction of the weight's size.
 GAPS_OF_A_WRITER = 2
 # Hidden states that a batch has alive where it waits inside a block: the residual stream, a norm of it, an output.
 HIDDEN_STATES_WAITING = 3
@@ -107,7 +107,7 @@ def estimate_memory(
     # Where each layer is pruned before it runs, only its own statistics are there.
     gathered = max if sequential or dense_targets else sum
     groups = [(1 + held_out) * gathered(4 * columns**2 for columns in widths) for widths in inputs]
-    work = [_work(layer, width, dense_targets, held_out, stages) for layer in chosen]
+    work = [_work(layer, dense_targets, held_out, stages) for layer in chosen]
     channels = HIDDEN_STATES_WAITING * width + widest if sequential or dense_targets else 0
     if dense_targets:  # what the layers read in the dense model
         channels += max(_read_by_a_token(model, found) for found in of_blocks) + width
@@ -125,16 +125,14 @@ def estimate_memory(
     )
 
 
-def _work(
-    layer: PrunableLayer, width: int, dense_targets: bool, held_out: bool, stages: Sequence[tuple[int, int]]
-) -> int:
+def _work(layer: PrunableLayer, dense_targets: bool, held_out: bool, stages: Sequence[tuple[int, int]]) -> int:
     """Bytes of the float32 matrices that pruning one layer takes."""
     columns, numbers = layer.weight.shape[1], layer.weight.numel()
     squares, weights = int(held_out), 0
-    if dense_targets and columns == width:
-        squares += GAPS_AT_WORK
-    elif dense_targets:
+    if dense_targets and is_output(layer):
         weights += GAPS_OF_A_WRITER
+    elif dense_targets:
+        squares += GAPS_AT_WORK
     return 4 * max((squares + h) * columns**2 + (weights + w) * numbers for h, w in stages)
 
 

@@ -39,6 +39,8 @@ def test_only_the_layers_named_count() -> None:
     assert memory.hessians == 4 * 32**2
     assert memory.work == 4 * (4 + 6) * 32**2
     assert memory.batch == 4 * 4 * (3 * 24) * 56  # the whole block runs
+    writer = estimate_memory(make_model("llama"), samples=3, length=24, layers=["*o_proj"], dense_targets=True)
+    assert writer.work == memory.work + 4 * 2 * 32**2  # as wide as the stream, into which it writes
 
 
 def test_a_wide_layer_needs_most_while_its_hessian_is_factorized() -> None:
