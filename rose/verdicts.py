@@ -336,8 +336,8 @@ def rank(results: Sequence[Result], noun: str = "perplexity") -> list[Ranking]:
     return found
 
 
-def says_ranking(rankings: Sequence[Ranking], most: int = 3) -> str:
-    """The finding of all of them as one title; of more than `most` amounts, those of the first."""
+def says_ranking(rankings: Sequence[Ranking]) -> str:
+    """The finding of all of them as one title; of more than three amounts, those of the first."""
     several = [one for one in rankings if len(one.results) > 1] or rankings
     if not several:
         return "Nothing has been measured yet"
@@ -345,9 +345,9 @@ def says_ranking(rankings: Sequence[Ranking], most: int = 3) -> str:
     if len(several) > 1 and not any(one.verdicts for one in several):
         low, high = (pick(results, key=lambda one: one.value) for pick in (min, max))
         return f"{sentence(noun)} from {number(low.value)} ({low.name}) to {number(high.value)} ({high.name})"
-    left = len(several) - most
+    left = len(several) - 3
     more = f"; {word(left)} more below" if left > 0 else ""
-    return "; ".join(one.finding for one in several[:most]) + more
+    return "; ".join(one.finding for one in several[:3]) + more
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,9 @@ def basis_errors(
     return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
 
 
-def sentence(table: pd.DataFrame, method: str = "sparsegpt") -> str:
-    """What the bases do to the error of one method, in numbers; table as above."""
-    rows = table[table["method"] == method].set_index("basis")
+def sentence(table: pd.DataFrame) -> str:
+    """What the bases do to SparseGPT's error, in numbers; table as above."""
+    rows = table[table["method"] == "sparsegpt"].set_index("basis")
     has_held_out = bool(rows["held_out_error"].notna().all())
     errors = rows["held_out_error" if has_held_out else "relative_error"]
     given, parts = float(errors[GIVEN]), []
@@ -81,7 +81,7 @@ def sentence(table: pd.DataFrame, method: str = "sparsegpt") -> str:
         verb = "stays at" if before == after else "falls" if errors[name] < given else "rises"
         parts.append((SPOKEN[name], verb, before, after))
     (first, verb, before, after), *others = parts
-    whose = f"{palette.method_style(method).label}'s {'held-out' if has_held_out else 'calibration'} error"
+    whose = f"SparseGPT's {'held-out' if has_held_out else 'calibration'} error"
     moved = f"{verb} {before}" if verb == "stays at" else f"{verb} from {before} to {after}"
     rest = "; ".join(
         f"in {where} it {how} {end}" if how == "stays at" else f"in {where} it {how} to {end}"

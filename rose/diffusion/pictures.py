@@ -14,11 +14,12 @@ from rose.errors import RoseError
 from rose.files import write_atomically
 
 GAP = 2  # pixels between pictures
+SCALE = 4  # pixels of the sheet, by side, for one of a picture
 
 
-def make_sheet(rows: Sequence[Tensor], scale: int = 1) -> np.ndarray:
+def make_sheet(rows: Sequence[Tensor]) -> np.ndarray:
     """A row of pictures for each tensor (n, channels, height, width) between −1 and 1, filled up with white: (height,
-    width[, 3]) uint8; one channel is grey. `scale` repeats every pixel."""
+    width[, 3]) uint8; one channel is grey."""
     parts = [torch.nn.functional.pad(row, (0, GAP, 0, GAP), value=1.0) for row in rows]
     lines = [torch.cat(list(part), dim=-1) for part in parts]
     widest = max(line.shape[-1] for line in lines)
@@ -26,15 +27,15 @@ def make_sheet(rows: Sequence[Tensor], scale: int = 1) -> np.ndarray:
     sheet = torch.cat(lines, dim=-2).float().clamp(-1, 1)
     pixels = ((sheet + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
     pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-    return pixels.repeat(scale, 0).repeat(scale, 1)
+    return pixels.repeat(SCALE, 0).repeat(SCALE, 1)
 
 
-def write_sheet(path: Path, rows: Sequence[Tensor], scale: int = 4) -> None:
+def write_sheet(path: Path, rows: Sequence[Tensor]) -> None:
     """Writes a PNG file, whole or not at all; raises RoseError where it cannot be written."""
     from PIL import Image  # comes with diffusers
 
     buffer = io.BytesIO()
-    Image.fromarray(make_sheet(rows, scale)).save(buffer, format="png")
+    Image.fromarray(make_sheet(rows)).save(buffer, format="png")
     try:
         write_atomically(path, buffer.getvalue())
     except OSError as problem:

@@ -257,14 +257,14 @@ def _few_values(parts: Tensor) -> int | None:
     return next((count for count in LEVELS if values <= count and 2 * count <= places), None)
 
 
-def common_value(weight: Tensor, columns: int = 32) -> float:
-    """Mean share of each group of columns, over rows, that stands at its most frequent value; 0 where that is 0.
+def common_value(weight: Tensor) -> float:
+    """Mean share of each group of 32 columns, over rows, that stands at its most frequent value; 0 where that is 0.
 
-    Of weights without a grid it is 1/columns; a grid with an offset moves all zeros of a group to one value.
+    Of weights without a grid it is 1/32; a grid with an offset moves all zeros of a group to one value.
     """
-    if weight.shape[1] % columns:
+    if weight.shape[1] % 32:
         return 0.0
-    some = _some_rows(weight).reshape(-1, columns)
+    some = _some_rows(weight).reshape(-1, 32)
     value = some.mode(1).values
     share = (some == value[:, None]).float().mean(1)
     return float(torch.where(value == 0, 0, share).mean())

@@ -194,11 +194,11 @@ def coarsest_grid(weight: Tensor) -> Coded | None:
     return next((found for found in tried if found), None)
 
 
-def bits_a_weight(weight: Tensor, grid: Grid | None, stored: int = 16) -> float:
+def bits_a_weight(weight: Tensor, grid: Grid | None) -> float:
     """What storing a matrix takes, in bits a weight: a bit that says whether it is 0, its code where it is not, and 16
-    bits for every scale; without the bit where that is less. Without a grid a weight has `stored` bits.
+    bits for every scale; without the bit where that is less. Without a grid a weight has 16 bits, too.
     """
-    code = grid.bits if grid else stored
+    code = grid.bits if grid else 16
     scale = 16 / grid.width(weight.shape[1]) if grid else 0.0
     return min(1 + code * int(weight.count_nonzero()) / weight.numel(), code) + scale
 

@@ -85,12 +85,11 @@ class _Sizes:
         return PackedSize(self.plain, self.stored, self.layers, self.layer_weights, self.layer_stored, whole)
 
 
-def packed_size(source: nn.Module | str | Path, *, dtype: torch.dtype | None = None) -> PackedSize:
+def packed_size(source: nn.Module | str | Path) -> PackedSize:
     """What packing would make of a model or a checkpoint folder, without writing anything; some seconds a GB.
 
     Args:
         source: a model in memory, of which tied weights count once, or a folder.
-        dtype: that weights are taken in; None for their own.
 
     Raises:
         RoseError: a folder without safetensors files.
@@ -98,9 +97,8 @@ def packed_size(source: nn.Module | str | Path, *, dtype: torch.dtype | None = N
     sizes = _Sizes()
     for name, tensor in _tensors_of(source):
         stop_point()
-        value = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
-        found = encode(value)
-        sizes.add(name, value, found.size if found else None, digest({name: value}))
+        found = encode(tensor)
+        sizes.add(name, tensor, found.size if found else None, digest({name: tensor}))
     return sizes.result()
 
 
