@@ -6,7 +6,20 @@ from collections.abc import Container
 
 from rose import OrderPlan
 from rose.layer.columnar import Outlier
-from rose.wording import apart, count, fine_percent, listing, number, out_of, percent, sentence, whole, word  # noqa: F401
+from rose.wording import (  # noqa: F401
+    apart,
+    count,
+    duration,
+    fine_percent,
+    listing,
+    number,
+    out_of,
+    percent,
+    sentence,
+    size,
+    whole,
+    word,
+)
 
 
 def because(plan: OrderPlan, found: Outlier | None) -> str:
@@ -56,21 +69,6 @@ def plain(text: object) -> str:
     """
     marked = _MARKUP.sub(r"\\\g<0>", re.sub(r"[ \t\r\n\f\v]+", " ", str(text)).strip())
     return _JOINED.sub("\\g<0>\N{WORD JOINER}", marked)
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.0f} days"
-
-
-def size(stored: float) -> str:
-    """Bytes: "538 MB"."""
-    return f"{stored / 1e9:.1f} GB" if stored >= 1e9 else f"{stored / 1e6:.0f} MB"
 
 
 def text_name(text: str) -> str:

@@ -18,6 +18,7 @@ import rose
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.layer.paper import WIDEST, paper_figures
+from rose.model.estimate.duration import estimate_cost, sweeps_of
 from rose.model.estimate.memory import Memory, estimate_memory
 from rose.model.network.heads import rotated_heads
 from rose.model.network.layers import PrunableLayer
@@ -49,7 +50,10 @@ def run(options: argparse.Namespace, console: Console) -> None:
     if options.output:
         check_output(options.output)
     model, tokenizer = shared.load(options, console)
-    shared.tell_memory(options, partial(_largest, methods, layers=options.layers), model, console)
+    sizes = shared.drawn_sizes(options) | shared.pick(options, ("layers", "compute"))
+    seconds = estimate_cost(model, sweeps=sweeps_of(methods), **sizes).seconds
+    largest = partial(_largest, methods, layers=options.layers)
+    shared.tell_cost(options, "Analyzing", seconds, largest, model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
     shared.rotate(options, model, tokens, settings, console)
     most = _MostColumnar()

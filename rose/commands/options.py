@@ -35,8 +35,10 @@ from rose.model.run.allocation import ALLOCATIONS, DENSITY_SPREAD
 from rose.model.run.rotation import rotate_heads
 from rose.model.run.settings import TARGETS, RunOptions
 from rose.model.workers import Workers
+from rose.wording import duration, size
 
 DEFAULT = "(default: %(default)s)"
+LONG = 10.0  # seconds from which on a run is told how long it will take
 COVARIANCE = (
     f"added to the inputs' covariance, as a share of its mean diagonal {DEFAULT}"  # damping, of units taken out
 )
@@ -164,20 +166,37 @@ def _check_texts(options: argparse.Namespace) -> None:
         check_windows(options.windows, options.length)
 
 
-def tell_memory(options: argparse.Namespace, estimate: Callable[..., Memory], model: Any, console: Console) -> None:
-    """Prints the memory that a streamed run will need."""
-    if not options.stream:
+def tell_cost(
+    options: argparse.Namespace,
+    what: str,
+    seconds: float,
+    estimate: Callable[..., Memory],
+    model: Any,
+    console: Console,
+) -> None:
+    """Prints what a long run, or one that streams, will take; `seconds` are those of one process."""
+    is_long = seconds >= LONG and Workers.here().count == 1
+    if not (is_long or options.stream):
         return
-    peak = estimate(
+    memory = estimate(
         model,
-        samples=options.samples + options.held_out,
-        length=options.length,
+        **drawn_sizes(options),
         dtype=parse_dtype(options.dtype),
         on_disk=getattr(options, "checkpoint", None) is not None,
         dense_targets=getattr(options, "target", "layer") == "dense",
         held_out=options.held_out > 0,
-    ).peak
-    console.print(f"Streaming: about {peak / 1e9:.1f} GB at the peak, besides Python and its libraries")
+    )
+    taken = [duration(seconds)] if is_long else []
+    if options.stream:
+        taken.append(f"{size(memory.peak)} at the peak, besides Python and its libraries")
+    else:
+        taken.append(f"{size(memory.besides_weights)} besides the model")
+    console.print(f"{what}: about {' and '.join(taken)}, by estimate", soft_wrap=True)
+
+
+def drawn_sizes(options: argparse.Namespace) -> dict[str, int]:
+    """How much text will be read for calibration, as estimates take it: held-out windows, too."""
+    return {"samples": options.samples + options.held_out, "length": options.length}
 
 
 def calibration(options: argparse.Namespace, tokenizer: Any, seed: int) -> tuple[Tensor, Tensor | None]:

@@ -17,12 +17,14 @@ from rose.commands import checkpoints, terminal
 from rose.commands import options as shared
 from rose.commands.tune import check_minutes, draw_texts, tune_after
 from rose.layer.methods import Settings
+from rose.model.estimate.duration import estimate_cost, sweeps_of
 from rose.model.estimate.memory import Memory, estimate_memory
 from rose.model.network.network import Network
+from rose.model.network.precision import DEFAULT
 from rose.model.run.settings import run_settings
 from rose.structured.allocation import ALLOCATIONS
 from rose.structured.parts import HEADS, PARTS, find_parts
-from rose.structured.plan import SlimSettings, check_parts, estimate_slim_memory
+from rose.structured.plan import SlimSettings, check_parts, estimate_slim_memory, estimate_slimming
 from rose.structured.problem import RECOVERIES
 from rose.wording import whole
 
@@ -52,7 +54,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace, console: Console) -> int:
     _check_drop_options(options)
     slimming, pruning = _slim_options(options), _prune_options(options)
-    SlimSettings(**slimming)
+    settings = SlimSettings(**slimming)
     rest = run_settings(**pruning).layer if pruning else None
     if rest and options.method != "depth":
         _check_multiple(options.multiple, rest.pattern)
@@ -64,10 +66,14 @@ def run(options: argparse.Namespace, console: Console) -> int:
     model, tokenizer = shared.load(options, console, scratch=options.output.parent)
     kinds = None if options.method == "depth" else check_parts(model, options.parts)
     estimate = partial(estimate_slim_memory, method=options.method, parts=kinds)
+    sizes = shared.drawn_sizes(options)
+    seconds = estimate_slimming(model, settings, **sizes)
     if rest:
         _check_rest(model, kinds, rest)
         estimate = partial(_larger, estimate, rest.method, pruning["target"])
-    shared.tell_memory(options, estimate, model, console)
+        more = {"target": pruning["target"], "compute": DEFAULT}  # of a model that is a little larger than it will be
+        seconds += estimate_cost(model, sweeps=sweeps_of([rest.method]), passes=2, **sizes, **more).seconds
+    shared.tell_cost(options, "Slimming and pruning" if rest else "Slimming", seconds, estimate, model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
     outcome = checkpoints.Outcome(options, options.model, tokenizer, console)
     texts = draw_texts(options, model, tokenizer, outcome.windows)
