@@ -194,7 +194,7 @@ def tell_cost(
     console.print(f"{what}: about {' and '.join(taken)}, by estimate", soft_wrap=True)
 
 
-def drawn_sizes(options: argparse.Namespace) -> dict[str, int]:
+def drawn_sizes(options: argparse.Namespace) -> dict[str, Any]:
     """How much text will be read for calibration, as estimates take it: held-out windows, too."""
     return {"samples": options.samples + options.held_out, "length": options.length}
 
