@@ -28,7 +28,7 @@ from rose.files import check_small, expand
 from rose.layer.methods import make_settings
 from rose.layer.paper import WIDEST, PaperFigures, paper_figures, read_paper_figures
 from rose.model.measure.zero_shot import FILE as ZERO_SHOT_FILE
-from rose.report import ERRORS, mean_or_none
+from rose.report import mean_or_none
 
 REPORT = "report.json"
 SERVER = "this server"

@@ -17,8 +17,8 @@ import rose
 from rose import cli
 from rose.commands.tune import draw_texts
 from rose.files import digest
-from rose.model.load.low_rank import keep_low_rank
 from rose.interrupt import CANCELLED
+from rose.model.load.low_rank import keep_low_rank
 from rose.model.tune import tuning
 from rose.model.tune.loss import divergence
 from rose.model.tune.parts import Parts
