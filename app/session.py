@@ -23,8 +23,9 @@ from app.runs.pruning import PruningRun
 from app.runs.request import PruneRequest
 from app.runs.slimming import Slimming
 from app.runs.tuning import SlimTuning, TuneRequest, TuningRun
-from app.study.setup import THRESHOLD, Setup
+from app.study.setup import Setup
 from app.study.study import Study
+from rose.layer.defaults import THRESHOLD
 
 RECENT = 5
 PRUNING = "content_cut: Pruning"

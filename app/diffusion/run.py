@@ -12,6 +12,7 @@ from app.jobs import Job, Run
 from rose.diffusion.evaluation import classes_in_turn
 from rose.diffusion.garments import GARMENTS
 from rose.diffusion.steps import step_weights
+from rose.layer.defaults import METHOD
 from rose.layer.methods import make_settings
 
 PICTURES = len(GARMENTS)  # shown: one of each class
@@ -26,7 +27,7 @@ DRAWN, PRUNED = 0.1, 0.9
 class DiffusionRequest:
     """What to prune the packaged diffusion model to, and how, see `rose.prune_diffusion`."""
 
-    method: str = "rose"
+    method: str = METHOD
     sparsity: str = "0.5"
     step_weights: str = "log_decrease"
     samples: int = 20  # calibration pictures, the ten classes in turn

@@ -14,6 +14,7 @@ from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose import RoseError
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
+from rose.layer.defaults import METHOD
 
 MEASURES = {
     "quadratic_form": Style(palette.TEAL, "tr(ΔW H ΔWᵀ), from the Hessian"),
@@ -54,7 +55,7 @@ def error_measures(measures: Sequence[ErrorMeasures], *, layer: str = "", theme:
 def held_out_curve(
     points: Sequence[CurvePoint],
     *,
-    method: str = "rose",
+    method: str = METHOD,
     layer: str = "",
     theme: Theme = "light",
 ) -> Drawing:

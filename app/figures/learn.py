@@ -14,6 +14,7 @@ from app import words
 from app.figures import marks, palette, shrinking, style
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
+from rose.layer.defaults import THRESHOLD
 
 
 def number_matrix(
@@ -123,7 +124,7 @@ def _print(figure: go.Figure, x: float, y: float, text: str, colour: str) -> Non
 
 
 def strength_curve(
-    points: Sequence[tuple[float, float, float]], marked: float, *, threshold: float = 0.5, theme: Theme = "light"
+    points: Sequence[tuple[float, float, float]], marked: float, *, threshold: float = THRESHOLD, theme: Theme = "light"
 ) -> Drawing:
     """What two-level order gains on a synthetic layer whose one block grows stronger, above all at strength `marked`.
 

@@ -16,6 +16,7 @@ from app.figures import marks, palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
 from rose import RoseError, verdicts
+from rose.layer.defaults import THRESHOLD
 
 LISTED_BLOCKS = 6  # decoder blocks that a title names one by one
 DEAD_NAMED = 4  # layers with dead columns that a caption names
@@ -79,7 +80,7 @@ def model_map(
     table: pd.DataFrame,
     name: str = "relative_range",
     *,
-    threshold: float = 0.5,
+    threshold: float = THRESHOLD,
     layers: Sequence[str] = (),
     left_out: Collection[str] = (),
     experts: str | None = None,
@@ -299,7 +300,7 @@ def _foretold(table: pd.DataFrame) -> str:
 def gain_scatter(
     table: pd.DataFrame,
     *,
-    threshold: float = 0.5,
+    threshold: float = THRESHOLD,
     marked_layer: str | None = None,
     projections: Sequence[str] = (),
     theme: Theme = "light",
@@ -367,7 +368,7 @@ def _gain_caption(rows: pd.DataFrame, columnar: pd.DataFrame, column: str) -> st
 
 
 def range_bars(
-    table: pd.DataFrame, *, threshold: float = 0.5, marked_layer: str | None = None, theme: Theme = "light"
+    table: pd.DataFrame, *, threshold: float = THRESHOLD, marked_layer: str | None = None, theme: Theme = "light"
 ) -> Drawing:
     """Relative range of a few layers as bars, highest first."""
     rows = per_layer(table, "relative_range").dropna(subset=["value"])

@@ -13,11 +13,11 @@ import pandas as pd
 from torch import Tensor
 
 import rose
-from app.study.setup import THRESHOLD
 from app.study.study import Study
 from app.words import place_of
 from rose.interrupt import stop_point
 from rose.layer.basis import STEPS, HeadLayout, find_rotations, rotate_columns, rotate_statistics
+from rose.layer.defaults import THRESHOLD
 from rose.layer.error import relative_error
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import SWEEP_EFFICIENCY, matmul_rate, sweeps_of

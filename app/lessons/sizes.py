@@ -41,8 +41,6 @@ def errors(heads: int) -> pd.DataFrame:
             shape=Shape(1, units),
             width=width,
             with_bias=False,
-            damping=0.01,
-            sources=(),
         )
         count = units * heads // HEADS
         gone, _ = greedy(problem, count, [torch.arange(units)], torch.zeros(units, dtype=torch.bool))

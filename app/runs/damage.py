@@ -13,6 +13,7 @@ from app.jobs import Job, Run
 from app.study.setup import Setup, check_sparsity
 from app.study.study import LoadedModel
 from rose.files import expand, reachable
+from rose.layer.defaults import THRESHOLD
 from rose.layer.methods import get_method
 from rose.model.estimate.duration import Cost, estimate_damage, sweeps_of
 from rose.model.measure.damage import dense_weights, describe_damage, units_of
@@ -28,7 +29,7 @@ class DamageRequest:
     units: str = "blocks"  # or "layers"
     method: str = "sparsegpt"
     restore: str = ""  # folder of a pruned checkpoint, whose units get their dense weights back; "" prunes
-    threshold: float = 0.5
+    threshold: float = THRESHOLD
 
     def check(self, setup: Setup, model: nn.Module) -> None:
         """Raises RoseError for what no run could do, before any work; `model` may be a skeleton."""

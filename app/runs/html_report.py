@@ -25,6 +25,7 @@ from app.runs.html_page import Report, to_html
 from app.runs.request import HELD_OUT
 from rose import verdicts
 from rose.environment import versions
+from rose.layer.defaults import THRESHOLD
 from rose.output import check_file, write_file
 
 
@@ -233,7 +234,7 @@ def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
             found.append(prune.layer_map(run.layers.assign(method=run.method), run.method, column=measure))
     if ranged is not None:
         threshold = ranged.number("threshold")
-        found.append(overview.model_map(ranged.layers, threshold=0.5 if threshold is None else threshold))
+        found.append(overview.model_map(ranged.layers, threshold=THRESHOLD if threshold is None else threshold))
     if paper := next((run.paper for run in runs if run.paper is not None), None):
         found += paper_figures.drawings(paper)
     if drifting := [run for run in runs if run.drift]:

@@ -9,7 +9,8 @@ import rose
 from app import session
 from app.runs.request import HELD_OUT, NEW_TOKENS, PROMPT, WINDOWS, Keep, PruneRequest
 from app.runs.widgets import linked, path_input
-from app.study.setup import THRESHOLD, Setup
+from app.study.setup import Setup
+from rose.layer.defaults import THRESHOLD
 from rose.layer.grid import BITS as GRID_BITS
 from rose.layer.grid import GROUPS
 from rose.layer.methods import RECOMMENDED

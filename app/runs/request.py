@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 import rose
 from app.study.setup import Setup, patterns_of
 from rose.files import expand, reachable
+from rose.layer.defaults import THRESHOLD
 from rose.layer.grid import Grid
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
@@ -73,7 +74,7 @@ class PruneRequest:
     methods: tuple[str, ...]  # each is run with each of the sparsities and targets
     sparsities: tuple[str, ...]
     layers: str = "*"  # names separated by spaces, `*` allowed
-    threshold: float = 0.5
+    threshold: float = THRESHOLD
     true_sequential: bool = False
     evaluate: str = HELD_OUT  # or a text as for `rose.load_tokens`
     windows: int = WINDOWS

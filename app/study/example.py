@@ -15,8 +15,9 @@ import transformers
 
 import rose
 from app.study import cache
-from app.study.setup import THRESHOLD, Setup
+from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
+from rose.layer.defaults import THRESHOLD
 from rose.model.network.network import Network
 from rose.model.run.rotation import value_heads
 

@@ -9,15 +9,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 import rose
-from rose.layer.methods import Settings
+from rose.layer.defaults import BLOCK_SIZE, DAMPING, SPARSITY
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost
 from rose.model.load.models import OFFLINE, parse_dtype
 from rose.model.load.tokens import Warn, load_calibration
 from rose.model.network.layers import check_widths
 from rose.model.network.network import Network
-
-THRESHOLD = Settings.threshold  # on the relative range of columnar layers, unless a session chooses another
 
 # What every layer is measured with: name in the table -> arguments of `rose.prune_layer`. Two-level order is measured
 # on all layers, columnar or not, so that the threshold can move without pruning anything again.
@@ -50,9 +48,9 @@ class Setup:
     seed: int = 0
     held_out: int = 4  # further samples on which errors are measured but nothing is fitted
     layers: str = "*"  # names separated by spaces, `*` allowed
-    sparsity: str = "0.7"  # a ratio or N:M
-    block_size: int = 128
-    damping: float = 0.01
+    sparsity: str = str(SPARSITY)  # a ratio or N:M
+    block_size: int = BLOCK_SIZE
+    damping: float = DAMPING
     stream: bool = False  # leave the weights on disk and read one decoder block at a time; the numbers are the same
 
     @property

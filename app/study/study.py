@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 import rose
 from app.jobs import Job, holding
 from app.study import cache
-from app.study.setup import MEASURED, THRESHOLD, Setup
+from app.study.setup import MEASURED, Setup
+from rose.layer.defaults import METHOD, THRESHOLD
 from rose.layer.hessian import condition_number, spectrum
 from rose.layer.methods import Known
 from rose.layer.order import live_range
@@ -380,7 +381,7 @@ class Study:
         self,
         layer: str,
         *,
-        method: str = "rose",
+        method: str = METHOD,
         order: str | rose.Order | None = None,
         budget: str | None = None,
         sparsity: str | None = None,

@@ -11,7 +11,7 @@ from app import components, session, shared, words
 from app.figures import damage as figures
 from app.runs.damage import DamageRequest, DamageRun, layer_of
 from app.runs.widgets import csv_button, file_button, method_choice, priced, progress, pruned_model
-from app.study.setup import THRESHOLD
+from rose.layer.defaults import THRESHOLD
 from rose.model.measure.damage_report import correlations
 
 INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}

@@ -15,8 +15,8 @@ from app.runs import finished
 from app.runs.widgets import file_input
 from app.study import tables, trust
 from app.study.own_numbers import read_numbers
-from app.study.setup import THRESHOLD
 from app.study.study import Study
+from rose.layer.defaults import THRESHOLD
 from rose.report import csv_text
 
 # What the map can show: column of the overview table -> words on the button, and what it means.

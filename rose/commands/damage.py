@@ -12,6 +12,7 @@ from rose import verdicts
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.files import reachable
+from rose.layer.defaults import METHOD, SPARSITY
 from rose.model.estimate.duration import estimate_damage, sweeps_of
 from rose.model.load.models import parse_dtype
 from rose.model.measure.damage import UNITS, dense_weights
@@ -29,7 +30,6 @@ from rose.model.network.residence import pick_device
 from rose.model.run.settings import run_settings
 from rose.model.workers import launched_place
 
-SPARSITY, METHOD = "0.7", "rose"
 # Settings of a folder; with any other the rows would not belong together.
 FOLDER_SETTINGS = (
     *("model", "dtype", "calibration", "samples", "length", "seed", "held_out", "bos", "layers", "block_size"),
@@ -82,7 +82,7 @@ def _settle_pruning(options: argparse.Namespace) -> None:
         raise rose.RoseError(
             "--restore gives weights back and prunes nothing; leave --method, --sparsity and --option out."
         )
-    options.sparsity, options.method = options.sparsity or SPARSITY, options.method or METHOD
+    options.sparsity, options.method = options.sparsity or str(SPARSITY), options.method or METHOD
 
 
 def _measure(options: argparse.Namespace, chosen: dict[str, Any], folder: DamageFolder, console: Console) -> None:

@@ -22,6 +22,7 @@ from rose.diffusion.loading import PACKAGED, check_installed
 from rose.diffusion.pictures import write_sheet
 from rose.diffusion.steps import STEP_WEIGHTS, check_steps
 from rose.diffusion.trajectory import Conditions
+from rose.layer.defaults import BLOCK_SIZE
 from rose.layer.methods import make_settings
 from rose.model.load.models import DTYPES
 from rose.model.network.residence import pick_device
@@ -46,7 +47,7 @@ def add_parser(commands: Any) -> None:
     shared.add(parser, "sparsity", default="0.5")
     _add_calibration(parser)
     shared.add(parser, "layers")
-    add("--block-size", type=int, help="columns per block (default: 128, fewer in a small model)")
+    add("--block-size", type=int, help=f"columns per block (default: {BLOCK_SIZE}, fewer in a small model)")
     shared.add(parser, "damping threshold order budget option")
     shared.add(parser, "output", help="new folder for the pipeline")
     parser.set_defaults(run=prune)
@@ -104,7 +105,7 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
 
 def prune(options: argparse.Namespace, console: Console) -> None:
     chosen = shared.run_options(options)
-    make_settings(**chosen | {"block_size": options.block_size or 128})
+    make_settings(**chosen | {"block_size": options.block_size or BLOCK_SIZE})
     report = _changed(options, console, "Pruning", rose.prune_diffusion, chosen | {"layers": options.layers})
     terminal.print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error"]], "Layers")
     summary = report.summary

@@ -14,6 +14,7 @@ from torch import Tensor
 import rose
 from rose.commands import terminal
 from rose.environment import versions
+from rose.layer.defaults import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD
 from rose.layer.grid import BITS, GROUPS
 from rose.layer.methods import BUDGETS, Settings
 from rose.layer.order import order_names
@@ -78,17 +79,17 @@ def _known() -> dict[str, dict[str, Any]]:
     one("held-out", f"further windows to measure errors on, 0 for none {DEFAULT}", default=4)
     says = "begin windows with the beginning-of-sequence token: auto, where the tokenizer puts it in front of a user's"
     one("bos", f"{says} text {DEFAULT}", choices=BOS, default="auto")
-    one("sparsity", f'ratio, or N:M such as "2:4" {DEFAULT}', default="0.7")
+    one("sparsity", f'ratio, or N:M such as "2:4" {DEFAULT}', default=str(SPARSITY))
     one("layers", "only these layers; * matches any part", nargs="+", metavar="NAME")
-    one("block-size", f"columns per block {DEFAULT}", default=128)
-    one("damping", f"added to the Hessian's diagonal, as a share of its mean {DEFAULT}", default=0.01)
+    one("block-size", f"columns per block {DEFAULT}", default=BLOCK_SIZE)
+    one("damping", f"added to the Hessian's diagonal, as a share of its mean {DEFAULT}", default=DAMPING)
     says = "round what is kept to so many bits, to a grid with an exact zero; see docs/shipping.md"
     one("bits", f"{says} (default: not)", type=int, choices=BITS)
     one("group", "input columns that share a scale (default: 64)", choices=[str(one) for one in GROUPS])
-    one("threshold", f"a layer is columnar above this relative range {DEFAULT}", default=0.5)
+    one("threshold", f"a layer is columnar above this relative range {DEFAULT}", default=THRESHOLD)
     says = "rotate attention heads first, which changes no output, where their output projection then loses less"
     one("rotate", says, choices=("heads",))
-    one("method", f"{', '.join(rose.METHODS)} {DEFAULT}", default="rose")
+    one("method", f"{', '.join(rose.METHODS)} {DEFAULT}", default=METHOD)
     one("order", f"override the method's order: {', '.join(order_names())}, random:SEED")
     one("budget", "override the method's budget", choices=BUDGETS)
     one("option", "an option of the method, see `models`", action="append", default=[], metavar="NAME=VALUE")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rose.diffusion.denoiser import block_of, outermost_lists
 from rose.diffusion.trajectory import Trajectories
 from rose.errors import RoseError
+from rose.layer.defaults import BLOCK_SIZE
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.stand_ins import hooked
 
@@ -67,4 +68,4 @@ def convolutions(denoiser: nn.Module) -> list[Any]:
 def default_block_size(layers: Sequence[PrunableLayer]) -> int:
     """128 columns, or fewer in a small model: a quarter of its narrowest layer, a multiple of four for N:M."""
     narrowest = min(layer.weight.shape[1] for layer in layers)
-    return min(128, max(4, narrowest // 4 // 4 * 4))
+    return min(BLOCK_SIZE, max(4, narrowest // 4 // 4 * 4))

@@ -76,7 +76,7 @@ def prune_diffusion(
     """
     options.setdefault("sparsity", 0.5)
     if by_itself := options.get("block_size") is None:
-        options["block_size"] = 128
+        options.pop("block_size", None)
     settings = make_settings(**options)
     calibration = Calibration(
         pipeline, conditions, step_weights, packages, steps=steps, guidance=guidance, batch=batch, seed=seed

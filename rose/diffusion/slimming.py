@@ -16,6 +16,7 @@ from rose.diffusion.parts import find_parts, reshape
 from rose.diffusion.steps import StepWeights
 from rose.diffusion.trajectory import Conditions, DrawOptions
 from rose.errors import RoseError
+from rose.layer.defaults import DAMPING
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, count_parameters, named
 from rose.model.progress import ProgressCallback
@@ -37,7 +38,7 @@ def prune_diffusion_structured(
     ratio: float = 0.2,
     parts: Sequence[str] | None = None,
     recovery: str | None = None,
-    damping: float = 0.01,
+    damping: float = DAMPING,
     multiple: int = 8,
     step_weights: StepWeights = "log_decrease",
     packages: int = 4,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.interrupt import stop_point
+from rose.layer.defaults import BLOCK_SIZE
 from rose.layer.loss import block_widths, potential_loss
 from rose.layer.order import is_seed
 from rose.layer.pattern import Pattern
@@ -75,7 +76,7 @@ def find_rotations(
     basis: str = "learned",
     *,
     pattern: Pattern,
-    block_size: int = 128,
+    block_size: int = BLOCK_SIZE,
 ) -> Tensor:
     """The rotations of one output projection, (groups, width, width) float64, orthogonal.
 

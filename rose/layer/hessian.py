@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.layer.defaults import DAMPING
 from rose.layer.statistics import PANEL
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def spectrum(hessian: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(hessian).flip(0)
 
 
-def condition_number(hessian: Tensor, damping: float = 0.01) -> float:
+def condition_number(hessian: Tensor, damping: float = DAMPING) -> float:
     """Largest over smallest eigenvalue of the damped Hessian's live columns; 1 where all are dead.
 
     Raises:
@@ -160,7 +161,7 @@ def _reversed_inverse(lower: Tensor) -> Tensor:
     return inverse
 
 
-def damp(hessian: Tensor, damping: float = 0.01) -> DampedHessian:
+def damp(hessian: Tensor, damping: float = DAMPING) -> DampedHessian:
     """Adds λ = damping · mean(diag H) to the diagonal, tenfold more each time the factorization fails.
 
     Args:

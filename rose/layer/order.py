@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer import loss
+from rose.layer.defaults import BLOCK_SIZE, SPARSITY, THRESHOLD
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.statistics import InputStatistics, as_statistics, is_finite
 
@@ -113,9 +114,9 @@ def plan_order(
     weight: Tensor,
     hessian: Tensor | InputStatistics,
     *,
-    sparsity: float | str | Pattern = 0.7,
-    block_size: int = 128,
-    threshold: float = 0.5,
+    sparsity: float | str | Pattern = SPARSITY,
+    block_size: int = BLOCK_SIZE,
+    threshold: float = THRESHOLD,
 ) -> OrderPlan:
     """Pre-prunes a layer and decides whether, and how, ROSE reorders its columns.
 
@@ -143,9 +144,9 @@ def plan_from_importance(
     score: Tensor,
     hessian_diagonal: Tensor | None = None,
     *,
-    sparsity: float | str | Pattern = 0.7,
-    block_size: int = 128,
-    threshold: float = 0.5,
+    sparsity: float | str | Pattern = SPARSITY,
+    block_size: int = BLOCK_SIZE,
+    threshold: float = THRESHOLD,
 ) -> OrderPlan:
     """The same from a ready importance S, (out, in), as in the paper's worked example."""
     if score.ndim != 2 or score.numel() == 0:

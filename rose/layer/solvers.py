@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.layer.defaults import BLOCK_SIZE, DAMPING, SPARSITY
 from rose.layer.hessian import DampedHessian
 from rose.layer.least_squares import solve_on_support
 from rose.layer.methods import Settings, make_settings, prune_with
@@ -46,10 +47,10 @@ def watch_solver(
     weight: Tensor,
     statistics: InputStatistics,
     *,
-    sparsity: str | float = 0.7,
+    sparsity: str | float = SPARSITY,
     order: str = "dealt",
-    block_size: int = 128,
-    damping: float = 0.01,
+    block_size: int = BLOCK_SIZE,
+    damping: float = DAMPING,
 ) -> Iterator[State]:
     """The states of one of `SOLVERS`, in the order in which it goes through them.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rose.errors import RoseError
+from rose.layer.defaults import DAMPING
 from rose.layer.hessian import check_damping
 from rose.model.estimate.duration import estimate_cost, matmul_rate
 from rose.model.estimate.memory import Memory, estimate_memory
@@ -62,7 +63,7 @@ class SlimSettings:
     parts: Sequence[str] | None = None
     allocation: str = "uniform"
     recovery: str | None = None
-    damping: float = 0.01
+    damping: float = DAMPING
     multiple: int = 8
     target: str = "layer"
     target_damping: float | None = None

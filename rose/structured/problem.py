@@ -18,6 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from rose.layer.defaults import DAMPING
 from rose.layer.error import difference, quadratic_form
 from rose.layer.hessian import damp
 from rose.structured.parts import Shape
@@ -47,7 +48,7 @@ class Problem:
     shape: Shape
     width: int
     with_bias: bool = True
-    damping: float = 0.01
+    damping: float = DAMPING
     sources: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @cached_property

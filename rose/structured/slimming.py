@@ -26,6 +26,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rose.errors import RoseError
+from rose.layer.defaults import DAMPING
 from rose.layer.target import corrected_weight, damping_or_rule
 from rose.model.network.identity import embedding_norms
 from rose.model.network.layers import count_parameters, named
@@ -72,7 +73,7 @@ def prune_structured(
     parts: Sequence[str] | None = None,
     allocation: str = "uniform",
     recovery: str | None = None,
-    damping: float = 0.01,
+    damping: float = DAMPING,
     multiple: int = 8,
     held_out: Tensor | None = None,
     target: str = "layer",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rose.layer.defaults import DAMPING
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, by_block, named
 from rose.model.network.network import Network
@@ -83,7 +84,7 @@ def survey(
     parts: Sequence[Sequence[Part]],
     *,
     biases: Sequence[str] = (),
-    damping: float = 0.01,
+    damping: float = DAMPING,
     progress: ProgressCallback | None = None,
 ) -> Iterator[BlockSurvey]:
     """Prices the parts of every decoder block on the dense model's inputs; the model is not changed.

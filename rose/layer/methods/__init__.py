@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.layer.defaults import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD
 from rose.layer.error import quadratic_form
 from rose.layer.grid import Grid, parse_grid
 from rose.layer.hessian import check_damping
@@ -92,9 +93,9 @@ class Settings:
 
     method: str
     pattern: Pattern
-    block_size: int = 128
-    damping: float = 0.01
-    threshold: float = 0.5
+    block_size: int = BLOCK_SIZE
+    damping: float = DAMPING
+    threshold: float = THRESHOLD
     order: str | Order | Tensor | Sequence[int] | None = None
     budget: str | None = None
     trace: bool | Literal["errors"] = False
@@ -260,12 +261,12 @@ def get_method(name: str) -> Method:
 
 
 def make_settings(
-    method: str = "rose",
+    method: str = METHOD,
     *,
-    sparsity: float | str | Pattern = 0.7,
-    block_size: int = 128,
-    damping: float = 0.01,
-    threshold: float = 0.5,
+    sparsity: float | str | Pattern = SPARSITY,
+    block_size: int = BLOCK_SIZE,
+    damping: float = DAMPING,
+    threshold: float = THRESHOLD,
     order: str | Order | Tensor | Sequence[int] | None = None,
     budget: str | None = None,
     trace: bool | Literal["errors"] = False,
@@ -299,7 +300,7 @@ def prune_layer(
     weight: Tensor,
     hessian: Tensor | InputStatistics,
     *,
-    method: str = "rose",
+    method: str = METHOD,
     order: str | Order | Tensor | Sequence[int] | None = None,
     budget: str | None = None,
     trace: bool | Literal["errors"] = False,

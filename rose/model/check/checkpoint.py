@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.change import UNLIKE, WeightChange, weight_change
+from rose.layer.defaults import BLOCK_SIZE
 from rose.layer.target import target_damping
 from rose.model.check import verdicts
 from rose.model.check.costs import METHODS, Costs, Recognized, Yardsticks
@@ -112,7 +113,7 @@ def check_checkpoint(
     *,
     held_out: Tensor | None = None,
     methods: Sequence[str] = METHODS,
-    block_size: int = 128,
+    block_size: int = BLOCK_SIZE,
     compute: str = DEFAULT,
     progress: ProgressCallback | None = None,
 ) -> CheckpointCheck:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rose.layer.change import Removal, WeightChange, same_removed
+from rose.layer.defaults import DAMPING
 from rose.layer.error import difference, quadratic_form, ratio
 from rose.layer.least_squares import solve_on_support
 from rose.layer.methods import RECOMMENDED, Known, LayerResult, Settings, make_settings, prune_with
@@ -25,7 +26,6 @@ from rose.model.check.inputs import LayerInputs
 ERROR_OF = "error_of_"  # how columns begin of what a method reaches at a layer's sparsity
 METHODS = ("magnitude", "wanda", "sparsegpt", "rose", RECOMMENDED)
 REFIT_STEPS = 12  # of conjugate gradients from the weights found; 24 find half a percent more (docs/lab-notes/check.md)
-DAMPING = 0.01
 SAME_MASK = 0.9  # share in common of what two masks remove, from which on they are one method's
 EXACT = 0.99  # the same of one method on the same inputs, but for rounding
 
