@@ -27,9 +27,7 @@ from rose.layer.methods import make_settings
 from rose.model.load.models import DTYPES
 from rose.model.network.residence import pick_device
 from rose.output import check_file, check_output, write_file
-from rose.structured.parts import PARTS
 from rose.structured.plan import SlimSettings
-from rose.structured.problem import RECOVERIES
 from rose.wording import percent, whole
 
 PER_ROW = 10  # pictures in a sheet
@@ -56,13 +54,12 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     _add_drawing(parser)
     of_parts = [name for name, one in rose.STRUCTURED.items() if one.select is not None]
-    add("--method", default="obs", help=f"{', '.join(of_parts)} (default: %(default)s)")
-    add("--ratio", type=float, default=0.2, help="share of their parameters to take out (default: %(default)s)")
+    shared.add(parser, "method", default=SlimSettings.method, help=f"{', '.join(of_parts)} {shared.DEFAULT}")
+    shared.add(parser, "ratio")
     _add_calibration(parser)
-    add("--parts", nargs="+", choices=PARTS, help="what may be taken out (default: both)")
-    add("--recovery", choices=RECOVERIES, help="override how the method repairs what stays")
+    shared.add(parser, "parts recovery")
     shared.add(parser, "damping", help=shared.COVARIANCE)
-    add("--multiple", type=int, default=8, help="kept channels are a multiple of this (default: %(default)s)")
+    shared.add(parser, "multiple")
     shared.add(parser, "output", help="new folder for the pipeline")
     parser.set_defaults(run=slim)
 

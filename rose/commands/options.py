@@ -36,6 +36,9 @@ from rose.model.run.allocation import ALLOCATIONS, DENSITY_SPREAD
 from rose.model.run.rotation import rotate_heads
 from rose.model.run.settings import TARGETS, RunOptions
 from rose.model.workers import Workers
+from rose.structured.parts import PARTS
+from rose.structured.plan import SlimSettings
+from rose.structured.problem import RECOVERIES
 from rose.wording import duration, size
 
 DEFAULT = "(default: %(default)s)"
@@ -107,6 +110,10 @@ def _known() -> dict[str, dict[str, Any]]:
     one("true-sequential", f"{says} always does; faster, for more memory", action="store_true")
     says = f"leave experts dense that fewer calibration tokens are routed to {DEFAULT}"
     one("min-expert-tokens", says, default=1, metavar="N")
+    one("ratio", f"share of their parameters to take out {DEFAULT}", default=SlimSettings.ratio)
+    one("parts", "what may be taken out (default: both)", nargs="+", choices=PARTS)
+    one("recovery", "override how the method repairs what stays", choices=RECOVERIES)
+    one("multiple", f"kept channels are a multiple of this {DEFAULT}", default=SlimSettings.multiple)
     one("evaluate", "measure perplexity on this text before and after", metavar="TEXT")
     one("windows", "evaluate on the first so many windows only (default: all)", type=int)
     says = "then train the kept weights for so many minutes, zeros stay; see `rose tune`"

@@ -23,9 +23,8 @@ from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.run.settings import run_settings
 from rose.structured.allocation import ALLOCATIONS
-from rose.structured.parts import HEADS, PARTS, find_parts
+from rose.structured.parts import HEADS, find_parts
 from rose.structured.plan import SlimSettings, check_parts, estimate_slim_memory, estimate_slimming
-from rose.structured.problem import RECOVERIES
 from rose.wording import whole
 
 
@@ -33,16 +32,15 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("slim", help="make a model smaller and faster: take heads, channels or blocks out")
     shared.add(parser, f"{shared.MODEL} stream {shared.TEXT}")
     add = parser.add_argument
-    add("--method", default="obs", help=f"{', '.join(rose.STRUCTURED)} (default: %(default)s)")
-    says = "share of the decoder blocks' parameters to take out (default: %(default)s)"
-    add("--ratio", type=float, default=0.2, help=says)
-    add("--parts", nargs="+", choices=PARTS, help="what may be taken out (default: all that the model offers)")
+    shared.add(parser, "method", default=SlimSettings.method, help=f"{', '.join(rose.STRUCTURED)} {shared.DEFAULT}")
+    shared.add(parser, "ratio", help=f"share of the decoder blocks' parameters to take out {shared.DEFAULT}")
+    shared.add(parser, "parts", help="what may be taken out (default: all that the model offers)")
     says = "uniform shapes load everywhere; the others only with rose (default: %(default)s)"
-    add("--allocation", choices=ALLOCATIONS, default="uniform", help=says)
-    add("--recovery", choices=RECOVERIES, help="override how the method repairs what stays")
+    add("--allocation", choices=ALLOCATIONS, default=SlimSettings.allocation, help=says)
+    shared.add(parser, "recovery")
     shared.add(parser, "damping", help=shared.COVARIANCE)
-    add("--multiple", type=int, default=8, help="kept channels are a multiple of this (default: %(default)s)")
-    says = f"{shared.TARGET} (default: layer; dense for what --prune does then)"
+    shared.add(parser, "multiple")
+    says = f"{shared.TARGET} (default: {SlimSettings.target}; dense for what --prune does then)"
     shared.add(parser, "target", default=None, help=says)
     shared.add(parser, "target-damping")
     add("--prune", metavar="SPARSITY", help="then prune what is left: a ratio, or N:M")
@@ -117,7 +115,7 @@ def _check_drop_options(options: argparse.Namespace) -> None:
 
 def _slim_options(options: argparse.Namespace) -> dict[str, Any]:
     """Keywords of `rose.prune_structured`. With --prune the target's damping may be for that alone."""
-    target = options.target or "layer"
+    target = options.target or SlimSettings.target
     damping = None if options.prune and target == "layer" else options.target_damping
     names = ("method", "ratio", "parts", "allocation", "recovery", "damping", "multiple")
     return shared.pick(options, names) | {"target": target, "target_damping": damping}

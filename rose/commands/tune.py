@@ -26,7 +26,6 @@ from rose.model.network.network import Network
 from rose.model.tune.loss import LOSSES
 from rose.model.tune.parts import Parts
 from rose.model.tune.tuning import (
-    BATCH,
     HELD_OUT,
     LENGTH,
     RATE,
@@ -51,10 +50,10 @@ def add_parser(commands: Any) -> None:
     add("--minutes", type=float, help="how long it may take")
     add("--epochs", type=float, help="or: passes over the windows (default: 1)")
     says = "kl: towards the dense model; ce: by the text's own next tokens"
-    add("--loss", choices=LOSSES, default="kl", help=f"{says} (default: %(default)s)")
+    add("--loss", choices=LOSSES, default=TuneSettings.loss, help=f"{says} (default: %(default)s)")
     says = f"learning rate at its highest (default: {RATE:g}, less for few steps or near the dense model)"
     add("--rate", type=float, help=says)
-    add("--batch", type=int, default=BATCH, help="windows per step (default: %(default)s)")
+    add("--batch", type=int, default=TuneSettings.batch, help="windows per step (default: %(default)s)")
     add(
         "--parts",
         type=int,

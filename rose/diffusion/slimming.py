@@ -16,7 +16,6 @@ from rose.diffusion.parts import find_parts, reshape
 from rose.diffusion.steps import StepWeights
 from rose.diffusion.trajectory import Conditions, DrawOptions
 from rose.errors import RoseError
-from rose.layer.defaults import DAMPING
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, count_parameters, named
 from rose.model.progress import ProgressCallback
@@ -34,12 +33,12 @@ def prune_diffusion_structured(
     pipeline: Any,
     conditions: Conditions,
     *,
-    method: str = "obs",
-    ratio: float = 0.2,
+    method: str = SlimSettings.method,
+    ratio: float = SlimSettings.ratio,
     parts: Sequence[str] | None = None,
     recovery: str | None = None,
-    damping: float = DAMPING,
-    multiple: int = 8,
+    damping: float = SlimSettings.damping,
+    multiple: int = SlimSettings.multiple,
     step_weights: StepWeights = "log_decrease",
     packages: int = 4,
     progress: ProgressCallback | None = None,

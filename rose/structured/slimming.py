@@ -26,7 +26,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.defaults import DAMPING
 from rose.layer.target import corrected_weight, damping_or_rule
 from rose.model.network.identity import embedding_norms
 from rose.model.network.layers import count_parameters, named
@@ -68,15 +67,15 @@ def prune_structured(
     model: nn.Module,
     tokens: Tensor,
     *,
-    method: str = "obs",
-    ratio: float = 0.2,
+    method: str = SlimSettings.method,
+    ratio: float = SlimSettings.ratio,
     parts: Sequence[str] | None = None,
-    allocation: str = "uniform",
+    allocation: str = SlimSettings.allocation,
     recovery: str | None = None,
-    damping: float = DAMPING,
-    multiple: int = 8,
+    damping: float = SlimSettings.damping,
+    multiple: int = SlimSettings.multiple,
     held_out: Tensor | None = None,
-    target: str = "layer",
+    target: str = SlimSettings.target,
     target_damping: float | None = None,
     surveys: Sequence[BlockSurvey] | None = None,
     progress: ProgressCallback | None = None,

@@ -19,7 +19,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.progress import ProgressCallback, part_callback
 from rose.model.tune.kept import check_pruned, find_trained
-from rose.model.tune.tuning import BATCH, Tuner, TuneReport, TuneSettings, TuneTask
+from rose.model.tune.tuning import Tuner, TuneReport, TuneSettings, TuneTask
 
 
 def tune_model(
@@ -31,10 +31,10 @@ def tune_model(
     layers: Sequence[str] | None = None,
     minutes: float | None = None,
     epochs: float | None = None,
-    loss: str = "kl",
+    loss: str = TuneSettings.loss,
     rate: float | None = None,
-    batch: int = BATCH,
-    seed: int = 0,
+    batch: int = TuneSettings.batch,
+    seed: int = TuneSettings.seed,
     compute: str = DEFAULT,
     parts: int = 1,
     unpruned: bool = False,
