@@ -14,14 +14,13 @@ from app.runs.finished import FinishedRun
 from app.runs.request import HELD_OUT, PruneRequest, method_label
 from app.study.setup import Setup
 from rose import verdicts
+from rose.model.load.tokens import DRIFT
 from rose.verdicts import Result
 
 COLUMNS = (
     *("run", "method", "sparsity", "target", "calibration", "perplexity", "target_damping"),
     *("block_index", "drift", "passed_on", "arisen", "cancelled"),
 )
-# Of the small comparison: enough tokens for the correction to pay, few enough to wait for.
-SAMPLES, LENGTH, HELD_OUT_SAMPLES = 16, 256, 4
 
 
 def drift_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
@@ -89,9 +88,9 @@ def small_comparison(setup: Setup) -> tuple[Setup, PruneRequest]:
     """A comparison of "layer" and "dense" that takes a minute or two: SparseGPT with each target, on few tokens."""
     few = replace(
         setup,
-        samples=min(SAMPLES, setup.samples),
-        length=min(LENGTH, setup.length),
-        held_out=min(HELD_OUT_SAMPLES, setup.held_out) or 2,
+        samples=min(DRIFT.samples, setup.samples),
+        length=min(DRIFT.length, setup.length),
+        held_out=min(DRIFT.held_out, setup.held_out) or 2,
         layers="*",
     )
     request = PruneRequest(

@@ -78,7 +78,7 @@ class PruneRequest:
     true_sequential: bool = False
     evaluate: str = HELD_OUT  # or a text as for `rose.load_tokens`
     windows: int = WINDOWS
-    window_length: int = 512
+    window_length: int = Setup.length
     prompt: str = ""  # an empty one is not continued
     new_tokens: int = NEW_TOKENS
     keep: Keep = "none"

@@ -29,10 +29,10 @@ from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.estimate.tuning import tuning_memory
 from rose.model.load.low_rank import keep_low_rank
-from rose.model.load.tokens import load_apart
+from rose.model.load.tokens import TUNING, load_apart
 from rose.model.network.network import Network
 from rose.model.progress import Progress
-from rose.model.tune.tuning import HELD_OUT, LENGTH, SAMPLES, Tuner, TuneReport, TuneSettings, TuneTask
+from rose.model.tune.tuning import Tuner, TuneReport, TuneSettings, TuneTask
 from rose.verdicts import compare, says_move
 
 MINUTES = 3.0
@@ -47,7 +47,7 @@ def tuned_memory(setup: Setup, model: nn.Module) -> int:
 
 def length_of(setup: Setup) -> int:
     """Tokens in a window that is trained on."""
-    return min(LENGTH, setup.length)
+    return min(TUNING.length, setup.length)
 
 
 class Tuning(Run):
@@ -100,8 +100,8 @@ class Tuning(Run):
         tokens, held_out = load_apart(
             setup.text,
             loaded.tokenizer,
-            samples=SAMPLES,
-            held_out=HELD_OUT,
+            samples=TUNING.samples,
+            held_out=TUNING.held_out,
             length=length_of(setup),
             seed=setup.seed,
             apart_from=windows,

@@ -13,7 +13,7 @@ from rose.layer.defaults import BLOCK_SIZE, DAMPING, SPARSITY
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost
 from rose.model.load.models import OFFLINE, parse_dtype
-from rose.model.load.tokens import Warn, load_calibration
+from rose.model.load.tokens import STUDY, Warn, load_calibration
 from rose.model.network.layers import check_widths
 from rose.model.network.network import Network
 
@@ -43,10 +43,10 @@ class Setup:
     model: str = OFFLINE
     dtype: str = "float32"
     text: str = "packaged"
-    samples: int = 16
-    length: int = 512
+    samples: int = STUDY.samples
+    length: int = STUDY.length
     seed: int = 0
-    held_out: int = 4  # further samples on which errors are measured but nothing is fitted
+    held_out: int = STUDY.held_out  # further samples on which errors are measured but nothing is fitted
     layers: str = "*"  # names separated by spaces, `*` allowed
     sparsity: str = str(SPARSITY)  # a ratio or N:M
     block_size: int = BLOCK_SIZE

@@ -20,6 +20,7 @@ from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
 from rose.model.check.costs import METHODS
 from rose.model.check.findings import findings, says_other_draw
+from rose.model.load.tokens import CHECK
 from rose.output import check_file, write_file
 from rose.report import finite
 from rose.wording import count, percent
@@ -38,7 +39,7 @@ def add_parser(commands: Any) -> None:
     says = f"with --calibration, compare with what these methods reach (default: {','.join(METHODS)})"
     add("--methods", metavar="A,B", help=says)
     add("--json", type=Path, metavar="FILE.json", help="write all that was found to this file")
-    parser.set_defaults(run=run, samples=8, length=512, held_out=2)
+    parser.set_defaults(run=run, **CHECK._asdict())
 
 
 def run(options: argparse.Namespace, console: Console) -> int:

@@ -15,6 +15,7 @@ from rose.files import reachable
 from rose.layer.defaults import METHOD, SPARSITY
 from rose.model.estimate.duration import estimate_damage, sweeps_of
 from rose.model.load.models import parse_dtype
+from rose.model.load.tokens import DAMAGE
 from rose.model.measure.damage import UNITS, dense_weights
 from rose.model.measure.damage_report import (
     PREDICTORS,
@@ -51,7 +52,7 @@ def add_parser(commands: Any) -> None:
     shared.add(parser, "evaluate", help=says)
     shared.add(parser, "windows")
     shared.add(parser, "output", help="rows.csv and summary.json; the same command resumes an interrupted run")
-    parser.set_defaults(run=run, samples=16, length=512, held_out=8)
+    parser.set_defaults(run=run, **DAMAGE._asdict())
 
 
 def run(options: argparse.Namespace, console: Console) -> None:

@@ -11,12 +11,14 @@ from rich.console import Console
 import rose
 from rose.commands import options as shared
 from rose.commands import terminal
+from rose.model.load.tokens import PAPERS
 from rose.model.measure.perplexity import perplexity_of
 from rose.model.measure.zero_shot import TASKS, check_installed, task_manager, zero_shot
 from rose.output import check_file, write_file
 from rose.report import csv_text
 
-PERPLEXITY: dict[str, Any] = {"windows": None, "length": 2048, "compute": "float32"}  # options of --text, unless given
+# Options of --text, unless given.
+PERPLEXITY: dict[str, Any] = {"windows": None, "length": PAPERS.length, "compute": "float32"}
 
 
 def add_parser(commands: Any) -> None:

@@ -22,6 +22,7 @@ from rose.model.estimate.memory import Memory
 from rose.model.load.models import DTYPES, OFFLINE, STORED, parse_dtype, read_as, stored_dtype
 from rose.model.load.tokens import (
     BOS,
+    PRUNING,
     SOURCES,
     check_calibration,
     check_seed,
@@ -76,10 +77,10 @@ def _known() -> dict[str, dict[str, Any]]:
     says = "number format of matrix products in forward passes; auto: bfloat16 where this processor can"
     one("compute", f"{says} {DEFAULT}", choices=COMPUTE, default=AUTO)
     one("calibration", f"{TEXTS} {DEFAULT}", default="packaged", metavar="TEXT")
-    one("samples", f"calibration windows {DEFAULT}", default=32)
-    one("length", f"tokens per window {DEFAULT}", default=1024)
+    one("samples", f"calibration windows {DEFAULT}", default=PRUNING.samples)
+    one("length", f"tokens per window {DEFAULT}", default=PRUNING.length)
     one("seed", f"of the random choice of windows {DEFAULT}", default=0)
-    one("held-out", f"further windows to measure errors on, 0 for none {DEFAULT}", default=4)
+    one("held-out", f"further windows to measure errors on, 0 for none {DEFAULT}", default=PRUNING.held_out)
     says = "begin windows with the beginning-of-sequence token: auto, where the tokenizer puts it in front of a user's"
     one("bos", f"{says} text {DEFAULT}", choices=BOS, default="auto")
     one("sparsity", f'ratio, or N:M such as "2:4" {DEFAULT}', default=str(SPARSITY))

@@ -20,16 +20,13 @@ from rose.interrupt import CANCELLED
 from rose.layer.pattern import parse_sparsity
 from rose.model.load.low_rank import keep_low_rank
 from rose.model.load.models import has_tokenizer
-from rose.model.load.tokens import load_apart
+from rose.model.load.tokens import TUNING, load_apart
 from rose.model.network.layers import prunable_layers
 from rose.model.network.network import Network
 from rose.model.tune.loss import LOSSES
 from rose.model.tune.parts import Parts
 from rose.model.tune.tuning import (
-    HELD_OUT,
-    LENGTH,
     RATE,
-    SAMPLES,
     TuneReport,
     TuneSettings,
     TuneTask,
@@ -70,7 +67,7 @@ def add_parser(commands: Any) -> None:
     shared.add(parser, "bos layers evaluate windows output")
     says = "keep weights and progress here; the same command resumes an interrupted run"
     shared.add(parser, "checkpoint", help=says)
-    parser.set_defaults(run=run, divided=True, stream=False, samples=SAMPLES, length=LENGTH)
+    parser.set_defaults(run=run, divided=True, stream=False, **TUNING._asdict())
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
@@ -127,7 +124,7 @@ def draw_texts(options: argparse.Namespace, model: nn.Module, tokenizer: Any, ev
     """
     if options.tune is None:
         return None
-    sizes = {"samples": SAMPLES, "held_out": HELD_OUT, "length": min(LENGTH, options.length)}
+    sizes = TUNING._replace(length=min(TUNING.length, options.length))._asdict()
     dense = sum(parameter.nbytes for parameter in model.parameters())  # is read once more
     check_memory(Network(model), sizes["length"], compute=getattr(options, "compute", "auto"), besides=dense)
     return _texts(options, tokenizer, evaluated, **sizes)

@@ -33,7 +33,7 @@ from rose.layer.methods.rose_admm import MOST_SHRINKAGE
 from rose.layer.methods.toolkit import prune_by_sweep
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import target_damping
-from rose.model.load.tokens import load_apart, load_calibration
+from rose.model.load.tokens import TUNING, load_apart, load_calibration
 from rose.model.measure.comparison import (
     ComparisonRow,
     compare_methods,
@@ -182,7 +182,7 @@ def make(table: Table, options: Any, model: nn.Module, tokenizer: Any) -> None:
             table.add(way, row, tuned=False, perplexity_held_out=rose.perplexity(model, held_out), steps="")
             if comparison.tuned:
                 further, judges = load_apart(
-                    options.calibration, tokenizer, samples=options.tuned, held_out=tuning.HELD_OUT,
+                    options.calibration, tokenizer, samples=options.tuned, held_out=TUNING.held_out,
                     length=options.length, seed=seed, apart_from=windows,
                 )  # fmt: skip
                 done = rose.tune_model(model, dense, further, held_out=judges, epochs=1.0, batch=tuning.BATCH)

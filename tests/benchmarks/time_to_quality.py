@@ -19,8 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import rose
-from rose.model.load.tokens import load_calibration
-from rose.model.tune.tuning import HELD_OUT
+from rose.model.load.tokens import TUNING, load_calibration
 from tests.benchmarks.common import MODEL, Rows, arguments, processor_seconds
 from tests.benchmarks.reference import SPARSITY, load_reference, prune_by_reference
 
@@ -72,8 +71,8 @@ def race(run: Race, official: ModuleType) -> None:
 
     def prune_and_tune(model: Any, few: Any) -> None:
         used, _ = processor_seconds(lambda: prune(model, few, rose.RECOMMENDED))
-        held_out, minutes = windows[-HELD_OUT:], (allowed - used) / 60
-        rose.tune_model(model, run.model, windows[:-HELD_OUT], held_out=held_out, minutes=minutes)
+        held_out, minutes = windows[-TUNING.held_out :], (allowed - used) / 60
+        rose.tune_model(model, run.model, windows[: -TUNING.held_out], held_out=held_out, minutes=minutes)
 
     run.run(OURS, f"{rose.RECOMMENDED}, tuned", windows[: len(windows) // 4], prune_and_tune)
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 import rose
 from rose.layer.methods import get_method
-from rose.model.load.tokens import load_apart
+from rose.model.load.tokens import TUNING, load_apart
 from rose.model.measure.comparison import parse_variant
 from rose.model.measure.damage import dense_weights
 from rose.model.network.network import Network
@@ -101,7 +101,7 @@ def table(options: Any) -> None:
         if (*key.values(), windows) in rows:
             continue
         model = pruned(options, seed, way)
-        tokens, held_out = apart(options, tokenizer, seed, windows, tuning.HELD_OUT, texts["perplexity"])
+        tokens, held_out = apart(options, tokenizer, seed, windows, TUNING.held_out, texts["perplexity"])
         found = tuned(model, dense, tokens, held_out, options)
         rows.add(**key, windows=windows, **perplexities(model, texts), **found)
     print(rows.means(["model", "method", "sparsity", "samples", "windows"], list(texts)))
@@ -145,8 +145,8 @@ def apart_from_judged(
         method, _, sparsity = way.rpartition("@")
         key = {"model": options.model, "seed": seed, "method": method, "sparsity": sparsity, "windows": windows, **more}
         if tuple(key.values()) not in rows:
-            tokens, kept = apart(options, tokenizer, seed, windows, tuning.HELD_OUT + JUDGED, away)
-            yield key, pruned(options, seed, way), tokens, kept[: tuning.HELD_OUT], kept[tuning.HELD_OUT :]
+            tokens, kept = apart(options, tokenizer, seed, windows, TUNING.held_out + JUDGED, away)
+            yield key, pruned(options, seed, way), tokens, kept[: TUNING.held_out], kept[TUNING.held_out :]
 
 
 def changes(start: Any, model: Any) -> Iterator[dict[str, Any]]:

@@ -56,7 +56,6 @@ FULL = 32  # steps from which on the rate is that: its first ones make the model
 BATCH = 2  # windows of a step
 BETAS = (0.9, 0.999)  # of Adam
 WARM_UP = 0.25  # share of the steps in which the rate rises: the first ones follow few gradients, and do harm
-SAMPLES, LENGTH, HELD_OUT = 256, 512, 4  # windows that are drawn unless somebody chooses
 FEW = 8  # steps below which minutes were too few for this machine: the rate rises over a quarter of them
 LOOKS = 8  # measurements on held-out windows, and saves, besides that of the start
 STATE = "state.safetensors"

@@ -44,7 +44,7 @@ def pruned(setup: Setup, loaded: LoadedModel, text: Path) -> PruningRun:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number of steps that no clock decides."""
-    monkeypatch.setattr(tuning, "SAMPLES", 16)
+    monkeypatch.setattr(tuning, "TUNING", tuning.TUNING._replace(samples=16))
     tune_one_epoch(monkeypatch, 1e-4)
 
 

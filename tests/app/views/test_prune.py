@@ -422,7 +422,7 @@ def test_while_ones_own_run_goes_on_no_other_is_begun(setup: Setup) -> None:
 
 
 def test_what_is_left_is_tuned(setup: Setup, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "SAMPLES", 16)
+    monkeypatch.setattr(tuning, "TUNING", tuning.TUNING._replace(samples=16))
     tune_one_epoch(monkeypatch, 1e-4)
     query = {"prune_methods": "SparseGPT", "prune_prompt": "", "prune_windows": "1", "tune_minutes": "0.5"}
     app, run = pruned(opened(replace(setup, text=str(text)), **query))
