@@ -11,6 +11,7 @@ import rose
 from app.jobs import Job, Run
 from rose.diffusion.evaluation import classes_in_turn
 from rose.diffusion.garments import GARMENTS
+from rose.diffusion.pruning import SPARSITY
 from rose.diffusion.steps import step_weights
 from rose.layer.defaults import METHOD
 from rose.layer.methods import make_settings
@@ -28,7 +29,7 @@ class DiffusionRequest:
     """What to prune the packaged diffusion model to, and how, see `rose.prune_diffusion`."""
 
     method: str = METHOD
-    sparsity: str = "0.5"
+    sparsity: str = str(SPARSITY)
     step_weights: str = "log_decrease"
     samples: int = 20  # calibration pictures, the ten classes in turn
     noise: int = 0  # seed of the pictures that are shown; calibration has other noise

@@ -38,8 +38,9 @@ def draw() -> None:
 
 def choose() -> DiffusionRequest:
     one, two, three, four = st.columns([2, 2, 2, 1])
-    method = method_choice(one, "rose", "diffusion_method")
-    sparsity = two.select_slider("Sparsity", SPARSITIES, "0.5", key="diffusion_sparsity", bind=components.URL)
+    method = method_choice(one, DiffusionRequest.method, "diffusion_method")
+    usual = DiffusionRequest.sparsity
+    sparsity = two.select_slider("Sparsity", SPARSITIES, usual, key="diffusion_sparsity", bind=components.URL)
     alpha = three.selectbox(
         "Step weights",
         list(STEP_WEIGHTS),

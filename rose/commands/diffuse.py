@@ -20,6 +20,7 @@ from rose.diffusion.evaluation import check_garments, check_pictures, classes_in
 from rose.diffusion.garments import GARMENTS
 from rose.diffusion.loading import PACKAGED, check_installed
 from rose.diffusion.pictures import write_sheet
+from rose.diffusion.pruning import SPARSITY
 from rose.diffusion.steps import STEP_WEIGHTS, check_steps
 from rose.diffusion.trajectory import Conditions
 from rose.layer.defaults import BLOCK_SIZE
@@ -42,7 +43,7 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     _add_drawing(parser)
     shared.add(parser, "method")
-    shared.add(parser, "sparsity", default="0.5")
+    shared.add(parser, "sparsity", default=str(SPARSITY))
     _add_calibration(parser)
     shared.add(parser, "layers")
     add("--block-size", type=int, help=f"columns per block (default: {BLOCK_SIZE}, fewer in a small model)")

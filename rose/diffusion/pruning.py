@@ -28,6 +28,8 @@ from rose.model.run.one_layer import prune_one, record_of
 from rose.model.run.settings import describe_grid
 from rose.report import LayerRecord, RunReport
 
+SPARSITY = 0.5  # of a diffusion model, where nobody says otherwise
+
 
 def prune_diffusion(
     pipeline: Any,
@@ -74,7 +76,7 @@ def prune_diffusion(
     Raises:
         RoseError: bad input, before any work, or a layer that cannot be pruned, which is named.
     """
-    options.setdefault("sparsity", 0.5)
+    options.setdefault("sparsity", SPARSITY)
     if by_itself := options.get("block_size") is None:
         options.pop("block_size", None)
     settings = make_settings(**options)
