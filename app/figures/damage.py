@@ -66,7 +66,8 @@ def damage_bars(
     look, hover = palette.Style(palette.TEAL, name), f"decoder block %{{x}}<br>{name} %{{y:.4g}}"
     figure = go.Figure()
     x, y = rows["block_index"], rows[value]
-    marks.bars(figure, x, y, look, hover, customdata=rows["unit"], marker=outline, **whiskers)
+    # Of its own accord a bar reaches over blocks that were not measured.
+    marks.bars(figure, x, y, look, hover, width=0.8, customdata=rows["unit"], marker=outline, **whiskers)
     places = [int(index) for index in rows["block_index"]] + [words.place_of(unit)[0] or 0 for unit in units]
     marks.block_axis(figure, places)
     top = rows.loc[rows[value].idxmax()]

@@ -18,6 +18,8 @@ UNITS = {"heads": "query heads", "channels": "channels"}
 def head_map(table: pd.DataFrame, *, marked_block: int | None = None, theme: Theme = "light") -> Drawing:
     """Relative error once a query head alone is gone, after least squares, as a map of head × decoder block."""
     grid = table.pivot(index="head", columns="block_index", values="cost")
+    # Blocks that were not measured have an empty place: a heatmap would stretch its neighbours over it.
+    grid = grid.reindex(columns=range(grid.columns.min(), grid.columns.max() + 1))
     figure = go.Figure(
         go.Heatmap(
             z=grid.to_numpy(np.float32),

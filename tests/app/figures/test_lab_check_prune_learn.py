@@ -31,7 +31,7 @@ from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 from rose.layer.error import quadratic_form
 from rose.layer.order import plan_from_importance
 from rose.verdicts import Result
-from tests.app.figures.test_contract import COSTS, DAMAGES, DRIFTS, OF_BITS
+from tests.app.figures.test_contract import BLOCK_DAMAGES, COSTS, DAMAGES, DRIFTS, HEADS, OF_BITS
 from tests.app.figures.test_layer_and_overview import below, title
 
 # Figure (b) of the ROSE paper's overview illustration.
@@ -470,6 +470,16 @@ def test_axes_of_close_values_have_ticks() -> None:
     assert (axis.type, axis.tickvals) == ("log", (0.125, 0.13, 0.135, 0.14, 0.145))
     assert axis.ticktext[1] == "0.13"
     assert damage.damage_scatter(DAMAGES).figure.layout.xaxis.dtick == "D2"
+
+
+def test_decoder_blocks_that_were_not_measured_stay_empty() -> None:
+    drawing = structures.head_map(HEADS.replace({"block_index": {0: 0, 1: 5, 2: 18}}), marked_block=5)
+    (cells,), axis = drawing.figure.data, drawing.figure.layout.xaxis
+    assert list(cells.x) == list(range(19))
+    assert np.flatnonzero(~np.isnan(cells.z).any(0)).tolist() == [0, 5, 18]
+    assert axis.dtick == 2
+    (bars,) = damage.damage_bars(BLOCK_DAMAGES.assign(block_index=[0, 5, 18])).figure.data
+    assert bars.width == 0.8
 
 
 def test_damage_of_what_is_restored_is_what_it_gives_back() -> None:
