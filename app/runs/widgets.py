@@ -75,7 +75,7 @@ def saved(folders: str, read: Callable[[str], Sequence[Any]]) -> list[Any]:
 
 
 def pruned_model(model: str, key: str, label: str, other: str, place: tuple[str, str], help: str) -> str:
-    """The path of a pruned copy of a model: one that the Prune page has kept, unless a link names another.
+    """The path of a pruned copy of a model: one that the Prune page has kept, unless a link or the user names another.
 
     Args:
         key: begins the keys of both widgets; that of the path, KEY_path, is in the URL.
@@ -83,10 +83,15 @@ def pruned_model(model: str, key: str, label: str, other: str, place: tuple[str,
         other: the choice that leads to the path.
         place: label and placeholder of the path, for which `help` is.
     """
-    named = f"{key}_path"
+    named, copy = f"{key}_path", f"{key}_copy"
     kept = {name: str(one.place) for name, one in kept_checkpoints(list(shared.prunings().values()), model).items()}
+
+    def typed() -> None:
+        if (chosen := st.session_state[copy]) not in (*kept, other):
+            st.session_state[named] = chosen
+
     if kept and not st.session_state.get(named) and named not in st.query_params:
-        chosen = st.selectbox(label, [*kept, other], key=f"{key}_copy")
+        chosen = st.selectbox(label, [*kept, other], key=copy, accept_new_options=True, on_change=typed)
         if chosen != other:
             return kept[chosen]
     return path_input(place[0], named, place[1], help)

@@ -13,8 +13,9 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app import shared, words
-from app.runs import check_report, checked
+from app.runs import check_report, checked, widgets
 from app.runs.checked import CheckpointRun
+from app.runs.checkpoints import Checkpoint
 from app.runs.html_page import to_html
 from app.study.setup import Setup
 from rose.model.network.layers import prunable_layers
@@ -94,6 +95,22 @@ def test_what_is_wrong_stands_first_with_its_layer_and_a_picture(setup: Setup, p
     report = to_html(check_report.report_of(run))
     assert finding in report
     assert report.count("<figure ") == 2
+
+
+def test_a_path_that_is_typed_in_place_of_a_kept_copy_is_what_is_checked(
+    setup: Setup, planted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {"ROSE at 2:4": Checkpoint("ROSE at 2:4", planted)}
+    monkeypatch.setattr(widgets, "kept_checkpoints", lambda _runs, _model: kept)
+    app = open_on(setup, PAGE)
+    box = app.selectbox(key="check_copy")
+    assert box.options == ["ROSE at 2:4", "Another checkpoint"]
+    box.options.append("/nowhere")  # as someone types it
+    box.set_value("/nowhere").run()
+    assert "There is no folder or file /nowhere" in texts(app)
+    assert app.text_input(key="check_path").value == "/nowhere"
+    app.text_input(key="check_path").set_value("").run()
+    assert app.selectbox(key="check_copy").value == "ROSE at 2:4"
 
 
 def test_with_tokens_it_says_what_compensation_recovered_and_other_pages_take_it(
