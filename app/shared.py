@@ -34,6 +34,7 @@ KEPT_RUNS = 8
 KEPT_DAMAGES = 16
 KEPT_CHECKS = 16
 KEPT_REPORTS = 40
+ASKED_ON_START = "; the page Start has a button that asks the Hub for it"
 R = TypeVar("R", bound=Run)
 K = TypeVar("K", bound=Hashable)
 
@@ -87,7 +88,7 @@ def skeleton(name: str) -> nn.Module:
     """
     identity = disk.model_identity(name)
     if identity is None and is_hub_id(name):
-        raise rose.RoseError(f"{name} is not on this machine; the page Start has a button that asks the Hub for it.")
+        raise rose.RoseError(f"{name} is not on this machine{ASKED_ON_START}.")
     return _skeleton(name, identity)
 
 

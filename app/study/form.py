@@ -175,7 +175,7 @@ def structure(model: str) -> nn.Module | None:
         return shared.skeleton(model)
     except rose.RoseError as problem:
         # Remembered, or every move of a slider would look for it again.
-        problems()[model] = str(problem)
+        problems()[model] = str(problem).replace(shared.ASKED_ON_START, "")  # see `offer_to_find`
         return None
 
 
