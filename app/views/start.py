@@ -149,7 +149,8 @@ def picture(study: Study) -> None:
             beside(study, table)
         with left:
             if table.empty:
-                st.info("The first layers appear here as soon as they are measured.")
+                if study.job.status == "running":
+                    st.info("The first layers appear here as soon as they are measured.")
                 return
             names: dict[str, Any] = {"layers": study.layer_names, "left_out": study.left_out}
             drawing = overview.model_map(table, **names, **components.look_over())

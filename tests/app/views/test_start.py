@@ -260,6 +260,7 @@ def test_a_text_that_cannot_be_read_fails_with_its_sentence(folder: Path, tmp_pa
     button(app).click().run()
     assert finish(app).job.status == "failed"
     assert any("text.txt is not UTF-8 text" in error.value for error in app.main.error)
+    assert "The first layers appear here" not in texts(app)
     assert not button(app).disabled
 
 
