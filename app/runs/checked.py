@@ -28,7 +28,7 @@ from rose.model.check.checkpoint import CheckpointCheck
 from rose.model.check.findings import findings, says_other_draw
 from rose.model.check.verdicts import VERDICTS
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
-from rose.model.load.tokens import text_file
+from rose.model.load.tokens import check_text
 from rose.model.network.network import Network
 
 PICTURED = 12  # layers that break a pattern, of which a part of the mask is kept
@@ -65,7 +65,7 @@ class CheckRequest:
         if self.pruned == self.setup.model:
             raise rose.RoseError("That is the dense model itself; name a checkpoint that was made from it.")
         if self.with_tokens:
-            text_file(self.setup.text)
+            check_text(self.setup.text, self.setup.held_out, self.setup.length)
             for skeleton in skeletons:
                 Network(skeleton).check_length(self.setup.length)
 

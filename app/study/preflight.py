@@ -20,7 +20,7 @@ from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost, estimate_cost, statistics_groups
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import PACKAGED, is_hub_id, parse_dtype
-from rose.model.load.tokens import DATASETS, is_downloaded, text_file
+from rose.model.load.tokens import DATASETS, check_text, is_downloaded
 from rose.model.network.heads import ATTENTION_OUTPUTS
 from rose.model.network.network import Network
 
@@ -49,7 +49,7 @@ def preflight(setup: Setup, skeleton: nn.Module, *, has_inputs: bool = False) ->
     `has_inputs`: the statistics of all layers are in memory already, with the model; only sweeps are still to be done.
     """
     setup.check()
-    text_file(setup.text)
+    check_text(setup.text, setup.held_out, setup.length)
     Network(skeleton).check_length(setup.length)
     check_sparsity(setup.sparsity, setup.block_size, skeleton, setup.layer_patterns)
     windows: dict[str, Any] = {"samples": setup.samples + setup.held_out, "length": setup.length}

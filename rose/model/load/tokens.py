@@ -323,12 +323,26 @@ def load_calibration(
         return tokens[:samples], tokens[samples:] if held_out else None
     at = len(ids) - held_out * width
     if at < width:
-        raise RoseError(
-            f"{source} has {len(ids)} tokens, too few to calibrate on windows of {length} and to hold {held_out} "
-            "others out; ask for fewer or shorter ones, or give a longer text."
-        )
+        raise _too_short(f"{source} has {len(ids)} tokens", held_out, length)
     tokens = _cut(source, ids[:at], first, samples, length, seed, warn)
     return tokens, _cut(source, ids[at:], first, held_out, length, None)
+
+
+def check_text(source: str, held_out: int, length: int) -> None:
+    """Raises RoseError, before there is a tokenizer, for a text that is not there, and for a file of fewer bytes than
+    `load_calibration` needs tokens."""
+    path = text_file(source)
+    # A token is at least one byte, and one of each window may be the beginning-of-sequence token.
+    if path is not None and (size := path.stat().st_size) < (held_out + 1) * (length - 1):
+        raise _too_short(f"{path} has {size} bytes", held_out, length)
+
+
+def _too_short(found: str, held_out: int, length: int) -> RoseError:
+    others = f" and to hold {held_out} others out" if held_out else ""
+    return RoseError(
+        f"{found}, too few to calibrate on windows of {length}{others}; ask for fewer or shorter ones, or give a "
+        "longer text."
+    )
 
 
 def check_calibration(samples: int, held_out: int, length: int) -> None:

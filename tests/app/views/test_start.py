@@ -254,8 +254,20 @@ def test_a_model_that_appears_later_is_found_by_looking_again(tmp_path: Path, te
     assert "**21 layers**" in texts(app)
 
 
+def test_a_file_of_fewer_bytes_than_windows_have_tokens_is_refused_before_the_model_is_loaded(
+    folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "text.txt"
+    for size, fits in ((92, False), (93, True)):  # three windows of 31 tokens and the one that stands before a text
+        file.write_text("a" * size)
+        app = small(folder, file)
+        assert button(app).disabled is not fits
+        said = f"{file} has {size} bytes, too few to calibrate on windows of 32 and to hold 2 others out; ask for"
+        assert (said in texts(app)) is not fits
+
+
 def test_a_text_that_cannot_be_read_fails_with_its_sentence(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_bytes(b"\xff\xfe\x00broken")
+    (tmp_path / "text.txt").write_bytes(b"\xff\xfe\x00broken" * 20)
     app = small(folder, tmp_path / "text.txt")
     button(app).click().run()
     assert finish(app).job.status == "failed"
