@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import streamlit as st
@@ -10,25 +11,25 @@ from app import components, words
 from app.components import URL
 from app.figures import solvers as figures
 from app.lab.controls import label
+from app.runs.pruning import PruningRun
 from app.study.solvers import LABELS, Watched, offered, watched
 from app.study.study import Study
 from rose.layer.order import order_names
 
 TITLE = "How the methods get there"
-STEP = 0.5  # products
+STEP = 1.0  # products
 
 
-def draw() -> None:
+def draw(run: PruningRun | None) -> None:
+    """`run` is the one on the page, which may have pruned other layers than the study has."""
     study, layer = components.require_layer("Here the solvers behind the methods race each other on one layer")
-    st.caption(
-        f"The same weights of **{words.short_layer(layer)}** have to go, by four ways. One sweep: SparseGPT and ROSE; "
-        "sweep and refit: ROSE dealt; ADMM: ROSE ADMM. Five stages are no method of their own."
-    )
+    solvers = offered(study)
+    st.caption(told(layer, solvers, run))
     left, stage = st.columns((1, 2.7))
     known = [name for name in order_names() if name != "random"]
     with left:
         names = st.pills(
-            "Solvers", offered(study), selection_mode="multi", default=offered(study), key="race_solvers", bind=URL,
+            "Solvers", solvers, selection_mode="multi", default=solvers, key="race_solvers", bind=URL,
             format_func=LABELS.__getitem__, wrap=True,
         )  # fmt: skip
         order = st.selectbox(
@@ -53,7 +54,7 @@ def draw() -> None:
     with left:
         if (st.session_state.get("race_work") or 0) > last:  # of a wider layer
             st.session_state.race_work = last
-        work = st.slider("Work so far (products W·H)", 0.0, last, last, STEP, key="race_work", bind=URL)
+        work = st.slider("Work so far (products W·H)", 0.0, last, last, STEP, "%.0f", key="race_work", bind=URL)
         shown = components.choose("Mask of", {name: LABELS[name] for name in names}, "race_mask_of", default=names[-1])
         since = components.choose("Changed since", {"step": "Its last step", "sweep": "The sweep"}, "race_mask_since")
     with stage:
@@ -62,6 +63,18 @@ def draw() -> None:
         drawn = figures.solver_race(tables, work, held_out=has_held_out, **components.look(layer))
         components.show(drawn, "solver-race")
         _mask(study, layer, ways[shown], shown, order, since, work)
+
+
+def told(layer: str, solvers: Sequence[str], run: PruningRun | None) -> str:
+    """What the solvers do, for which methods, and whether the layer is one of those that the run has pruned."""
+    reports = [copy.report for copy in run.copies if copy.report is not None] if run is not None else []
+    is_other = run is not None and not any((report.layers["layer"] == layer).any() for report in reports)
+    return (
+        f"{words.sentence(words.count(len(solvers), 'solver'))} remove the same number of weights from "
+        f"**{words.short_layer(layer)}**{', a layer of your study that this run did not prune' if is_other else ''}. "
+        "SparseGPT and ROSE make one sweep, ROSE dealt a sweep and a refit, ROSE ADMM uses ADMM."
+        + (" No method prunes in five stages; they are here to compare." if "stages" in solvers else "")
+    )
 
 
 def _mask(study: Study, layer: str, way: Watched, solver: str, order: str, since: str, work: float) -> None:

@@ -60,7 +60,7 @@ def draw() -> None:
         tune_panel.draw(run)
     view = components.section({name: name for name in SECTIONS}, "prune_view", "Results")
     if view == race_of_solvers.TITLE:
-        race_of_solvers.draw()
+        race_of_solvers.draw(run)
     elif run is not None and run.dense is None and run.job.status != "running":
         st.info("This run ended before a model was evaluated, so there are no results.")
     elif run is None or run.dense is None:

@@ -1,9 +1,13 @@
 """The race of solvers on the page Prune: the ways end where the methods do, and can be scrubbed by work."""
 
+from types import SimpleNamespace
+
+import pandas as pd
 import pytest
 
 import rose
-from app.study.solvers import watched
+from app.runs.race_of_solvers import told
+from app.study.solvers import LABELS, watched
 from app.study.study import Study
 from rose.layer.error import relative_error
 from tests.app.tiny_study import COLUMNAR, figures, open_page, texts
@@ -23,7 +27,19 @@ def test_solvers_race_to_the_errors_of_the_methods(study: Study) -> None:
 def test_solvers_are_scrubbed_by_work(study: Study) -> None:
     app = open_page("views/prune.py", study, prune_view="How the methods get there")
     assert "iteration 20" in figures(app)[1]  # the mask's changes, below the race
-    app.slider(key="race_work").set_value(0.0).run()
+    assert "Four solvers remove the same number of weights from **1 · self_attn.o_proj**." in texts(app)
+    slider = app.slider(key="race_work")
+    assert (slider.step, slider.proto.format) == (1.0, "%.0f")
+    slider.set_value(0.0).run()
     assert "has no mask yet" in texts(app)
     app.pills(key="race_solvers").set_value([]).run()
     assert "Choose at least one solver" in texts(app)
+
+
+def test_a_layer_that_the_run_on_the_page_did_not_prune_is_told() -> None:
+    said = "a layer of your study that this run did not prune"
+    for layers, is_told in (([COLUMNAR], False), (["model.layers.0.mlp.up_proj"], True)):
+        report = SimpleNamespace(layers=pd.DataFrame({"layer": layers}))
+        run = SimpleNamespace(copies=[SimpleNamespace(report=report)])
+        assert (said in told(COLUMNAR, list(LABELS), run)) is is_told  # type: ignore[arg-type]
+    assert "five stages" not in told(COLUMNAR, ["sweep", "admm"], None)
