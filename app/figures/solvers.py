@@ -45,7 +45,8 @@ def solver_race(
     tokens = "Held-out" if held_out else "Calibration"
     what = f"{tokens} error{words.of(layer)} if the solver stopped there; open marks: weights still to be removed"
     best = {label: float(table.loc[table["is_complete"], column].min()) for label, table in ways.values()}
-    caption = "Lowest error: " + ", ".join(f"{label} {words.number(value)}" for label, value in best.items()) + "."
+    listed = ", ".join(f"{label} {words.number(value)}" for label, value in best.items())
+    caption = f"Lowest error at the full sparsity: {listed}."
     rows = pd.concat([table.assign(solver=label) for label, table in ways.values()], ignore_index=True)
     finding = _finding(ways, work, column)
     alt = f"Line chart of the error of {words.count(len(ways), 'solver')} against work"
