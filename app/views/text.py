@@ -145,15 +145,20 @@ def _texts(encoded: EncodedText, known: dict[str, Any], number: int, kind: str) 
 
 def _chosen(encoded: EncodedText, table: pd.DataFrame) -> int:
     """The token that the tables and the outline show: a chosen row, or at first the largest change."""
-    numbers = table["number"].tolist()
     state, text = st.session_state, encoded.pieces
-    is_other = state.get("text_of") not in (None, text)  # and has other tokens
-    if is_other or state.get("text_token") not in numbers:  # which goes when the results are not drawn for a while
+    if state.get("text_of") != text:
         changes = [name for name in table.columns if name.endswith("− dense")]
         size = table[changes].abs().max(axis=1)
-        state.text_token = int(table["number"].iloc[0 if size.isna().all() else size.idxmax()])
-    state.text_of = text
+        _show_token(int(table["number"].iloc[0 if size.isna().all() else size.idxmax()]))
+        state.text_of = text
     return int(state.text_token)
+
+
+def _show_token(number: int) -> None:
+    """In a box of its own, which begins with it: a box that is told its value never hears it where the page is drawn
+    again at once, as at the end of a run."""
+    state = st.session_state
+    state.text_token, state.text_box = number, state.get("text_box", 0) + 1
 
 
 def _changes(table: pd.DataFrame, pruned: dict[str, Any]) -> None:
@@ -161,13 +166,15 @@ def _changes(table: pd.DataFrame, pruned: dict[str, Any]) -> None:
     changes = [f"{name} − dense" for name in pruned]
     size = table[changes].abs().max(axis=1)
     ranked = table.loc[size.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
-    nats = {name: st.column_config.NumberColumn(format="%.2f") for name in [DENSE, *pruned]}
-    gaps = {name: st.column_config.NumberColumn(format="%+.2f") for name in changes}
+    one = len(pruned) == 1  # whose name need not stand twice, which would take the room of the numbers
+    said = {name: "Pruned" if one and name != DENSE else None for name in [DENSE, *pruned]}
+    nats = {name: st.column_config.NumberColumn(said[name], format="%.2f") for name in said}
+    gaps = {name: st.column_config.NumberColumn("Change" if one else None, format="%+.2f") for name in changes}
 
     def pick() -> None:
         rows = st.session_state["text-tokens"].selection.rows
         if rows and rows[0] < len(ranked):
-            st.session_state.text_token = int(ranked["number"].iloc[rows[0]])
+            _show_token(int(ranked["number"].iloc[rows[0]]))
 
     st.dataframe(
         ranked,
@@ -191,11 +198,18 @@ def _changes(table: pd.DataFrame, pruned: dict[str, Any]) -> None:
 
 def _next(run: TextReading, encoded: EncodedText, known: dict[str, Any], number: int) -> None:
     st.markdown("**What the models expected instead**")
+    key = f"text_token_{st.session_state.text_box}"
+
+    def chosen() -> None:
+        st.session_state.text_token = st.session_state[key]
+
     st.selectbox(
         "Token",
         range(1, len(encoded.pieces)),
+        number - 1,
         format_func=lambda at: f"{at} · “{reading.token_name(encoded.pieces, at)}”",
-        key="text_token",
+        key=key,
+        on_change=chosen,
         help="Choose it here, or a row of the table.",
     )
     table = reading.next_tokens(run, number, known)
