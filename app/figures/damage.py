@@ -20,7 +20,7 @@ from app.figures.style import Drawing
 from rose import RoseError, verdicts
 from rose.model.measure.damage_report import outliers, rank_correlation
 
-WHOLE_BLOCK = "all layers"  # in place of a projection, where whole decoder blocks were changed
+BLOCK = "decoder block"  # in place of a projection, where the unit is one
 # What could tell damage in advance: column -> in words, and its axis.
 PREDICTORS = {
     "held_out_error": ("held-out error", "held-out relative error"),
@@ -34,12 +34,13 @@ SUMMED = {  # what one number of a decoder block is made of
     "output_error": ", sum over its layers",
 }
 NAMED = 5  # outliers that are named in the plot
+FEWEST = 5  # units of which a rank correlation says anything
 FEW = 40  # units up to which error bars can be told apart
 
 
 def as_layers(table: pd.DataFrame) -> pd.DataFrame:
     """The table with columns `layer` and `projection` as maps expect them; a decoder block has one row of its own."""
-    return table.assign(layer=table["unit"], projection=table["projection"].replace("", WHOLE_BLOCK))
+    return table.assign(layer=table["unit"], projection=table["projection"].replace("", BLOCK))
 
 
 def damage_bars(
@@ -114,6 +115,10 @@ def damage_scatter(
     if shown.empty:
         done = "given the model anything back" if restore else "cost the model anything"
         raise RoseError(f"No unit measured so far has {done}.")
+    if len(shown) < FEWEST:
+        does = "gives the model something back" if restore else "costs the model something"
+        few = f"{words.word(FEWEST)} units of which each {does}"
+        raise RoseError(f"To compare {name} with sensitivity takes {few}, and not {words.word(len(shown))}.")
     figure = go.Figure()
     looks = palette.projection_styles(list(dict.fromkeys(rows["projection"])))
     for projection, part in shown.groupby("projection", sort=False):
@@ -140,7 +145,7 @@ def damage_scatter(
     if len(chosen):
         marks.rings(figure, chosen[predictor], chosen["damage"], "chosen")
     rho = rank_correlation(rows, predictor)
-    unit = "decoder blocks" if WHOLE_BLOCK in set(rows["projection"]) else "layers"
+    unit = "decoder blocks" if BLOCK in set(rows["projection"]) else "layers"
     finding = verdicts.says_correlation(words.sentence(name), f"which {unit} the loss depends on", rho)
     if len(found):
         finding += f"; small error, high sensitivity: {words.short_layer(found['unit'].iloc[0])}"

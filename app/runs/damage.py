@@ -60,6 +60,20 @@ class DamageRequest:
         network = Network(model)
         return [unit.name for unit in units_of(network, network.select(setup.layer_patterns), self.units)]
 
+    def changed(self, setup: Setup, model: nn.Module) -> str:
+        """How many layers of each decoder block are changed, in a sentence; "" where all layers of all units are."""
+        chosen = {layer.name for layer in Network(model).select(setup.layer_patterns)}
+        every = [layer.name for layer in rose.prunable_layers(model)]
+        blocks: dict[str, list[str]] = {}
+        for unit in self.names(setup, model) if self.units == "blocks" else ():
+            inside = [name for name in every if name.startswith(f"{unit}.")]
+            share = words.out_of(len(chosen.intersection(inside)), len(inside), "layer")
+            blocks.setdefault(share, []).append(words.short_layer(unit).rpartition(" ")[2])
+        if all(share.startswith("all ") for share in blocks):
+            return ""
+        parts = [f"{share} of decoder block{'s' * (len(of) > 1)} {words.listing(of)}" for share, of in blocks.items()]
+        return f"Changed are {'; '.join(parts)}."
+
 
 def layer_of(unit: str, layers: Sequence[str], chosen: str | None) -> str:
     """The layer that a unit stands for: itself, or of a decoder block the one of the chosen layer's projection."""

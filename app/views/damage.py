@@ -125,7 +125,8 @@ def results(run: DamageRun, request: DamageRequest, table: pd.DataFrame) -> None
     together(run, request)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         predictor = components.choose("Compare sensitivity with", MEASURES, "damage_predictor")
-    names = request.names(run.setup, shared.skeleton(run.setup.model))
+    skeleton = shared.skeleton(run.setup.model)
+    names = request.names(run.setup, skeleton)
     marked = chosen_unit(request, names)
     left, right = st.columns(2)
     for place, value in ((left, "damage"), (right, predictor)):
@@ -134,6 +135,8 @@ def results(run: DamageRun, request: DamageRequest, table: pd.DataFrame) -> None
             draw = figures.damage_bars if request.units == "blocks" else figures.damage_map
             drawing = draw(table, value, units=names, marked=marked, theme=session.theme())
             components.show(drawing, key, on_select=partial(pick, key, request))
+    if changed := request.changed(run.setup, skeleton):
+        st.caption(changed)
     try:
         scatter = figures.damage_scatter(
             table, predictor, marked=marked, restore=bool(request.restore), theme=session.theme()

@@ -485,6 +485,11 @@ def test_decoder_blocks_that_were_not_measured_stay_empty() -> None:
     assert bars.width == 0.8
 
 
+def test_few_units_are_no_scatter() -> None:
+    with pytest.raises(rose.RoseError, match="takes five units of which each costs the model something, and not three"):
+        damage.damage_scatter(BLOCK_DAMAGES)
+
+
 def test_damage_of_what_is_restored_is_what_it_gives_back() -> None:
     drawing = damage.damage_scatter(DAMAGES, restore=True)
     assert "that restoring it alone gives back" in below(drawing)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,15 @@ def test_the_threshold_of_the_pages_is_that_of_rose_alone(setup: Setup) -> None:
         next(reversed(shared.damages().values())).job.wait(240)
     assert {method: request.threshold for method, request in asked.items()} == {"rose": 0.1, "sparsegpt": 0.5}
     assert r"Only layers named \*.o_proj are changed" in texts(opened(setup, layers="*.o_proj"))
+
+
+def test_blocks_of_which_only_some_layers_are_changed_are_told(setup: Setup) -> None:
+    model = shared.skeleton(setup.model)
+    some = replace(setup, layers="model.layers.0.* model.layers.[12].*.o_proj")
+    assert DamageRequest("blocks").changed(some, model) == (
+        "Changed are all seven layers of decoder block 0; one of seven layers of decoder blocks 1 and 2."
+    )
+    assert DamageRequest("blocks").changed(setup, model) == DamageRequest("layers").changed(some, model) == ""
 
 
 def test_a_decoder_block_stands_for_its_layer_of_the_chosen_projection() -> None:
