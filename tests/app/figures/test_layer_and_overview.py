@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rose
-from app.figures import comparison, hessian, losses, order_picture, overview, palette, style, weight_maps
+from app.figures import comparison, hessian, layer_strips, losses, order_picture, overview, palette, style, weight_maps
 
 ALL = [f"model.layers.{b}.{p}" for b in range(5) for p in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")]
 
@@ -295,3 +295,16 @@ def test_a_projection_looks_the_same_whatever_is_filtered(layers: pd.DataFrame) 
 
     last = layers["projection"].iloc[-1]
     assert looks(layers[layers["projection"] == last])[last] == looks(layers)[last]
+
+
+def test_why_loss_dips_where_inputs_spike_is_told() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = torch.randn(32, 64, generator=generator), torch.randn(200, 64, generator=generator)
+    for strength, is_told in ((1, False), (20, True)):
+        inputs[:, 5] *= strength
+        statistics = rose.InputStatistics(64)
+        statistics.update(inputs)
+        plan = rose.plan_order(weight, statistics, sparsity=0.5, block_size=16)
+        caption = layer_strips.layer_strips(weight, plan, statistics.mean_square.sqrt()).caption
+        assert f"Relative range {plan.relative_range:.3f}." in caption
+        assert ("Where inputs spike, the loss dips" in caption) is is_told
