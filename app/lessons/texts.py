@@ -218,6 +218,11 @@ def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Le
         if pattern.is_grouped
         else "**Block budget**: every block gives up the same share. **Layer budget**: one threshold for the layer."
     )
+    mixed = (
+        " It beats two-level order under equal shares because it mixes columns: no block is made of costly ones alone."
+        if not pattern.is_grouped and share["random:0", "block"] < share["two_level", "block"]
+        else ""
+    )
     return Lesson(
         "An order has two effects: compensation and budget.",
         (
@@ -229,7 +234,7 @@ def effects_lesson(subject: Subject, errors: dict[tuple[str, str], float]) -> Le
         f"{budgets}\n\n"
         "Random order ignores the losses: "
         f"{share['random:0', 'block']:.3f} under the block budget, {share['random:0', 'layer']:.3f} under the layer "
-        "budget. "
+        f"budget.{mixed} "
         f"Global order puts the costliest columns first: {share['global', 'block']:.3f} and "
         f"{share['global', 'layer']:.3f}. Lowest: {called} order, {best[1]} budget, {share[best]:.3f}.",
     )

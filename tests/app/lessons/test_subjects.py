@@ -1,11 +1,15 @@
 """The layers that the lessons look at."""
 
+from itertools import product
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import rose
-from app.lessons import subjects
+from app.lessons import subjects, texts
 from app.lessons.subjects import LayerDesign
+from rose.layer.pattern import parse_sparsity
 
 
 def test_generated_layer_is_as_asked() -> None:
@@ -17,6 +21,15 @@ def test_generated_layer_is_as_asked() -> None:
     assert torch.equal(weight[:, 32:], plain[:, 32:])
     other, _ = subjects.generate(LayerDesign(rows=32, blocks=4, strength=1.5, place=1, seed=4))
     assert not torch.equal(weight, other)
+
+
+def test_why_a_random_order_may_beat_a_good_one_is_told() -> None:
+    subject = SimpleNamespace(plan=SimpleNamespace(pattern=parse_sparsity("0.5")))
+    errors = dict.fromkeys(product(subjects.SEPARATED, ("block", "layer")), 0.4)
+    for random, is_told in ((0.2, True), (0.5, False)):
+        errors["random:0", "block"] = random
+        told = texts.effects_lesson(subject, errors).text  # type: ignore[arg-type]
+        assert ("because it mixes columns" in told) is is_told
 
 
 def test_order_matters_more_the_stronger_a_late_block_is() -> None:
