@@ -408,7 +408,7 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
             zmax=limit,
             xgap=2,
             ygap=2,
-            colorbar=marks.colourbar("error against SparseGPT", tickformat="+" + style.PERCENT),
+            colorbar=marks.colourbar("error against SparseGPT", tickformat=style.PERCENT),
             hovertemplate="%{y} order, %{x}<br>%{text} of SparseGPT's error<extra></extra>",
         )
     )

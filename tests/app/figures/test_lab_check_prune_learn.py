@@ -24,6 +24,7 @@ from app.figures import (
     runs,
     solvers,
     structures,
+    style,
     sweep,
     tuning,
 )
@@ -226,6 +227,7 @@ def test_matrix_separates_order_and_budget() -> None:
     heat = drawing.figure.data[0]
     assert heat.z.tolist() == [pytest.approx([0, -0.1]), pytest.approx([0.2, -0.25])]
     assert heat.zmin == -heat.zmax == pytest.approx(-0.25)
+    assert heat.colorbar.tickformat == style.PERCENT  # a sign would be before 0, too
     printed = [[re.sub(r"</?span.*?>", "", text) for text in row] for row in heat.text]
     assert printed == [["1.000<br>SparseGPT", "0.900"], ["1.200", "0.750<br>ROSE global"]]
     assert "#ffffff" in heat.text[1][1], "on the dark end of the scale"
