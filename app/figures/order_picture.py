@@ -70,7 +70,7 @@ def _finding(plan: OrderPlan, visited: Order, step: np.ndarray, marked_column: i
         label = palette.order_style(visited.name).label
         finding = f"{label}: pruning starts in block {block_of(widths, first)}, with column {first}"
     moved = int((step != np.arange(columns)).sum())
-    caption = f"{moved} of {columns} columns change place; the relative range is {plan.relative_range:.2f}."
+    caption = f"{moved} of {columns} columns change place; the relative range is {plan.relative_range:.3f}."
     if marked_column is not None:
         caption += (
             f" Column {marked_column} (block {block_of(widths, marked_column)}, loss "

@@ -50,7 +50,7 @@ columnar = "columnar" if plan.is_columnar else "not columnar: ROSE itself keeps 
 st.caption(
     f"**{words.short_layer(layer)}** · {plan.importance.shape[0]} × {plan.importance.shape[1]} weights in "
     f"{words.count(len(plan.block_width), 'block')} · sparsity {plan.pattern} · relative range "
-    f"{plan.relative_range:.2f} (block-loss spread), {columnar}"
+    f"{plan.relative_range:.3f} (block-loss spread), {columnar}"
 )
 components.cautions(study.cautions(layer))
 section = components.section({name: label for name, (label, _) in SECTIONS.items()}, "lab_section")

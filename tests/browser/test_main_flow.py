@@ -116,7 +116,7 @@ def test_sections_of_a_layer(open_page: OpenPage, measured: str, expected: Expec
     section(page, "Weights")
     expect_finding(page, "^The strongest input channel is ")
     section(page, "Losses")
-    expect_finding(page, f"^Columnar: relative range {expected.relative_range:.2f}, above 0.50$")
+    expect_finding(page, f"^Columnar: relative range {expected.relative_range:.3f}, above 0.50$")
     expect_finding(page, f"^Column {expected.costliest} in block ", at=1)
 
     # A click on a bar marks its block everywhere and shows its exact values.

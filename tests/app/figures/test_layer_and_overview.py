@@ -251,7 +251,7 @@ def test_block_bars_compare_per_column_and_draw_the_threshold(lab: SimpleNamespa
     assert list(bar.marker.pattern.shape) == ["", "", "/"]
     assert bar.marker.color[1] == palette.MARK
     assert drawing.figure.layout.shapes[0].y0 == pytest.approx(0.4 * float(lab.plan.loss_per_column.max()))
-    assert title(drawing) == f"Columnar: relative range {lab.plan.relative_range:.2f}, above 0.60"
+    assert title(drawing) == f"Columnar: relative range {lab.plan.relative_range:.3f}, above 0.60"
     assert title(losses.block_loss_bars(replace(lab.plan, threshold=1.0))).startswith("Not columnar")
 
 
