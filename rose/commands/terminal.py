@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -69,16 +70,38 @@ def bar(console: Console, what: str, total: int = 100) -> Iterator[Follow]:
 
 
 def print_table(table: pd.DataFrame, title: str) -> None:
-    """Prints the first `MAX_ROWS` rows of a table with one row per layer to standard output."""
+    """Prints the first `MAX_ROWS` rows of a table, whose first column has names, to standard output.
+
+    Numbers are never cut. Where there is little room, heads break between words, names lack the beginning that they
+    share, which the title then tells, and longer ones go on in the next line.
+    """
+    console = Console(markup=False)
+    names, *columns = ([_cell(value) for value in table[name].head(MAX_ROWS)] for name in table.columns)
+    first, *heads = (name.replace("_", " ") for name in table.columns)
+    widths = [max(map(len, [*head.split(), *column])) for head, column in zip(heads, columns, strict=True)]
+    room = console.width - 2 * len(table.columns) - 1 - sum(widths)  # a column has a space on both sides
+    if max(map(len, names), default=0) > room and (shared := _shared(names)):
+        names, title = [name.removeprefix(shared) for name in names], f"{title}, names without {shared}"
+    wide = [max(len(head), width) for head, width in zip(heads, widths, strict=True)]
+    longest = max(map(len, [first, *names]))
+    if longest + sum(wide) <= room + sum(widths):
+        widths = wide
     shown = Table(title=title, **NARROW)
-    for name in table.columns:
-        head = name.replace("_", " ")  # breaks between words where there is little room
-        if pd.api.types.is_numeric_dtype(table[name]):
-            shown.add_column(head, justify="right", min_width=max(map(len, head.split())))
-        else:
-            shown.add_column(head, no_wrap=True, min_width=min(int(table[name].str.len().max()), 48))
-    for row in table.head(MAX_ROWS).itertuples(index=False):
-        shown.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row))
-    show(shown)
+    shown.add_column(first, overflow="fold", width=max(min(longest, room), 1))
+    for name, head, width in zip(table.columns[1:], heads, widths, strict=True):
+        shown.add_column(head, justify="right" if pd.api.types.is_numeric_dtype(table[name]) else "left", width=width)
+    for row in zip(names, *columns, strict=True):
+        shown.add_row(*row)
+    console.print(shown)
     if len(table) > MAX_ROWS:
         say(f"… and {len(table) - MAX_ROWS} more rows")
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _shared(names: Sequence[str]) -> str:
+    """What all names have before the number of the decoder block; empty where they differ there."""
+    starts = {found and found.group() for found in (re.match(r"(\D+\.)?(?=\d+(\.|$))", name) for name in names)}
+    return (starts.pop() or "") if len(starts) == 1 else ""
