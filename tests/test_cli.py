@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rose
 from rose import cli
+from rose.commands.prune import _print_layers
 from rose.files import digest
 from rose.model.estimate import duration
 from rose.model.measure import comparison
@@ -129,6 +130,22 @@ def test_prune_measures_perplexity_before_and_after(checkpoint, text, tmp_path, 
     assert summary["perplexity_before"] == pytest.approx(rose.perplexity(model, windows), rel=1e-5)
     after, _ = rose.load_model(str(tmp_path / "out"))
     assert summary["perplexity_after"] == pytest.approx(rose.perplexity(after, windows), rel=1e-4)
+
+
+@pytest.mark.parametrize("start", ["model.layers.", "model.language_model.layers."])
+@pytest.mark.parametrize("summary", [{}, {"bits": 4}], ids=["as-they-are", "rounded"])
+def test_numbers_of_layers_are_not_cut_where_names_are_long(capsys, start, summary):
+    names = [f"{start}{block}.{layer}" for block in (0, 11) for layer in ("self_attn.q_proj", "mlp.down_proj")]
+    measured = ["relative_range", "relative_error", "held_out_error", "held_out_target_error"]
+    values = {name: 0.000511 + column for column, name in enumerate([*measured, "pruning_error", "rounding_error"])}
+    table = pd.DataFrame({"layer": names, "sparsity": 0.5, **values})
+    _print_layers(rose.RunReport(table.assign(rounding_error=0.000617), {"target": "dense", **summary}))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    assert all(name in shown or (name.removeprefix(start) in shown and f"without {start}" in shown) for name in names)
+    assert shown.count("0.000617") == (4 if summary else 0)
+    assert ["rounding" in shown, "range" in shown] == [bool(summary), not summary]
 
 
 def test_prune_tells_what_the_residual_stream_has_lost_and_where_it_is_not_made_good(checkpoint, tmp_path, capsys):

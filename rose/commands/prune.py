@@ -72,8 +72,9 @@ def _print_layers(report: rose.RunReport) -> None:
     if report.summary["target"] == "dense":
         held_out = table["held_out_target_error"].notna().any()
         errors = ["held_out_error", "held_out_target_error"] if held_out else ["relative_error", "target_error"]
-    apart = ["pruning_error", "rounding_error"] if "bits" in report.summary else []
-    terminal.print_table(table[["layer", "sparsity", "relative_range", *errors, *apart]], "Layers")
+    rounded = "bits" in report.summary  # there is no room for all
+    more = [*errors, "pruning_error", "rounding_error"] if rounded else ["relative_range", *errors]
+    terminal.print_table(table[["layer", "sparsity", *more]], "Layers")
 
 
 def _print_summary(report: rose.RunReport) -> None:
