@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 
 import rose
@@ -138,10 +139,7 @@ def _print(report: DamageReport) -> None:
     ranked = table.sort_values("damage", ascending=False)
     shown = ranked[["unit", "held_out_error", "drift", "damage", "standard_error"]]
     terminal.print_table(shown, "Damage, nats per token")
-    told = correlations(table)
-    told.insert(0, "units ranked", (told["group"] + " " + told["name"]).str.strip())
-    said = told[[*PREDICTORS]].map(lambda found: "–" if found is None else f"{found}")
-    terminal.print_table(told[["units ranked", "units"]].join(said), "Rank correlation of damage with, 95 % intervals")
+    _print_correlations(correlations(table))
     if len(table) > 2:
         found = verdicts.rank_correlation(table["held_out_error"], table["damage"])
         terminal.say(f"{verdicts.says_correlation('Held-out error', 'which units the loss depends on', found)}.")
@@ -154,3 +152,20 @@ def _print(report: DamageReport) -> None:
             f"All at once {what} {summary['together']:.3f} nats per token, the sum of each alone is "
             f"{summary['sum_of_damages']:.3f}; loss without a change {summary['base_loss']:.3f}"
         )
+
+
+def _print_correlations(found: pd.DataFrame) -> None:
+    """A row for each group of units and each number that might tell damage in advance, where there is a correlation."""
+    rows = [
+        {"units ranked": f"{one['group']} {one['name']}".strip(), "units": one["units"], "by": name, "rank": one[name]}
+        for one in found.to_dict("records")
+        for name in PREDICTORS[1:]  # held-out error stands for that on calibration tokens
+        if one[name] is not None
+    ]
+    if not rows:
+        return
+    told = pd.DataFrame(rows).astype({"rank": str, "units": str})
+    told["by"] = told["by"].str.replace("_", " ")
+    told.loc[told["units ranked"].duplicated(), ["units ranked", "units"]] = ""
+    told = told.rename(columns={"rank": "correlation, 95 % interval"})
+    terminal.print_table(told, "Rank correlation with damage")
