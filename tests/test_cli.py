@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -16,13 +17,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rose
-from rose import cli
+from rose import cli, verdicts
+from rose.commands.compare import _print as _print_methods
+from rose.commands.damage import _print as _print_damage
 from rose.commands.prune import _print_layers
 from rose.files import digest
 from rose.model.estimate import duration
 from rose.model.measure import comparison
 from rose.model.measure import damage_report as damage_rows
 from rose.model.measure.comparison import ComparisonFolder, ComparisonRow
+from rose.model.measure.damage_report import DamageReport
 from rose.model.network.precision import Precision
 from rose.model.run import one_layer
 from rose.output import check_file
@@ -31,6 +35,7 @@ from rose.wording import apart
 from tests.tasks import write_task
 from tests.tiny import BOS, save_tiny_llama
 
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 CALIBRATION = ["--samples", "4", "--length", "48", "--held-out", "2", "--block-size", "16"]
 
 
@@ -137,7 +142,7 @@ def test_prune_measures_perplexity_before_and_after(checkpoint, text, tmp_path, 
 def test_numbers_of_layers_are_not_cut_where_names_are_long(capsys, start, summary):
     names = [f"{start}{block}.{layer}" for block in (0, 11) for layer in ("self_attn.q_proj", "mlp.down_proj")]
     measured = ["relative_range", "relative_error", "held_out_error", "held_out_target_error"]
-    values = {name: 0.000511 + column for column, name in enumerate([*measured, "pruning_error", "rounding_error"])}
+    values = {name: 0.000511 + column / 1e4 for column, name in enumerate([*measured, "pruning_error", "rounding_error"])}
     table = pd.DataFrame({"layer": names, "sparsity": 0.5, **values})
     _print_layers(rose.RunReport(table.assign(rounding_error=0.000617), {"target": "dense", **summary}))
     shown = capsys.readouterr().out
@@ -277,6 +282,29 @@ def test_compare_goes_on_where_it_was_interrupted(checkpoint, text, tmp_path, ca
         assert f"{line.perplexity:.1f} ± {line.spread:.1f}" in shown
     assert run(*common, *methods, "--seeds", "0", "--damping", "0.1") == 2
     assert "other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["rose@natural/layer", "sparsegpt:layer", "rose@random:3/global:layer"])
+def test_names_of_compared_methods_break_between_their_parts(capsys, method):
+    measured = {"mean_relative_error": 0.05, "mean_held_out_error": 0.061, "drift": 0.312, "removed_fraction": 0.6}
+    row = partial(ComparisonRow, method, "0.6", dense_perplexity=12.0, seconds=123.0, peak_memory=10**9, **measured)
+    _print_methods([row(seed=seed, perplexity=31.0 + seed) for seed in range(3)], "Perplexity")
+    table = capsys.readouterr().out.partition("At 0.6")[0]
+    assert max(map(len, table.splitlines())) <= 80
+    assert all(part in table.split() for part in re.sub(r"(?=@|:\D)", " ", method).split()) or method in table.split()
+    assert all(number in table for number in ("32.0 ± 1.0", "0.0500", "0.0610", "0.312"))
+
+
+def test_damage_tells_what_may_tell_it_whole(capsys):
+    table = pd.read_csv(RESULTS / "damage-layers.csv").query("unit != '*' and block_index < 4")
+    _print_damage(DamageReport(table, {"together": -0.0002, "sum_of_damages": 1.0, "base_loss": 2.5}))
+    shown = capsys.readouterr().out
+    ranked = shown.partition("Rank correlation with damage")[2]
+    for name in ("held out error", "output error", "drift"):
+        found = verdicts.rank_correlation(table[name.replace(" ", "_")], table["damage"])
+        assert re.search(rf"{name} +{re.escape(str(found))}", ranked)
+    assert "…" not in ranked
+    assert " –" not in ranked
 
 
 def test_compare_rounds_as_prune_does(checkpoint, text, tmp_path, capsys):

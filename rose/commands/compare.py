@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -125,11 +126,17 @@ def _print(rows: Sequence[ComparisonRow], title: str) -> None:
         "memory": (summary["peak_memory"] / 1e9).map("{:.1f} GB".format),
     }
     shown = Table(title=title, **terminal.NARROW)
+    cells = {name: list(column) for name, column in columns.items()}
+    widths = {name: max(map(len, [name, *column])) for name, column in cells.items()}
+    methods = list(summary["method"])
+    for spare in ("memory", "time"):
+        if max(map(len, methods)) > terminal.room_beside([*widths.values()]):
+            del widths[spare]
+    room = terminal.room_beside([*widths.values()])
     shown.add_column("method", overflow="fold")
-    cells = [list(column) for column in columns.values()]
-    for name, column in zip(columns, cells, strict=True):
-        shown.add_column(name, justify="right", min_width=max(map(len, [name, *column])))
-    for method, *row in zip(summary["method"], *cells, strict=True):
-        shown.add_row(method, *row)
+    for name, width in widths.items():
+        shown.add_column(name, justify="right", min_width=width)
+    for method, *row in zip(methods, *(cells[name] for name in widths), strict=True):
+        shown.add_row(method if len(method) <= room else re.sub(r"(?=@|:\D)", "\n", method), *row)
     terminal.show(shown)
     terminal.say(*conclusions(records_table(rows, ComparisonRow)))

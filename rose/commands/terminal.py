@@ -79,7 +79,7 @@ def print_table(table: pd.DataFrame, title: str) -> None:
     names, *columns = ([_cell(value) for value in table[name].head(MAX_ROWS)] for name in table.columns)
     first, *heads = (name.replace("_", " ") for name in table.columns)
     widths = [max(map(len, [*head.split(), *column])) for head, column in zip(heads, columns, strict=True)]
-    room = console.width - 2 * len(table.columns) - 1 - sum(widths)  # a column has a space on both sides
+    room = room_beside(widths)
     if max(map(len, names), default=0) > room and (shared := _shared(names)):
         names, title = [name.removeprefix(shared) for name in names], f"{title}, names without {shared}"
     wide = [max(len(head), width) for head, width in zip(heads, widths, strict=True)]
@@ -95,6 +95,11 @@ def print_table(table: pd.DataFrame, title: str) -> None:
     console.print(shown)
     if len(table) > MAX_ROWS:
         say(f"… and {len(table) - MAX_ROWS} more rows")
+
+
+def room_beside(widths: Sequence[int]) -> int:
+    """How wide the first column of a table may be whose others have these widths."""
+    return Console().width - sum(widths) - 2 * len(widths) - 3  # a column has a space on both sides, the table one more
 
 
 def _cell(value: Any) -> str:
