@@ -142,7 +142,9 @@ def test_prune_measures_perplexity_before_and_after(checkpoint, text, tmp_path, 
 def test_numbers_of_layers_are_not_cut_where_names_are_long(capsys, start, summary):
     names = [f"{start}{block}.{layer}" for block in (0, 11) for layer in ("self_attn.q_proj", "mlp.down_proj")]
     measured = ["relative_range", "relative_error", "held_out_error", "held_out_target_error"]
-    values = {name: 0.000511 + column / 1e4 for column, name in enumerate([*measured, "pruning_error", "rounding_error"])}
+    values = {
+        name: 0.000511 + column / 1e4 for column, name in enumerate([*measured, "pruning_error", "rounding_error"])
+    }
     table = pd.DataFrame({"layer": names, "sparsity": 0.5, **values})
     _print_layers(rose.RunReport(table.assign(rounding_error=0.000617), {"target": "dense", **summary}))
     shown = capsys.readouterr().out
@@ -466,6 +468,33 @@ def test_long_work_says_before_what_it_will_take(checkpoint, tmp_path, capsys, m
     told = capsys.readouterr()
     assert re.search(rf"^{what}: about [\d.]+ (s|min|h) and \d+ MB besides the model, by estimate$", told.err, re.M)
     assert "by estimate" not in told.out
+
+
+def test_an_estimate_says_what_it_leaves_out(checkpoint, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(duration, "matmul_rate", lambda: 1e5)
+    more = ["--rotate", "heads", "--evaluate", text, "--windows", "1", "--checkpoint", tmp_path / "kept"]
+    parts = ["--allocation", "sensitivity", "--layers", "*o_proj"]
+    for output, less in (("one", ""), ("other", f"; less, as {tmp_path / 'kept'} holds some of it already")):
+        assert prune(checkpoint, tmp_path / output, *more, *parts) == 0
+        without = "without measuring sensitivities, rotating heads and measuring perplexity"
+        assert f", by estimate {without}{less}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        (["compare", "--methods", "wanda", "--seeds", "0", "--evaluate", "packaged", "--windows", "1"], "Comparing"),
+        (["damage", "--units", "blocks"], "Measuring"),
+    ],
+    ids=["compare", "damage"],
+)
+def test_long_measurements_say_before_what_they_will_take(checkpoint, tmp_path, capsys, monkeypatch, command, what):
+    sizes = ["--model", checkpoint, *CALIBRATION, "--sparsity", "0.5", "--layers", "*o_proj", "--output"]
+    assert run(*command, *sizes, tmp_path / "short") == 0
+    assert "estimate" not in capsys.readouterr().err
+    monkeypatch.setattr(duration, "matmul_rate", lambda: 1e5)
+    assert run(*command, *sizes, tmp_path / "long") == 0
+    assert re.search(rf"^{what}: about [\d.]+ (s|min|h), by estimate$", capsys.readouterr().err, re.M)
 
 
 def test_streaming_gives_the_same_files_and_table(checkpoint, tmp_path, capsys):

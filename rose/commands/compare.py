@@ -15,6 +15,7 @@ import rose
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.files import reachable
+from rose.model.estimate.duration import estimate_evaluation
 from rose.model.load.tokens import check_seed
 from rose.model.measure.comparison import (
     ComparisonFolder,
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     seeds = [_seed(seed) for seed in shared.split(options.seeds, "--seeds")]
     chosen = shared.run_options(options)
     del chosen["sparsity"]
-    plan_comparison(methods, sparsities, **chosen)
+    _, runs = plan_comparison(methods, sparsities, **chosen)
     reachable(options.output)  # before a model is asked how it is stored
     shared.settle_dtype(options, options.model)
     folder = ComparisonFolder(options.output, shared.pick(options, FOLDER_SETTINGS))
@@ -72,6 +73,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
     model, tokenizer = shared.load(options, console)
     folder.know(model)
     windows = shared.windows(options, options.evaluate, tokenizer)
+    once = sum(shared.pruning_seconds(options, model, one.layer.method, one.target) for one in runs)
+    passes = (1 + len(runs) * len(seeds)) * estimate_evaluation(model, tokens=windows.numel())
+    shared.tell_cost(options, "Comparing", len(seeds) * once + passes, None, model, console)
     with terminal.bar(console, "Comparing") as follow:
 
         def begin(what: str) -> Any:

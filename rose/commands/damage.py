@@ -110,7 +110,7 @@ def _measure(options: argparse.Namespace, chosen: dict[str, Any], folder: Damage
         units=options.units,
         sweeps=0 if restore else sweeps_of([options.method]),
     )
-    console.print(f"About {cost.seconds / 60:.0f} min on this machine, if nothing else runs")
+    shared.tell_cost(options, "Measuring", cost.seconds, None, model, console)
 
     def keep(row: DamageRecord) -> None:
         folder.add(row)

@@ -18,6 +18,7 @@ from rose.layer.defaults import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD
 from rose.layer.grid import BITS, GROUPS
 from rose.layer.methods import BUDGETS, Settings
 from rose.layer.order import order_names
+from rose.model.estimate.duration import estimate_cost, sweeps_of
 from rose.model.estimate.memory import Memory
 from rose.model.load.models import DTYPES, OFFLINE, STORED, parse_dtype, read_as, stored_dtype
 from rose.model.load.tokens import (
@@ -40,7 +41,7 @@ from rose.model.workers import Workers
 from rose.structured.parts import PARTS
 from rose.structured.plan import SlimSettings
 from rose.structured.problem import RECOVERIES
-from rose.wording import duration, size
+from rose.wording import duration, listing, size
 
 DEFAULT = "(default: %(default)s)"
 LONG = 10.0  # seconds from which on a run is told how long it will take
@@ -179,13 +180,17 @@ def tell_cost(
     options: argparse.Namespace,
     what: str,
     seconds: float,
-    estimate: Callable[..., Memory],
+    estimate: Callable[..., Memory] | None,
     model: Any,
     console: Console,
 ) -> None:
-    """Prints what a long run, or one that streams, will take; `seconds` are those of one process."""
-    is_long = seconds >= LONG and Workers.here().count == 1
-    if not (is_long or options.stream):
+    """Prints what a long run, or one that streams, will take, and what is not counted; `seconds` are those of one
+    process, and memory is told where there is an estimate."""
+    left_out = _not_counted(options)
+    is_long = seconds >= (LONG / 10 if left_out else LONG) and Workers.here().count == 1
+    if is_long and estimate is None:
+        console.print(f"{what}: about {duration(seconds)}, by estimate{_but(options, left_out)}", soft_wrap=True)
+    if estimate is None or not (is_long or options.stream):
         return
     memory = estimate(
         model,
@@ -200,7 +205,37 @@ def tell_cost(
         taken.append(f"{size(memory.peak)} at the peak, besides Python and its libraries")
     else:
         taken.append(f"{size(memory.besides_weights)} besides the model")
-    console.print(f"{what}: about {' and '.join(taken)}, by estimate", soft_wrap=True)
+    but = _but(options, left_out) if is_long else ""
+    console.print(f"{what}: about {' and '.join(taken)}, by estimate{but}", soft_wrap=True)
+
+
+def _not_counted(options: argparse.Namespace) -> list[str]:
+    """What a run does that its estimate of time leaves out."""
+    given = vars(options)
+    does = {
+        "finding outliers": given.get("allocation") == "owl",
+        "measuring sensitivities": str(given.get("allocation")).startswith("sensitivity"),
+        "rotating heads": given.get("rotate"),
+        "measuring perplexity": "tune" in given and given.get("evaluate"),  # `damage` and `compare` count it
+        "tuning": given.get("tune"),
+    }
+    return [what for what, is_done in does.items() if is_done]
+
+
+def _but(options: argparse.Namespace, left_out: Sequence[str]) -> str:
+    """What an estimate leaves out, and whether an interrupted run has done some of it."""
+    kept = getattr(options, "rows", getattr(options, "checkpoint", None))
+    begun = kept is not None and any(found for name in ("rows.csv", "block-*") for found in kept.glob(name))
+    counted = f" without {listing(left_out, len(left_out))}" if left_out else ""
+    return counted + (f"; less, as {escape(str(kept))} holds some of it already" if begun else "")
+
+
+def pruning_seconds(options: argparse.Namespace, model: Any, method: str, target: str) -> float:
+    """How long pruning by this method will take, by estimate."""
+    passes = 1 if options.true_sequential and target != "dense" else 2
+    sizes = drawn_sizes(options) | pick(options, ("layers", "compute"))
+    sweeps = sweeps_of([method], options.bits)
+    return estimate_cost(model, sweeps=sweeps, passes=passes, target=target, **sizes).seconds
 
 
 def drawn_sizes(options: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from rose.commands import checkpoints, terminal
 from rose.commands import options as shared
 from rose.commands.tune import check_minutes, draw_texts, tune_after
 from rose.layer.grid import Grid
-from rose.model.estimate.duration import estimate_cost, sweeps_of
 from rose.model.estimate.memory import estimate_memory
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
@@ -38,7 +37,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     network.to_prune(options.layers, settings.pattern, settings.block_size, settings.grid)
     Precision.of(options.compute, network.dtype, network.device)
     sizes = {"layers": options.layers, "sequential": options.true_sequential, "method": options.method}
-    seconds = _seconds(options, model)
+    seconds = shared.pruning_seconds(options, model, options.method, options.target)
     shared.tell_cost(options, "Pruning", seconds, partial(estimate_memory, **sizes), model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
     shared.rotate(options, model, tokens, [settings], console)
@@ -55,14 +54,6 @@ def run(options: argparse.Namespace, console: Console) -> int:
     checkpoints.say_perplexity(report.summary)
     terminal.say(f"Checkpoint, report.json and layers.csv are in {options.output}")
     return status
-
-
-def _seconds(options: argparse.Namespace, model: Any) -> float:
-    """How long pruning will take, by estimate."""
-    is_dense, sweeps = options.target == "dense", sweeps_of([options.method], options.bits)
-    passes = 1 if options.true_sequential and not is_dense else 2
-    sizes = shared.drawn_sizes(options) | shared.pick(options, ("layers", "compute", "target"))
-    return estimate_cost(model, sweeps=sweeps, passes=passes, **sizes).seconds
 
 
 def _print_layers(report: rose.RunReport) -> None:
