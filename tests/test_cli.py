@@ -2,17 +2,20 @@
 
 import errno
 import gc
+import io
 import json
 import re
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,6 +24,7 @@ from rose import cli, verdicts
 from rose.commands.compare import _print as _print_methods
 from rose.commands.damage import _print as _print_damage
 from rose.commands.prune import _print_layers
+from rose.commands.terminal import bar
 from rose.files import digest
 from rose.model.estimate import duration
 from rose.model.measure import comparison
@@ -301,12 +305,24 @@ def test_damage_tells_what_may_tell_it_whole(capsys):
     table = pd.read_csv(RESULTS / "damage-layers.csv").query("unit != '*' and block_index < 4")
     _print_damage(DamageReport(table, {"together": -0.0002, "sum_of_damages": 1.0, "base_loss": 2.5}))
     shown = capsys.readouterr().out
+    assert "All at once cost −0.000200 nats per token" in shown
     ranked = shown.partition("Rank correlation with damage")[2]
     for name in ("held out error", "output error", "drift"):
         found = verdicts.rank_correlation(table[name.replace(" ", "_")], table["damage"])
         assert re.search(rf"{name} +{re.escape(str(found))}", ranked)
     assert "…" not in ranked
     assert " –" not in ranked
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_no_bar_stays_of_what_never_began(refused):
+    for share, stays in ((0.0, False), (1.0, True)):
+        shown = io.StringIO()
+        with suppress(rose.RoseError), bar(Console(file=shown), "Writing") as follow:
+            follow(share)
+            if refused:
+                raise rose.RoseError("Not this one.")
+        assert ("Writing" in shown.getvalue()) == stays
 
 
 def test_compare_rounds_as_prune_does(checkpoint, text, tmp_path, capsys):
@@ -570,9 +586,15 @@ CHEAP = {  # refused before a model is loaded: the command's options, what is sa
     "text to evaluate on": (["prune", "--evaluate", "absent.jsonl"], "There is no file absent.jsonl"),
     "windows of nothing": (["prune", "--windows", "3"], "--windows counts those of --evaluate"),
     "methods of nothing": (["check", "smollm2-135m", "x", "--methods", "wanda"], "on the text of --calibration"),
-    "windows": (["prune", "--evaluate", "packaged", "--windows", "0"], "at least 1 of at least 2 tokens"),
+    "windows": (
+        ["prune", "--evaluate", "packaged", "--windows", "0"],
+        "number of at least 1, not 0",
+    ),
     "samples": (["slim", "--samples", "0"], "at least 1 sample and 0 held-out ones, not 0 and 4"),
-    "length": (["evaluate", "--text", "packaged", "--length", "1"], "at least 2 tokens, not all of 1"),
+    "length": (
+        ["evaluate", "--text", "packaged", "--length", "1"],
+        "The length of windows must",
+    ),
     "no method": (["analyze", "--methods", ","], "--methods names nothing"),
     "threshold": (["analyze", "--threshold", "3"], "threshold on the relative range"),
     "one of the patterns": ([*COMPARE, "--allocation", "owl", "--sparsity", "0.5,2:4"], "2:4"),
@@ -580,8 +602,11 @@ CHEAP = {  # refused before a model is loaded: the command's options, what is sa
     "block size of all": ([*COMPARE, "--block-size", "0"], "block size"),
     "limit": (["evaluate", "--text", "packaged", "--limit", "3"], "--limit and --task-folder are for --tasks"),
     "task folder": (["evaluate", "--text", "packaged", "--task-folder", "x"], "--limit and --task-folder are for"),
-    "windows of no text": (["evaluate", "--tasks", "--windows", "2", "--length", "8"], "--windows, --length: for the"),
-    "format of no text": (["evaluate", "--tasks", "--compute", "auto"], "--compute: for the perplexity on --text"),
+    "windows of no text": (
+        ["evaluate", "--tasks", "--windows", "2", "--length", "8"],
+        "--windows and --length are for",
+    ),
+    "format of no text": (["evaluate", "--tasks", "--compute", "auto"], "--compute is for the perplexity on --text"),
     "nothing to measure": (["evaluate"], "Say what to measure"),
     "ratio": (["slim", "--ratio", "2"], "ratio must be above 0 and below 1"),
     "structured method": (["slim", "--method", "nothing"], "no structured method"),

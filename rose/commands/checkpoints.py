@@ -19,6 +19,7 @@ from rose.model.load.models import parse_dtype, stored_dtype
 from rose.model.network.precision import name_of
 from rose.model.workers import Workers
 from rose.output import check_folder, check_output
+from rose.wording import count
 
 
 def check(options: argparse.Namespace) -> None:
@@ -45,12 +46,13 @@ class Outcome:
         self.before: dict[str, Any] = {}
         _say_format(source, options.dtype, console)
 
-    def begin(self, dense: nn.Module) -> None:
+    def begin(self, dense: nn.Module, of: str = "before") -> None:
         """Evaluates the model as it was before."""
-        self.before = self.measure(dense, "before")
+        self.before = self.measure(dense, "before", of)
 
-    def measure(self, model: nn.Module, stage: str) -> dict[str, Any]:
-        return shared.evaluated(model, self.windows, self.console, f"Perplexity {stage}", stage)
+    def measure(self, model: nn.Module, stage: str, of: str = "") -> dict[str, Any]:
+        """Evaluates a model; `of` stands on the progress bar in place of the stage."""
+        return shared.evaluated(model, self.windows, self.console, f"Perplexity {of or stage}", stage)
 
     def save(self, model: PreTrainedModel, report: rose.RunReport) -> rose.RunReport:
         """Evaluates the model, saves it with its report, and returns the report with what came out."""
@@ -87,7 +89,7 @@ def say_perplexity(summary: Mapping[str, Any]) -> None:
     if summary["perplexity_after"] is None:
         return
     moved, *odd = verdicts.says_perplexity(summary)
-    terminal.say(f"Perplexity on {summary['evaluated_on']}, {summary['windows']} windows: {moved}")
+    terminal.say(f"Perplexity on {summary['evaluated_on']}, {count(summary['windows'], 'window')}: {moved}")
     if (tuned := summary.get("tuned", {})).get("perplexity_before") is not None:
         terminal.say(f"Tuning took it {verdicts.says_perplexity(summary, tuned)[0]}")
     if odd:

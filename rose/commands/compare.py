@@ -28,6 +28,7 @@ from rose.model.measure.comparison import (
 )
 from rose.model.workers import launched_place
 from rose.report import records_table
+from rose.wording import count
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "rose", "rose_global", rose.RECOMMENDED)
 # Settings shared by all runs in one folder; methods, sparsities and seeds may be added later.
@@ -103,7 +104,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         rows = [row for row in folder.rows if row.environment == where]
         dense = rows[0].dense_perplexity
         kept = f", kept weights in {options.bits} bits" if options.bits else ""
-        _print(rows, f"Perplexity on {options.evaluate}, {len(windows)} windows; dense {dense:.2f}{kept}")
+        _print(rows, f"Perplexity on {options.evaluate}, {count(len(windows), 'window')}; dense {dense:.2f}{kept}")
         terminal.say(f"Computed with {where or 'an earlier version, which did not say where'}")
     terminal.say(f"Rows and summaries are in {options.output}")
 

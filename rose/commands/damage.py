@@ -31,6 +31,7 @@ from rose.model.network.precision import Precision
 from rose.model.network.residence import pick_device
 from rose.model.run.settings import run_settings
 from rose.model.workers import launched_place
+from rose.wording import number
 
 # Settings of a folder; with any other the rows would not belong together.
 FOLDER_SETTINGS = (
@@ -115,7 +116,8 @@ def _measure(options: argparse.Namespace, chosen: dict[str, Any], folder: Damage
     def keep(row: DamageRecord) -> None:
         folder.add(row)
         if row.unit != WHOLE:
-            told = f"loss {row.delta_loss:+.4f} ± {row.standard_error:.4f}, error {row.held_out_error:.4f}"
+            loss = f"{row.delta_loss:+.4f}".replace("-", "−")
+            told = f"loss {loss} ± {row.standard_error:.4f}, error {row.held_out_error:.4f}"
             console.print(f"{row.unit}: {told}")
 
     with terminal.bar(console, "Measuring") as follow:
@@ -149,8 +151,8 @@ def _print(report: DamageReport) -> None:
     if summary["together"] is not None:
         what = "give back" if summary.get("restore") else "cost"
         terminal.say(
-            f"All at once {what} {summary['together']:.3f} nats per token, the sum of each alone is "
-            f"{summary['sum_of_damages']:.3f}; loss without a change {summary['base_loss']:.3f}"
+            f"All at once {what} {number(summary['together'])} nats per token, the sum of each alone is "
+            f"{number(summary['sum_of_damages'])}; loss without a change {number(summary['base_loss'])}"
         )
 
 

@@ -16,6 +16,7 @@ from rose.model.measure.perplexity import perplexity_of
 from rose.model.measure.zero_shot import TASKS, check_installed, task_manager, zero_shot
 from rose.output import check_file, write_file
 from rose.report import csv_text
+from rose.wording import count, listing
 
 # Options of --text, unless given.
 PERPLEXITY: dict[str, Any] = {"windows": None, "length": PAPERS.length, "compute": "float32"}
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     if options.text is not None:
         windows = shared.windows(options, options.text, tokenizer)
         found = perplexity_of(shared.losses(model, windows, console, "Perplexity", options.compute))
-        of = f"{options.model} on {options.text}, {len(windows)} windows of {options.length}"
+        of = f"{options.model} on {options.text}, {count(len(windows), 'window')} of {options.length}"
         terminal.say(f"Perplexity of {of}: {found:.3f}")
     if options.tasks is not None:
         chosen = shared.pick(options, ("task_folder", "limit", "bos"))
@@ -61,7 +62,10 @@ def _check(options: argparse.Namespace) -> None:
         raise rose.RoseError("Say what to measure: --text for perplexity, --tasks for zero-shot accuracy, or both.")
     given = [f"--{name}" for name in PERPLEXITY if getattr(options, name) is not None]
     if options.text is None and given:
-        raise rose.RoseError(f"{', '.join(given)}: for the perplexity on --text; give that too, or leave it out.")
+        are, them = ("is", "it") if len(given) == 1 else ("are", "them")
+        raise rose.RoseError(
+            f"{listing(given)} {are} for the perplexity on --text; give that too, or leave {them} out."
+        )
     for name, usual in PERPLEXITY.items():
         if getattr(options, name) is None:
             setattr(options, name, usual)

@@ -182,8 +182,8 @@ def _print_summary(report: rose.RunReport) -> None:
         f"{100 * summary['removed_fraction']:.1f} % of the decoder blocks taken out, {summary['seconds']:.0f} s"
     )
     terminal.say(*summary["remarks"])
-    if summary.get("dropped_blocks"):
-        terminal.say(f"Decoder blocks {', '.join(map(str, summary['dropped_blocks']))} dropped")
+    if dropped := summary.get("dropped_blocks"):
+        terminal.say(f"Decoder block{'s' if len(dropped) > 1 else ''} {', '.join(map(str, dropped))} dropped")
     slimmed, *rest = report.stages
     checkpoints.say_targets(slimmed)
     for pruned in rest:

@@ -66,7 +66,10 @@ def bar(console: Console, what: str, total: int = 100) -> Iterator[Follow]:
             done = round(progress.fraction * progress.layers)
             shown.update(task, description=what, total=progress.layers, completed=done, note=note)
 
-        yield follow
+        try:
+            yield follow
+        finally:
+            shown.live.transient = not shown.tasks[0].completed  # nothing to do, or refused: no bar stays
 
 
 def print_table(table: pd.DataFrame, title: str) -> None:

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.model.network.layers import decoder_blocks
+from rose.model.network.precision import name_of
 from rose.wording import whole
 
 # Of a configuration, in the words of all families: what each number may be at most; those of experts may be 0.
@@ -87,5 +88,6 @@ def check_finite(name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
             continue
         if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
             raise RoseError(
-                f"{name} holds NaN or infinity in {key}; its file is damaged, or {tensor.dtype} too narrow for it."
+                f"{name} holds NaN or infinity in {key}; its file is damaged, or "
+                f"{name_of(tensor.dtype)} is too narrow for it."
             )

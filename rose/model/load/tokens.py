@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -220,15 +221,18 @@ def load_tokens(
     check_windows(samples, length)
     if samples is None and seed is not None:
         raise RoseError("All windows of a text come in order: give seed=None with samples=None.")
+    if seed is not None:
+        check_seed(seed)
     ids, first = _read(source, tokenizer, split, bos)
     return _cut(source, ids, first, samples, length, seed)
 
 
 def check_windows(samples: int | None, length: int) -> None:
     """Raises RoseError for numbers of windows and of their tokens that cannot be."""
-    if length < 2 or (samples is not None and samples < 1):
-        found = "all" if samples is None else samples
-        raise RoseError(f"Windows of text: at least 1 of at least 2 tokens, not {found} of {length}.")
+    if not (isinstance(length, Integral) and length >= 2):
+        raise RoseError(f"The length of windows must be a whole number of at least 2 tokens, not {length!r}.")
+    if samples is not None and not (isinstance(samples, Integral) and samples >= 1):
+        raise RoseError(f"The number of windows must be a whole number of at least 1, not {samples!r}.")
     if (samples or 1) * length > MOST_TOKENS:
         raise RoseError(
             f"{samples or 1} samples of {length} tokens are more than {whole(MOST_TOKENS)} tokens; ask for fewer."
@@ -316,6 +320,7 @@ def load_calibration(
             so many out.
     """
     check_calibration(samples, held_out, length)
+    check_seed(seed)
     ids, first = _read(source, tokenizer, "train", bos)
     width, several = length - (first is not None), samples + held_out
     if not held_out or len(ids) >= several * width:
@@ -347,8 +352,8 @@ def _too_short(found: str, held_out: int, length: int) -> RoseError:
 
 def check_calibration(samples: int, held_out: int, length: int) -> None:
     """Raises RoseError for numbers of windows that `load_calibration` cannot draw."""
-    if samples < 1 or held_out < 0:
-        raise RoseError(f"Calibration needs at least 1 sample and 0 held-out ones, not {samples} and {held_out}.")
+    if not (all(isinstance(number, Integral) for number in (samples, held_out)) and samples >= 1 and held_out >= 0):
+        raise RoseError(f"Calibration needs at least 1 sample and 0 held-out ones, not {samples!r} and {held_out!r}.")
     check_windows(samples + held_out, length)
 
 
@@ -408,8 +413,8 @@ def _runs(windows: Tensor, width: int) -> Tensor:
 
 def check_seed(seed: int) -> None:
     """Raises RoseError unless the seed is one that torch takes, and not negative."""
-    if not 0 <= seed < 2**63:
-        raise RoseError(f"A seed must be a whole number from 0 to 2^63 − 1, not {seed}.")
+    if not (isinstance(seed, Integral) and 0 <= seed < 2**63):
+        raise RoseError(f"A seed must be a whole number from 0 to 2^63 − 1, not {seed!r}.")
 
 
 def _random_starts(total: int, samples: int, length: int, seed: int) -> Tensor:
