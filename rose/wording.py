@@ -90,6 +90,11 @@ def listing(names: Sequence[str], most: int = 4) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
+def several(names: str | Sequence[str]) -> list[str]:
+    """Names that somebody chose, as a list; one by itself is a list of one, not of its letters."""
+    return [names] if isinstance(names, str) else list(names)
+
+
 def sentence(text: str) -> str:
     """With a capital first letter, the rest as it is."""
     return text[:1].upper() + text[1:]

@@ -29,12 +29,13 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     chosen = shared.run_options(options)
-    settings = run_settings(**chosen).layer
+    wanted = run_settings(**chosen)
+    settings = wanted.layer
     checkpoints.check(options)
     check_minutes(options)
     model, tokenizer = shared.load(options, console, scratch=options.output.parent)
     network = Network(model)
-    network.to_prune(options.layers, settings.pattern, settings.block_size, settings.grid)
+    wanted.check_experts(network.to_prune(options.layers, settings.pattern, settings.block_size, settings.grid))
     Precision.of(options.compute, network.dtype, network.device)
     sizes = {"layers": options.layers, "sequential": options.true_sequential, "method": options.method}
     seconds = shared.pruning_seconds(options, model, options.method, options.target)

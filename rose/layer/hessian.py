@@ -144,7 +144,7 @@ def sampling_damping(columns: int, tokens: int) -> float:
 
 def check_damping(damping: float) -> None:
     """Raises RoseError unless 0 ≤ damping < ∞."""
-    if not 0 <= damping < float("inf"):
+    if isinstance(damping, str) or not 0 <= damping < float("inf"):
         raise RoseError(f"Damping must be a number of at least 0, such as 0.01, not {damping!r}.")
 
 

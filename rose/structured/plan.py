@@ -43,6 +43,7 @@ from rose.structured.parts import PARTS, Part, Shape, block_parameters, find_par
 from rose.structured.problem import RECOVERIES
 from rose.structured.reduction import layers_read
 from rose.structured.survey import BlockSurvey, survey, visited_layers
+from rose.wording import several
 
 # Matrices of the size of A that are alive at once while one output projection is reduced: H, its mean S, A, A damped,
 # its inverse, and three parts of A with their Cholesky factor (least squares), or two copies of the inverse (greedy).
@@ -194,7 +195,7 @@ def _uniform_candidates(
 
 def check_parts(model: nn.Module, parts: Sequence[str] | None) -> tuple[str, ...]:
     """The kinds of parts to reduce, in their order; raises RoseError for none, or one that the model does not offer."""
-    offered = kinds_of(model) if parts is None else parts
+    offered = kinds_of(model) if parts is None else several(parts)
     if parts is None and not offered:
         raise RoseError(
             f"Neither heads nor channels of {type(model).__name__} can be taken out, as its layers are not known, or "

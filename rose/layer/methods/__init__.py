@@ -255,6 +255,8 @@ def register(
 
 def get_method(name: str) -> Method:
     """The method of this name; raises RoseError where there is none."""
+    if not isinstance(name, str):
+        raise RoseError(f"A method is chosen by its name, such as {METHOD!r}, not by a {type(name).__name__}.")
     if name not in METHODS:
         raise RoseError(f"There is no method named {name!r}; choose one of {', '.join(METHODS)}.")
     return METHODS[name]

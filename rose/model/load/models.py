@@ -288,8 +288,12 @@ def save_model(
     `load_model` has found beside the weights go along.
 
     Raises:
-        RoseError: the folder exists and is not empty, or cannot be written.
+        RoseError: no tokenizer or another kind of report, or the folder exists and is not empty, or cannot be written.
     """
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise RoseError("A checkpoint has its tokenizer too; give the one that load_model has returned.")
+    if report is not None and not hasattr(report, "save"):
+        raise RoseError(f"The report is that of a run, as prune_model returns it, not a {type(report).__name__}.")
     with new_folder(folder) as temporary:
         with _quiet():
             if Network(model).is_streamed:

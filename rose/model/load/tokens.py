@@ -22,6 +22,7 @@ from rose.interrupt import stop_point
 from rose.wording import whole
 
 logger = logging.getLogger(__name__)
+SPLITS = ("train", "validation", "test")
 Warn = Callable[[str], object]  # where a sentence of doubt goes
 
 
@@ -119,6 +120,8 @@ def load_text(source: str, split: str = "train") -> str:
     Raises:
         RoseError: unknown source, unreadable file, dataset out of reach.
     """
+    if split not in SPLITS:
+        raise RoseError(f"The split must be one of {', '.join(SPLITS)}, not {split!r}.")
     if source == "packaged":
         return packaged_text()
     if (path := text_file(source)) is None:

@@ -31,6 +31,7 @@ from rose.model.run.prune import prune_by
 from rose.model.run.settings import TARGETS, RunOptions, RunSettings, run_settings
 from rose.report import NotNegative, NotNegativeOrNan, Share, Within, csv_text, records_table
 from rose.verdicts import Result, Setup
+from rose.wording import several
 
 SAMPLE_SECONDS = 0.1  # how often memory is looked at
 
@@ -65,7 +66,7 @@ def plan_comparison(
     """
     if not methods or not sparsities:
         raise RoseError("Name at least one method and one sparsity to compare.")
-    variants = list(dict.fromkeys(parse_variant(method) for method in methods))
+    variants = list(dict.fromkeys(parse_variant(method) for method in several(methods)))
     patterns = list(dict.fromkeys(parse_sparsity(sparsity) for sparsity in sparsities))
     return variants, [_settings_of(variant, pattern, options) for pattern in patterns for variant in variants]
 

@@ -15,6 +15,7 @@ from rose.errors import RoseError
 from rose.layer.grid import Grid, coarsest_grid
 from rose.layer.pattern import Pattern
 from rose.model.network.experts import ExpertLinear, expert_layers, is_experts, routers
+from rose.wording import several
 
 LowRank = tuple[Tensor, Tensor]
 LOW_RANK = "rose_low_rank"  # of a module
@@ -172,8 +173,8 @@ def matching(every: Sequence[PrunableLayer], layers: Sequence[str] | None) -> li
     if not layers:
         raise RoseError("No layer is chosen; give at least one name, or leave the choice out for all.")
     chosen = set()
-    for pattern in [layers] if isinstance(layers, str) else layers:
-        matched = {layer.name for layer in every if fnmatch.fnmatchcase(layer.name, pattern)}
+    for pattern in several(layers):
+        matched = {layer.name for layer in every if fnmatch.fnmatchcase(layer.name, str(pattern))}
         if not matched:
             raise RoseError(
                 f"No prunable layer is named {pattern!r}; names look like {every[0].name}, and * matches any part."

@@ -35,6 +35,7 @@ from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.walk import BlockStatistics, Walk, check_streams, start_walk, visit_blocks
 from rose.model.workers import Workers
 from rose.report import LayerRecord, RunReport
+from rose.wording import several
 
 
 def prune_model(
@@ -110,6 +111,7 @@ def prune_by(
     if network.is_streamed and run.allocation.rule == "sensitivity":
         raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
     selected = network.to_prune(layers, run.layer.pattern, run.layer.block_size, run.layer.grid)
+    run.check_experts(selected)
     compute = begun_with(checkpoint) or run.compute if run.compute == "auto" else run.compute
     precision = workers.from_first(partial(Precision.of, compute, network.dtype, network.device))
     settings = run.layer
@@ -257,7 +259,9 @@ def analyze_model(
 
     `seen` is called with every layer that was pruned, its statistics and its first record, by the process that did it.
     """
-    settings = [make_settings(method, **basic) for method in dict.fromkeys(methods)]
+    if not methods:
+        raise RoseError("No method is chosen; name at least one.")
+    settings = [make_settings(method, **basic) for method in dict.fromkeys(several(methods))]
     workers = Workers.here()
     for block in visit_blocks(model, tokens, layers=layers, held_out=held_out, compute=compute, progress=progress):
         owners = workers.divide(block.layers, block.calibration)

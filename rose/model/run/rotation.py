@@ -110,6 +110,8 @@ def rotate_heads(
         RoseError: bad input, or a family in which nothing can be rotated: weights with a norm, a gate or a mixture of
             heads between values and output projection, or layers that are not known.
     """
+    if not all(isinstance(each, Settings) for each in by):
+        raise RoseError("Several methods judge by their settings, see by; one is named by method.")
     network = Network(model)
     settings, judged = by or [make_settings(**judge)], bool(by) or "method" in judge
     check_basis(basis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -9,6 +10,7 @@ from rose.errors import RoseError
 from rose.layer.grid import Grid
 from rose.layer.methods import Settings, SettingsOptions, make_settings
 from rose.layer.target import check_target_damping
+from rose.model.network.layers import PrunableLayer
 from rose.model.network.precision import DEFAULT, check_compute
 from rose.model.run.allocation import Allocation, parse_allocation
 
@@ -40,6 +42,11 @@ class RunSettings:
     sequential: bool
     min_expert_tokens: int
     compute: str
+
+    def check_experts(self, layers: Iterable[PrunableLayer]) -> None:
+        """Raises RoseError where experts are to be left dense and none of these layers is one."""
+        if self.min_expert_tokens > 1 and not any(layer.is_expert for layer in layers):
+            raise RoseError("min_expert_tokens says which experts stay dense, and no layer here is one; leave it out.")
 
     def describe(self) -> dict[str, Any]:
         """What concerns the run as a whole, as JSON values."""

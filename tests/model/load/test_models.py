@@ -49,6 +49,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeniz
     return folder
 
 
+def test_what_is_no_tokenizer_or_report_is_refused_before_anything_is_written(tmp_path: Path, tokenizer: Any) -> None:
+    model, folder = make_model("llama"), tmp_path / "out"
+    with pytest.raises(rose.RoseError, match="has its tokenizer too"):
+        rose.save_model(model, None, folder)  # type: ignore[arg-type]
+    with pytest.raises(rose.RoseError, match="as prune_model returns it, not a dict"):
+        rose.save_model(model, tokenizer, folder, report={"a": 1})  # type: ignore[arg-type]
+    assert not folder.exists()
+
+
 @pytest.fixture
 def checkpoint(saved: Path, tmp_path: Path) -> Path:
     """A copy of the good checkpoint, to be spoilt."""

@@ -97,6 +97,7 @@ def test_windows_in_order(text: str, tokenizer: PreTrainedTokenizerFast) -> None
         ({"samples": None, "length": 1001, "seed": None}, "fewer than one window of 1001"),
         ({"samples": 0, "length": 10}, "number of windows must be a whole number of at least 1, not 0"),
         ({"samples": -1, "length": 10}, "at least 1, not -1"),
+        ({"samples": 1, "length": 9, "split": "foo"}, "one of train, validation, test, not 'foo'"),
         ({"samples": 1, "length": 1}, "at least 2 tokens, not 1"),
         ({"samples": 2.5, "length": 10}, "whole number of at least 1, not 2.5"),
         ({"samples": 1, "length": 10, "seed": "a"}, "A seed must be a whole number .* not 'a'"),

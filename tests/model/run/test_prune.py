@@ -24,6 +24,7 @@ from rose.model.network.residence import pick_device
 from rose.model.progress import part_callback
 from rose.model.walk import forward
 from rose.model.walk.walk import visit_inputs
+from rose.structured.plan import check_parts
 from tests.model.families import LENGTH, VOCABULARY, logits, make_model, make_tokens, stop_at
 from tests.model.walk.test_families import hooked_inputs
 from tests.model.walk.test_sequential import routed_model
@@ -170,11 +171,15 @@ def test_subclasses_of_linear_are_pruned() -> None:
     ("options", "message"),
     [
         ({"method": "nonsense"}, "no method named 'nonsense'"),
+        ({"method": rose.METHODS["wanda"]}, "A method is chosen by its name, such as"),
+        ({"layers": [3]}, "No prunable layer is named 3"),
+        ({"damping": "0.01"}, "Damping must be a number of at least 0, such as 0.01, not '0.01'"),
         ({"sparsity": "2:5", "block_size": 125}, "divisible by 5, but this layer has 32"),
         ({"target": "sense"}, "The target must be one of dense, layer"),
         ({"target_damping": 0.5}, "Only target dense has a correction"),
         ({"target": "dense", "target_damping": -1.0}, "Damping must be a number of at least 0"),
         ({"min_expert_tokens": 0}, "at least 1 token"),
+        ({"min_expert_tokens": 5}, "which experts stay dense, and no layer here is one"),
         ({"group": 32}, "give bits too"),
         ({"bits": 4, "group": 128}, "q_proj: Groups of 128 columns do not divide the 32 input columns"),
         ({"compute": "int8"}, "computed in one of auto, float32, bfloat16, not in 'int8'"),
@@ -188,6 +193,17 @@ def test_bad_arguments_change_nothing(options: dict[str, Any], message: str) -> 
         prune_model(model, make_tokens(), **options)
     assert not changed(model, before)
     assert_clean(model)
+
+
+def test_one_name_is_a_list_of_one() -> None:
+    model, more = make_model("llama"), {"layers": "*o_proj", "block_size": 16}
+    found = {record.method for record in rose.analyze_model(model, make_tokens(), methods="rose", **more)}
+    assert found == {"rose"}
+    with pytest.raises(rose.RoseError, match="No method is chosen"):
+        list(rose.analyze_model(model, make_tokens(), methods=[]))
+    with pytest.raises(rose.RoseError, match="Several methods judge by their settings"):
+        rose.rotate_heads(model, make_tokens(), by="rose")
+    assert check_parts(model, "heads") == ("heads",)
 
 
 @pytest.mark.parametrize(
