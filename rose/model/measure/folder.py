@@ -14,8 +14,11 @@ from torch import nn
 
 from rose.errors import RoseError
 from rose.files import TEMPORARY, reachable, write_atomically
-from rose.model.network.identity import NORMS, check_same_model, embedding_norms, read_norms
+from rose.model.network.identity import NORMS, WEIGHTS, check_same_model, embedding_norms, read_norms, weight_norms
 from rose.report import Record, read_records, records_table
+from rose.verdicts import is_same_model
+
+OF_MODEL = {NORMS, WEIGHTS}  # settings that tell the model, which nobody gives
 
 
 class MeasurementFolder(Generic[Record]):
@@ -90,7 +93,7 @@ class MeasurementFolder(Generic[Record]):
         ours = json.loads(self._settings)
         # An earlier version has not written what nobody could choose then.
         return isinstance(known, dict) and all(
-            (known | ours)[name] is None for name in (known.keys() ^ ours.keys()) - {NORMS}
+            (known | ours)[name] is None for name in (known.keys() ^ ours.keys()) - OF_MODEL
         )
 
     def _check_settings(self) -> None:
@@ -114,12 +117,23 @@ class MeasurementFolder(Generic[Record]):
         Raises:
             RoseError: the rows are those of another model, or the folder cannot be written any more.
         """
+        self.norms, weights = embedding_norms(model), weight_norms(model)
         with self._writing():
-            if self.rows and (known := self._known_norms()):
-                check_same_model(model, known, f"The rows in {self.folder} are those of another model")
-            self.norms = embedding_norms(model)
-            known_now = json.loads(self._settings) | {NORMS: self.norms}
+            if self.rows:
+                self._check_model(model, weights)
+            known_now = json.loads(self._settings) | {NORMS: self.norms, WEIGHTS: weights}
             self._write({"settings.json": json.dumps(known_now, indent=1, sort_keys=True)})
+
+    def _check_model(self, model: nn.Module, weights: list[float]) -> None:
+        """Of what a folder of an earlier version does not tell, nothing is refused."""
+        if known := self._known_norms():
+            check_same_model(model, known, f"The rows in {self.folder} are those of another model")
+        known = read_norms(self.folder / "settings.json", WEIGHTS)
+        if known and not is_same_model(weights, known):
+            raise RoseError(
+                f"The rows in {self.folder} are those of another model: its weights differ, as those of a pruned or "
+                "tuned copy do; give the model that was measured, or choose another folder."
+            )
 
     def add(self, *rows: Record) -> None:
         """Keeps more rows, beside those that other processes have added, and updates the other files.
@@ -158,4 +172,4 @@ class MeasurementFolder(Generic[Record]):
 
 def _given(settings: str) -> dict[str, Any]:
     """Settings of a file but for those that are left to their defaults, and the model."""
-    return {name: value for name, value in json.loads(settings).items() if value is not None and name != NORMS}
+    return {name: value for name, value in json.loads(settings).items() if value is not None and name not in OF_MODEL}

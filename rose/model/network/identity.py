@@ -1,4 +1,7 @@
-"""Which model a result belongs to, told by the input embeddings: pruning and slimming leave them as they are."""
+"""Which model a result belongs to, told by the input embeddings: pruning and slimming leave them as they are.
+
+Where a pruned copy is another model, as for rows of a measurement, decoder blocks tell it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rose.errors import RoseError
@@ -14,7 +18,7 @@ from rose.model.network.network import Network
 from rose.verdicts import is_same_model
 
 PARTS = 8
-NORMS = "embedding_norms"  # as files call them
+NORMS, WEIGHTS = "embedding_norms", "weight_norms"  # as files call them
 
 
 def embedding_norms(model: nn.Module) -> list[float]:
@@ -25,10 +29,22 @@ def embedding_norms(model: nn.Module) -> list[float]:
         return [float(f"{float(part.float().norm()):.6g}") for part in parts]
 
 
-def read_norms(path: Path) -> list[float]:
-    """`embedding_norms` of the model that a JSON file tells of; none where it does not say."""
+def weight_norms(model: nn.Module) -> list[float]:
+    """Norms of the decoder blocks' weights, of up to eight runs of blocks: of a pruned, slimmed or tuned copy they are
+    others. Every weight is read once, of a streamed model from its files."""
+    network = Network(model)
+    squares = []
+    for index in range(len(network.blocks)):
+        with network.residence.visit(index, torch.device("cpu")) as block:
+            norms = [torch.linalg.vector_norm(one.detach(), dtype=torch.float32) for one in block.parameters()]
+            squares.append(torch.stack(norms).double().square().sum())
+    return [float(f"{float(part.sum().sqrt()):.6g}") for part in torch.stack(squares).chunk(PARTS)]
+
+
+def read_norms(path: Path, name: str = NORMS) -> list[float]:
+    """`embedding_norms`, or others, of the model that a JSON file tells of; none where it does not say."""
     try:
-        return [float(norm) for norm in json.loads(path.read_text())[NORMS]]
+        return [float(norm) for norm in json.loads(path.read_text())[name]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
