@@ -95,7 +95,7 @@ def _measure(options: argparse.Namespace, chosen: dict[str, Any], folder: Damage
     if options.restore is not None:
         dense = model
         model, _ = shared.load(options, console, options.restore, tokenizer=options.model)
-        restore = dense_weights(dense, model)
+        restore = dense_weights(dense, model, options.layers)
     folder.know(model)
     tokens, windows = shared.calibration(options, tokenizer, options.seed)
     if options.evaluate is not None:

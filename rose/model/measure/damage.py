@@ -40,6 +40,7 @@ from rose.model.walk.collector import statistics_of
 from rose.model.walk.dense_states import token_drift
 from rose.model.walk.forward import Boundaries
 from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
+from rose.wording import whole
 
 UNITS = ("layers", "blocks")
 
@@ -137,24 +138,35 @@ def describe_damage(
     }
 
 
-def dense_weights(dense: nn.Module, pruned: nn.Module) -> dict[str, Tensor]:
+def dense_weights(dense: nn.Module, pruned: nn.Module, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
     """What `damage` is to restore in a pruned model, by layer; raises RoseError where it was pruned from another model,
-    or has lost decoder blocks since."""
+    or has lost decoder blocks since, or nothing of these layers, as `Network.select` takes them."""
     check_same_model(pruned, embedding_norms(dense), "The model to restore was not pruned from the dense one")
-    whole, left = Network(dense), Network(pruned)
-    before, after = len(whole.blocks), len(left.blocks)
+    full, left = Network(dense), Network(pruned)
+    before, after = len(full.blocks), len(left.blocks)
     if before != after:
         raise RoseError(
             f"The model to restore has {after} decoder blocks and the dense one {before}, so their layers do not "
             "correspond; give the model as it was when blocks were taken out and nothing was pruned yet."
         )
-    return {layer.name: layer.weight for layer in whole.layers}
+    weights = {layer.name: layer.weight for layer in full.layers}
+    _check_restored(weights, left.select(layers))
+    return weights
 
 
 def _check_restored(restore: Mapping[str, Tensor], selected: Sequence[PrunableLayer]) -> None:
     for layer in selected:
         if layer.name not in restore or restore[layer.name].shape != layer.weight.shape:
             raise RoseError(f"There is no dense weight of this shape for {layer.name}; give the same model, dense.")
+    pairs = [(layer.weight, restore[layer.name].to(layer.weight)) for layer in selected]
+    if all(torch.equal(now, before) for now, before in pairs):
+        raise RoseError("The layers to restore are those of the dense model, so nothing can be given back to them.")
+    zeros, before = (sum(int((pair[place] == 0).sum()) for pair in pairs) for place in (0, 1))
+    if before > zeros:
+        raise RoseError(
+            f"The dense model has {whole(before)} zeros and the one to restore {whole(zeros)}: they are the wrong way "
+            "round. Give the dense model (--model), and the pruned one to restore (--restore)."
+        )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import rose
 from rose.model.measure import perplexity as evaluation
+from rose.model.measure.damage import dense_weights
 from rose.model.measure.damage_report import (
     WHOLE,
     DamageRecord,
@@ -137,6 +138,19 @@ def test_restoring_gives_what_the_dense_weights_would(units: str) -> None:
         assert record.sparsity == pytest.approx(0.5, abs=1e-3)
         assert record.relative_error > 0
     assert records[-1].loss == pytest.approx(float(window_losses(dense, WINDOWS).mean()), rel=1e-6)
+
+
+def test_a_dense_model_in_place_of_the_pruned_one_is_not_restored() -> None:
+    dense = make_model("llama")
+    pruned = copy.deepcopy(dense)
+    rose.prune_model(pruned, TOKENS, target="layer", **SETTINGS)
+    with pytest.raises(rose.RoseError, match="the wrong way round"):
+        dense_weights(pruned, dense)
+    with pytest.raises(rose.RoseError, match="nothing can be given back"):
+        dense_weights(dense, dense)
+    weights = {layer.name: layer.weight for layer in rose.prunable_layers(pruned)}
+    with pytest.raises(rose.RoseError, match="the wrong way round"):
+        visit(dense, restore=weights)
 
 
 def test_units_that_are_done_are_not_measured_again_and_the_rest_is_the_same() -> None:
