@@ -31,7 +31,7 @@ from rose.model.tune.tuning import (
     TuneSettings,
     TuneTask,
     check_memory,
-    check_vocabularies,
+    check_pair,
 )
 from rose.report import report_beside
 from rose.wording import whole
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         model, tokenizer = shared.load(options, console, options.pruned)
     else:
         model, _ = shared.load(options, console, options.pruned, tokenizer=options.dense)
-    check_vocabularies(model, dense)
+    check_pair(model, dense, by_text_alone=options.unpruned and options.loss == "ce")
     outcome = checkpoints.Outcome(options, options.pruned, tokenizer, console)
     sizes = shared.pick(options, ("samples", "held_out", "length"))
     texts = _texts(options, tokenizer, outcome.windows, **sizes)

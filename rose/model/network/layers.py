@@ -188,6 +188,12 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def count_zeros(model: nn.Module) -> tuple[int, int]:
+    """How many weights of a model's prunable layers are zero, and how many there are; not of a streamed one."""
+    weights = [layer.weight for layer in prunable_layers(model)]
+    return sum(int((one == 0).sum()) for one in weights), sum(one.numel() for one in weights)
+
+
 def by_block(layers: Iterable[PrunableLayer]) -> dict[int, list[PrunableLayer]]:
     """The layers by decoder block, in the order of the blocks."""
     found: dict[int, list[PrunableLayer]] = {}

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.files import DamagedFile, digest, explained, read_tensors, write_tensors
 from rose.model.estimate.tuning import TOGETHER, tuning_memory
-from rose.model.network.layers import text_config
+from rose.model.network.identity import check_same_model, embedding_norms
+from rose.model.network.layers import count_parameters, count_zeros, text_config
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision, check_compute
 from rose.model.network.residence import evaluating, gradients_only_of
@@ -35,6 +36,7 @@ from rose.model.network.stand_ins import hooked
 from rose.model.progress import Progress, ProgressCallback, time_left
 from rose.model.run.checkpoint import claimed
 from rose.model.tune.kept import (
+    PRUNED,
     check_pruned,
     find_trained,
     frozen_matrices,
@@ -158,13 +160,28 @@ class TuneReport:
         return f"Only {count(steps, 'step')} fitted into {minutes:g} min, so little has changed; give it more minutes."
 
 
-def check_vocabularies(model: nn.Module, dense: nn.Module) -> None:
-    """Raises RoseError unless both models have the same number of tokens."""
+def check_pair(model: nn.Module, dense: nn.Module, *, by_text_alone: bool = False) -> None:
+    """Raises RoseError unless a model may be tuned towards this one: it has its tokens and its input embeddings, which
+    no pruning changes, and fewer zeros; what learns by a text alone may ask for any (`by_text_alone`)."""
+    if model is dense:
+        raise RoseError(
+            "The model to tune and the dense one are the same object, which pruning has changed in place; load the "
+            "dense model once more."
+        )
     one, other = (text_config(each).vocab_size for each in (model, dense))
     if one != other:
         raise RoseError(
             f"The models have different vocabularies, {whole(one)} and {whole(other)} tokens; give the dense model "
             "that was pruned."
+        )
+    check_same_model(model, embedding_norms(dense), "The model to tune was not pruned from the dense one")
+    if by_text_alone or count_parameters(model) < count_parameters(dense):
+        return
+    (zeros, weights), (before, _) = map(count_zeros, (model, dense))
+    if zeros >= PRUNED * weights and before >= zeros:
+        raise RoseError(
+            "The dense model is as sparse as the one to tune; give the model it was pruned from, or train on the text "
+            "alone (--loss ce --unpruned)."
         )
 
 
@@ -204,7 +221,7 @@ class Tuner:
         self.network, self.dense, self.settings = Network(task.model), Network(task.dense), settings
         tokens, held_out = task.tokens, task.held_out
         self.tokens, self.held_out, self.workers = tokens, held_out, Workers.here()
-        check_vocabularies(task.model, task.dense)
+        check_pair(task.model, task.dense, by_text_alone=task.unpruned and settings.loss == "ce")
         for network in (self.network, self.dense):
             network.check_in_memory()
             for windows in (tokens, held_out):

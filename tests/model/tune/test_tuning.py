@@ -328,7 +328,9 @@ def test_a_grid_is_refused_unless_the_dense_model_is_on_one():
         layer.write((layer.weight / step).round() * step)
     with pytest.raises(rose.RoseError, match="lie on a grid of 16 values"):
         rose.tune_model(model, dense, TOKENS, **FAST)
-    rose.tune_model(model, copy.deepcopy(model), TOKENS, **FAST | {"epochs": 0.2})
+    for layer, rounded in zip(rose.prunable_layers(dense), rose.prunable_layers(model), strict=True):
+        layer.write(torch.where(rounded.weight == 0, rounded.weight.abs().amax(1, keepdim=True) / 7, rounded.weight))
+    rose.tune_model(model, dense, TOKENS, **FAST | {"epochs": 0.2})
 
 
 def test_bits_are_refused_where_the_dense_model_is_on_another_grid():
@@ -353,6 +355,23 @@ def test_other_vocabularies_are_refused():
     larger = make_from(LlamaConfig(**{**GATED, "vocab_size": 97}))
     with pytest.raises(rose.RoseError, match="different vocabularies"):
         rose.tune_model(pruned_pair()[1], larger, TOKENS)
+
+
+def test_a_model_is_not_tuned_towards_itself_or_a_copy_as_sparse():
+    model = pruned_pair()[1]
+    with pytest.raises(rose.RoseError, match="the same object"):
+        rose.tune_model(model, model, TOKENS)
+    same = copy.deepcopy(model)
+    for more in ({}, {"unpruned": True}, {"loss": "ce"}):
+        with pytest.raises(rose.RoseError, match="as sparse as the one to tune; give the model it was pruned from"):
+            rose.tune_model(model, same, TOKENS, **more)
+    rose.tune_model(model, same, TOKENS, **FAST | {"epochs": 0.2, "loss": "ce"}, unpruned=True)
+
+
+def test_models_that_the_tuned_one_was_not_pruned_from_are_refused():
+    for other in (make_model("gpt2"), make_from(LlamaConfig(**GATED), seed=1)):
+        with pytest.raises(rose.RoseError, match="not pruned from the dense one: their input embeddings differ"):
+            rose.tune_model(pruned_pair()[1], other, TOKENS)
 
 
 def test_what_pruning_tunes_on_is_drawn_once_and_apart(tmp_path):
