@@ -38,7 +38,7 @@ def write_vocabulary(writer: GGUFWriter, tokenizer: Any, size: int) -> None:
         size: rows of the embedding; ids that the tokenizer does not use become unused tokens.
 
     Raises:
-        RoseError: a tokenizer that is no BPE, or splits text in a way that has no name here.
+        RoseError: a tokenizer that is no BPE, has no merges, or splits text in a way that has no name here.
     """
     known = json.loads(tokenizer.backend_tokenizer.to_str())
     model = known["model"]
@@ -57,6 +57,10 @@ def write_vocabulary(writer: GGUFWriter, tokenizer: Any, size: int) -> None:
         writer.add_tokenizer_pre("default")
         writer.add_token_scores(_scores(tokens, model["merges"]))
         writer.add_add_space_prefix(_prepends(known))
+    elif not merges:
+        raise RoseError(
+            "This tokenizer has no merges, and programs do not read a GGUF file without them; pack the folder instead."
+        )
     else:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(_split(known["pre_tokenizer"]))

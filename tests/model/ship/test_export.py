@@ -20,6 +20,7 @@ from rose.model.ship.export import export_gguf
 from rose.model.ship.families import family_of
 from tests.model.families import make_from, make_model
 from tests.model.ship.test_packing import on_grid, without
+from tests.tiny import byte_tokenizer
 
 SIZES: dict[str, Any] = {
     "vocab_size": 300,
@@ -129,6 +130,9 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     merging_tokenizer().save_pretrained(tmp_path / "opt")
     assert cli.main(["export", str(tmp_path / "opt")]) == 2
     assert "opt models cannot be exported" in capsys.readouterr().err
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    assert cli.main(["export", str(tmp_path / "model")]) == 2
+    assert "This tokenizer has no merges" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "opt", "there.gguf"]
 
 
