@@ -16,13 +16,16 @@ PACKED = ".packed.safetensors"
 
 
 def check_merged(folder: Path) -> None:
-    """Raises RoseError for a folder with an adapter (LoRA and its like) and no model."""
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise RoseError(
-            f"The folder {folder} holds an adapter, and not the model that it belongs to; merge the two first (in "
-            "peft: model.merge_and_unload(), then save_pretrained of the result and of the tokenizer), and give the "
-            "merged model's folder."
-        )
+    """Raises RoseError for a folder with an adapter (LoRA and its like), which transformers would apply unasked."""
+    if not (folder / "adapter_config.json").is_file():
+        return
+    what, way_out = "and not the model that it belongs to", ""
+    if (folder / "config.json").is_file():
+        what, way_out = "beside a model", " Where the model is merged already, take adapter_config.json out."
+    raise RoseError(
+        f"The folder {folder} holds an adapter, {what}; merge the two first (in peft: model.merge_and_unload(), then "
+        "save_pretrained of the result and of the tokenizer), and give the merged model's folder." + way_out
+    )
 
 
 def check_is_checkpoint(folder: Path) -> None:
