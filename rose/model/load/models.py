@@ -411,7 +411,9 @@ def _explained(name: str, source: _Source) -> Iterator[None]:
             raise RoseError(
                 f"{name} cannot be loaded; a file is missing, corrupt or of an unknown kind ({text[:200]})."
             ) from problem
-        raise RoseError(_hub_problem(name, problem, text)) from problem
+        # Who has the folder m/ and writes m/lama rather means a folder than a model of the Hub.
+        no_folder = f"There is no folder {name}. " if "/" in name and reachable(name).parent.is_dir() else ""
+        raise RoseError(no_folder + _hub_problem(name, problem, text)) from problem
 
 
 def _hub_problem(name: str, problem: Exception, text: str) -> str:

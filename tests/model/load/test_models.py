@@ -33,7 +33,7 @@ from rose import output
 from rose.model.load.models import PACKAGED, PackagedModel, load_skeleton, stored_dtype
 from rose.model.ship.packing import pack_folder
 from tests.model.families import DENSE, VOCABULARY, logits, make_model, make_tokens
-from tests.tiny import byte_tokenizer
+from tests.tiny import byte_tokenizer, save_tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +206,16 @@ def test_an_adapter_without_its_model_is_to_be_merged_first(tmp_path: Path) -> N
     refused(tmp_path, says)
     with pytest.raises(rose.RoseError, match=says):
         pack_folder(tmp_path, tmp_path / "packed")
+    save_tiny_llama(tmp_path / "whole", hidden=32)
+    (tmp_path / "whole/adapter_config.json").write_text('{"base_model_name_or_path": "gpt2"}')
+    refused(tmp_path / "whole", "holds an adapter, beside a model; merge the two first")
+
+
+def test_a_name_beside_other_folders_is_told_to_be_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m").mkdir()
+    monkeypatch.chdir(tmp_path)
+    refused("m/lama", r"^There is no folder m/lama\. m/lama is not in the local cache and")
+    refused("n/lama", r"^n/lama is not in the local cache and")
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
