@@ -23,6 +23,7 @@ from rose.model.check.findings import findings, says_other_draw
 from rose.model.load.tokens import CHECK
 from rose.output import check_file, write_file
 from rose.report import finite
+from rose.verdicts import SPARSE
 from rose.wording import count, percent
 
 
@@ -67,11 +68,20 @@ def run(options: argparse.Namespace, console: Console) -> int:
                 compute=options.compute,
                 progress=follow,
             )
+        terminal.say(_swapped(name, options.dense, checks[name].summary))
         _print(name, checks[name], _of_draw(name, options, checks[name]))
     tables = {pair: _between(pair, models, checks) for pair in combinations(models, 2)}
     if options.json:
         _write(options.json, checks, tables)
     return 0 if all(found.is_sane for found in checks.values()) else 1
+
+
+def _swapped(name: str, dense: str, summary: dict[str, Any]) -> str:
+    """A question where the dense model has zeros, and the checkpoint none; "" where not."""
+    share = summary["zeros_before"] / summary["weights"]
+    if share < SPARSE or summary["zeros"]:
+        return ""
+    return f"{dense} has {percent(share, 0)} zeros and {name} none: are they the wrong way round?"
 
 
 def _print(name: str, found: CheckpointCheck, caution: str) -> None:
