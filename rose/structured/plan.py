@@ -108,6 +108,42 @@ class SlimPlan:
     uniform: bool
 
 
+@dataclass(frozen=True)
+class PossibleShapes:
+    """What may be reduced, and to what: the kinds of parts, the parts as [block][part], the kinds that may get a bias,
+    whether all shapes that the configuration can say are `allowed`, and uniform ones that are near (see
+    `uniform_candidates`), none where shapes may differ."""
+
+    kinds: tuple[str, ...]
+    parts: list[list[Part]]
+    biased: tuple[str, ...]
+    allowed: Callable[[Mapping[str, Shape]], bool]
+    candidates: list[Candidate]
+
+
+def possible_shapes(model: nn.Module, settings: SlimSettings) -> PossibleShapes:
+    """Raises RoseError, before anything is measured, for shapes that are impossible or cannot be expressed."""
+    uniform, multiple = settings.allocation == "uniform", settings.multiple
+    kinds = check_parts(model, settings.parts)
+    found = find_parts(model, kinds)
+    repairs = settings.repair != "none"
+    biased = tuple(kind for kind in kinds if repairs and can_bias(model, found, kind, not uniform))
+    check_multiple([part for of_block in found for part in of_block], multiple)
+    if not uniform and type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise RoseError(
+            f"{type(model).__name__} is code of a repository, which rose cannot build with shapes that differ; choose "
+            "the allocation uniform."
+        )
+    whole = block_parameters(model)
+    allowed = partial(can_say, model, found, biased=biased)
+    candidates = []
+    if uniform:
+        candidates = _uniform_candidates(model, found, settings.ratio * whole, multiple, allowed)
+    else:
+        check_possible(found, settings.ratio, whole, multiple, settings.allocation)
+    return PossibleShapes(kinds, found, biased, allowed, candidates)
+
+
 def plan_slimming(
     model: nn.Module,
     tokens: Tensor,
@@ -120,28 +156,12 @@ def plan_slimming(
     """Which shapes the decoder blocks will have; the model is not changed.
 
     Prices are those of the dense model, where the allocation asks for them; `remember` gives the shapes as text that an
-    earlier run has kept, else what it is given to compute. Raises RoseError for shapes that are impossible or cannot be
-    expressed.
+    earlier run has kept, else what it is given to compute. Raises RoseError as `possible_shapes`, and for shapes that
+    come nowhere near the ratio.
     """
     allocation, multiple = settings.allocation, settings.multiple
-    kinds = check_parts(model, settings.parts)
-    found = find_parts(model, kinds)
-    uniform = allocation == "uniform"
-    repairs = settings.repair != "none"
-    biased = tuple(kind for kind in kinds if repairs and can_bias(model, found, kind, not uniform))
-    check_multiple([part for of_block in found for part in of_block], multiple)
-    if not uniform and type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise RoseError(
-            f"{type(model).__name__} is code of a repository, which rose cannot build with shapes that differ; choose "
-            "the allocation uniform."
-        )
-    whole = block_parameters(model)
-    wanted = settings.ratio * whole
-    allowed = partial(can_say, model, found, biased=biased)
-    if uniform:
-        candidates = _uniform_candidates(model, found, wanted, multiple, allowed)
-    else:
-        check_possible(found, settings.ratio, whole, multiple, allocation)
+    possible = possible_shapes(model, settings)
+    found, biased, wanted = possible.parts, possible.biased, settings.ratio * block_parameters(model)
 
     def priced(of_blocks: Sequence[Sequence[Part]]) -> Sequence[BlockSurvey]:
         damping = settings.damping
@@ -153,13 +173,13 @@ def plan_slimming(
         elif allocation == "cost":
             shapes = cost_shapes(priced(found), wanted, multiple)
         else:
-            prices = priced(found) if len(kinds) > 1 else None
-            chosen = uniform_shapes(candidates, prices, allowed, wanted / len(found))
+            prices = priced(found) if len(possible.kinds) > 1 else None
+            chosen = uniform_shapes(possible.candidates, prices, possible.allowed, wanted / len(found))
             shapes = [[chosen[part.kind] for part in of_block] for of_block in found]
         return json.dumps([[dataclasses.astuple(shape) for shape in of_block] for of_block in shapes])
 
     shapes = [[Shape(*shape) for shape in of_block] for of_block in json.loads(remember(find))]
-    return SlimPlan(found, shapes, biased, uniform)
+    return SlimPlan(found, shapes, biased, allocation == "uniform")
 
 
 def _uniform_candidates(

@@ -41,8 +41,8 @@ from rose.model.workers import Workers
 from rose.report import ERRORS, RunReport, mean_or_none, records_table
 from rose.structured.allocation import changed
 from rose.structured.configuration import RECORD, droppable_blocks, reshaped_config
-from rose.structured.parts import PARTS, Part, Shape, block_parameters, find_parts
-from rose.structured.plan import SlimPlan, SlimSettings, check_parts, plan_slimming
+from rose.structured.parts import PARTS, Part, Shape, block_parameters
+from rose.structured.plan import SlimPlan, SlimSettings, plan_slimming, possible_shapes
 from rose.structured.problem import Problem
 from rose.structured.reduction import (
     PartRecord,
@@ -118,13 +118,7 @@ def prune_structured(
     network = Network(model)
     streams, start = check_streams(network, tokens, held_out), time.perf_counter()
     before, whole = block_parameters(model), count_parameters(model)
-    drops = settings.chosen.select is None
-    if drops:
-        _check_drop(network, ratio)
-    kinds = () if drops else check_parts(model, parts)
-    if kinds and not network.is_streamed:  # of others each part is checked when it is read
-        for part in chain.from_iterable(find_parts(model, kinds)):
-            check_zeros(part.output, settings.repair, target)
+    kinds = check_slimming(model, settings)
     said = dataclasses.asdict(settings) | {"recovery": settings.repair}
     said.pop("parts")
 
@@ -134,7 +128,7 @@ def prune_structured(
 
     with open_checkpoint(network, checkpoint, described) as kept:
         try:
-            if drops:
+            if not kinds:
                 dropped = _drop(network, tokens, ratio, kept, progress)
                 records = []
                 facts = {
@@ -148,10 +142,6 @@ def prune_structured(
                     model, tokens, settings, surveys=surveys, progress=surveying, remember=kept.remember
                 )
                 if settings.repair == "bias" and not plan.biased:
-                    if recovery:
-                        raise RoseError(
-                            "No part of this model can take a bias; choose another recovery, or allocation cost."
-                        )
                     settings = dataclasses.replace(settings, recovery="none")
                 prices = surveys is None and (allocation != "uniform" or len(kinds) > 1)
                 walking = part_callback(progress, start, SURVEY_SHARE, 1) if prices else progress
@@ -179,6 +169,21 @@ def prune_structured(
             "seconds": kept.seconds + time.perf_counter() - start,
         },
     )  # fmt: skip
+
+
+def check_slimming(model: nn.Module, settings: SlimSettings) -> tuple[str, ...]:
+    """The kinds of parts to reduce, none where whole decoder blocks go; raises RoseError, before anything is measured,
+    for what `prune_structured` cannot do to this model."""
+    network = Network(model)
+    if settings.chosen.select is None:
+        _check_drop(network, settings.ratio)
+        return ()
+    found = possible_shapes(model, settings)
+    if settings.recovery == "bias" and not found.biased:
+        raise RoseError("No part of this model can take a bias; choose another recovery, or allocation cost.")
+    for part in chain.from_iterable(found.parts if not network.is_streamed else ()):  # its parts: when they are read
+        check_zeros(part.output, settings.repair, settings.target)
+    return found.kinds
 
 
 def _far_from_asked(removed: float, ratio: float, kinds: Sequence[str]) -> list[str]:
