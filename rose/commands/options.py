@@ -32,6 +32,7 @@ from rose.model.load.tokens import (
     text_file,
 )
 from rose.model.measure.perplexity import perplexity_of, window_losses
+from rose.model.network.network import Network
 from rose.model.network.precision import COMPUTE, name_of
 from rose.model.network.precision import DEFAULT as AUTO
 from rose.model.run.allocation import ALLOCATIONS, DENSITY_SPREAD
@@ -58,6 +59,7 @@ MODEL = "model dtype trust-remote-code"
 TEXT = "calibration samples length seed held-out bos"
 SWEEP = "sparsity layers block-size damping threshold"
 WALK = "allocation target target-damping true-sequential min-expert-tokens"
+TEXT_OPTIONS = ("calibration", "evaluate", "text")
 CHECKPOINT = "evaluate windows output checkpoint"
 
 
@@ -146,12 +148,14 @@ def origin(options: argparse.Namespace) -> dict[str, Any]:
 
 def load(options: argparse.Namespace, console: Console, name: str | None = None, **more: Any) -> tuple[Any, Any]:
     """The model and its tokenizer; of another name, one that is read as this one. Texts and their windows are checked
-    first."""
+    first, and at once whether the model takes windows so long."""
     _check_texts(options)
     settle_dtype(options, name or options.model)
     more |= pick(options, (given for given in ("dtype", "trust_remote_code", "stream") if given in options))
     with console.status(escape(f"Loading {name or options.model}")):
         model, tokenizer = rose.load_model(name or options.model, **more)
+    if "length" in options and any(getattr(options, text, None) is not None for text in TEXT_OPTIONS):
+        Network(model).check_length(options.length)
     return model, tokenizer
 
 
@@ -165,7 +169,7 @@ def _check_texts(options: argparse.Namespace) -> None:
     """Raises RoseError for a text that there is not, and for numbers of windows that cannot be."""
     if "seed" in options:
         check_seed(options.seed)
-    for text in ("calibration", "evaluate", "text"):
+    for text in TEXT_OPTIONS:
         if (given := getattr(options, text, None)) is not None:
             text_file(given)
     if "held_out" in options:
