@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from rose.errors import RoseError
 from rose.files import reachable, write_atomically
+from rose.wording import size
 
 LAST = ("config.json", "model_index.json")  # what makes a folder a checkpoint
 PARTIAL = ".rose-partial-"  # begins names of what is not finished; the next run clears what a killed one has left
@@ -38,15 +39,29 @@ def check_output(folder: str | Path) -> None:
         raise RoseError(f"Nothing can be written to {folder} ({problem.strerror}); choose another folder.") from problem
 
 
+def check_room(path: str | Path, needed: int) -> None:
+    """Makes sure, before long work, that so many bytes are free where a folder or file will be.
+
+    Raises:
+        RoseError: they are not.
+    """
+    free = shutil.disk_usage(_nearest(reachable(path))).free
+    if needed > free:
+        raise RoseError(
+            f"{path} will take about {size(needed)}, and {size(free)} are free there; make room, or choose another "
+            "place."
+        )
+
+
 def check_folder(folder: str | Path) -> None:
     """Makes sure, before long work, that files can be written into this folder, whether it is there or not.
 
     Raises:
         RoseError: it is a file, or not writable.
     """
-    path = reachable(folder).absolute()
+    path = reachable(folder)
     try:
-        with tempfile.TemporaryFile(dir=next(one for one in (path, *path.parents) if one.exists())):
+        with tempfile.TemporaryFile(dir=_nearest(path)):
             pass
     except OSError as problem:
         raise RoseError(f"Nothing can be written to {folder} ({problem.strerror}); choose another folder.") from problem
@@ -123,6 +138,11 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+
+
+def _nearest(path: Path) -> Path:
+    """This path, or the nearest folder above it that is there."""
+    return next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
 
 
 def _stage(path: Path) -> Path:

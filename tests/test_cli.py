@@ -5,9 +5,11 @@ import gc
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+from argparse import Namespace
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rose
 from rose import cli, verdicts
+from rose.commands import options
 from rose.commands.compare import _print as _print_methods
 from rose.commands.damage import _print as _print_damage
 from rose.commands.prune import _print_layers
@@ -631,6 +634,49 @@ def test_a_typing_mistake_does_not_cost_the_loading_of_a_model(tmp_path, monkeyp
     assert run(*arguments, *output) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "message"),
+    [
+        ("slim", ["--ratio", "0.99"], "do not hold that much"),
+        ("slim", ["--multiple", "999"], "no smaller multiple of 999"),
+        ("slim", ["--method", "depth", "--ratio", "0.9999"], "is all of them"),
+        ("slim", ["--model", "pruned"], "would fill its zeros"),
+        ("slim", ["--length", "100000"], "longer than the model's 256 positions"),
+        ("prune", ["--length", "100000"], "longer than the model's 256 positions"),
+        ("prune", ["--evaluate", "packaged", "--windows", "1"], "out will take about 1 MB, and 0 MB are free there"),
+        ("slim", ["--ratio", "0.3"], "are free there; make room"),
+    ],
+)
+def test_what_cannot_be_done_is_told_before_a_text_is_read(
+    checkpoint, tmp_path, monkeypatch, capsys, command, more, message
+):
+    if "free" in message:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _path: Namespace(free=1000))
+    if more[1] == "pruned":
+        model = AutoModelForCausalLM.from_pretrained(checkpoint)
+        for layer in rose.prunable_layers(model):
+            layer.weight[:, ::2] = 0
+        model.save_pretrained(tmp_path / "pruned")
+        AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path / "pruned")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(options, "calibration", lambda *_args: pytest.fail("has read a text first"))
+    assert run(command, "--model", checkpoint, "--length", "48", *more, "--output", "out") == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_check_the_wrong_way_round_is_told_so(checkpoint, tmp_path, capsys):
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    for layer in rose.prunable_layers(model):
+        layer.weight[:, ::2] = 0
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    run("check", tmp_path, checkpoint)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"{tmp_path} has 50 % zeros and {checkpoint} none: are they the wrong way round?"
+    run("check", checkpoint, tmp_path)
+    assert "wrong way round" not in capsys.readouterr().out
 
 
 def test_a_comparison_that_measured_nothing_leaves_its_folder_to_the_next(checkpoint, tmp_path, capsys):

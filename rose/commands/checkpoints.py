@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import rose
-from rose import verdicts
+from rose import output, verdicts
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.model.load.models import parse_dtype, stored_dtype
@@ -32,6 +32,13 @@ def check(options: argparse.Namespace) -> None:
         check_folder(options.checkpoint)
     if options.checkpoint and options.checkpoint.resolve().is_relative_to(options.output.resolve()):
         raise rose.RoseError("--checkpoint must not be inside --output, which is empty until the end; choose another.")
+
+
+def check_room(options: argparse.Namespace, model: nn.Module, gone: float = 0.0) -> None:
+    """Raises RoseError unless the copy will fit on the disk; `gone`: parameters that will not be in it."""
+    parameters = list(model.parameters())
+    stored = sum(one.nbytes for one in parameters)
+    output.check_room(options.output, round(stored - gone * parameters[0].itemsize))
 
 
 class Outcome:

@@ -34,6 +34,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     checkpoints.check(options)
     check_minutes(options)
     model, tokenizer = shared.load(options, console, scratch=options.output.parent)
+    checkpoints.check_room(options, model)
     network = Network(model)
     wanted.check_experts(network.to_prune(options.layers, settings.pattern, settings.block_size, settings.grid))
     Precision.of(options.compute, network.dtype, network.device)

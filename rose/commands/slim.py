@@ -23,8 +23,9 @@ from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.run.settings import run_settings
 from rose.structured.allocation import ALLOCATIONS
-from rose.structured.parts import HEADS, find_parts
-from rose.structured.plan import SlimSettings, check_parts, estimate_slim_memory, estimate_slimming
+from rose.structured.parts import HEADS, block_parameters, find_parts
+from rose.structured.plan import SlimSettings, estimate_slim_memory, estimate_slimming
+from rose.structured.slimming import check_slimming
 from rose.wording import whole
 
 
@@ -62,7 +63,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
         says = "rose.load_model reads the result, plain transformers does not."
         console.print(f"The decoder blocks will differ in shape: {says}", soft_wrap=True)
     model, tokenizer = shared.load(options, console, scratch=options.output.parent)
-    kinds = None if options.method == "depth" else check_parts(model, options.parts)
+    checkpoints.check_room(options, model, gone=options.ratio * block_parameters(model))
+    kinds = check_slimming(model, settings)
     estimate = partial(estimate_slim_memory, method=options.method, parts=kinds)
     sizes = shared.drawn_sizes(options)
     seconds = estimate_slimming(model, settings, **sizes)
@@ -141,7 +143,7 @@ def _check_multiple(multiple: int, pattern: rose.Pattern) -> None:
         raise rose.RoseError(f"--prune {pattern} needs widths divisible by {pattern.of}; give --multiple {fitting}.")
 
 
-def _check_rest(model: PreTrainedModel, kinds: Sequence[str] | None, settings: Settings) -> None:
+def _check_rest(model: PreTrainedModel, kinds: Sequence[str], settings: Settings) -> None:
     """Raises RoseError for what pruning would refuse after slimming."""
     pattern = settings.pattern
     Network(model).to_prune(None, pattern, settings.block_size)

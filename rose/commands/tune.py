@@ -79,6 +79,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         model, tokenizer = shared.load(options, console, options.pruned)
     else:
         model, _ = shared.load(options, console, options.pruned, tokenizer=options.dense)
+    checkpoints.check_room(options, model)
     check_pair(model, dense, by_text_alone=options.unpruned and options.loss == "ce")
     outcome = checkpoints.Outcome(options, options.pruned, tokenizer, console)
     sizes = shared.pick(options, ("samples", "held_out", "length"))

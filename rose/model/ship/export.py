@@ -22,11 +22,11 @@ from rose.files import TEMPORARY, reachable, sync
 from rose.interrupt import stop_point
 from rose.model.load.gguf import dequantized
 from rose.model.load.models import PACKAGED, load_model, stored_dtype
-from rose.model.network.layers import prunable_layers
+from rose.model.network.layers import count_parameters, prunable_layers
 from rose.model.ship.blocks import BLOCK, as_type, in_blocks, in_floats, parse_type
 from rose.model.ship.families import Family, family_of
 from rose.model.ship.vocabulary import copy_vocabulary, tokens_in, write_vocabulary
-from rose.output import check_new_file
+from rose.output import check_new_file, check_room
 from rose.report import report_beside
 from rose.wording import whole
 
@@ -88,6 +88,8 @@ def export_gguf(name: str, output: Path, kind: str, follow: Follow | None = None
     check_new_file(output)
     model, tokenizer = load_model(name, dtype=stored_dtype(name))
     family = family_of(model.config)
+    block, stored = gguf.GGML_QUANT_SIZES[wanted]
+    check_room(output, count_parameters(model) * stored // block)
     temporary = output.with_name(f"{output.name}{secrets.token_hex(4)}{TEMPORARY}")
     done = Exported()
     try:
