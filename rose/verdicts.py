@@ -20,6 +20,8 @@ from rose.layer.checks import OVERFIT
 from rose.wording import apart, count, fine_percent, listing, number, out_of, percent, sentence, word
 
 CONFIDENCE = 0.95  # of every interval
+FINEST = 6  # decimals of its bounds, by which an interval is judged
+WIDE = 2.0  # ratio of the bounds from which on two digits are enough
 SAME = 1e-9  # relative difference up to which two numbers are the same: a model measured twice
 SAME_MODEL = 1e-3  # relative difference of norms of the embeddings; number formats move them by 1e-4
 SAME_WINDOWS = 1e-3  # relative difference of the dense model's perplexity, above which it was another model or text
@@ -53,12 +55,27 @@ class Interval:
 
     @property
     def is_clear(self) -> bool:
-        """Whether chance is an unlikely explanation: the interval does not hold `neutral`."""
-        return self.low > self.neutral or self.high < self.neutral  # not of NaN
+        """Whether chance is an unlikely explanation: the interval does not hold `neutral`, nor touches it by what is
+        printed."""
+        return round(self.low, FINEST) > self.neutral or round(self.high, FINEST) < self.neutral  # not of NaN
+
+    @property
+    def bounds(self) -> str:
+        """ "1.020 to 1.062", of a wide ratio "0.39 to 8.1"; with as many digits as tell a bound from `neutral`, so
+        that what is printed never contradicts `is_clear`."""
+        return f"{self._text(self.low)} to {self._text(self.high)}"
 
     def __str__(self) -> str:
-        form = (lambda value: f"{value:.3f}") if self.neutral else (lambda value: f"{value:.2f}".replace("-", "−"))
-        return f"{form(self.value)} ({form(self.low)} to {form(self.high)})"
+        return f"{self._text(self.value)} ({self.bounds})"
+
+    def _text(self, value: float) -> str:
+        value = round(value, FINEST)
+        if not self.neutral:
+            decimals = next((most for most in range(2, FINEST + 1) if round(value, most)), 2)
+            return f"{value:z.{decimals}f}".replace("-", "−")
+        fewest = 2 if self.high > WIDE * self.low else 4 if value >= 1 else 3
+        rounded = {digits: float(f"{value:.{digits - 1}e}") for digits in range(fewest, FINEST + 2)}
+        return number(value, next((digits for digits, one in rounded.items() if one != self.neutral), fewest))
 
 
 def paired_ratio(logs: Sequence[float], others: Sequence[float]) -> Interval:
@@ -431,7 +448,7 @@ def says_move(before: float, after: float, whose: str, verdict: Verdict) -> str:
     if ratio is None:
         return said
     doubt = "" if ratio.is_clear else ", no clear difference"
-    return f"{said} (95 % interval {number(ratio.low, 4)} to {number(ratio.high, 4)}{doubt})"
+    return f"{said} (95 % interval {ratio.bounds}{doubt})"
 
 
 def says_perplexity(summary: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[str]:

@@ -40,6 +40,27 @@ def test_the_interval_is_that_of_the_paired_t_test() -> None:
     assert not verdicts.paired_ratio([math.inf, 3.0], [math.inf, 2.0]).is_clear
 
 
+@pytest.mark.parametrize(
+    ("bounds", "neutral", "said", "is_clear"),
+    [
+        ((1.062, 1.0004, 1.129), 1.0, "1.062 (1.0004 to 1.129)", True),
+        ((1.062, 0.99996, 1.129), 1.0, "1.062 (0.99996 to 1.129)", False),
+        ((1.062, 1.0000001, 1.129), 1.0, "1.062 (1.000 to 1.129)", False),
+        ((0.95, 0.9, 0.99996), 1.0, "0.950 (0.900 to 0.99996)", True),
+        ((1.79, 0.3927, 8.130), 1.0, "1.8 (0.39 to 8.1)", False),
+        ((2.5, 1.0004, 6.2), 1.0, "2.5 (1.0004 to 6.2)", True),
+        ((1.5, 0.0, math.inf), 1.0, "1.5 (0 to ∞)", False),
+        ((0.4, 0.004, 0.8), 0.0, "0.40 (0.004 to 0.80)", True),
+        ((-0.4, -0.8, -1e-9), 0.0, "−0.40 (−0.80 to 0.00)", False),
+    ],
+)
+def test_what_is_printed_of_an_interval_never_contradicts_its_verdict(
+    bounds: tuple[float, float, float], neutral: float, said: str, is_clear: bool
+) -> None:
+    found = verdicts.Interval(*bounds, neutral)
+    assert (str(found), found.is_clear) == (said, is_clear)
+
+
 def test_the_interval_of_a_rank_correlation_holds_the_true_one_as_often_as_it_says() -> None:
     rng, held = np.random.default_rng(0), 0
     truth = 6 / math.pi * math.asin(0.6 / 2)  # Spearman's of a bivariate normal with correlation 0.6
@@ -203,7 +224,7 @@ def test_two_numbers_that_differ_are_shown_to_differ() -> None:
     same = compare(result("A"), result("B"))
     assert verdicts.says_move(13.0, 13.0, whose, same) == "from 13.0 to the same, to the last digit"
     near = compare(result("A"), result("B", EASY_AND_HARD + WOBBLE))
-    assert verdicts.says_move(13.0, 13.04, whose, near).endswith("(95 % interval 0.9880 to 1.019, no clear difference)")
+    assert verdicts.says_move(13.0, 13.04, whose, near).endswith("(95 % interval 0.988 to 1.019, no clear difference)")
 
 
 def test_windows_that_stand_out_are_told() -> None:

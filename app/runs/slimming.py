@@ -72,10 +72,9 @@ class Speedup:
                 f"How much faster it reads a prompt of {TOKENS} tokens cannot be told: this machine is too noisy, or "
                 "the model too small."
             )
-        value, low, high = (words.number(one) for one in (self.ratio.value, self.ratio.low, self.ratio.high))
         return (
-            f"It reads a prompt of {TOKENS} tokens {value} times as fast here (95 % interval {low} to {high}, "
-            f"{words.count(self.turns, 'turn')} each)."
+            f"It reads a prompt of {TOKENS} tokens {words.number(self.ratio.value)} times as fast here (95 % interval "
+            f"{self.ratio.bounds}, {words.count(self.turns, 'turn')} each)."
         )
 
 
