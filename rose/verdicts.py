@@ -437,7 +437,8 @@ def says_change(value: float, reference: float, whose: str, what: str = "error")
 
 
 def says_move(before: float, after: float, whose: str, verdict: Verdict) -> str:
-    """ "from 12.98 to 13.04, 1.005 times the dense model's (95 % interval 1.001 to 1.009)", and whether that is clear.
+    """ "from 12.98 to 13.04, 1.005 times the dense model's (95 % interval 1.001 to 1.009)", and where that is not clear
+    over how many windows it is.
 
     `verdict` on the two, the one before first; `whose` is of the one before.
     """
@@ -447,8 +448,10 @@ def says_move(before: float, after: float, whose: str, verdict: Verdict) -> str:
     said = f"from {one} to {two}, {number(after / before, 3 if abs(after / before - 1) > 0.05 else 4)} times {whose}"
     if ratio is None:
         return said
-    doubt = "" if ratio.is_clear else ", no clear difference"
-    return f"{said} (95 % interval {ratio.bounds}{doubt})"
+    if ratio.is_clear:
+        return f"{said} (95 % interval {ratio.bounds})"
+    rests_on = verdict.reason.removesuffix(", paired")
+    return f"{said} ({rests_on} {ratio.bounds}, no clear difference; more windows may tell)"
 
 
 def says_perplexity(summary: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[str]:
