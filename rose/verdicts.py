@@ -459,12 +459,12 @@ def says_perplexity(summary: Mapping[str, Any], before: Mapping[str, Any] | None
     windows that stand out have to do with it.
 
     Args:
-        before: a summary whose `perplexity_before` is that of the pruned model, where a tuned one is told by that.
+        before: a summary whose `perplexity_before` is that before tuning, where a tuned model is told by that.
     """
     one, two = _perplexity(before or summary, "before"), _perplexity(summary, "after")
     if math.isnan(two.value):
         return [f"from {number(one.value)} to no number, for weights or what they put out are NaN or infinite"]
-    whose = "the dense model's" if before is None else "that of the pruned model"
+    whose = "the dense model's" if before is None else "that before tuning"
     odd = "" if before else says_odd_windows(one.losses, two.losses)
     return [says_move(one.value, two.value, whose, compare(one, two)), *filter(None, [odd])]
 

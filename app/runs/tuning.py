@@ -33,7 +33,7 @@ from rose.model.load.tokens import TUNING, load_apart
 from rose.model.network.network import Network
 from rose.model.progress import Progress
 from rose.model.tune.tuning import Tuner, TuneReport, TuneSettings, TuneTask
-from rose.verdicts import compare, says_move
+from rose.verdicts import compare, says_move, says_perplexity
 
 MINUTES = 3.0
 STOPPED = "Stopping: the best so far is kept"
@@ -234,16 +234,24 @@ def says(tuning: TuningRun) -> str:
     zeros = f"{words.whole(summary['zeros'])} of {words.whole(summary['weights'])} weights are zero, "
     before = summary["zeros_before"]
     zeros += "as before" if before == summary["zeros"] else f"before it were {words.whole(before)}"
-    verb = "takes" if summary["steps"] == 1 else "take"
-    return f"{says_steps(tuning)} {verb} perplexity {moved}. {words.sentence(zeros)}. {found.caution}".rstrip()
+    return f"{says_steps(tuning)}{_verb(found)} perplexity {moved}. {words.sentence(zeros)}. {found.caution}".rstrip()
 
 
 def says_slim(tuning: SlimTuning) -> str:
     """The same of a smaller copy."""
-    assert tuning.found is not None
-    helped = tuning.found.summary["kept_step"] > 0
-    told = ". Checkpoint and report above are those of the tuned copy." if helped else ""
-    return f"{says_steps(tuning)}{told} {tuning.found.caution}".rstrip()
+    found, report = tuning.found, tuning.slim.report
+    assert found is not None
+    assert report is not None
+    said = says_steps(tuning)
+    if found.summary["kept_step"]:
+        if report.summary.get("perplexity_after") is not None:
+            said += f"{_verb(found)} perplexity {says_perplexity(report.summary, report.summary['tuned'])[0]}"
+        said += ". Checkpoint and report above are those of the tuned copy."
+    return f"{said} {found.caution}".rstrip()
+
+
+def _verb(found: TuneReport) -> str:
+    return " takes" if found.summary["steps"] == 1 else " take"
 
 
 def says_steps(tuning: Tuning) -> str:

@@ -134,6 +134,7 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     assert not app.exception
     assert app.button(key="slim-tune-start").label == "Tune for 3 minutes"
     assert tuning.says_slim(last) in texts(app)
+    assert re.search(r"steps? in .* takes? perplexity from .* times that before tuning \(", tuning.says_slim(last))
     assert run.speedup is not None
     assert run.speedup.turns >= 5
     assert run.speedup.says() in texts(app)
