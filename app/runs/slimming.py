@@ -137,9 +137,8 @@ class Slimming(TunableRun):
         self._say("Writing the checkpoint")
         rose.save_model(model, loaded.tokenizer, self.untuned, report=report)
         self.checkpoint = self.untuned
-        self.outcomes = [
-            replace(one, speed=TOKENS / statistics.median(own)) for one, own in zip((dense, slim), seconds, strict=True)
-        ]
+        pairs = zip((dense, slim), seconds, strict=True)
+        self.outcomes = [replace(one, speed=_speed(own)) for one, own in pairs]
         self.speedup = Speedup.of(*seconds, bound=1 / (1 - report.summary["removed_fraction"]))
         self.report, self.fraction = report, 1.0
 
@@ -195,6 +194,11 @@ def _seconds(dense: Any, slim: Any, job: Job) -> tuple[list[float], list[float]]
         for which in (0, 1) if turn % 2 else (1, 0):
             found[which].append(_timed((dense, slim)[which], ids))
     return found
+
+
+def _speed(seconds: Sequence[float]) -> float:
+    """Tokens per second over all turns; of two models these differ by the very ratio that `Speedup` tells."""
+    return TOKENS / statistics.geometric_mean(seconds)
 
 
 @torch.no_grad()
