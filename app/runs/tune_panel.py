@@ -76,7 +76,7 @@ def _trained_on(run: PruningRun | Slimming, what: str) -> str:
     text = f"{words.plain(words.text_name(run.setup.text))}, {tuning.length_of(run.setup)} tokens each"
     return (
         f"{what} on up to {TUNING.samples} windows of {text}, none of which perplexity is measured on. Further windows "
-        "decide which step is kept."
+        "decide which step is kept; the curve is on those, so not comparable with perplexity above."
     )
 
 

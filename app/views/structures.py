@@ -302,12 +302,12 @@ def _outcome(run: Slimming, model: nn.Module) -> None:
         components.cautions(odd)
     assert run.report is not None
     assert run.speedup is not None
-    said = run.report.summary
+    said, setup = run.report.summary, run.setup
+    windows = f"{setup.held_out} × {setup.length} held-out tokens; that of Prune is on others, so not comparable"
     st.caption(
         f"{words.percent(said['removed_fraction'])} of the decoder blocks' parameters are gone, "
         f"{words.percent(1 - slim.parameters / dense.parameters)} of the whole model's. "
-        f"{run.speedup.says()} "
-        + (f"Perplexity is on {run.setup.held_out} × {run.setup.length} held-out tokens." if run.setup.held_out else "")
+        f"{run.speedup.says()}" + (f" Perplexity is on {windows}." if setup.held_out else "")
     )
     if run.prompt.strip():
         for one in run.outcomes:

@@ -137,7 +137,10 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     assert re.search(r"steps? in .* takes? perplexity from .* times that before tuning \(", tuning.says_slim(last))
     assert run.speedup is not None
     assert run.speedup.turns >= 5
+    assert slim.speed / dense.speed == pytest.approx(run.speedup.ratio.value)  # the table says what the sentence does
     assert run.speedup.says() in texts(app)
+    assert "held-out tokens; that of Prune is on others, so not comparable." in texts(app)
+    assert "the curve is on those, so not comparable with perplexity above" in texts(app)
     for label in ("obs, 30 % out", "obs, 30 % out, tuned"):
         moved = f"{label} takes perplexity on held-out windows from .* times the dense model's .*95 % interval"
         assert re.search(moved, texts(app))
