@@ -17,6 +17,7 @@ import pandas as pd
 from scipy.special import ndtri, stdtrit
 
 from rose.layer.checks import OVERFIT
+from rose.layer.methods import METHODS
 from rose.wording import apart, count, fine_percent, listing, number, out_of, percent, sentence, word
 
 CONFIDENCE = 0.95  # of every interval
@@ -29,6 +30,7 @@ SAME_TIME = 1.5  # ratio of two times up to which a pause of the machine may be 
 SPARSE = 0.05  # share of zeros from which on a layer was pruned before
 WINDOWS = ("calibration", "samples", "length", "seed", "held_out_samples")  # of a run, by which text was drawn
 BOS = "bos_token"  # that every window begins with, None where they begin with the text: what the option bos came to
+FEW_METHODS = 4  # that a caution names
 STRONG, WEAK = 0.7, 0.3  # rank correlations from which on one number tells the other, or partly
 
 
@@ -602,10 +604,18 @@ def cautions(table: pd.DataFrame) -> list[str]:
             some = table.loc[holds, "layer"].unique()
             if len(some):
                 where = f"in {out_of(len(some), every, 'layer')} " if every > 1 else ""
-                # of a study, which has a row for each method
-                whose = ", by at least one method" if (table["layer"].isin(some) & ~holds).any() else ""
-                said.append(f"{sentence(where + caution.says + whose)}.")
+                is_shared = not (table["layer"].isin(some) & ~holds).any()
+                said.append(f"{sentence(where + caution.says + ('' if is_shared else _by_whom(table[holds])))}.")
     return said
+
+
+def _by_whom(rows: pd.DataFrame) -> str:
+    """By which methods of a study, which has a row for each, and in how many layers: ": by SparseGPT in nine"."""
+    found = rows.groupby("method", sort=False)["layer"].nunique() if "method" in rows else pd.Series(dtype=int)
+    if not 0 < len(found) <= FEW_METHODS:
+        return ", by at least one method"
+    names = [METHODS[name].label if name in METHODS else f"{name} order".replace("_", "-") for name in found.index]
+    return f": by {listing([f'{name} in {word(layers)}' for name, layers in zip(names, found, strict=True)])}"
 
 
 VERBS = {"fail": ("fails", "fail"), "look": ("needs review", "need review"), "pass": ("passes", "pass")}

@@ -274,6 +274,11 @@ def test_a_caution_of_some_methods_of_a_layer_is_not_said_of_all() -> None:
     assert sentence == (
         "In one of two layers the held-out error is more than 1.5 times the calibration error, by at least one method."
     )
+    over = [0.16, 0.1]
+    named = {"sparsegpt": over, "two_level": [0.16, 0.16], "wanda": [0.1, 0.1]}
+    (sentence,) = verdicts.cautions(pd.concat(layers(method=name, held_out_error=held) for name, held in named.items()))
+    assert sentence.endswith("calibration error: by SparseGPT in one and two-level order in two.")
+    assert sentence.startswith("In all two layers")
 
 
 def test_several_cautions_and_none() -> None:

@@ -212,12 +212,12 @@ def against_dense(run: FinishedRun) -> verdicts.Verdict | None:
 
 
 def cautions_of(runs: Sequence[FinishedRun]) -> list[str]:
-    """The cautions of `rose.verdicts` on their layers, each once, with the names of the runs that do not share it."""
+    """The cautions of `rose.verdicts` on their layers, each once, with the names of several runs that share it."""
     whose: dict[str, list[str]] = {}
     for run in runs:
         for caution in verdicts.cautions(run.layers):
             whose.setdefault(caution, []).append(run.name)
-    return [said if len(names) == len(runs) else f"{words.listing(names)}: {said}" for said, names in whose.items()]
+    return [said if len(runs) == 1 else f"{words.listing(names)}: {said}" for said, names in whose.items()]
 
 
 def says_perplexities(runs: Sequence[FinishedRun]) -> str:
