@@ -97,6 +97,15 @@ class FinishedRun:
         return short_text(Path(str(self.summary.get("model", ""))).name)
 
     @property
+    def is_tuned(self) -> bool:
+        return "tuned" in self.summary
+
+    @property
+    def untuned(self) -> str:
+        """The name of the copy that was tuned."""
+        return self.name.replace(tuned_suffix(self.summary), "", 1)
+
+    @property
     def size(self) -> str:
         return "" if self.kind == SLIM else words.count(len(self.layers), "layer")
 
@@ -113,7 +122,7 @@ class FinishedRun:
         how = self.name if self.kind == "check" else how
         if self.kind == "prune" and self.target == "layer":
             how += ", target layer"
-        how += ", tuned" if "tuned" in self.summary else ""
+        how += ", tuned" if self.is_tuned else ""
         how += " (study)" if self.kind == "study" else " after slimming" if self.start == "slimmed" else ""
         return " · ".join(filter(None, (self.model, how, self.asked, self.size)))
 

@@ -68,7 +68,7 @@ def usual_choice(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
     """Those that stand side by side if nobody chooses: the first that agree in what decides who loses more.
 
     That is the sparsity, the layers pruned and their shapes, and whether each was pruned by itself. The baseline comes
-    first; where no two agree, the first run stands alone.
+    first, and last what was tuned, which has no errors of layers; where no two agree, the first run stands alone.
     """
     groups: dict[object, list[FinishedRun]] = {}
     for run in runs:
@@ -76,7 +76,7 @@ def usual_choice(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
         whole = tuple(shapes.itertuples(index=False, name=None))
         groups.setdefault((run.kind, run.start, run.asked, whole), []).append(run)
     alike = next((group for group in groups.values() if len(group) > 1), runs[:1])
-    return sorted(alike[:SHOWN], key=lambda run: (run.method != BASELINE, run.target != "layer"))
+    return sorted(alike[:SHOWN], key=lambda run: (run.is_tuned, run.method != BASELINE, run.target != "layer"))
 
 
 def pair(first: FinishedRun, second: FinishedRun) -> Pair:

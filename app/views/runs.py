@@ -120,7 +120,7 @@ def _report(runs: Sequence[FinishedRun]) -> None:
 
 def _layers(view: str, runs: Sequence[FinishedRun]) -> None:
     """Layer by layer: one run minus the first, or the maps of both."""
-    first, *others = runs
+    first, others = runs[0], sorted(runs[1:], key=lambda run: run.is_tuned)  # by default errors are compared
     named = {run.name: run for run in others}
     places = iter(st.columns(3 if len(others) > 1 else 2, vertical_alignment="bottom"))
     if len(others) > 1:
@@ -134,12 +134,17 @@ def _layers(view: str, runs: Sequence[FinishedRun]) -> None:
         components.error(f"{chosen.problem} Or see {MAPS}, where each has axes of its own.")
         return
     two = [chosen.first, chosen.second]
-    without = chosen.told_apart_by is None and any("tuned" in run.summary for run in two)
+    untuned = [run.untuned for run in two if run.is_tuned]
+    without = chosen.told_apart_by is None and bool(untuned)
+    if without:
+        st.info(
+            "Tuning measures no errors of layers, so these two have none to compare: choose "
+            f"{words.plain(words.listing(untuned))}, untuned, for those. Totals of these two:"
+        )
+        _numbers(two)
+        places = iter(st.columns(2, vertical_alignment="bottom"))
     with next(places):
         measure = _measure(chosen.measures, asked=without)
-    if without:
-        st.info("Tuning measures no errors of layers, so these two have none to compare. Their totals:")
-        _numbers(two)
     if measure is not None:
         _figure(view, chosen, measure, next(places))
     components.cautions(pairs.cautions_of(two))
@@ -173,8 +178,8 @@ def _measure(measures: dict[str, str], *, asked: bool) -> str | None:
     if st.session_state.get("runs_measure") not in measures:
         st.session_state.pop("runs_measure", None)
     labels = {name: words.sentence(label) for name, label in measures.items()}
-    first = None if asked else 0
-    return st.selectbox("Of", list(labels), first, format_func=labels.__getitem__, key="runs_measure", bind=URL)
+    first, label = (None, "A map of another number") if asked else (0, "Of")
+    return st.selectbox(label, list(labels), first, format_func=labels.__getitem__, key="runs_measure", bind=URL)
 
 
 def _numbers(runs: Sequence[FinishedRun]) -> None:

@@ -218,11 +218,19 @@ def test_beside_a_tuned_copy_totals_come_first_and_no_measure_by_itself(server: 
         "curve": [],
         "change": dict.fromkeys(layers, 0.1),
     }
-    server += [made_report("rose", 0.8, tuned=tuned, perplexity_after=25.0), made_report()]
+    copies = [made_report("rose", 0.8), made_report("rose", 0.8, tuned=tuned, perplexity_after=25.0)]
+    server += [made_report(), *copies, made_report(tuned=tuned)]  # on offer the last one comes first
     app = open_page(PAGE, runs_view="Difference")
-    app.multiselect(key="runs").set_value([BASE, "tiny · ROSE, tuned · 0.7 · six layers"]).run()
+    ours = "tiny · ROSE, tuned · 0.7 · six layers"
+    assert app.multiselect(key="runs").value[:2] == [BASE, OURS]
+    assert app.selectbox(key="runs_measure").value == "held_out_error"
+    app.multiselect(key="runs").set_value([BASE, ours, OURS]).run()
+    assert app.selectbox(key="runs_b").value == "ROSE at 0.7"
+    app.multiselect(key="runs").set_value([BASE, ours]).run()
     assert not app.exception, app.exception
     assert "Tuning measures no errors of layers" in texts(app)
+    assert "choose ROSE at 0.7, untuned, for those" in texts(app)
+    assert app.selectbox(key="runs_measure").label == "A map of another number"
     assert app.dataframe[0].value.set_index("").loc["Perplexity"].tolist() == ["30.0", "25.0 (−16.7 %)"]
     assert not figures(app)
     app.selectbox(key="runs_measure").set_value("relative_range").run()
