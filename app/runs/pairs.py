@@ -122,11 +122,17 @@ def mean_ratio(first: np.ndarray, second: np.ndarray) -> verdicts.Interval | Non
     return verdicts.paired_ratio(list(np.log(second)), list(np.log(first)))
 
 
+def differing(rows: pd.DataFrame) -> pd.DataFrame:
+    """The layers in which the second has less or more than the first; the others are identical by construction."""
+    gap = (rows["second"] - rows["first"]).abs()
+    return rows[gap > verdicts.SAME * rows[["first", "second"]].abs().max(axis=1)]
+
+
 def sides(rows: pd.DataFrame) -> tuple[int, int]:
     """In how many layers the second has less, and in how many more."""
-    gap = rows["second"] - rows["first"]
-    differs = gap.abs() > verdicts.SAME * rows[["first", "second"]].abs().max(axis=1)
-    return int((differs & (gap < 0)).sum()), int((differs & (gap > 0)).sum())
+    apart = differing(rows)
+    less = int((apart["second"] < apart["first"]).sum())
+    return less, len(apart) - less
 
 
 def _mean(run: FinishedRun, column: str) -> float:

@@ -469,6 +469,20 @@ def test_one_layer_far_off_leaves_the_others_their_colours() -> None:
     assert "beyond" not in below(runs.run_difference(rows[1:4], ("A", "B"), "error", as_share=True))
 
 
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ([0.9, 0.85, 0.94, 0.95], "in four of ten layers, and the same in six; over the four that differ, on average it"),
+        ([0.9, 1.1], "in one of ten layers, and the same in eight; over the two that differ, on average no clear"),
+        ([0.9], "in one of ten layers, and the same in nine; there it is 10 % lower"),
+        ([0.9] * 10, "in ten of ten layers; on average it is 10 % lower"),
+    ],
+)
+def test_layers_that_are_identical_do_not_blur_the_verdict_on_those_that_differ(ratios: list[float], said: str) -> None:
+    rows = pd.DataFrame({"first": 1.0, "second": ratios + [1.0] * (10 - len(ratios))})
+    assert f"B has the lower error {said}" in runs.difference_finding(rows, ("A", "B"), "error")
+
+
 def test_axes_of_close_values_have_ticks() -> None:
     close = DAMAGES.assign(held_out_error=np.linspace(0.125, 0.142, len(DAMAGES)))
     axis = damage.damage_scatter(close).figure.layout.xaxis
