@@ -15,15 +15,16 @@ from rose.model.check.verdicts import MOVED, says_pattern
 from rose.model.check.whose import says_alike
 from rose.report import report_beside
 from rose.verdicts import BOS, WINDOWS, on_other_windows, says_perplexity
-from rose.wording import count, listing, number, out_of, percent, whole
+from rose.wording import count, listing, number, out_of, percent, sentence, whole, word
 
 SHOWN = 4  # names of what is gone
+SINGLE, HIGH = 0.05, 0.5  # share of a layer's columns, and sparsity, up to and from which empty columns are usual
 
 
 def findings(found: CheckpointCheck) -> list[str]:
     """A sentence each, without verdicts and cautions."""
     layers, summary = found.layers, found.summary
-    said = [_zeros(summary), *_gone(summary["gone"])]
+    said = [_zeros(summary), *_emptied(layers, summary["gone"]), *_gone(summary["gone"])]
     moved = int((layers["moved"] > MOVED).sum())
     said.append(
         f"Kept weights differ from the dense model's in {out_of(moved, len(layers), 'layer')}."
@@ -80,9 +81,26 @@ def _zeros(summary: dict[str, Any]) -> str:
     return f"{said}; pattern of most layers: {says_pattern(summary['pattern'])}."
 
 
+def _emptied(layers: pd.DataFrame, gone: dict[str, Any]) -> list[str]:
+    """Rows and columns without a weight, in which layers, and whether that is usual."""
+    some_left, said = layers[layers["zeros"] < layers["rows"] * layers["columns"]], []
+    for what, noun in (("rows", "output row"), ("columns", "input column")):
+        found = some_left[some_left[f"empty_{what}"] > 0].sort_values(f"empty_{what}", ascending=False, kind="stable")
+        if found.empty:
+            continue
+        sizes = found[f"empty_{what}"]
+        where = [f"{word(size)} of {name}" for size, name in zip(sizes, found["layer"], strict=True)]
+        total = count(int(sizes.sum()), noun)
+        text = f"{sentence(total)} {'has' if sizes.sum() == 1 else 'have'} no weight left: {listing(where, SHOWN)}."
+        is_single = (sizes <= SINGLE * found[what]).all() and (found["sparsity"] >= HIGH).all() and not gone["heads"]
+        if what == "columns" and is_single:
+            text += " At high sparsity this is usual for single columns whose inputs are weak."
+        said.append(text)
+    return said
+
+
 def _gone(gone: dict[str, Any]) -> list[str]:
-    parts = [count(gone[f"{what}s"], what) for what in ("row", "column") if gone[f"{what}s"]]
-    said = [f"Nothing is left of {' and '.join(parts)} of layers."] if parts else []
+    said = []
     for what in ("head", "expert"):
         if names := gone[f"{what}s"]:
             said.append(f"Nothing is left of {count(len(names), what)}: {listing(names, SHOWN)}.")

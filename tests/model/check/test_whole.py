@@ -17,6 +17,7 @@ from rose.layer.change import weight_change
 from rose.model.check import verdicts
 from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
+from rose.model.check.findings import findings
 from rose.model.check.gone import find_gone
 from rose.model.check.whose import says_alike
 from rose.wording import count
@@ -53,6 +54,21 @@ def test_heads_rows_and_columns_that_are_gone_are_counted() -> None:
     reasons = found.layers.set_index("layer")["reason"]
     assert reasons["model.layers.1.self_attn.o_proj"].endswith("Nothing is left of 8 columns, head 2.")
     assert reasons["model.layers.0.mlp.up_proj"].endswith("Nothing is left of 2 rows.")
+    said = " ".join(findings(found))
+    assert "Two output rows have no weight left: two of model.layers.0.mlp.up_proj." in said
+    assert "Eight input columns have no weight left: eight of model.layers.1.self_attn.o_proj. Nothing" in said
+
+
+def test_single_empty_columns_are_called_usual_where_they_are() -> None:
+    dense = make_model("llama")
+    pruned = halved(dense)
+    with torch.no_grad():
+        pruned.model.layers[1].self_attn.o_proj.weight[:, 16] = 0
+    usual = "One input column has no weight left: one of model.layers.1.self_attn.o_proj. At high sparsity this is"
+    assert usual in " ".join(findings(check_checkpoint(dense, pruned)))
+    with torch.no_grad():
+        pruned.model.layers[1].self_attn.o_proj.weight[:, 17:19] = 0  # three of 32
+    assert "usual" not in " ".join(findings(check_checkpoint(dense, pruned)))
 
 
 def test_heads_are_as_wide_as_their_values() -> None:
