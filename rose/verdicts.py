@@ -206,7 +206,7 @@ class Result:
         draws: value by calibration seed.
         setup: see there.
         amount: what was asked for, such as the sparsity: results of different amounts are not ranked.
-        seconds: of pruning, NaN where it is not known.
+        seconds: of pruning, and of tuning where `is_tuned`; NaN where it is not known.
         target: "dense" or "layer".
     """
 
@@ -219,6 +219,7 @@ class Result:
     amount: str = ""
     seconds: float = math.nan
     target: str = ""
+    is_tuned: bool = False
 
     def is_same(self, other: Result) -> bool:
         """Whether both are the same model by all that was measured, such as ROSE and SparseGPT where no layer is

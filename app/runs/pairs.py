@@ -139,7 +139,7 @@ def _mean(run: FinishedRun, column: str) -> float:
     return run.pruned[column].mean()
 
 
-COUNT = "Columnar layers"
+COUNT, REMOVED = "Columnar layers", "Weights removed"
 NUMBERS: dict[str, Callable[[FinishedRun], float | None]] = {
     "Perplexity": lambda run: run.number("perplexity_after"),
     "Perplexity of the dense model": lambda run: run.number("perplexity_before"),
@@ -150,9 +150,9 @@ NUMBERS: dict[str, Callable[[FinishedRun], float | None]] = {
     "Mean held-out error against the dense model": lambda run: _mean(run, "held_out_target_error"),
     "Mean error that pruning adds": lambda run: run.number("mean_pruning_error"),
     "Mean error that rounding adds": lambda run: run.number("mean_rounding_error"),
-    "Weights removed": lambda run: run.number("removed_fraction"),
+    REMOVED: lambda run: run.number("removed_fraction"),
     COUNT: lambda run: run.number("columnar_layers"),
-    "Seconds": lambda run: run.number("seconds") and seconds_of(run.summary),
+    "Seconds, with any tuning": lambda run: run.number("seconds") and seconds_of(run.summary),
 }
 
 
@@ -170,7 +170,10 @@ def in_words(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _said(name: str, *values: float) -> list[str]:
-    """A total of each run in words: counts are whole, and other numbers that differ read differently."""
+    """A total of each run in words: counts are whole, and other numbers that differ read differently, but for a share
+    that is off by a few weights."""
+    if name == REMOVED:
+        return [words.percent(one, 2) for one in values]
     if name == COUNT:
         return [words.whole(int(one)) if one.is_integer() else words.number(one) for one in values]
     return words.apart(*values)
@@ -205,6 +208,7 @@ def result_of(run: FinishedRun) -> Result | None:
         amount=run.asked,
         seconds=seconds_of(run.summary) if run.number("seconds") else math.nan,
         target=run.target,
+        is_tuned=run.is_tuned,
     )
 
 

@@ -78,6 +78,7 @@ class EvaluatedModel:
             amount=self.case.asked,
             seconds=seconds_of(self.summary),
             target=self.case.target,
+            is_tuned=self.is_tuned,
         )
 
     @property

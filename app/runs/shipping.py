@@ -143,4 +143,5 @@ def cost(advice: Advice, dense: float | None, error: float | None, layers: int) 
         said += f", {words.number(copy.value / dense)} times the dense model's {two}"
     if error is not None:
         said += f"; held-out error {words.number(error)} on average over {words.count(layers, 'layer')}"
-    return said + ("." if math.isnan(copy.seconds) else f"; pruned in {words.duration(copy.seconds)}.")
+    how = "pruned and tuned" if copy.is_tuned else "pruned"
+    return said + ("." if math.isnan(copy.seconds) else f"; {how} in {words.duration(copy.seconds)}.")

@@ -187,8 +187,9 @@ def _numbers(runs: Sequence[FinishedRun]) -> None:
     table = pairs.numbers(runs)
     shown = pairs.in_words(table)
     for run in others:
-        rows = zip(shown[run.name], table["number"], table[first.name], table[run.name], strict=True)
-        shown[run.name] = [text + _against(name, one, two) for text, name, one, two in rows]
+        against = map(_against, table["number"], table[first.name], table[run.name])
+        rows = zip(shown[first.name], shown[run.name], against, strict=True)
+        shown[run.name] = [text + more * (text != other) for other, text, more in rows]
     shown = shown.rename(columns={"number": ""})
     st.dataframe(shown, hide_index=True, key="runs-numbers", height="content", alt="Totals of the runs")
     if said := pairs.says_perplexities(runs):
@@ -218,7 +219,7 @@ def _against(name: str, first: float, second: float) -> str:
     more = second - first
     if pd.isna(more) or more == 0 or (name != pairs.COUNT and not first > 0):
         return ""
-    size = words.whole(round(abs(more))) if name == pairs.COUNT else words.percent(abs(more) / first)
+    size = words.whole(round(abs(more))) if name == pairs.COUNT else words.fine_percent(abs(more) / first)
     return f" ({'+' if more > 0 else '−'}{size})"
 
 

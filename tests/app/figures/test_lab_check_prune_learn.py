@@ -472,7 +472,7 @@ def test_one_layer_far_off_leaves_the_others_their_colours() -> None:
 @pytest.mark.parametrize(
     ("ratios", "said"),
     [
-        ([0.9, 0.85, 0.94, 0.95], "in four of ten layers, and the same in six; over the four that differ, on average it"),
+        ([0.9, 0.85, 0.94, 0.95], "in four of ten layers, and the same in six; over the four that differ, on average"),
         ([0.9, 1.1], "in one of ten layers, and the same in eight; over the two that differ, on average no clear"),
         ([0.9], "in one of ten layers, and the same in nine; there it is 10 % lower"),
         ([0.9] * 10, "in ten of ten layers; on average it is 10 % lower"),

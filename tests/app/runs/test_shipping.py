@@ -1,6 +1,7 @@
 """What to ship: the recommendation follows perplexity, and the verdicts say how sure it is."""
 
 import math
+from dataclasses import replace
 
 from app.runs import shipping
 from rose.verdicts import Result, Setup
@@ -38,6 +39,11 @@ def test_each_sparsity_has_its_own_reasons() -> None:
         "Perplexity 7.96, 0.664 times the dense model's 12.0; held-out error 0.250 on average over 21 layers; "
         "pruned in 20 s."
     )
+
+
+def test_seconds_of_a_tuned_copy_are_not_called_those_of_pruning() -> None:
+    (advice,) = shipping.advise([replace(BEST, is_tuned=True), CLEAR])
+    assert shipping.cost(advice, None, None, 2).endswith("; pruned and tuned in 60 s.")
 
 
 def test_a_copy_and_another_that_is_worse_do_not_read_alike() -> None:

@@ -237,6 +237,13 @@ def test_beside_a_tuned_copy_totals_come_first_and_no_measure_by_itself(server: 
     assert len(figures(app)) == 1
 
 
+def test_a_few_weights_more_or_less_are_no_difference(server: deque[rose.RunReport]) -> None:
+    server += [made_report("rose", 1.0002, removed_fraction=0.699999), made_report(removed_fraction=0.700003)]
+    table = open_page(PAGE, runs_view="Numbers").dataframe[0].value.set_index("")
+    assert table.loc["Weights removed"].tolist() == ["70.00 %", "70.00 %"]
+    assert table.loc["Perplexity"].tolist() == ["30.000", "30.002 (+0.0067 %)"]
+
+
 @pytest.mark.parametrize("view", ["Difference", "Maps"])
 def test_cautions_stand_below_layers_too(server: deque[rose.RunReport], view: str) -> None:
     server += [made_report("rose", 0.1), made_report("sparsegpt", 1.0)]
