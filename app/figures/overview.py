@@ -350,10 +350,12 @@ def gain_scatter(
 
 
 def _gain_caption(rows: pd.DataFrame, columnar: pd.DataFrame, column: str) -> str:
-    """Mean gain of columnar and other layers, the two extremes, and the rank correlation."""
+    """What columnar and other layers gain on average, the two extremes, and the rank correlation."""
 
     def mean(part: pd.DataFrame) -> str:
-        return words.percent(float(part[column].mean())) if len(part) else "–"
+        if part.empty:
+            return "–"
+        return words.percent(float(-np.expm1(np.log1p(-part[column]).mean())))  # geometric, as on Compare runs
 
     others = rows.drop(columnar.index)
     best, worst = rows.loc[rows[column].idxmax()], rows.loc[rows[column].idxmin()]
