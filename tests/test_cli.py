@@ -216,7 +216,7 @@ def test_windows_begin_as_the_tokenizer_begins_text(text, tmp_path, capsys):
 
 
 def test_a_tokenizer_without_bos_says_so(checkpoint, capsys):
-    assert run("evaluate", "--model", checkpoint, "--text", "packaged", "--bos", "always") == 2
+    assert run("evaluate", "--model", checkpoint, "--text", "packaged", "--length", "32", "--bos", "always") == 2
     assert "no beginning-of-sequence token" in capsys.readouterr().err
 
 

@@ -29,7 +29,7 @@ slim, cost             yes    yes      fit    yes   differ yes   yes    shapes  
 slim, similarity       yes    yes      fit    yes   differ yes   yes    shapes  rows  sizes index   yes    yes    yes
 slim, depth            yes    yes      fewer  yes   yes    yes   yes    blocks  rows  yes   index   yes    drift  yes
 slim and prune         yes    yes      fit    yes   zeros  yes   yes    shapes  rows  yes   index   yes    yes    yes
-slim and prune, cost   yes    yes      fit    yes   zeros  yes   yes    shapes  rows  sizes index   yes    yes    yes
+slim and prune, cost   yes    yes      fit    yes   differ yes   yes    shapes  rows  sizes index   yes    yes    yes
 slim and prune, depth  yes    yes      fewer  yes   zeros  yes   yes    blocks  rows  yes   index   yes    yes    yes
 diffuse prune          yes    model    model  model model  model model  model   rows  type  yes     yes    drift  folder
 diffuse slim           yes    model    model  model model  model model  model   rows  type  yes     yes    drift  folder
