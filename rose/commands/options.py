@@ -192,25 +192,23 @@ def tell_cost(
     process, and memory is told where there is an estimate."""
     left_out = _not_counted(options)
     is_long = seconds >= (LONG / 10 if left_out else LONG) and Workers.here().count == 1
-    if is_long and estimate is None:
-        console.print(f"{what}: about {duration(seconds)}, by estimate{_but(options, left_out)}", soft_wrap=True)
-    if estimate is None or not (is_long or options.stream):
-        return
-    memory = estimate(
-        model,
-        **drawn_sizes(options),
-        dtype=parse_dtype(options.dtype),
-        on_disk=getattr(options, "checkpoint", None) is not None,
-        dense_targets=getattr(options, "target", "layer") == "dense",
-        held_out=options.held_out > 0,
-    )
     taken = [duration(seconds)] if is_long else []
-    if options.stream:
-        taken.append(f"{size(memory.peak)} at the peak, besides Python and its libraries")
-    else:
-        taken.append(f"{size(memory.besides_weights)} besides the model")
-    but = _but(options, left_out) if is_long else ""
-    console.print(f"{what}: about {' and '.join(taken)}, by estimate{but}", soft_wrap=True)
+    if estimate is not None and (is_long or options.stream):
+        memory = estimate(
+            model,
+            **drawn_sizes(options),
+            dtype=parse_dtype(options.dtype),
+            on_disk=getattr(options, "checkpoint", None) is not None,
+            dense_targets=getattr(options, "target", "layer") == "dense",
+            held_out=options.held_out > 0,
+        )
+        if options.stream:
+            taken.append(f"{size(memory.peak)} at the peak, besides Python and its libraries")
+        else:
+            taken.append(f"{size(memory.besides_weights)} besides the model")
+    if taken:
+        but = _but(options, left_out) if is_long else ""
+        console.print(f"{what}: about {' and '.join(taken)}, by estimate{but}", soft_wrap=True)
 
 
 def _not_counted(options: argparse.Namespace) -> list[str]:

@@ -257,14 +257,17 @@ def _few_values(parts: Tensor) -> int | None:
     return next((count for count in LEVELS if values <= count and 2 * count <= places), None)
 
 
+COMMON = 32  # columns of a group in which a common value is looked for
+
+
 def common_value(weight: Tensor) -> float:
     """Mean share of each group of 32 columns, over rows, that stands at its most frequent value; 0 where that is 0.
 
     Of weights without a grid it is 1/32; a grid with an offset moves all zeros of a group to one value.
     """
-    if weight.shape[1] % 32:
+    if weight.shape[1] % COMMON:
         return 0.0
-    some = _some_rows(weight).reshape(-1, 32)
+    some = _some_rows(weight).reshape(-1, COMMON)
     value = some.mode(1).values
     share = (some == value[:, None]).float().mean(1)
     return float(torch.where(value == 0, 0, share).mean())
