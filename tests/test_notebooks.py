@@ -1,12 +1,20 @@
 """Notebooks run, use the public interface only, and say again what their committed outputs say."""
 
 import ast
+import contextlib
+import io
+import multiprocessing
+import os
 import re
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import matplotlib
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from nbclient.exceptions import CellExecutionError
 
 import rose
 from notebooks.run import FOLDER, execute
@@ -100,9 +108,23 @@ def python_of(cell: nbformat.NotebookNode) -> str:
     return re.sub(r"\A%%writefile .*\n", "", cell.source)
 
 
-def found_lines(notebook: nbformat.NotebookNode) -> list[str]:
-    printed = (o.text for c in code_cells(notebook) for o in c.outputs if o.output_type == "stream")
-    return [line for text in printed for line in text.splitlines() if line.startswith("Found: ")]
+def printed_by(notebook: nbformat.NotebookNode) -> str:
+    return "".join(o.text for c in code_cells(notebook) for o in c.outputs if o.output_type == "stream")
+
+
+def found_lines(printed: str) -> list[str]:
+    return [line for line in printed.splitlines() if line.startswith("Found: ")]
+
+
+def run_cells(path: Path) -> str:
+    """Runs every cell as a kernel does, in this process; returns what they print, or raises what one raises."""
+    os.environ["PYTHONPATH"] = str(FOLDER.parent)
+    matplotlib.use("agg")
+    shell, printed = InteractiveShell.instance(), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for cell in code_cells(nbformat.read(path, as_version=4)):
+            shell.run_cell(cell.source).raise_error()
+    return printed.getvalue()
 
 
 def by_name(path: Path) -> str:
@@ -146,11 +168,29 @@ def test_only_the_public_interface(path: Path) -> None:
                 assert node.attr in rose.__all__, node.attr
 
 
+@pytest.fixture(scope="session")
+def fresh_process(request: pytest.FixtureRequest) -> multiprocessing.context.BaseContext:
+    """Starts processes that have imported what notebooks need, for a kernel each would import for seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "rose.cli", "matplotlib.pyplot", "transformers.models.llama"])
+    return context
+
+
+def test_a_kernel_runs_a_notebook_and_tells_of_a_failure(tmp_path: Path) -> None:
+    cells = [nbformat.v4.new_code_cell(source) for source in ("import os", "print(os.environ['HF_HUB_OFFLINE'])")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "one.ipynb")
+    assert printed_by(execute(tmp_path / "one.ipynb")) == "1\n"
+    nbformat.write(nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell("1 / 0")]), tmp_path / "one.ipynb")
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        execute(tmp_path / "one.ipynb")
+
+
 @pytest.mark.timeout(600)
-def test_says_again_what_was_committed(path: Path) -> None:
-    """Runs in a fresh kernel; the cells' own assertions hold, and what was found is what the committed file says."""
-    committed = found_lines(nbformat.read(path, as_version=4))
-    lines = found_lines(execute(path))
+def test_says_again_what_was_committed(path: Path, fresh_process: multiprocessing.context.BaseContext) -> None:
+    """The cells' own assertions hold, and what was found is what the committed file says."""
+    committed = found_lines(printed_by(nbformat.read(path, as_version=4)))
+    with ProcessPoolExecutor(1, mp_context=fresh_process) as pool:
+        lines = found_lines(pool.submit(run_cells, path).result())
     assert lines
     for statement in STATEMENTS[path.stem]:
         assert any(re.search(statement, line) for line in lines), statement
