@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/results"
 SPARSITIES = ("0.5", "0.6", "0.7", "0.8", "2:4")
 HEADLINE = {"0.5": "at 50 %", "0.7": "at 70 %", "2:4": "under 2:4"}  # finished comparisons of tests.benchmarks.headline
+TUNED = ("0.7",)  # those of which all tuned rows are there
 FORMER = ("0.6", "0.8")  # those that it has not measured, by an earlier rule for the damping of dense targets
 
 # Numbers that are no measurements: names, versions, settings of runs that stand in their commands, minutes of teaching.
@@ -127,21 +128,6 @@ def ratio(rows: pd.DataFrame, one: str, other: str) -> verdicts.Interval:
     return verdicts.paired_ratio(logs[one], logs[other])
 
 
-def still_better() -> str:
-    """Perplexity by method at 70 % after tuning, and times SparseGPT's by windows, in the draws that have all
-    methods."""
-    rows = read("headline.csv").query("comparison == 'headline 0.7'")
-    assert rows["environment"].nunique() == 1
-    rows = rows[rows["tuned"]]
-    full = rows.groupby("seed").size()
-    rows = rows[rows["seed"].isin(full[full == rows["method"].nunique()].index)]
-    lines = []
-    for method in rows["method"].unique():
-        beside = "" if method == "sparsegpt" else says(window_ratio(rows, method, "sparsegpt"))
-        lines.append([f"`{method}`", each_draw(rows[rows["method"] == method]["perplexity"]), beside])
-    return table(["method", "tuned", "times SparseGPT's"], lines)
-
-
 def window_ratio(rows: pd.DataFrame, one: str, other: str) -> verdicts.Interval:
     """Times the other's perplexity at one sparsity, by evaluation windows, whose losses are means over draws."""
     losses = {found.method: found.losses for found in results_of(rows, str(rows["sparsity"].iloc[0]))}
@@ -165,10 +151,10 @@ def ratios() -> str:
     return table(["method", *some], lines)
 
 
-def headline(sparsity: str) -> pd.DataFrame:
+def headline(sparsity: str, *, tuned: bool = False) -> pd.DataFrame:
     """Rows of one finished comparison of tests.benchmarks.headline, all of one environment."""
     rows = read("headline.csv")
-    rows = rows[(rows["comparison"] == f"headline {sparsity}") & ~rows["tuned"]]
+    rows = rows[(rows["comparison"] == f"headline {sparsity}") & (rows["tuned"] == tuned)]
     assert rows["environment"].nunique() == 1
     assert (rows.groupby("method").size() == 3).all()
     return rows
@@ -282,7 +268,7 @@ def tuning() -> list[str]:
     said = [tuning_seconds(), equal_time(), in_their_time(), dense_of_both_texts()]
     whole, part = tuning_memory_of_1b()
     said += [f"{whole} for shapes of Llama-3.2-1B in bfloat16", f"{part} for Llama-3.2-1B in four"]
-    return [tuned(), still_better(), *said]
+    return [tuned(), beside_sparsegpt({s: headline(s, tuned=True) for s in TUNED}, by_windows=True), *said]
 
 
 def shipping() -> list[str]:
