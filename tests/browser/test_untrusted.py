@@ -8,25 +8,25 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 from playwright.sync_api import expect
 
+from app.session import DRAFT
 from app.study.setup import Setup
-from tests.browser.conftest import OpenPage, settle
+from tests.browser.conftest import OpenPage
 
 PAGES = ("", "layers", "layer", "order_lab", "structures", "learn", "check", "prune", "depth", "damage", "runs")
 PAGES += ("text", "diffusion")
 HOSTILE = "![x](http://203.0.113.1/x.png)[Session expired](http://203.0.113.1/)<img src=http://203.0.113.1/y>"
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_a_link_brings_in_nothing_foreign(path: str, open_page: OpenPage, server: str) -> None:
-    """`open_page` fails on any request to anybody but the server."""
-    texts = dict.fromkeys((*Setup.__dataclass_fields__, "layer", "threshold", "run"), HOSTILE)
-    foreign = 'a[href*="203.0.113.1"], img[src*="203.0.113.1"]'
-    page = open_page(path, urlencode(texts))
-    expect(page.locator(foreign)).to_have_count(0)
-    expect(page.get_by_test_id("stException")).to_have_count(0)
-    page.goto(f"{server}/{path}?{urlencode({f'draft_{name}': text for name, text in texts.items()})}")
-    settle(page)
-    expect(page.locator(foreign)).to_have_count(0)
+@pytest.mark.parametrize(
+    ("path", "prefix"),
+    # The choices that are being edited are shown by the start page, and by pages that offer to use them.
+    [*((path, "") for path in PAGES), *((path, DRAFT) for path in ("", "layer", "prune"))],
+)
+def test_a_link_brings_in_nothing_foreign(path: str, prefix: str, open_page: OpenPage) -> None:
+    """`open_page` fails on any request to anybody but the server, and on an exception that is shown."""
+    names = (*Setup.__dataclass_fields__, "layer", "threshold", "run")
+    page = open_page(path, urlencode({prefix + name: HOSTILE for name in names}))
+    expect(page.locator('a[href*="203.0.113.1"], img[src*="203.0.113.1"]')).to_have_count(0)
 
 
 @pytest.mark.parametrize(
