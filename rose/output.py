@@ -68,25 +68,20 @@ def check_folder(folder: str | Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Makes sure, before long work, that a file of this name can be written.
+    """Makes sure, before long work, that a new file of this name can be written.
 
     Raises:
-        RoseError: it is a folder, or its folder does not exist or cannot be written to.
+        RoseError: it is there already or is a folder, or its folder does not exist or cannot be written to.
     """
     if reachable(path).is_dir() or not path.absolute().parent.is_dir():
         raise RoseError(f"{path} cannot be written: name a file in a folder that exists.")
+    if path.exists():
+        raise RoseError(f"{path} already exists; choose another name, or remove it.")
     try:
         with tempfile.TemporaryFile(dir=path.absolute().parent):
             pass
     except OSError as problem:
         raise RoseError(f"{path} cannot be written ({problem.strerror}); choose another folder.") from problem
-
-
-def check_new_file(path: Path) -> None:
-    """As `check_file`; raises RoseError for a file that is there already, too."""
-    check_file(path)
-    if path.exists():
-        raise RoseError(f"{path} already exists; choose another name, or remove it.")
 
 
 def write_file(path: Path, content: str) -> None:

@@ -257,6 +257,8 @@ def test_evaluate_measures_tasks_and_says_what_it_lacks(checkpoint, tmp_path, ca
     assert "in a folder that exists" in capsys.readouterr().err
     assert run(*asked, "--output", tmp_path) == 2
     assert "in a folder that exists" in capsys.readouterr().err
+    assert run(*asked, "--output", tmp_path / "accuracy.csv") == 2
+    assert "accuracy.csv already exists; choose another name, or remove it." in capsys.readouterr().err
 
 
 def test_evaluate_prints_the_perplexity(checkpoint, text, capsys):

@@ -10,7 +10,7 @@ from rich.console import Console
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.commands.app import app_module
-from rose.output import check_new_file
+from rose.output import check_file
 
 
 def add_parser(commands: Any) -> None:
@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    check_new_file(options.output)
+    check_file(options.output)
     html_report = app_module("runs.html_report", "A report", ("plotly",))
     with console.status("Drawing"):
         findings = html_report.write_report(options.folders, options.output)

@@ -26,7 +26,7 @@ from rose.model.network.layers import count_parameters, prunable_layers
 from rose.model.ship.blocks import BLOCK, as_type, in_blocks, in_floats, parse_type
 from rose.model.ship.families import Family, family_of
 from rose.model.ship.vocabulary import copy_vocabulary, tokens_in, write_vocabulary
-from rose.output import check_new_file, check_room
+from rose.output import check_file, check_room
 from rose.report import report_beside
 from rose.wording import whole
 
@@ -85,7 +85,7 @@ def export_gguf(name: str, output: Path, kind: str, follow: Follow | None = None
     wanted = parse_type(kind)
     if output.suffix != ".gguf":
         raise RoseError(f"Programs know a GGUF file by its name: give one that ends in .gguf, not {output}.")
-    check_new_file(output)
+    check_file(output)
     model, tokenizer = load_model(name, dtype=stored_dtype(name))
     family = family_of(model.config)
     block, stored = gguf.GGML_QUANT_SIZES[wanted]

@@ -286,7 +286,7 @@ def test_the_command_compares_several_and_streams(tmp_path: Path, capsys: Any) -
     folders = [str(tmp_path / name) for name in ("dense", "half", "most")]
     found = []
     for more in ([], ["--stream"]):
-        path = tmp_path / "found.json"
+        path = tmp_path / f"found{''.join(more)}.json"
         assert cli.main(["check", *folders, "--json", str(path), *more]) == 0
         said = capsys.readouterr().out
         assert "have 62.5 % of what they remove in common" in said
