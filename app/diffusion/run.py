@@ -12,12 +12,11 @@ from app.jobs import Job, Run
 from rose.diffusion.evaluation import classes_in_turn
 from rose.diffusion.garments import GARMENTS
 from rose.diffusion.pruning import SPARSITY
-from rose.diffusion.steps import step_weights
+from rose.diffusion.steps import STEPS, WEIGHTS, step_weights
 from rose.layer.defaults import METHOD
 from rose.layer.methods import make_settings
 
 PICTURES = len(GARMENTS)  # shown: one of each class
-STEPS = 20
 PACKAGES = 4
 KEPT_NOISES = 32  # trajectories, of half a megabyte each
 # Shares of a run, for its progress; the rest draws the pruned pictures.
@@ -30,7 +29,7 @@ class DiffusionRequest:
 
     method: str = METHOD
     sparsity: str = str(SPARSITY)
-    step_weights: str = "log_decrease"
+    step_weights: str = WEIGHTS
     samples: int = 20  # calibration pictures, the ten classes in turn
     noise: int = 0  # seed of the pictures that are shown; calibration has other noise
 

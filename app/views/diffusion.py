@@ -5,12 +5,12 @@ import streamlit as st
 
 import rose
 from app import components, session, shared, words
-from app.diffusion.run import PICTURES, STEPS, DenseModel, DiffusionRequest, DiffusionRun
+from app.diffusion.run import PICTURES, DenseModel, DiffusionRequest, DiffusionRun
 from app.figures import diffusion as figures
 from app.figures import overview
 from app.runs.widgets import follow, linked, method_choice, start_button
 from rose.diffusion.garments import GARMENTS
-from rose.diffusion.steps import STEP_WEIGHTS
+from rose.diffusion.steps import STEP_WEIGHTS, STEPS
 
 SPARSITIES = ("0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "2:4")
 VIEWS = {"pictures": "Pictures", "drift": "Drift by step", "weights": "Step weights", "layers": "Columnar layers"}

@@ -16,12 +16,12 @@ import rose
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.diffusion.calibration import check_packages
-from rose.diffusion.evaluation import check_garments, check_pictures, classes_in_turn, is_garments
+from rose.diffusion.evaluation import PICTURES, check_garments, check_pictures, classes_in_turn, is_garments
 from rose.diffusion.garments import GARMENTS
 from rose.diffusion.loading import PACKAGED, check_installed
 from rose.diffusion.pictures import write_sheet
 from rose.diffusion.pruning import SPARSITY
-from rose.diffusion.steps import STEP_WEIGHTS, check_steps
+from rose.diffusion.steps import PACKAGES, STEP_WEIGHTS, STEPS, WEIGHTS, check_steps
 from rose.diffusion.trajectory import Conditions
 from rose.layer.defaults import BLOCK_SIZE
 from rose.layer.methods import make_settings
@@ -78,7 +78,7 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     _add_drawing(parser)
     add("--dense", default=PACKAGED, metavar="MODEL", help="to measure the drift from (default: %(default)s)")
-    add("--count", type=int, default=200, help="pictures (default: %(default)s)")
+    add("--count", type=int, default=PICTURES, help="pictures (default: %(default)s)")
     add("--output", type=Path, metavar="FILE.json", help="write the scores to this file")
     parser.set_defaults(run=evaluate)
 
@@ -87,7 +87,7 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default=PACKAGED, help="packaged name, Hub id or folder (default: %(default)s)")
     add("--dtype", choices=DTYPES, default="float32", help="number format of the weights (default: %(default)s)")
-    add("--steps", type=int, default=20, help="denoising steps (default: %(default)s)")
+    add("--steps", type=int, default=STEPS, help="denoising steps (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     add("--guidance", type=float, help="guidance scale (default: the pipeline's own)")
 
@@ -95,8 +95,9 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
 def _add_calibration(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     says = "how much each denoising step counts (default: %(default)s)"
-    add("--step-weights", choices=STEP_WEIGHTS, default="log_decrease", help=says)
-    add("--packages", type=int, default=4, help="groups of layers, pruned one after another (default: %(default)s)")
+    add("--step-weights", choices=STEP_WEIGHTS, default=WEIGHTS, help=says)
+    says = "groups of layers, pruned one after another (default: %(default)s)"
+    add("--packages", type=int, default=PACKAGES, help=says)
     add("--prompts", type=Path, metavar="FILE.txt", help="calibration prompts, one a line")
     add("--samples", type=int, default=50, help="calibration pictures (default: %(default)s)")
 

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from rose.diffusion.denoiser import denoiser_of
 from rose.diffusion.garments import GARMENTS, SIDE, Classifier, load_classifier, load_references
+from rose.diffusion.steps import STEPS
 from rose.diffusion.trajectory import DrawOptions, Trajectory, record_trajectory
 from rose.errors import RoseError
 
 LOSS_TIMES = tuple(range(50, 1000, 100))  # of the scheduler's 1000
+PICTURES = 200  # unless told
 FEATURE_BATCH = 500
 LEAST_PICTURES = Classifier.FEATURES + 1  # for a covariance of full rank
 
@@ -51,8 +53,8 @@ def evaluate_diffusion(
     pipeline: Any,
     dense: Trajectory | None = None,
     *,
-    pictures: int = 200,
-    steps: int = 20,
+    pictures: int = PICTURES,
+    steps: int = STEPS,
     seed: int = 0,
     guidance: float | None = None,
     tick: Callable[[float], Any] | None = None,
@@ -101,7 +103,7 @@ def check_pictures(pictures: int) -> None:
 def evaluation_trajectory(
     pipeline: Any,
     *,
-    pictures: int = 200,
+    pictures: int = PICTURES,
     tick: Callable[[float], Any] | None = None,
     **options: Unpack[DrawOptions],
 ) -> Trajectory:

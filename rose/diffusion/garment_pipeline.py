@@ -11,6 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from rose.diffusion.garments import ANY
+from rose.diffusion.steps import STEPS
 
 
 class GarmentPipeline(DiffusionPipeline):
@@ -25,7 +26,7 @@ class GarmentPipeline(DiffusionPipeline):
         self,
         class_labels: Sequence[int],
         guidance_scale: float = 2.0,
-        num_inference_steps: int = 20,
+        num_inference_steps: int = STEPS,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rose.diffusion.calibration import Calibration
 from rose.diffusion.layers import convolutions, default_block_size, find_layers
-from rose.diffusion.steps import StepWeights
+from rose.diffusion.steps import PACKAGES, STEPS, WEIGHTS, StepWeights
 from rose.diffusion.trajectory import Conditions, DrawOptions, Trajectories
 from rose.layer.methods import SettingsOptions, make_settings
 from rose.layer.statistics import InputStatistics
@@ -35,10 +35,10 @@ def prune_diffusion(
     pipeline: Any,
     conditions: Conditions,
     *,
-    step_weights: StepWeights = "log_decrease",
-    packages: int = 4,
+    step_weights: StepWeights = WEIGHTS,
+    packages: int = PACKAGES,
     layers: Sequence[str] | None = None,
-    steps: int = 20,
+    steps: int = STEPS,
     guidance: float | None = None,
     batch: int = 32,
     seed: int = 0,
@@ -120,7 +120,7 @@ def collect_diffusion_statistics(
     pipeline: Any,
     conditions: Conditions,
     *,
-    step_weights: StepWeights = "log_decrease",
+    step_weights: StepWeights = WEIGHTS,
     layers: Sequence[str] | None = None,
     tick: Callable[[float], Any] | None = None,
     **drawing: Unpack[DrawOptions],

@@ -13,7 +13,7 @@ from typing import Any, Unpack
 
 from rose.diffusion.calibration import Calibration
 from rose.diffusion.parts import find_parts, reshape
-from rose.diffusion.steps import StepWeights
+from rose.diffusion.steps import PACKAGES, WEIGHTS, StepWeights
 from rose.diffusion.trajectory import Conditions, DrawOptions
 from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
@@ -39,8 +39,8 @@ def prune_diffusion_structured(
     recovery: str | None = None,
     damping: float = SlimSettings.damping,
     multiple: int = SlimSettings.multiple,
-    step_weights: StepWeights = "log_decrease",
-    packages: int = 4,
+    step_weights: StepWeights = WEIGHTS,
+    packages: int = PACKAGES,
     progress: ProgressCallback | None = None,
     **drawing: Unpack[DrawOptions],
 ) -> RunReport:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from rose.errors import RoseError
 
 STEP_WEIGHTS = ("log_decrease", "uniform", "log_increase", "linear")
+# Unless told: denoising steps, how much each counts, and groups of layers, pruned one after another.
+STEPS, WEIGHTS, PACKAGES = 20, STEP_WEIGHTS[0], 4
 LOW, HIGH = 0.8, 1.2  # of the paper
 MAX_STEPS = 1000
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.diffusion.denoiser import denoiser_of
-from rose.diffusion.steps import check_steps
+from rose.diffusion.steps import STEPS, check_steps
 from rose.errors import RoseError
 
 Conditions = Sequence[int] | Sequence[str] | Sequence[Mapping[str, Any]]
@@ -106,7 +106,7 @@ class Trajectories:
         self,
         pipeline: Any,
         conditions: Conditions,
-        steps: int = 20,
+        steps: int = STEPS,
         seed: int = 0,
         guidance: float | None = None,
         batch: int = 32,
