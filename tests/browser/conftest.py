@@ -65,7 +65,7 @@ def serve(log: Path, **environment: str) -> Iterator[str]:
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(600):
+        for _ in range(2400):
             assert process.poll() is None, log.read_text()
             try:
                 urllib.request.urlopen(f"{address}/_stcore/health", timeout=1).close()
@@ -77,7 +77,7 @@ def serve(log: Path, **environment: str) -> Iterator[str]:
         yield address
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(240)
     assert "Traceback" not in log.read_text(), log.read_text()
 
 
@@ -101,32 +101,60 @@ def browser() -> Iterator[Browser]:
         yield launched
 
 
-@pytest.fixture
-def open_page(server: str, browser: Browser) -> Iterator[Callable[..., Page]]:
-    """`open_page("layers", query, scheme="dark")`: a new browser session at 1280 × 800, settled.
+class Visitor:
+    """A person who comes to the app, at 1280 × 800; in the end nothing may have gone wrong on the page.
 
-    At the end no page may show an exception, have raised one in its own scripts, or have asked anybody but the server.
+    One is used for many tests, as a new page compiles all scripts anew, for three seconds of a processor.
     """
-    opened: list[tuple[Page, list[str]]] = []
 
-    def opener(path: str = "", query: str = "", scheme: str = "light") -> Page:
-        context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 800})  # type: ignore[arg-type]
-        page = context.new_page()
-        page.set_default_timeout(PATIENCE)
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        context.on("request", lambda request: errors.extend(_elsewhere(request.url, server)))
-        opened.append((page, errors))
-        page.goto(f"{server}/{path}?{query}")
-        settle(page)
-        return page
+    def __init__(self, browser: Browser, server: str) -> None:
+        self.server, self.errors = server, list[str]()
+        self.page = browser.new_context().new_page()
+        self.page.set_default_timeout(PATIENCE)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.context.on("request", lambda request: self.errors.extend(_elsewhere(request.url, server)))
+
+    def come(self, path: str, query: str, scheme: str) -> Page:
+        self.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        self.page.set_viewport_size({"width": 1280, "height": 800})
+        self.page.goto(f"{self.server}/{path}?{query}")
+        settle(self.page)
+        return self.page
+
+    def go(self) -> None:
+        """Leaves, and forgets. No page may show an exception, have raised one in its own scripts, or have asked anybody
+        but the server."""
+        shown = self.page.get_by_test_id("stException").all_inner_texts()
+        for other in self.page.context.pages[1:]:
+            other.close()
+        self.page.goto(f"{self.server}/_stcore/health")  # of the same origin, so the page's process is kept
+        self.page.evaluate("localStorage.clear(); sessionStorage.clear()")
+        assert not shown, shown
+        assert not self.errors, self.errors
+
+
+@pytest.fixture(scope="package")
+def visitors() -> list[Visitor]:
+    """Those who have been here and can come again."""
+    return []
+
+
+@pytest.fixture
+def open_page(server: str, browser: Browser, visitors: list[Visitor]) -> Iterator[OpenPage]:
+    """`open_page("layers", query, scheme="dark")`: a page of the app, settled, in a session of its own.
+
+    `first=True` is for a person who has never been here: without a history.
+    """
+    here: list[Visitor] = []
+
+    def opener(path: str = "", query: str = "", scheme: str = "light", *, first: bool = False) -> Page:
+        here.append(Visitor(browser, server) if first or not visitors else visitors.pop())
+        return here[-1].come(path, query, scheme)
 
     yield opener
-    for page, errors in opened:
-        shown = page.get_by_test_id("stException").all_inner_texts()
-        page.context.close()
-        assert not shown, shown
-        assert not errors, errors
+    for visitor in here:
+        visitor.go()
+        visitors.append(visitor)
 
 
 def _elsewhere(url: str, server: str) -> list[str]:

@@ -21,4 +21,4 @@ def test_damage_is_measured_and_a_mark_leads_to_its_layer(open_page: OpenPage) -
     expect(page.get_by_text("To compare held-out error with sensitivity takes five units")).to_be_visible()
     click_mark(page, page.locator(".st-key-damage-map-damage .barlayer .point").nth(1))
     expect(page.get_by_text(re.compile("^Chosen layer: 29 · "))).to_be_visible()
-    assert "layer=model.layers.29." in page.url
+    expect(page).to_have_url(re.compile(r"layer=model\.layers\.29\."))

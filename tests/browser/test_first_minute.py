@@ -47,7 +47,7 @@ def test_figures_follow_the_theme_while_the_page_is_open(open_page: OpenPage, me
 
 
 def test_each_visit_is_undone_by_one_press_of_back(open_page: OpenPage, measured: str) -> None:
-    page = open_page("", measured)
+    page = open_page("", measured, first=True)
     at_first = page.evaluate("history.length")
     pages = {"": "Start: ", "layers": "Layers: ", "layer": "Layer: "}
     page.get_by_role("link", name="Layers", exact=True).click()

@@ -85,14 +85,14 @@ def test_from_the_start_to_one_layer(open_page: OpenPage, expected: Expected) ->
     thumb.press("Home")
     expect(page.get_by_text(re.compile("5 of 5 layers are columnar above 0.00"))).to_be_visible()
     settle(page)
-    assert "threshold=0" in page.url
+    expect(page).to_have_url(re.compile("threshold=0"))
 
     # A click on the rightmost mark of the scatter, of the highest relative range, chooses its layer on all pages.
     marks = page.get_by_test_id("stPlotlyChart").nth(1).locator(".scatterlayer .points path.point").all()
     click_mark(page, max(marks, key=lambda mark: (mark.bounding_box() or {})["x"]))
     expect(chosen_layer(page)).to_have_value("18 · self_attn.o_proj")
     settle(page)
-    assert "layer=" not in page.url  # the most columnar one, which a link without a layer shows
+    expect(page).not_to_have_url(re.compile("layer="))  # the most columnar one, which a link without a layer shows
 
     # Layer: its key figures, and the threshold that was moved on the other page.
     page.get_by_role("link", name="See this layer in depth").click()
@@ -123,7 +123,7 @@ def test_sections_of_a_layer(open_page: OpenPage, measured: str, expected: Expec
     click_mark(page, page.get_by_test_id("stPlotlyChart").first.locator(".barlayer .point").nth(1))
     expect(page.get_by_text(re.compile("Block 1: columns 128 to 255, block loss"))).to_be_visible()
     settle(page)
-    assert "block=Block+1" in page.url
+    expect(page).to_have_url(re.compile(r"block=Block\+1"))
     section(page, "Order")
     expect_finding(page, "^Two-level: pruning starts in block ")
     expect(page.get_by_text(re.compile("Block 1: columns 128 to 255"))).to_be_visible()

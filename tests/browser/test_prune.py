@@ -27,8 +27,10 @@ def prune(page: Page) -> None:
     """Presses the button and waits for the end of the run."""
     button = page.get_by_role("button", name="Prune", exact=True)
     button.click()
-    # Not Cancel, which other work shows too, and which is away for a moment whenever a model is done.
-    expect(button).to_be_disabled()
+    # Not Cancel, which other work shows too, and which is away for a moment whenever a model is done. A tiny run may
+    # have ended before the browser has drawn that it began.
+    begun = page.get_by_role("button", name="Prune", exact=True, disabled=True)
+    expect(begun.or_(page.get_by_test_id("stTable").filter(visible=True)).first).to_be_visible()
     expect(button).to_be_enabled()
     settle(page)
 
