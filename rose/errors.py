@@ -1,5 +1,10 @@
 """Errors that a person can act on: one sentence that says what is wrong and what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RoseError(ValueError):
     """Bad input, or work that cannot be done. The message is meant to be shown as it is."""
@@ -10,6 +15,19 @@ class Cancelled(Exception):
 
 
 EXHAUSTED = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory", "_ALLOC_FAILED")
+
+
+@contextmanager
+def failing(what: str) -> Iterator[None]:
+    """Says in a RoseError that the code of somebody else, such as "The plugin x.py", failed in this body, and how."""
+    try:
+        yield
+    except (RoseError, Cancelled):
+        raise
+    except Exception as problem:
+        if is_out_of_memory(problem):
+            raise
+        raise RoseError(f"{what} failed: {type(problem).__name__}: {problem}.") from problem
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

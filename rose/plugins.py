@@ -22,7 +22,7 @@ from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from typing import Any
 
-from rose.errors import RoseError
+from rose.errors import RoseError, failing
 from rose.files import expand
 from rose.layer.methods import METHODS
 from rose.layer.order import ORDERS
@@ -42,6 +42,9 @@ def load_plugins(*files: str | Path) -> None:
         RoseError: a plugin that is missing, fails, registers nothing, or takes the name of something registered
             before. It leaves nothing behind; those loaded before it stay.
     """
+    for file in files:
+        if not isinstance(file, str | Path):
+            raise RoseError(f"A plugin is named by the path of a .py file, each by itself, not by {file!r}.")
     named = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
     with _lock:
         for name in [*named, *files]:
@@ -94,17 +97,16 @@ def _additions_only(name: str, is_new: bool) -> Iterator[None]:
     registries: tuple[dict[str, Any], ...] = (METHODS, ORDERS)
     before = [dict(registry) for registry in registries]
     try:
-        yield
+        with failing(f"The plugin {name}"):
+            yield
         for now, then in zip(registries, before, strict=True):
             for old in then:
                 if now.get(old) is not then[old]:
                     raise RoseError(f"The plugin {name} takes the name {old!r}, which is in use; choose another.")
         if is_new and [len(registry) for registry in registries] == [len(registry) for registry in before]:
             raise RoseError(f"The plugin {name} registers no method and no order; see rose.register.")
-    except BaseException as problem:
+    except BaseException:
         for registry, then in zip(registries, before, strict=True):
             registry.clear()
             registry.update(then)
-        if isinstance(problem, RoseError) or not isinstance(problem, Exception):
-            raise
-        raise RoseError(f"The plugin {name} failed: {type(problem).__name__}: {problem}.") from problem
+        raise

@@ -143,6 +143,11 @@ def test_no_such_file(tmp_path: Path, name: str) -> None:
         rose.load_plugins(tmp_path / name)
 
 
+def test_a_list_of_files_is_no_file(plugin: Path) -> None:
+    with pytest.raises(rose.RoseError, match=r"path of a \.py file, each by itself, not by \["):
+        rose.load_plugins([plugin])  # type: ignore[arg-type]
+
+
 def test_an_order_from_a_plugin_is_checked_each_time() -> None:
     layer = make_layer(rows=8, columns=24)
     plan = rose.plan_order(layer.weight, layer.hessian, block_size=8, sparsity="2:4")
@@ -150,8 +155,14 @@ def test_an_order_from_a_plugin_is_checked_each_time() -> None:
     rose.register_order("short")(lambda plan, ascending: torch.arange(23))
     with pytest.raises(rose.RoseError, match="keep each group of 4"):
         rose.make_order(plan, "torn")
-    with pytest.raises(rose.RoseError, match="each of the 24 columns exactly once"):
+    with pytest.raises(rose.RoseError, match="The order short must name each of the 24 columns exactly once"):
         rose.make_order(plan, "short")
+    rose.register_order("nothing")(lambda plan, ascending: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(rose.RoseError, match="The order nothing must name each of the 24 columns"):
+        rose.make_order(plan, "nothing")
+    rose.register_order("broken")(lambda plan, ascending: {}["x"])
+    with pytest.raises(rose.RoseError, match="The order broken failed: KeyError: 'x'"):
+        rose.make_order(plan, "broken")
 
 
 def test_sort_columns_keeps_groups_whole() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from rose.diffusion.steps import StepWeights, step_weights
 from rose.diffusion.trajectory import Conditions, DrawOptions, Trajectories
 from rose.errors import RoseError
+from rose.given import is_whole
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer
 from rose.model.progress import Meter, ProgressCallback
@@ -37,8 +38,8 @@ class Calibration(Trajectories):
         **options: Unpack[DrawOptions],
     ) -> None:
         super().__init__(pipeline, conditions, **options)
-        self.weights, self.packages = step_weights(weights, self.steps), packages
         check_packages(packages)
+        self.weights, self.packages = step_weights(weights, self.steps), int(packages)
         self.name_of_weights = weights if isinstance(weights, str) else list(self.weights)
 
     def statistics(
@@ -105,5 +106,5 @@ def make_packages(items: Sequence[One], packages: int) -> list[list[One]]:
 
 def check_packages(packages: int) -> None:
     """Raises RoseError unless this is a whole number of at least 1."""
-    if not isinstance(packages, int) or isinstance(packages, bool) or packages < 1:
+    if not is_whole(packages) or packages < 1:
         raise RoseError(f"The number of packages must be a whole number of at least 1, not {packages!r}.")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from rose.errors import RoseError
+from rose.given import is_whole
 
 STEP_WEIGHTS = ("log_decrease", "uniform", "log_increase", "linear")
 # Unless told: denoising steps, how much each counts, and groups of layers, pruned one after another.
@@ -51,5 +52,5 @@ def step_weights(kind: StepWeights, steps: int) -> tuple[float, ...]:
 
 def check_steps(steps: int) -> None:
     """Raises RoseError unless this is a number of denoising steps, from 1 to 1000."""
-    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MAX_STEPS:
+    if not is_whole(steps) or not 1 <= steps <= MAX_STEPS:
         raise RoseError(f"The number of denoising steps must be a whole number from 1 to {MAX_STEPS}, not {steps!r}.")

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypedDict, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rose.diffusion.denoiser import denoiser_of
 from rose.diffusion.steps import STEPS, check_steps
 from rose.errors import RoseError
+from rose.given import is_whole
 
 Conditions = Sequence[int] | Sequence[str] | Sequence[Mapping[str, Any]]
 # Called before the denoiser, with the number of the batch, the step, and the denoiser's input x_t.
@@ -59,10 +59,10 @@ def make_batches(pipeline: Any, conditions: Conditions, size: int) -> list[Batch
     `conditions`: classes (whole numbers), prompts (texts), or keyword arguments of the pipeline, one mapping for each
     batch.
     """
-    if not isinstance(size, int) or size < 1:
+    if not is_whole(size) or size < 1:
         raise RoseError(f"A batch must hold at least one picture, not {size!r}.")
     given: list[Any] = [] if isinstance(conditions, (str, Mapping)) else list(conditions)
-    whole = all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in given)
+    whole = all(map(is_whole, given))
     if not given:
         raise RoseError("Say what to draw: a list of classes, of prompts, or of keyword arguments for the pipeline.")
     if all(isinstance(one, Mapping) for one in given):
@@ -115,7 +115,7 @@ class Trajectories:
         if guidance is not None and "guidance_scale" not in inspect.signature(pipeline.__call__).parameters:
             raise RoseError(f"{type(pipeline).__name__} knows no guidance; leave it out.")
         self.pipeline, self.denoiser = pipeline, denoiser_of(pipeline)
-        self.steps, self.seed, self.guidance = steps, seed, guidance
+        self.steps, self.seed, self.guidance = int(steps), seed, guidance
         self.batches = make_batches(pipeline, conditions, batch)
 
     def draw(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.given import is_number
 from rose.layer.defaults import DAMPING
 from rose.layer.statistics import PANEL
 
@@ -144,7 +145,7 @@ def sampling_damping(columns: int, tokens: int) -> float:
 
 def check_damping(damping: float) -> None:
     """Raises RoseError unless 0 ≤ damping < ∞."""
-    if isinstance(damping, str) or not 0 <= damping < float("inf"):
+    if not is_number(damping) or not 0 <= damping < float("inf"):
         raise RoseError(f"Damping must be a number of at least 0, such as 0.01, not {damping!r}.")
 
 

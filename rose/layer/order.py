@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rose.errors import RoseError
+from rose.errors import RoseError, failing
+from rose.given import check_word, is_number, is_whole
 from rose.layer import loss
 from rose.layer.defaults import BLOCK_SIZE, SPARSITY, THRESHOLD
 from rose.layer.pattern import Pattern, parse_sparsity
-from rose.layer.statistics import InputStatistics, as_statistics, is_finite
+from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, is_finite
 
 MAX_SEED_DIGITS = 18  # what fits into 64 bits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no one truth value
 class Order:
     """A column order with its block boundaries.
 
@@ -48,7 +49,7 @@ class Order:
         return bool((self.permutation == torch.arange(len(self.permutation), device=self.permutation.device)).all())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OrderPlan:
     """What pre-pruning says about a layer, and the order that ROSE derives from it.
 
@@ -149,6 +150,7 @@ def plan_from_importance(
     threshold: float = THRESHOLD,
 ) -> OrderPlan:
     """The same from a ready importance S, (out, in), as in the paper's worked example."""
+    check_tensor("S", score)
     if score.ndim != 2 or score.numel() == 0:
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(score.shape)}.")
     if not is_finite(score):
@@ -172,13 +174,13 @@ def plan_from_importance(
         relative_range=loss.relative_range(block_loss, widths),
         threshold=threshold,
         pattern=pattern,
-        block_size=block_size,
+        block_size=int(block_size),
     )
 
 
 def check_threshold(threshold: float) -> None:
     """Raises RoseError unless 0 ≤ threshold ≤ 1."""
-    if not 0 <= threshold <= 1:
+    if not is_number(threshold) or not 0 <= threshold <= 1:
         raise RoseError(f"The threshold on the relative range must lie between 0 and 1, not {threshold!r}.")
 
 
@@ -218,7 +220,14 @@ def sort_columns(plan: OrderPlan, score: Tensor, ascending: bool = False) -> Ten
 
     Returns:
         A permutation, (in,) int64.
+
+    Raises:
+        RoseError: a score that is no tensor, of another shape, or NaN.
     """
+    check_tensor("A score", score)
+    columns = plan.column_loss.numel()
+    if score.shape != (columns,) or score.isnan().any():
+        raise RoseError(f"A score must have one number, not NaN, for each of the {columns} columns.")
     return unit_rank(score, plan.pattern.of or 1, ascending)
 
 
@@ -244,11 +253,17 @@ def register_order(name: str) -> Callable[[Arranging], Arranging]:
         RoseError: a name that is not one word, or that `make_order` reads as something else.
     """
     reserved = ("random", "custom", "rose")
-    if not name.isidentifier() or name in reserved or name.endswith("_ascending"):
-        raise RoseError(f"An order cannot be named {name!r}; take one word of letters, digits and underscores.")
+    check_word(name, "An order")
+    if name in reserved or name.endswith("_ascending"):
+        raise RoseError(f"An order cannot be named {name!r}, which means something else already; choose another name.")
 
     def add(function: Arranging) -> Arranging:
-        ORDERS[name] = lambda plan, ascending: _checked(plan, function(plan, ascending))
+        def arrange(plan: OrderPlan, ascending: bool) -> Order:
+            with failing(f"The order {name}"):
+                found = function(plan, ascending)
+            return _checked(plan, found, f"The order {name}")
+
+        ORDERS[name] = arrange
         return function
 
     return add
@@ -333,8 +348,10 @@ def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> 
     """An order by name, "random:SEED", or a permutation of the columns.
 
     Raises:
-        RoseError: unknown name; not a permutation; an order that splits N:M groups.
+        RoseError: no plan; unknown name; not a permutation; an order that splits N:M groups.
     """
+    if not isinstance(plan, OrderPlan):
+        raise RoseError(f"An order is made from a plan of rose.plan_order, not from a {type(plan).__name__}.")
     if not isinstance(order, str):
         return _checked(plan, order)
     check_order_name(order)
@@ -358,10 +375,10 @@ def is_seed(text: str) -> bool:
     return text.isdecimal() and len(text) <= MAX_SEED_DIGITS
 
 
-def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int]) -> Order:
+def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int], what: str = "A custom order") -> Order:
     """The order on the plan's device; raises RoseError unless it is a permutation of all columns, N:M groups whole."""
     columns, device, unit = plan.column_loss.numel(), plan.column_loss.device, plan.pattern.of or 1
-    wrong = RoseError(f"A custom order must name each of the {columns} columns exactly once, by whole numbers.")
+    wrong = RoseError(f"{what} must name each of the {columns} columns exactly once, by whole numbers.")
     if not isinstance(order, Order):
         order = Order(order, plan.block_width, "custom")  # type: ignore[arg-type]
     try:
@@ -373,24 +390,28 @@ def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int]) -> Order:
     ):
         raise wrong
     if sum(order.widths) != columns or min(order.widths) < 1:
-        raise RoseError(f"The block widths of a custom order must be positive and add up to {columns}.")
+        raise RoseError(f"{what}: block widths must be positive and add up to {columns}.")
     permutation = permutation.long()
     groups = permutation.view(-1, unit)
     torn = (groups != groups[:, :1] + torch.arange(unit, device=device)).any() or (groups[:, 0] % unit).any()
     if torn or any(width % unit for width in order.widths):
-        raise RoseError(f"Under {plan.pattern} an order must keep each group of {unit} neighbouring columns together.")
+        raise RoseError(f"{what} must keep each group of {unit} neighbouring columns together under {plan.pattern}.")
     return replace(order, permutation=permutation)
 
 
-def move_block(plan: OrderPlan, order: Order, step: int, to: int) -> Order:
+def move_block(plan: OrderPlan, order: str | Order | Tensor | Sequence[int], step: int, to: int) -> Order:
     """Takes the block visited at `step` and visits it at step `to` instead; the others close up.
 
+    Args:
+        order: as `make_order` takes it.
+
     Raises:
-        RoseError: a step that does not exist.
+        RoseError: a step that does not exist, or as `make_order`.
     """
+    order = make_order(plan, order)
     count = len(order.widths)
-    if not (0 <= step < count and 0 <= to < count):
-        raise RoseError(f"This layer has blocks 0 to {count - 1}; cannot move {step} to {to}.")
+    if not (is_whole(step) and is_whole(to) and 0 <= step < count and 0 <= to < count):
+        raise RoseError(f"This layer has blocks 0 to {count - 1}; cannot move {step!r} to {to!r}.")
     columns = list(order.permutation.split(list(order.widths)))
     widths = list(order.widths)
     columns.insert(to, columns.pop(step))

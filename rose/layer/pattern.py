@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.given import is_number, is_whole
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,11 @@ class Pattern:
     of: int = 0
 
     def __post_init__(self) -> None:
-        grouped = 0 <= self.keep <= self.of and self.of > 0 and math.isclose(self.ratio, 1 - self.keep / self.of)
-        if not (0 <= self.ratio <= 1 and (grouped or self.keep == self.of == 0)):  # also catches NaN
+        numbers = is_number(self.ratio) and is_whole(self.keep) and is_whole(self.of)
+        grouped = (
+            numbers and 0 <= self.keep <= self.of and self.of > 0 and math.isclose(self.ratio, 1 - self.keep / self.of)
+        )
+        if not (numbers and 0 <= self.ratio <= 1 and (grouped or self.keep == self.of == 0)):  # also catches NaN
             raise RoseError(f"{self!r} is no sparsity; give a ratio from 0 to 1, or N:M as rose.prune_layer takes it.")
 
     @property
@@ -44,7 +48,7 @@ class Pattern:
 
     def check(self, columns: int, block_size: int) -> None:
         """Raises RoseError where this pattern cannot be laid over so many columns in such blocks."""
-        if not isinstance(block_size, int) or block_size < 1:
+        if not is_whole(block_size) or block_size < 1:
             raise RoseError(f"The block size must be a whole number of columns, at least 1, not {block_size!r}.")
         if not self.is_grouped:
             return
@@ -80,10 +84,12 @@ def parse_sparsity(sparsity: float | str | Pattern) -> Pattern:
         if of < 1 or keep > of:
             raise wrong
         return Pattern(ratio=1 - keep / of, keep=keep, of=of)
+    if not isinstance(sparsity, str) and not is_number(sparsity):
+        raise wrong
     try:
         text = sparsity.strip() if isinstance(sparsity, str) else sparsity
         ratio = float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
-    except (TypeError, ValueError):
+    except ValueError:
         raise wrong from None
     if not 0 <= ratio <= 1:  # also catches NaN
         raise wrong

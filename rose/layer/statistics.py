@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.given import is_number, is_whole
 
 # H is symmetric: only the panels on and above the diagonal are accumulated. Narrow panels skip more of
 # the lower half but make slimmer matrix products; 256 was the fastest of 128..576 on a two-core machine.
@@ -34,32 +35,44 @@ class InputStatistics:
         columns: number of input channels.
         tokens: number of input vectors seen.
         total_weight: sum of their weights, which is `tokens` unless some count more than others; means divide by it.
+
+    Raises:
+        RoseError: a number of columns that is none.
     """
 
     def __init__(self, columns: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        self.columns, self.dtype = columns, dtype
+        if not is_whole(columns) or columns < 1:
+            raise RoseError(f"Inputs must have a whole number of channels, at least 1, not {columns!r}.")
+        self.columns, self.dtype = int(columns), dtype
         self.tokens = 0
         self.total_weight = 0.0
         self._upper = torch.zeros(columns, columns, device=device)  # valid on and above the panel diagonal
         self._sum = torch.zeros(columns, device=device)
         self._hessian: Tensor | None = None
 
+    def __repr__(self) -> str:
+        return f"<InputStatistics of {self.columns} channels, {self.tokens} tokens>"
+
     @classmethod
     def from_hessian(cls, hessian: Tensor, tokens: int = 1) -> InputStatistics:
         """Wraps a ready (in, in) Hessian. With the default `tokens=1` it is read as the mean of x xᵀ.
 
         Raises:
-            RoseError: not a square symmetric matrix.
+            RoseError: not a square symmetric matrix of finite numbers, or no whole number of tokens above 0.
         """
+        check_tensor("H", hessian)
+        if not is_whole(tokens) or tokens < 1:
+            raise RoseError(f"A Hessian sums over a whole number of tokens, at least 1, not {tokens!r}.")
         if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1] or hessian.numel() == 0:
             raise RoseError(f"The Hessian must be a square matrix, but its shape is {tuple(hessian.shape)}.")
+        check_finite(hessian)
         if (hessian - hessian.T).abs().max() > 1e-3 * hessian.abs().max():
             raise RoseError("The Hessian must be symmetric; give all of XᵀX, not one triangle of it.")
         statistics = cls(hessian.shape[0], hessian.device)
         statistics._upper = hessian.detach().float()
         statistics._hessian = statistics._upper
         statistics._sum.fill_(float("nan"))  # a Hessian alone does not know the mean
-        statistics.tokens, statistics.total_weight = tokens, float(tokens)
+        statistics.tokens, statistics.total_weight = int(tokens), float(tokens)
         return statistics
 
     def update(self, inputs: Tensor, weight: float = 1.0) -> None:
@@ -71,8 +84,9 @@ class InputStatistics:
         Raises:
             RoseError: the last dimension is not `columns`, or a weight that is not a positive number.
         """
-        if not 0 < weight < float("inf"):
-            raise RoseError(f"The weight of inputs must be a positive number, not {weight}.")
+        check_tensor("Inputs", inputs)
+        if not is_number(weight) or not 0 < weight < float("inf"):
+            raise RoseError(f"The weight of inputs must be a positive number, not {weight!r}.")
         if self._upper is self._hessian:
             self._upper = self._upper.clone()  # of a ready Hessian, which is the caller's
         if inputs.shape[-1] != self.columns:
@@ -201,12 +215,29 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Raises RoseError unless the value is an ordinary tensor, neither sparse nor without its numbers."""
+    if not isinstance(value, Tensor):
+        raise RoseError(
+            f"{name} must be a torch tensor, not a {type(value).__name__}; torch.from_numpy makes one of an array."
+        )
+    if value.layout != torch.strided or value.is_meta:
+        raise RoseError(f"{name} must be an ordinary tensor that holds its numbers, neither sparse nor on meta.")
+
+
+def check_finite(hessian: Tensor) -> None:
+    """Raises RoseError where H holds NaN or infinity."""
+    if not is_finite(hessian):
+        raise RoseError("H holds NaN or infinity; check the calibration inputs, or load the model in float32.")
+
+
 def as_statistics(hessian: Tensor | InputStatistics, weight: Tensor) -> InputStatistics:
     """Accepts a Hessian or statistics, and checks that they fit a weight, (out, in).
 
     Raises:
-        RoseError: wrong shape, another device than the weight's, NaN or infinity, or a negative diagonal.
+        RoseError: no tensor, wrong shape, another device than the weight's, NaN or infinity, or a negative diagonal.
     """
+    check_tensor("W", weight)
     columns = weight.shape[-1] if weight.ndim else 0
     statistics = hessian if isinstance(hessian, InputStatistics) else InputStatistics.from_hessian(hessian)
     if statistics.tokens == 0:
@@ -216,8 +247,7 @@ def as_statistics(hessian: Tensor | InputStatistics, weight: Tensor) -> InputSta
     device = statistics.diagonal.device
     if device != weight.device:
         raise RoseError(f"W is on {weight.device} and H on {device}; bring both to one, such as by statistics.to(...).")
-    if not is_finite(statistics.hessian):
-        raise RoseError("H holds NaN or infinity; check the calibration inputs, or load the model in float32.")
+    check_finite(statistics.hessian)
     if (statistics.diagonal < 0).any():
         raise RoseError("H has a negative diagonal entry, so it is not XᵀX of any inputs.")
     return statistics

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rose.errors import RoseError
+from rose.given import is_whole
 from rose.layer.defaults import DAMPING
 from rose.layer.hessian import check_damping
 from rose.model.estimate.duration import estimate_cost, matmul_rate
@@ -78,8 +79,9 @@ class SlimSettings:
             raise RoseError(f"There is no allocation {self.allocation!r}; choose one of {', '.join(ALLOCATIONS)}.")
         if self.recovery is not None and self.recovery not in RECOVERIES:
             raise RoseError(f"There is no recovery {self.recovery!r}; choose one of {', '.join(RECOVERIES)}.")
-        if not isinstance(self.multiple, int) or self.multiple < 1:
+        if not is_whole(self.multiple) or self.multiple < 1:
             raise RoseError(f"Kept channels must be a multiple of at least 1, a whole number, not {self.multiple!r}.")
+        object.__setattr__(self, "multiple", int(self.multiple))  # JSON does not know NumPy's
         check_damping(self.damping)
         if chosen.select is None and (self.parts or self.allocation != "uniform" or self.recovery):
             raise RoseError(

@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -101,7 +102,7 @@ def test_semi_structured(family: str) -> None:
 def test_progress_ends_whole_and_can_stop() -> None:
     pipeline, classes = garments()
     seen: list[rose.Progress] = []
-    rose.prune_diffusion(pipeline, classes, steps=2, packages=2, progress=seen.append)
+    rose.prune_diffusion(pipeline, classes, steps=2, packages=np.int64(2), progress=seen.append)  # type: ignore[arg-type]
     assert [event.fraction for event in seen] == sorted(event.fraction for event in seen)
     assert (seen[-1].stage, seen[-1].fraction, seen[-1].layers_done) == ("done", 1.0, 12)
 
@@ -129,6 +130,7 @@ def _linear(pipeline: object) -> list[torch.nn.Linear]:
         ({"sparsity": 1.5}, "ratio"),
         ({"packages": 0}, "number of packages"),
         ({"layers": ["nothing"]}, "No prunable layer"),
+        ({"batch": True}, "at least one picture"),
         ({"batch": 0}, "at least one picture"),
         ({"sparsity": "2:4", "block_size": 6}, "block"),
         ({"bits": 4, "group": 128}, "Groups of 128 columns"),

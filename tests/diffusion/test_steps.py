@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 import rose
@@ -17,6 +18,7 @@ def test_log_decrease_is_the_papers_formula() -> None:
 def test_the_others() -> None:
     assert rose.step_weights("log_increase", 7) == rose.step_weights("log_decrease", 7)[::-1]
     assert rose.step_weights("uniform", 3) == (1.0, 1.0, 1.0)
+    assert rose.step_weights("uniform", np.int64(3)) == (1.0, 1.0, 1.0)  # type: ignore[arg-type]
     assert rose.step_weights("linear", 5) == pytest.approx([1.2, 1.1, 1.0, 0.9, 0.8])
     assert rose.step_weights([1, 2, 3], 3) == (1.0, 2.0, 3.0)
     assert all(rose.step_weights(kind, 1) == (1.0,) for kind in ("log_decrease", "linear", "uniform"))
@@ -31,6 +33,7 @@ def test_the_others() -> None:
         (["a", "b"], 2, "2 positive numbers"),
         ("uniform", 0, "from 1 to 1000"),
         ("uniform", 2.5, "from 1 to 1000"),
+        ("uniform", True, "from 1 to 1000"),
     ],
 )
 def test_bad_weights(kind: object, steps: object, says: str) -> None:

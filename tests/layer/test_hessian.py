@@ -100,10 +100,10 @@ def test_indefinite_hessian_is_an_error() -> None:
         damp(hessian)
 
 
-@pytest.mark.parametrize("damping", [-0.01, float("nan"), float("inf")])
-def test_bad_damping(damping: float) -> None:
+@pytest.mark.parametrize("damping", [-0.01, float("nan"), float("inf"), True, None, "0.01"])
+def test_bad_damping(damping: object) -> None:
     with pytest.raises(rose.RoseError, match="Damping must be a number of at least 0"):
-        damp(torch.eye(2), damping)
+        damp(torch.eye(2), damping)  # type: ignore[arg-type]
 
 
 def test_pivots_that_are_noise_are_refused_in_every_order() -> None:

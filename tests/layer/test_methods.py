@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -426,7 +428,18 @@ GOOD = {"sparsity": 0.5, "block_size": 8}
         ({"method": "dsnot", "options": {"begin": "wanda"}}, "no option 'begin'; it has start"),
         ({"method": "dsnot", "options": {"start": "ria"}}, "one of wanda, magnitude, sparsegpt"),
         ({"method": "oats", "options": {"rank_ratio": "2"}}, "rank_ratio must be a number from 0 to 1"),
-        *(({"method": "rose_admm", "options": {"effort": x}}, "effort must be a whole") for x in (0, 11, 1.5, "much")),
+        *(
+            ({"method": "rose_admm", "options": {"effort": x}}, "effort must be a whole")
+            for x in (0, 11, 1.5, "much", True, None)
+        ),
+        ({"options": 3.0}, "Options are given by name, such as {'effort': 2}, not as 3.0"),
+        ({"sparsity": True}, "ratio from 0 to 1"),
+        ({"block_size": True}, "whole number of columns, at least 1, not True"),
+        ({"damping": True}, "Damping must be a number"),
+        ({"threshold": None}, "must lie between 0 and 1, not None"),
+        ({"trace": "foo"}, "trace must be True, False or 'errors', not 'foo'"),
+        ({"trace": 3}, "trace must be True, False or 'errors', not 3"),
+        ({"sparsty": 0.5}, "no option 'sparsty' here; there are bits, .*held_out, .*sparsity, .*trace"),
     ],
 )
 def test_bad_arguments(options: dict[str, object], message: str) -> None:
@@ -462,6 +475,77 @@ def test_the_registry_takes_new_methods(monkeypatch: pytest.MonkeyPatch) -> None
     layer = make_layer()
     assert torch.equal(layer.prune(method="again").weight, layer.prune(method="sparsegpt").weight)
     assert "again" not in rose.METHODS
+
+
+def _dense(weight: Tensor, statistics: rose.InputStatistics, settings: rose.Settings) -> rose.LayerResult:
+    return rose.measured_result(weight, weight, weight.abs() < 0.5, statistics, settings, budget="layer")
+
+
+def _other_shape(*given: Any) -> rose.LayerResult:
+    found = rose.METHODS["wanda"].prune(*given)
+    return replace(found, weight=found.weight[:1])
+
+
+def _other_dtype(*given: Any) -> rose.LayerResult:
+    found = rose.METHODS["wanda"].prune(*given)
+    return replace(found, weight=found.weight.double())
+
+
+def _in_place(weight: Tensor, statistics: rose.InputStatistics, settings: rose.Settings) -> rose.LayerResult:
+    mask = weight.abs() < 0.5
+    weight[mask] = 0
+    return rose.measured_result(weight, weight, mask, statistics, settings, budget="layer")
+
+
+def _by_rows(weight: Tensor, statistics: rose.InputStatistics, settings: rose.Settings) -> rose.LayerResult:
+    return rose.prune_by_score(weight, statistics, settings, weight, budget="rows")
+
+
+def _float_mask(weight: Tensor, statistics: rose.InputStatistics, settings: rose.Settings) -> rose.LayerResult:
+    return rose.prune_by_mask(weight, statistics, settings, weight, budget="layer")
+
+
+FAULTY = [
+    (_dense, "Faulty returned weights that are not 0 where its mask is True"),
+    (_other_shape, r"Faulty returned \(1, 32\) weights of torch.float32 on cpu; they must be as W, \(6, 32\)"),
+    (_other_dtype, "Faulty returned .* weights of torch.float64"),
+    (_in_place, r"Faulty writes into W; let it change a copy, such as weight\.clone\(\)"),
+    (_by_rows, "within each row or over the layer, not by the budget 'rows'"),
+    (_float_mask, r"The mask must be bool, .* \(6, 32\), not torch.float32"),
+    (lambda *_: {}["rank"], "Faulty failed: KeyError: 'rank'"),
+    (lambda *_: None, "Faulty must return a LayerResult"),
+]
+
+
+@pytest.mark.parametrize(("prune", "message"), FAULTY)
+def test_methods_of_others_are_checked(prune: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rose.layer.methods.METHODS", dict(rose.METHODS))
+    rose.register("faulty", "Faulty", "Does something wrong.")(prune)
+    layer = make_layer()
+    before = layer.weight.clone()
+    with pytest.raises(rose.RoseError, match=message):
+        layer.prune(method="faulty")
+    assert torch.equal(layer.weight, before)
+
+
+def test_what_cannot_be_registered() -> None:
+    for name in (5, None, "two words"):
+        with pytest.raises(rose.RoseError, match=f"A method cannot be named {name!r}"):
+            rose.register(name, "X", "X.")  # type: ignore[arg-type]
+        with pytest.raises(rose.RoseError, match=f"An order cannot be named {name!r}"):
+            rose.register_order(name)  # type: ignore[arg-type]
+    with pytest.raises(rose.RoseError, match=r"The option a of x must be a rose\.Option, not 3"):
+        rose.register("x", "X", "X.", options={"a": 3})  # type: ignore[dict-item]
+
+
+def test_results_can_be_compared_and_are_short_to_print() -> None:
+    layer = make_layer()
+    first, second = layer.prune(block_size=np.int64(8)), layer.prune()
+    assert first != second
+    assert torch.equal(first.weight, second.weight)
+    assert type(first.plan.block_size) is int
+    assert repr(first).startswith("<LayerResult of rose: 6 × 32, sparsity 0.7")
+    assert len(repr(first)) < 100
 
 
 def test_registry_entries_explain_themselves() -> None:

@@ -1,6 +1,7 @@
 """Losses, relative range, and the orders drawn from them."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -290,11 +291,39 @@ def test_move_block(count: int, last: int, data: st.DataObject) -> None:
     assert torch.equal(rose.move_block(plan, moved, to, step).permutation, order.permutation)
 
 
-@pytest.mark.parametrize(("step", "to"), [(-1, 0), (0, 2), (2, 0), (0, -1)])
+@pytest.mark.parametrize(("step", "to"), [(-1, 0), (0, 2), (2, 0), (0, -1), (0.5, 1), (0, True)])
 def test_move_block_that_does_not_exist(step: int, to: int) -> None:
     plan = plan_with_block_losses([1.0, 2.0])
     with pytest.raises(rose.RoseError, match="blocks 0 to 1"):
         rose.move_block(plan, rose.make_order(plan, "natural"), step, to)
+
+
+def test_blocks_of_an_order_by_name_are_moved_too() -> None:
+    plan = plan_with_block_losses([1.0, 2.0])
+    assert rose.move_block(plan, "two_level", 0, 1).permutation.tolist() == list(range(8))
+    with pytest.raises(rose.RoseError, match=r"made from a plan of rose\.plan_order, not from a Tensor"):
+        rose.make_order(torch.rand(2, 8), "natural")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (torch.ones(5), "for each of the 8 columns"),
+        (torch.ones(2, 4), "for each of the 8 columns"),
+        (torch.ones(8) * torch.nan, "one number, not NaN"),
+        ([1.0] * 8, "A score must be a torch tensor, not a list"),
+    ],
+)
+def test_columns_are_sorted_by_a_score_of_each(score: Any, message: str) -> None:
+    with pytest.raises(rose.RoseError, match=message):
+        rose.sort_columns(plan_with_block_losses([1.0, 2.0]), score)
+
+
+def test_orders_and_plans_can_be_compared() -> None:
+    plan = plan_with_block_losses([1.0, 2.0])
+    other = plan_with_block_losses([1.0, 2.0])
+    assert plan != other
+    assert rose.make_order(plan, "natural") != rose.make_order(plan, "natural")
 
 
 def test_bad_plan_arguments() -> None:
@@ -306,9 +335,9 @@ def test_bad_plan_arguments() -> None:
         rose.plan_order(torch.tensor(1.0), hessian)
     with pytest.raises(rose.RoseError, match="W holds NaN or infinity"):
         rose.plan_order(weight.fill_(float("nan")), hessian)
-    for threshold in (-0.1, 1.1, float("nan")):
+    for threshold in (-0.1, 1.1, float("nan"), "0.5", None, True):
         with pytest.raises(rose.RoseError, match="threshold on the relative range must lie between 0 and 1"):
-            rose.plan_order(torch.rand(2, 8), hessian, threshold=threshold)
+            rose.plan_order(torch.rand(2, 8), hessian, threshold=threshold)  # type: ignore[arg-type]
     with pytest.raises(rose.RoseError, match="8 input columns but H has 9"):
         rose.plan_order(torch.rand(2, 8), torch.eye(9))
     with pytest.raises(rose.RoseError, match="plan was made from importance alone"):

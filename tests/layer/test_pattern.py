@@ -1,5 +1,6 @@
 """Sparsity patterns, and picking exactly so many of the smallest."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -23,6 +24,7 @@ from rose.layer.pattern import Pattern, parse_sparsity, smallest, smallest_per_g
         ("0:2", 1.0, 0, 2),
         ("4:4", 0.0, 4, 4),
         (Pattern(0.5, 2, 4), 0.5, 2, 4),
+        (np.float32(0.5), 0.5, 0, 0),
     ],
 )
 def test_reads(text: float | str, ratio: float, keep: int, of: int) -> None:
@@ -32,7 +34,8 @@ def test_reads(text: float | str, ratio: float, keep: int, of: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [-0.1, 1.1, float("nan"), float("inf"), "much", "", "%", "5:4", "2:0", "0:0", "-2:4", "2:4:8", ":", None]
+    "text",
+    [-0.1, 1.1, float("nan"), float("inf"), "much", "", "%", "5:4", "2:0", "0:0", "-2:4", "2:4:8", ":", None, True],
 )
 def test_refuses(text: object) -> None:
     with pytest.raises(rose.RoseError, match=r"ratio from 0 to 1 such as 0\.7, or N:M such as 2:4"):
@@ -53,7 +56,8 @@ def test_pattern_must_fit_the_layer() -> None:
         pattern.check(12, 6)
     with pytest.raises(rose.RoseError, match="try 4"):
         pattern.check(12, 2)
-    for block_size in (0, -1, 2.5, "8"):
+    pattern.check(12, np.int64(8))  # type: ignore[arg-type]
+    for block_size in (0, -1, 2.5, "8", True):
         with pytest.raises(rose.RoseError, match="block size must be a whole number"):
             parse_sparsity(0.5).check(12, block_size)  # type: ignore[arg-type]
 
@@ -91,7 +95,10 @@ def test_smallest_per_group_keeps_n_of_m(keep: int, extra: int, groups: int, see
     assert (largest_removed <= smallest_kept).all()
 
 
-@pytest.mark.parametrize("wrong", [(1.5,), (-1.0,), (float("nan"),), (0.5, 1, 4), (0.5, 3, 2), (0.5, 2), (0.5, -1, -2)])
+@pytest.mark.parametrize(
+    "wrong",
+    [(1.5,), (-1.0,), (float("nan"),), (0.5, 1, 4), (0.5, 3, 2), (0.5, 2), (0.5, -1, -2), ("0.5",), (None,), (True,)],
+)
 def test_patterns_that_contradict_themselves(wrong: tuple) -> None:
     with pytest.raises(rose.RoseError, match="is no sparsity"):
         rose.Pattern(*wrong)

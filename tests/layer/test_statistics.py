@@ -1,5 +1,8 @@
 """Streaming statistics against the plain formulas."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -78,6 +81,41 @@ def test_bad_arguments() -> None:
         hessian[1, 2] = bad
         with pytest.raises(rose.RoseError, match="NaN or infinity"):
             as_statistics(hessian, torch.zeros(3, 4))
+        with pytest.raises(rose.RoseError, match="NaN or infinity"):
+            rose.InputStatistics.from_hessian(hessian)
+    for columns in (0, -4, 4.0, True, None):
+        with pytest.raises(rose.RoseError, match="whole number of channels, at least 1, not"):
+            rose.InputStatistics(columns)  # type: ignore[arg-type]
+    for tokens in (0, -5, 2.5, True):
+        with pytest.raises(rose.RoseError, match="whole number of tokens, at least 1, not"):
+            rose.InputStatistics.from_hessian(torch.eye(4), tokens=tokens)  # type: ignore[arg-type]
+
+
+NO_TENSORS = (
+    np.eye(4, dtype=np.float32),
+    torch.eye(4).tolist(),
+    None,
+    torch.eye(4).to_sparse(),
+    torch.eye(4).to("meta"),
+)
+
+
+@pytest.mark.parametrize("other", NO_TENSORS, ids=["array", "list", "None", "sparse", "meta"])
+def test_tensors_are_asked_for(other: Any) -> None:
+    says = "must be a torch tensor, not a .*; torch.from_numpy makes one of an array|neither sparse nor on meta"
+    for wrong in (
+        lambda: rose.plan_order(other, torch.eye(4)),
+        lambda: rose.plan_order(torch.eye(4), other),
+        lambda: rose.prune_layer(other, torch.eye(4)),
+        lambda: rose.prune_layer(torch.eye(4), other),
+        lambda: rose.InputStatistics(4).update(other),
+    ):
+        with pytest.raises(rose.RoseError, match=says):
+            wrong()
+
+
+def test_statistics_are_short_to_print() -> None:
+    assert repr(rose.InputStatistics.from_hessian(torch.eye(4), 9)) == "<InputStatistics of 4 channels, 9 tokens>"
 
 
 def test_growing_leaves_a_given_hessian_alone() -> None:
@@ -94,8 +132,8 @@ def test_on_another_device() -> None:
         assert statistics.to(same) is statistics
     moved = statistics.to(torch.device("meta"))
     assert (moved.diagonal.device.type, moved.tokens) == ("meta", 1)
-    with pytest.raises(rose.RoseError, match="W is on meta and H on cpu"):
-        as_statistics(statistics, torch.zeros(3, 4, device="meta"))
+    with pytest.raises(rose.RoseError, match="W is on cpu and H on meta"):
+        as_statistics(moved, torch.zeros(3, 4))
 
 
 def test_weights_scale_what_inputs_count() -> None:
@@ -120,7 +158,7 @@ def test_weights_scale_what_inputs_count() -> None:
     assert torch.equal(again.mean, weighted.mean)
 
 
-@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf"), "1", True])
 def test_weights_must_be_positive(weight: float) -> None:
     with pytest.raises(rose.RoseError, match="positive number"):
         rose.InputStatistics(2).update(torch.ones(1, 2), weight)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -237,6 +238,10 @@ def test_prices_come_out_at_the_ratio_and_cost_least() -> None:
     assert costs["cost"] <= 1.05 * costs["uniform"]
 
 
+def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+    assert type(SlimSettings(multiple=np.int64(4)).multiple) is int  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -248,6 +253,7 @@ def test_prices_come_out_at_the_ratio_and_cost_least() -> None:
         ({"allocation": "fair"}, "There is no allocation 'fair'"),
         ({"recovery": "magic"}, "There is no recovery 'magic'"),
         ({"parts": ["neurons"]}, "Parts are heads and channels"),
+        ({"multiple": True}, "multiple of at least 1"),
         ({"multiple": 0}, "multiple of at least 1"),
         ({"damping": -1.0}, "Damping"),
         ({"method": "depth", "ratio": 0.1}, "not a whole one"),

@@ -18,7 +18,8 @@ from typing import Literal, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from rose.errors import RoseError
+from rose.errors import RoseError, failing
+from rose.given import check_keywords, check_word
 from rose.layer.defaults import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD
 from rose.layer.error import quadratic_form
 from rose.layer.grid import Grid, parse_grid
@@ -26,7 +27,7 @@ from rose.layer.hessian import check_damping
 from rose.layer.methods.options import Option, Value, complete_options
 from rose.layer.order import Order, OrderPlan, check_order_name, check_threshold
 from rose.layer.pattern import Pattern, parse_sparsity
-from rose.layer.statistics import InputStatistics, as_statistics, is_finite
+from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, is_finite
 from rose.layer.sweep import SweepTrace
 
 BUDGETS = ("block", "layer")
@@ -128,7 +129,7 @@ class SettingsOptions(BasicOptions, total=False):
     options: Mapping[str, Value] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)  # tensors have no one truth value, and are long to print
 class LayerResult:
     """The result of pruning one layer.
 
@@ -171,6 +172,11 @@ class LayerResult:
     method: str = ""
     pruning_error: float | None = None
     rounding_error: float | None = None
+
+    def __repr__(self) -> str:
+        rows, columns = self.mask.shape
+        found = f"sparsity {self.sparsity:.3g}, relative error {self.relative_error:.3g}"
+        return f"<LayerResult of {self.method}: {rows} × {columns}, {found}>"
 
     @property
     def parameters(self) -> int:
@@ -241,13 +247,16 @@ def register(
             typed on a command line.
 
     Raises:
-        RoseError: a name that is not one word.
+        RoseError: a name that is not one word, or an option that is no `Option`.
     """
-    if not name.isidentifier():
-        raise RoseError(f"A method cannot be named {name!r}; take one word of letters, digits and underscores.")
+    check_word(name, "A method")
+    options = options or {}
+    for option, value in options.items():
+        if not isinstance(value, Option):
+            raise RoseError(f"The option {option} of {name} must be a rose.Option, not {value!r}.")
 
     def add(prune: Prune) -> Prune:
-        METHODS[name] = Method(name, label, summary, prune, sweeps, options or {}, work, matrices, check, rounds)
+        METHODS[name] = Method(name, label, summary, prune, sweeps, options, work, matrices, check, rounds)
         return prune
 
     return add
@@ -288,6 +297,8 @@ def make_settings(
         check_order_name(order)
     if budget is not None and budget not in BUDGETS:
         raise RoseError(f"The budget must be one of {', '.join(BUDGETS)}, not {budget!r}.")
+    if trace not in (False, True, "errors"):
+        raise RoseError(f"The trace must be True, False or 'errors', not {trace!r}.")
     complete = complete_options(chosen.label, chosen.options, options)
     chosen.check(pattern, complete)
     grid = parse_grid(bits, group)
@@ -295,7 +306,7 @@ def make_settings(
         raise RoseError(
             f"{chosen.label} keeps a part that no grid holds, so bits do not apply to it; choose another method."
         )
-    return Settings(method, pattern, block_size, damping, threshold, order, budget, trace, complete, grid=grid)
+    return Settings(method, pattern, int(block_size), damping, threshold, order, budget, trace, complete, grid=grid)
 
 
 def prune_layer(
@@ -327,6 +338,7 @@ def prune_layer(
     Raises:
         RoseError: bad input, in one sentence.
     """
+    check_keywords(basic, {*SettingsOptions.__optional_keys__, "trace", "held_out"})
     settings = make_settings(method, order=order, budget=budget, trace=trace, options=options, **basic)
     if isinstance(held_out, Tensor):
         held_out = InputStatistics.from_hessian(held_out)
@@ -335,6 +347,7 @@ def prune_layer(
 
 def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Settings) -> LayerResult:
     """As `prune_layer`, by settings that `make_settings` has made."""
+    check_tensor("W", weight)
     if not weight.is_floating_point() or weight.itemsize < 2:  # with eight bits hardly anything can be computed
         raise RoseError(f"W must be real floating-point numbers, not {weight.dtype}; dequantize it first.")
     if weight.ndim != 2 or weight.numel() == 0:
@@ -350,12 +363,44 @@ def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Sett
     weight, statistics = weight.detach(), as_statistics(hessian, weight)
     if settings.zeros is None:
         settings = replace(settings, zeros=zeros_to_keep(weight, settings))
-    result = get_method(settings.method).prune(weight, statistics, settings)
+    result = _prune_by(get_method(settings.method), weight, statistics, settings)
     if settings.grid and result.rounding_error is None:  # a method that does not sweep, or goes on after its sweep
         result = import_module(f"{__name__}.toolkit").round_kept(weight, statistics, result, settings)
     if not is_finite(result.weight):
         raise RoseError(f"Pruned weights are too large for {weight.dtype}; load the model in bfloat16 or float32.")
     return replace(result, method=settings.method)
+
+
+def _prune_by(method: Method, weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """What the method returns; raises RoseError, naming it, where that is not what every method promises."""
+    is_ours = method.prune.__module__.startswith(__name__)
+    given = weight if is_ours else weight.clone()  # a model's own W stays whole, whatever others write into
+    with failing(method.label):
+        result = method.prune(given, statistics, settings)
+        if not isinstance(result, LayerResult):
+            raise RoseError(f"{method.label} must return a LayerResult, such as rose.measured_result makes.")
+        pruned, mask = result.weight, result.mask
+        if (pruned.shape, pruned.dtype, pruned.device) != (weight.shape, weight.dtype, weight.device):
+            raise RoseError(
+                f"{method.label} returned {tuple(pruned.shape)} weights of {pruned.dtype} on {pruned.device}; they "
+                f"must be as W, {tuple(weight.shape)} of {weight.dtype} on {weight.device}."
+            )
+        check_mask(mask, weight)
+        if result.low_rank is None and pruned.ne(0).logical_and_(mask).any():
+            raise RoseError(f"{method.label} returned weights that are not 0 where its mask is True; set them to 0.")
+        if not is_ours and not torch.equal(given, weight):
+            raise RoseError(f"{method.label} writes into W; let it change a copy, such as weight.clone().")
+    return result
+
+
+def check_mask(mask: Tensor, weight: Tensor) -> None:
+    """Raises RoseError unless the mask is bool and of W's shape."""
+    check_tensor("The mask", mask)
+    if mask.dtype != torch.bool or mask.shape != weight.shape:
+        raise RoseError(
+            f"The mask must be bool, True where a weight goes, of W's shape {tuple(weight.shape)}, not {mask.dtype} of "
+            f"{tuple(mask.shape)}."
+        )
 
 
 def zeros_to_keep(weight: Tensor, settings: Settings) -> Tensor | None:

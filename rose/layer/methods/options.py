@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rose.errors import RoseError
+from rose.given import is_number
 
 Value = float | str
 
@@ -42,9 +43,11 @@ class Option:
             f"The option {name} must be a {'whole ' if whole else ''}number from {self.low:g} to {self.high:g}, "
             f"not {value!r}."
         )
+        if not isinstance(value, str) and not is_number(value):
+            raise wrong
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except ValueError:
             raise wrong from None
         if not self.low <= number <= self.high or (whole and number != int(number)):  # NaN fails the first
             raise wrong
@@ -53,7 +56,9 @@ class Option:
 
 def complete_options(label: str, known: Mapping[str, Option], given: Mapping[str, Value] | None) -> dict[str, Value]:
     """Every known option of a method, given or by default; raises RoseError for one that it does not have."""
-    given = given or {}
+    given = {} if given is None else given
+    if not isinstance(given, Mapping):
+        raise RoseError(f"Options are given by name, such as {{'effort': 2}}, not as {given!r}.")
     unknown = [name for name in given if name not in known]
     if unknown:
         has = f"it has {', '.join(known)}" if known else "it has none"

@@ -14,7 +14,7 @@ from rose.errors import RoseError
 from rose.layer import error
 from rose.layer.hessian import FIRST_RESCUE, MAX_DAMPING, DampedHessian, damp
 from rose.layer.loss import block_sums
-from rose.layer.methods import LayerResult, Settings
+from rose.layer.methods import LayerResult, Settings, check_mask
 from rose.layer.order import Order, OrderPlan, make_order, plan_order
 from rose.layer.pattern import Pattern, smallest, smallest_per_group, smallest_per_row
 from rose.layer.rounding import plan_rounding, revise
@@ -203,7 +203,12 @@ def mask_by_score(score: Tensor, pattern: Pattern, budget: str) -> Tensor:
         score: (out, in) float, finite.
         budget: "layer" compares scores over the whole layer, "row" within each output row; under N:M either compares
             within each group.
+
+    Raises:
+        RoseError: another budget.
     """
+    if budget not in ("row", "layer"):
+        raise RoseError(f"Scores are compared within each row or over the layer, not by the budget {budget!r}.")
     if pattern.is_grouped:
         return smallest_per_group(score, pattern)
     if budget == "row":
@@ -214,7 +219,12 @@ def mask_by_score(score: Tensor, pattern: Pattern, budget: str) -> Tensor:
 def prune_by_mask(
     weight: Tensor, statistics: InputStatistics, settings: Settings, mask: Tensor, *, budget: str
 ) -> LayerResult:
-    """Sets the masked weights to zero and leaves the others as they are; see `measured_result`."""
+    """Sets the masked weights to zero and leaves the others as they are; see `measured_result`.
+
+    Raises:
+        RoseError: a mask that is not bool, or not of W's shape.
+    """
+    check_mask(mask, weight)
     return measured_result(weight, weight.masked_fill(mask, 0), mask, statistics, settings, budget=budget)
 
 

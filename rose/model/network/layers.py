@@ -59,7 +59,9 @@ class PrunableLayer:
         return stored
 
     def write(self, weight: Tensor) -> None:
-        """Replaces W, given as (out, in), in the module's own dtype and storage."""
+        """Replaces W, given as (out, in), in the module's own dtype and storage; raises RoseError for another shape."""
+        if weight.shape != self.weight.shape:  # which would be spread over the rows
+            raise RoseError(f"{self.name} holds {tuple(self.weight.shape)} weights, not {tuple(weight.shape)}.")
         self.weight.copy_(weight)
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 from rose.errors import RoseError
+from rose.given import check_keywords, is_whole
 from rose.layer.grid import Grid
 from rose.layer.methods import Settings, SettingsOptions, make_settings
 from rose.layer.target import check_target_damping
@@ -69,17 +70,18 @@ def run_settings(
     **layer: Unpack[SettingsOptions],
 ) -> RunSettings:
     """Settings of a run, as for `rose.prune_model`, complete, and checked as far as can be without a model."""
+    check_keywords(layer, RunOptions.__optional_keys__)  # no trace either: a run keeps none
     settings = make_settings(**layer)
     rule = parse_allocation(allocation)
     rule.check(settings.pattern)
     check_target(target, target_damping)
-    if not isinstance(min_expert_tokens, int) or min_expert_tokens < 1:
+    if not is_whole(min_expert_tokens) or min_expert_tokens < 1:
         raise RoseError(
             f"Experts need at least 1 token to be pruned by, not {min_expert_tokens!r}; give a whole number."
         )
     check_compute(compute)
     sequential = true_sequential or target == "dense"
-    return RunSettings(settings, rule, target, target_damping, sequential, min_expert_tokens, compute)
+    return RunSettings(settings, rule, target, target_damping, sequential, int(min_expert_tokens), compute)
 
 
 def describe_grid(grid: Grid | None) -> dict[str, Any]:

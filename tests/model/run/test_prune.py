@@ -7,6 +7,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
@@ -179,7 +180,10 @@ def test_subclasses_of_linear_are_pruned() -> None:
         ({"target_damping": 0.5}, "Only target dense has a correction"),
         ({"target": "dense", "target_damping": -1.0}, "Damping must be a number of at least 0"),
         ({"min_expert_tokens": 0}, "at least 1 token"),
-        ({"min_expert_tokens": 5}, "which experts stay dense, and no layer here is one"),
+        ({"min_expert_tokens": True}, "at least 1 token"),
+        ({"sparsty": 0.5}, "no option 'sparsty' here; there are allocation, bits, .*sparsity"),
+        ({"trace": True}, "no option 'trace' here"),
+        ({"min_expert_tokens": np.int64(5)}, "which experts stay dense, and no layer here is one"),
         ({"group": 32}, "give bits too"),
         ({"bits": 4, "group": 128}, "q_proj: Groups of 128 columns do not divide the 32 input columns"),
         ({"compute": "int8"}, "computed in one of auto, float32, bfloat16, not in 'int8'"),
@@ -193,6 +197,19 @@ def test_bad_arguments_change_nothing(options: dict[str, Any], message: str) -> 
         prune_model(model, make_tokens(), **options)
     assert not changed(model, before)
     assert_clean(model)
+
+
+def test_a_method_that_fails_is_named_with_its_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rose.layer.methods.METHODS", dict(rose.METHODS))
+    rose.register("faulty", "Faulty", "Does something wrong.")(lambda *_: {}["rank"])
+    with pytest.raises(rose.RoseError, match=r"^model\.layers\.0\..*: Faulty failed: KeyError: 'rank'\.$"):
+        prune_model(make_model("llama"), make_tokens(), method="faulty", block_size=16)
+
+
+def test_weights_of_another_shape_are_not_spread_over_a_layer() -> None:
+    layer = rose.prunable_layers(make_model("llama"))[0]
+    with pytest.raises(rose.RoseError, match=r"q_proj holds \(32, 32\) weights, not \(1, 32\)"):
+        layer.write(layer.weight[:1])
 
 
 def test_one_name_is_a_list_of_one() -> None:
