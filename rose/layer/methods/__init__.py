@@ -202,7 +202,8 @@ class Method:
         name: as typed on the command line.
         label: as shown to people.
         summary: one sentence, with the source.
-        prune: (W, statistics, settings) -> LayerResult.
+        prune: (W, statistics, settings) -> LayerResult, which is checked: W stays as it is, Ŵ has W's shape and dtype,
+            and without factors it is 0 where the mask is True.
         sweeps: whether `order` and `budget` apply.
         options: what else can be chosen, by name.
         work: running time in sweeps, for estimates; measured on 576 × 576, 1536 × 576 and 576 × 1536.
