@@ -38,6 +38,7 @@ from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.walk import check_streams
 from rose.report import finite
 from rose.verdicts import cautions
+from rose.wording import several
 
 ROTATED = " Its heads were rotated first (exact, function unchanged); it is compared with the dense ones so rotated."
 
@@ -134,7 +135,7 @@ def check_checkpoint(
     """
     if tokens is not None and dense is pruned:  # one pass could not be told from the other
         raise RoseError("A model is checked against another one; load the checkpoint and the dense model apart.")
-    networks = Network(dense), Network(pruned)
+    networks, methods = (Network(dense), Network(pruned)), several(methods)
     pairs = pair_layers(*networks)
     streams: dict[str, Tensor] = {}
     if tokens is not None:
@@ -175,7 +176,7 @@ def check_checkpoint(
         for name, verdict in _judge(found).items()
     }
     summary = _summary(found, judged) | {"gone": gone.row(), "drift": drifts, "rotated_heads": rotated}
-    summary |= whose | {"methods": list(methods) if streams else [], "tokens": 0 if tokens is None else tokens.numel()}
+    summary |= whose | {"methods": methods if streams else [], "tokens": 0 if tokens is None else tokens.numel()}
     summary["bos_token"] = None if tokens is None else networks[0].bos_in_front(tokens)
     windows = held_out if held_out is not None else tokens
     if windows is not None and not any(network.is_streamed for network in networks):

@@ -37,9 +37,9 @@ from rose.model.progress import Meter, Progress, ProgressCallback
 from rose.model.run.one_layer import prune_one
 from rose.model.run.settings import describe_grid
 from rose.model.walk.collector import statistics_of
-from rose.model.walk.dense_states import token_drift
+from rose.model.walk.dense_states import HELD_OUT, token_drift
 from rose.model.walk.forward import Boundaries
-from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
+from rose.model.walk.walk import TOKENS, BlockStatistics, check_streams, start_walk
 from rose.wording import whole
 
 UNITS = ("layers", "blocks")
@@ -89,6 +89,7 @@ def damage(
         raise RoseError(f"The units must be one of {', '.join(UNITS)}, not {units!r}.")
     network = Network(model)
     network.check_in_memory()
+    network.check_tokens(tokens)
     if held_out is None:
         kept = max(1, len(tokens) // 4)
         if len(tokens) - kept < 1:
@@ -101,7 +102,7 @@ def damage(
         check_not_shared(selected, network.layers)
         _check_restored(restore, selected)
     check_streams(network, tokens, held_out)
-    network.check_tokens(held_out, "Loss")
+    network.check_tokens(held_out, "Loss", TOKENS[HELD_OUT])
     sign = 1.0 if restore is None else -1.0
     run = _Run(network, held_out, units_of(network, selected, units), set(done), progress, sign)
     records = []
@@ -165,7 +166,7 @@ def _check_restored(restore: Mapping[str, Tensor], selected: Sequence[PrunableLa
     if before > zeros:
         raise RoseError(
             f"The dense model has {whole(before)} zeros and the one to restore {whole(zeros)}: they are the wrong way "
-            "round. Give the dense model (--model), and the pruned one to restore (--restore)."
+            "round; exchange them."
         )
 
 

@@ -113,6 +113,8 @@ def low_rank_tensors(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Tens
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The decoder blocks and their dotted name: the outermost module list that holds most linear weights; raises
     RoseError where there is none."""
+    if not isinstance(model, nn.Module):
+        raise RoseError(f"A transformers model is needed, not a {type(model).__name__}.")
     best, best_size, outer = None, 0, ""
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or (outer and name.startswith(outer)):
@@ -165,18 +167,24 @@ def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
     return layers
 
 
-def matching(every: Sequence[PrunableLayer], layers: Sequence[str] | None) -> list[PrunableLayer]:
-    """Of these layers those with these names; `*` and `?` match as in a shell; None means all.
+def matching(every: Sequence[PrunableLayer], layers: Sequence[str | PrunableLayer] | None) -> list[PrunableLayer]:
+    """Of these layers those with these names; `*` and `?` match as in a shell; a layer stands for its name; None means
+    all.
 
-    Raises RoseError for a name that matches nothing, or no name at all.
+    Raises RoseError for a name that matches nothing, no name at all, or what is no name.
     """
     if layers is None:
         return list(every)
-    if not layers:
+    if isinstance(layers, PrunableLayer) or not isinstance(layers, Iterable):
+        layers = [layers]
+    names = [one.name if isinstance(one, PrunableLayer) else one for one in several(layers)]
+    if not all(isinstance(name, str) for name in names):
+        raise RoseError(f"Layers are chosen by their names, not by {layers!r:.100}; rose.prunable_layers has them.")
+    if not names:
         raise RoseError("No layer is chosen; give at least one name, or leave the choice out for all.")
     chosen = set()
-    for pattern in several(layers):
-        matched = {layer.name for layer in every if fnmatch.fnmatchcase(layer.name, str(pattern))}
+    for pattern in names:
+        matched = {layer.name for layer in every if fnmatch.fnmatchcase(layer.name, pattern)}
         if not matched:
             raise RoseError(
                 f"No prunable layer is named {pattern!r}; names look like {every[0].name}, and * matches any part."

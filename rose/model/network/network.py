@@ -24,6 +24,7 @@ from rose.model.network.layers import (
     text_config,
 )
 from rose.model.network.residence import ATTRIBUTE, Residence, evaluating, pick_device
+from rose.wording import sentence
 
 
 class Network:
@@ -76,7 +77,7 @@ class Network:
         """The name of the model's class, for messages."""
         return type(self.model).__name__
 
-    def select(self, layers: Sequence[str] | None) -> list[PrunableLayer]:
+    def select(self, layers: Sequence[str | PrunableLayer] | None) -> list[PrunableLayer]:
         """The layers of these names, see `matching`."""
         return matching(self.layers, layers)
 
@@ -97,14 +98,15 @@ class Network:
         if self.is_streamed:
             raise RoseError("This needs the whole model in memory; load it without streaming.")
 
-    def check_tokens(self, tokens: Tensor, what: str = "") -> None:
-        """Raises RoseError unless tokens are a (samples, length) int64 tensor that the model can embed; where `what` is
-        to be told of next tokens, of at least two a sample."""
-        if not isinstance(tokens, Tensor):
-            raise RoseError("Tokens must be a tensor; rose.load_tokens gives such.")
+    def check_tokens(self, tokens: Tensor, what: str = "", name: str = "tokens") -> None:
+        """Raises RoseError unless tokens, called `name`, are a (samples, length) int64 tensor that the model can embed;
+        where `what` is to be told of next tokens, of at least two a sample."""
+        called = sentence(name)
+        if not isinstance(tokens, Tensor) or tokens.is_meta:
+            raise RoseError(f"{called} must be a tensor with values; rose.load_tokens gives such.")
         if tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype not in (torch.int64, torch.int32):
             raise RoseError(
-                f"Tokens must be whole numbers of shape (samples, length), not {tokens.dtype} of "
+                f"{called} must be whole numbers of shape (samples, length), not {tokens.dtype} of "
                 f"{tuple(tokens.shape)}; rose.load_tokens gives such."
             )
         vocabulary = self.config.vocab_size

@@ -29,7 +29,7 @@ def evaluating(module: nn.Module, device: torch.device | None = None) -> Iterato
 
     Behind each of its decoder blocks, and each expert that is a module, stands a `stop_point`.
     """
-    home, was_training = next(module.parameters()).device, module.training
+    home, modes = next(module.parameters()).device, {one: one.training for one in module.modules()}
     module.eval()
     if device is not None:
         module.to(device)
@@ -38,7 +38,8 @@ def evaluating(module: nn.Module, device: torch.device | None = None) -> Iterato
         with hooked([part.register_forward_hook(_behind) for part in parts] if is_stoppable() else []):
             yield
     finally:
-        module.train(was_training)
+        for one, was_training in modes.items():  # who trains may keep some modules out of it
+            one.training = was_training
         if device is not None:
             module.to(home)
 

@@ -6,7 +6,8 @@ Every layer is calibrated on the outputs of the already pruned blocks below it, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -251,23 +252,30 @@ def analyze_model(
     progress: ProgressCallback | None = None,
     seen: Callable[[PrunableLayer, InputStatistics, LayerRecord], None] | None = None,
     **basic: Unpack[BasicOptions],
-) -> Iterator[LayerRecord]:
+) -> Generator[LayerRecord, None, None]:
     """Prunes every chosen layer by each method on the dense model's inputs; yields records as decoder blocks are done.
 
     The model is not changed, so all layers and methods are measured on the same inputs. Arguments as for
-    `prune_model`; one record per layer and method.
+    `prune_model`, checked at once; one record per layer and method. Who ends the loop early and keeps the iterator
+    calls its `close()`, as for `visit_blocks`.
 
     `seen` is called with every layer that was pruned, its statistics and its first record, by the process that did it.
     """
     if not methods:
         raise RoseError("No method is chosen; name at least one.")
     settings = [make_settings(method, **basic) for method in dict.fromkeys(several(methods))]
-    workers = Workers.here()
-    for block in visit_blocks(model, tokens, layers=layers, held_out=held_out, compute=compute, progress=progress):
-        owners = workers.divide(block.layers, block.calibration)
-        for records in workers.exchange(owners, partial(_measure_all, block, settings, seen)):
-            yield from records
-        block.let_go()
+    blocks = visit_blocks(model, tokens, layers=layers, held_out=held_out, compute=compute, progress=progress)
+
+    def analyze() -> Generator[LayerRecord, None, None]:
+        workers = Workers.here()
+        with closing(blocks):
+            for block in blocks:
+                owners = workers.divide(block.layers, block.calibration)
+                for records in workers.exchange(owners, partial(_measure_all, block, settings, seen)):
+                    yield from records
+                block.let_go()
+
+    return analyze()
 
 
 def _measure_all(

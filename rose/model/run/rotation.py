@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Unpack
@@ -72,7 +72,7 @@ def rotate_heads(
     model: nn.Module,
     tokens: Tensor,
     *,
-    by: Sequence[Settings] = (),
+    by: Settings | Sequence[Settings] = (),
     layers: Sequence[str] | None = None,
     basis: str = "learned",
     held_out: Tensor | None = None,
@@ -110,11 +110,13 @@ def rotate_heads(
         RoseError: bad input, or a family in which nothing can be rotated: weights with a norm, a gate or a mixture of
             heads between values and output projection, or layers that are not known.
     """
-    if not all(isinstance(each, Settings) for each in by):
+    by = [by] if isinstance(by, Settings) else by
+    if not (isinstance(by, Iterable) and all(isinstance(each, Settings) for each in by)):
         raise RoseError("Several methods judge by their settings, see by; one is named by method.")
     network = Network(model)
     settings, judged = by or [make_settings(**judge)], bool(by) or "method" in judge
     check_basis(basis)
+    network.check_tokens(tokens)
     network.residence.overlay(leave, (), None)  # refuses a streamed model that was pruned
     workers = Workers.here()
     if judged and held_out is None and len(tokens) >= 2 * workers.count:

@@ -224,9 +224,9 @@ class Tuner:
         check_pair(task.model, task.dense, by_text_alone=task.unpruned and settings.loss == "ce")
         for network in (self.network, self.dense):
             network.check_in_memory()
-            for windows in (tokens, held_out):
-                if windows is not None:
-                    network.check_tokens(windows, "The loss of next tokens")
+            network.check_tokens(tokens, "The loss of next tokens")
+            if held_out is not None:
+                network.check_tokens(held_out, "The loss of next tokens", "held-out tokens")
         if settings.batch < self.workers.count:
             raise RoseError(f"A batch of {settings.batch} cannot be divided over {self.workers.count} processes.")
         self.dtype = self.network.dtype

@@ -5,7 +5,7 @@ Only one decoder block is on the device at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,6 +31,7 @@ from rose.model.walk.storage import Storage
 from rose.model.walk.targets import BlockTargets
 from rose.model.workers import Workers
 
+TOKENS = {"calibration": "tokens", HELD_OUT: "held-out tokens"}  # what those of a stream are called
 TRACED_TOKENS = 8  # enough to see which layers write into the residual stream
 
 
@@ -233,9 +234,9 @@ class Walk:
 
 def check_streams(network: Network, tokens: Tensor, held_out: Tensor | None) -> dict[str, Tensor]:
     """This process's part of the tokens, by stream; raises RoseError for tokens that do not fit the model."""
-    streams = {"calibration": tokens} | ({} if held_out is None else {"held_out": held_out})
-    for samples in streams.values():
-        network.check_tokens(samples)
+    streams = {"calibration": tokens} | ({} if held_out is None else {HELD_OUT: held_out})
+    for stream, samples in streams.items():
+        network.check_tokens(samples, name=TOKENS[stream])
     workers = Workers.here()
     return {stream: workers.my_samples(samples, stream.replace("_", "-")) for stream, samples in streams.items()}
 
@@ -292,16 +293,23 @@ def visit_blocks(
     held_out: Tensor | None = None,
     compute: str = "float32",
     progress: ProgressCallback | None = None,
-) -> Iterator[BlockStatistics]:
+) -> Generator[BlockStatistics, None, None]:
     """Statistics of the dense model's layers, one decoder block after another; the model is not changed.
 
     Memory holds one decoder block's statistics at a time, so that any number of layers can be analyzed.
-    Arguments as for `prune_model`.
+    Arguments as for `prune_model`; they are checked at once, and the work begins with the first block asked for.
+
+    Between two blocks the one just given is on the device and in evaluation mode. A loop that ends early and keeps the
+    iterator calls its `close()`, which puts that block back.
     """
     network = Network(model)
     streams, selected = check_streams(network, tokens, held_out), network.select(layers)
     precision = Workers.here().from_first(partial(Precision.of, compute, network.dtype, network.device))
-    yield from start_walk(network, streams, selected, progress, precision=precision).visit_dense()
+
+    def visit() -> Generator[BlockStatistics, None, None]:
+        yield from start_walk(network, streams, selected, progress, precision=precision).visit_dense()
+
+    return visit()
 
 
 def collect_statistics(
@@ -321,9 +329,10 @@ def collect_statistics(
     Raises:
         RoseError: an unknown layer, or tokens that do not fit the model.
     """
+    blocks = visit_blocks(model, tokens, layers=layers, progress=progress)  # which checks the model
     home = next(model.parameters()).device  # where the weights will be found afterwards
     found: dict[str, InputStatistics] = {}
-    for block in visit_blocks(model, tokens, layers=layers, progress=progress):
+    for block in blocks:
         found.update(block.to(home if home.type != "meta" else torch.device("cpu")).calibration)
     return found
 

@@ -338,6 +338,11 @@ def test_models_of_other_shapes_are_refused(dense: nn.Module) -> None:
         check_checkpoint(dense, shorter)
 
 
+def test_one_method_may_be_named_by_itself(dense: nn.Module, pruned: nn.Module, tokens: Tensor) -> None:
+    found = check_checkpoint(dense, pruned, tokens[:2], methods="magnitude")
+    assert found.summary["methods"] == ["magnitude"]
+
+
 def test_a_model_is_not_checked_against_itself() -> None:
     dense = make_model("llama")
     with pytest.raises(rose.RoseError, match="load the checkpoint and the dense model apart"):

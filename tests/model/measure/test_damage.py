@@ -242,6 +242,10 @@ def test_tokens_that_cannot_be_measured_are_refused() -> None:
         visit(model, held_out=WINDOWS[:, :1])
     with pytest.raises(rose.RoseError, match="outside the model's vocabulary"):
         visit(model, held_out=WINDOWS + VOCABULARY)
+    with pytest.raises(rose.RoseError, match=r"^Tokens must be whole numbers .* of \(8,\)"):
+        rose.damage(model, torch.zeros(8, dtype=torch.long))
+    with pytest.raises(rose.RoseError, match=r"^Held-out tokens must be whole numbers .* of \(0, 8\)"):
+        rose.damage(model, TOKENS, held_out=torch.zeros(0, 8, dtype=torch.long))
     with pytest.raises(rose.RoseError, match="XLM"):
         visit(make_model("xlm"))
 

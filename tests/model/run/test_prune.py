@@ -19,6 +19,7 @@ import rose
 from rose.layer.error import relative_error
 from rose.layer.grid import find_grid
 from rose.layer.hessian import DampedHessian, damp
+from rose.layer.methods import make_settings
 from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
 from rose.model.network.residence import pick_device
@@ -102,6 +103,13 @@ def test_only_the_chosen_layers_change(patterns: list[str] | str, expected: set[
     assert set(rose.collect_statistics(model, make_tokens(), layers=patterns)) == expected
 
 
+def test_layers_stand_for_their_names() -> None:
+    network = Network(make_model("llama"))
+    first, second = network.layers[:2]
+    assert network.select([second, first.name]) == network.select([first, second]) == [first, second]
+    assert network.select(second) == [second]
+
+
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
@@ -173,7 +181,8 @@ def test_subclasses_of_linear_are_pruned() -> None:
     [
         ({"method": "nonsense"}, "no method named 'nonsense'"),
         ({"method": rose.METHODS["wanda"]}, "A method is chosen by its name, such as"),
-        ({"layers": [3]}, "No prunable layer is named 3"),
+        ({"layers": [3]}, r"Layers are chosen by their names, not by \[3\]; rose.prunable_layers has them"),
+        ({"layers": 3}, "Layers are chosen by their names, not by"),
         ({"damping": "0.01"}, "Damping must be a number of at least 0, such as 0.01, not '0.01'"),
         ({"sparsity": "2:5", "block_size": 125}, "divisible by 5, but this layer has 32"),
         ({"target": "sense"}, "The target must be one of dense, layer"),
@@ -187,7 +196,7 @@ def test_subclasses_of_linear_are_pruned() -> None:
         ({"group": 32}, "give bits too"),
         ({"bits": 4, "group": 128}, "q_proj: Groups of 128 columns do not divide the 32 input columns"),
         ({"compute": "int8"}, "computed in one of auto, float32, bfloat16, not in 'int8'"),
-        ({"held_out": torch.zeros(4, dtype=torch.long)}, "whole numbers of shape"),
+        ({"held_out": torch.zeros(4, dtype=torch.long)}, "Held-out tokens must be whole numbers of shape"),
     ],
 )
 def test_bad_arguments_change_nothing(options: dict[str, Any], message: str) -> None:
@@ -217,9 +226,12 @@ def test_one_name_is_a_list_of_one() -> None:
     found = {record.method for record in rose.analyze_model(model, make_tokens(), methods="rose", **more)}
     assert found == {"rose"}
     with pytest.raises(rose.RoseError, match="No method is chosen"):
-        list(rose.analyze_model(model, make_tokens(), methods=[]))
-    with pytest.raises(rose.RoseError, match="Several methods judge by their settings"):
-        rose.rotate_heads(model, make_tokens(), by="rose")
+        rose.analyze_model(model, make_tokens(), methods=[])
+    for by in ("rose", 5):
+        with pytest.raises(rose.RoseError, match="Several methods judge by their settings"):
+            rose.rotate_heads(model, make_tokens(), by=by)
+    judge = make_settings("wanda", block_size=16)
+    assert rose.rotate_heads(model, make_tokens(), by=judge, basis="random")["error"].notna().all()
     assert check_parts(model, "heads") == ("heads",)
 
 
@@ -231,14 +243,26 @@ def test_one_name_is_a_list_of_one() -> None:
         (torch.zeros(2, 4), r"whole numbers .* not torch.float32"),
         (torch.full((2, 4), VOCABULARY), f"Token {VOCABULARY} is outside the model's vocabulary of {VOCABULARY}"),
         (torch.tensor([[3, -100]]), "Token -100 is outside the model's vocabulary"),
+        (None, "Tokens must be a tensor with values"),
+        (torch.zeros(2, 4, dtype=torch.long, device="meta"), "Tokens must be a tensor with values"),
         (torch.zeros(1, 65, dtype=torch.long), "65 tokens are longer than the model's 64 positions"),
     ],
 )
 def test_tokens_that_do_not_fit(tokens: Tensor, message: str) -> None:
     model = make_model("llama")
-    for call in (rose.prune_model, rose.collect_statistics, rose.perplexity):
+    calls = (rose.prune_model, rose.collect_statistics, rose.perplexity, rose.damage, rose.rotate_heads)
+    # Iterators are refused when they are made, before anything asks for the first item.
+    for call in (*calls, rose.visit_blocks, rose.analyze_model):
         with pytest.raises(rose.RoseError, match=message):
             call(model, tokens)
+
+
+def test_what_is_no_model_is_told() -> None:
+    for call in (rose.prune_model, rose.collect_statistics, rose.perplexity, rose.visit_blocks):
+        with pytest.raises(rose.RoseError, match="A transformers model is needed, with its configuration, not a str"):
+            call("smollm2-135m", make_tokens())
+    with pytest.raises(rose.RoseError, match="A transformers model is needed, not a str"):
+        rose.prunable_layers("smollm2-135m")
 
 
 def test_broken_weights_and_inputs_name_their_layer() -> None:
@@ -524,13 +548,25 @@ def test_factors_go_before_a_block_runs_again(run: Any, monkeypatch: pytest.Monk
     assert len(made) == 2 * 4  # q, k, v; o; gate, up; down
 
 
-def test_leaving_a_visit_early_cleans_up() -> None:
+@pytest.mark.parametrize("begin", [rose.visit_blocks, rose.analyze_model])
+def test_leaving_a_visit_early_cleans_up(begin: Any) -> None:
     model = make_model("llama").train()
-    visit: Any = rose.visit_blocks(model, make_tokens())
+    visit = begin(model, make_tokens())
     assert next(visit).block_index == 0
     visit.close()
     assert_clean(model)
     assert all(module.training for module in model.modules())
+
+
+def test_every_module_keeps_its_mode() -> None:
+    """Who trains a model may keep some of its modules in evaluation mode."""
+    model = make_model("llama").train()
+    frozen = {model.model.norm, *model.model.layers[1].mlp.modules()}
+    for module in frozen:
+        module.eval()
+    prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
+    rose.perplexity(model, make_tokens())
+    assert {module for module in model.modules() if not module.training} == frozen
 
 
 class Moves:
