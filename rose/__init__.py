@@ -40,6 +40,8 @@ from rose.report import LayerRecord, RunReport
 from rose.structured.methods import STRUCTURED
 from rose.structured.slimming import prune_structured
 
+__version__ = "0.1.0"  # pyproject.toml reads it here
+
 __all__ = [
     "METHODS",
     "RECOMMENDED",
@@ -102,3 +104,8 @@ __all__ = [
     "tune_model",
     "visit_blocks",
 ]
+
+
+def __dir__() -> list[str]:
+    """What completion offers: the public interface, without modules that imports have left."""
+    return [*__all__, "__version__"]

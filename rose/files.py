@@ -32,14 +32,21 @@ def expand(name: str | Path) -> Path:
     return Path(os.path.expanduser(name))
 
 
+def as_text(name: str | Path) -> str:
+    """A name or a path as text; raises RoseError for what is neither."""
+    if not isinstance(name, (str, os.PathLike)):
+        raise RoseError(f"A name or a path must be a text or a Path, not {name!r:.100}; give such.")
+    return os.fspath(name)
+
+
 def reachable(name: str | Path) -> Path:
     """The expanded path of what may be there or not.
 
     Raises:
-        RoseError: the system cannot tell: a name that no file can have, or a folder that is closed to this user; or a
-            link on the way leads nowhere, through which nothing can be written either.
+        RoseError: it is neither text nor path; the system cannot tell: a name that no file can have, or a folder that
+            is closed to this user; or a link on the way leads nowhere, through which nothing can be written either.
     """
-    path = expand(name)
+    path = expand(as_text(name))
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError) as problem:

@@ -26,9 +26,11 @@ def check_output(folder: str | Path) -> None:
     """Makes sure, before long work, that a checkpoint can be written here.
 
     Raises:
-        RoseError: not an empty or new folder, or not writable.
+        RoseError: no name, not an empty or new folder, or not writable.
     """
     path = reachable(folder)
+    if folder == "":
+        raise RoseError("The output folder has no name; give one.")
     try:
         if path.exists() and (not path.is_dir() or any(not _is_partial(one) for one in path.iterdir())):
             raise RoseError(f"{folder} already exists and is not an empty folder; choose another output folder.")

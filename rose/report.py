@@ -15,7 +15,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, ge
 import pandas as pd
 
 from rose.errors import RoseError
-from rose.files import check_small, write_atomically
+from rose.files import check_small, reachable, write_atomically
+from rose.output import check_folder
 from rose.verdicts import caution_column, cautions
 
 Record = TypeVar("Record")
@@ -94,7 +95,7 @@ class LayerRecord:
     rounding_error: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tables have no == that is one truth
 class RunReport:
     """A run over a model.
 
@@ -209,8 +210,25 @@ class RunReport:
         except (ValueError, KeyError, TypeError, RecursionError) as problem:
             raise RoseError(f"{name} is not a report written by rose ({problem!s:.100}); choose another.") from problem
 
+    @classmethod
+    def load(cls, path: str | Path) -> RunReport:
+        """Reads what `save` wrote: a report.json, or the one in a folder.
+
+        Raises:
+            RoseError: it is not there, cannot be looked up, or is not a report.
+        """
+        place = reachable(path)
+        place = place / "report.json" if place.is_dir() else place
+        check_small(place)
+        return cls.from_json(place.read_text(encoding="utf-8", errors="replace"), str(place))
+
     def save(self, folder: str | Path) -> None:
-        """Writes report.json, layers.csv and layers.parquet into a folder, each whole or not at all."""
+        """Writes report.json, layers.csv and layers.parquet into a folder, each whole or not at all.
+
+        Raises:
+            RoseError: it is a file, or not writable.
+        """
+        check_folder(folder)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "report.json", self.to_json().encode())
@@ -220,11 +238,7 @@ class RunReport:
 
 def report_beside(folder: Path) -> RunReport | None:
     """The report.json in the folder of a model; None where there is none. Raises RoseError for another program's."""
-    path = folder / "report.json"
-    if not path.is_file():
-        return None
-    check_small(path)
-    return RunReport.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    return RunReport.load(folder) if (folder / "report.json").is_file() else None
 
 
 def with_cautions(layers: pd.DataFrame) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import rose
 from rose import cli
 from rose.commands import app
 
@@ -65,6 +66,11 @@ def test_the_wheel_has_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> 
         "rose_explorer/app/icon.svg",
         "rose_explorer/app/study/example.safetensors",
     }
+
+
+def test_its_version_is_that_of_the_program(wheel: zipfile.ZipFile) -> None:
+    assert message_from_string(text_of(wheel, "METADATA"))["Version"] == rose.__version__
+    assert sorted({*rose.__all__, "__version__"}) == dir(rose)
 
 
 def test_its_requirements_are_those_of_the_files(wheel: zipfile.ZipFile) -> None:

@@ -64,9 +64,11 @@ def test_saved_files_round_trip(report: rose.RunReport, tmp_path: Path) -> None:
     text = (tmp_path / "run" / "report.json").read_text()
     assert text == report.to_json()
     json.loads(text, parse_constant=pytest.fail)  # no NaN, which other programs do not read
-    again = rose.RunReport.from_json(text)
-    assert again.summary == report.summary
-    assert_same(again.layers, report.layers)
+    load = rose.RunReport.load
+    for again in (rose.RunReport.from_json(text), load(tmp_path / "run"), load(f"{tmp_path}/run/report.json")):
+        assert again.summary == report.summary
+        assert_same(again.layers, report.layers)
+        assert again != report  # and no error, as tables would make of it
     assert_same(pd.read_parquet(tmp_path / "run" / "layers.parquet"), report.layers)
     table = pd.read_csv(tmp_path / "run" / "layers.csv", float_precision="round_trip")
     assert_same(table.drop(columns="cautions"), report.layers)
@@ -135,6 +137,14 @@ def test_table_has_its_columns_even_when_empty() -> None:
     assert table.columns.tolist() == [field.name for field in dataclasses.fields(LayerRecord)]
     assert len(table) == 0
     assert math.isnan(records_table([record(held_out_error=None)])["held_out_error"][0])
+
+
+def test_places_of_no_report(report: rose.RunReport, tmp_path: Path) -> None:
+    with pytest.raises(rose.RoseError, match=r"There is no file .*report\.json; check the path"):
+        rose.RunReport.load(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(rose.RoseError, match=r"Nothing can be written to .*file"):
+        report.save(tmp_path / "file")
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,8 @@ def evaluate_diffusion(
 
 def check_pictures(pictures: int) -> None:
     """Raises RoseError where these are too few for the Fréchet distance."""
-    if pictures < LEAST_PICTURES:
-        raise RoseError(f"The Fréchet distance needs at least {LEAST_PICTURES} pictures, not {pictures}.")
+    if not isinstance(pictures, int) or pictures < LEAST_PICTURES:
+        raise RoseError(f"The Fréchet distance needs at least {LEAST_PICTURES} pictures, not {pictures!r}.")
 
 
 def evaluation_trajectory(

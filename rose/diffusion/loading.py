@@ -15,7 +15,7 @@ from rose.diffusion.denoiser import denoiser_of
 from rose.diffusion.garments import FOLDER
 from rose.diffusion.parts import read_reshaped
 from rose.errors import RoseError, is_out_of_memory
-from rose.files import reachable
+from rose.files import as_text, reachable
 from rose.model.load.low_rank import write_low_rank
 from rose.model.load.models import parse_dtype
 from rose.model.load.soundness import check_finite
@@ -26,7 +26,7 @@ PACKAGED = "garments"
 OWN_CLASS = "GarmentPipeline"  # what a saved pipeline's index calls the packaged model's
 
 
-def load_diffusion(name: str = PACKAGED, *, dtype: str | torch.dtype = "float32") -> Any:
+def load_diffusion(name: str | Path = PACKAGED, *, dtype: str | torch.dtype = "float32") -> Any:
     """Loads a diffusion pipeline, on the CPU, with its denoiser in evaluation mode.
 
     Args:
@@ -43,7 +43,8 @@ def load_diffusion(name: str = PACKAGED, *, dtype: str | torch.dtype = "float32"
             no network, or a pipeline without a transformer or UNet.
     """
     check_installed()
-    wanted = parse_dtype(dtype)
+    wanted, name = parse_dtype(dtype), as_text(name)
+    _check_name(name)
     with _quiet():
         pipeline = _load_packaged(wanted) if name == PACKAGED else _load(name, wanted)
     pipeline.set_progress_bar_config(disable=True)  # callers draw their own
@@ -86,6 +87,14 @@ def _load_packaged(dtype: torch.dtype) -> Any:
     return GarmentPipeline(transformer, DDIMScheduler.from_pretrained(FOLDER))
 
 
+def _check_name(name: str) -> None:
+    """Raises RoseError, before diffusers is imported, for what is neither the packaged one, nor there, nor an id."""
+    if name == PACKAGED or reachable(name).exists():
+        return
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise RoseError(f"There is no folder {name}; give a pipeline's folder, a Hub id owner/model, or {PACKAGED}.")
+
+
 def _load(name: str, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
@@ -93,8 +102,6 @@ def _load(name: str, dtype: torch.dtype) -> Any:
 
     folder = reachable(name)
     is_local = folder.exists()
-    if not is_local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise RoseError(f"There is no folder {name}; give a pipeline's folder, a Hub id owner/model, or {PACKAGED}.")
     is_own = is_local and _read_index(folder).get("_class_name") == OWN_CLASS
     kind: Any = GarmentPipeline if is_own else DiffusionPipeline
     try:

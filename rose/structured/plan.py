@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ class SlimSettings:
     def __post_init__(self) -> None:
         chosen = structured_method(self.method)
         check_target(self.target, self.target_damping)
-        if isinstance(self.ratio, str) or not 0 < self.ratio < 1:
+        if not isinstance(self.ratio, Real) or not 0 < self.ratio < 1:
             raise RoseError(f"The ratio must be above 0 and below 1, such as 0.2, not {self.ratio!r}.")
         if self.allocation not in ALLOCATIONS:
             raise RoseError(f"There is no allocation {self.allocation!r}; choose one of {', '.join(ALLOCATIONS)}.")

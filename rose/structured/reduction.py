@@ -131,7 +131,7 @@ def check_zeros(layer: PrunableLayer, recovery: str, target: str = "layer") -> N
     if SPARSE < zeros < 1:
         raise RoseError(
             f"{layer.name} is pruned, and recovery exact and target dense would fill its zeros "
-            f"({percent(zeros, 0)} of its weights); slim the dense model and prune what is left (--prune), or choose "
+            f"({percent(zeros, 0)} of its weights); slim the dense model and prune what is left, or choose "
             "recovery linear, bias or none."
         )
 

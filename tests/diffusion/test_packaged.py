@@ -109,6 +109,11 @@ def test_pictures_of_two_models_come_into_one_file(pruned: Path, tmp_path: Path,
     assert Image.open(path).size == (10 * 30 * 4, 4 * 30 * 4)  # ten of both models, and two
 
 
+def test_pictures_are_a_number() -> None:
+    with pytest.raises(rose.RoseError, match="at least 65 pictures, not '200'"):
+        check_pictures("200")
+
+
 def test_scores_from_the_command_line(pruned: Path, tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "scores.json"
     command = ["diffuse", "evaluate", "--model", str(pruned), "--count", "65", "--steps", "2", "--output", str(path)]

@@ -262,6 +262,7 @@ def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
         ({"multiple": 56}, "no smaller multiple of 56"),
         ({"multiple": "8"}, "a whole number, not '8'"),
         ({"ratio": "0.2"}, "The ratio must be above 0"),
+        ({"ratio": None}, "The ratio must be above 0"),
         ({"ratio": 0.95, "allocation": "cost"}, "do not hold that much"),
         ({"ratio": 0.9, "allocation": "similarity"}, "do not hold that much"),
         ({"ratio": 0.0001, "allocation": "cost"}, "At this ratio nothing would go"),

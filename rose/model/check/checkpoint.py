@@ -43,7 +43,7 @@ from rose.wording import several
 ROTATED = " Its heads were rotated first (exact, function unchanged); it is compared with the dense ones so rotated."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CheckpointCheck:
     """What was found in a checkpoint.
 

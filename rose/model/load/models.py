@@ -30,7 +30,7 @@ from transformers import (
 from transformers.utils import logging
 
 from rose.errors import Cancelled, RoseError, is_out_of_memory
-from rose.files import reachable
+from rose.files import as_text, reachable
 from rose.interrupt import stop_point
 from rose.model.load import compressed
 from rose.model.load.download import stoppable_bars
@@ -95,14 +95,14 @@ class _Source:
 
 
 def load_model(
-    name: str,
+    name: str | Path,
     *,
     dtype: str | torch.dtype = STORED,
     trust_remote_code: bool = False,
     stream: bool = False,
     scratch: str | Path | None = None,
     finite: bool = True,
-    tokenizer: str | None = None,
+    tokenizer: str | Path | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer, on the CPU, in evaluation mode.
 
@@ -125,6 +125,7 @@ def load_model(
             finite or that the configuration does not name, not enough memory, or a repository that wants remote code.
     """
     check_dtype(dtype)
+    name = as_text(name)
     source = _locate(name)
     options = {"trust_remote_code": trust_remote_code, **source.options}
     with _explained(name, source), _quiet():
@@ -133,7 +134,7 @@ def load_model(
         if stream and _builder(config):
             raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
         # First, as weights may take minutes.
-        words = _load_tokenizer(tokenizer or name, trust_remote_code)
+        words = _load_tokenizer(as_text(tokenizer or name), trust_remote_code)
         if stream:
             model = build_streamed(
                 config, _safetensors_folder(name, source), wanted, trust_remote_code, scratch, finite
@@ -229,7 +230,7 @@ def _builder(config: Any) -> Callable[[Any, Path | None, torch.dtype], PreTraine
 def _safetensors_folder(name: str, source: _Source) -> Path:
     """The folder with a model's safetensors files; those of the Hub are downloaded first."""
     if "gguf_file" in source.options:
-        raise RoseError(f"{name} is a GGUF file, which cannot be streamed; leave --stream out.")
+        raise RoseError(f"{name} is a GGUF file, which cannot be streamed; load it whole.")
     if source.is_local:
         return Path(source.location)
     wanted = ["*.safetensors", "*.json", "*.py"]
@@ -399,8 +400,8 @@ def _explained(name: str, source: _Source) -> Iterator[None]:
         text = " ".join(str(problem).split())
         if "trust_remote_code" in text:
             raise RoseError(
-                f"{name} wants to run Python code from its repository; if you trust it, ask for it by name "
-                "(--trust-remote-code), or choose another model."
+                f"{name} wants to run Python code from its repository; if you trust it, allow that by "
+                "trust-remote-code, or choose another model."
             ) from problem
         if "weights_only" in text:  # torch's advice is to load it all the same
             raise RoseError(

@@ -139,8 +139,8 @@ def text_file(source: str) -> Path | None:
     """The file that a source is; None where it has a name. Raises RoseError for what is neither, or not there."""
     if source in SOURCES:
         return None
-    path = reachable(source)
-    if path.suffix.lower() not in (".txt", ".jsonl"):
+    path = reachable(source) if isinstance(source, (str, Path)) else None
+    if path is None or path.suffix.lower() not in (".txt", ".jsonl"):
         raise RoseError(f"Unknown text {source!r}; give one of {', '.join(SOURCES)}, or a .txt or .jsonl file.")
     if not path.is_file():
         raise RoseError(f"There is no file {path}; check the path.")
@@ -173,10 +173,12 @@ def first_token(tokenizer: PreTrainedTokenizerBase, bos: str = "auto") -> int | 
             "never".
 
     Raises:
-        RoseError: another choice, or "always" where the tokenizer has no BOS token.
+        RoseError: another choice, no tokenizer, or "always" where the tokenizer has no BOS token.
     """
     if bos not in BOS:
         raise RoseError(f"bos must be one of {', '.join(BOS)}, not {bos!r}.")
+    if not hasattr(tokenizer, "bos_token_id"):
+        raise RoseError(f"The model's tokenizer is needed, as load_model returns it, not a {type(tokenizer).__name__}.")
     token = tokenizer.bos_token_id
     if bos == "never":
         return None

@@ -27,7 +27,7 @@ CLEAR = 2.0  # standard errors above 0 from which a damage is taken for real
 GAP = 0.3  # a layer is an outlier where the rank of its damage is above that of its error by this share of all
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DamageReport:
     """What a measurement of damage has found.
 

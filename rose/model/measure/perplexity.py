@@ -33,7 +33,8 @@ def perplexity(
         model: a transformers causal language model; moved to the device and back.
         tokens: (windows, length) int64, as from `load_tokens(..., seed=None)`.
         compute: as for `prune_model`; float32 unless asked otherwise, because this is a measurement.
-        progress: called with the share done, 0 to 1, after each decoder block; may raise to stop.
+        progress: called with the share done, 0 to 1, after each decoder block; not with a `Progress`, as a measurement
+            has no stages. May raise to stop.
 
     Raises:
         RoseError: tokens that do not fit the model, or windows in which there is nothing to predict.

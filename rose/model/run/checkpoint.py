@@ -269,6 +269,8 @@ def open_checkpoint(
 def claimed(folder: str | Path, run: Callable[[], Mapping[str, Any]]) -> Iterator[tuple[Path, Workers]]:
     """A folder that is this run's alone while this lasts, new or begun by the same run; see `open_checkpoint`."""
     path, workers = reachable(folder), Workers.here()
+    if path.is_file():
+        raise RoseError(f"{path} is a file, and a checkpoint is a folder; name one.")
     lock = FileLock(path / "lock")
     try:
         workers.from_first(partial(_begin, path, lock, run))
@@ -328,7 +330,7 @@ def _difference(name: str, run: Mapping[str, Any], before: Mapping[str, Any]) ->
         return f"the {name.replace('_', '-')} differ"
     was, now = before.get(name), run.get(name)
     if name in ("compute", "products"):
-        return f"matrix products were computed in {was} there and are in {now} now (--compute {was} asks for that)"
+        return f"matrix products were computed in {was} there and are in {now} now (compute {was} asks for that)"
     return f"{name.replace('_', ' ')} was {was} there and is {now} now"
 
 
@@ -367,7 +369,7 @@ def describe_inputs(network: Network, tokens: Tensor, held_out: Tensor | None) -
     return {
         "rotated_heads": rotated and rotated["basis"],
         "bos_token": network.bos_in_front(tokens),
-        "tokens": digest({"tokens": tokens}),
-        "held_out": None if held_out is None else digest({"tokens": held_out}),
+        "tokens": digest({"tokens": tokens.long()}),  # int32 ones are the same tokens
+        "held_out": None if held_out is None else digest({"tokens": held_out.long()}),
         "model": network.residence.fingerprint(),
     }

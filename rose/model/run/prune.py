@@ -53,8 +53,8 @@ def prune_model(
 
     Args:
         model: a transformers causal language model. Changed in place, layer after layer: a run that is stopped
-            by its callback leaves the layers done so far pruned, each of them whole. One that `load_model` streams
-            is changed when it is saved or read again.
+            by its callback leaves the layers done so far pruned, each of them whole; a note on the exception counts
+            them. One that `load_model` streams is changed when it is saved or read again.
         tokens: calibration tokens, (samples, length) int64.
         layers: names to prune, `*` allowed; None means every prunable layer.
         held_out: further tokens, (samples, length), on which each layer's error and the drift of the residual stream
@@ -67,24 +67,24 @@ def prune_model(
 
     Keyword arguments besides:
         method, sparsity, block_size, damping, threshold, bits, group, order, budget, options: see `rose.prune_layer`.
-        allocation: "uniform", the same ratio in every layer; "owl", by the outliers of each decoder block, which
-            costs one more pass over the dense model; "sensitivity", by the curvature of the loss, which costs two
-            backward passes over 512 tokens of 16 samples. "sensitivity:0.05" spreads densities by α = 0.05 up and
-            down, not 0.1. "damage:FOLDER", by what `rose damage` has measured there. The whole comes out at the asked
-            ratio. See `rose.model.run.allocation`.
-        target: "dense", what the dense model puts out there: each layer is corrected for what the pruned layers before
-            it have lost, and then pruned. "layer", what the layer's own weight makes of the pruned inputs, as in the
-            papers. See `rose.layer.target`.
+        allocation: "uniform" (the default), the same ratio in every layer; "owl", by the outliers of each decoder
+            block, which costs one more pass over the dense model; "sensitivity", by the curvature of the loss, which
+            costs two backward passes over 512 tokens of 16 samples. "sensitivity:0.05" spreads densities by α = 0.05
+            up and down, not 0.1. "damage:FOLDER", by what `rose damage` has measured there. The whole comes out at the
+            asked ratio. See `rose.model.run.allocation`.
+        target: "dense" (the default), what the dense model puts out there: each layer is corrected for what the pruned
+            layers before it have lost, and then pruned. "layer", what the layer's own weight makes of the pruned
+            inputs, as in the papers. See `rose.layer.target`.
         target_damping: μ of that correction, relative to the mean of diag(H); None chooses it by the numbers of tokens
             and of decoder blocks to prune, see `rose.layer.target.target_damping`.
         true_sequential: calibrate each layer on the pruned layers before it in its own decoder block too (GPTQ's mode
-            of that name); target "dense" always does. One pass for each decoder block instead of two, for more memory;
-            see `rose.model.walk.sequential`.
-        min_expert_tokens: experts that fewer calibration tokens are routed to stay dense; those without any always do.
-            Others of few tokens get a larger damping, see `rose.layer.hessian.sampling_damping`.
-        compute: format in which forward passes, gaps to dense targets and ADMM multiply matrices: "auto", bfloat16
-            where the processor has instructions for it, "float32", the papers' way, which gives the same on every
-            machine, or "bfloat16". H and sweeps are always float32. See `rose.model.network.precision`.
+            of that name), off by default; target "dense" always does. One pass for each decoder block instead of two,
+            for more memory; see `rose.model.walk.sequential`.
+        min_expert_tokens: experts that fewer calibration tokens are routed to stay dense, by default none; those
+            without any always do. Others of few tokens get a larger damping, see `rose.layer.hessian.sampling_damping`.
+        compute: format in which forward passes, gaps to dense targets and ADMM multiply matrices: "auto" (the default),
+            bfloat16 where the processor has instructions for it, "float32", the papers' way, which gives the same on
+            every machine, or "bfloat16". H and sweeps are always float32. See `rose.model.network.precision`.
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per layer.
@@ -142,15 +142,19 @@ def prune_by(
         )  # fmt: skip
         pruning = _Pruning(run, patterns, walk)
         done: list[LayerRecord] = []
-        for block in visit_sequentially(walk) if run.sequential else walk.visit(propagate_again=True):
-            done += pruning.prune(block)
-            layers_of_block = walk.by_block[block.block_index]
-            if len(done) == len(layers_of_block):
-                names = [layer.name for layer in layers_of_block]
-                done.sort(key=lambda record: names.index(record.layer))
-                kept.add(block.block_index, layers_of_block, done, kept.seconds + time.perf_counter() - start)
-                records += done
-                done = []
+        try:
+            for block in visit_sequentially(walk) if run.sequential else walk.visit(propagate_again=True):
+                done += pruning.prune(block)
+                layers_of_block = walk.by_block[block.block_index]
+                if len(done) == len(layers_of_block):
+                    names = [layer.name for layer in layers_of_block]
+                    done.sort(key=lambda record: names.index(record.layer))
+                    kept.add(block.block_index, layers_of_block, done, kept.seconds + time.perf_counter() - start)
+                    records += done
+                    done = []
+        except BaseException as problem:
+            problem.add_note(f"{walk.meter.layers_done} of {len(selected)} layers of the model were pruned by then.")
+            raise
         kept.finish()
     walk.meter.tell("done", walk.last, 1.0)
     experts = {layer.name for layer in selected if layer.is_expert}

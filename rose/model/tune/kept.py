@@ -66,14 +66,14 @@ def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, u
         if grid := _grid_to_leave(layer.weight.float(), was.weight.float() if was else None):
             raise RoseError(
                 f"The weights of {layer.name} lie on a grid of {grid.levels} values, which tuning would leave; tune "
-                "the model first and round it then (rose prune --sparsity 0 --bits 4), which keeps its zeros."
+                "the model first and round it then (prune with sparsity 0 and bits 4), which keeps its zeros."
             )
     if unpruned or count_parameters(network.model) < count_parameters(dense.model):
         return
     if not any(float(one.frozen.float().mean()) >= PRUNED for one in trained):
         raise RoseError(
             "The model has neither zeros nor fewer weights than the dense one, so there is nothing to recover; give a "
-            "pruned one, or ask for it (--unpruned)."
+            "pruned one, or choose unpruned."
         )
 
 

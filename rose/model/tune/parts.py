@@ -118,12 +118,12 @@ def divided(network: Network, layers: Sequence[str] | None, parts: int) -> list[
     """Names of the layers to tune, in so many parts of whole decoder blocks, in the model's order.
 
     Raises:
-        RoseError: fewer decoder blocks than parts.
+        RoseError: fewer decoder blocks than parts, or no whole number of them.
     """
     selected = network.select(layers)
     blocks = sorted({layer.block_index for layer in selected})
-    if not 1 <= parts <= len(blocks):
-        raise RoseError(f"{len(blocks)} decoder blocks cannot be tuned in {parts} parts; choose 1 to {len(blocks)}.")
+    if not (isinstance(parts, int) and 1 <= parts <= len(blocks)):
+        raise RoseError(f"{len(blocks)} decoder blocks cannot be tuned in {parts!r} parts; choose 1 to {len(blocks)}.")
     place = {block: index * parts // len(blocks) for index, block in enumerate(blocks)}
     return [[layer.name for layer in selected if place[layer.block_index] == part] for part in range(parts)]
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.files import DamagedFile, digest, explained, read_tensors, write_tensors
 from rose.model.estimate.tuning import TOGETHER, tuning_memory
+from rose.model.load.tokens import check_seed
 from rose.model.network.identity import check_same_model, embedding_norms
 from rose.model.network.layers import count_parameters, count_zeros, text_config
 from rose.model.network.network import Network
@@ -88,8 +90,11 @@ class TuneSettings:
             raise RoseError("Give minutes or epochs, not both: each says when tuning ends.")
         for name in ("minutes", "epochs", "rate", "batch"):
             value = getattr(self, name)
-            if value is not None and not (0 < value < math.inf):
-                raise RoseError(f"{name.capitalize()} must be above 0, not {value}.")
+            if value is not None and not (isinstance(value, Real) and 0 < value < math.inf):
+                raise RoseError(f"{name.capitalize()} must be a number above 0, not {value!r}.")
+        if not isinstance(self.batch, Integral):
+            raise RoseError(f"A batch is a whole number of windows, not {self.batch!r}; choose one, such as {BATCH}.")
+        check_seed(self.seed)
         check_compute(self.compute)
 
 
@@ -123,7 +128,7 @@ class TuningProgress(Progress):
     curve: tuple[Look, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TuneReport:
     """What tuning has done.
 
@@ -181,7 +186,7 @@ def check_pair(model: nn.Module, dense: nn.Module, *, by_text_alone: bool = Fals
     if zeros >= PRUNED * weights and before >= zeros:
         raise RoseError(
             "The dense model is as sparse as the one to tune; give the model it was pruned from, or train on the text "
-            "alone (--loss ce --unpruned)."
+            "alone, with loss ce and unpruned."
         )
 
 
@@ -204,7 +209,7 @@ def check_memory(
     if network.device.type == "cpu" and needed > free:
         raise RoseError(
             f"Tuning takes about {needed / 1e9:.1f} GB besides both models, and {max(0, free) / 1e9:.1f} GB are free; "
-            "tune decoder blocks in more parts (rose tune --parts), shorter windows, or on a larger machine."
+            "tune decoder blocks in more parts, shorter windows, or on a larger machine."
         )
 
 
@@ -275,7 +280,9 @@ class Tuner:
 
     def _describe(self) -> dict[str, Any]:
         facts = asdict(self.settings)
-        given = {"tokens": self.tokens} | ({} if self.held_out is None else {"held_out": self.held_out})
+        given = {"tokens": self.tokens.long()}
+        if self.held_out is not None:
+            given["held_out"] = self.held_out.long()
         names = [one.name for one in self.trained]
         model, dense = self.network.residence.fingerprint(), self.dense.residence.fingerprint()
         return {
@@ -432,8 +439,8 @@ class _Loop:
         loss = self._gradient(tuner.step)
         if not math.isfinite(loss):
             raise RoseError(
-                f"The loss of step {tuner.step + 1} is {loss}; choose a smaller rate than {tuner.rate:g} "
-                "(--rate). The best weights before are kept."
+                f"The loss of step {tuner.step + 1} is {loss}; choose a smaller rate than {tuner.rate:g}. The best "
+                "weights before are kept."
             )
         self.optimizer.step()
         self.optimizer.zero_grad()

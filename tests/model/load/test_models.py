@@ -163,6 +163,18 @@ def test_unknown_dtype(dtype: Any, saved: Path) -> None:
     refused(saved, "dtype must be one of auto, float32, bfloat16, float16, not", dtype=dtype)
 
 
+def test_a_path_names_a_model_and_nothing_else_but_text_does(saved: Path) -> None:
+    model = rose.load_model(saved, tokenizer=saved)[0]
+    assert torch.equal(logits(model), logits(rose.load_model(str(saved))[0]))
+    for name in (None, 5):
+        with pytest.raises(rose.RoseError, match=f"must be a text or a Path, not {name}"):
+            rose.load_model(name)
+        with pytest.raises(rose.RoseError, match=f"must be a text or a Path, not {name}"):
+            rose.load_diffusion(name)
+    with pytest.raises(rose.RoseError, match="There is no folder nowhere"):
+        rose.load_diffusion(Path("nowhere"))
+
+
 def test_skeleton_has_the_layers_but_no_weights(saved: Path) -> None:
     skeleton, (model, _) = load_skeleton(str(saved)), rose.load_model(str(saved))
     found = {layer.name: layer.weight.shape for layer in rose.prunable_layers(skeleton)}
@@ -297,7 +309,7 @@ def test_repository_that_wants_remote_code(checkpoint: Path) -> None:
         model_type="custom",
         auto_map={"AutoConfig": "custom.Config", "AutoModelForCausalLM": "custom.Model"},
     )
-    refused(checkpoint, r"wants to run Python code from its repository; .*--trust-remote-code")
+    refused(checkpoint, r"wants to run Python code from its repository; .*by trust-remote-code")
     assert not ran.exists()
 
 
@@ -427,6 +439,13 @@ def test_saving_refuses_a_folder_in_use(tmp_path: Path, tokenizer: PreTrainedTok
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "precious"]
     with pytest.raises(rose.RoseError, match="already exists and is not an empty folder"):
         rose.save_model(make_model("llama"), tokenizer, tmp_path / "out" / "precious")
+
+
+def test_saving_needs_the_name_of_a_folder(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(rose.RoseError, match="The output folder has no name; give one"):
+        rose.save_model(make_model("llama"), tokenizer, "")
+    with pytest.raises(rose.RoseError, match="must be a text or a Path, not None"):
+        rose.save_model(make_model("llama"), tokenizer, None)
 
 
 def test_saving_into_new_and_empty_folders(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

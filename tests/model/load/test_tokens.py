@@ -158,6 +158,12 @@ def test_windows_after_a_beginning_do_not_overlap(text: str) -> None:
         rose.load_tokens(text, beginning_tokenizer("[BOS] $A"), samples=11, length=101, seed=None)
 
 
+def test_what_is_no_tokenizer_is_told() -> None:
+    for tokenizer in (None, "smollm2-135m"):
+        with pytest.raises(rose.RoseError, match=f"tokenizer is needed, .* not a {type(tokenizer).__name__}"):
+            rose.load_tokens("packaged", tokenizer, samples=1, length=10)
+
+
 def test_bad_beginnings(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(rose.RoseError, match="tokenizer has no beginning-of-sequence token; choose"):
         rose.load_tokens(text, tokenizer, samples=1, length=10, bos="always")
@@ -224,8 +230,8 @@ def test_unreadable_files(tmp_path: Path) -> None:
             load_text(str(path))
 
 
-@pytest.mark.parametrize("source", ["wikitext3", "", "text.pdf", "/tmp/x"])
-def test_unknown_sources(source: str) -> None:
+@pytest.mark.parametrize("source", ["wikitext3", "", "text.pdf", "/tmp/x", None, 5])
+def test_unknown_sources(source: Any) -> None:
     with pytest.raises(rose.RoseError, match=r"Unknown text .*give one of wikitext2, c4, ptb, packaged, or a \.txt"):
         load_text(source)
 

@@ -195,7 +195,7 @@ def test_damaged_descriptions_are_refused(tmp_path: Path) -> None:
         ({"held_out": make_tokens(2, seed=3)}, "the held-out differ"),
         ({"target": "layer"}, "target was dense there and is layer now"),
         ({"bits": 4, "group": "row"}, "bits"),
-        ({"compute": "bfloat16"}, r"computed in float32 there and are in bfloat16 now \(--compute float32 asks"),
+        ({"compute": "bfloat16"}, r"computed in float32 there and are in bfloat16 now \(compute float32 asks"),
     ],
 )
 def test_other_settings_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -227,6 +227,12 @@ def test_other_tokens_and_models_are_refused(tmp_path: Path) -> None:
         model.model.norm.weight[3] += 1
     with pytest.raises(rose.RoseError, match=r"the model's weights differ .*loaded dense"):
         rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **OPTIONS)
+
+
+def test_tokens_may_come_in_another_whole_number_type(tmp_path: Path) -> None:
+    interrupt(tmp_path)
+    report = rose.prune_model(make_model("gemma3"), make_tokens().int(), checkpoint=tmp_path, **OPTIONS)
+    assert len(report.layers) == len(rose.prunable_layers(make_model("gemma3")))
 
 
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
@@ -284,8 +290,10 @@ def test_a_disk_too_full_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(rose.model.run.prune, "start_walk", None)  # no work may begin
-    with pytest.raises(rose.RoseError, match="cannot be written"):
+    with pytest.raises(rose.RoseError, match="file is a file, and a checkpoint is a folder"):
         run(tmp_path / "file")
+    with pytest.raises(rose.RoseError, match="must be a text or a Path, not 5"):
+        run(5)
     with pytest.raises(rose.RoseError, match="cannot be written"):
         run(tmp_path / "file" / "below")
 

@@ -283,8 +283,9 @@ def test_blocks_in_parts_recover_too_each_from_where_the_one_before_has_ended(tm
 
 def test_more_parts_than_decoder_blocks_are_refused():
     dense, model = pruned_pair()
-    with pytest.raises(rose.RoseError, match="cannot be tuned in 9 parts"):
-        rose.tune_model(model, dense, TOKENS, **FAST, parts=9)
+    for parts in (9, "2"):
+        with pytest.raises(rose.RoseError, match=f"cannot be tuned in {parts!r} parts"):
+            rose.tune_model(model, dense, TOKENS, **FAST, parts=parts)
 
 
 def test_the_divergence_has_the_gradient_that_autograd_finds():
@@ -302,7 +303,12 @@ def test_the_divergence_has_the_gradient_that_autograd_finds():
     ("change", "said"),
     [
         ({"minutes": 1.0, "epochs": 1.0}, "not both"),
-        ({"rate": 0.0}, "Rate must be above 0"),
+        ({"rate": 0.0}, "Rate must be a number above 0"),
+        ({"rate": "0.1"}, "Rate must be a number above 0, not '0.1'"),
+        ({"minutes": "5", "epochs": None}, "Minutes must be a number above 0, not '5'"),
+        ({"batch": 1.5}, "A batch is a whole number of windows, not 1.5"),
+        ({"seed": "x"}, "A seed must be a whole number"),
+        ({"seed": 1.5}, "A seed must be a whole number"),
         ({"loss": "mse"}, "one of kl, ce"),
         ({"held_out": make_tokens().float()}, "whole numbers"),
     ],
