@@ -16,7 +16,7 @@ import rose
 from rose import cli
 from rose.diffusion import loading
 from rose.diffusion.denoiser import denoiser_of
-from rose.diffusion.evaluation import classes_in_turn, frechet_distance
+from rose.diffusion.evaluation import check_pictures, classes_in_turn, frechet_distance
 from rose.diffusion.garments import FOLDER, load_classifier, load_references
 from tests.diffusion.pipelines import dit
 

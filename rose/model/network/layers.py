@@ -15,7 +15,6 @@ from rose.errors import RoseError
 from rose.layer.grid import Grid, coarsest_grid
 from rose.layer.pattern import Pattern
 from rose.model.network.experts import ExpertLinear, expert_layers, is_experts, routers
-from rose.wording import several
 
 LowRank = tuple[Tensor, Tensor]
 LOW_RANK = "rose_low_rank"  # of a module
@@ -175,9 +174,9 @@ def matching(every: Sequence[PrunableLayer], layers: Sequence[str | PrunableLaye
     """
     if layers is None:
         return list(every)
-    if isinstance(layers, PrunableLayer) or not isinstance(layers, Iterable):
-        layers = [layers]
-    names = [one.name if isinstance(one, PrunableLayer) else one for one in several(layers)]
+    is_one = isinstance(layers, (str, PrunableLayer)) or not isinstance(layers, Iterable)
+    given: Any = [layers] if is_one else layers
+    names = [one.name if isinstance(one, PrunableLayer) else one for one in given]
     if not all(isinstance(name, str) for name in names):
         raise RoseError(f"Layers are chosen by their names, not by {layers!r:.100}; rose.prunable_layers has them.")
     if not names:

@@ -90,7 +90,7 @@ class TuneSettings:
             raise RoseError("Give minutes or epochs, not both: each says when tuning ends.")
         for name in ("minutes", "epochs", "rate", "batch"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, Real) and 0 < value < math.inf):
+            if value is not None and not (isinstance(value, Real) and 0 < float(value) < math.inf):
                 raise RoseError(f"{name.capitalize()} must be a number above 0, not {value!r}.")
         if not isinstance(self.batch, Integral):
             raise RoseError(f"A batch is a whole number of windows, not {self.batch!r}; choose one, such as {BATCH}.")
