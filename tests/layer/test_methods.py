@@ -61,12 +61,12 @@ def test_exact_counts(method: str, layer: Layer, ratio: float, block_size: int) 
     assert result.budget == BUDGET.get(method, "block") or method == "measured"
     if result.budget == "block":
         assert [int(block.sum()) for block in blocks_of(result)] == [
-            round(ratio * rows * width) for width in result.order.widths
+            round(ratio * (rows * width)) for width in result.order.widths
         ]
     elif result.budget == "row":
         assert result.mask.sum(1).tolist() == [round(ratio * columns)] * rows
     else:
-        assert removed == round(ratio * rows * columns)
+        assert removed == round(ratio * (rows * columns))
 
 
 @pytest.mark.parametrize("order", ORDERS)
