@@ -163,7 +163,7 @@ def changes(start: Any, model: Any) -> Iterator[dict[str, Any]]:
 def by_block(model: Any, dense: Any, windows: Tensor) -> pd.DataFrame:
     """Drift after each decoder block, and what the loss gains where the block alone is restored, in nats a token."""
     states = (states_of(one, windows) for one in (model, dense))
-    drift = [float(token_drift(own - wanted, wanted).mean()) for own, wanted in zip(*states, strict=True)]
+    drift = [float(token_drift(own, wanted).mean()) for own, wanted in zip(*states, strict=True)]
     found = rose.damage(model, windows, held_out=windows, units="blocks", restore=dense_weights(dense, model)).units
     return pd.DataFrame({"drift": drift, "damage": found["damage"]})
 

@@ -60,7 +60,8 @@ class BlockInputs:
         modules: of the dense model and of the other one.
         pairs: its layers.
         inputs: by stream ("calibration", "held_out") and layer; without experts, whose tokens differ by model.
-        drift: mean over held-out tokens, or those of calibration where there are none; None without tokens.
+        drift: of the residual stream after it, the mean of ‖h_p − h_d‖²/‖h_d‖² over held-out tokens, or those of
+            calibration where there are none, a share; None without tokens.
         aligned: where heads were rotated before pruning; the dense block and its layers are then its own copies.
     """
 
@@ -131,7 +132,7 @@ def walk_both(
                         reading.end_batch()
                         for known, output in zip(states[stream], outputs, strict=True):
                             known[batch] = output.to(before.device)
-                        drifts.append(token_drift(outputs[1] - outputs[0], outputs[0]).flatten())
+                        drifts.append(token_drift(outputs[1], outputs[0]))
                         tick(index, (batch + 1) / len(states[stream][0]))
                     found.inputs[stream] = reading.result()
                     found.drift = float(torch.cat(drifts).mean())  # of the last stream, which is held out if any is

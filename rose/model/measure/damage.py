@@ -294,8 +294,7 @@ class _Run:
         drifts: list[Tensor] = []
 
         def watch(batch: int, hidden: Tensor) -> None:
-            dense = self.boundaries.outputs[index][batch].to(hidden.device).double()
-            drifts.append(token_drift(hidden.double() - dense, dense).cpu())
+            drifts.append(token_drift(hidden, self.boundaries.outputs[index][batch].to(hidden.device)).cpu())
 
         with _written(changes):
             if unit.name == WHOLE:

@@ -43,11 +43,12 @@ class BlockDrift:
     arisen: float
 
 
-def token_drift(change: Tensor, dense: Tensor) -> Tensor:
-    """‖Δh‖²/‖h_d‖² of each token, (tokens,); those whose h_d is zero, as padding may have, are left out. Both arguments
-    are (..., hidden)."""
-    length = dense.square().sum(-1)
-    return (change.square().sum(-1) / length)[length > 0]
+def token_drift(one: Tensor, other: Tensor, dense: Tensor | None = None) -> Tensor:
+    """‖Δh‖²/‖h_d‖² of each token for Δh = one − other, (tokens,) float64; tokens whose h_d is zero, as padding may
+    have, are left out. All are (..., hidden); `dense` is h_d, by itself the other one."""
+    other = other.double()  # squares overflow in float16, and sums lose digits in bfloat16
+    length = (other if dense is None else dense.double()).square().sum(-1)
+    return ((one.double() - other).square().sum(-1) / length)[length > 0]
 
 
 @dataclass
@@ -109,7 +110,7 @@ class DenseStreams:
         pruned = output.double()
         dense = self.activations.read(HELD_OUT, batch).to(pruned)
         passed = self.activations.read(PASSED_ON, batch).to(pruned)
-        found = [token_drift(one - other, dense) for one, other in ((pruned, dense), (passed, dense), (pruned, passed))]
+        found = [token_drift(pruned, dense), token_drift(passed, dense), token_drift(pruned, passed, dense)]
         tokens = torch.tensor(float(found[0].numel()), dtype=torch.float64, device=pruned.device)
         self._sums += torch.stack([*(each.sum() for each in found), tokens]).cpu()
 

@@ -15,6 +15,7 @@ from rose.layer.target import corrected_weight, target_damping
 from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
 from rose.model.network.residual import find_writers
+from rose.model.walk.dense_states import token_drift
 from rose.model.walk.forward import check_blocks, record_inputs, run_block
 from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.targets import _inverse_slope
@@ -248,6 +249,15 @@ def test_gaps_behind_decoder_blocks_that_lose_nothing() -> None:
                 return
             layer.write(rose.prune_layer(layer.weight, block.calibration[layer.name], **OPTIONS).weight)
     pytest.fail("the layer was not visited")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_drift_of_formats_of_16_bits_is_computed_in_double(dtype: torch.dtype) -> None:
+    """Squares of 300 are infinite in float16, and bfloat16 has three digits."""
+    dense = torch.full((2, 3, 64), 300.0, dtype=dtype)
+    pruned = dense + torch.linspace(0.1, 40, 64).to(dtype)
+    exact = (pruned.double() - dense.double()).square().sum(-1) / dense.double().square().sum(-1)
+    torch.testing.assert_close(token_drift(pruned, dense), exact.flatten())
 
 
 def test_tokens_without_a_hidden_state_are_left_out_of_drift() -> None:
