@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -204,6 +204,7 @@ class Result:
         value: NaN where it was not measured; the mean over draws, where there are several.
         losses: of each window in nats a token, as from `window_losses`; () where they were not kept.
         draws: value by calibration seed.
+        drawn_losses: those losses by calibration seed, of which `losses` are the means; {} where they were not kept.
         setup: see there.
         amount: what was asked for, such as the sparsity: results of different amounts are not ranked.
         seconds: of pruning, and of tuning where `is_tuned`; NaN where it is not known.
@@ -220,6 +221,16 @@ class Result:
     seconds: float = math.nan
     target: str = ""
     is_tuned: bool = False
+    drawn_losses: Mapping[Any, tuple[float, ...]] = field(default_factory=dict)
+
+    def over(self, draws: Sequence[Any]) -> Result:
+        """The same over some of its draws; as it is without any, and over all of them."""
+        if not self.draws or len(draws) == len(self.draws):
+            return self
+        values = {seed: self.draws[seed] for seed in draws}
+        losses = {seed: self.drawn_losses[seed] for seed in draws if seed in self.drawn_losses}
+        value, mean = float(np.mean([*values.values()])), mean_losses(losses)
+        return replace(self, value=value, losses=mean, draws=values, drawn_losses=losses)
 
     def is_same(self, other: Result) -> bool:
         """Whether both are the same model by all that was measured, such as ROSE and SparseGPT where no layer is
@@ -232,6 +243,19 @@ class Result:
                 return False
             mine, others = [*self.draws.values()], [other.draws[seed] for seed in self.draws]
         return np.allclose(mine, others, rtol=SAME, atol=0)
+
+
+def mean_losses(drawn: Mapping[Any, Sequence[float]]) -> tuple[float, ...]:
+    """The mean loss of each window over draws; () of none."""
+    return tuple(np.mean([*drawn.values()], axis=0).tolist()) if drawn else ()
+
+
+def _over_shared_draws(results: Sequence[Result]) -> list[Result]:
+    """Each over the calibration draws that all have, for means over others are of other texts; [] where none is shared.
+    Results without draws are as they are."""
+    drawn = [one.draws for one in results if one.draws]
+    shared = [seed for seed in drawn[0] if all(seed in draws for draws in drawn)] if drawn else []
+    return [one.over(shared) for one in results] if shared or not drawn else []
 
 
 @dataclass(frozen=True)
@@ -252,17 +276,22 @@ class Verdict:
 
 
 def compare(one: Result, other: Result) -> Verdict:
-    """Which of two results is better: that of all paired intervals there are, over windows and over draws."""
+    """Which of two results is better: that of all paired intervals there are, over windows and over draws, both of the
+    calibration draws that the two share."""
     if reason := one.setup.differs(other.setup):
         return Verdict("not comparable", reason=f"they differ in {reason}")
     if math.isnan(one.value) or math.isnan(other.value):
         return Verdict("not comparable", reason="one of them has no number")
+    shared = _over_shared_draws([one, other])
+    if not shared:
+        return Verdict("not comparable", reason="they have no calibration draw in common")
+    one, other = shared
     if one.is_same(other):
         return Verdict("identical", reason="the same to the last digit")
     found: list[tuple[Interval, str]] = []
     if one.losses and len(one.losses) == len(other.losses):
         found.append((paired_ratio(other.losses, one.losses), count(len(one.losses), "window")))
-    seeds = [seed for seed in one.draws if seed in other.draws]
+    seeds = list(one.draws) if other.draws else []
     if len(seeds) > 1 and min(*one.draws.values(), *other.draws.values()) > 0:
         logs = ([math.log(result.draws[seed]) for seed in seeds] for result in (other, one))
         found.append((paired_ratio(*logs), count(len(seeds), "calibration draw")))
@@ -282,13 +311,16 @@ class Ranking:
     """Results of one amount, the lowest first, and the verdict on each of the others beside the lowest.
 
     Attributes:
+        results: each over the calibration draws that all of them have.
         problem: why they are not ranked, "" where they are.
+        left_out: a sentence where some have further draws, else "".
     """
 
     noun: str
     results: tuple[Result, ...]
     verdicts: tuple[Verdict, ...]
     problem: str = ""
+    left_out: str = ""
 
     def names(self, *kinds: Kind) -> list[str]:
         """Of those with such a verdict."""
@@ -335,6 +367,8 @@ class Ranking:
         end = f" Chance cannot be ruled out: {why}." if why else ""
         if known.endswith("one window, paired"):
             end = " A single window cannot tell a difference from chance; evaluate on more of them."
+        if self.left_out:
+            end += f" {self.left_out}"
         return f"Times the {self.noun} of {self.results[0].name}{how}: {'; '.join(said)}.{end}"
 
 
@@ -347,12 +381,18 @@ def rank(results: Sequence[Result], noun: str = "perplexity") -> list[Ranking]:
     found = []
     known = [result for result in results if not math.isnan(result.value)]
     for amount in dict.fromkeys(result.amount for result in known):
-        ranked = sorted((one for one in known if one.amount == amount), key=lambda one: one.value)
+        some = [one for one in known if one.amount == amount]
+        shared = _over_shared_draws(some)
+        ranked = sorted(shared or some, key=lambda one: one.value)
         verdicts = tuple(compare(ranked[0], other) for other in ranked[1:])
         # Not only against the lowest: a third may differ in something that the lowest does not say.
         apart_ = next((why for one in ranked for two in ranked if (why := one.setup.differs(two.setup))), "")
-        problem = f"{listing([one.name for one in ranked])} differ in {apart_}" if apart_ else ""
-        found.append(Ranking(noun, tuple(ranked), verdicts, problem))
+        wrong = f"differ in {apart_}" if apart_ else "" if shared else "have no calibration draw in common"
+        problem = f"{listing([one.name for one in ranked])} {wrong}" if wrong else ""
+        draws = max(len(one.draws) for one in ranked)
+        is_cut = bool(shared) and draws < max(len(one.draws) for one in some)
+        left_out = f"Compared over {count(draws, 'shared calibration draw')} only." if is_cut else ""
+        found.append(Ranking(noun, tuple(ranked), verdicts, problem, left_out))
     return found
 
 

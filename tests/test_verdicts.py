@@ -132,6 +132,30 @@ def test_draws_must_agree_with_windows() -> None:
     assert both.kind == "no clear difference"
 
 
+def test_draws_that_only_one_has_are_left_out() -> None:
+    """A mean over draws of which the other knows one alone would decide by what the texts were."""
+
+    def of(name: str, **losses: float) -> Result:
+        drawn = {seed: tuple(loss + EASY_AND_HARD - EASY_AND_HARD.mean()) for seed, loss in losses.items()}
+        draws = {seed: math.exp(loss) for seed, loss in losses.items()}
+        mean = verdicts.mean_losses(drawn)
+        return result(name, mean, value=float(np.mean([*draws.values()])), draws=draws, drawn_losses=drawn)
+
+    a, b = of("A", one=math.log(10.0), two=math.log(12.0)), of("B", one=math.log(10.1))
+    assert compare(a, b).better == compare(b, a).better == "A"
+    assert compare(a, b).ratio.value == pytest.approx(1.01)
+    (ranking,) = rank([b, a])
+    assert (ranking.best, ranking.finding) == ("A", "A has the lowest perplexity, 10.0")
+    assert ranking.caption.endswith("B: 1.010 (1.010 to 1.010). Compared over one shared calibration draw only.")
+    (ranking,) = rank([a, of("C", one=math.log(11.0), two=math.log(13.0))])
+    assert ranking.left_out == ""
+    other = of("D", three=math.log(9.0))
+    assert compare(a, other).reason == "they have no calibration draw in common"
+    (ranking,) = rank([a, other])
+    assert ranking.finding == "Not ranked: D and A have no calibration draw in common"
+    assert front([a, other]).is_on == (True, True)
+
+
 def test_without_windows_or_draws_nothing_is_decided() -> None:
     found = compare(result("A", losses=(), value=13.0), result("B", losses=(), value=14.0))
     assert (found.kind, found.better) == ("undecided", "A")

@@ -250,9 +250,9 @@ def summarize(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
 def results_of(table: pd.DataFrame, sparsity: str, column: str = "perplexity") -> list[Result]:
     """A result per method at one sparsity, with its value for every seed; none of a method of which one is not finite.
 
-    Each has the environment of its rows, and of perplexities the losses by window, means over seeds, where they were
-    kept; a method with rows of several environments has a result in each. `seconds` is the median, as a pause of the
-    machine makes single times too long.
+    Each has the environment of its rows, and of perplexities the losses by window where they were kept; a method with
+    rows of several environments has a result in each. `seconds` is the median, as a pause of the machine makes single
+    times too long.
     """
     rows = table[table["sparsity"] == sparsity]
     return [
@@ -260,7 +260,8 @@ def results_of(table: pd.DataFrame, sparsity: str, column: str = "perplexity") -
             name=str(some["method"].iloc[0]),
             method=str(some["method"].iloc[0]),
             value=float(some[column].mean()),
-            losses=_mean_losses(some) if column == "perplexity" else (),
+            losses=verdicts.mean_losses(drawn := _drawn_losses(some) if column == "perplexity" else {}),
+            drawn_losses=drawn,
             draws=dict(zip(some["seed"], some[column].astype(float), strict=True)),
             setup=Setup(environment=str(some["environment"].iloc[0]) or None if "environment" in some else None),
             amount=sparsity,
@@ -271,12 +272,10 @@ def results_of(table: pd.DataFrame, sparsity: str, column: str = "perplexity") -
     ]
 
 
-def _mean_losses(rows: pd.DataFrame) -> tuple[float, ...]:
-    """Of each window over draws; () where some were not kept."""
-    kept = [str(text).split() for text in rows.get("losses", [])]
-    if not kept or not kept[0] or len({len(one) for one in kept}) > 1:
-        return ()
-    return tuple(np.array(kept, np.float64).mean(0).tolist())
+def _drawn_losses(rows: pd.DataFrame) -> dict[Any, tuple[float, ...]]:
+    """Of each window, by draw; {} where some were not kept."""
+    kept = [tuple(map(float, str(text).split())) for text in rows.get("losses", [])]
+    return dict(zip(rows["seed"], kept, strict=True)) if len({len(one) for one in kept}) == 1 and kept[0] else {}
 
 
 def conclusions(table: pd.DataFrame) -> list[str]:
