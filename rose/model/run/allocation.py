@@ -130,7 +130,7 @@ def allocate(
         # Hutchinson's estimate may be negative, and so may a trace: the loss is not convex. The paper takes |mean|.
         sensitivities = [abs(trace) / size for trace, size in zip(traces, sizes, strict=True)]
         wanted = sensitivity_ratios(sensitivities, pattern.ratio, allocation.spread)
-    ratios = exact_ratios(wanted, sizes, pattern.ratio)
+    ratios = exact_ratios(wanted, sizes, pattern.ratio, DAMAGE_SPREAD if allocation.rule == BY_DAMAGE else 1.0)
     return {layer.name: Pattern(ratio) for layer, ratio in zip(layers, ratios, strict=True)}
 
 
@@ -240,8 +240,8 @@ def outlier_share(scores: Sequence[Tensor]) -> float:
 
 
 def owl_ratios(shares: Sequence[float], ratio: float) -> list[float]:
-    """Ratios in a band of 2λ around the target, falling with the outlier share of each layer's decoder block (OWL, Yin
-    et al. 2024, section 3.2)."""
+    """Ratios in a band 2λ wide, whose mean over layers is the target, falling with the outlier share of each layer's
+    decoder block (OWL, Yin et al. 2024, section 3.2)."""
     low, high = min(shares), max(shares)
     if high == low:
         return [ratio] * len(shares)
@@ -288,8 +288,8 @@ def damage_ratios(densities: Sequence[float], ratio: float) -> list[float]:
     """Ratios that make the sum of damages least where each grows as d·exp(g(s − ratio)) with its sparsity s.
 
     With n weights in a layer and one total of n·s, Lagrange's condition is g·d·exp(g(s − ratio)) = λn for every layer,
-    so s falls with the logarithm of damage per weight: s = const − ln(d/n)/g. Layers stay within `DAMAGE_SPREAD` of
-    the target; single damages are taken to add up, which docs/damage.md checks. Our own.
+    so s falls with the logarithm of damage per weight: s = const − ln(d/n)/g. The constant and the limits of
+    `DAMAGE_SPREAD` are for `exact_ratios`; single damages are taken to add up, which docs/damage.md checks. Our own.
 
     Args:
         densities: damage per weight, d/n, of each layer; 0 where none was measured.
@@ -300,24 +300,26 @@ def damage_ratios(densities: Sequence[float], ratio: float) -> list[float]:
         return [ratio] * len(densities)
     middle, least = sum(known) / len(known), min(known)
     logs = [math.log(density) if density > 0 else least for density in densities]
-    return [ratio - min(max((log - middle) / DAMAGE_GROWTH, -DAMAGE_SPREAD), DAMAGE_SPREAD) for log in logs]
+    return [ratio - (log - middle) / DAMAGE_GROWTH for log in logs]
 
 
-def exact_ratios(wanted: Sequence[float], sizes: Sequence[int], ratio: float) -> list[float]:
+def exact_ratios(wanted: Sequence[float], sizes: Sequence[int], ratio: float, reach: float = 1.0) -> list[float]:
     """Shifts ratios, which may lie outside 0 to 1, by one amount, so that round(ratio · total) weights go in all.
 
-    Each ratio returned is a whole number of weights over the layer's size, so a method that counts over the layer meets
-    the total exactly; one that counts per row or block rounds there, as it does anyway.
+    None is further than `reach` from the target then, up to one weight of its layer, nor outside 0 to 1. Each ratio
+    returned is a whole number of weights over the layer's size, so a method that counts over the layer meets the total
+    exactly; one that counts per row or block rounds there, as it does anyway.
     """
     if not 0 <= ratio <= 1:
         raise RoseError(f"The ratio must be a number from 0 to 1, not {ratio!r}.")
     total = round(ratio * sum(sizes))
+    least, most = max(ratio - reach, 0.0), min(ratio + reach, 1.0)
 
     def removed(shift: float) -> list[float]:
-        return [min(max(want + shift, 0.0), 1.0) * size for want, size in zip(wanted, sizes, strict=True)]
+        return [min(max(want + shift, least), most) * size for want, size in zip(wanted, sizes, strict=True)]
 
-    # What goes in all rises with the shift, from nothing to everything.
-    low, high = -max(wanted), 1 - min(wanted)
+    # What goes in all rises with the shift, from the least of every layer to the most.
+    low, high = least - max(wanted), most - min(wanted)
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(removed(middle)) < total else (low, middle)

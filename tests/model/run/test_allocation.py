@@ -89,6 +89,15 @@ def test_equal_layers_keep_what_they_want() -> None:
         exact_ratios([0.5], [10], 1.5)
 
 
+@given(layer_lists, st.floats(0, 1))
+def test_no_layer_leaves_its_limits_for_the_total(layers: list[tuple[float, int]], ratio: float) -> None:
+    """As a large layer at one limit would push all others over the other one."""
+    sizes = [size for _, size in layers]
+    ratios = exact_ratios([want for want, _ in layers], sizes, ratio, DAMAGE_SPREAD)
+    assert round(sum(r * size for r, size in zip(ratios, sizes, strict=True))) == round(ratio * sum(sizes))
+    assert all(abs(r - ratio) < DAMAGE_SPREAD + 1 / size + 1e-12 for r, size in zip(ratios, sizes, strict=True))
+
+
 def test_outlier_share() -> None:
     scores = [torch.rand(7, 9).pow(8), torch.rand(5, 9).pow(8) * 3]
     together = np.concatenate([score.numpy().ravel() for score in scores]).astype(float)
@@ -284,7 +293,8 @@ def test_damage_is_equalized_at_the_margin() -> None:
     assert max(ratios) - min(ratios) < 2 * DAMAGE_SPREAD
     assert slopes == pytest.approx([slopes[0]] * 3)
     assert damage_ratios([0.0, 0.0], 0.5) == [0.5, 0.5]
-    assert damage_ratios([1e-9, 1.0], 0.5) == pytest.approx([0.5 + DAMAGE_SPREAD, 0.5 - DAMAGE_SPREAD])
+    far = damage_ratios([1e-9, 1.0], 0.5)
+    assert exact_ratios(far, [1000, 1000], 0.5, DAMAGE_SPREAD) == [0.5 + DAMAGE_SPREAD, 0.5 - DAMAGE_SPREAD]
 
 
 @pytest.mark.parametrize("units", ["layers", "blocks"])
