@@ -24,7 +24,7 @@ from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.network.residence import evaluating, gradients_only_of
 from rose.model.network.stand_ins import hooked
-from rose.model.run.damages import DamageRecord, model_of_damages, read_damages
+from rose.model.run.damages import WHOLE, DamageRecord, model_of_damages, read_damages
 from rose.model.walk.collector import statistics_of
 from rose.model.walk.forward import no_input
 from rose.model.walk.walk import BlockStatistics
@@ -60,11 +60,18 @@ class Allocation(NamedTuple):
         return read_damages(expand(self.folder) / "rows.csv")
 
     def check(self, pattern: Pattern) -> None:
-        """Raises RoseError for damages that are not there, or where N:M leaves no room."""
+        """Raises RoseError for damages that are not there or tell little of this ratio, or where N:M leaves no room."""
         if self.rule != "uniform" and pattern.is_grouped:
             raise RoseError(f'{pattern} fixes the ratio of every layer; use a plain ratio, or allocation "uniform".')
         if self.rule == BY_DAMAGE:
-            self.damages()
+            known = [one for one in self.damages() if one.unit != WHOLE]
+            weights = sum(one.weights for one in known)
+            measured = sum(one.sparsity * one.weights for one in known) / weights if weights else pattern.ratio
+            if abs(measured - pattern.ratio) > DAMAGE_SPREAD:
+                raise RoseError(
+                    f"The damages in {self.folder} were measured at a sparsity of {measured:.2g}, which says little of "
+                    f"{pattern}; measure them within {DAMAGE_SPREAD:g} of it."
+                )
 
 
 def parse_allocation(text: str) -> Allocation:

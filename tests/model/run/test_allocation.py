@@ -325,6 +325,14 @@ def test_damages_that_are_not_there_are_told_before_any_work(tmp_path: Path) -> 
         rose.prune_model(model, some_tokens(), sparsity=0.5, block_size=8, allocation=f"damage:{tmp_path}")
 
 
+def test_damages_of_a_far_sparsity_share_nothing(tmp_path: Path) -> None:
+    known = DamageRecord("a", 0, "", 9, 0.5, 0.1, 0.1, 0.1, 0.1, 1.0, 0.1, 0.1, 0.1, 1.1, 0)
+    records_table([known], DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
+    parse_allocation(f"damage:{tmp_path}").check(Pattern(0.6))
+    with pytest.raises(rose.RoseError, match=r"measured at a sparsity of 0\.5, which says little of 0\.7"):
+        parse_allocation(f"damage:{tmp_path}").check(Pattern(0.7))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_numbers_that_are_none_share_nothing(value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
