@@ -26,6 +26,7 @@ from rose.model.network.stand_ins import hooked
 from rose.model.progress import ProgressCallback
 from rose.model.run.one_layer import prune_one, record_of
 from rose.model.run.settings import describe_grid
+from rose.model.walk.collector import statistics_of
 from rose.report import LayerRecord, RunReport
 
 SPARSITY = 0.5  # of a diffusion model, where nobody says otherwise
@@ -92,7 +93,8 @@ def prune_diffusion(
     def prune(layer: PrunableLayer, found: dict[str, InputStatistics]) -> LayerRecord:
         began = time.perf_counter()
         result = prune_one(layer, found, settings)
-        record = record_of(layer, result, time.perf_counter() - began, damping=settings.damping)
+        tokens = statistics_of(layer, found).tokens
+        record = record_of(layer, result, time.perf_counter() - began, damping=settings.damping, tokens=tokens)
         layer.write(result.weight)
         layer.keep_low_rank(result.low_rank)
         return record

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rose.layer.defaults import DAMPING
 from rose.layer.error import difference, quadratic_form
-from rose.layer.hessian import damp
+from rose.layer.hessian import DampedHessian, damp
 from rose.structured.parts import Shape
 
 LAZY = 64  # removals between two full updates of the inverse: the rest are products of matrices, not of vectors
@@ -38,6 +38,7 @@ class Problem:
         shape: the units; `width` columns each.
         with_bias: whether the projection may have a bias.
         damping: added to the diagonal of A, relative to its mean.
+        tokens: that S and μ are means over; None where nobody asks.
         sources: for scores that look at the rows that make the units: (rows, (rows, in) weights, (in,) root mean
             square of what they read). Empty where no method asks.
     """
@@ -49,7 +50,9 @@ class Problem:
     width: int
     with_bias: bool = True
     damping: float = DAMPING
+    tokens: int | None = None
     sources: tuple[tuple[Tensor, Tensor], ...] = ()
+    fine: Problem | None = None  # of a coarse one, which has the same inverse
 
     @cached_property
     def moment(self) -> Tensor:
@@ -59,14 +62,25 @@ class Problem:
     @cached_property
     def damped(self) -> Tensor:
         """A with damping, and 1 on the diagonal of columns that are always zero; (in, in)."""
-        return damp(self.moment, self.damping).matrix
+        return self._factorize().matrix
 
     @cached_property
     def inverse(self) -> Tensor:
         """P, the inverse of the damped A, (in, in)."""
-        factorized = damp(self.moment, self.damping)
-        self.__dict__["damped"] = factorized.matrix  # not to be factorized again; the factor itself is not kept
-        return torch.cholesky_inverse(factorized.lower).flip(0, 1)
+        if self.fine is not None:
+            return self.fine.inverse
+        return torch.cholesky_inverse(self._factorize().lower).flip(0, 1)
+
+    @cached_property
+    def used_damping(self) -> float:
+        """`damping`, or what it was raised to where A could not be factorized with it; once it has been tried."""
+        return self.damping
+
+    def _factorize(self) -> DampedHessian:
+        found = damp(self.moment, self.damping)
+        # Not to be factorized again; the factor itself is not kept.
+        self.__dict__.update(damped=found.matrix, used_damping=found.damping)
+        return found
 
     @cached_property
     def live_weight(self) -> Tensor:
@@ -86,7 +100,7 @@ class Problem:
 
     def coarse(self) -> Problem:
         """The same with whole groups as units."""
-        return replace(self, shape=Shape(1, self.shape.groups), width=self.width * self.shape.per_group)
+        return replace(self, shape=Shape(1, self.shape.groups), width=self.width * self.shape.per_group, fine=self)
 
     def mask(self, kept: Tensor) -> Tensor:
         """Columns of the kept units, (in,) bool; `kept`: (units,) bool."""

@@ -27,7 +27,8 @@ class PartRecord:
 
     `unrecovered_error` is that of the kept columns as they were; `target_error` and `held_out_target_error` are those
     against the dense model's output, where that was the target. `units` counts query heads or channels, `swapped` those
-    that came back in place of others.
+    that came back in place of others. `columns` of the output projection, `tokens` that they were seen on,
+    `dead_columns` and the damping are as in `rose.report.LayerRecord`; None in reports of former versions.
     """
 
     block_index: int
@@ -48,6 +49,11 @@ class PartRecord:
     seconds: float
     target_error: float | None = None
     held_out_target_error: float | None = None
+    columns: int | None = None
+    tokens: int | None = None
+    dead_columns: int | None = None
+    damping: float | None = None
+    is_damping_raised: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,5 +179,7 @@ def solve_part(
         swapped=choice.swapped,
         seconds=time.perf_counter() - began, target_error=missed[0] if missed else None,
         held_out_target_error=missed[1] if len(missed) > 1 else None,
+        columns=dense.shape[1], tokens=problem.tokens, dead_columns=int(problem.second.diagonal().eq(0).sum()),
+        damping=problem.used_damping, is_damping_raised=problem.used_damping > problem.damping,
     )  # fmt: skip
     return Solution(choice.kept, weight.cpu(), None if bias is None else bias.cpu(), record)

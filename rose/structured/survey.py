@@ -142,6 +142,7 @@ def make_problem(
         width=part.width,
         with_bias=with_bias,
         damping=damping,
+        tokens=statistics.tokens,
         sources=sources,
     )
 

@@ -55,6 +55,7 @@ def test_step_diagonals_add_up_to_the_hessians() -> None:
 def test_factors_are_saved_beside_the_sum(tmp_path: Path) -> None:
     pipeline, classes = garments()
     report = rose.prune_diffusion(pipeline, classes, steps=STEPS, method="oats", layers=[TO_Q])
+    assert report.layers["tokens"][0] == sum(len(inputs) for inputs in inputs_by_step(TO_Q))
     rose.save_diffusion(pipeline, tmp_path / "oats")
     factors = load_file(tmp_path / "oats" / "low_rank.safetensors")
     weight = denoiser_of(rose.load_diffusion(str(tmp_path / "oats"))).state_dict()[f"{TO_Q}.weight"]

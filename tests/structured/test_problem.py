@@ -53,6 +53,18 @@ def test_the_cost_of_a_set_is_the_least_error_on_tokens(with_bias: bool) -> None
     assert costs == pytest.approx([set_cost(problem, without(unit)) for unit in range(UNITS)], rel=1e-3)
 
 
+def test_a_raised_damping_is_known_whoever_factorized() -> None:
+    problem, _ = make_problem()
+    few = torch.randn(3, UNITS * WIDTH, generator=torch.Generator().manual_seed(0))
+    singular = replace(problem, second=few.T @ few, mean=few.mean(0) * 0, damping=0.0)
+    assert singular.used_damping == 0
+    found = singular.coarse().inverse
+    assert singular.used_damping > 0
+    assert found is singular.inverse
+    assert problem.inverse is not None
+    assert problem.used_damping == problem.damping
+
+
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("width", [1, WIDTH])
 def test_units_that_are_always_zero_cost_nothing_and_go_first(width: int, with_bias: bool) -> None:

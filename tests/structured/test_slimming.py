@@ -298,6 +298,17 @@ def test_a_share_far_from_what_was_asked_for_is_told() -> None:
     assert said.startswith(f"{removed:.1f} % of the decoder blocks' parameters taken out, 30 % were asked for: heads ")
 
 
+def test_cautions_are_told_of_parts_too() -> None:
+    report = rose.prune_structured(make_model("llama"), make_tokens(1, 9), ratio=0.3, multiple=4, damping=0.0)
+    table = report.layers
+    assert (table["tokens"] == 9).all()
+    assert (table["tokens"] < table["columns"]).all()
+    assert table["is_damping_raised"].all()
+    assert (table["damping"] > 0).all()
+    assert "calibration tokens are fewer than columns" in " ".join(report.remarks)
+    assert "damping had to be raised" in " ".join(report.remarks)
+
+
 def test_pieces_too_large_for_a_ratio_are_not_called_too_few() -> None:
     with pytest.raises(rose.RoseError, match="too large pieces to come near that ratio"):
         slim(make_model("llama"), allocation="cost", parts=[HEADS], ratio=0.08)
