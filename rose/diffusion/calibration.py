@@ -50,8 +50,7 @@ class Calibration(Trajectories):
 
         def begin(_batch: int, step: int, _x: Any) -> None:
             collector.end_batch()
-            # A scheduler may ask more often than there are steps; the last weight then counts for the rest.
-            collector.weight = self.weights[min(step, self.steps - 1)]
+            collector.weight = self.weights[self.asked(step)]
 
         try:
             for _ in self.draw(begin, tick):

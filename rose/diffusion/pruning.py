@@ -67,8 +67,8 @@ def prune_diffusion(
             raise to stop the run.
 
     Keyword arguments besides:
-        method, sparsity, damping, threshold, order, budget, options: see `rose.prune_layer`; half of the weights go
-            unless `sparsity` says another share.
+        method, sparsity, damping, threshold, order, budget, options, bits, group: see `rose.prune_layer`; half of the
+            weights go unless `sparsity` says another share.
         block_size: columns per block; by itself 128, or a quarter of the narrowest layer where that is less.
 
     Returns:
@@ -155,14 +155,13 @@ def step_diagonals(
         RoseError: bad input, before any work.
     """
     trajectories = Trajectories(pipeline, conditions, **drawing)
-    steps = trajectories.steps
     chosen = matching(find_layers(trajectories), layers)
-    found = {layer.name: torch.zeros(steps, layer.weight.shape[1]) for layer in chosen}
+    found = {layer.name: torch.zeros(trajectories.steps, layer.weight.shape[1]) for layer in chosen}
     now = 0
 
     def begin(_batch: int, step: int, _x: Tensor) -> None:
         nonlocal now
-        now = min(step, steps - 1)
+        now = trajectories.asked(step)
 
     def add(_module: Any, args: tuple, name: str) -> None:
         found[name][now] += args[0].detach().flatten(0, -2).float().square().sum(0).cpu()

@@ -118,6 +118,12 @@ class Trajectories:
         self.steps, self.seed, self.guidance = int(steps), seed, guidance
         self.batches = make_batches(pipeline, conditions, batch)
 
+    def asked(self, step: int) -> int:
+        """Which of the `steps` asked for a step belongs to, while a batch is drawn: some schedulers visit more times
+        than that, such as KDPM2, which adds one between any two."""
+        visited = max(self.steps, len(self.pipeline.scheduler.timesteps.unique_consecutive()))
+        return min(step * self.steps // visited, self.steps - 1)
+
     def draw(
         self,
         watch: Watch = lambda _batch, _step, _x: None,

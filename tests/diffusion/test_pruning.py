@@ -2,7 +2,9 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -20,9 +22,10 @@ TO_Q = "transformer_blocks.0.attn1.to_q"
 STEPS = 3
 
 
-def inputs_by_step(name: str) -> list[torch.Tensor]:
+def inputs_by_step(name: str, scheduler: Any = None) -> list[torch.Tensor]:
     """What a layer reads at each step, gathered by plain hooks."""
     pipeline, classes = garments()
+    pipeline.scheduler = scheduler or pipeline.scheduler
     found: list[torch.Tensor] = []
     module = dict(denoiser_of(pipeline).named_modules())[name]
     hook = module.register_forward_pre_hook(lambda _m, args: found.append(args[0].flatten(0, -2)))
@@ -50,6 +53,21 @@ def test_step_diagonals_add_up_to_the_hessians() -> None:
     assert set(diagonals) == set(statistics)
     for name, parts in diagonals.items():
         torch.testing.assert_close(alpha @ parts, statistics[name].diagonal)
+
+
+@pytest.mark.parametrize(
+    ("kind", "visits"),
+    [("HeunDiscreteScheduler", [[0], [1, 2], [3, 4]]), ("KDPM2DiscreteScheduler", [[0, 1], [2, 3], [4]])],
+)
+def test_schedulers_that_visit_more_times_count_each_for_its_step(kind: str, visits: list[list[int]]) -> None:
+    pipeline, classes = garments()
+    pipeline.scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config)
+    parts = [x.square().sum(0) for x in inputs_by_step(TO_Q, copy.deepcopy(pipeline.scheduler))]
+    expected = torch.stack([torch.stack([parts[visit] for visit in of_step]).sum(0) for of_step in visits])
+    found = rose.step_diagonals(pipeline, classes, steps=STEPS, layers=[TO_Q])[TO_Q]
+    torch.testing.assert_close(found, expected)
+    weighted = rose.collect_diffusion_statistics(pipeline, classes, steps=STEPS, layers=[TO_Q])[TO_Q]
+    torch.testing.assert_close(weighted.diagonal, torch.tensor(rose.step_weights("log_decrease", STEPS)) @ expected)
 
 
 def test_factors_are_saved_beside_the_sum(tmp_path: Path) -> None:
