@@ -75,8 +75,8 @@ def damage(
         record: called with every unit's record as it comes, decoder block by decoder block, and at the end with that
             of all units at once, whose `unit` is "*"; meanwhile the weights are what they were. May raise to stop.
         progress: called with a `Progress` of stage "damage", whose layers are units; may raise to stop.
-        options: `method`, `sparsity`, `block_size`, `damping`, `threshold`, `order`, `budget` and `options`; see
-            `rose.prune_layer`.
+        options: `method`, `sparsity`, `block_size`, `damping`, `threshold`, `order`, `budget`, `options`, `bits` and
+            `group`; see `rose.prune_layer`.
 
     Returns:
         A `DamageReport`; its `units` is a DataFrame with one row per unit, losses in nats per token.
@@ -205,7 +205,8 @@ def _change(
     """Prunes or restores a layer on paper, with the errors of its pruned against its dense weight."""
     calibration, held_out = (statistics_of(layer, found) for found in (block.calibration, block.held_out))
     if restore is None:
-        result = prune_one(layer, block.calibration, replace(settings, held_out=held_out, measures=False))
+        # Without the held-out inputs: a method that chooses by measuring would choose on the windows of the loss.
+        result = prune_one(layer, block.calibration, replace(settings, measures=False))
         dense, pruned, sparsity = layer.weight, result.weight.to(layer.weight.dtype), result.sparsity
     else:
         dense, pruned = restore[layer.name], layer.weight

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import rose
+from rose.layer.methods import Method, Settings
 from rose.model.measure import perplexity as evaluation
 from rose.model.measure.damage import dense_weights
 from rose.model.measure.damage_report import (
@@ -100,6 +101,18 @@ def test_output_error_is_that_of_the_layer_s_own_outputs() -> None:
     change = layer.weight - rose.prune_layer(layer.weight, statistics, **SETTINGS).weight
     expected = (torch.cat(read) @ change.T).square().sum(-1).mean()
     assert record.output_error == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_no_method_chooses_on_the_windows_that_damage_is_measured_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def spy(weight: Tensor, statistics: rose.InputStatistics, settings: Settings) -> rose.LayerResult:
+        seen.append(settings.held_out)
+        return rose.METHODS["wanda"].prune(weight, statistics, settings)
+
+    monkeypatch.setitem(rose.METHODS, "spy", Method("spy", "Spy", "", spy, sweeps=False))
+    visit(make_model("llama"), method="spy", layers=["*.0.*.o_proj"])
+    assert seen == [None]
 
 
 def test_all_units_at_once_are_measured_last() -> None:
