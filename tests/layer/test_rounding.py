@@ -10,6 +10,7 @@ import rose
 from rose import RoseError
 from rose.layer.error import relative_error
 from rose.layer.grid import Grid, choose_scales, find_grid, round_to
+from rose.layer.methods import toolkit
 from rose.layer.rounding import revise
 from tests.layer.helpers import Layer, damped_by_hand, every_method, make_layer
 
@@ -75,6 +76,7 @@ def test_every_method_rounds(method: str) -> None:
         assert result.rounding_error is not None
         assert result.pruning_error + result.rounding_error == pytest.approx(result.relative_error)
         assert result.pruning_error == pytest.approx(alone.relative_error, rel=0.3, abs=1e-6)
+        assert result.column_error[layer.statistics.dead].eq(0).all()
         live = (layer.weight.to(dtype) - result.weight).float()[:, ~layer.statistics.dead]
         damped = live.double().square().sum() * result.added_damping
         expected = result.relative_error * (layer.inputs @ layer.weight.to(dtype).float().T).square().sum()
@@ -82,6 +84,17 @@ def test_every_method_rounds(method: str) -> None:
         merely = round_to(alone.weight.float(), choose_scales(alone.weight.float(), Grid(4, group)), Grid(4, group))
         assert result.relative_error < 1.1 * relative_error(weight, merely.to(dtype), layer.statistics.hessian)
         assert alone.rounding_error is None
+
+
+def test_a_damping_that_rounding_raised_is_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order that rounding visits may need more than that of the method."""
+    factorize = toolkit.factorize
+    layer = make_layer(columns=64, tokens=300)
+    alone = layer.prune(method="wanda", sparsity=0.5, damping=0.01)
+    monkeypatch.setattr(toolkit, "factorize", lambda known, _asked, order: factorize(known, 0.1, order))
+    result = layer.prune(method="wanda", sparsity=0.5, damping=0.01, bits=4, group=32)
+    assert (alone.damping, result.damping) == (0.01, 0.1)
+    assert result.added_damping == pytest.approx(10 * alone.added_damping)
 
 
 @every_method(oats=NO_GRID)

@@ -126,6 +126,8 @@ def prune_by_sweep(
         rounder=rounder,
         mask=settings.zeros,
     )
+    # A dead column costs nothing, also where nothing is removed and it is rounded.
+    columns = swept.column_error.masked_fill(damped.dead, 0)
     del live, rounder  # with a large layer, each of its size that is let go counts
     pruned = swept.weight.to(weight.dtype)
     pruning = rounding = None
@@ -137,8 +139,8 @@ def prune_by_sweep(
         weight=pruned,
         mask=swept.mask,
         relative_error=_relative_error(weight, pruned, statistics, settings),
-        column_error=swept.column_error,
-        block_error=swept.block_error,
+        column_error=columns,
+        block_error=block_sums(columns[visited.permutation], visited.widths),
         plan=plan,
         order=visited,
         budget=budget,
@@ -174,7 +176,7 @@ def round_kept(weight: Tensor, statistics: InputStatistics, result: LayerResult,
     columns = result.column_error * nan
     if settings.measures:
         live_change = error.difference(weight, rounded).masked_fill_(damped.dead, 0)[:, result.order.permutation]
-        _, own = factorize(statistics, result.damping, result.order)
+        _, own = factorize(statistics, damped.damping, result.order)
         columns = error.column_error(live_change, own)[result.order.inverse]
     return replace(
         result,
@@ -183,6 +185,8 @@ def round_kept(weight: Tensor, statistics: InputStatistics, result: LayerResult,
         relative_error=both if settings.measures else nan,
         column_error=columns,
         block_error=block_sums(columns[result.order.permutation], result.order.widths),
+        damping=damped.damping,
+        added_damping=damped.added,
         pruning_error=pruning,
         rounding_error=both - pruning,
     )
