@@ -30,8 +30,8 @@ class FoundPattern:
     """The pattern that removed weights follow.
 
     Attributes:
-        name: "none" where nothing was removed, "N:M", "row" (each row gave up the same number), "block" (each block of
-            128 columns did), or "layer".
+        name: "none" where nothing was removed, "N:M", "row" (each row gave up the same number, up to one, and at least
+            one), "block" (each block of 128 columns did), or "layer".
         keep, of: N and M of N:M, at most N nonzeros in every M consecutive input columns; 0 for other patterns.
         broken: groups with more than N nonzeros.
         first_broken: (row, first column) of the first of them.
@@ -107,7 +107,7 @@ class WeightChange:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether V is W."""
+        """Whether V is W, or W in a format of 16 bits, with the same zeros."""
         return self.not_finite == 0 and self.moved == 0 and self.zeros == self.zeros_before and self.refilled == 0
 
 
@@ -188,11 +188,12 @@ def find_pattern(mask: Tensor) -> FoundPattern:
             return found
     ones, columns = mask.float(), mask.shape[1]  # exact sums, and quick ones
     rows = ones.sum(1)
-    if len(rows) > 1 and int(rows.max() - rows.min()) <= 1 and int(rows.max()) < columns:
+    # With none in some rows or blocks, zeros are too few to tell.
+    if len(rows) > 1 and int(rows.max() - rows.min()) <= 1 and 0 < int(rows.min()) and int(rows.max()) < columns:
         return FoundPattern("row")
     if columns >= 2 * BLOCK:
         whole = ones.sum(0)[: columns // BLOCK * BLOCK].unflatten(0, (-1, BLOCK)).sum(1)
-        if int(whole.max() - whole.min()) <= 1 and int(whole.max()) < BLOCK * len(mask):
+        if int(whole.max() - whole.min()) <= 1 and 0 < int(whole.min()) and int(whole.max()) < BLOCK * len(mask):
             return FoundPattern("block")
     return FoundPattern("layer")
 

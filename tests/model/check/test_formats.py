@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import rose
-from rose.layer.change import weight_change
+from rose.layer.change import find_pattern, weight_change
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap
 from rose.model.check import verdicts
@@ -123,3 +123,11 @@ def test_the_authors_own_results_are_recognized(case: str) -> None:
     assert (name, shared) == ("sparsegpt", pytest.approx(1, abs=0.01))
     name, shared = found_for(torch.from_numpy(known["rose_W"]))
     assert (name, shared) == ("rose" if columnar and case != "nm_2_4" else "sparsegpt", pytest.approx(1, abs=0.01))
+
+
+def test_a_few_zeros_follow_no_pattern() -> None:
+    """One zero is one zero in its row too, and in its block of columns."""
+    few, rows = torch.zeros(4, 256, dtype=torch.bool), torch.zeros(4, 256, dtype=torch.bool)
+    few[2, 70] = True
+    rows[torch.arange(4), torch.arange(4)] = True
+    assert (find_pattern(few).name, find_pattern(rows).name) == ("layer", "row")
