@@ -136,17 +136,17 @@ class InputStatistics:
     def pack(self) -> dict[str, Tensor]:
         """Everything as flat tensors for a file; half of a symmetric H. `unpack` reads it."""
         panels = [self._upper[start : start + PANEL, start:].flatten() for start in range(0, self.columns, PANEL)]
-        return {"panels": torch.cat(panels), "sum": self._sum, "tokens": self._counts.cpu()}
+        return {"panels": torch.cat(panels), "sum": self._sum.clone(), "tokens": self._counts.cpu()}
 
     @classmethod
     def unpack(cls, packed: Mapping[str, Tensor]) -> InputStatistics:
-        """The statistics that `pack` was called on, to the bit."""
+        """The statistics that `pack` was called on, to the bit, on the device of its sum; products will be float32."""
         statistics = cls(packed["sum"].numel(), packed["sum"].device)
         starts = range(0, statistics.columns, PANEL)
         sizes = [min(PANEL, statistics.columns - start) * (statistics.columns - start) for start in starts]
         for start, panel in zip(starts, packed["panels"].split(sizes), strict=True):
             statistics._upper[start : start + PANEL, start:] = panel.view(-1, statistics.columns - start)
-        statistics._sum = packed["sum"]
+        statistics._sum = packed["sum"].clone()  # the caller's stays as it is
         statistics._count(packed["tokens"])
         return statistics
 

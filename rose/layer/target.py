@@ -121,6 +121,7 @@ class InputGap:
         """Lets `add` replace every accumulator by its sum over processes, in place."""
         add(self.cross)
         self.difference.sum_over(add)
+        self._correction = None
 
     def of(self, weight: Tensor) -> Gap:
         """The gap of one of the layers, W (out, in)."""
@@ -161,7 +162,7 @@ class OutputGap:
         x = pruned.detach().reshape(-1, self.cross.shape[1]).to(self.cross.device, self.dtype)
         g = gap.detach().reshape(-1, self.cross.shape[0]).to(self.cross)
         add_product(self.cross, g.to(self.dtype), x)
-        self.square += torch.dot(g.flatten(), g.flatten())
+        self.square += g.square().sum(dtype=torch.float64)
         self.total += g.sum(0)
 
     def sum_over(self, add: Callable[[Tensor], Any]) -> None:

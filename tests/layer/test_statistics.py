@@ -162,3 +162,14 @@ def test_weights_scale_what_inputs_count() -> None:
 def test_weights_must_be_positive(weight: float) -> None:
     with pytest.raises(rose.RoseError, match="positive number"):
         rose.InputStatistics(2).update(torch.ones(1, 2), weight)
+
+
+def test_packed_statistics_share_nothing_with_those_they_are_of() -> None:
+    known = rose.InputStatistics(3)
+    known.update(torch.ones(2, 3))
+    packed = known.pack()
+    again = rose.InputStatistics.unpack(packed)
+    again.update(torch.ones(2, 3))
+    known.update(torch.ones(5, 3))
+    assert packed["sum"].tolist() == [2.0] * 3
+    assert (again.mean == 1).all()

@@ -162,3 +162,20 @@ def test_decoder_blocks_count_as_tokens_do() -> None:
     assert target_damping(576, 1024, 30) > 1 > target_damping(576, 32768, 30) > 0
     assert target_damping(576, 2048, 30) == pytest.approx(target_damping(576, 1024, 15))
     assert target_damping(576, 2048, 30) > 5 * target_damping(576, 2048, 6)
+
+
+def test_sums_over_processes_forget_what_was_solved_before_them(case: dict[str, Tensor]) -> None:
+    gap = InputGap(COLUMNS)
+    gap.update(case["pruned"], case["pruned"] + 1)
+    hessian = statistics_of(case["pruned"]).hessian
+    alone, _ = gap.correction(case["weight"], hessian, 0.1)
+    gap.sum_over(lambda tensor: tensor.mul_(2))
+    torch.testing.assert_close(gap.correction(case["weight"], hessian, 0.1)[0], 2 * alone)
+
+
+def test_the_square_of_a_gap_is_summed_in_double() -> None:
+    gap = OutputGap(ROWS, COLUMNS)
+    large = torch.ones(TOKENS, ROWS)
+    large[0, 0] = 1e5
+    gap.update(torch.zeros(TOKENS, COLUMNS), large)
+    assert float(gap.square) == 1e10 + TOKENS * ROWS - 1
