@@ -72,8 +72,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
     folder = ComparisonFolder(options.output, shared.pick(options, FOLDER_SETTINGS))
     options.rows = options.output
     model, tokenizer = shared.load(options, console)
-    folder.know(model)
     windows = shared.windows(options, options.evaluate, tokenizer)
+    first, _ = shared.calibration(options, tokenizer, seeds[0])
+    folder.know(model, {"evaluation": windows, f"calibration (seed {seeds[0]})": first})
     once = sum(shared.pruning_seconds(options, model, one.layer.method, one.target) for one in runs)
     passes = (1 + len(runs) * len(seeds)) * estimate_evaluation(model, tokens=windows.numel())
     shared.tell_cost(options, "Comparing", len(seeds) * once + passes, None, model, console)

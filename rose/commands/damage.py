@@ -96,11 +96,11 @@ def _measure(options: argparse.Namespace, chosen: dict[str, Any], folder: Damage
         dense = model
         model, _ = shared.load(options, console, options.restore, tokenizer=options.model)
         restore = dense_weights(dense, model, options.layers)
-    folder.know(model)
     tokens, windows = shared.calibration(options, tokenizer, options.seed)
     if options.evaluate is not None:
         windows = shared.windows(options, options.evaluate, tokenizer)
     assert windows is not None
+    folder.know(model, {"calibration": tokens, "evaluation": windows})
     cost = estimate_damage(
         model,
         samples=len(tokens),

@@ -189,11 +189,11 @@ def find_pattern(mask: Tensor) -> FoundPattern:
     ones, columns = mask.float(), mask.shape[1]  # exact sums, and quick ones
     rows = ones.sum(1)
     # With none in some rows or blocks, zeros are too few to tell.
-    if len(rows) > 1 and int(rows.max() - rows.min()) <= 1 and 0 < int(rows.min()) and int(rows.max()) < columns:
+    if len(rows) > 1 and int(rows.max() - rows.min()) <= 1 and int(rows.min()) > 0 and int(rows.max()) < columns:
         return FoundPattern("row")
     if columns >= 2 * BLOCK:
         whole = ones.sum(0)[: columns // BLOCK * BLOCK].unflatten(0, (-1, BLOCK)).sum(1)
-        if int(whole.max() - whole.min()) <= 1 and 0 < int(whole.min()) and int(whole.max()) < BLOCK * len(mask):
+        if int(whole.max() - whole.min()) <= 1 and int(whole.min()) > 0 and int(whole.max()) < BLOCK * len(mask):
             return FoundPattern("block")
     return FoundPattern("layer")
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic
 
 from filelock import FileLock
-from torch import nn
+from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.files import TEMPORARY, reachable, write_atomically
+from rose.files import TEMPORARY, digest, reachable, write_atomically
 from rose.model.network.identity import NORMS, WEIGHTS, check_same_model, embedding_norms, read_norms, weight_norms
 from rose.report import Record, read_records, records_table
 from rose.verdicts import is_same_model
 
-OF_MODEL = {NORMS, WEIGHTS}  # settings that tell the model, which nobody gives
+DIGESTS = "text_digests"
+KNOWN = {NORMS, WEIGHTS, DIGESTS}  # settings that tell the model and the texts, which nobody gives
 
 
 class MeasurementFolder(Generic[Record]):
@@ -93,7 +94,7 @@ class MeasurementFolder(Generic[Record]):
         ours = json.loads(self._settings)
         # An earlier version has not written what nobody could choose then.
         return isinstance(known, dict) and all(
-            (known | ours)[name] is None for name in (known.keys() ^ ours.keys()) - OF_MODEL
+            (known | ours)[name] is None for name in (known.keys() ^ ours.keys()) - KNOWN
         )
 
     def _check_settings(self) -> None:
@@ -111,18 +112,33 @@ class MeasurementFolder(Generic[Record]):
     def _known_norms(self) -> list[float]:
         return read_norms(self.folder / "settings.json")
 
-    def know(self, model: nn.Module) -> None:
-        """Keeps which model it is, before any row: whatever kills the command, rows have their model.
+    def know(self, model: nn.Module, texts: Mapping[str, Tensor]) -> None:
+        """Keeps which model and texts they are, before any row: whatever kills the command, rows have their model.
+
+        `texts`: tokens of any shape, by what they are for; a file of the same name may hold others by now.
 
         Raises:
-            RoseError: the rows are those of another model, or the folder cannot be written any more.
+            RoseError: the rows are those of another model or text, or the folder cannot be written any more.
         """
+        digests = {name: digest({"tokens": tokens}) for name, tokens in texts.items()}
         self.norms, weights = embedding_norms(model), weight_norms(model)
         with self._writing():
             if self.rows:
                 self._check_model(model, weights)
-            known_now = json.loads(self._settings) | {NORMS: self.norms, WEIGHTS: weights}
+                digests = self._check_texts(digests)
+            known_now = json.loads(self._settings) | {NORMS: self.norms, WEIGHTS: weights, DIGESTS: digests}
             self._write({"settings.json": json.dumps(known_now, indent=1, sort_keys=True)})
+
+    def _check_texts(self, digests: dict[str, str]) -> dict[str, str]:
+        """What is known of texts, with these; of what a folder does not tell, nothing is refused."""
+        known = json.loads((self.folder / "settings.json").read_text()).get(DIGESTS) or {}
+        for name in known.keys() & digests.keys():
+            if known[name] != digests[name]:
+                raise RoseError(
+                    f"The rows in {self.folder} are those of another text: the {name} tokens differ; choose another "
+                    "folder."
+                )
+        return known | digests
 
     def _check_model(self, model: nn.Module, weights: list[float]) -> None:
         """Of what a folder of an earlier version does not tell, nothing is refused."""
@@ -171,5 +187,5 @@ class MeasurementFolder(Generic[Record]):
 
 
 def _given(settings: str) -> dict[str, Any]:
-    """Settings of a file but for those that are left to their defaults, and the model."""
-    return {name: value for name, value in json.loads(settings).items() if value is not None and name not in OF_MODEL}
+    """Settings of a file but for those that are left to their defaults, the model and the texts."""
+    return {name: value for name, value in json.loads(settings).items() if value is not None and name not in KNOWN}

@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import rose
 from rose.model.measure import comparison
 from rose.model.measure import perplexity as evaluation
 from rose.model.measure.comparison import (
+    ComparisonFolder,
     ComparisonRow,
     compare_methods,
     conclusions,
@@ -159,6 +162,21 @@ def test_rows_of_different_environments_are_never_paired() -> None:
     mixed = [here[0], dataclasses.replace(here[1], environment="b")]
     assert summarize(mixed)[["environment", "seeds"]].values.tolist() == [["a", 1], ["b", 1]]
     assert to_markdown(mixed).count("| rose |") == 2
+
+
+def test_rows_on_a_text_that_has_changed_since_are_not_resumed(tmp_path: Path) -> None:
+    model, tokens = make_model("llama"), make_tokens()
+    folder = ComparisonFolder(tmp_path, {"evaluate": "a.txt"})
+    folder.know(model, {"evaluation": tokens})
+    folder.add(ComparisonRow("rose", "0.5", 0, 20.0, 10.0, 0.1, None, 0.5, 1.0, 100))
+    again = ComparisonFolder(tmp_path, {"evaluate": "a.txt"})
+    again.know(model, {"evaluation": tokens, "calibration": tokens})
+    with pytest.raises(rose.RoseError, match="another text: the evaluation tokens differ"):
+        again.know(model, {"evaluation": tokens + 1})
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings.pop("text_digests").keys() == {"evaluation", "calibration"}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))  # as a former version has left it
+    ComparisonFolder(tmp_path, {"evaluate": "a.txt"}).know(model, {"evaluation": tokens + 1})
 
 
 def test_windows_with_nothing_to_predict() -> None:
