@@ -22,6 +22,7 @@ from app.study.study import Calibration, LoadedModel, Study
 from rose.model.tune.tuning import TuneSettings
 
 MAIN = str(Path(session.__file__).parent / "main.py")
+START = "views/start.py"
 COLUMNAR = "model.layers.1.self_attn.o_proj"  # its last block of inputs is six times as strong as the others
 WIDTH, BLOCK = 64, 16
 AnyRun = TypeVar("AnyRun", bound=Run | Study)
@@ -93,8 +94,9 @@ def open_page(page: str, study: Study | None = None, layer: str = COLUMNAR, **qu
     linked = {} if study is None else study.setup.to_texts() | {"layer": layer}
     for key, value in (linked | query).items():
         app.query_params[key] = value
+    if page != START:  # the default page, which Streamlit does not know by the name of its file
+        app.switch_page(page)
     app.run()
-    app.switch_page(page).run()
     assert not app.exception, app.exception
     return app
 
