@@ -5,8 +5,6 @@ import inspect
 import json
 import pkgutil
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -352,15 +350,3 @@ def _typed_arrays(drawing: Drawing) -> None:
             assert isinstance(trace.z, np.ndarray)
             assert trace.z.dtype in (np.float32, np.uint8)
             assert max(trace.z.shape) <= shrinking.MAX_CELLS
-
-
-def test_no_streamlit_in_figures() -> None:
-    code = (
-        "import importlib, pkgutil, sys\n"
-        "import app.figures\n"
-        "for module in pkgutil.iter_modules(app.figures.__path__):\n"
-        "    importlib.import_module(f'app.figures.{module.name}')\n"
-        "assert 'app.figures.weight_maps' in sys.modules\n"
-        "assert 'streamlit' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
