@@ -3,7 +3,8 @@
 import errno
 import logging
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ from rose.model.network.network import Network
 from rose.model.run import checkpoint as checkpoint_module
 from rose.model.run.checkpoint import open_checkpoint
 from rose.model.walk.hidden_states import DiskActivations
-from tests.model.families import make_model, make_tokens, stop_at
+from tests.model.families import LENGTH, make_model, make_tokens, stop_at
 
-pytestmark = pytest.mark.usefixtures("small_batches")
 ROOT = Path(__file__).parents[3]
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16}
 
@@ -33,21 +33,37 @@ def run(folder: Path | None, **options: Any) -> tuple[str, rose.RunReport]:
     return digest(model.state_dict()), report
 
 
-def interrupt(folder: Path, stage: str = "calibrate", block: int = 2, **options: Any) -> None:
-    with pytest.raises(rose.Cancelled):
-        run(folder, progress=stop_at(stage, block), **options)
-
-
 def factors_of(model: nn.Module) -> dict[str, Tensor]:
     return low_rank_tensors((layer.name, layer.module) for layer in rose.prunable_layers(model))
 
 
-@pytest.fixture(scope="module")
-def undisturbed() -> tuple[str, rose.RunReport]:
+@pytest.fixture(scope="module", autouse=True)
+def small_batches() -> Iterator[None]:
+    """As elsewhere, and for the runs that tests here share."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rose.model.walk.forward.BATCH_TOKENS", 2 * 24 + 5)
-        return run(None)
+        patch.setattr("rose.model.walk.forward.BATCH_TOKENS", 2 * LENGTH + 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small_batches: None) -> tuple[str, rose.RunReport]:
+    return run(None)
+
+
+@pytest.fixture(scope="module")
+def stopped(small_batches: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a run that was stopped in decoder block 2 of 4."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(rose.Cancelled):
+        run(folder, progress=stop_at("calibrate", 2))
+    return folder
+
+
+@pytest.fixture
+def begun(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of it, which a test may go on with or damage."""
+    return shutil.copytree(stopped, tmp_path / "begun")
 
 
 @pytest.mark.parametrize(
@@ -87,19 +103,18 @@ def test_going_on_gives_the_same_weights_and_report(family: str, options: dict[s
         assert bool(factors) == (options.get("method") == "oats")
 
 
-def test_finished_blocks_are_not_run_again(tmp_path: Path, undisturbed: tuple[str, rose.RunReport]) -> None:
-    interrupt(tmp_path)
+def test_finished_blocks_are_not_run_again(begun: Path, undisturbed: tuple[str, rose.RunReport]) -> None:
     events: list[rose.Progress] = []
-    found, report = run(tmp_path, progress=events.append)
+    found, report = run(begun, progress=events.append)
     assert found == undisturbed[0]
     assert {event.block_index for event in events} == {2, 3}
     assert events[0].layers_done == 14
     assert [event.fraction for event in events] == sorted(event.fraction for event in events)
     assert events[-1].remaining == 0
     assert len(report.layers) == events[-1].layers_done == 28
-    assert not list(tmp_path.glob("activations*"))  # large, and of no use any more
+    assert not list(begun.glob("activations*"))  # large, and of no use any more
     events.clear()
-    again, _ = run(tmp_path, progress=events.append)
+    again, _ = run(begun, progress=events.append)
     assert again == undisturbed[0]
     assert {event.stage for event in events} == {"done"}
 
@@ -142,16 +157,15 @@ def test_damaged_files_cost_time_and_nothing_else(
     harm: Callable[[Path], Any],
     name: str,
     restarts_at: int,
-    tmp_path: Path,
+    begun: Path,
     undisturbed: tuple[str, rose.RunReport],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    interrupt(tmp_path)
     if name != "lock" or harm is Path.unlink:
-        harm(tmp_path / name)
+        harm(begun / name)
     events: list[rose.Progress] = []
     with caplog.at_level(logging.WARNING):
-        found, report = run(tmp_path, progress=events.append)
+        found, report = run(begun, progress=events.append)
     assert found == undisturbed[0]
     assert report.layers["layer"].tolist() == undisturbed[1].layers["layer"].tolist()
     assert min(event.block_index for event in events) == restarts_at
@@ -162,24 +176,22 @@ def test_damaged_files_cost_time_and_nothing_else(
 @pytest.mark.parametrize("harm", [cut, Path.unlink])
 @pytest.mark.parametrize("name", ["run.json", "run-copy.json"])
 def test_a_damaged_description_is_written_again_from_the_other(
-    harm: Callable[[Path], Any], name: str, tmp_path: Path, undisturbed: tuple[str, rose.RunReport]
+    harm: Callable[[Path], Any], name: str, begun: Path, undisturbed: tuple[str, rose.RunReport]
 ) -> None:
-    interrupt(tmp_path)
-    harm(tmp_path / name)
+    harm(begun / name)
     events: list[rose.Progress] = []
-    assert run(tmp_path, progress=events.append)[0] == undisturbed[0]
+    assert run(begun, progress=events.append)[0] == undisturbed[0]
     assert min(event.block_index for event in events) == 2
-    assert (tmp_path / "run.json").read_bytes() == (tmp_path / "run-copy.json").read_bytes()
+    assert (begun / "run.json").read_bytes() == (begun / "run-copy.json").read_bytes()
 
 
-def test_damaged_descriptions_are_refused(tmp_path: Path) -> None:
-    interrupt(tmp_path)
-    before = sorted(path.name for path in tmp_path.iterdir())
+def test_damaged_descriptions_are_refused(begun: Path) -> None:
+    before = sorted(path.name for path in begun.iterdir())
     for name in ("run.json", "run-copy.json"):
-        cut(tmp_path / name)
+        cut(begun / name)
     with pytest.raises(rose.RoseError, match=r"run\.json and its copy are damaged.*; put one of them back, or remove"):
-        run(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+        run(begun)
+    assert sorted(path.name for path in begun.iterdir()) == before
 
 
 # ---- other runs
@@ -198,35 +210,31 @@ def test_damaged_descriptions_are_refused(tmp_path: Path) -> None:
         ({"compute": "bfloat16"}, r"computed in float32 there and are in bfloat16 now \(compute float32 asks"),
     ],
 )
-def test_other_settings_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    interrupt(tmp_path)
+def test_other_settings_are_refused(options: dict[str, Any], message: str, begun: Path) -> None:
     with pytest.raises(rose.RoseError, match=message):
-        run(tmp_path, **options)
-    assert (tmp_path / "block-00001.safetensors").exists()
+        run(begun, **options)
+    assert (begun / "block-00001.safetensors").exists()
 
 
-def test_a_run_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt(tmp_path)
+def test_a_run_of_another_version_is_refused(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint_module, "FORMAT", checkpoint_module.FORMAT + 1)
     with pytest.raises(rose.RoseError, match="another version of this program began it"):
-        run(tmp_path)
+        run(begun)
 
 
-def test_the_format_of_a_run_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt(tmp_path / "begun")
-    monkeypatch.setenv("HOME", str(tmp_path))
+def test_the_format_of_a_run_in_the_home_folder_is_found(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(begun.parent))
     assert checkpoint_module.begun_with("~/begun") == "float32"
 
 
-def test_other_tokens_and_models_are_refused(tmp_path: Path) -> None:
-    interrupt(tmp_path)
+def test_other_tokens_and_models_are_refused(begun: Path) -> None:
     with pytest.raises(rose.RoseError, match="the tokens differ"):
-        rose.prune_model(make_model("gemma3"), make_tokens(seed=9), checkpoint=tmp_path, **OPTIONS)
+        rose.prune_model(make_model("gemma3"), make_tokens(seed=9), checkpoint=begun, **OPTIONS)
     model = make_model("gemma3")
     with torch.no_grad():
         model.model.norm.weight[3] += 1
     with pytest.raises(rose.RoseError, match=r"the model's weights differ .*loaded dense"):
-        rose.prune_model(model, make_tokens(), checkpoint=tmp_path, **OPTIONS)
+        rose.prune_model(model, make_tokens(), checkpoint=begun, **OPTIONS)
 
 
 def test_tokens_may_come_in_another_whole_number_type(tmp_path: Path) -> None:
