@@ -1,7 +1,5 @@
 """Background jobs: how they end, who may end them, and that nothing runs on when nobody looks."""
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 
@@ -86,7 +84,7 @@ def test_the_time_left_is_that_of_the_whole_and_a_new_step_knows_nothing_of_the_
 def test_work_goes_on_for_another_viewer() -> None:
     job = started("ann", "bob")
     assert not job.leave("ann")
-    job.wait(0.1)
+    job.check()  # as the work itself does
     assert job.status == "running"
     assert job.leave("bob")
     job.wait(SOON)
@@ -165,27 +163,3 @@ def test_a_batch_stops_between_two_pieces() -> None:
     batch.job.wait(240)
     assert batch.job.status == "cancelled"
     assert (made, batch.done) == ([1], 1)
-
-
-ENDS_INSIDE_TORCH = """
-import threading
-import torch
-from app.jobs import Job
-
-deep = threading.Event()
-
-def work(job):
-    matrix = torch.randn(300, 300)
-    while True:
-        deep.set()
-        torch.linalg.eigh(matrix)
-        job.check()
-
-Job(work).start()
-deep.wait()
-"""
-
-
-def test_a_program_that_ends_during_work_ends_in_peace() -> None:
-    ended = subprocess.run([sys.executable, "-c", ENDS_INSIDE_TORCH], capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
