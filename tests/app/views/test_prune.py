@@ -303,14 +303,18 @@ def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch
     assert len(view(app, "Downloads").get("download_button")) == 2 + 3 + 2
 
 
-@pytest.mark.parametrize("section", ["Perplexity", "Layers", "Texts", "Downloads"])
 def test_a_model_that_is_finished_while_the_page_is_drawn_does_no_harm(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch, section: str
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app, run = pruned(opened(setup, prune_layers="model.layers.1.*.o_proj", prune_windows="1"))
-    finished, reads = list(run.copies), itertools.count(1)
-    monkeypatch.setattr(PruningRun, "copies", property(lambda run: finished[: next(reads)]), raising=False)
-    view(app, section)
+    finished = list(run.copies)
+    for section in ("Perplexity", "Layers", "Texts", "Downloads"):
+        reads = itertools.count(1)
+        copies = property(lambda _run, reads=reads: finished[: next(reads)])
+        with monkeypatch.context() as patch:
+            patch.setattr(PruningRun, "copies", copies, raising=False)
+            view(app, section)
+        assert next(reads) > 2, f"{section} reads them only once"
 
 
 def test_a_run_that_ends_while_the_page_is_drawn_leaves_no_button_disabled(
