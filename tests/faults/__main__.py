@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.kills import COMMANDS, kill
+from tests.faults.kills import COMMANDS, kill, read_ahead
 
 
 def main() -> int:
@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        read_ahead(Path(folder) / "ahead")
         outcomes = [
             kill(name, Path(folder) / name, int(own or options.kills), options.seed)
             for name, _, own in (command.partition(":") for command in options.commands or COMMANDS)

@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -89,6 +90,26 @@ def scopes() -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(map(str, every)), frozenset(map(str, writing))
 
 
+def read_ahead(folder: Path) -> None:
+    """Calls one command without a kill: what it imports, each child would import again, which takes seconds.
+
+    Not `tune`: threads of a backward pass do not live on in a child, which would wait for them.
+    """
+    torch.set_num_threads(1)
+    model, text = _subject(folder)
+    words = f"{COMMANDS['prune']} --evaluate {{text}} --windows 2".format(model=model, text=text, out=folder)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        assert cli.main(words.split()) == 0
+
+
+def _subject(folder: Path) -> tuple[Path, Path]:
+    """A model and a text in a new folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = folder / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog, and the dog dreams of it. " * 30)
+    return save_tiny_llama(folder / "model"), text
+
+
 def kill(command: str, folder: Path, kills: int, seed: int) -> Outcome:
     """Calls a command of `COMMANDS` until `kills` of its calls were killed, each result in a folder of its own.
 
@@ -97,11 +118,8 @@ def kill(command: str, folder: Path, kills: int, seed: int) -> Outcome:
     """
     torch.set_num_threads(1)
     if command == "diffuse":
-        rose.load_diffusion()  # imports here, once, what each child would import again
-    folder.mkdir(parents=True, exist_ok=True)
-    text = folder / "text.txt"
-    text.write_text("The quick brown fox jumps over the lazy dog, and the dog dreams of it. " * 30)
-    model = save_tiny_llama(folder / "model")
+        rose.load_diffusion()  # as `read_ahead`
+    model, text = _subject(folder)
     pruned = _halved(model, folder / "pruned") if command == "tune" else model
 
     def arguments(out: Path) -> list[str]:
