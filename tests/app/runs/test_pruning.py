@@ -268,7 +268,7 @@ def test_python_code_gives_the_same_numbers(
     folder = str(tmp_path / "by code")
     request = replace(REQUEST, evaluate=evaluate, keep="folder", folder=folder)
     if evaluate != HELD_OUT:
-        request = replace(request, bits=(4,), group="row")
+        request = replace(request, sparsities=("0.5",), bits=(4,), group="row")
     exec(compile(recipes.python_code(setup, request), "code", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
     assert sorted(p.name for p in Path(folder).iterdir()) == sorted(case.name for case in request.cases)
