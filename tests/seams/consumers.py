@@ -27,7 +27,7 @@ from app.runs.reading import DENSE, TextReading
 from app.study.setup import Setup
 from rose import cli
 from rose.wording import apart
-from tests.app.tiny_study import MAIN, figures
+from tests.app.tiny_study import figures, open_on
 from tests.seams.producers import BLOCKS, DAMAGE, DIFFUSE, HALF, LENGTH, RESTORE, SLIM, WINDOWS, Workshop
 
 
@@ -53,12 +53,8 @@ def run(shop: Workshop, *arguments: str | Path) -> str:
 
 def perplexity_of(model: Any, shop: Workshop) -> float:
     """By transformers' own loss."""
-    _, tokenizer = rose.load_model(str(shop.folder("dense")))
-    tokens = rose.load_tokens(
-        str(shop.folder("text")), tokenizer, samples=WINDOWS, length=LENGTH, seed=None, split="test"
-    )
     with torch.no_grad():
-        return math.exp(float(model(input_ids=tokens, labels=tokens, use_cache=False).loss))
+        return math.exp(float(model(input_ids=shop.windows, labels=shop.windows, use_cache=False).loss))
 
 
 def close(value: Any) -> Any:
@@ -197,12 +193,7 @@ def diffuse(shop: Workshop, name: str) -> None:
 
 def opened(shop: Workshop, view: str, **query: str) -> AppTest:
     """The page, which shows no traceback; raises what it says in a red box."""
-    app = AppTest.from_file(MAIN, default_timeout=240)
-    for key, value in (Setup(model=str(shop.folder("dense"))).to_texts() | query).items():
-        app.query_params[key] = value
-    app.run()
-    app.switch_page(f"views/{view}.py").run()
-    assert not app.exception, app.exception
+    app = open_on(Setup(model=str(shop.folder("dense"))), f"views/{view}.py", **query)
     if app.error:
         raise Refused(unescaped(app.error[0].value))
     return app

@@ -1,9 +1,13 @@
 """The commands that write a folder, on one tiny model; a folder is made when a test asks for it first."""
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+import rose
 from rose import cli
 from tests.tiny import save_tiny_llama
 
@@ -69,6 +73,14 @@ class Workshop:
             given = [self.filled(str(one)) for one in PRODUCERS[name]]
             assert cli.main([*given, "--output", str(self.made[name])]) == 0
         return self.made[name]
+
+    @cached_property
+    def windows(self) -> Tensor:
+        """The windows that commands evaluate on, (windows, length)."""
+        _, tokenizer = rose.load_model(str(self.folder("dense")))
+        return rose.load_tokens(
+            str(self.folder("text")), tokenizer, samples=WINDOWS, length=LENGTH, seed=None, split="test"
+        )
 
     def new(self, name: str) -> Path:
         """A path that nothing has been written to."""
