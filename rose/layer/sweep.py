@@ -33,7 +33,8 @@ class SweepTrace:
             none where only the errors were recorded, (0, out, in).
         removed: (blocks,) weights removed.
         error: (blocks,) Σ e² of the block; their running sum is the error so far under the damped H.
-        lost: (blocks,) what removing the block's weights would have cost with nothing to compensate.
+        lost: (blocks,) what removing the block's weights would have cost with nothing to compensate, under the damped
+            H as `error` is. What rounding adds is in `error` alone.
             Free columns are at their optimum before each block, so the cost is δ H_bb δᵀ without cross terms.
         moved: (blocks,) float64, ‖W_k − W_0‖² of all live weights after the block.
         compensated: (blocks,) lost − error.

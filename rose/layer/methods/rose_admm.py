@@ -55,7 +55,7 @@ def rose_admm(weight: Tensor, statistics: InputStatistics, settings: Settings) -
 
 
 def shrunk_correlations(hessian: Tensor, tokens: int) -> Tensor:
-    """H scaled to a unit diagonal, what is off it divided by 1 + columns/tokens, (in, in).
+    """H scaled to a unit diagonal, what is off it divided by 1 + min(columns/tokens, MOST_SHRINKAGE), (in, in).
 
     The same as adding columns/tokens times its diagonal to the damped H: linear shrinkage (Ledoit and Wolf 2004), with
     an intensity that depends on the shape alone. One token fills no matrix: 1 stands for an unknown number.
