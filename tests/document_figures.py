@@ -166,6 +166,23 @@ def headline(sparsity: str, *, tuned: bool = False) -> pd.DataFrame:
     return rows
 
 
+def controls(target: str) -> pd.DataFrame:
+    """Rows of the controls at 70 %, those towards one target, under the names of their methods."""
+    rows = read("headline.csv").query("comparison == 'controls 0.7'")
+    assert rows["environment"].nunique() == 1
+    assert (rows.groupby("method").size() == 3).all()
+    is_layer = rows["method"].str.endswith(":layer")
+    rows = rows[is_layer if target == "layer" else ~is_layer]
+    return rows.assign(method=rows["method"].str.removesuffix(":layer"))
+
+
+def chosen_by_validation() -> str:
+    """SparseGPT's perplexity with each μ on windows of the validation text, means over draws."""
+    found = controls("dense").groupby("method")["perplexity_held_out"].mean()
+    low, rule, high = (found[f"sparsegpt{one}"] for one in (", 0.3 μ", "", ", 3 μ"))
+    return f"{low:.1f} with a third of the rule's μ, {rule:.1f} with it and {high:.1f} with three times as much"
+
+
 def beside_sparsegpt(rows_at: dict[str, pd.DataFrame], *, by_windows: bool) -> str:
     """Perplexity at some sparsities, and times SparseGPT's: by draws, and by windows over means of draws; bold where
     both are clear."""

@@ -64,6 +64,7 @@ class Peers:
 
     Attributes:
         sparsity: share of zeros, the median.
+        agree: whether `PEERS` of them have that sparsity.
         pattern: N:M of nearly all.
         are_moved: whether kept weights of nearly all have moved.
     """

@@ -153,7 +153,8 @@ def prune_by(
                     records += done
                     done = []
         except BaseException as problem:
-            problem.add_note(f"{walk.meter.layers_done} of {len(selected)} layers of the model were pruned by then.")
+            if walk.meter.layers_done and not network.is_streamed:  # whose files stay as they are
+                problem.add_note(f"{walk.meter.layers_done} of {len(selected)} layers of the model are pruned now.")
             raise
         kept.finish()
     walk.meter.tell("done", walk.last, 1.0)

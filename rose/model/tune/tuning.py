@@ -133,7 +133,8 @@ class TuneReport:
     """What tuning has done.
 
     Attributes:
-        layers: a row for each tuned parameter: layer, weights, zeros, change (‖ΔW‖/‖W‖ over kept weights).
+        layers: a row for each tuned parameter: layer, weights, zeros, change (‖ΔW‖/‖W‖ over the weights that
+            are not 0; beside low-rank factors the frozen ones count in W).
         curve: a row for each measurement, columns as in `Look`.
         summary: settings, steps, windows, seconds, which step was kept, and the held-out loss before and after.
     """
