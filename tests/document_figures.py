@@ -337,6 +337,8 @@ def results() -> list[str]:
         *(f"whose dense perplexity is {headline(s)['dense_perplexity'].iloc[0]:.2f}" for s in HEADLINE),
         beside_sparsegpt({s: headline(s) for s in HEADLINE}, by_windows=True),
         *(beside_alps(s) for s in HEADLINE),
+        *(beside_sparsegpt({"0.7": controls(one)}, by_windows=True) for one in ("dense", "layer")),
+        chosen_by_validation(),
         beside_sparsegpt({s: at(dense, s) for s in FORMER}, by_windows=False),
         ratios(),
         second_model(),

@@ -14,7 +14,7 @@ from app.lessons import basis, subjects
 from rose import verdicts
 from rose.layer.target import target_damping
 from tests.benchmarks import methods as costs_of_methods
-from tests.document_figures import RESULTS, cell, own_model, read, says
+from tests.document_figures import RESULTS, cell, controls, own_model, read, says
 
 SMOL, QWEN = "", "qwen2.5-coder-0.5b-"  # prefixes of files
 PREDICTORS = ("held_out_error", "output_error", "drift")
@@ -429,6 +429,8 @@ def targets() -> list[str]:
         for tokens, (middle, *others) in around.items()
         for one in others
     ]
+    of = controls("dense").groupby("method")["perplexity"].mean()
+    costs += [of[f"sparsegpt, {one} μ"] / of["sparsegpt"] - 1 for one in ("0.3", "3")]
     return [
         f"costs {100 * min(costs):.0f} to {100 * max(costs):.0f} %",
         grid([[f"{shares[name]:.2f}" for name in names]]),
