@@ -12,12 +12,11 @@ from app.jobs import Job, Run
 from rose.diffusion.evaluation import classes_in_turn
 from rose.diffusion.garments import GARMENTS
 from rose.diffusion.pruning import SPARSITY
-from rose.diffusion.steps import STEPS, WEIGHTS, step_weights
+from rose.diffusion.steps import PACKAGES, STEPS, WEIGHTS, step_weights
 from rose.layer.defaults import METHOD
 from rose.layer.methods import make_settings
 
 PICTURES = len(GARMENTS)  # shown: one of each class
-PACKAGES = 4
 KEPT_NOISES = 32  # trajectories, of half a megabyte each
 # Shares of a run, for its progress; the rest draws the pruned pictures.
 DRAWN, PRUNED = 0.1, 0.9

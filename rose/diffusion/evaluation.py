@@ -19,6 +19,7 @@ from rose.diffusion.garments import GARMENTS, SIDE, Classifier, load_classifier,
 from rose.diffusion.steps import STEPS
 from rose.diffusion.trajectory import DrawOptions, Trajectory, record_trajectory
 from rose.errors import RoseError
+from rose.given import is_whole
 
 LOSS_TIMES = tuple(range(50, 1000, 100))  # of the scheduler's 1000
 PICTURES = 200  # unless told
@@ -96,7 +97,7 @@ def evaluate_diffusion(
 
 def check_pictures(pictures: int) -> None:
     """Raises RoseError where these are too few for the Fréchet distance."""
-    if not isinstance(pictures, int) or pictures < LEAST_PICTURES:
+    if not is_whole(pictures) or pictures < LEAST_PICTURES:
         raise RoseError(f"The Fréchet distance needs at least {LEAST_PICTURES} pictures, not {pictures!r}.")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rose.layer.error import quadratic_form
 from rose.layer.grid import inverse_of, round_each
-from rose.layer.loss import block_starts, block_sums
+from rose.layer.loss import block_starts
 from rose.layer.order import Order
 from rose.layer.pattern import Pattern, smallest, smallest_per_group
 from rose.layer.rounding import Rounder
@@ -71,7 +71,6 @@ class Sweep:
         weight: pruned and compensated, (out, in) float32, original column order.
         mask: True = removed, (out, in), original column order.
         column_error: Σ_rows e², (in,), original column order.
-        block_error: the same per block, (blocks,), in the order visited.
         trace: the recorded sweep, None unless a Hessian was given for it.
         kept_error: Σ e² of kept weights, which is 0 unless they are rounded.
     """
@@ -79,7 +78,6 @@ class Sweep:
     weight: Tensor
     mask: Tensor
     column_error: Tensor
-    block_error: Tensor
     trace: SweepTrace | None
     kept_error: float = 0.0
 
@@ -158,7 +156,6 @@ def sweep(
         weight=wt.T[:, inverse].contiguous(),
         mask=mask.T[:, inverse].contiguous(),
         column_error=errors[inverse],
-        block_error=block_sums(errors, order.widths),
         trace=record.trace() if record else None,
         kept_error=float(of_kept),
     )

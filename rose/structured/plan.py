@@ -7,14 +7,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rose.errors import RoseError
-from rose.given import is_whole
+from rose.given import is_number, is_whole
 from rose.layer.defaults import DAMPING
 from rose.layer.hessian import check_damping
 from rose.model.estimate.duration import estimate_cost, matmul_rate
@@ -74,7 +73,7 @@ class SlimSettings:
     def __post_init__(self) -> None:
         chosen = structured_method(self.method)
         check_target(self.target, self.target_damping)
-        if not isinstance(self.ratio, Real) or not 0 < self.ratio < 1:
+        if not is_number(self.ratio) or not 0 < self.ratio < 1:
             raise RoseError(f"The ratio must be above 0 and below 1, such as 0.2, not {self.ratio!r}.")
         if self.allocation not in ALLOCATIONS:
             raise RoseError(f"There is no allocation {self.allocation!r}; choose one of {', '.join(ALLOCATIONS)}.")

@@ -15,6 +15,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from rose.errors import RoseError
+from rose.given import is_whole
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.progress import ProgressCallback, part_callback
@@ -122,7 +123,7 @@ def divided(network: Network, layers: Sequence[str] | None, parts: int) -> list[
     """
     selected = network.select(layers)
     blocks = sorted({layer.block_index for layer in selected})
-    if not (isinstance(parts, int) and 1 <= parts <= len(blocks)):
+    if not (is_whole(parts) and 1 <= parts <= len(blocks)):
         raise RoseError(f"{len(blocks)} decoder blocks cannot be tuned in {parts!r} parts; choose 1 to {len(blocks)}.")
     place = {block: index * parts // len(blocks) for index, block in enumerate(blocks)}
     return [[layer.name for layer in selected if place[layer.block_index] == part] for part in range(parts)]

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.files import DamagedFile, digest, explained, read_tensors, write_tensors
+from rose.given import is_number, is_whole
 from rose.model.estimate.tuning import TOGETHER, tuning_memory
 from rose.model.load.tokens import check_seed
 from rose.model.network.identity import check_same_model, embedding_norms
@@ -90,9 +90,9 @@ class TuneSettings:
             raise RoseError("Give minutes or epochs, not both: each says when tuning ends.")
         for name in ("minutes", "epochs", "rate", "batch"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, Real) and 0 < float(value) < math.inf):
+            if value is not None and not (is_number(value) and 0 < float(value) < math.inf):
                 raise RoseError(f"{name.capitalize()} must be a number above 0, not {value!r}.")
-        if not isinstance(self.batch, Integral):
+        if not is_whole(self.batch):
             raise RoseError(f"A batch is a whole number of windows, not {self.batch!r}; choose one, such as {BATCH}.")
         check_seed(self.seed)
         check_compute(self.compute)
