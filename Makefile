@@ -70,6 +70,7 @@ browser:
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ROSE Explorer needs Python 3.11 or later; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
+	echo "$(CURDIR)" > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/rose-explorer.pth
 
 $(VENV)/installed: requirements.txt requirements-core.txt requirements-app.txt requirements-diffusion.txt requirements-model.txt | $(VENV)/bin/python
 	$(INSTALL) -r requirements.txt

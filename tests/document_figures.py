@@ -64,7 +64,7 @@ SETTINGS = {
         r"Python 3\.11",
         r"0\.5 GB",
         r"1\.4 GB",
-        r"give 7B the default 32 × 1024",
+        r"7B next to no correction: \[?give it the default 32 × 1024",
         r"16 × 512 tokens",
         r"4-bit",
         r"WikiText-2",
@@ -460,7 +460,7 @@ def pairs_rotated() -> str:
     """In how many runs rotated heads give the lower perplexity."""
     key = ["seed", "sparsity", "target", "method"]
     drawn = read("rotation-whole.csv").pivot(index=key, columns="rotated", values="perplexity")
-    return f"Rotated heads are lower in {(drawn[True] < drawn[False]).sum()} of {len(drawn)} pairs"
+    return f"Perplexity is lower with rotated heads in {(drawn[True] < drawn[False]).sum()} of {len(drawn)} pairs"
 
 
 def outputs_of(model: str, sparsity: str) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """The wheel holds what it must and nothing else; `make wheel` runs the tests against it."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -104,6 +105,14 @@ print(shown.title[0].value, Path(app.__file__).parent == script.parent, script.r
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].endswith("True rose_explorer/app/main.py")
+
+
+def test_rose_is_at_hand_in_every_folder(tmp_path: Path) -> None:
+    """The environment that make creates knows the checkout, so the README's alias works beside one's model."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-P", "-c", "from importlib.util import find_spec; print(find_spec('rose').origin)"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.endswith("rose/__init__.py\n"), done.stderr
 
 
 def test_rose_app_serves_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
