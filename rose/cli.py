@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(name, str(problem))
     except KeyboardInterrupt:
         kept = getattr(options, "checkpoint", None) or getattr(options, "rows", None)
-        left = f"the same command resumes from {kept}" if kept else "nothing was written"
+        left = f"the same command resumes from {kept}" if kept and kept.exists() else "nothing was written"
         console.print(f"rose: cancelled; {left}", soft_wrap=True)
         return interrupt.CANCELLED
     except Exception as problem:

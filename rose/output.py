@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from rose.errors import RoseError
-from rose.files import reachable, write_atomically
+from rose.files import reachable, sync, write_atomically
 from rose.wording import size
 
 LAST = ("config.json", "model_index.json")  # what makes a folder a checkpoint
@@ -121,12 +121,13 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         for one in temporary.rglob("*"):
             if one.is_file():
                 one.chmod(mode)
+                sync(one)
         if path.exists():
             check_output(folder)  # nothing may have come meanwhile that would be replaced
-            for one in sorted(temporary.iterdir(), key=lambda one: one.name in LAST):
-                os.replace(one, path / one.name)
+            _move_into(path, temporary)
         else:
             temporary.rename(path)
+            sync(path.parent)
     except (OSError, SafetensorError) as problem:
         is_full = getattr(problem, "errno", errno.ENOSPC) in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space" if is_full else "choose another folder"
@@ -135,6 +136,20 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+
+
+def _move_into(path: Path, temporary: Path) -> None:
+    """Moves all that is in a folder into an empty one; leaves that empty where it is stopped."""
+    moved = []
+    try:
+        for one in sorted(temporary.iterdir(), key=lambda one: one.name in LAST):
+            moved.append(path / one.name)
+            os.replace(one, moved[-1])
+        sync(path)
+    except BaseException:
+        for one in moved:
+            shutil.rmtree(one) if one.is_dir() else one.unlink(missing_ok=True)
+        raise
 
 
 def _nearest(path: Path) -> Path:

@@ -4,6 +4,7 @@ import errno
 import gc
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -438,13 +439,26 @@ def test_too_little_memory_is_one_sentence_and_status_2(checkpoint, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_prune_writes_nothing_and_exits_130(checkpoint, tmp_path, monkeypatch):
+def test_an_interrupted_prune_writes_nothing_and_exits_130(checkpoint, tmp_path, monkeypatch, capsys):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(rose, "prune_model", interrupt)
     assert prune(checkpoint, tmp_path / "out") == 130
     assert list(tmp_path.iterdir()) == []
+    capsys.readouterr()
+    assert prune(checkpoint, tmp_path / "out", "--checkpoint", str(tmp_path / "kept")) == 130
+    assert "cancelled; nothing was written" in capsys.readouterr().err
+
+
+def test_output_that_nobody_reads_any_more_changes_no_exit_status(monkeypatch):
+    """As in `rose models | head -1`: 1 would mean that a check has found something wrong."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert cli.main(["models"]) == 0
+        assert cli.main(["models"]) == 0
 
 
 def test_a_checkpoint_goes_on_where_the_run_was_interrupted(checkpoint, tmp_path, monkeypatch, capsys):

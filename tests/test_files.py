@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,22 @@ def test_new_files_are_as_readable_as_any_and_the_umask_is_left_alone(
         (folder / "private").touch(mode=0o600)
     for path in (tmp_path / "report.json", tmp_path / "out" / "private"):
         assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no room")])
+def test_an_empty_folder_is_filled_or_left_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    move, moved = os.replace, []
+
+    def stop(one: Path, other: Path) -> None:
+        if moved:
+            raise error
+        moved.append(move(one, other))
+
+    monkeypatch.setattr(os, "replace", stop)
+    with suppress(KeyboardInterrupt, rose.RoseError), new_folder(tmp_path) as folder:
+        (folder / "templates").mkdir()
+        (folder / "config.json").write_text("{}")
+    assert moved
+    assert list(tmp_path.iterdir()) == []

@@ -193,6 +193,8 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         dense = rose.evaluation_trajectory(_load(options, options.dense, console), **given, tick=follow)
     with terminal.bar(console, f"Drawing with {options.model}") as follow:
         scores = rose.evaluate_diffusion(pipeline, dense, **given, tick=follow)
+    if options.output:
+        write_file(options.output, json.dumps(asdict(scores), indent=1) + "\n")
     drift = " ".join(f"{value:.3f}" for value in scores.drift)
     losses = (f"{t}: {value:.4f}" for t, value in zip(scores.loss_times, scores.loss, strict=True))
     terminal.say(
@@ -201,8 +203,6 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
         f"Fréchet distance {scores.frechet:.3f} over {scores.pictures} pictures; the classifier recognizes "
         f"{percent(scores.accuracy, 0)}; {scores.seconds:.0f} s",
     )
-    if options.output:
-        write_file(options.output, json.dumps(asdict(scores), indent=1) + "\n")
 
 
 def _load(options: argparse.Namespace, name: str, console: Console) -> Any:

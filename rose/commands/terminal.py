@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -20,17 +22,28 @@ MAX_ROWS = 40  # of a table on the terminal; files have them all
 NARROW: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}  # tables of numbers, to fit into 80 columns
 
 
+class Output(Console):
+    """Standard output without markup. Where its reader has gone, as in `rose models | head`, the rest is not shown, and
+    the command goes on to its own exit status."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(markup=False, **more)
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def show(*tables: Table) -> None:
     """Prints tables to standard output."""
     for table in tables:
-        Console(markup=False).print(table)
+        Output().print(table)
 
 
 def say(*sentences: str) -> None:
     """Prints sentences to standard output, a line each however long, without those that are empty; names in them, as of
     folders, are no markup."""
     for sentence in filter(None, sentences):
-        Console(markup=False, highlight=False, soft_wrap=True).print(sentence)
+        Output(highlight=False, soft_wrap=True).print(sentence)
 
 
 class Follow(Protocol):
@@ -78,7 +91,7 @@ def print_table(table: pd.DataFrame, title: str) -> None:
     Numbers are never cut. Where there is little room, heads break between words, names lack the beginning that they
     share, which the title then tells, and longer ones go on in the next line.
     """
-    console = Console(markup=False)
+    console = Output()
     names, *columns = ([_cell(value) for value in table[name].head(MAX_ROWS)] for name in table.columns)
     first, *heads = (name.replace("_", " ") for name in table.columns)
     widths = [max(map(len, [*head.split(), *column])) for head, column in zip(heads, columns, strict=True)]

@@ -141,21 +141,19 @@ def _texts(options: argparse.Namespace, tokenizer: Any, evaluated: Tensor | None
 
 
 def tune_after(
-    options: argparse.Namespace, console: Console, model: nn.Module, texts: Texts | None, report: rose.RunReport
-) -> tuple[rose.RunReport, int]:
-    """Tunes what a command has pruned, for the minutes of its --tune; its report then, and its exit status.
+    options: argparse.Namespace, console: Console, model: nn.Module, texts: Texts | None
+) -> tuple[TuneReport | None, int]:
+    """Tunes what a command has pruned, for the minutes of its --tune, if any; returns how, and the exit status.
 
     The dense model is read again, as pruning has changed the one that was loaded.
     """
     if texts is None:
-        return report, 0
+        return None, 0
     dense, _ = shared.load(options, console)
     settings = TuneSettings(minutes=options.tune, seed=options.seed, compute=getattr(options, "compute", "auto"))
     tuner = Parts(TuneTask(model, dense, *texts), settings)
     is_whole = _follow(tuner, console, options.checkpoint and options.checkpoint / "tuned")
-    found = tuner.report()
-    say_tuned(found)
-    return found.added_to(report), 0 if is_whole else CANCELLED
+    return tuner.report(), 0 if is_whole else CANCELLED
 
 
 def _follow(tuner: Parts, console: Console, checkpoint: Path | None) -> bool:
