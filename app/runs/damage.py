@@ -10,11 +10,12 @@ from torch import nn
 import rose
 from app import words
 from app.jobs import Job, Run
-from app.study.setup import Setup, check_sparsity
+from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand, reachable
 from rose.layer.defaults import THRESHOLD
 from rose.layer.methods import get_method
+from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost, estimate_damage, sweeps_of
 from rose.model.measure.damage import dense_weights, describe_damage, units_of
 from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport
@@ -41,7 +42,7 @@ class DamageRequest:
                 raise rose.RoseError(f"There is nothing at {place}; give the folder of a pruned checkpoint.")
         else:
             get_method(self.method)
-            check_sparsity(setup.sparsity, setup.block_size, model, setup.layer_patterns)
+            Network(model).to_prune(setup.layer_patterns, parse_sparsity(setup.sparsity), setup.block_size)
 
     def estimate(self, setup: Setup, model: nn.Module) -> Cost:
         """`model` may be a skeleton."""

@@ -14,13 +14,11 @@ from app.study.setup import Setup, patterns_of
 from rose.files import expand, reachable
 from rose.layer.defaults import THRESHOLD
 from rose.layer.grid import Grid
-from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import load_apart
 from rose.model.measure.zero_shot import check_task_folder, is_installed
-from rose.model.network.layers import check_widths
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT as COMPUTED
 from rose.model.run.settings import run_settings
@@ -151,12 +149,10 @@ class PruneRequest:
             raise rose.RoseError("Choose how many bits kept weights get, or that they stay as they are.")
         if not self.targets:
             raise rose.RoseError("Choose at least one target: dense, or layer as in the papers.")
-        layers = Network(model).select(self.layer_patterns)
-        for sparsity in self.sparsities:
-            check_widths(layers, parse_sparsity(sparsity), setup.block_size)
+        network = Network(model)
         for case in self.cases:
             run = run_settings(**self.settings(setup, case)).layer
-            check_widths(layers, run.pattern, run.block_size, run.grid)
+            network.to_prune(self.layer_patterns, run.pattern, run.block_size, run.grid)
         if not self.evaluate.strip():
             raise rose.RoseError("Give the path of the text that perplexity is measured on.")
         if self.tasks and not is_installed():

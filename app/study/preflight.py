@@ -14,7 +14,7 @@ from torch import nn
 
 import rose
 from app import words
-from app.study.setup import MEASURED, Setup, check_sparsity, patterns_of, weights_size
+from app.study.setup import MEASURED, Setup, patterns_of, weights_size
 from rose.files import reachable
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost, estimate_cost, statistics_groups
@@ -22,6 +22,7 @@ from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import PACKAGED, is_hub_id, parse_dtype
 from rose.model.load.tokens import DATASETS, check_text, is_downloaded
 from rose.model.network.heads import ATTENTION_OUTPUTS
+from rose.model.network.layers import check_widths
 from rose.model.network.network import Network
 
 LayerChoice = Literal["all", "attention", "block", "own"]
@@ -50,21 +51,23 @@ def preflight(setup: Setup, skeleton: nn.Module, *, has_inputs: bool = False) ->
     """
     setup.check()
     check_text(setup.text, setup.held_out, setup.length)
-    Network(skeleton).check_length(setup.length)
-    check_sparsity(setup.sparsity, setup.block_size, skeleton, setup.layer_patterns)
+    network = Network(skeleton)
+    network.check_length(setup.length)
+    layers = network.select(setup.layer_patterns)
+    check_widths(layers, parse_sparsity(setup.sparsity), setup.block_size)
     windows: dict[str, Any] = {"samples": setup.samples + setup.held_out, "length": setup.length}
     windows["layers"] = setup.layer_patterns
     cost = estimate_cost(skeleton, sweeps=len(MEASURED), keep_statistics=True, **windows)
     if has_inputs:
         before = estimate_cost(skeleton, sweeps=0, keep_statistics=True, **windows)
         return Preflight(replace(cost, seconds=cost.seconds - before.seconds), 0, psutil.virtual_memory().available)
-    widths = [layer.weight.shape[1] for layer in Network(skeleton).select(setup.layer_patterns)]
+    widths = [layer.weight.shape[1] for layer in layers]
     needed = weights_size(cost, setup.dtype) + cost.memory
     if setup.stream:  # one decoder block at a time, and the statistics of all layers
         if not can_stream(setup.model):
             raise rose.RoseError(f"{setup.model} is no safetensors checkpoint, so its weights cannot stay on disk.")
         dtype, has_held_out = parse_dtype(setup.dtype), setup.held_out > 0
-        kept = sum(4 * columns**2 for columns in statistics_groups(Network(skeleton).select(setup.layer_patterns)))
+        kept = sum(4 * columns**2 for columns in statistics_groups(layers))
         at_once = estimate_memory(skeleton, dtype=dtype, held_out=has_held_out, **windows)
         needed = at_once.peak + kept * (2 if has_held_out else 1)
     return Preflight(cost, needed, psutil.virtual_memory().available, tuple(warnings(setup, widths)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 import rose
@@ -14,8 +14,6 @@ from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost
 from rose.model.load.models import OFFLINE, parse_dtype
 from rose.model.load.tokens import STUDY, Warn, load_calibration
-from rose.model.network.layers import check_widths
-from rose.model.network.network import Network
 
 # What every layer is measured with: name in the table -> arguments of `rose.prune_layer`. Two-level order is measured
 # on all layers, columnar or not, so that the threshold can move without pruning anything again.
@@ -124,11 +122,6 @@ def _read(name: str, text: str, kind: type) -> Any:
     except ValueError:
         wanted = "a whole number" if kind is int else "a number"
         raise rose.RoseError(f"The link has {name}={text!r}, which is not {wanted}.") from None
-
-
-def check_sparsity(sparsity: str, block_size: int, model: nn.Module, layer_patterns: list[str] | None) -> None:
-    """Raises RoseError for a sparsity that does not fit one of these layers; `model` may be a skeleton."""
-    check_widths(Network(model).select(layer_patterns), parse_sparsity(sparsity), block_size)
 
 
 def weights_size(cost: Cost, dtype: str) -> int:

@@ -22,6 +22,7 @@ import rose
 from app.figures.comparison import over_seeds_bars
 from app.runs import checkpoints, recipes, shipping
 from app.runs.checkpoints import RESERVE
+from app.runs.damage import DamageRequest
 from app.runs.pruning import PruningRun, accuracy_table, layer_table, model_table
 from app.runs.request import HELD_OUT, Case, Keep, PruneRequest, estimate_case
 from app.runs.results import read_results
@@ -216,7 +217,7 @@ def test_a_text_of_ones_own_for_perplexity(setup: Setup, loaded: LoadedModel, tm
         ({"methods": ("magic",)}, "no method named 'magic'"),
         ({"sparsities": ("1.5",)}, "Sparsity must be"),
         ({"keep": "folder"}, "path of a folder"),
-        ({"sparsities": ("0.5", "3:7")}, "3:7 needs a number of input columns divisible by 7"),
+        ({"sparsities": ("0.5", "3:7")}, "3:7 needs a block size divisible by 7"),
         ({"layers": "*.nothing"}, "nothing"),
         ({"evaluate": " "}, "path of the text"),
     ],
@@ -224,6 +225,14 @@ def test_a_text_of_ones_own_for_perplexity(setup: Setup, loaded: LoadedModel, tm
 def test_bad_requests_are_refused_before_any_work(change: dict, words: str, setup: Setup) -> None:
     with pytest.raises(rose.RoseError, match=words):
         replace(REQUEST, **change).check(setup, load_skeleton(setup.model))
+
+
+def test_what_the_engine_refuses_is_refused_before_any_work(setup: Setup) -> None:
+    model = load_skeleton(setup.model)
+    model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj
+    for request in (REQUEST, DamageRequest()):
+        with pytest.raises(rose.RoseError, match="are the same weights"):
+            request.check(setup, model)
 
 
 def test_command_lines_ask_for_the_same_run(setup: Setup) -> None:

@@ -255,7 +255,7 @@ def test_only_chosen_layers_and_a_zip(setup: Setup) -> None:
 
 @pytest.mark.parametrize(
     ("query", "words"),
-    [({"prune_sparsities": "0.5 3:7"}, "3:7 needs a number of input columns"), ({"model": "no-such"}, "no-such")],
+    [({"prune_sparsities": "0.5 3:7"}, "3:7 needs a block size divisible by 7"), ({"model": "no-such"}, "no-such")],
 )
 def test_what_cannot_run_is_refused_with_a_sentence(setup: Setup, query: dict[str, str], words: str) -> None:
     app = opened(setup, **query)
