@@ -6,7 +6,6 @@ import itertools
 import json
 import logging
 from collections.abc import Callable
-from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rose.errors import RoseError
 from rose.files import reachable
+from rose.given import is_whole
 from rose.interrupt import stop_point
 from rose.wording import whole
 
@@ -234,9 +234,9 @@ def load_tokens(
 
 def check_windows(samples: int | None, length: int) -> None:
     """Raises RoseError for numbers of windows and of their tokens that cannot be."""
-    if not (isinstance(length, Integral) and length >= 2):
+    if not (is_whole(length) and length >= 2):
         raise RoseError(f"The length of windows must be a whole number of at least 2 tokens, not {length!r}.")
-    if samples is not None and not (isinstance(samples, Integral) and samples >= 1):
+    if samples is not None and not (is_whole(samples) and samples >= 1):
         raise RoseError(f"The number of windows must be a whole number of at least 1, not {samples!r}.")
     if (samples or 1) * length > MOST_TOKENS:
         raise RoseError(
@@ -357,7 +357,7 @@ def _too_short(found: str, held_out: int, length: int) -> RoseError:
 
 def check_calibration(samples: int, held_out: int, length: int) -> None:
     """Raises RoseError for numbers of windows that `load_calibration` cannot draw."""
-    if not (all(isinstance(number, Integral) for number in (samples, held_out)) and samples >= 1 and held_out >= 0):
+    if not (all(map(is_whole, (samples, held_out))) and samples >= 1 and held_out >= 0):
         raise RoseError(f"Calibration needs at least 1 sample and 0 held-out ones, not {samples!r} and {held_out!r}.")
     check_windows(samples + held_out, length)
 
@@ -418,7 +418,7 @@ def _runs(windows: Tensor, width: int) -> Tensor:
 
 def check_seed(seed: int) -> None:
     """Raises RoseError unless the seed is one that torch takes, and not negative."""
-    if not (isinstance(seed, Integral) and 0 <= seed < 2**63):
+    if not (is_whole(seed) and 0 <= seed < 2**63):
         raise RoseError(f"A seed must be a whole number from 0 to 2^63 − 1, not {seed!r}.")
 
 

@@ -100,6 +100,8 @@ def test_windows_in_order(text: str, tokenizer: PreTrainedTokenizerFast) -> None
         ({"samples": 1, "length": 9, "split": "foo"}, "one of train, validation, test, not 'foo'"),
         ({"samples": 1, "length": 1}, "at least 2 tokens, not 1"),
         ({"samples": 2.5, "length": 10}, "whole number of at least 1, not 2.5"),
+        ({"samples": True, "length": 10}, "number of windows must be a whole number of at least 1, not True"),
+        ({"samples": 1, "length": 10, "seed": True}, "A seed must be a whole number .* not True"),
         ({"samples": 1, "length": 10, "seed": "a"}, "A seed must be a whole number .* not 'a'"),
         ({"samples": None, "length": 10}, "give seed=None with samples=None"),
     ],
