@@ -80,7 +80,7 @@ def prune_diffusion_structured(
     chosen, repair = settings.chosen, settings.repair
     calibration = Calibration(pipeline, conditions, step_weights, packages, **drawing)
     denoiser = calibration.denoiser
-    kinds = PARTS if parts is None else tuple(parts)
+    kinds = PARTS if settings.parts is None else settings.parts
     found = find_parts(denoiser, kinds)
     check_multiple([part for of_block in found for part in of_block], multiple)
     shapes = [shapes_by_ratio(of_block, ratio, multiple, fewest=_refuse) for of_block in found]

@@ -82,6 +82,7 @@ class SlimSettings:
         if not is_whole(self.multiple) or self.multiple < 1:
             raise RoseError(f"Kept channels must be a multiple of at least 1, a whole number, not {self.multiple!r}.")
         object.__setattr__(self, "multiple", int(self.multiple))  # JSON does not know NumPy's
+        object.__setattr__(self, "parts", None if self.parts is None else tuple(several(self.parts)))
         check_damping(self.damping)
         if chosen.select is None and (self.parts or self.allocation != "uniform" or self.recovery):
             raise RoseError(
@@ -217,7 +218,7 @@ def _uniform_candidates(
 
 def check_parts(model: nn.Module, parts: Sequence[str] | None) -> tuple[str, ...]:
     """The kinds of parts to reduce, in their order; raises RoseError for none, or one that the model does not offer."""
-    offered = kinds_of(model) if parts is None else several(parts)
+    offered = kinds_of(model) if parts is None else parts
     if parts is None and not offered:
         raise RoseError(
             f"Neither heads nor channels of {type(model).__name__} can be taken out, as its layers are not known, or "

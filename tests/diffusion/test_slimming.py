@@ -135,7 +135,7 @@ def test_what_is_not_known_is_refused(family: str) -> None:
         ({"ratio": 1.5}, "ratio"),
         ({"parts": ["tails"]}, "Parts are"),
         ({"parts": []}, "Parts are"),
-        ({"ratio": 0.001, "parts": ["heads"]}, "nothing would go"),
+        ({"ratio": 0.001, "parts": "heads"}, "nothing would go"),
         ({"ratio": 0.97, "parts": ["channels"]}, "cannot save that much"),
     ],
 )

@@ -26,7 +26,7 @@ from rose.model.network.residence import pick_device
 from rose.model.progress import part_callback
 from rose.model.walk import forward
 from rose.model.walk.walk import visit_inputs
-from rose.structured.plan import check_parts
+from rose.structured.plan import SlimSettings
 from tests.model.families import LENGTH, VOCABULARY, logits, make_model, make_tokens, stop_at
 from tests.model.walk.test_families import hooked_inputs
 from tests.model.walk.test_sequential import routed_model
@@ -232,7 +232,7 @@ def test_one_name_is_a_list_of_one() -> None:
             rose.rotate_heads(model, make_tokens(), by=by)
     judge = make_settings("wanda", block_size=16)
     assert rose.rotate_heads(model, make_tokens(), by=judge, basis="random")["error"].notna().all()
-    assert check_parts(model, "heads") == ("heads",)
+    assert SlimSettings(parts="heads").parts == ("heads",)
 
 
 @pytest.mark.parametrize(
