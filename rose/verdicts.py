@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.special import ndtri, stdtrit
 
 from rose.layer.checks import OVERFIT
-from rose.layer.methods import METHODS
+from rose.layer.methods import label_of
 from rose.wording import apart, count, fine_percent, listing, number, out_of, percent, sentence, word
 
 CONFIDENCE = 0.95  # of every interval
@@ -655,8 +655,7 @@ def _by_whom(rows: pd.DataFrame) -> str:
     found = rows.groupby("method", sort=False)["layer"].nunique() if "method" in rows else pd.Series(dtype=int)
     if not 0 < len(found) <= FEW_METHODS:
         return ", by at least one method"
-    names = [METHODS[name].label if name in METHODS else f"{name} order".replace("_", "-") for name in found.index]
-    return f": by {listing([f'{name} in {word(layers)}' for name, layers in zip(names, found, strict=True)])}"
+    return f": by {listing([f'{label_of(str(name))} in {word(layers)}' for name, layers in found.items()])}"
 
 
 VERBS = {"fail": ("fails", "fail"), "look": ("needs review", "need review"), "pass": ("passes", "pass")}

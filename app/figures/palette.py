@@ -17,6 +17,7 @@ from plotly.colors import sample_colorscale, unlabel_rgb
 
 from app import words
 from rose import METHODS
+from rose.layer.methods import label_of
 from rose.model.run.settings import TARGETS
 
 Theme = Literal["light", "dark"]
@@ -146,9 +147,9 @@ def method_style(name: str) -> Style:
         return look if target == "dense" else look._replace(dash="dash", symbol=symbol, pattern="/")
     if name not in METHODS and name in ORDER_COLOURS:
         return order_style(name)
-    label = METHODS[name].label if name in METHODS else name.replace("_", " ")
     dash, pattern = _LINE if name in METHOD_COLOURS else _PLUGIN_LINE
-    return Style(METHOD_COLOURS.get(name) or _fallback(name), label, dash, _symbol(name, METHOD_COLOURS), pattern)
+    colour = METHOD_COLOURS.get(name) or _fallback(name)
+    return Style(colour, label_of(name), dash, _symbol(name, METHOD_COLOURS), pattern)
 
 
 def named_styles(runs: pd.DataFrame) -> list[Style]:

@@ -11,9 +11,10 @@ import pandas as pd
 from app import words
 from app.runs import pairs
 from app.runs.finished import FinishedRun
-from app.runs.request import HELD_OUT, PruneRequest, method_label
+from app.runs.request import HELD_OUT, PruneRequest
 from app.study.setup import Setup
 from rose import verdicts
+from rose.layer.methods import label_of
 from rose.model.load.tokens import DRIFT
 from rose.verdicts import Result
 
@@ -71,7 +72,7 @@ def drift_finding(runs: Sequence[FinishedRun]) -> str:
             before, after = words.apart(layer.value, dense.value)
             verb = "takes" if dense.value < layer.value else "brings"
             return (
-                f"{method_label(dense.method)} at {ranking.results[0].amount}: target dense {verb} the last decoder "
+                f"{label_of(dense.method)} at {ranking.results[0].amount}: target dense {verb} the last decoder "
                 f"block's drift from {before} to {after}"
             )
     return verdicts.says_ranking(rankings)

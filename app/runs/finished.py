@@ -21,11 +21,11 @@ import pandas as pd
 import rose
 from app import words
 from app.runs.recipes import analyze_command
-from app.runs.request import Case, method_label
+from app.runs.request import Case
 from app.study import tables
 from app.study.study import Study
 from rose.files import check_small, expand
-from rose.layer.methods import make_settings
+from rose.layer.methods import label_of, make_settings
 from rose.layer.paper import WIDEST, PaperFigures, paper_figures, read_paper_figures
 from rose.model.measure.zero_shot import FILE as ZERO_SHOT_FILE
 from rose.report import mean_or_none
@@ -118,7 +118,7 @@ class FinishedRun:
     @property
     def label(self) -> str:
         """Model, method, sparsity and layers; "smollm2-135m · ROSE · 0.7 · 210 layers"."""
-        how = f"Slim by {self.method}" if self.kind == SLIM else method_label(self.method)
+        how = f"Slim by {self.method}" if self.kind == SLIM else words.sentence(label_of(self.method))
         how = self.name if self.kind == "check" else how
         if self.kind == "prune" and self.target == "layer":
             how += ", target layer"
@@ -260,7 +260,7 @@ def _runs_of_analysis(report: rose.RunReport, place: str) -> list[FinishedRun]:
             "mean_relative_error": mean_or_none(run.pruned["relative_error"]),
             "mean_held_out_error": mean_or_none(run.pruned["held_out_error"]),
         }
-        name = f"{method_label(run.method)} at {run.asked} (study)"
+        name = words.sentence(f"{label_of(run.method)} at {run.asked} (study)")
         runs.append(replace(run, name=name, summary=run.summary | totals))
     return runs
 

@@ -14,6 +14,7 @@ from app.study.setup import Setup, patterns_of
 from rose.files import expand, reachable
 from rose.layer.defaults import THRESHOLD
 from rose.layer.grid import Grid
+from rose.layer.methods import label_of
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import parse_dtype
@@ -30,11 +31,6 @@ NEW_TOKENS = 30  # that continue it
 WINDOWS = 8  # four often leave copies undecided that eight tell apart
 # Of checkpoints. The best of each sparsity, and all, are temporary files; in a folder they stay.
 Keep = Literal["best", "all", "folder", "none"]
-
-
-def method_label(method: str) -> str:
-    """As people read it; a study measures two-level order as if it were a method."""
-    return rose.METHODS[method].label if method in rose.METHODS else method.replace("_", " ")
 
 
 class Case(NamedTuple):
@@ -54,7 +50,7 @@ class Case(NamedTuple):
     @property
     def label(self) -> str:
         """For people: "ROSE at 0.7", "ROSE at 0.7, 4 bits", "ROSE at 0.7, target layer"."""
-        label = f"{method_label(self.method)} at {self.asked}"
+        label = f"{label_of(self.method)} at {self.asked}"
         return label if self.target == "dense" else f"{label}, target {self.target}"
 
     @property

@@ -14,6 +14,7 @@ from app.study.checking import CheckRequest, Findings, LayerChecks
 from app.study.study import Study
 from rose import verdicts
 from rose.layer.checks import AGREE, AGREE_ROUGHLY, OVERFIT, check_overfitting
+from rose.layer.methods import label_of
 from rose.layer.pattern import parse_sparsity
 from rose.model.measure.layer_checks import CHECKS, check_layers, sparsity_off
 
@@ -59,22 +60,18 @@ def _choose(layer: str) -> CheckRequest:
         "Methods",
         list(rose.METHODS),
         default=DEFAULT_METHODS,
-        format_func=_label,
+        format_func=label_of,
         **linked("check_methods"),
         help="Each method prunes the layer; its error is then measured in three independent ways.",
     )
     curve = right.selectbox(
         "Over-fitting curve of",
         list(rose.METHODS),
-        format_func=_label,
+        format_func=label_of,
         **linked("check_curve"),
         help="The layer is pruned again on more and more of the calibration tokens.",
     )
     return CheckRequest(layer, tuple(methods), curve, session.threshold())
-
-
-def _label(method: str) -> str:
-    return rose.METHODS[method].label
 
 
 def _offer(study: Study, request: CheckRequest, run: LayerChecks | None) -> None:
@@ -114,7 +111,7 @@ def _start(study: Study, request: CheckRequest) -> None:
 def _checks(study: Study, layer: str, findings: Findings | None) -> None:
     checks = [("calibration", check) for check in checking.input_checks(study, layer)]
     if findings is not None:
-        checks += [(_label(method), check) for method, check in findings.checks()]
+        checks += [(label_of(method), check) for method, check in findings.checks()]
     else:  # what all layers were measured by, as on the page Layers
         known = [record for record in study.all_records() if record.layer == layer]
         worst = max(known, key=lambda record: (record.held_out_error or 0) / (record.relative_error or 1))
@@ -137,7 +134,7 @@ def _measures(study: Study, layer: str, findings: Findings, request: CheckReques
     rows = [
         {
             "Status": BADGES[measures.check.status],
-            "Method": _label(measures.method),
+            "Method": label_of(measures.method),
             "tr(ΔW H ΔWᵀ)": f"{measures.quadratic_form:.6g}",
             "Σe² − λ‖ΔW‖²": f"{measures.sweep_sum:.6g}",
             "‖(W − Ŵ)Xᵀ‖²": "–" if measures.direct is None else f"{measures.direct:.6g}",
@@ -187,7 +184,7 @@ def _sparsity(study: Study, layer: str, findings: Findings, request: CheckReques
     rows = [
         {
             "Status": BADGES[found.check.status],
-            "Method": _label(found.method),
+            "Method": label_of(found.method),
             "Requested": words.percent(found.requested, 3).replace(" ", "\u00a0"),
             "Removed": words.percent(found.realised, 3).replace(" ", "\u00a0"),
             "Promised per": {"group": f"group of {study.setup.sparsity}"}.get(found.unit, found.unit),

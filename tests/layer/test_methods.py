@@ -13,7 +13,7 @@ from torch import Tensor
 
 import rose
 from rose.layer.error import relative_error
-from rose.layer.methods import make_settings, prune_with
+from rose.layer.methods import label_of, make_settings, prune_with
 from tests.layer.helpers import (
     ORDERS,
     Layer,
@@ -554,4 +554,6 @@ def test_registry_entries_explain_themselves() -> None:
         assert method.name == name
         assert method.label
         assert method.summary.endswith(".")
+        assert label_of(name) == method.label
+    assert (label_of("two_level"), label_of("my_method")) == ("two-level order", "my method")
     assert set(SWEEPING) == {"rose", "rose_global", "rose_dealt", "sparsegpt", "isc", "measured"}

@@ -25,7 +25,7 @@ from rose.layer.error import quadratic_form
 from rose.layer.grid import Grid, parse_grid
 from rose.layer.hessian import check_damping
 from rose.layer.methods.options import Option, Value, complete_options
-from rose.layer.order import Order, OrderPlan, check_order_name, check_threshold
+from rose.layer.order import ORDERS, Order, OrderPlan, check_order_name, check_threshold
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, is_finite
 from rose.layer.sweep import SweepTrace
@@ -270,6 +270,13 @@ def get_method(name: str) -> Method:
     if name not in METHODS:
         raise RoseError(f"There is no method named {name!r}; choose one of {', '.join(METHODS)}.")
     return METHODS[name]
+
+
+def label_of(name: str) -> str:
+    """For people: of a method, or of an order that a run has tried as if it were one; of a stranger its name."""
+    if name in METHODS:
+        return METHODS[name].label
+    return f"{name.replace('_', '-')} order" if name in ORDERS else name.replace("_", " ")
 
 
 def make_settings(

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pandas as pd
 
 from rose.layer.checks import Check, check_inputs, check_overfitting, judge_damping, worst
-from rose.layer.methods import METHODS
+from rose.layer.methods import label_of
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.statistics import InputStatistics
 from rose.model.run.one_layer import damping_of
@@ -83,13 +83,8 @@ def _check_layer(
         row = records.loc[ratios.idxmax()]
         check = check_overfitting(float(row["relative_error"]), float(row["held_out_error"]))
         if check is not None:  # of one method of several, so it has to be named
-            found.append(replace(check, found=f"{_label(row['method'])}: {check.found}"))
+            found.append(replace(check, found=f"{sentence(label_of(row['method']))}: {check.found}"))
     return found
-
-
-def _label(method: str) -> str:
-    """Of a method, or of an order that a run has tried as if it were one."""
-    return METHODS[method].label if method in METHODS else sentence(method.replace("_", "-"))
 
 
 def sparsity_off(records: pd.DataFrame, pattern: Pattern) -> pd.Series:
