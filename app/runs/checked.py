@@ -104,9 +104,7 @@ class CheckpointRun(Run):
     def drawn(self) -> dict[str, Any]:
         """What its tokens were, as reports have it; once it is done."""
         assert self.found is not None
-        setup, bos = self.request.setup, self.found.summary["bos_token"]
-        chosen = {"calibration": setup.text, "samples": setup.samples, "length": setup.length, "seed": setup.seed}
-        return chosen | {"held_out_samples": setup.held_out, "bos_token": bos}
+        return self.request.setup.drawn | {"bos_token": self.found.summary["bos_token"]}
 
     def _run(self, job: Job) -> None:
         setup = self.request.setup

@@ -138,7 +138,7 @@ class DamageRun(Run):
             units=request.units,
             restore=bool(request.restore),
         )
-        self._told |= {"model": setup.model, "dtype": setup.dtype, "calibration": setup.text, "seed": setup.seed}
+        self._told |= setup.origin
         self._told |= {"restore": request.restore} if request.restore else {}
         self._say("Measuring units")
         done = {record.unit for record in self.records}

@@ -273,13 +273,8 @@ def runs_of_study(study: Study, threshold: float, layer: str | None = None) -> l
     keys = ["layer", "rows", "columns", "damping", "dead_columns", "tokens", "is_damping_raised"]
     records = tables.error_records(overview).merge(overview[keys], on="layer")
     shared = {
-        "model": setup.model,
-        "dtype": setup.dtype,
-        "calibration": setup.text,
-        "samples": setup.samples,
-        "length": setup.length,
-        "seed": setup.seed,
-        "held_out_samples": setup.held_out,
+        **setup.origin,
+        **setup.drawn,
         **({} if setup.layer_patterns is None else {"chosen_layers": setup.layers.strip()}),
         "sparsity": setup.sparsity,
         "block_size": setup.block_size,

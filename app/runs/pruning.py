@@ -278,10 +278,7 @@ class PruningRun(TunableRun):
         assert self.dense is not None
         more = {} if request.layer_patterns is None else {"chosen_layers": request.layers.strip()}
         return report.with_summary(
-            model=setup.model,
-            dtype=setup.dtype,
-            calibration=setup.text,
-            seed=setup.seed,
+            **setup.origin,
             evaluated_on=request.evaluate,
             windows=request.windows,
             window_length=request.window_length,

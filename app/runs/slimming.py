@@ -150,11 +150,10 @@ class Slimming(TunableRun):
     def _told(self, dense: Outcome, slim: Outcome) -> dict[str, Any]:
         """What the report says of the set-up, and of perplexity where it was measured."""
         setup = self.setup
-        said = {"model": setup.model, "dtype": setup.dtype, "calibration": setup.text, "seed": setup.seed}
         if not slim.losses:
-            return said
+            return setup.origin
         windows = {"evaluated_on": HELD_OUT, "windows": len(slim.losses), "window_length": setup.length}
-        return said | windows | dense.measured("before") | slim.measured("after")
+        return setup.origin | windows | dense.measured("before") | slim.measured("after")
 
     def perplexities(self) -> list[list[str]]:
         """How perplexity moved from the dense model's, by smaller model: a sentence, and another on odd windows."""

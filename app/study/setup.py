@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 import rose
+from rose.environment import versions
 from rose.layer.defaults import BLOCK_SIZE, DAMPING, SPARSITY
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost
@@ -83,6 +84,23 @@ class Setup:
         """What differs from another set-up, as texts for a URL."""
         former = asdict(other)
         return {name: str(value) for name, value in asdict(self).items() if value != former[name]}
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """What calibrates, as reports have it."""
+        return {
+            "calibration": self.text,
+            "samples": self.samples,
+            "length": self.length,
+            "seed": self.seed,
+            "held_out_samples": self.held_out,
+        }
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a report says of where it comes from: model, text, and with which programs."""
+        known = {"model": self.model, "dtype": self.dtype, "calibration": self.text, "seed": self.seed}
+        return known | {"made_with": versions()}
 
     def draw(self, tokenizer: PreTrainedTokenizerBase, warn: Warn | None = None) -> tuple[Tensor, Tensor | None]:
         return load_calibration(

@@ -118,7 +118,9 @@ def test_numbers_are_those_of_the_engine_and_the_best_are_kept(
     there = tmp_path / "there" / kept[1].case.name
     weight = rose.load_model(str(there))[0].get_submodule("model.layers.0.mlp.up_proj").weight
     assert (weight.view(len(weight), -1, 4).ne(0).sum(-1) <= 2).all()
-    assert json.loads((there / "report.json").read_text())["summary"]["perplexity_after"] == kept[1].perplexity
+    summary = json.loads((there / "report.json").read_text())["summary"]
+    assert summary["perplexity_after"] == kept[1].perplexity
+    assert summary["made_with"]["torch"] == torch.__version__
     # No archive lies beside them; and when nobody holds the run any more, they go.
     del run
     gc.collect()
