@@ -12,7 +12,7 @@ from app.runs.slimming import Slimming
 from app.runs.tuning import MINUTES, SlimTuning, TuneRequest, Tuning, TuningRun
 from app.runs.widgets import follow, linked, start_button
 from rose import RoseError
-from rose.model.load.tokens import TUNING
+from rose.model.load.tokens import tuning_draw
 
 MOST_MINUTES = 24 * 60.0
 ICON = ":material/model_training:"
@@ -73,9 +73,10 @@ def _label(minutes: float) -> str:
 
 
 def _trained_on(run: PruningRun | Slimming, what: str) -> str:
-    text = f"{words.plain(words.text_name(run.setup.text))}, {tuning.length_of(run.setup)} tokens each"
+    draw = tuning_draw(run.setup.length)
+    text = f"{words.plain(words.text_name(run.setup.text))}, {draw.length} tokens each"
     return (
-        f"{what} on up to {TUNING.samples} windows of {text}, none of which perplexity is measured on. Further windows "
+        f"{what} on up to {draw.samples} windows of {text}, none of which perplexity is measured on. Further windows "
         "decide which step is kept; the curve is on those, so not comparable with perplexity above."
     )
 

@@ -29,7 +29,7 @@ from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.estimate.tuning import tuning_memory
 from rose.model.load.low_rank import keep_low_rank
-from rose.model.load.tokens import TUNING, load_apart
+from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.network.network import Network
 from rose.model.progress import Progress
 from rose.model.tune.tuning import Tuner, TuneReport, TuneSettings, TuneTask
@@ -42,12 +42,8 @@ STOPPED = "Stopping: the best so far is kept"
 def tuned_memory(setup: Setup, model: nn.Module) -> int:
     """Bytes besides the two models; `model`: the dense one, or its skeleton."""
     network = Network(model)
-    return tuning_memory(network, length_of(setup), sum(layer.weight.numel() for layer in network.layers))
-
-
-def length_of(setup: Setup) -> int:
-    """Tokens in a window that is trained on."""
-    return min(TUNING.length, setup.length)
+    weights = sum(layer.weight.numel() for layer in network.layers)
+    return tuning_memory(network, tuning_draw(setup.length).length, weights)
 
 
 class Tuning(Run):
@@ -100,11 +96,9 @@ class Tuning(Run):
         tokens, held_out = load_apart(
             setup.text,
             loaded.tokenizer,
-            samples=TUNING.samples,
-            held_out=TUNING.held_out,
-            length=length_of(setup),
             seed=setup.seed,
             apart_from=windows,
+            **tuning_draw(setup.length)._asdict(),
         )
         tuner = Tuner(TuneTask(model, dense, tokens, held_out), TuneSettings(self.minutes, seed=setup.seed))
         self._say(f"Tuning {self.label}")
@@ -213,7 +207,7 @@ class SlimTuning(Tuning):
 
     def _judged_on(self, tokenizer: Any) -> Tensor:
         held_out = self.setup.draw(tokenizer)[1]
-        return torch.empty(0, length_of(self.setup), dtype=torch.int64) if held_out is None else held_out
+        return torch.empty(0, self.setup.length, dtype=torch.int64) if held_out is None else held_out
 
     def _conclude(self, found: TuneReport, model: Any, tokenizer: Any, windows: Tensor) -> None:
         label = f"{self.source.label}, tuned"

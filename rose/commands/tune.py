@@ -20,7 +20,7 @@ from rose.interrupt import CANCELLED
 from rose.layer.pattern import parse_sparsity
 from rose.model.load.low_rank import keep_low_rank
 from rose.model.load.models import has_tokenizer
-from rose.model.load.tokens import TUNING, load_apart
+from rose.model.load.tokens import TUNING, load_apart, tuning_draw
 from rose.model.network.layers import prunable_layers
 from rose.model.network.network import Network
 from rose.model.tune.loss import LOSSES
@@ -125,7 +125,7 @@ def draw_texts(options: argparse.Namespace, model: nn.Module, tokenizer: Any, ev
     """
     if options.tune is None:
         return None
-    sizes = TUNING._replace(length=min(TUNING.length, options.length))._asdict()
+    sizes = tuning_draw(options.length)._asdict()
     dense = sum(parameter.nbytes for parameter in model.parameters())  # is read once more
     check_memory(Network(model), sizes["length"], compute=getattr(options, "compute", "auto"), besides=dense)
     return _texts(options, tokenizer, evaluated, **sizes)

@@ -86,6 +86,11 @@ STUDY = Draw(16, 512, 4)  # somebody waits for it at the app's start page
 DRIFT = Draw(16, 256, 4)  # the app's two targets: enough for the correction to pay, few enough to wait for
 
 
+def tuning_draw(length: int) -> Draw:
+    """What is tuned on after a run on windows of so many tokens; on none that are longer."""
+    return TUNING._replace(length=min(TUNING.length, length))
+
+
 def _dataset(path: str, name: str | None, split: str, **options):  # type: ignore[no-untyped-def]
     import datasets  # slow to import, and not needed for files
 

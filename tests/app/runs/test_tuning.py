@@ -21,7 +21,7 @@ from app.runs.request import PruneRequest
 from app.runs.tuning import TuneRequest, TuningRun
 from app.study.setup import Setup
 from app.study.study import LoadedModel
-from rose.model.load.tokens import load_apart
+from rose.model.load.tokens import TUNING, load_apart
 from rose.model.tune.tuning import TuneSettings
 from rose.report import ERRORS
 from tests.app.runs.made_reports import made_report
@@ -44,7 +44,7 @@ def pruned(setup: Setup, loaded: LoadedModel, text: Path) -> PruningRun:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number of steps that no clock decides."""
-    monkeypatch.setattr(tuning, "TUNING", tuning.TUNING._replace(samples=16))
+    monkeypatch.setattr("rose.model.load.tokens.TUNING", TUNING._replace(samples=16))
     tune_one_epoch(monkeypatch, 1e-4)
 
 

@@ -25,6 +25,7 @@ from app.study.setup import Setup
 from rose import verdicts
 from rose.cli import _parser
 from rose.layer.methods import RECOMMENDED
+from rose.model.load.tokens import TUNING
 from rose.model.ship.packing import packed_size
 from tests.app.tiny_study import ended, figures, open_on, texts, titles, tune_one_epoch
 
@@ -439,7 +440,7 @@ def test_while_ones_own_run_goes_on_no_other_is_begun(setup: Setup) -> None:
 
 
 def test_what_is_left_is_tuned(setup: Setup, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "TUNING", tuning.TUNING._replace(samples=16))
+    monkeypatch.setattr("rose.model.load.tokens.TUNING", TUNING._replace(samples=16))
     tune_one_epoch(monkeypatch, 1e-4)
     query = {"prune_methods": "SparseGPT", "prune_prompt": "", "prune_windows": "1", "tune_minutes": "0.5"}
     app, run = pruned(opened(replace(setup, text=str(text)), **query))
