@@ -601,6 +601,7 @@ CHEAP = {  # refused before a model is loaded: the command's options, what is sa
     "checkpoint below": (["slim", "--checkpoint", "out/kept"], "--checkpoint must not be inside --output"),
     "streamed": (["prune", "--stream", "--evaluate", "packaged"], "--evaluate needs the whole model in memory"),
     "text": (["prune", "--calibration", "absent.txt"], "There is no file absent.txt"),
+    "short text": (["prune", "--calibration", "short.txt"], "short.txt has 5 bytes, too few to calibrate"),
     "kind of text": (["analyze", "--calibration", "notes.md"], "Unknown text 'notes.md'"),
     "text to evaluate on": (["prune", "--evaluate", "absent.jsonl"], "There is no file absent.jsonl"),
     "windows of nothing": (["prune", "--windows", "3"], "--windows counts those of --evaluate"),
@@ -646,6 +647,7 @@ def test_a_typing_mistake_does_not_cost_the_loading_of_a_model(tmp_path, monkeyp
     arguments, message = CHEAP[case]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rose, "load_model", lambda *_args, **_more: pytest.fail("loaded a model first"))
+    (tmp_path / "short.txt").write_text("short")
     output = [] if arguments[0] in ("evaluate", "check") else ["--output", "out"]
     assert run(*arguments, *output) == 2
     assert message in " ".join(capsys.readouterr().err.split())

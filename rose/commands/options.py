@@ -27,6 +27,7 @@ from rose.model.load.tokens import (
     SOURCES,
     check_calibration,
     check_seed,
+    check_text,
     check_windows,
     load_calibration,
     text_file,
@@ -174,6 +175,8 @@ def _check_texts(options: argparse.Namespace) -> None:
             text_file(given)
     if "held_out" in options:
         check_calibration(options.samples, options.held_out, options.length)
+        if options.calibration is not None and "epochs" not in options:  # `tune` makes do with two windows
+            check_text(options.calibration, options.held_out, options.length)
     if getattr(options, "evaluate", "") is None and options.windows is not None:
         raise rose.RoseError("--windows counts those of --evaluate; give that too, or leave it out.")
     if "windows" in options:
