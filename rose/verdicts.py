@@ -546,34 +546,6 @@ def says_odd_windows(before: Sequence[float], after: Sequence[float]) -> str:
 # How far the numbers of layers can be trusted
 
 
-def _few_tokens(table: pd.DataFrame) -> pd.Series:
-    return table["tokens"] < table["columns"]
-
-
-def _has_dead(table: pd.DataFrame) -> pd.Series:
-    return table["dead_columns"] > 0
-
-
-def _is_raised(table: pd.DataFrame) -> pd.Series:
-    return table["is_damping_raised"] == True  # noqa: E712  a mask, also of None
-
-
-def _overfits(table: pd.DataFrame) -> pd.Series:
-    return table["held_out_error"] > OVERFIT * table["relative_error"]
-
-
-def _was_sparse(table: pd.DataFrame) -> pd.Series:
-    return table["zeros_before"] > SPARSE
-
-
-def _is_as_before(table: pd.DataFrame) -> pd.Series:
-    return (table["zeros_before"] > 0) & (table["sparsity"] <= table["zeros_before"])
-
-
-def _is_unseen(table: pd.DataFrame) -> pd.Series:
-    return table["held_out_error"].isna() & table["relative_error"].notna()
-
-
 @dataclass(frozen=True)
 class Caution:
     """A reason to doubt the numbers of a layer: what a table says of one, what a sentence says of several, and the
@@ -590,34 +562,44 @@ CAUTIONS = (
         "fewer tokens than columns",
         "calibration tokens are fewer than columns: the error on them is far smaller than on other text",
         ("tokens", "columns"),
-        _few_tokens,
+        lambda table: table["tokens"] < table["columns"],
     ),
-    Caution("dead columns", "some input columns were 0 on every token", ("dead_columns",), _has_dead),
-    Caution("damping raised", "damping had to be raised to factorize the Hessian", ("is_damping_raised",), _is_raised),
+    Caution(
+        "dead columns",
+        "some input columns were 0 on every token",
+        ("dead_columns",),
+        lambda table: table["dead_columns"] > 0,
+    ),
+    Caution(
+        "damping raised",
+        "damping had to be raised to factorize the Hessian",
+        ("is_damping_raised",),
+        lambda table: table["is_damping_raised"] == True,  # noqa: E712  a mask, also of None
+    ),
     Caution(
         "over-fitted",
         f"the held-out error is more than {OVERFIT:g} times the calibration error",
         ("held_out_error", "relative_error"),
-        _overfits,
+        lambda table: table["held_out_error"] > OVERFIT * table["relative_error"],
     ),
     Caution(
         "nothing held out",
         "nothing was held out, so errors are those of the text that pruning was fitted to",
         ("held_out_error", "relative_error"),
-        _is_unseen,
+        lambda table: table["held_out_error"].isna() & table["relative_error"].notna(),
     ),
     Caution(
         "zeros before",
         f"more than {percent(SPARSE, 0)} of the weights were zero in the model before: numbers are those of pruning "
         "once more, and where zeros gather, a layer is columnar for that alone",
         ("zeros_before",),
-        _was_sparse,
+        lambda table: table["zeros_before"] > SPARSE,
     ),
     Caution(
         "nothing removed",
         "no more weights are zero than before: the model was pruned already",
         ("zeros_before", "sparsity"),
-        _is_as_before,
+        lambda table: (table["zeros_before"] > 0) & (table["sparsity"] <= table["zeros_before"]),
     ),
 )
 
