@@ -25,7 +25,7 @@ from rose.model.network.layers import PrunableLayer, check_widths, count_paramet
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import ProgressCallback
 from rose.model.run.one_layer import prune_one, record_of
-from rose.model.run.settings import describe_grid
+from rose.model.run.settings import describe_layer
 from rose.model.walk.collector import statistics_of
 from rose.report import LayerRecord, RunReport
 
@@ -103,13 +103,7 @@ def prune_diffusion(
     left_dense = convolutions(calibration.denoiser)
     return RunReport.from_records(
         records,
-        method=settings.method,
-        sparsity=str(settings.pattern),
-        options=dict(settings.options),
-        block_size=settings.block_size,
-        damping=settings.damping,
-        threshold=settings.threshold,
-        **describe_grid(settings.grid),
+        **describe_layer(settings),
         **calibration.facts(len(records)),
         denoiser_weights=count_parameters(calibration.denoiser),
         convolutions_left_dense=len(left_dense),

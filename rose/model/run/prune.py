@@ -29,7 +29,7 @@ from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.allocation import ALLOCATIONS, allocate
 from rose.model.run.checkpoint import begun_with, describe_run, open_checkpoint
 from rose.model.run.one_layer import dense_record, is_left_dense, prune_in
-from rose.model.run.settings import RunOptions, RunSettings, describe_grid, run_settings
+from rose.model.run.settings import RunOptions, RunSettings, describe_layer, run_settings
 from rose.model.walk.collector import LEAVE_OUT, statistics_of
 from rose.model.walk.dense_states import dense_streams
 from rose.model.walk.sequential import visit_sequentially
@@ -161,17 +161,11 @@ def prune_by(
     experts = {layer.name for layer in selected if layer.is_expert}
     return RunReport.from_records(
         records,
-        method=settings.method,
-        sparsity=str(settings.pattern),
+        **describe_layer(settings),
         **run.describe(),
         **_of_experts([record for record in records if record.layer in experts], run.min_expert_tokens),
         compute=precision.describe()["compute"],
         environment=precision.environment(network.device),
-        options=settings.options,
-        block_size=settings.block_size,
-        damping=settings.damping,
-        threshold=settings.threshold,
-        **describe_grid(settings.grid),
         samples=tokens.shape[0],
         length=tokens.shape[1],
         bos_token=network.bos_in_front(tokens),

@@ -89,6 +89,19 @@ def describe_grid(grid: Grid | None) -> dict[str, Any]:
     return {"bits": grid.bits, "group": grid.group} if grid else {}
 
 
+def describe_layer(settings: Settings) -> dict[str, Any]:
+    """How each layer was pruned, as JSON values."""
+    return {
+        "method": settings.method,
+        "sparsity": str(settings.pattern),
+        "options": dict(settings.options),
+        "block_size": settings.block_size,
+        "damping": settings.damping,
+        "threshold": settings.threshold,
+        **describe_grid(settings.grid),
+    }
+
+
 def check_target(target: str, damping: float | None = None) -> None:
     """Raises RoseError for an unknown target, or a damping that does not belong to it."""
     if target not in TARGETS:
