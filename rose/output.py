@@ -31,14 +31,11 @@ def check_output(folder: str | Path) -> None:
     path = reachable(folder)
     if folder == "":
         raise RoseError("The output folder has no name; give one.")
-    try:
+    with _refusing(f"Nothing can be written to {folder}"):
         if path.exists() and (not path.is_dir() or any(not _is_partial(one) for one in path.iterdir())):
             raise RoseError(f"{folder} already exists and is not an empty folder; choose another output folder.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=_stage(path)):
-            pass
-    except OSError as problem:
-        raise RoseError(f"Nothing can be written to {folder} ({problem.strerror}); choose another folder.") from problem
+        tempfile.TemporaryFile(dir=_stage(path)).close()
 
 
 def check_room(path: str | Path, needed: int) -> None:
@@ -61,12 +58,8 @@ def check_folder(folder: str | Path) -> None:
     Raises:
         RoseError: it is a file, or not writable.
     """
-    path = reachable(folder)
-    try:
-        with tempfile.TemporaryFile(dir=_nearest(path)):
-            pass
-    except OSError as problem:
-        raise RoseError(f"Nothing can be written to {folder} ({problem.strerror}); choose another folder.") from problem
+    with _refusing(f"Nothing can be written to {folder}"):
+        tempfile.TemporaryFile(dir=_nearest(reachable(folder))).close()
 
 
 def check_file(path: Path) -> None:
@@ -79,21 +72,27 @@ def check_file(path: Path) -> None:
         raise RoseError(f"{path} cannot be written: name a file in a folder that exists.")
     if path.exists():
         raise RoseError(f"{path} already exists; choose another name, or remove it.")
+    with _refusing(f"{path} cannot be written"):
+        tempfile.TemporaryFile(dir=path.absolute().parent).close()
+
+
+@contextlib.contextmanager
+def _refusing(said: str) -> Iterator[None]:
+    """Raises RoseError, which begins so, where the file system raises OSError."""
     try:
-        with tempfile.TemporaryFile(dir=path.absolute().parent):
-            pass
+        yield
     except OSError as problem:
-        raise RoseError(f"{path} cannot be written ({problem.strerror}); choose another folder.") from problem
+        raise RoseError(f"{said} ({problem.strerror}); choose another folder.") from problem
 
 
-def write_file(path: Path, content: str) -> None:
-    """Writes a text as UTF-8, whole or not at all.
+def write_file(path: Path, content: str | bytes) -> None:
+    """Writes bytes, or a text as UTF-8, whole or not at all.
 
     Raises:
         RoseError: it cannot be written.
     """
     try:
-        write_atomically(path, content.encode())
+        write_atomically(path, content.encode() if isinstance(content, str) else content)
     except OSError as problem:
         raise RoseError(f"{path} cannot be written ({problem.strerror}); make room.") from problem
 

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rose.errors import RoseError
-from rose.files import write_atomically
+from rose.output import write_file
 
 GAP = 2  # pixels between pictures
 SCALE = 4  # pixels of the sheet, by side, for one of a picture
@@ -36,7 +35,4 @@ def write_sheet(path: Path, rows: Sequence[Tensor]) -> None:
 
     buffer = io.BytesIO()
     Image.fromarray(make_sheet(rows)).save(buffer, format="png")
-    try:
-        write_atomically(path, buffer.getvalue())
-    except OSError as problem:
-        raise RoseError(f"{path} cannot be written ({problem.strerror}); choose another file.") from problem
+    write_file(path, buffer.getvalue())
