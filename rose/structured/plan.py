@@ -151,6 +151,7 @@ def plan_slimming(
     model: nn.Module,
     tokens: Tensor,
     settings: SlimSettings,
+    possible: PossibleShapes,
     *,
     surveys: Sequence[BlockSurvey] | None = None,
     progress: ProgressCallback | None = None,
@@ -158,12 +159,11 @@ def plan_slimming(
 ) -> SlimPlan:
     """Which shapes the decoder blocks will have; the model is not changed.
 
-    Prices are those of the dense model, where the allocation asks for them; `remember` gives the shapes as text that an
-    earlier run has kept, else what it is given to compute. Raises RoseError as `possible_shapes`, and for shapes that
-    come nowhere near the ratio.
+    `possible` is what `possible_shapes` finds. Prices are those of the dense model, where the allocation asks for them;
+    `remember` gives the shapes as text that an earlier run has kept, else what it is given to compute. Raises RoseError
+    for shapes that come nowhere near the ratio.
     """
     allocation, multiple = settings.allocation, settings.multiple
-    possible = possible_shapes(model, settings)
     found, biased, wanted = possible.parts, possible.biased, settings.ratio * block_parameters(model)
 
     def priced(of_blocks: Sequence[Sequence[Part]]) -> Sequence[BlockSurvey]:

@@ -42,7 +42,7 @@ from rose.report import ERRORS, RunReport, mean_or_none, records_table
 from rose.structured.allocation import changed
 from rose.structured.configuration import RECORD, droppable_blocks, reshaped_config
 from rose.structured.parts import PARTS, Part, Shape, block_parameters
-from rose.structured.plan import SlimPlan, SlimSettings, plan_slimming, possible_shapes
+from rose.structured.plan import PossibleShapes, SlimPlan, SlimSettings, plan_slimming, possible_shapes
 from rose.structured.problem import Problem
 from rose.structured.reduction import (
     PartRecord,
@@ -118,7 +118,8 @@ def prune_structured(
     network = Network(model)
     streams, start = check_streams(network, tokens, held_out), time.perf_counter()
     before, whole = block_parameters(model), count_parameters(model)
-    kinds = check_slimming(model, settings)
+    possible = check_slimming(model, settings)
+    kinds = possible.kinds if possible else ()
     said = dataclasses.asdict(settings) | {"recovery": settings.repair}
     said.pop("parts")
 
@@ -128,7 +129,7 @@ def prune_structured(
 
     with open_checkpoint(network, checkpoint, described) as kept:
         try:
-            if not kinds:
+            if possible is None:
                 dropped = _drop(network, tokens, ratio, kept, progress)
                 records = []
                 facts = {
@@ -137,9 +138,8 @@ def prune_structured(
                 }  # fmt: skip
             else:
                 surveying = part_callback(progress, start, 0, SURVEY_SHARE, "allocate")
-                settings = dataclasses.replace(settings, parts=kinds)
                 plan = plan_slimming(
-                    model, tokens, settings, surveys=surveys, progress=surveying, remember=kept.remember
+                    model, tokens, settings, possible, surveys=surveys, progress=surveying, remember=kept.remember
                 )
                 if settings.repair == "bias" and not plan.biased:
                     settings = dataclasses.replace(settings, recovery="none")
@@ -171,19 +171,19 @@ def prune_structured(
     )  # fmt: skip
 
 
-def check_slimming(model: nn.Module, settings: SlimSettings) -> tuple[str, ...]:
-    """The kinds of parts to reduce, none where whole decoder blocks go; raises RoseError, before anything is measured,
-    for what `prune_structured` cannot do to this model."""
+def check_slimming(model: nn.Module, settings: SlimSettings) -> PossibleShapes | None:
+    """What may be reduced, None where whole decoder blocks go; raises RoseError, before anything is measured, for what
+    `prune_structured` cannot do to this model."""
     network = Network(model)
     if settings.chosen.select is None:
         _check_drop(network, settings.ratio)
-        return ()
+        return None
     found = possible_shapes(model, settings)
     if settings.recovery == "bias" and not found.biased:
         raise RoseError("No part of this model can take a bias; choose another recovery, or allocation cost.")
     for part in chain.from_iterable(found.parts if not network.is_streamed else ()):  # its parts: when they are read
         check_zeros(part.output, settings.repair, settings.target)
-    return found.kinds
+    return found
 
 
 def _far_from_asked(removed: float, ratio: float, kinds: Sequence[str]) -> list[str]:
