@@ -203,7 +203,7 @@ def _true_sequential(place: DeltaGenerator, *, is_asked: bool) -> bool:
 def _tasks() -> dict[str, Any]:
     """Zero-shot tasks, or a sentence on how to get them."""
     if not zero_shot.is_installed():
-        st.caption("Zero-shot tasks need lm-eval, which is not installed; run `pip install -r requirements-eval.txt`.")
+        st.caption(zero_shot.MISSING)
         return {}
     one, two, three = st.columns([2, 1, 2], vertical_alignment="bottom")
     tasks = one.text_input(

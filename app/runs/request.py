@@ -19,7 +19,7 @@ from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluatio
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import load_apart
-from rose.model.measure.zero_shot import check_task_folder, is_installed
+from rose.model.measure.zero_shot import MISSING, check_task_folder, is_installed
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT as COMPUTED
 from rose.model.run.settings import run_settings
@@ -152,7 +152,7 @@ class PruneRequest:
         if not self.evaluate.strip():
             raise rose.RoseError("Give the path of the text that perplexity is measured on.")
         if self.tasks and not is_installed():
-            raise rose.RoseError("Zero-shot tasks need lm-eval; run: pip install -r requirements-eval.txt")
+            raise rose.RoseError(MISSING)
         if self.tasks and self.task_folder.strip():
             check_task_folder(self.task_folder.strip())
         if self.keep == "folder":

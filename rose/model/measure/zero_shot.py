@@ -25,6 +25,7 @@ from rose.model.network.residence import evaluating, pick_device
 # What SparseGPT, Wanda, OWL and ROSE report. Names as in the harness; openbookqa is the papers' OBQA.
 TASKS = ("boolq", "winogrande", "piqa", "openbookqa", "hellaswag", "arc_easy", "arc_challenge")
 BATCH = 8  # sequences at a time
+MISSING = "Zero-shot tasks need lm-eval; run: pip install -r requirements-eval.txt"
 FILE = "zero_shot.csv"  # in the folder of a model, its accuracies
 
 
@@ -33,9 +34,7 @@ def check_installed() -> None:
     try:
         import lm_eval.models.huggingface  # noqa: F401
     except ImportError as problem:
-        raise RoseError(
-            f"Zero-shot tasks need lm-eval ({problem}); run: pip install -r requirements-eval.txt"
-        ) from problem
+        raise RoseError(f"{MISSING} ({problem})") from problem
 
 
 def is_installed() -> bool:

@@ -421,7 +421,7 @@ def test_tasks_are_offered_only_where_they_can_be_run(setup: Setup, monkeypatch:
     assert app.text_input(key="prune_tasks").value == "piqa, boolq piqa"
     monkeypatch.setattr("rose.model.measure.zero_shot.is_installed", lambda: False)
     app = opened(setup)
-    assert "run `pip install -r requirements-eval.txt`" in texts(app)
+    assert "run: pip install -r requirements-eval.txt" in texts(app)
     assert not [box for box in app.text_input if box.key == "prune_tasks"]
     app, _ = pruned(opened(setup, prune_methods="Magnitude", prune_layers="model.layers.1.*.o_proj", prune_prompt=""))
     assert [button.proto.label for button in app.get("download_button")] == ["Checkpoint, 1 MB", "Report, HTML"]
