@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from app import words
+from app.figures import style
 from app.runs.finished import SLIM, FinishedRun, seconds_of, settings_of, short_text
 from rose import verdicts
 from rose.report import ERRORS
@@ -22,7 +23,6 @@ MEASURES = {  # column of the layers -> in words, as they follow "the"
     "sparsity": "sparsity",
     "change": "change by tuning",
 }
-BASELINE = "sparsegpt"
 SHOWN = 6  # runs that are shown if nobody chooses; more lines cannot be told apart
 PLACE = ["layer", "block_index", "projection"]
 CONDITION = 200  # characters of what two runs must have in common, to the last of which they are compared
@@ -76,7 +76,7 @@ def usual_choice(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
         whole = tuple(shapes.itertuples(index=False, name=None))
         groups.setdefault((run.kind, run.start, run.asked, whole), []).append(run)
     alike = next((group for group in groups.values() if len(group) > 1), runs[:1])
-    return sorted(alike[:SHOWN], key=lambda run: (run.is_tuned, run.method != BASELINE, run.target != "layer"))
+    return sorted(alike[:SHOWN], key=lambda run: (run.is_tuned, run.method != style.BASELINE, run.target != "layer"))
 
 
 def pair(first: FinishedRun, second: FinishedRun) -> Pair:

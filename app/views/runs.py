@@ -18,7 +18,6 @@ from app.runs.widgets import csv_button, folders_input, left_out, saved
 from rose.report import without_formulas
 from rose.verdicts import on_other_windows
 
-PRUNE_PAGE = "views/prune.py"
 DIFFERENCE, MAPS, NUMBERS, SETTINGS, SEEDS = "Difference", "Maps", "Numbers", "Settings", "Over seeds"
 SECTIONS = {name: name for name in (DIFFERENCE, MAPS, NUMBERS, SETTINGS, *drift_sections.SECTIONS, SEEDS)}
 ALONE = ("study", "check")
@@ -103,7 +102,7 @@ def _empty(labels: list[str]) -> None:
             f"{one}Open the folders of saved runs above, also those written on another machine; compare two targets; "
             "prune copies of a model; or measure its layers: a study holds three methods."
         )
-        st.page_link(PRUNE_PAGE, label="Prune copies of the model", icon=":material/content_cut:")
+        st.page_link("views/prune.py", label="Prune copies of the model", icon=":material/content_cut:")
         st.page_link(components.START_PAGE, label="Measure its layers", icon=":material/play_arrow:")
 
 

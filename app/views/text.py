@@ -16,7 +16,6 @@ from app.runs.reading import DENSE, LIMIT, MOST, TextReading
 from app.runs.widgets import csv_button, folders_input, follow, linked, saved, start_button
 from rose.model.measure.surprise import EncodedText
 
-PRUNE_PAGE = "views/prune.py"
 SAMPLE = (
     "Pruning removes weights from a trained network. The first heart transplant was performed in Cape Town in 1967 by "
     "Christiaan Barnard. If a train leaves at 9:40 and takes two and a half hours, it arrives at 12:10. She said that "
@@ -110,7 +109,7 @@ def _empty() -> None:
             "It takes a pruned model: prune copies, of which the best is kept, or give the folder of one that was "
             "pruned on the command line."
         )
-        st.page_link(PRUNE_PAGE, label="Prune copies; the best is kept", icon=":material/content_cut:")
+        st.page_link("views/prune.py", label="Prune copies; the best is kept", icon=":material/content_cut:")
 
 
 def _results(run: TextReading, encoded: EncodedText, known: dict[str, Any]) -> None:
