@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from rich.console import Console
@@ -73,7 +73,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     options.rows = options.output
     model, tokenizer = shared.load(options, console)
     windows = shared.windows(options, options.evaluate, tokenizer)
-    first, _ = shared.calibration(options, tokenizer, seeds[0])
+    draw = lru_cache(maxsize=1)(partial(shared.calibration, options, tokenizer))
+    first, _ = draw(seeds[0])
     folder.know(model, {"evaluation": windows, f"calibration (seed {seeds[0]})": first})
     once = sum(shared.pruning_seconds(options, model, one.layer.method, one.target) for one in runs)
     passes = (1 + len(runs) * len(seeds)) * estimate_evaluation(model, tokens=windows.numel())
@@ -86,7 +87,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
         for row in compare_methods(
             model,
-            partial(shared.calibration, options, tokenizer),
+            draw,
             windows,
             methods=methods,
             sparsities=sparsities,
