@@ -95,6 +95,19 @@ class LayerRecord:
     rounding_error: float | None = None
 
 
+def pruned_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The layers that were pruned or rounded, which count in means: some that were left dense, such as experts without
+    tokens, would make the errors of the others look small."""
+    is_pruned = table["sparsity"] != 0
+    return table[is_pruned | table["rounding_error"].notna() if "rounding_error" in table else is_pruned]
+
+
+def removed_fraction(table: pd.DataFrame) -> float:
+    """Of all weights of these layers."""
+    sizes = table["rows"] * table["columns"]
+    return float((table["sparsity"] * sizes).sum() / sizes.sum())
+
+
 @dataclass(frozen=True, eq=False)  # tables have no == that is one truth
 class RunReport:
     """A run over a model.
@@ -111,15 +124,13 @@ class RunReport:
     def from_records(cls, records: Sequence[LayerRecord], **settings: Any) -> RunReport:
         """Builds the table and adds totals to the settings."""
         table = records_table(records)
-        # Layers that were left dense, such as experts without tokens, would make the errors of the others look small.
-        sizes = table["rows"] * table["columns"]
-        pruned = table[(table["sparsity"] > 0) | table["rounding_error"].notna()]
+        pruned = pruned_rows(table)
         every = table.drop_duplicates("layer")  # several methods may have a row each
         totals: dict[str, Any] = {
             "layers": len(every),
             "columnar_layers": int(every["is_columnar"].sum()),
             "weights": int((every["rows"] * every["columns"]).sum()),
-            "removed_fraction": float((table["sparsity"] * sizes).sum() / sizes.sum()),
+            "removed_fraction": removed_fraction(table),
             **_mean_errors(pruned),
             "layers_with_raised_damping": int(table["is_damping_raised"].sum()),
         }
@@ -144,7 +155,7 @@ class RunReport:
         said = cautions(self.layers)
         if self.summary.get("target") != "dense" or "target" not in self.layers:  # parts do not say
             return said
-        pruned = self.layers[self.layers["sparsity"] > 0]
+        pruned = pruned_rows(self.layers)
         blocks = set(pruned["block_index"])
         corrected = set(pruned.loc[pruned["target"] == "dense and stream", "block_index"])
         if len(corrected) < len(blocks):

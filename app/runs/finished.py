@@ -28,7 +28,7 @@ from rose.files import check_small, expand
 from rose.layer.methods import label_of, make_settings
 from rose.layer.paper import WIDEST, PaperFigures, paper_figures, read_paper_figures
 from rose.model.measure.zero_shot import FILE as ZERO_SHOT_FILE
-from rose.report import mean_or_none
+from rose.report import mean_or_none, pruned_rows
 
 REPORT = "report.json"
 SERVER = "this server"
@@ -129,8 +129,8 @@ class FinishedRun:
     @property
     def pruned(self) -> pd.DataFrame:
         """The rows of `layers` that count in means: without experts that were left dense beside pruned ones."""
-        is_pruned = self.layers["sparsity"] != 0
-        return self.layers[is_pruned] if self.kind != SLIM and is_pruned.any() else self.layers
+        pruned = self.layers if self.kind == SLIM else pruned_rows(self.layers)
+        return self.layers if pruned.empty else pruned
 
     def number(self, name: str) -> float | None:
         """A total or setting; None where it is no number that a figure can draw."""

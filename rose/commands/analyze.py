@@ -26,7 +26,7 @@ from rose.model.network.network import Network
 from rose.model.run.settings import run_settings
 from rose.model.workers import Workers
 from rose.output import check_output
-from rose.report import records_table
+from rose.report import pruned_rows, records_table
 
 
 def add_parser(commands: Any) -> None:
@@ -104,7 +104,8 @@ def _save(report: rose.RunReport, folder: Path) -> None:
 def _print(table: pd.DataFrame, methods: Sequence[str], threshold: float, error: str) -> None:
     """Every layer, those with the largest relative range first, and means over them."""
     name = error.replace("_", " ")
-    table = table[table["sparsity"] > 0] if (table["sparsity"] > 0).any() else table  # experts may be left dense
+    pruned = pruned_rows(table)
+    table = table if pruned.empty else pruned  # experts may be left dense
     wide = table.pivot(index="layer", columns="method", values=error)[methods]
     facts = table.drop_duplicates("layer").set_index("layer")[["relative_range", "is_columnar"]]
     ranked = facts.join(wide.add_suffix(f" {name}")).sort_values("relative_range", ascending=False).reset_index()

@@ -33,7 +33,7 @@ from rose.model.tune.tuning import (
     check_memory,
     check_pair,
 )
-from rose.report import report_beside
+from rose.report import removed_fraction, report_beside
 from rose.wording import whole
 
 Texts = tuple[Tensor, Tensor | None]  # to train on, and held out
@@ -188,7 +188,6 @@ def _report_of(name: str, model: nn.Module) -> rose.RunReport:
         share = float((layer.weight == 0).float().mean())
         rows.append((layer.name, layer.block_index, layer.projection, *layer.weight.shape, share))
     table = pd.DataFrame(rows, columns=["layer", "block_index", "projection", "rows", "columns", "sparsity"])
-    sizes = table["rows"] * table["columns"]
-    removed = float((table["sparsity"] * sizes).sum() / sizes.sum())
+    removed = removed_fraction(table)
     facts = {"method": "as-found", "sparsity": f"{removed:.3g}", "layers": len(table), "removed_fraction": removed}
     return rose.RunReport(table, facts | {"drift": []})

@@ -50,6 +50,13 @@ def test_a_pruned_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert [type(value) for value in run.drift[0].values()] == [int, float, float, float]
 
 
+def test_layers_left_dense_beside_rounded_ones_count_in_no_mean() -> None:
+    report = made_report()
+    report.layers["sparsity"], report.layers["rounding_error"] = 0.0, [None, *[0.1] * 5]
+    (run,) = finished.runs_of(report)
+    assert len(run.pruned) == len(run.layers) - 1
+
+
 def test_a_folder_of_folders_gives_all_runs_and_an_analysis_one_for_each_method(tmp_path: Path) -> None:
     saved(tmp_path / "a", made_report())
     both = pd.concat([made_report().layers, made_report("rose", 0.5).layers], ignore_index=True)
