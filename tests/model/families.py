@@ -1,6 +1,7 @@
 """Tiny random models of many decoder families, built from configurations; nothing is downloaded."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from rose.model.progress import Progress
 from rose.model.walk.dense_states import dense_streams
 from rose.model.walk.hidden_states import MemoryActivations
 from rose.model.walk.walk import Walk, check_streams, start_walk
+from tests.tiny import byte_tokenizer
 
 VOCABULARY = 96
 LENGTH = 24  # longer than WINDOW, so that sliding and full attention need different masks
@@ -142,6 +144,17 @@ def make_tokens(samples: int = 5, length: int = LENGTH, seed: int = 1) -> Tensor
 @torch.no_grad()
 def logits(model: Any, tokens: Tensor | None = None) -> Tensor:
     return model(input_ids=make_tokens() if tokens is None else tokens, use_cache=False).logits
+
+
+def save(family: str, folder: Path, **options: Any) -> Path:
+    """A checkpoint of such a model, with a tokenizer; returns its folder."""
+    make_model(family).save_pretrained(folder, **options)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def on_meta(model: nn.Module) -> bool:
+    return all(parameter.is_meta for parameter in model.parameters())
 
 
 def stop_at(stage: str, block: int) -> Callable[[Progress], None]:

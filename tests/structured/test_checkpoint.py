@@ -10,9 +10,9 @@ import torch
 
 import rose
 from rose.files import digest
-from tests.model.families import make_model, make_tokens
+from tests.model.families import make_model, make_tokens, on_meta, save
 from tests.model.run.test_checkpoint import stop_at
-from tests.structured.test_streaming import OPTIONS, figures, on_meta, save
+from tests.structured.test_streaming import OPTIONS, figures
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def test_lost_files_cost_time_and_nothing_else(name: str, tmp_path: Path) -> Non
 
 
 def test_a_streamed_run_goes_on(tmp_path: Path) -> None:
-    folder, kept = save("gemma3", tmp_path / "dense"), tmp_path / "kept"
+    folder, kept = str(save("gemma3", tmp_path / "dense")), tmp_path / "kept"
     expected, report = slim("gemma3", None)
     model, _ = rose.load_model(folder, stream=True)
     with pytest.raises(rose.Cancelled):

@@ -16,22 +16,11 @@ from rose.files import digest
 from rose.model.load import streaming
 from rose.model.network.layers import decoder_blocks
 from rose.structured.plan import SlimSettings, estimate_slim_memory, estimate_slimming
-from tests.model.families import DENSE, logits, make_model, make_tokens, stop_at
+from tests.model.families import DENSE, logits, make_model, make_tokens, on_meta, save, stop_at
 from tests.structured.test_slimming import UNSAID
-from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 OPTIONS: dict[str, Any] = {"ratio": 0.3, "multiple": 4, "target": "dense", "held_out": make_tokens(2, seed=3)}
-
-
-def save(family: str, folder: Path, **options: Any) -> str:
-    make_model(family).save_pretrained(folder, **options)
-    byte_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
-def on_meta(model: nn.Module) -> bool:
-    return all(parameter.is_meta for parameter in model.parameters())
 
 
 def slim(model: nn.Module, **options: Any) -> rose.RunReport:
@@ -43,11 +32,11 @@ def figures(report: rose.RunReport) -> tuple[str, dict[str, Any]]:
     return report.layers.drop(columns="seconds").to_csv(), summary
 
 
-def both(folder: str, out: Path, *changes: Callable[[nn.Module], rose.RunReport], dtype: str = "float32") -> nn.Module:
+def both(folder: Path, out: Path, *changes: Callable[[nn.Module], rose.RunReport], dtype: str = "float32") -> nn.Module:
     """Whole and streamed: reports, configurations and digests of what was written must agree; the model read again."""
     found = []
     for stream in (False, True):
-        model, tokenizer = rose.load_model(folder, stream=stream, dtype=dtype)
+        model, tokenizer = rose.load_model(str(folder), stream=stream, dtype=dtype)
         reports = [change(model) for change in changes]
         if stream:
             assert on_meta(model)
@@ -103,7 +92,7 @@ def test_one_change_after_another_as_in_memory_to_the_bit(tmp_path: Path) -> Non
 
 
 def test_one_block_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = rose.load_model(save("gemma3", tmp_path / "dense"), stream=True)
+    model, tokenizer = rose.load_model(str(save("gemma3", tmp_path / "dense")), stream=True)
     blocks = decoder_blocks(model)[1]
     most = []
     read = streaming.BlockFiles.read

@@ -5,7 +5,6 @@ import io
 import json
 import shlex
 import shutil
-import threading
 import weakref
 import zipfile
 from collections.abc import Callable
@@ -37,11 +36,6 @@ from tests.app.tiny_study import finish
 from tests.tasks import write_task
 
 REQUEST = PruneRequest(("sparsegpt", "rose"), ("0.5", "2:4"), windows=3, window_length=16, prompt="Hello", new_tokens=4)
-
-
-@pytest.fixture(scope="module")
-def loaded(setup: Setup) -> LoadedModel:
-    return LoadedModel(*rose.load_model(setup.model), threading.Lock())
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import random
 import shutil
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -29,11 +28,6 @@ from tests.app.tiny_study import finish, tune_one_epoch
 
 REQUEST = PruneRequest(("sparsegpt",), ("0.7",), windows=3, window_length=16, prompt="Hello", new_tokens=2, keep="best")
 TUNED = "SparseGPT at 0.7, tuned 8 steps"
-
-
-@pytest.fixture(scope="module")
-def loaded(setup: Setup) -> LoadedModel:
-    return LoadedModel(*rose.load_model(setup.model), threading.Lock())
 
 
 @pytest.fixture(scope="module")

@@ -10,29 +10,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from torch import nn
 from transformers import AutoModelForCausalLM
 
 import rose
 from rose.files import digest
 from rose.model.load import streaming
 from rose.model.network.layers import decoder_blocks
-from tests.model.families import DENSE, make_model, make_tokens, stop_at
+from tests.model.families import DENSE, make_model, make_tokens, on_meta, save, stop_at
 from tests.model.run.test_checkpoint import full
 from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(2, seed=3)}
-
-
-def save(family: str, folder: Path, **options: Any) -> Path:
-    make_model(family).save_pretrained(folder, **options)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def on_meta(model: nn.Module) -> bool:
-    return all(parameter.is_meta for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("family", DENSE)

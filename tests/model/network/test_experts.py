@@ -16,8 +16,7 @@ from rose.layer.hessian import MAX_DAMPING, sampling_damping
 from rose.model.network.experts import ExpertLinear, experts_apart, is_experts
 from rose.structured.parts import find_parts
 from tests.layer.helpers import statistics_of
-from tests.model.families import EXPERTS, logits, make_model, make_tokens
-from tests.model.load.test_streaming import save
+from tests.model.families import EXPERTS, logits, make_model, make_tokens, save
 from tests.model.walk.test_families import assert_half, hooked_inputs
 from tests.tiny import byte_tokenizer
 
