@@ -1,7 +1,8 @@
 """Results kept on disk, so that the app's next start on the same set-up shows them in seconds.
 
 The folder is ROSE_CACHE where that is set (empty: nothing is kept), else rose-explorer in the user's cache folder. It
-has a folder for each calibration, named by a digest of all that its statistics depend on, and in it
+has a folder for each calibration, named by a digest of all that its statistics depend on, and in it (nothing else in
+there is ever removed)
 
     block-00007.safetensors      statistics of one decoder block's layers
     study-DIGEST.safetensors     what was measured with them
@@ -13,11 +14,13 @@ packaged model on the start page's own settings, statistics of its most columnar
 be rotated; see `app.study.example`.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,7 +35,7 @@ from torch import Tensor
 
 import rose
 from app.study.setup import Setup
-from rose.files import DamagedFile, expand, read_tensors, write_tensors
+from rose.files import TEMPORARY, DamagedFile, expand, read_tensors, write_tensors
 from rose.layer.basis import HeadLayout
 from rose.model.load.models import identify
 from rose.model.load.tokens import DATASETS, packaged_text
@@ -44,6 +47,9 @@ logger = logging.getLogger(__name__)
 VARIABLE = "ROSE_CACHE"
 EXAMPLE = Path(__file__).with_name("example.safetensors")
 LIMIT = 3 * 10**9  # bytes of everything that is kept; the least recently used calibrations go first
+DIGITS = 32  # of a digest in a name
+_FOLDER = re.compile(f"[0-9a-f]{{{DIGITS}}}")
+_FILE = re.compile(rf"(block-\d{{5,}}|study-[0-9a-f]{{{DIGITS}}})\.safetensors({TEMPORARY})?")
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,10 @@ def folder_of(setup: Setup, files: Files) -> Path | None:
     if named == "" or files.model is None or files.text is None:
         return None
     usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "rose-explorer"
-    return expand(named or usual) / _digest(_version(), files.model, files.text, *map(str, setup.calibration_key))
+    root = expand(named or usual)
+    if str(root).startswith("~"):  # nobody's home: in a container, a user may have none
+        return None
+    return root / _digest(_version(), files.model, files.text, *map(str, setup.calibration_key))
 
 
 def recall(setup: Setup, files: Files) -> Kept | None:
@@ -109,9 +118,10 @@ def recall(setup: Setup, files: Files) -> Kept | None:
 def read_study(folder: Path, setup: Setup) -> Kept | None:
     try:
         _, facts = read_tensors(_study_path(folder, setup))
-        folder.touch()  # used just now
-    except (DamagedFile, OSError):
+    except DamagedFile:
         return None
+    with contextlib.suppress(OSError):  # it may be there to be read only
+        folder.touch()  # used just now
     return Kept(*_read_records(facts))
 
 
@@ -234,7 +244,7 @@ def _unpack(tensors: Mapping[str, Tensor], leaders: Mapping[str, str]) -> tuple[
 
 def _make_room(folder: Path, size: int) -> None:
     """Removes whole calibrations, the least recently used first, until this many more bytes fit within the limit."""
-    others = [one for one in folder.parent.iterdir() if one.is_dir() and one != folder]
+    others = [one for one in folder.parent.iterdir() if one != folder and _is_calibration(one)]
     others.sort(key=lambda one: one.stat().st_mtime)  # see `read_study`
     sizes = {one: sum(file.stat().st_size for file in one.iterdir()) for one in others}
     for one in others:
@@ -242,6 +252,14 @@ def _make_room(folder: Path, size: int) -> None:
             return
         shutil.rmtree(one, ignore_errors=True)
         del sizes[one]
+
+
+def _is_calibration(folder: Path) -> bool:
+    """Whether this is a folder of ours, and holds nothing else: people name folders that hold their own things too."""
+    if folder.is_symlink() or not folder.is_dir() or not _FOLDER.fullmatch(folder.name):
+        return False
+    names = [one.name for one in folder.iterdir()]
+    return bool(names) and all(map(_FILE.fullmatch, names))
 
 
 def model_identity(name: str) -> str | None:
@@ -267,7 +285,7 @@ def _sources() -> list[Path]:
 
 
 def _digest(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:DIGITS]
 
 
 def _study_path(folder: Path, setup: Setup) -> Path:

@@ -193,6 +193,33 @@ def test_the_calibration_used_longest_ago_goes_first(setup: Setup, root: Path, m
     assert [path.name.partition("-")[0] for path in large.iterdir()] == ["study"]  # records are small
 
 
+def test_what_is_not_ours_stays(setup: Setup, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that ROSE_CACHE names may hold a person's own things, however they are called."""
+    ours = root / ("a" * 32)
+    theirs = [root / "thesis", root / ("b" * 32), root / ("c" * 32)]
+    for folder, name in zip([ours, *theirs], ["block-00000", "block-00000", "photo", "study-1"], strict=True):
+        folder.mkdir(parents=True)
+        (folder / f"{name}.safetensors").write_bytes(b"1" * 1000)
+    (theirs[2] / "deeper").mkdir()
+    monkeypatch.setattr(cache, "LIMIT", 500)
+    cache._make_room(root / "new", 1)
+    assert [one for one in (ours, *theirs) if one.exists()] == theirs
+
+
+def test_a_cache_that_is_only_read_is_read(setup: Setup, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(setup)
+    monkeypatch.setattr(Path, "touch", Mock(side_effect=PermissionError("read-only")))
+    run(setup)
+    assert runs() == (1, 3 * 8)
+
+
+def test_without_a_home_nothing_is_kept(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(cache.VARIABLE)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda name: name)  # as for a user whom the system does not know
+    assert folder_of(setup) is None
+
+
 def test_where_results_are_kept(setup: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(cache.VARIABLE, "")
     assert folder_of(setup) is None
