@@ -209,6 +209,11 @@ class Run:
         self.job.stop()
 
     @property
+    def is_at_work(self) -> bool:
+        """Whether it goes on, or other work on what it has made."""
+        return self.job.status == "running"
+
+    @property
     def remaining(self) -> float | None:
         """Estimated seconds left; None while there is nothing to go by."""
         if self.job.progress is not None:
@@ -261,7 +266,11 @@ class TunableRun(Run):
 
     @property
     def is_tuning(self) -> bool:
-        return self.tuning is not None and self.tuning.job.status == "running"
+        return self.tuning is not None and self.tuning.is_at_work
+
+    @property
+    def is_at_work(self) -> bool:
+        return super().is_at_work or self.is_tuning
 
     def discard(self) -> None:
         if self.tuning is not None:

@@ -260,24 +260,22 @@ def start_pruning(request: PruneRequest) -> None:
 
 def start_tuning(run: PruningRun, request: TuneRequest) -> None:
     """Tunes a kept copy of a run that has ended, unless one is tuned already: perhaps by another session."""
-    if run.is_tuning:
-        return
     try:
-        tuning = TuningRun(run, request, lambda: shared.load(run.setup.model, run.setup.dtype))
+        _begin_tuning(run, lambda: TuningRun(run, request, lambda: shared.load(run.setup.model, run.setup.dtype)))
     except rose.RoseError as problem:
         st.toast(words.plain(problem), icon=":material/warning:")
-        return
-    _begin_tuning(run, tuning)
 
 
 def start_slim_tuning(run: Slimming, minutes: float) -> None:
     """Tunes a smaller copy that has been made, unless it is being tuned already."""
-    if not run.is_tuning:
-        _begin_tuning(run, SlimTuning(run, minutes, lambda: shared.load(run.setup.model, run.setup.dtype)))
+    _begin_tuning(run, lambda: SlimTuning(run, minutes, lambda: shared.load(run.setup.model, run.setup.dtype)))
 
 
-def _begin_tuning(run: TunableRun, tuning: Run) -> None:
-    run.tuning = tuning
+def _begin_tuning(run: TunableRun, make: Callable[[], Run]) -> None:
+    with shared.start_lock():
+        if run.is_tuning:
+            return
+        tuning = run.tuning = make()
     follow_run(tuning, TUNING)
     tuning.job.start()
 
@@ -287,13 +285,15 @@ def start_file(run: PruningRun, folder: Path, form: str) -> None:
 
     One at a time: nothing is done while another one is written, perhaps for another session.
     """
-    if run.file is not None:
-        if run.file.job.status == "running":
+    with shared.start_lock():
+        earlier = run.file
+        if earlier is not None and earlier.job.status == "running":
             return
-        run.file.discard()
-    run.file = FileRun(folder, form)
-    follow_run(run.file, WRITING)
-    run.file.job.start()
+        run.file = file = FileRun(folder, form)
+    if earlier is not None:
+        earlier.discard()
+    follow_run(file, WRITING)
+    file.job.start()
 
 
 def new_pruning(chosen: Setup, request: PruneRequest) -> PruningRun:

@@ -93,7 +93,8 @@ def skeleton(name: str) -> nn.Module:
 
 
 @st.cache_resource(show_spinner=False)
-def _start_lock() -> threading.Lock:
+def start_lock() -> threading.Lock:
+    """To be held while it is decided whether work begins: two sessions may ask for it at one moment."""
     return threading.Lock()
 
 
@@ -112,7 +113,7 @@ def find(chosen: Setup) -> Study | None:
     """This set-up's study, running or finished by any session; else what is on disk of it; else None."""
     known = studies()
     if chosen not in known and disk.recall(chosen, disk.files_of(chosen)) is not None:
-        with _start_lock():
+        with start_lock():
             restored = _new(chosen)
             if chosen not in known and restored.restore():
                 known[chosen] = restored
@@ -156,7 +157,7 @@ def let_go() -> None:
 
     A page that is open in a browser may hold such a study; it keeps the numbers that it shows. See `components.live`.
     """
-    with _start_lock():
+    with start_lock():
         for chosen, study in list(studies().items()):
             is_kept = study.job.status == "done" and disk.recall(chosen, disk.files_of(chosen)) is not None
             if is_kept or study.job.status in ("failed", "cancelled"):
@@ -174,7 +175,7 @@ def _is_over(job: Job) -> bool:
 
 def start(chosen: Setup, viewer: str, *, go_on: bool = False) -> None:
     """Starts this set-up's study for a session, or joins the one that runs or has finished; see `Study.go_on`."""
-    with _start_lock():
+    with start_lock():
         known = studies()
         current = known.pop(chosen, None)
         if current is None or _is_over(current.job) or is_outdated(current):
@@ -215,15 +216,17 @@ def prunings() -> dict[str, PruningRun]:
 def keep_pruning(run: PruningRun) -> str:
     """Keeps a run where all sessions find it, and drops those that ended longest ago; returns its name."""
     known, name = prunings(), uuid.uuid4().hex[:8]
-    known[name] = run
-    for gone in _drop_ended(known, KEPT_RUNS):
+    with start_lock():  # none may be tuned from now on that is dropped
+        known[name] = run
+        dropped = _drop_ended(known, KEPT_RUNS)
+    for gone in dropped:
         gone.discard()
     return name
 
 
 def _drop_ended(known: dict[Any, R], kept: int) -> list[R]:
     """Drops runs that ended longest ago until so many are left, and returns them."""
-    ended = [key for key, run in list(known.items()) if run.job.status != "running"]
+    ended = [key for key, run in list(known.items()) if not run.is_at_work]
     gone = [known.pop(key, None) for key in ended[: max(0, len(known) - kept)]]
     return [run for run in gone if run is not None]  # another session may have dropped it
 
@@ -254,7 +257,7 @@ def start_damage(chosen: Setup, request: DamageRequest, viewer: str) -> DamageRu
 
 def _join(known: dict[K, R], key: K, make: Callable[[R | None], R], viewer: str, kept: int) -> R:
     """Starts a run for a session, or joins the one that runs or has finished; `make` is given one that ended early."""
-    with _start_lock():
+    with start_lock():
         current = known.pop(key, None)
         if current is None or _is_over(current.job):
             current = make(current)

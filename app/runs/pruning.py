@@ -323,6 +323,10 @@ class PruningRun(TunableRun):
         self.copies = [*(one for one in self.copies if one.label != copy.label), copy]
         self._publish(copy.report)
 
+    @property
+    def is_at_work(self) -> bool:
+        return super().is_at_work or (self.file is not None and self.file.is_at_work)
+
     def discard(self) -> None:
         if self.file is not None:
             self.file.job.stop()

@@ -1,13 +1,20 @@
 """Choices in links, and which studies are kept."""
 
+import contextlib
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from app import session
+from app.jobs import Job, Run
+from app.runs.pruning import PruningRun
+from app.runs.request import PruneRequest
 from app.runs.tuning import TuneRequest
 from app.study.setup import Setup
 from tests.app.tiny_study import COLUMNAR, measured_study, open_page, texts
@@ -150,3 +157,31 @@ def test_what_is_begun_already_is_not_begun_once_more(monkeypatch: pytest.Monkey
     run.is_tuning = False
     session.start_tuning(run, TuneRequest("SparseGPT at 0.7"))  # its copy went meanwhile
     assert "SparseGPT at 0.7 is not there any more" in told[0]
+
+
+@pytest.mark.parametrize("maker", ["TuningRun", "SlimTuning", "FileRun"])
+def test_two_sessions_begin_it_once(maker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, made, started = threading.Barrier(2), [], []
+
+    class Slow(Run):
+        def __init__(self, *_what: object) -> None:
+            super().__init__()
+            made.append(self)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(0.2)  # for the other session, which should not get here
+
+    monkeypatch.setattr(session, maker, Slow)
+    monkeypatch.setattr(session, "follow_run", lambda run, _what: started.append(run))
+    monkeypatch.setattr(Job, "start", lambda job: job)
+    run: Any = PruningRun(Setup(), PruneRequest(("rose",), ("0.5",)), Mock())
+    ways: dict[str, Callable[[], None]] = {
+        "TuningRun": lambda: session.start_tuning(run, TuneRequest("ROSE at 0.5")),
+        "SlimTuning": lambda: session.start_slim_tuning(run, 3.0),
+        "FileRun": lambda: session.start_file(run, Path("copy"), "packed"),
+    }
+    sessions = [threading.Thread(target=ways[maker]) for _ in range(2)]
+    for one in sessions:
+        one.start()
+    for one in sessions:
+        one.join()
+    assert made == started == [run.file if maker == "FileRun" else run.tuning]

@@ -3,11 +3,15 @@
 import gc
 import threading
 import weakref
+from unittest.mock import Mock
 
 import pytest
 from streamlit.runtime.scriptrunner_utils import script_run_context
 
 from app import shared
+from app.jobs import Run, Status
+from app.runs.pruning import PruningRun
+from app.runs.request import PruneRequest
 from app.study.cache import Files
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study, held_by
@@ -66,6 +70,24 @@ def test_a_running_study_is_never_dropped() -> None:
     running = unfinished("a", 0, "running")
     others = [unfinished("b", seed) for seed in range(5)]
     assert kept(running, *others)[0] is running
+
+
+def test_a_run_that_is_tuned_or_written_into_a_file_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: dict[str, PruningRun] = {}
+    monkeypatch.setattr(shared, "prunings", lambda: known)
+
+    def begin(status: Status = "done", **more: Run) -> PruningRun:
+        run = PruningRun(Setup(), PruneRequest(("rose",), ("0.5",)), Mock())
+        run.job.status = status
+        vars(run).update(more)
+        shared.keep_pruning(run)
+        return run
+
+    ended, at_work = Run(), Run()
+    ended.job.status = "done"
+    kept = [begin("running"), begin(tuning=at_work), begin(file=at_work)]
+    others = [begin(tuning=ended, file=ended) for _ in range(shared.KEPT_RUNS)]
+    assert list(known.values()) == [*kept, *others[-(shared.KEPT_RUNS - len(kept)) :]]
 
 
 def test_memory_goes_back_once_nobody_has_looked_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
