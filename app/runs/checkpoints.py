@@ -70,7 +70,7 @@ def free_space() -> int:
 
 
 def size_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def zipped(folder: Path) -> BinaryIO:
@@ -78,7 +78,7 @@ def zipped(folder: Path) -> BinaryIO:
     and it would take minutes."""
     with tempfile.TemporaryFile() as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for one in sorted(folder.iterdir()):
-                archive.write(one, f"{folder.name}/{one.name}")
+            for one in sorted(folder.rglob("*")):  # a tokenizer's further templates are in a folder of their own
+                archive.write(one, one.relative_to(folder.parent))
         file.seek(0)
         return open(os.dup(file.fileno()), "rb")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.files import digest, reachable
 from rose.interrupt import stop_point
+from rose.model.load.low_rank import FILE as LOW_RANK
 from rose.model.load.models import PACKAGED
 from rose.model.load.packed import FORMAT, VERSION, TensorFile, damaged, digest_of_facts, encode
 from rose.model.load.soundness import check_masks_applied
@@ -22,7 +23,7 @@ from rose.model.load.stored import PACKED, check_is_checkpoint, is_packed, packe
 from rose.model.ship.writing import TensorWriter
 from rose.output import new_folder
 
-OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}  # of the same model, which are not copied
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data"}  # are not copied
 
 Follow = Callable[[float, str], None]  # told the share that is done, and of which file
 
@@ -114,7 +115,7 @@ def _tensors_of(source: nn.Module | str | Path) -> Iterable[tuple[str, Tensor]]:
 def pack_folder(folder: str | Path, output: str | Path, follow: Follow | None = None) -> PackedSize:
     """Writes a packed copy of a checkpoint folder, whole or not at all, and reads every tensor back to compare it.
 
-    Each safetensors file becomes a packed one; configuration, tokenizer and reports are copied.
+    Each file of its weights becomes a packed one; configuration, tokenizer and reports are copied.
 
     Raises:
         RoseError: no checkpoint there, packed already, damaged, masks beside their weights, an output that is not empty
@@ -167,10 +168,22 @@ def _rewritten(
                 write(path, temporary / renamed(path).name, sizes)
             except SafetensorError as problem:  # those of writing are OSErrors, or end up in `new_folder`
                 raise RoseError(f"{path} cannot be read ({problem}); restore it.") from problem
-        for path in source.iterdir():
-            if path.is_file() and path not in paths and path.suffix not in OTHER_WEIGHTS:
-                shutil.copyfile(path, temporary / path.name)
+        for path in _besides_weights(source):
+            place = temporary / path.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
     return sizes.result()
+
+
+def _besides_weights(source: Path) -> list[Path]:
+    """What else a model needs: also in folders, such as code and further chat templates, but hidden ones (.git)."""
+    return [
+        path
+        for path in source.rglob("*")
+        if path.is_file()
+        and (path.suffix not in WEIGHTS or path == source / LOW_RANK)
+        and not any(folder.name.startswith(".") for folder in path.relative_to(source).parents)
+    ]
 
 
 def _pack_file(path: Path, target: Path, sizes: _Sizes) -> None:

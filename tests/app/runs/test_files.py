@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import rose
-from app.runs.checkpoints import Checkpoint, named_apart
+from app.runs.checkpoints import Checkpoint, named_apart, size_of, zipped
 from app.runs.files import FileRun, forms
 from app.runs.shipping import gguf_types, what_loads
 from rose.layer.grid import BITS
@@ -20,6 +20,17 @@ def test_copies_of_one_name_are_told_apart_by_their_folders() -> None:
     copies += [Checkpoint("Wanda at 0.5", Path("/wanda")), Checkpoint("dense", Path("/three"))]
     names = [one.name for one in named_apart(copies, ["dense"])]
     assert names == ["ROSE at 0.5 (half)", "ROSE at 0.5 (broken)", "Wanda at 0.5", "dense, run 2"]
+
+
+def test_a_checkpoint_is_zipped_with_its_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    (folder / "additional_chat_templates").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}")
+    with zipped(folder) as file, zipfile.ZipFile(file) as archive:
+        assert archive.read("copy/additional_chat_templates/rag.jinja") == b"{{ documents }}"
+        assert archive.read("copy/config.json") == b"{}"
+    assert size_of(folder) == 2 + 15
 
 
 def test_what_is_offered_holds_the_copy() -> None:

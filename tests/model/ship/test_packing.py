@@ -136,6 +136,22 @@ def test_a_packed_folder_loads_as_any_other_and_unpacks_to_what_it_was(family: s
     )
 
 
+def test_what_a_model_needs_besides_its_weights_comes_along(tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    make_model("llama").save_pretrained(folder)
+    needed = ["additional_chat_templates/rag.jinja", "code/deep/layers.py", ".gitattributes", "low_rank.safetensors"]
+    others = ["consolidated.safetensors", "original/model.safetensors", "onnx/model.onnx_data", ".git/lfs/large"]
+    for name in [*needed, *others]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    pack_folder(folder, folder / "packed")  # inside of what is read
+    unpack_folder(folder / "packed", tmp_path / "unpacked")
+    there = {str(path.relative_to(tmp_path / "unpacked")) for path in (tmp_path / "unpacked").rglob("*")}
+    assert there > set(needed)
+    assert not there & {*others, "packed"}
+    assert (tmp_path / "unpacked" / needed[0]).read_text() == needed[0]
+
+
 def test_a_streamed_model_reads_a_packed_folder(tmp_path: Path) -> None:
     pack_folder(save_pruned("qwen3_moe", tmp_path / "plain"), tmp_path / "packed")
     streamed, tokenizer = rose.load_model(str(tmp_path / "packed"), stream=True, dtype="bfloat16")
