@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,12 +90,15 @@ def export_gguf(name: str, output: Path, kind: str, follow: Follow | None = None
     model, tokenizer = load_model(name, dtype=stored_dtype(name))
     family = family_of(model.config)
     block, stored = gguf.GGML_QUANT_SIZES[wanted]
-    check_room(output, count_parameters(model) * stored // block)
+    check_room(output, 2 * count_parameters(model) * stored // block)  # tensors are gathered first, then copied
     temporary = output.with_name(f"{output.name}{secrets.token_hex(4)}{TEMPORARY}")
     done = Exported()
     try:
         architecture = gguf.MODEL_ARCH_NAMES[family.architecture]
-        with contextlib.closing(GGUFWriter(str(temporary), architecture, use_temp_file=True)) as writer:
+        with (
+            contextlib.closing(GGUFWriter(str(temporary), architecture, use_temp_file=True)) as writer,
+            tempfile.SpooledTemporaryFile(dir=temporary.parent) as writer.temp_file,  # /tmp may be too small
+        ):
             writer.add_name(Path(name).name)
             writer.add_file_type(FILE_TYPES[wanted])
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

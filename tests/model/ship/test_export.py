@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 import rose
 from rose import cli
 from rose.model.network.layers import prunable_layers
+from rose.model.ship import export
 from rose.model.ship.export import export_gguf
 from rose.model.ship.families import family_of
 from tests.model.families import make_from, make_model
@@ -114,6 +115,16 @@ def test_other_grids_and_types(tmp_path: Path) -> None:
     made = export_gguf(str(tmp_path / "model"), tmp_path / "b.gguf", "q4_0")
     assert not made.exact
     assert 1e-4 < made.error < 0.05
+
+
+def test_all_is_written_where_the_file_will_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And room is asked for there: for tensors that are gathered, and for the file that they are copied into."""
+    model, asked = save(CONFIGURATIONS["llama"](), tmp_path / "model", None), []
+    monkeypatch.setattr(export, "check_room", lambda place, needed: asked.append((place, needed)))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    export_gguf(str(tmp_path / "model"), tmp_path / "a.gguf", "f16")
+    assert asked == [(tmp_path / "a.gguf", 2 * 2 * model.num_parameters())]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "model"]
 
 
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
