@@ -11,7 +11,6 @@ import copy
 import ctypes
 import gc
 import logging
-import shutil
 import tempfile
 import threading
 import time
@@ -26,6 +25,7 @@ from rose import Cancelled, Progress, RoseError
 from rose.errors import is_out_of_memory
 from rose.interrupt import stoppable
 from rose.model.progress import ProgressCallback
+from rose.output import temporary_folder
 
 logger = logging.getLogger(__name__)
 
@@ -199,6 +199,8 @@ class Run:
     def __init__(self) -> None:
         self.fraction = 0.0
         self._folder: Path | None = None
+        self._opened = contextlib.ExitStack()
+        weakref.finalize(self, self._opened.close)
         self.job = Job(self._run)
 
     def _run(self, job: Job) -> None:
@@ -248,13 +250,13 @@ class Run:
     def _temporary(self) -> Path:
         """A folder, created on first use; it goes with this object, at the latest when the program ends."""
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="rose-run-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            private = temporary_folder(Path(tempfile.gettempdir()), 0o700)
+            self._folder = self._opened.enter_context(private)
         return self._folder
 
     def discard(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._opened.close()
+        self._folder = None
 
 
 class TunableRun(Run):

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from safetensors import SafetensorError
 
 from rose.errors import RoseError
@@ -109,32 +109,46 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     """
     check_output(folder)
     path = reachable(folder)
-    temporary = _stage(path) / f"{PARTIAL}{secrets.token_hex(4)}"
-    lock = FileLock(f"{temporary}.lock")  # which the system releases when the process ends, however it ends
     try:
-        _clear_partial(_stage(path))
-        lock.acquire()
-        temporary.mkdir()
-        mode = temporary.stat().st_mode & 0o666  # of any new file; libraries make some that only their owner reads
-        yield temporary
-        for one in temporary.rglob("*"):
-            if one.is_file():
-                one.chmod(mode)
-                sync(one)
-        if path.exists():
-            check_output(folder)  # nothing may have come meanwhile that would be replaced
-            _move_into(path, temporary)
-        else:
-            temporary.rename(path)
-            sync(path.parent)
+        with temporary_folder(_stage(path)) as temporary:
+            mode = temporary.stat().st_mode & 0o666  # of any new file; libraries make some that only their owner reads
+            yield temporary
+            for one in temporary.rglob("*"):
+                if one.is_file():
+                    one.chmod(mode)
+                    sync(one)
+            if path.exists():
+                check_output(folder)  # nothing may have come meanwhile that would be replaced
+                _move_into(path, temporary)
+            else:
+                temporary.rename(path)
+                sync(path.parent)
     except (OSError, SafetensorError) as problem:
         is_full = getattr(problem, "errno", errno.ENOSPC) in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space" if is_full else "choose another folder"
         raise RoseError(f"The checkpoint could not be written to {folder} ({problem}); {advice}.") from problem
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+
+
+@contextlib.contextmanager
+def temporary_folder(place: Path, mode: int = 0o777) -> Iterator[Path]:
+    """A folder in this one that is gone at the end; if the process is killed, once the next one is made here.
+
+    Args:
+        mode: who may read it, as `os.mkdir` has it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    _clear_partial(place)
+    temporary = place / f"{PARTIAL}{secrets.token_hex(4)}"
+    # The system releases it when the process ends, however it ends; a thread other than this one may do so before.
+    with FileLock(f"{temporary}.lock", thread_local=False) as lock:
+        try:
+            temporary.mkdir(mode)
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _move_into(path: Path, temporary: Path) -> None:
@@ -164,7 +178,9 @@ def _stage(path: Path) -> Path:
 def _clear_partial(stage: Path) -> None:
     """Removes what killed runs have left here: unfinished folders that no living process has locked."""
     for path in stage.glob(f"{PARTIAL}*.lock"):
-        with contextlib.suppress(Timeout), FileLock(path, blocking=False):
+        if path.is_symlink():
+            continue  # to a file that the lock would empty
+        with contextlib.suppress(OSError), FileLock(path, blocking=False):  # held, or of another user
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
             path.unlink(missing_ok=True)
     for path in stage.glob(f"{PARTIAL}*"):

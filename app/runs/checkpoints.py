@@ -18,6 +18,7 @@ from app import words
 from app.runs.finished import REPORT, read_report
 from rose.files import reachable
 from rose.model.load.stored import check_merged
+from rose.output import temporary_folder
 
 RESERVE = 10**9  # bytes that temporary checkpoints leave free
 
@@ -57,11 +58,13 @@ def named_apart(checkpoints: Sequence[Checkpoint], taken: Sequence[str] = ()) ->
 def written_beside(folder: Path, replaces: bool) -> Iterator[Path]:
     """Where to write a checkpoint that shall be in this folder. One that it `replaces` goes once that is done, and
     stays where it fails."""
-    place = folder.with_name(f"{folder.name}-new") if replaces else folder
-    yield place
-    if replaces:
-        shutil.rmtree(folder)
-        place.rename(folder)
+    if not replaces:
+        yield folder
+        return
+    with temporary_folder(folder.parent) as beside:
+        yield beside / folder.name
+        folder.rename(beside / f"{folder.name}-former")
+        (beside / folder.name).rename(folder)
 
 
 def free_space() -> int:

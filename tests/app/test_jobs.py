@@ -1,13 +1,16 @@
 """Background jobs: how they end, who may end them, and that nothing runs on when nobody looks."""
 
+import gc
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import rose
 from app import jobs
 from app.jobs import Batch, Job, Run, holding
+from rose.output import PARTIAL
 
 SOON = 240.0  # seconds; an upper bound, not a delay
 
@@ -163,3 +166,22 @@ def test_a_batch_stops_between_two_pieces() -> None:
     batch.job.wait(240)
     assert batch.job.status == "cancelled"
     assert (made, batch.done) == ([1], 1)
+
+
+def test_folders_of_runs_go_with_them_and_those_of_a_killed_server_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / f"{PARTIAL}dead" / "checkpoint").mkdir(parents=True)
+    (tmp_path / f"{PARTIAL}dead.lock").touch()
+    one, other = Run(), Run()
+    folders = [one._temporary(), other._temporary()]
+    assert sorted(path for path in tmp_path.iterdir() if path.is_dir()) == sorted(folders)
+    assert folders[0].stat().st_mode & 0o777 == 0o700
+    ending = threading.Thread(target=one.discard)  # another one than has made it
+    ending.start()
+    ending.join()
+    del other
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+    assert one._temporary().exists()  # what still ends writes into a folder that goes too

@@ -13,6 +13,7 @@ import json
 import math
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -34,6 +35,7 @@ from rose.model.load.soundness import check_all_used, check_finite
 from rose.model.load.stored import INDEX, where
 from rose.model.network.layers import PrunableLayer, decoder_blocks, named_layers
 from rose.model.network.residence import ATTRIBUTE, Residence, evaluating, leave
+from rose.output import temporary_folder
 
 SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a shard, for its fingerprint: reading all of 140 GB would take minutes
 
@@ -103,12 +105,10 @@ class BlockFiles(Residence):
         self._numbers = list(range(len(self.blocks)))  # of the decoder blocks in the files
 
     @cached_property
-    def _scratch(self) -> tempfile.TemporaryDirectory:
-        return tempfile.TemporaryDirectory(dir=self._scratch_in, prefix="rose-pruned-")  # removed with this object
-
-    @property
-    def scratch(self) -> Path | None:
-        return Path(self._scratch.name)
+    def scratch(self) -> Path:
+        opened = ExitStack()
+        weakref.finalize(self, opened.close)
+        return opened.enter_context(temporary_folder(Path(self._scratch_in or tempfile.gettempdir()), 0o700))
 
     @contextmanager
     def visit(self, index: int, device: torch.device) -> Iterator[nn.Module]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from gguf import GGUFReader, GGUFWriter, LlamaFileType
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.files import TEMPORARY, reachable, sync
+from rose.files import reachable, sync
 from rose.interrupt import stop_point
 from rose.model.load.gguf import dequantized
 from rose.model.load.models import PACKAGED, load_model, stored_dtype
@@ -27,7 +26,7 @@ from rose.model.network.layers import count_parameters, prunable_layers
 from rose.model.ship.blocks import BLOCK, as_type, in_blocks, in_floats, parse_type
 from rose.model.ship.families import Family, family_of
 from rose.model.ship.vocabulary import copy_vocabulary, tokens_in, write_vocabulary
-from rose.output import check_file, check_room
+from rose.output import check_file, check_room, temporary_folder
 from rose.report import report_beside
 from rose.wording import whole
 
@@ -91,30 +90,29 @@ def export_gguf(name: str, output: Path, kind: str, follow: Follow | None = None
     family = family_of(model.config)
     block, stored = gguf.GGML_QUANT_SIZES[wanted]
     check_room(output, 2 * count_parameters(model) * stored // block)  # tensors are gathered first, then copied
-    temporary = output.with_name(f"{output.name}{secrets.token_hex(4)}{TEMPORARY}")
     done = Exported()
+    architecture = gguf.MODEL_ARCH_NAMES[family.architecture]
     try:
-        architecture = gguf.MODEL_ARCH_NAMES[family.architecture]
-        with (
-            contextlib.closing(GGUFWriter(str(temporary), architecture, use_temp_file=True)) as writer,
-            tempfile.SpooledTemporaryFile(dir=temporary.parent) as writer.temp_file,  # /tmp may be too small
-        ):
-            writer.add_name(Path(name).name)
-            writer.add_file_type(FILE_TYPES[wanted])
-            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            family.describe(writer, model.config)
-            _add_vocabulary(writer, name, model, tokenizer, done)
-            _add_tensors(writer, model, family, wanted, done, follow)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        _compare(temporary, model, family, done)
-        sync(temporary)
-        os.replace(temporary, output)
+        with temporary_folder(output.absolute().parent) as beside:
+            temporary = beside / output.name
+            with (
+                contextlib.closing(GGUFWriter(str(temporary), architecture, use_temp_file=True)) as writer,
+                tempfile.SpooledTemporaryFile(dir=str(beside)) as writer.temp_file,  # /tmp may be too small
+            ):
+                writer.add_name(Path(name).name)
+                writer.add_file_type(FILE_TYPES[wanted])
+                writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+                family.describe(writer, model.config)
+                _add_vocabulary(writer, name, model, tokenizer, done)
+                _add_tensors(writer, model, family, wanted, done, follow)
+                writer.write_header_to_file()
+                writer.write_kv_data_to_file()
+                writer.write_tensors_to_file()
+            _compare(temporary, model, family, done)
+            sync(temporary)
+            os.replace(temporary, output)
     except OSError as problem:
         raise RoseError(f"{output} cannot be written ({problem.strerror or problem}); make room.") from problem
-    finally:
-        temporary.unlink(missing_ok=True)
     done.size = output.stat().st_size
     return done
 

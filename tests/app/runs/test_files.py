@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import rose
-from app.runs.checkpoints import Checkpoint, named_apart, size_of, zipped
+from app.runs.checkpoints import Checkpoint, named_apart, size_of, written_beside, zipped
 from app.runs.files import FileRun, forms
 from app.runs.shipping import gguf_types, what_loads
 from rose.layer.grid import BITS
+from rose.output import PARTIAL, check_output
 from tests.app.tiny_study import ended
 from tests.model.ship.test_export import CONFIGURATIONS, logits, save
 
@@ -31,6 +32,23 @@ def test_a_checkpoint_is_zipped_with_its_folders(tmp_path: Path) -> None:
         assert archive.read("copy/additional_chat_templates/rag.jinja") == b"{{ documents }}"
         assert archive.read("copy/config.json") == b"{}"
     assert size_of(folder) == 2 + 15
+
+
+def test_a_checkpoint_is_replaced_whatever_a_killed_server_has_left(tmp_path: Path) -> None:
+    folder, left = tmp_path / "copy", tmp_path / f"{PARTIAL}dead" / "copy"
+    for one in (folder, left, tmp_path / "copy-new"):  # the last belongs to a person
+        one.mkdir(parents=True)
+        (one / "config.json").write_text("old")
+    with written_beside(folder, replaces=True) as place:
+        check_output(place)
+        place.mkdir()
+        (place / "config.json").write_text("new")
+        assert (folder / "config.json").read_text() == "old"
+    assert (folder / "config.json").read_text() == "new"
+    with pytest.raises(rose.RoseError), written_beside(folder, replaces=True):
+        raise rose.RoseError("No space left.")
+    assert (folder / "config.json").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "copy-new"]
 
 
 def test_what_is_offered_holds_the_copy() -> None:

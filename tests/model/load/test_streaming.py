@@ -16,6 +16,7 @@ import rose
 from rose.files import digest
 from rose.model.load import streaming
 from rose.model.network.layers import decoder_blocks
+from rose.output import PARTIAL
 from tests.model.families import DENSE, make_model, make_tokens, on_meta, save, stop_at
 from tests.model.run.test_checkpoint import full
 from tests.tiny import byte_tokenizer
@@ -118,7 +119,7 @@ def test_one_block_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_pruned_weights_leave_no_files_behind(tmp_path: Path) -> None:
-    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / f"{PARTIAL}dead").mkdir(parents=True)  # of a run that was killed
     model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True, scratch=tmp_path / "scratch")
     rose.prune_model(model, make_tokens(), **OPTIONS)
     assert len(list((tmp_path / "scratch").rglob("block-*"))) == 2

@@ -19,6 +19,7 @@ from rose.model.network.layers import prunable_layers
 from rose.model.ship import export
 from rose.model.ship.export import export_gguf
 from rose.model.ship.families import family_of
+from rose.output import PARTIAL
 from tests.model.families import make_from, make_model
 from tests.model.ship.test_packing import on_grid, without
 from tests.tiny import byte_tokenizer
@@ -118,7 +119,9 @@ def test_other_grids_and_types(tmp_path: Path) -> None:
 
 
 def test_all_is_written_where_the_file_will_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And room is asked for there: for tensors that are gathered, and for the file that they are copied into."""
+    """And room is asked for there: for tensors that are gathered, and for the file that they are copied into. What a
+    killed export has left goes."""
+    (tmp_path / f"{PARTIAL}dead").mkdir()
     model, asked = save(CONFIGURATIONS["llama"](), tmp_path / "model", None), []
     monkeypatch.setattr(export, "check_room", lambda place, needed: asked.append((place, needed)))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
