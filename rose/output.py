@@ -28,7 +28,7 @@ def check_output(folder: str | Path) -> None:
     Raises:
         RoseError: no name, not an empty or new folder, or not writable.
     """
-    path = reachable(folder)
+    path = _at_home(folder)
     if folder == "":
         raise RoseError("The output folder has no name; give one.")
     with _refusing(f"Nothing can be written to {folder}"):
@@ -59,7 +59,7 @@ def check_folder(folder: str | Path) -> None:
         RoseError: it is a file, or not writable.
     """
     with _refusing(f"Nothing can be written to {folder}"):
-        tempfile.TemporaryFile(dir=_nearest(reachable(folder))).close()
+        tempfile.TemporaryFile(dir=_nearest(_at_home(folder))).close()
 
 
 def check_file(path: Path) -> None:
@@ -163,6 +163,14 @@ def _move_into(path: Path, temporary: Path) -> None:
         for one in moved:
             shutil.rmtree(one) if one.is_dir() else one.unlink(missing_ok=True)
         raise
+
+
+def _at_home(folder: str | Path) -> Path:
+    """As `reachable`; RoseError for the home of nobody, or a folder called ~ would be made where the program works."""
+    path = reachable(folder)
+    if str(path).startswith("~"):
+        raise RoseError(f"{folder} is in a home folder that this system does not know; write the path out.")
+    return path
 
 
 def _nearest(path: Path) -> Path:

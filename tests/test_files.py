@@ -14,7 +14,7 @@ from app.runs.finished import read_runs
 from app.study.preflight import can_stream
 from rose.files import reachable, write_atomically
 from rose.model.load.tokens import text_file
-from rose.output import new_folder
+from rose.output import check_folder, check_output, new_folder
 
 TOO_LONG = "x" * 5000
 
@@ -85,3 +85,13 @@ def test_an_empty_folder_is_filled_or_left_empty(
         (folder / "config.json").write_text("{}")
     assert moved
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("check", [check_output, check_folder])
+def test_nothing_is_written_into_the_home_of_nobody(
+    check: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(rose.RoseError, match="does not know; write the path out"):
+        check("~nobody-of-this-name/pruned")
+    assert not list(tmp_path.iterdir())
