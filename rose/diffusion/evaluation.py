@@ -171,7 +171,7 @@ def denoising_loss(pipeline: Any, pictures: Tensor, classes: Tensor, *, seed: in
     """
     denoiser = denoiser_of(pipeline)
     parameter = next(denoiser.parameters())
-    noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     losses = []
     for t in LOSS_TIMES:
         signal = float(pipeline.scheduler.alphas_cumprod[t])

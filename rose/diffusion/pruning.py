@@ -150,7 +150,9 @@ def step_diagonals(
     """
     trajectories = Trajectories(pipeline, conditions, **drawing)
     chosen = matching(find_layers(trajectories), layers)
-    found = {layer.name: torch.zeros(trajectories.steps, layer.weight.shape[1]) for layer in chosen}
+    found = {
+        layer.name: torch.zeros(trajectories.steps, layer.weight.shape[1], dtype=torch.float32) for layer in chosen
+    }
     now = 0
 
     def begin(_batch: int, step: int, _x: Tensor) -> None:

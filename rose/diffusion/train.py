@@ -183,8 +183,8 @@ def denoising_loss(
     """Mean of (v̂ − v)² at one random t for each picture."""
     count = len(pictures)
     times = torch.randint(len(signal), (count,), generator=generator)
-    noise = torch.randn(pictures.shape, generator=generator)
-    shown = torch.where(torch.rand(count, generator=generator) < HIDDEN_CLASSES, ANY, classes)
+    noise = torch.randn(pictures.shape, generator=generator, dtype=torch.float32)
+    shown = torch.where(torch.rand(count, generator=generator, dtype=torch.float32) < HIDDEN_CLASSES, ANY, classes)
     a, b = (part.sqrt().view(-1, 1, 1, 1) for part in (signal[times], 1 - signal[times]))
     with torch.autocast("cpu", torch.bfloat16):
         predicted = model(a * pictures + b * noise, times, shown).sample

@@ -228,7 +228,8 @@ def find_grid(weight: Tensor) -> FoundGrid | None:
 
 
 def _some_rows(matrix: Tensor, count: int = SAMPLED_ROWS) -> Tensor:
-    return matrix[torch.linspace(0, len(matrix) - 1, min(count, len(matrix)), device=matrix.device).long()]
+    at = torch.linspace(0, len(matrix) - 1, min(count, len(matrix)), dtype=torch.float32, device=matrix.device)
+    return matrix[at.long()]
 
 
 def _levels(weight: Tensor, columns: int) -> int | None:

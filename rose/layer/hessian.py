@@ -156,7 +156,7 @@ def _reversed_inverse(lower: Tensor) -> Tensor:
     for start in range(0, size, PANEL):
         width = min(PANEL, size - start)
         # Above its diagonal L⁻¹ is zero, so a panel of its columns needs only the rows below: a third of the work.
-        identity = torch.eye(size - start, width, device=lower.device)
+        identity = torch.eye(size - start, width, dtype=lower.dtype, device=lower.device)
         panel = torch.linalg.solve_triangular(lower[start:, start:], identity, upper=False)
         inverse[: size - start, size - start - width : size - start] = panel.flip(0, 1)
     return inverse

@@ -318,7 +318,9 @@ def dealt(plan: OrderPlan, ascending: bool) -> Tensor:
     unit = plan.pattern.of or 1
     cards = global_order(plan, ascending).view(-1, unit)
     # Block b takes its k-th card at (k + ½) / (cards that it takes), so that a narrow block is not full early.
-    turns = torch.cat([(torch.arange(width // unit) + 0.5) / (width // unit) for width in plan.block_width])
+    turns = torch.cat(
+        [(torch.arange(width // unit, dtype=torch.float32) + 0.5) / (width // unit) for width in plan.block_width]
+    )
     columns = torch.empty_like(cards)
     columns[turns.argsort(stable=True).to(cards.device)] = cards
     return columns.flatten()
@@ -335,7 +337,8 @@ def by_hessian(plan: OrderPlan, ascending: bool) -> Tensor:
 def _shuffled(plan: OrderPlan, seed: int) -> Tensor:
     """All columns (or N:M groups) at random."""
     unit = plan.pattern.of or 1
-    score = torch.rand(plan.column_loss.numel() // unit, generator=torch.Generator().manual_seed(seed))
+    seeded = torch.Generator().manual_seed(seed)
+    score = torch.rand(plan.column_loss.numel() // unit, generator=seeded, dtype=torch.float32)
     return unit_rank(score.repeat_interleave(unit), unit)
 
 

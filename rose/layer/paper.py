@@ -89,7 +89,9 @@ def paper_figures(layer: str, weight: Tensor, statistics: InputStatistics, setti
         return [ratio(error, energy) for error in result.trace.error_so_far(result.added_damping).tolist()]
 
     moved = positions(plan, "natural", block)
-    tried = torch.linspace(0, len(moved) - 1, min(len(moved), MOST_POSITIONS)).round().int().tolist()
+    tried = (
+        torch.linspace(0, len(moved) - 1, min(len(moved), MOST_POSITIONS), dtype=torch.float32).round().int().tolist()
+    )
     place = visited_blocks(plan, make_order(plan, "natural")).index(block)
     return PaperFigures(
         layer=layer,

@@ -290,7 +290,7 @@ class _Recorder:
         return SweepTrace(
             weights=torch.stack(self.weights) if self.weights else self.start.new_empty(0, rows, columns),
             removed=torch.tensor(self.removed),
-            error=torch.tensor(self.error),
-            lost=torch.tensor(self.lost),
+            error=torch.tensor(self.error, dtype=torch.float32),
+            lost=torch.tensor(self.lost, dtype=torch.float32),
             moved=torch.tensor(self.moved, dtype=torch.float64),
         )

@@ -105,7 +105,7 @@ class InputGap:
 
     def __init__(self, columns: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
-        self.cross = torch.zeros(columns, columns, device=device)  # DᵀX_p
+        self.cross = torch.zeros(columns, columns, dtype=torch.float32, device=device)  # DᵀX_p
         self.difference = InputStatistics(columns, device, dtype)
         self._correction: tuple[float, Tensor, float] | None = None  # the last damping asked for, and what came of it
 
@@ -153,9 +153,9 @@ class OutputGap:
         self, rows: int, columns: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
         self.dtype = dtype
-        self.cross = torch.zeros(rows, columns, device=device)
+        self.cross = torch.zeros(rows, columns, dtype=torch.float32, device=device)
         self.square = torch.zeros((), dtype=torch.float64, device=device)
-        self.total = torch.zeros(rows, device=device)
+        self.total = torch.zeros(rows, dtype=torch.float32, device=device)
 
     def update(self, pruned: Tensor, gap: Tensor) -> None:
         """Adds X_p, (..., in), and G, (..., out), of the same tokens."""

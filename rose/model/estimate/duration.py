@@ -44,7 +44,7 @@ class Cost:
 def matmul_rate() -> float:
     """Floating-point operations per second of a float32 matrix product on this machine's device."""
     device = pick_device()
-    a = torch.rand(1024, 1024, device=device)
+    a = torch.rand(1024, 1024, dtype=torch.float32, device=device)
     rates = []
     for _ in range(4):  # the first run pays for start-up
         start = time.perf_counter()

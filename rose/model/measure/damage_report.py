@@ -49,7 +49,7 @@ class DamageReport:
         told = {name: rank_correlation(table, name) for name in PREDICTORS}
         found: dict[str, Any] = {
             "base_loss": base,
-            "base_perplexity": None if base is None else perplexity_of(torch.tensor([base])),
+            "base_perplexity": None if base is None else perplexity_of(torch.tensor([base], dtype=torch.float32)),
             "units_measured": len(table),
             "sum_of_damages": float(table["damage"].sum()),
             "together": None if whole is None else whole.damage,

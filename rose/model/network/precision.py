@@ -48,7 +48,7 @@ def bfloat16_gain() -> float:
     """How many times as fast this processor multiplies matrices in bfloat16, for estimates; measured once, in under a
     second. Emulated, as on processors without the instructions, it is several times slower.
     """
-    a, b = torch.rand(SIZE, SIZE), torch.rand(SIZE, SIZE)
+    a, b = torch.rand(2, SIZE, SIZE, dtype=torch.float32)
     return _seconds(a, b) / _seconds(a.bfloat16(), b.bfloat16())
 
 

@@ -187,7 +187,7 @@ def hessian_traces(
         for number, window in enumerate(tokens):
             for _ in range(probes):
                 products = _probe(model, window.to(network.device), weights, generator)
-                totals += torch.tensor([_sum_of(layer, products[layer.name]) for layer in layers]).double()
+                totals += torch.tensor([_sum_of(layer, products[layer.name]) for layer in layers], dtype=torch.float64)
             tick((number + 1) / len(tokens))
     return (totals / (len(tokens) * probes)).tolist()
 

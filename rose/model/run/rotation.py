@@ -150,7 +150,9 @@ def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[V
     along = record_inputs(network, few, outputs, lambda _batch, states: hidden.append(states))
     alone = record_inputs(network, few.T, outputs)
     # Any hidden states will do that are not zero, as those of padding tokens are.
-    states = torch.randn(hidden[0].shape, generator=torch.Generator().manual_seed(0)).to(hidden[0].dtype)
+    states = torch.randn(hidden[0].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(
+        hidden[0].dtype
+    )
     for index, block in enumerate(network.blocks):
         inside = [layer for layer in network.layers if layer.block_index == index]
         if width is None or selected.isdisjoint(layer.name for layer in inside):

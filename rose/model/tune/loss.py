@@ -17,7 +17,7 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, pruned: Tensor, dense: Tensor) -> Tensor:
-        gradient, total = torch.empty_like(pruned), torch.zeros((), device=pruned.device)
+        gradient, total = torch.empty_like(pruned), torch.zeros((), dtype=torch.float32, device=pruned.device)
         for own, wanted, slot in zip(pruned.split(ROWS), dense.split(ROWS), gradient.split(ROWS), strict=True):
             found = nn.functional.log_softmax(own.float(), 1)
             aim = nn.functional.log_softmax(wanted.float(), 1)

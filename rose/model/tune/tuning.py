@@ -455,7 +455,7 @@ class _Loop:
         windows = self._windows(step).to(self.device).long()
         own = windows.tensor_split(self.workers.count)[self.workers.place]
         tokens = windows.shape[0] * (windows.shape[1] - (self.settings.loss == "ce"))
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
         for several in own.split(max(1, TOGETHER // windows.shape[1])) if len(own) else ():
             part = self._loss(several)
             (part / tokens).backward()
@@ -500,7 +500,7 @@ class _Loop:
         """The loss of next tokens, by which perplexity judges too: a model that has come no nearer to the dense one's
         distributions may well tell them better."""
         own = windows.tensor_split(self.workers.count)[self.workers.place].to(self.device).long()
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
         with torch.no_grad():
             for window in own[:, None]:  # of none, where processes are more than windows
                 total += cross_entropy(self._logits(model, window), window)

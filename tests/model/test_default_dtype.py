@@ -1,0 +1,67 @@
+"""Torch's default dtype belongs to the whole process, and transformers changes it while it loads: results must not."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import rose
+from tests.model.families import make_model, make_tokens
+
+TOKENS = make_tokens(12)
+KW: dict[str, Any] = {"compute": "float32", "sparsity": 0.5, "block_size": 8}
+RUNS: dict[str, Callable[[Any, Any], Any]] = {
+    "dense target": lambda model, _: rose.prune_model(model, TOKENS, target="dense", **KW),
+    "layer target": lambda model, _: rose.prune_model(model, TOKENS, target="layer", method="rose_admm", **KW),
+    "random order": lambda model, _: rose.prune_model(model, TOKENS, target="layer", order="random:1", **KW),
+    "dealt order": lambda model, _: rose.prune_model(model, TOKENS, target="layer", order="dealt", **KW),
+    "sensitivity": lambda model, _: rose.prune_model(
+        model, TOKENS, target="layer", allocation="sensitivity", **KW | {"sparsity": 0.3}
+    ),
+    "slimming": lambda model, _: rose.prune_structured(model, TOKENS, ratio=0.2),
+    "rotation": lambda model, _: rose.rotate_heads(model, TOKENS),
+    "tuning": lambda model, dense: rose.tune_model(model, dense, TOKENS, epochs=1, compute="float32", unpruned=True),
+    "cross-entropy": lambda model, dense: rose.tune_model(
+        model, dense, TOKENS, epochs=1, loss="ce", compute="float32", unpruned=True
+    ),
+}
+
+
+@pytest.fixture
+def coarse() -> Callable[[Callable[[], Any]], Any]:
+    """Runs something while the default dtype is bfloat16."""
+
+    def run(what: Callable[[], Any]) -> Any:
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            return what()
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    return run
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_runs_give_the_same_weights_under_any_default_dtype(coarse, name: str) -> None:
+    dense = make_model("llama")
+    teacher = copy.deepcopy(dense)
+    with torch.no_grad():
+        for layer in rose.prunable_layers(dense):
+            layer.write(layer.weight * 1.01)  # tuning has something to do
+    one, two = copy.deepcopy(dense), copy.deepcopy(dense)
+    RUNS[name](one, teacher)
+    coarse(lambda: RUNS[name](two, teacher))
+    expected, found = one.state_dict(), two.state_dict()
+    assert any(not torch.equal(tensor, dense.state_dict().get(key)) for key, tensor in expected.items())
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+
+
+def test_statistics_are_float32_under_any_default_dtype(coarse) -> None:
+    model = make_model("llama")
+    expected = rose.collect_statistics(model, TOKENS)
+    found = coarse(lambda: rose.collect_statistics(model, TOKENS))
+    for name, statistics in expected.items():
+        assert torch.equal(found[name].hessian, statistics.hessian)
+        assert torch.equal(found[name].mean, statistics.mean)
