@@ -194,8 +194,10 @@ def pair_layers(dense: Network, pruned: Network) -> list[Pair]:
     """The layers of both models by name.
 
     Raises:
-        RoseError: other layers, or other shapes.
+        RoseError: other layers, other shapes, or weights that are not in memory.
     """
+    dense.check_weights()
+    pruned.check_weights()
     known = {layer.name: layer for layer in pruned.layers}
     layers = dense.layers
     missing = [layer.name for layer in layers if layer.name not in known]

@@ -40,7 +40,7 @@ from rose.model.load.processors import read_processors, write_processors
 from rose.model.load.soundness import check_all_used, check_finite, check_masks_applied, check_shapes, check_sizes
 from rose.model.load.stored import check_is_checkpoint, for_transformers, is_packed
 from rose.model.load.streaming import build_streamed, write_streamed
-from rose.model.network.layers import count_parameters
+from rose.model.network.layers import check_plain, count_parameters
 from rose.model.network.network import Network
 from rose.model.network.precision import computes_bfloat16, name_of
 from rose.output import new_folder
@@ -289,15 +289,19 @@ def save_model(
     `load_model` has found beside the weights go along.
 
     Raises:
-        RoseError: no tokenizer or another kind of report, or the folder exists and is not empty, or cannot be written.
+        RoseError: no tokenizer or another kind of report, a model that could not be loaded again (see `check_plain`),
+            or the folder exists and is not empty, or cannot be written.
     """
     if not hasattr(tokenizer, "save_pretrained"):
         raise RoseError("A checkpoint has its tokenizer too; give the one that load_model has returned.")
     if report is not None and not hasattr(report, "save"):
         raise RoseError(f"The report is that of a run, as prune_model returns it, not a {type(report).__name__}.")
+    network = Network(model)
+    network.check_weights()
+    check_plain(model)
     with new_folder(folder) as temporary:
         with _quiet():
-            if Network(model).is_streamed:
+            if network.is_streamed:
                 write_streamed(model, temporary)
             else:
                 model.save_pretrained(temporary)

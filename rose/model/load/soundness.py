@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
 from rose.interrupt import stop_point
-from rose.model.network.layers import decoder_blocks
+from rose.model.network.layers import MASKED, decoder_blocks
 from rose.model.network.precision import name_of
 from rose.wording import whole
 
@@ -53,10 +53,7 @@ def check_shapes(name: str, mismatched: Iterable[tuple[str, Sequence[int], Seque
 def check_masks_applied(name: str, missing: Collection[str], stored: Collection[str]) -> None:
     """Raises RoseError where files hold `weight_orig` and `weight_mask` of torch.nn.utils.prune, not their product."""
     if any(f"{key}_orig" in stored for key in missing):
-        raise RoseError(
-            f"{name} holds weights and their masks apart, as torch.nn.utils.prune keeps them; call "
-            'torch.nn.utils.prune.remove(layer, "weight") for every pruned layer and save the model again.'
-        )
+        raise RoseError(f"{name} {MASKED} and save the model again.")
 
 
 def check_all_used(name: str, model: nn.Module, unused: Collection[str]) -> None:

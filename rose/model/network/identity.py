@@ -24,7 +24,9 @@ NORMS, WEIGHTS = "embedding_norms", "weight_norms"  # as files call them
 def embedding_norms(model: nn.Module) -> list[float]:
     """Norms of eight parts of the input embeddings, for reports; a model's own, in whatever dtype it is loaded."""
     body: Any = model
-    with Network(model).residence.embedding():
+    network = Network(model)
+    network.check_weights()
+    with network.residence.embedding():
         parts = body.get_input_embeddings().weight.detach().chunk(PARTS)
         return [float(f"{float(part.float().norm()):.6g}") for part in parts]
 

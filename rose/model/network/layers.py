@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
@@ -20,6 +21,10 @@ LowRank = tuple[Tensor, Tensor]
 LOW_RANK = "rose_low_rank"  # of a module
 GRIDS_TRIED = 3  # layers in which a grid is looked for
 LEFT, RIGHT = ".low_rank.left", ".low_rank.right"
+MASKED = (
+    "holds weights and their masks apart, as torch.nn.utils.prune keeps them; call "
+    'torch.nn.utils.prune.remove(layer, "weight") for every pruned layer'
+)
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,27 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
+def check_plain(model: nn.Module) -> None:
+    """Raises RoseError where a linear layer computes with more than a weight of its own: an adapter beside it, a mask
+    over it, or a weight made of other tensors, which would all be lost or undone."""
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, "base_layer", None), nn.Module):  # as every kind of adapter in peft has it
+            raise RoseError(
+                f"{name} is a layer with an adapter beside it; merge the two first (in peft: "
+                "model = model.merge_and_unload())."
+            )
+        if not isinstance(module, (nn.Linear, Conv1D)) or "weight" in module._parameters:
+            continue
+        if "weight_orig" in module._parameters and "weight_mask" in module._buffers:
+            raise RoseError(f"{name} {MASKED}.")
+        norm = "remove_weight_norm(layer)"
+        call = 'parametrize.remove_parametrizations(layer, "weight")' if is_parametrized(module) else norm
+        raise RoseError(
+            f"{name} makes its weights of other tensors, as weight_norm does; give every such layer weights of its own "
+            f"first (torch.nn.utils.{call})."
+        )
+
+
 def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
     """Every linear layer inside the decoder blocks, in forward registration order; each matrix of an expert is one.
 
@@ -144,9 +170,11 @@ def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
     experts.
 
     Raises:
-        RoseError: the family keeps its experts in fused weights of another layout than `network.experts`.
+        RoseError: the family keeps its experts in fused weights of another layout than `network.experts`, or as
+            `check_plain`.
     """
     (prefix, blocks), family = decoder_blocks(model), type(model).__name__
+    check_plain(model)
     layers = []
     for index, block in enumerate(blocks):
         left_out, experts = routers(block), {name for name, module in block.named_modules() if is_experts(module)}
@@ -235,12 +263,19 @@ def check_no_coarser_grid(layers: Sequence[PrunableLayer], grid: Grid, pattern: 
 
 def check_not_shared(layers: Sequence[PrunableLayer], every: Sequence[PrunableLayer]) -> None:
     """Raises RoseError where a layer's weights are those of another one too: it would be pruned twice, or unseen."""
-    owners: dict[int, str] = {}
+    owners: dict[Any, str] = {}
     chosen = {layer.name for layer in layers}
     for layer in every:
-        first = owners.setdefault(id(layer.module.weight), layer.name) if not layer.is_expert else layer.name
+        first = owners.setdefault(_place(layer.parameter), layer.name) if not layer.is_expert else layer.name
         if first != layer.name and chosen & {first, layer.name}:
             raise RoseError(
                 f"{first} and {layer.name} are the same weights, which several decoder blocks share; such layers "
                 "cannot be pruned one decoder block at a time, so choose others."
             )
+
+
+def _place(parameter: nn.Parameter) -> Any:
+    """Where weights are in memory, which two parameters may share; of those in files only which parameter it is."""
+    if parameter.is_meta:
+        return id(parameter)
+    return parameter.untyped_storage().data_ptr(), parameter.storage_offset(), parameter.shape

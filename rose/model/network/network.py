@@ -98,9 +98,19 @@ class Network:
         if self.is_streamed:
             raise RoseError("This needs the whole model in memory; load it without streaming.")
 
+    def check_weights(self) -> None:
+        """Raises RoseError for weights that are neither in memory nor read block by block as they are needed, as those
+        of a skeleton or of a model that accelerate has offloaded."""
+        if not self.is_streamed and any(parameter.is_meta for parameter in self.model.parameters()):
+            raise RoseError(
+                f"Weights of this {self.family} are not in memory, as on the meta device, or where accelerate offloads "
+                "them; load the whole model, or, where it is larger than memory, by rose.load_model with stream=True."
+            )
+
     def check_tokens(self, tokens: Tensor, what: str = "", name: str = "tokens") -> None:
         """Raises RoseError unless tokens, called `name`, are a (samples, length) int64 tensor that the model can embed;
-        where `what` is to be told of next tokens, of at least two a sample."""
+        where `what` is to be told of next tokens, of at least two a sample. Then work begins: see `check_weights`."""
+        self.check_weights()
         called = sentence(name)
         if not isinstance(tokens, Tensor) or tokens.is_meta:
             raise RoseError(f"{called} must be a tensor with values; rose.load_tokens gives such.")
