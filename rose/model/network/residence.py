@@ -30,11 +30,11 @@ def evaluating(module: nn.Module, device: torch.device | None = None) -> Iterato
     Behind each of its decoder blocks, and each expert that is a module, stands a `stop_point`.
     """
     home, modes = next(module.parameters()).device, {one: one.training for one in module.modules()}
-    module.eval()
-    if device is not None:
-        module.to(device)
     parts = [part for one in module.modules() if isinstance(one, nn.ModuleList) for part in one]
     try:
+        module.eval()
+        if device is not None:
+            module.to(device)  # which a device without room for it does in part
         with hooked([part.register_forward_hook(_behind) for part in parts] if is_stoppable() else []):
             yield
     finally:

@@ -283,6 +283,8 @@ def _begin(folder: Path, lock: BaseFileLock, run: Callable[[], Mapping[str, Any]
     """Locks the folder for this run. The system releases the lock when the process ends, however it ends."""
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        if not Path(lock.lock_file).exists():  # a folder that is refused gets none
+            _is_begun(folder)
         try:
             lock.acquire(blocking=False)
         except Timeout as problem:
@@ -290,14 +292,19 @@ def _begin(folder: Path, lock: BaseFileLock, run: Callable[[], Mapping[str, Any]
     _claim(folder, json.loads(json.dumps(run())))
 
 
+def _is_begun(folder: Path) -> bool:
+    """Whether a run has written what it is into this folder; raises RoseError where something else is there."""
+    begun = any((folder / name).exists() for name in DESCRIPTIONS)
+    own = ("lock", f"run.json*{TEMPORARY}")  # the latter of a run that was killed before it had
+    if not begun and any(not any(map(item.match, own)) for item in folder.iterdir()):
+        raise RoseError(f"{folder} is not empty and holds no checkpoint; choose another folder.")
+    return begun
+
+
 def _claim(folder: Path, run: Mapping[str, Any]) -> None:
-    """Removes unfinished files of a killed run, and checks that the folder belongs to this run."""
+    """Checks that the folder belongs to this run, and removes unfinished files of one that was killed."""
     with explained(folder):
-        begun = any((folder / name).exists() for name in DESCRIPTIONS)
-        for leftover in folder.glob(f"*{TEMPORARY}" if begun else f"run.json*{TEMPORARY}"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        if not begun and any(item.name != "lock" for item in folder.iterdir()):
-            raise RoseError(f"{folder} is not empty and holds no checkpoint; choose another folder.")
+        begun = _is_begun(folder)
     before = _described(folder) if begun else run
     if before is None:
         raise RoseError(
@@ -305,18 +312,19 @@ def _claim(folder: Path, run: Mapping[str, Any]) -> None:
             "are of; put one of them back, or remove the folder and start the run again."
         )
     changed = [name for name in {**run, **before} if run.get(name) != before.get(name)]
-    if not changed:
-        text = json.dumps(run, indent=1).encode()
-        with explained(folder):
-            for path in map(folder.joinpath, DESCRIPTIONS):
-                if not path.exists() or path.read_bytes() != text:
-                    write_atomically(path, text)
     if changed:
         changed.sort(key=lambda name: name != "command")  # it explains the others
         raise RoseError(
             f"The checkpoint in {folder} belongs to another run: {_difference(changed[0], run, before)}. "
             "Choose another folder, or the settings that it was begun with."
         )
+    text = json.dumps(run, indent=1).encode()
+    with explained(folder):
+        for leftover in folder.glob(f"*{TEMPORARY}"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        for path in map(folder.joinpath, DESCRIPTIONS):
+            if not path.exists() or path.read_bytes() != text:
+                write_atomically(path, text)
 
 
 def _difference(name: str, run: Mapping[str, Any], before: Mapping[str, Any]) -> str:

@@ -246,7 +246,18 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "kept.txt").write_text("precious")
     with pytest.raises(rose.RoseError, match="not empty and holds no checkpoint"):
         run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
     assert (tmp_path / "kept.txt").read_text() == "precious"
+
+
+def test_unfinished_files_of_others_stay_in_a_folder_that_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"learning_rate": 0.1}')
+    (tmp_path / "mine.tmp").mkdir()
+    (tmp_path / "a.tmp").write_text("precious")
+    with pytest.raises(rose.RoseError, match="belongs to another run"):
+        run(tmp_path)
+    assert (tmp_path / "mine.tmp").is_dir()
+    assert (tmp_path / "a.tmp").read_text() == "precious"
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
