@@ -145,12 +145,13 @@ def dealt(heads: Heads) -> Tensor:
         block = (torch.arange(width) + start) // heads.block_size
         sizes = block.bincount()[block]
         place = torch.cat([torch.arange(int(count)) for count in block.bincount() if count])
-        turns = ((place + 0.5) / sizes).argsort(stable=True).to(found.device)
+        turns = ((place.float() + 0.5) / sizes).argsort(stable=True).to(found.device)
         cards = found[group].clone()
         found[group][:, turns] = cards
     return found
 
 
+@torch.inference_mode(False)  # of a caller, in which nothing has a gradient
 def learned(heads: Heads) -> Tensor:
     """A few steps of Adam from the gathered basis towards less potential loss, that of S² with S = |W'|·sqrt(H'_jj).
 

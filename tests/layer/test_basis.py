@@ -64,6 +64,13 @@ def lost(layer: tuple[Tensor, InputStatistics], rotations: Tensor) -> float:
     return float(potential_loss(score, PATTERN, (16, 16, 16)).sum())
 
 
+@pytest.mark.parametrize("basis", BASES)
+def test_a_basis_is_the_same_in_inference_mode(layer, basis):
+    known = rotations_of(layer, basis)
+    with torch.inference_mode():
+        assert torch.equal(rotations_of(layer, basis), known)
+
+
 def test_gathered_loses_less_than_given_and_learned_less_still_and_random_more(layer):
     none = torch.eye(8, dtype=torch.double).expand(3, 8, 8)
     losses = {basis: lost(layer, rotations_of(layer, basis)) for basis in BASES}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rose.errors import RoseError
 from rose.files import digest
 from rose.interrupt import is_stoppable, stop_point
 from rose.model.network.layers import PrunableLayer
@@ -46,14 +47,21 @@ def evaluating(module: nn.Module, device: torch.device | None = None) -> Iterato
 
 @contextmanager
 def gradients_only_of(module: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """While this lasts, only these parameters have gradients, and none to begin with; then all is as it was."""
+    """While this lasts, only these parameters have gradients, and none to begin with; then all is as it was. A caller's
+    `torch.no_grad` or `torch.inference_mode` has no effect meanwhile; raises RoseError where the model was made in the
+    latter."""
+    if any(one.is_inference() for one in module.parameters()):
+        raise RoseError(
+            "The model was made in torch.inference_mode, which allows no gradients; load it outside of that."
+        )
     before = {one: (one.requires_grad, one.grad) for one in module.parameters()}
     for one in before:
         one.requires_grad_(False).grad = None
     for one in parameters:
         one.requires_grad_(True)
     try:
-        yield
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
     finally:
         for one, (flag, gradient) in before.items():
             one.requires_grad_(flag).grad = gradient

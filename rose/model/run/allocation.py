@@ -179,12 +179,12 @@ def hessian_traces(
     network.check_tokens(tokens, "Sensitivity")
     weights = {layer.name: layer.parameter for layer in layers}
     model, generator = network.model, torch.Generator().manual_seed(seed)
-    totals = torch.zeros(len(layers), dtype=torch.float64)
     hooks = [block.register_forward_hook(_stop_behind) for block in network.blocks] if is_stoppable() else []
     # Not every kernel for fused experts has a second derivative.
     apart = experts_apart(model)
     with hooked(hooks), gradients_only_of(model, weights.values()), evaluating(model, network.device), apart:
-        for number, window in enumerate(tokens):
+        totals = torch.zeros(len(layers), dtype=torch.float64)
+        for number, window in enumerate(tokens.clone()):  # made in inference mode, they cannot be saved for backward
             for _ in range(probes):
                 products = _probe(model, window.to(network.device), weights, generator)
                 totals += torch.tensor([_sum_of(layer, products[layer.name]) for layer in layers], dtype=torch.float64)

@@ -96,8 +96,8 @@ def frozen_matrices(network: Network, trained: Sequence[Trained]) -> list[nn.Par
 @contextmanager
 def in_float32(model: nn.Module, but: Sequence[nn.Parameter]) -> Iterator[None]:
     """While this lasts, all parameters but these are float32, as small steps are lost in bfloat16; rounded back at the
-    end."""
-    left = {id(one) for one in but}
+    end. Those of float64 are float32 too: autocast rounds none of them."""
+    left = {id(one) for one in but if one.dtype != torch.float64}
     stored = {one: one.dtype for one in model.parameters() if one.is_floating_point() and id(one) not in left}
     for parameter in stored:
         parameter.data = parameter.data.float()
@@ -109,7 +109,8 @@ def in_float32(model: nn.Module, but: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def rounded(network: Network) -> nn.Module:
-    """A copy for forward passes whose matrices are bfloat16; it shares all else with the model, but for float16."""
+    """A copy for forward passes whose matrices are bfloat16; it shares all else with the model, but for float16 and
+    float64."""
     shared: dict[int, Any] = {id(one): _mixing(one) for one in network.model.parameters()}
     for layer in network.layers:
         shared[id(layer.parameter)] = nn.Parameter(layer.parameter.detach().bfloat16(), requires_grad=False)
@@ -117,8 +118,8 @@ def rounded(network: Network) -> nn.Module:
 
 
 def _mixing(parameter: nn.Parameter) -> nn.Parameter:
-    # Some operations refuse float16 beside bfloat16, such as layer norms on processors.
-    if parameter.dtype != torch.float16:
+    # Some operations refuse these beside bfloat16, such as layer norms on processors.
+    if parameter.dtype not in (torch.float16, torch.float64):
         return parameter
     return nn.Parameter(parameter.detach().float(), requires_grad=False)
 

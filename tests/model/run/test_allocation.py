@@ -170,6 +170,17 @@ def test_trace_is_that_of_the_full_hessian(make) -> None:  # type: ignore[no-unt
     assert (spread < 0.5 * np.abs(exact).max()).all()  # or the line above would say little
 
 
+def test_trace_has_gradients_whoever_asks_for_it() -> None:
+    model, tokens = tiny_llama(1), some_tokens(2)
+    layers = prunable_layers(model)
+    known = hessian_traces(Network(model), tokens, layers)
+    with torch.inference_mode():
+        assert hessian_traces(Network(model), tokens + 0, layers) == known
+        twin = copy.deepcopy(model)
+    with pytest.raises(rose.RoseError, match=r"made in torch\.inference_mode"):
+        hessian_traces(Network(twin), tokens, prunable_layers(twin))
+
+
 def test_trace_leaves_the_model_alone() -> None:
     model = tiny_llama().train()
     model.lm_head.weight.requires_grad_(True)

@@ -91,6 +91,30 @@ def test_half_precision_weights_are_tuned_in_bfloat16(family):
     assert {one.dtype for one in model.parameters()} == {torch.float16}
 
 
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layers", [None, ["*down_proj"]])
+def test_double_precision_weights_are_tuned(compute, layers):
+    dense, model = pruned_pair(dtype=torch.float64)
+    before, was = masks(model), digest(dense.state_dict())
+    report = rose.tune_model(model, dense, TOKENS, layers=layers, **FAST | {"epochs": 1, "compute": compute})
+    assert (report.layers["change"] > 0).all()
+    assert all(map(torch.equal, masks(model), before))
+    assert digest(dense.state_dict()) == was
+    assert {one.dtype for one in model.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce"])
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_tuning_has_gradients_whoever_calls_it(loss, mode):
+    dense, model = pruned_pair()
+    twin, options = copy.deepcopy(model), {**FAST, "epochs": 1, "loss": loss}
+    rose.tune_model(twin, dense, TOKENS, **options)
+    with mode():
+        rose.tune_model(model, dense, TOKENS + 0, **options)  # tokens that are made there, too
+        assert not torch.is_grad_enabled()
+    assert digest(model.state_dict()) == digest(twin.state_dict())
+
+
 def test_groups_of_four_keep_two():
     dense, model = pruned_pair(sparsity="2:4")
     rose.tune_model(model, dense, TOKENS, **FAST)
