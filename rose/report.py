@@ -153,6 +153,11 @@ class RunReport:
         """How far the numbers can be trusted, and where target dense could not do all that it is for, a sentence
         each."""
         said = cautions(self.layers)
+        if padded := self.summary.get("padded_windows"):
+            said.append(
+                f"{padded} of {self.summary['samples']} calibration windows begin or end in one token repeated, as "
+                "padding does, which counts like text here; give windows of text alone, as load_tokens does."
+            )
         if self.summary.get("target") != "dense" or "target" not in self.layers:  # parts do not say
             return said
         pruned = pruned_rows(self.layers)

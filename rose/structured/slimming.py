@@ -29,7 +29,7 @@ from rose.errors import RoseError
 from rose.layer.target import corrected_weight, damping_or_rule
 from rose.model.network.identity import embedding_norms
 from rose.model.network.layers import count_parameters, named
-from rose.model.network.network import Network
+from rose.model.network.network import Network, padding
 from rose.model.network.precision import Precision
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.checkpoint import FORMAT, DiskStorage, describe_inputs, open_checkpoint
@@ -159,7 +159,7 @@ def prune_structured(
         table,
         {
             **said, **facts, "drift": [dataclasses.asdict(kept.drifts[index]) for index in sorted(kept.drifts)],
-            "samples": tokens.shape[0], "length": tokens.shape[1],
+            "samples": tokens.shape[0], "length": tokens.shape[1], **padding(tokens),
             "held_out_samples": 0 if held_out is None else held_out.shape[0],
             "block_parameters": before, "kept_block_parameters": after, "removed_fraction": removed,
             "remarks": _far_from_asked(removed, ratio, kinds),

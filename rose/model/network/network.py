@@ -26,6 +26,8 @@ from rose.model.network.layers import (
 from rose.model.network.residence import ATTRIBUTE, Residence, evaluating, pick_device
 from rose.wording import sentence
 
+PADDING = 8  # a run of one token is padding where it is longer than this, and than this part of a window
+
 
 class Network:
     """What a run needs to know of a model, made once and handed on. The model's structure must not change meanwhile.
@@ -153,3 +155,12 @@ class Network:
         """The model without its output head, in evaluation mode and ready to embed tokens."""
         with evaluating(self.model), self.residence.embedding():
             yield getattr(self.model, "base_model", self.model)
+
+
+def padding(tokens: Tensor) -> dict[str, int]:
+    """For a report: how many windows, (samples, length), begin or end in a run of one and the same token, as padding
+    does; nothing where most do not."""
+    whole = tokens.shape[1]
+    runs = [(row == row[:, :1]).cumprod(1).sum(1) for row in (tokens, tokens.flip(1))]
+    padded = int((torch.maximum(*runs) > max(PADDING, whole / PADDING)).sum())
+    return {"padded_windows": padded} if 2 * padded > len(tokens) else {}

@@ -23,7 +23,7 @@ from rose.layer.target import damping_or_rule
 from rose.model.network.heads import rotated_heads
 from rose.model.network.identity import embedding_norms
 from rose.model.network.layers import LowRank, PrunableLayer
-from rose.model.network.network import Network
+from rose.model.network.network import Network, padding
 from rose.model.network.precision import DEFAULT, Precision
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.allocation import ALLOCATIONS, allocate
@@ -168,6 +168,7 @@ def prune_by(
         environment=precision.environment(network.device),
         samples=tokens.shape[0],
         length=tokens.shape[1],
+        **padding(tokens),
         bos_token=network.bos_in_front(tokens),
         embedding_norms=embedding_norms(model),
         rotated_heads=rotated_heads(model),

@@ -405,6 +405,19 @@ def test_weights_that_decoder_blocks_share_are_refused() -> None:
     prune_model(model, make_tokens(), layers=["*.self_attn.*"], sparsity=0.5, block_size=16)
 
 
+@pytest.mark.parametrize("side", [slice(None, 14), slice(-14, None)])
+def test_windows_that_were_padded_are_remarked_on(side: slice) -> None:
+    tokens = make_tokens()
+    tokens[: len(tokens) // 2 + 1, side] = 0
+    settings: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "target": "layer"}
+    padded = prune_model(make_model("llama"), tokens, **settings)
+    assert any("windows begin or end in one token repeated" in remark for remark in padded.remarks)
+    smaller = rose.prune_structured(make_model("llama"), tokens, ratio=0.3, multiple=4)
+    assert smaller.summary["padded_windows"] == padded.summary["padded_windows"] == len(tokens) // 2 + 1
+    tokens[0, side] = make_tokens(1, seed=3)[0, side]
+    assert "padded_windows" not in prune_model(make_model("llama"), tokens, **settings).summary
+
+
 def test_raised_damping_is_in_the_report() -> None:
     report = prune_model(
         make_model("llama"), make_tokens(samples=1, length=4), sparsity=0.5, block_size=16, damping=0.0
