@@ -445,9 +445,9 @@ _patching = threading.RLock()  # what `_quiet` changes is shared by all threads
 def _quiet() -> Iterator[None]:
     """No progress bars or advice from transformers, as our callers draw their own; GGUF files are read our way.
 
-    Where transformers would move a bar, by a tensor, is a `stop_point`.
+    Where transformers would move a bar, by a tensor, is a `stop_point`, and while another thread loads there are some.
     """
-    with _patching, frugal_reading(), contextlib.ExitStack() as after:
+    with _alone(), frugal_reading(), contextlib.ExitStack() as after:
         after.callback(logging.set_verbosity, logging.get_verbosity())
         if logging.is_progress_bar_enabled():
             after.callback(logging.enable_progress_bar)
@@ -455,6 +455,17 @@ def _quiet() -> Iterator[None]:
         logging.disable_progress_bar()
         after.callback(logging.set_tqdm_hook, logging.set_tqdm_hook(_stoppable_bar))
         yield
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    # Skeletons wait too: transformers sets torch's default dtype while it builds one, and puts back what it found.
+    while not _patching.acquire(timeout=0.1):
+        stop_point()
+    try:
+        yield
+    finally:
+        _patching.release()
 
 
 def _stoppable_bar(make: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,9 @@ from transformers import (
 
 import rose
 from rose import output
+from rose.errors import Cancelled
+from rose.interrupt import stoppable
+from rose.model.load import models
 from rose.model.load.models import PACKAGED, PackagedModel, load_skeleton, stored_dtype
 from rose.model.ship.packing import pack_folder
 from tests.model.families import DENSE, VOCABULARY, logits, make_model, make_tokens
@@ -518,6 +522,32 @@ def test_loading_is_quiet_and_puts_the_logger_back(saved: Path, capfd: pytest.Ca
     rose.load_model(str(saved))
     assert capfd.readouterr() == ("", "")
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+@pytest.mark.parametrize("load", [rose.load_model, load_skeleton])
+def test_who_waits_for_the_load_of_another_can_be_stopped(saved: Path, load: Callable[[str], Any]) -> None:
+    waiting, done, in_time = threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        with models._quiet():
+            waiting.set()
+            in_time.append(done.wait(10))
+
+    other = threading.Thread(target=hold)
+    other.start()
+    waiting.wait(60)
+
+    def cancel() -> None:
+        raise Cancelled
+
+    try:
+        with stoppable(cancel), pytest.raises(Cancelled):
+            load(str(saved))
+    finally:
+        done.set()
+        other.join()
+    assert in_time == [True]  # it went before the other one had ended
+    assert load(str(saved))
 
 
 def test_memory_is_counted_of_the_shapes_that_a_model_has(
