@@ -46,9 +46,8 @@ class InputStatistics:
         self.columns, self.dtype = int(columns), dtype
         self.tokens = 0
         self.total_weight = 0.0
-        self._upper = torch.zeros(
-            columns, columns, dtype=torch.float32, device=device
-        )  # valid on and above the panel diagonal
+        # Valid on and above the panel diagonal.
+        self._upper = torch.zeros(columns, columns, dtype=torch.float32, device=device)
         self._sum = torch.zeros(columns, dtype=torch.float32, device=device)
         self._hessian: Tensor | None = None
 
