@@ -67,8 +67,12 @@ class Interval:
         that what is printed never contradicts `is_clear`."""
         return f"{self._text(self.low)} to {self._text(self.high)}"
 
+    @property
+    def value_text(self) -> str:
+        return self._text(self.value)
+
     def __str__(self) -> str:
-        return f"{self._text(self.value)} ({self.bounds})"
+        return f"{self.value_text} ({self.bounds})"
 
     def _text(self, value: float) -> str:
         value = round(value, FINEST)
@@ -115,15 +119,18 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Interval | None:
 
 def rank_correlation(one: pd.Series, other: pd.Series) -> Interval | None:
     """Spearman's ρ of the pairs that are known, with its interval by Fisher's z and the standard error of Bonett and
-    Wright (2000); None for fewer than 3 pairs, or where one of the two is constant. Of 3, anything from −1 to 1."""
+    Wright (2000); None for fewer than 3 pairs, or where one of the two is constant. Of 3 or 4, anything from −1 to 1,
+    as chance alone ranks 4 alike in one of 24 cases; around a ρ of 1 as around one half a step below, the smallest
+    change of ranks."""
     known = pd.DataFrame({"one": one, "other": other}).dropna()
     if len(known) < 3 or (known.nunique() < 2).any():
         return None
     rho = float(known["one"].rank().corr(known["other"].rank()))
-    if len(known) < 4:
+    if (size := len(known)) < 5:
         return Interval(rho, -1.0, 1.0, 0.0)
-    reach = float(ndtri((1 + CONFIDENCE) / 2)) * math.sqrt((1 + rho**2 / 2) / (len(known) - 3))
-    middle = math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
+    reach = float(ndtri((1 + CONFIDENCE) / 2)) * math.sqrt((1 + rho**2 / 2) / (size - 3))
+    most = 1 - 6 / (size * (size**2 - 1))
+    middle = math.atanh(min(max(rho, -most), most))
     return Interval(rho, math.tanh(middle - reach), math.tanh(middle + reach), 0.0)
 
 
@@ -282,6 +289,10 @@ def compare(one: Result, other: Result) -> Verdict:
         return Verdict("not comparable", reason=f"they differ in {reason}")
     if math.isnan(one.value) or math.isnan(other.value):
         return Verdict("not comparable", reason="one of them has no number")
+    if math.isinf(one.value) != math.isinf(other.value):
+        ratio = math.inf if math.isinf(other.value) else 0.0
+        finite = other if math.isinf(one.value) else one
+        return Verdict("better", finite.name, Interval(ratio, ratio, ratio), "the other is infinite")
     shared = _over_shared_draws([one, other])
     if not shared:
         return Verdict("not comparable", reason="they have no calibration draw in common")
@@ -300,10 +311,11 @@ def compare(one: Result, other: Result) -> Verdict:
         return Verdict("undecided", lower.name, reason="neither losses by window nor several draws were kept")
     ratio, over = next((pair for pair in found if not pair[0].is_clear), found[-1])
     agree = len({pair[0].value > 1 for pair in found}) == 1
-    is_clear = agree and all(pair[0].is_clear for pair in found)
-    better = (one if ratio.value > 1 else other).name if is_clear else ""
+    better = one if ratio.value > 1 else other
+    # Means over draws may say otherwise than their ratios, where a draw is far from the others.
+    is_clear = agree and all(pair[0].is_clear for pair in found) and better is lower
     reason = f"95 % interval over {over}, paired"
-    return Verdict("better" if is_clear else "no clear difference", better, ratio, reason)
+    return Verdict("better" if is_clear else "no clear difference", better.name if is_clear else "", ratio, reason)
 
 
 @dataclass(frozen=True)
@@ -384,16 +396,30 @@ def rank(results: Sequence[Result], noun: str = "perplexity") -> list[Ranking]:
         some = [one for one in known if one.amount == amount]
         shared = _over_shared_draws(some)
         ranked = sorted(shared or some, key=lambda one: one.value)
-        verdicts = tuple(compare(ranked[0], other) for other in ranked[1:])
-        # Not only against the lowest: a third may differ in something that the lowest does not say.
-        apart_ = next((why for one in ranked for two in ranked if (why := one.setup.differs(two.setup))), "")
-        wrong = f"differ in {apart_}" if apart_ else "" if shared else "have no calibration draw in common"
+        verdicts = tuple(_confirmed(compare(ranked[0], other), ranked[0], other, some) for other in ranked[1:])
+        wrong = _differ(ranked) or ("" if shared else "have no calibration draw in common")
         problem = f"{listing([one.name for one in ranked])} {wrong}" if wrong else ""
         draws = max(len(one.draws) for one in ranked)
         is_cut = bool(shared) and draws < max(len(one.draws) for one in some)
         left_out = f"Compared over {count(draws, 'shared calibration draw')} only." if is_cut else ""
         found.append(Ranking(noun, tuple(ranked), verdicts, problem, left_out))
     return found
+
+
+def _confirmed(verdict: Verdict, lowest: Result, other: Result, known: Sequence[Result]) -> Verdict:
+    """The verdict on two, which further draws that only these two share may take back."""
+    pair = [next(found for found in known if found.name == one.name) for one in (lowest, other)]
+    further = compare(pair[0], pair[1])
+    if verdict.kind != "better" or (further.kind, further.better) == ("better", verdict.better):
+        return verdict
+    return replace(further, kind="no clear difference", better="")
+
+
+def _differ(results: Sequence[Result]) -> str:
+    """In what some of them differ that may not be compared, "differ in environment"; each with each, as one may not
+    say what two others differ in."""
+    reasons = (one.setup.differs(two.setup) for one in results for two in results)
+    return next((f"differ in {why}" for why in reasons if why), "")
 
 
 def says_ranking(rankings: Sequence[Ranking]) -> str:
@@ -403,6 +429,8 @@ def says_ranking(rankings: Sequence[Ranking]) -> str:
         return "Nothing has been measured yet"
     noun, results = several[0].noun, [one.results[0] for one in several]
     if len(several) > 1 and not any(one.verdicts for one in several):
+        if differ := _differ(results):
+            return f"Not ranked: {listing([one.name for one in results])} {differ}"
         low, high = (pick(results, key=lambda one: one.value) for pick in (min, max))
         return f"{sentence(noun)} from {number(low.value)} ({low.name}) to {number(high.value)} ({high.name})"
     left = len(several) - 3
@@ -488,7 +516,10 @@ def says_move(before: float, after: float, whose: str, verdict: Verdict) -> str:
     if verdict.kind == "identical":
         return f"from {number(before)} to the same, to the last digit"
     (one, two), ratio = apart(before, after), verdict.ratio
-    said = f"from {one} to {two}, {number(after / before, 3 if abs(after / before - 1) > 0.05 else 4)} times {whose}"
+    times = number(after / before, 3 if abs(after / before - 1) > 0.05 else 4)
+    if ratio is not None and ratio.is_clear and float(times) == 1:
+        times = ratio.value_text
+    said = f"from {one} to {two}, {times} times {whose}"
     if ratio is None:
         return said
     if ratio.is_clear:

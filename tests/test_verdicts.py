@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -154,6 +155,45 @@ def test_draws_that_only_one_has_are_left_out() -> None:
     (ranking,) = rank([a, other])
     assert ranking.finding == "Not ranked: D and A have no calibration draw in common"
     assert front([a, other]).is_on == (True, True)
+
+
+def test_further_draws_of_two_can_take_a_lead_back() -> None:
+    """A third method with one draw must not make a winner of what three draws leave open."""
+    a, b = drawn("A", 20, 31, 22), drawn("B", 22, 26, 23)
+    third = result("C", EASY_AND_HARD + 1, value=50.0, draws={0: 50.0})
+    losses = {"A": EASY_AND_HARD, "B": EASY_AND_HARD + 0.095, "C": EASY_AND_HARD + 0.9}
+    one, two, three = (replace(x, losses=(), drawn_losses={0: tuple(losses[x.name])}) for x in (a, b, third))
+    assert rank([one, two])[0].finding.startswith("No clear difference")
+    (ranking,) = rank([one, two, three])
+    assert ranking.finding == "No clear difference between A and B: perplexity 20.0"
+    assert ranking.left_out == "Compared over one shared calibration draw only."
+
+
+def test_the_better_one_has_the_lower_mean() -> None:
+    """One draw far from the others moves the mean, and not the ratios: then nothing is clear."""
+    a, b = drawn("A", 40, 41, 39, 42, 900), drawn("B", 36, 37, 35, 38, 930)
+    assert a.value < b.value
+    assert compare(a, b).kind == "no clear difference"
+
+
+def test_any_number_is_better_than_infinity() -> None:
+    good, broken = result("good"), result("broken", [3.0] * 5 + [math.inf], value=math.inf)
+    assert compare(good, broken).better == compare(broken, good).better == "good"
+    (ranking,) = rank([broken, good])
+    assert ranking.best == "good"
+
+
+def test_titles_do_not_compare_across_environments() -> None:
+    one, other = (result(name, amount=name, setup=Setup(environment=name)) for name in ("0.5", "0.7"))
+    assert says_ranking(rank([one, other])) == "Not ranked: 0.5 and 0.7 differ in environment (0.5; 0.7)"
+
+
+def test_few_units_that_rank_alike_may_do_so_by_chance() -> None:
+    four, six = (verdicts.rank_correlation(pd.Series(range(n)), pd.Series(range(n))) for n in (4, 6))
+    assert not four.is_clear
+    assert six.is_clear
+    assert six.value == 1
+    assert 0 < six.low < 0.95
 
 
 def test_without_windows_or_draws_nothing_is_decided() -> None:

@@ -157,7 +157,7 @@ def difference_finding(rows: pd.DataFrame, names: tuple[str, str], measure: str)
         return f"{finding}; {over} no clear difference"
     change = ratio.value - 1
     on_average = "lower" if change < 0 else "higher"
-    share = words.percent(abs(change), 0 if abs(change) >= 0.095 else 1)
+    share = words.percent(abs(change), 0) if abs(change) >= 0.095 else words.fine_percent(abs(change))
     return f"{finding}; {'' if on_average == way else 'yet '}{over} it is {share} {on_average}"
 
 

@@ -139,11 +139,12 @@ def _mean(run: FinishedRun, column: str) -> float:
     return run.pruned[column].mean()
 
 
-COUNT, REMOVED = "Columnar layers", "Weights removed"
+COUNT, REMOVED, ACCURACY = "Columnar layers", "Weights removed", "Zero-shot accuracy, mean"
+SHARES = (REMOVED, ACCURACY)
 NUMBERS: dict[str, Callable[[FinishedRun], float | None]] = {
     "Perplexity": lambda run: run.number("perplexity_after"),
     "Perplexity of the dense model": lambda run: run.number("perplexity_before"),
-    "Zero-shot accuracy, mean": lambda run: None if run.zero_shot is None else run.zero_shot["accuracy"].mean(),
+    ACCURACY: lambda run: None if run.zero_shot is None else run.zero_shot["accuracy"].mean(),
     "Drift after the last decoder block": lambda run: run.drift[-1]["drift"] if run.drift else None,
     "Mean held-out error": lambda run: _mean(run, "held_out_error"),
     "Mean error on calibration": lambda run: _mean(run, "relative_error"),

@@ -52,7 +52,10 @@ class Advice:
         known = next((verdict.reason for _, verdict in self.others if verdict.ratio), "")
         if not known:
             return ""
-        return f"How sure: by the {known}, on one calibration draw; another draw can change the order of close copies."
+        return (
+            f"How sure: by the {known}, each on one calibration draw. Another draw can change the order of close "
+            "copies, and the lowest of several is a little better by luck."
+        )
 
 
 def says(advice: Advice, dense: float | None, error: float | None, layers: int, size: str = "") -> str:
@@ -131,6 +134,8 @@ def _times(pairs: Sequence[tuple[Result, Verdict]]) -> str:
 def _said(ratio: Interval | None) -> str:
     if ratio is None or math.isfinite(ratio.high):
         return str(ratio)
+    if math.isinf(ratio.value):
+        return words.number(ratio.value)
     return f"{words.number(ratio.value)} (of a single window, which cannot tell it from chance)"
 
 

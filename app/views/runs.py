@@ -214,11 +214,17 @@ def _accuracies(table: pd.DataFrame, one: str, two: str) -> None:
 
 
 def _against(name: str, first: float, second: float) -> str:
-    """By how many per cent the second is more, of a count by how many; nothing where they are the same."""
+    """By how many per cent the second is more, of a share by how many points and of a count by how many; nothing where
+    they are the same."""
     more = second - first
     if pd.isna(more) or more == 0 or (name != pairs.COUNT and not first > 0):
         return ""
-    size = words.whole(round(abs(more))) if name == pairs.COUNT else words.fine_percent(abs(more) / first)
+    if name == pairs.COUNT:
+        size = words.whole(round(abs(more)))
+    elif name in pairs.SHARES:
+        size = f"{words.number(100 * abs(more), 2)} points"
+    else:
+        size = words.fine_percent(abs(more) / first)
     return f" ({'+' if more > 0 else '−'}{size})"
 
 

@@ -68,6 +68,16 @@ DENSE: dict[str, Callable[[], PretrainedConfig]] = {
 }
 UNCHAINED: dict[str, Callable[[], PretrainedConfig]] = {
     "xlm": lambda: transformers.XLMConfig(vocab_size=VOCABULARY, emb_dim=32, n_layers=2, n_heads=4),
+    "gemma4": lambda: transformers.Gemma4TextConfig(  # later decoder blocks read the keys and values of earlier ones
+        **{**GATED, "num_hidden_layers": 4},
+        head_dim=8,
+        global_head_dim=16,
+        sliding_window=WINDOW,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCABULARY,
+        num_kv_shared_layers=2,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    ),
 }
 _DEEPSEEK: dict[str, Any] = {
     **GATED,

@@ -97,9 +97,10 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
 
 def outliers(table: pd.DataFrame, predictor: str = "held_out_error", count: int = 5) -> pd.DataFrame:
     """Units with a small error and a large damage: the rank of their damage is above that of their error by at least
-    `GAP` of all ranks, and the damage by `CLEAR` standard errors above 0. The widest gap, column `gap`, first."""
+    `GAP` of all ranks, and the damage by `CLEAR` standard errors above 0, which a single window does not have. The
+    widest gap, column `gap`, first."""
     cost = table["damage"]
-    clear = cost > CLEAR * table["standard_error"].fillna(0.0)
+    clear = cost > CLEAR * table["standard_error"]
     gap = (cost.rank() - table[predictor].rank()) / max(len(table) - 1, 1)
     found = table.assign(gap=gap)[clear & (gap >= GAP)]
     return found.sort_values("gap", ascending=False, kind="stable").head(count).reset_index(drop=True)

@@ -103,7 +103,8 @@ def expert_layers(experts: Any) -> list[ExpertLinear]:
 def routers(block: nn.Module) -> set[nn.Module]:
     """Linear layers that say which experts a token goes to, or how much of a shared one it gets.
 
-    In the module that holds the experts, those with one output for each expert, or with a single one.
+    Beside the experts, those with one output for each expert, or with a single one, alone or in a module of their own:
+    a shared expert, of several layers, may have as many channels as there are experts.
     """
     found: set[nn.Module] = set()
     modules = dict(block.named_modules())
@@ -111,9 +112,9 @@ def routers(block: nn.Module) -> set[nn.Module]:
         if is_experts(module):
             number = len(module.down_proj)
             around = modules[name.rpartition(".")[0]]
-            found |= {
-                part for part in around.modules() if isinstance(part, nn.Linear) and part.out_features in (1, number)
-            }
+            for beside in around.children():
+                linear = [part for part in beside.modules() if isinstance(part, nn.Linear)]
+                found |= set(linear) if len(linear) == 1 and linear[0].out_features in (1, number) else set()
     return found
 
 

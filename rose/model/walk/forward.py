@@ -11,7 +11,7 @@ of the real model shows whether it does; a family that does not is refused rathe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -72,7 +72,11 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _tensors(arguments: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(arguments)[0] if isinstance(leaf, Tensor)]
+    """Also those in mappings of other kinds than dict, such as keys and values that blocks share."""
+    found = []
+    for leaf in tree_flatten(arguments)[0]:
+        found += [leaf] if isinstance(leaf, Tensor) else _tensors(dict(leaf)) if isinstance(leaf, Mapping) else []
+    return found
 
 
 @torch.no_grad()

@@ -297,6 +297,7 @@ def test_outliers_have_small_errors_and_large_damages_beyond_chance() -> None:
     table = made_table([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.9, 0.1, 0.2, 0.3, 0.4, 0.5])
     assert list(outliers(table)["unit"]) == ["layer.0"]
     assert outliers(table.assign(standard_error=0.6)).empty
+    assert outliers(table.assign(standard_error=math.nan)).empty  # of a single window
     assert DamageReport.from_records([]).summary["outliers"] == []
 
 

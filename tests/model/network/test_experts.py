@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -16,7 +17,7 @@ from rose.layer.hessian import MAX_DAMPING, sampling_damping
 from rose.model.network.experts import ExpertLinear, experts_apart, is_experts
 from rose.structured.parts import find_parts
 from tests.layer.helpers import statistics_of
-from tests.model.families import EXPERTS, logits, make_model, make_tokens, save
+from tests.model.families import EXPERTS, GATED, logits, make_from, make_model, make_tokens, save
 from tests.model.walk.test_families import assert_half, hooked_inputs
 from tests.tiny import byte_tokenizer
 
@@ -60,6 +61,14 @@ def test_experts_one_by_one_put_out_the_same(family: str) -> None:
     with experts_apart(model):
         torch.testing.assert_close(logits(model), before, rtol=1e-5, atol=1e-6)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_shared_expert_with_as_many_channels_as_there_are_experts_is_no_router() -> None:
+    sizes = {"num_experts": 16, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    config = transformers.Qwen2MoeConfig(**GATED, **sizes, num_experts_per_tok=2)
+    layers = [layer.projection for layer in rose.prunable_layers(make_from(config))]
+    parts = {name for name in layers if "shared_expert" in name}
+    assert parts == {f"mlp.shared_expert.{part}_proj" for part in ("gate", "up", "down")}
 
 
 @every_family
