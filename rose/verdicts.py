@@ -138,7 +138,7 @@ def says_correlation(who: str, what: str, found: Interval | None) -> str:
     """Whether one number tells another over layers or blocks: "Held-out error partly tells which layers the loss
     depends on: rank correlation 0.45 (0.10 to 0.70)". `what`: that which follows "tells"."""
     if found is None:
-        return f"{who} cannot be ranked against {what}"
+        return f"{who}: too few different values to say whether it tells {what}"
     how = "clearly tells" if found.value >= STRONG else "partly tells" if found.value >= WEAK else "hardly tells"
     if not found.is_clear:
         how = "does not clearly tell"
@@ -537,7 +537,7 @@ def says_perplexity(summary: Mapping[str, Any], before: Mapping[str, Any] | None
     """
     one, two = _perplexity(before or summary, "before"), _perplexity(summary, "after")
     if math.isnan(two.value):
-        return [f"from {number(one.value)} to no number, for weights or what they put out are NaN or infinite"]
+        return [f"from {number(one.value)} to no finite number: weights or outputs are NaN or infinite"]
     whose = "the dense model's" if before is None else "that before tuning"
     odd = "" if before else says_odd_windows(one.losses, two.losses)
     return [says_move(one.value, two.value, whose, compare(one, two)), *filter(None, [odd])]
@@ -569,8 +569,8 @@ def says_odd_windows(before: Sequence[float], after: Sequence[float]) -> str:
     most = ("up to " if odd.sum() > 1 else "") + number(above.max(), 2)
     return (
         f"In {out_of(int(odd.sum()), len(odd), 'window')} the loss rose by {most} nats a token more than in the median "
-        f"one, which alone makes perplexity {times} times as high. In smaller models such windows have lost their "
-        "attention sink, as a text that begins without a BOS may."
+        f"one, which alone makes perplexity {times} times as high. In smaller models, pruning had removed the "
+        "attention sink of such windows; this can happen where a text begins without a BOS."
     )
 
 
@@ -621,8 +621,8 @@ CAUTIONS = (
     ),
     Caution(
         "zeros before",
-        f"more than {percent(SPARSE, 0)} of the weights were zero in the model before: numbers are those of pruning "
-        "once more, and where zeros gather, a layer is columnar for that alone",
+        f"more than {percent(SPARSE, 0)} of the weights were zero before pruning: the numbers describe pruning a "
+        "pruned model, and zeros gathered in some blocks can alone make a layer columnar",
         ("zeros_before",),
         lambda table: table["zeros_before"] > SPARSE,
     ),

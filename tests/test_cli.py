@@ -560,7 +560,7 @@ def test_heads_are_rotated_where_that_gains_and_the_report_says_where(checkpoint
         summary = json.loads((tmp_path / name / "report.json").read_text())["summary"]
         layers = summary["rotated_heads"]["layers"]
         assert summary["rotate"] == "heads"
-        assert f"Heads of {len(layers)} of 3 output projections rotated" in said
+        assert f"Rotated the heads of {len(layers)} of 3 output projections" in said
     digests = {
         digest(AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict())
         for name in ("whole", "again", "resumed", "streamed")

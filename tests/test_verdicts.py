@@ -93,7 +93,7 @@ def test_what_has_no_correlation() -> None:
     constant = pd.Series([1.0] * 5)
     assert verdicts.rank_correlation(constant, pd.Series(range(5))) is None
     assert verdicts.rank_correlation(constant[:2], constant[:2]) is None
-    assert "cannot be ranked" in verdicts.says_correlation("Error", "the damage", None)
+    assert "too few different values" in verdicts.says_correlation("Error", "the damage", None)
 
 
 # Verdicts
@@ -320,7 +320,7 @@ def layers(**more: object) -> pd.DataFrame:
         ({"is_damping_raised": [True, None]}, "damping raised", "In one of two layers damping had to be raised"),
         ({"held_out_error": [0.16, 0.1]}, "over-fitted", "more than 1.5 times the calibration error"),
         ({"held_out_error": [np.nan, 0.1]}, "nothing held out", "In one of two layers nothing was held out"),
-        ({"zeros_before": [0.5, 0.04]}, "zeros before", "more than 5 % of the weights were zero in the model before"),
+        ({"zeros_before": [0.5, 0.04]}, "zeros before", "more than 5 % of the weights were zero before pruning"),
         ({"zeros_before": [0.04, 0.0], "sparsity": [0.04, 0.0]}, "nothing removed", "no more weights are zero"),
     ],
 )

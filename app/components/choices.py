@@ -59,7 +59,8 @@ def edited_setup() -> None:
     edits = session.edits()
     if not edits:
         return
-    labels = {name: label for name, (label, *_) in LIMITS.items()} | {"dtype": "Weights in", "stream": "On disk"}
+    labels = {name: label for name, (label, *_) in LIMITS.items()}
+    labels |= {"dtype": "Number format of weights", "stream": "Weights left on disk"}
     said = ", ".join(f"{labels.get(name, words.sentence(name))} {value}" for name, value in edits.items())
     with st.container(horizontal=True, vertical_alignment="center", key="edited-setup"):
         info(f"Edited on the start page, and not in use yet: {said}.", icon=":material/edit:", width="stretch")

@@ -166,15 +166,16 @@ def compensation_bars(row: pd.Series, *, layer: str = "", theme: Theme = "light"
     if pd.isna(recovered):
         finding = f"No compensation could help much: the mask alone has {words.number(alone)}"
     elif recovered < 0:
-        finding = f"It is worse than its mask alone: {words.number(found)} against {words.number(alone)}"
+        finding = "The layer is worse than its mask without compensation: "
+        finding += f"error {words.number(found)} against {words.number(alone)}"
     elif recovered > 1:
         finding = "Compensation recovered all that a refit of this mask could"
     else:
         finding = f"Compensation recovered {words.percent(float(recovered), 0)} of what it could"
     what = f"Error against the dense model's output{words.of(layer)}; right: methods at the same sparsity"
     caption = (
-        f"As found {words.number(found)}, without compensation {words.number(alone)}, with this mask at least "
-        f"{words.number(least)}."
+        f"Relative error: {words.number(found)} as found, {words.number(alone)} without compensation, at least "
+        f"{words.number(least)} with this mask."
     )
     if methods:
         best = min(methods, key=lambda name: float(row[name]))

@@ -114,11 +114,13 @@ def damage_scatter(
     shown = rows[(rows["damage"] > 0) & (rows[predictor] > 0)]
     if shown.empty:
         done = "given the model anything back" if restore else "cost the model anything"
-        raise RoseError(f"No unit measured so far has {done}.")
+        more = "Measure more units." if restore else "Measure more units, or choose a higher sparsity."
+        raise RoseError(f"No unit measured so far has {done}. {more}")
     if len(shown) < FEWEST:
-        does = "gives the model something back" if restore else "costs the model something"
-        few = f"{words.word(FEWEST)} units of which each {does}"
-        raise RoseError(f"To compare {name} with sensitivity takes {few}, and not {words.word(len(shown))}.")
+        does = "give the model something back" if restore else "cost the model something"
+        known = f"{words.word(len(shown))} measured so far {'does' if len(shown) == 1 else 'do'}"
+        needs = f"{words.word(FEWEST)} units that each {does}"
+        raise RoseError(f"Comparing {name} with sensitivity takes {needs}; {known}. Measure more.")
     figure = go.Figure()
     looks = palette.projection_styles(list(dict.fromkeys(rows["projection"])))
     for projection, part in shown.groupby("projection", sort=False):

@@ -293,8 +293,8 @@ def _foretold(table: pd.DataFrame) -> str:
     found = verdicts.rank_correlation(table["column_variation"], table[column])
     usual = verdicts.rank_correlation(table["relative_range"], table[column])
     saved = "held-out error" if column == "held_out_gain" else "error"
-    said = f" {verdicts.says_correlation('It', f'how much {saved} two-level order saves', found)}"
-    return said + (f"; of relative range {usual}." if found and usual else ".")
+    said = f" {verdicts.says_correlation('This variation', f'how much {saved} two-level order saves', found)}"
+    return said + (f"; for relative range it is {usual}." if found and usual else ".")
 
 
 def gain_scatter(

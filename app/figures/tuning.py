@@ -57,7 +57,7 @@ def tuning_curve(curve: pd.DataFrame, steps: int, *, dense: float | None, theme:
         f"Start {words.number(start)}, lowest {value} after step {step}, last {words.number(last['perplexity'])} "
         f"after step {int(last['step'])} and {words.duration(last['seconds'])}."
     )
-    what = "On windows that are not trained on, which say which step is kept; the axis does not begin at 0"
+    what = "Held-out windows; the step with the lowest perplexity on them is kept; the axis does not begin at 0"
     frame = {"x": "step of training", "y": "perplexity", "legend": True, "height": 380}
     alt = "Line chart of perplexity on held-out windows by step"
     return style.finish(figure, theme, finding, what, caption, alt, known.reset_index(drop=True), **frame)

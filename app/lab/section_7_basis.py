@@ -56,12 +56,13 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         shared = f"; heads that share their values share one, so there are {groups}" if layout.groups > 1 else ""
         st.markdown(
             f"Each of the {words.count(len(layout.group), 'head')} is rotated between values and output projection: "
-            f"$W_v' = R^⊤W_v$, $W_o' = W_oR${shared}. The two rotations cancel, so the model computes what it did, "
-            "but for rounding. The columns of $W_o$ are others."
+            f"$W_v' = R^⊤W_v$, $W_o' = W_oR${shared}. The two rotations cancel, so the model's output stays the "
+            "same up to rounding. The columns of $W_o$ change."
         )
         st.caption(
-            "Gathered: eigenvectors of what inputs bring and weights make of it. Learned: a few steps from there "
-            f"towards less potential loss. {palette.method_style(METHODS[-1]).label} is the recommended method."
+            "Gathered: eigenvectors of the inputs' covariance plus the weights' own, at equal scale. Learned: a few "
+            f"steps from there towards less potential loss. {palette.method_style(METHODS[-1]).label} is the "
+            "recommended method."
         )
     every = [f"random:{seed}" if name == "random" else name for name in BASES]
     with stage:
@@ -90,7 +91,7 @@ def _knows_heads(study: Study) -> bool:
     if knows_heads(study):
         return True
     if study.job.status == "running":
-        st.info("Which heads can be rotated is found by a few tokens through the model, once this run has ended.")
+        st.info("Once this run has ended, a few tokens run through the model to find which heads can be rotated.")
         components.wait_for(study, lambda: False)
         return False
     return components.finished([partial(rotatable, study)], "lab-heads", study.created, "search for heads")
@@ -104,8 +105,8 @@ def _offer_nearest(study: Study, layer: str) -> None:
         return
     other = found.nearest(study, layer)
     components.info(
-        f"{words.short_layer(layer)} is no output projection whose heads can be rotated between values and weights."
-        + ("" if other else " None of those has been measured; measure one on the start page.")
+        f"The heads of {words.short_layer(layer)} cannot be rotated: it is not a suitable output projection."
+        + ("" if other else " No suitable one has been measured; measure one on the start page.")
     )
     if other:
         st.button(

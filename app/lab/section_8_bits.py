@@ -17,14 +17,14 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
     group = group_of(study.weight(layer).shape[1])
     with left:
         st.markdown(
-            "The same bits can hold fewer weights, or weights of fewer bits. What is removed leaves an error that what "
-            "is kept makes good in part; so does what is rounded, and both are made good together."
+            "The same bits can hold fewer weights, or weights of fewer bits. Removing and rounding both leave an "
+            "error; the kept weights compensate for both together, in part."
         )
         shared = "A row shares a scale" if group == "row" else f"{group} columns of a row share a scale"
         st.caption(
-            f"{shared} of 16 bits. A bit for every weight says whether it is 0, its code follows where it is not; "
-            "without that bit where this is less. Unrounded weights have 16 bits. What a layer loses is not what the "
-            "model loses: docs/shipping.md has perplexities."
+            f"{shared} of 16 bits. One bit per weight says whether it is 0, and only the others have a code; "
+            "where a code for every weight takes less, this bit is left out. Unrounded weights have 16 bits. A layer's "
+            "error is not the model's loss: docs/shipping.md has perplexities."
         )
     with stage:
         asked, pieces = (study.created, layer), [partial(measure, study, layer, *one) for one in missing(study, layer)]

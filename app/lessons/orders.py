@@ -70,12 +70,12 @@ def where_from(subject: Subject, columnar: bool) -> None:
     if study is None:
         return
     measured = study.records()["layer"].nunique()
-    word = f"{'highest' if columnar else 'lowest'} relative range"
+    which, among = f"one with the {'highest' if columnar else 'lowest'} relative range", ""
     if columnar and plan.is_columnar and subjects.blocks_move(plan):
-        word += " of a columnar layer whose blocks change places"
+        which, among = f"columnar {which}", " among those whose blocks change places"
     st.caption(
-        f"**{words.short_layer(subject.name)}** of {words.plain(study.setup.model)}: the {word}, "
-        f"{plan.relative_range:.2f}, of {words.count(measured, 'measured layer')}."
+        f"**{words.short_layer(subject.name)}** of {words.plain(study.setup.model)}: of "
+        f"{words.count(measured, 'measured layer')}, the {which} ({plan.relative_range:.2f}){among}."
     )
 
 

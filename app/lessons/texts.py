@@ -97,8 +97,8 @@ def order_lesson(plan: rose.OrderPlan, guess: int | None) -> Lesson:
     """Lesson 4, on the worked example; `guess` is the block that was said to go first, counted from 0."""
     question = (
         "Pruning goes block by block. When a weight is removed, the columns that have **not been pruned yet** are "
-        "adjusted to make up for it. No block is left to help the last one: its columns have only each other, each "
-        "those to its right."
+        "adjusted to make up for it. No block is left to help the last one: each of its columns can use only "
+        "the columns to its right in the same block."
     )
     if guess is None:
         return Lesson(
@@ -244,7 +244,7 @@ def depth_lesson(design: ChainDesign, table: pd.DataFrame) -> Lesson:
     """Lesson 9: compensation inside a layer, then between layers, by the table of `chain.drifts`."""
     none, inside, between = chain.ends(table)
     noise = (
-        f" That is more than without: {whole(design.tokens)} tokens are so few that it fits noise."
+        f" That is more than without compensation: with only {whole(design.tokens)} tokens, compensation fits noise."
         if inside > none
         else ""
     )
@@ -255,11 +255,11 @@ def depth_lesson(design: ChainDesign, table: pd.DataFrame) -> Lesson:
             r"W^* = W + G^\top X_p\,(H + \lambda I)^{-1}",
         ),
         f"{sentence(count(design.layers, 'generated layer'))} add to one stream h (d: dense, p: pruned), each pruned "
-        f"on the inputs X that those before it give, from {whole(design.tokens)} tokens. Drift after the last: "
-        f"**{number(none)}** without compensation; **{number(inside)}** inside each layer, which prunes W and ignores "
-        f"the gap G to the dense model.{noise} **{number(between)}** where W* is pruned in its place, "
-        f"{percent(1 - between / inside, 0)} less. λ = μ · mean of diag(H), with μ = "
-        f"{number(chain.damping(design))}; fewer tokens need a larger μ.",
+        f"on the inputs X that those before it give, from {whole(design.tokens)} tokens. Drift after the "
+        f"last layer: **{number(none)}** without compensation; **{number(inside)}** with compensation inside each "
+        f"layer, where W is pruned and the gap G to the dense model is ignored.{noise} **{number(between)}** with "
+        f"compensation between layers, where W* is pruned instead of W, {percent(1 - between / inside, 0)} less. "
+        f"λ = μ · mean of diag(H), with μ = {number(chain.damping(design))}; fewer tokens need a larger μ.",
     )
 
 
@@ -299,13 +299,12 @@ def sizes_lesson(table: pd.DataFrame) -> Lesson:
         f"weights, {row['columns']['removed']} of {row['columns']['units']} columns, or {row['heads']['removed']} of "
         f"{row['heads']['units']} heads of {row['columns']['units'] // row['heads']['units']} columns. What stays is "
         f"solved by least squares, which takes {percent(saved['weights'], 0)}, {percent(saved['columns'], 0)} and "
-        f"{percent(saved['heads'], 0)} of the error away. Weights are picked one by one, columns and heads go whole "
-        "and cost more; but a model without them is smaller and faster in every program, and zeros alone make it "
-        "neither.",
+        f"{percent(saved['heads'], 0)} of the error away. Single weights are chosen one by one. Columns and heads go "
+        "whole and cost more, but removing them makes a model smaller and faster in every program; zeros alone do not.",
     )
 
 
-CHANGES = {"no": "no, but for rounding", "yes": "yes"}
+CHANGES = {"no": "no, except for rounding", "yes": "yes"}
 
 
 def basis_lesson(layer: Mapping[str, Turned], guesses: tuple[str, str] | None) -> Lesson:
@@ -328,9 +327,9 @@ def basis_lesson(layer: Mapping[str, Turned], guesses: tuple[str, str] | None) -
     return Lesson(
         "The basis leaves the model as it is, and changes what pruning costs.",
         formulas,
-        f"**The model.** {said} What the dense layer puts out differs by {number(moved)} of its size at most, which is "
-        f"rounding: R and Rᵀ cancel.\n\n**The error.** {_judged(guesses[1], gain)}SparseGPT's held-out error goes from "
-        f"{number(given)} to {number(learned)} ({_signed(-gain)}) in the learned basis, and to {number(random)} "
+        f"**The model.** {said} The dense layer's output changes by at most {number(moved)} of its norm: "
+        f"rounding, as R and Rᵀ cancel.\n\n**The error.** {_judged(guesses[1], gain)}SparseGPT's held-out error goes "
+        f"from {number(given)} to {number(learned)} ({_signed(-gain)}) in the learned basis, and to {number(random)} "
         f"({_signed(random / given - 1)}) in a random one. In the learned basis the weights that pre-pruning would "
         "remove matter less. The order lab does the same on a real layer: **Make a layer columnar**.",
     )

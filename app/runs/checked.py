@@ -161,7 +161,7 @@ def finding(found: CheckpointCheck) -> str:
     layers, others = found.layers, found.others[found.others["is_wrong"]]
     wrong = layers[layers["is_wrong"]]
     if found.is_sane:
-        return f"Nothing is wrong in {words.count(len(layers), 'layer')}"
+        return f"Nothing is wrong in {'any of ' if len(layers) > 1 else 'the '}{words.count(len(layers), 'layer')}"
     said = []
     if len(wrong):
         counts = wrong["verdict"].value_counts()

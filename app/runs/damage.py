@@ -73,7 +73,7 @@ class DamageRequest:
         if all(share.startswith("all ") for share in blocks):
             return ""
         parts = [f"{share} of decoder block{'s' * (len(of) > 1)} {words.listing(of)}" for share, of in blocks.items()]
-        return f"Changed are {'; '.join(parts)}."
+        return f"This changes {'; '.join(parts)}."
 
 
 def layer_of(unit: str, layers: Sequence[str], chosen: str | None) -> str:

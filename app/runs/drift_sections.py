@@ -14,6 +14,10 @@ from app.runs.widgets import follow, priced
 
 DRIFT, ORIGIN, REPAIR = "Hidden-state error by depth", "Where it arises", "What is repaired"
 SECTIONS = (DRIFT, ORIGIN, REPAIR)
+DRIFT_SCALE = (
+    "Drift 0: the hidden states are those of the dense model. Drift 1: the difference is as large as the dense hidden "
+    "states themselves."
+)
 COMPARING = "comparing"  # the place of this session's latest comparison
 
 
@@ -45,10 +49,7 @@ def _drift(table: pd.DataFrame, runs: Sequence[FinishedRun]) -> None:
     finding = depth.drift_finding(runs)
     drawing = figures.drift_curves(table, scale=scale, finding=finding, theme=session.theme())
     components.show(drawing, "runs-drift", wide=True)
-    st.caption(
-        "Drift 0: the hidden states are those of the dense model. Drift 1: they are as far away as if there were "
-        "none. The output head reads those after the last decoder block."
-    )
+    st.caption(f"{DRIFT_SCALE} The output head reads those after the last decoder block.")
     _facts(table)
 
 
@@ -70,15 +71,15 @@ def _repair(table: pd.DataFrame, runs: Sequence[FinishedRun]) -> None:
     drawing = figures.cancelled_shares(table, problem=depth.drift_problem(runs), theme=session.theme())
     components.show(drawing, "runs-repair", wide=True)
     st.caption(
-        "Passed on: the drift that the block would hand on with its dense weights. With target dense the weights "
-        "change such that what arises works against it."
+        "Passed on: the drift that the block would hand on with its dense weights. With target dense, weights "
+        "change so that the drift arising in a block works against the drift passed on."
     )
     _facts(table)
 
 
 def _facts(table: pd.DataFrame) -> None:
     runs = table.drop_duplicates("run")
-    facts = {"Perplexity of the runs shown": "perplexity", "Ridge μ of their corrections": "target_damping"}
+    facts = {"Perplexity of the runs shown": "perplexity", "Damping μ of their corrections": "target_damping"}
     for name, column in facts.items():
         known = runs.dropna(subset=[column])
         if len(known):

@@ -97,8 +97,8 @@ def _checkpoints() -> dict[str, Any]:
         list(KEEP),
         format_func=KEEP.__getitem__,
         **linked("prune_keep"),
-        help="Which pruned models are kept, to download, to read a text and to be checked. The best is the copy that "
-        "is recommended, one for each sparsity. What is kept until you prune again also goes when the app is stopped.",
+        help="Pruned models to keep, for download and for the pages Your text and Check a checkpoint. The best is the "
+        "recommended copy of each sparsity. Copies kept until you prune again are also deleted when the app stops.",
     )
     if keep != "folder":
         return {"keep": keep}
@@ -110,7 +110,8 @@ def _windows(setup: Setup) -> dict[str, Any]:
     first, one, two = st.columns([3, 1, 1], vertical_alignment="bottom")
     with first:
         text = _text()
-    asked = "Perplexity is measured on so many windows of the text. Differences need several to be told from chance."
+    asked = "Number of windows of the text that perplexity is measured on. Only several windows can tell a difference "
+    asked += "from chance."
     windows = one.number_input(
         "Windows", min_value=1, value=None, placeholder=str(WINDOWS), **linked("prune_windows"), help=asked
     )
@@ -173,7 +174,7 @@ def _targets() -> dict[str, Any]:
         "Choose both to compare them.",
     )
     ridge = two.number_input(
-        "Ridge of the correction",
+        "Damping of the correction, μ",
         min_value=0.0,
         value=None,
         placeholder="automatic",

@@ -85,9 +85,10 @@ def _sizes(run: PruningRun, pruned: list[EvaluatedModel], dense: float) -> None:
         components.table(rows, "Sizes of the copies that were written, and what loads them")
         wide = run.setup.dtype == "float32" and any(model.case.bits is None for model in pruned)
         st.caption(
-            "Of the whole model, measured when it was written; copies that were beaten at once are not. Zeros alone "
-            "make no checkpoint smaller and no model faster, and tokens per second were not measured. Packed: a bit "
-            "for every weight, what is kept, and scales, compressed."
+            "Sizes are of the whole model, measured when its checkpoint was written. A copy that an earlier one "
+            "already beat has no checkpoint and is not listed. Zeros alone make no checkpoint smaller and no model "
+            "faster; tokens per second were not measured. Packed: one bit per weight, the kept weights and the "
+            "scales, compressed."
             + (" Weights in bfloat16, chosen on Start under More, take half of float32." if wide else "")
         )
 
@@ -182,8 +183,8 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
             "- **Mean error**: relative, averaged over layers, on the inputs that each layer gets from the pruned "
             "blocks before it, against the output of its own dense weights.\n"
             "- **Against dense**: against the dense model's output, where that was the target. Layers that write into "
-            "the residual stream then also aim at what the stream has lost, most of which their inputs cannot tell: "
-            "an error near 1 is normal there.\n"
+            "the residual stream then also aim to restore what the stream has lost. Their inputs determine little of "
+            "it, so an error near 1 is normal there.\n"
             "- **Drift**: how far the hidden states after the last pruned decoder block are from the dense model's, "
             "‖h_p − h_d‖²/‖h_d‖² as a mean over held-out tokens."
         )

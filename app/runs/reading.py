@@ -63,8 +63,8 @@ class TextReading(Run):
         job.check()
         if not torch.equal(encode_text(tokenizer, self.text).tokens, encoded.tokens):
             raise rose.RoseError(
-                f"{checkpoint.name} cuts this text into other tokens than {self.setup.model} does; choose a model "
-                "pruned from it, or its dense model on the start page."
+                f"{checkpoint.name} splits this text into other tokens than {self.setup.model}. Choose a checkpoint "
+                f"pruned from {self.setup.model}, or choose the dense model of {checkpoint.name} on the start page."
             )
         return _read(checkpoint.name, model, encoded)
 

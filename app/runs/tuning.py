@@ -225,9 +225,9 @@ def says(tuning: TuningRun) -> str:
     if copy is None:
         return says_steps(tuning)
     moved = says_move(source.perplexity, copy.perplexity, source.label + "'s", compare(source.result, copy.result))
-    zeros = f"{words.whole(summary['zeros'])} of {words.whole(summary['weights'])} weights are zero, "
+    zeros = f"{words.whole(summary['zeros'])} of {words.whole(summary['weights'])} weights are zero"
     before = summary["zeros_before"]
-    zeros += "as before" if before == summary["zeros"] else f"before it were {words.whole(before)}"
+    zeros += ", as before" if before == summary["zeros"] else f"; before tuning, {words.whole(before)} were"
     return f"{says_steps(tuning)}{_verb(found)} perplexity {moved}. {words.sentence(zeros)}. {found.caution}".rstrip()
 
 

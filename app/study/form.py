@@ -72,7 +72,7 @@ def choose_more(model: str) -> dict[str, Any]:
     block_size = _number(one, "block_size", help="Columns that are pruned together.")
     said = "Added to the Hessian's diagonal, relative to its mean."
     damping = _number(two, "damping", step=0.01, format="%g", help=said)
-    dtype = three.selectbox("Weights in", list(DTYPES), **_key("dtype"))
+    dtype = three.selectbox("Number format of weights", list(DTYPES), **_key("dtype"))
     stream = model not in PACKAGED and st.toggle(
         "Leave the weights on disk",
         help="For models larger than memory, in safetensors files: one decoder block at a time is read. The "

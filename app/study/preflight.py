@@ -65,7 +65,10 @@ def preflight(setup: Setup, skeleton: nn.Module, *, has_inputs: bool = False) ->
     needed = weights_size(cost, setup.dtype) + cost.memory
     if setup.stream:  # one decoder block at a time, and the statistics of all layers
         if not can_stream(setup.model):
-            raise rose.RoseError(f"{setup.model} is no safetensors checkpoint, so its weights cannot stay on disk.")
+            raise rose.RoseError(
+                f"{setup.model} is no safetensors checkpoint, so its weights cannot stay on disk. Turn off 'Leave the "
+                "weights on disk' under More, or save the model as safetensors."
+            )
         dtype, has_held_out = parse_dtype(setup.dtype), setup.held_out > 0
         kept = sum(4 * columns**2 for columns in statistics_groups(layers))
         at_once = estimate_memory(skeleton, dtype=dtype, held_out=has_held_out, **windows)
@@ -89,8 +92,9 @@ def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:
     narrow = sum(width <= setup.block_size for width in widths)
     if narrow:
         found.append(
-            f"A block of {setup.block_size} columns is as wide as {words.count(narrow, 'layer')} or wider: one block "
-            f"has no relative range, so none of them can be columnar. Choose fewer than {min(widths)} columns."
+            f"With a block size of {setup.block_size}, {words.count(narrow, 'layer has', 'layers have')} a single "
+            "block and cannot be columnar: relative range compares blocks. Choose a block size below "
+            f"{min(widths)}."
         )
     tokens = setup.samples * setup.length
     if tokens < max(widths):

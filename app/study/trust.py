@@ -262,9 +262,9 @@ def _table(table: pd.DataFrame) -> None:
     )
     left, right = st.columns([4, 1])
     left.caption(
-        "Select a row to choose its layer. A layer passes that has no NaN or infinity, no dead column, as many tokens "
-        "as columns, the damping and the sparsity asked for, and a held-out error of at most "
-        f"{OVERFIT:g} times the calibration error by every measured method. Above an error of 1 it fails."
+        "Select a row to choose its layer. A layer passes if it has no NaN, infinity or dead column, at least as many "
+        "tokens as columns, the requested damping and sparsity, and a held-out error of at most "
+        f"{OVERFIT:g} times the calibration error for every measured method. A held-out error above 1 fails."
     )
     with right:
         csv_button("Table, CSV", table, "checks.csv", "checks-csv", width="stretch")

@@ -13,6 +13,7 @@ from app.figures import checkpoint as figures
 from app.runs import check_report, checked
 from app.runs.checked import CheckpointRun, CheckRequest
 from app.runs.drift_sections import DRIFT as DRIFT_VIEW
+from app.runs.drift_sections import DRIFT_SCALE
 from app.runs.html_page import to_html
 from app.runs.widgets import csv_button, file_button, follow, linked, pruned_model, start_button
 from app.study import form, preflight
@@ -40,7 +41,7 @@ FACTS: dict[str, Any] = {  # columns of the table of all layers, besides errors
     "pattern": "Pattern",
     "broken_groups": "Broken groups",
     "moved": st.column_config.NumberColumn("Kept weights moved", format="percent"),
-    "change": st.column_config.NumberColumn("by, of their norm", format="percent"),
+    "change": st.column_config.NumberColumn("Change of kept weights, of their norm", format="percent"),
     "levels": "Values of the grid",
     "recovered": st.column_config.NumberColumn("Recovered", format="percent"),
 }
@@ -201,7 +202,11 @@ def _every(run: CheckpointRun) -> None:
     table = _ranked(found.layers)
     errors: dict[str, Any] = {
         name: st.column_config.NumberColumn(label, format="%.4f")
-        for name, label in {"error": "Error", "mask_error": "Mask alone", "possible_error": "Possible"}.items()
+        for name, label in {
+            "error": "Error",
+            "mask_error": "Mask alone",
+            "possible_error": "Least with this mask",
+        }.items()
     }
     errors |= {
         name: st.column_config.NumberColumn(method_of(name), format="%.4f")
@@ -272,9 +277,7 @@ def _one(run: CheckpointRun) -> None:
 
 def _drift(run: CheckpointRun) -> None:
     components.show(check_report.drift_curve(run, session.theme()), "check-drift", wide=True)
-    st.caption(
-        "Drift 0: the hidden states are those of the dense model. Drift 1: they are as far away as if there were none."
-    )
+    st.caption(DRIFT_SCALE)
 
 
 def _report(run: CheckpointRun) -> str:

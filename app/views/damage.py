@@ -1,4 +1,4 @@
-"""Layer sensitivity: what the model's loss says."""
+"""Layer sensitivity: which layers does the loss depend on?"""
 
 import json
 from functools import partial
@@ -28,7 +28,7 @@ NO_RUN = "No pruned model is chosen: prune one on the Prune page and keep its ch
 
 
 def draw() -> None:
-    st.title("Layer sensitivity: what the model's loss says")
+    st.title("Layer sensitivity: which layers does the loss depend on?")
     components.edited_setup()
     components.require_weights()
     request = choose()
@@ -73,11 +73,11 @@ def choose() -> DamageRequest | None:
             threshold = session.threshold() if method == "rose" else THRESHOLD
             request = DamageRequest(units, method, threshold=threshold)
     setup = session.setup()
-    at = f" Sparsity {setup.sparsity}," if how == "prune" else ""
+    at = f" Sparsity {setup.sparsity}." if how == "prune" else ""
     which = "" if setup.layer_patterns is None else f" Only layers named {words.plain(setup.layers)} are changed."
     st.caption(
-        f"{MEANING[how]}{at} {setup.samples} × {setup.length} tokens calibrate, {setup.held_out} × {setup.length} held "
-        f"out measure the loss, as chosen on the start page.{which}"
+        f"{MEANING[how]}{at} Calibration: {setup.samples} × {setup.length} tokens; loss: {setup.held_out} × "
+        f"{setup.length} held-out tokens, as chosen on the start page.{which}"
     )
     return request
 
@@ -116,7 +116,7 @@ def empty() -> None:
         st.markdown("**Does a layer's error say what the model loses?**")
         st.markdown(
             "Every layer, or every decoder block, is changed alone, and the loss measured on held-out text. You see "
-            "on which of them the loss depends, and how well their errors tell that."
+            "on which of them the loss depends, and how well their errors predict it."
         )
         st.page_link(PRUNE_PAGE, label="Prune whole copies of the model", icon=":material/content_cut:")
 
@@ -161,7 +161,7 @@ def together(run: DamageRun, request: DamageRequest) -> None:
     verb = "cost" if not request.restore else "give back"
     share = f", {words.percent(alone / every, 0)} of it".replace(" %", "\u00a0%") if every > 0 else ""
     st.markdown(
-        f"{base} **All units at once {verb} {words.number(every)} nats; each alone, they add up to "
+        f"{base} **All units together {verb} {words.number(every)} nats per token; measured alone, they add up to "
         f"{words.number(alone)}{share}.**"
     )
 
@@ -170,7 +170,9 @@ def told(table: pd.DataFrame) -> None:
     found = correlations(table)
     found["name"] = found["name"].where(found["name"] != "", "all units")
     found[[*MEASURES]] = found[[*MEASURES]].map(lambda one: "–" if one is None else f"{one}")
-    with st.expander("How well each error tells, by projection and depth", icon=":material/query_stats:"):
+    with st.expander(
+        "How well each error predicts sensitivity, by projection and depth", icon=":material/query_stats:"
+    ):
         st.dataframe(
             found,
             hide_index=True,

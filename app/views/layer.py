@@ -82,7 +82,8 @@ def errors(row: pd.Series, kind: str, name: str) -> list[Figure]:
     natural, ordered = row[f"{kind}_sparsegpt"], row[f"{kind}_rose"]
     if pd.isna(natural):
         return []
-    saved, meaning = versus(1 - times(ordered, natural), row["is_columnar"]), "Of the layer's outputs, relative"
+    meaning = "Relative squared error of the layer's outputs"
+    saved = versus(1 - times(ordered, natural), row["is_columnar"])
     return [
         (f"{name}, SparseGPT", f"{natural:.4f}", None, meaning),
         (f"{name}, ROSE", f"{ordered:.4f}", saved, f"{meaning}; two-level order if columnar"),

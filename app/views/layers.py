@@ -26,9 +26,10 @@ METRICS = {
         "How unevenly loss is spread over a layer's blocks: (max − min) / max of block loss.",
     ),
     "column_variation": (
-        "Predicted gain of the order",
-        "Variation of column losses, standard deviation over mean: before any sweep it tells where two-level order "
-        "will save error, between kinds of layers better than within one. Below the map: how well, here.",
+        "Variation of column losses",
+        "Standard deviation of column losses / their mean. Known before any sweep, it predicts where two-level order "
+        "saves error, better between kinds of layers than within one kind. The caption below the map says how well it "
+        "does here.",
     ),
     "condition": ("Condition number of H", "Largest over smallest eigenvalue of the damped Hessian."),
     "held_out_gain": (
@@ -160,7 +161,8 @@ def flips(table: pd.DataFrame) -> None:
         before = table["relative_range"] > usual
         changed = table[before != table["is_columnar"]]
         way = "more" if threshold < usual else "fewer"
-        text += f" Against {usual:.2f}, {words.count(len(changed), f'layer {way}', f'layers {way}')}"
+        many = words.count(len(changed), f"layer {way}", f"layers {way}")
+        text += f" That is {many} than at the default {usual:.2f}"
         text += f": {listed(changed['layer'])}." if len(changed) else "."
     st.markdown(text)
 
@@ -244,7 +246,7 @@ def exact(study: Study, table: pd.DataFrame) -> None:
             "columns": "Columns",
             "dead_columns": "Dead columns",
             "live_range": number(
-                "Range without dead columns", format="%.2f", help="Where a layer has some"
+                "Range without dead columns", format="%.2f", help="Empty for layers without dead columns"
             ),
             "damping": number("Damping used", format="%g"),
             "cautions": "Cautions",

@@ -80,8 +80,8 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
     if cost is not None and not problem:
         right.caption(
             f"{words.sentence(words.count(len(request.cases), 'copy', 'copies'))}, "
-            f"{words.count(cost.layers, 'layer')} each: about {components.lasting(cost)}; besides "
-            f"the model {words.size(weights_size(cost, setup.dtype))} for one copy at a time and "
+            f"{words.count(cost.layers, 'layer')} each: about {components.lasting(cost)}. Memory "
+            f"besides the model: {words.size(weights_size(cost, setup.dtype))} for the copy being pruned, "
             f"{words.size(cost.memory)} for its calibration. {_disk(request, weights_size(cost, setup.dtype))}"
         )
 

@@ -94,8 +94,8 @@ def why_not(study: Study) -> str:
         return ""
     setup, text = study.setup, words.plain(words.text_name(study.setup.text))
     return (
-        f"These layers are measured, on {setup.samples} × {setup.length} tokens of {text}, and shown below. To measure "
-        "others, change the model, the sparsity, the layers, or what stands under More."
+        f"These layers are already measured on {setup.samples} × {setup.length} tokens of {text}; the results are "
+        "below. To measure others, change the model, the sparsity, the layers, or a setting under More."
     )
 
 
@@ -181,7 +181,7 @@ def beside(study: Study, table: pd.DataFrame) -> None:
     if table.empty:
         return
     if study.is_measured:
-        most = "most columnar layer" if table["is_columnar"].any() else "highest relative range"
+        most = "most columnar layer" if table["is_columnar"].any() else "layer with the highest relative range"
         what = "the example" if study.is_example else f"the {most}"
         best = {"layer": str(study.most_columnar())}
         with st.container(key="explore"):

@@ -185,8 +185,8 @@ def _changes(table: pd.DataFrame, pruned: dict[str, Any]) -> None:
         column_order=["token", *changes, *nats, "before", "number"],
         column_config={
             "token": st.column_config.TextColumn("Token", pinned=True),
-            "before": st.column_config.TextColumn("After"),
-            "number": st.column_config.NumberColumn("Number"),
+            "before": st.column_config.TextColumn("Preceding text"),
+            "number": st.column_config.NumberColumn("Position"),
             **nats,
             **gaps,
         },

@@ -114,7 +114,7 @@ def _between(pair: tuple[str, str], models: dict[str, Any], checks: dict[str, Ch
     one, other = pair
     masks = common_masks(models[one], models[other])
     common, chance = map(percent, masks[["jaccard", "chance"]].mean())
-    terminal.say(f"{one} and {other} have {common} of what they remove in common (by chance {chance})")
+    terminal.say(f"{one} and {other} both remove {common} of the weights that either removes, {chance} by chance")
     better = better_by_layer(checks[one], checks[other], pair)
     counts = better["better"].value_counts()
     if len(counts):

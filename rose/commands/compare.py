@@ -42,7 +42,7 @@ FOLDER_SETTINGS = (
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("compare", help="compare methods over sparsities and calibration seeds")
     shared.add(parser, f"{shared.MODEL} compute calibration samples length")
-    says = f"of the random choice of windows, a draw each {shared.DEFAULT}"
+    says = f"seeds of the random choice of windows, a draw each {shared.DEFAULT}"
     parser.add_argument("--seeds", default="0,1,2", metavar="A,B", help=says)
     shared.add(parser, "held-out bos")
     shared.add(parser, "sparsity", default="0.5,0.6,0.7", help=f'ratios, or N:M such as "2:4" {shared.DEFAULT}')

@@ -41,7 +41,9 @@ FOLDER_SETTINGS = (
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("damage", help="what a model's loss rises by when one layer or block alone is pruned")
+    parser = commands.add_parser(
+        "damage", help="how much a model's loss rises when one layer or decoder block alone is pruned"
+    )
     shared.add(parser, f"{shared.MODEL} {shared.TEXT} layers block-size damping threshold option")
     shared.add(parser, "sparsity", default=None, help=f'ratio, or N:M such as "2:4" (default: {SPARSITY})')
     shared.add(parser, "method", default=None, help=f"{', '.join(rose.METHODS)} (default: {METHOD})")

@@ -88,7 +88,7 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
     add("--model", default=PACKAGED, help="packaged name, Hub id or folder (default: %(default)s)")
     add("--dtype", choices=DTYPES, default="float32", help="number format of the weights (default: %(default)s)")
     add("--steps", type=int, default=STEPS, help="denoising steps (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     add("--guidance", type=float, help="guidance scale (default: the pipeline's own)")
 
 

@@ -51,8 +51,8 @@ COVARIANCE = (
     f"added to the inputs' covariance, as a share of its mean diagonal {DEFAULT}"  # damping, of units taken out
 )
 TARGET = (
-    "what each layer is to put out: what the dense model does there, or, as in the papers, what its own weights do on "
-    "the pruned inputs"
+    "what each layer is fitted to: dense, the dense model's output at that place; layer, as in the papers, its own "
+    "dense output on the pruned inputs"
 )
 TEXTS = f"{', '.join(SOURCES)}, or a .txt or .jsonl file"
 # Groups of options, to be added by `add`.
@@ -83,7 +83,7 @@ def _known() -> dict[str, dict[str, Any]]:
     one("calibration", f"{TEXTS} {DEFAULT}", default="packaged", metavar="TEXT")
     one("samples", f"calibration windows {DEFAULT}", default=PRUNING.samples)
     one("length", f"tokens per window {DEFAULT}", default=PRUNING.length)
-    one("seed", f"of the random choice of windows {DEFAULT}", default=0)
+    one("seed", f"seed of the random choice of windows {DEFAULT}", default=0)
     one("held-out", f"further windows to measure errors on, 0 for none {DEFAULT}", default=PRUNING.held_out)
     says = "begin windows with the beginning-of-sequence token: auto, where the tokenizer puts it in front of a user's"
     one("bos", f"{says} text {DEFAULT}", choices=BOS, default="auto")
@@ -91,11 +91,12 @@ def _known() -> dict[str, dict[str, Any]]:
     one("layers", "only these layers; * matches any part", nargs="+", metavar="NAME")
     one("block-size", f"columns per block {DEFAULT}", default=BLOCK_SIZE)
     one("damping", f"added to the Hessian's diagonal, as a share of its mean {DEFAULT}", default=DAMPING)
-    says = "round what is kept to so many bits, to a grid with an exact zero; see docs/shipping.md"
-    one("bits", f"{says} (default: not)", type=int, choices=BITS)
+    says = "round kept weights to this many bits, on a grid with an exact zero; see docs/shipping.md"
+    one("bits", f"{says} (default: no rounding)", type=int, choices=BITS)
     one("group", "input columns that share a scale (default: 64)", choices=[str(one) for one in GROUPS])
     one("threshold", f"a layer is columnar above this relative range {DEFAULT}", default=THRESHOLD)
-    says = "rotate attention heads first, which changes no output, where their output projection then loses less"
+    says = "rotate attention heads first, where that lowers the error of their output projection; the model's output "
+    says += "does not change"
     one("rotate", says, choices=("heads",))
     one("method", f"{', '.join(rose.METHODS)} {DEFAULT}", default=METHOD)
     one("order", f"override the method's order: {', '.join(order_names())}, random:SEED")
@@ -112,15 +113,15 @@ def _known() -> dict[str, dict[str, Any]]:
     says = (
         "with target layer, calibrate each layer once those before it in its decoder block are pruned, as target dense"
     )
-    one("true-sequential", f"{says} always does; faster, for more memory", action="store_true")
-    says = f"leave experts dense that fewer calibration tokens are routed to {DEFAULT}"
+    one("true-sequential", f"{says} always does; faster, but needs more memory", action="store_true")
+    says = f"leave an expert dense if fewer calibration tokens than this are routed to it {DEFAULT}"
     one("min-expert-tokens", says, default=1, metavar="N")
     one("ratio", f"share of their parameters to take out {DEFAULT}", default=SlimSettings.ratio)
     one("parts", "what may be taken out (default: both)", nargs="+", choices=PARTS)
     one("recovery", "override how the method repairs what stays", choices=RECOVERIES)
     one("multiple", f"kept channels are a multiple of this {DEFAULT}", default=SlimSettings.multiple)
     one("evaluate", "measure perplexity on this text before and after", metavar="TEXT")
-    one("windows", "evaluate on the first so many windows only (default: all)", type=int)
+    one("windows", "evaluate on the first N windows only (default: all)", type=int, metavar="N")
     says = "then train the kept weights for so many minutes, zeros stay; see `rose tune`"
     one("tune", says, type=float, metavar="MINUTES")
     one("output", "new folder for the checkpoint", type=Path, required=True, metavar="FOLDER")
@@ -264,10 +265,11 @@ def rotate(
     with terminal.bar(console, "Rotating heads") as follow:
         tried = rotate_heads(model, tokens, by=settings, progress=follow, **sizes)
     turned = tried[tried["rotated"]]
-    said = f"Heads of {len(turned)} of {len(tried)} output projections rotated: exact, and plain weights"
+    said = f"Rotated the heads of {len(turned)} of {len(tried)} output projections; the model's output is unchanged."
     if len(turned):
         ratio = (turned["rotated_error"] / turned["error"]).mean()
-        said += f"; on calibration samples kept back for that, their error is {ratio:.3f} of what it was, in the mean"
+        said += " On calibration samples kept back for this test, their error is on average "
+        said += f"{ratio:.3f} times that before."
     console.print(said, soft_wrap=True)
 
 

@@ -15,7 +15,9 @@ from rose.output import check_file
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("report", help="write finished runs as one HTML file, two of them side by side")
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="that analyze, prune, slim or tune has written")
+    parser.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help="folder that analyze, prune, slim or tune has written"
+    )
     shared.add(parser, "output", metavar="FILE.html", help="needs no network to be read")
     parser.set_defaults(run=run)
 

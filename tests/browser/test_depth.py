@@ -40,7 +40,7 @@ def test_saved_runs_are_compared_in_every_section(saved: Path, open_page: OpenPa
         page, f"target dense takes the last decoder block's drift from {ends['layer']:.3g} to {ends['dense']:.3g}"
     )
     expect(main.get_by_text("Drift 0: the hidden states are those of the dense model.")).to_be_visible()
-    expect(main.get_by_text(f"Ridge μ of their corrections: {DENSE}:")).to_be_visible()
+    expect(main.get_by_text(f"Damping μ of their corrections: {DENSE}:")).to_be_visible()
 
     section(page, "Where it arises")
     settle(page)

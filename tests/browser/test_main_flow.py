@@ -80,7 +80,9 @@ def test_from_the_start_to_one_layer(open_page: OpenPage, expected: Expected) ->
     thumb = page.get_by_role("slider", name=re.compile("Columnar above"))
     thumb.press("End")
     expect(
-        page.get_by_text(re.compile("0 of 5 layers are columnar above 1.00. Against 0.50, one layer fewer"))
+        page.get_by_text(
+            re.compile("0 of 5 layers are columnar above 1.00. That is one layer fewer than at the default 0.50")
+        )
     ).to_be_visible()
     thumb.press("Home")
     expect(page.get_by_text(re.compile("5 of 5 layers are columnar above 0.00"))).to_be_visible()

@@ -40,7 +40,9 @@ from rose.report import finite
 from rose.verdicts import cautions
 from rose.wording import several
 
-ROTATED = " Its heads were rotated first (exact, function unchanged); it is compared with the dense ones so rotated."
+ROTATED = (
+    " Its heads were rotated first (exact, function unchanged); it is compared with dense heads rotated the same way."
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,7 @@ def findings(found: CheckpointCheck) -> list[str]:
     if rotated := len(summary["rotated_heads"]):
         said.append(
             f"Heads of {count(rotated, 'output projection')} were rotated before pruning, which changes no output; "
-            "they are compared with the dense ones so rotated."
+            "they are compared with dense heads rotated the same way."
         )
     if kinds := [f"{size} of kind {kind}" for kind, size in found.others.groupby("kind", sort=False).size().items()]:
         said.append(f"Other tensors that differ: {', '.join(kinds)}.")
@@ -62,9 +62,9 @@ def says_other_draw(folder: Path, drawn: Mapping[str, Any]) -> str:
         first = f", {'without' if known[BOS] is None else 'with'} a beginning-of-sequence token in front"
     text, (samples, length) = Path(str(known["calibration"])).name, (known["samples"], known["length"])
     return (
-        f"By its report it was calibrated on other windows: {samples} × {length} tokens of {text}, seed "
-        f"{known['seed']}, {known['held_out_samples']} held out{first}. Methods beside it are fitted to the tokens "
-        "of this check, so its errors look higher than theirs, and its masks are less alike."
+        f"The report beside this checkpoint names other calibration windows: {samples} × {length} tokens of {text}, "
+        f"seed {known['seed']}, {known['held_out_samples']} held out{first}. Methods compared with it are fitted to "
+        "the tokens of this check, so the checkpoint's errors look higher than theirs and its masks less like theirs."
     )
 
 
@@ -131,9 +131,10 @@ def _whose(summary: dict[str, Any]) -> list[str]:
     if near is None:
         return []
     whose = METHODS[near["name"]].label + (", towards the dense model's outputs" if near["target"] == "dense" else "")
-    shares = f"{percent(near['agreement'])} of what they remove is the same, by chance {percent(near['chance'])}"
+    shares = f"both remove {percent(near['agreement'])} of the weights that either removes, "
+    shares += f"{percent(near['chance'])} by chance"
     if summary["method"] is None:
         nearest = f"the nearest is {whose}: over {count(near['layers'], 'layer')} {shares}"
-        return [f"Masks are those of no method that was tried; {nearest}."]
+        return [f"The masks match no method that was tried; {nearest}."]
     where = out_of(near["layers"], summary["layers"], "layer")
     return [f"Masks of {where} are those of {whose}: {shares}. {says_alike(near)}".rstrip()]

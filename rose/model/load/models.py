@@ -365,7 +365,8 @@ def _check_complete(name: str, missing: Collection[str], unused: Collection[str]
     if missing:
         raise RoseError(
             f"{name} lacks {len(missing)} of the weights that a causal language model needs, such as "
-            f"{min(missing)}; it is incomplete, or was saved without its language model head."
+            f"{min(missing)}; it is incomplete, or was saved without its language model head. Download "
+            "it again, or save the whole model."
         )
 
 

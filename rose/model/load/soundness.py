@@ -46,7 +46,7 @@ def check_shapes(name: str, mismatched: Iterable[tuple[str, Sequence[int], Seque
     for key, found, wanted in sorted(mismatched):
         raise RoseError(
             f"{key} is of shape {tuple(found)} in the files of {name}, but of {tuple(wanted)} by its config.json, "
-            "which belongs to another model, or was changed."
+            "which belongs to another model, or was changed. Restore that file."
         )
 
 
@@ -73,7 +73,7 @@ def check_all_used(name: str, model: nn.Module, unused: Collection[str]) -> None
     if extra:
         raise RoseError(
             f"{name} holds {len(extra)} weights that its configuration does not name, such as {extra[0]}; its "
-            "config.json belongs to another model, or was changed."
+            "config.json belongs to another model, or was changed. Restore that file."
         )
 
 
@@ -86,5 +86,5 @@ def check_finite(name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
         if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
             raise RoseError(
                 f"{name} holds NaN or infinity in {key}; its file is damaged, or "
-                f"{name_of(tensor.dtype)} is too narrow for it."
+                f"{name_of(tensor.dtype)} is too narrow for it. Get the file again, or load the model in float32."
             )

@@ -68,7 +68,8 @@ def _check_head(model: PreTrainedModel, residence: BlockFiles) -> None:
     for name, parameter in model.named_parameters():
         if id(parameter) not in body and name not in residence.names:
             raise RoseError(
-                f"{residence.folder} lacks {name}; it is incomplete, or was saved without its language model head."
+                f"{residence.folder} lacks {name}; it is incomplete, or was saved without its language model head. "
+                "Download it again, or save the whole model."
             )
 
 

@@ -161,7 +161,10 @@ def _check_restored(restore: Mapping[str, Tensor], selected: Sequence[PrunableLa
             raise RoseError(f"There is no dense weight of this shape for {layer.name}; give the same model, dense.")
     pairs = [(layer.weight, restore[layer.name].to(layer.weight)) for layer in selected]
     if all(torch.equal(now, before) for now, before in pairs):
-        raise RoseError("The layers to restore are those of the dense model, so nothing can be given back to them.")
+        raise RoseError(
+            "The layers to restore are those of the dense model, so nothing can be given back to them; give a pruned "
+            "model."
+        )
     zeros, before = (sum(int((pair[place] == 0).sum()) for pair in pairs) for place in (0, 1))
     if before > zeros:
         raise RoseError(

@@ -129,7 +129,8 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             best, best_size = (name, module), size
     if best is None:
         raise RoseError(
-            f"{type(model).__name__} has no list of decoder blocks with linear layers, so nothing to prune."
+            f"{type(model).__name__} has no list of decoder blocks with linear layers, so nothing to prune; "
+            "choose a decoder-only language model."
         )
     return best
 

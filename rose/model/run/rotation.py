@@ -112,7 +112,10 @@ def rotate_heads(
     """
     by = [by] if isinstance(by, Settings) else by
     if not (isinstance(by, Iterable) and all(isinstance(each, Settings) for each in by)):
-        raise RoseError("Several methods judge by their settings, see by; one is named by method.")
+        raise RoseError(
+            "by takes one Settings, or a list of them, one for each method; to judge by a single method, give its name "
+            "as method."
+        )
     network = Network(model)
     settings, judged = by or [make_settings(**judge)], bool(by) or "method" in judge
     check_basis(basis)

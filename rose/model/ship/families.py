@@ -80,7 +80,9 @@ def _rotary(writer: GGUFWriter, config: Any) -> None:
 def _plain_rotary(writer: GGUFWriter, config: Any) -> None:
     _rotary(writer, config)
     if getattr(config, "use_sliding_window", False):
-        raise RoseError("llama.cpp lets this family attend to everything, and the model has a sliding window.")
+        raise RoseError(
+            "llama.cpp has no sliding window for this family, and this model uses one; pack the folder instead."
+        )
     _add_rope(writer, config.rope_parameters)
 
 
@@ -103,17 +105,20 @@ def _gemma3(writer: GGUFWriter, config: Any) -> None:
     local = config.rope_parameters["sliding_attention"]
     if list(config.layer_types) != pattern or float(local["rope_theta"]) != LOCAL_BASE:
         raise RoseError(
-            "llama.cpp takes every sixth decoder block of Gemma 3 as global, and in this model it is not so."
+            "llama.cpp treats every sixth decoder block of Gemma 3 as global, and this model does not; pack the "
+            "folder instead."
         )
     if config.query_pre_attn_scalar != config.head_dim or config.final_logit_softcapping:
-        raise RoseError("llama.cpp scales the queries or logits of Gemma 3 otherwise than this model does.")
+        raise RoseError(
+            "llama.cpp scales the queries or logits of Gemma 3 differently from this model; pack the folder instead."
+        )
     writer.add_sliding_window(config.sliding_window)
     _add_rope(writer, config.rope_parameters["full_attention"])
 
 
 def _gpt2(writer: GGUFWriter, config: Any) -> None:
     if config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights:
-        raise RoseError("llama.cpp scales the attention of GPT-2 otherwise than this model does.")
+        raise RoseError("llama.cpp scales the attention of GPT-2 differently from this model; pack the folder instead.")
     _common(writer, config)
     writer.add_feed_forward_length(config.n_inner or 4 * config.hidden_size)
     writer.add_layer_norm_eps(config.layer_norm_epsilon)

@@ -234,7 +234,10 @@ class Tuner:
             if held_out is not None:
                 network.check_tokens(held_out, "The loss of next tokens", "held-out tokens")
         if settings.batch < self.workers.count:
-            raise RoseError(f"A batch of {settings.batch} cannot be divided over {self.workers.count} processes.")
+            least = self.workers.count
+            raise RoseError(
+                f"A batch of {settings.batch} cannot be divided over {least} processes; choose one of {least} or more."
+            )
         self.dtype = self.network.dtype
         self.trained = find_trained(self.network, task.layers)
         check_pruned(self.trained, self.network, self.dense, task.unpruned)

@@ -341,7 +341,7 @@ def test_compensation_is_told_by_how_much_of_what_it_could_it_recovered() -> Non
 
     assert told(0.67) == "Compensation recovered 67 % of what it could"
     assert told(1.02) == "Compensation recovered all that a refit of this mask could"
-    assert told(-0.5) == "It is worse than its mask alone: 0.100 against 0.200"
+    assert told(-0.5) == "The layer is worse than its mask without compensation: error 0.100 against 0.200"
     assert told(float("nan")) == "No compensation could help much: the mask alone has 0.200"
 
 
@@ -502,7 +502,10 @@ def test_decoder_blocks_that_were_not_measured_stay_empty() -> None:
 
 
 def test_few_units_are_no_scatter() -> None:
-    with pytest.raises(rose.RoseError, match="takes five units of which each costs the model something, and not three"):
+    with pytest.raises(
+        rose.RoseError,
+        match="takes five units that each cost the model something; three measured so far do",
+    ):
         damage.damage_scatter(BLOCK_DAMAGES)
 
 

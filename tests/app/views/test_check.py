@@ -126,7 +126,8 @@ def test_with_tokens_it_says_what_compensation_recovered_and_other_pages_take_it
     app.selectbox(key="check_layer").set_value(layer).run()
     row = known.loc[layer]
     (title,) = titles(app)
-    assert f"worse than its mask alone: {words.number(row['error'])} against {words.number(row['mask_error'])}" in title
+    told = f"error {words.number(row['error'])} against {words.number(row['mask_error'])}"
+    assert f"worse than its mask without compensation: {told}" in title
     bars = json.loads(figures(app)[0])["data"][0]
     methods = [name for name in row.index if name.startswith("error_of_")]
     assert bars["y"] == pytest.approx([row["mask_error"], row["error"], row["possible_error"], *row[methods]])

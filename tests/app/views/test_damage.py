@@ -35,7 +35,7 @@ def test_an_empty_page_says_what_it_will_take_and_fills(setup: Setup) -> None:
     shared.damages().clear()
     app = opened(setup, damage_units="Layers")
     assert "Does a layer's error say what the model loses?" in texts(app)
-    assert "2 × 32 held out measure the loss" in texts(app)
+    assert "loss: 2 × 32 held-out tokens" in texts(app)
     assert not figures(app)
     button = app.button(key="damage-start")
     assert button.label.startswith("Measure sensitivity, about ")
@@ -53,7 +53,7 @@ def test_an_empty_page_says_what_it_will_take_and_fills(setup: Setup) -> None:
     assert marks[0] == len(table) == 21
     summary = run.report.summary
     assert f"perplexity {summary['base_perplexity']:.3g}" in texts(app)
-    assert "All units at once cost" in texts(app)
+    assert "All units together cost" in texts(app)
     assert list(app.dataframe[1].value["damage"]) == list(table["damage"])
     assert "all" in set(app.dataframe[0].value["group"])
 
@@ -145,7 +145,7 @@ def test_blocks_of_which_only_some_layers_are_changed_are_told(setup: Setup) -> 
     model = shared.skeleton(setup.model)
     some = replace(setup, layers="model.layers.0.* model.layers.[12].*.o_proj")
     assert DamageRequest("blocks").changed(some, model) == (
-        "Changed are all seven layers of decoder block 0; one of seven layers of decoder blocks 1 and 2."
+        "This changes all seven layers of decoder block 0; one of seven layers of decoder blocks 1 and 2."
     )
     assert DamageRequest("blocks").changed(setup, model) == DamageRequest("layers").changed(some, model) == ""
 

@@ -82,7 +82,7 @@ def test_what_was_pruned_before_is_said() -> None:
             if "proj" in name:
                 weight[:, ::2] = 0
     study = measured_study(model=model)
-    assert "more than 5 % of the weights were zero in the model before" in texts(open_page(PAGE, study))
+    assert "more than 5 % of the weights were zero before pruning" in texts(open_page(PAGE, study))
 
 
 def test_filters_choose_what_the_scatter_and_the_table_show(study: Study) -> None:
@@ -105,8 +105,8 @@ def test_the_threshold_tells_at_once_which_layers_flip(study: Study) -> None:
     app.slider(key="threshold_widget").set_value(threshold).run()
     said = texts(app)
     assert f"**{(ranges > threshold).sum()} of 21 layers are columnar** above {threshold:.2f}" in said
-    assert f"Against 0.50, {words.count(len(flipped), 'layer more', 'layers more')}: " in said
-    assert words.short_layer(flipped[0]) in said.split("Against")[1]
+    more = f"That is {words.count(len(flipped), 'layer more', 'layers more')} than at the default 0.50: "
+    assert words.short_layer(flipped[0]) in said.split(more)[1]
     assert app.query_params["threshold"] == f"{threshold:g}"
     shown = app.main.dataframe[0].value
     assert shown["is_columnar"].sum() == (ranges > threshold).sum()

@@ -290,7 +290,7 @@ def test_layers_compensate_for_the_layers_before_them() -> None:
     app.select_slider(key="lesson_chain_tokens").set_value(64).run()
     assert not app.exception, app.exception
     assert f"**{chain.ends(chain.drifts(ChainDesign(tokens=64)))[2]:.3g}**" in texts(app)
-    assert "64 tokens are so few that it fits noise" in texts(app)
+    assert "with only 64 tokens, compensation fits noise" in texts(app)
     counts = [int(option) for option in app.select_slider(key="lesson_chain_tokens").options]
     slider = app.slider(key="lesson_chain_sparsity")
     ratios = np.arange(slider.min, slider.max + slider.step / 2, slider.step)

@@ -63,7 +63,7 @@ def test_the_example_is_there_and_the_defaults_can_be_run_at_once() -> None:
     assert app.session_state["chosen_layer"] == study.overview(0.5).set_index("layer")["relative_range"].idxmax()
     assert "Explore the example" in links(app)
     assert button(app).disabled
-    assert "These layers are measured, on 16 × 512 tokens of packaged text, and shown below." in texts(app)
+    assert "These layers are already measured on 16 × 512 tokens of packaged text; the results are below." in texts(app)
     assert "about" not in texts(app)  # nothing is estimated that nobody asked for
     app.selectbox(key="start_layers").set_value("attention").run()
     assert not button(app).disabled
@@ -221,7 +221,7 @@ def test_edits_survive_a_visit_to_another_page(folder: Path, text: Path) -> None
         ({"sparsity": "2:4", "block_size": "10"}, "2:4 needs a block size divisible by 4, not 10; try 8.", False),
         ({"sparsity": "0"}, "Sparsity 0 removes nothing", True),
         ({"sparsity": "1"}, "Sparsity 1 removes every weight", True),
-        ({"block_size": "64"}, "one block has no relative range", True),
+        ({"block_size": "64"}, "a single block and cannot be columnar", True),
         ({"samples": "2", "length": "8"}, "16 calibration tokens are fewer than the", True),
         ({"text": "c4"}, "c4 is not on this machine and HF_HUB_OFFLINE is set", True),
     ],

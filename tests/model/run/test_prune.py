@@ -228,7 +228,7 @@ def test_one_name_is_a_list_of_one() -> None:
     with pytest.raises(rose.RoseError, match="No method is chosen"):
         rose.analyze_model(model, make_tokens(), methods=[])
     for by in ("rose", 5):
-        with pytest.raises(rose.RoseError, match="Several methods judge by their settings"):
+        with pytest.raises(rose.RoseError, match="by takes one Settings, or a list of them"):
             rose.rotate_heads(model, make_tokens(), by=by)
     judge = make_settings("wanda", block_size=16)
     assert rose.rotate_heads(model, make_tokens(), by=judge, basis="random")["error"].notna().all()
