@@ -27,7 +27,7 @@ def test_from_a_cold_start_into_the_example(open_page: OpenPage) -> None:
     expect(page.get_by_text("See, check and prune language models in one shot")).to_be_visible()
     expect_finding(page, f"^Relative range is highest in {re.escape(short_layer(best.layer))}, ")
     expect(page.get_by_role("button", name="Measure layers")).to_be_disabled()
-    expect(page.get_by_text("and shown below. To measure others, change the model")).to_be_visible()  # why
+    expect(page.get_by_text("the results are below. To measure others, change the model")).to_be_visible()  # why
     expect(page.get_by_role("combobox", name=re.compile("^Model"))).to_be_in_viewport()
     page.get_by_role("link", name="Explore the example").click()
     expect(page.get_by_role("heading", name="Layer: what makes it columnar, or not?")).to_be_visible()

@@ -257,7 +257,7 @@ def test_a_basis_changes_errors_and_not_the_model(study: Study) -> None:
 
 def test_a_layer_without_heads_leads_to_the_nearest_with_them(study: Study) -> None:
     app = open_page(PAGE, study, layer="model.layers.2.mlp.up_proj", lab_section="Make a layer columnar")
-    assert "no output projection whose heads can be rotated" in texts(app)
+    assert "cannot be rotated: it is not a suitable output projection" in texts(app)
     app.button(key="lab-basis-nearest").click().run()
     assert app.session_state.chosen_layer == "model.layers.2.self_attn.o_proj"
     assert "The dense model computes the same in all four" in texts(app)

@@ -349,7 +349,7 @@ def test_without_held_out_tokens_their_error_is_not_offered(setup: Setup) -> Non
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", "538 MB"), ("bfloat16", "269 MB")])
 def test_a_copy_is_as_large_as_its_type_makes_it(dtype: str, size: str) -> None:
-    assert f"besides the model {size} for one copy" in texts(opened(Setup(dtype=dtype)))
+    assert f"Memory besides the model: {size} for the copy being pruned" in texts(opened(Setup(dtype=dtype)))
 
 
 def test_a_cancelled_run_is_called_so(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
