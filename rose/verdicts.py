@@ -290,9 +290,9 @@ def compare(one: Result, other: Result) -> Verdict:
     if math.isnan(one.value) or math.isnan(other.value):
         return Verdict("not comparable", reason="one of them has no number")
     if math.isinf(one.value) != math.isinf(other.value):
-        ratio = math.inf if math.isinf(other.value) else 0.0
+        times = math.inf if math.isinf(other.value) else 0.0
         finite = other if math.isinf(one.value) else one
-        return Verdict("better", finite.name, Interval(ratio, ratio, ratio), "the other is infinite")
+        return Verdict("better", finite.name, Interval(times, times, times), "the other is infinite")
     shared = _over_shared_draws([one, other])
     if not shared:
         return Verdict("not comparable", reason="they have no calibration draw in common")
