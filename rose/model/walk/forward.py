@@ -11,7 +11,7 @@ of the real model shows whether it does; a family that does not is refused rathe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -72,11 +72,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _tensors(arguments: Any) -> list[Tensor]:
-    """Also those in mappings of other kinds than dict, such as keys and values that blocks share."""
-    found = []
-    for leaf in tree_flatten(arguments)[0]:
-        found += [leaf] if isinstance(leaf, Tensor) else _tensors(dict(leaf)) if isinstance(leaf, Mapping) else []
-    return found
+    return [leaf for leaf in tree_flatten(arguments)[0] if isinstance(leaf, Tensor)]
 
 
 @torch.no_grad()
@@ -145,9 +141,10 @@ def check_blocks(network: Network, tokens: Tensor, layers: Sequence[PrunableLaye
 def _checked_chain(network: Network, few: Tensor, calls: Sequence[tuple]) -> list[Any]:
     """The outputs of blocks that are a plain chain, from what their calls in a pass over a few tokens were."""
     outputs = [output for *_, output in calls]
-    chained = [index for index, *_ in calls] == list(range(len(network.blocks))) and all(
-        _same(_first(before[3]), after[1]) for before, after in pairwise(calls)
-    )
+    # Blocks that read the keys and values of earlier ones do so through an object that all passes would share.
+    chained = not getattr(network.config, "num_kv_shared_layers", 0)
+    chained &= [index for index, *_ in calls] == list(range(len(network.blocks)))
+    chained = chained and all(_same(_first(before[3]), after[1]) for before, after in pairwise(calls))
     if chained:
         recorded = record_inputs(network, few, outputs)
         chained = all(

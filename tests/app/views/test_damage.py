@@ -111,7 +111,7 @@ def test_units_of_a_pruned_model_get_their_dense_weights_back(setup: Setup, tmp_
     assert not app.exception, app.exception
     table = run.table
     assert list(table["damage"]) == list(-table["delta_loss"])
-    assert "All units at once give back" in texts(app)
+    assert "All units together give back" in texts(app)
     dense, _ = rose.load_model(setup.model)
     expected = rose.perplexity(dense, held_out)
     assert run.records[-1].loss == pytest.approx(math.log(expected), rel=1e-5)

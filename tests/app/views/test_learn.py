@@ -168,7 +168,8 @@ def test_the_columnar_and_the_flat_layer_of_a_study(study: Study) -> None:
         ]
         assert rf"\frac{{{result[1]:.5f}}}{{{result[0]:.5f}}}" in shown
         decimals = f"{ranges[layer]:.2f}"
-        assert f", {decimals}, of 21 measured layers" in shown
+        assert "of 21 measured layers, the" in shown
+        assert f"relative range ({decimals})" in shown
     assert "ROSE keeps natural order here" in shown
     assert "This layer is not columnar" in shown
 
