@@ -28,6 +28,7 @@ SAME_MODEL = 1e-3  # relative difference of norms of the embeddings; number form
 SAME_WINDOWS = 1e-3  # relative difference of the dense model's perplexity, above which it was another model or text
 SAME_TIME = 1.5  # ratio of two times up to which a pause of the machine may be all the difference
 SPARSE = 0.05  # share of zeros from which on a layer was pruned before
+SOME = 0.01  # share of zeros that is more than a few weights that happen to be 0, as in models read from 4 bits
 WINDOWS = ("calibration", "samples", "length", "seed", "held_out_samples")  # of a run, by which text was drawn
 BOS = "bos_token"  # that every window begins with, None where they begin with the text: what the option bos came to
 FEW_METHODS = 4  # that a caution names
@@ -630,7 +631,7 @@ CAUTIONS = (
         "nothing removed",
         "no more weights are zero than before: the model was pruned already",
         ("zeros_before", "sparsity"),
-        lambda table: (table["zeros_before"] > 0) & (table["sparsity"] <= table["zeros_before"]),
+        lambda table: (table["zeros_before"] > SOME) & (table["sparsity"] <= table["zeros_before"]),
     ),
 )
 

@@ -321,7 +321,7 @@ def layers(**more: object) -> pd.DataFrame:
         ({"held_out_error": [0.16, 0.1]}, "over-fitted", "more than 1.5 times the calibration error"),
         ({"held_out_error": [np.nan, 0.1]}, "nothing held out", "In one of two layers nothing was held out"),
         ({"zeros_before": [0.5, 0.04]}, "zeros before", "more than 5 % of the weights were zero before pruning"),
-        ({"zeros_before": [0.04, 0.0], "sparsity": [0.04, 0.0]}, "nothing removed", "no more weights are zero"),
+        ({"zeros_before": [0.04, 0.0003], "sparsity": [0.04, 0.0003]}, "nothing removed", "no more weights are zero"),
     ],
 )
 def test_cautions_travel_with_a_result(more: dict, brief: str, said: str) -> None:
