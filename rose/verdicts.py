@@ -396,21 +396,20 @@ def rank(results: Sequence[Result], noun: str = "perplexity") -> list[Ranking]:
     for amount in dict.fromkeys(result.amount for result in known):
         some = [one for one in known if one.amount == amount]
         shared = _over_shared_draws(some)
-        ranked = sorted(shared or some, key=lambda one: one.value)
-        verdicts = tuple(_confirmed(compare(ranked[0], other), ranked[0], other, some) for other in ranked[1:])
+        pairs = sorted(zip(shared or some, some, strict=True), key=lambda pair: pair[0].value)
+        ranked, whole = zip(*pairs, strict=True)
+        verdicts = tuple(_confirmed(compare(ranked[0], cut), compare(whole[0], full)) for cut, full in pairs[1:])
         wrong = _differ(ranked) or ("" if shared else "have no calibration draw in common")
         problem = f"{listing([one.name for one in ranked])} {wrong}" if wrong else ""
         draws = max(len(one.draws) for one in ranked)
         is_cut = bool(shared) and draws < max(len(one.draws) for one in some)
         left_out = f"Compared over {count(draws, 'shared calibration draw')} only." if is_cut else ""
-        found.append(Ranking(noun, tuple(ranked), verdicts, problem, left_out))
+        found.append(Ranking(noun, ranked, verdicts, problem, left_out))
     return found
 
 
-def _confirmed(verdict: Verdict, lowest: Result, other: Result, known: Sequence[Result]) -> Verdict:
-    """The verdict on two, which further draws that only these two share may take back."""
-    pair = [next(found for found in known if found.name == one.name) for one in (lowest, other)]
-    further = compare(pair[0], pair[1])
+def _confirmed(verdict: Verdict, further: Verdict) -> Verdict:
+    """The verdict on two, which that over all draws that the two share may take back."""
     if verdict.kind != "better" or (further.kind, further.better) == ("better", verdict.better):
         return verdict
     return replace(further, kind="no clear difference", better="")
