@@ -106,6 +106,14 @@ def difference(one: float, error: float, other: float, other_error: float) -> In
     return Interval(other - one, other - one - reach, other - one + reach, 0.0)
 
 
+def shared_tasks(tables: Sequence[pd.DataFrame]) -> list[str]:
+    """Tasks with an accuracy in all of these tables (task, questions, accuracy), of as many questions: the only ones
+    whose means compare."""
+    known = [table.dropna(subset="accuracy") for table in tables]
+    asked = [set(zip(table["task"], table["questions"], strict=True)) for table in known]
+    return sorted(task for task, _ in set.intersection(*asked)) if asked else []
+
+
 def mean_interval(values: Sequence[float] | np.ndarray) -> Interval | None:
     """The mean of what is finite with its t interval; None for fewer than 2 values."""
     known = np.asarray(values, np.float64)

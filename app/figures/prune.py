@@ -140,8 +140,10 @@ def perplexity_bars(results: Sequence[Result], *, dense: float | None = None, th
 
 
 def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
-    """Zero-shot accuracy of every model on every task, with standard errors; the dense model has the method "dense"."""
+    """Zero-shot accuracy of every model on every task, with standard errors; the dense model has the method "dense".
+    Means are over the tasks that all models answered."""
     tasks = list(dict.fromkeys(table["task"]))
+    shared = verdicts.shared_tasks([rows for _, rows in table.groupby("run", sort=False)])
     figure = go.Figure()
     means: dict[str, float] = {}
     errors: dict[str, float] = {}
@@ -150,14 +152,18 @@ def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
         if rows["method"].iloc[0] == "dense":
             look = Style(palette.INKS[theme].muted, look.label)
         values = rows.set_index("task").reindex(tasks)
-        means[str(name)] = float(values["accuracy"].mean())
-        errors[str(name)] = float(np.sqrt((values["accuracy_error"] ** 2).sum(skipna=False))) / len(tasks)
+        judged = values.loc[shared]
+        means[str(name)] = float(judged["accuracy"].mean())
+        errors[str(name)] = float(np.linalg.norm(judged["accuracy_error"])) / max(1, len(shared))
         whiskers = {"array": values["accuracy_error"], "color": palette.INKS[theme].text}
         marks.bars(figure, tasks, values["accuracy"], look, f"{look.label}<br>%{{x}}: %{{y:.1%}}", error_y=whiskers)
     dense = [str(name) for name in table.loc[table["method"] == "dense", "run"].unique()]
     pruned = sorted((name for name in means if name not in dense), key=lambda name: -means[name])
-    over = f"mean over {words.count(len(tasks), 'task')}"
-    if not pruned:
+    over = f"mean over {words.count(len(shared), 'task')}"
+    over += " that all models answered" if len(shared) < len(tasks) else ""
+    if not shared:
+        finding = "These models answered no task in common"
+    elif not pruned:
         finding = f"The dense model answers {words.percent(means[dense[0]])} correctly, {over}"
     else:
         best = pruned[0]
@@ -173,7 +179,8 @@ def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     top = float((table["accuracy"] + table["accuracy_error"].fillna(0)).max())
     figure.update_yaxes(range=[0, min(1.0, 1.15 * top)], tickformat=style.PERCENT)
     ranked = sorted(means.items(), key=lambda pair: -pair[1])
-    caption = f"Mean accuracy: {', '.join(f'{name} {words.percent(mean)}' for name, mean in ranked)}."
+    said = ", ".join(f"{name} {words.percent(mean)}" for name, mean in ranked)
+    caption = f"Mean accuracy: {said}." if shared else ""
     table, alt = table.reset_index(drop=True), "Bar chart of zero-shot accuracy by task"
     return style.finish(figure, theme, finding, what, caption, alt, table, y="accuracy", legend=True)
 

@@ -158,8 +158,15 @@ NUMBERS: dict[str, Callable[[FinishedRun], float | None]] = {
 
 
 def numbers(runs: Sequence[FinishedRun]) -> pd.DataFrame:
-    """Totals of runs with different names: number, and a column for each run; without those that none has."""
-    rows = [[name, *(read(run) for run in runs)] for name, read in NUMBERS.items()]
+    """Totals of runs with different names: number, and a column for each run; without those that none has. Accuracies
+    are of the tasks that all have which answered any."""
+    answered = [run.zero_shot for run in runs if run.zero_shot is not None]
+    tasks = verdicts.shared_tasks(answered)
+    shared = [
+        run if run.zero_shot is None else replace(run, zero_shot=run.zero_shot[run.zero_shot["task"].isin(tasks)])
+        for run in runs
+    ]
+    rows = [[name, *(read(run) for run in shared)] for name, read in NUMBERS.items()]
     table = pd.DataFrame(rows, columns=["number", *(run.name for run in runs)])
     return table.astype({run.name: float for run in runs}).dropna(thresh=2).reset_index(drop=True)
 

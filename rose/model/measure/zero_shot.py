@@ -71,7 +71,8 @@ def zero_shot(
 
     Returns:
         A row per task: task, questions, accuracy, accuracy_error (standard error), accuracy_norm. NaN where the task
-            has no such number.
+            has no such number. The error is that of two more right and two more wrong answers (Agresti and Coull
+            1998): without them, all right or all wrong would be beyond chance.
 
     Raises:
         RoseError: lm-eval is not installed, a `bos` that the tokenizer cannot do, an unknown task, or a data set out of
@@ -167,10 +168,11 @@ def _evaluate(
 
 def _row(name: str, result: dict[str, Any], questions: dict[str, int]) -> dict[str, Any]:
     accuracy, asked = float(result.get("acc,none", math.nan)), int(questions["effective"])
+    share = (accuracy * asked + 2) / (asked + 4)
     return {
         "task": name,
         "questions": asked,
         "accuracy": accuracy,
-        "accuracy_error": math.sqrt(accuracy * (1 - accuracy) / max(1, asked - 1)),
+        "accuracy_error": math.sqrt(share * (1 - share) / (asked + 4)),
         "accuracy_norm": float(result.get("acc_norm,none", math.nan)),
     }

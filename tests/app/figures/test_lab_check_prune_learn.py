@@ -536,3 +536,12 @@ def test_captions_name_no_column_of_a_mask_that_has_not_changed_and_no_others_of
     assert both.endswith(
         "add up to 0.300, because channels that are removed together cannot compensate for one another."
     )
+
+
+def test_accuracies_are_ranked_over_the_tasks_that_all_models_answered() -> None:
+    rows = [("piqa", 100, 0.5, 0.05, "A", "rose"), ("boolq", 100, 0.9, 0.03, "A", "rose")]
+    rows += [("piqa", 100, 0.8, 0.04, "B", "sparsegpt"), ("boolq", 200, 0.1, 0.02, "B", "sparsegpt")]
+    table = pd.DataFrame(rows, columns=["task", "questions", "accuracy", "accuracy_error", "run", "method"])
+    drawn = prune.accuracy_bars(table)
+    assert "B answers 80.0 % correctly, mean over one task that all models answered" in drawn.alt
+    assert "answered no task in common" in prune.accuracy_bars(table.drop(index=0)).alt

@@ -262,6 +262,15 @@ def test_accuracies_of_both_by_task() -> None:
     assert pairs.accuracies(run(0.5), run(0.6, questions=20)) is None
 
 
+def test_mean_accuracies_are_over_the_tasks_that_all_runs_answered() -> None:
+    one = {"task": "piqa", "questions": 10, "accuracy": 0.5}
+    easy = {"task": "boolq", "questions": 10, "accuracy": 0.9}
+    both = [made_run(zero_shot=[one]), made_run(zero_shot=[one | {"accuracy": 0.4}, easy])]
+    assert pairs.numbers(both).set_index("number").loc[pairs.ACCURACY].tolist() == pytest.approx([0.5, 0.4])
+    apart = pairs.numbers([made_run(zero_shot=[one]), made_run(zero_shot=[easy])])
+    assert pairs.ACCURACY not in apart["number"].tolist()
+
+
 def test_drift_of_saved_runs_is_what_their_reports_say(tmp_path: Path) -> None:
     """Pruned and slimmed runs stand in one table; a slimmed one has a ratio and no sparsity."""
     saved(tmp_path / "pruned", made_report())
