@@ -95,6 +95,11 @@ _DEEPSEEK: dict[str, Any] = {
     "n_group": 2,
     "topk_group": 1,
 }
+UNCHAINED |= {
+    "glm_moe_dsa": lambda: transformers.GlmMoeDsaConfig(  # one decoder block picks what the next one attends to
+        **_DEEPSEEK, index_topk=4, index_head_dim=8, index_n_heads=2, indexer_types=["full", "shared"]
+    )
+}
 EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {
     "mixtral": lambda: transformers.MixtralConfig(**GATED, num_local_experts=4),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(

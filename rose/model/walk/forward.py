@@ -145,6 +145,7 @@ def _checked_chain(network: Network, few: Tensor, calls: Sequence[tuple]) -> lis
     chained = not getattr(network.config, "num_kv_shared_layers", 0)
     chained &= [index for index, *_ in calls] == list(range(len(network.blocks)))
     chained = chained and all(_same(_first(before[3]), after[1]) for before, after in pairwise(calls))
+    chained = chained and not any(_hands_on(before, after) for before, after in pairwise(calls))
     if chained:
         recorded = record_inputs(network, few, outputs)
         chained = all(
@@ -157,6 +158,13 @@ def _checked_chain(network: Network, few: Tensor, calls: Sequence[tuple]) -> lis
             "a family that is not supported yet; choose another model."
         )
     return outputs
+
+
+def _hands_on(before: tuple, after: tuple) -> bool:
+    """Whether a block is given what the one before it puts out besides hidden states, such as the tokens that sparse
+    attention has picked: a stand-in would give it that of the few tokens."""
+    more = [] if isinstance(before[3], Tensor) else _tensors(before[3][1:])
+    return any(one is other for one in more for other in _tensors(after[2]))
 
 
 class _Recorder:
