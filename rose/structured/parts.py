@@ -28,6 +28,7 @@ _ATTENTION = (("o_proj", ("q_proj", "k_proj", "v_proj")), ("o_proj", ("qkv_proj"
 _MLP = (
     ("down_proj", ("gate_proj", "up_proj")),
     ("down_proj", ("gate_up_proj",)),
+    ("down_proj", ("up_proj",)),
     ("c_proj", ("c_fc",)),
     ("fc2", ("fc1",)),
     ("dense_4h_to_h", ("dense_h_to_4h",)),
@@ -191,10 +192,12 @@ def _heads(model: nn.Module, output: PrunableLayer, layers: list[PrunableLayer],
     queries = width // dimension
     made = sum(layer.weight.shape[0] for layer in layers)
     groups = (made - width) // (2 * dimension)
+    fused = len(layers) == 1
+    if not fused and layers[0].weight.shape[0] != width:
+        return None  # a gate for each head beside its query
     if queries * dimension != width or groups < 1 or made != width + 2 * groups * dimension or queries % groups:
         return None  # heads of unlike sizes, such as latent attention
     shape = Shape(groups, queries // groups)
-    fused = len(layers) == 1
     starts = (0, width, width + groups * dimension) if fused else (0, 0, 0)
     made_by = zip(layers * 3 if fused else layers, starts, _SHARED, strict=True)
     rows = tuple(Rows(layer, start, dimension, shared) for layer, start, shared in made_by)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import ArceeConfig, AutoModelForCausalLM, LlamaConfig, Qwen3_5TextConfig
 
 import rose
 from rose.model.network.network import Network
@@ -20,7 +20,7 @@ from rose.structured.parts import CHANNELS, HEADS, Shape, block_parameters, find
 from rose.structured.plan import SlimPlan, SlimSettings, plan_slimming, possible_shapes
 from rose.structured.slimming import SlimRun
 from rose.structured.survey import survey
-from tests.model.families import DENSE, EXPERTS, logits, make_model, make_tokens, stop_at
+from tests.model.families import DENSE, EXPERTS, GATED, logits, make_from, make_model, make_tokens, stop_at
 from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("small_batches")
@@ -336,6 +336,19 @@ def test_heads_of_a_family_that_cannot_say_them_are_refused() -> None:
         slim(make_model("gpt2"), parts=[HEADS, CHANNELS])
     with pytest.raises(rose.RoseError, match="is a mixture of experts, which cannot be made smaller yet"):
         slim(make_model(next(iter(EXPERTS))))
+
+
+def test_channels_without_a_gate_are_taken_out() -> None:
+    model = make_from(ArceeConfig(**GATED))
+    assert kinds_of(model) == (HEADS, CHANNELS)
+    report = slim(model, ratio=0.25)
+    assert report.summary["removed_fraction"] == pytest.approx(0.25, abs=0.04)
+
+
+def test_queries_with_a_gate_are_not_taken_for_more_heads() -> None:
+    model = make_from(Qwen3_5TextConfig(**GATED, head_dim=8, layer_types=["full_attention"] * 2))
+    with pytest.raises(rose.RoseError, match="The heads of Qwen3_5ForCausalLM cannot be taken out"):
+        find_parts(model)
 
 
 def test_shapes_that_save_less_are_not_chosen_for_costing_less() -> None:
