@@ -223,8 +223,9 @@ def _tasks() -> dict[str, Any]:
     )
     folder = three.text_input(
         "Folder of tasks of your own",
-        **linked("prune_task_folder"),
-        help="Task definitions for lm-eval (.yaml), in place of its own: then nothing comes from the network.",
+        key="prune-task-folder",  # in no link: what others wrote there would be run
+        help="Task definitions for lm-eval (.yaml), in place of its own: then nothing comes from the network. Those "
+        "that run Python code are refused.",
     )
     return {"tasks": _words(tasks), "task_folder": folder, "questions": questions}
 

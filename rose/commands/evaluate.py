@@ -33,7 +33,8 @@ def add_parser(commands: Any) -> None:
     shared.add(parser, "windows bos")
     says = f"measure zero-shot accuracy on these tasks of lm-eval; none named: {', '.join(TASKS)}"
     add("--tasks", nargs="*", metavar="TASK", help=says)
-    add("--task-folder", metavar="FOLDER", help="take tasks from the YAML files in this folder instead")
+    says = "take tasks from the YAML files in this folder instead; where they run code, give --trust-remote-code too"
+    add("--task-folder", metavar="FOLDER", help=says)
     add("--limit", type=int, metavar="N", help="only the first N questions of each task")
     add("--output", type=Path, metavar="FILE.csv", help="write the accuracies to this file")
     parser.set_defaults(run=run)
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         of = f"{options.model} on {options.text}, {count(len(windows), 'window')} of {options.length}"
         terminal.say(f"Perplexity of {of}: {found:.3f}")
     if options.tasks is not None:
-        chosen = shared.pick(options, ("task_folder", "limit", "bos"))
+        chosen = shared.pick(options, ("task_folder", "trust_remote_code", "limit", "bos"))
         table = zero_shot(model, tokenizer, tasks=options.tasks or TASKS, **chosen)
         terminal.print_table(table, f"Zero-shot accuracy of {options.model}")
         if options.output:
@@ -81,4 +82,4 @@ def _check(options: argparse.Namespace) -> None:
         raise rose.RoseError(f"--limit must be at least 1, not {options.limit}.")
     if options.output:
         check_file(options.output)
-    task_manager(options.tasks or TASKS, options.task_folder)
+    task_manager(options.tasks or TASKS, options.task_folder, trust_remote_code=options.trust_remote_code)

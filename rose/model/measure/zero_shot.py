@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+import yaml
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -42,10 +43,31 @@ def is_installed() -> bool:
     return find_spec("lm_eval") is not None
 
 
-def check_task_folder(folder: str | Path) -> None:
-    """Raises RoseError where there is no such folder."""
-    if not reachable(folder).is_dir():
+def check_task_folder(folder: str | Path, *, trust_remote_code: bool = False) -> None:
+    """Raises RoseError where there is no such folder, or where a task definition in it could run code that lies beside
+    it, unless that is trusted."""
+    place = reachable(folder)
+    if not place.is_dir():
         raise RoseError(f"There is no folder {folder}; give one that holds task definitions (.yaml).")
+    files = [path.resolve() for path in place.rglob("*yaml") if path.is_file()]
+    odd = None if trust_remote_code else next((path for path in files if not _is_plain(path, files)), None)
+    if odd is not None:
+        raise RoseError(
+            f"{odd} may run Python code: it is no plain YAML (such as !function), or names a metric or YAML file that "
+            "lies elsewhere; only `rose evaluate --trust-remote-code` runs the tasks of its folder."
+        )
+
+
+def _is_plain(path: Path, files: Sequence[Path]) -> bool:
+    """Whether a task definition names no code, and includes only such as are among `files`."""
+    try:
+        config = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # as lm-eval reads it
+        named = config.get("include", [])
+        included = [(path.parent / one).resolve() for one in (named if isinstance(named, list) else [named])]
+        metrics = [one["metric"] for one in config.get("metric_list", [])]
+        return all(one in files for one in included) and not any("/" in one for one in metrics)
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):  # a tag, no mapping, odd values
+        return False
 
 
 def zero_shot(
@@ -54,6 +76,7 @@ def zero_shot(
     *,
     tasks: Sequence[str] = TASKS,
     task_folder: str | Path | None = None,
+    trust_remote_code: bool = False,
     limit: int | None = None,
     bos: str = "auto",
     progress: Callable[[float], Any] = lambda _share: None,
@@ -65,6 +88,7 @@ def zero_shot(
 
     Args:
         task_folder: a folder of further tasks as YAML files; then only these are known.
+        trust_remote_code: run Python code that files in that folder name, such as by `!function`.
         limit: at most so many questions of each task, the first ones.
         bos: whether every question begins with a beginning-of-sequence token, see `rose.model.load.tokens.first_token`.
         progress: called with the share done, 0 to 1, before each batch of answers; may raise to stop.
@@ -75,26 +99,26 @@ def zero_shot(
             1998): without them, all right or all wrong would be beyond chance.
 
     Raises:
-        RoseError: lm-eval is not installed, a `bos` that the tokenizer cannot do, an unknown task, or a data set out of
-            reach.
+        RoseError: lm-eval is not installed, a `bos` that the tokenizer cannot do, an unknown task, one that may run
+            code, or a data set out of reach.
     """
     check_installed()
     first = first_token(tokenizer, bos)
     if not tasks or (limit is not None and limit < 1):
         raise RoseError("Zero-shot needs at least one task, and a limit of at least 1.")
     with evaluating(model, device := pick_device()):
-        manager = task_manager(tasks, task_folder)
+        manager = task_manager(tasks, task_folder, trust_remote_code=trust_remote_code)
         found = _evaluate(model, tokenizer, manager, list(tasks), limit, device, first, progress)
     return pd.DataFrame([_row(name, found["results"][name], found["n-samples"][name]) for name in tasks])
 
 
-def task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
-    """The harness's tasks, or those of a folder; raises RoseError for no such folder, a group of tasks, or an unknown
-    one."""
+def task_manager(tasks: Sequence[str], folder: str | Path | None, *, trust_remote_code: bool = False) -> Any:
+    """The harness's tasks, or those of a folder; raises RoseError as `check_task_folder`, for a group of tasks, and for
+    an unknown one."""
     from lm_eval.tasks import TaskManager
 
     if folder is not None:
-        check_task_folder(folder)
+        check_task_folder(folder, trust_remote_code=trust_remote_code)
     manager = TaskManager(include_path=None if folder is None else str(folder), include_defaults=folder is None)
     groups = [name for name in tasks if name in manager.all_tasks and name not in manager.all_subtasks]
     if groups:
@@ -120,7 +144,15 @@ def _evaluate(
     progress: Callable[[float], Any],
 ) -> dict[str, Any]:
     import lm_eval
+    from jinja2 import StrictUndefined, TemplateError
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
     from lm_eval.models.huggingface import HFLM
+
+    # Templates are a task's too, and in lm-eval's own environment they reach all of Python.
+    apart = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    apart.filters.update(utils.env.filters)
+    utils.env = apart
 
     class Begun(HFLM):
         """Every question begins as calibration does, with the one token or with none."""
@@ -157,7 +189,7 @@ def _evaluate(
             log_samples=False,
             bootstrap_iters=0,  # accuracies have a closed standard error
         )
-    except (OSError, ValueError, ConnectionError) as problem:  # the data library raises these for a set out of reach
+    except (OSError, ValueError, ConnectionError, TemplateError) as problem:  # the first three: a set out of reach
         reason = " ".join(str(problem).split())[:150]
         raise RoseError(
             f"The tasks cannot be run ({reason}); check the network, or give a folder of tasks with local files."

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import rose
-from rose.model.measure.zero_shot import zero_shot
+from rose.model.measure.zero_shot import task_manager, zero_shot
 from tests.tasks import write_task
 from tests.tiny import BOS, save_tiny_llama
 
@@ -123,6 +123,29 @@ def test_a_group_of_tasks_is_refused_before_it_runs(loaded, tmp_path: Path) -> N
     (tmp_path / "arithmetic.yaml").write_text("group: arithmetic\ntask:\n  - sums\n")
     with pytest.raises(rose.RoseError, match="arithmetic stands for several tasks; name those"):
         zero_shot(*loaded, tasks=["arithmetic"], task_folder=tmp_path)
+
+
+@pytest.mark.parametrize("odd", ["process_docs: !function evil.f\n", "include: ../elsewhere\n", "metric: /evil"])
+def test_a_task_that_runs_code_is_refused_unless_it_is_trusted(tmp_path: Path, questions: list[dict], odd: str) -> None:
+    (folder := tmp_path / "tasks").mkdir()
+    metrics = ["/evil"] if odd.startswith("metric") else ["acc"]
+    task = write_task(folder, questions, metrics=metrics) / "sums.yaml"
+    task.write_text(task.read_text() + ("" if odd.startswith("metric") else odd))
+    (tmp_path / "elsewhere").write_text("process_docs: !function tasks/evil.f\n")
+    with pytest.raises(rose.RoseError, match=r"sums\.yaml may run Python code"):
+        task_manager(["sums"], folder)
+    assert task_manager(["sums"], folder, trust_remote_code=True).all_subtasks == ["sums"]
+    (folder / "base_yaml").write_text("num_fewshot: 0\n")
+    write_task(folder, questions)
+    task.write_text(task.read_text() + "include: base_yaml\n")
+    assert task_manager(["sums"], folder).all_subtasks == ["sums"]
+
+
+def test_a_template_does_not_reach_python(loaded, tmp_path: Path, questions: list[dict]) -> None:
+    task = write_task(tmp_path, questions) / "sums.yaml"
+    task.write_text(task.read_text().replace("{{question}}", "{{ cycler.__init__.__globals__.os.getcwd() }}"))
+    with pytest.raises(rose.RoseError, match=r"cannot be run .*unsafe"):
+        zero_shot(*loaded, tasks=["sums"], task_folder=tmp_path, limit=1)
 
 
 def test_progress_is_told_and_may_stop(loaded, folder: Path) -> None:
