@@ -59,6 +59,7 @@ class Job:
         self._work = work
         self._cancelled = threading.Event()
         self._watchers: dict[str, float] = {}
+        self._starter = ""  # the browser of who watched first
         self._lock = threading.Lock()
         self._started = self._told = time.monotonic()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -71,8 +72,21 @@ class Job:
         return self
 
     def watch(self, viewer: str) -> None:
+        """`viewer` is a session, "browser/session"; who watches first has started the work."""
         with self._lock:
+            self._starter = self._starter or _browser(viewer)
             self._watchers[viewer] = time.monotonic()
+
+    def is_by(self, viewer: str) -> bool:
+        """Whether this browser has started the work: it comes back with another session when a page is reloaded."""
+        return _browser(viewer) == self._starter
+
+    def may_stop(self, viewer: str) -> bool:
+        """Whether a person may cancel it for all: who started it may, and others where nobody else looks."""
+        with self._lock:
+            now = time.monotonic()
+            looking = {_browser(one) for one, seen in self._watchers.items() if now - seen < LOOKING}
+        return self.is_by(viewer) or looking <= {_browser(viewer)}
 
     def leave(self, viewer: str) -> bool:
         """A session cancels; the work stops unless another session is watching it too. Says whether it stops."""
@@ -132,6 +146,10 @@ class Job:
             self.status = "cancelled"
         except Exception as problem:  # or the page would wait for ever
             self.message, self.status = _told(problem), "failed"
+
+
+def _browser(viewer: str) -> str:
+    return viewer.partition("/")[0]
 
 
 def _told(problem: Exception) -> str:

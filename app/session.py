@@ -13,6 +13,8 @@ from typing import Literal
 import pandas as pd
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
+from streamlit.web.server.starlette.starlette_app_utils import decode_xsrf_token_string
+from streamlit.web.server.starlette.starlette_server_config import XSRF_COOKIE_NAME
 
 import rose
 from app import shared, words
@@ -36,7 +38,12 @@ DRAFT = "draft_"  # in the URL, before the names of choices that were edited sin
 
 
 def viewer() -> str:
-    return st.session_state.setdefault("viewer", uuid.uuid4().hex)
+    """This session, see `Job.watch`; its browser is known by what Streamlit tells it for its own purposes."""
+    if "viewer" not in st.session_state:
+        browser, _ = decode_xsrf_token_string(st.context.cookies.get(XSRF_COOKIE_NAME, ""))
+        session = uuid.uuid4().hex
+        st.session_state.viewer = f"{browser.hex() if browser else session}/{session}"
+    return st.session_state.viewer
 
 
 def follow(job: Job, tell: Callable[[], str]) -> None:
@@ -94,7 +101,7 @@ def begin() -> None:
     st.session_state.setup, problems = Setup.read(texts)
     st.session_state.draft, further = Setup.read(edits, st.session_state.setup)
     st.session_state.chosen_layer = st.session_state.linked_layer = texts.get("layer")
-    st.session_state.pruning = st.session_state.own_pruning = texts.get("run")
+    st.session_state.pruning, st.session_state.own_pruning = texts.get("run"), None
     text = texts.get("threshold", str(THRESHOLD))
     try:
         read = float(text)
@@ -103,9 +110,11 @@ def begin() -> None:
     st.session_state.chosen_threshold = THRESHOLD if math.isnan(read) else min(1.0, max(0.0, read))
     if math.isnan(read):
         problems.append(f"The link has threshold={text!r}, which is not a number.")
-    if (run := st.session_state.pruning) is not None and run not in shared.prunings():
-        problems.append(f"This server no longer has the run {run!r} of the link.")
-        st.session_state.pruning = st.session_state.own_pruning = None
+    if (name := st.session_state.pruning) is not None and (run := _pruning("pruning")) is None:
+        problems.append(f"This server no longer has the run {name!r} of the link.")
+        st.session_state.pruning = None
+    elif name is not None and run.job.is_by(viewer()):
+        st.session_state.own_pruning = name  # the page was reloaded
     st.session_state.link_problem = " ".join([*problems, *further])
 
 

@@ -155,7 +155,14 @@ def how_far(
     if job.is_cancelled:  # it stops once the step at work is done
         st.button("Cancelling …", key=f"{key}-stopping", icon=":material/hourglass_top:", disabled=True)
     else:
-        st.button(label, key=f"{key}-cancel", icon=":material/stop:", on_click=cancel or job.stop)
+        st.button(label, key=f"{key}-cancel", icon=":material/stop:", on_click=_cancel, args=(job, cancel or job.stop))
+
+
+def _cancel(job: Job, stop: Callable[[], None]) -> None:
+    if job.may_stop(session.viewer()):
+        stop()
+    else:
+        st.toast("Others watch this too, so it goes on for them.", icon=":material/group:")
 
 
 def stopped(job: Job, rest: str) -> None:

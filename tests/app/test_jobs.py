@@ -102,6 +102,22 @@ def test_a_page_that_was_reloaded_does_not_outvote_a_cancel(monkeypatch: pytest.
     assert job.status == "cancelled"
 
 
+def test_who_started_it_stops_it_in_any_window_and_others_once_nobody_else_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = Job(endless)
+    for viewer in ("ann/1", "bob/1"):
+        job.watch(viewer)
+    assert (job.may_stop("ann/1"), job.may_stop("ann/2"), job.may_stop("bob/1")) == (True, True, False)
+    assert (job.is_by("ann/2"), job.is_by("bob/1")) == (True, False)
+    job.leave("ann/1")
+    job.watch("bob/2")
+    assert job.may_stop("bob/1")  # of bob's other window, too
+    assert not job.may_stop("eve/1")
+    monkeypatch.setattr(jobs, "LOOKING", 0.0)
+    assert job.may_stop("eve/1")
+
+
 def test_work_that_nobody_watches_any_more_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     job = started("ann")
     monkeypatch.setattr(jobs, "ABANDONED_AFTER", 0.0)

@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from streamlit.web.server.starlette.starlette_app_utils import generate_xsrf_token_string
 
 from app import session
 from app.jobs import Job, Run
@@ -101,6 +102,7 @@ class State(dict):
     """As `st.session_state`: keys are attributes too."""
 
     __getattr__ = dict.__getitem__
+    __setattr__ = dict.__setitem__  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("page", ["prune", "damage", "runs"])
@@ -116,6 +118,20 @@ def test_edits_that_are_not_in_use_are_said_and_can_be_used_without_measuring(pa
     app.switch_page("views/start.py").run()
     app.button(key="recent-0").click().run()  # the example is still there
     assert app.session_state.setup == Setup()
+
+
+def test_sessions_of_one_browser_are_told_apart_and_known_as_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def come(**cookies: str) -> str:
+        streamlit = SimpleNamespace(session_state=State(), context=SimpleNamespace(cookies=cookies))
+        monkeypatch.setattr(session, "st", streamlit)
+        assert session.viewer() == session.viewer()
+        return session.viewer()
+
+    token = b"0123456789abcdef"
+    first, again, other = (come(_streamlit_xsrf=generate_xsrf_token_string(one)) for one in (token, token, None))
+    assert first != again
+    assert first.partition("/")[0] == again.partition("/")[0] != other.partition("/")[0]
+    assert come().partition("/")[0] != come().partition("/")[0]
 
 
 def test_a_link_to_a_run_that_is_gone_is_explained() -> None:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import zstandard
 from safetensors import SafetensorError, safe_open
@@ -46,6 +47,8 @@ INTEGERS: dict[int, tuple[torch.dtype, Any]] = {
 LEAST_ZEROS = 0.05  # of a tensor that is packed although it is on no grid
 FLIPPED = 0.97  # of the size of the other mask: less is no pattern along the columns, but chance
 LEVEL = 3  # of zstd; higher ones make nothing smaller here, as there is nothing that repeats
+# What `decode` raises for damaged facts or parts.
+DAMAGED = (ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, zstandard.ZstdError)
 
 Bytes = np.ndarray  # uint8, 1-D
 
@@ -102,17 +105,21 @@ def decode(facts: Mapping[str, Any], parts: Mapping[str, Bytes]) -> Tensor:
     """The tensor of such parts.
 
     Raises:
-        ValueError, KeyError, TypeError, zstandard.ZstdError: facts or parts that are damaged.
+        RoseError: it cannot fit into the memory that is free: a small file may ask for any size.
+        any of `DAMAGED`: facts or parts that are.
     """
     shape, dtype = tuple(map(int, facts["shape"])), DTYPES[facts["dtype"]]
     laid_out = (*shape[:-2], shape[-1], shape[-2]) if facts["flipped"] else shape
     count, width = math.prod(shape), laid_out[-1]
+    if 3 * count * dtype.itemsize > psutil.virtual_memory().available:
+        raise RoseError(f"There is too little memory to unpack a tensor of shape {shape}; free some, if it is sound.")
 
     def part(name: str, size: int) -> Bytes:
         data = parts[name]
         if name in facts["zstd"]:
-            opened = zstandard.ZstdDecompressor().decompress(data.tobytes(), max_output_size=max(size, 1))
-            data = np.frombuffer(opened, np.uint8)
+            if zstandard.frame_content_size(data.tobytes()) != size:  # to which zstd would open it, whatever the limit
+                raise ValueError(f"{name} does not open to {size} bytes")
+            data = np.frombuffer(zstandard.ZstdDecompressor().decompress(data.tobytes()), np.uint8)
         if len(data) != size:
             raise ValueError(f"{name} has {len(data)} bytes instead of {size}")
         return data
@@ -192,7 +199,12 @@ class TensorFile:
             )
         if self.metadata.get("digest") != digest_of_facts(self.metadata):
             raise damaged(self.path, "its header differs from its checksum")
-        self.facts = json.loads(self.metadata["tensors"])
+        try:
+            self.facts = json.loads(self.metadata["tensors"])
+            for one in self.facts.values():
+                _ = one["sha256"], one["kind"] == "plain" or tuple(map(int, one["shape"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise damaged(self.path, f"its header does not say what each tensor is ({problem})") from problem
 
     def __enter__(self) -> TensorFile:
         return self
@@ -214,7 +226,9 @@ class TensorFile:
             return self._file.get_tensor(name)
         try:
             tensor = self._decoded(name) if self._is_encoded(name) else self._file.get_tensor(name)
-        except (SafetensorError, ValueError, KeyError, TypeError, zstandard.ZstdError) as problem:
+        except RoseError:  # which is a ValueError, too
+            raise
+        except (SafetensorError, *DAMAGED) as problem:
             raise damaged(self.path, f"{name} cannot be unpacked ({problem})") from problem
         if digest({name: tensor}) != self.facts[name]["sha256"]:
             raise damaged(self.path, f"{name} differs from its checksum")

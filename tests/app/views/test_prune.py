@@ -387,6 +387,28 @@ def test_a_run_cancelled_before_its_first_copy_has_no_results(setup: Setup, halt
     assert "This run ended before a model was evaluated" in shown
 
 
+def test_another_persons_run_is_neither_stopped_nor_deleted(setup: Setup, halt: Callable[[str], Events]) -> None:
+    query = {"prune_methods": "Magnitude", "prune_layers": "model.layers.1.*.o_proj", "prune_prompt": ""}
+    halted, go_on = halt("Perplexity of the dense model")
+    app = opened(setup, **query, prune_windows="1", prune_task_folder="/elsewhere")
+    assert app.text_input(key="prune-task-folder").value == ""  # none that a link names is read
+    app.button(key="prune-start").click().run()
+    run = shared.prunings()[name_of(app)]
+    assert halted.wait(240)
+    other = opened(setup, **query, prune_windows="1", run=name_of(app))
+    other.button(key="prune-cancel").click().run()
+    assert "it goes on for them" in other.toast[0].value
+    assert not run.job.is_cancelled
+    go_on.set()
+    ended(run)
+    pruned(other.run())
+    kept = run.copies[0].checkpoint
+    assert kept is not None
+    assert kept.exists()
+    pruned(app.run())
+    assert not kept.exists()
+
+
 def test_both_targets_are_pruned_shown_and_said_in_the_recipes(setup: Setup) -> None:
     app = opened(setup, prune_layers="model.layers.[01].*", prune_windows="1", prune_prompt="")
     app.multiselect(key="prune_methods").set_value(["sparsegpt"]).run()

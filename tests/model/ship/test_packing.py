@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zstandard
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils import prune
 from transformers import AutoModelForCausalLM
@@ -18,7 +20,7 @@ import rose
 from rose import cli
 from rose.files import digest
 from rose.layer.grid import Grid, choose_scales, round_to
-from rose.model.load.packed import TensorFile, decode, encode
+from rose.model.load.packed import FORMAT, VERSION, TensorFile, decode, digest_of_facts, encode
 from rose.model.load.stored import is_packed, weight_files
 from rose.model.ship.packing import pack_folder, packed_size, unpack_folder
 from tests.model.families import make_model, make_tokens
@@ -92,6 +94,30 @@ def test_what_is_not_pruned_stays_as_it_is() -> None:
     assert encode(random(64, 64)) is None
     assert encode(torch.zeros(64)) is None
     assert encode(torch.zeros(8, 8, dtype=torch.int64)) is None
+
+
+def test_a_small_file_does_not_open_to_more_than_it_should() -> None:
+    packed = encode(without(random(64, 96), 0.5))
+    assert packed is not None
+    with pytest.raises(rose.RoseError, match="too little memory to unpack a tensor of shape"):
+        decode(packed.facts | {"shape": [2**40, 96]}, packed.parts)
+    large = np.frombuffer(zstandard.compress(bytes(10**6)), np.uint8)
+    with pytest.raises(ValueError, match="mask does not open to 768 bytes"):
+        decode(packed.facts | {"zstd": ["mask"]}, packed.parts | {"mask": large})
+
+
+@pytest.mark.parametrize(
+    "odd", [{"group": 0}, {"kind": None}, {"shape": ["many"]}, {"shape": [64]}, {"shape": [4, 17]}, {"dtype": "F64"}]
+)
+def test_an_odd_header_is_refused_in_a_sentence(odd: dict[str, Any], tmp_path: Path) -> None:
+    packed = encode(on_grid(without(random(64, 96), 0.5), 4, 32))
+    assert packed is not None
+    facts = {key: value for key, value in (packed.facts | {"sha256": "0"} | odd).items() if value is not None}
+    metadata = {"format": FORMAT, "version": VERSION, "tensors": json.dumps({"w": facts})}
+    parts = {f"w:{name}": torch.from_numpy(part.copy()) for name, part in packed.parts.items()}
+    save_file(parts, tmp_path / "odd", metadata | {"digest": digest_of_facts(metadata)})
+    with pytest.raises(rose.RoseError, match=r"^[^\n]+ is damaged: [^\n]+\.$"), TensorFile(tmp_path / "odd") as file:
+        file.tensor("w")
 
 
 FAMILIES = ["llama", "gpt2", "gemma3", "qwen3_moe"]
