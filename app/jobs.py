@@ -272,6 +272,11 @@ class Run:
             self._folder = self._opened.enter_context(private)
         return self._folder
 
+    @property
+    def has_files(self) -> bool:
+        """Whether anything is lost with it but its numbers."""
+        return self._folder is not None
+
     def discard(self) -> None:
         self._opened.close()
         self._folder = None

@@ -110,10 +110,11 @@ def begin() -> None:
     st.session_state.chosen_threshold = THRESHOLD if math.isnan(read) else min(1.0, max(0.0, read))
     if math.isnan(read):
         problems.append(f"The link has threshold={text!r}, which is not a number.")
-    if (name := st.session_state.pruning) is not None and (run := _pruning("pruning")) is None:
+    name, run = st.session_state.pruning, _pruning("pruning")
+    if name is not None and run is None:
         problems.append(f"This server no longer has the run {name!r} of the link.")
         st.session_state.pruning = None
-    elif name is not None and run.job.is_by(viewer()):
+    elif run is not None and run.job.is_by(viewer()):
         st.session_state.own_pruning = name  # the page was reloaded
     st.session_state.link_problem = " ".join([*problems, *further])
 

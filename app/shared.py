@@ -225,9 +225,10 @@ def keep_pruning(run: PruningRun) -> str:
 
 
 def _drop_ended(known: dict[Any, R], kept: int) -> list[R]:
-    """Drops runs that ended longest ago until so many are left, and returns them."""
-    ended = [key for key, run in list(known.items()) if not run.is_at_work]
-    gone = [known.pop(key, None) for key in ended[: max(0, len(known) - kept)]]
+    """Drops runs until so many are left, and returns them: without files first, and those that ended longest ago."""
+    ended = [(run.has_files, key) for key, run in list(known.items()) if not run.is_at_work]
+    ended.sort(key=lambda one: one[0])
+    gone = [known.pop(key, None) for _, key in ended[: max(0, len(known) - kept)]]
     return [run for run in gone if run is not None]  # another session may have dropped it
 
 

@@ -38,13 +38,13 @@ def check_output(folder: str | Path) -> None:
         tempfile.TemporaryFile(dir=_stage(path)).close()
 
 
-def check_room(path: str | Path, needed: int) -> None:
-    """Makes sure, before long work, that so many bytes are free where a folder or file will be.
+def check_room(path: str | Path, needed: int, reserve: int = 0) -> None:
+    """Makes sure, before long work, that so many bytes are free where a folder or file will be, besides a reserve.
 
     Raises:
         RoseError: they are not.
     """
-    free = shutil.disk_usage(_nearest(reachable(path))).free
+    free = max(0, shutil.disk_usage(_nearest(reachable(path))).free - reserve)
     if needed > free:
         raise RoseError(
             f"{path} will take about {size(needed)}, and {size(free)} are free there; make room, or choose another "

@@ -18,9 +18,9 @@ from app import words
 from app.runs.finished import REPORT, read_report
 from rose.files import reachable
 from rose.model.load.stored import check_merged
-from rose.output import temporary_folder
+from rose.output import check_room, temporary_folder
 
-RESERVE = 10**9  # bytes that temporary checkpoints leave free
+RESERVE = 10**9  # bytes that checkpoints, and files made of them, leave free
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def size_of(folder: Path) -> int:
 
 def zipped(folder: Path) -> BinaryIO:
     """A checkpoint as one .zip file, which is gone when it is closed; stored, not compressed: weights hardly shrink,
-    and it would take minutes."""
+    and it would take minutes. Raises RoseError where it would leave too little room."""
+    check_room(tempfile.gettempdir(), size_of(folder), RESERVE)
     with tempfile.TemporaryFile() as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for one in sorted(folder.rglob("*")):  # a tokenizer's further templates are in a folder of their own

@@ -10,7 +10,7 @@ from torch import nn
 import rose
 from app import words
 from app.jobs import Job, Run
-from app.study.setup import Setup
+from app.study.setup import Setup, check_memory
 from app.study.study import LoadedModel
 from rose.files import expand, reachable
 from rose.layer.defaults import THRESHOLD
@@ -126,6 +126,7 @@ class DamageRun(Run):
             model: Any = rose.load_model(str(expand(request.restore)), dtype=setup.dtype, tokenizer=setup.model)[0]
             options["restore"] = dense_weights(loaded.model, model)  # only read; the shared model stays as it is
         else:
+            check_memory(request.estimate(setup, loaded.model), setup.dtype)
             model = self._copy(loaded.model, loaded.lock)
             options |= {"method": request.method, "sparsity": setup.sparsity, "block_size": setup.block_size}
             options |= {"damping": setup.damping, "threshold": request.threshold}

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.jobs import Job, Run
-from app.runs.checkpoints import size_of, zipped
+from app.runs.checkpoints import RESERVE, size_of, zipped
 from app.runs.shipping import gguf_types
 from rose.model.ship.export import export_gguf
 from rose.model.ship.packing import pack_folder
+from rose.output import check_room
 
 PACKED = "packed"
 
@@ -35,6 +36,7 @@ class FileRun(Run):
 
     def _run(self, job: Job) -> None:
         self._say("Reading the checkpoint")
+        check_room(self._temporary(), size_of(self.folder), RESERVE)
         place = self._temporary() / f"{self.folder.name}-{self.form}"
         if self.form == PACKED:
             self.found = pack_folder(self.folder, place, partial(self._tell, "Packing")).remarks()

@@ -6,7 +6,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 import rose
-from app import session
+from app import session, shared
 from app.runs.request import HELD_OUT, NEW_TOKENS, PROMPT, WINDOWS, Keep, PruneRequest
 from app.runs.widgets import linked, path_input
 from app.study.setup import Setup
@@ -98,7 +98,8 @@ def _checkpoints() -> dict[str, Any]:
         format_func=KEEP.__getitem__,
         **linked("prune_keep"),
         help="Pruned models to keep, for download and for the pages Your text and Check a checkpoint. The best is the "
-        "recommended copy of each sparsity. Copies kept until you prune again are also deleted when the app stops.",
+        "recommended copy of each sparsity. Copies kept until you prune again are also deleted when the app stops, "
+        f"or when {shared.KEPT_RUNS} later runs on this server keep theirs.",
     )
     if keep != "folder":
         return {"keep": keep}

@@ -26,14 +26,14 @@ from app.runs.finished import seconds_of, tuned_suffix
 from app.runs.recipes import command_lines
 from app.runs.request import Case, PruneRequest, estimate_case, evaluation_seconds, task_seconds
 from app.runs.shipping import worth_keeping
-from app.study.setup import Setup
+from app.study.setup import Setup, check_memory, weights_size
 from app.study.study import LoadedModel
 from rose.files import expand
 from rose.model.measure.generation import continue_prompt
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.measure.zero_shot import zero_shot
 from rose.model.ship.packing import packed_size
-from rose.output import check_output
+from rose.output import check_output, check_room
 from rose.verdicts import Result
 
 if TYPE_CHECKING:
@@ -218,6 +218,10 @@ class PruningRun(TunableRun):
         loaded = self._load()
         job.check()
         tokens, held_out = setup.draw(loaded.tokenizer, self.cautions.append)
+        whole = request.estimate(setup, loaded.model)
+        check_memory(whole, setup.dtype)
+        if request.keep == "folder":
+            check_room(request.folder, len(request.cases) * weights_size(whole, setup.dtype), RESERVE)
         windows = request.evaluated(loaded.tokenizer, setup, (tokens, held_out))
         costs = [estimate_case(loaded.model, setup, request, case).seconds for case in request.cases]
         self._total = sum(costs) + evaluation_seconds(loaded.model, request) * (len(costs) + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import psutil
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +16,7 @@ from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost
 from rose.model.load.models import OFFLINE, parse_dtype
 from rose.model.load.tokens import STUDY, Warn, load_calibration
+from rose.wording import size
 
 # What every layer is measured with: name in the table -> arguments of `rose.prune_layer`. Two-level order is measured
 # on all layers, columnar or not, so that the threshold can move without pruning anything again.
@@ -140,6 +142,16 @@ def _read(name: str, text: str, kind: type) -> Any:
     except ValueError:
         wanted = "a whole number" if kind is int else "a number"
         raise rose.RoseError(f"The link has {name}={text!r}, which is not {wanted}.") from None
+
+
+def check_memory(cost: Cost, dtype: str) -> None:
+    """Raises RoseError where a copy of the model, and what a run takes besides, do not fit into memory now."""
+    needed, free = weights_size(cost, dtype) + cost.memory, psutil.virtual_memory().available
+    if needed > free:
+        raise rose.RoseError(
+            f"A copy of the model and its calibration take {size(needed)} of memory, and {size(free)} are free; wait "
+            "for other runs to end, or choose fewer samples or a smaller model."
+        )
 
 
 def weights_size(cost: Cost, dtype: str) -> int:

@@ -90,6 +90,20 @@ def test_a_run_that_is_tuned_or_written_into_a_file_is_not_dropped(monkeypatch: 
     assert list(known.values()) == [*kept, *others[-(shared.KEPT_RUNS - len(kept)) :]]
 
 
+def test_runs_whose_files_are_gone_make_room_before_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: dict[str, PruningRun] = {}
+    monkeypatch.setattr(shared, "prunings", lambda: known)
+    for number in range(shared.KEPT_RUNS + 3):
+        run = PruningRun(Setup(), PruneRequest(("rose",), ("0.5",)), Mock())
+        run.job.status = "done"
+        if number == 0:
+            first, kept = run, run._temporary()
+        shared.keep_pruning(run)
+    assert next(iter(known.values())) is first
+    assert len(known) == shared.KEPT_RUNS
+    assert kept.exists()
+
+
 def test_memory_goes_back_once_nobody_has_looked_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now, given_back, busy = 0.0, [], range(2900, 3301)
     monkeypatch.setattr(shared, "_asked", [now])

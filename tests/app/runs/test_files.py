@@ -2,12 +2,13 @@
 
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import rose
-from app.runs.checkpoints import Checkpoint, named_apart, size_of, written_beside, zipped
+from app.runs.checkpoints import RESERVE, Checkpoint, named_apart, size_of, written_beside, zipped
 from app.runs.files import FileRun, forms
 from app.runs.shipping import gguf_types, what_loads
 from rose.layer.grid import BITS
@@ -32,6 +33,16 @@ def test_a_checkpoint_is_zipped_with_its_folders(tmp_path: Path) -> None:
         assert archive.read("copy/additional_chat_templates/rag.jinja") == b"{{ documents }}"
         assert archive.read("copy/config.json") == b"{}"
     assert size_of(folder) == 2 + 15
+
+
+def test_no_file_is_made_where_little_room_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("shutil.disk_usage", lambda _place: SimpleNamespace(free=RESERVE + 1))
+    with pytest.raises(rose.RoseError, match=r"will take about .* are free there"):
+        zipped(tmp_path)
+    run = FileRun(tmp_path, "packed")
+    run.job.start()
+    assert "will take about" in ended(run, "failed").job.message
 
 
 def test_a_checkpoint_is_replaced_whatever_a_killed_server_has_left(tmp_path: Path) -> None:

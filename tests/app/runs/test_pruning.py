@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -178,6 +179,20 @@ def test_without_room_nothing_is_kept(setup: Setup, loaded: LoadedModel, monkeyp
     monkeypatch.setattr("app.runs.pruning.free_space", lambda: RESERVE)
     request = replace(REQUEST, methods=("magnitude",), sparsities=("0.5",), prompt="", windows=1, keep="best")
     assert finished(setup, request, lambda: loaded).copies[0].checkpoint is None
+
+
+@pytest.mark.parametrize(("free", "says"), [("memory", "of memory, and 0 MB are free; wait"), ("disk", "make room")])
+def test_what_does_not_fit_is_refused_before_it_begins(
+    free: str, says: str, setup: Setup, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if free == "memory":
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    else:
+        monkeypatch.setattr("shutil.disk_usage", lambda _place: SimpleNamespace(free=RESERVE + 1000))
+    asked = replace(REQUEST, keep="folder", folder=str(tmp_path / "out"))
+    run = finished(setup, asked, lambda: loaded, "failed")
+    assert says in run.job.message
+    assert (run.dense, (tmp_path / "out").exists()) == (None, False)
 
 
 def test_one_copy_at_a_time(setup: Setup, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
