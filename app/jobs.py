@@ -82,10 +82,10 @@ class Job:
         return _browser(viewer) == self._starter
 
     def may_stop(self, viewer: str) -> bool:
-        """Whether a person may cancel it for all: who started it may, and others where nobody else looks."""
+        """Whether a person may cancel it for all: who started it may, and others where nobody else has it open."""
         with self._lock:
             now = time.monotonic()
-            looking = {_browser(one) for one, seen in self._watchers.items() if now - seen < LOOKING}
+            looking = {_browser(one) for one, seen in self._watchers.items() if now - seen < ABANDONED_AFTER}
         return self.is_by(viewer) or looking <= {_browser(viewer)}
 
     def leave(self, viewer: str) -> bool:

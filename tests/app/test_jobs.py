@@ -114,7 +114,7 @@ def test_who_started_it_stops_it_in_any_window_and_others_once_nobody_else_looks
     job.watch("bob/2")
     assert job.may_stop("bob/1")  # of bob's other window, too
     assert not job.may_stop("eve/1")
-    monkeypatch.setattr(jobs, "LOOKING", 0.0)
+    monkeypatch.setattr(jobs, "ABANDONED_AFTER", 0.0)
     assert job.may_stop("eve/1")
 
 
