@@ -1,7 +1,8 @@
 """Command line: python -m rose COMMAND; `rose --help` lists the commands.
 
 Exit status: 0 done, 1 `check` has found something wrong, 2 bad input or too little
-memory (one line that says what and what to do), 130 cancelled. The commands are in `rose.commands`, one file each.
+memory (one line that says what and what to do), 70 a failure that nobody has foreseen (a traceback), 130 cancelled.
+The commands are in `rose.commands`, one file each.
 """
 
 from __future__ import annotations
@@ -10,31 +11,36 @@ import argparse
 import io
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from typing import Any
 
-from rich.console import Console
-
 import rose
 from rose import interrupt
 from rose.commands import COMMANDS
+from rose.commands.terminal import Output
+from rose.environment import says_versions
 from rose.errors import is_out_of_memory
 from rose.model.workers import choose_gpu, launched_place, process_group
+
+UNFORESEEN = 70  # as in sysexits.h: not 1, which is a verdict of `check`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     rank, processes = launched_place()
     # Progress and remarks; results go to standard output.
-    console = Console(stderr=True, quiet=rank > 0, markup=False, highlight=False)
+    console = Output(stderr=True, quiet=rank > 0, highlight=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # which may not write "…", nor bytes in the name of a folder
+        sys.stdout.reconfigure(errors="backslashreplace")
     name = "rose" if processes == 1 else f"rose, process {rank + 1} of {processes}"
     options = argparse.Namespace()
     try:
         interrupt.unguard()
         choose_gpu()
         rose.load_plugins()  # first, because help texts list methods and orders
-        options = _parser().parse_args(arguments)
+        options = _read(arguments)
         options.command = shlex.join(["rose", *(sys.argv[1:] if arguments is None else arguments)])  # for the report
         with process_group() if options.divided else nullcontext(), _silence() if rank > 0 else nullcontext():
             return options.run(options, console) or 0
@@ -47,13 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return interrupt.CANCELLED
     except Exception as problem:
         if not is_out_of_memory(problem):
-            raise
+            traceback.print_exc()
+            return UNFORESEEN
         less = "fewer --samples, --dtype bfloat16 and --stream need less, where the command has them"
         return _refuse(name, f"There was not enough memory; {less}.")
 
 
 def _refuse(name: str, why: str) -> int:
-    Console(stderr=True).print(f"{name}: {why}", style="red", markup=False, highlight=False, soft_wrap=True)
+    Output(stderr=True, highlight=False).print(f"{name}: {why}", style="red", soft_wrap=True)
     return 2
 
 
@@ -70,9 +77,21 @@ def _silence() -> redirect_stdout:
     return redirect_stdout(io.StringIO())
 
 
+def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; those of `streamlit run` as `more`."""
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    if more and not options.takes_more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    options.more = more
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rose", description="One-shot pruning of language models, and its analysis.")
-    parser.set_defaults(divided=False)  # whether the processes of a launcher work on one thing together
+    parser.add_argument("--version", action="version", version=says_versions())
+    # Whether the processes of a launcher work on one thing together; whether another program's options may be given.
+    parser.set_defaults(divided=False, takes_more=False)
     subparsers = parser.add_subparsers(action=_Commands, required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(subparsers)

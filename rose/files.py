@@ -32,6 +32,12 @@ def expand(name: str | Path) -> Path:
     return Path(os.path.expanduser(name))
 
 
+def beside(folder: Path, ending: str) -> Path:
+    """Where what is made of a folder is put: beside it, with its name and this ending. `.` and `..` have no name."""
+    whole = folder.resolve()
+    return (whole if folder.name in ("", "..") else folder).parent / f"{whole.name}{ending}"
+
+
 def as_text(name: str | Path) -> str:
     """A name or a path as text; raises RoseError for what is neither."""
     if not isinstance(name, (str, os.PathLike)):

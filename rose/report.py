@@ -220,6 +220,8 @@ class RunReport:
         """
         try:
             data = json.loads(text)
+            if r"\ud" in text.lower():  # half of a pair of surrogates is no character, and cannot be written
+                data = json.loads(json.dumps(data, ensure_ascii=False).encode(errors="replace"))
             table = pd.DataFrame(data["layers"])
             table = table.astype({name: float for name in _optional(LayerRecord) if name in table})
             return cls(table, dict(data["summary"]))

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rose
 from rose import cli, verdicts
-from rose.commands import options
+from rose.commands import checkpoints, options, terminal
 from rose.commands.compare import _print as _print_methods
 from rose.commands.damage import _print as _print_damage
 from rose.commands.prune import _print_layers
@@ -331,6 +331,14 @@ def test_no_bar_stays_of_what_never_began(refused):
         assert ("Writing" in shown.getvalue()) == stays
 
 
+def test_a_log_without_a_terminal_tells_progress(monkeypatch):
+    monkeypatch.setattr(terminal, "MINUTE", 0)
+    shown = io.StringIO()
+    with bar(Console(file=shown), "Pruning") as follow:
+        follow(rose.Progress("prune", 0, 30, None, None, 29, 210, 30 / 210, 1.0, None))
+        assert re.match(r"Pruning: 30 of 210, 0 s, about 0 s left\n", shown.getvalue())
+
+
 def test_compare_rounds_as_prune_does(checkpoint, text, tmp_path, capsys):
     common = ["compare", "--model", checkpoint, *CALIBRATION, "--evaluate", text, "--windows", "2", "--seeds", "0"]
     common += ["--methods", "sparsegpt", "--sparsity", "0.5", "--output", tmp_path / "comparison"]
@@ -459,6 +467,8 @@ def test_output_that_nobody_reads_any_more_changes_no_exit_status(monkeypatch):
         monkeypatch.setattr(sys, "stdout", nobody)
         assert cli.main(["models"]) == 0
         assert cli.main(["models"]) == 0
+        monkeypatch.setattr(sys, "stderr", nobody)
+        assert cli.main(["app", "--port", "0"]) == 2
 
 
 def test_a_checkpoint_goes_on_where_the_run_was_interrupted(checkpoint, tmp_path, monkeypatch, capsys):
@@ -605,7 +615,12 @@ CHEAP = {  # refused before a model is loaded: the command's options, what is sa
     "kind of text": (["analyze", "--calibration", "notes.md"], "Unknown text 'notes.md'"),
     "text to evaluate on": (["prune", "--evaluate", "absent.jsonl"], "There is no file absent.jsonl"),
     "windows of nothing": (["prune", "--windows", "3"], "--windows counts those of --evaluate"),
-    "methods of nothing": (["check", "smollm2-135m", "x", "--methods", "wanda"], "on the text of --calibration"),
+    "methods of nothing": (
+        ["check", "smollm2-135m", "x", "--methods", "wanda"],
+        "Without --calibration TEXT a check goes by the weights",
+    ),
+    "windows of no check": (["check", "x", "y", "--samples", "64", "--seed", "1"], "leave --samples and --seed out"),
+    "two that say what to draw": (["diffuse", "sample", "--prompts", "a", "--classes", "Bag"], "both say what to draw"),
     "windows": (
         ["prune", "--evaluate", "packaged", "--windows", "0"],
         "number of at least 1, not 0",
@@ -635,6 +650,10 @@ CHEAP = {  # refused before a model is loaded: the command's options, what is sa
     "pattern": (["slim", "--prune", "5:4"], "5:4"),
     "multiple": (["slim", "--prune", "8:16"], "needs widths divisible by 16; give --multiple 16."),
     "depth": (["slim", "--method", "depth", "--parts", "heads", "--target", "dense"], "leave out --parts, --target."),
+    "widths of depth": (
+        ["slim", "--method", "depth", "--multiple", "16", "--damping", "1"],
+        "out --multiple, --damping.",
+    ),
     "negative seed": (["slim", "--seed", "-1"], "from 0 to 2^63 − 1, not -1"),
     "prune method": (["slim", "--prune", "0.5", "--prune-method", "nothing"], "nothing"),
     "prune method alone": (["slim", "--prune-method", "wanda"], "--prune-method is for --prune"),
@@ -807,7 +826,8 @@ def test_slim_refuses_heads_too_narrow_for_the_pattern_before_the_run(tmp_path, 
 
 # ---- damage
 
-DAMAGE = ["--samples", "2", "--length", "32", "--held-out", "2", "--block-size", "16", "--method", "sparsegpt"]
+WINDOWS = ["--samples", "2", "--length", "32", "--held-out", "2"]
+DAMAGE = [*WINDOWS, "--block-size", "16", "--method", "sparsegpt"]
 
 
 def test_damage_writes_rows_as_they_come_and_resumes(checkpoint, tmp_path, capsys, monkeypatch):
@@ -840,7 +860,7 @@ def test_damage_writes_rows_as_they_come_and_resumes(checkpoint, tmp_path, capsy
     assert run(*command) == 0  # nothing is left to measure
     assert pd.read_csv(output / "rows.csv").equals(rows)
     assert run(*command, "--seed", "7") == 2
-    assert "other settings" in capsys.readouterr().err
+    assert "other settings: seed was 0 there and is 7 now" in capsys.readouterr().err
     monkeypatch.setattr(Precision, "environment", lambda *_: "another machine")  # rounds in another way
     assert run(*command) == 2
     assert "other settings" in capsys.readouterr().err
@@ -854,9 +874,10 @@ def test_damage_of_a_model_in_bfloat16_was_computed_in_it(checkpoint, tmp_path):
 
 def test_who_restores_prunes_by_no_method(checkpoint, tmp_path, capsys):
     assert prune(checkpoint, tmp_path / "pruned", "--method", "wanda", "--sparsity", "0.6") == 0
-    command = ["damage", "--model", checkpoint, *DAMAGE[:-2], "--units", "blocks", "--restore", tmp_path / "pruned"]
-    assert run(*command, "--method", "wanda", "--output", tmp_path / "refused") == 2
-    assert "leave --method, --sparsity and --option out" in " ".join(capsys.readouterr().err.split())
+    command = ["damage", "--model", checkpoint, *WINDOWS, "--units", "blocks", "--restore", tmp_path / "pruned"]
+    refused = ["--method", "wanda", "--block-size", "16", "--output", tmp_path / "refused"]
+    assert run(*command, *refused) == 2
+    assert "leave --method and --block-size out" in " ".join(capsys.readouterr().err.split())
     assert run(*command, "--output", tmp_path / "out") == 0
     assert "All at once give back" in capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -894,6 +915,57 @@ def test_names_are_no_markup(checkpoint, tmp_path, capsys, monkeypatch):
     assert run("evaluate", "--model", "[/x]", "--text", "packaged") == 2
     assert run("prune", "--model", checkpoint, *CALIBRATION, "--output", "[/red]") == 0
     assert "are in [/red]" in capsys.readouterr().out
+    shown = io.StringIO()
+    with bar(Console(file=shown, width=100), "Drawing with [/x]") as follow:
+        follow(1.0)
+    assert "Drawing with [/x]" in shown.getvalue()
+
+
+def test_paths_are_in_the_home_folder_also_where_the_shell_leaves_that_to_us(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    commands = [
+        ["report", "x"],
+        ["pack", "x"],
+        ["export", "x"],
+        ["evaluate"],
+        ["prune"],
+        ["slim"],
+        ["diffuse", "sample"],
+    ]
+    for command in [*commands, ["diffuse", "evaluate"]]:
+        assert cli._read([*command, "--output=~/x"]).output == tmp_path / "x"
+    assert cli._read(["check", "x", "y", "--json=~/x"]).json == tmp_path / "x"
+    asked = cli._read(["prune", "--output=~/x", "--checkpoint=~/x/kept"])
+    with pytest.raises(rose.RoseError, match="must not be inside --output"):
+        checkpoints.check(asked)
+
+
+def test_a_report_knows_its_model_and_text_in_every_folder(checkpoint, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(checkpoint).parent)
+    asked = cli._read(["prune", "--model", "./model", "--calibration", os.path.relpath(text), "--output", "x"])
+    known = options.origin(asked)
+    assert known["model"] == checkpoint
+    assert Path(known["calibration"]).is_absolute()
+    assert Path(known["calibration"]).samefile(text)
+    monkeypatch.chdir(tmp_path)
+    Path("packaged").touch()
+    assert options.origin(cli._read(["prune", "--output", "x"]))["calibration"] == "packaged"
+
+
+def test_what_nobody_has_foreseen_is_no_verdict(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(rose, "load_model", lambda *_args, **_more: [][0])
+    assert run("check", checkpoint, checkpoint) == cli.UNFORESEEN != 1
+    assert "IndexError" in capsys.readouterr().err
+
+
+def test_output_in_letters_that_the_system_does_not_have(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    with suppress(SystemExit):
+        run("--version")
+    terminal.say("more …, \udc80")
+    sys.stdout.flush()
+    assert rb"more \u2026, \udc80" in written.getvalue()
 
 
 def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import rose
 from app.runs.checkpoints import saved_checkpoint
 from app.runs.finished import read_runs
 from app.study.preflight import can_stream
-from rose.files import reachable, write_atomically
+from rose.files import beside, reachable, write_atomically
 from rose.model.load.tokens import text_file
 from rose.output import check_folder, check_output, new_folder
 
@@ -95,3 +95,14 @@ def test_nothing_is_written_into_the_home_of_nobody(
     with pytest.raises(rose.RoseError, match="does not know; write the path out"):
         check("~nobody-of-this-name/pruned")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_made_of_a_folder_is_put_beside_it_also_from_within(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model" / "part").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "model")
+    assert beside(Path("."), "-packed") == tmp_path / "model-packed"
+    assert beside(Path("part/.."), "-packed") == tmp_path / "model-packed"
+    assert beside(Path("part"), "-packed") == Path("part-packed")
+    assert beside(Path("/"), "-packed") == Path("/-packed")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import rose
+from app import server
 from rose import cli
 from rose.commands import app
 
@@ -116,15 +117,14 @@ def test_rose_is_at_hand_in_every_folder(tmp_path: Path) -> None:
 
 
 def test_rose_app_serves_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[list[str]] = []
-
-    def run(command: list[str]) -> subprocess.CompletedProcess:
-        called.append(command)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(app.subprocess, "run", run)
-    assert cli.main(["app", "--port", "8600"]) == 0
-    assert called == [[sys.executable, str(ROOT / "app" / "server.py"), "--server.port=8600"]]
+    """In its own process: one that it had started would be killed at Ctrl+C, and go on where this one is killed."""
+    served: list[tuple[int, list[str]]] = []
+    monkeypatch.setattr(server, "main", lambda: served.append((os.getpid(), sys.argv[1:])))
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert cli.main(["app", "--port", "8600", "--server.allowedHosts", "rose.example.org"]) == 0
+    assert served == [(os.getpid(), ["--server.port=8600", "--server.allowedHosts", "rose.example.org"])]
+    with pytest.raises(SystemExit):
+        cli.main(["models", "--server.allowedHosts", "rose.example.org"])
 
 
 def test_rose_app_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

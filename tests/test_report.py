@@ -153,3 +153,8 @@ def test_places_of_no_report(report: rose.RunReport, tmp_path: Path) -> None:
 def test_not_a_report(text: str) -> None:
     with pytest.raises(rose.RoseError, match=r"This is not a report written by rose .*choose another"):
         rose.RunReport.from_json(text)
+
+
+def test_half_a_character_in_a_report_can_be_written() -> None:
+    found = rose.RunReport.from_json('{"summary": {"command": "rose \\udc80 \\ud83d\\ude00"}, "layers": []}')
+    assert found.summary["command"].encode().decode() == "rose ? 😀"

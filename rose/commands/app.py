@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,23 +17,18 @@ from rose.errors import RoseError
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("app", help="open the app in a browser")
+    parser = commands.add_parser("app", help="open the app in a browser; takes options of `streamlit run`, too")
     parser.add_argument("--port", type=int, default=8501, help="on this machine (default: %(default)s)")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, takes_more=True)
 
 
 def run(options: argparse.Namespace, _console: Console) -> None:
-    """Serves the app on this machine until it is stopped."""
+    """Serves the app on this machine until it is stopped: in this process, whose end then is that of the server."""
     if not 0 < options.port < 65536:
         raise RoseError(f"A port is a number from 1 to 65535, not {options.port}.")
-    script = app_script()
-    _require("The app", ("streamlit", "plotly"))
-    try:
-        done = subprocess.run([sys.executable, str(script.with_name("server.py")), f"--server.port={options.port}"])
-    except KeyboardInterrupt:  # how one stops it
-        return
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    server = app_module("server", "The app", ("streamlit", "plotly"))
+    sys.argv = ["rose app", f"--server.port={options.port}", *options.more]
+    server.main()
 
 
 def app_script() -> Path:

@@ -24,7 +24,7 @@ from rose.model.load.tokens import CHECK
 from rose.output import check_file, write_file
 from rose.report import finite
 from rose.verdicts import SPARSE
-from rose.wording import count, percent
+from rose.wording import count, listing, percent
 
 
 def add_parser(commands: Any) -> None:
@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
     shared.add(parser, "samples length seed held-out bos")
     says = f"with --calibration, compare with what these methods reach (default: {','.join(METHODS)})"
     add("--methods", metavar="A,B", help=says)
-    add("--json", type=Path, metavar="FILE.json", help="write all that was found to this file")
+    add("--json", type=expand, metavar="FILE.json", help="write all that was found to this file")
     parser.set_defaults(run=run, **CHECK._asdict())
 
 
@@ -47,8 +47,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Returns 1 where something is wrong."""
     if options.json:
         check_file(options.json)
-    if options.methods and not options.calibration:
-        raise rose.RoseError("--methods are measured on the text of --calibration; give that too, or leave it out.")
+    wrong = shared.changed(options, CHECK._asdict() | {"seed": 0, "bos": "auto", "methods": None})
+    if wrong and not options.calibration:
+        says = "Without --calibration TEXT a check goes by the weights alone"
+        raise rose.RoseError(f"{says}; give that too, or leave {listing(wrong, len(wrong))} out.")
     methods = shared.split(options.methods, "--methods") if options.methods else METHODS
     for method in methods:
         get_method(method)

@@ -13,7 +13,7 @@ from rose import verdicts
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.files import reachable
-from rose.layer.defaults import METHOD, SPARSITY
+from rose.layer.defaults import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD
 from rose.model.estimate.duration import estimate_damage, sweeps_of
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import DAMAGE
@@ -31,7 +31,7 @@ from rose.model.network.precision import Precision
 from rose.model.network.residence import pick_device
 from rose.model.run.settings import run_settings
 from rose.model.workers import launched_place
-from rose.wording import number
+from rose.wording import listing, number
 
 # Settings of a folder; with any other the rows would not belong together.
 FOLDER_SETTINGS = (
@@ -72,7 +72,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     pruning = {} if options.restore is None else dict.fromkeys(("method", "sparsity"))  # of who restores: nobody's
     device = pick_device()
     here = Precision.of("float32", parse_dtype(options.dtype), device).environment(device)
-    settings = shared.pick(options, FOLDER_SETTINGS) | pruning | {"environment": here}
+    places = {name: shared.whole(given) for name in ("model", "restore") if (given := getattr(options, name))}
+    settings = shared.pick(options, FOLDER_SETTINGS) | places | pruning | {"environment": here}
     folder = DamageFolder(options.output, settings)
     options.rows = options.output
     if not any(row.unit == WHOLE for row in folder.rows):
@@ -83,10 +84,17 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
 def _settle_pruning(options: argparse.Namespace) -> None:
     """Puts the usual sparsity and method where none is given; raises RoseError for any where nothing is pruned."""
-    if options.restore is not None and (options.sparsity or options.method or options.option):
-        raise rose.RoseError(
-            "--restore gives weights back and prunes nothing; leave --method, --sparsity and --option out."
-        )
+    usual: dict[str, Any] = {
+        "method": None,
+        "sparsity": None,
+        "option": [],
+        "block_size": BLOCK_SIZE,
+        "damping": DAMPING,
+    }
+    wrong = shared.changed(options, usual | {"threshold": THRESHOLD})
+    if options.restore is not None and wrong:
+        left_out = listing(wrong, len(wrong))
+        raise rose.RoseError(f"--restore gives weights back and prunes nothing; leave {left_out} out.")
     options.sparsity, options.method = options.sparsity or str(SPARSITY), options.method or METHOD
 
 

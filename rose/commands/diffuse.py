@@ -23,6 +23,7 @@ from rose.diffusion.pictures import write_sheet
 from rose.diffusion.pruning import SPARSITY
 from rose.diffusion.steps import PACKAGES, STEP_WEIGHTS, STEPS, WEIGHTS, check_steps
 from rose.diffusion.trajectory import Conditions
+from rose.files import expand
 from rose.layer.defaults import BLOCK_SIZE
 from rose.layer.methods import make_settings
 from rose.model.load.models import DTYPES
@@ -68,10 +69,10 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     _add_drawing(parser)
     add("--classes", metavar="A,B", help=f"of the packaged model: {', '.join(GARMENTS)}")
-    add("--prompts", type=Path, metavar="FILE.txt", help="what to draw, one prompt a line")
+    add("--prompts", type=expand, metavar="FILE.txt", help="what to draw, one prompt a line")
     add("--count", type=int, default=10, help="pictures, classes in turn (default: %(default)s)")
     add("--beside", metavar="MODEL", help="draw the same from the same noise in a row above")
-    add("--output", type=Path, required=True, metavar="FILE.png")
+    add("--output", type=expand, required=True, metavar="FILE.png")
     parser.set_defaults(run=sample)
 
     parser = own.add_parser("evaluate", help="drift, denoising loss and Fréchet distance (packaged model)")
@@ -79,7 +80,7 @@ def add_parser(commands: Any) -> None:
     _add_drawing(parser)
     add("--dense", default=PACKAGED, metavar="MODEL", help="to measure the drift from (default: %(default)s)")
     add("--count", type=int, default=PICTURES, help="pictures (default: %(default)s)")
-    add("--output", type=Path, metavar="FILE.json", help="write the scores to this file")
+    add("--output", type=expand, metavar="FILE.json", help="write the scores to this file")
     parser.set_defaults(run=evaluate)
 
 
@@ -98,7 +99,7 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     add("--step-weights", choices=STEP_WEIGHTS, default=WEIGHTS, help=says)
     says = "groups of layers, pruned one after another (default: %(default)s)"
     add("--packages", type=int, default=PACKAGES, help=says)
-    add("--prompts", type=Path, metavar="FILE.txt", help="calibration prompts, one a line")
+    add("--prompts", type=expand, metavar="FILE.txt", help="calibration prompts, one a line")
     add("--samples", type=int, default=50, help="calibration pictures (default: %(default)s)")
 
 
@@ -163,6 +164,8 @@ def sample(options: argparse.Namespace, console: Console) -> None:
     check_installed()
     check_steps(options.steps)
     check_file(options.output)
+    if options.prompts is not None and options.classes is not None:
+        raise rose.RoseError("--prompts and --classes both say what to draw; leave one of them out.")
     wanted, classes = _read_prompts(options.prompts), _read_classes(options.classes)
     rows = []
     for name in ([options.beside] if options.beside else []) + [options.model]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.console import Console
 import rose
 from rose.commands import options as shared
 from rose.commands import terminal
+from rose.files import expand
 from rose.model.load.tokens import PAPERS
 from rose.model.measure.perplexity import perplexity_of
 from rose.model.measure.zero_shot import TASKS, check_installed, task_manager, zero_shot
@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
     says = "take tasks from the YAML files in this folder instead; where they run code, give --trust-remote-code too"
     add("--task-folder", metavar="FOLDER", help=says)
     add("--limit", type=int, metavar="N", help="only the first N questions of each task")
-    add("--output", type=Path, metavar="FILE.csv", help="write the accuracies to this file")
+    add("--output", type=expand, metavar="FILE.csv", help="write the accuracies to this file")
     parser.set_defaults(run=run)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from rose.commands import terminal
-from rose.files import expand
+from rose.files import beside, expand
 from rose.model.ship.blocks import TYPES
 from rose.model.ship.export import export_gguf
 
@@ -21,13 +20,13 @@ def add_parser(commands: Any) -> None:
     add("--to", choices=("gguf",), default="gguf", help="the format (default: %(default)s)")
     says = f"number format of the layers' weights: {', '.join(TYPES)} (default: %(default)s); others would lose zeros"
     add("--type", default="f16", help=says)
-    add("--output", type=Path, metavar="FILE.gguf", help="default: FOLDER-TYPE.gguf")
+    add("--output", type=expand, metavar="FILE.gguf", help="default: FOLDER-TYPE.gguf")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
     folder = expand(options.folder)
-    output = options.output or folder.with_name(f"{folder.resolve().name}-{options.type}.gguf")
+    output = options.output or beside(folder, f"-{options.type}.gguf")
     with terminal.bar(console, "Writing") as follow:
         made = export_gguf(str(folder), output, options.type, lambda share, what: follow(share, what[:30]))
         follow(1.0, "Written")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,13 +13,14 @@ from torch import Tensor
 import rose
 from rose.commands import terminal
 from rose.environment import versions
+from rose.files import expand, reachable
 from rose.layer.defaults import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD
 from rose.layer.grid import BITS, GROUPS
 from rose.layer.methods import BUDGETS, Settings
 from rose.layer.order import order_names
 from rose.model.estimate.duration import estimate_cost, sweeps_of
 from rose.model.estimate.memory import Memory
-from rose.model.load.models import DTYPES, OFFLINE, STORED, parse_dtype, read_as, stored_dtype
+from rose.model.load.models import DTYPES, OFFLINE, PACKAGED, STORED, parse_dtype, read_as, stored_dtype
 from rose.model.load.tokens import (
     BOS,
     PRUNING,
@@ -80,7 +80,7 @@ def _known() -> dict[str, dict[str, Any]]:
     one("stream", says, action="store_true")
     says = "number format of matrix products in forward passes; auto: bfloat16 where this processor can"
     one("compute", f"{says} {DEFAULT}", choices=COMPUTE, default=AUTO)
-    one("calibration", f"{TEXTS} {DEFAULT}", default="packaged", metavar="TEXT")
+    one("calibration", f"{TEXTS} {DEFAULT}", default="packaged", type=whole, metavar="TEXT")
     one("samples", f"calibration windows {DEFAULT}", default=PRUNING.samples)
     one("length", f"tokens per window {DEFAULT}", default=PRUNING.length)
     one("seed", f"seed of the random choice of windows {DEFAULT}", default=0)
@@ -88,7 +88,7 @@ def _known() -> dict[str, dict[str, Any]]:
     says = "begin windows with the beginning-of-sequence token: auto, where the tokenizer puts it in front of a user's"
     one("bos", f"{says} text {DEFAULT}", choices=BOS, default="auto")
     one("sparsity", f'ratio, or N:M such as "2:4" {DEFAULT}', default=str(SPARSITY))
-    one("layers", "only these layers; * matches any part", nargs="+", metavar="NAME")
+    one("layers", "only these layers, last of all options; * matches any part, in quotes", nargs="+", metavar="NAME")
     one("block-size", f"columns per block {DEFAULT}", default=BLOCK_SIZE)
     one("damping", f"added to the Hessian's diagonal, as a share of its mean {DEFAULT}", default=DAMPING)
     says = "round kept weights to this many bits, on a grid with an exact zero; see docs/shipping.md"
@@ -120,13 +120,13 @@ def _known() -> dict[str, dict[str, Any]]:
     one("parts", "what may be taken out (default: both)", nargs="+", choices=PARTS)
     one("recovery", "override how the method repairs what stays", choices=RECOVERIES)
     one("multiple", f"kept channels are a multiple of this {DEFAULT}", default=SlimSettings.multiple)
-    one("evaluate", "measure perplexity on this text before and after", metavar="TEXT")
+    one("evaluate", "measure perplexity on this text before and after", type=whole, metavar="TEXT")
     one("windows", "evaluate on the first N windows only (default: all)", type=int, metavar="N")
     says = "then train the kept weights for so many minutes, zeros stay; see `rose tune`"
     one("tune", says, type=float, metavar="MINUTES")
-    one("output", "new folder for the checkpoint", type=Path, required=True, metavar="FOLDER")
+    one("output", "new folder for the checkpoint", type=expand, required=True, metavar="FOLDER")
     says = "keep finished decoder blocks here; the same command resumes an interrupted run"
-    one("checkpoint", says, type=Path, metavar="DIR")
+    one("checkpoint", says, type=expand, metavar="DIR")
     return known
 
 
@@ -142,10 +142,22 @@ def pick(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
+def changed(options: argparse.Namespace, usual: Mapping[str, Any]) -> list[str]:
+    """The options, as one writes them, that have another value than the usual one."""
+    return [f"--{name.replace('_', '-')}" for name, value in usual.items() if getattr(options, name) != value]
+
+
+def whole(name: str) -> str:
+    """A text or model as it is known in every folder: a file or folder on this disk by its whole path."""
+    is_name = name in SOURCES or name in PACKAGED or not reachable(name).exists()
+    return name if is_name else str(expand(name).absolute())
+
+
 def origin(options: argparse.Namespace) -> dict[str, Any]:
     """What a report says of where it comes from: model, text, by what command and with which programs."""
     names = ("model", "dtype", "calibration", "seed", "bos", "rotate", "command")
-    return pick(options, (name for name in names if name in options)) | {"made_with": versions()}
+    known = pick(options, (name for name in names if name in options)) | {"made_with": versions()}
+    return known | ({"model": whole(options.model)} if "model" in options else {})
 
 
 def load(options: argparse.Namespace, console: Console, name: str | None = None, **more: Any) -> tuple[Any, Any]:
@@ -233,7 +245,7 @@ def _but(options: argparse.Namespace, left_out: Sequence[str]) -> str:
     kept = getattr(options, "rows", getattr(options, "checkpoint", None))
     begun = kept is not None and any(found for name in ("rows.csv", "block-*") for found in kept.glob(name))
     counted = f" without {listing(left_out, len(left_out))}" if left_out else ""
-    return counted + (f"; less, as {escape(str(kept))} holds some of it already" if begun else "")
+    return counted + (f"; less, as {kept} holds some of it already" if begun else "")
 
 
 def pruning_seconds(options: argparse.Namespace, model: Any, method: str, target: str) -> float:

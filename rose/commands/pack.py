@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from rose.commands import terminal
-from rose.files import expand
+from rose.files import beside, expand
 from rose.model.ship.packing import PackedSize, pack_folder, unpack_folder
 from rose.output import check_output
 
@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
     ):
         parser = commands.add_parser(name, help=says)
         parser.add_argument("folder", metavar="FOLDER", help=f"of the model to {name}")
-        parser.add_argument("--output", type=Path, metavar="FOLDER", help=f"default: FOLDER-{name}ed")
+        parser.add_argument("--output", type=expand, metavar="FOLDER", help=f"default: FOLDER-{name}ed")
         parser.set_defaults(run=run)
 
 
@@ -42,7 +42,7 @@ def _written(
     options: argparse.Namespace, console: Console, doing: str, ending: str, write: Callable[..., PackedSize]
 ) -> tuple[PackedSize, Path]:
     folder = expand(options.folder)
-    output = options.output or folder.with_name(folder.resolve().name + ending)
+    output = options.output or beside(folder, ending)
     check_output(output)
     with terminal.bar(console, doing) as follow:
         size = write(folder, output, lambda share, file: follow(share, f"{doing} {file}"))

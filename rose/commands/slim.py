@@ -112,6 +112,8 @@ def _check_drop_options(options: argparse.Namespace) -> None:
         "--parts": options.parts,
         "--allocation": options.allocation != "uniform",
         "--recovery": options.recovery,
+        "--multiple": options.multiple != SlimSettings.multiple,
+        "--damping": options.damping != SlimSettings.damping and not options.prune,
         "--target": options.target and not options.prune,
     }
     wrong = [name for name, value in given.items() if value]

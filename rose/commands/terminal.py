@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -17,20 +17,22 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 import rose
+from rose.wording import duration
 
+MINUTE = 60.0  # seconds between lines of progress
 MAX_ROWS = 40  # of a table on the terminal; files have them all
 NARROW: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}  # tables of numbers, to fit into 80 columns
 
 
 class Output(Console):
-    """Standard output without markup. Where its reader has gone, as in `rose models | head`, the rest is not shown, and
-    the command goes on to its own exit status."""
+    """Standard output, or error, without markup. Where its reader has gone, as in `rose models | head`, the rest is not
+    shown, and the command goes on to its own exit status."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__(markup=False, **more)
 
     def on_broken_pipe(self) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 def show(*tables: Table) -> None:
@@ -59,25 +61,37 @@ def bar(console: Console, what: str, total: int = 100) -> Iterator[Follow]:
     A `Progress` moves it a step per layer, with fractions of the work in between; a share moves it over `total` steps.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Bar(*columns, console=console) as shown:
         task = shown.add_task(what, total=total, note="")
+        told = time.monotonic()
+
+        def tell() -> None:
+            """A line a minute where no bar can be seen, as in the log of a batch job."""
+            nonlocal told
+            if console.is_terminal or time.monotonic() - told < MINUTE:
+                return
+            told, one = time.monotonic(), shown.tasks[0]
+            passed, done, total = one.elapsed or 0.0, one.completed, one.total or 0.0
+            left = f", about {duration(passed * (total - done) / done)} left" if done else ""
+            console.print(f"{one.description}: {done} of {total}, {duration(passed)}{left}", soft_wrap=True)
 
         def follow(progress: rose.Progress | float, what: str = what) -> None:
             if not isinstance(progress, rose.Progress):
                 shown.update(task, completed=round(progress * total))
-                return
+                return tell()
             note = ""
             if progress.layer is not None and progress.relative_error is not None:
                 note = f"error {progress.relative_error:.4f} in {progress.layer}"
             done = round(progress.fraction * progress.layers)
             shown.update(task, description=what, total=progress.layers, completed=done, note=note)
+            tell()
 
         try:
             yield follow

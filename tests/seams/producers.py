@@ -21,8 +21,8 @@ PRUNE = ("prune", "--model", "{dense}", *HELD_OUT, "--block-size", "16", *EVALUA
 HALF = (*PRUNE, "sparsegpt", "--sparsity", "0.5")
 SLIM = ("slim", "--model", "{dense}", *HELD_OUT, *EVALUATE, "--ratio", "0.3")
 THEN = ("--prune", "0.5", "--prune-method", "sparsegpt")
-RESTORE = ("damage", "--model", "{dense}", *HELD_OUT, "--block-size", "16")
-DAMAGE = (*RESTORE, "--method", "sparsegpt", "--sparsity", "0.5")
+RESTORE = ("damage", "--model", "{dense}", *HELD_OUT)
+DAMAGE = (*RESTORE, "--block-size", "16", "--method", "sparsegpt", "--sparsity", "0.5")
 DIFFUSE = ("--model", "{pipeline}", "--steps", "3", "--samples", "2", "--packages", "1")
 
 # {dense}, {pipeline}: a model and a diffusion pipeline; {text}: a file; {any other name}: the folder of that command.

@@ -98,8 +98,14 @@ class MeasurementFolder(Generic[Record]):
         )
 
     def _check_settings(self) -> None:
-        if _given((self.folder / "settings.json").read_text()) != _given(self._settings):
-            raise RoseError(f"{self.folder} holds a {self.holds[0]} with other settings; choose another folder.")
+        before, asked = _given((self.folder / "settings.json").read_text()), _given(self._settings)
+        for name in sorted(before.keys() | asked.keys()):
+            if before.get(name) != asked.get(name):
+                was, now = (known.get(name, "not given") for known in (before, asked))
+                raise RoseError(
+                    f"{self.folder} holds a {self.holds[0]} with other settings: {name.replace('_', '-')} was {was} "
+                    f"there and is {now} now; choose another folder."
+                )
 
     def _read(self) -> list[Record]:
         path = self.folder / "rows.csv"
