@@ -4,6 +4,7 @@ import errno
 import gc
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -249,7 +250,9 @@ def test_evaluate_measures_tasks_and_says_what_it_lacks(checkpoint, tmp_path, ca
     questions = [{"question": "Water is", "choices": ["wet", "dry"], "answer": k % 2} for k in range(6)]
     write_task(tmp_path, questions, "water")
     asked = ["evaluate", "--model", checkpoint, "--tasks", "water", "--task-folder", tmp_path]
-    assert run(*asked, "--limit", "4", "--output", tmp_path / "accuracy.csv") == 0
+    assert run(*asked, "--limit", "4", "--output", tmp_path / "accuracy.csv", "--json", tmp_path / "all.json") == 0
+    (answered,) = json.loads((tmp_path / "all.json").read_text())["accuracies"]
+    assert (answered["task"], answered["accuracy"]) == ("water", 0.5)
     # The answer is the same every time and right in every second question.
     assert "Mean accuracy 0.5000 over 1 tasks" in capsys.readouterr().out
     written = pd.read_csv(tmp_path / "accuracy.csv")
@@ -262,11 +265,16 @@ def test_evaluate_measures_tasks_and_says_what_it_lacks(checkpoint, tmp_path, ca
     assert "accuracy.csv already exists; choose another name, or remove it." in capsys.readouterr().err
 
 
-def test_evaluate_prints_the_perplexity(checkpoint, text, capsys):
-    assert run("evaluate", "--model", checkpoint, "--text", text, "--length", "32") == 0
+def test_evaluate_prints_the_perplexity(checkpoint, text, tmp_path, capsys):
+    written = tmp_path / "found.json"
+    assert run("evaluate", "--model", checkpoint, "--text", text, "--length", "32", "--json", written) == 0
     model, tokenizer = rose.load_model(checkpoint)
     value = rose.perplexity(model, rose.load_tokens(str(text), tokenizer, samples=None, length=32, seed=None))
     assert f"{value:.3f}" in capsys.readouterr().out
+    found = json.loads(written.read_text())
+    assert found["perplexity"] == pytest.approx(value)
+    assert math.exp(sum(found["losses"]) / len(found["losses"])) == pytest.approx(value)
+    assert (found["model"], found["text"], found["dtype"]) == (checkpoint, str(text), "float32")
 
 
 def test_compare_goes_on_where_it_was_interrupted(checkpoint, text, tmp_path, capsys):

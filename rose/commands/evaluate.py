@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from rose.model.load.tokens import PAPERS
 from rose.model.measure.perplexity import perplexity_of
 from rose.model.measure.zero_shot import TASKS, check_installed, task_manager, zero_shot
 from rose.output import check_file, write_file
-from rose.report import csv_text
+from rose.report import csv_text, finite
 from rose.wording import count, listing
 
 # Options of --text, unless given.
@@ -37,15 +38,25 @@ def add_parser(commands: Any) -> None:
     add("--task-folder", metavar="FOLDER", help=says)
     add("--limit", type=int, metavar="N", help="only the first N questions of each task")
     add("--output", type=expand, metavar="FILE.csv", help="write the accuracies to this file")
+    add(
+        "--json",
+        type=expand,
+        metavar="FILE.json",
+        help="write all that was measured, losses by window too, to this file",
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
     _check(options)
     model, tokenizer = shared.load(options, console)
+    written = shared.origin(options)
     if options.text is not None:
         windows = shared.windows(options, options.text, tokenizer)
-        found = perplexity_of(shared.losses(model, windows, console, "Perplexity", options.compute))
+        losses = shared.losses(model, windows, console, "Perplexity", options.compute)
+        found = perplexity_of(losses)
+        written |= {"text": shared.whole(options.text), "length": options.length, "compute": options.compute}
+        written |= {"perplexity": found, "losses": losses.tolist()}
         of = f"{options.model} on {options.text}, {count(len(windows), 'window')} of {options.length}"
         terminal.say(f"Perplexity of {of}: {found:.3f}")
     if options.tasks is not None:
@@ -55,12 +66,17 @@ def run(options: argparse.Namespace, console: Console) -> None:
         if options.output:
             write_file(options.output, csv_text(table))
         terminal.say(f"Mean accuracy {table['accuracy'].mean():.4f} over {len(table)} tasks")
+        written |= {"limit": options.limit, "accuracies": table.to_dict("records")}
+    if options.json:
+        write_file(options.json, json.dumps(finite(written), indent=1))
 
 
 def _check(options: argparse.Namespace) -> None:
     """Raises RoseError for options that leave nothing to do or that do not belong together; fills in the usual."""
     if options.text is None and options.tasks is None:
         raise rose.RoseError("Say what to measure: --text for perplexity, --tasks for zero-shot accuracy, or both.")
+    if options.json:
+        check_file(options.json)
     given = [f"--{name}" for name in PERPLEXITY if getattr(options, name) is not None]
     if options.text is None and given:
         are, them = ("is", "it") if len(given) == 1 else ("are", "them")

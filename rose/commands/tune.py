@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
         "--parts",
         type=int,
         default=1,
-        help="tune the decoder blocks in so many parts, one after another, for less memory",
+        help="tune the decoder blocks in so many parts, one after another, for less memory (default: %(default)s)",
     )
     add("--unpruned", action="store_true", help="allow a model without zeros")
     shared.add(parser, "dtype trust-remote-code compute")
