@@ -469,14 +469,13 @@ def test_an_interrupted_prune_writes_nothing_and_exits_130(checkpoint, tmp_path,
 
 def test_output_that_nobody_reads_any_more_changes_no_exit_status(monkeypatch):
     """As in `rose models | head -1`: 1 would mean that a check has found something wrong."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    with open(writer, "w") as nobody:
-        monkeypatch.setattr(sys, "stdout", nobody)
-        assert cli.main(["models"]) == 0
-        assert cli.main(["models"]) == 0
-        monkeypatch.setattr(sys, "stderr", nobody)
-        assert cli.main(["app", "--port", "0"]) == 2
+    for stream, command, status in (("stdout", ["models"], 0), ("stderr", ["app", "--port", "0"], 2)):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w") as nobody, monkeypatch.context() as only:
+            only.setattr(sys, stream, nobody)
+            assert cli.main(command) == status
+            assert cli.main(command) == status
 
 
 def test_a_checkpoint_goes_on_where_the_run_was_interrupted(checkpoint, tmp_path, monkeypatch, capsys):
