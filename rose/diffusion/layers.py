@@ -12,7 +12,7 @@ from rose.diffusion.denoiser import block_of, outermost_lists
 from rose.diffusion.trajectory import Trajectories
 from rose.errors import RoseError
 from rose.layer.defaults import BLOCK_SIZE
-from rose.model.network.layers import PrunableLayer
+from rose.model.network.layers import PrunableLayer, check_plain
 from rose.model.network.stand_ins import hooked
 
 
@@ -21,7 +21,8 @@ class _Seen(Exception):
 
 
 def find_layers(trajectories: Trajectories) -> list[PrunableLayer]:
-    """Calls the denoiser once; the prunable layers, in the order in which it calls them. Raises RoseError for none.
+    """Calls the denoiser once; the prunable layers, in the order in which it calls them. Raises RoseError for none,
+    and as `check_plain`.
 
     Prunable is every linear layer inside a list of blocks that reads a sequence of tokens. Layers that read one vector
     for a whole picture (time and class embeddings, the modulation made from them) and layers outside the blocks stay
@@ -29,6 +30,7 @@ def find_layers(trajectories: Trajectories) -> list[PrunableLayer]:
     unfolded patches, which no paper on these models prunes by. `block_index` counts blocks in the order of the calls.
     """
     denoiser = trajectories.denoiser
+    check_plain(denoiser)
     outermost = outermost_lists(denoiser)
     called: dict[str, nn.Module] = {}
     hooks = []

@@ -18,7 +18,7 @@ from torch import nn
 
 from rose.diffusion.denoiser import block_of, outermost_lists
 from rose.errors import RoseError
-from rose.model.network.layers import PrunableLayer
+from rose.model.network.layers import PrunableLayer, check_plain
 from rose.structured.parts import CHANNELS, HEADS, PARTS, Part, Rows, Shape, check_kinds
 from rose.structured.surgery import Cut, cut_parts, cut_to, with_shapes
 
@@ -30,12 +30,13 @@ ACTIVATIONS = {"GELU": 1, "ApproximateGELU": 1, "LinearActivation": 1, "GEGLU": 
 
 def find_parts(denoiser: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[Part]]:
     """The parts of every block, in the order of the forward pass, [block][part]; raises RoseError for a block without
-    one.
+    one, and as `check_plain`.
 
     Known are diffusers' `Attention` with a head's queries, keys and values side by side (not the joint attention of two
     streams, whose heads two output projections share) and its `FeedForward`.
     """
     check_kinds(kinds)
+    check_plain(denoiser)
     lists = outermost_lists(denoiser)
     found: dict[str, list[Part]] = {}
     for name, module in denoiser.named_modules():

@@ -21,7 +21,7 @@ from rose.diffusion.steps import PACKAGES, STEPS, WEIGHTS, StepWeights
 from rose.diffusion.trajectory import Conditions, DrawOptions, Trajectories
 from rose.layer.methods import SettingsOptions, make_settings
 from rose.layer.statistics import InputStatistics
-from rose.model.network.layers import PrunableLayer, check_widths, count_parameters, matching
+from rose.model.network.layers import PrunableLayer, check_prunable, count_parameters, matching
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import ProgressCallback
 from rose.model.run.one_layer import prune_one, record_of
@@ -85,10 +85,11 @@ def prune_diffusion(
         pipeline, conditions, step_weights, packages, steps=steps, guidance=guidance, batch=batch, seed=seed
     )
     start = time.perf_counter()
-    chosen = matching(find_layers(calibration), layers)
+    every = find_layers(calibration)
+    chosen = matching(every, layers)
     if by_itself:
         settings = replace(settings, block_size=default_block_size(chosen))
-    check_widths(chosen, settings.pattern, settings.block_size, settings.grid)
+    check_prunable(chosen, every, settings.pattern, settings.block_size, settings.grid)
 
     def prune(layer: PrunableLayer, found: dict[str, InputStatistics]) -> LayerRecord:
         began = time.perf_counter()

@@ -1,6 +1,7 @@
 """The walk: weighted statistics along trajectories, packages one after another, the same engine."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.utils.prune import l1_unstructured
 
 import rose
 from rose.diffusion.calibration import make_packages
@@ -161,6 +163,40 @@ def test_bad_settings_are_refused_before_any_work(settings: dict, says: str) -> 
     with pytest.raises(rose.RoseError, match=says):
         rose.prune_diffusion(pipeline, classes, progress=told.append, **settings)
     assert not told
+
+
+def _adapted(block: Any) -> None:
+    """As `pipeline.load_lora_weights` leaves a layer."""
+    layer = block.attn1.to_q
+    block.attn1.to_q = torch.nn.Sequential(torch.nn.Linear(layer.in_features, layer.out_features))
+    block.attn1.to_q.base_layer = layer
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_adapted, r"to_q is a layer with an adapter beside it.*pipeline\.fuse_lora"),
+        (lambda block: l1_unstructured(block.attn1.to_q, "weight", 0.3), r"to_q holds weights and their masks apart"),
+    ],
+)
+def test_layers_that_are_more_than_their_weight_are_refused(change: Callable[[Any], Any], says: str) -> None:
+    pipeline, classes = garments()
+    change(denoiser_of(pipeline).transformer_blocks[0])
+    for use in (rose.prune_diffusion, rose.collect_diffusion_statistics, rose.prune_diffusion_structured):
+        with pytest.raises(rose.RoseError, match=says):
+            use(pipeline, classes, steps=2)
+
+
+def test_weights_that_cannot_be_pruned_apart_or_rounded_are_refused() -> None:
+    pipeline, classes = garments()
+    attention = denoiser_of(pipeline).transformer_blocks[0].attn1
+    attention.to_k.weight = attention.to_q.weight
+    with pytest.raises(rose.RoseError, match="to_q and .*to_k are the same weights"):
+        rose.prune_diffusion(pipeline, classes, steps=2)
+    pipeline, classes = garments()
+    rose.prune_diffusion(pipeline, classes, steps=2, sparsity=0, bits=3, group=32, layers=[TO_Q])
+    with pytest.raises(rose.RoseError, match="rounded to 3 bits"):
+        rose.prune_diffusion(pipeline, classes, steps=2, sparsity=0, bits=4, group=32, layers=[TO_Q])
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,8 @@ def check_plain(model: nn.Module) -> None:
         if isinstance(getattr(module, "base_layer", None), nn.Module):  # as every kind of adapter in peft has it
             raise RoseError(
                 f"{name} is a layer with an adapter beside it; merge the two first (in peft: "
-                "model = model.merge_and_unload())."
+                "model = model.merge_and_unload(); in diffusers: pipeline.fuse_lora(), then "
+                "pipeline.unload_lora_weights())."
             )
         if not isinstance(module, (nn.Linear, Conv1D)) or "weight" in module._parameters:
             continue
@@ -238,6 +239,21 @@ def by_block(layers: Iterable[PrunableLayer]) -> dict[int, list[PrunableLayer]]:
     for layer in layers:
         found.setdefault(layer.block_index, []).append(layer)
     return dict(sorted(found.items()))
+
+
+def check_prunable(
+    chosen: Sequence[PrunableLayer],
+    every: Sequence[PrunableLayer],
+    pattern: Pattern,
+    block_size: int,
+    grid: Grid | None = None,
+) -> None:
+    """Raises RoseError where chosen layers, some or all of `every`, cannot be pruned, or rounded to a grid: see
+    `check_not_shared`, `check_widths` and `check_no_coarser_grid`."""
+    check_not_shared(chosen, every)
+    check_widths(chosen, pattern, block_size, grid)
+    if grid:
+        check_no_coarser_grid(chosen, grid, pattern)
 
 
 def check_widths(layers: Iterable[PrunableLayer], pattern: Pattern, block_size: int, grid: Grid | None = None) -> None:

@@ -15,9 +15,7 @@ from rose.layer.grid import Grid
 from rose.layer.pattern import Pattern
 from rose.model.network.layers import (
     PrunableLayer,
-    check_no_coarser_grid,
-    check_not_shared,
-    check_widths,
+    check_prunable,
     decoder_blocks,
     matching,
     prunable_layers,
@@ -86,13 +84,9 @@ class Network:
     def to_prune(
         self, layers: Sequence[str] | None, pattern: Pattern, block_size: int, grid: Grid | None = None
     ) -> list[PrunableLayer]:
-        """As `select`, with layers that cannot be pruned, or rounded to a grid, refused: see `check_not_shared`,
-        `check_widths` and `check_no_coarser_grid`."""
+        """As `select`, with layers that cannot be pruned, or rounded to a grid, refused: see `check_prunable`."""
         selected = matching(self.layers, layers)
-        check_not_shared(selected, self.layers)
-        check_widths(selected, pattern, block_size, grid)
-        if grid:
-            check_no_coarser_grid(selected, grid, pattern)
+        check_prunable(selected, self.layers, pattern, block_size, grid)
         return selected
 
     def check_in_memory(self) -> None:
