@@ -58,8 +58,9 @@ class LayerRecord:
     which makes good what the residual stream has lost, too. Held-out ones are None where no held-out tokens were given.
     `damping` and `target_damping` are relative to the mean of diag(H). `tokens` of calibration have reached the layer:
     few or none where it is of an expert, which may then have been left dense, with sparsity 0.
-    `is_damping_raised`: the Hessian could not be factorized with the damping asked for.
-    `sparsity` counts weights that were zero before too; `zeros_before` is their share.
+    `is_damping_raised`: the Hessian could not be factorized with the damping asked for, or with the target damping.
+    `sparsity` counts weights that were zero before too; `zeros_before` is their share, and `asked_sparsity` what was
+    asked of this layer, None in reports of former versions, and where it was left dense.
     `order` and `budget` are those used, which tells what ROSE decided and what "measured" chose.
     `column_variation` is that of `OrderPlan`; None in reports of former versions, and where nothing was pruned.
     `pruning_error` and `rounding_error`: what each adds to the error against the weights that the layer was to have,
@@ -90,6 +91,7 @@ class LayerRecord:
     target: str = "layer"
     is_damping_raised: bool = False
     zeros_before: float = 0.0
+    asked_sparsity: float | None = None
     column_variation: float | None = None
     pruning_error: float | None = None
     rounding_error: float | None = None
@@ -151,8 +153,8 @@ class RunReport:
     @property
     def remarks(self) -> list[str]:
         """How far the numbers can be trusted, and where target dense could not do all that it is for, a sentence
-        each."""
-        said = cautions(self.layers)
+        each. `text_cautions` of the summary are those of whoever has drawn the calibration text."""
+        said = [*self.summary.get("text_cautions", []), *cautions(self.layers)]
         if padded := self.summary.get("padded_windows"):
             said.append(
                 f"{padded} of {self.summary['samples']} calibration windows begin or end in one token repeated, as "

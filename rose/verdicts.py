@@ -31,6 +31,7 @@ SPARSE = 0.05  # share of zeros from which on a layer was pruned before
 SOME = 0.01  # share of zeros that is more than a few weights that happen to be 0, as in models read from 4 bits
 WINDOWS = ("calibration", "samples", "length", "seed", "held_out_samples")  # of a run, by which text was drawn
 BOS = "bos_token"  # that every window begins with, None where they begin with the text: what the option bos came to
+SHORT = 0.01  # share of the weights that may be missing, besides a weight a row, from what was asked for
 FEW_METHODS = 4  # that a caution names
 STRONG, WEAK = 0.7, 0.3  # rank correlations from which on one number tells the other, or partly
 
@@ -98,6 +99,18 @@ def paired_ratio(logs: Sequence[float], others: Sequence[float]) -> Interval:
     ends = [middle, -math.inf, math.inf] if found is None else [found.value, found.low, found.high]
     with np.errstate(over="ignore"):
         return Interval(*(float(one) for one in np.exp(ends)))
+
+
+def mean_ratio(first: pd.Series, second: pd.Series) -> Interval | None:
+    """Geometric mean of second / first over layers, the same back and forth, with its interval; None where a number is
+    not above 0, or none is there. Layers in which one is not known, or both are 0, have no ratio."""
+    both = pd.DataFrame({"first": first, "second": second}).astype(float).dropna()
+    both = both[both.any(axis=1)]
+    return (
+        None
+        if both.empty or (both <= 0).any(axis=None)
+        else paired_ratio(*np.log(both[["second", "first"]].to_numpy().T))
+    )
 
 
 def difference(one: float, error: float, other: float, other_error: float) -> Interval:
@@ -623,7 +636,7 @@ CAUTIONS = (
     ),
     Caution(
         "nothing held out",
-        "nothing was held out, so errors are those of the text that pruning was fitted to",
+        "nothing was held out, so errors are those on what pruning was fitted to",
         ("held_out_error", "relative_error"),
         lambda table: table["held_out_error"].isna() & table["relative_error"].notna(),
     ),
@@ -640,6 +653,12 @@ CAUTIONS = (
         ("zeros_before", "sparsity"),
         lambda table: (table["zeros_before"] > SOME) & (table["sparsity"] <= table["zeros_before"]),
     ),
+    Caution(
+        "less removed than asked",
+        "clearly less was removed than asked for: do not rank these numbers with those of methods that removed it all",
+        ("sparsity", "asked_sparsity", "columns"),
+        lambda table: table["asked_sparsity"] - table["sparsity"] > SHORT + 1 / table["columns"],
+    ),
 )
 
 
@@ -647,33 +666,47 @@ def caution_column(table: pd.DataFrame) -> pd.Series:
     """The cautions of every row in brief, "" where there is none: a column for tables and CSV files.
 
     The table has a row per layer, or layer and method, with what is known of: tokens, columns, dead_columns,
-    is_damping_raised, relative_error, held_out_error, zeros_before and sparsity (shares).
+    is_damping_raised, relative_error, held_out_error, zeros_before, sparsity and asked_sparsity (shares).
     """
     found = pd.Series("", index=table.index, dtype=object)
     for caution in CAUTIONS:
-        if set(caution.needs) <= set(table.columns):
-            is_so = caution.holds(table)
+        if (is_so := _holds(caution, table)) is not None:
             found = found.where(~is_so, found.where(found == "", found + "; ") + caution.brief)
     return found
 
 
-def cautions(table: pd.DataFrame) -> list[str]:
-    """The cautions of a table as of `caution_column`, with the column layer: "In three of 210 layers …", one each."""
-    said, every = [], table["layer"].nunique() if "layer" in table else 0
+def _holds(caution: Caution, table: pd.DataFrame) -> pd.Series | None:
+    """In which rows; None where the table cannot tell. Rows that sum up others have their cautions in brief."""
+    if "cautions" in table:
+        return table["cautions"].str.split("; ").map(lambda briefs: caution.brief in briefs)
+    return caution.holds(table) if set(caution.needs) <= set(table.columns) else None
+
+
+def in_brief(table: pd.DataFrame) -> str:
+    """All cautions of a table as of `caution_column`, each once: for the row that sums it up."""
+    of_rows = "; ".join(caution_column(table))
+    return "; ".join(caution.brief for caution in CAUTIONS if caution.brief in of_rows.split("; "))
+
+
+def cautions(table: pd.DataFrame, noun: str = "layer") -> list[str]:
+    """The cautions of a table as of `caution_column`, with the column layer: "In three of 210 layers …", one each.
+
+    Rows may also be of another noun, its names in the column of that name, with `in_brief` as their column cautions.
+    """
+    said, every = [], table[noun].nunique() if noun in table else 0
     for caution in CAUTIONS:
-        if every and set(caution.needs) <= set(table.columns):
-            holds = caution.holds(table)
-            some = table.loc[holds, "layer"].unique()
+        if every and (holds := _holds(caution, table)) is not None:
+            some = table.loc[holds, noun].unique()
             if len(some):
-                where = f"in {out_of(len(some), every, 'layer')} " if every > 1 else ""
-                is_shared = not (table["layer"].isin(some) & ~holds).any()
-                said.append(f"{sentence(where + caution.says + ('' if is_shared else _by_whom(table[holds])))}.")
+                where = f"in {out_of(len(some), every, noun)} " if every > 1 else ""
+                is_shared = not (table[noun].isin(some) & ~holds).any()
+                said.append(f"{sentence(where + caution.says + ('' if is_shared else _by_whom(table[holds], noun)))}.")
     return said
 
 
-def _by_whom(rows: pd.DataFrame) -> str:
+def _by_whom(rows: pd.DataFrame, noun: str) -> str:
     """By which methods of a study, which has a row for each, and in how many layers: ": by SparseGPT in nine"."""
-    found = rows.groupby("method", sort=False)["layer"].nunique() if "method" in rows else pd.Series(dtype=int)
+    found = rows.groupby("method", sort=False)[noun].nunique() if "method" in rows else pd.Series(dtype=int)
     if not 0 < len(found) <= FEW_METHODS:
         return ", by at least one method"
     return f": by {listing([f'{label_of(str(name))} in {word(layers)}' for name, layers in found.items()])}"

@@ -236,7 +236,18 @@ def test_analyze_prints_and_writes_every_layer(checkpoint, tmp_path, capsys):
     assert summary["methods"] == ["sparsegpt", "rose", "wanda"]
     assert summary["threshold"] == 0
     assert {"sparsity", "block_size", "damping", "calibration", "samples", "length", "dtype"} <= summary.keys()
+    assert summary["environment"].endswith(summary["compute"])
     assert summary["paper"]["layer"] == table.loc[table["relative_range"].idxmax(), "layer"]
+
+
+def test_analyze_tells_how_far_its_numbers_can_be_trusted(checkpoint, tmp_path, capsys):
+    short = tmp_path / "short.txt"
+    short.write_text("One and its square 1. " * 4)
+    drawn = ["--calibration", short, *CALIBRATION, "--held-out", "0", "--layers", "*down_proj"]
+    assert run("analyze", "--model", checkpoint, *drawn) == 0
+    shown = capsys.readouterr().out
+    assert "its 4 windows of 48 overlap" in shown
+    assert "nothing was held out" in shown
 
 
 def test_analyze_without_errors_compares_none(checkpoint, capsys):
@@ -317,7 +328,7 @@ def test_names_of_compared_methods_break_between_their_parts(capsys, method):
 
 def test_damage_tells_what_may_tell_it_whole(capsys):
     table = pd.read_csv(RESULTS / "damage-layers.csv").query("unit != '*' and block_index < 4")
-    _print_damage(DamageReport(table, {"together": -0.0002, "sum_of_damages": 1.0, "base_loss": 2.5}))
+    _print_damage(DamageReport(table, {"together": -0.0002, "sum_of_damages": 1.0, "base_loss": 2.5, "cautions": []}))
     shown = capsys.readouterr().out
     assert "All at once cost −0.000200 nats per token" in shown
     ranked = shown.partition("Rank correlation with damage")[2]

@@ -321,6 +321,7 @@ def layers(**more: object) -> pd.DataFrame:
         ({"held_out_error": [0.16, 0.1]}, "over-fitted", "more than 1.5 times the calibration error"),
         ({"held_out_error": [np.nan, 0.1]}, "nothing held out", "In one of two layers nothing was held out"),
         ({"zeros_before": [0.5, 0.04]}, "zeros before", "more than 5 % of the weights were zero before pruning"),
+        ({"sparsity": [1 / 3, 0.49], "asked_sparsity": 0.5}, "less removed than asked", "In one of two layers clearly"),
         ({"zeros_before": [0.04, 0.0003], "sparsity": [0.04, 0.0003]}, "nothing removed", "no more weights are zero"),
     ],
 )
@@ -351,6 +352,16 @@ def test_several_cautions_and_none() -> None:
     assert list(verdicts.caution_column(both)) == ["fewer tokens than columns; nothing held out"] * 2
     assert len(verdicts.cautions(both)) == 2
     assert verdicts.cautions(layers()[["layer", "relative_error"]]) == []  # of what is not known, nothing is said
+
+
+def test_rows_that_sum_up_layers_keep_their_cautions() -> None:
+    assert verdicts.in_brief(layers(tokens=[128, 512], held_out_error=np.nan)) == (
+        "fewer tokens than columns; nothing held out"
+    )
+    rows = pd.DataFrame({"draw": [0, 0, 1], "method": ["oats", "wanda", "oats"], "cautions": ["dead columns", "", ""]})
+    assert verdicts.in_brief(rows) == "dead columns"
+    (sentence,) = verdicts.cautions(rows, "draw")
+    assert sentence == "In one of two draws some input columns were 0 on every token: by OATS in one."
 
 
 def test_checks_are_counted_in_one_sentence() -> None:

@@ -34,7 +34,7 @@ class DiffusionRequest:
 
     def check(self) -> None:
         """Raises RoseError for what no run could do, before any work."""
-        make_settings(self.method, sparsity=self.sparsity, block_size=36)
+        make_settings(self.method, sparsity=self.sparsity)
         step_weights(self.step_weights, STEPS)
 
 

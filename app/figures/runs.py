@@ -15,7 +15,8 @@ from app import words
 from app.figures import marks, palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
-from app.runs.pairs import differing, mean_ratio, sides
+from app.runs.pairs import differing, sides
+from rose import verdicts
 
 ROW = 34  # pixels a projection takes
 BULK = 98.0  # percentile at which a scale of shares ends where a few layers would make all others pale
@@ -150,7 +151,7 @@ def difference_finding(rows: pd.DataFrame, names: tuple[str, str], measure: str)
         left = less + more
         over = f"over the {words.word(left)} that differ, on average" if left > 1 else "there"
     apart = differing(rows)
-    ratio = mean_ratio(apart["first"].to_numpy(np.float64), apart["second"].to_numpy(np.float64))
+    ratio = verdicts.mean_ratio(apart["first"], apart["second"])
     if ratio is None:
         return finding
     if not ratio.is_clear and len(apart) > 1:

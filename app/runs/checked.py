@@ -20,6 +20,7 @@ from app import words
 from app.figures.checkpoint import MaskExcerpt
 from app.jobs import Job, Run, holding
 from app.runs.finished import NUMBERS, FinishedRun
+from app.runs.request import HELD_OUT
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand
@@ -96,6 +97,7 @@ class CheckpointRun(Run):
         super().__init__()
         self.request = request
         self.found: CheckpointCheck | None = None
+        self.cautions: list[str] = []  # on the calibration text
         self.excerpts: dict[str, MaskExcerpt] = {}
         self.seconds = 0.0
         self._load = load
@@ -112,7 +114,7 @@ class CheckpointRun(Run):
         loaded = self._load()
         tokens = held_out = None
         if self.request.with_tokens:
-            tokens, held_out = setup.draw(loaded.tokenizer)
+            tokens, held_out = setup.draw(loaded.tokenizer, self.cautions.append)
         self._say("Reading the checkpoint")
         more: Any = {"dtype": setup.dtype, "stream": setup.stream, "tokenizer": setup.model}
         pruned, _ = rose.load_model(self.request.pruned, finite=False, **more)
@@ -183,7 +185,7 @@ def facts(run: CheckpointRun) -> list[str]:
     """What was found of the whole, a sentence each, the cautions first."""
     found, request = run.found, run.request
     assert found is not None
-    said = list(found.cautions)
+    said = run.cautions + found.cautions
     if request.with_tokens:
         said += filter(None, [says_other_draw(expand(request.pruned), run.drawn)])
     if not differs(found):
@@ -222,7 +224,8 @@ def as_finished(run: CheckpointRun) -> FinishedRun:
         "command": run.request.command,
     }
     if run.request.with_tokens:
-        known |= run.drawn | {"windows": setup.held_out or setup.samples}
+        known |= run.drawn | {"windows": setup.held_out or setup.samples, "window_length": setup.length}
+        known |= {"evaluated_on": HELD_OUT if setup.held_out else setup.text, "environment": summary["environment"]}
         known |= {
             **{name: value for name, value in summary.items() if name.startswith(("perplexity_", "losses_"))},
             "drift": [entry | unknown for entry in summary["drift"]],

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 
 from app import words
@@ -113,13 +112,6 @@ def _problem(first: FinishedRun, second: FinishedRun, both: pd.DataFrame, left_o
             "choose runs on models of the same shape."
         )
     return ""
-
-
-def mean_ratio(first: np.ndarray, second: np.ndarray) -> verdicts.Interval | None:
-    """Geometric mean of second / first over layers, the same back and forth; None where a number is not above 0."""
-    if not len(first) or (first <= 0).any() or (second <= 0).any():
-        return None
-    return verdicts.paired_ratio(list(np.log(second)), list(np.log(first)))
 
 
 def differing(rows: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from app.runs.request import HELD_OUT
 from app.runs.shipping import Advice, advise, cost, what_loads, where
 from app.runs.widgets import checkpoint_button, csv_button, file_button
 from rose.report import csv_text, with_cautions
-from rose.verdicts import Result, cautions, says_odd_windows
+from rose.verdicts import Result, says_odd_windows
 
 ERRORS = {  # on, against -> column; those first that are shown unasked
     ("held-out", "own output"): "held_out_error",
@@ -99,7 +99,8 @@ def _recommend(advice: Advice, model: EvaluatedModel, run: PruningRun) -> None:
     st.markdown(words.plain(cost(advice, run.dense.perplexity, model.summary.get("mean_held_out_error"), len(table))))
     st.markdown("\n".join(f"- {words.plain(one)}" for one in advice.reasons()))
     odd = says_odd_windows(run.dense.losses, model.losses)
-    st.caption(" ".join(words.plain(one) for one in [advice.sure(), *run.cautions, *cautions(table), odd] if one))
+    remarks = model.report.remarks if model.report else []
+    st.caption(" ".join(words.plain(one) for one in [advice.sure(), *remarks, odd] if one))
 
 
 def _take_on(model: EvaluatedModel, run: PruningRun) -> None:

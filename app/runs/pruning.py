@@ -283,6 +283,7 @@ class PruningRun(TunableRun):
         more = {} if request.layer_patterns is None else {"chosen_layers": request.layers.strip()}
         return report.with_summary(
             **setup.origin,
+            text_cautions=self.cautions,
             evaluated_on=request.evaluate,
             windows=request.windows,
             window_length=request.window_length,

@@ -9,14 +9,14 @@ from rose import RoseError
 from rose.files import check_small
 from rose.layer.pattern import parse_sparsity
 
-OPTIONAL = ("environment", "losses")
+OPTIONAL = ("environment", "losses", "cautions")
 NUMBERS = ("perplexity", "mean_held_out_error", "seconds")
 
 
 def read_results(source: str | IO[bytes]) -> pd.DataFrame:
     """Reads a CSV file with the columns method, sparsity, seed, perplexity, mean_held_out_error and seconds.
 
-    Of further columns environment and losses are kept. The held-out error may be missing, and, of a
+    Of further columns environment, losses and cautions are kept. The held-out error may be missing, and, of a
     pruned model that does not work any more, the perplexity may be infinite or missing too: `rose compare` writes such
     rows.
 

@@ -8,7 +8,7 @@ from app.figures import comparison
 from app.runs.results import NUMBERS, read_results
 from app.runs.widgets import file_input
 from rose.files import expand
-from rose.model.measure.comparison import over_seeds, results_of
+from rose.model.measure.comparison import cautions_of, over_seeds, results_of
 
 
 def draw() -> None:
@@ -48,5 +48,6 @@ def draw() -> None:
         )
     except rose.RoseError as problem:
         components.info(problem)
+    components.cautions(cautions_of(table))
     means = over_seeds(table, NUMBERS).drop(columns="seconds_spread")
     st.dataframe(means, hide_index=True, alt="Means and spread by method and sparsity")

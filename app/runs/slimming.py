@@ -114,7 +114,8 @@ class Slimming(TunableRun):
         settings, setup = self.settings, self.setup
         self._say("Loading the model")
         loaded = self._load()
-        tokens, held_out = setup.draw(loaded.tokenizer)
+        said: list[str] = []
+        tokens, held_out = setup.draw(loaded.tokenizer, said.append)
         model = self._copy(loaded.model, loaded.lock)
         self._say("Perplexity and text: Dense")
         dense = judge("Dense", model, loaded.tokenizer, held_out, self.prompt)
@@ -130,7 +131,7 @@ class Slimming(TunableRun):
         label = f"{settings.method}, {share} out"
         self._say(f"Perplexity and text: {label}")
         slim = judge(label, model, loaded.tokenizer, held_out, self.prompt)
-        report = report.with_summary(**self._told(dense, slim))
+        report = report.with_summary(**self._told(dense, slim), text_cautions=said)
         self._say("Measuring the speed of both models")
         with holding(loaded.lock, job):
             seconds = _seconds(loaded.model, model, job)

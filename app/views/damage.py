@@ -152,6 +152,7 @@ def results(run: DamageRun, request: DamageRequest, table: pd.DataFrame) -> None
 
 def together(run: DamageRun, request: DamageRequest) -> None:
     summary = run.report.summary
+    components.cautions([*summary.get("text_cautions", []), *summary["cautions"]])
     base = f"Loss without a change: {summary['base_loss']:.3f} nats per token (perplexity "
     base += f"{words.number(summary['base_perplexity'])})."
     if summary["together"] is None:

@@ -160,8 +160,9 @@ def layers(_model: DenseModel, done: DiffusionRun | None, _request: DiffusionReq
         f"**Columnar layers: {table['is_columnar'].sum()} of {len(table)}.** Their relative range (block-loss spread) "
         f"was above {threshold:.2f}."
     )
-    drawing = overview.model_map(table, threshold=threshold, block="block", theme=session.theme())
+    drawing = overview.model_map(table, threshold=threshold, block="transformer block", theme=session.theme())
     components.show(drawing, "diffusion-map", wide=True)
+    components.cautions(done.report.remarks)
     summary = done.report.summary
     pruned, every = (words.whole(summary[name]) for name in ("weights", "denoiser_weights"))
     st.caption(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 from torch import Tensor
 
 import rose
+from rose import verdicts
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.layer.paper import WIDEST, paper_figures
@@ -23,10 +22,11 @@ from rose.model.estimate.memory import Memory, estimate_memory
 from rose.model.network.heads import rotated_heads
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
+from rose.model.network.precision import Precision
 from rose.model.run.settings import run_settings
 from rose.model.workers import Workers
 from rose.output import check_output
-from rose.report import pruned_rows, records_table
+from rose.report import pruned_rows
 
 
 def add_parser(commands: Any) -> None:
@@ -61,19 +61,19 @@ def run(options: argparse.Namespace, console: Console) -> None:
         chosen |= {"methods": methods, "layers": options.layers}
         seen = most.see if options.output and Workers.here().count == 1 else None
         records = list(rose.analyze_model(model, tokens, held_out=held_out, progress=follow, seen=seen, **chosen))
+    network = Network(model)
+    facts = {"samples": options.samples, "length": options.length, "held_out_samples": options.held_out}
+    facts |= shared.origin(options) | {"bos_token": network.bos_in_front(tokens), "rotated_heads": rotated_heads(model)}
+    # Of what was done, which is more than what was asked for.
+    precision = Precision.of(chosen.pop("compute"), network.dtype, network.device)
+    facts |= {"compute": precision.describe()["compute"], "environment": precision.environment(network.device)}
+    if most.known is not None:
+        with console.status("Trying orders on the most columnar layer"):
+            facts["paper"] = asdict(paper_figures(*most.known, settings[0]))
+    report = rose.RunReport.from_records(records, **facts, **chosen)
     if options.output:
-        facts = {"samples": options.samples, "length": options.length, "held_out_samples": options.held_out}
-        facts |= shared.origin(options) | {"bos_token": Network(model).bos_in_front(tokens)}
-        facts["rotated_heads"] = rotated_heads(model)
-        if most.known is not None:
-            with console.status("Trying orders on the most columnar layer"):
-                facts["paper"] = asdict(paper_figures(*most.known, settings[0]))
-        del chosen["compute"]  # what was asked for, not what was done
-        report = rose.RunReport.from_records(records, **facts, **chosen)
         Workers.here().from_first(lambda: _save(report, options.output))
-    _print(
-        records_table(records), methods, options.threshold, "relative_error" if held_out is None else "held_out_error"
-    )
+    _print(report, methods, options.threshold, "relative_error" if held_out is None else "held_out_error")
 
 
 class _MostColumnar:
@@ -101,20 +101,21 @@ def _save(report: rose.RunReport, folder: Path) -> None:
         raise rose.RoseError(f"The report cannot be written to {folder} ({problem.strerror}); make room.") from problem
 
 
-def _print(table: pd.DataFrame, methods: Sequence[str], threshold: float, error: str) -> None:
+def _print(report: rose.RunReport, methods: Sequence[str], threshold: float, error: str) -> None:
     """Every layer, those with the largest relative range first, and means over them."""
     name = error.replace("_", " ")
-    pruned = pruned_rows(table)
-    table = table if pruned.empty else pruned  # experts may be left dense
+    pruned = pruned_rows(report.layers)
+    table = report.layers if pruned.empty else pruned  # experts may be left dense
     wide = table.pivot(index="layer", columns="method", values=error)[methods]
     facts = table.drop_duplicates("layer").set_index("layer")[["relative_range", "is_columnar"]]
     ranked = facts.join(wide.add_suffix(f" {name}")).sort_values("relative_range", ascending=False).reset_index()
     columnar = int(facts["is_columnar"].sum())
     title = f"{columnar} of {len(facts)} layers are columnar (relative range above {threshold:g})"
     terminal.print_table(ranked, title)
+    terminal.say(*report.remarks)
     means = [f"{method} {wide[method].mean():.4f}" for method in methods]
     terminal.say(f"Mean {name} over layers: {', '.join(means)}")
     first, *others = methods
-    relative = {method: (wide[method] / wide[first]).mean() for method in others}
-    if ratios := [f"{method} {mean:.3f}" for method, mean in relative.items() if math.isfinite(mean)]:  # 0 of 0 is none
+    relative = {method: verdicts.mean_ratio(wide[first], wide[method]) for method in others}
+    if ratios := [f"{method} {found.value:.3f}" for method, found in relative.items() if found]:
         terminal.say(f"Mean over layers of the error relative to {first}'s: {', '.join(ratios)}")

@@ -20,6 +20,7 @@ from rose.model.load.tokens import check_seed
 from rose.model.measure.comparison import (
     ComparisonFolder,
     ComparisonRow,
+    cautions_of,
     compare_methods,
     conclusions,
     mean_and_spread,
@@ -148,4 +149,5 @@ def _print(rows: Sequence[ComparisonRow], title: str) -> None:
     for method, *row in zip(methods, *(cells[name] for name in widths), strict=True):
         shown.add_row(method if len(method) <= room else re.sub(r"(?=@|:\D)", "\n", method), *row)
     terminal.show(shown)
-    terminal.say(*conclusions(records_table(rows, ComparisonRow)))
+    table = records_table(rows, ComparisonRow)
+    terminal.say(*conclusions(table), *cautions_of(table))

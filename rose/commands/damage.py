@@ -151,6 +151,7 @@ def _print(report: DamageReport) -> None:
     ranked = table.sort_values("damage", ascending=False)
     shown = ranked[["unit", "held_out_error", "drift", "damage", "standard_error"]]
     terminal.print_table(shown, "Damage, nats per token")
+    terminal.say(*summary["cautions"])
     _print_correlations(correlations(table))
     if len(table) > 2:
         found = verdicts.rank_correlation(table["held_out_error"], table["damage"])

@@ -108,6 +108,7 @@ def prune(options: argparse.Namespace, console: Console) -> None:
     make_settings(**chosen | {"block_size": options.block_size or BLOCK_SIZE})
     report = _changed(options, console, "Pruning", rose.prune_diffusion, chosen | {"layers": options.layers})
     terminal.print_table(report.layers[["layer", "sparsity", "relative_range", "relative_error"]], "Layers")
+    terminal.say(*report.remarks)
     summary = report.summary
     convolutions = summary["convolutions_left_dense"]
     terminal.say(
@@ -127,6 +128,7 @@ def slim(options: argparse.Namespace, console: Console) -> None:
     report = _changed(options, console, "Slimming", rose.prune_diffusion_structured, settings)
     shown = ["layer", "kept_units", "units", "relative_error", "unrecovered_error"]
     terminal.print_table(report.layers[shown], "Parts")
+    terminal.say(*report.remarks)
     summary = report.summary
     terminal.say(
         f"{whole(summary['parameters'])} parameters before, {whole(summary['kept_parameters'])} after: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,10 @@ from rose.model.workers import Workers
 from rose.structured.parts import PARTS
 from rose.structured.plan import SlimSettings
 from rose.structured.problem import RECOVERIES
+from rose.verdicts import mean_ratio
 from rose.wording import duration, listing, size
+
+logger = logging.getLogger(__name__)
 
 DEFAULT = "(default: %(default)s)"
 LONG = 10.0  # seconds from which on a run is told how long it will take
@@ -155,7 +159,7 @@ def whole(name: str) -> str:
 
 def origin(options: argparse.Namespace) -> dict[str, Any]:
     """What a report says of where it comes from: model, text, by what command and with which programs."""
-    names = ("model", "dtype", "calibration", "seed", "bos", "rotate", "command")
+    names = ("model", "dtype", "calibration", "seed", "bos", "rotate", "command", "text_cautions")
     known = pick(options, (name for name in names if name in options)) | {"made_with": versions()}
     return known | ({"model": whole(options.model)} if "model" in options else {})
 
@@ -262,9 +266,16 @@ def drawn_sizes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def calibration(options: argparse.Namespace, tokenizer: Any, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Calibration and held-out windows, which do not overlap where the text is long enough."""
+    """Calibration and held-out windows, which do not overlap where the text is long enough; else the log and `origin`
+    say so."""
     sizes = pick(options, ("samples", "held_out", "length", "bos"))
-    return load_calibration(options.calibration, tokenizer, seed=seed, **sizes)
+    options.text_cautions = []
+
+    def warn(said: str) -> None:
+        logger.warning(said)
+        options.text_cautions.append(said)
+
+    return load_calibration(options.calibration, tokenizer, seed=seed, warn=warn, **sizes)
 
 
 def rotate(
@@ -278,10 +289,9 @@ def rotate(
         tried = rotate_heads(model, tokens, by=settings, progress=follow, **sizes)
     turned = tried[tried["rotated"]]
     said = f"Rotated the heads of {len(turned)} of {len(tried)} output projections; the model's output is unchanged."
-    if len(turned):
-        ratio = (turned["rotated_error"] / turned["error"]).mean()
+    if (ratio := mean_ratio(turned["error"], turned["rotated_error"])) is not None:
         said += " On calibration samples kept back for this test, their error is on average "
-        said += f"{ratio:.3f} times that before."
+        said += f"{ratio.value:.3f} times that before."
     console.print(said, soft_wrap=True)
 
 

@@ -30,7 +30,9 @@ from rose.wording import whole
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("slim", help="make a model smaller and faster: take heads, channels or blocks out")
+    parser = commands.add_parser(
+        "slim", help="make a model smaller and faster: take heads, channels or decoder blocks out"
+    )
     shared.add(parser, f"{shared.MODEL} stream {shared.TEXT}")
     add = parser.add_argument
     shared.add(parser, "method", default=SlimSettings.method, help=f"{', '.join(rose.STRUCTURED)} {shared.DEFAULT}")

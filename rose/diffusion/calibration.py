@@ -10,10 +10,12 @@ import numpy as np
 
 from rose.diffusion.steps import StepWeights, step_weights
 from rose.diffusion.trajectory import Conditions, DrawOptions, Trajectories
+from rose.environment import environment
 from rose.errors import RoseError
 from rose.given import is_whole
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer
+from rose.model.network.precision import name_of
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.collector import Collector
 from rose.report import LayerRecord
@@ -85,11 +87,13 @@ class Calibration(Trajectories):
 
     def facts(self, items: int) -> dict[str, Any]:
         """What a report says of it, where so many items were changed."""
+        weight = next(self.denoiser.parameters())
         return {
             "pipeline": type(self.pipeline).__name__, "denoiser": type(self.denoiser).__name__, "steps": self.steps,
             "step_weights": self.name_of_weights, "packages": min(self.packages, items), "batches": len(self.batches),
             "samples": sum(one.count for one in self.batches if one.count) or None,
             "guidance": self.guidance, "seed": self.seed,
+            "environment": environment(name_of(weight.dtype), weight.device),
         }  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def prune_diffusion(
         began = time.perf_counter()
         result = prune_one(layer, found, settings)
         tokens = statistics_of(layer, found).tokens
-        record = record_of(layer, result, time.perf_counter() - began, damping=settings.damping, tokens=tokens)
+        record = record_of(layer, result, time.perf_counter() - began, settings, tokens=tokens)
         layer.write(result.weight)
         layer.keep_low_rank(result.low_rank)
         return record

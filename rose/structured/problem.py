@@ -102,9 +102,9 @@ class Problem:
         """The same with whole groups as units."""
         return replace(self, shape=Shape(1, self.shape.groups), width=self.width * self.shape.per_group, fine=self)
 
-    def mask(self, kept: Tensor) -> Tensor:
-        """Columns of the kept units, (in,) bool; `kept`: (units,) bool."""
-        return kept.repeat_interleave(self.width).to(self.weight.device)
+    def columns_of(self, units: Tensor) -> Tensor:
+        """Columns of some units, (in,) bool; `units`: (units,) bool."""
+        return units.repeat_interleave(self.width).to(self.weight.device)
 
 
 def unit_costs(problem: Problem) -> Tensor:
@@ -118,7 +118,7 @@ def unit_costs(problem: Problem) -> Tensor:
 
 def set_cost(problem: Problem, kept: Tensor) -> float:
     """Error that taking all other units away leaves after compensation, tr(W_R (P_RR)⁻¹ W_Rᵀ)."""
-    removed = ~problem.mask(kept)
+    removed = ~problem.columns_of(kept)
     if not removed.any():
         return 0.0
     weight = problem.live_weight[:, removed]
@@ -140,7 +140,7 @@ def greedy(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor)
     if problem.width == 1 and len(pools) == 1 and not gone.any():
         return _greedy_columns(problem, remove)
     inverse, weight = problem.inverse.clone(), problem.live_weight.clone()
-    away = problem.mask(gone)
+    away = problem.columns_of(gone)
     if away.any():
         inverse, weight = _without(inverse, weight, away.nonzero().flatten())
     left = [pool.tolist() for pool in pools]
@@ -240,7 +240,7 @@ RECOVERIES = {
 def recover(problem: Problem, kept: Tensor, how: str) -> tuple[Tensor, Tensor | None]:
     """Ŵ, (out, in) float32, for the kept units, (units,) bool, zero in the columns that go; and what the bias gains,
     (out,), None where the projection may have none or needs none. `how`: one of `RECOVERIES`."""
-    stay = problem.mask(kept)
+    stay = problem.columns_of(kept)
     if bool(stay.all()):
         return problem.weight, None
     pruned = problem.weight.masked_fill(~stay, 0)

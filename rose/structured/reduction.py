@@ -164,7 +164,7 @@ def solve_part(
     weight, bias = recover(problem, choice.kept, recovery)
     weight = weight.to(layer.weight.dtype)
     written = weight.float()
-    unrecovered = dense.masked_fill(~problem.mask(choice.kept), 0)
+    unrecovered = dense.masked_fill(~problem.columns_of(choice.kept), 0)
     after, before = relative_errors(dense, problem.second, problem.mean, [(written, bias), (unrecovered, None)])
     held = None
     if held_out is not None:

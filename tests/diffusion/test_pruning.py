@@ -75,6 +75,7 @@ def test_schedulers_that_visit_more_times_count_each_for_its_step(kind: str, vis
 def test_factors_are_saved_beside_the_sum(tmp_path: Path) -> None:
     pipeline, classes = garments()
     report = rose.prune_diffusion(pipeline, classes, steps=STEPS, method="oats", layers=[TO_Q])
+    assert report.summary["environment"].endswith("float32")
     assert report.layers["tokens"][0] == sum(len(inputs) for inputs in inputs_by_step(TO_Q))
     rose.save_diffusion(pipeline, tmp_path / "oats")
     factors = load_file(tmp_path / "oats" / "low_rank.safetensors")
@@ -191,7 +192,7 @@ def test_weights_that_cannot_be_pruned_apart_or_rounded_are_refused() -> None:
     pipeline, classes = garments()
     attention = denoiser_of(pipeline).transformer_blocks[0].attn1
     attention.to_k.weight = attention.to_q.weight
-    with pytest.raises(rose.RoseError, match="to_q and .*to_k are the same weights"):
+    with pytest.raises(rose.RoseError, match=r"to_q and .*to_k are the same weights"):
         rose.prune_diffusion(pipeline, classes, steps=2)
     pipeline, classes = garments()
     rose.prune_diffusion(pipeline, classes, steps=2, sparsity=0, bits=3, group=32, layers=[TO_Q])

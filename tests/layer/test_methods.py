@@ -528,6 +528,21 @@ def test_methods_of_others_are_checked(prune: Any, message: str, monkeypatch: py
     assert torch.equal(layer.weight, before)
 
 
+def test_a_mask_that_is_not_n_of_m_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rose.layer.methods.METHODS", dict(rose.METHODS))
+
+    @rose.register("halves", "Halves", "Half of each row.")
+    def halves(weight: Tensor, statistics: rose.InputStatistics, settings: rose.Settings) -> rose.LayerResult:
+        mask = torch.zeros_like(weight, dtype=torch.bool)
+        mask[:, ::2] = True
+        mask[0, :4] = torch.tensor([True, False, False, False])
+        return rose.prune_by_mask(weight, statistics, settings, mask, budget="row")
+
+    make_layer().prune(method="halves", sparsity="3:4")
+    with pytest.raises(rose.RoseError, match=r"Halves keeps more than 2 weights in some groups of 4 .* not 2:4"):
+        make_layer().prune(method="halves", sparsity="2:4")
+
+
 def test_what_cannot_be_registered() -> None:
     for name in (5, None, "two words"):
         with pytest.raises(rose.RoseError, match=f"A method cannot be named {name!r}"):

@@ -27,7 +27,7 @@ def make_problem(width: int = WIDTH, units: int = UNITS, with_bias: bool = True)
 
 def best_error(problem: Problem, x: Tensor, kept: Tensor) -> float:
     """Least mean ‖Wx − Ŵx_K − b‖² that any weights of the kept columns reach, by least squares on the tokens."""
-    inputs = x[:, problem.mask(kept)].double()
+    inputs = x[:, problem.columns_of(kept)].double()
     if problem.with_bias:
         inputs = torch.cat([inputs, torch.ones(len(x), 1, dtype=torch.float64)], 1)
     y = (x @ problem.weight.T).double()
@@ -47,7 +47,7 @@ def test_the_cost_of_a_set_is_the_least_error_on_tokens(with_bias: bool) -> None
         expected = best_error(problem, x, without(*gone))
         assert set_cost(problem, without(*gone)) == pytest.approx(expected, rel=2e-3)
         weight, bias = recover(problem, without(*gone), "exact")
-        assert (weight[:, ~problem.mask(without(*gone))] == 0).all()
+        assert (weight[:, ~problem.columns_of(without(*gone))] == 0).all()
         assert error(problem.weight, weight, bias, problem.second, problem.mean) == pytest.approx(expected, rel=2e-3)
     costs = unit_costs(problem).tolist()
     assert costs == pytest.approx([set_cost(problem, without(unit)) for unit in range(UNITS)], rel=1e-3)
@@ -140,6 +140,6 @@ def test_without_a_bias_nothing_is_put_back() -> None:
 def test_correlations_are_those_of_the_outputs() -> None:
     problem, x = make_problem()
     kept = without(0, 3)
-    y, part = x @ problem.weight.T, x[:, problem.mask(kept)] @ problem.weight[:, problem.mask(kept)].T
+    y, part = x @ problem.weight.T, x[:, problem.columns_of(kept)] @ problem.weight[:, problem.columns_of(kept)].T
     expected = sum(abs(float(torch.corrcoef(torch.stack([y[:, j], part[:, j]]))[0, 1])) for j in range(OUT))
     assert correlation(unit_covariances(problem), kept) == pytest.approx(expected, rel=1e-4)

@@ -203,7 +203,7 @@ class Method:
         label: as shown to people.
         summary: one sentence, with the source.
         prune: (W, statistics, settings) -> LayerResult, which is checked: W stays as it is, Ŵ has W's shape and dtype,
-            and without factors it is 0 where the mask is True.
+            without factors it is 0 where the mask is True, and the mask is N:M where that was asked for.
         sweeps: whether `order` and `budget` apply.
         options: what else can be chosen, by name.
         work: running time in sweeps, for estimates; measured on 576 × 576, 1536 × 576 and 576 × 1536.
@@ -394,6 +394,12 @@ def _prune_by(method: Method, weight: Tensor, statistics: InputStatistics, setti
                 f"must be as W, {tuple(weight.shape)} of {weight.dtype} on {weight.device}."
             )
         check_mask(mask, weight)
+        pattern = settings.pattern
+        if pattern.is_grouped and mask.unflatten(1, (-1, pattern.of)).sum(2).min() < pattern.of - pattern.keep:
+            raise RoseError(
+                f"{method.label} keeps more than {pattern.keep} weights in some groups of {pattern.of} input columns, "
+                f"which is not {pattern}; let its mask remove more there, as rose.prune_by_score does."
+            )
         if result.low_rank is None and pruned.ne(0).logical_and_(mask).any():
             raise RoseError(f"{method.label} returned weights that are not 0 where its mask is True; set them to 0.")
         if not is_ours and not torch.equal(given, weight):

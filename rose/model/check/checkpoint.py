@@ -181,6 +181,8 @@ def check_checkpoint(
     summary |= whose | {"methods": methods if streams else [], "tokens": 0 if tokens is None else tokens.numel()}
     summary["bos_token"] = None if tokens is None else networks[0].bos_in_front(tokens)
     windows = held_out if held_out is not None else tokens
+    if windows is not None:
+        summary["environment"] = precision.environment(networks[0].device)
     if windows is not None and not any(network.is_streamed for network in networks):
         for stage, model in (("before", dense), ("after", pruned)):
             losses = window_losses(model, windows)

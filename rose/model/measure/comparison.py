@@ -85,8 +85,8 @@ class ComparisonRow:
     """One finished run. Errors are relative, means over layers; `seconds` is pruning alone; memory in bytes.
 
     `drift` of the residual stream is that after the last pruned decoder block, None without held-out samples.
-    `environment` is what it was computed with, and `losses` those of each window, in nats a token, as text; both are
-    empty in rows of earlier versions.
+    `environment` is what it was computed with, `losses` those of each window, in nats a token, as text, and `cautions`
+    those on its layers in brief, see `rose.verdicts.in_brief`; all are empty in rows of earlier versions.
     """
 
     method: str
@@ -104,6 +104,7 @@ class ComparisonRow:
     drift: float | None = None
     environment: str = ""
     losses: str = ""
+    cautions: str = ""
 
 
 FROM_SUMMARY = (
@@ -173,6 +174,7 @@ def compare_methods(
                 dense_perplexity=before,
                 environment=here,
                 losses=write_losses(losses),
+                cautions=verdicts.in_brief(report.layers),
                 peak_memory=memory,
                 drift=report.last_drift,
                 **{name: report.summary[name] for name in FROM_SUMMARY},
@@ -242,7 +244,9 @@ def summarize(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
     table = records_table(rows, ComparisonRow)
     found = over_seeds(table, ["perplexity", *FROM_SUMMARY, "drift"]).rename(columns={"perplexity_spread": "spread"})
     keys = keys_of(table)
-    found["peak_memory"] = table.groupby(keys, sort=False)["peak_memory"].max().values
+    groups = table.groupby(keys, sort=False)
+    found["peak_memory"] = groups["peak_memory"].max().values
+    found["cautions"] = [verdicts.in_brief(rows) for _, rows in groups]
     others = table.columns[table.columns.get_loc("mean_relative_error") :].drop(["environment", "losses"])
     return found[[*keys, "seeds", "perplexity", "spread", *others]]
 
@@ -284,6 +288,13 @@ def conclusions(table: pd.DataFrame) -> list[str]:
     return [f"At {one.results[0].amount}: {one.finding}. {one.caption}".strip() for (one,) in filter(None, found)]
 
 
+def cautions_of(table: pd.DataFrame) -> list[str]:
+    """How far the rows of a comparison can be trusted: "In all three draws …: by OATS in three", a sentence each."""
+    if "cautions" not in table:
+        return []
+    return verdicts.cautions(table.assign(draw=table["sparsity"] + " " + table["seed"].astype(str)), "draw")
+
+
 def to_markdown(rows: Sequence[ComparisonRow]) -> str:
     """Perplexity as mean ± spread: a line per method, a column per sparsity. A single seed has no spread to show.
 
@@ -303,7 +314,8 @@ def _table(rows: Sequence[ComparisonRow]) -> str:
     for method in dict.fromkeys(summary["method"]):
         shown = [mean_and_spread(*cells[method, s]) if (method, s) in cells else "–" for s in sparsities]
         lines.append(f"| {method} | " + " | ".join(shown) + " |")
-    return "\n".join(lines) + "\n"
+    said = cautions_of(records_table(rows, ComparisonRow))
+    return "\n".join([*lines, *(f"\n{one}" for one in said)]) + "\n"
 
 
 def mean_and_spread(mean: float, spread: float, seeds: int) -> str:

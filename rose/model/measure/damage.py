@@ -18,9 +18,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Unpack
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from rose import verdicts
 from rose.errors import RoseError
 from rose.layer.error import difference, quadratic_form, ratio
 from rose.layer.methods import Settings, SettingsOptions, make_settings
@@ -32,9 +34,10 @@ from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.identity import check_same_model, embedding_norms
 from rose.model.network.layers import PrunableLayer, by_block, check_not_shared
 from rose.model.network.network import Network
+from rose.model.network.precision import Precision
 from rose.model.network.residence import evaluating
 from rose.model.progress import Meter, Progress, ProgressCallback
-from rose.model.run.one_layer import prune_one
+from rose.model.run.one_layer import damping_of, prune_one
 from rose.model.run.settings import describe_grid
 from rose.model.walk.collector import statistics_of
 from rose.model.walk.dense_states import HELD_OUT, token_drift
@@ -126,6 +129,7 @@ def describe_damage(
     restore: bool,
 ) -> dict[str, Any]:
     """The settings of a measurement, for its summary; arguments as for `damage`."""
+    network = Network(model)
     return {
         "intervention": "restore" if restore else "prune",
         "units": units,
@@ -134,8 +138,9 @@ def describe_damage(
         "length": tokens.shape[1],
         "windows": held_out.shape[0],
         "window_length": held_out.shape[1],
-        "bos_token": Network(model).bos_in_front(tokens),
+        "bos_token": network.bos_in_front(tokens),
         "embedding_norms": embedding_norms(model),
+        "environment": Precision.of("float32", network.dtype, network.device).environment(network.device),
     }
 
 
@@ -192,7 +197,8 @@ def units_of(network: Network, selected: Sequence[PrunableLayer], units: str) ->
 
 @dataclass(frozen=True)
 class _Change:
-    """What is done to one layer, and the error that belongs to it; see `DamageRecord`."""
+    """What is done to one layer, and the error that belongs to it; see `DamageRecord`. `known`: what cautions look at,
+    see `rose.verdicts.caution_column`."""
 
     layer: PrunableLayer
     weight: Tensor
@@ -200,6 +206,7 @@ class _Change:
     relative_error: float
     held_out_error: float
     output_error: float
+    known: dict[str, Any]
 
 
 def _change(
@@ -207,16 +214,22 @@ def _change(
 ) -> _Change:
     """Prunes or restores a layer on paper, with the errors of its pruned against its dense weight."""
     calibration, held_out = (statistics_of(layer, found) for found in (block.calibration, block.held_out))
+    known: dict[str, Any] = {"tokens": calibration.tokens, "columns": calibration.columns}
+    known["dead_columns"] = int(calibration.dead.sum())
     if restore is None:
         # Without the held-out inputs: a method that chooses by measuring would choose on the windows of the loss.
         result = prune_one(layer, block.calibration, replace(settings, measures=False))
         dense, pruned, sparsity = layer.weight, result.weight.to(layer.weight.dtype), result.sparsity
+        known["is_damping_raised"] = result.damping > damping_of(layer, calibration, settings.damping)
+        known |= {"asked_sparsity": settings.pattern.ratio, "zeros_before": float(dense.eq(0).double().mean())}
     else:
         dense, pruned = restore[layer.name], layer.weight
         sparsity = float((pruned.eq(0) & dense.to(pruned.device).ne(0)).float().mean())
     on_calibration, _ = _errors(dense, pruned, calibration)
     on_held_out, output = _errors(dense, pruned, held_out)
-    return _Change(layer, pruned if restore is None else dense, sparsity, on_calibration, on_held_out, output)
+    known |= {"sparsity": sparsity, "relative_error": on_calibration, "held_out_error": on_held_out}
+    changed = pruned if restore is None else dense
+    return _Change(layer, changed, sparsity, on_calibration, on_held_out, output, known)
 
 
 def _errors(dense: Tensor, pruned: Tensor, inputs: InputStatistics) -> tuple[float, float]:
@@ -326,6 +339,7 @@ class _Run:
             standard_error=float(differences.std(correction=1)) / len(losses) ** 0.5 if len(losses) > 1 else math.nan,
             perplexity_ratio=perplexity_of(differences),
             seconds=time.perf_counter() - began,
+            cautions=verdicts.in_brief(pd.DataFrame([change.known for change in changes])),
         )
 
     def _losses(self, index: int, unit: str) -> Tensor:

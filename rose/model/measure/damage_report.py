@@ -34,7 +34,7 @@ class DamageReport:
     Attributes:
         units: one row per unit, columns as in `DamageRecord`.
         summary: settings; the loss without a change; the sum of all changes of loss beside that of all units at once;
-            how well error predicts damage.
+            how well error predicts damage; how far the numbers can be trusted.
     """
 
     units: pd.DataFrame
@@ -57,6 +57,7 @@ class DamageReport:
             "correlation": {name: one and one.value for name, one in told.items()},
             "correlation_interval": {name: one and [one.low, one.high] for name, one in told.items()},
             "outliers": list(outliers(table)["unit"]),
+            "cautions": verdicts.cautions(table, "unit"),
         }
         return cls(table, {**settings, **found})
 
@@ -81,7 +82,7 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     for part in range(3):
         low, high = part * depth // 3, (part + 1) * depth // 3
         rows = table[table["block_index"].between(low, high - 1)]
-        groups.append(("depth", f"blocks {low} to {high - 1}", rows))
+        groups.append(("depth", f"decoder blocks {low} to {high - 1}", rows))
     rows_of = [
         {"group": group, "name": name, "units": len(rows), **{p: rank_correlation(rows, p) for p in PREDICTORS}}
         for group, name, rows in groups
@@ -91,7 +92,7 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     if within:
         found = {p: [rank_correlation(rows, p) for rows in within] for p in PREDICTORS}
         means = {p: verdicts.mean_interval([one.value for one in ones if one]) for p, ones in found.items()}
-        rows_of.append({"group": "within a block", "name": "mean", "units": len(within), **means})
+        rows_of.append({"group": "within a decoder block", "name": "mean", "units": len(within), **means})
     return pd.DataFrame(rows_of)
 
 

@@ -35,6 +35,7 @@ class DamageRecord:
         standard_error: of both, over windows; NaN where there is one.
         perplexity_ratio: exp(delta_loss).
         seconds: pruning and measuring.
+        cautions: those on its layers in brief, see `rose.verdicts.in_brief`; "" in files of earlier versions.
     """
 
     unit: str
@@ -52,6 +53,7 @@ class DamageRecord:
     standard_error: NotNegativeOrNan
     perplexity_ratio: NotNegativeOrNan
     seconds: NotNegative
+    cautions: str = ""
 
 
 def read_damages(path: str | Path) -> list[DamageRecord]:

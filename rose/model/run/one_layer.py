@@ -49,14 +49,14 @@ def prune_in(
     began, weight = time.perf_counter(), layer.weight
     known, held_out = statistics_of(layer, block.calibration), block.held_out.get(layer.name)
     gaps = {stream: found[layer.name] for stream, found in block.gaps.items() if layer.name in found}
-    gap, used = gaps.get("calibration"), None
+    gap, used, asked = gaps.get("calibration"), None, target_damping(known.tokens)
     # A corrected target has no zeros any more.
     zeros, damping = zeros_to_keep(weight, settings), damping_of(layer, known, settings.damping)
     own = replace(settings, damping=damping, held_out=held_out, measures=False, zeros=zeros, products=block.products)
     with named(layer):
         if gap is not None:
             # Corrected targets are float32; the layer keeps its own dtype.
-            corrected, used = corrected_weight(weight, known, gap, target_damping(known.tokens))
+            corrected, used = corrected_weight(weight, known, gap, asked)
             result = prune_with(corrected.to(weight.dtype), known, own)
         else:
             result = prune_with(weight, known, own)
@@ -69,7 +69,8 @@ def prune_in(
         found["target"] = "dense and stream" if isinstance(gap, OutputGap) else "dense"
     seconds = time.perf_counter() - began
     found |= {"tokens": known.tokens, "target_damping": used}
-    return result, record_of(layer, result, seconds, own.damping, **found)
+    found["is_damping_raised"] = result.damping > damping or (used is not None and used > asked)
+    return result, record_of(layer, result, seconds, own, **found)
 
 
 def _errors(
@@ -127,13 +128,16 @@ def dense_record(layer: PrunableLayer, known: InputStatistics | None, settings: 
     )
 
 
-def record_of(layer: PrunableLayer, result: LayerResult, seconds: float, damping: float, **found: Any) -> LayerRecord:
+def record_of(
+    layer: PrunableLayer, result: LayerResult, seconds: float, settings: Settings, **found: Any
+) -> LayerRecord:
     """The outcome of one layer, not changed yet, in numbers.
 
-    `damping` is what was asked for; `found` are fields of `LayerRecord` that the result does not know, or knows less
+    `settings` are what was asked for; `found` are fields of `LayerRecord` that the result does not know, or knows less
     well: errors on other inputs or against other targets, tokens.
     """
     told: dict[str, Any] = {"relative_error": result.relative_error, "held_out_error": None}
+    told["is_damping_raised"] = result.damping > settings.damping
     before, dead = _share_of_zeros(layer.weight), result.plan.hessian_diagonal.eq(0)
     beyond_the_mask = before or bool(dead.any())
     return LayerRecord(
@@ -149,7 +153,7 @@ def record_of(layer: PrunableLayer, result: LayerResult, seconds: float, damping
         seconds=seconds,
         order=result.order.name,
         budget=result.budget,
-        is_damping_raised=result.damping > damping,
+        asked_sparsity=settings.pattern.ratio,
         pruning_error=result.pruning_error,
         rounding_error=result.rounding_error,
         **told | found,

@@ -12,7 +12,7 @@ import rose
 from app.runs import finished, pairs
 from app.runs.checkpoints import saved_checkpoint
 from app.runs.depth import drift_table
-from rose import cli
+from rose import cli, verdicts
 from tests.app.runs.made_reports import made_report, saved
 from tests.tiny import save_tiny_llama
 
@@ -216,8 +216,8 @@ def test_two_runs_are_put_side_by_side() -> None:
     assert len(rows) == 6
     assert both.left_out == 0
     assert pairs.sides(rows) == (6, 0)
-    first, second = rows["first"].to_numpy(), rows["second"].to_numpy()
-    ratios = pairs.mean_ratio(first, second), pairs.mean_ratio(second, first)
+    first, second = rows["first"], rows["second"]
+    ratios = verdicts.mean_ratio(first, second), verdicts.mean_ratio(second, first)
     assert [ratio and ratio.value for ratio in ratios] == pytest.approx([0.8, 1 / 0.8])
     assert pairs.sides(both.rows("relative_range")) == (0, 0)
     told = pairs.in_words(

@@ -334,8 +334,12 @@ def test_windows_that_have_to_overlap_are_told(setup: Setup, loaded: LoadedModel
     (tmp_path / "short.txt").write_text("One and its square 1. " * 5)
     short = replace(setup, text=str(tmp_path / "short.txt"), held_out=0)
     request = replace(REQUEST, methods=("magnitude",), sparsities=("0.5",), evaluate="packaged", prompt="")
-    (said,) = finished(short, request, lambda: loaded).cautions
+    run = finished(short, request, lambda: loaded)
+    (said,) = run.cautions
     assert said.endswith("windows of 32 overlap, and calibrate on no more than those.")
+    report = run.copies[0].report
+    assert report is not None
+    assert said in report.remarks
 
 
 CSV = """method,sparsity,seed,perplexity,dense_perplexity,mean_held_out_error,seconds

@@ -17,6 +17,7 @@ from app.runs import check_report, checked, widgets
 from app.runs.checked import CheckpointRun
 from app.runs.checkpoints import Checkpoint
 from app.runs.html_page import to_html
+from app.runs.pairs import setup_of
 from app.study.setup import Setup
 from rose.model.network.layers import prunable_layers
 from tests.app.tiny_study import ended, figures, open_on, texts, titles
@@ -139,6 +140,9 @@ def test_with_tokens_it_says_what_compensation_recovered_and_other_pages_take_it
     assert finished.layers["target_error"].tolist() == run.found.layers["error"].tolist()
     assert [entry["drift"] for entry in finished.drift] == [entry["drift"] for entry in drift]
     assert finished.number("perplexity_after") == run.found.summary["perplexity_after"]
+    known = setup_of(finished)
+    assert known.windows == f"{setup.held_out} × {setup.length} of held out"
+    assert known.environment == run.found.summary["environment"]
     links = {link.proto.page.rpartition("/")[2]: link.proto.query_string for link in app.get("page_link")}
     assert links["text"] == urlencode({"text_path": str(pruned_folder)})
     assert f"damage_path={quote_plus(str(pruned_folder))}" in links["damage"]

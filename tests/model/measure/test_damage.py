@@ -287,9 +287,9 @@ def test_correlations_are_over_all_by_projection_and_by_depth() -> None:
     assert found["projection", "b"] == pytest.approx(-1)
     assert found["all", ""] == pytest.approx(1 - 6 * 8 / 210)
     assert list(correlations(table).set_index(["group", "name"]).loc["depth"].index) == [
-        "blocks 0 to 1",
-        "blocks 2 to 3",
-        "blocks 4 to 5",
+        "decoder blocks 0 to 1",
+        "decoder blocks 2 to 3",
+        "decoder blocks 4 to 5",
     ]
 
 
@@ -299,6 +299,15 @@ def test_outliers_have_small_errors_and_large_damages_beyond_chance() -> None:
     assert outliers(table.assign(standard_error=0.6)).empty
     assert outliers(table.assign(standard_error=math.nan)).empty  # of a single window
     assert DamageReport.from_records([]).summary["outliers"] == []
+
+
+def test_cautions_are_told_with_the_numbers() -> None:
+    """Eight tokens are fewer than columns, and their Hessian cannot be factorized without damping."""
+    tokens = make_tokens(1, 8)
+    report = rose.damage(make_model("llama"), tokens, held_out=WINDOWS, layers=["*o_proj"], **SETTINGS, damping=0.0)
+    assert report.units["cautions"].str.startswith("fewer tokens than columns; damping raised").all()
+    assert report.summary["cautions"][0].startswith("In all two units calibration tokens are fewer than columns")
+    assert report.summary["environment"].endswith("float32")
 
 
 @pytest.mark.parametrize("units", ["layers", "blocks"])

@@ -140,6 +140,20 @@ def test_a_comparison_as_markdown() -> None:
     assert to_markdown([]) == ""
 
 
+def test_cautions_are_told_under_the_table() -> None:
+    def row(method: str, seed: int, cautions: str) -> ComparisonRow:
+        return ComparisonRow(method, "2:4", seed, 20.0, 10.0, 0.1, None, 0.5, 1.0, 100, cautions=cautions)
+
+    less = "nothing held out; less removed than asked"
+    rows = [row("wanda", 0, "nothing held out"), row("oats", 0, less), row("oats", 1, "nothing held out")]
+    assert summarize(rows)["cautions"].tolist() == ["nothing held out", less]
+    said = to_markdown(rows).splitlines()
+    assert any(line.startswith("In all two draws nothing was held out") for line in said)
+    assert any(
+        line.startswith("In one of two draws clearly less") and line.endswith(": by OATS in one.") for line in said
+    )
+
+
 def test_rows_of_different_environments_are_never_paired() -> None:
     def row(method: str, seed: int, value: float, where: str) -> ComparisonRow:
         losses = " ".join(str(np.log(value) + gap) for gap in (-0.1, 0.1))

@@ -405,6 +405,25 @@ def test_weights_that_decoder_blocks_share_are_refused() -> None:
     prune_model(model, make_tokens(), layers=["*.self_attn.*"], sparsity=0.5, block_size=16)
 
 
+def test_a_method_that_removes_less_than_asked_is_remarked_on() -> None:
+    settings: dict[str, Any] = {"sparsity": "2:4", "block_size": 16, "target": "layer"}
+    report = prune_model(make_model("llama"), make_tokens(), method="oats", **settings)
+    assert any(remark.startswith("In all 14 layers clearly less was removed") for remark in report.remarks)
+    other = prune_model(make_model("llama"), make_tokens(), method="wanda", **settings)
+    assert not any("clearly less was removed" in remark for remark in other.remarks)
+
+
+def test_raised_target_damping_is_remarked_on() -> None:
+    """Eight tokens span fewer directions than there are columns, so that μ = 0 cannot be factorized; λ can."""
+    settings: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "target_damping": 0.0}
+    report = rose.prune_model(make_model("llama"), make_tokens(1, 8), **settings)
+    raised = report.layers[report.layers["target_damping"] > 0]
+    assert len(raised)
+    assert raised["is_damping_raised"].all()
+    assert report.layers["damping"].eq(0.01).all()
+    assert any("damping had to be raised" in remark for remark in report.remarks)
+
+
 @pytest.mark.parametrize("side", [slice(None, 14), slice(-14, None)])
 def test_windows_that_were_padded_are_remarked_on(side: slice) -> None:
     tokens = make_tokens()
