@@ -202,11 +202,12 @@ def rotate_columns(matrix: Tensor, layout: HeadLayout, rotations: Tensor) -> Ten
 
 
 def rotate_statistics(statistics: InputStatistics, layout: HeadLayout, rotations: Tensor) -> InputStatistics:
-    """What the rotated output projection reads: Rᵀ H R."""
+    """What the rotated output projection reads: Rᵀ H R, and Rᵀ of the mean, where it is known."""
     half = rotate_columns(statistics.hessian, layout, rotations)
     hessian = rotate_columns(half.mT.contiguous(), layout, rotations)
     hessian = (hessian + hessian.mT) / 2
     hessian.diagonal().clamp_min_(0)  # of a direction that no input has, rounding may leave less
     rotated = InputStatistics.from_hessian(hessian.float(), statistics.tokens)
     rotated.total_weight = statistics.total_weight
+    rotated._sum = rotate_columns(statistics._sum[None], layout, rotations)[0].float()
     return rotated

@@ -53,6 +53,7 @@ def test_every_basis_is_a_rotation_that_keeps_what_the_layer_puts_out(layer, bas
     torch.testing.assert_close(
         there.hessian, (whole.mT @ statistics.hessian.double() @ whole).float(), atol=1e-3, rtol=0
     )
+    torch.testing.assert_close(there.mean, (statistics.mean.double() @ whole).float())
     assert torch.equal(rotations, rotations_of(layer, basis))
 
 

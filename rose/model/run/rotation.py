@@ -24,7 +24,7 @@ from rose.layer.methods import Settings, SettingsOptions, make_settings, prune_w
 from rose.layer.order import plan_order
 from rose.layer.statistics import InputStatistics
 from rose.model.network.heads import ROTATED, ValueHeads, find_value_heads, head_width
-from rose.model.network.layers import PrunableLayer, check_not_shared, named
+from rose.model.network.layers import check_not_shared, named
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.network.residence import leave
@@ -122,7 +122,12 @@ def rotate_heads(
     network.check_tokens(tokens)
     network.residence.overlay(leave, (), None)  # refuses a streamed model that was pruned
     workers = Workers.here()
-    if judged and held_out is None and len(tokens) >= 2 * workers.count:
+    if judged and held_out is None:
+        if len(tokens) < 2 * workers.count:
+            raise RoseError(
+                f"Rotations are judged on samples that are kept back: {2 * workers.count} are needed, not "
+                f"{len(tokens)}; give more, or held-out ones."
+            )
         judges = max(len(tokens) // JUDGES, workers.count)
         tokens, held_out = tokens[:-judges], tokens[-judges:]
     streams = check_streams(network, tokens, held_out if judged else None)
@@ -170,7 +175,7 @@ def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[V
             )
             for heads in of_block:
                 if heads.output.name in selected:
-                    _check_dense(heads.output)
+                    _check_dense(heads)
                     found.append(heads)
     if not found:
         chosen = "" if layers is None else "that were chosen "
@@ -183,10 +188,14 @@ def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[V
     return found
 
 
-def _check_dense(output: PrunableLayer) -> None:
-    if float(output.weight.eq(0).float().mean()) > PRUNED:
+def _check_dense(heads: ValueHeads) -> None:
+    output = heads.output
+    has = "zeros" if float(output.weight.eq(0).float().mean()) > PRUNED else ""
+    if any(layer.low_rank is not None for layer in (output, heads.values)):
+        has = "a sparse and a low-rank part"  # whose sum alone would be turned
+    if has:
         raise RoseError(
-            f"{output.name} has zeros already, which a rotation would fill; rotate heads before a model is pruned."
+            f"{output.name} has {has} already, which a rotation would spoil; rotate heads before a model is pruned."
         )
 
 

@@ -153,6 +153,20 @@ def test_a_pruned_model_is_refused() -> None:
     rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16, target="layer")
     with pytest.raises(rose.RoseError, match="has zeros already"):
         rose.rotate_heads(model, make_tokens())
+    model = make_model("llama")  # as OATS leaves one: the sum of both parts has no zeros
+    value_heads(Network(model))[1].values.keep_low_rank((torch.ones(16, 1), torch.ones(1, 32)))
+    with pytest.raises(rose.RoseError, match=r"layers\.1\.self_attn\.o_proj has a sparse and a low-rank part already"):
+        rose.rotate_heads(model, make_tokens())
+
+
+def test_a_method_that_needs_the_mean_of_the_inputs_judges() -> None:
+    table = rose.rotate_heads(make_model("llama"), make_tokens(), method="dsnot", sparsity=0.5, block_size=16)
+    assert table["rotated_error"].notna().all()
+
+
+def test_no_sample_judges_what_it_was_calibrated_on() -> None:
+    with pytest.raises(rose.RoseError, match="2 are needed, not 1; give more, or held-out ones"):
+        rose.rotate_heads(make_model("llama"), make_tokens(1), method="sparsegpt")
 
 
 def test_a_run_that_is_stopped_leaves_a_model_that_computes_the_same() -> None:
