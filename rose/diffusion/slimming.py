@@ -25,7 +25,7 @@ from rose.structured.allocation import changed, check_multiple, shapes_by_ratio
 from rose.structured.methods import structured_method
 from rose.structured.parts import PARTS, Part, Shape
 from rose.structured.plan import SlimSettings
-from rose.structured.reduction import PartRecord, Reduction, layers_read, solve_part, sources_of
+from rose.structured.reduction import PartRecord, Reduction, layers_read, recovery_in, solve_part, sources_of
 from rose.structured.survey import make_problem
 
 
@@ -108,8 +108,8 @@ def prune_diffusion_structured(
     return RunReport(
         records_table(records, PartRecord),
         {
-            "method": method, "ratio": ratio, "parts": list(kinds), "recovery": repair, "damping": damping,
-            "multiple": multiple, **calibration.facts(len(records)),
+            "method": method, "ratio": ratio, "parts": list(kinds), "recovery": recovery_in(records),
+            "damping": damping, "multiple": multiple, **calibration.facts(len(records)),
             "part_parameters": whole, "removed_fraction": gone / whole,
             "parameters": before, "kept_parameters": count_parameters(denoiser),
             "mean_relative_error": sum(record.relative_error for record in records) / len(records),

@@ -84,6 +84,9 @@ class SlimSettings:
         object.__setattr__(self, "multiple", int(self.multiple))  # JSON does not know NumPy's
         object.__setattr__(self, "parts", None if self.parts is None else tuple(several(self.parts)))
         check_damping(self.damping)
+        for name in ("ratio", "damping", "target_damping"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
         if chosen.select is None and (self.parts or self.allocation != "uniform" or self.recovery):
             raise RoseError(
                 f"{self.method} drops whole decoder blocks as they are; leave out parts, allocation and recovery."

@@ -129,6 +129,11 @@ def sources_of(
     )
 
 
+def recovery_in(records: Iterable[PartRecord]) -> str:
+    """The recovery of a run: "none" where no part could take the bias that was asked for."""
+    return next((record.recovery for record in records if record.recovery != "none"), "none")
+
+
 def check_zeros(layer: PrunableLayer, recovery: str, target: str = "layer") -> None:
     """Raises RoseError where least squares would fill the zeros of a pruned output projection."""
     if recovery != "exact" and target != "dense":
@@ -157,6 +162,8 @@ def solve_part(
     as far as there are any.
     """
     began = time.perf_counter()
+    if recovery == "bias" and not problem.with_bias:
+        recovery = "none"  # nothing is put back, and the record says so
     layer = part.output
     check_zeros(layer, recovery, "dense" if targets else "layer")
     dense = layer.weight.float()

@@ -50,6 +50,7 @@ from rose.structured.reduction import (
     Solution,
     check_zeros,
     layers_read,
+    recovery_in,
     solve_part,
     sources_of,
 )
@@ -141,12 +142,10 @@ def prune_structured(
                 plan = plan_slimming(
                     model, tokens, settings, possible, surveys=surveys, progress=surveying, remember=kept.remember
                 )
-                if settings.repair == "bias" and not plan.biased:
-                    settings = dataclasses.replace(settings, recovery="none")
                 prices = surveys is None and (allocation != "uniform" or len(kinds) > 1)
                 walking = part_callback(progress, start, SURVEY_SHARE, 1) if prices else progress
                 records = SlimRun(network, plan, settings, kept).walk(streams, walking)
-                facts = {"uniform": plan.uniform, "recovery": settings.repair}
+                facts = {"uniform": plan.uniform, "recovery": recovery_in(records)}
         finally:
             network.residence.withdraw()  # a streamed model whose run was stopped is what it was
         kept.finish()

@@ -559,6 +559,8 @@ def test_results_can_be_compared_and_are_short_to_print() -> None:
     assert first != second
     assert torch.equal(first.weight, second.weight)
     assert type(first.plan.block_size) is int
+    numbers = make_settings(damping=np.float32(0.01), threshold=np.float32(0.5))  # type: ignore[arg-type]
+    assert type(numbers.damping) is type(numbers.threshold) is float
     assert repr(first).startswith("<LayerResult of rose: 6 × 32, sparsity 0.7")
     assert len(repr(first)) < 100
 

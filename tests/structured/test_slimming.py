@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import ArceeConfig, AutoModelForCausalLM, LlamaConfig, Qwen3_5TextConfig
+from transformers import ArceeConfig, AutoModelForCausalLM, LlamaConfig, Qwen3_5TextConfig, Qwen3Config
 
 import rose
 from rose.model.network.network import Network
@@ -237,8 +237,10 @@ def test_prices_come_out_at_the_ratio_and_cost_least() -> None:
     assert costs["cost"] <= 1.05 * costs["uniform"]
 
 
-def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+def test_numbers_of_numpy_are_numbers() -> None:
     assert type(SlimSettings(multiple=np.int64(4)).multiple) is int  # type: ignore[arg-type]
+    given = SlimSettings(ratio=np.float32(0.2), damping=np.float32(0.1), target_damping=np.float32(1), target="dense")  # type: ignore[arg-type]
+    assert {type(one) for one in (given.ratio, given.damping, given.target_damping)} == {float}
 
 
 @pytest.mark.parametrize(
@@ -374,3 +376,6 @@ def test_a_bias_that_no_part_can_take_is_not_claimed() -> None:
     report = slim(model, method="wanda")
     assert report.summary["recovery"] == "none"
     assert set(report.layers["recovery"]) == {"none"}
+    report = slim(make_from(Qwen3Config(**GATED, attention_bias=True)), method="wanda", multiple=1)
+    assert report.summary["recovery"] == "bias"
+    assert dict(zip(report.layers["part"], report.layers["recovery"], strict=True)) == {HEADS: "bias", CHANNELS: "none"}

@@ -314,7 +314,9 @@ def make_settings(
         raise RoseError(
             f"{chosen.label} keeps a part that no grid holds, so bits do not apply to it; choose another method."
         )
-    return Settings(method, pattern, int(block_size), damping, threshold, order, budget, trace, complete, grid=grid)
+    # JSON does not know NumPy's numbers.
+    size, damping, threshold = int(block_size), float(damping), float(threshold)
+    return Settings(method, pattern, size, damping, threshold, order, budget, trace, complete, grid=grid)
 
 
 def prune_layer(

@@ -80,6 +80,7 @@ def run_settings(
             f"Experts need at least 1 token to be pruned by, not {min_expert_tokens!r}; give a whole number."
         )
     check_compute(compute)
+    target_damping = None if target_damping is None else float(target_damping)  # JSON does not know NumPy's
     sequential = true_sequential or target == "dense"
     return RunSettings(settings, rule, target, target_damping, sequential, int(min_expert_tokens), compute)
 
