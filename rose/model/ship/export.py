@@ -46,6 +46,7 @@ class Exported:
         exact: layers whose codes and scales are in the file as they are, or whose weights are exact in f16.
         rounded: layers whose weights were rounded to the type.
         unfit: layers whose rows are no whole blocks of 32, stored as floats.
+        besides: other matrices that were rounded, such as embeddings; only f16 rounds them.
         error: ‖W − Ŵ‖²/‖W‖² over the rounded layers; 0 without any.
         vocabulary: where the tokenizer is from.
     """
@@ -55,6 +56,7 @@ class Exported:
     exact: list[str] = field(default_factory=list)
     rounded: list[str] = field(default_factory=list)
     unfit: list[str] = field(default_factory=list)
+    besides: list[str] = field(default_factory=list)
     error: float = 0.0
     vocabulary: str = "tokenizer.json"
 
@@ -66,6 +68,8 @@ class Exported:
         if self.rounded:
             error = f"relative squared error {self.error:.2e}"
             said.append(f"{len(self.rounded)} layers were rounded to {kind}, without compensation: {error}.")
+        if self.besides:
+            said.append(f"Rounded to {kind} too: {', '.join(self.besides)}.")
         if self.unfit:
             said.append(f"{len(self.unfit)} layers have rows that are no whole blocks of 32; they stay as they are.")
         return said
@@ -163,9 +167,12 @@ def _add_tensors(
             writer.add_tensor(key, as_type(weight, Type.F32))
         elif wanted == Type.F16:
             values = as_type(weight, Type.F16)
+            is_exact = bool((torch.from_numpy(values).float() == weight.float()).all())
             if name in layers:
-                is_exact = bool((torch.from_numpy(values).float() == weight.float()).all())
                 (done.exact if is_exact else done.rounded).append(name)
+            elif not is_exact:
+                done.besides.append(name)
+            if name in done.rounded:
                 missed, whole = _summed(missed, whole, weight, values.astype(np.float32))
             writer.add_tensor(key, values)
         elif name not in layers or weight.shape[1] % BLOCK:

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from rose.errors import RoseError
+
 TYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -21,10 +23,15 @@ TYPES = {
     torch.int32: "I32",
     torch.int16: "I16",
     torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
     torch.uint8: "U8",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
 }
+if hasattr(torch, "float8_e8m0fnu"):  # from torch 2.7 on
+    TYPES[torch.float8_e8m0fnu] = "F8_E8M0"
 ALIGNMENT = 8
 
 
@@ -49,7 +56,9 @@ class TensorWriter:
             self._place(width).unlink(missing_ok=True)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Raises OSError as the disk has it, KeyError for a format that safetensors does not know."""
+        """Raises OSError as the disk has it, RoseError for a format that is not known here."""
+        if tensor.dtype not in TYPES:
+            raise RoseError(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, which is not written.")
         entry = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape)}
         width = tensor.itemsize
         if width not in self._gathered:

@@ -108,6 +108,20 @@ def test_the_file_computes_what_the_model_does(kind: str, bits: int | None, fami
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.gguf"]
 
 
+def test_what_f16_rounds_is_told(tmp_path: Path) -> None:
+    """The error is over the rounded layers: one of fourteen here."""
+    model = save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
+    first, *others = prunable_layers(model)
+    for layer in others:
+        layer.write(layer.weight.half().float())
+    model.save_pretrained(tmp_path / "model")
+    made = export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", "f16")
+    missed = (first.weight.half().float() - first.weight).square().sum() / first.weight.square().sum()
+    assert made.error == pytest.approx(float(missed), rel=1e-3)
+    assert (made.rounded, made.besides) == ([f"{first.name}.weight"], ["lm_head.weight"])
+    assert "Rounded to f16 too: lm_head.weight." in made.remarks("f16")
+
+
 def test_other_grids_and_types(tmp_path: Path) -> None:
     """Eight bits fit q8_0, not q4_0, which rounds them and says what that costs."""
     model = save(CONFIGURATIONS["llama"](), tmp_path / "model", 8)
