@@ -14,20 +14,21 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rose.errors import RoseError
-from rose.files import expand
+from rose.files import digest, expand
 from rose.interrupt import is_stoppable, stop_point
 from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
 from rose.model.network.experts import ExpertLinear, experts_apart
-from rose.model.network.identity import check_same_model
+from rose.model.network.identity import check_same_model, weight_norms
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.network.residence import evaluating, gradients_only_of
 from rose.model.network.stand_ins import hooked
-from rose.model.run.damages import WHOLE, DamageRecord, model_of_damages, read_damages
+from rose.model.run.damages import WHOLE, DamageRecord, are_restored, model_of_damages, read_damages, weights_of_damages
 from rose.model.walk.collector import statistics_of
 from rose.model.walk.forward import no_input
 from rose.model.walk.walk import BlockStatistics
+from rose.verdicts import is_same_model
 
 # The rules, and the share of a run that each takes, roughly, of which only the progress bar depends.
 ALLOCATIONS = {"uniform": 0.0, "owl": 0.25, "sensitivity": 0.4}
@@ -59,12 +60,21 @@ class Allocation(NamedTuple):
         """Raises RoseError where none are there."""
         return read_damages(expand(self.folder) / "rows.csv")
 
+    def identity(self) -> str | None:
+        """Identifies the damages; None where the rule does without."""
+        return digest({}, {"damages": repr(self.damages())}) if self.rule == BY_DAMAGE else None
+
     def check(self, pattern: Pattern) -> None:
         """Raises RoseError for damages that are not there or tell little of this ratio, or where N:M leaves no room."""
         if self.rule != "uniform" and pattern.is_grouped:
             raise RoseError(f'{pattern} fixes the ratio of every layer; use a plain ratio, or allocation "uniform".')
         if self.rule == BY_DAMAGE:
             known = [one for one in self.damages() if one.unit != WHOLE]
+            if are_restored(expand(self.folder)):
+                raise RoseError(
+                    f"{self.folder} says what a pruned model gains by layers given back, not what pruning costs; "
+                    "measure damages without --restore."
+                )
             weights = sum(one.weights for one in known)
             measured = sum(one.sparsity * one.weights for one in known) / weights if weights else pattern.ratio
             if abs(measured - pattern.ratio) > DAMAGE_SPREAD:
@@ -126,8 +136,11 @@ def allocate(
         shares = _outlier_shares(dense_blocks())
         wanted = owl_ratios([shares[layer.block_index] for layer in layers], pattern.ratio)
     elif allocation.rule == BY_DAMAGE:
-        if norms := model_of_damages(expand(allocation.folder)):
-            check_same_model(network.model, norms, f"The damages in {allocation.folder} are those of another model")
+        folder, what = expand(allocation.folder), f"The damages in {allocation.folder} are those of another model"
+        if norms := model_of_damages(folder):
+            check_same_model(network.model, norms, what)
+        if (weights := weights_of_damages(folder)) and not is_same_model(weight_norms(network.model), weights):
+            raise RoseError(f"{what}: its weights differ, as those of a pruned copy do; measure this model.")
         wanted = damage_ratios(_damage_densities(allocation.damages(), layers), pattern.ratio)
     else:
         traces = hessian_traces(network, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)

@@ -5,11 +5,12 @@ How they are measured is in `rose.model.measure.damage`.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from rose.model.network.identity import read_norms
+from rose.model.network.identity import WEIGHTS, read_norms
 from rose.report import Measured, NotNegative, NotNegativeOrNan, Share, Within, read_records
 
 WHOLE = "*"  # the unit of the record in which all units are changed at once
@@ -64,3 +65,17 @@ def read_damages(path: str | Path) -> list[DamageRecord]:
 def model_of_damages(folder: Path) -> list[float] | None:
     """`embedding_norms` of the model whose damages a folder holds; None where it does not say."""
     return read_norms(folder / "summary.json") or None
+
+
+def weights_of_damages(folder: Path) -> list[float]:
+    """`weight_norms` of that model; none where the folder does not say."""
+    return read_norms(folder / "settings.json", WEIGHTS)
+
+
+def are_restored(folder: Path) -> bool:
+    """Whether a folder holds what restoring layers of a pruned model changed."""
+    try:
+        known = json.loads((folder / "settings.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(known, dict) and bool(known.get("restore"))

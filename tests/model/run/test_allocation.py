@@ -1,9 +1,11 @@
 """Ratios over layers: exact totals, the published rules, and the trace of the loss Hessian against the Hessian."""
 
 import copy
+import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +37,7 @@ from rose.model.run.allocation import (
 )
 from rose.model.run.damages import DamageRecord
 from rose.report import records_table
-from tests.model.families import make_model, make_tokens
+from tests.model.families import make_model, make_tokens, stop_at
 
 
 def tiny_llama(blocks: int = 3) -> PreTrainedModel:
@@ -342,6 +344,33 @@ def test_damages_of_a_far_sparsity_share_nothing(tmp_path: Path) -> None:
     parse_allocation(f"damage:{tmp_path}").check(Pattern(0.6))
     with pytest.raises(rose.RoseError, match=r"measured at a sparsity of 0\.5, which says little of 0\.7"):
         parse_allocation(f"damage:{tmp_path}").check(Pattern(0.7))
+
+
+def test_damages_of_another_intervention_or_of_a_pruned_copy_share_nothing(tmp_path: Path) -> None:
+    known = DamageRecord("a", 0, "", 9, 0.5, 0.1, 0.1, 0.1, 0.1, 1.0, 0.1, 0.1, 0.1, 1.1, 0)
+    records_table([known], DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
+    by_damage, model = parse_allocation(f"damage:{tmp_path}"), tiny_llama()
+    (tmp_path / "settings.json").write_text(json.dumps({"restore": "pruned70"}))
+    with pytest.raises(rose.RoseError, match="what a pruned model gains by layers given back"):
+        by_damage.check(Pattern(0.5))
+    (tmp_path / "settings.json").write_text(json.dumps({"restore": None, "weight_norms": [1.0, 1.0]}))
+    by_damage.check(Pattern(0.5))
+    with pytest.raises(rose.RoseError, match="those of another model: its weights differ"):
+        allocate(Network(model), some_tokens(), prunable_layers(model), Pattern(0.5), by_damage, list)
+
+
+def test_a_run_goes_on_by_the_same_damages_alone(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    options: dict[str, Any] = {"sparsity": 0.5, "block_size": 8, "checkpoint": tmp_path / "kept"}
+    table = rose.damage(tiny_llama(), some_tokens(), sparsity=0.5, block_size=8, units="blocks").units
+    table.to_csv(rows, index=False)
+    with pytest.raises(rose.Cancelled):
+        rose.prune_model(
+            tiny_llama(), some_tokens(), allocation=f"damage:{tmp_path}", progress=stop_at("calibrate", 1), **options
+        )
+    table.assign(damage=table["damage"] * 2).to_csv(rows, index=False)
+    with pytest.raises(rose.RoseError, match="the damages differ"):
+        rose.prune_model(tiny_llama(), some_tokens(), allocation=f"damage:{tmp_path}", **options)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
