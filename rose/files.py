@@ -128,10 +128,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, facts
 
 
-def known_digest(path: Path) -> str:
-    """The digest in the header of a file from `write_tensors`."""
+def facts_of(path: Path) -> dict[str, str]:
+    """The texts in the header of a file from `write_tensors`, not checked."""
     with safe_open(path, "pt") as file:
-        return (file.metadata() or {})["digest"]
+        return file.metadata() or {}
 
 
 def digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> str:

@@ -15,6 +15,7 @@ import rose
 from rose.files import digest
 from rose.model.load import streaming
 from rose.model.network.layers import decoder_blocks
+from rose.model.network.network import Network
 from rose.structured.plan import SlimSettings, estimate_slim_memory, estimate_slimming
 from tests.model.families import DENSE, logits, make_model, make_tokens, on_meta, save, stop_at
 from tests.structured.test_slimming import UNSAID
@@ -136,6 +137,16 @@ def test_seconds_by_what_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
     two_walks = seconds(allocation="cost", method="wanda") - 20 * cubes
     assert seconds(allocation="similarity", method="wanda") == pytest.approx(two_walks / 2 + depth)
     assert seconds(parts=["channels"], method="wanda") < two_walks / 2  # one kind needs no prices
+
+
+def test_the_same_slimming_gives_the_same_model(tmp_path: Path) -> None:
+    """Whatever time it took: another run on it, with a checkpoint, goes on."""
+    prints = set()
+    for _ in range(2):
+        model, _ = rose.load_model(save("llama", tmp_path / "dense"), stream=True)
+        slim(model)
+        prints.add(Network(model).residence.fingerprint())
+    assert len(prints) == 1
 
 
 def test_a_stopped_run_leaves_a_streamed_model_as_it_was(tmp_path: Path) -> None:

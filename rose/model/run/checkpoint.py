@@ -25,7 +25,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from rose.files import (
     DamagedFile,
     digest,
     explained,
-    known_digest,
+    facts_of,
     reachable,
     read_tensors,
     write_atomically,
@@ -56,11 +56,13 @@ from rose.model.walk.dense_states import HELD_OUT, BlockDrift
 from rose.model.walk.hidden_states import DiskActivations
 from rose.model.walk.storage import FinishedBlock, Storage, lay_over
 from rose.model.workers import Workers
+from rose.wording import count, word
 
 logger = logging.getLogger(__name__)
 
 DESCRIPTIONS = ("run.json", "run-copy.json")
-FORMAT = 9  # raise it where an older folder would no longer give the same weights
+EXPLAINS = ("command", "format", "parts", "streamed")  # what is told first, as more differs because of it
+FORMAT = 10  # raise it where an older folder would no longer give the same weights
 
 
 class DiskStorage(Storage):
@@ -80,8 +82,9 @@ class DiskStorage(Storage):
     def keep(
         self, index: int, tensors: Mapping[str, Tensor], records: Sequence[Mapping[str, Any]], seconds: float
     ) -> None:
+        facts = {"records": json.dumps(list(records)), "seconds": repr(seconds), "weights": digest(tensors)}
         with explained(self.folder, self.remedy):
-            write_tensors(self._path(index), tensors, records=json.dumps(list(records)), seconds=repr(seconds))
+            write_tensors(self._path(index), tensors, **facts)
         self.finished.add(index)
 
     def read(self, index: int) -> dict[str, Tensor]:
@@ -94,8 +97,8 @@ class DiskStorage(Storage):
             raise RoseError(f"{problem}, although the run had written it; start the run again.") from problem
 
     def identity(self) -> str:
-        """Identifies all that was kept."""
-        return " ".join(known_digest(self._path(index)) for index in sorted(self.finished))
+        """Identifies the tensors that were kept; times are others where the same is done again."""
+        return " ".join(facts_of(self._path(index))["weights"] for index in sorted(self.finished))
 
     def _path(self, index: int) -> Path:
         return self.folder / f"block-{index:05d}.safetensors"
@@ -166,17 +169,37 @@ class Checkpoint(DiskStorage):
         done = whole[-1] + 1 if whole else 0
         newest = blocks[len(whole)] if len(whole) < len(blocks) else done
         has_drift = HELD_OUT not in dict(dense) or done - 1 in self.drifts
-        if not dense or (len(whole) == len(blocks) and has_drift):
-            return whole, newest
-        if whole:
-            found = self.dense_activations.resume(newest, dict(dense))
+        if dense and not (len(whole) == len(blocks) and has_drift):
+            found = self.dense_activations.resume(newest, dict(dense)) if whole else None
             if self.workers.all_agree(found) and found is not None and found >= done:
-                return whole, found
-        if whole:
-            logger.warning("%s has lost hidden states of the dense model; pruning starts again", self.folder)
-        self.dense_activations.clear()
-        self.drifts = {}
-        return [], blocks[0]
+                newest = found
+            else:
+                if whole:
+                    self._check_count(range(done, newest + 1))
+                    logger.warning("%s has lost hidden states of the dense model; pruning starts again", self.folder)
+                self.dense_activations.clear()
+                self.drifts = {}
+                whole, newest = [], blocks[0]
+        if self.workers.all_agree(whole):  # so all have read what the first now removes
+            self.workers.from_first(partial(self._remove, set(blocks) - {*whole}))
+        return whole, newest
+
+    def _check_count(self, useful: range) -> None:
+        """Raises RoseError where another number of processes has what is missing here."""
+        for own in (self.folder, *self.folder.glob("*-of-*")):
+            processes = 1 if own == self.folder else int(own.name.partition("-of-")[2])
+            known = [int(path.name[-5:]) for path in (own / "dense").glob("activations-?????")]
+            if processes != self.workers.count and any(index in useful for index in known):
+                raise RoseError(
+                    f"The hidden states in {self.folder} are divided over {count(processes, 'process', 'processes')}; "
+                    f"resume the run with as many, not with {word(self.workers.count)}."
+                )
+
+    def _remove(self, blocks: Iterable[int]) -> None:
+        """Removes what will be pruned again: a run that stops before it gets there must not take it for its own."""
+        with explained(self.folder):
+            for index in blocks:
+                self._path(index).unlink(missing_ok=True)
 
     def start(self, batches: Mapping[str, int]) -> int | None:
         found = self.activations.resume(self.newest, batches)
@@ -313,7 +336,7 @@ def _claim(folder: Path, run: Mapping[str, Any]) -> None:
         )
     changed = [name for name in {**run, **before} if run.get(name) != before.get(name)]
     if changed:
-        changed.sort(key=lambda name: name != "command")  # it explains the others
+        changed.sort(key=lambda name: EXPLAINS.index(name) if name in EXPLAINS else len(EXPLAINS))
         raise RoseError(
             f"The checkpoint in {folder} belongs to another run: {_difference(changed[0], run, before)}. "
             "Choose another folder, or the settings that it was begun with."
@@ -330,13 +353,20 @@ def _claim(folder: Path, run: Mapping[str, Any]) -> None:
 def _difference(name: str, run: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     if name == "command":
         return f"that of {before.get(name, 'prune')}, not of {run.get(name, 'prune')}"
+    if name == "model" and run.get("command") == "tune":
+        return "the pruned model's weights differ (a tuning that was stopped has changed them in memory: load it again)"
     if name == "model":
         return "the model's weights differ (it must be loaded dense, as it was when the run began)"
+    if name == "dense":
+        return "the dense model's weights differ"
     if name == "format":
         return "another version of this program began it, and would go on to other weights"
-    if name in ("tokens", "held_out", "layers"):
+    if name in ("tokens", "held_out", "layers", "damages"):
         return f"the {name.replace('_', '-')} differ"
     was, now = before.get(name), run.get(name)
+    if name == "streamed":
+        ways = "in memory", "streamed"
+        return f"the model was {ways[bool(was)]} there and is {ways[bool(now)]} now"
     if name in ("compute", "products"):
         return f"matrix products were computed in {was} there and are in {now} now (compute {was} asks for that)"
     return f"{name.replace('_', ' ')} was {was} there and is {now} now"
@@ -356,6 +386,7 @@ def describe_run(
         "format": FORMAT,
         "method": settings.method,
         **run.describe(),
+        "damages": run.allocation.identity(),
         "min_expert_tokens": run.min_expert_tokens if any(layer.is_expert for layer in layers) else None,
         **precision.describe(),
         "pattern": dataclasses.astuple(settings.pattern),
@@ -379,5 +410,6 @@ def describe_inputs(network: Network, tokens: Tensor, held_out: Tensor | None) -
         "bos_token": network.bos_in_front(tokens),
         "tokens": digest({"tokens": tokens.long()}),  # int32 ones are the same tokens
         "held_out": None if held_out is None else digest({"tokens": held_out.long()}),
+        "streamed": network.is_streamed,  # its fingerprint is another one
         "model": network.residence.fingerprint(),
     }

@@ -20,7 +20,7 @@ from rose.model.network.network import Network
 from rose.model.run import checkpoint as checkpoint_module
 from rose.model.run.checkpoint import open_checkpoint
 from rose.model.walk.hidden_states import DiskActivations
-from tests.model.families import LENGTH, make_model, make_tokens, stop_at
+from tests.model.families import LENGTH, make_model, make_tokens, save, stop_at
 
 ROOT = Path(__file__).parents[3]
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16}
@@ -194,6 +194,23 @@ def test_damaged_descriptions_are_refused(begun: Path) -> None:
     assert sorted(path.name for path in begun.iterdir()) == before
 
 
+def test_a_run_that_begins_again_leaves_no_former_blocks_behind(begun: Path, undisturbed: tuple[str, Any]) -> None:
+    shutil.rmtree(begun / "dense")
+    with pytest.raises(rose.Cancelled):
+        run(begun, progress=stop_at("calibrate", 1))
+    events: list[rose.Progress] = []
+    assert run(begun, progress=events.append)[0] == undisturbed[0]
+    assert min(event.block_index for event in events) == 1  # block 0 is there, and block 1 of the former run is not
+
+
+def test_hidden_states_of_another_number_of_processes_are_told(begun: Path) -> None:
+    (begun / "1-of-2").mkdir()
+    (begun / "dense").rename(begun / "1-of-2" / "dense")
+    with pytest.raises(rose.RoseError, match="divided over two processes; resume the run with as many, not with one"):
+        run(begun)
+    assert (begun / "block-00001.safetensors").exists()
+
+
 # ---- other runs
 
 
@@ -234,6 +251,12 @@ def test_other_tokens_and_models_are_refused(begun: Path) -> None:
     with torch.no_grad():
         model.model.norm.weight[3] += 1
     with pytest.raises(rose.RoseError, match=r"the model's weights differ .*loaded dense"):
+        rose.prune_model(model, make_tokens(), checkpoint=begun, **OPTIONS)
+
+
+def test_a_streamed_model_is_told_from_one_in_memory(begun: Path, tmp_path: Path) -> None:
+    model, _ = rose.load_model(save("gemma3", tmp_path / "dense"), stream=True)
+    with pytest.raises(rose.RoseError, match="the model was in memory there and is streamed now"):
         rose.prune_model(model, make_tokens(), checkpoint=begun, **OPTIONS)
 
 
