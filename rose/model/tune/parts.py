@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from torch import Tensor, nn
@@ -19,8 +21,9 @@ from rose.given import is_whole
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.progress import ProgressCallback, part_callback
+from rose.model.run.checkpoint import claimed
 from rose.model.tune.kept import check_pruned, find_trained
-from rose.model.tune.tuning import Tuner, TuneReport, TuneSettings, TuneTask
+from rose.model.tune.tuning import FORMAT, Tuner, TuneReport, TuneSettings, TuneTask
 
 
 def tune_model(
@@ -65,7 +68,8 @@ def tune_model(
             for gradients and Adam's moments is that of one part.
         unpruned: tune a model without zeros, too.
         progress: called with a `TuningProgress` many times a step; may raise to stop: the best step so far is kept.
-        checkpoint: a folder from which the same call goes on, after it was stopped or killed, to the same bits.
+        checkpoint: a folder from which the same call goes on, after it was stopped or killed, to the same bits; load
+            the pruned model again for that, as a tuning that was stopped has changed it.
 
     Raises:
         RoseError: bad input, before any work; a loss that is not finite; or no room to save.
@@ -98,6 +102,15 @@ class Parts:
 
     def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
         """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""
+        alone = checkpoint is None or len(self.parts) == 1
+        with nullcontext() if alone else claimed(checkpoint, self._describe):
+            self._run(progress, checkpoint)
+
+    def _describe(self) -> dict[str, Any]:
+        """What was asked for; each part has a folder of its own within, which says the rest."""
+        return {"command": "tune", "format": FORMAT, "parts": len(self.parts), **asdict(self.settings)}
+
+    def _run(self, progress: ProgressCallback | None, checkpoint: str | Path | None) -> None:
         began, count = time.perf_counter(), len(self.parts)
         for number in range(count):
             if number:

@@ -63,7 +63,7 @@ WARM_UP = 0.25  # share of the steps in which the rate rises: the first ones fol
 FEW = 8  # steps below which minutes were too few for this machine: the rate rises over a quarter of them
 LOOKS = 8  # measurements on held-out windows, and saves, besides that of the start
 STATE = "state.safetensors"
-FORMAT = 1  # raise it where an older folder would no longer give the same weights
+FORMAT = 2  # raise it where an older folder would no longer give the same weights
 FACTS = ("step", "steps", "best_step", "seconds", "away", "dense_held_out")  # of a `Tuner`, saved with its weights
 
 
@@ -292,6 +292,7 @@ class Tuner:
         return {
             "command": "tune",
             "format": FORMAT,
+            "parts": 1,
             **facts,
             "tokens": digest(given),
             "layers": names,

@@ -271,6 +271,15 @@ def test_a_stopped_run_keeps_the_best_and_goes_on_to_the_same_bits(tmp_path, mon
     assert again.curve["held_out"].tolist() == expected.curve["held_out"].tolist()
     with pytest.raises(rose.RoseError, match=r"rate was 0\.001 there and is 0\.1 now"):
         rose.tune_model(pruned_pair()[1], dense, TOKENS, **JUDGED | {"rate": 0.1}, checkpoint=tmp_path)
+    with pytest.raises(rose.RoseError, match="parts was 1 there and is 2 now"):
+        rose.tune_model(pruned_pair()[1], dense, TOKENS, **JUDGED, parts=2, checkpoint=tmp_path)
+    with pytest.raises(rose.RoseError, match=r"pruned model's weights differ .*load it again"):
+        rose.tune_model(model, dense, TOKENS, **JUDGED, checkpoint=tmp_path)
+    other = copy.deepcopy(dense)
+    with torch.no_grad():
+        other.model.norm.weight[0] += 0.01
+    with pytest.raises(rose.RoseError, match="the dense model's weights differ"):
+        rose.tune_model(pruned_pair()[1], other, TOKENS, **JUDGED, checkpoint=tmp_path)
     monkeypatch.setattr(tuning, "FORMAT", tuning.FORMAT + 1)
     with pytest.raises(rose.RoseError, match="another version of this program began it"):
         rose.tune_model(pruned_pair()[1], dense, TOKENS, **JUDGED, checkpoint=tmp_path)
@@ -303,6 +312,10 @@ def test_blocks_in_parts_recover_too_each_from_where_the_one_before_has_ended(tm
         rose.tune_model(stopped, dense, TOKENS, **FAST, parts=2, checkpoint=tmp_path, progress=stop)
     rose.tune_model(again, dense, TOKENS.int(), **FAST, parts=2, checkpoint=tmp_path)  # the same tokens
     assert digest(again.state_dict()) == digest(model.state_dict())
+    with pytest.raises(rose.RoseError, match="parts was 2 there and is 1 now"):
+        rose.tune_model(pruned_pair()[1], dense, TOKENS, **FAST, checkpoint=tmp_path)
+    with pytest.raises(rose.RoseError, match="epochs was 2 there and is 3 now"):  # as given, not a part's share
+        rose.tune_model(pruned_pair()[1], dense, TOKENS, **FAST | {"epochs": 3}, parts=2, checkpoint=tmp_path)
 
 
 def test_more_parts_than_decoder_blocks_are_refused():
