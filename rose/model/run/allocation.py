@@ -139,9 +139,9 @@ def allocate(
         folder, what = expand(allocation.folder), f"The damages in {allocation.folder} are those of another model"
         if norms := model_of_damages(folder):
             check_same_model(network.model, norms, what)
+        wanted = damage_ratios(_damage_densities(allocation.damages(), layers), pattern.ratio)
         if (weights := weights_of_damages(folder)) and not is_same_model(weight_norms(network.model), weights):
             raise RoseError(f"{what}: its weights differ, as those of a pruned copy do; measure this model.")
-        wanted = damage_ratios(_damage_densities(allocation.damages(), layers), pattern.ratio)
     else:
         traces = hessian_traces(network, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)
         wrong = [layer.name for layer, trace in zip(layers, traces, strict=True) if not math.isfinite(trace)]

@@ -349,14 +349,14 @@ def test_damages_of_a_far_sparsity_share_nothing(tmp_path: Path) -> None:
 def test_damages_of_another_intervention_or_of_a_pruned_copy_share_nothing(tmp_path: Path) -> None:
     known = DamageRecord("a", 0, "", 9, 0.5, 0.1, 0.1, 0.1, 0.1, 1.0, 0.1, 0.1, 0.1, 1.1, 0)
     records_table([known], DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
-    by_damage, model = parse_allocation(f"damage:{tmp_path}"), tiny_llama()
+    by_damage, network = parse_allocation(f"damage:{tmp_path}"), Network(tiny_llama())
     (tmp_path / "settings.json").write_text(json.dumps({"restore": "pruned70"}))
     with pytest.raises(rose.RoseError, match="what a pruned model gains by layers given back"):
         by_damage.check(Pattern(0.5))
     (tmp_path / "settings.json").write_text(json.dumps({"restore": None, "weight_norms": [1.0, 1.0]}))
     by_damage.check(Pattern(0.5))
     with pytest.raises(rose.RoseError, match="those of another model: its weights differ"):
-        allocate(Network(model), some_tokens(), prunable_layers(model), Pattern(0.5), by_damage, list)
+        allocate(network, some_tokens(), [], Pattern(0.5), by_damage, list)
 
 
 def test_a_run_goes_on_by_the_same_damages_alone(tmp_path: Path) -> None:
