@@ -102,8 +102,7 @@ class Parts:
 
     def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
         """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""
-        alone = checkpoint is None or len(self.parts) == 1
-        with nullcontext() if alone else claimed(checkpoint, self._describe):
+        with claimed(checkpoint, self._describe) if checkpoint is not None and len(self.parts) > 1 else nullcontext():
             self._run(progress, checkpoint)
 
     def _describe(self) -> dict[str, Any]:
