@@ -39,6 +39,7 @@ STATEMENTS = {
         r"calibration: one global sort with the block budget is worse than natural order in \d+ of 19 layers",
         r"held-out: global order with the layer budget is the best of the eight in \d+ of 19 layers",
         r"held-out error is 0\.\d+ times that as given, at most 0\.\d+",
+        r"global order with the layer budget comes to 0\.\d+ times",
     ),
     "columnar_layers": (
         r"\d of 210 layers are columnar at 70%; the clearest is model\.layers\.18\.self_attn\.o_proj",
@@ -67,12 +68,12 @@ STATEMENTS = {
     "damage": (
         r"of 4 decoder blocks, number \d+ costs most, \d+\.\d times the median",
         r"all at once cost \d\.\d\d times the sum of each alone",
-        r"drift ranks these 14 layers better than error does, at 0\.\d\d",
+        r"drift ranks these 14 layers better than held-out error does, at 0\.\d\d",
         r"restoring all 7 layers of block 29 gives \d\.\d{3} nats back",
     ),
     "tuning": (
         r"on windows that nothing has seen: \d+\.\d dense, \d+\.\d pruned",
-        r"perplexity falls from \d+\.\d to \d+\.\d in 7 steps",
+        r"perplexity falls from \d+\.\d to \d+\.\d with the weights after step \d of 7",
         r"all zeros are where they were, 70% of 10\.6 million weights",
         r"21 layers have moved, 189 are the same to the bit",
         r"on windows that nothing has seen: \d+\.\d pruned, \d+\.\d tuned",

@@ -164,7 +164,11 @@ def sweep_lesson(
     now = "Nothing is pruned yet." if step == 0 else " ".join([done, *lines])
     if step == blocks:
         now += " All of that came from inside the block: no other is left to help the last one."
-    decision = "ROSE uses two-level order here" if subject.plan.is_columnar else "ROSE keeps natural order here"
+    decision = (
+        "ROSE uses two-level order here"
+        if subject.plan.is_columnar
+        else "ROSE keeps natural order here, as in all layers that are not columnar, though many gain by another"
+    )
     return Lesson(
         claim,
         (

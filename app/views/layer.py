@@ -53,7 +53,7 @@ def key_figures(study: Study, layer: str) -> None:
         "Relative range (block-loss spread)",
         f"{row['relative_range']:.3f}",
         against_threshold(row),
-        "(max − min) / max of the blocks' losses",
+        "(max − min) / max of the blocks' losses per column",
     )
     raised = "raised" if row["is_damping_raised"] else None
     further: list[Figure] = [

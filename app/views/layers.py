@@ -23,7 +23,7 @@ from rose.report import csv_text
 METRICS = {
     "relative_range": (
         "Relative range",
-        "How unevenly loss is spread over a layer's blocks: (max − min) / max of block loss.",
+        "How unevenly loss is spread over a layer's blocks: (max − min) / max of block loss per column.",
     ),
     "column_variation": (
         "Variation of column losses",

@@ -55,9 +55,9 @@ def block_sums(column_loss: Tensor, widths: Sequence[int]) -> Tensor:
 
 
 def relative_range(block_loss: Tensor, widths: Sequence[int]) -> float:
-    """(max − min) / max of block loss, 0 where no block loses anything (ROSE, "relative range").
+    """(max − min) / max of block loss per column, 0 where no block loses anything (ROSE, "relative range").
 
-    Compared per column, so that a narrower last block does not look cheap for its width alone; with
+    Per column, so that a narrower last block does not look cheap for its width alone; with
     equal widths this is the paper's formula.
     """
     per_column = block_loss / torch.tensor(widths, device=block_loss.device)

@@ -170,7 +170,7 @@ def test_the_columnar_and_the_flat_layer_of_a_study(study: Study) -> None:
         decimals = f"{ranges[layer]:.2f}"
         assert "of 21 measured layers, the" in shown
         assert f"relative range ({decimals})" in shown
-    assert "ROSE keeps natural order here" in shown
+    assert "ROSE keeps natural order here, as in all layers that are not columnar, though many" in shown
     assert "This layer is not columnar" in shown
 
 
@@ -238,7 +238,7 @@ def test_sliders_change_the_generated_layer() -> None:
     before = texts(app)
     app.slider(key="lesson_strength").set_value(0.5).run()
     app.slider(key="lesson_blocks").set_value(4).run()
-    errors = errors_of(subjects.generated(LayerDesign(blocks=4, strength=0.5, place=5)))
+    errors = errors_of(subjects.generated(LayerDesign(blocks=4, strength=0.5, place=5, seed=2)))
     shown = texts(app)
     assert shown != before
     assert "64 × 64 weights" in shown
