@@ -118,10 +118,11 @@ def test_a_copy_has_the_format_of_the_checkpoint_or_says_what_keeps_it(
     assert said.count(wider) == (computes == "float32")  # what is tuned has float32 already
 
 
-def test_tuning_of_nothing_is_refused_before_anything_is_read(tmp_path, capsys):
-    asked = ["--model", "nowhere", "--sparsity", "0", "--tune", "1", "--output", tmp_path / "out"]
+@pytest.mark.parametrize("sparsity", ["0", "0.005"])
+def test_tuning_of_nothing_is_refused_before_anything_is_read(sparsity, tmp_path, capsys):
+    asked = ["--model", "nowhere", "--sparsity", sparsity, "--tune", "1", "--output", tmp_path / "out"]
     assert run("prune", *asked) == 2
-    assert "sparsity 0 prunes nothing" in " ".join(capsys.readouterr().err.split())
+    assert f"sparsity {sparsity} prunes less than 1 %" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_tuned_copy_keeps_the_tokenizer_of_what_was_tuned(checkpoint, tmp_path, capsys):

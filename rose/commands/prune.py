@@ -11,7 +11,7 @@ from rich.console import Console
 import rose
 from rose.commands import checkpoints, terminal
 from rose.commands import options as shared
-from rose.commands.tune import check_minutes, draw_texts, say_tuned, tune_after
+from rose.commands.tune import check_minutes, draw_texts, tune_after
 from rose.layer.grid import Grid
 from rose.model.estimate.memory import estimate_memory
 from rose.model.network.network import Network
@@ -49,16 +49,14 @@ def run(options: argparse.Namespace, console: Console) -> int:
     with terminal.bar(console, "Pruning") as follow:
         chosen |= {"layers": options.layers, "checkpoint": options.checkpoint}
         pruned = rose.prune_model(model, tokens, held_out=held_out, progress=follow, **chosen)
-    tuned, status = tune_after(options, console, model, texts)
-    report = pruned if tuned is None else tuned.added_to(pruned)
-    report = outcome.save(model, report.with_summary(**shared.origin(options)))
+    tuned = tune_after(options, console, model, texts)
+    report = outcome.save(model, tuned.added_to(pruned).with_summary(**shared.origin(options)))
     _print_layers(pruned)
     _print_summary(pruned)
-    if tuned is not None:
-        say_tuned(tuned)
+    tuned.say()
     checkpoints.say_perplexity(report.summary)
     terminal.say(f"Checkpoint, report.json and layers.csv are in {options.output}")
-    return status
+    return tuned.status()
 
 
 def _print_layers(report: rose.RunReport) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 import rose
 from rose.commands import checkpoints, terminal
 from rose.commands import options as shared
-from rose.commands.tune import check_minutes, draw_texts, say_tuned, tune_after
+from rose.commands.tune import check_minutes, draw_texts, tune_after
 from rose.layer.methods import Settings
 from rose.model.estimate.duration import estimate_cost, sweeps_of
 from rose.model.estimate.memory import Memory, estimate_memory
@@ -92,18 +92,16 @@ def run(options: argparse.Namespace, console: Console) -> int:
         # One report of both: the rows of parts, then those of layers; the second run's settings under "pruned".
         both = pd.concat([slimmed.layers, pruned.layers], ignore_index=True)
         done = rose.RunReport(both, slimmed.summary | {"pruned": pruned.summary} | between)
-    tuned, status = tune_after(options, console, model, texts)
-    report = done if tuned is None else tuned.added_to(done)
-    report = outcome.save(model, report.with_summary(**shared.origin(options)))
+    tuned = tune_after(options, console, model, texts)
+    report = outcome.save(model, tuned.added_to(done).with_summary(**shared.origin(options)))
     if len(slimmed.layers):
         _print_parts(slimmed.layers)
     _print_summary(done)
-    if tuned is not None:
-        say_tuned(tuned)
+    tuned.say()
     checkpoints.say_perplexity(report.summary)
     kind = "any program that uses transformers" if report.summary["uniform"] else "rose.load_model"
     terminal.say(f"Checkpoint, report.json and layers.csv are in {options.output}, for {kind}")
-    return status
+    return tuned.status()
 
 
 def _check_drop_options(options: argparse.Namespace) -> None:

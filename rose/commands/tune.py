@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from rose.model.load.models import has_tokenizer
 from rose.model.load.tokens import TUNING, load_apart, tuning_draw
 from rose.model.network.layers import prunable_layers
 from rose.model.network.network import Network
+from rose.model.run.checkpoint import begun_with
+from rose.model.tune.kept import PRUNED
 from rose.model.tune.loss import LOSSES
 from rose.model.tune.parts import Parts
 from rose.model.tune.tuning import (
@@ -33,10 +38,12 @@ from rose.model.tune.tuning import (
     check_memory,
     check_pair,
 )
+from rose.model.workers import Workers
 from rose.report import removed_fraction, report_beside
 from rose.wording import whole
 
 Texts = tuple[Tensor, Tensor | None]  # to train on, and held out
+TUNED = "tuned"  # of --checkpoint, the folder of what --tune does
 
 
 def add_parser(commands: Any) -> None:
@@ -89,14 +96,16 @@ def run(options: argparse.Namespace, console: Console) -> int:
     tuner = Parts(TuneTask(model, dense, *texts, options.layers, options.unpruned), settings, options.parts)
     outcome.begin(dense, "of the dense model")
     pruned = outcome.measure(model, "before", "of the pruned model")
-    is_whole = _follow(tuner, console, options.checkpoint)
-    found = tuner.report()
-    report = found.added_to(report, **shared.origin(options), dense=options.dense, **pruned)
+    tuned = _follow(lambda: tuner, console, options.checkpoint)
+    if tuned.stopped and not tuned.found:  # PRUNED is as good as what there is
+        raise tuned.stopped
+    tuned.say_stop(console)
+    report = tuned.added_to(report, **shared.origin(options), dense=options.dense, **pruned)
     report = outcome.save(model, report)
-    say_tuned(found)
+    tuned.say()
     checkpoints.say_perplexity(report.summary)
     terminal.say(f"Checkpoint and report.json are in {options.output}")
-    return 0 if is_whole else CANCELLED
+    return tuned.status()
 
 
 def check_minutes(options: argparse.Namespace) -> None:
@@ -104,10 +113,15 @@ def check_minutes(options: argparse.Namespace) -> None:
     if options.tune is None:
         return
     TuneSettings(minutes=options.tune)
-    if "sparsity" in options and parse_sparsity(options.sparsity).ratio == 0:
+    if "sparsity" in options and parse_sparsity(options.sparsity).ratio < PRUNED:
         raise rose.RoseError(
-            "--tune trains what pruning has kept, and sparsity 0 prunes nothing; leave one of them out. `rose tune` "
-            "takes a model that is pruned already."
+            f"--tune trains what pruning has kept, and sparsity {options.sparsity} prunes less than "
+            f"{100 * PRUNED:g} %; leave one of them out. `rose tune` takes a model that is pruned already."
+        )
+    begun = begun_with(options.checkpoint and options.checkpoint / TUNED, "minutes")
+    if begun not in (None, options.tune):
+        raise rose.RoseError(
+            f"The checkpoint in {options.checkpoint} was begun with --tune {begun:g}; give that, or another checkpoint."
         )
     if options.stream:
         raise rose.RoseError("--tune needs both models in memory; leave it out, or leave --stream out.")
@@ -121,10 +135,11 @@ def check_minutes(options: argparse.Namespace) -> None:
 def draw_texts(options: argparse.Namespace, model: nn.Module, tokenizer: Any, evaluated: Tensor | None) -> Texts | None:
     """What --tune of a command will train on, drawn before it prunes; None without.
 
-    Raises RoseError for too short a text, and for too little memory.
+    Raises RoseError for too short a text, for too little memory, and for a model that is pruned as much already.
     """
     if options.tune is None:
         return None
+    _check_sparser(options, model)
     sizes = tuning_draw(options.length)._asdict()
     dense = sum(parameter.nbytes for parameter in model.parameters())  # is read once more
     check_memory(Network(model), sizes["length"], compute=getattr(options, "compute", "auto"), besides=dense)
@@ -140,34 +155,77 @@ def _texts(options: argparse.Namespace, tokenizer: Any, evaluated: Tensor | None
     return tokens, held_out if len(held_out) else None
 
 
-def tune_after(
-    options: argparse.Namespace, console: Console, model: nn.Module, texts: Texts | None
-) -> tuple[TuneReport | None, int]:
-    """Tunes what a command has pruned, for the minutes of its --tune, if any; returns how, and the exit status.
+def _check_sparser(options: argparse.Namespace, model: nn.Module) -> None:
+    """Raises RoseError for a model that `rose prune` will make no sparser, and that is to be its own dense one."""
+    weights = [layer.weight for layer in Network(model).select(options.layers)] if "sparsity" in options else []
+    zeros, count = sum(int((one == 0).sum()) for one in weights), sum(one.numel() for one in weights)
+    if weights and zeros >= parse_sparsity(options.sparsity).ratio * count:
+        raise rose.RoseError(
+            f"{100 * zeros / count:.3g} % of the model's weights are zero already, so it cannot be the dense one for "
+            f"--tune after sparsity {options.sparsity}; give the model it was pruned from, or leave --tune out."
+        )
+
+
+def tune_after(options: argparse.Namespace, console: Console, model: nn.Module, texts: Texts | None) -> Tuned:
+    """Tunes what a command has pruned, for the minutes of its --tune, if any.
 
     The dense model is read again, as pruning has changed the one that was loaded.
     """
     if texts is None:
-        return None, 0
-    dense, _ = shared.load(options, console)
-    settings = TuneSettings(minutes=options.tune, seed=options.seed, compute=getattr(options, "compute", "auto"))
-    tuner = Parts(TuneTask(model, dense, *texts), settings)
-    is_whole = _follow(tuner, console, options.checkpoint and options.checkpoint / "tuned")
-    return tuner.report(), 0 if is_whole else CANCELLED
+        return Tuned()
+
+    def make() -> Parts:
+        dense, _ = shared.load(options, console)
+        settings = TuneSettings(minutes=options.tune, seed=options.seed, compute=getattr(options, "compute", "auto"))
+        return Parts(TuneTask(model, dense, *texts), settings)
+
+    tuned = _follow(make, console, options.checkpoint and options.checkpoint / TUNED)
+    tuned.say_stop(console)
+    return tuned
 
 
-def _follow(tuner: Parts, console: Console, checkpoint: Path | None) -> bool:
-    """Tunes with a progress bar; whether it came to its end: Ctrl-C keeps the best so far."""
+@dataclass(frozen=True)
+class Tuned:
+    """How tuning ended: what it found, if it took a step, and what stopped it, if it did not come to its end."""
+
+    found: TuneReport | None = None
+    stopped: BaseException | None = None
+
+    def added_to(self, report: rose.RunReport, **more: Any) -> rose.RunReport:
+        return self.found.added_to(report, **more) if self.found else report
+
+    def say_stop(self, console: Console) -> None:
+        if self.stopped:
+            traceback.clear_frames(self.stopped.__traceback__)  # they hold all that tuning needed; memory may be short
+            how = "was cancelled" if isinstance(self.stopped, KeyboardInterrupt) else "has failed"
+            console.print(f"rose: tuning {how}; the best weights so far are kept")
+
+    def say(self) -> None:
+        if self.found:
+            _say_tuned(self.found)
+
+    def status(self) -> int:
+        """The exit status, once the model is written; raises what has stopped tuning, other than Ctrl-C."""
+        if self.stopped and not isinstance(self.stopped, KeyboardInterrupt):
+            raise self.stopped
+        return CANCELLED if self.stopped else 0
+
+
+def _follow(make: Callable[[], Parts], console: Console, checkpoint: Path | None) -> Tuned:
+    """Tunes with a progress bar. Whatever stops it, the model has the best weights so far, to be written."""
+    tuner, stopped = None, None
     try:
+        tuner = make()
         with terminal.bar(console, "Tuning") as follow:
             tuner.run(lambda progress: follow(progress, "Tuning"), checkpoint)
-    except KeyboardInterrupt:
-        console.print("rose: tuning was cancelled; the best weights so far are kept")
-        return False
-    return True
+    except (Exception, KeyboardInterrupt) as problem:
+        if Workers.here().count > 1 and not isinstance(problem, (rose.RoseError, KeyboardInterrupt)):
+            raise  # in this process alone: the others would wait for it
+        stopped = problem
+    return Tuned(tuner.report() if tuner and tuner.is_begun else None, stopped)
 
 
-def say_tuned(found: TuneReport) -> None:
+def _say_tuned(found: TuneReport) -> None:
     summary = found.summary
     of = f"{whole(summary['zeros'])} of {whole(summary['weights'])} weights are zero, as before"
     steps = "1 step" if summary["steps"] == 1 else f"{summary['steps']} steps"

@@ -238,10 +238,11 @@ class Checkpoint(DiskStorage):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def begun_with(folder: str | Path | None) -> str | None:
-    """The format of products in the run that was begun in this folder; None where none was."""
+def begun_with(folder: str | Path | None, name: str = "products") -> Any:
+    """The format of products in the run that was begun in this folder, or what else describes it; None where none was
+    begun."""
     known = None if folder is None else _described(reachable(folder))
-    return None if known is None or "products" not in known else str(known["products"])
+    return None if known is None else known.get(name)
 
 
 def _described(folder: Path) -> dict[str, Any] | None:

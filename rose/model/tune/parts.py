@@ -120,7 +120,13 @@ class Parts:
             try:
                 self.tuner.run(own, folder)
             finally:
-                self.done.append(self.tuner.report())
+                if self.tuner.curve:  # not where it was stopped before anything was measured
+                    self.done.append(self.tuner.report())
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a step is done, so that there is something to keep and to report."""
+        return any(report.summary["steps"] for report in self.done)
 
     def report(self) -> TuneReport:
         """What was done, so far or in the end."""

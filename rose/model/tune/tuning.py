@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,9 @@ class Tuner:
         check_pruned(self.trained, self.network, self.dense, task.unpruned)
         weights = sum(one.frozen.numel() for one in self.trained)
         self.kept = 1 - sum(int(one.frozen.sum()) for one in self.trained) / max(1, weights)
-        check_memory(self.network, tokens.shape[1], weights, compute=settings.compute)
+        # The first one's memory counts: where one alone refused, the others would wait for it.
+        fits = partial(check_memory, self.network, tokens.shape[1], weights, compute=settings.compute)
+        self.workers.from_first(fits)
         self.start = [one.parameter.detach().clone() for one in self.trained]
         self.best = self.start
         self.best_step, self.step, self.steps, self.seconds = 0, 0, 0, 0.0

@@ -19,6 +19,7 @@ from rose.commands.tune import draw_texts
 from rose.files import digest
 from rose.interrupt import CANCELLED
 from rose.model.load.low_rank import keep_low_rank
+from rose.model.run.checkpoint import claimed
 from rose.model.tune import tuning
 from rose.model.tune.loss import divergence
 from rose.model.tune.parts import Parts
@@ -440,20 +441,106 @@ def test_what_tuning_cannot_do_is_said_before_anything_is_pruned(tmp_path, capsy
     assert "Tuning takes about 1000000.0 GB besides both models" in capsys.readouterr().err
 
 
+def test_dense_models_and_minutes_that_tuning_would_refuse_are_refused_before_pruning(tmp_path, capsys, monkeypatch):
+    monkeypatch.delattr(rose, "prune_model")
+    model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path / "dense")))
+    for layer in rose.prunable_layers(model):
+        layer.write(layer.weight * (torch.arange(layer.weight.numel()) % 2).view_as(layer.weight))
+    rose.save_model(model, tokenizer, tmp_path / "halved")
+    kept = tmp_path / "kept"
+    with claimed(kept / "tuned", lambda: {"command": "tune", "minutes": 5.0}):
+        pass
+    task = [*tiny_task(tmp_path), "--output", str(tmp_path / "out"), "--checkpoint", str(kept)]
+    assert cli.main(["prune", *task, "--tune", "1"]) == 2
+    assert "was begun with --tune 5; give that, or another checkpoint" in capsys.readouterr().err
+    task[1] = str(tmp_path / "halved")
+    assert cli.main(["prune", *task, "--tune", "5", "--sparsity", "0.5"]) == 2
+    assert "50 % of the model's weights are zero already" in capsys.readouterr().err
+
+
+def tiny_task(folder: Path) -> list[str]:
+    """Options that say what is pruned, on which windows."""
+    tiny, text = str(save_tiny_llama(folder / "dense")), folder / "text.txt"
+    text.write_text(" ".join(f"The quick brown fox jumps over {number} lazy dogs." for number in range(40)))
+    return ["--model", tiny, "--calibration", str(text), "--samples", "4", "--length", "48", "--held-out", "2"]
+
+
+def fail_after(steps: int, problem: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = tuning._Loop._step
+
+    def step(loop: Any) -> None:
+        if loop.tuner.step == steps:
+            raise problem
+        take(loop)
+
+    monkeypatch.setattr(tuning._Loop, "_step", step)
+
+
+@pytest.mark.parametrize(
+    ("problem", "says"),
+    [(KeyboardInterrupt(), "was cancelled"), (rose.RoseError("No."), "has failed"), (ValueError(), "has failed")],
+)
+def test_a_copy_whose_tuning_took_no_step_is_written_as_it_was_pruned(tmp_path, monkeypatch, problem, says, capsys):
+    def stop(*_args):
+        raise problem
+
+    monkeypatch.setattr(Parts, "__init__", stop)
+    output = tmp_path / "out"
+    prune = ["prune", "--method", "wanda", *tiny_task(tmp_path), "--tune", "1", "--output", str(output)]
+    if type(problem) is ValueError:
+        with pytest.raises(ValueError):
+            cli.main(prune)
+    else:
+        assert cli.main(prune) == (CANCELLED if isinstance(problem, KeyboardInterrupt) else 2)
+    assert f"tuning {says}; the best weights so far are kept" in capsys.readouterr().err
+    assert any(mask.any() for mask in masks(rose.load_model(str(output))[0]))
+    summary = rose.RunReport.from_json((output / "report.json").read_text()).summary
+    assert "tuned" not in summary
+    assert summary["mean_relative_error"] > 0
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_steps_before_one_that_fails_are_not_lost(tmp_path, monkeypatch, parts, capsys):
+    task = tiny_task(tmp_path)
+    model, tokenizer = rose.load_model(task[1])
+    for layer in rose.prunable_layers(model):
+        layer.write(layer.weight * (layer.weight > 0))
+    rose.save_model(model, tokenizer, tmp_path / "pruned")
+    output = tmp_path / "out"
+    tune = ["tune", str(tmp_path / "pruned"), "--dense", *task[1:], "--held-out", "0", "--parts", str(parts)]
+    tune += ["--output", str(output), "--epochs", "2"]
+    fail_after(0, rose.RoseError("Step 1 is bad."), monkeypatch)
+    assert cli.main(tune) == 2
+    assert not output.exists()  # it would be the pruned one again
+    monkeypatch.undo()
+    if parts == 1:
+        fail_after(2, rose.RoseError("Step 3 is bad."), monkeypatch)
+    else:
+        own = Parts._tuner
+
+        def make(all_parts: Parts, number: int, unpruned: bool) -> Any:
+            if number:
+                raise rose.RoseError("Part 2 has no memory.")
+            return own(all_parts, number, unpruned)
+
+        monkeypatch.setattr(Parts, "_tuner", make)
+    assert cli.main(tune) == 2
+    said = capsys.readouterr()
+    assert f"are in {output}" in said.out
+    assert said.err.rstrip().endswith("Step 3 is bad." if parts == 1 else "Part 2 has no memory.")
+    assert rose.RunReport.load(output).summary["tuned"]["steps"] == 2
+    tuned, _ = rose.load_model(str(output))
+    assert digest(tuned.state_dict()) != digest(model.state_dict())
+
+
 SLIM = ["slim", "--ratio", "0.3", "--prune", "0.5"]
 
 
 @pytest.mark.parametrize("command", [["prune", "--block-size", "16"], SLIM], ids=["prune", "slim"])
 def test_a_copy_whose_tuning_was_cancelled_is_written_and_says_so(tmp_path, monkeypatch, command, capsys):
-    def stop(*_args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Parts, "run", stop)
-    tiny, text = str(save_tiny_llama(tmp_path / "dense")), tmp_path / "text.txt"
-    text.write_text(" ".join(f"The quick brown fox jumps over {number} lazy dogs." for number in range(40)))
-    sizes = ["--calibration", str(text), "--samples", "4", "--length", "48", "--held-out", "2"]
+    fail_after(1, KeyboardInterrupt(), monkeypatch)
     output = tmp_path / "out"
-    assert cli.main([*command, "--model", tiny, *sizes, "--tune", "1", "--output", str(output)]) == CANCELLED
+    assert cli.main([*command, *tiny_task(tmp_path), "--tune", "1", "--output", str(output)]) == CANCELLED
     said = capsys.readouterr()
     assert "tuning was cancelled; the best weights so far are kept" in said.err
     assert "Drift of the residual stream" in said.out  # of what was pruned
