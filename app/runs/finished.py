@@ -45,7 +45,7 @@ FLAGS = ("is_columnar", "is_damping_raised")
 # Of the summary of a run in two stages, what holds for the second as well.
 CONCLUDED = (
     *("model", "dtype", "calibration", "seed", "bos", "evaluated_on", "windows", "perplexity_before"),
-    *("perplexity_after", "losses_before", "losses_after", "command", "made_with", "tuned"),
+    *("perplexity_after", "losses_before", "losses_after", "command", "made_with", "tuned", "tuned_before"),
 )
 _NAME = re.compile(r"[\w.:@/%+-]{1,200}")  # of layers, projections and methods
 Kind = Literal["prune", "slim", "study", "check"]
@@ -168,7 +168,8 @@ def runs_of(report: rose.RunReport, place: str = SERVER) -> list[FinishedRun]:
     first, *rest = report.stages
     if not rest:
         return [_run_of(report, place)]
-    own = {name: value for name, value in whole.items() if name not in ("pruned", "perplexity_slimmed", "tuned")}
+    rest_of = ("pruned", "perplexity_slimmed", "tuned", "tuned_before")
+    own = {name: value for name, value in whole.items() if name not in rest_of}
     own |= {f"{number}_after": whole.get(f"{number}_slimmed") for number in ("perplexity", "losses")}
     slimmed = _run_of(rose.RunReport(first.layers, own), place)
     known = {name: whole[name] for name in CONCLUDED if name in whole}
@@ -188,6 +189,7 @@ def _run_of(report: rose.RunReport, place: str) -> FinishedRun:
     layers = report.layers
     if "tuned" in summary:
         summary["tuned"] = _tuned(summary["tuned"])
+        summary["tuned_before"] = [_tuned(one) for one in summary.get("tuned_before", [])]
         after = rose.RunReport(layers, summary).without_errors()
         layers, summary = after.layers, after.summary
         layers = layers.assign(change=layers["layer"].map(summary["tuned"]["change"]))
@@ -214,7 +216,8 @@ def tuned_suffix(summary: dict[str, Any]) -> str:
 
 def seconds_of(summary: dict[str, Any]) -> float:
     """What it took to make a pruned copy: pruning, and tuning where that followed; 0 where neither is known."""
-    return float(summary.get("seconds", 0.0)) + float(summary.get("tuned", {}).get("seconds", 0.0))
+    tunings = [*summary.get("tuned_before", []), summary.get("tuned", {})]
+    return sum(float(one.get("seconds", 0.0)) for one in (summary, *tunings))
 
 
 def _losses(known: Any) -> tuple[float, ...]:

@@ -53,8 +53,10 @@ def find_trained(network: Network, layers: Sequence[str] | None) -> list[Trained
 
 def _beside(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Where the sparse part of W = sparse + left @ right is zero, all of them (out, in) or factors of it."""
+    limits, size = torch.finfo(weight.dtype), weight.float().abs()
     gap = (weight.float() - (left.float() @ right.float()).to(weight.device)).abs()
-    return gap <= 4 * torch.finfo(weight.dtype).eps * weight.float().abs().max()
+    # The first of each entry's own rounding, below the smallest normal number too; the second of the product's sums.
+    return gap <= limits.eps * size.clamp_min(limits.smallest_normal) + 4 * torch.finfo(torch.float32).eps * size.max()
 
 
 def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, unpruned: bool) -> None:
@@ -96,16 +98,17 @@ def frozen_matrices(network: Network, trained: Sequence[Trained]) -> list[nn.Par
 @contextmanager
 def in_float32(model: nn.Module, but: Sequence[nn.Parameter]) -> Iterator[None]:
     """While this lasts, all parameters but these are float32, as small steps are lost in bfloat16; rounded back at the
-    end. Those of float64 are float32 too: autocast rounds none of them."""
+    end. Those of float64 are float32 too, as autocast rounds none of them; they are what they were at the end."""
     left = {id(one) for one in but if one.dtype != torch.float64}
     stored = {one: one.dtype for one in model.parameters() if one.is_floating_point() and id(one) not in left}
+    kept = {one: one.data for one in stored if one.dtype == torch.float64}
     for parameter in stored:
         parameter.data = parameter.data.float()
     try:
         yield
     finally:
         for parameter, dtype in stored.items():
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = kept.get(parameter, parameter.data).to(dtype)
 
 
 def rounded(network: Network) -> nn.Module:
@@ -144,14 +147,16 @@ def reusing_memory() -> Iterator[None]:
         give_back(0)
 
 
-def settle(one: Trained, weight: Tensor, dtype: torch.dtype) -> None:
-    """Gives a parameter this weight, float32, with exactly its zeros also once it is rounded to `dtype`.
+def settle(one: Trained, weight: Tensor) -> None:
+    """Gives a parameter this weight, float32 or as it was, with exactly its zeros also once it is rounded to the
+    parameter's dtype; what is frozen stays as it is there.
 
     Raises:
         AssertionError: what was removed has changed, which no training step can do.
     """
-    smallest = torch.full_like(weight, torch.finfo(dtype).smallest_normal)
-    vanished = (weight.to(dtype) == 0) & ~one.frozen
-    stays = torch.equal(weight[one.frozen], one.parameter.detach()[one.frozen].float())
+    own = one.parameter.detach()
+    stays = torch.equal(weight[one.frozen].float(), own[one.frozen].float())
     assert stays, f"tuning has changed removed weights of {one.name}"
-    one.parameter.data.copy_(torch.where(vanished, smallest.copysign(weight), weight))
+    weight = weight.to(own.dtype)
+    smallest = torch.full_like(weight, torch.finfo(own.dtype).smallest_normal).copysign(weight)
+    own.copy_(torch.where(one.frozen, own, torch.where(weight == 0, smallest, weight)))

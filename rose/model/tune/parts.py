@@ -21,7 +21,7 @@ from rose.given import is_whole
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.progress import ProgressCallback, part_callback
-from rose.model.run.checkpoint import claimed
+from rose.model.run.checkpoint import begun_with, claimed
 from rose.model.tune.kept import check_pruned, find_trained
 from rose.model.tune.tuning import FORMAT, Tuner, TuneReport, TuneSettings, TuneTask
 
@@ -68,8 +68,9 @@ def tune_model(
             for gradients and Adam's moments is that of one part.
         unpruned: tune a model without zeros, too.
         progress: called with a `TuningProgress` many times a step; may raise to stop: the best step so far is kept.
-        checkpoint: a folder from which the same call goes on, after it was stopped or killed, to the same bits; load
-            the pruned model again for that, as a tuning that was stopped has changed it.
+        checkpoint: a folder from which the same call goes on, after it was stopped or killed, to the same bits where
+            there are as many processes, as sums differ by rounding; load the pruned model again for that, as a tuning
+            that was stopped has changed it.
 
     Raises:
         RoseError: bad input, before any work; a loss that is not finite; or no room to save.
@@ -87,34 +88,36 @@ class Parts:
         """Checks everything; changes nothing. Raises RoseError for bad input."""
         network = Network(task.model)
         self.task, self.settings, self.parts = task, settings, divided(network, task.layers, parts)
-        if parts > 1:  # one part may well have no zeros
+        if parts > 1:
             check_pruned(find_trained(network, task.layers), network, Network(task.dense), task.unpruned)
-        self.tuner = self._tuner(0, task.unpruned or parts > 1)
+        self.tuner = self._tuner(0)
         self.done: list[TuneReport] = []
 
-    def _tuner(self, number: int, unpruned: bool) -> Tuner:
+    def _tuner(self, number: int) -> Tuner:
         count, own = len(self.parts), self.settings
         if count > 1:
             minutes = None if own.minutes is None else own.minutes / count
             epochs = None if own.minutes is not None else (own.epochs or 1) / count
             own = replace(own, minutes=minutes, epochs=epochs, seed=own.seed + number)  # other windows come first
+        unpruned = self.task.unpruned or count > 1  # one part may well have no zeros
         return Tuner(replace(self.task, layers=self.parts[number], unpruned=unpruned), own)
 
     def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
         """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""
+        begun = begun_with(checkpoint)
+        if begun and self.settings.compute == DEFAULT:  # another machine may choose another
+            self.settings = replace(self.settings, compute=begun)
+            del self.tuner
+            self.tuner = self._tuner(0)
         with claimed(checkpoint, self._describe) if checkpoint is not None and len(self.parts) > 1 else nullcontext():
             self._run(progress, checkpoint)
-
-    def _describe(self) -> dict[str, Any]:
-        """What was asked for; each part has a folder of its own within, which says the rest."""
-        return {"command": "tune", "format": FORMAT, "parts": len(self.parts), **asdict(self.settings)}
 
     def _run(self, progress: ProgressCallback | None, checkpoint: str | Path | None) -> None:
         began, count = time.perf_counter(), len(self.parts)
         for number in range(count):
             if number:
                 del self.tuner  # before the next one asks how much memory is free
-                self.tuner = self._tuner(number, unpruned=True)
+                self.tuner = self._tuner(number)
             own = part_callback(progress, began, number / count, (number + 1) / count) if count > 1 else progress
             folder = Path(checkpoint) / str(number) if checkpoint is not None and count > 1 else checkpoint
             try:
@@ -122,6 +125,11 @@ class Parts:
             finally:
                 if self.tuner.curve:  # not where it was stopped before anything was measured
                     self.done.append(self.tuner.report())
+
+    def _describe(self) -> dict[str, Any]:
+        """What was asked for; each part has a folder of its own within, which says the rest."""
+        given = {**asdict(self.settings), **self.tuner.precision.describe()}
+        return {"command": "tune", "format": FORMAT, "parts": len(self.parts), **given}
 
     @property
     def is_begun(self) -> bool:
@@ -166,6 +174,7 @@ def joined(reports: Sequence[TuneReport], settings: TuneSettings) -> TuneReport:
             **{name: sum(report.summary[name] for report in reports) for name in sums},
             "rate": last["rate"],
             "parts": len(reports),
+            "fewest_planned": min(filter(None, (report.summary["steps_planned"] for report in reports)), default=0),
             "kept_step": steps - last["steps"] + last["kept_step"],
             "seconds": seconds,
             "held_out_before": first["held_out_before"],

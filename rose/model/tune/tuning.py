@@ -152,19 +152,25 @@ class TuneReport:
 
     def added_to(self, report: RunReport, **more: Any) -> RunReport:
         """The report of a run whose model this has tuned: what still holds of it, and in its summary, as "tuned",
-        `facts` and `more`. Its environment, of a run in two stages that of the second, is the one that tuned."""
+        `facts` and `more`, and as "tuned_before" those of earlier tunings, if any. Its environment, of a run in two
+        stages that of the second, is the one that tuned."""
         report, environment = report.without_errors(), {"environment": self.summary["environment"]}
         if len(report.stages) > 1:
             environment = {"pruned": {**report.summary["pruned"], **environment}}
-        return report.with_summary(tuned={**self.facts, **more}, **environment)
+        former = [*report.summary.get("tuned_before", []), *filter(None, [report.summary.get("tuned")])]
+        before = {"tuned_before": former} if former else {}
+        return report.with_summary(tuned={**self.facts, **more}, **before, **environment)
 
     @property
     def caution(self) -> str:
         """Where the minutes were too few for this machine, a sentence that says so; else ""."""
-        steps, minutes = self.summary["steps_planned"], self.summary["minutes"]
+        minutes = self.summary["minutes"]
+        steps = self.summary.get("fewest_planned", self.summary["steps_planned"])  # each part's rate rises and falls
         if minutes is None or steps >= FEW:
             return ""
-        return f"Only {count(steps, 'step')} fitted into {minutes:g} min, so little has changed; give it more minutes."
+        of = " of a part" if "parts" in self.summary else ""
+        fitted = f"{count(steps, 'step')}{of} fitted into {minutes:g} min"
+        return f"Only {fitted}, so little has changed; give it more minutes."
 
 
 def check_pair(model: nn.Module, dense: nn.Module, *, by_text_alone: bool = False) -> None:
@@ -239,7 +245,6 @@ class Tuner:
             raise RoseError(
                 f"A batch of {settings.batch} cannot be divided over {least} processes; choose one of {least} or more."
             )
-        self.dtype = self.network.dtype
         self.trained = find_trained(self.network, task.layers)
         check_pruned(self.trained, self.network, self.dense, task.unpruned)
         weights = sum(one.frozen.numel() for one in self.trained)
@@ -247,6 +252,8 @@ class Tuner:
         # The first one's memory counts: where one alone refused, the others would wait for it.
         fits = partial(check_memory, self.network, tokens.shape[1], weights, compute=settings.compute)
         self.workers.from_first(fits)
+        products = partial(Precision.of, settings.compute, torch.float32, self.network.device)
+        self.precision = self.workers.from_first(products)
         self.start = [one.parameter.detach().clone() for one in self.trained]
         self.best = self.start
         self.best_step, self.step, self.steps, self.seconds = 0, 0, 0, 0.0
@@ -264,7 +271,6 @@ class Tuner:
     def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
         """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""
         network, device = self.network, self.network.device
-        compute = self.workers.from_first(self._precision)
         with ExitStack() as stack:
             folder = None
             if checkpoint is not None:
@@ -272,21 +278,17 @@ class Tuner:
             stack.enter_context(gradients_only_of(network.model, [one.parameter for one in self.trained]))
             stack.callback(self._settle)
             stack.enter_context(reusing_memory())
-            frozen = frozen_matrices(network, self.trained) if compute.rounds else ()
+            frozen = frozen_matrices(network, self.trained) if self.precision.rounds else ()
             stack.enter_context(in_float32(network.model, frozen))
             stack.enter_context(evaluating(network.model, device))
             stack.enter_context(evaluating(self.dense.model, device))
-            _Loop(self, compute, progress, folder).run()
+            _Loop(self, progress, folder).run()
 
     def _settle(self) -> None:
         for one, weight in zip(self.trained, self.best, strict=True):
-            settle(one, weight.float().to(one.parameter.device), self.dtype)
-
-    def _precision(self) -> Precision:
-        return Precision.of(self.settings.compute, torch.float32, self.network.device)
+            settle(one, weight.to(one.parameter.device))
 
     def _describe(self) -> dict[str, Any]:
-        facts = asdict(self.settings)
         given = {"tokens": self.tokens.long()}
         if self.held_out is not None:
             given["held_out"] = self.held_out.long()
@@ -296,7 +298,8 @@ class Tuner:
             "command": "tune",
             "format": FORMAT,
             "parts": 1,
-            **facts,
+            **asdict(self.settings),
+            **self.precision.describe(),
             "tokens": digest(given),
             "layers": names,
             "model": model,
@@ -337,7 +340,7 @@ class Tuner:
                 "zeros": int(table["zeros"].sum()),
                 "zeros_before": sum(int((was == 0).sum()) for was in self.start),
                 "weights": int(table["weights"].sum()),
-                "environment": self._precision().environment(self.network.device),
+                "environment": self.precision.environment(self.network.device),
             },
         )
 
@@ -345,13 +348,11 @@ class Tuner:
 class _Loop:
     """The steps of a run, while the model is float32 and on its device."""
 
-    def __init__(
-        self, tuner: Tuner, precision: Precision, progress: ProgressCallback | None, folder: Path | None
-    ) -> None:
-        self.tuner, self.precision, self.progress, self.folder = tuner, precision, progress, folder
+    def __init__(self, tuner: Tuner, progress: ProgressCallback | None, folder: Path | None) -> None:
+        self.tuner, self.precision, self.progress, self.folder = tuner, tuner.precision, progress, folder
         self.settings, self.device, self.workers = tuner.settings, tuner.network.device, tuner.workers
         self.trained = tuner.trained
-        self.teacher = rounded(tuner.dense) if precision.rounds else tuner.dense.model
+        self.teacher = rounded(tuner.dense) if self.precision.rounds else tuner.dense.model
         self.optimizer = torch.optim.Adam([one.parameter for one in self.trained], lr=RATE, betas=BETAS, fused=True)
         masks = [(one.parameter, ~one.frozen.to(self.device)) for one in self.trained]
         self.hooks = [one.register_post_accumulate_grad_hook(self._clear(kept)) for one, kept in masks]
@@ -548,11 +549,9 @@ class _Loop:
         tuner.best = [tensors[f"{one.name}/best"] for one in self.trained]
         for one in self.trained:
             one.parameter.data.copy_(tensors[f"{one.name}/weight"])
-            state = {name: tensors.get(f"{one.name}/{name}") for name in ("step", "exp_avg", "exp_avg_sq")}
-            if state["step"] is not None:
-                self.optimizer.state[one.parameter] = {
-                    name: value if name == "step" else value.to(self.device)
-                    for name, value in state.items()
-                    if value is not None
-                }
+            known = {name: tensors.get(f"{one.name}/{name}") for name in ("step", "exp_avg", "exp_avg_sq")}
+            # The step too: a fused Adam counts where the weights are.
+            state = {name: value.to(self.device) for name, value in known.items() if value is not None}
+            if state:
+                self.optimizer.state[one.parameter] = state
         return True

@@ -103,6 +103,8 @@ def test_a_tuned_copy_stands_beside_the_others(
         assert found is not None
         assert (found.value, found.seconds) == pytest.approx((copy.perplexity, copy.result.seconds))
         assert "eight steps, 16 × 32 tokens, loss ce" in pairs.settings([one]).set_index("setting")[TUNED]["tuned"]
+    (twice,) = finished.runs_of(run.found.added_to(copy.report))
+    assert finished.seconds_of(twice.summary) == pytest.approx(copy.result.seconds + summary["seconds"])
     both = [one for report in (told[-1], source.report) if report for one in finished.runs_of(report)]
     report = html_report.report_of(both)
     assert any(finding.startswith(f"{TUNED}: tuning for") for finding in report.findings)

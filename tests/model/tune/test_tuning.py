@@ -16,14 +16,16 @@ from transformers import LlamaConfig
 import rose
 from rose import cli
 from rose.commands.tune import draw_texts
-from rose.files import digest
+from rose.files import digest, write_tensors
 from rose.interrupt import CANCELLED
 from rose.model.load.low_rank import keep_low_rank
+from rose.model.network import precision
 from rose.model.run.checkpoint import claimed
 from rose.model.tune import tuning
+from rose.model.tune.kept import _beside
 from rose.model.tune.loss import divergence
 from rose.model.tune.parts import Parts
-from rose.model.tune.tuning import TuningProgress
+from rose.model.tune.tuning import FEW, TuneSettings, TuneTask, TuningProgress
 from rose.model.workers import Workers
 from tests.model.families import GATED, make_from, make_model, make_tokens
 from tests.tiny import byte_tokenizer, save_tiny_llama
@@ -95,13 +97,29 @@ def test_half_precision_weights_are_tuned_in_bfloat16(family):
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layers", [None, ["*down_proj"]])
 def test_double_precision_weights_are_tuned(compute, layers):
-    dense, model = pruned_pair(dtype=torch.float64)
+    dense = make_model("llama").double()
+    for one in dense.parameters():
+        one.data *= 1 + 1e-10  # no longer float32 numbers
+    model = copy.deepcopy(dense)
+    for layer in rose.prunable_layers(model):
+        layer.write(layer.weight * (layer.weight > 0))
+    start, unchanged = copy.deepcopy(model), copy.deepcopy(model)
     before, was = masks(model), digest(dense.state_dict())
     report = rose.tune_model(model, dense, TOKENS, layers=layers, **FAST | {"epochs": 1, "compute": compute})
     assert (report.layers["change"] > 0).all()
     assert all(map(torch.equal, masks(model), before))
     assert digest(dense.state_dict()) == was
     assert {one.dtype for one in model.parameters()} == {torch.float64}
+    trained = {f"{name}.weight" for name in report.layers["layer"]}
+    for name, tensor in start.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor) != (name in trained)
+    with pytest.raises(rose.Cancelled):
+        rose.tune_model(start, dense, TOKENS, layers=layers, **FAST, progress=stop_at_once)
+    assert all(map(torch.equal, start.state_dict().values(), unchanged.state_dict().values()))
+
+
+def stop_at_once(_progress: Any) -> None:
+    raise rose.Cancelled
 
 
 @pytest.mark.parametrize("loss", ["kl", "ce"])
@@ -164,6 +182,21 @@ def test_sparse_parts_of_experts_and_transposed_weights_stay(family, layers):
     for layer, (factors, zeros) in zip(rose.prunable_layers(model), known, strict=True):
         assert zeros.any()
         assert torch.equal(sparse_zeros(layer, *factors) & zeros, zeros)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_small_kept_entries_beside_a_low_rank_part_are_trained(dtype, scale):
+    torch.manual_seed(0)
+    left, right = scale * torch.randn(64, 2), torch.randn(2, 96)
+    sparse = torch.zeros(64, 96)
+    sparse[::2] = 0.02 * left.abs().max()  # of a hundredth of the largest weight
+    sparse[0, 0] = scale
+    weight = (sparse + left @ right).to(dtype)
+    frozen = _beside(weight, left, right)
+    assert frozen[sparse == 0].all()
+    small = (sparse != 0) & (weight.float().abs() < 50 * sparse)
+    assert scale < 1 or not frozen[small].any()  # rounding hides none of them; the smallest it does
 
 
 def sparse_zeros(layer: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -247,6 +280,20 @@ def test_a_process_may_have_no_window(monkeypatch):
     assert report.curve["held_out"].tolist() == [0, 0]  # its part of the sums
 
 
+def test_a_resumed_optimizer_is_on_the_device_of_the_weights(tmp_path):
+    parts = {name: torch.ones(3) for name in ("weight", "best", "exp_avg", "exp_avg_sq")} | {"step": torch.tensor(4.0)}
+    facts = json.dumps(dict.fromkeys(tuning.FACTS, 0))
+    write_tensors(tmp_path / tuning.STATE, {f"a/{name}": one for name, one in parts.items()}, facts=facts, curve="[]")
+    parameter = nn.Parameter(torch.zeros(3, device="meta"))
+    loop: Any = Namespace(folder=tmp_path, tuner=Namespace(), device=parameter.device)
+    loop.trained, loop.optimizer = [Namespace(name="a", parameter=parameter)], torch.optim.Adam([parameter])
+    assert tuning._Loop._resume(loop)
+    state = loop.optimizer.state[parameter]
+    assert {name: one.device.type for name, one in state.items()} == dict.fromkeys(
+        ("step", "exp_avg", "exp_avg_sq"), "meta"
+    )
+
+
 def test_any_seed_will_do():
     dense, model = pruned_pair()
     assert rose.tune_model(model, dense, TOKENS[:4], epochs=1, seed=2**63 - 1).summary["steps"] == 2
@@ -317,6 +364,35 @@ def test_blocks_in_parts_recover_too_each_from_where_the_one_before_has_ended(tm
         rose.tune_model(pruned_pair()[1], dense, TOKENS, **FAST, checkpoint=tmp_path)
     with pytest.raises(rose.RoseError, match="epochs was 2 there and is 3 now"):  # as given, not a part's share
         rose.tune_model(pruned_pair()[1], dense, TOKENS, **FAST | {"epochs": 3}, parts=2, checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_run_goes_on_with_its_parts_and_its_format(tmp_path, monkeypatch, parts):
+    dense, model = pruned_pair()
+    task, auto = TuneTask(model, dense, TOKENS[:4]), {"epochs": 1.0}
+    with pytest.raises(rose.Cancelled):
+        Parts(task, TuneSettings(**auto), parts).run(stop_at_once, tmp_path)
+    begun = Parts(task, TuneSettings(**auto), parts).tuner.precision.describe()["products"]
+    other = "float32" if begun == "bfloat16" else "bfloat16"
+    monkeypatch.setattr(precision, "_chosen", lambda _device: other)  # as on another processor
+    again = Parts(task, TuneSettings(**auto), parts)
+    with pytest.raises(rose.Cancelled):
+        again.run(stop_at_once, tmp_path)
+    assert again.tuner.precision.describe()["products"] == begun
+    with pytest.raises(rose.RoseError, match=f"computed in {begun} there and are in {other} now"):
+        Parts(task, TuneSettings(**auto, compute=other), parts).run(None, tmp_path)
+    with pytest.raises(rose.RoseError, match=f"parts was {parts} there and is {3 - parts} now"):
+        Parts(task, TuneSettings(**auto), 3 - parts).run(None, tmp_path)
+
+
+def test_too_few_steps_are_told_by_the_part_that_has_fewest():
+    dense, model = pruned_pair()
+    tuner = Parts(TuneTask(model, dense, TOKENS[:16]), TuneSettings(epochs=1.0), 2)
+    tuner.run()
+    report = tuner.report()
+    assert report.summary["fewest_planned"] < FEW <= report.summary["steps_planned"]
+    report.summary["minutes"] = 5
+    assert report.caution.startswith(f"Only {report.summary['fewest_planned']} steps of a part fitted into 5 min")
 
 
 def test_more_parts_than_decoder_blocks_are_refused():
@@ -518,10 +594,10 @@ def test_steps_before_one_that_fails_are_not_lost(tmp_path, monkeypatch, parts, 
     else:
         own = Parts._tuner
 
-        def make(all_parts: Parts, number: int, unpruned: bool) -> Any:
+        def make(tuner: Parts, number: int) -> Any:
             if number:
                 raise rose.RoseError("Part 2 has no memory.")
-            return own(all_parts, number, unpruned)
+            return own(tuner, number)
 
         monkeypatch.setattr(Parts, "_tuner", make)
     assert cli.main(tune) == 2
@@ -573,6 +649,8 @@ def test_commands_tune_and_say_what_they_did(tmp_path, capsys):
     summary = json.loads((tuned / "report.json").read_text())["summary"]
     assert summary["tuned"]["dense"] == tiny
     assert None not in (summary["perplexity_after"], summary["tuned"]["perplexity_before"])
+    former = json.loads((pruned / "report.json").read_text())["summary"]["tuned"]
+    assert summary["tuned_before"] == [former]
     one, other = (rose.load_model(str(folder))[0] for folder in (pruned, tuned))
     assert all(map(torch.equal, masks(one), masks(other)))
     for name in ("report.json", "layers.csv", "layers.parquet"):
