@@ -172,6 +172,7 @@ def joined(reports: Sequence[TuneReport], settings: TuneSettings) -> TuneReport:
             **last,
             **asdict(settings),
             **{name: sum(report.summary[name] for report in reports) for name in sums},
+            "compute": last["compute"],
             "rate": last["rate"],
             "parts": len(reports),
             "fewest_planned": min(filter(None, (report.summary["steps_planned"] for report in reports)), default=0),

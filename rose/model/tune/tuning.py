@@ -327,6 +327,7 @@ class Tuner:
             self.table,
             {
                 **asdict(self.settings),
+                "compute": self.precision.describe()["compute"],  # what it came to, also where a run goes on
                 "rate": self.rate,
                 "samples": self.tokens.shape[0],
                 "length": self.tokens.shape[1],
