@@ -40,11 +40,17 @@ def run_maps(rows: pd.DataFrame, names: tuple[str, str], measure: str, *, theme:
 
 
 def maps_apart(
-    rows: tuple[pd.DataFrame, pd.DataFrame], names: tuple[str, str], measure: str, *, theme: Theme = "light"
+    rows: tuple[pd.DataFrame, pd.DataFrame],
+    names: tuple[str, str],
+    measure: str,
+    *,
+    why: str = "",
+    theme: Theme = "light",
 ) -> Drawing:
-    """The same number of every layer of two different models: two maps with axes of their own, on one scale.
+    """The same number of every layer of two runs that are not compared: two maps with axes of their own, on one scale.
 
-    The rows of each have layer, block_index, projection, value.
+    The rows of each have layer, block_index, projection, value. `why`: a sentence, unless it is that they are of
+    different models.
     """
     tall = [max(3, one["projection"].nunique()) for one in rows]
     figure = make_subplots(rows=2, cols=1, row_heights=tall, vertical_spacing=0.2, subplot_titles=names)
@@ -55,13 +61,16 @@ def maps_apart(
         for at, name in zip(worst, names, strict=True)
     ]
     finding = f"The highest {measure} is {places[0]}, and {places[1]}"
-    what = f"{words.sentence(measure)} of every layer of two models, on one scale from 0 to {top}"
-    means = [f"{words.number(float(one['value'].mean()))} over {words.count(len(one), 'layer')}" for one in rows]
-    caption = (
-        "Two models, so no layer of one corresponds to one of the other: compare where in each model the "
-        f"{measure} is high, and how high. Mean: {names[0]} {means[0]}; {names[1]} {means[1]}."
+    what = (
+        f"{words.sentence(measure)} of every layer of two {'runs' if why else 'models'}, on one scale from 0 to {top}"
     )
-    alt = f"Two maps of {measure} by decoder block and projection, of two models"
+    means = [f"{words.number(float(one['value'].mean()))} over {words.count(len(one), 'layer')}" for one in rows]
+    why = why or (
+        "Two models, so no layer of one corresponds to one of the other: compare where in each model the "
+        f"{measure} is high, and how high."
+    )
+    caption = f"{why} Mean: {names[0]} {means[0]}; {names[1]} {means[1]}."
+    alt = f"Two maps of {measure} by decoder block and projection, one above the other"
     table = pd.concat([one.assign(run=name) for one, name in zip(rows, names, strict=True)], ignore_index=True)
     table, frame = table.rename(columns={"value": measure}), {"height": 270 + ROW * sum(tall), "headroom": 22}
     return style.finish(figure, theme, finding, what, caption, alt, table, x="decoder block", **frame)

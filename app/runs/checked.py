@@ -208,6 +208,7 @@ def as_finished(run: CheckpointRun) -> FinishedRun:
         "dense_input_error": "relative_error",
     }
     table = found.layers.rename(columns=columns).reindex(columns=["layer", "block_index", "projection", *NUMBERS])
+    table["zeros_before"] /= table["rows"] * table["columns"]  # which it counts
     layers = table.astype(dict.fromkeys(NUMBERS, float)).replace([np.inf, -np.inf], np.nan)
     summary = found.summary
     unknown = {"passed_on": np.nan, "arisen": np.nan}
@@ -222,6 +223,7 @@ def as_finished(run: CheckpointRun) -> FinishedRun:
         "removed_fraction": summary["sparsity"],
         "seconds": run.seconds,
         "command": run.request.command,
+        "remarks": found.cautions,
     }
     if run.request.with_tokens:
         known |= run.drawn | {"windows": setup.held_out or setup.samples, "window_length": setup.length}

@@ -39,8 +39,10 @@ NUMBERS = (
     *("rows", "columns", "sparsity", "relative_error", "held_out_error", "target_error", "held_out_target_error"),
     *("pruning_error", "rounding_error"),
     *("relative_range", "damping", "target_damping", "dead_columns", "seconds", "tokens", "change"),
+    "zeros_before",
 )
 ENOUGH = 0.8  # of the minutes asked for, from which on a tuned copy is named by them
+TARGETS = ("layer", "dense", "dense and stream")  # of a layer
 FLAGS = ("is_columnar", "is_damping_raised")
 # Of the summary of a run in two stages, what holds for the second as well.
 CONCLUDED = (
@@ -131,6 +133,13 @@ class FinishedRun:
         """The rows of `layers` that count in means: without experts that were left dense beside pruned ones."""
         pruned = self.layers if self.kind == SLIM else pruned_rows(self.layers)
         return self.layers if pruned.empty else pruned
+
+    @property
+    def remarks(self) -> list[str]:
+        """How far its numbers can be trusted, a sentence each, as its report says it."""
+        said = self.summary.get("remarks")
+        known = rose.RunReport(self.layers, {"samples": "?"} | self.summary).remarks
+        return list(dict.fromkeys([*known, *(map(str, said) if isinstance(said, list) else ())]))
 
     def number(self, name: str) -> float | None:
         """A total or setting; None where it is no number that a figure can draw."""
@@ -274,8 +283,10 @@ def runs_of_study(study: Study, threshold: float, layer: str | None = None) -> l
     if overview.empty:
         return []
     keys = ["layer", "rows", "columns", "damping", "dead_columns", "tokens", "is_damping_raised"]
-    records = tables.error_records(overview).merge(overview[keys], on="layer")
+    before = study.records().drop_duplicates("layer")[["layer", "zeros_before"]]
+    records = tables.error_records(overview).merge(overview[keys], on="layer").merge(before, on="layer")
     shared = {
+        "remarks": study.calibration.cautions,
         **setup.origin,
         **setup.drawn,
         **({} if setup.layer_patterns is None else {"chosen_layers": setup.layers.strip()}),
@@ -372,6 +383,8 @@ def _layers(table: pd.DataFrame) -> pd.DataFrame:
         result[name] = _numbers(table, name)
     if "kept_parameters" in table:  # of a slimmed model
         result["sparsity"] = 1 - _numbers(table, "kept_parameters") / _numbers(table, "parameters")
+    if "target" in table and table["target"].isin(TARGETS).all():
+        result["target"] = table["target"].to_numpy()
     for name in FLAGS:
         if name in table:
             result[name] = (table[name] == True).to_numpy()  # noqa: E712  None is no bool

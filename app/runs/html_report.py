@@ -57,9 +57,11 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
     tables = {"Numbers": pairs.in_words(pairs.numbers(runs))}
     if len(runs) == 2 and not runs[1].goes_on(runs[0]):
         both = pairs.pair(*runs)
-        if both.problem:
+        if both.problem and not both.elsewhere:
             raise rose.RoseError(both.problem)
-        if measure := both.told_apart_by:
+        if both.elsewhere:
+            findings[: len(measured) > 1] = [both.elsewhere]  # in place of the ranking, which there is none of
+        elif measure := both.told_apart_by:
             names, rows, label = (runs[0].name, runs[1].name), both.rows(measure), pairs.MEASURES[measure]
             findings.insert(len(measured) > 1, run_figures.difference_finding(rows, names, label) + ".")
             drawings.append(run_figures.run_difference(rows, names, label, as_share=True))
@@ -111,7 +113,9 @@ def _against_first(runs: Sequence[FinishedRun]) -> list[str]:
     found = []
     for run in runs[1:]:
         both = pairs.pair(runs[0], run)
-        if not both.problem and (measure := both.told_apart_by):
+        if both.elsewhere:
+            found.append(both.elsewhere)
+        elif not both.problem and (measure := both.told_apart_by):
             names = (runs[0].name, run.name)
             said = run_figures.difference_finding(both.rows(measure), names, pairs.MEASURES[measure])
             found.append(f"Against {runs[0].name}: {said}.")

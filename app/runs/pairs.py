@@ -35,7 +35,8 @@ class Pair:
     second: FinishedRun
     layers: pd.DataFrame  # that both have: layer, block_index, projection, and `COLUMN_first` and `COLUMN_second`
     left_out: int = 0  # layers that only one of them has
-    problem: str = ""  # why the layers of one do not correspond to those of the other
+    problem: str = ""  # why no layer of one is compared with one of the other
+    elsewhere: str = ""  # the problem where it is that of their environments: each has numbers, and none is subtracted
 
     @property
     def measures(self) -> dict[str, str]:
@@ -66,14 +67,15 @@ class Pair:
 def usual_choice(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
     """Those that stand side by side if nobody chooses: the first that agree in what decides who loses more.
 
-    That is the sparsity, the layers pruned and their shapes, and whether each was pruned by itself. The baseline comes
-    first, and last what was tuned, which has no errors of layers; where no two agree, the first run stands alone.
+    That is the sparsity, the layers pruned and their shapes, whether each was pruned by itself, and the environment.
+    The baseline comes first, and last what was tuned, which has no errors of layers; where no two agree, the first run
+    stands alone.
     """
     groups: dict[object, list[FinishedRun]] = {}
     for run in runs:
         shapes = run.pruned[["layer", "rows", "columns"]].sort_values("layer").fillna(0)
         whole = tuple(shapes.itertuples(index=False, name=None))
-        groups.setdefault((run.kind, run.start, run.asked, whole), []).append(run)
+        groups.setdefault((run.kind, run.start, run.asked, setup_of(run).environment, whole), []).append(run)
     alike = next((group for group in groups.values() if len(group) > 1), runs[:1])
     return sorted(alike[:SHOWN], key=lambda run: (run.is_tuned, run.method != style.BASELINE, run.target != "layer"))
 
@@ -83,12 +85,24 @@ def pair(first: FinishedRun, second: FinishedRun) -> Pair:
     if one.empty or two.empty:
         return Pair(first, second, pd.DataFrame())
     both = one.merge(two, on="layer", suffixes=("_first", "_second"), sort=False)
-    left_out = len(one) + len(two) - 2 * len(both)
-    if problem := _problem(first, second, both, left_out):
-        return Pair(first, second, pd.DataFrame(), problem=problem)
+    left_out, elsewhere = len(one) + len(two) - 2 * len(both), in_environments(first, second)
+    if problem := elsewhere or _problem(first, second, both, left_out):
+        return Pair(first, second, pd.DataFrame(), problem=problem, elsewhere=elsewhere)
     kept = [f"{name}_{which}" for name in MEASURES for which in ("first", "second")]
     where = {f"{name}_first": name for name in PLACE[1:]}
     return Pair(first, second, both[["layer", *where, *kept]].rename(columns=where), left_out)
+
+
+def in_environments(first: FinishedRun, second: FinishedRun) -> str:
+    """Why no number of one is compared with the other's, as a sentence: they were computed in different
+    environments; "" where that is not known."""
+    one, two = (Setup(environment=setup_of(run).environment) for run in (first, second))
+    if not (reason := one.differs(two)):
+        return ""
+    return (
+        f"{first.name} and {second.name} differ in {reason}, so they are neither ranked nor subtracted; choose runs "
+        "of one environment."
+    )
 
 
 def _problem(first: FinishedRun, second: FinishedRun, both: pd.DataFrame, left_out: int) -> str:
@@ -222,10 +236,10 @@ def against_dense(run: FinishedRun) -> verdicts.Verdict | None:
 
 
 def cautions_of(runs: Sequence[FinishedRun]) -> list[str]:
-    """The cautions of `rose.verdicts` on their layers, each once, with the names of several runs that share it."""
+    """What `FinishedRun.remarks` says of them, each once, with the names of several runs that share it."""
     whose: dict[str, list[str]] = {}
     for run in runs:
-        for caution in verdicts.cautions(run.layers):
+        for caution in run.remarks:
             whose.setdefault(caution, []).append(run.name)
     return [said if len(runs) == 1 else f"{words.listing(names)}: {said}" for said, names in whose.items()]
 
@@ -240,7 +254,8 @@ def says_perplexities(runs: Sequence[FinishedRun]) -> str:
 
 
 def accuracies(first: FinishedRun, second: FinishedRun) -> pd.DataFrame | None:
-    """Zero-shot accuracy by task where both have some: task, questions, first, second, change in points."""
+    """Zero-shot accuracy by task where both have some: task, questions, first, second, and of one environment the
+    change in points."""
     if first.zero_shot is None or second.zero_shot is None:
         return None
     both = first.zero_shot.merge(second.zero_shot, on=["task", "questions"], suffixes=("_first", "_second"))
@@ -248,7 +263,7 @@ def accuracies(first: FinishedRun, second: FinishedRun) -> pd.DataFrame | None:
         return None
     table = both[["task", "questions", "accuracy_first", "accuracy_second"]]
     table = table.set_axis(["task", "questions", "first", "second"], axis=1)
-    return table.assign(points=100 * (table["second"] - table["first"]))
+    return table if in_environments(first, second) else table.assign(points=100 * (table["second"] - table["first"]))
 
 
 def settings(runs: Sequence[FinishedRun], *, only_different: bool = False) -> pd.DataFrame:

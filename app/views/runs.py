@@ -109,11 +109,12 @@ def _empty(labels: list[str]) -> None:
 def _tables(view: str, runs: Sequence[FinishedRun]) -> None:
     {NUMBERS: _numbers, SETTINGS: _settings}[view](runs)
     components.cautions(pairs.cautions_of(runs))
-    if len(runs) > 2 or not pairs.pair(*runs).problem:
-        _report(runs)
+    _report(runs)
 
 
 def _report(runs: Sequence[FinishedRun]) -> None:
+    if len(runs) == 2 and (both := pairs.pair(*runs)).problem and not both.elsewhere:
+        return
     components.report_button(lambda: runs, "runs", "runs-report")
 
 
@@ -147,8 +148,7 @@ def _layers(view: str, runs: Sequence[FinishedRun]) -> None:
     if measure is not None:
         _figure(view, chosen, measure, next(places))
     components.cautions(pairs.cautions_of(two))
-    if not chosen.problem:
-        _report(two)
+    _report(two)
 
 
 def _figure(view: str, chosen: Pair, measure: str, place: DeltaGenerator) -> None:
@@ -158,7 +158,8 @@ def _figure(view: str, chosen: Pair, measure: str, place: DeltaGenerator) -> Non
             as_share = components.choose("As", {True: "per cent", False: "difference"}, "runs_as")
         drawing = figures.run_difference(chosen.rows(measure), names, label, as_share=as_share, theme=theme)
     elif chosen.problem:
-        drawing = figures.maps_apart(chosen.apart(measure), names, label, theme=theme)
+        apart = chosen.apart(measure)
+        drawing = figures.maps_apart(apart, names, label, why=chosen.elsewhere, theme=theme)
     else:
         drawing = figures.run_maps(chosen.rows(measure), names, label, theme=theme)
     components.show(drawing, "runs-difference" if view == DIFFERENCE else "runs-maps", wide=True)
@@ -185,13 +186,15 @@ def _numbers(runs: Sequence[FinishedRun]) -> None:
     first, *others = runs
     table = pairs.numbers(runs)
     shown = pairs.in_words(table)
-    for run in others:
+    apart = {run.name: said for run in others if (said := pairs.in_environments(first, run))}
+    for run in (one for one in others if one.name not in apart):
         against = map(_against, table["number"], table[first.name], table[run.name])
         rows = zip(shown[first.name], shown[run.name], against, strict=True)
         shown[run.name] = [text + more * (text != other) for other, text, more in rows]
     shown = shown.rename(columns={"number": ""})
     st.dataframe(shown, hide_index=True, key="runs-numbers", height="content", alt="Totals of the runs")
-    if said := pairs.says_perplexities(runs):
+    ranked = "" if apart and len(runs) == 2 else pairs.says_perplexities(runs)
+    for said in filter(None, [ranked, *apart.values()]):
         st.markdown(words.plain(said))
     for run in others:
         if (accuracies := pairs.accuracies(first, run)) is not None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,41 @@ def test_environments_are_compared_to_the_last_word() -> None:
     assert pairs.setup_of(one).differs(pairs.setup_of(other)) == f"environment ({where}float32; {where}bfloat16)"
     longer = finished.runs_of(made_report(environment=where + "float32", evaluated_on="text", length=32))[0]
     assert "windows" in pairs.setup_of(one).differs(pairs.setup_of(longer))
+
+
+def test_runs_of_different_environments_are_not_subtracted() -> None:
+    def run(method: str, factor: float, where: str | None) -> finished.FinishedRun:
+        rows = [{"task": "piqa", "questions": 10, "accuracy": 0.5}]
+        return made_run(method, factor, environment=where, zero_shot=rows)
+
+    one, other, unknown = run("sparsegpt", 1, "AMD, float32"), run("rose", 0.8, "ARM, float32"), run("rose", 0.9, None)
+    both = pairs.pair(one, other)
+    assert both.problem == both.elsewhere
+    assert both.problem.startswith(
+        "SparseGPT at 0.7 and ROSE at 0.7 differ in environment (AMD, float32; ARM, float32), so they are neither"
+    )
+    assert both.rows("held_out_error").empty
+    assert [len(rows) for rows in both.apart("held_out_error")] == [6, 6]
+    assert not pairs.pair(one, unknown).problem
+    for second, has_points in ((other, False), (unknown, True)):
+        table = pairs.accuracies(one, second)
+        assert table is not None
+        assert ("points" in table) == has_points
+    assert pairs.usual_choice([other, one, replace(other, name="again")]) == [other, replace(other, name="again")]
+
+
+def test_a_run_says_all_that_its_report_does() -> None:
+    """Of layers, of windows, of targets, and what slimming says itself, which is of any length."""
+    report = made_report(padded_windows=3, remarks=["Another share than asked."])
+    report.layers["zeros_before"], report.layers["target"] = 0.5, "layer"
+    report.layers.loc[0, "is_damping_raised"] = True
+    (run,) = finished.runs_of(report)
+    assert set(report.remarks) | {"Another share than asked."} == set(pairs.cautions_of([run]))
+    assert "more than 5 % of the weights were zero before" in " ".join(report.remarks)
+    foreign = report.with_summary(remarks=5)
+    del foreign.summary["samples"]
+    (run,) = finished.runs_of(foreign)
+    assert len(run.remarks) == len(report.remarks)
 
 
 def test_what_was_slimmed_and_then_pruned_is_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -61,6 +61,20 @@ def test_two_runs_are_put_side_by_side(tmp_path: Path) -> None:
     )
 
 
+def test_runs_of_different_environments_have_numbers_and_no_difference() -> None:
+    reports = [made_report(environment="AMD"), made_report("rose", 0.8, environment="ARM")]
+    made = [run for report in reports for run in finished.runs_of(report)]
+    for runs in (made, [*made, *finished.runs_of(made_report("wanda", environment="AMD"))]):
+        report = html_report.report_of(runs)
+        said = [one for one in report.findings if "SparseGPT at 0.7 and ROSE at 0.7 differ in environment" in one]
+        assert "so they are neither ranked nor subtracted" in said[-1]
+        assert len(said) == len(runs) - 1
+        assert not any("lower held-out error" in one for one in report.findings)
+        assert "The held-out error of ROSE at 0.7 is 0.320 on average" in " ".join(report.findings)
+        assert report.tables["Numbers"]["ROSE at 0.7"].tolist()[0] == "28.0"
+    assert not any("difference in" in drawing.alt for drawing in html_report.report_of(made).drawings)
+
+
 def test_several_runs_are_compared_with_the_first_and_an_analysis_has_one_command() -> None:
     both = pd.concat([made_report(name, f).layers for name, f in (("sparsegpt", 1), ("rose", 0.9), ("wanda", 2))])
     settings = {"methods": [], "sparsity": "0.7", "model": "tiny", "command": "rose analyze --x"}

@@ -237,6 +237,23 @@ def test_beside_a_tuned_copy_totals_come_first_and_no_measure_by_itself(server: 
     assert len(figures(app)) == 1
 
 
+def test_runs_of_different_environments_stand_side_by_side(server: deque[rose.RunReport]) -> None:
+    server += [made_report(environment="AMD, 1 thread"), made_report("rose", 0.8, environment="ARM, 1 thread")]
+    app = open_page(PAGE, runs_view="Numbers")
+    assert app.multiselect(key="runs").value == [OURS]  # of its environment, there is no other
+    app.multiselect(key="runs").set_value([BASE, OURS]).run()
+    why = "SparseGPT at 0.7 and ROSE at 0.7 differ in environment (AMD, 1 thread; ARM, 1 thread), so they are neither"
+    assert app.dataframe[0].value.set_index("").loc["Perplexity"].tolist() == ["30.0", "28.0"]
+    assert why in texts(app)
+    app.segmented_control(key="runs_view").set_value("Difference").run()
+    assert why in app.error[0].value
+    app.segmented_control(key="runs_view").set_value("Maps").run()
+    assert "The highest held-out error is in 2 · self_attn.o_proj of SparseGPT at 0.7, 0.600" in titles(app)[0]
+    assert why in texts(app)
+    assert "Two models" not in texts(app)
+    assert not app.exception, app.exception
+
+
 def test_a_few_weights_more_or_less_are_no_difference(server: deque[rose.RunReport]) -> None:
     server += [made_report("rose", 1.0002, removed_fraction=0.699999), made_report(removed_fraction=0.700003)]
     table = open_page(PAGE, runs_view="Numbers").dataframe[0].value.set_index("")
