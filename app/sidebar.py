@@ -96,6 +96,8 @@ def _choose_sparsity(study: Study) -> None:
         f"Not measured at {words.plain(asked)}: {layers}, about {components.lasting(found.cost)}; {inputs}."
         + ("" if found.fits else " They will not fit into memory.")
     )
+    if not study.calibration.complete:
+        form.say_hub(other)
     st.button(
         f"Measure at {words.plain(asked)}",
         icon=":material/play_arrow:",

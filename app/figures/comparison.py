@@ -123,6 +123,8 @@ def time_and_perplexity(
         figure.update_layout({f"{axis}axis": {"range": span} | (LOG_TICKS if log else {})})
     if any(is_log):
         what += "; log scale" + ("s" if all(is_log) else " of time" if is_log[0] else " of perplexity")
+    if not all(is_log):
+        what += "; axes do not begin at 0" if not any(is_log) else "; the other does not begin at 0"
     table = pd.DataFrame(
         {
             "run": [one.name for one in known],

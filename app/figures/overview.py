@@ -113,7 +113,7 @@ def model_map(
     marks.layer_map(
         figure, _scaled(grid, known.kind), cells, known.unit, **_colours(known, cells["value"], name, theme)
     )
-    which = "every layer, of experts the largest" if len(placed) > len(cells) else "every layer"
+    which = every_layer(placed, cells)
     if experts is not None:
         which = f"every expert's {experts.rpartition('.')[2]}"
     what = f"{known.label} of {which}"
@@ -162,6 +162,16 @@ def map_row(projection: str, experts: str | None = None) -> str:
     if found is None:
         return projection
     return found[0] if experts is None else f"expert {found[1]}"
+
+
+def folded(rows: pd.DataFrame) -> pd.DataFrame:
+    """Layers with a `value` each in its row of the map, in which experts share a cell: that of the largest value."""
+    return _largest(rows.assign(projection=rows["projection"].map(map_row)))
+
+
+def every_layer(rows: pd.DataFrame, cells: pd.DataFrame) -> str:
+    """What these cells are of."""
+    return "every layer, of experts the largest" if len(rows) > len(cells) else "every layer"
 
 
 def _largest(placed: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from app import words
-from app.figures import marks, palette, style
+from app.figures import marks, overview, palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
 from app.runs.pairs import differing, sides
@@ -28,14 +28,17 @@ def run_maps(rows: pd.DataFrame, names: tuple[str, str], measure: str, *, theme:
     The rows have layer, block_index, projection, first, second; `measure` is the number in words that follow "the".
     """
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.16, subplot_titles=names)
-    top = _on_one_scale(figure, [rows.assign(value=rows[which]) for which in ("first", "second")], measure, theme)
+    maps = [overview.folded(rows.assign(value=rows[which])) for which in ("first", "second")]
+    top = _on_one_scale(figure, maps, measure, theme)
     figure.update_xaxes(title_text="decoder block", row=2, col=1)
     finding = _where_highest(rows, names, measure)
-    what = f"{words.sentence(measure)} of every layer in both runs, on one scale from 0 to {top}"
+    what = (
+        f"{words.sentence(measure)} of {overview.every_layer(rows, maps[0])} in both runs, on one scale from 0 to {top}"
+    )
     means = [words.number(float(rows[which].mean())) for which in ("first", "second")]
     caption = f"Mean over {words.count(len(rows), 'layer')}: {names[0]} {means[0]}, {names[1]} {means[1]}."
     alt = f"Two maps of {measure} by decoder block and projection"
-    frame = {"height": 230 + 2 * ROW * max(3, rows["projection"].nunique()), "headroom": 22}
+    frame = {"height": 230 + 2 * ROW * max(3, maps[0]["projection"].nunique()), "headroom": 22}
     return style.finish(figure, theme, finding, what, caption, alt, _named(rows, names), **frame)
 
 
@@ -52,18 +55,18 @@ def maps_apart(
     The rows of each have layer, block_index, projection, value. `why`: a sentence, unless it is that they are of
     different models.
     """
-    tall = [max(3, one["projection"].nunique()) for one in rows]
+    maps = [overview.folded(one) for one in rows]
+    tall = [max(3, one["projection"].nunique()) for one in maps]
     figure = make_subplots(rows=2, cols=1, row_heights=tall, vertical_spacing=0.2, subplot_titles=names)
-    top = _on_one_scale(figure, rows, measure, theme)
+    top = _on_one_scale(figure, maps, measure, theme)
     worst = [one.loc[one["value"].idxmax()] for one in rows]
     places = [
         f"in {words.short_layer(at['layer'])} of {name}, {words.number(at['value'])}"
         for at, name in zip(worst, names, strict=True)
     ]
     finding = f"The highest {measure} is {places[0]}, and {places[1]}"
-    what = (
-        f"{words.sentence(measure)} of every layer of two {'runs' if why else 'models'}, on one scale from 0 to {top}"
-    )
+    which = overview.every_layer(pd.concat(rows), pd.concat(maps))
+    what = f"{words.sentence(measure)} of {which} of two {'runs' if why else 'models'}, on one scale from 0 to {top}"
     means = [f"{words.number(float(one['value'].mean()))} over {words.count(len(one), 'layer')}" for one in rows]
     why = why or (
         "Two models, so no layer of one corresponds to one of the other: compare where in each model the "
@@ -101,13 +104,15 @@ def run_difference(
     scale: dict[str, Any] = {"colorscale": palette.DIVERGING[theme], "zmin": -limit, "zmax": limit}
     text: Callable[[float], str] = words.percent if as_share else words.number
     apart = rows.assign(value=gap, text=[_signed(change, text(change)) for change in gap])
-    grid, figure = marks.layer_grid(rows.assign(value=shown)), go.Figure()
-    marks.layer_map(figure, grid, apart, unit, **scale, colorbar=marks.colourbar(unit, **ticks))
+    cells, figure = overview.folded(apart.assign(value=shown)), go.Figure()
+    if len(cells) < len(rows):
+        what += "; of experts the largest"
+    marks.layer_map(figure, marks.layer_grid(cells), cells, unit, **scale, colorbar=marks.colourbar(unit, **ticks))
     finding = difference_finding(rows, names, measure)
     caption = _difference_caption(apart, names)
     alt = f"Map of the difference in {measure} by decoder block and projection"
     table = _named(rows, names).assign(difference=rows["second"] - rows["first"])
-    frame = {"x": "decoder block", "height": 180 + ROW * max(3, rows["projection"].nunique())}
+    frame = {"x": "decoder block", "height": 180 + ROW * max(3, cells["projection"].nunique())}
     return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
 
 

@@ -11,6 +11,7 @@ from app.runs import depth
 from app.runs.finished import FinishedRun
 from app.runs.pruning import PruningRun
 from app.runs.widgets import follow, priced
+from app.study import form
 
 DRIFT, ORIGIN, REPAIR = "Hidden-state error by depth", "Where it arises", "What is repaired"
 SECTIONS = (DRIFT, ORIGIN, REPAIR)
@@ -122,3 +123,4 @@ def compare_button() -> None:
         "Target layer: each layer keeps its own output on the pruned inputs, as in the papers. Target dense: it "
         "aims at the dense model's output, and so repairs what came before it.",
     )
+    form.say_hub(setup)

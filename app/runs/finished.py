@@ -39,7 +39,7 @@ NUMBERS = (
     *("rows", "columns", "sparsity", "relative_error", "held_out_error", "target_error", "held_out_target_error"),
     *("pruning_error", "rounding_error"),
     *("relative_range", "damping", "target_damping", "dead_columns", "seconds", "tokens", "change"),
-    "zeros_before",
+    *("zeros_before", "asked_sparsity"),
 )
 ENOUGH = 0.8  # of the minutes asked for, from which on a tuned copy is named by them
 TARGETS = ("layer", "dense", "dense and stream")  # of a layer
@@ -137,9 +137,8 @@ class FinishedRun:
     @property
     def remarks(self) -> list[str]:
         """How far its numbers can be trusted, a sentence each, as its report says it."""
-        said = self.summary.get("remarks")
-        known = rose.RunReport(self.layers, {"samples": "?"} | self.summary).remarks
-        return list(dict.fromkeys([*known, *(map(str, said) if isinstance(said, list) else ())]))
+        said = [*rose.RunReport(self.layers, self.summary).remarks, *self.summary.get("remarks", ())]
+        return list(dict.fromkeys(said))
 
     def number(self, name: str) -> float | None:
         """A total or setting; None where it is no number that a figure can draw."""
@@ -344,7 +343,9 @@ def read_report(file: Path) -> list[FinishedRun]:
         *runs, last = runs_of(rose.RunReport.from_json(file.read_text(encoding="utf-8"), str(file)), str(file.parent))
         if beside.is_file():
             last = replace(last, zero_shot=_accuracies(pd.read_csv(beside)))
-        return [*runs, last]
+        runs.append(last)
+        _require(all(isinstance(one, str) for run in runs for one in run.remarks), "its remarks are no sentences")
+        return runs
     except (OSError, UnicodeDecodeError, RecursionError) as problem:
         raise rose.RoseError(f"{file} cannot be read ({problem}); check the path.") from problem
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:

@@ -83,8 +83,8 @@ def _text() -> str:
         [HELD_OUT, *SOURCES, FILE],
         format_func=lambda name: "held-out windows of the calibration text" if name == HELD_OUT else name,
         **linked("prune_text"),
-        help="Held-out windows come from the calibration text, and nothing else uses them. Data sets use their test "
-        "split. The packaged text has none: its first windows may overlap the calibration.",
+        help="Held-out windows come from the calibration text, and nothing else uses them. Data sets are from the "
+        "Hub, and use their test split. The packaged text has none: its first windows may overlap the calibration.",
     )
     if text != FILE:
         return text

@@ -9,7 +9,7 @@ from streamlit.delta_generator import DeltaGenerator
 from torch import nn
 
 import rose
-from app import shared
+from app import shared, words
 from app.study import preflight
 from app.study.setup import LIMITS, Setup
 from rose.model.load.models import DTYPES, PACKAGED, STORED, is_hub_id, load_skeleton, read_as
@@ -177,6 +177,13 @@ def structure(model: str) -> nn.Module | None:
         # Remembered, or every move of a slider would look for it again.
         problems()[model] = str(problem).replace(shared.ASKED_ON_START, "")  # see `offer_to_find`
         return None
+
+
+def say_hub(*setups: Setup) -> None:
+    """What runs of these ask the Hub for, beside the button that starts one; nothing where they ask for nothing."""
+    if asked := list(dict.fromkeys(name for one in setups for name in preflight.asked_of_hub(one))):
+        said = f"This asks {HUB} for {words.listing(asked)}; what is not here yet is downloaded."
+        st.caption(words.plain(said))
 
 
 def problems() -> dict[str, str]:

@@ -124,10 +124,9 @@ def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
                 f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.text)} and {setup.held_out} × "
                 f"{setup.length} held out, as on the start page, through both models; {needed} of memory."
             )
-        asked = preflight.asked_of_hub(setup) + preflight.asked_of_hub(replace(setup, model=request.pruned))
-        if asked:
-            said += f" It asks the Hub for {' and '.join(dict.fromkeys(asked))}."
         place.caption(words.plain(said))
+        with place:
+            form.say_hub(setup, replace(setup, model=request.pruned))
 
 
 def _priced(request: CheckRequest) -> tuple[Cost | None, str, str]:

@@ -11,6 +11,7 @@ from app import components, session, shared, words
 from app.figures import damage as figures
 from app.runs.damage import DamageRequest, DamageRun, layer_of
 from app.runs.widgets import csv_button, file_button, method_choice, priced, progress, pruned_model
+from app.study import form
 from rose.layer.defaults import THRESHOLD
 from rose.model.measure.damage_report import correlations
 
@@ -109,6 +110,8 @@ def start(request: DamageRequest | None, run: DamageRun | None) -> None:
         )
     if problem:
         st.caption(words.plain(problem))
+    else:
+        form.say_hub(setup)
 
 
 def empty() -> None:

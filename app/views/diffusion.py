@@ -90,7 +90,8 @@ def label(run: DiffusionRun) -> str:
 
 
 def pictures(model: DenseModel, done: DiffusionRun | None, request: DiffusionRequest) -> None:
-    dense = model.trajectory(request.noise if done is None else done.request.noise)
+    with st.spinner(f"The dense model draws, in {STEPS} steps", show_time=True):
+        dense = model.trajectory(request.noise if done is None else done.request.noise)
     step = st.slider(
         "Denoising steps done", 0, STEPS, STEPS, key="diffusion_step", bind=components.URL, help="0 is pure noise."
     )
@@ -133,7 +134,8 @@ def drift(_model: DenseModel, done: DiffusionRun | None, _request: DiffusionRequ
 
 
 def weights(model: DenseModel, _done: DiffusionRun | None, request: DiffusionRequest) -> None:
-    diagonals = model.diagonals()
+    with st.spinner(f"The dense model draws, for the inputs of its layers at each of {STEPS} steps", show_time=True):
+        diagonals = model.diagonals()
     layer = st.selectbox(
         "Layer", list(diagonals), key="diffusion_layer", bind=components.URL, format_func=words.short_layer
     )

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,7 @@ from app.runs.prune_choices import choose
 from app.runs.pruning import PruningRun
 from app.runs.request import HELD_OUT, PruneRequest
 from app.runs.widgets import follow, priced, start_button
+from app.study import form
 from app.study.setup import Setup, weights_size
 
 SECTIONS: dict[str, Callable[..., Any]] = {
@@ -84,6 +86,8 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
             f"besides the model: {words.size(weights_size(cost, setup.dtype))} for the copy being pruned, "
             f"{words.size(cost.memory)} for its calibration. {_disk(request, weights_size(cost, setup.dtype))}"
         )
+        with right:
+            form.say_hub(setup, replace(setup, text=request.evaluate))
 
 
 def _disk(request: PruneRequest, weights: int) -> str:

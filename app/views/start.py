@@ -123,10 +123,7 @@ def show_preflight(edited: Setup, found: Preflight | str) -> None:
             f"This will not fit into memory. Choose fewer layers, fewer samples, bfloat16 or a smaller model{spare}.",
             ":material/memory:",
         )
-    if asked := preflight.asked_of_hub(edited):
-        st.caption(
-            f"Measuring asks {form.HUB} for {words.plain(' and '.join(asked))}; what is not here yet is downloaded."
-        )
+    form.say_hub(edited)
     for warning in found.warnings:
         components.warning(warning)
 

@@ -13,9 +13,11 @@ from app.runs import tune_panel
 from app.runs.request import PROMPT
 from app.runs.slimming import Slimming, estimate
 from app.runs.widgets import checkpoint_button, csv_button, file_button, follow, start_button
+from app.study import form
 from app.study.preflight import asked_of_hub
 from app.study.structures import Structures, collecting
 from app.study.study import Study
+from rose.report import with_cautions
 from rose.structured.allocation import ALLOCATIONS, head_shapes
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape
 from rose.structured.plan import SlimSettings
@@ -270,7 +272,9 @@ def _slim(known: Structures) -> None:
         icon=":material/compress:",
     )
     if says:
-        right.caption(says)
+        with right:
+            st.caption(says)
+            form.say_hub(study.setup)
     if run is None:
         st.info("Size, speed, perplexity and text of the smaller model appear here beside those of the dense one.")
     elif run.job.status == "done":
@@ -309,13 +313,14 @@ def _outcome(run: Slimming, model: nn.Module) -> None:
         f"{words.percent(1 - slim.parameters / dense.parameters)} of the whole model's. "
         f"{run.speedup.says()}" + (f" Perplexity is on {windows}." if setup.held_out else "")
     )
+    components.cautions([*run.report.remarks, *said["remarks"]])
     if run.prompt.strip():
         for one in run.outcomes:
             st.markdown(f"**{words.plain(one.label)}**")
             st.code(one.text or "(nothing: the text ended)", language=None, wrap_lines=True)
     with st.container(horizontal=True):
         file_button("Report, JSON", run.report.to_json, "report.json", key="slim-report")
-        csv_button("Parts, CSV", run.report.layers, "layers.csv", "slim-layers")
+        csv_button("Parts, CSV", with_cautions(run.report.layers), "layers.csv", "slim-layers")
         if run.checkpoint is not None and run.checkpoint.exists():
             checkpoint_button(run.checkpoint)
     tune_panel.draw_slim(run, model)

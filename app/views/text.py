@@ -1,6 +1,7 @@
 """Your text: what does pruning do to it?"""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from app.runs.checkpoints import Checkpoint, named_apart, saved_checkpoint
 from app.runs.pruning import kept_checkpoints
 from app.runs.reading import DENSE, LIMIT, MOST, TextReading
 from app.runs.widgets import csv_button, folders_input, follow, linked, saved, start_button
+from app.study import form
+from app.study.setup import Setup
 from rose.model.measure.surprise import EncodedText
 
 SAMPLE = (
@@ -94,6 +97,8 @@ def _offer(text: str, checkpoints: list[Checkpoint], run: TextReading | None) ->
         models = words.count(len(checkpoints), "pruned model")
         dense = words.plain(session.setup().model)
         right.caption(f"The dense {dense} and {models} read it once each: about as long as it takes to load them.")
+        with right:
+            form.say_hub(replace(session.setup(), text=Setup.text))  # the text is the reader's own
 
 
 def _start(text: str, checkpoints: list[Checkpoint]) -> None:

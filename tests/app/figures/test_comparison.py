@@ -103,6 +103,7 @@ def test_no_front_is_drawn_through_identical_work_timed_twice() -> None:
     )
     assert len(drawing.figure.data) == 2  # the marks alone
     assert drawing.figure.layout.xaxis.range[0] > 20
+    assert "; axes do not begin at 0" in drawing.figure.layout.title.text.replace("<br>", " ")
 
 
 def test_a_long_front_is_counted_not_listed() -> None:
@@ -111,6 +112,7 @@ def test_a_long_front_is_counted_not_listed() -> None:
     drawing = time_and_perplexity(table)
     assert title(drawing) == "Pareto front: Wanda, SparseGPT, ROSE and two others"
     assert drawing.figure.layout.yaxis.type is None  # less than a factor of ten
+    assert "log scale of time; the other does not begin at 0" in drawing.figure.layout.title.text.replace("<br>", " ")
     assert (drawing.figure.layout.xaxis.type, time_and_perplexity(table, dense=20).figure.layout.yaxis.type) == (
         "log",
         "log",

@@ -469,6 +469,28 @@ def test_one_layer_far_off_leaves_the_others_their_colours() -> None:
     assert "beyond" not in below(runs.run_difference(rows[1:4], ("A", "B"), "error", as_share=True))
 
 
+def test_experts_of_two_runs_share_a_row_with_the_largest() -> None:
+    """Hundreds of rows of pixels each would make a picture of ten thousand."""
+    kinds = ["self_attn.o_proj", *(f"mlp.experts.{expert}.up_proj" for expert in range(128))]
+    rows = pd.DataFrame([(f"layers.{b}.{kind}", b, kind) for b in (0, 1) for kind in kinds])
+    rows = rows.set_axis(["layer", "block_index", "projection"], axis=1)
+    rows["first"], rows["second"] = 0.1, 0.2
+    rows.loc[7, "second"] = 0.9
+    two, apart = ("A", "B"), (rows.assign(value=rows["first"]), rows.assign(value=rows["second"]))
+    for drawing in (
+        runs.run_maps(rows, two, "error"),
+        runs.maps_apart(apart, two, "error"),
+        runs.run_difference(rows, two, "error"),
+        runs.run_difference(rows, two, "error", as_share=True),
+    ):
+        assert "of experts the largest" in below(drawing)
+        assert drawing.figure.layout.height < 700
+        *_, heat, marked = drawing.figure.data
+        assert heat.z.shape == (2, 2)
+        assert "layers.0.mlp.experts.6.up_proj" in marked.customdata
+        assert len(drawing.data) >= len(rows)
+
+
 @pytest.mark.parametrize(
     ("ratios", "said"),
     [

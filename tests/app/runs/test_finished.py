@@ -125,10 +125,6 @@ def test_a_run_says_all_that_its_report_does() -> None:
     (run,) = finished.runs_of(report)
     assert set(report.remarks) | {"Another share than asked."} == set(pairs.cautions_of([run]))
     assert "more than 5 % of the weights were zero before" in " ".join(report.remarks)
-    foreign = report.with_summary(remarks=5)
-    del foreign.summary["samples"]
-    (run,) = finished.runs_of(foreign)
-    assert len(run.remarks) == len(report.remarks)
 
 
 def test_what_was_slimmed_and_then_pruned_is_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -200,6 +196,8 @@ def test_a_target_is_named_only_where_the_report_says_it(known: dict, target: st
             [ROW],
             "drift is not that of decoder blocks",
         ),
+        (PRUNED | {"remarks": [5]}, [ROW], "remarks are no sentences"),
+        (PRUNED | {"padded_windows": 3}, [ROW], "'samples'"),
         (PRUNED | {"pruned": {"method": "rose"}}, [ROW], "not a report written by rose"),
         ({"methods": ["x"]}, [ROW | {"method": "<b>"}], "a method has no such name"),
         ({"methods": ["x"]}, [], "has no layers"),

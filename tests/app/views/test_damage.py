@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from streamlit.testing.v1 import AppTest
 
 import rose
@@ -62,6 +63,19 @@ def test_an_empty_page_says_what_it_will_take_and_fills(setup: Setup) -> None:
     again = opened(setup, damage_units="Layers")  # another session finds it
     assert len(figures(again)) == 3
     assert "Measuring" not in texts(again)
+
+
+@pytest.mark.parametrize("page", ["damage", "prune"])
+def test_what_the_hub_is_asked_for_is_said_before_the_button(
+    page: str, setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    asked = "This asks huggingface.co for c4; what is not here yet is downloaded."
+    assert asked not in texts(open_on(setup, f"views/{page}.py"))
+    assert asked in texts(open_on(replace(setup, text="c4"), f"views/{page}.py"))
+    if page == "prune":
+        both = open_on(replace(setup, text="c4"), "views/prune.py", prune_text="ptb")
+        assert "This asks huggingface.co for c4 and ptb;" in texts(both)
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(setup: Setup) -> None:

@@ -1,6 +1,10 @@
 """The page Diffusion: pictures at once, pruned ones beside them, and every part of it from the same run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import rose
@@ -38,6 +42,20 @@ def test_the_dense_pictures_are_there_at_once() -> None:
     assert app.title[0].value == "Diffusion: what does pruning do to a picture?"
     assert len(figures(app)) == 1
     assert "The dense model" in figures(app)[0]
+
+
+@pytest.mark.parametrize("shown", ["Pictures", "Step weights"])
+def test_while_the_page_draws_it_says_so(shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+
+    @contextmanager
+    def spinner(text: str, **_how: object) -> Iterator[None]:
+        said.append(text)
+        yield
+
+    monkeypatch.setattr(st, "spinner", spinner)
+    open_page(PAGE, None, diffusion_view=shown)
+    assert any("The dense model draws" in one for one in said)
 
 
 def test_both_rows_start_from_the_same_noise(finished: DiffusionRun) -> None:

@@ -129,9 +129,14 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
         assert finish(SlimTuning(run, 3.0, lambda: loaded), "failed").job.message == "No space left."
     assert rose.load_model(str(run.checkpoint))
     app = open_page(PAGE, study, structures_view="Make it smaller")
+    run.report = run.report.with_summary(remarks=["It has taken another share than asked."])
+    run.report.layers["is_damping_raised"] = True
     app.session_state["slimming"] = run
     app.run()
     assert not app.exception
+    assert len(run.report.remarks) > 0
+    for remark in (*run.report.remarks, *run.report.summary["remarks"]):
+        assert remark in texts(app)
     assert app.button(key="slim-tune-start").label == "Tune for 3 minutes"
     assert tuning.says_slim(last) in texts(app)
     assert re.search(r"steps? in .* takes? perplexity from .* times that before tuning \(", tuning.says_slim(last))

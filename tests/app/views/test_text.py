@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Selectbox
 
@@ -52,6 +53,14 @@ def test_an_empty_page_leads_to_pruning(folder: Path, no_runs: None) -> None:
     app.text_input(key="text_path").set_value("/nowhere").run()
     assert "There is no model in /nowhere" in app.error[0].value
     assert "Prune copies; the best is kept" in [link.proto.label for link in app.get("page_link")]
+
+
+def test_what_the_hub_is_asked_for_is_the_model(
+    pruned_folder: Path, no_runs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    app = open_on(Setup(model="someone/model", text="c4"), PAGE, text_path=str(pruned_folder), text_written=WRITTEN)
+    assert "This asks huggingface.co for someone/model;" in texts(app)
 
 
 def test_a_saved_model_reads_the_text(folder: Path, pruned_folder: Path, no_runs: None) -> None:
