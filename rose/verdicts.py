@@ -506,6 +506,51 @@ def is_same(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=SAME)
 
 
+# Of two runs or methods, layer by layer
+
+
+def differing(rows: pd.DataFrame) -> pd.DataFrame:
+    """The layers in which the second has less or more than the first; the others are identical by construction."""
+    gap = (rows["second"] - rows["first"]).abs()
+    return rows[gap > SAME * rows[["first", "second"]].abs().max(axis=1)]
+
+
+def sides(rows: pd.DataFrame) -> tuple[int, int]:
+    """In how many layers the second has less, and in how many more."""
+    found = differing(rows)
+    less = int((found["second"] < found["first"]).sum())
+    return less, len(found) - less
+
+
+def says_layers(rows: pd.DataFrame, names: tuple[str, str], measure: str) -> str:
+    """ "ROSE at 0.7 has the lower held-out error in 180 of 210 layers; on average it is 14 % lower".
+
+    `rows` have a number of two runs or methods, first and second, in each layer. The average is over the layers that
+    differ: "… in four of 210 layers, and the same in 206; over the four that differ, on average it is 7.6 % lower".
+    """
+    less, more = sides(rows)
+    total = count(len(rows), "layer")
+    if not less and not more:
+        return f"{listing(names)} have the same {measure} in {out_of(len(rows), len(rows), 'layer')}"
+    way, some = ("lower", less) if less >= more else ("higher", more)
+    finding = f"{names[1]} has the {way} {measure} in {word(some)} of {total}"
+    over = "on average"
+    if same := len(rows) - less - more:
+        finding += f", and the same in {word(same)}"
+        left = less + more
+        over = f"over the {word(left)} that differ, on average" if left > 1 else "there"
+    found = differing(rows)
+    ratio = mean_ratio(found["first"], found["second"])
+    if ratio is None:
+        return finding
+    if not ratio.is_clear and len(found) > 1:
+        return f"{finding}; {over} no clear difference"
+    moved = ratio.value - 1
+    on_average = "lower" if moved < 0 else "higher"
+    share = percent(abs(moved), 0) if abs(moved) >= 0.095 else fine_percent(abs(moved))
+    return f"{finding}; {'' if on_average == way else 'yet '}{over} it is {share} {on_average}"
+
+
 # Changes in per cent: always of the reference, which the sentence names
 
 

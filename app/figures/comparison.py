@@ -208,7 +208,8 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
         hover = f"%{{customdata}}<br>{look.label} %{{y:.4g}}"
         marks.bars(figure, names, wide[method], look, hover, customdata=wide.index, **text)
     mean = wide.mean().sort_values()
-    finding = _errors_finding(wide, {method: look.label for method, look in looks.items()})
+    labels = {method: look.label for method, look in looks.items()}
+    finding = _error_finding(wide, labels) if len(wide) == 1 else layers_finding(wide, labels)
     if len(wide) == 1:
         figure.update_layout(bargap=0.5)
     held = "held-out" if column == "held_out_error" else "calibration"
@@ -222,8 +223,21 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
     return style.finish(figure, theme, finding, what, caption, alt, wide.reset_index(), **frame)
 
 
-def _errors_finding(wide: pd.DataFrame, labels: dict[str, str]) -> str:
-    """Who has the lowest mean error, against SparseGPT where that is there; and who is the same by construction."""
+def layers_finding(wide: pd.DataFrame, labels: dict[str, str]) -> str:
+    """What `rose.verdicts` says of several layers: the method of the lowest mean error against SparseGPT, or where that
+    is not there against the next one."""
+    mean = wide.mean().sort_values()
+    if len(mean) == 1:
+        return f"{labels[mean.index[0]]}: mean error {words.number(float(mean.iloc[0]))}"
+    base = style.BASELINE if style.BASELINE in mean else mean.index[1]
+    other = next(method for method in mean.index if method != base)
+    rows = wide[[base, other]].set_axis(["first", "second"], axis=1).dropna()
+    return f"Against {labels[base]}: {verdicts.says_layers(rows, (labels[base], labels[other]), 'error')}"
+
+
+def _error_finding(wide: pd.DataFrame, labels: dict[str, str]) -> str:
+    """Of one layer: who has the lowest error, against SparseGPT where that is there, and who is the same by
+    construction."""
     mean = wide.mean()
     best, base = str(mean.idxmin()), style.BASELINE
     lowest = [labels[method] for method in labels if np.allclose(wide[method], wide[best], rtol=verdicts.SAME, atol=0)]

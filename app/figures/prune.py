@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from app import words
 from app.figures import marks, overview, palette, style
-from app.figures.comparison import by_method
+from app.figures.comparison import by_method, layers_finding
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose import RoseError, verdicts
@@ -57,7 +57,10 @@ def layer_differences(records: pd.DataFrame, *, column: str = "relative_error", 
     if wide.empty:
         raise RoseError("No error has been measured yet; prune a model first.")
     looks = {method: palette.method_style(method) for method in wide.columns}
-    finding, caption = _compare(wide, looks)
+    finding = layers_finding(wide, {method: look.label for method, look in looks.items()})
+    mean = wide.mean().sort_values()
+    listed = ", ".join(f"{looks[method].label} {words.number(float(error))}" for method, error in mean.items())
+    caption = f"Mean error of {words.count(len(wide), 'layer')}, lowest first: {listed}."
     shown, figure = _most_different(wide), go.Figure()
     names = [words.short_layer(layer) for layer in shown.index]
     low, high = shown.min(axis=1).to_numpy(np.float64), shown.max(axis=1).to_numpy(np.float64)
@@ -86,21 +89,6 @@ def _most_different(wide: pd.DataFrame) -> pd.DataFrame:
     if not len(chosen):
         raise RoseError("The methods have the same error on every layer, so there are no differences to show.")
     return wide.loc[list(chosen)]
-
-
-def _compare(wide: pd.DataFrame, looks: dict[str, Style]) -> tuple[str, str]:
-    """Title and caption: who is lowest, on how many layers, by how much."""
-    mean = wide.mean()
-    ranked = [str(m) for m in mean.sort_values().index]
-    best = ranked[0]
-    listed = ", ".join(f"{looks[m].label} {words.number(float(mean[m]))}" for m in ranked)
-    caption = f"Mean error of {words.count(len(wide), 'layer')}, lowest first: {listed}."
-    base = style.BASELINE
-    if base not in wide.columns or len(ranked) == 1:
-        return f"{looks[best].label}: mean error {words.number(float(mean[best]))}", caption
-    other = best if best != base else ranked[1]
-    better = int((wide[other] < wide[base]).sum())
-    return (f"{looks[other].label} has less error than {looks[base].label} on {better} of {len(wide)} layers", caption)
 
 
 def perplexity_bars(results: Sequence[Result], *, dense: float | None = None, theme: Theme = "light") -> Drawing:

@@ -15,7 +15,6 @@ from app import words
 from app.figures import marks, overview, palette, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
-from app.runs.pairs import differing, sides
 from rose import verdicts
 
 ROW = 34  # pixels a projection takes
@@ -108,7 +107,7 @@ def run_difference(
     if len(cells) < len(rows):
         what += "; of experts the largest"
     marks.layer_map(figure, marks.layer_grid(cells), cells, unit, **scale, colorbar=marks.colourbar(unit, **ticks))
-    finding = difference_finding(rows, names, measure)
+    finding = verdicts.says_layers(rows, names, measure)
     caption = _difference_caption(apart, names)
     alt = f"Map of the difference in {measure} by decoder block and projection"
     table = _named(rows, names).assign(difference=rows["second"] - rows["first"])
@@ -147,37 +146,8 @@ def _signed(change: float, text: str) -> str:
     return f"{'+' if change > 0 else ''}{text}"
 
 
-def difference_finding(rows: pd.DataFrame, names: tuple[str, str], measure: str) -> str:
-    """ "ROSE at 0.7 has the lower held-out error in 180 of 210 layers; on average it is 14 % lower".
-
-    The average is over the layers that differ: "… in four of 210 layers, and the same in 206; over the four that
-    differ, on average it is 7.6 % lower".
-    """
-    less, more = sides(rows)
-    total = words.count(len(rows), "layer")
-    if not less and not more:
-        return f"Both runs have the same {measure} in {words.out_of(len(rows), len(rows), 'layer')}"
-    way, some = ("lower", less) if less >= more else ("higher", more)
-    finding = f"{names[1]} has the {way} {measure} in {words.word(some)} of {total}"
-    over = "on average"
-    if same := len(rows) - less - more:
-        finding += f", and the same in {words.word(same)}"
-        left = less + more
-        over = f"over the {words.word(left)} that differ, on average" if left > 1 else "there"
-    apart = differing(rows)
-    ratio = verdicts.mean_ratio(apart["first"], apart["second"])
-    if ratio is None:
-        return finding
-    if not ratio.is_clear and len(apart) > 1:
-        return f"{finding}; {over} no clear difference"
-    change = ratio.value - 1
-    on_average = "lower" if change < 0 else "higher"
-    share = words.percent(abs(change), 0) if abs(change) >= 0.095 else words.fine_percent(abs(change))
-    return f"{finding}; {'' if on_average == way else 'yet '}{over} it is {share} {on_average}"
-
-
 def _difference_caption(rows: pd.DataFrame, names: tuple[str, str]) -> str:
-    less, more = sides(rows)
+    less, more = verdicts.sides(rows)
     same = len(rows) - less - more
     parts = [
         f"{way} in {words.word(some)}" for way, some in (("lower", less), ("higher", more), ("equal", same)) if some

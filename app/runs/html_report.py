@@ -63,7 +63,7 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
             findings[: len(measured) > 1] = [both.elsewhere]  # in place of the ranking, which there is none of
         elif measure := both.told_apart_by:
             names, rows, label = (runs[0].name, runs[1].name), both.rows(measure), pairs.MEASURES[measure]
-            findings.insert(len(measured) > 1, run_figures.difference_finding(rows, names, label) + ".")
+            findings.insert(len(measured) > 1, verdicts.says_layers(rows, names, label) + ".")
             drawings.append(run_figures.run_difference(rows, names, label, as_share=True))
             drawings.append(run_figures.run_maps(rows, names, label))
         tables["Settings that differ"] = pairs.settings(runs, only_different=True)
@@ -117,7 +117,7 @@ def _against_first(runs: Sequence[FinishedRun]) -> list[str]:
             found.append(both.elsewhere)
         elif not both.problem and (measure := both.told_apart_by):
             names = (runs[0].name, run.name)
-            said = run_figures.difference_finding(both.rows(measure), names, pairs.MEASURES[measure])
+            said = verdicts.says_layers(both.rows(measure), names, pairs.MEASURES[measure])
             found.append(f"Against {runs[0].name}: {said}.")
     return found
 

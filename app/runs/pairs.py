@@ -128,19 +128,6 @@ def _problem(first: FinishedRun, second: FinishedRun, both: pd.DataFrame, left_o
     return ""
 
 
-def differing(rows: pd.DataFrame) -> pd.DataFrame:
-    """The layers in which the second has less or more than the first; the others are identical by construction."""
-    gap = (rows["second"] - rows["first"]).abs()
-    return rows[gap > verdicts.SAME * rows[["first", "second"]].abs().max(axis=1)]
-
-
-def sides(rows: pd.DataFrame) -> tuple[int, int]:
-    """In how many layers the second has less, and in how many more."""
-    apart = differing(rows)
-    less = int((apart["second"] < apart["first"]).sum())
-    return less, len(apart) - less
-
-
 def _mean(run: FinishedRun, column: str) -> float:
     return run.pruned[column].mean()
 

@@ -28,6 +28,7 @@ from app.figures import (
     sweep,
     tuning,
 )
+from rose import verdicts
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 from rose.layer.error import quadratic_form
 from rose.layer.order import plan_from_importance
@@ -374,6 +375,8 @@ def test_a_map_shows_what_a_method_saves_in_every_layer(records: pd.DataFrame) -
 def test_dumbbells_are_only_drawn_where_methods_differ(records: pd.DataFrame) -> None:
     drawing = prune.layer_differences(records)
     assert list(drawing.figure.data[1].y) == ["1 · self_attn.o_proj", "3 · self_attn.o_proj"]
+    said = "Against SparseGPT: ROSE has the lower error in two of twelve layers, and the same in ten; over the two"
+    assert title(drawing).startswith(said)
     spread = records.assign(relative_error=records["relative_error"] * 10.0 ** records["block_index"])
     assert "log scale" in below(prune.layer_differences(spread))
     with pytest.raises(rose.RoseError, match="no differences"):
@@ -502,7 +505,7 @@ def test_experts_of_two_runs_share_a_row_with_the_largest() -> None:
 )
 def test_layers_that_are_identical_do_not_blur_the_verdict_on_those_that_differ(ratios: list[float], said: str) -> None:
     rows = pd.DataFrame({"first": 1.0, "second": ratios + [1.0] * (10 - len(ratios))})
-    assert f"B has the lower error {said}" in runs.difference_finding(rows, ("A", "B"), "error")
+    assert f"B has the lower error {said}" in verdicts.says_layers(rows, ("A", "B"), "error")
 
 
 def test_axes_of_close_values_have_ticks() -> None:

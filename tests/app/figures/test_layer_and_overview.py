@@ -284,6 +284,9 @@ def test_method_errors_name_the_saving(records: pd.DataFrame) -> None:
     assert drawing.caption == "Error, lowest first: ROSE 0.100, SparseGPT 0.110."
     colours = [bar.marker.color for bar in drawing.figure.data]
     assert colours == [palette.METHOD_COLOURS[method] for method in ("sparsegpt", "rose")]
+    several = comparison.method_errors(records.assign(relative_error=np.where(records["method"] == "rose", 0.3, 0.2)))
+    assert title(several).startswith("Against SparseGPT: ROSE has the higher error in")
+    assert title(several).endswith("on average it is 50 % higher")
     with pytest.raises(rose.RoseError, match="No error"):
         comparison.method_errors(records[records["projection"] == "mlp.down_proj"], column="held_out_error")
 

@@ -249,11 +249,11 @@ def test_two_runs_are_put_side_by_side() -> None:
     rows = both.rows("held_out_error")
     assert len(rows) == 6
     assert both.left_out == 0
-    assert pairs.sides(rows) == (6, 0)
+    assert verdicts.sides(rows) == (6, 0)
     first, second = rows["first"], rows["second"]
     ratios = verdicts.mean_ratio(first, second), verdicts.mean_ratio(second, first)
     assert [ratio and ratio.value for ratio in ratios] == pytest.approx([0.8, 1 / 0.8])
-    assert pairs.sides(both.rows("relative_range")) == (0, 0)
+    assert verdicts.sides(both.rows("relative_range")) == (0, 0)
     told = pairs.in_words(
         pd.DataFrame({"number": ["Perplexity", pairs.COUNT], "A": [23.08, 4.0], "B": [23.12, float("nan")]})
     )
