@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from app import words
 from app.runs.request import HELD_OUT
 from rose.model.load.tokens import DATASETS
-from rose.verdicts import Interval, Result, Verdict, compare
+from rose.verdicts import Interval, Result, Verdict, rank
 from rose.wording import apart, listing
 
 OF_EQUALS = "The lowest perplexity decides; more evaluation windows may tell them apart."
@@ -64,31 +64,20 @@ def says(advice: Advice, dense: float | None, error: float | None, layers: int, 
     return f"What to ship: {advice.copy.name}. {' '.join(filter(None, said))}"
 
 
-def recommended(results: Sequence[Result]) -> Result:
-    """Of copies of one sparsity: that of lowest perplexity. The time of pruning is spent in all of them, and says
-    nothing of what the copy is worth."""
-    return min(results, key=lambda one: one.value)
-
-
 def advise(results: Sequence[Result]) -> list[Advice]:
-    """A recommendation for every sparsity whose copies may be compared, in the order of the results."""
-    found = []
-    for group in _by_amount(results):
-        if not any(one.setup.differs(other.setup) for one in group for other in group):
-            copy = recommended(group)
-            rest = sorted((one for one in group if one is not copy), key=lambda one: one.value)
-            found.append(Advice(copy, tuple((one, compare(copy, one)) for one in rest)))
-    return found
+    """A recommendation for every sparsity whose copies may be compared, in the order of the results: that which
+    `rose.verdicts.rank` has first. The time of pruning is spent in all copies, and says nothing of what one is worth.
+    """
+    return [
+        Advice(one.results[0], tuple(zip(one.results[1:], one.verdicts, strict=True)))
+        for one in rank(results)
+        if not one.problem
+    ]
 
 
 def worth_keeping(results: Sequence[Result]) -> list[str]:
     """Names of those that are recommended."""
-    return [recommended(group).name for group in _by_amount(results)]
-
-
-def _by_amount(results: Sequence[Result]) -> list[list[Result]]:
-    known = [one for one in results if not math.isnan(one.value)]
-    return [[one for one in known if one.amount == amount] for amount in dict.fromkeys(one.amount for one in known)]
+    return [one.results[0].name for one in rank(results)]
 
 
 def what_loads(bits: int | None) -> str:
