@@ -106,7 +106,8 @@ def run_difference(
     cells, figure = overview.folded(apart.assign(value=shown)), go.Figure()
     if len(cells) < len(rows):
         what += "; of experts the largest"
-    marks.layer_map(figure, marks.layer_grid(cells), cells, unit, **scale, colorbar=marks.colourbar(unit, **ticks))
+    grid = marks.layer_grid(cells).clip(-limit, limit)
+    marks.layer_map(figure, grid, cells, unit, **scale, colorbar=marks.colourbar(unit, **ticks))
     finding = verdicts.says_layers(rows, names, measure)
     caption = _difference_caption(apart, names)
     alt = f"Map of the difference in {measure} by decoder block and projection"
@@ -116,7 +117,7 @@ def run_difference(
 
 
 def _log_ratios(ratios: pd.Series) -> tuple[pd.Series, float, int]:
-    """Logarithms of ratios, within the limit of their scale; and how many layers lie beyond it."""
+    """Logarithms of ratios, the limit of their scale, and how many layers lie beyond it."""
     with np.errstate(divide="ignore"):
         logs = np.log(ratios)
     sizes = logs.abs()[np.isfinite(logs)].to_numpy(np.float64)
@@ -125,7 +126,7 @@ def _log_ratios(ratios: pd.Series) -> tuple[pd.Series, float, int]:
     if len(sizes) and limit > 3 * (common := float(np.percentile(sizes, BULK, method="lower"))) > 0:
         limit = common
     limit = limit or 1.0
-    return logs.clip(-limit, limit), limit, int((logs.abs() > limit).sum())
+    return logs, limit, int((logs.abs() > limit).sum())
 
 
 def _share_ticks(limit: float) -> dict[str, Any]:
