@@ -223,7 +223,7 @@ def as_finished(run: CheckpointRun) -> FinishedRun:
         "removed_fraction": summary["sparsity"],
         "seconds": run.seconds,
         "command": run.request.command,
-        "remarks": found.cautions,
+        "remarks": run.cautions + found.cautions,
     }
     if run.request.with_tokens:
         known |= run.drawn | {"windows": setup.held_out or setup.samples, "window_length": setup.length}
