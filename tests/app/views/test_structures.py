@@ -87,7 +87,7 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     model = tiny_model()
     before = [parameter.clone() for parameter in model.parameters()]
     tokens = (study.calibration.tokens, study.calibration.held_out)
-    monkeypatch.setattr(Setup, "draw", lambda _self, _tokenizer: tokens)
+    monkeypatch.setattr(Setup, "draw", lambda *_: tokens)
     loaded = LoadedModel(model, byte_tokenizer(), threading.Lock())
     run = finish(Slimming(study.setup, SlimSettings(ratio=0.3), lambda: loaded))
     dense, slim = run.outcomes
@@ -154,7 +154,7 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_cancelled_run_ends(monkeypatch: pytest.MonkeyPatch, study: Study) -> None:
-    monkeypatch.setattr(Setup, "draw", lambda _self, _tokenizer: (study.calibration.tokens, None))
+    monkeypatch.setattr(Setup, "draw", lambda *_: (study.calibration.tokens, None))
     loaded = LoadedModel(tiny_model(), None, threading.Lock())  # type: ignore[arg-type]
 
     def stop(*_args: object, **_options: object) -> None:
