@@ -238,15 +238,22 @@ def _finite(inputs: LayerInputs | None) -> LayerInputs | None:
 
 
 def _judge(found: Mapping[str, _Layer]) -> dict[str, Verdict]:
-    """A verdict for each layer; what holds another layer's weights is told whose."""
-    judged = _judge_weights(found)
+    """A verdict for each layer; what holds another layer's weights is told whose.
+
+    Errors accuse no layer behind one with wrong weights: it reads what nothing was compensated for.
+    """
+    judged, before = _judge_weights(found), ""
     for name, one in found.items():
         verdict = judged[name]
+        is_wrong = verdict.is_wrong
         if verdict.verdict == verdicts.OTHER_MODEL and not one.change.reordered:
             verdict = _whose(name, found, verdict)
         elif one.costs is not None and not verdict.is_wrong:
-            verdict = judge_costs(verdict, one.costs, one.change, one.nearest)
+            by_costs = judge_costs(verdict, one.costs, one.change, one.nearest)
+            behind = f" It reads what {before} has spoilt: mend that, and check again."
+            verdict = replace(verdict, reason=by_costs.reason + behind) if before and by_costs.is_wrong else by_costs
         judged[name] = verdict
+        before = before or (name if is_wrong else "")
     return judged
 
 

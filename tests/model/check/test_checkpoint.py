@@ -191,6 +191,12 @@ def test_methods_are_known_by_their_masks_and_by_their_errors(dense: nn.Module, 
         weight_of(backwards, name).copy_(2 * was.masked_fill(now == 0, 0) - now)
         told_of = check_checkpoint(dense, backwards, tokens[:4], held_out=tokens[4:], methods=("wanda",))
         assert told(told_of) == {name: verdicts.BACKWARDS}
+        before = NAME(0, "self_attn.q_proj")  # whose faults are not those of the layers behind it
+        spoilt = weight_of(backwards, before)
+        spoilt += 0.05 * spoilt.std() * torch.randn(spoilt.shape, generator=torch.Generator().manual_seed(1))
+        told_of = check_checkpoint(dense, backwards, tokens[:4], held_out=tokens[4:], methods=("wanda",))
+        assert told(told_of) == {before: verdicts.ZEROS_LOST}
+        assert f"reads what {before} has spoilt" in told_of.layers.set_index("layer").loc[name, "reason"]
     drifts = [row["drift"] for row in found.summary["drift"]]
     assert len(drifts) == BLOCKS
     assert min(drifts) > 0
