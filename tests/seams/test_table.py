@@ -23,7 +23,7 @@ analyze                yes    model    model  model model  model model  model   
 compare                report model    model  model model  model model  model   rows  type  index   report report folder
 damage, layers         report model    model  model model  model model  model   yes   type  index   report report folder
 damage, blocks         report model    model  model model  model model  model   yes   type  index   report report folder
-damage, restored       report model    model  model model  model model  model   yes   type  index   report report folder
+damage, restored       report model    model  model model  model model  model   gains type  index   report report folder
 slim, uniform          yes    yes      fit    yes   yes    yes   yes    shapes  rows  yes   index   yes    yes    yes
 slim, cost             yes    yes      fit    yes   differ yes   yes    shapes  rows  sizes index   yes    yes    yes
 slim, similarity       yes    yes      fit    yes   differ yes   yes    shapes  rows  sizes index   yes    yes    yes
@@ -40,6 +40,7 @@ REFUSALS = {
     "report": r"There is no report.json in \S+; give a folder that `rose prune`, `slim`, `tune` or `analyze` wrote\.",
     "drift": r"None of these runs has drift: .*",
     "index": r"\S+ holds no readable model_index.json, so it is not a diffusion pipeline; choose another folder, .*",
+    "gains": r"\S+ says what a pruned model gains by layers given back, not what pruning costs; measure damages .*",
     "rows": r"\S+ (cannot be read \(No such file .*\)|is not a table of damages); choose a rows.csv of rose\.",
     "differ": r"The decoder blocks of this model differ in shape already; choose an allocation that lets them .*",
     "zeros": r"\S+ is pruned, and recovery exact and target dense would fill its zeros .*; slim the dense model .*\.",

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from transformers import ArceeConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import rose
 from app.runs import tuning
@@ -16,6 +16,7 @@ from app.runs.tuning import SlimTuning
 from app.study.setup import Setup
 from app.study.structures import Structures
 from app.study.study import LoadedModel, Study
+from rose.structured import parts
 from rose.structured.parts import CHANNELS, HEADS, Shape
 from rose.structured.plan import SlimSettings
 from rose.structured.problem import set_cost
@@ -182,8 +183,9 @@ def test_decoder_blocks_of_different_shapes_have_no_trade_off_of_uniform_ones() 
 
 
 @pytest.mark.parametrize("view", ["Channels", "Trade-off"])
-def test_where_heads_alone_can_go_the_page_draws_what_there_is(view: str) -> None:
-    config = ArceeConfig(vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=3)
+def test_where_heads_alone_can_go_the_page_draws_what_there_is(view: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_MLP", ())  # a family whose MLPs are not known
+    config = LlamaConfig(vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=3)
     config.num_attention_heads = config.num_key_value_heads = 4
     config.head_dim, config.pad_token_id, config.bos_token_id, config.eos_token_id = 16, 0, 1, 2
     study = measured_study(model=AutoModelForCausalLM.from_config(config).eval())
