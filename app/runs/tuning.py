@@ -28,7 +28,7 @@ from app.runs.slimming import Slimming
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.estimate.tuning import tuning_memory
-from rose.model.load.low_rank import keep_low_rank
+from rose.model.formats.low_rank import keep_low_rank
 from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.network.network import Network
 from rose.model.progress import Progress

@@ -21,7 +21,7 @@ from rose.commands import options as shared
 from rose.files import expand
 from rose.interrupt import CANCELLED
 from rose.layer.pattern import parse_sparsity
-from rose.model.load.low_rank import keep_low_rank
+from rose.model.formats.low_rank import keep_low_rank
 from rose.model.load.models import has_tokenizer
 from rose.model.load.tokens import TUNING, load_apart, tuning_draw
 from rose.model.network.layers import prunable_layers

@@ -16,7 +16,7 @@ from rose.diffusion.garments import FOLDER
 from rose.diffusion.parts import read_reshaped
 from rose.errors import RoseError, is_out_of_memory
 from rose.files import as_text, reachable
-from rose.model.load.low_rank import write_low_rank
+from rose.model.formats.low_rank import write_low_rank
 from rose.model.load.models import parse_dtype
 from rose.model.load.soundness import check_finite
 from rose.output import new_folder

@@ -32,10 +32,10 @@ from transformers.utils import logging
 from rose.errors import Cancelled, RoseError, is_out_of_memory
 from rose.files import as_text, reachable
 from rose.interrupt import stop_point
-from rose.model.load import compressed
+from rose.model.formats import compressed
+from rose.model.formats.gguf import frugal_reading
+from rose.model.formats.low_rank import write_low_rank
 from rose.model.load.download import stoppable_bars
-from rose.model.load.gguf import frugal_reading
-from rose.model.load.low_rank import write_low_rank
 from rose.model.load.processors import read_processors, write_processors
 from rose.model.load.soundness import check_all_used, check_finite, check_masks_applied, check_shapes, check_sizes
 from rose.model.load.stored import check_is_checkpoint, for_transformers, is_packed

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.model.load.packed import TensorFile
+from rose.model.formats.packed import TensorFile
 
 INDEX = "model.safetensors.index.json"
 PACKED = ".packed.safetensors"

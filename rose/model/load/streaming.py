@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rose.errors import RoseError
-from rose.model.load.conversion import Conversion
-from rose.model.load.packed import TensorFile
+from rose.model.formats.conversion import Conversion
+from rose.model.formats.packed import TensorFile
 from rose.model.load.soundness import check_all_used, check_finite
 from rose.model.load.stored import INDEX, where
 from rose.model.network.layers import PrunableLayer, decoder_blocks, named_layers

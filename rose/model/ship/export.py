@@ -20,7 +20,7 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.files import reachable, sync
 from rose.interrupt import stop_point
-from rose.model.load.gguf import dequantized
+from rose.model.formats.gguf import dequantized
 from rose.model.load.models import PACKAGED, load_model, stored_dtype
 from rose.model.network.layers import count_parameters, prunable_layers
 from rose.model.ship.blocks import BLOCK, as_type, in_blocks, in_floats, parse_type

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.files import digest, reachable
 from rose.interrupt import stop_point
-from rose.model.load.low_rank import FILE as LOW_RANK
+from rose.model.formats.low_rank import FILE as LOW_RANK
+from rose.model.formats.packed import FORMAT, VERSION, TensorFile, damaged, digest_of_facts, encode
 from rose.model.load.models import PACKAGED
-from rose.model.load.packed import FORMAT, VERSION, TensorFile, damaged, digest_of_facts, encode
 from rose.model.load.soundness import check_masks_applied
 from rose.model.load.stored import PACKED, check_is_checkpoint, is_packed, packed, weight_files
 from rose.model.ship.writing import TensorWriter

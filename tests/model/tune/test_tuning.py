@@ -18,7 +18,7 @@ from rose import cli
 from rose.commands.tune import draw_texts
 from rose.files import digest, write_tensors
 from rose.interrupt import CANCELLED
-from rose.model.load.low_rank import keep_low_rank
+from rose.model.formats.low_rank import keep_low_rank
 from rose.model.network import precision
 from rose.model.run.checkpoint import claimed
 from rose.model.tune import tuning

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rose.errors import RoseError
-from rose.model.load import gguf as gguf_file
-from rose.model.load.gguf import frugal_reading
+from rose.model.formats import gguf as gguf_file
+from rose.model.formats.gguf import frugal_reading
 
 WIDTH, INNER, BLOCKS, HEADS, KEY_HEADS, VOCABULARY = 64, 96, 2, 4, 2, 512
 EXPERTS, EXPERT_INNER = 4, 768  # the width of an expert that transformers takes for granted
