@@ -110,7 +110,7 @@ def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object, n
             return True
         batch = Batch(pieces)
         made = batch  # for the sidebar, which outlives this run of the page
-        session.follow(made.job, lambda: f":material/swap_vert: Work on one layer, {made.done} of {made.total} done")
+        session.follow(made.job, lambda: f":material/swap_vert: {_done(made, noun)}")
         st.session_state[slot] = (signature, batch)
         batch.job.start().wait(PATIENCE)
     if batch.job.status == "done":
@@ -120,22 +120,23 @@ def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object, n
     return False
 
 
+def _done(batch: Batch, noun: str) -> str:
+    return f"{batch.done} of {batch.total} {noun if batch.total == 1 else noun + 's'} done"
+
+
 def _progress(batch: Batch, key: str, slot: str, noun: str) -> None:
     running = batch.job.status == "running"
-
-    def made() -> str:
-        return f"{batch.done} of {batch.total} {noun if batch.total == 1 else noun + 's'} done"
 
     def poll() -> None:
         job = batch.job
         if job.status == "running":
             job.watch(session.viewer())
             left = "" if batch.remaining is None else f", about {duration(batch.remaining)} left"
-            how_far(job, batch.done / batch.total, f"{made()}{left}", key)
+            how_far(job, batch.done / batch.total, f"{_done(batch, noun)}{left}", key)
             return
         if running:
             st.rerun()
-        job_status(job, key, f" after {made()}; finished ones are kept.")
+        job_status(job, key, f" after {_done(batch, noun)}; finished ones are kept.")
         if st.button("Run the rest", key=f"{key}-again", icon=":material/refresh:"):
             del st.session_state[slot]
             st.rerun()
