@@ -30,6 +30,7 @@ RESULTS = ROOT / "docs/results"
 SPARSITIES = ("0.5", "0.6", "0.7", "0.8", "2:4")
 HEADLINE = {"0.5": "at 50 %", "0.7": "at 70 %", "2:4": "under 2:4"}  # finished comparisons of tests.benchmarks.headline
 TUNED = ("0.5", "0.7", "2:4")  # those of which all tuned rows are there
+SECOND, SECOND_AT = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", ("0.7",)  # the second model, and its finished ones
 FORMER = ("0.6", "0.8")  # those that it has not measured, by an earlier rule for the damping of dense targets
 
 # Numbers that are no measurements: names, versions, settings of runs that stand in their commands, minutes of teaching.
@@ -157,10 +158,10 @@ def ratios() -> str:
     return table(["method", *some], lines)
 
 
-def headline(sparsity: str, *, tuned: bool = False) -> pd.DataFrame:
+def headline(sparsity: str, *, model: str = "headline", tuned: bool = False) -> pd.DataFrame:
     """Rows of one finished comparison of tests.benchmarks.headline, all of one environment."""
     rows = read("headline.csv")
-    rows = rows[(rows["comparison"] == f"headline {sparsity}") & (rows["tuned"] == tuned)]
+    rows = rows[(rows["comparison"] == f"{model} {sparsity}") & (rows["tuned"] == tuned)]
     assert rows["environment"].nunique() == 1
     assert (rows.groupby("method").size() == 3).all()
     return rows
@@ -342,6 +343,9 @@ def results() -> list[str]:
         beside_sparsegpt({s: at(dense, s) for s in FORMER}, by_windows=False),
         ratios(),
         second_model(),
+        beside_sparsegpt({s: headline(s, model=SECOND) for s in SECOND_AT}, by_windows=True),
+        *(f"its dense perplexity is {headline(s, model=SECOND)['dense_perplexity'].iloc[0]:.2f}" for s in SECOND_AT),
+        *(f"at {says(ratio(headline(s, model=SECOND), 'rose_admm', 'alps'))} times ALPS's" for s in SECOND_AT),
         layers(),
         f"dense model's perplexity is {at(layer, '0.7')['dense_perplexity'].iloc[0]:.2f}",
         f"dense perplexity of {at(layer, '0.7')['dense_perplexity'].iloc[0]:.5f}",
