@@ -106,11 +106,9 @@ def mean_ratio(first: pd.Series, second: pd.Series) -> Interval | None:
     not above 0, or none is there. Layers in which one is not known, or both are 0, have no ratio."""
     both = pd.DataFrame({"first": first, "second": second}).astype(float).dropna()
     both = both[both.any(axis=1)]
-    return (
-        None
-        if both.empty or (both <= 0).any(axis=None)
-        else paired_ratio(*np.log(both[["second", "first"]].to_numpy().T))
-    )
+    if both.empty or (both <= 0).any(axis=None):
+        return None
+    return paired_ratio(*np.log(both[["second", "first"]].to_numpy().T))
 
 
 def difference(one: float, error: float, other: float, other_error: float) -> Interval:

@@ -363,9 +363,8 @@ def _gain_caption(rows: pd.DataFrame, columnar: pd.DataFrame, column: str) -> st
     """What columnar and other layers gain on average, the two extremes, and the rank correlation."""
 
     def mean(part: pd.DataFrame) -> str:
-        if part.empty:
-            return "–"
-        return words.percent(float(-np.expm1(np.log1p(-part[column]).mean())))  # geometric, as on Compare runs
+        found = verdicts.mean_ratio(pd.Series(1.0, part.index), 1 - part[column])
+        return "–" if found is None else words.percent(1 - found.value)
 
     others = rows.drop(columnar.index)
     best, worst = rows.loc[rows[column].idxmax()], rows.loc[rows[column].idxmin()]

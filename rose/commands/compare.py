@@ -71,7 +71,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     reachable(options.output)  # before a model is asked how it is stored
     shared.settle_dtype(options, options.model)
     folder = ComparisonFolder(
-        options.output, shared.pick(options, FOLDER_SETTINGS) | {"model": shared.whole(options.model)}
+        options.output, shared.pick(options, FOLDER_SETTINGS) | {"model": shared.absolute(options.model)}
     )
     options.rows = options.output
     model, tokenizer = shared.load(options, console)

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     pruning = {} if options.restore is None else dict.fromkeys(("method", "sparsity"))  # of who restores: nobody's
     device = pick_device()
     here = Precision.of("float32", parse_dtype(options.dtype), device).environment(device)
-    places = {name: shared.whole(given) for name in ("model", "restore") if (given := getattr(options, name))}
+    places = {name: shared.absolute(given) for name in ("model", "restore") if (given := getattr(options, name))}
     settings = shared.pick(options, FOLDER_SETTINGS) | places | pruning | {"environment": here}
     folder = DamageFolder(options.output, settings)
     options.rows = options.output

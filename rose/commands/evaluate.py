@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         windows = shared.windows(options, options.text, tokenizer)
         losses = shared.losses(model, windows, console, "Perplexity", options.compute)
         found = perplexity_of(losses)
-        written |= {"text": shared.whole(options.text), "length": options.length, "compute": options.compute}
+        written |= {"text": shared.absolute(options.text), "length": options.length, "compute": options.compute}
         written |= {"perplexity": found, "losses": losses.tolist()}
         of = f"{options.model} on {options.text}, {count(len(windows), 'window')} of {options.length}"
         terminal.say(f"Perplexity of {of}: {found:.3f}")

@@ -84,7 +84,7 @@ def _known() -> dict[str, dict[str, Any]]:
     one("stream", says, action="store_true")
     says = "number format of matrix products in forward passes; auto: bfloat16 where this processor can"
     one("compute", f"{says} {DEFAULT}", choices=COMPUTE, default=AUTO)
-    one("calibration", f"{TEXTS} {DEFAULT}", default="packaged", type=whole, metavar="TEXT")
+    one("calibration", f"{TEXTS} {DEFAULT}", default="packaged", type=absolute, metavar="TEXT")
     one("samples", f"calibration windows {DEFAULT}", default=PRUNING.samples)
     one("length", f"tokens per window {DEFAULT}", default=PRUNING.length)
     one("seed", f"seed of the random choice of windows {DEFAULT}", default=0)
@@ -124,7 +124,7 @@ def _known() -> dict[str, dict[str, Any]]:
     one("parts", "what may be taken out (default: both)", nargs="+", choices=PARTS)
     one("recovery", "override how the method repairs what stays", choices=RECOVERIES)
     one("multiple", f"kept channels are a multiple of this {DEFAULT}", default=SlimSettings.multiple)
-    one("evaluate", "measure perplexity on this text before and after", type=whole, metavar="TEXT")
+    one("evaluate", "measure perplexity on this text before and after", type=absolute, metavar="TEXT")
     one("windows", "evaluate on the first N windows only (default: all)", type=int, metavar="N")
     says = "then train the kept weights for so many minutes, zeros stay; see `rose tune`"
     one("tune", says, type=float, metavar="MINUTES")
@@ -151,7 +151,7 @@ def changed(options: argparse.Namespace, usual: Mapping[str, Any]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name, value in usual.items() if getattr(options, name) != value]
 
 
-def whole(name: str) -> str:
+def absolute(name: str) -> str:
     """A text or model as it is known in every folder: a file or folder on this disk by its whole path."""
     is_name = name in SOURCES or name in PACKAGED or not reachable(name).exists()
     return name if is_name else str(expand(name).absolute())
@@ -161,7 +161,7 @@ def origin(options: argparse.Namespace) -> dict[str, Any]:
     """What a report says of where it comes from: model, text, by what command and with which programs."""
     names = ("model", "dtype", "calibration", "seed", "bos", "rotate", "command", "text_cautions")
     known = pick(options, (name for name in names if name in options)) | {"made_with": versions()}
-    return known | ({"model": whole(options.model)} if "model" in options else {})
+    return known | ({"model": absolute(options.model)} if "model" in options else {})
 
 
 def load(options: argparse.Namespace, console: Console, name: str | None = None, **more: Any) -> tuple[Any, Any]:

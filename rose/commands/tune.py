@@ -24,7 +24,7 @@ from rose.layer.pattern import parse_sparsity
 from rose.model.formats.low_rank import keep_low_rank
 from rose.model.load.models import has_tokenizer
 from rose.model.load.tokens import TUNING, load_apart, tuning_draw
-from rose.model.network.layers import prunable_layers
+from rose.model.network.layers import count_zeros, prunable_layers
 from rose.model.network.network import Network
 from rose.model.run.checkpoint import begun_with
 from rose.model.tune.kept import PRUNED
@@ -157,9 +157,10 @@ def _texts(options: argparse.Namespace, tokenizer: Any, evaluated: Tensor | None
 
 def _check_sparser(options: argparse.Namespace, model: nn.Module) -> None:
     """Raises RoseError for a model that `rose prune` will make no sparser, and that is to be its own dense one."""
-    weights = [layer.weight for layer in Network(model).select(options.layers)] if "sparsity" in options else []
-    zeros, count = sum(int((one == 0).sum()) for one in weights), sum(one.numel() for one in weights)
-    if weights and zeros >= parse_sparsity(options.sparsity).ratio * count:
+    if "sparsity" not in options:
+        return
+    zeros, count = count_zeros(Network(model).select(options.layers))
+    if zeros >= parse_sparsity(options.sparsity).ratio * count:
         raise rose.RoseError(
             f"{100 * zeros / count:.3g} % of the model's weights are zero already, so it cannot be the dense one for "
             f"--tune after sparsity {options.sparsity}; give the model it was pruned from, or leave --tune out."

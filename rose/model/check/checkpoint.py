@@ -244,16 +244,16 @@ def _judge(found: Mapping[str, _Layer]) -> dict[str, Verdict]:
     """
     judged, before = _judge_weights(found), ""
     for name, one in found.items():
-        verdict = judged[name]
-        is_wrong = verdict.is_wrong
+        by_weights = verdict = judged[name]
         if verdict.verdict == verdicts.OTHER_MODEL and not one.change.reordered:
             verdict = _whose(name, found, verdict)
         elif one.costs is not None and not verdict.is_wrong:
-            by_costs = judge_costs(verdict, one.costs, one.change, one.nearest)
-            behind = f" It reads what {before} has spoilt: mend that, and check again."
-            verdict = replace(verdict, reason=by_costs.reason + behind) if before and by_costs.is_wrong else by_costs
+            verdict = judge_costs(verdict, one.costs, one.change, one.nearest)
+            if before and verdict.is_wrong:
+                behind = f"It reads what {before} has spoilt: mend that, and check again."
+                verdict = replace(by_weights, reason=f"{verdict.reason} {behind}")
         judged[name] = verdict
-        before = before or (name if is_wrong else "")
+        before = before or (name if by_weights.is_wrong else "")
     return judged
 
 

@@ -227,9 +227,9 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_zeros(model: nn.Module) -> tuple[int, int]:
-    """How many weights of a model's prunable layers are zero, and how many there are; not of a streamed one."""
-    weights = [layer.weight for layer in prunable_layers(model)]
+def count_zeros(layers: Iterable[PrunableLayer]) -> tuple[int, int]:
+    """How many weights of these layers are zero, and how many there are; not of a streamed model."""
+    weights = [layer.weight for layer in layers]
     return sum(int((one == 0).sum()) for one in weights), sum(one.numel() for one in weights)
 
 

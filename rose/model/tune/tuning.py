@@ -31,7 +31,7 @@ from rose.given import is_number, is_whole
 from rose.model.estimate.tuning import TOGETHER, tuning_memory
 from rose.model.load.tokens import check_seed
 from rose.model.network.identity import check_same_model, embedding_norms
-from rose.model.network.layers import count_parameters, count_zeros, text_config
+from rose.model.network.layers import count_parameters, count_zeros, prunable_layers, text_config
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision, check_compute
 from rose.model.network.residence import evaluating, gradients_only_of
@@ -190,7 +190,7 @@ def check_pair(model: nn.Module, dense: nn.Module, *, by_text_alone: bool = Fals
     check_same_model(model, embedding_norms(dense), "The model to tune was not pruned from the dense one")
     if by_text_alone or count_parameters(model) < count_parameters(dense):
         return
-    (zeros, weights), (before, _) = map(count_zeros, (model, dense))
+    (zeros, weights), (before, _) = (count_zeros(prunable_layers(one)) for one in (model, dense))
     if zeros >= PRUNED * weights and before >= zeros:
         raise RoseError(
             "The dense model is as sparse as the one to tune; give the model it was pruned from, or train on the text "
