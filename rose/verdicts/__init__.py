@@ -1,0 +1,40 @@
+"""Verdicts: which of several results is better, whether they may be compared, and how far a layer's numbers can be
+trusted. One rule each, for every page, table, report and command. Nothing here measures anything.
+
+`interval` says how sure a number is, `comparison` which of several results is better, `changes` how far numbers have
+moved, `trust` how far those of layers hold.
+"""
+
+# ruff: noqa: F401  callers write verdicts.rank, whatever file it is in
+from rose.verdicts.changes import says_change, says_layers, says_move, says_odd_windows, says_perplexity, sides
+from rose.verdicts.comparison import (
+    BOS,
+    SAME,
+    SAME_TIME,
+    WINDOWS,
+    Front,
+    Kind,
+    Ranking,
+    Result,
+    Setup,
+    Verdict,
+    compare,
+    front,
+    is_same,
+    is_same_model,
+    mean_losses,
+    on_other_windows,
+    rank,
+    says_ranking,
+    shared_tasks,
+)
+from rose.verdicts.interval import (
+    Interval,
+    difference,
+    mean_interval,
+    mean_ratio,
+    paired_ratio,
+    rank_correlation,
+    says_correlation,
+)
+from rose.verdicts.trust import SPARSE, Caution, caution_column, cautions, in_brief, says_statuses

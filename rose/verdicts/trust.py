@@ -1,0 +1,143 @@
+"""How far the numbers of layers can be trusted, and what checks of them came to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from rose.layer.checks import OVERFIT
+from rose.layer.methods import label_of
+from rose.wording import count, listing, out_of, percent, sentence, word
+
+SPARSE = 0.05  # share of zeros from which on a layer was pruned before
+SOME = 0.01  # share of zeros that is more than a few weights that happen to be 0, as in models read from 4 bits
+SHORT = 0.01  # share of the weights that may be missing, besides a weight a row, from what was asked for
+FEW_METHODS = 4  # that a caution names
+
+
+@dataclass(frozen=True)
+class Caution:
+    """A reason to doubt the numbers of a layer: what a table says of one, what a sentence says of several, and the
+    columns of a table that it looks at."""
+
+    brief: str
+    says: str  # after "In three of 210 layers ", or by itself of a single layer
+    needs: tuple[str, ...]
+    holds: Callable[[pd.DataFrame], pd.Series]
+
+
+CAUTIONS = (
+    Caution(
+        "fewer tokens than columns",
+        "calibration tokens are fewer than columns: the error on them is far smaller than on other text",
+        ("tokens", "columns"),
+        lambda table: table["tokens"] < table["columns"],
+    ),
+    Caution(
+        "dead columns",
+        "some input columns were 0 on every token",
+        ("dead_columns",),
+        lambda table: table["dead_columns"] > 0,
+    ),
+    Caution(
+        "damping raised",
+        "damping had to be raised to factorize the Hessian",
+        ("is_damping_raised",),
+        lambda table: table["is_damping_raised"] == True,  # noqa: E712  a mask, also of None
+    ),
+    Caution(
+        "over-fitted",
+        f"the held-out error is more than {OVERFIT:g} times the calibration error",
+        ("held_out_error", "relative_error"),
+        lambda table: table["held_out_error"] > OVERFIT * table["relative_error"],
+    ),
+    Caution(
+        "nothing held out",
+        "nothing was held out, so errors are those on what pruning was fitted to",
+        ("held_out_error", "relative_error"),
+        lambda table: table["held_out_error"].isna() & table["relative_error"].notna(),
+    ),
+    Caution(
+        "zeros before",
+        f"more than {percent(SPARSE, 0)} of the weights were zero before pruning: the numbers describe pruning a "
+        "pruned model, and zeros gathered in some blocks can alone make a layer columnar",
+        ("zeros_before",),
+        lambda table: table["zeros_before"] > SPARSE,
+    ),
+    Caution(
+        "nothing removed",
+        "no more weights are zero than before: the model was pruned already",
+        ("zeros_before", "sparsity"),
+        lambda table: (table["zeros_before"] > SOME) & (table["sparsity"] <= table["zeros_before"]),
+    ),
+    Caution(
+        "less removed than asked",
+        "clearly less was removed than asked for: do not rank these numbers with those of methods that removed it all",
+        ("sparsity", "asked_sparsity", "columns"),
+        lambda table: table["asked_sparsity"] - table["sparsity"] > SHORT + 1 / table["columns"],
+    ),
+)
+
+
+def caution_column(table: pd.DataFrame) -> pd.Series:
+    """The cautions of every row in brief, "" where there is none: a column for tables and CSV files.
+
+    The table has a row per layer, or layer and method, with what is known of: tokens, columns, dead_columns,
+    is_damping_raised, relative_error, held_out_error, zeros_before, sparsity and asked_sparsity (shares).
+    """
+    found = pd.Series("", index=table.index, dtype=object)
+    for caution in CAUTIONS:
+        if (is_so := _holds(caution, table)) is not None:
+            found = found.where(~is_so, found.where(found == "", found + "; ") + caution.brief)
+    return found
+
+
+def _holds(caution: Caution, table: pd.DataFrame) -> pd.Series | None:
+    """In which rows; None where the table cannot tell. Rows that sum up others have their cautions in brief."""
+    if "cautions" in table:
+        return table["cautions"].str.split("; ").map(lambda briefs: caution.brief in briefs)
+    return caution.holds(table) if set(caution.needs) <= set(table.columns) else None
+
+
+def in_brief(table: pd.DataFrame) -> str:
+    """All cautions of a table as of `caution_column`, each once: for the row that sums it up."""
+    of_rows = "; ".join(caution_column(table))
+    return "; ".join(caution.brief for caution in CAUTIONS if caution.brief in of_rows.split("; "))
+
+
+def cautions(table: pd.DataFrame, noun: str = "layer") -> list[str]:
+    """The cautions of a table as of `caution_column`, with the column layer: "In three of 210 layers …", one each.
+
+    Rows may also be of another noun, its names in the column of that name, with `in_brief` as their column cautions.
+    """
+    said, every = [], table[noun].nunique() if noun in table else 0
+    for caution in CAUTIONS:
+        if every and (holds := _holds(caution, table)) is not None:
+            some = table.loc[holds, noun].unique()
+            if len(some):
+                where = f"in {out_of(len(some), every, noun)} " if every > 1 else ""
+                is_shared = not (table[noun].isin(some) & ~holds).any()
+                said.append(f"{sentence(where + caution.says + ('' if is_shared else _by_whom(table[holds], noun)))}.")
+    return said
+
+
+def _by_whom(rows: pd.DataFrame, noun: str) -> str:
+    """By which methods of a study, which has a row for each, and in how many layers: ": by SparseGPT in nine"."""
+    found = rows.groupby("method", sort=False)[noun].nunique() if "method" in rows else pd.Series(dtype=int)
+    if not 0 < len(found) <= FEW_METHODS:
+        return ", by at least one method"
+    return f": by {listing([f'{label_of(str(name))} in {word(layers)}' for name, layers in found.items()])}"
+
+
+VERBS = {"fail": ("fails", "fail"), "look": ("needs review", "need review"), "pass": ("passes", "pass")}
+
+
+def says_statuses(statuses: Sequence[str], noun: str) -> str:
+    """Of checks, or of layers by their worst check: "12 checks: none fails, one needs review, eleven pass"."""
+    parts = []
+    for status, (one, several) in VERBS.items():
+        found = sum(each == status for each in statuses)
+        parts.append(f"{word(found)} {one if found == 1 else several}" if found else f"none {one}")
+    return f"{sentence(count(len(statuses), noun))}: {', '.join(parts)}"
