@@ -33,7 +33,7 @@ from rose.model.progress import Progress
 from rose.model.run.prune import analyze_model, prune_model
 from rose.model.run.rotation import rotate_heads
 from rose.model.tune.parts import tune_model
-from rose.model.tune.tuning import TuneReport
+from rose.model.tune.task import TuneReport
 from rose.model.walk.walk import collect_statistics, visit_blocks
 from rose.plugins import load_plugins
 from rose.report import LayerRecord, RunReport

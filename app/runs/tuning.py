@@ -32,7 +32,8 @@ from rose.model.formats.low_rank import keep_low_rank
 from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.network.network import Network
 from rose.model.progress import Progress
-from rose.model.tune.tuning import Tuner, TuneReport, TuneSettings, TuneTask
+from rose.model.tune.task import TuneReport, TuneSettings, TuneTask
+from rose.model.tune.tuning import Tuner
 from rose.verdicts import compare, says_move, says_perplexity
 
 MINUTES = 3.0

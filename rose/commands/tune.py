@@ -30,14 +30,8 @@ from rose.model.run.checkpoint import begun_with
 from rose.model.tune.kept import PRUNED
 from rose.model.tune.loss import LOSSES
 from rose.model.tune.parts import Parts
-from rose.model.tune.tuning import (
-    RATE,
-    TuneReport,
-    TuneSettings,
-    TuneTask,
-    check_memory,
-    check_pair,
-)
+from rose.model.tune.task import TuneReport, TuneSettings, TuneTask, check_memory, check_pair
+from rose.model.tune.tuning import RATE
 from rose.model.workers import Workers
 from rose.report import removed_fraction, report_beside
 from rose.wording import whole

@@ -19,7 +19,7 @@ from app.jobs import Run
 from app.runs import tuning
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
-from rose.model.tune.tuning import TuneSettings
+from rose.model.tune.task import TuneSettings
 
 MAIN = str(Path(session.__file__).parent / "main.py")
 START = "views/start.py"

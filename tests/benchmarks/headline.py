@@ -44,7 +44,7 @@ from rose.model.measure.comparison import (
 )
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.network import Network
-from rose.model.tune import tuning
+from rose.model.tune.task import BATCH
 from rose.report import read_records
 from tests.benchmarks.common import MODEL, Rows, arguments, judged
 
@@ -185,7 +185,7 @@ def make(table: Table, options: Any, model: nn.Module, tokenizer: Any) -> None:
                     options.calibration, tokenizer, samples=options.tuned, held_out=TUNING.held_out,
                     length=options.length, seed=seed, apart_from=windows,
                 )  # fmt: skip
-                done = rose.tune_model(model, dense, further, held_out=judges, epochs=1.0, batch=tuning.BATCH)
+                done = rose.tune_model(model, dense, further, held_out=judges, epochs=1.0, batch=BATCH)
                 losses = window_losses(model, windows)
                 after = dataclasses.replace(row, perplexity=perplexity_of(losses), losses=write_losses(losses))
                 chosen = rose.perplexity(model, judges)

@@ -6,7 +6,7 @@ table --text TEXT --judge TEXT --output FOLDER
     name an order, a budget and a target, as for `rose compare`.
 choose --text TEXT --output FOLDER
     perplexity and divergence from the dense model before and after each rule, on windows of the same text that were not
-    trained on, and on another one. A rule is NAME=VALUE,... of constants in rose.model.tune.tuning.
+    trained on, and on another one. A rule is NAME=VALUE,... of constants in rose.model.tune.
 moved --text TEXT --output FOLDER
     how far each layer moves, its first and its last quarter of columns apart; and by decoder block, drift on held-out
     windows and what the loss gains by restoring the block, before and after.
@@ -36,7 +36,7 @@ from rose.model.measure.comparison import parse_variant
 from rose.model.measure.damage import dense_weights
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
-from rose.model.tune import tuning
+from rose.model.tune import task, tuning
 from rose.model.tune.loss import divergence
 from rose.model.walk.dense_states import token_drift
 from rose.model.walk.forward import Boundaries
@@ -191,7 +191,7 @@ def tuned(model: Any, dense: Any, tokens: Tensor, held_out: Tensor, options: Any
     began = time.process_time()
     report = rose.tune_model(
         model, dense, tokens, held_out=held_out, layers=options.layers or None, seed=options.order,
-        batch=tuning.BATCH, **sizes,
+        batch=task.BATCH, **sizes,
     )  # fmt: skip
     said = report.summary
     return {
@@ -238,14 +238,15 @@ def ruled(rule: str) -> Iterator[None]:
     call = ast.parse(f"dict({rule})", mode="eval").body
     assert isinstance(call, ast.Call)
     values = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
-    were = {name: getattr(tuning, name) for name in values}
+    homes = {name: next(home for home in (tuning, task) if hasattr(home, name)) for name in values}
+    were = {name: getattr(homes[name], name) for name in values}
     for name, value in values.items():
-        setattr(tuning, name, value)
+        setattr(homes[name], name, value)
     try:
         yield
     finally:
         for name, value in were.items():
-            setattr(tuning, name, value)
+            setattr(homes[name], name, value)
 
 
 def costs_and_worths(rows: pd.DataFrame, sparsity: str) -> list[Result]:

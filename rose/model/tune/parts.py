@@ -23,7 +23,8 @@ from rose.model.network.precision import DEFAULT
 from rose.model.progress import ProgressCallback, part_callback
 from rose.model.run.checkpoint import begun_with, claimed
 from rose.model.tune.kept import check_pruned, find_trained
-from rose.model.tune.tuning import FORMAT, Tuner, TuneReport, TuneSettings, TuneTask
+from rose.model.tune.task import TuneReport, TuneSettings, TuneTask
+from rose.model.tune.tuning import FORMAT, Tuner
 
 
 def tune_model(

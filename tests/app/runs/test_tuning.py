@@ -21,7 +21,7 @@ from app.runs.tuning import TuneRequest, TuningRun
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.load.tokens import TUNING, load_apart
-from rose.model.tune.tuning import TuneSettings
+from rose.model.tune.task import TuneSettings
 from rose.report import ERRORS
 from tests.app.runs.made_reports import made_report
 from tests.app.tiny_study import finish, tune_one_epoch

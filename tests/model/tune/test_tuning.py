@@ -21,11 +21,11 @@ from rose.interrupt import CANCELLED
 from rose.model.formats.low_rank import keep_low_rank
 from rose.model.network import precision
 from rose.model.run.checkpoint import claimed
-from rose.model.tune import tuning
+from rose.model.tune import task, tuning
 from rose.model.tune.kept import _beside
 from rose.model.tune.loss import divergence
 from rose.model.tune.parts import Parts
-from rose.model.tune.tuning import FEW, TuneSettings, TuneTask, TuningProgress
+from rose.model.tune.task import FEW, TuneSettings, TuneTask, TuningProgress
 from rose.model.workers import Workers
 from tests.model.families import GATED, make_from, make_model, make_tokens
 from tests.tiny import byte_tokenizer, save_tiny_llama
@@ -512,7 +512,7 @@ def test_what_tuning_cannot_do_is_said_before_anything_is_pruned(tmp_path, capsy
     prune += ["--block-size", "16", "--output", str(tmp_path / "pruned"), "--tune", "1"]
     assert cli.main([*prune, "--bits", "4", "--group", "row"]) == 2
     assert "--tune would move weights off the grid of --bits" in capsys.readouterr().err
-    monkeypatch.setattr(tuning, "tuning_memory", lambda *_, **__: 10**15)
+    monkeypatch.setattr(task, "tuning_memory", lambda *_, **__: 10**15)
     assert cli.main(prune) == 2
     assert "Tuning takes about 1000000.0 GB besides both models" in capsys.readouterr().err
 

@@ -1,0 +1,183 @@
+"""What a tuning is asked for, what is refused before it begins, and what it reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+from torch import Tensor, nn
+
+from rose.errors import RoseError
+from rose.given import is_number, is_whole
+from rose.model.estimate.tuning import tuning_memory
+from rose.model.load.tokens import check_seed
+from rose.model.network.identity import check_same_model, embedding_norms
+from rose.model.network.layers import count_parameters, count_zeros, prunable_layers, text_config
+from rose.model.network.network import Network
+from rose.model.network.precision import DEFAULT, Precision, check_compute
+from rose.model.progress import Progress
+from rose.model.tune.kept import PRUNED
+from rose.model.tune.loss import LOSSES
+from rose.report import RunReport
+from rose.wording import count, whole
+
+BATCH = 2  # windows of a step
+FEW = 8  # steps below which minutes were too few for this machine: the rate rises over a quarter of them
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How to tune; see `rose.tune_model`.
+
+    Raises:
+        RoseError: a value that makes no sense.
+    """
+
+    minutes: float | None = None
+    epochs: float | None = None
+    loss: str = "kl"
+    rate: float | None = None
+    batch: int = BATCH
+    seed: int = 0
+    compute: str = DEFAULT
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise RoseError(f"The loss must be one of {', '.join(LOSSES)}, not {self.loss!r}.")
+        if self.minutes is not None and self.epochs is not None:
+            raise RoseError("Give minutes or epochs, not both: each says when tuning ends.")
+        for name in ("minutes", "epochs", "rate", "batch"):
+            value = getattr(self, name)
+            if value is not None and not (is_number(value) and 0 < float(value) < math.inf):
+                raise RoseError(f"{name.capitalize()} must be a number above 0, not {value!r}.")
+        if not is_whole(self.batch):
+            raise RoseError(f"A batch is a whole number of windows, not {self.batch!r}; choose one, such as {BATCH}.")
+        check_seed(self.seed)
+        check_compute(self.compute)
+
+
+@dataclass(frozen=True)
+class TuneTask:
+    """What is tuned towards what; see `rose.tune_model`."""
+
+    model: nn.Module
+    dense: nn.Module
+    tokens: Tensor
+    held_out: Tensor | None = None
+    layers: Sequence[str] | None = None
+    unpruned: bool = False
+
+
+@dataclass(frozen=True)
+class Look:
+    """One measurement while tuning: after `step` steps and `seconds`; losses in nats a token. `loss` is the mean of the
+    steps since the last look, None at the start; `held_out` is that of next tokens, None without held-out windows."""
+
+    step: int
+    seconds: float
+    loss: float | None
+    held_out: float | None
+
+
+@dataclass(frozen=True)
+class TuningProgress(Progress):
+    """Progress in steps, with what has been measured so far."""
+
+    curve: tuple[Look, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class TuneReport:
+    """What tuning has done.
+
+    Attributes:
+        layers: a row for each tuned parameter: layer, weights, zeros, change (‖ΔW‖/‖W‖ over the weights that
+            are not 0; beside low-rank factors the frozen ones count in W).
+        curve: a row for each measurement, columns as in `Look`.
+        summary: settings, steps, windows, seconds, which step was kept, and the held-out loss before and after.
+    """
+
+    layers: pd.DataFrame
+    curve: pd.DataFrame
+    summary: dict[str, Any]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the report of a pruned model says of it: settings, totals, the curve, and how far layers have moved."""
+        moved = dict(zip(self.layers["layer"], self.layers["change"], strict=True))
+        return {**self.summary, "curve": self.curve.to_dict("records"), "change": moved}
+
+    def added_to(self, report: RunReport, **more: Any) -> RunReport:
+        """The report of a run whose model this has tuned: what still holds of it, and in its summary, as "tuned",
+        `facts` and `more`, and as "tuned_before" those of earlier tunings, if any. Its environment, of a run in two
+        stages that of the second, is the one that tuned."""
+        report, environment = report.without_errors(), {"environment": self.summary["environment"]}
+        if len(report.stages) > 1:
+            environment = {"pruned": {**report.summary["pruned"], **environment}}
+        former = [*report.summary.get("tuned_before", []), *filter(None, [report.summary.get("tuned")])]
+        before = {"tuned_before": former} if former else {}
+        return report.with_summary(tuned={**self.facts, **more}, **before, **environment)
+
+    @property
+    def caution(self) -> str:
+        """Where the minutes were too few for this machine, a sentence that says so; else ""."""
+        minutes = self.summary["minutes"]
+        steps = self.summary.get("fewest_planned", self.summary["steps_planned"])  # each part's rate rises and falls
+        if minutes is None or steps >= FEW:
+            return ""
+        of = " of a part" if "parts" in self.summary else ""
+        fitted = f"{count(steps, 'step')}{of} fitted into {minutes:g} min"
+        return f"Only {fitted}, so little has changed; give it more minutes."
+
+
+def check_pair(model: nn.Module, dense: nn.Module, *, by_text_alone: bool = False) -> None:
+    """Raises RoseError unless a model may be tuned towards this one: it has its tokens and its input embeddings, which
+    no pruning changes, and fewer zeros; what learns by a text alone may ask for any (`by_text_alone`)."""
+    if model is dense:
+        raise RoseError(
+            "The model to tune and the dense one are the same object, which pruning has changed in place; load the "
+            "dense model once more."
+        )
+    one, other = (text_config(each).vocab_size for each in (model, dense))
+    if one != other:
+        raise RoseError(
+            f"The models have different vocabularies, {whole(one)} and {whole(other)} tokens; give the dense model "
+            "that was pruned."
+        )
+    check_same_model(model, embedding_norms(dense), "The model to tune was not pruned from the dense one")
+    if by_text_alone or count_parameters(model) < count_parameters(dense):
+        return
+    (zeros, weights), (before, _) = (count_zeros(prunable_layers(one)) for one in (model, dense))
+    if zeros >= PRUNED * weights and before >= zeros:
+        raise RoseError(
+            "The dense model is as sparse as the one to tune; give the model it was pruned from, or train on the text "
+            "alone, with loss ce and unpruned."
+        )
+
+
+def check_memory(
+    network: Network, length: int, weights: int | None = None, *, compute: str = DEFAULT, besides: int = 0
+) -> None:
+    """Raises RoseError where tuning on this processor takes more memory than is free.
+
+    Args:
+        length: tokens a window.
+        weights: how many are trained; None for all of the prunable layers.
+        compute: see `TuneSettings`.
+        besides: bytes that will be taken before tuning begins.
+    """
+    if weights is None:
+        weights = sum(layer.weight.numel() for layer in network.layers)
+    rounds = Precision.of(compute, torch.float32, network.device).rounds
+    needed = tuning_memory(network, length, weights, rounds=rounds)
+    free = psutil.virtual_memory().available - besides
+    if network.device.type == "cpu" and needed > free:
+        raise RoseError(
+            f"Tuning takes about {needed / 1e9:.1f} GB besides both models, and {max(0, free) / 1e9:.1f} GB are free; "
+            "tune decoder blocks in more parts, shorter windows, or on a larger machine."
+        )
