@@ -247,8 +247,10 @@ def by_layer(name: str, variant: str = "method", error: str = "held_out_error") 
 def layers() -> str:
     """Means over all 210 layers, the same inputs: layers-70.csv."""
     means = by_layer("layers-70.csv").mean()
+    assert f"{means['measured']:.2f}" == f"{means['rose_global']:.2f}"
+    named = {"rose_global": "`rose_global` and `measured`"}
     *most, last = [
-        f"{means[m]:.2f} for `{m}`"
+        f"{means[m]:.2f} for {named.get(m, f'`{m}`')}"
         for m in ("alps", "rose_dealt", "rose_global", "rose", "oats", "dsnot", "wanda", "magnitude")
     ]
     return f"{', '.join(most)} and {last}"

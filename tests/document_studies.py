@@ -374,7 +374,7 @@ def structured() -> list[str]:
     prefill, decode = (
         re.findall(rf"{what}: .* ratio ([\d.]+), of ideal ([\d.]+)", said)[0] for what in ("prefill", "decode")
     )
-    size = re.findall(r"file, bytes: .* ratio ([\d.]+)", said)[0]
+    size, peak = (float(re.findall(rf"{what}, bytes: .* ratio ([\d.]+)", said)[0]) for what in ("file", "peak memory"))
     whole = read("structured.csv").iloc[0]
     return [
         f"The dense model has {whole['parameters'] / 1e6:.1f} million parameters and a perplexity of "
@@ -387,8 +387,8 @@ def structured() -> list[str]:
         f"{read(f'{QWEN}structured.csv')['perplexity'][0]:.1f} to {cell(qwen['perplexity'])}",
         f"{beside[0]} at 20 %, {beside[1]} at 50 %",
         f"{float(prefill[0]):.2f} times as fast ({float(prefill[1]):.2f} by the number of multiplications), decoding "
-        f"{float(decode[0]):.2f} times ({float(decode[1]):.2f} by the weights read), and the file has "
-        f"{float(size):.2f}",
+        f"{float(decode[0]):.2f} times ({float(decode[1]):.2f} by the weights read), the file has "
+        f"{size:.2f} of its bytes, and peak memory is {peak:.2f} times as high",
     ]
 
 

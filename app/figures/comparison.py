@@ -117,7 +117,7 @@ def time_and_perplexity(
         edge = {"line": {"width": 2, "color": look.colour}}
         marks.points(figure, [one.seconds], [one.value], look, hover, size=13, marker=edge, error_y=reach)
     what = "Perplexity against time, lower is better in both"
-    what += "; dotted: Pareto front" if len(front.steps) > 1 else ""
+    what += "; dotted: Pareto front of clear differences" if len(front.steps) > 1 else ""
     what += "; grey, open: target layer" if {one.target for one in known} == {"layer", "dense"} else ""
     for axis, log, span in zip("xy", is_log, spans, strict=True):
         figure.update_layout({f"{axis}axis": {"range": span} | (LOG_TICKS if log else {})})

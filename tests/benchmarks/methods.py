@@ -15,7 +15,6 @@ from pathlib import Path
 import pandas as pd
 
 import rose
-from app.runs.results import read_results
 from rose.layer.methods import get_method
 from rose.model.measure.comparison import results_of
 from rose.verdicts import Result
@@ -46,21 +45,20 @@ def dense_over_layer(rows: pd.DataFrame) -> pd.DataFrame:
     return shares.loc[rows["method"].unique()].rename("dense over layer").reset_index()
 
 
-def costs_and_worths(times: pd.DataFrame, results: dict[str, Path], sparsity: str) -> list[Result]:
+def costs_and_worths(times: pd.DataFrame, rows: pd.DataFrame) -> list[Result]:
     """Time and perplexity of all that was measured in both ways, for `app.figures.comparison.time_and_perplexity`.
 
     Args:
         times: as for `ratios`, which become the `seconds`.
-        results: by target, the rows.csv of `python -m rose compare`.
+        rows: as of `rose compare`, of one sparsity; a target that is not the default stands behind the method's name.
     """
-    found = []
-    for target, path in results.items():
-        known = ratios(times[times["target"].isin([target, "dense"])])
-        of = known[known["target"] == target].set_index("method")["ratio"]
-        for one in results_of(read_results(str(path)), sparsity):
-            if one.method in of:
-                name = get_method(one.method).label + (", target layer" if target == "layer" else "")
-                found.append(replace(one, name=name, seconds=float(of[one.method]), target=target))
+    known, found = ratios(times).set_index(["method", "target"])["ratio"], []
+    for one in results_of(rows, rows["sparsity"].iloc[0]):
+        method, _, target = one.method.partition(":")
+        if (method, target or "dense") in known:
+            name = get_method(method).label + (f", target {target}" if target else "")
+            seconds = float(known[method, target or "dense"])
+            found.append(replace(one, name=name, seconds=seconds, target=target or "dense"))
     return found
 
 

@@ -158,12 +158,14 @@ def shoot_measured(browser: Browser, folder: Path, pictures: Path, name: str, fi
 
 
 def pareto(theme: Theme) -> go.Figure:
-    """Time against perplexity, from what results.md reports."""
-    files = {"dense": RESULTS / "dense/rows.csv", "layer": RESULTS / "rows.csv"}
-    measured = costs_and_worths(pd.read_csv(RESULTS / "methods-times.csv"), files, "0.7")
+    """Time against perplexity, from what results.md reports of one environment, controls with target layer included."""
+    rows = pd.read_csv(RESULTS / "headline.csv", dtype={"sparsity": str})
+    rows = rows[rows["comparison"].isin(["headline 0.7", "controls 0.7"]) & ~rows["tuned"]]
     return time_and_perplexity(
-        measured,
-        dense=float(pd.read_csv(files["dense"])["dense_perplexity"].iloc[0]),
+        costs_and_worths(
+            pd.read_csv(RESULTS / "methods-times.csv"), rows.drop_duplicates(["method", "seed", "environment"])
+        ),
+        dense=float(rows["dense_perplexity"].iloc[0]),
         time="time of pruning ÷ SparseGPT's",
         same_time=1.1,  # medians over rounds in turn
         theme=theme,
