@@ -19,7 +19,7 @@ from app.runs.widgets import csv_button, file_button, follow, linked, pruned_mod
 from app.study import form, preflight
 from rose.model.check.costs import ERROR_OF
 from rose.model.check.findings import method_of
-from rose.model.check.verdicts import NOT_PRUNED, VERDICTS
+from rose.model.check.verdicts import NOT_PRUNED, VERDICTS, says_pattern
 from rose.model.estimate.duration import Cost
 
 LAYER_PAGE, LAYERS_PAGE, RUNS_PAGE = "views/layer.py", "views/layers.py", "views/runs.py"
@@ -213,7 +213,7 @@ def _every(run: CheckpointRun) -> None:
         if str(name).startswith(ERROR_OF)
     }
     st.dataframe(
-        table.assign(layer=table["layer"].map(words.short_layer)),
+        table.assign(layer=table["layer"].map(words.short_layer), pattern=table["pattern"].map(says_pattern)),
         hide_index=True,
         height=min(430, 38 + 35 * len(table)),
         key="check-layers",

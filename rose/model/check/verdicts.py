@@ -161,7 +161,8 @@ def _pattern(change: WeightChange, peers: Peers) -> Verdict | None:
     if peers.pattern and change.zeros > change.zeros_before and str(found) != peers.pattern:
         has_zeros = change.sparsity > FEW_ZEROS * (peers.sparsity or 0)
         if has_zeros:
-            return Verdict(PATTERN_BROKEN, f"It is not {peers.pattern}, as other layers are, but {found}.", True)
+            said = f"It is not {peers.pattern}, as other layers are: {percent(change.sparsity)} zeros"
+            return Verdict(PATTERN_BROKEN, f"{said}, {says_pattern(found)}.", True)
     return None
 
 

@@ -156,6 +156,7 @@ def test_where_all_layers_agree_a_sentence_says_so_in_place_of_a_map(
     app = opened(setup, tmp_path / "same", check_on="Weights alone")
     run = pressed(app)
     assert "The verdict on all 21 layers is the same: not pruned." in texts(app)
+    assert set(app.main.dataframe[0].value["pattern"]) == {"no pattern"}
     assert not figures(app)
     assert "<figure " not in to_html(check_report.report_of(run))
 

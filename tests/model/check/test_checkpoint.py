@@ -128,6 +128,18 @@ def test_a_broken_group_of_2_4_is_found(dense: nn.Module) -> None:
     assert "row 3, columns 8 to 11" in found.wrong["reason"][0]
 
 
+def test_a_layer_without_the_pattern_of_others_is_told_in_words() -> None:
+    model, odd = make_model("llama"), "model.layers.1.self_attn.o_proj"
+    with torch.no_grad():
+        for layer in rose.prunable_layers(model):
+            groups = compensate(layer.weight, 0.0).unflatten(1, (-1, 4))
+            groups[..., :2] = 0
+            layer.write(compensate(layer.weight, 0.5) if layer.name == odd else groups.flatten(1))
+    found = check_checkpoint(make_model("llama"), model)
+    assert told(found) == {odd: verdicts.PATTERN_BROKEN}
+    assert found.wrong["reason"][0] == "It is not 2:4, as other layers are: 50.0 % zeros, unstructured."
+
+
 @pytest.mark.parametrize(("quantize", "verdict"), [(q4_0, verdicts.AS_EXPECTED), (q4_1, verdicts.ZEROS_LOST)])
 def test_what_quantization_does_to_zeros_is_told(
     dense: nn.Module, pruned: nn.Module, quantize: Callable[[Tensor], Tensor], verdict: str
