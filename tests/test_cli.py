@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rose
 from rose import cli, verdicts
-from rose.commands import checkpoints, options, terminal
+from rose.commands import analyze, checkpoints, options, terminal
 from rose.commands.compare import _print as _print_methods
 from rose.commands.damage import _print as _print_damage
 from rose.commands.prune import _print_layers
@@ -239,6 +239,14 @@ def test_analyze_prints_and_writes_every_layer(checkpoint, tmp_path, capsys):
     assert {"sparsity", "block_size", "damping", "calibration", "samples", "length", "dtype"} <= summary.keys()
     assert summary["environment"].endswith(summary["compute"])
     assert summary["paper"]["layer"] == table.loc[table["relative_range"].idxmax(), "layer"]
+    assert f"Orders were tried on {summary['paper']['layer']}, the most columnar layer of at most 2048" in shown
+
+
+def test_analyze_says_where_it_tries_no_orders(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(analyze, "WIDEST", 63)  # o_proj has 64 columns
+    chosen = ["--layers", "*o_proj", "--methods", "magnitude", "--output", tmp_path / "analysis"]
+    assert run("analyze", "--model", checkpoint, *CALIBRATION, *chosen) == 0
+    assert "No orders were tried: that takes a single process, and a layer" in capsys.readouterr().out
 
 
 def test_analyze_tells_how_far_its_numbers_can_be_trusted(checkpoint, tmp_path, capsys):
@@ -629,6 +637,7 @@ CHEAP = {  # refused before a model is loaded: the command's options, what is sa
     "checkpoint": (["prune", "--checkpoint", "out"], "--checkpoint must not be inside --output"),
     "checkpoint below": (["slim", "--checkpoint", "out/kept"], "--checkpoint must not be inside --output"),
     "streamed": (["prune", "--stream", "--evaluate", "packaged"], "--evaluate needs the whole model in memory"),
+    "streamed tuning": (["tune", "x", "--dense", "y", "--stream"], "needs both models in memory; leave --stream out"),
     "text": (["prune", "--calibration", "absent.txt"], "There is no file absent.txt"),
     "short text": (["prune", "--calibration", "short.txt"], "short.txt has 5 bytes, too few to calibrate"),
     "kind of text": (["analyze", "--calibration", "notes.md"], "Unknown text 'notes.md'"),

@@ -174,7 +174,7 @@ def _targets() -> dict[str, Any]:
         "the pruned layers before it. Layer: what its own dense weights give on the pruned inputs, as in the papers. "
         "Choose both to compare them.",
     )
-    ridge = two.number_input(
+    damping = two.number_input(
         "Damping of the correction, μ",
         min_value=0.0,
         value=None,
@@ -187,7 +187,7 @@ def _targets() -> dict[str, Any]:
     )
     true_sequential = _true_sequential(three, is_asked="layer" in targets)
     known = tuple(name for name in TARGETS if name in targets)
-    return {"targets": known, "target_damping": ridge, "true_sequential": true_sequential}
+    return {"targets": known, "target_damping": damping, "true_sequential": true_sequential}
 
 
 def _true_sequential(place: DeltaGenerator, *, is_asked: bool) -> bool:

@@ -28,6 +28,8 @@ from rose.model.workers import Workers
 from rose.output import check_output
 from rose.report import pruned_rows
 
+MOST = f"the most columnar layer of at most {WIDEST} columns"
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("analyze", help="which layers are columnar, and how order changes their error")
@@ -38,7 +40,7 @@ def add_parser(commands: Any) -> None:
         parser,
         "output",
         required=False,
-        help="write report.json, layers.csv and layers.parquet; this also tries orders on the most columnar layer",
+        help=f"write report.json, layers.csv and layers.parquet; a single process also tries orders on {MOST}",
     )
     parser.set_defaults(run=run, divided=True)
 
@@ -74,6 +76,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
     if options.output:
         Workers.here().from_first(lambda: _save(report, options.output))
     _print(report, methods, options.threshold, "relative_error" if held_out is None else "held_out_error")
+    if options.output:
+        untried = f"No orders were tried: that takes a single process, and a layer of at most {WIDEST} columns."
+        terminal.say(f"Orders were tried on {most.known[0]}, {MOST}." if most.known else untried)
 
 
 class _MostColumnar:

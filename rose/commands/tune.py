@@ -60,6 +60,7 @@ def add_parser(commands: Any) -> None:
     )
     add("--unpruned", action="store_true", help="allow a model without zeros")
     shared.add(parser, "dtype trust-remote-code compute")
+    shared.add(parser, "stream", help=argparse.SUPPRESS)  # refused in a sentence
     shared.add(parser, "calibration", help=f"text to train on: {shared.TEXTS} {shared.DEFAULT}")
     shared.add(parser, "samples", help=f"windows to train on {shared.DEFAULT}")
     shared.add(parser, "length seed")
@@ -68,10 +69,12 @@ def add_parser(commands: Any) -> None:
     shared.add(parser, "bos layers evaluate windows output")
     says = "keep weights and progress here; the same command resumes an interrupted run"
     shared.add(parser, "checkpoint", help=says)
-    parser.set_defaults(run=run, divided=True, stream=False, **TUNING._asdict())
+    parser.set_defaults(run=run, divided=True, **TUNING._asdict())
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
+    if options.stream:
+        raise rose.RoseError("`rose tune` needs both models in memory; leave --stream out. --parts N needs less.")
     settings = TuneSettings(**shared.pick(options, ("minutes", "epochs", "loss", "rate", "batch", "seed", "compute")))
     checkpoints.check(options)
     shared.settle_dtype(options, options.pruned)
