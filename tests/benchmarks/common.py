@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import rose
 from rose.files import write_atomically
 from rose.model.network.network import Network
+from rose.model.network.precision import DEFAULT, Precision
 from rose.model.walk.forward import check_blocks, record_inputs, run_block
 
 MODEL = "smollm2-135m"
@@ -80,8 +81,9 @@ class Rows:
         return tuple(map(str, run)) in {tuple(str(row.get(name, "")) for name in self.key) for row in self._rows}
 
     def add(self, *several: dict[str, Any], **row: Any) -> None:
-        """Keeps one row, or several of one run, all or none."""
-        new = [*several, row] if row else list(several)
+        """Keeps one row, or several of one run, all or none, with the environment where they do not name it."""
+        here = Precision.of(DEFAULT, torch.float32, torch.device("cpu")).environment(torch.device("cpu"))
+        new = [{"environment": here} | one for one in ([*several, row] if row else several)]
         self._rows += new
         write_atomically(self.path, pd.DataFrame(self._rows).to_csv(index=False).encode())
         print(*new, sep="\n", flush=True)
