@@ -103,27 +103,28 @@ def cancelled_shares(table: pd.DataFrame, *, problem: str = "", theme: Theme = "
     )
     marks.block_axis(figure, table["block_index"])
     figure.update_yaxes(tickformat=style.PERCENT)
-    listed = "; ".join(f"{name} {words.percent(float(mean))}" for name, mean in means.items())
+    shares = [f"{mean} %" for mean in words.apart(*(100 * means))] if len(means) else []
+    listed = "; ".join(f"{name} {share}" for name, share in zip(means.index, shares, strict=True))
     falls = int((received["drift"] < received["passed_on"]).sum())
-    caption = f"Mean over decoder blocks: {listed}." if len(means) else "No decoder block has received any drift."
+    caption = f"Mean over decoder blocks: {listed}." if shares else "No decoder block has received any drift."
     if falls:
         caption += f" In {words.out_of(falls, len(received), 'block')} less is left than was passed on."
     frame = {"x": "decoder block", "y": "share cancelled", "height": HEIGHT, "legend": True}
     alt = "Line chart of the share of passed-on drift that is cancelled, by decoder block"
-    finding = f"Not ranked: {problem}" if problem else _cancelled_finding(means)
+    finding = f"Not ranked: {problem}" if problem else _cancelled_finding(means, shares)
     return style.finish(figure, theme, finding, what, caption, alt, table.reset_index(drop=True), **frame)
 
 
-def _cancelled_finding(means: pd.Series) -> str:
+def _cancelled_finding(means: pd.Series, shares: list[str]) -> str:
     if means.empty:
         return "No decoder block has received drift that it could cancel"
     if means.max() == 0:
         return "No run cancels drift: on average, pruned layers neither cancel what they receive nor add to it"
     if means.max() < 0:
         return "No run cancels drift: on average, pruned layers add to what they receive"
-    best = str(means.idxmax())
-    most = " the most" if len(means) > 1 else ""
-    return f"{best} cancels{most}: {words.percent(float(means[best]), 0)} of the drift passed on"
+    best = int(means.argmax())
+    most, end = (" the most", "; chance is not ruled out") if len(means) > 1 else ("", "")
+    return f"{means.index[best]} cancels{most}: {shares[best]} of the drift passed on{end}"
 
 
 def _looks(table: pd.DataFrame) -> dict[str, palette.Style]:

@@ -104,7 +104,7 @@ def perplexity_bars(results: Sequence[Result], *, dense: float | None = None, th
     figure = go.Figure()
     pattern = {"shape": [look.pattern for look in looks], "solidity": 0.35}
     marker = {"color": [look.colour for look in looks], "pattern": pattern}
-    heights, hover = np.where(np.isfinite(values), values, np.nan), "%{x}<br>perplexity %{y:.2f}"
+    heights, hover = np.where(np.isfinite(values), values, np.nan), "%{x}<br>perplexity %{text}"
     marks.bars(figure, labels, heights, Style(palette.TEAL, "perplexity"), hover, text=texts, marker=marker)
     figure.update_xaxes(tickvals=labels, ticktext=[label.replace(", ", ",<br>") for label in labels])
     if dense is not None:
@@ -112,6 +112,8 @@ def perplexity_bars(results: Sequence[Result], *, dense: float | None = None, th
     rankings = verdicts.rank(known)
     finding = verdicts.says_ranking(rankings)
     what, largest = "Perplexity of each pruned model, lower is better", float(drawn.max()) if len(drawn) else 1.0
+    if np.isinf(values).any():
+        what += "; an infinite one has no bar"
     figure.update_yaxes(range=[0, largest * 1.12])
     if style.spread(drawn) > style.LOG_ABOVE:
         what += "; log scale"

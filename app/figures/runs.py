@@ -96,6 +96,8 @@ def run_difference(
         gap, ticks = gap / base, _share_ticks(limit)
         what += ", as a share of it, coloured by the ratio's logarithm"
     what += "; purple: lower, orange: higher"
+    if as_share and (blank := int(base.isna().sum())):
+        what += f"; blank: {words.count(blank, 'layer')} in which {names[0]} has 0"
     if as_share and beyond:
         low, high = (words.number(100 * math.expm1(end)) for end in (-limit, limit))
         what += f"; the scale ends at {low} % and +{high} %, {words.count(beyond, 'layer')} beyond"
@@ -155,7 +157,7 @@ def _difference_caption(rows: pd.DataFrame, names: tuple[str, str]) -> str:
     ]
     caption = f"Of {words.count(len(rows), 'layer')} {names[1]} is {', '.join(parts)}"
     known = rows.dropna(subset=["value"])
-    if less or more:
+    if (less or more) and len(known):
         low, high = known.loc[known["value"].idxmin()], known.loc[known["value"].idxmax()]
         caption += (
             f"; from {low['text']} ({words.short_layer(low['layer'])}) to {high['text']} "

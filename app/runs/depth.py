@@ -51,7 +51,10 @@ def drift_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
 
 def drift_problem(runs: Sequence[FinishedRun]) -> str:
     """Why the drifts of these runs are not ranked; "" where they may be."""
-    rankings = verdicts.rank([replace(_result(run), amount="") for run in runs], "drift")
+    rankings = verdicts.rank([_result(run) for run in runs], "drift")
+    if len(rankings) > 1:
+        amounts = words.listing([one.results[0].amount for one in rankings])
+        return f"different amounts were asked of the runs ({amounts})"
     return rankings[0].problem
 
 

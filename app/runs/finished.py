@@ -90,7 +90,7 @@ class FinishedRun:
     @property
     def asked(self) -> str:
         if self.kind == SLIM:
-            return f"{words.percent(float(self.summary['ratio']), 0)} out"
+            return f"{100 * float(self.summary['ratio']):g} % out"
         bits = self.summary.get("bits")
         return short_text(self.summary.get("sparsity")) + (f", {bits} bits" if isinstance(bits, int) else "")
 
@@ -137,8 +137,19 @@ class FinishedRun:
     @property
     def remarks(self) -> list[str]:
         """How far its numbers can be trusted, a sentence each, as its report says it."""
-        said = [*rose.RunReport(self.layers, self.summary).remarks, *self.summary.get("remarks", ())]
+        said = [*self.summary.get("remarks", ())]
+        if self.kind != "check":  # whose errors are no method's on what it was fitted to
+            said = [*rose.RunReport(self.layers, self.summary).remarks, *said, *self._lost()]
         return list(dict.fromkeys(said))
+
+    def _lost(self) -> list[str]:
+        """How many layers are in no mean, which files and figures have no number for; errors of none are those of a
+        tuned copy."""
+        known = self.pruned["relative_error"].notna()
+        if known.all() or not known.any():
+            return []
+        some = words.sentence(f"in {words.out_of(int((~known).sum()), len(known), 'layer')}")
+        return [f"{some} the error on calibration is no finite number, so no mean holds it."]
 
     def number(self, name: str) -> float | None:
         """A total or setting; None where it is no number that a figure can draw."""
@@ -176,9 +187,11 @@ def runs_of(report: rose.RunReport, place: str = SERVER) -> list[FinishedRun]:
     first, *rest = report.stages
     if not rest:
         return [_run_of(report, place)]
-    rest_of = ("pruned", "perplexity_slimmed", "tuned", "tuned_before")
+    rest_of = ("pruned", "perplexity_slimmed", "perplexity_after", "losses_after", "tuned", "tuned_before")
     own = {name: value for name, value in whole.items() if name not in rest_of}
-    own |= {f"{number}_after": whole.get(f"{number}_slimmed") for number in ("perplexity", "losses")}
+    for number in ("perplexity", "losses"):
+        if f"{number}_slimmed" in whole:
+            own[f"{number}_after"] = whole[f"{number}_slimmed"]
     slimmed = _run_of(rose.RunReport(first.layers, own), place)
     known = {name: whole[name] for name in CONCLUDED if name in whole}
     pruned = _run_of(rose.RunReport(rest[0].layers, known | rest[0].summary), place)
@@ -192,7 +205,7 @@ def _run_of(report: rose.RunReport, place: str) -> FinishedRun:
     rows = summary.get("zero_shot")
     found = _accuracies(pd.DataFrame(rows)) if isinstance(rows, list) and rows else None
     if summary.get("drift"):
-        summary["drift"] = [_drift(entry) for entry in summary["drift"]]
+        summary["drift"] = _drift(summary["drift"])
     kind: Kind = "slim" if "ratio" in summary else "prune"
     layers = report.layers
     if "tuned" in summary:
@@ -399,11 +412,14 @@ def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
     return pd.to_numeric(table[name], errors="coerce").to_numpy(float)
 
 
-def _drift(entry: dict[str, Any]) -> dict[str, Any]:
-    parts = {part: float(entry[part]) for part in ("drift", "passed_on", "arisen")}
-    block = int(entry["block_index"])
-    _require(0 <= block < MOST_BLOCKS and isfinite(sum(parts.values())), "its drift is not that of decoder blocks")
-    return {"block_index": block, **parts}
+def _drift(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drift by decoder block; none where hidden states overflowed, as no figure can draw that."""
+    parts = ("drift", "passed_on", "arisen")
+    found = [
+        {"block_index": int(one["block_index"]), **{part: _number(one[part]) for part in parts}} for one in entries
+    ]
+    _require(all(0 <= one["block_index"] < MOST_BLOCKS for one in found), "its drift is not that of decoder blocks")
+    return found if all(isfinite(one[part]) for one in found for part in parts) else []
 
 
 def _accuracies(table: pd.DataFrame) -> pd.DataFrame:
@@ -411,7 +427,7 @@ def _accuracies(table: pd.DataFrame) -> pd.DataFrame:
     result = pd.DataFrame({"task": [short_text(task) for task in table["task"]]})
     for name in ("questions", "accuracy", "accuracy_error", "accuracy_norm"):
         result[name] = _numbers(table, name)
-    _require(bool(result["accuracy"].between(0, 1).all()), "an accuracy is not from 0 to 1")
+    _require(bool(result["accuracy"].dropna().between(0, 1).all()), "an accuracy is not from 0 to 1")
     return result.drop_duplicates("task", ignore_index=True)
 
 
@@ -426,9 +442,10 @@ def name_apart(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
     Models and numbers of layers are named wherever they are not the same in all runs.
     """
     models, sizes = ({getattr(run, name) for run in runs} - {""} for name in ("model", "size"))
+    folders = _folders(runs)
     named: dict[str, FinishedRun] = {}
     for run in runs:
-        more = [] if run.place == SERVER else [short_text(Path(run.place).resolve().name)]
+        more = [folders[run.place]]
         more += [run.model] if len(models) > 1 else []
         more += [run.size] if len(sizes) > 1 else []
         alike = {one.calibration for one in runs if one.name == run.name}
@@ -441,12 +458,24 @@ def name_apart(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
     return named
 
 
+def _folders(runs: Sequence[FinishedRun]) -> dict[str, str]:
+    """What to call the folder of each place: its last part, or as many as tell it from the others; "" of a server."""
+    paths = {run.place: Path(run.place).resolve().parts for run in runs if run.place != SERVER}
+    names = {SERVER: ""}
+    for place, parts in paths.items():
+        others = set(paths.values()) - {parts}
+        depth = next(at for at in range(1, len(parts) + 1) if all(one[-at:] != parts[-at:] for one in others))
+        names[place] = short_text("/".join(parts[-depth:]))
+    return names
+
+
 def labelled(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
     """The runs by label, to choose from; the same label gets what tells runs apart: calibration, folder, a number."""
     found: dict[str, FinishedRun] = {}
+    folders = _folders(runs)
     for run in runs:
         alike = [one for one in runs if one.label == run.label]
-        folder = "" if run.place == SERVER else short_text(Path(run.place).resolve().name)
+        folder = folders[run.place]
         parts = [run.label]
         parts += [run.calibration] if len({one.calibration for one in alike}) > 1 else []
         parts += [folder] if folder and len({one.place for one in alike}) > 1 else []
@@ -473,6 +502,8 @@ def says_tuned(known: dict[str, Any]) -> str:
 
 TOTALS = (
     *("layers", "columnar_layers", "weights", "removed_fraction", "mean_relative_error", "mean_held_out_error"),
+    *("mean_target_error", "mean_held_out_target_error", "mean_pruning_error", "mean_rounding_error"),
+    *("plain_bytes", "packed_bytes"),
     *("layers_with_raised_damping", "seconds", "perplexity_before", "perplexity_after", "drift", "zero_shot"),
     *("block_parameters", "kept_block_parameters", "parameters", "kept_parameters", "made_with", "command", "device"),
 )

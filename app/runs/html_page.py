@@ -25,6 +25,7 @@ from rose.environment import says_versions
 from rose.report import csv_text
 
 LIMIT = 5 * 10**6  # bytes, so that it can be sent by mail
+ROWS = 2000  # of layers that are shown, some 2 MB
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -117,8 +118,11 @@ def to_html(report: Report) -> str:
     Raises RoseError where it would be larger than 5 MB without any figure.
     """
     kept = [_figure(drawing, f"figure-{number}") for number, drawing in enumerate(report.drawings, 1)]
-    while len((text := _page(report, kept)).encode()) > LIMIT and kept:
+    tables = _tables(report)
+    left = LIMIT - len(_page(report, [], tables).encode())
+    while kept and sum(len(figure.encode()) + 1 for figure in kept) > left:
         kept.pop()
+    text = _page(report, kept, tables)
     if len(text.encode()) > LIMIT:
         raise rose.RoseError(
             f"The report would take {len(text.encode()) / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}; report fewer runs."
@@ -126,7 +130,7 @@ def to_html(report: Report) -> str:
     return text
 
 
-def _page(report: Report, figures: Sequence[str]) -> str:
+def _page(report: Report, figures: Sequence[str], tables: str) -> str:
     nonce = secrets.token_hex(16)
     body = [_list("Findings", report.findings), *figures]
     if missing := len(report.drawings) - len(figures):
@@ -134,14 +138,7 @@ def _page(report: Report, figures: Sequence[str]) -> str:
             f"<p>{missing} of {len(report.drawings)} figures are left out to keep this file small; report fewer runs "
             "to see them.</p>"
         )
-    body += [f"<h2>{escape(name)}</h2>{_table(table)}" for name, table in report.tables.items()]
-    if len(report.layers):
-        rows = words.count(len(report.layers), "row")
-        body.append(
-            f"<h2>Layers</h2><p class='data'>{_link(report.layers, 'layers.csv')}</p>"
-            f"<details><summary>All layers, {escape(rows)}</summary>{_table(report.layers)}</details>"
-        )
-    body.append("<h2>How it was made</h2>" + _made(report))
+    body.append(tables)
     return PAGE.format(
         nonce=nonce,
         title=escape(report.title),
@@ -153,9 +150,29 @@ def _page(report: Report, figures: Sequence[str]) -> str:
     )
 
 
+def _tables(report: Report) -> str:
+    """All that stands below the figures."""
+    body = [f"<h2>{escape(name)}</h2>{_table(table)}" for name, table in report.tables.items()]
+    rows = escape(words.count(len(report.layers), "row"))
+    if len(report.layers) > ROWS:
+        link = _link(report.layers, "layers.csv.gz")
+        body.append(f"<h2>Layers</h2><p class='data'>{link}, {rows}, compressed</p>")
+    elif len(report.layers):
+        body.append(
+            f"<h2>Layers</h2><p class='data'>{_link(report.layers, 'layers.csv')}</p>"
+            f"<details><summary>All layers, {rows}</summary>{_table(report.layers)}</details>"
+        )
+    body.append("<h2>How it was made</h2>" + _made(report))
+    return "\n".join(body)
+
+
 @cache
 def _packed_plotly() -> str:
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+    return _packed(get_plotlyjs().encode())
+
+
+def _packed(content: bytes) -> str:
+    return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
 
 
 def _list(heading: str, sentences: Sequence[str]) -> str:
@@ -182,8 +199,12 @@ def _figure(drawing: Drawing, name: str) -> str:
 
 
 def _link(table: pd.DataFrame, name: str) -> str:
-    packed = base64.b64encode(csv_text(table).encode()).decode()
-    return f"<a download='{name}' href='data:text/csv;base64,{packed}'>Data, CSV</a>"
+    content = csv_text(table).encode()
+    if name.endswith(".gz"):
+        kind, packed = "application/gzip", _packed(content)
+    else:
+        kind, packed = "text/csv", base64.b64encode(content).decode()
+    return f"<a download='{name}' href='data:{kind};base64,{packed}'>Data, CSV</a>"
 
 
 def _table(table: pd.DataFrame) -> str:
@@ -202,7 +223,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return "–" if value != value else f"{value:.0f}" if value.is_integer() else f"{value:.4g}"
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e9 else words.number(value, 4)
     return "–" if value is None else str(value)
 
 

@@ -145,7 +145,7 @@ def _subtitle(runs: Sequence[FinishedRun]) -> str:
 
 
 def run_findings(run: FinishedRun) -> list[str]:
-    found = []
+    found = [*filter(None, [pairs.says_lost(run)])]
     before, after = run.number("perplexity_before"), run.number("perplexity_after")
     if before and after and (verdict := pairs.against_dense(run)) is not None:
         text = run.summary.get("evaluated_on")
@@ -161,10 +161,10 @@ def run_findings(run: FinishedRun) -> list[str]:
             f"After the last decoder block the drift of {run.name} from the {run.start} model is "
             f"{words.number(drift[-1]['drift'])}; it rises most in decoder block {steepest}."
         )
-    if run.zero_shot is not None:
-        mean = float(run.zero_shot["accuracy"].mean())
-        tasks = words.count(len(run.zero_shot), "zero-shot task")
-        found.append(f"{run.name} answers {words.percent(mean)} correctly, the mean over {tasks}.")
+    answered = pd.Series() if run.zero_shot is None else run.zero_shot["accuracy"].dropna()
+    if len(answered):
+        tasks = words.count(len(answered), "zero-shot task")
+        found.append(f"{run.name} answers {words.percent(answered.mean())} correctly, the mean over {tasks}.")
     return found
 
 
@@ -223,9 +223,10 @@ def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
     measured = [one for run in runs if (one := pairs.result_of(run)) is not None]
     if len(measured) > 1 and not any(measured[0].setup.differs(one.setup) for one in measured):
         found.append(prune.perplexity_bars(measured, dense=measured[0].setup.dense))
-    answered = [run.zero_shot.assign(run=run.name, method=run.method) for run in runs if run.zero_shot is not None]
-    if answered:
-        found.append(prune.accuracy_bars(pd.concat(answered, ignore_index=True)))
+    tables = [run.zero_shot.assign(run=run.name, method=run.method) for run in runs if run.zero_shot is not None]
+    answered = pd.concat(tables, ignore_index=True).dropna(subset="accuracy") if tables else ()
+    if len(answered):
+        found.append(prune.accuracy_bars(answered))
     ranged = next((run for run in runs if run.layers["relative_range"].notna().any()), None)
     for run in runs:
         if run.layers["change"].notna().any():

@@ -23,6 +23,7 @@ MEASURES = {  # column of the layers -> in words, as they follow "the"
     "change": "change by tuning",
 }
 SHOWN = 6  # runs that are shown if nobody chooses; more lines cannot be told apart
+MOST = 12  # that somebody can choose: from then on marks of lines repeat, and names below bars overlap
 PLACE = ["layer", "block_index", "projection"]
 CONDITION = 200  # characters of what two runs must have in common, to the last of which they are compared
 
@@ -48,7 +49,8 @@ class Pair:
         """The layers for which both know this number, as layer, block_index, projection, first, second."""
         if self.layers.empty:
             return pd.DataFrame(columns=[*PLACE, "first", "second"])
-        table = self.layers[[*PLACE, f"{measure}_first", f"{measure}_second"]]
+        count = [self.layers["layer"].isin(_counting(run, measure)["layer"]) for run in (self.first, self.second)]
+        table = self.layers.loc[count[0] & count[1], [*PLACE, f"{measure}_first", f"{measure}_second"]]
         return table.set_axis([*PLACE, "first", "second"], axis=1).dropna().reset_index(drop=True)
 
     @property
@@ -57,11 +59,14 @@ class Pair:
         return next((name for name in self.measures if name in ERRORS), None)
 
     def apart(self, measure: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        one, two = (
-            run.layers[[*PLACE, measure]].set_axis([*PLACE, "value"], axis=1).dropna().reset_index(drop=True)
-            for run in (self.first, self.second)
-        )
+        known = [_counting(run, measure)[[*PLACE, measure]].dropna() for run in (self.first, self.second)]
+        one, two = (rows.set_axis([*PLACE, "value"], axis=1).reset_index(drop=True) for rows in known)
         return one, two
+
+
+def _counting(run: FinishedRun, measure: str) -> pd.DataFrame:
+    """The layers that count in means of this number: errors are those of pruned ones."""
+    return run.pruned if measure in ERRORS else run.layers
 
 
 def usual_choice(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
@@ -186,7 +191,7 @@ def setup_of(run: FinishedRun) -> Setup:
     text, length = known.get("evaluated_on"), known.get("window_length", known.get("length"))
     environment = known.get("environment")
     return Setup(
-        model=run.model or None,
+        model=short_text(model, CONDITION) if (model := known.get("model")) else None,
         norms=tuple(norms) if isinstance(norms, list) and all(isinstance(one, float) for one in norms) else (),
         windows=short_text(f"{known.get('windows')} × {length} of {text}", CONDITION) if text else None,
         dense=run.number("perplexity_before"),
@@ -232,12 +237,22 @@ def cautions_of(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def says_perplexities(runs: Sequence[FinishedRun]) -> str:
-    """The verdict on their perplexities in sentences, on two whatever each has removed; "" for fewer than two."""
+    """The verdict on their perplexities in sentences, on two whatever each has removed, and which have lost theirs; ""
+    where there is nothing to say."""
     found = [one for run in runs if (one := result_of(run)) is not None]
-    if len(found) < 2:
+    said = [says_lost(run) for run in runs]
+    if len(found) > 1:
+        rankings = verdicts.rank([replace(one, amount="") for one in found] if len(found) == 2 else found)
+        said = [f"{verdicts.says_ranking(rankings)}.", *(one.caption for one in rankings), *said]
+    return " ".join(filter(None, said))
+
+
+def says_lost(run: FinishedRun) -> str:
+    """A sentence where it was evaluated and its perplexity is no finite number, which a file does not hold; else ""."""
+    known, before = run.summary, run.number("perplexity_before")
+    if before is None or not known.get("evaluated_on") or "perplexity_after" not in known or result_of(run) is not None:
         return ""
-    rankings = verdicts.rank([replace(one, amount="") for one in found] if len(found) == 2 else found)
-    return " ".join(filter(None, [f"{verdicts.says_ranking(rankings)}.", *(one.caption for one in rankings)]))
+    return f"{run.name} takes perplexity {verdicts.says_lost(before)}."
 
 
 def accuracies(first: FinishedRun, second: FinishedRun) -> pd.DataFrame | None:

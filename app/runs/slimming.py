@@ -119,7 +119,7 @@ class Slimming(TunableRun):
         model = self._copy(loaded.model, loaded.lock)
         self._say("Perplexity and text: Dense")
         dense = judge("Dense", model, loaded.tokenizer, held_out, self.prompt)
-        share = words.percent(settings.ratio, 0)
+        share = f"{100 * settings.ratio:g} %"
         self._say(f"Taking {share} out")
         report = rose.prune_structured(
             model,

@@ -105,9 +105,9 @@ class Structures:
         """One row per channel in the order in which they would go: cost alone, and the error once it and all before
         it are gone; both relative."""
         found = self.priced(self.parts[CHANNELS, block])
-        units = len(found.order) + 1
-        last = [unit for unit in range(units) if unit not in set(found.order.tolist())]
-        order = [*found.order.tolist(), *last]
+        order = found.order.tolist()
+        units = len(order) + 1
+        order += set(range(units)).difference(order)  # the last one, which stays
         together = [found.costs[Shape(1, units - 1 - step)] / found.energy for step in range(units - 1)]
         alone = (found.unit_costs[order] / found.energy).tolist()
         return pd.DataFrame({"channel": order, "alone": alone, "together": [*together, 1.0]})

@@ -89,8 +89,9 @@ def _choose(offered: dict[str, FinishedRun]) -> list[FinishedRun]:
     state["runs-usual"] = labels
     # A default and a value set by hand exclude each other.
     default = None if state.get("runs") != before else labels
-    what = "The others are compared with the first."
-    chosen = st.multiselect("Runs to compare", list(offered), default, key="runs", bind=URL, help=what)
+    what = f"The others are compared with the first; at most {pairs.MOST} at a time."
+    more: dict[str, Any] = {"key": "runs", "bind": URL, "help": what, "max_selections": pairs.MOST}
+    chosen = st.multiselect("Runs to compare", list(offered), default, **more)
     return list(finished.name_apart([offered[label] for label in chosen]).values())
 
 

@@ -6,7 +6,15 @@ moved, `trust` how far those of layers hold.
 """
 
 # ruff: noqa: F401  callers write verdicts.rank, whatever file it is in
-from rose.verdicts.changes import says_change, says_layers, says_move, says_odd_windows, says_perplexity, sides
+from rose.verdicts.changes import (
+    says_change,
+    says_layers,
+    says_lost,
+    says_move,
+    says_odd_windows,
+    says_perplexity,
+    sides,
+)
 from rose.verdicts.comparison import (
     BOS,
     SAME,

@@ -111,10 +111,15 @@ def says_perplexity(summary: Mapping[str, Any], before: Mapping[str, Any] | None
     """
     one, two = _perplexity(before or summary, "before"), _perplexity(summary, "after")
     if math.isnan(two.value):
-        return [f"from {number(one.value)} to no finite number: weights or outputs are NaN or infinite"]
+        return [says_lost(one.value)]
     whose = "the dense model's" if before is None else "that before tuning"
     odd = "" if before else says_odd_windows(one.losses, two.losses)
     return [says_move(one.value, two.value, whose, compare(one, two)), *filter(None, [odd])]
+
+
+def says_lost(before: float) -> str:
+    """The move of a perplexity from this one to NaN or infinity."""
+    return f"from {number(before)} to no finite number: weights or outputs are NaN or infinite"
 
 
 def _perplexity(summary: Mapping[str, Any], stage: str) -> Result:

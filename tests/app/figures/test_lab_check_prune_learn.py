@@ -392,6 +392,8 @@ def test_perplexity_uses_a_log_axis_only_where_it_must() -> None:
     assert drawing.figure.layout.yaxis.type == "log"
     assert "log scale" in below(drawing)
     assert drawing.figure.data[0].text[2] == "∞"
+    assert "an infinite one has no bar" in below(drawing)
+    assert "no bar" not in below(prune.perplexity_bars(perplexities(SparseGPT=32.2, Magnitude=5e4)))
     equal = prune.perplexity_bars(perplexities(SparseGPT=31.0, ROSE=31.0))
     assert title(equal) == "SparseGPT and ROSE are identical by construction: perplexity 31.0"
     near = prune.perplexity_bars(perplexities(SparseGPT=23.12, ROSE=23.08), dense=23.1)
@@ -457,6 +459,16 @@ def test_without_drift_nothing_is_said_to_arise_or_to_be_cancelled() -> None:
     assert title(depth.cancelled_shares(apart)).endswith("neither cancel what they receive nor add to it")
 
 
+def test_which_run_cancels_most_is_told_with_digits_that_show_it() -> None:
+    table = DRIFTS.assign(passed_on=1.0, cancelled=DRIFTS["target"].map({"layer": 0.0367, "dense": 0.0371}))
+    drawing = depth.cancelled_shares(table)
+    said = "target dense cancels the most: 3.71 % of the drift passed on; chance is not ruled out"
+    assert title(drawing).endswith(said)
+    assert "target layer 3.67 %; SparseGPT, 0.7, target dense 3.71 %" in drawing.caption
+    alone = depth.cancelled_shares(table[table["target"] == "dense"])
+    assert title(alone).endswith("target dense cancels: 3.71 % of the drift passed on")
+
+
 def test_one_layer_far_off_leaves_the_others_their_colours() -> None:
     ratios = np.array([66.06, 1.2, 0.8, 1.0, 0.5, 0.0])
     rows = pd.DataFrame({"block_index": np.arange(6), "projection": "up", "first": 0.1, "second": 0.1 * ratios})
@@ -470,6 +482,14 @@ def test_one_layer_far_off_leaves_the_others_their_colours() -> None:
     assert heat.colorbar.tickvals[0] == pytest.approx(np.log(0.5))
     assert "the scale ends at −50.0 % and +100 %, two layers beyond" in below(drawing)
     assert "beyond" not in below(runs.run_difference(rows[1:4], ("A", "B"), "error", as_share=True))
+
+
+def test_a_change_from_nothing_has_no_share() -> None:
+    """Such as of a run at sparsity 0."""
+    rows = pd.DataFrame({"layer": ["layers.0.up", "layers.1.up"], "block_index": [0, 1], "projection": "up"})
+    drawing = runs.run_difference(rows.assign(first=0.0, second=0.1), ("A", "B"), "error", as_share=True)
+    assert drawing.caption == "Of two layers B is higher in two."
+    assert "blank: two layers in which A has 0" in below(drawing)
 
 
 def test_experts_of_two_runs_share_a_row_with_the_largest() -> None:

@@ -12,7 +12,7 @@ import pytest
 import rose
 from app.runs import finished, pairs
 from app.runs.checkpoints import saved_checkpoint
-from app.runs.depth import drift_table
+from app.runs.depth import drift_problem, drift_table
 from rose import cli, verdicts
 from tests.app.runs.made_reports import made_report, saved
 from tests.tiny import save_tiny_llama
@@ -83,6 +83,23 @@ def test_a_slimmed_model_is_read_with_what_went(tmp_path: Path) -> None:
     assert not pairs.pair(run, blocks).measures
 
 
+def test_slimmed_models_of_different_ratios_have_different_names(tmp_path: Path) -> None:
+    """Names are amounts, too, by which results are ranked."""
+    names = [
+        finished.read_runs(str(report_file(tmp_path, {"method": "obs", "ratio": ratio}, [SLIM_ROW])))[0].asked
+        for ratio in (0.12, 0.125, 0.004)
+    ]
+    assert names == ["12 % out", "12.5 % out", "0.4 % out"]
+
+
+def test_a_check_says_what_was_found_and_nothing_of_held_out_errors() -> None:
+    """Its errors are against the dense model, with held-out ones beside them, and nothing is known to be fitted."""
+    report = made_report(remarks=["Few tokens."])
+    report.layers["held_out_error"] = float("nan")
+    checked = replace(finished.runs_of(report)[0], kind="check")
+    assert checked.remarks == ["Few tokens."]
+
+
 def test_environments_are_compared_to_the_last_word() -> None:
     """Their ends, versions and number format, decide as much as the processor does."""
     where = "AMD EPYC, 1 thread, torch 2.13.0+cpu, transformers 5.24.0, "
@@ -92,6 +109,8 @@ def test_environments_are_compared_to_the_last_word() -> None:
     )
     assert pairs.setup_of(one).differs(pairs.setup_of(same)) == ""
     assert pairs.setup_of(one).differs(pairs.setup_of(other)) == f"environment ({where}float32; {where}bfloat16)"
+    here, there = (pairs.setup_of(made_run(model=f"/{folder}/final")) for folder in "ab")
+    assert here.differs(there) == "dense model (·a·final and ·b·final)"
     longer = finished.runs_of(made_report(environment=where + "float32", evaluated_on="text", length=32))[0]
     assert "windows" in pairs.setup_of(one).differs(pairs.setup_of(longer))
 
@@ -264,6 +283,8 @@ def test_two_runs_are_put_side_by_side() -> None:
     assert "Zero-shot accuracy, mean" not in numbers.index
     assert pairs.settings([one, two], only_different=True)["setting"].tolist() == ["method"]
     assert "sparsity" in pairs.settings([one, two])["setting"].tolist()
+    sized = made_run(plain_bytes=9, packed_bytes=5, mean_target_error=0.1, mean_rounding_error=0.2)
+    assert pairs.settings([one, sized], only_different=True).empty
 
 
 def test_models_of_different_shapes_are_refused_and_chosen_layers_are_not() -> None:
@@ -318,6 +339,12 @@ def test_drift_of_saved_runs_is_what_their_reports_say(tmp_path: Path) -> None:
     assert table["cancelled"].tolist() == pytest.approx([-0.05, -0.1, -0.15, 0.0])
 
 
+def test_drifts_of_runs_that_removed_different_amounts_are_not_ranked() -> None:
+    one, same, less = made_run(), made_run("rose"), made_run("wanda", sparsity="0.5")
+    assert drift_problem([one, same]) == ""
+    assert drift_problem([one, same, less]) == "different amounts were asked of the runs (0.7 and 0.5)"
+
+
 def test_names_say_what_tells_runs_apart() -> None:
     """Two models in one chart, or a run of a few layers among whole ones, must not look alike."""
     one, other, part = made_run(), made_run("rose", model="/models/other"), made_run(blocks=1)
@@ -328,5 +355,9 @@ def test_names_say_what_tells_runs_apart() -> None:
         "SparseGPT at 0.7 (4 × 16 tokens, seed 0)",
         "SparseGPT at 0.7 (4 × 16 tokens, seed 1)",
     ]
+    places = [replace(one, place=place) for place in ("/a/pruned", "/b/pruned", "/b/other")]
+    folders = ["a·pruned", "b·pruned", "other"]
+    assert list(finished.name_apart(places)) == [f"SparseGPT at 0.7 ({folder})" for folder in folders]
+    assert list(finished.labelled(places)) == [f"tiny · SparseGPT · 0.7 · six layers · {folder}" for folder in folders]
     table = drift_table(list(finished.name_apart([one, part]).values()))
     assert table.groupby("run")["calibration"].first().nunique() == 2  # so that the two are not called a pair

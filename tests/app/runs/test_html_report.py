@@ -1,6 +1,8 @@
 """The HTML report says what the runs say, fits in a mail, and lets nothing of a foreign run act."""
 
+import base64
 import copy
+import gzip
 import html
 import json
 import re
@@ -16,6 +18,7 @@ from app import words
 from app.figures.paper import drawings
 from app.runs import finished, html_page, html_report, pairs
 from rose import cli
+from rose.report import csv_text
 from tests.app.runs.made_reports import made_report, saved
 from tests.app.tiny_study import COLUMNAR, measured_study
 
@@ -101,11 +104,67 @@ def test_figures_that_do_not_fit_are_left_out_and_it_says_so(monkeypatch: pytest
         html_page.to_html(report)
 
 
+def test_layers_too_many_to_show_go_along_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of experts would otherwise fill the file twice, and no report of one run would be written."""
+    report = html_report.report_of(finished.runs_of(made_report()))
+    assert "All layers, six rows" in html_page.to_html(report)
+    monkeypatch.setattr(html_page, "ROWS", 5)
+    text = html_page.to_html(report)
+    assert "All layers" not in text
+    (packed,) = re.findall("<a download='layers.csv.gz' href='data:application/gzip;base64,(.*?)'>", text)
+    assert gzip.decompress(base64.b64decode(packed)).decode() == csv_text(report.layers)
+    assert len(figures(text)) == 4
+
+
+def test_a_perplexity_that_is_no_finite_number_is_told() -> None:
+    """A file holds none, and none must not read as if it had not been evaluated."""
+    runs = [
+        *finished.runs_of(made_report(evaluated_on="packaged")),
+        *finished.runs_of(made_report("rose", evaluated_on="packaged", perplexity_after=None)),
+    ]
+    said = "ROSE at 0.7 takes perplexity from 20.0 to no finite number: weights or outputs are NaN or infinite."
+    assert said in html_report.report_of(runs).findings
+    assert pairs.says_perplexities(runs) == said
+    (unknown,) = finished.runs_of(made_report(perplexity_after=None))
+    assert html_report.run_findings(unknown)[0].startswith("The held-out")
+
+
+def test_an_error_that_is_no_number_is_told_beside_the_mean_without_it() -> None:
+    report = made_report()
+    report.layers.loc[0, ["relative_error", "held_out_error"]] = float("inf")
+    said = "In one of six layers the error on calibration is no finite number, so no mean holds it."
+    assert said in html_report.report_of(finished.runs_of(report)).findings
+
+
+def test_a_task_without_accuracy_and_a_drift_that_overflowed_are_left_out(tmp_path: Path) -> None:
+    tasks = [{"task": "wikitext", "questions": 9, "accuracy": None}, {"task": "piqa", "questions": 9, "accuracy": 0.5}]
+    drift = [{"block_index": 0, "drift": float("inf"), "passed_on": 0.0, "arisen": 0.1}]
+    report = made_report(zero_shot=tasks, drift=drift)
+    (run,) = finished.runs_of(report)
+    assert finished.read_runs(str(saved(tmp_path, report)))[0].drift == run.drift == []
+    assert "SparseGPT at 0.7 answers 50.0 % correctly, the mean over one zero-shot task." in html_report.run_findings(
+        run
+    )
+    (alone,) = finished.runs_of(made_report(zero_shot=tasks[:1]))
+    assert len(html_report.report_of([alone]).drawings) == len(html_report.report_of([run]).drawings) + 1  # of drift
+    (both,) = [one for one in html_report.report_of([run]).drawings if one.alt.startswith("Bar chart of zero-shot")]
+    assert both.data["task"].tolist() == ["piqa"]
+
+
+def test_numbers_in_tables_read_as_elsewhere() -> None:
+    cells = [html_page._cell(value) for value in (0.2, 1e-5, 1234567.8, 210.0, 1e22, float("inf"), float("nan"), True)]
+    assert cells == ["0.2000", "1.000 × 10⁻⁵", "1.235 × 10⁶", "210", "1.000 × 10²²", "∞", "–", "yes"]
+
+
 def test_experts_left_dense_are_not_among_those_that_are_averaged() -> None:
     report = made_report()
     report.layers.loc[:2, ["sparsity", "relative_error", "held_out_error"]] = 0.0
     (run,) = finished.runs_of(report)
     mean = report.layers.loc[3:, "held_out_error"].mean()
+    both = pairs.pair(run, run)
+    assert both.rows("held_out_error")["first"].mean() == both.apart("held_out_error")[1]["value"].mean()
+    assert both.rows("held_out_error")["first"].mean() == pytest.approx(mean)
+    assert len(both.rows("sparsity")) == len(report.layers)
     assert pairs.NUMBERS["Mean held-out error"](run) == pytest.approx(mean)
     (finding,) = [one for one in html_report.run_findings(run) if "on average" in one]
     assert f"{words.number(mean)} on average over three layers" in finding

@@ -10,6 +10,7 @@ import pytest
 import rose
 from app import shared
 from app.runs.drift_sections import DRIFT, ORIGIN, REPAIR
+from app.runs.pairs import MOST
 from app.runs.pruning import PruningRun
 from app.study.setup import Setup
 from tests.app.runs.made_reports import made_report, saved
@@ -56,6 +57,7 @@ def test_a_run_of_the_command_line_beside_one_of_the_server(server: deque[rose.R
     server.append(made_report())
     app = open_page(PAGE, runs_path=str(saved(tmp_path / "by_hand", made_report("rose", 0.8, seed=1))))
     assert app.multiselect(key="runs").value == [BASE, OURS]
+    assert app.multiselect(key="runs").proto.max_selections == MOST
     assert "has the lower held-out error in six of six layers; on average it is 20 % lower" in titles(app)[0]
     assert "measured on different windows (see Settings)" in texts(app)  # their seeds differ
     app.segmented_control(key="runs_as").set_value("difference").run()

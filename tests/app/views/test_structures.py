@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,6 +42,24 @@ def test_costs_are_those_of_the_engine(study: Study) -> None:
     gone[channels["channel"].iloc[:20].tolist()] = False
     mlp = known.problem(known.parts[CHANNELS, 1])
     assert channels["together"].iloc[19] == pytest.approx(set_cost(mlp, gone) / mlp.energy, rel=1e-2)
+
+
+def test_the_order_of_channels_is_read_once(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each channel would take minutes where there are tens of thousands."""
+    known, reads = Structures(study), []
+    found = known.priced(known.parts[CHANNELS, 1])
+
+    class Order:
+        def __len__(self) -> int:
+            return len(found.order)
+
+        def tolist(self) -> list[int]:
+            reads.append(1)
+            return found.order.tolist()
+
+    monkeypatch.setattr(known, "priced", lambda _part: replace(found, order=Order()))
+    assert len(known.channel_costs(1)) == 96
+    assert len(reads) == 1
 
 
 def test_recoveries_and_trade_off(study: Study) -> None:
