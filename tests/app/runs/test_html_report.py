@@ -127,6 +127,9 @@ def test_a_perplexity_that_is_no_finite_number_is_told() -> None:
     assert pairs.says_perplexities(runs) == said
     (unknown,) = finished.runs_of(made_report(perplexity_after=None))
     assert html_report.run_findings(unknown)[0].startswith("The held-out")
+    then = {"layers": 2, "method": "rose", "sparsity": "0.5"}  # evaluated after both stages, not between them
+    slimmed, _ = finished.runs_of(made_report(ratio=0.2, evaluated_on="packaged", pruned=then))
+    assert pairs.says_lost(slimmed) == ""
 
 
 def test_an_error_that_is_no_number_is_told_beside_the_mean_without_it() -> None:
