@@ -79,7 +79,9 @@ def preflight(setup: Setup, skeleton: nn.Module, *, has_inputs: bool = False) ->
 def can_stream(model: str) -> bool:
     """Whether a model may be in safetensors files: those of a Hub id are not known yet."""
     path = reachable(model)
-    return model not in PACKAGED and path.suffix != ".gguf" and (not path.is_dir() or any(path.glob("*.safetensors")))
+    return model not in PACKAGED and (
+        any(path.glob("*.safetensors")) if path.is_dir() else path.suffix.lower() != ".gguf"
+    )
 
 
 def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from rose.commands import terminal
 from rose.files import beside, expand
+from rose.model.load.stored import INDEX, unused_files
 from rose.model.ship.packing import PackedSize, pack_folder, unpack_folder
 from rose.output import check_output
 
@@ -30,6 +31,8 @@ def _pack(options: argparse.Namespace, console: Console) -> None:
     size, output = _written(options, console, "Packing", "-packed", pack_folder)
     terminal.say(f"Written to {output}: {size.stored / 1e6:.1f} MB instead of {size.plain / 1e6:.1f} MB")
     terminal.say(*size.remarks())
+    if unused := unused_files(expand(options.folder)):
+        terminal.say(f"Left out, as {INDEX} does not name them: {', '.join(unused)}")
 
 
 def _unpack(options: argparse.Namespace, console: Console) -> None:

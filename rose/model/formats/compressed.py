@@ -15,6 +15,7 @@ from safetensors import safe_open
 from rose.errors import RoseError
 
 METHOD = "compressed-tensors"
+DEQUANTIZED = {"fp8", "mxfp8", "mxfp4"}  # methods of others whose weights become plain ones
 RECORDS = ("quantization_config", "compression_config", "sparsity_config")  # of a configuration; by version
 PACKED = {"weight_packed", "weight_shape", "weight_scale", "bitmask", "compressed", "row_offsets"}
 PLAIN = {"F64", "F32", "F16", "BF16"}
@@ -46,6 +47,21 @@ def strip(name: str, config: Any, folder: Path | None) -> bool:
     for field in known:
         delattr(config, field)
     return True
+
+
+def dequantize(name: str, config: Any) -> None:
+    """Lets transformers make plain weights of floats of few bits on any machine; with a GPU it would keep them.
+
+    Raises:
+        RoseError: weights that are stored by another method.
+    """
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return
+    method = found.get("quant_method")
+    if method not in DEQUANTIZED:
+        raise RoseError(f"{name} is stored in few bits by {method}, which is not read; give what it was made from.")
+    config.quantization_config = {**found, "dequantize": True}
 
 
 def _packed_tensor(folder: Path) -> str | None:

@@ -171,6 +171,12 @@ class _File:
     def reader(self, path: str) -> _Reader:
         """Stands in for `gguf.GGUFReader`, and remembers where the tensors are."""
         reader = _Reader(path)
+        parts = reader.get_field("split.count")
+        if parts is not None and (number := parts.contents()) > 1:
+            raise RoseError(
+                f"{path} is one of {number} parts of a model; join them (llama-gguf-split --merge FIRST WHOLE), and "
+                "give the whole file."
+            )
         self._tensors, self._architecture = reader.tensors, reading.read_field(reader, "general.architecture")[0]
         return reader
 

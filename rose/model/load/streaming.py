@@ -55,11 +55,23 @@ def build_streamed(
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     model.tie_weights()  # emptied one by one, they no longer are; a tied head must not count twice
     residence = BlockFiles(model, folder, dtype, scratch, finite)
+    if getattr(config, "tie_word_embeddings", False) and _are_untied(model, residence):
+        config.tie_word_embeddings = False  # the files count, as where they are loaded whole
+        return build_streamed(config, folder, dtype, trust_remote_code, scratch, finite)
     _check_head(model, residence)
     used = {key for keys in residence.keys.values() for key in keys}
     check_all_used(str(folder), model, residence.files.keys() - used)
     setattr(model, ATTRIBUTE, residence)
     return model
+
+
+def _are_untied(model: PreTrainedModel, residence: BlockFiles) -> bool:
+    """Whether the files hold differing tensors for what the configuration ties."""
+    return any(
+        tied in residence.files and not torch.equal(residence.read(tied), residence.read(residence.keys[to][0]))
+        for tied, to in model.all_tied_weights_keys.items()
+        if to in residence.keys
+    )
 
 
 def _check_head(model: PreTrainedModel, residence: BlockFiles) -> None:

@@ -153,7 +153,12 @@ def check_plain(model: nn.Module) -> None:
                 "model = model.merge_and_unload(); in diffusers: pipeline.fuse_lora(), then "
                 "pipeline.unload_lora_weights())."
             )
-        if not isinstance(module, (nn.Linear, Conv1D)) or "weight" in module._parameters:
+        if not isinstance(module, (nn.Linear, Conv1D)):
+            continue
+        if "weight" in module._parameters:
+            if module.weight.dtype.itemsize == 1:
+                kept = str(module.weight.dtype).removeprefix("torch.")
+                raise RoseError(f"{name} has weights in {kept}, which cannot be pruned; load the model dequantized.")
             continue
         if "weight_orig" in module._parameters and "weight_mask" in module._buffers:
             raise RoseError(f"{name} {MASKED}.")

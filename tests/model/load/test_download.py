@@ -142,6 +142,13 @@ def test_a_cancel_stops_a_download_and_leaves_no_half_of_it(site: Hub, tmp_path:
     assert models.identify(NAME)
 
 
+def test_weights_that_a_repository_holds_twice_come_once(site: Hub, tmp_path: Path) -> None:
+    (site.folder / "consolidated.safetensors").write_bytes(b"the same again")
+    rose.load_model(NAME, stream=True)
+    found = {path.name for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert found == {path.name for path in site.folder.glob("model*.safetensors")}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_settings_for_pictures_come_along(site: Hub, tmp_path: Path, stream: bool) -> None:
     site.folder = save_seeing(tmp_path / "seeing")

@@ -344,6 +344,12 @@ def test_not_a_gguf(content: bytes, tmp_path: Path) -> None:
     refused(tmp_path / "model.gguf", "is not a GGUF file; it may be cut off or of another format")
 
 
+def test_a_gguf_file_is_one_whatever_its_case_and_a_folder_is_none(checkpoint: Path) -> None:
+    (checkpoint / "MODEL.GGUF").write_bytes(b"GG")
+    refused(checkpoint / "MODEL.GGUF", "is not a GGUF file; it may be cut off or of another format")
+    rose.load_model(checkpoint.rename(checkpoint.with_name("folder.gguf")))
+
+
 @pytest.mark.parametrize("keep", [4, 1000, 1_000_000, -1000])
 def test_truncated_gguf(keep: int, tmp_path: Path) -> None:
     path = PACKAGED["smollm2-135m"].path()

@@ -144,7 +144,7 @@ def test_sensitivity_is_refused(tmp_path: Path) -> None:
 
 def test_quantized_weights_are_refused(tmp_path: Path) -> None:
     folder = save("llama", tmp_path)
-    change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    change_config(folder, quantization_config={"quant_method": "fp8"})
     with pytest.raises(rose.RoseError, match="holds quantized weights"):
         rose.load_model(str(folder), stream=True)
 
@@ -168,6 +168,14 @@ def test_files_that_do_not_fit(harm: Any, message: str, tmp_path: Path) -> None:
 def change_config(folder: Path, **values: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+def test_a_head_that_differs_from_what_it_is_to_be_tied_to_stays_its_own(tmp_path: Path) -> None:
+    folder = save("llama", tmp_path / "dense")
+    change_config(folder, tie_word_embeddings=True)
+    for stream in (False, True):
+        model = rose.load_model(str(folder), stream=stream)[0]
+        assert model.get_input_embeddings().weight is not model.get_output_embeddings().weight
 
 
 def test_files_that_vanish_during_a_run(tmp_path: Path) -> None:

@@ -221,12 +221,14 @@ def test_a_wrong_byte_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_pruned("llama", tmp_path / "plain")
+    (folder / "mtp.safetensors").touch()
     assert cli.main(["pack", str(folder)]) == 0
     assert cli.main(["unpack", f"{folder}-packed", "--output", str(tmp_path / "again")]) == 0
     said = capsys.readouterr().out
     first, second = re.findall(r"equal to .*; digest (\w{16})", said)
     assert first == second
     assert "matrices that have zeros or lie on a grid take 0." in said
+    assert said.count("Left out, as model.safetensors.index.json does not name them: mtp.safetensors\n") == 1
     assert cli.main(["pack", f"{folder}-packed", "--output", str(tmp_path / "twice")]) == 2
     assert cli.main(["unpack", str(folder)]) == 2
     assert cli.main(["pack", str(tmp_path)]) == 2
