@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
+from transformers.utils import logging
 
 from rose.errors import Cancelled, RoseError, is_out_of_memory
 from rose.files import as_text, reachable
@@ -56,7 +56,7 @@ from rose.output import new_folder
 from rose.report import RunReport
 from rose.wording import count
 
-logger = logging.getLogger(__name__)
+logger = getLogger(__name__)
 
 # Configuration fields that mark models which transformers cannot build, with the function that can:
 # (configuration, folder with safetensors files or None for no weights, dtype) -> model.
@@ -284,7 +284,7 @@ def _say_rounded(
     ]
     if rounded and wanted == next(iter(formats)):
         logger.warning(
-            "%s is in %s; %s in a wider format, such as %s, were rounded to it; --dtype float32 keeps all",
+            "%s is read in %s, which rounds %s stored in a wider format, such as %s; float32 keeps all",
             name, name_of(wanted), count(len(rounded), "tensor"), rounded[0],
         )  # fmt: skip
 
@@ -491,12 +491,12 @@ def _quiet() -> Iterator[None]:
     Where transformers would move a bar, by a tensor, is a `stop_point`, and while another thread loads there are some.
     """
     with _alone(), frugal_reading(), contextlib.ExitStack() as after:
-        after.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
-        if transformers_logging.is_progress_bar_enabled():
-            after.callback(transformers_logging.enable_progress_bar)
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        after.callback(transformers_logging.set_tqdm_hook, transformers_logging.set_tqdm_hook(_stoppable_bar))
+        after.callback(logging.set_verbosity, logging.get_verbosity())
+        if logging.is_progress_bar_enabled():
+            after.callback(logging.enable_progress_bar)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        after.callback(logging.set_tqdm_hook, logging.set_tqdm_hook(_stoppable_bar))
         yield
 
 

@@ -69,7 +69,7 @@ def _are_untied(model: PreTrainedModel, residence: BlockFiles) -> bool:
     """Whether the files hold differing tensors for what the configuration ties."""
     return any(
         tied in residence.files and not torch.equal(residence.read(tied), residence.read(residence.keys[to][0]))
-        for tied, to in model.all_tied_weights_keys.items()
+        for tied, to in model.get_expanded_tied_weights_keys(all_submodels=True).items()
         if to in residence.keys
     )
 

@@ -101,7 +101,9 @@ def test_the_format_is_that_of_the_weights_and_not_what_the_configuration_says(
     assert not caplog.text
     save_file(tensors | {norm: tensors[norm].float()}, path, {"format": "pt"})
     assert Network(rose.load_model(str(folder), stream=stream)[0]).dtype == torch.bfloat16
-    assert f"is in bfloat16; one tensor in a wider format, such as {norm}, rounded to it" in caplog.text
+    assert (
+        f"is read in bfloat16, which rounds one tensor stored in a wider format, such as {norm}; float32" in caplog.text
+    )
 
 
 def test_floats_of_eight_bits_are_made_plain_where_there_is_a_gpu_too(
