@@ -25,12 +25,10 @@ def report_of(run: CheckpointRun) -> Report:
     named = [f"{words.short_layer(row.name)}, {row.verdict}: {row.reason}" for row in wrong.head(NAMED).itertuples()]
     drawings = [map_of(run)] if differs(found) else []
     drawings += [figures.broken_pattern(one, layer=words.short_layer(name)) for name, one in run.excerpts.items()]
-    if "error" in found.layers:
-        rows = found.layers.dropna(subset=["error"]).sort_values(["is_wrong", "error"], ascending=False)
-        drawings += [
-            figures.compensation_bars(row, layer=words.short_layer(row["layer"]))
-            for _, row in rows.head(BARS).iterrows()
-        ]
+    drawings += [
+        figures.compensation_bars(row, layer=words.short_layer(row["layer"]))
+        for _, row in found.by_error.head(BARS).iterrows()
+    ]
     if found.summary["drift"]:
         drawings.append(drift_curve(run))
     on = f" on {request.setup.samples} × {request.setup.length} tokens of {words.text_name(request.setup.text)}"

@@ -26,6 +26,9 @@ from rose.report import finite
 from rose.verdicts import SPARSE
 from rose.wording import count, listing, percent
 
+SHOWN = 10  # layers in the table of errors
+ERRORS = {"error": "error", "mask_error": "mask alone", "possible_error": "least possible"}
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("check", help="compare a checkpoint with the dense model it was made from")
@@ -95,11 +98,23 @@ def _print(name: str, found: CheckpointCheck, caution: str) -> None:
         terminal.say(f"… and {len(wrong) - terminal.MAX_ROWS} more")
     counts = ", ".join(f"{size} {verdict}" for verdict, size in found.summary["verdicts"].items())
     terminal.say(f"{name}: {found.summary['layers']} layers; {counts}", *findings(found), *found.cautions, caution)
+    _print_errors(found.by_error)
     if found.is_sane:
         terminal.say("Nothing is wrong.")
     else:
         which = ", the worst" if len(wrong) > 1 else ","
         terminal.say(f"Wrong: {count(len(wrong), 'tensor')}{which} {wrong['name'][0]}.")
+
+
+def _print_errors(layers: pd.DataFrame) -> None:
+    """What compensation recovered, of the first `SHOWN` layers; nothing where no error is known."""
+    if layers.empty:
+        return
+    table = layers.head(SHOWN)[["layer", *ERRORS, "recovered"]].rename(columns=ERRORS)
+    table["recovered"] = [percent(share, 0) for share in table["recovered"].astype(float)]
+    terminal.print_table(table, "Errors of layers, those that are wrong first, then the highest")
+    if len(layers) > SHOWN:
+        terminal.say(f"… and {len(layers) - SHOWN} more, which --json FILE.json has")
 
 
 def _of_draw(name: str, options: argparse.Namespace, found: CheckpointCheck) -> str:

@@ -78,6 +78,12 @@ class CheckpointCheck:
         return table.iloc[rank.argsort(kind="stable")].reset_index(drop=True)
 
     @property
+    def by_error(self) -> pd.DataFrame:
+        """Rows of the layers whose error is known: those that are wrong first, then the highest error."""
+        table = self.layers if "error" in self.layers else self.layers.assign(error=nan)
+        return table.dropna(subset=["error"]).sort_values(["is_wrong", "error"], ascending=False)
+
+    @property
     def cautions(self) -> list[str]:
         """How far the numbers can be trusted, a sentence each; see `rose.verdicts.cautions`."""
         table = self.layers[["layer", "columns"]].copy()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -382,3 +383,21 @@ def test_who_was_calibrated_on_other_windows_is_told_so(tmp_path: Path) -> None:
     assert "4 × 16 tokens of text.txt, seed 0, 2 held out. " in said
     said = says_other_draw(tmp_path, drawn | {"bos_token": 1})
     assert "2 held out, without a beginning-of-sequence token in front. " in said
+
+
+def test_the_command_shows_ten_layers_those_that_are_wrong_first(tmp_path: Path, capsys: Any) -> None:
+    dense, odd = save_tiny_llama(tmp_path / "dense", blocks=2), NAME(0, "mlp.up_proj")
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"The quick brown fox jumps over {number} lazy dogs." for number in range(40)))
+    model, tokenizer = rose.load_model(str(dense))
+    with torch.no_grad():
+        for layer in rose.prunable_layers(model):
+            layer.write(compensate(layer.weight, 0.3 if layer.name == odd else 0.5))
+    rose.save_model(model, tokenizer, tmp_path / "pruned")
+    drawn = ["--calibration", str(text), "--samples", "2", "--length", "32", "--methods", "magnitude"]
+    assert cli.main(["check", str(dense), str(tmp_path / "pruned"), *drawn]) == 1
+    table = capsys.readouterr().out.partition("Errors of layers")[2]
+    names = re.findall(r"(\d\S+_proj)", table.partition("…")[0])
+    assert names[0] == odd.removeprefix("model.layers.")
+    assert len(names) == 10
+    assert "… and 4 more, which --json FILE.json has" in table
