@@ -305,6 +305,8 @@ def _further(run: CheckpointRun) -> None:
             )
             label = "Layer sensitivity: restore each layer alone"
             st.page_link("views/damage.py", label=label, query_params=restore, icon=":material/healing:")
+        else:
+            st.caption("Your text and Layer sensitivity take folders of the model chosen on Start.")
 
 
 draw()

@@ -30,7 +30,7 @@ from rose.model.run.checkpoint import begun_with
 from rose.model.tune.kept import PRUNED
 from rose.model.tune.loss import LOSSES
 from rose.model.tune.parts import Parts
-from rose.model.tune.task import TuneReport, TuneSettings, TuneTask, check_memory, check_pair
+from rose.model.tune.task import TuneReport, TuneSettings, TuneTask, TuningProgress, check_memory, check_pair
 from rose.model.tune.tuning import RATE
 from rose.model.workers import Workers
 from rose.report import removed_fraction, report_beside
@@ -215,12 +215,19 @@ def _follow(make: Callable[[], Parts], console: Console, checkpoint: Path | None
     try:
         tuner = make()
         with terminal.bar(console, "Tuning") as follow:
-            tuner.run(lambda progress: follow(progress, "Tuning"), checkpoint)
+            tuner.run(lambda progress: follow(progress, _says(progress)), checkpoint)
     except (Exception, KeyboardInterrupt) as problem:
         if Workers.here().count > 1 and not isinstance(problem, (rose.RoseError, KeyboardInterrupt)):
             raise  # in this process alone: the others would wait for it
         stopped = problem
     return Tuned(tuner.report() if tuner and tuner.is_begun else None, stopped)
+
+
+def _says(progress: rose.Progress) -> str:
+    """What is done, and the held-out perplexity at the last look, if there are held-out windows."""
+    curve = progress.curve if isinstance(progress, TuningProgress) else ()
+    loss = curve[-1].held_out if curve else None
+    return "Tuning" if loss is None else f"Tuning, held-out perplexity {math.exp(min(loss, 700)):.2f}"  # no overflow
 
 
 def _say_tuned(found: TuneReport) -> None:

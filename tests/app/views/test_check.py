@@ -149,7 +149,7 @@ def test_with_tokens_it_says_what_compensation_recovered_and_other_pages_take_it
 
 
 def test_where_all_layers_agree_a_sentence_says_so_in_place_of_a_map(
-    setup: Setup, folder: Path, tmp_path: Path
+    setup: Setup, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer = rose.load_model(str(folder))
     rose.save_model(model, tokenizer, tmp_path / "same")
@@ -159,6 +159,10 @@ def test_where_all_layers_agree_a_sentence_says_so_in_place_of_a_map(
     assert set(app.main.dataframe[0].value["pattern"]) == {"no pattern"}
     assert not figures(app)
     assert "<figure " not in to_html(check_report.report_of(run))
+    why = "Your text and Layer sensitivity take folders of the model chosen on Start."
+    assert why not in texts(app)
+    monkeypatch.setattr(checked, "folder_of", lambda _request: "")  # as of a Hub id
+    assert why in texts(app.run())
 
 
 def test_samples_longer_than_the_models_positions_are_refused_before_any_work(

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import LlamaConfig
 
 import rose
 from rose import cli
+from rose.commands import terminal
 from rose.commands.tune import draw_texts
 from rose.files import digest, write_tensors
 from rose.interrupt import CANCELLED
@@ -635,7 +637,8 @@ def test_a_copy_whose_tuning_was_cancelled_is_written_and_says_so(tmp_path, monk
         assert report.summary["mean_relative_error"] == report.stages[0].layers["relative_error"].mean()
 
 
-def test_commands_tune_and_say_what_they_did(tmp_path, capsys):
+def test_commands_tune_and_say_what_they_did(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "MINUTE", 0)
     tiny = str(save_tiny_llama(tmp_path / "dense"))
     text, other = tmp_path / "text.txt", tmp_path / "other.txt"
     text.write_text(" ".join(f"The quick brown fox jumps over {number} lazy dogs." for number in range(40)))
@@ -647,7 +650,9 @@ def test_commands_tune_and_say_what_they_did(tmp_path, capsys):
     assert cli.main([*prune, *evaluated]) == 0
     assert json.loads((pruned / "report.json").read_text())["summary"]["tuned"]["steps"] >= 1
     assert cli.main(["tune", str(pruned), "--dense", tiny, *windows, *evaluated, "--output", str(tuned)]) == 0
-    assert "weights are zero, as before" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "weights are zero, as before" in said.out
+    assert re.search(r"Tuning, held-out perplexity \d+\.\d\d: \d+ of", said.err)
     summary = json.loads((tuned / "report.json").read_text())["summary"]
     assert summary["tuned"]["dense"] == tiny
     assert None not in (summary["perplexity_after"], summary["tuned"]["perplexity_before"])
