@@ -122,8 +122,8 @@ def damage_scatter(
         needs = f"{words.word(FEWEST)} units that each {does}"
         raise RoseError(f"Comparing {name} with sensitivity takes {needs}; {known}. Measure more.")
     figure = go.Figure()
-    looks = palette.projection_styles(list(dict.fromkeys(rows["projection"])))
-    for projection, part in shown.groupby("projection", sort=False):
+    looks = palette.projection_styles(list(dict.fromkeys(rows["projection"].map(overview.map_row))))
+    for projection, part in shown.groupby(shown["projection"].map(overview.map_row), sort=False):
         spread, cost = part["standard_error"].fillna(0.0), part["damage"]
         down = np.minimum(spread, 0.9 * cost)  # a logarithmic axis has no 0
         hover = f"%{{customdata[0]}}<br>{name} %{{x:.4g}}<br>sensitivity %{{y:.4g}} ± %{{customdata[1]}} nats"
@@ -161,7 +161,7 @@ def damage_scatter(
     caption = _caption(rows, shown, unit, found, restore=restore)
     table = rows[["unit", "block_index", "projection", predictor, "damage", "standard_error"]].reset_index(drop=True)
     alt = f"Scatter chart of {name} against sensitivity"
-    legend = shown["projection"].nunique() > 1 or len(chosen) > 0
+    legend = len(figure.data) > 1
     frame = {"x": axis, "y": "sensitivity, nats per token", "height": 520, "legend": legend}
     return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
 

@@ -18,6 +18,7 @@ from rose import RoseError
 LABEL_LINE = 20  # pixels from one line of text to the next
 LEADER = 22  # pixels from the end of a line to its label
 CHARACTER = 7.6  # pixels, of text in FONT_SIZE, on the wide side
+SVG_MARKS = 4000  # of one series
 PLOT_WIDTH = 700  # pixels of a plot, on the narrow side: on wider ones names are only further apart
 LINE_ROOM = 2  # pixels from the middle of a line to a name beside it
 MARK_SIZE = 8  # pixels from the middle of a mark to its edge
@@ -49,9 +50,12 @@ def lines(
 
 
 def points(figure: go.Figure, x: Any, y: Any, look: Style, hover: str, *, size: float = 9, **more: Any) -> None:
-    """Marks in their colour and symbol."""
+    """Marks in their colour and symbol; very many are drawn by WebGL, as a page of so many SVG elements crawls, and so is
+    what comes after them, which would else lie below."""
     marker = {"color": look.colour, "symbol": look.symbol, "size": size} | more.pop("marker", {})
-    figure.add_scatter(x=x, y=y, marker=marker, **({"mode": "markers", "name": look.label} | _hover(hover) | more))
+    is_gl = len(x) > SVG_MARKS or any(trace.type == "scattergl" for trace in figure.data)
+    add = figure.add_scattergl if is_gl else figure.add_scatter
+    add(x=x, y=y, marker=marker, **({"mode": "markers", "name": look.label} | _hover(hover) | more))
 
 
 def rings(figure: go.Figure, x: Any, y: Any, name: str, *, size: float = 20, colour: str = MARK, **more: Any) -> None:

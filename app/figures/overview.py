@@ -194,7 +194,8 @@ def _dead(figure: go.Figure, table: pd.DataFrame) -> str:
     if rows.empty:
         return ""
     cross, edge = palette.Style("#ffffff", "dead columns", symbol="x"), {"line": {"width": 1.5, "color": "#1a1c22"}}
-    marks.points(figure, rows["block_index"], rows["projection"], cross, "", size=7, marker=edge, showlegend=False)
+    cells = rows.drop_duplicates(["block_index", "projection"])
+    marks.points(figure, cells["block_index"], cells["projection"], cross, "", size=7, marker=edge, showlegend=False)
     says = f" {words.sentence(words.count(len(rows), 'layer'))} {'has' if len(rows) == 1 else 'have'} dead columns"
     known = rows.dropna(subset=["live_range"]) if "live_range" in rows else rows.head(0)
     if known.empty:
@@ -317,7 +318,8 @@ def gain_scatter(
 ) -> Drawing:
     """Relative range of every layer against what two-level order gains there, held-out where that was measured.
 
-    `projections` are all of the model, so that each looks the same whatever the table was filtered by.
+    `projections` are all of the model, so that each looks the same whatever the table was filtered by. All experts look
+    alike: hundreds of colours would tell nothing.
     """
     held = "held_out_gain" in table and table["held_out_gain"].notna().any()
     column = "held_out_gain" if held else "gain"
@@ -326,9 +328,10 @@ def gain_scatter(
         raise RoseError(
             "No layer here has both a relative range and a gain; measure more layers, or use fewer filters."
         )
-    looks = palette.projection_styles(list(dict.fromkeys([*projections, *table["projection"]])))
-    figure = go.Figure()
-    for projection, part in rows.groupby("projection", sort=False):
+    kinds = rows["projection"].map(map_row)
+    every = map(map_row, [*projections, *table["projection"]])
+    looks, figure = palette.projection_styles(list(dict.fromkeys(every))), go.Figure()
+    for projection, part in rows.groupby(kinds, sort=False):
         x, y, look = part["relative_range"], part[column], looks[str(projection)]
         hover, pale = "%{customdata}<br>relative range %{x:.3f}<br>error saved %{y:.1%}", {"opacity": 0.85}
         marks.points(figure, x, y, look, hover, size=10, marker=pale, customdata=part["layer"])

@@ -145,6 +145,8 @@ class Study:
         self._live_ranges: dict[str, float] = {}
         self._layers: dict[str, tuple[PrunableLayer, rose.InputStatistics, rose.InputStatistics | None]] = {}
         self._memory: OrderedDict[Any, Any] = OrderedDict()
+        self._version = 0  # of the measurements
+        self._tables: dict[str, tuple[Any, Any]] = {}  # the latest of each kind, and what it was made of
         self._may_recall = recall
         self.go_on = False  # with the other layers where one cannot be measured
         self._failed_at: str | None = None
@@ -213,6 +215,7 @@ class Study:
                 self._records.setdefault(record.layer, []).append(record)
             self._condition = dict(self.kept.condition) if self.kept else {}
             self.layer_names = list(self._records)
+            self._version += 1
         return self.kept is not None
 
     def _place_statistics(self, model: nn.Module) -> None:
@@ -223,6 +226,7 @@ class Study:
         with self._lock:
             for name, one in kept.calibration.items():
                 self._layers[name] = (layers[name], one, kept.held_out.get(name))
+            self._version += 1
 
     def _measure(self, block: BlockStatistics, kept: BlockStatistics, job: Job) -> None:
         with self._lock:
@@ -253,6 +257,7 @@ class Study:
                     self._condition[layer.name] = conditions[id(statistics)]
             with self._lock:
                 self._layers[layer.name] = (layer, kept.calibration[layer.name], kept.held_out.get(layer.name))
+                self._version += 1
 
     def _measure_layer(
         self, layer: PrunableLayer, statistics: rose.InputStatistics, held_out: rose.InputStatistics | None
@@ -279,8 +284,20 @@ class Study:
         with self._lock:
             return [record for records in self._records.values() for record in records]
 
+    def _latest(self, kind: str, key: Any, compute: Callable[[], T]) -> T:
+        """As `remember`, for what pages ask for whenever they are drawn; made anew after each measurement.
+
+        With thousands of experts each takes a second. Only the last is kept: all would fill the memory.
+        """
+        made_of = (self._version, key)  # before it is made: a layer may be measured meanwhile
+        found = self._tables.get(kind)
+        if found is None or found[0] != made_of:
+            found = self._tables[kind] = (made_of, compute())
+        return found[1]
+
     def records(self) -> pd.DataFrame:
-        return records_table(self.all_records())
+        """All measurements so far; do not change the table, which others see too."""
+        return self._latest("records", None, lambda: records_table(self.all_records()))
 
     def overview(self, threshold: float) -> pd.DataFrame:
         """One row per layer so far: relative range, columnar or not under this threshold, variation of column losses,
@@ -290,8 +307,11 @@ class Study:
         two-level order whether columnar or not, ROSE (two-level where columnar under this threshold), and ROSE global.
         `gain` is the share of SparseGPT's error that two-level order saves (above 0: better), `held_out_gain` the same
         on held-out inputs. `live_range` is the relative range without dead columns, NaN where a layer has none.
-        `cautions` are those of `rose.verdicts`.
+        `cautions` are those of `rose.verdicts`. Do not change the table, which others see too.
         """
+        return self._latest("overview", threshold, lambda: self._overview(threshold))
+
+    def _overview(self, threshold: float) -> pd.DataFrame:
         table = self.records()
         keys = ["layer", "block_index", "projection", "rows", "columns", "relative_range", "dead_columns", "damping"]
         keys += ["column_variation", "tokens", "is_damping_raised"]
@@ -319,9 +339,12 @@ class Study:
 
         First of all what is to be said of the calibration text.
         """
-        table = self.records()
-        own = cautions(table if layer is None else table[table["layer"] == layer])
-        return [*self.calibration.cautions, *own]
+
+        def own() -> list[str]:
+            table = self.records()
+            return cautions(table if layer is None else table[table["layer"] == layer])
+
+        return [*self.calibration.cautions, *self._latest("cautions", layer, own)]
 
     def most_columnar(self) -> str | None:
         records = self.all_records()

@@ -174,7 +174,8 @@ def listed(layers: Sequence[str]) -> str:
 
 
 def filtered(table: pd.DataFrame) -> pd.DataFrame:
-    kinds = list(dict.fromkeys(table["projection"]))
+    rows = table["projection"].map(figures.map_row)
+    kinds = list(dict.fromkeys(rows))
     last = int(table["block_index"].max())
     with st.expander("Filter the layers below", icon=":material/filter_alt:"):
         one, two, three = st.columns(3)
@@ -188,7 +189,7 @@ def filtered(table: pd.DataFrame) -> pd.DataFrame:
     gain = table["held_out_gain"].fillna(table["gain"])
     keep = table["block_index"].between(low, high) & table["relative_range"].between(*ranges)
     if projections:
-        keep &= table["projection"].isin(projections)
+        keep &= rows.isin(projections)
     if sign:
         keep &= (gain > 0) == (sign == "above 0")
     if dead:

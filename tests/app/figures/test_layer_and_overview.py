@@ -9,7 +9,18 @@ import pytest
 import torch
 
 import rose
-from app.figures import comparison, hessian, layer_strips, losses, order_picture, overview, palette, style, weight_maps
+from app.figures import (
+    comparison,
+    hessian,
+    layer_strips,
+    losses,
+    marks,
+    order_picture,
+    overview,
+    palette,
+    style,
+    weight_maps,
+)
 
 ALL = [f"model.layers.{b}.{p}" for b in range(5) for p in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")]
 
@@ -75,6 +86,20 @@ def test_experts_share_a_row_by_their_largest_value() -> None:
     frame = [shape for shape in drawing.figure.layout.shapes if shape.type == "rect"]
     assert [(frame[0].x0, frame[0].y0, frame[0].y1)] == [(-0.5, 0.5, 1.5)]
     assert len(drawing.data) == 8  # the download has every expert
+
+
+def test_experts_share_a_colour_and_a_cross() -> None:
+    table = expert_table().assign(gain=0.1, dead_columns=3)
+    drawn = overview.gain_scatter(table).figure.data
+    assert [one.name for one in drawn] == ["self_attn.o_proj", "mlp.experts.*.gate_proj", "dead columns"]
+    assert len(drawn[1].customdata) == 6
+    drawing = overview.model_map(table)
+    cross = next(trace for trace in drawing.figure.data if trace.name == "dead columns")
+    assert len(cross.x) == 4
+    assert "Eight layers have dead columns" in drawing.caption
+    many = pd.concat([table.iloc[1:2]] * (marks.SVG_MARKS + 1), ignore_index=True)
+    assert {trace.type for trace in overview.gain_scatter(many).figure.data} == {"scattergl"}
+    assert {trace.type for trace in drawn} == {"scatter"}
 
 
 def test_experts_one_by_one_have_an_axis() -> None:

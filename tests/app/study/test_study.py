@@ -168,6 +168,26 @@ def test_a_first_layer_finished_while_the_table_is_made_is_no_row_of_it(
     assert study.overview(0.5).empty
 
 
+def test_tables_are_made_anew_only_where_a_layer_came_or_the_threshold_moved(
+    study: Study, setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert study.records() is study.records()
+    table = study.overview(0.5)
+    assert study.overview(0.5) is table
+    assert study.overview(0.6) is not table
+    with monkeypatch.context() as patch:
+        patch.setattr(study_module, "cautions", lambda _: ["said"])
+        other = Study(setup, load, study.calibration)
+        assert other.cautions() == [*study.calibration.cautions, "said"]
+        patch.setattr(study_module, "cautions", lambda _: ["said again"])
+        assert other.cautions()[-1] == "said"
+        assert other.cautions(LAYER)[-1] == "said again"
+    assert other.overview(0.5).empty
+    finish(other)
+    assert other.overview(0.5).equals(table)
+    assert other.cautions() == study.cautions()
+
+
 def test_two_setups_share_a_calibration(
     study: Study, setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
