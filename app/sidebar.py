@@ -5,6 +5,7 @@ from dataclasses import replace
 import streamlit as st
 
 from app import components, session, shared, words
+from app.runs import race_of_solvers
 from app.study import form, preflight
 from app.study.setup import Setup
 from app.study.study import Study
@@ -29,14 +30,20 @@ def draw(page: str) -> None:
             return
         if study.layer_names:
             _follow_layer(study)
-        if chooses:
+        if study.layer_names and (chooses or (page == "prune" and _races())):
             _choose_layer(study)
+        if chooses:
             _choose_sparsity(study)
         if page in OF_ANOTHER_MODEL and study.job.status == "running":  # or it would stop, as if nobody watched
             st.caption(f"Layers of **{words.plain(study.setup.model)}**")
             _status(study)
         elif page not in (START, *OF_ANOTHER_MODEL):
             _status(study)
+
+
+def _races() -> bool:
+    """Whether the page Prune shows the race of solvers, which is run on the chosen layer."""
+    return st.session_state.get("prune_view", st.query_params.get("prune_view")) == race_of_solvers.TITLE
 
 
 def _setup(setup: Setup, *, is_measured: bool, with_sparsity: bool) -> None:

@@ -7,6 +7,7 @@ from app.components.needs import (
     START_PAGE,
     begin_restored,
     can_have_inputs,
+    left_out,
     require_layer,
     require_study,
     require_weights,

@@ -9,9 +9,10 @@ from app.components.said import error, info, warning
 from app.components.work import job_status, live, while_running
 from app.study.preflight import asked_of_hub
 from app.study.study import Study
-from app.words import short_layer
+from app.words import count, sentence, short_layer
 
 START_PAGE = "views/start.py"
+FAILED_NAMED = 5  # layers
 
 
 def require_study(what: str) -> Study:
@@ -130,6 +131,14 @@ def while_measured(study: Study, draw: Callable[[], None]) -> None:
         while_running(study.job, follow, 2.0)
     else:
         live(follow, None)
+
+
+def left_out(study: Study) -> None:
+    """Why layers could not be measured: of the first few, as hundreds of experts may fail alike."""
+    for layer, why in list(study.failed.items())[:FAILED_NAMED]:
+        error(f"{short_layer(layer)} could not be measured: {why}")
+    if (more := len(study.failed) - FAILED_NAMED) > 0:
+        error(f"{sentence(count(more, 'other layer'))} could not be measured either.")
 
 
 def study_status(study: Study, key: str) -> None:

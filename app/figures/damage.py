@@ -59,7 +59,8 @@ def damage_bars(
     caption = overview.range_of(words.sentence(name), rows.set_index("unit")[value])
     columns, whiskers = ["unit", "block_index", value], {}
     if value == "damage":
-        caption += " Whiskers: one standard error over windows."
+        if rows["standard_error"].notna().any():  # of one window there is none
+            caption += " Whiskers: one standard error over windows."
         columns.append("standard_error")
         reach = {"array": rows["standard_error"], "thickness": 1, "width": 3, "color": palette.INKS[theme].muted}
         whiskers = {"error_y": reach}

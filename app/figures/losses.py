@@ -82,7 +82,7 @@ def block_loss_bars(
         figure.add_hline(y=(1 - plan.threshold) * largest, line=marks.dashed(theme))
     sign = "above" if plan.is_columnar else "not above"
     verdict = "Columnar" if plan.is_columnar else "Not columnar"
-    finding = f"{verdict}: relative range {plan.relative_range:.3f}, {sign} {plan.threshold:.2f}"
+    finding = f"{verdict}: relative range {plan.relative_range:.3f}, {sign} {plan.threshold:g}"
     hatched = f"; hatched: only {int(widths.min())} columns wide" if uneven else ""
     what = (
         f"{words.sentence(unit)}{words.of(layer)}, blocks of {int(widths.max())} columns{hatched}; columnar if a bar "

@@ -50,8 +50,10 @@ def lines(
 
 
 def points(figure: go.Figure, x: Any, y: Any, look: Style, hover: str, *, size: float = 9, **more: Any) -> None:
-    """Marks in their colour and symbol; very many are drawn by WebGL, as a page of so many SVG elements crawls, and so is
-    what comes after them, which would else lie below."""
+    """Marks in their colour and symbol; very many are drawn by WebGL, as a page of so many SVG elements crawls.
+
+    So is what comes after them, which would else lie below.
+    """
     marker = {"color": look.colour, "symbol": look.symbol, "size": size} | more.pop("marker", {})
     is_gl = len(x) > SVG_MARKS or any(trace.type == "scattergl" for trace in figure.data)
     add = figure.add_scattergl if is_gl else figure.add_scatter

@@ -118,7 +118,7 @@ def model_map(
         which = f"every expert's {experts.rpartition('.')[2]}"
     what = f"{known.label} of {which}"
     if name == "relative_range" and every["value"].notna().any():
-        what += f"; ringed: columnar, above {threshold:.2f}"
+        what += f"; ringed: columnar, above {threshold:g}"
         ringed = placed[placed["value"] > threshold].drop_duplicates(["block_index", "projection"])
         if len(ringed):
             size = 11 if grid.shape[1] <= 20 else 8
@@ -261,6 +261,8 @@ def _map_finding(rows: pd.DataFrame, name: str, known: Metric, threshold: float,
         return f"{who} has {which} than SparseGPT on {style.some(better)} of {of_layers}, more on {style.some(worse)}"
     top = measured.loc[measured["value"].idxmax()]
     finding = f"{known.label} is highest in {words.short_layer(top['layer'])}, {known.text(top['value'])}"
+    if not measured["value"].any():
+        finding = f"{known.label} is 0 in {words.out_of(len(measured), len(measured), 'layer')}"
     if name != "relative_range":
         return finding
     return f"{finding}; {where_layers(measured[measured['value'] > threshold], 'columnar', block)}"
@@ -281,6 +283,8 @@ def where_layers(rows: pd.DataFrame, what: str, block: str = "decoder block") ->
 
 def range_of(label: str, values: pd.Series, text: Callable[[float], str] = words.number) -> str:
     """A sentence with the lowest, the highest and the median value; the index names layers or decoder blocks."""
+    if len(values) == 1:
+        return f"{label} is {text(values.iloc[0])} in {words.short_layer(str(values.index[0]))}."
     ends = [
         (text(values.iloc[at]), words.short_layer(str(values.index[at]))) for at in (values.argmin(), values.argmax())
     ]
@@ -344,15 +348,15 @@ def gain_scatter(
     figure.add_vline(x=threshold, line=marks.dashed(theme))
     figure.add_hline(y=0, line={"color": ink.text, "width": 1.5})
     where = {"x": threshold, "y": 1, "yref": "paper", "yanchor": "bottom"}  # above the plot: inside it covers marks
-    marks.note(figure, f"columnar above {threshold:.2f}", theme, **where)
+    marks.note(figure, f"columnar above {threshold:g}", theme, **where)
     figure.update_xaxes(range=[-0.02, 1.04], zeroline=False)
     figure.update_yaxes(tickformat=style.PERCENT, zeroline=False, rangemode="normal")  # marks at 0 are whole
     better = rows[rows[column] > 0]
     columnar = rows[rows["relative_range"] > threshold]
     both = int((better["relative_range"] > threshold).sum())
     saved = "held-out error" if held else "error"
-    finding = f"Two-level order lowers the {saved} of {style.some(len(better))} of {words.count(len(rows), 'layer')}"
-    if len(better) and len(columnar):
+    finding = f"Two-level order lowers the {saved} of {words.out_of(len(better), len(rows), 'layer')}"
+    if len(better) and len(columnar) and len(rows) > 1:
         finding += f", {words.out_of(both, len(columnar), 'columnar layer')} among them"
     what = f"{words.sentence(saved)} saved against SparseGPT by two-level order, columnar or not; one mark a layer"
     caption = _gain_caption(rows, columnar, column)
@@ -365,17 +369,17 @@ def gain_scatter(
 def _gain_caption(rows: pd.DataFrame, columnar: pd.DataFrame, column: str) -> str:
     """What columnar and other layers gain on average, the two extremes, and the rank correlation."""
 
-    def mean(part: pd.DataFrame) -> str:
-        found = verdicts.mean_ratio(pd.Series(1.0, part.index), 1 - part[column])
-        return "–" if found is None else words.percent(1 - found.value)
-
     others = rows.drop(columnar.index)
+    means = []
+    for part, noun in ((columnar, "columnar layer"), (others, "other" if len(columnar) else "layer")):
+        if found := verdicts.mean_ratio(pd.Series(1.0, part.index), 1 - part[column]):
+            moved = verdicts.says_change(found.value, 1.0, "SparseGPT's", "")
+            means.append(f"{moved} in {words.count(len(part), noun)}")
     best, worst = rows.loc[rows[column].idxmax()], rows.loc[rows[column].idxmin()]
-    text = (
-        f"It saves {mean(columnar)} on average in {words.count(len(columnar), 'columnar layer')} and {mean(others)} in "
-        f"{words.count(len(others), 'other')}; most in {words.short_layer(best['layer'])} "
-        f"({words.percent(float(best[column]))}), least in {words.short_layer(worst['layer'])} "
-        f"({words.percent(float(worst[column]))})."
+    text = f"On average its error is {' and '.join(means)}. " if means else ""
+    text += (
+        f"It saves most in {words.short_layer(best['layer'])} ({words.percent(float(best[column]))}), least in "
+        f"{words.short_layer(worst['layer'])} ({words.percent(float(worst[column]))})."
     )
     ranked = verdicts.rank_correlation(rows["relative_range"], rows[column])
     return text if ranked is None else f"{text} {verdicts.says_correlation('Relative range', 'this gain', ranked)}."
@@ -400,7 +404,7 @@ def range_bars(
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(range=[0, 1])
     finding = f"{names.iloc[0]} has the highest relative range, {texts.iloc[0]}"
-    what = f"Relative range of {words.count(len(rows), 'layer')}; dashed: threshold {threshold:.2f}"
+    what = f"Relative range of {words.count(len(rows), 'layer')}; dashed: threshold {threshold:g}"
     caption = (
         f"From {texts.iloc[0]} ({names.iloc[0]}) to {texts.iloc[-1]} ({names.iloc[-1]}), median "
         f"{words.number(float(rows['value'].median()))}."

@@ -109,6 +109,8 @@ def _strongest_column(magnitude: np.ndarray) -> tuple[str, str]:
     """The finding and the sentence about the input channel with the largest sum of |W|."""
     sums = magnitude.sum(0, dtype=np.float64)
     best, median = int(sums.argmax()), float(np.median(sums))
+    if not sums[best]:
+        return "All weights are 0", "no input channel has a weight"
     times = sums[best] / median if median > 0 else float("inf")
     share = sums[best] / sums.sum() if sums.sum() > 0 else 0.0
     strongest = (
@@ -150,6 +152,8 @@ def potential_loss_map(plan: OrderPlan, *, layer: str = "", **look: Any) -> Draw
     worst = int(per_column.argmax())
     total, importance = float(values.sum(dtype=np.float64)), float(plan.importance.double().sum())
     finding = f"Block {worst} would lose most, {words.number(float(per_column[worst]))} per column"
+    if not total:
+        finding = "No block would lose anything"
     what = f"Potential loss L{words.of(layer)} at sparsity {plan.pattern}: S where pre-pruning removes, else 0"
     caption = (
         f"Pre-pruning would remove {words.percent(total / importance if importance else 0)} of all importance; the "
@@ -176,6 +180,8 @@ def prepruning_mask(plan: OrderPlan, *, layer: str = "", theme: Theme = "light",
         f"Input channel {spared} would lose {words.percent(float(per_column[spared]))} of its weights, channel {hit} "
         f"{words.percent(float(per_column[hit]))}"
     )
+    if not removed:
+        finding = "No weight would go"
     what = f"Pre-pruning mask{words.of(layer)} at sparsity {plan.pattern}, weights removed"
     share = words.percent(removed / mask.size)
     caption = f"{words.whole(removed)} of {words.whole(mask.size)} weights ({share}) would go."

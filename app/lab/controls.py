@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from app import components
@@ -43,6 +45,19 @@ def choose_orders(key: str, default: list[str]) -> list[str]:
     )
     seeds = [f"random:{seed}" for seed in range(SEEDS)]
     return [order for name in chosen for order in (seeds if name == "random" else [name])]
+
+
+def choose_error(study: Study, layer: str, key: str) -> str:
+    """Which tokens errors are on: held-out ones first, where there are any."""
+    held_out = {"held_out": "Held-out"} if study.held_out_statistics(layer) is not None else {}
+    return components.choose("Error on", held_out | {"calibration": "Calibration"}, key)
+
+
+def of_error(table: pd.DataFrame, error_on: str, layer: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The table with the error on these tokens as `relative_error`, and the look of a figure that says so."""
+    look = components.look(layer)
+    look["layer"] += f" on {'held-out' if error_on == 'held_out' else 'calibration'} tokens"
+    return table.assign(relative_error=table["held_out_error"]) if error_on == "held_out" else table, look
 
 
 def with_natural(orders: Sequence[str]) -> list[str]:

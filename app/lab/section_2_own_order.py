@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import Any
 
 import streamlit as st
@@ -26,8 +27,6 @@ from app.lab.sweeps import (
 from app.study.study import Study
 from rose import verdicts
 from rose.layer.order import order_names, visited_blocks
-
-TILE: dict[str, Any] = {"border": True, "height": "stretch", "delta_arrow": "off"}
 
 
 def own_state(study: Study, layer: str, plan: rose.OrderPlan) -> dict[str, Any]:
@@ -77,9 +76,8 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         against = [("SparseGPT", base), ("natural order", natural), ("two-level order", ordered)]
         against = against[1:] if base.sweep.key == natural.sweep.key else against
         tiles = st.columns(1 + len(against))
-        tiles[0].metric("Your order", f"{yours.error:.5f}", *against_base(yours, base), **TILE)
-        for tile, (name, other) in zip(tiles[1:], against, strict=True):
-            tile.metric(words.sentence(name), f"{other.error:.5f}", *against_base(other, base), **TILE)
+        for place, (name, one) in zip(tiles, [("your order", yours), *against], strict=True):
+            tile(place, words.sentence(name), one, base)
         # Where nothing has been moved, the order is still the named one.
         results = {one.sweep.run_name: one.result for one in (natural, ordered)} | {"custom": yours.result}
         look, marked = components.look(layer), block if state["base"] in WHOLE_BLOCK_ORDERS else None
@@ -92,16 +90,27 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         components.show(order_picture.order_picture(plan, order, marked_block=marked, **look), "lab-own-picture")
 
 
-def against_base(one: Outcome, base: Outcome) -> tuple[str, Any]:
-    """The final error against SparseGPT's, which all per cent here are of, and the colour of that.
+def tile(place: DeltaGenerator, name: str, one: Outcome, base: Outcome) -> None:
+    """The final error on held-out tokens, where there are any, and in small that on calibration tokens."""
+    is_base, errors = one.sweep.key == base.sweep.key, [(one.error, base.error)]
+    if not isnan(one.held_out_error):
+        errors.insert(0, (one.held_out_error, base.held_out_error))
+    (error, reference), *other = errors
+    change = times(error, reference) - 1
+    colour: Any = "off" if abs(change) <= verdicts.SAME or is_base else "green" if change < 0 else "red"
+    with place.container(border=True, height="stretch"):
+        st.metric(name, f"{error:.5f}", against_base(error, reference, is_base), colour, delta_arrow="off")
+        for error, reference in other:
+            st.caption(f"Calibration: {error:.5f}, {against_base(error, reference, is_base)}")
+
+
+def against_base(error: float, reference: float, is_base: bool) -> str:
+    """The final error against SparseGPT's, which all per cent here are of.
 
     "21.1 % less": a tile has no room for its name, which the one beside it bears.
     """
-    if one.sweep.key == base.sweep.key:
-        return "SparseGPT", "off"
-    change = times(one.error, base.error) - 1
-    colour = "off" if abs(change) <= verdicts.SAME else "green" if change < 0 else "red"
-    return verdicts.says_change(one.error, base.error, "SparseGPT", "").removesuffix(" than SparseGPT"), colour
+    said = verdicts.says_change(error, reference, "SparseGPT", "").removesuffix(" than SparseGPT")
+    return "SparseGPT" if is_base else said
 
 
 def own_controls(plan: rose.OrderPlan, state: dict[str, Any]) -> tuple[int | None, str]:

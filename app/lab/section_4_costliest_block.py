@@ -8,7 +8,7 @@ from streamlit.delta_generator import DeltaGenerator
 import rose
 from app import components, words
 from app.figures import order_lab as figures
-from app.lab.controls import choose_budget, label, outcomes
+from app.lab.controls import choose_budget, choose_error, label, of_error, outcomes
 from app.lab.sweeps import WHOLE_BLOCK_ORDERS, Sweep, frame
 from app.study.study import Study
 from rose.layer.order import visited_blocks
@@ -41,6 +41,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
             bind=components.URL,
             help="Orders that keep every column in its block",
         )
+        error_on = choose_error(study, layer, "lab_position_error")
         budget = choose_budget("lab_position_budget")
         st.caption(
             f"Block {worst} would lose most per column. One sweep for each of {len(losses)} positions; the other "
@@ -54,7 +55,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         made = outcomes(study, layer, sweeps, "lab-position")
         if made is None:
             return
-        table = frame(made).assign(position=range(len(made)))
+        table, look = of_error(frame(made).assign(position=range(len(made))), error_on, layer)
         place = visited_blocks(plan, rose.make_order(plan, base)).index(block)
-        drawn = figures.position_curve(table, block=block, base=base, place=place, **components.look(layer))
+        drawn = figures.position_curve(table, block=block, base=base, place=place, **look)
         components.show(drawn, "lab-positions")

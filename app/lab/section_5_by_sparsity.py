@@ -7,7 +7,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from app import components, words
 from app.figures import order_lab as figures
-from app.lab.controls import choose_budget, choose_orders, label, outcomes, with_natural
+from app.lab.controls import choose_budget, choose_error, choose_orders, label, of_error, outcomes, with_natural
 from app.lab.sweeps import Sweep, frame
 from app.study.study import Study
 
@@ -27,6 +27,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
             wrap=True,
             format_func=lambda level: words.percent(float(level), 0),
         )
+        error_on = choose_error(study, layer, "lab_bar_error")
         budget = choose_budget("lab_bar_budget")
         st.caption("Natural order is the baseline: dashed, and always measured.")
     with stage:
@@ -37,8 +38,9 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         made = outcomes(study, layer, sweeps, "lab-sparsity")
         if made is None:
             return
-        table = frame(made).assign(sparsity=[float(one.sparsity or 0) for one in sweeps])
-        components.show(figures.order_bars(table, budget=budget, **components.look(layer)), "lab-bars")
+        table, look = of_error(frame(made), error_on, layer)
+        table = table.assign(sparsity=[float(one.sparsity or 0) for one in sweeps])
+        components.show(figures.order_bars(table, budget=budget, **look), "lab-bars")
         # Means over random seeds, in the order of the bars.
         wide = table.pivot_table(index="order", columns="sparsity", values="relative_error", sort=False)
         wide = wide.sort_index(axis="columns").rename(index=label, columns=lambda level: words.percent(level, 0))

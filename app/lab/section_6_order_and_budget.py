@@ -7,7 +7,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from app import components
 from app.figures import order_lab as figures
-from app.lab.controls import BUDGETS, choose_orders, outcomes, with_natural
+from app.lab.controls import BUDGETS, choose_error, choose_orders, of_error, outcomes, with_natural
 from app.lab.sweeps import Sweep, frame
 from app.study.study import Study
 
@@ -16,8 +16,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
     with left:
         known = ["natural", "two_level", "columns", "blocks", "hessian", "random", "global"]
         orders = choose_orders("lab_matrix_orders", known)
-        held_out = {"held_out": "Held-out"} if study.held_out_statistics(layer) is not None else {}
-        error_on = components.choose("Error on", {"calibration": "Calibration"} | held_out, "lab_matrix_kind")
+        error_on = choose_error(study, layer, "lab_matrix_kind")
         st.markdown(
             "An order has two effects. **Compensation**: columns pruned early have more free columns left to absorb "
             "their error. **Budget**: a block that must give up the same share as every other cannot protect important "
@@ -28,8 +27,5 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         made = outcomes(study, layer, sweeps, "lab-budget")
         if made is None:
             return
-        table, look = frame(made), components.look(layer)
-        if error_on == "held_out":
-            table["relative_error"] = table["held_out_error"]
-        look["layer"] += f" on {'held-out' if error_on == 'held_out' else 'calibration'} tokens"
+        table, look = of_error(frame(made), error_on, layer)
         components.show(figures.order_budget_matrix(table, **look), "lab-matrix")

@@ -139,8 +139,8 @@ def _measures(study: Study, layer: str, findings: Findings, request: CheckReques
             "Σe² − λ‖ΔW‖²": f"{measures.sweep_sum:.6g}",
             "‖(W − Ŵ)Xᵀ‖²": "–" if measures.direct is None else f"{measures.direct:.6g}",
             "Disagreement": f"{measures.disagreement:.1e}",
-            "Relative error": f"{measures.relative_error:.4f}",
-            "Held-out error": "not measured" if held_out is None else f"{held_out:.4f}",
+            "Relative error": words.number(measures.relative_error),
+            "Held-out error": "not measured" if held_out is None else words.number(held_out),
         }
         for measures, held_out in zip(findings.measures, findings.held_out, strict=True)
     ]
@@ -159,8 +159,8 @@ def _overfitting(study: Study, layer: str, findings: Findings, request: CheckReq
     rows = [
         {
             "Calibration tokens": f"{point.tokens}",
-            "Error on them": f"{point.calibration_error:.4f}",
-            "Held-out error": "not measured" if point.held_out_error is None else f"{point.held_out_error:.4f}",
+            "Error on them": words.number(point.calibration_error),
+            "Held-out error": "not measured" if point.held_out_error is None else words.number(point.held_out_error),
             "Ratio": "–"
             if point.held_out_error is None or not point.calibration_error
             else f"{point.held_out_error / point.calibration_error:.2f}",
@@ -221,8 +221,7 @@ def all_layers(study: Study) -> None:
     )
     components.show(drawing, "trust-map", on_select=lambda: components.pick_layer("trust-map"), wide=True)
     _tell(study, table)
-    for layer, why in study.failed.items():
-        components.error(f"{words.short_layer(layer)} could not be measured: {why}")
+    components.left_out(study)
     if study.job.status == "failed":
         components.error(f"The run stopped early: {study.job.message}")
     _table(table)

@@ -13,7 +13,7 @@ from app.runs.damage import DamageRequest, DamageRun, layer_of
 from app.runs.widgets import csv_button, file_button, method_choice, priced, progress, pruned_model
 from app.study import form
 from rose.layer.defaults import THRESHOLD
-from rose.model.measure.damage_report import correlations
+from rose.model.measure.damage_report import CLEAR, correlations
 
 INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}
 UNITS = {"blocks": "Decoder blocks", "layers": "Layers"}
@@ -161,12 +161,14 @@ def together(run: DamageRun, request: DamageRequest) -> None:
     if summary["together"] is None:
         st.markdown(base)
         return
-    every, alone = summary["together"], summary["sum_of_damages"]
+    every, error, alone = (summary[name] for name in ("together", "together_standard_error", "sum_of_damages"))
     verb = "cost" if not request.restore else "give back"
-    share = f", {words.percent(alone / every, 0)} of it".replace(" %", "\u00a0%") if every > 0 else ""
+    spread = "" if error is None else f" ± {words.number(error)}"
+    is_clear = error is not None and every > CLEAR * error
+    share = f", {words.percent(alone / every, 0)} of it".replace(" %", "\u00a0%") if is_clear else ""
     st.markdown(
-        f"{base} **All units together {verb} {words.number(every)} nats per token; measured alone, they add up to "
-        f"{words.number(alone)}{share}.**"
+        f"{base} **All units together {verb} {words.number(every)}{spread} nats per token; measured alone, they add up "
+        f"to {words.number(alone)}{share}.**"
     )
 
 

@@ -69,12 +69,17 @@ def key_figures(study: Study, layer: str) -> None:
         show_figures(first)
         with st.popover("More numbers", icon=":material/more_horiz:"):
             show_figures([*(calibration if held_out else ()), *further])
+    if row["is_columnar"] and row["gain"] * row["held_out_gain"] < 0:
+        st.caption(
+            f"The two kinds of tokens disagree: ROSE has {versus(row['held_out_gain'], True)} error than SparseGPT on "
+            f"held-out tokens, and {versus(row['gain'], True)} on those that it was fitted to."
+        )
     components.cautions(study.cautions(layer))
 
 
 def against_threshold(row: pd.Series) -> str:
     called, sign = ("columnar", ">") if row["is_columnar"] else ("not columnar", "≤")
-    return f"{called} ({row['relative_range']:.3f} {sign} {session.threshold():.2f})"
+    return f"{called} ({row['relative_range']:.3f} {sign} {session.threshold():g})"
 
 
 def errors(row: pd.Series, kind: str, name: str) -> list[Figure]:
@@ -82,11 +87,12 @@ def errors(row: pd.Series, kind: str, name: str) -> list[Figure]:
     natural, ordered = row[f"{kind}_sparsegpt"], row[f"{kind}_rose"]
     if pd.isna(natural):
         return []
+    texts = words.apart(natural, ordered)
     meaning = "Relative squared error of the layer's outputs"
     saved = versus(1 - times(ordered, natural), row["is_columnar"])
     return [
-        (f"{name}, SparseGPT", f"{natural:.4f}", None, meaning),
-        (f"{name}, ROSE", f"{ordered:.4f}", saved, f"{meaning}; two-level order if columnar"),
+        (f"{name}, SparseGPT", texts[0], None, meaning),
+        (f"{name}, ROSE", texts[1], saved, f"{meaning}; two-level order if columnar"),
     ]
 
 
@@ -96,9 +102,9 @@ def show_figures(figures: Sequence[Figure]) -> None:
 
 
 def versus(saved: float, columnar: bool) -> str:
-    if not columnar or isnan(saved):  # 0 of 0
+    if not columnar or isnan(saved) or not saved:  # NaN: 0 of 0
         return "same as SparseGPT"
-    return f"{words.percent(abs(saved))} {'less' if saved >= 0 else 'more'}"
+    return f"{words.fine_percent(abs(saved))} {'less' if saved > 0 else 'more'}"
 
 
 def choose_block(plan: rose.OrderPlan) -> int | None:
@@ -207,7 +213,7 @@ def error(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
         name, gain = ("held_out_two_level", "held_out_gain") if is_held_out else ("error_two_level", "gain")
         st.caption(
             f"Not columnar, so ROSE is the same as SparseGPT here. Two-level order would give an error of "
-            f"{row[name]:.4f}, {versus(row[gain], True)}."
+            f"{words.number(row[name])}, {versus(row[gain], True)}."
         )
     error_numbers(tables.error_records(table))
 

@@ -155,14 +155,15 @@ def flips(table: pd.DataFrame) -> None:
     """How many layers are columnar, and which the default threshold would judge otherwise."""
     threshold, usual = session.threshold(), THRESHOLD
     columnar = table[table["is_columnar"]]
-    text = f"**{len(columnar)} of {len(table)} layers are columnar** above {threshold:.2f}"
+    which, verb = words.out_of(len(columnar), len(table), "layer"), "is" if len(columnar) < 2 else "are"
+    text = f"**{words.sentence(which)} {verb} columnar** above {threshold:g}"
     text += f": {listed(columnar['layer'])}." if len(columnar) else "."
     if threshold != usual:
         before = table["relative_range"] > usual
         changed = table[before != table["is_columnar"]]
         way = "more" if threshold < usual else "fewer"
         many = words.count(len(changed), f"layer {way}", f"layers {way}")
-        text += f" That is {many} than at the default {usual:.2f}"
+        text += f" That is {many} than at the default {usual:g}"
         text += f": {listed(changed['layer'])}." if len(changed) else "."
     st.markdown(text)
 

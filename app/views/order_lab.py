@@ -29,7 +29,12 @@ SECTIONS: dict[str, tuple[str, ModuleType]] = {
     "bits": ("Zeros or fewer bits", section_8_bits),
 }
 
-ON_CALIBRATION = ("compare", "own", "sweep", "position", "sparsity")  # the others say on which tokens themselves
+# Sections whose errors are on calibration tokens, and what is not; the others say on which tokens themselves.
+ON_CALIBRATION = {
+    "compare": ", but for the columns Held out",
+    "own": ", but for the large numbers, which are on held-out tokens",
+    "sweep": "",
+}
 FORMER = ("solvers", "Race of solvers")  # a section that has become one of the page Prune
 
 
@@ -54,12 +59,15 @@ st.caption(
 )
 components.cautions(study.cautions(layer))
 section = components.section({name: label for name, (label, _) in SECTIONS.items()}, "lab_section")
+if not session.setup().stream:  # or the page Prune is shut
+    race = {"prune_view": race_of_solvers.TITLE}
+    label = "Race the solvers behind the methods on this layer"
+    st.page_link("views/prune.py", label=label, icon=":material/sprint:", query_params=race)
 if section != "own" and "own" in st.query_params:
     del st.query_params["own"]
 if section in ON_CALIBRATION:
-    st.caption(
-        "Errors are on calibration tokens" + (", but for the columns Held out." if section == "compare" else ".")
-    )
+    but = "" if study.held_out_statistics(layer) is None else ON_CALIBRATION[section]
+    st.caption(f"Errors are on calibration tokens{but}.")
 if plan.pattern.is_grouped and section != "sparsity":
     st.caption(
         f"Under {plan.pattern} every group of columns loses the same number of weights, so both budgets are the same."

@@ -16,6 +16,7 @@ from app.study.setup import Setup, weights_size
 from app.study.study import Study
 
 SETTINGS = "start-settings"
+TOP = 3  # layers that are linked while others are measured
 
 
 def draw() -> None:
@@ -31,7 +32,7 @@ def draw() -> None:
         label = "More: calibration text and tokens, block size, damping, number format"
         with st.expander(label, key=SETTINGS, on_change="rerun", icon=":material/tune:"):
             edited = Setup(**what, **form.choose_more(what["model"]))
-            recent()
+        recent()
     session.choose_draft(edited)
     study = session.study()
     with card:
@@ -168,8 +169,7 @@ def beside(study: Study, table: pd.DataFrame) -> None:
     if study.job.status == "failed" and study.can_go_on:
         others = {"go_on": True}
         st.button("Measure the other layers", icon=":material/skip_next:", on_click=session.start, kwargs=others)
-    for layer, why in study.failed.items():
-        components.warning(f"{words.short_layer(layer)} was left out: {why}", ":material/error:")
+    components.left_out(study)
     if study.left_dense:
         none = words.count(len(study.left_dense), "layer")
         st.caption(
@@ -184,6 +184,11 @@ def beside(study: Study, table: pd.DataFrame) -> None:
         with st.container(key="explore"):
             icon = ":material/travel_explore:"
             st.page_link("views/layer.py", label=f"Explore {what}", icon=icon, width="stretch", query_params=best)
+    elif study.job.status == "running":
+        st.caption("Highest relative range so far")
+        for row in table.nlargest(TOP, "relative_range").itertuples():
+            label = words.plain(f"{words.short_layer(row.layer)}, {row.relative_range:.3f}")
+            st.page_link("views/layer.py", label=label, query_params={"layer": row.layer})
     st.page_link("views/layers.py", label="See all layers at a glance", icon=":material/grid_on:")
     if study.is_example:
         st.caption(example_note(study))
@@ -204,7 +209,7 @@ def recent() -> None:
     others = [setup for setup in session.recent_setups() if setup != session.setup()]
     if not others:
         return
-    st.caption("Recent")
+    st.caption("Recent set-ups")
     for place, setup in enumerate(others):
         st.button(
             words.plain(form.describe(setup)), key=f"recent-{place}", icon=":material/history:", width="stretch",

@@ -12,7 +12,7 @@ import pandas as pd
 
 from rose.verdicts.comparison import SAME, Result, Verdict, compare
 from rose.verdicts.interval import mean_ratio
-from rose.wording import apart, count, fine_percent, listing, number, out_of, percent, word
+from rose.wording import apart, fine_percent, listing, number, out_of, percent, word
 
 # In 69 of 72 runs of docs/results/headline.csv no window rises by more than 0.41 above the median one; in each of the
 # other three one does by 1.04 to 2.49.
@@ -40,12 +40,11 @@ def says_layers(rows: pd.DataFrame, names: tuple[str, str], measure: str) -> str
     differ: "… in four of 210 layers, and the same in 206; over the four that differ, on average it is 7.6 % lower".
     """
     less, more = sides(rows)
-    total = count(len(rows), "layer")
     if not less and not more:
         return f"{listing(names)} have the same {measure} in {out_of(len(rows), len(rows), 'layer')}"
     way, some = ("lower", less) if less >= more else ("higher", more)
-    finding = f"{names[1]} has the {way} {measure} in {word(some)} of {total}"
-    over = "on average"
+    finding = f"{names[1]} has the {way} {measure} in {out_of(some, len(rows), 'layer')}"
+    over = "on average" if len(rows) > 1 else "there"
     if same := len(rows) - less - more:
         finding += f", and the same in {word(same)}"
         left = less + more

@@ -8,6 +8,7 @@ from playwright.sync_api import Page, expect
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
+from rose.wording import count
 from tests.browser.conftest import (
     COLUMNAR_LAYER,
     MEASURED_LAYERS,
@@ -75,17 +76,17 @@ def test_from_the_start_to_one_layer(open_page: OpenPage, expected: Expected) ->
     # Layers: one of the five stands out; a threshold above it leaves none.
     page.get_by_role("link", name="See all layers at a glance").click()
     expect(page.get_by_role("heading", name="Layers: which of them are columnar?")).to_be_visible()
-    expect(page.get_by_text("1 of 5 layers are columnar above 0.50: 18 · self_attn.o_proj.")).to_be_visible()
+    expect(page.get_by_text("One of five layers is columnar above 0.5: 18 · self_attn.o_proj.")).to_be_visible()
     expect_finding(page, "; the columnar layer lies in decoder block 18$")
     thumb = page.get_by_role("slider", name=re.compile("Columnar above"))
     thumb.press("End")
     expect(
         page.get_by_text(
-            re.compile("0 of 5 layers are columnar above 1.00. That is one layer fewer than at the default 0.50")
+            re.compile("None of five layers is columnar above 1. That is one layer fewer than at the default 0.5")
         )
     ).to_be_visible()
     thumb.press("Home")
-    expect(page.get_by_text(re.compile("5 of 5 layers are columnar above 0.00"))).to_be_visible()
+    expect(page.get_by_text(re.compile("All five layers are columnar above 0"))).to_be_visible()
     settle(page)
     expect(page).to_have_url(re.compile("threshold=0"))
 
@@ -100,7 +101,7 @@ def test_from_the_start_to_one_layer(open_page: OpenPage, expected: Expected) ->
     page.get_by_role("link", name="See this layer in depth").click()
     expect(page.get_by_role("heading", name="Layer: what makes it columnar, or not?")).to_be_visible()
     expect(page.get_by_text("18 · self_attn.o_proj, 576 × 576 weights")).to_be_visible()
-    expect(page.get_by_text(re.compile(r"^columnar \(0\.\d+ > 0\.00\)"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^columnar \(0\.\d+ > 0\)"))).to_be_visible()
     assert float(metric(page, "Relative range").inner_text()) == pytest.approx(expected.relative_range, abs=2e-3)
     page.get_by_role("button", name="More numbers").click()
     for label, error in (("SparseGPT", expected.sparsegpt), ("ROSE", expected.rose)):
@@ -118,7 +119,7 @@ def test_sections_of_a_layer(open_page: OpenPage, measured: str, expected: Expec
     section(page, "Weights")
     expect_finding(page, "^The strongest input channel is ")
     section(page, "Losses")
-    expect_finding(page, f"^Columnar: relative range {expected.relative_range:.3f}, above 0.50$")
+    expect_finding(page, f"^Columnar: relative range {expected.relative_range:.3f}, above 0.5$")
     expect_finding(page, f"^Column {expected.costliest} in block ", at=1)
 
     # A click on a bar marks its block everywhere and shows its exact values.
@@ -146,7 +147,7 @@ def test_sections_of_a_layer(open_page: OpenPage, measured: str, expected: Expec
 
 def test_a_link_restores_the_view(open_page: OpenPage, measured: str) -> None:
     page = open_page("layers", f"{measured}&threshold=0.9&metric=Condition+number+of+H&layer={COLUMNAR_LAYER}", "dark")
-    expect(page.get_by_text(f"0 of {MEASURED_LAYERS} layers are columnar above 0.90")).to_be_visible()
+    expect(page.get_by_text(f"None of {count(MEASURED_LAYERS, 'layer')} is columnar above 0.9")).to_be_visible()
     expect_finding(page, "^Condition number of H is highest in ")
     expect(chosen_layer(page)).to_have_value("18 · self_attn.o_proj")
     assert SETUP["samples"] == "4"
@@ -157,10 +158,10 @@ def test_two_sessions_do_not_disturb_each_other(open_page: OpenPage, measured: s
     first = open_page("layers", f"{measured}&layer={COLUMNAR_LAYER}")
     second = open_page("layers", f"{measured}&layer=model.layers.0.self_attn.q_proj&threshold=0.2")
     second.get_by_role("slider", name=re.compile("Columnar above")).press("End")
-    expect(second.get_by_text("layers are columnar above 1.00")).to_be_visible()
+    expect(second.get_by_text("layers is columnar above 1")).to_be_visible()
     first.reload()
     settle(first)
-    expect(first.get_by_text("layers are columnar above 0.50")).to_be_visible()
+    expect(first.get_by_text("layers is columnar above 0.5")).to_be_visible()
     expect(chosen_layer(first)).to_have_value("18 · self_attn.o_proj")
 
 

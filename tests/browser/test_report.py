@@ -40,7 +40,7 @@ def test_the_report_needs_no_network(browser: Browser, folders: list[str], tmp_p
         assert box is not None
         assert box["width"] <= width
         assert box["height"] > 150
-    heading = page.get_by_role("heading", name="has the lower held-out error in six of six layers")
+    heading = page.get_by_role("heading", name="has the lower held-out error in all six layers")
     expect(heading).to_be_visible()
     expect(page.locator("noscript")).to_be_hidden()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -51,11 +51,11 @@ def test_the_report_needs_no_network(browser: Browser, folders: list[str], tmp_p
 
 def test_folders_are_put_side_by_side(open_page: OpenPage, folders: list[str], tmp_path: Path) -> None:
     page = open_page("runs", urlencode({"runs_path": "; ".join(folders)}))
-    expect_finding(page, "has the lower held-out error in six of six layers; on average it is 20 % lower")
+    expect_finding(page, "has the lower held-out error in all six layers; on average it is 20 % lower")
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Report, HTML").click()
     text = Path(waiting.value.path()).read_text()
-    assert "has the lower held-out error in six of six layers" in text
+    assert "has the lower held-out error in all six layers" in text
     assert text.startswith("<!doctype html>")
 
 

@@ -82,7 +82,8 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     for part in range(3):
         low, high = part * depth // 3, (part + 1) * depth // 3
         rows = table[table["block_index"].between(low, high - 1)]
-        groups.append(("depth", f"decoder blocks {low} to {high - 1}", rows))
+        which = f"decoder blocks {low} to {high - 1}" if high - low > 1 else f"decoder block {low}"
+        groups.append(("depth", which, rows))
     rows_of = [
         {"group": group, "name": name, "units": len(rows), **{p: rank_correlation(rows, p) for p in PREDICTORS}}
         for group, name, rows in groups

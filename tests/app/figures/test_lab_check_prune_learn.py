@@ -520,12 +520,23 @@ def test_experts_of_two_runs_share_a_row_with_the_largest() -> None:
         ([0.9, 0.85, 0.94, 0.95], "in four of ten layers, and the same in six; over the four that differ, on average"),
         ([0.9, 1.1], "in one of ten layers, and the same in eight; over the two that differ, on average no clear"),
         ([0.9], "in one of ten layers, and the same in nine; there it is 10 % lower"),
-        ([0.9] * 10, "in ten of ten layers; on average it is 10 % lower"),
+        ([0.9] * 10, "in all ten layers; on average it is 10 % lower"),
     ],
 )
 def test_layers_that_are_identical_do_not_blur_the_verdict_on_those_that_differ(ratios: list[float], said: str) -> None:
     rows = pd.DataFrame({"first": 1.0, "second": ratios + [1.0] * (10 - len(ratios))})
     assert f"B has the lower error {said}" in verdicts.says_layers(rows, ("A", "B"), "error")
+
+
+def test_of_one_layer_there_is_no_average() -> None:
+    rows = pd.DataFrame({"first": [1.0], "second": [0.5]})
+    said = verdicts.says_layers(rows, ("A", "B"), "error")
+    assert said == "B has the lower error in the one layer; there it is 50 % lower"
+
+
+def test_whiskers_are_told_of_only_where_there_are_any() -> None:
+    assert "Whiskers" in damage.damage_bars(BLOCK_DAMAGES).caption
+    assert "Whiskers" not in damage.damage_bars(BLOCK_DAMAGES.assign(standard_error=np.nan)).caption
 
 
 def test_axes_of_close_values_have_ticks() -> None:

@@ -135,6 +135,28 @@ def test_gain_against_range_counts_who_gains(layers: pd.DataFrame) -> None:
     assert title(held).endswith("held-out error of one of twelve layers, none of two columnar layers among them")
 
 
+def test_gains_are_averaged_only_over_layers_that_there_are(layers: pd.DataFrame) -> None:
+    caption = overview.gain_scatter(layers).caption
+    assert "is 8.4 % less than SparseGPT's in two columnar layers and the same as SparseGPT's in ten others." in caption
+    worse = overview.gain_scatter(layers.assign(gain=-0.1), threshold=0.95).caption
+    assert worse.startswith("On average its error is 10.0 % more than SparseGPT's in twelve layers. It saves most in")
+    one = overview.gain_scatter(layers[layers["relative_range"] > 0.85], threshold=0.505)
+    assert title(one) == "Two-level order lowers the error of the one layer"
+    assert one.caption.startswith("On average its error is 7.7 % less than SparseGPT's in one columnar layer. It saves")
+    assert any(note.text == "columnar above 0.505" for note in one.figure.layout.annotations)
+
+
+def test_where_there_is_nothing_no_layer_or_channel_is_singled_out(layers: pd.DataFrame) -> None:
+    drawing = overview.model_map(layers.assign(relative_range=0.0))
+    assert title(drawing) == "Relative range is 0 in all twelve layers; no layer is columnar"
+    one = overview.model_map(layers.tail(1))
+    assert one.caption == "Relative range is 0.120 in 3 · mlp.down_proj."
+    assert title(weight_maps.weight_map(torch.zeros(4, 6))) == "All weights are 0"
+    plan = rose.plan_order(torch.rand(4, 6), torch.eye(6), sparsity=0, block_size=3)
+    assert title(weight_maps.potential_loss_map(plan)) == "No block would lose anything"
+    assert title(weight_maps.prepruning_mask(plan)) == "No weight would go"
+
+
 def test_dead_columns_are_badged_with_the_range_without_them(layers: pd.DataFrame) -> None:
     row = layers.index[layers["layer"] == "model.layers.1.self_attn.o_proj"][0]
     layers = layers.assign(live_range=np.nan)
@@ -276,7 +298,7 @@ def test_block_bars_compare_per_column_and_draw_the_threshold(lab: SimpleNamespa
     assert list(bar.marker.pattern.shape) == ["", "", "/"]
     assert bar.marker.color[1] == palette.MARK
     assert drawing.figure.layout.shapes[0].y0 == pytest.approx(0.4 * float(lab.plan.loss_per_column.max()))
-    assert title(drawing) == f"Columnar: relative range {lab.plan.relative_range:.3f}, above 0.60"
+    assert title(drawing) == f"Columnar: relative range {lab.plan.relative_range:.3f}, above 0.6"
     assert title(losses.block_loss_bars(replace(lab.plan, threshold=1.0))).startswith("Not columnar")
 
 

@@ -59,9 +59,7 @@ def test_two_runs_are_put_side_by_side(tmp_path: Path) -> None:
     assert "Lower in perplexity than SparseGPT at 0.7; chance is not ruled out." in findings[0]
     assert findings[1].startswith("Perplexity is on windows of the calibration text; on other text a copy can lose")
     assert findings[2] == "ROSE at 0.7 has the lowest perplexity, 28.0; chance is not ruled out."
-    assert findings[3].startswith(
-        "ROSE at 0.7 has the lower held-out error in six of six layers; on average it is 20 %"
-    )
+    assert findings[3].startswith("ROSE at 0.7 has the lower held-out error in all six layers; on average it is 20 %")
 
 
 def test_runs_of_different_environments_have_numbers_and_no_difference() -> None:
@@ -83,9 +81,9 @@ def test_several_runs_are_compared_with_the_first_and_an_analysis_has_one_comman
     settings = {"methods": [], "sparsity": "0.7", "model": "tiny", "command": "rose analyze --x"}
     report = html_report.report_of(finished.runs_of(rose.RunReport(both, settings), "here"))
     assert report.findings[:2] == [
-        "Against SparseGPT at 0.7 (study): ROSE at 0.7 (study) has the lower held-out error in six of six layers; on "
+        "Against SparseGPT at 0.7 (study): ROSE at 0.7 (study) has the lower held-out error in all six layers; on "
         "average it is 10 % lower.",
-        "Against SparseGPT at 0.7 (study): Wanda at 0.7 (study) has the higher held-out error in six of six layers; on "
+        "Against SparseGPT at 0.7 (study): Wanda at 0.7 (study) has the higher held-out error in all six layers; on "
         "average it is 100 % higher.",
     ]
     assert list(report.commands.values()) == ["rose analyze --x"]

@@ -28,6 +28,13 @@ def test_solvers_are_scrubbed_by_work(study: Study) -> None:
     app = open_page("views/prune.py", study, prune_view="How the methods get there")
     assert "iteration 20" in figures(app)[1]  # the mask's changes, below the race
     assert "Four solvers remove the same number of weights from **1 · self_attn.o_proj**." in texts(app)
+    links = [one.proto for one in open_page("views/order_lab.py", study).get("page_link")]
+    (link,) = [one for one in links if "Race" in one.label]
+    assert (link.page, link.query_string) == ("prune", "prune_view=How+the+methods+get+there")
+    app.sidebar.selectbox(key="layer_widget").set_value("model.layers.0.mlp.up_proj").run()
+    assert "weights from **0 · mlp.up_proj**" in texts(app)
+    app.sidebar.selectbox(key="layer_widget").set_value(COLUMNAR).run()
+    assert not open_page("views/prune.py", study).sidebar.selectbox
     slider = app.slider(key="race_work")
     assert (slider.step, slider.proto.format) == (1.0, "%.0f")
     slider.set_value(0.0).run()

@@ -110,14 +110,16 @@ def test_the_sections_of_a_run_show_what_the_engine_found(study: Study, findings
         assert [float(cell) for cell in row[2:5]] == pytest.approx(
             [measures.quadratic_form, measures.sweep_sum, measures.direct], rel=1e-4
         )
-        assert float(row[6]) == pytest.approx(measures.relative_error, abs=1e-4)
-        assert float(row[7]) == pytest.approx(held_out, abs=1e-4)
+        assert row[6] == words.number(measures.relative_error)
+        assert held_out is not None
+        assert row[7] == words.number(held_out)
     assert "within 0.001: **all four methods**" in texts(app)
 
     shown = view(app, "Over-fitting")
     assert list(shown["Calibration tokens"]) == ["32", "64", "128", "256"]
     for cell, point in zip(shown["Held-out error"], findings.curve, strict=True):
-        assert float(cell) == pytest.approx(point.held_out_error, abs=1e-4)
+        assert point.held_out_error is not None
+        assert cell == words.number(point.held_out_error)
 
     shown = view(app, "Sparsity")
     assert list(shown["Promised per"]) == ["block", "block", "layer", "row"]
@@ -228,6 +230,15 @@ def test_experts_are_judged_by_their_own_tokens_and_damping() -> None:
     assert few["damping"].min() > 0.01
     (shown,) = [one for one in trust(study, layer=few["layer"].iloc[0]).metric if one.label == "Damping used"]
     assert (float(shown.value) > 0.01, shown.delta) == (True, "")
+
+
+def test_of_many_layers_that_failed_the_first_are_named_and_the_others_counted() -> None:
+    study = measured_study(samples=7)
+    study.failed = {f"model.layers.0.mlp.experts.{expert}.up_proj": "No token." for expert in range(128)}
+    for app in (all_layers(study), open_page("views/start.py", study)):
+        last, more = (error.value for error in app.main.error[4:])
+        assert last == "0 · mlp.experts.4.up_proj could not be measured: No token."
+        assert more == "123 other layers could not be measured either."
 
 
 def test_layers_whose_inputs_are_still_to_come_are_counted(study: Study) -> None:

@@ -63,6 +63,11 @@ def test_an_empty_page_says_what_it_will_take_and_fills(setup: Setup) -> None:
     again = opened(setup, damage_units="Layers")  # another session finds it
     assert len(figures(again)) == 3
     assert "Measuring" not in texts(again)
+    for damage, has_share in ((0.03, True), (0.01, False)):  # of what chance may have made there is no share
+        run._records[-1] = replace(run.records[-1], damage=damage, standard_error=0.01)
+        said = texts(app.run())
+        assert f"together cost {damage:.4f} ± 0.0100 nats per token" in said
+        assert ("\u00a0% of it" in said) is has_share
 
 
 @pytest.mark.parametrize("page", ["damage", "prune"])

@@ -45,13 +45,13 @@ def test_key_figures_of_a_columnar_layer(study: Study) -> None:
     ordered = study.prune(COLUMNAR, method="rose").relative_error
     shown = metrics(app)
     spread = "Relative range (block-loss spread)"
-    assert shown[spread] == (f"{plan.relative_range:.3f}", f"columnar ({plan.relative_range:.3f} > 0.50)")
+    assert shown[spread] == (f"{plan.relative_range:.3f}", f"columnar ({plan.relative_range:.3f} > 0.5)")
     assert shown["Damping used"][0] == "0.01"
     assert shown["Dead columns"][0] == "0"
-    assert shown["Calibration error, SparseGPT"][0] == f"{natural:.4f}"
+    one, other = words.apart(natural, ordered)
+    assert shown["Calibration error, SparseGPT"][0] == one
     saved = 1 - ordered / natural
-    says = f"{abs(saved):.1%}".replace("%", " %") + (" less" if saved >= 0 else " more")
-    assert shown["Calibration error, ROSE"] == (f"{ordered:.4f}", says)
+    assert shown["Calibration error, ROSE"] == (other, f"{words.fine_percent(abs(saved))} less")
     hessian = study.statistics(COLUMNAR).hessian
     eigenvalues = torch.linalg.eigvalsh(hessian + 0.01 * hessian.diagonal().mean() * torch.eye(WIDTH))
     assert shown["Condition number of H"][0] == words.number(float(eigenvalues[-1] / eigenvalues[0]))
@@ -62,7 +62,7 @@ def test_key_figures_of_a_columnar_layer(study: Study) -> None:
     assert f"{why}: its inputs are strong Columns of" in titles(app)[0]
     app = open_page(PAGE, study, threshold="1")  # of all pages
     shown = metrics(app)
-    assert shown[spread][1] == f"not columnar ({plan.relative_range:.3f} ≤ 1.00)"
+    assert shown[spread][1] == f"not columnar ({plan.relative_range:.3f} ≤ 1)"
     assert "Not columnar: block 3 (head 3) loses no more than " in titles(app)[0]
     assert shown["Calibration error, ROSE"] == (shown["Calibration error, SparseGPT"][0], "same as SparseGPT")
 
@@ -149,10 +149,10 @@ def test_errors_on_calibration_and_held_out_tokens(study: Study) -> None:
     assert list(shown["relative_error"]) == [row["error_sparsegpt"], row["error_sparsegpt"], row["error_rose_global"]]
     assert list(shown["held_out_error"])[2] == row["held_out_rose_global"]
     assert "on held-out tokens" in titles(app)[0]
-    assert f"an error of {row['held_out_two_level']:.4f}" in texts(app)
+    assert f"an error of {words.number(row['held_out_two_level'])}" in texts(app)
     app.segmented_control(key="error_on").set_value("calibration").run()
     assert "on calibration tokens" in titles(app)[0]
-    assert f"an error of {row['error_two_level']:.4f}" in texts(app)
+    assert f"an error of {words.number(row['error_two_level'])}" in texts(app)
 
 
 def test_without_held_out_tokens_only_calibration_is_offered() -> None:
@@ -174,6 +174,18 @@ def test_a_page_that_has_nothing_to_show_yet_is_in_the_url_too(study: Study) -> 
     app.sidebar.selectbox(key="layer_widget").set_value(PLAIN).run()
     assert f"{words.short_layer(PLAIN)} has not been measured yet" in texts(app)
     assert app.query_params["layer"] == PLAIN
+
+
+def test_a_gain_that_held_out_tokens_do_not_confirm_is_told(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, table = "The two kinds of tokens disagree", study.overview(0.5)
+    errors = {"error_sparsegpt": 3e-5, "error_rose": 2.9988e-5, "gain": 0.0004}
+    for held_out, is_told in ((0.1, False), (-0.02, True)):
+        other = table.assign(held_out_gain=held_out, **errors)
+        monkeypatch.setattr(Study, "overview", lambda *_, other=other: other)
+        app = open_page(PAGE, study)
+        assert (said in texts(app)) is is_told
+    assert "ROSE has 2.0 % more error than SparseGPT on held-out tokens, and 0.040 % less on those" in texts(app)
+    assert metrics(app)["Calibration error, ROSE"] == ("2.999 × 10⁻⁵", "0.040 % less")
 
 
 def test_several_layers_are_compared_among_them_the_chosen_one(study: Study) -> None:
@@ -219,7 +231,7 @@ def test_a_model_made_smaller_has_the_heads_that_are_left() -> None:
 
 def test_where_nothing_is_removed_no_number_is_nonsense() -> None:
     app = open_page(PAGE, measured_study(sparsity="0"), section="Error")
-    assert "would give an error of 0.0000, same as SparseGPT." in texts(app)
+    assert "would give an error of 0, same as SparseGPT." in texts(app)
     assert {"Held-out error, SparseGPT", "Held-out error, ROSE"} <= {metric.label for metric in app.metric}
     app.segmented_control(key="section").set_value("Losses").run()
     assert not app.exception

@@ -40,13 +40,14 @@ def test_the_table_is_that_of_the_study_and_the_figures_say_what_stands_out(stud
     columnar = expected.query("is_columnar")["layer"]
     assert COLUMNAR in set(columnar)
     named = ", ".join(words.short_layer(layer) for layer in columnar)
-    assert f"**{len(columnar)} of 21 layers are columnar** above 0.50: {named}." in texts(app)
+    some = words.sentence(words.out_of(len(columnar), 21, "layer"))
+    assert f"**{some} {'is' if len(columnar) == 1 else 'are'} columnar** above 0.5: {named}." in texts(app)
     on_map, on_scatter = findings(app)
     highest = expected.set_index("layer")["relative_range"].idxmax()
     assert on_map.startswith(f"Relative range is highest in {words.short_layer(str(highest))}, ")
     better = words.word(int((expected["held_out_gain"] > 0).sum()))
     assert on_scatter.startswith(f"Two-level order lowers the held-out error of {better} of 21 layers")
-    assert "**0 of 21 layers are columnar** above 1.00." in texts(open_page(PAGE, study, threshold="1"))
+    assert "**None of 21 layers is columnar** above 1." in texts(open_page(PAGE, study, threshold="1"))
 
 
 def test_experts_share_rows_or_have_an_axis_of_their_own() -> None:
@@ -104,8 +105,9 @@ def test_the_threshold_tells_at_once_which_layers_flip(study: Study) -> None:
     app = open_page(PAGE, study)
     app.slider(key="threshold_widget").set_value(threshold).run()
     said = texts(app)
-    assert f"**{(ranges > threshold).sum()} of 21 layers are columnar** above {threshold:.2f}" in said
-    more = f"That is {words.count(len(flipped), 'layer more', 'layers more')} than at the default 0.50: "
+    some = words.sentence(words.out_of(int((ranges > threshold).sum()), 21, "layer"))
+    assert f"**{some} are columnar** above {threshold:g}" in said
+    more = f"That is {words.count(len(flipped), 'layer more', 'layers more')} than at the default 0.5: "
     assert words.short_layer(flipped[0]) in said.split(more)[1]
     assert app.query_params["threshold"] == f"{threshold:g}"
     shown = app.main.dataframe[0].value
@@ -222,9 +224,14 @@ def test_results_arrive_while_the_run_goes_on(study: Study, monkeypatch: pytest.
         assert waiting.wait(240)
         app = open_page(PAGE, running, metric="Error saved by two-level order")
         assert len(app.main.dataframe[0].value) == 7
-        assert "of 7 layers are columnar" in texts(app)
+        assert re.search(r"of seven layers (is|are) columnar\*\* above 0.5", texts(app))
         assert "blank: not yet (14 of 21)" in titles(app)[0]
         assert app.sidebar.button(key="study-cancel")
+        links = [one.proto for one in open_page("views/start.py", running).main.get("page_link")]
+        top = running.overview(0.5).nlargest(3, "relative_range")
+        said = [f"{words.short_layer(row.layer)}, {row.relative_range:.3f}" for row in top.itertuples()]
+        assert [one.label for one in links if one.page == "layer"] == said
+        assert [one.query_string for one in links if one.page == "layer"] == [f"layer={name}" for name in top["layer"]]
         # Watched from a page that is about another model too, or it would be stopped as if nobody were there.
         assert open_page("views/diffusion.py", running).sidebar.button(key="study-cancel")
     finally:

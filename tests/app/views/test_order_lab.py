@@ -72,14 +72,21 @@ def test_compare_shows_the_errors_of_prune_layer(study: Study) -> None:
     assert "Choose at least one order" in texts(app)
 
 
-def own_error(app: AppTest) -> str:
-    return app.metric[0].value
+def own_errors(app: AppTest) -> list[str]:
+    """On held-out and on calibration tokens, of one's own order and of the first that it is compared with."""
+    small = [one.value for one in app.caption if one.value.startswith("Calibration: ")]
+    return [app.metric[0].value, *(one.removeprefix("Calibration: ").partition(",")[0] for one in small[:1])]
+
+
+def both_errors(study: Study, result: rose.LayerResult) -> list[str]:
+    return [f"{held_out_error(study, result):.5f}", f"{result.relative_error:.5f}"]
 
 
 def test_moving_a_block_recomputes_at_once(study: Study) -> None:
     app = section(study, "Your own order")
     natural = list(range(WIDTH))
-    assert own_error(app) == f"{pruned(study, natural, 'block').relative_error:.5f}"
+    assert own_errors(app) == both_errors(study, pruned(study, natural, "block"))
+    assert "but for the large numbers, which are on held-out tokens" in texts(app)
     assert [tile.delta for tile in app.metric[:2]] == ["the same as SparseGPT", "SparseGPT"]
     assert re.search("Your own, block budget: [0-9.]+, the same as SparseGPT", texts(app))
     assert re.fullmatch(r"[\d.]+ % (less|more)", app.metric[2].delta)  # a tile has room for no more
@@ -87,16 +94,16 @@ def test_moving_a_block_recomputes_at_once(study: Study) -> None:
     assert app.selectbox(key="lab_own_block").value == 3
     app.slider(key="lab_own_position").set_value(1).run()
     moved = natural[48:] + natural[:48]
-    assert own_error(app) == f"{pruned(study, moved, 'block').relative_error:.5f}"
+    assert own_errors(app) == both_errors(study, pruned(study, moved, "block"))
     assert "3 → 0 → 1 → 2" in texts(app)
     assert app.query_params["own"] == "natural:3.0.1.2"
     app.button(key="lab-own-later").click().run()
     moved = natural[:16] + natural[48:] + natural[16:48]
-    assert own_error(app) == f"{pruned(study, moved, 'block').relative_error:.5f}"
+    assert own_errors(app) == both_errors(study, pruned(study, moved, "block"))
     app.button(key="lab-own-undo").click().run()
     assert "3 → 0 → 1 → 2" in texts(app)
     app.button(key="lab-own-reset").click().run()
-    assert own_error(app) == f"{pruned(study, natural, 'block').relative_error:.5f}"
+    assert own_errors(app) == both_errors(study, pruned(study, natural, "block"))
     app.button(key="lab-own-undo").click().run()
     assert "3 → 0 → 1 → 2" in texts(app)
 
@@ -105,14 +112,14 @@ def test_own_order_comes_from_a_link_or_any_order_and_has_any_budget(study: Stud
     app = section(study, "Your own order", own="blocks:1.0.3.2")
     parts = rose.make_order(study.plan(COLUMNAR), "blocks").permutation.split(16)
     linked = pruned(study, torch.cat([parts[i] for i in (1, 0, 3, 2)]), "block")
-    assert own_error(app) == f"{linked.relative_error:.5f}"
+    assert own_errors(app) == both_errors(study, linked)
     app.selectbox(key="lab_own_base").set_value("global").run()
-    assert own_error(app) == f"{pruned(study, 'global', 'block').relative_error:.5f}"
+    assert own_errors(app) == both_errors(study, pruned(study, "global", "block"))
     app.button_group(key="lab_own_budget").set_value("layer").run()
-    assert own_error(app) == f"{pruned(study, 'global', 'layer').relative_error:.5f}"
+    assert own_errors(app) == both_errors(study, pruned(study, "global", "layer"))
     names = [metric.label for metric in app.metric]
     assert names == ["Your order", "SparseGPT", "Natural order", "Two-level order"]
-    assert app.metric[1].value == f"{pruned(study, 'natural', 'block').relative_error:.5f}"
+    assert app.metric[1].value == f"{held_out_error(study, pruned(study, 'natural', 'block')):.5f}"
 
 
 @pytest.mark.parametrize("step", [0, 1, 4])
@@ -148,7 +155,8 @@ def test_every_position_is_a_real_sweep(study: Study) -> None:
     plan = study.plan(COLUMNAR)
     measured = [outcome(study, COLUMNAR, Sweep(order, "block")).error for order in positions(plan, "natural", 3)]
     assert measured == pytest.approx(errors, rel=1e-4)
-    shown = texts(app)
+    assert "on held-out tokens when block 3" in titles(app)[0]
+    shown = texts(app.button_group(key="lab_position_error").set_value("calibration").run())
     assert "Block 3 would lose most per column" in shown
     assert f"at position {1 + errors.index(min(errors))} and highest" in shown
     assert errors[0] < errors[-1] / 2  # pruned first, the strong block finds help
@@ -161,10 +169,13 @@ def test_error_by_sparsity(study: Study) -> None:
     app = section(study, "By sparsity")
     table = app.dataframe[0].value
     assert list(table.columns) == ["60 %", "70 %", "80 %", "90 %"]
+    app.button_group(key="lab_bar_error").set_value("calibration").run()
+    calibration = app.dataframe[0].value
     for label, order in (("Natural", "natural"), ("Blocks only", "blocks")):
         for level in (0.6, 0.9):
-            expected = pruned(study, order, "block", sparsity=level).relative_error
-            assert table.loc[label, f"{100 * level:.0f} %"] == pytest.approx(expected, rel=1e-4)
+            result, column = pruned(study, order, "block", sparsity=level), f"{100 * level:.0f} %"
+            assert table.loc[label, column] == pytest.approx(held_out_error(study, result), rel=1e-4)
+            assert calibration.loc[label, column] == pytest.approx(result.relative_error, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["calibration", "held_out"])
@@ -186,9 +197,15 @@ def test_order_and_budget_apart(study: Study, kind: str) -> None:
 
 
 def test_without_held_out_tokens_the_table_has_no_column_for_them() -> None:
-    app = section(measured_study(held_out=0), "Compare orders")
+    study = measured_study(held_out=0)
+    app = section(study, "Compare orders")
     assert "held_out_error" not in app.dataframe[0].value
     assert "no held-out tokens" in texts(app)
+    app.segmented_control(key="lab_section").set_value("own").run()
+    assert own_errors(app) == [f"{pruned(study, 'natural', 'block').relative_error:.5f}"]
+    assert "Errors are on calibration tokens." in texts(app)
+    app.segmented_control(key="lab_section").set_value("sparsity").run()
+    assert "on calibration tokens" in titles(app)[0]
 
 
 def test_under_a_fixed_pattern_the_page_says_that_budgets_agree() -> None:
@@ -266,7 +283,7 @@ def test_a_layer_without_heads_leads_to_the_nearest_with_them(study: Study) -> N
 def test_cautions_and_the_tokens_that_errors_are_on_are_said(study: Study) -> None:
     app = section(study, "Order and budget")
     assert "calibration tokens are fewer" not in texts(app)
-    assert "on calibration tokens" in titles(app)[0]
-    app = section(measured_study(samples=1), "By sparsity")  # of 32 tokens, for 64 columns
+    assert "on held-out tokens" in titles(app)[0]
+    app = section(measured_study(samples=1), "Inside a sweep")  # of 32 tokens, for 64 columns
     assert "Calibration tokens are fewer than columns" in texts(app)
     assert "Errors are on calibration tokens." in texts(app)

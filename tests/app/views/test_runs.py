@@ -58,7 +58,7 @@ def test_a_run_of_the_command_line_beside_one_of_the_server(server: deque[rose.R
     app = open_page(PAGE, runs_path=str(saved(tmp_path / "by_hand", made_report("rose", 0.8, seed=1))))
     assert app.multiselect(key="runs").value == [BASE, OURS]
     assert app.multiselect(key="runs").proto.max_selections == MOST
-    assert "has the lower held-out error in six of six layers; on average it is 20 % lower" in titles(app)[0]
+    assert "has the lower held-out error in all six layers; on average it is 20 % lower" in titles(app)[0]
     assert "measured on different windows (see Settings)" in texts(app)  # their seeds differ
     app.segmented_control(key="runs_as").set_value("difference").run()
     assert "Of six layers ROSE at 0.7 (by_hand) is lower in six;" in texts(app)

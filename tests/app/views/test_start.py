@@ -149,6 +149,7 @@ def test_another_sparsity_beside_any_page_and_back_with_one_click(folder: Path, 
     assert app.session_state["setup"] == second
     app.switch_page(PAGE).run()
     assert app.selectbox(key="start_sparsity").value == "0.5"
+    assert not [one for one in app.main.expander[0].button if one.key == "recent-0"]  # it need not be opened first
     app.button(key="recent-0").click().run()
     assert app.session_state["setup"] == first
     assert app.selectbox(key="start_sparsity").value == "0.7"

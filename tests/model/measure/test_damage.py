@@ -291,6 +291,8 @@ def test_correlations_are_over_all_by_projection_and_by_depth() -> None:
         "decoder blocks 2 to 3",
         "decoder blocks 4 to 5",
     ]
+    names = list(correlations(made_table([1, 2], [1, 2], ["", ""]))["name"])
+    assert names == ["", "decoder block 0", "decoder block 1"]
 
 
 def test_outliers_have_small_errors_and_large_damages_beyond_chance() -> None:
