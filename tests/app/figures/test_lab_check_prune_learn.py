@@ -557,6 +557,13 @@ def test_decoder_blocks_that_were_not_measured_stay_empty() -> None:
     assert bars.width == 0.8
 
 
+def test_experts_are_one_series_of_units() -> None:
+    kinds = [f"mlp.experts.{number}.up_proj" for number in range(len(DAMAGES))]
+    drawn = damage.damage_scatter(DAMAGES.assign(projection=kinds)).figure
+    assert [one.name for one in drawn.data] == ["mlp.experts.*.up_proj"]
+    assert not drawn.layout.showlegend
+
+
 def test_few_units_are_no_scatter() -> None:
     with pytest.raises(
         rose.RoseError,

@@ -61,6 +61,10 @@ def test_experts_share_rows_or_have_an_axis_of_their_own() -> None:
     assert [row for row in rows if "experts" in row] == [
         f"mlp.experts.*.{part}_proj" for part in ("gate", "up", "down")
     ]
+    kinds = app.multiselect(key="filter_projection")
+    assert len(kinds.options) == 7
+    kinds.set_value(["mlp.experts.*.gate_proj"]).run()
+    assert len(app.main.dataframe[0].value) == measured["layer"].str.endswith("gate_proj").sum()
     app.segmented_control(key="experts").set_value("mlp.experts.*.down_proj").run()
     assert not app.exception
     rows = json.loads(figures(app)[0])["data"][0]["y"]
