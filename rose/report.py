@@ -8,6 +8,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
@@ -257,8 +258,10 @@ class RunReport:
 
 
 def report_beside(folder: Path) -> RunReport | None:
-    """The report.json in the folder of a model; None where there is none. Raises RoseError for another program's."""
-    return RunReport.load(folder) if (folder / "report.json").is_file() else None
+    """The report.json in the folder of a model; None where there is none, or another program's."""
+    with suppress(RoseError):
+        return RunReport.load(folder / "report.json")
+    return None
 
 
 def with_cautions(layers: pd.DataFrame) -> pd.DataFrame:

@@ -135,10 +135,8 @@ def _add_vocabulary(writer: GGUFWriter, name: str, model: Any, tokenizer: Any, d
 
 def _origin(name: str) -> Path | None:
     """The GGUF file that a model came from, by the report beside it, where that is on this machine."""
-    path, of = reachable(name), name
-    with contextlib.suppress(RoseError):  # another program's report says nothing of it
-        if report := report_beside(path):
-            of = str(report.summary.get("model", name))
+    report = report_beside(reachable(name))
+    of = str(report.summary.get("model", name)) if report else name
     found = PACKAGED[of].path() if of in PACKAGED else reachable(of)
     return found if found and found.suffix == ".gguf" and found.is_file() else None
 

@@ -376,6 +376,8 @@ def test_who_was_calibrated_on_other_windows_is_told_so(tmp_path: Path) -> None:
     drawn = {"calibration": "text.txt", "samples": 4, "length": 16, "seed": 0, "held_out_samples": 2}
     drawn["bos_token"] = None
     assert says_other_draw(tmp_path, drawn) == ""  # nobody knows
+    (tmp_path / "report.json").write_text('{"loss": 1}')
+    assert says_other_draw(tmp_path, drawn) == ""  # nor does another program's report
     report = rose.prune_model(make_model("llama"), make_tokens(), sparsity=0.5, block_size=16)
     report.with_summary(**drawn).save(tmp_path)
     assert says_other_draw(tmp_path, drawn) == ""

@@ -662,6 +662,7 @@ def test_commands_tune_and_say_what_they_did(tmp_path, monkeypatch, capsys):
     assert all(map(torch.equal, masks(one), masks(other)))
     for name in ("report.json", "layers.csv", "layers.parquet"):
         Path(pruned / name).unlink()
+    (pruned / "report.json").write_text('{"loss": 1}')  # another program's
     assert cli.main(["tune", str(pruned), "--dense", tiny, *windows, "--output", str(tmp_path / "foreign")]) == 0
     assert json.loads((tmp_path / "foreign" / "report.json").read_text())["summary"]["method"] == "as-found"
     assert cli.main(["tune", tiny, "--dense", tiny, *windows, "--output", str(tmp_path / "none")]) == 2
