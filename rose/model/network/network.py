@@ -120,7 +120,8 @@ class Network:
         if lowest < 0 or highest >= vocabulary:
             wrong = lowest if lowest < 0 else highest
             raise RoseError(
-                f"Token {wrong} is outside the model's vocabulary of {vocabulary}; use its tokenizer, and no padding."
+                f"Token {wrong} is outside the model's vocabulary of {vocabulary}; use its tokenizer, and no padding. "
+                "Tokens that were added to it need rows in the embedding: resize_token_embeddings of transformers."
             )
         self.check_length(tokens.shape[1])
         if what and tokens.shape[1] < 2:

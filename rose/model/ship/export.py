@@ -28,7 +28,7 @@ from rose.model.ship.families import Family, family_of
 from rose.model.ship.vocabulary import copy_vocabulary, tokens_in, write_vocabulary
 from rose.output import check_file, check_room, temporary_folder
 from rose.report import report_beside
-from rose.wording import whole
+from rose.wording import listing, whole
 
 FILE_TYPES = {
     Type.F16: LlamaFileType.MOSTLY_F16, Type.Q8_0: LlamaFileType.MOSTLY_Q8_0, Type.Q4_0: LlamaFileType.MOSTLY_Q4_0,
@@ -49,6 +49,7 @@ class Exported:
         besides: other matrices that were rounded, such as embeddings; only f16 rounds them.
         error: ‖W − Ŵ‖²/‖W‖² over the rounded layers; 0 without any.
         vocabulary: where the tokenizer is from.
+        left_out: tokens that were added to the tokenizer without a row in the model's embedding.
     """
 
     size: int = 0
@@ -59,6 +60,7 @@ class Exported:
     besides: list[str] = field(default_factory=list)
     error: float = 0.0
     vocabulary: str = "tokenizer.json"
+    left_out: list[str] = field(default_factory=list)
 
     def remarks(self, kind: str) -> list[str]:
         """What became of the weights in a file of this type, sentence by sentence."""
@@ -70,6 +72,8 @@ class Exported:
             said.append(f"{len(self.rounded)} layers were rounded to {kind}, without compensation: {error}.")
         if self.besides:
             said.append(f"Rounded to {kind} too: {', '.join(self.besides)}.")
+        if self.left_out:
+            said.append(f"Left out, as the model has no row for them: tokens {listing(self.left_out)}.")
         if self.unfit:
             said.append(f"{len(self.unfit)} layers have rows that are no whole blocks of 32; they stay as they are.")
         return said
@@ -131,6 +135,7 @@ def _add_vocabulary(writer: GGUFWriter, name: str, model: Any, tokenizer: Any, d
             done.vocabulary = path.name
             return
     write_vocabulary(writer, tokenizer, rows)
+    done.left_out = sorted(token for token, number in tokenizer.get_vocab().items() if number >= rows)
 
 
 def _origin(name: str) -> Path | None:

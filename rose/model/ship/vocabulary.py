@@ -72,8 +72,9 @@ def write_vocabulary(writer: GGUFWriter, tokenizer: Any, size: int) -> None:
         if number is not None and number < size:
             getattr(writer, method)(number)
     writer.add_add_bos_token(first_token(tokenizer) is not None)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
+    if template := tokenizer.chat_template:  # or several, by name
+        several = isinstance(template, dict)
+        writer.add_chat_template([{"name": n, "template": t} for n, t in template.items()] if several else template)
 
 
 def _type(number: int, pieces: dict[int, str], added: dict[int, Any], model: Any, is_pieces: bool) -> int:
@@ -105,7 +106,8 @@ def _prepends(known: Any) -> bool:
 
 def _split(pre_tokenizer: Any) -> str:
     """llama.cpp's name of the way in which text is split before merges."""
-    parts = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+    known = pre_tokenizer or {"type": None}  # text is not split at all
+    parts = known["pretokenizers"] if known["type"] == "Sequence" else [known]
     patterns = [one["pattern"].get("Regex", "") for one in parts if one["type"] == "Split"]
     for pattern in patterns:
         for begins, name in SPLITS.items():

@@ -210,6 +210,27 @@ def test_the_tokenizer_of_a_file_is_taken_over(tmp_path: Path) -> None:
     assert one == two
 
 
+def test_templates_by_name_and_tokens_without_a_row(tmp_path: Path) -> None:
+    save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "model")
+    tokenizer.chat_template = {"default": "all", "tool_use": "tools"}
+    tokenizer.add_tokens([f"<{number}>" for number in range(len(tokenizer), 301)])  # of 300 rows
+    tokenizer.save_pretrained(tmp_path / "model")
+    made = export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", "f16")
+    fields = {name: field.contents() for name, field in GGUFReader(tmp_path / "model.gguf").fields.items()}
+    assert fields["tokenizer.chat_template"] == "all"
+    assert fields["tokenizer.chat_template.tool_use"] == "tools"
+    assert "Left out, as the model has no row for them: tokens <300>." in made.remarks("f16")
+
+
+def test_a_tokenizer_that_does_not_split_is_refused(tmp_path: Path) -> None:
+    save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
+    place = tmp_path / "model/tokenizer.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "pre_tokenizer": None}))
+    with pytest.raises(rose.RoseError, match="splits text in a way whose name in GGUF files is not known"):
+        export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", "f16")
+
+
 def test_pieces_with_byte_fallback(tmp_path: Path) -> None:
     """As of LLaMA 2 and Gemma: scores stand for the order of merges."""
     core = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
