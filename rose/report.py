@@ -45,6 +45,7 @@ Share = Annotated[float, Within(0, 1)]
 NotNegative = Annotated[float, Within(0)]
 NotNegativeOrNan = Annotated[float, Within(0, or_nan=True)]
 Measured = Annotated[float, Within(-FLOAT32_MAX, or_nan=True)]
+LANGUAGE_PART = "Only the language model of these files was read: a copy is for text alone, not for pictures or sounds."
 ERRORS = ("relative_error", "held_out_error", "target_error", "held_out_target_error")  # of a layer, or of a part
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a text begins with that a spreadsheet would compute
 
@@ -156,6 +157,8 @@ class RunReport:
         """How far the numbers can be trusted, and where target dense could not do all that it is for, a sentence
         each. `text_cautions` of the summary are those of whoever has drawn the calibration text."""
         said = [*self.summary.get("text_cautions", []), *cautions(self.layers)]
+        if self.summary.get("is_language_part"):
+            said.append(LANGUAGE_PART)
         if padded := self.summary.get("padded_windows"):
             said.append(
                 f"{padded} of {self.summary['samples']} calibration windows begin or end in one token repeated, as "

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.target import corrected_weight, damping_or_rule
-from rose.model.network.identity import embedding_norms
+from rose.model.network.identity import embedding_norms, language_part
 from rose.model.network.layers import count_parameters, named
 from rose.model.network.network import Network, padding
 from rose.model.network.precision import Precision
@@ -159,6 +159,7 @@ def prune_structured(
         {
             **said, **facts, "drift": [dataclasses.asdict(kept.drifts[index]) for index in sorted(kept.drifts)],
             "samples": tokens.shape[0], "length": tokens.shape[1], **padding(tokens),
+            **language_part(model),
             "held_out_samples": 0 if held_out is None else held_out.shape[0],
             "block_parameters": before, "kept_block_parameters": after, "removed_fraction": removed,
             "remarks": _far_from_asked(removed, ratio, kinds),

@@ -13,7 +13,9 @@ from torch import nn
 from transformers import ArceeConfig, AutoModelForCausalLM, LlamaConfig, Qwen3_5TextConfig, Qwen3Config
 
 import rose
+from rose.model.network.identity import PART
 from rose.model.network.network import Network
+from rose.report import LANGUAGE_PART
 from rose.structured.allocation import saved_by, similarity_ratios
 from rose.structured.configuration import kinds_of
 from rose.structured.parts import CHANNELS, HEADS, Shape, block_parameters, find_parts
@@ -300,7 +302,9 @@ def test_a_share_far_from_what_was_asked_for_is_told() -> None:
 
 
 def test_cautions_are_told_of_parts_too() -> None:
-    report = rose.prune_structured(make_model("llama"), make_tokens(1, 9), ratio=0.3, multiple=4, damping=0.0)
+    model = make_model("llama")
+    setattr(model, PART, True)
+    report = rose.prune_structured(model, make_tokens(1, 9), ratio=0.3, multiple=4, damping=0.0)
     table = report.layers
     assert (table["tokens"] == 9).all()
     assert (table["tokens"] < table["columns"]).all()
@@ -308,6 +312,7 @@ def test_cautions_are_told_of_parts_too() -> None:
     assert (table["damping"] > 0).all()
     assert "calibration tokens are fewer than columns" in " ".join(report.remarks)
     assert "damping had to be raised" in " ".join(report.remarks)
+    assert LANGUAGE_PART in report.remarks
 
 
 def test_pieces_too_large_for_a_ratio_are_not_called_too_few() -> None:

@@ -62,8 +62,9 @@ logger = getLogger(__name__)
 # (configuration, folder with safetensors files or None for no weights, dtype) -> model.
 BUILDERS: dict[str, Callable[[Any, Path | None, torch.dtype], PreTrainedModel]] = {}
 
-# What a tokenizer's files are called, or how their names end or begin: one of them is there.
-VOCABULARIES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+# What a tokenizer's files are called, or how their names end or begin: one of them is there. tokenizer_config.json is
+# settings alone, and code may need no vocabulary.
+VOCABULARIES = ("tokenizer.*", "tokenization*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORED = "auto"  # how weights are read, see `read_as`
 
@@ -327,8 +328,8 @@ def save_model(
     The report of the run that pruned it, where given, goes beside it (report.json, layers.csv, layers.parquet). After
     a method that leaves a sparse plus a low-rank part (OATS), the weights are their dense sum, which any program
     loads, and low_rank.safetensors holds the factors as NAME.low_rank.left (out, rank) and NAME.low_rank.right
-    (rank, in): the sparse part is the weight minus their product. Settings for pictures, films and sounds that
-    `load_model` has found beside the weights go along.
+    (rank, in): the sparse part is the weight minus their product. Licences, and settings for pictures, films and
+    sounds, that `load_model` has found beside the weights go along.
 
     Raises:
         RoseError: no tokenizer or another kind of report, a model that could not be loaded again (see `check_plain`),

@@ -1,37 +1,66 @@
-"""What turns pictures, films and sounds into inputs: settings in files beside the weights, which a copy needs, too."""
+"""What a copy needs beside weights and tokenizer: licences, and settings that turn pictures, films and sounds into
+inputs."""
 
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file
+from huggingface_hub import snapshot_download
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import (
+    IMAGE_PROCESSOR_NAME,
+    LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE,
+    PROCESSOR_NAME,
+    VIDEO_PROCESSOR_NAME,
+)
 
-FILES = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME)
+from rose.model.load.download import stoppable_bars
+from rose.model.network.identity import PART
+from rose.report import LANGUAGE_PART
+
+logger = logging.getLogger(__name__)
+
+FILES = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE)
+LICENCES = ("LICENSE*", "NOTICE*", "USE_POLICY*")  # LLaMA's wants to go along with every copy
 ATTRIBUTE = "rose_processors"  # of a model: the contents by the files' names
 
 
 def read_processors(model: PreTrainedModel, location: str, **options: Any) -> None:
-    """Notes on a model that does more than read text what these files of its folder, or on the Hub, say.
+    """Notes on a model the licences in its folder, or on the Hub, and, where it does more than read text, `FILES`.
+
+    Where the files hold more than the language model that was built of them, that is noted, too, and logged.
 
     Raises ValueError for a damaged file; options as for transformers' `cached_file`.
     """
-    if model.config.get_text_config() is model.config:
-        return
-    lenient = dict.fromkeys(("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False)
-    found = {name: cached_file(location, name, **options, **lenient) for name in FILES}
-    contents = {name: Path(path).read_text(encoding="utf-8") for name, path in found.items() if path is not None}
-    setattr(model, ATTRIBUTE, {name: json.loads(text, object_hook=_without_code) for name, text in contents.items()})
+    does_more = model.config.get_text_config() is not model.config
+    wanted = [*LICENCES, *(FILES if does_more else ())]
+    folder = Path(location)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(location, allow_patterns=wanted, tqdm_class=stoppable_bars(), **options))
+    found = [path for pattern in wanted for path in folder.glob(pattern) if path.is_file()]
+    setattr(model, ATTRIBUTE, {path.name: _content(path) for path in found})
+    stored = PreTrainedConfig.get_config_dict(location, **options)[0]
+    if "text_config" in stored and stored.get("model_type") != model.config.model_type:
+        setattr(model, PART, True)
+        logger.warning("%s: %s", location, LANGUAGE_PART)
+
+
+def _content(path: Path) -> bytes:
+    """Of a licence as it is; of settings without the Python files they name, which a copy would not bring along."""
+    content = path.read_bytes()
+    if path.name not in FILES:
+        return content
+    return (json.dumps(json.loads(content, object_hook=_without_code), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _without_code(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that name no Python files, which a copy would not bring along."""
     return {name: value for name, value in settings.items() if name != "auto_map"}
 
 
 def write_processors(model: PreTrainedModel, folder: Path) -> None:
     """Writes what `read_processors` has noted; raises OSError as the disk has it."""
-    for name, settings in getattr(model, ATTRIBUTE, {}).items():
-        (folder / name).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name, content in getattr(model, ATTRIBUTE, {}).items():
+        (folder / name).write_bytes(content)

@@ -19,6 +19,7 @@ from rose.verdicts import is_same_model
 
 PARTS = 8
 NORMS, WEIGHTS = "embedding_norms", "weight_norms"  # as files call them
+PART = "is_language_part"  # of a model, and in a report
 
 
 def embedding_norms(model: nn.Module) -> list[float]:
@@ -29,6 +30,11 @@ def embedding_norms(model: nn.Module) -> list[float]:
     with network.residence.embedding():
         parts = body.get_input_embeddings().weight.detach().chunk(PARTS)
         return [float(f"{float(part.float().norm()):.6g}") for part in parts]
+
+
+def language_part(model: nn.Module) -> dict[str, bool]:
+    """For a report: whether a model is only the language model of what its files hold; nothing of others."""
+    return {PART: True} if hasattr(model, PART) else {}
 
 
 def weight_norms(model: nn.Module) -> list[float]:

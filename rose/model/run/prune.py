@@ -21,7 +21,7 @@ from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import damping_or_rule
 from rose.model.network.heads import rotated_heads
-from rose.model.network.identity import embedding_norms
+from rose.model.network.identity import embedding_norms, language_part
 from rose.model.network.layers import LowRank, PrunableLayer
 from rose.model.network.network import Network, padding
 from rose.model.network.precision import DEFAULT, Precision
@@ -169,6 +169,7 @@ def prune_by(
         samples=tokens.shape[0],
         length=tokens.shape[1],
         **padding(tokens),
+        **language_part(model),
         bos_token=network.bos_in_front(tokens),
         embedding_norms=embedding_norms(model),
         rotated_heads=rotated_heads(model),

@@ -153,6 +153,7 @@ def test_weights_that_a_repository_holds_twice_come_once(site: Hub, tmp_path: Pa
 def test_settings_for_pictures_come_along(site: Hub, tmp_path: Path, stream: bool) -> None:
     site.folder = save_seeing(tmp_path / "seeing")
     (site.folder / "processor_config.json").unlink()
+    (site.folder / "LICENSE.txt").write_text("Agreed.")
     rose.save_model(*rose.load_model(NAME, stream=stream), tmp_path / "copy")
-    found = {path.name for path in (tmp_path / "copy").glob("*processor_config.json")}
-    assert found == {"preprocessor_config.json", "video_preprocessor_config.json"}
+    found = {path.name for pattern in ("*processor_config.json", "LIC*") for path in (tmp_path / "copy").glob(pattern)}
+    assert found == {"preprocessor_config.json", "video_preprocessor_config.json", "LICENSE.txt"}

@@ -25,6 +25,8 @@ from transformers import (
     BertForMaskedLM,
     Gemma3Config,
     PreTrainedTokenizerFast,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -34,10 +36,12 @@ from rose import output
 from rose.errors import Cancelled
 from rose.interrupt import stoppable
 from rose.model.load import models
-from rose.model.load.models import PACKAGED, PackagedModel, load_skeleton, stored_dtype
+from rose.model.load.models import PACKAGED, PackagedModel, has_tokenizer, load_skeleton, stored_dtype
 from rose.model.ship.packing import pack_folder
 from tests.model.families import DENSE, VOCABULARY, logits, make_model, make_tokens
 from tests.tiny import byte_tokenizer, save_tiny_llama
+
+SETTINGS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.json")
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +100,36 @@ def test_a_model_that_sees_keeps_its_image_processor(stream: bool, tmp_path: Pat
     folder = save_seeing(tmp_path / "dense")
     model, tokenizer = rose.load_model(str(folder), stream=stream)
     rose.save_model(model, tokenizer, tmp_path / "copy")
-    for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
+    for name in SETTINGS:
         assert json.loads((tmp_path / "copy" / name).read_text()) == {"name": name, "image_processor": {"size": 8}}
+
+
+def test_a_model_whose_language_part_alone_is_read_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "layer_types": ["full_attention"]}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    config = Qwen3_5Config(text_config=text | heads, vision_config=vision | {"num_position_embeddings": 16})
+    Qwen3_5ForConditionalGeneration(config).save_pretrained(tmp_path / "seeing")
+    byte_tokenizer().save_pretrained(tmp_path / "seeing")
+    for stream in (False, True):
+        caplog.clear()
+        model, _ = rose.load_model(str(tmp_path / "seeing"), stream=stream)
+        (said,) = caplog.messages
+        assert said.startswith(f"{tmp_path / 'seeing'}: Only the language model of these files was read")
+        report = rose.prune_model(model, make_tokens(), method="magnitude", target="layer")
+        assert any(map(said.endswith, report.remarks))
+
+
+def test_licences_come_along_and_settings_of_other_models_do_not(checkpoint: Path, tmp_path: Path) -> None:
+    licences = {"LICENSE": b"Agreed.\r\n\xe9", "USE_POLICY.md": b"Do no harm.", "NOTICE.txt": b"Ours."}
+    for name, content in licences.items():
+        (checkpoint / name).write_bytes(content)
+    (checkpoint / "README.md").write_text("dense")
+    (checkpoint / "preprocessor_config.json").write_text("{}")
+    rose.save_model(*rose.load_model(str(checkpoint)), tmp_path / "copy")
+    assert {name: (tmp_path / "copy" / name).read_bytes() for name in licences} == licences
+    names = {path.name for path in checkpoint.iterdir()} - {"README.md", "preprocessor_config.json"}
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == names
 
 
 def save_seeing(folder: Path) -> Path:
@@ -110,7 +142,7 @@ def save_seeing(folder: Path) -> Path:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     code = {"auto_map": {"AutoProcessor": "mine.Processor"}}
-    for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
+    for name in SETTINGS:
         settings = {"name": name, "image_processor": {"size": 8} | code} | code
         (folder / name).write_text(json.dumps(settings))
     return folder
@@ -289,7 +321,12 @@ def test_a_tokenizer_that_is_not_there(checkpoint: Path, saved: Path, monkeypatc
     assert tokenizer.encode("a") == rose.load_model(str(saved))[1].encode("a")
     assert rose.check_checkpoint(rose.load_model(str(saved))[0], model).is_sane
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_a, **_k: pytest.fail("read weights first"))
-    refused(checkpoint, r"has no tokenizer; copy tokenizer\.json and tokenizer_config\.json into it from the model")
+    says = r"has no tokenizer; copy tokenizer\.json and tokenizer_config\.json into it from the model"
+    refused(checkpoint, says)
+    (checkpoint / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')  # settings of none
+    refused(checkpoint, says)
+    (checkpoint / "tekken.json").touch()
+    assert has_tokenizer(str(checkpoint))
 
 
 def test_encoders(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
