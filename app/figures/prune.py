@@ -180,7 +180,7 @@ def progress_timeline(records: pd.DataFrame, total: int, *, theme: Theme = "ligh
 
     The records are those of one run so far, of `total` in the end, and may be empty.
     """
-    kinds = records["layer"].map(lambda layer: words.place_of(layer)[1])
+    kinds = records["layer"].map(lambda layer: overview.map_row(words.place_of(layer)[1]))
     table = records.reset_index(drop=True).assign(number=np.arange(1, len(records) + 1))
     errors, figure = table["relative_error"], go.Figure()
     for projection, look in palette.projection_styles(list(dict.fromkeys(kinds))).items():

@@ -70,8 +70,8 @@ def _sizes(run: PruningRun, pruned: list[EvaluatedModel], dense: float) -> None:
     rows = [
         {
             "Copy": model.label,
-            "Perplexity": f"{model.perplexity:.2f}",
-            "× dense": f"{model.perplexity / dense:.2f}",
+            "Perplexity": _times(model.perplexity),
+            "× dense": _times(model.perplexity / dense),
             "Checkpoint": words.size(model.summary["plain_bytes"]),
             "Packed": words.size(model.summary["packed_bytes"]),
             "What loads it": what_loads(model.case.bits),
@@ -158,8 +158,8 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
     rows = [
         {
             "Model": model.label,
-            "Perplexity": f"{model.perplexity:.2f}",
-            "× dense": f"{row['ratio_to_dense']:.2f}",
+            "Perplexity": _times(model.perplexity),
+            "× dense": _times(row["ratio_to_dense"]),
             "Mean error, calibration": _error(row["mean_relative_error"]),
             "Mean error, held-out": _error(row["mean_held_out_error"]),
             "Against dense, held-out": _error(row["mean_held_out_target_error"]),
@@ -229,7 +229,12 @@ def _time_and_perplexity(run: PruningRun, results: list[Result]) -> None:
 
 
 def _error(value: float | None) -> str:
-    return "–" if value is None or pd.isna(value) else f"{value:.4f}"
+    return "–" if value is None or pd.isna(value) else words.number(value)
+
+
+def _times(value: float) -> str:
+    """Perplexities, and their ratios, of which some are of ruined models."""
+    return f"{value:.2f}" if value < 1e4 else words.number(value)
 
 
 def layers(run: PruningRun, models: list[EvaluatedModel]) -> None:
@@ -275,7 +280,7 @@ def texts(run: PruningRun, models: list[EvaluatedModel]) -> None:
     st.markdown("Continuations by the most likely next token. The prompt:")
     st.code(run.request.prompt, language=None, wrap_lines=True)
     for model in models:
-        st.markdown(f"**{words.plain(model.label)}**, perplexity {model.perplexity:.2f}")
+        st.markdown(f"**{words.plain(model.label)}**, perplexity {_times(model.perplexity)}")
         st.code(model.text or "(nothing: the text ended)", language=None, wrap_lines=True)
 
 

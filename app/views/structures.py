@@ -170,8 +170,8 @@ def _swaps(known: Structures) -> None:
             "Method": labels[one.method],
             "Kept at first": ", ".join(map(str, one.before)),
             "After swaps": ", ".join(map(str, one.after)),
-            "Error at first": f"{one.cost_before:.4f}",
-            "Error after": f"{one.cost_after:.4f}",
+            "Error at first": words.number(one.cost_before),
+            "Error after": words.number(one.cost_after),
         }
         for one in found
     ]

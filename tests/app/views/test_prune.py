@@ -99,7 +99,7 @@ def test_the_url_finds_a_run_again(setup: Setup) -> None:
     shown = of_models(again)
     assert shown["Model"].tolist() == ["Dense", "SparseGPT at 0.7, 4 bits"]
     summary = run.copies[0].summary
-    assert shown["By rounding"].tolist()[1] == f"{summary['mean_rounding_error']:.4f}"
+    assert shown["By rounding"].tolist()[1] == app_words.number(summary["mean_rounding_error"])
     (size,) = again.table[0].value.to_dict("records")
     assert size["Copy"] == "SparseGPT at 0.7, 4 bits"
     assert size["What loads it"].endswith("q4_0, pruned layers exact")
@@ -182,8 +182,8 @@ def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
         assert row["Perplexity"] == f"{outcome.perplexity:.2f}"
         assert row["× dense"] == f"{outcome.perplexity / run.dense.perplexity:.2f}"
         if outcome.report:
-            assert row["Mean error, calibration"] == f"{outcome.report.summary['mean_relative_error']:.4f}"
-            assert row["Mean error, held-out"] == f"{outcome.report.summary['mean_held_out_error']:.4f}"
+            assert row["Mean error, calibration"] == app_words.number(outcome.report.summary["mean_relative_error"])
+            assert row["Mean error, held-out"] == app_words.number(outcome.report.summary["mean_held_out_error"])
             assert row["Removed of these layers"] == "50.00 %"
     assert "Perplexity on 3 × 16 tokens of held-out windows" in texts(app)
     assert_one_verdict(app, run, tmp_path)
@@ -426,7 +426,7 @@ def test_both_targets_are_pruned_shown_and_said_in_the_recipes(setup: Setup) -> 
     assert [row["Model"] for row in shown] == ["Dense", "SparseGPT at 0.7", "SparseGPT at 0.7, target layer"]
     report = run.copies[0].report
     assert report is not None
-    assert shown[1]["Against dense, held-out"] == f"{report.layers['held_out_target_error'].mean():.4f}"
+    assert shown[1]["Against dense, held-out"] == app_words.number(report.layers["held_out_target_error"].mean())
     assert shown[2]["Against dense, held-out"] == "–"
     assert [report.summary["target"] for report in list(shared.reports())[-2:]] == ["dense", "layer"]
     assert report.layers["target_damping"].eq(2.5).all()
