@@ -1,8 +1,10 @@
 """Ctrl+C while a program imports: a process sends it to itself when it comes to torch."""
 
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,5 +29,6 @@ def test_an_interrupted_import(call: list[str], status: int, said: str, tmp_path
     root = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
     command = [sys.executable, *(word.format(folder=tmp_path) for word in call)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells ignore it in the background
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, preexec_fn=heard)
     assert (done.returncode, done.stdout + done.stderr) == (status, said)

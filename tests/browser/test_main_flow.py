@@ -161,7 +161,7 @@ def test_two_sessions_do_not_disturb_each_other(open_page: OpenPage, measured: s
     expect(second.get_by_text("layers is columnar above 1")).to_be_visible()
     first.reload()
     settle(first)
-    expect(first.get_by_text("layers is columnar above 0.5")).to_be_visible()
+    expect(first.get_by_text("layers are columnar above 0.5")).to_be_visible()
     expect(chosen_layer(first)).to_have_value("18 · self_attn.o_proj")
 
 
