@@ -59,10 +59,6 @@ st.caption(
 )
 components.cautions(study.cautions(layer))
 section = components.section({name: label for name, (label, _) in SECTIONS.items()}, "lab_section")
-if not session.setup().stream:  # or the page Prune is shut
-    race = {"prune_view": race_of_solvers.TITLE}
-    label = "Race the solvers behind the methods on this layer"
-    st.page_link("views/prune.py", label=label, icon=":material/sprint:", query_params=race)
 if section != "own" and "own" in st.query_params:
     del st.query_params["own"]
 if section in ON_CALIBRATION:
@@ -86,3 +82,7 @@ if section == "sweep":
     section_3_inside_sweep.PLAYER.live(body)
 else:
     body()
+if not session.setup().stream:  # or the page Prune is shut
+    race = {"prune_view": race_of_solvers.TITLE}
+    label = "Race the solvers behind the methods on this layer"
+    st.page_link("views/prune.py", label=label, icon=":material/sprint:", query_params=race)
