@@ -310,7 +310,12 @@ def tables() -> dict[str, list[str]]:
         "docs/shipping.md": shipping(),
         "docs/lab-notes/shipping.md": [beside_llama_cpp(), beside_published(), four_bits(qwen_half())],
         "docs/tuning.md": tuning(),
-        "docs/lab-notes/models.md": [moved(), *states_and_damage()],
+        "docs/lab-notes/models.md": [
+            moved(),
+            *states_and_damage(),
+            late_columns(),
+            *states_and_damage("sparsegpt")[:1],
+        ],
     }
 
 
@@ -833,9 +838,9 @@ def order_after_tuning() -> list[str]:
     ]
 
 
-def moved() -> str:
+def moved(method: str = "rose_admm") -> str:
     """How far layers move, and their last quarter of columns beside their first."""
-    rows = read("tuning-layers.csv")
+    rows = read("tuning-layers.csv").query("method == @method")
     ratio, most = (rows["last_columns"] / rows["first_columns"]).median(), rows.loc[rows["change"].idxmax()]
     typical, least = percent(rows["change"].median()), percent(rows["change"].min())
     return (
@@ -844,9 +849,20 @@ def moved() -> str:
     )
 
 
-def states_and_damage() -> list[str]:
+def late_columns() -> str:
+    """The same of SparseGPT, whose last columns nothing compensates: in how many layers they move more than the first,
+    and by how much in the median."""
+    rows = read("tuning-layers.csv").query("method == 'sparsegpt'")
+    ratio = rows["last_columns"] / rows["first_columns"]
+    return (
+        f"moves by {ratio.median():.2f} times as much of its norm as the first, and by more in {(ratio > 1).sum()} of "
+        f"{len(rows)} layers"
+    )
+
+
+def states_and_damage(method: str = "rose_admm") -> list[str]:
     """Drift and damage by decoder block before and after tuning."""
-    rows = read("tuning-blocks.csv")
+    rows = read("tuning-blocks.csv").query("method == @method")
     first, last, mean, total = rows.iloc[0], rows.iloc[-1], rows.mean(numeric_only=True), rows.sum(numeric_only=True)
 
     def change(name: str, found: pd.Series) -> str:

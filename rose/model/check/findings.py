@@ -14,7 +14,7 @@ from rose.model.check.costs import ERROR_OF
 from rose.model.check.verdicts import MOVED, says_pattern
 from rose.model.check.whose import says_alike
 from rose.report import report_beside
-from rose.verdicts import BOS, WINDOWS, on_other_windows, says_perplexity
+from rose.verdicts import BOS, SPARSE, WINDOWS, on_other_windows, says_perplexity
 from rose.wording import count, listing, number, out_of, percent, sentence, whole, word
 
 SHOWN = 4  # names of what is gone
@@ -78,7 +78,9 @@ def _zeros(summary: dict[str, Any]) -> str:
     said = f"{percent(summary['sparsity'], 2)} of the layers' weights are zero ({zeros} of {weights})"
     if before := summary["zeros_before"]:
         said += f", {percent(before / summary['weights'], 2)} were in the dense model"
-    return f"{said}; pattern of most layers: {says_pattern(summary['pattern'])}."
+    turned = summary["sparsity"] < SPARSE <= before / summary["weights"]
+    doubt = " Were the two given the other way round? The dense model comes first." if turned else ""
+    return f"{said}; pattern of most layers: {says_pattern(summary['pattern'])}.{doubt}"
 
 
 def _emptied(layers: pd.DataFrame, gone: dict[str, Any]) -> list[str]:

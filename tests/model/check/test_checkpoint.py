@@ -18,7 +18,7 @@ from rose.layer.change import weight_change
 from rose.model.check import verdicts
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
 from rose.model.check.costs import Costs, Rival
-from rose.model.check.findings import says_other_draw
+from rose.model.check.findings import findings, says_other_draw
 from rose.model.check.verdicts import Verdict, judge_costs
 from tests.model.check.faults import compensate, q4_0, q4_1
 from tests.model.families import DENSE, EXPERTS, make_from, make_model, make_tokens
@@ -311,6 +311,10 @@ def test_zeros_of_a_pruned_model_may_move_where_it_is_pruned_further_but_not_be_
     pairs = zip(rose.prunable_layers(pruned), rose.prunable_layers(further), strict=True)
     assert all((now.weight[was.weight == 0] != 0).any() for was, now in pairs)
     assert check_checkpoint(pruned, further).is_sane
+    turned = [
+        " ".join(findings(check_checkpoint(*pair))) for pair in ((pruned, make_model("llama")), (pruned, further))
+    ]
+    assert ["the other way round?" in said for said in turned] == [True, False]
     layer = rose.prunable_layers(further)[0]
     layer.write(layer.weight.masked_fill(layer.weight == 0, 0.01))
     assert told(check_checkpoint(pruned, further))[layer.name] == verdicts.ZEROS_LOST
