@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,11 @@ class _Source:
     options: dict[str, Any]
     is_local: bool
 
+    @cached_property
+    def formats(self) -> dict[torch.dtype, list[str]]:
+        """As `number_formats`, read once; none of what is not in a folder of this machine."""
+        return {} if not self.is_local or "gguf_file" in self.options else number_formats(Path(self.location))
+
 
 def load_model(
     name: str | Path,
@@ -156,7 +161,7 @@ def load_model(
             model = _load_whole(name, config, source, wanted, options)
         if "gguf_file" not in source.options:
             read_processors(model, source.location, **source.options)
-        _say_rounded(name, model, _formats(source), wanted)
+        _say_rounded(name, model, source.formats, wanted)
     # Dequantized weights are plain weights; the leftover record would make save_pretrained refuse.
     if getattr(model.config, "quantization_config", None) is not None and "gguf_file" in source.options:
         del model.config.quantization_config
@@ -197,7 +202,7 @@ def _configuration(name: str, source: _Source, options: dict[str, Any]) -> Any:
     if source.is_local and "gguf_file" not in options:
         check_sizes(name, PreTrainedConfig.get_config_dict(source.location, **options)[0])
     config = AutoConfig.from_pretrained(source.location, **options)
-    config.dtype = next(iter(_formats(source)), config.dtype)
+    config.dtype = next(iter(source.formats), config.dtype)
     check_sizes(name, config.to_dict())
     if "gguf_file" not in options:
         compressed.strip(name, config, Path(source.location) if source.is_local else None)
@@ -264,12 +269,7 @@ def stored_dtype(name: str) -> torch.dtype:
     with _explained(name, source), _quiet():
         found = PreTrainedConfig.get_config_dict(source.location, **source.options)[0]  # runs no code
         said = DTYPES.get(str(found.get("dtype", found.get("torch_dtype"))), torch.float32)
-        return next(iter(_formats(source)), said)
-
-
-def _formats(source: _Source) -> dict[torch.dtype, list[str]]:
-    """As `number_formats`; none of what is not in a folder of this machine."""
-    return {} if not source.is_local or "gguf_file" in source.options else number_formats(Path(source.location))
+        return next(iter(source.formats), said)
 
 
 def _say_rounded(
