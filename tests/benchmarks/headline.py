@@ -4,8 +4,8 @@ A comparison is one sparsity of one model with all its methods and draws, comput
 `rose.environment`): one that was begun elsewhere and not finished is begun again, so that no table mixes two. Each row
 goes to the file as it comes, and the same command goes on after it was killed.
 
-    headline   of --model: six methods towards the dense model, at 0.5, 0.7 and 2:4, pruned alone, and tuned in one
-               pass over --tuned further windows of the calibration text
+    headline   of --model: six methods towards the dense model, at each of 0.5 to 0.8 and 2:4, pruned alone, and tuned
+               in one pass over --tuned further windows of the calibration text
     controls   at 0.7: SparseGPT with H shrunk by columns per token, as ROSE ADMM has it; SparseGPT
                with other μ than the rule's, to be chosen by `perplexity_held_out`, which is of windows of the
                calibration text, and reported by `perplexity`, of the evaluation text; random and dealt order beside
@@ -48,6 +48,7 @@ from rose.model.tune.task import BATCH
 from rose.report import read_records
 from tests.benchmarks.common import MODEL, Rows, arguments, judged
 
+SPARSITIES = ("0.7", "0.5", "2:4", "0.6", "0.8")
 METHODS = ("wanda", "sparsegpt", "rose", "rose_dealt", "alps", "rose_admm")
 FACTORS = (0.3, 3.0)  # of μ, beside the rule's
 KEY = ("comparison", "method", "seed", "tuned", "environment")
@@ -87,7 +88,7 @@ class Comparison:
 def comparisons(model: str, others: Sequence[str], *, tuned: bool) -> list[Comparison]:
     """All of them, in the order in which they are made."""
     usual = tuple(Way(method, method) for method in METHODS)
-    found = [Comparison(f"headline {sparsity}", model, sparsity, usual, tuned) for sparsity in ("0.7", "0.5", "2:4")]
+    found = [Comparison(f"headline {sparsity}", model, sparsity, usual, tuned) for sparsity in SPARSITIES]
     layer = ("sparsegpt", "rose", "sparsegpt@random:0", "sparsegpt@random:1", "sparsegpt@dealt", "rose_dealt")
     controls = [Way(method, method) for method in ("sparsegpt", "sparsegpt_shrunk", "rose_admm")]
     controls += [Way(f"sparsegpt, {factor:g} μ", "sparsegpt", factor) for factor in FACTORS]
