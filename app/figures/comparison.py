@@ -110,7 +110,7 @@ def time_and_perplexity(
     for one, label in zip(known, labels, strict=True):
         look = palette.method_style(one.method)._replace(label=label)
         if one.target == "layer":
-            look = look._replace(colour=ink.muted, symbol=look.symbol.removesuffix("-open") + "-open")
+            look = look.opened()._replace(colour=ink.muted)
         hover = f"{one.name}<br>perplexity %{{y:.4g}}<br>{time} %{{x:.4g}}"
         draws = [*one.draws.values()] or [one.value]
         reach = _whiskers(one.value, min(draws), max(draws)) if len(draws) > 1 else None

@@ -16,6 +16,7 @@ from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose import METHODS, LayerResult, RoseError, verdicts
 from rose.layer.order import visited_blocks
+from rose.layer.sweep import SweepTrace
 
 # Sweeps, by order and budget, that a method makes of every layer; ROSE visits only columnar layers in its order.
 NAME_OF_RUN = {
@@ -105,11 +106,16 @@ def relative_curves(results: Mapping[str, LayerResult], dense_energy: float) -> 
     return {name: so_far(result) / dense_energy for name, result in results.items()}
 
 
-def so_far(result: LayerResult) -> np.ndarray:
-    """Undamped squared error before the sweep and after each block, (blocks + 1,); the last is the final error."""
+def trace_of(result: LayerResult) -> SweepTrace:
+    """The recorded sweep; raises RoseError where it was not recorded."""
     if result.trace is None:
         raise RoseError("Errors block by block can only be shown of a sweep that was recorded, with trace=True.")
-    return shrinking.to_numpy(result.trace.error_so_far(result.added_damping))
+    return result.trace
+
+
+def so_far(result: LayerResult) -> np.ndarray:
+    """Undamped squared error before the sweep and after each block, (blocks + 1,); the last is the final error."""
+    return shrinking.to_numpy(trace_of(result).error_so_far(result.added_damping))
 
 
 def runs(names: Iterable[str]) -> dict[str, list[str]]:
@@ -180,11 +186,10 @@ def given_up(
     for column, order in enumerate(orders, 1):
         for budget, look in looks.items():
             result = results[order + budget]
-            if result.trace is None:
-                raise RoseError("What a block gives up can only be shown of a sweep that was recorded.")
-            lost = shrinking.to_numpy(result.trace.lost).astype(np.float64) / (dense_energy or 1.0)
+            trace = trace_of(result)
+            lost = shrinking.to_numpy(trace.lost).astype(np.float64) / (dense_energy or 1.0)
             size = np.array(result.order.widths) * result.plan.importance.shape[0]
-            share = shrinking.to_numpy(result.trace.removed) / size
+            share = shrinking.to_numpy(trace.removed) / size
             steps = np.arange(1, len(lost) + 1)
             texts = [words.percent(float(part), 0) for part in share] if len(lost) <= NAMED else [""] * len(lost)
             hover = f"%{{x}}. pruned, {look.label}<br>gives up %{{customdata:.1%}} of its weights<br>loses %{{y:.4g}}"
@@ -202,11 +207,11 @@ def given_up(
         f"Loss of each block before compensation{words.of(layer)}, relative to the output's energy, in the order "
         "visited; printed: weights it gives up"
     )
-    lost = table.groupby(["order", "budget"])["lost"].sum()
+    total = table.groupby(["order", "budget"])["lost"].sum()
     said = [
-        f"{words.sentence(name)}: blocks lose {words.number(lost[order, 'block'])} in all under the block budget, of "
+        f"{words.sentence(name)}: blocks lose {words.number(total[order, 'block'])} in all under the block budget, of "
         f"which {words.number(results[order].relative_error)} remains after compensation; under the layer budget "
-        f"{words.number(lost[order, 'layer'])} and {words.number(results[order + ' + layer'].relative_error)}."
+        f"{words.number(total[order, 'layer'])} and {words.number(results[order + ' + layer'].relative_error)}."
         for order, name in zip(orders, names, strict=True)
     ]
     figure.update_yaxes(range=[0, 1.12 * float(table["lost"].max()) or 1])
@@ -226,7 +231,7 @@ def sweep_style(result: LayerResult) -> Style:
     look = palette.order_style(result.order.name)
     if result.budget != "layer":
         return look
-    return look._replace(label=f"{look.label}, layer budget", dash="dot", symbol=f"{look.symbol}-open")
+    return look.opened()._replace(label=f"{look.label}, layer budget", dash="dot")
 
 
 def run_style(name: str) -> Style:
@@ -252,9 +257,7 @@ def damage_split(
         inside: Σ e² of each block if its own columns alone could compensate, (blocks,).
         step: the block pruned at it, counted from 0, is marked.
     """
-    trace = result.trace
-    if trace is None:
-        raise RoseError("Errors block by block can only be shown of a sweep that was recorded, with trace=True.")
+    trace = trace_of(result)
     lost, error = (shrinking.to_numpy(part).astype(np.float64) for part in (trace.lost, trace.error))
     alone = np.clip(shrinking.to_numpy(inside), error, np.maximum(lost, error))  # rounding may go beyond
     names = ["mixed" if block is None else f"block {block}" for block in visited_blocks(result.plan, result.order)]

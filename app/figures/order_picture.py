@@ -21,7 +21,7 @@ PICTURE_LINES = 640  # columns that the picture draws one by one
 
 def order_picture(
     plan: OrderPlan,
-    order: Order | str | None = None,
+    order: Order | str,
     *,
     layer: str = "",
     marked_column: int | None = None,
@@ -31,9 +31,9 @@ def order_picture(
     """Where every column goes: natural order above, pruning order below, a line for each column.
 
     Lines have the colour of their block's loss. A layer wider than 640 columns shows a ribbon per block where blocks
-    stay whole, else every k-th column. The plan's own order is drawn if none is given; one column may be followed.
+    stay whole, else every k-th column. One column may be followed.
     """
-    visited = plan.order if order is None else make_order(plan, order)
+    visited = make_order(plan, order)
     columns, widths = len(visited.permutation), plan.block_width
     step = shrinking.to_numpy(visited.inverse)
     finding, caption = _finding(plan, visited, step, marked_column)

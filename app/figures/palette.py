@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 from plotly.colors import sample_colorscale, unlabel_rgb
 
 from app import words
@@ -116,6 +115,10 @@ class Style(NamedTuple):
     symbol: str = "circle"
     pattern: str = ""
 
+    def opened(self) -> Style:
+        """With open marks, as a plugin's are already."""
+        return self._replace(symbol=self.symbol.removesuffix("-open") + "-open")
+
 
 def order_style(name: str) -> Style:
     """Any order name, `_ascending` and `random:SEED` included; ascending is the same colour, dashed and hatched."""
@@ -143,22 +146,12 @@ def method_style(name: str) -> Style:
     if target in TARGETS:
         look = method_style(base)
         look = look._replace(label=f"{look.label}, target {target}")
-        symbol = look.symbol.removesuffix("-open") + "-open"  # a plugin's is open already
-        return look if target == "dense" else look._replace(dash="dash", symbol=symbol, pattern="/")
+        return look if target == "dense" else look.opened()._replace(dash="dash", pattern="/")
     if name not in METHODS and name in ORDER_COLOURS:
         return order_style(name)
     dash, pattern = _LINE if name in METHOD_COLOURS else _PLUGIN_LINE
     colour = METHOD_COLOURS.get(name) or _fallback(name)
     return Style(colour, label_of(name), dash, _symbol(name, METHOD_COLOURS), pattern)
-
-
-def named_styles(runs: pd.DataFrame) -> list[Style]:
-    """The style of each row's `method`, named by its `run` where the table has one that says more."""
-    looks = [method_style(method) for method in runs["method"]]
-    if "run" not in runs:
-        return looks
-    labels = runs["run"].where(runs["run"] != runs["method"], [look.label for look in looks])
-    return [look._replace(label=str(label)) for look, label in zip(looks, labels, strict=True)]
 
 
 def run_styles(runs: Sequence[tuple[str, str, str]]) -> dict[str, Style]:
@@ -171,9 +164,8 @@ def run_styles(runs: Sequence[tuple[str, str, str]]) -> dict[str, Style]:
     seen: dict[tuple[str, str], int] = {}
     for name, method, target in runs:
         number = seen[method, target] = seen.get((method, target), -1) + 1
-        symbol, is_dense = _SYMBOLS[number % len(_SYMBOLS)], target != "layer"
-        look = method_style(method)._replace(label=name, dash="solid" if is_dense else "dash")
-        styles[name] = look._replace(symbol=symbol if is_dense else f"{symbol}-open", pattern="" if is_dense else "/")
+        look = Style(method_style(method).colour, name, symbol=_SYMBOLS[number % len(_SYMBOLS)])
+        styles[name] = look.opened()._replace(dash="dash", pattern="/") if target == "layer" else look
     return styles
 
 

@@ -138,8 +138,11 @@ def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     means: dict[str, float] = {}
     errors: dict[str, float] = {}
     for name, rows in table.groupby("run", sort=False):
-        look = palette.named_styles(rows)[0]
-        if rows["method"].iloc[0] == "dense":
+        method = rows["method"].iloc[0]
+        look = palette.method_style(method)
+        if name != method:
+            look = look._replace(label=str(name))
+        if method == "dense":
             look = Style(palette.INKS[theme].muted, look.label)
         values = rows.set_index("task").reindex(tasks)
         judged = values.loc[shared]

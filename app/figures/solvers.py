@@ -60,7 +60,7 @@ def _line(
     figure: go.Figure, table: pd.DataFrame, column: str, label: str, look: palette.Style, *, is_past: bool
 ) -> None:
     look = look._replace(label=label, dash="solid" if is_past else "dot")
-    symbols = [look.symbol if complete else f"{look.symbol}-open" for complete in table["is_complete"]]
+    symbols = [look.symbol if complete else look.opened().symbol for complete in table["is_complete"]]
     hover = f"{label}, %{{customdata}}<br>%{{x:.1f}} products<br>error %{{y:.4g}}"
     options = {"width": 2.5, "size": 8, "opacity": 1} if is_past else {"width": 1.5, "size": 5, "opacity": 0.35}
     x, y, steps = table["work"], table[column], table["step"]

@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 
 from app import words
 from app.figures import marks, palette, shrinking, style
-from app.figures.order_lab import run_name, so_far, sweep_style
+from app.figures.order_lab import run_name, so_far, sweep_style, trace_of
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose import LayerResult, verdicts
@@ -152,8 +152,7 @@ def _draw(
     listed = "; ".join(f"{look.label} {words.number(value)}" for look, value in zip(looks, now, strict=True))
     caption = f"Error so far: {listed}." + (f" {words.sentence(note)}." if "maximum" in note else "")
     if count == 1:
-        trace, width = results[0].trace, len(results[0].order.permutation)
-        assert trace is not None  # `so_far` has refused it
+        trace, width = trace_of(results[0]), len(results[0].order.permutation)
         caption += (
             f" {words.whole(int(trace.removed[:step].sum()))} of {words.whole(results[0].weight.numel())} weights are "
             f"pruned so far; {width - sum(results[0].order.widths[:step])} of {width} columns are still free to "
@@ -173,8 +172,7 @@ def _named(look: Style) -> str:
 
 def _matrix(figure: go.Figure, column: int, result: LayerResult, step: int, view: _View) -> tuple[float, str]:
     """Adds one heatmap, and a veil on the columns that are pruned; where its colours end, and what its cells are."""
-    trace, order, at = result.trace, result.order, {"row": 1, "col": column}
-    assert trace is not None  # `so_far` has refused it
+    trace, order, at = trace_of(result), result.order, {"row": 1, "col": column}
     first, now = (shrinking.to_numpy(trace.weights[k]) for k in (0, step))
     values = np.abs(now if view.show == "weights" else now - first)
     done, place = np.zeros(values.shape[1], np.uint8), shrinking.to_numpy(order.permutation)

@@ -6,19 +6,17 @@ No Streamlit here. What a basis is, and how it is found, says `rose.layer.basis`
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import nan
 from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
 import rose
-from app.study.study import Study
+from app.study.study import Study, error_on
 from app.words import place_of
 from rose.interrupt import stop_point
 from rose.layer.basis import STEPS, HeadLayout, find_rotations, rotate_columns, rotate_statistics
 from rose.layer.defaults import THRESHOLD
-from rose.layer.error import relative_error
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import SWEEP_EFFICIENCY, matmul_rate, sweeps_of
 from rose.model.network.network import Network
@@ -110,10 +108,7 @@ def measure(study: Study, layer: str, basis: str, method: str, threshold: float 
         turned = in_basis(study, layer, basis)
         options = study.layer_options() | {"method": method, "threshold": threshold}
         result = rose.prune_layer(turned.weight, turned.statistics, **options)
-        held_out = nan
-        if turned.held_out is not None:
-            held_out = relative_error(turned.weight, result.weight, turned.held_out.hessian)
-        shelf[key] = (result.relative_error, held_out)
+        shelf[key] = (result.relative_error, error_on(turned.held_out, turned.weight, result.weight))
     return shelf[key]
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from math import nan
 from typing import Any
 
 import pandas as pd
 
 import rose
-from app.study.study import Study
-from rose.layer.error import relative_error
+from app.study.study import Study, error_on
 from rose.layer.grid import Grid, bits_a_weight
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import ROUNDING_WORK, SWEEP_EFFICIENCY, matmul_rate, sweeps_of
@@ -36,7 +34,7 @@ def measure(study: Study, layer: str, sparsity: str, bits: int | None) -> dict[s
     unless it has been before."""
     shelf = study.remember(("bits", layer), dict)
     if (sparsity, bits) not in shelf:
-        weight, held_out = study.weight(layer), study.held_out_statistics(layer)
+        weight = study.weight(layer)
         words: dict[str, Any] = {"method": rose.RECOMMENDED, "sparsity": sparsity}
         grid = None if bits is None else Grid(bits, group_of(weight.shape[1]))
         words |= {} if grid is None else {"bits": grid.bits, "group": grid.group}
@@ -44,7 +42,7 @@ def measure(study: Study, layer: str, sparsity: str, bits: int | None) -> dict[s
         shelf[sparsity, bits] = {
             "bits_a_weight": bits_a_weight(result.weight, grid),
             "relative_error": result.relative_error,
-            "held_out_error": nan if held_out is None else relative_error(weight, result.weight, held_out.hessian),
+            "held_out_error": error_on(study.held_out_statistics(layer), weight, result.weight),
         }
     return shelf[sparsity, bits]
 

@@ -38,7 +38,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         if made is None:
             return
         *shown, base = made
-        results = {one.sweep.run_name: one.result for one in shown}
+        results = {figures.run_name(one.result): one.result for one in shown}
         drawn = figures.error_curve(
             figures.relative_curves(results, dense_energy(study, layer)), **components.look(layer)
         )
@@ -49,7 +49,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
 
 def _why_random_wins(study: Study, layer: str, shown: list[Outcome]) -> None:
     """Where most random orders end below ROSE's: what blocks must give up in both, under both budgets."""
-    under_block = {one.sweep.order_name: one.error for one in shown if one.sweep.budget == "block"}
+    under_block = {one.result.order.name: one.error for one in shown if one.sweep.budget == "block"}
     seeds = sorted((name for name in under_block if name.startswith("random:")), key=under_block.__getitem__)
     wins = [name for name in seeds if under_block[name] < under_block.get("two_level", 0.0)]
     if len(wins) <= len(seeds) / 2 or study.plan(layer).pattern.is_grouped:  # of N:M every block gives up the same
@@ -59,7 +59,7 @@ def _why_random_wins(study: Study, layer: str, shown: list[Outcome]) -> None:
     if made is None:
         return
     st.subheader("Why random order ends lower here: what every block gives up, before compensation", anchor=False)
-    results = {one.sweep.run_name: one.result for one in made}
+    results = {figures.run_name(one.result): one.result for one in made}
     drawn = figures.given_up(results, dense_energy(study, layer), **components.look(layer))
     components.show(drawn, "lab-given-up")
 

@@ -79,7 +79,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         for place, (name, one) in zip(tiles, [("your order", yours), *against], strict=True):
             tile(place, words.sentence(name), one, base)
         # Where nothing has been moved, the order is still the named one.
-        results = {one.sweep.run_name: one.result for one in (natural, ordered)} | {"custom": yours.result}
+        results = {figures.run_name(one.result): one.result for one in (natural, ordered)} | {"custom": yours.result}
         look, marked = components.look(layer), block if state["base"] in WHOLE_BLOCK_ORDERS else None
         energy = dense_energy(study, layer)
         sparsegpt = float(figures.relative_curves({"natural": base.result}, energy)["natural"][-1])  # added up alike

@@ -74,11 +74,10 @@ def _choose_sweeps() -> list[tuple[str, str]]:
 
 def step_numbers(result: rose.LayerResult, step: int) -> None:
     """Exact values of the block that was pruned last."""
-    trace = result.trace
-    if step == 0 or trace is None:
+    if step == 0:
         st.caption("Nothing is pruned yet. Press Play, or move the slider.")
         return
-    index = step - 1
+    trace, index = figures.trace_of(result), step - 1
     lost, kept = float(trace.lost[index]), float(trace.error[index])
     block = visited_blocks(result.plan, result.order)[index]
     st.markdown(f"**{figures.sweep_style(result).label}**")

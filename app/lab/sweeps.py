@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isnan, nan
+from math import isnan
 from typing import Any
 
 import pandas as pd
@@ -17,10 +17,10 @@ from torch import Tensor
 
 import rose
 from app.figures import palette
-from app.figures.order_lab import run_style
-from app.study.study import Study
+from app.figures.order_lab import run_style, trace_of
+from app.study.study import Study, error_on
 from rose.layer.compensation import error_inside
-from rose.layer.error import quadratic_form, relative_error
+from rose.layer.error import quadratic_form
 
 BASELINE = ("natural", "block")  # SparseGPT, which every other error is compared with
 # Orders that keep every column in its block, so that a block can be taken out and put elsewhere.
@@ -41,15 +41,6 @@ class Sweep:
         order = self.order
         name = order if isinstance(order, str) else (tuple(order.permutation.tolist()), order.widths)
         return (name, self.budget, self.sparsity)
-
-    @property
-    def order_name(self) -> str:
-        return self.order if isinstance(self.order, str) else self.order.name
-
-    @property
-    def run_name(self) -> str:
-        """As the figures of sweeps name it: the order, and its budget where that is layer-wide."""
-        return self.order_name + (" + layer" if self.budget == "layer" else "")
 
 
 @dataclass(frozen=True)
@@ -80,8 +71,7 @@ def outcome(study: Study, layer: str, sweep: Sweep) -> Outcome:
             trace="errors",
             **options,
         )
-        held_out = study.held_out_statistics(layer)
-        other = nan if held_out is None else relative_error(study.weight(layer), result.weight, held_out.hessian)
+        other = error_on(study.held_out_statistics(layer), study.weight(layer), result.weight)
         empty = torch.empty(0)
         plan = study.plan(layer, sparsity=options["sparsity"])  # one for all sweeps of this sparsity
         slim = replace(result, weight=empty, mask=empty.bool(), plan=plan)
@@ -110,7 +100,7 @@ def frame(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """One row per sweep: order (all random ones have one name), budget, sparsity (realised), relative_error, and
     held_out_error where the study has held-out inputs."""
     rows = [
-        (one.sweep.order_name.partition(":")[0], one.sweep.budget, one.sparsity, one.error, one.held_out_error)
+        (one.result.order.name.partition(":")[0], one.sweep.budget, one.sparsity, one.error, one.held_out_error)
         for one in outcomes
     ]
     columns = ["order", "budget", "sparsity", "relative_error", "held_out_error"]
@@ -182,9 +172,8 @@ def inside(study: Study, layer: str, order: str, budget: str) -> Tensor:
 
     def compute() -> Tensor:
         result = study.prune(layer, order=order, budget=budget, trace=True)
-        assert result.trace is not None
         hessian = study.statistics(layer).hessian
-        return error_inside(result.trace, result.order, result.mask, hessian, result.added_damping)
+        return error_inside(trace_of(result), result.order, result.mask, hessian, result.added_damping)
 
     return study.remember(("inside", layer, order, budget), compute)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import rose
+from app.figures.order_lab import trace_of
 from app.lessons import chain
 from app.lessons.basis import Turned
 from app.lessons.chain import ChainDesign
@@ -340,11 +341,10 @@ def basis_lesson(layer: Mapping[str, Turned], guesses: tuple[str, str] | None) -
 
 
 def _block_sentence(result: rose.LayerResult, step: int, order: str, energy: float) -> str:
-    if result.trace is None:
-        raise rose.RoseError("This lesson needs a result with its trace; ask for trace=True.")
     if step == 0:
         return ""
-    lost, saved = float(result.trace.lost[step - 1]), float(result.trace.compensated[step - 1])
+    trace = trace_of(result)
+    lost, saved = float(trace.lost[step - 1]), float(trace.compensated[step - 1])
     block = visited_blocks(result.plan, result.order)[step - 1]
     assert block is not None  # both orders of the lesson keep blocks whole
     share = percent(saved / lost if lost > 0 else 0.0, 0)

@@ -6,13 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
-from app.study.study import Study
-from rose.layer.error import relative_error
+from app.study.study import Study, error_on
 from rose.layer.pattern import parse_sparsity
 from rose.layer.solvers import SOLVERS, watch_solver
-from rose.layer.statistics import InputStatistics
 
 LABELS = {"sweep": "One sweep", "refit": "Sweep and refit", "stages": "Five stages", "admm": "ADMM"}
 
@@ -66,13 +63,9 @@ def _watch(study: Study, layer: str, solver: str, order: str) -> Watched:
                 "is_complete": state.is_complete,
                 "removed": int(mask.sum()),
                 "changed": int((mask if last is None else mask != last).sum()),
-                "relative_error": _error(weight, state.weight, statistics),
-                "held_out_error": _error(weight, state.weight, held_out),
+                "relative_error": error_on(statistics, weight, state.weight),
+                "held_out_error": error_on(held_out, weight, state.weight),
             }
         )
         last = mask
     return Watched(pd.DataFrame(rows), masks, weight.shape[1])
-
-
-def _error(weight: Tensor, pruned: Tensor, statistics: InputStatistics | None) -> float:
-    return float("nan") if statistics is None else relative_error(weight, pruned, statistics.hessian)

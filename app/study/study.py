@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from math import nan
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -21,6 +22,7 @@ from app.jobs import Job, holding
 from app.study import cache
 from app.study.setup import MEASURED, Setup
 from rose.layer.defaults import METHOD, THRESHOLD
+from rose.layer.error import relative_error
 from rose.layer.hessian import condition_number, spectrum
 from rose.layer.methods import Known
 from rose.layer.order import live_range
@@ -405,18 +407,16 @@ class Study:
         layer: str,
         *,
         method: str = METHOD,
-        order: str | rose.Order | None = None,
+        order: str | None = None,
         budget: str | None = None,
-        sparsity: str | None = None,
         threshold: float = THRESHOLD,
         trace: bool = False,
     ) -> rose.LayerResult:
         """Prunes one layer by one sweep or method on this study's statistics; remembered."""
-        key = order if order is None or isinstance(order, str) else (tuple(order.permutation.tolist()), order.widths)
-        options = self.layer_options(sparsity) | {"method": method, "budget": budget, "threshold": threshold}
+        options = {"method": method, "order": order, "budget": budget, "threshold": threshold, "trace": trace}
         return self.remember(
-            ("prune", layer, key, trace, *options.values()),
-            lambda: rose.prune_layer(self.weight(layer), self.statistics(layer), order=order, trace=trace, **options),
+            ("prune", layer, *options.values()),
+            lambda: rose.prune_layer(self.weight(layer), self.statistics(layer), **self.layer_options(), **options),
         )
 
     def knows(self, key: Any) -> bool:
@@ -438,6 +438,11 @@ class Study:
             ):
                 self._memory.popitem(last=False)
         return value
+
+
+def error_on(inputs: rose.InputStatistics | None, weight: Tensor, pruned: Tensor) -> float:
+    """Relative error on these inputs; NaN where there are none."""
+    return nan if inputs is None else relative_error(weight, pruned, inputs.hessian)
 
 
 def held_by(studies: Sequence[Study]) -> int:

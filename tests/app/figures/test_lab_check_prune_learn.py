@@ -172,6 +172,13 @@ def test_frame_of_changes_beside_another_sweep(lab: SimpleNamespace) -> None:
     assert end == f"After 3 of 3 blocks, Two-level has {100 * (1 - final[1] / final[0]):.1f} % less error than Natural"
 
 
+def test_a_plugins_order_can_be_shown_under_either_budget(lab: SimpleNamespace) -> None:
+    result = lab.results["natural"]
+    own = replace(result, order=replace(result.order, name="my_order"), budget="layer")
+    line = sweep.sweep_frame([own], 1, lab.energy).figure.data[-1]
+    assert (line.name, line.marker.symbol[-5:]) == ("My order, layer budget", "-open")
+
+
 def test_film_has_a_frame_a_step(lab: SimpleNamespace) -> None:
     result = lab.results["natural"]
     figure = sweep.sweep_film([result], lab.energy).figure
