@@ -12,7 +12,7 @@ from torch import Tensor
 
 import rose
 from app.lab.bases import BASES, METHODS
-from app.lessons.subjects import BLOCK_SIZE, SHARED, SPARSITY
+from app.lessons.subjects import BLOCK_SIZE, SPARSITY, correlated, statistics_of
 from rose.layer.basis import HeadLayout, find_rotations, rotate_columns
 from rose.layer.error import relative_error
 from rose.layer.pattern import Pattern
@@ -42,7 +42,7 @@ def turned() -> dict[str, Turned]:
     """The layer in every basis of `BASES`."""
     values, output, tokens = _generate()
     given = tokens @ values.T @ output.T
-    hessian = _statistics(tokens[:TOKENS] @ values.T).hessian
+    hessian = statistics_of(tokens[:TOKENS] @ values.T).hessian
     found = {}
     for name in BASES:
         turned_values, turned_output = values, output
@@ -51,16 +51,13 @@ def turned() -> dict[str, Turned]:
             turned_output = rotate_columns(output, LAYOUT, rotations).float()
             turned_values = rotate_columns(values.T, LAYOUT, rotations).float().T  # RᵀW_v
         read = tokens @ turned_values.T
-        statistics, held_out = _statistics(read[:TOKENS]), _statistics(read[TOKENS:])
+        statistics, held_out = statistics_of(read[:TOKENS]), statistics_of(read[TOKENS:])
         errors = {}
         for method in METHODS:
             result = rose.prune_layer(
                 turned_output, statistics, method=method, sparsity=SPARSITY, block_size=BLOCK_SIZE
             )
-            errors[method] = (
-                result.relative_error,
-                relative_error(turned_output, result.weight, held_out.hessian),
-            )
+            errors[method] = result.relative_error, relative_error(turned_output, result.weight, held_out.hessian)
         plan = rose.plan_order(turned_output, statistics, sparsity=SPARSITY, block_size=BLOCK_SIZE)
         moved = float((read @ turned_output.T - given).norm() / given.norm())
         found[name] = Turned(plan, moved, errors)
@@ -76,15 +73,7 @@ def errors() -> pd.DataFrame:
 def _generate() -> tuple[Tensor, Tensor, Tensor]:
     """W_v, (columns, width), W_o, (width, columns), and tokens, calibration first; their channels are correlated."""
     generator = torch.Generator().manual_seed(0)
-    columns, sources = HEADS * BLOCK_SIZE, WIDTH // 4
+    columns = HEADS * BLOCK_SIZE
     values = torch.randn(columns, WIDTH, generator=generator) / WIDTH**0.5
     output = torch.randn(WIDTH, columns, generator=generator)
-    common = torch.randn(2 * TOKENS, sources, generator=generator) @ torch.randn(sources, WIDTH, generator=generator)
-    own = torch.randn(2 * TOKENS, WIDTH, generator=generator)
-    return values, output, common * (SHARED / sources) ** 0.5 + own * (1 - SHARED) ** 0.5
-
-
-def _statistics(read: Tensor) -> rose.InputStatistics:
-    statistics = rose.InputStatistics(read.shape[1])
-    statistics.update(read)
-    return statistics
+    return values, output, correlated(2 * TOKENS, WIDTH, generator)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import rose
-from app.lessons.subjects import BLOCK_SIZE, SHARED
+from app.lessons.subjects import BLOCK_SIZE, correlated, statistics_of
 from rose.layer.target import OutputGap, corrected_weight, target_damping
 
 WIDTH = 64  # of the stream
@@ -122,15 +122,8 @@ def _generate(design: ChainDesign) -> tuple[list[Tensor], Tensor]:
     """Weights, (width, width) each, and the stream of all tokens, held-out ones first; its channels are correlated."""
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(WIDTH, WIDTH, generator=generator) / WIDTH**0.5 for _ in range(design.layers)]
-    sources = WIDTH // 4
-    mixing = torch.randn(sources, WIDTH, generator=generator)
-
-    def draw(count: int) -> Tensor:
-        common = torch.randn(count, sources, generator=generator) @ mixing
-        own = torch.randn(count, WIDTH, generator=generator)
-        return common * (SHARED / sources) ** 0.5 + own * (1 - SHARED) ** 0.5
-
-    return weights, torch.cat([draw(HELD_OUT), draw(design.tokens)])
+    mixing = torch.randn(WIDTH // 4, WIDTH, generator=generator)
+    return weights, torch.cat([correlated(count, WIDTH, generator, mixing) for count in (HELD_OUT, design.tokens)])
 
 
 def _prune(design: ChainDesign, method: str, target: str) -> list[Tensor]:
@@ -139,8 +132,7 @@ def _prune(design: ChainDesign, method: str, target: str) -> list[Tensor]:
     pruned, found = dense, []
     for weight in weights:
         x_pruned, x_dense = norm(pruned), norm(dense)
-        statistics = rose.InputStatistics(WIDTH)
-        statistics.update(x_pruned[HELD_OUT:])
+        statistics = statistics_of(x_pruned[HELD_OUT:])
         aim = weight
         if target == "dense":
             gap = OutputGap(WIDTH, WIDTH)

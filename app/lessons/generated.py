@@ -12,7 +12,7 @@ from app.components import URL
 from app.figures import bases, depth, learn, losses, weight_maps
 from app.lab.bases import BASES
 from app.lessons import basis, chain, sizes, subjects, texts
-from app.lessons.stage import show, sides, tell
+from app.lessons.stage import reveal_button, show, sides, tell
 from app.lessons.subjects import LayerDesign
 
 
@@ -115,7 +115,7 @@ def basis_step() -> None:
     """Predict, then reveal."""
     layer, state = basis.turned(), st.session_state
     left, stage = sides()
-    told = state.get("lesson_turned")
+    told = guesses = state.get("lesson_turned")
 
     def reveal(guesses: tuple[str, str] | None) -> None:
         state.lesson_turned = guesses
@@ -133,25 +133,20 @@ def basis_step() -> None:
             error = st.pills(
                 "There, SparseGPT will make …", list(bets), format_func=bets.__getitem__, key="lesson_error"
             )
-            is_open = model is None or error is None
-            st.button(
-                "Reveal", type="primary", disabled=is_open, key="lesson-turn", on_click=reveal, args=((model, error),)
-            )
-        else:
-            st.button("Guess again", icon=":material/replay:", key="lesson-turn-back", on_click=reveal, args=(None,))
+            guesses = None if None in (model, error) else (model, error)
+        reveal_button(told is not None, guesses, reveal)
     with stage if told is None else left:  # what is to be read is longer once it is told
         chosen = st.select_slider(
             "Basis of the heads", list(BASES), "given", format_func=BASES.__getitem__, key="lesson_basis", bind=URL
         )
     with stage:
-        look = components.look(f"the generated layer, {BASES[chosen].lower()}")
         if told is None:
+            look = components.look(f"the generated layer, {BASES[chosen].lower()}")
             drawing = weight_maps.importance_map(layer[chosen].plan, **look)
             drawing.figure.update_layout(height=372)
             show(drawing, "basis")
         else:
-            look["layer"] = "the generated layer"
-            drawing = bases.basis_errors(basis.errors(), BASES, chosen, **look)
+            drawing = bases.basis_errors(basis.errors(), BASES, chosen, **components.look("the generated layer"))
             drawing.figure.update_yaxes(title_text="relative error")  # the stage is low
             drawing.figure.update_layout(height=420)
             show(drawing, "basis-errors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import streamlit as st
 import torch
@@ -71,6 +72,14 @@ def example_step(key: str, lesson: Callable[[rose.OrderPlan], Lesson], *, losses
         show(_example(plan, losses=losses, mask=mask), key)
 
 
+def reveal_button(told: bool, guess: object, reveal: Callable[[Any], None]) -> None:
+    """Tells the answer once there is a guess, or takes guess and answer back; on a projector, space presses it."""
+    if told:
+        st.button("Guess again", icon=":material/replay:", key="lesson-again", on_click=reveal, args=(None,))
+    else:
+        st.button("Reveal", type="primary", disabled=guess is None, key="lesson-reveal", on_click=reveal, args=(guess,))
+
+
 def order_step() -> None:
     """Predict, then reveal."""
     plan, state = subjects.example(), st.session_state
@@ -83,19 +92,10 @@ def order_step() -> None:
 
     with left:
         tell(texts.order_lesson(plan, guess if revealed else None))
-        if revealed:
-            st.button("Guess again", icon=":material/replay:", key="lesson-again", on_click=reveal, args=(None,))
-        else:
+        if not revealed:
             blocks = range(len(plan.block_width))
             guess = st.pills("Your guess", blocks, format_func=lambda b: f"Block {b + 1}", key="lesson_guess")
-            st.button(
-                "Reveal",
-                type="primary",
-                disabled=guess is None,
-                key="lesson-reveal",
-                on_click=reveal,
-                args=(guess,),
-            )
+        reveal_button(revealed, guess, reveal)
     with stage:
         show(_example(plan, losses=revealed, mask=True, ordered=revealed), "order")
 

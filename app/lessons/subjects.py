@@ -6,7 +6,7 @@ No Streamlit here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import pandas as pd
@@ -63,22 +63,33 @@ class LayerDesign:
 
 
 def generate(design: LayerDesign) -> tuple[Tensor, rose.InputStatistics]:
-    """Weights, (rows, columns), and the statistics of correlated inputs.
-
-    Inputs mix a few common sources with noise of their own, so that columns can stand in for one another, as in a
-    trained network; without that there would be nothing to compensate with.
-    """
+    """Weights, (rows, columns), and the statistics of correlated inputs."""
     generator = torch.Generator().manual_seed(design.seed)
     columns = design.blocks * BLOCK_SIZE
-    tokens, sources = TOKENS_PER_COLUMN * columns, max(4, columns // 4)
-    common = torch.randn(tokens, sources, generator=generator) @ torch.randn(sources, columns, generator=generator)
-    own = torch.randn(tokens, columns, generator=generator)
-    statistics = rose.InputStatistics(columns)
-    statistics.update(common * (SHARED / sources) ** 0.5 + own * (1 - SHARED) ** 0.5)
+    statistics = statistics_of(correlated(TOKENS_PER_COLUMN * columns, columns, generator))
     weight = torch.randn(design.rows, columns, generator=generator)
     start = design.strong_block * BLOCK_SIZE
     weight[:, start : start + BLOCK_SIZE] *= 1 + design.strength
     return weight, statistics
+
+
+def correlated(tokens: int, columns: int, generator: torch.Generator, mixing: Tensor | None = None) -> Tensor:
+    """Inputs, (tokens, columns), that mix a few common sources with noise of their own.
+
+    So columns can stand in for one another, as in a trained network; without that there would be nothing to compensate
+    with. `mixing`: (sources, columns), for more tokens of the same kind.
+    """
+    sources = max(4, columns // 4)
+    common = torch.randn(tokens, sources, generator=generator)
+    mixing = torch.randn(sources, columns, generator=generator) if mixing is None else mixing
+    own = torch.randn(tokens, columns, generator=generator)
+    return common @ mixing * (SHARED / sources) ** 0.5 + own * (1 - SHARED) ** 0.5
+
+
+def statistics_of(inputs: Tensor) -> rose.InputStatistics:
+    statistics = rose.InputStatistics(inputs.shape[1])
+    statistics.update(inputs)
+    return statistics
 
 
 # What a lesson looks at
@@ -153,7 +164,7 @@ def strengths(design: LayerDesign, values: Sequence[float]) -> list[tuple[float,
     """(strength, relative range, error of two-level order over that of natural order), block budget."""
     points = []
     for value in values:
-        subject = generated(LayerDesign(design.rows, design.blocks, value, design.place, design.seed))
+        subject = generated(replace(design, strength=value))
         natural, ordered = (subject.prune(order, "block", False).relative_error for order in ("natural", "two_level"))
         points.append((value, subject.plan.relative_range, ordered / natural))
     return points

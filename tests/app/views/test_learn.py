@@ -331,16 +331,16 @@ def test_a_rotation_changes_the_error_and_not_the_model() -> None:
     assert max(one.moved for one in layer.values()) < 1e-6
     given, learned = (layer[name].errors["sparsegpt"][1] for name in ("given", "learned"))
     assert learned < 0.8 * given
-    assert app.button(key="lesson-turn").disabled
+    assert app.button(key="lesson-reveal").disabled
     assert wording.number(learned) not in texts(app), "not told before the guess"
     app.button_group(key="lesson_model").set_value("yes").run()
     app.button_group(key="lesson_error").set_value("less").run()
-    app.button(key="lesson-turn").click().run()
+    app.button(key="lesson-reveal").click().run()
     shown = texts(app)
     assert "You said yes; it does not." in shown
     assert "You said clearly less error: yes." in shown
     assert f"held-out error goes from {wording.number(given)} to {wording.number(learned)}" in shown
     app.select_slider(key="lesson_basis").set_value("random").run()
     assert "In a random basis SparseGPT makes" in titles(app)[0]
-    app.button(key="lesson-turn-back").click().run()
+    app.button(key="lesson-again").click().run()
     assert "Importance S" in titles(app)[0]
