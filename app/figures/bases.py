@@ -27,8 +27,8 @@ def basis_errors(
     Without held-out errors bars are of calibration. `labels`: by basis, "given" among them, in the order of the groups.
     The table has a row per basis and method: basis, method, relative_error, held_out_error (NaN where there is none).
     """
-    has_held_out = bool(table["held_out_error"].notna().all())
-    column, tokens = ("held_out_error", "held-out") if has_held_out else ("relative_error", "calibration")
+    column, tokens = style.judged(table)
+    has_held_out = tokens == "held-out"
     methods = list(dict.fromkeys(table["method"]))
     wide, fitted = (
         table.pivot_table(index="basis", columns="method", values=name, sort=False).reindex(list(labels))
@@ -73,15 +73,15 @@ def basis_errors(
 def sentence(table: pd.DataFrame) -> str:
     """What the bases do to SparseGPT's error, in numbers; table as above."""
     rows = table[table["method"] == "sparsegpt"].set_index("basis")
-    has_held_out = bool(rows["held_out_error"].notna().all())
-    errors = rows["held_out_error" if has_held_out else "relative_error"]
+    column, tokens = style.judged(rows)
+    errors = rows[column]
     given, parts = float(errors[GIVEN]), []
     for name in ("gathered", "learned", "random"):
         before, after = words.apart(given, float(errors[name]))
         verb = "stays at" if before == after else "falls" if errors[name] < given else "rises"
         parts.append((SPOKEN[name], verb, before, after))
     (first, verb, before, after), *others = parts
-    whose = f"SparseGPT's {'held-out' if has_held_out else 'calibration'} error"
+    whose = f"SparseGPT's {tokens} error"
     moved = f"{verb} {before}" if verb == "stays at" else f"{verb} from {before} to {after}"
     rest = "; ".join(
         f"in {where} it {how} {end}" if how == "stays at" else f"in {where} it {how} to {end}"

@@ -29,8 +29,7 @@ def bits_and_zeros(table: pd.DataFrame, *, layer: str = "", theme: Theme = "ligh
     The table has a row per way: sparsity (of `LOOKS`), bits (0 where weights are not rounded), bits_a_weight,
     relative_error, held_out_error (NaN where there is none).
     """
-    has_held_out = bool(table["held_out_error"].notna().all())
-    column, tokens = ("held_out_error", "held-out") if has_held_out else ("relative_error", "calibration")
+    column, tokens = style.judged(table)
     figure = _lines(table.assign(by=""), column, f"{tokens} error")
     values = table[column].clip(lower=np.finfo(np.float32).tiny)
     span = [np.log10(values.min()) - 0.2, np.log10(values.max()) + 0.2]

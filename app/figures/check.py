@@ -12,7 +12,6 @@ from app import words
 from app.figures import marks, palette, style
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
-from rose import RoseError
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 from rose.layer.defaults import METHOD
 
@@ -166,7 +165,7 @@ def damping_strip(
     records: pd.DataFrame, requested: float, *, marked_layer: str | None = None, theme: Theme = "light"
 ) -> Drawing:
     """Damping that each layer needed, relative to the mean of diag(H), on a log axis; raised ones have another mark."""
-    rows = records.assign(place=_places(records)).drop_duplicates(["layer", "damping"])
+    rows = records.assign(place=pd.factorize(records["layer"])[0]).drop_duplicates(["layer", "damping"])
     rows = rows[["layer", "damping", "place"]].assign(requested=requested, raised=rows["is_damping_raised"])
     values = rows["damping"].to_numpy(np.float64)
     figure = go.Figure()
@@ -193,10 +192,3 @@ def damping_strip(
     frame = {"x": "layer, in model order", "y": "λ / mean H<sub>jj</sub>", "legend": True}
     table = rows.drop(columns="place")
     return style.finish(figure, theme, finding, what, caption, "Scatter chart of damping by layer", table, **frame)
-
-
-def _places(records: pd.DataFrame) -> np.ndarray:
-    """Where each row's layer stands in the order of the table, counted from 0."""
-    if records.empty:
-        raise RoseError("No layer has been measured yet; measure layers on the start page.")
-    return pd.factorize(records["layer"])[0]

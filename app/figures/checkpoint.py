@@ -70,12 +70,8 @@ def verdict_map(
         marks.points(figure, [None], [None], look._replace(label=counts[-1]), "", size=13)
         at = cells[(cells["verdict"] == look.label) & cells["is_wrong"]]
         if len(at):
-            edge = {"line": {"width": 1.5, "color": "#1a1c22"}}
-            white = Style("#ffffff", look.label, symbol=look.symbol)
-            marks.points(figure, at["block_index"], at["projection"], white, "", size=10, marker=edge, showlegend=False)
-    for row in rows[rows["layer"] == marked_layer].itertuples():
-        place = list(grid.index).index(row.projection)
-        marks.outline(figure, row.block_index - 0.5, row.block_index + 0.5, place - 0.5, place + 0.5)
+            marks.signs(figure, at, look, 10)
+    marks.outline_layer(figure, grid, rows, marked_layer)
     which = ", of experts the worst" if len(rows) > len(cells) else ""
     what = f"Verdict on every layer{which}; a mark where something is wrong, or to be reviewed"
     alt = "Map of verdicts by decoder block and projection"

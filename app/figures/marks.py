@@ -117,6 +117,19 @@ def layer_map(
     figure.update_yaxes(**order, showgrid=False, ticks="", **place)
 
 
+def outline_layer(figure: go.Figure, grid: pd.DataFrame, rows: pd.DataFrame, layer: str | None) -> None:
+    """Outlines the cell of a layer on a map; `grid` and `rows` as of `layer_map`, with all layers that share cells."""
+    for row in rows[rows["layer"] == layer].itertuples():
+        place = list(grid.index).index(row.projection)
+        outline(figure, row.block_index - 0.5, row.block_index + 0.5, place - 0.5, place + 0.5)
+
+
+def signs(figure: go.Figure, cells: pd.DataFrame, look: Style, size: float) -> None:
+    """Marks on cells of a map, white with a dark edge, so that they stand out from every colour."""
+    marker = {"color": "#ffffff", "line": {"width": 1.5, "color": "#1a1c22"}}
+    points(figure, cells["block_index"], cells["projection"], look, "", size=size, marker=marker, showlegend=False)
+
+
 def colourbar(title: str, **more: Any) -> dict[str, Any]:
     """A colour bar with a title that reads along it."""
     font = {"size": FONT_SIZE}

@@ -108,7 +108,6 @@ def model_map(
     placed = every.assign(projection=row_of, text=every["value"].map(known.text))  # each in its row of the map
     cells = _largest(placed)
     grid = _grid(cells, [(words.place_of(layer)[0], map_row(words.place_of(layer)[1], experts)) for layer in layers])
-    projections = list(grid.index)
     figure = go.Figure()
     marks.layer_map(
         figure, _scaled(grid, known.kind), cells, known.unit, **_colours(known, cells["value"], name, theme)
@@ -126,9 +125,7 @@ def model_map(
     dead = _dead(figure, table.assign(projection=row_of.tolist()))
     if dead:
         what += "; ×: dead columns"
-    for at, block_index in placed.loc[placed["layer"] == marked_layer, "block_index"].items():
-        row = projections.index(row_of[at])
-        marks.outline(figure, block_index - 0.5, block_index + 0.5, row - 0.5, row + 0.5)
+    marks.outline_layer(figure, grid, placed, marked_layer)
     expected = max(len(every), len(set(layers) - set(left_out)))
     waiting, no_value = expected - len(every), int(every["value"].isna().sum())
     without = len(set(layers) & set(left_out))
@@ -140,7 +137,7 @@ def model_map(
     finding = _map_finding(every, name, known, threshold, block)
     caption = _map_caption(every, known, waiting) + dead + (_foretold(table) if name == "column_variation" else "")
     alt = f"Map of {known.label.lower()} by {block} and {'projection' if experts is None else 'expert'}"
-    height = 180 + round(34 * max(3, len(projections)) * min(1, 24 / len(projections)))
+    height = 180 + round(34 * max(3, len(grid)) * min(1, 24 / len(grid)))
     table = every.rename(columns={"value": name})
     return style.finish(figure, theme, finding, what, caption, alt, table, x=block, height=height)
 
@@ -193,9 +190,8 @@ def _dead(figure: go.Figure, table: pd.DataFrame) -> str:
     rows = table[table["dead_columns"] > 0] if "dead_columns" in table else table.head(0)
     if rows.empty:
         return ""
-    cross, edge = palette.Style("#ffffff", "dead columns", symbol="x"), {"line": {"width": 1.5, "color": "#1a1c22"}}
-    cells = rows.drop_duplicates(["block_index", "projection"])
-    marks.points(figure, cells["block_index"], cells["projection"], cross, "", size=7, marker=edge, showlegend=False)
+    cross = palette.Style(palette.MARK, "dead columns", symbol="x")
+    marks.signs(figure, rows.drop_duplicates(["block_index", "projection"]), cross, 7)
     says = f" {words.sentence(words.count(len(rows), 'layer'))} {'has' if len(rows) == 1 else 'have'} dead columns"
     known = rows.dropna(subset=["live_range"]) if "live_range" in rows else rows.head(0)
     if known.empty:
@@ -274,11 +270,9 @@ def where_layers(rows: pd.DataFrame, what: str, block: str = "decoder block") ->
         return f"no layer is {what}"
     places = sorted(int(index) for index in rows["block_index"].unique())
     lie = f"the {what} layer lies" if len(rows) == 1 else f"{what} layers lie"
-    if len(places) == 1:
-        return f"{lie} in {block} {places[0]}"
     if len(places) > LISTED_BLOCKS:
         return f"{lie} in {len(places)} {block}s from {places[0]} to {places[-1]}"
-    return f"{lie} in {block}s {', '.join(map(str, places[:-1]))} and {places[-1]}"
+    return f"{lie} in {block}{'s' if len(places) > 1 else ''} {words.listing(list(map(str, places)), LISTED_BLOCKS)}"
 
 
 def range_of(label: str, values: pd.Series, text: Callable[[float], str] = words.number) -> str:
@@ -368,7 +362,6 @@ def gain_scatter(
 
 def _gain_caption(rows: pd.DataFrame, columnar: pd.DataFrame, column: str) -> str:
     """What columnar and other layers gain on average, the two extremes, and the rank correlation."""
-
     others = rows.drop(columnar.index)
     means = []
     for part, noun in ((columnar, "columnar layer"), (others, "other" if len(columnar) else "layer")):

@@ -158,6 +158,13 @@ def base(
     return figure
 
 
+def judged(table: pd.DataFrame) -> tuple[str, str]:
+    """The column of the error that leads, and the tokens it is on: held-out ones where every row has such an error."""
+    if table["held_out_error"].notna().all():
+        return "held_out_error", "held-out"
+    return "relative_error", "calibration"
+
+
 def some(count: int) -> str:
     """The count in words as it stands before "of them": "none", "one", "13"."""
     return words.word(count) if count else "none"

@@ -413,10 +413,10 @@ class Study:
         trace: bool = False,
     ) -> rose.LayerResult:
         """Prunes one layer by one sweep or method on this study's statistics; remembered."""
-        options = {"method": method, "order": order, "budget": budget, "threshold": threshold, "trace": trace}
+        options = self.layer_options() | {"method": method, "budget": budget, "threshold": threshold}
         return self.remember(
-            ("prune", layer, *options.values()),
-            lambda: rose.prune_layer(self.weight(layer), self.statistics(layer), **self.layer_options(), **options),
+            ("prune", layer, order, trace, *options.values()),
+            lambda: rose.prune_layer(self.weight(layer), self.statistics(layer), order=order, trace=trace, **options),
         )
 
     def knows(self, key: Any) -> bool:
