@@ -86,13 +86,13 @@ def read(name: str) -> pd.DataFrame:
     return pd.read_csv(RESULTS / name, dtype={"sparsity": str})
 
 
-def runs(name: str, beside: str = "sparsegpt") -> pd.DataFrame:
-    """Rows of a comparison that may be compared: at each sparsity those of the environment in which `beside` ran.
+def runs(name: str) -> pd.DataFrame:
+    """Rows of a comparison that may be compared: at each sparsity those of the environment in which SparseGPT ran.
 
     The dense model's perplexity tells environments apart, as it is computed anew in each.
     """
     table = read(name)
-    own = table[table["method"] == beside].groupby("sparsity")["dense_perplexity"].first()
+    own = table[table["method"] == "sparsegpt"].groupby("sparsity")["dense_perplexity"].first()
     fits = np.isclose(table["dense_perplexity"], table["sparsity"].map(own), rtol=1e-9)
     every = pd.Series(fits, index=table.index).groupby([table["method"], table["sparsity"]]).transform("all")
     return table[every]
@@ -115,11 +115,11 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 NOTES = {"oats": "oats, of which 2:4 removes a third"}  # what would mislead in a table without them
 
 
-def perplexities(name: str, methods: Sequence[str], sparsities: Sequence[str] = SPARSITIES) -> str:
+def perplexities(name: str, methods: Sequence[str]) -> str:
     rows = runs(name)
     of = {key: found["perplexity"] for key, found in rows.groupby(["method", "sparsity"])}
-    lines = [[NOTES.get(m, m), *(cell(of.get((m, s), pd.Series(dtype=float))) for s in sparsities)] for m in methods]
-    return table(["method", *sparsities], lines)
+    lines = [[NOTES.get(m, m), *(cell(of.get((m, s), pd.Series(dtype=float))) for s in SPARSITIES)] for m in methods]
+    return table(["method", *SPARSITIES], lines)
 
 
 def ratio(rows: pd.DataFrame, one: str, other: str) -> verdicts.Interval:
@@ -169,9 +169,7 @@ def headline(sparsity: str, *, model: str = "headline", tuned: bool = False) -> 
 
 def controls(target: str) -> pd.DataFrame:
     """Rows of the controls at 70 %, those towards one target, under the names of their methods."""
-    rows = read("headline.csv").query("comparison == 'controls 0.7'")
-    assert rows["environment"].nunique() == 1
-    assert (rows.groupby("method").size() == 3).all()
+    rows = headline("0.7", model="controls")
     is_layer = rows["method"].str.endswith(":layer")
     rows = rows[is_layer if target == "layer" else ~is_layer]
     return rows.assign(method=rows["method"].str.removesuffix(":layer"))
@@ -244,10 +242,9 @@ def model(name: str, target: str) -> pd.DataFrame:
     return rows[(rows["model"] == name) & (rows["target"] == target)]
 
 
-def of_target(name: str, method: str) -> verdicts.Interval:
-    """How many times the perplexity with target layer that with target dense is."""
-    rows = read("models.csv")
-    rows = rows[(rows["model"] == name) & (rows["method"] == method)]
+def of_target() -> verdicts.Interval:
+    """How many times SparseGPT's perplexity with target layer that with target dense is, in Qwen."""
+    rows = read("models.csv").query("model == 'qwen.gguf' and method == 'sparsegpt'")
     return ratio(rows.assign(method=rows["target"]), "dense", "layer")
 
 
@@ -262,9 +259,9 @@ def second_model() -> str:
 
 
 @cache
-def by_layer(name: str, variant: str = "method", error: str = "held_out_error") -> pd.DataFrame:
-    """Errors of layers relative to SparseGPT's on the same layer, a column a method."""
-    errors = read(name).pivot(index="layer", columns=variant, values=error)
+def by_layer(name: str) -> pd.DataFrame:
+    """Held-out errors of layers relative to SparseGPT's on the same layer, a column a method."""
+    errors = read(name).pivot(index="layer", columns="method", values="held_out_error")
     return errors.div(errors["sparsegpt"], axis=0)
 
 
@@ -320,7 +317,9 @@ def tables() -> dict[str, list[str]]:
 
 
 def tuning() -> list[str]:
-    said = [tuning_seconds(), equal_time(), in_their_time(), dense_of_both_texts()]
+    dense = read("tuning.csv").query("method == 'dense'").iloc[0]
+    both_texts = f"dense {dense['perplexity']:.1f}, on other text {dense['other']:.1f}"
+    said = [tuning_seconds(), equal_time(), in_their_time(), both_texts]
     whole, part = tuning_memory_of_1b()
     said += [f"{whole} for shapes of Llama-3.2-1B in bfloat16", f"{part} for Llama-3.2-1B in four"]
     return [tuned(), beside_sparsegpt({s: headline(s, tuned=True) for s in TUNED}, by_windows=True), *said]
@@ -341,13 +340,12 @@ def shipping() -> list[str]:
 
 def planted() -> str:
     """Faults planted in checkpoints, and what the check said."""
-    lines = ["| planted | expected | found | accused | besides | masks are those of |", "|---|---|---|---|---|---|"]
+    lines = []
     for row in pd.read_csv(RESULTS / "planted.csv", dtype=str, keep_default_na=False).itertuples():
         target = ", towards the dense model" if row.target == "dense" else ""
         whose = f"{row.method}{target} ({row.agreement}, by chance {row.by_chance})" if row.method else ""
-        found = [row.fault, row.expected, row.found, row.accused, row.accused_besides, whose]
-        lines.append(f"| {' | '.join(found)} |")
-    return "\n".join(lines)
+        lines.append([row.fault, row.expected, row.found, row.accused, row.accused_besides, whose])
+    return table(["planted", "expected", "found", "accused", "besides", "masks are those of"], lines)
 
 
 def faults_found() -> str:
@@ -383,8 +381,7 @@ def results() -> list[str]:
         f"dense perplexity of {at(dense, '0.6')['dense_perplexity'].iloc[0]:.5f}",
         f"0.3 it is at {says(ratio(at(low, '0.3'), 'rose_admm', 'sparsegpt'))} times SparseGPT's, at 0.4 at "
         f"{says(ratio(at(low, '0.4'), 'rose_admm', 'sparsegpt'))}",
-        f"SparseGPT's perplexity with dense targets is {says(of_target('qwen.gguf', 'sparsegpt'))} times that with "
-        f"`--target layer` in Qwen",
+        f"SparseGPT's perplexity with dense targets is {says(of_target())} times that with `--target layer` in Qwen",
         f"`rose_admm` is at {says(ratio(model('qwen.gguf', 'dense'), 'rose_admm', 'sparsegpt'))} times SparseGPT's",
         f"`rose` at {says(ratio(model('qwen.gguf', 'layer'), 'rose', 'sparsegpt'))} with `--target layer` and "
         f"{says(ratio(model('qwen.gguf', 'dense'), 'rose', 'sparsegpt'))} with dense targets",
@@ -578,10 +575,6 @@ def streamed() -> str:
     return " and ".join(f"{' and '.join(hours_and_memory(one, 'prune'))} with {one} shapes" for one in LLAMAS)
 
 
-def packed_layers() -> str:
-    return f"packed layers {packed_share('0.5', 16):.2f} of `bfloat16`"
-
-
 def packed_share(sparsity: str, bits: int) -> float:
     """Of what layers take in bfloat16, packed."""
     return float(read("packed.csv").set_index(["sparsity", "bits"]).loc[(sparsity, bits), "share"])
@@ -642,12 +635,6 @@ def of_bits() -> str:
     return f"{says(ratio(rows.assign(method=rows['bits']), '4', '-'))} times that, {rows['seed'].nunique()} draws"
 
 
-def budgets(way: str, method: str, model: str = "smollm2-135m") -> pd.DataFrame:
-    """Rows of zeros and bits that ran in one environment."""
-    rows = read("bits-budget.csv")
-    return rows[(rows["way"] == way) & (rows["method"] == method) & rows["model"].str.startswith(model)]
-
-
 def zeros_and_bits() -> str:
     """Perplexity by what is zero and how many bits the others have, most bits first."""
     rows = first_draw(read("bits-budget.csv"))
@@ -673,7 +660,8 @@ def round_or_prune() -> str:
 
 def round_in_each_draw() -> str:
     """The same bits a weight in two ways, draw by draw."""
-    rows = budgets("joint", "rose_admm").set_index(["sparsity", "bits", "seed"])["perplexity"].sort_index()
+    rows = read("bits-budget.csv").query("way == 'joint' and method == 'rose_admm' and model == 'smollm2-135m'")
+    rows = rows.set_index(["sparsity", "bits", "seed"])["perplexity"].sort_index()
     rounded, both = (", ".join(f"{value:.2f}" for value in rows.loc[key]) for key in (("0", "3"), ("0.5", "4")))
     return f"{rounded} against {both} in draws 0, 1 and 2"
 
@@ -875,12 +863,6 @@ def states_and_damage(method: str = "rose_admm") -> list[str]:
     ]
 
 
-def dense_of_both_texts() -> str:
-    """The dense model's perplexities, on the text that is tuned on and on the other."""
-    dense = read("tuning.csv").query("method == 'dense'").iloc[0]
-    return f"dense {dense['perplexity']:.1f}, on other text {dense['other']:.1f}"
-
-
 def tuned_longest() -> list[str]:
     """Before and after tuning on the most windows, of a sparse and of a smaller model, for the table of decisions."""
     rows, said = tuning_rows(), []
@@ -926,7 +908,7 @@ def readme() -> list[str]:
         f"{whole['parameters'] / 1e6:.0f} million parameters",
         of_bits(),
         round_or_prune(),
-        packed_layers(),
+        f"packed layers {packed_share('0.5', 16):.2f} of `bfloat16`",
         files_of_half(),
         speed_of_slim(),
         "{} besides, with `--parts 4` {}".format(*tuning_memory_of_1b()),
@@ -935,8 +917,7 @@ def readme() -> list[str]:
         f"in {len(columnar(qwen))} of {len(ranges(qwen))} of Qwen2.5-Coder-0.5B",
         f"in {chance[0]} of SmolLM2's {len(ranges(smol))} output projections, and in {chance[1]} of Qwen's "
         f"{len(ranges(qwen))}",
-        f"SparseGPT's perplexity in Qwen falls to {says(of_target('qwen.gguf', 'sparsegpt'))} of what it is with "
-        f"`--target layer`",
+        f"SparseGPT's perplexity in Qwen falls to {says(of_target())} of what it is with `--target layer`",
         f"dense {at_70['dense_perplexity'].iloc[0]:.2f}",
         f"from {output[6].split()[-2]} to {output[6].split()[-1]}",
         f"{60 * int(minutes) + int(seconds)} seconds on one core",

@@ -234,7 +234,7 @@ def foretold() -> list[str]:
     return [grid(lines), f"{smol} in SmolLM2 and {qwen} in Qwen"]
 
 
-def says_gap(rows: pd.DataFrame, draws: int = 2000) -> str:
+def says_gap(rows: pd.DataFrame) -> str:
     """By how much column losses rank better than relative range, with an interval by resampling layers."""
     values = rows[["variation_of_columns", "relative_range", "gain"]].to_numpy()
 
@@ -243,7 +243,7 @@ def says_gap(rows: pd.DataFrame, draws: int = 2000) -> str:
         return float(correlations[0] - correlations[1])
 
     generator = np.random.default_rng(0)
-    gaps = [gap(values[generator.integers(0, len(values), len(values))]) for _ in range(draws)]
+    gaps = [gap(values[generator.integers(0, len(values), len(values))]) for _ in range(2000)]
     low, high = np.percentile(gaps, [2.5, 97.5])
     return f"{gap(values):.2f} ({low:.2f} to {high:.2f})".replace("-", "−")
 

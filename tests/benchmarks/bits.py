@@ -12,8 +12,6 @@ each scale; unrounded ones have 16 bits.
 """
 
 import copy
-import importlib
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -35,7 +33,7 @@ from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import PrunableLayer, prunable_layers
 from tests.benchmarks.common import MODEL, WHOLE, Rows, arguments, dense_and_judged
-from tests.benchmarks.reference import undisturbed
+from tests.benchmarks.reference import load_program, undisturbed
 
 KEY = ["model", "way", "method", "sparsity", "bits", "group", "seed"]
 RUNS = [
@@ -52,20 +50,6 @@ def mean_bits(layers: list[PrunableLayer], grid: Grid | None) -> float:
     sizes = [layer.weight.numel() for layer in layers]
     stored = [bits_a_weight(layer.weight, grid) for layer in layers]
     return sum(bits * size for bits, size in zip(stored, sizes, strict=True)) / sum(sizes)
-
-
-def load_published(folder: Path) -> ModuleType:
-    """The module `sparsegpt` of the authors of SparseGPT.
-
-    Raises:
-        RoseError: the folder does not hold their repository.
-    """
-    if not all((folder / name).is_file() for name in ("sparsegpt.py", "quant.py")):
-        raise rose.RoseError(
-            f"{folder} does not hold SparseGPT's program; clone github.com/IST-DASLab/sparsegpt there."
-        )
-    sys.path.insert(0, str(folder.resolve()))
-    return importlib.import_module("sparsegpt")
 
 
 def prune_published(
@@ -126,15 +110,10 @@ def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
 
 
 def main() -> None:
-    options = arguments(
-        __doc__,
-        **WHOLE,
-        samples=16,
-        runs=RUNS,
-        reference="",
-    )
+    options = arguments(__doc__, **WHOLE, samples=16, runs=RUNS, reference="")
     if options.reference:
-        program = load_published(Path(options.reference))
+        source = "github.com/IST-DASLab/sparsegpt"
+        program = load_program(Path(options.reference), source, "sparsegpt", "sparsegpt.py", "quant.py")
     dense, tokenizer, windows = dense_and_judged(options)
     rows = Rows(options.output / "bits.csv", KEY)
     before = rose.perplexity(dense, windows)

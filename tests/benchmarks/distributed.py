@@ -25,11 +25,11 @@ from rose.model.workers import Workers, process_group
 from tests.benchmarks.common import MODEL, arguments
 
 
-def volume(model: nn.Module, processes: int, itemsize: int = 4) -> float:
-    """Bytes that each process sends for the whole model: sums of Hessians, and pruned weights."""
+def volume(model: nn.Module, processes: int) -> float:
+    """Bytes that each process sends for the whole model in float32: sums of Hessians, and pruned weights."""
     layers = prunable_layers(model)
     hessians = sum(4 * columns * (columns + PANEL) / 2 for columns in statistics_groups(layers))
-    weights = sum(itemsize * layer.weight.numel() for layer in layers)
+    weights = sum(4 * layer.weight.numel() for layer in layers)
     return 2 * (processes - 1) / processes * hessians + (processes - 1) / processes * weights
 
 

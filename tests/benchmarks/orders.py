@@ -101,13 +101,19 @@ def swept(inputs: Inputs, order: str, budget: str, **settings: Any) -> LayerResu
 
 def pairs(inputs: Inputs, sparsity: str, with_refit: Sequence[str] = ()) -> Errors:
     """All pairs of order and budget; those named also with the best weights for the mask that the sweep chose."""
-    found = {}
+    found: Errors = {}
     for order, budget in PAIRS:
         variant = f"{order}/{budget}"
         result = swept(inputs, order, budget, sparsity=sparsity)
-        found[variant] = inputs.error(result.weight)
-        if variant in with_refit:
-            found[f"{variant} refit"] = inputs.error(refit(inputs.weight, inputs.calibration, result).weight)
+        found |= errors_of(inputs, variant, result, variant in with_refit)
+    return found
+
+
+def errors_of(inputs: Inputs, variant: str, result: LayerResult, with_refit: bool) -> Errors:
+    """That of a sweep, and where asked that of the best weights for its mask."""
+    found = {variant: inputs.error(result.weight)}
+    if with_refit:
+        found[f"{variant} refit"] = inputs.error(refit(inputs.weight, inputs.calibration, result).weight)
     return found
 
 
@@ -133,9 +139,7 @@ def by_block_size(inputs: Inputs, size: str) -> Errors:
     found["natural/block here"] = inputs.error(swept(inputs, "natural", "block", block_size=int(size)).weight)
     for pair in REFITTED:
         order, budget = pair.split("/")
-        result = swept(inputs, order, budget, block_size=int(size))
-        found[pair] = inputs.error(result.weight)
-        found[f"{pair} refit"] = inputs.error(refit(inputs.weight, inputs.calibration, result).weight)
+        found |= errors_of(inputs, pair, swept(inputs, order, budget, block_size=int(size)), True)
     return found
 
 
@@ -146,13 +150,11 @@ def samples_study(text: Text) -> Iterator[Finding]:
 
 
 def by_pattern(inputs: Inputs, pattern: str) -> Errors:
-    found = {}
+    found: Errors = {}
     for order in ("natural", "two_level", "global", "global_ascending", "hessian", "random:0", "dealt"):
         result = swept(inputs, order, "block", sparsity=pattern)
-        found[BASE if order == "natural" else order] = inputs.error(result.weight)
-        if order in ("natural", "global", "dealt"):
-            found[f"{order} refit"] = inputs.error(refit(inputs.weight, inputs.calibration, result).weight)
-    return found
+        found |= errors_of(inputs, order, result, order in ("natural", "global", "dealt"))
+    return {BASE if variant == "natural" else variant: one for variant, one in found.items()}
 
 
 # Other families: no trained model of another family can be had without a network, so small ones are trained on bytes.

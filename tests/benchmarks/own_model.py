@@ -6,8 +6,6 @@ Every decoder block takes the same, so that of the whole model is `seconds` / `b
 """
 
 import contextlib
-import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -17,7 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from tests.benchmarks.common import Rows, arguments
+from tests.benchmarks.common import Rows, arguments, processor
 from tests.benchmarks.shapes import write_random_llama
 
 SHAPES = {"1B": (2048, 22, 4), "7B": (4096, 32, 1)}  # hidden size, decoder blocks, how many of them are run
@@ -42,12 +40,6 @@ def watch(command: list[str]) -> tuple[float, int]:
         if process.returncode:
             raise SystemExit(f"{' '.join(command)} ended with {process.returncode}.")
     return seconds, peak
-
-
-def processor() -> str:
-    """The processor's name, where Linux has it."""
-    found = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return found[0] if found else platform.machine()
 
 
 def main() -> None:

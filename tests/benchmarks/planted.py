@@ -91,9 +91,8 @@ def one_group(name: str) -> Callable[[nn.Module], None]:
     return plant
 
 
-def backwards(model: nn.Module, name: str) -> None:
+def backwards(found: Tensor, dense: Tensor) -> None:
     """Moves kept weights as far the other way."""
-    found, dense = weight_of(model, name), weight_of(DENSE[0], name)
     found.copy_(2 * dense.masked_fill(found == 0, 0) - found)
 
 
@@ -128,7 +127,7 @@ def prune(
     return plant
 
 
-def faults(tokens: Tensor, other: Tensor, middle: int) -> dict[str, Fault]:
+def faults(dense: nn.Module, tokens: Tensor, other: Tensor, middle: int) -> dict[str, Fault]:
     """By name; `middle`: a decoder block in the middle."""
     one, two, three = (LAYER(middle, name) for name in ("self_attn.k_proj", "mlp.up_proj", "self_attn.o_proj"))
     far = LAYER(middle + 1, "self_attn.k_proj")
@@ -154,7 +153,7 @@ def faults(tokens: Tensor, other: Tensor, middle: int) -> dict[str, Fault]:
         ),
         "a layer at 0.5 in a model at 0.7": Fault(
             "sparsegpt",
-            lambda model: weight_of(model, two).copy_(compensate(weight_of(DENSE[0], two), 0.5)),
+            lambda model: weight_of(model, two).copy_(compensate(weight_of(dense, two), 0.5)),
             {two: verdicts.OTHER_SPARSITY},
         ),
         "requantized to Q4_1": Fault("sparsegpt", each_layer(q4_1), {"*": verdicts.ZEROS_LOST}),
@@ -168,7 +167,10 @@ def faults(tokens: Tensor, other: Tensor, middle: int) -> dict[str, Fault]:
             "dense", prune("sparsegpt", tokens), tokens=True, methods=both, method="sparsegpt"
         ),
         "compensation of one layer with the wrong sign": Fault(
-            "sparsegpt", lambda model: backwards(model, two), {two: verdicts.BACKWARDS}, tokens=True
+            "sparsegpt",
+            lambda model: backwards(weight_of(model, two), weight_of(dense, two)),
+            {two: verdicts.BACKWARDS},
+            tokens=True,
         ),
         "ROSE on the same tokens": Fault("dense", prune("rose", tokens, 0.7), tokens=True, methods=both, method="rose"),
         "ROSE towards the dense model": Fault(
@@ -178,9 +180,6 @@ def faults(tokens: Tensor, other: Tensor, middle: int) -> dict[str, Fault]:
             "dense", prune(RECOMMENDED, tokens, 0.7), tokens=True, methods=(*both, RECOMMENDED), method=RECOMMENDED
         ),
     }
-
-
-DENSE: list[nn.Module] = []  # the dense model, for faults that look at it
 
 
 def first_blocks(model: Any, blocks: int) -> Any:
@@ -225,7 +224,6 @@ def main() -> None:
     options = arguments(__doc__, "names", output=Path, blocks=0, samples=8, length=512, held_out=2)
     whole, tokenizer = rose.load_model(MODEL)
     dense = first_blocks(whole, options.blocks)
-    DENSE.append(dense)
     windows = rose.load_tokens(
         "packaged", tokenizer, samples=options.samples + options.held_out, length=options.length, seed=0
     )
@@ -238,7 +236,7 @@ def main() -> None:
         bases = {"dense": dense}
         rows = Rows(options.output, ("fault", "blocks"))
         blocks = len(dense.model.layers)
-        for what, fault in faults(tokens, other, blocks // 2).items():
+        for what, fault in faults(dense, tokens, other, blocks // 2).items():
             if (what, blocks) in rows or (options.names and what not in options.names):
                 continue
             if fault.base not in bases:

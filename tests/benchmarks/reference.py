@@ -37,16 +37,21 @@ MODES: tuple[dict[str, Any], ...] = (
 
 
 def load_reference(folder: Path) -> ModuleType:
-    """The authors' module `lib.prune`.
+    """The authors' module `lib.prune`; see `load_program`."""
+    return load_program(folder, "github.com/mingluo-su/ROSE", "lib.prune", "lib/prune.py", "lib/prune_zoo/rose.py")
+
+
+def load_program(folder: Path, repository: str, module: str, *files: str) -> ModuleType:
+    """A module of a program as its authors publish it.
 
     Raises:
-        RoseError: the folder does not hold their repository, or something that it needs is not installed.
+        RoseError: the folder lacks files of their repository, or something that they need is not installed.
     """
-    if not all((folder / "lib" / name).is_file() for name in ("prune.py", "prune_zoo/rose.py")):
-        raise rose.RoseError(f"{folder} does not hold the authors' repository; clone github.com/mingluo-su/ROSE there.")
+    if not all((folder / name).is_file() for name in files):
+        raise rose.RoseError(f"{folder} does not hold the authors' repository; clone {repository} there.")
     sys.path.insert(0, str(folder.resolve()))
     try:
-        return importlib.import_module("lib.prune")
+        return importlib.import_module(module)
     except ImportError as error:
         raise rose.RoseError(f"The authors' program in {folder} cannot be imported: {error}.") from error
     finally:

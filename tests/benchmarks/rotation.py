@@ -53,7 +53,7 @@ def texts(options: Any, tokenizer: Any, seed: int) -> tuple[Tensor, Tensor]:
 def layers(options: Any) -> None:
     """Every output projection, as given and rotated, by every method."""
     rows = Rows(Path(options.output) / "rotation.csv", ("model", "seed", "layer"))
-    for name, seed in ((name, seed) for name in options.models for seed in options.seeds):
+    for name, seed in product(options.models, options.seeds):
         model, tokenizer = rose.load_model(name)
         tokens, held_out = texts(options, tokenizer, seed)
         network = Network(model)
@@ -249,7 +249,7 @@ PREDICTORS: dict[str, Predictor] = {
 def gain(options: Any) -> None:
     """Held-out gain of the two-level order, forced on every layer, beside what could be known before."""
     rows = Rows(Path(options.output) / "order-gain.csv", ("model", "seed", "layer"))
-    for name, seed in ((name, seed) for name in options.models for seed in options.seeds):
+    for name, seed in product(options.models, options.seeds):
         model, tokenizer = rose.load_model(name)
         tokens, held_out = texts(options, tokenizer, seed)
         chosen = options.layers or None

@@ -34,7 +34,7 @@ from rose.model.load.tokens import load_calibration
 from rose.structured.configuration import can_bias
 from rose.structured.parts import find_parts
 from rose.structured.survey import BlockSurvey, survey
-from tests.benchmarks.common import MODEL, Rows, add_options, judged
+from tests.benchmarks.common import MODEL, Rows, add_options, judged, processor
 
 VARIANTS = (
     "magnitude@uniform/none",
@@ -264,11 +264,6 @@ def peak_memory(folder: Path) -> int:
         [sys.executable, "-c", MEMORY, str(folder), threads], capture_output=True, text=True, check=True
     )
     return int(done.stdout)
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def main() -> None:
