@@ -213,9 +213,8 @@ class RunReport:
 
     def to_json(self) -> str:
         """As JSON, which knows neither NaN nor infinity: both become null."""
-        # Not pandas' own to_json: it rounds to 15 decimals, which is little for a small error.
-        rows = [finite(row) for row in self.layers.to_dict(orient="records")]
-        return json.dumps({"summary": finite(self.summary), "layers": rows}, indent=1, allow_nan=False)
+        known = {"summary": finite(self.summary), "layers": json_rows(self.layers)}
+        return json.dumps(known, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, name: str = "This") -> RunReport:
@@ -288,6 +287,11 @@ def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
 
 def _no_formula(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as JSON has them. Not by pandas' own to_json: its decimals are too few for a small error."""
+    return finite(table.to_dict(orient="records"))
 
 
 def finite(value: Any) -> Any:

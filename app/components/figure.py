@@ -12,7 +12,7 @@ import streamlit as st
 from app import session, words
 from app.figures import style
 from app.figures.style import Drawing
-from rose.report import csv_text
+from rose.report import csv_text, json_rows
 
 # Presses the camera of the figure that a button names, after telling it the format: Plotly itself is out of reach here.
 PICTURES = """<script>
@@ -106,7 +106,7 @@ def downloads(drawing: Drawing, key: str) -> None:
     table = drawing.data
     files = {
         "Table, CSV": ("csv", csv_text(table)),
-        "Table, JSON": ("json", json.dumps(json.loads(table.to_json(orient="records")), indent=1)),
+        "Table, JSON": ("json", json.dumps(json_rows(table), indent=1)),
         "Figure, HTML": ("html", as_html(drawing)),
     }
     for label, (kind, content) in files.items():

@@ -22,7 +22,7 @@ from rose.model.check.costs import METHODS
 from rose.model.check.findings import findings, says_other_draw
 from rose.model.load.tokens import CHECK
 from rose.output import check_file, write_file
-from rose.report import finite
+from rose.report import json_rows
 from rose.verdicts import SPARSE
 from rose.wording import count, listing, percent
 
@@ -144,6 +144,6 @@ def _write(path: Path, checks: dict[str, CheckpointCheck], tables: dict[tuple[st
     """One check as it is; of several a list, and what is between them."""
     if len(checks) == 1:
         return write_file(path, next(iter(checks.values())).to_json())
-    between = [{"checkpoints": pair, "layers": table.to_dict(orient="records")} for pair, table in tables.items()]
+    between = [{"checkpoints": pair, "layers": json_rows(table)} for pair, table in tables.items()]
     each = [{"checkpoint": name} | found.to_dict() for name, found in checks.items()]
-    return write_file(path, json.dumps(finite({"checkpoints": each, "between": between}), indent=1))
+    return write_file(path, json.dumps({"checkpoints": each, "between": between}, indent=1))

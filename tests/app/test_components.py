@@ -1,12 +1,20 @@
 """Pieces that several pages draw."""
 
+import json
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
 from streamlit.testing.v1 import AppTest
 
 import app
+from app.components import figure
+from app.figures.style import Drawing
 
 
 def test_a_live_part_shares_its_container_with_nothing() -> None:
@@ -62,3 +70,10 @@ def test_work_that_was_left_for_other_work_is_not_told_as_cancelled_later() -> N
     batch.job.wait(240)
     assert batch.job.status == "cancelled"
     assert shown("A", list) == ["done"]
+
+
+def test_a_small_number_of_a_figure_is_in_its_table_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[str, Any] = {}
+    monkeypatch.setattr(figure.st, "download_button", lambda label, content, *_, **__: taken.update({label: content}))
+    figure.downloads(Drawing(go.Figure(), "", "", pd.DataFrame({"error": [1.25e-12, math.nan]})), "some")
+    assert json.loads(taken["Table, JSON"]) == [{"error": 1.25e-12}, {"error": None}]

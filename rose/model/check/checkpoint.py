@@ -36,7 +36,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.walk import check_streams
-from rose.report import finite
+from rose.report import finite, json_rows
 from rose.verdicts import cautions
 from rose.wording import several
 
@@ -94,9 +94,8 @@ class CheckpointCheck:
 
     def to_dict(self) -> dict[str, Any]:
         """Summary, layers, others, cautions, and whether the checkpoint is sane, of what JSON has."""
-        tables = {name: getattr(self, name).to_dict(orient="records") for name in ("layers", "others")}
-        known = {"is_sane": self.is_sane, "cautions": self.cautions, "summary": self.summary}
-        return finite(known | tables)
+        tables = {name: json_rows(getattr(self, name)) for name in ("layers", "others")}
+        return {"is_sane": self.is_sane, "cautions": self.cautions, "summary": finite(self.summary), **tables}
 
     def to_json(self) -> str:
         """As JSON; see `to_dict`."""

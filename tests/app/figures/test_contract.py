@@ -46,6 +46,7 @@ from app.figures.style import Drawing
 from app.lab.bases import BASES
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 from rose.layer.pattern import Pattern
+from rose.report import json_rows
 from rose.verdicts import Result
 
 COUNTED = re.compile(
@@ -289,7 +290,7 @@ def test_every_figure(
     assert re.search(r"\d", drawing.caption), "captions carry numbers"
     assert drawing.alt.endswith(f". {drawing.caption}")
     assert len(drawing.data) > 0
-    assert json.loads(drawing.data.to_json(orient="records"))
+    assert json.dumps(json_rows(drawing.data), allow_nan=False)
     assert layout.template.layout.font.color == palette.INKS[theme].text
     assert layout.template.layout.paper_bgcolor == palette.INKS[theme].page
     _large_enough(figure.to_plotly_json())
