@@ -17,13 +17,4 @@ from app.components.needs import (
 )
 from app.components.said import cautions, error, info, warning
 from app.components.theme import follow_theme
-from app.components.work import (
-    finished,
-    how_far,
-    job_status,
-    lasting,
-    live,
-    may_begin,
-    stopped,
-    while_running,
-)
+from app.components.work import ended, finished, how_far, job_status, lasting, live, may_begin, while_running

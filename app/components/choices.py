@@ -33,25 +33,25 @@ def section(options: Mapping[str, str], key: str, label: str = "Section", **more
     return choose(label, options, key, label_visibility="collapsed", **more)
 
 
-def pick_layer(key: str, choose: Callable[[str], None] | None = None) -> None:
-    """Callback: a click on a mark of this figure chooses its layer, for all pages unless `choose` says otherwise."""
-    points = st.session_state[key].selection.points
-    if points:
-        found = points[0].get("customdata")
-        (choose or select_layer)(found[0] if isinstance(found, list) else found)
-
-
-def pick_row(key: str, layers: Sequence[str], choose: Callable[[str], None] | None = None) -> None:
-    """Callback: a chosen row of this table, of which each is one of these layers, chooses it; see `pick_layer`."""
-    rows = st.session_state[key].selection.rows
-    if rows and rows[0] < len(layers):
-        (choose or select_layer)(layers[rows[0]])
-
-
 def select_layer(layer: str) -> None:
     """Chooses a layer from inside a live part: the rest of the page has to follow, see `while_measured`."""
     session.choose_layer(layer)
     st.session_state.layer_picked = True
+
+
+def pick_layer(key: str, choose: Callable[[str], None] = select_layer) -> None:
+    """Callback: a click on a mark of this figure chooses its layer, for all pages unless `choose` says otherwise."""
+    points = st.session_state[key].selection.points
+    if points:
+        found = points[0].get("customdata")
+        choose(found[0] if isinstance(found, list) else found)
+
+
+def pick_row(key: str, rows: Sequence[Any], choose: Callable[[Any], None] = select_layer) -> None:
+    """Callback: a chosen row of this table chooses what it stands for, one of `rows`; see `pick_layer`."""
+    chosen = st.session_state[key].selection.rows
+    if chosen and chosen[0] < len(rows):
+        choose(rows[chosen[0]])
 
 
 def edited_setup() -> None:

@@ -7,6 +7,7 @@ import streamlit as st
 from app import session
 from app.components.said import error, info, warning
 from app.components.work import job_status, live, while_running
+from app.jobs import Job
 from app.study.preflight import asked_of_hub
 from app.study.study import Study
 from app.words import count, sentence, short_layer
@@ -116,8 +117,8 @@ def wait_for(study: Study, ready: Callable[[], bool], shown: bool = True) -> Non
     while_running(study.job, poll)
 
 
-def while_measured(study: Study, draw: Callable[[], None]) -> None:
-    """A part of the page that fills while a study is measured.
+def while_measured(job: Job, draw: Callable[[], None]) -> None:
+    """A part of the page that fills while a job measures.
 
     The whole page is redrawn once that has ended, or after a layer was chosen in this part by `select_layer`.
     """
@@ -127,8 +128,8 @@ def while_measured(study: Study, draw: Callable[[], None]) -> None:
             st.rerun()
         draw()
 
-    if study.job.status == "running":
-        while_running(study.job, follow, 2.0)
+    if job.status == "running":
+        while_running(job, follow, 2.0)
     else:
         live(follow, None)
 

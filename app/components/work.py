@@ -51,7 +51,7 @@ def while_running(job: Job, draw: Callable[[], None], every: float = 1.0) -> Non
 def job_status(job: Job, key: str, rest: str = KEPT, doing: str = "") -> None:
     """Progress with rate and time left, and a cancel button; to be drawn by a live part.
 
-    `rest` ends the sentence that it was cancelled; `doing` says what it does where that is not measuring.
+    `rest` is for `ended`; `doing` says what it does where that is not measuring.
     """
     if job.status == "running":
         job.watch(session.viewer())
@@ -68,10 +68,18 @@ def job_status(job: Job, key: str, rest: str = KEPT, doing: str = "") -> None:
                 rate = f", {progress.layers_done / progress.seconds:.1f} layers a second"
             text = f"{where}, {duration(job.seconds)} so far{left}{rate}"
             how_far(job, progress.fraction, text, key)
-    elif job.status == "failed":
+    else:
+        ended(job, rest)
+
+
+def ended(job: Job, rest: str) -> None:
+    """Why a job did not finish: it failed, or was cancelled, by somebody or because nobody watched it; `rest` ends the
+    sentence on that."""
+    if job.status == "failed":
         error(job.message)
     elif job.status == "cancelled":
-        stopped(job, rest)
+        unwatched = f"No page had been open for {ABANDONED_AFTER:.0f} s, so this was stopped"
+        warning((unwatched if job.abandoned else "Cancelled") + rest, ":material/stop:")
 
 
 def may_begin(seconds: float, says: str, verb: str, key: str, signature: object) -> bool:
@@ -136,7 +144,7 @@ def _progress(batch: Batch, key: str, slot: str, noun: str) -> None:
             return
         if running:
             st.rerun()
-        job_status(job, key, f" after {_done(batch, noun)}; finished ones are kept.")
+        ended(job, f" after {_done(batch, noun)}; finished ones are kept.")
         if st.button("Run the rest", key=f"{key}-again", icon=":material/refresh:"):
             del st.session_state[slot]
             st.rerun()
@@ -164,12 +172,6 @@ def _cancel(job: Job, stop: Callable[[], None]) -> None:
         stop()
     else:
         st.toast("Others watch this too, so it goes on for them.", icon=":material/group:")
-
-
-def stopped(job: Job, rest: str) -> None:
-    """Says that work was cancelled, by somebody or because nobody watched it; `rest` ends the sentence."""
-    how = f"No page had been open for {ABANDONED_AFTER:.0f} s, so this was stopped" if job.abandoned else "Cancelled"
-    warning(how + rest, ":material/stop:")
 
 
 def lasting(cost: Cost) -> str:

@@ -12,6 +12,7 @@ from app.runs.checked import CheckpointRun, as_finished, differs, facts, finding
 from app.runs.depth import drift_table
 from app.runs.html_page import Report
 from rose.environment import says_versions
+from rose.model.check.checkpoint import CheckpointCheck
 
 NAMED = 20  # of what is wrong, in words
 BARS = 3  # layers whose errors are drawn
@@ -23,7 +24,7 @@ def report_of(run: CheckpointRun) -> Report:
     assert found is not None
     wrong = found.wrong
     named = [f"{words.short_layer(row.name)}, {row.verdict}: {row.reason}" for row in wrong.head(NAMED).itertuples()]
-    drawings = [map_of(run)] if differs(found) else []
+    drawings = [map_of(found)] if differs(found) else []
     drawings += [figures.broken_pattern(one, layer=words.short_layer(name)) for name, one in run.excerpts.items()]
     drawings += [
         figures.compensation_bars(row, layer=words.short_layer(row["layer"]))
@@ -51,9 +52,7 @@ def drift_curve(run: CheckpointRun, theme: Theme = "light") -> Drawing:
     return drift_curves(table, finding=said, theme=theme)
 
 
-def map_of(run: CheckpointRun, **look: Any) -> Drawing:
+def map_of(found: CheckpointCheck, **look: Any) -> Drawing:
     """The verdicts on all layers, titled by where the wrong ones lie."""
-    found = run.found
-    assert found is not None
     said = words.sentence(where_layers(found.layers[found.layers["is_wrong"]], "wrong"))
     return figures.verdict_map(found.layers, said, **look)

@@ -18,11 +18,6 @@ from rose.layer.methods import label_of
 from rose.model.load.tokens import DRIFT
 from rose.verdicts import Result
 
-COLUMNS = (
-    *("run", "method", "sparsity", "target", "calibration", "perplexity", "target_damping"),
-    *("block_index", "drift", "passed_on", "arisen", "cancelled"),
-)
-
 
 def drift_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     """One row per run and decoder block; `cancelled` is passed_on + arisen − drift.
@@ -40,13 +35,13 @@ def drift_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
             "calibration": ", ".join(filter(None, (run.model, run.size, run.calibration))),
             "perplexity": run.summary.get("perplexity_after"),
             "target_damping": run.layers["target_damping"].median(),
-            "cancelled": entry["passed_on"] + entry["arisen"] - entry["drift"],
             **entry,
+            "cancelled": entry["passed_on"] + entry["arisen"] - entry["drift"],
         }
         for run in runs
         for entry in run.drift
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows)
 
 
 def drift_problem(runs: Sequence[FinishedRun]) -> str:

@@ -11,7 +11,6 @@ from app import words
 from app.runs.request import HELD_OUT
 from rose.model.load.tokens import DATASETS
 from rose.verdicts import Interval, Result, Verdict, rank
-from rose.wording import apart, listing
 
 OF_EQUALS = "The lowest perplexity decides; more evaluation windows may tell them apart."
 
@@ -32,7 +31,9 @@ class Advice:
         """Why this copy, a sentence for each verdict."""
         if not self.others:
             return [f"No other copy at {self.copy.amount} is finished."]
-        found = {kind: [pair for pair in self.others if pair[1].kind == kind] for _, kind in self._kinds()}
+        found: dict[str, list[tuple[Result, Verdict]]] = {}
+        for pair in self.others:
+            found.setdefault(pair[1].kind, []).append(pair)
         said = []
         if better := found.get("better"):
             said.append(f"Better than {_names(better)}: {_times(better)}.")
@@ -43,9 +44,6 @@ class Advice:
         if undecided := found.get("undecided"):
             said.append(f"Lower in perplexity than {_names(undecided)}; chance is not ruled out.")
         return said
-
-    def _kinds(self) -> list[tuple[str, str]]:
-        return [(other.name, verdict.kind) for other, verdict in self.others]
 
     def sure(self) -> str:
         """What the verdicts rest on; "" without any."""
@@ -111,12 +109,12 @@ def takes(plain: float | None, packed: float | None) -> str:
 
 
 def _names(pairs: Sequence[tuple[Result, Verdict]]) -> str:
-    return listing([other.name for other, _ in pairs])
+    return words.listing([other.name for other, _ in pairs])
 
 
 def _times(pairs: Sequence[tuple[Result, Verdict]]) -> str:
     """ "its perplexity is 1.041 (1.020 to 1.062) times this one's"."""
-    ratios = listing([_said(verdict.ratio) for _, verdict in pairs])
+    ratios = words.listing([_said(verdict.ratio) for _, verdict in pairs])
     return f"{'its' if len(pairs) == 1 else 'their'} perplexity is {ratios} times this one's"
 
 
@@ -131,7 +129,7 @@ def _said(ratio: Interval | None) -> str:
 def cost(advice: Advice, dense: float | None, error: float | None, layers: int) -> str:
     """What the copy costs: perplexity against the dense model, error, and time."""
     copy = advice.copy
-    one, two, *_ = apart(copy.value, dense or math.nan, *(other.value for other, _ in advice.others))
+    one, two, *_ = words.apart(copy.value, dense or math.nan, *(other.value for other, _ in advice.others))
     said = f"Perplexity {one}"
     if dense:
         said += f", {words.number(copy.value / dense)} times the dense model's {two}"

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -265,10 +264,7 @@ def says_steps(tuning: Tuning) -> str:
 def moved(tuning: TuningRun) -> pd.DataFrame:
     """Every tuned layer and how far it moved, ‖ΔW‖/‖W‖: layer, block_index, projection, change."""
     assert tuning.found is not None
-    assert tuning.source.report is not None
-    names = ["layer", "block_index", "projection"]
-    rows = tuning.found.layers[["layer", "change"]].assign(change=lambda table: table["change"].astype(np.float64))
-    places = [words.place_of(layer) for layer in rows["layer"]]
-    return rows.assign(block_index=[at or 0 for at, _ in places], projection=[kind for _, kind in places])[
-        [*names, "change"]
-    ]
+    rows = tuning.found.layers
+    blocks, projections = zip(*map(words.place_of, rows["layer"]), strict=True)
+    rows = rows.assign(block_index=[block or 0 for block in blocks], projection=projections)
+    return rows[["layer", "block_index", "projection", "change"]]

@@ -150,18 +150,17 @@ def follow(
     Draws the page again when it has ended, or when what `found` gives has changed.
     """
     if run.job.status != "running":
-        components.job_status(run.job, key, rest)
+        components.ended(run.job, rest)
         return
     before = found()
 
     def poll() -> None:
         progress(run, key)
         more()
-        # Last: a fragment that ends before it has drawn anything leaves a gap until the page is redrawn.
-        if run.job.status != "running" or found() != before:
+        if found() != before:
             st.rerun()
 
-    components.live(poll, every)
+    components.while_running(run.job, poll, every)
 
 
 def csv_button(label: str, table: pd.DataFrame, name: str, key: str, **more: Any) -> None:

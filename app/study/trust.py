@@ -76,7 +76,7 @@ def _choose(layer: str) -> CheckRequest:
 
 def _offer(study: Study, request: CheckRequest, run: LayerChecks | None) -> None:
     if run is not None:
-        components.job_status(run.job, "checks", NOT_KEPT)  # failed or cancelled
+        components.ended(run.job, NOT_KEPT)
     if not request.methods:
         st.info("Choose at least one method above.")
         return

@@ -17,6 +17,7 @@ from app.runs.drift_sections import DRIFT_SCALE
 from app.runs.html_page import to_html
 from app.runs.widgets import csv_button, file_button, follow, linked, pruned_model, start_button
 from app.study import form, preflight
+from rose.model.check.checkpoint import CheckpointCheck
 from rose.model.check.costs import ERROR_OF
 from rose.model.check.findings import method_of
 from rose.model.check.verdicts import NOT_PRUNED, VERDICTS, says_pattern
@@ -59,7 +60,7 @@ def draw() -> None:
         return
     follow(run, "checkpoint", NOTHING_KEPT)
     if run.found is not None:
-        _results(run)
+        _results(run, run.found)
 
 
 def _redirect() -> None:
@@ -169,9 +170,7 @@ def _empty() -> None:
             st.page_link(page, label=label, icon=icon, query_params=where)
 
 
-def _results(run: CheckpointRun) -> None:
-    found = run.found
-    assert found is not None
+def _results(run: CheckpointRun, found: CheckpointCheck) -> None:
     if found.is_sane:
         st.success(f"{checked.finding(found)}.", icon=":material/check_circle:")
     else:
@@ -186,15 +185,13 @@ def _results(run: CheckpointRun) -> None:
         st.caption(f"And {words.whole(len(found.wrong) - NAMED)} more, in the table below.")
     sections = {EVERY: EVERY, ONE: ONE} | ({DRIFT: DRIFT} if found.summary["drift"] else {})
     view = components.section(sections, "check_view", "What is shown")
-    {EVERY: _every, ONE: _one, DRIFT: _drift}[view](run)
-    _further(run)
+    {EVERY: _every, ONE: _one, DRIFT: _drift}[view](run, found)
+    _further(run, found)
 
 
-def _every(run: CheckpointRun) -> None:
-    found = run.found
-    assert found is not None
+def _every(run: CheckpointRun, found: CheckpointCheck) -> None:
     if checked.differs(found):
-        drawing = check_report.map_of(run, marked_layer=_layer(found.layers), theme=session.theme())
+        drawing = check_report.map_of(found, marked_layer=_layer(found.layers), theme=session.theme())
         follow_pick = partial(components.pick_layer, "check-map", _show_layer)
         components.show(drawing, "check-map", on_select=follow_pick, wide=True)
     st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in checked.facts(run)))
@@ -256,9 +253,7 @@ def _show_layer(layer: str) -> None:
     st.session_state.check_layer, st.session_state.check_view = layer, ONE
 
 
-def _one(run: CheckpointRun) -> None:
-    found = run.found
-    assert found is not None
+def _one(run: CheckpointRun, found: CheckpointCheck) -> None:
     names = list(_ranked(found.layers)["layer"])
     if st.session_state.get("check_layer") not in names:
         st.session_state.check_layer = _layer(found.layers)
@@ -274,23 +269,24 @@ def _one(run: CheckpointRun) -> None:
         components.show(figures.broken_pattern(run.excerpts[layer], **look), "check-mask", wide=True)
 
 
-def _drift(run: CheckpointRun) -> None:
+def _drift(run: CheckpointRun, _found: CheckpointCheck) -> None:
     components.show(check_report.drift_curve(run, session.theme()), "check-drift", wide=True)
     st.caption(DRIFT_SCALE)
 
 
-def _report(run: CheckpointRun) -> str:
-    return to_html(check_report.report_of(run))
-
-
-def _further(run: CheckpointRun) -> None:
+def _further(run: CheckpointRun, found: CheckpointCheck) -> None:
     """What to take away, and other pages about this checkpoint."""
-    found, request = run.found, run.request
-    assert found is not None
+    request = run.request
     with st.container(horizontal=True, vertical_alignment="center"):
         csv_button("Layers, CSV", found.layers, "check.csv", "check-csv")
         file_button("All, JSON", found.to_json, "check.json", key="check-json", icon=":material/download:")
-        file_button("Report, HTML", partial(_report, run), "check.html", key="check-report", mime="text/html")
+        file_button(
+            "Report, HTML",
+            lambda: to_html(check_report.report_of(run)),
+            "check.html",
+            key="check-report",
+            mime="text/html",
+        )
     folder = checked.folder_of(request)
     with st.container(horizontal=True):
         shown = {"runs": [checked.as_finished(run).label]}

@@ -14,6 +14,7 @@ from app.runs.widgets import csv_button, file_button, method_choice, priced, pro
 from app.study import form
 from rose.layer.defaults import THRESHOLD
 from rose.model.measure.damage_report import CLEAR, correlations
+from rose.report import json_rows
 
 INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}
 UNITS = {"blocks": "Decoder blocks", "layers": "Layers"}
@@ -38,24 +39,20 @@ def draw() -> None:
     if request is None or run is None:
         empty()
         return
-    running = run.job.status == "running"
 
     def arriving() -> None:
-        if st.session_state.pop("damage_picked", False) or (running and run.job.status != "running"):
-            st.rerun()
-        table = run.table
-        if run.job.status == "running":
+        table, running = run.table, run.job.status == "running"
+        if running:
             progress(run, "damage")
         else:
             done = words.count(len(table), "unit")
-            components.job_status(run.job, "damage", f" after {done}; what is measured is kept.")
-        if table.empty:
-            if running:
-                st.info("The first units are being measured; they will show here as they arrive.")
-            return
-        results(run, request, table)
+            components.ended(run.job, f" after {done}; what is measured is kept.")
+        if not table.empty:
+            results(run, request, table)
+        elif running:
+            st.info("The first units are being measured; they will show here as they arrive.")
 
-    components.live(arriving, 2.0 if running else None)
+    components.while_measured(run.job, arriving)
 
 
 def choose() -> DamageRequest | None:
@@ -137,14 +134,15 @@ def results(run: DamageRun, request: DamageRequest, table: pd.DataFrame) -> None
             key = f"damage-map-{'damage' if value == 'damage' else 'error'}"
             draw = figures.damage_bars if request.units == "blocks" else figures.damage_map
             drawing = draw(table, value, units=names, marked=marked, theme=session.theme())
-            components.show(drawing, key, on_select=partial(pick, key, request))
+            components.show(drawing, key, on_select=partial(components.pick_layer, key, select_unit))
     if changed := request.changed(run.setup, skeleton):
         st.caption(changed)
     try:
         scatter = figures.damage_scatter(
             table, predictor, marked=marked, restore=bool(request.restore), theme=session.theme()
         )
-        components.show(scatter, "damage-scatter", on_select=lambda: pick("damage-scatter", request), wide=True)
+        pick = partial(components.pick_layer, "damage-scatter", select_unit)
+        components.show(scatter, "damage-scatter", on_select=pick, wide=True)
     except rose.RoseError as problem:
         components.info(problem)
     to_layer()
@@ -225,19 +223,13 @@ def exact(run: DamageRun, table: pd.DataFrame) -> None:
 
 def _as_json(run: DamageRun) -> str:
     report = run.report
-    units = json.loads(report.units.to_json(orient="records", double_precision=15))
-    return json.dumps({"summary": report.summary, "units": units}, indent=1)
+    return json.dumps({"summary": report.summary, "units": json_rows(report.units)}, indent=1)
 
 
-def pick(chart: str, request: DamageRequest) -> None:
-    """A click on a mark chooses its layer for all pages; of a decoder block, the layer of the chosen projection."""
-    points = st.session_state[chart].selection.points
-    if points:
-        found = points[0].get("customdata")
-        unit = found[0] if isinstance(found, list) else found
-        names = [layer.name for layer in rose.prunable_layers(shared.skeleton(session.setup().model))]
-        session.choose_layer(layer_of(unit, names, session.layer()))
-        st.session_state.damage_picked = True
+def select_unit(unit: str) -> None:
+    """Chooses its layer for all pages; of a decoder block, the layer of the chosen projection."""
+    names = [layer.name for layer in rose.prunable_layers(shared.skeleton(session.setup().model))]
+    components.select_layer(layer_of(unit, names, session.layer()))
 
 
 def chosen_unit(request: DamageRequest, names: list[str]) -> str | None:

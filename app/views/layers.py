@@ -12,12 +12,12 @@ from app import components, session, words
 from app.figures import overview as figures
 from app.figures import palette
 from app.runs import finished
-from app.runs.widgets import file_input
+from app.runs.widgets import csv_button, file_button, file_input
 from app.study import tables, trust
 from app.study.own_numbers import read_numbers
 from app.study.study import Study
 from rose.layer.defaults import THRESHOLD
-from rose.report import csv_text
+from rose.report import json_rows
 
 # What the map can show: column of the overview table -> words on the button, and what it means.
 METRICS = {
@@ -60,7 +60,7 @@ def draw() -> None:
     study = components.require_study("Here you see every layer of a model at a glance")
     if components.section(VIEWS, "layers_view", "What is shown") == TRUST:
         components.begin_restored(study)
-        components.while_measured(study, lambda: trust.all_layers(study))
+        components.while_measured(study.job, lambda: trust.all_layers(study))
         return
     metric = choose()
     own = own_numbers(study) if metric == OWN else None
@@ -74,7 +74,7 @@ def draw() -> None:
             table = table.assign(own=table["layer"].map(own))
         results(study, table, metric)
 
-    components.while_measured(study, arriving)
+    components.while_measured(study.job, arriving)
 
 
 def choose() -> str:
@@ -266,15 +266,11 @@ def exact(study: Study, table: pd.DataFrame) -> None:
     )  # fmt: skip
     left, middle, right, last = st.columns([3, 1, 1, 1], vertical_alignment="center")
     left.caption("Click a heading to sort. ROSE is two-level order where columnar, else SparseGPT.")
-    files = {
-        "csv": (middle, lambda: csv_text(table)),
-        "json": (right, lambda: json.dumps(json.loads(table.to_json(orient="records", double_precision=15)), indent=1)),
-    }
-    for kind, (place, content) in files.items():
-        place.download_button(
-            kind.upper(), content, f"layers.{kind}", icon=":material/download:", width="stretch", on_click="ignore",
-            key=f"layers-{kind}",
-        )  # fmt: skip
+    with middle:
+        csv_button("CSV", table, "layers.csv", "layers-csv", width="stretch")
+    with right:
+        look = {"key": "layers-json", "icon": ":material/download:", "width": "stretch"}
+        file_button("JSON", lambda: json.dumps(json_rows(table), indent=1), "layers.json", **look)
     with last:
         components.report_button(
             lambda: finished.runs_of_study(study, session.threshold(), session.layer()),

@@ -157,7 +157,7 @@ def picture(study: Study) -> None:
             pick = partial(components.pick_layer, "start-map")
             components.show(drawing, "start-map", on_select=pick, fill=(500, "640px"))
 
-    components.while_measured(study, follow)
+    components.while_measured(study.job, follow)
 
 
 def beside(study: Study, table: pd.DataFrame) -> None:

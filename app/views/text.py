@@ -175,17 +175,12 @@ def _changes(table: pd.DataFrame, pruned: dict[str, Any]) -> None:
     nats = {name: st.column_config.NumberColumn(said[name], format="%.2f") for name in said}
     gaps = {name: st.column_config.NumberColumn("Change" if one else None, format="%+.2f") for name in changes}
 
-    def pick() -> None:
-        rows = st.session_state["text-tokens"].selection.rows
-        if rows and rows[0] < len(ranked):
-            _show_token(int(ranked["number"].iloc[rows[0]]))
-
     st.dataframe(
         ranked,
         hide_index=True,
         height=420,
         key="text-tokens",
-        on_select=pick,
+        on_select=lambda: components.pick_row("text-tokens", ranked["number"].tolist(), _show_token),
         selection_mode="single-row",
         column_order=["token", *changes, *nats, "before", "number"],
         column_config={
