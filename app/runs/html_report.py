@@ -50,9 +50,8 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
         raise rose.RoseError("There is no run to report; prune a model or measure its layers first.")
     if len({run.name for run in runs}) < len(runs):
         runs = list(name_apart(runs).values())
-    measured = [one for run in runs if (one := pairs.result_of(run)) is not None]
-    findings = [f"{verdicts.says_ranking(verdicts.rank(measured))}."] if len(measured) > 1 else []
-    findings += [sentence for run in runs for sentence in run_findings(run)] + pairs.cautions_of(runs)
+    measured = pairs.results_of(runs)
+    compared = [f"{verdicts.says_ranking(verdicts.rank(measured))}."] if len(measured) > 1 else []
     drawings: list[Drawing] = []
     tables = {"Numbers": pairs.in_words(pairs.numbers(runs))}
     if len(runs) == 2 and not runs[1].goes_on(runs[0]):
@@ -60,16 +59,17 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
         if both.problem and not both.elsewhere:
             raise rose.RoseError(both.problem)
         if both.elsewhere:
-            findings[: len(measured) > 1] = [both.elsewhere]  # in place of the ranking, which there is none of
+            compared = [both.elsewhere]  # in place of the ranking, which there is none of
         elif measure := both.told_apart_by:
             names, rows, label = (runs[0].name, runs[1].name), both.rows(measure), pairs.MEASURES[measure]
-            findings.insert(len(measured) > 1, verdicts.says_layers(rows, names, label) + ".")
+            compared.append(verdicts.says_layers(rows, names, label) + ".")
             drawings.append(run_figures.run_difference(rows, names, label, as_share=True))
             drawings.append(run_figures.run_maps(rows, names, label))
         tables["Settings that differ"] = pairs.settings(runs, only_different=True)
     elif len(runs) > 2:
-        findings[len(measured) > 1 : len(measured) > 1] = _against_first(runs)
-    findings = [*_to_ship(runs), *findings]
+        compared += _against_first(runs)
+    own = [sentence for run in runs for sentence in run_findings(run)]
+    findings = [*_to_ship(runs), *compared, *own, *pairs.cautions_of(runs)]
     drawings += _figures(runs, errors=not drawings)
     for run in runs:
         if run.zero_shot is not None:
@@ -97,9 +97,8 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
 def _to_ship(runs: Sequence[FinishedRun]) -> list[str]:
     """Which of several pruned copies to ship, at each sparsity; nothing where they cannot be compared."""
     by_name = {run.name: run for run in runs if run.kind == "prune"}
-    measured = [one for run in by_name.values() if (one := pairs.result_of(run)) is not None]
     said, on = [], []
-    for advice in shipping.advise(measured):
+    for advice in shipping.advise(pairs.results_of(by_name.values())):
         if advice.others:
             run = by_name[advice.copy.name]
             error = run.number("mean_held_out_error")
@@ -220,7 +219,7 @@ def best_measure(run: FinishedRun) -> str | None:
 
 def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
     found: list[Drawing] = []
-    measured = [one for run in runs if (one := pairs.result_of(run)) is not None]
+    measured = pairs.results_of(runs)
     if len(measured) > 1 and not any(measured[0].setup.differs(one.setup) for one in measured):
         found.append(prune.perplexity_bars(measured, dense=measured[0].setup.dense))
     tables = [run.zero_shot.assign(run=run.name, method=run.method) for run in runs if run.zero_shot is not None]

@@ -1,7 +1,7 @@
 """Two finished runs side by side: their layers, their totals, and the settings that differ. No Streamlit here."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -218,6 +218,10 @@ def result_of(run: FinishedRun) -> Result | None:
     )
 
 
+def results_of(runs: Iterable[FinishedRun]) -> list[Result]:
+    return [one for run in runs if (one := result_of(run)) is not None]
+
+
 def against_dense(run: FinishedRun) -> verdicts.Verdict | None:
     """The verdict on the dense model's perplexity and that of the run; None where one of them is not known."""
     before, after = run.number("perplexity_before"), result_of(run)
@@ -239,7 +243,7 @@ def cautions_of(runs: Sequence[FinishedRun]) -> list[str]:
 def says_perplexities(runs: Sequence[FinishedRun]) -> str:
     """The verdict on their perplexities in sentences, on two whatever each has removed, and which have lost theirs; ""
     where there is nothing to say."""
-    found = [one for run in runs if (one := result_of(run)) is not None]
+    found = results_of(runs)
     said = [says_lost(run) for run in runs]
     if len(found) > 1:
         rankings = verdicts.rank([replace(one, amount="") for one in found] if len(found) == 2 else found)

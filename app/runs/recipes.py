@@ -81,19 +81,24 @@ def _command(name: str, options: dict[str, Any]) -> str:
 
 def python_code(setup: Setup, request: PruneRequest) -> str:
     """A script that does what this request does; it keeps every checkpoint where the request keeps any."""
-    rounds = request.bits != (None,)
-    joined = request.evaluate == HELD_OUT and setup.held_out > 0  # what other windows are kept apart from
-    imports = ["import copy", *(["from itertools import product"] if rounds else []), ""]
-    imports += [*(["import torch"] if joined else []), "import rose"]
-    reads = ["load_apart", "load_calibration"] if request.evaluate == HELD_OUT else ["load_calibration"]
-    imports.append(f"from rose.model.load.tokens import {', '.join(reads)}")
+    imports, reads = ["import copy"], ["load_calibration"]
     amounts = f"sparsity in {list(request.sparsities)}"
-    if rounds:
+    options = f"block_size={setup.block_size}, damping={setup.damping}, threshold={request.threshold},"
+    indent = "\n" + 16 * " "
+    if "layer" in request.targets:
+        options += f"{indent}true_sequential={request.true_sequential},"
+    if request.bits != (None,):
+        imports.append("from itertools import product")
         amounts = f"sparsity, bits in product({list(request.sparsities)}, {list(request.bits)})"
-    continued: list[str] = []
-    shown = ""
+        options += f"{indent}bits=bits, group={request.group!r} if bits else None,"
+    if request.target_damping is not None:
+        options += f'{indent}target_damping={request.target_damping} if target == "dense" else None,'
+    imports.append("")
     if request.evaluate == HELD_OUT:
-        drawn = "torch.cat([tokens, held_out])" if joined else "tokens"
+        reads, drawn = ["load_apart", *reads], "tokens"
+        if setup.held_out:  # which other windows are kept apart from, too
+            imports.append("import torch")
+            drawn = "torch.cat([tokens, held_out])"
         windows = (
             f"load_apart({setup.text!r}, tokenizer, samples={request.windows}, held_out=0, "
             f"length={request.window_length}, seed={setup.seed}, apart_from={drawn})[0]"
@@ -103,43 +108,35 @@ def python_code(setup: Setup, request: PruneRequest) -> str:
             f"rose.load_tokens({request.evaluate!r}, tokenizer, samples={request.windows}, "
             f'length={request.window_length}, seed=None, split="test")'
         )
+    imports += ["import rose", f"from rose.model.load.tokens import {', '.join(reads)}"]
+    continued = shown = ""
     if request.prompt.strip():
         imports.append("from rose.model.measure.generation import continue_prompt")
         call = f"continue_prompt(model, tokenizer, {request.prompt!r}, new_tokens={request.new_tokens})"
-        continued = ["", "", "def continued(model):", f"    return repr({call})", "", ""]
+        continued = f"\n\ndef continued(model):\n    return repr({call})\n\n\n"
         shown = ", continued({})"
-    lines = [
-        *imports,
-        "",
-        f"dense, tokenizer = rose.load_model({setup.model!r}, dtype={setup.dtype!r})",
-        "tokens, held_out = load_calibration(",
-        f"    {setup.text!r}, tokenizer, samples={setup.samples}, held_out={setup.held_out}, length={setup.length}, "
-        f"seed={setup.seed}",
-        ")",
-        f"windows = {windows}",
-        *continued,
-        f'print("dense", rose.perplexity(dense, windows){shown.format("dense")})',
-        f"for {amounts}:",
-        f"    for method in {list(request.methods)}:",
-        f"        for target in {list(request.targets)}:",
-        "            model = copy.deepcopy(dense)",
-        "            report = rose.prune_model(",
-        "                model, tokens, held_out=held_out, method=method, sparsity=sparsity, target=target, "
-        f"layers={request.layer_patterns},",
-        f"                block_size={setup.block_size}, damping={setup.damping}, threshold={request.threshold},",
-    ]
-    if "layer" in request.targets:
-        lines.append(f"                true_sequential={request.true_sequential},")
-    if rounds:
-        lines.append(f"                bits=bits, group={request.group!r} if bits else None,")
-    if request.target_damping is not None:
-        lines.append(f'                target_damping={request.target_damping} if target == "dense" else None,')
-    lines.append("            )")
-    values = f"method, sparsity, rose.perplexity(model, windows), report.summary{shown.format('model')}"
-    lines.append(f"            print({values})")
-    if request.keep != "none":
-        lines.append(f"            rose.save_model(model, tokenizer, {_output(request)}, report=report)")
-    return "\n".join(lines) + "\n"
+    save = f"            rose.save_model(model, tokenizer, {_output(request)}, report=report)\n"
+    lines = "\n".join(imports)
+    return f"""{lines}
+
+dense, tokenizer = rose.load_model({setup.model!r}, dtype={setup.dtype!r})
+tokens, held_out = load_calibration(
+    {setup.text!r}, tokenizer, samples={setup.samples}, held_out={setup.held_out}, length={setup.length}, \
+seed={setup.seed}
+)
+windows = {windows}
+{continued}print("dense", rose.perplexity(dense, windows){shown.format("dense")})
+for {amounts}:
+    for method in {list(request.methods)}:
+        for target in {list(request.targets)}:
+            model = copy.deepcopy(dense)
+            report = rose.prune_model(
+                model, tokens, held_out=held_out, method=method, sparsity=sparsity, target=target, \
+layers={request.layer_patterns},
+                {options}
+            )
+            print(method, sparsity, rose.perplexity(model, windows), report.summary{shown.format("model")})
+{save if request.keep != "none" else ""}"""
 
 
 def _output(request: PruneRequest) -> str:
