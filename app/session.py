@@ -81,7 +81,8 @@ def leave(job: Job) -> bool:
 
 
 def begin() -> None:
-    """Loads plugins, and reads the URL when a session starts; call it first on every run."""
+    """Loads plugins, and reads the URL when a session starts, or a layer from it when the browser went back; call it
+    first on every run."""
     shared.set_imports_apart()
     shared.seen()
     try:
@@ -90,13 +91,17 @@ def begin() -> None:
     except rose.RoseError as problem:
         st.session_state.plugin_problem = str(problem)
     texts = {key: value for key, value in st.query_params.items() if isinstance(value, str)}
-    if "setup" in st.session_state:
-        there = texts.get("layer")
-        if there and there != st.session_state.get("published_layer", there):
-            choose_layer(there)  # the browser's Back and Forward: a URL other than the one last written
-        elif not there and _went_back():
-            st.session_state.chosen_layer = None  # as before one was chosen
-        return
+    there = texts.get("layer")
+    if "setup" not in st.session_state:
+        _read_link(texts)
+    elif there and there != st.session_state.get("published_layer", there):
+        choose_layer(there)  # the browser's Back and Forward: a URL other than the one last written
+    elif not there and _went_back():
+        st.session_state.chosen_layer = None  # as before one was chosen
+
+
+def _read_link(texts: dict[str, str]) -> None:
+    """What the URL of a new session says; what it says wrongly stays as usual, and is told."""
     edits = {key.removeprefix(DRAFT): value for key, value in texts.items() if key.startswith(DRAFT)}
     st.session_state.setup, problems = Setup.read(texts)
     st.session_state.draft, further = Setup.read(edits, st.session_state.setup)
@@ -107,9 +112,10 @@ def begin() -> None:
         read = float(text)
     except ValueError:
         read = math.nan
-    st.session_state.chosen_threshold = THRESHOLD if math.isnan(read) else min(1.0, max(0.0, read))
     if math.isnan(read):
         problems.append(f"The link has threshold={text!r}, which is not a number.")
+        read = THRESHOLD
+    st.session_state.chosen_threshold = min(1.0, max(0.0, read))
     name, run = st.session_state.pruning, _pruning("pruning")
     if name is not None and run is None:
         problems.append(f"This server no longer has the run {name!r} of the link.")
@@ -317,9 +323,7 @@ def damage(request: DamageRequest) -> DamageRun | None:
 
 def start_damage(request: DamageRequest) -> None:
     """Measures damage with the current set-up, or joins those who do."""
-    run = shared.start_damage(setup(), request, viewer())
-    if run.job.status == "running":
-        follow_run(run, "healing: Measuring sensitivity")
+    follow_run(shared.start_damage(setup(), request, viewer()), "healing: Measuring sensitivity")
 
 
 def layer() -> str | None:

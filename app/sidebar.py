@@ -12,7 +12,7 @@ from app.study.study import Study
 from rose import RoseError
 
 START = ""  # the path of the page that has all this in its own form
-OF_ANOTHER_MODEL = ("diffusion",)  # which has its own set-up
+DIFFUSION = "diffusion"  # which has another model, and its own set-up
 OF_ONE_LAYER = ("layers", "layer", "order_lab")  # pages to which the chosen layer matters
 
 
@@ -24,20 +24,21 @@ def draw(page: str) -> None:
             components.error(st.session_state.plugin_problem, ":material/extension_off:")
         _running()
         chooses = page in OF_ONE_LAYER and study is not None and bool(study.layer_names)
-        if page not in (START, *OF_ANOTHER_MODEL):
+        is_told = page not in (START, DIFFUSION)
+        if is_told:
             _setup(session.setup(), is_measured=study is not None, with_sparsity=not chooses)
         if study is None:
             return
         if study.layer_names:
             _follow_layer(study)
-        if study.layer_names and (chooses or (page == "prune" and _races())):
-            _choose_layer(study)
+            if chooses or (page == "prune" and _races()):
+                _choose_layer(study)
         if chooses:
             _choose_sparsity(study)
-        if page in OF_ANOTHER_MODEL and study.job.status == "running":  # or it would stop, as if nobody watched
+        if page == DIFFUSION and study.job.status == "running":  # or it would stop, as if nobody watched
             st.caption(f"Layers of **{words.plain(study.setup.model)}**")
-            _status(study)
-        elif page not in (START, *OF_ANOTHER_MODEL):
+            is_told = True
+        if is_told:
             _status(study)
 
 

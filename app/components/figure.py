@@ -4,6 +4,7 @@ import html
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -52,16 +53,16 @@ def show(
     drawing: Drawing,
     key: str,
     *,
-    on_select: Callable[[], None] | None = None,
+    on_select: Callable[[str], None] | None = None,
     height: Any = "content",
     wide: bool = False,
     fill: tuple[int, str] | None = None,
 ) -> None:
     """A figure with its computed caption and its downloads.
 
-    `on_select` is called for clicks on marks; `wide` is a figure as wide as the page, whose title has longer lines.
-    `fill` lets it grow on a large screen: pixels above and below it, and the most that it may have,
-    as a length of CSS.
+    `on_select` is called with the key for clicks on marks; `wide` is a figure as wide as the page, whose title has
+    longer lines. `fill` lets it grow on a large screen: pixels above and below it, and the most that it may have, as a
+    length of CSS.
     """
     if wide:
         style.widen_title(drawing.figure)
@@ -82,7 +83,7 @@ def show(
         key=key,
         height=height,
         theme=None,  # the figures carry their own light and dark templates
-        on_select=on_select or "ignore",
+        on_select=partial(on_select, key) if on_select else "ignore",
         selection_mode="points",
         alt=drawing.alt,
         config={

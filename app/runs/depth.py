@@ -58,15 +58,10 @@ def drift_finding(runs: Sequence[FinishedRun]) -> str:
     that may be compared."""
     rankings = verdicts.rank([_result(run) for run in runs], "drift")
     for ranking in rankings:
-        by_target = {one.target: one for one in ranking.results}
-        methods = {one.method for one in ranking.results}
-        if (
-            not ranking.problem
-            and by_target.keys() == {"layer", "dense"}
-            and len(ranking.results) == 2
-            and len(methods) == 1
-        ):
-            layer, dense = by_target["layer"], by_target["dense"]
+        both = sorted(ranking.results, key=lambda one: one.target, reverse=True)
+        is_pair = [one.target for one in both] == ["layer", "dense"] and both[0].method == both[1].method
+        if is_pair and not ranking.problem:
+            layer, dense = both
             before, after = words.apart(layer.value, dense.value)
             verb = "takes" if dense.value < layer.value else "brings"
             return (

@@ -88,7 +88,7 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
         tables={
             name: table.rename(columns={"setting": "", "number": ""}) for name, table in tables.items() if len(table)
         },
-        layers=layers[columns] if len(layers) else layers,
+        layers=layers[columns],
         commands={", ".join(names): command for command, names in made_by.items()},
         versions={run.name: versions_of(run) for run in runs},
     )

@@ -146,16 +146,9 @@ def _apart(row: pd.Series) -> dict[str, str]:
     return {"By pruning": _error(row["mean_pruning_error"]), "By rounding": _error(row["mean_rounding_error"])}
 
 
-def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
-    request, table = run.request, model_table(models)
-    dense, *pruned = models
-    if pruned:
-        results = [model.result for model in pruned]
-        components.show(
-            figures.perplexity_bars(results, dense=dense.perplexity, theme=session.theme()), "perplexity", wide=True
-        )
-        _time_and_perplexity(run, results)
-    rows = [
+def _rows(models: list[EvaluatedModel]) -> list[dict[str, str]]:
+    """Of the table of models."""
+    return [
         {
             "Model": model.label,
             "Perplexity": _times(model.perplexity),
@@ -168,9 +161,20 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
             "Removed of these layers": words.percent(row["removed_fraction"], 2),
             "Time": "–" if model.report is None else words.duration(row["seconds"]).replace(" ", "\u00a0"),
         }
-        for model, (_, row) in zip(models, table.iterrows(), strict=True)
+        for model, (_, row) in zip(models, model_table(models).iterrows(), strict=True)
     ]
-    components.table(rows, "Perplexity and errors of every model")
+
+
+def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
+    request = run.request
+    dense, *pruned = models
+    if pruned:
+        results = [model.result for model in pruned]
+        components.show(
+            figures.perplexity_bars(results, dense=dense.perplexity, theme=session.theme()), "perplexity", wide=True
+        )
+        _time_and_perplexity(run, results)
+    components.table(_rows(models), "Perplexity and errors of every model")
     own = request.evaluate == HELD_OUT
     text = "held-out windows of the calibration text" if own else words.text_name(request.evaluate)
     said = (

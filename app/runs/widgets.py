@@ -97,11 +97,6 @@ def pruned_model(model: str, key: str, label: str, other: str, place: tuple[str,
     return path_input(place[0], named, place[1], help)
 
 
-def left_out(problem: RoseError) -> None:
-    """Says which of several runs cannot be read."""
-    st.warning(words.plain(f"Left out: {problem}"), icon=":material/warning:")
-
-
 def start_button(
     label: str, key: str, start: Callable[..., None], *args: Any, problem: str = "", running: bool = False, icon: str
 ) -> DeltaGenerator:
@@ -118,7 +113,8 @@ def start_button(
         width="stretch",
     )
     if problem:
-        right.warning(words.plain(problem), icon=":material/warning:")
+        with right:
+            components.warning(problem)
     return right
 
 

@@ -219,7 +219,7 @@ def all_layers(study: Study) -> None:
         marked_layer=session.layer(),
         theme=session.theme(),
     )
-    components.show(drawing, "trust-map", on_select=lambda: components.pick_layer("trust-map"), wide=True)
+    components.show(drawing, "trust-map", on_select=components.pick_layer, wide=True)
     _tell(study, table)
     components.left_out(study)
     if study.job.status == "failed":

@@ -150,8 +150,7 @@ def _priced(request: CheckRequest) -> tuple[Cost | None, str, str]:
 
 def _start(request: CheckRequest) -> None:
     run = shared.start_check(request, session.viewer())
-    if run.job.status == "running":
-        session.follow_run(run, f"fact_check: Checking {words.plain(request.name)}")
+    session.follow_run(run, f"fact_check: Checking {words.plain(request.name)}")
 
 
 def _empty() -> None:
@@ -192,8 +191,8 @@ def _results(run: CheckpointRun, found: CheckpointCheck) -> None:
 def _every(run: CheckpointRun, found: CheckpointCheck) -> None:
     if checked.differs(found):
         drawing = check_report.map_of(found, marked_layer=_layer(found.layers), theme=session.theme())
-        follow_pick = partial(components.pick_layer, "check-map", _show_layer)
-        components.show(drawing, "check-map", on_select=follow_pick, wide=True)
+        pick = partial(components.pick_layer, choose=_show_layer)
+        components.show(drawing, "check-map", on_select=pick, wide=True)
     st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in checked.facts(run)))
     table = _ranked(found.layers)
     errors: dict[str, Any] = {

@@ -23,9 +23,6 @@ MEANING = {
     "prune": "One unit is pruned, everything else stays dense: its sensitivity is the rise of the loss.",
     "restore": "The model is pruned, one unit gets its dense weights back: its sensitivity is the fall of the loss.",
 }
-OTHER = "Another folder"
-MEASURE = "Measure sensitivity"
-PRUNE_PAGE, LAYER_PAGE = "views/prune.py", "views/layer.py"
 NO_RUN = "No pruned model is chosen: prune one on the Prune page and keep its checkpoint, or give the folder of one."
 
 
@@ -83,7 +80,7 @@ def choose() -> DamageRequest | None:
 def pruned() -> str:
     help = "A checkpoint that `rose prune` or the Prune page has written, of the model chosen on the start page."
     path = ("Folder of a pruned model", "pruned/")
-    return pruned_model(session.setup().model, "damage", "Pruned model", OTHER, path, help)
+    return pruned_model(session.setup().model, "damage", "Pruned model", "Another folder", path, help)
 
 
 def start(request: DamageRequest | None, run: DamageRun | None) -> None:
@@ -91,8 +88,10 @@ def start(request: DamageRequest | None, run: DamageRun | None) -> None:
         return
     setup = session.setup()
     cost, problem = priced(setup, request) if request is not None else (None, NO_RUN)
-    label = "Go on measuring" if run is not None and run.records else MEASURE
-    if cost is not None and label == MEASURE:
+    label = "Measure sensitivity"
+    if run is not None and run.records:
+        label = "Go on measuring"
+    elif cost is not None:
         label += f", about {components.lasting(cost)} and {words.size(cost.memory + cost.model_memory)}"
     with st.container(width=420):
         st.button(
@@ -118,7 +117,7 @@ def empty() -> None:
             "Every layer, or every decoder block, is changed alone, and the loss measured on held-out text. You see "
             "on which of them the loss depends, and how well their errors predict it."
         )
-        st.page_link(PRUNE_PAGE, label="Prune whole copies of the model", icon=":material/content_cut:")
+        st.page_link("views/prune.py", label="Prune whole copies of the model", icon=":material/content_cut:")
 
 
 def results(run: DamageRun, request: DamageRequest, table: pd.DataFrame) -> None:
@@ -129,19 +128,19 @@ def results(run: DamageRun, request: DamageRequest, table: pd.DataFrame) -> None
     names = request.names(run.setup, skeleton)
     marked = chosen_unit(request, names)
     left, right = st.columns(2)
+    pick = partial(components.pick_layer, choose=select_unit)
     for place, value in ((left, "damage"), (right, predictor)):
         with place:
             key = f"damage-map-{'damage' if value == 'damage' else 'error'}"
             draw = figures.damage_bars if request.units == "blocks" else figures.damage_map
             drawing = draw(table, value, units=names, marked=marked, theme=session.theme())
-            components.show(drawing, key, on_select=partial(components.pick_layer, key, select_unit))
+            components.show(drawing, key, on_select=pick)
     if changed := request.changed(run.setup, skeleton):
         st.caption(changed)
     try:
         scatter = figures.damage_scatter(
             table, predictor, marked=marked, restore=bool(request.restore), theme=session.theme()
         )
-        pick = partial(components.pick_layer, "damage-scatter", select_unit)
         components.show(scatter, "damage-scatter", on_select=pick, wide=True)
     except rose.RoseError as problem:
         components.info(problem)
@@ -244,7 +243,7 @@ def to_layer() -> None:
             st.caption("Click a mark to choose its layer for all pages.", width="content")
         else:
             st.caption(f"Chosen layer: {words.short_layer(layer)}.", width="content")
-            st.page_link(LAYER_PAGE, label="See this layer in depth", icon=":material/layers:")
+            st.page_link("views/layer.py", label="See this layer in depth", icon=":material/layers:")
 
 
 draw()

@@ -171,8 +171,8 @@ def pre_pruning(study: Study, layer: str, plan: rose.OrderPlan, block: int | Non
     components.show(LOSS_MAPS[shown][1](plan, **options), f"layer-{shown}", wide=True)
 
 
-def pick_block() -> None:
-    points = st.session_state["layer-bars"].selection.points
+def pick_block(key: str) -> None:
+    points = st.session_state[key].selection.points
     if points:
         st.session_state.block = str(int(points[0]["x"]))
 

@@ -34,7 +34,7 @@ def draw() -> None:
 
     def body() -> None:
         try:
-            STEPS[LABELS[index].partition(" ")[2]]()
+            list(STEPS.values())[index]()
         except rose.RoseError as problem:
             components.error(problem)
 

@@ -14,7 +14,7 @@ from app.figures import runs as figures
 from app.runs import checked, drift_sections, finished, pairs, seeds
 from app.runs.finished import FinishedRun
 from app.runs.pairs import Pair
-from app.runs.widgets import csv_button, folders_input, left_out, saved
+from app.runs.widgets import csv_button, folders_input, saved
 from rose.report import without_formulas
 from rose.verdicts import on_other_windows
 
@@ -74,7 +74,8 @@ def _offered() -> list[FinishedRun]:
             with right:
                 drift_sections.compare_button()
     # Below, where what cannot be read is told with the expander closed, too, as it is where a link names the folders.
-    return [*saved(folders, partial(finished.read_runs, skip=left_out)), *here]
+    read = partial(finished.read_runs, skip=lambda problem: components.warning(f"Left out: {problem}"))
+    return [*saved(folders, read), *here]
 
 
 def _choose(offered: dict[str, FinishedRun]) -> list[FinishedRun]:

@@ -1,6 +1,5 @@
 """Start: choose a model and a calibration text, see what the run will take, and measure the layers."""
 
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -154,8 +153,7 @@ def picture(study: Study) -> None:
             drawing = overview.model_map(table, **names, **components.look_over())
             if study.setup != session.draft():
                 st.caption(f"Measured before: {words.plain(form.describe(study.setup))}.")
-            pick = partial(components.pick_layer, "start-map")
-            components.show(drawing, "start-map", on_select=pick, fill=(500, "640px"))
+            components.show(drawing, "start-map", on_select=components.pick_layer, fill=(500, "640px"))
 
     components.while_measured(study.job, follow)
 

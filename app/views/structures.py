@@ -224,10 +224,8 @@ def _trade_off(known: Structures) -> None:
     components.show(figures.trade_off(table, percent / 100, theme=session.theme()), "structures-trade", wide=True)
 
 
-def _slim(known: Structures) -> None:
-    run: Slimming | None = st.session_state.get("slimming")
-    if run is not None and run.setup != known.study.setup:
-        run = None
+def _choose_slimming(damping: float) -> tuple[SlimSettings, str]:
+    """How a copy is made smaller, and the prompt that it continues."""
     one, two, three = st.columns(3)
     method = one.selectbox(
         "Method",
@@ -252,9 +250,16 @@ def _slim(known: Structures) -> None:
             "The decoder blocks will differ in shape: rose.load_model reads the result, plain transformers does not.",
             icon=":material/warning:",
         )
-    settings = SlimSettings(method, percent / 100, allocation=shapes, damping=known.study.setup.damping)
+    return SlimSettings(method, percent / 100, allocation=shapes, damping=damping), prompt
+
+
+def _slim(known: Structures) -> None:
     study = known.study
     assert study.loaded is not None
+    run: Slimming | None = st.session_state.get("slimming")
+    if run is not None and run.setup != study.setup:
+        run = None
+    settings, prompt = _choose_slimming(study.setup.damping)
     model, problem, says = study.loaded.model, "", ""
     try:
         seconds = study.remember(("slimming", settings), lambda: estimate(study.setup, settings, model))

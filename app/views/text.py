@@ -122,12 +122,13 @@ def _results(run: TextReading, encoded: EncodedText, known: dict[str, Any]) -> N
     for name, one in pruned.items():
         st.markdown(f"**{words.plain(reading.finding(encoded, known[DENSE], name, one))}.**")
     table = reading.token_table(encoded, known)
-    number = _chosen(encoded, table)
+    size = table[[f"{name} − dense" for name in pruned]].abs().max(axis=1)  # of the largest change
+    number = _chosen(encoded, table, size)
     kind = components.choose("Colour", COLOURS, "text_colour")
     _texts(encoded, known, number, kind)
     left, right = st.columns(2)
     with left:
-        _changes(table, pruned)
+        _changes(table, size, pruned)
     with right:
         _next(run, encoded, known, number)
 
@@ -147,12 +148,10 @@ def _texts(encoded: EncodedText, known: dict[str, Any], number: int, kind: str) 
     st.caption(SURPRISE + MEANING[kind])
 
 
-def _chosen(encoded: EncodedText, table: pd.DataFrame) -> int:
+def _chosen(encoded: EncodedText, table: pd.DataFrame, size: pd.Series) -> int:
     """The token that the tables and the outline show: a chosen row, or at first the largest change."""
     state, text = st.session_state, encoded.pieces
     if state.get("text_of") != text:
-        changes = [name for name in table.columns if name.endswith("− dense")]
-        size = table[changes].abs().max(axis=1)
         _show_token(int(table["number"].iloc[0 if size.isna().all() else size.idxmax()]))
         state.text_of = text
     return int(state.text_token)
@@ -165,10 +164,9 @@ def _show_token(number: int) -> None:
     state.text_token, state.text_box = number, state.get("text_box", 0) + 1
 
 
-def _changes(table: pd.DataFrame, pruned: dict[str, Any]) -> None:
+def _changes(table: pd.DataFrame, size: pd.Series, pruned: dict[str, Any]) -> None:
     st.markdown("**Tokens, the largest change first**")
     changes = [f"{name} − dense" for name in pruned]
-    size = table[changes].abs().max(axis=1)
     ranked = table.loc[size.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
     one = len(pruned) == 1  # whose name need not stand twice, which would take the room of the numbers
     said = {name: "Pruned" if one and name != DENSE else None for name in [DENSE, *pruned]}
