@@ -98,9 +98,9 @@ def test_one_block_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
     most = []
     read = streaming.BlockFiles.read
 
-    def watched(self: streaming.BlockFiles, key: str) -> torch.Tensor:
+    def watched(self: streaming.BlockFiles, key: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         most.append(sum(any(p is not None and not p.is_meta for p in block.parameters()) for block in blocks))
-        return read(self, key)
+        return read(self, key, dtype)
 
     monkeypatch.setattr(streaming.BlockFiles, "read", watched)
     slim(model)

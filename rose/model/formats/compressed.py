@@ -1,7 +1,7 @@
 """Checkpoints of llm-compressor: their configuration speaks of compressed-tensors, and their weights are often plain.
 
 A model that was only pruned is saved with its zeros in place (format "dense"), and needs nothing of that package. One
-that is packed, as bit masks with the nonzeros or in eight bits and fewer, is refused: see `strip`.
+that is packed, as bit masks with the nonzeros or in eight bits and fewer, is refused: see `make_plain`.
 """
 
 from __future__ import annotations
@@ -21,47 +21,35 @@ PACKED = {"weight_packed", "weight_shape", "weight_scale", "bitmask", "compresse
 PLAIN = {"F64", "F32", "F16", "BF16"}
 
 
-def strip(name: str, config: Any, folder: Path | None) -> bool:
-    """Takes what compressed-tensors has written out of a configuration, so that plain weights load without it.
+def make_plain(name: str, config: Any, folder: Path | None) -> None:
+    """Sees to it that transformers makes plain weights, by a change of the configuration.
+
+    What compressed-tensors has written is taken out, so that plain weights load without it. Floats of few bits are
+    dequantized on any machine; with a GPU transformers would keep them.
 
     Args:
         folder: of the safetensors files; None where they are not on this machine, and the configuration alone tells.
 
-    Returns:
-        Whether there was anything.
-
     Raises:
-        RoseError: weights that are packed.
+        RoseError: weights that are packed, or stored by another method.
     """
-    found = {field: getattr(config, field, None) for field in RECORDS}
-    known = {field: one for field, one in found.items() if isinstance(one, Mapping)}
+    known = {field: one for field in RECORDS if isinstance(one := getattr(config, field, None), Mapping)}
+    if not known:
+        return
     quantization = known.get("quantization_config", {})
-    if not known or quantization.get("quant_method", METHOD) != METHOD:
-        return False
-    packed = _packed_tensor(folder) if folder else _packed_format(known)
-    if packed:
+    method = quantization.get("quant_method", METHOD)
+    if method in DEQUANTIZED:
+        config.quantization_config = {**quantization, "dequantize": True}
+        return
+    if method != METHOD:
+        raise RoseError(f"{name} is stored in few bits by {method}, which is not read; give what it was made from.")
+    if packed := _packed_tensor(folder) if folder else _packed_format(known):
         raise RoseError(
             f"{name} is stored packed by compressed-tensors ({packed}), which is not read; save it with plain weights, "
             "in llm-compressor by save_pretrained(..., save_compressed=False)."
         )
     for field in known:
         delattr(config, field)
-    return True
-
-
-def dequantize(name: str, config: Any) -> None:
-    """Lets transformers make plain weights of floats of few bits on any machine; with a GPU it would keep them.
-
-    Raises:
-        RoseError: weights that are stored by another method.
-    """
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        return
-    method = found.get("quant_method")
-    if method not in DEQUANTIZED:
-        raise RoseError(f"{name} is stored in few bits by {method}, which is not read; give what it was made from.")
-    config.quantization_config = {**found, "dequantize": True}
 
 
 def _packed_tensor(folder: Path) -> str | None:

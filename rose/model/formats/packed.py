@@ -81,7 +81,10 @@ def encode(tensor: Tensor) -> Packed | None:
     flipped = next((flipped for flipped, coded in grids.items() if coded), None)
     if flipped is None and zeros < LEAST_ZEROS:
         return None
-    masks = {one: _squeezed(_mask(tensor, one)) for one in ((False, True) if flipped is None else (flipped,))}
+    masks = {
+        one: _squeezed(np.packbits((_matrix(tensor, one) != 0).numpy()))
+        for one in ((False, True) if flipped is None else (flipped,))
+    }
     if flipped is None:
         flipped = len(masks[True][0]) < FLIPPED * len(masks[False][0])
     matrix, coded = _matrix(tensor, flipped), grids.get(flipped)
@@ -146,10 +149,6 @@ def decode(facts: Mapping[str, Any], parts: Mapping[str, Bytes]) -> Tensor:
 
 def _matrix(tensor: Tensor, flipped: bool) -> Tensor:
     return (tensor.transpose(-1, -2) if flipped else tensor).flatten(0, -2).contiguous()
-
-
-def _mask(tensor: Tensor, flipped: bool) -> Bytes:
-    return np.packbits((_matrix(tensor, flipped) != 0).numpy())
 
 
 def _bits(tensor: Tensor) -> np.ndarray:

@@ -34,7 +34,7 @@ from transformers.utils import logging
 from rose.errors import Cancelled, RoseError, is_out_of_memory
 from rose.files import as_text, reachable
 from rose.interrupt import stop_point
-from rose.model.formats import compressed
+from rose.model.formats.compressed import make_plain
 from rose.model.formats.gguf import frugal_reading
 from rose.model.formats.low_rank import write_low_rank
 from rose.model.load.download import stoppable_bars
@@ -106,10 +106,19 @@ class _Source:
     options: dict[str, Any]
     is_local: bool
 
+    @property
+    def is_gguf(self) -> bool:
+        return "gguf_file" in self.options
+
+    @property
+    def folder(self) -> Path | None:
+        """Of a checkpoint on this machine; None for a GGUF file, and on the Hub."""
+        return Path(self.location) if self.is_local and not self.is_gguf else None
+
     @cached_property
     def formats(self) -> dict[torch.dtype, list[str]]:
-        """As `number_formats`, read once; none of what is not in a folder of this machine."""
-        return {} if not self.is_local or "gguf_file" in self.options else number_formats(Path(self.location))
+        """As `number_formats`, read once; none without a folder."""
+        return number_formats(self.folder) if self.folder else {}
 
 
 def load_model(
@@ -142,7 +151,8 @@ def load_model(
         RoseError: no such model, no network, not a causal language model, missing or corrupt file, weights that are not
             finite or that the configuration does not name, not enough memory, or a repository that wants remote code.
     """
-    check_dtype(dtype)
+    if dtype != STORED:
+        parse_dtype(dtype)
     name = as_text(name)
     source = _locate(name)
     options = {"trust_remote_code": trust_remote_code, **source.options}
@@ -159,11 +169,11 @@ def load_model(
             )
         else:
             model = _load_whole(name, config, source, wanted, options)
-        if "gguf_file" not in source.options:
+        if not source.is_gguf:
             read_processors(model, source.location, **source.options)
         _say_rounded(name, model, source.formats, wanted)
     # Dequantized weights are plain weights; the leftover record would make save_pretrained refuse.
-    if getattr(model.config, "quantization_config", None) is not None and "gguf_file" in source.options:
+    if getattr(model.config, "quantization_config", None) is not None and source.is_gguf:
         del model.config.quantization_config
         model.is_quantized = False
         model.hf_quantizer = None
@@ -192,21 +202,18 @@ def has_tokenizer(name: str) -> bool:
 
 
 def _holds_tokenizer(source: _Source) -> bool:
-    folder = Path(source.location)
-    is_folder = source.is_local and "gguf_file" not in source.options
-    return not is_folder or any(map(list, map(folder.glob, VOCABULARIES)))
+    return not source.folder or any(map(list, map(source.folder.glob, VOCABULARIES)))
 
 
 def _configuration(name: str, source: _Source, options: dict[str, Any]) -> Any:
     """The configuration of a causal language model; its numbers are checked before anything is built by them."""
-    if source.is_local and "gguf_file" not in options:
+    if source.folder:
         check_sizes(name, PreTrainedConfig.get_config_dict(source.location, **options)[0])
     config = AutoConfig.from_pretrained(source.location, **options)
     config.dtype = next(iter(source.formats), config.dtype)
     check_sizes(name, config.to_dict())
-    if "gguf_file" not in options:
-        compressed.strip(name, config, Path(source.location) if source.is_local else None)
-        compressed.dequantize(name, config)
+    if not source.is_gguf:
+        make_plain(name, config, source.folder)
     _check_causal(name, config, options["trust_remote_code"])
     return config
 
@@ -218,10 +225,10 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
         return build(config, _safetensors_folder(name, source), dtype)
     # Sizes that do not fit are refused below, in a sentence of our own.
     asked: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    if "gguf_file" not in options:
+    if not source.is_gguf:
         asked["config"] = config
-    if source.is_local and "gguf_file" not in options and is_packed(Path(source.location)):
-        model, loaded = _from_packed(name, config, Path(source.location), asked)
+    if source.folder and is_packed(source.folder):
+        model, loaded = _from_packed(name, config, source.folder, asked)
     else:
         if not source.is_local:
             asked["tqdm_class"] = stoppable_bars()
@@ -250,10 +257,10 @@ def _builder(config: Any) -> Callable[[Any, Path | None, torch.dtype], PreTraine
 
 def _safetensors_folder(name: str, source: _Source) -> Path:
     """The folder with a model's safetensors files; those of the Hub are downloaded first."""
-    if "gguf_file" in source.options:
+    if source.is_gguf:
         raise RoseError(f"{name} is a GGUF file, which cannot be streamed; load it whole.")
-    if source.is_local:
-        return Path(source.location)
+    if source.folder:
+        return source.folder
     fetch = partial(snapshot_download, source.location, tqdm_class=stoppable_bars())
     folder = Path(fetch(allow_patterns=["*.json", "*.py"]))
     wanted = names_of_weights(folder)  # many repositories hold the weights a second time, in files of other names
@@ -264,7 +271,7 @@ def stored_dtype(name: str) -> torch.dtype:
     """The format that most weights of a model are in, by the files of a folder, or by the configuration on the Hub;
     float32 for a GGUF file, and without a word."""
     source = _locate(name)
-    if "gguf_file" in source.options:
+    if source.is_gguf:
         return torch.float32
     with _explained(name, source), _quiet():
         found = PreTrainedConfig.get_config_dict(source.location, **source.options)[0]  # runs no code
@@ -312,12 +319,6 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if dtype not in DTYPES:
         raise RoseError(f"The dtype must be one of {', '.join([STORED, *DTYPES])}, not {dtype!r}.")
     return DTYPES[str(dtype)]
-
-
-def check_dtype(dtype: str | torch.dtype) -> None:
-    """Raises RoseError unless `load_model` takes it."""
-    if dtype != STORED:
-        parse_dtype(dtype)
 
 
 def save_model(
@@ -533,10 +534,10 @@ def identify(name: str) -> str | None:
         source = _locate(name)
     except RoseError:
         return None
-    if "gguf_file" in source.options:
+    if source.is_gguf:
         files = [Path(source.location) / source.options["gguf_file"]]
-    elif source.is_local:
-        files = sorted(path for path in Path(source.location).iterdir() if path.is_file())
+    elif source.folder:
+        files = sorted(path for path in source.folder.iterdir() if path.is_file())
     else:
         found = try_to_load_from_cache(source.location, "config.json")
         if not isinstance(found, str):

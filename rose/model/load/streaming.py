@@ -135,27 +135,18 @@ class BlockFiles(Residence):
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        visits: dict[int, ExitStack] = {}
+        def begin(opened: ExitStack, index: int, *_: Any) -> None:
+            opened.enter_context(self.visit(index, torch.device("cpu")))
 
-        def enter(index: int) -> Callable[..., None]:
-            def hook(*_: Any) -> None:
-                visits[index] = ExitStack()
-                visits[index].enter_context(self.visit(index, torch.device("cpu")))
+        def end(opened: ExitStack, *_: Any) -> None:
+            opened.close()
 
-            return hook
-
-        def leave(index: int) -> Callable[..., None]:
-            return lambda *_: visits.pop(index).close()
-
-        with ExitStack() as hooks:
+        with ExitStack() as after:
             for index, block in enumerate(self.blocks):
-                hooks.callback(block.register_forward_pre_hook(enter(index)).remove)
-                hooks.callback(block.register_forward_hook(leave(index)).remove)
-            try:
-                yield
-            finally:
-                for visit in visits.values():
-                    visit.close()
+                opened = after.enter_context(ExitStack())
+                after.callback(block.register_forward_pre_hook(partial(begin, opened, index)).remove)
+                after.callback(block.register_forward_hook(partial(end, opened)).remove)
+            yield
 
     @contextmanager
     def embedding(self) -> Iterator[None]:
@@ -237,7 +228,7 @@ class BlockFiles(Residence):
 
     @contextmanager
     def _present(
-        self, module: nn.Module, prefix: str, device: torch.device, without: set[int] | None = None
+        self, module: nn.Module, prefix: str, device: torch.device, without: Collection[int] = ()
     ) -> Iterator[None]:
         """Reads the parameters of a module, and releases them afterwards; `without`: ids of those to leave out."""
         before = [(owner, dict(owner._parameters)) for owner in module.modules()]
@@ -245,7 +236,7 @@ class BlockFiles(Residence):
             for owner_name, owner in module.named_modules():
                 for leaf, parameter in list(owner._parameters.items()):
                     name = prefix + (f"{owner_name}." if owner_name else "") + leaf
-                    if parameter is None or not parameter.is_meta or id(parameter) in (without or ()):
+                    if parameter is None or not parameter.is_meta or id(parameter) in without:
                         continue
                     owner._parameters[leaf] = None
                     if name not in self._added:
@@ -269,7 +260,7 @@ class BlockFiles(Residence):
 
     def _parameter(self, name: str, dtype: torch.dtype) -> Tensor:
         """One parameter, put together where the files hold it in pieces."""
-        read = self.read if dtype == self.dtype else partial(self.read, dtype=dtype)
+        read = partial(self.read, dtype=dtype)
         return self._conversion.join(self._original(name), read) if self._is_joined(name) else read(self.keys[name][0])
 
     def _is_joined(self, name: str) -> bool:

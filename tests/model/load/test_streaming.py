@@ -105,11 +105,11 @@ def test_one_block_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
     most = []
     read = streaming.BlockFiles.read
 
-    def watched(self: streaming.BlockFiles, key: str) -> torch.Tensor:
+    def watched(self: streaming.BlockFiles, key: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         there = sum(any(not p.is_meta for p in block.parameters()) for block in blocks)
         outside = [n for n, p in model.named_parameters() if not p.is_meta and ".layers." not in n]
         most.append((there, len(outside)))
-        return read(self, key)
+        return read(self, key, dtype)
 
     monkeypatch.setattr(streaming.BlockFiles, "read", watched)
     rose.prune_model(model, make_tokens(), **OPTIONS)
