@@ -73,7 +73,7 @@ class CheckRequest:
     def estimate(self, skeleton: nn.Module) -> Cost:
         """Of a check with tokens; `skeleton` is that of the dense model."""
         setup = self.setup
-        sweeps = 1 + sweeps_of(checkpoint.METHODS)  # and a refit
+        sweeps = 1 + sweeps_of(checkpoint.TRIED)  # and a refit
         samples = setup.samples + setup.held_out
         cost = estimate_cost(skeleton, samples=samples, length=setup.length, passes=2, sweeps=sweeps, target="dense")
         windows = (setup.held_out or setup.samples) * setup.length

@@ -23,7 +23,7 @@ from rose.layer.change import UNLIKE, WeightChange, weight_change
 from rose.layer.defaults import BLOCK_SIZE
 from rose.layer.target import target_damping
 from rose.model.check import verdicts
-from rose.model.check.costs import METHODS, Costs, Recognized, Yardsticks
+from rose.model.check.costs import TRIED, Costs, Recognized, Yardsticks
 from rose.model.check.gone import find_gone
 from rose.model.check.inputs import BlockInputs, LayerInputs, Pair, walk_both
 from rose.model.check.others import OtherTensor, others_in_block, others_outside
@@ -120,7 +120,7 @@ def check_checkpoint(
     tokens: Tensor | None = None,
     *,
     held_out: Tensor | None = None,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = TRIED,
     block_size: int = BLOCK_SIZE,
     compute: str = DEFAULT,
     progress: ProgressCallback | None = None,
@@ -152,7 +152,6 @@ def check_checkpoint(
     mu = target_damping(networks[0].config.hidden_size, 1 if tokens is None else tokens.numel(), blocks)
     precision = Precision.of(compute, networks[0].dtype, networks[0].device)
     yardsticks = Yardsticks(methods, block_size, mu, precision.products)
-    yardsticks.check()
     found: dict[str, _Layer] = {}
     others: list[OtherTensor] = []
     drifts: list[dict[str, Any]] = []
@@ -177,26 +176,33 @@ def check_checkpoint(
             drifts.append({"block_index": block.index, "drift": block.drift})
     others += others_outside(*networks)
     gone = find_gone({name: (one.layer, one.change) for name, one in found.items()}, networks[0].config)
-    whose = _method_of(found)
+    by_weights = _judge_weights(found)
+    whose = _method_of(found, by_weights)
     judged = {
         name: replace(verdict, reason=verdict.reason + ROTATED * (name in in_basis) + gone.of(name))
-        for name, verdict in _judge(found).items()
+        for name, verdict in _judge(found, by_weights).items()
     }
     summary = _summary(found, judged) | {"gone": gone.row(), "drift": drifts, "rotated_heads": rotated}
     summary |= whose | {"methods": methods if streams else [], "tokens": 0 if tokens is None else tokens.numel()}
     summary["bos_token"] = None if tokens is None else networks[0].bos_in_front(tokens)
-    windows = held_out if held_out is not None else tokens
+    windows, which = (tokens, "calibration") if held_out is None else (held_out, "held-out")
     if windows is not None:
         summary["environment"] = precision.environment(networks[0].device)
-    if windows is not None and not any(network.is_streamed for network in networks):
-        for stage, model in (("before", dense), ("after", pruned)):
-            losses = window_losses(model, windows)
-            told = [] if losses.isnan().any() else losses.tolist()
-            summary |= {f"perplexity_{stage}": perplexity_of(losses), f"losses_{stage}": told}
-        which = "held-out" if held_out is not None else "calibration"
-        summary["evaluated_on"] = f"{len(windows)} × {windows.shape[1]} {which} tokens"
+        if not any(network.is_streamed for network in networks):
+            summary |= _perplexities(dense, pruned, windows)
+            summary["evaluated_on"] = f"{len(windows)} × {windows.shape[1]} {which} tokens"
     meter.tell("done", blocks - 1, 1.0)
     return CheckpointCheck(_table(found, judged), _table_of(others), summary)
+
+
+def _perplexities(dense: nn.Module, pruned: nn.Module, windows: Tensor) -> dict[str, Any]:
+    """Perplexity and losses of windows by both models."""
+    found: dict[str, Any] = {}
+    for stage, model in (("before", dense), ("after", pruned)):
+        losses = window_losses(model, windows)
+        told = [] if losses.isnan().any() else losses.tolist()
+        found |= {f"perplexity_{stage}": perplexity_of(losses), f"losses_{stage}": told}
+    return found
 
 
 def pair_layers(dense: Network, pruned: Network) -> list[Pair]:
@@ -242,14 +248,15 @@ def _finite(inputs: LayerInputs | None) -> LayerInputs | None:
     return inputs if inputs is not None and inputs.statistics.diagonal.isfinite().all() else None
 
 
-def _judge(found: Mapping[str, _Layer]) -> dict[str, Verdict]:
+def _judge(found: Mapping[str, _Layer], judged_by_weights: Mapping[str, Verdict]) -> dict[str, Verdict]:
     """A verdict for each layer; what holds another layer's weights is told whose.
 
     Errors accuse no layer behind one with wrong weights: it reads what nothing was compensated for.
     """
-    judged, before = _judge_weights(found), ""
+    judged: dict[str, Verdict] = {}
+    before = ""
     for name, one in found.items():
-        by_weights = verdict = judged[name]
+        by_weights = verdict = judged_by_weights[name]
         if verdict.verdict == verdicts.OTHER_MODEL and not one.change.reordered:
             verdict = _whose(name, found, verdict)
         elif one.costs is not None and not verdict.is_wrong:
@@ -298,11 +305,10 @@ def _table_of(others: Sequence[OtherTensor]) -> pd.DataFrame:
     return pd.DataFrame([one.row() for one in others], columns=columns).astype({"is_wrong": bool})
 
 
-def _method_of(found: Mapping[str, _Layer]) -> dict[str, Any]:
+def _method_of(found: Mapping[str, _Layer], by_weights: Mapping[str, Verdict]) -> dict[str, Any]:
     """`nearest`: the method that the masks are nearest to (see `Maker`), None without masks or methods. `method`: that
     one where it has made nearly all of them, else None. Layers in which it and another are the same get its name."""
-    judged = _judge_weights(found)
-    sane = [one for name, one in found.items() if not judged[name].is_wrong] or [*found.values()]
+    sane = [one for name, one in found.items() if not by_weights[name].is_wrong] or [*found.values()]
     maker = maker_of([one.nearest for one in sane if one.nearest])  # an accident tells nothing of a method
     if maker is None:
         return {"method": None, "nearest": None}

@@ -24,7 +24,7 @@ from rose.layer.target import InputGap, OutputGap, corrected_weight, target_erro
 from rose.model.check.inputs import LayerInputs
 
 ERROR_OF = "error_of_"  # how columns begin of what a method reaches at a layer's sparsity
-METHODS = ("magnitude", "wanda", "sparsegpt", "rose", RECOMMENDED)
+TRIED = ("magnitude", "wanda", "sparsegpt", "rose", RECOMMENDED)  # of the registry, where none are asked for
 REFIT_STEPS = 12  # of conjugate gradients from the weights found; 24 find half a percent more (docs/lab-notes/check.md)
 SAME_MASK = 0.9  # share in common of what two masks remove, from which on they are one method's
 EXACT = 0.99  # the same of one method on the same inputs, but for rounding
@@ -166,7 +166,7 @@ class Yardsticks:
         known = [one for one in self.attempts if one.hits or one.made < GIVEN_UP]
         return sorted(known, key=lambda one: -one.hits)
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Raises RoseError for methods or a block size that there are not."""
         for method in self.methods:
             make_settings(method, block_size=self.block_size)
@@ -177,14 +177,15 @@ class Yardsticks:
         """The costs of V, `after`, in place of W, `weight`, (out, in) each, and the method that its mask is nearest to;
         None without a mask or methods."""
         mask = after == 0
-        judge = _Judge.of(weight, after, inputs, held_out)
+        judge = _Judge(weight, after, inputs, held_out)
         wanted, _ = corrected_weight(weight, inputs.statistics, inputs.gap, self.target_damping)
         trial = _Trial(self, weight, wanted, mask, _pattern_of(change, self.block_size), inputs)
         if mask.any():
             matrix = damped_hessian(inputs.statistics, DAMPING).matrix
             start = wanted if change.moved == 0 else after.float()
             best = solve_on_support(wanted, mask, matrix, start, REFIT_STEPS)
-            pruned = {method: trial.prune(method) for method in self.methods}
+            aims = {method: DENSE if method == RECOMMENDED else LAYER for method in self.methods}  # as users run them
+            pruned = {method: trial.prune(method, aim) for method, aim in aims.items()}
             trial.try_again()
         else:
             best, pruned = wanted, {}
@@ -218,12 +219,8 @@ class _Trial:
     swept: dict[str, LayerResult] = field(default_factory=dict)
     known: dict[str, Known] = field(default_factory=dict)
 
-    def prune(self, method: str, aim: str = "") -> Tensor:
-        """What the method makes of W, or of W* as the recommended one should; notes how near its mask is.
-
-        `aim`: one of `TARGET`.
-        """
-        aim = aim or (DENSE if method == RECOMMENDED else LAYER)
+    def prune(self, method: str, aim: str) -> Tensor:
+        """What the method makes of W, or of W*, with an aim of `TARGET`; notes how near its mask is."""
         known = self.known.get(aim) or self.known.setdefault(aim, Known(self._weight_for(aim)))
         made = make_settings(method, sparsity=self.pattern, block_size=self.yardsticks.block_size)
         settings = replace(made, measures=False, known=known, products=self.yardsticks.products)
@@ -301,21 +298,15 @@ def _error_by(
     return error
 
 
-@dataclass(frozen=True)
 class _Judge:
     """Errors of weights in place of W, on calibration and on held-out tokens, and towards what the stream lacks; the
-    last as it was found."""
+    last as it was `found` of V, `after`."""
 
-    error: Callable[[Tensor], float]
-    held_out: Callable[[Tensor], float] | None
-    stream: Callable[[Tensor], float] | None
-    found: float
-
-    @classmethod
-    def of(cls, weight: Tensor, after: Tensor, inputs: LayerInputs, held_out: LayerInputs | None) -> _Judge:
-        stream = _error_by(weight, inputs, inputs.stream) if inputs.stream else None
-        held_out_error = _error_by(weight, held_out) if held_out else None
-        return cls(_error_by(weight, inputs), held_out_error, stream, stream(after) if stream else nan)
+    def __init__(self, weight: Tensor, after: Tensor, inputs: LayerInputs, held_out: LayerInputs | None) -> None:
+        self.error = _error_by(weight, inputs)
+        self.held_out = _error_by(weight, held_out) if held_out else None
+        self.stream = _error_by(weight, inputs, inputs.stream) if inputs.stream else None
+        self.found = self.stream(after) if self.stream else nan
 
     def beside(self, other: Tensor) -> Rival:
         return Rival(

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap
@@ -19,6 +20,7 @@ from rose.model.network.heads import head_width
 from rose.model.network.network import Network
 from rose.model.network.precision import FLOAT32, Precision
 from rose.model.network.residual import Writer, find_writers
+from rose.model.network.stand_ins import hooked
 from rose.model.walk.dense_states import token_drift
 from rose.model.walk.forward import Arguments, check_blocks, record_inputs, run_block
 from rose.model.walk.targets import BatchKey, BlockTargets
@@ -90,53 +92,80 @@ def walk_both(
         tick: told the decoder block and the share of its work that is done.
     """
     device = networks[0].device
-    states: dict[str, list[list[Tensor]]] = {stream: [[], []] for stream in streams}  # of dense and other, by batch
-    arguments: dict[str, list] = {stream: [] for stream in streams}
-    traced: list[Tensor] = []
-    few: list[list[Arguments]] = []  # of a pass over a few tokens, which shows what writes into the residual stream
-    for number, network in enumerate(networks if streams else ()):
-        tokens = next(iter(streams.values()))
-        outputs = check_blocks(network, tokens)
-        if number == 0:
-            few = record_inputs(
-                network, tokens[:1, :TRACED_TOKENS], outputs, lambda _batch, states: traced.append(states)
-            )
-        for stream, tokens in streams.items():
-            arguments[stream].append(record_inputs(network, tokens, outputs, partial(_append, states[stream][number])))
-    by_block: dict[int, list[Pair]] = {}
-    for pair in pairs:
-        by_block.setdefault(pair[0].block_index, []).append(pair)
-    for index in range(max(by_block) + 1):
+    passes = _Passes(networks, streams, precision, tick) if streams else None
+    for index in range(max(layer.block_index for layer, _ in pairs) + 1):
         with networks[0].residence.visit(index, device) as one, networks[1].residence.visit(index, device) as two:
-            found = BlockInputs(index, (one, two), by_block.get(index, []))
+            found = BlockInputs(index, (one, two), [pair for pair in pairs if pair[0].block_index == index])
             if aligned := align(one, found.pairs, head_width(networks[0].config)):
-                one = aligned.module
-                found = BlockInputs(index, (one, two), aligned.pairs, aligned=aligned)
-            for stream in streams:
-                with experts_apart(one), experts_apart(two), torch.no_grad(), ExitStack() as watching:
-                    every = [layer for layer in networks[0].layers if layer.block_index == index]
-                    hidden = traced[0].clone().to(device)
-                    trace = partial(run_block, one, hidden, few[index][0], device)
-                    lost = _Lost((one, two), found.pairs, find_writers(one, every, trace, hidden), precision.products)
-                    reading = watching.enter_context(_Reading(found.pairs, device, precision.products, lost))
-                    watching.callback(lost.close)
-                    drifts = []
-                    for batch, (before, after) in enumerate(zip(*states[stream], strict=True)):
-                        both = [own[index][batch] for own in arguments[stream]]
-                        if stream == CALIBRATION:
-                            run_block(one, after, both[1], device, precision)
-                            reading.end_unpruned()
-                        with lost.before(before, after):
-                            was = run_block(one, before, both[0], device, precision)
-                        outputs = [was, run_block(two, after, both[1], device, precision)]
-                        reading.end_batch()
-                        for known, output in zip(states[stream], outputs, strict=True):
-                            known[batch] = output.to(before.device)
-                        drifts.append(token_drift(outputs[1], outputs[0]))
-                        tick(index, (batch + 1) / len(states[stream][0]))
-                    found.inputs[stream] = reading.result()
-                    found.drift = float(torch.cat(drifts).mean())  # of the last stream, which is held out if any is
+                found = BlockInputs(index, (aligned.module, two), aligned.pairs, aligned=aligned)
+            if passes:
+                passes.run(found)
             yield found
+
+
+class _Passes:
+    """The hidden states of both models, which go from decoder block to decoder block."""
+
+    def __init__(
+        self,
+        networks: tuple[Network, Network],
+        streams: Mapping[str, Tensor],
+        precision: Precision,
+        tick: Callable[[int, float], None],
+    ) -> None:
+        self.dense, self.device, self.precision, self.tick = networks[0], networks[0].device, precision, tick
+        # By stream, of the dense model and the other one: by batch, and by decoder block and batch.
+        self.states: dict[str, list[list[Tensor]]] = {stream: [[], []] for stream in streams}
+        self.arguments: dict[str, list[list[list[Arguments]]]] = {}
+        few = next(iter(streams.values()))[:1, :TRACED_TOKENS]
+        outputs = [check_blocks(network, few) for network in networks]
+        self.few: list[Tensor] = []
+        self.arguments_of_few = record_inputs(networks[0], few, outputs[0], partial(_append, self.few))
+        for stream, tokens in streams.items():
+            each = zip(networks, outputs, self.states[stream], strict=True)
+            self.arguments[stream] = [record_inputs(one, tokens, put, partial(_append, to)) for one, put, to in each]
+
+    @torch.no_grad()
+    def run(self, found: BlockInputs) -> None:
+        """Runs one decoder block of both models on all batches, and notes what its layers read."""
+        one, two = found.modules
+        with experts_apart(one), experts_apart(two):
+            writers = self._writers(found.index, one)
+            for stream in self.states:
+                with ExitStack() as watching:
+                    lost = _Lost(found.modules, found.pairs, writers, self.precision.products)
+                    watching.callback(lost.close)
+                    reading = _Reading(found.pairs, self.device, self.precision.products, lost)
+                    watching.enter_context(hooked(reading.hooks()))
+                    # Of the last stream, which is held out if any is.
+                    found.drift = float(torch.cat(self._run_stream(found, stream, reading, lost)).mean())
+                    found.inputs[stream] = reading.result()
+
+    def _writers(self, index: int, block: nn.Module) -> dict[str, Writer]:
+        """What writes into the residual stream, as a pass over a few tokens shows it."""
+        every = [layer for layer in self.dense.layers if layer.block_index == index]
+        hidden = self.few[0].clone().to(self.device)
+        trace = partial(run_block, block, hidden, self.arguments_of_few[index][0], self.device)
+        return find_writers(block, every, trace, hidden)
+
+    def _run_stream(self, found: BlockInputs, stream: str, reading: _Reading, lost: _Lost) -> list[Tensor]:
+        """The drift of each token, by batch."""
+        one, two = found.modules
+        states, drifts = self.states[stream], []
+        for batch, (before, after) in enumerate(zip(*states, strict=True)):
+            was_given, is_given = (own[found.index][batch] for own in self.arguments[stream])
+            if stream == CALIBRATION:
+                run_block(one, after, is_given, self.device, self.precision)
+                reading.end_unpruned()
+            with lost.before(before, after):
+                was = run_block(one, before, was_given, self.device, self.precision)
+            now = run_block(two, after, is_given, self.device, self.precision)
+            reading.end_batch()
+            for known, output in zip(states, (was, now), strict=True):
+                known[batch] = output.to(before.device)
+            drifts.append(token_drift(now, was))
+            self.tick(found.index, (batch + 1) / len(states[0]))
+        return drifts
 
 
 class _Lost:
@@ -177,12 +206,8 @@ class _Lost:
             if isinstance(found, OutputGap):
                 known = self.gaps.setdefault(layer.name, found)
                 if known is not found:
-                    for mine, more in (
-                        (known.cross, found.cross),
-                        (known.square, found.square),
-                        (known.total, found.total),
-                    ):
-                        mine += more
+                    for sums in ("cross", "square", "total"):
+                        getattr(known, sums).add_(getattr(found, sums))
         self.dense.dense.clear()
         return self.gaps
 
@@ -204,17 +229,14 @@ class _Reading:
         self.known: dict[str, LayerInputs] = {}
         self._unpruned: dict[str, InputStatistics] = {}
         self._read: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-        self._hooks: list = []
 
-    def __enter__(self) -> _Reading:
-        for pair in self.pairs:
-            for layer, read in zip(pair, self._read, strict=True):
-                self._hooks.append(layer.module.register_forward_pre_hook(_keep(read, layer.name)))
-        return self
-
-    def __exit__(self, *_problem: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
+    def hooks(self) -> list[RemovableHandle]:
+        """Of both layers of each pair, which note what they read."""
+        return [
+            layer.module.register_forward_pre_hook(_keep(read, layer.name))
+            for pair in self.pairs
+            for layer, read in zip(pair, self._read, strict=True)
+        ]
 
     def end_unpruned(self) -> None:
         """Counts what the layers of the dense block have read of the other model's hidden states."""

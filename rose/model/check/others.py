@@ -70,7 +70,8 @@ def others_outside(dense: Network, pruned: Network) -> list[OtherTensor]:
             for name, twin in ties.items()
             if name in after and twin in after and not torch.equal(after[name], after[twin])
         }
-        found = _compare_all({name: value for name, value in before.items() if name not in ties}, after, kinds, ties)
+        was, now = ({name: value for name, value in each.items() if name not in ties} for each in (before, after))
+        found = _compare_all(was, now, kinds)
     said = "It is one tensor with {} in the dense model, and another one here.".format
     return found + [
         OtherTensor(name, kinds[name], nan, Verdict(verdicts.TIE_TORN, said(twin), True)) for name, twin in torn.items()
@@ -111,9 +112,9 @@ def _kinds(module: nn.Module) -> dict[str, str]:
 
 
 def _compare_all(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], kinds: Mapping[str, str], without: Mapping[str, str] = {}
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], kinds: Mapping[str, str]
 ) -> list[OtherTensor]:
-    names = dict.fromkeys((*before, *(name for name in after if name not in without)))
+    names = dict.fromkeys((*before, *after))
     found = [_compare(name, kinds.get(name, "other"), before.get(name), after.get(name)) for name in names]
     return [one for one in found if one is not None]
 

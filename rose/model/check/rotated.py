@@ -8,7 +8,6 @@ believed where kept weights then agree, and did not before.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.layer.change import UNLIKE
-from rose.model.network.heads import ValueHeads
+from rose.model.network.heads import ValueHeads, twin_of
 from rose.model.network.layers import PrunableLayer
 
 SAMPLE = 4096  # weights that tell whether a layer is another one's
@@ -53,23 +52,21 @@ def sample(weight: Tensor) -> Tensor:
 def align(block: nn.Module, pairs: Sequence[Pair], width: int | None) -> Aligned | None:
     """The dense block with its heads rotated as in the other one; None where none were. `width`: columns of a head."""
     plain = [pair for pair in pairs if not pair[0].is_expert]
-    if all(_is_strange(*pair) for pair in plain):
+    strange = {pair[0].name for pair in plain if _is_strange(*pair)}
+    if not width or len(strange) == len(plain):
         return None  # another model's block: a rotation leaves all but values and outputs as they were
     found: list[tuple[ValueHeads, Tensor]] = []
-    for values, output in combinations([pair for pair in plain if width], 2):  # in the order of modules
-        if _is_strange(*output) and not any(output[0] is heads.output for heads, _ in found):
-            heads = _heads(output, values, width or 1)
-            rotations = _rotations(heads, output[1].weight, values[1].weight) if heads else None
-            found += [(heads, rotations)] if heads is not None and rotations is not None else []
+    for values, output in combinations(plain, 2):  # in the order of modules
+        if output[0].name in strange and (heads := _heads(output, values, width)) is not None:
+            rotations = _rotations(heads, output[1].weight, values[1].weight)
+            if rotations is not None:
+                found.append((heads, rotations))
+                strange.remove(output[0].name)
     if not found:
         return None
-    twin = copy.deepcopy(block, {id(one): one for one in (*block.parameters(), *block.buffers())})
+    twin = twin_of(block)
     for heads, rotations in found:
-        inside = heads.inside(twin)
-        for layer in (inside.output, inside.values):
-            for leaf, value in list(layer.module.named_parameters(recurse=False)):
-                setattr(layer.module, leaf, nn.Parameter(value.detach().clone(), requires_grad=False))
-        inside.rotate(rotations)
+        heads.rotate_in(twin, rotations)
     own = {id(pair[0]): replace(pair[0], module=twin.get_submodule(pair[0].projection)) for pair in plain}
     outputs = tuple(heads.output.name for heads, _ in found)
     return Aligned(

@@ -7,10 +7,10 @@ over the model has probably met with an accident.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
-from rose.layer.change import UNLIKE, FoundGrid, WeightChange
+from rose.layer.change import UNLIKE, WeightChange
 from rose.layer.error import ratio
 from rose.layer.methods import METHODS
 from rose.model.check.costs import Costs, Recognized, Rival
@@ -116,18 +116,15 @@ def says_pattern(pattern: object) -> str:
     return {**how, "layer": "unstructured", "none": "no pattern"}.get(str(pattern), str(pattern))
 
 
-def says_grid(grid: FoundGrid) -> str:
-    """The grid that weights lie on, for people."""
-    where = "row" if grid.group is None else f"{grid.group} columns of a row"
-    return f"a grid of {grid.levels} values for each {where}"
-
-
 def _says_moved(change: WeightChange) -> str:
     if change.moved <= MOVED:
         how = f", rounded to {change.rounded}" if change.rounded else ""
         return f"Kept weights are those of the dense model{how}."
     said = f"Kept weights moved by {percent(change.change)} of their norm"
-    return f"{said} and lie on {says_grid(change.grid)}." if change.grid else f"{said}."
+    if change.grid is None:
+        return f"{said}."
+    where = "row" if change.grid.group is None else f"{change.grid.group} columns of a row"
+    return f"{said} and lie on a grid of {change.grid.levels} values for each {where}."
 
 
 def _numbers(change: WeightChange, _peers: Peers) -> Verdict | None:
@@ -158,11 +155,10 @@ def _pattern(change: WeightChange, peers: Peers) -> Verdict | None:
             f"the first is in row {row}, columns {column} to {column + found.of - 1}."
         )
         return Verdict(PATTERN_BROKEN, said, True)
-    if peers.pattern and change.zeros > change.zeros_before and str(found) != peers.pattern:
-        has_zeros = change.sparsity > FEW_ZEROS * (peers.sparsity or 0)
-        if has_zeros:
-            said = f"It is not {peers.pattern}, as other layers are: {percent(change.sparsity)} zeros"
-            return Verdict(PATTERN_BROKEN, f"{said}, {says_pattern(found)}.", True)
+    has_zeros = change.zeros > change.zeros_before and change.sparsity > FEW_ZEROS * (peers.sparsity or 0)
+    if peers.pattern and has_zeros and str(found) != peers.pattern:
+        said = f"It is not {peers.pattern}, as other layers are: {percent(change.sparsity)} zeros"
+        return Verdict(PATTERN_BROKEN, f"{said}, {says_pattern(found)}.", True)
     return None
 
 
@@ -202,16 +198,17 @@ def judge_costs(verdict: Verdict, costs: Costs, change: WeightChange, nearest: R
         alone, opposite = _error_of(costs.mask), _error_of(costs.opposite)
         said = f"{_says_errors(costs)}; its mask alone has {alone:.4f}, and the opposite compensation {opposite:.4f}."
         return Verdict(BACKWARDS, said, True)
-    limit = CLEARLY if verdict.verdict == MASK_ALONE else OTHER_TEXT
-    if costs.wanda and _is_worse(costs, costs.wanda, limit):
-        said = f"{_says_errors(costs)}; Wanda's mask, without compensation too, has {_error_of(costs.wanda):.4f}."
-        if verdict.verdict != MASK_ALONE:
-            return Verdict(WORSE_THAN_WANDA, said.replace(", without compensation too,", ""), True)
-        return Verdict(MASK_ALONE, f"{said} {verdict.reason}", True)
+    is_mask = verdict.verdict == MASK_ALONE
+    if costs.wanda and _is_worse(costs, costs.wanda, CLEARLY if is_mask else OTHER_TEXT):
+        wandas = "Wanda's mask, without compensation too," if is_mask else "Wanda's mask"
+        said = f"{_says_errors(costs)}; {wandas} has {_error_of(costs.wanda):.4f}."
+        if is_mask:
+            return Verdict(MASK_ALONE, f"{said} {verdict.reason}", True)
+        return Verdict(WORSE_THAN_WANDA, said, True)
     if change.zeros <= change.zeros_before:
         return verdict
-    reached = {METHODS[name].label: value for name, value in costs.methods.items() if name in COMPARED}
-    beside = ", ".join(f"{label} would be at {value:.4f}" for label, value in reached.items())
+    reached = [(METHODS[name].label, value) for name, value in costs.methods.items() if name in COMPARED]
+    beside = ", ".join(f"{label} would be at {value:.4f}" for label, value in reached)
     said = f"Error {costs.error:.4f}"
     if costs.recovered is not None:
         said = f"Compensation recovered {percent(costs.recovered, 0)} of what it could: error {costs.error:.4f}"
@@ -221,8 +218,7 @@ def judge_costs(verdict: Verdict, costs: Costs, change: WeightChange, nearest: R
         whose = METHODS[nearest.method].label + (" towards the dense model" if nearest.target == "dense" else "")
         common, chance = percent(shared.jaccard), percent(shared.chance)
         mask = f" Its mask is that of {whose} ({common} in common; by chance {chance})."
-    reason = f"{said}{'; ' + beside if beside else ''}.{mask} {verdict.reason}"
-    return Verdict(verdict.verdict, reason, verdict.is_wrong)
+    return replace(verdict, reason=f"{said}{'; ' + beside if beside else ''}.{mask} {verdict.reason}")
 
 
 def _error_of(one: Costs | Rival) -> float:

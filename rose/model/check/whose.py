@@ -42,9 +42,7 @@ class Maker:
 
     def row(self) -> dict[str, Any]:
         """For a summary."""
-        own = {"name": self.name, "target": self.target, "layers": self.layers}
-        shares = {"agreement": self.agreement, "chance": self.chance}
-        return own | shares | {"alike": self.alike, "told_by": self.told_by}
+        return {name: value for name, value in vars(self).items() if name != "is_same"}
 
 
 def maker_of(known: Sequence[Recognized]) -> Maker | None:

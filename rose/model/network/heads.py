@@ -68,13 +68,6 @@ class ValueHeads:
         starts = sorted(set(self.rows))
         return HeadLayout(self.width, tuple(starts.index(row) for row in self.rows))
 
-    def inside(self, block: nn.Module) -> ValueHeads:
-        """The same in a copy of the decoder block."""
-        output, values = (
-            replace(layer, module=block.get_submodule(layer.projection)) for layer in (self.output, self.values)
-        )
-        return replace(self, output=output, values=values)
-
     def rotate(self, rotations: Tensor) -> None:
         """Rotates values, their biases and output projection in place, by (groups, width, width) float64."""
         self.output.write(rotate_columns(self.output.weight, self.layout, rotations))
@@ -83,6 +76,16 @@ class ValueHeads:
         if bias is not None:
             stored: Any = self.values.module.bias
             stored.detach().copy_(bias)
+
+    def rotate_in(self, twin: nn.Module, rotations: Tensor) -> None:
+        """Rotates the same in a twin of the decoder block, which gets parameters of its own for that."""
+        output, values = (
+            replace(layer, module=twin.get_submodule(layer.projection)) for layer in (self.output, self.values)
+        )
+        for layer in (output, values):
+            for leaf, parameter in list(layer.module.named_parameters(recurse=False)):
+                setattr(layer.module, leaf, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+        replace(self, output=output, values=values).rotate(rotations)
 
     def rotated_values(self, rotations: Tensor) -> tuple[Tensor, Tensor | None]:
         """Weight, (out, in) float64, and bias, where there is one, of the layer of values, rotated."""
@@ -95,6 +98,12 @@ class ValueHeads:
             if bias is not None:
                 bias[rows] = rotation.mT @ bias[rows]
         return weight, bias
+
+
+def twin_of(block: nn.Module) -> nn.Module:
+    """A copy that shares parameters and buffers, and so costs no memory; hooks are its own, so that other threads do
+    not see them."""
+    return copy.deepcopy(block, {id(one): one for one in (*block.parameters(), *block.buffers())})
 
 
 def find_value_heads(
@@ -110,8 +119,7 @@ def find_value_heads(
         run_along: calls it on several tokens that attend to each other.
     """
     layers = [layer for layer in layers if not layer.is_expert]
-    # Parameters are shared, so that the copy costs no memory; hooks are its own, so that other threads do not see them.
-    twin = copy.deepcopy(block, {id(one): one for one in (*block.parameters(), *block.buffers())})
+    twin = twin_of(block)
     read, made = _watch(twin, layers, run_alone)
     mixed, unmixed = _watch(twin, layers, run_along)
     found = []
@@ -166,17 +174,12 @@ def _is_free(
 ) -> bool:
     """Whether a random rotation leaves what the output projection and the block put out, but for rounding; `before`:
     what layers put out without it."""
-    inside = heads.inside(twin)
-    modules: list[Any] = [inside.output.module, inside.values.module]
+    modules = [twin.get_submodule(layer.projection) for layer in (heads.output, heads.values)]
     shared = [dict(module._parameters) for module in modules]
-    for module in modules:
-        for leaf, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[leaf] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
     drawn = torch.randn(
         heads.layout.groups, heads.width, heads.width, generator=torch.Generator().manual_seed(0), dtype=torch.double
     )
-    inside.rotate(torch.linalg.qr(drawn).Q)
+    heads.rotate_in(twin, torch.linalg.qr(drawn).Q)
     _, after = _watch(twin, layers, run)
     for module, parameters in zip(modules, shared, strict=True):
         module._parameters.update(parameters)
