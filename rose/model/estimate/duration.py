@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +13,7 @@ from rose.layer.methods import get_method
 from rose.model.network.experts import ExpertLinear
 from rose.model.network.layers import PrunableLayer, count_parameters, text_config
 from rose.model.network.network import Network
-from rose.model.network.precision import Precision, bfloat16_gain
+from rose.model.network.precision import SIZE, Precision, bfloat16_gain, seconds_of_product
 from rose.model.network.residence import pick_device
 
 # Real passes reach part of the rate of one large matrix product: attention, norms and small layers run slower.
@@ -43,14 +42,7 @@ class Cost:
 @cache
 def matmul_rate() -> float:
     """Floating-point operations per second of a float32 matrix product on this machine's device."""
-    device = pick_device()
-    a = torch.rand(1024, 1024, dtype=torch.float32, device=device)
-    rates = []
-    for _ in range(4):  # the first run pays for start-up
-        start = time.perf_counter()
-        float((a @ a)[0, 0])
-        rates.append(2 * 1024**3 / (time.perf_counter() - start))
-    return max(rates)
+    return 2 * SIZE**3 / seconds_of_product(torch.float32, pick_device())
 
 
 def estimate_cost(

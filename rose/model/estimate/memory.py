@@ -56,7 +56,7 @@ class Memory:
     batch: int
     work: int
     activations: int
-    waiting: int = 0
+    waiting: int
 
     @property
     def peak(self) -> int:
@@ -105,15 +105,16 @@ def estimate_memory(
     of_blocks = list(by_block(chosen).values())
     inputs = [statistics_groups(found) for found in of_blocks]
     # Where each layer is pruned before it runs, only its own statistics are there.
-    gathered = max if sequential or dense_targets else sum
+    one_by_one = sequential or dense_targets
+    gathered = max if one_by_one else sum
     groups = [(1 + held_out) * gathered(4 * columns**2 for columns in widths) for widths in inputs]
     work = [_work(layer, dense_targets, held_out, stages) for layer in chosen]
-    channels = HIDDEN_STATES_WAITING * width + widest if sequential or dense_targets else 0
+    read = max(_read_by_a_token(model, found) for found in of_blocks)
+    channels = HIDDEN_STATES_WAITING * width + widest if one_by_one else 0
     if dense_targets:  # what the layers read in the dense model
-        channels += max(_read_by_a_token(model, found) for found in of_blocks) + width
-    batch = WIDTHS_OF_A_BATCH * widest
-    if not (sequential or dense_targets):  # what all layers read of a batch is counted at its end
-        batch = max(batch, max(_read_by_a_token(model, found) for found in of_blocks))
+        channels += read + width
+    # Else what all layers read of a batch is counted at its end.
+    batch = WIDTHS_OF_A_BATCH * widest if one_by_one else max(WIDTHS_OF_A_BATCH * widest, read)
     return Memory(
         block=dtype.itemsize * max(sizes),
         embedding=dtype.itemsize * outside,

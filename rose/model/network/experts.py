@@ -149,6 +149,4 @@ def _activate(experts: Any, parts: list[Tensor]) -> Tensor:
     """What the last matrix of an expert reads, from what the first ones put out."""
     if not experts.has_gate:
         return experts.act_fn(parts[0])
-    gate, up = parts
-    fused = torch.cat(parts, -1) if experts.is_concatenated else torch.stack((gate, up), -1).flatten(-2)
-    return experts._apply_gate(fused)
+    return experts._apply_gate(torch.cat(parts, -1) if experts.is_concatenated else torch.stack(parts, -1).flatten(-2))

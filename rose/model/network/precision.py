@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from rose.environment import environment
 from rose.errors import RoseError
@@ -27,7 +26,7 @@ from rose.model.network.residence import pick_device
 COMPUTE = ("auto", "float32", "bfloat16")
 DEFAULT = "auto"  # perplexities after pruning are alike, see docs/speed.md
 VARIABLE = "ROSE_COMPUTE"  # what "auto" means, where it is set
-SIZE, REPEATS = 1024, 5
+SIZE, REPEATS = 1024, 5  # of a matrix product that is timed
 
 
 @cache
@@ -48,15 +47,17 @@ def bfloat16_gain() -> float:
     """How many times as fast this processor multiplies matrices in bfloat16, for estimates; measured once, in under a
     second. Emulated, as on processors without the instructions, it is several times slower.
     """
-    a, b = torch.rand(2, SIZE, SIZE, dtype=torch.float32)
-    return _seconds(a, b) / _seconds(a.bfloat16(), b.bfloat16())
+    device = torch.device("cpu")
+    return seconds_of_product(torch.float32, device) / seconds_of_product(torch.bfloat16, device)
 
 
-def _seconds(a: Tensor, b: Tensor) -> float:
+def seconds_of_product(dtype: torch.dtype, device: torch.device) -> float:
+    """What a product of two matrices of `SIZE` takes on a device."""
+    matrix = torch.rand(SIZE, SIZE, dtype=torch.float32, device=device).to(dtype)
     taken = []
     for _ in range(REPEATS):  # the first run pays for start-up
         start = time.perf_counter()
-        float((a @ b)[0, 0])
+        float((matrix @ matrix)[0, 0])
         taken.append(time.perf_counter() - start)
     return min(taken)
 

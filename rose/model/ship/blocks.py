@@ -32,8 +32,7 @@ def in_blocks(weight: Tensor, kind: Type) -> tuple[np.ndarray, bool]:
     Weights on a grid whose groups are whole blocks are stored by their codes and scales; others are rounded.
     """
     coded = coarsest_grid(weight)
-    fits = coded is not None and coded.grid.bits <= CODES[kind]
-    if coded is None or not fits:
+    if coded is None or coded.grid.bits > CODES[kind]:
         return gguf.quantize(np.ascontiguousarray(weight.float().numpy()), kind), False
     rows, columns = weight.shape
     scales = coded.scales.repeat_interleave(columns // BLOCK // coded.scales.shape[1], dim=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from rose.model.load.models import PACKAGED, load_model, stored_dtype
 from rose.model.network.layers import count_parameters, prunable_layers
 from rose.model.ship.blocks import BLOCK, as_type, in_blocks, in_floats, parse_type
 from rose.model.ship.families import Family, family_of
+from rose.model.ship.packing import Follow
 from rose.model.ship.vocabulary import copy_vocabulary, tokens_in, write_vocabulary
 from rose.output import check_file, check_room, temporary_folder
 from rose.report import report_beside
@@ -33,7 +34,6 @@ from rose.wording import listing, whole
 FILE_TYPES = {
     Type.F16: LlamaFileType.MOSTLY_F16, Type.Q8_0: LlamaFileType.MOSTLY_Q8_0, Type.Q4_0: LlamaFileType.MOSTLY_Q4_0,
 }  # fmt: skip
-Follow = Callable[[float, str], None]
 
 
 @dataclass
@@ -161,40 +161,37 @@ def _add_tensors(
     writer: GGUFWriter, model: Any, family: Family, wanted: Type, done: Exported, follow: Follow | None
 ) -> None:
     layers = {f"{layer.name}.weight" for layer in prunable_layers(model)}
-    missed = whole = 0.0
+    parameters = len(list(model.parameters()))
+    missed = energy = 0.0  # of the rounded layers
     for number, (key, name, weight) in enumerate(_named(model, family)):
         stop_point()
         if follow:
-            follow(number / len(list(model.parameters())), name)
+            follow(number / parameters, name)
         if weight.ndim == 1 or key.startswith("position_embd"):
             writer.add_tensor(key, as_type(weight, Type.F32))
-        elif wanted == Type.F16:
-            values = as_type(weight, Type.F16)
-            is_exact = bool((torch.from_numpy(values).float() == weight.float()).all())
-            if name in layers:
-                (done.exact if is_exact else done.rounded).append(name)
-            elif not is_exact:
-                done.besides.append(name)
-            if name in done.rounded:
-                missed, whole = _summed(missed, whole, weight, values.astype(np.float32))
-            writer.add_tensor(key, values)
-        elif name not in layers or weight.shape[1] % BLOCK:
-            values, kind = in_floats(weight)
-            writer.add_tensor(key, values, raw_dtype=kind)
-            if name in layers:
-                done.unfit.append(name)
-        else:
-            values, is_exact = in_blocks(weight, wanted)
-            writer.add_tensor(key, values, raw_dtype=wanted)
-            (done.exact if is_exact else done.rounded).append(name)
-            if not is_exact:
-                missed, whole = _summed(missed, whole, weight, gguf.dequantize(values, wanted))
-    done.error = missed / whole if whole else 0.0
+            continue
+        values, kind, is_exact = _stored(weight, wanted, name in layers)
+        writer.add_tensor(key, values, raw_dtype=kind)
+        if name in layers:
+            (done.unfit if kind != wanted else done.exact if is_exact else done.rounded).append(name)
+        elif not is_exact:
+            done.besides.append(name)
+        if name in layers and not is_exact:
+            difference = weight.float() - torch.from_numpy(gguf.dequantize(values, kind))
+            missed += float(difference.double().square().sum())
+            energy += float(weight.double().square().sum())
+    done.error = missed / energy if energy else 0.0
 
 
-def _summed(missed: float, whole: float, weight: Tensor, read: np.ndarray) -> tuple[float, float]:
-    difference = (weight.float() - torch.from_numpy(read)).double().square().sum()
-    return missed + float(difference), whole + float(weight.double().square().sum())
+def _stored(weight: Tensor, wanted: Type, is_layer: bool) -> tuple[np.ndarray, Type, bool]:
+    """A matrix as a file of the wanted type has it, the type of that, and whether it is exact."""
+    if wanted == Type.F16:
+        values = as_type(weight, Type.F16)
+        return values, Type.F16, bool((torch.from_numpy(values).float() == weight.float()).all())
+    if is_layer and weight.shape[1] % BLOCK == 0:
+        values, is_exact = in_blocks(weight, wanted)
+        return values, wanted, is_exact
+    return *in_floats(weight), True
 
 
 def _compare(path: Path, model: Any, family: Family, done: Exported) -> None:

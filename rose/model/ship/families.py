@@ -16,8 +16,6 @@ from rose.model.load.models import BUILDERS
 PATTERN = 6  # of Gemma 3 in llama.cpp: every sixth decoder block attends to everything
 LOCAL_BASE = 10000.0  # of its other decoder blocks
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # of GPT-2, which stores them as (in, out)
-
-
 SILU, GELU_TANH = ("silu", "swish"), ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")  # as transformers calls them
 
 
@@ -99,8 +97,8 @@ def _add_rope(writer: GGUFWriter, rope: Any) -> None:
 def _gemma3(writer: GGUFWriter, config: Any) -> None:
     _rotary(writer, config)
     pattern = [
-        "full_attention" if not (index + 1) % PATTERN else "sliding_attention"
-        for index in range(len(config.layer_types))
+        "sliding_attention" if number % PATTERN else "full_attention"
+        for number in range(1, len(config.layer_types) + 1)
     ]
     local = config.rope_parameters["sliding_attention"]
     if list(config.layer_types) != pattern or float(local["rope_theta"]) != LOCAL_BASE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,30 +86,15 @@ class _Sizes:
         return PackedSize(self.plain, self.stored, self.layers, self.layer_weights, self.layer_stored, whole)
 
 
-def packed_size(source: nn.Module | str | Path) -> PackedSize:
-    """What packing would make of a model or a checkpoint folder, without writing anything; some seconds a GB.
-
-    Args:
-        source: a model in memory, of which tied weights count once, or a folder.
-
-    Raises:
-        RoseError: a folder without safetensors files.
-    """
+def packed_size(model: nn.Module) -> PackedSize:
+    """What packing would make of a model in memory, without writing anything; some seconds a GB. Tied weights count
+    once."""
     sizes = _Sizes()
-    for name, tensor in _tensors_of(source):
+    for name, tensor in model.named_parameters():
         stop_point()
         found = encode(tensor)
         sizes.add(name, tensor, found.size if found else None, digest({name: tensor}))
     return sizes.result()
-
-
-def _tensors_of(source: nn.Module | str | Path) -> Iterable[tuple[str, Tensor]]:
-    if isinstance(source, nn.Module):
-        yield from source.named_parameters()
-        return
-    for path in weight_files(_checkpoint(source)):
-        with TensorFile(path) as file:
-            yield from ((name, file.tensor(name)) for name in file.names())
 
 
 def pack_folder(folder: str | Path, output: str | Path, follow: Follow | None = None) -> PackedSize:

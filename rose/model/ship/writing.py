@@ -45,7 +45,7 @@ class TensorWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._gathered: dict[int, BinaryIO] = {}  # by bytes of a number
-        self._entries: dict[int, list[tuple[str, dict[str, Any]]]] = {}
+        self._entries: dict[int, list[tuple[str, dict[str, Any], int]]] = {}  # name, what the header says, bytes
 
     def __enter__(self) -> TensorWriter:
         return self
@@ -59,21 +59,20 @@ class TensorWriter:
         """Raises OSError as the disk has it, RoseError for a format that is not known here."""
         if tensor.dtype not in TYPES:
             raise RoseError(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, which is not written.")
-        entry = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape)}
         width = tensor.itemsize
         if width not in self._gathered:
             self._gathered[width] = self._place(width).open("wb")
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         self._gathered[width].write(data)
-        self._entries.setdefault(width, []).append((name, {**entry, "bytes": len(data)}))
+        entry = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape)}
+        self._entries.setdefault(width, []).append((name, entry, len(data)))
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Writes the file; raises OSError as the disk has it."""
         header: dict[str, Any] = {"__metadata__": dict(metadata)}
         offset, widths = 0, sorted(self._gathered, reverse=True)
         for width in widths:
-            for name, entry in self._entries[width]:
-                size = entry.pop("bytes")
+            for name, entry, size in self._entries[width]:
                 header[name] = {**entry, "data_offsets": [offset, offset + size]}
                 offset += size
         text = json.dumps(header, ensure_ascii=False).encode()

@@ -103,7 +103,7 @@ def test_the_url_finds_a_run_again(setup: Setup) -> None:
     (size,) = again.table[0].value.to_dict("records")
     assert size["Copy"] == "SparseGPT at 0.7, 4 bits"
     assert size["What loads it"].endswith("q4_0, pruned layers exact")
-    exact = packed_size(str(run.copies[0].checkpoint))
+    exact = packed_size(rose.load_model(str(run.copies[0].checkpoint))[0])
     assert (size["Checkpoint"], size["Packed"]) == (app_words.size(exact.plain), app_words.size(exact.stored))
     assert (summary["plain_bytes"], summary["packed_bytes"]) == (exact.plain, exact.stored)
     report = html_report.report_of(finished.runs_of(run.copies[0].report))

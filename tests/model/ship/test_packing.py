@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,13 @@ def save_pruned(family: str, folder: Path, **options: Any) -> Path:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_packed_folder_loads_as_any_other_and_unpacks_to_what_it_was(family: str, tmp_path: Path) -> None:
     folder = save_pruned(family, tmp_path / "plain", max_shard_size="30KB" if family == "llama" else "1GB")
-    expected = packed_size(folder)
     made = pack_folder(folder, tmp_path / "packed")
-    assert made == expected
     assert is_packed(tmp_path / "packed")
     assert made.stored < made.plain
     assert made.layers > 0
     plain, tokenizer = rose.load_model(str(folder), dtype="bfloat16")
+    if family != "qwen3_moe":  # of which files hold each expert by itself
+        assert replace(packed_size(plain), digest="") == replace(made, digest="")
     loaded, other = rose.load_model(str(tmp_path / "packed"), dtype="bfloat16")
     assert digest(loaded.state_dict()) == digest(plain.state_dict())
     assert type(loaded) is type(plain)
