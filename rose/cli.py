@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rose.load_plugins()  # first, because help texts list methods and orders
         options = _read(arguments)
         options.command = shlex.join(["rose", *(sys.argv[1:] if arguments is None else arguments)])  # for the report
-        with process_group() if options.divided else nullcontext(), _silence() if rank > 0 else nullcontext():
+        silence = redirect_stdout(io.StringIO()) if rank > 0 else nullcontext()  # the first process prints the results
+        with process_group() if options.divided else nullcontext(), silence:
             return options.run(options, console) or 0
     except rose.RoseError as problem:
         return _refuse(name, str(problem))
@@ -70,11 +71,6 @@ class _Commands(argparse._SubParsersAction):
     def add_parser(self, name: str, **more: Any) -> Any:
         says = more["help"]
         return super().add_parser(name, description=f"{says[0].upper()}{says[1:]}.", **more)
-
-
-def _silence() -> redirect_stdout:
-    """For all but the first of several processes, which prints the results."""
-    return redirect_stdout(io.StringIO())
 
 
 def _read(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -359,6 +359,13 @@ def test_no_bar_stays_of_what_never_began(refused):
         assert ("Writing" in shown.getvalue()) == stays
 
 
+def test_a_bar_says_what_a_share_is_of():
+    shown = io.StringIO()
+    with bar(Console(file=shown, width=120), "Packing") as follow:
+        follow(1.0, "Packing model.safetensors")
+    assert "Packing model.safetensors" in shown.getvalue()
+
+
 def test_a_log_without_a_terminal_tells_progress(monkeypatch):
     monkeypatch.setattr(terminal, "MINUTE", 0)
     shown = io.StringIO()

@@ -26,6 +26,7 @@ from rose.model.measure.damage_report import (
     DamageReport,
     correlations,
     outliers,
+    rank_correlation,
 )
 from rose.model.network.precision import Precision
 from rose.model.network.residence import pick_device
@@ -154,8 +155,8 @@ def _print(report: DamageReport) -> None:
     terminal.say(*summary["cautions"])
     _print_correlations(correlations(table))
     if len(table) > 2:
-        found = verdicts.rank_correlation(table["held_out_error"], table["damage"])
-        terminal.say(f"{verdicts.says_correlation('Held-out error', 'which units the loss depends on', found)}.")
+        found = verdicts.says_correlation("Held-out error", "which units the loss depends on", rank_correlation(table))
+        terminal.say(f"{found}.")
     small = outliers(table)
     if len(small):
         terminal.say(f"Small error, large damage: {', '.join(small['unit'])}")

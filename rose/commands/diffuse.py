@@ -53,7 +53,6 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=prune)
 
     parser = own.add_parser("slim", help="make a transformer smaller: take heads and channels out")
-    add = parser.add_argument
     _add_drawing(parser)
     of_parts = [name for name, one in rose.STRUCTURED.items() if one.select is not None]
     shared.add(parser, "method", default=SlimSettings.method, help=f"{', '.join(of_parts)} {shared.DEFAULT}")

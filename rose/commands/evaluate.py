@@ -77,7 +77,7 @@ def _check(options: argparse.Namespace) -> None:
         raise rose.RoseError("Say what to measure: --text for perplexity, --tasks for zero-shot accuracy, or both.")
     if options.json:
         check_file(options.json)
-    given = [f"--{name}" for name in PERPLEXITY if getattr(options, name) is not None]
+    given = shared.changed(options, dict.fromkeys(PERPLEXITY))
     if options.text is None and given:
         are, them = ("is", "it") if len(given) == 1 else ("are", "them")
         raise rose.RoseError(

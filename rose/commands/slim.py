@@ -108,16 +108,9 @@ def _check_drop_options(options: argparse.Namespace) -> None:
     """Raises RoseError for what has no meaning where whole decoder blocks are dropped."""
     if options.method != "depth":
         return
-    given = {
-        "--parts": options.parts,
-        "--allocation": options.allocation != "uniform",
-        "--recovery": options.recovery,
-        "--multiple": options.multiple != SlimSettings.multiple,
-        "--damping": options.damping != SlimSettings.damping and not options.prune,
-        "--target": options.target and not options.prune,
-    }
-    wrong = [name for name, value in given.items() if value]
-    if wrong:
+    usual = {"parts": None, "allocation": "uniform", "recovery": None, "multiple": SlimSettings.multiple}
+    of_prune_too = {"damping": SlimSettings.damping, "target": None}
+    if wrong := shared.changed(options, usual if options.prune else usual | of_prune_too):
         raise rose.RoseError(f"depth drops whole decoder blocks as they are; leave out {', '.join(wrong)}.")
 
 

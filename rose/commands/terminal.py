@@ -84,7 +84,7 @@ def bar(console: Console, what: str, total: int = 100) -> Iterator[Follow]:
 
         def follow(progress: rose.Progress | float, what: str = what) -> None:
             if not isinstance(progress, rose.Progress):
-                shown.update(task, completed=round(progress * total))
+                shown.update(task, description=what, completed=round(progress * total))
                 return tell()
             note = ""
             if progress.layer is not None and progress.relative_error is not None:

@@ -199,8 +199,18 @@ class Tuned:
             console.print(f"rose: tuning {how}; the best weights so far are kept")
 
     def say(self) -> None:
-        if self.found:
-            _say_tuned(self.found)
+        if self.found is None:
+            return
+        summary = self.found.summary
+        of = f"{whole(summary['zeros'])} of {whole(summary['weights'])} weights are zero, as before"
+        steps = "1 step" if summary["steps"] == 1 else f"{summary['steps']} steps"
+        terminal.say(f"Tuned {steps} in {summary['seconds']:.0f} s; {of}", self.found.caution)
+        if summary["held_out_before"] is None:
+            return
+        before, after, dense = (math.exp(summary[f"held_out_{name}"]) for name in ("before", "after", "dense"))
+        parts = summary.get("parts")
+        kept = f"{parts} parts, each at its best" if parts else f"the weights of step {summary['kept_step']} are kept"
+        terminal.say(f"Held-out perplexity {before:.2f} -> {after:.2f}, dense {dense:.2f}; {kept}")
 
     def status(self) -> int:
         """The exit status, once the model is written; raises what has stopped tuning, other than Ctrl-C."""
@@ -228,18 +238,6 @@ def _says(progress: rose.Progress) -> str:
     curve = progress.curve if isinstance(progress, TuningProgress) else ()
     loss = curve[-1].held_out if curve else None
     return "Tuning" if loss is None else f"Tuning, held-out perplexity {math.exp(min(loss, 700)):.2f}"  # no overflow
-
-
-def _say_tuned(found: TuneReport) -> None:
-    summary = found.summary
-    of = f"{whole(summary['zeros'])} of {whole(summary['weights'])} weights are zero, as before"
-    steps = "1 step" if summary["steps"] == 1 else f"{summary['steps']} steps"
-    terminal.say(f"Tuned {steps} in {summary['seconds']:.0f} s; {of}", found.caution)
-    if summary["held_out_before"] is not None:
-        before, after, dense = (math.exp(summary[f"held_out_{name}"]) for name in ("before", "after", "dense"))
-        parts = summary.get("parts")
-        kept = f"{parts} parts, each at its best" if parts else f"the weights of step {summary['kept_step']} are kept"
-        terminal.say(f"Held-out perplexity {before:.2f} -> {after:.2f}, dense {dense:.2f}; {kept}")
 
 
 def _report_of(name: str, model: nn.Module) -> rose.RunReport:

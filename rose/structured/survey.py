@@ -16,6 +16,7 @@ from rose.model.network.layers import PrunableLayer, by_block, named
 from rose.model.network.network import Network
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import ProgressCallback
+from rose.model.walk.forward import hidden_of
 from rose.model.walk.walk import check_streams, start_walk
 from rose.model.workers import Workers
 from rose.structured.parts import HEADS, Part, Shape
@@ -65,7 +66,7 @@ class _Watch:
 
     def _seen(self, index: int, _block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         before = (args[0] if args else kwargs["hidden_states"]).flatten(0, -2).float()
-        after = (output[0] if isinstance(output, (tuple, list)) else output).flatten(0, -2).float()
+        after = hidden_of(output).flatten(0, -2).float()
         self.cosines[index] += float(torch.cosine_similarity(before, after, dim=-1).sum())
         self.squares[index] += float(after.square().sum(dtype=torch.float64))
         self.tokens[index] += len(before)

@@ -37,7 +37,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.network.residence import evaluating
 from rose.model.progress import Meter, Progress, ProgressCallback
-from rose.model.run.one_layer import damping_of, prune_one
+from rose.model.run.one_layer import damping_of, is_left_dense, prune_one
 from rose.model.run.settings import describe_grid
 from rose.model.walk.collector import statistics_of
 from rose.model.walk.dense_states import HELD_OUT, token_drift
@@ -104,12 +104,12 @@ def damage(
         selected = network.select(layers)
         check_not_shared(selected, network.layers)
         _check_restored(restore, selected)
-    check_streams(network, tokens, held_out)
+    streams = check_streams(network, tokens, held_out)
     network.check_tokens(held_out, "Loss", TOKENS[HELD_OUT])
     sign = 1.0 if restore is None else -1.0
     run = _Run(network, held_out, units_of(network, selected, units), set(done), progress, sign)
     records = []
-    for one in run.visit(tokens, selected, partial(_change, settings, restore)):
+    for one in run.visit(streams, selected, partial(_change, settings, restore)):
         record(one)
         records.append(one)
     told = describe_damage(
@@ -242,7 +242,7 @@ def _errors(dense: Tensor, pruned: Tensor, inputs: InputStatistics) -> tuple[flo
 
 def _is_reached(layer: PrunableLayer, block: BlockStatistics) -> bool:
     """Whether the layer can be changed, and loss can show it: routing may leave an expert without any token."""
-    return not (layer.is_expert and any(layer.name not in found for found in (block.calibration, block.held_out)))
+    return not any(is_left_dense(layer, found) for found in (block.calibration, block.held_out))
 
 
 @contextmanager
@@ -283,12 +283,11 @@ class _Run:
         self.boundaries = Boundaries(network, needed)
 
     def visit(
-        self, tokens: Tensor, selected: Sequence[PrunableLayer], change: Callable[..., _Change]
+        self, streams: Mapping[str, Tensor], selected: Sequence[PrunableLayer], change: Callable[..., _Change]
     ) -> Iterator[DamageRecord]:
         with evaluating(self.network.model, self.network.device):
             with self.boundaries.record():
                 base = self._losses(0, "")
-            streams = check_streams(self.network, tokens, self.windows)
             every: list[_Change] = []
             for block in start_walk(self.network, streams, selected, self._walked).visit_dense():
                 for unit in (unit for unit in self.units if unit.block_index == block.block_index):

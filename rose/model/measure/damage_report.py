@@ -117,7 +117,7 @@ class DamageFolder(MeasurementFolder[DamageRecord]):
     summaries = ("summary.json",)
 
     def _known_norms(self) -> list[float]:  # an earlier version has kept them in the summary alone
-        return super()._known_norms() or model_of_damages(self.folder) or []
+        return super()._known_norms() or model_of_damages(self.folder)
 
     def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
         summary = DamageReport.from_records(self.rows, **settings, embedding_norms=self.norms).summary

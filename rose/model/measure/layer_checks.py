@@ -12,7 +12,7 @@ from rose.layer.checks import Check, check_inputs, check_overfitting, judge_damp
 from rose.layer.methods import label_of
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.statistics import InputStatistics
-from rose.model.run.one_layer import damping_of
+from rose.model.run.one_layer import damping_of, is_left_dense
 from rose.model.walk.walk import BlockStatistics
 from rose.wording import sentence
 
@@ -44,8 +44,8 @@ def check_layers(
     rows = []
     for block in blocks:
         for layer in block.layers:
-            if layer.is_expert and layer.name not in block.calibration:
-                continue  # no token was routed to it
+            if is_left_dense(layer, block.calibration):
+                continue
             known = block.calibration.get(layer.name)
             own = damping if known is None else damping_of(layer, known, damping)
             found = _check_layer(known, by_layer.get(layer.name), judged, pattern, block_size, own)

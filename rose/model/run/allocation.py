@@ -25,8 +25,9 @@ from rose.model.network.network import Network
 from rose.model.network.residence import evaluating, gradients_only_of
 from rose.model.network.stand_ins import hooked
 from rose.model.run.damages import WHOLE, DamageRecord, are_restored, model_of_damages, read_damages, weights_of_damages
+from rose.model.run.one_layer import is_left_dense
 from rose.model.walk.collector import statistics_of
-from rose.model.walk.forward import no_input
+from rose.model.walk.forward import hidden_of, no_input
 from rose.model.walk.walk import BlockStatistics
 from rose.verdicts import is_same_model
 
@@ -162,7 +163,7 @@ def _outlier_shares(blocks: Iterable[BlockStatistics]) -> dict[int, float]:
         known = [
             (layer.weight, statistics_of(layer, block.calibration).mean_square)
             for layer in block.layers
-            if not layer.is_expert or layer.name in block.calibration  # no token may have come to an expert
+            if not is_left_dense(layer, block.calibration)
         ]
         if known:
             shares[block.block_index] = outlier_share([importance(w.to(x.device), x) for w, x in known])
@@ -176,7 +177,6 @@ def hessian_traces(
     tokens: Tensor,
     layers: Sequence[PrunableLayer],
     *,
-    probes: int = 1,
     seed: int = 0,
     tick: Callable[[float], None] = lambda share: None,
 ) -> list[float]:
@@ -186,8 +186,8 @@ def hessian_traces(
     probe: terms between layers have mean zero. The loss is the mean cross-entropy of next tokens in a window, and the
     estimate the mean over windows. Arithmetic is in the model's own dtype, so load it in float32.
 
-    The model is moved to the device and back; weights, gradients and flags are as before afterwards. There are `probes`
-    sign vectors per window. Raises RoseError for tokens too short to predict anything, or a layer that none reaches.
+    The model is moved to the device and back; weights, gradients and flags are as before afterwards. Raises RoseError
+    for tokens too short to predict anything, or a layer that none reaches.
     """
     network.check_tokens(tokens, "Sensitivity")
     weights = {layer.name: layer.parameter for layer in layers}
@@ -198,11 +198,10 @@ def hessian_traces(
     with hooked(hooks), gradients_only_of(model, weights.values()), evaluating(model, network.device), apart:
         totals = torch.zeros(len(layers), dtype=torch.float64)
         for number, window in enumerate(tokens.clone()):  # made in inference mode, they cannot be saved for backward
-            for _ in range(probes):
-                products = _probe(model, window.to(network.device), weights, generator)
-                totals += torch.tensor([_sum_of(layer, products[layer.name]) for layer in layers], dtype=torch.float64)
+            products = _probe(model, window.to(network.device), weights, generator)
+            totals += torch.tensor([_sum_of(layer, products[layer.name]) for layer in layers], dtype=torch.float64)
             tick((number + 1) / len(tokens))
-    return (totals / (len(tokens) * probes)).tolist()
+    return (totals / len(tokens)).tolist()
 
 
 def _stop_behind(_block: nn.Module, _inputs: Any, output: Any) -> None:
@@ -213,7 +212,7 @@ def _stop_behind(_block: nn.Module, _inputs: Any, output: Any) -> None:
         if gradient.requires_grad:  # a pass through this pass follows
             gradient.register_hook(on_the_way)
 
-    hidden = output[0] if isinstance(output, tuple) else output
+    hidden = hidden_of(output)
     if hidden.requires_grad:
         hidden.register_hook(on_the_way)
 

@@ -27,7 +27,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,15 +141,14 @@ class Checkpoint(DiskStorage):
 
     def finished_blocks(self, blocks: Sequence[int], dense: Mapping[str, int]) -> Iterator[FinishedBlock]:
         self.drifts = self._read_drifts()
-        whole, self.newest = self._whole_blocks(tuple(blocks), tuple(dense.items()))
+        whole, self.newest = self._whole_blocks(blocks, dense)
         for index in whole:
             tensors, facts = read_tensors(self._path(index))
             self.finished.add(index)
             self.done, self.seconds = index + 1, float(facts["seconds"])
             yield index, tensors, json.loads(facts["records"])
 
-    @cache  # noqa: B019  a checkpoint lives as long as its run
-    def _whole_blocks(self, blocks: tuple[int, ...], dense: tuple[tuple[str, int], ...]) -> tuple[list[int], int]:
+    def _whole_blocks(self, blocks: Sequence[int], dense: Mapping[str, int]) -> tuple[list[int], int]:
         """The finished decoder blocks that can be restored, and `newest`.
 
         None can where the dense model's hidden states are lost: they cannot be computed again, because the dense
@@ -168,9 +167,9 @@ class Checkpoint(DiskStorage):
             whole.append(index)
         done = whole[-1] + 1 if whole else 0
         newest = blocks[len(whole)] if len(whole) < len(blocks) else done
-        has_drift = HELD_OUT not in dict(dense) or done - 1 in self.drifts
+        has_drift = HELD_OUT not in dense or done - 1 in self.drifts
         if dense and not (len(whole) == len(blocks) and has_drift):
-            found = self.dense_activations.resume(newest, dict(dense)) if whole else None
+            found = self.dense_activations.resume(newest, dense) if whole else None
             if self.workers.all_agree(found) and found is not None and found >= done:
                 newest = found
             else:
@@ -216,11 +215,9 @@ class Checkpoint(DiskStorage):
         return self.folder / "drift.json"
 
     def _read_drifts(self) -> dict[int, BlockDrift]:
-        if not self._drift_path.exists():
-            return {}
         try:
             rows = [BlockDrift(**row) for row in json.loads(self._drift_path.read_text())]
-        except (ValueError, TypeError, RecursionError):
+        except (FileNotFoundError, ValueError, TypeError, RecursionError):
             return {}
         return {row.block_index: row for row in rows}
 
@@ -283,22 +280,22 @@ def open_checkpoint(
             residence.overlay(lambda index: write(scratch.read(index)), scratch.finished, None)
             yield scratch
         return
-    with claimed(folder, run) as (path, workers):
-        kept = Checkpoint(path, workers)
+    with claimed(folder, run) as path:
+        kept = Checkpoint(path, Workers.here())
         residence.overlay(lambda index: write(kept.read(index)), kept.finished, path.resolve())
         yield kept
 
 
 @contextmanager
-def claimed(folder: str | Path, run: Callable[[], Mapping[str, Any]]) -> Iterator[tuple[Path, Workers]]:
+def claimed(folder: str | Path, run: Callable[[], Mapping[str, Any]]) -> Iterator[Path]:
     """A folder that is this run's alone while this lasts, new or begun by the same run; see `open_checkpoint`."""
-    path, workers = reachable(folder), Workers.here()
+    path = reachable(folder)
     if path.is_file():
         raise RoseError(f"{path} is a file, and a checkpoint is a folder; name one.")
     lock = FileLock(path / "lock")
     try:
-        workers.from_first(partial(_begin, path, lock, run))
-        yield path, workers
+        Workers.here().from_first(partial(_begin, path, lock, run))
+        yield path
     finally:
         lock.release()
 

@@ -62,9 +62,9 @@ def read_damages(path: str | Path) -> list[DamageRecord]:
     return read_records(path, DamageRecord, "damages")
 
 
-def model_of_damages(folder: Path) -> list[float] | None:
-    """`embedding_norms` of the model whose damages a folder holds; None where it does not say."""
-    return read_norms(folder / "summary.json") or None
+def model_of_damages(folder: Path) -> list[float]:
+    """`embedding_norms` of the model whose damages a folder holds; none where it does not say."""
+    return read_norms(folder / "summary.json")
 
 
 def weights_of_damages(folder: Path) -> list[float]:

@@ -112,7 +112,7 @@ class Tuner:
         with ExitStack() as stack:
             folder = None
             if checkpoint is not None:
-                folder = stack.enter_context(claimed(checkpoint, self._describe))[0]
+                folder = stack.enter_context(claimed(checkpoint, self._describe))
             stack.enter_context(gradients_only_of(network.model, [one.parameter for one in self.trained]))
             stack.callback(self._settle)
             stack.enter_context(reusing_memory())

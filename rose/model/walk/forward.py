@@ -36,7 +36,7 @@ def run_block(
     """A block's output on one batch, on `device`, for hidden states and other arguments that may be elsewhere."""
     args, kwargs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, arguments)
     with precision.computing(device):
-        output = _first(block(hidden.to(device), *args, **kwargs))
+        output = hidden_of(block(hidden.to(device), *args, **kwargs))
     return output.to(hidden.dtype)
 
 
@@ -55,7 +55,7 @@ def no_input(name: str) -> RoseError:
     return RoseError(f"{name} received no input during calibration; leave it out of the layers to prune.")
 
 
-def _first(output: Any) -> Tensor:
+def hidden_of(output: Any) -> Tensor:
     """The hidden states of what a block returns: a tensor, or a sequence that begins with it."""
     return output[0] if isinstance(output, (tuple, list)) else output
 
@@ -144,7 +144,7 @@ def _checked_chain(network: Network, few: Tensor, calls: Sequence[tuple]) -> lis
     # Blocks that read the keys and values of earlier ones do so through an object that all passes would share.
     chained = not getattr(network.config, "num_kv_shared_layers", 0)
     chained &= [index for index, *_ in calls] == list(range(len(network.blocks)))
-    chained = chained and all(_same(_first(before[3]), after[1]) for before, after in pairwise(calls))
+    chained = chained and all(_same(hidden_of(before[3]), after[1]) for before, after in pairwise(calls))
     chained = chained and not any(_hands_on(before, after) for before, after in pairwise(calls))
     if chained:
         recorded = record_inputs(network, few, outputs)
@@ -224,7 +224,7 @@ class Boundaries:
             def seen(_module: nn.Module, _args: tuple, output: Any) -> None:
                 self._others[index] = output if isinstance(output, Tensor) else (None, *output[1:])
                 if index in self.outputs:
-                    self.outputs[index].append(_first(output))
+                    self.outputs[index].append(hidden_of(output))
 
             return seen
 
@@ -249,7 +249,7 @@ class Boundaries:
 
         def seen(_module: nn.Module, _args: tuple, output: Any) -> None:
             nonlocal calls
-            watch(calls, _first(output))
+            watch(calls, hidden_of(output))
             calls += 1
 
         stand_ins = [stand_in(number) for number in range(index)]

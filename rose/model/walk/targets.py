@@ -19,7 +19,7 @@ from rose.layer.target import InputGap, OutputGap, input_difference
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.residual import Writer
 from rose.model.network.stand_ins import hooked
-from rose.model.walk.forward import version_of
+from rose.model.walk.forward import hidden_of, version_of
 
 BatchKey = tuple[str, int]  # stream, number
 Gaps = dict[str, InputGap | OutputGap]  # of one layer, by stream
@@ -222,6 +222,6 @@ def _keep_input(seen: _Seen, name: str) -> Callable[..., None]:
 def _keep_output(seen: Callable[[], _Seen], name: str) -> Callable[..., None]:
     def keep(_module: nn.Module, _args: tuple, output: Any) -> None:
         # A copy, because some families go on to add to it in place.
-        seen().outputs[name] = (output[0] if isinstance(output, tuple) else output).clone()
+        seen().outputs[name] = hidden_of(output).clone()
 
     return keep

@@ -113,14 +113,10 @@ class Walk:
         """One decoder block on the device, to be left by all batches."""
         with self.network.residence.visit(index, self.network.device) as block, experts_apart(block):
             yield block
-            self.leave(index)
-
-    def leave(self, index: int) -> None:
-        """All batches have left a block."""
-        if drift := self.dense.block_drift(index, self.network.device):
-            self.kept.add_drift(drift)
-        if index < self.last:
-            self.kept.activations.advance(index + 1)
+            if drift := self.dense.block_drift(index, self.network.device):
+                self.kept.add_drift(drift)
+            if index < self.last:
+                self.kept.activations.advance(index + 1)
 
     def run(self, block: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
         """A block's output on one batch, on the device."""
