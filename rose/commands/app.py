@@ -46,13 +46,9 @@ def app_module(name: str, what: str, needed: Sequence[str]) -> ModuleType:
     Raises RoseError where the app or one of the `needed` packages is not installed; `what` begins that sentence.
     """
     home = app_script().parents[1]
-    _require(what, needed)
-    if str(home) not in sys.path:
-        sys.path.insert(0, str(home))  # installed, the package `app` lies where nobody else's import finds it
-    return import_module(f"app.{name}")
-
-
-def _require(what: str, needed: Sequence[str]) -> None:
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise RoseError(f"{what} needs {' and '.join(missing)}; install them with `pip install 'rose-explorer[app]'`.")
+    if str(home) not in sys.path:
+        sys.path.insert(0, str(home))  # installed, the package `app` lies where nobody else's import finds it
+    return import_module(f"app.{name}")

@@ -16,6 +16,7 @@ from rose import output, verdicts
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.model.load.models import parse_dtype, stored_dtype
+from rose.model.measure.perplexity import perplexity_of
 from rose.model.network.precision import name_of
 from rose.model.workers import Workers
 from rose.output import check_folder, check_output
@@ -58,8 +59,13 @@ class Outcome:
         self.before = self.measure(dense, "before", of)
 
     def measure(self, model: nn.Module, stage: str, of: str = "") -> dict[str, Any]:
-        """Evaluates a model; `of` stands on the progress bar in place of the stage."""
-        return shared.evaluated(model, self.windows, self.console, f"Perplexity {of or stage}", stage)
+        """Perplexity and losses by window, as the summary of a report has them; None where there are no windows. `of`
+        stands on the progress bar in place of the stage."""
+        windows, what = self.windows, f"Perplexity {of or stage}"
+        if windows is None:
+            return {f"perplexity_{stage}": None, f"losses_{stage}": None}
+        found = Workers.here().from_first(lambda: shared.losses(model, windows, self.console, what))
+        return {f"perplexity_{stage}": perplexity_of(found), f"losses_{stage}": found.tolist()}
 
     def save(self, model: PreTrainedModel, report: rose.RunReport) -> rose.RunReport:
         """Evaluates the model, saves it with its report, and returns the report with what came out."""

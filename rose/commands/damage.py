@@ -85,14 +85,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
 def _settle_pruning(options: argparse.Namespace) -> None:
     """Puts the usual sparsity and method where none is given; raises RoseError for any where nothing is pruned."""
-    usual: dict[str, Any] = {
-        "method": None,
-        "sparsity": None,
-        "option": [],
-        "block_size": BLOCK_SIZE,
-        "damping": DAMPING,
-    }
-    wrong = shared.changed(options, usual | {"threshold": THRESHOLD})
+    usual: dict[str, Any] = {"method": None, "sparsity": None, "option": []}
+    usual |= {"block_size": BLOCK_SIZE, "damping": DAMPING, "threshold": THRESHOLD}
+    wrong = shared.changed(options, usual)
     if options.restore is not None and wrong:
         left_out = listing(wrong, len(wrong))
         raise rose.RoseError(f"--restore gives weights back and prunes nothing; leave {left_out} out.")

@@ -178,9 +178,10 @@ def sample(options: argparse.Namespace, console: Console) -> None:
     parts = zip(*(row.split(PER_ROW) for row in rows), strict=True)  # the same pictures of all models below each other
     write_sheet(options.output, [row for part in parts for row in part])
     above = f", those of {options.beside} above" if options.beside else ""
-    names = [GARMENTS[one] for one in conditions if isinstance(one, int)]  # of a row, from left to right
-    more = ", and so on" if len(names) > PER_ROW else ""
-    what = f": {', '.join(names[:PER_ROW])}{more}" if is_garments(pipeline) else ""
+    what = ""
+    if is_garments(pipeline):
+        names = [GARMENTS[one] for one in conditions[:PER_ROW] if isinstance(one, int)]  # of a row, from left to right
+        what = f": {', '.join(names)}{', and so on' if len(conditions) > PER_ROW else ''}"
     terminal.say(f"{len(rows[0])} pictures are in {options.output}{above}{what}")
 
 

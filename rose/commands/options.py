@@ -33,7 +33,7 @@ from rose.model.load.tokens import (
     load_calibration,
     text_file,
 )
-from rose.model.measure.perplexity import perplexity_of, window_losses
+from rose.model.measure.perplexity import window_losses
 from rose.model.network.network import Network
 from rose.model.network.precision import COMPUTE, name_of
 from rose.model.network.precision import DEFAULT as AUTO
@@ -305,14 +305,6 @@ def losses(model: Any, windows: Tensor, console: Console, what: str, compute: st
     """`window_losses`, with a progress bar."""
     with terminal.bar(console, what, total=len(windows)) as follow:
         return window_losses(model, windows, compute=compute, progress=follow)
-
-
-def evaluated(model: Any, windows: Tensor | None, console: Console, what: str, stage: str) -> dict[str, Any]:
-    """Perplexity and losses by window, as the summary of a report has them; None where there are no windows."""
-    if windows is None:
-        return {f"perplexity_{stage}": None, f"losses_{stage}": None}
-    found = Workers.here().from_first(lambda: losses(model, windows, console, what))
-    return {f"perplexity_{stage}": perplexity_of(found), f"losses_{stage}": found.tolist()}
 
 
 def run_options(options: argparse.Namespace) -> dict[str, Any]:

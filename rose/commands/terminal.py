@@ -83,14 +83,14 @@ def bar(console: Console, what: str, total: int = 100) -> Iterator[Follow]:
             console.print(f"{one.description}: {done} of {total}, {duration(passed)}{left}", soft_wrap=True)
 
         def follow(progress: rose.Progress | float, what: str = what) -> None:
-            if not isinstance(progress, rose.Progress):
+            if isinstance(progress, rose.Progress):
+                note = ""
+                if progress.layer is not None and progress.relative_error is not None:
+                    note = f"error {progress.relative_error:.4f} in {progress.layer}"
+                done = round(progress.fraction * progress.layers)
+                shown.update(task, description=what, total=progress.layers, completed=done, note=note)
+            else:
                 shown.update(task, description=what, completed=round(progress * total))
-                return tell()
-            note = ""
-            if progress.layer is not None and progress.relative_error is not None:
-                note = f"error {progress.relative_error:.4f} in {progress.layer}"
-            done = round(progress.fraction * progress.layers)
-            shown.update(task, description=what, total=progress.layers, completed=done, note=note)
             tell()
 
         try:

@@ -16,6 +16,7 @@ from rose.given import is_whole
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.precision import name_of
+from rose.model.network.stand_ins import hooked
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.collector import Collector
 from rose.report import LayerRecord
@@ -54,11 +55,9 @@ class Calibration(Trajectories):
             collector.end_batch()
             collector.weight = self.weights[self.asked(step)]
 
-        try:
+        with hooked(collector.hooks):
             for _ in self.draw(begin, tick):
                 collector.end_batch()
-        finally:
-            collector.close()
         return collector.result()
 
     def visit(

@@ -107,6 +107,13 @@ def test_pictures_of_two_models_come_into_one_file(pruned: Path, tmp_path: Path,
     assert Image.open(path).size == (10 * 30 * 4, 4 * 30 * 4)  # ten of both models, and two
 
 
+def test_a_class_of_another_model_has_no_garments_name(tmp_path: Path) -> None:
+    rose.save_diffusion(dit()[0], tmp_path / "other")
+    command = ["diffuse", "sample", "--model", str(tmp_path / "other"), "--steps", "1", "--count", "1"]
+    assert cli.main([*command, "--classes", "207", "--output", str(tmp_path / "picture.png")]) == 0
+    assert (tmp_path / "picture.png").is_file()
+
+
 def test_pictures_are_a_number() -> None:
     with pytest.raises(rose.RoseError, match="at least 65 pictures, not '200'"):
         check_pictures("200")

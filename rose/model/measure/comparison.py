@@ -235,8 +235,8 @@ def over_seeds(table: pd.DataFrame, numbers: Sequence[str]) -> pd.DataFrame:
 
 def keys_of(table: pd.DataFrame) -> list[str]:
     """What tells the means of a comparison apart: its environment too, where there are several."""
-    several = "environment" in table and table["environment"].nunique() > 1
-    return ["method", "sparsity", *(["environment"] if several else [])]
+    keys = ["method", "sparsity"]
+    return [*keys, "environment"] if "environment" in table and table["environment"].nunique() > 1 else keys
 
 
 def summarize(rows: Sequence[ComparisonRow]) -> pd.DataFrame:

@@ -45,6 +45,7 @@ class DamageReport:
         """Builds the table, and adds what follows from it to the settings."""
         table = records_table([record for record in records if record.unit != WHOLE], DamageRecord)
         whole = next((record for record in records if record.unit == WHOLE), None)
+        error = math.nan if whole is None else whole.standard_error
         base = None if table.empty else float(table["loss"].iloc[0] - table["delta_loss"].iloc[0])
         told = {name: rank_correlation(table, name) for name in PREDICTORS}
         found: dict[str, Any] = {
@@ -53,17 +54,13 @@ class DamageReport:
             "units_measured": len(table),
             "sum_of_damages": float(table["damage"].sum()),
             "together": None if whole is None else whole.damage,
-            "together_standard_error": None if whole is None else _or_none(whole.standard_error),
+            "together_standard_error": error if math.isfinite(error) else None,
             "correlation": {name: one and one.value for name, one in told.items()},
             "correlation_interval": {name: one and [one.low, one.high] for name, one in told.items()},
             "outliers": list(outliers(table)["unit"]),
             "cautions": verdicts.cautions(table, "unit"),
         }
         return cls(table, {**settings, **found})
-
-
-def _or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def rank_correlation(table: pd.DataFrame, predictor: str = "held_out_error") -> Interval | None:

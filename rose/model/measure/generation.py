@@ -37,7 +37,7 @@ def continue_prompt(
         ids = torch.cat([ids.new_tensor([[first]]), ids], dim=1)
     # The model never reads the last new token, but prompt and continuation together must fit into its context.
     network = Network(model)
-    network.check_tokens(ids.new_zeros(1, ids.shape[1] + new_tokens))
+    network.check_length(ids.shape[1] + new_tokens)
     network.check_tokens(ids)
 
     def stop(_ids: torch.Tensor, _scores: torch.Tensor, **_more: Any) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rose.interrupt import stop_point
 from rose.model.network.network import Network
-from rose.model.network.precision import FLOAT32, Precision
+from rose.model.network.precision import Precision
 from rose.model.network.residence import evaluating
 from rose.model.network.stand_ins import hooked
 
@@ -65,7 +65,7 @@ def window_losses(
     network.check_in_memory()
     network.check_tokens(tokens, "Perplexity")
     device = network.device
-    precision = FLOAT32 if compute == "float32" else Precision.of(compute, network.dtype, device)
+    precision = Precision.of(compute, network.dtype, device)
     vocabulary: int = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     batch = max(1, LOGIT_ELEMENTS // (vocabulary * tokens.shape[1]))
     done: list[Tensor] = []

@@ -132,27 +132,16 @@ def allocate(
     """
     if allocation.rule == "uniform":
         return {layer.name: pattern for layer in layers}
-    sizes = [layer.weight.numel() for layer in layers]
+    ratio, reach = pattern.ratio, 1.0
     if allocation.rule == "owl":
         shares = _outlier_shares(dense_blocks())
-        wanted = owl_ratios([shares[layer.block_index] for layer in layers], pattern.ratio)
+        wanted = owl_ratios([shares[layer.block_index] for layer in layers], ratio)
     elif allocation.rule == BY_DAMAGE:
-        folder, what = expand(allocation.folder), f"The damages in {allocation.folder} are those of another model"
-        if norms := model_of_damages(folder):
-            check_same_model(network.model, norms, what)
-        wanted = damage_ratios(_damage_densities(allocation.damages(), layers), pattern.ratio)
-        if (weights := weights_of_damages(folder)) and not is_same_model(weight_norms(network.model), weights):
-            raise RoseError(f"{what}: its weights differ, as those of a pruned copy do; measure this model.")
+        wanted, reach = damage_ratios(_damage_densities(network.model, allocation, layers), ratio), DAMAGE_SPREAD
     else:
-        traces = hessian_traces(network, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)
-        wrong = [layer.name for layer, trace in zip(layers, traces, strict=True) if not math.isfinite(trace)]
-        if wrong:
-            raise RoseError(f"The loss has no finite curvature by {wrong[0]}; load the model in float32.")
-        # Hutchinson's estimate may be negative, and so may a trace: the loss is not convex. The paper takes |mean|.
-        sensitivities = [abs(trace) / size for trace, size in zip(traces, sizes, strict=True)]
-        wanted = sensitivity_ratios(sensitivities, pattern.ratio, allocation.spread)
-    ratios = exact_ratios(wanted, sizes, pattern.ratio, DAMAGE_SPREAD if allocation.rule == BY_DAMAGE else 1.0)
-    return {layer.name: Pattern(ratio) for layer, ratio in zip(layers, ratios, strict=True)}
+        wanted = sensitivity_ratios(_sensitivities(network, tokens, layers, tick), ratio, allocation.spread)
+    ratios = exact_ratios(wanted, [layer.weight.numel() for layer in layers], ratio, reach)
+    return {layer.name: Pattern(own) for layer, own in zip(layers, ratios, strict=True)}
 
 
 def _outlier_shares(blocks: Iterable[BlockStatistics]) -> dict[int, float]:
@@ -170,6 +159,18 @@ def _outlier_shares(blocks: Iterable[BlockStatistics]) -> dict[int, float]:
         else:
             unknown.append(block.block_index)
     return shares | dict.fromkeys(unknown, min(shares.values(), default=0.0))
+
+
+def _sensitivities(
+    network: Network, tokens: Tensor, layers: Sequence[PrunableLayer], tick: Callable[[float], None]
+) -> list[float]:
+    """|Mean trace of the loss Hessian| per weight, of each layer."""
+    traces = hessian_traces(network, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)
+    for layer, trace in zip(layers, traces, strict=True):
+        if not math.isfinite(trace):
+            raise RoseError(f"The loss has no finite curvature by {layer.name}; load the model in float32.")
+    # Hutchinson's estimate may be negative, and so may a trace: the loss is not convex. The paper takes |mean|.
+    return [abs(trace) / layer.weight.numel() for layer, trace in zip(layers, traces, strict=True)]
 
 
 def hessian_traces(
@@ -282,9 +283,12 @@ def sensitivity_ratios(sensitivities: Sequence[float], ratio: float, spread: flo
     return ratios
 
 
-def _damage_densities(records: Sequence[DamageRecord], layers: Sequence[PrunableLayer]) -> list[float]:
+def _damage_densities(model: nn.Module, allocation: Allocation, layers: Sequence[PrunableLayer]) -> list[float]:
     """Damage per weight of each layer, its own or its decoder block's; what chance could have made counts as chance."""
-    known = {record.unit: record for record in records}
+    folder, what = expand(allocation.folder), f"The damages in {allocation.folder} are those of another model"
+    if norms := model_of_damages(folder):
+        check_same_model(model, norms, what)
+    known = {record.unit: record for record in allocation.damages()}
     densities = []
     for layer in layers:
         block = layer.name.removesuffix("." + layer.projection)
@@ -300,6 +304,8 @@ def _damage_densities(records: Sequence[DamageRecord], layers: Sequence[Prunable
             )
         noise = 0.0 if math.isnan(record.standard_error) else record.standard_error
         densities.append(max(record.damage, noise) / record.weights)
+    if (weights := weights_of_damages(folder)) and not is_same_model(weight_norms(model), weights):
+        raise RoseError(f"{what}: its weights differ, as those of a pruned copy do; measure this model.")
     return densities
 
 

@@ -51,7 +51,7 @@ from rose.model.network.heads import rotated_heads
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
-from rose.model.run.settings import RunSettings, describe_grid
+from rose.model.run.settings import RunSettings, describe_layer
 from rose.model.walk.dense_states import HELD_OUT, BlockDrift
 from rose.model.walk.hidden_states import DiskActivations
 from rose.model.walk.storage import FinishedBlock, Storage, lay_over
@@ -379,22 +379,18 @@ def describe_run(
     precision: Precision,
 ) -> dict[str, Any]:
     """Everything that the pruned weights depend on, except the machine and library versions, as JSON values."""
-    settings = run.layer
+    layer = describe_layer(run.layer)
+    del layer["sparsity"]  # the pattern says it
     return {
         "format": FORMAT,
-        "method": settings.method,
+        **layer,
         **run.describe(),
         "damages": run.allocation.identity(),
         "min_expert_tokens": run.min_expert_tokens if any(layer.is_expert for layer in layers) else None,
         **precision.describe(),
-        "pattern": dataclasses.astuple(settings.pattern),
-        "block_size": settings.block_size,
-        "damping": settings.damping,
-        "threshold": settings.threshold,
-        **describe_grid(settings.grid),
-        "order": settings.order,
-        "budget": settings.budget,
-        "options": dict(settings.options),
+        "pattern": dataclasses.astuple(run.layer.pattern),
+        "order": run.layer.order,
+        "budget": run.layer.budget,
         "layers": [layer.name for layer in layers],
         **describe_inputs(network, tokens, held_out),
     }

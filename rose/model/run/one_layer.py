@@ -136,8 +136,8 @@ def record_of(
     `settings` are what was asked for; `found` are fields of `LayerRecord` that the result does not know, or knows less
     well: errors on other inputs or against other targets, tokens.
     """
-    told: dict[str, Any] = {"relative_error": result.relative_error, "held_out_error": None}
-    told["is_damping_raised"] = result.damping > settings.damping
+    is_raised = result.damping > settings.damping
+    told = {"relative_error": result.relative_error, "held_out_error": None, "is_damping_raised": is_raised}
     before, dead = _share_of_zeros(layer.weight), result.plan.hessian_diagonal.eq(0)
     beyond_the_mask = before or bool(dead.any())
     return LayerRecord(

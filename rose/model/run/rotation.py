@@ -166,14 +166,10 @@ def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[V
         if width is None or selected.isdisjoint(layer.name for layer in inside):
             continue
         with network.residence.visit(index, network.device):
-            of_block = find_value_heads(
-                block,
-                inside,
-                width,
-                lambda twin: run_block(twin, states.transpose(0, 1), alone[index][0], network.device),  # noqa: B023  called at once
-                lambda twin: run_block(twin, states, along[index][0], network.device),  # noqa: B023
-            )
-            for heads in of_block:
+            run = partial(run_block, device=network.device)
+            run_alone = partial(run, hidden=states.transpose(0, 1), arguments=alone[index][0])
+            run_along = partial(run, hidden=states, arguments=along[index][0])
+            for heads in find_value_heads(block, inside, width, run_alone, run_along):
                 if heads.output.name in selected:
                     _check_dense(heads)
                     found.append(heads)
@@ -235,16 +231,9 @@ class _Rotation:
         rotations = find_rotations(given, known.hessian, heads.layout, self.basis, pattern=pattern, block_size=size)
         turned = rotate_columns(given, heads.layout, rotations).to(given.dtype)
         judge = block.held_out.get(heads.output.name, known)
-        ranges: list[float] = []
-        errors: list[float | None] = []
-        for weight, turn in (
-            (given, None),
-            (turned, partial(rotate_statistics, layout=heads.layout, rotations=rotations)),
-        ):
-            by, on = (known, judge) if turn is None else (turn(known), turn(judge))
-            ranges.append(plan_order(weight, by, sparsity=pattern, block_size=size).relative_range)
-            errors.append(mean_error(weight, by, on, self.judges) if self.judges else None)
-        as_given, rotated = errors
+        turn = partial(rotate_statistics, layout=heads.layout, rotations=rotations)
+        given_range, as_given = self._figures(given, known, judge)
+        rotated_range, rotated = self._figures(turned, turn(known), turn(judge))
         record = RotationRecord(
             layer=heads.output.name,
             block_index=block.block_index,
@@ -253,13 +242,18 @@ class _Rotation:
             width=heads.width,
             basis=self.basis,
             rotated=as_given is None or rotated is None or rotated < as_given,
-            relative_range=ranges[0],
-            rotated_range=ranges[1],
+            relative_range=given_range,
+            rotated_range=rotated_range,
             error=as_given,
             rotated_error=rotated,
             seconds=time.perf_counter() - began,
         )
         return record, rotations.cpu()
+
+    def _figures(self, weight: Tensor, by: InputStatistics, on: InputStatistics) -> tuple[float, float | None]:
+        """Relative range by calibration, and the error on the judge's inputs, if there are judges."""
+        plan = plan_order(weight, by, sparsity=self.settings.pattern, block_size=self.settings.block_size)
+        return plan.relative_range, mean_error(weight, by, on, self.judges) if self.judges else None
 
 
 def mean_error(

@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from rose.model.progress import ProgressCallback, part_callback
 from rose.model.run.checkpoint import begun_with, claimed
 from rose.model.tune.kept import check_pruned, find_trained
 from rose.model.tune.task import TuneReport, TuneSettings, TuneTask
-from rose.model.tune.tuning import FORMAT, Tuner
+from rose.model.tune.tuning import Tuner, describe_tuning
 
 
 def tune_model(
@@ -110,7 +110,9 @@ class Parts:
             self.settings = replace(self.settings, compute=begun)
             del self.tuner
             self.tuner = self._tuner(0)
-        with claimed(checkpoint, self._describe) if checkpoint is not None and len(self.parts) > 1 else nullcontext():
+        # Each part has a folder of its own within, which says the rest.
+        asked = partial(describe_tuning, self.settings, self.tuner.precision, len(self.parts))
+        with claimed(checkpoint, asked) if checkpoint is not None and len(self.parts) > 1 else nullcontext():
             self._run(progress, checkpoint)
 
     def _run(self, progress: ProgressCallback | None, checkpoint: str | Path | None) -> None:
@@ -126,11 +128,6 @@ class Parts:
             finally:
                 if self.tuner.curve:  # not where it was stopped before anything was measured
                     self.done.append(self.tuner.report())
-
-    def _describe(self) -> dict[str, Any]:
-        """What was asked for; each part has a folder of its own within, which says the rest."""
-        given = {**asdict(self.settings), **self.tuner.precision.describe()}
-        return {"command": "tune", "format": FORMAT, "parts": len(self.parts), **given}
 
     @property
     def is_begun(self) -> bool:

@@ -130,18 +130,11 @@ class Tuner:
         given = {"tokens": self.tokens.long()}
         if self.held_out is not None:
             given["held_out"] = self.held_out.long()
-        names = [one.name for one in self.trained]
-        model, dense = self.network.residence.fingerprint(), self.dense.residence.fingerprint()
-        return {
-            "command": "tune",
-            "format": FORMAT,
-            "parts": 1,
-            **asdict(self.settings),
-            **self.precision.describe(),
+        return describe_tuning(self.settings, self.precision, 1) | {
             "tokens": digest(given),
-            "layers": names,
-            "model": model,
-            "dense": dense,
+            "layers": [one.name for one in self.trained],
+            "model": self.network.residence.fingerprint(),
+            "dense": self.dense.residence.fingerprint(),
         }
 
     @property
@@ -182,6 +175,11 @@ class Tuner:
                 "environment": self.precision.environment(self.network.device),
             },
         )
+
+
+def describe_tuning(settings: TuneSettings, precision: Precision, parts: int) -> dict[str, Any]:
+    """What was asked for, for the checkpoint: JSON values."""
+    return {"command": "tune", "format": FORMAT, "parts": parts, **asdict(settings), **precision.describe()}
 
 
 class _Loop:
@@ -227,12 +225,9 @@ class _Loop:
     def tell(self) -> None:
         if self.progress is None:
             return
-        tuner = self.tuner
-        steps = max(1, tuner.steps)
-        seconds = time.perf_counter() - self.began
-        done = tuner.step - self.first_step
-        left = time_left(seconds, tuner.step / steps, self.first_step / steps) if done else None
-        fraction = tuner.step / steps
+        tuner, steps = self.tuner, max(1, self.tuner.steps)
+        seconds, fraction = time.perf_counter() - self.began, tuner.step / steps
+        left = time_left(seconds, fraction, self.first_step / steps)
         counts = (tuner.step, steps, fraction, seconds, left)
         self.progress(TuningProgress("tune", 0, 1, None, None, *counts, curve=tuple(tuner.curve)))
 
@@ -266,7 +261,7 @@ class _Loop:
 
     def _looks(self) -> set[int]:
         steps = self.tuner.steps
-        return {round(steps * (number + 1) / LOOKS) for number in range(LOOKS)} | {steps}
+        return {round(steps * (number + 1) / LOOKS) for number in range(LOOKS)}
 
     def _windows(self, step: int) -> Tensor:
         """The windows of one step: every epoch has an order of its own."""
@@ -336,8 +331,7 @@ class _Loop:
         self.gathered.clear()
         tuner.seconds = time.perf_counter() - self.began
         tuner.curve.append(Look(tuner.step, tuner.seconds, loss, held_out))
-        before = [look.held_out for look in tuner.curve[:-1]]
-        known = [value for value in before if value is not None]
+        known = [look.held_out for look in tuner.curve[:-1] if look.held_out is not None]
         if tuner.step and (held_out is None or (math.isfinite(held_out) and held_out < min(known))):
             tuner.best = [one.parameter.detach().clone() for one in self.trained]
             tuner.best_step = tuner.step

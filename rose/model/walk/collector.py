@@ -40,7 +40,7 @@ class Collector:
     Inputs are counted at the end of each batch, when all readers of a tensor are known: routed experts may read the
     router's own tensor in one batch and not in the next. A group whose layers no longer read the same is split.
     `weight` is that of the inputs that come next, see `InputStatistics.update`; `remedy` is what the caller can do
-    about an input that cannot be counted.
+    about an input that cannot be counted. The caller removes the `hooks`.
     """
 
     def __init__(self, layers: list[PrunableLayer], device: torch.device, remedy: str = LEAVE_OUT) -> None:
@@ -91,11 +91,6 @@ class Collector:
             found.append(_Group(unseen, InputStatistics(reading.inputs.shape[-1], self.device)))
         self.groups += [group for group in found if group not in self.groups]
         return found
-
-    def close(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
-        self.readings.clear()
 
     def result(self) -> dict[str, InputStatistics]:
         return {name: group.statistics for group in self.groups for name in group.layers}

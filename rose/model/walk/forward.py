@@ -135,29 +135,29 @@ def check_blocks(network: Network, tokens: Tensor, layers: Sequence[PrunableLaye
         body(input_ids=few.to(next(body.parameters()).device), use_cache=False)
     if missing := [layer.name for layer in always if layer.name not in called]:
         raise no_input(missing[0])
-    return _checked_chain(network, few, calls)
-
-
-def _checked_chain(network: Network, few: Tensor, calls: Sequence[tuple]) -> list[Any]:
-    """The outputs of blocks that are a plain chain, from what their calls in a pass over a few tokens were."""
-    outputs = [output for *_, output in calls]
-    # Blocks that read the keys and values of earlier ones do so through an object that all passes would share.
-    chained = not getattr(network.config, "num_kv_shared_layers", 0)
-    chained &= [index for index, *_ in calls] == list(range(len(network.blocks)))
-    chained = chained and all(_same(hidden_of(before[3]), after[1]) for before, after in pairwise(calls))
-    chained = chained and not any(_hands_on(before, after) for before, after in pairwise(calls))
-    if chained:
-        recorded = record_inputs(network, few, outputs)
-        chained = all(
-            len(_tensors(real)) == len(_tensors(ours[0])) and all(map(_same, _tensors(real), _tensors(ours[0])))
-            for (_, _, real, _), ours in zip(calls, recorded, strict=True)
-        )
-    if not chained:
+    if not _is_chain(network, few, calls):
         raise RoseError(
             f"{network.family} does not simply pass hidden states from one decoder block to the next, "
             "a family that is not supported yet; choose another model."
         )
-    return outputs
+    return [output for *_, output in calls]
+
+
+def _is_chain(network: Network, few: Tensor, calls: Sequence[tuple]) -> bool:
+    """Whether blocks are a plain chain, by what their calls in a pass over a few tokens were."""
+    # Blocks that read the keys and values of earlier ones do so through an object that all passes would share.
+    if getattr(network.config, "num_kv_shared_layers", 0):
+        return False
+    if [index for index, *_ in calls] != list(range(len(network.blocks))):
+        return False
+    for before, after in pairwise(calls):
+        if not _same(hidden_of(before[3]), after[1]) or _hands_on(before, after):
+            return False
+    recorded = record_inputs(network, few, [output for *_, output in calls])
+    return all(
+        len(_tensors(real)) == len(_tensors(ours[0])) and all(map(_same, _tensors(real), _tensors(ours[0])))
+        for (_, _, real, _), ours in zip(calls, recorded, strict=True)
+    )
 
 
 def _hands_on(before: tuple, after: tuple) -> bool:

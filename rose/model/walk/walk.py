@@ -22,6 +22,7 @@ from rose.model.network.layers import PrunableLayer, by_block
 from rose.model.network.network import Network
 from rose.model.network.precision import FLOAT32, Precision
 from rose.model.network.residual import find_writers
+from rose.model.network.stand_ins import hooked
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.collector import LEAVE_OUT, Collector
 from rose.model.walk.dense_states import HELD_OUT, DenseStreams, Watch
@@ -213,7 +214,7 @@ class Walk:
         """
         collector = Collector(layers, self.network.device, self.remedy)
         batches = self.arguments[stream][index]
-        try:
+        with hooked(collector.hooks):
             for batch, arguments in enumerate(batches):
                 hidden = self.kept.activations.read(stream, batch)
                 output = self.run(block, hidden, arguments)
@@ -221,8 +222,6 @@ class Walk:
                 if keep:
                     self.put_out(stream, batch, index, output.to(hidden.device))
                 self.meter.tell(stage, index, start + (end - start) * (batch + 1) / len(batches))
-        finally:
-            collector.close()
         found = collector.result()
         self.workers.sum_statistics(found, routed=[layer.name for layer in layers if layer.is_expert])
         return found
