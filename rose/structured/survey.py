@@ -104,7 +104,7 @@ def survey(
             for part in parts[index] if parts else []:
                 price = partial(price_part, part, block.calibration[part.output.name], part.kind in biases, damping)
                 priced.append(_from_first(part, price))
-            block.calibration.clear()  # the walk would otherwise hold them while it runs the next block
+            block.let_go()
             yield BlockSurvey(index, *watch.means(index), priced)
 
 

@@ -235,9 +235,8 @@ class Checkpoint(DiskStorage):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def begun_with(folder: str | Path | None, name: str = "products") -> Any:
-    """The format of products in the run that was begun in this folder, or what else describes it; None where none was
-    begun."""
+def begun_with(folder: str | Path | None, name: str) -> Any:
+    """What describes the run that was begun in this folder under this name, see `run.json`; None where none was."""
     known = None if folder is None else _described(reachable(folder))
     return None if known is None else known.get(name)
 

@@ -138,7 +138,7 @@ def record_of(
     """
     is_raised = result.damping > settings.damping
     told = {"relative_error": result.relative_error, "held_out_error": None, "is_damping_raised": is_raised}
-    before, dead = _share_of_zeros(layer.weight), result.plan.hessian_diagonal.eq(0)
+    before, dead = int(layer.weight.eq(0).sum()) / layer.weight.numel(), result.plan.hessian_diagonal.eq(0)
     beyond_the_mask = before or bool(dead.any())
     return LayerRecord(
         **_place(layer),
@@ -164,10 +164,6 @@ def _share_gone(weight: Tensor, result: LayerResult, dead: Tensor) -> float:
     """Of weights that are zero now and were removed, dead or zero before: not of those that rounding has made 0."""
     gone = result.weight.eq(0) & (result.mask | weight.eq(0).to(result.mask.device) | dead.to(result.mask.device))
     return float(gone.double().mean())
-
-
-def _share_of_zeros(weight: Tensor) -> float:
-    return int(weight.eq(0).sum()) / weight.numel()
 
 
 def _place(layer: PrunableLayer) -> dict[str, Any]:

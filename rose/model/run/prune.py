@@ -113,7 +113,7 @@ def prune_by(
         raise RoseError("Sensitivity needs the whole model in memory; choose uniform or owl for a streamed one.")
     selected = network.to_prune(layers, run.layer.pattern, run.layer.block_size, run.layer.grid)
     run.check_experts(selected)
-    compute = (run.compute == DEFAULT and begun_with(checkpoint)) or run.compute
+    compute = (run.compute == DEFAULT and begun_with(checkpoint, "products")) or run.compute
     precision = workers.from_first(partial(Precision.of, compute, network.dtype, network.device))
     settings = run.layer
     streams = check_streams(network, tokens, held_out)

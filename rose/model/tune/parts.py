@@ -105,7 +105,7 @@ class Parts:
 
     def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
         """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""
-        begun = begun_with(checkpoint)
+        begun = begun_with(checkpoint, "products")
         if begun and self.settings.compute == DEFAULT:  # another machine may choose another
             self.settings = replace(self.settings, compute=begun)
             del self.tuner

@@ -242,7 +242,7 @@ def test_a_run_of_another_version_is_refused(begun: Path, monkeypatch: pytest.Mo
 
 def test_the_format_of_a_run_in_the_home_folder_is_found(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(begun.parent))
-    assert checkpoint_module.begun_with("~/begun") == "float32"
+    assert checkpoint_module.begun_with("~/begun", "products") == "float32"
 
 
 def test_other_tokens_and_models_are_refused(begun: Path) -> None:
