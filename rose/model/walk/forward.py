@@ -214,7 +214,7 @@ class Boundaries:
         """`wanted`: the decoder blocks whose outputs are kept."""
         self.blocks = network.blocks
         self.outputs: dict[int, list[Tensor]] = {index: [] for index in wanted}
-        self._others: dict[int, Any] = {}  # what a block returns besides hidden states, if it does
+        self._others: dict[int, Any] = {}  # what a block returns besides hidden states, or None
 
     @contextlib.contextmanager
     def record(self) -> Iterator[None]:
@@ -222,7 +222,7 @@ class Boundaries:
 
         def watch(index: int) -> Callable[..., None]:
             def seen(_module: nn.Module, _args: tuple, output: Any) -> None:
-                self._others[index] = output if isinstance(output, Tensor) else (None, *output[1:])
+                self._others[index] = None if isinstance(output, Tensor) else output[1:]
                 if index in self.outputs:
                     self.outputs[index].append(hidden_of(output))
 
@@ -243,7 +243,7 @@ class Boundaries:
                 if number == index - 1:
                     hidden = self.outputs[number][calls].to(hidden.device)
                 others = self._others[number]
-                return hidden if isinstance(others, Tensor) else (hidden, *others[1:])
+                return hidden if others is None else (hidden, *others)
 
             return forward
 
