@@ -135,11 +135,7 @@ def time_and_perplexity(
             "on_front": front.is_on,
         }
     )
-    ranked = verdicts.says_ranking(verdicts.rank(known))
-    finding = f"{ranked}; no trade-off with time is clear" if len(known) > 1 else ranked
-    if len(front.steps) > 1:
-        names = [known[step].name.replace(", target ", " with target ") for step in front.steps]
-        finding = f"Pareto front: {words.listing(names, NAMED)}"
+    finding = _trade_off([known[step] for step in front.steps], known)
     values = zip(known, words.apart(*y), strict=True)
     listed = "; ".join(f"{one.name}: {value} at {words.number(one.seconds)}" for one, value in values)
     caption = f"Perplexity at {time}, fastest first: {listed}."
@@ -160,6 +156,15 @@ def time_and_perplexity(
     steps = list(zip(*_exponents(edges[:, 0], edges[:, 1], is_log), strict=True))
     marks.name_points(figure, across, up, labels, spans, inks, steps)
     return drawing
+
+
+def _trade_off(front: Sequence[Result], known: Sequence[Result]) -> str:
+    """The runs on the front, or which is best where only one is."""
+    if len(front) > 1:
+        names = [one.name.replace(", target ", " with target ") for one in front]
+        return f"Pareto front: {words.listing(names, NAMED)}"
+    ranked = verdicts.says_ranking(verdicts.rank(known))
+    return f"{ranked}; no trade-off with time is clear" if len(known) > 1 else ranked
 
 
 def _front(x: np.ndarray, y: np.ndarray, steps: Sequence[int], right: float) -> list[tuple[float, float]]:

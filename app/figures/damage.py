@@ -113,15 +113,7 @@ def damage_scatter(
     name, axis = PREDICTORS[predictor]
     rows = as_layers(table)
     shown = rows[(rows["damage"] > 0) & (rows[predictor] > 0)]
-    if shown.empty:
-        done = "given the model anything back" if restore else "cost the model anything"
-        more = "Measure more units." if restore else "Measure more units, or choose a higher sparsity."
-        raise RoseError(f"No unit measured so far has {done}. {more}")
-    if len(shown) < FEWEST:
-        does = "give the model something back" if restore else "cost the model something"
-        known = f"{words.word(len(shown))} measured so far {'does' if len(shown) == 1 else 'do'}"
-        needs = f"{words.word(FEWEST)} units that each {does}"
-        raise RoseError(f"Comparing {name} with sensitivity takes {needs}; {known}. Measure more.")
+    _check_enough(len(shown), name, restore)
     figure = go.Figure()
     looks = palette.projection_styles(list(dict.fromkeys(rows["projection"].map(overview.map_row))))
     for projection, part in shown.groupby(shown["projection"].map(overview.map_row), sort=False):
@@ -165,6 +157,19 @@ def damage_scatter(
     legend = len(figure.data) > 1
     frame = {"x": axis, "y": "sensitivity, nats per token", "height": 520, "legend": legend}
     return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
+
+
+def _check_enough(shown: int, name: str, restore: bool) -> None:
+    """Raises RoseError where so few units can be shown that comparing `name` with damage says nothing."""
+    if not shown:
+        done = "given the model anything back" if restore else "cost the model anything"
+        more = "Measure more units." if restore else "Measure more units, or choose a higher sparsity."
+        raise RoseError(f"No unit measured so far has {done}. {more}")
+    if shown < FEWEST:
+        does = "give the model something back" if restore else "cost the model something"
+        known = f"{words.word(shown)} measured so far {'does' if shown == 1 else 'do'}"
+        needs = f"{words.word(FEWEST)} units that each {does}"
+        raise RoseError(f"Comparing {name} with sensitivity takes {needs}; {known}. Measure more.")
 
 
 def _log_axis(values: pd.Series) -> dict[str, object]:

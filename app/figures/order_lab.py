@@ -61,21 +61,11 @@ def error_curve(
         hover = f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}"
         marks.lines(figure, np.arange(len(mean)), mean, look, hover)
         ends.append((float(mean[-1]), look.label.replace(", mean of ", "<br>mean of "), look.colour, look.dash))
-    best = min(final, key=final.__getitem__)
     base = next((name for name in ("natural", "natural + layer") if name in final), None)
     if reference is None and base is not None:
         reference = run_style(base).label, final[base]
     blocks = max(len(curve) for curve in curves.values()) - 1
-    if len(final) == 1:
-        curve = curves[next(iter(curves))]
-        jump = int(np.diff(curve).argmax())
-        share = np.diff(curve).max() / curve[-1] if curve[-1] else 0.0
-        finding = f"{run_style(best).label}: step {jump + 1} of {blocks} brings {words.percent(share, 0)} of the error"
-    else:
-        lowest = [name for name in final if verdicts.is_same(final[name], final[best])]
-        ends_lowest = "ends lowest" if len(lowest) == 1 else "end lowest"
-        finding = f"{words.listing([run_style(name).label for name in lowest])} {ends_lowest}"
-        finding += f", at {words.number(final[best])}"
+    finding = _curve_finding(final, next(iter(curves.values())))
     dotted = "; dotted: layer budget" if any(name.endswith(" + layer") for name in final) else ""
     what = f"Error so far after each pruned block{words.of(layer)}; a line ends at the final error{dotted}"
     top = 1.06 * max(float(curve.max()) for curve in curves.values()) or 1.0
@@ -97,6 +87,18 @@ def error_curve(
     drawing = style.finish(figure, theme, finding, what, caption, alt, table, **frame)
     marks.end_labels(figure, blocks, ends, top)
     return drawing
+
+
+def _curve_finding(final: Mapping[str, float], curve: np.ndarray) -> str:
+    """Who ends lowest; of one sweep alone, whose curve is given, which block brings most of the error."""
+    best = min(final, key=final.__getitem__)
+    if len(final) > 1:
+        lowest = [run_style(name).label for name in final if verdicts.is_same(final[name], final[best])]
+        ends = "ends lowest" if len(lowest) == 1 else "end lowest"
+        return f"{words.listing(lowest)} {ends}, at {words.number(final[best])}"
+    rises = np.diff(curve)
+    share, step = rises.max() / curve[-1] if curve[-1] else 0.0, int(rises.argmax()) + 1
+    return f"{run_style(best).label}: step {step} of {len(rises)} brings {words.percent(share, 0)} of the error"
 
 
 def relative_curves(results: Mapping[str, LayerResult], dense_energy: float) -> dict[str, np.ndarray]:

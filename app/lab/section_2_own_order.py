@@ -145,34 +145,44 @@ def own_controls(plan: rose.OrderPlan, state: dict[str, Any]) -> tuple[int | Non
             key="lab_own_position",
             on_change=lambda: move_own(chosen, st.session_state.lab_own_position - 1),
         )
+    own_buttons(state, chosen, now)
+    budget = choose_budget("lab_own_budget")
+    sequence = " → ".join(f"#{s + 1}" if visited[s] is None else str(visited[s]) for s in state["steps"])
+    st.caption(f"Blocks as visited: {sequence}")
+    return visited[chosen], budget
+
+
+def own_buttons(state: dict[str, Any], block: int, now: int) -> None:
+    """Moves a block from position `now`, undoes the last change, or begins anew."""
+    last = len(state["steps"]) - 1
     ways = {"first": ("first_page", 0), "earlier": ("chevron_left", now - 1)}
-    ways |= {"later": ("chevron_right", now + 1), "last": ("last_page", count - 1)}
+    ways |= {"later": ("chevron_right", now + 1), "last": ("last_page", last)}
     for place, (way, (icon, to)) in zip(st.columns(4), ways.items(), strict=True):
         place.button(
             f":material/{icon}:",
             key=f"lab-own-{way}",
             on_click=move_own,
-            args=(chosen, to),
-            disabled=now == (0 if way in ("first", "earlier") else count - 1),
+            args=(block, to),
+            disabled=now == (0 if way in ("first", "earlier") else last),
             help=way.capitalize(),
             width="stretch",
         )
-    natural = ("natural", list(range(count)))
-    moved, is_changed = bool(state["past"]), (state["base"], state["steps"]) != natural
     undo, reset = st.columns(2)
     undo.button(
-        "Undo", icon=":material/undo:", key="lab-own-undo", on_click=undo_own, disabled=not moved, width="stretch"
+        "Undo",
+        icon=":material/undo:",
+        key="lab-own-undo",
+        on_click=undo_own,
+        disabled=not state["past"],
+        width="stretch",
     )
+    natural = ("natural", list(range(last + 1)))
     reset.button(
         "Reset",
         icon=":material/restart_alt:",
         key="lab-own-reset",
         on_click=change_own,
         args=natural,
-        disabled=not is_changed,
+        disabled=(state["base"], state["steps"]) == natural,
         width="stretch",
     )
-    budget = choose_budget("lab_own_budget")
-    sequence = " → ".join(f"#{s + 1}" if visited[s] is None else str(visited[s]) for s in state["steps"])
-    st.caption(f"Blocks as visited: {sequence}")
-    return visited[chosen], budget

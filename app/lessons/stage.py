@@ -55,9 +55,7 @@ def show(drawing: Drawing, key: str) -> None:
     if projector.is_on():
         drawing.figure.update_layout(hovermode=False)  # the pointer's place is not that of the enlarged figure
         projector.fit(f"learn-{key}", drawing.figure.layout.height)
-        components.show(drawing, f"learn-{key}")
-        return
-    components.show(drawing, f"learn-{key}", height="stretch")
+    components.show(drawing, f"learn-{key}", height="content" if projector.is_on() else "stretch")
 
 
 # Steps 1 to 4: the worked example

@@ -34,7 +34,7 @@ def importance_lesson(plan: rose.OrderPlan) -> Lesson:
     score = plan.importance
     rows, columns = score.shape
     high, low = (divmod(int(flat), columns) for flat in (score.argmax(), score.argmin()))
-    gone, each = sum(_removed(plan)), _removed(plan)[0]
+    removed = _removed(plan)
     return Lesson(
         "A weight matters by its own size and by the size of the input it meets.",
         (
@@ -44,8 +44,8 @@ def importance_lesson(plan: rose.OrderPlan) -> Lesson:
         ),
         f"The picture shows the importance S of a layer with {rows} outputs (rows) and {columns} inputs (columns), in "
         f"blocks of {plan.block_size} columns. It is the worked example of the ROSE paper, which counts from 1. A "
-        f"third of the {score.numel()} weights are to be removed: {gone} in all, {each} in every block. The largest "
-        f"importance is {_entry(score, *high)}, the smallest {_entry(score, *low)}.",
+        f"third of the {score.numel()} weights are to be removed: {sum(removed)} in all, {removed[0]} in every block. "
+        f"The largest importance is {_entry(score, *high)}, the smallest {_entry(score, *low)}.",
     )
 
 

@@ -167,7 +167,7 @@ def read_example(setup: Setup) -> Kept | None:
     return Kept(*_read_records(facts), *streams, heads, facts["text"] == text_digest(), facts["made_with"])
 
 
-def write_example(kept: Kept, path: Path = EXAMPLE) -> None:
+def write_example(kept: Kept, path: Path) -> None:
     """Writes what `read_example` reads."""
     write_tensors(
         path,
