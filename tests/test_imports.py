@@ -1,5 +1,6 @@
 """What a fresh process reads, what it leaves for later, and how it ends: one for all tests, as it takes seconds."""
 
+import os
 import subprocess
 import sys
 
@@ -7,7 +8,14 @@ import pytest
 
 Ended = subprocess.CompletedProcess[str]
 CODE = """
-import importlib, pkgutil, sys, threading
+import importlib, os, pkgutil, sys, threading
+
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == "torch":
+            print("torch finds spins:", os.environ.get("GOMP_SPINCOUNT"))
+
+sys.meta_path.insert(0, Finder)
 import rose, rose.cli
 print("rose reads diffusers:", "diffusers" in sys.modules)
 
@@ -37,7 +45,12 @@ print("ends inside torch")
 
 @pytest.fixture(scope="module")
 def ended() -> Ended:
-    return subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=False)
+    known = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    return subprocess.run([sys.executable, "-c", CODE], env=known, capture_output=True, text=True, check=False)
+
+
+def test_threads_without_work_wait_briefly(ended: Ended) -> None:
+    assert "torch finds spins: 1000" in ended.stdout, ended.stderr
 
 
 def test_rose_does_not_read_diffusers(ended: Ended) -> None:
