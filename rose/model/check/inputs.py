@@ -4,7 +4,7 @@ their hidden states are."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -19,12 +19,11 @@ from rose.model.network.experts import experts_apart
 from rose.model.network.heads import head_width
 from rose.model.network.network import Network
 from rose.model.network.precision import FLOAT32, Precision
-from rose.model.network.residual import Writer, find_writers
+from rose.model.network.residual import Writer
 from rose.model.network.stand_ins import hooked
 from rose.model.walk.dense_states import token_drift
-from rose.model.walk.forward import Arguments, check_blocks, record_inputs, run_block
+from rose.model.walk.forward import Arguments, WriterTrace, check_blocks, record_inputs, run_block
 from rose.model.walk.targets import BatchKey, BlockTargets
-from rose.model.walk.walk import TRACED_TOKENS
 
 CALIBRATION = "calibration"  # the stream on which methods are tried
 
@@ -113,14 +112,13 @@ class _Passes:
         precision: Precision,
         tick: Callable[[int, float], None],
     ) -> None:
-        self.dense, self.device, self.precision, self.tick = networks[0], networks[0].device, precision, tick
+        self.device, self.precision, self.tick = networks[0].device, precision, tick
         # By stream, of the dense model and the other one: by batch, and by decoder block and batch.
         self.states: dict[str, list[list[Tensor]]] = {stream: [[], []] for stream in streams}
         self.arguments: dict[str, list[list[list[Arguments]]]] = {}
-        few = next(iter(streams.values()))[:1, :TRACED_TOKENS]
-        outputs = [check_blocks(network, few) for network in networks]
-        self.few: list[Tensor] = []
-        self.arguments_of_few = record_inputs(networks[0], few, outputs[0], partial(_append, self.few))
+        first = next(iter(streams.values()))
+        outputs = [check_blocks(network, first) for network in networks]
+        self.trace = WriterTrace(networks[0], first, outputs[0])
         for stream, tokens in streams.items():
             each = zip(networks, outputs, self.states[stream], strict=True)
             self.arguments[stream] = [record_inputs(one, tokens, put, partial(_append, to)) for one, put, to in each]
@@ -130,23 +128,14 @@ class _Passes:
         """Runs one decoder block of both models on all batches, and notes what its layers read."""
         one, two = found.modules
         with experts_apart(one), experts_apart(two):
-            writers = self._writers(found.index, one)
+            writers = self.trace.of(found.index, one)
             for stream in self.states:
-                with ExitStack() as watching:
-                    lost = _Lost(found.modules, found.pairs, writers, self.precision.products)
-                    watching.callback(lost.close)
-                    reading = _Reading(found.pairs, self.device, self.precision.products, lost)
-                    watching.enter_context(hooked(reading.hooks()))
-                    # Of the last stream, which is held out if any is.
-                    found.drift = float(torch.cat(self._run_stream(found, stream, reading, lost)).mean())
-                    found.inputs[stream] = reading.result()
-
-    def _writers(self, index: int, block: nn.Module) -> dict[str, Writer]:
-        """What writes into the residual stream, as a pass over a few tokens shows it."""
-        every = [layer for layer in self.dense.layers if layer.block_index == index]
-        hidden = self.few[0].clone().to(self.device)
-        trace = partial(run_block, block, hidden, self.arguments_of_few[index][0], self.device)
-        return find_writers(block, every, trace, hidden)
+                lost = _Lost(found.modules, found.pairs, writers, self.precision.products)
+                reading = _Reading(found.pairs, self.device, self.precision.products, lost)
+                with closing(lost), hooked(reading.hooks()):
+                    drifts = self._run_stream(found, stream, reading, lost)
+                found.inputs[stream] = reading.result()
+                found.drift = float(torch.cat(drifts).mean())  # of the last stream, which is held out if any is
 
     def _run_stream(self, found: BlockInputs, stream: str, reading: _Reading, lost: _Lost) -> list[Tensor]:
         """The drift of each token, by batch."""

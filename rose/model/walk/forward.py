@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -23,9 +24,11 @@ from rose.errors import RoseError
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.network.precision import FLOAT32, Precision
+from rose.model.network.residual import Writer, find_writers
 from rose.model.network.stand_ins import hooked, replaced_forwards
 
 BATCH_TOKENS = 4096  # enough rows to keep the matrix products efficient
+TRACED_TOKENS = 8  # enough to see which layers write into the residual stream
 
 Arguments = tuple[tuple, dict[str, Any]]  # positional and keyword arguments of a block, without the hidden states
 
@@ -98,6 +101,25 @@ def record_inputs(
             body(input_ids=batch.to(next(body.parameters()).device), use_cache=False)
             tick()
     return recorder.arguments
+
+
+class WriterTrace:
+    """What writes into the residual stream of a model's decoder blocks, as a pass over a few of the tokens shows it;
+    `outputs` as for `record_inputs`."""
+
+    def __init__(self, network: Network, tokens: Tensor, outputs: Sequence[Any]) -> None:
+        self.network = network
+        self.hidden: list[Tensor] = []  # of the only batch
+        few = tokens[:1, :TRACED_TOKENS]
+        self.arguments = record_inputs(network, few, outputs, lambda _batch, hidden: self.hidden.append(hidden))
+
+    def of(self, index: int, block: nn.Module) -> dict[str, Writer]:
+        """Writers of a decoder block that is present, by projection; see `find_writers`."""
+        hidden = self.hidden[0].clone().to(self.network.device)
+        run = partial(run_block, block, hidden, self.arguments[index][0], self.network.device)
+        # What layers that are not pruned add to the stream belongs to it all the same.
+        every = [layer for layer in self.network.layers if layer.block_index == index]
+        return find_writers(block, every, run, hidden)
 
 
 @torch.no_grad()

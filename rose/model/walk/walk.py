@@ -21,19 +21,17 @@ from rose.model.network.experts import experts_apart
 from rose.model.network.layers import PrunableLayer, by_block
 from rose.model.network.network import Network
 from rose.model.network.precision import FLOAT32, Precision
-from rose.model.network.residual import find_writers
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.collector import LEAVE_OUT, Collector
 from rose.model.walk.dense_states import HELD_OUT, DenseStreams, Watch
-from rose.model.walk.forward import Arguments, check_blocks, record_inputs, run_block, split_batches
+from rose.model.walk.forward import Arguments, WriterTrace, check_blocks, record_inputs, run_block, split_batches
 from rose.model.walk.hidden_states import MemoryActivations
 from rose.model.walk.storage import Storage
 from rose.model.walk.targets import BlockTargets
 from rose.model.workers import Workers
 
 TOKENS = {"calibration": "tokens", HELD_OUT: "held-out tokens"}  # what those of a stream are called
-TRACED_TOKENS = 8  # enough to see which layers write into the residual stream
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,7 @@ class Walk:
         remedy: what the caller can do about a layer that this walk cannot calibrate.
         first: the decoder block whose inputs the hidden states are.
         arguments: by stream ("calibration", "held_out"): [block][batch] -> arguments besides the hidden states.
-        few: by decoder block, arguments of a pass over a few tokens, and those tokens' hidden states; given where
-            targets are dense.
+        trace: of what writes into the residual stream; given where targets are dense.
     """
 
     network: Network
@@ -98,7 +95,7 @@ class Walk:
     remedy: str
     first: int = 0
     arguments: dict[str, list[list[Arguments]]] = field(default_factory=dict)
-    few: tuple[list[list[Arguments]], Tensor] | None = None
+    trace: WriterTrace | None = None
 
     @property
     def last(self) -> int:
@@ -164,14 +161,9 @@ class Walk:
 
     def targets_of(self, index: int, block: nn.Module, layers: Sequence[PrunableLayer]) -> BlockTargets | None:
         """The dense targets of a decoder block, where targets are dense."""
-        if self.few is None:
+        if self.trace is None:
             return None
-        arguments, hidden = self.few
-        hidden = hidden.clone().to(self.network.device)
-        run = partial(run_block, block, hidden, arguments[index][0], self.network.device)
-        # What layers that are not pruned add to the stream belongs to it all the same.
-        every = [layer for layer in self.network.layers if layer.block_index == index]
-        return BlockTargets(block, layers, find_writers(block, every, run, hidden), self.precision.products)
+        return BlockTargets(block, layers, self.trace.of(index, block), self.precision.products)
 
     def run_dense(self, block: nn.Module, index: int, watch: Watch | None = None) -> None:
         """Runs a block that is still dense on the dense hidden states, where there are any; see `DenseStreams.run`."""
@@ -274,9 +266,7 @@ def start_walk(
     if first is None:
         kept.activations.advance(0)
     if "calibration" in dense.names:
-        few: list[Tensor] = []
-        sample = streams["calibration"][:1, :TRACED_TOKENS]
-        walk.few = record_inputs(network, sample, outputs, lambda _batch, hidden: few.append(hidden)), few[0]
+        walk.trace = WriterTrace(network, streams["calibration"], outputs)
     return walk
 
 
