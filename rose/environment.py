@@ -17,7 +17,7 @@ ROUNDING = ("torch", "transformers")  # programs that round numbers their own wa
 def versions() -> dict[str, str]:
     """Of the programs that results depend on, for reports; of rose in a checkout, "checkout"."""
     found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "rose-explorer"):
+    for name in (*ROUNDING, "rose-explorer"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -32,7 +32,7 @@ def check_output(folder: str | Path) -> None:
     if folder == "":
         raise RoseError("The output folder has no name; give one.")
     with _refusing(f"Nothing can be written to {folder}"):
-        if path.exists() and (not path.is_dir() or any(not _is_partial(one) for one in path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not one.name.startswith(PARTIAL) for one in path.iterdir())):
             raise RoseError(f"{folder} already exists and is not an empty folder; choose another output folder.")
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=_stage(path)).close()
@@ -194,7 +194,3 @@ def _clear_partial(stage: Path) -> None:
     for path in stage.glob(f"{PARTIAL}*"):
         if path.is_dir() and not Path(f"{path}.lock").exists():
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_partial(path: Path) -> bool:
-    return path.name.startswith(PARTIAL)

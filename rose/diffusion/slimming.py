@@ -82,7 +82,7 @@ def prune_diffusion_structured(
     denoiser = calibration.denoiser
     kinds = PARTS if settings.parts is None else settings.parts
     found = find_parts(denoiser, kinds)
-    check_multiple([part for of_block in found for part in of_block], multiple)
+    check_multiple(found, multiple)
     shapes = [shapes_by_ratio(of_block, ratio, multiple, fewest=_refuse) for of_block in found]
     wanted = changed(found, shapes)
     before = count_parameters(denoiser)

@@ -18,7 +18,7 @@ from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.layer.defaults import BLOCK_SIZE
 from rose.layer.loss import block_widths, potential_loss
-from rose.layer.order import is_seed
+from rose.layer.order import check_name_or_seed
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics, is_finite
 
@@ -41,9 +41,6 @@ class HeadLayout:
     @property
     def groups(self) -> int:
         return max(self.group) + 1
-
-    def heads_of(self, group: int) -> list[int]:
-        return [head for head, one in enumerate(self.group) if one == group]
 
 
 @dataclass(frozen=True)
@@ -104,9 +101,7 @@ def find_rotations(
 
 def check_basis(basis: str) -> None:
     """Raises RoseError unless `find_rotations` knows this basis."""
-    kind, colon, seed = basis.partition(":")
-    if kind not in BASES or (colon and not (kind == "random" and is_seed(seed))):
-        raise RoseError(f"There is no basis named {basis!r}; choose one of {', '.join(BASES)}.")
+    check_name_or_seed("basis", basis, BASES)
 
 
 def gathered(heads: Heads) -> Tensor:
@@ -141,7 +136,7 @@ def dealt(heads: Heads) -> Tensor:
     """
     found, width = gathered(heads), heads.layout.width
     for group in range(heads.layout.groups):
-        start = heads.layout.heads_of(group)[0] * width
+        start = heads.layout.group.index(group) * width
         block = (torch.arange(width) + start) // heads.block_size
         sizes = block.bincount()[block]
         place = torch.cat([torch.arange(int(count)) for count in block.bincount() if count])

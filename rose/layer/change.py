@@ -22,6 +22,7 @@ LEVELS = (4, 8, 16, 32, 64, 256)  # values of grids of 2, 3, 4, 5, 6 and 8 bits
 TELLING = 8  # nonzeros that tell a grid, and groups of so many
 UNLIKE = 0.3  # cosine below which two vectors of weights have nothing to do with each other
 ROUNDING = 2**-8  # of a weight, as bfloat16 rounds it
+COMMON = 32  # columns of a group in which a common value is looked for
 SAMPLED_ROWS, FEW_ROWS = 64, 16  # rows that grids are looked for in, and those that tell that there is none
 
 
@@ -154,7 +155,7 @@ def weight_change(before: Tensor, after: Tensor) -> WeightChange:
         rounded=rounded,
         change=gap / length if length else 0.0,
         cosine=alike,
-        grid=find_grid(now) if moved > 0.5 else None,
+        grid=apparent_grid(now) if moved > 0.5 else None,
         common=common_value(now),
         reordered=reordered(was, now) if alike < UNLIKE and own and length else None,
     )
@@ -211,7 +212,7 @@ def _grouped(mask: Tensor, of: int) -> FoundPattern | None:
     return FoundPattern("N:M", keep, of, len(broken), first)
 
 
-def find_grid(weight: Tensor) -> FoundGrid | None:
+def apparent_grid(weight: Tensor) -> FoundGrid | None:
     """The grid of fewest levels that nonzero weights, (out, in), lie on, a scale for each row or group of columns.
 
     Symmetric grids are multiples of a step, told by dividing by the largest weight; others by their few values, where
@@ -257,9 +258,6 @@ def _few_values(parts: Tensor) -> int | None:
     values = 1 + int((parts.sort(1).values.diff(dim=1) != 0).sum(1).max())
     places = int((parts != 0).sum(1).median())
     return next((count for count in LEVELS if values <= count and 2 * count <= places), None)
-
-
-COMMON = 32  # columns of a group in which a common value is looked for
 
 
 def common_value(weight: Tensor) -> float:

@@ -1,6 +1,6 @@
 """Grids of 3, 4 or 8 bits with an exact zero: value = code · scale, a scale for each row and group of input columns.
 
-What is guaranteed of weights that `round_to` has rounded by scales of `choose_scales`:
+What is guaranteed of weights that `round_each` has rounded by scales of `choose_scales`:
 
 - Code 0 is the value 0 exactly, so a removed weight stays removed.
 - A group is `group` consecutive input columns in the layer's own order, or the whole row, whatever order a sweep visits
@@ -134,17 +134,6 @@ def choose_scales(weight: Tensor, grid: Grid, importance: Tensor | None = None) 
     return best
 
 
-def round_to(weight: Tensor, scales: Tensor, grid: Grid) -> Tensor:
-    """Every weight at the nearest multiple of its scale, (out, in) float32.
-
-    Args:
-        weight: (out, in) float32.
-        scales: (out, groups), of `choose_scales`; or (out, in), one for each weight.
-    """
-    every = per_column(scales, weight.shape[1])
-    return round_each(weight, every, inverse_of(every), grid)
-
-
 def round_each(weight: Tensor, scale: Tensor, inverse: Tensor, grid: Grid) -> Tensor:
     """Every weight at the nearest multiple of its scale, of shapes that broadcast; `inverse`: see `inverse_of`."""
     return (weight * inverse).round_().clamp_(grid.least, grid.most).mul_(scale)
@@ -157,7 +146,7 @@ def inverse_of(scale: Tensor) -> Tensor:
 
 def per_column(scales: Tensor, columns: int) -> Tensor:
     """The scale of each weight, (out, groups) -> (out, columns)."""
-    return scales if scales.shape[1] == columns else scales.repeat_interleave(columns // scales.shape[1], dim=1)
+    return scales.repeat_interleave(columns // scales.shape[1], dim=1)
 
 
 def find_grid(weight: Tensor, bits: int, group: int | str) -> Coded | None:

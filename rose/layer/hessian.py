@@ -48,10 +48,10 @@ class DampedHessian:
 
     @cached_property
     def natural_factor(self) -> Tensor:
-        """`inverse_factor()` for the columns from left to right, computed once."""
+        """`inverse_factor` for the columns from left to right, computed once."""
         return _reversed_inverse(self.lower)
 
-    def inverse_factor(self, permutation: Tensor | None = None) -> Tensor:
+    def inverse_factor(self, permutation: Tensor) -> Tensor:
         """U with H⁻¹ = UᵀU, upper triangular, for the columns in this order; float32 (in, in).
 
         The Cholesky factor of H with rows and columns reversed, inverted and reversed again:
@@ -60,10 +60,8 @@ class DampedHessian:
         Raises:
             RoseError: a barely definite H that rounding makes indefinite in this order.
         """
-        if permutation is None:
-            return self.natural_factor
         backwards = permutation.flip(0)
-        lower = _cholesky(self.matrix[backwards][:, backwards], self.dead[backwards], self.mean)
+        lower = _definite_factor(self.matrix[backwards][:, backwards], self.dead[backwards], self.mean)
         if lower is None:
             raise RoseError("H is too close to singular for this column order; raise the damping.")
         return _reversed_inverse(lower)
@@ -96,7 +94,7 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, bool]:
     return matrix.T, True
 
 
-def _cholesky(matrix: Tensor, dead: Tensor, mean: float) -> Tensor | None:
+def _definite_factor(matrix: Tensor, dead: Tensor, mean: float) -> Tensor | None:
     """The lower Cholesky factor, (in, in); None where the matrix is not definite beyond rounding.
 
     A near-singular matrix can pass with pivots that are rounding noise; its inverse would be noise too.
@@ -183,7 +181,7 @@ def damp(hessian: Tensor, damping: float = DAMPING) -> DampedHessian:
     while True:
         matrix.diagonal().add_(relative * mean - added)
         added = relative * mean
-        lower = _cholesky(matrix.flip(0, 1), dead.flip(0), mean)
+        lower = _definite_factor(matrix.flip(0, 1), dead.flip(0), mean)
         if lower is not None:
             return DampedHessian(matrix, dead, relative, added, mean, lower)
         if relative >= MAX_DAMPING:

@@ -6,7 +6,7 @@ then blocks by block loss, both descending. The others are its ablations, and `g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
@@ -190,19 +190,15 @@ def live_range(plan: OrderPlan) -> float:
     A block of dead columns loses nothing, which makes a layer look columnar however even its live columns are. Blocks
     without a live column are left out.
     """
-    losses, widths = [], []
-    start = 0
-    for width in plan.block_width:
-        alive = plan.hessian_diagonal[start : start + width] > 0
+    losses, widths, split = [], [], list(plan.block_width)
+    of_blocks = plan.hessian_diagonal.split(split), plan.column_loss.split(split), plan.importance.split(split, dim=1)
+    for diagonal, lost, score in zip(*of_blocks, strict=True):
+        alive = diagonal > 0
         if alive.any():
-            if plan.pattern.is_grouped:  # groups stay whole, so a dead column still takes a place in its own
-                lost = plan.column_loss[start : start + width]
-            else:
-                score = plan.importance[:, start : start + width][:, alive]
-                lost = loss.potential_loss(score, plan.pattern, (score.shape[1],))
+            if not plan.pattern.is_grouped:  # groups stay whole, so a dead column still takes a place in its own
+                lost = loss.potential_loss(score[:, alive], plan.pattern, (int(alive.sum()),))
             losses.append(lost.sum())
             widths.append(int(alive.sum()))
-        start += width
     return loss.relative_range(torch.stack(losses), widths) if losses else 0.0
 
 
@@ -367,15 +363,15 @@ def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> 
 
 def check_order_name(order: str) -> None:
     """Raises RoseError unless `make_order` knows an order by this name, or it is "random:SEED"."""
-    kind, colon, seed = order.partition(":")
-    has_seed = kind == "random" and is_seed(seed)
-    if kind not in order_names() or (colon and not has_seed):
-        raise RoseError(f"There is no order named {order!r}; choose one of {', '.join(order_names())}.")
+    check_name_or_seed("order", order, order_names())
 
 
-def is_seed(text: str) -> bool:
-    """Whether this can be the SEED of "random:SEED"."""
-    return text.isdecimal() and len(text) <= MAX_SEED_DIGITS
+def check_name_or_seed(what: str, name: str, known: Collection[str]) -> None:
+    """Raises RoseError unless the name is among those known, or "random:SEED"."""
+    kind, colon, seed = name.partition(":")
+    has_seed = kind == "random" and seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS
+    if kind not in known or (colon and not has_seed):
+        raise RoseError(f"There is no {what} named {name!r}; choose one of {', '.join(known)}.")
 
 
 def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int], what: str = "A custom order") -> Order:

@@ -92,15 +92,14 @@ def paper_figures(layer: str, weight: Tensor, statistics: InputStatistics, setti
     tried = (
         torch.linspace(0, len(moved) - 1, min(len(moved), MOST_POSITIONS), dtype=torch.float32).round().int().tolist()
     )
-    place = visited_blocks(plan, make_order(plan, "natural")).index(block)
     return PaperFigures(
         layer=layer,
         curves={order: curve(order) for order in CURVES},
         losses=plan.loss_per_column.tolist(),
         visited=[at for at in visited_blocks(plan, make_order(plan, "two_level")) if at is not None],
         block=block,
-        place=place,
-        positions=[(at, sweep(moved[at]).relative_error) for at in sorted({*tried, place})],
+        place=block,
+        positions=[(at, sweep(moved[at]).relative_error) for at in sorted({*tried, block})],
         bars=[(order, level, sweep(order, level).relative_error) for level in LEVELS for order in BARS],
     )
 

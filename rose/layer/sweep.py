@@ -87,17 +87,14 @@ def block_budget(pattern: Pattern, rows: int, widths: Sequence[int]) -> list[int
     return [pattern.count(rows * width) for width in widths]
 
 
-def layer_budget(
-    weight: Tensor, factor: Tensor, pattern: Pattern, order: Order, divisor: Tensor | None = None
-) -> list[int]:
+def layer_budget(weight: Tensor, divisor: Tensor, pattern: Pattern, order: Order) -> list[int]:
     """One threshold on the saliency over the layer, before the sweep: how many weights of each block fall under it.
 
     Args:
         weight: (out, in), original column order.
-        factor: U for `order`, (in, in).
         divisor: as in `sweep`.
     """
-    saliency = (weight[:, order.permutation] / (factor.diagonal() if divisor is None else divisor)).square()
+    saliency = (weight[:, order.permutation] / divisor).square()
     mask = smallest(saliency, pattern.count(saliency.numel()))
     return [int(block.sum()) for block in mask.split(list(order.widths), dim=1)]
 

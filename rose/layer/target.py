@@ -206,7 +206,6 @@ def corrected_weight(
     Raises:
         RoseError: a negative or infinite damping, or as `rose.layer.hessian.damp`.
     """
-    check_target_damping(damping)
     correction, used = gap.correction(weight, statistics.hessian, damping)
     return weight.float() + correction, used
 

@@ -24,8 +24,6 @@ MOST = 0.9  # of one decoder block's parts, so that something is left of each
 NOTHING = "At this ratio nothing would go; ask for a larger one, or for a smaller multiple."
 
 Shapes = list[list[Shape]]  # [block][part]
-
-
 Candidate = tuple[float, dict[str, Shape]]  # how far from what is wanted it saves; shapes by kind of part
 
 
@@ -92,9 +90,11 @@ def channels_for(part: Part, saved: float, multiple: int) -> Shape | None:
     return Shape(1, min(kept, part.shape.units))
 
 
-def check_multiple(parts: Sequence[Part], multiple: int) -> None:
-    """Raises RoseError where channels are no more than the multiple, so that none could go."""
-    fewest = min((part.shape.units for part in parts if part.kind == CHANNELS), default=None)
+def check_multiple(parts: Sequence[Sequence[Part]], multiple: int) -> None:
+    """Raises RoseError where channels, of parts as [block][part], are no more than the multiple, so that none could
+    go."""
+    units = [part.shape.units for of_block in parts for part in of_block if part.kind == CHANNELS]
+    fewest = min(units, default=None)
     if fewest is not None and fewest <= multiple:
         raise RoseError(f"Of {fewest} channels no smaller multiple of {multiple} can be kept; give a smaller multiple.")
 

@@ -40,7 +40,7 @@ from rose.structured.allocation import (
 )
 from rose.structured.configuration import can_bias, can_say, check_cuttable, kinds_of, parts_of_any
 from rose.structured.methods import StructuredMethod, structured_method
-from rose.structured.parts import PARTS, Part, Shape, block_parameters, find_parts
+from rose.structured.parts import CHANNELS, Part, Shape, block_parameters, find_parts
 from rose.structured.problem import RECOVERIES
 from rose.structured.reduction import layers_read
 from rose.structured.survey import BlockSurvey, survey, visited_layers
@@ -116,25 +116,28 @@ class SlimPlan:
 
 @dataclass(frozen=True)
 class PossibleShapes:
-    """What may be reduced, and to what: the kinds of parts, the parts as [block][part], the kinds that may get a bias,
-    whether all shapes that the configuration can say are `allowed`, and uniform ones that are near (see
-    `uniform_candidates`), none where shapes may differ."""
+    """What may be reduced, and to what: the parts as [block][part], the kinds that may get a bias, whether all shapes
+    that the configuration can say are `allowed`, and uniform ones that are near (see `uniform_candidates`), none where
+    shapes may differ."""
 
-    kinds: tuple[str, ...]
     parts: list[list[Part]]
     biased: tuple[str, ...]
     allowed: Callable[[Mapping[str, Shape]], bool]
     candidates: list[Candidate]
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of the parts of every decoder block, in their order."""
+        return tuple(part.kind for part in self.parts[0])
+
 
 def possible_shapes(model: nn.Module, settings: SlimSettings) -> PossibleShapes:
     """Raises RoseError, before anything is measured, for shapes that are impossible or cannot be expressed."""
     uniform, multiple = settings.allocation == "uniform", settings.multiple
-    kinds = check_parts(model, settings.parts)
-    found = find_parts(model, kinds)
+    found = parts_to_reduce(model, settings.parts)
     repairs = settings.repair != "none"
-    biased = tuple(kind for kind in kinds if repairs and can_bias(model, found, kind, not uniform))
-    check_multiple([part for of_block in found for part in of_block], multiple)
+    biased = tuple(one.kind for one in found[0] if repairs and can_bias(model, found, one.kind, not uniform))
+    check_multiple(found, multiple)
     if not uniform and type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise RoseError(
             f"{type(model).__name__} is code of a repository, which rose cannot build with shapes that differ; choose "
@@ -147,7 +150,7 @@ def possible_shapes(model: nn.Module, settings: SlimSettings) -> PossibleShapes:
         candidates = _uniform_candidates(model, found, settings.ratio * whole, multiple, allowed)
     else:
         check_possible(found, settings.ratio, whole, multiple, settings.allocation)
-    return PossibleShapes(kinds, found, biased, allowed, candidates)
+    return PossibleShapes(found, biased, allowed, candidates)
 
 
 def plan_slimming(
@@ -202,7 +205,7 @@ def _uniform_candidates(
             "The decoder blocks of this model differ in shape already; choose an allocation that lets them differ "
             "(cost or similarity)."
         )
-    if "channels" in {part.kind for part in found[0]} and not can_say(model, found, {"channels": Shape(1, 1)}):
+    if CHANNELS in {part.kind for part in found[0]} and not can_say(model, found, {CHANNELS: Shape(1, 1)}):
         raise RoseError(
             f"The configuration of {type(model).__name__} has no number for MLP channels, so plain transformers could "
             "not load the result; allow shapes that rose alone reads (allocation cost), or choose the method depth."
@@ -219,8 +222,9 @@ def _uniform_candidates(
     return candidates
 
 
-def check_parts(model: nn.Module, parts: Sequence[str] | None) -> tuple[str, ...]:
-    """The kinds of parts to reduce, in their order; raises RoseError for none, or one that the model does not offer."""
+def parts_to_reduce(model: nn.Module, parts: Sequence[str] | None) -> list[list[Part]]:
+    """The parts of these kinds, or of all that the model offers, [block][part]; raises RoseError for none, or one that
+    it does not offer."""
     offered = kinds_of(model) if parts is None else parts
     if parts is None and not offered:
         raise RoseError(
@@ -233,7 +237,7 @@ def check_parts(model: nn.Module, parts: Sequence[str] | None) -> tuple[str, ...
     check_not_shared(
         [layer for of_block in found for part in of_block for layer in part.layers], prunable_layers(model)
     )
-    return tuple(kind for kind in PARTS if kind in offered)
+    return found
 
 
 def _similar(
@@ -266,12 +270,12 @@ def estimate_slimming(model: nn.Module, settings: SlimSettings, *, samples: int,
 
     if settings.chosen.select is None:
         return walk([])
-    kinds = check_parts(model, settings.parts)
-    found = [part for of_block in find_parts(model, kinds) for part in of_block]
+    blocks = parts_to_reduce(model, settings.parts)
+    found = [part for of_block in blocks for part in of_block]
     work, seconds = 0.0, walk(found)
     if settings.allocation == "similarity":
         seconds += walk([])
-    elif settings.allocation == "cost" or len(kinds) > 1:
+    elif settings.allocation == "cost" or len(blocks[0]) > 1:
         work, seconds = PRICING, seconds + walk(found)
     if settings.repair == "exact":
         work += PRICING * settings.ratio + COMPENSATING
@@ -283,8 +287,8 @@ def estimate_slim_memory(
 ) -> Memory:
     """What `prune_structured` takes for a streamed model or a skeleton, besides the interpreter and its libraries.
 
-    See docs/large-models.md. `parts` as from `check_parts`; `sizes` (`samples`, `length`, `dtype`, `on_disk`
-    and `dense_targets`) as for `estimate_memory`.
+    See docs/large-models.md. `parts` are kinds; `sizes` (`samples`, `length`, `dtype`, `on_disk` and
+    `dense_targets`) as for `estimate_memory`.
     """
     chosen = structured_method(method)
     if chosen.select is None:

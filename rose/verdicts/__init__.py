@@ -20,9 +20,6 @@ from rose.verdicts.comparison import (
     SAME,
     SAME_TIME,
     WINDOWS,
-    Front,
-    Kind,
-    Ranking,
     Result,
     Setup,
     Verdict,
@@ -45,4 +42,4 @@ from rose.verdicts.interval import (
     rank_correlation,
     says_correlation,
 )
-from rose.verdicts.trust import SPARSE, Caution, caution_column, cautions, in_brief, says_statuses
+from rose.verdicts.trust import SPARSE, caution_column, cautions, in_brief, says_statuses

@@ -103,12 +103,12 @@ def one_layer(_tokens: tuple[int, int]) -> list[Row]:
         weight = torch.randn(out, columns, generator=generator)
         inputs = torch.randn(2 * columns, columns, generator=generator)
         hessian = inputs.T @ inputs
-        factor = damp(hessian).inverse_factor()
+        factor = damp(hessian).natural_factor
         settings = Settings("sparsegpt", parse_sparsity(0.7))
         order = make_order(rose.plan_order(weight, hessian), "natural")
         counts = block_budget(settings.pattern, out, order.widths)
         product = timed(lambda: weight @ hessian, 3)  # noqa: B023  called at once
-        factorization = timed(lambda: damp(hessian).inverse_factor(), 3)  # noqa: B023
+        factorization = timed(lambda: damp(hessian).natural_factor, 3)  # noqa: B023
         swept = timed(lambda: sweep(weight, factor, order, settings.pattern, counts), 3)  # noqa: B023
         total = timed(lambda: rose.prune_layer(weight, hessian), 3)  # noqa: B023
         name = f"{out} × {columns}"

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import rose
 from app.figures.bits import perplexity_and_bits
 from app.figures.palette import Theme
-from rose.layer.grid import Grid, bits_a_weight, choose_scales, parse_grid, round_to
+from rose.layer.grid import Grid, bits_a_weight, choose_scales, parse_grid
 from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import measured_result
 from rose.layer.statistics import InputStatistics
@@ -34,6 +34,7 @@ from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import PrunableLayer, prunable_layers
 from tests.benchmarks.common import MODEL, WHOLE, Rows, arguments, dense_and_judged
 from tests.benchmarks.reference import load_program, undisturbed
+from tests.layer.helpers import round_to
 
 KEY = ["model", "way", "method", "sparsity", "bits", "group", "seed"]
 RUNS = [

@@ -105,7 +105,7 @@ def time_floor(weight: Tensor, hessian: Tensor) -> float:
 
     H is symmetric and U triangular, so the sweep and the errors before and after take half a product each.
     """
-    return timed(lambda: damp(hessian).inverse_factor()) + 1.5 * timed(lambda: weight @ hessian)
+    return timed(lambda: damp(hessian).natural_factor) + 1.5 * timed(lambda: weight @ hessian)
 
 
 @torch.no_grad()

@@ -223,7 +223,7 @@ def foreseen(plan: OrderPlan, weight: Tensor, statistics: InputStatistics, order
     """Σ w²/U_jj² over the weights that pre-pruning removes: the error of a sweep in this order, did its weights not
     change on the way."""
     damped = damp(statistics.hessian, 0.01)
-    factor = damped.inverse_factor(None if order.is_natural else order.permutation)
+    factor = damped.natural_factor if order.is_natural else damped.inverse_factor(order.permutation)
     lost = (weight.float() * (plan.potential_loss > 0)).square().sum(0)[order.permutation]
     return float((lost / factor.diagonal().square()).sum(dtype=torch.double))
 

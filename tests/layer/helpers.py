@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import rose
+from rose.layer.grid import Grid, inverse_of, per_column, round_each
 from rose.layer.order import order_names
 
 SWEEPERS = ["rose", "rose_global", "sparsegpt"]  # one sweep and nothing after it, masks by w²/U_jj²
@@ -26,6 +27,12 @@ def statistics_of(inputs: Tensor) -> rose.InputStatistics:
     statistics = rose.InputStatistics(inputs.shape[1])
     statistics.update(inputs)
     return statistics
+
+
+def round_to(weight: Tensor, scales: Tensor, grid: Grid) -> Tensor:
+    """Every weight, (out, in), at the nearest multiple of its scale, (out, groups)."""
+    every = per_column(scales, weight.shape[1])
+    return round_each(weight, every, inverse_of(every), grid)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from rose.layer.grid import (
     coarsest_grid,
     find_grid,
     parse_grid,
-    round_to,
 )
+from tests.layer.helpers import round_to
 
 FORMATS = (torch.bfloat16, torch.float16, torch.float32)
 

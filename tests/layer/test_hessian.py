@@ -76,7 +76,7 @@ def test_dead_columns_decouple() -> None:
 def test_all_dead() -> None:
     damped = damp(torch.zeros(3, 3))
     assert damped.dead.all()
-    assert torch.equal(damped.inverse_factor(), torch.eye(3))
+    assert torch.equal(damped.natural_factor, torch.eye(3))
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
@@ -86,7 +86,7 @@ def test_singular_hessian_raises_the_damping_and_says_so(tokens: int, caplog: py
     assert 0 < damped.damping <= MAX_DAMPING
     assert damped.added == pytest.approx(damped.damping * layer.hessian.diagonal().mean().item())
     assert "damping raised" in caplog.text
-    assert damped.inverse_factor().isfinite().all()
+    assert damped.natural_factor.isfinite().all()
 
 
 def test_definite_hessian_keeps_the_damping_asked_for() -> None:

@@ -139,7 +139,7 @@ def test_tiles_are_one_column_at_a_time(
     if pattern.is_grouped and columns % pattern.of:
         columns = pattern.of * (columns // pattern.of + 1)
     layer = make_layer(rows=rows, columns=columns)
-    factor = damp(layer.hessian).inverse_factor()
+    factor = damp(layer.hessian).natural_factor
     order = rose.make_order(rose.plan_order(layer.weight, layer.statistics, block_size=columns), "natural")
     count = pattern.count(rows * columns)
     swept = sweep(layer.weight, factor, order, pattern, [count])
@@ -182,7 +182,7 @@ def test_three_errors_agree(
 def test_column_error_of_a_change_is_what_the_sweep_counted(layer: Layer, ratio: float) -> None:
     """The account for methods that do not sweep, applied to one that does."""
     result = layer.prune(method="sparsegpt", sparsity=ratio)
-    factor = damp(layer.hessian).inverse_factor()
+    factor = damp(layer.hessian).natural_factor
     again = column_error(live_change(layer, result), factor)
     scale = float(result.column_error.sum()) + 1e-6
     torch.testing.assert_close(again, result.column_error, rtol=1e-2, atol=1e-4 * scale)

@@ -31,11 +31,9 @@ from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, 
 from rose.layer.sweep import SweepTrace
 
 BUDGETS = ("block", "layer")
-# For people who want a pruned model rather than a comparison: the lowest perplexity of all that take at most twice as
-# long as SparseGPT to prune a model. `python -m rose compare` measures it; see docs/results.md.
 RECOMMENDED = "rose_admm"
-"""The method for people who want a pruned model: of those that take at most twice SparseGPT's time, the lowest
-perplexity."""
+"""The method for people who want a pruned model rather than a comparison: of those that take at most twice SparseGPT's
+time, the lowest perplexity. `python -m rose compare` measures it; see docs/results.md."""
 _FIRST = ("rose", "sparsegpt", "magnitude_and_wanda")  # the order of every list; others by name
 
 

@@ -102,13 +102,13 @@ def prune_by_sweep(
     if pattern.ratio > 0:
         # Dead columns never carried a signal: their weights cost nothing, so they are the first to go.
         live = live.masked_fill(damped.dead, 0)
-    divisor = None
+    divisor = factor.diagonal()
     if sum_saliency:
         # H⁻¹ = UᵀU; of the columns from j on, it has U_jj² at its head.
-        inverse = factor.square().sum(0) if sum_saliency == "layer" else factor.diagonal().square()
+        inverse = factor.square().sum(0) if sum_saliency == "layer" else divisor.square()
         divisor = (damped.matrix.diagonal()[visited.permutation] + 1 / inverse).rsqrt()
     if budget == "layer" and not pattern.is_grouped:
-        counts = layer_budget(live, factor, pattern, visited, divisor)
+        counts = layer_budget(live, divisor, pattern, visited)
     else:  # N:M fixes how many weights every group gives up, so both budgets are the same
         counts = block_budget(pattern, weight.shape[0], visited.widths)
     rounder = None

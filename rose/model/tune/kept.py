@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.change import FoundGrid, find_grid
+from rose.layer.change import FoundGrid, apparent_grid
 from rose.layer.grid import coarsest_grid
 from rose.model.network.layers import GRIDS_TRIED, count_parameters
 from rose.model.network.network import Network
@@ -82,8 +82,8 @@ def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, u
 def _grid_to_leave(weight: Tensor, dense: Tensor | None) -> FoundGrid | None:
     """The grid that weights lie on, (out, in), if the dense ones lie on none, or on one that is not `--bits`' or finer:
     those of a GGUF file lie on a grid themselves, and pruned weights that nothing has compensated still do."""
-    grid = find_grid(weight)
-    if grid is None or dense is None or find_grid(dense) is None:
+    grid = apparent_grid(weight)
+    if grid is None or dense is None or apparent_grid(dense) is None:
         return grid
     own, was = coarsest_grid(weight), coarsest_grid(dense)
     return grid if own and (was is None or own.grid.bits < was.grid.bits) else None
