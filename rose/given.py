@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 
 from rose.errors import RoseError
@@ -22,6 +22,12 @@ def check_word(name: object, what: str) -> None:
     """Raises RoseError unless `what`, such as "A method", can be named so on a command line."""
     if not isinstance(name, str) or not name.isidentifier():
         raise RoseError(f"{what} cannot be named {name!r}; take one word of letters, digits and underscores.")
+
+
+def check_choice(what: str, value: object, known: Collection[str]) -> None:
+    """Raises RoseError unless the value is among those known; `what`, such as "The budget", begins the sentence."""
+    if value not in known:
+        raise RoseError(f"{what} must be one of {', '.join(known)}, not {value!r}.")
 
 
 def check_keywords(given: Iterable[str], known: Iterable[str]) -> None:

@@ -89,7 +89,7 @@ def prune_diffusion_structured(
 
     def reduce(one: tuple[Part, Shape], statistics: dict[str, InputStatistics]) -> PartRecord:
         part, shape = one
-        with_bias = repair != "none" and getattr(part.output.module, "bias", None) is not None
+        with_bias = repair != "none" and part.output.bias is not None
         sources = sources_of(part, chosen, lambda name: statistics[name].mean_square.sqrt())
         problem = make_problem(part, statistics[part.output.name], with_bias, damping, sources)
         with named(part.output):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from rose.errors import RoseError
-from rose.given import is_whole
+from rose.given import check_choice, is_whole
 
 STEP_WEIGHTS = ("log_decrease", "uniform", "log_increase", "linear")
 # Unless told: denoising steps, how much each counts, and groups of layers, pruned one after another.
@@ -40,8 +40,7 @@ def step_weights(kind: StepWeights, steps: int) -> tuple[float, ...]:
         if len(weights) != steps or not all(0 < weight < math.inf for weight in weights):
             raise RoseError(f"Step weights are a name or {steps} positive numbers, one for each step, not {kind!r}.")
         return weights
-    if kind not in STEP_WEIGHTS:
-        raise RoseError(f"The step weights must be one of {', '.join(STEP_WEIGHTS)}, not {kind!r}.")
+    check_choice("The step weights", kind, STEP_WEIGHTS)
     if kind == "uniform" or steps == 1:
         return (1.0,) * steps
     if kind == "linear":

@@ -136,8 +136,14 @@ def similarity_shapes(parts: Sequence[Sequence[Part]], ratios: Sequence[float], 
     return [shapes_by_ratio(of_block, ratio, multiple) for of_block, ratio in zip(parts, ratios, strict=True)]
 
 
+def fewest_channels(part: Part, multiple: int) -> Shape:
+    """The smallest shape that may be left of channels."""
+    least = math.ceil((1 - MOST) * part.shape.units / multiple) * multiple
+    return Shape(1, min(least, part.shape.units))
+
+
 def shapes_by_ratio(
-    parts: Sequence[Part], ratio: float, multiple: int, fewest: Callable[[Part, int], Shape] | None = None
+    parts: Sequence[Part], ratio: float, multiple: int, fewest: Callable[[Part, int], Shape] = fewest_channels
 ) -> list[Shape]:
     """The shapes of one decoder block that loses a share of its parts' parameters: heads as near as they can, channels
     by what is then left to save; of those that should lose more than may, `fewest` says what is left."""
@@ -151,8 +157,7 @@ def shapes_by_ratio(
             shape = min(head_shapes(part.shape), key=lambda shape: (abs(part.saved(shape) - want), -shape.groups))
             left -= part.saved(shape)
         else:
-            found = channels_for(part, max(left, 0.0) * (own / whole), multiple)
-            shape = found or (fewest or fewest_channels)(part, multiple)
+            shape = channels_for(part, max(left, 0.0) * (own / whole), multiple) or fewest(part, multiple)
         chosen[part.output.name] = shape
     return [chosen[part.output.name] for part in parts]
 
@@ -162,12 +167,6 @@ def changed(parts: Sequence[Sequence[Part]], shapes: Shapes) -> list[tuple[Part,
     if not (found := [(part, shape) for part, shape in _pairs(parts, shapes) if shape != part.shape]):
         raise RoseError(NOTHING)
     return found
-
-
-def fewest_channels(part: Part, multiple: int) -> Shape:
-    """The smallest shape that may be left of channels."""
-    least = math.ceil((1 - MOST) * part.shape.units / multiple) * multiple
-    return Shape(1, min(least, part.shape.units))
 
 
 def cost_shapes(surveys: Sequence[BlockSurvey], wanted: float, multiple: int) -> Shapes:

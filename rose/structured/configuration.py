@@ -117,7 +117,7 @@ def _sizes_for(part: Part, shape: Shape, biased: bool) -> Sizes:
     for layer in part.makers:
         made = sum(rows.count(shape) for rows in part.rows if rows.layer is layer)
         found[f"{layer.name}.weight"] = _stored(layer, made, layer.weight.shape[1])
-        if getattr(layer.module, "bias", None) is not None:
+        if layer.bias is not None:
             found[f"{layer.name}.bias"] = torch.Size([made])
     return found
 
@@ -140,7 +140,7 @@ def parts_of_any(model: nn.Module) -> list[Part]:
 def can_bias(model: nn.Module, parts: Sequence[Sequence[Part]], kind: str, anywhere: bool) -> bool:
     """Whether the output projections of a kind have biases or may get them; `anywhere`: our own record will tell."""
     of_kind = [[part for part in of_block if part.kind == kind] for of_block in parts]
-    if anywhere or all(getattr(part.output.module, "bias", None) is not None for one in of_kind for part in one):
+    if anywhere or all(part.output.bias is not None for one in of_kind for part in one):
         return True
     return hasattr(text_config(model), BIAS_FIELDS[kind]) and can_say(model, of_kind, {}, [kind])
 

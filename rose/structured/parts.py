@@ -112,7 +112,7 @@ class Part:
         """Weights and biases of this part's layers that depend on the shape, for this shape."""
         total = shape.units * self.width * self.output.weight.shape[0]
         for rows in self.rows:
-            columns = rows.layer.weight.shape[1] + (getattr(rows.layer.module, "bias", None) is not None)
+            columns = rows.layer.weight.shape[1] + (rows.layer.bias is not None)
             total += rows.count(shape) * columns
         return total
 

@@ -88,7 +88,7 @@ class Reduction:
         self.cuts.append(Cut(part, kept, shape))
         if not self.in_files:
             module: Any = part.output.module
-            self._originals.append((module, module.weight, getattr(module, "bias", None)))
+            self._originals.append((module, module.weight, part.output.bias))
             module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
 
     def write(self, part: Part, shape: Shape, solution: Solution, with_bias: bool) -> None:

@@ -302,9 +302,8 @@ class SlimRun:
             layer = cut.part.output
             if layer.block_index == index:
                 found |= {layer.name: layer.weight, layer.name + KEPT: cut.kept}
-                bias = getattr(layer.module, "bias", None)
-                if isinstance(bias, Tensor):
-                    found[layer.name + BIAS] = bias.detach()
+                if layer.bias is not None:
+                    found[layer.name + BIAS] = layer.bias.detach()
         return found
 
     def _reduce(self, part: Part, shape: Shape, block: BlockStatistics, meter: Meter) -> PartRecord:

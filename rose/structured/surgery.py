@@ -55,8 +55,8 @@ def cut_parts(cuts: Sequence[Cut]) -> None:
             stay = torch.cat([rows.chosen(cut.kept, part.shape) for rows in of_layer]).to(layer.weight.device)
             module: Any = layer.module
             _replace(module, layer.weight[stay])
-            if getattr(module, "bias", None) is not None:
-                module.bias = _parameter(module.bias.detach()[stay])
+            if layer.bias is not None:
+                module.bias = _parameter(layer.bias.detach()[stay])
         _replace(part.output.module, part.output.weight[:, columns.to(part.output.weight.device)])
 
 
@@ -85,7 +85,7 @@ def _parameter(tensor: Tensor) -> nn.Parameter:
 def add_bias(layer: PrunableLayer, bias: Tensor | None = None) -> None:
     """Adds to a layer's bias, which it may not have yet; nothing means a bias of zeros."""
     module: Any = layer.module
-    if getattr(module, "bias", None) is None:
+    if layer.bias is None:
         rows = layer.weight.shape[0]
         module.bias = nn.Parameter(torch.zeros(rows, dtype=module.weight.dtype, device=module.weight.device), False)
     if bias is not None:
@@ -134,7 +134,7 @@ def apply_config(model: Any, config: Any) -> None:
     sizes = described_sizes(config)
     for part in parts_of_any(model):
         for layer in part.layers:
-            if f"{layer.name}.bias" in sizes and getattr(layer.module, "bias", None) is None:
+            if f"{layer.name}.bias" in sizes and layer.bias is None:
                 add_bias(layer)
 
 
@@ -166,7 +166,7 @@ def record_of(model: nn.Module) -> dict[str, Any]:
     blocks: list[dict[str, list[int]]] = [{} for _ in decoder_blocks(model)[1]]
     for part in parts:
         blocks[part.block_index][part.kind] = [part.shape.groups, part.shape.per_group]
-    biased = [part.output.name for part in parts if getattr(part.output.module, "bias", None) is not None]
+    biased = [part.output.name for part in parts if part.output.bias is not None]
     return {"blocks": blocks, "biased": biased}
 
 

@@ -61,17 +61,12 @@ def says_layers(rows: pd.DataFrame, names: tuple[str, str], measure: str) -> str
     return f"{finding}; {'' if on_average == way else 'yet '}{over} it is {share} {on_average}"
 
 
-def change(value: float, reference: float) -> float:
-    """(value − reference) / reference; NaN where the reference is 0."""
-    return value / reference - 1 if reference else math.nan
-
-
 def says_change(value: float, reference: float, whose: str, what: str = "error") -> str:
     """ "16.9 % less error than SparseGPT", "the same error as SparseGPT"; per cent of the reference's number.
 
     The shorter "16.9 % less than SparseGPT" without a `what`.
     """
-    moved = change(value, reference)
+    moved = value / reference - 1 if reference else math.nan
     what = what and f"{what} "
     if math.isnan(moved) and value > 0:
         return f"more {what}than {whose}, which has none"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError, failing
-from rose.given import check_keywords, check_word
+from rose.given import check_choice, check_keywords, check_word
 from rose.layer.defaults import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD
 from rose.layer.error import quadratic_form
 from rose.layer.grid import Grid, parse_grid
@@ -301,8 +301,8 @@ def make_settings(
         raise RoseError(f"{chosen.label} does not sweep over columns, so order and budget do not apply to it.")
     if isinstance(order, str) and order != "rose":  # two-level or natural, as the layer is columnar or not
         check_order_name(order)
-    if budget is not None and budget not in BUDGETS:
-        raise RoseError(f"The budget must be one of {', '.join(BUDGETS)}, not {budget!r}.")
+    if budget is not None:
+        check_choice("The budget", budget, BUDGETS)
     if trace not in (False, True, "errors"):
         raise RoseError(f"The trace must be True, False or 'errors', not {trace!r}.")
     complete = complete_options(chosen.label, chosen.options, options)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rose.errors import RoseError
-from rose.given import is_number
+from rose.given import check_choice, is_number
 
 Value = float | str
 
@@ -35,8 +35,7 @@ class Option:
             RoseError: not a choice, not a number, or out of range.
         """
         if self.choices:
-            if value not in self.choices:
-                raise RoseError(f"The option {name} must be one of {', '.join(self.choices)}, not {value!r}.")
+            check_choice(f"The option {name}", value, self.choices)
             return value
         whole = isinstance(self.default, int)
         wrong = RoseError(

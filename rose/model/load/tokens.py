@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rose.errors import RoseError
 from rose.files import reachable
-from rose.given import is_whole
+from rose.given import check_choice, is_whole
 from rose.interrupt import stop_point
 from rose.wording import whole
 
@@ -125,8 +125,7 @@ def load_text(source: str, split: str = "train") -> str:
     Raises:
         RoseError: unknown source, unreadable file, dataset out of reach.
     """
-    if split not in SPLITS:
-        raise RoseError(f"The split must be one of {', '.join(SPLITS)}, not {split!r}.")
+    check_choice("The split", split, SPLITS)
     if source == "packaged":
         return packaged_text()
     if (path := text_file(source)) is None:
@@ -180,8 +179,7 @@ def first_token(tokenizer: PreTrainedTokenizerBase, bos: str = "auto") -> int | 
     Raises:
         RoseError: another choice, no tokenizer, or "always" where the tokenizer has no BOS token.
     """
-    if bos not in BOS:
-        raise RoseError(f"bos must be one of {', '.join(BOS)}, not {bos!r}.")
+    check_choice("bos", bos, BOS)
     if not hasattr(tokenizer, "bos_token_id"):
         raise RoseError(f"The model's tokenizer is needed, as load_model returns it, not a {type(tokenizer).__name__}.")
     token = tokenizer.bos_token_id

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rose import verdicts
 from rose.errors import RoseError
+from rose.given import check_choice
 from rose.layer.error import difference, quadratic_form, ratio
 from rose.layer.methods import Settings, SettingsOptions, make_settings
 from rose.layer.pattern import Pattern
@@ -88,8 +89,7 @@ def damage(
         RoseError: bad input, before any work; or a layer that cannot be pruned, which is named.
     """
     settings = make_settings(**options)
-    if units not in UNITS:
-        raise RoseError(f"The units must be one of {', '.join(UNITS)}, not {units!r}.")
+    check_choice("The units", units, UNITS)
     network = Network(model)
     network.check_in_memory()
     network.check_tokens(tokens)

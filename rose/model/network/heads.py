@@ -89,7 +89,7 @@ class ValueHeads:
 
     def rotated_values(self, rotations: Tensor) -> tuple[Tensor, Tensor | None]:
         """Weight, (out, in) float64, and bias, where there is one, of the layer of values, rotated."""
-        stored: Any = getattr(self.values.module, "bias", None)
+        stored = self.values.bias
         weight = self.values.weight.to(torch.double, copy=True)
         bias = None if stored is None else stored.detach().to(torch.double, copy=True)
         for start, rotation in zip(sorted(set(self.rows)), rotations.to(weight.device), strict=True):

@@ -62,6 +62,11 @@ class PrunableLayer:
         assert isinstance(stored, nn.Parameter)
         return stored
 
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """(out,); None where the layer has none."""
+        return getattr(self.module, "bias", None)
+
     def write(self, weight: Tensor) -> None:
         """Replaces W, given as (out, in), in the module's own dtype and storage; raises RoseError for another shape."""
         if weight.shape != self.weight.shape:  # which would be spread over the rows

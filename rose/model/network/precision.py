@@ -21,6 +21,7 @@ import torch
 
 from rose.environment import environment
 from rose.errors import RoseError
+from rose.given import check_choice
 from rose.model.network.residence import pick_device
 
 COMPUTE = ("auto", "float32", "bfloat16")
@@ -134,8 +135,7 @@ def name_of(dtype: torch.dtype) -> str:
 def _chosen(device: torch.device) -> str:
     """What "auto" means here."""
     chosen = os.environ.get(VARIABLE) or ("bfloat16" if device.type == "cpu" and has_bfloat16() else "float32")
-    if chosen not in COMPUTE[1:]:
-        raise RoseError(f"{VARIABLE} must be one of {', '.join(COMPUTE[1:])}, not {chosen!r}.")
+    check_choice(VARIABLE, chosen, COMPUTE[1:])
     return chosen
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 from rose.errors import RoseError
-from rose.given import check_keywords, is_whole
+from rose.given import check_choice, check_keywords, is_whole
 from rose.layer.grid import Grid
 from rose.layer.methods import Settings, SettingsOptions, make_settings
 from rose.layer.target import check_target_damping
@@ -105,8 +105,7 @@ def describe_layer(settings: Settings) -> dict[str, Any]:
 
 def check_target(target: str, damping: float | None = None) -> None:
     """Raises RoseError for an unknown target, or a damping that does not belong to it."""
-    if target not in TARGETS:
-        raise RoseError(f"The target must be one of {', '.join(TARGETS)}, not {target!r}.")
+    check_choice("The target", target, TARGETS)
     if damping is not None and target != "dense":
         raise RoseError("Only target dense has a correction to damp; leave the target's damping out.")
     check_target_damping(damping)

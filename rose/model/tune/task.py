@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.given import is_number, is_whole
+from rose.given import check_choice, is_number, is_whole
 from rose.model.estimate.tuning import tuning_memory
 from rose.model.load.tokens import check_seed
 from rose.model.network.identity import check_same_model, embedding_norms
@@ -47,8 +47,7 @@ class TuneSettings:
     compute: str = DEFAULT
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise RoseError(f"The loss must be one of {', '.join(LOSSES)}, not {self.loss!r}.")
+        check_choice("The loss", self.loss, LOSSES)
         if self.minutes is not None and self.epochs is not None:
             raise RoseError("Give minutes or epochs, not both: each says when tuning ends.")
         for name in ("minutes", "epochs", "rate", "batch"):
