@@ -130,18 +130,18 @@ class RunReport:
         table = records_table(records)
         pruned = pruned_rows(table)
         every = table.drop_duplicates("layer")  # several methods may have a row each
+        errors = _mean_errors(pruned)
         totals: dict[str, Any] = {
             "layers": len(every),
             "columnar_layers": int(every["is_columnar"].sum()),
             "weights": int((every["rows"] * every["columns"]).sum()),
             "removed_fraction": removed_fraction(table),
-            **_mean_errors(pruned),
+            **errors,
             "layers_with_raised_damping": int(table["is_damping_raised"].sum()),
         }
         if table["method"].nunique() > 1:  # a mean over methods would say nothing
-            totals |= dict.fromkeys(_mean_errors(pruned))
-            by_method = pruned.groupby("method", sort=False)
-            totals["mean_errors"] = {method: _mean_errors(rows) for method, rows in by_method}
+            by_method = {method: _mean_errors(rows) for method, rows in pruned.groupby("method", sort=False)}
+            totals |= dict.fromkeys(errors) | {"mean_errors": by_method}
         return cls(table, {**settings, **totals})
 
     @property

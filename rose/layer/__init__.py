@@ -12,6 +12,9 @@ The mathematics, in the order in which to read it:
 8. `least_squares`: the best kept weights of a fixed mask.
 9. `methods`: the registry, what methods are made of (`methods.toolkit`), and a file for each method or family.
 10. `target`: the weight to prune where a layer aims at the dense model's output.
-11. `solvers`: what some methods would return if they stopped earlier.
-12. `checks`: whether the numbers of a layer can be trusted.
+11. `grid` and `rounding`: weights of few bits, and sweeps that round to them.
+12. `basis`: rotations of the heads that a layer reads.
+13. `solvers`, `compensation` and `paper`: what becomes of a layer on the way, for plots.
+14. `checks`: whether the numbers of a layer can be trusted.
+15. `change`: what somebody else has done to a weight.
 """

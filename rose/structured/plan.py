@@ -116,9 +116,9 @@ class SlimPlan:
 
 @dataclass(frozen=True)
 class PossibleShapes:
-    """What may be reduced, and to what: the parts as [block][part], the kinds that may get a bias, whether all shapes
-    that the configuration can say are `allowed`, and uniform ones that are near (see `uniform_candidates`), none where
-    shapes may differ."""
+    """What may be reduced, and to what: the parts as [block][part], the kinds that may get a bias, which uniform
+    shapes the configuration can say (`allowed`), and those that are near (see `uniform_candidates`), none where shapes
+    may differ."""
 
     parts: list[list[Part]]
     biased: tuple[str, ...]

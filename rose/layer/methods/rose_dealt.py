@@ -14,9 +14,8 @@ from torch import Tensor
 
 from rose.layer import error
 from rose.layer.least_squares import solve_on_support
-from rose.layer.loss import block_sums
 from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.methods.toolkit import damped_hessian, factorize, prune_by_sweep
+from rose.layer.methods.toolkit import damped_hessian, errors_in_order, prune_by_sweep
 from rose.layer.statistics import InputStatistics
 
 STEPS = 8  # the error then is within 0.3 % of its limit on layers of the packaged model
@@ -50,14 +49,10 @@ def refit(weight: Tensor, statistics: InputStatistics, result: LayerResult, *, m
     """
     if not result.mask.any():
         return result  # nothing to compensate; dead columns stay as they are too
-    damped, order = damped_hessian(statistics, result.damping), result.order
+    damped = damped_hessian(statistics, result.damping)
     live = weight.float().masked_fill(damped.dead, 0)
     solved = solve_on_support(live, result.mask, damped.matrix, result.weight.float(), STEPS).to(weight.dtype)
-    if measures:
-        relative = error.relative_error(weight, solved, statistics.hessian)
-        _, factor = factorize(statistics, result.damping, order)
-        visited = error.column_error((live - solved.float())[:, order.permutation], factor)
-        columns, blocks = visited[order.inverse], block_sums(visited, order.widths)
-    else:  # what the sweep did to columns is not what these weights do
-        relative, columns, blocks = nan, result.column_error * nan, result.block_error * nan
+    relative = error.relative_error(weight, solved, statistics.hessian) if measures else nan
+    # What the sweep did to columns is not what these weights do.
+    columns, blocks = errors_in_order(weight, solved.float(), statistics, result.damping, result.order, measures)
     return replace(result, weight=solved, relative_error=relative, column_error=columns, block_error=blocks)

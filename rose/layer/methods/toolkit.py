@@ -70,6 +70,19 @@ def _plan(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Or
     return plan
 
 
+def errors_in_order(
+    weight: Tensor, pruned: Tensor, statistics: InputStatistics, damping: float, order: Order, measures: bool
+) -> tuple[Tensor, Tensor]:
+    """Errors of Ŵ, (out, in), under U for this order: of each column, (in,), in their own order, and of each block as
+    visited, (blocks,). Dead columns cost nothing. NaN where nothing is measured."""
+    visited = weight.new_full((weight.shape[1],), nan, dtype=torch.float32)
+    if measures:
+        damped, factor = factorize(statistics, damping, order)
+        change = error.difference(weight, pruned).masked_fill_(damped.dead, 0)
+        visited = error.column_error(change if order.is_natural else change[:, order.permutation], factor)
+    return visited[order.inverse], block_sums(visited, order.widths)
+
+
 def _relative_error(weight: Tensor, pruned: Tensor, statistics: InputStatistics, settings: Settings) -> float:
     if not settings.measures:
         return nan
@@ -173,18 +186,14 @@ def round_kept(weight: Tensor, statistics: InputStatistics, result: LayerResult,
     rounded = revise(found, swept.weight, mask, damped.matrix, steps, settings.grid).to(weight.dtype)
     dense = error.quadratic_form(weight, statistics.hessian)
     pruning, both = (error.relative_error(weight, one, statistics.hessian, dense) for one in (result.weight, rounded))
-    columns = result.column_error * nan
-    if settings.measures:
-        live_change = error.difference(weight, rounded).masked_fill_(damped.dead, 0)[:, result.order.permutation]
-        _, own = factorize(statistics, damped.damping, result.order)
-        columns = error.column_error(live_change, own)[result.order.inverse]
+    columns, blocks = errors_in_order(weight, rounded, statistics, damped.damping, result.order, settings.measures)
     return replace(
         result,
         weight=rounded,
         mask=removed,
         relative_error=both if settings.measures else nan,
         column_error=columns,
-        block_error=block_sums(columns[result.order.permutation], result.order.widths),
+        block_error=blocks,
         damping=damped.damping,
         added_damping=damped.added,
         pruning_error=pruning,
@@ -249,19 +258,14 @@ def measured_result(
         mask: True = removed, (out, in); that of the sparse part if there are factors.
     """
     plan = _plan(weight, statistics, settings)
-    damped = damped_hessian(statistics, settings.damping)
-    if settings.measures:
-        live_change = error.difference(weight, pruned).masked_fill_(damped.dead, 0)
-        columns = error.column_error(live_change, damped.natural_factor)
-    else:
-        columns = weight.new_full((weight.shape[1],), nan, dtype=torch.float32)
-    natural = make_order(plan, "natural")
+    damped, natural = damped_hessian(statistics, settings.damping), make_order(plan, "natural")
+    columns, blocks = errors_in_order(weight, pruned, statistics, settings.damping, natural, settings.measures)
     return LayerResult(
         weight=pruned,
         mask=mask,
         relative_error=_relative_error(weight, pruned, statistics, settings),
         column_error=columns,
-        block_error=block_sums(columns, natural.widths),
+        block_error=blocks,
         plan=plan,
         order=natural,
         budget=budget,
