@@ -118,9 +118,9 @@ class Structures:
         found = []
         for name in ("slimllm", "obs"):
             choice = choose(structured_method(name), problem, shape)
-            first = choice.kept if choice.before_swaps is None else choice.before_swaps
-            costs = [set_cost(problem, kept) / problem.energy for kept in (first, choice.kept)]
-            found.append(Swapped(name, _numbers(first), _numbers(choice.kept), *costs))
+            both = choice.first, choice.kept
+            costs = [set_cost(problem, kept) / problem.energy for kept in both]
+            found.append(Swapped(name, *map(_numbers, both), *costs))
         return found
 
     def recovered(self, part: Part, shape: Shape) -> pd.DataFrame:

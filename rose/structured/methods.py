@@ -17,18 +17,21 @@ UNTOUCHED = 0.01  # share of channels that SlimLLM's program keeps although thei
 
 @dataclass(frozen=True)
 class Choice:
-    """What a method keeps of a part, (units,) bool: at last, and before swaps, None where there were none. `earlier`:
-    units swapped before that, where whole groups went first."""
+    """What a method keeps of a part, (units,) bool: `first`, before swaps, and `kept` at last. `earlier`: units swapped
+    before that, where whole groups went first."""
 
+    first: Tensor
     kept: Tensor
-    before_swaps: Tensor | None = None
     earlier: int = 0
 
     @property
     def swapped(self) -> int:
         """Units that came back in place of others."""
-        last = 0 if self.before_swaps is None else int((self.before_swaps & ~self.kept).sum())
-        return self.earlier + last
+        return self.earlier + int((self.first & ~self.kept).sum())
+
+
+def _unswapped(kept: Tensor) -> Choice:
+    return Choice(kept, kept)
 
 
 # (problem, how many go out of each pool, pools of units, units already gone) -> choice
@@ -64,12 +67,11 @@ def choose(method: StructuredMethod, problem: Problem, shape: Shape) -> Choice:
     """The units to keep for this shape: whole groups go first, then as many units out of each group that stays."""
     assert method.select is not None
     have = problem.shape
-    found = Choice(torch.ones(have.units, dtype=torch.bool))
+    found = _unswapped(torch.ones(have.units, dtype=torch.bool))
     if shape.groups < have.groups:
         none = torch.zeros(have.groups, dtype=torch.bool)
         groups = method.select(problem.coarse(), have.groups - shape.groups, [torch.arange(have.groups)], none)
-        before = None if groups.before_swaps is None else groups.before_swaps.repeat_interleave(have.per_group)
-        found = Choice(groups.kept.repeat_interleave(have.per_group), before)
+        found = Choice(*(one.repeat_interleave(have.per_group) for one in (groups.first, groups.kept)))
     if shape.per_group < have.per_group:
         units = torch.arange(have.units).view(have.groups, have.per_group)
         pools = [row for row in units if found.kept[row].any()]
@@ -88,7 +90,7 @@ def _lowest(score: Tensor, remove: int, pools: Sequence[Tensor], gone: Tensor, s
 
 def _by_score(score: Callable[[Problem], Tensor]) -> Select:
     def select(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor) -> Choice:
-        return Choice(_lowest(score(problem).cpu(), remove, pools, gone))
+        return _unswapped(_lowest(score(problem).cpu(), remove, pools, gone))
 
     return select
 
@@ -163,14 +165,13 @@ def _slimllm(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tenso
     if problem.sources:  # an MLP
         scores = channel_scores(problem).cpu()
         skip = min(round(UNTOUCHED * problem.shape.units), problem.shape.units - remove)
-        return Choice(_lowest(scores, remove, pools, gone, skip))
+        return _unswapped(_lowest(scores, remove, pools, gone, skip))
     covariances = unit_covariances(problem)
     scores = head_scores(problem, gone)
     first = _lowest(scores, remove, pools, gone)
     # Those that went first come back first, as in their program; the outcome of one round depends on it.
     ordered = [pool[scores[pool].argsort(stable=True)] for pool in pools]
-    kept = swaps(lambda units: -correlation(covariances, units), first, ordered)
-    return Choice(kept, first)
+    return Choice(first, swaps(lambda units: -correlation(covariances, units), first, ordered))
 
 
 # Exact cost
@@ -181,9 +182,8 @@ def _obs(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor) -
     first = ~gone
     first[order] = False
     if problem.width == 1:  # thousands of channels: swaps would cost far more than they bring
-        return Choice(first)
-    kept = swaps(lambda units: set_cost(problem, units), first, pools)
-    return Choice(kept, first)
+        return _unswapped(first)
+    return Choice(first, swaps(lambda units: set_cost(problem, units), first, pools))
 
 
 STRUCTURED: dict[str, StructuredMethod] = {

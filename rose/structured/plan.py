@@ -283,7 +283,7 @@ def estimate_slimming(model: nn.Module, settings: SlimSettings, *, samples: int,
 
 
 def estimate_slim_memory(
-    model: nn.Module, *, method: str = "obs", parts: Sequence[str] | None = None, held_out: bool = False, **sizes: Any
+    model: nn.Module, *, method: str = "obs", parts: Sequence[str] = (), held_out: bool = False, **sizes: Any
 ) -> Memory:
     """What `prune_structured` takes for a streamed model or a skeleton, besides the interpreter and its libraries.
 
@@ -295,7 +295,7 @@ def estimate_slim_memory(
         names = [layer.name for layer in visited_layers(Network(model), [])]
         plain = sizes | {"on_disk": False, "dense_targets": False}
         return estimate_memory(model, layers=names, held_out=held_out, **plain)
-    found = [part for of_block in find_parts(model, parts or ()) for part in of_block]
+    found = [part for of_block in find_parts(model, parts) for part in of_block]
     names = [layer.name for layer in layers_read(chosen, found)]
     base = estimate_memory(model, layers=names, held_out=held_out, sequential=True, **sizes)
     squares = SQUARES_AT_WORK + held_out
