@@ -18,7 +18,7 @@ from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.layer.defaults import BLOCK_SIZE
 from rose.layer.loss import block_widths, potential_loss
-from rose.layer.order import check_name_or_seed
+from rose.layer.order import check_name_or_seed, deal
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics, is_finite
 
@@ -137,12 +137,9 @@ def dealt(heads: Heads) -> Tensor:
     found, width = gathered(heads), heads.layout.width
     for group in range(heads.layout.groups):
         start = heads.layout.group.index(group) * width
-        block = (torch.arange(width) + start) // heads.block_size
-        sizes = block.bincount()[block]
-        place = torch.cat([torch.arange(int(count)) for count in block.bincount() if count])
-        turns = ((place.float() + 0.5) / sizes).argsort(stable=True).to(found.device)
+        in_blocks = ((torch.arange(width) + start) // heads.block_size).bincount()
         cards = found[group].clone()
-        found[group][:, turns] = cards
+        found[group][:, deal(in_blocks[in_blocks > 0].tolist()).to(found.device)] = cards
     return found
 
 

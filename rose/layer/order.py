@@ -313,13 +313,16 @@ def dealt(plan: OrderPlan, ascending: bool) -> Tensor:
     """
     unit = plan.pattern.of or 1
     cards = global_order(plan, ascending).view(-1, unit)
-    # Block b takes its k-th card at (k + ½) / (cards that it takes), so that a narrow block is not full early.
-    turns = torch.cat(
-        [(torch.arange(width // unit, dtype=torch.float32) + 0.5) / (width // unit) for width in plan.block_width]
-    )
     columns = torch.empty_like(cards)
-    columns[turns.argsort(stable=True).to(cards.device)] = cards
+    columns[deal([width // unit for width in plan.block_width]).to(cards.device)] = cards
     return columns.flatten()
+
+
+def deal(counts: Sequence[int]) -> Tensor:
+    """Where each card goes, (cards,) int64, if blocks side by side take so many: each takes its k-th card at
+    (k + ½)/count, so that a narrow block is not full early."""
+    turns = [(torch.arange(count, dtype=torch.float32) + 0.5) / count for count in counts]
+    return torch.cat(turns).argsort(stable=True)
 
 
 @register_order("hessian")
