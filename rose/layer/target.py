@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from rose.layer.error import difference, quadratic_form, ratio
-from rose.layer.hessian import check_damping, damp
+from rose.layer.hessian import damp
 from rose.layer.statistics import InputStatistics, add_product
 
 # λ = μ · mean of diag(H), with μ = LEAST + z + CUBIC · z³ for z = LINEAR · channels · blocks / tokens.
@@ -56,12 +56,6 @@ def target_damping(channels: int, tokens: int, blocks: int = 1) -> float:
 def damping_or_rule(asked: float | None, channels: int, tokens: int, blocks: int) -> float:
     """μ as it was asked for, else by `target_damping`."""
     return target_damping(channels, tokens, blocks) if asked is None else asked
-
-
-def check_target_damping(damping: float | None) -> None:
-    """Raises RoseError unless μ is None, for `target_damping`, or 0 ≤ μ < ∞."""
-    if damping is not None:
-        check_damping(damping)
 
 
 @dataclass(frozen=True)

@@ -257,7 +257,8 @@ class Ranking:
         if unclear := self.names("no clear difference"):
             return f"No clear difference between {listing([*same, *unclear])}: {self.noun} {value}"
         if self.names("undecided"):
-            return f"{listing(same)} {_has(same)} the lowest {self.noun}, {value}; chance is not ruled out"
+            have = "has" if len(same) == 1 else "have"
+            return f"{listing(same)} {have} the lowest {self.noun}, {value}; chance is not ruled out"
         if len(same) == len(self.results):
             return f"{listing(same)} are identical by construction: {self.noun} {value}"
         if len(same) > 1:
@@ -282,10 +283,6 @@ class Ranking:
         if self.left_out:
             end += f" {self.left_out}"
         return f"Times the {self.noun} of {self.results[0].name}{how}: {'; '.join(said)}.{end}"
-
-
-def _has(names: Sequence[str]) -> str:
-    return "has" if len(names) == 1 else "have"
 
 
 def rank(results: Sequence[Result], noun: str = "perplexity") -> list[Ranking]:

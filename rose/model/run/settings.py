@@ -9,8 +9,8 @@ from typing import Any, Unpack
 from rose.errors import RoseError
 from rose.given import check_choice, check_keywords, is_whole
 from rose.layer.grid import Grid
+from rose.layer.hessian import check_damping
 from rose.layer.methods import Settings, SettingsOptions, make_settings
-from rose.layer.target import check_target_damping
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.precision import DEFAULT, check_compute
 from rose.model.run.allocation import Allocation, parse_allocation
@@ -106,6 +106,7 @@ def describe_layer(settings: Settings) -> dict[str, Any]:
 def check_target(target: str, damping: float | None = None) -> None:
     """Raises RoseError for an unknown target, or a damping that does not belong to it."""
     check_choice("The target", target, TARGETS)
-    if damping is not None and target != "dense":
-        raise RoseError("Only target dense has a correction to damp; leave the target's damping out.")
-    check_target_damping(damping)
+    if damping is not None:
+        if target != "dense":
+            raise RoseError("Only target dense has a correction to damp; leave the target's damping out.")
+        check_damping(damping)
