@@ -118,9 +118,8 @@ class Structures:
         found = []
         for name in ("slimllm", "obs"):
             choice = choose(structured_method(name), problem, shape)
-            both = choice.first, choice.kept
-            costs = [set_cost(problem, kept) / problem.energy for kept in both]
-            found.append(Swapped(name, *map(_numbers, both), *costs))
+            costs = [set_cost(problem, kept) / problem.energy for kept in (choice.first, choice.kept)]
+            found.append(Swapped(name, _numbers(choice.first), _numbers(choice.kept), *costs))
         return found
 
     def recovered(self, part: Part, shape: Shape) -> pd.DataFrame:

@@ -71,7 +71,8 @@ def choose(method: StructuredMethod, problem: Problem, shape: Shape) -> Choice:
     if shape.groups < have.groups:
         none = torch.zeros(have.groups, dtype=torch.bool)
         groups = method.select(problem.coarse(), have.groups - shape.groups, [torch.arange(have.groups)], none)
-        found = Choice(*(one.repeat_interleave(have.per_group) for one in (groups.first, groups.kept)))
+        first, kept = (one.repeat_interleave(have.per_group) for one in (groups.first, groups.kept))
+        found = Choice(first, kept)
     if shape.per_group < have.per_group:
         units = torch.arange(have.units).view(have.groups, have.per_group)
         pools = [row for row in units if found.kept[row].any()]
