@@ -56,40 +56,41 @@ def layers(options: Any) -> None:
     for name, seed in product(options.models, options.seeds):
         model, tokenizer = rose.load_model(name)
         tokens, held_out = texts(options, tokenizer, seed)
-        network = Network(model)
-        found = {heads.output.name: heads for heads in value_heads(network, options.layers or None)}
+        found = {heads.output.name: heads for heads in value_heads(Network(model), options.layers or None)}
         kept_back = max(1, len(tokens) // JUDGES)
         streams = (tokens[:-kept_back], tokens[-kept_back:], held_out)
         names = [layer.name for heads in found.values() for layer in (heads.output, heads.values)]
         most, kept, judge = (statistics_of(model, one, names) for one in streams)
         for layer, heads in found.items():
-            if (name, seed, layer) in rows:
-                continue
-            known_of = {name: known_about(name, most, kept, judge) for name in (layer, heads.values.name)}
-            told = []
-            for basis in (GIVEN, *options.bases):
-                outputs, values = heads.output.weight.float(), heads.values.weight.float()
-                known, (by_values, on_values, *_) = known_of.values()
-                if basis != GIVEN:
-                    pattern = make_settings("sparsegpt", sparsity=options.sparsity).pattern
-                    rotations = find_rotations(outputs, known[2].hessian, heads.layout, basis, pattern=pattern)
-                    outputs = rotate_columns(outputs, heads.layout, rotations).float()
-                    values = heads.rotated_values(rotations)[0].float()
-                    known = [rotate_statistics(one, heads.layout, rotations) for one in known]
-                plan = rose.plan_order(outputs, known[0], sparsity=options.sparsity)
-                for method in options.methods:
-                    settings = make_settings(method, sparsity=options.sparsity)
-                    told.append(
-                        {
-                            "model": name, "seed": seed, "layer": layer, "basis": basis, "method": method,
-                            "relative_range": round(plan.relative_range, 4),
-                            "error": round(held_out_error(outputs, known[0], known[1], settings), 6),
-                            "kept_error": round(held_out_error(outputs, known[2], known[3], settings), 6),
-                            "values_error": round(held_out_error(values, by_values, on_values, settings), 6),
-                        }
-                    )  # fmt: skip
-            rows.add(*told)
+            if (name, seed, layer) not in rows:
+                known, by_values = (known_about(one, most, kept, judge) for one in (layer, heads.values.name))
+                run = {"model": name, "seed": seed, "layer": layer}
+                rows.add(*(run | one for one in _rotated(heads, known, by_values, options)))
     print(summary(rows.table()).round(3).to_string())
+
+
+def _rotated(
+    heads: ValueHeads, given: list[InputStatistics], by_values: list[InputStatistics], options: Any
+) -> Iterator[dict[str, Any]]:
+    """Held-out errors of an output projection and of its values, by every method in each basis; statistics as of
+    `known_about`."""
+    pattern = make_settings("sparsegpt", sparsity=options.sparsity).pattern
+    for basis in (GIVEN, *options.bases):
+        outputs, values, known = heads.output.weight.float(), heads.values.weight.float(), given
+        if basis != GIVEN:
+            rotations = find_rotations(outputs, given[2].hessian, heads.layout, basis, pattern=pattern)
+            outputs = rotate_columns(outputs, heads.layout, rotations).float()
+            values = heads.rotated_values(rotations)[0].float()
+            known = [rotate_statistics(one, heads.layout, rotations) for one in given]
+        plan = rose.plan_order(outputs, known[0], sparsity=options.sparsity)
+        for method in options.methods:
+            settings = make_settings(method, sparsity=options.sparsity)
+            yield {
+                "basis": basis, "method": method, "relative_range": round(plan.relative_range, 4),
+                "error": round(held_out_error(outputs, known[0], known[1], settings), 6),
+                "kept_error": round(held_out_error(outputs, known[2], known[3], settings), 6),
+                "values_error": round(held_out_error(values, by_values[0], by_values[1], settings), 6),
+            }  # fmt: skip
 
 
 def known_about(layer: str, most: Known, kept: Known, judge: Known) -> list[InputStatistics]:
