@@ -36,13 +36,15 @@ class DamageRequest:
         """Raises RoseError for what no run could do, before any work; `model` may be a skeleton."""
         if setup.held_out < 1:
             raise rose.RoseError("Loss is measured on held-out samples; ask for some on the start page.")
+        network = Network(model)
+        network.check_length(setup.length)
         if self.restore:
             place = reachable(self.restore)
             if not place.exists():
                 raise rose.RoseError(f"There is nothing at {place}; give the folder of a pruned checkpoint.")
         else:
             get_method(self.method)
-            Network(model).to_prune(setup.layer_patterns, parse_sparsity(setup.sparsity), setup.block_size)
+            network.to_prune(setup.layer_patterns, parse_sparsity(setup.sparsity), setup.block_size)
 
     def estimate(self, setup: Setup, model: nn.Module) -> Cost:
         """`model` may be a skeleton."""

@@ -146,6 +146,8 @@ class PruneRequest:
         if not self.targets:
             raise rose.RoseError("Choose at least one target: dense, or layer as in the papers.")
         network = Network(model)
+        for length in (setup.length, self.window_length):
+            network.check_length(length)
         for case in self.cases:
             run = run_settings(**self.settings(setup, case)).layer
             network.to_prune(self.layer_patterns, run.pattern, run.block_size, run.grid)

@@ -14,7 +14,7 @@ from app.runs.widgets import csv_button, file_button, method_choice, priced, pro
 from app.study import form
 from rose.layer.defaults import THRESHOLD
 from rose.model.measure.damage_report import CLEAR, correlations
-from rose.report import json_rows
+from rose.report import finite, json_rows
 
 INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}
 UNITS = {"blocks": "Decoder blocks", "layers": "Layers"}
@@ -222,7 +222,7 @@ def exact(run: DamageRun, table: pd.DataFrame) -> None:
 
 def _as_json(run: DamageRun) -> str:
     report = run.report
-    return json.dumps({"summary": report.summary, "units": json_rows(report.units)}, indent=1)
+    return json.dumps({"summary": finite(report.summary), "units": json_rows(report.units)}, indent=1)
 
 
 def select_unit(unit: str) -> None:

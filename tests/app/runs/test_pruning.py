@@ -231,6 +231,7 @@ def test_a_text_of_ones_own_for_perplexity(setup: Setup, loaded: LoadedModel, tm
         ({"sparsities": ("0.5", "3:7")}, "3:7 needs a block size divisible by 7"),
         ({"layers": "*.nothing"}, "nothing"),
         ({"evaluate": " "}, "path of the text"),
+        ({"window_length": 257}, "Samples of 257 tokens are longer than the model's 256 positions"),
     ],
 )
 def test_bad_requests_are_refused_before_any_work(change: dict, words: str, setup: Setup) -> None:
@@ -240,6 +241,9 @@ def test_bad_requests_are_refused_before_any_work(change: dict, words: str, setu
 
 def test_what_the_engine_refuses_is_refused_before_any_work(setup: Setup) -> None:
     model = load_skeleton(setup.model)
+    for request in (REQUEST, DamageRequest()):
+        with pytest.raises(rose.RoseError, match="longer than the model's 256 positions"):
+            request.check(replace(setup, length=257), model)
     model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj
     for request in (REQUEST, DamageRequest()):
         with pytest.raises(rose.RoseError, match="are the same weights"):
