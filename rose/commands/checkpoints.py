@@ -54,7 +54,7 @@ class Outcome:
         self.before: dict[str, Any] = {}
         _say_format(source, options.dtype, console)
 
-    def begin(self, dense: nn.Module, of: str = "before") -> None:
+    def begin(self, dense: nn.Module, of: str = "") -> None:
         """Evaluates the model as it was before."""
         self.before = self.measure(dense, "before", of)
 

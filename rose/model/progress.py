@@ -59,7 +59,7 @@ def part_callback(
     return tell
 
 
-def time_left(seconds: float, fraction: float, before: float = 0.0) -> float | None:
+def time_left(seconds: float, fraction: float, before: float) -> float | None:
     """Estimated seconds for the rest of the work, after so many from `before` to `fraction` of it; None at first."""
     return seconds * (1 - fraction) / (fraction - before) if fraction > before else None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -140,18 +140,10 @@ def prune_by(
             network, streams, selected, walking, kept=kept, dense=dense, precision=precision, needs_all=True,
             remedy=_remedy(run),
         )  # fmt: skip
-        pruning = _Pruning(run, patterns, walk)
-        done: list[LayerRecord] = []
+        pruning = _Pruning(run, patterns, walk, start)
         try:
             for block in visit_sequentially(walk) if run.sequential else walk.visit(propagate_again=True):
-                done += pruning.prune(block)
-                layers_of_block = walk.by_block[block.block_index]
-                if len(done) == len(layers_of_block):
-                    names = [layer.name for layer in layers_of_block]
-                    done.sort(key=lambda record: names.index(record.layer))
-                    kept.add(block.block_index, layers_of_block, done, kept.seconds + time.perf_counter() - start)
-                    records += done
-                    done = []
+                records += pruning.visit(block)
         except BaseException as problem:
             if walk.meter.layers_done and not network.is_streamed:  # whose files stay as they are
                 problem.add_note(f"{walk.meter.layers_done} of {len(selected)} layers of the model are pruned now.")
@@ -198,14 +190,28 @@ def _remedy(run: RunSettings) -> str:
 
 @dataclass(frozen=True)
 class _Pruning:
-    """How the decoder blocks of a walk are pruned."""
+    """How the decoder blocks of a walk are pruned; `start` is when the run began, `done` of the block at work."""
 
     run: RunSettings
     patterns: Mapping[str, Pattern]
     walk: Walk
+    start: float
+    done: list[LayerRecord] = field(default_factory=list)
 
-    def prune(self, block: BlockStatistics) -> list[LayerRecord]:
-        """Prunes the layers of one decoder block in place; several processes prune some each."""
+    def visit(self, block: BlockStatistics) -> list[LayerRecord]:
+        """Prunes the layers that are next; keeps their decoder block, and returns its records, once it is done."""
+        self.done.extend(self._prune(block))
+        layers, kept = self.walk.by_block[block.block_index], self.walk.kept
+        if len(self.done) < len(layers):
+            return []
+        names = [layer.name for layer in layers]
+        done = sorted(self.done, key=lambda record: names.index(record.layer))
+        self.done.clear()
+        kept.add(block.block_index, layers, done, kept.seconds + time.perf_counter() - self.start)
+        return done
+
+    def _prune(self, block: BlockStatistics) -> list[LayerRecord]:
+        """Prunes these layers in place; several processes prune some each."""
         workers, meter = self.walk.workers, self.walk.meter
         owners = workers.divide(block.layers, block.calibration)
         before = meter.layers_done

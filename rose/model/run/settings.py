@@ -103,7 +103,7 @@ def describe_layer(settings: Settings) -> dict[str, Any]:
     }
 
 
-def check_target(target: str, damping: float | None = None) -> None:
+def check_target(target: str, damping: float | None) -> None:
     """Raises RoseError for an unknown target, or a damping that does not belong to it."""
     check_choice("The target", target, TARGETS)
     if damping is not None:

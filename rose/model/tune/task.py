@@ -134,7 +134,7 @@ class TuneReport:
         return f"Only {fitted}, so little has changed; give it more minutes."
 
 
-def check_pair(model: nn.Module, dense: nn.Module, *, by_text_alone: bool = False) -> None:
+def check_pair(model: nn.Module, dense: nn.Module, *, by_text_alone: bool) -> None:
     """Raises RoseError unless a model may be tuned towards this one: it has its tokens and its input embeddings, which
     no pruning changes, and fewer zeros; what learns by a text alone may ask for any (`by_text_alone`)."""
     if model is dense:

@@ -61,7 +61,7 @@ class BlockTargets:
         block: nn.Module,
         layers: Sequence[PrunableLayer],
         writers: Mapping[str, Writer],
-        products: torch.dtype = torch.float32,
+        products: torch.dtype,
     ) -> None:
         self.block, self.layers, self.products = block, layers, products
         self.writers = {layer.name: writers[layer.projection] for layer in layers if layer.projection in writers}
