@@ -29,6 +29,7 @@ from rose.layer.methods import make_settings
 from rose.model.load.models import DTYPES
 from rose.model.network.residence import pick_device
 from rose.output import check_file, check_output, write_file
+from rose.report import finite
 from rose.structured.plan import SlimSettings
 from rose.wording import percent, whole
 
@@ -199,7 +200,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> None:
     with terminal.bar(console, f"Drawing with {options.model}") as follow:
         scores = rose.evaluate_diffusion(pipeline, dense, **given, tick=follow)
     if options.output:
-        write_file(options.output, json.dumps(asdict(scores), indent=1) + "\n")
+        write_file(options.output, json.dumps(finite(asdict(scores)), indent=1) + "\n")
     drift = " ".join(f"{value:.3f}" for value in scores.drift)
     losses = (f"{t}: {value:.4f}" for t, value in zip(scores.loss_times, scores.loss, strict=True))
     terminal.say(

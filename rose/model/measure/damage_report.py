@@ -18,7 +18,7 @@ from rose import verdicts
 from rose.model.measure.folder import MeasurementFolder
 from rose.model.measure.perplexity import perplexity_of
 from rose.model.run.damages import WHOLE, DamageRecord, model_of_damages
-from rose.report import records_table
+from rose.report import finite, records_table
 from rose.verdicts import Interval
 
 # What could tell damage in advance; columns of the table.
@@ -118,4 +118,4 @@ class DamageFolder(MeasurementFolder[DamageRecord]):
 
     def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
         summary = DamageReport.from_records(self.rows, **settings, embedding_norms=self.norms).summary
-        return {"summary.json": json.dumps(summary, indent=1)}
+        return {"summary.json": json.dumps(finite(summary), indent=1)}

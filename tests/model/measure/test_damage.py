@@ -1,7 +1,9 @@
 """Damage: a pass that begins at a decoder block gives what the whole pass gives, and nothing stays changed."""
 
 import copy
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,6 +17,7 @@ from rose.model.measure import perplexity as evaluation
 from rose.model.measure.damage import dense_weights
 from rose.model.measure.damage_report import (
     WHOLE,
+    DamageFolder,
     DamageRecord,
     DamageReport,
     correlations,
@@ -301,6 +304,13 @@ def test_outliers_have_small_errors_and_large_damages_beyond_chance() -> None:
     assert outliers(table.assign(standard_error=0.6)).empty
     assert outliers(table.assign(standard_error=math.nan)).empty  # of a single window
     assert DamageReport.from_records([]).summary["outliers"] == []
+
+
+def test_a_summary_holds_no_number_that_json_has_not(tmp_path: Path) -> None:
+    known = DamageRecord("a", 0, "", 9, 0.5, 0.1, 0.1, 0.1, 0.1, 1.0, math.inf, math.inf, 0.1, math.inf, 0)
+    DamageFolder(tmp_path, {}).add(known)
+    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["sum_of_damages"] is None
 
 
 def test_cautions_are_told_with_the_numbers() -> None:
