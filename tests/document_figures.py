@@ -7,6 +7,7 @@ for them, and finds every other number of README.md and docs/results.md that has
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -29,7 +30,6 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/results"
 SPARSITIES = ("0.5", "0.6", "0.7", "0.8", "2:4")
 HEADLINE = {"0.5": "at 50 %", "0.7": "at 70 %", "2:4": "under 2:4"}  # finished comparisons of tests.benchmarks.headline
-TUNED = ("0.5", "0.7", "2:4")  # those of which all tuned rows are there
 SECOND, SECOND_AT = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", ("0.5", "0.7")  # the second model, and where
 FORMER = ("0.6", "0.8")  # those that it has not measured, by an earlier rule for the damping of dense targets
 
@@ -140,14 +140,19 @@ def at(name: str, sparsity: str) -> pd.DataFrame:
     return rows[rows["sparsity"] == sparsity]
 
 
-def says(found: verdicts.Interval) -> str:
-    """Two decimals, and more where a clear difference would be printed as none: "0.995 (0.992 to 0.999)"."""
+def digits(found: verdicts.Interval) -> tuple[str, str]:
+    """Value and bounds with two decimals, and with more where a clear difference would be printed as none: "0.995" and
+    "0.992 to 0.999"."""
 
     def text(one: float) -> str:
         decimals = next((most for most in (2, 3, 4) if not found.is_clear or round(one, most) != found.neutral), 2)
         return f"{one:.{decimals}f}"
 
-    return f"{text(found.value)} ({text(found.low)} to {text(found.high)})"
+    return text(found.value), f"{text(found.low)} to {text(found.high)}"
+
+
+def says(found: verdicts.Interval) -> str:
+    return "{} ({})".format(*digits(found))
 
 
 def ratios() -> str:
@@ -182,24 +187,47 @@ def chosen_by_validation() -> str:
     return f"{low:.1f} with a third of the rule's μ, {rule:.1f} with it and {high:.1f} with three times as much"
 
 
-def beside_sparsegpt(rows_at: dict[str, pd.DataFrame], *, by_windows: bool) -> str:
-    """Perplexity at some sparsities, and times SparseGPT's: by draws, and by windows over means of draws; bold where
-    both are clear."""
-    named = ["times SparseGPT's", *(["by windows"] if by_windows else [])]
-    heads = [head for sparsity in rows_at for head in (sparsity, *named)]
-    methods = max((list(rows["method"].unique()) for rows in rows_at.values()), key=len)
-    lines = [[f"`{m}`", *(one for rows in rows_at.values() for one in _beside(rows, m, by_windows))] for m in methods]
+def of_methods(rows_at: dict[str, pd.DataFrame]) -> str:
+    """Perplexity by method and sparsity."""
+    lines = [[f"`{m}`", *(drawn(rows, m) for rows in rows_at.values())] for m in methods_of(rows_at)]
+    return table(["method", *rows_at], lines)
+
+
+def times_sparsegpt(rows_at: dict[str, pd.DataFrame]) -> str:
+    """Times SparseGPT's perplexity, by method and sparsity."""
+    methods = [method for method in methods_of(rows_at) if method != "sparsegpt"]
+    return table(["method", *rows_at], [[f"`{m}`", *(times(rows, m) for rows in rows_at.values())] for m in methods])
+
+
+def beside_sparsegpt(rows_at: dict[str, pd.DataFrame]) -> str:
+    """Both in one table, of few sparsities."""
+    heads = [head for sparsity in rows_at for head in (sparsity, "times SparseGPT's")]
+    lines = []
+    for method in methods_of(rows_at):
+        found = ((drawn(rows, method), times(rows, method)) for rows in rows_at.values())
+        lines.append([f"`{method}`", *itertools.chain.from_iterable(found)])
     return table(["method", *heads], lines)
 
 
-def _beside(rows: pd.DataFrame, method: str, by_windows: bool) -> list[str]:
-    """The cells of a method at one sparsity."""
-    drawn = rows[rows["method"] == method]["perplexity"]
-    if drawn.empty or method == "sparsegpt":
-        return [cell(drawn), "", *([""] if by_windows else [])]
-    found = [ratio(rows, method, "sparsegpt"), *([window_ratio(rows, method, "sparsegpt")] if by_windows else [])]
-    bold = "**" if by_windows and all(one.is_clear for one in found) else ""
-    return [cell(drawn), *(f"{bold}{says(one)}{bold}" for one in found)]
+def methods_of(rows_at: dict[str, pd.DataFrame]) -> list[str]:
+    return max((list(rows["method"].unique()) for rows in rows_at.values()), key=len)
+
+
+def drawn(rows: pd.DataFrame, method: str) -> str:
+    return cell(rows[rows["method"] == method]["perplexity"])
+
+
+def times(rows: pd.DataFrame, method: str) -> str:
+    """Times SparseGPT's perplexity: bounds over draws, and, where losses are kept, by windows, whose losses are means
+    over draws. Bold where both are clear."""
+    if method == "sparsegpt" or method not in set(rows["method"]):
+        return ""
+    if "losses" not in rows:
+        return says(ratio(rows, method, "sparsegpt"))
+    found = [made(rows, method, "sparsegpt") for made in (ratio, window_ratio)]
+    (value, over_draws), (_, by_windows) = map(digits, found)
+    bold = "**" if all(one.is_clear for one in found) else ""
+    return f"{bold}{value} ({over_draws}; {by_windows}){bold}"
 
 
 def beside_alps(sparsity: str) -> str:
@@ -322,7 +350,8 @@ def tuning() -> list[str]:
     said = [tuning_seconds(), equal_time(), in_their_time(), both_texts]
     whole, part = tuning_memory_of_1b()
     said += [f"{whole} for shapes of Llama-3.2-1B in bfloat16", f"{part} for Llama-3.2-1B in four"]
-    return [tuned(), beside_sparsegpt({s: headline(s, tuned=True) for s in TUNED}, by_windows=True), *said]
+    after = {s: headline(s, tuned=True) for s in HEADLINE}
+    return [tuned(), of_methods(after), times_sparsegpt(after), *said]
 
 
 def shipping() -> list[str]:
@@ -362,17 +391,19 @@ def results() -> list[str]:
     layer, dense, low = "rows.csv", "dense/rows.csv", "dense/low-sparsities.csv"
     methods = list(read(layer)["method"].unique())
     methods.remove("rose_admm")  # ran elsewhere than the others
+    pruned = {s: headline(s) for s in HEADLINE}
     return [
         perplexities(layer, methods),
         *(f"whose dense perplexity is {headline(s)['dense_perplexity'].iloc[0]:.2f}" for s in HEADLINE),
-        beside_sparsegpt({s: headline(s) for s in HEADLINE}, by_windows=True),
+        of_methods(pruned),
+        times_sparsegpt(pruned),
         *(beside_alps(s) for s in HEADLINE),
-        *(beside_sparsegpt({"0.7": controls(one)}, by_windows=True) for one in ("dense", "layer")),
+        *(beside_sparsegpt({"0.7": controls(one)}) for one in ("dense", "layer")),
         chosen_by_validation(),
-        beside_sparsegpt({s: at(dense, s) for s in FORMER}, by_windows=False),
+        beside_sparsegpt({s: at(dense, s) for s in FORMER}),
         ratios(),
         second_model(),
-        beside_sparsegpt({s: headline(s, model=SECOND) for s in SECOND_AT}, by_windows=True),
+        beside_sparsegpt({s: headline(s, model=SECOND) for s in SECOND_AT}),
         *(f"its dense perplexity is {headline(s, model=SECOND)['dense_perplexity'].iloc[0]:.2f}" for s in SECOND_AT),
         second_beside_alps(),
         layers(),
