@@ -38,8 +38,9 @@ format: $(VENV)/installed-dev
 docs: $(VENV)/installed-dev
 	$(BIN)/python -W error -m pdoc rose '!rose\.' --docformat google --output-directory build/docs
 
-# The headline table and its controls, docs/results/headline.csv: about ten hours of one core, and it goes on where it was
-# stopped. WikiText-2's parts as text files, as docs say: make results CALIBRATION=valid.txt EVALUATION=test.txt OTHERS=FOLDER
+# The headline table and its controls, docs/results/headline.csv: sixteen hours of one core, half as many for the second
+# model, and it goes on where it was stopped. WikiText-2's parts as text files, as docs say:
+# make results CALIBRATION=valid.txt EVALUATION=test.txt OTHERS=FOLDER
 results: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.headline --calibration $(CALIBRATION) --evaluate $(EVALUATION) \
 	  $(if $(OTHERS),--others $(OTHERS))

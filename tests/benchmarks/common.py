@@ -1,8 +1,6 @@
 """What benchmarks share: options, texts, rows that are kept as they come, and clocks."""
 
 import argparse
-import platform
-import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -109,12 +107,6 @@ def timed(work: Callable[[], object], repeats: int = 1) -> float:
         work()
         best = min(best, time.perf_counter() - start)
     return best
-
-
-def processor() -> str:
-    """The processor's name, where Linux has it."""
-    found = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return found[0] if found else platform.machine()
 
 
 def processor_seconds(work: Callable[[], Any]) -> tuple[float, Any]:

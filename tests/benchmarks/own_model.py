@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from tests.benchmarks.common import Rows, arguments, processor
+from rose.environment import processor
+from tests.benchmarks.common import Rows, arguments
 from tests.benchmarks.shapes import write_random_llama
 
 SHAPES = {"1B": (2048, 22, 4), "7B": (4096, 32, 1)}  # hidden size, decoder blocks, how many of them are run

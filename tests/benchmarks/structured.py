@@ -30,11 +30,12 @@ from torch import Tensor
 import rose
 from app.figures import palette, style
 from app.figures.palette import Theme
+from rose.environment import processor
 from rose.model.load.tokens import load_calibration
 from rose.structured.configuration import can_bias
 from rose.structured.parts import find_parts
 from rose.structured.survey import BlockSurvey, survey
-from tests.benchmarks.common import MODEL, Rows, add_options, judged, processor
+from tests.benchmarks.common import MODEL, Rows, add_options, judged
 
 VARIANTS = (
     "magnitude@uniform/none",
