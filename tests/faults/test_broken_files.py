@@ -151,9 +151,9 @@ def test_a_description_of_nothing_is_refused_or_measured_anew(
     refused = name == "settings.json"
     assert cli.main([*call, str(folder)]) == (2 if refused else 0)
     assert ((folder / name).read_bytes() == content) == refused
-    assert model_of_damages(folder) is not None
+    assert model_of_damages(folder)
     (folder / "summary.json").write_bytes(content)
-    assert model_of_damages(folder) is None
+    assert model_of_damages(folder) == []
 
 
 # ---- what a measurement belongs to
