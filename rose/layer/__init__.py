@@ -17,6 +17,5 @@ The mathematics, in the order in which to read it:
 13. `solvers`, `compensation` and `paper`: what becomes of a layer on the way, for plots.
 14. `checks`: whether the numbers of a layer can be trusted.
 15. `change`: what somebody else has done to a weight.
-
-`defaults` has the usual block size, damping and threshold, which command lines name without reading the rest.
+16. `defaults`: what is usual where nobody says otherwise.
 """
