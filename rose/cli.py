@@ -66,19 +66,20 @@ def _refuse(name: str, why: str) -> int:
 
 
 class _Commands(argparse._SubParsersAction):
-    """The help of each command begins with what the list of commands says of it."""
+    """The help of each command begins with what the list of commands says of it; its errors show its usage."""
 
     def add_parser(self, name: str, **more: Any) -> Any:
         says = more["help"]
-        return super().add_parser(name, description=f"{says[0].upper()}{says[1:]}.", **more)
+        made = super().add_parser(name, description=f"{says[0].upper()}{says[1:]}.", **more)
+        made.set_defaults(parser=made)
+        return made
 
 
 def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; those of `streamlit run` as `more`."""
-    parser = _parser()
-    options, more = parser.parse_known_args(arguments)
+    options, more = _parser().parse_known_args(arguments)
     if more and not options.takes_more:
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
+        options.parser.error(f"unrecognized arguments: {' '.join(more)}")
     options.more = more
     return options
 

@@ -987,6 +987,14 @@ def test_a_report_knows_its_model_and_text_in_every_folder(checkpoint, text, tmp
     assert options.origin(cli._read(["prune", "--output", "x"]))["calibration"] == "packaged"
 
 
+def test_an_option_that_a_command_has_not_is_refused_by_that_command(capsys):
+    for command, more in ((["check", "a", "b"], "--dense"), (["diffuse", "prune", "--output", "x"], "--windows")):
+        with pytest.raises(SystemExit, match="2"):
+            run(*command, more)
+        name = " ".join(one for one in command if one in ("check", "diffuse", "prune"))
+        assert f"rose {name}: error: unrecognized arguments: {more}" in capsys.readouterr().err
+
+
 def test_what_nobody_has_foreseen_is_no_verdict(checkpoint, monkeypatch, capsys):
     monkeypatch.setattr(rose, "load_model", lambda *_args, **_more: [][0])
     assert run("check", checkpoint, checkpoint) == cli.UNFORESEEN != 1
