@@ -31,7 +31,7 @@ from rose.model.network.residence import pick_device
 from rose.output import check_file, check_output, write_file
 from rose.report import finite
 from rose.structured.plan import SlimSettings
-from rose.wording import percent, whole
+from rose.wording import count, percent, whole
 
 PER_ROW = 10  # pictures in a sheet
 
@@ -183,7 +183,7 @@ def sample(options: argparse.Namespace, console: Console) -> None:
     if is_garments(pipeline):
         names = [GARMENTS[one] for one in conditions[:PER_ROW] if isinstance(one, int)]  # of a row, from left to right
         what = f": {', '.join(names)}{', and so on' if len(conditions) > PER_ROW else ''}"
-    terminal.say(f"{len(rows[0])} pictures are in {options.output}{above}{what}")
+    terminal.say(f"{options.output} has {count(len(rows[0]), 'picture')}{above}{what}")
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> None:

@@ -102,15 +102,16 @@ def test_pictures_of_two_models_come_into_one_file(pruned: Path, tmp_path: Path,
     command = ["diffuse", "sample", "--model", str(pruned), "--beside", "garments", "--steps", "2"]
     assert cli.main([*command, "--classes", "bag,Sneaker", "--count", "12", "--output", str(path)]) == 0
     said = capsys.readouterr().out
-    assert "12 pictures" in said
+    assert "twelve pictures" in said
     assert "garments above: bag, sneaker, bag" in said
     assert Image.open(path).size == (10 * 30 * 4, 4 * 30 * 4)  # ten of both models, and two
 
 
-def test_a_class_of_another_model_has_no_garments_name(tmp_path: Path) -> None:
+def test_a_class_of_another_model_has_no_garments_name(tmp_path: Path, capsys: Any) -> None:
     rose.save_diffusion(dit()[0], tmp_path / "other")
     command = ["diffuse", "sample", "--model", str(tmp_path / "other"), "--steps", "1", "--count", "1"]
     assert cli.main([*command, "--classes", "207", "--output", str(tmp_path / "picture.png")]) == 0
+    assert "has one picture" in capsys.readouterr().out
     assert (tmp_path / "picture.png").is_file()
 
 
