@@ -30,6 +30,12 @@ def check_choice(what: str, value: object, known: Collection[str]) -> None:
         raise RoseError(f"{what} must be one of {', '.join(known)}, not {value!r}.")
 
 
+def check_named(what: str, name: object, known: Collection[str]) -> None:
+    """Raises RoseError unless there is one of this name; `what` is what is named, such as "order"."""
+    if name not in known:
+        raise RoseError(f"There is no {what} named {name!r}; choose one of {', '.join(known)}.")
+
+
 def check_keywords(given: Iterable[str], known: Iterable[str]) -> None:
     """Raises RoseError for a keyword that a function does not take."""
     for name in set(given).difference(known):

@@ -111,5 +111,9 @@ def duration(seconds: float) -> str:
 
 
 def size(stored: float) -> str:
-    """Bytes: "538 MB"."""
-    return f"{stored / 1e9:.1f} GB" if stored >= 1e9 else f"{stored / 1e6:.0f} MB"
+    """Bytes: "1.2 GB", "538 MB", "4.2 MB", "37 kB"."""
+    if stored >= 1e9:
+        return f"{stored / 1e9:.1f} GB"
+    if stored >= 1e6:
+        return f"{stored / 1e6:.{int(stored < 1e7)}f} MB"
+    return f"{stored / 1e3:.0f} kB"

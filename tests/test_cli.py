@@ -545,7 +545,8 @@ def test_long_work_says_before_what_it_will_take(checkpoint, tmp_path, capsys, m
     monkeypatch.setattr(plan, "matmul_rate", lambda: 1e5)
     assert run(*command, *sizes, "--output", tmp_path / "long") == 0
     told = capsys.readouterr()
-    assert re.search(rf"^{what}: about [\d.]+ (s|min|h) and \d+ MB besides the model, by estimate$", told.err, re.M)
+    cost = r"about [\d.]+ (s|min|h) and [\d.]+ (kB|MB) besides the model, by estimate"
+    assert re.search(f"^{what}: {cost}$", told.err, re.M)
     assert "by estimate" not in told.out
 
 
@@ -661,6 +662,10 @@ CHEAP = {  # refused before a model is loaded: the command's options, what is sa
         "number of at least 1, not 0",
     ),
     "samples": (["slim", "--samples", "0"], "at least 1 sample and 0 held-out ones, not 0 and 4"),
+    "samples that judge": (
+        ["prune", "--samples", "1", "--rotate", "heads"],
+        "give at least 2 calibration samples, not 1",
+    ),
     "length": (
         ["evaluate", "--text", "packaged", "--length", "1"],
         "The length of windows must",
@@ -679,7 +684,7 @@ CHEAP = {  # refused before a model is loaded: the command's options, what is sa
     "format of no text": (["evaluate", "--tasks", "--compute", "auto"], "--compute is for the perplexity on --text"),
     "nothing to measure": (["evaluate"], "Say what to measure"),
     "ratio": (["slim", "--ratio", "2"], "ratio must be above 0 and below 1"),
-    "structured method": (["slim", "--method", "nothing"], "no structured method"),
+    "structured method": (["slim", "--method", "nothing"], "no structured method named"),
     "slim's damping": (["slim", "--damping", "-1"], "Damping"),
     "damping of target layer": (["slim", "--target", "layer", "--target-damping", "1"], "Only target dense"),
     "pattern": (["slim", "--prune", "5:4"], "5:4"),
@@ -717,7 +722,7 @@ def test_a_typing_mistake_does_not_cost_the_loading_of_a_model(tmp_path, monkeyp
         ("slim", ["--model", "pruned"], "would fill its zeros"),
         ("slim", ["--length", "100000"], "longer than the model's 256 positions"),
         ("prune", ["--length", "100000"], "longer than the model's 256 positions"),
-        ("prune", ["--evaluate", "packaged", "--windows", "1"], "out will take about 1 MB, and 0 MB are free there"),
+        ("prune", ["--evaluate", "packaged", "--windows", "1"], "out will take about 576 kB, and 1 kB are free there"),
         ("slim", ["--ratio", "0.3"], "are free there; make room"),
     ],
 )
@@ -833,7 +838,7 @@ def test_slim_and_prune_in_one_report(checkpoint, tmp_path, capsys, chosen, targ
 def test_slim_streams_and_resumes(checkpoint, tmp_path, capsys):
     settings = ("--ratio", "0.3", "--prune", "0.5", "--checkpoint", str(tmp_path / "kept"))
     assert slim(checkpoint, tmp_path / "slim", *settings, "--stream") == 0
-    assert re.search(r"Slimming and pruning: about \d+ MB at the peak, besides Python", capsys.readouterr().err)
+    assert re.search(r"Slimming and pruning: about [\d.]+ MB at the peak, besides Python", capsys.readouterr().err)
     assert (tmp_path / "kept" / "pruned" / "block-00000.safetensors").exists()
     assert slim(checkpoint, tmp_path / "again", *settings, "--stream") == 0
     whole = ("--ratio", "0.3", "--prune", "0.5")

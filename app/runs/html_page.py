@@ -125,7 +125,7 @@ def to_html(report: Report) -> str:
     text = _page(report, kept, tables)
     if len(text.encode()) > LIMIT:
         raise rose.RoseError(
-            f"The report would take {len(text.encode()) / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}; report fewer runs."
+            f"The report would take {words.size(len(text.encode()))}, more than {words.size(LIMIT)}; report fewer runs."
         )
     return text
 

@@ -18,13 +18,15 @@ from app import words
 from app.jobs import Job, TunableRun, holding
 from app.runs.checkpoints import written_beside
 from app.runs.request import HELD_OUT, NEW_TOKENS
-from app.study.setup import Setup
+from app.study.setup import Setup, check_memory
 from app.study.study import LoadedModel
-from rose.model.estimate.duration import estimate_evaluation
+from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation
+from rose.model.load.models import parse_dtype
 from rose.model.measure.generation import continue_prompt
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.layers import count_parameters, text_config
-from rose.structured.plan import SlimSettings, estimate_slimming
+from rose.structured.plan import SlimSettings, estimate_slim_memory, estimate_slimming
+from rose.structured.slimming import check_slimming
 from rose.verdicts import Interval, paired_ratio, says_perplexity
 
 TOKENS = 128  # of the prompt that speed is measured with
@@ -78,10 +80,22 @@ class Speedup:
         )
 
 
-def estimate(setup: Setup, settings: SlimSettings, model: nn.Module) -> float:
-    """Seconds until a copy is made, and it and the dense model have been evaluated."""
-    made = estimate_slimming(model, settings, samples=setup.samples + setup.held_out, length=setup.length)
-    return made + 2 * estimate_evaluation(model, tokens=setup.held_out * setup.length, new_tokens=NEW_TOKENS)
+def estimate(setup: Setup, settings: SlimSettings, model: nn.Module) -> Cost:
+    """A copy made, and it and the dense model evaluated; raises RoseError for what cannot be made of this model."""
+    sizes: dict[str, Any] = {"samples": setup.samples + setup.held_out, "length": setup.length}
+    possible = check_slimming(model, settings)
+    seconds = estimate_slimming(model, settings, **sizes)
+    seconds += 2 * estimate_evaluation(model, tokens=setup.held_out * setup.length, new_tokens=NEW_TOKENS)
+    memory = estimate_slim_memory(
+        model,
+        method=settings.method,
+        parts=possible.kinds if possible else (),
+        held_out=setup.held_out > 0,
+        dtype=parse_dtype(setup.dtype),
+        dense_targets=settings.target == "dense",
+        **sizes,
+    )
+    return replace(estimate_cost(model, **sizes), seconds=seconds, memory=memory.besides_weights)
 
 
 def judge(label: str, model: Any, tokenizer: Any, held_out: Tensor | None, prompt: str) -> Outcome:
@@ -114,6 +128,7 @@ class Slimming(TunableRun):
         settings, setup = self.settings, self.setup
         self._say("Loading the model")
         loaded = self._load()
+        check_memory(estimate(setup, settings, loaded.model), setup.dtype)
         said: list[str] = []
         tokens, held_out = setup.draw(loaded.tokenizer, said.append)
         model = self._copy(loaded.model, loaded.lock)

@@ -15,6 +15,7 @@ from app.runs.slimming import Slimming, estimate
 from app.runs.widgets import checkpoint_button, csv_button, file_button, follow, start_button
 from app.study import form
 from app.study.preflight import asked_of_hub
+from app.study.setup import weights_size
 from app.study.structures import Structures, collecting
 from app.study.study import Study
 from rose.report import with_cautions
@@ -262,8 +263,10 @@ def _slim(known: Structures) -> None:
     settings, prompt = _choose_slimming(study.setup.damping)
     model, problem, says = study.loaded.model, "", ""
     try:
-        seconds = study.remember(("slimming", settings), lambda: estimate(study.setup, settings, model))
-        says = f"About {words.duration(max(1.0, seconds))}, with perplexity, text and speed of both models."
+        cost = study.remember(("slimming", settings), lambda: estimate(study.setup, settings, model))
+        copied = words.size(weights_size(cost, study.setup.dtype))
+        says = f"About {components.lasting(cost)}, with perplexity, text and speed of both models. Memory besides the "
+        says += f"model: {copied} for the copy, {words.size(cost.memory)} for its calibration."
     except rose.RoseError as refused:
         problem = str(refused)
     right = start_button(

@@ -11,6 +11,7 @@ from rose.commands import terminal
 from rose.files import beside, expand
 from rose.model.ship.blocks import TYPES
 from rose.model.ship.export import export_gguf
+from rose.wording import size
 
 
 def add_parser(commands: Any) -> None:
@@ -30,5 +31,5 @@ def run(options: argparse.Namespace, console: Console) -> None:
     with terminal.bar(console, "Writing") as follow:
         made = export_gguf(str(folder), output, options.type, lambda share, what: follow(share, what[:30]))
         follow(1.0, "Written")
-    terminal.say(f"Written to {output}, {made.size / 1e6:.1f} MB; tokenizer from {made.vocabulary}")
+    terminal.say(f"Written to {output}, {size(made.size)}; tokenizer from {made.vocabulary}")
     terminal.say(*made.remarks(options.type))

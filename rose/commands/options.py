@@ -38,7 +38,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import COMPUTE, name_of
 from rose.model.network.precision import DEFAULT as AUTO
 from rose.model.run.allocation import ALLOCATIONS, DENSITY_SPREAD
-from rose.model.run.rotation import rotate_heads
+from rose.model.run.rotation import check_samples, rotate_heads
 from rose.model.run.settings import TARGETS, RunOptions
 from rose.model.workers import Workers
 from rose.structured.parts import PARTS
@@ -194,6 +194,8 @@ def _check_texts(options: argparse.Namespace) -> None:
         check_calibration(options.samples, options.held_out, options.length)
         if options.calibration is not None and "epochs" not in options:  # `tune` makes do with two windows
             check_text(options.calibration, options.held_out, options.length)
+        if getattr(options, "rotate", None):
+            check_samples(options.samples)
     if getattr(options, "evaluate", "") is None and options.windows is not None:
         raise rose.RoseError("--windows counts those of --evaluate; give that too, or leave it out.")
     if "windows" in options:

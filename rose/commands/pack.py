@@ -14,6 +14,7 @@ from rose.files import beside, expand
 from rose.model.load.stored import INDEX, unused_files
 from rose.model.ship.packing import PackedSize, pack_folder, unpack_folder
 from rose.output import check_output
+from rose.wording import size
 
 
 def add_parser(commands: Any) -> None:
@@ -28,17 +29,17 @@ def add_parser(commands: Any) -> None:
 
 
 def _pack(options: argparse.Namespace, console: Console) -> None:
-    size, output = _written(options, console, "Packing", "-packed", pack_folder)
-    terminal.say(f"Written to {output}: {size.stored / 1e6:.1f} MB instead of {size.plain / 1e6:.1f} MB")
-    terminal.say(*size.remarks())
+    packed, output = _written(options, console, "Packing", "-packed", pack_folder)
+    terminal.say(f"Written to {output}: {size(packed.stored)} instead of {size(packed.plain)}")
+    terminal.say(*packed.remarks())
     if unused := unused_files(expand(options.folder)):
         terminal.say(f"Left out, as {INDEX} does not name them: {', '.join(unused)}")
 
 
 def _unpack(options: argparse.Namespace, console: Console) -> None:
-    size, output = _written(options, console, "Unpacking", "-unpacked", unpack_folder)
-    terminal.say(f"Written to {output}: {size.plain / 1e6:.1f} MB")
-    terminal.say(f"Every tensor was read back and is equal to what was packed; digest {size.digest[:16]}")
+    unpacked, output = _written(options, console, "Unpacking", "-unpacked", unpack_folder)
+    terminal.say(f"Written to {output}: {size(unpacked.plain)}")
+    terminal.say(f"Every tensor was read back and is equal to what was packed; digest {unpacked.digest[:16]}")
 
 
 def _written(
@@ -48,6 +49,6 @@ def _written(
     output = options.output or beside(folder, ending)
     check_output(output)
     with terminal.bar(console, doing) as follow:
-        size = write(folder, output, lambda share, file: follow(share, f"{doing} {file}"))
+        written = write(folder, output, lambda share, file: follow(share, f"{doing} {file}"))
         follow(1.0)
-    return size, output
+    return written, output

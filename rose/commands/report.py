@@ -11,6 +11,7 @@ from rose.commands import options as shared
 from rose.commands import terminal
 from rose.commands.app import app_module
 from rose.output import check_file
+from rose.wording import size
 
 
 def add_parser(commands: Any) -> None:
@@ -27,5 +28,4 @@ def run(options: argparse.Namespace, console: Console) -> None:
     html_report = app_module("runs.html_report", "A report", ("plotly",))
     with console.status("Drawing"):
         findings = html_report.write_report(options.folders, options.output)
-    size = options.output.stat().st_size / 1e6
-    terminal.say(*findings, f"Written to {options.output}, {size:.1f} MB")
+    terminal.say(*findings, f"Written to {options.output}, {size(options.output.stat().st_size)}")

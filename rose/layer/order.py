@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError, failing
-from rose.given import check_word, is_number, is_whole
+from rose.given import check_named, check_word, is_number, is_whole
 from rose.layer import loss
 from rose.layer.defaults import BLOCK_SIZE, SPARSITY, THRESHOLD
 from rose.layer.pattern import Pattern, parse_sparsity
@@ -372,9 +372,8 @@ def check_order_name(order: str) -> None:
 def check_name_or_seed(what: str, name: str, known: Collection[str]) -> None:
     """Raises RoseError unless the name is among those known, or "random:SEED"."""
     kind, colon, seed = name.partition(":")
-    has_seed = kind == "random" and seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS
-    if kind not in known or (colon and not has_seed):
-        raise RoseError(f"There is no {what} named {name!r}; choose one of {', '.join(known)}.")
+    if not (kind == "random" and colon and seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS):
+        check_named(what, name, known)
 
 
 def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int], what: str = "A custom order") -> Order:

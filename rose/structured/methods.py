@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rose.errors import RoseError
+from rose.given import check_named
 from rose.structured.parts import Shape
 from rose.structured.problem import Problem, greedy, set_cost, swaps
 
@@ -58,8 +58,7 @@ class StructuredMethod:
 
 def structured_method(name: str) -> StructuredMethod:
     """The method of this name; raises RoseError where there is none."""
-    if name not in STRUCTURED:
-        raise RoseError(f"There is no structured method {name!r}; choose one of {', '.join(STRUCTURED)}.")
+    check_named("structured method", name, STRUCTURED)
     return STRUCTURED[name]
 
 

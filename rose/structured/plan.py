@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rose.errors import RoseError
-from rose.given import is_number, is_whole
+from rose.given import check_named, is_number, is_whole
 from rose.layer.defaults import DAMPING
 from rose.layer.hessian import check_damping
 from rose.model.estimate.duration import estimate_cost, matmul_rate
@@ -75,10 +75,9 @@ class SlimSettings:
         check_target(self.target, self.target_damping)
         if not is_number(self.ratio) or not 0 < self.ratio < 1:
             raise RoseError(f"The ratio must be above 0 and below 1, such as 0.2, not {self.ratio!r}.")
-        if self.allocation not in ALLOCATIONS:
-            raise RoseError(f"There is no allocation {self.allocation!r}; choose one of {', '.join(ALLOCATIONS)}.")
-        if self.recovery is not None and self.recovery not in RECOVERIES:
-            raise RoseError(f"There is no recovery {self.recovery!r}; choose one of {', '.join(RECOVERIES)}.")
+        check_named("allocation", self.allocation, ALLOCATIONS)
+        if self.recovery is not None:
+            check_named("recovery", self.recovery, RECOVERIES)
         if not is_whole(self.multiple) or self.multiple < 1:
             raise RoseError(f"Kept channels must be a multiple of at least 1, a whole number, not {self.multiple!r}.")
         object.__setattr__(self, "multiple", int(self.multiple))  # JSON does not know NumPy's

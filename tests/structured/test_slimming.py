@@ -248,13 +248,13 @@ def test_numbers_of_numpy_are_numbers() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "nothing"}, "There is no structured method 'nothing'; choose one of obs"),
+        ({"method": "nothing"}, "There is no structured method named 'nothing'; choose one of obs"),
         ({"ratio": 1.0}, "The ratio must be above 0 and below 1"),
         ({"ratio": 0.001}, "No uniform shapes"),
         ({"ratio": 0.99}, r"do not hold that much; ask for a ratio of at most 0\."),
         ({"ratio": 0.7, "parts": ["heads"]}, r"do not hold that much; ask for a ratio of at most 0\."),
-        ({"allocation": "fair"}, "There is no allocation 'fair'"),
-        ({"recovery": "magic"}, "There is no recovery 'magic'"),
+        ({"allocation": "fair"}, "There is no allocation named 'fair'"),
+        ({"recovery": "magic"}, "There is no recovery named 'magic'"),
         ({"parts": ["neurons"]}, "Parts are heads and channels"),
         ({"multiple": True}, "multiple of at least 1"),
         ({"multiple": 0}, "multiple of at least 1"),

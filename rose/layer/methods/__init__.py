@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError, failing
-from rose.given import check_choice, check_keywords, check_word
+from rose.given import check_choice, check_keywords, check_named, check_word
 from rose.layer.defaults import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD
 from rose.layer.error import quadratic_form
 from rose.layer.grid import Grid, parse_grid
@@ -265,8 +265,7 @@ def get_method(name: str) -> Method:
     """The method of this name; raises RoseError where there is none."""
     if not isinstance(name, str):
         raise RoseError(f"A method is chosen by its name, such as {METHOD!r}, not by a {type(name).__name__}.")
-    if name not in METHODS:
-        raise RoseError(f"There is no method named {name!r}; choose one of {', '.join(METHODS)}.")
+    check_named("method", name, METHODS)
     return METHODS[name]
 
 

@@ -54,7 +54,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import computes_bfloat16, name_of
 from rose.output import new_folder
 from rose.report import RunReport
-from rose.wording import count
+from rose.wording import count, size
 
 logger = getLogger(__name__)
 
@@ -430,8 +430,8 @@ def _check_memory(name: str, config: Any, dtype: torch.dtype) -> None:
     free = psutil.virtual_memory().available
     if needed > free:
         raise RoseError(
-            f"{name} needs {needed / 1e9:.1f} GB in {name_of(dtype)}, but only {free / 1e9:.1f} GB "
-            "of memory is free; load it in bfloat16, or choose a smaller model."
+            f"{name} needs {size(needed)} in {name_of(dtype)}, but only {size(free)} of "
+            "memory is free; load it in bfloat16, or choose a smaller model."
         )
 
 

@@ -123,11 +123,7 @@ def rotate_heads(
     network.residence.overlay(leave, (), None)  # refuses a streamed model that was pruned
     workers = Workers.here()
     if judged and held_out is None:
-        if len(tokens) < 2 * workers.count:
-            raise RoseError(
-                f"Rotations are judged on samples that are kept back: {2 * workers.count} are needed, not "
-                f"{len(tokens)}; give more, or held-out ones."
-            )
+        check_samples(len(tokens))
         judges = max(len(tokens) // JUDGES, workers.count)
         tokens, held_out = tokens[:-judges], tokens[-judges:]
     streams = check_streams(network, tokens, held_out if judged else None)
@@ -142,6 +138,16 @@ def rotate_heads(
         block.let_go()
     run.end(found)
     return records_table(run.records, RotationRecord)
+
+
+def check_samples(samples: int) -> None:
+    """Raises RoseError for fewer calibration samples than calibrating and judging take, one each in every process."""
+    least = 2 * Workers.here().count
+    if samples < least:
+        raise RoseError(
+            f"Rotations are judged on samples that are kept back; give at least {least} calibration samples, not "
+            f"{samples}."
+        )
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from rose.model.progress import Progress
 from rose.model.tune.kept import PRUNED
 from rose.model.tune.loss import LOSSES
 from rose.report import RunReport
-from rose.wording import count, whole
+from rose.wording import count, size, whole
 
 BATCH = 2  # windows of a step
 FEW = 8  # steps below which minutes were too few for this machine: the rate rises over a quarter of them
@@ -177,6 +177,6 @@ def check_memory(
     free = psutil.virtual_memory().available - besides
     if network.device.type == "cpu" and needed > free:
         raise RoseError(
-            f"Tuning takes about {needed / 1e9:.1f} GB besides both models, and {max(0, free) / 1e9:.1f} GB are free; "
+            f"Tuning takes about {size(needed)} besides both models, and {size(max(0, free))} are free; "
             "tune decoder blocks in more parts, shorter windows, or on a larger machine."
         )

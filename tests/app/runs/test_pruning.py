@@ -181,7 +181,7 @@ def test_without_room_nothing_is_kept(setup: Setup, loaded: LoadedModel, monkeyp
     assert finished(setup, request, lambda: loaded).copies[0].checkpoint is None
 
 
-@pytest.mark.parametrize(("free", "says"), [("memory", "of memory, and 0 MB are free; wait"), ("disk", "make room")])
+@pytest.mark.parametrize(("free", "says"), [("memory", "of memory, and 1 kB are free; wait"), ("disk", "make room")])
 def test_what_does_not_fit_is_refused_before_it_begins(
     free: str, says: str, setup: Setup, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,7 @@ def test_before_the_run_the_inputs_are_judged_and_the_cost_is_told(study: Study)
     said = "one needs review, four pass" if looks else "none needs review, five pass"
     assert f"**Five checks: none fails, {said}**" in texts(app)
     assert "Prunes by four methods, then runs 8 × 32 tokens" in texts(app)
-    assert re.search(r"about \d+ s, \d+ MB of memory", texts(app))
+    assert re.search(r"about \d+ s, [\d.]+ kB of memory", texts(app))
     app.multiselect(key="check_methods").set_value([]).run()
     assert "Choose at least one method above." in texts(app)
 

@@ -446,7 +446,7 @@ def test_tasks_are_offered_only_where_they_can_be_run(setup: Setup, monkeypatch:
     assert "run: pip install -r requirements-eval.txt" in texts(app)
     assert not [box for box in app.text_input if box.key == "prune_tasks"]
     app, _ = pruned(opened(setup, prune_methods="Magnitude", prune_layers="model.layers.1.*.o_proj", prune_prompt=""))
-    assert [button.proto.label for button in app.get("download_button")] == ["Checkpoint, 1 MB", "Report, HTML"]
+    assert [button.proto.label for button in app.get("download_button")] == ["Checkpoint, 605 kB", "Report, HTML"]
     assert "No zero-shot tasks were asked for" in texts(view(app, "Zero-shot"))
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,7 +90,10 @@ def test_every_part_of_the_page_draws(study: Study, view: str) -> None:
         assert "Errors are relative, after least squares" in texts(app)
     else:
         assert app.button(key="slim-start").label == "Make a smaller copy"
-        assert re.search(r"About \d+ (s|min), with perplexity, text and speed of both models", texts(app))
+        assert re.search(
+            r"About \d+ (s|min), with perplexity, text and speed of both models. Memory .* [\d.]+ (kB|MB) for its cal",
+            texts(app),
+        )
 
 
 def test_the_decoder_block_chosen_here_is_chosen_on_every_page(study: Study) -> None:
@@ -171,6 +175,14 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
         assert re.search(moved, texts(app))
     run.discard()
     assert not run.checkpoint.exists()
+
+
+def test_a_copy_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch, study: Study) -> None:
+    loaded = LoadedModel(tiny_model(), None, threading.Lock())  # type: ignore[arg-type]
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(Setup, "draw", lambda *_: pytest.fail("has read a text first"))
+    run = finish(Slimming(study.setup, SlimSettings(), lambda: loaded), "failed")
+    assert "of memory, and 1 kB are free" in run.job.message
 
 
 def test_a_cancelled_run_ends(monkeypatch: pytest.MonkeyPatch, study: Study) -> None:

@@ -165,7 +165,7 @@ def test_a_method_that_needs_the_mean_of_the_inputs_judges() -> None:
 
 
 def test_no_sample_judges_what_it_was_calibrated_on() -> None:
-    with pytest.raises(rose.RoseError, match="2 are needed, not 1; give more, or held-out ones"):
+    with pytest.raises(rose.RoseError, match="give at least 2 calibration samples, not 1"):
         rose.rotate_heads(make_model("llama"), make_tokens(1), method="sparsegpt")
 
 
