@@ -22,7 +22,7 @@ from rose.files import reachable, sync
 from rose.interrupt import stop_point
 from rose.model.formats.gguf import dequantized
 from rose.model.load.models import PACKAGED, load_model, stored_dtype
-from rose.model.network.layers import count_parameters, prunable_layers
+from rose.model.network.layers import prunable_layers
 from rose.model.ship.blocks import BLOCK, as_type, in_blocks, in_floats, parse_type
 from rose.model.ship.families import Family, family_of
 from rose.model.ship.packing import Follow
@@ -96,8 +96,7 @@ def export_gguf(name: str, output: Path, kind: str, follow: Follow | None = None
     check_file(output)
     model, tokenizer = load_model(name, dtype=stored_dtype(name))
     family = family_of(model.config)
-    block, stored = gguf.GGML_QUANT_SIZES[wanted]
-    check_room(output, 2 * count_parameters(model) * stored // block)  # tensors are gathered first, then copied
+    check_room(output, 2 * _size(model, wanted))  # tensors are gathered first, then copied
     done = Exported()
     architecture = gguf.MODEL_ARCH_NAMES[family.architecture]
     try:
@@ -123,6 +122,16 @@ def export_gguf(name: str, output: Path, kind: str, follow: Follow | None = None
         raise RoseError(f"{output} cannot be written ({problem.strerror or problem}); make room.") from problem
     done.size = output.stat().st_size
     return done
+
+
+def _size(model: Any, wanted: Type) -> int:
+    """Bytes of the weights in a file of this type, at most: with smaller types only layers are in it."""
+    block, stored = gguf.GGML_QUANT_SIZES[wanted]
+    layers = {f"{layer.name}.weight" for layer in prunable_layers(model)}
+    return sum(
+        one.numel() * stored // block if wanted == Type.F16 or name in layers else one.nbytes
+        for name, one in model.named_parameters()
+    )
 
 
 def _add_vocabulary(writer: GGUFWriter, name: str, model: Any, tokenizer: Any, done: Exported) -> None:

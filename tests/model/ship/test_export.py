@@ -132,15 +132,20 @@ def test_other_grids_and_types(tmp_path: Path) -> None:
     assert 1e-4 < made.error < 0.05
 
 
-def test_all_is_written_where_the_file_will_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["f16", "q4_0"])
+def test_all_is_written_where_the_file_will_be(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And room is asked for there: for tensors that are gathered, and for the file that they are copied into. What a
     killed export has left goes."""
     (tmp_path / f"{PARTIAL}dead").mkdir()
-    model, asked = save(CONFIGURATIONS["llama"](), tmp_path / "model", None), []
+    save(CONFIGURATIONS["llama"](), tmp_path / "model", 4)
+    asked = []
     monkeypatch.setattr(export, "check_room", lambda place, needed: asked.append((place, needed)))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
-    export_gguf(str(tmp_path / "model"), tmp_path / "a.gguf", "f16")
-    assert asked == [(tmp_path / "a.gguf", 2 * 2 * model.num_parameters())]
+    export_gguf(str(tmp_path / "model"), tmp_path / "a.gguf", kind)
+    ((place, needed),) = asked
+    matrices = sum(tensor.n_bytes for tensor in GGUFReader(tmp_path / "a.gguf").tensors if len(tensor.shape) > 1)
+    assert place == tmp_path / "a.gguf"
+    assert 2 * matrices <= needed <= 3 * matrices
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "model"]
 
 
