@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.wording import size
 
 LARGEST = 500 * 10**6  # bytes of a table or a report
 TEMPORARY = ".tmp"  # ends the name of what is still being written
@@ -72,7 +73,7 @@ def check_small(path: str | Path) -> None:
     if not place.is_file():
         raise RoseError(f"There is no file {path}; check the path.")
     if place.stat().st_size > LARGEST:
-        raise RoseError(f"{path} is larger than {LARGEST // 10**6} MB, so it is no table and no report.")
+        raise RoseError(f"{path} is larger than {size(LARGEST)}, so it is no table and no report.")
 
 
 @contextmanager

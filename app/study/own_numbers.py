@@ -13,6 +13,7 @@ import pandas as pd
 from rose import RoseError
 from rose.files import LARGEST, check_small, expand
 from rose.report import FLOAT32_MAX
+from rose.wording import size
 
 COLUMNS = ("layer", "value")
 
@@ -72,7 +73,7 @@ def _content(source: str | bytes) -> str:
             check_small(source)
             source = expand(source).read_bytes()
         if len(source) > LARGEST:
-            raise RoseError(f"The file is larger than {LARGEST // 10**6} MB, so it is no table of layers.")
+            raise RoseError(f"The file is larger than {size(LARGEST)}, so it is no table of layers.")
         return source.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:
         raise RoseError(f"The file cannot be read as text ({problem}); choose another.") from problem

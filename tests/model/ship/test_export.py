@@ -137,8 +137,7 @@ def test_all_is_written_where_the_file_will_be(kind: str, tmp_path: Path, monkey
     """And room is asked for there: for tensors that are gathered, and for the file that they are copied into. What a
     killed export has left goes."""
     (tmp_path / f"{PARTIAL}dead").mkdir()
-    save(CONFIGURATIONS["llama"](), tmp_path / "model", 4)
-    asked = []
+    model, asked = save(CONFIGURATIONS["llama"](), tmp_path / "model", 4), []
     monkeypatch.setattr(export, "check_room", lambda place, needed: asked.append((place, needed)))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     export_gguf(str(tmp_path / "model"), tmp_path / "a.gguf", kind)
@@ -146,6 +145,8 @@ def test_all_is_written_where_the_file_will_be(kind: str, tmp_path: Path, monkey
     matrices = sum(tensor.n_bytes for tensor in GGUFReader(tmp_path / "a.gguf").tensors if len(tensor.shape) > 1)
     assert place == tmp_path / "a.gguf"
     assert 2 * matrices <= needed <= 3 * matrices
+    if kind == "f16":
+        assert needed == 2 * 2 * model.num_parameters()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "model"]
 
 
