@@ -358,7 +358,7 @@ def tables() -> dict[str, list[str]]:
 
 
 def tuning() -> list[str]:
-    dense = read("tuning.csv").query("method == 'dense'").iloc[0]
+    dense = tunings().query("method == 'dense'").iloc[0]
     both_texts = f"dense {dense['perplexity']:.1f}, on other text {dense['other']:.1f}"
     said = [tuning_seconds(), equal_time(), in_their_time(), both_texts]
     whole, part = tuning_memory_of_1b()
@@ -788,16 +788,20 @@ def beside_llama_cpp() -> str:
     return table(["model", "file", "largest difference", "mean difference", "same first token", "perplexity"], lines)
 
 
-@cache
-def tuning_rows() -> pd.DataFrame:
+def tunings(model: str = "smollm2-135m") -> pd.DataFrame:
+    """The dense model, pruned ones, and the same tuned."""
+    return read("tuning.csv").query("model == @model")
+
+
+def tuning_rows(model: str = "smollm2-135m") -> pd.DataFrame:
     """Models that were pruned with 16 windows, and tuned."""
-    return read("tuning.csv").query("samples == 16")
+    return tunings(model).query("samples == 16")
 
 
-def tuned() -> str:
+def tuned(model: str = "smollm2-135m") -> str:
     """Perplexity before and after tuning by sparsity and way of pruning: means over draws, and each of them; on the
     text that is tuned on, and on another one."""
-    rows = tuning_rows()
+    rows = tuning_rows(model)
     sizes = [size for size in sorted(rows["windows"].unique()) if size]
     lines = []
     for (sparsity, method), part in rows.groupby(["sparsity", "method"], sort=False):
@@ -822,7 +826,7 @@ def tuning_seconds() -> str:
 
 def equal_time() -> str:
     """Calibration with more windows beside tuning, the default method at 70 %: perplexities, and processor seconds."""
-    rows = read("tuning.csv")
+    rows = tunings()
     found = {one.name: one for one in costs_and_worths(rows, "0.7")}
     few, many, tuned = (found[f"ROSE ADMM {name}"] for name in ("16", "64", "16 + 64 tuned"))
     both = rows.query("sparsity == '0.7' and samples == 64 and windows == 64").iloc[0]
