@@ -83,18 +83,11 @@ class Speedup:
 def estimate(setup: Setup, settings: SlimSettings, model: nn.Module) -> Cost:
     """A copy made, and it and the dense model evaluated; raises RoseError for what cannot be made of this model."""
     sizes: dict[str, Any] = {"samples": setup.samples + setup.held_out, "length": setup.length}
-    possible = check_slimming(model, settings)
+    check_slimming(model, settings)
     seconds = estimate_slimming(model, settings, **sizes)
     seconds += 2 * estimate_evaluation(model, tokens=setup.held_out * setup.length, new_tokens=NEW_TOKENS)
-    memory = estimate_slim_memory(
-        model,
-        method=settings.method,
-        parts=possible.kinds if possible else (),
-        held_out=setup.held_out > 0,
-        dtype=parse_dtype(setup.dtype),
-        dense_targets=settings.target == "dense",
-        **sizes,
-    )
+    dtype = parse_dtype(setup.dtype)
+    memory = estimate_slim_memory(model, settings, held_out=setup.held_out > 0, dtype=dtype, **sizes)
     return replace(estimate_cost(model, **sizes), seconds=seconds, memory=memory.besides_weights)
 
 

@@ -221,7 +221,6 @@ def tell_cost(
             **drawn_sizes(options),
             dtype=parse_dtype(options.dtype),
             on_disk=getattr(options, "checkpoint", None) is not None,
-            dense_targets=getattr(options, "target", "layer") == "dense",
             held_out=options.held_out > 0,
         )
         if options.stream:

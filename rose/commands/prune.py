@@ -39,6 +39,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     wanted.check_experts(network.to_prune(options.layers, settings.pattern, settings.block_size, settings.grid))
     Precision.of(options.compute, network.dtype, network.device)
     sizes = {"layers": options.layers, "sequential": options.true_sequential, "method": options.method}
+    sizes["dense_targets"] = options.target == "dense"
     seconds = shared.pruning_seconds(options, model, options.method, options.target)
     shared.tell_cost(options, "Pruning", seconds, partial(estimate_memory, **sizes), model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)

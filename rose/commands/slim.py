@@ -67,12 +67,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
     model, tokenizer = shared.load(options, console, scratch=options.output.parent)
     checkpoints.check_room(options, model, gone=options.ratio * block_parameters(model))
     possible = check_slimming(model, settings)
-    kinds = possible.kinds if possible else ()
-    estimate = partial(estimate_slim_memory, method=options.method, parts=kinds)
+    estimate = partial(estimate_slim_memory, settings=settings)
     sizes = shared.drawn_sizes(options)
     seconds = estimate_slimming(model, settings, **sizes)
     if rest:
-        _check_rest(model, kinds, rest)
+        _check_rest(model, possible.kinds if possible else (), rest)
         estimate = partial(_larger, estimate, rest.method, pruning["target"])
         more = {"target": pruning["target"], "compute": DEFAULT}  # of a model that is a little larger than it will be
         seconds += estimate_cost(model, sweeps=sweeps_of([rest.method]), passes=2, **sizes, **more).seconds
@@ -156,7 +155,7 @@ def _check_rest(model: PreTrainedModel, kinds: Sequence[str], settings: Settings
 
 def _larger(estimate: Callable[..., Memory], method: str, target: str, model: Any, **sizes: Any) -> Memory:
     """The larger of two estimates, where the model is then pruned by a method, towards a target of its own."""
-    pruned = estimate_memory(model, **sizes | {"dense_targets": target == "dense"}, method=method)
+    pruned = estimate_memory(model, **sizes, dense_targets=target == "dense", method=method)
     return max(estimate(model, **sizes), pruned, key=lambda memory: memory.peak)
 
 

@@ -281,22 +281,18 @@ def estimate_slimming(model: nn.Module, settings: SlimSettings, *, samples: int,
     return seconds + work * sum(part.output.weight.shape[1] ** 3 for part in found) / matmul_rate()
 
 
-def estimate_slim_memory(
-    model: nn.Module, *, method: str = "obs", parts: Sequence[str] = (), held_out: bool = False, **sizes: Any
-) -> Memory:
+def estimate_slim_memory(model: nn.Module, settings: SlimSettings, *, held_out: bool = False, **sizes: Any) -> Memory:
     """What `prune_structured` takes for a streamed model or a skeleton, besides the interpreter and its libraries.
 
-    See docs/large-models.md. `parts` are kinds; `sizes` (`samples`, `length`, `dtype`, `on_disk` and
-    `dense_targets`) as for `estimate_memory`.
+    See docs/large-models.md. `sizes` (`samples`, `length`, `dtype` and `on_disk`) as for `estimate_memory`.
     """
-    chosen = structured_method(method)
-    if chosen.select is None:
+    if settings.chosen.select is None:
         names = [layer.name for layer in visited_layers(Network(model), [])]
-        plain = sizes | {"on_disk": False, "dense_targets": False}
-        return estimate_memory(model, layers=names, held_out=held_out, **plain)
-    found = [part for of_block in find_parts(model, parts) for part in of_block]
-    names = [layer.name for layer in layers_read(chosen, found)]
-    base = estimate_memory(model, layers=names, held_out=held_out, sequential=True, **sizes)
+        return estimate_memory(model, layers=names, held_out=held_out, **sizes | {"on_disk": False})
+    found = [part for of_block in parts_to_reduce(model, settings.parts) for part in of_block]
+    names = [layer.name for layer in layers_read(settings.chosen, found)]
+    sizes |= {"layers": names, "held_out": held_out, "dense_targets": settings.target == "dense"}
+    base = estimate_memory(model, sequential=True, **sizes)
     squares = SQUARES_AT_WORK + held_out
     work = [
         4 * (squares * part.output.weight.shape[1] ** 2 + WEIGHTS_AT_WORK * part.output.weight.numel())

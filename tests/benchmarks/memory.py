@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import rose
 from rose.model.estimate.memory import estimate_memory
-from rose.structured.plan import estimate_slim_memory
+from rose.structured.plan import SlimSettings, estimate_slim_memory
 from tests.benchmarks.common import arguments
 from tests.benchmarks.shapes import write_random_llama
 
@@ -79,10 +79,11 @@ def prune(
             "on_disk": checkpoint is not None,
         }
         if target == "slim":
-            rose.prune_structured(model, tokens, ratio=0.25, target="dense", checkpoint=checkpoint)
+            settings = SlimSettings(ratio=0.25, target="dense")
+            rose.prune_structured(model, tokens, **vars(settings), checkpoint=checkpoint)
             rose.save_model(model, tokenizer, folder / "pruned")
             model, _ = rose.load_model(str(folder), stream=True, dtype=dtype)  # of the sizes that it had
-            parts = estimate_slim_memory(model, **sizes, parts=["heads", "channels"], dense_targets=True)
+            parts = estimate_slim_memory(model, settings, **sizes)
         elif target == "none":
             layers = ["*o_proj"]
             list(rose.analyze_model(model, tokens, sparsity=0.5, layers=layers))

@@ -111,13 +111,13 @@ def test_one_block_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
 def test_memory_by_the_formula() -> None:
     """Hidden size 32, 56 channels, float32; see docs/large-models.md."""
     model, tokens = make_model("llama"), {"samples": 4, "length": 24}
-    memory = estimate_slim_memory(model, **tokens, parts=["heads", "channels"], dense_targets=True)
+    memory = estimate_slim_memory(model, SlimSettings(target="dense"), **tokens)
     assert memory.work == 4 * (8 * 56**2 + 6 * 32 * 56)
     assert memory.hessians == 4 * 56**2
     assert memory.waiting == 4 * 96 * (3 * 32 + 56 + (32 + 56) + 32)
-    heads = estimate_slim_memory(model, **tokens, parts=["heads"])
+    heads = estimate_slim_memory(model, SlimSettings(parts=["heads"]), **tokens)
     assert (heads.work, heads.hessians) == (4 * (8 * 32**2 + 6 * 32 * 32), 4 * 32**2)
-    depth = estimate_slim_memory(model, **tokens, method="depth")
+    depth = estimate_slim_memory(model, SlimSettings(method="depth", target="dense"), **tokens)
     assert (depth.hessians, depth.waiting) == (4 * 32**2, 0)
 
 
