@@ -112,6 +112,11 @@ class Job:
         return time.monotonic() - self._started
 
     @property
+    def worked(self) -> float:
+        """Seconds so far without those that it has waited."""
+        return self.seconds - self.waited
+
+    @property
     def since_progress(self) -> float:
         return time.monotonic() - self._told
 
@@ -238,8 +243,7 @@ class Run:
         """Estimated seconds left; None while there is nothing to go by."""
         if self.job.progress is not None:
             return self.job.progress.remaining
-        worked = self.job.seconds - self.job.waited
-        return worked * (1 - self.fraction) / self.fraction if self.fraction > 0.01 else None
+        return self.job.worked * (1 - self.fraction) / self.fraction if self.fraction > 0.01 else None
 
     def _say(self, doing: str) -> None:
         """Begins a step, unless nobody wants the work any more."""

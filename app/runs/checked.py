@@ -122,7 +122,7 @@ class CheckpointRun(Run):
         with holding(loaded.lock, job):
             found = rose.check_checkpoint(loaded.model, pruned, tokens, held_out=held_out, progress=self._follow())
         self.excerpts = _excerpts(found, Network(pruned))
-        self.found, self.fraction, self.seconds = found, 1.0, job.seconds - job.waited
+        self.found, self.fraction, self.seconds = found, 1.0, job.worked
 
 
 def _excerpts(found: CheckpointCheck, network: Network) -> dict[str, MaskExcerpt]:

@@ -3,7 +3,6 @@
 No Streamlit here. Only numbers are kept; inputs are processed batch by batch.
 """
 
-import time
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -69,7 +68,7 @@ class LayerChecks(Run):
         self._study: Study | None = study  # until it is over: the runs that a session keeps must not hold models
 
     def _run(self, job: Job) -> None:
-        began, request = time.perf_counter(), self.request
+        request = self.request
         study, self._study = self._study, None
         assert study is not None  # a job runs once
         weight, statistics = study.weight(request.layer), study.statistics(request.layer)
@@ -99,7 +98,7 @@ class LayerChecks(Run):
             ),
             curve=tuple(curve.points),
             tokens=direct.tokens,
-            seconds=time.perf_counter() - began,
+            seconds=job.worked,
         )
 
     def _pass(self, study: Study, job: Job, direct: DirectError, curve: CalibrationCurve) -> None:

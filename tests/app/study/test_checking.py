@@ -54,6 +54,15 @@ def test_a_cancelled_run_says_nothing_and_frees_the_model(study: Study) -> None:
     assert not study.loaded.lock.locked()
 
 
+def test_the_time_that_is_told_leaves_out_what_it_waited_for_another_run(study: Study) -> None:
+    assert study.loaded is not None
+    run = LayerChecks(study, CheckRequest(COLUMNAR, ("rose",), "rose", 0.5))
+    run.job.waited = 1000.0  # as if for a survey that is collecting inputs
+    findings = finish(run).findings
+    assert findings is not None
+    assert findings.seconds == pytest.approx(run.job.seconds - run.job.waited, abs=100)
+
+
 def test_n_of_m_is_checked_in_its_groups() -> None:
     found = checked(measured_study(sparsity="2:4"), CheckRequest(COLUMNAR, ("rose", "wanda"), "rose", 0.5))
     assert [(one.unit, one.units, one.deviation) for one in found.sparsity] == [("group", 1024, 0)] * 2
