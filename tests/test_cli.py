@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -46,6 +47,7 @@ from tests.tiny import BOS, save_tiny_llama
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 CALIBRATION = ["--samples", "4", "--length", "48", "--held-out", "2", "--block-size", "16"]
+COMPARE_ONE = ["compare", "--methods", "wanda", "--seeds", "0", "--evaluate", "packaged", "--windows", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -563,8 +565,8 @@ def test_an_estimate_says_what_it_leaves_out(checkpoint, text, tmp_path, capsys,
 @pytest.mark.parametrize(
     ("command", "what"),
     [
-        (["compare", "--methods", "wanda", "--seeds", "0", "--evaluate", "packaged", "--windows", "1"], "Comparing"),
-        (["damage", "--units", "blocks"], "Measuring"),
+        (COMPARE_ONE, r"Comparing: about [\d.]+ (s|min|h) and [\d.]+ (kB|MB) besides the model"),
+        (["damage", "--units", "blocks"], r"Measuring: about [\d.]+ (s|min|h)"),
     ],
     ids=["compare", "damage"],
 )
@@ -574,7 +576,30 @@ def test_long_measurements_say_before_what_they_will_take(checkpoint, tmp_path, 
     assert "estimate" not in capsys.readouterr().err
     monkeypatch.setattr(duration, "matmul_rate", lambda: 1e5)
     assert run(*command, *sizes, tmp_path / "long") == 0
-    assert re.search(rf"^{what}: about [\d.]+ (s|min|h), by estimate$", capsys.readouterr().err, re.M)
+    assert re.search(f"^{what}, by estimate$", capsys.readouterr().err, re.M)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["prune"], "Pruning takes, besides the model, about"),
+        (["prune", "--stream"], "Pruning takes, at the peak, besides Python and its libraries, "),
+        (["slim", "--prune", "0.5"], "Slimming and pruning takes, besides the model, about"),
+        (["analyze"], "Analyzing takes, besides the model, about"),
+        (COMPARE_ONE, "Comparing takes, besides the model, about"),
+    ],
+    ids=lambda given: given[0] + "-stream" * ("--stream" in given) if isinstance(given, list) else "",
+)
+def test_a_run_that_does_not_fit_into_memory_is_refused(checkpoint, tmp_path, capsys, monkeypatch, command, says):
+    loaded = rose.load_model(checkpoint, stream="--stream" in command)
+    monkeypatch.setattr(rose, "load_model", lambda *_given, **_more: loaded)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Namespace(available=1000))
+    sizes = CALIBRATION[: -2 if "slim" in command else None]  # it has no blocks of columns
+    assert run(*command, "--model", checkpoint, *sizes, "--output", tmp_path / "out") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert says in said
+    assert "and 1 kB are free; give fewer --samples" in said
+    assert not list(tmp_path.glob("out/*.safetensors"))
 
 
 def test_streaming_gives_the_same_files_and_table(checkpoint, tmp_path, capsys):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import psutil
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -14,9 +13,9 @@ from rose.environment import versions
 from rose.layer.defaults import BLOCK_SIZE, DAMPING, SPARSITY
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost
+from rose.model.estimate.memory import check_free
 from rose.model.load.models import OFFLINE, parse_dtype
 from rose.model.load.tokens import STUDY, Warn, load_calibration
-from rose.wording import size
 
 # What every layer is measured with: name in the table -> arguments of `rose.prune_layer`. Two-level order is measured
 # on all layers, columnar or not, so that the threshold can move without pruning anything again.
@@ -146,12 +145,9 @@ def _read(name: str, text: str, kind: type) -> Any:
 
 def check_memory(cost: Cost, dtype: str) -> None:
     """Raises RoseError where a copy of the model, and what a run takes besides, do not fit into memory now."""
-    needed, free = weights_size(cost, dtype) + cost.memory, psutil.virtual_memory().available
-    if needed > free:
-        raise rose.RoseError(
-            f"A copy of the model and its calibration take {size(needed)} of memory, and {size(free)} are free; wait "
-            "for other runs to end, or choose fewer samples or a smaller model."
-        )
+    needed = weights_size(cost, dtype) + cost.memory
+    advice = "wait for other runs to end, or choose fewer samples or a smaller model"
+    check_free("A copy of the model and its calibration take", needed, advice)
 
 
 def weights_size(cost: Cost, dtype: str) -> int:

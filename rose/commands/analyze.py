@@ -18,7 +18,7 @@ from rose.commands import options as shared
 from rose.commands import terminal
 from rose.layer.paper import WIDEST, paper_figures
 from rose.model.estimate.duration import estimate_cost, sweeps_of
-from rose.model.estimate.memory import Memory, estimate_memory
+from rose.model.estimate.memory import estimate_memory
 from rose.model.network.heads import rotated_heads
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
@@ -54,8 +54,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     model, tokenizer = shared.load(options, console)
     sizes = shared.drawn_sizes(options) | shared.pick(options, ("layers", "compute"))
     seconds = estimate_cost(model, sweeps=sweeps_of(methods), **sizes).seconds
-    largest = partial(_largest, methods, layers=options.layers)
-    shared.tell_cost(options, "Analyzing", seconds, largest, model, console)
+    estimates = [partial(estimate_memory, method=one, layers=options.layers) for one in methods]
+    shared.tell_cost(options, "Analyzing", seconds, estimates, model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
     shared.rotate(options, model, tokens, settings, console)
     most = _MostColumnar()
@@ -92,11 +92,6 @@ class _MostColumnar:
         if statistics.columns <= WIDEST and record.relative_range > self.range:
             self.known = layer.name, layer.weight.detach().clone(), statistics
             self.range = record.relative_range
-
-
-def _largest(methods: Sequence[str], model: Any, **sizes: Any) -> Memory:
-    """What the most demanding of several methods takes."""
-    return max((estimate_memory(model, method=one, **sizes) for one in methods), key=lambda memory: memory.peak)
 
 
 def _save(report: rose.RunReport, folder: Path) -> None:

@@ -16,6 +16,8 @@ from rose.commands import options as shared
 from rose.commands import terminal
 from rose.files import reachable
 from rose.model.estimate.duration import estimate_evaluation
+from rose.model.estimate.memory import estimate_memory
+from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import check_seed
 from rose.model.measure.comparison import (
     ComparisonFolder,
@@ -27,6 +29,7 @@ from rose.model.measure.comparison import (
     plan_comparison,
     summarize,
 )
+from rose.model.network.layers import count_parameters
 from rose.model.workers import launched_place
 from rose.report import records_table
 from rose.wording import count
@@ -81,7 +84,11 @@ def run(options: argparse.Namespace, console: Console) -> None:
     folder.know(model, {"evaluation": windows, f"calibration (seed {seeds[0]})": first})
     once = sum(shared.pruning_seconds(options, model, one.layer.method, one.target) for one in runs)
     passes = (1 + len(runs) * len(seeds)) * estimate_evaluation(model, tokens=windows.numel())
-    shared.tell_cost(options, "Comparing", len(seeds) * once + passes, None, model, console)
+    sizes = {"layers": options.layers, "sequential": options.true_sequential}
+    kinds = {(one.layer.method, one.target == "dense") for one in runs}
+    estimates = [partial(estimate_memory, method=name, dense_targets=dense, **sizes) for name, dense in kinds]
+    copied = count_parameters(model) * parse_dtype(options.dtype).itemsize  # the dense weights, to go back to
+    shared.tell_cost(options, "Comparing", len(seeds) * once + passes, estimates, model, console, besides=copied)
     with terminal.bar(console, "Comparing") as follow:
 
         def begin(what: str) -> Any:

@@ -117,7 +117,7 @@ def _measure(options: argparse.Namespace, chosen: dict[str, Any], folder: Damage
         units=options.units,
         sweeps=0 if restore else sweeps_of([options.method]),
     )
-    shared.tell_cost(options, "Measuring", cost.seconds, None, model, console)
+    shared.tell_cost(options, "Measuring", cost.seconds, [], model, console)
 
     def keep(row: DamageRecord) -> None:
         folder.add(row)

@@ -20,7 +20,7 @@ from rose.layer.grid import BITS, GROUPS
 from rose.layer.methods import BUDGETS, Settings
 from rose.layer.order import order_names
 from rose.model.estimate.duration import estimate_cost, sweeps_of
-from rose.model.estimate.memory import Memory
+from rose.model.estimate.memory import Memory, check_free, largest
 from rose.model.load.models import DTYPES, OFFLINE, PACKAGED, STORED, parse_dtype, read_as, stored_dtype
 from rose.model.load.tokens import (
     BOS,
@@ -206,30 +206,48 @@ def tell_cost(
     options: argparse.Namespace,
     what: str,
     seconds: float,
-    estimate: Callable[..., Memory] | None,
+    estimates: Sequence[Callable[..., Memory]],
     model: Any,
     console: Console,
+    *,
+    besides: int = 0,
 ) -> None:
-    """Prints what a long run, or one that streams, will take, and what is not counted; `seconds` are those of one
-    process, and memory is told where there is an estimate."""
+    """Prints what a long run, or one that streams, will take, and what is not counted.
+
+    Args:
+        seconds: of one process.
+        estimates: of memory, of which the largest counts; none where it is not told.
+        besides: bytes that the run takes whatever the estimate.
+
+    Raises:
+        RoseError: that much memory is not free.
+    """
     left_out = _not_counted(options)
     is_long = seconds >= (LONG / 10 if left_out else LONG) and Workers.here().count == 1
     taken = [duration(seconds)] if is_long else []
-    if estimate is not None and (is_long or options.stream):
-        memory = estimate(
-            model,
-            **drawn_sizes(options),
-            dtype=parse_dtype(options.dtype),
-            on_disk=getattr(options, "checkpoint", None) is not None,
-            held_out=options.held_out > 0,
+    if estimates:
+        needed = besides + _memory(options, estimates, model)
+        where = (
+            "at the peak, besides Python and its libraries"
+            if getattr(options, "stream", False)
+            else "besides the model"
         )
-        if options.stream:
-            taken.append(f"{size(memory.peak)} at the peak, besides Python and its libraries")
-        else:
-            taken.append(f"{size(memory.besides_weights)} besides the model")
+        if Network(model).device.type == "cpu" and Workers.here().count == 1:
+            advice = "give fewer --samples, a shorter --length, or a larger machine"
+            check_free(f"{what} takes, {where}, about", needed, advice)
+        if is_long or getattr(options, "stream", False):
+            taken.append(f"{size(needed)} {where}")
     if taken:
         but = _but(options, left_out) if is_long else ""
         console.print(f"{what}: about {' and '.join(taken)}, by estimate{but}", soft_wrap=True)
+
+
+def _memory(options: argparse.Namespace, estimates: Sequence[Callable[..., Memory]], model: Any) -> int:
+    """Bytes by the largest of these estimates: besides the model, or in all where it streams."""
+    given = drawn_sizes(options) | {"dtype": parse_dtype(options.dtype), "held_out": options.held_out > 0}
+    given["on_disk"] = getattr(options, "checkpoint", None) is not None
+    most = largest(estimate(model, **given) for estimate in estimates)
+    return most.peak if getattr(options, "stream", False) else most.besides_weights
 
 
 def _not_counted(options: argparse.Namespace) -> list[str]:

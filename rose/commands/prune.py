@@ -41,7 +41,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     sizes = {"layers": options.layers, "sequential": options.true_sequential, "method": options.method}
     sizes["dense_targets"] = options.target == "dense"
     seconds = shared.pruning_seconds(options, model, options.method, options.target)
-    shared.tell_cost(options, "Pruning", seconds, partial(estimate_memory, **sizes), model, console)
+    shared.tell_cost(options, "Pruning", seconds, [partial(estimate_memory, **sizes)], model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
     shared.rotate(options, model, tokens, [settings], console)
     outcome = checkpoints.Outcome(options, options.model, tokenizer, console)

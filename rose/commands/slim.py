@@ -67,15 +67,16 @@ def run(options: argparse.Namespace, console: Console) -> int:
     model, tokenizer = shared.load(options, console, scratch=options.output.parent)
     checkpoints.check_room(options, model, gone=options.ratio * block_parameters(model))
     possible = check_slimming(model, settings)
-    estimate = partial(estimate_slim_memory, settings=settings)
+    estimates: list[Callable[..., Memory]] = [partial(estimate_slim_memory, settings=settings)]
     sizes = shared.drawn_sizes(options)
     seconds = estimate_slimming(model, settings, **sizes)
     if rest:
         _check_rest(model, possible.kinds if possible else (), rest)
-        estimate = partial(_larger, estimate, rest.method, pruning["target"])
+        is_dense = pruning["target"] == "dense"
+        estimates.append(partial(estimate_memory, method=rest.method, dense_targets=is_dense))
         more = {"target": pruning["target"], "compute": DEFAULT}  # of a model that is a little larger than it will be
         seconds += estimate_cost(model, sweeps=sweeps_of([rest.method]), passes=2, **sizes, **more).seconds
-    shared.tell_cost(options, "Slimming and pruning" if rest else "Slimming", seconds, estimate, model, console)
+    shared.tell_cost(options, "Slimming and pruning" if rest else "Slimming", seconds, estimates, model, console)
     tokens, held_out = shared.calibration(options, tokenizer, options.seed)
     outcome = checkpoints.Outcome(options, options.model, tokenizer, console)
     texts = draw_texts(options, model, tokenizer, outcome.windows)
@@ -151,12 +152,6 @@ def _check_rest(model: PreTrainedModel, kinds: Sequence[str], settings: Settings
             f"--prune {pattern} needs widths divisible by {pattern.of}, and heads have {wide[0]} columns each; "
             "give --parts channels, or another pattern."
         )
-
-
-def _larger(estimate: Callable[..., Memory], method: str, target: str, model: Any, **sizes: Any) -> Memory:
-    """The larger of two estimates, where the model is then pruned by a method, towards a target of its own."""
-    pruned = estimate_memory(model, **sizes, dense_targets=target == "dense", method=method)
-    return max(estimate(model, **sizes), pruned, key=lambda memory: memory.peak)
 
 
 # ---- what is printed

@@ -1,4 +1,5 @@
-"""Peak memory of a model that streams: one decoder block, one Hessian at work, and the hidden states.
+"""Peak memory of a model that streams: one decoder block, one Hessian at work, and the hidden states; and whether what
+a run takes is free.
 
 See docs/large-models.md for the derivation; tests/benchmarks/memory.py compares with what a run takes.
 """
@@ -6,17 +7,20 @@ See docs/large-models.md for the derivation; tests/benchmarks/memory.py compares
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import nn
 
+from rose.errors import RoseError
 from rose.layer.methods import get_method
 from rose.model.estimate.duration import expert_share, is_output, statistics_groups
 from rose.model.network.layers import PrunableLayer, by_block, count_parameters
 from rose.model.network.network import Network
 from rose.model.walk import forward
+from rose.wording import size
 
 # Float32 matrices alive at once in the two stages of pruning a layer, of the Hessian's size and of the weight's.
 # Factorizing: H, H damped, its Cholesky factor, and in the order visited H, its factor and the inverse; importance and
@@ -67,6 +71,19 @@ class Memory:
     def besides_weights(self) -> int:
         """Of a model that is in memory."""
         return self.activations + self.waiting + max(self.hessians + self.batch, self.work)
+
+
+def largest(estimates: Iterable[Memory]) -> Memory:
+    """The one with the highest peak."""
+    return max(estimates, key=lambda memory: memory.peak)
+
+
+def check_free(what: str, needed: int, advice: str, *, besides: int = 0) -> None:
+    """Raises RoseError, "WHAT so many bytes of memory, and so many are free; ADVICE.", where too few are free now;
+    `besides`: bytes that something else will take before."""
+    free = max(0, psutil.virtual_memory().available - besides)
+    if needed > free:
+        raise RoseError(f"{what} {size(needed)} of memory, and {size(free)} are free; {advice}.")
 
 
 def estimate_memory(

@@ -13,7 +13,6 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -34,6 +33,7 @@ from transformers.utils import logging
 from rose.errors import Cancelled, RoseError, is_out_of_memory
 from rose.files import as_text, reachable
 from rose.interrupt import stop_point
+from rose.model.estimate.memory import check_free
 from rose.model.formats.compressed import make_plain
 from rose.model.formats.gguf import frugal_reading
 from rose.model.formats.low_rank import write_low_rank
@@ -54,7 +54,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import computes_bfloat16, name_of
 from rose.output import new_folder
 from rose.report import RunReport
-from rose.wording import count, size
+from rose.wording import count
 
 logger = getLogger(__name__)
 
@@ -427,12 +427,8 @@ def _check_memory(name: str, config: Any, dtype: torch.dtype) -> None:
     if getattr(config, "auto_map", None):
         return  # building it would run the repository's code twice
     needed = count_parameters(_skeleton(config)) * dtype.itemsize
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise RoseError(
-            f"{name} needs {size(needed)} in {name_of(dtype)}, but only {size(free)} of "
-            "memory is free; load it in bfloat16, or choose a smaller model."
-        )
+    advice = "load it in bfloat16, or choose a smaller model"
+    check_free(f"{name} takes in {name_of(dtype)}", needed, advice)
 
 
 @contextlib.contextmanager

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import psutil
 import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.given import check_choice, is_number, is_whole
+from rose.model.estimate.memory import check_free
 from rose.model.estimate.tuning import tuning_memory
 from rose.model.load.tokens import check_seed
 from rose.model.network.identity import check_same_model, embedding_norms
@@ -24,7 +24,7 @@ from rose.model.progress import Progress
 from rose.model.tune.kept import PRUNED
 from rose.model.tune.loss import LOSSES
 from rose.report import RunReport
-from rose.wording import count, size, whole
+from rose.wording import count, whole
 
 BATCH = 2  # windows of a step
 FEW = 8  # steps below which minutes were too few for this machine: the rate rises over a quarter of them
@@ -173,10 +173,7 @@ def check_memory(
     if weights is None:
         weights = sum(layer.weight.numel() for layer in network.layers)
     rounds = Precision.of(compute, torch.float32, network.device).rounds
-    needed = tuning_memory(network, length, weights, rounds=rounds)
-    free = psutil.virtual_memory().available - besides
-    if network.device.type == "cpu" and needed > free:
-        raise RoseError(
-            f"Tuning takes about {size(needed)} besides both models, and {size(max(0, free))} are free; "
-            "tune decoder blocks in more parts, shorter windows, or on a larger machine."
-        )
+    if network.device.type == "cpu":
+        needed = tuning_memory(network, length, weights, rounds=rounds)
+        advice = "tune decoder blocks in more parts, shorter windows, or on a larger machine"
+        check_free("Tuning takes, besides both models, about", needed, advice, besides=besides)

@@ -357,7 +357,7 @@ def test_repository_that_wants_remote_code(checkpoint: Path) -> None:
 def test_not_enough_memory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = sum(p.numel() for p in make_model("llama").parameters())
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=parameters * 3))
-    refused(saved, r"needs 93 kB in float32, but only .* of memory is free; load it in bfloat16, or choose a smaller")
+    refused(saved, r"takes in float32 93 kB of memory, and .* are free; load it in bfloat16, or choose a smaller")
     rose.load_model(str(saved), dtype="bfloat16")  # two bytes each do fit
 
 

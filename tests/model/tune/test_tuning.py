@@ -516,7 +516,7 @@ def test_what_tuning_cannot_do_is_said_before_anything_is_pruned(tmp_path, capsy
     assert "--tune would move weights off the grid of --bits" in capsys.readouterr().err
     monkeypatch.setattr(task, "tuning_memory", lambda *_, **__: 10**15)
     assert cli.main(prune) == 2
-    assert "Tuning takes about 1000000.0 GB besides both models" in capsys.readouterr().err
+    assert "Tuning takes, besides both models, about 1000000.0 GB of memory" in capsys.readouterr().err
 
 
 def test_dense_models_and_minutes_that_tuning_would_refuse_are_refused_before_pruning(tmp_path, capsys, monkeypatch):
