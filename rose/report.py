@@ -47,6 +47,7 @@ NotNegativeOrNan = Annotated[float, Within(0, or_nan=True)]
 Measured = Annotated[float, Within(-FLOAT32_MAX, or_nan=True)]
 LANGUAGE_PART = "Only the language model of these files was read: a copy is for text alone, not for pictures or sounds."
 ERRORS = ("relative_error", "held_out_error", "target_error", "held_out_target_error")  # of a layer, or of a part
+INFINITE = "Infinity"  # an error in a report.json
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a text begins with that a spreadsheet would compute
 
 
@@ -212,8 +213,11 @@ class RunReport:
         return RunReport(self.layers, {**self.summary, **entries})
 
     def to_json(self) -> str:
-        """As JSON, which knows neither NaN nor infinity: both become null."""
-        known = {"summary": finite(self.summary), "layers": json_rows(self.layers)}
+        """As JSON, which knows neither NaN nor infinity: both become null, but an infinite error of a layer is a text,
+        for none would read as not measured."""
+        errors = [name for name in ERRORS if name in self.layers]
+        rows = json_rows(self.layers.replace(dict.fromkeys(errors, math.inf), INFINITE))
+        known = {"summary": finite(self.summary), "layers": rows}
         return json.dumps(known, indent=1, allow_nan=False)
 
     @classmethod
@@ -228,7 +232,7 @@ class RunReport:
             if r"\ud" in text.lower():  # half of a pair of surrogates is no character, and cannot be written
                 data = json.loads(json.dumps(data, ensure_ascii=False).encode(errors="replace"))
             table = pd.DataFrame(data["layers"])
-            table = table.astype({name: float for name in _optional(LayerRecord) if name in table})
+            table = table.astype({name: float for name in (*ERRORS, *_optional(LayerRecord)) if name in table})
             return cls(table, dict(data["summary"]))
         except (ValueError, KeyError, TypeError, RecursionError) as problem:
             raise RoseError(f"{name} is not a report written by rose ({problem!s:.100}); choose another.") from problem

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import rose
-from rose.report import LayerRecord, records_table
+from rose.report import LayerRecord, finite, records_table
 from rose.verdicts import caution_column
 from tests.model.families import make_model, make_tokens
 
@@ -43,6 +43,7 @@ RECORDS = {
     "without held-out": [record(0, held_out_error=None), record(1, held_out_error=None)],
     "some held-out": [record(0), record(1, held_out_error=None)],
     "tiny and huge": [record(0, relative_error=1.2345678901234567e-13), record(1, relative_error=9.87654321e17)],
+    "infinite": [record(0, relative_error=math.inf), record(1, held_out_error=math.inf)],
     "one layer": [record()],
 }
 
@@ -66,7 +67,7 @@ def test_saved_files_round_trip(report: rose.RunReport, tmp_path: Path) -> None:
     json.loads(text, parse_constant=pytest.fail)  # no NaN, which other programs do not read
     load = rose.RunReport.load
     for again in (rose.RunReport.from_json(text), load(tmp_path / "run"), load(f"{tmp_path}/run/report.json")):
-        assert again.summary == report.summary
+        assert again.summary == finite(report.summary)
         assert_same(again.layers, report.layers)
         assert again != report  # and no error, as tables would make of it
     assert_same(pd.read_parquet(tmp_path / "run" / "layers.parquet"), report.layers)

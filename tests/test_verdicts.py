@@ -319,6 +319,11 @@ def layers(**more: object) -> pd.DataFrame:
         ({"dead_columns": [3, 0]}, "dead columns", "In one of two layers some input columns were 0"),
         ({"is_damping_raised": [True, None]}, "damping raised", "In one of two layers damping had to be raised"),
         ({"held_out_error": [0.16, 0.1]}, "over-fitted", "more than 1.5 times the calibration error"),
+        (
+            {"held_out_error": [np.inf, 0.1]},
+            "held-out error infinite",
+            "In one of two layers the held-out error is inf",
+        ),
         ({"held_out_error": [np.nan, 0.1]}, "nothing held out", "In one of two layers nothing was held out"),
         ({"zeros_before": [0.5, 0.04]}, "zeros before", "more than 5 % of the weights were zero before pruning"),
         ({"sparsity": [1 / 3, 0.49], "asked_sparsity": 0.5}, "less removed than asked", "In one of two layers clearly"),

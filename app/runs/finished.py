@@ -29,6 +29,7 @@ from rose.layer.methods import label_of, make_settings
 from rose.layer.paper import WIDEST, PaperFigures, paper_figures, read_paper_figures
 from rose.model.measure.zero_shot import FILE as ZERO_SHOT_FILE
 from rose.report import mean_or_none, pruned_rows
+from rose.verdicts import caution_column
 
 REPORT = "report.json"
 SERVER = "this server"
@@ -402,6 +403,7 @@ def _layers(table: pd.DataFrame) -> pd.DataFrame:
     for name in FLAGS:
         if name in table:
             result[name] = (table[name] == True).to_numpy()  # noqa: E712  None is no bool
+    result["cautions"] = caution_column(result)  # before what no figure can draw goes
     return result.replace([float("inf"), float("-inf")], float("nan"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -51,7 +52,15 @@ CAUTIONS = (
         "over-fitted",
         f"the held-out error is more than {OVERFIT:g} times the calibration error",
         ("held_out_error", "relative_error"),
-        lambda table: table["held_out_error"] > OVERFIT * table["relative_error"],
+        lambda table: (
+            (table["held_out_error"] > OVERFIT * table["relative_error"]) & (table["held_out_error"] < math.inf)
+        ),
+    ),
+    Caution(
+        "held-out error infinite",
+        "the held-out error is infinite",
+        ("held_out_error",),
+        lambda table: table["held_out_error"] == math.inf,
     ),
     Caution(
         "nothing held out",

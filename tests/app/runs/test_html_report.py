@@ -137,6 +137,14 @@ def test_an_error_that_is_no_number_is_told_beside_the_mean_without_it() -> None
     assert said in html_report.report_of(finished.runs_of(report)).findings
 
 
+def test_held_out_errors_that_are_infinite_do_not_read_as_missing(tmp_path: Path) -> None:
+    report = made_report()
+    report.layers["held_out_error"] = float("inf")
+    for runs in (finished.runs_of(report), finished.read_runs(str(saved(tmp_path, report)))):
+        assert "In all six layers the held-out error is infinite." in html_report.report_of(runs).findings
+        assert not any("nothing was held out" in said for said in runs[0].remarks)
+
+
 def test_a_task_without_accuracy_and_a_drift_that_overflowed_are_left_out(tmp_path: Path) -> None:
     tasks = [{"task": "wikitext", "questions": 9, "accuracy": None}, {"task": "piqa", "questions": 9, "accuracy": 0.5}]
     drift = [{"block_index": 0, "drift": float("inf"), "passed_on": 0.0, "arisen": 0.1}]
