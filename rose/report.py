@@ -48,6 +48,7 @@ Measured = Annotated[float, Within(-FLOAT32_MAX, or_nan=True)]
 LANGUAGE_PART = "Only the language model of these files was read: a copy is for text alone, not for pictures or sounds."
 ERRORS = ("relative_error", "held_out_error", "target_error", "held_out_target_error")  # of a layer, or of a part
 INFINITE = "Infinity"  # an error in a report.json
+_BEGINS = b'{\n "summary": {'  # a report.json of ours
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a text begins with that a spreadsheet would compute
 
 
@@ -264,10 +265,27 @@ class RunReport:
 
 
 def report_beside(folder: Path) -> RunReport | None:
-    """The report.json in the folder of a model; None where there is none, or another program's."""
-    with suppress(RoseError):
-        return RunReport.load(folder / "report.json")
-    return None
+    """The report.json in the folder of a model; None where there is none, or another program's.
+
+    Raises:
+        RoseError: it is ours, and damaged.
+    """
+    place = folder / "report.json"
+    try:
+        return RunReport.load(place)
+    except RoseError as problem:
+        if not _is_ours(place):
+            return None
+        raise RoseError(f"{place} is damaged; bring back a whole one, or remove it to go on without.") from problem
+
+
+def _is_ours(place: Path) -> bool:
+    """Whether `RunReport.save` wrote this file: it begins as ours do, if only that is left, beside our table."""
+    with suppress(OSError, ValueError), place.open("rb") as file:
+        begins = file.read(len(_BEGINS)).strip(b"\0")
+        table = place.with_name("layers.parquet")
+        return begins == _BEGINS or (_BEGINS.startswith(begins) and table.is_file())
+    return False
 
 
 def with_cautions(layers: pd.DataFrame) -> pd.DataFrame:

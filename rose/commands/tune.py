@@ -77,6 +77,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         raise rose.RoseError("`rose tune` needs both models in memory; leave --stream out. --parts N needs less.")
     settings = TuneSettings(**shared.pick(options, ("minutes", "epochs", "loss", "rate", "batch", "seed", "compute")))
     checkpoints.check(options)
+    known = report_beside(expand(options.pruned))
     shared.settle_dtype(options, options.pruned)
     dense, tokenizer = shared.load(options, console, options.dense)
     if has_tokenizer(options.pruned):  # and its chat template, which a copy keeps
@@ -88,7 +89,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     outcome = checkpoints.Outcome(options, options.pruned, tokenizer, console)
     sizes = shared.pick(options, ("samples", "held_out", "length"))
     texts = _texts(options, tokenizer, outcome.windows, **sizes)
-    report = _report_of(options.pruned, model)
+    report = known or _as_found(model)
     keep_low_rank(model, expand(options.pruned))
     tuner = Parts(TuneTask(model, dense, *texts, options.layers, options.unpruned), settings, options.parts)
     outcome.begin(dense, "of the dense model")
@@ -240,10 +241,8 @@ def _says(progress: rose.Progress) -> str:
     return "Tuning" if loss is None else f"Tuning, held-out perplexity {math.exp(min(loss, 700)):.2f}"  # no overflow
 
 
-def _report_of(name: str, model: nn.Module) -> rose.RunReport:
-    """The report beside a pruned model; where there is none, its layers as they are."""
-    if (known := report_beside(expand(name))) is not None:
-        return known
+def _as_found(model: nn.Module) -> rose.RunReport:
+    """The report of a pruned model that has none beside it: its layers as they are."""
     rows = []
     for layer in prunable_layers(model):
         share = float((layer.weight == 0).float().mean())

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from rose.errors import RoseError
 from rose.layer.methods import METHODS
 from rose.model.check.checkpoint import CheckpointCheck
 from rose.model.check.costs import ERROR_OF
@@ -48,12 +49,16 @@ def findings(found: CheckpointCheck) -> list[str]:
 
 
 def says_other_draw(folder: Path, drawn: Mapping[str, Any]) -> str:
-    """A caution where our report beside a checkpoint tells of other calibration windows than those of a check; else "".
+    """A caution where our report beside a checkpoint tells of other calibration windows than those of a check, or is
+    damaged; else "".
 
     Args:
         drawn: calibration, samples, length, seed, held_out_samples and bos_token of the check.
     """
-    report = report_beside(folder)
+    try:
+        report = report_beside(folder)
+    except RoseError as problem:
+        return str(problem)
     known = {} if report is None else report.summary
     if any(known.get(name) is None for name in WINDOWS) or not on_other_windows(known, drawn):
         return ""

@@ -94,6 +94,7 @@ def export_gguf(name: str, output: Path, kind: str, follow: Follow | None = None
     if output.suffix != ".gguf":
         raise RoseError(f"Programs know a GGUF file by its name: give one that ends in .gguf, not {output}.")
     check_file(output)
+    origin = _origin(name)
     model, tokenizer = load_model(name, dtype=stored_dtype(name))
     family = family_of(model.config)
     check_room(output, 2 * _size(model, wanted))  # tensors are gathered first, then copied
@@ -110,7 +111,7 @@ def export_gguf(name: str, output: Path, kind: str, follow: Follow | None = None
                 writer.add_file_type(FILE_TYPES[wanted])
                 writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
                 family.describe(writer, model.config)
-                _add_vocabulary(writer, name, model, tokenizer, done)
+                _add_vocabulary(writer, origin, model, tokenizer, done)
                 _add_tensors(writer, model, family, wanted, done, follow)
                 writer.write_header_to_file()
                 writer.write_kv_data_to_file()
@@ -134,9 +135,9 @@ def _size(model: Any, wanted: Type) -> int:
     )
 
 
-def _add_vocabulary(writer: GGUFWriter, name: str, model: Any, tokenizer: Any, done: Exported) -> None:
+def _add_vocabulary(writer: GGUFWriter, path: Path | None, model: Any, tokenizer: Any, done: Exported) -> None:
+    """Of this GGUF file, which the model came from, where it has a token for each row."""
     rows = model.get_input_embeddings().weight.shape[0]
-    path = _origin(name)
     if path is not None:
         source = GGUFReader(path)
         if tokens_in(source) == rows:

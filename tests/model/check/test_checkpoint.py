@@ -389,6 +389,11 @@ def test_who_was_calibrated_on_other_windows_is_told_so(tmp_path: Path) -> None:
     assert "4 × 16 tokens of text.txt, seed 0, 2 held out. " in said
     said = says_other_draw(tmp_path, drawn | {"bos_token": 1})
     assert "2 held out, without a beginning-of-sequence token in front. " in said
+    whole = (tmp_path / "report.json").read_bytes()
+    for left in (whole[:-9], b"", bytes(300)):
+        (tmp_path / "report.json").write_bytes(left)
+        said = says_other_draw(tmp_path, drawn)
+        assert said == f"{tmp_path}/report.json is damaged; bring back a whole one, or remove it to go on without."
 
 
 def test_the_command_shows_ten_layers_those_that_are_wrong_first(tmp_path: Path, capsys: Any) -> None:

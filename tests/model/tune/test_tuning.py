@@ -664,5 +664,10 @@ def test_commands_tune_and_say_what_they_did(tmp_path, monkeypatch, capsys):
         Path(pruned / name).unlink()
     (pruned / "report.json").write_text('{"loss": 1}')  # another program's
     assert cli.main(["tune", str(pruned), "--dense", tiny, *windows, "--output", str(tmp_path / "foreign")]) == 0
-    assert json.loads((tmp_path / "foreign" / "report.json").read_text())["summary"]["method"] == "as-found"
+    whole = (tmp_path / "foreign" / "report.json").read_text()
+    assert json.loads(whole)["summary"]["method"] == "as-found"
+    (tmp_path / "foreign" / "report.json").write_text(whole[:-9])
+    capsys.readouterr()
+    assert cli.main(["tune", str(tmp_path / "foreign"), "--dense", tiny, "--output", str(tmp_path / "none")]) == 2
+    assert "report.json is damaged" in capsys.readouterr().err
     assert cli.main(["tune", tiny, "--dense", tiny, *windows, "--output", str(tmp_path / "none")]) == 2
