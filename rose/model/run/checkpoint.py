@@ -381,15 +381,16 @@ def describe_run(
     layer = describe_layer(run.layer)
     del layer["sparsity"]  # the pattern says it
     return {
-        "format": FORMAT,
+        "format": FORMAT,  # then in the order of the settings, as the first one that differs is told
+        "method": run.layer.method,
+        "pattern": dataclasses.astuple(run.layer.pattern),
         **layer,
+        "order": run.layer.order,
+        "budget": run.layer.budget,
         **run.describe(),
         "damages": run.allocation.identity(),
         "min_expert_tokens": run.min_expert_tokens if any(layer.is_expert for layer in layers) else None,
         **precision.describe(),
-        "pattern": dataclasses.astuple(run.layer.pattern),
-        "order": run.layer.order,
-        "budget": run.layer.budget,
         "layers": [layer.name for layer in layers],
         **describe_inputs(network, tokens, held_out),
     }

@@ -219,6 +219,8 @@ def test_hidden_states_of_another_number_of_processes_are_told(begun: Path) -> N
     ("options", "message"),
     [
         ({"sparsity": 0.6}, r"pattern was \[0.5, 0, 0\] there and is \[0.6, 0, 0\] now"),
+        ({"sparsity": 0.6, "budget": "layer", "target": "layer"}, "pattern was"),
+        ({"budget": "layer", "target": "layer"}, "budget was"),
         ({"method": "wanda"}, "method was rose there and is wanda now"),
         ({"damping": 0.02}, "damping was 0.01 there and is 0.02 now"),
         ({"layers": ["*o_proj"]}, "the layers differ"),
