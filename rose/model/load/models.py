@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
+from transformers.utils.hub import has_file
 
 from rose.errors import Cancelled, RoseError, is_out_of_memory
 from rose.files import as_text, reachable
@@ -41,6 +42,8 @@ from rose.model.load.download import stoppable_bars
 from rose.model.load.processors import read_processors, write_processors
 from rose.model.load.soundness import check_all_used, check_finite, check_masks_applied, check_shapes, check_sizes
 from rose.model.load.stored import (
+    INDEX,
+    WHOLE,
     check_is_checkpoint,
     for_transformers,
     is_packed,
@@ -159,6 +162,7 @@ def load_model(
     with _explained(name, source), _quiet():
         config = _configuration(name, source, options)
         wanted = read_as(dtype, config.dtype)
+        _check_one_set(name, source)
         if stream and _builder(config):
             raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
         # First, as weights may take minutes.
@@ -216,6 +220,16 @@ def _configuration(name: str, source: _Source, options: dict[str, Any]) -> Any:
         make_plain(name, config, source.folder)
     _check_causal(name, config, options["trust_remote_code"])
     return config
+
+
+def _check_one_set(name: str, source: _Source) -> None:
+    """Refuses a repository with two sets of weights, of which transformers reads one, and streaming the other; those of
+    a folder are refused as its formats are read."""
+    if not source.is_local and all(has_file(source.location, file) for file in (WHOLE, INDEX)):
+        raise RoseError(
+            f"{name} holds both {WHOLE} and {INDEX}, of two models maybe; download it, take one of the two out, and "
+            "give the folder."
+        )
 
 
 def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, options: dict[str, Any]) -> Any:

@@ -150,6 +150,16 @@ def test_weights_that_a_repository_holds_twice_come_once(site: Hub, tmp_path: Pa
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_a_repository_with_two_sets_of_weights_is_refused(site: Hub, tmp_path: Path, stream: bool) -> None:
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if not (site.folder / name).exists():
+            (site.folder / name).write_bytes(b"{}")
+    with pytest.raises(rose.RoseError, match=r"holds both model.safetensors and model\S+index.json, of two models"):
+        rose.load_model(NAME, stream=stream)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_settings_for_pictures_come_along(site: Hub, tmp_path: Path, stream: bool) -> None:
     site.folder = save_seeing(tmp_path / "seeing")
     (site.folder / "processor_config.json").unlink()
