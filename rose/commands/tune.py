@@ -31,7 +31,7 @@ from rose.model.tune.kept import PRUNED
 from rose.model.tune.loss import LOSSES
 from rose.model.tune.parts import Parts
 from rose.model.tune.task import TuneReport, TuneSettings, TuneTask, TuningProgress, check_memory, check_pair
-from rose.model.tune.tuning import RATE
+from rose.model.tune.tuning import RATE, texts_digest
 from rose.model.workers import Workers
 from rose.report import removed_fraction, report_beside
 from rose.wording import whole
@@ -133,7 +133,8 @@ def check_minutes(options: argparse.Namespace) -> None:
 def draw_texts(options: argparse.Namespace, model: nn.Module, tokenizer: Any, evaluated: Tensor | None) -> Texts | None:
     """What --tune of a command will train on, drawn before it prunes; None without.
 
-    Raises RoseError for too short a text, for too little memory, and for a model that is pruned as much already.
+    Raises RoseError for too short a text, for too little memory, for a model that is pruned as much already, and for a
+    checkpoint whose tuning was begun on other windows.
     """
     if options.tune is None:
         return None
@@ -141,7 +142,13 @@ def draw_texts(options: argparse.Namespace, model: nn.Module, tokenizer: Any, ev
     sizes = tuning_draw(options.length)._asdict()
     dense = sum(parameter.nbytes for parameter in model.parameters())  # is read once more
     check_memory(Network(model), sizes["length"], compute=getattr(options, "compute", "auto"), besides=dense)
-    return _texts(options, tokenizer, evaluated, **sizes)
+    texts = _texts(options, tokenizer, evaluated, **sizes)
+    if begun_with(options.checkpoint and options.checkpoint / TUNED, "tokens") not in (None, texts_digest(*texts)):
+        raise rose.RoseError(
+            f"The checkpoint in {options.checkpoint} was begun with other windows to tune on, which share no text with "
+            "those of --evaluate; give --evaluate and --windows as it was begun, or another checkpoint."
+        )
+    return texts
 
 
 def _texts(options: argparse.Namespace, tokenizer: Any, evaluated: Tensor | None, **sizes: int) -> Texts:

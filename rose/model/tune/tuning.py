@@ -127,11 +127,8 @@ class Tuner:
             settle(one, weight.to(one.parameter.device))
 
     def _describe(self) -> dict[str, Any]:
-        given = {"tokens": self.tokens.long()}
-        if self.held_out is not None:
-            given["held_out"] = self.held_out.long()
         return describe_tuning(self.settings, self.precision, 1) | {
-            "tokens": digest(given),
+            "tokens": texts_digest(self.tokens, self.held_out),
             "layers": [one.name for one in self.trained],
             "model": self.network.residence.fingerprint(),
             "dense": self.dense.residence.fingerprint(),
@@ -175,6 +172,12 @@ class Tuner:
                 "environment": self.precision.environment(self.network.device),
             },
         )
+
+
+def texts_digest(tokens: Tensor, held_out: Tensor | None) -> str:
+    """Tells the windows of a tuning in its checkpoint."""
+    given = {"tokens": tokens.long()}
+    return digest(given if held_out is None else given | {"held_out": held_out.long()})
 
 
 def describe_tuning(settings: TuneSettings, precision: Precision, parts: int) -> dict[str, Any]:

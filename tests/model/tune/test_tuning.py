@@ -531,6 +531,10 @@ def test_dense_models_and_minutes_that_tuning_would_refuse_are_refused_before_pr
     task = [*tiny_task(tmp_path), "--output", str(tmp_path / "out"), "--checkpoint", str(kept)]
     assert cli.main(["prune", *task, "--tune", "1"]) == 2
     assert "was begun with --tune 5; give that, or another checkpoint" in capsys.readouterr().err
+    with claimed(kept / "other" / "tuned", lambda: {"command": "tune", "minutes": 5.0, "tokens": "of others"}):
+        pass
+    assert cli.main(["prune", *task, "--tune", "5", "--checkpoint", str(kept / "other"), "--block-size", "16"]) == 2
+    assert "was begun with other windows to tune on" in capsys.readouterr().err
     task[1] = str(tmp_path / "halved")
     assert cli.main(["prune", *task, "--tune", "5", "--sparsity", "0.5"]) == 2
     assert "50 % of the model's weights are zero already" in capsys.readouterr().err
