@@ -299,13 +299,20 @@ def test_evaluate_prints_the_perplexity(checkpoint, text, tmp_path, capsys):
     assert (found["model"], found["text"], found["dtype"]) == (checkpoint, str(text), "float32")
 
 
-def test_compare_goes_on_where_it_was_interrupted(checkpoint, text, tmp_path, capsys):
+def test_compare_goes_on_where_it_was_interrupted(checkpoint, text, tmp_path, capsys, monkeypatch):
     output = tmp_path / "comparison"
     common = ["compare", "--model", checkpoint, *CALIBRATION, "--evaluate", text, "--windows", "2", "--output", output]
     methods = ["--methods", "wanda,sparsegpt@random:1/layer", "--sparsity", "0.5,2:4"]
     assert run(*common, *methods, "--seeds", "0") == 0
     first = (output / "rows.csv").read_text()
-    assert run(*common, *methods, "--seeds", "0,1") == 0
+    monkeypatch.chdir(Path(text).parent)
+    near = [Path(text).name if one == text else one for one in common]
+    assert run(*near, *methods, "--seeds", "0,1") == 0
+    settings = json.loads((output / "settings.json").read_text())
+    assert settings["evaluate"] == str(text)
+    earlier = json.dumps(settings | {"evaluate": Path(text).name})  # as it was given
+    (output / "settings.json").write_text(earlier)
+    assert len(ComparisonFolder(output, settings).rows) == 8
     assert (output / "rows.csv").read_text().startswith(first)
     rows = pd.read_csv(output / "rows.csv")
     assert len(rows) == 8

@@ -73,9 +73,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     _, runs = plan_comparison(methods, sparsities, **chosen)
     reachable(options.output)  # before a model is asked how it is stored
     shared.settle_dtype(options, options.model)
-    folder = ComparisonFolder(
-        options.output, shared.pick(options, FOLDER_SETTINGS) | {"model": shared.absolute(options.model)}
-    )
+    places = shared.absolutes(options, "model calibration evaluate")
+    folder = ComparisonFolder(options.output, shared.pick(options, FOLDER_SETTINGS) | places)
     options.rows = options.output
     model, tokenizer = shared.load(options, console)
     windows = shared.windows(options, options.evaluate, tokenizer)

@@ -73,7 +73,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     pruning = {} if options.restore is None else dict.fromkeys(("method", "sparsity"))  # of who restores: nobody's
     device = pick_device()
     here = Precision.of("float32", parse_dtype(options.dtype), device).environment(device)
-    places = {name: shared.absolute(given) for name in ("model", "restore") if (given := getattr(options, name))}
+    places = shared.absolutes(options, "model restore calibration evaluate")
     settings = shared.pick(options, FOLDER_SETTINGS) | places | pruning | {"environment": here}
     folder = DamageFolder(options.output, settings)
     options.rows = options.output

@@ -157,6 +157,11 @@ def absolute(name: str) -> str:
     return name if is_name else str(expand(name).absolute())
 
 
+def absolutes(options: argparse.Namespace, names: str) -> dict[str, str]:
+    """Those of these options that are given, each as `absolute`: a folder that holds them is read from anywhere."""
+    return {name: absolute(given) for name in names.split() if (given := getattr(options, name, None)) is not None}
+
+
 def origin(options: argparse.Namespace) -> dict[str, Any]:
     """What a report says of where it comes from: model, text, by what command and with which programs."""
     names = ("model", "dtype", "calibration", "seed", "bos", "rotate", "command", "text_cautions")

@@ -13,7 +13,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.files import TEMPORARY, digest, reachable, write_atomically
+from rose.files import TEMPORARY, digest, expand, reachable, write_atomically
 from rose.model.network.identity import NORMS, WEIGHTS, check_same_model, embedding_norms, read_norms, weight_norms
 from rose.report import Record, read_records, records_table
 from rose.verdicts import is_same_model
@@ -100,7 +100,7 @@ class MeasurementFolder(Generic[Record]):
     def _check_settings(self) -> None:
         before, asked = _given((self.folder / "settings.json").read_text()), _given(self._settings)
         for name in sorted(before.keys() | asked.keys()):
-            if before.get(name) != asked.get(name):
+            if not _is_same(before.get(name), asked.get(name)):
                 was, now = (known.get(name, "not given") for known in (before, asked))
                 raise RoseError(
                     f"{self.folder} holds a {self.holds[0]} with other settings: {name.replace('_', '-')} was {was} "
@@ -190,6 +190,12 @@ class MeasurementFolder(Generic[Record]):
     def _write(self, texts: Mapping[str, str]) -> None:
         for name, text in texts.items():
             write_atomically(self.folder / name, text.encode())
+
+
+def _is_same(before: Any, asked: Any) -> bool:
+    """Whether two settings are one; an earlier version has kept a text by the path that it was given by."""
+    is_path = isinstance(before, str) and isinstance(asked, str) and Path(asked).is_absolute()
+    return before == asked or (is_path and expand(before).absolute() == Path(asked))
 
 
 def _given(settings: str) -> dict[str, Any]:
