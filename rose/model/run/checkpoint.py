@@ -361,6 +361,9 @@ def _difference(name: str, run: Mapping[str, Any], before: Mapping[str, Any]) ->
     if name in ("tokens", "held_out", "layers", "damages"):
         return f"the {name.replace('_', '-')} differ"
     was, now = before.get(name), run.get(name)
+    if name == "pattern":
+        was, now = (f"{keep}:{of}" if of else ratio for ratio, keep, of in (before[name], run[name]))
+        return f"sparsity was {was} there and is {now} now"
     if name == "streamed":
         ways = "in memory", "streamed"
         return f"the model was {ways[bool(was)]} there and is {ways[bool(now)]} now"

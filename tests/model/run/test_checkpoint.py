@@ -218,8 +218,9 @@ def test_hidden_states_of_another_number_of_processes_are_told(begun: Path) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sparsity": 0.6}, r"pattern was \[0.5, 0, 0\] there and is \[0.6, 0, 0\] now"),
-        ({"sparsity": 0.6, "budget": "layer", "target": "layer"}, "pattern was"),
+        ({"sparsity": 0.6}, "sparsity was 0.5 there and is 0.6 now"),
+        ({"sparsity": 0.6, "budget": "layer", "target": "layer"}, "sparsity was"),
+        ({"sparsity": "2:4"}, "sparsity was 0.5 there and is 2:4 now"),
         ({"budget": "layer", "target": "layer"}, "budget was"),
         ({"method": "wanda"}, "method was rose there and is wanda now"),
         ({"damping": 0.02}, "damping was 0.01 there and is 0.02 now"),
