@@ -142,8 +142,6 @@ layers={request.layer_patterns},
 def _output(request: PruneRequest) -> str:
     output = f"{expand(request.folder)}/"
     name = (f"{output!r} + " if request.keep == "folder" else "") + 'f"{method}-{sparsity}".replace(":", "-")'
-    if any("%" in sparsity for sparsity in request.sparsities):
-        name += '.replace("%", "pct")'
     if any(request.bits):
         name += ' + (f"-{bits}bits" if bits else "")'
     if "layer" in request.targets:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 import rose
-from app.study.setup import Setup, patterns_of
+from app.study.setup import Setup, one_spelling, patterns_of
 from rose.files import expand, reachable
 from rose.layer.defaults import THRESHOLD
 from rose.layer.grid import Grid
@@ -56,7 +56,7 @@ class Case(NamedTuple):
     @property
     def name(self) -> str:
         """For files and folders: "rose-0.7", "sparsegpt-2-4", "rose-0.7-4bits", "rose-0.7-layer"."""
-        name = f"{self.method}-{self.sparsity.replace(':', '-').replace('%', 'pct')}"
+        name = f"{self.method}-{self.sparsity.replace(':', '-')}"
         name += "" if self.bits is None else f"-{self.bits}bits"
         return name if self.target == "dense" else f"{name}-{self.target}"
 
@@ -84,6 +84,9 @@ class PruneRequest:
     questions: int = 100  # of each task, the first ones
     bits: tuple[int | None, ...] = (None,)  # that kept weights are rounded to; None leaves them as they are
     group: str = str(Grid.group)  # input columns that share a scale
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsities", tuple(dict.fromkeys(map(one_spelling, self.sparsities))))
 
     @property
     def layer_patterns(self) -> list[str] | None:

@@ -53,6 +53,9 @@ class Setup:
     damping: float = DAMPING
     stream: bool = False  # leave the weights on disk and read one decoder block at a time; the numbers are the same
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsity", one_spelling(self.sparsity))
+
     @property
     def calibration_key(self) -> tuple[Any, ...]:
         return (self.model, self.dtype, self.text, self.samples, self.length, self.seed, self.held_out, self.layers)
@@ -124,6 +127,15 @@ class Setup:
             value = getattr(self, name)
             if not least <= value <= most:  # also catches NaN
                 raise rose.RoseError(f"{label}: choose from {least} to {most}, not {value}.")
+
+
+def one_spelling(sparsity: str) -> str:
+    """ "0.7" for "0.70", ".7" and "70%" too, as all of them name the same runs; what is no sparsity stays as it is."""
+    try:
+        pattern = parse_sparsity(sparsity)
+    except rose.RoseError:
+        return sparsity
+    return str(pattern) if pattern.is_grouped else f"{pattern.ratio:.12g}"
 
 
 def patterns_of(layers: str) -> list[str] | None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 
 import rose
+from app.runs.request import PruneRequest
 from app.study.setup import Setup
 
 SETUPS = some.builds(
@@ -30,6 +31,16 @@ def test_a_link_holds_only_what_differs_and_its_other_parameters_are_left_alone(
     assert Setup().to_texts() == {}
     assert Setup(samples=3, sparsity="2:4").to_texts() == {"samples": "3", "sparsity": "2:4"}
     assert Setup.read({"section": "Losses", "samples": "3"}) == (Setup(samples=3), [])
+
+
+@pytest.mark.parametrize(
+    ("typed", "spelled"),
+    [("0.70", "0.7"), (".7", "0.7"), (" 70% ", "0.7"), ("33.3%", "0.333"), ("2 : 4", "2:4"), ("1.0", "1"), ("7", "7")],
+)
+def test_one_sparsity_is_one_setup_and_one_copy_however_it_is_typed(typed: str, spelled: str) -> None:
+    assert Setup(sparsity=typed) == Setup(sparsity=spelled)
+    assert Setup(sparsity=typed).sparsity == spelled
+    assert PruneRequest(("rose",), (typed, spelled)).sparsities == (spelled,)
 
 
 @pytest.mark.parametrize(("name", "value"), [("samples", "many"), ("damping", "x"), ("seed", "1.5"), ("stream", "yes")])
