@@ -62,6 +62,26 @@ def test_what_is_printed_of_an_interval_never_contradicts_its_verdict(
     assert (str(found), found.is_clear) == (said, is_clear)
 
 
+def test_the_interval_of_a_mean_ratio_is_that_of_its_logarithm_and_the_same_back_and_forth() -> None:
+    first, second = pd.Series([0.1, 0.4, 2.0, 0.0, np.nan]), pd.Series([0.2, 0.6, 2.5, 0.0, 1.0])
+    expected = stats.ttest_1samp(np.log([2.0, 1.5, 1.25]), 0).confidence_interval(0.95)
+    there, back = verdicts.mean_ratio(first, second), verdicts.mean_ratio(second, first)
+    assert there is not None
+    assert back is not None
+    assert there.value == pytest.approx((2.0 * 1.5 * 1.25) ** (1 / 3))
+    assert (there.low, there.high) == pytest.approx((math.exp(expected.low), math.exp(expected.high)))
+    assert (back.value, back.low, back.high) == pytest.approx((1 / there.value, 1 / there.high, 1 / there.low))
+    assert verdicts.mean_ratio(first, second.replace(0.0, 1.0)) is None  # of nothing to something
+
+
+def test_errors_of_two_independent_means_add_up_in_squares() -> None:
+    found = verdicts.difference(0.5, 0.03, 0.6, 0.04)
+    reach = stats.norm.ppf(0.975) * 0.05
+    assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1 - reach, 0.1 + reach))
+    assert found.is_clear
+    assert not verdicts.difference(0.5, 0.03, 0.59, 0.04).is_clear
+
+
 def test_the_interval_of_a_rank_correlation_holds_the_true_one_as_often_as_it_says() -> None:
     rng, held = np.random.default_rng(0), 0
     truth = 6 / math.pi * math.asin(0.6 / 2)  # Spearman's of a bivariate normal with correlation 0.6
@@ -131,6 +151,11 @@ def test_draws_must_agree_with_windows() -> None:
     draws = {"draws": {0: 20.0, 1: 31.0, 2: 22.0}}
     both = compare(result("A", **draws), result("B", EASY_AND_HARD + 0.5, draws={0: 30.0, 1: 21.0, 2: 33.0}))
     assert both.kind == "no clear difference"
+    against = compare(  # each clear, one for A and the other for B
+        result("A", EASY_AND_HARD, value=31.0, draws={0: 30.0, 1: 31.0, 2: 32.0}),
+        result("B", EASY_AND_HARD + 0.5, value=21.0, draws={0: 20.0, 1: 21.0, 2: 22.0}),
+    )
+    assert (against.kind, against.better) == ("no clear difference", "")
 
 
 def test_draws_that_only_one_has_are_left_out() -> None:
@@ -179,6 +204,7 @@ def test_the_better_one_has_the_lower_mean() -> None:
 def test_any_number_is_better_than_infinity() -> None:
     good, broken = result("good"), result("broken", [3.0] * 5 + [math.inf], value=math.inf)
     assert compare(good, broken).better == compare(broken, good).better == "good"
+    assert (compare(good, broken).ratio.value, compare(broken, good).ratio.value) == (math.inf, 0)  # second to first
     (ranking,) = rank([broken, good])
     assert ranking.best == "good"
 
@@ -193,7 +219,7 @@ def test_few_units_that_rank_alike_may_do_so_by_chance() -> None:
     assert not four.is_clear
     assert six.is_clear
     assert six.value == 1
-    assert 0 < six.low < 0.95
+    assert math.atanh((six.low + six.high) / (1 + six.low * six.high)) / 2 == pytest.approx(math.atanh(1 - 6 / 210))
 
 
 def test_without_windows_or_draws_nothing_is_decided() -> None:
@@ -353,6 +379,7 @@ def test_a_caution_of_some_methods_of_a_layer_is_not_said_of_all() -> None:
 
 def test_several_cautions_and_none() -> None:
     assert list(verdicts.caution_column(layers())) == ["", ""]
+    assert list(verdicts.caution_column(layers(tokens=[256, 64]))) == ["", ""]  # as many tokens as columns
     both = layers(tokens=8, held_out_error=np.nan)
     assert list(verdicts.caution_column(both)) == ["fewer tokens than columns; nothing held out"] * 2
     assert len(verdicts.cautions(both)) == 2

@@ -125,6 +125,50 @@ def stop_at_once(_progress: Any) -> None:
 
 
 @pytest.mark.parametrize("loss", ["kl", "ce"])
+def test_steps_are_those_of_adam_by_hand_on_the_mean_loss_a_token(loss):
+    dense, model = pruned_pair()
+    by_hand, start, kept = copy.deepcopy(model), copy.deepcopy(model), [~mask for mask in masks(model)]
+    seen: list[torch.Tensor] = []
+
+    def watch(_model: nn.Module, _args: Any, given: dict[str, Any]) -> None:
+        if torch.is_grad_enabled():  # a step, and no look
+            seen.append(given["input_ids"])
+
+    hook = model.register_forward_pre_hook(watch, with_kwargs=True)
+    tokens, rate, batch = TOKENS[:18], 1e-3, 3
+    options: dict[str, Any] = {"rate": rate, "batch": batch, "loss": loss, "epochs": 2, "compute": "float32"}
+    report = rose.tune_model(model, dense, tokens, **options)
+    hook.remove()
+    epochs = torch.cat(seen).view(2, *tokens.shape)
+    assert not torch.equal(*epochs)
+    assert all(torch.equal(one.unique(dim=0), tokens.unique(dim=0)) for one in epochs)  # each window once
+    weights = [layer.weight for layer in rose.prunable_layers(by_hand)]
+    first, second, losses = [torch.zeros_like(one) for one in weights], [torch.zeros_like(one) for one in weights], []
+    for step, windows in enumerate(seen):
+        logits = by_hand(windows).logits.log_softmax(2)
+        if loss == "kl":
+            wanted = dense(windows).logits.detach().log_softmax(2)
+            mean = nn.functional.kl_div(logits, wanted, log_target=True, reduction="sum") / windows.numel()
+        else:
+            mean = -logits[:, :-1].gather(2, windows[:, 1:, None]).mean()
+        losses.append(mean.item())
+        now = rate * ((step + 1) / 3 if step < 3 else (12 - step) / 9)  # up in a quarter of 12 steps, and down to 0
+        for at, gradient in enumerate(torch.autograd.grad(mean, [x.parameter for x in rose.prunable_layers(by_hand)])):
+            own = gradient * kept[at]
+            first[at] = 0.9 * first[at] + 0.1 * own
+            second[at] = 0.999 * second[at] + 0.001 * own.square()
+            scale = (second[at] / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+            with torch.no_grad():
+                weights[at] -= now * first[at] / (1 - 0.9 ** (step + 1)) / scale
+    for layer, expected, before in zip(*map(rose.prunable_layers, (model, by_hand, start)), strict=True):
+        assert (layer.weight - expected.weight).norm() < 1e-2 * (expected.weight - before.weight).norm(), layer.name
+    curve = report.curve.set_index("step")["loss"].dropna()
+    ends = [0, *curve.index]
+    means = [sum(losses[a:b]) / (b - a) for a, b in zip(ends, ends[1:], strict=False)]
+    assert curve.tolist() == pytest.approx(means, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce"])
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_tuning_has_gradients_whoever_calls_it(loss, mode):
     dense, model = pruned_pair()
