@@ -29,7 +29,7 @@ def layer() -> tuple[Tensor, InputStatistics]:
     strength = 2.0 ** -torch.arange(8)
     inputs = torch.einsum("thd,hde->the", torch.randn(200, 6, 8, generator=generator) * strength, mixed).flatten(1)
     statistics = InputStatistics(48)
-    statistics.update(inputs)
+    statistics.update(inputs, weight=0.5)
     return torch.randn(24, 48, generator=generator), statistics
 
 
@@ -88,6 +88,19 @@ def test_eigenvectors_of_the_inputs_make_columns_of_one_head_independent():
     hessian = rotate_statistics(statistics, layout, rotations).hessian
     for head in (hessian[:8, :8], hessian[8:, 8:]):
         torch.testing.assert_close(head, head.diagonal().sort(descending=True).values.diag(), atol=1e-3, rtol=0)
+
+
+def test_gathered_columns_are_those_of_inputs_and_weights_that_count_alike(layer):
+    weight, statistics = (layer[0] * 30).double(), layer[1]
+    found = rotations_of((weight, statistics), "gathered")
+    for group in range(3):
+        total = torch.zeros(8, 8, dtype=torch.double)
+        for head in (2 * group, 2 * group + 1):
+            own = slice(8 * head, 8 * head + 8)
+            inputs, made = statistics.hessian[own, own].double(), weight[:, own].T @ weight[:, own]
+            total += inputs + inputs.trace() / made.trace() * made
+        turned = found[group].T @ total @ found[group]
+        torch.testing.assert_close(turned, turned.diagonal().sort(descending=True).values.diag(), atol=1e-4, rtol=0)
 
 
 def test_dealt_spreads_the_largest_over_the_blocks_of_a_head(layer):

@@ -5,6 +5,7 @@ import torch
 
 import rose
 from rose.layer.columnar import Outlier, outlier
+from rose.layer.order import plan_from_importance
 
 ROWS, BLOCK, BLOCKS = 32, 16, 5
 
@@ -64,6 +65,15 @@ def test_heads_are_those_that_stand_out_and_not_all_of_the_block() -> None:
     assert found(2, inputs=0.1, heads=10, columns=8).heads == (4,)
     assert found(2, inputs=0.2, heads=7).heads == ()  # which do not divide the columns
     assert found(2, inputs=0.2).heads == ()
+
+
+@pytest.mark.parametrize(("second", "heads"), [(2.0, (0,)), (4.0, (0, 1))])
+def test_a_head_that_is_less_than_half_as_far_out_is_not_named(second: float, heads: tuple[int, ...]) -> None:
+    score = torch.ones(3, 20)  # five blocks of two heads each
+    score[:, :2], score[:, 2:4] = 8.0, second
+    made = outlier(plan_from_importance(score, sparsity=1.0, block_size=4), score, torch.ones(20), heads=10)
+    assert made is not None
+    assert (made.block, made.heads) == (0, heads)
 
 
 def test_where_no_block_stands_out() -> None:

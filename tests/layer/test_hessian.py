@@ -89,6 +89,15 @@ def test_singular_hessian_raises_the_damping_and_says_so(tokens: int, caplog: py
     assert damped.natural_factor.isfinite().all()
 
 
+def test_damping_is_raised_tenfold_until_it_suffices() -> None:
+    hessian = torch.eye(4)
+    hessian[0, 1] = hessian[1, 0] = 1.05  # an eigenvalue of −0.05
+    assert damp(hessian, 1e-3).damping == pytest.approx(0.1)
+    assert damp(hessian, 0.04).damping == pytest.approx(0.4)
+    assert damp(hessian, 0.0).damping == pytest.approx(0.1)  # from 1e-4 on
+    assert damp(hessian, 0.06).damping == 0.06
+
+
 def test_definite_hessian_keeps_the_damping_asked_for() -> None:
     assert damp(make_layer().hessian, 0.0).damping == 0
     assert damp(make_layer().hessian, 0.02).damping == 0.02

@@ -8,7 +8,7 @@ import torch
 
 from rose.layer.error import quadratic_form
 from rose.layer.methods import make_settings, prune_with
-from rose.layer.methods.rose_admm import SAMPLE, find_mask, penalties, shrunk_correlations
+from rose.layer.methods.rose_admm import SAMPLE, _keep_largest, find_mask, penalties, shrunk_correlations
 from rose.layer.pattern import parse_sparsity
 from tests.layer.helpers import Layer, make_layer
 from tests.layer.test_least_squares import case, damped_hessian, error_of, least_of_all_masks, smallest_of_runs
@@ -102,6 +102,14 @@ def test_exact_count_where_thresholds_come_from_a_sample() -> None:
     for sparsity in (0.5, 0.999):
         mask = layer.prune(method="rose_admm", sparsity=sparsity).mask
         assert int(mask.sum()) == round(sparsity * mask.numel())
+
+
+def test_a_sample_of_a_layer_is_not_of_a_few_columns_alone() -> None:
+    """Every 48th of the weights would be those of one column."""
+    state = torch.randn(48 * SAMPLE // 48, 48, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 49)
+    kept = _keep_largest(state, parse_sparsity(0.7))
+    assert float(kept.eq(0).float().mean()) == pytest.approx(0.7, abs=0.01)
+    assert torch.equal(kept[kept != 0], state[kept != 0])
 
 
 def test_more_effort_finds_no_worse() -> None:

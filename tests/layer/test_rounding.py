@@ -60,6 +60,15 @@ def test_groups_of_n_of_m_are_masked_from_weights_that_make_good_the_rounding() 
     assert (result.mask == unrounded.mask).float().mean() > 0.9
 
 
+def test_groups_of_n_of_m_may_reach_over_the_end_of_a_group_of_the_grid() -> None:
+    """32 is no multiple of 6: scales are then chosen before the sweep, as no column may come before its own."""
+    layer = make_layer(rows=6, columns=96, tokens=400)
+    result = layer.prune(method="sparsegpt", sparsity="3:6", block_size=96, bits=8, group=32)
+    assert find_grid(result.weight, 8, 32) is not None
+    assert (result.weight != 0).float().mean() > 0.45  # of a half; some codes are 0
+    assert result.relative_error < 1.1 * layer.prune(method="sparsegpt", sparsity="3:6", block_size=96).relative_error
+
+
 @every_method(oats=NO_GRID)
 def test_every_method_rounds(method: str) -> None:
     layer = make_layer(rows=12, columns=64, tokens=400, dead=[3, 40])

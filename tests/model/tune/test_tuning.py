@@ -1,6 +1,7 @@
 """Tuning: zeros stay to the bit, held-out tokens decide, and a stopped run goes on to the same bits."""
 
 import copy
+import itertools
 import json
 import math
 import random
@@ -164,7 +165,7 @@ def test_steps_are_those_of_adam_by_hand_on_the_mean_loss_a_token(loss):
         assert (layer.weight - expected.weight).norm() < 1e-2 * (expected.weight - before.weight).norm(), layer.name
     curve = report.curve.set_index("step")["loss"].dropna()
     ends = [0, *curve.index]
-    means = [sum(losses[a:b]) / (b - a) for a, b in zip(ends, ends[1:], strict=False)]
+    means = [sum(losses[a:b]) / (b - a) for a, b in itertools.pairwise(ends)]
     assert curve.tolist() == pytest.approx(means, rel=1e-4)
 
 
