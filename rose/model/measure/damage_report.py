@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -89,9 +89,15 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     within = [rows for _, rows in table.groupby("block_index") if len(rows) > 2]
     if within:
         found = {p: [rank_correlation(rows, p) for rows in within] for p in PREDICTORS}
-        means = {p: verdicts.mean_interval([one.value for one in ones if one]) for p, ones in found.items()}
+        means = {p: _mean_correlation([one.value for one in ones if one]) for p, ones in found.items()}
         rows_of.append({"group": "within a decoder block", "name": "mean", "units": len(within), **means})
     return pd.DataFrame(rows_of)
+
+
+def _mean_correlation(values: list[float]) -> Interval | None:
+    """The mean with its interval, which ends where correlations do."""
+    found = verdicts.mean_interval(values)
+    return found and replace(found, low=max(found.low, -1.0), high=min(found.high, 1.0))
 
 
 def outliers(table: pd.DataFrame, predictor: str = "held_out_error", count: int = 5) -> pd.DataFrame:

@@ -294,6 +294,10 @@ def test_correlations_are_over_all_by_projection_and_by_depth() -> None:
         "decoder blocks 2 to 3",
         "decoder blocks 4 to 5",
     ]
+    opposite = pd.concat([table, table.assign(held_out_error=-table["held_out_error"])])
+    within = opposite.assign(block_index=[0] * 6 + [1] * 6)
+    mean = correlations(within).set_index("group").loc["within a decoder block", "held_out_error"]
+    assert (mean.low, mean.high) == (-1, 1)  # of two blocks that rank opposite ways, t alone would leave that range
     names = list(correlations(made_table([1, 2], [1, 2], ["", ""]))["name"])
     assert names == ["", "decoder block 0", "decoder block 1"]
 
