@@ -434,8 +434,8 @@ def _accuracies(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def short_text(value: Any, most: int = 40) -> str:
-    """A setting as a short text without anything that a page could take for a command."""
-    return re.sub(r"[^\w .,:%×+=-]", "·", str(value))[:most]
+    """A setting as a short text without anything that a page could take for a command, nor the (R) of a processor."""
+    return re.sub(r"[^\w .,:%×+=-]", "·", re.sub(r"\((R|TM)\)", "", str(value)))[:most]
 
 
 def name_apart(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:

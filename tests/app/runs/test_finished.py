@@ -109,6 +109,7 @@ def test_environments_are_compared_to_the_last_word() -> None:
     )
     assert pairs.setup_of(one).differs(pairs.setup_of(same)) == ""
     assert pairs.setup_of(one).differs(pairs.setup_of(other)) == f"environment ({where}float32; {where}bfloat16)"
+    assert finished.short_text("Intel(R) Xeon(R) Processor, 1 thread") == "Intel Xeon Processor, 1 thread"
     here, there = (pairs.setup_of(made_run(model=f"/{folder}/final")) for folder in "ab")
     assert here.differs(there) == "dense model (·a·final and ·b·final)"
     longer = finished.runs_of(made_report(environment=where + "float32", evaluated_on="text", length=32))[0]
