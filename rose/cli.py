@@ -76,8 +76,16 @@ class _Commands(argparse._SubParsersAction):
 
 
 def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; those of `streamlit run` as `more`."""
-    options, more = _parser().parse_known_args(arguments)
+    """The options; those of `streamlit run` as `more`.
+
+    Raises RoseError for one that is empty: as a path it would be the working folder.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options, more = _parser().parse_known_args(given)
+    for before, one in zip(["", *given], given, strict=False):
+        if not one or (one.startswith("--") and one.endswith("=")):
+            name = one.rstrip("=") or before
+            raise rose.RoseError(f"What is given after {name} is empty; name something, or check the variable there.")
     if more and not options.takes_more:
         options.parser.error(f"unrecognized arguments: {' '.join(more)}")
     options.more = more

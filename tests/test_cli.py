@@ -249,6 +249,10 @@ def test_analyze_says_where_it_tries_no_orders(checkpoint, tmp_path, monkeypatch
     chosen = ["--layers", "*o_proj", "--methods", "magnitude", "--output", tmp_path / "analysis"]
     assert run("analyze", "--model", checkpoint, *CALIBRATION, *chosen) == 0
     assert "No orders were tried: that takes a single process, and a layer" in capsys.readouterr().out
+    monkeypatch.undo()
+    chosen[-1] = tmp_path / "alike"
+    assert run("analyze", "--model", checkpoint, *CALIBRATION, *chosen, "--sparsity", "0") == 0
+    assert "No orders were tried: blocks of columns lose alike in every layer" in capsys.readouterr().out
 
 
 def test_analyze_tells_how_far_its_numbers_can_be_trusted(checkpoint, tmp_path, capsys):
@@ -1019,9 +1023,22 @@ def test_a_report_knows_its_model_and_text_in_every_folder(checkpoint, text, tmp
     assert known["model"] == checkpoint
     assert Path(known["calibration"]).is_absolute()
     assert Path(known["calibration"]).samefile(text)
+    monkeypatch.chdir(checkpoint)
+    assert options.absolute("../model") == checkpoint  # or the same command could not go on from another folder
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(checkpoint)
+    Path("model").mkdir()
+    assert Path(options.absolute("link/../model")).samefile(checkpoint)
     Path("packaged").touch()
     assert options.origin(cli._read(["prune", "--output", "x"]))["calibration"] == "packaged"
+
+
+def test_what_is_empty_is_refused_instead_of_taken_for_the_working_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for given in (["--output", ""], ["--output="], ["--model", "", "--output", "x"]):
+        assert run("prune", *given) == 2
+        assert f"What is given after {given[0].rstrip('=')} is empty" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
 
 
 def test_an_option_that_a_command_has_not_is_refused_by_that_command(capsys):

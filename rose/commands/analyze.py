@@ -77,8 +77,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         Workers.here().from_first(lambda: _save(report, options.output))
     _print(report, methods, options.threshold, "relative_error" if held_out is None else "held_out_error")
     if options.output:
-        untried = f"No orders were tried: that takes a single process, and a layer of at most {WIDEST} columns."
-        terminal.say(f"Orders were tried on {most.known[0]}, {MOST}." if most.known else untried)
+        terminal.say(f"Orders were tried on {most.known[0]}, {MOST}." if most.known else most.why_none)
 
 
 class _MostColumnar:
@@ -87,8 +86,12 @@ class _MostColumnar:
     def __init__(self) -> None:
         self.known: tuple[str, Tensor, rose.InputStatistics] | None = None
         self.range = 0.0
+        self.why_none = f"No orders were tried: that takes a single process, and a layer of at most {WIDEST} columns."
 
     def see(self, layer: PrunableLayer, statistics: rose.InputStatistics, record: rose.LayerRecord) -> None:
+        if statistics.columns <= WIDEST:
+            alike = "blocks of columns lose alike in every layer"
+            self.why_none = f"No orders were tried: {alike} of at most {WIDEST} columns."
         if statistics.columns <= WIDEST and record.relative_range > self.range:
             self.known = layer.name, layer.weight.detach().clone(), statistics
             self.range = record.relative_range

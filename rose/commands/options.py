@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -153,8 +155,11 @@ def changed(options: argparse.Namespace, usual: Mapping[str, Any]) -> list[str]:
 
 def absolute(name: str) -> str:
     """A text or model as it is known in every folder: a file or folder on this disk by its whole path."""
-    is_name = name in SOURCES or name in PACKAGED or not reachable(name).exists()
-    return name if is_name else str(expand(name).absolute())
+    if name in SOURCES or name in PACKAGED or not reachable(name).exists():
+        return name
+    whole = expand(name).absolute()
+    plain = Path(os.path.normpath(whole))
+    return str(plain if plain.exists() and plain.samefile(whole) else whole)  # behind a link, .. may lead elsewhere
 
 
 def absolutes(options: argparse.Namespace, names: str) -> dict[str, str]:
