@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
     add("--epochs", type=float, help="or: passes over the windows (default: 1)")
     says = "kl: towards the dense model; ce: by the text's own next tokens"
     add("--loss", choices=LOSSES, default=TuneSettings.loss, help=f"{says} (default: %(default)s)")
-    says = f"learning rate at its highest (default: {RATE:g}, less for few steps or near the dense model)"
+    says = f"learning rate at its highest (default: at most {RATE:g}, by steps, weights and the dense model)"
     add("--rate", type=float, help=says)
     add("--batch", type=int, default=TuneSettings.batch, help="windows per step (default: %(default)s)")
     add(
@@ -218,6 +218,8 @@ class Tuned:
         before, after, dense = (math.exp(summary[f"held_out_{name}"]) for name in ("before", "after", "dense"))
         parts = summary.get("parts")
         kept = f"{parts} parts, each at its best" if parts else f"the weights of step {summary['kept_step']} are kept"
+        if not summary["kept_step"] and len(self.found.curve) > 1:
+            kept = f"no step was better, so nothing was changed; a --rate below {summary['rate']:.2g} may do"
         terminal.say(f"Held-out perplexity {before:.2f} -> {after:.2f}, dense {dense:.2f}; {kept}")
 
     def status(self) -> int:

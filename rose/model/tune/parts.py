@@ -61,7 +61,8 @@ def tune_model(
         rate: of Adam, after a warm-up over a quarter of the steps, falling to 0 linearly. None means 0.001, in
             proportion less for fewer than 32 steps, and the lower of two for a model whose loss of next tokens is less
             than 0.55 nats above the dense one's, and for one that has kept more than 0.4 of the weights, as smaller
-            models have.
+            models have; and less where the dense model's weights are small and its layers large, as in most models
+            beyond the packaged one: see `rose.model.tune.tuning.size_of`.
         batch: windows of a step; several processes share them.
         seed: of the order of windows.
         compute: format of matrix products, see `rose.prune_model`. Weights and Adam's moments are float32.

@@ -49,13 +49,14 @@ from rose.model.workers import Workers
 RATE = 1e-3
 FAR = 0.55  # nats a token behind the dense model, below which the rate is less: there is less to gain than it disturbs
 KEPT = 0.4  # of the trained weights, above which the rate is less: outputs move in proportion to the weights that do
+SIZE = 2.5e-4  # of `size_of`, below which the rate is less in proportion: Adam's steps are as large for small weights
 LEAST = 0.1  # share of the rate that is left at the dense model itself, for those whose own text says something else
 FULL = 32  # steps from which on the rate is that: its first ones make the model worse, which few more do not win back
 BETAS = (0.9, 0.999)  # of Adam
 WARM_UP = 0.25  # share of the steps in which the rate rises: the first ones follow few gradients, and do harm
 LOOKS = 8  # measurements on held-out windows, and saves, besides that of the start
 STATE = "state.safetensors"
-FORMAT = 2  # raise it where an older folder would no longer give the same weights
+FORMAT = 3  # raise it where an older folder would no longer give the same weights
 FACTS = ("step", "steps", "best_step", "seconds", "away", "dense_held_out")  # of a `Tuner`, saved with its weights
 
 
@@ -87,6 +88,7 @@ class Tuner:
         check_pruned(self.trained, self.network, self.dense, task.unpruned)
         weights = sum(one.frozen.numel() for one in self.trained)
         self.kept = 1 - sum(int(one.frozen.sum()) for one in self.trained) / max(1, weights)
+        self.size = size_of(self.dense)
         # The first one's memory counts: where one alone refused, the others would wait for it.
         fits = partial(check_memory, self.network, tokens.shape[1], weights, compute=settings.compute)
         self.workers.from_first(fits)
@@ -101,9 +103,10 @@ class Tuner:
 
     @property
     def rate(self) -> float:
-        """The learning rate at its highest; where it was not given, by the number of steps, by how much better the
-        dense model is, which is what there is to gain, and by the share of weights that are kept."""
-        known = min(1.0, max(LEAST, self.away / FAR), KEPT / max(KEPT, self.kept))
+        """The learning rate at its highest; where it was not given, by the number of steps, by the size of weights, by
+        how much better the dense model is, which is what there is to gain, and by the share of weights that are kept.
+        """
+        known = min(1.0, max(LEAST, self.away / FAR), KEPT / max(KEPT, self.kept)) * min(1.0, self.size / SIZE)
         return self.settings.rate or RATE * known * min(1.0, max(1, self.steps) / FULL)
 
     def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
@@ -178,6 +181,16 @@ def texts_digest(tokens: Tensor, held_out: Tensor | None) -> str:
     """Tells the windows of a tuning in its checkpoint."""
     given = {"tokens": tokens.long()}
     return digest(given if held_out is None else given | {"held_out": held_out.long()})
+
+
+def size_of(dense: Network) -> float:
+    """Norms of all layers over the number of their weights: less where weights are small, and where layers are large.
+
+    A step of Adam moves each of a layer's n weights by about the rate, many of them together: a matrix of norm rate·√n,
+    where the layer's own entries have a root mean square of ‖W‖/√n.
+    """
+    norms = sum(float(torch.linalg.vector_norm(one.weight, dtype=torch.float64)) for one in dense.layers)
+    return norms / sum(one.weight.numel() for one in dense.layers)
 
 
 def describe_tuning(settings: TuneSettings, precision: Precision, parts: int) -> dict[str, Any]:

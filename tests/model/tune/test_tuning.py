@@ -18,7 +18,7 @@ from transformers import LlamaConfig
 import rose
 from rose import cli
 from rose.commands import terminal
-from rose.commands.tune import draw_texts
+from rose.commands.tune import Tuned, draw_texts
 from rose.files import digest, write_tensors
 from rose.interrupt import CANCELLED
 from rose.model.formats.low_rank import keep_low_rank
@@ -251,7 +251,7 @@ def sparse_zeros(layer: Any, left: torch.Tensor, right: torch.Tensor) -> torch.T
     return (layer.weight - left @ right).abs() < 1e-6
 
 
-def test_steps_that_make_it_worse_are_not_kept():
+def test_steps_that_make_it_worse_are_not_kept(capsys):
     dense, model = pruned_pair()
     before = digest(model.state_dict())
     held_out = likeliest(dense)
@@ -262,6 +262,8 @@ def test_steps_that_make_it_worse_are_not_kept():
     assert summary["held_out_before"] == pytest.approx(math.log(rose.perplexity(model, held_out)), rel=1e-5)
     assert summary["held_out_after"] == summary["held_out_before"] == report.curve["held_out"].min()
     assert digest(model.state_dict()) == before
+    Tuned(report).say()
+    assert "no step was better, so nothing was changed; a --rate below 10 may do" in capsys.readouterr().out
 
 
 def test_own_data_count_by_their_next_tokens():
@@ -295,6 +297,19 @@ def test_the_rate_falls_with_the_way_to_the_dense_model(loss, is_held_out, monke
 def test_the_rate_falls_with_the_weights_that_are_kept(sparsity, rate, monkeypatch):
     monkeypatch.setattr(tuning, "LEAST", 1.0)  # however near the dense model is
     dense, model = pruned_pair(sparsity=sparsity)
+    report = rose.tune_model(model, dense, TOKENS.repeat(2, 1), epochs=1, compute="float32")
+    assert report.summary["rate"] == pytest.approx(rate * min(1, report.summary["steps"] / 32), rel=1e-2)
+
+
+@pytest.mark.parametrize(("share", "rate"), [(0.1, 1e-4), (0.5, 5e-4), (1, 1e-3), (3, 1e-3)])
+def test_the_rate_falls_with_the_size_of_the_weights(share, rate, monkeypatch):
+    monkeypatch.setattr(tuning, "LEAST", 1.0)
+    dense, model = pruned_pair(sparsity=0.7)
+    layers = rose.prunable_layers(dense)
+    norms = sum(float(layer.weight.square().sum().sqrt()) for layer in layers)
+    scale = share * 2.5e-4 * sum(layer.weight.numel() for layer in layers) / norms
+    for layer in (*layers, *rose.prunable_layers(model)):
+        layer.write(layer.weight * scale)
     report = rose.tune_model(model, dense, TOKENS.repeat(2, 1), epochs=1, compute="float32")
     assert report.summary["rate"] == pytest.approx(rate * min(1, report.summary["steps"] / 32), rel=1e-2)
 
@@ -545,7 +560,7 @@ def test_what_pruning_tunes_on_is_drawn_once_and_apart(tmp_path):
     text = tmp_path / "letters.txt"
     text.write_text("".join(random.Random(0).choices("abcdefgh", k=4000)))
     evaluated = rose.load_tokens(str(text), byte_tokenizer(), samples=5, length=32, seed=None)
-    options = Namespace(tune=1.0, calibration=str(text), length=32, seed=0, bos="auto")
+    options = Namespace(tune=1.0, calibration=str(text), length=32, seed=0, bos="auto", checkpoint=None)
     tokens, held_out = draw_texts(options, pruned_pair()[0], byte_tokenizer(), evaluated)
     assert len(tokens) + len(held_out) == 4000 // 32 - 5
     assert len({tuple(one) for one in (*tokens.tolist(), *held_out.tolist(), *evaluated.tolist())}) == 4000 // 32
