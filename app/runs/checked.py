@@ -29,6 +29,7 @@ from rose.model.check.checkpoint import CheckpointCheck
 from rose.model.check.findings import findings, says_other_draw
 from rose.model.check.verdicts import VERDICTS
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
+from rose.model.formats.low_rank import keep_low_rank
 from rose.model.load.tokens import check_text
 from rose.model.network.network import Network
 
@@ -118,6 +119,7 @@ class CheckpointRun(Run):
         self._say("Reading the checkpoint")
         more: Any = {"dtype": setup.dtype, "stream": setup.stream, "tokenizer": setup.model}
         pruned, _ = rose.load_model(self.request.pruned, finite=False, **more)
+        keep_low_rank(pruned, expand(self.request.pruned))
         self._say("Comparing layer by layer")
         with holding(loaded.lock, job):
             found = rose.check_checkpoint(loaded.model, pruned, tokens, held_out=held_out, progress=self._follow())

@@ -20,6 +20,7 @@ from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
 from rose.model.check.costs import TRIED
 from rose.model.check.findings import findings, says_other_draw
+from rose.model.formats.low_rank import keep_low_rank
 from rose.model.load.tokens import CHECK
 from rose.output import check_file, write_file
 from rose.report import json_rows
@@ -63,6 +64,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     checks: dict[str, CheckpointCheck] = {}
     for name in options.pruned:
         models[name], _ = shared.load(options, console, name, finite=False, tokenizer=options.dense)
+        keep_low_rank(models[name], expand(name))
         with terminal.bar(console, "Checking") as follow:
             checks[name] = check_checkpoint(
                 dense,

@@ -110,6 +110,7 @@ class _Layer:
     change: WeightChange
     dense_sample: Tensor
     sample: Tensor
+    rank: int  # of a low-rank part that its sparse one stands beside, 0 without one
     costs: Costs | None = None
     nearest: Recognized | None = None
 
@@ -236,7 +237,8 @@ def _look_at(pair: Pair, block: BlockInputs, yardsticks: Yardsticks) -> _Layer:
     layer, weight = pair[0], pair[0].weight
     after = pair[1].weight.to(weight.device)
     change = weight_change(weight, after)
-    found = _Layer(layer, change, sample(weight), sample(after))
+    rank = pair[1].low_rank[0].shape[1] if pair[1].low_rank else 0
+    found = _Layer(layer, change, sample(weight), sample(after), rank)
     inputs, held_out = (_finite(block.inputs.get(one, {}).get(layer.name)) for one in ("calibration", "held_out"))
     if inputs is not None and not change.not_finite and not change.is_untouched:
         found.costs, found.nearest = yardsticks.measure(weight, after, change, inputs, held_out)
@@ -279,10 +281,15 @@ def _judge_weights(found: Mapping[str, _Layer]) -> dict[str, Verdict]:
     first = next((one for one in found.values() if one.change.zeros > one.change.zeros_before), None)
     begins = first.layer.block_index if first and first.change.moved <= verdicts.MOVED else None
     there = replace(peers, are_moved=False)
-    return {
+    judged = {
         name: judge_weights(one.change, there if one.layer.block_index == begins else peers)
         for name, one in found.items()
     }
+    for name, one in found.items():
+        if one.rank and judged[name].verdict == verdicts.NOT_PRUNED:
+            said = f"Its sparse part stands beside one of rank {one.rank}, so their sum has no zeros."
+            judged[name] = Verdict(verdicts.AS_EXPECTED, said, False)
+    return judged
 
 
 def _whose(name: str, found: Mapping[str, _Layer], verdict: Verdict) -> Verdict:

@@ -150,7 +150,8 @@ class Tuner:
         for one, was in zip(self.trained, self.start, strict=True):
             now, before = one.parameter.detach().float(), was.float()
             change = float((now - before).norm() / before.norm().clamp_min(1e-30))
-            rows.append((one.name, was.numel(), int((now == 0).sum()), change))
+            kept = (now == before) & one.frozen.to(now.device)
+            rows.append((one.name, was.numel(), int(kept.sum()), change))
         known = {look.step: look.held_out for look in self.curve}
         table = pd.DataFrame(rows, columns=["layer", "weights", "zeros", "change"])
         return TuneReport(
@@ -170,7 +171,7 @@ class Tuner:
                 "held_out_after": known.get(self.best_step),
                 "held_out_dense": self.dense_held_out,
                 "zeros": int(table["zeros"].sum()),
-                "zeros_before": sum(int((was == 0).sum()) for was in self.start),
+                "zeros_before": sum(int(one.frozen.sum()) for one in self.trained),
                 "weights": int(table["weights"].sum()),
                 "environment": self.precision.environment(self.network.device),
             },

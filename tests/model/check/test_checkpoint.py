@@ -67,6 +67,17 @@ def test_a_sane_checkpoint_and_the_dense_model_itself_are_not_accused(dense: nn.
     assert same.others.empty
 
 
+def test_a_sparse_part_beside_a_low_rank_one_is_not_taken_for_unpruned(tmp_path: Path, capsys: Any) -> None:
+    model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path / "dense", blocks=1)))
+    rose.prune_model(model, make_tokens(), method="oats", sparsity=0.5, block_size=16)
+    rose.save_model(model, tokenizer, tmp_path / "oats")
+    written = tmp_path / "found.json"
+    assert cli.main(["check", str(tmp_path / "dense"), str(tmp_path / "oats"), "--json", str(written)]) == 0
+    assert "7 layers; 7 as expected" in capsys.readouterr().out
+    reasons = {one["reason"] for one in json.loads(written.read_text())["layers"]}
+    assert all("so their sum has no zeros" in reason for reason in reasons)
+
+
 def test_faults_of_single_layers_are_named(dense: nn.Module, pruned: nn.Module) -> None:
     model = copy.deepcopy(pruned)
     names = {

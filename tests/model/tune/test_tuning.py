@@ -208,7 +208,8 @@ def test_what_a_low_rank_part_stands_beside_stays_sparse(tmp_path):
     again, _ = rose.load_model(str(tmp_path / "oats"))
     keep_low_rank(again, tmp_path / "oats")
     for tuned in (model, again):
-        rose.tune_model(tuned, dense, TOKENS, **FAST)
+        summary = rose.tune_model(tuned, dense, TOKENS, **FAST).summary
+        assert summary["zeros"] == summary["zeros_before"] >= sparse.sum()  # of one layer of several
         weight = rose.prunable_layers(tuned)[0].weight
         assert torch.equal((weight - left @ right).abs() < 1e-6, sparse)
         assert not torch.equal(weight, rose.prunable_layers(dense)[0].weight)
