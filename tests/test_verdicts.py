@@ -125,7 +125,7 @@ def test_a_lead_within_the_interval_is_no_lead() -> None:
     near = result("SparseGPT", EASY_AND_HARD + WOBBLE)
     assert compare(better, near).kind == "no clear difference"
     (ranking,) = rank([near, better])
-    assert ranking.finding == "No clear difference between ROSE and SparseGPT: perplexity 50.2"
+    assert ranking.finding == "No clear difference between ROSE and SparseGPT: perplexity 50.2 to 50.4"
     assert ranking.best is None
     assert "with 95 % intervals over six windows, paired: SparseGPT: 1.003 (0.988 to 1.019)." in ranking.caption
     (ranking,) = rank([worse, better])
@@ -190,7 +190,7 @@ def test_further_draws_of_two_can_take_a_lead_back() -> None:
     one, two, three = (replace(x, losses=(), drawn_losses={0: tuple(losses[x.name])}) for x in (a, b, third))
     assert rank([one, two])[0].finding.startswith("No clear difference")
     (ranking,) = rank([one, two, three])
-    assert ranking.finding == "No clear difference between A and B: perplexity 20.0"
+    assert ranking.finding == "No clear difference between A and B: perplexity 20.0 to 22.0"
     assert ranking.left_out == "Compared over one shared calibration draw only."
 
 
@@ -263,7 +263,8 @@ def test_amounts_are_ranked_by_themselves() -> None:
     half = [result("A at 0.5", amount="0.5"), result("B at 0.5", EASY_AND_HARD + WOBBLE, amount="0.5")]
     more = [result("A at 0.7", EASY_AND_HARD + 1, amount="0.7"), result("B at 0.7", EASY_AND_HARD + 2, amount="0.7")]
     assert says_ranking(rank([*half, *more])) == (
-        "No clear difference between A at 0.5 and B at 0.5: perplexity 50.2; A at 0.7 has the lowest perplexity, 137"
+        "No clear difference between A at 0.5 and B at 0.5: perplexity 50.2 to 50.4; "
+        "A at 0.7 has the lowest perplexity, 137"
     )
     alone = says_ranking(rank([half[0], more[0]]))
     assert alone == "Perplexity from 50.2 (A at 0.5) to 137 (A at 0.7)"

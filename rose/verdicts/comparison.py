@@ -248,14 +248,18 @@ class Ranking:
     @property
     def finding(self) -> str:
         """The conclusion as a title, without a full stop."""
-        first, value = self.results[0].name, apart(*(one.value for one in self.results))[0]
+        values = apart(*(one.value for one in self.results))
+        first, value = self.results[0].name, values[0]
         if self.problem:
             return f"Not ranked: {self.problem}"
         if not self.verdicts:
             return f"{first}: {self.noun} {value}"
         same = [first, *self.names("identical")]
         if unclear := self.names("no clear difference"):
-            return f"No clear difference between {listing([*same, *unclear])}: {self.noun} {value}"
+            alike = [*same, *unclear]
+            highest = [said for said, one in zip(values, self.results, strict=True) if one.name in alike][-1]
+            span = value if highest == value else f"{value} to {highest}"
+            return f"No clear difference between {listing(alike)}: {self.noun} {span}"
         if self.names("undecided"):
             have = "has" if len(same) == 1 else "have"
             return f"{listing(same)} {have} the lowest {self.noun}, {value}; chance is not ruled out"
