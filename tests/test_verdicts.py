@@ -207,6 +207,9 @@ def test_any_number_is_better_than_infinity() -> None:
     assert (compare(good, broken).ratio.value, compare(broken, good).ratio.value) == (math.inf, 0)  # second to first
     (ranking,) = rank([broken, good])
     assert ranking.best == "good"
+    told = replace(broken, losses=())
+    assert compare(told, replace(told, name="other")).kind == "not comparable"  # they need not be the same model
+    assert compare(broken, replace(broken, name="again")).kind == "identical"
 
 
 def test_titles_do_not_compare_across_environments() -> None:

@@ -27,7 +27,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> None:
     folder = expand(options.folder)
-    output = options.output or beside(folder, f"-{options.type}.gguf")
+    named = folder.with_suffix("") if folder.is_file() else folder
+    output = options.output or beside(named, f"-{options.type}.gguf")
     with terminal.bar(console, "Writing") as follow:
         made = export_gguf(str(folder), output, options.type, lambda share, what: follow(share, what[:30]))
         follow(1.0, "Written")

@@ -197,6 +197,8 @@ def compare(one: Result, other: Result) -> Verdict:
     if not shared:
         return Verdict("not comparable", reason="they have no calibration draw in common")
     one, other = shared
+    if math.isinf(one.value) and not (one.losses and other.losses):
+        return Verdict("not comparable", reason="both are infinite")
     if one.is_same(other):
         return Verdict("identical", reason="the same to the last digit")
     found: list[tuple[Interval, str]] = []

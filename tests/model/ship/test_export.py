@@ -212,6 +212,8 @@ def test_the_tokenizer_of_a_file_is_taken_over(tmp_path: Path) -> None:
         export_gguf(str(tmp_path / "model-packed"), tmp_path / "again.gguf", "q4_0")
     made = export_gguf(str(first), tmp_path / "again.gguf", "q4_0")
     assert made.vocabulary == first.name
+    assert cli.main(["export", str(first), "--type", "q4_0"]) == 0
+    assert (tmp_path / "model-packed-q4_0-q4_0.gguf").is_file()
     one, two = (
         {name: field.contents() for name, field in GGUFReader(path).fields.items() if name.startswith("tokenizer.")}
         for path in (first, tmp_path / "again.gguf")
