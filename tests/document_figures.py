@@ -358,13 +358,11 @@ def tables() -> dict[str, list[str]]:
 
 
 def tuning() -> list[str]:
-    dense = tunings().query("method == 'dense'").iloc[0]
-    both_texts = f"dense {dense['perplexity']:.1f}, on other text {dense['other']:.1f}"
-    said = [tuning_seconds(), equal_time(), in_their_time(), both_texts]
+    said = [tuning_seconds(), equal_time(), in_their_time(), *map(dense_on_both_texts, ("smollm2-135m", "qwen.gguf"))]
     whole, part = tuning_memory_of_1b()
     said += [f"{whole} for shapes of Llama-3.2-1B in bfloat16", f"{part} for Llama-3.2-1B in four"]
     after = {s: headline(s, tuned=True) for s in HEADLINE}
-    return [tuned(), of_methods(after), times_sparsegpt(after), *said]
+    return [tuned(), tuned("qwen.gguf"), of_methods(after), times_sparsegpt(after), *said]
 
 
 def shipping() -> list[str]:
@@ -815,6 +813,11 @@ def tuned(model: str = "smollm2-135m") -> str:
         removed = sparsity.replace("slim-", "`rose slim`, ")
         lines.append([removed, f"`{method}`", *cells, moved])
     return table(["removed", "by", "before", *(f"{size} windows" for size in sizes), "other text"], lines)
+
+
+def dense_on_both_texts(model: str) -> str:
+    dense = tunings(model).query("method == 'dense'").iloc[0]
+    return f"dense {dense['perplexity']:.1f}, on other text {dense['other']:.1f}"
 
 
 def tuning_seconds() -> str:

@@ -174,7 +174,7 @@ def pareto(theme: Theme) -> go.Figure:
 
 def tuned(theme: Theme) -> go.Figure:
     """The same of tuning.md."""
-    rows = pd.read_csv(RESULTS / "tuning.csv", dtype={"sparsity": str})
+    rows = pd.read_csv(RESULTS / "tuning.csv", dtype={"sparsity": str}).query("model == 'smollm2-135m'")
     dense = float(rows.loc[rows["method"] == "dense", "perplexity"].iloc[0])
     measured = tuning.costs_and_worths(rows, "0.7")
     return time_and_perplexity(measured, dense=dense, time="processor time, s", theme=theme).figure
