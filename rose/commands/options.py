@@ -236,28 +236,20 @@ def tell_cost(
     is_long = seconds >= (LONG / 10 if left_out else LONG) and Workers.here().count == 1
     taken = [duration(seconds)] if is_long else []
     if estimates:
-        needed = besides + _memory(options, estimates, model)
-        where = (
-            "at the peak, besides Python and its libraries"
-            if getattr(options, "stream", False)
-            else "besides the model"
-        )
+        given = drawn_sizes(options) | {"dtype": parse_dtype(options.dtype), "held_out": options.held_out > 0}
+        given["on_disk"] = getattr(options, "checkpoint", None) is not None
+        most = largest(estimate(model, **given) for estimate in estimates)
+        streams = getattr(options, "stream", False)
+        needed = besides + (most.peak if streams else most.besides_weights)
+        where = "at the peak, besides Python and its libraries" if streams else "besides the model"
         if Network(model).device.type == "cpu" and Workers.here().count == 1:
             advice = "give fewer --samples, a shorter --length, or a larger machine"
             check_free(f"{what} takes, {where}, about", needed, advice)
-        if is_long or getattr(options, "stream", False):
+        if is_long or streams:
             taken.append(f"{size(needed)} {where}")
     if taken:
         but = _but(options, left_out) if is_long else ""
         console.print(f"{what}: about {' and '.join(taken)}, by estimate{but}", soft_wrap=True)
-
-
-def _memory(options: argparse.Namespace, estimates: Sequence[Callable[..., Memory]], model: Any) -> int:
-    """Bytes by the largest of these estimates: besides the model, or in all where it streams."""
-    given = drawn_sizes(options) | {"dtype": parse_dtype(options.dtype), "held_out": options.held_out > 0}
-    given["on_disk"] = getattr(options, "checkpoint", None) is not None
-    most = largest(estimate(model, **given) for estimate in estimates)
-    return most.peak if getattr(options, "stream", False) else most.besides_weights
 
 
 def _not_counted(options: argparse.Namespace) -> list[str]:
