@@ -171,7 +171,7 @@ def origin(options: argparse.Namespace) -> dict[str, Any]:
     """What a report says of where it comes from: model, text, by what command and with which programs."""
     names = ("model", "dtype", "calibration", "seed", "bos", "rotate", "command", "text_cautions")
     known = pick(options, (name for name in names if name in options)) | {"made_with": versions()}
-    return known | ({"model": absolute(options.model)} if "model" in options else {})
+    return known | absolutes(options, "model")
 
 
 def load(options: argparse.Namespace, console: Console, name: str | None = None, **more: Any) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,6 @@ class Tuner:
         check_pruned(self.trained, self.network, self.dense, task.unpruned)
         weights = sum(one.frozen.numel() for one in self.trained)
         self.kept = 1 - sum(int(one.frozen.sum()) for one in self.trained) / max(1, weights)
-        self.size = size_of(self.dense)
         # The first one's memory counts: where one alone refused, the others would wait for it.
         fits = partial(check_memory, self.network, tokens.shape[1], weights, compute=settings.compute)
         self.workers.from_first(fits)
@@ -106,8 +105,14 @@ class Tuner:
         """The learning rate at its highest; where it was not given, by the number of steps, by the size of weights, by
         how much better the dense model is, which is what there is to gain, and by the share of weights that are kept.
         """
-        known = min(1.0, max(LEAST, self.away / FAR), KEPT / max(KEPT, self.kept)) * min(1.0, self.size / SIZE)
-        return self.settings.rate or RATE * known * min(1.0, max(1, self.steps) / FULL)
+        if self.settings.rate:
+            return self.settings.rate
+        known = min(1.0, max(LEAST, self.away / FAR), KEPT / max(KEPT, self.kept)) * min(1.0, self._size / SIZE)
+        return RATE * known * min(1.0, max(1, self.steps) / FULL)
+
+    @cached_property
+    def _size(self) -> float:
+        return size_of(self.dense)
 
     def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
         """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""
