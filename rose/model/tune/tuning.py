@@ -303,16 +303,20 @@ class _Loop:
             group["lr"] = rate * tuner.rate
         loss = self._gradient(tuner.step)
         if not math.isfinite(loss):
-            raise RoseError(
-                f"The loss of step {tuner.step + 1} is {loss}; choose a smaller rate than {tuner.rate:g}. The best "
-                "weights before are kept."
-            )
+            raise RoseError(self._failed(loss))
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.gathered.append(loss)
         tuner.step += 1
         tuner.seconds = time.perf_counter() - self.began
         self.tell()
+
+    def _failed(self, loss: float) -> str:
+        tuner = self.tuner
+        if not tuner.step:
+            return f"The loss is {loss} before any step; `rose check` tells which weights are not finite."
+        said = f"The loss of step {tuner.step + 1} is {loss}; choose a smaller rate than {tuner.rate:g}."
+        return f"{said} The best weights before are kept."
 
     def _gradient(self, step: int) -> float:
         """Gradients of the mean loss a token over the windows of a step, summed over processes; returns the loss."""

@@ -267,6 +267,19 @@ def test_steps_that_make_it_worse_are_not_kept(capsys):
     assert "no step was better, so nothing was changed; a --rate below 10 may do" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("whose", "said"),
+    [("pruned", "The loss is nan before any step; `rose check` tells"), ("step", "choose a smaller rate than 1e[+]30")],
+)
+def test_a_loss_that_is_not_finite_is_told_by_its_cause(whose, said):
+    dense, model = pruned_pair()
+    if whose == "pruned":
+        rose.prunable_layers(model)[0].parameter.data[0, 0] = math.nan
+    rate = 1e-3 if whose == "pruned" else 1e30
+    with pytest.raises(rose.RoseError, match=said):
+        rose.tune_model(model, dense, TOKENS, **FAST | {"rate": rate})
+
+
 def test_own_data_count_by_their_next_tokens():
     dense, model = pruned_pair()
     before = rose.perplexity(model, TOKENS)
