@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -146,8 +147,8 @@ def _converted(weights: np.ndarray, dtype: torch.dtype | None) -> Tensor:
 
 
 class _Reader(gguf.GGUFReader):
-    """Fields are views of a plain array. Those of a memory map are large and slow to make, and the strings of a
-    vocabulary are hundreds of thousands of them."""
+    """Fields are views of a plain array: those of a memory map are large and slow to make. The texts and numbers of a
+    vocabulary, hundreds of thousands of them, are read in one go, which takes a tenth of the time."""
 
     @property  # type: ignore[override]
     def data(self) -> np.ndarray:
@@ -156,6 +157,33 @@ class _Reader(gguf.GGUFReader):
     @data.setter
     def data(self, mapped: np.ndarray) -> None:
         self._data = mapped.view(np.ndarray)
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
+        kinds, start = gguf.GGUFValueType, orig_offs + 12  # behind the type of the items and their number
+        if raw_type != kinds.ARRAY or self.byte_order != "I":
+            return super()._get_field_parts(orig_offs, raw_type)
+        kind, count = kinds(int(self._get(orig_offs, np.uint32)[0])), int(self._get(orig_offs + 4, np.uint64)[0])
+        parts: list[Any]
+        if kind == kinds.STRING:
+            parts, end = _texts(self._data.data, start, count)
+        elif kind in self.gguf_scalar_to_np:
+            numbers = self._get(start, self.gguf_scalar_to_np[kind], count)
+            parts, end = list(numbers.reshape(-1, 1)), start + numbers.nbytes
+        else:
+            return super()._get_field_parts(orig_offs, raw_type)
+        return end - orig_offs, parts, [*range(count)], [kinds.ARRAY, kind] if count else [kinds.ARRAY]
+
+
+def _texts(data: memoryview, start: int, count: int) -> tuple[list[memoryview], int]:
+    """So many texts, each behind its length, and where they end. Raises ValueError where the file ends before."""
+    found = []
+    for _ in range(count):
+        begin = start + 8
+        start = begin + int.from_bytes(data[start:begin], sys.byteorder)
+        if start > len(data):
+            raise ValueError("a text goes on beyond the end of the file")
+        found.append(data[begin:start])
+    return found, start
 
 
 class _File:
