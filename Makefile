@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 PORT ?= 8501
 export HF_HUB_DISABLE_TELEMETRY := 1
+export PYTHONDONTWRITEBYTECODE :=  # or each of many processes would compile all of rose, and all tests
 
 .PHONY: app notebooks test suite check format browser docs results wheel clean
 

@@ -10,7 +10,7 @@ import random
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,19 +68,25 @@ class Lines:
     """Counts the lines that are executed in each of several sets of files; kills the process on one of the first's."""
 
     def __init__(self, scopes: Sequence[frozenset[str]], fatal: int | None = None) -> None:
-        self.scopes, self.seen, self.fatal = scopes, [0] * len(scopes), fatal
-        sys.settrace(self.trace)
+        self.seen, self.fatal = [0] * len(scopes), fatal
+        self.tracers = {
+            file: self._tracer([number for number, files in enumerate(scopes) if file in files])
+            for file in frozenset().union(*scopes)
+        }
+        sys.settrace(lambda frame, _event, _argument: self.tracers.get(frame.f_code.co_filename))
 
-    def trace(self, frame: FrameType, event: str, _argument: Any) -> Any:
-        inside = [number for number, files in enumerate(self.scopes) if frame.f_code.co_filename in files]
-        if not inside:
-            return None
-        if event == "line":
-            for number in inside:
-                self.seen[number] += 1
-            if self.seen[0] == self.fatal:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return self.trace
+    def _tracer(self, inside: Sequence[int]) -> Callable[[FrameType, str, Any], Any]:
+        """Of the lines of a file that is in these sets."""
+
+        def trace(_frame: FrameType, event: str, _argument: Any) -> Any:
+            if event == "line":
+                for number in inside:
+                    self.seen[number] += 1
+                if self.seen[0] == self.fatal:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+
+        return trace
 
 
 def scopes() -> tuple[frozenset[str], frozenset[str]]:
