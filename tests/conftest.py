@@ -1,6 +1,5 @@
 """What all tests share: no network, a deterministic hypothesis profile, and the packaged model, loaded once."""
 
-import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,12 +61,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(_part(item)) if _part(item) in LONG else len(LONG))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
-
-
-def pytest_collection_finish() -> None:
-    """What has been imported stays: half a million objects that each full collection of garbage would visit."""
-    gc.collect()
-    gc.freeze()
 
 
 def _part(item: pytest.Item) -> str:

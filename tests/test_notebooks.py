@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import gc
 import io
 import multiprocessing
 import os
@@ -120,7 +119,6 @@ def found_lines(printed: str) -> list[str]:
 
 def run_cells(path: Path) -> str:
     """Runs every cell as a kernel does, in this process; returns what they print, or raises what one raises."""
-    gc.freeze()  # what is imported stays, so collections need not visit it
     os.environ["PYTHONPATH"] = str(FOLDER.parent)
     matplotlib.use("agg")
     shell, printed = InteractiveShell.instance(), io.StringIO()
