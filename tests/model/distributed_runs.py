@@ -1,7 +1,7 @@
-"""What several processes find, for tests/model/test_workers.py: python -m tests.model.distributed_runs FOLDER 3.
+"""What several processes find, for tests/model/test_workers.py: torchrun -m tests.model.distributed_runs FOLDER.
 
-One process forks so many, as each need not import for seconds what it has. Without a number it is torchrun that has
-started them, and they find no more than whether that works: statistics, and what the command line does.
+With a number after the folder it is not torchrun that starts so many, but one process that forks them: each need not
+import for seconds what it has.
 """
 
 import json
@@ -159,6 +159,7 @@ def everything(folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     forward.BATCH_TOKENS = 2 * LENGTH + 5
     return {
+        "processes": Workers.here().count,
         "statistics": statistics(),
         "pruned": {
             "llama": prune("llama"),
@@ -187,9 +188,9 @@ def everything(folder: Path) -> dict[str, Any]:
     }
 
 
-def main(folder: Path, find: Callable[[Path], dict[str, Any]]) -> int:
+def main(folder: Path) -> int:
     with process_group():
-        found = {"processes": Workers.here().count, **find(folder)}
+        found = everything(folder)
         if Workers.here().place == 0:
             (folder / "found.json").write_text(json.dumps(found))
         model = ["--model", str(folder / "model"), "--stream"]
@@ -209,7 +210,7 @@ def fork(folder: Path, count: int) -> int:
             os.environ |= told | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             status = 1
             try:
-                status = main(folder, everything)
+                status = main(folder)
             except BaseException:
                 traceback.print_exc()
             sys.stdout.flush()
@@ -220,6 +221,4 @@ def fork(folder: Path, count: int) -> int:
 
 if __name__ == "__main__":
     here = Path(sys.argv[1])
-    if sys.argv[2:]:
-        sys.exit(fork(here, int(sys.argv[2])))
-    sys.exit(main(here, lambda _folder: {"statistics": statistics()}))
+    sys.exit(fork(here, int(sys.argv[2])) if sys.argv[2:] else main(here))

@@ -36,24 +36,14 @@ def launch(folder: Path, processes: int) -> Found:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-8000:]
-    found = json.loads((folder / "found.json").read_text())
-    assert found["processes"] == processes
-    return found, folder, done.stdout
+    return json.loads((folder / "found.json").read_text()), folder, done.stdout
 
 
-@pytest.fixture(scope="module")
-def torchrun(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    return launch(tmp_path_factory.mktemp("torchrun"), 2)
-
-
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    return launch(tmp_path_factory.mktemp("forked"), 3)
-
-
-@pytest.fixture(scope="module", params=["torchrun", "forked"])
-def several(request: pytest.FixtureRequest) -> Found:
-    return request.getfixturevalue(request.param)
+@pytest.fixture(scope="module", params=[2, 3])
+def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    found = launch(tmp_path_factory.mktemp("several"), request.param)
+    assert found[0]["processes"] == request.param
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +69,8 @@ def test_statistics_are_summed(several: Found, alone: dict[str, Any]) -> None:
         *(("experts", 1e-3), ("experts_apart", 1e-3)),
     ],
 )
-def test_pruned_as_by_one_process(run: str, tolerance: float, forked: Found, alone: dict[str, Any]) -> None:
-    found, expected = forked[0]["pruned"][run], alone["pruned"][run]
+def test_pruned_as_by_one_process(run: str, tolerance: float, several: Found, alone: dict[str, Any]) -> None:
+    found, expected = several[0]["pruned"][run], alone["pruned"][run]
     assert found["same"]
     assert found["layers"] == expected["layers"]
     assert found["sparsity"] == expected["sparsity"]
@@ -90,8 +80,8 @@ def test_pruned_as_by_one_process(run: str, tolerance: float, forked: Found, alo
         assert (torch.tensor(mask) == torch.tensor(expected["masks"][name])).float().mean() > 0.98, name
 
 
-def test_heads_are_rotated_alike_in_all_processes(forked: Found, alone: dict[str, Any]) -> None:
-    found = forked[0]["rotated"]
+def test_heads_are_rotated_alike_in_all_processes(several: Found, alone: dict[str, Any]) -> None:
+    found = several[0]["rotated"]
     assert found["same"]
     assert len(found["errors"]) == len(alone["rotated"]["errors"]) == 2
     for errors, expected in zip(found["errors"], alone["rotated"]["errors"], strict=True):
@@ -99,16 +89,16 @@ def test_heads_are_rotated_alike_in_all_processes(forked: Found, alone: dict[str
 
 
 @pytest.mark.parametrize("run", ["llama", "similarity", "gpt2", "depth"])
-def test_slimmed_as_by_one_process(run: str, forked: Found, alone: dict[str, Any]) -> None:
-    found, expected = forked[0]["slimmed"][run], alone["slimmed"][run]
+def test_slimmed_as_by_one_process(run: str, several: Found, alone: dict[str, Any]) -> None:
+    found, expected = several[0]["slimmed"][run], alone["slimmed"][run]
     assert found["same"]
     assert (found["kept"], found["parameters"]) == (expected["kept"], expected["parameters"])
     for name in ("errors", "held_out", "drift"):
         assert found[name] == pytest.approx(expected[name], rel=1e-3), name
 
 
-def test_gpus_send_what_is_on_them(forked: Found) -> None:
-    assert forked[0]["pruned"]["pretended"]["sent"] == ["all_reduce", "broadcast"]
+def test_gpus_send_what_is_on_them(several: Found) -> None:
+    assert several[0]["pruned"]["pretended"]["sent"] == ["all_reduce", "broadcast"]
 
 
 def test_every_process_joins_over_nccl_on_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,17 +115,17 @@ def test_every_process_joins_over_nccl_on_a_gpu_of_its_own(monkeypatch: pytest.M
     assert chosen == [1, "nccl", "left"]
 
 
-def test_analyzed_as_by_one_process(forked: Found, alone: dict[str, Any]) -> None:
-    found, expected = forked[0]["analyzed"], alone["analyzed"]
+def test_analyzed_as_by_one_process(several: Found, alone: dict[str, Any]) -> None:
+    found, expected = several[0]["analyzed"], alone["analyzed"]
     assert [record[:2] for record in found] == [record[:2] for record in expected]
     for kind in (2, 3):
         assert [record[kind] for record in found] == pytest.approx([record[kind] for record in expected], rel=1e-3)
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(forked: Found) -> None:
-    gone_on, undisturbed = forked[0]["gone_on"]
+def test_a_stopped_run_goes_on_to_the_same_bits(several: Found) -> None:
+    gone_on, undisturbed = several[0]["gone_on"]
     assert gone_on == undisturbed
-    kept = forked[1] / "kept"
+    kept = several[1] / "kept"
     assert {path.name for path in kept.iterdir() if not path.name.startswith("block")} == {
         "allocation.safetensors",
         "drift.json",
@@ -145,8 +135,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(forked: Found) -> None:
     }
 
 
-def test_errors_reach_every_process(forked: Found) -> None:
-    found = forked[0]
+def test_errors_reach_every_process(several: Found) -> None:
+    found = several[0]
     assert f"1 held-out samples cannot be divided over {found['processes']} processes" in found["too_few"]
     assert "belongs to another run" in found["other_run"]
     assert found["broken"].startswith("model.layers.1.mlp.up_proj: W holds NaN")
