@@ -60,7 +60,8 @@ def requirements(name: str) -> set[str]:
 def test_the_wheel_has_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "rose").rglob("*.py")}
-    pages = {f"rose_explorer/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "app").rglob("*.py")}
+    files = [path for kind in ("*.py", "*.jinja") for path in (ROOT / "app").rglob(kind)]
+    pages = {f"rose_explorer/{path.relative_to(ROOT).as_posix()}" for path in files}
     model = {path.relative_to(ROOT).as_posix() for path in (ROOT / "rose/diffusion/tiny").iterdir()}
     assert inside == modules | pages | model | {
         "rose/py.typed",

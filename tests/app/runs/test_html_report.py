@@ -42,7 +42,7 @@ def test_one_run_with_its_findings_figures_settings_and_command(tmp_path: Path, 
         "SparseGPT at 0.7 found one of six layers columnar.",
         "After the last decoder block the drift of SparseGPT at 0.7 from the dense model is 0.300",
     ):
-        assert html.escape(sentence) in text
+        assert sentence in html.unescape(text)
         assert sentence in said
     assert len(figures(text)) == 4  # errors, relative range, drift, where it arises
     assert all(figure["layout"]["title"] == {} or "title" not in figure["layout"] for figure in figures(text))
