@@ -24,8 +24,7 @@ from typing import Any
 
 from rose.errors import RoseError, failing
 from rose.files import expand
-from rose.layer.methods import METHODS
-from rose.layer.order import ORDERS
+from rose.layer.registry import METHODS, ORDER_NAMES
 
 VARIABLE = "ROSE_PLUGINS"
 GROUP = "rose.plugins"
@@ -94,6 +93,8 @@ def _run_file(path: Path) -> None:
 def _additions_only(name: str, is_new: bool) -> Iterator[None]:
     """Lets the body add to the registries, and makes sure that a new one does; restores them if it fails or replaces
     an existing entry."""
+    from rose.layer.order import ORDERS  # with torch, which a program without plugins does not need yet
+
     registries: tuple[dict[str, Any], ...] = (METHODS, ORDERS)
     before = [dict(registry) for registry in registries]
     try:
@@ -109,4 +110,5 @@ def _additions_only(name: str, is_new: bool) -> Iterator[None]:
         for registry, then in zip(registries, before, strict=True):
             registry.clear()
             registry.update(then)
+        ORDER_NAMES[:] = ORDERS
         raise

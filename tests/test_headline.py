@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rose.layer.methods import METHODS
+from rose.layer.registry import METHODS
 from tests.benchmarks.headline import Comparison, Table, Way
 
 METHODS.pop("sparsegpt_shrunk", None)  # of the benchmark alone: other tests try every method

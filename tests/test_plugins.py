@@ -19,8 +19,8 @@ from app.runs.request import PruneRequest
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose import cli, plugins
-from rose.layer.methods import METHODS
-from rose.layer.order import ORDERS, order_names
+from rose.layer.order import ORDERS
+from rose.layer.registry import METHODS, order_names
 from tests.app.tiny_study import figures, finish, measured_study, open_page
 from tests.layer.helpers import make_layer
 from tests.tiny import save_tiny_llama

@@ -16,7 +16,7 @@ from plotly.colors import sample_colorscale, unlabel_rgb
 
 from app import words
 from rose import METHODS
-from rose.layer.methods import label_of
+from rose.layer.registry import label_of
 from rose.model.run.settings import TARGETS
 
 Theme = Literal["light", "dark"]

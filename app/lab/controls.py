@@ -12,7 +12,7 @@ from app import components
 from app.figures import palette
 from app.lab.sweeps import Outcome, Sweep, missing, outcome
 from app.study.study import Study
-from rose.layer.order import order_names
+from rose.layer.registry import order_names
 
 BUDGETS = {"block": "Block", "layer": "Layer"}
 SEEDS = 10  # random orders that are compared with others, as a band: one alone may be luck, good or bad

@@ -26,7 +26,8 @@ from app.lab.sweeps import (
 )
 from app.study.study import Study
 from rose import verdicts
-from rose.layer.order import order_names, visited_blocks
+from rose.layer.order import visited_blocks
+from rose.layer.registry import order_names
 
 
 def own_state(study: Study, layer: str, plan: rose.OrderPlan) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from app.lab.controls import choose_budget, label
 from app.lab.player import Player
 from app.lab.sweeps import LARGEST_TRACE, dense_energy, inside, times, trace_bytes
 from app.study.study import Study
-from rose.layer.order import order_names, visited_blocks
+from rose.layer.order import visited_blocks
+from rose.layer.registry import order_names
 
 PLAYER = Player("lab", first=1)
 ALONE = "none"  # no second sweep beside the first

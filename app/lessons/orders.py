@@ -17,7 +17,7 @@ from app.lessons import subjects, texts
 from app.lessons.stage import PLAYED, show, sides, tell
 from app.lessons.subjects import LayerDesign, Subject
 from app.study.study import Study
-from rose.layer.methods import BUDGETS
+from rose.layer.defaults import BUDGETS
 
 PLAYER = Player("lesson")
 COLUMNAR = LayerDesign(strength=3.0)

@@ -14,8 +14,8 @@ from app.study.setup import Setup, check_memory
 from app.study.study import LoadedModel
 from rose.files import expand, reachable
 from rose.layer.defaults import THRESHOLD
-from rose.layer.methods import get_method
 from rose.layer.pattern import parse_sparsity
+from rose.layer.registry import get_method
 from rose.model.estimate.duration import Cost, estimate_damage, sweeps_of
 from rose.model.measure.damage import dense_weights, describe_damage, units_of
 from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport

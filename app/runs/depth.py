@@ -14,7 +14,7 @@ from app.runs.finished import FinishedRun
 from app.runs.request import HELD_OUT, PruneRequest
 from app.study.setup import Setup
 from rose import verdicts
-from rose.layer.methods import label_of
+from rose.layer.registry import label_of
 from rose.model.load.tokens import DRIFT
 from rose.verdicts import Result
 

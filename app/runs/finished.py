@@ -25,8 +25,9 @@ from app.runs.request import Case
 from app.study import tables
 from app.study.study import Study
 from rose.files import check_small, expand
-from rose.layer.methods import label_of, make_settings
+from rose.layer.methods import make_settings
 from rose.layer.paper import WIDEST, PaperFigures, paper_figures, read_paper_figures
+from rose.layer.registry import label_of
 from rose.model.measure.zero_shot import FILE as ZERO_SHOT_FILE
 from rose.report import mean_or_none, pruned_rows
 from rose.verdicts import caution_column

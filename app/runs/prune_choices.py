@@ -10,10 +10,8 @@ from app import session, shared
 from app.runs.request import HELD_OUT, NEW_TOKENS, PROMPT, WINDOWS, Keep, PruneRequest
 from app.runs.widgets import linked, path_input
 from app.study.setup import Setup
-from rose.layer.defaults import THRESHOLD
-from rose.layer.grid import BITS as GRID_BITS
-from rose.layer.grid import GROUPS
-from rose.layer.methods import RECOMMENDED
+from rose.layer.defaults import BITS as GRID_BITS
+from rose.layer.defaults import GROUPS, RECOMMENDED, THRESHOLD
 from rose.model.load.tokens import SOURCES
 from rose.model.measure import zero_shot
 

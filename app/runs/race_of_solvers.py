@@ -14,7 +14,7 @@ from app.lab.controls import label
 from app.runs.pruning import PruningRun
 from app.study.solvers import LABELS, Watched, offered, watched
 from app.study.study import Study
-from rose.layer.order import order_names
+from rose.layer.registry import order_names
 
 TITLE = "How the methods get there"
 STEP = 1.0  # products

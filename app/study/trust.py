@@ -14,8 +14,8 @@ from app.study.checking import CheckRequest, Findings, LayerChecks
 from app.study.study import Study
 from rose import verdicts
 from rose.layer.checks import AGREE, AGREE_ROUGHLY, OVERFIT, check_overfitting
-from rose.layer.methods import label_of
 from rose.layer.pattern import parse_sparsity
+from rose.layer.registry import label_of
 from rose.model.measure.layer_checks import CHECKS, check_layers, sparsity_off
 
 # Status is never colour alone: a word, and an icon of another shape for each.

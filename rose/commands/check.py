@@ -15,7 +15,7 @@ import rose
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.files import expand
-from rose.layer.methods import get_method
+from rose.layer.registry import get_method
 from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
 from rose.model.check.costs import TRIED

@@ -10,7 +10,7 @@ from rich.table import Table
 
 import rose
 from rose.commands import terminal
-from rose.layer.order import order_names
+from rose.layer.registry import order_names
 from rose.model.load.models import PACKAGED
 
 

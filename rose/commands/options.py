@@ -17,10 +17,9 @@ import rose
 from rose.commands import terminal
 from rose.environment import versions
 from rose.files import expand, reachable
-from rose.layer.defaults import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD
-from rose.layer.grid import BITS, GROUPS
-from rose.layer.methods import BUDGETS, Settings
-from rose.layer.order import order_names
+from rose.layer.defaults import BITS, BLOCK_SIZE, BUDGETS, DAMPING, GROUPS, METHOD, SPARSITY, THRESHOLD
+from rose.layer.methods import Settings
+from rose.layer.registry import order_names
 from rose.model.estimate.duration import estimate_cost, sweeps_of
 from rose.model.estimate.memory import Memory, check_free, largest
 from rose.model.load.models import DTYPES, OFFLINE, PACKAGED, STORED, parse_dtype, read_as, stored_dtype

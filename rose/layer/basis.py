@@ -18,8 +18,9 @@ from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.layer.defaults import BLOCK_SIZE
 from rose.layer.loss import block_widths, potential_loss
-from rose.layer.order import check_name_or_seed, deal
+from rose.layer.order import deal
 from rose.layer.pattern import Pattern
+from rose.layer.registry import check_name_or_seed
 from rose.layer.statistics import InputStatistics, is_finite
 
 # Of the learned basis. 200 steps or a rate of 0.05 end within 0.015 of it (docs/lab-notes/orders.md); 30 lose 0.03.

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.layer.defaults import BITS, GROUP, GROUPS
 
-BITS = (3, 4, 8)
-GROUPS = (32, 64, 128, "row")
 SIGNIFICANT = 8  # bits of a number in bfloat16
 LARGEST = float(torch.finfo(torch.float16).max)
 TRIED = 24  # scales, from LEAST of the one that fits the largest weight, up to that one
@@ -39,7 +38,7 @@ class Grid:
     """
 
     bits: int
-    group: int | str = 64
+    group: int | str = GROUP
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rose.layer.pattern import Pattern, smallest, smallest_per_group
+from rose.layer.pattern import Pattern
+from rose.layer.selection import smallest, smallest_per_group
 
 
 def block_widths(columns: int, block_size: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ then blocks by block loss, both descending. The others are its ablations, and `g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError, failing
-from rose.given import check_named, check_word, is_number, is_whole
+from rose.given import check_word, is_number, is_whole
 from rose.layer import loss
 from rose.layer.defaults import BLOCK_SIZE, SPARSITY, THRESHOLD
 from rose.layer.pattern import Pattern, parse_sparsity
+from rose.layer.registry import ORDER_NAMES, check_order_name
 from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, is_finite
-
-MAX_SEED_DIGITS = 18  # what fits into 64 bits
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one truth value
@@ -260,6 +259,8 @@ def register_order(name: str) -> Callable[[Arranging], Arranging]:
             return _checked(plan, found, f"The order {name}")
 
         ORDERS[name] = arrange
+        if name not in ORDER_NAMES:
+            ORDER_NAMES.append(name)
         return function
 
     return add
@@ -341,11 +342,6 @@ def _shuffled(plan: OrderPlan, seed: int) -> Tensor:
     return unit_rank(score.repeat_interleave(unit), unit)
 
 
-def order_names() -> list[str]:
-    """Every name that `make_order` knows, except the seeds of "random:SEED"."""
-    return [*ORDERS, *(f"{name}_ascending" for name in ORDERS if name != "natural"), "random"]
-
-
 def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> Order:
     """An order by name, "random:SEED", or a permutation of the columns.
 
@@ -362,18 +358,6 @@ def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> 
         return replace(_checked(plan, _shuffled(plan, int(seed or 0))), name=f"random:{int(seed or 0)}")
     name = order.removesuffix("_ascending")
     return replace(ORDERS[name](plan, name != order), name=order)
-
-
-def check_order_name(order: str) -> None:
-    """Raises RoseError unless `make_order` knows an order by this name, or it is "random:SEED"."""
-    check_name_or_seed("order", order, order_names())
-
-
-def check_name_or_seed(what: str, name: str, known: Collection[str]) -> None:
-    """Raises RoseError unless the name is among those known, or "random:SEED"."""
-    kind, colon, seed = name.partition(":")
-    if not (kind == "random" and colon and seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS):
-        check_named(what, name, known)
 
 
 def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int], what: str = "A custom order") -> Order:

@@ -16,8 +16,9 @@ from rose.layer.error import quadratic_form
 from rose.layer.grid import inverse_of, round_each
 from rose.layer.loss import block_starts
 from rose.layer.order import Order
-from rose.layer.pattern import Pattern, smallest, smallest_per_group
+from rose.layer.pattern import Pattern
 from rose.layer.rounding import Rounder
+from rose.layer.selection import smallest, smallest_per_group
 
 # Columns that compensate one another one at a time; the rest of the block follows them at once, by a matrix product,
 # instead of being read and written for each. On one core 16 was as fast as 32 and faster than 8.

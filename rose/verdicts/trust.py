@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from rose.layer.checks import OVERFIT
-from rose.layer.methods import label_of
+from rose.layer.registry import label_of
 from rose.wording import count, listing, out_of, percent, sentence, word
 
 SPARSE = 0.05  # share of zeros from which on a layer was pruned before

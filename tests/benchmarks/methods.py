@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 import rose
-from rose.layer.methods import get_method
+from rose.layer.registry import get_method
 from rose.model.measure.comparison import results_of
 from rose.verdicts import Result
 from tests.benchmarks.common import MODEL, Rows, arguments, processor_seconds

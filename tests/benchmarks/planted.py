@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import rose
-from rose.layer.methods import RECOMMENDED
+from rose.layer.defaults import RECOMMENDED
 from rose.model.check import verdicts
 from tests.benchmarks.common import MODEL, Rows, arguments
 from tests.model.check.faults import compensate, q4_0, q4_1

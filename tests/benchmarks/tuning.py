@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 import rose
-from rose.layer.methods import get_method
+from rose.layer.registry import get_method
 from rose.model.load.tokens import TUNING, load_apart
 from rose.model.measure.comparison import parse_variant
 from rose.model.measure.damage import dense_weights

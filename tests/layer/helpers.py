@@ -10,7 +10,7 @@ from torch import Tensor
 
 import rose
 from rose.layer.grid import Grid, inverse_of, per_column, round_each
-from rose.layer.order import order_names
+from rose.layer.registry import order_names
 
 SWEEPERS = ["rose", "rose_global", "sparsegpt"]  # one sweep and nothing after it, masks by w²/U_jj²
 ORDERS = [*order_names(), "random:3"]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import rose
 from rose.layer.error import relative_error
-from rose.layer.methods import label_of, make_settings, prune_with
+from rose.layer.methods import make_settings, prune_with
+from rose.layer.registry import label_of
 from tests.layer.helpers import (
     ORDERS,
     Layer,
@@ -466,7 +467,7 @@ def test_hessians_that_cannot_be_used(method: str) -> None:
 
 
 def test_the_registry_takes_new_methods(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rose.layer.methods.METHODS", dict(rose.METHODS))
+    monkeypatch.setattr("rose.layer.registry.METHODS", dict(rose.METHODS))
 
     @rose.register("again", "Again", "SparseGPT by another name.", sweeps=True)
     def again(weight: Tensor, statistics: rose.InputStatistics, settings: rose.Settings) -> rose.LayerResult:
@@ -519,7 +520,7 @@ FAULTY = [
 
 @pytest.mark.parametrize(("prune", "message"), FAULTY)
 def test_methods_of_others_are_checked(prune: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rose.layer.methods.METHODS", dict(rose.METHODS))
+    monkeypatch.setattr("rose.layer.registry.METHODS", dict(rose.METHODS))
     rose.register("faulty", "Faulty", "Does something wrong.")(prune)
     layer = make_layer()
     before = layer.weight.clone()
@@ -529,7 +530,7 @@ def test_methods_of_others_are_checked(prune: Any, message: str, monkeypatch: py
 
 
 def test_a_mask_that_is_not_n_of_m_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rose.layer.methods.METHODS", dict(rose.METHODS))
+    monkeypatch.setattr("rose.layer.registry.METHODS", dict(rose.METHODS))
 
     @rose.register("halves", "Halves", "Half of each row.")
     def halves(weight: Tensor, statistics: rose.InputStatistics, settings: rose.Settings) -> rose.LayerResult:

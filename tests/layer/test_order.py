@@ -11,7 +11,8 @@ from torch import Tensor
 
 import rose
 from rose.layer.loss import block_starts, block_widths
-from rose.layer.order import block_of, blocks_of, live_range, order_names, plan_from_importance, visited_blocks
+from rose.layer.order import block_of, blocks_of, live_range, plan_from_importance, visited_blocks
+from rose.layer.registry import order_names
 from tests.layer.helpers import ORDERS, Layer, block_sizes, layers, make_layer, ratios
 
 IN_PLACE = ["natural", "columns", "columns_ascending"]  # blocks stay where they are

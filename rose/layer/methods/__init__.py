@@ -1,16 +1,13 @@
-"""The registry of pruning methods: one function per method, one signature.
+"""Pruning methods: one function per method, one signature.
 
 A method takes a layer's weight, the statistics of its input, and the settings; it returns a `LayerResult`. It knows
-nothing of models. `@register(...)` makes it available everywhere: `prune_layer`,
-`prune_model`, the command line and the app read the registry.
-
-Every module of this folder is imported, so a file with `@register` in it is all that a new method takes.
+nothing of models. `rose.layer.registry` declares each: `prune_layer`, `prune_model`, the command line and the app read
+what it says.
 """
 
 from __future__ import annotations
 
-import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Literal, TypedDict, Unpack
@@ -19,22 +16,17 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError, failing
-from rose.given import check_choice, check_keywords, check_named, check_word
-from rose.layer.defaults import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD
+from rose.given import check_choice, check_keywords
+from rose.layer.defaults import BLOCK_SIZE, BUDGETS, DAMPING, METHOD, SPARSITY, THRESHOLD
 from rose.layer.error import quadratic_form
 from rose.layer.grid import Grid, parse_grid
 from rose.layer.hessian import check_damping
-from rose.layer.methods.options import Option, Value, complete_options
-from rose.layer.order import ORDERS, Order, OrderPlan, check_order_name, check_threshold
+from rose.layer.options import Value, complete_options
+from rose.layer.order import Order, OrderPlan, check_threshold
 from rose.layer.pattern import Pattern, parse_sparsity
+from rose.layer.registry import Method, check_order_name, get_method
 from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, is_finite
 from rose.layer.sweep import SweepTrace
-
-BUDGETS = ("block", "layer")
-RECOMMENDED = "rose_admm"
-"""The method for people who want a pruned model rather than a comparison: of those that take at most twice SparseGPT's
-time, the lowest perplexity. `python -m rose compare` measures it; see docs/results.md."""
-_FIRST = ("rose", "sparsegpt", "magnitude_and_wanda")  # the order of every list; others by name
 
 
 @dataclass
@@ -188,94 +180,6 @@ class LayerResult:
         return 1 - self.parameters / self.mask.numel()
 
 
-Prune = Callable[[Tensor, InputStatistics, Settings], LayerResult]
-Check = Callable[[Pattern, Mapping[str, Value]], None]
-
-
-@dataclass(frozen=True)
-class Method:
-    """An entry of the registry.
-
-    Attributes:
-        name: as typed on the command line.
-        label: as shown to people.
-        summary: one sentence, with the source.
-        prune: (W, statistics, settings) -> LayerResult, which is checked: W stays as it is, Ŵ has W's shape and dtype,
-            without factors it is 0 where the mask is True, and the mask is N:M where that was asked for.
-        sweeps: whether `order` and `budget` apply.
-        options: what else can be chosen, by name.
-        work: running time in sweeps, for estimates; measured on 576 × 576, 1536 × 576 and 576 × 1536.
-        matrices: (of H's size, of W's size), float32 matrices alive at once in each of its stages, where it needs more
-            memory than a sweep, for estimates; measured on 1536 × 1536, 4096 × 1024 and 1024 × 3072.
-        check: raises RoseError for a pattern that the method cannot prune to with these options.
-        rounds: whether what it keeps can be rounded to a grid.
-    """
-
-    name: str
-    label: str
-    summary: str
-    prune: Prune
-    sweeps: bool
-    options: Mapping[str, Option] = field(default_factory=dict)
-    work: float = 1
-    matrices: tuple[tuple[int, int], ...] = ()
-    check: Check = lambda _pattern, _options: None
-    rounds: bool = True
-
-
-METHODS: dict[str, Method] = {}
-"""The methods by name, those of plugins too."""
-
-
-def register(
-    name: str,
-    label: str,
-    summary: str,
-    *,
-    sweeps: bool = False,
-    options: Mapping[str, Option] | None = None,
-    work: float = 1,
-    matrices: tuple[tuple[int, int], ...] = (),
-    check: Check = lambda _pattern, _options: None,
-    rounds: bool = True,
-) -> Callable[[Prune], Prune]:
-    """Decorator that adds a method to the registry; the last registration of a name wins.
-
-    Args:
-        name, label, summary, sweeps, options, work, matrices, check, rounds: see `Method`; the name is one word, as
-            typed on a command line.
-
-    Raises:
-        RoseError: a name that is not one word, or an option that is no `Option`.
-    """
-    check_word(name, "A method")
-    options = options or {}
-    for option, value in options.items():
-        if not isinstance(value, Option):
-            raise RoseError(f"The option {option} of {name} must be a rose.Option, not {value!r}.")
-
-    def add(prune: Prune) -> Prune:
-        METHODS[name] = Method(name, label, summary, prune, sweeps, options, work, matrices, check, rounds)
-        return prune
-
-    return add
-
-
-def get_method(name: str) -> Method:
-    """The method of this name; raises RoseError where there is none."""
-    if not isinstance(name, str):
-        raise RoseError(f"A method is chosen by its name, such as {METHOD!r}, not by a {type(name).__name__}.")
-    check_named("method", name, METHODS)
-    return METHODS[name]
-
-
-def label_of(name: str) -> str:
-    """For people: of a method, or of an order that a run has tried as if it were one; of a stranger its name."""
-    if name in METHODS:
-        return METHODS[name].label
-    return f"{name.replace('_', '-')} order" if name in ORDERS else name.replace("_", " ")
-
-
 def make_settings(
     method: str = METHOD,
     *,
@@ -423,7 +327,3 @@ def zeros_to_keep(weight: Tensor, settings: Settings) -> Tensor | None:
         return None
     zeros = weight.eq(0)
     return zeros if zeros.any() else None
-
-
-for _name in (*_FIRST, *(_module.name for _module in pkgutil.iter_modules(__path__))):
-    import_module(f"{__name__}.{_name}")

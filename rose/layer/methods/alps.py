@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rose.interrupt import stop_point
 from rose.layer.least_squares import shifted_inverse, solve_on_support
-from rose.layer.methods import LayerResult, Settings, register
+from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import damped_hessian, mask_by_score, measured_result, prune_by_score
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
@@ -25,13 +25,6 @@ SETTLED_AFTER, SETTLED = 30, 0.0003  # from this iteration on, so small a change
 FINAL_STEPS = 10  # of conjugate gradients
 
 
-@register(
-    "alps",
-    "ALPS",
-    "ADMM on the whole layer, then conjugate gradients on the kept weights (Meng et al. 2024); slow, low error.",
-    work=18,
-    matrices=((8, 6), (4, 15)),
-)
 def alps(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Support by `find_support`, weights by `solve_on_support`; the mask is layer-wide, or N:M."""
     if settings.pattern.ratio == 0:

@@ -14,8 +14,7 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.layer.loss import importance
-from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.methods.options import Option
+from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import damped_hessian, mask_by_score, prune_by_mask
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
@@ -24,12 +23,6 @@ CYCLES = 50
 TOLERANCE = 0.1  # of |e|, in units of the layer's output
 
 
-@register(
-    "dsnot",
-    "DSnoT",
-    "A mask of Wanda, magnitude or SparseGPT, refined row by row without updating weights (Zhang et al. 2024).",
-    options={"start": Option("wanda", "saliency of the start mask", choices=("wanda", "magnitude", "sparsegpt"))},
-)
 def dsnot(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Start mask per row, then `refine_mask`.
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rose.layer import error
-from rose.layer.methods import LayerResult, Settings, register
+from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import prune_by_sweep
 from rose.layer.statistics import InputStatistics
 
@@ -24,14 +24,6 @@ CANDIDATES = (
 )
 
 
-@register(
-    "measured",
-    "Measured order",
-    "Ours: sweeps by several orders and budgets, and keeps the one with the least error, on held-out inputs if given.",
-    sweeps=True,
-    work=8,
-    matrices=((8, 6), (1, 15)),
-)
 def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Tries `CANDIDATES`, which costs as many sweeps; `order` and `budget` of the result say which one won.
 

@@ -3,15 +3,11 @@ Sparse and Low Rank Decomposition", algorithm 1)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from rose.errors import RoseError
 from rose.interrupt import stop_point
-from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.methods.options import Option, Value
+from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import mask_by_score, measured_result, prune_by_score
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
@@ -20,28 +16,6 @@ SPARE = 8  # directions tracked beyond the rank, so that one that grows into it 
 SUBSPACE_STEPS = 2
 
 
-def check_stored(pattern: Pattern, options: Mapping[str, Value]) -> None:
-    """Raises RoseError for an N:M pattern under which both parts would store more than the dense layer does."""
-    rank_ratio = float(options["rank_ratio"])
-    if pattern.is_grouped and pattern.ratio > 0 and pattern.keep / pattern.of > 1 - rank_ratio:
-        raise RoseError(
-            f"OATS with {pattern} and a rank ratio of {rank_ratio:g} would store more than the dense layer; "
-            "choose a sparser pattern or a smaller rank_ratio."
-        )
-
-
-@register(
-    "oats",
-    "OATS",
-    "Sparse plus low rank on weights scaled by their inputs, both counted as parameters (Zhang and Papyan 2025).",
-    options={
-        "rank_ratio": Option(0.25, "share of the parameters that goes to the low-rank part"),
-        "iterations": Option(80, "alternations between the two parts", low=1, high=10_000),
-    },
-    work=15,
-    check=check_stored,
-    rounds=False,
-)
 def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """W ≈ S + L, found on W · diag(a) with a_j = sqrt(mean of x_j²).
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rose.layer.methods import LayerResult, Settings, register
+from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import prune_by_sweep
 from rose.layer.statistics import InputStatistics
 
 
-@register("rose", "ROSE", "SparseGPT with two-level column order on columnar layers (arXiv 2603.05878).", sweeps=True)
 def rose(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Two-level order where the layer is columnar, else natural; block budget."""
     return prune_by_sweep(weight, statistics, settings, order="rose", budget="block")
 
 
-@register("rose_global", "ROSE global", "Ours: global column order with a layer-wide budget.", sweeps=True)
 def rose_global(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Global order, descending column loss of a layer-wide pre-pruning; layer budget."""
     return prune_by_sweep(weight, statistics, settings, order="global", budget="layer")

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from rose.interrupt import stop_point
 from rose.layer.least_squares import shifted_inverse, solve_on_support
-from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.methods.options import Option
+from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import damped_hessian, mask_by_score, measured_result, prune_by_score
-from rose.layer.pattern import Pattern, kth_smallest
+from rose.layer.pattern import Pattern
+from rose.layer.selection import kth_smallest
 from rose.layer.statistics import InputStatistics
 
 # Chosen on layers of the packaged model at 70 %; docs/lab-notes/solvers.md has what others gave.
@@ -31,15 +31,6 @@ MOST_SHRINKAGE = 0.5
 UNKNOWN_TOKENS = 0.05  # shrinkage for a Hessian that comes without its number of tokens
 
 
-@register(
-    "rose_admm",
-    "ROSE ADMM",
-    "Ours: revises the whole mask twenty times or more by ADMM under a rising penalty, and guards against over-fitting "
-    "by tokens per column.",
-    options={"effort": Option(default=1, summary="more iterations: 3 finds most of what there is", low=1, high=10)},
-    work=5,
-    matrices=((7, 5), (4, 10)),
-)
 def rose_admm(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Mask by `find_mask`, then conjugate gradients on the kept weights; the mask is layer-wide, or N:M."""
     if settings.pattern.ratio == 0:

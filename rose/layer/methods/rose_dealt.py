@@ -14,21 +14,13 @@ from torch import Tensor
 
 from rose.layer import error
 from rose.layer.least_squares import solve_on_support
-from rose.layer.methods import LayerResult, Settings, register
+from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import damped_hessian, errors_in_order, prune_by_sweep
 from rose.layer.statistics import InputStatistics
 
 STEPS = 8  # the error then is within 0.3 % of its limit on layers of the packaged model
 
 
-@register(
-    "rose_dealt",
-    "ROSE dealt",
-    "Ours: costly columns dealt evenly over the blocks, then all kept weights refitted at once for the mask found.",
-    sweeps=True,
-    work=4,
-    matrices=((4, 12),),
-)
 def rose_dealt(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Dealt order and block budget (or any others), then `refit`.
 

@@ -4,36 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rose.layer.methods import LayerResult, Settings, register
-from rose.layer.methods.options import Option
+from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import prune_by_sweep
 from rose.layer.statistics import InputStatistics
 
 
-@register(
-    "sparsegpt",
-    "SparseGPT",
-    "Natural column order, the same ratio in every block, with compensation (Frantar and Alistarh 2023).",
-    sweeps=True,
-)
 def sparsegpt(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Natural order, block budget."""
     return prune_by_sweep(weight, statistics, settings, order="natural", budget="block")
 
 
-@register(
-    "isc",
-    "ISC",
-    "SparseGPT with masks chosen by w²·(H_jj + 1/[H⁻¹]_jj), the improved saliency criterion of Shao et al. 2024.",
-    sweeps=True,
-    options={
-        "inverse": Option(
-            "layer",
-            "H⁻¹ of all columns, or, as in SparseGPT's sweep, of those not yet visited",
-            choices=("layer", "remaining"),
-        )
-    },
-)
 def isc(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Natural order, block budget; the sum of the saliencies of Optimal Brain Damage and Surgeon decides.
 

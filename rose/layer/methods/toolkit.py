@@ -16,8 +16,9 @@ from rose.layer.hessian import FIRST_RESCUE, MAX_DAMPING, DampedHessian, damp
 from rose.layer.loss import block_sums
 from rose.layer.methods import LayerResult, Settings, check_mask
 from rose.layer.order import Order, OrderPlan, make_order, plan_order
-from rose.layer.pattern import Pattern, smallest, smallest_per_group, smallest_per_row
+from rose.layer.pattern import Pattern
 from rose.layer.rounding import plan_rounding, revise
+from rose.layer.selection import smallest, smallest_per_group, smallest_per_row
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import TILE, block_budget, layer_budget, sweep
 

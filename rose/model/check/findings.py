@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from rose.errors import RoseError
-from rose.layer.methods import METHODS
+from rose.layer.registry import METHODS
 from rose.model.check.checkpoint import CheckpointCheck
 from rose.model.check.costs import ERROR_OF
 from rose.model.check.verdicts import MOVED, says_pattern

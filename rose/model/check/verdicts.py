@@ -12,7 +12,7 @@ from statistics import median
 
 from rose.layer.change import UNLIKE, WeightChange
 from rose.layer.error import ratio
-from rose.layer.methods import METHODS
+from rose.layer.registry import METHODS
 from rose.model.check.costs import Costs, Recognized, Rival
 from rose.wording import percent, whole
 

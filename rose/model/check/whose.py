@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from rose.layer.change import Removal
-from rose.layer.methods import METHODS
+from rose.layer.registry import METHODS
 from rose.model.check.costs import SAME_MASK, Recognized
 from rose.wording import count
 

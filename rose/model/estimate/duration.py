@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from rose.layer.methods import get_method
+from rose.layer.registry import get_method
 from rose.model.network.experts import ExpertLinear
 from rose.model.network.layers import PrunableLayer, count_parameters, text_config
 from rose.model.network.network import Network

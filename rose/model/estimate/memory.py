@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from rose.errors import RoseError
-from rose.layer.methods import get_method
+from rose.layer.registry import get_method
 from rose.model.estimate.duration import expert_share, is_output, statistics_groups
 from rose.model.network.layers import PrunableLayer, by_block, count_parameters
 from rose.model.network.network import Network

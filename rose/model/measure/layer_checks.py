@@ -9,8 +9,8 @@ from dataclasses import replace
 import pandas as pd
 
 from rose.layer.checks import Check, check_inputs, check_overfitting, judge_damping, worst
-from rose.layer.methods import label_of
 from rose.layer.pattern import Pattern, parse_sparsity
+from rose.layer.registry import label_of
 from rose.layer.statistics import InputStatistics
 from rose.model.run.one_layer import damping_of, is_left_dense
 from rose.model.walk.walk import BlockStatistics

@@ -7,7 +7,7 @@ import pytest
 
 import rose
 from app.figures import palette
-from rose.layer.order import order_names
+from rose.layer.registry import order_names
 
 # Severe protanopia and deuteranopia, Machado, Oliveira and Fernandes 2009.
 VISION = {

@@ -11,7 +11,7 @@ import rose
 from app.runs.checkpoints import RESERVE, Checkpoint, named_apart, size_of, written_beside, zipped
 from app.runs.files import FileRun, forms
 from app.runs.shipping import gguf_types, what_loads
-from rose.layer.grid import BITS
+from rose.layer.defaults import BITS
 from rose.output import PARTIAL, check_output
 from tests.app.tiny_study import ended
 from tests.model.ship.test_export import CONFIGURATIONS, logits, save

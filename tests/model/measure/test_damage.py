@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import rose
-from rose.layer.methods import Method, Settings
+from rose.layer.methods import Settings
+from rose.layer.registry import Method
 from rose.model.measure import perplexity as evaluation
 from rose.model.measure.damage import dense_weights
 from rose.model.measure.damage_report import (
@@ -113,7 +114,7 @@ def test_no_method_chooses_on_the_windows_that_damage_is_measured_on(monkeypatch
         seen.append(settings.held_out)
         return rose.METHODS["wanda"].prune(weight, statistics, settings)
 
-    monkeypatch.setitem(rose.METHODS, "spy", Method("spy", "Spy", "", spy, sweeps=False))
+    monkeypatch.setitem(rose.METHODS, "spy", Method("spy", "Spy", "", function=spy))
     visit(make_model("llama"), method="spy", layers=["*.0.*.o_proj"])
     assert seen == [None]
 

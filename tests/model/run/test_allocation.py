@@ -17,9 +17,10 @@ from torch.func import functional_call
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import rose
-from rose.layer.methods import Method, Settings
+from rose.layer.methods import Settings
 from rose.layer.methods.measured import CANDIDATES
 from rose.layer.pattern import Pattern
+from rose.layer.registry import Method
 from rose.model.network.layers import prunable_layers
 from rose.model.network.network import Network
 from rose.model.run import allocation as allocations
@@ -288,7 +289,7 @@ def test_measured_is_given_the_held_out_inputs(monkeypatch: pytest.MonkeyPatch) 
         seen.append((statistics.tokens, settings.held_out.tokens))
         return rose.METHODS["wanda"].prune(weight, statistics, settings)
 
-    monkeypatch.setitem(rose.METHODS, "spy", Method("spy", "Spy", "", spy, sweeps=False))
+    monkeypatch.setitem(rose.METHODS, "spy", Method("spy", "Spy", "", function=spy))
     rose.prune_model(tiny_llama(1), some_tokens(8), method="spy", sparsity=0.5, block_size=8, held_out=some_tokens(3))
     assert seen == [(8 * 16, 3 * 16)] * 7
 

@@ -209,7 +209,7 @@ def test_bad_arguments_change_nothing(options: dict[str, Any], message: str) -> 
 
 
 def test_a_method_that_fails_is_named_with_its_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rose.layer.methods.METHODS", dict(rose.METHODS))
+    monkeypatch.setattr("rose.layer.registry.METHODS", dict(rose.METHODS))
     rose.register("faulty", "Faulty", "Does something wrong.")(lambda *_: {}["rank"])
     with pytest.raises(rose.RoseError, match=r"^model\.layers\.0\..*: Faulty failed: KeyError: 'rank'\.$"):
         prune_model(make_model("llama"), make_tokens(), method="faulty", block_size=16)

@@ -1,0 +1,257 @@
+"""The methods and orders that there are, by name, and what each can be asked for; needs no torch.
+
+A method of this package is declared here, and its function has its name in a module of `rose.layer.methods`. Methods
+and orders of plugins come by `rose.register` and `rose.register_order`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rose.errors import RoseError
+from rose.given import check_named, check_word
+from rose.layer.defaults import METHOD
+from rose.layer.options import Option, Value
+from rose.layer.pattern import Pattern
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rose.layer.methods import LayerResult, Settings
+    from rose.layer.statistics import InputStatistics
+
+    Prune = Callable[[Tensor, InputStatistics, Settings], LayerResult]
+else:
+    Prune = Any
+
+Check = Callable[[Pattern, Mapping[str, Value]], None]
+MAX_SEED_DIGITS = 18  # what fits into 64 bits
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of the registry.
+
+    Attributes:
+        name: as typed on the command line.
+        label: as shown to people.
+        summary: one sentence, with the source.
+        sweeps: whether `order` and `budget` apply.
+        options: what else can be chosen, by name.
+        work: running time in sweeps, for estimates; measured on 576 × 576, 1536 × 576 and 576 × 1536.
+        matrices: (of H's size, of W's size), float32 matrices alive at once in each of its stages, where it needs more
+            memory than a sweep, for estimates; measured on 1536 × 1536, 4096 × 1024 and 1024 × 3072.
+        check: raises RoseError for a pattern that the method cannot prune to with these options.
+        rounds: whether what it keeps can be rounded to a grid.
+        module: of `rose.layer.methods`, which has the method's function; empty for a plugin's.
+        function: a plugin's.
+    """
+
+    name: str
+    label: str
+    summary: str
+    sweeps: bool = False
+    options: Mapping[str, Option] = field(default_factory=dict)
+    work: float = 1
+    matrices: tuple[tuple[int, int], ...] = ()
+    check: Check = lambda _pattern, _options: None
+    rounds: bool = True
+    module: str = ""
+    function: Prune | None = None
+
+    @property
+    def prune(self) -> Prune:
+        """(W, statistics, settings) -> LayerResult, which is checked: W stays as it is, Ŵ has W's shape and dtype,
+        without factors it is 0 where the mask is True, and the mask is N:M where that was asked for."""
+        return self.function or getattr(import_module(f"rose.layer.methods.{self.module}"), self.name)
+
+
+def _check_oats(pattern: Pattern, options: Mapping[str, Value]) -> None:
+    """Raises RoseError for an N:M pattern under which both parts would store more than the dense layer does."""
+    rank_ratio = float(options["rank_ratio"])
+    if pattern.is_grouped and pattern.ratio > 0 and pattern.keep / pattern.of > 1 - rank_ratio:
+        raise RoseError(
+            f"OATS with {pattern} and a rank ratio of {rank_ratio:g} would store more than the dense layer; "
+            "choose a sparser pattern or a smaller rank_ratio."
+        )
+
+
+_DECLARED = (
+    Method(
+        "rose",
+        "ROSE",
+        "SparseGPT with two-level column order on columnar layers (arXiv 2603.05878).",
+        sweeps=True,
+        module="rose",
+    ),
+    Method(
+        "rose_global",
+        "ROSE global",
+        "Ours: global column order with a layer-wide budget.",
+        sweeps=True,
+        module="rose",
+    ),
+    Method(
+        "sparsegpt",
+        "SparseGPT",
+        "Natural column order, the same ratio in every block, with compensation (Frantar and Alistarh 2023).",
+        sweeps=True,
+        module="sparsegpt",
+    ),
+    Method(
+        "isc",
+        "ISC",
+        "SparseGPT with masks chosen by w²·(H_jj + 1/[H⁻¹]_jj), the improved saliency criterion of Shao et al. 2024.",
+        sweeps=True,
+        options={
+            "inverse": Option(
+                "layer",
+                "H⁻¹ of all columns, or, as in SparseGPT's sweep, of those not yet visited",
+                choices=("layer", "remaining"),
+            )
+        },
+        module="sparsegpt",
+    ),
+    Method(
+        "wanda",
+        "Wanda",
+        "Smallest |W|·‖x‖ of every output row, no compensation (Sun et al. 2024).",
+        module="magnitude_and_wanda",
+    ),
+    Method(
+        "magnitude",
+        "Magnitude",
+        "Smallest |W| of the layer, no calibration, no compensation (Han et al. 2015).",
+        module="magnitude_and_wanda",
+    ),
+    Method(
+        "alps",
+        "ALPS",
+        "ADMM on the whole layer, then conjugate gradients on the kept weights (Meng et al. 2024); slow, low error.",
+        work=18,
+        matrices=((8, 6), (4, 15)),
+        module="alps",
+    ),
+    Method(
+        "dsnot",
+        "DSnoT",
+        "A mask of Wanda, magnitude or SparseGPT, refined row by row without updating weights (Zhang et al. 2024).",
+        options={"start": Option("wanda", "saliency of the start mask", choices=("wanda", "magnitude", "sparsegpt"))},
+        module="dsnot",
+    ),
+    Method(
+        "measured",
+        "Measured order",
+        "Ours: sweeps by several orders and budgets, and keeps the one with the least error, on held-out inputs if "
+        "given.",
+        sweeps=True,
+        work=8,
+        matrices=((8, 6), (1, 15)),
+        module="measured",
+    ),
+    Method(
+        "oats",
+        "OATS",
+        "Sparse plus low rank on weights scaled by their inputs, both counted as parameters (Zhang and Papyan 2025).",
+        options={
+            "rank_ratio": Option(0.25, "share of the parameters that goes to the low-rank part"),
+            "iterations": Option(80, "alternations between the two parts", low=1, high=10_000),
+        },
+        work=15,
+        check=_check_oats,
+        rounds=False,
+        module="oats",
+    ),
+    Method(
+        "rose_admm",
+        "ROSE ADMM",
+        "Ours: revises the whole mask twenty times or more by ADMM under a rising penalty, and guards against "
+        "over-fitting by tokens per column.",
+        options={"effort": Option(default=1, summary="more iterations: 3 finds most of what there is", low=1, high=10)},
+        work=5,
+        matrices=((7, 5), (4, 10)),
+        module="rose_admm",
+    ),
+    Method(
+        "rose_dealt",
+        "ROSE dealt",
+        "Ours: costly columns dealt evenly over the blocks, then all kept weights refitted at once for the mask found.",
+        sweeps=True,
+        work=4,
+        matrices=((4, 12),),
+        module="rose_dealt",
+    ),
+)
+METHODS: dict[str, Method] = {method.name: method for method in _DECLARED}
+"""The methods by name, those of plugins too."""
+ORDER_NAMES = ["natural", "two_level", "columns", "blocks", "global", "dealt", "hessian"]
+"""Orders that a method may be told to sweep by, those of plugins too; see `rose.layer.order`."""
+
+
+def register(
+    name: str,
+    label: str,
+    summary: str,
+    *,
+    sweeps: bool = False,
+    options: Mapping[str, Option] | None = None,
+    work: float = 1,
+    matrices: tuple[tuple[int, int], ...] = (),
+    check: Check = lambda _pattern, _options: None,
+    rounds: bool = True,
+) -> Callable[[Prune], Prune]:
+    """Decorator that adds a method to the registry; the last registration of a name wins.
+
+    Args:
+        name, label, summary, sweeps, options, work, matrices, check, rounds: see `Method`; the name is one word, as
+            typed on a command line.
+
+    Raises:
+        RoseError: a name that is not one word, or an option that is no `Option`.
+    """
+    check_word(name, "A method")
+    options = options or {}
+    for option, value in options.items():
+        if not isinstance(value, Option):
+            raise RoseError(f"The option {option} of {name} must be a rose.Option, not {value!r}.")
+
+    def add(prune: Prune) -> Prune:
+        METHODS[name] = Method(name, label, summary, sweeps, options, work, matrices, check, rounds, function=prune)
+        return prune
+
+    return add
+
+
+def get_method(name: str) -> Method:
+    """The method of this name; raises RoseError where there is none."""
+    if not isinstance(name, str):
+        raise RoseError(f"A method is chosen by its name, such as {METHOD!r}, not by a {type(name).__name__}.")
+    check_named("method", name, METHODS)
+    return METHODS[name]
+
+
+def label_of(name: str) -> str:
+    """The label of a method, or of an order that a run has tried as if it were a method; any other name as words."""
+    if name in METHODS:
+        return METHODS[name].label
+    return f"{name.replace('_', '-')} order" if name in ORDER_NAMES else name.replace("_", " ")
+
+
+def order_names() -> list[str]:
+    """Every name that `make_order` reads, except the seeds of "random:SEED"."""
+    return [*ORDER_NAMES, *(f"{name}_ascending" for name in ORDER_NAMES if name != "natural"), "random"]
+
+
+def check_order_name(order: str) -> None:
+    """Raises RoseError unless `make_order` reads this name: that of an order, or "random:SEED"."""
+    check_name_or_seed("order", order, order_names())
+
+
+def check_name_or_seed(what: str, name: str, names: Collection[str]) -> None:
+    """Raises RoseError unless the name is one of `names`, or "random:SEED"."""
+    kind, colon, seed = name.partition(":")
+    if not (kind == "random" and colon and seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS):
+        check_named(what, name, names)
