@@ -10,7 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
-MODULES = ("app.session", "app.sidebar", "app.figures.overview")
+MODULES = ("app.session", "app.sidebar", "app.figures.maps")
 HOME = Path(__file__).parent
 
 

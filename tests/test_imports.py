@@ -22,7 +22,7 @@ print("rose reads diffusers:", "diffusers" in sys.modules)
 import app.figures
 for module in pkgutil.iter_modules(app.figures.__path__):
     importlib.import_module(f"app.figures.{module.name}")
-assert "app.figures.weight_maps" in sys.modules
+assert "app.figures.weights" in sys.modules
 print("figures read streamlit:", "streamlit" in sys.modules)
 
 import torch

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import rose
-from app.figures import prune
+from app.figures import methods
 from app.runs.pruning import PruningRun, layer_table
 from app.runs.request import PruneRequest
 from app.study.setup import Setup
@@ -233,9 +233,9 @@ def test_the_app_prunes_by_it(named: Path, checkpoint: str) -> None:
     run = finish(PruningRun(setup, request, lambda: LoadedModel(*rose.load_model(checkpoint), threading.Lock())))
     (outcome,) = run.copies
     assert outcome.label == "Largest first at 0.5"
-    bars = prune.perplexity_bars([outcome.result], dense=outcome.perplexity)
+    bars = methods.perplexity_bars([outcome.result], dense=outcome.perplexity)
     assert "Largest first" in bars.caption
-    assert "Largest first" in prune.layer_map(layer_table(run.models), outcome.case.method).figure.to_json()
+    assert "Largest first" in methods.layer_map(layer_table(run.models), outcome.case.method).figure.to_json()
 
 
 def test_the_app_says_what_is_wrong_and_goes_on(named: Path) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.figures import marks, palette, shrinking, style
+from app.figures import palette, shapes, shrinking, style
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose import RoseError
@@ -46,18 +46,18 @@ def hessian_diagonal(
             figure.update_yaxes(range=[np.log10(floor), np.log10(values.max() * 1.3)])
     hover = "input channel %{customdata}<br>H<sub>jj</sub> %{y:.4g}"
     look, mode = Style(palette.TEAL, "diag(H)"), "lines" if len(values) > 1 else "markers"
-    marks.lines(figure, place, y, look, hover, width=1.5, mode=mode, customdata=order)
+    shapes.lines(figure, place, y, look, hover, width=1.5, mode=mode, customdata=order)
     if marked_block is not None:
-        start, end = marks.block_span(widths, marked_block)
+        start, end = shapes.block_span(widths, marked_block)
         inside = (order >= start) & (order < end)
         look = Style(palette.MARK, f"block {marked_block}")
-        marks.points(figure, place[inside], y[inside], look, hover, size=5, customdata=order[inside])
+        shapes.points(figure, place[inside], y[inside], look, hover, size=5, customdata=order[inside])
     dead = table["dead"].to_numpy()
     if dead.any():
         look, hover = Style(palette.ORANGE, "dead, H = 0", symbol="x"), "input channel %{customdata} is dead"
-        marks.points(figure, place[dead], np.full(dead.sum(), floor), look, hover, customdata=order[dead])
+        shapes.points(figure, place[dead], np.full(dead.sum(), floor), look, hover, customdata=order[dead])
     if added > 0:
-        marks.level(figure, added, (-0.5, len(values) - 0.5), f"damping λ = {words.number(added)}", theme)
+        shapes.level(figure, added, (-0.5, len(values) - 0.5), f"damping λ = {words.number(added)}", theme)
     figure.update_xaxes(range=[-0.01 * len(values) - 0.5, 1.01 * len(values) - 0.5], zeroline=False)
     finding, caption = _diagonal_finding(values, added)
     x = "input channel" if arrange == "natural" else "input channels, most active first (rank)"
@@ -102,12 +102,12 @@ def hessian_spectrum(eigenvalues: Any, *, added: float = 0.0, layer: str = "", t
     condition = (largest + added) / max(values[-1] + added, np.finfo(np.float64).tiny)
     rank, figure = np.arange(1, len(values) + 1), go.Figure()
     hover = "eigenvalue %{x:.0f} of H<br>%{y:.4g}"
-    marks.lines(figure, rank, shown, Style(palette.TEAL, "of H"), hover, mode="lines")
+    shapes.lines(figure, rank, shown, Style(palette.TEAL, "of H"), hover, mode="lines")
     if added > 0:
         look = Style(palette.ORANGE, "of H + λI, which is factorized", "dot")
         damped, hover = np.maximum(values, 0) + added, "eigenvalue %{x:.0f} of H + λI<br>%{y:.4g}"
-        marks.lines(figure, rank, damped, look, hover, mode="lines", width=1.5)
-        marks.level(figure, added, (1, len(values)), f"damping λ = {words.number(added)}", theme)
+        shapes.lines(figure, rank, damped, look, hover, mode="lines", width=1.5)
+        shapes.level(figure, added, (1, len(values)), f"damping λ = {words.number(added)}", theme)
     figure.update_xaxes(range=[0, len(values) + 1])
     figure.update_yaxes(style.LOG, range=[np.log10(floor), np.log10((largest + added) * 1.5)])
     finding = f"{words.sentence(words.count(half, 'direction carries', 'directions carry'))} half of the input's energy"

@@ -6,7 +6,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from app import components, words
-from app.figures import order_lab as figures
+from app.figures import orders as figures
 from app.lab.controls import BUDGETS, choose_orders, outcomes
 from app.lab.sweeps import BASELINE, Outcome, Sweep, dense_energy, table
 from app.study.study import Study

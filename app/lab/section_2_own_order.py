@@ -10,8 +10,8 @@ from streamlit.delta_generator import DeltaGenerator
 
 import rose
 from app import components, words
-from app.figures import order_lab as figures
-from app.figures import order_picture
+from app.figures import losses
+from app.figures import orders as figures
 from app.lab.controls import choose_budget, label, outcomes
 from app.lab.sweeps import (
     BASELINE,
@@ -88,7 +88,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
             figures.relative_curves(results, energy), reference=("SparseGPT", sparsegpt), **look
         )
         components.show(drawn, "lab-own-curve")
-        components.show(order_picture.order_picture(plan, order, marked_block=marked, **look), "lab-own-picture")
+        components.show(losses.order_picture(plan, order, marked_block=marked, **look), "lab-own-picture")
 
 
 def tile(place: DeltaGenerator, name: str, one: Outcome, base: Outcome) -> None:

@@ -10,8 +10,8 @@ from streamlit.delta_generator import DeltaGenerator
 import rose
 from app import components, words
 from app.components import URL
-from app.figures import order_lab as figures
-from app.figures.sweep import sweep_film, sweep_frame
+from app.figures import orders as figures
+from app.figures.sweeps import sweep_film, sweep_frame
 from app.lab.controls import choose_budget, label
 from app.lab.player import Player
 from app.lab.sweeps import LARGEST_TRACE, dense_energy, inside, times, trace_bytes

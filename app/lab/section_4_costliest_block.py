@@ -7,7 +7,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 import rose
 from app import components, words
-from app.figures import order_lab as figures
+from app.figures import orders as figures
 from app.lab.controls import choose_budget, choose_error, label, of_error, outcomes
 from app.lab.sweeps import WHOLE_BLOCK_ORDERS, Sweep, frame
 from app.study.study import Study

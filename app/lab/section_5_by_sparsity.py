@@ -6,7 +6,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from app import components, words
-from app.figures import order_lab as figures
+from app.figures import orders as figures
 from app.lab.controls import choose_budget, choose_error, choose_orders, label, of_error, outcomes, with_natural
 from app.lab.sweeps import Sweep, frame
 from app.study.study import Study

@@ -9,8 +9,8 @@ from streamlit.delta_generator import DeltaGenerator
 
 import rose
 from app import components, session, words
-from app.figures import bases as figures
-from app.figures import losses, palette, weight_maps
+from app.figures import losses, palette, weights
+from app.figures import orders as figures
 from app.lab.bases import (
     BASES,
     METHODS,
@@ -77,9 +77,9 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         weight, plan = pictures[basis]
         where = look | {"layer": f"{look['layer']}, {BASES[basis].lower()}"}
         drawn = {
-            "importance": partial(weight_maps.importance_map, plan),
-            "weights": partial(weight_maps.weight_map, weight, widths=plan.block_width),
-            "loss": partial(weight_maps.potential_loss_map, plan),
+            "importance": partial(weights.importance_map, plan),
+            "weights": partial(weights.weight_map, weight, widths=plan.block_width),
+            "loss": partial(weights.potential_loss_map, plan),
         }
         components.show(drawn[shown](**where), f"lab-basis-{shown}")
         components.show(losses.block_loss_bars(plan, **where), "lab-basis-blocks")

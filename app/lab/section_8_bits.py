@@ -8,7 +8,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from app import components, words
-from app.figures import bits as figures
+from app.figures import savings as figures
 from app.lab.bits import group_of, measure, missing, seconds, table
 from app.study.study import Study
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import rose
 from app.figures import palette
-from app.figures.order_lab import run_style, trace_of
+from app.figures.orders import run_style, trace_of
 from app.study.study import Study, error_on
 from rose.layer.compensation import error_inside
 from rose.layer.error import quadratic_form

@@ -65,7 +65,7 @@ def turned() -> dict[str, Turned]:
 
 
 def errors() -> pd.DataFrame:
-    """One row per basis and method, as `figures.bases` reads them."""
+    """One row per basis and method, as `figures.orders` reads them."""
     rows = [(basis, method, *pair) for basis, one in turned().items() for method, pair in one.errors.items()]
     return pd.DataFrame(rows, columns=["basis", "method", "relative_error", "held_out_error"])
 

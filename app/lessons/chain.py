@@ -50,7 +50,7 @@ def drift(pruned: Tensor, dense: Tensor) -> float:
 
 @lru_cache(maxsize=32)
 def drifts(design: ChainDesign) -> pd.DataFrame:
-    """Drift after every layer on held-out tokens, by kind of compensation; columns as `figures.depth` reads them."""
+    """Drift after every layer on held-out tokens, by kind of compensation; columns as `figures.drift` reads them."""
     return pd.concat(
         [
             _rows(design, name, method, target, _prune(design, method, target))

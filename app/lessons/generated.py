@@ -9,7 +9,7 @@ import streamlit as st
 
 from app import components, session, words
 from app.components import URL
-from app.figures import bases, depth, learn, losses, weight_maps
+from app.figures import drift, losses, orders, savings, weights
 from app.lab.bases import BASES
 from app.lessons import basis, chain, sizes, subjects, texts
 from app.lessons.stage import reveal_button, show, sides, tell
@@ -29,12 +29,12 @@ def strength_step() -> None:
         view = components.section(views, "lesson_view", "Picture")
         look = components.look(here.name, marked_block=design.strong_block)
         if view == "gain":
-            drawing = learn.strength_curve(
+            drawing = orders.strength_curve(
                 points, design.strength, threshold=here.plan.threshold, theme=session.theme()
             )
         elif view == "weights":
             weight, _ = subjects.generate(design)
-            drawing = weight_maps.weight_map(weight, widths=here.plan.block_width, **look)
+            drawing = weights.weight_map(weight, widths=here.plan.block_width, **look)
         else:
             drawing = losses.block_loss_bars(here.plan, **look)
         drawing.figure.update_layout(height=404)
@@ -87,7 +87,7 @@ def _chain_step(
         tell(lesson(design, table))
     with stage:
         said = finding.format(*map(words.number, chain.ends(table)[-2:]))
-        show(depth.drift_curves(table, place="layer", finding=said, theme=session.theme()), key)
+        show(drift.drift_curves(table, place="layer", finding=said, theme=session.theme()), key)
 
 
 def sizes_step() -> None:
@@ -108,7 +108,7 @@ def sizes_step() -> None:
     with stage:
         shown = table.assign(size=table["size"].map(sizes.SIZES))
         what = f"{heads} of {sizes.HEADS} parts of the layer go"
-        show(learn.size_bars(shown, what=what, theme=session.theme()), "sizes")
+        show(savings.size_bars(shown, what=what, theme=session.theme()), "sizes")
 
 
 def basis_step() -> None:
@@ -142,11 +142,11 @@ def basis_step() -> None:
     with stage:
         if told is None:
             look = components.look(f"the generated layer, {BASES[chosen].lower()}")
-            drawing = weight_maps.importance_map(layer[chosen].plan, **look)
+            drawing = weights.importance_map(layer[chosen].plan, **look)
             drawing.figure.update_layout(height=372)
             show(drawing, "basis")
         else:
-            drawing = bases.basis_errors(basis.errors(), BASES, chosen, **components.look("the generated layer"))
+            drawing = orders.basis_errors(basis.errors(), BASES, chosen, **components.look("the generated layer"))
             drawing.figure.update_yaxes(title_text="relative error")  # the stage is low
             drawing.figure.update_layout(height=420)
             show(drawing, "basis-errors")

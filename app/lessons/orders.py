@@ -9,8 +9,8 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from app import components, session, words
-from app.figures import order_lab as figures
-from app.figures.sweep import sweep_film, sweep_frame
+from app.figures import orders as figures
+from app.figures.sweeps import sweep_film, sweep_frame
 from app.lab import sweeps
 from app.lab.player import Player
 from app.lessons import subjects, texts

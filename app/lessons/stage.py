@@ -11,7 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 import rose
 from app import components, session
-from app.figures import learn as figures
+from app.figures import losses as figures
 from app.figures.style import Drawing
 from app.lessons import projector, subjects, texts
 from app.lessons.texts import Lesson

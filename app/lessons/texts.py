@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import rose
-from app.figures.order_lab import trace_of
+from app.figures.orders import trace_of
 from app.lessons import chain
 from app.lessons.basis import Turned
 from app.lessons.chain import ChainDesign

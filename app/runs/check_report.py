@@ -4,8 +4,8 @@ from typing import Any
 
 from app import words
 from app.figures import checkpoint as figures
-from app.figures.depth import drift_curves
-from app.figures.overview import where_layers
+from app.figures.drift import drift_curves
+from app.figures.maps import where_layers
 from app.figures.palette import Theme
 from app.figures.style import Drawing
 from app.runs.checked import CheckpointRun, as_finished, differs, facts, finding

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from app import components, session, words
-from app.figures import depth as figures
+from app.figures import drift as figures
 from app.runs import depth
 from app.runs.finished import FinishedRun
 from app.runs.pruning import PruningRun

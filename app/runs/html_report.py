@@ -12,12 +12,12 @@ import pandas as pd
 
 import rose
 from app import words
-from app.figures import depth as depth_figures
-from app.figures import overview, prune
-from app.figures import paper as paper_figures
-from app.figures import runs as run_figures
+from app.figures import drift as depth_figures
+from app.figures import maps, methods
+from app.figures import maps as run_figures
+from app.figures import orders as paper_figures
+from app.figures.methods import tuning_curve
 from app.figures.style import Drawing
-from app.figures.tuning import tuning_curve
 from app.runs import pairs, shipping
 from app.runs.depth import drift_finding, drift_table
 from app.runs.finished import SERVER, SLIM, FinishedRun, name_apart, read_runs
@@ -221,11 +221,11 @@ def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
     found: list[Drawing] = []
     measured = pairs.results_of(runs)
     if len(measured) > 1 and not any(measured[0].setup.differs(one.setup) for one in measured):
-        found.append(prune.perplexity_bars(measured, dense=measured[0].setup.dense))
+        found.append(methods.perplexity_bars(measured, dense=measured[0].setup.dense))
     tables = [run.zero_shot.assign(run=run.name, method=run.method) for run in runs if run.zero_shot is not None]
     answered = pd.concat(tables, ignore_index=True).dropna(subset="accuracy") if tables else ()
     if len(answered):
-        found.append(prune.accuracy_bars(answered))
+        found.append(methods.accuracy_bars(answered))
     ranged = next((run for run in runs if run.layers["relative_range"].notna().any()), None)
     for run in runs:
         if run.layers["change"].notna().any():
@@ -233,12 +233,12 @@ def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
             curve = pd.DataFrame(tuned["curve"])
             if tuned["held_out_dense"] is not None and curve["held_out"].notna().any():  # older ones held other losses
                 found.append(tuning_curve(curve, tuned["steps"], dense=tuned["held_out_dense"]))
-            found.append(overview.model_map(run.layers, "change"))
+            found.append(maps.model_map(run.layers, "change"))
         if errors and (measure := best_measure(run)) is not None:
-            found.append(prune.layer_map(run.layers.assign(method=run.method), run.method, column=measure))
+            found.append(methods.layer_map(run.layers.assign(method=run.method), run.method, column=measure))
     if ranged is not None:
         threshold = ranged.number("threshold")
-        found.append(overview.model_map(ranged.layers, threshold=THRESHOLD if threshold is None else threshold))
+        found.append(maps.model_map(ranged.layers, threshold=THRESHOLD if threshold is None else threshold))
     if paper := next((run.paper for run in runs if run.paper is not None), None):
         found += paper_figures.drawings(paper)
     if drifting := [run for run in runs if run.drift]:

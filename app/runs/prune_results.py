@@ -9,8 +9,8 @@ import streamlit as st
 
 import rose
 from app import components, session, shared, words
-from app.figures import comparison, palette, style
-from app.figures import prune as figures
+from app.figures import methods, palette, style
+from app.figures import methods as figures
 from app.runs import finished, prune_files
 from app.runs.drift_sections import DRIFT
 from app.runs.prune_choices import TARGETS
@@ -228,7 +228,7 @@ def _time_and_perplexity(run: PruningRun, results: list[Result]) -> None:
         return
     asked = components.choose("Sparsity", several, "prune_time_at") if len(several) > 1 else next(iter(several))
     some = [one for one in results if one.amount == asked]
-    drawing = comparison.time_and_perplexity(some, dense=run.dense.perplexity, theme=session.theme())
+    drawing = methods.time_and_perplexity(some, dense=run.dense.perplexity, theme=session.theme())
     components.show(drawing, "time-and-perplexity", wide=True)
 
 

@@ -9,7 +9,7 @@ import streamlit as st
 
 from app import components, words
 from app.components import URL
-from app.figures import solvers as figures
+from app.figures import sweeps as figures
 from app.lab.controls import label
 from app.runs.pruning import PruningRun
 from app.study.solvers import LABELS, Watched, offered, watched

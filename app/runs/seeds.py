@@ -4,7 +4,7 @@ import streamlit as st
 
 import rose
 from app import components, session
-from app.figures import comparison
+from app.figures import methods
 from app.runs.results import NUMBERS, read_results
 from app.runs.widgets import file_input
 from rose.files import expand
@@ -36,13 +36,13 @@ def draw() -> None:
     with left:
         sparsity = components.choose("Sparsity", {one: one for one in sparsities}, "seeds_sparsity")
     with right:
-        column = components.choose("Compare", comparison.MEASURES, "seeds_column")
+        column = components.choose("Compare", methods.MEASURES, "seeds_column")
     try:
         components.show(
-            comparison.over_seeds_bars(table, sparsity, column=column, theme=session.theme()), "over-seeds", wide=True
+            methods.over_seeds_bars(table, sparsity, column=column, theme=session.theme()), "over-seeds", wide=True
         )
         components.show(
-            comparison.time_and_perplexity(results_of(table, sparsity), theme=session.theme()),
+            methods.time_and_perplexity(results_of(table, sparsity), theme=session.theme()),
             "time-and-perplexity-over-seeds",
             wide=True,
         )

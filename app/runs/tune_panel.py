@@ -4,8 +4,8 @@ import streamlit as st
 from torch import nn
 
 from app import components, session, shared, words
-from app.figures import overview
-from app.figures.tuning import tuning_curve
+from app.figures import maps
+from app.figures.methods import tuning_curve
 from app.runs import tuning
 from app.runs.pruning import PruningRun
 from app.runs.slimming import Slimming
@@ -129,9 +129,7 @@ def _follow_pruned(run: TuningRun) -> None:
         st.caption("There was too little room to keep its checkpoint.")
     with st.expander("How far each layer moved", key="tune-moved", on_change="rerun") as shown:
         if shown.open:
-            drawing = overview.model_map(
-                tuning.moved(run), "change", marked_layer=session.layer(), theme=session.theme()
-            )
+            drawing = maps.model_map(tuning.moved(run), "change", marked_layer=session.layer(), theme=session.theme())
             components.show(drawing, "tune-moved-figure", wide=True)
 
 

@@ -8,7 +8,7 @@ import streamlit as st
 
 import rose
 from app import components, session, shared, words
-from app.figures import damage as figures
+from app.figures import sensitivity as figures
 from app.runs.damage import DamageRequest, DamageRun, layer_of
 from app.runs.widgets import csv_button, file_button, method_choice, priced, progress, pruned_model
 from app.study import form

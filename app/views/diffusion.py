@@ -6,8 +6,8 @@ import streamlit as st
 import rose
 from app import components, session, shared, words
 from app.diffusion.run import PICTURES, DenseModel, DiffusionRequest, DiffusionRun
-from app.figures import diffusion as figures
-from app.figures import overview
+from app.figures import drift as figures
+from app.figures import maps
 from app.runs.widgets import follow, linked, method_choice, start_button
 from rose.diffusion.garments import GARMENTS
 from rose.diffusion.steps import STEP_WEIGHTS, STEPS
@@ -162,7 +162,7 @@ def layers(_model: DenseModel, done: DiffusionRun | None, _request: DiffusionReq
         f"**Columnar layers: {table['is_columnar'].sum()} of {len(table)}.** Their relative range (block-loss spread) "
         f"was above {threshold:.2f}."
     )
-    drawing = overview.model_map(table, threshold=threshold, block="transformer block", theme=session.theme())
+    drawing = maps.model_map(table, threshold=threshold, block="transformer block", theme=session.theme())
     components.show(drawing, "diffusion-map", wide=True)
     components.cautions(done.report.remarks)
     summary = done.report.summary

@@ -9,7 +9,7 @@ import streamlit as st
 import rose
 from app import components, session, words
 from app.components import URL, look
-from app.figures import comparison, hessian, layer_strips, losses, order_picture, overview, palette, weight_maps
+from app.figures import hessian, losses, maps, methods, palette, weights
 from app.figures.style import Drawing
 from app.lab.sweeps import times
 from app.study import tables, trust
@@ -127,13 +127,13 @@ def choose_block(plan: rose.OrderPlan) -> int | None:
 def why(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     norm = study.statistics(layer).mean_square.sqrt()
     options = look(layer, marked_block=block, heads=study.heads(layer))
-    drawing = layer_strips.layer_strips(study.weight(layer), plan, norm, **options)
+    drawing = weights.layer_strips(study.weight(layer), plan, norm, **options)
     components.show(drawing, "layer-strips", wide=True, fill=(430, "760px"))
 
 
-def weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
+def show_weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     shown = components.choose("As", {"map": "Heatmap", "surface": "3-D surface"}, "weights_as")
-    draw = weight_maps.weight_map if shown == "map" else weight_maps.weight_surface
+    draw = weights.weight_map if shown == "map" else weights.weight_surface
     key = "layer-weights" if shown == "map" else "layer-surface"
     drawn = draw(study.weight(layer), widths=plan.block_width, **look(layer, marked_block=block))
     components.show(drawn, key, wide=True, fill=(480, "760px"))
@@ -158,9 +158,9 @@ def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) ->
 
 LOSS_MAPS: dict[str, tuple[str, Callable[..., Drawing]]] = {
     "columns": ("Column loss", losses.column_loss_map),
-    "importance": ("Importance", weight_maps.importance_map),
-    "mask": ("Pre-pruning mask", weight_maps.prepruning_mask),
-    "potential": ("Potential loss", weight_maps.potential_loss_map),
+    "importance": ("Importance", weights.importance_map),
+    "mask": ("Pre-pruning mask", weights.prepruning_mask),
+    "potential": ("Potential loss", weights.potential_loss_map),
 }
 
 
@@ -195,7 +195,7 @@ def order(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
         )
     followed = int(plan.column_loss.argmax()) if column is None else column
     options = look(layer, marked_block=block, marked_column=followed)
-    components.show(order_picture.order_picture(plan, shown_order(plan, name), **options), "layer-order", wide=True)
+    components.show(losses.order_picture(plan, shown_order(plan, name), **options), "layer-order", wide=True)
     if name == "rose" and not plan.is_columnar:
         st.caption("Not columnar, so ROSE leaves the columns as they are. Choose two-level to see where they would go.")
 
@@ -224,7 +224,7 @@ def method_errors(table: pd.DataFrame, key: str) -> bool:
     kinds["calibration"] = "Calibration tokens"
     is_held_out = components.choose("Error on", kinds, "error_on") == "held_out"
     column = "held_out_error" if is_held_out else "relative_error"
-    drawing = comparison.method_errors(tables.error_records(table), column=column, theme=session.theme())
+    drawing = methods.method_errors(tables.error_records(table), column=column, theme=session.theme())
     components.show(drawing, key, wide=True)
     return is_held_out
 
@@ -277,14 +277,14 @@ def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
         st.info("Choose at least one layer.")
         return
     rows = table[table["layer"].isin(chosen)]
-    components.show(overview.range_bars(rows, **components.look_over()), "compare-ranges", wide=True)
+    components.show(maps.range_bars(rows, **components.look_over()), "compare-ranges", wide=True)
     method_errors(rows, "compare-errors")
     error_numbers(tables.error_records(rows))
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Study, str, rose.OrderPlan, int | None], None]]] = {
     "why": ("Why", why),
-    "weights": ("Weights", weights),
+    "weights": ("Weights", show_weights),
     "inputs": ("Inputs", inputs),
     "losses": ("Losses", pre_pruning),
     "order": ("Order", order),

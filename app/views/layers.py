@@ -9,7 +9,7 @@ import streamlit as st
 
 import rose
 from app import components, session, words
-from app.figures import overview as figures
+from app.figures import maps as figures
 from app.figures import palette
 from app.runs import finished
 from app.runs.widgets import csv_button, file_button, file_input

@@ -10,7 +10,7 @@ import streamlit as st
 
 import rose
 from app import components, session, shared, words
-from app.figures import prune as figures
+from app.figures import methods as figures
 from app.runs import prune_results as results
 from app.runs import race_of_solvers, recipes, tune_panel
 from app.runs.checkpoints import RESERVE, free_space

@@ -10,7 +10,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from app import components, session, shared, words
 from app.components import URL
-from app.figures import runs as figures
+from app.figures import maps as figures
 from app.runs import checked, drift_sections, finished, pairs, seeds
 from app.runs.finished import FinishedRun
 from app.runs.pairs import Pair

@@ -8,7 +8,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 import rose
 from app import components, session, shared, words
-from app.figures import overview
+from app.figures import maps
 from app.study import form, preflight
 from app.study.preflight import Preflight
 from app.study.setup import Setup, weights_size
@@ -150,7 +150,7 @@ def picture(study: Study) -> None:
                     st.info("The first layers appear here as soon as they are measured.")
                 return
             names: dict[str, Any] = {"layers": study.layer_names, "left_out": study.left_out}
-            drawing = overview.model_map(table, **names, **components.look_over())
+            drawing = maps.model_map(table, **names, **components.look_over())
             if study.setup != session.draft():
                 st.caption(f"Measured before: {words.plain(form.describe(study.setup))}.")
             components.show(drawing, "start-map", on_select=components.pick_layer, fill=(500, "640px"))

@@ -8,7 +8,7 @@ from torch import nn
 
 import rose
 from app import components, session, shared, words
-from app.figures import structures as figures
+from app.figures import savings as figures
 from app.runs import tune_panel
 from app.runs.request import PROMPT
 from app.runs.slimming import Slimming, estimate

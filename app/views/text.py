@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from app import components, session, shared, words
-from app.figures import coloured_text as coloured
+from app.figures import tokens as coloured
 from app.runs import reading
 from app.runs.checkpoints import Checkpoint, named_apart, saved_checkpoint
 from app.runs.pruning import kept_checkpoints

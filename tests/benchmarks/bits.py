@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 import rose
-from app.figures.bits import perplexity_and_bits
 from app.figures.palette import Theme
+from app.figures.savings import perplexity_and_bits
 from rose.layer.grid import Grid, bits_a_weight, choose_scales, parse_grid
 from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import measured_result

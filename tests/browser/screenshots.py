@@ -17,7 +17,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from playwright.sync_api import Browser, Page, expect
 
-from app.figures.comparison import time_and_perplexity
+from app.figures.methods import time_and_perplexity
 from app.figures.palette import Theme
 from app.figures.style import widen_title
 from tests.benchmarks import bits, structured, tuning

@@ -17,30 +17,20 @@ import torch
 import app.figures
 import rose
 from app.figures import (
-    bases,
-    bits,
     check,
     checkpoint,
-    comparison,
-    damage,
-    depth,
-    diffusion,
+    drift,
     hessian,
-    layer_strips,
-    learn,
     losses,
-    order_lab,
-    order_picture,
-    overview,
+    maps,
+    methods,
+    orders,
     palette,
-    prune,
-    runs,
+    savings,
+    sensitivity,
     shrinking,
-    solvers,
-    structures,
-    sweep,
-    tuning,
-    weight_maps,
+    sweeps,
+    weights,
 )
 from app.figures.style import Drawing
 from app.lab.bases import BASES
@@ -147,16 +137,16 @@ TRADE = pd.DataFrame(
 )
 
 FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the tables `records` and `layers`
-    "model_map": lambda x, **t: overview.model_map(x.layers, marked_layer=NAME, **t),
-    "model_map_gain": lambda x, **t: overview.model_map(x.layers, "gain", **t),
-    "model_map_condition": lambda x, **t: overview.model_map(x.layers, "condition", **t),
-    "gain_scatter": lambda x, **t: overview.gain_scatter(x.layers, marked_layer=NAME, **t),
-    "range_bars": lambda x, **t: overview.range_bars(x.layers, marked_layer=NAME, **t),
-    "layer_strips": lambda x, **t: layer_strips.layer_strips(
+    "model_map": lambda x, **t: maps.model_map(x.layers, marked_layer=NAME, **t),
+    "model_map_gain": lambda x, **t: maps.model_map(x.layers, "gain", **t),
+    "model_map_condition": lambda x, **t: maps.model_map(x.layers, "condition", **t),
+    "gain_scatter": lambda x, **t: maps.gain_scatter(x.layers, marked_layer=NAME, **t),
+    "range_bars": lambda x, **t: maps.range_bars(x.layers, marked_layer=NAME, **t),
+    "layer_strips": lambda x, **t: weights.layer_strips(
         x.weight, x.plan, x.statistics.mean_square.sqrt(), heads=4, marked_block=2, **t
     ),
-    "weight_map": lambda x, **t: weight_maps.weight_map(x.weight, widths=x.plan.block_width, marked_block=2, **t),
-    "weight_surface": lambda x, **t: weight_maps.weight_surface(x.weight, **t),
+    "weight_map": lambda x, **t: weights.weight_map(x.weight, widths=x.plan.block_width, marked_block=2, **t),
+    "weight_surface": lambda x, **t: weights.weight_surface(x.weight, **t),
     "hessian_diagonal": lambda x, **t: hessian.hessian_diagonal(
         x.statistics.diagonal, added=1.0, widths=x.plan.block_width, marked_block=2, **t
     ),
@@ -166,9 +156,9 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "hessian_spectrum": lambda x, **t: hessian.hessian_spectrum(
         torch.linalg.eigvalsh(x.statistics.hessian), added=1.0, **t
     ),
-    "importance_map": lambda x, **t: weight_maps.importance_map(x.plan, marked_block=2, **t),
-    "potential_loss_map": lambda x, **t: weight_maps.potential_loss_map(x.plan, marked_block=2, **t),
-    "prepruning_mask": lambda x, **t: weight_maps.prepruning_mask(x.plan, marked_block=2, **t),
+    "importance_map": lambda x, **t: weights.importance_map(x.plan, marked_block=2, **t),
+    "potential_loss_map": lambda x, **t: weights.potential_loss_map(x.plan, marked_block=2, **t),
+    "prepruning_mask": lambda x, **t: weights.prepruning_mask(x.plan, marked_block=2, **t),
     "column_loss_map": lambda x, **t: losses.column_loss_map(x.plan, marked_block=2, **t),
     "block_loss_bars": lambda x, **t: losses.block_loss_bars(x.plan, marked_block=2, **t),
     "losses_in_order": lambda x, **t: losses.losses_in_order(
@@ -177,40 +167,38 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
         {order: x.results[order].block_error.numpy() for order in ("natural", "two_level")},
         **t,
     ),
-    "order_picture": lambda x, **t: order_picture.order_picture(
-        x.plan, "two_level", marked_block=2, marked_column=33, **t
-    ),
-    "order_picture_mixed": lambda x, **t: order_picture.order_picture(x.plan, "hessian", marked_column=33, **t),
-    "head_map": lambda x, **t: structures.head_map(HEADS, marked_block=1, **t),
-    "channel_curve": lambda x, **t: structures.channel_curve(CHANNELS, 2, block=0, **t),
-    "recovery_bars": lambda x, **t: structures.recovery_bars(RECOVERED, what="MLP of decoder block 0", **t),
-    "trade_off": lambda x, **t: structures.trade_off(TRADE, 0.2, **t),
-    "method_errors": lambda x, **t: comparison.method_errors(x.records, **t),
-    "over_seeds_bars": lambda x, **t: comparison.over_seeds_bars(SEEDS, "0.7", **t),
-    "time_and_perplexity": lambda x, **t: comparison.time_and_perplexity(PERPLEXITY, dense=20.0, **t),
-    "error_curve": lambda x, **t: order_lab.error_curve(order_lab.relative_curves(x.results, x.energy), **t),
-    "damage_split": lambda x, **t: order_lab.damage_split(x.results["two_level"], x.inside, step=1, **t),
-    "sweep_frame": lambda x, **t: sweep.sweep_frame([x.results["two_level"]], 2, x.energy, **t),
-    "sweep_change": lambda x, **t: sweep.sweep_frame(
+    "order_picture": lambda x, **t: losses.order_picture(x.plan, "two_level", marked_block=2, marked_column=33, **t),
+    "order_picture_mixed": lambda x, **t: losses.order_picture(x.plan, "hessian", marked_column=33, **t),
+    "head_map": lambda x, **t: savings.head_map(HEADS, marked_block=1, **t),
+    "channel_curve": lambda x, **t: savings.channel_curve(CHANNELS, 2, block=0, **t),
+    "recovery_bars": lambda x, **t: savings.recovery_bars(RECOVERED, what="MLP of decoder block 0", **t),
+    "trade_off": lambda x, **t: savings.trade_off(TRADE, 0.2, **t),
+    "method_errors": lambda x, **t: methods.method_errors(x.records, **t),
+    "over_seeds_bars": lambda x, **t: methods.over_seeds_bars(SEEDS, "0.7", **t),
+    "time_and_perplexity": lambda x, **t: methods.time_and_perplexity(PERPLEXITY, dense=20.0, **t),
+    "error_curve": lambda x, **t: orders.error_curve(orders.relative_curves(x.results, x.energy), **t),
+    "damage_split": lambda x, **t: orders.damage_split(x.results["two_level"], x.inside, step=1, **t),
+    "sweep_frame": lambda x, **t: sweeps.sweep_frame([x.results["two_level"]], 2, x.energy, **t),
+    "sweep_change": lambda x, **t: sweeps.sweep_frame(
         [x.results["natural"], x.results["two_level"]], 2, x.energy, show="change", arrange="natural", **t
     ),
-    "sweep_film": lambda x, **t: sweep.sweep_film([x.results["natural"], x.results["two_level"]], x.energy, **t),
-    "solver_race": lambda x, **t: solvers.solver_race({"sweep": ("One sweep", WAY)}, 3.0, held_out=True, **t),
-    "bits_and_zeros": lambda x, **t: bits.bits_and_zeros(OF_BITS, **t),
-    "perplexity_and_bits": lambda x, **t: bits.perplexity_and_bits(
+    "sweep_film": lambda x, **t: sweeps.sweep_film([x.results["natural"], x.results["two_level"]], x.energy, **t),
+    "solver_race": lambda x, **t: sweeps.solver_race({"sweep": ("One sweep", WAY)}, 3.0, held_out=True, **t),
+    "bits_and_zeros": lambda x, **t: savings.bits_and_zeros(OF_BITS, **t),
+    "perplexity_and_bits": lambda x, **t: savings.perplexity_and_bits(
         OF_BITS.assign(perplexity=30 + 1000 * OF_BITS["held_out_error"], by=""), model="the model", **t
     ),
-    "basis_errors": lambda x, **t: bases.basis_errors(IN_BASES, BASES, "gathered", **t),
-    "basis_errors_as_given": lambda x, **t: bases.basis_errors(IN_BASES.assign(held_out_error=np.nan), BASES, **t),
-    "mask_changes": lambda x, **t: solvers.mask_changes(
+    "basis_errors": lambda x, **t: orders.basis_errors(IN_BASES, BASES, "gathered", **t),
+    "basis_errors_as_given": lambda x, **t: orders.basis_errors(IN_BASES.assign(held_out_error=np.nan), BASES, **t),
+    "mask_changes": lambda x, **t: sweeps.mask_changes(
         x.weight.numpy() > 0, x.weight.numpy() > 0.1, solver="ADMM", step="iteration 2", since="its last step", **t
     ),
-    "given_up": lambda x, **t: order_lab.given_up(
+    "given_up": lambda x, **t: orders.given_up(
         {"natural": x.results["natural"], "natural + layer": x.results["natural"]}, x.energy, **t
     ),
-    "position_curve": lambda x, **t: order_lab.position_curve(POSITIONS, block=2, base="natural", place=2, **t),
-    "order_bars": lambda x, **t: order_lab.order_bars(ORDERS, **t),
-    "order_budget_matrix": lambda x, **t: order_lab.order_budget_matrix(ORDERS, **t),
+    "position_curve": lambda x, **t: orders.position_curve(POSITIONS, block=2, base="natural", place=2, **t),
+    "order_bars": lambda x, **t: orders.order_bars(ORDERS, **t),
+    "order_budget_matrix": lambda x, **t: orders.order_budget_matrix(ORDERS, **t),
     "error_measures": lambda x, **t: check.error_measures(MEASURES, **t),
     "held_out_curve": lambda x, **t: check.held_out_curve(CURVE, **t),
     "sparsity_by_method": lambda x, **t: check.sparsity_by_method(REALISED, **t),
@@ -223,35 +211,35 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     ),
     "broken_pattern": lambda x, **t: checkpoint.broken_pattern(EXCERPT, layer=NAME, **t),
     "compensation_bars": lambda x, **t: checkpoint.compensation_bars(COSTS, layer=NAME, **t),
-    "layer_map": lambda x, **t: prune.layer_map(x.records, "rose", **t),
-    "layer_differences": lambda x, **t: prune.layer_differences(x.records, **t),
-    "drift_curves": lambda x, **t: depth.drift_curves(DRIFTS, finding="Drift of 0.15", **t),
-    "drift_curves_log": lambda x, **t: depth.drift_curves(DRIFTS, scale="log", finding="Drift of 0.15", **t),
-    "drift_shares": lambda x, **t: depth.drift_shares(DRIFTS[DRIFTS["target"] == "dense"], **t),
-    "cancelled_shares": lambda x, **t: depth.cancelled_shares(DRIFTS, **t),
-    "damage_map": lambda x, **t: damage.damage_map(DAMAGES, marked="model.layers.1.mlp.up_proj", **t),
-    "damage_map_error": lambda x, **t: damage.damage_map(DAMAGES, "held_out_error", **t),
-    "damage_bars": lambda x, **t: damage.damage_bars(BLOCK_DAMAGES, marked="model.layers.1", **t),
-    "damage_bars_error": lambda x, **t: damage.damage_bars(BLOCK_DAMAGES, "held_out_error", **t),
-    "damage_scatter": lambda x, **t: damage.damage_scatter(DAMAGES, marked="model.layers.1.mlp.up_proj", **t),
-    "perplexity_bars": lambda x, **t: prune.perplexity_bars(PERPLEXITY, dense=20.7, **t),
-    "accuracy_bars": lambda x, **t: prune.accuracy_bars(ACCURACY, **t),
-    "run_maps": lambda x, **t: runs.run_maps(TWO_RUNS, ("A", "B"), "held-out error", **t),
-    "maps_apart": lambda x, **t: runs.maps_apart(APART, ("A", "B"), "held-out error", **t),
-    "run_difference": lambda x, **t: runs.run_difference(TWO_RUNS, ("A", "B"), "held-out error", **t),
-    "run_difference_share": lambda x, **t: runs.run_difference(
+    "layer_map": lambda x, **t: methods.layer_map(x.records, "rose", **t),
+    "layer_differences": lambda x, **t: methods.layer_differences(x.records, **t),
+    "drift_curves": lambda x, **t: drift.drift_curves(DRIFTS, finding="Drift of 0.15", **t),
+    "drift_curves_log": lambda x, **t: drift.drift_curves(DRIFTS, scale="log", finding="Drift of 0.15", **t),
+    "drift_shares": lambda x, **t: drift.drift_shares(DRIFTS[DRIFTS["target"] == "dense"], **t),
+    "cancelled_shares": lambda x, **t: drift.cancelled_shares(DRIFTS, **t),
+    "damage_map": lambda x, **t: sensitivity.damage_map(DAMAGES, marked="model.layers.1.mlp.up_proj", **t),
+    "damage_map_error": lambda x, **t: sensitivity.damage_map(DAMAGES, "held_out_error", **t),
+    "damage_bars": lambda x, **t: sensitivity.damage_bars(BLOCK_DAMAGES, marked="model.layers.1", **t),
+    "damage_bars_error": lambda x, **t: sensitivity.damage_bars(BLOCK_DAMAGES, "held_out_error", **t),
+    "damage_scatter": lambda x, **t: sensitivity.damage_scatter(DAMAGES, marked="model.layers.1.mlp.up_proj", **t),
+    "perplexity_bars": lambda x, **t: methods.perplexity_bars(PERPLEXITY, dense=20.7, **t),
+    "accuracy_bars": lambda x, **t: methods.accuracy_bars(ACCURACY, **t),
+    "run_maps": lambda x, **t: maps.run_maps(TWO_RUNS, ("A", "B"), "held-out error", **t),
+    "maps_apart": lambda x, **t: maps.maps_apart(APART, ("A", "B"), "held-out error", **t),
+    "run_difference": lambda x, **t: maps.run_difference(TWO_RUNS, ("A", "B"), "held-out error", **t),
+    "run_difference_share": lambda x, **t: maps.run_difference(
         TWO_RUNS, ("A", "B"), "held-out error", as_share=True, **t
     ),
-    "progress_timeline": lambda x, **t: prune.progress_timeline(x.records[x.records["method"] == "rose"], 30, **t),
-    "tuning_curve": lambda x, **t: tuning.tuning_curve(TUNED, 40, dense=0.7, **t),
-    "pictures": lambda x, **t: diffusion.pictures(
+    "progress_timeline": lambda x, **t: methods.progress_timeline(x.records[x.records["method"] == "rose"], 30, **t),
+    "tuning_curve": lambda x, **t: methods.tuning_curve(TUNED, 40, dense=0.7, **t),
+    "pictures": lambda x, **t: drift.pictures(
         {"Dense": PIXELS, "ROSE": -PIXELS}, ["bag", "coat"], 3, time=700.0, drift=0.2, **t
     ),
-    "drift_curve": lambda x, **t: diffusion.drift_curve([0, 0.1, 0.3], [999, 499], method="rose", marked=1, **t),
-    "step_weighting": lambda x, **t: diffusion.step_weighting(ALPHA, DIAGONALS, "log_decrease", **t),
-    "number_matrix": lambda x, **t: learn.number_matrix(x.plan.importance[:4, :9], (3, 3, 3), **t),
-    "size_bars": lambda x, **t: learn.size_bars(THREE_SIZES, what="a third goes", **t),
-    "strength_curve": lambda x, **t: learn.strength_curve([(0, 0.1, 1.0), (2, 0.7, 0.9)], 1, **t),
+    "drift_curve": lambda x, **t: drift.drift_curve([0, 0.1, 0.3], [999, 499], method="rose", marked=1, **t),
+    "step_weighting": lambda x, **t: drift.step_weighting(ALPHA, DIAGONALS, "log_decrease", **t),
+    "number_matrix": lambda x, **t: losses.number_matrix(x.plan.importance[:4, :9], (3, 3, 3), **t),
+    "size_bars": lambda x, **t: savings.size_bars(THREE_SIZES, what="a third goes", **t),
+    "strength_curve": lambda x, **t: orders.strength_curve([(0, 0.1, 1.0), (2, 0.7, 0.9)], 1, **t),
 }
 
 LARGE = [

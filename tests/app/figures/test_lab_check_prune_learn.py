@@ -12,21 +12,18 @@ import torch
 import rose
 from app import words
 from app.figures import (
-    bits,
     check,
     checkpoint,
-    damage,
-    depth,
-    learn,
-    order_lab,
+    drift,
+    losses,
+    maps,
+    methods,
+    orders,
     palette,
-    prune,
-    runs,
-    solvers,
-    structures,
+    savings,
+    sensitivity,
     style,
-    sweep,
-    tuning,
+    sweeps,
 )
 from rose import verdicts
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
@@ -51,7 +48,7 @@ EXAMPLE = torch.tensor(
 
 
 def test_curve_is_the_undamped_error_so_far_and_ends_at_the_final_error(lab: SimpleNamespace) -> None:
-    drawing = order_lab.error_curve(order_lab.relative_curves(lab.results, lab.energy))
+    drawing = orders.error_curve(orders.relative_curves(lab.results, lab.energy))
     for trace, (name, result) in zip(drawing.figure.data, lab.results.items(), strict=True):
         assert trace.y[0] == 0
         errors = [
@@ -62,16 +59,16 @@ def test_curve_is_the_undamped_error_so_far_and_ends_at_the_final_error(lab: Sim
         assert trace.y[-1] == pytest.approx(result.relative_error, rel=1e-4)
         assert trace.line.color == palette.ORDER_COLOURS[name]
     final = {name: result.relative_error for name, result in lab.results.items()}
-    best = order_lab.run_style(min(final, key=final.__getitem__)).label
+    best = orders.run_style(min(final, key=final.__getitem__)).label
     assert title(drawing).startswith(f"{best} ends lowest")
     assert list(drawing.data.columns) == ["pruned_blocks", *lab.results]
     natural = lab.results["natural"]
-    drawing = order_lab.error_curve(order_lab.relative_curves({"natural": natural}, lab.energy))
+    drawing = orders.error_curve(orders.relative_curves({"natural": natural}, lab.energy))
     steps = natural.trace.error_so_far(natural.added_damping).diff()
     jump, share = int(steps.argmax()) + 1, float(steps.max() / steps.sum())
     assert title(drawing) == f"SparseGPT: step {jump} of 3 brings {100 * share:.0f} % of the error"
     with pytest.raises(rose.RoseError, match="at least one order"):
-        order_lab.error_curve({})
+        orders.error_curve({})
 
 
 def test_random_orders_are_one_band(lab: SimpleNamespace) -> None:
@@ -81,9 +78,7 @@ def test_random_orders_are_one_band(lab: SimpleNamespace) -> None:
         )
         for seed in range(4)
     }
-    drawing = order_lab.error_curve(
-        order_lab.relative_curves({"two_level": lab.results["two_level"]} | seeds, lab.energy)
-    )
+    drawing = orders.error_curve(orders.relative_curves({"two_level": lab.results["two_level"]} | seeds, lab.energy))
     _, band, mean = drawing.figure.data
     errors = [result.relative_error for result in seeds.values()]
     assert (max(band.y[:4]), band.y[4]) == pytest.approx((max(errors), min(errors)), rel=1e-4)
@@ -100,7 +95,7 @@ def test_what_a_block_gives_up_under_both_budgets(lab: SimpleNamespace) -> None:
         for order in ("two_level", "random:0")
         for plus, budget in (("", "block"), (" + layer", "layer"))
     }
-    drawing = order_lab.given_up(results, lab.energy)
+    drawing = orders.given_up(results, lab.energy)
     most = [float(results[order].trace.lost.max()) / lab.energy for order in ("two_level", "random:0")]
     assert title(drawing) == (
         f"Giving up an equal share costs one block up to {words.number(most[0])} in two-level order and "
@@ -124,15 +119,15 @@ def test_a_run_has_the_colour_of_its_order_and_a_methods_name_only_where_order_a
         "global": "Global, block budget",
         "two_level_ascending": "Two-level, ascending, block budget",
     }
-    assert {run: order_lab.run_style(run).label for run in labels} == labels
-    block, layered = order_lab.run_style("global"), order_lab.run_style("global + layer")
+    assert {run: orders.run_style(run).label for run in labels} == labels
+    block, layered = orders.run_style("global"), orders.run_style("global + layer")
     assert block.colour == layered.colour
     assert block.dash != layered.dash
 
 
 def test_damage_adds_up(lab: SimpleNamespace) -> None:
     result = lab.results["two_level"]
-    drawing = order_lab.damage_split(result, lab.inside, step=0)
+    drawing = orders.damage_split(result, lab.inside, step=0)
     remains, later, inside = drawing.figure.data
     assert remains.y + later.y + inside.y == pytest.approx(result.trace.lost.numpy(), rel=1e-4)
     assert remains.y + later.y == pytest.approx(lab.inside.numpy(), rel=1e-4)
@@ -145,43 +140,43 @@ def test_damage_adds_up(lab: SimpleNamespace) -> None:
 
 
 def test_frame_shows_pruned_cells_apart_and_what_is_free(lab: SimpleNamespace) -> None:
-    drawing = sweep.sweep_frame([lab.results["two_level"]], 1, lab.energy)
+    drawing = sweeps.sweep_frame([lab.results["two_level"]], 1, lab.energy)
     z, veil = drawing.figure.data[0].z, drawing.figure.data[1].z
     assert (z[:, :8] == 0).sum() == 96, "the narrow strong block comes first and gives up half of its 192 weights"
     assert (z[:, 8:] > 0).all()
     assert veil.tolist() == [[2] * 8 + [0] * 32]
     assert "96 of 960 weights are pruned so far; 32 of 40 columns are still free" in drawing.caption
-    natural = sweep.sweep_frame([lab.results["two_level"]], 2, lab.energy, arrange="natural")
+    natural = sweeps.sweep_frame([lab.results["two_level"]], 2, lab.energy, arrange="natural")
     assert natural.figure.data[1].z[0, 32:].tolist() == [1] * 8
     assert (natural.figure.data[1].z == 2).sum() == 16
 
 
 def test_frame_of_changes_beside_another_sweep(lab: SimpleNamespace) -> None:
     results = [lab.results["natural"], lab.results["two_level"]]
-    start = sweep.sweep_frame(results, 0, lab.energy, show="change")
+    start = sweeps.sweep_frame(results, 0, lab.energy, show="change")
     assert title(start) == "Nothing is pruned yet: three blocks to go"
     assert not start.figure.data[0].z.any()
-    after = sweep.sweep_frame(results, 1, lab.energy, show="change")
+    after = sweeps.sweep_frame(results, 1, lab.energy, show="change")
     for result, trace in zip(results, after.figure.data[:4:2], strict=True):
         moved = (result.trace.weights[1] - result.trace.weights[0]).abs()[:, result.order.permutation]
         assert trace.z == pytest.approx(moved.numpy())
         assert trace.z[:, 16:].any(), "columns still free have moved"
     final = [result.relative_error for result in results]
     assert after.data.iloc[-1, 1:].tolist() == pytest.approx(final, rel=1e-3)
-    end = title(sweep.sweep_frame(results, 3, lab.energy))
+    end = title(sweeps.sweep_frame(results, 3, lab.energy))
     assert end == f"After 3 of 3 blocks, Two-level has {100 * (1 - final[1] / final[0]):.1f} % less error than Natural"
 
 
 def test_a_plugins_order_can_be_shown_under_either_budget(lab: SimpleNamespace) -> None:
     result = lab.results["natural"]
     own = replace(result, order=replace(result.order, name="my_order"), budget="layer")
-    line = sweep.sweep_frame([own], 1, lab.energy).figure.data[-1]
+    line = sweeps.sweep_frame([own], 1, lab.energy).figure.data[-1]
     assert (line.name, line.marker.symbol[-5:]) == ("My order, layer budget", "-open")
 
 
 def test_film_has_a_frame_a_step(lab: SimpleNamespace) -> None:
     result = lab.results["natural"]
-    figure = sweep.sweep_film([result], lab.energy).figure
+    figure = sweeps.sweep_film([result], lab.energy).figure
     assert [frame.name for frame in figure.frames] == ["0", "1", "2", "3"]
     assert all(frame.data[0].z.dtype == np.uint8 for frame in figure.frames)
     # Plotly merges by number from frame to frame, so what one frame leaves out stays as it was in another.
@@ -195,7 +190,7 @@ def test_film_of_many_blocks_stays_small(lab: SimpleNamespace) -> None:
     trace = rose.SweepTrace(weights, torch.ones(86), torch.ones(86), torch.full((86,), 2.0), torch.zeros(86))
     order = rose.Order(torch.arange(344), (4,) * 86, "natural")
     result = replace(lab.results["natural"], trace=trace, order=order, weight=weights[-1])
-    drawing = sweep.sweep_film([result, result], 100.0)
+    drawing = sweeps.sweep_film([result, result], 100.0)
     assert len(drawing.figure.frames) == 33
     assert len(drawing.figure.to_json()) < 2_000_000
     assert drawing.caption.endswith("33 of 87 steps are kept.")
@@ -203,7 +198,7 @@ def test_film_of_many_blocks_stays_small(lab: SimpleNamespace) -> None:
 
 def test_position_curve() -> None:
     table = pd.DataFrame({"position": [2, 0, 1], "relative_error": [0.33, 0.22, 0.25]})
-    drawing = order_lab.position_curve(table, block=25, base="two_level", place=2)
+    drawing = orders.position_curve(table, block=25, base="two_level", place=2)
     assert title(drawing) == "Pruned last, block 25 leaves 50.0 % more error than pruned first"
     assert drawing.figure.data[0].x.tolist() == [1, 2, 3]
     assert list(drawing.figure.data[1].x) == [3]
@@ -216,12 +211,12 @@ def test_order_bars_compare_with_natural() -> None:
         [(o, s, e * s) for o, e in (("natural", 0.1), ("two_level", 0.08)) for s in (0.6, 0.7, 0.8)],
         columns=["order", "sparsity", "relative_error"],
     )
-    drawing = order_lab.order_bars(table)
+    drawing = orders.order_bars(table)
     assert title(drawing) == "ROSE's order leaves 20.0 % less error than SparseGPT"
     levels = [shape.y0 for shape in drawing.figure.layout.shapes]
     assert levels == pytest.approx([0.06, 0.07, 0.08])
     assert list(drawing.figure.layout.xaxis.ticktext) == ["60 %", "70 %", "80 %"]
-    layered = order_lab.order_bars(table, budget="layer")
+    layered = orders.order_bars(table, budget="layer")
     assert title(layered) == "Two-level, layer budget leaves 20.0 % less error than Natural, layer budget"
     assert "layer budget; dashed: Natural, layer budget" in below(layered)
 
@@ -231,7 +226,7 @@ def test_matrix_separates_order_and_budget() -> None:
         [("natural", "block", 0.2), ("natural", "layer", 0.18), ("global", "block", 0.24), ("global", "layer", 0.15)],
         columns=["order", "budget", "relative_error"],
     )
-    drawing = order_lab.order_budget_matrix(table)
+    drawing = orders.order_budget_matrix(table)
     heat = drawing.figure.data[0]
     assert heat.z.tolist() == [pytest.approx([0, -0.1]), pytest.approx([0.2, -0.25])]
     assert heat.zmin == -heat.zmax == pytest.approx(-0.25)
@@ -243,11 +238,11 @@ def test_matrix_separates_order_and_budget() -> None:
     assert title(drawing) == "ROSE global has the least error, 0.750 of SparseGPT's"
     assert "budget alone (in natural order) 10.0 %, both together 25.0 %." in drawing.caption
     with pytest.raises(rose.RoseError, match="choose a sparsity above 0"):
-        order_lab.order_budget_matrix(table.assign(relative_error=0.0))
+        orders.order_budget_matrix(table.assign(relative_error=0.0))
 
 
 def test_each_error_stands_with_its_own_bits() -> None:
-    assert bits.bits_and_zeros(OF_BITS).caption == (
+    assert savings.bits_and_zeros(OF_BITS).caption == (
         "Compared are half the weights at 4 bits, 0.0110 at 3.25 bits a weight, and all of them at 3 bits, 0.0100 at "
         "3.25 bits a weight. Beside them: half the weights unrounded, 0.00900 at 9.00 bits a weight; all of them at 4 "
         "bits, 0.00200 at 4.25 bits a weight."
@@ -261,11 +256,11 @@ def test_a_solver_that_has_ended_is_told_by_its_own_end() -> None:
         "admm": ("ADMM", steps.assign(work=[10.0, 27.0])),
         "stages": ("Five stages", steps.assign(work=[30.0, 49.5], relative_error=0.4)),
     }
-    ended, reached = (solvers.solver_race(ways, work, held_out=False) for work in (49.5, 27.0))
+    ended, reached = (sweeps.solver_race(ways, work, held_out=False) for work in (49.5, 27.0))
     assert title(ended) == "By its end, after 27 products, ADMM has 33.3 % less error than one sweep"
     assert title(reached) == "After 27 products ADMM has 33.3 % less error than one sweep"
     ways["stages"][1].loc[0, ["is_complete", "relative_error"]] = False, 0.003  # has removed few weights yet
-    caption = solvers.solver_race(ways, 49.5, held_out=False).caption
+    caption = sweeps.solver_race(ways, 49.5, held_out=False).caption
     assert caption == "Lowest error at the full sparsity: One sweep 0.300, ADMM 0.200, Five stages 0.400."
 
 
@@ -368,42 +363,42 @@ def test_damping_strip_marks_what_was_raised(records: pd.DataFrame) -> None:
 
 
 def test_a_map_shows_what_a_method_saves_in_every_layer(records: pd.DataFrame) -> None:
-    drawing = prune.layer_map(records, "rose")
+    drawing = methods.layer_map(records, "rose")
     assert title(drawing).startswith("ROSE has less error than SparseGPT on two of twelve layers")
     saved = drawing.data.set_index("layer")["saved_rose"]
     assert saved["model.layers.3.self_attn.o_proj"] == pytest.approx(1 - 0.12 / 0.13)
     assert saved["model.layers.0.self_attn.q_proj"] == 0
-    alone = prune.layer_map(records, "sparsegpt", column="held_out_error")
+    alone = methods.layer_map(records, "sparsegpt", column="held_out_error")
     assert title(alone).startswith("Held-out error of SparseGPT is highest in 3 · self_attn.")
     with pytest.raises(rose.RoseError, match="No error has been measured yet"):
-        prune.layer_map(records, "wanda")
+        methods.layer_map(records, "wanda")
 
 
 def test_dumbbells_are_only_drawn_where_methods_differ(records: pd.DataFrame) -> None:
-    drawing = prune.layer_differences(records)
+    drawing = methods.layer_differences(records)
     assert list(drawing.figure.data[1].y) == ["1 · self_attn.o_proj", "3 · self_attn.o_proj"]
     said = "Against SparseGPT: ROSE has the lower error in two of twelve layers, and the same in ten; over the two"
     assert title(drawing).startswith(said)
     spread = records.assign(relative_error=records["relative_error"] * 10.0 ** records["block_index"])
-    assert "log scale" in below(prune.layer_differences(spread))
+    assert "log scale" in below(methods.layer_differences(spread))
     with pytest.raises(rose.RoseError, match="no differences"):
-        prune.layer_differences(records[records["projection"] == "mlp.down_proj"])
+        methods.layer_differences(records[records["projection"] == "mlp.down_proj"])
 
 
 def test_perplexity_uses_a_log_axis_only_where_it_must() -> None:
-    drawing = prune.perplexity_bars(perplexities(SparseGPT=32.2, ROSE=31.0), dense=20.7)
+    drawing = methods.perplexity_bars(perplexities(SparseGPT=32.2, ROSE=31.0), dense=20.7)
     assert title(drawing) == "ROSE has the lowest perplexity, 31.0; chance is not ruled out"
     assert drawing.figure.layout.yaxis.range[0] == 0
     assert drawing.figure.layout.shapes[0].y0 == 20.7
-    drawing = prune.perplexity_bars(perplexities(SparseGPT=32.2, Magnitude=5e4, Wanda=np.inf), dense=20.7)
+    drawing = methods.perplexity_bars(perplexities(SparseGPT=32.2, Magnitude=5e4, Wanda=np.inf), dense=20.7)
     assert drawing.figure.layout.yaxis.type == "log"
     assert "log scale" in below(drawing)
     assert drawing.figure.data[0].text[2] == "∞"
     assert "an infinite one has no bar" in below(drawing)
-    assert "no bar" not in below(prune.perplexity_bars(perplexities(SparseGPT=32.2, Magnitude=5e4)))
-    equal = prune.perplexity_bars(perplexities(SparseGPT=31.0, ROSE=31.0))
+    assert "no bar" not in below(methods.perplexity_bars(perplexities(SparseGPT=32.2, Magnitude=5e4)))
+    equal = methods.perplexity_bars(perplexities(SparseGPT=31.0, ROSE=31.0))
     assert title(equal) == "SparseGPT and ROSE are identical by construction: perplexity 31.0"
-    near = prune.perplexity_bars(perplexities(SparseGPT=23.12, ROSE=23.08), dense=23.1)
+    near = methods.perplexity_bars(perplexities(SparseGPT=23.12, ROSE=23.08), dense=23.1)
     assert list(near.figure.data[0].text) == ["23.12", "23.08"]
     assert title(near).startswith("ROSE has the lowest perplexity, 23.08")
     assert "dashed: dense, 23.10" in below(near)
@@ -415,14 +410,14 @@ def perplexities(**values: float) -> list[Result]:
 
 def test_timeline_has_room_for_all_layers_and_tells_projections_apart_that_end_alike(records: pd.DataFrame) -> None:
     done = records[records["method"] == "rose"].head(5)
-    drawing = prune.progress_timeline(done, 210)
+    drawing = methods.progress_timeline(done, 210)
     assert title(drawing) == "Five of 210 layers are pruned"
     assert list(drawing.figure.layout.xaxis.range) == [0, 211]
-    start = prune.progress_timeline(records.head(0), 210)
+    start = methods.progress_timeline(records.head(0), 210)
     assert title(start) == "None of 210 layers are pruned"
     assert start.caption == "No layer is done yet."
     names = ["transformer.h.0.attn.c_proj", "transformer.h.0.mlp.c_proj"]
-    drawing = prune.progress_timeline(pd.DataFrame({"layer": names, "relative_error": 0.1, "seconds": 1.0}), 2)
+    drawing = methods.progress_timeline(pd.DataFrame({"layer": names, "relative_error": 0.1, "seconds": 1.0}), 2)
     assert [marks.name for marks in drawing.figure.data] == ["attn.c_proj", "mlp.c_proj"]
 
 
@@ -431,7 +426,7 @@ def test_timeline_has_room_for_all_layers_and_tells_projections_apart_that_end_a
 
 def test_worked_example_prints_every_number() -> None:
     plan = plan_from_importance(EXAMPLE, sparsity=1 / 3, block_size=3)
-    drawing = learn.number_matrix(
+    drawing = losses.number_matrix(
         plan.importance,
         plan.block_width,
         removed=plan.potential_loss > 0,
@@ -449,7 +444,7 @@ def test_worked_example_prints_every_number() -> None:
 
 
 def test_strength_curve_says_where_the_layer_becomes_columnar() -> None:
-    drawing = learn.strength_curve([(2, 0.7, 0.9), (0, 0.1, 1.0), (1, 0.4, 0.97)], 2)
+    drawing = orders.strength_curve([(2, 0.7, 0.9), (0, 0.1, 1.0), (1, 0.4, 0.97)], 2)
     assert title(drawing) == "At strength 2.00, two-level order saves 10.0 % of the error"
     assert list(drawing.figure.data[0].marker.symbol) == ["circle-open", "circle-open", "circle"]
     assert drawing.caption.endswith("the layer counts as columnar from strength 2.00 on.")
@@ -460,19 +455,19 @@ def test_strength_curve_says_where_the_layer_becomes_columnar() -> None:
 
 def test_without_drift_nothing_is_said_to_arise_or_to_be_cancelled() -> None:
     none = DRIFTS[DRIFTS["target"] == "dense"].assign(drift=0.0, passed_on=0.0, arisen=0.0, cancelled=0.0)
-    assert title(depth.drift_shares(none)) == "No drift arises in any decoder block"
-    assert title(depth.cancelled_shares(none)) == "No decoder block has received drift that it could cancel"
+    assert title(drift.drift_shares(none)) == "No drift arises in any decoder block"
+    assert title(drift.cancelled_shares(none)) == "No decoder block has received drift that it could cancel"
     apart = none.assign(passed_on=0.1, arisen=0.1, drift=0.2)
-    assert title(depth.cancelled_shares(apart)).endswith("neither cancel what they receive nor add to it")
+    assert title(drift.cancelled_shares(apart)).endswith("neither cancel what they receive nor add to it")
 
 
 def test_which_run_cancels_most_is_told_with_digits_that_show_it() -> None:
     table = DRIFTS.assign(passed_on=1.0, cancelled=DRIFTS["target"].map({"layer": 0.0367, "dense": 0.0371}))
-    drawing = depth.cancelled_shares(table)
+    drawing = drift.cancelled_shares(table)
     said = "target dense cancels the most: 3.71 % of the drift passed on; chance is not ruled out"
     assert title(drawing).endswith(said)
     assert "target layer 3.67 %; SparseGPT, 0.7, target dense 3.71 %" in drawing.caption
-    alone = depth.cancelled_shares(table[table["target"] == "dense"])
+    alone = drift.cancelled_shares(table[table["target"] == "dense"])
     assert title(alone).endswith("target dense cancels: 3.71 % of the drift passed on")
 
 
@@ -480,7 +475,7 @@ def test_one_layer_far_off_leaves_the_others_their_colours() -> None:
     ratios = np.array([66.06, 1.2, 0.8, 1.0, 0.5, 0.0])
     rows = pd.DataFrame({"block_index": np.arange(6), "projection": "up", "first": 0.1, "second": 0.1 * ratios})
     rows["layer"] = [f"layers.{block}.up" for block in range(6)]
-    drawing = runs.run_difference(rows, ("A", "B"), "error", as_share=True)
+    drawing = maps.run_difference(rows, ("A", "B"), "error", as_share=True)
     heat, hidden = drawing.figure.data
     assert heat.zmax == -heat.zmin == pytest.approx(np.log(2))
     assert heat.z[0] == pytest.approx(np.log([2, 1.2, 0.8, 1, 0.5, 0.5]), abs=1e-6)
@@ -488,13 +483,13 @@ def test_one_layer_far_off_leaves_the_others_their_colours() -> None:
     assert list(heat.colorbar.ticktext) == ["−50 %", "−20 %", "0 %", "+20 %", "+100 %"]
     assert heat.colorbar.tickvals[0] == pytest.approx(np.log(0.5))
     assert "the scale ends at −50.0 % and +100 %, two layers beyond" in below(drawing)
-    assert "beyond" not in below(runs.run_difference(rows[1:4], ("A", "B"), "error", as_share=True))
+    assert "beyond" not in below(maps.run_difference(rows[1:4], ("A", "B"), "error", as_share=True))
 
 
 def test_a_change_from_nothing_has_no_share() -> None:
     """Such as of a run at sparsity 0."""
     rows = pd.DataFrame({"layer": ["layers.0.up", "layers.1.up"], "block_index": [0, 1], "projection": "up"})
-    drawing = runs.run_difference(rows.assign(first=0.0, second=0.1), ("A", "B"), "error", as_share=True)
+    drawing = maps.run_difference(rows.assign(first=0.0, second=0.1), ("A", "B"), "error", as_share=True)
     assert drawing.caption == "Of two layers B is higher in two."
     assert "blank: two layers in which A has 0" in below(drawing)
 
@@ -508,10 +503,10 @@ def test_experts_of_two_runs_share_a_row_with_the_largest() -> None:
     rows.loc[7, "second"] = 0.9
     two, apart = ("A", "B"), (rows.assign(value=rows["first"]), rows.assign(value=rows["second"]))
     for drawing in (
-        runs.run_maps(rows, two, "error"),
-        runs.maps_apart(apart, two, "error"),
-        runs.run_difference(rows, two, "error"),
-        runs.run_difference(rows, two, "error", as_share=True),
+        maps.run_maps(rows, two, "error"),
+        maps.maps_apart(apart, two, "error"),
+        maps.run_difference(rows, two, "error"),
+        maps.run_difference(rows, two, "error", as_share=True),
     ):
         assert "of experts the largest" in below(drawing)
         assert drawing.figure.layout.height < 700
@@ -542,31 +537,31 @@ def test_of_one_layer_there_is_no_average() -> None:
 
 
 def test_whiskers_are_told_of_only_where_there_are_any() -> None:
-    assert "Whiskers" in damage.damage_bars(BLOCK_DAMAGES).caption
-    assert "Whiskers" not in damage.damage_bars(BLOCK_DAMAGES.assign(standard_error=np.nan)).caption
+    assert "Whiskers" in sensitivity.damage_bars(BLOCK_DAMAGES).caption
+    assert "Whiskers" not in sensitivity.damage_bars(BLOCK_DAMAGES.assign(standard_error=np.nan)).caption
 
 
 def test_axes_of_close_values_have_ticks() -> None:
     close = DAMAGES.assign(held_out_error=np.linspace(0.125, 0.142, len(DAMAGES)))
-    axis = damage.damage_scatter(close).figure.layout.xaxis
+    axis = sensitivity.damage_scatter(close).figure.layout.xaxis
     assert (axis.type, axis.tickvals) == ("log", (0.125, 0.13, 0.135, 0.14, 0.145))
     assert axis.ticktext[1] == "0.13"
-    assert damage.damage_scatter(DAMAGES).figure.layout.xaxis.dtick == "D2"
+    assert sensitivity.damage_scatter(DAMAGES).figure.layout.xaxis.dtick == "D2"
 
 
 def test_decoder_blocks_that_were_not_measured_stay_empty() -> None:
-    drawing = structures.head_map(HEADS.replace({"block_index": {0: 0, 1: 5, 2: 18}}), marked_block=5)
+    drawing = savings.head_map(HEADS.replace({"block_index": {0: 0, 1: 5, 2: 18}}), marked_block=5)
     (cells,), axis = drawing.figure.data, drawing.figure.layout.xaxis
     assert list(cells.x) == list(range(19))
     assert np.flatnonzero(~np.isnan(cells.z).any(0)).tolist() == [0, 5, 18]
     assert axis.dtick == 2
-    (bars,) = damage.damage_bars(BLOCK_DAMAGES.assign(block_index=[0, 5, 18])).figure.data
+    (bars,) = sensitivity.damage_bars(BLOCK_DAMAGES.assign(block_index=[0, 5, 18])).figure.data
     assert bars.width == 0.8
 
 
 def test_experts_are_one_series_of_units() -> None:
     kinds = [f"mlp.experts.{number}.up_proj" for number in range(len(DAMAGES))]
-    drawn = damage.damage_scatter(DAMAGES.assign(projection=kinds)).figure
+    drawn = sensitivity.damage_scatter(DAMAGES.assign(projection=kinds)).figure
     assert [one.name for one in drawn.data] == ["mlp.experts.*.up_proj"]
     assert not drawn.layout.showlegend
 
@@ -576,11 +571,11 @@ def test_few_units_are_no_scatter() -> None:
         rose.RoseError,
         match="takes five units that each cost the model something; three measured so far do",
     ):
-        damage.damage_scatter(BLOCK_DAMAGES)
+        sensitivity.damage_scatter(BLOCK_DAMAGES)
 
 
 def test_damage_of_what_is_restored_is_what_it_gives_back() -> None:
-    drawing = damage.damage_scatter(DAMAGES, restore=True)
+    drawing = sensitivity.damage_scatter(DAMAGES, restore=True)
     assert "that restoring it alone gives back" in below(drawing)
     assert "0 · mlp.up_proj gives back most" in drawing.caption
     assert "one not lowering the loss" in drawing.caption
@@ -588,21 +583,21 @@ def test_damage_of_what_is_restored_is_what_it_gives_back() -> None:
 
 def test_tuning_that_has_ended_for_nothing_is_not_told_as_if_it_went_on() -> None:
     curve = pd.DataFrame([(0, 1.0, 0.9), (5, 9.0, 1.2)], columns=["step", "seconds", "held_out"])
-    assert title(tuning.tuning_curve(curve, 5, dense=None)).startswith("No step is better than the start")
-    assert title(tuning.tuning_curve(curve, 40, dense=None)).startswith("No step so far is better than the start")
+    assert title(methods.tuning_curve(curve, 5, dense=None)).startswith("No step is better than the start")
+    assert title(methods.tuning_curve(curve, 40, dense=None)).startswith("No step so far is better than the start")
 
 
 def test_captions_name_no_column_of_a_mask_that_has_not_changed_and_no_others_of_one_channel() -> None:
     mask = np.zeros((4, 6), bool)
-    caption = solvers.mask_changes(mask, mask, solver="ADMM", step="step 3", since="step 2").caption
+    caption = sweeps.mask_changes(mask, mask, solver="ADMM", step="step 3", since="step 2").caption
     assert caption == "0 weights removed and 0 put back since step 2."
     large, one = np.zeros((50, 60), bool), np.zeros((50, 60), bool)
     one[3, 4] = True
-    drawing = solvers.mask_changes(one, large, solver="ADMM", step="step 3", since="step 2")
+    drawing = sweeps.mask_changes(one, large, solver="ADMM", step="step 3", since="step 2")
     assert title(drawing) == "ADMM, step 3: 0.033 % of the mask changed since step 2"  # not 0.0 %
     table = pd.DataFrame({"channel": [3, 1], "alone": [0.1, 0.2], "together": [0.1, 0.5]})
-    assert structures.channel_curve(table, 1, block=0).caption == "At the line the error is 0.100."
-    both = structures.channel_curve(table, 2, block=0).caption
+    assert savings.channel_curve(table, 1, block=0).caption == "At the line the error is 0.100."
+    both = savings.channel_curve(table, 2, block=0).caption
     assert both.endswith(
         "add up to 0.300, because channels that are removed together cannot compensate for one another."
     )
@@ -612,6 +607,6 @@ def test_accuracies_are_ranked_over_the_tasks_that_all_models_answered() -> None
     rows = [("piqa", 100, 0.5, 0.05, "A", "rose"), ("boolq", 100, 0.9, 0.03, "A", "rose")]
     rows += [("piqa", 100, 0.8, 0.04, "B", "sparsegpt"), ("boolq", 200, 0.1, 0.02, "B", "sparsegpt")]
     table = pd.DataFrame(rows, columns=["task", "questions", "accuracy", "accuracy_error", "run", "method"])
-    drawn = prune.accuracy_bars(table)
+    drawn = methods.accuracy_bars(table)
     assert "B answers 80.0 % correctly, mean over one task that all models answered" in drawn.alt
-    assert "answered no task in common" in prune.accuracy_bars(table.drop(index=0)).alt
+    assert "answered no task in common" in methods.accuracy_bars(table.drop(index=0)).alt

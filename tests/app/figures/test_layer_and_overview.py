@@ -9,18 +9,7 @@ import pytest
 import torch
 
 import rose
-from app.figures import (
-    comparison,
-    hessian,
-    layer_strips,
-    losses,
-    marks,
-    order_picture,
-    overview,
-    palette,
-    style,
-    weight_maps,
-)
+from app.figures import hessian, losses, maps, methods, palette, shapes, style, weights
 
 ALL = [f"model.layers.{b}.{p}" for b in range(5) for p in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")]
 
@@ -37,7 +26,7 @@ def below(drawing: style.Drawing) -> str:
 
 
 def test_map_rings_columnar_layers_and_leaves_the_rest_blank(layers: pd.DataFrame) -> None:
-    drawing = overview.model_map(layers, layers=ALL, marked_layer="model.layers.2.mlp.down_proj")
+    drawing = maps.model_map(layers, layers=ALL, marked_layer="model.layers.2.mlp.down_proj")
     (box,) = drawing.figure.layout.shapes
     assert (box.x0, box.x1, box.y0, box.y1, box.line.color) == (1.5, 2.5, 1.5, 2.5, palette.MARK)
     assert title(drawing) == (
@@ -51,9 +40,9 @@ def test_map_rings_columnar_layers_and_leaves_the_rest_blank(layers: pd.DataFram
     assert heat.z[1, 3] == pytest.approx(0.9)
     assert list(marks.customdata[:2]) == ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"]
     assert list(zip(rings.x, rings.y, strict=True)) == [(1, "self_attn.o_proj"), (3, "self_attn.o_proj")]
-    one = overview.model_map(layers, threshold=0.75)
+    one = maps.model_map(layers, threshold=0.75)
     assert title(one).endswith("; the columnar layer lies in decoder block 3")
-    assert title(overview.model_map(layers, threshold=0.95)).endswith("; no layer is columnar")
+    assert title(maps.model_map(layers, threshold=0.95)).endswith("; no layer is columnar")
 
 
 def expert_table() -> pd.DataFrame:
@@ -71,7 +60,7 @@ def expert_table() -> pd.DataFrame:
 def test_experts_share_a_row_by_their_largest_value() -> None:
     table = expert_table()
     names = [*table["layer"], "model.layers.2.mlp.experts.1.gate_proj"]
-    drawing = overview.model_map(table, layers=names, marked_layer="model.layers.0.mlp.experts.1.gate_proj")
+    drawing = maps.model_map(table, layers=names, marked_layer="model.layers.0.mlp.experts.1.gate_proj")
     heat, marks, rings = drawing.figure.data
     assert list(heat.y) == ["self_attn.o_proj", "mlp.experts.*.gate_proj"]
     assert heat.z.shape == (2, 3)
@@ -90,34 +79,34 @@ def test_experts_share_a_row_by_their_largest_value() -> None:
 
 def test_experts_share_a_colour_and_a_cross() -> None:
     table = expert_table().assign(gain=0.1, dead_columns=3)
-    drawn = overview.gain_scatter(table).figure.data
+    drawn = maps.gain_scatter(table).figure.data
     assert [one.name for one in drawn] == ["self_attn.o_proj", "mlp.experts.*.gate_proj", "dead columns"]
     assert len(drawn[1].customdata) == 6
-    drawing = overview.model_map(table)
+    drawing = maps.model_map(table)
     cross = next(trace for trace in drawing.figure.data if trace.name == "dead columns")
     assert len(cross.x) == 4
     assert "Eight layers have dead columns" in drawing.caption
-    many = pd.concat([table.iloc[1:2]] * (marks.SVG_MARKS + 1), ignore_index=True)
-    assert {trace.type for trace in overview.gain_scatter(many).figure.data} == {"scattergl"}
+    many = pd.concat([table.iloc[1:2]] * (shapes.SVG_MARKS + 1), ignore_index=True)
+    assert {trace.type for trace in maps.gain_scatter(many).figure.data} == {"scattergl"}
     assert {trace.type for trace in drawn} == {"scatter"}
 
 
 def test_experts_one_by_one_have_an_axis() -> None:
     table = expert_table()
-    assert overview.expert_kinds(list(table["layer"])) == ["mlp.experts.*.gate_proj"]
-    assert overview.expert_kinds(ALL) == []
-    drawing = overview.model_map(table, layers=list(table["layer"]), experts="mlp.experts.*.gate_proj")
+    assert maps.expert_kinds(list(table["layer"])) == ["mlp.experts.*.gate_proj"]
+    assert maps.expert_kinds(ALL) == []
+    drawing = maps.model_map(table, layers=list(table["layer"]), experts="mlp.experts.*.gate_proj")
     heat, marks, *_ = drawing.figure.data
     assert list(heat.y) == ["expert 0", "expert 1", "expert 2"]
     assert heat.z.ravel().tolist() == pytest.approx([0.7, 0.25, 0.1, 0.85, 0.9, 0.05])
     assert len(marks.customdata) == 6
     assert "of every expert's gate_proj" in below(drawing)
     many = pd.concat([table.assign(projection=[f"mlp.experts.{k}.up_proj"] * 8, layer=f"{k}") for k in range(128)])
-    assert overview.model_map(many, experts="mlp.experts.*.up_proj").figure.layout.height < 1100
+    assert maps.model_map(many, experts="mlp.experts.*.up_proj").figure.layout.height < 1100
 
 
 def test_gain_against_range_counts_who_gains(layers: pd.DataFrame) -> None:
-    drawing = overview.gain_scatter(layers, threshold=0.5)
+    drawing = maps.gain_scatter(layers, threshold=0.5)
     assert (
         title(drawing) == "Two-level order lowers the error of two of twelve layers, all two columnar layers among them"
     )
@@ -128,67 +117,67 @@ def test_gain_against_range_counts_who_gains(layers: pd.DataFrame) -> None:
     assert (line.x0, line.x1) == (0.5, 0.5)
     (note,) = [one for one in drawing.figure.layout.annotations if one.text.startswith("columnar above")]
     assert (note.y, note.yanchor) == (1, "bottom")  # outside the plot, where it covers no mark
-    held = overview.gain_scatter(layers.assign(held_out_gain=-0.1))
+    held = maps.gain_scatter(layers.assign(held_out_gain=-0.1))
     assert title(held) == "Two-level order lowers the held-out error of none of twelve layers"
     other = layers["relative_range"].idxmin()  # alone helped, and not columnar
-    held = overview.gain_scatter(layers.assign(held_out_gain=[0.01 if i == other else -0.1 for i in layers.index]))
+    held = maps.gain_scatter(layers.assign(held_out_gain=[0.01 if i == other else -0.1 for i in layers.index]))
     assert title(held).endswith("held-out error of one of twelve layers, none of two columnar layers among them")
 
 
 def test_gains_are_averaged_only_over_layers_that_there_are(layers: pd.DataFrame) -> None:
-    caption = overview.gain_scatter(layers).caption
+    caption = maps.gain_scatter(layers).caption
     assert "is 8.4 % less than SparseGPT's in two columnar layers and the same as SparseGPT's in ten others." in caption
-    worse = overview.gain_scatter(layers.assign(gain=-0.1), threshold=0.95).caption
+    worse = maps.gain_scatter(layers.assign(gain=-0.1), threshold=0.95).caption
     assert worse.startswith("On average its error is 10.0 % more than SparseGPT's in twelve layers. It saves most in")
-    one = overview.gain_scatter(layers[layers["relative_range"] > 0.85], threshold=0.505)
+    one = maps.gain_scatter(layers[layers["relative_range"] > 0.85], threshold=0.505)
     assert title(one) == "Two-level order lowers the error of the one layer"
     assert one.caption.startswith("On average its error is 7.7 % less than SparseGPT's in one columnar layer. It saves")
     assert any(note.text == "columnar above 0.505" for note in one.figure.layout.annotations)
 
 
 def test_where_there_is_nothing_no_layer_or_channel_is_singled_out(layers: pd.DataFrame) -> None:
-    drawing = overview.model_map(layers.assign(relative_range=0.0))
+    drawing = maps.model_map(layers.assign(relative_range=0.0))
     assert title(drawing) == "Relative range is 0 in all twelve layers; no layer is columnar"
-    one = overview.model_map(layers.tail(1))
+    one = maps.model_map(layers.tail(1))
     assert one.caption == "Relative range is 0.120 in 3 · mlp.down_proj."
-    assert title(weight_maps.weight_map(torch.zeros(4, 6))) == "All weights are 0"
+    assert title(weights.weight_map(torch.zeros(4, 6))) == "All weights are 0"
     plan = rose.plan_order(torch.rand(4, 6), torch.eye(6), sparsity=0, block_size=3)
-    assert title(weight_maps.potential_loss_map(plan)) == "No block would lose anything"
-    assert title(weight_maps.prepruning_mask(plan)) == "No weight would go"
+    assert title(weights.potential_loss_map(plan)) == "No block would lose anything"
+    assert title(weights.prepruning_mask(plan)) == "No weight would go"
 
 
 def test_dead_columns_are_badged_with_the_range_without_them(layers: pd.DataFrame) -> None:
     row = layers.index[layers["layer"] == "model.layers.1.self_attn.o_proj"][0]
     layers = layers.assign(live_range=np.nan)
     layers.loc[row, ["dead_columns", "live_range"]] = [64, 0.12]
-    drawing = overview.model_map(layers)
+    drawing = maps.model_map(layers)
     cross = next(trace for trace in drawing.figure.data if trace.name == "dead columns")
     assert (list(cross.x), list(cross.y)) == ([1], ["self_attn.o_proj"])
     assert "One layer has dead columns; without them the relative range is 0.120 instead of 0.700" in drawing.caption
 
 
 def test_each_metric_has_its_own_scale_and_name(layers: pd.DataFrame) -> None:
-    drawing = overview.model_map(layers, "gain")
+    drawing = maps.model_map(layers, "gain")
     heat = drawing.figure.data[0]
     assert heat.zmin == -heat.zmax
     assert np.nanmax(heat.z) == pytest.approx(1 - 0.10 / 0.11)
     assert title(drawing) == "Two-level order has less error than SparseGPT on two of twelve layers, more on none"
-    assert title(overview.model_map(layers.assign(gain=0.0), "gain")) == (
+    assert title(maps.model_map(layers.assign(gain=0.0), "gain")) == (
         "Two-level order has SparseGPT's error on all twelve layers"
     )
-    heat = overview.model_map(layers, "condition").figure.data[0]
+    heat = maps.model_map(layers, "condition").figure.data[0]
     assert heat.z[0].tolist() == [1, 2, 3, 4]
     assert "log" in heat.colorbar.title.text
     assert list(heat.colorbar.ticktext) == ["10.0", "100", "1 000", "10 000"]
-    near = overview.model_map(layers.assign(condition=np.linspace(12_000, 14_000, 12)), "condition").figure.data[0]
+    near = maps.model_map(layers.assign(condition=np.linspace(12_000, 14_000, 12)), "condition").figure.data[0]
     assert list(near.colorbar.ticktext) == ["12 000", "14 000"]  # no power of ten lies between
-    drawing = overview.model_map(layers, "error_rose")
+    drawing = maps.model_map(layers, "error_rose")
     assert title(drawing).startswith("Relative error of ROSE is highest in ")
     assert np.nanmax(drawing.figure.data[0].z) == pytest.approx(layers["error_rose"].max())
 
 
 def test_bars_are_sorted_and_answer_with_names(layers: pd.DataFrame) -> None:
-    drawing = overview.range_bars(layers)
+    drawing = maps.range_bars(layers)
     (bar,) = drawing.figure.data
     assert list(bar.customdata)[:2] == ["model.layers.3.self_attn.o_proj", "model.layers.1.self_attn.o_proj"]
     assert bar.x.tolist() == sorted(layers["relative_range"], reverse=True)
@@ -196,16 +185,16 @@ def test_bars_are_sorted_and_answer_with_names(layers: pd.DataFrame) -> None:
 
 
 def test_missing_metric_or_layers(layers: pd.DataFrame) -> None:
-    drawing = overview.model_map(layers.assign(gain=np.nan), "gain")  # no value, and none to come
+    drawing = maps.model_map(layers.assign(gain=np.nan), "gain")  # no value, and none to come
     assert f"blank: no value ({len(layers)})" in below(drawing)
     assert "yet" not in drawing.caption
     assert title(drawing).endswith("no layer has one")
     with pytest.raises(rose.RoseError, match="no condition number of H"):
-        overview.model_map(layers.drop(columns="condition"), "condition")
+        maps.model_map(layers.drop(columns="condition"), "condition")
     with pytest.raises(rose.RoseError, match="measure layers on the start page"):
-        overview.range_bars(layers.head(0))
+        maps.range_bars(layers.head(0))
     with pytest.raises(rose.RoseError, match="use fewer filters"):
-        overview.gain_scatter(layers.head(0))
+        maps.gain_scatter(layers.head(0))
 
 
 # One layer
@@ -214,13 +203,13 @@ def test_missing_metric_or_layers(layers: pd.DataFrame) -> None:
 def test_weight_map_finds_the_strong_column_and_shrinks_in_place() -> None:
     weight = torch.full((10, 30), 0.1)
     weight[:, 21] = -0.5
-    drawing = weight_maps.weight_map(weight, widths=(16, 14), marked_block=1)
+    drawing = weights.weight_map(weight, widths=(16, 14), marked_block=1)
     assert title(drawing) == "The strongest input channel is 21, 5.00 times the median one"
     (box,) = drawing.figure.layout.shapes
     assert (box.x0, box.x1) == (15.5, 29.5)
     assert drawing.caption.endswith("Block 1 is outlined.")
     assert drawing.data.shape == (10, 31)
-    heat = weight_maps.weight_map(torch.rand(600, 1200)).figure.data[0]
+    heat = weights.weight_map(torch.rand(600, 1200)).figure.data[0]
     assert heat.z.shape == (300, 400)
     assert (heat.x0, heat.dx, heat.y0, heat.dy) == (1, 3, 0.5, 2)
 
@@ -250,14 +239,14 @@ def test_spectrum_counts_what_lies_below_the_damping() -> None:
 
 
 def test_mask_counts_exactly_what_the_pattern_asks_in_cells_of_any_size(lab: SimpleNamespace) -> None:
-    drawing = weight_maps.prepruning_mask(lab.plan)
+    drawing = weights.prepruning_mask(lab.plan)
     heat = drawing.figure.data[0]
     assert heat.z.sum() == lab.plan.importance.numel() // 2
     assert heat.zmax == 1
     assert "480 of 960 weights (50.0 %)" in drawing.caption
     weight = 1 - torch.rand(1030, 520)  # without a 0, which has no importance and counts as removed
     plan = rose.plan_order(weight, torch.eye(520), sparsity=0.7, block_size=128)
-    heat = weight_maps.prepruning_mask(plan).figure.data[0]
+    heat = weights.prepruning_mask(plan).figure.data[0]
     assert heat.z.shape == (344, 260)
     assert heat.zmax == 6
     assert heat.z.astype(int).sum() == int((plan.potential_loss > 0).sum())
@@ -303,7 +292,7 @@ def test_block_bars_compare_per_column_and_draw_the_threshold(lab: SimpleNamespa
 
 
 def test_order_picture_follows_a_column(lab: SimpleNamespace) -> None:
-    drawing = order_picture.order_picture(lab.plan, "two_level", marked_column=35)
+    drawing = losses.order_picture(lab.plan, "two_level", marked_column=35)
     order = rose.make_order(lab.plan, "two_level")
     step = int(order.inverse[35])
     followed = drawing.figure.data[-1]
@@ -317,30 +306,30 @@ def test_order_picture_follows_a_column(lab: SimpleNamespace) -> None:
 
 def test_wide_layers_show_ribbons_where_blocks_stay_whole() -> None:
     plan = rose.plan_order(torch.rand(4, 1300), torch.eye(1300), sparsity=0.5, block_size=128)
-    ribbons = order_picture.order_picture(plan, "blocks").figure.data
+    ribbons = losses.order_picture(plan, "blocks").figure.data
     assert {trace.fill for trace in ribbons} == {"toself"}
-    lines = order_picture.order_picture(plan, "random:1")
+    lines = losses.order_picture(plan, "random:1")
     assert "a line for one column in 3" in below(lines)
-    assert sum(len(trace.x) // 3 for trace in lines.figure.data) <= order_picture.PICTURE_LINES
+    assert sum(len(trace.x) // 3 for trace in lines.figure.data) <= losses.PICTURE_LINES
 
 
 def test_method_errors_name_the_saving(records: pd.DataFrame) -> None:
     one = records[records["layer"] == "model.layers.1.self_attn.o_proj"]
-    drawing = comparison.method_errors(one)
+    drawing = methods.method_errors(one)
     assert title(drawing) == "ROSE has 9.1 % less error than SparseGPT"
     assert drawing.caption == "Error, lowest first: ROSE 0.100, SparseGPT 0.110."
     colours = [bar.marker.color for bar in drawing.figure.data]
     assert colours == [palette.METHOD_COLOURS[method] for method in ("sparsegpt", "rose")]
-    several = comparison.method_errors(records.assign(relative_error=np.where(records["method"] == "rose", 0.3, 0.2)))
+    several = methods.method_errors(records.assign(relative_error=np.where(records["method"] == "rose", 0.3, 0.2)))
     assert title(several).startswith("Against SparseGPT: ROSE has the higher error in")
     assert title(several).endswith("on average it is 50 % higher")
     with pytest.raises(rose.RoseError, match="No error"):
-        comparison.method_errors(records[records["projection"] == "mlp.down_proj"], column="held_out_error")
+        methods.method_errors(records[records["projection"] == "mlp.down_proj"], column="held_out_error")
 
 
 def test_a_projection_looks_the_same_whatever_is_filtered(layers: pd.DataFrame) -> None:
     def looks(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
-        drawn = overview.gain_scatter(table, projections=layers["projection"].tolist()).figure.data
+        drawn = maps.gain_scatter(table, projections=layers["projection"].tolist()).figure.data
         return {one.name: (one.marker.color, one.marker.symbol) for one in drawn}
 
     last = layers["projection"].iloc[-1]
@@ -355,6 +344,6 @@ def test_why_loss_dips_where_inputs_spike_is_told() -> None:
         statistics = rose.InputStatistics(64)
         statistics.update(inputs)
         plan = rose.plan_order(weight, statistics, sparsity=0.5, block_size=16)
-        caption = layer_strips.layer_strips(weight, plan, statistics.mean_square.sqrt()).caption
+        caption = weights.layer_strips(weight, plan, statistics.mean_square.sqrt()).caption
         assert f"Relative range {plan.relative_range:.3f}." in caption
         assert ("Where inputs spike, the loss dips" in caption) is is_told

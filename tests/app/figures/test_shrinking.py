@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from app.figures import marks, shrinking
+from app.figures import shapes, shrinking
 
 
 @given(
@@ -48,7 +48,7 @@ def test_cells_whose_text_would_be_too_long_are_shrunk_further() -> None:
     # Plotly escapes every slash of the base64; these floats are full of them.
     slashes = np.frombuffer(b"\xff\xff\x7f\x3f" * 512 * 512, np.float32).reshape(512, 512)
     shrunk = shrinking.shrink(slashes)
-    assert len(go.Figure(marks.heatmap(shrunk, "x")).to_json()) < 2_000_000
+    assert len(go.Figure(shapes.heatmap(shrunk, "x")).to_json()) < 2_000_000
     assert shrunk.note == f"each cell is the maximum of {shrunk.rows} × 1 weights"
     assert shrunk.rows > 1
 

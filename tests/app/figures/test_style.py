@@ -8,7 +8,7 @@ import pytest
 
 import app
 import rose
-from app.figures import marks, palette, style
+from app.figures import palette, shapes, style
 
 
 @pytest.mark.parametrize("theme", palette.INKS)
@@ -27,6 +27,6 @@ def test_titles_wrap_but_numbers_stay_whole() -> None:
 
 
 def test_columns_of_a_block() -> None:
-    assert marks.block_span((16, 16, 8), 2) == (32, 40)
+    assert shapes.block_span((16, 16, 8), 2) == (32, 40)
     with pytest.raises(rose.RoseError, match="blocks 0 to 2"):
-        marks.block_span((16, 16, 8), 3)
+        shapes.block_span((16, 16, 8), 3)

@@ -15,7 +15,7 @@ import pytest
 
 import rose
 from app import words
-from app.figures.paper import drawings
+from app.figures.orders import drawings
 from app.runs import finished, html_page, html_report, pairs
 from rose import cli
 from rose.report import csv_text

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import rose
-from app.figures.comparison import over_seeds_bars
+from app.figures.methods import over_seeds_bars
 from app.runs import checkpoints, recipes
 from app.runs.checkpoints import RESERVE
 from app.runs.damage import DamageRequest

@@ -12,7 +12,7 @@ import torch
 
 import rose
 from app import words
-from app.figures.tuning import tuning_curve
+from app.figures.methods import tuning_curve
 from app.runs import finished, html_report, pairs, shipping, tuning
 from app.runs import pruning as run_of_pruning
 from app.runs.pruning import PruningRun, kept_checkpoints, layer_table, model_table

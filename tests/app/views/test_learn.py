@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app.components import as_html
-from app.figures.sweep import sweep_film, sweep_frame
+from app.figures.sweeps import sweep_film, sweep_frame
 from app.lessons import basis, chain, subjects
 from app.lessons import texts as lesson_texts
 from app.lessons.chain import ChainDesign

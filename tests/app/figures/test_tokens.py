@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from plotly.colors import hex_to_rgb
 
-from app.figures import coloured_text as coloured
+from app.figures import tokens as coloured
 from app.figures.palette import INKS, Theme
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.figures import marks, overview, palette, style
+from app.figures import maps, palette, shapes, style
 from app.figures.palette import Theme
 from app.figures.style import Drawing
 from rose import RoseError, verdicts
@@ -56,7 +56,7 @@ def damage_bars(
         raise RoseError("No decoder block has been measured yet.")
     rows = table.sort_values("block_index").reset_index(drop=True)
     name, axis = ("sensitivity", "nats per token") if value == "damage" else PREDICTORS[value]
-    caption = overview.range_of(words.sentence(name), rows.set_index("unit")[value])
+    caption = maps.range_of(words.sentence(name), rows.set_index("unit")[value])
     columns, whiskers = ["unit", "block_index", value], {}
     if value == "damage":
         if rows["standard_error"].notna().any():  # of one window there is none
@@ -69,9 +69,9 @@ def damage_bars(
     figure = go.Figure()
     x, y = rows["block_index"], rows[value]
     # Of its own accord a bar reaches over blocks that were not measured.
-    marks.bars(figure, x, y, look, hover, width=0.8, customdata=rows["unit"], marker=outline, **whiskers)
+    shapes.bars(figure, x, y, look, hover, width=0.8, customdata=rows["unit"], marker=outline, **whiskers)
     places = [int(index) for index in rows["block_index"]] + [words.place_of(unit)[0] or 0 for unit in units]
-    marks.block_axis(figure, places)
+    shapes.block_axis(figure, places)
     top = rows.loc[rows[value].idxmax()]
     finding = f"{words.sentence(name)} is highest in {words.short_layer(top['unit'])}, {words.number(top[value])}"
     what = f"{words.sentence(name)} of every decoder block{SUMMED.get(value, '')}"
@@ -92,7 +92,7 @@ def damage_map(
 
     The table has the units measured so far, `units` those to come too, so that the picture keeps its size.
     """
-    drawing = overview.model_map(as_layers(table), value, layers=list(units), marked_layer=marked, theme=theme)
+    drawing = maps.model_map(as_layers(table), value, layers=list(units), marked_layer=marked, theme=theme)
     drawing.figure.update_layout(height=max(300, drawing.figure.layout.height))
     return drawing
 
@@ -115,12 +115,12 @@ def damage_scatter(
     shown = rows[(rows["damage"] > 0) & (rows[predictor] > 0)]
     _check_enough(len(shown), name, restore)
     figure = go.Figure()
-    looks = palette.projection_styles(list(dict.fromkeys(rows["projection"].map(overview.map_row))))
-    for projection, part in shown.groupby(shown["projection"].map(overview.map_row), sort=False):
+    looks = palette.projection_styles(list(dict.fromkeys(rows["projection"].map(maps.map_row))))
+    for projection, part in shown.groupby(shown["projection"].map(maps.map_row), sort=False):
         spread, cost = part["standard_error"].fillna(0.0), part["damage"]
         down = np.minimum(spread, 0.9 * cost)  # a logarithmic axis has no 0
         hover = f"%{{customdata[0]}}<br>{name} %{{x:.4g}}<br>sensitivity %{{y:.4g}} ± %{{customdata[1]}} nats"
-        marks.points(
+        shapes.points(
             figure,
             part[predictor],
             cost,
@@ -138,7 +138,7 @@ def damage_scatter(
         figure.add_annotation(x=x, y=y, text=words.short_layer(row["unit"]), showarrow=False, yshift=14)
     chosen = shown[shown["unit"] == marked]
     if len(chosen):
-        marks.rings(figure, chosen[predictor], chosen["damage"], "chosen")
+        shapes.rings(figure, chosen[predictor], chosen["damage"], "chosen")
     rho = rank_correlation(rows, predictor)
     unit = "decoder blocks" if BLOCK in set(rows["projection"]) else "layers"
     finding = verdicts.says_correlation(words.sentence(name), f"which {unit} the loss depends on", rho)

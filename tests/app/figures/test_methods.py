@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 import pytest
 
 import rose
-from app.figures import marks, palette
-from app.figures.comparison import method_errors, over_seeds_bars, time_and_perplexity
+from app.figures import palette, shapes
+from app.figures.methods import method_errors, over_seeds_bars, time_and_perplexity
 from app.figures.style import Drawing
 from rose.model.measure.comparison import results_of
 from rose.verdicts import Result
@@ -139,7 +139,7 @@ def test_names_cover_neither_marks_nor_one_another() -> None:
     assert len(places) == len(notes) == 10
     spans = np.array([[0.99, 1.10], [49.9, 51.0]])
     figure = go.Figure(layout={"height": 480, "margin": {"t": 60, "b": 56}})
-    marks.name_points(figure, np.array([1.0, 1.0]), np.array([50.0, 50.0]), ["one", "two"], spans, ["black", "grey"])
+    shapes.name_points(figure, np.array([1.0, 1.0]), np.array([50.0, 50.0]), ["one", "two"], spans, ["black", "grey"])
     one, two = figure.layout.annotations
     assert (one.ax, one.ay) != (two.ax, two.ay)
 
@@ -148,7 +148,7 @@ def test_the_front_strikes_no_name_through() -> None:
     figure = go.Figure(layout={"height": 616, "margin": {"t": 60, "b": 56}})  # 700 × 500 pixels for the marks
     spans, steps = np.array([[0, 700], [0, 500]]), [(100, 300), (300, 300), (300, 200), (699, 200)]
     places = (np.array([100, 300]), np.array([300, 200]))
-    marks.name_points(figure, *places, ["first", "second"], spans, ["black"] * 2, steps)
+    shapes.name_points(figure, *places, ["first", "second"], spans, ["black"] * 2, steps)
     first, second = figure.layout.annotations
     assert (first.xanchor, first.ay) == ("right", 0)  # the front leaves to the right
     assert (second.xanchor, second.ay) == ("right", 0)  # and comes from above

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from app import words
-from app.figures import marks, palette, shrinking, style
+from app.figures import palette, shapes, shrinking, style
+from app.figures.losses import losses_in_order
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose import METHODS, LayerResult, RoseError, verdicts
+from rose.layer.defaults import THRESHOLD
 from rose.layer.order import visited_blocks
+from rose.layer.paper import PaperFigures
 from rose.layer.sweep import SweepTrace
 
 # Sweeps, by order and budget, that a method makes of every layer; ROSE visits only columnar layers in its order.
@@ -59,7 +62,7 @@ def error_curve(
         mean = many.mean(0)
         final[name] = float(mean[-1])
         hover = f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}"
-        marks.lines(figure, np.arange(len(mean)), mean, look, hover)
+        shapes.lines(figure, np.arange(len(mean)), mean, look, hover)
         ends.append((float(mean[-1]), look.label.replace(", mean of ", "<br>mean of "), look.colour, look.dash))
     base = next((name for name in ("natural", "natural + layer") if name in final), None)
     if reference is None and base is not None:
@@ -70,7 +73,7 @@ def error_curve(
     what = f"Error so far after each pruned block{words.of(layer)}; a line ends at the final error{dotted}"
     top = 1.06 * max(float(curve.max()) for curve in curves.values()) or 1.0
     figure.update_yaxes(range=[0, top])
-    figure.update_xaxes(range=[-0.02 * blocks, blocks * 1.02], dtick=marks.whole_step(blocks), zeroline=False)
+    figure.update_xaxes(range=[-0.02 * blocks, blocks * 1.02], dtick=shapes.whole_step(blocks), zeroline=False)
     listed = []
     for name, value in sorted(final.items(), key=lambda pair: pair[1]):
         label, said = run_style(name).label, words.number(value)
@@ -82,10 +85,10 @@ def error_curve(
     alt = f"Line chart of the error against pruned blocks for {words.count(len(final), 'sweep')}"
     table = pd.DataFrame({name: pd.Series(curve) for name, curve in curves.items()})
     table = table.rename_axis("pruned_blocks").reset_index()
-    height = max(420, 200 + marks.LABEL_LINE * sum(1 + text.count("<br>") for _, text, *_ in ends))
+    height = max(420, 200 + shapes.LABEL_LINE * sum(1 + text.count("<br>") for _, text, *_ in ends))
     frame = {"x": "pruned blocks", "y": style.ERROR, "height": height}
     drawing = style.finish(figure, theme, finding, what, caption, alt, table, **frame)
-    marks.end_labels(figure, blocks, ends, top)
+    shapes.end_labels(figure, blocks, ends, top)
     return drawing
 
 
@@ -152,7 +155,7 @@ def _band(figure: go.Figure, curves: np.ndarray, look: Style) -> None:
     x, y = np.concatenate([there, there[::-1]]), np.concatenate([curves.max(0), curves.min(0)[::-1]])
     look = look._replace(label=f"{look.label}, lowest to highest")
     fill: dict[str, Any] = {"mode": "lines", "fill": "toself", "fillcolor": look.colour, "opacity": 0.25}
-    marks.lines(figure, x, y, look, "", width=0, **fill)
+    shapes.lines(figure, x, y, look, "", width=0, **fill)
 
 
 def _against_random(curves: Mapping[str, np.ndarray]) -> str:
@@ -196,10 +199,10 @@ def given_up(
             texts = [words.percent(float(part), 0) for part in share] if len(lost) <= NAMED else [""] * len(lost)
             hover = f"%{{x}}. pruned, {look.label}<br>gives up %{{customdata:.1%}} of its weights<br>loses %{{y:.4g}}"
             at = {"row": 1, "col": column, "showlegend": column == 1}
-            marks.bars(figure, steps, lost, look, hover, text=texts, customdata=share, **at)
+            shapes.bars(figure, steps, lost, look, hover, text=texts, customdata=share, **at)
             named = {"order": order, "budget": look.label.removesuffix(" budget"), "step": steps}
             rows.append(pd.DataFrame(named | {"share_removed": share, "lost": lost}))
-        figure.update_xaxes(title_text="pruned block", dtick=marks.whole_step(len(lost)), row=1, col=column)
+        figure.update_xaxes(title_text="pruned block", dtick=shapes.whole_step(len(lost)), row=1, col=column)
     table = pd.concat(rows, ignore_index=True)
     most = table[table["budget"] == "block"].groupby("order", sort=False)["lost"].max()
     names = [f"{palette.order_style(order).label.partition(',')[0].lower()} order" for order in orders]
@@ -272,16 +275,16 @@ def damage_split(
     }
     for look, values in parts.values():
         hover = f"%{{x}}. pruned, %{{customdata}}<br>{look.label} %{{y:.4g}}"
-        marks.bars(figure, steps, values, look, hover, customdata=names)
+        shapes.bars(figure, steps, values, look, hover, customdata=names)
     if step is not None and 0 <= step < len(error):
-        marks.outline(figure, step + 0.56, step + 1.44, 0, (float(lost.max()) or 1.0) * 1.03)
+        shapes.outline(figure, step + 0.56, step + 1.44, 0, (float(lost.max()) or 1.0) * 1.03)
     total, last = float(lost.sum()) or 1.0, float(lost[-1]) or 1.0
     by_later, by_own = (words.percent(float(parts[part][1].sum()) / total, 0) for part in ("later", "inside"))
     finding = f"Later blocks absorb {by_later} of the error, the block itself {by_own}"
     named = sweep_style(result).label
     what = f"{named}: squared error of each block{words.of(layer)}, damping included, in the order visited"
     figure.update_layout(barmode="stack")
-    figure.update_xaxes(dtick=marks.whole_step(len(error)))
+    figure.update_xaxes(dtick=shapes.whole_step(len(error)))
     if len(error) <= NUMBERED:
         texts = [f"{step}<br>{name}" if len(error) <= NAMED else str(step) for step, name in enumerate(names, 1)]
         figure.update_xaxes(tickvals=steps.tolist(), ticktext=texts)
@@ -321,16 +324,16 @@ def position_curve(
     x, y = rows["position"].to_numpy(np.int64), rows["relative_error"].to_numpy(np.float64)
     figure = go.Figure()
     hover = "pruned as number %{x}<br>final error %{y:.4g}"
-    marks.lines(figure, x + 1, y, Style(palette.AZURE, "final error"), hover, size=9)
+    shapes.lines(figure, x + 1, y, Style(palette.AZURE, "final error"), hover, size=9)
     look = palette.order_style(base)
     its = f"its place in {look.label.lower()} order"
-    marks.rings(figure, [place + 1], y[x == place], its, size=18, colour=look.colour)
+    shapes.rings(figure, [place + 1], y[x == place], its, size=18, colour=look.colour)
     best, worst = int(x[y.argmin()]), int(x[y.argmax()])
     first, last = float(y[0]), float(y[-1])
     finding = f"Pruned last, block {block} leaves {verdicts.says_change(last, first, 'pruned first')}"
     what = f"Final error{words.of(layer)} when block {block} is pruned at each position, one real sweep per mark"
     figure.update_yaxes(range=[0, float(y.max()) * 1.1 or 1])
-    figure.update_xaxes(dtick=marks.whole_step(len(x)))
+    figure.update_xaxes(dtick=shapes.whole_step(len(x)))
     caption = (
         f"The error is lowest, {words.number(float(y.min()))}, at position {best + 1} and highest, "
         f"{words.number(float(y.max()))}, at position {worst + 1} of {len(x)}."
@@ -358,9 +361,9 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", t
     for name, label in labels.items():
         look = palette.order_style(name)._replace(label=label)
         hover = f"{label}<br>sparsity %{{customdata}}<br>final error %{{y:.4g}}"
-        marks.bars(figure, np.arange(len(groups)), wide[name], look, hover, customdata=groups)
+        shapes.bars(figure, np.arange(len(groups)), wide[name], look, hover, customdata=groups)
     for i, level in enumerate(wide["natural"]):
-        figure.add_shape(type="line", x0=i - 0.45, x1=i + 0.45, y0=level, y1=level, line=marks.dashed(theme))
+        figure.add_shape(type="line", x0=i - 0.45, x1=i + 0.45, y0=level, y1=level, line=shapes.dashed(theme))
     figure.update_xaxes(tickvals=list(range(len(groups))), ticktext=groups, showgrid=False)
     natural = labels["natural"]
     mean = wide.div(wide["natural"], axis=0).mean().sort_values()
@@ -413,7 +416,7 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
             zmax=limit,
             xgap=2,
             ygap=2,
-            colorbar=marks.colourbar("error against SparseGPT", tickformat=style.PERCENT),
+            colorbar=shapes.colourbar("error against SparseGPT", tickformat=style.PERCENT),
             hovertemplate="%{y} order, %{x}<br>%{text} of SparseGPT's error<extra></extra>",
         )
     )
@@ -437,3 +440,134 @@ def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = 
     table, alt = ratio.reset_index().rename(columns=columns), "Table of relative error by order and budget, coloured"
     frame = {"x": "how many weights each block gives up", "height": 190 + 52 * len(labels)}
     return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
+
+
+def drawings(paper: PaperFigures) -> list[Drawing]:
+    """Figure 1a with the losses of blocks before and after reordering, Figure 1c, where there are positions to choose
+    from, and the bars of orders."""
+    layer = words.short_layer(paper.layer)
+    curves = {order: np.array(curve) for order, curve in paper.curves.items()}
+    found = [error_curve(curves, layer=layer)]
+    if len(paper.losses) > 1:
+        errors = {order: np.diff(curves[order]) for order in ("natural", "two_level")}
+        found.append(losses_in_order(np.array(paper.losses), paper.visited, errors, layer=layer))
+    if len(paper.positions) > 1:
+        table = pd.DataFrame(paper.positions, columns=["position", "relative_error"])
+        found.append(position_curve(table, block=paper.block, base="natural", place=paper.place, layer=layer))
+    bars = pd.DataFrame(paper.bars, columns=["order", "sparsity", "relative_error"])
+    return [*found, order_bars(bars, layer=layer)]
+
+
+GIVEN = "given"
+# How sentences speak of a basis.
+SPOKEN = {"random": "a random basis", "gathered": "the gathered basis", "learned": "the learned basis"}
+
+
+def basis_errors(
+    table: pd.DataFrame, labels: Mapping[str, str], chosen: str = GIVEN, *, layer: str = "", theme: Theme = "light"
+) -> Drawing:
+    """Held-out error of each method in each basis as bars, calibration error as a line in each; the chosen is outlined.
+
+    Without held-out errors bars are of calibration. `labels`: by basis, "given" among them, in the order of the groups.
+    The table has a row per basis and method: basis, method, relative_error, held_out_error (NaN where there is none).
+    """
+    column, tokens = style.judged(table)
+    has_held_out = tokens == "held-out"
+    methods = list(dict.fromkeys(table["method"]))
+    wide, fitted = (
+        table.pivot_table(index="basis", columns="method", values=name, sort=False).reindex(list(labels))
+        for name in (column, "relative_error")
+    )
+    figure, width = go.Figure(), 0.8 / len(methods)
+    groups = np.arange(len(labels))
+    for place, method in enumerate(methods):
+        look, x = palette.method_style(method), groups - 0.4 + width * (place + 0.5)
+        hover = f"{look.label}, %{{customdata}}<br>{tokens} error %{{y:.4g}}"
+        shapes.bars(figure, x, wide[method], look, hover, customdata=list(labels.values()), width=0.9 * width)
+    if has_held_out:
+        ends = np.concatenate([groups - 0.4 + width * (place + 0.5) for place in range(len(methods))])
+        y = np.concatenate([fitted[method] for method in methods])
+        ink = palette.INKS[theme].text
+        look = palette.Style(ink, "Calibration", symbol="line-ew")
+        marker = {"line": {"width": 2.5, "color": ink}}
+        shapes.points(figure, ends, y, look, "calibration error %{y:.4g}", size=11, marker=marker)
+    at = list(labels).index(chosen)
+    shapes.outline(figure, at - 0.47, at + 0.47, 0, 1, yref="paper")
+    figure.update_xaxes(tickvals=groups, ticktext=list(labels.values()), showgrid=False)
+    lead, seen = methods[0], chosen if chosen != GIVEN else str(wide[methods[0]].idxmin())
+    base = wide.loc[GIVEN]
+    finding = f"No basis has less {tokens} error than the one as given"
+    if seen != GIVEN:
+        change = verdicts.says_change(wide.loc[seen, lead], base[lead], "as given")
+        finding = f"In {SPOKEN[seen]} {palette.method_style(lead).label} makes {change}"
+    line = "; line in a bar: on calibration tokens" if has_held_out else ""
+    what = f"{words.sentence(tokens)} error{words.of(layer)} in each basis{line}; the chosen one is outlined"
+    shown = seen if seen != GIVEN else next(name for name in labels if name != GIVEN)
+    said = "; ".join(
+        f"{palette.method_style(one).label} {words.number(wide.loc[shown, one])}, "
+        f"{verdicts.says_change(wide.loc[shown, one], base[one], 'as given', '')}"
+        for one in methods
+    )
+    caption = f"{words.sentence(tokens)} error in {SPOKEN[shown]}: {said}."
+    alt = f"Grouped bars of {tokens} error by basis and method"
+    frame = {"x": "basis of the heads", "y": style.ERROR, "height": 460, "legend": True}
+    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
+
+
+def sentence(table: pd.DataFrame) -> str:
+    """What the bases do to SparseGPT's error, in numbers; table as above."""
+    rows = table[table["method"] == "sparsegpt"].set_index("basis")
+    column, tokens = style.judged(rows)
+    errors = rows[column]
+    given, parts = float(errors[GIVEN]), []
+    for name in ("gathered", "learned", "random"):
+        before, after = words.apart(given, float(errors[name]))
+        verb = "stays at" if before == after else "falls" if errors[name] < given else "rises"
+        parts.append((SPOKEN[name], verb, before, after))
+    (first, verb, before, after), *others = parts
+    whose = f"SparseGPT's {tokens} error"
+    moved = f"{verb} {before}" if verb == "stays at" else f"{verb} from {before} to {after}"
+    rest = "; ".join(
+        f"in {where} it {how} {end}" if how == "stays at" else f"in {where} it {how} to {end}"
+        for where, how, _, end in others
+    )
+    return f"In {first} {whose} {moved}; {rest}. The dense model computes the same in all four."
+
+
+def strength_curve(
+    points: Sequence[tuple[float, float, float]], marked: float, *, threshold: float = THRESHOLD, theme: Theme = "light"
+) -> Drawing:
+    """What two-level order gains on a synthetic layer whose one block grows stronger, above all at strength `marked`.
+
+    The points are (columnar strength, relative range, error of two-level over natural order).
+    """
+    table = pd.DataFrame(sorted(points), columns=["strength", "relative_range", "error_ratio"])
+    table["error_saved"] = 1 - table["error_ratio"]
+    columnar = table["relative_range"] > threshold
+    look, figure = palette.order_style("two_level"), go.Figure()
+    hover = "strength %{x:.3g}<br>saves %{y:.1%}<br>relative range %{customdata:.3f}"
+    symbols = np.where(columnar, "circle", "circle-open").tolist()
+    marker = {"symbol": symbols, "line": {"width": 2, "color": look.colour}}
+    behind = {"customdata": table["relative_range"], "marker": marker}
+    shapes.lines(figure, table["strength"], table["error_saved"], look, hover, size=11, **behind)
+    figure.add_vline(x=marked, line=shapes.CHOSEN)
+    # The title is of the strength that the page stands at, so that moving the slider says something new.
+    here = table.loc[(table["strength"] - marked).abs().idxmin()]
+    verb, amount = "saves" if here["error_saved"] > 0 else "costs", words.percent(abs(float(here["error_saved"])))
+    finding = f"At strength {words.number(float(here['strength']))}, two-level order {verb} {amount} of the error"
+    what = f"Error saved against natural order on a generated layer; filled: columnar, above {threshold:.2f}"
+    low, high = float(table["error_saved"].min()), float(table["error_saved"].max())
+    figure.update_xaxes(zeroline=False)
+    room = max(high, 0) - min(low, 0) or 0.01
+    figure.update_yaxes(tickformat=style.PERCENT, range=[min(low, 0) - 0.08 * room, max(high, 0) + 0.12 * room])
+    crossing = table["strength"][columnar]
+    where = (
+        f"the layer counts as columnar from strength {words.number(float(crossing.iloc[0]))} on"
+        if len(crossing)
+        else "the layer counts as columnar at none of these strengths"
+    )
+    first = float(table["error_saved"].iloc[0])
+    caption = f"At strength {words.number(float(table['strength'].iloc[0]))} it saves {words.percent(first)}; {where}."
+    alt = "Line chart of the error saved by two-level order against columnar strength"
+    axes = {"x": "columnar strength (0: all blocks alike)", "y": "error saved by two-level order"}
+    return style.finish(figure, theme, finding, what, caption, alt, table, **axes)
