@@ -50,7 +50,11 @@ def write(path: Path, architecture: str, mlp: Callable[[int], dict[str, np.ndarr
     writer.add_head_count_kv(KEY_HEADS)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(VOCABULARY)
-    writer.add_token_list([f"word{number}" for number in range(VOCABULARY)])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["w", "o", "wo", *(f"word{number}" for number in range(3, VOCABULARY))])
+    writer.add_token_merges(["w o"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
     if mlp is experts:
         writer.add_expert_count(EXPERTS)
         writer.add_expert_used_count(2)
