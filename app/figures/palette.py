@@ -17,7 +17,7 @@ from plotly.colors import sample_colorscale, unlabel_rgb
 from app import words
 from rose import METHODS
 from rose.layer.registry import label_of
-from rose.model.run.settings import TARGETS
+from rose.model.defaults import TARGETS
 
 Theme = Literal["light", "dark"]
 

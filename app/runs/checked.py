@@ -24,10 +24,10 @@ from app.runs.request import HELD_OUT
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand
-from rose.model.check import checkpoint
 from rose.model.check.checkpoint import CheckpointCheck
 from rose.model.check.findings import findings, says_other_draw
 from rose.model.check.verdicts import VERDICTS
+from rose.model.defaults import CHECKED_AGAINST
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.formats.low_rank import keep_low_rank
 from rose.model.load.tokens import check_text
@@ -74,7 +74,7 @@ class CheckRequest:
     def estimate(self, skeleton: nn.Module) -> Cost:
         """Of a check with tokens; `skeleton` is that of the dense model."""
         setup = self.setup
-        sweeps = 1 + sweeps_of(checkpoint.TRIED)  # and a refit
+        sweeps = 1 + sweeps_of(CHECKED_AGAINST)  # and a refit
         samples = setup.samples + setup.held_out
         cost = estimate_cost(skeleton, samples=samples, length=setup.length, passes=2, sweeps=sweeps, target="dense")
         windows = (setup.held_out or setup.samples) * setup.length

@@ -15,7 +15,7 @@ from app.runs.request import HELD_OUT, PruneRequest
 from app.study.setup import Setup
 from rose import verdicts
 from rose.layer.registry import label_of
-from rose.model.load.tokens import DRIFT
+from rose.model.defaults import DRIFT
 from rose.verdicts import Result
 
 

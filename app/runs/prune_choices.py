@@ -12,7 +12,7 @@ from app.runs.widgets import linked, path_input
 from app.study.setup import Setup
 from rose.layer.defaults import BITS as GRID_BITS
 from rose.layer.defaults import GROUPS, RECOMMENDED, THRESHOLD
-from rose.model.load.tokens import SOURCES
+from rose.model.defaults import SOURCES
 from rose.model.measure import zero_shot
 
 FILE = "a file"

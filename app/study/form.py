@@ -12,7 +12,8 @@ import rose
 from app import shared, words
 from app.study import preflight
 from app.study.setup import LIMITS, Setup
-from rose.model.load.models import DTYPES, PACKAGED, STORED, is_hub_id, load_skeleton, read_as
+from rose.model.defaults import STORED
+from rose.model.load.models import DTYPES, PACKAGED, is_hub_id, load_skeleton, read_as
 from rose.model.load.tokens import DATASETS
 from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network

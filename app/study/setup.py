@@ -12,10 +12,11 @@ import rose
 from rose.environment import versions
 from rose.layer.defaults import BLOCK_SIZE, DAMPING, SPARSITY
 from rose.layer.pattern import parse_sparsity
+from rose.model.defaults import OFFLINE, STUDY
 from rose.model.estimate.duration import Cost
 from rose.model.estimate.memory import check_free
-from rose.model.load.models import OFFLINE, parse_dtype
-from rose.model.load.tokens import STUDY, Warn, load_calibration
+from rose.model.load.models import parse_dtype
+from rose.model.load.tokens import Warn, load_calibration
 
 # What every layer is measured with: name in the table -> arguments of `rose.prune_layer`. Two-level order is measured
 # on all layers, columnar or not, so that the threshold can move without pruning anything again.

@@ -14,10 +14,11 @@ from rose import verdicts
 from rose.model.estimate.duration import estimate_cost, matmul_rate
 from rose.structured.allocation import uniform_candidates
 from rose.structured.configuration import can_bias, kinds_of
+from rose.structured.defaults import RECOVERIES
 from rose.structured.methods import choose, structured_method
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape, find_parts
 from rose.structured.plan import PRICING
-from rose.structured.problem import RECOVERIES, Problem, recover, relative_errors, set_cost
+from rose.structured.problem import Problem, recover, relative_errors, set_cost
 from rose.structured.survey import PartSurvey, make_problem, price_part
 
 

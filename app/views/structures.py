@@ -19,7 +19,8 @@ from app.study.setup import weights_size
 from app.study.structures import Structures, collecting
 from app.study.study import Study
 from rose.report import with_cautions
-from rose.structured.allocation import ALLOCATIONS, head_shapes
+from rose.structured.allocation import head_shapes
+from rose.structured.defaults import ALLOCATIONS
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape
 from rose.structured.plan import SlimSettings
 

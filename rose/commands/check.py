@@ -18,10 +18,9 @@ from rose.files import expand
 from rose.layer.registry import get_method
 from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
-from rose.model.check.costs import TRIED
 from rose.model.check.findings import findings, says_other_draw
+from rose.model.defaults import CHECK, CHECKED_AGAINST
 from rose.model.formats.low_rank import keep_low_rank
-from rose.model.load.tokens import CHECK
 from rose.output import check_file, write_file
 from rose.report import json_rows
 from rose.verdicts import SPARSE
@@ -41,7 +40,7 @@ def add_parser(commands: Any) -> None:
     says = f"text to measure errors on: {shared.TEXTS} (default: none, judge by the weights alone, in seconds)"
     shared.add(parser, "calibration", help=says, default=None)
     shared.add(parser, "samples length seed held-out bos")
-    says = f"with --calibration, compare with what these methods reach (default: {','.join(TRIED)})"
+    says = f"with --calibration, compare with what these methods reach (default: {','.join(CHECKED_AGAINST)})"
     add("--methods", metavar="A,B", help=says)
     add("--json", type=expand, metavar="FILE.json", help="write all that was found to this file")
     parser.set_defaults(run=run, **CHECK._asdict())
@@ -55,7 +54,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if wrong and not options.calibration:
         says = "Without --calibration TEXT a check goes by the weights alone"
         raise rose.RoseError(f"{says}; give that too, or leave {listing(wrong, len(wrong))} out.")
-    methods = shared.split(options.methods, "--methods") if options.methods else TRIED
+    methods = shared.split(options.methods, "--methods") if options.methods else CHECKED_AGAINST
     for method in methods:
         get_method(method)
     dense, tokenizer = shared.load(options, console, options.dense)

@@ -14,10 +14,10 @@ from rose.commands import options as shared
 from rose.commands import terminal
 from rose.files import reachable
 from rose.layer.defaults import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD
+from rose.model.defaults import DAMAGE, UNITS
 from rose.model.estimate.duration import estimate_damage, sweeps_of
 from rose.model.load.models import parse_dtype
-from rose.model.load.tokens import DAMAGE
-from rose.model.measure.damage import UNITS, dense_weights
+from rose.model.measure.damage import dense_weights
 from rose.model.measure.damage_report import (
     PREDICTORS,
     WHOLE,

@@ -12,7 +12,7 @@ import rose
 from rose.commands import options as shared
 from rose.commands import terminal
 from rose.files import expand
-from rose.model.load.tokens import PAPERS
+from rose.model.defaults import PAPERS
 from rose.model.measure.perplexity import perplexity_of
 from rose.model.measure.zero_shot import TASKS, check_installed, task_manager, zero_shot
 from rose.output import check_file, write_file

@@ -20,31 +20,20 @@ from rose.files import expand, reachable
 from rose.layer.defaults import BITS, BLOCK_SIZE, BUDGETS, DAMPING, GROUPS, METHOD, SPARSITY, THRESHOLD
 from rose.layer.methods import Settings
 from rose.layer.registry import order_names
+from rose.model.defaults import ALLOCATIONS, BOS, COMPUTE, DENSITY_SPREAD, OFFLINE, PRUNING, SOURCES, STORED, TARGETS
 from rose.model.estimate.duration import estimate_cost, sweeps_of
 from rose.model.estimate.memory import Memory, check_free, largest
-from rose.model.load.models import DTYPES, OFFLINE, PACKAGED, STORED, parse_dtype, read_as, stored_dtype
-from rose.model.load.tokens import (
-    BOS,
-    PRUNING,
-    SOURCES,
-    check_calibration,
-    check_seed,
-    check_text,
-    check_windows,
-    load_calibration,
-    text_file,
-)
+from rose.model.load.models import DTYPES, PACKAGED, parse_dtype, read_as, stored_dtype
+from rose.model.load.tokens import check_calibration, check_seed, check_text, check_windows, load_calibration, text_file
 from rose.model.measure.perplexity import window_losses
 from rose.model.network.network import Network
-from rose.model.network.precision import COMPUTE, name_of
 from rose.model.network.precision import DEFAULT as AUTO
-from rose.model.run.allocation import ALLOCATIONS, DENSITY_SPREAD
+from rose.model.network.precision import name_of
 from rose.model.run.rotation import check_samples, rotate_heads
-from rose.model.run.settings import TARGETS, RunOptions
+from rose.model.run.settings import RunOptions
 from rose.model.workers import Workers
-from rose.structured.parts import PARTS
+from rose.structured.defaults import PARTS, RECOVERIES
 from rose.structured.plan import SlimSettings
-from rose.structured.problem import RECOVERIES
 from rose.verdicts import mean_ratio
 from rose.wording import duration, listing, size
 

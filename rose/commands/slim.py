@@ -22,7 +22,7 @@ from rose.model.estimate.memory import Memory, estimate_memory
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.run.settings import run_settings
-from rose.structured.allocation import ALLOCATIONS
+from rose.structured.defaults import ALLOCATIONS
 from rose.structured.parts import HEADS, block_parameters, find_parts
 from rose.structured.plan import SlimSettings, estimate_slim_memory, estimate_slimming
 from rose.structured.slimming import check_slimming

@@ -21,17 +21,17 @@ from rose.commands import options as shared
 from rose.files import expand
 from rose.interrupt import CANCELLED
 from rose.layer.pattern import parse_sparsity
+from rose.model.defaults import LOSSES, RATE, TUNING
 from rose.model.formats.low_rank import keep_low_rank
 from rose.model.load.models import has_tokenizer
-from rose.model.load.tokens import TUNING, load_apart, tuning_draw
+from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.network.layers import count_zeros, prunable_layers
 from rose.model.network.network import Network
 from rose.model.run.checkpoint import begun_with
 from rose.model.tune.kept import PRUNED
-from rose.model.tune.loss import LOSSES
 from rose.model.tune.parts import Parts
 from rose.model.tune.task import TuneReport, TuneSettings, TuneTask, TuningProgress, check_memory, check_pair
-from rose.model.tune.tuning import RATE, texts_digest
+from rose.model.tune.tuning import texts_digest
 from rose.model.workers import Workers
 from rose.report import removed_fraction, report_beside
 from rose.wording import whole

@@ -19,7 +19,8 @@ from torch import nn
 from rose.diffusion.denoiser import block_of, outermost_lists
 from rose.errors import RoseError
 from rose.model.network.layers import PrunableLayer, check_plain
-from rose.structured.parts import CHANNELS, HEADS, PARTS, Part, Rows, Shape, check_kinds
+from rose.structured.defaults import PARTS
+from rose.structured.parts import CHANNELS, HEADS, Part, Rows, Shape, check_kinds
 from rose.structured.surgery import Cut, cut_parts, cut_to, with_shapes
 
 RECORD = "rose_shapes"  # of a configuration: {module: heads or channels}

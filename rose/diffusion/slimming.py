@@ -22,8 +22,9 @@ from rose.model.progress import ProgressCallback
 from rose.model.workers import Workers, is_launched
 from rose.report import RunReport, records_table
 from rose.structured.allocation import changed, check_multiple, shapes_by_ratio
+from rose.structured.defaults import PARTS
 from rose.structured.methods import structured_method
-from rose.structured.parts import PARTS, Part, Shape
+from rose.structured.parts import Part, Shape
 from rose.structured.plan import SlimSettings
 from rose.structured.reduction import PartRecord, Reduction, layers_read, recovery_in, solve_part, sources_of
 from rose.structured.survey import make_problem

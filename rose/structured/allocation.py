@@ -13,11 +13,6 @@ from rose.errors import RoseError
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape
 from rose.structured.survey import BlockSurvey, PartSurvey
 
-ALLOCATIONS = {
-    "uniform": "the same shape in every decoder block; heads and channels share by cost per parameter",
-    "similarity": "decoder blocks whose output is like their input give more (SlimLLM); heads and channels alike",
-    "cost": "wherever a parameter costs least",
-}
 NEAR = 0.95  # of what was asked for must go
 MUCH = 1.25  # of what was asked for is too much
 MOST = 0.9  # of one decoder block's parts, so that something is left of each

@@ -19,7 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from rose.errors import RoseError
 from rose.model.network.heads import head_width
 from rose.model.network.layers import PrunableLayer, decoder_blocks, text_config
-from rose.structured.parts import CHANNELS, HEADS, PARTS, Part, Shape, cuttable_layers, find_parts
+from rose.structured.defaults import PARTS
+from rose.structured.parts import CHANNELS, HEADS, Part, Shape, cuttable_layers, find_parts
 
 RECORD = "rose_shapes"  # of a configuration; see `rose.structured.surgery.record_of`
 CHANNEL_FIELDS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")

@@ -18,9 +18,9 @@ from rose.model.network.layers import (
     prunable_layers,
     text_config,
 )
+from rose.structured.defaults import PARTS
 
-HEADS, CHANNELS = "heads", "channels"
-PARTS = (HEADS, CHANNELS)
+HEADS, CHANNELS = PARTS
 
 # Output projection, and the layers whose rows make what it reads, within one module. Heads only where a configuration
 # can name their number apart from their size; a fused layer holds its parts one after another.

@@ -23,7 +23,6 @@ from rose.model.network.network import Network
 from rose.model.progress import ProgressCallback
 from rose.model.run.settings import check_target
 from rose.structured.allocation import (
-    ALLOCATIONS,
     Candidate,
     Shapes,
     check_multiple,
@@ -39,9 +38,9 @@ from rose.structured.allocation import (
     uniform_shapes,
 )
 from rose.structured.configuration import can_bias, can_say, check_cuttable, kinds_of, parts_of_any
+from rose.structured.defaults import ALLOCATIONS, RECOVERIES
 from rose.structured.methods import StructuredMethod, structured_method
 from rose.structured.parts import CHANNELS, Part, Shape, block_parameters, find_parts
-from rose.structured.problem import RECOVERIES
 from rose.structured.reduction import layers_read
 from rose.structured.survey import BlockSurvey, survey, visited_layers
 from rose.wording import several

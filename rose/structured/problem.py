@@ -229,13 +229,6 @@ def swaps(cost: Callable[[Tensor], float], kept: Tensor, pools: Sequence[Tensor]
 
 # Compensation
 
-RECOVERIES = {
-    "none": "leave the kept columns as they are",
-    "bias": "put back the mean of what is gone, as a bias",
-    "linear": "scale each output channel, and a bias: SlimLLM's regression",
-    "exact": "least squares for all kept columns, and a bias",
-}
-
 
 def recover(problem: Problem, kept: Tensor, how: str) -> tuple[Tensor, Tensor | None]:
     """Ŵ, (out, in) float32, for the kept units, (units,) bool, zero in the columns that go; and what the bias gains,

@@ -41,7 +41,8 @@ from rose.model.workers import Workers
 from rose.report import ERRORS, RunReport, mean_or_none, records_table
 from rose.structured.allocation import changed
 from rose.structured.configuration import RECORD, droppable_blocks, reshaped_config
-from rose.structured.parts import PARTS, Part, Shape, block_parameters
+from rose.structured.defaults import PARTS
+from rose.structured.parts import Part, Shape, block_parameters
 from rose.structured.plan import PossibleShapes, SlimPlan, SlimSettings, plan_slimming, possible_shapes
 from rose.structured.problem import Problem
 from rose.structured.reduction import (

@@ -33,7 +33,8 @@ from rose.layer.methods.rose_admm import MOST_SHRINKAGE
 from rose.layer.methods.toolkit import prune_by_sweep
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import target_damping
-from rose.model.load.tokens import TUNING, load_apart, load_calibration
+from rose.model.defaults import TUNING
+from rose.model.load.tokens import load_apart, load_calibration
 from rose.model.measure.comparison import (
     ComparisonRow,
     compare_methods,

@@ -19,7 +19,8 @@ from types import ModuleType
 from typing import Any
 
 import rose
-from rose.model.load.tokens import TUNING, load_calibration
+from rose.model.defaults import TUNING
+from rose.model.load.tokens import load_calibration
 from tests.benchmarks.common import MODEL, Rows, arguments, processor_seconds
 from tests.benchmarks.reference import SPARSITY, load_reference, prune_by_reference
 

@@ -31,7 +31,8 @@ from torch import Tensor
 
 import rose
 from rose.layer.registry import get_method
-from rose.model.load.tokens import TUNING, load_apart
+from rose.model.defaults import TUNING
+from rose.model.load.tokens import load_apart
 from rose.model.measure.comparison import parse_variant
 from rose.model.measure.damage import dense_weights
 from rose.model.network.network import Network

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from rose.structured.defaults import RECOVERIES
 from rose.structured.methods import correlation, unit_covariances
 from rose.structured.parts import Shape
-from rose.structured.problem import RECOVERIES, Problem, error, greedy, recover, set_cost, swaps, unit_costs
+from rose.structured.problem import Problem, error, greedy, recover, set_cost, swaps, unit_costs
 
 UNITS, WIDTH, OUT, TOKENS = 6, 2, 5, 200
 

@@ -23,13 +23,14 @@ from rose.layer.change import UNLIKE, WeightChange, weight_change
 from rose.layer.defaults import BLOCK_SIZE
 from rose.layer.target import target_damping
 from rose.model.check import verdicts
-from rose.model.check.costs import TRIED, Costs, Recognized, Yardsticks
+from rose.model.check.costs import Costs, Recognized, Yardsticks
 from rose.model.check.gone import find_gone
 from rose.model.check.inputs import BlockInputs, LayerInputs, Pair, walk_both
 from rose.model.check.others import OtherTensor, others_in_block, others_outside
 from rose.model.check.rotated import sample
 from rose.model.check.verdicts import Peers, Verdict, judge_costs, judge_weights
 from rose.model.check.whose import maker_of
+from rose.model.defaults import CHECKED_AGAINST
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
@@ -121,7 +122,7 @@ def check_checkpoint(
     tokens: Tensor | None = None,
     *,
     held_out: Tensor | None = None,
-    methods: Sequence[str] = TRIED,
+    methods: Sequence[str] = CHECKED_AGAINST,
     block_size: int = BLOCK_SIZE,
     compute: str = DEFAULT,
     progress: ProgressCallback | None = None,

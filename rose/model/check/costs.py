@@ -24,7 +24,6 @@ from rose.layer.target import InputGap, OutputGap, corrected_weight, target_erro
 from rose.model.check.inputs import LayerInputs
 
 ERROR_OF = "error_of_"  # how columns begin of what a method reaches at a layer's sparsity
-TRIED = ("magnitude", "wanda", "sparsegpt", "rose", RECOMMENDED)  # of the registry, where none are asked for
 REFIT_STEPS = 12  # of conjugate gradients from the weights found; 24 find half a percent more (docs/lab-notes/check.md)
 SAME_MASK = 0.9  # share in common of what two masks remove, from which on they are one method's
 EXACT = 0.99  # the same of one method on the same inputs, but for rounding

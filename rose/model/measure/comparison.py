@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from rose import verdicts
 from rose.errors import RoseError
 from rose.layer.pattern import Pattern, parse_sparsity
+from rose.model.defaults import TARGETS
 from rose.model.measure.folder import MeasurementFolder
 from rose.model.measure.perplexity import perplexity, perplexity_of, window_losses
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.progress import ProgressCallback
 from rose.model.run.prune import prune_by
-from rose.model.run.settings import TARGETS, RunOptions, RunSettings, run_settings
+from rose.model.run.settings import RunOptions, RunSettings, run_settings
 from rose.report import NotNegative, NotNegativeOrNan, Share, Within, csv_text, records_table
 from rose.verdicts import Result, Setup
 from rose.wording import several

@@ -29,6 +29,7 @@ from rose.layer.error import difference, quadratic_form, ratio
 from rose.layer.methods import Settings, SettingsOptions, make_settings
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
+from rose.model.defaults import UNITS
 from rose.model.estimate.duration import pass_work
 from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport
 from rose.model.measure.perplexity import perplexity_of, window_losses
@@ -45,8 +46,6 @@ from rose.model.walk.dense_states import HELD_OUT, token_drift
 from rose.model.walk.forward import Boundaries
 from rose.model.walk.walk import TOKENS, BlockStatistics, check_streams, start_walk
 from rose.wording import whole
-
-UNITS = ("layers", "blocks")
 
 
 def damage(

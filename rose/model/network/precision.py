@@ -22,9 +22,9 @@ import torch
 from rose.environment import environment
 from rose.errors import RoseError
 from rose.given import check_choice
+from rose.model.defaults import COMPUTE
 from rose.model.network.residence import pick_device
 
-COMPUTE = ("auto", "float32", "bfloat16")
 DEFAULT = "auto"  # perplexities after pruning are alike, see docs/speed.md
 VARIABLE = "ROSE_COMPUTE"  # what "auto" means, where it is set
 SIZE, REPEATS = 1024, 5  # of a matrix product that is timed

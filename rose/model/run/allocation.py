@@ -18,6 +18,7 @@ from rose.files import digest, expand
 from rose.interrupt import is_stoppable, stop_point
 from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
+from rose.model.defaults import ALLOCATIONS, BY_DAMAGE, DENSITY_SPREAD
 from rose.model.network.experts import ExpertLinear, experts_apart
 from rose.model.network.identity import check_same_model, weight_norms
 from rose.model.network.layers import PrunableLayer
@@ -31,17 +32,12 @@ from rose.model.walk.forward import hidden_of, no_input
 from rose.model.walk.walk import BlockStatistics
 from rose.verdicts import is_same_model
 
-# The rules, and the share of a run that each takes, roughly, of which only the progress bar depends.
-ALLOCATIONS = {"uniform": 0.0, "owl": 0.25, "sensitivity": 0.4}
-BY_DAMAGE = "damage"  # one more rule, which needs a folder: damage:FOLDER
-
 # Hutchinson's probes: one for each of so many windows, and so much of each. A second derivative costs about four
 # forward passes, and keeps every attention matrix: 7 GB for 512 tokens of the packaged model.
 TRACE_SAMPLES, TRACE_LENGTH = 16, 512
 
 OUTLIER_FACTOR = 5.0  # M of OWL
 OWL_SPREAD = 0.08  # λ of OWL
-DENSITY_SPREAD = 0.1  # α of the sensitivity-aware allocation
 # How fast damage grows with sparsity, d(s) ∝ exp(g·s). From the loss of the whole packaged model in docs/results.md:
 # SparseGPT's rises 3.7-fold from 50 to 70 %, g = 6.5, and 2.9-fold from 60 to 80 %, g = 5.3.
 DAMAGE_GROWTH = 6.0

@@ -20,13 +20,14 @@ from rose.layer.methods import BasicOptions, Known, Settings, make_settings
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import damping_or_rule
+from rose.model.defaults import ALLOCATIONS
 from rose.model.network.heads import rotated_heads
 from rose.model.network.identity import embedding_norms, language_part
 from rose.model.network.layers import LowRank, PrunableLayer
 from rose.model.network.network import Network, padding
 from rose.model.network.precision import DEFAULT, Precision
 from rose.model.progress import Meter, ProgressCallback, part_callback
-from rose.model.run.allocation import ALLOCATIONS, allocate
+from rose.model.run.allocation import allocate
 from rose.model.run.checkpoint import begun_with, describe_run, open_checkpoint
 from rose.model.run.one_layer import dense_record, is_left_dense, prune_in
 from rose.model.run.settings import RunOptions, RunSettings, describe_layer, run_settings

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LOSSES = ("kl", "ce")
 ROWS = 16  # tokens whose distributions are made at once, which then stay in the processor's own memory
 
 

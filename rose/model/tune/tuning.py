@@ -26,6 +26,7 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.files import DamagedFile, digest, explained, read_tensors, write_tensors
+from rose.model.defaults import RATE
 from rose.model.estimate.tuning import TOGETHER
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
@@ -46,7 +47,6 @@ from rose.model.tune.loss import cross_entropy, divergence
 from rose.model.tune.task import Look, TuneReport, TuneSettings, TuneTask, TuningProgress, check_memory, check_pair
 from rose.model.workers import Workers
 
-RATE = 1e-3
 FAR = 0.55  # nats a token behind the dense model, below which the rate is less: there is less to gain than it disturbs
 KEPT = 0.4  # of the trained weights, above which the rate is less: outputs move in proportion to the weights that do
 SIZE = 2.5e-4  # of `size_of`, below which the rate is less in proportion: Adam's steps are as large for small weights

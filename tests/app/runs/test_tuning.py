@@ -20,7 +20,8 @@ from app.runs.request import PruneRequest
 from app.runs.tuning import TuneRequest, TuningRun
 from app.study.setup import Setup
 from app.study.study import LoadedModel
-from rose.model.load.tokens import TUNING, load_apart
+from rose.model.defaults import TUNING
+from rose.model.load.tokens import load_apart
 from rose.model.tune.task import TuneSettings
 from rose.report import ERRORS
 from tests.app.runs.made_reports import made_report

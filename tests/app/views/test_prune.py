@@ -25,7 +25,7 @@ from app.study.setup import Setup
 from rose import verdicts
 from rose.cli import _parser
 from rose.layer.defaults import RECOMMENDED
-from rose.model.load.tokens import TUNING
+from rose.model.defaults import TUNING
 from rose.model.ship.packing import packed_size
 from tests.app.tiny_study import ended, figures, open_on, texts, titles, tune_one_epoch
 

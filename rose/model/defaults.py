@@ -1,0 +1,39 @@
+"""What a run over a model is asked for unless a person says otherwise, and what there is to choose from; no torch."""
+
+from typing import NamedTuple
+
+OFFLINE = "smollm2-135m"  # the model that the app and the commands take by default
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
+STORED = "auto"  # the number format that a checkpoint's weights are read in, see `rose.model.load.models.read_as`
+COMPUTE = ("auto", "float32", "bfloat16")  # number formats of matrix products in forward passes
+BOS = ("auto", "always", "never")  # whether windows begin with the beginning-of-sequence token
+SOURCES = ("wikitext2", "c4", "ptb", "packaged")  # texts with a name
+TARGETS = ("dense", "layer")
+# How layers share the sparsity, and the share of a run that each rule takes, roughly; only the progress bar uses it.
+ALLOCATIONS = {"uniform": 0.0, "owl": 0.25, "sensitivity": 0.4}
+BY_DAMAGE = "damage"  # one more rule, which needs a folder: damage:FOLDER
+DENSITY_SPREAD = 0.1  # α of the sensitivity-aware allocation
+UNITS = ("layers", "blocks")  # what is pruned alone to measure damage
+LOSSES = ("kl", "ce")  # what tuning lowers
+RATE = 0.001  # of tuning, at most
+CHECKED_AGAINST = ("magnitude", "wanda", "sparsegpt", "rose", "rose_admm")  # methods that a check runs beside a copy
+COMPARED = ("magnitude", "wanda", "sparsegpt", "rose", "rose_global", "rose_admm")
+FILE_TYPES = ("f16", "q8_0", "q4_0")  # number formats of layers in a GGUF file
+
+
+class Draw(NamedTuple):
+    """Windows to calibrate or train on, tokens in each, and further windows held out."""
+
+    samples: int
+    length: int
+    held_out: int = 0
+
+
+# Draws by purpose: results get better with tokens, and time grows in proportion to them.
+PAPERS = Draw(128, 2048)  # what methods are published with; perplexity, too, is of windows so long
+PRUNING = Draw(32, 1024, 4)  # an eighth of that; fewer leave large models no correction (docs/large-models.md)
+TUNING = Draw(256, 512, 4)  # every window is trained on once, and 256 do better than 64 (docs/tuning.md)
+DAMAGE = Draw(16, 512, 8)  # loss is measured on the held-out ones, for every unit, and its changes are small
+CHECK = Draw(8, 512, 2)  # several methods are run beside the checkpoint
+STUDY = Draw(16, 512, 4)  # somebody waits for it at the app's start page
+DRIFT = Draw(16, 256, 4)  # the app's two targets: enough for the correction to pay, few enough to wait for

@@ -1,0 +1,18 @@
+"""What slimming is asked for unless a person says otherwise, and what there is to choose from; no torch."""
+
+METHODS = ("obs", "slimllm", "wanda", "magnitude", "depth")
+WHOLE_BLOCKS = "depth"  # the method that drops decoder blocks as they are
+RATIO = 0.2
+MULTIPLE = 8  # kept channels are a multiple of this
+PARTS = ("heads", "channels")
+RECOVERIES = {
+    "none": "leave the kept columns as they are",
+    "bias": "put back the mean of what is gone, as a bias",
+    "linear": "scale each output channel, and a bias: SlimLLM's regression",
+    "exact": "least squares for all kept columns, and a bias",
+}
+ALLOCATIONS = {
+    "uniform": "the same shape in every decoder block; heads and channels share by cost per parameter",
+    "similarity": "decoder blocks whose output is like their input give more (SlimLLM); heads and channels alike",
+    "cost": "wherever a parameter costs least",
+}
