@@ -10,7 +10,6 @@ from rose.wording import (  # noqa: F401
     apart,
     count,
     duration,
-    fine_percent,
     listing,
     number,
     out_of,

@@ -48,13 +48,11 @@ def _spread(values: Sequence[float], digits: int) -> float:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """0.123 -> "12.3 %"; what rounds to 0 has no sign."""
-    return "–" if math.isnan(share) else f"{100 * share:z.{digits}f} %".replace("-", "−")
-
-
-def fine_percent(share: float) -> str:
-    """0.123 -> "12.3 %", and 0.00049 -> "0.049 %": what is something does not read as nothing."""
-    return percent(share) if abs(share) >= 0.001 or math.isnan(share) else f"{number(100 * share, 2)} %"
+    """0.123 -> "12.3 %"; a share that would round to 0 has its sign and one or two significant digits: "−0.4 %"."""
+    value = 100 * share
+    if value and abs(value) < 10.0**-digits:
+        return f"{number(value, 2 if digits else 1)} %"
+    return "–" if math.isnan(share) else f"{value:z.{digits}f} %".replace("-", "−")
 
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")

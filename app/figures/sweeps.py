@@ -382,7 +382,7 @@ def mask_changes(
     sizes = shrinking.shrink(np.ones_like(mask, dtype=np.float32), 192, "sum").array
     shown = shrinking.Shrunk(small.array / sizes, *small[1:])
     share = float((removed | restored).mean())
-    changed = f"{words.fine_percent(share)} of the mask changed" if share else "the mask has not changed"
+    changed = f"{words.percent(share)} of the mask changed" if share else "the mask has not changed"
     finding = f"{solver}, {step}: {changed} since {since}"
     figure = go.Figure(shapes.heatmap(shown, "share changed", zmax=float(shown.array.max()) or 1.0))
     shapes.matrix_axes(figure, rows, columns)

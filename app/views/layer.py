@@ -104,7 +104,7 @@ def show_figures(figures: Sequence[Figure]) -> None:
 def versus(saved: float, columnar: bool) -> str:
     if not columnar or isnan(saved) or not saved:  # NaN: 0 of 0
         return "same as SparseGPT"
-    return f"{words.fine_percent(abs(saved))} {'less' if saved > 0 else 'more'}"
+    return f"{words.percent(abs(saved))} {'less' if saved > 0 else 'more'}"
 
 
 def choose_block(plan: rose.OrderPlan) -> int | None:

@@ -229,7 +229,7 @@ def _against(name: str, first: float, second: float) -> str:
     elif name in pairs.SHARES:
         size = f"{words.number(100 * abs(more), 2)} points"
     else:
-        size = words.fine_percent(abs(more) / first)
+        size = words.percent(abs(more) / first)
     return f" ({'+' if more > 0 else '−'}{size})"
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from rose.verdicts.comparison import SAME, Result, Verdict, compare
 from rose.verdicts.interval import mean_ratio
-from rose.wording import apart, fine_percent, listing, number, out_of, percent, word
+from rose.wording import apart, listing, number, out_of, percent, word
 
 # In 69 of 72 runs of docs/results/headline.csv no window rises by more than 0.41 above the median one; in each of the
 # other three one does by 1.04 to 2.49.
@@ -57,7 +57,7 @@ def says_layers(rows: pd.DataFrame, names: tuple[str, str], measure: str) -> str
         return f"{finding}; {over} no clear difference"
     moved = ratio.value - 1
     on_average = "lower" if moved < 0 else "higher"
-    share = percent(abs(moved), 0) if abs(moved) >= 0.095 else fine_percent(abs(moved))
+    share = percent(abs(moved), 0 if abs(moved) >= 0.095 else 1)
     return f"{finding}; {'' if on_average == way else 'yet '}{over} it is {share} {on_average}"
 
 
@@ -72,7 +72,7 @@ def says_change(value: float, reference: float, whose: str, what: str = "error")
         return f"more {what}than {whose}, which has none"
     if math.isnan(moved) or abs(moved) <= SAME:
         return f"the same {what}as {whose}"
-    return f"{fine_percent(abs(moved))} {'less' if moved < 0 else 'more'} {what}than {whose}"
+    return f"{percent(abs(moved))} {'less' if moved < 0 else 'more'} {what}than {whose}"
 
 
 def says_move(before: float, after: float, whose: str, verdict: Verdict) -> str:

@@ -30,10 +30,25 @@ def test_words() -> None:
     assert words.count(1, "layer") == "one layer"
     assert words.count(0, "layer") == "no layers"
     assert words.count(2100, "layer") == "2 100 layers"
-    assert words.percent(0.1234) == "12.3 %"
-    assert words.percent(-0.1234) == "−12.3 %"
-    assert words.percent(-0.0001, 0) == "0 %"
-    assert [words.fine_percent(share) for share in (0.1234, 0.00049, 0.0)] == ["12.3 %", "0.049 %", "0 %"]
+
+
+@pytest.mark.parametrize(
+    ("share", "digits", "text"),
+    [
+        (0.1234, 1, "12.3 %"),
+        (-0.1234, 1, "−12.3 %"),
+        (0.00049, 1, "0.049 %"),
+        (-0.0038, 0, "−0.4 %"),
+        (-0.0096, 0, "−1 %"),
+        (-3e-9, 0, "−3 × 10⁻⁷ %"),
+        (0.99, 0, "99 %"),
+        (0.0, 1, "0.0 %"),
+        (-0.0, 0, "0 %"),
+        (float("nan"), 1, "–"),
+    ],
+)
+def test_a_share_that_is_not_zero_is_not_written_as_zero(share: float, digits: int, text: str) -> None:
+    assert words.percent(share, digits) == text
 
 
 def test_no_two_layers_of_a_model_have_one_short_name() -> None:

@@ -202,7 +202,8 @@ def judge(fault: Fault, found: rose.CheckpointCheck) -> dict[str, Any]:
     accused = told - expected.keys()
     method = found.summary["method"] or {}
     # Where no layer is columnar, ROSE is SparseGPT, and the check says so.
-    same = {method.get("name"), *(method.get("alike", ()) if not method.get("told_by") else ())}
+    alike = method.get("alike", {})
+    same = {method.get("name"), *(name for name in alike if alike[name] == method["compared"])}
     recognized = not fault.method or fault.method in same
     return {
         "found": "yes" if not missed and not accused and recognized and bool(told) == bool(expected) else "no",
@@ -211,7 +212,7 @@ def judge(fault: Fault, found: rose.CheckpointCheck) -> dict[str, Any]:
         "accused_besides": len(accused),
         "method": method.get("name", ""),
         "target": method.get("target", ""),
-        "told_by": method.get("told_by", ""),
+        "told_by": method["compared"] - max(alike.values(), default=0) if method else "",
         "agreement": round(method["agreement"], 4) if method else "",
         "by_chance": round(method["chance"], 4) if method else "",
         "worst": found.wrong["name"][0] if len(told) else "",

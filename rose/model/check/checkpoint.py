@@ -215,22 +215,24 @@ def pair_layers(dense: Network, pruned: Network) -> list[Pair]:
     """
     dense.check_weights()
     pruned.check_weights()
-    known = {layer.name: layer for layer in pruned.layers}
-    layers = dense.layers
-    missing = [layer.name for layer in layers if layer.name not in known]
-    if missing or len(known) > len(layers):
-        raise RoseError(
-            f"The checkpoint has {len(known)} layers and the dense model {len(layers)}, such as "
-            f"{missing[0] if missing else max(known)} in only one of them; give the dense model that it was made from."
-        )
-    for layer in layers:
-        was, now = layer.weight.shape, known[layer.name].weight.shape
-        if was != now:
+    dense_layers, pruned_layers = ({layer.name: layer for layer in network.layers} for network in (dense, pruned))
+    for layers, others, which in (
+        (dense_layers, pruned_layers, "dense model"),
+        (pruned_layers, dense_layers, "checkpoint"),
+    ):
+        if alone := next((name for name in layers if name not in others), None):
             raise RoseError(
-                f"{layer.name} is of shape {tuple(now)} in the checkpoint and of {tuple(was)} in the dense model; a "
-                "model that was made smaller has no counterpart layer by layer, so give the dense model of that shape."
+                f"The checkpoint has {len(pruned_layers)} layers and the dense model {len(dense_layers)}; {alone} is "
+                f"only in the {which}. Give the dense model that the checkpoint was made from."
             )
-    return [(layer, known[layer.name]) for layer in layers]
+    for name, layer in dense_layers.items():
+        shape, pruned_shape = (tuple(each.weight.shape) for each in (layer, pruned_layers[name]))
+        if shape != pruned_shape:
+            raise RoseError(
+                f"{name} is of shape {pruned_shape} in the checkpoint and of {shape} in the dense model; a model that "
+                "was made smaller has no counterpart layer by layer, so give the dense model of that shape."
+            )
+    return [(layer, pruned_layers[name]) for name, layer in dense_layers.items()]
 
 
 def _look_at(pair: Pair, block: BlockInputs, yardsticks: Yardsticks) -> _Layer:

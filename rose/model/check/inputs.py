@@ -3,9 +3,9 @@ their hidden states are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import torch
@@ -93,13 +93,13 @@ def walk_both(
     device = networks[0].device
     passes = _Passes(networks, streams, precision, tick) if streams else None
     for index in range(max(layer.block_index for layer, _ in pairs) + 1):
-        with networks[0].residence.visit(index, device) as one, networks[1].residence.visit(index, device) as two:
-            found = BlockInputs(index, (one, two), [pair for pair in pairs if pair[0].block_index == index])
-            if aligned := align(one, found.pairs, head_width(networks[0].config)):
-                found = BlockInputs(index, (aligned.module, two), aligned.pairs, aligned=aligned)
+        with networks[0].residence.visit(index, device) as dense, networks[1].residence.visit(index, device) as other:
+            block = BlockInputs(index, (dense, other), [pair for pair in pairs if pair[0].block_index == index])
+            if aligned := align(dense, block.pairs, head_width(networks[0].config)):
+                block = BlockInputs(index, (aligned.module, other), aligned.pairs, aligned=aligned)
             if passes:
-                passes.run(found)
-            yield found
+                passes.run(block)
+            yield block
 
 
 class _Passes:
@@ -120,40 +120,42 @@ class _Passes:
         outputs = [check_blocks(network, first) for network in networks]
         self.trace = WriterTrace(networks[0], first, outputs[0])
         for stream, tokens in streams.items():
-            each = zip(networks, outputs, self.states[stream], strict=True)
-            self.arguments[stream] = [record_inputs(one, tokens, put, partial(_append, to)) for one, put, to in each]
+            models = zip(networks, outputs, self.states[stream], strict=True)
+            self.arguments[stream] = [
+                record_inputs(network, tokens, output, partial(_append, states)) for network, output, states in models
+            ]
 
     @torch.no_grad()
-    def run(self, found: BlockInputs) -> None:
+    def run(self, block: BlockInputs) -> None:
         """Runs one decoder block of both models on all batches, and notes what its layers read."""
-        one, two = found.modules
-        with experts_apart(one), experts_apart(two):
-            writers = self.trace.of(found.index, one)
+        dense, other = block.modules
+        with experts_apart(dense), experts_apart(other):
+            writers = self.trace.of(block.index, dense)
             for stream in self.states:
-                lost = _Lost(found.modules, found.pairs, writers, self.precision.products)
-                reading = _Reading(found.pairs, self.device, self.precision.products, lost)
+                lost = _Lost(block.modules, block.pairs, writers, self.precision.products)
+                reading = _Reading(block.pairs, self.device, self.precision.products, lost)
                 with closing(lost), hooked(reading.hooks()):
-                    drifts = self._run_stream(found, stream, reading, lost)
-                found.inputs[stream] = reading.result()
-                found.drift = float(torch.cat(drifts).mean())  # of the last stream, which is held out if any is
+                    drifts = self._run_stream(block, stream, reading, lost)
+                block.inputs[stream] = reading.result()
+                block.drift = float(torch.cat(drifts).mean())  # of the last stream, which is held out if any is
 
-    def _run_stream(self, found: BlockInputs, stream: str, reading: _Reading, lost: _Lost) -> list[Tensor]:
+    def _run_stream(self, block: BlockInputs, stream: str, reading: _Reading, lost: _Lost) -> list[Tensor]:
         """The drift of each token, by batch."""
-        one, two = found.modules
+        dense, other = block.modules
         states, drifts = self.states[stream], []
         for batch, (before, after) in enumerate(zip(*states, strict=True)):
-            was_given, is_given = (own[found.index][batch] for own in self.arguments[stream])
+            dense_arguments, arguments = (by_block[block.index][batch] for by_block in self.arguments[stream])
             if stream == CALIBRATION:
-                run_block(one, after, is_given, self.device, self.precision)
+                run_block(dense, after, arguments, self.device, self.precision)
                 reading.end_unpruned()
             with lost.before(before, after):
-                was = run_block(one, before, was_given, self.device, self.precision)
-            now = run_block(two, after, is_given, self.device, self.precision)
+                was = run_block(dense, before, dense_arguments, self.device, self.precision)
+            now = run_block(other, after, arguments, self.device, self.precision)
             reading.end_batch()
-            for known, output in zip(states, (was, now), strict=True):
-                known[batch] = output.to(before.device)
+            for by_batch, output in zip(states, (was, now), strict=True):
+                by_batch[batch] = output.to(before.device)
             drifts.append(token_drift(now, was))
-            self.tick(found.index, (batch + 1) / len(states[0]))
+            self.tick(block.index, (batch + 1) / len(states[0]))
         return drifts
 
 
@@ -188,17 +190,15 @@ class _Lost:
             yield
         self.other.enter(self.KEY, other)
 
-    def end_batch(self, read: Mapping[str, Tensor]) -> Mapping[str, OutputGap]:
-        """Adds a batch, of which `read` has the inputs in the other model; all gaps so far, by layer."""
+    def end_batch(self, read: Mapping[str, Tensor]) -> None:
+        """Adds a batch, of which `read` has the inputs in the other model."""
         for layer in self.layers:
-            found = self.dense.gap(layer, {self.KEY: (read[layer.name], None)}) if layer.name in read else None
-            if isinstance(found, OutputGap):
-                known = self.gaps.setdefault(layer.name, found)
-                if known is not found:
-                    for sums in ("cross", "square", "total"):
-                        getattr(known, sums).add_(getattr(found, sums))
+            gap = self.dense.gap(layer, {self.KEY: (read[layer.name], None)}) if layer.name in read else None
+            if isinstance(gap, OutputGap) and (sums := self.gaps.setdefault(layer.name, gap)) is not gap:
+                sums.cross.add_(gap.cross)
+                sums.square.add_(gap.square)
+                sums.total.add_(gap.total)
         self.dense.dense.clear()
-        return self.gaps
 
     def close(self) -> None:
         self.dense.close()
@@ -210,70 +210,77 @@ def _append(into: list[Tensor], _batch: int, hidden: Tensor) -> None:
 
 
 class _Reading:
-    """Watches the layers of one decoder block in both models."""
+    """Watches the layers of one decoder block in both models. Layers that read one tensor share its statistics."""
 
     def __init__(self, pairs: Sequence[Pair], device: torch.device, products: torch.dtype, lost: _Lost) -> None:
         self.pairs = [pair for pair in pairs if not pair[0].is_expert]
         self.device, self.products, self.lost = device, products, lost
-        self.known: dict[str, LayerInputs] = {}
+        self._sums: dict[str, tuple[InputStatistics, InputGap]] = {}  # by layer, of what it has read so far
         self._unpruned: dict[str, InputStatistics] = {}
-        self._read: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+        self._read: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})  # by layer, in this batch, of both models
 
     def hooks(self) -> list[RemovableHandle]:
         """Of both layers of each pair, which note what they read."""
         return [
-            layer.module.register_forward_pre_hook(_keep(read, layer.name))
+            layer.module.register_forward_pre_hook(_note(read, layer.name))
             for pair in self.pairs
             for layer, read in zip(pair, self._read, strict=True)
         ]
 
+    @torch.no_grad()
     def end_unpruned(self) -> None:
         """Counts what the layers of the dense block have read of the other model's hidden states."""
-        shared: dict[int, InputStatistics] = {}
         read = self._read[0]
-        for name, inputs in read.items():
-            if id(inputs) not in shared:
-                found = self._unpruned.get(name) or InputStatistics(inputs.shape[-1], self.device)
-                found.update(inputs)
-                shared[id(inputs)] = found
-            self._unpruned[name] = shared[id(inputs)]
+        for readers in _by_tensor(read, read):
+            inputs = read[readers[0]]
+            statistics = self._unpruned.get(readers[0]) or InputStatistics(inputs.shape[-1], self.device)
+            statistics.update(inputs)
+            self._unpruned |= dict.fromkeys(readers, statistics)
         read.clear()
 
     def result(self) -> dict[str, LayerInputs]:
-        """What is known of each layer; once all batches are through."""
-        for name, found in self.known.items():
-            other = self._unpruned.get(name)
-            is_other = other is not None and not torch.equal(other.hessian, found.statistics.hessian)
-            found.unpruned = other if is_other else None
-        return self.known
+        """What each layer has read, once all batches are through."""
+        inputs: dict[str, LayerInputs] = {}
+        shared: dict[tuple[int, ...], LayerInputs] = {}
+        for name, (statistics, gap) in self._sums.items():
+            unpruned, stream = self._unpruned.get(name), self.lost.gaps.get(name)
+            key = (id(statistics), id(unpruned), id(stream))
+            if key not in shared:
+                is_other = unpruned is not None and not torch.equal(unpruned.hessian, statistics.hessian)
+                shared[key] = LayerInputs(statistics, gap, stream, unpruned if is_other else None)
+            inputs[name] = shared[key]
+        return inputs
 
     @torch.no_grad()
     def end_batch(self) -> None:
-        """Counts what was read in the batch; layers that read one tensor share what is known of it."""
-        shared: dict[int, LayerInputs] = {}
+        """Counts what was read in the batch."""
         was, now = self._read
-        for layer, _ in self.pairs:
-            if layer.name not in was or layer.name not in now or was[layer.name].shape != now[layer.name].shape:
-                continue
-            before, after = was[layer.name], now[layer.name]
-            if id(after) not in shared:
-                columns = after.shape[-1]
-                found = self.known.get(layer.name) or LayerInputs(
-                    InputStatistics(columns, self.device), InputGap(columns, self.device, self.products)
-                )
-                found.statistics.update(after)
-                found.gap.update(after, before)
-                shared[id(after)] = found
-            self.known[layer.name] = shared[id(after)]
-        for name, gap in self.lost.end_batch(now).items():
-            if name in self.known:
-                self.known[name] = replace(self.known[name], stream=gap)
+        both = [name for name in now if name in was and was[name].shape == now[name].shape]
+        for readers in _by_tensor(both, was, now):
+            before, after = was[readers[0]], now[readers[0]]
+            columns = after.shape[-1]
+            statistics, gap = self._sums.get(readers[0]) or (
+                InputStatistics(columns, self.device),
+                InputGap(columns, self.device, self.products),
+            )
+            statistics.update(after)
+            gap.update(after, before)
+            self._sums |= dict.fromkeys(readers, (statistics, gap))
+        self.lost.end_batch(now)
         was.clear()
         now.clear()
 
 
-def _keep(read: dict[str, Tensor], name: str) -> Callable[..., None]:
-    def keep(_module: nn.Module, args: tuple) -> None:
-        read[name] = args[0].detach()
+def _by_tensor(layers: Iterable[str], *read: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Layers that read one tensor in each of these passes, together."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for layer in layers:
+        groups.setdefault(tuple(id(inputs[layer]) for inputs in read), []).append(layer)
+    yield from groups.values()
 
-    return keep
+
+def _note(read: dict[str, Tensor], name: str) -> Callable[..., None]:
+    def note(_module: nn.Module, args: tuple) -> None:
+        read[name] = args[0]  # the tensor itself, by which layers that read one tensor are told
+
+    return note

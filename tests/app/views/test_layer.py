@@ -51,7 +51,7 @@ def test_key_figures_of_a_columnar_layer(study: Study) -> None:
     one, other = words.apart(natural, ordered)
     assert shown["Calibration error, SparseGPT"][0] == one
     saved = 1 - ordered / natural
-    assert shown["Calibration error, ROSE"] == (other, f"{words.fine_percent(abs(saved))} less")
+    assert shown["Calibration error, ROSE"] == (other, f"{words.percent(abs(saved))} less")
     hessian = study.statistics(COLUMNAR).hessian
     eigenvalues = torch.linalg.eigvalsh(hessian + 0.01 * hessian.diagonal().mean() * torch.eye(WIDTH))
     assert shown["Condition number of H"][0] == words.number(float(eigenvalues[-1] / eigenvalues[0]))

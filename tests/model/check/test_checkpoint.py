@@ -366,11 +366,22 @@ def test_the_command_says_what_is_wrong_and_by_its_status(tmp_path: Path, capsys
     assert cli.main(["check", str(dense), str(tmp_path / "nowhere")]) == 2
 
 
-def test_models_of_other_shapes_are_refused(dense: nn.Module) -> None:
-    shorter = copy.deepcopy(dense)
-    shorter.model.layers = shorter.model.layers[: BLOCKS - 1]
-    with pytest.raises(rose.RoseError, match=r"21 layers and the dense model 28, such as model\.layers\.3"):
-        check_checkpoint(dense, shorter)
+@pytest.mark.parametrize(
+    ("dense_blocks", "blocks", "says"),
+    [
+        (4, 3, r"21 layers and the dense model 28; model\.layers\.3\.self_attn\.q_proj is only in the dense model"),
+        (12, 13, r"91 layers and the dense model 84; model\.layers\.12\.self_attn\.q_proj is only in the checkpoint"),
+    ],
+)
+def test_models_of_other_shapes_are_refused_by_the_first_layer_that_one_has_alone(
+    dense_blocks: int, blocks: int, says: str
+) -> None:
+    config = DENSE["llama"]()
+    models = []
+    for config.num_hidden_layers in (dense_blocks, blocks):
+        models.append(make_from(config))
+    with pytest.raises(rose.RoseError, match=says):
+        check_checkpoint(*models)
 
 
 def test_one_method_may_be_named_by_itself() -> None:

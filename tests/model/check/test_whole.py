@@ -16,11 +16,13 @@ from rose import cli
 from rose.layer.change import weight_change
 from rose.model.check import verdicts
 from rose.model.check.between import EVEN, better_by_layer, common_masks
-from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
+from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint, pair_layers
 from rose.model.check.findings import findings
 from rose.model.check.gone import find_gone
+from rose.model.check.inputs import walk_both
 from rose.model.check.whose import says_alike
-from rose.wording import count
+from rose.model.network.network import Network
+from rose.wording import count, word
 from tests.model.check.faults import compensate
 from tests.model.families import make_model, make_tokens
 from tests.tiny import save_tiny_llama
@@ -189,14 +191,35 @@ def test_a_run_is_recognized_to_the_last_weight(method: str, target: str) -> Non
     assert (made["name"], made["target"], made["layers"], made["agreement"]) == (method, target, 14, 1.0)
     assert set(found.layers["nearest_method"]) == {method}
     if method == "rose_admm":
-        assert (made["alike"], made["told_by"]) == ({}, 14)
+        assert (made["alike"], made["compared"]) == ({}, 14)
         return
     other = {"rose": "sparsegpt", "sparsegpt": "rose"}[method]
     assert made["alike"].keys() == {other}
-    assert made["told_by"] == 14 - made["alike"][other] > 0
-    said = says_alike(made)
-    tell = "the other one tells" if made["told_by"] == 1 else f"the other {made['told_by']} tell"
-    assert said.endswith(f"are the same in {count(made['alike'][other], 'layer')}; {tell} them apart.")
+    same = made["alike"][other]
+    assert 0 < same < made["compared"] == 14
+    assert says_alike(made).endswith(
+        f" remove the same weights in {count(same, 'layer')} and differ in {word(14 - same)}."
+    )
+
+
+def test_methods_remove_the_same_everywhere_only_where_one_of_them_does_so_in_every_layer() -> None:
+    nearest = {"name": "rose", "alike": {"sparsegpt": 10, "wanda": 4}, "compared": 14}  # each layer has a twin
+    assert says_alike(nearest) == "ROSE and SparseGPT remove the same weights in ten layers and differ in four."
+    nearest["alike"] = {"sparsegpt": 14}
+    assert says_alike(nearest).startswith("ROSE and SparseGPT remove the same weights in all 14 layers, ")
+
+
+def test_layers_that_read_one_tensor_share_its_statistics(two: tuple[nn.Module, dict[str, nn.Module], Tensor]) -> None:
+    dense, models, tokens = two
+    networks = Network(dense), Network(models["wanda"])
+    streams = {"calibration": tokens, "held_out": tokens[:1]}
+    for block in walk_both(networks, pair_layers(*networks), streams):
+        for inputs in block.inputs.values():
+            layer = next(iter(inputs))
+            assert len(inputs) == 7
+            assert len({id(each.statistics) for each in inputs.values()}) == 4
+            assert len({id(each.gap) for each in inputs.values()}) == 4
+            assert {each.statistics.tokens for each in inputs.values()} == {inputs[layer].statistics.tokens}
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])  # shared values, fused ones, with a bias
