@@ -30,6 +30,7 @@ def page() -> dict[str, Any]:
         (32, (), 8, 0.7, True),
         (36, (), 5, 0.7, True),  # the last of the blocks of 8 has 4 columns
         (36, (3, 9, 30), 5, 0.6, True),
+        (34, (), 0, 0.7, False),  # summed, and not per column, the loss of the last two columns would look low
         (36, (), 0, 0.0, False),
         (20, (), 0, 1.0, False),
     ],
