@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Unpack
 
 from rose.diffusion.calibration import Calibration
 from rose.diffusion.parts import find_parts, reshape
-from rose.diffusion.steps import PACKAGES, WEIGHTS, StepWeights
-from rose.diffusion.trajectory import Conditions, DrawOptions
+from rose.diffusion.steps import PACKAGES, STEPS, WEIGHTS, StepWeights
+from rose.diffusion.trajectory import Conditions
 from rose.errors import RoseError
+from rose.given import check_keywords
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, count_parameters, named
 from rose.model.progress import ProgressCallback
@@ -23,9 +25,8 @@ from rose.model.workers import Workers, is_launched
 from rose.report import RunReport, records_table
 from rose.structured.allocation import changed, check_multiple, shapes_by_ratio
 from rose.structured.defaults import PARTS
-from rose.structured.methods import structured_method
 from rose.structured.parts import Part, Shape
-from rose.structured.plan import SlimSettings
+from rose.structured.plan import CutOptions, SlimSettings
 from rose.structured.reduction import PartRecord, Reduction, layers_read, recovery_in, solve_part, sources_of
 from rose.structured.survey import make_problem
 
@@ -34,16 +35,14 @@ def prune_diffusion_structured(
     pipeline: Any,
     conditions: Conditions,
     *,
-    method: str = SlimSettings.method,
-    ratio: float = SlimSettings.ratio,
-    parts: Sequence[str] | None = None,
-    recovery: str | None = None,
-    damping: float = SlimSettings.damping,
-    multiple: int = SlimSettings.multiple,
     step_weights: StepWeights = WEIGHTS,
     packages: int = PACKAGES,
+    steps: int = STEPS,
+    guidance: float | None = None,
+    batch: int = 32,
+    seed: int = 0,
     progress: ProgressCallback | None = None,
-    **drawing: Unpack[DrawOptions],
+    **options: Unpack[CutOptions],
 ) -> RunReport:
     """Makes a pipeline's transformer smaller, in place: attention heads and feed-forward channels are cut out.
 
@@ -53,7 +52,11 @@ def prune_diffusion_structured(
     configurations have no number for these shapes.
 
     Args:
-        pipeline, conditions, step_weights, packages, drawing: see `prune_diffusion`.
+        pipeline, conditions, step_weights, packages, steps, guidance, batch, seed: see `prune_diffusion`.
+        progress: called with a `Progress` after every denoising step and every part. May raise to stop the run, which
+            leaves the model as it was.
+
+    Keyword arguments besides:
         method: "obs", "slimllm", "wanda" or "magnitude", see `rose.STRUCTURED`.
         ratio: share of the parameters of attention and feed-forwards (those of `parts`) to remove, above 0 and below
             1. Heads go to the nearest whole number, and channels make up for the rest.
@@ -62,8 +65,6 @@ def prune_diffusion_structured(
             get one.
         damping: added to the diagonal of the inputs' second moments, relative to its mean.
         multiple: the number of kept channels is a multiple of this.
-        progress: called with a `Progress` after every denoising step and every part. May raise to stop the run, which
-            leaves the model as it was.
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per part, columns as in
@@ -73,50 +74,57 @@ def prune_diffusion_structured(
         RoseError: bad input, or a denoiser that cannot be made smaller, before any work.
     """
     start = time.perf_counter()
-    if structured_method(method).select is None:
-        raise RoseError(f"{method} drops whole blocks, which is not for diffusion models; choose obs.")
+    check_keywords(options, CutOptions.__optional_keys__)
+    settings = SlimSettings(**options)
+    if settings.chosen.select is None:
+        raise RoseError(f"{settings.method} drops whole blocks, which is not for diffusion models; choose obs.")
     if Workers.here().count > 1 or is_launched():
         raise RoseError("A diffusion model is made smaller in one process; start it without torchrun.")
-    settings = SlimSettings(method, ratio, parts, recovery=recovery, damping=damping, multiple=multiple)
-    chosen, repair = settings.chosen, settings.repair
-    calibration = Calibration(pipeline, conditions, step_weights, packages, **drawing)
+    calibration = Calibration(
+        pipeline, conditions, step_weights, packages, steps=steps, guidance=guidance, batch=batch, seed=seed
+    )
     denoiser = calibration.denoiser
-    kinds = PARTS if settings.parts is None else settings.parts
-    found = find_parts(denoiser, kinds)
-    check_multiple(found, multiple)
-    shapes = [shapes_by_ratio(of_block, ratio, multiple, fewest=_refuse) for of_block in found]
-    wanted = changed(found, shapes)
     before = count_parameters(denoiser)
-
-    def reduce(one: tuple[Part, Shape], statistics: dict[str, InputStatistics]) -> PartRecord:
-        part, shape = one
-        with_bias = repair != "none" and part.output.bias is not None
-        sources = sources_of(part, chosen, lambda name: statistics[name].mean_square.sqrt())
-        problem = make_problem(part, statistics[part.output.name], with_bias, damping, sources)
-        with named(part.output):
-            solution = solve_part(part, shape, problem, chosen, repair)
-        reduction.write(part, shape, solution, with_bias)
-        return solution.record
-
-    def layers_of(package: Sequence[tuple[Part, Shape]]) -> list[PrunableLayer]:
-        return layers_read(chosen, [part for part, _ in package])
-
+    kinds = PARTS if settings.parts is None else settings.parts
+    parts = find_parts(denoiser, kinds)
+    check_multiple(parts, settings.multiple)
+    shapes = [shapes_by_ratio(of_block, settings.ratio, settings.multiple, fewest=_refuse) for of_block in parts]
     with Reduction() as reduction:
-        records = calibration.visit(wanted, layers_of, reduce, progress)
+        reduce = partial(_reduce, settings, reduction)
+        records = calibration.visit(changed(parts, shapes), partial(_layers, settings), reduce, progress)
     reshape(denoiser, reduction.cuts)
-    whole = sum(part.parameters(part.shape) for of_block in found for part in of_block)
-    gone = sum(record.parameters - record.kept_parameters for record in records)
+    whole = sum(part.parameters(part.shape) for of_block in parts for part in of_block)
+    removed = sum(record.parameters - record.kept_parameters for record in records)
     return RunReport(
         records_table(records, PartRecord),
         {
-            "method": method, "ratio": ratio, "parts": list(kinds), "recovery": recovery_in(records),
-            "damping": damping, "multiple": multiple, **calibration.facts(len(records)),
-            "part_parameters": whole, "removed_fraction": gone / whole,
+            "method": settings.method, "ratio": settings.ratio, "parts": list(kinds),
+            "recovery": recovery_in(records), "damping": settings.damping, "multiple": settings.multiple,
+            **calibration.facts(len(records)), "part_parameters": whole, "removed_fraction": removed / whole,
             "parameters": before, "kept_parameters": count_parameters(denoiser),
             "mean_relative_error": sum(record.relative_error for record in records) / len(records),
             "seconds": time.perf_counter() - start,
         },
     )  # fmt: skip
+
+
+def _reduce(
+    settings: SlimSettings, reduction: Reduction, wanted: tuple[Part, Shape], statistics: dict[str, InputStatistics]
+) -> PartRecord:
+    """Takes units out of one part, and compensates."""
+    part, shape = wanted
+    with_bias = settings.repair != "none" and part.output.bias is not None
+    sources = sources_of(part, settings.chosen, lambda name: statistics[name].mean_square.sqrt())
+    problem = make_problem(part, statistics[part.output.name], with_bias, settings.damping, sources)
+    with named(part.output):
+        solution = solve_part(part, shape, problem, settings.chosen, settings.repair)
+    reduction.write(part, shape, solution, with_bias)
+    return solution.record
+
+
+def _layers(settings: SlimSettings, package: Sequence[tuple[Part, Shape]]) -> list[PrunableLayer]:
+    """Those whose inputs must be measured."""
+    return layers_read(settings.chosen, [part for part, _ in package])
 
 
 def _refuse(_part: Part, _multiple: int) -> Shape:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -53,6 +53,25 @@ SQUARES_AT_WORK = 8
 PRICING, COMPENSATING = 20.0, 2.5
 # Float32 matrices of the weight's size: W, its target and its gap, W compensated, reduced, and only masked.
 WEIGHTS_AT_WORK = 6
+
+
+class CutOptions(TypedDict, total=False):
+    """Keywords of whatever takes out heads and channels; `SlimSettings` has their defaults."""
+
+    method: str
+    ratio: float
+    parts: Sequence[str] | None
+    recovery: str | None
+    damping: float
+    multiple: int
+
+
+class SlimOptions(CutOptions, total=False):
+    """Keywords of `rose.prune_structured`, which says what they mean."""
+
+    allocation: str
+    target: str
+    target_damping: float | None
 
 
 @dataclass(frozen=True)

@@ -21,18 +21,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from rose.errors import RoseError
+from rose.given import check_keywords
 from rose.layer.target import corrected_weight, damping_or_rule
-from rose.model.network.identity import embedding_norms, language_part
 from rose.model.network.layers import count_parameters, named
-from rose.model.network.network import Network, padding
+from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.progress import Meter, ProgressCallback, part_callback
-from rose.model.run.checkpoint import FORMAT, DiskStorage, describe_inputs, open_checkpoint
+from rose.model.run.checkpoint import FORMAT, DiskStorage, describe_inputs, open_checkpoint, report_inputs
 from rose.model.walk.dense_states import dense_streams
 from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.storage import BIAS, Storage, lay_over
@@ -43,7 +43,7 @@ from rose.structured.allocation import changed
 from rose.structured.configuration import RECORD, droppable_blocks, reshaped_config
 from rose.structured.defaults import PARTS
 from rose.structured.parts import Part, Shape, block_parameters
-from rose.structured.plan import PossibleShapes, SlimPlan, SlimSettings, plan_slimming, possible_shapes
+from rose.structured.plan import PossibleShapes, SlimOptions, SlimPlan, SlimSettings, plan_slimming, possible_shapes
 from rose.structured.problem import Problem
 from rose.structured.reduction import (
     PartRecord,
@@ -69,19 +69,11 @@ def prune_structured(
     model: nn.Module,
     tokens: Tensor,
     *,
-    method: str = SlimSettings.method,
-    ratio: float = SlimSettings.ratio,
-    parts: Sequence[str] | None = None,
-    allocation: str = SlimSettings.allocation,
-    recovery: str | None = None,
-    damping: float = SlimSettings.damping,
-    multiple: int = SlimSettings.multiple,
     held_out: Tensor | None = None,
-    target: str = SlimSettings.target,
-    target_damping: float | None = None,
     surveys: Sequence[BlockSurvey] | None = None,
     progress: ProgressCallback | None = None,
     checkpoint: str | Path | None = None,
+    **options: Unpack[SlimOptions],
 ) -> RunReport:
     """Makes a model smaller, in place: attention heads and MLP channels, or whole decoder blocks, are cut out.
 
@@ -89,6 +81,14 @@ def prune_structured(
         model: a transformers causal language model. Changed when all is done; a run that is stopped by its callback
             leaves it as it was. One that `load_model` streams is cut when it is saved or read again.
         tokens: calibration tokens, (samples, length) int64.
+        held_out: further tokens, (samples, length), on which each part's error is measured too.
+        surveys: what `rose.structured.survey.survey` found on the dense model, where it is known already.
+        progress: called with a `Progress` after every step; may raise to stop the run.
+        checkpoint: a folder that keeps the shapes chosen and every finished decoder block. A run that was stopped or
+            killed resumes there when it is called again with the same arguments and the dense model; on the same
+            machine its result is bit-identical. See `rose.model.run.checkpoint`.
+
+    Keyword arguments besides:
         method: "obs", "slimllm", "wanda", "magnitude", or "depth", which drops decoder blocks.
         ratio: share of the decoder blocks' parameters to remove, above 0 and below 1.
         parts: "heads", "channels", or both; None means all that the model's configuration has numbers for.
@@ -97,17 +97,11 @@ def prune_structured(
         recovery: "none", "bias", "linear" or "exact"; None means the method's own.
         damping: added to the diagonal of the inputs' second moments, relative to its mean.
         multiple: the number of kept channels is a multiple of this, which matrix products like.
-        held_out: further tokens, (samples, length), on which each part's error is measured too.
         target: "layer", what the layer's own weight makes of the reduced inputs, as in the papers; "dense", what the
             dense model puts out there: output projections are corrected for what the reduced parts before them have
             lost, see `rose.layer.target`. Unlike single weights, whole columns gain nothing by that in the mean
             (docs/structured.md).
         target_damping: μ of that correction; None chooses it, see `rose.layer.target.target_damping`.
-        surveys: what `rose.structured.survey.survey` found on the dense model, where it is known already.
-        progress: called with a `Progress` after every step; may raise to stop the run.
-        checkpoint: a folder that keeps the shapes chosen and every finished decoder block. A run that was stopped or
-            killed resumes there when it is called again with the same arguments and the dense model; on the same
-            machine its result is bit-identical. See `rose.model.run.checkpoint`.
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per part, columns as in `PartRecord`.
@@ -116,60 +110,63 @@ def prune_structured(
         RoseError: bad input, or a family or shapes that cannot be cut, before any work; a checkpoint that belongs to
             another run or cannot be written.
     """
-    settings = SlimSettings(method, ratio, parts, allocation, recovery, damping, multiple, target, target_damping)
+    check_keywords(options, SlimOptions.__optional_keys__)
+    settings = SlimSettings(**options)
     network = Network(model)
     streams, start = check_streams(network, tokens, held_out), time.perf_counter()
     before, whole = block_parameters(model), count_parameters(model)
     possible = check_slimming(model, settings)
     kinds = possible.kinds if possible else ()
-    said = dataclasses.asdict(settings) | {"recovery": settings.repair}
-    said.pop("parts")
+    asked = dataclasses.asdict(settings) | {"recovery": settings.repair}
+    del asked["parts"]
 
     def described() -> dict[str, Any]:
         inputs = describe_inputs(network, tokens, held_out)
-        return {"command": "slim", "format": FORMAT, "parts": list(kinds), **said, **inputs}
+        return {"command": "slim", "format": FORMAT, "parts": list(kinds), **asked, **inputs}
 
+    records: list[PartRecord] = []
     with open_checkpoint(network, checkpoint, described) as kept:
         try:
             if possible is None:
-                dropped = _drop(network, tokens, ratio, kept, progress)
-                records = []
-                facts = {
-                    "allocation": "blocks", "uniform": True, "target": "layer", "target_damping": None,
-                    "dropped_blocks": dropped,
-                }  # fmt: skip
+                facts = _drop(network, tokens, settings.ratio, kept, progress)
             else:
-                surveying = part_callback(progress, start, 0, SURVEY_SHARE, "allocate")
-                plan = plan_slimming(
-                    model, tokens, settings, possible, surveys=surveys, progress=surveying, remember=kept.remember
-                )
-                prices = surveys is None and (allocation != "uniform" or len(kinds) > 1)
-                walking = part_callback(progress, start, SURVEY_SHARE, 1) if prices else progress
-                records = SlimRun(network, plan, settings, kept).walk(streams, walking)
-                facts = {"uniform": plan.uniform, "recovery": recovery_in(records)}
+                records, facts = _reduce(network, tokens, streams, settings, possible, surveys, kept, progress)
         finally:
             network.residence.withdraw()  # a streamed model whose run was stopped is what it was
         kept.finish()
-    precision = Precision.of("float32", network.dtype, network.device)
-    after = block_parameters(model)
-    removed = 1 - after / before
-    table = records_table(records, PartRecord)
-    means = {f"mean_{name}": mean_or_none(table[name]) for name in ERRORS}
-    return RunReport(
-        table,
-        {
-            **said, **facts, "drift": [dataclasses.asdict(kept.drifts[index]) for index in sorted(kept.drifts)],
-            "samples": tokens.shape[0], "length": tokens.shape[1], **padding(tokens),
-            **language_part(model),
-            "held_out_samples": 0 if held_out is None else held_out.shape[0],
-            "block_parameters": before, "kept_block_parameters": after, "removed_fraction": removed,
-            "remarks": _far_from_asked(removed, ratio, kinds),
-            "parameters": whole, "kept_parameters": count_parameters(model), "embedding_norms": embedding_norms(model),
-            **means, "environment": precision.environment(network.device),
-            "bos_token": network.bos_in_front(tokens),
-            "seconds": kept.seconds + time.perf_counter() - start,
-        },
-    )  # fmt: skip
+    table, after = records_table(records, PartRecord), block_parameters(model)
+    removed, precision = 1 - after / before, Precision.of("float32", network.dtype, network.device)
+    summary = {
+        **asked, **facts, **report_inputs(network, tokens, held_out, kept, precision),
+        "block_parameters": before, "kept_block_parameters": after, "removed_fraction": removed,
+        "remarks": _far_from_asked(removed, settings.ratio, kinds),
+        "parameters": whole, "kept_parameters": count_parameters(model),
+        **{f"mean_{name}": mean_or_none(table[name]) for name in ERRORS},
+        "seconds": kept.seconds + time.perf_counter() - start,
+    }  # fmt: skip
+    return RunReport(table, summary)
+
+
+def _reduce(
+    network: Network,
+    tokens: Tensor,
+    streams: Mapping[str, Tensor],
+    settings: SlimSettings,
+    possible: PossibleShapes,
+    surveys: Sequence[BlockSurvey] | None,
+    kept: Storage,
+    progress: ProgressCallback | None,
+) -> tuple[list[PartRecord], dict[str, Any]]:
+    """Plans shapes and reduces parts to them; returns a record a part, and what the report says of it."""
+    start = time.perf_counter()
+    surveying = part_callback(progress, start, 0, SURVEY_SHARE, "allocate")
+    plan = plan_slimming(
+        network.model, tokens, settings, possible, surveys=surveys, progress=surveying, remember=kept.remember
+    )
+    prices = surveys is None and (settings.allocation != "uniform" or len(possible.kinds) > 1)
+    walking = part_callback(progress, start, SURVEY_SHARE, 1) if prices else progress
+    records = SlimRun(network, plan, settings, kept).walk(streams, walking)
+    return records, {"uniform": plan.uniform, "recovery": recovery_in(records)}
 
 
 def check_slimming(model: nn.Module, settings: SlimSettings) -> PossibleShapes | None:
@@ -214,9 +211,9 @@ def _check_drop(network: Network, ratio: float) -> None:
 
 def _drop(
     network: Network, tokens: Tensor, ratio: float, kept: Storage, progress: ProgressCallback | None
-) -> list[int]:
+) -> dict[str, Any]:
     """Drops, of the decoder blocks that the configuration can do without, those whose output is most like their input
-    (ShortGPT, Men et al. 2024, arXiv 2403.03853), and says which."""
+    (ShortGPT, Men et al. 2024, arXiv 2403.03853); returns what the report says of it."""
     model, every = network.model, range(len(network.blocks))
 
     def find() -> str:
@@ -230,7 +227,9 @@ def _drop(
     residence = network.residence
     drop_blocks(model, left)
     residence.renumber(left)
-    return [index for index in every if index not in left]
+    dropped = [index for index in every if index not in left]
+    as_it_ran = {"allocation": "blocks", "uniform": True, "target": "layer", "target_damping": None}
+    return {**as_it_ran, "dropped_blocks": dropped}
 
 
 @dataclass

@@ -264,6 +264,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
         ({"method": "depth", "ratio": 0.5, "recovery": "exact"}, "leave out parts, allocation and recovery"),
         ({"multiple": 56}, "no smaller multiple of 56"),
         ({"multiple": "8"}, "a whole number, not '8'"),
+        ({"ration": 0.2}, "no option 'ration' here"),
         ({"ratio": "0.2"}, "The ratio must be above 0"),
         ({"ratio": None}, "The ratio must be above 0"),
         ({"ratio": 0.95, "allocation": "cost"}, "do not hold that much"),

@@ -48,8 +48,9 @@ from rose.files import (
     write_tensors,
 )
 from rose.model.network.heads import rotated_heads
+from rose.model.network.identity import embedding_norms, language_part
 from rose.model.network.layers import PrunableLayer
-from rose.model.network.network import Network
+from rose.model.network.network import Network, padding
 from rose.model.network.precision import Precision
 from rose.model.run.settings import RunSettings, describe_layer
 from rose.model.walk.dense_states import HELD_OUT, BlockDrift
@@ -409,4 +410,21 @@ def describe_inputs(network: Network, tokens: Tensor, held_out: Tensor | None) -
         "held_out": None if held_out is None else digest({"tokens": held_out.long()}),
         "streamed": network.is_streamed,  # its fingerprint is another one
         "model": network.residence.fingerprint(),
+    }
+
+
+def report_inputs(
+    network: Network, tokens: Tensor, held_out: Tensor | None, kept: Storage, precision: Precision
+) -> dict[str, Any]:
+    """For a report: the windows, the model they ran through and its drift, and the environment."""
+    return {
+        "samples": tokens.shape[0],
+        "length": tokens.shape[1],
+        **padding(tokens),
+        "held_out_samples": 0 if held_out is None else held_out.shape[0],
+        "bos_token": network.bos_in_front(tokens),
+        **language_part(network.model),
+        "embedding_norms": embedding_norms(network.model),
+        "drift": [dataclasses.asdict(kept.drifts[index]) for index in sorted(kept.drifts)],
+        "environment": precision.environment(network.device),
     }

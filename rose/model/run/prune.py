@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -22,13 +22,12 @@ from rose.layer.statistics import InputStatistics
 from rose.layer.target import damping_or_rule
 from rose.model.defaults import ALLOCATIONS
 from rose.model.network.heads import rotated_heads
-from rose.model.network.identity import embedding_norms, language_part
 from rose.model.network.layers import LowRank, PrunableLayer
-from rose.model.network.network import Network, padding
+from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.allocation import allocate
-from rose.model.run.checkpoint import begun_with, describe_run, open_checkpoint
+from rose.model.run.checkpoint import begun_with, describe_run, open_checkpoint, report_inputs
 from rose.model.run.one_layer import dense_record, is_left_dense, prune_in
 from rose.model.run.settings import RunOptions, RunSettings, describe_layer, run_settings
 from rose.model.walk.collector import LEAVE_OUT, statistics_of
@@ -158,16 +157,8 @@ def prune_by(
         **run.describe(),
         **_of_experts([record for record in records if record.layer in experts], run.min_expert_tokens),
         compute=precision.describe()["compute"],
-        environment=precision.environment(network.device),
-        samples=tokens.shape[0],
-        length=tokens.shape[1],
-        **padding(tokens),
-        **language_part(model),
-        bos_token=network.bos_in_front(tokens),
-        embedding_norms=embedding_norms(model),
+        **report_inputs(network, tokens, held_out, kept, precision),
         rotated_heads=rotated_heads(model),
-        held_out_samples=0 if held_out is None else held_out.shape[0],
-        drift=[asdict(kept.drifts[index]) for index in sorted(kept.drifts)],
         device=str(network.device),
         seconds=kept.seconds + time.perf_counter() - start,
     )

@@ -12,18 +12,19 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import pandas as pd
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.given import is_whole
+from rose.given import check_keywords, is_whole
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.progress import ProgressCallback, part_callback
 from rose.model.run.checkpoint import begun_with, claimed
 from rose.model.tune.kept import check_pruned, find_trained
-from rose.model.tune.task import TuneReport, TuneSettings, TuneTask
+from rose.model.tune.task import TuneOptions, TuneReport, TuneSettings, TuneTask
 from rose.model.tune.tuning import Tuner, describe_tuning
 
 
@@ -34,17 +35,11 @@ def tune_model(
     *,
     held_out: Tensor | None = None,
     layers: Sequence[str] | None = None,
-    minutes: float | None = None,
-    epochs: float | None = None,
-    loss: str = TuneSettings.loss,
-    rate: float | None = None,
-    batch: int = TuneSettings.batch,
-    seed: int = TuneSettings.seed,
-    compute: str = DEFAULT,
     parts: int = 1,
     unpruned: bool = False,
     progress: ProgressCallback | None = None,
     checkpoint: str | Path | None = None,
+    **options: Unpack[TuneOptions],
 ) -> TuneReport:
     """Trains the kept weights of a pruned model in place; what was removed stays 0, to the bit.
 
@@ -55,6 +50,15 @@ def tune_model(
         held_out: further windows, which decide by their next tokens which step is kept: perplexity on them is never
             worse than at the start.
         layers: names to tune, `*` allowed; None means every prunable layer. Norms, embeddings and the head stay.
+        parts: decoder blocks are tuned in so many parts, one after another, each with its share of the steps; memory
+            for gradients and Adam's moments is that of one part.
+        unpruned: tune a model without zeros, too.
+        progress: called with a `TuningProgress` many times a step; may raise to stop: the best step so far is kept.
+        checkpoint: a folder from which the same call goes on, after it was stopped or killed, to the same bits where
+            there are as many processes, as sums differ by rounding; load the pruned model again for that, as a tuning
+            that was stopped has changed it.
+
+    Keyword arguments besides:
         minutes: how long tuning may take; the number of steps is set by the time of the first ones.
         epochs: passes over `tokens`, where no minutes are given; 1 by default, parts allowed.
         loss: "kl", towards the dense model's distributions; "ce", of the text's own next tokens, for data of one's own.
@@ -66,19 +70,12 @@ def tune_model(
         batch: windows of a step; several processes share them.
         seed: of the order of windows.
         compute: format of matrix products, see `rose.prune_model`. Weights and Adam's moments are float32.
-        parts: decoder blocks are tuned in so many parts, one after another, each with its share of the steps; memory
-            for gradients and Adam's moments is that of one part.
-        unpruned: tune a model without zeros, too.
-        progress: called with a `TuningProgress` many times a step; may raise to stop: the best step so far is kept.
-        checkpoint: a folder from which the same call goes on, after it was stopped or killed, to the same bits where
-            there are as many processes, as sums differ by rounding; load the pruned model again for that, as a tuning
-            that was stopped has changed it.
 
     Raises:
         RoseError: bad input, before any work; a loss that is not finite; or no room to save.
     """
-    settings = TuneSettings(minutes, epochs, loss, rate, batch, seed, compute)
-    tuner = Parts(TuneTask(model, dense, tokens, held_out, layers, unpruned), settings, parts)
+    check_keywords(options, TuneOptions.__optional_keys__)
+    tuner = Parts(TuneTask(model, dense, tokens, held_out, layers, unpruned), TuneSettings(**options), parts)
     tuner.run(progress, checkpoint)
     return tuner.report()
 

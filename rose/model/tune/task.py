@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import pandas as pd
 import torch
@@ -28,6 +28,18 @@ from rose.wording import count, whole
 
 BATCH = 2  # windows of a step
 FEW = 8  # steps below which minutes were too few for this machine: the rate rises over a quarter of them
+
+
+class TuneOptions(TypedDict, total=False):
+    """Keywords of `rose.tune_model`, which says what they mean; `TuneSettings` has their defaults."""
+
+    minutes: float | None
+    epochs: float | None
+    loss: str
+    rate: float | None
+    batch: int
+    seed: int
+    compute: str
 
 
 @dataclass(frozen=True)

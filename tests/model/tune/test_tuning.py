@@ -493,6 +493,7 @@ def test_the_divergence_has_the_gradient_that_autograd_finds():
     ("change", "said"),
     [
         ({"minutes": 1.0, "epochs": 1.0}, "not both"),
+        ({"minute": 1.0}, "no option 'minute' here"),
         ({"rate": 0.0}, "Rate must be a number above 0"),
         ({"rate": "0.1"}, "Rate must be a number above 0, not '0.1'"),
         ({"minutes": "5", "epochs": None}, "Minutes must be a number above 0, not '5'"),
