@@ -88,7 +88,7 @@ STATEMENTS = {
     ),
     "your_own_model": (
         r"\d of 30 output projections are columnar; the clearest is model\.layers\.18\.self_attn\.o_proj",
-        r"\d+ layers are as expected; 70% zeros",
+        r"no fault in \d+ layers; 70% zeros",
         r"tuning on 8 windows takes the perplexity from \d+\.\d to \d+\.\d; all zeros are kept",
         "the loaded model's logits are the same to the last bit",
     ),

@@ -39,11 +39,9 @@ from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.walk import check_streams
 from rose.report import finite, json_rows
 from rose.verdicts import cautions
-from rose.wording import several
+from rose.wording import number, several
 
-ROTATED = (
-    " Its heads were rotated first (exact, function unchanged); it is compared with dense heads rotated the same way."
-)
+ROTATED = " Its heads fit those of the dense model after a rotation, which changes no output; they are compared so."
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +102,8 @@ class CheckpointCheck:
 
 
 @dataclass
-class _Layer:
-    """What is gathered of one layer before it can be judged."""
+class _Measured:
+    """What is measured of one layer before it is judged."""
 
     layer: PrunableLayer
     change: WeightChange
@@ -127,7 +125,7 @@ def check_checkpoint(
     compute: str = DEFAULT,
     progress: ProgressCallback | None = None,
 ) -> CheckpointCheck:
-    """Says of every layer of a checkpoint whether it is what a pruned copy of the dense model should be.
+    """Looks for faults in every layer of a checkpoint that was made from the dense model by pruning.
 
     Args:
         dense: the model before.
@@ -154,7 +152,7 @@ def check_checkpoint(
     mu = target_damping(networks[0].config.hidden_size, 1 if tokens is None else tokens.numel(), blocks)
     precision = Precision.of(compute, networks[0].dtype, networks[0].device)
     yardsticks = Yardsticks(methods, block_size, mu, precision.products)
-    found: dict[str, _Layer] = {}
+    measured: dict[str, _Measured] = {}
     others: list[OtherTensor] = []
     drifts: list[dict[str, Any]] = []
     rotated: list[str] = []  # output projections
@@ -165,11 +163,11 @@ def check_checkpoint(
         meter.tell("calibrate", index, 0.5 * share)
 
     for block in walk_both(networks, pairs, streams, precision, tick):
-        for number, pair in enumerate(block.pairs):
+        for place, pair in enumerate(block.pairs):
             name = pair[0].name
-            found[name] = _look_at(pair, block, yardsticks)
+            measured[name] = _measure(pair, block, yardsticks)
             meter.layers_done += 1
-            meter.tell("check", block.index, (number + 1) / len(block.pairs), name)
+            meter.tell("check", block.index, (place + 1) / len(block.pairs), name)
         if block.aligned is not None:
             rotated += block.aligned.outputs
             in_basis |= {*block.aligned.layers}
@@ -177,15 +175,15 @@ def check_checkpoint(
         if block.drift is not None:
             drifts.append({"block_index": block.index, "drift": block.drift})
     others += others_outside(*networks)
-    gone = find_gone({name: (one.layer, one.change) for name, one in found.items()}, networks[0].config)
-    by_weights = _judge_weights(found)
-    whose = _method_of(found, by_weights)
+    gone = find_gone({name: (each.layer, each.change) for name, each in measured.items()}, networks[0].config)
+    by_weights = _judge_weights(measured)
+    maker = _maker(measured, by_weights)
     judged = {
         name: replace(verdict, reason=verdict.reason + ROTATED * (name in in_basis) + gone.of(name))
-        for name, verdict in _judge(found, by_weights).items()
+        for name, verdict in _judge(measured, by_weights).items()
     }
-    summary = _summary(found, judged) | {"gone": gone.row(), "drift": drifts, "rotated_heads": rotated}
-    summary |= whose | {"methods": methods if streams else [], "tokens": 0 if tokens is None else tokens.numel()}
+    summary = _summary(measured, judged) | {"gone": gone.row(), "drift": drifts, "rotated_heads": rotated}
+    summary |= maker | {"methods": methods if streams else [], "tokens": 0 if tokens is None else tokens.numel()}
     summary["bos_token"] = None if tokens is None else networks[0].bos_in_front(tokens)
     windows, which = (tokens, "calibration") if held_out is None else (held_out, "held-out")
     if windows is not None:
@@ -194,17 +192,17 @@ def check_checkpoint(
             summary |= _perplexities(dense, pruned, windows)
             summary["evaluated_on"] = f"{len(windows)} × {windows.shape[1]} {which} tokens"
     meter.tell("done", blocks - 1, 1.0)
-    return CheckpointCheck(_table(found, judged), _table_of(others), summary)
+    return CheckpointCheck(_table(measured, judged), _table_of(others), summary)
 
 
 def _perplexities(dense: nn.Module, pruned: nn.Module, windows: Tensor) -> dict[str, Any]:
     """Perplexity and losses of windows by both models."""
-    found: dict[str, Any] = {}
+    perplexities: dict[str, Any] = {}
     for stage, model in (("before", dense), ("after", pruned)):
         losses = window_losses(model, windows)
-        told = [] if losses.isnan().any() else losses.tolist()
-        found |= {f"perplexity_{stage}": perplexity_of(losses), f"losses_{stage}": told}
-    return found
+        perplexities[f"perplexity_{stage}"] = perplexity_of(losses)
+        perplexities[f"losses_{stage}"] = [] if losses.isnan().any() else losses.tolist()
+    return perplexities
 
 
 def pair_layers(dense: Network, pruned: Network) -> list[Pair]:
@@ -235,17 +233,17 @@ def pair_layers(dense: Network, pruned: Network) -> list[Pair]:
     return [(layer, pruned_layers[name]) for name, layer in dense_layers.items()]
 
 
-def _look_at(pair: Pair, block: BlockInputs, yardsticks: Yardsticks) -> _Layer:
-    """What the weights and, with tokens, the errors of one layer say; its decoder block is present."""
+def _measure(pair: Pair, block: BlockInputs, yardsticks: Yardsticks) -> _Measured:
+    """One layer by its weights and, with tokens, its errors; its decoder block is present."""
     layer, weight = pair[0], pair[0].weight
     after = pair[1].weight.to(weight.device)
     change = weight_change(weight, after)
     rank = pair[1].low_rank[0].shape[1] if pair[1].low_rank else 0
-    found = _Layer(layer, change, sample(weight), sample(after), rank)
-    inputs, held_out = (_finite(block.inputs.get(one, {}).get(layer.name)) for one in ("calibration", "held_out"))
+    measured = _Measured(layer, change, sample(weight), sample(after), rank)
+    inputs, held_out = (_finite(block.inputs.get(name, {}).get(layer.name)) for name in ("calibration", "held_out"))
     if inputs is not None and not change.not_finite and not change.is_untouched:
-        found.costs, found.nearest = yardsticks.measure(weight, after, change, inputs, held_out)
-    return found
+        measured.costs, measured.nearest = yardsticks.measure(weight, after, change, inputs, held_out)
+    return measured
 
 
 def _finite(inputs: LayerInputs | None) -> LayerInputs | None:
@@ -253,91 +251,94 @@ def _finite(inputs: LayerInputs | None) -> LayerInputs | None:
     return inputs if inputs is not None and inputs.statistics.diagonal.isfinite().all() else None
 
 
-def _judge(found: Mapping[str, _Layer], judged_by_weights: Mapping[str, Verdict]) -> dict[str, Verdict]:
-    """A verdict for each layer; what holds another layer's weights is told whose.
+def _judge(measured: Mapping[str, _Measured], judged_by_weights: Mapping[str, Verdict]) -> dict[str, Verdict]:
+    """A verdict for each layer; one that holds another layer's weights is told which.
 
-    Errors accuse no layer behind one with wrong weights: it reads what nothing was compensated for.
+    Errors accuse no layer behind one with wrong weights, whose outputs nothing was compensated for.
     """
     judged: dict[str, Verdict] = {}
-    before = ""
-    for name, one in found.items():
+    wrong_before = ""
+    for name, layer in measured.items():
         by_weights = verdict = judged_by_weights[name]
-        if verdict.verdict == verdicts.OTHER_MODEL and not one.change.reordered:
-            verdict = _whose(name, found, verdict)
-        elif one.costs is not None and not verdict.is_wrong:
-            verdict = judge_costs(verdict, one.costs, one.change, one.nearest)
-            if before and verdict.is_wrong:
-                behind = f"It reads what {before} has spoilt: mend that, and check again."
+        if verdict.verdict == verdicts.OTHER_MODEL and not layer.change.reordered:
+            verdict = _other_layer(name, measured, verdict)
+        elif layer.costs is not None and not verdict.is_wrong:
+            verdict = judge_costs(verdict, layer.costs, layer.change, layer.nearest)
+            if wrong_before and verdict.is_wrong:
+                behind = f"It reads outputs of {wrong_before}, which is wrong: mend that layer, and check again."
                 verdict = replace(by_weights, reason=f"{verdict.reason} {behind}")
         judged[name] = verdict
-        before = before or (name if by_weights.is_wrong else "")
+        wrong_before = wrong_before or (name if by_weights.is_wrong else "")
     return judged
 
 
-def _judge_weights(found: Mapping[str, _Layer]) -> dict[str, Verdict]:
+def _judge_weights(measured: Mapping[str, _Measured]) -> dict[str, Verdict]:
     """A verdict for each layer from the weights alone.
 
     Methods that only mask move weights too, towards the dense model, once pruning has changed what a layer reads: in
     the decoder block where that begins it is no fault that a layer was not moved, if its first one was not.
     """
-    peers = Peers.of([one.change for one in found.values()])
-    first = next((one for one in found.values() if one.change.zeros > one.change.zeros_before), None)
+    peers = Peers.of([layer.change for layer in measured.values()])
+    pruned = (layer for layer in measured.values() if layer.change.zeros > layer.change.zeros_before)
+    first = next(pruned, None)
     begins = first.layer.block_index if first and first.change.moved <= verdicts.MOVED else None
-    there = replace(peers, are_moved=False)
+    peers_there = replace(peers, are_moved=False)
     judged = {
-        name: judge_weights(one.change, there if one.layer.block_index == begins else peers)
-        for name, one in found.items()
+        name: judge_weights(layer.change, peers_there if layer.layer.block_index == begins else peers)
+        for name, layer in measured.items()
     }
-    for name, one in found.items():
-        if one.rank and judged[name].verdict == verdicts.NOT_PRUNED:
-            said = f"Its sparse part stands beside one of rank {one.rank}, so their sum has no zeros."
-            judged[name] = Verdict(verdicts.AS_EXPECTED, said, False)
+    for name, layer in measured.items():
+        if layer.rank and judged[name].verdict == verdicts.NOT_PRUNED:
+            reason = f"Its sparse part stands beside one of rank {layer.rank}, so their sum has no zeros."
+            judged[name] = Verdict(verdicts.NO_FAULT, reason, False)
     return judged
 
 
-def _whose(name: str, found: Mapping[str, _Layer], verdict: Verdict) -> Verdict:
-    """Where a layer's weights are those of another dense layer, says of which."""
-    one = found[name]
-    kept = one.sample != 0
-    best, nearest = 0.0, ""
-    for other, candidate in found.items():
-        if other != name and candidate.change.shape == one.change.shape:
-            alike = torch.cosine_similarity(one.sample, torch.where(kept, candidate.dense_sample, 0), dim=0).item()
-            best, nearest = max((best, nearest), (alike, other))
-    if best < UNLIKE:
+def _other_layer(name: str, measured: Mapping[str, _Measured], verdict: Verdict) -> Verdict:
+    """The verdict on a layer unlike its dense weights, with the dense layer that it is like, if there is one."""
+    layer = measured[name]
+    kept = layer.sample != 0
+    highest, nearest = 0.0, ""
+    for other, candidate in measured.items():
+        if other != name and candidate.change.shape == layer.change.shape:
+            dense_sample = torch.where(kept, candidate.dense_sample, 0)
+            cosine = torch.cosine_similarity(layer.sample, dense_sample, dim=0).item()
+            highest, nearest = max((highest, nearest), (cosine, other))
+    if highest < UNLIKE:
         return verdict
-    said = f"It holds the weights of {nearest} (cosine {best:.2f}; with its own dense ones {one.change.cosine:.2f})."
-    return Verdict(verdicts.OTHER_MODEL, said, True)
+    own = number(layer.change.cosine, 2)
+    reason = f"Kept weights are like those of {nearest} (cosine {highest:.2f}; {own} with its own dense ones)."
+    return Verdict(verdicts.OTHER_MODEL, reason, True)
 
 
 def _table_of(others: Sequence[OtherTensor]) -> pd.DataFrame:
     columns = ["name", "kind", "change", "verdict", "reason", "is_wrong"]
-    return pd.DataFrame([one.row() for one in others], columns=columns).astype({"is_wrong": bool})
+    return pd.DataFrame([tensor.row() for tensor in others], columns=columns).astype({"is_wrong": bool})
 
 
-def _method_of(found: Mapping[str, _Layer], by_weights: Mapping[str, Verdict]) -> dict[str, Any]:
+def _maker(measured: Mapping[str, _Measured], by_weights: Mapping[str, Verdict]) -> dict[str, Any]:
     """`nearest`: the method that the masks are nearest to (see `Maker`), None without masks or methods. `method`: that
     one where it has made nearly all of them, else None. Layers in which it and another are the same get its name."""
-    sane = [one for name, one in found.items() if not by_weights[name].is_wrong] or [*found.values()]
-    maker = maker_of([one.nearest for one in sane if one.nearest])  # an accident tells nothing of a method
+    sane = [layer for name, layer in measured.items() if not by_weights[name].is_wrong] or [*measured.values()]
+    maker = maker_of([layer.nearest for layer in sane if layer.nearest])  # an accident tells nothing of a method
     if maker is None:
         return {"method": None, "nearest": None}
-    for one in found.values():
+    for layer in measured.values():
         for target in (maker.target, "layer"):
-            if (near := one.nearest) and near.tried.get((maker.name, target)) == near.shared:
-                one.nearest = replace(near, method=maker.name, target=target)
+            if (nearest := layer.nearest) and nearest.tried.get((maker.name, target)) == nearest.shared:
+                layer.nearest = replace(nearest, method=maker.name, target=target)
                 break
     return {"method": maker.row() if maker.is_same else None, "nearest": maker.row()}
 
 
-def _table(found: Mapping[str, _Layer], judged: Mapping[str, Verdict]) -> pd.DataFrame:
+def _table(measured: Mapping[str, _Measured], judged: Mapping[str, Verdict]) -> pd.DataFrame:
     rows = []
-    for name, one in found.items():
-        change, verdict = one.change, judged[name]
+    for name, layer in measured.items():
+        change, verdict = layer.change, judged[name]
         row: dict[str, Any] = {
             "layer": name,
-            "block_index": one.layer.block_index,
-            "projection": one.layer.projection,
+            "block_index": layer.layer.block_index,
+            "projection": layer.layer.projection,
             "verdict": verdict.verdict,
             "reason": verdict.reason,
             "is_wrong": verdict.is_wrong,
@@ -356,26 +357,26 @@ def _table(found: Mapping[str, _Layer], judged: Mapping[str, Verdict]) -> pd.Dat
             "empty_rows": len(change.empty_rows),
             "empty_columns": len(change.empty_columns),
         }
-        if one.costs is not None:
-            row |= one.costs.row()
-        if near := one.nearest:
-            row |= {"nearest_method": near.method, "nearest_target": near.target}
-            row |= {"agreement": near.shared.jaccard, "agreement_by_chance": near.shared.chance}
+        if layer.costs is not None:
+            row |= layer.costs.row()
+        if nearest := layer.nearest:
+            row |= {"nearest_method": nearest.method, "nearest_target": nearest.target}
+            row |= {"agreement": nearest.shared.jaccard, "agreement_by_chance": nearest.shared.chance}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _summary(found: Mapping[str, _Layer], judged: Mapping[str, Verdict]) -> dict[str, Any]:
-    changes = [one.change for one in found.values()]
-    size = sum(one.size for one in changes)
-    patterns = [str(one.pattern) for one in changes if one.zeros > one.zeros_before]
+def _summary(measured: Mapping[str, _Measured], judged: Mapping[str, Verdict]) -> dict[str, Any]:
+    changes = [layer.change for layer in measured.values()]
+    size = sum(change.size for change in changes)
+    patterns = [str(change.pattern) for change in changes if change.zeros > change.zeros_before]
     counts = pd.Series([verdict.verdict for verdict in judged.values()]).value_counts()
     return {
         "layers": len(changes),
         "weights": size,
-        "zeros": sum(one.zeros for one in changes),
-        "zeros_before": sum(one.zeros_before for one in changes),
-        "sparsity": sum(one.zeros for one in changes) / size,
+        "zeros": sum(change.zeros for change in changes),
+        "zeros_before": sum(change.zeros_before for change in changes),
+        "sparsity": sum(change.zeros for change in changes) / size,
         "pattern": max(set(patterns), key=patterns.count) if patterns else "none",
         "verdicts": {str(name): int(count) for name, count in counts.items()},
     }

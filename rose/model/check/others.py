@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 
 import torch
@@ -15,9 +15,9 @@ from rose.model.check import verdicts
 from rose.model.check.inputs import Pair
 from rose.model.check.verdicts import Verdict
 from rose.model.network.network import Network
-from rose.wording import percent, whole
+from rose.wording import number, percent, whole
 
-TELLING = 16  # numbers from which on a direction tells something
+TELLING = 16  # numbers, from which on a cosine tells something
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,7 @@ class OtherTensor:
 
     def row(self) -> dict[str, object]:
         """For a table."""
-        one = self.verdict
-        known = {"name": self.name, "kind": self.kind, "change": self.change}
-        return known | {"verdict": one.verdict, "reason": one.reason, "is_wrong": one.is_wrong}
+        return {"name": self.name, "kind": self.kind, "change": self.change, **vars(self.verdict)}
 
 
 def others_in_block(prefix: str, blocks: tuple[nn.Module, nn.Module], pairs: Sequence[Pair]) -> list[OtherTensor]:
@@ -71,10 +69,11 @@ def others_outside(dense: Network, pruned: Network) -> list[OtherTensor]:
             if name in after and twin in after and not torch.equal(after[name], after[twin])
         }
         was, now = ({name: value for name, value in each.items() if name not in ties} for each in (before, after))
-        found = _compare_all(was, now, kinds)
-    said = "It is one tensor with {} in the dense model, and another one here.".format
-    return found + [
-        OtherTensor(name, kinds[name], nan, Verdict(verdicts.TIE_TORN, said(twin), True)) for name, twin in torn.items()
+        others = _compare_all(was, now, kinds)
+    reason = "It is one tensor with {} in the dense model, and another one here.".format
+    return others + [
+        OtherTensor(name, kinds[name], nan, Verdict(verdicts.TIE_TORN, reason(twin), True))
+        for name, twin in torn.items()
     ]
 
 
@@ -83,15 +82,13 @@ def _outside(network: Network) -> Iterator[Mapping[str, Tensor]]:
     """Parameters outside the decoder blocks by name; those of a streamed model are read."""
     inside = {id(parameter) for parameter in network.blocks.parameters()}
     with network.embedding():
-        known = dict(network.model.named_parameters(remove_duplicate=False))
-        found: dict[str, Tensor] = {
-            name: value for name, value in known.items() if id(value) not in inside and not value.is_meta
-        }
+        every = network.model.named_parameters(remove_duplicate=False)
+        outside = {name: value for name, value in every if id(value) not in inside}
         stored = getattr(network.residence, "files", {})
-        for name, value in known.items():
-            if value.is_meta and id(value) not in inside and name in stored:
-                found[name] = network.residence.read(name)  # type: ignore[attr-defined]
-        yield found
+        for name, value in list(outside.items()):
+            if value.is_meta and name in stored:
+                outside[name] = network.residence.read(name)  # type: ignore[attr-defined]
+        yield {name: value for name, value in outside.items() if not value.is_meta}
 
 
 def _ties(parameters: Mapping[str, Tensor]) -> dict[str, str]:
@@ -102,61 +99,61 @@ def _ties(parameters: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _kinds(module: nn.Module) -> dict[str, str]:
     """By name of parameter."""
-    found = {}
+    kinds = {}
     for owner_name, owner in module.named_modules():
         for leaf, value in owner.named_parameters(recurse=False, remove_duplicate=False):
             kind = "norm" if value.ndim == 1 else "other"
             kind = "embedding" if isinstance(owner, nn.Embedding) else "bias" if leaf.endswith("bias") else kind
-            found[f"{owner_name}.{leaf}" if owner_name else leaf] = kind
-    return found
+            kinds[f"{owner_name}.{leaf}" if owner_name else leaf] = kind
+    return kinds
 
 
 def _compare_all(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], kinds: Mapping[str, str]
 ) -> list[OtherTensor]:
     names = dict.fromkeys((*before, *after))
-    found = [_compare(name, kinds.get(name, "other"), before.get(name), after.get(name)) for name in names]
-    return [one for one in found if one is not None]
+    tensors = (_compare(name, kinds.get(name, "other"), before.get(name), after.get(name)) for name in names)
+    return [tensor for tensor in tensors if tensor is not None]
 
 
-def _compare(name: str, kind: str, was: Tensor | None, now: Tensor | None) -> OtherTensor | None:
-    """None where nothing is to be said of it."""
-    gap, verdict = nan, None
-    if was is None:
-        verdict = Verdict(verdicts.AS_EXPECTED, "The dense model has no such tensor.", False)
-    elif now is None:
-        if was.any():
+def _compare(name: str, kind: str, before: Tensor | None, after: Tensor | None) -> OtherTensor | None:
+    """None where the tensor is as it was."""
+    change, verdict = nan, None
+    if before is None:
+        verdict = Verdict(verdicts.NO_FAULT, "The dense model has no such tensor.", False)
+    elif after is None:
+        if before.any():
             verdict = Verdict(verdicts.OTHER_MODEL, "The dense model has it, and this one does not.", True)
     else:
-        gap, verdict = _judge(kind, was, now.to(was.device))
-    return None if verdict is None else OtherTensor(name, kind, gap, verdict)
+        change, verdict = _judge(kind, before, after.to(before.device))
+    return None if verdict is None else OtherTensor(name, kind, change, verdict)
 
 
-def _judge(kind: str, was: Tensor, now: Tensor) -> tuple[float, Verdict | None]:
+def _judge(kind: str, before: Tensor, after: Tensor) -> tuple[float, Verdict | None]:
+    """‖after − before‖/‖before‖ and a verdict; None where nothing changed but by rounding."""
     has_rows = kind in ("embedding", "output head")
-    if has_rows and len(now) > len(was) and was.shape[1:] == now.shape[1:]:
-        gap, verdict = _judge(kind, was, now[: len(was)])
-        rest = f" {verdict.reason}" if verdict else ""
-        said = f"It has {whole(len(now) - len(was))} rows more than in the dense model.{rest}"
-        name, wrong = (verdict.verdict, verdict.is_wrong) if verdict else (verdicts.AS_EXPECTED, False)
-        return gap, Verdict(name, said, wrong)
-    if was.shape != now.shape:
-        said = f"It is of shape {tuple(now.shape)} here and of {tuple(was.shape)} in the dense model."
-        return nan, Verdict(verdicts.OTHER_MODEL, said, True)
-    broken = now.numel() - int(torch.isfinite(now).sum())
-    if broken:
-        said = f"{whole(broken)} of {whole(now.numel())} numbers are NaN or infinite."
-        return nan, Verdict(verdicts.NUMBERS_BROKEN, said, True)
-    if torch.equal(was, now) or rounded_to(was, now):
+    if has_rows and len(after) > len(before) and before.shape[1:] == after.shape[1:]:
+        change, verdict = _judge(kind, before, after[: len(before)])
+        longer = f"It has {whole(len(after) - len(before))} rows more than in the dense model."
+        if verdict is None:
+            return change, Verdict(verdicts.NO_FAULT, longer, False)
+        return change, replace(verdict, reason=f"{longer} {verdict.reason}")
+    if before.shape != after.shape:
+        reason = f"It is of shape {tuple(after.shape)} here and of {tuple(before.shape)} in the dense model."
+        return nan, Verdict(verdicts.OTHER_MODEL, reason, True)
+    if broken := after.numel() - int(torch.isfinite(after).sum()):
+        reason = f"{whole(broken)} of {whole(after.numel())} numbers are NaN or infinite."
+        return nan, Verdict(verdicts.NUMBERS_BROKEN, reason, True)
+    if torch.equal(before, after) or rounded_to(before, after):
         return 0.0, None
-    if not now.any():
-        return 1.0, Verdict(verdicts.NUMBERS_BROKEN, f"All {whole(now.numel())} numbers are zero.", True)
-    before, after = was.float().flatten(), now.float().flatten()
-    length = before.norm().item()
-    gap = (after - before).norm().item() / length if length else nan
-    alike = torch.cosine_similarity(before, after, dim=0).item()
-    if kind != "bias" and now.numel() >= TELLING and length and alike < UNLIKE:
-        said = f"It has nothing to do with the dense one (cosine {alike:.2f})."
-        return gap, Verdict(verdicts.OTHER_MODEL, said, True)
-    moved = f"by {percent(gap)} of its norm" if length else "from zero"
-    return gap, Verdict(verdicts.AS_EXPECTED, f"It moved {moved}.", False)
+    if not after.any():
+        return 1.0, Verdict(verdicts.NUMBERS_BROKEN, f"All {whole(after.numel())} numbers are zero.", True)
+    was, now = before.float().flatten(), after.float().flatten()
+    norm = was.norm().item()
+    change = (now - was).norm().item() / norm if norm else nan
+    cosine = torch.cosine_similarity(was, now, dim=0).item()
+    if kind != "bias" and after.numel() >= TELLING and norm and cosine < UNLIKE:
+        reason = f"It has a cosine of {number(cosine, 2)} with the dense one; {UNLIKE} is the least."
+        return change, Verdict(verdicts.OTHER_MODEL, reason, True)
+    moved = f"by {percent(change)} of its norm" if norm else "from zero"
+    return change, Verdict(verdicts.NO_FAULT, f"It moved {moved}.", False)

@@ -14,9 +14,9 @@ from rose.layer.change import UNLIKE, WeightChange
 from rose.layer.error import ratio
 from rose.layer.registry import METHODS
 from rose.model.check.costs import Costs, Recognized, Rival
-from rose.wording import percent, whole
+from rose.wording import listing, number, percent, whole
 
-AS_EXPECTED = "as expected"
+NO_FAULT = "no fault found"
 NOT_PRUNED = "not pruned"
 MASK_ALONE = "mask without compensation"
 WORSE_THAN_WANDA = "worse than Wanda"
@@ -24,12 +24,12 @@ BACKWARDS = "compensated backwards"
 ZEROS_LOST = "zeros lost"
 PATTERN_BROKEN = "pattern broken"
 OTHER_SPARSITY = "other sparsity"
-OTHER_MODEL = "not the same model"
+OTHER_MODEL = "unlike the dense model"
 NUMBERS_BROKEN = "numbers broken"
 TIE_TORN = "tie torn"
 VERDICTS = (
     *(NUMBERS_BROKEN, OTHER_MODEL, PATTERN_BROKEN, ZEROS_LOST, TIE_TORN, OTHER_SPARSITY, BACKWARDS, WORSE_THAN_WANDA),
-    *(MASK_ALONE, NOT_PRUNED, AS_EXPECTED),
+    *(MASK_ALONE, NOT_PRUNED, NO_FAULT),
 )  # the worst first
 MOVED = 1e-3  # share of kept weights that differ, above which they were moved and not only masked
 FEW_ZEROS = 0.1  # of the peers' share of zeros: a layer with less has lost them
@@ -76,34 +76,33 @@ class Peers:
 
     @classmethod
     def of(cls, changes: Sequence[WeightChange]) -> Peers:
-        pruned = [one for one in changes if one.zeros > one.zeros_before and one.zeros < one.size]
+        pruned = [change for change in changes if change.zeros_before < change.zeros < change.size]
         if len(pruned) < 2:
             return cls(None, False, None, False)
-        middle = median(one.sparsity for one in pruned)
+        sparsity = median(change.sparsity for change in pruned)
 
         def most(holds: Sequence[bool]) -> bool:
             return sum(holds) >= PEERS * len(pruned)
 
-        grouped = [str(one.pattern) for one in pruned if one.pattern.name == "N:M"]
+        grouped = [str(change.pattern) for change in pruned if change.pattern.name == "N:M"]
         usual = max(set(grouped), key=grouped.count, default=None)
         return cls(
-            middle,
-            most([abs(one.sparsity - middle) <= NEAR for one in pruned]),
-            usual if usual and most([str(one.pattern) == usual for one in pruned]) else None,
-            most([one.moved > MOVED for one in pruned]),
+            sparsity,
+            most([abs(change.sparsity - sparsity) <= NEAR for change in pruned]),
+            usual if usual and most([str(change.pattern) == usual for change in pruned]) else None,
+            most([change.moved > MOVED for change in pruned]),
         )
 
 
 def judge_weights(change: WeightChange, peers: Peers) -> Verdict:
     """The verdict on one layer from the weights alone."""
     for rule in (_numbers, _likeness, _pattern, _zeros, _sparsity, _mask_alone):
-        found = rule(change, peers)
-        if found:
-            return found
+        if verdict := rule(change, peers):
+            return verdict
     if change.zeros <= change.zeros_before:
         is_same = change.is_untouched and not change.rounded
         return Verdict(NOT_PRUNED, "It is as in the dense model." if is_same else _says_moved(change), False)
-    return Verdict(AS_EXPECTED, _says_kept(change), False)
+    return Verdict(NO_FAULT, _says_kept(change), False)
 
 
 def _says_kept(change: WeightChange) -> str:
@@ -117,20 +116,23 @@ def says_pattern(pattern: object) -> str:
 
 
 def _says_moved(change: WeightChange) -> str:
+    if change.moved == 0:
+        rounded = f", rounded to {change.rounded}" if change.rounded else ""
+        return f"Kept weights are those of the dense model{rounded}."
     if change.moved <= MOVED:
-        how = f", rounded to {change.rounded}" if change.rounded else ""
-        return f"Kept weights are those of the dense model{how}."
-    said = f"Kept weights moved by {percent(change.change)} of their norm"
+        share = f"{percent(change.moved)} of the kept weights differ from the dense model's"
+        return f"{share}, by {percent(change.change)} of the norm of all."
+    moved = f"Kept weights moved by {percent(change.change)} of their norm"
     if change.grid is None:
-        return f"{said}."
+        return f"{moved}."
     where = "row" if change.grid.group is None else f"{change.grid.group} columns of a row"
-    return f"{said} and lie on a grid of {change.grid.levels} values for each {where}."
+    return f"{moved} and lie on a grid of {change.grid.levels} values for each {where}."
 
 
 def _numbers(change: WeightChange, _peers: Peers) -> Verdict | None:
     if change.not_finite:
-        said = f"{whole(change.not_finite)} of {whole(change.size)} weights are NaN or infinite."
-        return Verdict(NUMBERS_BROKEN, said, True)
+        reason = f"{whole(change.not_finite)} of {whole(change.size)} weights are NaN or infinite."
+        return Verdict(NUMBERS_BROKEN, reason, True)
     if change.zeros == change.size and change.zeros_before < change.size:
         return Verdict(NUMBERS_BROKEN, f"All {whole(change.size)} weights are zero.", True)
     return None
@@ -139,39 +141,39 @@ def _numbers(change: WeightChange, _peers: Peers) -> Verdict | None:
 def _likeness(change: WeightChange, _peers: Peers) -> Verdict | None:
     if change.zeros == change.size or change.cosine >= UNLIKE:
         return None
-    said = f"Its weights have nothing to do with the dense ones (cosine {change.cosine:.2f})."
+    reason = f"Kept weights have a cosine of {number(change.cosine, 2)} with the dense ones; {UNLIKE} is the least."
     if change.reordered:
-        said = f"Its {change.reordered} are those of the dense layer in another order."
-    return Verdict(OTHER_MODEL, said, True)
+        reason = f"Its {change.reordered} resemble those of the dense layer in another order."
+    return Verdict(OTHER_MODEL, reason, True)
 
 
 def _pattern(change: WeightChange, peers: Peers) -> Verdict | None:
-    found = change.pattern
-    if found.broken and found.first_broken:
-        row, column = found.first_broken
-        groups = change.size // found.of
-        said = (
-            f"{whole(found.broken)} of {whole(groups)} groups keep more than {found.keep} of {found.of} weights; "
-            f"the first is in row {row}, columns {column} to {column + found.of - 1}."
+    pattern = change.pattern
+    if pattern.broken and pattern.first_broken:
+        row, column = pattern.first_broken
+        groups = change.size // pattern.of
+        reason = (
+            f"{whole(pattern.broken)} of {whole(groups)} groups keep more than {pattern.keep} of {pattern.of} weights; "
+            f"the first is in row {row}, columns {column} to {column + pattern.of - 1}."
         )
-        return Verdict(PATTERN_BROKEN, said, True)
+        return Verdict(PATTERN_BROKEN, reason, True)
     has_zeros = change.zeros > change.zeros_before and change.sparsity > FEW_ZEROS * (peers.sparsity or 0)
-    if peers.pattern and has_zeros and str(found) != peers.pattern:
-        said = f"It is not {peers.pattern}, as other layers are: {percent(change.sparsity)} zeros"
-        return Verdict(PATTERN_BROKEN, f"{said}, {says_pattern(found)}.", True)
+    if peers.pattern and has_zeros and str(pattern) != peers.pattern:
+        reason = f"It is not {peers.pattern}, as other layers are: {percent(change.sparsity)} zeros"
+        return Verdict(PATTERN_BROKEN, f"{reason}, {says_pattern(pattern)}.", True)
     return None
 
 
 def _zeros(change: WeightChange, peers: Peers) -> Verdict | None:
     if change.common >= COMMON:
-        said = (
+        reason = (
             f"{percent(change.common, 0)} of the weights stand at one value other than zero and "
-            f"{percent(change.sparsity)} at zero: a grid with an offset has moved the zeros."
+            f"{percent(change.sparsity)} at zero, as a grid with an offset leaves them."
         )
-        return Verdict(ZEROS_LOST, said, True)
+        return Verdict(ZEROS_LOST, reason, True)
     if peers.sparsity and change.change > ROUNDED and change.sparsity < FEW_ZEROS * peers.sparsity:
-        known = f"{percent(change.sparsity)} zeros, where other pruned layers have {percent(peers.sparsity)}"
-        return Verdict(ZEROS_LOST, f"{known}; its weights were moved.", True)
+        zeros = f"{percent(change.sparsity)} zeros, where other pruned layers have {percent(peers.sparsity)}"
+        return Verdict(ZEROS_LOST, f"{zeros}; its weights differ by {percent(change.change)} of their norm.", True)
     if change.refilled > MOVED * change.size and change.zeros < change.zeros_before:  # else it was pruned once more
         return Verdict(ZEROS_LOST, f"{whole(change.refilled)} zeros of the dense model are no zeros any more.", True)
     return None
@@ -182,8 +184,8 @@ def _sparsity(change: WeightChange, peers: Peers) -> Verdict | None:
         return None
     if abs(change.sparsity - peers.sparsity) <= FAR:
         return None
-    said = f"{percent(change.sparsity)} zeros, where nearly all other layers have {percent(peers.sparsity)}."
-    return Verdict(OTHER_SPARSITY, said, True)
+    reason = f"{percent(change.sparsity)} zeros, where nearly all other layers have {percent(peers.sparsity)}."
+    return Verdict(OTHER_SPARSITY, reason, True)
 
 
 def _mask_alone(change: WeightChange, peers: Peers) -> Verdict | None:
@@ -194,47 +196,39 @@ def _mask_alone(change: WeightChange, peers: Peers) -> Verdict | None:
 
 def judge_costs(verdict: Verdict, costs: Costs, change: WeightChange, nearest: Recognized | None = None) -> Verdict:
     """The verdict on a layer with which nothing is wrong by its weights alone; `nearest`: the method of its mask."""
+    error = f"Error on {'calibration' if costs.held_out_error is None else 'held-out'} tokens {_shown_error(costs)}"
+    both = "" if costs.held_out_error is None else "; calibration tokens agree"
     if costs.opposite and _is_backwards(costs, costs.opposite):
-        alone, opposite = _error_of(costs.mask), _error_of(costs.opposite)
-        said = f"{_says_errors(costs)}; its mask alone has {alone:.4f}, and the opposite compensation {opposite:.4f}."
-        return Verdict(BACKWARDS, said, True)
+        others = f"mask alone {_shown_error(costs.mask)}, opposite compensation {_shown_error(costs.opposite)}"
+        return Verdict(BACKWARDS, f"{error}, {others}{both}.", True)
     is_mask = verdict.verdict == MASK_ALONE
     if costs.wanda and _is_worse(costs, costs.wanda, CLEARLY if is_mask else OTHER_TEXT):
-        wandas = "Wanda's mask, without compensation too," if is_mask else "Wanda's mask"
-        said = f"{_says_errors(costs)}; {wandas} has {_error_of(costs.wanda):.4f}."
+        reason = f"{error}, Wanda's mask without compensation {_shown_error(costs.wanda)}{both}."
         if is_mask:
-            return Verdict(MASK_ALONE, f"{said} {verdict.reason}", True)
-        return Verdict(WORSE_THAN_WANDA, said, True)
+            return Verdict(MASK_ALONE, f"{reason} {verdict.reason}", True)
+        return Verdict(WORSE_THAN_WANDA, reason, True)
     if change.zeros <= change.zeros_before:
         return verdict
-    reached = [(METHODS[name].label, value) for name, value in costs.methods.items() if name in COMPARED]
-    beside = ", ".join(f"{label} would be at {value:.4f}" for label, value in reached)
-    said = f"Error {costs.error:.4f}"
+    reached = [f"{METHODS[name].label} {number(costs.methods[name])}" for name in COMPARED if name in costs.methods]
+    parts = [f"Error {number(costs.error)}{f' ({listing(reached)} at this sparsity)' if reached else ''}."]
     if costs.recovered is not None:
-        said = f"Compensation recovered {percent(costs.recovered, 0)} of what it could: error {costs.error:.4f}"
-    mask = ""
+        parts.append(f"Compensation recovered {percent(costs.recovered, 0)} of what a least-squares refit would.")
     if nearest and nearest.is_same:
-        shared = nearest.shared
-        whose = METHODS[nearest.method].label + (" towards the dense model" if nearest.target == "dense" else "")
-        common, chance = percent(shared.jaccard), percent(shared.chance)
-        mask = f" Its mask is that of {whose} ({common} in common; by chance {chance})."
-    return replace(verdict, reason=f"{said}{'; ' + beside if beside else ''}.{mask} {verdict.reason}")
+        target = " towards the dense model" if nearest.target == "dense" else ""
+        shares = f"{percent(nearest.shared.jaccard)} in common, {percent(nearest.shared.chance)} by chance"
+        parts.append(f"Its mask matches that of {METHODS[nearest.method].label}{target} ({shares}).")
+    return replace(verdict, reason=" ".join([*parts, verdict.reason]))
 
 
-def _error_of(one: Costs | Rival) -> float:
+def _shown_error(weights: Costs | Rival) -> str:
     """What a reason names: the error on held-out tokens, where there are any."""
-    return one.error if one.held_out_error is None else one.held_out_error
+    return number(weights.error if weights.held_out_error is None else weights.held_out_error)
 
 
-def _errors(*ones: Costs | Rival) -> list[list[float]]:
+def _errors(*weights: Costs | Rival) -> list[list[float]]:
     """Errors of each on calibration tokens; then on held-out ones, where there are any."""
-    held_out = [one.held_out_error for one in ones if one.held_out_error is not None]
-    return [[one.error for one in ones], *([held_out] if len(held_out) == len(ones) else [])]
-
-
-def _says_errors(costs: Costs) -> str:
-    on = "calibration tokens" if costs.held_out_error is None else "held-out tokens, and no better on others"
-    return f"Its error is {_error_of(costs):.4f} on {on}"
+    held_out = [each.held_out_error for each in weights if each.held_out_error is not None]
+    return [[each.error for each in weights], *([held_out] if len(held_out) == len(weights) else [])]
 
 
 def _is_backwards(costs: Costs, opposite: Rival) -> bool:
@@ -243,12 +237,12 @@ def _is_backwards(costs: Costs, opposite: Rival) -> bool:
     Compensation for another text may do harm too, and moving weights at random does, but then not their opposites.
     """
     errors = _errors(costs, costs.mask, opposite)
-    # ratios of what was found to the two others, where the target makes good what the stream lacks
-    found, other = costs.mask.stream_ratio, opposite.stream_ratio
-    if found is not None and other is not None:
-        errors.append([found, 1.0, ratio(found, other)])
-    harms = all(one > CLEARLY * mask and other < mask for one, mask, other in errors)
-    return harms and min(one - mask for one, mask, _ in errors) > MATTERS
+    # Where the target makes good what the stream lacks: the error beside that of the mask and of the opposite.
+    to_mask, to_opposite = costs.mask.stream_ratio, opposite.stream_ratio
+    if to_mask is not None and to_opposite is not None:
+        errors.append([to_mask, 1.0, ratio(to_mask, to_opposite)])
+    harms = all(error > CLEARLY * mask and other < mask for error, mask, other in errors)
+    return harms and min(error - mask for error, mask, _ in errors) > MATTERS
 
 
 def _is_worse(costs: Costs, rival: Rival, limit: float) -> bool:
@@ -263,4 +257,5 @@ def _is_worse(costs: Costs, rival: Rival, limit: float) -> bool:
     ratios = [ratio(*pair) for pair in pairs]
     ratios += [] if rival.stream_ratio is None else [rival.stream_ratio]
     disagreement = max(ratio(max(errors), min(errors)) for errors in zip(*pairs, strict=True)) or 1.0
-    return min(ratios) > limit * disagreement**0.5 and min(one - two for one, two in pairs) > MATTERS
+    is_clear = min(ratios) > limit * disagreement**0.5
+    return is_clear and min(error - other for error, other in pairs) > MATTERS

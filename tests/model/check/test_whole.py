@@ -126,7 +126,7 @@ def test_norms_biases_embeddings_and_heads_are_told_by_their_kind() -> None:
     part = "model.decoder.layers.{}.{}".format
     assert found == {
         part(0, "self_attn.q_proj.bias"): ("bias", verdicts.OTHER_MODEL, True),
-        part(0, "fc1.bias"): ("bias", verdicts.AS_EXPECTED, False),
+        part(0, "fc1.bias"): ("bias", verdicts.NO_FAULT, False),
         part(1, "self_attn_layer_norm.weight"): ("norm", verdicts.NUMBERS_BROKEN, True),
         part(1, "final_layer_norm.weight"): ("norm", verdicts.NUMBERS_BROKEN, True),
         "model.decoder.embed_positions.weight": ("embedding", verdicts.OTHER_MODEL, True),
@@ -147,7 +147,7 @@ def test_a_longer_vocabulary_and_rounding_are_no_faults() -> None:
     assert found.layers["reason"].str.contains("those of the dense model, rounded to bfloat16").all()
     assert set(found.layers["rounded"]) == {"bfloat16"}
     assert others_of(found) == {
-        name: (kind, verdicts.AS_EXPECTED, False)
+        name: (kind, verdicts.NO_FAULT, False)
         for name, kind in (("model.embed_tokens.weight", "embedding"), ("lm_head.weight", "output head"))
     }
     assert found.others["reason"].str.startswith("It has 8 rows more").all()
@@ -239,7 +239,7 @@ def test_heads_that_were_rotated_are_compared_in_their_basis(family: str) -> Non
     assert found.summary["rotated_heads"] == turned.summary["rotated_heads"] == names
     assert not found.layers["verdict"].eq(verdicts.OTHER_MODEL).any()
     reasons = found.layers.set_index("layer")["reason"]
-    assert all("heads were rotated first" in reasons[name] for name in names)
+    assert all("heads fit those of the dense model after a rotation" in reasons[name] for name in names)
     assert found.summary["nearest"]["name"] == "sparsegpt"
     assert all(torch.equal(value, dense.state_dict()[name]) for name, value in before.items())
 
