@@ -7,17 +7,18 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import pandas as pd
 
 from rose.errors import RoseError
 from rose.files import check_small, reachable, write_atomically
-from rose.output import check_folder
+from rose.output import check_folder, new_folder
 from rose.verdicts import caution_column, cautions
 
 Record = TypeVar("Record")
@@ -41,14 +42,26 @@ class Within(NamedTuple):
         return self.low <= value <= self.high or (value == math.inf and self.high == FLOAT32_MAX)
 
 
+Count = Annotated[int, Within(0, 10**15)]
 Share = Annotated[float, Within(0, 1)]
 NotNegative = Annotated[float, Within(0)]
 NotNegativeOrNan = Annotated[float, Within(0, or_nan=True)]
 Measured = Annotated[float, Within(-FLOAT32_MAX, or_nan=True)]
+WHOLE_NUMBER = 2**63  # from which on no column of whole numbers can hold one
+MOST_COLUMNS = 200  # of a table of rows, which has about 30
 LANGUAGE_PART = "Only the language model of these files was read: a copy is for text alone, not for pictures or sounds."
 ERRORS = ("relative_error", "held_out_error", "target_error", "held_out_target_error")  # of a layer, or of a part
 INFINITE = "Infinity"  # an error in a report.json
 _BEGINS = b'{\n "summary": {'  # a report.json of ours
+_ENTRIES: dict[str, tuple[type[list] | type[dict], type]] = {  # of a summary: a container, and what is in it
+    "drift": (list, dict),
+    "pruned": (dict, str),
+    "tuned": (dict, str),
+    "tuned_before": (list, dict),
+    "text_cautions": (list, str),
+    "remarks": (list, str),
+}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # no name and no sentence has such a character
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a text begins with that a spreadsheet would compute
 
 
@@ -75,16 +88,16 @@ class LayerRecord:
     layer: str
     block_index: int
     projection: str
-    rows: int
-    columns: int
+    rows: Count
+    columns: Count
     method: str
-    sparsity: float
+    sparsity: Share
     relative_range: float
     is_columnar: bool
     relative_error: float
     held_out_error: float | None
     damping: float
-    dead_columns: int
+    dead_columns: Count
     seconds: float
     order: str
     budget: str
@@ -99,6 +112,41 @@ class LayerRecord:
     column_variation: float | None = None
     pruning_error: float | None = None
     rounding_error: float | None = None
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """One part of a decoder block in numbers; errors are relative to the mean square of the dense projection's output.
+
+    `unrecovered_error` is that of the kept columns as they were; `target_error` and `held_out_target_error` are those
+    against the dense model's output, where that was the target. `units` counts query heads or channels, `swapped` those
+    that came back in place of others. `columns` of the output projection, `tokens` that they were seen on,
+    `dead_columns` and the damping are as in `LayerRecord`; None in reports of former versions.
+    """
+
+    block_index: int
+    part: str
+    layer: str
+    method: str
+    recovery: str
+    units: Count
+    kept_units: Count
+    groups: Count
+    kept_groups: Count
+    parameters: Count
+    kept_parameters: Count
+    relative_error: float
+    unrecovered_error: float
+    held_out_error: float | None
+    swapped: Count
+    seconds: float
+    target_error: float | None = None
+    held_out_target_error: float | None = None
+    columns: int | None = None
+    tokens: int | None = None
+    dead_columns: int | None = None
+    damping: float | None = None
+    is_damping_raised: bool = False
 
 
 def pruned_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -232,9 +280,12 @@ class RunReport:
             data = json.loads(text)
             if r"\ud" in text.lower():  # half of a pair of surrogates is no character, and cannot be written
                 data = json.loads(json.dumps(data, ensure_ascii=False).encode(errors="replace"))
-            table = pd.DataFrame(data["layers"])
+            rows, summary = data["layers"], dict(data["summary"])
+            _check_rows(rows)
+            _check_summary(summary, len(rows))
+            table = pd.DataFrame(rows)
             table = table.astype({name: float for name in (*ERRORS, *_optional(LayerRecord)) if name in table})
-            return cls(table, dict(data["summary"]))
+            return cls(table, summary)
         except (ValueError, KeyError, TypeError, RecursionError) as problem:
             raise RoseError(f"{name} is not a report written by rose ({problem!s:.100}); choose another.") from problem
 
@@ -264,6 +315,77 @@ class RunReport:
         write_atomically(folder / "layers.parquet", self.layers.to_parquet(index=False))
 
 
+def _check_rows(rows: Any) -> None:
+    """Raises ValueError unless each cell holds what its column is declared to hold in a record, or None.
+
+    A column that no record declares must hold values of one type, or no table can be written of it.
+    """
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("its layers are no list of rows")
+    hints = get_type_hints(PartRecord, include_extras=True) | get_type_hints(LayerRecord, include_extras=True)
+    for number, row in enumerate(rows):
+        for name, value in row.items():
+            if value is None or (value == INFINITE and name in ERRORS):
+                continue
+            hint = hints.setdefault(name, float if type(value) is int else type(value))
+            if not _holds(value, hint):
+                raise ValueError(f"layers[{number}].{name[:40]} cannot be {value!r:.40}")
+        if len(hints) > MOST_COLUMNS:
+            raise ValueError("its rows have more columns than any run writes")
+
+
+def _holds(value: Any, hint: Any) -> bool:
+    """Whether a value is of the declared type, `Annotated` or not, and within its limits."""
+    declared, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    types = get_args(declared) or (declared,)  # those of `float | None`
+    if float in types or int in types:
+        is_number = type(value) is float or (type(value) is int and abs(value) < WHOLE_NUMBER)
+        is_typed = is_number and (float in types or value % 1 == 0)
+    else:
+        is_typed = type(value) in types and type(value) in (str, bool)
+        is_typed = is_typed and not (type(value) is str and _CONTROL.search(value))
+    return is_typed and all(value in limit for limit in limits)
+
+
+def _check_summary(summary: dict[str, Any], rows: int) -> None:
+    """Raises ValueError unless those entries that `RunReport` reads by itself are of the types that a run writes."""
+    for name, (container, inner) in _ENTRIES.items():
+        entry = summary.get(name)
+        if entry is not None and not (isinstance(entry, container) and all(isinstance(each, inner) for each in entry)):
+            raise ValueError(f"its {name} cannot be {entry!r:.40}")
+    if any("drift" not in each for each in summary.get("drift") or ()):
+        raise ValueError("its drift has no numbers")
+    rest = summary.get("pruned")
+    if rest is not None:
+        if not (type(rest.get("layers")) is int and 0 < rest["layers"] <= rows):
+            raise ValueError("it does not say how many of its rows were pruned")
+        _check_summary(rest, rows)
+
+
+@contextmanager
+def new_checkpoint(folder: str | Path, report: RunReport | None) -> Iterator[Path]:
+    """`rose.output.new_folder` for the files of a model, which gets its report as well, where there is one.
+
+    Whatever fails while the report is written, the model is kept.
+
+    Raises:
+        RoseError: as `new_folder`; or the report cannot be written.
+    """
+    failure = None
+    with new_folder(folder) as temporary:
+        yield temporary
+        try:
+            if report is not None:
+                report.save(temporary)
+        except Exception as problem:
+            failure = problem
+    if failure:
+        raise RoseError(
+            f"The model is whole in {folder}, but its report could not be written ({failure!s:.200}); use the model "
+            "without a report, or report this."
+        ) from failure
+
+
 def report_beside(folder: Path) -> RunReport | None:
     """The report.json in the folder of a model; None where there is none, or another program's.
 
@@ -276,7 +398,8 @@ def report_beside(folder: Path) -> RunReport | None:
     except RoseError as problem:
         if not _is_ours(place):
             return None
-        raise RoseError(f"{place} is damaged; bring back a whole one, or remove it to go on without.") from problem
+        why = f"is damaged ({problem.__cause__ or problem!s:.100})"
+        raise RoseError(f"{place} {why}; bring back a whole one, or remove it to go on without.") from problem
 
 
 def _is_ours(place: Path) -> bool:
@@ -354,63 +477,53 @@ def read_records(path: str | Path, kind: type[Record], holds: str) -> list[Recor
     Raises RoseError for another file, and says there what it should hold: `holds`, such as "damages". Also for a line
     that is no whole row, which it names: cut off, or with something else for a number, or a number that cannot be.
     """
-    hints = get_type_hints(kind)
-    texts = [name for name, hint in hints.items() if hint is str]
     try:
         content = Path(path).read_text(encoding="utf-8")
-        if broken := _broken_line(content, kind):
-            line, why = broken
-            raise RoseError(
-                f"Line {line} of {path} is no whole row of {holds}{why}; remove it, and the command that wrote the "
-                "file adds it again."
-            )
-        table = pd.read_csv(io.StringIO(content), dtype=dict.fromkeys(texts, str), float_precision="round_trip")
-        fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]
-        table = table[[one.name for one in fields if one.name in table or one.default is dataclasses.MISSING]]
-        empty = dict.fromkeys(texts, "") | dict.fromkeys(_optional(kind), None)
-        columns = {
-            name: column.astype(object).where(column.notna(), empty[name]) if name in empty else column
-            for name, column in table.items()
-        }
-        return [kind(**row) for row in pd.DataFrame(columns).to_dict("records")]
+        return list(_records(content, kind, f"of {path} is no whole row of {holds}"))
     except OSError as problem:
         raise RoseError(f"{path} cannot be read ({problem.strerror}); choose a rows.csv of rose.") from problem
     except RoseError:
         raise
-    except (ValueError, KeyError, csv.Error) as problem:
+    except (ValueError, csv.Error) as problem:
         raise RoseError(f"{path} is not a table of {holds}; choose a rows.csv of rose.") from problem
 
 
-def _broken_line(content: str, kind: type) -> tuple[int, str] | None:
-    """The number of the first line that is no whole row, and what it says wrongly; None where all are, or where the
-    columns are others."""
-    rows, hints = csv.reader(io.StringIO(content)), get_type_hints(kind, include_extras=True)
-    names = next(rows, [])
-    if hints.keys().isdisjoint(names):
-        return None
-    for row in filter(None, rows):
-        if len(row) != len(names):
-            return rows.line_num, ""
-        for name, text in zip(names, row, strict=True):
-            if not _fits(text, hints.get(name)):
-                return rows.line_num, f" ({name} {text[:40]!r})"
-    return None if content.endswith("\n") else (rows.line_num, "")
+def _records(content: str, kind: type[Record], refusal: str) -> Iterator[Record]:
+    """The records of a CSV text; RoseError for a line that holds none, ValueError for other columns."""
+    lines, hints = csv.reader(io.StringIO(content)), get_type_hints(kind, include_extras=True)
+    names, fields = next(lines, []), cast(Any, dataclasses.fields)(kind)
+    required = {field.name for field in fields if field.default is dataclasses.MISSING}
+    if not required <= {*names} or len({*names}) < len(names):
+        raise ValueError("columns are missing, or there twice")
+    for texts in filter(None, lines):
+        try:
+            if len(texts) != len(names):
+                raise ValueError
+            columns = zip(names, texts, strict=True)
+            yield kind(**{name: _read(name, text, hints[name]) for name, text in columns if name in hints})
+        except ValueError as problem:
+            raise _broken(lines.line_num, refusal, problem) from problem
+    if not content.endswith("\n"):
+        raise _broken(lines.line_num, refusal, "")
 
 
-def _fits(text: str, hint: Any) -> bool:
-    """Whether a field of this type, `Annotated` or not, was written as this text."""
-    plain, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    if plain not in (int, float, float | None, int | None):
-        return True
-    if not text and plain in (float | None, int | None):
-        return True
-    if "_" in text or not text.isascii():  # which Python reads as numbers, and pandas does not
-        return False
-    try:
-        number = int(text) if plain is int else float(text or "nan")
-    except ValueError:
-        return False
-    return abs(number) < 2**63 if plain is int and not limits else all(number in limit for limit in limits)
+def _broken(line: int, refusal: str, why: object) -> RoseError:
+    return RoseError(f"Line {line} {refusal}{why}; remove it, and the command that wrote the file adds it again.")
+
+
+def _read(name: str, text: str, hint: Any) -> Any:
+    """The value that a field of this type, `Annotated` or not, was written as; ValueError names another text."""
+    declared = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    value: Any = text
+    if declared is not str:
+        if not text and type(None) in get_args(declared):
+            return None
+        number = text if text.isascii() and "_" not in text else "x"  # what Python reads as a number, and nothing else
+        with suppress(ValueError):
+            value = int(number) if declared is int else float(number or "nan")
+    if not _holds(value, hint):
+        raise ValueError(f" ({name} {text[:40]!r})")
+    return value
 
 
 def _optional(kind: type) -> list[str]:

@@ -3,16 +3,19 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 import rose
 from rose.report import LayerRecord, finite, records_table
 from rose.verdicts import caution_column
 from tests.model.families import make_model, make_tokens
+from tests.tiny import byte_tokenizer
 
 
 def record(number: int = 0, **changes: Any) -> LayerRecord:
@@ -154,6 +157,66 @@ def test_places_of_no_report(report: rose.RunReport, tmp_path: Path) -> None:
 def test_not_a_report(text: str) -> None:
     with pytest.raises(rose.RoseError, match=r"This is not a report written by rose .*choose another"):
         rose.RunReport.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "text"),
+    [
+        *(("target", value, f"{value!r}") for value in (5, True, ["dense"], "dense\n")),
+        *(("rows", value, f"{value!r}") for value in (-1, 56.5, "56", True, 10**30)),
+        *(("sparsity", value, f"{value!r}") for value in (1.5, "0.5", False, {})),
+        ("is_columnar", 1, "1"),
+        ("relative_error", "inf", "'inf'"),
+        ("held_out_error", 10**400, "1" + 38 * "0"),
+        ("kept_units", 2.5, "2.5"),
+        ("written_by_another", "text", "'text'"),  # the first row has a number there
+    ],
+)
+def test_a_cell_of_another_type_than_its_column_is_named(column: str, value: Any, text: str) -> None:
+    data = json.loads(rose.RunReport.from_records([record(0), record(1)]).to_json())
+    data["layers"][0]["written_by_another"] = 1
+    data["layers"][1][column] = value
+    with pytest.raises(rose.RoseError, match=rf"layers\[1\]\.{column} cannot be {re.escape(text)}"):
+        rose.RunReport.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        {"drift": 5},
+        {"drift": [{"arisen": 0.1}]},
+        {"tuned_before": {"steps": 5}},
+        {"tuned": []},
+        {"text_cautions": [5]},
+        {"pruned": {"layers": 2}},
+        {"pruned": {"layers": True}},
+        {"pruned": {"layers": 1, "drift": [5]}},
+    ],
+)
+def test_an_entry_of_another_type_is_refused(summary: dict[str, Any]) -> None:
+    with pytest.raises(rose.RoseError, match=r"This is not a report written by rose \((its|it does not say)"):
+        rose.RunReport.from_json(json.dumps({"layers": [{"layer": "a"}], "summary": summary}))
+
+
+def test_a_table_of_more_columns_than_any_run_writes_is_refused() -> None:
+    rows = [{f"column {row} {number}": 1 for number in range(20)} for row in range(20)]
+    with pytest.raises(rose.RoseError, match="more columns than any run writes"):
+        rose.RunReport.from_json(json.dumps({"layers": rows, "summary": {}}))
+
+
+@pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), ValueError("no parquet of it")])
+def test_a_model_is_kept_where_its_report_cannot_be_written(
+    problem: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise problem
+
+    model = make_model("llama")
+    report = rose.RunReport.from_records([record(0)])
+    monkeypatch.setattr(rose.RunReport, "save", fail)
+    with pytest.raises(rose.RoseError, match=r"The model is whole in .*its report could not be written"):
+        rose.save_model(model, byte_tokenizer(), tmp_path / "model", report=report)
+    assert torch.equal(rose.load_model(str(tmp_path / "model"))[0].lm_head.weight, model.lm_head.weight)
 
 
 def test_half_a_character_in_a_report_can_be_written() -> None:

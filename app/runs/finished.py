@@ -363,6 +363,8 @@ def read_report(file: Path) -> list[FinishedRun]:
         return runs
     except (OSError, UnicodeDecodeError, RecursionError) as problem:
         raise rose.RoseError(f"{file} cannot be read ({problem}); check the path.") from problem
+    except rose.RoseError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
         raise rose.RoseError(f"{file} is not a report written by rose ({problem!s:.100}); choose another.") from problem
 

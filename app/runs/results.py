@@ -8,6 +8,7 @@ import pandas as pd
 from rose import RoseError
 from rose.files import check_small
 from rose.layer.pattern import parse_sparsity
+from rose.model.measure.comparison import LOSSES
 
 OPTIONAL = ("environment", "losses", "cautions")
 NUMBERS = ("perplexity", "mean_held_out_error", "seconds")
@@ -43,6 +44,7 @@ def read_results(source: str | IO[bytes]) -> pd.DataFrame:
     numbers = table["seed"].between(0, 2**63) & (table["seed"] % 1 == 0)
     for name, least, most in (("perplexity", 1, inf), ("mean_held_out_error", 0, inf), ("seconds", 0, 1e12)):
         numbers &= table[name].between(least, most) | ~given[name]
+    numbers &= table["losses"].map(LOSSES.__contains__) if "losses" in table else True
     names = table["method"].str.fullmatch(r"[\w .:,/+()@×-]{1,200}") & table["sparsity"].map(_is_sparsity)
     odd = missing | ~numbers | ~names.astype(bool)
     if odd.any():

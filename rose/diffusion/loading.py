@@ -19,8 +19,7 @@ from rose.files import as_text, reachable
 from rose.model.formats.low_rank import write_low_rank
 from rose.model.load.models import parse_dtype
 from rose.model.load.soundness import check_finite
-from rose.output import new_folder
-from rose.report import RunReport
+from rose.report import RunReport, new_checkpoint
 
 PACKAGED = "garments"
 OWN_CLASS = "GarmentPipeline"  # what a saved pipeline's index calls the packaged model's
@@ -65,11 +64,9 @@ def save_diffusion(pipeline: Any, folder: str | Path, *, report: RunReport | Non
     Raises:
         RoseError: the folder exists and is not empty, or cannot be written.
     """
-    with new_folder(folder) as temporary:
+    with new_checkpoint(folder, report) as temporary:
         pipeline.save_pretrained(temporary)
         write_low_rank(denoiser_of(pipeline), temporary)
-        if report is not None:
-            report.save(temporary)
 
 
 def check_installed() -> None:

@@ -22,12 +22,12 @@ from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, count_parameters, named
 from rose.model.progress import ProgressCallback
 from rose.model.workers import Workers, is_launched
-from rose.report import RunReport, records_table
+from rose.report import PartRecord, RunReport, records_table
 from rose.structured.allocation import changed, check_multiple, shapes_by_ratio
 from rose.structured.defaults import PARTS
 from rose.structured.parts import Part, Shape
 from rose.structured.plan import CutOptions, SlimSettings
-from rose.structured.reduction import PartRecord, Reduction, layers_read, recovery_in, solve_part, sources_of
+from rose.structured.reduction import Reduction, layers_read, recovery_in, solve_part, sources_of
 from rose.structured.survey import make_problem
 
 
@@ -68,7 +68,7 @@ def prune_diffusion_structured(
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per part, columns as in
-        `rose.structured.reduction.PartRecord`.
+        `rose.report.PartRecord`.
 
     Raises:
         RoseError: bad input, or a denoiser that cannot be made smaller, before any work.

@@ -13,47 +13,13 @@ from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import Gap, target_error_with_bias
 from rose.model.network.layers import PrunableLayer
+from rose.report import PartRecord
 from rose.structured.methods import StructuredMethod, choose
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape
 from rose.structured.problem import Problem, recover, relative_errors
 from rose.structured.surgery import Cut, add_bias
 from rose.verdicts import SPARSE
 from rose.wording import percent
-
-
-@dataclass(frozen=True)
-class PartRecord:
-    """One part of a decoder block in numbers; errors are relative to the mean square of the dense projection's output.
-
-    `unrecovered_error` is that of the kept columns as they were; `target_error` and `held_out_target_error` are those
-    against the dense model's output, where that was the target. `units` counts query heads or channels, `swapped` those
-    that came back in place of others. `columns` of the output projection, `tokens` that they were seen on,
-    `dead_columns` and the damping are as in `rose.report.LayerRecord`; None in reports of former versions.
-    """
-
-    block_index: int
-    part: str
-    layer: str
-    method: str
-    recovery: str
-    units: int
-    kept_units: int
-    groups: int
-    kept_groups: int
-    parameters: int
-    kept_parameters: int
-    relative_error: float
-    unrecovered_error: float
-    held_out_error: float | None
-    swapped: int
-    seconds: float
-    target_error: float | None = None
-    held_out_target_error: float | None = None
-    columns: int | None = None
-    tokens: int | None = None
-    dead_columns: int | None = None
-    damping: float | None = None
-    is_damping_raised: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import pandas as pd
 import pytest
 
 import rose
+from app.runs.results import read_results
 from rose import cli
 from rose.files import write_atomically
 from rose.model.measure import folder as measurements
+from rose.model.measure.comparison import ComparisonRow
+from rose.model.measure.damage_report import DamageReport
 from rose.model.run.allocation import parse_allocation
 from rose.model.run.damages import DamageRecord, model_of_damages, read_damages
-from rose.report import records_table
+from rose.report import read_records, records_table
 from tests.tiny import save_tiny_llama
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 40
@@ -110,7 +114,9 @@ def test_a_row_that_is_not_whole_is_named_and_can_be_measured_again(
         *(("damage", text) for text in ("abc", "1e308", "1_0")),
         *(("weights", text) for text in ("0", "-5", "²", "9" * 400)),
         *(("held_out_error", text) for text in ("-0.1", "nan", "")),
-        *[("sparsity", "1.5"), ("block_index", "-2"), ("drift", "-1"), ("loss", "1e308"), ("standard_error", "-1")],
+        *(("unit", text) for text in ("model.layers.0\0", "model.\tlayers.0")),
+        *(("loss", text) for text in ("1e308", "inf\0")),
+        *[("sparsity", "1.5"), ("block_index", "-2"), ("drift", "-1"), ("standard_error", "-1")],
     ],
 )
 def test_a_number_that_cannot_be_is_named_with_its_line(
@@ -120,17 +126,36 @@ def test_a_number_that_cannot_be_is_named_with_its_line(
     rows.loc[1, name] = text
     rows.to_csv(tmp_path / "rows.csv", index=False)
     with pytest.raises(
-        rose.RoseError, match=rf"Line 3 of .*rows\.csv is no whole row of damages \({name} '{text[:40]}'\)"
+        rose.RoseError,
+        match=rf"Line 3 of .*rows\.csv is no whole row of damages \({name} {re.escape(repr(text[:40]))}\)",
     ):
         parse_allocation(f"damage:{tmp_path}").damages()
 
 
 def test_numbers_that_a_measurement_may_come_to_are_read_back(tmp_path: Path) -> None:
     known = DamageRecord(
-        "a", 0, "", 9, 0.5, math.inf, 0.1, 0.1, math.nan, math.inf, math.nan, -1, math.nan, math.inf, 0
+        "a", 0, "", 9, 0.5, math.inf, 0.1, 0.1, math.nan, math.inf, math.nan, -1.0, math.nan, math.inf, 0.0
     )
     records_table([known], DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
     assert repr(read_damages(tmp_path / "rows.csv")) == repr([known])
+
+
+@pytest.mark.parametrize("text", ["Infinity", "+iNf", "1e999"])
+def test_an_infinite_loss_is_read_in_every_spelling(text: str, damages: dict[str, str], tmp_path: Path) -> None:
+    rows = pd.read_csv(io.StringIO(damages["rows.csv"]), dtype=str).assign(loss=text)
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    records = read_damages(tmp_path / "rows.csv")
+    assert DamageReport.from_records(records).summary["base_loss"] == math.inf
+
+
+@pytest.mark.parametrize("losses", ["3.1 x", "3.1\0 2", " "])
+def test_losses_that_are_no_numbers_are_refused(losses: str, tmp_path: Path) -> None:
+    row = ComparisonRow("wanda", "0.5", 0, 20.0, 10.0, 0.1, 0.1, 0.5, 1.0, 9, losses=losses)
+    records_table([row], ComparisonRow).to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(rose.RoseError, match=r"Line 2 of .* is no whole row of runs \(losses "):
+        read_records(tmp_path / "rows.csv", ComparisonRow, "runs")
+    with pytest.raises(rose.RoseError, match="Row 1 has a number that no run can have"):
+        read_results(str(tmp_path / "rows.csv"))
 
 
 def _written(folder: Path, text: str) -> Path:

@@ -56,8 +56,7 @@ from rose.model.load.streaming import build_streamed, write_streamed
 from rose.model.network.layers import check_plain, count_parameters
 from rose.model.network.network import Network
 from rose.model.network.precision import computes_bfloat16, name_of
-from rose.output import new_folder
-from rose.report import RunReport
+from rose.report import RunReport, new_checkpoint
 from rose.wording import count
 
 logger = getLogger(__name__)
@@ -347,7 +346,7 @@ def save_model(
 
     Raises:
         RoseError: no tokenizer or another kind of report, a model that could not be loaded again (see `check_plain`),
-            or the folder exists and is not empty, or cannot be written.
+            or the folder exists and is not empty, or cannot be written; or the report cannot, and the model is kept.
     """
     if not hasattr(tokenizer, "save_pretrained"):
         raise RoseError("A checkpoint has its tokenizer too; give the one that load_model has returned.")
@@ -356,7 +355,7 @@ def save_model(
     network = Network(model)
     network.check_weights()
     check_plain(model)
-    with new_folder(folder) as temporary:
+    with new_checkpoint(folder, report) as temporary:
         with _quiet():
             if network.is_streamed:
                 write_streamed(model, temporary)
@@ -365,8 +364,6 @@ def save_model(
             tokenizer.save_pretrained(temporary)
         write_processors(model, temporary)
         write_low_rank(model, temporary)
-        if report is not None:
-            report.save(temporary)
 
 
 def _locate(name: str) -> _Source:

@@ -63,6 +63,7 @@ DATASETS = {
     "ptb": Dataset("ptb-text-only/ptb_text_only", _ptb),
 }
 MOST_TOKENS = 2**31  # of one draw; eight bytes each
+SEEDS = 2**63  # that torch takes, from 0
 MATCH = 16  # tokens that are the same text
 PART = 2**24  # characters that are cut into tokens at once
 
@@ -402,7 +403,7 @@ def _runs(windows: Tensor, width: int) -> Tensor:
 
 def check_seed(seed: int) -> None:
     """Raises RoseError unless the seed is one that torch takes, and not negative."""
-    if not (is_whole(seed) and 0 <= seed < 2**63):
+    if not (is_whole(seed) and 0 <= seed < SEEDS):
         raise RoseError(f"A seed must be a whole number from 0 to 2^63 − 1, not {seed!r}.")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Unpack
@@ -81,6 +81,18 @@ def _settings_of(variant: Variant, pattern: Pattern, options: RunOptions) -> Run
     return run_settings(**own)
 
 
+class _Losses:
+    """The texts that `write_losses` can write."""
+
+    def __contains__(self, text: object) -> bool:
+        with suppress(ValueError):
+            return text == "" or bool([float(loss) for loss in str(text).split()])
+        return False
+
+
+LOSSES = _Losses()
+
+
 @dataclass(frozen=True)
 class ComparisonRow:
     """One finished run. Errors are relative, means over layers; `seconds` is pruning alone; memory in bytes.
@@ -104,7 +116,7 @@ class ComparisonRow:
     mean_held_out_target_error: float | None = None
     drift: float | None = None
     environment: str = ""
-    losses: str = ""
+    losses: Annotated[str, LOSSES] = ""
     cautions: str = ""
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.given import check_keywords, is_whole
+from rose.model.load.tokens import SEEDS
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.progress import ProgressCallback, part_callback
@@ -97,7 +98,8 @@ class Parts:
         if count > 1:
             minutes = None if own.minutes is None else own.minutes / count
             epochs = None if own.minutes is not None else (own.epochs or 1) / count
-            own = replace(own, minutes=minutes, epochs=epochs, seed=own.seed + number)  # other windows come first
+            seed = (own.seed + number) % SEEDS  # other windows come first
+            own = replace(own, minutes=minutes, epochs=epochs, seed=seed)
         unpruned = self.task.unpruned or count > 1  # one part may well have no zeros
         return Tuner(replace(self.task, layers=self.parts[number], unpruned=unpruned), own)
 

@@ -216,7 +216,7 @@ def test_a_target_is_named_only_where_the_report_says_it(known: dict, target: st
             [ROW],
             "drift is not that of decoder blocks",
         ),
-        (PRUNED | {"remarks": [5]}, [ROW], "remarks are no sentences"),
+        (PRUNED | {"remarks": [5]}, [ROW], r"its remarks cannot be \[5\]"),
         (PRUNED | {"padded_windows": 3}, [ROW], "'samples'"),
         (PRUNED | {"pruned": {"method": "rose"}}, [ROW], "not a report written by rose"),
         ({"methods": ["x"]}, [ROW | {"method": "<b>"}], "a method has no such name"),

@@ -415,7 +415,7 @@ def test_who_was_calibrated_on_other_windows_is_told_so(tmp_path: Path) -> None:
     for left in (whole[:-9], b"", bytes(300)):
         (tmp_path / "report.json").write_bytes(left)
         said = says_other_draw(tmp_path, drawn)
-        assert said == f"{tmp_path}/report.json is damaged; bring back a whole one, or remove it to go on without."
+        assert said.startswith(f"{tmp_path}/report.json is damaged (")
 
 
 def test_the_command_shows_ten_layers_those_that_are_wrong_first(tmp_path: Path, capsys: Any) -> None:

@@ -208,7 +208,7 @@ def test_the_tokenizer_of_a_file_is_taken_over(tmp_path: Path) -> None:
         first.unlink()
         export_gguf(str(tmp_path / "model-packed"), first, "q4_0")
     (tmp_path / "model-packed/report.json").write_text('{\n "summary": {')  # of ours, what is left
-    with pytest.raises(rose.RoseError, match="is damaged; bring back a whole one"):
+    with pytest.raises(rose.RoseError, match=r"is damaged \(.*\); bring back a whole one"):
         export_gguf(str(tmp_path / "model-packed"), tmp_path / "again.gguf", "q4_0")
     made = export_gguf(str(first), tmp_path / "again.gguf", "q4_0")
     assert made.vocabulary == first.name

@@ -411,9 +411,10 @@ def test_a_stopped_run_keeps_the_best_and_goes_on_to_the_same_bits(tmp_path, mon
 
 def test_blocks_in_parts_recover_too_each_from_where_the_one_before_has_ended(tmp_path):
     dense, model = pruned_pair(dtype=torch.bfloat16)
+    fast = FAST | {"seed": 2**63 - 1}  # the largest one; other parts have other seeds
     before, seen = masks(model), []
     again, start = copy.deepcopy(model), away(model, dense)
-    report = rose.tune_model(model, dense, TOKENS, **FAST, parts=2, progress=seen.append)
+    report = rose.tune_model(model, dense, TOKENS, **fast, parts=2, progress=seen.append)
     summary, curve = report.summary, report.curve
     assert all(map(torch.equal, masks(model), before))
     assert summary["zeros"] == summary["zeros_before"] == sum(int(mask.sum()) for mask in before)
@@ -433,13 +434,13 @@ def test_blocks_in_parts_recover_too_each_from_where_the_one_before_has_ended(tm
 
     stopped = copy.deepcopy(again)
     with pytest.raises(KeyboardInterrupt):
-        rose.tune_model(stopped, dense, TOKENS, **FAST, parts=2, checkpoint=tmp_path, progress=stop)
-    rose.tune_model(again, dense, TOKENS.int(), **FAST, parts=2, checkpoint=tmp_path)  # the same tokens
+        rose.tune_model(stopped, dense, TOKENS, **fast, parts=2, checkpoint=tmp_path, progress=stop)
+    rose.tune_model(again, dense, TOKENS.int(), **fast, parts=2, checkpoint=tmp_path)  # the same tokens
     assert digest(again.state_dict()) == digest(model.state_dict())
     with pytest.raises(rose.RoseError, match="parts was 2 there and is 1 now"):
-        rose.tune_model(pruned_pair()[1], dense, TOKENS, **FAST, checkpoint=tmp_path)
+        rose.tune_model(pruned_pair()[1], dense, TOKENS, **fast, checkpoint=tmp_path)
     with pytest.raises(rose.RoseError, match="epochs was 2 there and is 3 now"):  # as given, not a part's share
-        rose.tune_model(pruned_pair()[1], dense, TOKENS, **FAST | {"epochs": 3}, parts=2, checkpoint=tmp_path)
+        rose.tune_model(pruned_pair()[1], dense, TOKENS, **fast | {"epochs": 3}, parts=2, checkpoint=tmp_path)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -739,6 +740,11 @@ def test_commands_tune_and_say_what_they_did(tmp_path, monkeypatch, capsys):
     assert summary["tuned_before"] == [former]
     one, other = (rose.load_model(str(folder))[0] for folder in (pruned, tuned))
     assert all(map(torch.equal, masks(one), masks(other)))
+    wrong = json.loads((pruned / "report.json").read_text())
+    wrong["layers"][0]["target"] = 5
+    (pruned / "report.json").write_text(json.dumps(wrong, indent=1))
+    assert cli.main(["tune", str(pruned), "--dense", "/no/such/model", "--output", str(tmp_path / "wrong")]) == 2
+    assert "layers[0].target cannot be 5" in " ".join(capsys.readouterr().err.split())
     for name in ("report.json", "layers.csv", "layers.parquet"):
         Path(pruned / name).unlink()
     (pruned / "report.json").write_text('{"loss": 1}')  # another program's
