@@ -19,7 +19,6 @@ from rose.layer.basis import STEPS, HeadLayout, find_rotations, rotate_columns, 
 from rose.layer.defaults import THRESHOLD
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import SWEEP_EFFICIENCY, matmul_rate, sweeps_of
-from rose.model.network.network import Network
 from rose.model.run.rotation import value_heads
 
 BASES = {"random": "Random", "given": "As given", "gathered": "Gathered", "learned": "Learned"}
@@ -59,7 +58,7 @@ def _look_for_heads(study: Study) -> Rotatable:
     while not study.loaded.lock.acquire(timeout=0.2):
         stop_point()
     try:
-        found = value_heads(Network(study.loaded.model))
+        found = value_heads(study.loaded.network)
     except rose.RoseError as problem:
         return Rotatable({}, str(problem))
     finally:

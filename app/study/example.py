@@ -18,7 +18,6 @@ from app.study import cache
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
 from rose.layer.defaults import THRESHOLD
-from rose.model.network.network import Network
 from rose.model.run.rotation import value_heads
 
 LAYERS = 3  # whose statistics go along: 0.7 MB for each of the two streams of a layer with 576 inputs
@@ -49,7 +48,7 @@ def measure() -> cache.Kept:
         dict(zip(table["layer"], table["condition"], strict=True)),
         {name: study.statistics(name) for name in layers},
         {name: one for name in layers if (one := study.held_out_statistics(name)) is not None},
-        {heads.output.name: heads.layout for heads in value_heads(Network(study.loaded.model))},
+        {heads.output.name: heads.layout for heads in value_heads(study.loaded.network)},
         made_with=f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}",
     )

@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from functools import cached_property
 from math import nan
 from typing import Any, TypeVar
 
@@ -57,6 +58,10 @@ class LoadedModel:
     lock: threading.Lock
     identity: str | None = None
 
+    @cached_property
+    def network(self) -> Network:
+        return Network(self.model)
+
 
 class Calibration:
     """Statistics of all chosen layers, shared by studies that differ only in what they do with them."""
@@ -85,7 +90,7 @@ class Calibration:
             self.cautions = []
             self.tokens, self.held_out = setup.draw(loaded.tokenizer, self.cautions.append)
             folder = cache.folder_of(setup, files)
-            layers = Network(loaded.model).select(setup.layer_patterns)
+            layers = loaded.network.select(setup.layer_patterns)
             kept = cache.read_blocks(folder, layers) if folder else None
             if kept is not None:
                 self.blocks, self.complete = kept, True
@@ -112,14 +117,14 @@ def _again(
 ) -> Iterator[tuple[BlockStatistics, BlockStatistics]]:
     """Known statistics of each decoder block, while its weights are in memory."""
     # Not the layers of the model that was read then: its weights may have been left on disk.
-    own = {layer.name: layer for layer in Network(loaded.model).select(None)}
+    own = {layer.name: layer for layer in loaded.network.layers}
     known = [replace(block, layers=[own[layer.name] for layer in block.layers]) for block in blocks]
-    if not Network(loaded.model).is_streamed:
+    if not loaded.network.is_streamed:
         yield from zip(known, known, strict=True)
         return
     with holding(loaded.lock, job):
         for here in known:
-            with Network(loaded.model).residence.visit(here.block_index, HOME):
+            with loaded.network.residence.visit(here.block_index, HOME):
                 yield here, here
 
 
@@ -200,8 +205,8 @@ class Study:
         if self.loaded.identity not in (None, self.files.model):  # only loading brings a Hub's files, or newer ones
             self.files = replace(self.files, model=self.loaded.identity)
             self._recall()
-        self._place_statistics(self.loaded.model)
-        self.layer_names = [layer.name for layer in Network(self.loaded.model).select(self.setup.layer_patterns)]
+        self._place_statistics(self.loaded)
+        self.layer_names = [layer.name for layer in self.loaded.network.select(self.setup.layer_patterns)]
         job.message = "Collecting the inputs of layers" if self.is_restored else "Measuring layers"
         for block, kept_block in self.calibration.iterate(self.setup, self.files, self.loaded, job):
             self._measure(block, kept_block, job)
@@ -220,11 +225,11 @@ class Study:
             self._version += 1
         return self.kept is not None
 
-    def _place_statistics(self, model: nn.Module) -> None:
+    def _place_statistics(self, loaded: LoadedModel) -> None:
         """Statistics that were kept beside the records: these layers can be looked into at once."""
         if (kept := self.kept) is None:
             return
-        layers = {layer.name: layer for layer in Network(model).select(self.setup.layer_patterns)}
+        layers = {layer.name: layer for layer in loaded.network.select(self.setup.layer_patterns)}
         with self._lock:
             for name, one in kept.calibration.items():
                 self._layers[name] = (layers[name], one, kept.held_out.get(name))
@@ -359,8 +364,8 @@ class Study:
     def weight(self, layer: str) -> Tensor:
         """W, (out, in), as the model holds it; do not change it. Read from its file where the model streams."""
         found = self._layers[layer][0]
-        if self.loaded is not None and Network(self.loaded.model).is_streamed:
-            residence = Network(self.loaded.model).residence
+        if self.loaded is not None and self.loaded.network.is_streamed:
+            residence = self.loaded.network.residence
             return self.remember(("weight", layer), lambda: residence.read_weight(found))
         return found.weight.to(HOME)  # a copy only while its decoder block is on a GPU
 
