@@ -6,6 +6,7 @@ No Streamlit here. See `rose.tune_model` for what is done.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from rose.model.formats.low_rank import keep_low_rank
 from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.network.network import Network
 from rose.model.progress import Progress
+from rose.model.tune.parts import Parts, tune_until_stopped
 from rose.model.tune.task import TuneReport, TuneSettings, TuneTask
 from rose.model.tune.tuning import Tuner
 from rose.verdicts import compare, says_move, says_perplexity
@@ -100,14 +102,14 @@ class Tuning(Run):
             apart_from=windows,
             **tuning_draw(setup.length)._asdict(),
         )
-        tuner = Tuner(TuneTask(model, dense, tokens, held_out), TuneSettings(self.minutes, seed=setup.seed))
+        parts = Parts(TuneTask(model, dense, tokens, held_out), TuneSettings(self.minutes, seed=setup.seed))
+        tuner = parts.tuner
         self._say(f"Tuning {self.label}")
-        try:
-            tuner.run(partial(self._tell, tuner))
-        except rose.Cancelled:
-            if not (self._is_enough or job.abandoned) or len(tuner.curve) < 2:
-                raise
-        found = tuner.report()
+        found, stopped = tune_until_stopped(lambda: parts, nullcontext(partial(self._tell, tuner)))
+        is_enough = isinstance(stopped, rose.Cancelled) and (self._is_enough or job.abandoned) and len(tuner.curve) > 1
+        if stopped and not is_enough:
+            raise stopped
+        assert found is not None
         self.curve, self.steps, self.dense = found.curve, tuner.steps, tuner.dense_held_out
         if found.summary["kept_step"]:
             self._conclude(found, model, tokenizer, windows)

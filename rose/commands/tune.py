@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -27,12 +27,12 @@ from rose.model.load.models import has_tokenizer
 from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.network.layers import count_zeros, prunable_layers
 from rose.model.network.network import Network
+from rose.model.progress import ProgressCallback
 from rose.model.run.checkpoint import begun_with
 from rose.model.tune.kept import PRUNED
-from rose.model.tune.parts import Parts
+from rose.model.tune.parts import Parts, tune_until_stopped
 from rose.model.tune.task import TuneReport, TuneSettings, TuneTask, TuningProgress, check_memory, check_pair
 from rose.model.tune.tuning import texts_digest
-from rose.model.workers import Workers
 from rose.report import removed_fraction, report_beside
 from rose.wording import whole
 
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     tuner = Parts(TuneTask(model, dense, *texts, options.layers, options.unpruned), settings, options.parts)
     outcome.begin(dense, "of the dense model")
     pruned = outcome.measure(model, "before", "of the pruned model")
-    tuned = _follow(lambda: tuner, console, options.checkpoint)
+    tuned = Tuned(*tune_until_stopped(lambda: tuner, _bar(console), options.checkpoint))
     if tuned.stopped and not tuned.found:  # PRUNED is as good as what there is
         raise tuned.stopped
     tuned.say_stop(console)
@@ -185,7 +185,8 @@ def tune_after(options: argparse.Namespace, console: Console, model: nn.Module, 
         settings = TuneSettings(minutes=options.tune, seed=options.seed, compute=getattr(options, "compute", "auto"))
         return Parts(TuneTask(model, dense, *texts), settings)
 
-    tuned = _follow(make, console, options.checkpoint and options.checkpoint / TUNED)
+    checkpoint = options.checkpoint and options.checkpoint / TUNED
+    tuned = Tuned(*tune_until_stopped(make, _bar(console), checkpoint))
     tuned.say_stop(console)
     return tuned
 
@@ -229,18 +230,10 @@ class Tuned:
         return CANCELLED if self.stopped else 0
 
 
-def _follow(make: Callable[[], Parts], console: Console, checkpoint: Path | None) -> Tuned:
-    """Tunes with a progress bar. Whatever stops it, the model has the best weights so far, to be written."""
-    tuner, stopped = None, None
-    try:
-        tuner = make()
-        with terminal.bar(console, "Tuning") as follow:
-            tuner.run(lambda progress: follow(progress, _says(progress)), checkpoint)
-    except (Exception, KeyboardInterrupt) as problem:
-        if Workers.here().count > 1 and not isinstance(problem, (rose.RoseError, KeyboardInterrupt)):
-            raise  # in this process alone: the others would wait for it
-        stopped = problem
-    return Tuned(tuner.report() if tuner and tuner.is_begun else None, stopped)
+@contextmanager
+def _bar(console: Console) -> Iterator[ProgressCallback]:
+    with terminal.bar(console, "Tuning") as follow:
+        yield lambda progress: follow(progress, _says(progress))
 
 
 def _says(progress: rose.Progress) -> str:

@@ -7,8 +7,8 @@ Adam's moments and float32 copies are those of one part at a time.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from rose.model.run.checkpoint import begun_with, claimed
 from rose.model.tune.kept import check_pruned, find_trained
 from rose.model.tune.task import TuneOptions, TuneReport, TuneSettings, TuneTask
 from rose.model.tune.tuning import Tuner, describe_tuning
+from rose.model.workers import Workers
 
 
 def tune_model(
@@ -137,6 +138,28 @@ class Parts:
     def report(self) -> TuneReport:
         """What was done, so far or in the end."""
         return joined(self.done, self.settings) if len(self.parts) > 1 else self.tuner.report()
+
+
+def tune_until_stopped(
+    make: Callable[[], Parts],
+    following: AbstractContextManager[ProgressCallback],
+    checkpoint: str | Path | None = None,
+) -> tuple[TuneReport | None, BaseException | None]:
+    """Tunes what `make` prepares, followed from then on; whatever stops it, the model has the best weights so far.
+
+    Returns:
+        The report, None without a finished step, and what stopped tuning, None where it came to its end.
+    """
+    tuner, stopped = None, None
+    try:
+        tuner = make()
+        with following as progress:
+            tuner.run(progress, checkpoint)
+    except (Exception, KeyboardInterrupt) as problem:
+        if Workers.here().count > 1 and not isinstance(problem, (RoseError, KeyboardInterrupt)):
+            raise  # in this process alone: the others would wait for it
+        stopped = problem
+    return tuner.report() if tuner and tuner.is_begun else None, stopped
 
 
 def divided(network: Network, layers: Sequence[str] | None, parts: int) -> list[list[str]]:
