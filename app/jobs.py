@@ -307,7 +307,7 @@ class TunableRun(Run):
         super().discard()
 
 
-class Batch(Run):
+class SerialRun(Run):
     """Pieces of work one after another.
 
     Attributes:

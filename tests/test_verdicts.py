@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from rose import verdicts, wording
-from rose.verdicts import Result, Setup, compare, front, rank, says_ranking
+from rose.verdicts import EvaluationSetup, Result, compare, front, rank, says_ranking
 
 EASY_AND_HARD = np.array([2.0, 3.0, 4.0, 5.0, 6.0, 3.5])
 WOBBLE = np.array([0.01, -0.02, 0.015, 0.0, -0.005, 0.02])
@@ -213,7 +213,7 @@ def test_any_number_is_better_than_infinity() -> None:
 
 
 def test_titles_do_not_compare_across_environments() -> None:
-    one, other = (result(name, amount=name, setup=Setup(environment=name)) for name in ("0.5", "0.7"))
+    one, other = (result(name, amount=name, setup=EvaluationSetup(environment=name)) for name in ("0.5", "0.7"))
     assert says_ranking(rank([one, other])) == "Not ranked: 0.5 and 0.7 differ in environment (0.5; 0.7)"
 
 
@@ -255,10 +255,11 @@ LAYERS = frozenset({"a", "b"})
     ],
 )
 def test_only_results_of_one_set_up_are_compared(one: dict, other: dict, said: str) -> None:
-    assert Setup(**one).differs(Setup(**other)) == Setup(**one).differs(Setup(**other)) == said
-    found = compare(result("A", setup=Setup(**one)), result("B", EASY_AND_HARD + 1, setup=Setup(**other)))
-    assert found.kind == ("not comparable" if said else "better")
-    (ranking,) = rank([result("A", setup=Setup(**one)), result("B", EASY_AND_HARD + 1, setup=Setup(**other))])
+    setups = EvaluationSetup(**one), EvaluationSetup(**other)
+    results = result("A", setup=setups[0]), result("B", EASY_AND_HARD + 1, setup=setups[1])
+    assert setups[0].differs(setups[1]) == said
+    assert compare(*results).kind == ("not comparable" if said else "better")
+    (ranking,) = rank(results)
     assert (ranking.finding == f"Not ranked: A and B differ in {said}") == bool(said)
 
 

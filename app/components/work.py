@@ -7,7 +7,7 @@ import streamlit as st
 
 from app import session, shared, words
 from app.components.said import error, info, warning
-from app.jobs import ABANDONED_AFTER, Batch, Job
+from app.jobs import ABANDONED_AFTER, Job, SerialRun
 from app.words import duration
 from rose.model.estimate.duration import Cost
 
@@ -116,7 +116,7 @@ def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object, n
     if batch is None:
         if not pieces:
             return True
-        batch = Batch(pieces)
+        batch = SerialRun(pieces)
         made = batch  # for the sidebar, which outlives this run of the page
         session.follow(made.job, lambda: f":material/swap_vert: {_done(made, noun)}")
         st.session_state[slot] = (signature, batch)
@@ -128,11 +128,11 @@ def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object, n
     return False
 
 
-def _done(batch: Batch, noun: str) -> str:
+def _done(batch: SerialRun, noun: str) -> str:
     return f"{batch.done} of {batch.total} {noun if batch.total == 1 else noun + 's'} done"
 
 
-def _progress(batch: Batch, key: str, slot: str, noun: str) -> None:
+def _progress(batch: SerialRun, key: str, slot: str, noun: str) -> None:
     running = batch.job.status == "running"
 
     def poll() -> None:

@@ -10,7 +10,7 @@ import streamlit as st
 
 from app import components
 from app.figures import palette
-from app.lab.sweeps import Outcome, Sweep, missing, outcome
+from app.lab.sweeps import PlannedSweep, SweepResult, missing, outcome
 from app.study.study import Study
 from rose.layer.registry import order_names
 
@@ -65,7 +65,7 @@ def with_natural(orders: Sequence[str]) -> list[str]:
     return ["natural", *(order for order in orders if order != "natural")]
 
 
-def outcomes(study: Study, layer: str, sweeps: Sequence[Sweep], key: str) -> list[Outcome] | None:
+def outcomes(study: Study, layer: str, sweeps: Sequence[PlannedSweep], key: str) -> list[SweepResult] | None:
     """The outcomes of these sweeps in their order; None while they are being made, with the progress drawn.
 
     The key names the place on the page; a change of layer or sweeps there stops what ran for the former ones.

@@ -8,7 +8,7 @@ from streamlit.delta_generator import DeltaGenerator
 from app import components, words
 from app.figures import orders as figures
 from app.lab.controls import BUDGETS, choose_orders, outcomes
-from app.lab.sweeps import BASELINE, Outcome, Sweep, dense_energy, table
+from app.lab.sweeps import BASELINE, PlannedSweep, SweepResult, dense_energy, table
 from app.study.study import Study
 
 
@@ -29,12 +29,12 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
             "same. Natural order and block budget are SparseGPT, the baseline of the table; two-level order and block "
             "budget are ROSE where the layer is columnar; global order and layer budget are ROSE global."
         )
-    sweeps = [Sweep(order, budget) for order in orders for budget in budgets]
+    sweeps = [PlannedSweep(order, budget) for order in orders for budget in budgets]
     with stage:
         if not sweeps:
             st.info("Choose at least one order and one budget on the left.")
             return
-        made = outcomes(study, layer, [*sweeps, Sweep(*BASELINE)], "lab-compare")
+        made = outcomes(study, layer, [*sweeps, PlannedSweep(*BASELINE)], "lab-compare")
         if made is None:
             return
         *shown, base = made
@@ -47,14 +47,14 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         _why_random_wins(study, layer, shown)
 
 
-def _why_random_wins(study: Study, layer: str, shown: list[Outcome]) -> None:
+def _why_random_wins(study: Study, layer: str, shown: list[SweepResult]) -> None:
     """Where most random orders end below ROSE's: what blocks must give up in both, under both budgets."""
     under_block = {one.result.order.name: one.error for one in shown if one.sweep.budget == "block"}
     seeds = sorted((name for name in under_block if name.startswith("random:")), key=under_block.__getitem__)
     wins = [name for name in seeds if under_block[name] < under_block.get("two_level", 0.0)]
     if len(wins) <= len(seeds) / 2 or study.plan(layer).pattern.is_grouped:  # of N:M every block gives up the same
         return
-    sweeps = [Sweep(order, budget) for order in ("two_level", seeds[len(seeds) // 2]) for budget in BUDGETS]
+    sweeps = [PlannedSweep(order, budget) for order in ("two_level", seeds[len(seeds) // 2]) for budget in BUDGETS]
     made = outcomes(study, layer, sweeps, "lab-given-up")
     if made is None:
         return
@@ -64,7 +64,7 @@ def _why_random_wins(study: Study, layer: str, shown: list[Outcome]) -> None:
     components.show(drawn, "lab-given-up")
 
 
-def _numbers(shown: list[Outcome], base: Outcome) -> None:
+def _numbers(shown: list[SweepResult], base: SweepResult) -> None:
     made, number = table(shown, base), st.column_config.NumberColumn
     there = "Relative to SparseGPT's, held out"
     st.dataframe(

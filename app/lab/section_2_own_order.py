@@ -16,8 +16,8 @@ from app.lab.controls import choose_budget, label, outcomes
 from app.lab.sweeps import (
     BASELINE,
     WHOLE_BLOCK_ORDERS,
-    Outcome,
-    Sweep,
+    PlannedSweep,
+    SweepResult,
     arrange,
     dense_energy,
     read_own,
@@ -68,7 +68,12 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         block, budget = own_controls(plan, state)
     order = arrange(plan, state["base"], state["steps"])
     st.query_params["own"] = write_own(state["base"], state["steps"])
-    sweeps = [Sweep(order, budget), Sweep("natural", budget), Sweep("two_level", budget), Sweep(*BASELINE)]
+    sweeps = [
+        PlannedSweep(order, budget),
+        PlannedSweep("natural", budget),
+        PlannedSweep("two_level", budget),
+        PlannedSweep(*BASELINE),
+    ]
     with stage:
         made = outcomes(study, layer, sweeps, "lab-own")
         if made is None:
@@ -91,7 +96,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         components.show(losses.order_picture(plan, order, marked_block=marked, **look), "lab-own-picture")
 
 
-def tile(place: DeltaGenerator, name: str, one: Outcome, base: Outcome) -> None:
+def tile(place: DeltaGenerator, name: str, one: SweepResult, base: SweepResult) -> None:
     """The final error on held-out tokens, where there are any, and in small that on calibration tokens."""
     is_base, errors = one.sweep.key == base.sweep.key, [(one.error, base.error)]
     if not isnan(one.held_out_error):

@@ -9,7 +9,7 @@ import rose
 from app import components, words
 from app.figures import orders as figures
 from app.lab.controls import choose_budget, choose_error, label, of_error, outcomes
-from app.lab.sweeps import WHOLE_BLOCK_ORDERS, Sweep, frame
+from app.lab.sweeps import WHOLE_BLOCK_ORDERS, PlannedSweep, frame
 from app.study.study import Study
 from rose.layer.order import visited_blocks
 from rose.layer.paper import positions
@@ -51,7 +51,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         if len(losses) < 2:
             st.info("This layer has a single block, which has only one position; choose a smaller block size.")
             return
-        sweeps = [Sweep(order, budget) for order in positions(plan, base, block)]
+        sweeps = [PlannedSweep(order, budget) for order in positions(plan, base, block)]
         made = outcomes(study, layer, sweeps, "lab-position")
         if made is None:
             return

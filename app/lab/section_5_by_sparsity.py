@@ -8,7 +8,7 @@ from streamlit.delta_generator import DeltaGenerator
 from app import components, words
 from app.figures import orders as figures
 from app.lab.controls import choose_budget, choose_error, choose_orders, label, of_error, outcomes, with_natural
-from app.lab.sweeps import Sweep, frame
+from app.lab.sweeps import PlannedSweep, frame
 from app.study.study import Study
 
 LEVELS = ("0.5", "0.6", "0.7", "0.8", "0.9")
@@ -34,7 +34,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         if not levels:
             st.info("Choose at least one sparsity on the left.")
             return
-        sweeps = [Sweep(order, budget, level) for level in levels for order in with_natural(orders)]
+        sweeps = [PlannedSweep(order, budget, level) for level in levels for order in with_natural(orders)]
         made = outcomes(study, layer, sweeps, "lab-sparsity")
         if made is None:
             return

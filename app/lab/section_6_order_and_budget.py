@@ -8,7 +8,7 @@ from streamlit.delta_generator import DeltaGenerator
 from app import components
 from app.figures import orders as figures
 from app.lab.controls import BUDGETS, choose_error, choose_orders, of_error, outcomes, with_natural
-from app.lab.sweeps import Sweep, frame
+from app.lab.sweeps import PlannedSweep, frame
 from app.study.study import Study
 
 
@@ -23,7 +23,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
             "columns. Down a column only the order changes, along a row only the budget."
         )
     with stage:
-        sweeps = [Sweep(order, budget) for order in with_natural(orders) for budget in BUDGETS]
+        sweeps = [PlannedSweep(order, budget) for order in with_natural(orders) for budget in BUDGETS]
         made = outcomes(study, layer, sweeps, "lab-budget")
         if made is None:
             return

@@ -29,7 +29,7 @@ LARGEST_TRACE = 2e9  # bytes
 
 
 @dataclass(frozen=True)
-class Sweep:
+class PlannedSweep:
     """One sweep to make: order, budget, and a sparsity where it is not the study's."""
 
     order: str | rose.Order
@@ -44,10 +44,10 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SweepResult:
     """The result of a sweep."""
 
-    sweep: Sweep
+    sweep: PlannedSweep
     result: rose.LayerResult  # without weight and mask; its trace holds the errors alone
     held_out_error: float  # relative; NaN where the study has no held-out inputs
     sparsity: float  # realised, which a result without its mask no longer knows
@@ -58,7 +58,7 @@ class Outcome:
         return self.result.relative_error
 
 
-def outcome(study: Study, layer: str, sweep: Sweep) -> Outcome:
+def outcome(study: Study, layer: str, sweep: PlannedSweep) -> SweepResult:
     """Makes the sweep, unless it has been made before."""
     shelf = _shelf(study, layer)
     if sweep.key not in shelf:
@@ -75,17 +75,17 @@ def outcome(study: Study, layer: str, sweep: Sweep) -> Outcome:
         empty = torch.empty(0)
         plan = study.plan(layer, sparsity=options["sparsity"])  # one for all sweeps of this sparsity
         slim = replace(result, weight=empty, mask=empty.bool(), plan=plan)
-        shelf[sweep.key] = Outcome(sweep, slim, other, result.sparsity)
+        shelf[sweep.key] = SweepResult(sweep, slim, other, result.sparsity)
     return shelf[sweep.key]
 
 
-def missing(study: Study, layer: str, sweeps: Sequence[Sweep]) -> list[Sweep]:
+def missing(study: Study, layer: str, sweeps: Sequence[PlannedSweep]) -> list[PlannedSweep]:
     """Those that have not been made yet."""
     shelf = _shelf(study, layer)
     return [sweep for sweep in sweeps if sweep.key not in shelf]
 
 
-def _shelf(study: Study, layer: str) -> dict[tuple[Any, ...], Outcome]:
+def _shelf(study: Study, layer: str) -> dict[tuple[Any, ...], SweepResult]:
     return study.remember(("lab", layer), dict)
 
 
@@ -96,7 +96,7 @@ def dense_energy(study: Study, layer: str) -> float:
     )
 
 
-def frame(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+def frame(outcomes: Sequence[SweepResult]) -> pd.DataFrame:
     """One row per sweep: order (all random ones have one name), budget, sparsity (realised), relative_error, and
     held_out_error where the study has held-out inputs."""
     rows = [
@@ -107,7 +107,7 @@ def frame(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).dropna(axis="columns", how="all")
 
 
-def table(outcomes: Sequence[Outcome], base: Outcome) -> pd.DataFrame:
+def table(outcomes: Sequence[SweepResult], base: SweepResult) -> pd.DataFrame:
     """One row per order and budget, best first: errors, and their ratio to the baseline.
 
     Errors of random orders are means over their seeds, and `seeds` is the range they lie in.

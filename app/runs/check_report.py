@@ -12,7 +12,7 @@ from app.runs.checked import CheckpointRun, as_finished, differs, facts, finding
 from app.runs.depth import drift_table
 from app.runs.html_page import Report
 from rose.environment import says_versions
-from rose.model.check.checkpoint import CheckpointCheck
+from rose.model.check.check import CheckpointCheck
 
 NAMED = 20  # of what is wrong, in words
 BARS = 3  # layers whose errors are drawn

@@ -24,7 +24,7 @@ from app.runs.request import HELD_OUT
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand
-from rose.model.check.checkpoint import CheckpointCheck
+from rose.model.check.check import CheckpointCheck
 from rose.model.check.findings import findings, says_other_draw
 from rose.model.check.verdicts import VERDICTS
 from rose.model.defaults import CHECKED_AGAINST

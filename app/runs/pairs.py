@@ -11,7 +11,7 @@ from app.figures import style
 from app.runs.finished import SLIM, FinishedRun, seconds_of, settings_of, short_text
 from rose import verdicts
 from rose.report import ERRORS
-from rose.verdicts import Result, Setup
+from rose.verdicts import EvaluationSetup, Result
 
 MEASURES = {  # column of the layers -> in words, as they follow "the"
     "held_out_error": "held-out error",
@@ -101,7 +101,7 @@ def pair(first: FinishedRun, second: FinishedRun) -> Pair:
 def in_environments(first: FinishedRun, second: FinishedRun) -> str:
     """Why no number of one is compared with the other's, as a sentence: they were computed in different
     environments; "" where that is not known."""
-    one, two = (Setup(environment=setup_of(run).environment) for run in (first, second))
+    one, two = (EvaluationSetup(environment=setup_of(run).environment) for run in (first, second))
     if not (reason := one.differs(two)):
         return ""
     return (
@@ -185,12 +185,12 @@ def _said(name: str, *values: float) -> list[str]:
     return words.apart(*values)
 
 
-def setup_of(run: FinishedRun) -> Setup:
+def setup_of(run: FinishedRun) -> EvaluationSetup:
     """What must be the same before numbers of this run are compared with those of another."""
     known, norms = run.summary, run.summary.get("embedding_norms")
     text, length = known.get("evaluated_on"), known.get("window_length", known.get("length"))
     environment = known.get("environment")
-    return Setup(
+    return EvaluationSetup(
         model=short_text(model, CONDITION) if (model := known.get("model")) else None,
         norms=tuple(norms) if isinstance(norms, list) and all(isinstance(one, float) for one in norms) else (),
         windows=short_text(f"{known.get('windows')} × {length} of {text}", CONDITION) if text else None,

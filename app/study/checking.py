@@ -29,7 +29,7 @@ from rose.model.walk.walk import visit_inputs
 
 
 @dataclass(frozen=True)
-class CheckRequest:
+class LayerCheckRequest:
     """What is to be checked."""
 
     layer: str
@@ -61,7 +61,7 @@ class Findings:
 class LayerChecks(Run):
     """One run of the checks of one layer; its findings are None until it is done."""
 
-    def __init__(self, study: Study, request: CheckRequest) -> None:
+    def __init__(self, study: Study, request: LayerCheckRequest) -> None:
         super().__init__()
         self.request = request
         self.findings: Findings | None = None
@@ -122,7 +122,7 @@ def input_checks(study: Study, layer: str) -> list[Check]:
     return study.remember(("input checks", layer), lambda: check_inputs(study.statistics(layer), study.setup.damping))
 
 
-def estimate(study: Study, request: CheckRequest) -> Cost:
+def estimate(study: Study, request: LayerCheckRequest) -> Cost:
     assert study.loaded is not None
     setup = study.setup
     points = len(prefix_lengths(setup.samples, setup.length))

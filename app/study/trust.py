@@ -10,7 +10,7 @@ from app.figures.checkpoint import STATUSES, verdict_map
 from app.figures.palette import method_style
 from app.runs.widgets import csv_button, linked
 from app.study import checking
-from app.study.checking import CheckRequest, Findings, LayerChecks
+from app.study.checking import Findings, LayerCheckRequest, LayerChecks
 from app.study.study import Study
 from rose import verdicts
 from rose.layer.checks import AGREE, AGREE_ROUGHLY, OVERFIT, check_overfitting
@@ -54,7 +54,7 @@ def of_layer(study: Study, layer: str, *_: object) -> None:
         st.caption(f"Measured on {findings.tokens} tokens in {words.duration(findings.seconds)}.")
 
 
-def _choose(layer: str) -> CheckRequest:
+def _choose(layer: str) -> LayerCheckRequest:
     left, right = st.columns([3, 1])
     methods = left.multiselect(
         "Methods",
@@ -71,10 +71,10 @@ def _choose(layer: str) -> CheckRequest:
         **linked("check_curve"),
         help="The layer is pruned again on more and more of the calibration tokens.",
     )
-    return CheckRequest(layer, tuple(methods), curve, session.threshold())
+    return LayerCheckRequest(layer, tuple(methods), curve, session.threshold())
 
 
-def _offer(study: Study, request: CheckRequest, run: LayerChecks | None) -> None:
+def _offer(study: Study, request: LayerCheckRequest, run: LayerChecks | None) -> None:
     if run is not None:
         components.ended(run.job, NOT_KEPT)
     if not request.methods:
@@ -99,7 +99,7 @@ def _offer(study: Study, request: CheckRequest, run: LayerChecks | None) -> None
     )
 
 
-def _start(study: Study, request: CheckRequest) -> None:
+def _start(study: Study, request: LayerCheckRequest) -> None:
     runs = st.session_state.check_runs
     run = runs[(study.created, request)] = LayerChecks(study, request)
     while len(runs) > KEPT_RUNS:
@@ -126,7 +126,7 @@ def _checks(study: Study, layer: str, findings: Findings | None) -> None:
     components.table(rows, f"Checks of {layer}", "Status")
 
 
-def _measures(study: Study, layer: str, findings: Findings, request: CheckRequest) -> None:
+def _measures(study: Study, layer: str, findings: Findings, request: LayerCheckRequest) -> None:
     gaps = [measures.disagreement for measures in findings.measures]
     agree = sum(gap <= AGREE for gap in gaps)
     components.show(figures.error_measures(findings.measures, **components.look(layer)), "three-measures", wide=True)
@@ -153,7 +153,7 @@ def _measures(study: Study, layer: str, findings: Findings, request: CheckReques
     )
 
 
-def _overfitting(study: Study, layer: str, findings: Findings, request: CheckRequest) -> None:
+def _overfitting(study: Study, layer: str, findings: Findings, request: LayerCheckRequest) -> None:
     drawing = figures.held_out_curve(findings.curve, method=request.curve_method, **components.look(layer))
     components.show(drawing, "held-out-curve", wide=True)
     rows = [
@@ -177,7 +177,7 @@ def _overfitting(study: Study, layer: str, findings: Findings, request: CheckReq
     )
 
 
-def _sparsity(study: Study, layer: str, findings: Findings, request: CheckRequest) -> None:
+def _sparsity(study: Study, layer: str, findings: Findings, request: LayerCheckRequest) -> None:
     components.show(
         figures.sparsity_by_method(findings.sparsity, **components.look(layer)), "sparsity-by-method", wide=True
     )

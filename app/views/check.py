@@ -17,7 +17,7 @@ from app.runs.drift_sections import DRIFT_SCALE
 from app.runs.html_page import to_html
 from app.runs.widgets import csv_button, file_button, follow, linked, pruned_model, start_button
 from app.study import form, preflight
-from rose.model.check.checkpoint import CheckpointCheck
+from rose.model.check.check import CheckpointCheck
 from rose.model.check.costs import ERROR_OF
 from rose.model.check.findings import method_of
 from rose.model.check.verdicts import NOT_PRUNED, VERDICTS, says_pattern

@@ -17,7 +17,7 @@ from rose.commands import terminal
 from rose.files import expand
 from rose.layer.registry import get_method
 from rose.model.check.between import EVEN, better_by_layer, common_masks
-from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
+from rose.model.check.check import CheckpointCheck, check_checkpoint
 from rose.model.check.findings import findings, says_other_draw
 from rose.model.defaults import CHECK, CHECKED_AGAINST
 from rose.model.formats.low_rank import keep_low_rank

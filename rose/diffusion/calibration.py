@@ -28,7 +28,7 @@ One = TypeVar("One")
 Record = TypeVar("Record", LayerRecord, PartRecord)
 
 
-class Calibration(Trajectories):
+class TrajectoryCalibration(Trajectories):
     """Trajectories whose steps count as their weights say, drawn anew before each package of layers is changed."""
 
     def __init__(

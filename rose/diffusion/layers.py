@@ -16,7 +16,7 @@ from rose.model.network.layers import PrunableLayer, check_plain
 from rose.model.network.stand_ins import hooked
 
 
-class _Seen(Exception):
+class _Enough(Exception):
     """Ends the probe once the denoiser has been called."""
 
 
@@ -44,10 +44,10 @@ def find_layers(trajectories: Trajectories) -> list[PrunableLayer]:
             hooks.append(module.register_forward_pre_hook(seen))
 
     def stop(*_anything: Any) -> None:
-        raise _Seen
+        raise _Enough
 
     hooks.append(denoiser.register_forward_hook(stop))
-    with hooked(hooks), suppress(_Seen):
+    with hooked(hooks), suppress(_Enough):
         next(trajectories.draw())
     if not called:
         raise RoseError(

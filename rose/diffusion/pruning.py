@@ -15,7 +15,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from rose.diffusion.calibration import Calibration
+from rose.diffusion.calibration import TrajectoryCalibration
 from rose.diffusion.layers import convolutions, default_block_size, find_layers
 from rose.diffusion.steps import PACKAGES, STEPS, WEIGHTS, StepWeights
 from rose.diffusion.trajectory import Conditions, DrawOptions, Trajectories
@@ -81,7 +81,7 @@ def prune_diffusion(
     if by_itself := options.get("block_size") is None:
         options.pop("block_size", None)
     settings = make_settings(**options)
-    calibration = Calibration(
+    calibration = TrajectoryCalibration(
         pipeline, conditions, step_weights, packages, steps=steps, guidance=guidance, batch=batch, seed=seed
     )
     start = time.perf_counter()
@@ -130,7 +130,7 @@ def collect_diffusion_statistics(
     Raises:
         RoseError: bad input, before any work.
     """
-    calibration = Calibration(pipeline, conditions, step_weights, **drawing)
+    calibration = TrajectoryCalibration(pipeline, conditions, step_weights, **drawing)
     return calibration.statistics(matching(find_layers(calibration), layers), tick)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Unpack
 
-from rose.diffusion.calibration import Calibration
+from rose.diffusion.calibration import TrajectoryCalibration
 from rose.diffusion.parts import find_parts, reshape
 from rose.diffusion.steps import PACKAGES, STEPS, WEIGHTS, StepWeights
 from rose.diffusion.trajectory import Conditions
@@ -80,7 +80,7 @@ def prune_diffusion_structured(
         raise RoseError(f"{settings.method} drops whole blocks, which is not for diffusion models; choose obs.")
     if Workers.here().count > 1 or is_launched():
         raise RoseError("A diffusion model is made smaller in one process; start it without torchrun.")
-    calibration = Calibration(
+    calibration = TrajectoryCalibration(
         pipeline, conditions, step_weights, packages, steps=steps, guidance=guidance, batch=batch, seed=seed
     )
     denoiser = calibration.denoiser

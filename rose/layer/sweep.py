@@ -133,7 +133,7 @@ def sweep(
     mask = torch.zeros_like(wt, dtype=torch.bool) if mask is None else mask.T.index_select(0, order.permutation)
     errors, of_kept = torch.empty(wt.shape[0], device=wt.device), wt.new_zeros((), dtype=torch.float64)
     divisor = factor.diagonal() if divisor is None else divisor
-    record = None if trace_hessian is None else _Recorder(wt, order, trace_hessian, keep_weights)
+    record = None if trace_hessian is None else _TraceRecorder(wt, order, trace_hessian, keep_weights)
     budgets = [0] * len(order.widths) if known else counts
     for start, width, count in zip(block_starts(order.widths), order.widths, budgets, strict=True):
         end = start + width
@@ -257,7 +257,7 @@ def _tile_at_once(wt: Tensor, scale: Tensor, factor: Tensor, errors: Tensor) -> 
     wt.addmm_(earlier, errors, alpha=-1)
 
 
-class _Recorder:
+class _TraceRecorder:
     """Collects a `SweepTrace`; kept apart so that an untraced sweep pays nothing."""
 
     def __init__(self, wt: Tensor, order: Order, hessian: Tensor, keep_weights: bool) -> None:

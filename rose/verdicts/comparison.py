@@ -38,7 +38,7 @@ Kind = Literal["better", "no clear difference", "identical", "undecided", "not c
 
 
 @dataclass(frozen=True)
-class Setup:
+class EvaluationSetup:
     """What must be the same before two results are compared; None and () where it is not known.
 
     Attributes:
@@ -57,7 +57,7 @@ class Setup:
     layers: frozenset[str] | None = None
     environment: str | None = None
 
-    def differs(self, other: Setup) -> str:
+    def differs(self, other: EvaluationSetup) -> str:
         """In what, for a sentence: "pruned layers (21 and 4)"; "" where they may be compared."""
         found = []
         if self.norms and other.norms:
@@ -110,7 +110,7 @@ class Result:
     value: float
     losses: tuple[float, ...] = ()
     draws: Mapping[Any, float] = field(default_factory=dict)
-    setup: Setup = Setup()
+    setup: EvaluationSetup = EvaluationSetup()
     amount: str = ""
     seconds: float = math.nan
     target: str = ""

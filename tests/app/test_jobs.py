@@ -9,7 +9,7 @@ import pytest
 
 import rose
 from app import jobs
-from app.jobs import Batch, Job, Run, holding
+from app.jobs import Job, Run, SerialRun, holding
 from rose.output import PARTIAL
 
 SOON = 240.0  # seconds; an upper bound, not a delay
@@ -173,7 +173,7 @@ def test_a_batch_stops_between_two_pieces() -> None:
         assert go_on.wait(240)
         made.append(1)
 
-    batch = Batch([first, lambda: made.append(2)])
+    batch = SerialRun([first, lambda: made.append(2)])
     batch.job.watch("test")
     batch.job.start()
     assert started.wait(240)

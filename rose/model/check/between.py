@@ -8,7 +8,7 @@ import pandas as pd
 from torch import nn
 
 from rose.layer.change import same_removed
-from rose.model.check.checkpoint import CheckpointCheck, pair_layers
+from rose.model.check.check import CheckpointCheck, pair_layers
 from rose.model.check.inputs import walk_both
 from rose.model.check.verdicts import CLEARLY
 from rose.model.network.network import Network

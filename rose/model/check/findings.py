@@ -10,7 +10,7 @@ import pandas as pd
 
 from rose.errors import RoseError
 from rose.layer.registry import METHODS
-from rose.model.check.checkpoint import CheckpointCheck
+from rose.model.check.check import CheckpointCheck
 from rose.model.check.costs import ERROR_OF
 from rose.model.check.verdicts import MOVED, says_pattern
 from rose.model.check.whose import says_alike

@@ -133,13 +133,13 @@ class _Passes:
             writers = self.trace.of(block.index, dense)
             for stream in self.states:
                 lost = _Lost(block.modules, block.pairs, writers, self.precision.products)
-                reading = _Reading(block.pairs, self.device, self.precision.products, lost)
+                reading = _PairReading(block.pairs, self.device, self.precision.products, lost)
                 with closing(lost), hooked(reading.hooks()):
                     drifts = self._run_stream(block, stream, reading, lost)
                 block.inputs[stream] = reading.result()
                 block.drift = float(torch.cat(drifts).mean())  # of the last stream, which is held out if any is
 
-    def _run_stream(self, block: BlockInputs, stream: str, reading: _Reading, lost: _Lost) -> list[Tensor]:
+    def _run_stream(self, block: BlockInputs, stream: str, reading: _PairReading, lost: _Lost) -> list[Tensor]:
         """The drift of each token, by batch."""
         dense, other = block.modules
         states, drifts = self.states[stream], []
@@ -209,7 +209,7 @@ def _append(into: list[Tensor], _batch: int, hidden: Tensor) -> None:
     into.append(hidden)
 
 
-class _Reading:
+class _PairReading:
     """Watches the layers of one decoder block in both models. Layers that read one tensor share its statistics."""
 
     def __init__(self, pairs: Sequence[Pair], device: torch.device, products: torch.dtype, lost: _Lost) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rose.layer.change import UNLIKE, rounded_to
 from rose.model.check import verdicts
 from rose.model.check.inputs import Pair
-from rose.model.check.verdicts import Verdict
+from rose.model.check.verdicts import LayerVerdict
 from rose.model.network.network import Network
 from rose.wording import number, percent, whole
 
@@ -34,7 +34,7 @@ class OtherTensor:
     name: str
     kind: str
     change: float
-    verdict: Verdict
+    verdict: LayerVerdict
 
     def row(self) -> dict[str, object]:
         """For a table."""
@@ -72,7 +72,7 @@ def others_outside(dense: Network, pruned: Network) -> list[OtherTensor]:
         others = _compare_all(was, now, kinds)
     reason = "It is one tensor with {} in the dense model, and another one here.".format
     return others + [
-        OtherTensor(name, kinds[name], nan, Verdict(verdicts.TIE_TORN, reason(twin), True))
+        OtherTensor(name, kinds[name], nan, LayerVerdict(verdicts.TIE_TORN, reason(twin), True))
         for name, twin in torn.items()
     ]
 
@@ -120,40 +120,40 @@ def _compare(name: str, kind: str, before: Tensor | None, after: Tensor | None) 
     """None where the tensor is as it was."""
     change, verdict = nan, None
     if before is None:
-        verdict = Verdict(verdicts.NO_FAULT, "The dense model has no such tensor.", False)
+        verdict = LayerVerdict(verdicts.NO_FAULT, "The dense model has no such tensor.", False)
     elif after is None:
         if before.any():
-            verdict = Verdict(verdicts.OTHER_MODEL, "The dense model has it, and this one does not.", True)
+            verdict = LayerVerdict(verdicts.OTHER_MODEL, "The dense model has it, and this one does not.", True)
     else:
         change, verdict = _judge(kind, before, after.to(before.device))
     return None if verdict is None else OtherTensor(name, kind, change, verdict)
 
 
-def _judge(kind: str, before: Tensor, after: Tensor) -> tuple[float, Verdict | None]:
+def _judge(kind: str, before: Tensor, after: Tensor) -> tuple[float, LayerVerdict | None]:
     """‖after − before‖/‖before‖ and a verdict; None where nothing changed but by rounding."""
     has_rows = kind in ("embedding", "output head")
     if has_rows and len(after) > len(before) and before.shape[1:] == after.shape[1:]:
         change, verdict = _judge(kind, before, after[: len(before)])
         longer = f"It has {whole(len(after) - len(before))} rows more than in the dense model."
         if verdict is None:
-            return change, Verdict(verdicts.NO_FAULT, longer, False)
+            return change, LayerVerdict(verdicts.NO_FAULT, longer, False)
         return change, replace(verdict, reason=f"{longer} {verdict.reason}")
     if before.shape != after.shape:
         reason = f"It is of shape {tuple(after.shape)} here and of {tuple(before.shape)} in the dense model."
-        return nan, Verdict(verdicts.OTHER_MODEL, reason, True)
+        return nan, LayerVerdict(verdicts.OTHER_MODEL, reason, True)
     if broken := after.numel() - int(torch.isfinite(after).sum()):
         reason = f"{whole(broken)} of {whole(after.numel())} numbers are NaN or infinite."
-        return nan, Verdict(verdicts.NUMBERS_BROKEN, reason, True)
+        return nan, LayerVerdict(verdicts.NUMBERS_BROKEN, reason, True)
     if torch.equal(before, after) or rounded_to(before, after):
         return 0.0, None
     if not after.any():
-        return 1.0, Verdict(verdicts.NUMBERS_BROKEN, f"All {whole(after.numel())} numbers are zero.", True)
+        return 1.0, LayerVerdict(verdicts.NUMBERS_BROKEN, f"All {whole(after.numel())} numbers are zero.", True)
     was, now = before.float().flatten(), after.float().flatten()
     norm = was.norm().item()
     change = (now - was).norm().item() / norm if norm else nan
     cosine = torch.cosine_similarity(was, now, dim=0).item()
     if kind != "bias" and after.numel() >= TELLING and norm and cosine < UNLIKE:
         reason = f"It has a cosine of {number(cosine, 2)} with the dense one; {UNLIKE} is the least."
-        return change, Verdict(verdicts.OTHER_MODEL, reason, True)
+        return change, LayerVerdict(verdicts.OTHER_MODEL, reason, True)
     moved = f"by {percent(change)} of its norm" if norm else "from zero"
-    return change, Verdict(verdicts.NO_FAULT, f"It moved {moved}.", False)
+    return change, LayerVerdict(verdicts.NO_FAULT, f"It moved {moved}.", False)

@@ -44,7 +44,7 @@ COMMON = 0.3  # share of 32 columns at one value other than 0, which says that z
 
 
 @dataclass(frozen=True)
-class Verdict:
+class LayerVerdict:
     """What to think of one layer, or of one other tensor.
 
     Attributes:
@@ -94,15 +94,15 @@ class Peers:
         )
 
 
-def judge_weights(change: WeightChange, peers: Peers) -> Verdict:
+def judge_weights(change: WeightChange, peers: Peers) -> LayerVerdict:
     """The verdict on one layer from the weights alone."""
     for rule in (_numbers, _likeness, _pattern, _zeros, _sparsity, _mask_alone):
         if verdict := rule(change, peers):
             return verdict
     if change.zeros <= change.zeros_before:
         is_same = change.is_untouched and not change.rounded
-        return Verdict(NOT_PRUNED, "It is as in the dense model." if is_same else _says_moved(change), False)
-    return Verdict(NO_FAULT, _says_kept(change), False)
+        return LayerVerdict(NOT_PRUNED, "It is as in the dense model." if is_same else _says_moved(change), False)
+    return LayerVerdict(NO_FAULT, _says_kept(change), False)
 
 
 def _says_kept(change: WeightChange) -> str:
@@ -129,25 +129,25 @@ def _says_moved(change: WeightChange) -> str:
     return f"{moved} and lie on a grid of {change.grid.levels} values for each {where}."
 
 
-def _numbers(change: WeightChange, _peers: Peers) -> Verdict | None:
+def _numbers(change: WeightChange, _peers: Peers) -> LayerVerdict | None:
     if change.not_finite:
         reason = f"{whole(change.not_finite)} of {whole(change.size)} weights are NaN or infinite."
-        return Verdict(NUMBERS_BROKEN, reason, True)
+        return LayerVerdict(NUMBERS_BROKEN, reason, True)
     if change.zeros == change.size and change.zeros_before < change.size:
-        return Verdict(NUMBERS_BROKEN, f"All {whole(change.size)} weights are zero.", True)
+        return LayerVerdict(NUMBERS_BROKEN, f"All {whole(change.size)} weights are zero.", True)
     return None
 
 
-def _likeness(change: WeightChange, _peers: Peers) -> Verdict | None:
+def _likeness(change: WeightChange, _peers: Peers) -> LayerVerdict | None:
     if change.zeros == change.size or change.cosine >= UNLIKE:
         return None
     reason = f"Kept weights have a cosine of {number(change.cosine, 2)} with the dense ones; {UNLIKE} is the least."
     if change.reordered:
         reason = f"Its {change.reordered} resemble those of the dense layer in another order."
-    return Verdict(OTHER_MODEL, reason, True)
+    return LayerVerdict(OTHER_MODEL, reason, True)
 
 
-def _pattern(change: WeightChange, peers: Peers) -> Verdict | None:
+def _pattern(change: WeightChange, peers: Peers) -> LayerVerdict | None:
     pattern = change.pattern
     if pattern.broken and pattern.first_broken:
         row, column = pattern.first_broken
@@ -156,57 +156,61 @@ def _pattern(change: WeightChange, peers: Peers) -> Verdict | None:
             f"{whole(pattern.broken)} of {whole(groups)} groups keep more than {pattern.keep} of {pattern.of} weights; "
             f"the first is in row {row}, columns {column} to {column + pattern.of - 1}."
         )
-        return Verdict(PATTERN_BROKEN, reason, True)
+        return LayerVerdict(PATTERN_BROKEN, reason, True)
     has_zeros = change.zeros > change.zeros_before and change.sparsity > FEW_ZEROS * (peers.sparsity or 0)
     if peers.pattern and has_zeros and str(pattern) != peers.pattern:
         reason = f"It is not {peers.pattern}, as other layers are: {percent(change.sparsity)} zeros"
-        return Verdict(PATTERN_BROKEN, f"{reason}, {says_pattern(pattern)}.", True)
+        return LayerVerdict(PATTERN_BROKEN, f"{reason}, {says_pattern(pattern)}.", True)
     return None
 
 
-def _zeros(change: WeightChange, peers: Peers) -> Verdict | None:
+def _zeros(change: WeightChange, peers: Peers) -> LayerVerdict | None:
     if change.common >= COMMON:
         reason = (
             f"{percent(change.common, 0)} of the weights stand at one value other than zero and "
             f"{percent(change.sparsity)} at zero, as a grid with an offset leaves them."
         )
-        return Verdict(ZEROS_LOST, reason, True)
+        return LayerVerdict(ZEROS_LOST, reason, True)
     if peers.sparsity and change.change > ROUNDED and change.sparsity < FEW_ZEROS * peers.sparsity:
         zeros = f"{percent(change.sparsity)} zeros, where other pruned layers have {percent(peers.sparsity)}"
-        return Verdict(ZEROS_LOST, f"{zeros}; its weights differ by {percent(change.change)} of their norm.", True)
+        return LayerVerdict(ZEROS_LOST, f"{zeros}; its weights differ by {percent(change.change)} of their norm.", True)
     if change.refilled > MOVED * change.size and change.zeros < change.zeros_before:  # else it was pruned once more
-        return Verdict(ZEROS_LOST, f"{whole(change.refilled)} zeros of the dense model are no zeros any more.", True)
+        return LayerVerdict(
+            ZEROS_LOST, f"{whole(change.refilled)} zeros of the dense model are no zeros any more.", True
+        )
     return None
 
 
-def _sparsity(change: WeightChange, peers: Peers) -> Verdict | None:
+def _sparsity(change: WeightChange, peers: Peers) -> LayerVerdict | None:
     if not (peers.agree and peers.sparsity and change.zeros > change.zeros_before):
         return None
     if abs(change.sparsity - peers.sparsity) <= FAR:
         return None
     reason = f"{percent(change.sparsity)} zeros, where nearly all other layers have {percent(peers.sparsity)}."
-    return Verdict(OTHER_SPARSITY, reason, True)
+    return LayerVerdict(OTHER_SPARSITY, reason, True)
 
 
-def _mask_alone(change: WeightChange, peers: Peers) -> Verdict | None:
+def _mask_alone(change: WeightChange, peers: Peers) -> LayerVerdict | None:
     if change.zeros <= change.zeros_before or change.moved > MOVED:
         return None
-    return Verdict(MASK_ALONE, _says_kept(change), peers.are_moved)
+    return LayerVerdict(MASK_ALONE, _says_kept(change), peers.are_moved)
 
 
-def judge_costs(verdict: Verdict, costs: Costs, change: WeightChange, nearest: Recognized | None = None) -> Verdict:
+def judge_costs(
+    verdict: LayerVerdict, costs: Costs, change: WeightChange, nearest: Recognized | None = None
+) -> LayerVerdict:
     """The verdict on a layer with which nothing is wrong by its weights alone; `nearest`: the method of its mask."""
     error = f"Error on {'calibration' if costs.held_out_error is None else 'held-out'} tokens {_shown_error(costs)}"
     both = "" if costs.held_out_error is None else "; calibration tokens agree"
     if costs.opposite and _is_backwards(costs, costs.opposite):
         others = f"mask alone {_shown_error(costs.mask)}, opposite compensation {_shown_error(costs.opposite)}"
-        return Verdict(BACKWARDS, f"{error}, {others}{both}.", True)
+        return LayerVerdict(BACKWARDS, f"{error}, {others}{both}.", True)
     is_mask = verdict.verdict == MASK_ALONE
     if costs.wanda and _is_worse(costs, costs.wanda, CLEARLY if is_mask else OTHER_TEXT):
         reason = f"{error}, Wanda's mask without compensation {_shown_error(costs.wanda)}{both}."
         if is_mask:
-            return Verdict(MASK_ALONE, f"{reason} {verdict.reason}", True)
-        return Verdict(WORSE_THAN_WANDA, reason, True)
+            return LayerVerdict(MASK_ALONE, f"{reason} {verdict.reason}", True)
+        return LayerVerdict(WORSE_THAN_WANDA, reason, True)
     if change.zeros <= change.zeros_before:
         return verdict
     reached = [f"{METHODS[name].label} {number(costs.methods[name])}" for name in COMPARED if name in costs.methods]

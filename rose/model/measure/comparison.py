@@ -31,7 +31,7 @@ from rose.model.progress import ProgressCallback
 from rose.model.run.prune import prune_by
 from rose.model.run.settings import RunOptions, RunSettings, run_settings
 from rose.report import NotNegative, NotNegativeOrNan, Share, Within, csv_text, records_table
-from rose.verdicts import Result, Setup
+from rose.verdicts import EvaluationSetup, Result
 from rose.wording import several
 
 SAMPLE_SECONDS = 0.1  # how often memory is looked at
@@ -280,7 +280,9 @@ def results_of(table: pd.DataFrame, sparsity: str, column: str = "perplexity") -
             losses=verdicts.mean_losses(drawn := _drawn_losses(some) if column == "perplexity" else {}),
             drawn_losses=drawn,
             draws=dict(zip(some["seed"], some[column].astype(float), strict=True)),
-            setup=Setup(environment=str(some["environment"].iloc[0]) or None if "environment" in some else None),
+            setup=EvaluationSetup(
+                environment=str(some["environment"].iloc[0]) or None if "environment" in some else None
+            ),
             amount=sparsity,
             seconds=float(some["seconds"].median()),
         )

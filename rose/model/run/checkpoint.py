@@ -105,7 +105,7 @@ class DiskStorage(Storage):
         return self.folder / f"block-{index:05d}.safetensors"
 
 
-class Checkpoint(DiskStorage):
+class RunCheckpoint(DiskStorage):
     """Stores all that a stopped run needs to be resumed; see the module."""
 
     remedy = GOES_ON
@@ -281,7 +281,7 @@ def open_checkpoint(
             yield scratch
         return
     with claimed(folder, run) as path:
-        kept = Checkpoint(path, Workers.here())
+        kept = RunCheckpoint(path, Workers.here())
         residence.overlay(lambda index: write(kept.read(index)), kept.finished, path.resolve())
         yield kept
 

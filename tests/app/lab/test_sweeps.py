@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.lab.sweeps import Sweep, missing, outcome, read_own, write_own
+from app.lab.sweeps import PlannedSweep, missing, outcome, read_own, write_own
 from app.study.study import Study
 from tests.app.tiny_study import COLUMNAR
 
@@ -17,10 +17,10 @@ def test_own_order_is_written_as_it_is_read(study: Study) -> None:
 
 
 def test_outcomes_keep_no_matrix_and_are_not_made_twice(study: Study) -> None:
-    one = outcome(study, COLUMNAR, Sweep("columns", "layer"))
+    one = outcome(study, COLUMNAR, PlannedSweep("columns", "layer"))
     assert one.result.weight.numel() == one.result.mask.numel() == 0
     assert one.result.plan is study.plan(COLUMNAR, sparsity="0.7")
-    assert outcome(study, COLUMNAR, Sweep("columns", "layer")) is one
-    assert missing(study, COLUMNAR, [Sweep("columns", "layer"), Sweep("columns", "layer", "0.55")]) == [
-        Sweep("columns", "layer", "0.55")
+    assert outcome(study, COLUMNAR, PlannedSweep("columns", "layer")) is one
+    assert missing(study, COLUMNAR, [PlannedSweep("columns", "layer"), PlannedSweep("columns", "layer", "0.55")]) == [
+        PlannedSweep("columns", "layer", "0.55")
     ]

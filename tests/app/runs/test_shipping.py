@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from app.runs import shipping
-from rose.verdicts import Result, Setup
+from rose.verdicts import EvaluationSetup, Result
 
 WINDOWS = (2.0, 3.0, 2.5, 2.8)
 
@@ -13,7 +13,7 @@ def copy(name: str, more: float, noise: float, seconds: float, amount: str = "0.
     """A copy that loses so many nats more than the windows' own, give or take the noise."""
     losses = tuple(loss + more + noise * sign for loss, sign in zip(WINDOWS, (1, -1, -1, 1), strict=True))
     value = math.exp(sum(losses) / len(losses))
-    return Result(name, name, value, losses, {}, Setup(**setup), amount, seconds)
+    return Result(name, name, value, losses, {}, EvaluationSetup(**setup), amount, seconds)
 
 
 CLEAR, BEST = copy("slow and bad", 0.5, 0.01, 90), copy("best", 0.0, 0.01, 60)

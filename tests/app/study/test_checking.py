@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from app.study.checking import CheckRequest, Findings, LayerChecks
+from app.study.checking import Findings, LayerCheckRequest, LayerChecks
 from app.study.study import Study
 from rose.layer.error import direct_error
 from rose.model.walk.walk import visit_inputs
@@ -14,10 +14,10 @@ METHODS = ("sparsegpt", "rose", "rose_global", "wanda")
 
 @pytest.fixture(scope="module")
 def findings(study: Study) -> Findings:
-    return checked(study, CheckRequest(COLUMNAR, METHODS, "rose", 0.5))
+    return checked(study, LayerCheckRequest(COLUMNAR, METHODS, "rose", 0.5))
 
 
-def checked(study: Study, request: CheckRequest) -> Findings:
+def checked(study: Study, request: LayerCheckRequest) -> Findings:
     findings = finish(LayerChecks(study, request)).findings
     assert findings is not None
     return findings
@@ -45,7 +45,7 @@ def test_the_last_point_of_the_curve_is_the_study_itself(study: Study, findings:
 
 
 def test_a_cancelled_run_says_nothing_and_frees_the_model(study: Study) -> None:
-    run = LayerChecks(study, CheckRequest(COLUMNAR, METHODS, "rose", 0.5))
+    run = LayerChecks(study, LayerCheckRequest(COLUMNAR, METHODS, "rose", 0.5))
     run.job.leave("nobody")
     run.job.start()
     run.job.wait(240)
@@ -56,7 +56,7 @@ def test_a_cancelled_run_says_nothing_and_frees_the_model(study: Study) -> None:
 
 def test_the_time_that_is_told_leaves_out_what_it_waited_for_another_run(study: Study) -> None:
     assert study.loaded is not None
-    run = LayerChecks(study, CheckRequest(COLUMNAR, ("rose",), "rose", 0.5))
+    run = LayerChecks(study, LayerCheckRequest(COLUMNAR, ("rose",), "rose", 0.5))
     run.job.waited = 1000.0  # as if for a survey that is collecting inputs
     findings = finish(run).findings
     assert findings is not None
@@ -64,5 +64,5 @@ def test_the_time_that_is_told_leaves_out_what_it_waited_for_another_run(study: 
 
 
 def test_n_of_m_is_checked_in_its_groups() -> None:
-    found = checked(measured_study(sparsity="2:4"), CheckRequest(COLUMNAR, ("rose", "wanda"), "rose", 0.5))
+    found = checked(measured_study(sparsity="2:4"), LayerCheckRequest(COLUMNAR, ("rose", "wanda"), "rose", 0.5))
     assert [(one.unit, one.units, one.deviation) for one in found.sparsity] == [("group", 1024, 0)] * 2

@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app import jobs, words
-from app.study.checking import CheckRequest, Findings, LayerChecks
+from app.study.checking import Findings, LayerCheckRequest, LayerChecks
 from app.study.study import Study
 from rose.model.measure.layer_checks import CHECKS, check_layers
 from tests.app.study.test_checking import METHODS, checked
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("placed")
 
 @pytest.fixture(scope="module")
 def findings(study: Study) -> Findings:
-    return checked(study, CheckRequest(COLUMNAR, METHODS, "rose", 0.5))
+    return checked(study, LayerCheckRequest(COLUMNAR, METHODS, "rose", 0.5))
 
 
 def check_layers_of(study: Study) -> dict[str, str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 import rose
 from app.lab import bits
 from app.lab.bases import measure, rotatable
-from app.lab.sweeps import Sweep, outcome
+from app.lab.sweeps import PlannedSweep, outcome
 from app.study.study import Study
 from rose.layer.basis import HeadLayout, find_rotations, rotate_columns, rotate_statistics
 from rose.layer.error import quadratic_form, relative_error
@@ -153,7 +153,7 @@ def test_every_position_is_a_real_sweep(study: Study) -> None:
     strong, others = natural[48:], natural[:48]
     errors = [pruned(study, others[: 16 * to] + strong + others[16 * to :], "block").relative_error for to in range(4)]
     plan = study.plan(COLUMNAR)
-    measured = [outcome(study, COLUMNAR, Sweep(order, "block")).error for order in positions(plan, "natural", 3)]
+    measured = [outcome(study, COLUMNAR, PlannedSweep(order, "block")).error for order in positions(plan, "natural", 3)]
     assert measured == pytest.approx(errors, rel=1e-4)
     assert "on held-out tokens when block 3" in titles(app)[0]
     shown = texts(app.button_group(key="lab_position_error").set_value("calibration").run())

@@ -16,7 +16,7 @@ from rose import cli
 from rose.layer.change import weight_change
 from rose.model.check import verdicts
 from rose.model.check.between import EVEN, better_by_layer, common_masks
-from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint, pair_layers
+from rose.model.check.check import CheckpointCheck, check_checkpoint, pair_layers
 from rose.model.check.findings import findings
 from rose.model.check.gone import find_gone
 from rose.model.check.inputs import walk_both

@@ -28,7 +28,7 @@ from rose.model.check.gone import find_gone
 from rose.model.check.inputs import BlockInputs, LayerInputs, Pair, walk_both
 from rose.model.check.others import OtherTensor, others_in_block, others_outside
 from rose.model.check.rotated import sample
-from rose.model.check.verdicts import Peers, Verdict, judge_costs, judge_weights
+from rose.model.check.verdicts import LayerVerdict, Peers, judge_costs, judge_weights
 from rose.model.check.whose import maker_of
 from rose.model.defaults import CHECKED_AGAINST
 from rose.model.measure.perplexity import perplexity_of, window_losses
@@ -251,12 +251,12 @@ def _finite(inputs: LayerInputs | None) -> LayerInputs | None:
     return inputs if inputs is not None and inputs.statistics.diagonal.isfinite().all() else None
 
 
-def _judge(measured: Mapping[str, _Measured], judged_by_weights: Mapping[str, Verdict]) -> dict[str, Verdict]:
+def _judge(measured: Mapping[str, _Measured], judged_by_weights: Mapping[str, LayerVerdict]) -> dict[str, LayerVerdict]:
     """A verdict for each layer; one that holds another layer's weights is told which.
 
     Errors accuse no layer behind one with wrong weights, whose outputs nothing was compensated for.
     """
-    judged: dict[str, Verdict] = {}
+    judged: dict[str, LayerVerdict] = {}
     wrong_before = ""
     for name, layer in measured.items():
         by_weights = verdict = judged_by_weights[name]
@@ -272,7 +272,7 @@ def _judge(measured: Mapping[str, _Measured], judged_by_weights: Mapping[str, Ve
     return judged
 
 
-def _judge_weights(measured: Mapping[str, _Measured]) -> dict[str, Verdict]:
+def _judge_weights(measured: Mapping[str, _Measured]) -> dict[str, LayerVerdict]:
     """A verdict for each layer from the weights alone.
 
     Methods that only mask move weights too, towards the dense model, once pruning has changed what a layer reads: in
@@ -290,11 +290,11 @@ def _judge_weights(measured: Mapping[str, _Measured]) -> dict[str, Verdict]:
     for name, layer in measured.items():
         if layer.rank and judged[name].verdict == verdicts.NOT_PRUNED:
             reason = f"Its sparse part stands beside one of rank {layer.rank}, so their sum has no zeros."
-            judged[name] = Verdict(verdicts.NO_FAULT, reason, False)
+            judged[name] = LayerVerdict(verdicts.NO_FAULT, reason, False)
     return judged
 
 
-def _other_layer(name: str, measured: Mapping[str, _Measured], verdict: Verdict) -> Verdict:
+def _other_layer(name: str, measured: Mapping[str, _Measured], verdict: LayerVerdict) -> LayerVerdict:
     """The verdict on a layer unlike its dense weights, with the dense layer that it is like, if there is one."""
     layer = measured[name]
     kept = layer.sample != 0
@@ -308,7 +308,7 @@ def _other_layer(name: str, measured: Mapping[str, _Measured], verdict: Verdict)
         return verdict
     own = number(layer.change.cosine, 2)
     reason = f"Kept weights are like those of {nearest} (cosine {highest:.2f}; {own} with its own dense ones)."
-    return Verdict(verdicts.OTHER_MODEL, reason, True)
+    return LayerVerdict(verdicts.OTHER_MODEL, reason, True)
 
 
 def _table_of(others: Sequence[OtherTensor]) -> pd.DataFrame:
@@ -316,7 +316,7 @@ def _table_of(others: Sequence[OtherTensor]) -> pd.DataFrame:
     return pd.DataFrame([tensor.row() for tensor in others], columns=columns).astype({"is_wrong": bool})
 
 
-def _maker(measured: Mapping[str, _Measured], by_weights: Mapping[str, Verdict]) -> dict[str, Any]:
+def _maker(measured: Mapping[str, _Measured], by_weights: Mapping[str, LayerVerdict]) -> dict[str, Any]:
     """`nearest`: the method that the masks are nearest to (see `Maker`), None without masks or methods. `method`: that
     one where it has made nearly all of them, else None. Layers in which it and another are the same get its name."""
     sane = [layer for name, layer in measured.items() if not by_weights[name].is_wrong] or [*measured.values()]
@@ -331,7 +331,7 @@ def _maker(measured: Mapping[str, _Measured], by_weights: Mapping[str, Verdict])
     return {"method": maker.row() if maker.is_same else None, "nearest": maker.row()}
 
 
-def _table(measured: Mapping[str, _Measured], judged: Mapping[str, Verdict]) -> pd.DataFrame:
+def _table(measured: Mapping[str, _Measured], judged: Mapping[str, LayerVerdict]) -> pd.DataFrame:
     rows = []
     for name, layer in measured.items():
         change, verdict = layer.change, judged[name]
@@ -366,7 +366,7 @@ def _table(measured: Mapping[str, _Measured], judged: Mapping[str, Verdict]) -> 
     return pd.DataFrame(rows)
 
 
-def _summary(measured: Mapping[str, _Measured], judged: Mapping[str, Verdict]) -> dict[str, Any]:
+def _summary(measured: Mapping[str, _Measured], judged: Mapping[str, LayerVerdict]) -> dict[str, Any]:
     changes = [layer.change for layer in measured.values()]
     size = sum(change.size for change in changes)
     patterns = [str(change.pattern) for change in changes if change.zeros > change.zeros_before]

@@ -16,10 +16,10 @@ import rose
 from rose import cli
 from rose.layer.change import weight_change
 from rose.model.check import verdicts
-from rose.model.check.checkpoint import CheckpointCheck, check_checkpoint
+from rose.model.check.check import CheckpointCheck, check_checkpoint
 from rose.model.check.costs import Costs, Rival
 from rose.model.check.findings import findings, says_other_draw
-from rose.model.check.verdicts import Verdict, judge_costs
+from rose.model.check.verdicts import LayerVerdict, judge_costs
 from tests.model.check.faults import compensate, q4_0, q4_1
 from tests.model.families import DENSE, EXPERTS, make_from, make_model, make_tokens
 from tests.tiny import save_tiny_llama
@@ -234,7 +234,7 @@ def test_compensation_for_another_text_is_no_fault() -> None:
         beside = Rival(wanda, wanda_held_out, stream)
         return Costs(error, held_out, error, Rival(error, held_out), error, {"wanda": wanda}, beside)
 
-    fine = Verdict(verdicts.NO_FAULT, "", False)
+    fine = LayerVerdict(verdicts.NO_FAULT, "", False)
     change = weight_change(torch.ones(4, 4), compensate(torch.ones(4, 4)))
     for good in (
         costs(0.0143, 0.0017, 0.0070, 0.0008),  # makes too little of the output to matter
@@ -248,7 +248,7 @@ def test_compensation_for_another_text_is_no_fault() -> None:
 
 
 def test_compensation_is_backwards_only_where_its_opposite_helps_by_all_measures() -> None:
-    fine = Verdict(verdicts.NO_FAULT, "", False)
+    fine = LayerVerdict(verdicts.NO_FAULT, "", False)
     change = weight_change(torch.ones(4, 4), compensate(torch.ones(4, 4)))
 
     def verdict(
