@@ -14,7 +14,9 @@ from rose.wording import (  # noqa: F401
     number,
     out_of,
     percent,
+    place_of,
     sentence,
+    short_text,
     size,
     whole,
     word,
@@ -77,13 +79,6 @@ def text_name(text: str) -> str:
 
 def of(name: str) -> str:
     return f" of {name}" if name else ""
-
-
-def place_of(layer: str) -> tuple[int | None, str]:
-    """Decoder block, where the name has one, and projection: "model.layers.18.mlp.up_proj" -> (18, "mlp.up_proj")."""
-    parts = layer.split(".")
-    index = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-    return (None, layer) if index is None else (int(parts[index]), ".".join(parts[index + 1 :]))
 
 
 def expert_of(projection: str) -> tuple[str, int] | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from typing import Any
 
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MOST_DIGITS = 6  # that tell two numbers apart
@@ -115,3 +117,15 @@ def size(stored: float) -> str:
     if stored >= 1e6:
         return f"{stored / 1e6:.{int(stored < 1e7)}f} MB"
     return f"{stored / 1e3:.0f} kB"
+
+
+def short_text(value: Any, most: int = 40) -> str:
+    """A setting as a short text without anything that a page could take for a command, nor the (R) of a processor."""
+    return re.sub(r"[^\w .,:%×+=-]", "·", re.sub(r"\((R|TM)\)", "", str(value)))[:most]
+
+
+def place_of(layer: str) -> tuple[int | None, str]:
+    """Decoder block, where the name has one, and projection: "model.layers.18.mlp.up_proj" -> (18, "mlp.up_proj")."""
+    parts = layer.split(".")
+    index = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    return (None, layer) if index is None else (int(parts[index]), ".".join(parts[index + 1 :]))

@@ -92,7 +92,7 @@ def test_prune_writes_a_checkpoint_that_loads_and_a_report_that_tells_the_truth(
         else:
             assert zeros == pytest.approx(sparsity, abs=1e-6)
             assert sparsity == pytest.approx(0.5, abs=1e-3)
-    summary = json.loads((output / "report.json").read_text())["summary"]
+    summary = rose.RunReport.load(output).summary
     assert summary["method"] == method
     assert summary["samples"] == 4
     assert (table["held_out_error"] > 0).all()
@@ -115,7 +115,7 @@ def test_a_copy_has_the_format_of_the_checkpoint_or_says_what_keeps_it(
         assert {str(tensor.dtype) for tensor in load_file(tmp_path / copy / "model.safetensors").values()} == {
             f"torch.{computes}"
         }
-    assert json.loads((tmp_path / "pruned" / "report.json").read_text())["summary"]["dtype"] == computes
+    assert rose.RunReport.load(tmp_path / "pruned").summary["dtype"] == computes
     wider = "The copy will be in float32, twice the bytes; --dtype bfloat16 keeps bfloat16"
     assert said.count(wider) == (computes == "float32")  # what is tuned has float32 already
 
@@ -138,7 +138,7 @@ def test_a_tuned_copy_keeps_the_tokenizer_of_what_was_tuned(checkpoint, tmp_path
 def test_prune_measures_perplexity_before_and_after(checkpoint, text, tmp_path, capsys):
     assert prune(checkpoint, tmp_path / "out", "--evaluate", str(text), "--windows", "3") == 0
     shown = capsys.readouterr().out
-    summary = json.loads((tmp_path / "out" / "report.json").read_text())["summary"]
+    summary = rose.RunReport.load(tmp_path / "out").summary
     before, after = apart(summary["perplexity_before"], summary["perplexity_after"])
     assert f"from {before} to {after}, " in " ".join(shown.split())
     assert [len(summary[f"losses_{stage}"]) for stage in ("before", "after")] == [3, 3]
@@ -172,7 +172,7 @@ def test_prune_tells_what_the_residual_stream_has_lost_and_where_it_is_not_made_
     for name, more in {"all": [], "queries": ["--layers", "*q_proj"], "own": ["--target", "layer"]}.items():
         assert prune(checkpoint, tmp_path / name, *more) == 0
         said[name] = " ".join(capsys.readouterr().out.split())
-        summary = json.loads((tmp_path / name / "report.json").read_text())["summary"]
+        summary = rose.RunReport.load(tmp_path / name).summary
         assert ("of the dense model's" in said[name]) == (name != "own")
         if name != "own":
             assert f"{summary['mean_target_error']:.4f} of the dense model's" in said[name]
@@ -201,7 +201,7 @@ def test_windows_begin_as_the_tokenizer_begins_text(text, tmp_path, capsys):
     for bos in ("auto", "never"):
         evaluation = ["--evaluate", str(text), "--windows", "3", "--bos", bos]
         assert prune(folder, tmp_path / bos, "--layers", "*o_proj", *evaluation) == 0
-        found[bos] = json.loads((tmp_path / bos / "report.json").read_text())["summary"]
+        found[bos] = rose.RunReport.load(tmp_path / bos).summary
         windows = rose.load_tokens(str(text), tokenizer, samples=3, length=48, seed=None, bos=bos)
         assert found[bos]["perplexity_before"] == pytest.approx(rose.perplexity(model, windows), rel=1e-5)
     assert [found[bos]["bos"] for bos in found] == ["auto", "never"]
@@ -216,7 +216,7 @@ def test_windows_begin_as_the_tokenizer_begins_text(text, tmp_path, capsys):
     assert run("evaluate", "--model", folder, "--text", text, "--length", "48", "--bos", "always") == 0
     analysis = ["--bos", "never", "--layers", "*o_proj", "--output", tmp_path / "table"]
     assert run("analyze", "--model", folder, *CALIBRATION, *analysis) == 0
-    summary = json.loads((tmp_path / "table" / "report.json").read_text())["summary"]
+    summary = rose.RunReport.load(tmp_path / "table").summary
     assert (summary["bos"], summary["bos_token"]) == ("never", None)
 
 
@@ -235,7 +235,7 @@ def test_analyze_prints_and_writes_every_layer(checkpoint, tmp_path, capsys):
     table = pd.read_csv(output / "layers.csv")
     assert len(table) == 63
     assert set(table["method"]) == {"sparsegpt", "rose", "wanda"}
-    summary = json.loads((output / "report.json").read_text())["summary"]
+    summary = rose.RunReport.load(output).summary
     assert summary["methods"] == ["sparsegpt", "rose", "wanda"]
     assert summary["threshold"] == 0
     assert {"sparsity", "block_size", "damping", "calibration", "samples", "length", "dtype"} <= summary.keys()
@@ -395,7 +395,7 @@ def test_compare_rounds_as_prune_does(checkpoint, text, tmp_path, capsys):
     assert "kept weights in 4 bits" in capsys.readouterr().out
     more = ["--calibration", "packaged", "--method", "sparsegpt", "--sparsity", "0.5", "--seed", "0"]
     assert prune(checkpoint, tmp_path / "pruned", *more, *rounding, "--evaluate", text, "--windows", "2") == 0
-    summary = json.loads((tmp_path / "pruned" / "report.json").read_text())["summary"]
+    summary = rose.RunReport.load(tmp_path / "pruned").summary
     (row,) = pd.read_csv(tmp_path / "comparison" / "rows.csv").itertuples()
     assert row.perplexity == pytest.approx(summary["perplexity_after"], rel=1e-6)
     assert run(*common) == 2  # without bits it is another comparison
@@ -638,7 +638,7 @@ def test_heads_are_rotated_where_that_gains_and_the_report_says_where(checkpoint
         method = ["--method", "sparsegpt", "--sparsity", "0.5"]
         assert prune(checkpoint, tmp_path / name, *method, *(more or rotated[:2])) == 0
         said = " ".join(capsys.readouterr().err.split())
-        summary = json.loads((tmp_path / name / "report.json").read_text())["summary"]
+        summary = rose.RunReport.load(tmp_path / name).summary
         layers = summary["rotated_heads"]["layers"]
         assert summary["rotate"] == "heads"
         assert f"Rotated the heads of {len(layers)} of 3 output projections" in said
@@ -651,7 +651,7 @@ def test_heads_are_rotated_where_that_gains_and_the_report_says_where(checkpoint
     assert "rotated heads was learned there and is None now" in " ".join(capsys.readouterr().err.split())
     table = ["--rotate", "heads", "--output", tmp_path / "table", "--layers", "*o_proj"]
     assert run("analyze", "--model", checkpoint, *CALIBRATION, *table) == 0
-    assert "rotated_heads" in json.loads((tmp_path / "table" / "report.json").read_text())["summary"]
+    assert "rotated_heads" in rose.RunReport.load(tmp_path / "table").summary
 
 
 def test_python_dash_m_rose_reports_bad_input_in_one_line():
@@ -841,7 +841,7 @@ def slim(checkpoint: str, output: Path, *more: str) -> int:
 def test_slim_writes_a_smaller_checkpoint(checkpoint, tmp_path, capsys):
     assert slim(checkpoint, tmp_path / "slim", "--ratio", "0.3", "--evaluate", "packaged", "--windows", "2") == 0
     shown = " ".join(capsys.readouterr().out.split())
-    report = json.loads((tmp_path / "slim" / "report.json").read_text())["summary"]
+    report = rose.RunReport.load(tmp_path / "slim").summary
     before, after = apart(report["perplexity_before"], report["perplexity_after"])
     assert f"from {before} to {after}, " in shown
     assert "for any program that uses transformers" in shown

@@ -40,6 +40,8 @@ def record(number: int = 0, **changes: Any) -> LayerRecord:
     return dataclasses.replace(base, **changes)
 
 
+WHOLE = '{"version": 2, "recipe": {"method": "rose", "model": "tiny"}, "results": {}, "layers": []}'
+LAYERS = [{"layer": "a", "block_index": 0}]
 SETTINGS: dict[str, Any] = {"method": "rose", "sparsity": "0.5", "damping": 0.01, "held_out_samples": 0}
 RECORDS = {
     "plain": [record(0), record(1, is_columnar=True)],
@@ -117,7 +119,7 @@ def test_several_methods_of_one_layer_are_one_layer() -> None:
 
 def test_no_infinity_is_left_however_deep() -> None:
     report = rose.RunReport.from_records([record(0)], drift=[{"drift": math.nan}], pruned={"least": (-math.inf, 1.0)})
-    summary = json.loads(report.to_json())["summary"]
+    summary = json.loads(report.to_json())["results"]
     assert (summary["drift"], summary["pruned"]) == ([{"drift": None}], {"least": [None, 1.0]})
 
 
@@ -152,7 +154,7 @@ def test_places_of_no_report(report: rose.RunReport, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "3", "null", '{"layers": []}', '{"summary": {}}', '{"layers": 3, "summary": {}}']
+    "text", ["", "{", "[]", "3", "null", '{"layers": []}', f"{WHOLE[:-1]}3}}", WHOLE.replace('"results": {}', '"a": 1')]
 )
 def test_not_a_report(text: str) -> None:
     with pytest.raises(rose.RoseError, match=r"This is not a report written by rose .*choose another"):
@@ -194,14 +196,14 @@ def test_a_cell_of_another_type_than_its_column_is_named(column: str, value: Any
     ],
 )
 def test_an_entry_of_another_type_is_refused(summary: dict[str, Any]) -> None:
-    with pytest.raises(rose.RoseError, match=r"This is not a report written by rose \((its|it does not say)"):
-        rose.RunReport.from_json(json.dumps({"layers": [{"layer": "a"}], "summary": summary}))
+    with pytest.raises(rose.RoseError, match="This is not a report written by rose"):
+        rose.RunReport.from_json(json.dumps(json.loads(WHOLE) | {"results": summary, "layers": LAYERS}))
 
 
 def test_a_table_of_more_columns_than_any_run_writes_is_refused() -> None:
     rows = [{f"column {row} {number}": 1 for number in range(20)} for row in range(20)]
     with pytest.raises(rose.RoseError, match="more columns than any run writes"):
-        rose.RunReport.from_json(json.dumps({"layers": rows, "summary": {}}))
+        rose.RunReport.from_json(WHOLE.replace('"layers": []', f'"layers": {json.dumps(rows)}'))
 
 
 @pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), ValueError("no parquet of it")])
@@ -219,6 +221,19 @@ def test_a_model_is_kept_where_its_report_cannot_be_written(
     assert torch.equal(rose.load_model(str(tmp_path / "model"))[0].lm_head.weight, model.lm_head.weight)
 
 
+@pytest.mark.parametrize(
+    ("version", "says"),
+    [
+        ('"summary": {}, ', "is a report of version 0.1.0, which is not read"),
+        ('"version": 3, ', "is a report of a later version"),
+    ],
+)
+def test_reports_of_other_versions_are_not_read(version: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(WHOLE.replace('"version": 2, ', version))
+    with pytest.raises(rose.RoseError, match=f"report.json {says}"):
+        rose.RunReport.load(tmp_path)
+
+
 def test_half_a_character_in_a_report_can_be_written() -> None:
-    found = rose.RunReport.from_json('{"summary": {"command": "rose \\udc80 \\ud83d\\ude00"}, "layers": []}')
-    assert found.summary["command"].encode().decode() == "rose ? 😀"
+    found = rose.RunReport.from_json(WHOLE.replace("tiny", "rose \\udc80 \\ud83d\\ude00"))
+    assert found.summary["model"].encode().decode() == "rose ? 😀"

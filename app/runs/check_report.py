@@ -8,7 +8,7 @@ from app.figures.drift import drift_curves
 from app.figures.maps import where_layers
 from app.figures.palette import Theme
 from app.figures.style import Drawing
-from app.runs.checked import CheckpointRun, as_finished, differs, facts, finding
+from app.runs.checked import CheckpointRun, differs, facts, finding, record_of
 from app.runs.depth import drift_table
 from app.runs.html_page import Report
 from rose.environment import says_versions
@@ -46,7 +46,7 @@ def report_of(run: CheckpointRun) -> Report:
 
 
 def drift_curve(run: CheckpointRun, theme: Theme = "light") -> Drawing:
-    table = drift_table([as_finished(run)])
+    table = drift_table([record_of(run)])
     last = table.iloc[-1]
     said = f"After decoder block {last['block_index']:.0f} the drift is {words.number(float(last['drift']))}"
     return drift_curves(table, finding=said, theme=theme)

@@ -19,7 +19,6 @@ import rose
 from app import words
 from app.figures.checkpoint import MaskExcerpt
 from app.jobs import Job, Run, holding
-from app.runs.finished import NUMBERS, FinishedRun
 from app.runs.request import HELD_OUT
 from app.study.setup import Setup
 from app.study.study import LoadedModel
@@ -32,6 +31,7 @@ from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluatio
 from rose.model.formats.low_rank import keep_low_rank
 from rose.model.load.tokens import check_text
 from rose.model.network.network import Network
+from rose.report import NUMBERS
 
 PICTURED = 12  # layers that break a pattern, of which a part of the mask is kept
 AROUND = (24, 64)  # rows and columns of that part
@@ -196,8 +196,8 @@ def facts(run: CheckpointRun) -> list[str]:
     return said + findings(found)
 
 
-def as_finished(run: CheckpointRun) -> FinishedRun:
-    """As a finished run, for the pages and reports about those.
+def record_of(run: CheckpointRun) -> rose.RunReport:
+    """The record of a check, for the pages and reports that show records.
 
     Errors are against the dense model's output, as of a run with that target; on the inputs of the dense model, where
     they are known, as of a study. Drift is known after each decoder block, not where it arises.
@@ -211,7 +211,6 @@ def as_finished(run: CheckpointRun) -> FinishedRun:
     }
     table = found.layers.rename(columns=columns).reindex(columns=["layer", "block_index", "projection", *NUMBERS])
     table["zeros_before"] /= table["rows"] * table["columns"]  # which it counts
-    layers = table.astype(dict.fromkeys(NUMBERS, float)).replace([np.inf, -np.inf], np.nan)
     summary = found.summary
     unknown = {"passed_on": np.nan, "arisen": np.nan}
     known: dict[str, Any] = {
@@ -234,7 +233,7 @@ def as_finished(run: CheckpointRun) -> FinishedRun:
             **{name: value for name, value in summary.items() if name.startswith(("perplexity_", "losses_"))},
             "drift": [entry | unknown for entry in summary["drift"]],
         }
-    return FinishedRun(f"{run.request.name} (checked)", "check", layers, known, origin=found)
+    return rose.RunReport(table, known, called=f"{run.request.name} (checked)", origin=found)
 
 
 def folder_of(request: CheckRequest) -> str:

@@ -15,7 +15,6 @@ from typing import BinaryIO
 
 import rose
 from app import words
-from app.runs.finished import REPORT, read_report
 from rose.files import reachable
 from rose.model.load.stored import check_merged
 from rose.output import check_room, temporary_folder
@@ -37,9 +36,8 @@ def saved_checkpoint(path: str) -> Checkpoint:
         raise rose.RoseError(
             f"There is no model in {place}; give a folder that `rose prune` or `rose slim` has written."
         )
-    if (place / REPORT).is_file():
-        with contextlib.suppress(rose.RoseError):  # a model without a readable report can be read all the same
-            return Checkpoint(read_report(place / REPORT)[-1].name, place)
+    with contextlib.suppress(rose.RoseError):  # a model without a readable report can be read all the same
+        return Checkpoint(rose.RunReport.load(place).runs[-1].name, place)
     return Checkpoint(place.resolve().name[:40], place)
 
 

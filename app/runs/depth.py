@@ -5,21 +5,21 @@ See `rose.model.walk.dense_states.BlockDrift` for what is measured, and on which
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isfinite
 
 import pandas as pd
 
 from app import words
-from app.runs import pairs
-from app.runs.finished import FinishedRun
+from app.runs.finished import calibration_of, model_of, size_of
 from app.runs.request import HELD_OUT, PruneRequest
 from app.study.setup import Setup
-from rose import verdicts
+from rose import RunReport, verdicts
 from rose.layer.registry import label_of
 from rose.model.defaults import DRIFT
 from rose.verdicts import Result
 
 
-def drift_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
+def drift_table(runs: Sequence[RunReport]) -> pd.DataFrame:
     """One row per run and decoder block; `cancelled` is passed_on + arisen − drift.
 
     With a the passed-on difference of hidden states and b the one that arises, drift is ‖a + b‖² and what is cancelled
@@ -32,9 +32,9 @@ def drift_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
             "method": run.method,
             "sparsity": run.asked,
             "target": run.target,
-            "calibration": ", ".join(filter(None, (run.model, run.size, run.calibration))),
+            "calibration": ", ".join(filter(None, (model_of(run), size_of(run), calibration_of(run)))),
             "perplexity": run.summary.get("perplexity_after"),
-            "target_damping": run.layers["target_damping"].median(),
+            "target_damping": run.by_layer["target_damping"].median(),
             **entry,
             "cancelled": entry["passed_on"] + entry["arisen"] - entry["drift"],
         }
@@ -44,7 +44,12 @@ def drift_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def drift_problem(runs: Sequence[FinishedRun]) -> str:
+def knows_origin(run: RunReport) -> bool:
+    """Whether it is known where its drift arises, not only how large it is."""
+    return bool(run.drift) and all(isfinite(entry["arisen"]) for entry in run.drift)
+
+
+def drift_problem(runs: Sequence[RunReport]) -> str:
     """Why the drifts of these runs are not ranked; "" where they may be."""
     rankings = verdicts.rank([_result(run) for run in runs], "drift")
     if len(rankings) > 1:
@@ -53,7 +58,7 @@ def drift_problem(runs: Sequence[FinishedRun]) -> str:
     return rankings[0].problem
 
 
-def drift_finding(runs: Sequence[FinishedRun]) -> str:
+def drift_finding(runs: Sequence[RunReport]) -> str:
     """The story if it is there: target dense against layer with all else equal; else which run drifts least, of those
     that may be compared."""
     rankings = verdicts.rank([_result(run) for run in runs], "drift")
@@ -71,9 +76,9 @@ def drift_finding(runs: Sequence[FinishedRun]) -> str:
     return verdicts.says_ranking(rankings)
 
 
-def _result(run: FinishedRun) -> Result:
+def _result(run: RunReport) -> Result:
     """Its drift after the last decoder block; runs on other held-out tokens are not compared with it."""
-    setup = replace(pairs.setup_of(run), windows=run.calibration, dense=None)
+    setup = replace(run.setup, windows=calibration_of(run), dense=None)
     drift = run.drift[-1]["drift"]
     return Result(run.name, run.method, drift, setup=setup, amount=run.asked, target=run.target)
 

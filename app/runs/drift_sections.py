@@ -8,10 +8,10 @@ import streamlit as st
 from app import components, session, words
 from app.figures import drift as figures
 from app.runs import depth
-from app.runs.finished import FinishedRun
 from app.runs.pruning import PruningRun
 from app.runs.widgets import follow, priced
 from app.study import form
+from rose import RunReport
 
 DRIFT, ORIGIN, REPAIR = "Hidden-state error by depth", "Where it arises", "What is repaired"
 SECTIONS = (DRIFT, ORIGIN, REPAIR)
@@ -22,7 +22,7 @@ DRIFT_SCALE = (
 COMPARING = "comparing"  # the place of this session's latest comparison
 
 
-def draw(view: str, runs: Sequence[FinishedRun]) -> None:
+def draw(view: str, runs: Sequence[RunReport]) -> None:
     known = [run for run in runs if run.drift]
     if not known:
         st.info(
@@ -36,7 +36,7 @@ def draw(view: str, runs: Sequence[FinishedRun]) -> None:
             "held-out tokens."
         )
     if view != DRIFT:
-        known = [run for run in known if run.knows_origin]
+        known = [run for run in known if depth.knows_origin(run)]
         if not known:
             st.info(
                 "Of these runs only the drift is known, not where it arises: that is measured while a model is pruned."
@@ -45,7 +45,7 @@ def draw(view: str, runs: Sequence[FinishedRun]) -> None:
     {DRIFT: _drift, ORIGIN: _origin, REPAIR: _repair}[view](depth.drift_table(known), known)
 
 
-def _drift(table: pd.DataFrame, runs: Sequence[FinishedRun]) -> None:
+def _drift(table: pd.DataFrame, runs: Sequence[RunReport]) -> None:
     scale = components.choose("Scale", {"linear": "linear", "log": "log"}, "runs_scale")
     finding = depth.drift_finding(runs)
     drawing = figures.drift_curves(table, scale=scale, finding=finding, theme=session.theme())
@@ -54,7 +54,7 @@ def _drift(table: pd.DataFrame, runs: Sequence[FinishedRun]) -> None:
     _facts(table)
 
 
-def _origin(table: pd.DataFrame, runs: Sequence[FinishedRun]) -> None:
+def _origin(table: pd.DataFrame, runs: Sequence[RunReport]) -> None:
     run = runs[0].name
     if len(runs) > 1:
         known = {one.name: one.identity for one in runs}
@@ -68,7 +68,7 @@ def _origin(table: pd.DataFrame, runs: Sequence[FinishedRun]) -> None:
     )
 
 
-def _repair(table: pd.DataFrame, runs: Sequence[FinishedRun]) -> None:
+def _repair(table: pd.DataFrame, runs: Sequence[RunReport]) -> None:
     drawing = figures.cancelled_shares(table, problem=depth.drift_problem(runs), theme=session.theme())
     components.show(drawing, "runs-repair", wide=True)
     st.caption(

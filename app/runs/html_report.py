@@ -19,11 +19,11 @@ from app.figures import orders as paper_figures
 from app.figures.methods import tuning_curve
 from app.figures.style import Drawing
 from app.runs import pairs, shipping
-from app.runs.depth import drift_finding, drift_table
-from app.runs.finished import SERVER, SLIM, FinishedRun, name_apart, read_runs
+from app.runs.depth import drift_finding, drift_table, knows_origin
+from app.runs.finished import name_apart, read_runs
 from app.runs.html_page import Report, to_html
 from app.runs.request import HELD_OUT
-from rose import verdicts
+from rose import RunReport, verdicts
 from rose.environment import versions
 from rose.layer.defaults import THRESHOLD
 from rose.output import check_file, write_file
@@ -41,7 +41,7 @@ def write_report(folders: Sequence[str], output: str | Path) -> list[str]:
     return report.findings
 
 
-def report_of(runs: Sequence[FinishedRun]) -> Report:
+def report_of(runs: Sequence[RunReport]) -> Report:
     """Of one run, of a study's methods, or of several runs; two are put side by side.
 
     Raises RoseError for none, and for two whose layers have different shapes.
@@ -54,7 +54,7 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
     compared = [f"{verdicts.says_ranking(verdicts.rank(measured))}."] if len(measured) > 1 else []
     drawings: list[Drawing] = []
     tables = {"Numbers": pairs.in_words(pairs.numbers(runs))}
-    if len(runs) == 2 and not runs[1].goes_on(runs[0]):
+    if len(runs) == 2 and not pairs.goes_on(runs[1], runs[0]):
         both = pairs.pair(*runs)
         if both.problem and not both.elsewhere:
             raise rose.RoseError(both.problem)
@@ -75,7 +75,7 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
         if run.zero_shot is not None:
             tables[f"Zero-shot accuracy of {run.name}"] = run.zero_shot
     tables["Settings"] = pairs.settings(runs)
-    layers = pd.concat([run.layers.dropna(axis=1, how="all").assign(run=run.name) for run in runs], ignore_index=True)
+    layers = pd.concat([run.by_layer.dropna(axis=1, how="all").assign(run=run.name) for run in runs], ignore_index=True)
     columns = ["run", *(name for name in layers.columns if name != "run")]
     made_by: dict[str, list[str]] = {}  # an analysis makes several runs
     for run in runs:
@@ -94,7 +94,7 @@ def report_of(runs: Sequence[FinishedRun]) -> Report:
     )
 
 
-def _to_ship(runs: Sequence[FinishedRun]) -> list[str]:
+def _to_ship(runs: Sequence[RunReport]) -> list[str]:
     """Which of several pruned copies to ship, at each sparsity; nothing where they cannot be compared."""
     by_name = {run.name: run for run in runs if run.kind == "prune"}
     said, on = [], []
@@ -103,12 +103,12 @@ def _to_ship(runs: Sequence[FinishedRun]) -> list[str]:
             run = by_name[advice.copy.name]
             error = run.number("mean_held_out_error")
             size = shipping.takes(run.number("plain_bytes"), run.number("packed_bytes"))
-            said.append(shipping.says(advice, run.number("perplexity_before"), error, len(run.layers), size))
+            said.append(shipping.says(advice, run.number("perplexity_before"), error, len(run.by_layer), size))
             on.append(shipping.where(str(run.summary.get("evaluated_on")), str(run.summary.get("calibration"))))
     return [*said, *filter(None, on)]
 
 
-def _against_first(runs: Sequence[FinishedRun]) -> list[str]:
+def _against_first(runs: Sequence[RunReport]) -> list[str]:
     found = []
     for run in runs[1:]:
         both = pairs.pair(runs[0], run)
@@ -121,16 +121,16 @@ def _against_first(runs: Sequence[FinishedRun]) -> list[str]:
     return found
 
 
-def _title(runs: Sequence[FinishedRun]) -> str:
+def _title(runs: Sequence[RunReport]) -> str:
     if len(runs) > 2 and {run.kind for run in runs} == {"study"}:
         return f"{words.sentence(words.count(len(runs), 'method'))} on one model"
     if len(runs) > 2:
         return f"{words.sentence(words.count(len(runs), 'run'))} compared"
-    return runs[1].name if runs[-1].goes_on(runs[0]) else " beside ".join(run.name for run in runs)
+    return runs[1].name if pairs.goes_on(runs[-1], runs[0]) else " beside ".join(run.name for run in runs)
 
 
-def _subtitle(runs: Sequence[FinishedRun]) -> str:
-    def said(run: FinishedRun) -> str:
+def _subtitle(runs: Sequence[RunReport]) -> str:
+    def said(run: RunReport) -> str:
         known = run.summary
         if "step_weights" in known:  # of a diffusion model
             drawn = f"{known.get('samples') or '?'} pictures × {known.get('steps', '?')} steps"
@@ -143,7 +143,7 @@ def _subtitle(runs: Sequence[FinishedRun]) -> str:
     return "; ".join(dict.fromkeys(said(run) for run in runs))
 
 
-def run_findings(run: FinishedRun) -> list[str]:
+def run_findings(run: RunReport) -> list[str]:
     found = [*filter(None, [pairs.says_lost(run)])]
     before, after = run.number("perplexity_before"), run.number("perplexity_after")
     if before and after and (verdict := pairs.against_dense(run)) is not None:
@@ -167,9 +167,9 @@ def run_findings(run: FinishedRun) -> list[str]:
     return found
 
 
-def _tuning_findings(run: FinishedRun) -> list[str]:
-    known, after = run.summary.get("tuned"), pairs.result_of(run)
-    if known is None:
+def _tuning_findings(run: RunReport) -> list[str]:
+    known, after = run.tuned, pairs.result_of(run)
+    if not known:
         return []
     said = f"{run.name}: tuning for {words.duration(known['seconds'])} keeps {words.whole(known['zeros'])} of "
     said += f"{words.whole(known['weights'])} weights zero"
@@ -180,7 +180,7 @@ def _tuning_findings(run: FinishedRun) -> list[str]:
     return [f"{said}."]
 
 
-def _error_findings(run: FinishedRun) -> list[str]:
+def _error_findings(run: RunReport) -> list[str]:
     measure = best_measure(run)
     if measure is None:
         return []
@@ -198,26 +198,26 @@ def _error_findings(run: FinishedRun) -> list[str]:
             f" On the calibration tokens pruning adds {words.number(apart[0])} in the mean, and rounding to "
             f"{run.summary.get('bits')} bits {words.number(apart[1])}: together {words.number(apart[0] + apart[1])}."
         )
-    columnar = run.layers["is_columnar"].sum() if "is_columnar" in run.layers else None
-    if columnar is None or run.kind == SLIM:
+    columnar = run.by_layer["is_columnar"].sum() if "is_columnar" in run.by_layer else None
+    if columnar is None or run.kind == "slim":
         return [said]
     threshold = run.number("threshold")
     above = f" (relative range above {threshold:g})" if threshold is not None else ""
     count = words.word(int(columnar)) if columnar else "none"
-    some = f"{count} of {words.count(len(run.layers), 'layer')}"
+    some = f"{count} of {words.count(len(run.by_layer), 'layer')}"
     if run.kind == "study":  # the same for all of its methods
         return [said, f"{words.sentence(some)} {'is' if columnar == 1 else 'are'} columnar{above}."]
     return [said, f"{run.name} found {some} columnar{above}."]
 
 
-def best_measure(run: FinishedRun) -> str | None:
+def best_measure(run: RunReport) -> str | None:
     for name in ("held_out_error", "relative_error"):
-        if name in run.layers and run.layers[name].notna().any():
+        if name in run.by_layer and run.by_layer[name].notna().any():
             return name
     return None
 
 
-def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
+def _figures(runs: Sequence[RunReport], *, errors: bool) -> list[Drawing]:
     found: list[Drawing] = []
     measured = pairs.results_of(runs)
     if len(measured) > 1 and not any(measured[0].setup.differs(one.setup) for one in measured):
@@ -226,32 +226,32 @@ def _figures(runs: Sequence[FinishedRun], *, errors: bool) -> list[Drawing]:
     answered = pd.concat(tables, ignore_index=True).dropna(subset="accuracy") if tables else ()
     if len(answered):
         found.append(methods.accuracy_bars(answered))
-    ranged = next((run for run in runs if run.layers["relative_range"].notna().any()), None)
+    ranged = next((run for run in runs if run.by_layer["relative_range"].notna().any()), None)
     for run in runs:
-        if run.layers["change"].notna().any():
-            tuned = run.summary["tuned"]
+        if run.by_layer["change"].notna().any():
+            tuned = run.tuned
             curve = pd.DataFrame(tuned["curve"])
             if tuned["held_out_dense"] is not None and curve["held_out"].notna().any():  # older ones held other losses
                 found.append(tuning_curve(curve, tuned["steps"], dense=tuned["held_out_dense"]))
-            found.append(maps.model_map(run.layers, "change"))
+            found.append(maps.model_map(run.by_layer, "change"))
         if errors and (measure := best_measure(run)) is not None:
-            found.append(methods.layer_map(run.layers.assign(method=run.method), run.method, column=measure))
+            found.append(methods.layer_map(run.by_layer.assign(method=run.method), run.method, column=measure))
     if ranged is not None:
         threshold = ranged.number("threshold")
-        found.append(maps.model_map(ranged.layers, threshold=THRESHOLD if threshold is None else threshold))
+        found.append(maps.model_map(ranged.by_layer, threshold=THRESHOLD if threshold is None else threshold))
     if paper := next((run.paper for run in runs if run.paper is not None), None):
         found += paper_figures.drawings(paper)
     if drifting := [run for run in runs if run.drift]:
         table = drift_table(drifting)
         found.append(depth_figures.drift_curves(table, finding=drift_finding(drifting)))
-        found += [depth_figures.drift_shares(table[table["run"] == run.name]) for run in drifting if run.knows_origin]
+        found += [depth_figures.drift_shares(table[table["run"] == run.name]) for run in drifting if knows_origin(run)]
     return found
 
 
-def versions_of(run: FinishedRun) -> str:
+def versions_of(run: RunReport) -> str:
     """Of the programs that made it, as its report says; a run of this server was made by those here."""
     noted = run.summary.get("made_with")
-    if noted is None and run.place == SERVER:
+    if noted is None and not run.place:
         noted = versions()
     if isinstance(noted, str):
         return noted[:200]

@@ -1,15 +1,15 @@
 """Two finished runs side by side: their layers, their totals, and the settings that differ. No Streamlit here."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
 from app import words
 from app.figures import style
-from app.runs.finished import SLIM, FinishedRun, seconds_of, settings_of, short_text
-from rose import verdicts
+from app.runs.finished import settings_of
+from rose import RunReport, verdicts
 from rose.report import ERRORS
 from rose.verdicts import EvaluationSetup, Result
 
@@ -25,15 +25,14 @@ MEASURES = {  # column of the layers -> in words, as they follow "the"
 SHOWN = 6  # runs that are shown if nobody chooses; more lines cannot be told apart
 MOST = 12  # that somebody can choose: from then on marks of lines repeat, and names below bars overlap
 PLACE = ["layer", "block_index", "projection"]
-CONDITION = 200  # characters of what two runs must have in common, to the last of which they are compared
 
 
 @dataclass(frozen=True)
 class Pair:
     """Two runs, with names that differ, beside each other."""
 
-    first: FinishedRun
-    second: FinishedRun
+    first: RunReport
+    second: RunReport
     layers: pd.DataFrame  # that both have: layer, block_index, projection, and `COLUMN_first` and `COLUMN_second`
     left_out: int = 0  # layers that only one of them has
     problem: str = ""  # why no layer of one is compared with one of the other
@@ -64,29 +63,34 @@ class Pair:
         return one, two
 
 
-def _counting(run: FinishedRun, measure: str) -> pd.DataFrame:
+def _counting(run: RunReport, measure: str) -> pd.DataFrame:
     """The layers that count in means of this number: errors are those of pruned ones."""
-    return run.pruned if measure in ERRORS else run.layers
+    return run.pruned if measure in ERRORS else run.by_layer
 
 
-def usual_choice(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+def usual_choice(runs: Sequence[RunReport]) -> list[RunReport]:
     """Those that stand side by side if nobody chooses: the first that agree in what decides who loses more.
 
     That is the sparsity, the layers pruned and their shapes, whether each was pruned by itself, and the environment.
     The baseline comes first, and last what was tuned, which has no errors of layers; where no two agree, the first run
     stands alone.
     """
-    groups: dict[object, list[FinishedRun]] = {}
+    groups: dict[object, list[RunReport]] = {}
     for run in runs:
         shapes = run.pruned[["layer", "rows", "columns"]].sort_values("layer").fillna(0)
         whole = tuple(shapes.itertuples(index=False, name=None))
-        groups.setdefault((run.kind, run.start, run.asked, setup_of(run).environment, whole), []).append(run)
+        groups.setdefault((run.kind, run.start, run.asked, run.setup.environment, whole), []).append(run)
     alike = next((group for group in groups.values() if len(group) > 1), runs[:1])
     return sorted(alike[:SHOWN], key=lambda run: (run.is_tuned, run.method != style.BASELINE, run.target != "layer"))
 
 
-def pair(first: FinishedRun, second: FinishedRun) -> Pair:
-    one, two = first.layers, second.layers
+def goes_on(run: RunReport, other: RunReport) -> bool:
+    """Whether a run has pruned what the other had left of a model."""
+    return run.start == "slimmed" and (other.place, other.kind) == (run.place, "slim")
+
+
+def pair(first: RunReport, second: RunReport) -> Pair:
+    one, two = first.by_layer, second.by_layer
     if one.empty or two.empty:
         return Pair(first, second, pd.DataFrame())
     both = one.merge(two, on="layer", suffixes=("_first", "_second"), sort=False)
@@ -98,10 +102,10 @@ def pair(first: FinishedRun, second: FinishedRun) -> Pair:
     return Pair(first, second, both[["layer", *where, *kept]].rename(columns=where), left_out)
 
 
-def in_environments(first: FinishedRun, second: FinishedRun) -> str:
+def in_environments(first: RunReport, second: RunReport) -> str:
     """Why no number of one is compared with the other's, as a sentence: they were computed in different
     environments; "" where that is not known."""
-    one, two = (EvaluationSetup(environment=setup_of(run).environment) for run in (first, second))
+    one, two = (EvaluationSetup(environment=run.setup.environment) for run in (first, second))
     if not (reason := one.differs(two)):
         return ""
     return (
@@ -110,7 +114,7 @@ def in_environments(first: FinishedRun, second: FinishedRun) -> str:
     )
 
 
-def _problem(first: FinishedRun, second: FinishedRun, both: pd.DataFrame, left_out: int) -> str:
+def _problem(first: RunReport, second: RunReport, both: pd.DataFrame, left_out: int) -> str:
     """Why the layers of two runs do not correspond, as a sentence; `both`: those of the same name."""
     for name in ("rows", "columns"):
         known = both.dropna(subset=[f"{name}_first", f"{name}_second"])
@@ -125,21 +129,21 @@ def _problem(first: FinishedRun, second: FinishedRun, both: pd.DataFrame, left_o
     if both.empty:
         return "These runs have no layer in common; choose runs on models of the same shape."
     is_other = first.summary.get("model") != second.summary.get("model")
-    if is_other and left_out and SLIM not in (first.kind, second.kind):
+    if is_other and left_out and "slim" not in (first.kind, second.kind):
         return (
-            f"These are different models, {len(first.layers)} layers in one and {len(second.layers)} in the other; "
+            f"These are different models, {len(first.by_layer)} layers in one and {len(second.by_layer)} in the other; "
             "choose runs on models of the same shape."
         )
     return ""
 
 
-def _mean(run: FinishedRun, column: str) -> float:
+def _mean(run: RunReport, column: str) -> float:
     return run.pruned[column].mean()
 
 
 COUNT, REMOVED, ACCURACY = "Columnar layers", "Weights removed", "Zero-shot accuracy, mean"
 SHARES = (REMOVED, ACCURACY)
-NUMBERS: dict[str, Callable[[FinishedRun], float | None]] = {
+NUMBERS: dict[str, Callable[[RunReport], float | None]] = {
     "Perplexity": lambda run: run.number("perplexity_after"),
     "Perplexity of the dense model": lambda run: run.number("perplexity_before"),
     ACCURACY: lambda run: None if run.zero_shot is None else run.zero_shot["accuracy"].mean(),
@@ -151,22 +155,23 @@ NUMBERS: dict[str, Callable[[FinishedRun], float | None]] = {
     "Mean error that rounding adds": lambda run: run.number("mean_rounding_error"),
     REMOVED: lambda run: run.number("removed_fraction"),
     COUNT: lambda run: run.number("columnar_layers"),
-    "Seconds, with any tuning": lambda run: run.number("seconds") and seconds_of(run.summary),
+    "Seconds, with any tuning": lambda run: run.number("seconds") and run.seconds,
 }
 
 
-def numbers(runs: Sequence[FinishedRun]) -> pd.DataFrame:
+def numbers(runs: Sequence[RunReport]) -> pd.DataFrame:
     """Totals of runs with different names: number, and a column for each run; without those that none has. Accuracies
     are of the tasks that all have which answered any."""
     answered = [run.zero_shot for run in runs if run.zero_shot is not None]
     tasks = verdicts.shared_tasks(answered)
-    shared = [
-        run if run.zero_shot is None else replace(run, zero_shot=run.zero_shot[run.zero_shot["task"].isin(tasks)])
-        for run in runs
-    ]
+    shared = [run if run.zero_shot is None else run.with_summary(zero_shot=_rows(run.zero_shot, tasks)) for run in runs]
     rows = [[name, *(read(run) for run in shared)] for name, read in NUMBERS.items()]
     table = pd.DataFrame(rows, columns=["number", *(run.name for run in runs)])
     return table.astype({run.name: float for run in runs}).dropna(thresh=2).reset_index(drop=True)
+
+
+def _rows(table: pd.DataFrame, tasks: Sequence[str]) -> list[dict[str, Any]]:
+    return table[table["task"].isin(tasks)].to_dict("records")
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
@@ -185,44 +190,16 @@ def _said(name: str, *values: float) -> list[str]:
     return words.apart(*values)
 
 
-def setup_of(run: FinishedRun) -> EvaluationSetup:
-    """What must be the same before numbers of this run are compared with those of another."""
-    known, norms = run.summary, run.summary.get("embedding_norms")
-    text, length = known.get("evaluated_on"), known.get("window_length", known.get("length"))
-    environment = known.get("environment")
-    return EvaluationSetup(
-        model=short_text(model, CONDITION) if (model := known.get("model")) else None,
-        norms=tuple(norms) if isinstance(norms, list) and all(isinstance(one, float) for one in norms) else (),
-        windows=short_text(f"{known.get('windows')} × {length} of {text}", CONDITION) if text else None,
-        dense=run.number("perplexity_before"),
-        layers=frozenset(run.layers["layer"]),
-        environment=short_text(environment, CONDITION) if isinstance(environment, str) else None,
-    )
+def result_of(run: RunReport) -> Result | None:
+    """Its perplexity as `rose.verdicts` compares it; None where it has none, or no finite one."""
+    return None if run.number("perplexity_after") is None else run.result
 
 
-def result_of(run: FinishedRun) -> Result | None:
-    """Its perplexity as `rose.verdicts` compares it; None where it has none."""
-    after = run.number("perplexity_after")
-    if after is None:
-        return None
-    return Result(
-        name=run.name,
-        method=run.method,
-        value=after,
-        losses=run.losses("after"),
-        setup=setup_of(run),
-        amount=run.asked,
-        seconds=seconds_of(run.summary) if run.number("seconds") else math.nan,
-        target=run.target,
-        is_tuned=run.is_tuned,
-    )
-
-
-def results_of(runs: Iterable[FinishedRun]) -> list[Result]:
+def results_of(runs: Iterable[RunReport]) -> list[Result]:
     return [one for run in runs if (one := result_of(run)) is not None]
 
 
-def against_dense(run: FinishedRun) -> verdicts.Verdict | None:
+def against_dense(run: RunReport) -> verdicts.Verdict | None:
     """The verdict on the dense model's perplexity and that of the run; None where one of them is not known."""
     before, after = run.number("perplexity_before"), result_of(run)
     if before is None or after is None:
@@ -231,8 +208,8 @@ def against_dense(run: FinishedRun) -> verdicts.Verdict | None:
     return verdicts.compare(dense, after)
 
 
-def cautions_of(runs: Sequence[FinishedRun]) -> list[str]:
-    """What `FinishedRun.remarks` says of them, each once, with the names of several runs that share it."""
+def cautions_of(runs: Sequence[RunReport]) -> list[str]:
+    """What `RunReport.remarks` says of them, each once, with the names of several runs that share it."""
     whose: dict[str, list[str]] = {}
     for run in runs:
         for caution in run.remarks:
@@ -240,7 +217,7 @@ def cautions_of(runs: Sequence[FinishedRun]) -> list[str]:
     return [said if len(runs) == 1 else f"{words.listing(names)}: {said}" for said, names in whose.items()]
 
 
-def says_perplexities(runs: Sequence[FinishedRun]) -> str:
+def says_perplexities(runs: Sequence[RunReport]) -> str:
     """The verdict on their perplexities in sentences, on two whatever each has removed, and which have lost theirs; ""
     where there is nothing to say."""
     found = results_of(runs)
@@ -251,7 +228,7 @@ def says_perplexities(runs: Sequence[FinishedRun]) -> str:
     return " ".join(filter(None, said))
 
 
-def says_lost(run: FinishedRun) -> str:
+def says_lost(run: RunReport) -> str:
     """A sentence where it was evaluated and its perplexity is no finite number, which a file does not hold; else ""."""
     known, before = run.summary, run.number("perplexity_before")
     if before is None or not known.get("evaluated_on") or "perplexity_after" not in known or result_of(run) is not None:
@@ -259,7 +236,7 @@ def says_lost(run: FinishedRun) -> str:
     return f"{run.name} takes perplexity {verdicts.says_lost(before)}."
 
 
-def accuracies(first: FinishedRun, second: FinishedRun) -> pd.DataFrame | None:
+def accuracies(first: RunReport, second: RunReport) -> pd.DataFrame | None:
     """Zero-shot accuracy by task where both have some: task, questions, first, second, and of one environment the
     change in points."""
     if first.zero_shot is None or second.zero_shot is None:
@@ -272,7 +249,7 @@ def accuracies(first: FinishedRun, second: FinishedRun) -> pd.DataFrame | None:
     return table if in_environments(first, second) else table.assign(points=100 * (table["second"] - table["first"]))
 
 
-def settings(runs: Sequence[FinishedRun], *, only_different: bool = False) -> pd.DataFrame:
+def settings(runs: Sequence[RunReport], *, only_different: bool = False) -> pd.DataFrame:
     """Settings of runs with different names: setting, and a column for each run; "–" where a run does not have it."""
     known = [settings_of(run) for run in runs]
     rows = [

@@ -6,33 +6,34 @@ import streamlit as st
 
 from app import components, session, words
 from app.runs.files import PACKED, FileRun, forms
-from app.runs.pruning import EvaluatedModel, PruningRun
+from app.runs.pruning import PruningRun, file_name
 from app.runs.widgets import follow, large_button
+from rose import RunReport
 
 
-def draw(model: EvaluatedModel, run: PruningRun) -> None:
+def draw(model: RunReport, run: PruningRun) -> None:
     """For a copy whose checkpoint is there."""
     with st.expander("As a smaller file: packed, or GGUF for llama.cpp", icon=":material/folder_zip:"):
-        known = forms(model.case.bits)
+        known = forms(model.bits)
         left, right = st.columns([2, 1], vertical_alignment="bottom")
         with left:
-            form = components.choose("Written as", known, f"ship_as_{model.name}")
+            form = components.choose("Written as", known, f"ship_as_{file_name(model)}")
         is_writing = run.file is not None and run.file.job.status == "running"
         right.button(
             "Write the file",
-            key=f"ship-write-{model.name}",
+            key=f"ship-write-{file_name(model)}",
             icon=":material/save:",
             on_click=session.start_file,
-            args=(run, model.checkpoint, form),
+            args=(run, run.kept(model), form),
             disabled=is_writing,
             width="stretch",
         )
         st.caption(_says(model, form, run.request.layers == "*"))
-        if run.file is not None and run.file.folder == model.checkpoint:
+        if run.file is not None and run.file.folder == run.kept(model):
             _follow(run.file, model)
 
 
-def _says(model: EvaluatedModel, form: str, whole: bool) -> str:
+def _says(model: RunReport, form: str, whole: bool) -> str:
     """What the file is for, and what it costs; `whole`: all layers were pruned."""
     if form == PACKED:
         return (
@@ -40,7 +41,7 @@ def _says(model: EvaluatedModel, form: str, whole: bool) -> str:
             "do not read it."
         )
     reads = "llama.cpp and what is built on it read the file."
-    if model.case.bits is not None:
+    if model.bits is not None:
         if form == "f16":
             return f"{reads} It holds the pruned layers exactly, and embeddings as f16 numbers."
         if whole:
@@ -50,11 +51,11 @@ def _says(model: EvaluatedModel, form: str, whole: bool) -> str:
     return f"{reads} It rounds {what}: perplexity was measured before that."
 
 
-def _follow(file: FileRun, model: EvaluatedModel) -> None:
-    follow(file, f"ship-file-{model.name}", " before the file was whole; nothing of it is left.")
+def _follow(file: FileRun, model: RunReport) -> None:
+    follow(file, f"ship-file-{file_name(model)}", " before the file was whole; nothing of it is left.")
     if file.job.status != "done":
         return
     label = f"{words.plain(file.name)}, {words.size(file.size)}"
     look: dict[str, Any] = {"icon": ":material/download:", "type": "primary"}
-    large_button(label, file.open, file.name, file.size, key=f"ship-take-{model.name}", **look)
+    large_button(label, file.open, file.name, file.size, key=f"ship-take-{file_name(model)}", **look)
     st.caption(" ".join(words.plain(one) for one in [*file.found, f"It lies in {file.place} until you prune again."]))

@@ -7,17 +7,17 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-import rose
 from app import components, session, shared, words
 from app.figures import methods, palette, style
 from app.figures import methods as figures
 from app.runs import finished, prune_files
 from app.runs.drift_sections import DRIFT
 from app.runs.prune_choices import TARGETS
-from app.runs.pruning import EvaluatedModel, PruningRun, accuracy_table, layer_table, model_table
+from app.runs.pruning import PruningRun, accuracy_table, file_name, layer_table, model_table, results_of
 from app.runs.request import HELD_OUT
 from app.runs.shipping import Advice, advise, cost, what_loads, where
 from app.runs.widgets import checkpoint_button, csv_button, file_button
+from rose import RoseError, RunReport
 from rose.report import csv_text, with_cautions
 from rose.verdicts import Result, says_odd_windows
 
@@ -42,39 +42,36 @@ def of_another_setup(run: PruningRun) -> None:
     )
 
 
-def what_to_ship(run: PruningRun, models: list[EvaluatedModel]) -> None:
+def what_to_ship(run: PruningRun, models: list[RunReport]) -> None:
     """The recommended copy of every sparsity, and the ways to take it on."""
     dense, *pruned = models
     if not pruned:
         return
-    by_label = {model.label: model for model in pruned}
+    by_name = {model.name: model for model in pruned}
     left = len(run.request.cases) - len(pruned)
     so_far = f" so far, {words.count(left, 'copy', 'copies')} to come" if run.job.status == "running" else ""
     with st.container(border=True, key="prune-ship"):
-        for advice in advise([model.result for model in pruned]):
-            model = by_label[advice.copy.name]
-            st.subheader(f"What to ship{so_far}: {words.plain(model.label)}", anchor=False)
+        for advice in advise(results_of(pruned)):
+            model = by_name[advice.copy.name]
+            st.subheader(f"What to ship{so_far}: {words.plain(model.name)}", anchor=False)
             _recommend(advice, model, run)
             _take_on(model, run)
         if own := where(run.request.evaluate, run.setup.text):
             st.caption(f":material/warning: {own}")
         _sizes(run, pruned, dense.perplexity)
-        reports = [model.report for model in pruned if model.report is not None]
-        components.report_button(
-            lambda: [run for report in reports for run in finished.runs_of(report)], "pruned", "prune-report"
-        )
+        components.report_button(lambda: pruned, "pruned", "prune-report")
 
 
-def _sizes(run: PruningRun, pruned: list[EvaluatedModel], dense: float) -> None:
+def _sizes(run: PruningRun, pruned: list[RunReport], dense: float) -> None:
     """What each copy takes, and what loads it."""
     rows = [
         {
-            "Copy": model.label,
+            "Copy": model.name,
             "Perplexity": _times(model.perplexity),
             "× dense": _times(model.perplexity / dense),
             "Checkpoint": words.size(model.summary["plain_bytes"]),
             "Packed": words.size(model.summary["packed_bytes"]),
-            "What loads it": what_loads(model.case.bits),
+            "What loads it": what_loads(model.bits),
         }
         for model in pruned
         if "packed_bytes" in model.summary
@@ -83,7 +80,7 @@ def _sizes(run: PruningRun, pruned: list[EvaluatedModel], dense: float) -> None:
         return
     with st.expander("What a copy takes, and what loads it", icon=":material/deployed_code:", key="ship-sizes"):
         components.table(rows, "Sizes of the copies that were written, and what loads them")
-        wide = run.setup.dtype == "float32" and any(model.case.bits is None for model in pruned)
+        wide = run.setup.dtype == "float32" and any(model.bits is None for model in pruned)
         st.caption(
             "Sizes are of the whole model, measured when its checkpoint was written. A copy that an earlier one "
             "already beat has no checkpoint and is not listed. Zeros alone make no checkpoint smaller and no model "
@@ -93,48 +90,46 @@ def _sizes(run: PruningRun, pruned: list[EvaluatedModel], dense: float) -> None:
         )
 
 
-def _recommend(advice: Advice, model: EvaluatedModel, run: PruningRun) -> None:
+def _recommend(advice: Advice, model: RunReport, run: PruningRun) -> None:
     assert run.dense is not None
-    table = pd.DataFrame() if model.report is None else model.report.layers
-    st.markdown(words.plain(cost(advice, run.dense.perplexity, model.summary.get("mean_held_out_error"), len(table))))
+    error = model.summary.get("mean_held_out_error")
+    st.markdown(words.plain(cost(advice, run.dense.perplexity, error, len(model.layers))))
     st.markdown("\n".join(f"- {words.plain(one)}" for one in advice.reasons()))
-    odd = says_odd_windows(run.dense.losses, model.losses)
-    remarks = model.report.remarks if model.report else []
-    st.caption(" ".join(words.plain(one) for one in [advice.sure(), *remarks, odd] if one))
+    odd = says_odd_windows(run.dense.losses("after"), model.losses("after"))
+    st.caption(" ".join(words.plain(said) for said in [advice.sure(), *model.remarks, odd] if said))
 
 
-def _take_on(model: EvaluatedModel, run: PruningRun) -> None:
-    place = model.checkpoint
-    if place is None or not place.exists():
+def _take_on(model: RunReport, run: PruningRun) -> None:
+    place = run.kept(model)
+    if place is None:
         st.caption(_not_kept(model, run))
         return
     setup = run.setup.to_texts()
     others: dict[str, tuple[str, str, dict[str, Any]]] = {
-        "Read a text with it": ("views/text.py", ":material/chrome_reader_mode:", {"text_models": [model.label]}),
+        "Read a text with it": ("views/text.py", ":material/chrome_reader_mode:", {"text_models": [model.name]}),
         "Compare it with the others": ("views/runs.py", ":material/compare:", {"runs": _labels(model, run)}),
         "Check it": ("views/check.py", ":material/fact_check:", {"check_path": str(place)}),
     }
     with st.container(horizontal=True, vertical_alignment="center"):
-        checkpoint_button(place, key=f"ship-{model.name}", type="primary", icon=":material/download:")
+        checkpoint_button(place, key=f"ship-{file_name(model)}", type="primary", icon=":material/download:")
         for label, (page, icon, query) in others.items():
             st.page_link(page, label=label, icon=icon, query_params={**setup, **query})
     st.caption(f"Kept in {words.plain(place)}{'' if run.request.keep == 'folder' else ' until you prune again'}.")
     prune_files.draw(model, run)
 
 
-def _labels(model: EvaluatedModel, run: PruningRun) -> list[str]:
+def _labels(model: RunReport, run: PruningRun) -> list[str]:
     """The copy and the others at its sparsity, as the page Compare runs calls them."""
     # A snapshot: a run adds reports while pages are drawn.
-    known = [one for report in reversed(list(shared.reports())) for one in finished.runs_of(report)]
-    label_of = {id(one.origin): label for label, one in finished.labelled(known).items()}
-    alike = [one for one in run.copies if one.case.asked == model.case.asked and one is not model]
-    return [label_of[id(one.report)] for one in [model, *alike] if id(one.report) in label_of]
+    labels = {id(copy): label for label, copy in finished.labelled(list(reversed(list(shared.reports())))).items()}
+    alike = [copy for copy in run.copies if copy.asked == model.asked and copy is not model]
+    return [labels[id(copy)] for copy in [model, *alike] if id(copy) in labels]
 
 
-def _not_kept(model: EvaluatedModel, run: PruningRun) -> str:
+def _not_kept(model: RunReport, run: PruningRun) -> str:
     if run.request.keep == "none":
         return "Its checkpoint was not kept; choose that above, and prune again."
-    if model.checkpoint is None:
+    if model.name not in run.checkpoints:
         return f"Its checkpoint was not kept: {tempfile.gettempdir()} had too little room."
     return "Its checkpoint is deleted; prune again to have it."
 
@@ -146,11 +141,11 @@ def _apart(row: pd.Series) -> dict[str, str]:
     return {"By pruning": _error(row["mean_pruning_error"]), "By rounding": _error(row["mean_rounding_error"])}
 
 
-def _rows(models: list[EvaluatedModel]) -> list[dict[str, str]]:
+def _rows(models: list[RunReport]) -> list[dict[str, str]]:
     """Of the table of models."""
     return [
         {
-            "Model": model.label,
+            "Model": model.name,
             "Perplexity": _times(model.perplexity),
             "× dense": _times(row["ratio_to_dense"]),
             "Mean error, calibration": _error(row["mean_relative_error"]),
@@ -159,17 +154,17 @@ def _rows(models: list[EvaluatedModel]) -> list[dict[str, str]]:
             "Drift": _error(row["drift"]),
             **_apart(row),
             "Removed of these layers": words.percent(row["removed_fraction"], 2),
-            "Time": "–" if model.report is None else words.duration(row["seconds"]).replace(" ", "\u00a0"),
+            "Time": "–" if model is models[0] else words.duration(row["seconds"]).replace(" ", "\u00a0"),
         }
         for model, (_, row) in zip(models, model_table(models).iterrows(), strict=True)
     ]
 
 
-def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
+def summary(run: PruningRun, models: list[RunReport]) -> None:
     request = run.request
     dense, *pruned = models
     if pruned:
-        results = [model.result for model in pruned]
+        results = results_of(pruned)
         components.show(
             figures.perplexity_bars(results, dense=dense.perplexity, theme=session.theme()), "perplexity", wide=True
         )
@@ -194,11 +189,11 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
             "‖h_p − h_d‖²/‖h_d‖² as a mean over held-out tokens."
         )
     whose: dict[str, list[str]] = {}
-    for model in models:
-        for remark in model.report.remarks if model.report else ():
-            whose.setdefault(remark, []).append(model.label)
+    for model in pruned:
+        for remark in model.remarks:
+            whose.setdefault(remark, []).append(model.name)
     for remark, labels in whose.items():
-        of = "" if len(labels) == len(models) - 1 else f"{words.listing(labels)}: "
+        of = "" if len(labels) == len(pruned) else f"{words.listing(labels)}: "
         st.caption(words.plain(f"{of}{remark}"))
     if any(model.summary.get("drift") for model in pruned):
         label = "Where these models drift from the dense one"
@@ -206,9 +201,9 @@ def summary(run: PruningRun, models: list[EvaluatedModel]) -> None:
         st.page_link("views/runs.py", label=label, icon=":material/waterfall_chart:", query_params=view)
 
 
-def _pruned_part(run: PruningRun, models: list[EvaluatedModel]) -> str:
+def _pruned_part(run: PruningRun, models: list[RunReport]) -> str:
     """ "all 210 layers pruned", or which of them."""
-    pruned = next((len(model.report.layers) for model in models if model.report is not None), 0)
+    pruned = next((len(model.layers) for model in models[1:]), 0)
     if not pruned:
         return "no copy is finished" + (" yet" if run.job.status == "running" else "")
     if run.request.layers == "*":
@@ -216,7 +211,7 @@ def _pruned_part(run: PruningRun, models: list[EvaluatedModel]) -> str:
     return f"{words.count(pruned, 'layer')} pruned ({run.request.layers})"
 
 
-def _computed(models: list[EvaluatedModel]) -> str:
+def _computed(models: list[RunReport]) -> str:
     rounded = any(model.summary.get("compute") == "bfloat16" for model in models)
     return " Pruning computed its forward passes in bfloat16; perplexity is in float32." if rounded else ""
 
@@ -241,8 +236,8 @@ def _times(value: float) -> str:
     return f"{value:.2f}" if value < 1e4 else words.number(value)
 
 
-def layers(run: PruningRun, models: list[EvaluatedModel]) -> None:
-    table = layer_table(models)
+def layers(run: PruningRun, models: list[RunReport]) -> None:
+    table = layer_table(models[1:])
     if table.empty:
         st.info("Layers appear here as soon as the first copy is pruned.")
         return
@@ -271,24 +266,24 @@ def layers(run: PruningRun, models: list[EvaluatedModel]) -> None:
             )
         else:
             drawing = figures.layer_differences(rows, column=column, theme=session.theme())
-    except rose.RoseError as problem:
+    except RoseError as problem:
         components.info(problem)
         return
     components.show(drawing, "layer-errors", wide=True)
 
 
-def texts(run: PruningRun, models: list[EvaluatedModel]) -> None:
+def texts(run: PruningRun, models: list[RunReport]) -> None:
     if not run.request.prompt.strip():
         st.info("No prompt was given; enter one above and prune again.")
         return
     st.markdown("Continuations by the most likely next token. The prompt:")
     st.code(run.request.prompt, language=None, wrap_lines=True)
     for model in models:
-        st.markdown(f"**{words.plain(model.label)}**, perplexity {_times(model.perplexity)}")
-        st.code(model.text or "(nothing: the text ended)", language=None, wrap_lines=True)
+        st.markdown(f"**{words.plain(model.name)}**, perplexity {_times(model.perplexity)}")
+        st.code(model.summary.get("continuation") or "(nothing: the text ended)", language=None, wrap_lines=True)
 
 
-def accuracies(run: PruningRun, models: list[EvaluatedModel]) -> None:
+def accuracies(run: PruningRun, models: list[RunReport]) -> None:
     table = accuracy_table(models)
     if table.empty:
         st.info("No zero-shot tasks were asked for; name some above and prune again.")
@@ -296,30 +291,27 @@ def accuracies(run: PruningRun, models: list[EvaluatedModel]) -> None:
     components.show(figures.accuracy_bars(table, theme=session.theme()), "accuracies", wide=True)
 
 
-def downloads(run: PruningRun, models: list[EvaluatedModel]) -> None:
+def downloads(run: PruningRun, models: list[RunReport]) -> None:
     pruned = models[1:]
     left, right = st.columns(2)
     with left:
         csv_button("All models, CSV", model_table(models), "models.csv", "all-models", width="stretch")
     with right:
-        table = layer_table(models)
+        table = layer_table(models[1:])
         csv_button(
             "All layers, CSV", with_cautions(table), "layers.csv", "all-layers", width="stretch", disabled=not pruned
         )
     for model in pruned:
         with st.container(border=True, horizontal=True, vertical_alignment="center"):
-            _one_download(model)
+            _one_download(model, run)
 
 
-def _one_download(model: EvaluatedModel) -> None:
-    assert model.report is not None
-    name = model.name
-    st.markdown(f"**{words.plain(model.label)}**", width="stretch")
-    file_button("Report, JSON", model.report.to_json, f"{name}-report.json")
-    file_button("Layers, CSV", functools.partial(csv_text, with_cautions(model.report.layers)), f"{name}-layers.csv")
-    if model.checkpoint is None:
-        st.caption("checkpoint not kept")
-    elif not model.checkpoint.exists():
-        st.caption("checkpoint deleted")
+def _one_download(model: RunReport, run: PruningRun) -> None:
+    name = file_name(model)
+    st.markdown(f"**{words.plain(model.name)}**", width="stretch")
+    file_button("Report, JSON", model.to_json, f"{name}-report.json")
+    file_button("Layers, CSV", functools.partial(csv_text, with_cautions(model.layers)), f"{name}-layers.csv")
+    if (place := run.kept(model)) is not None:
+        checkpoint_button(place)
     else:
-        checkpoint_button(model.checkpoint)
+        st.caption("checkpoint deleted" if model.name in run.checkpoints else "checkpoint not kept")

@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,6 @@ import rose
 from app import words
 from app.jobs import Job, TunableRun
 from app.runs.checkpoints import RESERVE, Checkpoint, free_space, written_beside
-from app.runs.finished import seconds_of, tuned_suffix
 from app.runs.recipes import command_lines
 from app.runs.request import Case, PruneRequest, estimate_case, evaluation_seconds, task_seconds
 from app.runs.shipping import worth_keeping
@@ -34,68 +33,31 @@ from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.measure.zero_shot import zero_shot
 from rose.model.ship.packing import packed_size
 from rose.output import check_output, check_room
-from rose.verdicts import Result
+from rose.verdicts import EvaluationSetup, Result
 
 if TYPE_CHECKING:
     from app.runs.files import FileRun
 
-DENSE = Case("dense", "0", "")
+DENSE = "dense"  # in place of a method
 
 
-@dataclass(frozen=True)
-class EvaluatedModel:
-    """Results of one copy, or of the dense model, whose report is None."""
-
-    case: Case
-    perplexity: float
-    losses: tuple[float, ...]  # mean of each window, nats a token
-    text: str = ""  # the continuation of the prompt
-    zero_shot: pd.DataFrame | None = None  # see `rose.model.measure.zero_shot.zero_shot`
-    report: rose.RunReport | None = None
-    checkpoint: Path | None = None  # folder, where one was kept
-
-    @property
-    def label(self) -> str:
-        return "Dense" if self.report is None else self.case.label + tuned_suffix(self.summary)
-
-    @property
-    def name(self) -> str:
-        """For files and folders, and for keys of widgets."""
-        return self.case.name + tuned_suffix(self.summary).replace(", ", "-").replace(" ", "-")
-
-    @property
-    def is_tuned(self) -> bool:
-        return "tuned" in self.summary
-
-    @property
-    def result(self) -> Result:
-        """As `rose.verdicts` compares it; all models of one run have the same set-up."""
-        return Result(
-            name=self.label,
-            method=self.case.method,
-            value=self.perplexity,
-            losses=self.losses,
-            amount=self.case.asked,
-            seconds=seconds_of(self.summary),
-            target=self.case.target,
-            is_tuned=self.is_tuned,
-        )
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        return {} if self.report is None else self.report.summary
-
-    @property
-    def measured(self) -> dict[str, Any]:
-        """What was measured of it, as a report has it."""
-        found: dict[str, Any] = {"perplexity_after": self.perplexity, "losses_after": list(self.losses)}
-        if self.zero_shot is not None:  # JSON does not know NaN
-            known = self.zero_shot.astype(object).where(self.zero_shot.notna(), None)
-            found["zero_shot"] = known.to_dict(orient="records")
-        return found
+def dense_record(label: str, measured: dict[str, Any]) -> rose.RunReport:
+    """The record of a model that nothing has changed: what was measured of it."""
+    return rose.RunReport(pd.DataFrame(columns=["layer"]), measured, {"method": DENSE, "sparsity": "0"}, called=label)
 
 
-def model_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
+def file_name(copy: rose.RunReport) -> str:
+    """Of the folder and the files of a copy, and for keys of its widgets."""
+    case = Case(copy.method, str(copy.summary["sparsity"]), copy.target, copy.bits)
+    return case.name + copy.tuned_suffix.replace(", ", "-").replace(" ", "-")
+
+
+def results_of(copies: Sequence[rose.RunReport]) -> list[Result]:
+    """For `rose.verdicts`: all copies of one run have the same set-up, and those without finite perplexity count."""
+    return [replace(copy.result, setup=EvaluationSetup()) for copy in copies]
+
+
+def model_table(models: Sequence[rose.RunReport]) -> pd.DataFrame:
     """One row per model, the dense one first: perplexity, its ratio to dense, mean errors, seconds."""
     totals = (
         *("mean_relative_error", "mean_held_out_error", "mean_held_out_target_error", "columnar_layers"),
@@ -103,70 +65,68 @@ def model_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
     )
     rows = [
         {
-            "method": model.case.method,
-            "sparsity": model.case.asked,
+            "method": model.method,
+            "sparsity": model.asked,
             "perplexity": model.perplexity,
             "ratio_to_dense": model.perplexity / models[0].perplexity,
             **{name: model.summary.get(name) for name in totals},
-            "drift": None if model.report is None else model.report.last_drift,
+            "drift": model.last_drift,
             "removed_fraction": model.summary.get("removed_fraction", 0.0),
-            "seconds": seconds_of(model.summary),
+            "seconds": model.seconds,
         }
         for model in models
     ]
     return pd.DataFrame(rows)
 
 
-def accuracy_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
+def accuracy_table(models: Sequence[rose.RunReport]) -> pd.DataFrame:
     """One row per model and task: task, questions, accuracy, accuracy_error (standard error), run, method."""
-    tables = [
-        model.zero_shot[["task", "questions", "accuracy", "accuracy_error"]].assign(
-            run=model.label, method=model.case.method
-        )
-        for model in models
-        if model.zero_shot is not None
-    ]
+    columns = ["task", "questions", "accuracy", "accuracy_error"]
+    answered = [(model, model.zero_shot[columns]) for model in models if model.zero_shot is not None]
+    tables = [table.assign(run=model.name, method=model.method) for model, table in answered]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def layer_table(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
-    """The pruned models' layers, one under the other; `sparsity` is realised, `asked` as it was asked for.
+def layer_table(copies: Sequence[rose.RunReport]) -> pd.DataFrame:
+    """The copies' layers, one under the other; `sparsity` is realised, `asked` as it was asked for.
 
-    Tuning measures no errors, so that tuned models have no rows.
+    Tuning measures no errors, so that tuned copies have no rows.
     """
     tables = [
-        model.report.layers.assign(asked=model.case.sparsity, target=model.case.target)
-        for model in models
-        if model.report and not model.is_tuned
+        copy.layers.assign(asked=copy.summary["sparsity"], target=copy.target) for copy in copies if not copy.is_tuned
     ]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def judge(
     request: PruneRequest,
-    case: Case,
     whose: str,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     windows: Tensor,
     step: Callable[[str, float], Callable[[float], None]],
-) -> EvaluatedModel:
-    """Asks a model what the request asks of each. `step` begins one of so many estimated seconds, and gives what is
-    told its share done; `whose` is the model in words."""
+) -> dict[str, Any]:
+    """Asks a model what the request asks of each; as the results of a record. `step` begins one of so many estimated
+    seconds, and gives what is told its share done; `whose` is the model in words."""
     asking = task_seconds(model, request)
     tell = step(f"Perplexity of {whose}", evaluation_seconds(model, request) - asking)
-    losses = window_losses(model, windows, progress=tell)
-    text, answered = "", None
+    results = measured_perplexity(window_losses(model, windows, progress=tell))
     if request.prompt.strip():
         step(f"Prompt continued by {whose}", 0.0)
-        text = continue_prompt(model, tokenizer, request.prompt, new_tokens=request.new_tokens)
+        results["continuation"] = continue_prompt(model, tokenizer, request.prompt, new_tokens=request.new_tokens)
     if request.tasks:
         tell = step(f"Zero-shot tasks answered by {whose}", asking)
         folder = expand(request.task_folder.strip()) if request.task_folder.strip() else None
         answered = zero_shot(
             model, tokenizer, tasks=request.tasks, task_folder=folder, limit=request.questions, progress=tell
         )
-    return EvaluatedModel(case, perplexity_of(losses), tuple(losses.tolist()), text, answered)
+        results["zero_shot"] = answered.to_dict("records")
+    return results
+
+
+def measured_perplexity(losses: Tensor) -> dict[str, Any]:
+    """Losses of each window, in nats a token, as the results of a record."""
+    return {"perplexity_after": perplexity_of(losses), "losses_after": losses.tolist()}
 
 
 class PruningRun(TunableRun):
@@ -182,8 +142,9 @@ class PruningRun(TunableRun):
         """`publish` is told the report of every copy as it is finished."""
         super().__init__()
         self.setup, self.request = setup, request
-        self.dense: EvaluatedModel | None = None
-        self.copies: list[EvaluatedModel] = []  # those that are finished
+        self.dense: rose.RunReport | None = None
+        self.copies: list[rose.RunReport] = []  # those that are finished
+        self.checkpoints: dict[str, Path] = {}  # that were kept, by the names of the copies
         self.pruned: list[dict[str, Any]] = []  # of the copy at work: layer, relative_error, seconds
         self.layers = 0  # that it has in all
         self.cautions: list[str] = []  # on the calibration text
@@ -192,7 +153,7 @@ class PruningRun(TunableRun):
         self._begun = self._total = 0.0  # estimated seconds of the steps that were begun, and of all
 
     @property
-    def models(self) -> list[EvaluatedModel]:
+    def models(self) -> list[rose.RunReport]:
         """What is finished at this moment, the dense model first. The run goes on: ask once for what must agree."""
         return ([self.dense] if self.dense else []) + self.copies
 
@@ -226,7 +187,8 @@ class PruningRun(TunableRun):
         costs = [estimate_case(loaded.model, setup, request, case).seconds for case in request.cases]
         self._total = sum(costs) + evaluation_seconds(loaded.model, request) * (len(costs) + 1)
         model = self._copy(loaded.model, loaded.lock)
-        self.dense = judge(request, DENSE, "the dense model", model, loaded.tokenizer, windows, self._step)
+        measured = judge(request, "the dense model", model, loaded.tokenizer, windows, self._step)
+        self.dense = dense_record("Dense", measured)
         for case, cost in zip(request.cases, costs, strict=True):
             if model is None:
                 model = self._copy(loaded.model, loaded.lock)
@@ -239,11 +201,10 @@ class PruningRun(TunableRun):
                 held_out=held_out,
                 progress=self._by_layer(self._step(f"Pruning by {case.label}", cost)),
             )
-            judged = judge(request, case, case.label, model, loaded.tokenizer, windows, self._step)
-            copy = self._saved(model, loaded.tokenizer, replace(judged, report=self._told(report, judged)))
+            measured = judge(request, case.label, model, loaded.tokenizer, windows, self._step)
+            copy = self._saved(model, loaded.tokenizer, self._told(report, case).with_summary(**measured))
             self.copies.append(copy)
-            assert copy.report is not None
-            self._publish(copy.report)
+            self._publish(copy)
             self._drop_beaten()
             model = None  # before the next copy is made
         self.fraction = 1.0
@@ -274,8 +235,8 @@ class PruningRun(TunableRun):
 
         return follow
 
-    def _told(self, report: rose.RunReport, judged: EvaluatedModel) -> rose.RunReport:
-        setup, request, case = self.setup, self.request, judged.case
+    def _told(self, report: rose.RunReport, case: Case) -> rose.RunReport:
+        setup, request = self.setup, self.request
         one = replace(
             request, methods=(case.method,), sparsities=(case.sparsity,), targets=(case.target,), bits=(case.bits,)
         )
@@ -288,45 +249,48 @@ class PruningRun(TunableRun):
             windows=request.windows,
             window_length=request.window_length,
             perplexity_before=self.dense.perplexity,
-            losses_before=list(self.dense.losses),
+            losses_before=list(self.dense.losses("after")),
             command=command_lines(setup, one),
-            **judged.measured,
             **more,
         )
 
-    def _saved(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: EvaluatedModel) -> EvaluatedModel:
-        """The copy, with its checkpoint where one is kept."""
+    def _saved(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: rose.RunReport) -> rose.RunReport:
+        """The copy, once its checkpoint is written where one is kept."""
         keep = self.request.keep
-        if keep == "none" or (keep == "best" and copy.label not in self._worth_keeping([*self.copies, copy])):
+        if keep == "none" or (keep == "best" and copy.name not in self._worth_keeping([*self.copies, copy])):
             return copy
-        self._say(f"Writing the checkpoint of {copy.label}")
-        return self.write(model, tokenizer, copy)
+        self._say(f"Writing the checkpoint of {copy.name}")
+        return self.write(model, tokenizer, copy) or copy
 
     def write(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: EvaluatedModel, replaces: bool = False
-    ) -> EvaluatedModel:
-        """The copy with its checkpoint, where those of this run are, and its sizes; as it was where there is no room.
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: rose.RunReport, replaces: bool = False
+    ) -> rose.RunReport | None:
+        """Writes a copy where the checkpoints of this run are; its record with sizes, None where there is no room.
 
         `replaces`: whether it takes the place of the checkpoint of that name once it is written. Raises RoseError where
         it cannot be written.
         """
-        output = expand(self.request.folder) / copy.name
+        output = expand(self.request.folder) / file_name(copy)
         if self.request.keep != "folder":
             if free_space() < sum(weight.nbytes for weight in model.parameters()) + RESERVE:
-                return copy
-            output = self._temporary() / copy.name
-        assert copy.report is not None
+                return None
+            output = self._temporary() / file_name(copy)
         size = packed_size(model)
-        report = copy.report.with_summary(plain_bytes=size.plain, packed_bytes=size.stored)
+        copy = copy.with_summary(plain_bytes=size.plain, packed_bytes=size.stored)
         with written_beside(output, replaces) as place:
-            rose.save_model(model, tokenizer, place, report=report)
-        return replace(copy, checkpoint=output, report=report)
+            rose.save_model(model, tokenizer, place, report=copy)
+        self.checkpoints[copy.name] = output
+        return copy
 
-    def add_tuned(self, copy: EvaluatedModel) -> None:
+    def kept(self, copy: rose.RunReport) -> Path | None:
+        """The checkpoint of a copy, where it was kept and is still there."""
+        place = self.checkpoints.get(copy.name)
+        return place if place is not None and place.exists() else None
+
+    def add_tuned(self, copy: rose.RunReport) -> None:
         """Adds a copy that tuning has made to those of this run, which has ended; one of the same name goes."""
-        assert copy.report is not None
-        self.copies = [*(one for one in self.copies if one.label != copy.label), copy]
-        self._publish(copy.report)
+        self.copies = [*(other for other in self.copies if other.name != copy.name), copy]
+        self._publish(copy)
 
     @property
     def is_at_work(self) -> bool:
@@ -338,18 +302,16 @@ class PruningRun(TunableRun):
             self.file.discard()
         super().discard()
 
-    def _worth_keeping(self, copies: Sequence[EvaluatedModel]) -> list[str]:
-        return worth_keeping([copy.result for copy in copies])
+    def _worth_keeping(self, copies: Sequence[rose.RunReport]) -> list[str]:
+        return worth_keeping(results_of(copies))
 
     def _drop_beaten(self) -> None:
         """Deletes the checkpoints that are not recommended any more."""
         if self.request.keep != "best":
             return
         worth = self._worth_keeping(self.copies)
-        for number, copy in enumerate(self.copies):
-            if copy.checkpoint is not None and copy.label not in worth:
-                self.copies[number] = replace(copy, checkpoint=None)
-                shutil.rmtree(copy.checkpoint, ignore_errors=True)
+        for name in self.checkpoints.keys() - worth:
+            shutil.rmtree(self.checkpoints.pop(name), ignore_errors=True)
 
 
 def kept_checkpoints(runs: Sequence[PruningRun], model: str) -> dict[str, Checkpoint]:
@@ -357,7 +319,7 @@ def kept_checkpoints(runs: Sequence[PruningRun], model: str) -> dict[str, Checkp
     found: dict[str, Checkpoint] = {}
     for run in reversed(runs):
         for copy in reversed(run.copies):
-            if run.setup.model == model and copy.checkpoint is not None and copy.checkpoint.exists():
-                name = words.unused(copy.label, found)
-                found[name] = Checkpoint(name, copy.checkpoint)
+            if run.setup.model == model and (place := run.kept(copy)) is not None:
+                name = words.unused(copy.name, found)
+                found[name] = Checkpoint(name, place)
     return found

@@ -67,8 +67,7 @@ def draw(run: PruningRun | None) -> None:
 
 def told(layer: str, solvers: Sequence[str], run: PruningRun | None) -> str:
     """What the solvers do, for which methods, and whether the layer is one of those that the run has pruned."""
-    reports = [copy.report for copy in run.copies if copy.report is not None] if run is not None else []
-    is_other = run is not None and not any((report.layers["layer"] == layer).any() for report in reports)
+    is_other = run is not None and not any((copy.layers["layer"] == layer).any() for copy in run.copies)
     return (
         f"{words.sentence(words.count(len(solvers), 'solver'))} remove the same number of weights from "
         f"**{words.short_layer(layer)}**{', a layer of your study that this run did not prune' if is_other else ''}. "

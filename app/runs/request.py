@@ -14,7 +14,6 @@ from app.study.setup import Setup, one_spelling, patterns_of
 from rose.files import expand, reachable
 from rose.layer.defaults import THRESHOLD
 from rose.layer.grid import Grid
-from rose.layer.registry import label_of
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import parse_dtype
@@ -23,6 +22,7 @@ from rose.model.measure.zero_shot import MISSING, check_task_folder, is_installe
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT as COMPUTED
 from rose.model.run.settings import run_settings
+from rose.report import name_of_run
 
 QUESTION_TOKENS = 250  # with all its answers: between winogrande's 60 and hellaswag's 400
 HELD_OUT = "held out"  # windows of the calibration text that nothing else uses, in place of the name of a text
@@ -50,8 +50,7 @@ class Case(NamedTuple):
     @property
     def label(self) -> str:
         """For people: "ROSE at 0.7", "ROSE at 0.7, 4 bits", "ROSE at 0.7, target layer"."""
-        label = f"{label_of(self.method)} at {self.asked}"
-        return label if self.target == "dense" else f"{label}, target {self.target}"
+        return name_of_run(self.method, self.asked, self.target)
 
     @property
     def name(self) -> str:

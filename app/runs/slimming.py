@@ -17,13 +17,14 @@ import rose
 from app import words
 from app.jobs import Job, TunableRun, holding
 from app.runs.checkpoints import written_beside
+from app.runs.pruning import dense_record, measured_perplexity
 from app.runs.request import HELD_OUT, NEW_TOKENS
 from app.study.setup import Setup, check_memory
 from app.study.study import LoadedModel
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation
 from rose.model.load.models import parse_dtype
 from rose.model.measure.generation import continue_prompt
-from rose.model.measure.perplexity import perplexity_of, window_losses
+from rose.model.measure.perplexity import window_losses
 from rose.model.network.layers import count_parameters, text_config
 from rose.structured.plan import SlimSettings, estimate_slim_memory, estimate_slimming
 from rose.structured.slimming import check_slimming
@@ -32,25 +33,6 @@ from rose.verdicts import Interval, paired_ratio, says_perplexity
 TOKENS = 128  # of the prompt that speed is measured with
 FEWEST_TURNS, MOST_TURNS = 5, 50
 TIMING = 5.0  # seconds that both models take turns for, where a pass is short
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One model in numbers: parameters, losses on held-out windows, tokens per second, text."""
-
-    label: str
-    parameters: int
-    losses: tuple[float, ...]  # mean of each window, nats a token; () where nothing is held out
-    speed: float
-    text: str
-
-    @property
-    def perplexity(self) -> float | None:
-        return perplexity_of(torch.tensor(self.losses, dtype=torch.float64)) if self.losses else None
-
-    def measured(self, stage: str) -> dict[str, Any]:
-        """Perplexity and losses as the summary of a report has them, "before" or "after"."""
-        return {f"perplexity_{stage}": self.perplexity, f"losses_{stage}": list(self.losses)}
 
 
 @dataclass(frozen=True)
@@ -91,17 +73,18 @@ def estimate(setup: Setup, settings: SlimSettings, model: nn.Module) -> Cost:
     return replace(estimate_cost(model, **sizes), seconds=seconds, memory=memory.besides_weights)
 
 
-def judge(label: str, model: Any, tokenizer: Any, held_out: Tensor | None, prompt: str) -> Outcome:
-    """All but the speed, which is measured for several models at once."""
-    losses = () if held_out is None or not len(held_out) else tuple(window_losses(model, held_out).tolist())
-    text = continue_prompt(model, tokenizer, prompt, new_tokens=NEW_TOKENS) if prompt.strip() else ""
-    return Outcome(label, count_parameters(model), losses, 0.0, text)
+def judge(model: Any, tokenizer: Any, held_out: Tensor | None, prompt: str) -> dict[str, Any]:
+    """The results of a record but for the speed, which is measured for several models at once."""
+    results: dict[str, Any] = {"kept_parameters": count_parameters(model)}
+    if held_out is not None and len(held_out):
+        results |= measured_perplexity(window_losses(model, held_out))
+    if prompt.strip():
+        results["continuation"] = continue_prompt(model, tokenizer, prompt, new_tokens=NEW_TOKENS)
+    return results
 
 
 class Slimming(TunableRun):
-    """One run. `outcomes` (dense, slim, and slim tuned once it is), `report` and `checkpoint` (a folder) are there once
-    it is done.
-    """
+    """One run. `models` (dense, slim, and slim tuned once it is) and `checkpoint`, a folder, are its results."""
 
     UNIT = " parts"
 
@@ -111,8 +94,7 @@ class Slimming(TunableRun):
         """prompt: that both models continue; an empty one is not continued."""
         super().__init__()
         self.setup, self.settings, self.prompt = setup, settings, prompt
-        self.outcomes: list[Outcome] = []
-        self.report: rose.RunReport | None = None
+        self.models: list[rose.RunReport] = []
         self.checkpoint: Path | None = None
         self.speedup: Speedup | None = None  # of the slim model
         self._load = load
@@ -126,7 +108,7 @@ class Slimming(TunableRun):
         tokens, held_out = setup.draw(loaded.tokenizer, said.append)
         model = self._copy(loaded.model, loaded.lock)
         self._say("Perplexity and text: Dense")
-        dense = judge("Dense", model, loaded.tokenizer, held_out, self.prompt)
+        dense = judge(model, loaded.tokenizer, held_out, self.prompt)
         share = f"{100 * settings.ratio:g} %"
         self._say(f"Taking {share} out")
         report = rose.prune_structured(
@@ -138,53 +120,54 @@ class Slimming(TunableRun):
         )
         label = f"{settings.method}, {share} out"
         self._say(f"Perplexity and text: {label}")
-        slim = judge(label, model, loaded.tokenizer, held_out, self.prompt)
-        report = report.with_summary(**self._told(dense, slim), text_cautions=said)
+        slim = judge(model, loaded.tokenizer, held_out, self.prompt)
+        report = report.with_summary(**slim, **self._told(dense), text_cautions=said)
         self._say("Measuring the speed of both models")
         with holding(loaded.lock, job):
             seconds = _seconds(loaded.model, model, job)
         self._say("Writing the checkpoint")
         rose.save_model(model, loaded.tokenizer, self.untuned, report=report)
         self.checkpoint = self.untuned
-        pairs = zip((dense, slim), seconds, strict=True)
-        self.outcomes = [replace(one, speed=_speed(own)) for one, own in pairs]
+        models = dense_record("Dense", dense), replace(report, called=label)
+        pairs = zip(models, seconds, strict=True)
+        self.models = [model.with_summary(tokens_per_second=_speed(own)) for model, own in pairs]
         self.speedup = Speedup.of(*seconds, bound=1 / (1 - report.summary["removed_fraction"]))
-        self.report, self.fraction = report, 1.0
+        self.fraction = 1.0
 
     @property
     def untuned(self) -> Path:
         """The checkpoint that tuning begins with."""
         return self._temporary() / f"slim-{self.settings.method}-{self.settings.ratio:g}"
 
-    def _told(self, dense: Outcome, slim: Outcome) -> dict[str, Any]:
-        """What the report says of the set-up, and of perplexity where it was measured."""
+    def _told(self, dense: dict[str, Any]) -> dict[str, Any]:
+        """What the record says of the set-up, and of the dense model's perplexity where it was measured."""
         setup = self.setup
-        if not slim.losses:
+        if "losses_after" not in dense:
             return setup.origin
-        windows = {"evaluated_on": HELD_OUT, "windows": len(slim.losses), "window_length": setup.length}
-        return setup.origin | windows | dense.measured("before") | slim.measured("after")
+        windows = {"evaluated_on": HELD_OUT, "windows": len(dense["losses_after"]), "window_length": setup.length}
+        before = {"perplexity_before": dense["perplexity_after"], "losses_before": dense["losses_after"]}
+        return setup.origin | windows | before
 
     def perplexities(self) -> list[list[str]]:
         """How perplexity moved from the dense model's, by smaller model: a sentence, and another on odd windows."""
-        dense, *smaller = self.outcomes
-        if not dense.losses:
-            return []
-        said = []
-        for one in smaller:
-            moved, *odd = says_perplexity(dense.measured("before") | one.measured("after"))
-            said.append([f"{one.label} takes perplexity on held-out windows {moved}.", *odd])
-        return said
+        sentences = []
+        for model in self.models[1:]:
+            if "perplexity_after" in model.summary:
+                moved, *odd = says_perplexity(model.summary)
+                sentences.append([f"{model.name} takes perplexity on held-out windows {moved}.", *odd])
+        return sentences
 
-    def add_tuned(self, outcome: Outcome, model: Any, tokenizer: Any, found: rose.TuneReport) -> None:
-        """Puts the smaller copy's tuned one beside it, and its checkpoint and report in place of the copy's."""
-        assert self.report is not None
-        folder = self.untuned.with_name(f"{self.untuned.name}-tuned")
-        before = self.outcomes[1].measured("before") if outcome.losses else {}
-        after = outcome.measured("after") if outcome.losses else {}
-        report = found.added_to(self.report, **before).with_summary(**after)
+    def add_tuned(
+        self, label: str, measured: dict[str, Any], model: Any, tokenizer: Any, found: rose.TuneReport
+    ) -> None:
+        """Puts the smaller copy's tuned one beside it, and its checkpoint in place of the copy's."""
+        folder, slim = self.untuned.with_name(f"{self.untuned.name}-tuned"), self.models[1]
+        numbers = ("perplexity", "losses") if "perplexity_after" in slim.summary else ()
+        before = {f"{number}_before": slim.summary[f"{number}_after"] for number in numbers}
+        tuned = replace(found.added_to(slim, **before).with_summary(**measured), called=label)
         with written_beside(folder, folder.exists()) as place:  # that of an earlier tuning
-            rose.save_model(model, tokenizer, place, report=report)
-        self.outcomes, self.checkpoint, self.report = [*self.outcomes[:2], outcome], folder, report
+            rose.save_model(model, tokenizer, place, report=tuned)
+        self.models, self.checkpoint = [*self.models[:2], tuned], folder
 
 
 def _seconds(dense: Any, slim: Any, job: Job) -> tuple[list[float], list[float]]:

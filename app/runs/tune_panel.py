@@ -119,13 +119,13 @@ def _follow(run: Tuning, key: str) -> bool:
 def _follow_pruned(run: TuningRun) -> None:
     if not _follow(run, "tune"):
         return
-    st.markdown(f"**{words.plain(run.source.label)}.** {words.plain(tuning.says(run))}")
+    st.markdown(f"**{words.plain(run.source.name)}.** {words.plain(tuning.says(run))}")
     if run.job.abandoned:
         st.caption("No page had been open, so tuning was stopped; the best so far is kept.")
     _curve(run)
     if run.copy is None:
         return
-    if run.copy.checkpoint is None:
+    if run.run.kept(run.copy) is None:
         st.caption("There was too little room to keep its checkpoint.")
     with st.expander("How far each layer moved", key="tune-moved", on_change="rerun") as shown:
         if shown.open:

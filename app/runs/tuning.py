@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ import rose
 from app import words
 from app.jobs import Job, Run
 from app.runs import slimming
-from app.runs.finished import tuned_suffix
-from app.runs.pruning import EvaluatedModel, PruningRun, judge
+from app.runs.pruning import PruningRun, judge, results_of
 from app.runs.request import evaluation_seconds
 from app.runs.shipping import worth_keeping
 from app.runs.slimming import Slimming
@@ -143,21 +142,21 @@ class TuneRequest:
         return 60 * self.minutes + evaluation_seconds(skeleton, run.request), tuned_memory(run.setup, skeleton)
 
 
-def offered(run: PruningRun) -> dict[str, EvaluatedModel]:
-    """Copies that can be tuned, by label, those first that are recommended; tuned ones begin anew."""
-    there = [one for one in _kept(run) if one.case.bits is None]
-    best = worth_keeping([one.result for one in there])
-    return {one.label: one for one in sorted(there, key=lambda one: one.label not in best)}
+def offered(run: PruningRun) -> dict[str, rose.RunReport]:
+    """Copies that can be tuned, by name, those first that are recommended; tuned ones begin anew."""
+    copies = [copy for copy in _kept(run) if copy.bits is None]
+    best = worth_keeping(results_of(copies))
+    return {copy.name: copy for copy in sorted(copies, key=lambda copy: copy.name not in best)}
 
 
 def rounded(run: PruningRun) -> list[str]:
-    """Labels of the kept copies that tuning would move off their grid."""
-    return [one.label for one in _kept(run) if one.case.bits is not None]
+    """Names of the kept copies that tuning would move off their grid."""
+    return [copy.name for copy in _kept(run) if copy.bits is not None]
 
 
-def _kept(run: PruningRun) -> list[EvaluatedModel]:
+def _kept(run: PruningRun) -> list[rose.RunReport]:
     """Copies as pruned whose checkpoint is there, without tuned ones."""
-    return [one for one in run.copies if one.checkpoint is not None and one.checkpoint.exists() and not one.is_tuned]
+    return [copy for copy in run.copies if not copy.is_tuned and run.kept(copy) is not None]
 
 
 class TuningRun(Tuning):
@@ -166,35 +165,33 @@ class TuningRun(Tuning):
     def __init__(self, run: PruningRun, request: TuneRequest, load: Callable[[], LoadedModel]) -> None:
         """Raises RoseError where the copy is not offered any more."""
         source = offered(run).get(request.copy)
-        if source is None or source.checkpoint is None:
+        place = None if source is None else run.kept(source)
+        if source is None or place is None:
             raise rose.RoseError(f"The checkpoint of {request.copy} is not there any more; choose another copy.")
         self.run, self.source = run, source
-        super().__init__(run.setup, source.label, source.checkpoint, request.minutes, load)
-        self.copy: EvaluatedModel | None = None
+        super().__init__(run.setup, source.name, place, request.minutes, load)
+        self.copy: rose.RunReport | None = None
 
     def _judged_on(self, tokenizer: Any) -> Tensor:
         return self.run.request.evaluated(tokenizer, self.setup, self.setup.draw(tokenizer))
 
     def _conclude(self, found: TuneReport, model: Any, tokenizer: Any, windows: Tensor) -> None:
         source, run = self.source, self.run
-        assert source.report is not None
-        before = {"perplexity_before": source.perplexity, "losses_before": list(source.losses)}
-        report = found.added_to(source.report, **before)
-        whose = source.label + tuned_suffix(report.summary)
-        judged = judge(run.request, source.case, whose, model, tokenizer, windows, self._step)
+        before = {"perplexity_before": source.perplexity, "losses_before": list(source.losses("after"))}
+        copy = found.added_to(source, **before)
+        measured = judge(run.request, copy.name, model, tokenizer, windows, self._step)
         prunes, *evaluates = str(source.summary["command"]).splitlines()
         command = "\n".join([f"{prunes} --tune {self.minutes:g}", *evaluates])
-        copy = replace(judged, report=report.with_summary(**judged.measured, command=command))
-        self._say(f"Writing the checkpoint of {whose}")
-        former = [one.checkpoint for one in run.copies if one.label == whose]
-        replaces = any(one is not None and one.exists() for one in former)
+        copy = copy.with_summary(**measured, command=command)
+        self._say(f"Writing the checkpoint of {copy.name}")
+        replaces = run.kept(copy) is not None
         written = run.write(model, tokenizer, copy, replaces)
-        if replaces and written.checkpoint is None:
+        if replaces and written is None:
             raise rose.RoseError(
-                f"There is no room for another checkpoint of {whose}, so the earlier one stays; free some space."
+                f"There is no room for another checkpoint of {copy.name}, so the earlier one stays; free some space."
             )
-        self.copy = written
-        run.add_tuned(written)
+        self.copy = written or copy
+        run.add_tuned(self.copy)
 
 
 # ---- a copy with fewer heads and channels
@@ -204,19 +201,19 @@ class SlimTuning(Tuning):
     """The tuning of a smaller copy, which takes its place where that has helped."""
 
     def __init__(self, slim: Slimming, minutes: float, load: Callable[[], LoadedModel]) -> None:
-        self.slim, self.source = slim, slim.outcomes[1]
-        super().__init__(slim.setup, self.source.label, slim.untuned, minutes, load)
+        self.slim = slim
+        super().__init__(slim.setup, slim.models[1].name, slim.untuned, minutes, load)
 
     def _judged_on(self, tokenizer: Any) -> Tensor:
         held_out = self.setup.draw(tokenizer)[1]
         return torch.empty(0, self.setup.length, dtype=torch.int64) if held_out is None else held_out
 
     def _conclude(self, found: TuneReport, model: Any, tokenizer: Any, windows: Tensor) -> None:
-        label = f"{self.source.label}, tuned"
+        label = f"{self.label}, tuned"
         self._step(f"Perplexity and text: {label}")
-        judged = slimming.judge(label, model, tokenizer, windows, self.slim.prompt)
+        measured = slimming.judge(model, tokenizer, windows, self.slim.prompt)
         self._say(f"Writing the checkpoint of {label}")
-        self.slim.add_tuned(replace(judged, speed=self.source.speed), model, tokenizer, found)
+        self.slim.add_tuned(label, measured, model, tokenizer, found)
 
 
 def says(tuning: TuningRun) -> str:
@@ -226,7 +223,8 @@ def says(tuning: TuningRun) -> str:
     summary = found.summary
     if copy is None:
         return says_steps(tuning)
-    moved = says_move(source.perplexity, copy.perplexity, source.label + "'s", compare(source.result, copy.result))
+    verdict = compare(*results_of([source, copy]))
+    moved = says_move(source.perplexity, copy.perplexity, source.name + "'s", verdict)
     zeros = f"{words.whole(summary['zeros'])} of {words.whole(summary['weights'])} weights are zero"
     before = summary["zeros_before"]
     zeros += ", as before" if before == summary["zeros"] else f"; before tuning, {words.whole(before)} were"
@@ -235,9 +233,8 @@ def says(tuning: TuningRun) -> str:
 
 def says_slim(tuning: SlimTuning) -> str:
     """The same of a smaller copy."""
-    found, report = tuning.found, tuning.slim.report
+    found, report = tuning.found, tuning.slim.models[-1]
     assert found is not None
-    assert report is not None
     said = says_steps(tuning)
     if found.summary["kept_step"]:
         if report.summary.get("perplexity_after") is not None:

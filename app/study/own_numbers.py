@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Collection
 from math import isfinite
 
@@ -12,7 +11,7 @@ import pandas as pd
 
 from rose import RoseError
 from rose.files import LARGEST, check_small, expand
-from rose.report import FLOAT32_MAX
+from rose.report import FLOAT32_MAX, RunReport
 from rose.wording import size
 
 COLUMNS = ("layer", "value")
@@ -39,11 +38,10 @@ def read_numbers(source: str | bytes, layers: Collection[str]) -> tuple[pd.Serie
 
 
 def _moved(content: str) -> dict[str, float]:
-    try:
-        rows = [(name, str(value)) for name, value in json.loads(content)["summary"]["tuned"]["change"].items()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-        raise RoseError("The file is no report of a tuned model; give its report.json, or a CSV file.") from problem
-    return {name: _number(text, f"Layer {name[:80]}", "change") for name, text in rows}
+    report = RunReport.from_json(content, "The file")
+    if not report.is_tuned:
+        raise RoseError("The file is no report of a tuned model; give its report.json, or a CSV file.")
+    return {name: _number(str(moved), f"Layer {name[:80]}", "change") for name, moved in report.tuned["change"].items()}
 
 
 def _listed(content: str) -> dict[str, float]:

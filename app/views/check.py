@@ -10,7 +10,7 @@ import streamlit as st
 import rose
 from app import components, session, shared, words
 from app.figures import checkpoint as figures
-from app.runs import check_report, checked
+from app.runs import check_report, checked, finished
 from app.runs.checked import CheckpointRun, CheckRequest
 from app.runs.drift_sections import DRIFT as DRIFT_VIEW
 from app.runs.drift_sections import DRIFT_SCALE
@@ -288,7 +288,7 @@ def _further(run: CheckpointRun, found: CheckpointCheck) -> None:
         )
     folder = checked.folder_of(request)
     with st.container(horizontal=True):
-        shown = {"runs": [checked.as_finished(run).label]}
+        shown = {"runs": [finished.label(checked.record_of(run))]}
         st.page_link(RUNS_PAGE, label="Compare it with runs", query_params=shown, icon=":material/compare:")
         if found.summary["drift"]:
             label, drift = "Its drift beside that of others", {"runs_view": DRIFT_VIEW} | shown

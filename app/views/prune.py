@@ -133,7 +133,7 @@ def _follow(run: PruningRun) -> None:
     finished = words.count(len(run.copies), "model")
     rest = " before a copy was finished; temporary files are deleted."
     if run.copies:
-        kept = [str(model.checkpoint) for model in run.copies if run.request.keep == "folder"]
+        kept = [str(place) for place in run.checkpoints.values() if run.request.keep == "folder"]
         rest = f" after {finished}; the numbers of finished models are below, and temporary files are deleted."
         rest += f" Written: {', '.join(kept)}." if kept else ""
     follow(run, "prune", rest, found=lambda: (len(run.copies), run.dense is None), more=lambda: _timeline(run))

@@ -12,9 +12,9 @@ from app import components, session, shared, words
 from app.components import URL
 from app.figures import maps as figures
 from app.runs import checked, drift_sections, finished, pairs, seeds
-from app.runs.finished import FinishedRun
 from app.runs.pairs import Pair
 from app.runs.widgets import csv_button, folders_input, saved
+from rose import RunReport
 from rose.report import without_formulas
 from rose.verdicts import on_other_windows
 
@@ -49,11 +49,11 @@ def draw() -> None:
         st.info("Choose a second run to compare this one with.")
 
 
-def _offered() -> list[FinishedRun]:
-    pruned = [run for report in list(shared.reports()) for run in finished.runs_of(report)]
+def _offered() -> list[RunReport]:
+    pruned = [run for report in list(shared.reports()) for run in report.runs]
     studies = {id(one): one for one in [session.study(), *shared.studies().values()] if one and one.is_measured}
     measured = [run for one in studies.values() for run in finished.runs_of_study(one, session.threshold())]
-    checks = [checked.as_finished(run) for run in reversed(list(shared.checks().values())) if run.found is not None]
+    checks = [checked.record_of(run) for run in reversed(list(shared.checks().values())) if run.found is not None]
     here = [*checks, *reversed(pruned), *measured]
     with st.expander(
         "More runs: open saved ones, or compare two targets",
@@ -78,7 +78,7 @@ def _offered() -> list[FinishedRun]:
     return [*saved(folders, read), *here]
 
 
-def _choose(offered: dict[str, FinishedRun]) -> list[FinishedRun]:
+def _choose(offered: dict[str, RunReport]) -> list[RunReport]:
     """The runs to show, named by what tells them apart; until somebody chooses, they are those that compare well."""
     state, identities = st.session_state, {label: run.identity for label, run in offered.items()}
     names = {id(run): label for label, run in offered.items()}
@@ -108,19 +108,19 @@ def _empty(labels: list[str]) -> None:
         st.page_link(components.START_PAGE, label="Measure its layers", icon=":material/play_arrow:")
 
 
-def _tables(view: str, runs: Sequence[FinishedRun]) -> None:
+def _tables(view: str, runs: Sequence[RunReport]) -> None:
     {NUMBERS: _numbers, SETTINGS: _settings}[view](runs)
     components.cautions(pairs.cautions_of(runs))
     _report(runs)
 
 
-def _report(runs: Sequence[FinishedRun]) -> None:
+def _report(runs: Sequence[RunReport]) -> None:
     if len(runs) == 2 and (both := pairs.pair(*runs)).problem and not both.elsewhere:
         return
     components.report_button(lambda: runs, "runs", "runs-report")
 
 
-def _layers(view: str, runs: Sequence[FinishedRun]) -> None:
+def _layers(view: str, runs: Sequence[RunReport]) -> None:
     """Layer by layer: one run minus the first, or the maps of both."""
     first, others = runs[0], sorted(runs[1:], key=lambda run: run.is_tuned)  # by default errors are compared
     named = {run.name: run for run in others}
@@ -136,7 +136,7 @@ def _layers(view: str, runs: Sequence[FinishedRun]) -> None:
         components.error(f"{chosen.problem} Or see {MAPS}, where each has axes of its own.")
         return
     two = [chosen.first, chosen.second]
-    untuned = [run.untuned for run in two if run.is_tuned]
+    untuned = [run.untuned_name for run in two if run.is_tuned]
     without = chosen.told_apart_by is None and bool(untuned)
     if without:
         st.info(
@@ -184,7 +184,7 @@ def _measure(measures: dict[str, str], *, asked: bool) -> str | None:
     return st.selectbox(label, list(labels), first, format_func=labels.__getitem__, key="runs_measure", bind=URL)
 
 
-def _numbers(runs: Sequence[FinishedRun]) -> None:
+def _numbers(runs: Sequence[RunReport]) -> None:
     first, *others = runs
     table = pairs.numbers(runs)
     shown = pairs.in_words(table)
@@ -233,7 +233,7 @@ def _against(name: str, first: float, second: float) -> str:
     return f" ({'+' if more > 0 else '−'}{size})"
 
 
-def _settings(runs: Sequence[FinishedRun]) -> None:
+def _settings(runs: Sequence[RunReport]) -> None:
     every = st.toggle("Also those that are the same", key="runs_every", bind=URL)
     table = pairs.settings(runs, only_different=not every)
     if table.empty:

@@ -299,37 +299,36 @@ def _start(settings: SlimSettings, prompt: str) -> None:
 
 
 def _outcome(run: Slimming, model: nn.Module) -> None:
-    dense, slim = run.outcomes[:2]
+    dense, slim = (model.summary["kept_parameters"] for model in run.models[:2])
     rows = [
         {
-            "Model": one.label,
-            "Parameters": words.whole(one.parameters),
-            "Perplexity, held-out": "–" if one.perplexity is None else f"{one.perplexity:.2f}",
-            "Prompt speed, tokens per second": words.whole(round(one.speed)),
+            "Model": model.name,
+            "Parameters": words.whole(model.summary["kept_parameters"]),
+            "Perplexity, held-out": f"{model.perplexity:.2f}" if "perplexity_after" in model.summary else "–",
+            "Prompt speed, tokens per second": words.whole(round(model.summary["tokens_per_second"])),
         }
-        for one in run.outcomes
+        for model in run.models
     ]
     components.table(rows, "The dense and the smaller model")
     for moved, *odd in run.perplexities():
         st.markdown(words.plain(moved))
         components.cautions(odd)
-    assert run.report is not None
     assert run.speedup is not None
-    said, setup = run.report.summary, run.setup
+    latest, setup = run.models[-1], run.setup
     windows = f"{setup.held_out} × {setup.length} held-out tokens; that of Prune is on others, so not comparable"
     st.caption(
-        f"{words.percent(said['removed_fraction'])} of the decoder blocks' parameters are gone, "
-        f"{words.percent(1 - slim.parameters / dense.parameters)} of the whole model's. "
+        f"{words.percent(latest.summary['removed_fraction'])} of the decoder blocks' parameters are gone, "
+        f"{words.percent(1 - slim / dense)} of the whole model's. "
         f"{run.speedup.says()}" + (f" Perplexity is on {windows}." if setup.held_out else "")
     )
-    components.cautions([*run.report.remarks, *said["remarks"]])
+    components.cautions(latest.remarks)
     if run.prompt.strip():
-        for one in run.outcomes:
-            st.markdown(f"**{words.plain(one.label)}**")
-            st.code(one.text or "(nothing: the text ended)", language=None, wrap_lines=True)
+        for one in run.models:
+            st.markdown(f"**{words.plain(one.name)}**")
+            st.code(one.summary.get("continuation") or "(nothing: the text ended)", language=None, wrap_lines=True)
     with st.container(horizontal=True):
-        file_button("Report, JSON", run.report.to_json, "report.json", key="slim-report")
-        csv_button("Parts, CSV", with_cautions(run.report.layers), "layers.csv", "slim-layers")
+        file_button("Report, JSON", latest.to_json, "report.json", key="slim-report")
+        csv_button("Parts, CSV", with_cautions(latest.layers), "layers.csv", "slim-layers")
         if run.checkpoint is not None and run.checkpoint.exists():
             checkpoint_button(run.checkpoint)
     tune_panel.draw_slim(run, model)

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     if most.known is not None:
         with console.status("Trying orders on the most columnar layer"):
             facts["paper"] = asdict(paper_figures(*most.known, settings[0]))
-    report = rose.RunReport.from_records(records, **facts, **chosen)
+    report = rose.RunReport.from_records(records, chosen, **facts)
     if options.output:
         Workers.here().from_first(lambda: _save(report, options.output))
     _print(report, methods, options.threshold, "relative_error" if held_out is None else "held_out_error")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -91,7 +92,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
             pruned = rose.prune_model(model, tokens, **pruning | more)
         # One report of both: the rows of parts, then those of layers; the second run's settings under "pruned".
         both = pd.concat([slimmed.layers, pruned.layers], ignore_index=True)
-        done = rose.RunReport(both, slimmed.summary | {"pruned": pruned.summary} | between)
+        done = replace(slimmed, layers=both).with_summary(pruned=pruned.summary, **between)
     tuned = tune_after(options, console, model, texts)
     report = outcome.save(model, tuned.added_to(done).with_summary(**shared.origin(options)))
     if len(slimmed.layers):
@@ -176,7 +177,6 @@ def _print_summary(report: rose.RunReport) -> None:
         f"{whole(summary['parameters'])} parameters before, {whole(summary['kept_parameters'])} after: "
         f"{100 * summary['removed_fraction']:.1f} % of the decoder blocks taken out, {summary['seconds']:.0f} s"
     )
-    terminal.say(*summary["remarks"])
     if dropped := summary.get("dropped_blocks"):
         terminal.say(f"Decoder block{'s' if len(dropped) > 1 else ''} {', '.join(map(str, dropped))} dropped")
     slimmed, *rest = report.stages

@@ -98,12 +98,14 @@ def prune_diffusion_structured(
     return RunReport(
         records_table(records, PartRecord),
         {
-            "method": settings.method, "ratio": settings.ratio, "parts": list(kinds),
-            "recovery": recovery_in(records), "damping": settings.damping, "multiple": settings.multiple,
             **calibration.facts(len(records)), "part_parameters": whole, "removed_fraction": removed / whole,
             "parameters": before, "kept_parameters": count_parameters(denoiser),
             "mean_relative_error": sum(record.relative_error for record in records) / len(records),
             "seconds": time.perf_counter() - start,
+        },
+        {
+            "method": settings.method, "ratio": settings.ratio, "parts": list(kinds),
+            "recovery": recovery_in(records), "damping": settings.damping, "multiple": settings.multiple,
         },
     )  # fmt: skip
 

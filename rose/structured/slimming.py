@@ -136,14 +136,14 @@ def prune_structured(
     table, after = records_table(records, PartRecord), block_parameters(model)
     removed, precision = 1 - after / before, Precision.of("float32", network.dtype, network.device)
     summary = {
-        **asked, **facts, **report_inputs(network, tokens, held_out, kept, precision),
+        **facts, **report_inputs(network, tokens, held_out, kept, precision),
         "block_parameters": before, "kept_block_parameters": after, "removed_fraction": removed,
         "remarks": _far_from_asked(removed, settings.ratio, kinds),
         "parameters": whole, "kept_parameters": count_parameters(model),
         **{f"mean_{name}": mean_or_none(table[name]) for name in ERRORS},
         "seconds": kept.seconds + time.perf_counter() - start,
     }  # fmt: skip
-    return RunReport(table, summary)
+    return RunReport(table, summary, asked)
 
 
 def _reduce(

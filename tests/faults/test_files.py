@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 import rose
-from app.runs import finished
 from rose.model.load.models import load_skeleton
 from rose.model.load.tokens import load_text
 from rose.report import csv_text
+from tests.app.runs.made_reports import made_report
 from tests.tiny import byte_tokenizer
 
 
@@ -43,8 +43,10 @@ def test_deep_json_and_accuracies_above_one_are_no_report(tmp_path: Path) -> Non
     (tmp_path / "deep.jsonl").write_text(deep)
     with pytest.raises(rose.RoseError, match="line 1 is not a JSON object"):
         load_text(str(tmp_path / "deep.jsonl"))
-    with pytest.raises(ValueError, match="not from 0 to 1"):
-        finished._accuracies(pd.DataFrame({"task": ["piqa"], "questions": [10], "accuracy": [2.5]}))
+    made_report().save(tmp_path)
+    pd.DataFrame({"task": ["piqa"], "questions": [10], "accuracy": [2.5]}).to_csv(tmp_path / "zero_shot.csv")
+    with pytest.raises(rose.RoseError, match="an accuracy is not from 0 to 1"):
+        rose.RunReport.load(tmp_path)
 
 
 def test_more_tokens_than_can_be_had_are_refused_before_the_text_is_read() -> None:

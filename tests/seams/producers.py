@@ -1,6 +1,5 @@
 """The commands that write a folder, on one tiny model; a folder is made when a test asks for it first."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ class Workshop:
         return self.report_in(self.folder(name))
 
     def report_in(self, folder: Path) -> dict[str, Any]:
-        return json.loads((folder / "report.json").read_text())["summary"]
+        return rose.RunReport.load(folder).summary
 
     def filled(self, argument: str) -> str:
         """An argument with the path in place of {name}."""

@@ -56,6 +56,12 @@ def made_report(
     return rose.RunReport.from_records(records, **(settings | summary))
 
 
+def made_tuning(change: dict[str, float], **facts: Any) -> dict[str, Any]:
+    """What a record tells of a tuning that moved these layers, see `rose.model.tune.task.TuneReport.facts`."""
+    counts = dict.fromkeys(("steps", "steps_planned", "kept_step", "zeros", "weights", "samples", "length"), 4)
+    return counts | {"minutes": 3.0, "seconds": 180.0, "rate": 0.001, "curve": [], "change": change} | facts
+
+
 def saved(folder: Path, report: rose.RunReport) -> Path:
     report.save(folder)
     return folder

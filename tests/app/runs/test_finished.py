@@ -14,6 +14,7 @@ from app.runs import finished, pairs
 from app.runs.checkpoints import saved_checkpoint
 from app.runs.depth import drift_problem, drift_table
 from rose import cli, verdicts
+from rose.wording import short_text
 from tests.app.runs.made_reports import made_report, saved
 from tests.tiny import save_tiny_llama
 
@@ -30,13 +31,13 @@ SLIM_ROW = {
 }
 
 
-def made_run(*arguments: Any, **summary: Any) -> finished.FinishedRun:
-    (run,) = finished.runs_of(made_report(*arguments, **summary))
+def made_run(*arguments: Any, **summary: Any) -> rose.RunReport:
+    (run,) = made_report(*arguments, **summary).runs
     return run
 
 
 def report_file(folder: Path, summary: object, layers: object) -> Path:
-    (folder / "report.json").write_text(json.dumps({"summary": summary, "layers": layers}))
+    (folder / "report.json").write_text(json.dumps({"version": 2, "recipe": {}, "results": summary, "layers": layers}))
     return folder
 
 
@@ -44,7 +45,7 @@ def test_a_pruned_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
     report = made_report()
     (run,) = finished.read_runs(str(saved(tmp_path / "here", report)))
     assert (run.name, run.kind, run.method) == ("SparseGPT at 0.7", "prune", "sparsegpt")
-    assert run.layers["held_out_error"].tolist() == report.layers["held_out_error"].tolist()
+    assert run.by_layer["held_out_error"].tolist() == report.layers["held_out_error"].tolist()
     assert run.summary["drift"] == report.summary["drift"]
     assert run.zero_shot is None
     assert list(finished.name_apart([run])) == ["SparseGPT at 0.7 (here)"]
@@ -54,8 +55,8 @@ def test_a_pruned_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_layers_left_dense_beside_rounded_ones_count_in_no_mean() -> None:
     report = made_report()
     report.layers["sparsity"], report.layers["rounding_error"] = 0.0, [None, *[0.1] * 5]
-    (run,) = finished.runs_of(report)
-    assert len(run.pruned) == len(run.layers) - 1
+    (run,) = report.runs
+    assert len(run.pruned) == len(run.by_layer) - 1
 
 
 def test_a_folder_of_folders_gives_all_runs_and_an_analysis_one_for_each_method(tmp_path: Path) -> None:
@@ -75,11 +76,11 @@ def test_a_folder_of_folders_gives_all_runs_and_an_analysis_one_for_each_method(
 def test_a_slimmed_model_is_read_with_what_went(tmp_path: Path) -> None:
     (run,) = finished.read_runs(str(report_file(tmp_path, {"method": "obs", "ratio": 0.2}, [SLIM_ROW])))
     assert (run.name, run.kind) == ("Slim by obs, 20 % out", "slim")
-    assert run.layers["sparsity"].tolist() == pytest.approx([0.2])
-    assert run.layers["projection"].tolist() == ["self_attn.o_proj"]
+    assert run.by_layer["sparsity"].tolist() == pytest.approx([0.2])
+    assert run.by_layer["projection"].tolist() == ["self_attn.o_proj"]
     report_file(tmp_path, {"method": "depth", "ratio": 0.2}, [])
     (blocks,) = finished.read_runs(str(tmp_path))
-    assert blocks.layers.empty
+    assert blocks.by_layer.empty
     assert not pairs.pair(run, blocks).measures
 
 
@@ -96,7 +97,7 @@ def test_a_check_says_what_was_found_and_nothing_of_held_out_errors() -> None:
     """Its errors are against the dense model, with held-out ones beside them, and nothing is known to be fitted."""
     report = made_report(remarks=["Few tokens."])
     report.layers["held_out_error"] = float("nan")
-    checked = replace(finished.runs_of(report)[0], kind="check")
+    checked = report.with_summary(checkpoint="pruned/")
     assert checked.remarks == ["Few tokens."]
 
 
@@ -104,20 +105,19 @@ def test_environments_are_compared_to_the_last_word() -> None:
     """Their ends, versions and number format, decide as much as the processor does."""
     where = "AMD EPYC, 1 thread, torch 2.13.0+cpu, transformers 5.24.0, "
     one, same, other = (
-        finished.runs_of(made_report(environment=where + end, evaluated_on="text"))[0]
-        for end in ("float32", "float32", "bfloat16")
+        made_report(environment=where + end, evaluated_on="text").runs[0] for end in ("float32", "float32", "bfloat16")
     )
-    assert pairs.setup_of(one).differs(pairs.setup_of(same)) == ""
-    assert pairs.setup_of(one).differs(pairs.setup_of(other)) == f"environment ({where}float32; {where}bfloat16)"
-    assert finished.short_text("Intel(R) Xeon(R) Processor, 1 thread") == "Intel Xeon Processor, 1 thread"
-    here, there = (pairs.setup_of(made_run(model=f"/{folder}/final")) for folder in "ab")
+    assert one.setup.differs(same.setup) == ""
+    assert one.setup.differs(other.setup) == f"environment ({where}float32; {where}bfloat16)"
+    assert short_text("Intel(R) Xeon(R) Processor, 1 thread") == "Intel Xeon Processor, 1 thread"
+    here, there = (made_run(model=f"/{folder}/final").setup for folder in "ab")
     assert here.differs(there) == "dense model (·a·final and ·b·final)"
-    longer = finished.runs_of(made_report(environment=where + "float32", evaluated_on="text", length=32))[0]
-    assert "windows" in pairs.setup_of(one).differs(pairs.setup_of(longer))
+    longer = made_report(environment=where + "float32", evaluated_on="text", length=32).runs[0]
+    assert "windows" in one.setup.differs(longer.setup)
 
 
 def test_runs_of_different_environments_are_not_subtracted() -> None:
-    def run(method: str, factor: float, where: str | None) -> finished.FinishedRun:
+    def run(method: str, factor: float, where: str | None) -> rose.RunReport:
         rows = [{"task": "piqa", "questions": 10, "accuracy": 0.5}]
         return made_run(method, factor, environment=where, zero_shot=rows)
 
@@ -134,7 +134,8 @@ def test_runs_of_different_environments_are_not_subtracted() -> None:
         table = pairs.accuracies(one, second)
         assert table is not None
         assert ("points" in table) == has_points
-    assert pairs.usual_choice([other, one, replace(other, name="again")]) == [other, replace(other, name="again")]
+    again = replace(other, called="again")
+    assert pairs.usual_choice([other, one, again]) == [other, again]
 
 
 def test_a_run_says_all_that_its_report_does() -> None:
@@ -142,7 +143,7 @@ def test_a_run_says_all_that_its_report_does() -> None:
     report = made_report(padded_windows=3, remarks=["Another share than asked."])
     report.layers["zeros_before"], report.layers["target"] = 0.5, "layer"
     report.layers.loc[0, "is_damping_raised"] = True
-    (run,) = finished.runs_of(report)
+    (run,) = report.runs
     assert set(report.remarks) | {"Another share than asked."} == set(pairs.cautions_of([run]))
     assert "more than 5 % of the weights were zero before" in " ".join(report.remarks)
 
@@ -153,15 +154,15 @@ def test_what_was_slimmed_and_then_pruned_is_two_runs(tmp_path: Path, capsys: py
     options = ["--model", model, "--samples", "4", "--length", "32", "--held-out", "2", "--prune-method", "sparsegpt"]
     options += ["--evaluate", "packaged", "--windows", "2", "--output", str(output)]
     assert cli.main(["slim", "--ratio", "0.3", "--prune", "0.5", *options]) == 0
-    whole = rose.RunReport.from_json((output / "report.json").read_text()).summary
+    whole = rose.RunReport.load(output).summary
     slimmed, pruned = finished.read_runs(str(output))
     assert (slimmed.kind, pruned.kind) == ("slim", "prune")
     assert pruned.name == f"{slimmed.name}, then SparseGPT at 0.5"
     assert slimmed.summary["perplexity_after"] == whole["perplexity_slimmed"]
     assert pruned.summary["perplexity_after"] == whole["perplexity_after"]
     assert len(pruned.layers) == whole["pruned"]["layers"] == 21
-    assert set(slimmed.layers["projection"]) == {"mlp.down_proj"}
-    assert slimmed.layers["sparsity"].between(0.01, 0.99).all()
+    assert set(slimmed.by_layer["projection"]) == {"mlp.down_proj"}
+    assert slimmed.by_layer["sparsity"].between(0.01, 0.99).all()
     table = drift_table([slimmed, pruned])
     ends = table.groupby("run", sort=False)[["drift", "perplexity"]].last()
     assert ends.loc[slimmed.name].tolist() == [whole["drift"][-1]["drift"], whole["perplexity_slimmed"]]
@@ -196,7 +197,7 @@ PRUNED = {"method": "sparsegpt", "sparsity": "0.7"}
 def test_a_target_is_named_only_where_the_report_says_it(known: dict, target: str, says: str, tmp_path: Path) -> None:
     (run,) = finished.read_runs(str(report_file(tmp_path, PRUNED | known, [ROW])))
     assert (run.target, run.name) == (target, f"SparseGPT at 0.7{says}")
-    assert (", target layer" in run.label) == bool(says)
+    assert (", target layer" in finished.label(run)) == bool(says)
 
 
 @pytest.mark.parametrize(
@@ -214,9 +215,9 @@ def test_a_target_is_named_only_where_the_report_says_it(known: dict, target: st
         (
             PRUNED | {"drift": [{"block_index": 10**9, "drift": 1, "passed_on": 1, "arisen": 1}]},
             [ROW],
-            "drift is not that of decoder blocks",
+            "drift is not of decoder blocks",
         ),
-        (PRUNED | {"remarks": [5]}, [ROW], r"its remarks cannot be \[5\]"),
+        (PRUNED | {"remarks": [5]}, [ROW], r"remarks are no sentences"),
         (PRUNED | {"padded_windows": 3}, [ROW], "'samples'"),
         (PRUNED | {"pruned": {"method": "rose"}}, [ROW], "not a report written by rose"),
         ({"methods": ["x"]}, [ROW | {"method": "<b>"}], "a method has no such name"),
@@ -250,7 +251,7 @@ def test_no_report_and_no_text_are_refused(tmp_path: Path) -> None:
     with pytest.raises(rose.RoseError, match=r"no report\.json in .*; give a folder"):
         finished.read_runs(str(tmp_path))
     (tmp_path / "report.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(rose.RoseError, match="cannot be read"):
+    with pytest.raises(rose.RoseError, match="not a report written by rose"):
         finished.read_runs(str(tmp_path))
     (tmp_path / "report.json").write_text("[" * 200_000)
     with pytest.raises(rose.RoseError, match=r"report\.json"):
@@ -258,7 +259,7 @@ def test_no_report_and_no_text_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_name_from_a_file_holds_nothing_that_a_page_obeys() -> None:
-    (run,) = finished.runs_of(made_report(sparsity="[x](http://a)<b>"), "/tmp/![a](b)<i>")
+    (run,) = replace(made_report(sparsity="[x](http://a)<b>"), place="/tmp/![a](b)<i>").runs
     (name,) = finished.name_apart([run])
     assert not set(name.replace("(", "", 1)) & set("<>[]!`$*")
 
@@ -295,7 +296,7 @@ def test_models_of_different_shapes_are_refused_and_chosen_layers_are_not() -> N
     assert "different models, 6 layers in one and 8 in the other" in other.problem
     some = made_report()
     some = rose.RunReport(some.layers[some.layers["projection"] == "mlp.down_proj"], some.summary)
-    assert pairs.pair(one, finished.runs_of(some)[0]).left_out == 3
+    assert pairs.pair(one, some.runs[0]).left_out == 3
 
 
 def test_perplexities_on_different_windows_are_told_apart() -> None:
@@ -308,7 +309,7 @@ def test_perplexities_on_different_windows_are_told_apart() -> None:
 
 
 def test_accuracies_of_both_by_task() -> None:
-    def run(accuracy: float, **more: object) -> finished.FinishedRun:
+    def run(accuracy: float, **more: object) -> rose.RunReport:
         rows = [{"task": "piqa", "questions": 10, "accuracy": accuracy} | more]
         return made_run(zero_shot=rows)
 

@@ -64,8 +64,8 @@ def test_two_runs_are_put_side_by_side(tmp_path: Path) -> None:
 
 def test_runs_of_different_environments_have_numbers_and_no_difference() -> None:
     reports = [made_report(environment="AMD"), made_report("rose", 0.8, environment="ARM")]
-    made = [run for report in reports for run in finished.runs_of(report)]
-    for runs in (made, [*made, *finished.runs_of(made_report("wanda", environment="AMD"))]):
+    made = [run for report in reports for run in report.runs]
+    for runs in (made, [*made, *made_report("wanda", environment="AMD").runs]):
         report = html_report.report_of(runs)
         said = [one for one in report.findings if "SparseGPT at 0.7 and ROSE at 0.7 differ in environment" in one]
         assert "so they are neither ranked nor subtracted" in said[-1]
@@ -79,7 +79,7 @@ def test_runs_of_different_environments_have_numbers_and_no_difference() -> None
 def test_several_runs_are_compared_with_the_first_and_an_analysis_has_one_command() -> None:
     both = pd.concat([made_report(name, f).layers for name, f in (("sparsegpt", 1), ("rose", 0.9), ("wanda", 2))])
     settings = {"methods": [], "sparsity": "0.7", "model": "tiny", "command": "rose analyze --x"}
-    report = html_report.report_of(finished.runs_of(rose.RunReport(both, settings), "here"))
+    report = html_report.report_of(rose.RunReport(both, settings, place="here").runs)
     assert report.findings[:2] == [
         "Against SparseGPT at 0.7 (study): ROSE at 0.7 (study) has the lower held-out error in all six layers; on "
         "average it is 10 % lower.",
@@ -90,7 +90,7 @@ def test_several_runs_are_compared_with_the_first_and_an_analysis_has_one_comman
 
 
 def test_figures_that_do_not_fit_are_left_out_and_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = html_report.report_of(finished.runs_of(made_report()))
+    report = html_report.report_of(made_report().runs)
     whole = html_page.to_html(report)
     monkeypatch.setattr(html_page, "LIMIT", len(whole.encode()) - 1)
     text = html_page.to_html(report)
@@ -104,7 +104,7 @@ def test_figures_that_do_not_fit_are_left_out_and_it_says_so(monkeypatch: pytest
 
 def test_layers_too_many_to_show_go_along_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of experts would otherwise fill the file twice, and no report of one run would be written."""
-    report = html_report.report_of(finished.runs_of(made_report()))
+    report = html_report.report_of(made_report().runs)
     assert "All layers, six rows" in html_page.to_html(report)
     monkeypatch.setattr(html_page, "ROWS", 5)
     text = html_page.to_html(report)
@@ -117,16 +117,16 @@ def test_layers_too_many_to_show_go_along_compressed(monkeypatch: pytest.MonkeyP
 def test_a_perplexity_that_is_no_finite_number_is_told() -> None:
     """A file holds none, and none must not read as if it had not been evaluated."""
     runs = [
-        *finished.runs_of(made_report(evaluated_on="packaged")),
-        *finished.runs_of(made_report("rose", evaluated_on="packaged", perplexity_after=None)),
+        *made_report(evaluated_on="packaged").runs,
+        *made_report("rose", evaluated_on="packaged", perplexity_after=None).runs,
     ]
     said = "ROSE at 0.7 takes perplexity from 20.0 to no finite number: weights or outputs are NaN or infinite."
     assert said in html_report.report_of(runs).findings
     assert pairs.says_perplexities(runs) == said
-    (unknown,) = finished.runs_of(made_report(perplexity_after=None))
+    (unknown,) = made_report(perplexity_after=None).runs
     assert html_report.run_findings(unknown)[0].startswith("The held-out")
     then = {"layers": 2, "method": "rose", "sparsity": "0.5"}  # evaluated after both stages, not between them
-    slimmed, _ = finished.runs_of(made_report(ratio=0.2, evaluated_on="packaged", pruned=then))
+    slimmed, _ = made_report(ratio=0.2, evaluated_on="packaged", pruned=then).runs
     assert pairs.says_lost(slimmed) == ""
 
 
@@ -134,13 +134,13 @@ def test_an_error_that_is_no_number_is_told_beside_the_mean_without_it() -> None
     report = made_report()
     report.layers.loc[0, ["relative_error", "held_out_error"]] = float("inf")
     said = "In one of six layers the error on calibration is no finite number, so no mean holds it."
-    assert said in html_report.report_of(finished.runs_of(report)).findings
+    assert said in html_report.report_of(report.runs).findings
 
 
 def test_held_out_errors_that_are_infinite_do_not_read_as_missing(tmp_path: Path) -> None:
     report = made_report()
     report.layers["held_out_error"] = float("inf")
-    for runs in (finished.runs_of(report), finished.read_runs(str(saved(tmp_path, report)))):
+    for runs in (report.runs, finished.read_runs(str(saved(tmp_path, report)))):
         assert "In all six layers the held-out error is infinite." in html_report.report_of(runs).findings
         assert not any("nothing was held out" in said for said in runs[0].remarks)
 
@@ -149,12 +149,12 @@ def test_a_task_without_accuracy_and_a_drift_that_overflowed_are_left_out(tmp_pa
     tasks = [{"task": "wikitext", "questions": 9, "accuracy": None}, {"task": "piqa", "questions": 9, "accuracy": 0.5}]
     drift = [{"block_index": 0, "drift": float("inf"), "passed_on": 0.0, "arisen": 0.1}]
     report = made_report(zero_shot=tasks, drift=drift)
-    (run,) = finished.runs_of(report)
+    (run,) = report.runs
     assert finished.read_runs(str(saved(tmp_path, report)))[0].drift == run.drift == []
     assert "SparseGPT at 0.7 answers 50.0 % correctly, the mean over one zero-shot task." in html_report.run_findings(
         run
     )
-    (alone,) = finished.runs_of(made_report(zero_shot=tasks[:1]))
+    (alone,) = made_report(zero_shot=tasks[:1]).runs
     assert len(html_report.report_of([alone]).drawings) == len(html_report.report_of([run]).drawings) + 1  # of drift
     (both,) = [one for one in html_report.report_of([run]).drawings if one.alt.startswith("Bar chart of zero-shot")]
     assert both.data["task"].tolist() == ["piqa"]
@@ -168,7 +168,7 @@ def test_numbers_in_tables_read_as_elsewhere() -> None:
 def test_experts_left_dense_are_not_among_those_that_are_averaged() -> None:
     report = made_report()
     report.layers.loc[:2, ["sparsity", "relative_error", "held_out_error"]] = 0.0
-    (run,) = finished.runs_of(report)
+    (run,) = report.runs
     mean = report.layers.loc[3:, "held_out_error"].mean()
     both = pairs.pair(run, run)
     assert both.rows("held_out_error")["first"].mean() == both.apart("held_out_error")[1]["value"].mean()
@@ -180,7 +180,7 @@ def test_experts_left_dense_are_not_among_those_that_are_averaged() -> None:
 
 
 def test_a_window_that_stands_out_is_told() -> None:
-    (run,) = finished.runs_of(made_report(losses_before=[3.0, 3.1, 2.9, 3.0], losses_after=[3.4, 3.5, 3.3, 5.4]))
+    (run,) = made_report(losses_before=[3.0, 3.1, 2.9, 3.0], losses_after=[3.4, 3.5, 3.3, 5.4]).runs
     findings = html_report.run_findings(run)
     assert [one for one in findings if one.startswith("In one of four windows the loss rose by 2.0 nats")]
 
@@ -189,7 +189,7 @@ def test_nothing_of_a_foreign_run_acts() -> None:
     evil = "</script><img src=x onerror=alert(1)>"
     report = made_report(model=evil, calibration=evil, evaluated_on=evil, command=evil, made_with={evil: evil})
     rows = [{"task": evil, "questions": 10, "accuracy": 0.5}]
-    text = html_page.to_html(html_report.report_of(finished.runs_of(report.with_summary(zero_shot=rows))))
+    text = html_page.to_html(html_report.report_of(report.with_summary(zero_shot=rows).runs))
     assert "onerror" in text
     assert "<img" not in text
     for figure in figures(text):

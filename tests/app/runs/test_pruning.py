@@ -23,7 +23,7 @@ from app.figures.methods import over_seeds_bars
 from app.runs import checkpoints, recipes
 from app.runs.checkpoints import RESERVE
 from app.runs.damage import DamageRequest
-from app.runs.pruning import PruningRun, accuracy_table, layer_table, model_table
+from app.runs.pruning import PruningRun, accuracy_table, file_name, layer_table, model_table
 from app.runs.request import HELD_OUT, Case, Keep, PruneRequest, estimate_case
 from app.runs.results import read_results
 from app.study.setup import Setup
@@ -74,46 +74,45 @@ def test_numbers_are_those_of_the_engine_and_the_best_are_kept(
         replace(REQUEST, windows=10**6).evaluated(loaded.tokenizer, setup, [drawn])
     assert run.dense is not None
     assert run.dense.perplexity == pytest.approx(rose.perplexity(loaded.model, windows), rel=1e-6)
-    assert run.dense.text == continue_prompt(loaded.model, loaded.tokenizer, "Hello", new_tokens=4)
+    assert run.dense.summary["continuation"] == continue_prompt(loaded.model, loaded.tokenizer, "Hello", new_tokens=4)
 
     pairs = [("sparsegpt", "0.5"), ("rose", "0.5"), ("sparsegpt", "2:4"), ("rose", "2:4")]
-    assert [(outcome.case.method, outcome.case.sparsity) for outcome in run.copies] == pairs
+    assert [(outcome.method, outcome.asked) for outcome in run.copies] == pairs
     for outcome in run.copies:
         model, tokenizer = rose.load_model(setup.model)
         report = rose.prune_model(
             model,
             drawn[:4],
-            method=outcome.case.method,
-            sparsity=outcome.case.sparsity,
+            method=outcome.method,
+            sparsity=outcome.asked,
             block_size=16,
             held_out=drawn[4:],
         )
-        assert outcome.report is not None
         for name in ("relative_error", "held_out_error", "sparsity"):
-            assert list(outcome.report.layers[name]) == pytest.approx(list(report.layers[name]), rel=1e-4)
+            assert list(outcome.layers[name]) == pytest.approx(list(report.layers[name]), rel=1e-4)
         assert outcome.perplexity == pytest.approx(rose.perplexity(model, windows), rel=1e-4)
-        assert outcome.text == continue_prompt(model, tokenizer, "Hello", new_tokens=4)
+        assert outcome.summary["continuation"] == continue_prompt(model, tokenizer, "Hello", new_tokens=4)
 
     table = model_table(run.models)
     assert list(table["method"]) == ["dense", "sparsegpt", "rose", "sparsegpt", "rose"]
     assert list(table["ratio_to_dense"]) == pytest.approx([p / run.dense.perplexity for p in table["perplexity"]])
     assert list(table["removed_fraction"]) == pytest.approx([0, 0.5, 0.5, 0.5, 0.5], abs=1e-3)
-    assert len(layer_table(run.models)) == 4 * 3 * 7
-    assert set(layer_table(run.models)["asked"]) == {"0.5", "2:4"}
+    assert len(layer_table(run.copies)) == 4 * 3 * 7
+    assert set(layer_table(run.copies)["asked"]) == {"0.5", "2:4"}
 
     results = [copy.result for copy in run.copies]
     best = [min(some, key=lambda one: one.value).name for some in (results[:2], results[2:])]
-    kept = [copy for copy in run.copies if copy.checkpoint is not None]
-    assert [copy.label for copy in kept] == best
-    assert [copy.case.sparsity for copy in kept] == ["0.5", "2:4"]
-    assert kept[1].checkpoint is not None
-    assert sorted(place.name for place in kept[1].checkpoint.parent.iterdir()) == sorted(c.case.name for c in kept)
-    with checkpoints.zipped(kept[1].checkpoint) as file, zipfile.ZipFile(file) as archive:
+    kept = [copy for copy in run.copies if run.kept(copy)]
+    assert [copy.name for copy in kept] == best
+    assert [copy.asked for copy in kept] == ["0.5", "2:4"]
+    place = run.checkpoints[best[1]]
+    assert sorted(folder.name for folder in place.parent.iterdir()) == sorted(map(file_name, kept))
+    with checkpoints.zipped(place) as file, zipfile.ZipFile(file) as archive:
         archive.extractall(tmp_path / "there")
-    there = tmp_path / "there" / kept[1].case.name
+    there = tmp_path / "there" / file_name(kept[1])
     weight = rose.load_model(str(there))[0].get_submodule("model.layers.0.mlp.up_proj").weight
     assert (weight.view(len(weight), -1, 4).ne(0).sum(-1) <= 2).all()
-    summary = json.loads((there / "report.json").read_text())["summary"]
+    summary = rose.RunReport.load(there).summary
     assert summary["perplexity_after"] == kept[1].perplexity
     assert summary["made_with"]["torch"] == torch.__version__
     # No archive lies beside them; and when nobody holds the run any more, they go.
@@ -127,7 +126,7 @@ def test_folder_gets_one_checkpoint_per_pair(setup: Setup, loaded: LoadedModel, 
     run = finished(setup, request, lambda: loaded)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["rose-0.5", "sparsegpt-0.5"]
     model, tokenizer = rose.load_model(str(tmp_path / "out" / "rose-0.5"))
-    assert continue_prompt(model, tokenizer, "Hello", new_tokens=4) == run.copies[1].text
+    assert continue_prompt(model, tokenizer, "Hello", new_tokens=4) == run.copies[1].summary["continuation"]
     with pytest.raises(rose.RoseError, match="already exists"):
         request.check(setup, load_skeleton(setup.model))
 
@@ -171,14 +170,13 @@ def test_a_failure_leaves_finished_checkpoints_and_nothing_half_done(
     monkeypatch.setattr(rose, "save_model", full_at_the_second)
     run = finished(setup, replace(REQUEST, keep="all"), lambda: loaded, status="failed")
     (outcome,) = run.copies
-    assert outcome.checkpoint is not None
-    assert [path.name for path in outcome.checkpoint.parent.iterdir()] == ["sparsegpt-0.5"]
+    assert [path.name for path in run.checkpoints[outcome.name].parent.iterdir()] == ["sparsegpt-0.5"]
 
 
 def test_without_room_nothing_is_kept(setup: Setup, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.runs.pruning.free_space", lambda: RESERVE)
     request = replace(REQUEST, methods=("magnitude",), sparsities=("0.5",), prompt="", windows=1, keep="best")
-    assert finished(setup, request, lambda: loaded).copies[0].checkpoint is None
+    assert finished(setup, request, lambda: loaded).checkpoints == {}
 
 
 @pytest.mark.parametrize(("free", "says"), [("memory", "of memory, and 1 kB are free; wait"), ("disk", "make room")])
@@ -301,7 +299,7 @@ def test_python_code_gives_the_same_numbers(
     found = [float(line.split()[2 if line.split()[0] != "dense" else 1]) for line in printed]
     assert found == pytest.approx([outcome.perplexity for outcome in run.models], rel=1e-5)
     for line, outcome in zip(printed, run.models, strict=True):
-        assert line.endswith(repr(outcome.text))
+        assert line.endswith(repr(outcome.summary["continuation"]))
 
 
 def test_python_code_keeps_and_continues_only_what_was_asked_for(setup: Setup) -> None:
@@ -341,9 +339,7 @@ def test_windows_that_have_to_overlap_are_told(setup: Setup, loaded: LoadedModel
     run = finished(short, request, lambda: loaded)
     (said,) = run.cautions
     assert said.endswith("windows of 32 overlap, and calibrate on no more than those.")
-    report = run.copies[0].report
-    assert report is not None
-    assert said in report.remarks
+    assert said in run.copies[0].remarks
 
 
 CSV = """method,sparsity,seed,perplexity,dense_perplexity,mean_held_out_error,seconds
@@ -410,13 +406,11 @@ def test_every_model_answers_the_tasks(
     expected = zero_shot(loaded.model, loaded.tokenizer, tasks=["sums"], task_folder=tmp_path, limit=4)
     assert run.dense is not None
     assert run.dense.zero_shot is not None
-    pd.testing.assert_frame_equal(run.dense.zero_shot, expected)
+    pd.testing.assert_frame_equal(run.dense.zero_shot, expected[list(run.dense.zero_shot)], check_dtype=False)
     table = accuracy_table(run.models)
-    assert table["run"].tolist() == ["Dense", run.copies[0].label]
+    assert table["run"].tolist() == ["Dense", run.copies[0].name]
     assert table["questions"].tolist() == [4, 4]
-    report = run.copies[0].report
-    assert report is not None
-    (row,) = json.loads(report.to_json())["summary"]["zero_shot"]
+    (row,) = json.loads(run.copies[0].to_json())["results"]["zero_shot"]
     assert (row["task"], row["accuracy"], row["accuracy_norm"]) == ("sums", table["accuracy"].iloc[1], None)
 
     skeleton = load_skeleton(setup.model)

@@ -46,7 +46,6 @@ def test_solvers_are_scrubbed_by_work(study: Study) -> None:
 def test_a_layer_that_the_run_on_the_page_did_not_prune_is_told() -> None:
     said = "a layer of your study that this run did not prune"
     for layers, is_told in (([COLUMNAR], False), (["model.layers.0.mlp.up_proj"], True)):
-        report = SimpleNamespace(layers=pd.DataFrame({"layer": layers}))
-        run = SimpleNamespace(copies=[SimpleNamespace(report=report)])
+        run = SimpleNamespace(copies=[SimpleNamespace(layers=pd.DataFrame({"layer": layers}))])
         assert (said in told(COLUMNAR, list(LABELS), run)) is is_told  # type: ignore[arg-type]
     assert "five stages" not in told(COLUMNAR, ["sweep", "admm"], None)

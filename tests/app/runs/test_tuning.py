@@ -24,7 +24,7 @@ from rose.model.defaults import TUNING
 from rose.model.load.tokens import load_apart
 from rose.model.tune.task import TuneSettings
 from rose.report import ERRORS
-from tests.app.runs.made_reports import made_report
+from tests.app.runs.made_reports import made_report, made_tuning
 from tests.app.tiny_study import finish, tune_one_epoch
 
 REQUEST = PruneRequest(("sparsegpt",), ("0.7",), windows=3, window_length=16, prompt="Hello", new_tokens=2, keep="best")
@@ -55,18 +55,17 @@ def test_a_tuned_copy_stands_beside_the_others(
     pruned._publish = told.append
     (source,) = pruned.copies
     for _ in range(2):  # the second takes the place of the first
-        run = finish(TuningRun(pruned, TuneRequest(source.label), lambda: loaded))
+        run = finish(TuningRun(pruned, TuneRequest(source.name), lambda: loaded))
     assert all(map(torch.equal, before, loaded.model.parameters()))
     copy = run.copy
     assert copy is not None
-    assert copy.report is not None
     assert run.found is not None
-    assert [one.label for one in pruned.copies] == [source.label, TUNED]
-    assert all(map(torch.equal, zeros(source.checkpoint), zeros(copy.checkpoint)))
+    assert [one.name for one in pruned.copies] == [source.name, TUNED]
+    assert all(map(torch.equal, zeros(pruned.kept(source)), zeros(pruned.kept(copy))))
     summary = run.found.summary
-    assert summary["zeros"] == summary["zeros_before"] == sum(int(mask.sum()) for mask in zeros(copy.checkpoint))
+    assert summary["zeros"] == summary["zeros_before"] == sum(int(mask.sum()) for mask in zeros(pruned.kept(copy)))
     windows = REQUEST.evaluated(loaded.tokenizer, pruned.setup, pruned.setup.draw(loaded.tokenizer))
-    kept = rose.load_model(str(copy.checkpoint))[0]
+    kept = rose.load_model(str(pruned.kept(copy)))[0]
     assert copy.perplexity == pytest.approx(rose.perplexity(kept, windows), rel=1e-5)
     assert summary["held_out_after"] < summary["held_out_before"]
     assert copy.result.seconds == pytest.approx(source.result.seconds + summary["seconds"])
@@ -74,39 +73,42 @@ def test_a_tuned_copy_stands_beside_the_others(
     assert f"from {source.perplexity:.3g}"[:7] in tuning.says(run)
     assert f"{summary['zeros']:,}".replace(",", " ")[:2] in tuning.says(run)
     assert "as before." in tuning.says(run)
-    assert list(tuning.offered(pruned)) == [source.label]
+    assert list(tuning.offered(pruned)) == [source.name]
     assert not tuning.rounded(pruned)
     with monkeypatch.context() as patch:
-        patch.setattr(pruned, "copies", [replace(one, case=one.case._replace(bits=4)) for one in pruned.copies])
+        place = pruned.kept(source)
+        assert place is not None
+        patch.setitem(pruned.checkpoints, f"{source.name}, 4 bits", place)
+        patch.setattr(pruned, "copies", [one.with_recipe(bits=4) for one in pruned.copies])
         assert not tuning.offered(pruned)
-        assert tuning.rounded(pruned) == [f"{source.label}, 4 bits"]
-    assert list(kept_checkpoints([pruned], pruned.setup.model)) == [TUNED, source.label]
-    assert set(layer_table(pruned.models)["method"]) == {"sparsegpt"}
-    assert len(layer_table(pruned.models)) == len(source.report.layers if source.report else [])
+        assert tuning.rounded(pruned) == [f"{source.name}, 4 bits"]
+    assert list(kept_checkpoints([pruned], pruned.setup.model)) == [TUNED, source.name]
+    assert set(layer_table(pruned.copies)["method"]) == {"sparsegpt"}
+    assert len(layer_table(pruned.copies)) == len(source.layers)
     assert model_table(pruned.models)["mean_relative_error"].isna().tolist() == [True, False, True]
-    assert shipping.advise([one.result for one in pruned.copies])[0].copy.name in (TUNED, source.label)
+    assert shipping.advise([one.result for one in pruned.copies])[0].copy.name in (TUNED, source.name)
     assert len(tuning_curve(run.curve, run.steps, dense=run.dense).data) == 9
 
     # As every page, file and report has it.
-    assert told[-1] is copy.report
-    assert str(copy.report.summary["command"]).endswith(f"--tune {run.minutes:g}")
-    assert copy.report.summary["environment"] == summary["environment"]
-    copy.report.save(tmp_path / "tuned")
-    for (one,) in (finished.runs_of(told[-1]), finished.read_runs(str(tmp_path / "tuned"))):
+    assert told[-1] is copy
+    assert str(copy.summary["command"]).endswith(f"--tune {run.minutes:g}")
+    assert copy.summary["environment"] == summary["environment"]
+    copy.save(tmp_path / "tuned")
+    for (one,) in (told[-1].runs, finished.read_runs(str(tmp_path / "tuned"))):
         assert one.name == TUNED
-        assert " · SparseGPT, tuned · 0.7 · " in one.label
-        assert one.layers[list(ERRORS)].isna().all(axis=None)
+        assert " · SparseGPT, tuned · 0.7 · " in finished.label(one)
+        assert one.by_layer[list(ERRORS)].isna().all(axis=None)
         assert not one.drift
-        assert (one.layers["change"] > 0).all()
-        assert one.layers["change"].tolist() == pytest.approx(tuning.moved(run)["change"].tolist())
-        assert pairs.setup_of(one).dense == pytest.approx(pruned.dense.perplexity if pruned.dense else 0)
+        assert (one.by_layer["change"] > 0).all()
+        assert one.by_layer["change"].tolist() == pytest.approx(tuning.moved(run)["change"].tolist())
+        assert one.setup.dense == pytest.approx(pruned.dense.perplexity if pruned.dense else 0)
         found = pairs.result_of(one)
         assert found is not None
         assert (found.value, found.seconds) == pytest.approx((copy.perplexity, copy.result.seconds))
         assert "eight steps, 16 × 32 tokens, loss ce" in pairs.settings([one]).set_index("setting")[TUNED]["tuned"]
-    (twice,) = finished.runs_of(run.found.added_to(copy.report))
-    assert finished.seconds_of(twice.summary) == pytest.approx(copy.result.seconds + summary["seconds"])
-    both = [one for report in (told[-1], source.report) if report for one in finished.runs_of(report)]
+    (twice,) = run.found.added_to(copy).runs
+    assert twice.seconds == pytest.approx(copy.result.seconds + summary["seconds"])
+    both = [told[-1], source]
     report = html_report.report_of(both)
     assert any(finding.startswith(f"{TUNED}: tuning for") for finding in report.findings)
     assert "same relative range" not in " ".join(report.findings)  # it is that of the same dense model
@@ -123,7 +125,8 @@ def test_an_earlier_tuned_copy_stays_until_the_next_one_is_written(
 
     copy = tune("done").copy
     assert copy is not None
-    assert copy.checkpoint is not None
+    place = pruned.kept(copy)
+    assert place is not None
     known = list(pruned.copies)
 
     def full(*_what: object, **_more: object) -> None:
@@ -136,10 +139,10 @@ def test_an_earlier_tuned_copy_stays_until_the_next_one_is_written(
         patch.setattr(run_of_pruning, "free_space", lambda: 0)
         assert "so the earlier one stays; free some space." in tune("failed").job.message
     assert pruned.copies == known
-    assert zeros(copy.checkpoint)
-    shutil.rmtree(copy.checkpoint)
+    assert zeros(pruned.kept(copy))
+    shutil.rmtree(place)
     tune("done")
-    assert zeros(copy.checkpoint)
+    assert zeros(pruned.kept(copy))
 
 
 def test_a_copy_that_is_gone_is_told_of(pruned: PruningRun, loaded: LoadedModel) -> None:
@@ -170,7 +173,7 @@ def test_who_has_enough_keeps_the_best_so_far(
     assert run.found.summary["kept_step"] == 2
     assert 2 <= run.found.summary["steps"] < 8
     assert " of 8 in " in tuning.says(run)
-    assert run.copy.label in [one.label for one in pruned.copies]
+    assert run.copy.name in [one.name for one in pruned.copies]
 
 
 @pytest.mark.parametrize("looks", [1, 3])
@@ -214,17 +217,18 @@ def test_text_that_is_evaluated_is_not_trained_on(loaded: LoadedModel, tmp_path:
 
 
 def test_what_a_file_says_of_tuning_is_checked() -> None:
-    known = {"steps": 9, "steps_planned": 9, "kept_step": 9, "zeros": 1, "weights": 2, "samples": 2, "length": 8}
-    known |= {"curve": [{"step": 0, "seconds": 1.0, "loss": None, "held_out": 2.0}]}
-    known |= {"seconds": 118.0, "rate": 0.1, "minutes": 2.0, "change": {"model.layers.0.mlp.down_proj": 0.5}}
-    (run,) = finished.runs_of(made_report(tuned=known))
+    curve = [{"step": 0, "seconds": 1.0, "loss": None, "held_out": 2.0}]
+    known = made_tuning(
+        {"model.layers.0.mlp.down_proj": 0.5}, curve=curve, seconds=118.0, minutes=2.0, zeros=1, weights=2
+    )
+    (run,) = made_report(tuned=known).runs
     assert run.name == "SparseGPT at 0.7, tuned 2 min"
-    assert run.layers["change"].notna().sum() == 1
-    (short,) = finished.runs_of(made_report(tuned=known | {"seconds": 25.0}))  # one step, and no room for another
+    assert run.by_layer["change"].notna().sum() == 1
+    (short,) = made_report(tuned=known | {"seconds": 25.0}).runs  # one step, and no room for another
     assert short.name == "SparseGPT at 0.7, tuned 25 s"
     for wrong in ({"steps": -1}, {"change": {"a": "<b>"}}, {"seconds": "soon"}, {"rate": float("inf")}):
-        with pytest.raises((TypeError, ValueError)):
-            finished.runs_of(made_report(tuned={**known, **wrong}))
+        with pytest.raises(rose.RoseError, match="not a report written by rose"):
+            rose.RunReport.from_json(made_report(tuned={**known, **wrong}).to_json())
     assert "loss ·b·," in finished.says_tuned(known | {"loss": "<b>"})
     said = f"tuning for {words.duration(118)} keeps 1 of 2 weights zero."
     assert html_report.run_findings(run)[1] == f"SparseGPT at 0.7, tuned 2 min: {said}"

@@ -17,7 +17,6 @@ from app.runs import check_report, checked, widgets
 from app.runs.checked import CheckpointRun
 from app.runs.checkpoints import Checkpoint
 from app.runs.html_page import to_html
-from app.runs.pairs import setup_of
 from app.study.setup import Setup
 from rose.model.network.layers import prunable_layers
 from tests.app.tiny_study import ended, figures, open_on, texts, titles
@@ -136,11 +135,11 @@ def test_with_tokens_it_says_what_compensation_recovered_and_other_pages_take_it
     drift = run.found.summary["drift"]
     assert f"After decoder block 2 the drift is {words.number(drift[-1]['drift'])}" in titles(app)[0]
 
-    finished = checked.as_finished(run)
-    assert finished.layers["target_error"].tolist() == run.found.layers["error"].tolist()
+    finished = checked.record_of(run)
+    assert finished.by_layer["target_error"].tolist() == run.found.layers["error"].tolist()
     assert [entry["drift"] for entry in finished.drift] == [entry["drift"] for entry in drift]
     assert finished.number("perplexity_after") == run.found.summary["perplexity_after"]
-    known = setup_of(finished)
+    known = finished.setup
     assert known.windows == f"{setup.held_out} × {setup.length} of held out"
     assert known.environment == re.sub(r"\(R\)|\(TM\)", "", run.found.summary["environment"])
     links = {link.proto.page.rpartition("/")[2]: link.proto.query_string for link in app.get("page_link")}

@@ -17,6 +17,7 @@ from app.figures import palette
 from app.study.own_numbers import read_numbers
 from app.study.study import Study
 from rose.model.walk.walk import BlockStatistics
+from tests.app.runs.made_reports import made_report, made_tuning
 from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts, tiny_model, titles
 from tests.model.families import make_model
 
@@ -180,8 +181,8 @@ def test_ones_own_numbers_are_drawn_as_one_more_map(study: Study, tmp_path: Path
         (b"layer,value\na,1\na,2\n", "Line 3, column layer: a is there twice"),
         (b"layer,value\na\n", "Line 2 has 1 fields, and the first line 2"),
         (b"layer,value\nc,1\n", "names no layer of this model, such as c; its layers are called a"),
-        (b'{"summary": {}}', "no report of a tuned model"),
-        (b'{"summary": {"tuned": {"change": {"a": Infinity}}}}', "Layer a, column change: 'inf' is no finite number"),
+        pytest.param(made_report().to_json().encode(), "no report of a tuned model", id="not tuned"),
+        (b'{"summary": {"tuned": {"change": {"a": 1}}}, "layers": []}', "is a report of version 0.1.0"),
         (b"\xff\xfe", "cannot be read as text"),
         ("/nowhere/scores.csv", "There is no file /nowhere/scores.csv"),
     ],
@@ -192,7 +193,7 @@ def test_a_file_of_numbers_that_cannot_be_is_refused(content: bytes | str, says:
 
 
 def test_a_report_says_how_far_tuning_moved_layers() -> None:
-    content = json.dumps({"summary": {"tuned": {"change": {"a": 0.25, "c": 1}}}}).encode()
+    content = made_report(tuned=made_tuning({"a": 0.25, "c": 1.0})).to_json().encode()
     known, unknown = read_numbers(content, ["a", "b"])
     assert (known.to_dict(), unknown) == ({"a": 0.25}, ["c"])
 

@@ -18,7 +18,7 @@ import rose
 from app import session, shared
 from app import words as app_words
 from app.runs import finished, html_report, shipping, tuning
-from app.runs.pruning import PruningRun
+from app.runs.pruning import PruningRun, file_name
 from app.runs.request import HELD_OUT
 from app.runs.tuning import TuningRun
 from app.study.setup import Setup
@@ -103,15 +103,15 @@ def test_the_url_finds_a_run_again(setup: Setup) -> None:
     (size,) = again.table[0].value.to_dict("records")
     assert size["Copy"] == "SparseGPT at 0.7, 4 bits"
     assert size["What loads it"].endswith("q4_0, pruned layers exact")
-    exact = packed_size(rose.load_model(str(run.copies[0].checkpoint))[0])
+    exact = packed_size(rose.load_model(str(run.kept(run.copies[0])))[0])
     assert (size["Checkpoint"], size["Packed"]) == (app_words.size(exact.plain), app_words.size(exact.stored))
     assert (summary["plain_bytes"], summary["packed_bytes"]) == (exact.plain, exact.stored)
-    report = html_report.report_of(finished.runs_of(run.copies[0].report))
+    report = html_report.report_of(run.copies)
     assert not any("It takes" in one for one in report.findings)  # a single copy is no choice
-    (form,) = (one for one in again.segmented_control if one.key == f"ship_as_{run.copies[0].name}")
-    add_merge(run.copies[0].checkpoint)
+    (form,) = (one for one in again.segmented_control if one.key == f"ship_as_{file_name(run.copies[0])}")
+    add_merge(run.kept(run.copies[0]))
     form.set_value("q4_0").run()
-    again.button(key=f"ship-write-{run.copies[0].name}").click().run()
+    again.button(key=f"ship-write-{file_name(run.copies[0])}").click().run()
     assert run.file is not None
     ended(run.file)
     again.run()
@@ -133,9 +133,8 @@ def assert_one_verdict(app: AppTest, run: PruningRun, folder: Path) -> None:
     titles = [json.loads(drawn)["layout"]["meta"]["finding"] for drawn in figures(app)]
     assert len(titles) == 2
     assert titles[0] == verdict
-    reports = [copy.report for copy in run.copies if copy.report is not None]
-    here = html_report.report_of([one for report in reports for one in finished.runs_of(report)])
-    for at, report in enumerate(reports):
+    here = html_report.report_of(run.copies)
+    for at, report in enumerate(run.copies):
         report.save(folder / "saved" / str(at))
     saved = html_report.report_of(finished.read_runs(str(folder / "saved")))
     said = [*titles, texts(app)]
@@ -181,9 +180,9 @@ def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
         assert outcome is not None
         assert row["Perplexity"] == f"{outcome.perplexity:.2f}"
         assert row["× dense"] == f"{outcome.perplexity / run.dense.perplexity:.2f}"
-        if outcome.report:
-            assert row["Mean error, calibration"] == app_words.number(outcome.report.summary["mean_relative_error"])
-            assert row["Mean error, held-out"] == app_words.number(outcome.report.summary["mean_held_out_error"])
+        if outcome is not run.dense:
+            assert row["Mean error, calibration"] == app_words.number(outcome.summary["mean_relative_error"])
+            assert row["Mean error, held-out"] == app_words.number(outcome.summary["mean_held_out_error"])
             assert row["Removed of these layers"] == "50.00 %"
     assert "Perplexity on 3 × 16 tokens of held-out windows" in texts(app)
     assert_one_verdict(app, run, tmp_path)
@@ -198,13 +197,12 @@ def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
     codes = [block.value for block in app.code]
     for outcome in models:
         assert outcome is not None
-        assert outcome.text in codes
-        assert f"**{outcome.label}**, perplexity {outcome.perplexity:.2f}" in texts(app)
+        assert outcome.summary["continuation"] in codes
+        assert f"**{outcome.name}**, perplexity {outcome.perplexity:.2f}" in texts(app)
 
     app = view(app, "Downloads")
     for outcome in run.copies:
-        assert outcome.checkpoint is not None
-        assert rose.load_model(str(outcome.checkpoint))
+        assert rose.load_model(str(run.kept(outcome)))
     assert len(app.get("download_button")) == 2 + 3 * 4 + 2 + 1  # two are recommended, and there is a report
 
 
@@ -240,9 +238,9 @@ def test_only_chosen_layers_and_a_zip(setup: Setup) -> None:
     app.toggle(key="prune_true_sequential").set_value(True).run()
     assert "One copy, seven layers" in texts(app)
     app, run = pruned(app)
-    assert [len(outcome.report.layers) for outcome in run.copies if outcome.report] == [7]
-    assert all(outcome.report.summary["true_sequential"] for outcome in run.copies if outcome.report)
-    archive = run.copies[0].checkpoint
+    assert [len(outcome.layers) for outcome in run.copies] == [7]
+    assert all(outcome.summary["true_sequential"] for outcome in run.copies)
+    archive = run.kept(run.copies[0])
     assert archive is not None
     assert archive.exists()
     assert len(view(app, "Downloads").get("download_button")) == 2 + 3 + 2
@@ -298,7 +296,7 @@ def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch
     assert "No factor was found." in app.error[0].value
     assert "One model finished before that" in texts(app)
     assert list(of_models(app)["Model"]) == ["Dense", "SparseGPT at 0.7"]
-    archive = run.copies[0].checkpoint
+    archive = run.kept(run.copies[0])
     assert archive is not None
     assert archive.exists()
     assert len(view(app, "Downloads").get("download_button")) == 2 + 3 + 2
@@ -402,7 +400,7 @@ def test_another_persons_run_is_neither_stopped_nor_deleted(setup: Setup, halt: 
     go_on.set()
     ended(run)
     pruned(other.run())
-    kept = run.copies[0].checkpoint
+    kept = run.kept(run.copies[0])
     assert kept is not None
     assert kept.exists()
     pruned(app.run())
@@ -424,8 +422,7 @@ def test_both_targets_are_pruned_shown_and_said_in_the_recipes(setup: Setup) -> 
     app, run = pruned(app)
     shown = of_models(app).to_dict("records")
     assert [row["Model"] for row in shown] == ["Dense", "SparseGPT at 0.7", "SparseGPT at 0.7, target layer"]
-    report = run.copies[0].report
-    assert report is not None
+    report = run.copies[0]
     assert shown[1]["Against dense, held-out"] == app_words.number(report.layers["held_out_target_error"].mean())
     assert shown[2]["Against dense, held-out"] == "–"
     assert [report.summary["target"] for report in list(shared.reports())[-2:]] == ["dense", "layer"]
@@ -479,7 +476,7 @@ def test_what_is_left_is_tuned(setup: Setup, text: Path, monkeypatch: pytest.Mon
     assert tuning.says(run.tuning).split(" s ")[0] in texts(app)
     assert "weights are zero, as before." in texts(app)
     assert any("Held-out perplexity is" in title for title in titles(app))
-    assert [copy.label for copy in run.copies if copy.checkpoint] == ["SparseGPT at 0.7", tuned]
+    assert [copy.name for copy in run.copies if run.kept(copy)] == ["SparseGPT at 0.7", tuned]
     app.session_state["tune-moved"] = True
     app.run()
     assert any("Change by tuning of every layer" in title for title in titles(app)), titles(app)

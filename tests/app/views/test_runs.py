@@ -13,7 +13,7 @@ from app.runs.drift_sections import DRIFT, ORIGIN, REPAIR
 from app.runs.pairs import MOST
 from app.runs.pruning import PruningRun
 from app.study.setup import Setup
-from tests.app.runs.made_reports import made_report, saved
+from tests.app.runs.made_reports import made_report, made_tuning, saved
 from tests.app.runs.test_pruning import CSV
 from tests.app.tiny_study import ended, figures, open_on, open_page, texts, titles
 
@@ -193,7 +193,7 @@ def test_two_targets_are_compared_and_then_shown(setup: Setup, server: deque[ros
     assert len(app.multiselect(key="runs").value) == 2
     assert "target dense" in figures(app)[0].replace("\\u003cbr\\u003e", " ")
     for outcome in run.copies:
-        assert f"{outcome.label}: {outcome.perplexity:.3g}" in texts(app)
+        assert f"{outcome.name}: {outcome.perplexity:.3g}" in texts(app)
 
 
 def test_results_over_seeds(server: deque[rose.RunReport], tmp_path: Path) -> None:
@@ -211,17 +211,14 @@ def test_results_over_seeds(server: deque[rose.RunReport], tmp_path: Path) -> No
 
 
 def test_beside_a_tuned_copy_totals_come_first_and_no_measure_by_itself(server: deque[rose.RunReport]) -> None:
-    counts = dict.fromkeys(("steps", "steps_planned", "kept_step", "zeros", "weights", "samples", "length"), 4)
-    layers = list(made_report().layers["layer"])
-    tuned = counts | {
-        "minutes": 3.0,
-        "seconds": 180.0,
-        "rate": 0.001,
-        "curve": [],
-        "change": dict.fromkeys(layers, 0.1),
-    }
-    copies = [made_report("rose", 0.8), made_report("rose", 0.8, tuned=tuned, perplexity_after=25.0)]
-    server += [made_report(), *copies, made_report(tuned=tuned)]  # on offer the last one comes first
+    tuned = made_tuning(dict.fromkeys(made_report().layers["layer"], 0.1))
+    better = made_report("rose", 0.8, tuned=tuned, perplexity_after=25.0).without_errors()
+    server += [
+        made_report(),
+        made_report("rose", 0.8),
+        better,
+        made_report(tuned=tuned).without_errors(),
+    ]  # on offer the last one comes first
     app = open_page(PAGE, runs_view="Difference")
     ours = "tiny · ROSE, tuned · 0.7 · six layers"
     assert app.multiselect(key="runs").value[:2] == [BASE, OURS]

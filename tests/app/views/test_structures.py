@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import rose
 from app.runs import tuning
 from app.runs.checkpoints import size_of
-from app.runs.slimming import Outcome, Slimming, Speedup
+from app.runs.pruning import dense_record, measured_perplexity
+from app.runs.slimming import Slimming, Speedup
 from app.runs.tuning import SlimTuning
 from app.study.setup import Setup
 from app.study.structures import Structures
@@ -103,6 +104,9 @@ def test_the_decoder_block_chosen_here_is_chosen_on_every_page(study: Study) -> 
     assert app.query_params["layer"] == "model.layers.2.self_attn.o_proj"
 
 
+SPEED = "tokens_per_second"
+
+
 def raises(*_what: object, **_more: object) -> None:
     raise rose.RoseError("No space left.")
 
@@ -114,59 +118,55 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(Setup, "draw", lambda *_: tokens)
     loaded = LoadedModel(model, byte_tokenizer(), threading.Lock())
     run = finish(Slimming(study.setup, SlimSettings(ratio=0.3), lambda: loaded))
-    dense, slim = run.outcomes
-    assert slim.parameters < dense.parameters == sum(p.numel() for p in before)
-    assert run.report is not None
-    assert run.report.summary["kept_parameters"] == slim.parameters
-    held_out, said = tokens[1], run.report.summary
+    _, slim = run.models
+    parameters, speed = ([model.summary[name] for model in run.models] for name in ("kept_parameters", SPEED))
+    assert parameters[1] < parameters[0] == sum(p.numel() for p in before)
+    held_out, said = tokens[1], slim.summary
     assert held_out is not None
     assert (said["windows"], said["window_length"], said["evaluated_on"]) == (2, 32, "held out")
     assert said["perplexity_before"] == pytest.approx(rose.perplexity(model, held_out))
-    assert said["losses_after"] == list(slim.losses)
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
     assert run.checkpoint is not None
-    assert size_of(run.checkpoint) > 4 * slim.parameters
-    folder, report = run.checkpoint, run.report
+    assert size_of(run.checkpoint) > 4 * parameters[1]
+    folder = run.checkpoint
 
     # Tuned, it stands beside the two, and a second tuning takes the first one's place.
     monkeypatch.setattr(tuning, "load_apart", lambda *_text, **_sizes: tokens)
     tune_one_epoch(monkeypatch, 1e-3)
     for _ in range(2):
         last = run.tuning = finish(SlimTuning(run, 3.0, lambda: loaded))
-    tuned = run.outcomes[2]
-    assert [one.label for one in run.outcomes] == ["Dense", "obs, 30 % out", "obs, 30 % out, tuned"]
-    assert (tuned.parameters, tuned.speed) == (slim.parameters, slim.speed)
-    assert tuned.perplexity is not None
-    assert slim.perplexity is not None
+    tuned = run.models[2]
+    assert [one.name for one in run.models] == ["Dense", "obs, 30 % out", "obs, 30 % out, tuned"]
+    assert [tuned.summary[name] for name in ("kept_parameters", SPEED)] == [parameters[1], speed[1]]
     assert tuned.perplexity < slim.perplexity
-    assert run.report.summary["tuned"]["kept_step"] > 0
-    assert run.report.summary["environment"] == run.report.summary["tuned"]["environment"]
-    assert "mean_relative_error" not in run.report.summary
-    assert "tuned" not in report.summary
+    assert tuned.summary["tuned"]["kept_step"] > 0
+    assert tuned.summary["environment"] == tuned.summary["tuned"]["environment"]
+    assert "mean_relative_error" not in tuned.summary
+    assert "tuned" not in slim.summary
     assert folder.exists()
     assert run.checkpoint.name == "slim-obs-0.3-tuned"
-    assert run.report.summary["tuned"]["losses_before"] == list(slim.losses)
-    assert run.report.summary["perplexity_after"] == tuned.perplexity
+    assert tuned.summary["tuned"]["losses_before"] == said["losses_after"]
+    assert "tuned_before" not in tuned.summary
     assert rose.perplexity(rose.load_model(str(run.checkpoint))[0], held_out) == pytest.approx(tuned.perplexity)
     with monkeypatch.context() as patch:
         patch.setattr(rose, "save_model", raises)
         assert finish(SlimTuning(run, 3.0, lambda: loaded), "failed").job.message == "No space left."
     assert rose.load_model(str(run.checkpoint))
     app = open_page(PAGE, study, structures_view="Make it smaller")
-    run.report = run.report.with_summary(remarks=["It has taken another share than asked."])
-    run.report.layers["is_damping_raised"] = True
+    run.models[2] = tuned.with_summary(remarks=["It has taken another share than asked."])
+    tuned.layers["is_damping_raised"] = True
     app.session_state["slimming"] = run
     app.run()
     assert not app.exception
-    assert len(run.report.remarks) > 0
-    for remark in (*run.report.remarks, *run.report.summary["remarks"]):
+    assert len(run.models[2].remarks) > 1
+    for remark in run.models[2].remarks:
         assert remark in texts(app)
     assert app.button(key="slim-tune-start").label == "Tune for 3 minutes"
     assert tuning.says_slim(last) in texts(app)
     assert re.search(r"steps? in .* takes? perplexity from .* times that before tuning \(", tuning.says_slim(last))
     assert run.speedup is not None
     assert run.speedup.turns >= 5
-    assert slim.speed / dense.speed == pytest.approx(run.speedup.ratio.value)  # the table says what the sentence does
+    assert speed[1] / speed[0] == pytest.approx(run.speedup.ratio.value)  # the table says what the sentence does
     assert run.speedup.says() in texts(app)
     assert "held-out tokens; that of Prune is on others, so not comparable." in texts(app)
     assert "the curve is on those, so not comparable with perplexity above" in texts(app)
@@ -193,7 +193,7 @@ def test_a_cancelled_run_ends(monkeypatch: pytest.MonkeyPatch, study: Study) -> 
         raise rose.Cancelled
 
     monkeypatch.setattr(rose, "prune_structured", stop)
-    assert finish(Slimming(study.setup, SlimSettings(), lambda: loaded), "cancelled").report is None
+    assert finish(Slimming(study.setup, SlimSettings(), lambda: loaded), "cancelled").models == []
 
 
 def test_a_cut_in_a_model_of_more_channels_is_no_cut_in_this_one(study: Study) -> None:
@@ -233,7 +233,9 @@ def test_windows_that_stand_out_are_said_of_each_smaller_model(study: Study) -> 
     run = Slimming(study.setup, SlimSettings(), lambda: None)  # type: ignore[arg-type,return-value]
     dense, odd = (4.0, 4.1, 4.2, 4.1), (4.1, 4.2, 6.5, 4.2)
     even = tuple(loss + 0.1 for loss in dense)
-    run.outcomes = [Outcome(name, 1, losses, 1.0, "") for name, losses in (("Dense", dense), ("A", odd), ("B", even))]
+    measured = [measured_perplexity(torch.tensor(losses).double()) for losses in (dense, odd, even)]
+    before = {name.replace("after", "before"): value for name, value in measured[0].items()}
+    run.models = [dense_record(name, before | after) for name, after in zip(("Dense", "A", "B"), measured, strict=True)]
     (first, *cautions), (second, *none) = run.perplexities()
     assert first.startswith("A takes perplexity on held-out windows from 60.3 to ")
     assert cautions[0].startswith("In one of four windows the loss rose")

@@ -728,15 +728,15 @@ def test_commands_tune_and_say_what_they_did(tmp_path, monkeypatch, capsys):
     pruned, tuned = tmp_path / "pruned", tmp_path / "tuned"
     prune = ["prune", "--model", tiny, *windows, "--block-size", "16", "--output", str(pruned), "--tune", "0.02"]
     assert cli.main([*prune, *evaluated]) == 0
-    assert json.loads((pruned / "report.json").read_text())["summary"]["tuned"]["steps"] >= 1
+    assert rose.RunReport.load(pruned).summary["tuned"]["steps"] >= 1
     assert cli.main(["tune", str(pruned), "--dense", tiny, *windows, *evaluated, "--output", str(tuned)]) == 0
     said = capsys.readouterr()
     assert "weights are zero, as before" in said.out
     assert re.search(r"Tuning, held-out perplexity \d+\.\d\d: \d+ of", said.err)
-    summary = json.loads((tuned / "report.json").read_text())["summary"]
+    summary = rose.RunReport.load(tuned).summary
     assert summary["tuned"]["dense"] == tiny
     assert None not in (summary["perplexity_after"], summary["tuned"]["perplexity_before"])
-    former = json.loads((pruned / "report.json").read_text())["summary"]["tuned"]
+    former = rose.RunReport.load(pruned).summary["tuned"]
     assert summary["tuned_before"] == [former]
     one, other = (rose.load_model(str(folder))[0] for folder in (pruned, tuned))
     assert all(map(torch.equal, masks(one), masks(other)))
@@ -750,7 +750,7 @@ def test_commands_tune_and_say_what_they_did(tmp_path, monkeypatch, capsys):
     (pruned / "report.json").write_text('{"loss": 1}')  # another program's
     assert cli.main(["tune", str(pruned), "--dense", tiny, *windows, "--output", str(tmp_path / "foreign")]) == 0
     whole = (tmp_path / "foreign" / "report.json").read_text()
-    assert json.loads(whole)["summary"]["method"] == "as-found"
+    assert rose.RunReport.from_json(whole).method == "as-found"
     (tmp_path / "foreign" / "report.json").write_text(whole[:-9])
     capsys.readouterr()
     assert cli.main(["tune", str(tmp_path / "foreign"), "--dense", tiny, "--output", str(tmp_path / "none")]) == 2
