@@ -1,10 +1,7 @@
-"""Typed results as pandas, JSON, CSV and parquet; the report of a run."""
+"""The record of a run: what was asked, what came out; one writer and one reader."""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
 import json
 import math
 import re
@@ -15,15 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
-    Annotated,
     Any,
     Literal,
-    NamedTuple,
-    TypeVar,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
 )
 
 import numpy as np
@@ -33,43 +23,28 @@ from rose.errors import RoseError
 from rose.files import check_small, expand, reachable, write_atomically
 from rose.layer.registry import label_of
 from rose.output import check_folder, new_folder
+from rose.rows import (
+    ERRORS,
+    INFINITE,
+    LayerRecord,
+    csv_text,
+    finite,
+    json_rows,
+    json_table,
+    mean_or_none,
+    pruned_rows,
+    records_table,
+    removed_fraction,
+    with_cautions,
+)
 from rose.verdicts import EvaluationSetup, Result, caution_column, cautions
 from rose.wording import duration, out_of, place_of, sentence, short_text, whole
 
 if TYPE_CHECKING:
     from rose.layer.paper import PaperFigures
 
-Record = TypeVar("Record")
-FLOAT32_MAX = 3.5e38  # no finite number beyond it was computed from a model's outputs
 
-
-class Within(NamedTuple):
-    """What a number that is read from a file may be: its bounds, and whether it may be NaN, for `Annotated`.
-
-    Infinity is an overflow that was measured, where the bound is the default.
-    """
-
-    low: float
-    high: float = FLOAT32_MAX
-    or_nan: bool = False
-
-    def __contains__(self, value: object) -> bool:
-        assert isinstance(value, float | int)
-        if value != value:  # math.isnan does not take every whole number
-            return self.or_nan
-        return self.low <= value <= self.high or (value == math.inf and self.high == FLOAT32_MAX)
-
-
-Count = Annotated[int, Within(0, 10**15)]
-Share = Annotated[float, Within(0, 1)]
-NotNegative = Annotated[float, Within(0)]
-NotNegativeOrNan = Annotated[float, Within(0, or_nan=True)]
-Measured = Annotated[float, Within(-FLOAT32_MAX, or_nan=True)]
-WHOLE_NUMBER = 2**63  # from which on no column of whole numbers can hold one
-MOST_COLUMNS = 200  # of a table of rows, which has about 30
 LANGUAGE_PART = "Only the language model of these files was read: a copy is for text alone, not for pictures or sounds."
-ERRORS = ("relative_error", "held_out_error", "target_error", "held_out_target_error")  # of a layer, or of a part
-INFINITE = "Infinity"  # an error in a report.json
 _BEGINS = b'{\n "version": '  # a report.json of ours
 _BEGAN = b'{\n "summary": {'  # one of version 0.1.0
 _NAME = re.compile(r"[\w.:@/%+-]{1,200}")  # of layers, projections and methods
@@ -93,105 +68,6 @@ CONCLUDED = (
     *("perplexity_after", "losses_before", "losses_after", "command", "made_with", "tuned", "tuned_before"),
 )
 Kind = Literal["prune", "slim", "study", "check"]
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # no name and no sentence has such a character
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a text begins with that a spreadsheet would compute
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """One pruned layer in numbers; errors are relative to the dense output, `seconds` is pruning alone.
-
-    `relative_error` and `held_out_error` are against what the layer's dense weight puts out on the same, pruned inputs;
-    `target_error` and `held_out_target_error` against the dense model's output, where that was the target (see
-    `rose.layer.target`). `target` says which one that was: "layer", its own output; "dense"; or "dense and stream",
-    which makes good what the residual stream has lost, too. Held-out ones are None where no held-out tokens were given.
-    `damping` and `target_damping` are relative to the mean of diag(H). `tokens` of calibration have reached the layer:
-    few or none where it is of an expert, which may then have been left dense, with sparsity 0.
-    `is_damping_raised`: the Hessian could not be factorized with the damping asked for, or with the target damping.
-    `sparsity` counts weights that were zero before too; `zeros_before` is their share, and `asked_sparsity` what was
-    asked of this layer, None in reports of former versions, and where it was left dense.
-    `order` and `budget` are those used, which tells what ROSE decided and what "measured" chose.
-    `column_variation` is that of `OrderPlan`; None in reports of former versions, and where nothing was pruned.
-    `pruning_error` and `rounding_error`: what each adds to the error against the weights that the layer was to have,
-    its own or those corrected towards the dense target, both relative to the outputs of these; None where nothing was
-    rounded. See `rose.layer.methods.LayerResult`.
-    """
-
-    layer: str
-    block_index: int
-    projection: str
-    rows: Count
-    columns: Count
-    method: str
-    sparsity: Share
-    relative_range: float
-    is_columnar: bool
-    relative_error: float
-    held_out_error: float | None
-    damping: float
-    dead_columns: Count
-    seconds: float
-    order: str
-    budget: str
-    target_error: float | None = None
-    held_out_target_error: float | None = None
-    target_damping: float | None = None
-    tokens: int | None = None
-    target: str = "layer"
-    is_damping_raised: bool = False
-    zeros_before: float = 0.0
-    asked_sparsity: float | None = None
-    column_variation: float | None = None
-    pruning_error: float | None = None
-    rounding_error: float | None = None
-
-
-@dataclass(frozen=True)
-class PartRecord:
-    """One part of a decoder block in numbers; errors are relative to the mean square of the dense projection's output.
-
-    `unrecovered_error` is that of the kept columns as they were; `target_error` and `held_out_target_error` are those
-    against the dense model's output, where that was the target. `units` counts query heads or channels, `swapped` those
-    that came back in place of others. `columns` of the output projection, `tokens` that they were seen on,
-    `dead_columns` and the damping are as in `LayerRecord`; None in reports of former versions.
-    """
-
-    block_index: int
-    part: str
-    layer: str
-    method: str
-    recovery: str
-    units: Count
-    kept_units: Count
-    groups: Count
-    kept_groups: Count
-    parameters: Count
-    kept_parameters: Count
-    relative_error: float
-    unrecovered_error: float
-    held_out_error: float | None
-    swapped: Count
-    seconds: float
-    target_error: float | None = None
-    held_out_target_error: float | None = None
-    columns: int | None = None
-    tokens: int | None = None
-    dead_columns: int | None = None
-    damping: float | None = None
-    is_damping_raised: bool = False
-
-
-def pruned_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The layers that were pruned or rounded, which count in means: some that were left dense, such as experts without
-    tokens, would make the errors of the others look small."""
-    is_pruned = table["sparsity"] != 0
-    return table[is_pruned | table["rounding_error"].notna() if "rounding_error" in table else is_pruned]
-
-
-def removed_fraction(table: pd.DataFrame) -> float:
-    """Of all weights of these layers."""
-    sizes = table["rows"] * table["columns"]
-    return float((table["sparsity"] * sizes).sum() / sizes.sum())
 
 
 @dataclass(frozen=True, eq=False)  # tables have no == that is one truth
@@ -587,10 +463,7 @@ class RunReport:
             if r"\ud" in text.lower():  # half of a pair of surrogates is no character, and cannot be written
                 data = json.loads(json.dumps(data, ensure_ascii=False).encode(errors="replace"))
             _check_version(data, name)
-            _check_rows(data["layers"])
-            table = pd.DataFrame(data["layers"])
-            table = table.astype({name: float for name in (*ERRORS, *_optional(LayerRecord)) if name in table})
-            report = cls(table, dict(data["results"]), dict(data["recipe"]))
+            report = cls(json_table(data["layers"]), dict(data["results"]), dict(data["recipe"]))
             for run in report.runs:
                 run._check()
             return report
@@ -643,38 +516,6 @@ class RunReport:
         write_atomically(folder / REPORT, self.to_json().encode())
         write_atomically(folder / "layers.csv", csv_text(with_cautions(self.layers)).encode())
         write_atomically(folder / "layers.parquet", self.layers.to_parquet(index=False))
-
-
-def _check_rows(rows: Any) -> None:
-    """Raises ValueError unless each cell holds what its column is declared to hold in a record, or None.
-
-    A column that no record declares must hold values of one type, or no table can be written of it.
-    """
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError("its layers are no list of rows")
-    hints = get_type_hints(PartRecord, include_extras=True) | get_type_hints(LayerRecord, include_extras=True)
-    for number, row in enumerate(rows):
-        for name, value in row.items():
-            if value is None or (value == INFINITE and name in ERRORS):
-                continue
-            hint = hints.setdefault(name, float if type(value) is int else type(value))
-            if not _holds(value, hint):
-                raise ValueError(f"layers[{number}].{name[:40]} cannot be {value!r:.40}")
-        if len(hints) > MOST_COLUMNS:
-            raise ValueError("its rows have more columns than any run writes")
-
-
-def _holds(value: Any, hint: Any) -> bool:
-    """Whether a value is of the declared type, `Annotated` or not, and within its limits."""
-    declared, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    types = get_args(declared) or (declared,)  # those of `float | None`
-    if float in types or int in types:
-        is_number = type(value) is float or (type(value) is int and abs(value) < WHOLE_NUMBER)
-        is_typed = is_number and (float in types or value % 1 == 0)
-    else:
-        is_typed = type(value) in types and type(value) in (str, bool)
-        is_typed = is_typed and not (type(value) is str and _CONTROL.search(value))
-    return is_typed and all(value in limit for limit in limits)
 
 
 @contextmanager
@@ -785,6 +626,14 @@ def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
     return pd.to_numeric(table[name], errors="coerce").to_numpy(float)
 
 
+def _mean_errors(pruned: pd.DataFrame) -> dict[str, float | None]:
+    """Means over the layers that were pruned; where none was, the error is 0."""
+    relative = mean_or_none(pruned["relative_error"]) or 0.0
+    means = {"mean_relative_error": relative} | {f"mean_{name}": mean_or_none(pruned[name]) for name in ERRORS[1:]}
+    apart = {f"mean_{name}": mean_or_none(pruned[name]) for name in ("pruning_error", "rounding_error")}
+    return means | {name: mean for name, mean in apart.items() if mean is not None}
+
+
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
@@ -844,123 +693,3 @@ def _begins(place: Path, beginning: bytes) -> bool:
         table = place.with_name("layers.parquet")
         return begins == beginning or (beginning.startswith(begins) and table.is_file())
     return False
-
-
-def with_cautions(layers: pd.DataFrame) -> pd.DataFrame:
-    """A table of layers with its column `cautions`, see `rose.verdicts`; as it is where it holds parts."""
-    return layers.assign(cautions=caution_column(layers)) if "relative_error" in layers else layers
-
-
-def csv_text(table: pd.DataFrame) -> str:
-    """The table as CSV for people, without its index and without formulas."""
-    return without_formulas(table).to_csv(index=False)
-
-
-def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with an apostrophe before every text that a spreadsheet would compute."""
-    safe = table.rename(columns=_no_formula)
-    for place, column in enumerate(table.dtypes):
-        if not pd.api.types.is_numeric_dtype(column):
-            safe.isetitem(place, table.iloc[:, place].map(_no_formula))
-    return safe
-
-
-def _no_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
-
-
-def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows as JSON has them. Not by pandas' own to_json: its decimals are too few for a small error."""
-    return finite(table.to_dict(orient="records"))
-
-
-def finite(value: Any) -> Any:
-    """The value with None for every NaN and infinity in it."""
-    if isinstance(value, Mapping):
-        return {name: finite(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def mean_or_none(column: pd.Series) -> float | None:
-    """The mean of what is known; None where nothing is."""
-    values = pd.to_numeric(column).dropna()
-    return float(values.mean()) if len(values) else None
-
-
-def _mean_errors(pruned: pd.DataFrame) -> dict[str, float | None]:
-    """Means over the layers that were pruned; where none was, the error is 0."""
-    relative = mean_or_none(pruned["relative_error"]) or 0.0
-    means = {"mean_relative_error": relative} | {f"mean_{name}": mean_or_none(pruned[name]) for name in ERRORS[1:]}
-    apart = {f"mean_{name}": mean_or_none(pruned[name]) for name in ("pruning_error", "rounding_error")}
-    return means | {name: mean for name, mean in apart.items() if mean is not None}
-
-
-def records_table(records: Sequence[Any], kind: type = LayerRecord) -> pd.DataFrame:
-    """One row per record of this dataclass; the columns are there even when no record is.
-
-    Columns that may be empty are floats: None everywhere has no dtype.
-    """
-    table = pd.DataFrame(map(dataclasses.asdict, records), columns=[*get_type_hints(kind)])
-    return table.astype(dict.fromkeys(_optional(kind), float))
-
-
-def read_records(path: str | Path, kind: type[Record], holds: str) -> list[Record]:
-    """Reads a CSV file of `records_table`; fields that have a default may be missing.
-
-    Raises RoseError for another file, and says there what it should hold: `holds`, such as "damages". Also for a line
-    that is no whole row, which it names: cut off, or with something else for a number, or a number that cannot be.
-    """
-    try:
-        content = Path(path).read_text(encoding="utf-8")
-        return list(_records(content, kind, f"of {path} is no whole row of {holds}"))
-    except OSError as problem:
-        raise RoseError(f"{path} cannot be read ({problem.strerror}); choose a rows.csv of rose.") from problem
-    except RoseError:
-        raise
-    except (ValueError, csv.Error) as problem:
-        raise RoseError(f"{path} is not a table of {holds}; choose a rows.csv of rose.") from problem
-
-
-def _records(content: str, kind: type[Record], refusal: str) -> Iterator[Record]:
-    """The records of a CSV text; RoseError for a line that holds none, ValueError for other columns."""
-    lines, hints = csv.reader(io.StringIO(content)), get_type_hints(kind, include_extras=True)
-    names, fields = next(lines, []), cast(Any, dataclasses.fields)(kind)
-    required = {field.name for field in fields if field.default is dataclasses.MISSING}
-    if not required <= {*names} or len({*names}) < len(names):
-        raise ValueError("columns are missing, or there twice")
-    for texts in filter(None, lines):
-        try:
-            if len(texts) != len(names):
-                raise ValueError
-            columns = zip(names, texts, strict=True)
-            yield kind(**{name: _read(name, text, hints[name]) for name, text in columns if name in hints})
-        except ValueError as problem:
-            raise _broken(lines.line_num, refusal, problem) from problem
-    if not content.endswith("\n"):
-        raise _broken(lines.line_num, refusal, "")
-
-
-def _broken(line: int, refusal: str, why: object) -> RoseError:
-    return RoseError(f"Line {line} {refusal}{why}; remove it, and the command that wrote the file adds it again.")
-
-
-def _read(name: str, text: str, hint: Any) -> Any:
-    """The value that a field of this type, `Annotated` or not, was written as; ValueError names another text."""
-    declared = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    value: Any = text
-    if declared is not str:
-        if not text and type(None) in get_args(declared):
-            return None
-        number = text if text.isascii() and "_" not in text else "x"  # what Python reads as a number, and nothing else
-        with suppress(ValueError):
-            value = int(number) if declared is int else float(number or "nan")
-    if not _holds(value, hint):
-        raise ValueError(f" ({name} {text[:40]!r})")
-    return value
-
-
-def _optional(kind: type) -> list[str]:
-    """Fields that are a number or None."""
-    return [name for name, hint in get_type_hints(kind).items() if hint in (float | None, int | None)]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import rose
-from rose.report import LayerRecord, finite, records_table
+from rose.rows import LayerRecord, finite, records_table
 from rose.verdicts import caution_column
 from tests.model.families import make_model, make_tokens
 from tests.tiny import byte_tokenizer

@@ -13,7 +13,7 @@ import streamlit as st
 from app import session, words
 from app.figures import style
 from app.figures.style import Drawing
-from rose.report import csv_text, json_rows
+from rose.rows import csv_text, json_rows
 
 # Presses the camera of the figure that a button names, after telling it the format: Plotly itself is out of reach here.
 PICTURES = """<script>

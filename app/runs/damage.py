@@ -20,7 +20,7 @@ from rose.model.estimate.duration import Cost, estimate_damage, sweeps_of
 from rose.model.measure.damage import dense_weights, describe_damage, units_of
 from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport
 from rose.model.network.network import Network
-from rose.report import records_table
+from rose.rows import records_table
 
 
 @dataclass(frozen=True)

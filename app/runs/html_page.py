@@ -21,7 +21,7 @@ from app import words
 from app.figures import style
 from app.figures.style import Drawing
 from rose.environment import says_versions
-from rose.report import csv_text
+from rose.rows import csv_text
 
 LIMIT = 5 * 10**6  # bytes, so that it can be sent by mail
 ROWS = 2000  # of layers that are shown, some 2 MB

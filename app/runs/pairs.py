@@ -10,7 +10,7 @@ from app import words
 from app.figures import style
 from app.runs.finished import settings_of
 from rose import RunReport, verdicts
-from rose.report import ERRORS
+from rose.rows import ERRORS
 from rose.verdicts import EvaluationSetup, Result
 
 MEASURES = {  # column of the layers -> in words, as they follow "the"

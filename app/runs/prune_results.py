@@ -18,7 +18,7 @@ from app.runs.request import HELD_OUT
 from app.runs.shipping import Advice, advise, cost, what_loads, where
 from app.runs.widgets import checkpoint_button, csv_button, file_button
 from rose import RoseError, RunReport
-from rose.report import csv_text, with_cautions
+from rose.rows import csv_text, with_cautions
 from rose.verdicts import Result, says_odd_windows
 
 ERRORS = {  # on, against -> column; those first that are shown unasked

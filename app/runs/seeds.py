@@ -5,10 +5,10 @@ import streamlit as st
 import rose
 from app import components, session
 from app.figures import methods
-from app.runs.results import NUMBERS, read_results
 from app.runs.widgets import file_input
-from rose.files import expand
-from rose.model.measure.comparison import cautions_of, over_seeds, results_of
+from rose.model.measure.comparison import cautions_of, over_seeds, read_comparison, results_of
+
+NUMBERS = ("perplexity", "mean_held_out_error", "seconds")
 
 
 def draw() -> None:
@@ -27,7 +27,7 @@ def draw() -> None:
         )
         return
     try:
-        table = read_results(str(expand(source)) if isinstance(source, str) else source)
+        table = read_comparison(source if isinstance(source, str) else source.getvalue())
     except rose.RoseError as problem:
         components.error(problem)
         return

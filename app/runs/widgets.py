@@ -19,7 +19,7 @@ from app.runs.request import PruneRequest
 from app.study.setup import Setup
 from rose import METHODS, RoseError
 from rose.model.estimate.duration import Cost
-from rose.report import csv_text
+from rose.rows import csv_text
 
 MOST_BYTES = 2 * 10**9  # that a browser is offered
 

@@ -11,7 +11,8 @@ import pandas as pd
 
 from rose import RoseError
 from rose.files import LARGEST, check_small, expand
-from rose.report import FLOAT32_MAX, RunReport
+from rose.report import RunReport
+from rose.rows import FLOAT32_MAX
 from rose.wording import size
 
 COLUMNS = ("layer", "value")

@@ -33,7 +33,7 @@ from rose.model.network.network import Network
 from rose.model.run.one_layer import is_left_dense, measure_layer
 from rose.model.walk.collector import statistics_of
 from rose.model.walk.walk import BlockStatistics
-from rose.report import records_table
+from rose.rows import records_table
 from rose.verdicts import caution_column, cautions
 
 # What a study remembers; the results asked for longest ago go first. Plots of small layers take kilobytes, recorded

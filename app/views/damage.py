@@ -14,7 +14,7 @@ from app.runs.widgets import csv_button, file_button, method_choice, priced, pro
 from app.study import form
 from rose.layer.defaults import THRESHOLD
 from rose.model.measure.damage_report import CLEAR, correlations
-from rose.report import finite, json_rows
+from rose.rows import finite, json_rows
 
 INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}
 UNITS = {"blocks": "Decoder blocks", "layers": "Layers"}

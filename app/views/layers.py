@@ -17,7 +17,7 @@ from app.study import tables, trust
 from app.study.own_numbers import read_numbers
 from app.study.study import Study
 from rose.layer.defaults import THRESHOLD
-from rose.report import json_rows
+from rose.rows import json_rows
 
 # What the map can show: column of the overview table -> words on the button, and what it means.
 METRICS = {

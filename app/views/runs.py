@@ -15,7 +15,7 @@ from app.runs import checked, drift_sections, finished, pairs, seeds
 from app.runs.pairs import Pair
 from app.runs.widgets import csv_button, folders_input, saved
 from rose import RunReport
-from rose.report import without_formulas
+from rose.rows import without_formulas
 from rose.verdicts import on_other_windows
 
 DIFFERENCE, MAPS, NUMBERS, SETTINGS, SEEDS = "Difference", "Maps", "Numbers", "Settings", "Over seeds"

@@ -18,7 +18,7 @@ from app.study.preflight import asked_of_hub
 from app.study.setup import weights_size
 from app.study.structures import Structures, collecting
 from app.study.study import Study
-from rose.report import with_cautions
+from rose.rows import with_cautions
 from rose.structured.allocation import head_shapes
 from rose.structured.defaults import ALLOCATIONS
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape

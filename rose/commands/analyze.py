@@ -26,7 +26,7 @@ from rose.model.network.precision import Precision
 from rose.model.run.settings import run_settings
 from rose.model.workers import Workers
 from rose.output import check_output
-from rose.report import pruned_rows
+from rose.rows import pruned_rows
 
 MOST = f"the most columnar layer of at most {WIDEST} columns"
 

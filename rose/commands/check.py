@@ -22,7 +22,7 @@ from rose.model.check.findings import findings, says_other_draw
 from rose.model.defaults import CHECK, CHECKED_AGAINST
 from rose.model.formats.low_rank import keep_low_rank
 from rose.output import check_file, write_file
-from rose.report import json_rows
+from rose.rows import json_rows
 from rose.verdicts import SPARSE
 from rose.wording import count, listing, percent
 

@@ -31,7 +31,7 @@ from rose.model.measure.comparison import (
 )
 from rose.model.network.layers import count_parameters
 from rose.model.workers import launched_place
-from rose.report import records_table
+from rose.rows import records_table
 from rose.wording import count
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "rose", "rose_global", rose.RECOMMENDED)

@@ -29,7 +29,7 @@ from rose.layer.methods import make_settings
 from rose.model.load.models import DTYPES
 from rose.model.network.residence import pick_device
 from rose.output import check_file, check_output, write_file
-from rose.report import finite
+from rose.rows import finite
 from rose.structured.plan import SlimSettings
 from rose.wording import count, percent, whole
 

@@ -16,7 +16,7 @@ from rose.model.defaults import PAPERS
 from rose.model.measure.perplexity import perplexity_of
 from rose.model.measure.zero_shot import TASKS, check_installed, task_manager, zero_shot
 from rose.output import check_file, write_file
-from rose.report import csv_text, finite
+from rose.rows import csv_text, finite
 from rose.wording import count, listing
 
 # Options of --text, unless given.

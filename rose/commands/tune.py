@@ -33,7 +33,8 @@ from rose.model.tune.kept import PRUNED
 from rose.model.tune.parts import Parts, tune_until_stopped
 from rose.model.tune.task import TuneReport, TuneSettings, TuneTask, TuningProgress, check_memory, check_pair
 from rose.model.tune.tuning import texts_digest
-from rose.report import removed_fraction, report_beside
+from rose.report import report_beside
+from rose.rows import removed_fraction
 from rose.wording import whole
 
 Texts = tuple[Tensor, Tensor | None]  # to train on, and held out

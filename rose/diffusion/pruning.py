@@ -27,7 +27,8 @@ from rose.model.progress import ProgressCallback
 from rose.model.run.one_layer import prune_one, record_of
 from rose.model.run.settings import describe_layer
 from rose.model.walk.collector import statistics_of
-from rose.report import LayerRecord, RunReport
+from rose.report import RunReport
+from rose.rows import LayerRecord
 
 SPARSITY = 0.5  # of a diffusion model, where nobody says otherwise
 

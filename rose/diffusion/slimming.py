@@ -22,7 +22,8 @@ from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, count_parameters, named
 from rose.model.progress import ProgressCallback
 from rose.model.workers import Workers, is_launched
-from rose.report import PartRecord, RunReport, records_table
+from rose.report import RunReport
+from rose.rows import PartRecord, records_table
 from rose.structured.allocation import changed, check_multiple, shapes_by_ratio
 from rose.structured.defaults import PARTS
 from rose.structured.parts import Part, Shape

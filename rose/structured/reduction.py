@@ -13,7 +13,7 @@ from rose.errors import RoseError
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import Gap, target_error_with_bias
 from rose.model.network.layers import PrunableLayer
-from rose.report import PartRecord
+from rose.rows import PartRecord
 from rose.structured.methods import StructuredMethod, choose
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape
 from rose.structured.problem import Problem, recover, relative_errors

@@ -38,7 +38,8 @@ from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.storage import BIAS, Storage, lay_over
 from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
 from rose.model.workers import Workers
-from rose.report import ERRORS, PartRecord, RunReport, mean_or_none, records_table
+from rose.report import RunReport
+from rose.rows import ERRORS, PartRecord, mean_or_none, records_table
 from rose.structured.allocation import changed
 from rose.structured.configuration import RECORD, droppable_blocks, reshaped_config
 from rose.structured.defaults import PARTS

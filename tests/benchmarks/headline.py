@@ -46,7 +46,7 @@ from rose.model.measure.comparison import (
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.network import Network
 from rose.model.tune.task import BATCH
-from rose.report import read_records
+from rose.rows import read_records
 from tests.benchmarks.common import MODEL, Rows, arguments, judged
 
 SPARSITIES = ("0.7", "0.5", "2:4", "0.6", "0.8")

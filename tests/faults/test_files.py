@@ -9,7 +9,7 @@ import pytest
 import rose
 from rose.model.load.models import load_skeleton
 from rose.model.load.tokens import load_text
-from rose.report import csv_text
+from rose.rows import csv_text
 from tests.app.runs.made_reports import made_report
 from tests.tiny import byte_tokenizer
 

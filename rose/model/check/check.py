@@ -37,7 +37,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.walk import check_streams
-from rose.report import finite, json_rows
+from rose.rows import finite, json_rows
 from rose.verdicts import cautions
 from rose.wording import number, several
 

@@ -6,11 +6,13 @@ seeds, and rows of different environments are never compared: see `rose.environm
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from math import nan
 from typing import Annotated, Any, Unpack
 
 import numpy as np
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from rose import verdicts
 from rose.errors import RoseError
+from rose.files import check_small, expand
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.model.defaults import TARGETS
 from rose.model.measure.folder import MeasurementFolder
@@ -30,7 +33,7 @@ from rose.model.network.precision import Precision
 from rose.model.progress import ProgressCallback
 from rose.model.run.prune import prune_by
 from rose.model.run.settings import RunOptions, RunSettings, run_settings
-from rose.report import NotNegative, NotNegativeOrNan, Share, Within, csv_text, records_table
+from rose.rows import NotNegative, NotNegativeOrNan, Share, Within, csv_text, read_records, records_table
 from rose.verdicts import EvaluationSetup, Result
 from rose.wording import several
 
@@ -81,16 +84,33 @@ def _settings_of(variant: Variant, pattern: Pattern, options: RunOptions) -> Run
     return run_settings(**own)
 
 
-class _Losses:
-    """The texts that `write_losses` can write."""
+@dataclass(frozen=True)
+class Readable:
+    """The texts that a function reads without a ValueError, for `Annotated`."""
+
+    read: Callable[[str], Any]
 
     def __contains__(self, text: object) -> bool:
         with suppress(ValueError):
-            return text == "" or bool([float(loss) for loss in str(text).split()])
+            self.read(str(text))
+            return True
         return False
 
 
-LOSSES = _Losses()
+def _read_losses(text: str) -> list[float]:
+    losses = [float(loss) for loss in text.split()]
+    if text and not losses:
+        raise ValueError("no losses")
+    return losses
+
+
+def _read_name(text: str) -> None:
+    """Of a method as typed; no page takes it for a command."""
+    if not re.fullmatch(r"[\w .:,/+()@×-]{1,200}", text):
+        raise ValueError("no name")
+
+
+Perplexity = Annotated[float, Within(1, or_nan=True)]
 
 
 @dataclass(frozen=True)
@@ -102,13 +122,13 @@ class ComparisonRow:
     those on its layers in brief, see `rose.verdicts.in_brief`; all are empty in rows of earlier versions.
     """
 
-    method: str
-    sparsity: str
-    seed: int
-    perplexity: NotNegativeOrNan
-    dense_perplexity: NotNegativeOrNan
-    mean_relative_error: NotNegative
-    mean_held_out_error: float | None
+    method: Annotated[str, Readable(_read_name)]
+    sparsity: Annotated[str, Readable(parse_sparsity)]
+    seed: Annotated[int, Within(0, 2**63)]
+    perplexity: Perplexity
+    dense_perplexity: Perplexity
+    mean_relative_error: NotNegativeOrNan
+    mean_held_out_error: Annotated[float | None, Within(0)]
     removed_fraction: Share
     seconds: NotNegative
     peak_memory: Annotated[int, Within(0, 10**15)]
@@ -116,8 +136,25 @@ class ComparisonRow:
     mean_held_out_target_error: float | None = None
     drift: float | None = None
     environment: str = ""
-    losses: Annotated[str, LOSSES] = ""
+    losses: Annotated[str, Readable(_read_losses)] = ""
     cautions: str = ""
+
+
+def read_comparison(source: str | bytes) -> pd.DataFrame:
+    """A table of `ComparisonRow`s from a rows.csv, by its path or its content, or from any CSV file that has the
+    columns method, sparsity, seed, perplexity, mean_held_out_error and seconds.
+
+    Raises:
+        RoseError: no such file, no row, or one that no run can have come to, with its number.
+    """
+    if isinstance(source, str):
+        check_small(source)
+        source = expand(source).read_bytes()
+    absent = {"dense_perplexity": nan, "mean_relative_error": nan, "removed_fraction": nan, "peak_memory": 0}
+    rows = read_records(source.rstrip(b"\n") + b"\n", ComparisonRow, "comparison runs", absent)
+    if not rows:
+        raise RoseError("The file holds no runs yet.")
+    return records_table(rows, ComparisonRow)
 
 
 FROM_SUMMARY = (

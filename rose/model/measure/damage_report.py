@@ -18,7 +18,7 @@ from rose import verdicts
 from rose.model.measure.folder import MeasurementFolder
 from rose.model.measure.perplexity import perplexity_of
 from rose.model.run.damages import WHOLE, DamageRecord, model_of_damages
-from rose.report import finite, records_table
+from rose.rows import finite, records_table
 from rose.verdicts import Interval
 
 # What could tell damage in advance; columns of the table.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.files import TEMPORARY, digest, expand, reachable, write_atomically
 from rose.model.network.identity import NORMS, WEIGHTS, check_same_model, embedding_norms, read_norms, weight_norms
-from rose.report import Record, read_records, records_table
+from rose.rows import Record, read_records, records_table
 from rose.verdicts import is_same_model
 
 DIGESTS = "text_digests"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from rose.model.network.identity import WEIGHTS, read_norms
-from rose.report import Measured, NotNegative, NotNegativeOrNan, Share, Within, read_records
+from rose.rows import Measured, NotNegative, NotNegativeOrNan, Share, Within, read_records
 
 WHOLE = "*"  # the unit of the record in which all units are changed at once
 

@@ -17,7 +17,7 @@ from rose.layer.target import InputGap, OutputGap, corrected_weight, target_erro
 from rose.model.network.layers import PrunableLayer, named
 from rose.model.walk.collector import statistics_of
 from rose.model.walk.walk import BlockStatistics
-from rose.report import LayerRecord
+from rose.rows import LayerRecord
 
 
 def measure_layer(

@@ -35,7 +35,8 @@ from rose.model.walk.dense_states import dense_streams
 from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.walk import BlockStatistics, Walk, check_streams, start_walk, visit_blocks
 from rose.model.workers import Workers
-from rose.report import LayerRecord, RunReport
+from rose.report import RunReport
+from rose.rows import LayerRecord
 from rose.wording import several
 
 

@@ -32,7 +32,7 @@ from rose.model.progress import ProgressCallback
 from rose.model.walk.forward import check_blocks, record_inputs, run_block
 from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
 from rose.model.workers import Workers
-from rose.report import records_table
+from rose.rows import records_table
 
 PROBED = 8  # tokens that the heads are found by
 PRUNED = 0.2  # a larger share of zeros is of pruning, and not of quantization, whose grid has a zero too

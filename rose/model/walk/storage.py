@@ -13,7 +13,7 @@ from rose.layer.pattern import Pattern
 from rose.model.network.layers import LEFT, RIGHT, PrunableLayer, by_block, low_rank_tensors
 from rose.model.walk.dense_states import BlockDrift
 from rose.model.walk.hidden_states import Activations, MemoryActivations
-from rose.report import LayerRecord
+from rose.rows import LayerRecord
 
 BIAS = ".bias"  # ends the name of a bias that is kept beside a weight
 FinishedBlock = tuple[int, dict[str, Tensor], list[dict[str, Any]]]  # its index, what was kept of it, its records

@@ -36,7 +36,7 @@ from app.figures.style import Drawing
 from app.lab.bases import BASES
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
 from rose.layer.pattern import Pattern
-from rose.report import json_rows
+from rose.rows import json_rows
 from rose.verdicts import Result
 
 COUNTED = re.compile(

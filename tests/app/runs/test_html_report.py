@@ -18,7 +18,7 @@ from app import words
 from app.figures.orders import drawings
 from app.runs import finished, html_page, html_report, pairs
 from rose import cli
-from rose.report import csv_text
+from rose.rows import csv_text
 from tests.app.runs.made_reports import made_report, saved
 from tests.app.tiny_study import COLUMNAR, measured_study
 

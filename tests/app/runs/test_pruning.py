@@ -1,7 +1,6 @@
 """Pruning runs: the numbers are those of the engine, the shared model stays as it was, and nothing is left behind."""
 
 import gc
-import io
 import json
 import shlex
 import shutil
@@ -19,18 +18,15 @@ import torch
 from torch import nn
 
 import rose
-from app.figures.methods import over_seeds_bars
 from app.runs import checkpoints, recipes
 from app.runs.checkpoints import RESERVE
 from app.runs.damage import DamageRequest
 from app.runs.pruning import PruningRun, accuracy_table, file_name, layer_table, model_table
 from app.runs.request import HELD_OUT, Case, Keep, PruneRequest, estimate_case
-from app.runs.results import read_results
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.cli import _parser
 from rose.model.load.models import load_skeleton
-from rose.model.measure.comparison import results_of
 from rose.model.measure.generation import continue_prompt
 from rose.model.measure.zero_shot import zero_shot
 from tests.app.tiny_study import finish
@@ -340,56 +336,6 @@ def test_windows_that_have_to_overlap_are_told(setup: Setup, loaded: LoadedModel
     (said,) = run.cautions
     assert said.endswith("windows of 32 overlap, and calibrate on no more than those.")
     assert said in run.copies[0].remarks
-
-
-CSV = """method,sparsity,seed,perplexity,dense_perplexity,mean_held_out_error,seconds
-rose,0.7,0,20,10,0.1,5
-rose,0.7,1,26,10,0.3,7
-sparsegpt,0.7,0,30,10,,5
-rose,2:4,0,15,10,0.1,5
-"""
-
-
-BROKEN = [
-    (2, "26", "much"),
-    (2, "26", "0.5"),
-    (2, "26", "-inf"),
-    (2, "0.3,7", "0.3,-7"),
-    (2, "0.3,7", "-0.3,7"),
-    (2, "0.7,1", "0.7,1.5"),
-    (2, "0.7,1", "0.7,"),
-    (4, "2:4", "[x](http://a.example)"),
-    (3, "sparsegpt", "<b>"),
-]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("method,sparsity\nrose,0.7\n", "columns method, sparsity, seed"),
-        (CSV.splitlines()[0] + "\n", "no runs yet"),
-        *((CSV.replace(*change), f"Row {row} has a number that no run can have") for row, *change in BROKEN),
-        ("", "cannot be read as CSV with the columns"),
-    ],
-)
-def test_other_files_are_refused(text: str, words: str) -> None:
-    with pytest.raises(rose.RoseError, match=words):
-        read_results(io.BytesIO(text.encode()))
-
-
-@pytest.mark.parametrize("path", ["/dev/zero", "/no/such.csv", "/tmp"])
-def test_results_are_read_from_a_file_only(path: str) -> None:
-    with pytest.raises(rose.RoseError, match=f"There is no file {path}"):
-        read_results(path)
-
-
-@pytest.mark.parametrize("perplexity", ["inf", ""])
-def test_a_run_after_which_nothing_works_is_read_and_its_method_has_no_mean(perplexity: str) -> None:
-    table = read_results(io.BytesIO(CSV.replace("26", perplexity).encode()))
-    drawing = over_seeds_bars(table, "0.7")
-    assert drawing.data["method"].tolist() == ["sparsegpt"]
-    assert drawing.caption.endswith("Without ROSE: not finite for a seed.")
-    assert [one.method for one in results_of(table, "0.7")] == ["sparsegpt"]
 
 
 def test_every_model_answers_the_tasks(

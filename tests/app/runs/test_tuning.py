@@ -23,7 +23,7 @@ from app.study.study import LoadedModel
 from rose.model.defaults import TUNING
 from rose.model.load.tokens import load_apart
 from rose.model.tune.task import TuneSettings
-from rose.report import ERRORS
+from rose.rows import ERRORS
 from tests.app.runs.made_reports import made_report, made_tuning
 from tests.app.tiny_study import finish, tune_one_epoch
 

@@ -26,7 +26,7 @@ from rose.model.measure.damage_report import (
     rank_correlation,
 )
 from rose.model.measure.perplexity import window_losses
-from rose.report import records_table
+from rose.rows import records_table
 from tests.model.families import LENGTH, VOCABULARY, make_model, make_tokens
 
 pytestmark = pytest.mark.usefixtures("small_batches")

@@ -11,7 +11,7 @@ import rose
 from rose.model.measure.layer_checks import CHECKS, check_layers
 from rose.model.run.one_layer import measure_layer
 from rose.model.walk.walk import visit_inputs
-from rose.report import records_table
+from rose.rows import records_table
 from tests.model.families import make_model, make_tokens
 from tests.model.run.test_allocation import some_tokens, tiny_llama
 

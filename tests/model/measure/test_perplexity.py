@@ -26,7 +26,7 @@ from rose.model.measure.comparison import (
     summarize,
     to_markdown,
 )
-from rose.report import records_table
+from rose.rows import records_table
 from tests.model.families import VOCABULARY, make_model, make_tokens
 
 

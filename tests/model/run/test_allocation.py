@@ -37,7 +37,7 @@ from rose.model.run.allocation import (
     sensitivity_ratios,
 )
 from rose.model.run.damages import DamageRecord
-from rose.report import records_table
+from rose.rows import records_table
 from tests.model.families import make_model, make_tokens, stop_at
 
 
