@@ -15,6 +15,6 @@ from app.components.needs import (
     wait_for,
     while_measured,
 )
-from app.components.said import cautions, error, info, warning
+from app.components.said import cautions, error, info, success, warning
 from app.components.theme import follow_theme
 from app.components.work import ended, finished, how_far, job_status, lasting, live, may_begin, while_running

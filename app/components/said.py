@@ -22,6 +22,10 @@ def info(text: object, icon: str | None = None, **more: Any) -> None:
     st.info(words.plain(text), icon=icon, **more)
 
 
+def success(text: object, icon: str | None = None) -> None:
+    st.success(words.plain(text), icon=icon)
+
+
 def cautions(sentences: Sequence[str]) -> None:
     """How far the numbers above can be trusted; nothing where there is no doubt."""
     if sentences:

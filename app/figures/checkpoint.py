@@ -1,4 +1,4 @@
-"""A checkpoint beside its dense model: what to think of every layer, as a map."""
+"""A checkpoint beside its dense model: verdicts on every layer as a map, and single layers that stand out."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ HOVER_LINE = 70  # characters
 def verdict_map(
     table: pd.DataFrame, finding: str, *, marked_layer: str | None = None, theme: Theme = "light"
 ) -> Drawing:
-    """What is to be thought of each layer, decoder block × projection; of experts in one cell the worst.
+    """The verdict on each layer, decoder block × projection; of experts in one cell the worst.
 
     The table has columns layer, block_index, projection, verdict (of `LOOKS`), reason and is_wrong, which is marked.
     """
     present = [look for name, look in LOOKS.items() if name in set(table["verdict"])]
     rank = {look.label: place for place, look in enumerate(present)}
-    said = table["verdict"] + table["reason"].map(_hover)
+    texts = table["verdict"] + table["reason"].map(_hover)
     rows = table[["layer", "block_index", "projection", "verdict", "is_wrong"]].assign(
-        projection=table["projection"].map(maps.map_row), value=table["verdict"].map(rank), text=said
+        projection=table["projection"].map(maps.map_row), value=table["verdict"].map(rank), text=texts
     )
     worst = rows.sort_values("value", kind="stable").sort_values("is_wrong", ascending=False, kind="stable")
     cells = worst.drop_duplicates(["block_index", "projection"]).sort_index()
@@ -129,22 +129,22 @@ def broken_pattern(excerpt: MaskExcerpt, *, layer: str = "", theme: Theme = "lig
     )
     what = f"Weights{words.of(layer)}: filled cells are kept, others are zero; outlined groups break {pattern}"
     caption = f"{words.whole(excerpt.count)} of {words.whole(excerpt.groups)} groups of the layer break {pattern}."
-    data = pd.DataFrame(kept, columns=[str(one) for one in x])
+    data = pd.DataFrame(kept, columns=[str(column) for column in x])
     data.insert(0, "output channel", y)
     axes = {"x": "input channel", "y": "output channel", "height": 440}
     alt = f"Picture of kept and removed weights{words.of(layer)}"
     return style.finish(figure, theme, finding, what, caption, alt, data, **axes)
 
 
-OF_ITS_MASK = {  # errors that a checkpoint's layer has, or could have
+OF_ITS_MASK = {  # errors of a checkpoint's layer, and of other weights under its mask
     "mask_error": Style(palette.TAN, "mask alone"),
-    "error": Style(palette.PURPLE, "as found"),
-    "possible_error": Style(palette.GREEN, "least this<br>mask allows"),
+    "error": Style(palette.PURPLE, "checkpoint"),
+    "possible_error": Style(palette.GREEN, "mask,<br>refitted"),
 }
 
 
 def compensation_bars(row: pd.Series, *, layer: str = "", theme: Theme = "light") -> Drawing:
-    """The error of one layer without compensation, as found, and as it could be; beside what methods reach.
+    """The error of one layer, of its mask without compensation, and of its mask refitted, beside what methods reach.
 
     `row` is one of `CheckpointCheck.layers`, checked with tokens.
     """
@@ -159,26 +159,26 @@ def compensation_bars(row: pd.Series, *, layer: str = "", theme: Theme = "light"
     texts = [words.number(value) for value in values]
     shapes.bars(figure, labels, values, series, "%{x}<br>%{y:.6g}", text=texts, marker=colours)
     figure.update_yaxes(range=[0, 1.15 * max(values) or 1])
-    found, alone, least = (float(row[name]) for name in ("error", "mask_error", "possible_error"))
+    error, alone, refit = (float(row[name]) for name in ("error", "mask_error", "possible_error"))
     recovered = row.get("recovered")
     if pd.isna(recovered):
-        finding = f"No compensation could help much: the mask alone has {words.number(alone)}"
+        finding = f"A refit would take less than 2 % off the error of the mask alone, {words.number(alone)}"
     elif recovered < 0:
         finding = "The layer is worse than its mask without compensation: "
-        finding += f"error {words.number(found)} against {words.number(alone)}"
+        finding += f"error {words.number(error)} against {words.number(alone)}"
     elif recovered > 1:
-        finding = "Compensation recovered all that a refit of this mask could"
+        finding = "Compensation recovered all that a refit of this mask would"
     else:
-        finding = f"Compensation recovered {words.percent(float(recovered), 0)} of what it could"
+        finding = f"Compensation recovered {words.percent(float(recovered), 0)} of what a refit would"
     what = f"Error against the dense model's output{words.of(layer)}; right: methods at the same sparsity"
     caption = (
-        f"Relative error: {words.number(found)} as found, {words.number(alone)} without compensation, at least "
-        f"{words.number(least)} with this mask."
+        f"Relative error: {words.number(error)} in the checkpoint, {words.number(alone)} without compensation, "
+        f"{words.number(refit)} by a least-squares refit of the kept weights."
     )
     if methods:
         best = min(methods, key=lambda name: float(row[name]))
         named = looks[best].label
-        caption += f" The best method at this sparsity, {named}, would have {words.number(float(row[best]))}."
+        caption += f" The best method at this sparsity, {named}, has {words.number(float(row[best]))}."
     data = pd.DataFrame({"what": labels, "relative_error": values})
     axes = {"x": "", "y": "relative error", "height": 420}
     return style.finish(figure, theme, finding, what, caption, "Bars of errors of one layer", data, **axes)

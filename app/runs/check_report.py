@@ -1,4 +1,4 @@
-"""What was found in a checkpoint as one file to send, and its drift as a figure. No Streamlit here."""
+"""The check of a checkpoint as one file to send, and its drift as a figure. No Streamlit here."""
 
 from typing import Any
 
@@ -8,38 +8,39 @@ from app.figures.drift import drift_curves
 from app.figures.maps import where_layers
 from app.figures.palette import Theme
 from app.figures.style import Drawing
-from app.runs.checked import CheckpointRun, differs, facts, finding, record_of
+from app.runs.checked import CheckpointRun, differs, facts, record_of
 from app.runs.depth import drift_table
 from app.runs.html_page import Report
 from rose.environment import says_versions
 from rose.model.check.check import CheckpointCheck
+from rose.model.check.findings import headline, lines
 
-NAMED = 20  # of what is wrong, in words
 BARS = 3  # layers whose errors are drawn
 
 
 def report_of(run: CheckpointRun) -> Report:
-    """What was found as a file to send: the map, layers that stand out, drift, numbers."""
-    found, request = run.found, run.request
-    assert found is not None
-    wrong = found.wrong
-    named = [f"{words.short_layer(row.name)}, {row.verdict}: {row.reason}" for row in wrong.head(NAMED).itertuples()]
-    drawings = [map_of(found)] if differs(found) else []
-    drawings += [figures.broken_pattern(one, layer=words.short_layer(name)) for name, one in run.excerpts.items()]
+    """The headline, a line for each verdict, the map, layers that stand out, drift and numbers, as a file to send."""
+    check, request = run.check, run.request
+    assert check is not None
+    drawings = [map_of(check)] if differs(check) else []
+    drawings += [
+        figures.broken_pattern(excerpt, layer=words.short_layer(name)) for name, excerpt in run.excerpts.items()
+    ]
     drawings += [
         figures.compensation_bars(row, layer=words.short_layer(row["layer"]))
-        for _, row in found.by_error.head(BARS).iterrows()
+        for _, row in check.by_error.head(BARS).iterrows()
     ]
-    if found.summary["drift"]:
+    if check.summary["drift"]:
         drawings.append(drift_curve(run))
     on = f" on {request.setup.samples} × {request.setup.length} tokens of {words.text_name(request.setup.text)}"
+    tables = {"Wrong tensors": check.wrong, "Others that differ": check.others}
     return Report(
         title=f"Check of {request.name}",
         subtitle=f"Against {request.setup.model}{on if request.with_tokens else ', the weights alone'}",
-        findings=[f"{finding(found)}.", *named, *facts(run)],
+        findings=[headline(check).text, *map(": ".join, lines(check, words.short_layer)), *facts(run)],
         drawings=drawings,
-        tables={name: table for name, table in {"What is wrong": wrong, "Others": found.others}.items() if len(table)},
-        layers=found.layers,
+        tables={heading: table for heading, table in tables.items() if len(table)},
+        layers=check.layers,
         commands={request.name: request.command},
         versions={request.name: says_versions()},
     )
@@ -48,11 +49,12 @@ def report_of(run: CheckpointRun) -> Report:
 def drift_curve(run: CheckpointRun, theme: Theme = "light") -> Drawing:
     table = drift_table([record_of(run)])
     last = table.iloc[-1]
-    said = f"After decoder block {last['block_index']:.0f} the drift is {words.number(float(last['drift']))}"
-    return drift_curves(table, finding=said, theme=theme)
+    finding = f"After decoder block {last['block_index']:.0f} the drift is {words.number(float(last['drift']))}"
+    return drift_curves(table, finding=finding, theme=theme)
 
 
-def map_of(found: CheckpointCheck, **look: Any) -> Drawing:
+def map_of(check: CheckpointCheck, **look: Any) -> Drawing:
     """The verdicts on all layers, titled by where the wrong ones lie."""
-    said = words.sentence(where_layers(found.layers[found.layers["is_wrong"]], "wrong"))
-    return figures.verdict_map(found.layers, said, **look)
+    wrong = check.layers[check.layers["is_wrong"]]
+    finding = words.sentence(where_layers(wrong, "wrong")) if len(wrong) else "Verdicts differ; no layer is accused"
+    return figures.verdict_map(check.layers, finding, **look)

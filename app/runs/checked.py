@@ -1,4 +1,4 @@
-"""A checkpoint checked against its dense model in the background, and what was found: in sentences, as a finished run.
+"""A checkpoint checked against its dense model in the background, and what came of it: in sentences, as a finished run.
 
 No Streamlit here. See `rose.model.check` for what is measured.
 """
@@ -16,7 +16,6 @@ import numpy as np
 from torch import Tensor, nn
 
 import rose
-from app import words
 from app.figures.checkpoint import MaskExcerpt
 from app.jobs import Job, Run, holding
 from app.runs.request import HELD_OUT
@@ -25,7 +24,6 @@ from app.study.study import LoadedModel
 from rose.files import expand
 from rose.model.check.check import CheckpointCheck
 from rose.model.check.findings import findings, says_other_draw
-from rose.model.check.verdicts import VERDICTS
 from rose.model.defaults import CHECKED_AGAINST
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.formats.low_rank import keep_low_rank
@@ -50,9 +48,9 @@ class CheckRequest:
     def of(cls, setup: Setup, dense: str, pruned: str, *, with_tokens: bool, stream: bool) -> CheckRequest:
         """With nothing of the set-up that makes no difference, so that the same check is the same request."""
         usual = Setup()
-        kept = {name: getattr(setup, name) for name in ("text", "samples", "length", "seed", "held_out")}
+        tokens = {name: getattr(setup, name) for name in ("text", "samples", "length", "seed", "held_out")}
         chosen = replace(usual, model=dense or setup.model, dtype=setup.dtype, stream=stream)
-        return cls(replace(chosen, **kept) if with_tokens else chosen, pruned, with_tokens)
+        return cls(replace(chosen, **tokens) if with_tokens else chosen, pruned, with_tokens)
 
     @property
     def name(self) -> str:
@@ -92,12 +90,12 @@ class CheckRequest:
 
 
 class CheckpointRun(Run):
-    """One check. `found`, and `excerpts` of masks that break a pattern, by layer, are there once it is done."""
+    """One check. `check`, and `excerpts` of masks that break a pattern, by layer, are there once it is done."""
 
     def __init__(self, request: CheckRequest, load: Callable[[], LoadedModel]) -> None:
         super().__init__()
         self.request = request
-        self.found: CheckpointCheck | None = None
+        self.check: CheckpointCheck | None = None
         self.cautions: list[str] = []  # on the calibration text
         self.excerpts: dict[str, MaskExcerpt] = {}
         self.seconds = 0.0
@@ -106,8 +104,8 @@ class CheckpointRun(Run):
     @property
     def drawn(self) -> dict[str, Any]:
         """What its tokens were, as reports have it; once it is done."""
-        assert self.found is not None
-        return self.request.setup.drawn | {"bos_token": self.found.summary["bos_token"]}
+        assert self.check is not None
+        return self.request.setup.drawn | {"bos_token": self.check.summary["bos_token"]}
 
     def _run(self, job: Job) -> None:
         setup = self.request.setup
@@ -122,17 +120,17 @@ class CheckpointRun(Run):
         keep_low_rank(pruned, expand(self.request.pruned))
         self._say("Comparing layer by layer")
         with holding(loaded.lock, job):
-            found = rose.check_checkpoint(loaded.model, pruned, tokens, held_out=held_out, progress=self._follow())
-        self.excerpts = _excerpts(found, Network(pruned))
-        self.found, self.fraction, self.seconds = found, 1.0, job.worked
+            check = rose.check_checkpoint(loaded.model, pruned, tokens, held_out=held_out, progress=self._follow())
+        self.excerpts = _excerpts(check, Network(pruned))
+        self.check, self.fraction, self.seconds = check, 1.0, job.worked
 
 
-def _excerpts(found: CheckpointCheck, network: Network) -> dict[str, MaskExcerpt]:
+def _excerpts(check: CheckpointCheck, network: Network) -> dict[str, MaskExcerpt]:
     """Parts of the masks of layers that break their pattern, or that of most layers."""
     layers = {layer.name: layer for layer in network.layers}
     excerpts: dict[str, MaskExcerpt] = {}
-    usual = str(found.summary["pattern"])
-    for row in found.layers[found.layers["is_wrong"]].itertuples():
+    usual = str(check.summary["pattern"])
+    for row in check.layers[check.layers["is_wrong"]].itertuples():
         pattern = re.fullmatch(r"(\d+):(\d+)", str(row.pattern) if row.broken_groups else usual)
         if pattern and len(excerpts) < PICTURED:
             mask = network.residence.read_weight(layers[row.layer]) == 0
@@ -160,40 +158,18 @@ def excerpt_of(mask: Tensor, keep: int, of: int) -> MaskExcerpt | None:
     return MaskExcerpt(part, first_row, columns.start, keep, of, inside, int(broken.sum()), broken.numel())
 
 
-def finding(found: CheckpointCheck) -> str:
-    """The answer in one sentence, without a full stop."""
-    layers, others = found.layers, found.others[found.others["is_wrong"]]
-    wrong = layers[layers["is_wrong"]]
-    if found.is_sane:
-        return f"Nothing is wrong in {'any of ' if len(layers) > 1 else 'the '}{words.count(len(layers), 'layer')}"
-    said = []
-    if len(wrong):
-        counts = wrong["verdict"].value_counts()
-        listed = ", ".join(f"{name} ({words.word(int(counts[name]))})" for name in VERDICTS if name in counts)
-        verb = "is" if len(wrong) == 1 else "are"
-        said.append(f"{words.sentence(words.out_of(len(wrong), len(layers), 'layer'))} {verb} wrong: {listed}")
-    if len(others):
-        verdicts = ", ".join(dict.fromkeys(others["verdict"]))
-        said.append(f"{words.count(len(others), 'other tensor')}: {verdicts}")
-    return words.sentence("; ".join(said))
-
-
-def differs(found: CheckpointCheck) -> bool:
+def differs(check: CheckpointCheck) -> bool:
     """Whether there is something to see on a map of verdicts."""
-    return len(found.layers[["verdict", "is_wrong"]].drop_duplicates()) > 1
+    return len(check.layers[["verdict", "is_wrong"]].drop_duplicates()) > 1
 
 
 def facts(run: CheckpointRun) -> list[str]:
-    """What was found of the whole, a sentence each, the cautions first."""
-    found, request = run.found, run.request
-    assert found is not None
-    said = run.cautions + found.cautions
-    if request.with_tokens:
-        said += filter(None, [says_other_draw(expand(request.pruned), run.drawn)])
-    if not differs(found):
-        every = words.out_of(len(found.layers), len(found.layers), "layer")
-        said.append(f"The verdict on {every} is the same: {found.layers['verdict'].iloc[0]}.")
-    return said + findings(found)
+    """What is to be said of the whole besides headline and verdicts, the cautions first."""
+    assert run.check is not None
+    sentences = run.cautions + run.check.cautions
+    if run.request.with_tokens:
+        sentences += filter(None, [says_other_draw(expand(run.request.pruned), run.drawn)])
+    return sentences + findings(run.check)
 
 
 def record_of(run: CheckpointRun) -> rose.RunReport:
@@ -202,18 +178,17 @@ def record_of(run: CheckpointRun) -> rose.RunReport:
     Errors are against the dense model's output, as of a run with that target; on the inputs of the dense model, where
     they are known, as of a study. Drift is known after each decoder block, not where it arises.
     """
-    found, setup = run.found, run.request.setup
-    assert found is not None
+    check, setup = run.check, run.request.setup
+    assert check is not None
     columns = {
         "error": "target_error",
         "held_out_error": "held_out_target_error",
         "dense_input_error": "relative_error",
     }
-    table = found.layers.rename(columns=columns).reindex(columns=["layer", "block_index", "projection", *NUMBERS])
+    table = check.layers.rename(columns=columns).reindex(columns=["layer", "block_index", "projection", *NUMBERS])
     table["zeros_before"] /= table["rows"] * table["columns"]  # which it counts
-    summary = found.summary
-    unknown = {"passed_on": np.nan, "arisen": np.nan}
-    known: dict[str, Any] = {
+    summary = check.summary
+    record: dict[str, Any] = {
         "method": (summary["method"] or {"name": UNKNOWN})["name"],
         "model": setup.model,
         "dtype": setup.dtype,
@@ -224,16 +199,14 @@ def record_of(run: CheckpointRun) -> rose.RunReport:
         "removed_fraction": summary["sparsity"],
         "seconds": run.seconds,
         "command": run.request.command,
-        "remarks": run.cautions + found.cautions,
+        "remarks": run.cautions + check.cautions,
     }
     if run.request.with_tokens:
-        known |= run.drawn | {"windows": setup.held_out or setup.samples, "window_length": setup.length}
-        known |= {"evaluated_on": HELD_OUT if setup.held_out else setup.text, "environment": summary["environment"]}
-        known |= {
-            **{name: value for name, value in summary.items() if name.startswith(("perplexity_", "losses_"))},
-            "drift": [entry | unknown for entry in summary["drift"]],
-        }
-    return rose.RunReport(table, known, called=f"{run.request.name} (checked)", origin=found)
+        record |= run.drawn | {"windows": setup.held_out or setup.samples, "window_length": setup.length}
+        record |= {"evaluated_on": HELD_OUT if setup.held_out else setup.text, "environment": summary["environment"]}
+        record |= {name: value for name, value in summary.items() if name.startswith(("perplexity_", "losses_"))}
+        record["drift"] = [entry | {"passed_on": np.nan, "arisen": np.nan} for entry in summary["drift"]]
+    return rose.RunReport(table, record, called=f"{run.request.name} (checked)", origin=check)
 
 
 def folder_of(request: CheckRequest) -> str:

@@ -1,4 +1,4 @@
-"""Check a checkpoint: is it what a pruned copy of its dense model should be, whoever made it?"""
+"""Check a checkpoint: is something wrong with a pruned copy of a dense model, whoever made it?"""
 
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,8 @@ from app.runs.widgets import csv_button, file_button, follow, linked, pruned_mod
 from app.study import form, preflight
 from rose.model.check.check import CheckpointCheck
 from rose.model.check.costs import ERROR_OF
-from rose.model.check.findings import method_of
+from rose.model.check.findings import PARTIAL, SOUND, WORSE, WRONG, headline, method_of
+from rose.model.check.findings import lines as check_lines
 from rose.model.check.verdicts import NOT_PRUNED, VERDICTS, says_pattern
 from rose.model.estimate.duration import Cost
 
@@ -36,7 +37,12 @@ OTHER = "Another checkpoint"
 ON = {"tokens": "Weights, and errors on tokens", "weights": "Weights alone"}
 NOTHING_KEPT = ". Nothing was kept."
 EVERY, ONE, DRIFT = "All layers", "One layer", "Drift"
-NAMED = 8  # of what is wrong, with their reasons
+BOXES = {  # what the headline stands in, by its status; green only over what was measured
+    WRONG: (components.error, ":material/error:"),
+    WORSE: (components.warning, ":material/warning:"),
+    PARTIAL: (components.info, ":material/info:"),
+    SOUND: (components.success, ":material/check_circle:"),
+}
 FACTS: dict[str, Any] = {  # columns of the table of all layers, besides errors
     "sparsity": st.column_config.NumberColumn("Zeros", format="percent"),
     "pattern": "Pattern",
@@ -44,13 +50,13 @@ FACTS: dict[str, Any] = {  # columns of the table of all layers, besides errors
     "moved": st.column_config.NumberColumn("Kept weights moved", format="percent"),
     "change": st.column_config.NumberColumn("Change of kept weights, of their norm", format="percent"),
     "levels": "Values of the grid",
-    "recovered": st.column_config.NumberColumn("Recovered", format="percent"),
+    "recovered": st.column_config.NumberColumn("Recovered of what a refit would", format="percent"),
 }
 
 
 def draw() -> None:
     _redirect()
-    st.title("Check a checkpoint: is it what it should be?")
+    st.title("Check a checkpoint: is something wrong with it?")
     components.edited_setup()
     request = _choose()
     run = shared.checks().get(shared.check_key(request))
@@ -59,8 +65,8 @@ def draw() -> None:
         _empty()
         return
     follow(run, "checkpoint", NOTHING_KEPT)
-    if run.found is not None:
-        _results(run, run.found)
+    if run.check is not None:
+        _results(run, run.check)
 
 
 def _redirect() -> None:
@@ -68,8 +74,8 @@ def _redirect() -> None:
     old = st.query_params.get("check", "")
     if old in MOVED:
         page, where = MOVED[old]
-        kept = {name: st.query_params.get_all(name) for name in st.query_params if name != "check"}
-        st.switch_page(page, query_params={**kept, **where})
+        others = {name: st.query_params.get_all(name) for name in st.query_params if name != "check"}
+        st.switch_page(page, query_params={**others, **where})
 
 
 def _choose() -> CheckRequest:
@@ -118,14 +124,14 @@ def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
     elif not request.pruned:
         place.caption("Name a checkpoint above.")
     elif not problem:
-        said = "Zeros, patterns and changes, layer by layer, in seconds."
+        text = "Zeros, patterns and changes, layer by layer, in seconds; no errors and no perplexity."
         if cost is not None:
             needed = words.size(2 * preflight.weights_size(cost, setup.dtype) + cost.memory)
-            said = (
+            text = (
                 f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.text)} and {setup.held_out} × "
                 f"{setup.length} held out, as on the start page, through both models; {needed} of memory."
             )
-        place.caption(words.plain(said))
+        place.caption(words.plain(text))
         with place:
             form.say_hub(setup, replace(setup, model=request.pruned))
 
@@ -135,7 +141,7 @@ def _priced(request: CheckRequest) -> tuple[Cost | None, str, str]:
     names = (request.setup.model, request.pruned)
     skeletons = [form.structure(name) for name in names]
     try:
-        request.check([one for one in skeletons if one is not None])
+        request.check([skeleton for skeleton in skeletons if skeleton is not None])
     except rose.RoseError as wrong:
         return None, str(wrong), ""
     for name, skeleton in zip(names, skeletons, strict=True):
@@ -155,12 +161,10 @@ def _start(request: CheckRequest) -> None:
 
 def _empty() -> None:
     with st.container(border=True, horizontal_alignment="center", gap="small"):
-        st.markdown(
-            "**Is this checkpoint pruned the way it says, where did that go wrong, and how much better could it be?**"
-        )
+        st.markdown("**What was pruned in this checkpoint, where did something go wrong, and what does it cost?**")
         st.text(
-            "It is compared with its dense model layer by layer: what was removed and by which pattern, what was "
-            "changed, whose mask it is, and what compensation recovered of the error that its mask allows to recover."
+            "It is compared with its dense model layer by layer: what was removed and by which pattern, and what was "
+            "changed. With tokens also errors, perplexity, and the methods whose masks are nearest."
         )
         for page, label, icon, where in (
             (LAYER_PAGE, "Checks of one layer measured here", ":material/layers:", {"section": "Trust"}),
@@ -169,44 +173,33 @@ def _empty() -> None:
             st.page_link(page, label=label, icon=icon, query_params=where)
 
 
-def _results(run: CheckpointRun, found: CheckpointCheck) -> None:
-    if found.is_sane:
-        st.success(f"{checked.finding(found)}.", icon=":material/check_circle:")
-    else:
-        components.error(f"{checked.finding(found)}.")
-    listed = [
-        f"- **{words.plain(words.short_layer(row.name))}**, {row.verdict}: {words.plain(row.reason)}"
-        for row in found.wrong.head(NAMED).itertuples()
-    ]
-    if listed:
-        st.markdown("\n".join(listed))
-    if len(found.wrong) > NAMED:
-        st.caption(f"And {words.whole(len(found.wrong) - NAMED)} more, in the table below.")
-    sections = {EVERY: EVERY, ONE: ONE} | ({DRIFT: DRIFT} if found.summary["drift"] else {})
+def _results(run: CheckpointRun, check: CheckpointCheck) -> None:
+    answer = headline(check)
+    box, icon = BOXES[answer.status]
+    box(answer.text, icon=icon)
+    verdicts = check_lines(check, words.short_layer)
+    st.markdown("\n".join(f"- **{words.plain(about)}**: {words.plain(text)}" for about, text in verdicts))
+    sections = {EVERY: EVERY, ONE: ONE} | ({DRIFT: DRIFT} if check.summary["drift"] else {})
     view = components.section(sections, "check_view", "What is shown")
-    {EVERY: _every, ONE: _one, DRIFT: _drift}[view](run, found)
-    _further(run, found)
+    {EVERY: _every, ONE: _one, DRIFT: _drift}[view](run, check)
+    _further(run, check)
 
 
-def _every(run: CheckpointRun, found: CheckpointCheck) -> None:
-    if checked.differs(found):
-        drawing = check_report.map_of(found, marked_layer=_layer(found.layers), theme=session.theme())
+def _every(run: CheckpointRun, check: CheckpointCheck) -> None:
+    if checked.differs(check):
+        drawing = check_report.map_of(check, marked_layer=_layer(check.layers), theme=session.theme())
         pick = partial(components.pick_layer, choose=_show_layer)
         components.show(drawing, "check-map", on_select=pick, wide=True)
     st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in checked.facts(run)))
-    table = _ranked(found.layers)
-    errors: dict[str, Any] = {
-        name: st.column_config.NumberColumn(label, format="%.4f")
-        for name, label in {
-            "error": "Error",
-            "mask_error": "Mask alone",
-            "possible_error": "Least with this mask",
-        }.items()
-    }
-    errors |= {
-        name: st.column_config.NumberColumn(method_of(name), format="%.4f")
-        for name in table
-        if str(name).startswith(ERROR_OF)
+    table = _ranked(check.layers)
+    errors = {"error": "Error", "mask_error": "Mask alone", "possible_error": "Mask, refitted"}
+    errors |= {name: method_of(name) for name in map(str, table) if name.startswith(ERROR_OF)}
+    columns: dict[str, Any] = {
+        "layer": st.column_config.TextColumn("Layer", pinned=True),
+        "verdict": "Verdict",
+        "reason": st.column_config.TextColumn("Why", width="large"),
+        **{name: st.column_config.NumberColumn(label, format="%.4f") for name, label in errors.items()},
+        **FACTS,
     }
     st.dataframe(
         table.assign(layer=table["layer"].map(words.short_layer), pattern=table["pattern"].map(says_pattern)),
@@ -215,19 +208,13 @@ def _every(run: CheckpointRun, found: CheckpointCheck) -> None:
         key="check-layers",
         on_select=lambda: components.pick_row("check-layers", list(table["layer"]), _show_layer),
         selection_mode="single-row",
-        column_order=["layer", "verdict", "reason", *errors, *FACTS],
-        column_config={
-            "layer": st.column_config.TextColumn("Layer", pinned=True),
-            "verdict": "Verdict",
-            "reason": st.column_config.TextColumn("Why", width="large"),
-            **errors,
-            **FACTS,
-        },
+        column_order=list(columns),
+        column_config=columns,
         alt="All layers of the checkpoint with verdict, reason and errors, the worst first",
     )
-    if len(found.others):
-        with st.expander(f"Norms, biases, embeddings and ties that differ: {len(found.others)}"):
-            st.dataframe(found.others, hide_index=True, key="check-others", alt="Other tensors that differ")
+    if len(check.others):
+        with st.expander(f"Norms, biases, embeddings and ties that differ: {len(check.others)}"):
+            st.dataframe(check.others, hide_index=True, key="check-others", alt="Other tensors that differ")
 
 
 def _ranked(layers: pd.DataFrame) -> pd.DataFrame:
@@ -243,21 +230,23 @@ def _layer(layers: pd.DataFrame) -> str:
     chosen = st.session_state.get("check_layer")
     if chosen in names:
         return str(chosen)
-    here, table = session.layer(), layers.set_index("layer")
-    told = "error" not in table or table["error"].isna().all() or (here in names and pd.notna(table["error"][here]))
-    return str(here if here in names and told and not layers["is_wrong"].any() else names[0])
+    here = session.layer()
+    if layers["is_wrong"].any() or here not in names:
+        return str(names[0])
+    errors = layers.set_index("layer").get("error", pd.Series(dtype=float)).dropna()
+    return str(here if errors.empty or here in errors else names[0])
 
 
 def _show_layer(layer: str) -> None:
     st.session_state.check_layer, st.session_state.check_view = layer, ONE
 
 
-def _one(run: CheckpointRun, found: CheckpointCheck) -> None:
-    names = list(_ranked(found.layers)["layer"])
+def _one(run: CheckpointRun, check: CheckpointCheck) -> None:
+    names = list(_ranked(check.layers)["layer"])
     if st.session_state.get("check_layer") not in names:
-        st.session_state.check_layer = _layer(found.layers)
+        st.session_state.check_layer = _layer(check.layers)
     layer = st.selectbox("Layer, the worst first", names, format_func=words.short_layer, **linked("check_layer"))
-    row = found.layers.set_index("layer").loc[layer]
+    row = check.layers.set_index("layer").loc[layer]
     st.markdown(f"**{words.sentence(row['verdict'])}.** {words.plain(row['reason'])}")
     look = components.look(layer)
     if pd.notna(row.get("error")):
@@ -268,17 +257,17 @@ def _one(run: CheckpointRun, found: CheckpointCheck) -> None:
         components.show(figures.broken_pattern(run.excerpts[layer], **look), "check-mask", wide=True)
 
 
-def _drift(run: CheckpointRun, _found: CheckpointCheck) -> None:
+def _drift(run: CheckpointRun, _check: CheckpointCheck) -> None:
     components.show(check_report.drift_curve(run, session.theme()), "check-drift", wide=True)
     st.caption(DRIFT_SCALE)
 
 
-def _further(run: CheckpointRun, found: CheckpointCheck) -> None:
+def _further(run: CheckpointRun, check: CheckpointCheck) -> None:
     """What to take away, and other pages about this checkpoint."""
     request = run.request
     with st.container(horizontal=True, vertical_alignment="center"):
-        csv_button("Layers, CSV", found.layers, "check.csv", "check-csv")
-        file_button("All, JSON", found.to_json, "check.json", key="check-json", icon=":material/download:")
+        csv_button("Layers, CSV", check.layers, "check.csv", "check-csv")
+        file_button("All, JSON", check.to_json, "check.json", key="check-json", icon=":material/download:")
         file_button(
             "Report, HTML",
             lambda: to_html(check_report.report_of(run)),
@@ -290,7 +279,7 @@ def _further(run: CheckpointRun, found: CheckpointCheck) -> None:
     with st.container(horizontal=True):
         shown = {"runs": [finished.label(checked.record_of(run))]}
         st.page_link(RUNS_PAGE, label="Compare it with runs", query_params=shown, icon=":material/compare:")
-        if found.summary["drift"]:
+        if check.summary["drift"]:
             label, drift = "Its drift beside that of others", {"runs_view": DRIFT_VIEW} | shown
             st.page_link(RUNS_PAGE, label=label, query_params=drift, icon=":material/stacked_line_chart:")
         if folder and request.setup.model == session.setup().model:

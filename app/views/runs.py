@@ -53,7 +53,7 @@ def _offered() -> list[RunReport]:
     pruned = [run for report in list(shared.reports()) for run in report.runs]
     studies = {id(one): one for one in [session.study(), *shared.studies().values()] if one and one.is_measured}
     measured = [run for one in studies.values() for run in finished.runs_of_study(one, session.threshold())]
-    checks = [checked.record_of(run) for run in reversed(list(shared.checks().values())) if run.found is not None]
+    checks = [checked.record_of(run) for run in reversed(list(shared.checks().values())) if run.check is not None]
     here = [*checks, *reversed(pruned), *measured]
     with st.expander(
         "More runs: open saved ones, or compare two targets",

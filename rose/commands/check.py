@@ -1,4 +1,4 @@
-"""`rose check`: is a checkpoint what a pruned copy of its dense model should be, whoever made it?"""
+"""`rose check`: looks for faults in a checkpoint that was made from a dense model by pruning, whoever made it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from rose.files import expand
 from rose.layer.registry import get_method
 from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.check import CheckpointCheck, check_checkpoint
-from rose.model.check.findings import findings, says_other_draw
+from rose.model.check.findings import FEW, findings, headline, lines, says_other_draw
 from rose.model.defaults import CHECK, CHECKED_AGAINST
 from rose.model.formats.low_rank import keep_low_rank
 from rose.output import check_file, write_file
 from rose.rows import json_rows
-from rose.verdicts import SPARSE
-from rose.wording import count, listing, percent
+from rose.wording import listing, percent
 
 SHOWN = 10  # layers in the table of errors
-ERRORS = {"error": "error", "mask_error": "mask alone", "possible_error": "least possible"}
+ERRORS = {"error": "error", "mask_error": "mask alone", "possible_error": "refit"}
 
 
 def add_parser(commands: Any) -> None:
@@ -42,7 +41,7 @@ def add_parser(commands: Any) -> None:
     shared.add(parser, "samples length seed held-out bos")
     says = f"with --calibration, compare with what these methods reach (default: {','.join(CHECKED_AGAINST)})"
     add("--methods", metavar="A,B", help=says)
-    add("--json", type=expand, metavar="FILE.json", help="write all that was found to this file")
+    add("--json", type=expand, metavar="FILE.json", help="write all verdicts, reasons and numbers to this file")
     parser.set_defaults(run=run, **CHECK._asdict())
 
 
@@ -50,10 +49,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Returns 1 where something is wrong."""
     if options.json:
         check_file(options.json)
-    wrong = shared.changed(options, CHECK._asdict() | {"seed": 0, "bos": "auto", "methods": None})
-    if wrong and not options.calibration:
-        says = "Without --calibration TEXT a check goes by the weights alone"
-        raise rose.RoseError(f"{says}; give that too, or leave {listing(wrong, len(wrong))} out.")
+    unused = shared.changed(options, CHECK._asdict() | {"seed": 0, "bos": "auto", "methods": None})
+    if unused and not options.calibration:
+        alone = "Without --calibration TEXT a check goes by the weights alone"
+        raise rose.RoseError(f"{alone}; give that too, or leave {listing(unused, len(unused))} out.")
     methods = shared.split(options.methods, "--methods") if options.methods else CHECKED_AGAINST
     for method in methods:
         get_method(method)
@@ -74,41 +73,29 @@ def run(options: argparse.Namespace, console: Console) -> int:
                 compute=options.compute,
                 progress=follow,
             )
-        terminal.say(_swapped(name, options.dense, checks[name].summary))
-        _print(name, checks[name], _of_draw(name, options, checks[name]))
+        if len(options.pruned) > 1:
+            terminal.say(f"{name}:")
+        terminal.say(*(f"{about}: {text}" for about, text in lines(checks[name])), *findings(checks[name]))
+        terminal.say(*checks[name].cautions, _of_draw(name, options, checks[name]))
+        _print_errors(checks[name].by_error)
     tables = {pair: _between(pair, models, checks) for pair in combinations(models, 2)}
     if options.json:
         _write(options.json, checks, tables)
-    return 0 if all(found.is_sane for found in checks.values()) else 1
+    for name, check in checks.items():
+        terminal.say(f"{name}: {headline(check).text}{_names(check, options.json)}")
+    return 0 if all(check.is_sane for check in checks.values()) else 1
 
 
-def _swapped(name: str, dense: str, summary: dict[str, Any]) -> str:
-    """A question where the dense model has zeros, and the checkpoint none; "" where not."""
-    share = summary["zeros_before"] / summary["weights"]
-    if share < SPARSE or summary["zeros"]:
-        return ""
-    return f"{dense} has {percent(share, 0)} zeros and {name} none: are they the wrong way round?"
-
-
-def _print(name: str, found: CheckpointCheck, caution: str) -> None:
-    """What is wrong first, then what was found of the whole."""
-    wrong = found.wrong
-    for row in wrong.head(terminal.MAX_ROWS).itertuples():
-        terminal.say(f"{row.name}: {row.verdict}. {row.reason}")
-    if len(wrong) > terminal.MAX_ROWS:
-        terminal.say(f"… and {len(wrong) - terminal.MAX_ROWS} more")
-    counts = ", ".join(f"{size} {verdict}" for verdict, size in found.summary["verdicts"].items())
-    terminal.say(f"{name}: {found.summary['layers']} layers; {counts}", *findings(found), *found.cautions, caution)
-    _print_errors(found.by_error)
-    if found.is_sane:
-        terminal.say("Nothing is wrong.")
-    else:
-        which = ", the worst" if len(wrong) > 1 else ","
-        terminal.say(f"Wrong: {count(len(wrong), 'tensor')}{which} {wrong['name'][0]}.")
+def _names(check: CheckpointCheck, file: Path | None) -> str:
+    """A sentence with the names of all that is wrong, or the file that has them where they are many."""
+    names = list(check.wrong["name"])
+    if file and len(names) > FEW:
+        return f" {file} names all {len(names)}."
+    return f" Wrong: {', '.join(names)}." if names else ""
 
 
 def _print_errors(layers: pd.DataFrame) -> None:
-    """What compensation recovered, of the first `SHOWN` layers; nothing where no error is known."""
+    """What compensation recovered, of the first `SHOWN` layers; nothing where no error was measured."""
     if layers.empty:
         return
     table = layers.head(SHOWN)[["layer", *ERRORS, "recovered"]].rename(columns=ERRORS)
@@ -118,22 +105,22 @@ def _print_errors(layers: pd.DataFrame) -> None:
         terminal.say(f"… and {len(layers) - SHOWN} more, which --json FILE.json has")
 
 
-def _of_draw(name: str, options: argparse.Namespace, found: CheckpointCheck) -> str:
+def _of_draw(name: str, options: argparse.Namespace, check: CheckpointCheck) -> str:
     """A caution where the checkpoint was calibrated on other windows; "" where not."""
     if not options.calibration:
         return ""
     drawn = shared.pick(options, ("calibration", "samples", "length", "seed"))
-    drawn |= {"held_out_samples": options.held_out, "bos_token": found.summary["bos_token"]}
+    drawn |= {"held_out_samples": options.held_out, "bos_token": check.summary["bos_token"]}
     return says_other_draw(expand(name), drawn)
 
 
 def _between(pair: tuple[str, str], models: dict[str, Any], checks: dict[str, CheckpointCheck]) -> pd.DataFrame:
     """Prints how two checkpoints differ, and returns it by layer."""
-    one, other = pair
-    masks = common_masks(models[one], models[other])
+    first, second = pair
+    masks = common_masks(models[first], models[second])
     common, chance = map(percent, masks[["jaccard", "chance"]].mean())
-    terminal.say(f"{one} and {other} both remove {common} of the weights that either removes, {chance} by chance")
-    better = better_by_layer(checks[one], checks[other], pair)
+    terminal.say(f"{first} and {second} both remove {common} of the weights that either removes, {chance} by chance")
+    better = better_by_layer(checks[first], checks[second], pair)
     counts = better["better"].value_counts()
     if len(counts):
         wins = [f"{name} has the lower error in {counts.get(name, 0)} layers" for name in pair]
@@ -146,5 +133,5 @@ def _write(path: Path, checks: dict[str, CheckpointCheck], tables: dict[tuple[st
     if len(checks) == 1:
         return write_file(path, next(iter(checks.values())).to_json())
     between = [{"checkpoints": pair, "layers": json_rows(table)} for pair, table in tables.items()]
-    each = [{"checkpoint": name} | found.to_dict() for name, found in checks.items()]
+    each = [{"checkpoint": name} | check.to_dict() for name, check in checks.items()]
     return write_file(path, json.dumps({"checkpoints": each, "between": between}, indent=1))

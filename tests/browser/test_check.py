@@ -35,7 +35,7 @@ def test_a_broken_checkpoint_is_found_and_a_link_shows_it_to_others(open_page: O
     expect(page.get_by_text("pattern broken: 1 of").first).to_be_visible()
     expect_finding(page, "[Ww]rong layers? lies? in decoder block")
     section(page, "One layer")
-    expect_finding(page, "Compensation recovered|worse than its mask|No compensation")
+    expect_finding(page, "Compensation recovered|worse than its mask|A refit would")
     choose(page, "Layer, the worst first", "1 · mlp.up_proj")
     expect_finding(page, "Row 7 keeps three of columns 16 to 19, where 2:4 allows two", at=1)
     settle(page)

@@ -24,6 +24,7 @@ from rose.layer.defaults import BLOCK_SIZE
 from rose.layer.target import target_damping
 from rose.model.check import verdicts
 from rose.model.check.costs import Costs, Recognized, Yardsticks
+from rose.model.check.findings import headline
 from rose.model.check.gone import find_gone
 from rose.model.check.inputs import BlockInputs, LayerInputs, Pair, walk_both
 from rose.model.check.others import OtherTensor, others_in_block, others_outside
@@ -64,7 +65,7 @@ class CheckpointCheck:
 
     @property
     def is_sane(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether no tensor was found wrong; see `rose.model.check.findings.headline` for what that rests on."""
         return not (self.layers["is_wrong"].any() or self.others["is_wrong"].any())
 
     @property
@@ -92,9 +93,10 @@ class CheckpointCheck:
         return cautions(table)
 
     def to_dict(self) -> dict[str, Any]:
-        """Summary, layers, others, cautions, and whether the checkpoint is sane, of what JSON has."""
+        """Headline, cautions, summary, layers and others, of what JSON has."""
         tables = {name: json_rows(getattr(self, name)) for name in ("layers", "others")}
-        return {"is_sane": self.is_sane, "cautions": self.cautions, "summary": finite(self.summary), **tables}
+        text = {"is_sane": self.is_sane, **vars(headline(self)), "cautions": self.cautions}
+        return text | {"summary": finite(self.summary), **tables}
 
     def to_json(self) -> str:
         """As JSON; see `to_dict`."""

@@ -1,51 +1,185 @@
-"""What a check has found of the whole, in sentences, for the command line, the app and its reports."""
+"""What a check says of a whole checkpoint, in sentences, for the command line, the app and its reports."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from rose.errors import RoseError
 from rose.layer.registry import METHODS
-from rose.model.check.check import CheckpointCheck
-from rose.model.check.costs import ERROR_OF
-from rose.model.check.verdicts import MOVED, says_pattern
+from rose.model.check.costs import ERROR_OF, SAME_MASK
+from rose.model.check.verdicts import VERDICTS, says_pattern
 from rose.model.check.whose import says_alike
 from rose.report import report_beside
 from rose.verdicts import BOS, SPARSE, WINDOWS, on_other_windows, says_perplexity
 from rose.wording import count, listing, number, out_of, percent, sentence, whole, word
 
-SHOWN = 4  # names of what is gone
+if TYPE_CHECKING:
+    from rose.model.check.check import CheckpointCheck
+
+FEW = 8  # wrong tensors of one verdict that have a line each
+SHOWN = 4  # names of what is gone, or of layers that differ from the rest
+MUCH_WORSE = 2.0  # times the dense perplexity; no copy above it is called sound
 SINGLE, HIGH = 0.05, 0.5  # share of a layer's columns, and sparsity, up to and from which empty columns are usual
+WRONG, WORSE, PARTIAL, SOUND = "wrong", "worse", "partial", "sound"
 
 
-def findings(found: CheckpointCheck) -> list[str]:
-    """A sentence each, without verdicts and cautions."""
-    layers, summary = found.layers, found.summary
-    said = [_zeros(summary), *_emptied(layers, summary["gone"]), *_gone(summary["gone"])]
-    moved = int((layers["moved"] > MOVED).sum())
-    said.append(
-        f"Kept weights differ from the dense model's in {out_of(moved, len(layers), 'layer')}."
-        if moved
-        else "Kept weights are those of the dense model in every layer."
-    )
-    if rotated := len(summary["rotated_heads"]):
-        said.append(
-            f"Heads of {count(rotated, 'output projection')} were rotated before pruning, which changes no output; "
-            "they are compared with dense heads rotated the same way."
-        )
-    if kinds := [f"{size} of kind {kind}" for kind, size in found.others.groupby("kind", sort=False).size().items()]:
-        said.append(f"Other tensors that differ: {', '.join(kinds)}.")
-    said += _errors(layers) + _whose(summary)
+@dataclass(frozen=True)
+class Headline:
+    """What a check comes to.
+
+    Attributes:
+        status: WRONG where a tensor is; else WORSE where perplexity is more than `MUCH_WORSE` times the dense model's
+            or no number; else PARTIAL where errors or perplexity were not measured; else SOUND.
+        text: sentences on faults, perplexity, and what was not measured.
+    """
+
+    status: str
+    text: str
+
+
+def headline(check: CheckpointCheck) -> Headline:
+    """The answer to whether a checkpoint is what it should be."""
+    layers, summary = check.layers, check.summary
+    unmeasured = _unmeasured(layers, summary)
+    perplexity, is_worse = "", False
     if "perplexity_after" in summary:
-        moved_to, *odd = says_perplexity(summary)
-        said += [f"Perplexity on {summary['evaluated_on']} goes {moved_to}.", *odd]
+        perplexity = f"Perplexity on {summary['evaluated_on']} goes {says_perplexity(summary)[0]}."
+        is_worse = not summary["perplexity_after"] <= MUCH_WORSE * summary["perplexity_before"]
+    if not check.is_sane:
+        return Headline(WRONG, " ".join(filter(None, [_faults(check), perplexity, unmeasured])))
+    if is_worse:
+        tests = f"The tests of single layers accuse none of {count(len(layers), 'layer')}."
+        return Headline(WORSE, " ".join(filter(None, [perplexity, tests, unmeasured])))
+    by = "" if summary["tokens"] else " by the weights alone"
+    faults = f"No fault was found in {count(len(layers), 'layer')}{by}."
+    return Headline(PARTIAL if unmeasured else SOUND, " ".join(filter(None, [faults, perplexity, unmeasured])))
+
+
+def _faults(check: CheckpointCheck) -> str:
+    """How many layers and other tensors are wrong, by verdict."""
+    wrong = check.layers[check.layers["is_wrong"]]
+    others = check.others[check.others["is_wrong"]]
+    parts = []
+    for rows, which in (
+        (wrong, f"{out_of(len(wrong), len(check.layers), 'layer')} {'is' if len(wrong) == 1 else 'are'} wrong"),
+        (others, f"{count(len(others), 'other tensor')} {'is' if len(others) == 1 else 'are'} wrong"),
+    ):
+        sizes = rows["verdict"].value_counts()
+        names = [f"{name} ({word(int(sizes[name]))})" for name in VERDICTS if name in sizes]
+        if len(names) == 1:
+            names = [str(sizes.index[0])]
+        if names:
+            parts.append(f"{sentence(which)}: {', '.join(names)}.")
+    return " ".join(parts)
+
+
+def _unmeasured(layers: pd.DataFrame, summary: Mapping[str, Any]) -> str:
+    """What was not measured, as a sentence; "" where all was."""
+    if not summary["tokens"]:
+        return "Errors and perplexity were not measured."
+    changed = layers[(layers["moved"] > 0) | (layers["zeros"] != layers["zeros_before"])]
+    missing = int(changed["error"].isna().sum()) if "error" in layers else len(changed)
+    parts = [f"errors of {count(missing, 'layer')}"] if missing else []
+    parts += [] if "perplexity_after" in summary else ["perplexity"]
+    if not parts:
+        return ""
+    return f"{sentence(' and '.join(parts))} {'was' if parts == ['perplexity'] else 'were'} not measured."
+
+
+def lines(check: CheckpointCheck, name: Callable[[str], str] = str) -> list[tuple[str, str]]:
+    """What a line is about, and what it says: one for each wrong tensor, or for a verdict that many wrong ones share;
+    then one for each other verdict, the most frequent last. `name` shows the name of a tensor."""
+    tensors = pd.concat([check.layers.rename(columns={"layer": "name"}), check.others[check.others["is_wrong"]]])
+    tensors = tensors.assign(name=tensors["name"].map(name), is_wrong=tensors["is_wrong"].astype(bool))
+    wrong_lines, other_lines = [], []
+    for verdict in VERDICTS:
+        rows = tensors[tensors["verdict"] == verdict]
+        if rows["is_wrong"].sum() <= FEW:
+            wrong_lines += [(f"{row.name}, {verdict}", row.reason) for row in rows[rows["is_wrong"]].itertuples()]
+            rows = rows[~rows["is_wrong"]]
+        if len(rows):
+            line = f"{verdict}, {_where(rows['name'], len(check.layers))}", _in_common(rows)
+            if rows["is_wrong"].any():
+                wrong_lines.append(line)
+            else:
+                other_lines.append((len(rows), line))
+    return wrong_lines + [line for _, line in sorted(other_lines, key=lambda each: each[0])]
+
+
+def _where(names: pd.Series, layers: int) -> str:
+    """ "all 210 layers", or "two of 210 layers (a and b)" where they are few."""
+    where = out_of(len(names), layers, "layer")
+    return f"{where} ({listing(list(names))})" if len(names) <= SHOWN and len(names) < layers else where
+
+
+def _in_common(rows: pd.DataFrame) -> str:
+    """What holds of all layers of one verdict: sentences."""
+    if rows["reason"].nunique() == 1:
+        return str(rows["reason"].iloc[0])
+    texts = []
+    wrong = rows[rows["is_wrong"]]
+    if len(wrong):
+        which = "" if len(wrong) == len(rows) else f"{sentence(word(len(wrong)))} of them are wrong. "
+        texts.append(f"{which}{wrong['name'].iloc[0]}, for example: {wrong['reason'].iloc[0]}")
+    if method := _like(rows):
+        texts.append(f"{method}.")
+    if rows["zeros"].any():
+        pattern = f", {says_pattern(rows['pattern'].iloc[0])}" if rows["pattern"].nunique() == 1 else ""
+        texts.append(f"{_range(rows['sparsity'], percent)} zeros{pattern}.")
+    moved = rows.loc[(rows["moved"] > 0) & (rows["zeros"] > 0), "change"]
+    if len(moved):
+        where = "" if len(moved) == len(rows) else f" of {count(len(moved), 'layer')}"
+        texts.append(f"Kept weights{where} moved by {_range(moved, percent)} of their norm.")
+    if "error" in rows and rows["error"].notna().any():
+        texts.append(f"Errors {_range(rows['error'], number)}, median {number(float(rows['error'].median()))}.")
+    return " ".join(texts) or f"{rows['name'].iloc[0]}, for example: {rows['reason'].iloc[0]}"
+
+
+def _range(values: pd.Series, text: Callable[[float], str]) -> str:
+    """ "49.9 % to 50.1 %", or one text where both ends have the same."""
+    return " to ".join(dict.fromkeys(text(float(value)) for value in (values.min(), values.max())))
+
+
+def _like(rows: pd.DataFrame) -> str:
+    """ "Like Magnitude", "Like SparseGPT in 206 layers and ROSE in four"; "" where no mask matches that of a method."""
+    if "nearest_method" not in rows:
+        return ""
+    matching = rows[rows["agreement"] >= SAME_MASK]
+    sizes = matching["nearest_method"].map(lambda name: METHODS[name].label).value_counts()
+    if len(sizes) == 1 and len(matching) == len(rows):
+        return f"Like {sizes.index[0]}"
+    methods = [f"{label} in {count(int(size), 'layer')}" for label, size in sizes.items()]
+    return f"Like {listing(methods)}" if methods else ""
+
+
+def findings(check: CheckpointCheck) -> list[str]:
+    """A sentence each, without verdicts, perplexity and cautions."""
+    layers, summary = check.layers, check.summary
+    sentences = [_zeros(summary), *_emptied(layers, summary["gone"]), *_gone(summary["gone"])]
+    moved = layers.loc[layers["moved"] > 0, "layer"]
+    if len(moved):
+        sentences.append(f"Kept weights differ from the dense model's in {_where(moved, len(layers))}.")
+    else:
+        rounded = ", but for rounding to 16 bits" if layers["rounded"].notna().any() else ""
+        sentences.append(f"Kept weights are those of the dense model in every layer{rounded}.")
+    if rotated := len(summary["rotated_heads"]):
+        sentences.append(
+            f"Heads of {count(rotated, 'output projection')} fit those of the dense model after a rotation, which "
+            "changes no output; they are compared with dense heads rotated so."
+        )
+    if kinds := [f"{size} of kind {kind}" for kind, size in check.others.groupby("kind", sort=False).size().items()]:
+        sentences.append(f"Other tensors that differ: {', '.join(kinds)}.")
+    sentences += _errors(layers) + _maker(summary)
+    if "perplexity_after" in summary:
+        sentences += says_perplexity(summary)[1:]
     if summary["drift"]:
-        said.append(f"Drift after the last decoder block: {number(summary['drift'][-1]['drift'])}.")
-    return said
+        sentences.append(f"Drift after the last decoder block: {number(summary['drift'][-1]['drift'])}.")
+    return sentences
 
 
 def says_other_draw(folder: Path, drawn: Mapping[str, Any]) -> str:
@@ -59,17 +193,17 @@ def says_other_draw(folder: Path, drawn: Mapping[str, Any]) -> str:
         report = report_beside(folder)
     except RoseError as problem:
         return str(problem)
-    known = {} if report is None else report.summary
-    if any(known.get(name) is None for name in WINDOWS) or not on_other_windows(known, drawn):
+    run = {} if report is None else report.summary
+    if any(run.get(name) is None for name in WINDOWS) or not on_other_windows(run, drawn):
         return ""
     first = ""
-    if known.get(BOS, drawn[BOS]) != drawn[BOS]:
-        first = f", {'without' if known[BOS] is None else 'with'} a beginning-of-sequence token in front"
-    text, (samples, length) = Path(str(known["calibration"])).name, (known["samples"], known["length"])
+    if run.get(BOS, drawn[BOS]) != drawn[BOS]:
+        first = f", {'without' if run[BOS] is None else 'with'} a beginning-of-sequence token in front"
+    text, (samples, length) = Path(str(run["calibration"])).name, (run["samples"], run["length"])
     return (
         f"The report beside this checkpoint names other calibration windows: {samples} × {length} tokens of {text}, "
-        f"seed {known['seed']}, {known['held_out_samples']} held out{first}. Methods compared with it are fitted to "
-        "the tokens of this check, so the checkpoint's errors look higher than theirs and its masks less like theirs."
+        f"seed {run['seed']}, {run['held_out_samples']} held out{first}. Methods compared with it are fitted to the "
+        "tokens of this check, so the checkpoint's errors look higher than theirs and its masks less like theirs."
     )
 
 
@@ -80,68 +214,69 @@ def method_of(column: str) -> str:
 
 def _zeros(summary: dict[str, Any]) -> str:
     zeros, weights = whole(summary["zeros"]), whole(summary["weights"])
-    said = f"{percent(summary['sparsity'], 2)} of the layers' weights are zero ({zeros} of {weights})"
-    if before := summary["zeros_before"]:
-        said += f", {percent(before / summary['weights'], 2)} were in the dense model"
-    turned = summary["sparsity"] < SPARSE <= before / summary["weights"]
-    doubt = " Were the two given the other way round? The dense model comes first." if turned else ""
-    return f"{said}; pattern of most layers: {says_pattern(summary['pattern'])}.{doubt}"
+    share, before = summary["sparsity"], summary["zeros_before"] / summary["weights"]
+    text = f"{percent(share, 2)} of the layers' weights are zero ({zeros} of {weights})"
+    if before:
+        text += f", {percent(before, 2)} in the dense model"
+    doubt = " Were the two given the other way round? The dense model comes first." if share < SPARSE <= before else ""
+    return f"{text}; pattern of most layers: {says_pattern(summary['pattern'])}.{doubt}"
 
 
 def _emptied(layers: pd.DataFrame, gone: dict[str, Any]) -> list[str]:
     """Rows and columns without a weight, in which layers, and whether that is usual."""
-    some_left, said = layers[layers["zeros"] < layers["rows"] * layers["columns"]], []
-    for what, noun in (("rows", "output row"), ("columns", "input column")):
-        found = some_left[some_left[f"empty_{what}"] > 0].sort_values(f"empty_{what}", ascending=False, kind="stable")
-        if found.empty:
+    some_left, sentences = layers[layers["zeros"] < layers["rows"] * layers["columns"]], []
+    for which, noun in (("rows", "output row"), ("columns", "input column")):
+        sizes = some_left.set_index("layer")[f"empty_{which}"].sort_values(ascending=False, kind="stable")
+        sizes = sizes[sizes > 0]
+        if sizes.empty:
             continue
-        sizes = found[f"empty_{what}"]
-        where = [f"{word(size)} of {name}" for size, name in zip(sizes, found["layer"], strict=True)]
-        total = count(int(sizes.sum()), noun)
-        text = f"{sentence(total)} {'has' if sizes.sum() == 1 else 'have'} no weight left: {listing(where, SHOWN)}."
-        is_single = (sizes <= SINGLE * found[what]).all() and (found["sparsity"] >= HIGH).all() and not gone["heads"]
-        if what == "columns" and is_single:
+        total = int(sizes.sum())
+        where = listing([f"{word(size)} of {name}" for name, size in sizes.items()], SHOWN)
+        text = f"{sentence(count(total, noun))} {'has' if total == 1 else 'have'} no weight left: {where}."
+        emptied = some_left[some_left[f"empty_{which}"] > 0]
+        is_few = (emptied[f"empty_{which}"] <= SINGLE * emptied[which]).all() and (emptied["sparsity"] >= HIGH).all()
+        if which == "columns" and is_few and not gone["heads"]:
             text += " At high sparsity this is usual for single columns whose inputs are weak."
-        said.append(text)
-    return said
+        sentences.append(text)
+    return sentences
 
 
 def _gone(gone: dict[str, Any]) -> list[str]:
-    said = []
-    for what in ("head", "expert"):
-        if names := gone[f"{what}s"]:
-            said.append(f"Nothing is left of {count(len(names), what)}: {listing(names, SHOWN)}.")
-    return said
+    return [
+        f"Nothing is left of {count(len(names), noun)}: {listing(names, SHOWN)}."
+        for noun in ("head", "expert")
+        if (names := gone[f"{noun}s"])
+    ]
 
 
 def _errors(layers: pd.DataFrame) -> list[str]:
-    """The mean error, what it could have been, and how much of the error that masks make was taken back."""
+    """The mean error, beside that of methods, and how much of the error that masks make was taken back."""
     if "error" not in layers or layers["error"].isna().all():
         return []
-    known = layers.dropna(subset=["error"])
-    reached = {method_of(name): float(known[name].mean()) for name in known if str(name).startswith(ERROR_OF)}
-    beside = ", ".join(f"{label} {number(mean)}" for label, mean in reached.items())
-    where = "" if len(known) == len(layers) else f" over {out_of(len(known), len(layers), 'layer')}"
-    said = f"Mean error{where} {number(float(known['error'].mean()))}"
-    said += f"; at the same sparsity, fitted to these very tokens, {beside}." if beside else "."
-    recovered = known["recovered"].dropna()
+    measured = layers.dropna(subset=["error"])
+    methods = [str(name) for name in measured if str(name).startswith(ERROR_OF)]
+    means = listing([f"{method_of(name)} {number(float(measured[name].mean()))}" for name in methods], len(methods))
+    where = "" if len(measured) == len(layers) else f" over {out_of(len(measured), len(layers), 'layer')}"
+    text = f"Mean error{where} {number(float(measured['error'].mean()))}"
+    text += f"; at the same sparsity, fitted to these very tokens, {means}." if means else "."
+    recovered = measured["recovered"].dropna()
     if recovered.empty:
-        return [said]
+        return [text]
     share = percent(float(recovered.median()), 0)
     median = f", the median of {count(len(recovered), 'layer')}" if len(recovered) > 1 else ""
-    return [said, f"Compensation recovered {share} of what it could{median}."]
+    return [text, f"Compensation recovered {share} of what a least-squares refit of the masks would{median}."]
 
 
-def _whose(summary: dict[str, Any]) -> list[str]:
-    """Which method made the masks, or comes nearest to them."""
-    near = summary["nearest"]
-    if near is None:
+def _maker(summary: dict[str, Any]) -> list[str]:
+    """Which method's masks are nearest, and whether they match."""
+    nearest = summary["nearest"]
+    if nearest is None:
         return []
-    whose = METHODS[near["name"]].label + (", towards the dense model's outputs" if near["target"] == "dense" else "")
-    shares = f"both remove {percent(near['agreement'])} of the weights that either removes, "
-    shares += f"{percent(near['chance'])} by chance"
+    target = ", towards the dense model's outputs" if nearest["target"] == "dense" else ""
+    method, shares = METHODS[nearest["name"]].label + target, f"both remove {percent(nearest['agreement'])} of the "
+    shares += f"weights that either removes, {percent(nearest['chance'])} by chance"
     if summary["method"] is None:
-        nearest = f"the nearest is {whose}: over {count(near['layers'], 'layer')} {shares}"
-        return [f"The masks match no method that was tried; {nearest}."]
-    where = out_of(near["layers"], summary["layers"], "layer")
-    return [f"Masks of {where} are those of {whose}: {shares}. {says_alike(near)}".rstrip()]
+        where = count(nearest["layers"], "layer")
+        return [f"The masks match no method that was tried; the nearest is {method}: over {where} {shares}."]
+    where = out_of(nearest["layers"], summary["layers"], "layer")
+    return [f"Masks of {where} match those of {method}: {shares}. {says_alike(nearest)}".rstrip()]

@@ -101,7 +101,9 @@ def judge_weights(change: WeightChange, peers: Peers) -> LayerVerdict:
             return verdict
     if change.zeros <= change.zeros_before:
         is_same = change.is_untouched and not change.rounded
-        return LayerVerdict(NOT_PRUNED, "It is as in the dense model." if is_same else _says_moved(change), False)
+        return LayerVerdict(
+            NOT_PRUNED, "All weights are those of the dense model." if is_same else _says_moved(change), False
+        )
     return LayerVerdict(NO_FAULT, _says_kept(change), False)
 
 

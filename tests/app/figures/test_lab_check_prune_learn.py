@@ -338,14 +338,15 @@ def test_a_map_of_verdicts_marks_what_is_wrong_and_shows_the_worst_of_experts() 
     assert drawing.caption == f"Layers by verdict: {'; '.join(legend)}."
 
 
-def test_compensation_is_told_by_how_much_of_what_it_could_it_recovered() -> None:
+def test_compensation_is_measured_by_a_refit_of_its_mask() -> None:
     def told(recovered: float) -> str:
         return title(checkpoint.compensation_bars(COSTS.copy().where(COSTS.index != "recovered", recovered)))
 
-    assert told(0.67) == "Compensation recovered 67 % of what it could"
-    assert told(1.02) == "Compensation recovered all that a refit of this mask could"
+    assert told(0.67) == "Compensation recovered 67 % of what a refit would"
+    assert told(1.02) == "Compensation recovered all that a refit of this mask would"
+    assert told(0.004) == "Compensation recovered 0.4 % of what a refit would"
     assert told(-0.5) == "The layer is worse than its mask without compensation: error 0.100 against 0.200"
-    assert told(float("nan")) == "No compensation could help much: the mask alone has 0.200"
+    assert told(float("nan")) == "A refit would take less than 2 % off the error of the mask alone, 0.200"
 
 
 def test_damping_strip_marks_what_was_raised(records: pd.DataFrame) -> None:

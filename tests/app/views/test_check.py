@@ -66,13 +66,14 @@ def pressed(app: AppTest) -> CheckpointRun:
 
 def test_what_is_wrong_stands_first_with_its_layer_and_a_picture(setup: Setup, planted: Path) -> None:
     app = opened(setup, planted, check_on="Weights alone")
-    assert "Zeros, patterns and changes, layer by layer, in seconds." in texts(app)
+    assert "Zeros, patterns and changes, layer by layer, in seconds; no errors and no perplexity." in texts(app)
     run = pressed(app)
-    finding = "Two of 21 layers are wrong: numbers broken (one), pattern broken (one)"
-    assert app.error[0].value == f"{finding}."
-    first, second = (line for line in texts(app).splitlines() if line.startswith("- **"))
-    assert first.startswith("- **1 · self_attn.q_proj**, numbers broken: 1 of 4 096 weights are NaN or infinite.")
-    assert second.startswith("- **0 · mlp.up_proj**, pattern broken: 1 of 2 048 groups keep more than 2 of 4 weights;")
+    finding = "Two of 21 layers are wrong: numbers broken (one), pattern broken (one)."
+    assert app.error[0].value == f"{finding} Errors and perplexity were not measured."
+    first, second, rest = (line for line in texts(app).splitlines() if line.startswith("- **"))
+    assert first.startswith("- **1 · self_attn.q_proj, numbers broken**: 1 of 4 096 weights are NaN or infinite.")
+    assert second.startswith("- **0 · mlp.up_proj, pattern broken**: 1 of 2 048 groups keep more than 2 of 4 weights;")
+    assert rest.startswith("- **mask without compensation, 19 of 21 layers**: 50.0 % zeros, 2:4. Kept weights are")
     assert "Wrong layers lie in decoder blocks 0 and 1" in titles(app)[0]
     assert "pattern of most layers: 2:4." in texts(app)
     shown = app.main.dataframe[0].value
@@ -91,7 +92,7 @@ def test_what_is_wrong_stands_first_with_its_layer_and_a_picture(setup: Setup, p
 
     again = opened(setup, planted, check_on="Weights alone", check_view="One layer")  # a link, for somebody else
     assert finding in again.error[0].value
-    assert json.loads(checked.CheckpointCheck.to_json(run.found))["is_sane"] is False
+    assert json.loads(checked.CheckpointCheck.to_json(run.check))["is_sane"] is False
     report = to_html(check_report.report_of(run))
     assert finding in report
     assert report.count("<figure ") == 2
@@ -120,8 +121,8 @@ def test_with_tokens_it_says_what_compensation_recovered_and_other_pages_take_it
     assert "4 × 32 tokens of packaged text and 2 × 32 held out" in texts(app)
     assert re.match(r"Check, about \d+ s", app.button(key="check-start").label)
     run = pressed(app)
-    assert run.found is not None
-    known = run.found.layers.set_index("layer")
+    assert run.check is not None
+    known = run.check.layers.set_index("layer")
     layer = known["recovered"].astype(float).idxmin()  # compensated for other inputs
     app.selectbox(key="check_layer").set_value(layer).run()
     row = known.loc[layer]
@@ -132,16 +133,16 @@ def test_with_tokens_it_says_what_compensation_recovered_and_other_pages_take_it
     methods = [name for name in row.index if name.startswith("error_of_")]
     assert bars["y"] == pytest.approx([row["mask_error"], row["error"], row["possible_error"], *row[methods]])
     app.segmented_control(key="check_view").set_value("Drift").run()
-    drift = run.found.summary["drift"]
+    drift = run.check.summary["drift"]
     assert f"After decoder block 2 the drift is {words.number(drift[-1]['drift'])}" in titles(app)[0]
 
     finished = checked.record_of(run)
-    assert finished.by_layer["target_error"].tolist() == run.found.layers["error"].tolist()
+    assert finished.by_layer["target_error"].tolist() == run.check.layers["error"].tolist()
     assert [entry["drift"] for entry in finished.drift] == [entry["drift"] for entry in drift]
-    assert finished.number("perplexity_after") == run.found.summary["perplexity_after"]
+    assert finished.number("perplexity_after") == run.check.summary["perplexity_after"]
     known = finished.setup
     assert known.windows == f"{setup.held_out} × {setup.length} of held out"
-    assert known.environment == re.sub(r"\(R\)|\(TM\)", "", run.found.summary["environment"])
+    assert known.environment == re.sub(r"\(R\)|\(TM\)", "", run.check.summary["environment"])
     links = {link.proto.page.rpartition("/")[2]: link.proto.query_string for link in app.get("page_link")}
     assert links["text"] == urlencode({"text_path": str(pruned_folder)})
     assert f"damage_path={quote_plus(str(pruned_folder))}" in links["damage"]
@@ -154,7 +155,11 @@ def test_where_all_layers_agree_a_sentence_says_so_in_place_of_a_map(
     rose.save_model(model, tokenizer, tmp_path / "same")
     app = opened(setup, tmp_path / "same", check_on="Weights alone")
     run = pressed(app)
-    assert "The verdict on all 21 layers is the same: not pruned." in texts(app)
+    assert "- **not pruned, all 21 layers**: All weights are those of the dense model." in texts(app)
+    assert [app.success, app.error, app.warning] == [[], [], []]  # no green tick over what was not measured
+    (answer,) = app.info
+    says = "No fault was found in 21 layers by the weights alone. Errors and perplexity were not measured."
+    assert answer.value == says
     assert set(app.main.dataframe[0].value["pattern"]) == {"no pattern"}
     assert not figures(app)
     assert "<figure " not in to_html(check_report.report_of(run))

@@ -2,12 +2,14 @@
 
 import copy
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,8 +20,9 @@ from rose.layer.change import weight_change
 from rose.model.check import verdicts
 from rose.model.check.check import CheckpointCheck, check_checkpoint
 from rose.model.check.costs import Costs, Rival
-from rose.model.check.findings import findings, says_other_draw
-from rose.model.check.verdicts import LayerVerdict, judge_costs
+from rose.model.check.findings import PARTIAL, SOUND, WORSE, WRONG, findings, headline, lines, says_other_draw
+from rose.model.check.verdicts import LayerVerdict, Peers, judge_costs, judge_weights
+from rose.wording import word
 from tests.model.check.faults import compensate, q4_0, q4_1
 from tests.model.families import DENSE, EXPERTS, make_from, make_model, make_tokens
 from tests.tiny import save_tiny_llama
@@ -73,7 +76,9 @@ def test_a_sparse_part_beside_a_low_rank_one_is_not_taken_for_unpruned(tmp_path:
     rose.save_model(model, tokenizer, tmp_path / "oats")
     written = tmp_path / "found.json"
     assert cli.main(["check", str(tmp_path / "dense"), str(tmp_path / "oats"), "--json", str(written)]) == 0
-    assert "7 layers; 7 no fault found" in capsys.readouterr().out
+    assert "no fault found, all seven layers: model.layers.0.self_attn.q_proj, for example: Its sparse part" in (
+        capsys.readouterr().out
+    )
     reasons = {one["reason"] for one in json.loads(written.read_text())["layers"]}
     assert all("so their sum has no zeros" in reason for reason in reasons)
 
@@ -357,13 +362,93 @@ def test_the_command_says_what_is_wrong_and_by_its_status(tmp_path: Path, capsys
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")  # which loading refuses elsewhere
     rose.save_model(model, tokenizer, broken)
     assert cli.main(["check", str(dense), str(tmp_path / "same")]) == 0
-    assert "Nothing is wrong." in capsys.readouterr().out
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.endswith("by the weights alone. Errors and perplexity were not measured.")
     assert cli.main(["check", str(dense), str(broken), "--json", str(tmp_path / "found.json")]) == 1
-    assert "model.layers.1.mlp.up_proj" in capsys.readouterr().out
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("model.layers.1.mlp.up_proj, numbers broken: 1 of ")
+    assert last.endswith("Errors and perplexity were not measured. Wrong: model.layers.1.mlp.up_proj.")
     written = json.loads((tmp_path / "found.json").read_text())
-    assert written["is_sane"] is False
+    assert (written["is_sane"], written["status"]) == (False, WRONG)
     assert written["summary"]["verdicts"] == {verdicts.NOT_PRUNED: 20, verdicts.NUMBERS_BROKEN: 1}
     assert cli.main(["check", str(dense), str(tmp_path / "nowhere")]) == 2
+
+
+def test_the_last_line_names_all_that_is_wrong_or_the_file_that_does(tmp_path: Path, capsys: Any) -> None:
+    dense = save_tiny_llama(tmp_path / "dense", blocks=2)
+    model, tokenizer = rose.load_model(str(dense))
+    names = [layer.name for layer in rose.prunable_layers(model)]
+    for layer in rose.prunable_layers(model):
+        layer.write(torch.zeros(layer.weight.shape))
+    rose.save_model(model, tokenizer, tmp_path / "empty")
+    check, file = ["check", str(dense), str(tmp_path / "empty")], tmp_path / "found.json"
+    assert cli.main(check) == 1
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.endswith(f"Wrong: {', '.join(names)}.")
+    assert cli.main([*check, "--json", str(file)]) == 1
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("numbers broken, all 14 layers: ")
+    assert last.endswith(f" {file} names all 14.")
+    assert [row["layer"] for row in json.loads(file.read_text())["layers"] if row["is_wrong"]] == names
+
+
+def test_layers_that_differ_from_the_rest_come_first_and_layers_of_one_verdict_are_one_line() -> None:
+    dense, pruned = (make_from(config) for config in [DENSE["llama"]()] * 2)
+    layers = rose.prunable_layers(pruned)
+    for layer in layers[1:]:
+        layer.write(layer.weight * (layer.weight.abs() > layer.weight.abs().median()))
+    about, texts = zip(*lines(check_checkpoint(dense, pruned)), strict=True)
+    assert about == (
+        f"not pruned, one of {len(layers)} layers ({layers[0].name})",
+        f"mask without compensation, {word(len(layers) - 1)} of {len(layers)} layers",
+    )
+    assert texts[0] == "All weights are those of the dense model."
+    assert texts[1].endswith(" zeros, unstructured. Kept weights are those of the dense model.")
+    layers[3].weight[0, 0] = torch.nan
+    check = check_checkpoint(dense, pruned, make_tokens(), methods=("magnitude",))
+    about, texts = zip(*lines(check), strict=True)
+    assert about[0] == f"{layers[3].name}, numbers broken"
+    assert about[-1] == f"mask without compensation, {word(len(layers) - 2)} of {len(layers)} layers"
+    assert texts[-1].startswith("Like Magnitude in ")
+
+
+def test_few_weights_that_moved_are_counted() -> None:
+    before = torch.arange(1.0, 4097).reshape(64, 64)
+    after = before.masked_fill(before <= 2048, 0)
+    after[-1, -1] *= -1
+    verdict = judge_weights(weight_change(before, after), Peers.of([]))
+    assert verdict.verdict == verdicts.MASK_ALONE
+    says = "0.049 % of the kept weights differ from the dense model's, by 5.8 % of the norm of all."
+    assert verdict.reason.endswith(says)
+
+
+@pytest.mark.parametrize(
+    ("after", "tokens", "wrong", "status", "says"),
+    [
+        (None, 0, False, PARTIAL, "No fault was found in two layers by the weights alone. Errors and perplexity"),
+        (None, 64, False, PARTIAL, "Perplexity was not measured."),
+        (12.0, 64, False, SOUND, "goes from 10.0 to 12.0, 1.20 times the dense model's"),
+        (278.0, 64, False, WORSE, "goes from 10.0 to 278, 27.8 times the dense model's"),
+        (math.nan, 64, False, WORSE, "goes from 10.0 to no finite number"),
+        (12.0, 64, True, WRONG, "One of two layers is wrong: zeros lost. Perplexity on 2 × 32 tokens goes from 10.0"),
+    ],
+)
+def test_the_headline_says_what_was_measured(
+    after: float | None, tokens: int, wrong: bool, status: str, says: str
+) -> None:
+    """No copy of many times the dense perplexity, and none whose errors were not measured, is called sound."""
+    table = pd.DataFrame({"layer": ["a", "b"], "moved": 0.0, "zeros": 8, "zeros_before": 0, "is_wrong": [wrong, False]})
+    table["verdict"] = [verdicts.ZEROS_LOST if wrong else verdicts.NO_FAULT, verdicts.NO_FAULT]
+    summary: dict[str, Any] = {"tokens": tokens}
+    if tokens:
+        table["error"] = 0.1
+    if after is not None:
+        summary |= {"perplexity_before": 10.0, "perplexity_after": after, "evaluated_on": "2 × 32 tokens"}
+        summary |= {"losses_before": [], "losses_after": []}
+    found = headline(CheckpointCheck(table, table[:0], summary))
+    assert found.status == status
+    assert says in found.text
+    assert ("No fault was found" in found.text) == (status in (PARTIAL, SOUND))
 
 
 @pytest.mark.parametrize(
