@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unicodedata import category
+
+LONGEST, LONGEST_WORD = 1000, 300  # characters of a message, and of a word in it, which may come from a file
 
 
 class RoseError(ValueError):
-    """Bad input, or work that cannot be done. The message is meant to be shown as it is."""
+    """Bad input, or work that cannot be done. The message is one line, and is meant to be shown as it is."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_one_line(message))
 
 
 class Cancelled(Exception):
     """Raised by a progress callback to stop a run; the run cleans up and lets it pass."""
+
+
+def _one_line(message: str) -> str:
+    """Escapes line breaks and other control characters, and shortens what is too long to read."""
+    words = " ".join(word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}…" for word in message.split(" "))
+    line = words if len(words) <= LONGEST else f"{words[:LONGEST]}…"
+    if line.isprintable():
+        return line
+    return "".join(
+        letter if letter.isprintable() or category(letter) == "Zs" else letter.encode("unicode_escape").decode()
+        for letter in line
+    )
 
 
 EXHAUSTED = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory", "_ALLOC_FAILED")

@@ -25,11 +25,10 @@ from random import Random
 from typing import Any, TypeVar
 
 from rose import RoseError
-from rose.errors import is_out_of_memory
+from rose.errors import LONGEST, is_out_of_memory
 
 MEMORY = 2**30  # bytes of address space that a child may take beyond what it begins with
 SECONDS = 20.0  # that one case may take, on a busy machine
-LONGEST_MESSAGE = 700  # characters of an error message
 CASES_OF_A_CHILD = 200  # then a new one begins, so that no case depends on many before it
 
 Change = tuple[str, bytes]  # name of the kind of change, and the changed content
@@ -194,7 +193,7 @@ def _sorted(read: Callable[[Path], str], path: Path) -> tuple[str, str]:
         message = str(problem)
         if any(is_out_of_memory(cause) for cause in _causes(problem)):
             return "memory", message
-        is_sentence = message.isprintable() and 0 < len(message) <= LONGEST_MESSAGE
+        is_sentence = message.isprintable() and 0 < len(message) <= LONGEST + 1
         return "refused" if is_sentence else "message", message
     except Exception as problem:
         kind = "memory" if any(map(is_out_of_memory, (problem, *_causes(problem)))) else "traceback"

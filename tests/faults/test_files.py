@@ -1,31 +1,15 @@
 """Files may come from anybody: what they say is checked before anything is built, computed or shown by it."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import rose
-from rose.model.load.models import load_skeleton
 from rose.model.load.tokens import load_text
 from rose.rows import csv_text
 from tests.app.runs.made_reports import made_report
 from tests.tiny import byte_tokenizer
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("num_hidden_layers", 10**12), ("num_hidden_layers", 1001), ("num_local_experts", 10**6), ("hidden_size", 0)],
-)
-def test_a_configuration_of_no_model_is_refused_before_anything_is_built(
-    tmp_path: Path, field: str, value: int
-) -> None:
-    known = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_size": 64} | {field: value}
-    (tmp_path / "config.json").write_text(json.dumps(known))
-    for load in (load_skeleton, rose.load_model):
-        with pytest.raises(rose.RoseError, match=f"says {field} = {value}; it must be from"):
-            load(str(tmp_path))
 
 
 def test_no_text_of_a_csv_file_is_a_formula() -> None:

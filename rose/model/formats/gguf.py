@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -27,10 +29,13 @@ from transformers import modeling_gguf_pytorch_utils as reading
 
 from rose.errors import RoseError
 from rose.interrupt import stop_point
+from rose.wording import whole
 
 Parsed = dict[str, dict[str, Any]]  # "config", "tokenizer", ..., as transformers has them; "tensors" where asked for
 logger = logging.getLogger(__name__)
 PIECE = 2**20  # numbers dequantized at once
+# At most, in a header; each takes a hundred times its bytes once it is read. ggml has the length of a name.
+MOST_FIELDS, MOST_ITEMS, MOST_TENSORS, MOST_ALIGNMENT, LONGEST_NAME = 2**16, 2**22, 2**20, 2**16, 64
 
 # Options of configurations that a file says by its tensors alone, with the layers that then have biases.
 BIASES = {
@@ -80,6 +85,7 @@ def read_tensors(
     processor = reading.TENSOR_PROCESSORS.get(architecture, reading.TensorProcessor)(config=config)
     names = reading.get_gguf_hf_weights_map(model, processor)
     _check_placed([tensor.name for tensor in tensors], names, model)
+    _check_counts(tensors, names, model)
     awaited = Counter(names.values())  # the gate and the up of experts are two tensors in a file, one in a model
     found: dict[str, Tensor] = {}
     for tensor in sorted(tensors, key=lambda tensor: -tensor.n_elements):
@@ -117,6 +123,19 @@ def _check_placed(found: Sequence[str], names: dict[str, str], model: nn.Module)
         )
 
 
+def _check_counts(tensors: Sequence[ReaderTensor], names: dict[str, str], model: nn.Module) -> None:
+    """Raises RoseError where tensors have another number of weights than the model that the metadata describe."""
+    sizes = Counter[str]()
+    for tensor in tensors:
+        sizes[names.get(tensor.name) or names.get(tensor.name.removesuffix(".weight"), "")] += tensor.n_elements
+    for name, weight in model.named_parameters():
+        if name in sizes and sizes[name] != weight.numel():
+            raise RoseError(
+                f"{name} has {whole(sizes[name])} weights in the GGUF file, but {whole(weight.numel())} by its "
+                "metadata, which belong to another model, or were changed; get the file again."
+            )
+
+
 def _add_biases(config: dict[str, Any], tensors: Sequence[ReaderTensor]) -> None:
     """Says in a configuration which layers have biases in the file, where its family has an option for that."""
     parts = [tensor.name.split(".") for tensor in tensors]
@@ -146,9 +165,20 @@ def _converted(weights: np.ndarray, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None else tensor.to(dtype)
 
 
-class _Reader(gguf.GGUFReader):
-    """Fields are views of a plain array: those of a memory map are large and slow to make. The texts and numbers of a
-    vocabulary, hundreds of thousands of them, are read in one go, which takes a tenth of the time."""
+class Reader(gguf.GGUFReader):
+    """As the library's, but no count is believed that the file is too short for, and tensors must lie as ggml requires:
+    one behind the other from the beginning of the data, each at a multiple of the alignment.
+
+    Fields are views of a plain array: those of a memory map are large and slow to make. The texts and numbers of a
+    vocabulary, hundreds of thousands of them, are read in one go, which takes a tenth of the time.
+
+    Raises:
+        RoseError: the header is damaged.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(path)
 
     @property  # type: ignore[override]
     def data(self) -> np.ndarray:
@@ -158,32 +188,86 @@ class _Reader(gguf.GGUFReader):
     def data(self, mapped: np.ndarray) -> None:
         self._data = mapped.view(np.ndarray)
 
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> np.ndarray:
+        start, count = int(offset), int(count)
+        if start + count * np.dtype(dtype).itemsize > len(self._data):
+            raise self._damaged("its header goes on beyond its end")
+        return super()._get(start, dtype, count, override_order)
+
+    def _build_fields(self, offs: int, count: int) -> int:
+        return super()._build_fields(offs, self._bounded("fields", count, MOST_FIELDS))
+
+    def _build_tensor_info(self, offs: int, count: int) -> tuple[int, list[Any]]:
+        return super()._build_tensor_info(offs, self._bounded("tensors", count, MOST_TENSORS))
+
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
         kinds, start = gguf.GGUFValueType, orig_offs + 12  # behind the type of the items and their number
-        if raw_type != kinds.ARRAY or self.byte_order != "I":
+        if raw_type != kinds.ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)
-        kind, count = kinds(int(self._get(orig_offs, np.uint32)[0])), int(self._get(orig_offs + 4, np.uint64)[0])
+        kind = kinds(int(self._get(orig_offs, np.uint32)[0]))
+        count = self._bounded("items of a field", self._get(orig_offs + 4, np.uint64)[0], MOST_ITEMS)
         parts: list[Any]
+        if kind == kinds.ARRAY:
+            raise self._damaged("a field holds lists of lists, which ggml does not read")
+        if self.byte_order != "I":
+            return super()._get_field_parts(orig_offs, raw_type)
         if kind == kinds.STRING:
-            parts, end = _texts(self._data.data, start, count)
-        elif kind in self.gguf_scalar_to_np:
+            parts, end = self._texts(start, count)
+        else:
             numbers = self._get(start, self.gguf_scalar_to_np[kind], count)
             parts, end = list(numbers.reshape(-1, 1)), start + numbers.nbytes
-        else:
-            return super()._get_field_parts(orig_offs, raw_type)
         return end - orig_offs, parts, [*range(count)], [kinds.ARRAY, kind] if count else [kinds.ARRAY]
 
+    def _texts(self, start: int, count: int) -> tuple[list[memoryview], int]:
+        """So many texts, each behind its length, and where they end."""
+        data, texts = self._data.data, []
+        for _ in range(count):
+            begin = start + 8
+            start = begin + int.from_bytes(data[start:begin], sys.byteorder)
+            if start > len(data):
+                raise self._damaged("a text goes on beyond its end")
+            texts.append(data[begin:start])
+        return texts, start
 
-def _texts(data: memoryview, start: int, count: int) -> tuple[list[memoryview], int]:
-    """So many texts, each behind its length, and where they end. Raises ValueError where the file ends before."""
-    found = []
-    for _ in range(count):
-        begin = start + 8
-        start = begin + int.from_bytes(data[start:begin], sys.byteorder)
-        if start > len(data):
-            raise ValueError("a text goes on beyond the end of the file")
-        found.append(data[begin:start])
-    return found, start
+    def _build_tensors(self, start_offs: int, fields: Sequence[Any]) -> None:
+        alignment, end = int(self.alignment), 0
+        if alignment > MOST_ALIGNMENT:
+            raise self._damaged(f"its tensors begin at multiples of {alignment} bytes")
+        for field in fields:
+            *_, sizes, (number,), (offset,) = field.parts
+            shape, name = [int(size) for size in sizes], f"{field.name:.{LONGEST_NAME}}"
+            if number not in set(gguf.GGMLQuantizationType):
+                raise self._damaged(f"{name} is of the unknown type {number}")
+            block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(number)]
+            if not 1 <= len(shape) <= 4 or 0 in shape or shape[0] % block:
+                raise self._damaged(f"{name} is of shape {tuple(shape[:5])}, which its type does not have")
+            start = -(-end // alignment) * alignment
+            if int(offset) != start:
+                raise self._damaged(f"{name} is at {offset}, not at {start}, where the tensors before it end")
+            end = start + math.prod(shape) // block * block_bytes
+            if int(start_offs) + end > len(self._data):
+                raise self._damaged(f"{name} goes on beyond its end")
+        if (rest := len(self._data) - int(start_offs) - end) >= alignment and fields:
+            raise self._damaged(f"{rest} bytes follow its last tensor")
+        super()._build_tensors(start_offs, list(fields))
+
+    def _bounded(self, what: str, count: int, most: int) -> int:
+        if count > most:
+            raise self._damaged(f"it says that there are {count} {what}, and {whole(most)} are the most")
+        return int(count)
+
+    def _damaged(self, how: str) -> RoseError:
+        return RoseError(f"{self.path} is damaged: {how}; get the file again.")
+
+
+def count_weights(path: Path) -> int:
+    """How many weights a file holds; raises as `Reader`. transformers, which checks less, is to read it after this."""
+    try:
+        return sum(tensor.n_elements for tensor in Reader(str(path)).tensors)
+    except RoseError:
+        raise
+    except (ValueError, KeyError, OverflowError) as problem:
+        raise RoseError(f"{path} is damaged: {problem}; get the file again.") from problem
 
 
 class _File:
@@ -196,9 +280,9 @@ class _File:
         self._architecture = ""
         self._load = reading.load_gguf_checkpoint
 
-    def reader(self, path: str) -> _Reader:
+    def reader(self, path: str) -> Reader:
         """Stands in for `gguf.GGUFReader`, and remembers where the tensors are."""
-        reader = _Reader(path)
+        reader = Reader(path)
         parts = reader.get_field("split.count")
         if parts is not None and (number := parts.contents()) > 1:
             raise RoseError(

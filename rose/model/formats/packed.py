@@ -187,23 +187,43 @@ class TensorFile:
         self.metadata: dict[str, str] = self._file.metadata() or {}
         self.is_packed = self.metadata.get("format") == FORMAT
         self.facts: dict[str, dict[str, Any]] = {}
+        self.source_metadata: dict[str, str] = {}  # of the file that was packed
+        self._parts: dict[str, list[str]] = {}  # of each tensor that is stored in parts
         if self.is_packed:
             self._read_facts()
 
     def _read_facts(self) -> None:
         if self.metadata.get("version") != VERSION:
             raise RoseError(
-                f"{self.path} is packed in version {self.metadata.get('version')} of the format, of which this program "
-                f"reads {VERSION}; update it."
+                f"{self.path} is packed in version {self.metadata.get('version', ''):.20} of the format, of which this "
+                f"program reads {VERSION}; update it."
             )
         if self.metadata.get("digest") != digest_of_facts(self.metadata):
             raise damaged(self.path, "its header differs from its checksum")
         try:
             self.facts = json.loads(self.metadata["tensors"])
-            for one in self.facts.values():
-                _ = one["sha256"], one["kind"] == "plain" or tuple(map(int, one["shape"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            self.source_metadata = json.loads(self.metadata["source"])
+            for facts in self.facts.values():
+                _check_facts(facts)
+            if not all(isinstance(text, str) for text in self.source_metadata.values()):
+                raise TypeError("metadata that are no text")
+        except (*DAMAGED, AttributeError) as problem:
             raise damaged(self.path, f"its header does not say what each tensor is ({problem})") from problem
+        self._find_parts()
+
+    def _find_parts(self) -> None:
+        """Raises RoseError unless the tensors that the facts name are those that the file stores."""
+        self._parts = {name: [] for name in self.facts if self._is_encoded(name)}
+        stored = set(self._file.keys())
+        for key in stored:
+            name, _, part = key.rpartition(":")
+            if name in self._parts:
+                self._parts[name].append(part)
+            elif key not in self.facts or key in self._parts:
+                raise damaged(self.path, f"it stores {key}, which its header does not describe")
+        for name in self.facts:
+            if "mask" not in self._parts[name] if name in self._parts else name not in stored:
+                raise damaged(self.path, f"it lacks {name}, which its header describes")
 
     def __enter__(self) -> TensorFile:
         return self
@@ -219,10 +239,9 @@ class TensorFile:
             return tuple(self.facts[name]["shape"])
         return tuple(self._file.get_slice(name).get_shape())
 
-    def dtype(self, name: str) -> torch.dtype | None:
-        """Of a tensor before it was packed; None for one that is not in bfloat16, float16 or float32."""
-        encoded = self._is_encoded(name)
-        return DTYPES.get(self.facts[name]["dtype"] if encoded else self._file.get_slice(name).get_dtype())
+    def kind(self, name: str) -> str:
+        """The format of a tensor's numbers before it was packed, as safetensors has it, such as "BF16"."""
+        return self.facts[name]["dtype"] if self._is_encoded(name) else self._file.get_slice(name).get_dtype()
 
     def tensor(self, name: str) -> Tensor:
         """A tensor as it was before it was packed, checked by its checksum where it was."""
@@ -242,17 +261,27 @@ class TensorFile:
         """What a tensor takes in this file in parts; None where it is stored as it is."""
         if not self._is_encoded(name):
             return None
-        return sum(math.prod(self._file.get_slice(key).get_shape()) for key in self._parts(name))
+        return sum(math.prod(self._file.get_slice(f"{name}:{part}").get_shape()) for part in self._parts[name])
 
     def _is_encoded(self, name: str) -> bool:
         return self.is_packed and self.facts[name]["kind"] != "plain"
 
-    def _parts(self, name: str) -> list[str]:
-        return [key for key in self._file.keys() if key.startswith(f"{name}:")]  # noqa: SIM118  it is no dictionary
-
     def _decoded(self, name: str) -> Tensor:
-        parts = {key.removeprefix(f"{name}:"): self._file.get_tensor(key).numpy() for key in self._parts(name)}
+        parts = {part: self._file.get_tensor(f"{name}:{part}").numpy() for part in self._parts[name]}
         return decode(self.facts[name], parts)
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    """Raises ValueError, TypeError or LookupError for what does not describe a tensor."""
+    if not isinstance(facts["sha256"], str) or facts["kind"] not in ("plain", "sparse", "grid"):
+        raise ValueError(f"a tensor of kind {facts['kind']!r:.40}")
+    if facts["kind"] == "plain":
+        return
+    _ = DTYPES[facts["dtype"]], facts["flipped"]
+    if len(facts["shape"]) < 2 or not all(type(size) is int and size > 0 for size in facts["shape"]):
+        raise ValueError(f"a shape {facts['shape']!r:.40}")
+    if not all(isinstance(part, str) for part in facts["zstd"]):
+        raise ValueError("parts without a name")
 
 
 def digest_of_facts(metadata: Mapping[str, str]) -> str:

@@ -37,20 +37,31 @@ from rose.interrupt import stop_point
 from rose.model.defaults import OFFLINE, STORED
 from rose.model.estimate.memory import check_free
 from rose.model.formats.compressed import make_plain
-from rose.model.formats.gguf import frugal_reading
+from rose.model.formats.conversion import Conversion
+from rose.model.formats.gguf import count_weights, frugal_reading
 from rose.model.formats.low_rank import write_low_rank
 from rose.model.load.download import stoppable_bars
 from rose.model.load.processors import read_processors, write_processors
-from rose.model.load.soundness import check_all_used, check_finite, check_masks_applied, check_shapes, check_sizes
+from rose.model.load.soundness import (
+    check_all_used,
+    check_extent,
+    check_finite,
+    check_masks_applied,
+    check_shapes,
+    check_sizes,
+    check_stored,
+)
 from rose.model.load.stored import (
     INDEX,
     WHOLE,
+    StoredTensor,
     check_is_checkpoint,
     for_transformers,
     is_packed,
     names_of_weights,
     number_formats,
     packed,
+    safetensors_of,
 )
 from rose.model.load.streaming import build_streamed, write_streamed
 from rose.model.network.layers import check_plain, count_parameters
@@ -112,14 +123,34 @@ class _Source:
         return "gguf_file" in self.options
 
     @property
+    def description(self) -> str:
+        """What its configuration is called."""
+        return "metadata" if self.is_gguf else "config.json"
+
+    @property
     def folder(self) -> Path | None:
         """Of a checkpoint on this machine; None for a GGUF file, and on the Hub."""
         return Path(self.location) if self.is_local and not self.is_gguf else None
 
     @cached_property
+    def stored(self) -> dict[str, StoredTensor]:
+        """The tensors in safetensors files, read once; none without a folder."""
+        return safetensors_of(self.folder) if self.folder else {}
+
+    @cached_property
+    def numbers(self) -> int:
+        """How many numbers the files hold, by their headers; 0 where they are no safetensors or not on this machine.
+
+        Raises RoseError for a GGUF file whose header is damaged.
+        """
+        if self.is_gguf:
+            return count_weights(Path(self.location) / self.options["gguf_file"])
+        return sum(tensor.count for tensor in self.stored.values())
+
+    @cached_property
     def formats(self) -> dict[torch.dtype, list[str]]:
-        """As `number_formats`, read once; none without a folder."""
-        return number_formats(self.folder) if self.folder else {}
+        """As `number_formats`; none without a folder."""
+        return number_formats(self.stored)
 
 
 def load_model(
@@ -166,9 +197,9 @@ def load_model(
         # First, as weights may take minutes.
         words = _load_tokenizer(as_text(tokenizer or name), trust_remote_code)
         if stream:
-            model = build_streamed(
-                config, _safetensors_folder(name, source), wanted, trust_remote_code, scratch, finite
-            )
+            folder = _safetensors_folder(name, source)
+            _check_files(name, config, source if source.folder else _Source(str(folder), {}, is_local=True))
+            model = build_streamed(config, folder, wanted, trust_remote_code, scratch, finite)
         else:
             model = _load_whole(name, config, source, wanted, options)
         if not source.is_gguf:
@@ -195,6 +226,8 @@ def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBa
             "was made from."
         )
     with _explained(name, source):
+        if source.is_gguf:
+            _ = source.numbers  # as in `_configuration`
         return AutoTokenizer.from_pretrained(source.location, trust_remote_code=trust_remote_code, **source.options)
 
 
@@ -211,6 +244,8 @@ def _configuration(name: str, source: _Source, options: dict[str, Any]) -> Any:
     """The configuration of a causal language model; its numbers are checked before anything is built by them."""
     if source.folder:
         check_sizes(name, PreTrainedConfig.get_config_dict(source.location, **options)[0])
+    if source.is_gguf:
+        _ = source.numbers  # of a damaged header nothing else is read
     config = AutoConfig.from_pretrained(source.location, **options)
     config.dtype = next(iter(source.formats), config.dtype)
     check_sizes(name, config.to_dict())
@@ -231,7 +266,10 @@ def _check_one_set(name: str, source: _Source) -> None:
 
 
 def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, options: dict[str, Any]) -> Any:
-    _check_memory(name, config, dtype)
+    skeleton = _check_files(name, config, source)
+    if skeleton:
+        advice = "load it in bfloat16, or choose a smaller model"
+        check_free(f"{name} takes in {name_of(dtype)}", count_parameters(skeleton) * dtype.itemsize, advice)
     build = _builder(config)
     if build:
         return build(config, _safetensors_folder(name, source), dtype)
@@ -246,7 +284,7 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
             asked["tqdm_class"] = stoppable_bars()
         found: Any = AutoModelForCausalLM.from_pretrained(source.location, **asked, **options)
         model, loaded = found
-    check_shapes(name, loaded["mismatched_keys"])
+    check_shapes(name, loaded["mismatched_keys"], source.description)
     _check_complete(name, loaded["missing_keys"], loaded["unexpected_keys"])
     check_all_used(name, model, loaded["unexpected_keys"])
     return model
@@ -433,12 +471,20 @@ def _skeleton(config: Any) -> nn.Module:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
-def _check_memory(name: str, config: Any, dtype: torch.dtype) -> None:
+def _check_files(name: str, config: Any, source: _Source) -> nn.Module | None:
+    """Compares a configuration with the tensors that are stored, if any, before anything is built by it.
+
+    Returns:
+        the model without its weights; None where building it would run the repository's code twice.
+    """
     if getattr(config, "auto_map", None):
-        return  # building it would run the repository's code twice
-    needed = count_parameters(_skeleton(config)) * dtype.itemsize
-    advice = "load it in bfloat16, or choose a smaller model"
-    check_free(f"{name} takes in {name_of(dtype)}", needed, advice)
+        return None
+    skeleton: Any = _skeleton(config)
+    if source.numbers:
+        check_extent(name, skeleton, source.numbers, source.description)
+    if source.stored:
+        check_stored(name, skeleton, source.stored, Conversion(skeleton, source.stored))
+    return skeleton
 
 
 @contextlib.contextmanager

@@ -12,18 +12,23 @@ from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
 from rose.interrupt import stop_point
-from rose.model.network.layers import MASKED, decoder_blocks
+from rose.model.formats.conversion import Conversion
+from rose.model.load.stored import StoredTensor
+from rose.model.network.layers import MASKED, count_parameters, decoder_blocks
 from rose.model.network.precision import name_of
 from rose.wording import whole
 
 # Of a configuration, in the words of all families: what each number may be at most; those of experts may be 0.
 LARGEST = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), 1000),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "depth"), 1000),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 2**20),
     **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads"), 2**16),
-    "vocab_size": 2**26,
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "n_positions"), 2**26),
+    "num_labels": 2**17,  # for each of which a configuration makes a name
     **dict.fromkeys(("intermediate_size", "ffn_dim", "moe_intermediate_size"), 2**24),
 }
+MOST_GROWTH, MOST_ADDED = 4, 2**24  # of the numbers in memory over those in the files
+FLOATS = ("F", "BF16")  # begin the formats of weights
 EXPERTS = dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4096)
 
 
@@ -42,12 +47,63 @@ def check_sizes(name: str, config: Mapping[str, Any]) -> None:
             )
 
 
-def check_shapes(name: str, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
-    """Raises RoseError for the first (tensor, shape in the files, shape by the configuration)."""
-    for key, found, wanted in sorted(mismatched):
+def check_shapes(
+    name: str, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], source: str = "config.json"
+) -> None:
+    """Raises RoseError for the first (tensor, shape in the files, shape by the configuration).
+
+    Args:
+        source: what holds the configuration.
+    """
+    for key, stored, configured in sorted(mismatched):
         raise RoseError(
-            f"{key} is of shape {tuple(found)} in the files of {name}, but of {tuple(wanted)} by its config.json, "
+            f"{key} is of shape {tuple(stored)} in the files of {name}, but of {tuple(configured)} by its {source}, "
             "which belongs to another model, or was changed. Restore that file."
+        )
+
+
+def check_stored(name: str, model: nn.Module, stored: Mapping[str, StoredTensor], conversion: Conversion) -> None:
+    """Refuses files that do not hold the weights of a model, before memory for them is taken.
+
+    Integers and truth values are no weights; buffers, such as the numbers of positions, may be such.
+
+    Args:
+        model: may be on the meta device.
+        conversion: of the model and the stored tensors.
+
+    Raises:
+        RoseError: a parameter that is stored as integers, twice, or in another shape.
+    """
+    for parameter_name, parameter in model.named_parameters():
+        keys = conversion.pieces.get(parameter_name, [])
+        if wrong := next((key for key in keys if not stored[key].kind.startswith(FLOATS)), None):
+            raise RoseError(
+                f"{wrong} is stored as {stored[wrong].kind} in the files of {name}, but weights are floating-point "
+                "numbers; its file is damaged. Get it again."
+            )
+        if not keys or conversion.is_made(parameter_name):
+            continue
+        if len(keys) > 1:
+            raise RoseError(f"{name} holds one weight under two names, {keys[0]} and {keys[1]}; take one out.")
+        if stored[keys[0]].shape != parameter.shape:
+            check_shapes(name, [(keys[0], stored[keys[0]].shape, parameter.shape)])
+
+
+def check_extent(name: str, model: nn.Module, stored: int, source: str = "config.json") -> None:
+    """Raises RoseError where a model would take far more memory than its files hold numbers.
+
+    Some room is left, as numbers of four bits become larger and as what a file lacks is named later.
+
+    Args:
+        model: on the meta device.
+        stored: how many numbers the files hold.
+        source: what describes the model.
+    """
+    needed = count_parameters(model) + sum(buffer.nbytes for buffer in model.buffers()) // 4
+    if needed > MOST_GROWTH * stored + MOST_ADDED:
+        raise RoseError(
+            f"{name} holds {whole(stored)} numbers, but its {source} describes a model of {whole(needed)}; that "
+            "belongs to another model, or was changed. Restore it."
         )
 
 

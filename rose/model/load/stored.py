@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.model.formats.low_rank import FILE as LOW_RANK
-from rose.model.formats.packed import TensorFile
+from rose.model.formats.packed import DTYPES, TensorFile
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PACKED = ".packed.safetensors"
@@ -101,35 +105,81 @@ def is_packed(folder: Path) -> bool:
     return any(folder.glob(f"*{PACKED}")) and any(str(path).endswith(PACKED) for path in weight_files(folder))
 
 
-def where(folder: Path) -> dict[str, Path]:
-    """Names of all tensors -> the file that has each."""
-    found: dict[str, Path] = {}
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file; of a packed one, as it was before.
+
+    Attributes:
+        path: of the file.
+        kind: of its numbers, as safetensors has it, such as "BF16".
+        shape: sizes.
+    """
+
+    path: Path
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Names of all tensors of a checkpoint -> what the headers of its files say of each; raises as `weight_files`."""
+    stored: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
         with TensorFile(path) as file:
-            found.update(dict.fromkeys(file.names(), path))
-    return found
+            stored |= {name: StoredTensor(path, file.kind(name), file.shape(name)) for name in file.names()}
+    return stored
 
 
-def number_formats(folder: Path) -> dict[torch.dtype, list[str]]:
-    """The formats that the headers of a folder's weights name, that of most numbers first -> the tensors in each.
-
-    There are none where the weights are no safetensors. Raises as `weight_files`.
-    """
+def safetensors_of(folder: Path) -> dict[str, StoredTensor]:
+    """As `stored_tensors`, but empty where a checkpoint's weights are no safetensors."""
     try:
-        paths = weight_files(folder)
+        return stored_tensors(folder)
     except RoseError:
         if any(folder.glob("pytorch_model*")) or not any(folder.glob("*.safetensors")):
             return {}
         raise
-    found: dict[torch.dtype, list[str]] = {}
+
+
+def number_formats(stored: Mapping[str, StoredTensor]) -> dict[torch.dtype, list[str]]:
+    """The formats of weights among stored tensors, that of most numbers first -> the tensors in each."""
+    names: dict[torch.dtype, list[str]] = {}
     numbers: Counter[torch.dtype] = Counter()
-    for path in paths:
-        with TensorFile(path) as file:
-            for name in file.names():
-                if (dtype := file.dtype(name)) is not None:
-                    found.setdefault(dtype, []).append(name)
-                    numbers[dtype] += math.prod(file.shape(name))
-    return {dtype: found[dtype] for dtype, _ in numbers.most_common()}
+    for name, tensor in stored.items():
+        if (dtype := DTYPES.get(tensor.kind)) is not None:
+            names.setdefault(dtype, []).append(name)
+            numbers[dtype] += tensor.count
+    return {dtype: names[dtype] for dtype, _ in numbers.most_common()}
+
+
+class Snapshot:
+    """Files as they were at one moment, to tell whether a program has written to them since."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._states = {path: _state(path) for path in paths}
+
+    def check(self, path: Path) -> None:
+        """Raises RoseError unless size, time of change and header are the same; OSError where the file is gone."""
+        if _state(path) != self._states[path]:
+            raise RoseError(
+                f"{path} has been changed by another program since this run began to read it; run again once nothing "
+                "writes to it."
+            )
+
+    def check_all(self) -> None:
+        """As `check`, of every file."""
+        for path in self._states:
+            self.check(path)
+
+
+def _state(path: Path) -> tuple[int, int, int, bytes]:
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        header = file.read(min(int.from_bytes(file.read(8), "little"), status.st_size))
+    return status.st_size, status.st_mtime_ns, status.st_ino, hashlib.sha256(header).digest()
 
 
 class _Later:
@@ -147,5 +197,5 @@ def for_transformers(folder: Path) -> dict[str, Any]:
     """The arguments by which a model class's `from_pretrained` reads the weights of a folder, one tensor at a time."""
     if not is_packed(folder):
         return {"pretrained_model_name_or_path": folder}
-    later = {name: _Later(path, name) for name, path in where(folder).items()}
+    later = {name: _Later(tensor.path, name) for name, tensor in stored_tensors(folder).items()}
     return {"pretrained_model_name_or_path": None, "state_dict": later}

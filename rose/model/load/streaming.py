@@ -32,11 +32,13 @@ from rose.errors import RoseError
 from rose.model.formats.conversion import Conversion
 from rose.model.formats.packed import TensorFile
 from rose.model.load.soundness import check_all_used, check_finite
-from rose.model.load.stored import INDEX, where
+from rose.model.load.stored import INDEX, Snapshot, StoredTensor, stored_tensors
 from rose.model.network.layers import PrunableLayer, decoder_blocks, named_layers
 from rose.model.network.residence import ATTRIBUTE, Residence, evaluating, leave
 from rose.output import temporary_folder
 
+SHARD = 2**26  # numbers of those outside the decoder blocks that are written to one file, if they are several tensors
+DESCRIPTIONS = ("config.json", "generation_config.json", INDEX, "*.py")  # of a model, besides its weights
 SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a shard, for its fingerprint: reading all of 140 GB would take minutes
 
 
@@ -91,7 +93,7 @@ class BlockFiles(Residence):
     Attributes:
         folder: of the checkpoint.
         keys: name in the model -> names in the files, several where it is made of pieces, such as single experts.
-        files: name in the files -> file.
+        files: name in the files -> the tensor that is stored there.
         names: of tensors, in the files and as the model calls them.
     """
 
@@ -101,7 +103,10 @@ class BlockFiles(Residence):
         prefix, blocks = decoder_blocks(model)
         super().__init__(model, blocks)
         self.prefix, self.folder, self.dtype = prefix, folder, dtype
-        self.files = where(folder)
+        self.files = stored_tensors(folder)
+        described = [path for pattern in DESCRIPTIONS for path in folder.glob(pattern)]
+        self._snapshot = Snapshot({*self.paths, *described})
+        self._opened: dict[Path, TensorFile] = {}  # while many tensors are read one after the other
         self._conversion = Conversion(model, self.files)
         self.names = self.files.keys() | self._conversion.pieces.keys()
         self.keys = _match(model, self.files, self._conversion)
@@ -116,6 +121,11 @@ class BlockFiles(Residence):
         self._identity = ""  # of all that was settled
         self._added: dict[str, nn.Parameter] = {}  # parameters that the files lack, on the meta device
         self._numbers = list(range(len(self.blocks)))  # of the decoder blocks in the files
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        """The weight files."""
+        return sorted({tensor.path for tensor in self.files.values()})
 
     @cached_property
     def scratch(self) -> Path:
@@ -209,7 +219,7 @@ class BlockFiles(Residence):
     def fingerprint(self) -> str:
         """SHA-256 of dtype, and of header, size and samples of every file: a fine-tuned copy differs everywhere."""
         found = hashlib.sha256((str(self.dtype) + self._identity).encode())
-        for path in sorted(set(self.files.values())):
+        for path in self.paths:
             size = path.stat().st_size
             found.update(f"{path.name} {size}".encode())
             with path.open("rb") as file:
@@ -280,12 +290,22 @@ class BlockFiles(Residence):
         return f"{self.prefix}.{self._numbers[number]}.{rest}"
 
     def split_keys(self) -> tuple[list[list[str]], list[list[str]]]:
-        """Names in the model of each decoder block's parameters, and, one by one, names in the files of the rest."""
+        """Names in the model of each decoder block's parameters, and names in the files of the rest, in groups that fit
+        into a shard."""
         blocks: list[list[str]] = [[] for _ in self.blocks]
         for name in self.keys:
             if name.startswith(f"{self.prefix}."):
                 blocks[self._place(name)[0]].append(name)
-        return blocks, [[key] for key in self._outside]
+        groups: list[list[str]] = []
+        room = 0
+        for key in self._outside:
+            needed = self.files[key].count
+            if needed > room:
+                groups.append([])
+                room = SHARD
+            groups[-1].append(key)
+            room -= needed
+        return blocks, groups
 
     def divide(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters by name in the model -> tensors by name in the files."""
@@ -304,15 +324,43 @@ class BlockFiles(Residence):
         Raises:
             RoseError: the file has been damaged or removed since.
         """
+        path = self.files[key].path
         try:
-            # Opened anew each time: pages of an open file would stay in memory beside the copies.
-            with TensorFile(self.files[key]) as file:
-                tensor = file.tensor(key)
+            with ExitStack() as after:
+                # Opened anew each time: pages of an open file would stay in memory beside the copies.
+                opened = self._opened.get(path)
+                tensor = (opened or after.enter_context(TensorFile(path))).tensor(key)
+                if opened is None:
+                    self._snapshot.check(path)
                 if self._finite:
-                    check_finite(str(self.files[key]), [(key, tensor)])
+                    check_finite(str(path), [(key, tensor)])
                 return tensor.to((dtype or self.dtype) if tensor.is_floating_point() else tensor.dtype, copy=True)
         except (OSError, SafetensorError) as problem:
-            raise RoseError(f"{self.files[key]} cannot be read any more ({problem}); restore it.") from problem
+            raise RoseError(f"{path} cannot be read any more ({problem}); restore it.") from problem
+
+    def read_several(self, keys: Collection[str]) -> dict[str, Tensor]:
+        """As `read`, of many tensors, with each file opened once."""
+        try:
+            with ExitStack() as after:
+                for path in {self.files[key].path for key in keys}:
+                    self._opened[path] = after.enter_context(TensorFile(path))
+                tensors = {key: self.read(key) for key in keys}
+                for path in self._opened:
+                    self._snapshot.check(path)
+                return tensors
+        except (OSError, SafetensorError) as problem:
+            raise RoseError(
+                f"The files of {self.folder} cannot be read any more ({problem}); restore them."
+            ) from problem
+        finally:
+            self._opened.clear()
+
+    def check_unchanged(self) -> None:
+        """Raises RoseError where a file of the checkpoint has changed since this model was built."""
+        try:
+            self._snapshot.check_all()
+        except OSError as problem:
+            raise RoseError(f"{self.folder} has lost a file since this run began ({problem}); restore it.") from problem
 
 
 def _renumbered(revise: Callable[[int], None], numbers: Sequence[int], index: int) -> None:
@@ -325,7 +373,7 @@ def _name_of(model: nn.Module, part: nn.Module) -> str:
     return f"{name}." if name else ""
 
 
-def _match(model: PreTrainedModel, files: Mapping[str, Path], conversion: Conversion) -> dict[str, list[str]]:
+def _match(model: PreTrainedModel, files: Mapping[str, StoredTensor], conversion: Conversion) -> dict[str, list[str]]:
     """Names in the body of the model -> names in the files, which may lack or have the body's prefix."""
     body: Any = model.base_model
     prefix = _name_of(model, body)
@@ -336,7 +384,7 @@ def _match(model: PreTrainedModel, files: Mapping[str, Path], conversion: Conver
         keys = [key] if key in files else conversion.pieces.get(name, [])
         if not keys:
             raise RoseError(f"The files have no tensor named {name}; load the model whole, and save it once.")
-        shapes = [_shape(files[key], key) for key in keys]
+        shapes = [files[key].shape for key in keys]
         joined = key not in files and conversion.is_made(name)
         if sum(map(math.prod, shapes)) != parameter.numel() or (not joined and shapes != [tuple(parameter.shape)]):
             raise RoseError(
@@ -344,11 +392,6 @@ def _match(model: PreTrainedModel, files: Mapping[str, Path], conversion: Conver
             )
         found[name] = keys
     return found
-
-
-def _shape(path: Path, key: str) -> tuple[int, ...]:
-    with TensorFile(path) as file:
-        return file.shape(key)
 
 
 def write_streamed(model: PreTrainedModel, folder: Path) -> None:
@@ -369,7 +412,7 @@ def write_streamed(model: PreTrainedModel, folder: Path) -> None:
             with stream.visit(number, torch.device("cpu")):
                 tensors = stream.divide({name: model.get_parameter(name).detach() for name in keys})
         else:
-            tensors = {key: stream.read(key) for key in keys}
+            tensors = stream.read_several(keys)
         save_file(tensors, folder / file, {"format": "pt"})
         size += sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
         weights |= dict.fromkeys(tensors, file)
@@ -381,3 +424,4 @@ def write_streamed(model: PreTrainedModel, folder: Path) -> None:
     for name in ("generation_config.json", *(path.name for path in stream.folder.glob("*.py"))):
         if (stream.folder / name).exists():
             shutil.copyfile(stream.folder / name, folder / name)
+    stream.check_unchanged()

@@ -14,13 +14,13 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
-from gguf import GGUFReader, GGUFWriter, LlamaFileType
+from gguf import GGUFWriter, LlamaFileType
 from torch import Tensor
 
 from rose.errors import RoseError
 from rose.files import reachable, sync
 from rose.interrupt import stop_point
-from rose.model.formats.gguf import dequantized
+from rose.model.formats.gguf import Reader, dequantized
 from rose.model.load.models import PACKAGED, load_model, stored_dtype
 from rose.model.network.layers import prunable_layers
 from rose.model.ship.blocks import BLOCK, as_type, in_blocks, in_floats, parse_type
@@ -139,7 +139,7 @@ def _add_vocabulary(writer: GGUFWriter, path: Path | None, model: Any, tokenizer
     """Of this GGUF file, which the model came from, where it has a token for each row."""
     rows = model.get_input_embeddings().weight.shape[0]
     if path is not None:
-        source = GGUFReader(path)
+        source = Reader(str(path))
         if tokens_in(source) == rows:
             copy_vocabulary(writer, source)
             done.vocabulary = path.name
@@ -206,7 +206,7 @@ def _stored(weight: Tensor, wanted: Type, is_layer: bool) -> tuple[np.ndarray, T
 
 def _compare(path: Path, model: Any, family: Family, done: Exported) -> None:
     """Raises RoseError where a zero of the model is none in the file, or an exact layer differs."""
-    written = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    written = {tensor.name: tensor for tensor in Reader(str(path)).tensors}
     exact = set(done.exact)
     for key, name, weight in _named(model, family):
         stop_point()

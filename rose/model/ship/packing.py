@@ -201,12 +201,14 @@ def _without_masks(stored: Collection[str]) -> set[str]:
 
 def _unpack_file(path: Path, target: Path, sizes: _Sizes) -> None:
     with TensorWriter(target) as writer, TensorFile(path) as file:
+        if not file.is_packed:
+            raise damaged(path, "its metadata do not say that it is packed")
         for name in file.names():
             stop_point()
             tensor, checksum = file.tensor(name), file.facts[name]["sha256"]
             writer.add(name, tensor)
             sizes.add(name, tensor, file.packed_bytes(name), checksum)
-        writer.finish(json.loads(file.metadata["source"]))
+        writer.finish(file.source_metadata)
         with TensorFile(target) as written:
             for name in written.names():
                 stop_point()

@@ -161,13 +161,6 @@ def test_a_pickle_that_runs_something(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("value", [-3, 0, 10**9])
-def test_numbers_that_no_model_has(folder: Path, value: int) -> None:
-    configure(folder, num_hidden_layers=value)
-    with pytest.raises(rose.RoseError, match=rf"num_hidden_layers = {value}; it must be from 1 to 1 000"):
-        rose.load_model(str(folder))
-
-
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_weight_that_is_no_number_is_named(folder: Path, value: float) -> None:
     name, path = "model.layers.1.mlp.up_proj.weight", folder / "model.safetensors"

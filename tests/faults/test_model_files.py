@@ -1,0 +1,309 @@
+"""Model files that lie about themselves: each is refused in a sentence, before memory is taken by what it says."""
+
+import json
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPTJConfig, GPTJForCausalLM, LlamaForCausalLM
+
+import rose
+from rose import cli
+from rose.model.formats.packed import digest_of_facts
+from rose.model.load import streaming
+from rose.model.load.models import load_skeleton
+from rose.model.ship.packing import unpack_folder
+from tests.faults.weights import joined, parts_of, places, write_folder, write_packed
+from tests.model.formats.test_gguf import dense, write
+from tests.tiny import byte_tokenizer, save_tiny_llama
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+# ---- GGUF
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write(tmp_path_factory.mktemp("sound") / "tiny.gguf", "llama", dense).read_bytes()
+
+
+def numbers(content: bytes, name: str) -> dict[str, tuple[int, int]]:
+    """(place, value) of the numbers that describe one tensor."""
+    start = content.index(struct.pack("<Q", len(name)) + name.encode()) + 8 + len(name)
+    kinds = {"dimension": start + 4, "type": start + 20, "offset": start + 24}  # of a matrix
+    return {kind: (at, int.from_bytes(content[at : at + 8], "little")) for kind, at in kinds.items()}
+
+
+def of_up(kind: str, change: Callable[[int], int], size: int = 8) -> Callable[[bytes], bytes]:
+    """Changes what a file says of one matrix in its middle."""
+
+    def changed(content: bytes) -> bytes:
+        at, value = numbers(content, "blk.0.ffn_up.weight")[kind]
+        return content[:at] + (change(value) % 2 ** (8 * size)).to_bytes(size, "little") + content[at + size :]
+
+    return changed
+
+
+def of_header(kind: str, value: int) -> Callable[[bytes], bytes]:
+    """Changes the first number of a kind."""
+
+    def changed(content: bytes) -> bytes:
+        place = next(place for place in places(content)[0] if place.kind == kind)
+        end = place.start + place.size
+        return content[: place.start] + value.to_bytes(place.size, "little") + content[end:]
+
+    return changed
+
+
+GGUF = {
+    "offset that wraps around": (of_up("offset", lambda _: 2**64 - 32), "is at 18446744073709551584, not at"),
+    "misaligned": (of_up("offset", lambda offset: offset + 1), "blk.0.ffn_up.weight is at"),
+    "overlap": (of_up("offset", lambda offset: offset - 32), "blk.0.ffn_up.weight is at"),
+    "gap": (of_up("offset", lambda offset: offset + 32), "blk.0.ffn_up.weight is at"),
+    "shrunk by its type": (of_up("type", lambda _: 2, 4), "not at .*, where the tensors before it end"),
+    "unknown type": (of_up("type", lambda _: 4711, 4), "of the unknown type 4711"),
+    "no rows": (of_up("dimension", lambda _: 0), r"of shape \(0, 96\)"),
+    "row of half a block": (of_up("dimension", lambda _: 48), r"of shape \(48, 96\), which its type does not have"),
+    "sizes whose product wraps around": (of_up("dimension", lambda _: 2**62), "not at|beyond its end"),
+    "tensors without end": (of_header("count of tensors", 2**63), "9223372036854775808 tensors"),
+    "fields without end": (of_header("count of fields", 2**63), "9223372036854775808 fields"),
+    "text without end": (of_header("length of a text", 2**63), "header goes on beyond its end"),
+    "items without end": (of_header("count of items", 2**62), "4611686018427387904 items of a field"),
+    "more items than bytes": (of_header("count of items", 2**22), "beyond its end"),
+    "lists of lists": (of_header("type of items", 9), "lists of lists"),
+    "appended": (lambda content: content + bytes(4096), "4096 bytes follow its last tensor"),
+    "cut": (lambda content: content[:-1], "output.weight|blk.1.ffn_norm.weight goes on beyond its end"),
+}
+
+
+@pytest.mark.parametrize("name", GGUF)
+def test_a_gguf_file_is_laid_out_as_ggml_requires(name: str, sound: bytes, tmp_path: Path) -> None:
+    change, sentence = GGUF[name]
+    path = tmp_path / "changed.gguf"
+    path.write_bytes(change(sound))
+    with pytest.raises(rose.RoseError, match=rf"^{re.escape(str(path))} is damaged: .*{sentence}"):
+        rose.load_model(path)
+
+
+@pytest.mark.parametrize("alignment", [0, 3, 2**31])
+def test_a_gguf_file_with_an_alignment_of_no_program(alignment: int, tmp_path: Path) -> None:
+    path = tmp_path / "aligned.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_uint32("general.alignment", alignment)
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.close):
+        step()
+    with pytest.raises(rose.RoseError, match=r"alignment|begin at multiples of 2147483648"):
+        rose.load_model(path)
+
+
+def test_metadata_of_a_gguf_file_that_describe_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tiny.gguf"
+    monkeypatch.setattr("tests.model.formats.test_gguf.INNER", 64)
+    matrices = dense(0)
+    monkeypatch.undo()
+    write(path, "llama", lambda _: matrices)
+    with pytest.raises(rose.RoseError, match="4 096 weights in the GGUF file, but 6 144 by its metadata"):
+        rose.load_model(path)
+
+
+# ---- safetensors
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_tiny_llama(tmp_path / "model", blocks=2, hidden=32)
+
+
+def refusal(folder: Path, stream: bool) -> str:
+    with pytest.raises(rose.RoseError) as refused:
+        rose.load_model(folder, stream=stream)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", ["I32", "U32"])
+def test_integers_are_no_weights(folder: Path, kind: str, stream: bool) -> None:
+    path = folder / "model.safetensors"
+    header, data = parts_of(path.read_bytes())
+    header[UP]["dtype"] = kind
+    path.write_bytes(joined(header, data))
+    assert f"{UP} is stored as {kind} in the files of" in refusal(folder, stream)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_integers_and_truth_values_beside_weights_are_buffers(folder: Path, stream: bool) -> None:
+    """Old files hold masks and numbers of positions, which a model computes anew."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    prefix = "model.layers.0.self_attn"
+    buffers = {f"{prefix}.position_ids": torch.arange(8), f"{prefix}.masked_bias": torch.ones(4).bool()}
+    save_file(tensors | buffers, path, {"format": "pt"})
+    model, _ = rose.load_model(folder, stream=stream)
+    assert model.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_headers_of_safetensors_that_lie(folder: Path, stream: bool) -> None:
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    header, data = parts_of(content)
+    empty = {"dtype": "F32", "shape": [0, 4], "data_offsets": [len(data), len(data)]}
+    refused: dict[str, bytes] = {
+        "appended": content + b"1234",
+        "cut": content[:-1],
+        "length of the header": struct.pack("<Q", 2**63) + content[8:],
+        "depth": joined(b"[" * 100_000, data),
+        "text in place of a header": joined(b"[]", data),
+        "shape": joined(header | {UP: header[UP] | {"shape": [2**63, 2]}}, data),
+        "overlap": joined(header | {UP: header[UP] | {"data_offsets": [0, 8192]}}, data),
+        "kind": joined(header | {UP: header[UP] | {"dtype": "9" * 5000}}, data),
+        "name": joined(header | {"a\nb": header[UP]}, data),
+    }
+    for name, changed in refused.items():
+        path.write_bytes(changed)
+        message = refusal(folder, stream)
+        assert message.isprintable(), name
+        assert len(message) <= 600, name
+    path.write_bytes(joined(header | {f"part{number}": empty for number in range(5000)}, data))
+    rose.load_model(folder, stream=stream)  # tensors of no size may share a place
+
+
+# ---- configurations
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        *(({"num_hidden_layers": value}, "must be from 1 to 1 000") for value in (-3, 0, 1001, 10**12)),
+        ({"num_local_experts": 10**6}, "must be from 0 to 4 096"),
+        ({"hidden_size": 0}, "must be from 1 to"),
+        ({"num_labels": 30_000_000}, "num_labels = 30000000; it must be from 1 to 131 072"),
+        ({"vision_config": {"text_config": {"num_labels": 30_000_000}}}, "num_labels = 30000000"),
+        ({"vision_config": {"model_type": "siglip_vision_model", "depth": 10**9}}, "depth = 1000000000"),
+    ],
+)
+def test_numbers_that_no_model_has(folder: Path, changes: dict[str, Any], sentence: str) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    for load in (load_skeleton, rose.load_model):
+        with pytest.raises(rose.RoseError, match=sentence):
+            load(str(folder))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("field", "value"), [("vocab_size", 2**26), ("intermediate_size", 2**22)])
+def test_sizes_are_compared_with_the_tensors_before_memory_is_taken(
+    folder: Path, field: str, value: int, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("memory was taken"))
+    assert "numbers, but its config.json describes a model of" in refusal(folder, stream)
+
+
+def test_buffers_that_only_the_configuration_describes_are_bounded(tmp_path: Path) -> None:
+    """GPT-J keeps a table of its positions, of which no tensor of its files tells."""
+    config = GPTJConfig(vocab_size=257, n_positions=64, n_embd=32, n_layer=1, n_head=2, rotary_dim=8)
+    GPTJForCausalLM(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    rose.load_model(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"n_positions": 2**25}))
+    for stream in (False, True):
+        assert "describes a model of" in refusal(tmp_path, stream)
+
+
+# ---- packed
+
+
+def forged(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes what a packed file says of its tensors, with a checksum that fits."""
+    header, data = parts_of(path.read_bytes())
+    metadata = header["__metadata__"]
+    facts = json.loads(metadata["tensors"])
+    change(facts)
+    metadata["tensors"] = json.dumps(facts)
+    metadata["digest"] = digest_of_facts(metadata)
+    path.write_bytes(joined(header, data))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda facts: facts.pop(UP), rf"it stores {re.escape(UP)}:\w+, which its header does not describe"),
+        (lambda facts: facts.pop("model.norm.weight"), "it stores model.norm.weight, which its header does not"),
+        (lambda facts: facts.update(more=facts[UP]), "it lacks more, which its header describes"),
+        (lambda facts: facts[UP].update(kind="other"), "a tensor of kind 'other'"),
+        (lambda facts: facts[UP].update(shape=[2**31, 2**31]), "too little memory to unpack"),
+    ],
+)
+def test_what_a_packed_file_says_of_its_tensors(
+    change: Callable[[dict[str, Any]], Any], sentence: str, tmp_path: Path
+) -> None:
+    path = write_packed(tmp_path / "packed")
+    forged(path, change)
+    with pytest.raises(rose.RoseError, match=sentence):
+        unpack_folder(path.parent, tmp_path / "plain")
+    assert not (tmp_path / "plain").exists()
+
+
+# ---- files that change, and files of many tensors
+
+
+def prune(folder: Path, output: Path) -> int:
+    text = folder.parent / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    options = f"--calibration {text} --samples 2 --length 16 --sparsity 0.5 --stream --output {output}"
+    return cli.main(["prune", "--model", str(folder), *options.split()])
+
+
+@pytest.mark.parametrize("moment", ["first block", "last block", "shards"])
+@pytest.mark.parametrize("how", ["same size", "other size", "configuration"])
+def test_a_model_that_changes_while_it_is_streamed(
+    how: str, moment: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    other = save_tiny_llama(tmp_path / "other", blocks=2 if how == "same size" else 3, hidden=32, seed=1)
+    changed = "config.json" if how == "configuration" else "model.safetensors"
+    visit, visited = streaming.BlockFiles.visit, list[int]()
+
+    def watched(self: streaming.BlockFiles, index: int, device: torch.device) -> Any:
+        visited.append(index)
+        is_writing = (tmp_path / "pruned").parent.glob(".rose-partial-*/model-00001*")
+        due = {"first block": True, "last block": index == 1, "shards": any(is_writing)}[moment]
+        if due and not (folder / "done").exists():
+            (folder / changed).write_bytes((other / changed).read_bytes())
+            (folder / "done").touch()
+        return visit(self, index, device)
+
+    monkeypatch.setattr(streaming.BlockFiles, "visit", watched)
+    assert prune(folder, tmp_path / "pruned") == 2
+    assert (folder / "done").exists()
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"{folder / changed} has been changed by another program since this run began to read it" in message
+    assert not (tmp_path / "pruned").exists()
+
+
+def test_tensors_outside_of_decoder_blocks_share_files(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path) | {f"vision.{number}.weight": torch.full((4, 4), 1.0) for number in range(300)}
+    save_file(tensors, path, {"format": "pt"})
+    monkeypatch.setattr(streaming, "SHARD", 257 * 32 + 1000)
+    assert prune(folder, tmp_path / "pruned") == 0
+    shards = [load_file(shard) for shard in sorted((tmp_path / "pruned").glob("model-*.safetensors"))]
+    assert {name for shard in shards for name in shard} == tensors.keys()
+    assert [max(map(torch.Tensor.numel, shard.values())) for shard in shards[:2]] == [64 * 32] * 2
+    assert len(shards) < 8
+    assert all(torch.equal(shard[name], tensors[name]) for shard in shards[2:] for name in shard)
+
+
+def test_the_sound_files_load(tmp_path: Path) -> None:
+    rose.load_model(write_folder(tmp_path).parent)
+    rose.load_model(write(tmp_path / "tiny.gguf", "llama", dense))
