@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.figures import palette, shapes, style
+from app.figures import marks, palette, style
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
@@ -33,7 +33,7 @@ def error_measures(measures: Sequence[ErrorMeasures], *, layer: str = "", theme:
     taken = [name for name in MEASURES if table[name].notna().any()]
     for name in taken:
         hover = f"{MEASURES[name].label}<br>%{{x}}<br>%{{y:.6g}}"
-        shapes.bars(figure, labels, table[name], MEASURES[name], hover)
+        marks.bars(figure, labels, table[name], MEASURES[name], hover)
     highest = table[list(MEASURES)].max(axis=1)
     for label, top, gap in zip(labels, highest, table["disagreement"], strict=True):
         figure.add_annotation(x=label, y=top, text=f"{words.number(gap)} apart", showarrow=False, yshift=12)
@@ -68,7 +68,7 @@ def held_out_curve(
     }.items():
         if table[column].notna().any():
             hover = f"%{{x:.0f}} tokens<br>{series.label} %{{y:.4g}}"
-            shapes.lines(figure, table["tokens"], table[column], series, hover, size=9)
+            marks.lines(figure, table["tokens"], table[column], series, hover, size=9)
     ticks = [words.whole(int(tokens)) for tokens in table["tokens"]]
     figure.update_xaxes(type="log", tickvals=table["tokens"].tolist(), ticktext=ticks)
     figure.update_yaxes(range=[0, float(np.nanmax(table[["calibration_error", "held_out_error"]])) * 1.08 or 1])
@@ -124,7 +124,7 @@ def sparsity_by_method(realised: Sequence[RealisedSparsity], *, layer: str = "",
     figure = go.Figure()
     for look in (Style(palette.SLATE, "requested", pattern="/"), Style(palette.TEAL, "realised")):
         shares = [_share(share) for share in table[look.label]]
-        shapes.bars(figure, labels, table[look.label], look, f"%{{x}}<br>{look.label} %{{text}}", text=shares)
+        marks.bars(figure, labels, table[look.label], look, f"%{{x}}<br>{look.label} %{{text}}", text=shares)
     figure.update_yaxes(range=[0, 1.12], tickvals=[0, 0.25, 0.5, 0.75, 1])
     kept = sum(one.check.status == "pass" for one in realised)
     if len(realised) == 1:
@@ -175,12 +175,12 @@ def damping_strip(
             damping = chosen["damping"].where(chosen["damping"] > 0)
             hover = "%{customdata}<br>damping %{y:.3g} of the mean H<sub>jj</sub>"
             size = 9 if look.symbol == "circle" else 12
-            shapes.points(figure, chosen["place"], damping, look, hover, size=size, customdata=chosen["layer"])
+            marks.points(figure, chosen["place"], damping, look, hover, size=size, customdata=chosen["layer"])
     for place in rows.loc[rows["layer"] == marked_layer, "place"].head(1):
-        figure.add_vline(x=place, line=shapes.CHOSEN)
+        figure.add_vline(x=place, line=marks.CHOSEN)
     positive = values[values > 0]
     low, high = (positive.min(), positive.max()) if len(positive) else (1e-4, 1.0)
-    figure.update_xaxes(dtick=shapes.whole_step(len(rows)), zeroline=False)
+    figure.update_xaxes(dtick=marks.whole_step(len(rows)), zeroline=False)
     figure.update_yaxes(**style.LOG, range=[np.log10(low / 10), np.log10(high * 10)])
     raised = words.out_of(int(rows["raised"].sum()), rows["layer"].nunique(), "layer")
     finding = f"{words.sentence(raised)} needed more damping than requested"

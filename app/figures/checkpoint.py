@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app import words
-from app.figures import maps, palette, shapes, style
+from app.figures import maps, marks, palette, style
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose.model.check import verdicts
@@ -56,24 +56,22 @@ def verdict_map(
     )
     worst = rows.sort_values("value", kind="stable").sort_values("is_wrong", ascending=False, kind="stable")
     cells = worst.drop_duplicates(["block_index", "projection"]).sort_index()
-    grid, last = shapes.layer_grid(cells.reset_index(drop=True)), len(present) - 1
+    grid, last = marks.layer_grid(cells.reset_index(drop=True)), len(present) - 1
     steps = [
         [edge / len(present), look.colour] for at, look in enumerate(present) for edge in (at, at + 1)
     ]  # a scale of flat steps, one for each verdict
     figure = go.Figure()
-    shapes.layer_map(
-        figure, grid, cells, "", colorscale=steps, zmin=-0.5, zmax=last + 0.5, showscale=False, opacity=0.9
-    )
+    marks.layer_map(figure, grid, cells, "", colorscale=steps, zmin=-0.5, zmax=last + 0.5, showscale=False, opacity=0.9)
     counts = []
     for look in present:
         every = table[table["verdict"] == look.label]
         wrong = int(every["is_wrong"].sum())
         counts.append(f"{look.label} {len(every)}" + (f", {wrong} of them marked" if 0 < wrong < len(every) else ""))
-        shapes.points(figure, [None], [None], look._replace(label=counts[-1]), "", size=13)
+        marks.points(figure, [None], [None], look._replace(label=counts[-1]), "", size=13)
         at = cells[(cells["verdict"] == look.label) & cells["is_wrong"]]
         if len(at):
-            shapes.signs(figure, at, look, 10)
-    shapes.outline_layer(figure, grid, rows, marked_layer)
+            marks.signs(figure, at, look, 10)
+    marks.outline_layer(figure, grid, rows, marked_layer)
     which = ", of experts the worst" if len(rows) > len(cells) else ""
     what = f"Verdict on every layer{which}; a mark where something is wrong, or to be reviewed"
     alt = "Map of verdicts by decoder block and projection"
@@ -113,12 +111,12 @@ def broken_pattern(excerpt: MaskExcerpt, *, layer: str = "", theme: Theme = "lig
         z=kept, x=x, y=y, zmin=0, zmax=1, colorscale=tones, showscale=False, xgap=1, ygap=1, hovertemplate=hover
     )
     for row, column in excerpt.broken:
-        shapes.outline(figure, column - 0.5, column + excerpt.of - 0.5, row - 0.5, row + 0.5)
+        marks.outline(figure, column - 0.5, column + excerpt.of - 0.5, row - 0.5, row + 0.5)
     for column in range(excerpt.of, columns, excerpt.of):  # between groups
         at = excerpt.first_column + column - 0.5
         figure.add_vline(x=at, line={"color": palette.INKS[theme].grid, "width": 1})
-    figure.update_xaxes(shapes.BARE, range=[x[0] - 0.5, x[-1] + 0.5])
-    figure.update_yaxes(shapes.BARE, range=[y[-1] + 0.5, y[0] - 0.5])
+    figure.update_xaxes(marks.BARE, range=[x[0] - 0.5, x[-1] + 0.5])
+    figure.update_yaxes(marks.BARE, range=[y[-1] + 0.5, y[0] - 0.5])
     row, column = excerpt.broken[0]
     start = column - excerpt.first_column
     left = int(kept[row - excerpt.first_row, start : start + excerpt.of].sum())
@@ -157,7 +155,7 @@ def compensation_bars(row: pd.Series, *, layer: str = "", theme: Theme = "light"
     colours = {"color": [look.colour for look in looks.values()]}
     series = Style(palette.PURPLE, "relative error")
     texts = [words.number(value) for value in values]
-    shapes.bars(figure, labels, values, series, "%{x}<br>%{y:.6g}", text=texts, marker=colours)
+    marks.bars(figure, labels, values, series, "%{x}<br>%{y:.6g}", text=texts, marker=colours)
     figure.update_yaxes(range=[0, 1.15 * max(values) or 1])
     error, alone, refit = (float(row[name]) for name in ("error", "mask_error", "possible_error"))
     recovered = row.get("recovered")

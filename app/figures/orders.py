@@ -1,20 +1,20 @@
-"""Pruning order as the thing to play with: error as it arises, compensation, and what position and budget do."""
+"""Pruning order as the thing to play with: error as it arises, compensation, and what position, budget and basis do."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from app import words
-from app.figures import palette, shapes, shrinking, style
+from app.figures import palette
 from app.figures.losses import losses_in_order
 from app.figures.palette import Style, Theme
-from app.figures.style import Drawing
+from app.figures.shapes import CHOSEN, LABEL_LINE, Chart, Look, colourbar, end_labels
+from app.figures.shrinking import to_numpy
+from app.figures.style import ERROR, PERCENT, Drawing, judged
+from app.words import apart, count, listing, number, out_of, percent, sentence, short_layer, word
 from rose import METHODS, LayerResult, RoseError, verdicts
 from rose.layer.defaults import THRESHOLD
 from rose.layer.order import visited_blocks
@@ -27,19 +27,16 @@ NAME_OF_RUN = {
     ("two_level", "block"): "ROSE's order",
     ("global", "layer"): METHODS["rose_global"].label,
 }
-
 RANDOM = "random"
 NUMBERED, NAMED = 24, 8  # pruned blocks up to which each has its number below its bar, and its name too
+GIVEN = "given"  # of bases; and how sentences speak of the others
+SPOKEN = {"random": "a random basis", "gathered": "the gathered basis", "learned": "the learned basis"}
 
 # Error against pruned blocks
 
 
 def error_curve(
-    curves: Mapping[str, np.ndarray],
-    *,
-    reference: tuple[str, float] | None = None,
-    layer: str = "",
-    theme: Theme = "light",
+    curves: Mapping[str, np.ndarray], *, reference: tuple[str, float] | None = None, **shared: Unpack[Look]
 ) -> Drawing:
     """Error against pruned blocks for several orders (the paper's Figure 1a), without damping as everywhere.
 
@@ -52,43 +49,30 @@ def error_curve(
     """
     if not curves:
         raise RoseError("There is no sweep to show; choose at least one order.")
-    figure, ends = go.Figure(), []
-    final: dict[str, float] = {}
-    for name, members in runs(curves).items():
+    grouped = runs(curves)
+    height = max(420, 200 + LABEL_LINE * (len(grouped) + sum(len(members) > 1 for members in grouped.values())))
+    chart, ends, final = Chart(x="pruned blocks", y=ERROR, height=height, **shared), [], {}
+    for name, members in grouped.items():
         look, many = run_style(name), np.stack([curves[member] for member in members])
+        end, mean = look.label, many.mean(0)
         if len(members) > 1:
-            look = look._replace(label=_mean_label(look.label, len(members)))
-            _band(figure, many, look)
-        mean = many.mean(0)
-        final[name] = float(mean[-1])
+            end = f"{look.label}<br>mean of {word(len(members))} seeds"
+            look = look._replace(label=end.replace("<br>", ", "))
+            _band(chart, many, look)
         hover = f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}"
-        shapes.lines(figure, np.arange(len(mean)), mean, look, hover)
-        ends.append((float(mean[-1]), look.label.replace(", mean of ", "<br>mean of "), look.colour, look.dash))
-    base = next((name for name in ("natural", "natural + layer") if name in final), None)
-    if reference is None and base is not None:
-        reference = run_style(base).label, final[base]
-    blocks = max(len(curve) for curve in curves.values()) - 1
-    finding = _curve_finding(final, next(iter(curves.values())))
-    dotted = "; dotted: layer budget" if any(name.endswith(" + layer") for name in final) else ""
-    what = f"Error so far after each pruned block{words.of(layer)}; a line ends at the final error{dotted}"
-    top = 1.06 * max(float(curve.max()) for curve in curves.values()) or 1.0
-    figure.update_yaxes(range=[0, top])
-    figure.update_xaxes(range=[-0.02 * blocks, blocks * 1.02], dtick=shapes.whole_step(blocks), zeroline=False)
-    listed = []
-    for name, value in sorted(final.items(), key=lambda pair: pair[1]):
-        label, said = run_style(name).label, words.number(value)
-        if reference is not None and label != reference[0]:
-            said += f", {verdicts.says_change(value, reference[1], reference[0], '')}"
-        listed.append(f"{label}: {said}")
-    caption = f"Final error, lowest first: {'; '.join(listed)}."
-    caption += _against_random(curves)
-    alt = f"Line chart of the error against pruned blocks for {words.count(len(final), 'sweep')}"
-    table = pd.DataFrame({name: pd.Series(curve) for name, curve in curves.items()})
-    table = table.rename_axis("pruned_blocks").reset_index()
-    height = max(420, 200 + shapes.LABEL_LINE * sum(1 + text.count("<br>") for _, text, *_ in ends))
-    frame = {"x": "pruned blocks", "y": style.ERROR, "height": height}
-    drawing = style.finish(figure, theme, finding, what, caption, alt, table, **frame)
-    shapes.end_labels(figure, blocks, ends, top)
+        chart.line(np.arange(len(mean)), mean, look, hover)
+        final[name] = float(mean[-1])
+        ends.append((final[name], end, look.colour, look.dash))
+    blocks, top = max(map(len, curves.values())) - 1, 1.06 * max(curve.max() for curve in curves.values()) or 1.0
+    chart.x(count=blocks, range=[-0.02 * blocks, blocks * 1.02], zeroline=False)
+    chart.y(top=top)
+    what = f"Error so far after each pruned block{chart.of}; a line ends at the final error"
+    what += "; dotted: layer budget" if any(name.endswith(" + layer") for name in final) else ""
+    caption = _final_errors(final, reference) + _against_random(curves)
+    alt = f"Line chart of the error against pruned blocks for {count(len(final), 'sweep')}"
+    table = pd.DataFrame({name: pd.Series(curve) for name, curve in curves.items()}).rename_axis("pruned_blocks")
+    drawing = chart.done(_curve_finding(final, next(iter(curves.values()))), what, caption, alt, table.reset_index())
+    end_labels(chart.figure, blocks, ends, top)
     return drawing
 
 
@@ -97,11 +81,23 @@ def _curve_finding(final: Mapping[str, float], curve: np.ndarray) -> str:
     best = min(final, key=final.__getitem__)
     if len(final) > 1:
         lowest = [run_style(name).label for name in final if verdicts.is_same(final[name], final[best])]
-        ends = "ends lowest" if len(lowest) == 1 else "end lowest"
-        return f"{words.listing(lowest)} {ends}, at {words.number(final[best])}"
+        return f"{listing(lowest)} {'ends' if len(lowest) == 1 else 'end'} lowest, at {number(final[best])}"
     rises = np.diff(curve)
     share, step = rises.max() / curve[-1] if curve[-1] else 0.0, int(rises.argmax()) + 1
-    return f"{run_style(best).label}: step {step} of {len(rises)} brings {words.percent(share, 0)} of the error"
+    return f"{run_style(best).label}: step {step} of {len(rises)} brings {percent(share, 0)} of the error"
+
+
+def _final_errors(final: Mapping[str, float], reference: tuple[str, float] | None) -> str:
+    """Where every sweep ends, lowest first, and how far from the reference or from natural order."""
+    base = next((name for name in ("natural", "natural + layer") if name in final), None)
+    if reference is None and base is not None:
+        reference = run_style(base).label, final[base]
+    texts = []
+    for name, value in sorted(final.items(), key=lambda pair: pair[1]):
+        texts.append(f"{run_style(name).label}: {number(value)}")
+        if reference is not None and run_style(name).label != reference[0]:
+            texts[-1] += f", {verdicts.says_change(value, reference[1], reference[0], '')}"
+    return f"Final error, lowest first: {'; '.join(texts)}."
 
 
 def relative_curves(results: Mapping[str, LayerResult], dense_energy: float) -> dict[str, np.ndarray]:
@@ -120,7 +116,7 @@ def trace_of(result: LayerResult) -> SweepTrace:
 
 def so_far(result: LayerResult) -> np.ndarray:
     """Undamped squared error before the sweep and after each block, (blocks + 1,); the last is the final error."""
-    return shrinking.to_numpy(trace_of(result).error_so_far(result.added_damping))
+    return to_numpy(trace_of(result).error_so_far(result.added_damping))
 
 
 def runs(names: Iterable[str]) -> dict[str, list[str]]:
@@ -132,30 +128,23 @@ def runs(names: Iterable[str]) -> dict[str, list[str]]:
     return {name if len(members) > 1 else members[0]: members for name, members in grouped.items()}
 
 
-def _mean_label(label: str, seeds: int) -> str:
-    return f"{label}, mean of {words.word(seeds)} seeds"
+def _random_seeds(labels: dict[str, str], table: pd.DataFrame, by: str) -> str:
+    """Calls random order a mean where several seeds stand behind it, and says how far these lie apart at most."""
+    groups = table[table["order"] == RANDOM].groupby(by)["relative_error"]
+    seeds = int(groups.size().max()) if len(groups) else 0
+    if seeds < 2:
+        return ""
+    labels[RANDOM] += f", mean of {word(seeds)} seeds"
+    far = percent((groups.max() / groups.min() - 1).max())
+    return f" The {count(seeds, 'seed')} of random order lie up to {far} apart."
 
 
-def _seeds(table: pd.DataFrame, by: list[str]) -> tuple[int, str]:
-    """How many random orders stand behind each random entry, and a sentence on how far they lie apart."""
-    rows = table[table["order"] == RANDOM]
-    if rows.empty:
-        return 0, ""
-    groups = rows.groupby(by)["relative_error"]
-    count = int(groups.size().max())
-    if count < 2:
-        return count, ""
-    apart = float((groups.max() / groups.min() - 1).max())
-    return count, f" The {words.count(count, 'seed')} of random order lie up to {words.percent(apart)} apart."
-
-
-def _band(figure: go.Figure, curves: np.ndarray, look: Style) -> None:
+def _band(chart: Chart, curves: np.ndarray, look: Style) -> None:
     """From the lowest to the highest of these curves, (seeds, blocks + 1)."""
     there = np.arange(curves.shape[1])
     x, y = np.concatenate([there, there[::-1]]), np.concatenate([curves.max(0), curves.min(0)[::-1]])
     look = look._replace(label=f"{look.label}, lowest to highest")
-    fill: dict[str, Any] = {"mode": "lines", "fill": "toself", "fillcolor": look.colour, "opacity": 0.25}
-    shapes.lines(figure, x, y, look, "", width=0, **fill)
+    chart.line(x, y, look, "", width=0, mode="lines", fill="toself", fillcolor=look.colour, opacity=0.25)
 
 
 def _against_random(curves: Mapping[str, np.ndarray]) -> str:
@@ -166,64 +155,63 @@ def _against_random(curves: Mapping[str, np.ndarray]) -> str:
     rose = float(curves["two_level"][-1])
     better = sum(seed < rose for seed in seeds)
     return (
-        f" Random orders under the block budget end between {words.number(min(seeds))} and {words.number(max(seeds))}; "
-        f"{words.out_of(better, len(seeds), 'seed')} {'ends' if better == 1 else 'end'} below "
-        f"{NAME_OF_RUN['two_level', 'block']} ({words.number(rose)})."
+        f" Random orders under the block budget end between {number(min(seeds))} and {number(max(seeds))}; "
+        f"{out_of(better, len(seeds), 'seed')} {'ends' if better == 1 else 'end'} below "
+        f"{NAME_OF_RUN['two_level', 'block']} ({number(rose)})."
     )
 
 
-def given_up(
-    results: Mapping[str, LayerResult], dense_energy: float, *, layer: str = "", theme: Theme = "light"
-) -> Drawing:
+def given_up(results: Mapping[str, LayerResult], dense_energy: float, **shared: Unpack[Look]) -> Drawing:
     """What every block must give up in an order, under both budgets side by side; a panel for each order.
 
     Args:
         results: by run, as for `error_curve`: each order under the block budget and under the layer budget.
         dense_energy: tr(W H Wᵀ), what losses are relative to.
     """
-    orders = [name for name in results if not name.endswith(" + layer")]
-    figure = make_subplots(
-        rows=1, cols=len(orders), shared_yaxes=True, horizontal_spacing=0.04,
-        subplot_titles=[palette.order_style(order).label for order in orders],
-    )  # fmt: skip
+    labels = {name: palette.order_style(name).label for name in results if not name.endswith(" + layer")}
+    grid: dict[str, Any] = {"rows": 1, "cols": len(labels), "shared_yaxes": True, "horizontal_spacing": 0.04}
+    chart = Chart(height=460, legend=True, headroom=20, subplot_titles=list(labels.values()), **grid, **shared)
+    panels = [_given_up_in(chart, results, order, place, dense_energy) for place, order in enumerate(labels, 1)]
+    table = pd.concat(panels, ignore_index=True)
+    chart.y(top=1.12 * float(table["lost"].max()))
+    chart.y(title_text="loss before compensation", col=1)
+    names = {order: f"{label.partition(',')[0].lower()} order" for order, label in labels.items()}
+    most = table[table["budget"] == "block"].groupby("order", sort=False)["lost"].max()
+    total = table.groupby(["order", "budget"])["lost"].sum()
+    finding = "Giving up an equal share costs one block up to "
+    finding += " and ".join(f"{number(most[order])} in {name}" for order, name in names.items())
+    what = f"Loss of each block before compensation{chart.of}, relative to the output's energy, in the order visited; "
+    what += "printed: weights it gives up"
+    caption = " ".join(
+        f"{sentence(name)}: blocks lose {number(total[order, 'block'])} in all under the block budget, of which "
+        f"{number(results[order].relative_error)} remains after compensation; under the layer budget "
+        f"{number(total[order, 'layer'])} and {number(results[order + ' + layer'].relative_error)}."
+        for order, name in names.items()
+    )
+    alt = f"Bars of what each block loses, under both budgets, in {count(len(labels), 'order')}"
+    return chart.done(finding, what, caption, alt, table)
+
+
+def _given_up_in(
+    chart: Chart, results: Mapping[str, LayerResult], order: str, place: int, energy: float
+) -> pd.DataFrame:
+    """Draws the panel of one order, and returns its numbers."""
+    at: dict[str, Any] = {"row": 1, "col": place}
     looks = {"": Style(palette.SLATE, "block budget"), " + layer": Style(palette.AZURE, "layer budget", pattern="/")}
     rows = []
-    for column, order in enumerate(orders, 1):
-        for budget, look in looks.items():
-            result = results[order + budget]
-            trace = trace_of(result)
-            lost = shrinking.to_numpy(trace.lost).astype(np.float64) / (dense_energy or 1.0)
-            size = np.array(result.order.widths) * result.plan.importance.shape[0]
-            share = shrinking.to_numpy(trace.removed) / size
-            steps = np.arange(1, len(lost) + 1)
-            texts = [words.percent(float(part), 0) for part in share] if len(lost) <= NAMED else [""] * len(lost)
-            hover = f"%{{x}}. pruned, {look.label}<br>gives up %{{customdata:.1%}} of its weights<br>loses %{{y:.4g}}"
-            at = {"row": 1, "col": column, "showlegend": column == 1}
-            shapes.bars(figure, steps, lost, look, hover, text=texts, customdata=share, **at)
-            named = {"order": order, "budget": look.label.removesuffix(" budget"), "step": steps}
-            rows.append(pd.DataFrame(named | {"share_removed": share, "lost": lost}))
-        figure.update_xaxes(title_text="pruned block", dtick=shapes.whole_step(len(lost)), row=1, col=column)
-    table = pd.concat(rows, ignore_index=True)
-    most = table[table["budget"] == "block"].groupby("order", sort=False)["lost"].max()
-    names = [f"{palette.order_style(order).label.partition(',')[0].lower()} order" for order in orders]
-    listed = " and ".join(f"{words.number(most[order])} in {name}" for order, name in zip(orders, names, strict=True))
-    finding = f"Giving up an equal share costs one block up to {listed}"
-    what = (
-        f"Loss of each block before compensation{words.of(layer)}, relative to the output's energy, in the order "
-        "visited; printed: weights it gives up"
-    )
-    total = table.groupby(["order", "budget"])["lost"].sum()
-    said = [
-        f"{words.sentence(name)}: blocks lose {words.number(total[order, 'block'])} in all under the block budget, of "
-        f"which {words.number(results[order].relative_error)} remains after compensation; under the layer budget "
-        f"{words.number(total[order, 'layer'])} and {words.number(results[order + ' + layer'].relative_error)}."
-        for order, name in zip(orders, names, strict=True)
-    ]
-    figure.update_yaxes(range=[0, 1.12 * float(table["lost"].max()) or 1])
-    figure.update_yaxes(title_text="loss before compensation", col=1)
-    alt = f"Bars of what each block loses, under both budgets, in {words.count(len(orders), 'order')}"
-    frame = {"height": 460, "legend": True, "headroom": 20}
-    return style.finish(figure, theme, finding, what, " ".join(said), alt, table, **frame)
+    for budget, look in looks.items():
+        result = results[order + budget]
+        trace = trace_of(result)
+        lost = to_numpy(trace.lost).astype(np.float64) / (energy or 1.0)
+        share = to_numpy(trace.removed) / (np.array(result.order.widths) * result.plan.importance.shape[0])
+        steps = np.arange(1, len(lost) + 1)
+        texts = [percent(float(part), 0) if len(lost) <= NAMED else "" for part in share]
+        hover = f"%{{x}}. pruned, {look.label}<br>gives up %{{customdata:.1%}} of its weights<br>loses %{{y:.4g}}"
+        chart.bars(steps, lost, look, hover, text=texts, customdata=share, showlegend=place == 1, **at)
+        named = {"order": order, "budget": look.label.removesuffix(" budget"), "step": steps}
+        rows.append(pd.DataFrame(named | {"share_removed": share, "lost": lost}))
+    chart.x(title_text="pruned block", count=len(lost), **at)
+    return pd.concat(rows)
 
 
 def run_name(result: LayerResult) -> str:
@@ -247,14 +235,11 @@ def run_style(name: str) -> Style:
     order, _, budget = name.partition(" + ")
     look = palette.order_style(order)
     label = NAME_OF_RUN.get((order, budget or "block"), f"{look.label}, {budget or 'block'} budget")
-    if budget != "layer":
-        return look._replace(label=label)
-    return look._replace(label=label, dash={"solid": "dot", "dash": "dashdot", "longdash": "longdashdot"}[look.dash])
+    dashes = {"solid": "dot", "dash": "dashdot", "longdash": "longdashdot"}
+    return look._replace(label=label, dash=dashes[look.dash] if budget == "layer" else look.dash)
 
 
-def damage_split(
-    result: LayerResult, inside: Any, *, step: int | None = None, layer: str = "", theme: Theme = "light"
-) -> Drawing:
+def damage_split(result: LayerResult, inside: Any, *, step: int | None = None, **shared: Unpack[Look]) -> Drawing:
     """What each block's pruning would have cost, split into what remained and what other columns absorbed, and where.
 
     Args:
@@ -262,276 +247,130 @@ def damage_split(
         inside: Σ e² of each block if its own columns alone could compensate, (blocks,).
         step: the block pruned at it, counted from 0, is marked.
     """
-    trace = trace_of(result)
-    lost, error = (shrinking.to_numpy(part).astype(np.float64) for part in (trace.lost, trace.error))
-    alone = np.clip(shrinking.to_numpy(inside), error, np.maximum(lost, error))  # rounding may go beyond
+    chart = Chart(x="pruned block (visited first to last)", y="squared error  Σ e²", legend=True, **shared)
+    lost, error = (to_numpy(part).astype(np.float64) for part in (trace_of(result).lost, trace_of(result).error))
+    alone = np.clip(to_numpy(inside), error, np.maximum(lost, error))  # rounding may go beyond
+    later, own = alone - error, lost - alone
     names = ["mixed" if block is None else f"block {block}" for block in visited_blocks(result.plan, result.order)]
-    steps, figure = np.arange(1, len(error) + 1), go.Figure()
-    inner = Style(palette.VIOLET, "absorbed inside the block, by columns to the right", pattern=".")
-    parts = {
-        "remains": (Style(palette.ORANGE, "error that remains"), error),
-        "later": (Style(palette.TEAL, "absorbed by later blocks", pattern="/"), alone - error),
-        "inside": (inner, lost - alone),
-    }
-    for look, values in parts.values():
-        hover = f"%{{x}}. pruned, %{{customdata}}<br>{look.label} %{{y:.4g}}"
-        shapes.bars(figure, steps, values, look, hover, customdata=names)
-    if step is not None and 0 <= step < len(error):
-        shapes.outline(figure, step + 0.56, step + 1.44, 0, (float(lost.max()) or 1.0) * 1.03)
-    total, last = float(lost.sum()) or 1.0, float(lost[-1]) or 1.0
-    by_later, by_own = (words.percent(float(parts[part][1].sum()) / total, 0) for part in ("later", "inside"))
+    blocks, steps = len(error), np.arange(1, len(error) + 1)
+    for look, values in (
+        (Style(palette.ORANGE, "error that remains"), error),
+        (Style(palette.TEAL, "absorbed by later blocks", pattern="/"), later),
+        (Style(palette.VIOLET, "absorbed inside the block, by columns to the right", pattern="."), own),
+    ):
+        chart.bars(steps, values, look, f"%{{x}}. pruned, %{{customdata}}<br>{look.label} %{{y:.4g}}", customdata=names)
+    if step is not None and 0 <= step < blocks:
+        chart.outline(step + 0.56, step + 1.44, 0, (float(lost.max()) or 1.0) * 1.03)
+    chart.figure.update_layout(barmode="stack")
+    chart.x(count=blocks)
+    if blocks <= NUMBERED:
+        texts = [f"{place}<br>{name}" if blocks <= NAMED else str(place) for place, name in enumerate(names, 1)]
+        chart.x(tickvals=steps.tolist(), ticktext=texts)
+    by_later, by_own = (percent(part.sum() / (lost.sum() or 1.0), 0) for part in (later, own))
     finding = f"Later blocks absorb {by_later} of the error, the block itself {by_own}"
-    named = sweep_style(result).label
-    what = f"{named}: squared error of each block{words.of(layer)}, damping included, in the order visited"
-    figure.update_layout(barmode="stack")
-    figure.update_xaxes(dtick=shapes.whole_step(len(error)))
-    if len(error) <= NUMBERED:
-        texts = [f"{step}<br>{name}" if len(error) <= NAMED else str(step) for step, name in enumerate(names, 1)]
-        figure.update_xaxes(tickvals=steps.tolist(), ticktext=texts)
+    what = f"{sweep_style(result).label}: squared error of each block{chart.of}, damping included, in the order visited"
     caption = (
-        f"Without compensation this would have cost {words.number(float(lost.sum()))}; "
-        f"{words.number(float(error.sum()))} remained. No block comes after the last one: the "
-        f"{words.percent(float(lost[-1] - error[-1]) / last, 0)} that is absorbed there goes to the "
-        f"{result.order.widths[-1]} columns of the block itself, each helped by those to its right."
+        f"Without compensation this would have cost {number(lost.sum())}; {number(error.sum())} remained. No block "
+        f"comes after the last one: the {percent((lost[-1] - error[-1]) / (lost[-1] or 1.0), 0)} that is absorbed "
+        f"there goes to the {result.order.widths[-1]} columns of the block itself, each helped by those to its right."
     )
-    table = pd.DataFrame(
-        {
-            "step": steps,
-            "block": names,
-            "removed_weights": shrinking.to_numpy(trace.removed),
-            "lost": lost,
-            "error": error,
-            "compensated_by_later_blocks": alone - error,
-            "compensated_inside": lost - alone,
-        }
-    )
-    frame = {"x": "pruned block (visited first to last)", "y": "squared error  Σ e²", "legend": True}
-    alt = "Stacked bars of the error by pruned block"
-    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
+    made = {"step": steps, "block": names, "removed_weights": to_numpy(trace_of(result).removed), "lost": lost}
+    made |= {"error": error, "compensated_by_later_blocks": later, "compensated_inside": own}
+    return chart.done(finding, what, caption, "Stacked bars of the error by pruned block", pd.DataFrame(made))
 
 
 # What position, sparsity and budget do
 
 
-def position_curve(
-    table: pd.DataFrame, *, block: int, base: str, place: int, layer: str = "", theme: Theme = "light"
-) -> Drawing:
+def position_curve(table: pd.DataFrame, *, block: int, base: str, place: int, **shared: Unpack[Look]) -> Drawing:
     """Final error against the position at which a block is pruned, all others in the order `base` (paper's Figure 1c).
 
     The table has columns `position` (0 = first) and `relative_error`; `place` is where `base` itself has the block.
     """
-    rows = table.sort_values("position")
+    rows = table.sort_values("position", ignore_index=True)
     x, y = rows["position"].to_numpy(np.int64), rows["relative_error"].to_numpy(np.float64)
-    figure = go.Figure()
-    hover = "pruned as number %{x}<br>final error %{y:.4g}"
-    shapes.lines(figure, x + 1, y, Style(palette.AZURE, "final error"), hover, size=9)
-    look = palette.order_style(base)
-    its = f"its place in {look.label.lower()} order"
-    shapes.rings(figure, [place + 1], y[x == place], its, size=18, colour=look.colour)
-    best, worst = int(x[y.argmin()]), int(x[y.argmax()])
-    first, last = float(y[0]), float(y[-1])
-    finding = f"Pruned last, block {block} leaves {verdicts.says_change(last, first, 'pruned first')}"
-    what = f"Final error{words.of(layer)} when block {block} is pruned at each position, one real sweep per mark"
-    figure.update_yaxes(range=[0, float(y.max()) * 1.1 or 1])
-    figure.update_xaxes(dtick=shapes.whole_step(len(x)))
-    caption = (
-        f"The error is lowest, {words.number(float(y.min()))}, at position {best + 1} and highest, "
-        f"{words.number(float(y.max()))}, at position {worst + 1} of {len(x)}."
-    )
-    alt, table = f"Line chart of final error against the position of block {block}", rows.reset_index(drop=True)
-    frame = {"x": f"position at which block {block} is pruned", "y": style.ERROR, "legend": True}
-    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
+    chart = Chart(x=f"position at which block {block} is pruned", y=ERROR, legend=True, **shared)
+    hover, look = "pruned as number %{x}<br>final error %{y:.4g}", palette.order_style(base)
+    chart.line(x + 1, y, Style(palette.AZURE, "final error"), hover, size=9)
+    chart.rings([place + 1], y[x == place], f"its place in {look.label.lower()} order", size=18, colour=look.colour)
+    chart.x(count=len(x))
+    chart.y(top=y.max() * 1.1)
+    finding = f"Pruned last, block {block} leaves {verdicts.says_change(y[-1], y[0], 'pruned first')}"
+    what = f"Final error{chart.of} when block {block} is pruned at each position, one real sweep per mark"
+    caption = f"The error is lowest, {number(y.min())}, at position {x[y.argmin()] + 1} and highest, "
+    caption += f"{number(y.max())}, at position {x[y.argmax()] + 1} of {len(x)}."
+    return chart.done(finding, what, caption, f"Line chart of final error against the position of block {block}", rows)
 
 
-def order_bars(table: pd.DataFrame, *, budget: str = "block", layer: str = "", theme: Theme = "light") -> Drawing:
+def order_bars(table: pd.DataFrame, *, budget: str = "block", **shared: Unpack[Look]) -> Drawing:
     """Final error by sparsity for several orders of one budget, natural order as a baseline (the paper's order bars).
 
     The table has columns `order`, `sparsity` and `relative_error`.
     """
-    orders = list(dict.fromkeys(table["order"]))
+    chart = Chart(x="sparsity (fraction of weights removed)", y=ERROR, height=460, legend=True, **shared)
     run = "" if budget == "block" else f" + {budget}"
-    labels = {name: run_style(name + run).label for name in orders}
-    seeds, spread = _seeds(table, ["sparsity"])
-    if seeds > 1:
-        labels[RANDOM] = _mean_label(labels[RANDOM], seeds)
-    wide = table.pivot_table(index="sparsity", columns="order", values="relative_error", sort=False)
-    wide = wide.sort_index()
-    groups = [words.percent(float(value), 0) for value in wide.index]
-    figure = go.Figure()
+    labels = {name: run_style(name + run).label for name in dict.fromkeys(table["order"])}
+    spread = _random_seeds(labels, table, "sparsity")
+    wide = table.pivot_table(index="sparsity", columns="order", values="relative_error", sort=False).sort_index()
+    groups = [percent(value, 0) for value in wide.index]
     for name, label in labels.items():
-        look = palette.order_style(name)._replace(label=label)
         hover = f"{label}<br>sparsity %{{customdata}}<br>final error %{{y:.4g}}"
-        shapes.bars(figure, np.arange(len(groups)), wide[name], look, hover, customdata=groups)
+        look = palette.order_style(name)._replace(label=label)
+        chart.bars(np.arange(len(groups)), wide[name], look, hover, customdata=groups)
     for i, level in enumerate(wide["natural"]):
-        figure.add_shape(type="line", x0=i - 0.45, x1=i + 0.45, y0=level, y1=level, line=shapes.dashed(theme))
-    figure.update_xaxes(tickvals=list(range(len(groups))), ticktext=groups, showgrid=False)
-    natural = labels["natural"]
+        chart.figure.add_shape(type="line", x0=i - 0.45, x1=i + 0.45, y0=level, y1=level, line=chart.dashed())
+    chart.x(tickvals=list(range(len(groups))), ticktext=groups, showgrid=False)
     mean = wide.div(wide["natural"], axis=0).mean().sort_values()
-    best = str(mean.idxmin())
+    best, natural = str(mean.idxmin()), labels["natural"]
     finding = f"{labels[best]} has the lowest error"
     if best != "natural":
         finding = f"{labels[best]} leaves {verdicts.says_change(mean[best], 1.0, natural)}"
-    what = f"Final error by sparsity{words.of(layer)}, {budget} budget; dashed: {natural}"
+    what = f"Final error by sparsity{chart.of}, {budget} budget; dashed: {natural}"
     ranked = "; ".join(f"{labels[str(name)]}: {value:.3f}" for name, value in mean.items())
-    sparsities = words.count(len(groups), "sparsity", "sparsities")
-    caption = f"Mean over {sparsities}, relative to {natural}: {ranked}.{spread}"
-    frame = {"x": "sparsity (fraction of weights removed)", "y": style.ERROR, "height": 460, "legend": True}
-    alt = "Grouped bars of final error by sparsity and order"
-    return style.finish(figure, theme, finding, what, caption, alt, wide.reset_index(), **frame)
+    caption = f"Mean over {count(len(groups), 'sparsity', 'sparsities')}, relative to {natural}: {ranked}.{spread}"
+    return chart.done(finding, what, caption, "Grouped bars of final error by sparsity and order", wide.reset_index())
 
 
-def order_budget_matrix(table: pd.DataFrame, *, layer: str = "", theme: Theme = "light") -> Drawing:
+def order_budget_matrix(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
     """Final error of every order under every budget, relative to SparseGPT: natural order with the block budget."""
     wide = table.pivot_table(index="order", columns="budget", values="relative_error", sort=False)
-    if not float(wide.loc["natural", "block"]) > 0:
+    if not wide.loc["natural", "block"] > 0:
         raise RoseError("SparseGPT makes no error here, so nothing can be compared with it; choose a sparsity above 0.")
-    budgets = [budget for budget in ("block", "layer") if budget in wide]
-    ratio = wide[budgets] / wide.loc["natural", "block"]
-    change = ratio.to_numpy(np.float64) - 1
-    limit = float(np.nanmax(np.abs(change))) or 0.01
+    ratio = wide[[budget for budget in ("block", "layer") if budget in wide]] / wide.loc["natural", "block"]
     labels = {str(order): palette.order_style(str(order)).label for order in ratio.index}
-    seeds, spread = _seeds(table, ["budget"])
-    if seeds > 1:
-        labels[RANDOM] = _mean_label(labels[RANDOM], seeds)
-    printed = ratio.map(lambda value: "–" if np.isnan(value) else f"{value:.3f}").to_numpy(str)
-    cells = [
-        [
-            f'<span style="color:{palette.text_on(0.5 + value / limit / 2, palette.DIVERGING[theme])}">'
-            + "<br>".join(filter(None, (text, NAME_OF_RUN.get((order, budget)))))
-            + "</span>"
-            for budget, text, value in zip(budgets, row, values, strict=True)
-        ]
-        for order, row, values in zip(labels, printed, np.nan_to_num(change), strict=True)
-    ]
-    figure = go.Figure(
-        go.Heatmap(
-            z=change.astype(np.float32),
-            x=[f"{b} budget" for b in budgets],
-            y=list(labels.values()),
-            text=cells,
-            texttemplate="%{text}",
-            textfont={"size": 16},
-            colorscale=palette.DIVERGING[theme],
-            zmin=-limit,
-            zmax=limit,
-            xgap=2,
-            ygap=2,
-            colorbar=shapes.colourbar("error against SparseGPT", tickformat=style.PERCENT),
-            hovertemplate="%{y} order, %{x}<br>%{text} of SparseGPT's error<extra></extra>",
-        )
-    )
-    best = np.unravel_index(np.nanargmin(change), change.shape)
-    name, budget = str(ratio.index[best[0]]), str(budgets[best[1]])
-    run = NAME_OF_RUN.get((name, budget), f"{palette.order_style(name).label} order with the {budget} budget")
-    finding = f"{run} has the least error, {printed[best]} of SparseGPT's"
-    what = f"Final error{words.of(layer)} ÷ SparseGPT's (natural order, block budget); below 1: less error"
-    ink = palette.INKS[theme]
-    bare = {"showgrid": False, "ticks": "", "linecolor": ink.grid}
-    figure.update_yaxes(bare, autorange="reversed")
-    figure.update_xaxes(bare)
-    order_effect = 1 - float(ratio["block"].min())
-    budget_effect = 1 - float(ratio.loc["natural"].min())
-    caption = (
-        f"Order alone (under the block budget) saves at most {words.percent(order_effect)}, budget alone "
-        f"(in natural order) {words.percent(budget_effect)}, both together "
-        f"{words.percent(-float(np.nanmin(change)))}.{spread}"
-    )
-    columns = {budget: f"relative_error_{budget}_budget_over_baseline" for budget in budgets}
-    table, alt = ratio.reset_index().rename(columns=columns), "Table of relative error by order and budget, coloured"
-    frame = {"x": "how many weights each block gives up", "height": 190 + 52 * len(labels)}
-    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
+    chart = Chart(x="how many weights each block gives up", height=190 + 52 * len(labels), **shared)
+    spread = _random_seeds(labels, table, "budget")
+    printed = ratio.map(lambda value: "–" if np.isnan(value) else f"{value:.3f}")
+    _colour_ratios(chart, ratio, printed, list(labels.values()))
+    best, budget = ratio.stack().idxmin()
+    run = NAME_OF_RUN.get((best, budget), f"{palette.order_style(best).label} order with the {budget} budget")
+    finding = f"{run} has the least error, {printed.loc[best, budget]} of SparseGPT's"
+    what = f"Final error{chart.of} ÷ SparseGPT's (natural order, block budget); below 1: less error"
+    parts = (ratio["block"], ratio.loc["natural"], ratio.to_numpy(np.float64))
+    by_order, by_budget, by_both = (percent(1 - np.nanmin(part)) for part in parts)
+    caption = f"Order alone (under the block budget) saves at most {by_order}, budget alone (in natural order) "
+    caption += f"{by_budget}, both together {by_both}.{spread}"
+    named = ratio.reset_index().rename(columns={name: f"relative_error_{name}_budget_over_baseline" for name in ratio})
+    return chart.done(finding, what, caption, "Table of relative error by order and budget, coloured", named)
 
 
-def drawings(paper: PaperFigures) -> list[Drawing]:
-    """Figure 1a with the losses of blocks before and after reordering, Figure 1c, where there are positions to choose
-    from, and the bars of orders."""
-    layer = words.short_layer(paper.layer)
-    curves = {order: np.array(curve) for order, curve in paper.curves.items()}
-    found = [error_curve(curves, layer=layer)]
-    if len(paper.losses) > 1:
-        errors = {order: np.diff(curves[order]) for order in ("natural", "two_level")}
-        found.append(losses_in_order(np.array(paper.losses), paper.visited, errors, layer=layer))
-    if len(paper.positions) > 1:
-        table = pd.DataFrame(paper.positions, columns=["position", "relative_error"])
-        found.append(position_curve(table, block=paper.block, base="natural", place=paper.place, layer=layer))
-    bars = pd.DataFrame(paper.bars, columns=["order", "sparsity", "relative_error"])
-    return [*found, order_bars(bars, layer=layer)]
-
-
-GIVEN = "given"
-# How sentences speak of a basis.
-SPOKEN = {"random": "a random basis", "gathered": "the gathered basis", "learned": "the learned basis"}
-
-
-def basis_errors(
-    table: pd.DataFrame, labels: Mapping[str, str], chosen: str = GIVEN, *, layer: str = "", theme: Theme = "light"
-) -> Drawing:
-    """Held-out error of each method in each basis as bars, calibration error as a line in each; the chosen is outlined.
-
-    Without held-out errors bars are of calibration. `labels`: by basis, "given" among them, in the order of the groups.
-    The table has a row per basis and method: basis, method, relative_error, held_out_error (NaN where there is none).
-    """
-    column, tokens = style.judged(table)
-    has_held_out = tokens == "held-out"
-    methods = list(dict.fromkeys(table["method"]))
-    wide, fitted = (
-        table.pivot_table(index="basis", columns="method", values=name, sort=False).reindex(list(labels))
-        for name in (column, "relative_error")
-    )
-    figure, width = go.Figure(), 0.8 / len(methods)
-    groups = np.arange(len(labels))
-    for place, method in enumerate(methods):
-        look, x = palette.method_style(method), groups - 0.4 + width * (place + 0.5)
-        hover = f"{look.label}, %{{customdata}}<br>{tokens} error %{{y:.4g}}"
-        shapes.bars(figure, x, wide[method], look, hover, customdata=list(labels.values()), width=0.9 * width)
-    if has_held_out:
-        ends = np.concatenate([groups - 0.4 + width * (place + 0.5) for place in range(len(methods))])
-        y = np.concatenate([fitted[method] for method in methods])
-        ink = palette.INKS[theme].text
-        look = palette.Style(ink, "Calibration", symbol="line-ew")
-        marker = {"line": {"width": 2.5, "color": ink}}
-        shapes.points(figure, ends, y, look, "calibration error %{y:.4g}", size=11, marker=marker)
-    at = list(labels).index(chosen)
-    shapes.outline(figure, at - 0.47, at + 0.47, 0, 1, yref="paper")
-    figure.update_xaxes(tickvals=groups, ticktext=list(labels.values()), showgrid=False)
-    lead, seen = methods[0], chosen if chosen != GIVEN else str(wide[methods[0]].idxmin())
-    base = wide.loc[GIVEN]
-    finding = f"No basis has less {tokens} error than the one as given"
-    if seen != GIVEN:
-        change = verdicts.says_change(wide.loc[seen, lead], base[lead], "as given")
-        finding = f"In {SPOKEN[seen]} {palette.method_style(lead).label} makes {change}"
-    line = "; line in a bar: on calibration tokens" if has_held_out else ""
-    what = f"{words.sentence(tokens)} error{words.of(layer)} in each basis{line}; the chosen one is outlined"
-    shown = seen if seen != GIVEN else next(name for name in labels if name != GIVEN)
-    said = "; ".join(
-        f"{palette.method_style(one).label} {words.number(wide.loc[shown, one])}, "
-        f"{verdicts.says_change(wide.loc[shown, one], base[one], 'as given', '')}"
-        for one in methods
-    )
-    caption = f"{words.sentence(tokens)} error in {SPOKEN[shown]}: {said}."
-    alt = f"Grouped bars of {tokens} error by basis and method"
-    frame = {"x": "basis of the heads", "y": style.ERROR, "height": 460, "legend": True}
-    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
-
-
-def sentence(table: pd.DataFrame) -> str:
-    """What the bases do to SparseGPT's error, in numbers; table as above."""
-    rows = table[table["method"] == "sparsegpt"].set_index("basis")
-    column, tokens = style.judged(rows)
-    errors = rows[column]
-    given, parts = float(errors[GIVEN]), []
-    for name in ("gathered", "learned", "random"):
-        before, after = words.apart(given, float(errors[name]))
-        verb = "stays at" if before == after else "falls" if errors[name] < given else "rises"
-        parts.append((SPOKEN[name], verb, before, after))
-    (first, verb, before, after), *others = parts
-    whose = f"SparseGPT's {tokens} error"
-    moved = f"{verb} {before}" if verb == "stays at" else f"{verb} from {before} to {after}"
-    rest = "; ".join(
-        f"in {where} it {how} {end}" if how == "stays at" else f"in {where} it {how} to {end}"
-        for where, how, _, end in others
-    )
-    return f"In {first} {whose} {moved}; {rest}. The dense model computes the same in all four."
+def _colour_ratios(chart: Chart, ratio: pd.DataFrame, printed: pd.DataFrame, labels: list[str]) -> None:
+    """A cell for each order and budget, with its number and the method that makes this sweep."""
+    change, scale = ratio.to_numpy(np.float64) - 1, palette.DIVERGING[chart.theme]
+    limit = float(np.nanmax(np.abs(change))) or 0.01
+    texts = printed.to_numpy(object)
+    for at, value in np.ndenumerate(np.nan_to_num(change)):
+        run = NAME_OF_RUN.get((str(ratio.index[at[0]]), str(ratio.columns[at[1]])))
+        ink = palette.text_on(0.5 + value / limit / 2, scale)
+        texts[at] = f'<span style="color:{ink}">{"<br>".join(filter(None, (texts[at], run)))}</span>'
+    cells = {"z": change.astype(np.float32), "x": [f"{budget} budget" for budget in ratio], "y": labels}
+    written = {"text": texts.tolist(), "texttemplate": "%{text}", "textfont": {"size": 16}, "xgap": 2, "ygap": 2}
+    bar = colourbar("error against SparseGPT", tickformat=PERCENT)
+    hover = "%{y} order, %{x}<br>%{text} of SparseGPT's error<extra></extra>"
+    colours = {"colorscale": scale, "zmin": -limit, "zmax": limit, "colorbar": bar, "hovertemplate": hover}
+    chart.figure.add_heatmap(**cells, **written, **colours)
+    chart.x(showgrid=False, ticks="", linecolor=chart.ink.grid)
+    chart.y(showgrid=False, ticks="", linecolor=chart.ink.grid, autorange="reversed")
 
 
 def strength_curve(
@@ -543,31 +382,114 @@ def strength_curve(
     """
     table = pd.DataFrame(sorted(points), columns=["strength", "relative_range", "error_ratio"])
     table["error_saved"] = 1 - table["error_ratio"]
-    columnar = table["relative_range"] > threshold
-    look, figure = palette.order_style("two_level"), go.Figure()
-    hover = "strength %{x:.3g}<br>saves %{y:.1%}<br>relative range %{customdata:.3f}"
+    strength, saved, columnar = table["strength"], table["error_saved"], table["relative_range"] > threshold
+    chart = Chart(x="columnar strength (0: all blocks alike)", y="error saved by two-level order", theme=theme)
+    look, hover = (
+        palette.order_style("two_level"),
+        "strength %{x:.3g}<br>saves %{y:.1%}<br>relative range %{customdata:.3f}",
+    )
     symbols = np.where(columnar, "circle", "circle-open").tolist()
     marker = {"symbol": symbols, "line": {"width": 2, "color": look.colour}}
-    behind = {"customdata": table["relative_range"], "marker": marker}
-    shapes.lines(figure, table["strength"], table["error_saved"], look, hover, size=11, **behind)
-    figure.add_vline(x=marked, line=shapes.CHOSEN)
+    chart.line(strength, saved, look, hover, size=11, customdata=table["relative_range"], marker=marker)
+    chart.figure.add_vline(x=marked, line=CHOSEN)
+    low, high = min(saved.min(), 0), max(saved.max(), 0)
+    room = high - low or 0.01
+    chart.x(zeroline=False)
+    chart.y(tickformat=PERCENT, range=[low - 0.08 * room, high + 0.12 * room])
     # The title is of the strength that the page stands at, so that moving the slider says something new.
-    here = table.loc[(table["strength"] - marked).abs().idxmin()]
-    verb, amount = "saves" if here["error_saved"] > 0 else "costs", words.percent(abs(float(here["error_saved"])))
-    finding = f"At strength {words.number(float(here['strength']))}, two-level order {verb} {amount} of the error"
+    here = table.loc[(strength - marked).abs().idxmin()]
+    verb, amount = "saves" if here["error_saved"] > 0 else "costs", percent(abs(here["error_saved"]))
+    finding = f"At strength {number(here['strength'])}, two-level order {verb} {amount} of the error"
     what = f"Error saved against natural order on a generated layer; filled: columnar, above {threshold:.2f}"
-    low, high = float(table["error_saved"].min()), float(table["error_saved"].max())
-    figure.update_xaxes(zeroline=False)
-    room = max(high, 0) - min(low, 0) or 0.01
-    figure.update_yaxes(tickformat=style.PERCENT, range=[min(low, 0) - 0.08 * room, max(high, 0) + 0.12 * room])
-    crossing = table["strength"][columnar]
-    where = (
-        f"the layer counts as columnar from strength {words.number(float(crossing.iloc[0]))} on"
-        if len(crossing)
-        else "the layer counts as columnar at none of these strengths"
-    )
-    first = float(table["error_saved"].iloc[0])
-    caption = f"At strength {words.number(float(table['strength'].iloc[0]))} it saves {words.percent(first)}; {where}."
+    crossing = strength[columnar]
+    where = f"from strength {number(crossing.iloc[0])} on" if len(crossing) else "at none of these strengths"
+    caption = f"At strength {number(strength.iloc[0])} it saves {percent(saved.iloc[0])}; "
+    caption += f"the layer counts as columnar {where}."
     alt = "Line chart of the error saved by two-level order against columnar strength"
-    axes = {"x": "columnar strength (0: all blocks alike)", "y": "error saved by two-level order"}
-    return style.finish(figure, theme, finding, what, caption, alt, table, **axes)
+    return chart.done(finding, what, caption, alt, table)
+
+
+def paper_drawings(paper: PaperFigures) -> list[Drawing]:
+    """The ROSE paper's figures of one layer, from numbers that an analysis keeps: Figure 1a with the losses of blocks
+    before and after reordering, Figure 1c, where there are positions to choose from, and the bars of orders."""
+    layer = short_layer(paper.layer)
+    curves = {order: np.array(curve) for order, curve in paper.curves.items()}
+    drawings = [error_curve(curves, layer=layer)]
+    if len(paper.losses) > 1:
+        errors = {order: np.diff(curves[order]) for order in ("natural", "two_level")}
+        drawings.append(losses_in_order(np.array(paper.losses), paper.visited, errors, layer=layer))
+    if len(paper.positions) > 1:
+        table = pd.DataFrame(paper.positions, columns=["position", "relative_error"])
+        drawings.append(position_curve(table, block=paper.block, base="natural", place=paper.place, layer=layer))
+    bars = pd.DataFrame(paper.bars, columns=["order", "sparsity", "relative_error"])
+    return [*drawings, order_bars(bars, layer=layer)]
+
+
+# Bases of an output projection
+
+
+def basis_errors(
+    table: pd.DataFrame, labels: Mapping[str, str], chosen: str = GIVEN, **shared: Unpack[Look]
+) -> Drawing:
+    """Held-out error of each method in each basis as bars, calibration error as a line in each; the chosen is outlined.
+
+    Without held-out errors bars are of calibration. `labels`: by basis, "given" among them, in the order of the groups.
+    The table has a row per basis and method: basis, method, relative_error, held_out_error (NaN where there is none).
+    """
+    column, tokens = judged(table)
+    wide, fitted = (
+        table.pivot_table(index="basis", columns="method", values=name, sort=False).reindex(list(labels))
+        for name in (column, "relative_error")
+    )
+    chart = Chart(x="basis of the heads", y=ERROR, height=460, legend=True, **shared)
+    methods = {str(method): palette.method_style(str(method)) for method in dict.fromkeys(table["method"])}
+    names, groups, width = list(labels.values()), np.arange(len(labels)), 0.8 / len(methods)
+    middles = {method: groups - 0.4 + width * (place + 0.5) for place, method in enumerate(methods)}
+    for method, look in methods.items():
+        hover = f"{look.label}, %{{customdata}}<br>{tokens} error %{{y:.4g}}"
+        chart.bars(middles[method], wide[method], look, hover, customdata=names, width=0.9 * width)
+    what = f"{sentence(tokens)} error{chart.of} in each basis"
+    if tokens == "held-out":
+        what += "; line in a bar: on calibration tokens"
+        x, y = (np.concatenate([part[method] for method in methods]) for part in (middles, fitted))
+        look, edge = Style(chart.ink.text, "Calibration", symbol="line-ew"), {"width": 2.5, "color": chart.ink.text}
+        chart.points(x, y, look, "calibration error %{y:.4g}", size=11, marker={"line": edge})
+    at = list(labels).index(chosen)
+    chart.outline(at - 0.47, at + 0.47, 0, 1, yref="paper")
+    chart.x(tickvals=groups, ticktext=names, showgrid=False)
+    finding, caption = _basis_words(wide, methods, chosen, tokens)
+    alt = f"Grouped bars of {tokens} error by basis and method"
+    return chart.done(finding, f"{what}; the chosen one is outlined", caption, alt, table)
+
+
+def _basis_words(wide: pd.DataFrame, methods: Mapping[str, Style], chosen: str, tokens: str) -> tuple[str, str]:
+    """Title and caption: errors in the chosen basis, or in the best one, against the basis as given."""
+    lead, base = next(iter(methods)), wide.loc[GIVEN]
+    seen = chosen if chosen != GIVEN else str(wide[lead].idxmin())
+    finding = f"No basis has less {tokens} error than the one as given"
+    if seen != GIVEN:
+        change = verdicts.says_change(wide.loc[seen, lead], base[lead], "as given")
+        finding = f"In {SPOKEN[seen]} {methods[lead].label} makes {change}"
+    shown = seen if seen != GIVEN else next(name for name in wide.index if name != GIVEN)
+    errors = "; ".join(
+        f"{look.label} {number(error)}, {verdicts.says_change(error, base[method], 'as given', '')}"
+        for method, look in methods.items()
+        for error in [wide.loc[shown, method]]
+    )
+    return finding, f"{sentence(tokens)} error in {SPOKEN[shown]}: {errors}."
+
+
+def sentence_of_bases(table: pd.DataFrame) -> str:
+    """What the bases do to SparseGPT's error, in numbers; table as of `basis_errors`."""
+    rows = table[table["method"] == "sparsegpt"].set_index("basis")
+    column, tokens = judged(rows)
+    given = float(rows.loc[GIVEN, column])
+    parts: list[str] = []
+    for name in ("gathered", "learned", "random"):
+        before, after = apart(given, float(rows.loc[name, column]))
+        moved = "stays at" if before == after else "falls" if rows.loc[name, column] < given else "rises"
+        start = f" from {before}" if not parts else ""
+        whose = f"SparseGPT's {tokens} error" if not parts else "it"
+        moved += f" {after}" if before == after else f"{start} to {after}"
+        parts.append(f"{SPOKEN[name]} {whose} {moved}")
+    return f"In {'; in '.join(parts)}. The dense model computes the same in all four."

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
-from app import words
-from app.figures import maps, palette, shapes, style
-from app.figures.palette import Theme
-from app.figures.style import Drawing
+from app.figures import maps, palette
+from app.figures.palette import Style, Theme
+from app.figures.shapes import Chart
+from app.figures.style import LOG, Drawing, spread
+from app.words import number, place_of, sentence, short_layer, word
 from rose import RoseError, verdicts
 from rose.model.measure.damage_report import outliers, rank_correlation
 
@@ -43,51 +43,10 @@ def as_layers(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(layer=table["unit"], projection=table["projection"].replace("", BLOCK))
 
 
-def damage_bars(
-    table: pd.DataFrame,
-    value: str = "damage",
-    *,
-    units: Sequence[str] = (),
-    marked: str | None = None,
-    theme: Theme = "light",
-) -> Drawing:
-    """As `damage_map`, of whole decoder blocks, one bar each; whiskers are one standard error over windows."""
-    if table.empty:
-        raise RoseError("No decoder block has been measured yet.")
-    rows = table.sort_values("block_index").reset_index(drop=True)
-    name, axis = ("sensitivity", "nats per token") if value == "damage" else PREDICTORS[value]
-    caption = maps.range_of(words.sentence(name), rows.set_index("unit")[value])
-    columns, whiskers = ["unit", "block_index", value], {}
-    if value == "damage":
-        if rows["standard_error"].notna().any():  # of one window there is none
-            caption += " Whiskers: one standard error over windows."
-        columns.append("standard_error")
-        reach = {"array": rows["standard_error"], "thickness": 1, "width": 3, "color": palette.INKS[theme].muted}
-        whiskers = {"error_y": reach}
-    outline = {"line": {"color": palette.MARK, "width": np.where(rows["unit"] == marked, 3, 0)}}
-    look, hover = palette.Style(palette.TEAL, name), f"decoder block %{{x}}<br>{name} %{{y:.4g}}"
-    figure = go.Figure()
-    x, y = rows["block_index"], rows[value]
-    # Of its own accord a bar reaches over blocks that were not measured.
-    shapes.bars(figure, x, y, look, hover, width=0.8, customdata=rows["unit"], marker=outline, **whiskers)
-    places = [int(index) for index in rows["block_index"]] + [words.place_of(unit)[0] or 0 for unit in units]
-    shapes.block_axis(figure, places)
-    top = rows.loc[rows[value].idxmax()]
-    finding = f"{words.sentence(name)} is highest in {words.short_layer(top['unit'])}, {words.number(top[value])}"
-    what = f"{words.sentence(name)} of every decoder block{SUMMED.get(value, '')}"
-    frame = {"x": "decoder block", "y": axis, "height": 360}
-    alt = f"Bar chart of {name} by decoder block"
-    return style.finish(figure, theme, finding, what, caption, alt, rows[columns], **frame)
-
-
 def damage_map(
-    table: pd.DataFrame,
-    value: str = "damage",
-    *,
-    units: Sequence[str] = (),
-    marked: str | None = None,
-    theme: Theme = "light",
-) -> Drawing:
+    table: pd.DataFrame, value: str = "damage", *,
+    units: Sequence[str] = (), marked: str | None = None, theme: Theme = "light",
+) -> Drawing:  # fmt: skip
     """Damage of layers, or one of `PREDICTORS`, by decoder block and projection; marks answer clicks with the unit.
 
     The table has the units measured so far, `units` those to come too, so that the picture keeps its size.
@@ -97,14 +56,38 @@ def damage_map(
     return drawing
 
 
+def damage_bars(
+    table: pd.DataFrame, value: str = "damage", *,
+    units: Sequence[str] = (), marked: str | None = None, theme: Theme = "light",
+) -> Drawing:  # fmt: skip
+    """As `damage_map`, of whole decoder blocks, one bar each; whiskers are one standard error over windows."""
+    if table.empty:
+        raise RoseError("No decoder block has been measured yet.")
+    rows = table.sort_values("block_index", ignore_index=True)
+    name, axis = ("sensitivity", "nats per token") if value == "damage" else PREDICTORS[value]
+    chart = Chart(x="decoder block", y=axis, height=360, theme=theme)
+    caption, columns = maps.range_of(sentence(name), rows.set_index("unit")[value]), ["unit", "block_index", value]
+    outline = {"line": {"color": palette.MARK, "width": np.where(rows["unit"] == marked, 3, 0)}}
+    # Of its own accord a bar reaches over blocks that were not measured.
+    more: dict[str, Any] = {"width": 0.8, "customdata": rows["unit"], "marker": outline}
+    if value == "damage":
+        columns.append("standard_error")
+        more["error_y"] = {"array": rows["standard_error"], "thickness": 1, "width": 3, "color": chart.ink.muted}
+        if rows["standard_error"].notna().any():  # of one window there is none
+            caption += " Whiskers: one standard error over windows."
+    hover = f"decoder block %{{x}}<br>{name} %{{y:.4g}}"
+    chart.bars(rows["block_index"], rows[value], Style(palette.TEAL, name), hover, **more)
+    chart.block_axis([*rows["block_index"], *(place_of(unit)[0] or 0 for unit in units)])
+    top = rows.loc[rows[value].idxmax()]
+    finding = f"{sentence(name)} is highest in {short_layer(top['unit'])}, {number(top[value])}"
+    what = f"{sentence(name)} of every decoder block{SUMMED.get(value, '')}"
+    return chart.done(finding, what, caption, f"Bar chart of {name} by decoder block", rows[columns])
+
+
 def damage_scatter(
-    table: pd.DataFrame,
-    predictor: str = "held_out_error",
-    *,
-    marked: str | None = None,
-    restore: bool = False,
-    theme: Theme = "light",
-) -> Drawing:
+    table: pd.DataFrame, predictor: str = "held_out_error", *,
+    marked: str | None = None, restore: bool = False, theme: Theme = "light",
+) -> Drawing:  # fmt: skip
     """A predictor against damage, one mark a unit; the title states their rank correlation, outliers are named.
 
     Both axes are logarithmic, because both spread over decades. Units without damage have no place there; the caption
@@ -114,49 +97,44 @@ def damage_scatter(
     rows = as_layers(table)
     shown = rows[(rows["damage"] > 0) & (rows[predictor] > 0)]
     _check_enough(len(shown), name, restore)
-    figure = go.Figure()
-    looks = palette.projection_styles(list(dict.fromkeys(rows["projection"].map(maps.map_row))))
-    for projection, part in shown.groupby(shown["projection"].map(maps.map_row), sort=False):
-        spread, cost = part["standard_error"].fillna(0.0), part["damage"]
-        down = np.minimum(spread, 0.9 * cost)  # a logarithmic axis has no 0
-        hover = f"%{{customdata[0]}}<br>{name} %{{x:.4g}}<br>sensitivity %{{y:.4g}} ± %{{customdata[1]}} nats"
-        shapes.points(
-            figure,
-            part[predictor],
-            cost,
-            looks[str(projection)],
-            hover,
-            size=10,
-            marker={"opacity": 0.85},
-            error_y={"array": spread, "arrayminus": down, "visible": len(shown) <= FEW, "thickness": 1, "width": 3},
-            customdata=np.column_stack([part["unit"], spread.map(words.number)]),
-        )
-    found = outliers(rows, predictor, NAMED) if rows[predictor].nunique() > 1 else rows.head(0)
-    placed = found[(found["damage"] > 0) & (found[predictor] > 0)].fillna({"standard_error": 0.0})
+    kinds = rows["projection"].map(maps.map_row)
+    frame: dict[str, Any] = {"height": 520, "legend": shown["projection"].map(maps.map_row).nunique() > 1}
+    chart = Chart(x=axis, y="sensitivity, nats per token", theme=theme, **frame)
+    _draw_units(chart, shown, predictor, palette.projection_styles(list(dict.fromkeys(kinds))))
+    odd = outliers(rows, predictor, NAMED) if rows[predictor].nunique() > 1 else rows.head(0)
+    placed = odd[(odd["damage"] > 0) & (odd[predictor] > 0)].fillna({"standard_error": 0.0})
     for row in placed.to_dict("records"):  # named above its mark, clear of the error bar's end where there is room
         x, y = math.log10(row[predictor]), math.log10(row["damage"] + max(0.0, row["standard_error"]))  # by exponent
-        figure.add_annotation(x=x, y=y, text=words.short_layer(row["unit"]), showarrow=False, yshift=14)
+        chart.figure.add_annotation(x=x, y=y, text=short_layer(row["unit"]), showarrow=False, yshift=14)
     chosen = shown[shown["unit"] == marked]
     if len(chosen):
-        shapes.rings(figure, chosen[predictor], chosen["damage"], "chosen")
-    rho = rank_correlation(rows, predictor)
+        chart.frame["legend"] = True
+        chart.rings(chosen[predictor], chosen["damage"], "chosen")
     unit = "decoder blocks" if BLOCK in set(rows["projection"]) else "layers"
-    finding = verdicts.says_correlation(words.sentence(name), f"which {unit} the loss depends on", rho)
-    if len(found):
-        finding += f"; small error, high sensitivity: {words.short_layer(found['unit'].iloc[0])}"
+    rho = rank_correlation(rows, predictor)
+    finding = verdicts.says_correlation(sentence(name), f"which {unit} the loss depends on", rho)
+    if len(odd):
+        finding += f"; small error, high sensitivity: {short_layer(odd['unit'].iloc[0])}"
+    what = f"{sentence(name)} against sensitivity, one mark a {unit.removesuffix('s')}, both axes logarithmic; "
     meant = "restoring it alone gives back" if restore else "the model loses by it alone"
-    what = (
-        f"{words.sentence(name)} against sensitivity, one mark a {unit.removesuffix('s')}, both axes logarithmic; "
-        f"sensitivity: nats per token that {meant}"
-    )
-    figure.update_xaxes(_log_axis(shown[predictor]))
-    figure.update_yaxes(_log_axis(shown["damage"]))
-    caption = _caption(rows, shown, unit, found, restore=restore)
-    table = rows[["unit", "block_index", "projection", predictor, "damage", "standard_error"]].reset_index(drop=True)
-    alt = f"Scatter chart of {name} against sensitivity"
-    legend = len(figure.data) > 1
-    frame = {"x": axis, "y": "sensitivity, nats per token", "height": 520, "legend": legend}
-    return style.finish(figure, theme, finding, what, caption, alt, table, **frame)
+    what += f"sensitivity: nats per token that {meant}"
+    chart.x(**_log_axis(shown[predictor]))
+    chart.y(**_log_axis(shown["damage"]))
+    caption = _caption(rows, shown, unit, odd, restore)
+    data = rows[["unit", "block_index", "projection", predictor, "damage", "standard_error"]].reset_index(drop=True)
+    return chart.done(finding, what, caption, f"Scatter chart of {name} against sensitivity", data)
+
+
+def _draw_units(chart: Chart, shown: pd.DataFrame, predictor: str, looks: dict[str, Style]) -> None:
+    """A mark for each unit, with its standard error where units are few."""
+    name = PREDICTORS[predictor][0]
+    hover = f"%{{customdata[0]}}<br>{name} %{{x:.4g}}<br>sensitivity %{{y:.4g}} ± %{{customdata[1]}} nats"
+    for kind, part in shown.groupby(shown["projection"].map(maps.map_row), sort=False):
+        error, cost = part["standard_error"].fillna(0.0), part["damage"]
+        down = np.minimum(error, 0.9 * cost)  # a logarithmic axis has no 0
+        reach = {"array": error, "arrayminus": down, "visible": len(shown) <= FEW, "thickness": 1, "width": 3}
+        behind = {"customdata": np.column_stack([part["unit"], error.map(number)]), "marker": {"opacity": 0.85}}
+        chart.points(part[predictor], cost, looks[str(kind)], hover, size=10, error_y=reach, **behind)
 
 
 def _check_enough(shown: int, name: str, restore: bool) -> None:
@@ -167,16 +145,16 @@ def _check_enough(shown: int, name: str, restore: bool) -> None:
         raise RoseError(f"No unit measured so far has {done}. {more}")
     if shown < FEWEST:
         does = "give the model something back" if restore else "cost the model something"
-        known = f"{words.word(shown)} measured so far {'does' if shown == 1 else 'do'}"
-        needs = f"{words.word(FEWEST)} units that each {does}"
+        known = f"{word(shown)} measured so far {'does' if shown == 1 else 'do'}"
+        needs = f"{word(FEWEST)} units that each {does}"
         raise RoseError(f"Comparing {name} with sensitivity takes {needs}; {known}. Measure more.")
 
 
-def _log_axis(values: pd.Series) -> dict[str, object]:
+def _log_axis(values: pd.Series) -> dict[str, Any]:
     """With ticks at 1, 2 and 5 where it spans few decades, and evenly where hardly one of these would be on it."""
-    if (spread := style.spread(values)) < 5:
+    if (times := spread(values)) < 5:
         return {"type": "log", **_even_ticks(float(values.min()), float(values.max()))}
-    return style.LOG | ({"dtick": "D2"} if spread < 30 else {})
+    return LOG | ({"dtick": "D2"} if times < 30 else {})
 
 
 def _even_ticks(low: float, high: float) -> dict[str, list[Any]]:
@@ -189,25 +167,17 @@ def _even_ticks(low: float, high: float) -> dict[str, list[Any]]:
     return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
-def _caption(rows: pd.DataFrame, shown: pd.DataFrame, unit: str, found: pd.DataFrame, *, restore: bool) -> str:
+def _caption(rows: pd.DataFrame, shown: pd.DataFrame, unit: str, odd: pd.DataFrame, restore: bool) -> str:
     top = rows.loc[rows["damage"].idxmax()]
-    text = (
-        f"Of {len(rows)} {unit}, {words.short_layer(top['unit'])} {'gives back' if restore else 'costs'} most: "
-        f"{words.number(float(top['damage']))}"
-    )
+    text = f"Of {len(rows)} {unit}, {short_layer(top['unit'])} {'gives back' if restore else 'costs'} most: "
+    text += number(top["damage"])
     known = not math.isnan(top["standard_error"])  # of one window alone there is none
-    text += f" ± {words.number(float(top['standard_error']))}" if known else ""
+    text += f" ± {number(top['standard_error'])}" if known else ""
     text += f" nats per token{' (standard error over windows)' if known else ''}."
-    if len(found):
-        listed = ", ".join(
-            f"{words.short_layer(row.unit)} ({words.number(float(row.damage))})" for row in found.itertuples()
-        )
-        text += f" Small error, high sensitivity: {listed}."
+    if len(odd):
+        named = ", ".join(f"{short_layer(row.unit)} ({number(row.damage)})" for row in odd.itertuples())
+        text += f" Small error, high sensitivity: {named}."
     free = int((rows["damage"] <= 0).sum())
-    for hidden, why in (
-        (free, f"not {'lowering' if restore else 'raising'} the loss"),
-        (len(rows) - len(shown) - free, "without the other value"),
-    ):
-        if hidden:
-            text += f" Not shown: {words.word(hidden)} {why}."
-    return text
+    hidden = {f"not {'lowering' if restore else 'raising'} the loss": free}
+    hidden["without the other value"] = len(rows) - len(shown) - free
+    return text + "".join(f" Not shown: {word(units)} {why}." for why, units in hidden.items() if units)

@@ -1,18 +1,21 @@
-"""What figures are drawn of: bars, lines, points, maps of layers and matrices, outlines and labels."""
+"""The shapes that figures are made of: bars, lines, points, cells and maps of layers on a chart, with labels that do
+not overlap."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
+from app import words
 from app.figures.palette import INKS, MARK, SEQUENTIAL, Style, Theme
 from app.figures.shrinking import Shrunk
-from app.figures.style import FONT_SIZE
+from app.figures.style import FONT_SIZE, Drawing, base
 from rose import RoseError
 
 LABEL_LINE = 20  # pixels from one line of text to the next
@@ -24,56 +27,177 @@ LINE_ROOM = 2  # pixels from the middle of a line to a name beside it
 MARK_SIZE = 8  # pixels from the middle of a mark to its edge
 NAME_DISTANCES = (12, 26, 42, 60)  # pixels from the middle of a mark to its name
 NAME_SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+NAME_MOVES = [(far, *side) for far in NAME_DISTANCES for side in NAME_SIDES]
 CHOSEN = {"color": MARK, "width": 2}  # a line at what is chosen
-BARE = {"showgrid": False, "zeroline": False}  # an axis of cells
+BARE: dict[str, Any] = {"showgrid": False, "zeroline": False}  # an axis of cells
+
+Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
-def bars(figure: go.Figure, x: Any, y: Any, look: Style, hover: str, **more: Any) -> None:
-    """One series of bars in its colour and pattern; `text`, where given, stands above them.
+class Look(TypedDict, total=False):
+    """Keyword arguments that figures of one layer share."""
 
-    Here and below: `hover` is plotly's template, nothing is shown where it is empty; `more` goes to plotly's trace.
+    layer: str  # its name in titles
+    theme: Theme
+
+
+class Marked(Look, total=False):
+    """The same with a block to be marked, counted from 0."""
+
+    marked_block: int | None
+
+
+class Chart:
+    """A figure under way: shapes and axes are added to it, and `done` puts the words around it.
+
+    In all shapes `hover` is plotly's template, nothing is shown where it is empty; `more` goes to plotly's trace.
     """
-    marker = {"color": look.colour, "pattern": {"shape": look.pattern, "solidity": 0.35}} | more.pop("marker", {})
-    if "text" in more:
-        more |= {"textposition": "outside", "cliponaxis": False}
-    figure.add_bar(x=x, y=y, name=look.label, marker=marker, **_hover(hover), **more)
 
+    def __init__(
+        self, *, x: str = "", y: str = "", height: int = 420, legend: bool = False, headroom: int = 0,
+        layer: str = "", theme: Theme = "light", marked_block: int | None = None, **subplots: Any,
+    ) -> None:  # fmt: skip
+        """`x`, `y`, `height`, `legend` and `headroom` as of `style.base`; `subplots` as of plotly's `make_subplots`."""
+        self.figure = make_subplots(**subplots) if subplots else go.Figure()
+        self.frame: dict[str, Any] = {"x": x, "y": y, "height": height, "legend": legend, "headroom": headroom}
+        self.theme, self.ink, self.of = theme, INKS[theme], words.of(layer)
+        self.margins: dict[str, int] = {}  # in pixels, where they are not those of `style.base`
+        self.marked_block = marked_block
+        self.marked_words = "" if marked_block is None else f" Block {marked_block} is outlined."
 
-def lines(
-    figure: go.Figure, x: Any, y: Any, look: Style, hover: str, *, width: float = 2.5, size: float = 8, **more: Any
-) -> None:
-    """One line with marks, in its colour, dash and symbol; with `mode="lines"` without the marks."""
-    line = {"color": look.colour, "dash": look.dash, "width": width} | more.pop("line", {})
-    marker = {"symbol": look.symbol, "size": size} | more.pop("marker", {})
-    options = {"mode": "lines+markers", "name": look.label} | _hover(hover) | more
-    figure.add_scatter(x=x, y=y, line=line, marker=marker, **options)
+    def done(self, finding: str, what: str, caption: str, alt: str, data: pd.DataFrame) -> Drawing:
+        """Frames the figure with its title, and puts what belongs to it beside it.
 
+        `alt` is the kind of picture and what it is of, without a full stop; finding and caption follow it.
+        """
+        base(self.figure, self.theme, finding, what, **self.frame)
+        self.figure.update_layout(margin=self.margins)
+        return Drawing(self.figure, caption, f"{alt}. {finding}. {caption}", data)
 
-def points(figure: go.Figure, x: Any, y: Any, look: Style, hover: str, *, size: float = 9, **more: Any) -> None:
-    """Marks in their colour and symbol; very many are drawn by WebGL, as a page of so many SVG elements crawls.
+    def x(self, *, count: Any = 0, **axis: Any) -> None:
+        """Settings of the x axis; one that counts up to `count` has whole steps."""
+        self.figure.update_xaxes(**(({"dtick": whole_step(count)} if count else {}) | axis))
 
-    So is what comes after them, which would else lie below.
-    """
-    marker = {"color": look.colour, "symbol": look.symbol, "size": size} | more.pop("marker", {})
-    is_gl = len(x) > SVG_MARKS or any(trace.type == "scattergl" for trace in figure.data)
-    add = figure.add_scattergl if is_gl else figure.add_scatter
-    add(x=x, y=y, marker=marker, **({"mode": "markers", "name": look.label} | _hover(hover) | more))
+    def y(self, *, count: Any = 0, top: Any = None, **axis: Any) -> None:
+        """The same of the y axis, which ends at `top` where that is given and positive."""
+        span = {} if top is None else {"range": [0, top or 1]}
+        self.figure.update_yaxes(**(({"dtick": whole_step(count)} if count else {}) | span | axis))
 
+    def block_axis(self, blocks: Iterable[int]) -> None:
+        """The x axis of bars or lines by decoder block, with the numbers of these blocks."""
+        first, last = int(min(blocks)), int(max(blocks))
+        self.x(count=last - first + 1, range=[first - 0.6, last + 0.6], tick0=0, zeroline=False)
 
-def rings(figure: go.Figure, x: Any, y: Any, name: str, *, size: float = 20, colour: str = MARK, **more: Any) -> None:
-    """Rings around marks or cells that are chosen, or special."""
-    look, marker = Style(colour, name, symbol="circle-open"), {"line": {"width": 2.5}}
-    points(figure, x, y, look, "", size=size, marker=marker, **more)
+    def bars(self, x: Any, y: Any, look: Style, hover: str, **more: Any) -> None:
+        """One series of bars in its colour and pattern; `text`, where given, stands above them."""
+        marker = {"color": look.colour, "pattern": {"shape": look.pattern, "solidity": 0.35}} | more.pop("marker", {})
+        if "text" in more:
+            more |= {"textposition": "outside", "cliponaxis": False}
+        self.figure.add_bar(x=x, y=y, name=look.label, marker=marker, **_hover(hover), **more)
 
+    def line(self, x: Any, y: Any, look: Style, hover: str, *, width: Any = 2.5, size: Any = 8, **more: Any) -> None:
+        """One line with marks, in its colour, dash and symbol; with `mode="lines"` without the marks."""
+        line = {"color": look.colour, "dash": look.dash, "width": width} | more.pop("line", {})
+        marker = {"symbol": look.symbol, "size": size} | more.pop("marker", {})
+        options = {"mode": "lines+markers", "name": look.label} | _hover(hover) | more
+        self.figure.add_scatter(x=x, y=y, line=line, marker=marker, **options)
 
-def block_axis(figure: go.Figure, blocks: Iterable[int]) -> None:
-    """The x axis of bars or lines by decoder block, with the numbers of these blocks."""
-    first, last = int(min(blocks)), int(max(blocks))
-    figure.update_xaxes(range=[first - 0.6, last + 0.6], dtick=whole_step(last - first + 1), tick0=0, zeroline=False)
+    def level(self, y: float, span: tuple[float, float], name: str, dash: str = "dash") -> None:
+        """A broken horizontal line that the legend names, where a text beside it would cover data."""
+        self.line(list(span), [y, y], Style(self.ink.text, name, dash), "", width=1.5, mode="lines")
+
+    def points(self, x: Any, y: Any, look: Style, hover: str, *, size: Any = 9, **more: Any) -> None:
+        """Marks in their colour and symbol; very many are drawn by WebGL, as a page of so many SVG elements crawls.
+
+        So is what comes after them, which would else lie below.
+        """
+        marker = {"color": look.colour, "symbol": look.symbol, "size": size} | more.pop("marker", {})
+        is_gl = len(x) > SVG_MARKS or any(trace.type == "scattergl" for trace in self.figure.data)
+        add = self.figure.add_scattergl if is_gl else self.figure.add_scatter
+        add(x=x, y=y, marker=marker, **({"mode": "markers", "name": look.label} | _hover(hover) | more))
+
+    def rings(self, x: Any, y: Any, name: str, *, size: float = 20, colour: str = MARK, **more: Any) -> None:
+        """Rings around marks or cells that are chosen, or special."""
+        look = Style(colour, name, symbol="circle-open")
+        self.points(x, y, look, "", size=size, marker={"line": {"width": 2.5}}, **more)
+
+    def cells(self, shrunk: Shrunk, unit: str, **more: Any) -> None:
+        """Cells at the channel numbers they stand for; zmin 0 and the sequential scale unless told otherwise."""
+        array = shrunk.array
+        place = {"x0": (shrunk.columns - 1) / 2, "dx": shrunk.columns, "y0": (shrunk.rows - 1) / 2, "dy": shrunk.rows}
+        hover = f"input channel %{{x:.0f}}<br>output channel %{{y:.0f}}<br>{unit} %{{z:.4g}}<extra></extra>"
+        scale = {"colorscale": SEQUENTIAL, "zmin": 0, "colorbar": colourbar(unit), "hovertemplate": hover}
+        kind = np.uint8 if array.dtype in (np.bool_, np.uint8) else np.float32
+        self.figure.add_heatmap(z=array.astype(kind, copy=False), **place, **(scale | more))
+
+    def matrix_axes(self, rows: int, columns: int) -> None:
+        """First output channel on top, as a matrix is written; nothing beyond the last channel."""
+        self.x(**BARE, range=[-0.5, columns - 0.5])
+        self.y(**BARE, range=[rows - 0.5, -0.5])
+
+    def layer_map(self, grid: pd.DataFrame, rows: pd.DataFrame, unit: str, *, at: Any = None, **heat: Any) -> None:
+        """A map of decoder block × projection whose invisible marks answer the pointer and clicks, which cells do not.
+
+        Args:
+            grid: as of `layer_grid`, in units of the colour scale.
+            rows: layer, block_index, projection and `text`, the value as the pointer shows it.
+            at: row and col of a subplot.
+        """
+        place = at or {}
+        projections, blocks = list(grid.index), np.array(grid.columns, np.int32)
+        values = grid.to_numpy(np.float32)
+        cells = go.Heatmap(z=values, x=blocks, y=projections, xgap=1, ygap=1, hoverinfo="skip", **heat)
+        self.figure.add_trace(cells, **place)
+        hidden: dict[str, Any] = {"marker": {"opacity": 0}}
+        behind = {"customdata": rows["layer"], "text": rows["text"], "showlegend": False}
+        behind |= hidden | {"selected": hidden, "unselected": hidden} | place
+        look, hover = Style(MARK, "", symbol="square"), f"%{{customdata}}<br>{unit} %{{text}}"
+        self.points(rows["block_index"], rows["projection"], look, hover, size=16, **behind)
+        order = {"categoryorder": "array", "categoryarray": projections, "range": [len(projections) - 0.5, -0.5]}
+        self.x(count=len(blocks), range=[blocks[0] - 0.5, blocks[-1] + 0.5], **BARE, **place)
+        self.y(**order, showgrid=False, ticks="", **place)
+
+    def outline_layer(self, grid: pd.DataFrame, rows: pd.DataFrame, layer: str | None) -> None:
+        """Outlines the cell of a layer on a map; as of `layer_map`, but with all layers that share cells."""
+        for row in rows[rows["layer"] == layer].itertuples():
+            place = list(grid.index).index(row.projection)
+            self.outline(row.block_index - 0.5, row.block_index + 0.5, place - 0.5, place + 0.5)
+
+    def signs(self, cells: pd.DataFrame, look: Style, size: float) -> None:
+        """Marks on cells of a map, white with a dark edge, so that they stand out from every colour."""
+        marker = {"color": "#ffffff", "line": {"width": 1.5, "color": "#1a1c22"}}
+        self.points(cells["block_index"], cells["projection"], look, "", size=size, marker=marker, showlegend=False)
+
+    def outline(self, x0: float, x1: float, y0: float, y1: float, **more: Any) -> None:
+        """A rectangle around what is chosen, in data coordinates."""
+        line = {"color": MARK, "width": 3} | more.pop("line", {})
+        self.figure.add_shape(type="rect", x0=x0, x1=x1, y0=y0, y1=y1, line=line, layer="above", **more)
+
+    def outline_block(self, widths: Sequence[int]) -> None:
+        """Outlines the marked block over the whole height of the plot."""
+        if self.marked_block is not None:
+            start, end = block_span(widths, self.marked_block)
+            self.outline(start - 0.5, end - 0.5, 0, 1, yref="paper")
+
+    def note(self, text: str, **where: Any) -> None:
+        """A short text inside the plot, legible over lines and bars."""
+        options = {"showarrow": False, "bgcolor": self.ink.hover, "opacity": 0.85, "borderpad": 2} | where
+        self.figure.add_annotation(text=text, **options)
+
+    def dashed(self, width: float = 2) -> dict[str, Any]:
+        """A line at a threshold or at the dense model's value."""
+        return {"color": self.ink.text, "dash": "dash", "width": width}
 
 
 def _hover(template: str) -> dict[str, str]:
     return {"hovertemplate": f"{template}<extra></extra>"} if template else {"hoverinfo": "skip"}
+
+
+def colourbar(title: str, **more: Any) -> dict[str, Any]:
+    """A colour bar with a title that reads along it."""
+    font = {"size": FONT_SIZE}
+    look = {"thickness": 14, "outlinewidth": 0, "tickfont": font, "ticklabeloverflow": "allow"}
+    return {"title": {"text": title, "side": "right", "font": font}} | look | more
 
 
 def layer_grid(rows: pd.DataFrame, projections: Sequence[str] = (), blocks: Sequence[int] = ()) -> pd.DataFrame:
@@ -87,96 +211,6 @@ def layer_grid(rows: pd.DataFrame, projections: Sequence[str] = (), blocks: Sequ
     return grid.reindex(index=index, columns=range(min(places), max(places) + 1))
 
 
-def layer_map(
-    figure: go.Figure,
-    grid: pd.DataFrame,
-    rows: pd.DataFrame,
-    unit: str,
-    *,
-    at: dict[str, int] | None = None,
-    **heat: Any,
-) -> None:
-    """A map of decoder block × projection whose invisible marks answer the pointer and clicks, which cells do not.
-
-    Args:
-        grid: as of `layer_grid`, in units of the colour scale.
-        rows: layer, block_index, projection and `text`, the value as the pointer shows it.
-        at: row and col of a subplot.
-    """
-    place = at or {}
-    projections, blocks = list(grid.index), np.array(grid.columns, np.int32)
-    cells = go.Heatmap(z=grid.to_numpy(np.float32), x=blocks, y=projections, xgap=1, ygap=1, hoverinfo="skip", **heat)
-    figure.add_trace(cells, **place)
-    hidden = {"opacity": 0}
-    hidden_always: dict[str, Any] = {"marker": hidden, "selected": {"marker": hidden}, "unselected": {"marker": hidden}}
-    behind = {"customdata": rows["layer"], "text": rows["text"], "showlegend": False}
-    look, hover = Style(MARK, "", symbol="square"), f"%{{customdata}}<br>{unit} %{{text}}"
-    points(figure, rows["block_index"], rows["projection"], look, hover, size=16, **hidden_always, **behind, **place)
-    order = {"categoryorder": "array", "categoryarray": projections, "range": [len(projections) - 0.5, -0.5]}
-    figure.update_xaxes(range=[blocks[0] - 0.5, blocks[-1] + 0.5], dtick=whole_step(len(blocks)), **BARE, **place)
-    figure.update_yaxes(**order, showgrid=False, ticks="", **place)
-
-
-def outline_layer(figure: go.Figure, grid: pd.DataFrame, rows: pd.DataFrame, layer: str | None) -> None:
-    """Outlines the cell of a layer on a map; `grid` and `rows` as of `layer_map`, with all layers that share cells."""
-    for row in rows[rows["layer"] == layer].itertuples():
-        place = list(grid.index).index(row.projection)
-        outline(figure, row.block_index - 0.5, row.block_index + 0.5, place - 0.5, place + 0.5)
-
-
-def signs(figure: go.Figure, cells: pd.DataFrame, look: Style, size: float) -> None:
-    """Marks on cells of a map, white with a dark edge, so that they stand out from every colour."""
-    marker = {"color": "#ffffff", "line": {"width": 1.5, "color": "#1a1c22"}}
-    points(figure, cells["block_index"], cells["projection"], look, "", size=size, marker=marker, showlegend=False)
-
-
-def colourbar(title: str, **more: Any) -> dict[str, Any]:
-    """A colour bar with a title that reads along it."""
-    font = {"size": FONT_SIZE}
-    look = {"thickness": 14, "outlinewidth": 0, "tickfont": font, "ticklabeloverflow": "allow"}
-    return {"title": {"text": title, "side": "right", "font": font}} | look | more
-
-
-def heatmap(shrunk: Shrunk, unit: str, **more: Any) -> go.Heatmap:
-    """Cells at the channel numbers they stand for; zmin 0 and the sequential scale unless told otherwise."""
-    array = shrunk.array
-    array = array.astype(np.uint8 if array.dtype in (np.bool_, np.uint8) else np.float32, copy=False)
-    options = {
-        "colorscale": SEQUENTIAL,
-        "zmin": 0,
-        "colorbar": colourbar(unit),
-        "hovertemplate": f"input channel %{{x:.0f}}<br>output channel %{{y:.0f}}<br>{unit} %{{z:.4g}}<extra></extra>",
-    }
-    return go.Heatmap(
-        z=array,
-        x0=(shrunk.columns - 1) / 2,
-        dx=shrunk.columns,
-        y0=(shrunk.rows - 1) / 2,
-        dy=shrunk.rows,
-        **(options | more),
-    )
-
-
-def matrix_axes(figure: go.Figure, rows: int, columns: int) -> None:
-    """First output channel on top, as a matrix is written; nothing beyond the last channel."""
-    figure.update_xaxes(BARE, range=[-0.5, columns - 0.5])
-    figure.update_yaxes(BARE, range=[rows - 0.5, -0.5])
-
-
-def outline(figure: go.Figure, x0: float, x1: float, y0: float, y1: float, **more: Any) -> None:
-    """A rectangle around what is chosen, in data coordinates."""
-    line = {"color": MARK, "width": 3} | more.pop("line", {})
-    figure.add_shape(type="rect", x0=x0, x1=x1, y0=y0, y1=y1, line=line, layer="above", **more)
-
-
-def outline_block(figure: go.Figure, widths: Sequence[int], marked: int | None) -> None:
-    """Outlines block `marked`, counted from 0 on the left, over the whole height of the plot."""
-    if marked is None:
-        return
-    start, end = block_span(widths, marked)
-    outline(figure, start - 0.5, end - 0.5, 0, 1, yref="paper")
-
-
 def block_span(widths: Sequence[int], block: int) -> tuple[int, int]:
     """First column of a block, and the first after it."""
     if not 0 <= block < len(widths):
@@ -188,25 +222,6 @@ def block_span(widths: Sequence[int], block: int) -> tuple[int, int]:
 def whole_step(count: int) -> int:
     """Distance of ticks on an axis that counts up to `count`: never a fraction, at most 16 ticks."""
     return next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, 1000) if count / step <= 16 or step == 1000)
-
-
-def note(figure: go.Figure, text: str, theme: Theme, **where: Any) -> None:
-    """A short text inside the plot, legible over lines and bars."""
-    options = {"showarrow": False, "bgcolor": INKS[theme].hover, "opacity": 0.85, "borderpad": 2} | where
-    figure.add_annotation(text=text, **options)
-
-
-def dashed(theme: Theme, width: float = 2) -> dict[str, Any]:
-    """A line at a threshold or at the dense model's value."""
-    return {"color": INKS[theme].text, "dash": "dash", "width": width}
-
-
-def level(
-    figure: go.Figure, y: float, span: tuple[float, float], name: str, theme: Theme, *, dash: str = "dash"
-) -> None:
-    """A broken horizontal line that the legend names, where a text beside it would cover data."""
-    look = Style(INKS[theme].text, name, dash)
-    lines(figure, list(span), [y, y], look, "", width=1.5, mode="lines")
 
 
 def end_labels(figure: go.Figure, x: float, ends: Sequence[tuple[float, str, str, str]], top: float) -> None:
@@ -224,24 +239,13 @@ def end_labels(figure: go.Figure, x: float, ends: Sequence[tuple[float, str, str
     for i in reversed(range(len(middles))):  # and down again where the uppermost would leave the plot
         middles[i] = min(middles[i], ceiling - heights[i] / 2)
         ceiling = middles[i] - heights[i] / 2
+    # A line leads from the end to a label that had to move.
+    leader = {"showarrow": True, "arrowhead": 0, "arrowwidth": 1, "standoff": 6, "ax": LEADER, "ayref": "y"}
     for middle, (y, text, colour, dash) in zip(middles, ordered, strict=True):
-        figure.add_annotation(
-            x=x,
-            y=y,
-            # The text itself is in ink: colours are too light to read.
-            text=f'<span style="color:{colour}">{"┅" if "dot" in dash else "━"}</span> {text}',
-            # A line leads from the end to a label that had to move.
-            showarrow=True,
-            arrowhead=0,
-            arrowwidth=1,
-            arrowcolor=colour,
-            standoff=6,
-            ax=LEADER,
-            ayref="y",
-            ay=middle,
-            xanchor="left",
-            align="left",
-        )
+        named = f'<span style="color:{colour}">{"┅" if "dot" in dash else "━"}</span> {text}'
+        where = {"x": x, "y": y, "ay": middle, "xanchor": "left", "align": "left"}
+        # The text itself is in ink: colours are too light to read.
+        figure.add_annotation(text=named, arrowcolor=colour, **where, **leader)
     longest = max(len(line) for _, text, *_ in ends for line in text.split("<br>"))
     figure.update_layout(margin_r=round(26 + LEADER + CHARACTER * longest))
 
@@ -262,67 +266,52 @@ def name_points(
     """
     margin = figure.layout.margin
     size = (PLOT_WIDTH, figure.layout.height - margin.t - margin.b)
-    at = _pixels((x, y), spans, size)
-    taken = [_around(one, one, MARK_SIZE) for one in zip(*at, strict=True)]
-    corners = list(zip(*_pixels(np.reshape(steps, (-1, 2)).T, spans, size), strict=True))
-    taken += [_around(one, other, LINE_ROOM) for one, other in itertools.pairwise(corners)]
+    at, corners = (_pixels(points, spans, size) for points in ((x, y), np.reshape(steps, (-1, 2)).T))
+    taken = [_around(point, point, MARK_SIZE) for point in zip(*at, strict=True)]
+    taken += [_around(*ends, LINE_ROOM) for ends in itertools.pairwise(zip(*corners, strict=True))]
     for place in np.argsort(-at[1], kind="stable"):
-        left, bottom = float(at[0][place]), float(at[1][place])
+        others = [box for box in taken if box is not taken[place]]
         width = CHARACTER * len(names[place])
-        boxes = []
-        for far, (right, up) in itertools.product(NAME_DISTANCES, NAME_SIDES):
-            corner = left + right * far - (width if right < 0 else width / 2 if right == 0 else 0)
-            middle = bottom + up * far
-            boxes.append((corner, middle - LABEL_LINE / 2, corner + width, middle + LABEL_LINE / 2))
-        mine = taken[place]
-        covers = [_covered(box, [one for one in taken if one is not mine], size) for box in boxes]
-        best = int(np.argmin(covers))
+        boxes = {move: _name_box(float(at[0][place]), float(at[1][place]), width, move) for move in NAME_MOVES}
+        best = min(boxes, key=lambda move: _covered(boxes[move], others, size))
         taken.append(boxes[best])
-        far, (right, up) = list(itertools.product(NAME_DISTANCES, NAME_SIDES))[best]
-        figure.add_annotation(
-            x=x[place],
-            y=y[place],
-            text=names[place],
-            font={"color": inks[place]},
-            arrowcolor=inks[place],
-            showarrow=True,
-            arrowhead=0,
-            arrowwidth=1 if far > NAME_DISTANCES[0] else 0.1,
-            standoff=MARK_SIZE,
-            ax=right * far,
-            ay=-up * far,
-            xanchor="right" if right < 0 else "center" if right == 0 else "left",
-        )
+        far, right, up = best
+        where = {"x": x[place], "y": y[place], "ax": right * far, "ay": -up * far, "standoff": MARK_SIZE}
+        line = {"arrowhead": 0, "arrowwidth": 1 if far > NAME_DISTANCES[0] else 0.1, "arrowcolor": inks[place]}
+        anchor = "right" if right < 0 else "center" if right == 0 else "left"
+        font = {"color": inks[place]}
+        figure.add_annotation(text=names[place], font=font, showarrow=True, xanchor=anchor, **where, **line)
 
 
-def _pixels(
-    values: Sequence[np.ndarray] | np.ndarray, spans: Sequence[Sequence[float]], size: tuple[float, float]
-) -> list[np.ndarray]:
+def _name_box(left: float, bottom: float, width: float, move: tuple[int, int, int]) -> Box:
+    """The place of a name beside a mark."""
+    far, right, up = move
+    corner = left + right * far - (width if right < 0 else width / 2 if right == 0 else 0)
+    middle = bottom + up * far
+    return corner, middle - LABEL_LINE / 2, corner + width, middle + LABEL_LINE / 2
+
+
+def _pixels(values: Iterable[Any], spans: Sequence[Sequence[float]], size: tuple[float, float]) -> list[np.ndarray]:
     """Places along both axes in pixels from the lower left corner of a plot of this size."""
     return [
-        (np.asarray(one) - span[0]) / (span[1] - span[0]) * side
-        for one, span, side in zip(values, spans, size, strict=True)
+        (np.asarray(along) - low) / (high - low) * side
+        for along, (low, high), side in zip(values, spans, size, strict=True)
     ]
 
 
-def _around(one: tuple[float, float], other: tuple[float, float], room: float) -> tuple[float, ...]:
-    """The box, (left, bottom, right, top), that holds two points and so much around them."""
-    (left, right), (bottom, top) = (sorted(pair) for pair in zip(one, other, strict=True))
+def _around(point: Sequence[float], other: Sequence[float], room: float) -> Box:
+    """The box that holds two points and so much around them."""
+    (left, right), (bottom, top) = (sorted(pair) for pair in zip(point, other, strict=True))
     return left - room, bottom - room, right + room, top + room
 
 
-def _covered(box: tuple[float, ...], others: Sequence[tuple[float, ...]], size: tuple[float, float]) -> float:
-    """How much of a box, (left, bottom, right, top), lies over others or outside of a plot of this size."""
+def _covered(box: Box, others: Sequence[Box], size: tuple[float, float]) -> float:
+    """How much of a box lies over others or outside of a plot of this size."""
     area, inside = (box[2] - box[0]) * (box[3] - box[1]), _common(box, (0, 0, *size))
     return sum(_common(box, other) for other in others) + area - inside
 
 
-def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    across = min(one[2], other[2]) - max(one[0], other[0])
-    up = min(one[3], other[3]) - max(one[1], other[1])
+def _common(box: Box, other: Box) -> float:
+    across = min(box[2], other[2]) - max(box[0], other[0])
+    up = min(box[3], other[3]) - max(box[1], other[1])
     return max(0.0, across) * max(0.0, up)
-
-
-def mark_words(marked: int | None) -> str:
-    """For captions and alt texts."""
-    return "" if marked is None else f" Block {marked} is outlined."

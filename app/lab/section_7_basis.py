@@ -69,7 +69,7 @@ def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) 
         if not _measured(study, layer, every):
             return
         results, look = table(study, layer, every, session.threshold()), components.look(layer)
-        st.markdown(f"**{figures.sentence(results)}**")
+        st.markdown(f"**{figures.sentence_of_bases(results)}**")
         components.show(figures.basis_errors(results, BASES, basis, **look), "lab-bases")
         pictures = {
             name: picture(study, layer, one, session.threshold()) for name, one in zip(BASES, every, strict=True)

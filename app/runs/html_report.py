@@ -15,8 +15,8 @@ from app import words
 from app.figures import drift as depth_figures
 from app.figures import maps, methods
 from app.figures import maps as run_figures
-from app.figures import orders as paper_figures
 from app.figures.methods import tuning_curve
+from app.figures.orders import paper_drawings
 from app.figures.style import Drawing
 from app.runs import pairs, shipping
 from app.runs.depth import drift_finding, drift_table, knows_origin
@@ -240,7 +240,7 @@ def _figures(runs: Sequence[RunReport], *, errors: bool) -> list[Drawing]:
         threshold = ranged.number("threshold")
         found.append(maps.model_map(ranged.by_layer, threshold=THRESHOLD if threshold is None else threshold))
     if paper := next((run.paper for run in runs if run.paper is not None), None):
-        found += paper_figures.drawings(paper)
+        found += paper_drawings(paper)
     if drifting := [run for run in runs if run.drift]:
         table = drift_table(drifting)
         found.append(depth_figures.drift_curves(table, finding=drift_finding(drifting)))

@@ -1,7 +1,6 @@
 """Shrinking that hides no column."""
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import torch
 from hypothesis import given
@@ -48,7 +47,9 @@ def test_cells_whose_text_would_be_too_long_are_shrunk_further() -> None:
     # Plotly escapes every slash of the base64; these floats are full of them.
     slashes = np.frombuffer(b"\xff\xff\x7f\x3f" * 512 * 512, np.float32).reshape(512, 512)
     shrunk = shrinking.shrink(slashes)
-    assert len(go.Figure(shapes.heatmap(shrunk, "x")).to_json()) < 2_000_000
+    chart = shapes.Chart()
+    chart.cells(shrunk, "x")
+    assert len(chart.figure.to_json()) < 2_000_000
     assert shrunk.note == f"each cell is the maximum of {shrunk.rows} × 1 weights"
     assert shrunk.rows > 1
 

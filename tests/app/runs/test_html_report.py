@@ -15,7 +15,7 @@ import pytest
 
 import rose
 from app import words
-from app.figures.orders import drawings
+from app.figures.orders import paper_drawings
 from app.runs import finished, html_page, html_report, pairs
 from rose import cli
 from rose.rows import csv_text
@@ -245,7 +245,7 @@ def test_the_papers_figures_of_the_chosen_layer_go_along_and_are_checked(tmp_pat
     former = {name: kept for name, kept in asdict(paper).items() if name not in ("losses", "visited")}
     (read,) = finished.read_runs(str(saved(tmp_path / "former", analysis.with_summary(paper=former))))
     assert read.paper == replace(paper, losses=[], visited=[])
-    assert len(drawings(read.paper)) == len(drawings(paper)) - 1
+    assert len(paper_drawings(read.paper)) == len(paper_drawings(paper)) - 1
     for broken in (
         {"visited": [0]},
         {"losses": [1.0], "visited": [0]},
