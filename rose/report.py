@@ -58,7 +58,7 @@ TARGETS = ("layer", "dense", "dense and stream")  # of a layer
 FLAGS = ("is_columnar", "is_damping_raised")
 NUMBERS = (
     *("rows", "columns", "sparsity", "relative_error", "held_out_error", "target_error", "held_out_target_error"),
-    *("pruning_error", "rounding_error"),
+    *("pruning_error", "rounding_error", "error_without_massive"),
     *("relative_range", "damping", "target_damping", "dead_columns", "seconds", "tokens", "change"),
     *("zeros_before", "asked_sparsity"),
 )
@@ -424,7 +424,8 @@ class RunReport:
     def without_errors(self) -> RunReport:
         """What still holds of a record once its model is tuned: errors of layers, drift and sizes were those before.
         Of a run in two stages, the first one's stay."""
-        of_layers = [name for name in (*ERRORS, "pruning_error", "rounding_error") if name in self.layers]
+        apart = ("pruning_error", "rounding_error", "error_without_massive")
+        of_layers = [name for name in (*ERRORS, *apart) if name in self.layers]
         gone = ("drift", "plain_bytes", "packed_bytes")
 
         def kept(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -615,7 +616,8 @@ def _by_layer(table: pd.DataFrame) -> pd.DataFrame:
     for name in FLAGS:
         if name in table:
             result[name] = (table[name] == True).to_numpy()  # noqa: E712  None is no bool
-    result["cautions"] = caution_column(result)  # before what no figure can draw goes
+    massive = {"massive": table["massive"].to_numpy()} if "massive" in table else {}
+    result["cautions"] = caution_column(result.assign(**massive))  # before what no figure can draw goes
     return result.replace([math.inf, -math.inf], math.nan)
 
 

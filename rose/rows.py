@@ -71,6 +71,8 @@ class LayerRecord:
     `pruning_error` and `rounding_error`: what each adds to the error against the weights that the layer was to have,
     its own or those corrected towards the dense target, both relative to the outputs of these; None where nothing was
     rounded. See `rose.layer.methods.LayerResult`.
+    `massive` names the few input channels that carry nearly all of the input, and where; it is "" without any.
+    `error_without_massive` is `relative_error` over all other channels. See `rose.layer.massive`.
     """
 
     layer: str
@@ -100,6 +102,8 @@ class LayerRecord:
     column_variation: float | None = None
     pruning_error: float | None = None
     rounding_error: float | None = None
+    massive: str = ""
+    error_without_massive: float | None = None
 
 
 @dataclass(frozen=True)

@@ -359,6 +359,11 @@ def layers(**more: object) -> pd.DataFrame:
         ({"zeros_before": [0.5, 0.04]}, "zeros before", "more than 5 % of the weights were zero before pruning"),
         ({"sparsity": [1 / 3, 0.49], "asked_sparsity": 0.5}, "less removed than asked", "In one of two layers clearly"),
         ({"zeros_before": [0.04, 0.0003], "sparsity": [0.04, 0.0003]}, "nothing removed", "no more weights are zero"),
+        (
+            {"massive": ["channel 7", ""], "error_without_massive": [0.25, None]},
+            "massive activations",
+            "channel 7; error 0.100, without these channels 0.250",
+        ),
     ],
 )
 def test_cautions_travel_with_a_result(more: dict, brief: str, said: str) -> None:
@@ -380,6 +385,15 @@ def test_a_caution_of_some_methods_of_a_layer_is_not_said_of_all() -> None:
     (sentence,) = verdicts.cautions(pd.concat(layers(method=name, held_out_error=held) for name, held in named.items()))
     assert sentence.endswith("calibration error: by SparseGPT in one and two-level order in two.")
     assert sentence.startswith("In all two layers")
+
+
+def test_massive_activations_are_told_of_each_layer_by_its_worst_method() -> None:
+    methods = [layers(massive=["channel 7", "channels 1 and 2"], error_without_massive=[x, x]) for x in (0.2, 0.3)]
+    (sentence,) = verdicts.cautions(pd.concat(methods, ignore_index=True))
+    assert sentence.endswith(
+        ": a, channel 7; error 0.100, without these channels 0.300. "
+        "b, channels 1 and 2; error 0.100, without these channels 0.300."
+    )
 
 
 def test_several_cautions_and_none() -> None:

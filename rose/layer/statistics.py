@@ -6,7 +6,7 @@ The Hessian of the layer-wise squared error ‖(W − Ŵ)Xᵀ‖² is H = XᵀX 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class InputStatistics:
         # Valid on and above the panel diagonal.
         self._upper = torch.zeros(columns, columns, dtype=torch.float32, device=device)
         self._sum = torch.zeros(columns, dtype=torch.float32, device=device)
+        self._first = torch.zeros(columns, dtype=torch.float32, device=device)  # of diag(H), the first positions' part
         self._hessian: Tensor | None = None
 
     def __repr__(self) -> str:
@@ -72,7 +73,9 @@ class InputStatistics:
         statistics = cls(hessian.shape[0], hessian.device)
         statistics._upper = hessian.detach().float()
         statistics._hessian = statistics._upper
-        statistics._sum.fill_(float("nan"))  # a Hessian alone does not know the mean
+        # A Hessian alone knows neither the mean nor the positions.
+        statistics._sum.fill_(float("nan"))
+        statistics._first.fill_(float("nan"))
         statistics.tokens, statistics.total_weight = int(tokens), float(tokens)
         return statistics
 
@@ -97,6 +100,11 @@ class InputStatistics:
             end = min(start + PANEL, self.columns)
             add_product(self._upper[start:end, start:], x[:, start:end], x[:, start:], weight)
         self._sum.add_(x.sum(0, dtype=self._sum.dtype), alpha=weight)
+        if inputs.ndim == 3:  # (windows, positions, in); experts read tokens from anywhere
+            first = inputs.detach()[:, 0].to(self._first)
+            self._first.add_(first.square().sum(0), alpha=weight)
+        else:
+            self._first.fill_(float("nan"))
         self.tokens += x.shape[0]
         self.total_weight += weight * x.shape[0]
         self._hessian = None
@@ -108,7 +116,7 @@ class InputStatistics:
             return self
         moved = InputStatistics(self.columns, upper.device, self.dtype)
         moved.tokens, moved.total_weight = self.tokens, self.total_weight
-        moved._upper, moved._sum = upper, self._sum.to(device)
+        moved._upper, moved._sum, moved._first = upper, self._sum.to(device), self._first.to(device)
         return moved
 
     def sum_over(self, add: Callable[[Tensor], Any]) -> None:
@@ -121,6 +129,7 @@ class InputStatistics:
             add(panel)
             self._upper[start : start + PANEL, start:] = panel
         add(self._sum)
+        add(self._first)
         add(counts)
         self._count(counts)
         self._hessian = None
@@ -137,7 +146,8 @@ class InputStatistics:
     def pack(self) -> dict[str, Tensor]:
         """Everything as flat tensors for a file; half of a symmetric H. `unpack` reads it."""
         panels = [self._upper[start : start + PANEL, start:].flatten() for start in range(0, self.columns, PANEL)]
-        return {"panels": torch.cat(panels), "sum": self._sum.clone(), "tokens": self._counts.cpu()}
+        sums = {"sum": self._sum.clone(), "first": self._first.clone()}
+        return {"panels": torch.cat(panels), **sums, "tokens": self._counts.cpu()}
 
     @classmethod
     def unpack(cls, packed: Mapping[str, Tensor]) -> InputStatistics:
@@ -148,6 +158,8 @@ class InputStatistics:
         for start, panel in zip(starts, packed["panels"].split(sizes), strict=True):
             statistics._upper[start : start + PANEL, start:] = panel.view(-1, statistics.columns - start)
         statistics._sum = packed["sum"].clone()  # the caller's stays as it is
+        unknown = torch.full_like(statistics._sum, float("nan"))  # in files of earlier versions
+        statistics._first = packed.get("first", unknown).clone()
         statistics._count(packed["tokens"])
         return statistics
 
@@ -180,6 +192,12 @@ class InputStatistics:
         """Variance of x_j over tokens, (in,), at least 0; NaN where only a Hessian is known."""
         # The difference of two float32 sums can come out below zero for a channel that hardly varies.
         return (self.mean_square - self.mean.square()).clamp_min(0)
+
+    def first_share(self, channels: Sequence[int]) -> float:
+        """Of the squares of these channels, the share at the first position of windows; NaN where inputs came without
+        positions, not as (windows, positions, in)."""
+        chosen = list(channels)
+        return float(self._first[chosen].sum() / self.diagonal[chosen].sum())
 
     @property
     def dead(self) -> Tensor:

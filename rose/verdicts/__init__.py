@@ -42,4 +42,4 @@ from rose.verdicts.interval import (
     rank_correlation,
     says_correlation,
 )
-from rose.verdicts.trust import SPARSE, caution_column, cautions, in_brief, says_statuses
+from rose.verdicts.trust import SPARSE, caution_column, cautions, in_brief, massive_text, says_statuses

@@ -5,28 +5,61 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from rose.layer.checks import OVERFIT
 from rose.layer.registry import label_of
-from rose.wording import count, listing, out_of, percent, sentence, word
+from rose.wording import count, listing, number, out_of, percent, sentence, word
+
+if TYPE_CHECKING:
+    from rose.layer.massive import MassiveActivation
 
 SPARSE = 0.05  # share of zeros from which on a layer was pruned before
 SOME = 0.01  # share of zeros that is more than a few weights that happen to be 0, as in models read from 4 bits
 SHORT = 0.01  # share of the weights that may be missing, besides a weight a row, from what was asked for
 FEW_METHODS = 4  # that a caution names
+MAINLY = 0.5  # share of the squares at the first position of windows from which on that position is named
 
 
 @dataclass(frozen=True)
 class Caution:
-    """A reason to doubt the numbers of a layer: what a table says of one, what a sentence says of several, and the
-    columns of a table that it looks at."""
+    """A reason to doubt the numbers of a layer: what a table says of one, what a sentence says of several, the columns
+    of a table that it looks at, and what the sentence says of the single rows, named by the noun, in which it holds."""
 
     brief: str
     says: str  # after "In three of 210 layers ", or by itself of a single layer
     needs: tuple[str, ...]
     holds: Callable[[pd.DataFrame], pd.Series]
+    details: Callable[[pd.DataFrame, str | None], str] = lambda _rows, _noun: ""
+
+
+def massive_text(massive: MassiveActivation, relative_error: float | None = None) -> str:
+    """Which channels, and where; beside the layer's `relative_error` also the error without these channels."""
+    channels = listing([str(channel) for channel in massive.channels])
+    text = f"channel{'s' if len(massive.channels) > 1 else ''} {channels}"
+    if massive.first_share > MAINLY:
+        text += f", {percent(massive.first_share, 0)} of their squares at the first position of windows"
+    return text if relative_error is None else text + _beside(relative_error, massive.error)
+
+
+def _beside(error: float, without: float) -> str:
+    return f"; error {number(error)}, without these channels {number(without)}"
+
+
+def _massive_rows(rows: pd.DataFrame, noun: str | None) -> str:
+    """Of several methods the one with the largest error without these channels."""
+    if "massive" not in rows:  # of what sums up layers
+        return ""
+    texts = rows["massive"].astype(str)
+    if {"relative_error", "error_without_massive"} <= set(rows):
+        rows = rows.sort_values("error_without_massive", ascending=False, kind="stable")
+        texts = rows["massive"] + [_beside(*pair) for pair in rows[["relative_error", "error_without_massive"]].values]
+    if noun is None:
+        return f": {texts.iloc[0]}"
+    texts = (rows[noun] + ", " + texts)[~rows[noun].duplicated()].sort_index()
+    return f": {'. '.join(texts)}"
 
 
 CAUTIONS = (
@@ -87,6 +120,13 @@ CAUTIONS = (
         ("sparsity", "asked_sparsity", "columns"),
         lambda table: table["asked_sparsity"] - table["sparsity"] > SHORT + 1 / table["columns"],
     ),
+    Caution(
+        "massive activations",
+        "very few input channels carry nearly all of the input, so that the error says little of the others",
+        ("massive",),
+        lambda table: table["massive"].fillna("") != "",
+        _massive_rows,
+    ),
 )
 
 
@@ -128,7 +168,9 @@ def cautions(table: pd.DataFrame, noun: str = "layer") -> list[str]:
             if len(some):
                 where = f"in {out_of(len(some), every, noun)} " if every > 1 else ""
                 is_shared = not (table[noun].isin(some) & ~holds).any()
-                said.append(f"{sentence(where + caution.says + ('' if is_shared else _by_whom(table[holds], noun)))}.")
+                whose = "" if is_shared else _by_whom(table[holds], noun)
+                details = caution.details(table[holds], noun if every > 1 else None)
+                said.append(f"{sentence(where + caution.says + whose + details)}.")
     return said
 
 

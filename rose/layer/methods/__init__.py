@@ -21,6 +21,7 @@ from rose.layer.defaults import BLOCK_SIZE, BUDGETS, DAMPING, METHOD, SPARSITY, 
 from rose.layer.error import quadratic_form
 from rose.layer.grid import Grid, parse_grid
 from rose.layer.hessian import check_damping
+from rose.layer.massive import MassiveActivation
 from rose.layer.options import Value, complete_options
 from rose.layer.order import Order, OrderPlan, check_threshold
 from rose.layer.pattern import Pattern, parse_sparsity
@@ -145,6 +146,8 @@ class LayerResult:
             whole of it; None where nothing is rounded. Where mask and weights are found first, the former is the
             error before rounding, and the latter the rest; where one sweep does both, they are its e² of removed and
             of kept weights.
+        massive: the few input channels that carry nearly all of the input, with the error over the others; None
+            without any.
     """
 
     weight: Tensor
@@ -162,6 +165,7 @@ class LayerResult:
     method: str = ""
     pruning_error: float | None = None
     rounding_error: float | None = None
+    massive: MassiveActivation | None = None
 
     def __repr__(self) -> str:
         rows, columns = self.mask.shape
@@ -279,7 +283,8 @@ def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Sett
         result = import_module(f"{__name__}.toolkit").round_kept(weight, statistics, result, settings)
     if not is_finite(result.weight):
         raise RoseError(f"Pruned weights are too large for {weight.dtype}; load the model in bfloat16 or float32.")
-    return replace(result, method=settings.method)
+    massive = MassiveActivation.find(weight, result.weight, statistics) if settings.measures else None
+    return replace(result, method=settings.method, massive=massive)
 
 
 def _prune_by(method: Method, weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:

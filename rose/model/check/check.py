@@ -90,6 +90,9 @@ class CheckpointCheck:
         table["zeros_before"] = self.layers["zeros_before"] / (self.layers["rows"] * self.layers["columns"])
         if self.summary["tokens"] and "error" in self.layers:
             table["tokens"] = self.layers["error"].notna().map({True: self.summary["tokens"], False: nan})
+            table["massive"] = self.layers["massive"]
+            table["relative_error"] = self.layers["dense_input_error"]
+            table["error_without_massive"] = self.layers["error_without_massive"]
         return cautions(table)
 
     def to_dict(self) -> dict[str, Any]:

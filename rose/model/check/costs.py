@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import nan
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,13 @@ from rose.layer.change import Removal, WeightChange, same_removed
 from rose.layer.defaults import DAMPING, RECOMMENDED
 from rose.layer.error import difference, quadratic_form, ratio
 from rose.layer.least_squares import solve_on_support
+from rose.layer.massive import MassiveActivation
 from rose.layer.methods import Known, LayerResult, Settings, make_settings, prune_with
 from rose.layer.methods.toolkit import damped_hessian
 from rose.layer.pattern import Pattern
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
 from rose.model.check.inputs import LayerInputs
+from rose.verdicts import massive_text
 
 ERROR_OF = "error_of_"  # how columns begin of what a method reaches at a layer's sparsity
 REFIT_STEPS = 12  # of conjugate gradients from the weights found; 24 find half a percent more (docs/lab-notes/check.md)
@@ -56,6 +59,7 @@ class Costs:
         methods: what methods reach at the same sparsity, by name.
         wanda: of Wanda's mask, where that was asked for.
         opposite: where V is worse than its mask alone, of as much compensation with the other sign.
+        massive: the few channels that carry nearly all of the input, and `dense_input_error` without them.
     """
 
     error: float
@@ -66,6 +70,7 @@ class Costs:
     methods: Mapping[str, float]
     wanda: Rival | None = None
     opposite: Rival | None = None
+    massive: MassiveActivation | None = None
 
     @property
     def recovered(self) -> float | None:
@@ -74,7 +79,7 @@ class Costs:
         could = alone - self.possible_error
         return (alone - self.error) / could if could > 0.02 * alone else None
 
-    def row(self) -> dict[str, float | None]:
+    def row(self) -> dict[str, Any]:
         """For a table."""
         own = {
             "error": self.error,
@@ -83,6 +88,8 @@ class Costs:
             "mask_error": self.mask.error,
             "possible_error": self.possible_error,
             "recovered": self.recovered,
+            "massive": massive_text(self.massive) if self.massive else "",
+            "error_without_massive": self.massive.error if self.massive else None,
         }
         return own | {f"{ERROR_OF}{name}": value for name, value in self.methods.items()}
 
@@ -199,6 +206,7 @@ class Yardsticks:
             methods={method: judge.error(found) for method, found in pruned.items()},
             wanda=None if wanda is None else judge.beside(wanda),
             opposite=judge.beside(2 * bare - after) if mask.any() and error > alone.error else None,
+            massive=MassiveActivation.find(weight, after, inputs.statistics, inputs.dense_hessian),
         )
         return costs, trial.nearest
 

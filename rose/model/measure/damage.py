@@ -26,6 +26,7 @@ from rose import verdicts
 from rose.errors import RoseError
 from rose.given import check_choice
 from rose.layer.error import difference, quadratic_form, ratio
+from rose.layer.massive import MassiveActivation
 from rose.layer.methods import Settings, SettingsOptions, make_settings
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
@@ -227,8 +228,16 @@ def _change(
     on_calibration, _ = _errors(dense, pruned, calibration)
     on_held_out, output = _errors(dense, pruned, held_out)
     known |= {"sparsity": sparsity, "relative_error": on_calibration, "held_out_error": on_held_out}
+    massive = MassiveActivation.find(dense, pruned, calibration)
+    known["massive"] = verdicts.massive_text(massive, on_calibration) if massive else ""
     changed = pruned if restore is None else dense
     return _Change(layer, changed, sparsity, on_calibration, on_held_out, output, known)
+
+
+def _massive_text(unit: Unit, changes: Sequence[_Change]) -> str:
+    """Of all layers with massive activations; those of a decoder block are named."""
+    texts = [(change.layer.projection, change.known["massive"]) for change in changes if change.known["massive"]]
+    return ". ".join(text if unit.projection else f"{projection}, {text}" for projection, text in texts)
 
 
 def _errors(dense: Tensor, pruned: Tensor, inputs: InputStatistics) -> tuple[float, float]:
@@ -338,6 +347,7 @@ class _Run:
             perplexity_ratio=perplexity_of(differences),
             seconds=time.perf_counter() - began,
             cautions=verdicts.in_brief(pd.DataFrame([change.known for change in changes])),
+            massive=_massive_text(unit, changes),
         )
 
     def _losses(self, index: int, unit: str) -> Tensor:

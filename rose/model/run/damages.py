@@ -37,6 +37,7 @@ class DamageRecord:
         perplexity_ratio: exp(delta_loss).
         seconds: pruning and measuring.
         cautions: those on its layers in brief, see `rose.verdicts.in_brief`; "" in files of earlier versions.
+        massive: of its layers with massive activations, which channels, and the error with and without them.
     """
 
     unit: str
@@ -55,6 +56,7 @@ class DamageRecord:
     perplexity_ratio: NotNegativeOrNan
     seconds: NotNegative
     cautions: str = ""
+    massive: str = ""
 
 
 def read_damages(path: str | Path) -> list[DamageRecord]:

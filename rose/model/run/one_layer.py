@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rose.layer import error
 from rose.layer.hessian import sampling_damping
+from rose.layer.massive import MassiveActivation
 from rose.layer.methods import Known, LayerResult, Settings, SettingsOptions, make_settings, prune_with, zeros_to_keep
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
@@ -18,6 +19,7 @@ from rose.model.network.layers import PrunableLayer, named
 from rose.model.walk.collector import statistics_of
 from rose.model.walk.walk import BlockStatistics
 from rose.rows import LayerRecord
+from rose.verdicts import massive_text
 
 
 def measure_layer(
@@ -70,6 +72,7 @@ def prune_in(
     seconds = time.perf_counter() - began
     found |= {"tokens": known.tokens, "target_damping": used}
     found["is_damping_raised"] = result.damping > damping or (used is not None and used > asked)
+    result = replace(result, massive=MassiveActivation.find(layer.weight, result.weight, known))
     return result, record_of(layer, result, seconds, own, **found)
 
 
@@ -156,6 +159,8 @@ def record_of(
         asked_sparsity=settings.pattern.ratio,
         pruning_error=result.pruning_error,
         rounding_error=result.rounding_error,
+        massive=massive_text(result.massive) if result.massive else "",
+        error_without_massive=result.massive.error if result.massive else None,
         **told | found,
     )
 
