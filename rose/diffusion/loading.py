@@ -104,7 +104,7 @@ def _load(name: str, dtype: torch.dtype) -> Any:
     try:
         reshaped = read_reshaped(folder, dtype) if is_local else {}
         source = str(folder) if is_local else name
-        return kind.from_pretrained(source, dtype=dtype, local_files_only=is_local, **reshaped)
+        return kind.from_pretrained(source, dtype=dtype, local_files_only=is_local, use_safetensors=True, **reshaped)
     except RoseError:
         raise
     except Exception as problem:  # diffusers, safetensors and the Hub each raise their own kinds

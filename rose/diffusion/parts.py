@@ -150,6 +150,6 @@ def read_reshaped(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         if family is None or not isinstance(record, dict):
             raise RoseError(f"{path} names no model of diffusers, or no shapes; save the pipeline again.")
         reshaped = with_shapes(family, partial(apply_record, record=record))
-        found[name] = reshaped.from_pretrained(path.parent, dtype=dtype)
+        found[name] = reshaped.from_pretrained(path.parent, dtype=dtype, use_safetensors=True)
         found[name].__class__ = family
     return found

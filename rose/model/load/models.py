@@ -266,6 +266,11 @@ def _check_one_set(name: str, source: _Source) -> None:
 
 
 def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    if source.folder and not source.stored and (pickle := next(source.folder.glob("*.bin"), None)):
+        raise RoseError(
+            f"{name} holds no safetensors; {pickle.name} is a pickle, which could run any program, and is not read. "
+            "Where you trust it, save the model as safetensors."
+        )
     skeleton = _check_files(name, config, source)
     if skeleton:
         advice = "load it in bfloat16, or choose a smaller model"
@@ -280,6 +285,8 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
     if source.folder and is_packed(source.folder):
         model, loaded = _from_packed(name, config, source.folder, asked)
     else:
+        if not source.is_gguf:
+            asked["use_safetensors"] = True  # pickles could run any program
         if not source.is_local:
             asked["tqdm_class"] = stoppable_bars()
         found: Any = AutoModelForCausalLM.from_pretrained(source.location, **asked, **options)
@@ -503,11 +510,6 @@ def _explained(name: str, source: _Source) -> Iterator[None]:
             raise RoseError(
                 f"{name} wants to run Python code from its repository; if you trust it, allow that by "
                 "trust-remote-code, or choose another model."
-            ) from problem
-        if "weights_only" in text:  # torch's advice is to load it all the same
-            raise RoseError(
-                f"The weights of {name} are a pickle with more in it than tensors, which could run any program; it is "
-                "not loaded. Get the model as safetensors."
             ) from problem
         if source.is_local:
             raise RoseError(

@@ -135,13 +135,8 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def safetensors_of(folder: Path) -> dict[str, StoredTensor]:
-    """As `stored_tensors`, but empty where a checkpoint's weights are no safetensors."""
-    try:
-        return stored_tensors(folder)
-    except RoseError:
-        if any(folder.glob("pytorch_model*")) or not any(folder.glob("*.safetensors")):
-            return {}
-        raise
+    """As `stored_tensors`, but empty where a folder has no safetensors at all."""
+    return stored_tensors(folder) if any(folder.glob("*.safetensors")) else {}
 
 
 def number_formats(stored: Mapping[str, StoredTensor]) -> dict[torch.dtype, list[str]]:

@@ -143,7 +143,7 @@ def test_shapes_that_are_not_those_of_the_configuration(folder: Path, field: str
 
 
 class Program:
-    """Runs something where it is unpickled without care."""
+    """Runs something where it is unpickled."""
 
     def __init__(self, proof: Path) -> None:
         self.proof = proof
@@ -152,12 +152,14 @@ class Program:
         return Path.touch, (self.proof,)
 
 
-def test_a_pickle_that_runs_something(folder: Path, tmp_path: Path) -> None:
-    weights = folder / "model.safetensors"
-    torch.save(load_file(weights) | {"more": Program(tmp_path / "ran")}, folder / "pytorch_model.bin")
-    weights.unlink()
-    with pytest.raises(rose.RoseError, match=r"run any program; it is not loaded\. Get the model as safetensors\.$"):
-        rose.load_model(str(folder))
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_a_pickle_is_not_read(folder: Path, tmp_path: Path, name: str, stream: bool) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors | {"more": Program(tmp_path / "ran")}, folder / name)
+    with pytest.raises(rose.RoseError, match=r"is a pickle|only safetensors|Error while deserializing header"):
+        rose.load_model(str(folder), stream=stream)
     assert not (tmp_path / "ran").exists()
 
 
