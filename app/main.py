@@ -149,7 +149,7 @@ if (!window.pageSaved) {
 
 def to_comparison() -> None:
     """Leads links to the former page Depth to the sections that it has become."""
-    from app.runs import drift_sections
+    from app.results import drift_sections
 
     names = {"depth_path": "runs_path", "depth_scale": "runs_scale", "depth_view": "runs_view"}
     query = {names.get(name, name): value for name, value in st.query_params.items()}

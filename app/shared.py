@@ -15,10 +15,10 @@ import streamlit as st
 from torch import nn
 
 import rose
-from app.diffusion.run import DenseModel
 from app.jobs import Job, Run, is_busy, return_memory
 from app.runs.checked import CheckpointRun, CheckRequest
 from app.runs.damage import DamageRequest, DamageRun
+from app.runs.diffusion import DenseModel
 from app.runs.pruning import PruningRun
 from app.study import cache as disk
 from app.study.setup import Setup

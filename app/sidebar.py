@@ -5,8 +5,9 @@ from dataclasses import replace
 import streamlit as st
 
 from app import components, session, shared, words
-from app.runs import race_of_solvers
-from app.study import form, preflight
+from app.forms import study_form
+from app.lab import race_of_solvers
+from app.study import preflight
 from app.study.setup import Setup
 from app.study.study import Study
 from rose import RoseError
@@ -89,7 +90,7 @@ def _choose_sparsity(study: Study) -> None:
     of, asked = st.session_state.get("asked_sparsity", (setup, setup.sparsity))
     asked = asked if of == setup else setup.sparsity
     st.session_state.sparsity_widget = asked
-    form.choose_sparsity("sparsity_widget", asked, on_change=_ask_sparsity)
+    study_form.choose_sparsity("sparsity_widget", asked, on_change=_ask_sparsity)
     other = replace(setup, sparsity=asked)
     if other == setup:
         return
@@ -105,7 +106,7 @@ def _choose_sparsity(study: Study) -> None:
         + ("" if found.fits else " They will not fit into memory.")
     )
     if not study.calibration.complete:
-        form.say_hub(other)
+        study_form.say_hub(other)
     st.button(
         f"Measure at {words.plain(asked)}",
         icon=":material/play_arrow:",
@@ -123,12 +124,12 @@ def _ask_sparsity() -> None:
     other = replace(setup, sparsity=asked or setup.sparsity)
     known = shared.find(other)
     if known is not None and known.is_measured:
-        form.forget()
+        study_form.forget()
         session.choose_setup(other)
 
 
 def _measure(chosen: Setup) -> None:
-    form.forget()
+    study_form.forget()
     session.measure(chosen)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import rose
+from app.results.naming import read_runs
 from app.runs.checkpoints import saved_checkpoint
-from app.runs.finished import read_runs
 from app.study.preflight import can_stream
 from rose.files import beside, reachable, write_atomically
 from rose.model.load.tokens import text_file

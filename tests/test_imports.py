@@ -1,11 +1,14 @@
 """What a fresh process reads, what it leaves for later, and how it ends: one for all tests, as it takes seconds."""
 
+import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+APP = Path(__file__).parent.parent / "app"
 Ended = subprocess.CompletedProcess[str]
 CODE = """
 import importlib, os, pkgutil, sys, threading
@@ -64,3 +67,19 @@ def test_figures_do_not_read_streamlit(ended: Ended) -> None:
 def test_a_program_that_ends_during_work_ends_in_peace(ended: Ended) -> None:
     assert ended.stdout.endswith("ends inside torch\n"), ended.stderr
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+ROOMS = [
+    *("words", "jobs", "figures", "study", "runs", "shared", "session"),
+    *("components", "forms", "lab", "lessons", "results", "sidebar", "views"),
+]
+
+
+def test_rooms_of_the_app_use_only_rooms_below() -> None:
+    for file in APP.rglob("*.py"):
+        room = file.relative_to(APP).parts[0].removesuffix(".py")
+        below = {*ROOMS[: ROOMS.index(room) + 1]} if room in ROOMS else {*ROOMS}
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "app":
+                package = str(node.module).split(".")[1:2] or [alias.name for alias in node.names]
+                assert below.issuperset(package), f"{file}, line {node.lineno}"

@@ -2,7 +2,7 @@
 
 # ruff: noqa: F401  pages name all of them `components.…`
 from app.components.choices import URL, choose, edited_setup, keep_choice, pick_layer, pick_row, section, select_layer
-from app.components.figure import as_html, look, look_over, report_button, show, table
+from app.components.figure import as_html, look, look_over, show, table
 from app.components.needs import (
     START_PAGE,
     begin_restored,
@@ -17,4 +17,15 @@ from app.components.needs import (
 )
 from app.components.said import cautions, error, info, success, warning
 from app.components.theme import follow_theme
-from app.components.work import ended, finished, how_far, job_status, lasting, live, may_begin, while_running
+from app.components.work import (
+    ended,
+    finished,
+    follow,
+    how_far,
+    job_status,
+    lasting,
+    live,
+    may_begin,
+    progress,
+    while_running,
+)

@@ -125,27 +125,6 @@ def table(rows: Sequence[Mapping[str, str]], alt: str, marked: str = "") -> None
     st.table(pd.DataFrame(plain), hide_index=True, border="horizontal", alt=alt)
 
 
-def report_button(runs: Callable[[], Sequence[Any]], name: str, key: str, **more: Any) -> None:
-    """Hands out `FinishedRun`s as one HTML file, named `name`; it is made only for those who ask."""
-
-    def make() -> str:
-        from app.runs import html_page, html_report  # with all figures: no page waits for them
-
-        return html_page.to_html(html_report.report_of(runs()))
-
-    st.download_button(
-        "Report, HTML",
-        make,
-        f"{name}.html",
-        mime="text/html",
-        icon=":material/description:",
-        on_click="ignore",
-        key=key,
-        help="One file to send: findings, interactive figures, settings and versions. It needs no network.",
-        **more,
-    )
-
-
 # Arrows step through the frames of an animation in its HTML file; Plotly itself only plays them.
 STEP_BY_KEY = """
 const plot = document.getElementById("{plot_id}"), frames = plot._transitionData._frames.map((one) => one.name);

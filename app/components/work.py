@@ -7,7 +7,7 @@ import streamlit as st
 
 from app import session, shared, words
 from app.components.said import error, info, warning
-from app.jobs import ABANDONED_AFTER, Job, SerialRun
+from app.jobs import ABANDONED_AFTER, Job, Run, SerialRun
 from app.words import duration
 from rose.model.estimate.duration import Cost
 
@@ -176,3 +176,44 @@ def _cancel(job: Job, stop: Callable[[], None]) -> None:
 
 def lasting(cost: Cost) -> str:
     return duration(max(1.0, cost.seconds))
+
+
+def progress(run: Run, key: str) -> None:
+    job = run.job
+    job.watch(session.viewer())
+    told, done, rate = job.progress, "", ""
+    if told is not None:
+        done = f", {told.layers_done} of {told.layers}{run.UNIT}"
+        if told.layers_done and told.seconds:
+            each = told.seconds / told.layers_done
+            rate = f", {1 / each:.2g} a second" if each < 10 else f", {duration(each)} each"
+    left = "" if run.remaining is None else f", about {duration(max(1.0, run.remaining))} left"
+    text = f"{words.plain(job.message)}{done}. {duration(job.seconds)} so far{left}{rate}"
+    how_far(job, run.fraction, text, key, run.CANCEL, run.cancel)
+
+
+def follow(
+    run: Run,
+    key: str,
+    rest: str,
+    *,
+    found: Callable[[], Any] = lambda: None,
+    more: Callable[[], None] = lambda: None,
+    every: float = 1.0,
+) -> None:
+    """Shows progress and what `more` draws, or why a run did not finish, in a sentence that `rest` ends.
+
+    Draws the page again when it has ended, or when what `found` gives has changed.
+    """
+    if run.job.status != "running":
+        ended(run.job, rest)
+        return
+    before = found()
+
+    def poll() -> None:
+        progress(run, key)
+        more()
+        if found() != before:
+            st.rerun()
+
+    while_running(run.job, poll, every)

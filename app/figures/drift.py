@@ -49,7 +49,7 @@ def drift_curves(
     """Drift after every decoder block, or whatever `place` is, one line a run; a logarithmic one shows where it starts.
 
     The table has columns run, method, sparsity, target, block_index, drift. `finding`: the title, see
-    `app.runs.depth.drift_finding`.
+    `app.results.drift.drift_finding`.
     """
     chart = Chart(x=place, y=DRIFT, height=HEIGHT, legend=True, theme=theme)
     shown = table.assign(drift=table["drift"].where(table["drift"] > 0)) if scale == "log" else table
@@ -96,7 +96,7 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
 def cancelled_shares(table: pd.DataFrame, *, problem: str = "", theme: Theme = "light") -> Drawing:
     """How much of the drift that was passed on each decoder block's pruned layers cancel, one line a run.
 
-    `problem`: why the runs are not ranked, see `app.runs.depth.drift_problem`.
+    `problem`: why the runs are not ranked, see `app.results.drift.drift_problem`.
     """
     share = table["cancelled"] / table["passed_on"].where(table["passed_on"] > 0)
     table = table.assign(cancelled_share=share)  # of the first pruned block, which has received nothing, none

@@ -18,6 +18,7 @@ from app import words
 from rose.files import reachable
 from rose.model.load.stored import check_merged
 from rose.output import check_room, temporary_folder
+from rose.verdicts import Result, rank
 
 RESERVE = 10**9  # bytes that checkpoints, and files made of them, leave free
 
@@ -84,3 +85,8 @@ def zipped(folder: Path) -> BinaryIO:
                 archive.write(one, one.relative_to(folder.parent))
         file.seek(0)
         return open(os.dup(file.fileno()), "rb")
+
+
+def worth_keeping(results: Sequence[Result]) -> list[str]:
+    """Names of those that are recommended."""
+    return [one.results[0].name for one in rank(results)]

@@ -6,12 +6,17 @@ from typing import BinaryIO
 
 from app.jobs import Job, Run
 from app.runs.checkpoints import RESERVE, size_of, zipped
-from app.runs.shipping import gguf_types
 from rose.model.ship.export import export_gguf
 from rose.model.ship.packing import pack_folder
 from rose.output import check_room
 
 PACKED = "packed"
+
+
+def gguf_types(bits: int | None) -> tuple[str, ...]:
+    """The types of GGUF files that hold such a copy, the smallest last; q4_0 only where it rounds nothing, as it
+    would otherwise cost more than pruning with 4 bits does."""
+    return ("f16", "q8_0") if bits in (None, 8) else ("f16", "q4_0")
 
 
 def forms(bits: int | None) -> dict[str, str]:

@@ -21,10 +21,9 @@ from transformers import PreTrainedTokenizerBase
 import rose
 from app import words
 from app.jobs import Job, TunableRun
-from app.runs.checkpoints import RESERVE, Checkpoint, free_space, written_beside
+from app.runs.checkpoints import RESERVE, Checkpoint, free_space, worth_keeping, written_beside
 from app.runs.recipes import command_lines
 from app.runs.request import Case, PruneRequest, estimate_case, evaluation_seconds, task_seconds
-from app.runs.shipping import worth_keeping
 from app.study.setup import Setup, check_memory, weights_size
 from app.study.study import LoadedModel
 from rose.files import expand

@@ -20,9 +20,9 @@ import rose
 from app import words
 from app.jobs import Job, Run
 from app.runs import slimming
+from app.runs.checkpoints import worth_keeping
 from app.runs.pruning import PruningRun, judge, results_of
 from app.runs.request import evaluation_seconds
-from app.runs.shipping import worth_keeping
 from app.runs.slimming import Slimming
 from app.study.setup import Setup
 from app.study.study import LoadedModel

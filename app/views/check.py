@@ -9,14 +9,18 @@ import streamlit as st
 
 import rose
 from app import components, session, shared, words
+from app.components.work import follow
 from app.figures import checkpoint as figures
-from app.runs import check_report, checked, finished
+from app.forms import study_form
+from app.forms.widgets import linked, pruned_model, start_button
+from app.results import check_report, naming
+from app.results.downloads import csv_button, file_button
+from app.results.drift_sections import DRIFT as DRIFT_VIEW
+from app.results.drift_sections import DRIFT_SCALE
+from app.results.html_page import to_html
+from app.runs import checked
 from app.runs.checked import CheckpointRun, CheckRequest
-from app.runs.drift_sections import DRIFT as DRIFT_VIEW
-from app.runs.drift_sections import DRIFT_SCALE
-from app.runs.html_page import to_html
-from app.runs.widgets import csv_button, file_button, follow, linked, pruned_model, start_button
-from app.study import form, preflight
+from app.study import preflight
 from rose.model.check.check import CheckpointCheck
 from rose.model.check.costs import ERROR_OF
 from rose.model.check.findings import PARTIAL, SOUND, WORSE, WRONG, headline, method_of
@@ -120,7 +124,7 @@ def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
     )
     setup = request.setup
     if missing:
-        form.offer_to_find(missing)
+        study_form.offer_to_find(missing)
     elif not request.pruned:
         place.caption("Name a checkpoint above.")
     elif not problem:
@@ -133,20 +137,20 @@ def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
             )
         place.caption(words.plain(text))
         with place:
-            form.say_hub(setup, replace(setup, model=request.pruned))
+            study_form.say_hub(setup, replace(setup, model=request.pruned))
 
 
 def _priced(request: CheckRequest) -> tuple[Cost | None, str, str]:
     """What a check takes; or why it cannot be, and the model that is not there."""
     names = (request.setup.model, request.pruned)
-    skeletons = [form.structure(name) for name in names]
+    skeletons = [study_form.structure(name) for name in names]
     try:
         request.check([skeleton for skeleton in skeletons if skeleton is not None])
     except rose.RoseError as wrong:
         return None, str(wrong), ""
     for name, skeleton in zip(names, skeletons, strict=True):
         if skeleton is None:
-            return None, form.problems()[name], name
+            return None, study_form.problems()[name], name
     if not request.with_tokens:
         return None, "", ""
     dense = skeletons[0]
@@ -277,7 +281,7 @@ def _further(run: CheckpointRun, check: CheckpointCheck) -> None:
         )
     folder = checked.folder_of(request)
     with st.container(horizontal=True):
-        shown = {"runs": [finished.label(checked.record_of(run))]}
+        shown = {"runs": [naming.label(checked.record_of(run))]}
         st.page_link(RUNS_PAGE, label="Compare it with runs", query_params=shown, icon=":material/compare:")
         if check.summary["drift"]:
             label, drift = "Its drift beside that of others", {"runs_view": DRIFT_VIEW} | shown

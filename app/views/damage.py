@@ -8,10 +8,12 @@ import streamlit as st
 
 import rose
 from app import components, session, shared, words
+from app.components.work import progress
 from app.figures import sensitivity as figures
+from app.forms import study_form
+from app.forms.widgets import method_choice, priced, pruned_model
+from app.results.downloads import csv_button, file_button
 from app.runs.damage import DamageRequest, DamageRun, layer_of
-from app.runs.widgets import csv_button, file_button, method_choice, priced, progress, pruned_model
-from app.study import form
 from rose.layer.defaults import THRESHOLD
 from rose.model.measure.damage_report import CLEAR, correlations
 from rose.rows import finite, json_rows
@@ -107,7 +109,7 @@ def start(request: DamageRequest | None, run: DamageRun | None) -> None:
     if problem:
         st.caption(words.plain(problem))
     else:
-        form.say_hub(setup)
+        study_form.say_hub(setup)
 
 
 def empty() -> None:

@@ -5,10 +5,11 @@ import streamlit as st
 
 import rose
 from app import components, session, shared, words
-from app.diffusion.run import PICTURES, DenseModel, DiffusionRequest, DiffusionRun
+from app.components.work import follow
 from app.figures import drift as figures
 from app.figures import maps
-from app.runs.widgets import follow, linked, method_choice, start_button
+from app.forms.widgets import linked, method_choice, start_button
+from app.runs.diffusion import PICTURES, DenseModel, DiffusionRequest, DiffusionRun
 from rose.diffusion.garments import GARMENTS
 from rose.diffusion.steps import STEP_WEIGHTS, STEPS
 

@@ -12,7 +12,8 @@ from app.components import URL, look
 from app.figures import hessian, losses, maps, methods, palette, weights
 from app.figures.style import Drawing
 from app.lab.sweeps import times
-from app.study import tables, trust
+from app.results import trust
+from app.study import tables
 from app.study.study import Study
 from rose.layer.loss import block_widths
 from rose.layer.pattern import parse_sparsity

@@ -11,9 +11,10 @@ import rose
 from app import components, session, words
 from app.figures import maps as figures
 from app.figures import palette
-from app.runs import finished
-from app.runs.widgets import csv_button, file_button, file_input
-from app.study import tables, trust
+from app.forms.widgets import file_input
+from app.results import naming, trust
+from app.results.downloads import csv_button, file_button, report_button
+from app.study import tables
 from app.study.own_numbers import read_numbers
 from app.study.study import Study
 from rose.layer.defaults import THRESHOLD
@@ -272,8 +273,8 @@ def exact(study: Study, table: pd.DataFrame) -> None:
         look = {"key": "layers-json", "icon": ":material/download:", "width": "stretch"}
         file_button("JSON", lambda: json.dumps(json_rows(table), indent=1), "layers.json", **look)
     with last:
-        components.report_button(
-            lambda: finished.runs_of_study(study, session.threshold(), session.layer()),
+        report_button(
+            lambda: naming.runs_of_study(study, session.threshold(), session.layer()),
             "layers",
             "layers-report",
             width="stretch",

@@ -7,6 +7,7 @@ import streamlit as st
 import rose
 from app import components, session, words
 from app.lab import (
+    race_of_solvers,
     section_1_compare_orders,
     section_2_own_order,
     section_3_inside_sweep,
@@ -16,7 +17,6 @@ from app.lab import (
     section_7_basis,
     section_8_bits,
 )
-from app.runs import race_of_solvers
 
 SECTIONS: dict[str, tuple[str, ModuleType]] = {
     "compare": ("Compare orders", section_1_compare_orders),

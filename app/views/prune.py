@@ -10,15 +10,18 @@ import streamlit as st
 
 import rose
 from app import components, session, shared, words
+from app.components.work import follow
 from app.figures import methods as figures
-from app.runs import prune_results as results
-from app.runs import race_of_solvers, recipes, tune_panel
+from app.forms import study_form
+from app.forms.prune_choices import choose
+from app.forms.widgets import priced, start_button
+from app.lab import race_of_solvers
+from app.results import prune_results as results
+from app.results import tune_panel
+from app.runs import recipes
 from app.runs.checkpoints import RESERVE, free_space
-from app.runs.prune_choices import choose
 from app.runs.pruning import PruningRun
 from app.runs.request import HELD_OUT, PruneRequest
-from app.runs.widgets import follow, priced, start_button
-from app.study import form
 from app.study.setup import Setup, weights_size
 
 SECTIONS: dict[str, Callable[..., Any]] = {
@@ -87,7 +90,7 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
             f"{words.size(cost.memory)} for its calibration. {_disk(request, weights_size(cost, setup.dtype))}"
         )
         with right:
-            form.say_hub(setup, replace(setup, text=request.evaluate))
+            study_form.say_hub(setup, replace(setup, text=request.evaluate))
 
 
 def _disk(request: PruneRequest, weights: int) -> str:

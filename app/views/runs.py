@@ -11,9 +11,11 @@ from streamlit.delta_generator import DeltaGenerator
 from app import components, session, shared, words
 from app.components import URL
 from app.figures import maps as figures
-from app.runs import checked, drift_sections, finished, pairs, seeds
-from app.runs.pairs import Pair
-from app.runs.widgets import csv_button, folders_input, saved
+from app.forms.widgets import folders_input, saved
+from app.results import drift_sections, naming, pairs, seeds
+from app.results.downloads import csv_button, report_button
+from app.results.pairs import Pair
+from app.runs import checked
 from rose import RunReport
 from rose.rows import without_formulas
 from rose.verdicts import on_other_windows
@@ -31,7 +33,7 @@ def draw() -> None:
     st.title("Compare runs: how do they differ?")
     components.edited_setup()
     drift_sections.follow_comparison()
-    offered = finished.labelled(_offered())
+    offered = naming.labelled(_offered())
     chosen = _choose(offered) if offered else []
     if len(offered) < 2:
         _empty(list(offered))
@@ -52,7 +54,7 @@ def draw() -> None:
 def _offered() -> list[RunReport]:
     pruned = [run for report in list(shared.reports()) for run in report.runs]
     studies = {id(one): one for one in [session.study(), *shared.studies().values()] if one and one.is_measured}
-    measured = [run for one in studies.values() for run in finished.runs_of_study(one, session.threshold())]
+    measured = [run for one in studies.values() for run in naming.runs_of_study(one, session.threshold())]
     checks = [checked.record_of(run) for run in reversed(list(shared.checks().values())) if run.check is not None]
     here = [*checks, *reversed(pruned), *measured]
     with st.expander(
@@ -74,7 +76,7 @@ def _offered() -> list[RunReport]:
             with right:
                 drift_sections.compare_button()
     # Below, where what cannot be read is told with the expander closed, too, as it is where a link names the folders.
-    read = partial(finished.read_runs, skip=lambda problem: components.warning(f"Left out: {problem}"))
+    read = partial(naming.read_runs, skip=lambda problem: components.warning(f"Left out: {problem}"))
     return [*saved(folders, read), *here]
 
 
@@ -93,7 +95,7 @@ def _choose(offered: dict[str, RunReport]) -> list[RunReport]:
     what = f"The others are compared with the first; at most {pairs.MOST} at a time."
     more: dict[str, Any] = {"key": "runs", "bind": URL, "help": what, "max_selections": pairs.MOST}
     chosen = st.multiselect("Runs to compare", list(offered), default, **more)
-    return list(finished.name_apart([offered[label] for label in chosen]).values())
+    return list(naming.name_apart([offered[label] for label in chosen]).values())
 
 
 def _empty(labels: list[str]) -> None:
@@ -117,7 +119,7 @@ def _tables(view: str, runs: Sequence[RunReport]) -> None:
 def _report(runs: Sequence[RunReport]) -> None:
     if len(runs) == 2 and (both := pairs.pair(*runs)).problem and not both.elsewhere:
         return
-    components.report_button(lambda: runs, "runs", "runs-report")
+    report_button(lambda: runs, "runs", "runs-report")
 
 
 def _layers(view: str, runs: Sequence[RunReport]) -> None:

@@ -9,7 +9,8 @@ from streamlit.delta_generator import DeltaGenerator
 import rose
 from app import components, session, shared, words
 from app.figures import maps
-from app.study import form, preflight
+from app.forms import study_form
+from app.study import preflight
 from app.study.preflight import Preflight
 from app.study.setup import Setup, weights_size
 from app.study.study import Study
@@ -26,11 +27,11 @@ def draw() -> None:
         "Choose a model, and see in every layer which weights go, what that costs, and where the order matters."
     )
     with st.container(border=True, key="start-form"):
-        what = form.choose(session.draft())
+        what = study_form.choose(session.draft())
         card = st.container()
         label = "More: calibration text and tokens, block size, damping, number format"
         with st.expander(label, key=SETTINGS, on_change="rerun", icon=":material/tune:"):
-            edited = Setup(**what, **form.choose_more(what["model"]))
+            edited = Setup(**what, **study_form.choose_more(what["model"]))
         recent()
     session.choose_draft(edited)
     study = session.study()
@@ -47,8 +48,8 @@ def draw() -> None:
 def inspect(setup: Setup) -> Preflight | str:
     try:
         setup.check()
-        skeleton = form.structure(setup.model)
-        return form.problems()[setup.model] if skeleton is None else preflight.preflight(setup, skeleton)
+        skeleton = study_form.structure(setup.model)
+        return study_form.problems()[setup.model] if skeleton is None else preflight.preflight(setup, skeleton)
     except rose.RoseError as problem:
         return str(problem)
 
@@ -102,8 +103,8 @@ def why_not(study: Study) -> str:
 def show_preflight(edited: Setup, found: Preflight | str) -> None:
     if isinstance(found, str):
         components.error(found)
-        if edited.model in form.problems():
-            form.offer_to_find(edited.model)
+        if edited.model in study_form.problems():
+            study_form.offer_to_find(edited.model)
         return
     tokens = words.whole((edited.samples + edited.held_out) * edited.length)
     st.markdown(
@@ -123,7 +124,7 @@ def show_preflight(edited: Setup, found: Preflight | str) -> None:
             f"This will not fit into memory. Choose fewer layers, fewer samples, bfloat16 or a smaller model{spare}.",
             ":material/memory:",
         )
-    form.say_hub(edited)
+    study_form.say_hub(edited)
     for warning in found.warnings:
         components.warning(warning)
 
@@ -132,7 +133,7 @@ def begin(chosen: Setup) -> None:
     """Starts a run, and ends the one this session was waiting for."""
     st.session_state[SETTINGS] = False  # makes room for the map
     if chosen != session.draft():
-        form.forget()
+        study_form.forget()
     session.measure(chosen)
 
 
@@ -152,7 +153,7 @@ def picture(study: Study) -> None:
             names: dict[str, Any] = {"layers": study.layer_names, "left_out": study.left_out}
             drawing = maps.model_map(table, **names, **components.look_over())
             if study.setup != session.draft():
-                st.caption(f"Measured before: {words.plain(form.describe(study.setup))}.")
+                st.caption(f"Measured before: {words.plain(study_form.describe(study.setup))}.")
             components.show(drawing, "start-map", on_select=components.pick_layer, fill=(500, "640px"))
 
     components.while_measured(study.job, follow)
@@ -210,7 +211,7 @@ def recent() -> None:
     st.caption("Recent set-ups")
     for place, setup in enumerate(others):
         st.button(
-            words.plain(form.describe(setup)), key=f"recent-{place}", icon=":material/history:", width="stretch",
+            words.plain(study_form.describe(setup)), key=f"recent-{place}", icon=":material/history:", width="stretch",
             on_click=begin, args=(setup,),
         )  # fmt: skip
 

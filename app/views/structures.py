@@ -8,12 +8,14 @@ from torch import nn
 
 import rose
 from app import components, session, shared, words
+from app.components.work import follow
 from app.figures import savings as figures
-from app.runs import tune_panel
+from app.forms import study_form
+from app.forms.widgets import start_button
+from app.results import tune_panel
+from app.results.downloads import checkpoint_button, csv_button, file_button
 from app.runs.request import PROMPT
 from app.runs.slimming import Slimming, estimate
-from app.runs.widgets import checkpoint_button, csv_button, file_button, follow, start_button
-from app.study import form
 from app.study.preflight import asked_of_hub
 from app.study.setup import weights_size
 from app.study.structures import Structures, collecting
@@ -283,7 +285,7 @@ def _slim(known: Structures) -> None:
     if says:
         with right:
             st.caption(says)
-            form.say_hub(study.setup)
+            study_form.say_hub(study.setup)
     if run is None:
         st.info("Size, speed, perplexity and text of the smaller model appear here beside those of the dense one.")
     elif run.job.status == "done":

@@ -9,13 +9,15 @@ import pandas as pd
 import streamlit as st
 
 from app import components, session, shared, words
+from app.components.work import follow
 from app.figures import tokens as coloured
+from app.forms import study_form
+from app.forms.widgets import folders_input, linked, saved, start_button
+from app.results.downloads import csv_button
 from app.runs import reading
 from app.runs.checkpoints import Checkpoint, named_apart, saved_checkpoint
 from app.runs.pruning import kept_checkpoints
 from app.runs.reading import DENSE, LIMIT, MOST, TextReading
-from app.runs.widgets import csv_button, folders_input, follow, linked, saved, start_button
-from app.study import form
 from app.study.setup import Setup
 from rose.model.measure.surprise import EncodedText
 
@@ -98,7 +100,7 @@ def _offer(text: str, checkpoints: list[Checkpoint], run: TextReading | None) ->
         dense = words.plain(session.setup().model)
         right.caption(f"The dense {dense} and {models} read it once each: about as long as it takes to load them.")
         with right:
-            form.say_hub(replace(session.setup(), text=Setup.text))  # the text is the reader's own
+            study_form.say_hub(replace(session.setup(), text=Setup.text))  # the text is the reader's own
 
 
 def _start(text: str, checkpoints: list[Checkpoint]) -> None:

@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> None:
     check_file(options.output)
-    html_report = app_module("runs.html_report", "A report", ("plotly",))
+    html_report = app_module("results.html_report", "A report", ("plotly",))
     with console.status("Drawing"):
         findings = html_report.write_report(options.folders, options.output)
     terminal.say(*findings, f"Written to {options.output}, {size(options.output.stat().st_size)}")

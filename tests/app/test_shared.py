@@ -17,7 +17,7 @@ from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study, held_by
 from rose import InputStatistics
 from rose.model.walk.walk import BlockStatistics
-from tests.app.runs.made_reports import made_report
+from tests.app.results.made_reports import made_report
 from tests.app.tiny_study import COLUMNAR, measured_study
 
 

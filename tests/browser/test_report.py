@@ -6,8 +6,8 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import Browser, expect
 
-from app.runs import html_report
-from tests.app.runs.made_reports import made_report, saved
+from app.results import html_report
+from tests.app.results.made_reports import made_report, saved
 from tests.browser.conftest import OpenPage, expect_finding
 
 

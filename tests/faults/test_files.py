@@ -8,7 +8,7 @@ import pytest
 import rose
 from rose.model.load.tokens import load_text
 from rose.rows import csv_text
-from tests.app.runs.made_reports import made_report
+from tests.app.results.made_reports import made_report
 from tests.tiny import byte_tokenizer
 
 

@@ -22,7 +22,7 @@ from streamlit.testing.v1 import AppTest
 from transformers import AutoModelForCausalLM
 
 import rose
-from app.runs.drift_sections import DRIFT
+from app.results.drift_sections import DRIFT
 from app.runs.reading import DENSE, TextReading
 from app.study.setup import Setup
 from rose import cli

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import rose
+from app.results.shipping import what_loads
 from app.runs.checkpoints import RESERVE, Checkpoint, named_apart, size_of, written_beside, zipped
-from app.runs.files import FileRun, forms
-from app.runs.shipping import gguf_types, what_loads
+from app.runs.files import FileRun, forms, gguf_types
 from rose.layer.defaults import BITS
 from rose.output import PARTIAL, check_output
 from tests.app.tiny_study import ended

@@ -13,8 +13,9 @@ import torch
 import rose
 from app import words
 from app.figures.methods import tuning_curve
-from app.runs import finished, html_report, pairs, shipping, tuning
+from app.results import html_report, naming, pairs, shipping
 from app.runs import pruning as run_of_pruning
+from app.runs import tuning
 from app.runs.pruning import PruningRun, kept_checkpoints, layer_table, model_table
 from app.runs.request import PruneRequest
 from app.runs.tuning import TuneRequest, TuningRun
@@ -24,7 +25,7 @@ from rose.model.defaults import TUNING
 from rose.model.load.tokens import load_apart
 from rose.model.tune.task import TuneSettings
 from rose.rows import ERRORS
-from tests.app.runs.made_reports import made_report, made_tuning
+from tests.app.results.made_reports import made_report, made_tuning
 from tests.app.tiny_study import finish, tune_one_epoch
 
 REQUEST = PruneRequest(("sparsegpt",), ("0.7",), windows=3, window_length=16, prompt="Hello", new_tokens=2, keep="best")
@@ -94,9 +95,9 @@ def test_a_tuned_copy_stands_beside_the_others(
     assert str(copy.summary["command"]).endswith(f"--tune {run.minutes:g}")
     assert copy.summary["environment"] == summary["environment"]
     copy.save(tmp_path / "tuned")
-    for (one,) in (told[-1].runs, finished.read_runs(str(tmp_path / "tuned"))):
+    for (one,) in (told[-1].runs, naming.read_runs(str(tmp_path / "tuned"))):
         assert one.name == TUNED
-        assert " · SparseGPT, tuned · 0.7 · " in finished.label(one)
+        assert " · SparseGPT, tuned · 0.7 · " in naming.label(one)
         assert one.by_layer[list(ERRORS)].isna().all(axis=None)
         assert not one.drift
         assert (one.by_layer["change"] > 0).all()
@@ -229,6 +230,6 @@ def test_what_a_file_says_of_tuning_is_checked() -> None:
     for wrong in ({"steps": -1}, {"change": {"a": "<b>"}}, {"seconds": "soon"}, {"rate": float("inf")}):
         with pytest.raises(rose.RoseError, match="not a report written by rose"):
             rose.RunReport.from_json(made_report(tuned={**known, **wrong}).to_json())
-    assert "loss ·b·," in finished.says_tuned(known | {"loss": "<b>"})
+    assert "loss ·b·," in naming.says_tuned(known | {"loss": "<b>"})
     said = f"tuning for {words.duration(118)} keeps 1 of 2 weights zero."
     assert html_report.run_findings(run)[1] == f"SparseGPT at 0.7, tuned 2 min: {said}"

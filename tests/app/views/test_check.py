@@ -13,10 +13,12 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app import shared, words
-from app.runs import check_report, checked, widgets
+from app.forms import widgets
+from app.results import check_report
+from app.results.html_page import to_html
+from app.runs import checked
 from app.runs.checked import CheckpointRun
 from app.runs.checkpoints import Checkpoint
-from app.runs.html_page import to_html
 from app.study.setup import Setup
 from rose.model.network.layers import prunable_layers
 from tests.app.tiny_study import ended, figures, open_on, texts, titles

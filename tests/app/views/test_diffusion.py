@@ -9,8 +9,8 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app import shared
-from app.diffusion.run import STEPS, DiffusionRequest, DiffusionRun
 from app.jobs import Job
+from app.runs.diffusion import STEPS, DiffusionRequest, DiffusionRun
 from tests.app.tiny_study import ended, figures, finish, open_page, texts
 
 PAGE = "views/diffusion.py"

@@ -17,7 +17,7 @@ from app.figures import palette
 from app.study.own_numbers import read_numbers
 from app.study.study import Study
 from rose.model.walk.walk import BlockStatistics
-from tests.app.runs.made_reports import made_report, made_tuning
+from tests.app.results.made_reports import made_report, made_tuning
 from tests.app.tiny_study import COLUMNAR, figures, measured_study, open_page, texts, tiny_model, titles
 from tests.model.families import make_model
 

@@ -17,7 +17,8 @@ from streamlit.testing.v1 import AppTest
 import rose
 from app import session, shared
 from app import words as app_words
-from app.runs import finished, html_report, shipping, tuning
+from app.results import html_report, naming, shipping
+from app.runs import tuning
 from app.runs.pruning import PruningRun, file_name
 from app.runs.request import HELD_OUT
 from app.runs.tuning import TuningRun
@@ -136,7 +137,7 @@ def assert_one_verdict(app: AppTest, run: PruningRun, folder: Path) -> None:
     here = html_report.report_of(run.copies)
     for at, report in enumerate(run.copies):
         report.save(folder / "saved" / str(at))
-    saved = html_report.report_of(finished.read_runs(str(folder / "saved")))
+    saved = html_report.report_of(naming.read_runs(str(folder / "saved")))
     said = [*titles, texts(app)]
     page = texts(app).replace("\N{WORD JOINER}", "")
     for advice in shipping.advise([copy.result for copy in run.copies]):

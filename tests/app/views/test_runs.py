@@ -9,12 +9,12 @@ import pytest
 
 import rose
 from app import shared
-from app.runs.drift_sections import DRIFT, ORIGIN, REPAIR
-from app.runs.pairs import MOST
+from app.results.drift_sections import DRIFT, ORIGIN, REPAIR
+from app.results.pairs import MOST
 from app.runs.pruning import PruningRun
 from app.study.setup import Setup
-from tests.app.runs.made_reports import made_report, made_tuning, saved
-from tests.app.runs.test_pruning import CSV
+from tests.app.results.made_reports import made_report, made_tuning, saved
+from tests.app.results.test_seeds import CSV
 from tests.app.tiny_study import ended, figures, open_on, open_page, texts, titles
 
 PAGE = "views/runs.py"

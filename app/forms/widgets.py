@@ -1,27 +1,19 @@
 """What the pages about runs draw alike: progress, how a run ended, a table to take away."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from app import components, session, shared, words
-from app.jobs import Run
-from app.runs.checkpoints import size_of, zipped
+from app import components, shared
 from app.runs.damage import DamageRequest
 from app.runs.pruning import kept_checkpoints
 from app.runs.request import PruneRequest
 from app.study.setup import Setup
 from rose import METHODS, RoseError
 from rose.model.estimate.duration import Cost
-from rose.rows import csv_text
-
-MOST_BYTES = 2 * 10**9  # that a browser is offered
 
 
 def linked(key: str) -> dict[str, Any]:
@@ -116,70 +108,3 @@ def start_button(
         with right:
             components.warning(problem)
     return right
-
-
-def progress(run: Run, key: str) -> None:
-    job = run.job
-    job.watch(session.viewer())
-    told, done, rate = job.progress, "", ""
-    if told is not None:
-        done = f", {told.layers_done} of {told.layers}{run.UNIT}"
-        if told.layers_done and told.seconds:
-            each = told.seconds / told.layers_done
-            rate = f", {1 / each:.2g} a second" if each < 10 else f", {words.duration(each)} each"
-    left = "" if run.remaining is None else f", about {words.duration(max(1.0, run.remaining))} left"
-    text = f"{words.plain(job.message)}{done}. {words.duration(job.seconds)} so far{left}{rate}"
-    components.how_far(job, run.fraction, text, key, run.CANCEL, run.cancel)
-
-
-def follow(
-    run: Run,
-    key: str,
-    rest: str,
-    *,
-    found: Callable[[], Any] = lambda: None,
-    more: Callable[[], None] = lambda: None,
-    every: float = 1.0,
-) -> None:
-    """Shows progress and what `more` draws, or why a run did not finish, in a sentence that `rest` ends.
-
-    Draws the page again when it has ended, or when what `found` gives has changed.
-    """
-    if run.job.status != "running":
-        components.ended(run.job, rest)
-        return
-    before = found()
-
-    def poll() -> None:
-        progress(run, key)
-        more()
-        if found() != before:
-            st.rerun()
-
-    components.while_running(run.job, poll, every)
-
-
-def csv_button(label: str, table: pd.DataFrame, name: str, key: str, **more: Any) -> None:
-    """A table to take away; `more` is of `st.download_button`."""
-    file_button(label, partial(csv_text, table), name, key=key, icon=":material/download:", **more)
-
-
-def file_button(label: str, content: Any, name: str, **more: Any) -> None:
-    """A file to take away; `content` may be a function, called for those who ask; `more` is of `st.download_button`."""
-    st.download_button(label, content, name, on_click="ignore", **({"key": name} | more))
-
-
-def checkpoint_button(folder: Path, **more: Any) -> None:
-    """A kept checkpoint to take away; it is zipped only for those who ask."""
-    taken = size_of(folder)
-    label = f"Checkpoint, {words.size(taken)}"
-    large_button(label, partial(zipped, folder), f"{folder.name}.zip", taken, **more)
-
-
-def large_button(label: str, content: Any, name: str, taken: int, **more: Any) -> None:
-    """As `file_button`, for what may be too large: a browser waits three minutes for a file, which the server holds
-    in memory meanwhile."""
-    if taken <= MOST_BYTES:
-        file_button(label, content, name, **more)
-    else:
-        st.caption(f"{label}: too large for a browser, so copy it from where it is kept.")

@@ -10,13 +10,13 @@ import streamlit as st
 from app import components, session, shared, words
 from app.figures import methods, palette, style
 from app.figures import methods as figures
-from app.runs import finished, prune_files
-from app.runs.drift_sections import DRIFT
-from app.runs.prune_choices import TARGETS
+from app.forms.prune_choices import TARGETS
+from app.results import naming, prune_files
+from app.results.downloads import checkpoint_button, csv_button, file_button, report_button
+from app.results.drift_sections import DRIFT
+from app.results.shipping import Advice, advise, cost, what_loads, where
 from app.runs.pruning import PruningRun, accuracy_table, file_name, layer_table, model_table, results_of
 from app.runs.request import HELD_OUT
-from app.runs.shipping import Advice, advise, cost, what_loads, where
-from app.runs.widgets import checkpoint_button, csv_button, file_button
 from rose import RoseError, RunReport
 from rose.rows import csv_text, with_cautions
 from rose.verdicts import Result, says_odd_windows
@@ -59,7 +59,7 @@ def what_to_ship(run: PruningRun, models: list[RunReport]) -> None:
         if own := where(run.request.evaluate, run.setup.text):
             st.caption(f":material/warning: {own}")
         _sizes(run, pruned, dense.perplexity)
-        components.report_button(lambda: pruned, "pruned", "prune-report")
+        report_button(lambda: pruned, "pruned", "prune-report")
 
 
 def _sizes(run: PruningRun, pruned: list[RunReport], dense: float) -> None:
@@ -121,7 +121,7 @@ def _take_on(model: RunReport, run: PruningRun) -> None:
 def _labels(model: RunReport, run: PruningRun) -> list[str]:
     """The copy and the others at its sparsity, as the page Compare runs calls them."""
     # A snapshot: a run adds reports while pages are drawn.
-    labels = {id(copy): label for label, copy in finished.labelled(list(reversed(list(shared.reports())))).items()}
+    labels = {id(copy): label for label, copy in naming.labelled(list(reversed(list(shared.reports())))).items()}
     alike = [copy for copy in run.copies if copy.asked == model.asked and copy is not model]
     return [labels[id(copy)] for copy in [model, *alike] if id(copy) in labels]
 

@@ -18,10 +18,10 @@ from app.figures import maps as run_figures
 from app.figures.methods import tuning_curve
 from app.figures.orders import paper_drawings
 from app.figures.style import Drawing
-from app.runs import pairs, shipping
-from app.runs.depth import drift_finding, drift_table, knows_origin
-from app.runs.finished import name_apart, read_runs
-from app.runs.html_page import Report, to_html
+from app.results import pairs, shipping
+from app.results.drift import drift_finding, drift_table, knows_origin
+from app.results.html_page import Report, to_html
+from app.results.naming import name_apart, read_runs
 from app.runs.request import HELD_OUT
 from rose import RunReport, verdicts
 from rose.environment import versions

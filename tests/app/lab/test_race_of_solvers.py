@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import rose
-from app.runs.race_of_solvers import told
+from app.lab.race_of_solvers import told
 from app.study.solvers import LABELS, watched
 from app.study.study import Study
 from rose.layer.error import relative_error

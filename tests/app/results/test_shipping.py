@@ -3,7 +3,8 @@
 import math
 from dataclasses import replace
 
-from app.runs import shipping
+from app.results import shipping
+from app.runs.checkpoints import worth_keeping
 from rose.verdicts import EvaluationSetup, Result
 
 WINDOWS = (2.0, 3.0, 2.5, 2.8)
@@ -22,7 +23,7 @@ CLOSE, FAST = copy("close", 0.01, 0.03, 50), copy("fast", 0.02, 0.04, 10)
 
 def test_the_lowest_perplexity_is_recommended_however_long_it_took() -> None:
     for some in ([CLEAR, BEST], [BEST, CLOSE, CLEAR], [CLEAR, FAST, BEST, CLOSE]):
-        assert shipping.worth_keeping(some) == ["best"]
+        assert worth_keeping(some) == ["best"]
 
 
 def test_each_sparsity_has_its_own_reasons() -> None:

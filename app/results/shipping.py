@@ -1,6 +1,6 @@
 """What to ship: which of several pruned copies, why, at what cost, and how sure that is. No Streamlit here.
 
-The Prune page and the HTML report both ask here, and runs keep the checkpoints of those that are recommended.
+The Prune page and the HTML report both ask here; `app.runs.checkpoints.worth_keeping` keeps those that are recommended.
 """
 
 import math
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app import words
+from app.runs.files import gguf_types
 from app.runs.request import HELD_OUT
 from rose.model.load.tokens import DATASETS
 from rose.verdicts import Interval, Result, Verdict, rank
@@ -73,21 +74,10 @@ def advise(results: Sequence[Result]) -> list[Advice]:
     ]
 
 
-def worth_keeping(results: Sequence[Result]) -> list[str]:
-    """Names of those that are recommended."""
-    return [one.results[0].name for one in rank(results)]
-
-
 def what_loads(bits: int | None) -> str:
     """Which programs load a copy whose kept weights were rounded to so many bits, None where they were not."""
     said = f"transformers as it is; rose packed; llama.cpp as a GGUF of {' or '.join(gguf_types(bits))}"
     return said if bits is None else f"{said}, pruned layers exact"
-
-
-def gguf_types(bits: int | None) -> tuple[str, ...]:
-    """The types of GGUF files that hold such a copy, the smallest last; q4_0 only where it rounds nothing, as it
-    would otherwise cost more than pruning with 4 bits does."""
-    return ("f16", "q8_0") if bits in (None, 8) else ("f16", "q4_0")
 
 
 def where(evaluated_on: str, calibration: str) -> str:

@@ -8,7 +8,8 @@ from app import components, session, words
 from app.figures import check as figures
 from app.figures.checkpoint import STATUSES, verdict_map
 from app.figures.palette import method_style
-from app.runs.widgets import csv_button, linked
+from app.forms.widgets import linked
+from app.results.downloads import csv_button
 from app.study import checking
 from app.study.checking import Findings, LayerCheckRequest, LayerChecks
 from app.study.study import Study

@@ -5,9 +5,10 @@ from typing import Any
 import streamlit as st
 
 from app import components, session, words
+from app.components.work import follow
+from app.results.downloads import large_button
 from app.runs.files import PACKED, FileRun, forms
 from app.runs.pruning import PruningRun, file_name
-from app.runs.widgets import follow, large_button
 from rose import RunReport
 
 

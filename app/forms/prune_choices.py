@@ -7,8 +7,8 @@ from streamlit.delta_generator import DeltaGenerator
 
 import rose
 from app import session, shared
+from app.forms.widgets import linked, path_input
 from app.runs.request import HELD_OUT, NEW_TOKENS, PROMPT, WINDOWS, Keep, PruneRequest
-from app.runs.widgets import linked, path_input
 from app.study.setup import Setup
 from rose.layer.defaults import BITS as GRID_BITS
 from rose.layer.defaults import GROUPS, RECOMMENDED, THRESHOLD

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 import rose
-from app.runs import finished, pairs
+from app.results import naming, pairs
+from app.results.drift import drift_problem, drift_table
 from app.runs.checkpoints import saved_checkpoint
-from app.runs.depth import drift_problem, drift_table
 from rose import cli, verdicts
 from rose.wording import short_text
-from tests.app.runs.made_reports import made_report, saved
+from tests.app.results.made_reports import made_report, saved
 from tests.tiny import save_tiny_llama
 
 SLIM_ROW = {
@@ -43,12 +43,12 @@ def report_file(folder: Path, summary: object, layers: object) -> Path:
 
 def test_a_pruned_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
     report = made_report()
-    (run,) = finished.read_runs(str(saved(tmp_path / "here", report)))
+    (run,) = naming.read_runs(str(saved(tmp_path / "here", report)))
     assert (run.name, run.kind, run.method) == ("SparseGPT at 0.7", "prune", "sparsegpt")
     assert run.by_layer["held_out_error"].tolist() == report.layers["held_out_error"].tolist()
     assert run.summary["drift"] == report.summary["drift"]
     assert run.zero_shot is None
-    assert list(finished.name_apart([run])) == ["SparseGPT at 0.7 (here)"]
+    assert list(naming.name_apart([run])) == ["SparseGPT at 0.7 (here)"]
     assert [type(value) for value in run.drift[0].values()] == [int, float, float, float]
 
 
@@ -63,23 +63,23 @@ def test_a_folder_of_folders_gives_all_runs_and_an_analysis_one_for_each_method(
     saved(tmp_path / "a", made_report())
     both = pd.concat([made_report().layers, made_report("rose", 0.5).layers], ignore_index=True)
     rose.RunReport(both, {"methods": ["sparsegpt", "rose"], "sparsity": "0.7", "model": "tiny"}).save(tmp_path / "b")
-    runs = finished.read_runs(str(tmp_path))
+    runs = naming.read_runs(str(tmp_path))
     assert [(run.kind, run.method) for run in runs] == [
         ("prune", "sparsegpt"),
         ("study", "sparsegpt"),
         ("study", "rose"),
     ]
     assert runs[2].summary["mean_held_out_error"] == pytest.approx(0.2)
-    assert len(finished.name_apart(runs)) == 3
+    assert len(naming.name_apart(runs)) == 3
 
 
 def test_a_slimmed_model_is_read_with_what_went(tmp_path: Path) -> None:
-    (run,) = finished.read_runs(str(report_file(tmp_path, {"method": "obs", "ratio": 0.2}, [SLIM_ROW])))
+    (run,) = naming.read_runs(str(report_file(tmp_path, {"method": "obs", "ratio": 0.2}, [SLIM_ROW])))
     assert (run.name, run.kind) == ("Slim by obs, 20 % out", "slim")
     assert run.by_layer["sparsity"].tolist() == pytest.approx([0.2])
     assert run.by_layer["projection"].tolist() == ["self_attn.o_proj"]
     report_file(tmp_path, {"method": "depth", "ratio": 0.2}, [])
-    (blocks,) = finished.read_runs(str(tmp_path))
+    (blocks,) = naming.read_runs(str(tmp_path))
     assert blocks.by_layer.empty
     assert not pairs.pair(run, blocks).measures
 
@@ -87,7 +87,7 @@ def test_a_slimmed_model_is_read_with_what_went(tmp_path: Path) -> None:
 def test_slimmed_models_of_different_ratios_have_different_names(tmp_path: Path) -> None:
     """Names are amounts, too, by which results are ranked."""
     names = [
-        finished.read_runs(str(report_file(tmp_path, {"method": "obs", "ratio": ratio}, [SLIM_ROW])))[0].asked
+        naming.read_runs(str(report_file(tmp_path, {"method": "obs", "ratio": ratio}, [SLIM_ROW])))[0].asked
         for ratio in (0.12, 0.125, 0.004)
     ]
     assert names == ["12 % out", "12.5 % out", "0.4 % out"]
@@ -155,7 +155,7 @@ def test_what_was_slimmed_and_then_pruned_is_two_runs(tmp_path: Path, capsys: py
     options += ["--evaluate", "packaged", "--windows", "2", "--output", str(output)]
     assert cli.main(["slim", "--ratio", "0.3", "--prune", "0.5", *options]) == 0
     whole = rose.RunReport.load(output).summary
-    slimmed, pruned = finished.read_runs(str(output))
+    slimmed, pruned = naming.read_runs(str(output))
     assert (slimmed.kind, pruned.kind) == ("slim", "prune")
     assert pruned.name == f"{slimmed.name}, then SparseGPT at 0.5"
     assert slimmed.summary["perplexity_after"] == whole["perplexity_slimmed"]
@@ -178,12 +178,12 @@ def test_accuracies_are_taken_from_the_file_beside_the_report(tmp_path: Path) ->
     saved(tmp_path, made_report())
     table = pd.DataFrame({"task": ["piqa"], "questions": [10], "accuracy": [0.5], "accuracy_error": [0.1]})
     table.to_csv(tmp_path / "zero_shot.csv", index=False)
-    (run,) = finished.read_runs(str(tmp_path))
+    (run,) = naming.read_runs(str(tmp_path))
     assert run.zero_shot is not None
     assert run.zero_shot["accuracy"].tolist() == [0.5]
     (tmp_path / "zero_shot.csv").write_text("a,b\n1,2\n")
     with pytest.raises(rose.RoseError, match="zero-shot table names no task"):
-        finished.read_runs(str(tmp_path))
+        naming.read_runs(str(tmp_path))
 
 
 ROW = json.loads(made_report(blocks=1).to_json())["layers"][0]
@@ -195,9 +195,9 @@ PRUNED = {"method": "sparsegpt", "sparsity": "0.7"}
     [({"target": "layer"}, "layer", ", target layer"), ({"target": "dense"}, "dense", ""), ({}, "", "")],
 )
 def test_a_target_is_named_only_where_the_report_says_it(known: dict, target: str, says: str, tmp_path: Path) -> None:
-    (run,) = finished.read_runs(str(report_file(tmp_path, PRUNED | known, [ROW])))
+    (run,) = naming.read_runs(str(report_file(tmp_path, PRUNED | known, [ROW])))
     assert (run.target, run.name) == (target, f"SparseGPT at 0.7{says}")
-    assert (", target layer" in finished.label(run)) == bool(says)
+    assert (", target layer" in naming.label(run)) == bool(says)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_what_rose_has_not_written_is_refused_in_one_sentence(
 ) -> None:
     report_file(tmp_path, summary, layers)
     with pytest.raises(rose.RoseError, match=words) as told:
-        finished.read_runs(str(tmp_path))
+        naming.read_runs(str(tmp_path))
     assert str(told.value).startswith(f"{tmp_path / 'report.json'} is not a report written by rose (")
     assert str(told.value).count("written by rose") == 1
     assert str(tmp_path) in str(told.value)
@@ -240,27 +240,27 @@ def test_one_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> Non
     (tmp_path / "broken").mkdir()
     report_file(tmp_path / "broken", PRUNED, "rows")
     with pytest.raises(rose.RoseError, match="broken"):
-        finished.read_runs(str(tmp_path))
+        naming.read_runs(str(tmp_path))
     said: list[rose.RoseError] = []
-    (run,) = finished.read_runs(str(tmp_path), said.append)
+    (run,) = naming.read_runs(str(tmp_path), said.append)
     assert run.place == str(tmp_path / "whole")
     assert [str(tmp_path / "broken") in str(problem) for problem in said] == [True]
 
 
 def test_no_report_and_no_text_are_refused(tmp_path: Path) -> None:
     with pytest.raises(rose.RoseError, match=r"no report\.json in .*; give a folder"):
-        finished.read_runs(str(tmp_path))
+        naming.read_runs(str(tmp_path))
     (tmp_path / "report.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(rose.RoseError, match="not a report written by rose"):
-        finished.read_runs(str(tmp_path))
+        naming.read_runs(str(tmp_path))
     (tmp_path / "report.json").write_text("[" * 200_000)
     with pytest.raises(rose.RoseError, match=r"report\.json"):
-        finished.read_runs(str(tmp_path))
+        naming.read_runs(str(tmp_path))
 
 
 def test_a_name_from_a_file_holds_nothing_that_a_page_obeys() -> None:
     (run,) = replace(made_report(sparsity="[x](http://a)<b>"), place="/tmp/![a](b)<i>").runs
-    (name,) = finished.name_apart([run])
+    (name,) = naming.name_apart([run])
     assert not set(name.replace("(", "", 1)) & set("<>[]!`$*")
 
 
@@ -335,7 +335,7 @@ def test_drift_of_saved_runs_is_what_their_reports_say(tmp_path: Path) -> None:
     (tmp_path / "slim").mkdir()
     drift = [{"block_index": 0, "drift": 0.1, "passed_on": 0.0, "arisen": 0.1}]
     report_file(tmp_path / "slim", {"method": "obs", "ratio": 0.2, "drift": drift}, [SLIM_ROW])
-    table = drift_table(finished.read_runs(str(tmp_path)))
+    table = drift_table(naming.read_runs(str(tmp_path)))
     assert table["sparsity"].tolist() == [*["0.7"] * 3, "20 % out"]
     assert table["drift"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.1])
     assert table["cancelled"].tolist() == pytest.approx([-0.05, -0.1, -0.15, 0.0])
@@ -350,16 +350,16 @@ def test_drifts_of_runs_that_removed_different_amounts_are_not_ranked() -> None:
 def test_names_say_what_tells_runs_apart() -> None:
     """Two models in one chart, or a run of a few layers among whole ones, must not look alike."""
     one, other, part = made_run(), made_run("rose", model="/models/other"), made_run(blocks=1)
-    assert list(finished.name_apart([one, one])) == ["SparseGPT at 0.7", "SparseGPT at 0.7, run 2"]
-    assert list(finished.name_apart([one, other])) == ["SparseGPT at 0.7 (tiny)", "ROSE at 0.7 (other)"]
-    assert list(finished.name_apart([one, part])) == ["SparseGPT at 0.7 (six layers)", "SparseGPT at 0.7 (two layers)"]
-    assert list(finished.name_apart([one, made_run(seed=1)])) == [
+    assert list(naming.name_apart([one, one])) == ["SparseGPT at 0.7", "SparseGPT at 0.7, run 2"]
+    assert list(naming.name_apart([one, other])) == ["SparseGPT at 0.7 (tiny)", "ROSE at 0.7 (other)"]
+    assert list(naming.name_apart([one, part])) == ["SparseGPT at 0.7 (six layers)", "SparseGPT at 0.7 (two layers)"]
+    assert list(naming.name_apart([one, made_run(seed=1)])) == [
         "SparseGPT at 0.7 (4 × 16 tokens, seed 0)",
         "SparseGPT at 0.7 (4 × 16 tokens, seed 1)",
     ]
     places = [replace(one, place=place) for place in ("/a/pruned", "/b/pruned", "/b/other")]
     folders = ["a·pruned", "b·pruned", "other"]
-    assert list(finished.name_apart(places)) == [f"SparseGPT at 0.7 ({folder})" for folder in folders]
-    assert list(finished.labelled(places)) == [f"tiny · SparseGPT · 0.7 · six layers · {folder}" for folder in folders]
-    table = drift_table(list(finished.name_apart([one, part]).values()))
+    assert list(naming.name_apart(places)) == [f"SparseGPT at 0.7 ({folder})" for folder in folders]
+    assert list(naming.labelled(places)) == [f"tiny · SparseGPT · 0.7 · six layers · {folder}" for folder in folders]
+    table = drift_table(list(naming.name_apart([one, part]).values()))
     assert table.groupby("run")["calibration"].first().nunique() == 2  # so that the two are not called a pair

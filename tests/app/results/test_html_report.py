@@ -16,10 +16,10 @@ import pytest
 import rose
 from app import words
 from app.figures.orders import paper_drawings
-from app.runs import finished, html_page, html_report, pairs
+from app.results import html_page, html_report, naming, pairs
 from rose import cli
 from rose.rows import csv_text
-from tests.app.runs.made_reports import made_report, saved
+from tests.app.results.made_reports import made_report, saved
 from tests.app.tiny_study import COLUMNAR, measured_study
 
 
@@ -140,7 +140,7 @@ def test_an_error_that_is_no_number_is_told_beside_the_mean_without_it() -> None
 def test_held_out_errors_that_are_infinite_do_not_read_as_missing(tmp_path: Path) -> None:
     report = made_report()
     report.layers["held_out_error"] = float("inf")
-    for runs in (report.runs, finished.read_runs(str(saved(tmp_path, report)))):
+    for runs in (report.runs, naming.read_runs(str(saved(tmp_path, report)))):
         assert "In all six layers the held-out error is infinite." in html_report.report_of(runs).findings
         assert not any("nothing was held out" in said for said in runs[0].remarks)
 
@@ -150,7 +150,7 @@ def test_a_task_without_accuracy_and_a_drift_that_overflowed_are_left_out(tmp_pa
     drift = [{"block_index": 0, "drift": float("inf"), "passed_on": 0.0, "arisen": 0.1}]
     report = made_report(zero_shot=tasks, drift=drift)
     (run,) = report.runs
-    assert finished.read_runs(str(saved(tmp_path, report)))[0].drift == run.drift == []
+    assert naming.read_runs(str(saved(tmp_path, report)))[0].drift == run.drift == []
     assert "SparseGPT at 0.7 answers 50.0 % correctly, the mean over one zero-shot task." in html_report.run_findings(
         run
     )
@@ -221,7 +221,7 @@ def test_a_diffusion_model_was_calibrated_on_pictures(tmp_path: Path) -> None:
 def test_the_papers_figures_of_the_chosen_layer_go_along_and_are_checked(tmp_path: Path) -> None:
     study = measured_study()
     plan = study.plan(COLUMNAR)
-    (run, *_) = finished.runs_of_study(study, 0.5, COLUMNAR)
+    (run, *_) = naming.runs_of_study(study, 0.5, COLUMNAR)
     paper = run.paper
     assert paper is not None
     natural, ordered = (study.prune(COLUMNAR, method="sparsegpt", order=one) for one in ("natural", "two_level"))
@@ -241,9 +241,9 @@ def test_the_papers_figures_of_the_chosen_layer_go_along_and_are_checked(tmp_pat
     ]
     analysis = made_report(methods=["sparsegpt"], paper=asdict(paper))
     del analysis.summary["method"]
-    assert finished.read_runs(str(saved(tmp_path / "whole", analysis)))[0].paper == paper
+    assert naming.read_runs(str(saved(tmp_path / "whole", analysis)))[0].paper == paper
     former = {name: kept for name, kept in asdict(paper).items() if name not in ("losses", "visited")}
-    (read,) = finished.read_runs(str(saved(tmp_path / "former", analysis.with_summary(paper=former))))
+    (read,) = naming.read_runs(str(saved(tmp_path / "former", analysis.with_summary(paper=former))))
     assert read.paper == replace(paper, losses=[], visited=[])
     assert len(paper_drawings(read.paper)) == len(paper_drawings(paper)) - 1
     for broken in (
@@ -256,17 +256,17 @@ def test_the_papers_figures_of_the_chosen_layer_go_along_and_are_checked(tmp_pat
     ):
         changed = analysis.with_summary(paper=asdict(paper) | broken)
         with pytest.raises(rose.RoseError, match="is not a report"):
-            finished.read_runs(str(saved(tmp_path / "broken", changed)))
+            naming.read_runs(str(saved(tmp_path / "broken", changed)))
 
 
 def test_the_command_of_a_study_of_some_layers_names_them() -> None:
     study = copy.copy(measured_study())
     study.setup = replace(study.setup, layers="*.o_proj model.layers.0.*")
-    runs = finished.runs_of_study(study, 0.5)
+    runs = naming.runs_of_study(study, 0.5)
     (command,) = html_report.report_of(runs).commands.values()
     options = cli._parser().parse_args(shlex.split(command)[3:])
     assert (options.layers, options.threshold) == (["*.o_proj", "model.layers.0.*"], 0.5)
     assert (options.model, options.samples, options.held_out) == ("tiny", 8, 2)
     assert options.methods == "sparsegpt,rose,rose_global"
-    assert finished.settings_of(runs[0])["chosen_layers"] == "*.o_proj model.layers.0.*"
-    assert "--layers" not in finished.runs_of_study(measured_study(), 0.5)[0].summary["command"]
+    assert naming.settings_of(runs[0])["chosen_layers"] == "*.o_proj model.layers.0.*"
+    assert "--layers" not in naming.runs_of_study(measured_study(), 0.5)[0].summary["command"]

@@ -8,9 +8,9 @@ from app.figures.drift import drift_curves
 from app.figures.maps import where_layers
 from app.figures.palette import Theme
 from app.figures.style import Drawing
+from app.results.drift import drift_table
+from app.results.html_page import Report
 from app.runs.checked import CheckpointRun, differs, facts, record_of
-from app.runs.depth import drift_table
-from app.runs.html_page import Report
 from rose.environment import says_versions
 from rose.model.check.check import CheckpointCheck
 from rose.model.check.findings import headline, lines

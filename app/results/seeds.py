@@ -5,7 +5,7 @@ import streamlit as st
 import rose
 from app import components, session
 from app.figures import methods
-from app.runs.widgets import file_input
+from app.forms.widgets import file_input
 from rose.model.measure.comparison import cautions_of, over_seeds, read_comparison, results_of
 
 NUMBERS = ("perplexity", "mean_held_out_error", "seconds")

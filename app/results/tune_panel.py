@@ -4,13 +4,14 @@ import streamlit as st
 from torch import nn
 
 from app import components, session, shared, words
+from app.components.work import follow
 from app.figures import maps
 from app.figures.methods import tuning_curve
+from app.forms.widgets import linked, start_button
 from app.runs import tuning
 from app.runs.pruning import PruningRun
 from app.runs.slimming import Slimming
 from app.runs.tuning import MINUTES, SlimTuning, TuneRequest, Tuning, TuningRun
-from app.runs.widgets import follow, linked, start_button
 from rose import RoseError
 from rose.model.load.tokens import tuning_draw
 

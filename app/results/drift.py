@@ -10,7 +10,7 @@ from math import isfinite
 import pandas as pd
 
 from app import words
-from app.runs.finished import calibration_of, model_of, size_of
+from app.results.naming import calibration_of, model_of, size_of
 from app.runs.request import HELD_OUT, PruneRequest
 from app.study.setup import Setup
 from rose import RunReport, verdicts

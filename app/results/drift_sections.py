@@ -6,11 +6,12 @@ import pandas as pd
 import streamlit as st
 
 from app import components, session, words
+from app.components.work import follow
 from app.figures import drift as figures
-from app.runs import depth
+from app.forms import study_form
+from app.forms.widgets import priced
+from app.results import drift
 from app.runs.pruning import PruningRun
-from app.runs.widgets import follow, priced
-from app.study import form
 from rose import RunReport
 
 DRIFT, ORIGIN, REPAIR = "Hidden-state error by depth", "Where it arises", "What is repaired"
@@ -36,18 +37,18 @@ def draw(view: str, runs: Sequence[RunReport]) -> None:
             "held-out tokens."
         )
     if view != DRIFT:
-        known = [run for run in known if depth.knows_origin(run)]
+        known = [run for run in known if drift.knows_origin(run)]
         if not known:
             st.info(
                 "Of these runs only the drift is known, not where it arises: that is measured while a model is pruned."
             )
             return
-    {DRIFT: _drift, ORIGIN: _origin, REPAIR: _repair}[view](depth.drift_table(known), known)
+    {DRIFT: _drift, ORIGIN: _origin, REPAIR: _repair}[view](drift.drift_table(known), known)
 
 
 def _drift(table: pd.DataFrame, runs: Sequence[RunReport]) -> None:
     scale = components.choose("Scale", {"linear": "linear", "log": "log"}, "runs_scale")
-    finding = depth.drift_finding(runs)
+    finding = drift.drift_finding(runs)
     drawing = figures.drift_curves(table, scale=scale, finding=finding, theme=session.theme())
     components.show(drawing, "runs-drift", wide=True)
     st.caption(f"{DRIFT_SCALE} The output head reads those after the last decoder block.")
@@ -69,7 +70,7 @@ def _origin(table: pd.DataFrame, runs: Sequence[RunReport]) -> None:
 
 
 def _repair(table: pd.DataFrame, runs: Sequence[RunReport]) -> None:
-    drawing = figures.cancelled_shares(table, problem=depth.drift_problem(runs), theme=session.theme())
+    drawing = figures.cancelled_shares(table, problem=drift.drift_problem(runs), theme=session.theme())
     components.show(drawing, "runs-repair", wide=True)
     st.caption(
         "Passed on: the drift that the block would hand on with its dense weights. With target dense, weights "
@@ -99,7 +100,7 @@ def follow_comparison() -> None:
 
 def compare_button() -> None:
     """Starts a comparison of two targets on the set-up of this session."""
-    setup, request = depth.small_comparison(session.setup())
+    setup, request = drift.small_comparison(session.setup())
     running = st.session_state.get(COMPARING)
     cost, problem = priced(setup, request)
     if setup.stream:
@@ -123,4 +124,4 @@ def compare_button() -> None:
         "Target layer: each layer keeps its own output on the pruned inputs, as in the papers. Target dense: it "
         "aims at the dense model's output, and so repairs what came before it.",
     )
-    form.say_hub(setup)
+    study_form.say_hub(setup)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from app import words
 from app.figures import style
-from app.runs.finished import settings_of
+from app.results.naming import settings_of
 from rose import RunReport, verdicts
 from rose.rows import ERRORS
 from rose.verdicts import EvaluationSetup, Result

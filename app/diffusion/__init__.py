@@ -1,1 +1,0 @@
-"""What the page Diffusion computes and keeps."""

@@ -1,0 +1,1 @@
+"""What is asked: settings as widgets, and what a run would cost."""

@@ -1,0 +1,1 @@
+"""Records on screen: names, comparison, ranking, what to take home."""

@@ -1,0 +1,63 @@
+"""Buttons that hand out tables, reports and checkpoints."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from app import words
+from app.runs.checkpoints import size_of, zipped
+from rose import RunReport
+from rose.rows import csv_text
+
+MOST_BYTES = 2 * 10**9  # that a browser is offered
+
+
+def csv_button(label: str, table: pd.DataFrame, name: str, key: str, **more: Any) -> None:
+    """A table to take away; `more` is of `st.download_button`."""
+    file_button(label, partial(csv_text, table), name, key=key, icon=":material/download:", **more)
+
+
+def file_button(label: str, content: Any, name: str, **more: Any) -> None:
+    """A file to take away; `content` may be a function, called for those who ask; `more` is of `st.download_button`."""
+    st.download_button(label, content, name, on_click="ignore", **({"key": name} | more))
+
+
+def checkpoint_button(folder: Path, **more: Any) -> None:
+    """A kept checkpoint to take away; it is zipped only for those who ask."""
+    taken = size_of(folder)
+    label = f"Checkpoint, {words.size(taken)}"
+    large_button(label, partial(zipped, folder), f"{folder.name}.zip", taken, **more)
+
+
+def large_button(label: str, content: Any, name: str, taken: int, **more: Any) -> None:
+    """As `file_button`, for what may be too large: a browser waits three minutes for a file, which the server holds
+    in memory meanwhile."""
+    if taken <= MOST_BYTES:
+        file_button(label, content, name, **more)
+    else:
+        st.caption(f"{label}: too large for a browser, so copy it from where it is kept.")
+
+
+def report_button(runs: Callable[[], Sequence[RunReport]], name: str, key: str, **more: Any) -> None:
+    """Hands out records as one HTML file, named `name`; it is made only for those who ask."""
+
+    def make() -> str:
+        from app.results import html_page, html_report  # with all figures: no page waits for them
+
+        return html_page.to_html(html_report.report_of(runs()))
+
+    st.download_button(
+        "Report, HTML",
+        make,
+        f"{name}.html",
+        mime="text/html",
+        icon=":material/description:",
+        on_click="ignore",
+        key=key,
+        help="One file to send: findings, interactive figures, settings and versions. It needs no network.",
+        **more,
+    )
