@@ -2,29 +2,35 @@
 
 Exit status: 0 done, 1 `check` has found something wrong, 2 bad input or too little
 memory (one line that says what and what to do), 70 a failure that nobody has foreseen (a traceback), 130 cancelled.
-The commands are in `rose.commands`, one file each.
+`rose.recipe` declares what can be asked; the commands are in `rose.commands`, one file each, and are imported, with
+torch and transformers, once what is asked is known to make sense.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
+from importlib import import_module
 from typing import Any
 
-import rose
 from rose import interrupt
-from rose.commands import COMMANDS
-from rose.commands.terminal import Output
+from rose.commands.console import Output
 from rose.environment import says_versions
-from rose.errors import is_out_of_memory
-from rose.model.workers import choose_gpu, launched_place, process_group
+from rose.errors import RoseError, is_out_of_memory
+from rose.launch import launched_place
+from rose.plugins import load_plugins
+from rose.recipe.file import Recipe
+from rose.recipe.options import add_options, read_options
+from rose.recipe.spec import Spec
+from rose.recipe.tools import COMMANDS
 
 UNFORESEEN = 70  # as in sysexits.h: not 1, which is a verdict of `check`
+MODULES = {"unpack": "pack", **dict.fromkeys((name for name in COMMANDS if name.startswith("diffuse ")), "diffuse")}
+DIVIDED = ("analyze", "prune", "slim", "tune", "run")  # commands on which the processes of a launcher work together
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,22 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # which may not write "…", nor bytes in the name of a folder
         sys.stdout.reconfigure(errors="backslashreplace")
     name = "rose" if processes == 1 else f"rose, process {rank + 1} of {processes}"
-    options = argparse.Namespace()
+    spec = None
     try:
         interrupt.unguard()
-        choose_gpu()
-        rose.load_plugins()  # first, because help texts list methods and orders
-        options = _read(arguments)
-        options.command = shlex.join(["rose", *(sys.argv[1:] if arguments is None else arguments)])  # for the report
-        silence = redirect_stdout(io.StringIO()) if rank > 0 else nullcontext()  # the first process prints the results
-        with process_group() if options.divided else nullcontext(), silence:
-            return options.run(options, console) or 0
-    except rose.RoseError as problem:
+        load_plugins()  # first, because they add methods and orders
+        spec, more = _read(list(sys.argv[1:] if arguments is None else arguments))
+        return _run(spec, more, console, rank) or 0
+    except RoseError as problem:
         return _refuse(name, str(problem))
     except KeyboardInterrupt:
-        kept = getattr(options, "checkpoint", None) or getattr(options, "rows", None)
-        left = f"the same command resumes from {kept}" if kept and kept.exists() else "nothing was written"
-        console.print(f"rose: cancelled; {left}", soft_wrap=True)
+        console.print(f"rose: cancelled; {_left(spec)}", soft_wrap=True)
         return interrupt.CANCELLED
     except Exception as problem:
         if not is_out_of_memory(problem):
@@ -60,44 +60,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(name, f"There was not enough memory; {less}.")
 
 
+def _run(spec: Spec, more: Sequence[str], console: Output, rank: int) -> int | None:
+    """Imports the command and does its work; of several processes only the first prints results."""
+    if spec.run == "run":
+        recipe = Recipe.read(spec.recipe, *spec.changes)  # type: ignore[attr-defined]
+        command: Any = import_module("rose.commands.run")
+        work: Any = lambda: command.run(recipe, console)  # noqa: E731
+    else:
+        command = import_module(f"rose.commands.{MODULES.get(spec.run, spec.run)}")
+        work = lambda: command.run(spec, console, *([more] if spec.run == "app" else []))  # noqa: E731
+    from rose.model.workers import choose_gpu, process_group
+
+    choose_gpu()
+    silence = redirect_stdout(io.StringIO()) if rank > 0 else nullcontext()
+    with process_group() if spec.run in DIVIDED else nullcontext(), silence:
+        return work()
+
+
+def _left(spec: Spec | None) -> str:
+    """What a cancelled command has left."""
+    from pathlib import Path
+
+    kept = getattr(spec, "checkpoint", None)
+    if kept is None and spec is not None and spec.run in ("compare", "damage"):
+        kept = getattr(spec, "output", None)
+    return f"the same command resumes from {kept}" if kept and Path(kept).exists() else "nothing was written"
+
+
 def _refuse(name: str, why: str) -> int:
     Output(stderr=True, highlight=False).print(f"{name}: {why}", style="red", soft_wrap=True)
     return 2
 
 
-class _Commands(argparse._SubParsersAction):
-    """The help of each command begins with what the list of commands says of it; its errors show its usage."""
+def _read(given: list[str]) -> tuple[Spec, list[str]]:
+    """What is asked, checked; options of `streamlit run` besides.
 
-    def add_parser(self, name: str, **more: Any) -> Any:
-        says = more["help"]
-        made = super().add_parser(name, description=f"{says[0].upper()}{says[1:]}.", **more)
-        made.set_defaults(parser=made)
-        return made
-
-
-def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; those of `streamlit run` as `more`.
-
-    Raises RoseError for one that is empty: as a path it would be the working folder.
+    Raises RoseError for what cannot be done, and for an empty value: as a path it would be the working folder.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options, more = _parser().parse_known_args(given)
-    for before, one in zip(["", *given], given, strict=False):
-        if not one or (one.startswith("--") and one.endswith("=")):
-            name = one.rstrip("=") or before
-            raise rose.RoseError(f"What is given after {name} is empty; name something, or check the variable there.")
-    if more and not options.takes_more:
+    options, more = _parser(given).parse_known_args(given)
+    for before, argument in zip(["", *given], given, strict=False):
+        if not argument or (argument.startswith("--") and argument.endswith("=")):
+            name = argument.rstrip("=") or before
+            raise RoseError(f"What is given after {name} is empty; name something, or check the variable there.")
+    if more and options.command.run != "app":
         options.parser.error(f"unrecognized arguments: {' '.join(more)}")
-    options.more = more
-    return options
+    return read_options(options.command, options), more
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rose", description="One-shot pruning of language models, and its analysis.")
-    parser.add_argument("--version", action="version", version=says_versions())
-    # Whether the processes of a launcher work on one thing together; whether another program's options may be given.
-    parser.set_defaults(divided=False, takes_more=False)
-    subparsers = parser.add_subparsers(action=_Commands, required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add_parser(subparsers)
+    parser.add_argument("--version", action="version", version=says_versions() if "--version" in given else "")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    diffuse: Any = None
+    for name, spec in COMMANDS.items():
+        _, _, second = name.partition(" ")
+        if second and diffuse is None:
+            says = "prune a diffusion model, draw with it, measure it"
+            group = commands.add_parser("diffuse", help=says, description=f"{says[0].upper()}{says[1:]}.")
+            diffuse = group.add_subparsers(required=True, metavar="prune | slim | sample | evaluate")
+        says = spec.summary
+        into = diffuse if second else commands
+        made = into.add_parser(second or name, help=says, description=f"{says[0].upper()}{says[1:]}.")
+        made.set_defaults(command=spec, parser=made)
+        if not given or name.partition(" ")[0] in given:  # options of other commands are not needed
+            add_options(made, spec)
     return parser

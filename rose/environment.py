@@ -8,8 +8,10 @@ import re
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 ROUNDING = ("torch", "transformers")  # programs that round numbers their own way
 
@@ -47,6 +49,8 @@ def environment(compute: str, device: torch.device) -> str:
         compute: the format of forward passes, as `Precision.describe` says it.
         device: what runs on.
     """
+    import torch
+
     known = versions()
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     threads = torch.get_num_threads()

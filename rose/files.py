@@ -5,27 +5,19 @@ A file is written beside its place, forced to the disk and renamed, so that it i
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors import SafetensorError
 
 from rose.errors import RoseError
 from rose.wording import size
 
 LARGEST = 500 * 10**6  # bytes of a table or a report
 TEMPORARY = ".tmp"  # ends the name of what is still being written
-
-
-class DamagedFile(Exception):
-    """A file is missing, truncated, or differs from what was written."""
 
 
 def expand(name: str | Path) -> Path:
@@ -77,7 +69,7 @@ def check_small(path: str | Path) -> None:
 
 
 @contextmanager
-def _replacing(path: Path, temporary: Path) -> Iterator[None]:
+def replacing(path: Path, temporary: Path) -> Iterator[None]:
     """Gives what the body writes to `temporary` the name `path`; removes it where the body fails."""
     try:
         yield
@@ -96,53 +88,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         OSError: from the file system; an existing file stays as it was.
     """
     temporary = path.with_name(f"{path.name}{secrets.token_hex(4)}{TEMPORARY}")  # other writers have names of their own
-    with _replacing(path, temporary), temporary.open("xb") as file:
+    with replacing(path, temporary), temporary.open("xb") as file:
         file.write(content)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], **facts: str) -> None:
-    """Writes a safetensors file, whole or not at all, with texts and a digest of everything in its header.
-
-    Raises:
-        OSError, SafetensorError: from the file system; an existing file stays as it was.
-    """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    temporary = path.with_name(path.name + TEMPORARY)
-    with _replacing(path, temporary):
-        save_file(plain, temporary, {**facts, "digest": digest(plain, facts)})
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and texts of a file from `write_tensors`.
-
-    Raises:
-        DamagedFile: not whole, or not what was written.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-    except (OSError, SafetensorError) as problem:
-        raise DamagedFile(f"{path} cannot be read ({problem})") from problem
-    if facts.pop("digest", "") != digest(tensors, facts):
-        raise DamagedFile(f"{path} does not hold what was written")
-    return tensors, facts
-
-
-def facts_of(path: Path) -> dict[str, str]:
-    """The texts in the header of a file from `write_tensors`, not checked."""
-    with safe_open(path, "pt") as file:
-        return file.metadata() or {}
-
-
-def digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, whatever the order of the mapping."""
-    found = hashlib.sha256(repr(sorted((facts or {}).items())).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -26,12 +26,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rose
 from rose import cli, verdicts
-from rose.commands import analyze, checkpoints, options, terminal
+from rose.commands import analyze, checkpoints, shared, terminal
 from rose.commands.compare import _print as _print_methods
 from rose.commands.damage import _print as _print_damage
 from rose.commands.prune import _print_layers
 from rose.commands.terminal import bar
-from rose.files import digest
 from rose.model.estimate import duration
 from rose.model.measure import comparison
 from rose.model.measure import damage_report as damage_rows
@@ -40,7 +39,9 @@ from rose.model.measure.damage_report import DamageReport
 from rose.model.network.precision import Precision
 from rose.model.run import one_layer
 from rose.output import check_file
+from rose.recipe.steps import Prune
 from rose.structured import plan
+from rose.tensor_files import digest
 from rose.wording import apart
 from tests.tasks import write_task
 from tests.tiny import BOS, save_tiny_llama
@@ -437,9 +438,9 @@ def test_rows_of_two_processes_are_both_kept_and_a_row_measured_twice_once(tmp_p
 BAD = {
     "calibration": (["--calibration", "missing.txt"], "There is no file missing.txt"),
     "source": (["--calibration", "shakespeare"], "Unknown text"),
-    "length": (["--length", "1"], "at least 2 tokens"),
+    "length": (["--length", "1"], "length must be a whole number of at least 2"),
     "too long": (["--length", "300"], "longer than the model"),
-    "held out": (["--held-out", "-1"], "0 held-out ones"),
+    "held out": (["--held-out", "-1"], "held_out must be a whole number of at least 0"),
 }
 
 
@@ -669,19 +670,18 @@ COMPARE = ["compare", "--evaluate", "packaged"]
 CHEAP = {  # refused before a model is loaded: the command's options, what is said
     "sparsity": (["prune", "--sparsity", "7"], "from 0 to 1"),
     "method": (["prune", "--method", "rosé"], "no method named"),
-    "block size": (["prune", "--block-size", "0"], "block size"),
+    "block size": (["prune", "--block-size", "0"], "block_size must be a whole number of at least 1, not '0'"),
     "order": (["prune", "--method", "rose", "--order", "sideways"], "no order named"),
     "option": (["prune", "--option", "speed"], "NAME=VALUE"),
     "option of another method": (["prune", "--option", "rank_ratio=0.3"], "no option"),
     "allocation of N:M": (["prune", "--allocation", "owl", "--sparsity", "2:4"], "2:4 fixes the ratio"),
     "allocation": (["prune", "--allocation", "random"], "must be one of uniform, owl, sensitivity"),
     "alpha": (["prune", "--allocation", "sensitivity:2"], "number from 0 to 1, not '2'"),
-    "damping": (["prune", "--damping", "-1"], "Damping must be"),
-    "seed": (["prune", "--seed", "9" * 20], "A seed must be a whole number from 0"),
+    "damping": (["prune", "--damping", "-1"], "damping must be a number of at least 0"),
+    "seed": (["prune", "--seed", "9" * 20], "seed must be a whole number from 0"),
     "checkpoint": (["prune", "--checkpoint", "out"], "--checkpoint must not be inside --output"),
     "checkpoint below": (["slim", "--checkpoint", "out/kept"], "--checkpoint must not be inside --output"),
     "streamed": (["prune", "--stream", "--evaluate", "packaged"], "--evaluate needs the whole model in memory"),
-    "streamed tuning": (["tune", "x", "--dense", "y", "--stream"], "needs both models in memory; leave --stream out"),
     "text": (["prune", "--calibration", "absent.txt"], "There is no file absent.txt"),
     "short text": (["prune", "--calibration", "short.txt"], "short.txt has 5 bytes, too few to calibrate"),
     "kind of text": (["analyze", "--calibration", "notes.md"], "Unknown text 'notes.md'"),
@@ -695,42 +695,45 @@ CHEAP = {  # refused before a model is loaded: the command's options, what is sa
     "two that say what to draw": (["diffuse", "sample", "--prompts", "a", "--classes", "Bag"], "both say what to draw"),
     "windows": (
         ["prune", "--evaluate", "packaged", "--windows", "0"],
-        "number of at least 1, not 0",
+        "windows must be a whole number of at least 1, not '0'",
     ),
-    "samples": (["slim", "--samples", "0"], "at least 1 sample and 0 held-out ones, not 0 and 4"),
+    "samples": (["slim", "--samples", "0"], "samples must be a whole number of at least 1, not '0'"),
     "samples that judge": (
         ["prune", "--samples", "1", "--rotate", "heads"],
         "give at least 2 calibration samples, not 1",
     ),
     "length": (
         ["evaluate", "--text", "packaged", "--length", "1"],
-        "The length of windows must",
+        "length must be a whole number of at least 2",
     ),
-    "no method": (["analyze", "--methods", ","], "--methods names nothing"),
+    "no method": (["analyze", "--methods", ","], "methods must be a list of names"),
     "threshold": (["analyze", "--threshold", "3"], "threshold on the relative range"),
     "one of the patterns": ([*COMPARE, "--allocation", "owl", "--sparsity", "0.5,2:4"], "2:4"),
     "order of one method": ([*COMPARE, "--methods", "rose@natural:5"], "no order named"),
-    "block size of all": ([*COMPARE, "--block-size", "0"], "block size"),
+    "block size of all": ([*COMPARE, "--block-size", "0"], "block_size"),
     "limit": (["evaluate", "--text", "packaged", "--limit", "3"], "--limit and --task-folder are for --tasks"),
     "task folder": (["evaluate", "--text", "packaged", "--task-folder", "x"], "--limit and --task-folder are for"),
     "windows of no text": (
         ["evaluate", "--tasks", "--windows", "2", "--length", "8"],
-        "--windows and --length are for",
+        "--windows and --length belong to the perplexity on --text",
     ),
-    "format of no text": (["evaluate", "--tasks", "--compute", "auto"], "--compute is for the perplexity on --text"),
+    "format of no text": (["evaluate", "--tasks", "--compute", "auto"], "--compute belong to the perplexity on --text"),
     "nothing to measure": (["evaluate"], "Say what to measure"),
-    "ratio": (["slim", "--ratio", "2"], "ratio must be above 0 and below 1"),
-    "structured method": (["slim", "--method", "nothing"], "no structured method named"),
-    "slim's damping": (["slim", "--damping", "-1"], "Damping"),
+    "ratio": (["slim", "--ratio", "2"], "ratio must be a number above 0 and below 1"),
+    "structured method": (
+        ["slim", "--method", "nothing"],
+        "method must be one of obs, slimllm, wanda, magnitude, depth, not 'nothing'",
+    ),
+    "slim's damping": (["slim", "--damping", "-1"], "damping must be"),
     "damping of target layer": (["slim", "--target", "layer", "--target-damping", "1"], "Only target dense"),
     "pattern": (["slim", "--prune", "5:4"], "5:4"),
     "multiple": (["slim", "--prune", "8:16"], "needs widths divisible by 16; give --multiple 16."),
     "depth": (["slim", "--method", "depth", "--parts", "heads", "--target", "dense"], "leave out --parts, --target."),
     "widths of depth": (
         ["slim", "--method", "depth", "--multiple", "16", "--damping", "1"],
-        "out --multiple, --damping.",
+        "out --damping, --multiple.",
     ),
-    "negative seed": (["slim", "--seed", "-1"], "from 0 to 2^63 − 1, not -1"),
+    "negative seed": (["slim", "--seed", "-1"], "seed must be a whole number from 0 to 9223372036854775807, not '-1'"),
     "prune method": (["slim", "--prune", "0.5", "--prune-method", "nothing"], "nothing"),
     "prune method alone": (["slim", "--prune-method", "wanda"], "--prune-method is for --prune"),
     "packages": (["diffuse", "prune", "--packages", "0"], "packages must be a whole number"),
@@ -774,7 +777,7 @@ def test_what_cannot_be_done_is_told_before_a_text_is_read(
         model.save_pretrained(tmp_path / "pruned")
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path / "pruned")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(options, "calibration", lambda *_args: pytest.fail("has read a text first"))
+    monkeypatch.setattr(shared, "calibration", lambda *_args: pytest.fail("has read a text first"))
     assert run(command, "--model", checkpoint, "--length", "48", *more, "--output", "out") == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
@@ -952,7 +955,7 @@ def test_who_restores_prunes_by_no_method(checkpoint, tmp_path, capsys):
     command = ["damage", "--model", checkpoint, *WINDOWS, "--units", "blocks", "--restore", tmp_path / "pruned"]
     refused = ["--method", "wanda", "--block-size", "16", "--output", tmp_path / "refused"]
     assert run(*command, *refused) == 2
-    assert "leave --method and --block-size out" in " ".join(capsys.readouterr().err.split())
+    assert "leave --block-size and --method out" in " ".join(capsys.readouterr().err.split())
     assert run(*command, "--output", tmp_path / "out") == 0
     assert "All at once give back" in capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -1008,28 +1011,30 @@ def test_paths_are_in_the_home_folder_also_where_the_shell_leaves_that_to_us(tmp
         ["diffuse", "sample"],
     ]
     for command in [*commands, ["diffuse", "evaluate"]]:
-        assert cli._read([*command, "--output=~/x"]).output == tmp_path / "x"
-    assert cli._read(["check", "x", "y", "--json=~/x"]).json == tmp_path / "x"
-    asked = cli._read(["prune", "--output=~/x", "--checkpoint=~/x/kept"])
+        needed = ["--tasks"] if command == ["evaluate"] else []
+        assert cli._read([*command, *needed, "--output=~/x"])[0].output == tmp_path / "x"
+    assert cli._read(["check", "x", "y", "--json=~/x"])[0].json_file == tmp_path / "x"
+    asked, _ = cli._read(["prune", "--output=~/x", "--checkpoint=~/x/kept"])
     with pytest.raises(rose.RoseError, match="must not be inside --output"):
         checkpoints.check(asked)
 
 
-def test_a_report_knows_its_model_and_text_in_every_folder(checkpoint, text, tmp_path, monkeypatch):
+def test_a_report_names_its_model_and_text_by_whole_paths(checkpoint, text, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(checkpoint).parent)
-    asked = cli._read(["prune", "--model", "./model", "--calibration", os.path.relpath(text), "--output", "x"])
-    known = options.origin(asked)
-    assert known["model"] == checkpoint
-    assert Path(known["calibration"]).is_absolute()
-    assert Path(known["calibration"]).samefile(text)
+    asked, _ = cli._read(["prune", "--model", "./model", "--calibration", os.path.relpath(text), "--output", "x"])
+    header = shared.origin(asked)
+    assert header["model"] == checkpoint
+    assert Path(header["calibration"]).is_absolute()
+    assert Path(header["calibration"]).samefile(text)
     monkeypatch.chdir(checkpoint)
-    assert options.absolute("../model") == checkpoint  # or the same command could not go on from another folder
+    named = partial(Prune, output="x")
+    assert named(model="../model").to_dict()["model"] == checkpoint  # or another folder could not go on
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(checkpoint)
     Path("model").mkdir()
-    assert Path(options.absolute("link/../model")).samefile(checkpoint)
+    assert Path(named(model="link/../model").to_dict()["model"]).samefile(checkpoint)
     Path("packaged").touch()
-    assert options.origin(cli._read(["prune", "--output", "x"]))["calibration"] == "packaged"
+    assert named().to_dict()["calibration"] == "packaged"
 
 
 def test_what_is_empty_is_refused_instead_of_taken_for_the_working_folder(tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ import pytest
 
 TORCH = "import os, signal; os.kill(os.getpid(), signal.SIGINT); raise SystemExit('it went on')"
 SCRIPT = "import sys; from rose.cli import main; sys.exit(main())"  # as installers write it
-LIBRARY = "try: import rose\nexcept KeyboardInterrupt: print('mine')"
+LIBRARY = "try: import rose; rose.load_model\nexcept KeyboardInterrupt: print('mine')"
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from app import shared, words
 from app.study import preflight
 from app.study.setup import LIMITS, Setup
 from rose.model.defaults import STORED
-from rose.model.load.models import DTYPES, PACKAGED, is_hub_id, load_skeleton, read_as
+from rose.model.load.models import DTYPES, is_hub_id, load_skeleton, read_as
 from rose.model.load.tokens import DATASETS
 from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
 from rose.model.network.precision import name_of
+from rose.model.packaged import PACKAGED
 
 HUB = urlsplit(constants.ENDPOINT).netloc
 FILE = "file"

@@ -8,7 +8,8 @@ import pandas as pd
 
 import rose
 from app.study.study import Study, error_on
-from rose.layer.grid import Grid, bits_a_weight
+from rose.layer.bits import Grid
+from rose.layer.grid import bits_a_weight
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import ROUNDING_WORK, SWEEP_EFFICIENCY, matmul_rate, sweeps_of
 

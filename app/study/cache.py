@@ -35,12 +35,13 @@ from torch import Tensor
 
 import rose
 from app.study.setup import Setup
-from rose.files import TEMPORARY, DamagedFile, expand, read_tensors, write_tensors
+from rose.files import TEMPORARY, expand
 from rose.layer.basis import HeadLayout
 from rose.model.load.models import identify
 from rose.model.load.tokens import DATASETS, packaged_text
 from rose.model.network.layers import PrunableLayer, by_block
 from rose.model.walk.walk import BlockStatistics
+from rose.tensor_files import DamagedFile, read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 

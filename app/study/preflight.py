@@ -19,11 +19,12 @@ from rose.files import reachable
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import Cost, estimate_cost, statistics_groups
 from rose.model.estimate.memory import estimate_memory
-from rose.model.load.models import PACKAGED, is_hub_id, parse_dtype
+from rose.model.load.models import is_hub_id, parse_dtype
 from rose.model.load.tokens import DATASETS, check_text, is_downloaded
 from rose.model.network.heads import ATTENTION_OUTPUTS
 from rose.model.network.layers import check_widths
 from rose.model.network.network import Network
+from rose.model.packaged import PACKAGED
 
 LayerChoice = Literal["all", "attention", "block", "own"]
 

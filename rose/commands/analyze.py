@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,8 +12,7 @@ from torch import Tensor
 
 import rose
 from rose import verdicts
-from rose.commands import options as shared
-from rose.commands import terminal
+from rose.commands import shared, terminal
 from rose.layer.paper import WIDEST, paper_figures
 from rose.model.estimate.duration import estimate_cost, sweeps_of
 from rose.model.estimate.memory import estimate_memory
@@ -26,46 +23,39 @@ from rose.model.network.precision import Precision
 from rose.model.run.settings import run_settings
 from rose.model.workers import Workers
 from rose.output import check_output
+from rose.recipe.file import Recipe
+from rose.recipe.steps import Analyze
 from rose.rows import pruned_rows
 
 MOST = f"the most columnar layer of at most {WIDEST} columns"
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("analyze", help="which layers are columnar, and how order changes their error")
-    shared.add(parser, f"{shared.MODEL} stream compute {shared.TEXT} {shared.SWEEP} rotate")
-    says = f"methods to compare {shared.DEFAULT}"
-    parser.add_argument("--methods", default="sparsegpt,rose", metavar="A,B", help=says)
-    shared.add(
-        parser,
-        "output",
-        required=False,
-        help=f"write report.json, layers.csv and layers.parquet; a single process also tries orders on {MOST}",
-    )
-    parser.set_defaults(run=run, divided=True)
-
-
-def run(options: argparse.Namespace, console: Console) -> None:
-    methods = shared.split(options.methods, "--methods")
-    chosen = shared.run_options(options)
+def run(spec: Analyze, console: Console) -> None:
+    methods = list(spec.methods)
+    chosen = shared.run_options(spec)
     settings = [run_settings(method=method, **chosen).layer for method in methods]
-    if options.output:
-        check_output(options.output)
-    model, tokenizer = shared.load(options, console)
-    sizes = shared.drawn_sizes(options) | shared.pick(options, ("layers", "compute"))
+    if spec.output:
+        check_output(spec.output)
+    spec = shared.settle_dtype(spec, spec.model)
+    model, tokenizer = shared.load(spec, console)
+    sizes = shared.drawn_sizes(spec) | shared.pick(spec, ("layers", "compute"))
     seconds = estimate_cost(model, sweeps=sweeps_of(methods), **sizes).seconds
-    estimates = [partial(estimate_memory, method=one, layers=options.layers) for one in methods]
-    shared.tell_cost(options, "Analyzing", seconds, estimates, model, console)
-    tokens, held_out = shared.calibration(options, tokenizer, options.seed)
-    shared.rotate(options, model, tokens, settings, console)
+    estimates = [partial(estimate_memory, method=one, layers=spec.layers) for one in methods]
+    shared.tell_cost(spec, "Analyzing", seconds, estimates, model, console)
+    drawn = shared.calibration(spec, tokenizer, spec.seed)
+    tokens, held_out = drawn.tokens, drawn.held_out
+    shared.rotate(spec, model, tokens, settings, console)
     most = _MostColumnar()
     with terminal.bar(console, "Analyzing") as follow:
-        chosen |= {"methods": methods, "layers": options.layers}
-        seen = most.see if options.output and Workers.here().count == 1 else None
+        chosen |= {"methods": methods, "layers": spec.layers}
+        seen = most.see if spec.output and Workers.here().count == 1 else None
         records = list(rose.analyze_model(model, tokens, held_out=held_out, progress=follow, seen=seen, **chosen))
     network = Network(model)
-    facts = {"samples": options.samples, "length": options.length, "held_out_samples": options.held_out}
-    facts |= shared.origin(options) | {"bos_token": network.bos_in_front(tokens), "rotated_heads": rotated_heads(model)}
+    facts: dict[str, Any] = {"samples": spec.samples, "length": spec.length, "held_out_samples": spec.held_out}
+    facts |= shared.origin(spec, drawn) | {
+        "bos_token": network.bos_in_front(tokens),
+        "rotated_heads": rotated_heads(model),
+    }
     # Of what was done, which is more than what was asked for.
     precision = Precision.of(chosen.pop("compute"), network.dtype, network.device)
     facts |= {"compute": precision.describe()["compute"], "environment": precision.environment(network.device)}
@@ -73,10 +63,10 @@ def run(options: argparse.Namespace, console: Console) -> None:
         with console.status("Trying orders on the most columnar layer"):
             facts["paper"] = asdict(paper_figures(*most.known, settings[0]))
     report = rose.RunReport.from_records(records, chosen, **facts)
-    if options.output:
-        Workers.here().from_first(lambda: _save(report, options.output))
-    _print(report, methods, options.threshold, "relative_error" if held_out is None else "held_out_error")
-    if options.output:
+    if spec.output:
+        Workers.here().from_first(lambda: _save(report, spec))
+    _print(report, methods, spec.threshold, "relative_error" if held_out is None else "held_out_error")
+    if spec.output:
         terminal.say(f"Orders were tried on {most.known[0]}, {MOST}." if most.known else most.why_none)
 
 
@@ -97,9 +87,12 @@ class _MostColumnar:
             self.range = record.relative_range
 
 
-def _save(report: rose.RunReport, folder: Path) -> None:
+def _save(report: rose.RunReport, spec: Analyze) -> None:
+    folder = spec.output
+    assert folder is not None
     try:
         report.save(folder)
+        Recipe((spec,)).write(folder)
     except OSError as problem:
         raise rose.RoseError(f"The report cannot be written to {folder} ({problem.strerror}); make room.") from problem
 

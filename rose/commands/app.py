@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from rich.console import Console
 
 from rose.errors import RoseError
+from rose.recipe.tools import App
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("app", help="open the app in a browser; takes options of `streamlit run`, too")
-    parser.add_argument("--port", type=int, default=8501, help="on this machine (default: %(default)s)")
-    parser.set_defaults(run=run, takes_more=True)
-
-
-def run(options: argparse.Namespace, _console: Console) -> None:
+def run(spec: App, _console: Console, more: Sequence[str]) -> None:
     """Serves the app on this machine until it is stopped: in this process, whose end then is that of the server."""
-    if not 0 < options.port < 65536:
-        raise RoseError(f"A port is a number from 1 to 65535, not {options.port}.")
     server = app_module("server", "The app", ("streamlit", "plotly"))
-    sys.argv = ["rose app", f"--server.port={options.port}", *options.more]
+    sys.argv = ["rose app", f"--server.port={spec.port}", *more]
     server.main()
 
 

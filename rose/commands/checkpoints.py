@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,33 +12,34 @@ from transformers import PreTrainedModel
 
 import rose
 from rose import output, verdicts
-from rose.commands import options as shared
-from rose.commands import terminal
+from rose.commands import shared, terminal
 from rose.model.load.models import parse_dtype, stored_dtype
 from rose.model.measure.perplexity import perplexity_of
 from rose.model.network.precision import name_of
 from rose.model.workers import Workers
 from rose.output import check_folder, check_output
+from rose.recipe.file import Recipe
+from rose.recipe.steps import Prune, Slim, Tune
 from rose.wording import count
 
+Saved = Prune | Slim | Tune
 
-def check(options: argparse.Namespace) -> None:
+
+def check(spec: Saved) -> None:
     """Raises RoseError, before a model is loaded, unless it can be evaluated and written."""
-    check_output(options.output)
-    if options.stream and options.evaluate:
-        raise rose.RoseError("--evaluate needs the whole model in memory; leave it out, or leave --stream out.")
+    check_output(spec.output)
     # The output folder must still be empty once the run is over.
-    if options.checkpoint:
-        check_folder(options.checkpoint)
-    if options.checkpoint and options.checkpoint.resolve().is_relative_to(options.output.resolve()):
+    if spec.checkpoint:
+        check_folder(spec.checkpoint)
+    if spec.checkpoint and spec.checkpoint.resolve().is_relative_to(spec.output.resolve()):
         raise rose.RoseError("--checkpoint must not be inside --output, which is empty until the end; choose another.")
 
 
-def check_room(options: argparse.Namespace, model: nn.Module, gone: float = 0.0) -> None:
+def check_room(spec: Saved, model: nn.Module, gone: float = 0.0) -> None:
     """Raises RoseError unless the copy will fit on the disk; `gone`: parameters that will not be in it."""
     parameters = list(model.parameters())
     stored = sum(one.nbytes for one in parameters)
-    output.check_room(options.output, round(stored - gone * parameters[0].itemsize))
+    output.check_room(spec.output, round(stored - gone * parameters[0].itemsize))
 
 
 class Outcome:
@@ -48,11 +48,11 @@ class Outcome:
     `source` names what is pruned or tuned.
     """
 
-    def __init__(self, options: argparse.Namespace, source: str, tokenizer: Any, console: Console) -> None:
-        self.options, self.tokenizer, self.console = options, tokenizer, console
-        self.windows = shared.windows(options, options.evaluate, tokenizer) if options.evaluate else None
+    def __init__(self, spec: Saved, source: str, tokenizer: Any, console: Console) -> None:
+        self.spec, self.tokenizer, self.console = spec, tokenizer, console
+        self.windows = shared.windows(spec, spec.evaluate, tokenizer) if spec.evaluate else None
         self.before: dict[str, Any] = {}
-        _say_format(source, options.dtype, console)
+        _say_format(source, spec.dtype, console)
 
     def begin(self, dense: nn.Module, of: str = "") -> None:
         """Evaluates the model as it was before."""
@@ -69,16 +69,20 @@ class Outcome:
 
     def save(self, model: PreTrainedModel, report: rose.RunReport) -> rose.RunReport:
         """Evaluates the model, saves it with its report, and returns the report with what came out."""
-        folder = self.options.output
+        folder = self.spec.output
         report = report.with_summary(
-            evaluated_on=self.options.evaluate,
+            evaluated_on=self.spec.evaluate,
             windows=0 if self.windows is None else len(self.windows),
             **self.before,
             **self.measure(model, "after"),
         )
         with self.console.status(escape(f"Writing {folder}")):
-            Workers.here().from_first(lambda: rose.save_model(model, self.tokenizer, folder, report=report))
+            Workers.here().from_first(lambda: self._write(model, report))
         return report
+
+    def _write(self, model: PreTrainedModel, report: rose.RunReport) -> None:
+        rose.save_model(model, self.tokenizer, self.spec.output, report=report)
+        Recipe((self.spec,)).write(self.spec.output)
 
 
 def _say_format(source: str, dtype: str, console: Console) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -10,15 +9,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-import rose
-from rose.commands import options as shared
-from rose.commands import terminal
+from rose.commands import shared, terminal
 from rose.files import reachable
+from rose.launch import launched_place
 from rose.model.estimate.duration import estimate_evaluation
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import parse_dtype
-from rose.model.load.tokens import check_seed
 from rose.model.measure.comparison import (
     ComparisonFolder,
     ComparisonRow,
@@ -30,64 +28,41 @@ from rose.model.measure.comparison import (
     summarize,
 )
 from rose.model.network.layers import count_parameters
-from rose.model.workers import launched_place
+from rose.recipe.file import Recipe
+from rose.recipe.steps import Compare
 from rose.rows import records_table
 from rose.wording import count
 
-METHODS = ("magnitude", "wanda", "sparsegpt", "rose", "rose_global", rose.RECOMMENDED)
-# Settings shared by all runs in one folder; methods, sparsities and seeds may be added later.
-FOLDER_SETTINGS = (
-    *("model", "dtype", "calibration", "samples", "length", "held_out", "layers", "block_size", "damping", "threshold"),
-    *("allocation", "target", "target_damping", "true_sequential", "min_expert_tokens", "compute"),
-    *("evaluate", "windows", "bos", "bits", "group"),
-)
+ADDED = ("methods", "sparsity", "seeds", "seed")  # may be added to a folder later; the others are those of all its rows
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("compare", help="compare methods over sparsities and calibration seeds")
-    shared.add(parser, f"{shared.MODEL} compute calibration samples length")
-    says = f"seeds of the random choice of windows, a draw each {shared.DEFAULT}"
-    parser.add_argument("--seeds", default="0,1,2", metavar="A,B", help=says)
-    shared.add(parser, "held-out bos")
-    shared.add(parser, "sparsity", default="0.5,0.6,0.7", help=f'ratios, or N:M such as "2:4" {shared.DEFAULT}')
-    shared.add(parser, "layers block-size damping threshold bits group")
-    parser.add_argument(
-        "--methods",
-        default=",".join(METHODS),
-        metavar="A,B",
-        help="METHOD, or METHOD@ORDER/BUDGET to override what a sweep would do; :layer or :dense behind it gives it a "
-        "target of its own (default: %(default)s)",
-    )
-    shared.add(parser, shared.WALK)
-    shared.add(parser, "evaluate", required=True, help="measure perplexity on this text")
-    shared.add(parser, "windows")
-    shared.add(parser, "output", help="rows and summaries; the same command resumes an interrupted run")
-    parser.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace, console: Console) -> None:
-    methods, sparsities = (shared.split(getattr(options, name), f"--{name}") for name in ("methods", "sparsity"))
-    seeds = [_seed(seed) for seed in shared.split(options.seeds, "--seeds")]
-    chosen = shared.run_options(options)
+def run(spec: Compare, console: Console) -> None:
+    methods, sparsities, seeds = spec.methods, spec.sparsity, spec.seeds
+    chosen = shared.run_options(spec)
     del chosen["sparsity"]
     _, runs = plan_comparison(methods, sparsities, **chosen)
-    reachable(options.output)  # before a model is asked how it is stored
-    shared.settle_dtype(options, options.model)
-    places = shared.absolutes(options, "model calibration evaluate")
-    folder = ComparisonFolder(options.output, shared.pick(options, FOLDER_SETTINGS) | places)
-    options.rows = options.output
-    model, tokenizer = shared.load(options, console)
-    windows = shared.windows(options, options.evaluate, tokenizer)
-    draw = lru_cache(maxsize=1)(partial(shared.calibration, options, tokenizer))
+    reachable(spec.output)  # before a model is asked how it is stored
+    spec = shared.settle_dtype(spec, spec.model)
+    settings = {name: value for name, value in spec.to_dict("changes").items() if name not in ADDED}
+    folder = ComparisonFolder(spec.output, settings)
+    model, tokenizer = shared.load(spec, console)
+    windows = shared.windows(spec, spec.evaluate, tokenizer)
+
+    @lru_cache(maxsize=1)
+    def draw(seed: int) -> tuple[Tensor, Tensor | None]:
+        drawn = shared.calibration(spec, tokenizer, seed)
+        return drawn.tokens, drawn.held_out
+
     first, _ = draw(seeds[0])
+    Recipe((spec,)).write(spec.output)
     folder.know(model, {"evaluation": windows, f"calibration (seed {seeds[0]})": first})
-    once = sum(shared.pruning_seconds(options, model, one.layer.method, one.target) for one in runs)
+    once = sum(shared.pruning_seconds(spec, model, one.layer.method, one.target) for one in runs)
     passes = (1 + len(runs) * len(seeds)) * estimate_evaluation(model, tokens=windows.numel())
-    sizes = {"layers": options.layers, "sequential": options.true_sequential}
+    sizes: dict[str, Any] = {"layers": spec.layers, "sequential": spec.true_sequential}
     kinds = {(one.layer.method, one.target == "dense") for one in runs}
     estimates = [partial(estimate_memory, method=name, dense_targets=dense, **sizes) for name, dense in kinds]
-    copied = count_parameters(model) * parse_dtype(options.dtype).itemsize  # the dense weights, to go back to
-    shared.tell_cost(options, "Comparing", len(seeds) * once + passes, estimates, model, console, besides=copied)
+    copied = count_parameters(model) * parse_dtype(spec.dtype).itemsize  # the dense weights, to go back to
+    shared.tell_cost(spec, "Comparing", len(seeds) * once + passes, estimates, model, console, besides=copied)
     with terminal.bar(console, "Comparing") as follow:
 
         def begin(what: str) -> Any:
@@ -104,7 +79,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
             done=folder.rows,
             progress=begin,
             part=launched_place(),
-            layers=options.layers,
+            layers=spec.layers,
             **chosen,
         ):
             folder.add(row)
@@ -114,17 +89,10 @@ def run(options: argparse.Namespace, console: Console) -> None:
     for where in dict.fromkeys(row.environment for row in folder.rows):  # rows of different ones are not compared
         rows = [row for row in folder.rows if row.environment == where]
         dense = rows[0].dense_perplexity
-        kept = f", kept weights in {options.bits} bits" if options.bits else ""
-        _print(rows, f"Perplexity on {options.evaluate}, {count(len(windows), 'window')}; dense {dense:.2f}{kept}")
+        kept = f", kept weights in {spec.bits} bits" if spec.bits else ""
+        _print(rows, f"Perplexity on {spec.evaluate}, {count(len(windows), 'window')}; dense {dense:.2f}{kept}")
         terminal.say(f"Computed with {where or 'an earlier version, which did not say where'}")
-    terminal.say(f"Rows and summaries are in {options.output}")
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise rose.RoseError(f"A seed must be a whole number, not {text!r}.")
-    check_seed(int(text))
-    return int(text)
+    terminal.say(f"Rows and summaries are in {spec.output}")
 
 
 def _print(rows: Sequence[ComparisonRow], title: str) -> None:

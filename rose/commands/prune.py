@@ -2,61 +2,53 @@
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from typing import Any
 
 from rich.console import Console
 
 import rose
-from rose.commands import checkpoints, terminal
-from rose.commands import options as shared
-from rose.commands.tune import check_minutes, draw_texts, tune_after
-from rose.layer.grid import Grid
+from rose.commands import checkpoints, shared, terminal
+from rose.commands.tune import check_tuning, draw_texts, tune_after
+from rose.layer.bits import Grid
 from rose.model.estimate.memory import estimate_memory
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.run.settings import run_settings
+from rose.recipe.steps import Prune
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("prune", help="prune a model and save the checkpoint")
-    shared.add(parser, f"{shared.MODEL} stream compute {shared.TEXT} {shared.SWEEP} rotate")
-    shared.add(parser, "method", default=rose.RECOMMENDED)
-    shared.add(parser, f"bits group order budget option {shared.WALK} {shared.CHECKPOINT} tune")
-    parser.set_defaults(run=run, divided=True)
-
-
-def run(options: argparse.Namespace, console: Console) -> int:
-    chosen = shared.run_options(options)
+def run(spec: Prune, console: Console) -> int:
+    chosen = shared.run_options(spec)
     wanted = run_settings(**chosen)
     settings = wanted.layer
-    checkpoints.check(options)
-    check_minutes(options)
-    model, tokenizer = shared.load(options, console, scratch=options.output.parent)
-    checkpoints.check_room(options, model)
+    checkpoints.check(spec)
+    check_tuning(spec)
+    spec = shared.settle_dtype(spec, spec.model)
+    model, tokenizer = shared.load(spec, console, scratch=spec.output.parent)
+    checkpoints.check_room(spec, model)
     network = Network(model)
-    wanted.check_experts(network.to_prune(options.layers, settings.pattern, settings.block_size, settings.grid))
-    Precision.of(options.compute, network.dtype, network.device)
-    sizes = {"layers": options.layers, "sequential": options.true_sequential, "method": options.method}
-    sizes["dense_targets"] = options.target == "dense"
-    seconds = shared.pruning_seconds(options, model, options.method, options.target)
-    shared.tell_cost(options, "Pruning", seconds, [partial(estimate_memory, **sizes)], model, console)
-    tokens, held_out = shared.calibration(options, tokenizer, options.seed)
-    shared.rotate(options, model, tokens, [settings], console)
-    outcome = checkpoints.Outcome(options, options.model, tokenizer, console)
-    texts = draw_texts(options, model, tokenizer, outcome.windows)
+    wanted.check_experts(network.to_prune(spec.layers, settings.pattern, settings.block_size, settings.grid))
+    Precision.of(spec.compute, network.dtype, network.device)
+    sizes: dict[str, Any] = {"layers": spec.layers, "sequential": spec.true_sequential, "method": spec.method}
+    sizes["dense_targets"] = spec.target == "dense"
+    seconds = shared.pruning_seconds(spec, model, spec.method, spec.target)
+    shared.tell_cost(spec, "Pruning", seconds, [partial(estimate_memory, **sizes)], model, console)
+    drawn = shared.calibration(spec, tokenizer, spec.seed)
+    shared.rotate(spec, model, drawn.tokens, [settings], console)
+    outcome = checkpoints.Outcome(spec, spec.model, tokenizer, console)
+    texts = draw_texts(spec, model, tokenizer, outcome.windows)
     outcome.begin(model)
     with terminal.bar(console, "Pruning") as follow:
-        chosen |= {"layers": options.layers, "checkpoint": options.checkpoint}
-        pruned = rose.prune_model(model, tokens, held_out=held_out, progress=follow, **chosen)
-    tuned = tune_after(options, console, model, texts)
-    report = outcome.save(model, tuned.added_to(pruned).with_summary(**shared.origin(options)))
+        chosen |= {"layers": spec.layers, "checkpoint": spec.checkpoint}
+        pruned = rose.prune_model(model, drawn.tokens, held_out=drawn.held_out, progress=follow, **chosen)
+    tuned = tune_after(spec, console, model, texts)
+    report = outcome.save(model, tuned.added_to(pruned).with_summary(**shared.origin(spec, drawn)))
     _print_layers(pruned)
     _print_summary(pruned)
     tuned.say()
     checkpoints.say_perplexity(report.summary)
-    terminal.say(f"Checkpoint, report.json and layers.csv are in {options.output}")
+    terminal.say(f"Checkpoint, report.json and layers.csv are in {spec.output}")
     return tuned.status()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,62 +12,36 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 import rose
-from rose.commands import checkpoints, terminal
-from rose.commands import options as shared
-from rose.commands.tune import check_minutes, draw_texts, tune_after
+from rose.commands import checkpoints, shared, terminal
+from rose.commands.tune import check_tuning, draw_texts, tune_after
 from rose.layer.methods import Settings
 from rose.model.estimate.duration import estimate_cost, sweeps_of
 from rose.model.estimate.memory import Memory, estimate_memory
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.run.settings import run_settings
-from rose.structured.defaults import ALLOCATIONS
+from rose.recipe.steps import Slim
 from rose.structured.parts import HEADS, block_parameters, find_parts
 from rose.structured.plan import SlimSettings, estimate_slim_memory, estimate_slimming
 from rose.structured.slimming import check_slimming
 from rose.wording import whole
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "slim", help="make a model smaller and faster: take heads, channels or decoder blocks out"
-    )
-    shared.add(parser, f"{shared.MODEL} stream {shared.TEXT}")
-    add = parser.add_argument
-    shared.add(parser, "method", default=SlimSettings.method, help=f"{', '.join(rose.STRUCTURED)} {shared.DEFAULT}")
-    shared.add(parser, "ratio", help=f"share of the decoder blocks' parameters to take out {shared.DEFAULT}")
-    shared.add(parser, "parts", help="what may be taken out (default: all that the model offers)")
-    says = "uniform shapes load everywhere; the others only with rose (default: %(default)s)"
-    add("--allocation", choices=ALLOCATIONS, default=SlimSettings.allocation, help=says)
-    shared.add(parser, "recovery")
-    shared.add(parser, "damping", help=shared.COVARIANCE)
-    shared.add(parser, "multiple")
-    says = f"{shared.TARGET} (default: {SlimSettings.target}; dense for what --prune does then)"
-    shared.add(parser, "target", default=None, help=says)
-    shared.add(parser, "target-damping")
-    add("--prune", metavar="SPARSITY", help="then prune what is left: a ratio, or N:M")
-    add("--prune-method", metavar="METHOD", help=f"of --prune (default: {rose.RECOMMENDED})")
-    shared.add(parser, f"{shared.CHECKPOINT} tune")
-    parser.set_defaults(run=run, divided=True)
-
-
-def run(options: argparse.Namespace, console: Console) -> int:
-    _check_drop_options(options)
-    slimming, pruning = _slim_options(options), _prune_options(options)
+def run(spec: Slim, console: Console) -> int:
+    slimming, pruning = _slim_options(spec), _prune_options(spec)
     settings = SlimSettings(**slimming)
     rest = run_settings(**pruning).layer if pruning else None
-    if rest and options.method != "depth":
-        _check_multiple(options.multiple, rest.pattern)
-    checkpoints.check(options)
-    check_minutes(options)
-    if options.allocation != "uniform" and options.method != "depth":
+    checkpoints.check(spec)
+    check_tuning(spec)
+    if spec.allocation != "uniform" and spec.method != "depth":
         says = "rose.load_model reads the result, plain transformers does not."
         console.print(f"The decoder blocks will differ in shape: {says}", soft_wrap=True)
-    model, tokenizer = shared.load(options, console, scratch=options.output.parent)
-    checkpoints.check_room(options, model, gone=options.ratio * block_parameters(model))
+    spec = shared.settle_dtype(spec, spec.model)
+    model, tokenizer = shared.load(spec, console, scratch=spec.output.parent)
+    checkpoints.check_room(spec, model, gone=spec.ratio * block_parameters(model))
     possible = check_slimming(model, settings)
     estimates: list[Callable[..., Memory]] = [partial(estimate_slim_memory, settings=settings)]
-    sizes = shared.drawn_sizes(options)
+    sizes = shared.drawn_sizes(spec)
     seconds = estimate_slimming(model, settings, **sizes)
     if rest:
         _check_rest(model, possible.kinds if possible else (), rest)
@@ -77,70 +49,52 @@ def run(options: argparse.Namespace, console: Console) -> int:
         estimates.append(partial(estimate_memory, method=rest.method, dense_targets=is_dense))
         more = {"target": pruning["target"], "compute": DEFAULT}  # of a model that is a little larger than it will be
         seconds += estimate_cost(model, sweeps=sweeps_of([rest.method]), passes=2, **sizes, **more).seconds
-    shared.tell_cost(options, "Slimming and pruning" if rest else "Slimming", seconds, estimates, model, console)
-    tokens, held_out = shared.calibration(options, tokenizer, options.seed)
-    outcome = checkpoints.Outcome(options, options.model, tokenizer, console)
-    texts = draw_texts(options, model, tokenizer, outcome.windows)
+    shared.tell_cost(spec, "Slimming and pruning" if rest else "Slimming", seconds, estimates, model, console)
+    drawn = shared.calibration(spec, tokenizer, spec.seed)
+    tokens, held_out = drawn.tokens, drawn.held_out
+    outcome = checkpoints.Outcome(spec, spec.model, tokenizer, console)
+    texts = draw_texts(spec, model, tokenizer, outcome.windows)
     outcome.begin(model)
     with terminal.bar(console, "Slimming") as follow:
-        more = {"held_out": held_out, "progress": follow, "checkpoint": options.checkpoint}
+        more = {"held_out": held_out, "progress": follow, "checkpoint": spec.checkpoint}
         done = slimmed = rose.prune_structured(model, tokens, **slimming | more)
     if rest:
         between = outcome.measure(model, "slimmed")
         with terminal.bar(console, "Pruning") as follow:
-            more |= {"progress": follow, "checkpoint": options.checkpoint and options.checkpoint / "pruned"}
+            more |= {"progress": follow, "checkpoint": spec.checkpoint and spec.checkpoint / "pruned"}
             pruned = rose.prune_model(model, tokens, **pruning | more)
         # One report of both: the rows of parts, then those of layers; the second run's settings under "pruned".
         both = pd.concat([slimmed.layers, pruned.layers], ignore_index=True)
         done = replace(slimmed, layers=both).with_summary(pruned=pruned.summary, **between)
-    tuned = tune_after(options, console, model, texts)
-    report = outcome.save(model, tuned.added_to(done).with_summary(**shared.origin(options)))
+    tuned = tune_after(spec, console, model, texts)
+    report = outcome.save(model, tuned.added_to(done).with_summary(**shared.origin(spec, drawn)))
     if len(slimmed.layers):
         _print_parts(slimmed.layers)
     _print_summary(done)
     tuned.say()
     checkpoints.say_perplexity(report.summary)
     kind = "any program that uses transformers" if report.summary["uniform"] else "rose.load_model"
-    terminal.say(f"Checkpoint, report.json and layers.csv are in {options.output}, for {kind}")
+    terminal.say(f"Checkpoint, report.json and layers.csv are in {spec.output}, for {kind}")
     return tuned.status()
 
 
-def _check_drop_options(options: argparse.Namespace) -> None:
-    """Raises RoseError for what has no meaning where whole decoder blocks are dropped."""
-    if options.method != "depth":
-        return
-    usual = {"parts": None, "allocation": "uniform", "recovery": None, "multiple": SlimSettings.multiple}
-    of_prune_too = {"damping": SlimSettings.damping, "target": None}
-    if wrong := shared.changed(options, usual if options.prune else usual | of_prune_too):
-        raise rose.RoseError(f"depth drops whole decoder blocks as they are; leave out {', '.join(wrong)}.")
-
-
-def _slim_options(options: argparse.Namespace) -> dict[str, Any]:
+def _slim_options(spec: Slim) -> dict[str, Any]:
     """Keywords of `rose.prune_structured`. With --prune the target's damping may be for that alone."""
-    target = options.target or SlimSettings.target
-    damping = None if options.prune and target == "layer" else options.target_damping
+    target = spec.target or SlimSettings.target
+    damping = None if spec.prune and target == "layer" else spec.target_damping
     names = ("method", "ratio", "parts", "allocation", "recovery", "damping", "multiple")
-    return shared.pick(options, names) | {"target": target, "target_damping": damping}
+    return shared.pick(spec, names) | {"target": target, "target_damping": damping}
 
 
 # ---- what slimming leaves, pruned
 
 
-def _prune_options(options: argparse.Namespace) -> dict[str, Any]:
+def _prune_options(spec: Slim) -> dict[str, Any]:
     """Keywords of `rose.prune_model`; none where nothing is pruned then."""
-    if not options.prune:
-        if options.prune_method:
-            raise rose.RoseError("--prune-method is for --prune SPARSITY; give that too, or leave it out.")
+    if not spec.prune:
         return {}
-    method = {"method": options.prune_method or rose.RECOMMENDED, "sparsity": options.prune, "damping": options.damping}
-    return method | {"target": options.target or "dense", "target_damping": options.target_damping}
-
-
-def _check_multiple(multiple: int, pattern: rose.Pattern) -> None:
-    """Raises RoseError where slimming will leave widths that N:M does not divide."""
-    if pattern.is_grouped and multiple % pattern.of:
-        fitting = math.lcm(multiple, pattern.of)
-        raise rose.RoseError(f"--prune {pattern} needs widths divisible by {pattern.of}; give --multiple {fitting}.")
+    method = {"method": spec.prune_method or rose.RECOMMENDED, "sparsity": spec.prune, "damping": spec.damping}
+    return method | {"target": spec.target or "dense", "target_damping": spec.target_damping}
 
 
 def _check_rest(model: PreTrainedModel, kinds: Sequence[str], settings: Settings) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -17,22 +16,12 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 import rose
+from rose.commands.console import Output
 from rose.wording import duration
 
 MINUTE = 60.0  # seconds between lines of progress
 MAX_ROWS = 40  # of a table on the terminal; files have them all
 NARROW: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}  # tables of numbers, to fit into 80 columns
-
-
-class Output(Console):
-    """Standard output, or error, without markup. Where its reader has gone, as in `rose models | head`, the rest is not
-    shown, and the command goes on to its own exit status."""
-
-    def __init__(self, **more: Any) -> None:
-        super().__init__(markup=False, **more)
-
-    def on_broken_pipe(self) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 def show(*tables: Table) -> None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.given import is_number
 from rose.layer.defaults import DAMPING
+from rose.layer.registry import check_damping
 from rose.layer.statistics import PANEL
 
 logger = logging.getLogger(__name__)
@@ -139,12 +139,6 @@ def sampling_damping(columns: int, tokens: int) -> float:
         tokens: that H is the sum over, t.
     """
     return min(MAX_DAMPING, columns / max(tokens, 1))
-
-
-def check_damping(damping: float) -> None:
-    """Raises RoseError unless 0 ≤ damping < ∞."""
-    if not is_number(damping) or not 0 <= damping < float("inf"):
-        raise RoseError(f"Damping must be a number of at least 0, such as 0.01, not {damping!r}.")
 
 
 def _reversed_inverse(lower: Tensor) -> Tensor:

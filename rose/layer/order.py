@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError, failing
-from rose.given import check_word, is_number, is_whole
+from rose.given import check_word, is_whole
 from rose.layer import loss
 from rose.layer.defaults import BLOCK_SIZE, SPARSITY, THRESHOLD
 from rose.layer.pattern import Pattern, parse_sparsity
-from rose.layer.registry import ORDER_NAMES, check_order_name
+from rose.layer.registry import ORDER_NAMES, check_order_name, check_threshold
 from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, is_finite
 
 
@@ -175,12 +175,6 @@ def plan_from_importance(
         pattern=pattern,
         block_size=int(block_size),
     )
-
-
-def check_threshold(threshold: float) -> None:
-    """Raises RoseError unless 0 ≤ threshold ≤ 1."""
-    if not is_number(threshold) or not 0 <= threshold <= 1:
-        raise RoseError(f"The threshold on the relative range must lie between 0 and 1, not {threshold!r}.")
 
 
 def live_range(plan: OrderPlan) -> float:

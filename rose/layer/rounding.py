@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rose.interrupt import stop_point
-from rose.layer.grid import Grid, choose_scales, inverse_of, per_column, round_each
+from rose.layer.bits import Grid
+from rose.layer.grid import choose_scales, inverse_of, per_column, round_each
 from rose.layer.order import Order
 
 PASSES = 3  # of coordinate descent; they take off a fifth of the rounding error, and one alone an eighth

@@ -16,6 +16,7 @@ DENSITY_SPREAD = 0.1  # α of the sensitivity-aware allocation
 UNITS = ("layers", "blocks")  # what is pruned alone to measure damage
 LOSSES = ("kl", "ce")  # what tuning lowers
 RATE = 0.001  # of tuning, at most
+PRUNED = 0.01  # share of zeros from which on a layer is taken for pruned
 CHECKED_AGAINST = ("magnitude", "wanda", "sparsegpt", "rose", "rose_admm")  # methods that a check runs beside a copy
 COMPARED = ("magnitude", "wanda", "sparsegpt", "rose", "rose_global", "rose_admm")
 FILE_TYPES = ("f16", "q8_0", "q4_0")  # number formats of layers in a GGUF file

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.launch import is_launched
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap
 from rose.model.network.layers import PrunableLayer
@@ -26,16 +27,6 @@ from rose.model.network.residence import pick_device
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=2)  # others wait while the first process measures a perplexity or writes a model
-
-
-def is_launched() -> bool:
-    """Whether a launcher such as torchrun started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-
-
-def launched_place() -> tuple[int, int]:
-    """Which of how many processes the launcher says this is; (0, 1) without one."""
-    return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if is_launched() else (0, 1)
 
 
 def choose_gpu() -> None:

@@ -15,7 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from rose.errors import RoseError
 from rose.given import check_named, is_number, is_whole
 from rose.layer.defaults import DAMPING
-from rose.layer.hessian import check_damping
+from rose.layer.registry import check_damping
 from rose.model.estimate.duration import estimate_cost, matmul_rate
 from rose.model.estimate.memory import Memory, estimate_memory
 from rose.model.network.layers import check_not_shared, prunable_layers

@@ -22,7 +22,7 @@ import torch
 
 import rose
 from rose import cli
-from rose.files import digest
+from rose.tensor_files import digest
 from tests.tiny import save_tiny_llama
 
 PACKAGE = Path(rose.__file__).parent

@@ -16,7 +16,7 @@ from rose.files import write_atomically
 from rose.model.measure import folder as measurements
 from rose.model.measure.comparison import ComparisonRow
 from rose.model.measure.damage_report import DamageReport
-from rose.model.run.allocation import parse_allocation
+from rose.model.rules import parse_allocation
 from rose.model.run.damages import DamageRecord, model_of_damages, read_damages
 from rose.rows import read_records, records_table
 from tests.tiny import save_tiny_llama

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import rose
-from rose.files import digest
 from rose.model.formats.packed import digest_of_facts
 from rose.model.load.streaming import BlockFiles
 from rose.model.network.network import Network
 from rose.model.ship.packing import pack_folder, unpack_folder
+from rose.tensor_files import digest
 from tests.faults.mutations import KINDS, NUMBERS, TEXTS, Change, Reader, change_bytes, change_json, change_json_file
 from tests.model.formats.test_gguf import dense, write
 from tests.tiny import save_tiny_llama

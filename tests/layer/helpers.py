@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import rose
-from rose.layer.grid import Grid, inverse_of, per_column, round_each
+from rose.layer.bits import Grid
+from rose.layer.grid import inverse_of, per_column, round_each
 from rose.layer.registry import order_names
 
 SWEEPERS = ["rose", "rose_global", "sparsegpt"]  # one sweep and nothing after it, masks by w²/U_jj²

@@ -9,16 +9,8 @@ import torch
 from torch import Tensor
 
 from rose import RoseError
-from rose.layer.grid import (
-    BITS,
-    GROUPS,
-    Grid,
-    bits_a_weight,
-    choose_scales,
-    coarsest_grid,
-    find_grid,
-    parse_grid,
-)
+from rose.layer.bits import Grid, parse_grid
+from rose.layer.grid import BITS, GROUPS, bits_a_weight, choose_scales, coarsest_grid, find_grid
 from tests.layer.helpers import round_to
 
 FORMATS = (torch.bfloat16, torch.float16, torch.float32)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 import rose
 from rose import RoseError
+from rose.layer.bits import Grid
 from rose.layer.error import relative_error
-from rose.layer.grid import Grid, choose_scales, find_grid
+from rose.layer.grid import choose_scales, find_grid
 from rose.layer.methods import toolkit
 from rose.layer.rounding import revise
 from tests.layer.helpers import Layer, damped_by_hand, every_method, make_layer, round_to

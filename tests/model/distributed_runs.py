@@ -19,9 +19,9 @@ import torch.distributed as dist
 
 import rose
 from rose import cli
-from rose.files import digest
 from rose.model.walk import forward
 from rose.model.workers import Workers, process_group
+from rose.tensor_files import digest
 from tests.model.families import LENGTH, make_model, make_tokens, stop_at
 from tests.pretend import on_cpu, pretend_cuda
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rose
-from rose.files import digest
+from rose.tensor_files import digest
 from tests.model.families import make_model, make_tokens, on_meta, save
 from tests.model.run.test_checkpoint import stop_at
 from tests.structured.test_streaming import OPTIONS, figures

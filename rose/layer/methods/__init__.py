@@ -17,15 +17,14 @@ from torch import Tensor
 
 from rose.errors import RoseError, failing
 from rose.given import check_choice, check_keywords
+from rose.layer.bits import Grid, parse_grid
 from rose.layer.defaults import BLOCK_SIZE, BUDGETS, DAMPING, METHOD, SPARSITY, THRESHOLD
 from rose.layer.error import quadratic_form
-from rose.layer.grid import Grid, parse_grid
-from rose.layer.hessian import check_damping
 from rose.layer.massive import MassiveActivation
 from rose.layer.options import Value, complete_options
-from rose.layer.order import Order, OrderPlan, check_threshold
+from rose.layer.order import Order, OrderPlan
 from rose.layer.pattern import Pattern, parse_sparsity
-from rose.layer.registry import Method, check_order_name, get_method
+from rose.layer.registry import Method, check_damping, check_order_name, check_threshold, get_method
 from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, is_finite
 from rose.layer.sweep import SweepTrace
 

@@ -34,8 +34,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.files import digest
 from rose.layer.grid import coarsest_grid, per_column
+from rose.tensor_files import digest
 
 FORMAT, VERSION = "rose-packed", "1"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

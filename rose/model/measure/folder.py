@@ -13,9 +13,10 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.files import TEMPORARY, digest, expand, reachable, write_atomically
+from rose.files import TEMPORARY, expand, reachable, write_atomically
 from rose.model.network.identity import NORMS, WEIGHTS, check_same_model, embedding_norms, read_norms, weight_norms
 from rose.rows import Record, read_records, records_table
+from rose.tensor_files import digest
 from rose.verdicts import is_same_model
 
 DIGESTS = "text_digests"
@@ -81,7 +82,7 @@ class MeasurementFolder(Generic[Record]):
             return
         own = [".lock", f"settings.json?*{TEMPORARY}"]
         if is_begun:  # without settings nothing else is there yet: they are written first
-            own += ["settings.json*", *(f"{name}*" for name in self.summaries), "rows.csv*"]
+            own += ["settings.json*", "recipe.yaml*", *(f"{name}*" for name in self.summaries), "rows.csv*"]
         if any(not any(map(item.match, own)) for item in self.folder.iterdir()):
             raise RoseError(f"{self.folder} is not empty and holds no {self.holds[0]}; choose another folder.")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.grid import Grid
+from rose.layer.bits import Grid
 from rose.layer.pattern import Pattern
 from rose.model.network.layers import (
     PrunableLayer,

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.files import digest
 from rose.interrupt import is_stoppable, stop_point
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.stand_ins import hooked
+from rose.tensor_files import digest
 
 ATTRIBUTE = "rose_residence"  # of a model whose blocks are not in memory
 

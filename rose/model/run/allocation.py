@@ -7,25 +7,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rose.errors import RoseError
-from rose.files import digest, expand
+from rose.files import expand
 from rose.interrupt import is_stoppable, stop_point
 from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
-from rose.model.defaults import ALLOCATIONS, BY_DAMAGE, DENSITY_SPREAD
+from rose.model.defaults import BY_DAMAGE, DENSITY_SPREAD
 from rose.model.network.experts import ExpertLinear, experts_apart
 from rose.model.network.identity import check_same_model, weight_norms
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.network.residence import evaluating, gradients_only_of
 from rose.model.network.stand_ins import hooked
-from rose.model.run.damages import WHOLE, DamageRecord, are_restored, model_of_damages, read_damages, weights_of_damages
+from rose.model.rules import DAMAGE_SPREAD, Allocation
+from rose.model.run.damages import model_of_damages, weights_of_damages
 from rose.model.run.one_layer import is_left_dense
 from rose.model.walk.collector import statistics_of
 from rose.model.walk.forward import hidden_of, no_input
@@ -41,68 +42,6 @@ OWL_SPREAD = 0.08  # λ of OWL
 # How fast damage grows with sparsity, d(s) ∝ exp(g·s). From the loss of the whole packaged model in docs/results.md:
 # SparseGPT's rises 3.7-fold from 50 to 70 %, g = 6.5, and 2.9-fold from 60 to 80 %, g = 5.3.
 DAMAGE_GROWTH = 6.0
-DAMAGE_SPREAD = 0.15  # how far a layer may be from the target: beyond, the measurement at one sparsity says little
-
-
-class Allocation(NamedTuple):
-    """`text`: as given; `rule`: one of `ALLOCATIONS`, or `BY_DAMAGE`; `spread`: α of "sensitivity"; `folder`: of
-    measured damages."""
-
-    text: str
-    rule: str
-    spread: float = DENSITY_SPREAD
-    folder: str = ""
-
-    def damages(self) -> list[DamageRecord]:
-        """Raises RoseError where none are there."""
-        return read_damages(expand(self.folder) / "rows.csv")
-
-    def identity(self) -> str | None:
-        """Identifies the damages; None where the rule does without."""
-        return digest({}, {"damages": repr(self.damages())}) if self.rule == BY_DAMAGE else None
-
-    def check(self, pattern: Pattern) -> None:
-        """Raises RoseError for damages that are not there or tell little of this ratio, or where N:M leaves no room."""
-        if self.rule != "uniform" and pattern.is_grouped:
-            raise RoseError(f'{pattern} fixes the ratio of every layer; use a plain ratio, or allocation "uniform".')
-        if self.rule == BY_DAMAGE:
-            known = [one for one in self.damages() if one.unit != WHOLE]
-            if are_restored(expand(self.folder)):
-                raise RoseError(
-                    f"{self.folder} says what a pruned model gains by layers given back, not what pruning costs; "
-                    "measure damages without --restore."
-                )
-            weights = sum(one.weights for one in known)
-            measured = sum(one.sparsity * one.weights for one in known) / weights if weights else pattern.ratio
-            if abs(measured - pattern.ratio) > DAMAGE_SPREAD:
-                raise RoseError(
-                    f"The damages in {self.folder} were measured at a sparsity of {measured:.2g}, which says little of "
-                    f"{pattern}; measure them within {DAMAGE_SPREAD:g} of it."
-                )
-
-
-def parse_allocation(text: str) -> Allocation:
-    """Reads "uniform", "owl", "sensitivity", "sensitivity:ALPHA" such as "sensitivity:0.05", or "damage:FOLDER"; raises
-    RoseError for anything else."""
-    rule, colon, number = text.partition(":")
-    if rule == BY_DAMAGE:
-        if not number.strip():
-            raise RoseError("Allocation by damage needs a folder that rose damage has written: damage:FOLDER.")
-        return Allocation(text, rule, folder=number.strip())
-    if rule not in ALLOCATIONS or (colon and rule != "sensitivity"):
-        raise RoseError(
-            f"The allocation must be one of {', '.join(ALLOCATIONS)}, sensitivity:ALPHA such as sensitivity:0.05, or "
-            f"damage:FOLDER, not {text!r}."
-        )
-    if not colon:
-        return Allocation(text, rule)
-    try:
-        spread = float(number)
-    except ValueError:
-        spread = math.nan
-    if not 0 <= spread <= 1:  # also catches NaN
-        raise RoseError(f"The α of sensitivity must be a number from 0 to 1, not {number!r}.")
-    return Allocation(text, rule, spread)
 
 
 def allocate(

@@ -35,18 +35,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.files import (
-    GOES_ON,
-    TEMPORARY,
-    DamagedFile,
-    digest,
-    explained,
-    facts_of,
-    reachable,
-    read_tensors,
-    write_atomically,
-    write_tensors,
-)
+from rose.files import GOES_ON, TEMPORARY, explained, reachable, write_atomically
 from rose.model.network.heads import rotated_heads
 from rose.model.network.identity import embedding_norms, language_part
 from rose.model.network.layers import PrunableLayer
@@ -57,6 +46,7 @@ from rose.model.walk.dense_states import HELD_OUT, BlockDrift
 from rose.model.walk.hidden_states import DiskActivations
 from rose.model.walk.storage import FinishedBlock, Storage, lay_over
 from rose.model.workers import Workers
+from rose.tensor_files import DamagedFile, digest, facts_of, read_tensors, write_tensors
 from rose.wording import count, word
 
 logger = logging.getLogger(__name__)

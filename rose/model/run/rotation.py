@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.files import digest
 from rose.layer import error
 from rose.layer.basis import check_basis, find_rotations, rotate_columns, rotate_statistics
 from rose.layer.methods import Settings, SettingsOptions, make_settings, prune_with
@@ -33,6 +32,7 @@ from rose.model.walk.forward import check_blocks, record_inputs, run_block
 from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
 from rose.model.workers import Workers
 from rose.rows import records_table
+from rose.tensor_files import digest
 
 PROBED = 8  # tokens that the heads are found by
 PRUNED = 0.2  # a larger share of zeros is of pruning, and not of quantization, whose grid has a zero too

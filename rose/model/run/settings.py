@@ -8,13 +8,13 @@ from typing import Any, Unpack
 
 from rose.errors import RoseError
 from rose.given import check_choice, check_keywords, is_whole
-from rose.layer.grid import Grid
-from rose.layer.hessian import check_damping
+from rose.layer.bits import Grid
 from rose.layer.methods import Settings, SettingsOptions, make_settings
+from rose.layer.registry import check_damping
 from rose.model.defaults import TARGETS
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.precision import DEFAULT, check_compute
-from rose.model.run.allocation import Allocation, parse_allocation
+from rose.model.rules import Allocation, parse_allocation
 
 
 class RunOptions(SettingsOptions, total=False):

@@ -21,8 +21,9 @@ from rose.errors import RoseError
 from rose.files import reachable, sync
 from rose.interrupt import stop_point
 from rose.model.formats.gguf import Reader, dequantized
-from rose.model.load.models import PACKAGED, load_model, stored_dtype
+from rose.model.load.models import load_model, stored_dtype
 from rose.model.network.layers import prunable_layers
+from rose.model.packaged import PACKAGED
 from rose.model.ship.blocks import BLOCK, as_type, in_blocks, in_floats, parse_type
 from rose.model.ship.families import Family, family_of
 from rose.model.ship.packing import Follow

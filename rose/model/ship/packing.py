@@ -13,15 +13,16 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.files import digest, reachable
+from rose.files import reachable
 from rose.interrupt import stop_point
 from rose.model.formats.low_rank import FILE as LOW_RANK
 from rose.model.formats.packed import FORMAT, VERSION, TensorFile, damaged, digest_of_facts, encode
-from rose.model.load.models import PACKAGED
 from rose.model.load.soundness import check_masks_applied
 from rose.model.load.stored import PACKED, check_is_checkpoint, is_packed, packed, weight_files
+from rose.model.packaged import PACKAGED
 from rose.model.ship.writing import TensorWriter
 from rose.output import new_folder
+from rose.tensor_files import digest
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data"}  # are not copied
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.layer.change import FoundGrid, apparent_grid
 from rose.layer.grid import coarsest_grid
+from rose.model.defaults import PRUNED
 from rose.model.network.layers import GRIDS_TRIED, count_parameters
 from rose.model.network.network import Network
 
-PRUNED = 0.01  # share of zeros from which on a layer is taken for pruned
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of mallopt(3)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.given import check_choice, is_number, is_whole
-from rose.model.defaults import LOSSES
+from rose.model.defaults import LOSSES, PRUNED
 from rose.model.estimate.memory import check_free
 from rose.model.estimate.tuning import tuning_memory
 from rose.model.load.tokens import check_seed
@@ -22,7 +22,6 @@ from rose.model.network.layers import count_parameters, count_zeros, prunable_la
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision, check_compute
 from rose.model.progress import Progress
-from rose.model.tune.kept import PRUNED
 from rose.report import RunReport
 from rose.wording import count, whole
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.files import DamagedFile, digest, explained, read_tensors, write_tensors
+from rose.files import explained
 from rose.model.defaults import RATE
 from rose.model.estimate.tuning import TOGETHER
 from rose.model.network.network import Network
@@ -46,6 +46,7 @@ from rose.model.tune.kept import (
 from rose.model.tune.loss import cross_entropy, divergence
 from rose.model.tune.task import Look, TuneReport, TuneSettings, TuneTask, TuningProgress, check_memory, check_pair
 from rose.model.workers import Workers
+from rose.tensor_files import DamagedFile, digest, read_tensors, write_tensors
 
 FAR = 0.55  # nats a token behind the dense model, below which the rate is less: there is less to gain than it disturbs
 KEPT = 0.4  # of the trained weights, above which the rate is less: outputs move in proportion to the weights that do

@@ -10,7 +10,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rose.files import READ_AGAIN, TEMPORARY, DamagedFile, explained, read_tensors, sync, write_tensors
+from rose.files import READ_AGAIN, TEMPORARY, explained, sync
+from rose.tensor_files import DamagedFile, read_tensors, write_tensors
 
 
 class Activations(Protocol):

@@ -36,7 +36,8 @@ from rose import output
 from rose.errors import Cancelled
 from rose.interrupt import stoppable
 from rose.model.load import models
-from rose.model.load.models import PACKAGED, PackagedModel, has_tokenizer, load_skeleton, stored_dtype
+from rose.model.load.models import has_tokenizer, load_skeleton, stored_dtype
+from rose.model.packaged import PACKAGED, PackagedModel
 from rose.model.ship.packing import pack_folder
 from tests.model.families import DENSE, VOCABULARY, logits, make_model, make_tokens
 from tests.tiny import byte_tokenizer, save_tiny_llama

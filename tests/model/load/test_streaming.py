@@ -13,10 +13,10 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 import rose
-from rose.files import digest
 from rose.model.load import streaming
 from rose.model.network.layers import decoder_blocks
 from rose.output import PARTIAL
+from rose.tensor_files import digest
 from tests.model.families import DENSE, make_model, make_tokens, on_meta, save, stop_at
 from tests.model.run.test_checkpoint import full
 from tests.tiny import byte_tokenizer

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import rose
-from rose.files import digest
 from rose.layer.error import direct_error
 from rose.layer.hessian import MAX_DAMPING, sampling_damping
 from rose.model.network.experts import ExpertLinear, experts_apart, is_experts
 from rose.structured.parts import find_parts
+from rose.tensor_files import digest
 from tests.layer.helpers import statistics_of
 from tests.model.families import EXPERTS, GATED, logits, make_from, make_model, make_tokens, save
 from tests.model.walk.test_families import assert_half, hooked_inputs

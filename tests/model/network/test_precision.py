@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import rose
-from rose.files import digest
 from rose.layer.methods import rose_admm
 from rose.model.estimate import duration as cost
 from rose.model.network import precision
 from rose.model.network.precision import Precision, bfloat16_gain
 from rose.model.walk import targets, walk
 from rose.model.workers import Workers
+from rose.tensor_files import digest
 from tests.model.families import make_model, make_tokens
 
 pytestmark = pytest.mark.usefixtures("small_batches")

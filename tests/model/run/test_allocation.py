@@ -23,17 +23,16 @@ from rose.layer.pattern import Pattern
 from rose.layer.registry import Method
 from rose.model.network.layers import prunable_layers
 from rose.model.network.network import Network
+from rose.model.rules import DAMAGE_SPREAD, parse_allocation
 from rose.model.run import allocation as allocations
 from rose.model.run.allocation import (
     DAMAGE_GROWTH,
-    DAMAGE_SPREAD,
     allocate,
     damage_ratios,
     exact_ratios,
     hessian_traces,
     outlier_share,
     owl_ratios,
-    parse_allocation,
     sensitivity_ratios,
 )
 from rose.model.run.damages import DamageRecord

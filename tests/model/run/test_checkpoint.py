@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 import rose
 from rose import files as durable
-from rose.files import digest
 from rose.model.network.layers import low_rank_tensors
 from rose.model.network.network import Network
 from rose.model.run import checkpoint as checkpoint_module
 from rose.model.run.checkpoint import open_checkpoint
 from rose.model.walk.hidden_states import DiskActivations
+from rose.tensor_files import digest
 from tests.model.families import LENGTH, make_model, make_tokens, save, stop_at
 
 ROOT = Path(__file__).parents[3]

@@ -10,11 +10,11 @@ import transformers
 from torch import Tensor, nn
 
 import rose
-from rose.files import digest
 from rose.layer.basis import HeadLayout
 from rose.model.network.heads import rotated_heads
 from rose.model.network.network import Network
 from rose.model.run.rotation import value_heads
+from rose.tensor_files import digest
 from tests.model.families import DENSE, EXPERTS, GATED, logits, make_from, make_model, make_tokens, stop_at
 from tests.pretend import pretend_cuda
 from tests.tiny import byte_tokenizer

@@ -19,12 +19,13 @@ from transformers import AutoModelForCausalLM
 
 import rose
 from rose import cli
-from rose.files import digest
-from rose.layer.grid import Grid, choose_scales
+from rose.layer.bits import Grid
+from rose.layer.grid import choose_scales
 from rose.model.formats.packed import FORMAT, VERSION, TensorFile, decode, digest_of_facts, encode
 from rose.model.load.stored import is_packed, weight_files
 from rose.model.ship.packing import pack_folder, packed_size, unpack_folder
 from rose.model.ship.writing import TYPES, TensorWriter
+from rose.tensor_files import digest
 from tests.layer.helpers import round_to
 from tests.model.families import make_model, make_tokens
 from tests.tiny import byte_tokenizer

@@ -19,7 +19,6 @@ import rose
 from rose import cli
 from rose.commands import terminal
 from rose.commands.tune import Tuned, draw_texts
-from rose.files import digest, write_tensors
 from rose.interrupt import CANCELLED
 from rose.model.formats.low_rank import keep_low_rank
 from rose.model.network import precision
@@ -30,6 +29,7 @@ from rose.model.tune.loss import divergence
 from rose.model.tune.parts import Parts
 from rose.model.tune.task import FEW, TuneSettings, TuneTask, TuningProgress
 from rose.model.workers import Workers
+from rose.tensor_files import digest, write_tensors
 from tests.model.families import GATED, make_from, make_model, make_tokens
 from tests.tiny import byte_tokenizer, save_tiny_llama
 

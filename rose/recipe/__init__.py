@@ -1,0 +1,13 @@
+"""What can be asked of this program: one declared specification for each thing that people run; needs no torch.
+
+1. `spec`: what a specification is: fields with type, limits, unit and help; validation in one sentence.
+2. `parts`: the fields that several specifications share.
+3. `steps`: the specifications, one for each command that runs something.
+4. `options`: a specification as options of the command line.
+5. `file`: recipes as files: one step or a list of steps.
+"""
+
+from rose.recipe.file import Recipe
+from rose.recipe.spec import Spec
+
+__all__ = ["Recipe", "Spec"]

@@ -1,0 +1,332 @@
+"""The fields that several specifications share: each type says its limits and its line of help once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from rose.errors import RoseError
+from rose.files import expand
+from rose.layer.bits import parse_grid
+from rose.layer.defaults import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD
+from rose.layer.options import Value, complete_options
+from rose.layer.pattern import Pattern, parse_sparsity
+from rose.layer.registry import check_order_name, check_threshold, get_method
+from rose.model.defaults import OFFLINE, PRUNING, SOURCES, STORED
+from rose.model.rules import parse_allocation
+from rose.recipe.spec import Real, Spec, Whole, setting
+from rose.wording import several
+
+MOST_TOKENS = 2**31  # of one draw; eight bytes each
+TEXTS = f"{', '.join(SOURCES)}, or a .txt or .jsonl file"
+MAX_SEED = 2**63 - 1
+
+
+def as_sparsity(value: Any) -> str:
+    """ "0.7" for 0.7, "0.70", ".7" and "70%" too, as all of them name the same runs; "2:4" stays."""
+    pattern = parse_sparsity(value)
+    return str(pattern) if pattern.is_grouped else f"{pattern.ratio:.12g}"
+
+
+def _method(name: Any) -> str:
+    return get_method(name).name
+
+
+def _order(name: str) -> str:
+    if name != "rose":  # two-level or natural, as the layer is columnar or not
+        check_order_name(name)
+    return name
+
+
+def _threshold(value: float) -> float:
+    check_threshold(value)
+    return value
+
+
+def _not_empty(text: str) -> str:
+    if not text.strip():
+        raise ValueError("an empty name would be the working folder")
+    return text
+
+
+def path_of(value: Any) -> Any:
+    """A path with ~ replaced; an empty one would be the working folder."""
+    return expand(_not_empty(str(value))) if isinstance(value, str | Path) else value
+
+
+def names_of(value: Any) -> Any:
+    """Names as people write them: a list, one by itself, or A,B; each once. None is no list."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("names nothing")
+    return tuple(dict.fromkeys(value))
+
+
+def one_or_several(value: Any) -> Any:
+    return tuple(several(value)) if isinstance(value, str | list | tuple) else value
+
+
+def _pairs(value: Any) -> Any:
+    """Options as a mapping; a list of NAME=VALUE, as a command line has them, becomes one."""
+    if not isinstance(value, list | tuple):
+        return value
+    pairs = [str(text).partition("=") for text in value]
+    for name, equals, given in pairs:
+        if not (name.strip() and equals and given.strip()):
+            raise RoseError(f"--option takes NAME=VALUE, not {name + equals + given!r}.")
+    return {name.strip(): given.strip() for name, _, given in pairs}
+
+
+def number_in(value: Any) -> Any:
+    """A whole number that was written as text, as on a command line."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+Name = Annotated[str, AfterValidator(_not_empty)]
+ModelName = Annotated[Name, setting("packaged name, Hub id, folder or .gguf file", path=True)]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    setting(
+        "number format of the weights, and of a copy's; auto: bfloat16 for a checkpoint in it where this machine "
+        "computes in it, else float32"
+    ),
+]
+TrustRemoteCode = Annotated[bool, setting("run Python code from the model's repository", changes=False, kept=False)]
+Stream = Annotated[
+    bool, setting("read decoder blocks from safetensors files one at a time, for big models", changes=False)
+]
+Compute = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    setting("number format of matrix products in forward passes; auto: bfloat16 where this processor can"),
+]
+TextName = Annotated[Name, setting(TEXTS, metavar="TEXT", path=True)]
+Samples = Annotated[Whole, setting("calibration windows", unit="windows", ge=1)]
+Length = Annotated[Whole, setting("tokens per window", unit="tokens", ge=2)]
+Seed = Annotated[Whole, setting("seed of the random choice of windows", ge=0, le=MAX_SEED)]
+HeldOut = Annotated[Whole, setting("further windows to measure errors on, 0 for none", unit="windows", ge=0)]
+Bos = Annotated[
+    Literal["auto", "always", "never"],
+    setting(
+        "begin windows with the beginning-of-sequence token: auto, where the tokenizer puts it in front of a user's "
+        "text"
+    ),
+]
+Sparsity = Annotated[str, BeforeValidator(as_sparsity), setting('ratio, or N:M such as "2:4"')]
+Layers = Annotated[
+    tuple[str, ...],
+    BeforeValidator(one_or_several),
+    setting("only these layers, last of all options; * matches any part, in quotes", form="words", metavar="NAME"),
+]
+Method = Annotated[str, AfterValidator(_method), setting("a pruning method, see `rose models`")]
+BlockSize = Annotated[Whole, setting("columns per block", unit="columns", ge=1)]
+Damping = Annotated[Real, setting("added to the Hessian's diagonal, as a share of its mean", ge=0)]
+Threshold = Annotated[Real, AfterValidator(_threshold), setting("a layer is columnar above this relative range")]
+Bits = Annotated[
+    Literal[3, 4, 8],
+    BeforeValidator(number_in),
+    setting("round kept weights to this many bits, on a grid with an exact zero; see docs/shipping.md"),
+]
+Group = Annotated[
+    Literal[32, 64, 128, "row"], BeforeValidator(number_in), setting("input columns that share a scale (default: 64)")
+]
+Order = Annotated[str, AfterValidator(_order), setting("override the method's order: a name, or random:SEED")]
+Budget = Annotated[Literal["block", "layer"], setting("override the method's budget")]
+Options = Annotated[
+    dict[str, Value],
+    BeforeValidator(_pairs),
+    setting("an option of the method, see `rose models`", form="pairs", flag="option", metavar="NAME=VALUE"),
+]
+Rotate = Annotated[
+    Literal["heads"],
+    setting(
+        "rotate attention heads first, where that lowers the error of their output projection; the model's output does "
+        "not change"
+    ),
+]
+Allocation = Annotated[
+    str,
+    setting(
+        "how layers share the sparsity: uniform, owl, sensitivity; sensitivity:ALPHA sets how far layers may differ; "
+        "damage:FOLDER goes by what `rose damage` has measured",
+        metavar="RULE",
+    ),
+]
+Target = Annotated[
+    Literal["dense", "layer"],
+    setting(
+        "what each layer is fitted to: dense, the dense model's output at that place; layer, as in the papers, its own "
+        "dense output on the pruned inputs"
+    ),
+]
+TargetDamping = Annotated[
+    Real,
+    setting(
+        "damping of the correction towards the dense model, as a share of the mean Hessian diagonal (default: by the "
+        "numbers of tokens and of decoder blocks to prune)",
+        metavar="MU",
+        ge=0,
+    ),
+]
+TrueSequential = Annotated[
+    bool,
+    setting(
+        "with target layer, calibrate each layer once those before it in its decoder block are pruned, as target dense "
+        "always does; faster, but needs more memory"
+    ),
+]
+MinExpertTokens = Annotated[
+    Whole,
+    setting(
+        "leave an expert dense if fewer calibration tokens than this are routed to it", unit="tokens", metavar="N", ge=1
+    ),
+]
+Windows = Annotated[
+    Whole, setting("evaluate on the first N windows only (default: all)", unit="windows", metavar="N", ge=1)
+]
+Minutes = Annotated[Real, setting("how long tuning may take", unit="minutes", metavar="MINUTES", gt=0)]
+Methods = Annotated[
+    tuple[str, ...],
+    BeforeValidator(names_of),
+    setting("methods to compare", form="commas", metavar="A,B"),
+]
+Output = Annotated[
+    Path, BeforeValidator(path_of), setting("new folder for the result", changes=False, kept=False, metavar="FOLDER")
+]
+File = Annotated[
+    Path, BeforeValidator(path_of), setting("file to write the result to", changes=False, kept=False, metavar="FILE")
+]
+Checkpoint = Annotated[
+    Path,
+    BeforeValidator(path_of),
+    setting(
+        "keep finished decoder blocks here; the same command resumes an interrupted run",
+        changes=False,
+        kept=False,
+        metavar="DIR",
+    ),
+]
+
+
+class ModelPart(Spec):
+    """Which model, and how its weights are read."""
+
+    model: ModelName = OFFLINE
+    dtype: Dtype = STORED  # type: ignore[assignment]
+    trust_remote_code: TrustRemoteCode = False
+
+
+class TextPart(Spec):
+    """Which text calibrates, and how many windows of it."""
+
+    calibration: TextName = "packaged"
+    samples: Samples = PRUNING.samples
+    length: Length = PRUNING.length
+    seed: Seed = 0
+    held_out: HeldOut = PRUNING.held_out
+    bos: Bos = "auto"
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> Self:
+        windows = self.samples + self.held_out
+        if windows * self.length > MOST_TOKENS:
+            raise RoseError(f"{windows} windows of {self.length} tokens are more than {MOST_TOKENS}; ask for fewer.")
+        return self
+
+
+class SweepPart(Spec):
+    """How one layer is pruned, whatever the method."""
+
+    sparsity: Sparsity = str(SPARSITY)
+    layers: Layers | None = None
+    block_size: BlockSize = BLOCK_SIZE
+    damping: Damping = DAMPING
+    threshold: Threshold = THRESHOLD
+
+    @property
+    def pattern(self) -> Pattern:
+        """The sparsity, parsed."""
+        return parse_sparsity(self.sparsity)
+
+    @model_validator(mode="after")
+    def _check_pattern(self) -> Self:
+        pattern = self.pattern
+        pattern.check(pattern.of, self.block_size)  # its own groups always fit; the block size may not
+        return self
+
+
+class RoundingPart(Spec):
+    """To how many bits kept weights are rounded."""
+
+    bits: Bits | None = None
+    group: Group | None = None
+
+    @model_validator(mode="after")
+    def _check_grid(self) -> Self:
+        parse_grid(self.bits, self.group)
+        return self
+
+
+class MethodPart(SweepPart):
+    """A method, and what it may be told."""
+
+    method: Method = METHOD
+    order: Order | None = None
+    budget: Budget | None = None
+    options: Options = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_method(self) -> Self:
+        method = get_method(self.method)
+        if not method.sweeps and (self.order is not None or self.budget is not None):
+            raise RoseError(f"{method.label} does not sweep over columns, so order and budget do not apply to it.")
+        method.check(self.pattern, complete_options(method.label, method.options, self.options))
+        if getattr(self, "bits", None) is not None and not method.rounds:
+            raise RoseError(
+                f"{method.label} keeps a part that no grid holds, so bits do not apply to it; choose another method."
+            )
+        return self
+
+
+class WalkPart(Spec):
+    """How a model is walked, and what each layer is fitted to."""
+
+    allocation: Annotated[Allocation, AfterValidator(lambda text: parse_allocation(text).text)] = "uniform"
+    target: Target = "dense"
+    target_damping: TargetDamping | None = None
+    true_sequential: TrueSequential = False
+    min_expert_tokens: MinExpertTokens = 1
+    compute: Compute = "auto"
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Self:
+        check_target_damping(self.target, self.target_damping)
+        return self
+
+
+def check_target_damping(target: str, damping: float | None) -> None:
+    """Raises RoseError for a damping of the correction towards the dense model where there is no such correction."""
+    if damping is not None and target != "dense":
+        raise RoseError("Only target dense has a correction to damp; leave the target's damping out.")
+
+
+class EvaluationPart(Spec):
+    """A text to measure perplexity on, before and after."""
+
+    evaluate: Annotated[TextName, Field(description="measure perplexity on this text before and after")] | None = None
+    windows: Windows | None = None
+
+    @model_validator(mode="after")
+    def _check_windows(self) -> Self:
+        if self.evaluate is None and self.windows is not None:
+            raise RoseError("--windows counts those of --evaluate; give that too, or leave it out.")
+        return self
+
+
+class SavingPart(Spec):
+    """Where the copy goes, and where an interrupted run is kept."""
+
+    output: Annotated[Output, Field(description="new folder for the checkpoint")]
+    checkpoint: Checkpoint | None = None

@@ -1,0 +1,227 @@
+"""What a specification is: a frozen model of pydantic whose fields say everything about themselves, once.
+
+pydantic was chosen over msgspec, which imports in 16 ms instead of 52 but says neither the value that it refuses nor
+the limits of a field in a form that a program can read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from rose.errors import RoseError
+from rose.files import expand, reachable
+from rose.model.defaults import SOURCES
+from rose.model.packaged import PACKAGED
+
+SHOWN = 80  # characters of a refused value
+PLAIN: dict[str, Any] = {
+    "unit": "",
+    "changes": True,
+    "kept": True,
+    "path": False,
+    "form": "",
+    "flag": "",
+    "metavar": "",
+}
+
+
+def _number(value: Any) -> Any:
+    """NumPy's numbers as Python's. True and False are no numbers, although Python counts with them."""
+    if isinstance(value, bool):
+        raise ValueError("a truth value is no number")
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+
+
+def setting(
+    description: str,
+    *,
+    unit: str = "",
+    changes: bool = True,
+    kept: bool = True,
+    path: bool = False,
+    form: Literal["", "words", "commas", "pairs", "place"] = "",
+    flag: str = "",
+    metavar: str = "",
+    **limits: float,
+) -> Any:
+    """What a field says of itself, for `Annotated`.
+
+    Args:
+        description: one line of help.
+        unit: of a number, for people.
+        changes: whether the field can change results.
+        kept: whether a recipe file says it; places to write to are those of one run alone.
+        path: whether it may name a file or folder, which a recipe file names by its whole path.
+        form: how a command line spells it: "words" takes several, "commas" takes A,B, "pairs" takes NAME=VALUE several
+            times, "place" is named by its place and not by an option.
+        flag: the option's name where it is not the field's.
+        metavar: what stands for the value in help.
+        limits: `ge`, `gt`, `le`, `lt`.
+    """
+    given = {
+        "unit": unit,
+        "changes": changes,
+        "kept": kept,
+        "path": path,
+        "form": form,
+        "flag": flag,
+        "metavar": metavar,
+    }
+    extra = {name: value for name, value in given.items() if value != PLAIN[name]}
+    return Field(description=description, json_schema_extra=extra, **limits)  # type: ignore[call-overload]
+
+
+class Spec(BaseModel):
+    """A specification. Fields that were given, and not left to their defaults, are in `model_fields_set`.
+
+    Raises:
+        RoseError: an unknown field, a wrong type, a value out of range; one sentence names the field, the value and
+            what would do.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    run: ClassVar[str] = ""  # what a recipe calls the thing that runs, and the command line its command
+    summary: ClassVar[str] = ""  # what it does, for the list of commands
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as problem:
+            raise RoseError(_sentence(type(self), problem.errors()[0])) from None
+
+    def changed(self, **values: Any) -> Self:
+        """The same with other values, checked again."""
+        return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | values)
+
+    def to_dict(self, only: Literal["kept", "changes"] = "kept") -> dict[str, Any]:
+        """Fields as JSON values, in their order: those of a recipe file, or only those that can change results."""
+        fields = {name: field for name, field in self.fields().items() if field.extra[only]}
+        values = self.model_dump(mode="json", include=set(fields))
+        return {name: _absolute(value) if fields[name].extra["path"] else value for name, value in values.items()}
+
+    @classmethod
+    @cache
+    def fields(cls) -> dict[str, SpecField]:
+        """Every field, by name."""
+        return {name: SpecField.of(name, info) for name, info in cls.model_fields.items()}
+
+    @property
+    def given(self) -> list[str]:
+        """Fields that were given, and not left to their defaults, in their order."""
+        return [name for name in self.fields() if name in self.model_fields_set]
+
+
+def _absolute(value: Any) -> Any:
+    """A name, or several, as it is known in every folder: a file or folder on this disk by its whole path."""
+    if isinstance(value, list):
+        return [_absolute(name) for name in value]
+    if value is None or value in SOURCES or value in PACKAGED or not reachable(value).exists():
+        return value
+    whole = expand(value).absolute()
+    plain = Path(os.path.normpath(whole))
+    return str(plain if plain.exists() and plain.samefile(whole) else whole)  # behind a link, .. may lead elsewhere
+
+
+@dataclass(frozen=True)
+class SpecField:
+    """What a field says of itself.
+
+    Attributes:
+        kind: its type, without None.
+        default: its value where none is given; None for one that must be given.
+        is_required: whether it must be given.
+        choices: what it can be, or each entry of several; empty where that is no list.
+        limits: of a number: `ge`, `gt`, `le`, `lt`, those that there are.
+        extra: see `setting`.
+    """
+
+    name: str
+    kind: Any
+    description: str
+    default: Any
+    is_required: bool
+    choices: tuple[Any, ...]
+    limits: Mapping[str, float]
+    extra: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, name: str, info: FieldInfo) -> SpecField:
+        kind, described = info.annotation, [info]
+        if get_origin(kind) in (Union, UnionType):  # of `X | None`: X says it
+            kind = next(option for option in get_args(kind) if option is not NoneType)
+        if get_origin(kind) is Annotated:
+            kind, *metadata = get_args(kind)
+            described += [entry for entry in metadata if isinstance(entry, FieldInfo)]
+        extra: dict[str, Any] = {**PLAIN}
+        limits: dict[str, float] = {}
+        description = ""
+        for entry in described:
+            description = entry.description or description
+            extra |= entry.json_schema_extra if isinstance(entry.json_schema_extra, dict) else {}
+            for limit in entry.metadata:
+                limits |= {n: getattr(limit, n) for n in ("ge", "gt", "le", "lt") if hasattr(limit, n)}
+        each = get_args(kind)[0] if get_origin(kind) is tuple else kind
+        choices = get_args(each) if get_origin(each) is Literal else ()
+        default = None if info.is_required() else info.get_default(call_default_factory=True)
+        return cls(name, kind, description, default, info.is_required(), choices, limits, extra)
+
+    @property
+    def option(self) -> str:
+        """What a command line calls it."""
+        return "--" + (self.extra["flag"] or self.name).replace("_", "-")
+
+    @property
+    def takes(self) -> str:
+        """What it takes, for people: "a whole number of at least 1"."""
+        if self.choices:
+            return f"one of {', '.join(map(str, self.choices))}"
+        if self.kind is bool:
+            return "true or false"
+        if self.kind in (int, float):
+            return ("a whole number" if self.kind is int else "a number") + _says_limits(self.limits)
+        if get_origin(self.kind) is tuple:
+            return "whole numbers of at least 0" if self.name == "seeds" else "a list of names"
+        return "names with values" if get_origin(self.kind) is dict else "a path" if self.kind is Path else "a text"
+
+
+def _says_limits(limits: Mapping[str, float]) -> str:
+    low, high = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
+    if "ge" in limits and "le" in limits:
+        return f" from {low} to {high}"
+    parts = []
+    if low is not None:
+        parts.append(f" of at least {low:g}" if "ge" in limits else f" above {low:g}")
+    if high is not None:
+        parts.append(f" of at most {high:g}" if "le" in limits else f" below {high:g}")
+    return " and".join(parts)
+
+
+def _sentence(spec: type[Spec], error: ErrorDetails) -> str:
+    """One sentence for the first thing that pydantic refuses."""
+    if error["type"] == "value_error" and isinstance(problem := error["ctx"]["error"], RoseError):
+        return str(problem)
+    name, fields = str(error["loc"][0]) if error["loc"] else "", spec.fields()
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, fields, 1)
+        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}."
+        return f"{spec.run.capitalize()} has no field {name[:SHOWN]!r}; {advice}"
+    if error["type"] == "missing":
+        return f"{spec.run.capitalize()} needs {name}: {fields[name].description}."
+    value = repr(error["input"])
+    value = value if len(value) <= SHOWN else f"{value[:SHOWN]}…"
+    return f"{name} must be {fields[name].takes}, not {value}."

@@ -1,0 +1,180 @@
+"""What the other commands can be asked for: they show something, or write another form of what there is."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from rose.diffusion.steps import MAX_STEPS, PACKAGES, STEPS
+from rose.layer.defaults import DAMPING
+from rose.recipe.parts import BlockSize, File, MethodPart, Name, Output, Sparsity, one_or_several
+from rose.recipe.spec import Real, Spec, Whole, setting
+from rose.recipe.steps import SPECS, Covariance, Multiple, Parts, Ratio, Recovery
+
+Folder = Annotated[Name, setting("folder of the model", form="place", metavar="FOLDER")]
+Prompts = Annotated[Name, setting("what to draw, one prompt a line", metavar="FILE.txt")]
+PACKAGED = "garments"
+
+
+class Models(Spec):
+    """What there is to prune, and by what."""
+
+    run: ClassVar[str] = "models"
+    summary: ClassVar[str] = "list the models that work offline, the pruning methods and the orders"
+
+
+class Run(Spec):
+    """Does what a recipe says."""
+
+    run: ClassVar[str] = "run"
+    summary: ClassVar[str] = "do what a recipe says, again or with some fields changed"
+
+    recipe: Annotated[Name, setting("a recipe.yaml, or a folder that has one", form="place", metavar="RECIPE")]
+    changes: Annotated[
+        tuple[str, ...],
+        BeforeValidator(one_or_several),
+        setting(
+            "fields to change, such as sparsity=0.5; of several steps 2.sparsity=0.5 changes the second; output=FOLDER "
+            "says where the result goes",
+            form="place",
+            metavar="NAME=VALUE",
+        ),
+    ] = ()
+
+
+class Report(Spec):
+    """Finished runs as an HTML file."""
+
+    run: ClassVar[str] = "report"
+    summary: ClassVar[str] = "write finished runs as one HTML file, two of them side by side"
+
+    folders: Annotated[
+        tuple[Name, ...],
+        BeforeValidator(one_or_several),
+        setting("folder that analyze, prune, slim or tune has written", form="place", metavar="FOLDER"),
+    ]
+    output: Annotated[File, setting("needs no network to be read", metavar="FILE.html")]
+
+
+class Pack(Spec):
+    """A checkpoint folder without the room that its zeros take."""
+
+    run: ClassVar[str] = "pack"
+    summary: ClassVar[str] = "write a pruned model without the room that its zeros take; `rose` loads it as any other"
+
+    folder: Folder
+    output: Annotated[Output, Field(description="default: FOLDER-packed")] | None = None
+
+
+class Unpack(Spec):
+    """A packed checkpoint folder as plain weights, to the bit."""
+
+    run: ClassVar[str] = "unpack"
+    summary: ClassVar[str] = "write plain weights of a packed model, equal to the bit, for any program"
+
+    folder: Folder
+    output: Annotated[Output, Field(description="default: FOLDER-unpacked")] | None = None
+
+
+class Export(Spec):
+    """A model as a file for other programs."""
+
+    run: ClassVar[str] = "export"
+    summary: ClassVar[str] = "write a model as a GGUF file, which llama.cpp runs; zeros stay zeros"
+
+    folder: Annotated[Folder, Field(description="of the model, packed or not; or a packaged name or .gguf file")]
+    to: Annotated[Literal["gguf"], setting("the format")] = "gguf"
+    type: Annotated[
+        Literal["f16", "q8_0", "q4_0"], setting("number format of the layers' weights; others would lose zeros")
+    ] = "f16"
+    output: Annotated[File, setting("default: FOLDER-TYPE.gguf", metavar="FILE.gguf")] | None = None
+
+
+class App(Spec):
+    """The app in a browser."""
+
+    run: ClassVar[str] = "app"
+    summary: ClassVar[str] = "open the app in a browser; takes options of `streamlit run`, too"
+
+    port: Annotated[Whole, setting("on this machine", ge=1, le=65535)] = 8501
+
+
+class DrawingPart(Spec):
+    """A diffusion model, and how it draws."""
+
+    model: Annotated[Name, setting("packaged name, Hub id or folder")] = PACKAGED
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], setting("number format of the weights")] = "float32"
+    steps: Annotated[Whole, setting("denoising steps", ge=1, le=MAX_STEPS)] = STEPS
+    seed: Annotated[Whole, setting("seed of the noise", ge=0, le=2**63 - 1)] = 0
+    guidance: Annotated[Real, setting("guidance scale (default: the pipeline's own)")] | None = None
+
+
+class PicturesPart(Spec):
+    """Which pictures calibrate, and how much each denoising step counts."""
+
+    step_weights: Annotated[
+        Literal["log_decrease", "uniform", "log_increase", "linear"], setting("how much each denoising step counts")
+    ] = "log_decrease"
+    packages: Annotated[Whole, setting("groups of layers, pruned one after another", ge=1)] = PACKAGES
+    prompts: Annotated[Prompts, Field(description="calibration prompts, one a line")] | None = None
+    samples: Annotated[Whole, setting("calibration pictures", ge=1)] = 50
+    output: Annotated[Output, Field(description="new folder for the pipeline")]
+
+
+class DiffusePrune(PicturesPart, MethodPart, DrawingPart):
+    """A pipeline's transformer or UNet, pruned."""
+
+    run: ClassVar[str] = "diffuse prune"
+    summary: ClassVar[str] = "prune a pipeline's transformer or UNet and save the pipeline"
+
+    sparsity: Sparsity = "0.5"
+    block_size: (
+        Annotated[BlockSize, Field(description="columns per block (default: 128, fewer in a small model)")] | None
+    ) = None  # type: ignore[assignment]
+
+
+class DiffuseSlim(PicturesPart, DrawingPart):
+    """Heads and channels of a transformer taken out."""
+
+    run: ClassVar[str] = "diffuse slim"
+    summary: ClassVar[str] = "make a transformer smaller: take heads and channels out"
+
+    method: Annotated[Literal["obs", "slimllm", "wanda", "magnitude"], setting("a structured method")] = "obs"
+    ratio: Ratio = 0.2
+    parts: Parts | None = None
+    recovery: Recovery | None = None
+    damping: Covariance = DAMPING
+    multiple: Multiple = 8
+
+
+class DiffuseSample(DrawingPart):
+    """Pictures in a file."""
+
+    run: ClassVar[str] = "diffuse sample"
+    summary: ClassVar[str] = "draw pictures into a PNG file"
+
+    classes: Annotated[Name, setting("of the packaged model: names of garments, or numbers", metavar="A,B")] | None = (
+        None
+    )
+    prompts: Prompts | None = None
+    count: Annotated[Whole, setting("pictures, classes in turn", ge=1)] = 10
+    beside: Annotated[Name, setting("draw the same from the same noise in a row above", metavar="MODEL")] | None = None
+    output: Annotated[File, setting("the picture", metavar="FILE.png")]
+
+
+class DiffuseEvaluate(DrawingPart):
+    """How far a diffusion model is from another one."""
+
+    run: ClassVar[str] = "diffuse evaluate"
+    summary: ClassVar[str] = "drift, denoising loss and Fréchet distance (packaged model)"
+
+    dense: Annotated[Name, setting("to measure the drift from", metavar="MODEL")] = PACKAGED
+    count: Annotated[Whole, setting("pictures", ge=1)] = 200
+    output: Annotated[File, setting("write the scores to this file", metavar="FILE.json")] | None = None
+
+
+_TOOLS = (Run, Report, Pack, Unpack, Export, DiffusePrune, DiffuseSlim, DiffuseSample, DiffuseEvaluate, App)
+_ALL: tuple[type[Spec], ...] = (Models, *SPECS.values(), *_TOOLS)
+COMMANDS = {spec.run: spec for spec in _ALL}
+"""What the command line can do, by name, in the order of its help."""
