@@ -26,7 +26,8 @@ from rose.model.load.models import parse_dtype
 from rose.model.measure.generation import continue_prompt
 from rose.model.measure.perplexity import window_losses
 from rose.model.network.layers import count_parameters, text_config
-from rose.structured.plan import SlimSettings, estimate_slim_memory, estimate_slimming
+from rose.recipe.parts import SlimSettings
+from rose.structured.plan import estimate_slim_memory, estimate_slimming
 from rose.structured.slimming import check_slimming
 from rose.verdicts import Interval, paired_ratio, says_perplexity
 

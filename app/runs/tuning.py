@@ -32,8 +32,9 @@ from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.network.network import Network
 from rose.model.progress import Progress
 from rose.model.tune.parts import Parts, tune_until_stopped
-from rose.model.tune.task import TuneReport, TuneSettings, TuneTask
+from rose.model.tune.task import TuneReport, TuneTask
 from rose.model.tune.tuning import Tuner
+from rose.recipe.parts import TuneSettings
 from rose.verdicts import compare, says_move, says_perplexity
 
 MINUTES = 3.0
@@ -101,7 +102,7 @@ class Tuning(Run):
             apart_from=windows,
             **tuning_draw(setup.length)._asdict(),
         )
-        parts = Parts(TuneTask(model, dense, tokens, held_out), TuneSettings(self.minutes, seed=setup.seed))
+        parts = Parts(TuneTask(model, dense, tokens, held_out), TuneSettings(minutes=self.minutes, seed=setup.seed))
         tuner = parts.tuner
         self._say(f"Tuning {self.label}")
         found, stopped = tune_until_stopped(lambda: parts, nullcontext(partial(self._tell, tuner)))

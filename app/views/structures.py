@@ -20,11 +20,11 @@ from app.study.preflight import asked_of_hub
 from app.study.setup import weights_size
 from app.study.structures import Structures, collecting
 from app.study.study import Study
+from rose.recipe.parts import SlimSettings
 from rose.rows import with_cautions
 from rose.structured.allocation import head_shapes
 from rose.structured.defaults import ALLOCATIONS
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape
-from rose.structured.plan import SlimSettings
 
 RATIOS = [step / 20 for step in range(13)]
 
@@ -254,7 +254,7 @@ def _choose_slimming(damping: float) -> tuple[SlimSettings, str]:
             "The decoder blocks will differ in shape: rose.load_model reads the result, plain transformers does not.",
             icon=":material/warning:",
         )
-    return SlimSettings(method, percent / 100, allocation=shapes, damping=damping), prompt
+    return SlimSettings.of(method=method, ratio=percent / 100, allocation=shapes, damping=damping), prompt
 
 
 def _slim(known: Structures) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from itertools import combinations
 from pathlib import Path
@@ -11,57 +10,32 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-import rose
-from rose.commands import options as shared
-from rose.commands import terminal
+from rose.commands import shared, terminal
 from rose.files import expand
-from rose.layer.registry import get_method
 from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.check import CheckpointCheck, check_checkpoint
 from rose.model.check.findings import FEW, findings, headline, lines, says_other_draw
-from rose.model.defaults import CHECK, CHECKED_AGAINST
 from rose.model.formats.low_rank import keep_low_rank
 from rose.output import check_file, write_file
+from rose.recipe.steps import Check
 from rose.rows import json_rows
-from rose.wording import listing, percent
+from rose.wording import percent
 
 SHOWN = 10  # layers in the table of errors
 ERRORS = {"error": "error", "mask_error": "mask alone", "possible_error": "refit"}
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("check", help="compare a checkpoint with the dense model it was made from")
-    add = parser.add_argument
-    add("dense", metavar="DENSE", help="the model before: packaged name, Hub id, folder or .gguf file")
-    add("pruned", nargs="+", metavar="PRUNED", help="one or more checkpoints made from it, named the same way")
-    shared.add(parser, "dtype", default="float32")  # which holds what either file holds
-    shared.add(parser, "compute trust-remote-code stream")
-    says = f"text to measure errors on: {shared.TEXTS} (default: none, judge by the weights alone, in seconds)"
-    shared.add(parser, "calibration", help=says, default=None)
-    shared.add(parser, "samples length seed held-out bos")
-    says = f"with --calibration, compare with what these methods reach (default: {','.join(CHECKED_AGAINST)})"
-    add("--methods", metavar="A,B", help=says)
-    add("--json", type=expand, metavar="FILE.json", help="write all verdicts, reasons and numbers to this file")
-    parser.set_defaults(run=run, **CHECK._asdict())
-
-
-def run(options: argparse.Namespace, console: Console) -> int:
+def run(spec: Check, console: Console) -> int:
     """Returns 1 where something is wrong."""
-    if options.json:
-        check_file(options.json)
-    unused = shared.changed(options, CHECK._asdict() | {"seed": 0, "bos": "auto", "methods": None})
-    if unused and not options.calibration:
-        alone = "Without --calibration TEXT a check goes by the weights alone"
-        raise rose.RoseError(f"{alone}; give that too, or leave {listing(unused, len(unused))} out.")
-    methods = shared.split(options.methods, "--methods") if options.methods else CHECKED_AGAINST
-    for method in methods:
-        get_method(method)
-    dense, tokenizer = shared.load(options, console, options.dense)
-    tokens, held_out = shared.calibration(options, tokenizer, options.seed) if options.calibration else (None, None)
+    if spec.json_file:
+        check_file(spec.json_file)
+    dense, tokenizer = shared.load(spec, console, spec.dense)
+    drawn = shared.calibration(spec, tokenizer, spec.seed) if spec.calibration else None
+    tokens, held_out = (drawn.tokens, drawn.held_out) if drawn else (None, None)
     models: dict[str, Any] = {}
     checks: dict[str, CheckpointCheck] = {}
-    for name in options.pruned:
-        models[name], _ = shared.load(options, console, name, finite=False, tokenizer=options.dense)
+    for name in spec.pruned:
+        models[name], _ = shared.load(spec, console, name, finite=False, tokenizer=spec.dense)
         keep_low_rank(models[name], expand(name))
         with terminal.bar(console, "Checking") as follow:
             checks[name] = check_checkpoint(
@@ -69,20 +43,20 @@ def run(options: argparse.Namespace, console: Console) -> int:
                 models[name],
                 tokens,
                 held_out=held_out,
-                methods=methods,
-                compute=options.compute,
+                methods=spec.methods,
+                compute=spec.compute,
                 progress=follow,
             )
-        if len(options.pruned) > 1:
+        if len(spec.pruned) > 1:
             terminal.say(f"{name}:")
         terminal.say(*(f"{about}: {text}" for about, text in lines(checks[name])), *findings(checks[name]))
-        terminal.say(*checks[name].cautions, _of_draw(name, options, checks[name]))
+        terminal.say(*checks[name].cautions, _of_draw(name, spec, checks[name]))
         _print_errors(checks[name].by_error)
     tables = {pair: _between(pair, models, checks) for pair in combinations(models, 2)}
-    if options.json:
-        _write(options.json, checks, tables)
+    if spec.json_file:
+        _write(spec.json_file, checks, tables)
     for name, check in checks.items():
-        terminal.say(f"{name}: {headline(check).text}{_names(check, options.json)}")
+        terminal.say(f"{name}: {headline(check).text}{_names(check, spec.json_file)}")
     return 0 if all(check.is_sane for check in checks.values()) else 1
 
 
@@ -105,12 +79,12 @@ def _print_errors(layers: pd.DataFrame) -> None:
         terminal.say(f"… and {len(layers) - SHOWN} more, which --json FILE.json has")
 
 
-def _of_draw(name: str, options: argparse.Namespace, check: CheckpointCheck) -> str:
+def _of_draw(name: str, spec: Check, check: CheckpointCheck) -> str:
     """A caution where the checkpoint was calibrated on other windows; "" where not."""
-    if not options.calibration:
+    if not spec.calibration:
         return ""
-    drawn = shared.pick(options, ("calibration", "samples", "length", "seed"))
-    drawn |= {"held_out_samples": options.held_out, "bos_token": check.summary["bos_token"]}
+    drawn = shared.pick(spec, ("calibration", "samples", "length", "seed"))
+    drawn |= {"held_out_samples": spec.held_out, "bos_token": check.summary["bos_token"]}
     return says_other_draw(expand(name), drawn)
 
 

@@ -20,9 +20,10 @@ from rose.model.estimate.memory import Memory, estimate_memory
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.run.settings import run_settings
+from rose.recipe.parts import SlimSettings
 from rose.recipe.steps import Slim
 from rose.structured.parts import HEADS, block_parameters, find_parts
-from rose.structured.plan import SlimSettings, estimate_slim_memory, estimate_slimming
+from rose.structured.plan import estimate_slim_memory, estimate_slimming
 from rose.structured.slimming import check_slimming
 from rose.wording import whole
 
@@ -80,10 +81,9 @@ def run(spec: Slim, console: Console) -> int:
 
 def _slim_options(spec: Slim) -> dict[str, Any]:
     """Keywords of `rose.prune_structured`. With --prune the target's damping may be for that alone."""
-    target = spec.target or SlimSettings.target
+    target = spec.target or "layer"
     damping = None if spec.prune and target == "layer" else spec.target_damping
-    names = ("method", "ratio", "parts", "allocation", "recovery", "damping", "multiple")
-    return shared.pick(spec, names) | {"target": target, "target_damping": damping}
+    return shared.pick(spec, SlimSettings.fields()) | {"target": target, "target_damping": damping}
 
 
 # ---- what slimming leaves, pruned

@@ -26,8 +26,9 @@ from rose.model.network.network import Network
 from rose.model.progress import ProgressCallback
 from rose.model.run.checkpoint import begun_with
 from rose.model.tune.parts import Parts, tune_until_stopped
-from rose.model.tune.task import TuneReport, TuneSettings, TuneTask, TuningProgress, check_memory, check_pair
+from rose.model.tune.task import TuneReport, TuneTask, TuningProgress, check_memory, check_pair
 from rose.model.tune.tuning import texts_digest
+from rose.recipe.parts import TuneSettings
 from rose.recipe.steps import Prune, Slim, Tune
 from rose.report import report_beside
 from rose.rows import removed_fraction
@@ -38,7 +39,7 @@ TUNED = "tuned"  # of --checkpoint, the folder of what --tune does
 
 
 def run(spec: Tune, console: Console) -> int:
-    settings = TuneSettings(**shared.pick(spec, ("minutes", "epochs", "loss", "rate", "batch", "seed", "compute")))
+    settings = TuneSettings(**shared.pick(spec, TuneSettings.fields()))
     checkpoints.check(spec)
     known = report_beside(expand(spec.pruned))
     spec = shared.settle_dtype(spec, spec.pruned)

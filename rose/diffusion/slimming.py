@@ -17,17 +17,18 @@ from rose.diffusion.parts import find_parts, reshape
 from rose.diffusion.steps import PACKAGES, STEPS, WEIGHTS, StepWeights
 from rose.diffusion.trajectory import Conditions
 from rose.errors import RoseError
-from rose.given import check_keywords
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, count_parameters, named
 from rose.model.progress import ProgressCallback
 from rose.model.workers import Workers, is_launched
+from rose.recipe.parts import SlimSettings
 from rose.report import RunReport
 from rose.rows import PartRecord, records_table
 from rose.structured.allocation import changed, check_multiple, shapes_by_ratio
 from rose.structured.defaults import PARTS
+from rose.structured.methods import structured_method
 from rose.structured.parts import Part, Shape
-from rose.structured.plan import CutOptions, SlimSettings
+from rose.structured.plan import CutOptions, repair_of
 from rose.structured.reduction import Reduction, layers_read, recovery_in, solve_part, sources_of
 from rose.structured.survey import make_problem
 
@@ -75,9 +76,8 @@ def prune_diffusion_structured(
         RoseError: bad input, or a denoiser that cannot be made smaller, before any work.
     """
     start = time.perf_counter()
-    check_keywords(options, CutOptions.__optional_keys__)
-    settings = SlimSettings(**options)
-    if settings.chosen.select is None:
+    settings = SlimSettings.of(**options)
+    if structured_method(settings.method).select is None:
         raise RoseError(f"{settings.method} drops whole blocks, which is not for diffusion models; choose obs.")
     if Workers.here().count > 1 or is_launched():
         raise RoseError("A diffusion model is made smaller in one process; start it without torchrun.")
@@ -116,18 +116,18 @@ def _reduce(
 ) -> PartRecord:
     """Takes units out of one part, and compensates."""
     part, shape = wanted
-    with_bias = settings.repair != "none" and part.output.bias is not None
-    sources = sources_of(part, settings.chosen, lambda name: statistics[name].mean_square.sqrt())
+    with_bias = repair_of(settings) != "none" and part.output.bias is not None
+    sources = sources_of(part, structured_method(settings.method), lambda name: statistics[name].mean_square.sqrt())
     problem = make_problem(part, statistics[part.output.name], with_bias, settings.damping, sources)
     with named(part.output):
-        solution = solve_part(part, shape, problem, settings.chosen, settings.repair)
+        solution = solve_part(part, shape, problem, structured_method(settings.method), repair_of(settings))
     reduction.write(part, shape, solution, with_bias)
     return solution.record
 
 
 def _layers(settings: SlimSettings, package: Sequence[tuple[Part, Shape]]) -> list[PrunableLayer]:
     """Those whose inputs must be measured."""
-    return layers_read(settings.chosen, [part for part, _ in package])
+    return layers_read(structured_method(settings.method), [part for part, _ in package])
 
 
 def _refuse(_part: Part, _multiple: int) -> Shape:

@@ -14,9 +14,10 @@ from rose.layer.defaults import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD
 from rose.layer.options import Value, complete_options
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.registry import check_order_name, check_threshold, get_method
-from rose.model.defaults import OFFLINE, PRUNING, SOURCES, STORED
+from rose.model.defaults import OFFLINE, PRUNING, RATE, SOURCES, STORED
 from rose.model.rules import parse_allocation
 from rose.recipe.spec import Real, Spec, Whole, setting
+from rose.structured.defaults import MULTIPLE, RATIO, WHOLE_BLOCKS
 from rose.wording import several
 
 MOST_TOKENS = 2**31  # of one draw; eight bytes each
@@ -27,7 +28,7 @@ MAX_SEED = 2**63 - 1
 def as_sparsity(value: Any) -> str:
     """ "0.7" for 0.7, "0.70", ".7" and "70%" too, as all of them name the same runs; "2:4" stays."""
     pattern = parse_sparsity(value)
-    return str(pattern) if pattern.is_grouped else f"{pattern.ratio:.12g}"
+    return str(pattern) if pattern.is_grouped else repr(float(pattern.ratio)).removesuffix(".0")
 
 
 def _method(name: Any) -> str:
@@ -210,6 +211,20 @@ Checkpoint = Annotated[
 ]
 
 
+SlimMethod = Annotated[
+    Literal["obs", "slimllm", "wanda", "magnitude", "depth"], setting("a structured method, see `rose models`")
+]
+Ratio = Annotated[Real, setting("share of their parameters to take out", gt=0, lt=1)]
+Parts = Annotated[
+    tuple[Literal["heads", "channels"], ...],
+    BeforeValidator(one_or_several),
+    setting("what may be taken out (default: all that the model offers)", form="words"),
+]
+Recovery = Annotated[Literal["none", "bias", "linear", "exact"], setting("override how the method repairs what stays")]
+Multiple = Annotated[Whole, setting("kept channels are a multiple of this", ge=1)]
+Covariance = Annotated[Damping, Field(description="added to the inputs' covariance, as a share of its mean diagonal")]
+
+
 class ModelPart(Spec):
     """Which model, and how its weights are read."""
 
@@ -330,3 +345,56 @@ class SavingPart(Spec):
 
     output: Annotated[Output, Field(description="new folder for the checkpoint")]
     checkpoint: Checkpoint | None = None
+
+
+class PruneSettings(WalkPart, RoundingPart, MethodPart):
+    """How a model is pruned; keywords of `rose.prune_model`, which says what they mean."""
+
+
+class TuneSettings(Spec):
+    """How a model is tuned; keywords of `rose.tune_model`, which says what they mean."""
+
+    minutes: Annotated[Minutes, Field(description="how long it may take")] | None = None
+    epochs: Annotated[Real, setting("or: passes over the windows (default: 1)", gt=0)] | None = None
+    loss: Annotated[Literal["kl", "ce"], setting("kl: towards the dense model; ce: by the text's own next tokens")] = (
+        "kl"
+    )
+    rate: (
+        Annotated[Real, setting(f"highest learning rate (default: at most {RATE:g}, by steps and weights)", gt=0)]
+        | None
+    ) = None
+    batch: Annotated[Whole, setting("windows per step", ge=1)] = 2
+    seed: Seed = 0
+    compute: Compute = "auto"
+
+    @model_validator(mode="after")
+    def _check_end(self) -> Self:
+        if self.minutes is not None and self.epochs is not None:
+            raise RoseError("Give minutes or epochs, not both: each says when tuning ends.")
+        return self
+
+
+class SlimSettings(Spec):
+    """How a model is made smaller; keywords of `rose.prune_structured`, which says what they mean."""
+
+    method: SlimMethod = "obs"
+    ratio: Ratio = RATIO
+    parts: Parts | None = None
+    allocation: Annotated[
+        Literal["uniform", "similarity", "cost"],
+        setting("uniform shapes load everywhere; the others only with rose"),
+    ] = "uniform"
+    recovery: Recovery | None = None
+    damping: Covariance = DAMPING
+    multiple: Multiple = MULTIPLE
+    target: Target | None = "layer"
+    target_damping: TargetDamping | None = None
+
+    @model_validator(mode="after")
+    def _check_slimming(self) -> Self:
+        check_target_damping(self.target or "dense", self.target_damping)
+        if self.method == WHOLE_BLOCKS and (self.parts or self.allocation != "uniform" or self.recovery):
+            raise RoseError(
+                f"{self.method} drops whole decoder blocks as they are; leave out parts, allocation and recovery."
+            )
+        return self

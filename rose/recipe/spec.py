@@ -104,6 +104,11 @@ class Spec(BaseModel):
         except ValidationError as problem:
             raise RoseError(_sentence(type(self), problem.errors()[0])) from None
 
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """As the class itself, for values whose types only the specification checks."""
+        return cls(**values)
+
     def changed(self, **values: Any) -> Self:
         """The same with other values, checked again."""
         return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | values)
@@ -216,12 +221,13 @@ def _sentence(spec: type[Spec], error: ErrorDetails) -> str:
     if error["type"] == "value_error" and isinstance(problem := error["ctx"]["error"], RoseError):
         return str(problem)
     name, fields = str(error["loc"][0]) if error["loc"] else "", spec.fields()
+    what = spec.run.capitalize() or "This"
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, fields, 1)
         advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}."
-        return f"{spec.run.capitalize()} has no field {name[:SHOWN]!r}; {advice}"
+        return f"{what} has no field {name[:SHOWN]!r}; {advice}"
     if error["type"] == "missing":
-        return f"{spec.run.capitalize()} needs {name}: {fields[name].description}."
+        return f"{what} needs {name}: {fields[name].description}."
     value = repr(error["input"])
     value = value if len(value) <= SHOWN else f"{value[:SHOWN]}…"
     return f"{name} must be {fields[name].takes}, not {value}."

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from rose.errors import RoseError
-from rose.layer.defaults import DAMPING, METHOD, RECOMMENDED, SPARSITY
+from rose.layer.defaults import METHOD, RECOMMENDED, SPARSITY
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.registry import get_method
 from rose.model.defaults import CHECK, CHECKED_AGAINST, COMPARED, DAMAGE, PAPERS, PRUNED, TUNING
@@ -16,7 +16,6 @@ from rose.recipe.parts import (
     TEXTS,
     Checkpoint,
     Compute,
-    Damping,
     Dtype,
     EvaluationPart,
     File,
@@ -30,19 +29,22 @@ from rose.recipe.parts import (
     ModelPart,
     Name,
     Output,
+    PruneSettings,
+    Ratio,
     Rotate,
     RoundingPart,
     Samples,
     SavingPart,
     Seed,
+    SlimSettings,
     Sparsity,
     Stream,
     SweepPart,
     Target,
-    TargetDamping,
     TextName,
     TextPart,
     TrustRemoteCode,
+    TuneSettings,
     WalkPart,
     Windows,
     as_sparsity,
@@ -50,22 +52,10 @@ from rose.recipe.parts import (
     names_of,
     one_or_several,
 )
-from rose.recipe.spec import Real, Spec, Whole, setting
-from rose.structured.defaults import MULTIPLE, RATIO, WHOLE_BLOCKS
+from rose.recipe.spec import Spec, Whole, setting
+from rose.structured.defaults import RATIO, WHOLE_BLOCKS
 
 DENSE = "the model before: packaged name, Hub id, folder or .gguf file"
-SlimMethod = Annotated[
-    Literal["obs", "slimllm", "wanda", "magnitude", "depth"], setting("a structured method, see `rose models`")
-]
-Ratio = Annotated[Real, setting("share of their parameters to take out", gt=0, lt=1)]
-Parts = Annotated[
-    tuple[Literal["heads", "channels"], ...],
-    BeforeValidator(one_or_several),
-    setting("what may be taken out (default: all that the model offers)", form="words"),
-]
-Recovery = Annotated[Literal["none", "bias", "linear", "exact"], setting("override how the method repairs what stays")]
-Multiple = Annotated[Whole, setting("kept channels are a multiple of this", ge=1)]
-Covariance = Annotated[Damping, Field(description="added to the inputs' covariance, as a share of its mean diagonal")]
 Json = Annotated[File, setting("write all results to this file", changes=False, kept=False, flag="json")]
 
 
@@ -86,7 +76,7 @@ class Analyze(SweepPart, TextPart, ModelPart):
     output: Annotated[Output, Field(description="write report.json, layers.csv and layers.parquet")] | None = None
 
 
-class Prune(SavingPart, EvaluationPart, WalkPart, RoundingPart, MethodPart, TextPart, ModelPart):
+class Prune(SavingPart, EvaluationPart, PruneSettings, TextPart, ModelPart):
     """A whole model, decoder block by decoder block."""
 
     run: ClassVar[str] = "prune"
@@ -113,31 +103,21 @@ class Prune(SavingPart, EvaluationPart, WalkPart, RoundingPart, MethodPart, Text
         return self
 
 
-class Slim(SavingPart, EvaluationPart, TextPart, ModelPart):
+class Slim(SavingPart, EvaluationPart, SlimSettings, TextPart, ModelPart):
     """Heads, channels or decoder blocks taken out; what is left may then be pruned."""
 
     run: ClassVar[str] = "slim"
     summary: ClassVar[str] = "make a model smaller and faster: take heads, channels or decoder blocks out"
 
     stream: Stream = False
-    method: SlimMethod = "obs"
     ratio: Annotated[Ratio, Field(description="share of the decoder blocks' parameters to take out")] = RATIO
-    parts: Parts | None = None
-    allocation: Annotated[
-        Literal["uniform", "similarity", "cost"],
-        setting("uniform shapes load everywhere; the others only with rose"),
-    ] = "uniform"
-    recovery: Recovery | None = None
-    damping: Covariance = DAMPING
-    multiple: Multiple = MULTIPLE
     target: Target | None = None
-    target_damping: TargetDamping | None = None
     prune: Annotated[Sparsity, Field(description="then prune what is left: a ratio, or N:M")] | None = None
     prune_method: Annotated[Method, Field(description=f"of --prune (default: {RECOMMENDED})")] | None = None
     tune: Minutes | None = None
 
     @model_validator(mode="after")
-    def _check_choices(self) -> Self:
+    def _check_slimming(self) -> Self:
         check_in_memory(self.stream, self.evaluate, self.tune)
         if self.prune is None and self.prune_method is not None:
             raise RoseError("--prune-method is for --prune SPARSITY; give that too, or leave it out.")
@@ -156,7 +136,7 @@ class Slim(SavingPart, EvaluationPart, TextPart, ModelPart):
             raise RoseError(f"depth drops whole decoder blocks as they are; leave out {', '.join(given)}.")
 
 
-class Tune(SavingPart, EvaluationPart, TextPart):
+class Tune(SavingPart, EvaluationPart, TuneSettings, TextPart):
     """The weights that pruning has kept are trained towards the dense model; zeros stay."""
 
     run: ClassVar[str] = "tune"
@@ -168,28 +148,12 @@ class Tune(SavingPart, EvaluationPart, TextPart):
     dense: Annotated[
         Name, setting("the model before: packaged name, Hub id, folder or .gguf file", metavar="DENSE", path=True)
     ]
-    minutes: Annotated[Minutes, Field(description="how long it may take")] | None = None
-    epochs: Annotated[Real, setting("or: passes over the windows (default: 1)", gt=0)] | None = None
-    loss: Annotated[Literal["kl", "ce"], setting("kl: towards the dense model; ce: by the text's own next tokens")] = (
-        "kl"
-    )
-    rate: (
-        Annotated[
-            Real,
-            setting(
-                "learning rate at its highest (default: at most 0.001, by steps, weights and the dense model)", gt=0
-            ),
-        ]
-        | None
-    ) = None
-    batch: Annotated[Whole, setting("windows per step", ge=1)] = 2
     parts: Annotated[
         Whole, setting("tune the decoder blocks in so many parts, one after another, for less memory", ge=1)
     ] = 1
     unpruned: Annotated[bool, setting("allow a model without zeros")] = False
     dtype: Dtype = "auto"
     trust_remote_code: TrustRemoteCode = False
-    compute: Compute = "auto"
     calibration: Annotated[TextName, Field(description=f"text to train on: {TEXTS}")] = "packaged"
     samples: Annotated[Samples, Field(description="windows to train on")] = TUNING.samples
     length: Length = TUNING.length
@@ -203,12 +167,6 @@ class Tune(SavingPart, EvaluationPart, TextPart):
         ]
         | None
     ) = None
-
-    @model_validator(mode="after")
-    def _check_end(self) -> Self:
-        if self.minutes is not None and self.epochs is not None:
-            raise RoseError("Give minutes or epochs, not both: each says when tuning ends.")
-        return self
 
 
 class Compare(WalkPart, RoundingPart, SweepPart, TextPart, ModelPart):

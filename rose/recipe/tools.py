@@ -8,9 +8,22 @@ from pydantic import BeforeValidator, Field
 
 from rose.diffusion.steps import MAX_STEPS, PACKAGES, STEPS
 from rose.layer.defaults import DAMPING
-from rose.recipe.parts import BlockSize, File, MethodPart, Name, Output, Sparsity, one_or_several
+from rose.recipe.parts import (
+    BlockSize,
+    Covariance,
+    File,
+    MethodPart,
+    Multiple,
+    Name,
+    Output,
+    Parts,
+    Ratio,
+    Recovery,
+    Sparsity,
+    one_or_several,
+)
 from rose.recipe.spec import Real, Spec, Whole, setting
-from rose.recipe.steps import SPECS, Covariance, Multiple, Parts, Ratio, Recovery
+from rose.recipe.steps import SPECS
 
 Folder = Annotated[Name, setting("folder of the model", form="place", metavar="FOLDER")]
 Prompts = Annotated[Name, setting("what to draw, one prompt a line", metavar="FILE.txt")]

@@ -13,15 +13,12 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rose.errors import RoseError
-from rose.given import check_named, is_number, is_whole
-from rose.layer.defaults import DAMPING
-from rose.layer.registry import check_damping
 from rose.model.estimate.duration import estimate_cost, matmul_rate
 from rose.model.estimate.memory import Memory, estimate_memory
 from rose.model.network.layers import check_not_shared, prunable_layers
 from rose.model.network.network import Network
 from rose.model.progress import ProgressCallback
-from rose.model.run.settings import check_target
+from rose.recipe.parts import SlimSettings
 from rose.structured.allocation import (
     Candidate,
     Shapes,
@@ -38,12 +35,10 @@ from rose.structured.allocation import (
     uniform_shapes,
 )
 from rose.structured.configuration import can_bias, can_say, check_cuttable, kinds_of, parts_of_any
-from rose.structured.defaults import ALLOCATIONS, RECOVERIES
-from rose.structured.methods import StructuredMethod, structured_method
+from rose.structured.methods import structured_method
 from rose.structured.parts import CHANNELS, Part, Shape, block_parameters, find_parts
 from rose.structured.reduction import layers_read
 from rose.structured.survey import BlockSurvey, survey, visited_layers
-from rose.wording import several
 
 # Matrices of the size of A that are alive at once while one output projection is reduced: H, its mean S, A, A damped,
 # its inverse, and three parts of A with their Cholesky factor (least squares), or two copies of the inverse (greedy).
@@ -74,50 +69,9 @@ class SlimOptions(CutOptions, total=False):
     target_damping: float | None
 
 
-@dataclass(frozen=True)
-class SlimSettings:
-    """What goes and how, as for `prune_structured`; refused before anything is loaded or computed."""
-
-    method: str = "obs"
-    ratio: float = 0.2
-    parts: Sequence[str] | None = None
-    allocation: str = "uniform"
-    recovery: str | None = None
-    damping: float = DAMPING
-    multiple: int = 8
-    target: str = "layer"
-    target_damping: float | None = None
-
-    def __post_init__(self) -> None:
-        chosen = structured_method(self.method)
-        check_target(self.target, self.target_damping)
-        if not is_number(self.ratio) or not 0 < self.ratio < 1:
-            raise RoseError(f"The ratio must be above 0 and below 1, such as 0.2, not {self.ratio!r}.")
-        check_named("allocation", self.allocation, ALLOCATIONS)
-        if self.recovery is not None:
-            check_named("recovery", self.recovery, RECOVERIES)
-        if not is_whole(self.multiple) or self.multiple < 1:
-            raise RoseError(f"Kept channels must be a multiple of at least 1, a whole number, not {self.multiple!r}.")
-        object.__setattr__(self, "multiple", int(self.multiple))  # JSON does not know NumPy's
-        object.__setattr__(self, "parts", None if self.parts is None else tuple(several(self.parts)))
-        check_damping(self.damping)
-        for name in ("ratio", "damping", "target_damping"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, float(getattr(self, name)))
-        if chosen.select is None and (self.parts or self.allocation != "uniform" or self.recovery):
-            raise RoseError(
-                f"{self.method} drops whole decoder blocks as they are; leave out parts, allocation and recovery."
-            )
-
-    @property
-    def chosen(self) -> StructuredMethod:
-        """The method that chooses the units."""
-        return structured_method(self.method)
-
-    @property
-    def repair(self) -> str:
-        """The recovery asked for, or the method's own."""
-        return self.recovery or self.chosen.recovery
+def repair_of(settings: SlimSettings) -> str:
+    """The recovery asked for, or the method's own."""
+    return settings.recovery or structured_method(settings.method).recovery
 
 
 @dataclass(frozen=True)
@@ -152,7 +106,7 @@ def possible_shapes(model: nn.Module, settings: SlimSettings) -> PossibleShapes:
     """Raises RoseError, before anything is measured, for shapes that are impossible or cannot be expressed."""
     uniform, multiple = settings.allocation == "uniform", settings.multiple
     found = parts_to_reduce(model, settings.parts)
-    repairs = settings.repair != "none"
+    repairs = repair_of(settings) != "none"
     biased = tuple(one.kind for one in found[0] if repairs and can_bias(model, found, one.kind, not uniform))
     check_multiple(found, multiple)
     if not uniform and type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -285,7 +239,7 @@ def estimate_slimming(model: nn.Module, settings: SlimSettings, *, samples: int,
         names = [layer.name for layer in visited_layers(Network(model), names)]
         return estimate_cost(model, samples=samples, length=length, layers=names, sweeps=0).seconds
 
-    if settings.chosen.select is None:
+    if structured_method(settings.method).select is None:
         return walk([])
     blocks = parts_to_reduce(model, settings.parts)
     found = [part for of_block in blocks for part in of_block]
@@ -294,7 +248,7 @@ def estimate_slimming(model: nn.Module, settings: SlimSettings, *, samples: int,
         seconds += walk([])
     elif settings.allocation == "cost" or len(blocks[0]) > 1:
         work, seconds = PRICING, seconds + walk(found)
-    if settings.repair == "exact":
+    if repair_of(settings) == "exact":
         work += PRICING * settings.ratio + COMPENSATING
     return seconds + work * sum(part.output.weight.shape[1] ** 3 for part in found) / matmul_rate()
 
@@ -304,11 +258,11 @@ def estimate_slim_memory(model: nn.Module, settings: SlimSettings, *, held_out: 
 
     See docs/large-models.md. `sizes` (`samples`, `length`, `dtype` and `on_disk`) as for `estimate_memory`.
     """
-    if settings.chosen.select is None:
+    if structured_method(settings.method).select is None:
         names = [layer.name for layer in visited_layers(Network(model), [])]
         return estimate_memory(model, layers=names, held_out=held_out, **sizes | {"on_disk": False})
     found = [part for of_block in parts_to_reduce(model, settings.parts) for part in of_block]
-    names = [layer.name for layer in layers_read(settings.chosen, found)]
+    names = [layer.name for layer in layers_read(structured_method(settings.method), found)]
     sizes |= {"layers": names, "held_out": held_out, "dense_targets": settings.target == "dense"}
     base = estimate_memory(model, sequential=True, **sizes)
     squares = SQUARES_AT_WORK + held_out

@@ -26,7 +26,6 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.given import check_keywords
 from rose.layer.target import corrected_weight, damping_or_rule
 from rose.model.network.layers import count_parameters, named
 from rose.model.network.network import Network
@@ -38,13 +37,15 @@ from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.storage import BIAS, Storage, lay_over
 from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
 from rose.model.workers import Workers
+from rose.recipe.parts import SlimSettings
 from rose.report import RunReport
 from rose.rows import ERRORS, PartRecord, mean_or_none, records_table
 from rose.structured.allocation import changed
 from rose.structured.configuration import RECORD, droppable_blocks, reshaped_config
 from rose.structured.defaults import PARTS
+from rose.structured.methods import structured_method
 from rose.structured.parts import Part, Shape, block_parameters
-from rose.structured.plan import PossibleShapes, SlimOptions, SlimPlan, SlimSettings, plan_slimming, possible_shapes
+from rose.structured.plan import PossibleShapes, SlimOptions, SlimPlan, plan_slimming, possible_shapes, repair_of
 from rose.structured.problem import Problem
 from rose.structured.reduction import (
     Reduction,
@@ -110,14 +111,13 @@ def prune_structured(
         RoseError: bad input, or a family or shapes that cannot be cut, before any work; a checkpoint that belongs to
             another run or cannot be written.
     """
-    check_keywords(options, SlimOptions.__optional_keys__)
-    settings = SlimSettings(**options)
+    settings = SlimSettings.of(**options)
     network = Network(model)
     streams, start = check_streams(network, tokens, held_out), time.perf_counter()
     before, whole = block_parameters(model), count_parameters(model)
     possible = check_slimming(model, settings)
     kinds = possible.kinds if possible else ()
-    asked = dataclasses.asdict(settings) | {"recovery": settings.repair}
+    asked = settings.to_dict() | {"recovery": repair_of(settings)}
     del asked["parts"]
 
     def described() -> dict[str, Any]:
@@ -173,14 +173,14 @@ def check_slimming(model: nn.Module, settings: SlimSettings) -> PossibleShapes |
     """What may be reduced, None where whole decoder blocks go; raises RoseError, before anything is measured, for what
     `prune_structured` cannot do to this model."""
     network = Network(model)
-    if settings.chosen.select is None:
+    if structured_method(settings.method).select is None:
         _check_drop(network, settings.ratio)
         return None
     found = possible_shapes(model, settings)
     if settings.recovery == "bias" and not found.biased:
         raise RoseError("No part of this model can take a bias; choose another recovery, or allocation cost.")
     for part in chain.from_iterable(found.parts if not network.is_streamed else ()):  # its parts: when they are read
-        check_zeros(part.output, settings.repair, settings.target)
+        check_zeros(part.output, repair_of(settings), settings.target or "layer")
     return found
 
 
@@ -254,7 +254,9 @@ class SlimRun:
         """Reduces every part, then cuts the model; `streams`: as from `check_streams`."""
         kept = self.kept
         dense = dense_streams(streams, self.settings.target == "dense", kept.dense_activations)
-        read = layers_read(self.settings.chosen, [part for of in self.wanted.values() for part, _ in of.values()])
+        read = layers_read(
+            structured_method(self.settings.method), [part for of in self.wanted.values() for part, _ in of.values()]
+        )
         layers = self.network.select([layer.name for layer in read])
         with self.reduction:
             records = self._go_on(dense.batches(streams))
@@ -323,13 +325,21 @@ class SlimRun:
                 if inputs is not None and name in block.gaps.get(stream, {})
             ]
             problem = self._problem(part, block)
-            found = solve_part(part, shape, problem, self.settings.chosen, self.settings.repair, held_out, targets)
+            found = solve_part(
+                part,
+                shape,
+                problem,
+                structured_method(self.settings.method),
+                repair_of(self.settings),
+                held_out,
+                targets,
+            )
         record = dataclasses.replace(found.record, seconds=time.perf_counter() - began)
         return dataclasses.replace(found, record=record)
 
     def _problem(self, part: Part, block: BlockStatistics) -> Problem:
         statistics = block.calibration[part.output.name]
-        sources = sources_of(part, self.settings.chosen, self.sources.__getitem__)
+        sources = sources_of(part, structured_method(self.settings.method), self.sources.__getitem__)
         problem = make_problem(part, statistics, part.kind in self.plan.biased, self.settings.damping, sources)
         gap = block.gaps.get("calibration", {}).get(part.output.name)
         if gap is None:

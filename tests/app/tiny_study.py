@@ -19,7 +19,7 @@ from app.jobs import Run
 from app.runs import tuning
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
-from rose.model.tune.task import TuneSettings
+from rose.recipe.parts import TuneSettings
 
 MAIN = str(Path(session.__file__).parent / "main.py")
 START = "views/start.py"
@@ -120,7 +120,7 @@ def ended(run: AnyRun, status: str = "done") -> AnyRun:
 def tune_one_epoch(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
     """Tuning takes a number of steps that no clock decides, towards next tokens, which then get better for certain."""
     monkeypatch.setattr(
-        tuning, "TuneSettings", lambda _minutes, seed: TuneSettings(epochs=1, loss="ce", rate=rate, seed=seed)
+        tuning, "TuneSettings", lambda minutes, seed: TuneSettings(epochs=1, loss="ce", rate=rate, seed=seed)
     )
 
 

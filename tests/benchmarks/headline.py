@@ -45,7 +45,6 @@ from rose.model.measure.comparison import (
 )
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.network import Network
-from rose.model.tune.task import BATCH
 from rose.rows import read_records
 from tests.benchmarks.common import MODEL, Rows, arguments, judged
 
@@ -187,7 +186,7 @@ def make(table: Table, options: Any, model: nn.Module, tokenizer: Any) -> None:
                     options.calibration, tokenizer, samples=options.tuned, held_out=TUNING.held_out,
                     length=options.length, seed=seed, apart_from=windows,
                 )  # fmt: skip
-                done = rose.tune_model(model, dense, further, held_out=judges, epochs=1.0, batch=BATCH)
+                done = rose.tune_model(model, dense, further, held_out=judges, epochs=1.0)
                 losses = window_losses(model, windows)
                 after = dataclasses.replace(row, perplexity=perplexity_of(losses), losses=write_losses(losses))
                 chosen = rose.perplexity(model, judges)

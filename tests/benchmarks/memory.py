@@ -26,7 +26,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import rose
 from rose.model.estimate.memory import estimate_memory
-from rose.structured.plan import SlimSettings, estimate_slim_memory
+from rose.recipe.parts import SlimSettings
+from rose.structured.plan import estimate_slim_memory
 from tests.benchmarks.common import arguments
 from tests.benchmarks.shapes import write_random_llama
 

@@ -192,7 +192,7 @@ def tuned(model: Any, dense: Any, tokens: Tensor, held_out: Tensor, options: Any
     began = time.process_time()
     report = rose.tune_model(
         model, dense, tokens, held_out=held_out, layers=options.layers or None, seed=options.order,
-        batch=task.BATCH, **sizes,
+        **sizes,
     )  # fmt: skip
     said = report.summary
     return {

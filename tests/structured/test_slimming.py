@@ -15,11 +15,12 @@ from transformers import ArceeConfig, AutoModelForCausalLM, LlamaConfig, Qwen3_5
 import rose
 from rose.model.network.identity import PART
 from rose.model.network.network import Network
+from rose.recipe.parts import SlimSettings
 from rose.report import LANGUAGE_PART
 from rose.structured.allocation import saved_by, similarity_ratios
 from rose.structured.configuration import kinds_of
 from rose.structured.parts import CHANNELS, HEADS, Shape, block_parameters, find_parts
-from rose.structured.plan import SlimPlan, SlimSettings, plan_slimming, possible_shapes
+from rose.structured.plan import SlimPlan, plan_slimming, possible_shapes
 from rose.structured.slimming import SlimRun
 from rose.structured.survey import survey
 from tests.model.families import DENSE, EXPERTS, GATED, logits, make_from, make_model, make_tokens, stop_at
@@ -107,7 +108,7 @@ def test_the_cut_model_puts_out_what_zeroed_columns_do(family: str, shape: Shape
     zeroed = copy.deepcopy(model)
     parts = find_parts(model, [HEADS])
     plan = SlimPlan(parts, [[shape]] * len(parts), (), uniform=False)
-    run = SlimRun(Network(model), plan, SlimSettings("magnitude"))
+    run = SlimRun(Network(model), plan, SlimSettings(method="magnitude"))
     run.walk({"calibration": make_tokens()})
     for cut, (before,) in zip(run.reduction.cuts, find_parts(zeroed, [HEADS]), strict=True):
         assert int(cut.kept.sum()) == shape.units

@@ -15,7 +15,8 @@ import rose
 from rose.model.load import streaming
 from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
-from rose.structured.plan import SlimSettings, estimate_slim_memory, estimate_slimming
+from rose.recipe.parts import SlimSettings
+from rose.structured.plan import estimate_slim_memory, estimate_slimming
 from rose.tensor_files import digest
 from tests.model.families import DENSE, logits, make_model, make_tokens, on_meta, save, stop_at
 from tests.structured.test_slimming import UNSAID

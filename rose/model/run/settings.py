@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 from rose.errors import RoseError
-from rose.given import check_choice, check_keywords, is_whole
 from rose.layer.bits import Grid
 from rose.layer.methods import Settings, SettingsOptions, make_settings
-from rose.layer.registry import check_damping
-from rose.model.defaults import TARGETS
 from rose.model.network.layers import PrunableLayer
-from rose.model.network.precision import DEFAULT, check_compute
 from rose.model.rules import Allocation, parse_allocation
+from rose.recipe.parts import PruneSettings
+
+# Keywords of `make_settings` besides the sparsity.
+LAYER_SETTINGS = ("method", "block_size", "damping", "threshold", "order", "budget", "options", "bits", "group")
 
 
 class RunOptions(SettingsOptions, total=False):
@@ -58,30 +58,17 @@ class RunSettings:
         }
 
 
-def run_settings(
-    *,
-    allocation: str = "uniform",
-    target: str = "dense",
-    target_damping: float | None = None,
-    true_sequential: bool = False,
-    min_expert_tokens: int = 1,
-    compute: str = DEFAULT,
-    **layer: Unpack[SettingsOptions],
-) -> RunSettings:
+def run_settings(**options: Unpack[RunOptions]) -> RunSettings:
     """Settings of a run, as for `rose.prune_model`, complete, and checked as far as can be without a model."""
-    check_keywords(layer, RunOptions.__optional_keys__)  # no trace either: a run keeps none
-    settings = make_settings(**layer)
-    rule = parse_allocation(allocation)
+    asked = PruneSettings.of(**options)
+    layer = {name: getattr(asked, name) for name in LAYER_SETTINGS}
+    settings = make_settings(sparsity=asked.pattern, **layer)
+    rule = parse_allocation(asked.allocation)
     rule.check(settings.pattern)
-    check_target(target, target_damping)
-    if not is_whole(min_expert_tokens) or min_expert_tokens < 1:
-        raise RoseError(
-            f"Experts need at least 1 token to be pruned by, not {min_expert_tokens!r}; give a whole number."
-        )
-    check_compute(compute)
-    target_damping = None if target_damping is None else float(target_damping)  # JSON does not know NumPy's
-    sequential = true_sequential or target == "dense"
-    return RunSettings(settings, rule, target, target_damping, sequential, int(min_expert_tokens), compute)
+    sequential = asked.true_sequential or asked.target == "dense"
+    return RunSettings(
+        settings, rule, asked.target, asked.target_damping, sequential, asked.min_expert_tokens, asked.compute
+    )
 
 
 def describe_grid(grid: Grid | None) -> dict[str, Any]:
@@ -100,12 +87,3 @@ def describe_layer(settings: Settings) -> dict[str, Any]:
         "threshold": settings.threshold,
         **describe_grid(settings.grid),
     }
-
-
-def check_target(target: str, damping: float | None) -> None:
-    """Raises RoseError for an unknown target, or a damping that does not belong to it."""
-    check_choice("The target", target, TARGETS)
-    if damping is not None:
-        if target != "dense":
-            raise RoseError("Only target dense has a correction to damp; leave the target's damping out.")
-        check_damping(damping)

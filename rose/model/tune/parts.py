@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -18,16 +18,17 @@ import pandas as pd
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.given import check_keywords, is_whole
+from rose.given import is_whole
 from rose.model.load.tokens import SEEDS
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT
 from rose.model.progress import ProgressCallback, part_callback
 from rose.model.run.checkpoint import begun_with, claimed
 from rose.model.tune.kept import check_pruned, find_trained
-from rose.model.tune.task import TuneOptions, TuneReport, TuneSettings, TuneTask
+from rose.model.tune.task import TuneOptions, TuneReport, TuneTask
 from rose.model.tune.tuning import Tuner, describe_tuning
 from rose.model.workers import Workers
+from rose.recipe.parts import TuneSettings
 
 
 def tune_model(
@@ -76,8 +77,7 @@ def tune_model(
     Raises:
         RoseError: bad input, before any work; a loss that is not finite; or no room to save.
     """
-    check_keywords(options, TuneOptions.__optional_keys__)
-    tuner = Parts(TuneTask(model, dense, tokens, held_out, layers, unpruned), TuneSettings(**options), parts)
+    tuner = Parts(TuneTask(model, dense, tokens, held_out, layers, unpruned), TuneSettings.of(**options), parts)
     tuner.run(progress, checkpoint)
     return tuner.report()
 
@@ -100,7 +100,7 @@ class Parts:
             minutes = None if own.minutes is None else own.minutes / count
             epochs = None if own.minutes is not None else (own.epochs or 1) / count
             seed = (own.seed + number) % SEEDS  # other windows come first
-            own = replace(own, minutes=minutes, epochs=epochs, seed=seed)
+            own = own.changed(minutes=minutes, epochs=epochs, seed=seed)
         unpruned = self.task.unpruned or count > 1  # one part may well have no zeros
         return Tuner(replace(self.task, layers=self.parts[number], unpruned=unpruned), own)
 
@@ -108,7 +108,7 @@ class Parts:
         """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""
         begun = begun_with(checkpoint, "products")
         if begun and self.settings.compute == DEFAULT:  # another machine may choose another
-            self.settings = replace(self.settings, compute=begun)
+            self.settings = self.settings.changed(compute=begun)
             del self.tuner
             self.tuner = self._tuner(0)
         # Each part has a folder of its own within, which says the rest.
@@ -191,7 +191,7 @@ def joined(reports: Sequence[TuneReport], settings: TuneSettings) -> TuneReport:
         pd.concat(curves, ignore_index=True),
         {
             **last,
-            **asdict(settings),
+            **settings.to_dict(),
             **{name: sum(report.summary[name] for report in reports) for name in sums},
             "compute": last["compute"],
             "rate": last["rate"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -12,20 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.given import check_choice, is_number, is_whole
-from rose.model.defaults import LOSSES, PRUNED
+from rose.model.defaults import PRUNED
 from rose.model.estimate.memory import check_free
 from rose.model.estimate.tuning import tuning_memory
-from rose.model.load.tokens import check_seed
 from rose.model.network.identity import check_same_model, embedding_norms
 from rose.model.network.layers import count_parameters, count_zeros, prunable_layers, text_config
 from rose.model.network.network import Network
-from rose.model.network.precision import DEFAULT, Precision, check_compute
+from rose.model.network.precision import DEFAULT, Precision
 from rose.model.progress import Progress
 from rose.report import RunReport
 from rose.wording import count, whole
 
-BATCH = 2  # windows of a step
 FEW = 8  # steps below which minutes were too few for this machine: the rate rises over a quarter of them
 
 
@@ -39,36 +35,6 @@ class TuneOptions(TypedDict, total=False):
     batch: int
     seed: int
     compute: str
-
-
-@dataclass(frozen=True)
-class TuneSettings:
-    """How to tune; see `rose.tune_model`.
-
-    Raises:
-        RoseError: a value that makes no sense.
-    """
-
-    minutes: float | None = None
-    epochs: float | None = None
-    loss: str = "kl"
-    rate: float | None = None
-    batch: int = BATCH
-    seed: int = 0
-    compute: str = DEFAULT
-
-    def __post_init__(self) -> None:
-        check_choice("The loss", self.loss, LOSSES)
-        if self.minutes is not None and self.epochs is not None:
-            raise RoseError("Give minutes or epochs, not both: each says when tuning ends.")
-        for name in ("minutes", "epochs", "rate", "batch"):
-            value = getattr(self, name)
-            if value is not None and not (is_number(value) and 0 < float(value) < math.inf):
-                raise RoseError(f"{name.capitalize()} must be a number above 0, not {value!r}.")
-        if not is_whole(self.batch):
-            raise RoseError(f"A batch is a whole number of windows, not {self.batch!r}; choose one, such as {BATCH}.")
-        check_seed(self.seed)
-        check_compute(self.compute)
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,9 @@ from rose.model.tune.kept import (
     settle,
 )
 from rose.model.tune.loss import cross_entropy, divergence
-from rose.model.tune.task import Look, TuneReport, TuneSettings, TuneTask, TuningProgress, check_memory, check_pair
+from rose.model.tune.task import Look, TuneReport, TuneTask, TuningProgress, check_memory, check_pair
 from rose.model.workers import Workers
+from rose.recipe.parts import TuneSettings
 from rose.tensor_files import DamagedFile, digest, read_tensors, write_tensors
 
 FAR = 0.55  # nats a token behind the dense model, below which the rate is less: there is less to gain than it disturbs
@@ -164,7 +165,7 @@ class Tuner:
             table,
             self.table,
             {
-                **asdict(self.settings),
+                **self.settings.to_dict(),
                 "compute": self.precision.describe()["compute"],  # what it came to, also where a run goes on
                 "rate": self.rate,
                 "samples": self.tokens.shape[0],
@@ -202,7 +203,7 @@ def size_of(dense: Network) -> float:
 
 def describe_tuning(settings: TuneSettings, precision: Precision, parts: int) -> dict[str, Any]:
     """What was asked for, for the checkpoint: JSON values."""
-    return {"command": "tune", "format": FORMAT, "parts": parts, **asdict(settings), **precision.describe()}
+    return {"command": "tune", "format": FORMAT, "parts": parts, **settings.to_dict(), **precision.describe()}
 
 
 class _Loop:

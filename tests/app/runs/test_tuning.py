@@ -23,7 +23,7 @@ from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.defaults import TUNING
 from rose.model.load.tokens import load_apart
-from rose.model.tune.task import TuneSettings
+from rose.recipe.parts import TuneSettings
 from rose.rows import ERRORS
 from tests.app.results.made_reports import made_report, made_tuning
 from tests.app.tiny_study import finish, tune_one_epoch
@@ -192,7 +192,7 @@ def test_without_a_measurement_or_when_stopped_for_good_nothing_is_kept(
 def test_a_copy_that_no_step_improves_stays_as_it_was(
     pruned: PruningRun, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "TuneSettings", lambda _minutes, seed: TuneSettings(epochs=0.1, rate=9.0, seed=seed))
+    monkeypatch.setattr(tuning, "TuneSettings", lambda minutes, seed: TuneSettings(epochs=0.1, rate=9.0, seed=seed))
     known = list(pruned.copies)
     run = finish(TuningRun(pruned, TuneRequest("SparseGPT at 0.7"), lambda: loaded))
     assert run.copy is None

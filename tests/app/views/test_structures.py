@@ -19,9 +19,9 @@ from app.runs.tuning import SlimTuning
 from app.study.setup import Setup
 from app.study.structures import Structures
 from app.study.study import LoadedModel, Study
+from rose.recipe.parts import SlimSettings
 from rose.structured import parts
 from rose.structured.parts import CHANNELS, HEADS, Shape
-from rose.structured.plan import SlimSettings
 from rose.structured.problem import set_cost
 from tests.app.tiny_study import figures, finish, measured_study, open_page, texts, tiny_model, tune_one_epoch
 from tests.tiny import byte_tokenizer

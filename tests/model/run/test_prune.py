@@ -26,7 +26,7 @@ from rose.model.network.residence import pick_device
 from rose.model.progress import part_callback
 from rose.model.walk import forward
 from rose.model.walk.walk import visit_inputs
-from rose.structured.plan import SlimSettings
+from rose.recipe.parts import SlimSettings
 from tests.model.families import LENGTH, VOCABULARY, logits, make_model, make_tokens, stop_at
 from tests.model.walk.test_families import hooked_inputs
 from tests.model.walk.test_sequential import routed_model

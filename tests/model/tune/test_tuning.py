@@ -27,8 +27,9 @@ from rose.model.tune import task, tuning
 from rose.model.tune.kept import _beside
 from rose.model.tune.loss import divergence
 from rose.model.tune.parts import Parts
-from rose.model.tune.task import FEW, TuneSettings, TuneTask, TuningProgress
+from rose.model.tune.task import FEW, TuneTask, TuningProgress
 from rose.model.workers import Workers
+from rose.recipe.parts import TuneSettings
 from rose.tensor_files import digest, write_tensors
 from tests.model.families import GATED, make_from, make_model, make_tokens
 from tests.tiny import byte_tokenizer, save_tiny_llama
