@@ -268,7 +268,7 @@ class SweepPart(Spec):
     @model_validator(mode="after")
     def _check_pattern(self) -> Self:
         pattern = self.pattern
-        pattern.check(pattern.of, self.block_size)  # its own groups always fit; the block size may not
+        pattern.check(pattern.of, self.block_size or BLOCK_SIZE)  # its own groups always fit; the block size may not
         return self
 
 
