@@ -14,10 +14,10 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults import weights
+from tests.faults import records, weights
 from tests.faults.mutations import run
 
-READERS = {reader.name: reader for reader in weights.READERS}
+READERS = {reader.name: reader for reader in [*weights.READERS, *records.READERS]}
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.mutate import READERS
 
-CASES = 80  # of each reader
+CASES = 30  # of each reader
 
 
 @pytest.fixture(scope="module")
@@ -29,4 +29,4 @@ def test_a_changed_file_is_refused_or_read_as_before(reader: str, outcomes: dict
     outcome = outcomes[reader]
     assert not outcome["faults"]
     assert sum(outcome["kinds"].values()) == CASES
-    assert outcome["kinds"]["refused"] > CASES // 4
+    assert outcome["kinds"]["refused"] > CASES // 8
