@@ -429,10 +429,10 @@ def test_processes_of_a_launcher_share_the_runs_of_a_comparison(checkpoint, text
 def test_rows_of_two_processes_are_both_kept_and_a_row_measured_twice_once(tmp_path):
     folders = [ComparisonFolder(tmp_path, {"model": "tiny"}) for _ in range(2)]
     for seed, folder in [*enumerate([*folders, *folders]), (3, folders[0])]:
-        folder.add(ComparisonRow("rose", "0.5", seed, 1 / 3, 0.1 + 0.2, 0.2, None, 0.5, 1.5, 100))
+        folder.add(ComparisonRow("rose", "0.5", seed, 4 / 3, 1.1 + 2.2, 0.2, None, 0.5, 1.5, 100))
     rows = ComparisonFolder(tmp_path, {"model": "tiny"}).rows
     assert [row.seed for row in rows] == [0, 1, 2, 3]
-    assert {(row.perplexity, row.dense_perplexity) for row in rows} == {(1 / 3, 0.1 + 0.2)}
+    assert {(row.perplexity, row.dense_perplexity) for row in rows} == {(4 / 3, 1.1 + 2.2)}
 
 
 BAD = {

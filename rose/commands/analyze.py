@@ -52,17 +52,14 @@ def run(spec: Analyze, console: Console) -> None:
         records = list(rose.analyze_model(model, tokens, held_out=held_out, progress=follow, seen=seen, **chosen))
     network = Network(model)
     facts: dict[str, Any] = {"samples": spec.samples, "length": spec.length, "held_out_samples": spec.held_out}
-    facts |= shared.origin(spec, drawn) | {
-        "bos_token": network.bos_in_front(tokens),
-        "rotated_heads": rotated_heads(model),
-    }
+    facts |= {"bos_token": network.bos_in_front(tokens), "rotated_heads": rotated_heads(model)}
     # Of what was done, which is more than what was asked for.
     precision = Precision.of(chosen.pop("compute"), network.dtype, network.device)
     facts |= {"compute": precision.describe()["compute"], "environment": precision.environment(network.device)}
     if most.known is not None:
         with console.status("Trying orders on the most columnar layer"):
             facts["paper"] = asdict(paper_figures(*most.known, settings[0]))
-    report = rose.RunReport.from_records(records, chosen, **facts)
+    report = shared.signed(rose.RunReport.from_records(records, chosen, **facts), spec, drawn)
     if spec.output:
         Workers.here().from_first(lambda: _save(report, spec))
     _print(report, methods, spec.threshold, "relative_error" if held_out is None else "held_out_error")

@@ -91,7 +91,7 @@ def _changed(
     how = shared.pick(spec, ("steps", "step_weights", "packages", "guidance", "seed"))
     with terminal.bar(console, title) as follow:
         report = change(pipeline, conditions, **how, progress=follow, **settings)
-    report = report.with_summary(**shared.origin(spec))
+    report = shared.signed(report, spec)
     with console.status(escape(f"Writing {spec.output}")):
         rose.save_diffusion(pipeline.to("cpu"), spec.output, report=report)
     return report

@@ -43,7 +43,7 @@ def run(spec: Prune, console: Console) -> int:
         chosen |= {"layers": spec.layers, "checkpoint": spec.checkpoint}
         pruned = rose.prune_model(model, drawn.tokens, held_out=drawn.held_out, progress=follow, **chosen)
     tuned = tune_after(spec, console, model, texts)
-    report = outcome.save(model, tuned.added_to(pruned).with_summary(**shared.origin(spec, drawn)))
+    report = outcome.save(model, shared.signed(tuned.added_to(pruned), spec, drawn))
     _print_layers(pruned)
     _print_summary(pruned)
     tuned.say()

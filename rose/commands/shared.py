@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,12 +54,18 @@ def pick(spec: Spec, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(spec, name) for name in names if name in spec.fields()}
 
 
-def origin(spec: Spec, drawn: Drawn | None = None) -> dict[str, Any]:
-    """What a report says of where it comes from: what was asked, and with which programs."""
+def origin(spec: Spec) -> dict[str, Any]:
+    """What a file says of where it comes from: model, text, and with which programs it was made."""
     asked = spec.to_dict()
-    header = {name: asked[name] for name in HEADER if name in asked}
+    return {name: asked[name] for name in HEADER if name in asked} | {"made_with": versions()}
+
+
+def signed(report: rose.RunReport, spec: Spec, drawn: Drawn | None = None) -> rose.RunReport:
+    """The report with all that was asked, the programs that it was made with, and cautions on the text."""
+    asked = {name: value for name, value in spec.to_dict().items() if value is not None}
     cautions = {} if drawn is None else {"text_cautions": list(drawn.cautions)}
-    return {**header, **cautions, "recipe": {"run": spec.run, **asked}, "made_with": versions()}
+    recipe = {"run": spec.run, **asked, **report.recipe}
+    return replace(report, recipe=recipe).with_summary(**cautions, made_with=versions())
 
 
 def load(spec: Any, console: Console, name: str | None = None, **more: Any) -> tuple[Any, Any]:

@@ -68,7 +68,7 @@ def run(spec: Slim, console: Console) -> int:
         both = pd.concat([slimmed.layers, pruned.layers], ignore_index=True)
         done = replace(slimmed, layers=both).with_summary(pruned=pruned.summary, **between)
     tuned = tune_after(spec, console, model, texts)
-    report = outcome.save(model, tuned.added_to(done).with_summary(**shared.origin(spec, drawn)))
+    report = outcome.save(model, shared.signed(tuned.added_to(done), spec, drawn))
     if len(slimmed.layers):
         _print_parts(slimmed.layers)
     _print_summary(done)
