@@ -2,7 +2,9 @@
 
 import itertools
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
+
+import numpy as np
 
 from rose import OrderPlan
 from rose.layer.columnar import Outlier
@@ -45,6 +47,20 @@ def because(plan: OrderPlan, found: Outlier | None) -> str:
         "neither": "its weights and inputs are as in other blocks, but spread differently inside it",
     }
     return f"Columnar because {block} loses {than}: {causes[found.cause]}"
+
+
+def carries(diagonal: np.ndarray, channels: Sequence[int]) -> str:
+    """ "Input channels 1229 and 1487 carry 99.8 % of the input", by diag(H), (in,); without a full stop."""
+    share = percent(float(diagonal[list(channels)].sum() / diagonal.sum()))
+    verb, plural = ("carry", "s") if len(channels) > 1 else ("carries", "")
+    return f"Input channel{plural} {listing([str(channel) for channel in channels])} {verb} {share} of the input"
+
+
+def without_massive(errors: tuple[float, float] | None) -> str:
+    """A layer's error with its massive activations, and without them; "" where these are not known."""
+    if errors is None:
+        return ""
+    return f" SparseGPT's relative error is {number(errors[0])}, and {number(errors[1])} without these channels."
 
 
 def which_way(found: Outlier) -> str:

@@ -7,24 +7,28 @@ from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
+import torch
 
 from app.figures import palette
 from app.figures.palette import Style
 from app.figures.shapes import Chart, Look, Marked, block_span
 from app.figures.shrinking import to_numpy
 from app.figures.style import LOG, Drawing
-from app.words import count, number, sentence
+from app.words import carries, count, number, sentence, without_massive
 from rose import RoseError
+from rose.layer.massive import massive_channels
 
 
 def hessian_diagonal(
     diagonal: Any, *, added: float = 0.0, arrange: Literal["natural", "sorted"] = "natural",
-    scale: Literal["linear", "log"] = "linear", widths: Sequence[int] = (), **shared: Unpack[Marked],
+    scale: Literal["linear", "log"] = "linear", widths: Sequence[int] = (),
+    massive_errors: tuple[float, float] | None = None, **shared: Unpack[Marked],
 ) -> Drawing:  # fmt: skip
-    """diag(H) by input channel or from largest to smallest; dead columns and the damping level are marked.
+    """diag(H) by input channel or from largest to smallest; dead columns, massive activations and the damping level are
+    marked.
 
     `diagonal`: the sum of x_j² over calibration tokens, (in,); `added`: λ, absolute. The channels of a marked block
-    have another colour, wherever they stand.
+    have another colour, wherever they stand. `massive_errors`: the layer's error, and that without massive activations.
     """
     values = to_numpy(diagonal).astype(np.float64)
     order = np.argsort(-values, kind="stable") if arrange == "sorted" else np.arange(len(values))
@@ -49,11 +53,19 @@ def hessian_diagonal(
     if dead.any():
         look, hover = Style(palette.ORANGE, "dead, H = 0", symbol="x"), "input channel %{customdata} is dead"
         chart.points(place[dead], np.full(dead.sum(), floor), look, hover, customdata=order[dead])
+    massive = massive_channels(torch.from_numpy(values))
+    if massive:
+        look, inside = Style(palette.MARK, "massive activations", symbol="diamond"), np.isin(order, massive)
+        chart.points(place[inside], y[inside], look, "input channel %{customdata}", customdata=order[inside])
     if added > 0:
         chart.level(added, (-0.5, len(values) - 0.5), f"damping λ = {number(added)}")
     chart.x(range=[-0.01 * len(values) - 0.5, 1.01 * len(values) - 0.5], zeroline=False)
     chart.frame["legend"] = len(chart.figure.data) > 1
     finding, caption = _diagonal_words(values, added)
+    if massive:
+        finding = carries(values, massive)
+        caption += f" λ is {number(added / np.median(values))} times the median of diag(H)."
+        caption += without_massive(massive_errors)
     return chart.done(finding, what, caption, f"Line chart of the Hessian diagonal{chart.of}", table)
 
 

@@ -14,9 +14,10 @@ from app.figures.palette import Style
 from app.figures.shapes import Chart, Marked, block_span, colourbar
 from app.figures.shrinking import Shrunk, ceiling, frame, shrink, to_numpy
 from app.figures.style import FONT_SIZE, Drawing
-from app.words import because, count, number, percent, sentence, which_way, whole
+from app.words import because, carries, count, number, percent, sentence, which_way, whole, without_massive
 from rose import OrderPlan
 from rose.layer.columnar import Outlier, outlier
+from rose.layer.massive import massive_channels
 
 SURFACE_CELLS = 160  # a side; a surface is drawn as triangles, several per cell
 STRIPS = {
@@ -167,13 +168,17 @@ def prepruning_mask(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
 # Why the layer is columnar, or not
 
 
-def layer_strips(weight: Any, plan: OrderPlan, input_norm: Any, *, heads: int = 0, **shared: Unpack[Marked]) -> Drawing:
+def layer_strips(
+    weight: Any, plan: OrderPlan, input_norm: Any, *, heads: int = 0,
+    massive_errors: tuple[float, float] | None = None, **shared: Unpack[Marked],
+) -> Drawing:  # fmt: skip
     """Four strips over the same columns: ‖W_j‖, ‖x_j‖, mean S and column loss; the cursor marks a column in all four.
 
     Args:
         weight: W, (out, in).
         input_norm: root mean square of each input over calibration tokens, (in,).
         heads: attention heads whose outputs lie side by side in the columns, 0 where the inputs are no heads' outputs.
+        massive_errors: the layer's error, and that without massive activations.
     """
     values = {
         "weight norm": np.sqrt(np.square(to_numpy(weight).astype(np.float64)).sum(0)),
@@ -200,6 +205,11 @@ def layer_strips(weight: Any, plan: OrderPlan, input_norm: Any, *, heads: int = 
         chart.figure.add_shape(type="rect", x0=start - 0.5, x1=end - 0.5, y0=0, y1=1, **shade)
     chart.outline_block(widths)
     caption = _in_numbers(table, plan, standing_out) + chart.marked_words
+    if massive := massive_channels(plan.hessian_diagonal):
+        at, look = table.loc[[*massive]], Style(palette.MARK, "massive activations", symbol="diamond")
+        chart.points(at["column"], at["input norm"], look, "massive activation", yaxis="y2")
+        what += "; diamonds: massive activations"
+        caption = f"{carries(to_numpy(plan.hessian_diagonal), massive)}.{without_massive(massive_errors)} {caption}"
     alt = f"Weight norm, input norm, importance and loss of every column{chart.of}"
     table = table.rename(columns=lambda c: c.replace(" ", "_")).assign(block=np.repeat(np.arange(len(widths)), widths))
     return chart.done(because(plan, standing_out), what, caption, alt, table)

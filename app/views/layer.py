@@ -127,9 +127,16 @@ def choose_block(plan: rose.OrderPlan) -> int | None:
 
 def why(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     norm = study.statistics(layer).mean_square.sqrt()
-    options = look(layer, marked_block=block, heads=study.heads(layer))
+    options = look(layer, marked_block=block, heads=study.heads(layer), massive_errors=massive_errors(study, layer))
     drawing = weights.layer_strips(study.weight(layer), plan, norm, **options)
     components.show(drawing, "layer-strips", wide=True, fill=(430, "760px"))
+
+
+def massive_errors(study: Study, layer: str) -> tuple[float, float] | None:
+    """SparseGPT's error, and that without massive activations; None in layers that have none."""
+    table = study.records()
+    row = table[(table["layer"] == layer) & (table["method"] == "sparsegpt")].iloc[0]
+    return None if isnan(row["error_without_massive"]) else (row["relative_error"], row["error_without_massive"])
 
 
 def show_weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
@@ -149,6 +156,7 @@ def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) ->
             arrange = components.choose("Channels", {"natural": "Natural", "sorted": "Sorted"}, "arrange")
     if shown == "diagonal":
         options = look(layer, marked_block=block, added=added, arrange=arrange, scale=scale, widths=plan.block_width)
+        options["massive_errors"] = massive_errors(study, layer)
         components.show(hessian.hessian_diagonal(plan.hessian_diagonal, **options), "layer-diagonal", wide=True)
         return
     signature = (study.created, layer, "spectrum")

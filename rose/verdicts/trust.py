@@ -40,7 +40,7 @@ def massive_text(massive: MassiveActivation, relative_error: float | None = None
     channels = listing([str(channel) for channel in massive.channels])
     text = f"channel{'s' if len(massive.channels) > 1 else ''} {channels}"
     if massive.first_share > MAINLY:
-        text += f", {percent(massive.first_share, 0)} of their squares at the first position of windows"
+        text += f", at the first position of a window ({percent(massive.first_share, 0)} of the squares)"
     return text if relative_error is None else text + _beside(relative_error, massive.error)
 
 

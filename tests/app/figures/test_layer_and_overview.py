@@ -215,7 +215,7 @@ def test_weight_map_finds_the_strong_column_and_shrinks_in_place() -> None:
 
 
 def test_diagonal_marks_dead_columns_and_damping() -> None:
-    diagonal = torch.tensor([4.0, 0.0, 100.0, 1.0])
+    diagonal = torch.tensor([4.0, 0.0, 40.0, 1.0])
     drawing = hessian.hessian_diagonal(diagonal, added=2.0, arrange="sorted", scale="log")
     line, dead, level = drawing.figure.data
     assert line.customdata.tolist() == [2, 0, 3, 1]
@@ -223,8 +223,25 @@ def test_diagonal_marks_dead_columns_and_damping() -> None:
     assert level.name == "damping λ = 2.00"
     assert drawing.figure.layout.yaxis.type == "log"
     assert "no 0" in below(drawing)
-    assert drawing.caption.startswith("One dead column of 4; the live ones span a factor of 100, and one of them lies")
+    assert drawing.caption.startswith("One dead column of 4; the live ones span a factor of 40.0, and one of them lies")
     assert hessian.hessian_diagonal(diagonal).data["input_channel"].tolist() == [0, 1, 2, 3]
+
+
+def test_massive_activations_are_named_with_the_errors() -> None:
+    diagonal = torch.ones(400)
+    diagonal[[7, 301]] = torch.tensor([2000.0, 8000.0])
+    drawing = hessian.hessian_diagonal(diagonal, added=5.0, massive_errors=(0.001, 0.25))
+    carried = "Input channels 301 and 7 carry 96.2 % of the input"
+    without = "SparseGPT's relative error is 0.00100, and 0.250 without these channels."
+    assert title(drawing) == carried
+    assert drawing.caption.endswith(f"λ is 5.00 times the median of diag(H). {without}")
+    weight = torch.randn(8, 400, generator=torch.Generator().manual_seed(0))
+    plan = rose.plan_order(weight, diagonal.diag(), sparsity=0.5, block_size=100)
+    strips = weights.layer_strips(weight, plan, diagonal.sqrt(), massive_errors=(0.001, 0.25))
+    assert strips.caption.startswith(f"{carried}. {without} ")
+    for shown in (drawing, strips):
+        marks = next(trace for trace in shown.figure.data if trace.name == "massive activations")
+        assert sorted(marks.x) == [7, 301]
 
 
 def test_spectrum_counts_what_lies_below_the_damping() -> None:
