@@ -286,27 +286,6 @@ class Run:
         self._folder = None
 
 
-class TunableRun(Run):
-    """Work whose result may be tuned once it has ended, in a run of its own: `tuning`, the latest."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tuning: Run | None = None
-
-    @property
-    def is_tuning(self) -> bool:
-        return self.tuning is not None and self.tuning.is_at_work
-
-    @property
-    def is_at_work(self) -> bool:
-        return super().is_at_work or self.is_tuning
-
-    def discard(self) -> None:
-        if self.tuning is not None:
-            self.tuning.job.stop()
-        super().discard()
-
-
 class SerialRun(Run):
     """Pieces of work one after another.
 

@@ -18,13 +18,13 @@ from streamlit.web.server.starlette.starlette_server_config import XSRF_COOKIE_N
 
 import rose
 from app import shared, words
-from app.jobs import Job, Run, TunableRun
+from app.jobs import Job, Run
+from app.runs.copies import CopyRun
 from app.runs.damage import DamageRequest, DamageRun
 from app.runs.files import FileRun
 from app.runs.pruning import PruningRun
 from app.runs.request import PruneRequest
-from app.runs.slimming import Slimming
-from app.runs.tuning import SlimTuning, TuneRequest, TuningRun
+from app.runs.tuning import Tuning
 from app.study.setup import Setup
 from app.study.study import Study
 from rose.layer.defaults import THRESHOLD
@@ -274,24 +274,17 @@ def start_pruning(request: PruneRequest) -> None:
     run.job.start()
 
 
-def start_tuning(run: PruningRun, request: TuneRequest) -> None:
+def start_tuning(run: CopyRun, name: str, minutes: float) -> None:
     """Tunes a kept copy of a run that has ended, unless one is tuned already: perhaps by another session."""
-    try:
-        _begin_tuning(run, lambda: TuningRun(run, request, lambda: shared.load(run.setup.model, run.setup.dtype)))
-    except rose.RoseError as problem:
-        st.toast(words.plain(problem), icon=":material/warning:")
-
-
-def start_slim_tuning(run: Slimming, minutes: float) -> None:
-    """Tunes a smaller copy that has been made, unless it is being tuned already."""
-    _begin_tuning(run, lambda: SlimTuning(run, minutes, lambda: shared.load(run.setup.model, run.setup.dtype)))
-
-
-def _begin_tuning(run: TunableRun, make: Callable[[], Run]) -> None:
     with shared.start_lock():
         if run.is_tuning:
             return
-        tuning = run.tuning = make()
+        try:
+            tuning = Tuning(run, name, minutes, lambda: shared.load(run.setup.model, run.setup.dtype))
+        except rose.RoseError as problem:
+            st.toast(words.plain(problem), icon=":material/warning:")
+            return
+        run.tuning = tuning
     follow_run(tuning, TUNING)
     tuning.job.start()
 

@@ -7,8 +7,9 @@ import streamlit as st
 from app import components, session, words
 from app.components.work import follow
 from app.results.downloads import large_button
+from app.runs.copies import file_name
 from app.runs.files import PACKED, FileRun, forms
-from app.runs.pruning import PruningRun, file_name
+from app.runs.pruning import PruningRun
 from rose import RunReport
 
 

@@ -15,7 +15,8 @@ from app.results import naming, prune_files
 from app.results.downloads import checkpoint_button, csv_button, file_button, report_button
 from app.results.drift_sections import DRIFT
 from app.results.shipping import Advice, advise, cost, what_loads, where
-from app.runs.pruning import PruningRun, accuracy_table, file_name, layer_table, model_table, results_of
+from app.runs.copies import file_name, results_of
+from app.runs.pruning import PruningRun, accuracy_table, layer_table, model_table
 from app.runs.request import HELD_OUT
 from rose import RoseError, RunReport
 from rose.rows import csv_text, with_cautions

@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -20,40 +19,21 @@ from transformers import PreTrainedTokenizerBase
 
 import rose
 from app import words
-from app.jobs import Job, TunableRun
-from app.runs.checkpoints import RESERVE, Checkpoint, free_space, worth_keeping, written_beside
+from app.jobs import Job
+from app.runs.checkpoints import RESERVE, Checkpoint, worth_keeping
+from app.runs.copies import CopyRun, Step, as_before, dense_record, measured_perplexity, results_of
 from app.runs.recipes import command_lines
 from app.runs.request import Case, PruneRequest, estimate_case, evaluation_seconds, task_seconds
 from app.study.setup import Setup, check_memory, weights_size
 from app.study.study import LoadedModel
 from rose.files import expand
 from rose.model.measure.generation import continue_prompt
-from rose.model.measure.perplexity import perplexity_of, window_losses
+from rose.model.measure.perplexity import window_losses
 from rose.model.measure.zero_shot import zero_shot
-from rose.model.ship.packing import packed_size
 from rose.output import check_output, check_room
-from rose.verdicts import EvaluationSetup, Result
 
 if TYPE_CHECKING:
     from app.runs.files import FileRun
-
-DENSE = "dense"  # in place of a method
-
-
-def dense_record(label: str, measured: dict[str, Any]) -> rose.RunReport:
-    """The record of a model that nothing has changed: what was measured of it."""
-    return rose.RunReport(pd.DataFrame(columns=["layer"]), measured, {"method": DENSE, "sparsity": "0"}, called=label)
-
-
-def file_name(copy: rose.RunReport) -> str:
-    """Of the folder and the files of a copy, and for keys of its widgets."""
-    case = Case(copy.method, str(copy.summary["sparsity"]), copy.target, copy.bits)
-    return case.name + copy.tuned_suffix.replace(", ", "-").replace(" ", "-")
-
-
-def results_of(copies: Sequence[rose.RunReport]) -> list[Result]:
-    """For `rose.verdicts`: all copies of one run have the same set-up, and those without finite perplexity count."""
-    return [replace(copy.result, setup=EvaluationSetup()) for copy in copies]
 
 
 def model_table(models: Sequence[rose.RunReport]) -> pd.DataFrame:
@@ -97,38 +77,7 @@ def layer_table(copies: Sequence[rose.RunReport]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def judge(
-    request: PruneRequest,
-    whose: str,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    windows: Tensor,
-    step: Callable[[str, float], Callable[[float], None]],
-) -> dict[str, Any]:
-    """Asks a model what the request asks of each; as the results of a record. `step` begins one of so many estimated
-    seconds, and gives what is told its share done; `whose` is the model in words."""
-    asking = task_seconds(model, request)
-    tell = step(f"Perplexity of {whose}", evaluation_seconds(model, request) - asking)
-    results = measured_perplexity(window_losses(model, windows, progress=tell))
-    if request.prompt.strip():
-        step(f"Prompt continued by {whose}", 0.0)
-        results["continuation"] = continue_prompt(model, tokenizer, request.prompt, new_tokens=request.new_tokens)
-    if request.tasks:
-        tell = step(f"Zero-shot tasks answered by {whose}", asking)
-        folder = expand(request.task_folder.strip()) if request.task_folder.strip() else None
-        answered = zero_shot(
-            model, tokenizer, tasks=request.tasks, task_folder=folder, limit=request.questions, progress=tell
-        )
-        results["zero_shot"] = answered.to_dict("records")
-    return results
-
-
-def measured_perplexity(losses: Tensor) -> dict[str, Any]:
-    """Losses of each window, in nats a token, as the results of a record."""
-    return {"perplexity_after": perplexity_of(losses), "losses_after": losses.tolist()}
-
-
-class PruningRun(TunableRun):
+class PruningRun(CopyRun):
     """One run over all copies of a request, growing while its job runs."""
 
     def __init__(
@@ -139,22 +88,33 @@ class PruningRun(TunableRun):
         publish: Callable[[rose.RunReport], None] = lambda _report: None,
     ) -> None:
         """`publish` is told the report of every copy as it is finished."""
-        super().__init__()
-        self.setup, self.request = setup, request
-        self.dense: rose.RunReport | None = None
-        self.copies: list[rose.RunReport] = []  # those that are finished
-        self.checkpoints: dict[str, Path] = {}  # that were kept, by the names of the copies
+        super().__init__(setup, load, request.folder if request.keep == "folder" else "", publish)
+        self.request = request
         self.pruned: list[dict[str, Any]] = []  # of the copy at work: layer, relative_error, seconds
         self.layers = 0  # that it has in all
         self.cautions: list[str] = []  # on the calibration text
         self.file: FileRun | None = None  # that one of the copies is written into, the latest
-        self._load, self._publish = load, publish
         self._begun = self._total = 0.0  # estimated seconds of the steps that were begun, and of all
 
-    @property
-    def models(self) -> list[rose.RunReport]:
-        """What is finished at this moment, the dense model first. The run goes on: ask once for what must agree."""
-        return ([self.dense] if self.dense else []) + self.copies
+    def windows(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        return self.request.evaluated(tokenizer, self.setup, self.setup.draw(tokenizer))
+
+    def judge(self, whose: str, model: Any, tokenizer: Any, windows: Tensor, step: Step) -> dict[str, Any]:
+        request = self.request
+        asking = task_seconds(model, request)
+        tell = step(f"Perplexity of {whose}", evaluation_seconds(model, request) - asking)
+        results = measured_perplexity(window_losses(model, windows, progress=tell))
+        if request.prompt.strip():
+            step(f"Prompt continued by {whose}", 0.0)
+            results["continuation"] = continue_prompt(model, tokenizer, request.prompt, new_tokens=request.new_tokens)
+        if request.tasks:
+            tell = step(f"Zero-shot tasks answered by {whose}", asking)
+            folder = expand(request.task_folder.strip()) if request.task_folder.strip() else None
+            answered = zero_shot(
+                model, tokenizer, tasks=request.tasks, task_folder=folder, limit=request.questions, progress=tell
+            )
+            results["zero_shot"] = answered.to_dict("records")
+        return results
 
     def _run(self, job: Job) -> None:
         request, new_folder = self.request, None
@@ -186,8 +146,7 @@ class PruningRun(TunableRun):
         costs = [estimate_case(loaded.model, setup, request, case).seconds for case in request.cases]
         self._total = sum(costs) + evaluation_seconds(loaded.model, request) * (len(costs) + 1)
         model = self._copy(loaded.model, loaded.lock)
-        measured = judge(request, "the dense model", model, loaded.tokenizer, windows, self._step)
-        self.dense = dense_record("Dense", measured)
+        self.dense = dense_record(self.judge("the dense model", model, loaded.tokenizer, windows, self._step))
         for case, cost in zip(request.cases, costs, strict=True):
             if model is None:
                 model = self._copy(loaded.model, loaded.lock)
@@ -200,10 +159,8 @@ class PruningRun(TunableRun):
                 held_out=held_out,
                 progress=self._by_layer(self._step(f"Pruning by {case.label}", cost)),
             )
-            measured = judge(request, case.label, model, loaded.tokenizer, windows, self._step)
-            copy = self._saved(model, loaded.tokenizer, self._told(report, case).with_summary(**measured))
-            self.copies.append(copy)
-            self._publish(copy)
+            measured = self.judge(case.label, model, loaded.tokenizer, windows, self._step)
+            self.add(self._saved(model, loaded.tokenizer, self._told(report, case).with_summary(**measured)))
             self._drop_beaten()
             model = None  # before the next copy is made
         self.fraction = 1.0
@@ -247,8 +204,7 @@ class PruningRun(TunableRun):
             evaluated_on=request.evaluate,
             windows=request.windows,
             window_length=request.window_length,
-            perplexity_before=self.dense.perplexity,
-            losses_before=list(self.dense.losses("after")),
+            **as_before(self.dense),
             command=command_lines(setup, one),
             **more,
         )
@@ -259,37 +215,7 @@ class PruningRun(TunableRun):
         if keep == "none" or (keep == "best" and copy.name not in self._worth_keeping([*self.copies, copy])):
             return copy
         self._say(f"Writing the checkpoint of {copy.name}")
-        return self.write(model, tokenizer, copy) or copy
-
-    def write(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: rose.RunReport, replaces: bool = False
-    ) -> rose.RunReport | None:
-        """Writes a copy where the checkpoints of this run are; its record with sizes, None where there is no room.
-
-        `replaces`: whether it takes the place of the checkpoint of that name once it is written. Raises RoseError where
-        it cannot be written.
-        """
-        output = expand(self.request.folder) / file_name(copy)
-        if self.request.keep != "folder":
-            if free_space() < sum(weight.nbytes for weight in model.parameters()) + RESERVE:
-                return None
-            output = self._temporary() / file_name(copy)
-        size = packed_size(model)
-        copy = copy.with_summary(plain_bytes=size.plain, packed_bytes=size.stored)
-        with written_beside(output, replaces) as place:
-            rose.save_model(model, tokenizer, place, report=copy)
-        self.checkpoints[copy.name] = output
-        return copy
-
-    def kept(self, copy: rose.RunReport) -> Path | None:
-        """The checkpoint of a copy, where it was kept and is still there."""
-        place = self.checkpoints.get(copy.name)
-        return place if place is not None and place.exists() else None
-
-    def add_tuned(self, copy: rose.RunReport) -> None:
-        """Adds a copy that tuning has made to those of this run, which has ended; one of the same name goes."""
-        self.copies = [*(other for other in self.copies if other.name != copy.name), copy]
-        self._publish(copy)
+        return self.write(model, tokenizer, copy)
 
     @property
     def is_at_work(self) -> bool:

@@ -7,17 +7,16 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 import rose
 from app import words
-from app.jobs import Job, TunableRun, holding
-from app.runs.checkpoints import written_beside
-from app.runs.pruning import dense_record, measured_perplexity
+from app.jobs import Job, holding
+from app.runs.copies import CopyRun, Step, as_before, dense_record, measured_perplexity
 from app.runs.request import HELD_OUT, NEW_TOKENS
 from app.study.setup import Setup, check_memory
 from app.study.study import LoadedModel
@@ -74,18 +73,8 @@ def estimate(setup: Setup, settings: SlimSettings, model: nn.Module) -> Cost:
     return replace(estimate_cost(model, **sizes), seconds=seconds, memory=memory.besides_weights)
 
 
-def judge(model: Any, tokenizer: Any, held_out: Tensor | None, prompt: str) -> dict[str, Any]:
-    """The results of a record but for the speed, which is measured for several models at once."""
-    results: dict[str, Any] = {"kept_parameters": count_parameters(model)}
-    if held_out is not None and len(held_out):
-        results |= measured_perplexity(window_losses(model, held_out))
-    if prompt.strip():
-        results["continuation"] = continue_prompt(model, tokenizer, prompt, new_tokens=NEW_TOKENS)
-    return results
-
-
-class Slimming(TunableRun):
-    """One run. `models` (dense, slim, and slim tuned once it is) and `checkpoint`, a folder, are its results."""
+class Slimming(CopyRun):
+    """One run; `models` are dense, slim, and slim tuned once it is."""
 
     UNIT = " parts"
 
@@ -93,12 +82,27 @@ class Slimming(TunableRun):
         self, setup: Setup, settings: SlimSettings, load: Callable[[], LoadedModel], *, prompt: str = ""
     ) -> None:
         """prompt: that both models continue; an empty one is not continued."""
-        super().__init__()
-        self.setup, self.settings, self.prompt = setup, settings, prompt
-        self.models: list[rose.RunReport] = []
-        self.checkpoint: Path | None = None
+        super().__init__(setup, load)
+        self.settings, self.prompt = settings, prompt
         self.speedup: Speedup | None = None  # of the slim model
-        self._load = load
+
+    def windows(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        held_out = self.setup.draw(tokenizer)[1]
+        return torch.empty(0, self.setup.length, dtype=torch.int64) if held_out is None else held_out
+
+    def judge(self, whose: str, model: Any, tokenizer: Any, windows: Tensor, step: Step) -> dict[str, Any]:
+        """But for the speed, which is measured for several models at once."""
+        step(f"Perplexity and text: {whose}", 0.0)
+        results: dict[str, Any] = {"kept_parameters": count_parameters(model)}
+        if len(windows):
+            results |= measured_perplexity(window_losses(model, windows))
+        if self.prompt.strip():
+            results["continuation"] = continue_prompt(model, tokenizer, self.prompt, new_tokens=NEW_TOKENS)
+        return results
+
+    def _step(self, doing: str, _seconds: float) -> Callable[[float], None]:
+        self._say(doing)
+        return lambda _share: self.job.check()
 
     def _run(self, job: Job) -> None:
         settings, setup = self.settings, self.setup
@@ -107,9 +111,9 @@ class Slimming(TunableRun):
         check_memory(estimate(setup, settings, loaded.model), setup.dtype)
         said: list[str] = []
         tokens, held_out = setup.draw(loaded.tokenizer, said.append)
+        windows = self.windows(loaded.tokenizer)
         model = self._copy(loaded.model, loaded.lock)
-        self._say("Perplexity and text: Dense")
-        dense = judge(model, loaded.tokenizer, held_out, self.prompt)
+        dense = dense_record(self.judge("Dense", model, loaded.tokenizer, windows, self._step))
         share = f"{100 * settings.ratio:g} %"
         self._say(f"Taking {share} out")
         report = rose.prune_structured(
@@ -120,55 +124,29 @@ class Slimming(TunableRun):
             progress=self._follow(0.2, 0.8),
         )
         label = f"{settings.method}, {share} out"
-        self._say(f"Perplexity and text: {label}")
-        slim = judge(model, loaded.tokenizer, held_out, self.prompt)
-        report = report.with_summary(**slim, **self._told(dense), text_cautions=said)
+        measured = self.judge(label, model, loaded.tokenizer, windows, self._step)
+        about = {"evaluated_on": HELD_OUT, "windows": len(windows), "window_length": setup.length}
+        before = about | as_before(dense) if len(windows) else {}
+        slim = replace(report, called=label).with_summary(**measured, **before, **setup.origin, text_cautions=said)
         self._say("Measuring the speed of both models")
         with holding(loaded.lock, job):
             seconds = _seconds(loaded.model, model, job)
         self._say("Writing the checkpoint")
-        rose.save_model(model, loaded.tokenizer, self.untuned, report=report)
-        self.checkpoint = self.untuned
-        models = dense_record("Dense", dense), replace(report, called=label)
-        pairs = zip(models, seconds, strict=True)
-        self.models = [model.with_summary(tokens_per_second=_speed(own)) for model, own in pairs]
+        self.dense, slim = (
+            one.with_summary(tokens_per_second=_speed(own)) for one, own in zip((dense, slim), seconds, strict=True)
+        )
+        self.add(self.write(model, loaded.tokenizer, slim))
         self.speedup = Speedup.of(*seconds, bound=1 / (1 - report.summary["removed_fraction"]))
         self.fraction = 1.0
-
-    @property
-    def untuned(self) -> Path:
-        """The checkpoint that tuning begins with."""
-        return self._temporary() / f"slim-{self.settings.method}-{self.settings.ratio:g}"
-
-    def _told(self, dense: dict[str, Any]) -> dict[str, Any]:
-        """What the record says of the set-up, and of the dense model's perplexity where it was measured."""
-        setup = self.setup
-        if "losses_after" not in dense:
-            return setup.origin
-        windows = {"evaluated_on": HELD_OUT, "windows": len(dense["losses_after"]), "window_length": setup.length}
-        before = {"perplexity_before": dense["perplexity_after"], "losses_before": dense["losses_after"]}
-        return setup.origin | windows | before
 
     def perplexities(self) -> list[list[str]]:
         """How perplexity moved from the dense model's, by smaller model: a sentence, and another on odd windows."""
         sentences = []
-        for model in self.models[1:]:
+        for model in self.copies:
             if "perplexity_after" in model.summary:
                 moved, *odd = says_perplexity(model.summary)
                 sentences.append([f"{model.name} takes perplexity on held-out windows {moved}.", *odd])
         return sentences
-
-    def add_tuned(
-        self, label: str, measured: dict[str, Any], model: Any, tokenizer: Any, found: rose.TuneReport
-    ) -> None:
-        """Puts the smaller copy's tuned one beside it, and its checkpoint in place of the copy's."""
-        folder, slim = self.untuned.with_name(f"{self.untuned.name}-tuned"), self.models[1]
-        numbers = ("perplexity", "losses") if "perplexity_after" in slim.summary else ()
-        before = {f"{number}_before": slim.summary[f"{number}_after"] for number in numbers}
-        tuned = replace(found.added_to(slim, **before).with_summary(**measured), called=label)
-        with written_beside(folder, folder.exists()) as place:  # that of an earlier tuning
-            rose.save_model(model, tokenizer, place, report=tuned)
-        self.models, self.checkpoint = [*self.models[:2], tuned], folder
 
 
 def _seconds(dense: Any, slim: Any, job: Job) -> tuple[list[float], list[float]]:

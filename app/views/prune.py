@@ -62,7 +62,7 @@ def draw() -> None:
         _follow(run)
     if run is not None and run.dense is not None:
         results.what_to_ship(run, run.models)
-        tune_panel.draw(run)
+        tune_panel.draw(run, lambda: shared.skeleton(run.setup.model))
     view = components.section({name: name for name in SECTIONS}, "prune_view", "Results")
     if view == race_of_solvers.TITLE:
         race_of_solvers.draw(run)

@@ -331,9 +331,9 @@ def _outcome(run: Slimming, model: nn.Module) -> None:
     with st.container(horizontal=True):
         file_button("Report, JSON", latest.to_json, "report.json", key="slim-report")
         csv_button("Parts, CSV", with_cautions(latest.layers), "layers.csv", "slim-layers")
-        if run.checkpoint is not None and run.checkpoint.exists():
-            checkpoint_button(run.checkpoint)
-    tune_panel.draw_slim(run, model)
+        if (place := run.kept(latest)) is not None:
+            checkpoint_button(place)
+    tune_panel.draw(run, lambda: model)
 
 
 VIEWS = {

@@ -16,7 +16,6 @@ from app import session
 from app.jobs import Job, Run
 from app.runs.pruning import PruningRun
 from app.runs.request import PruneRequest
-from app.runs.tuning import TuneRequest
 from app.study.setup import Setup
 from tests.app.tiny_study import COLUMNAR, measured_study, open_page, texts
 
@@ -164,18 +163,17 @@ def test_what_is_begun_already_is_not_begun_once_more(monkeypatch: pytest.Monkey
     told: list[str] = []
     monkeypatch.setattr(session.st, "toast", lambda text, **_look: told.append(text))
     at_work = SimpleNamespace(job=SimpleNamespace(status="running"))
-    run: Any = SimpleNamespace(is_tuning=True, tuning=at_work, file=at_work, copies=[])
-    session.start_tuning(run, TuneRequest("SparseGPT at 0.7"))
-    session.start_slim_tuning(run, 3.0)
+    run: Any = SimpleNamespace(is_tuning=True, tuning=at_work, file=at_work, tunable={})
+    session.start_tuning(run, "SparseGPT at 0.7", 3.0)
     session.start_file(run, Path("copy"), "packed")
     assert run.tuning is at_work
     assert run.file is at_work
     run.is_tuning = False
-    session.start_tuning(run, TuneRequest("SparseGPT at 0.7"))  # its copy went meanwhile
+    session.start_tuning(run, "SparseGPT at 0.7", 3.0)  # its copy went meanwhile
     assert "SparseGPT at 0.7 is not there any more" in told[0]
 
 
-@pytest.mark.parametrize("maker", ["TuningRun", "SlimTuning", "FileRun"])
+@pytest.mark.parametrize("maker", ["Tuning", "FileRun"])
 def test_two_sessions_begin_it_once(maker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     both, made, started = threading.Barrier(2), [], []
 
@@ -191,8 +189,7 @@ def test_two_sessions_begin_it_once(maker: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Job, "start", lambda job: job)
     run: Any = PruningRun(Setup(), PruneRequest(("rose",), ("0.5",)), Mock())
     ways: dict[str, Callable[[], None]] = {
-        "TuningRun": lambda: session.start_tuning(run, TuneRequest("ROSE at 0.5")),
-        "SlimTuning": lambda: session.start_slim_tuning(run, 3.0),
+        "Tuning": lambda: session.start_tuning(run, "ROSE at 0.5", 3.0),
         "FileRun": lambda: session.start_file(run, Path("copy"), "packed"),
     }
     sessions = [threading.Thread(target=ways[maker]) for _ in range(2)]

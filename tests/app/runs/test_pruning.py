@@ -20,8 +20,9 @@ from torch import nn
 import rose
 from app.runs import checkpoints, recipes
 from app.runs.checkpoints import RESERVE
+from app.runs.copies import file_name
 from app.runs.damage import DamageRequest
-from app.runs.pruning import PruningRun, accuracy_table, file_name, layer_table, model_table
+from app.runs.pruning import PruningRun, accuracy_table, layer_table, model_table
 from app.runs.request import HELD_OUT, Case, Keep, PruneRequest, estimate_case
 from app.study.setup import Setup
 from app.study.study import LoadedModel
@@ -170,7 +171,7 @@ def test_a_failure_leaves_finished_checkpoints_and_nothing_half_done(
 
 
 def test_without_room_nothing_is_kept(setup: Setup, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.runs.pruning.free_space", lambda: RESERVE)
+    monkeypatch.setattr("app.runs.copies.free_space", lambda: RESERVE)
     request = replace(REQUEST, methods=("magnitude",), sparsities=("0.5",), prompt="", windows=1, keep="best")
     assert finished(setup, request, lambda: loaded).checkpoints == {}
 

@@ -14,11 +14,10 @@ import rose
 from app import words
 from app.figures.methods import tuning_curve
 from app.results import html_report, naming, pairs, shipping
-from app.runs import pruning as run_of_pruning
-from app.runs import tuning
+from app.runs import copies, tuning
 from app.runs.pruning import PruningRun, kept_checkpoints, layer_table, model_table
 from app.runs.request import PruneRequest
-from app.runs.tuning import TuneRequest, TuningRun
+from app.runs.tuning import Tuning
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.defaults import TUNING
@@ -56,7 +55,7 @@ def test_a_tuned_copy_stands_beside_the_others(
     pruned._publish = told.append
     (source,) = pruned.copies
     for _ in range(2):  # the second takes the place of the first
-        run = finish(TuningRun(pruned, TuneRequest(source.name), lambda: loaded))
+        run = finish(Tuning(pruned, source.name, 3.0, lambda: loaded))
     assert all(map(torch.equal, before, loaded.model.parameters()))
     copy = run.copy
     assert copy is not None
@@ -74,15 +73,14 @@ def test_a_tuned_copy_stands_beside_the_others(
     assert f"from {source.perplexity:.3g}"[:7] in tuning.says(run)
     assert f"{summary['zeros']:,}".replace(",", " ")[:2] in tuning.says(run)
     assert "as before." in tuning.says(run)
-    assert list(tuning.offered(pruned)) == [source.name]
-    assert not tuning.rounded(pruned)
+    assert list(pruned.tunable) == [source.name]
     with monkeypatch.context() as patch:
         place = pruned.kept(source)
         assert place is not None
         patch.setitem(pruned.checkpoints, f"{source.name}, 4 bits", place)
         patch.setattr(pruned, "copies", [one.with_recipe(bits=4) for one in pruned.copies])
-        assert not tuning.offered(pruned)
-        assert tuning.rounded(pruned) == [f"{source.name}, 4 bits"]
+        assert not pruned.tunable
+        assert [copy.name for copy in pruned.untuned] == [f"{source.name}, 4 bits"]
     assert list(kept_checkpoints([pruned], pruned.setup.model)) == [TUNED, source.name]
     assert set(layer_table(pruned.copies)["method"]) == {"sparsegpt"}
     assert len(layer_table(pruned.copies)) == len(source.layers)
@@ -101,7 +99,7 @@ def test_a_tuned_copy_stands_beside_the_others(
         assert one.by_layer[list(ERRORS)].isna().all(axis=None)
         assert not one.drift
         assert (one.by_layer["change"] > 0).all()
-        assert one.by_layer["change"].tolist() == pytest.approx(tuning.moved(run)["change"].tolist())
+        assert one.by_layer["change"].tolist() == pytest.approx(run.found.layers["change"].tolist())
         assert one.setup.dense == pytest.approx(pruned.dense.perplexity if pruned.dense else 0)
         found = pairs.result_of(one)
         assert found is not None
@@ -121,8 +119,8 @@ def test_a_tuned_copy_stands_beside_the_others(
 def test_an_earlier_tuned_copy_stays_until_the_next_one_is_written(
     pruned: PruningRun, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def tune(status: str) -> TuningRun:
-        return finish(TuningRun(pruned, TuneRequest("SparseGPT at 0.7"), lambda: loaded), status)
+    def tune(status: str) -> Tuning:
+        return finish(Tuning(pruned, "SparseGPT at 0.7", 3.0, lambda: loaded), status)
 
     copy = tune("done").copy
     assert copy is not None
@@ -137,7 +135,7 @@ def test_an_earlier_tuned_copy_stays_until_the_next_one_is_written(
         patch.setattr(rose, "save_model", full)
         assert tune("failed").job.message == "No space left."
     with monkeypatch.context() as patch:
-        patch.setattr(run_of_pruning, "free_space", lambda: 0)
+        patch.setattr(copies, "free_space", lambda: 0)
         assert "so the earlier one stays; free some space." in tune("failed").job.message
     assert pruned.copies == known
     assert zeros(pruned.kept(copy))
@@ -148,10 +146,10 @@ def test_an_earlier_tuned_copy_stays_until_the_next_one_is_written(
 
 def test_a_copy_that_is_gone_is_told_of(pruned: PruningRun, loaded: LoadedModel) -> None:
     with pytest.raises(rose.RoseError, match=r"The checkpoint of ROSE at 0\.9 is not there any more"):
-        TuningRun(pruned, TuneRequest("ROSE at 0.9"), lambda: loaded)
+        Tuning(pruned, "ROSE at 0.9", 3.0, lambda: loaded)
 
 
-def stopping(monkeypatch: pytest.MonkeyPatch, run: TuningRun, looks: int, stop: Callable[[], None]) -> None:
+def stopping(monkeypatch: pytest.MonkeyPatch, run: Tuning, looks: int, stop: Callable[[], None]) -> None:
     """Stops a run once it has looked at held-out windows so often."""
     tell = run._tell
 
@@ -166,7 +164,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch, run: TuningRun, looks: int, stop: 
 def test_who_has_enough_keeps_the_best_so_far(
     pruned: PruningRun, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = TuningRun(pruned, TuneRequest("SparseGPT at 0.7"), lambda: loaded)
+    run = Tuning(pruned, "SparseGPT at 0.7", 3.0, lambda: loaded)
     stopping(monkeypatch, run, 3, run.cancel)
     finish(run)
     assert run.found is not None
@@ -182,7 +180,7 @@ def test_without_a_measurement_or_when_stopped_for_good_nothing_is_kept(
     pruned: PruningRun, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, looks: int
 ) -> None:
     known = list(pruned.copies)
-    run = TuningRun(pruned, TuneRequest("SparseGPT at 0.7"), lambda: loaded)
+    run = Tuning(pruned, "SparseGPT at 0.7", 3.0, lambda: loaded)
     stopping(monkeypatch, run, looks, run.cancel if looks == 1 else run.job.stop)
     finish(run, "cancelled")
     assert run.copy is None
@@ -194,7 +192,7 @@ def test_a_copy_that_no_step_improves_stays_as_it_was(
 ) -> None:
     monkeypatch.setattr(tuning, "TuneSettings", lambda minutes, seed: TuneSettings(epochs=0.1, rate=9.0, seed=seed))
     known = list(pruned.copies)
-    run = finish(TuningRun(pruned, TuneRequest("SparseGPT at 0.7"), lambda: loaded))
+    run = finish(Tuning(pruned, "SparseGPT at 0.7", 3.0, lambda: loaded))
     assert run.copy is None
     assert pruned.copies == known
     assert "none was better than the start" in tuning.says(run)

@@ -19,9 +19,10 @@ from app import session, shared
 from app import words as app_words
 from app.results import html_report, naming, shipping
 from app.runs import tuning
-from app.runs.pruning import PruningRun, file_name
+from app.runs.copies import file_name
+from app.runs.pruning import PruningRun
 from app.runs.request import HELD_OUT
-from app.runs.tuning import TuningRun
+from app.runs.tuning import Tuning
 from app.study.setup import Setup
 from rose import verdicts
 from rose.cli import _parser
@@ -467,7 +468,7 @@ def test_what_is_left_is_tuned(setup: Setup, text: Path, monkeypatch: pytest.Mon
     assert "About 30 s with evaluation, and " in texts(app)
     assert app.button(key="tune-start").label == "Tune for 0.5 minutes"
     app.button(key="tune-start").click().run()
-    assert isinstance(run.tuning, TuningRun)
+    assert isinstance(run.tuning, Tuning)
     ended(run.tuning)
     app.run()
     assert not app.exception, app.exception

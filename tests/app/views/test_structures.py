@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import rose
 from app.runs import tuning
 from app.runs.checkpoints import size_of
-from app.runs.pruning import dense_record, measured_perplexity
+from app.runs.copies import dense_record, measured_perplexity
 from app.runs.slimming import Slimming, Speedup
-from app.runs.tuning import SlimTuning
+from app.runs.tuning import Tuning
 from app.study.setup import Setup
 from app.study.structures import Structures
 from app.study.study import LoadedModel, Study
@@ -126,15 +126,14 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     assert (said["windows"], said["window_length"], said["evaluated_on"]) == (2, 32, "held out")
     assert said["perplexity_before"] == pytest.approx(rose.perplexity(model, held_out))
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
-    assert run.checkpoint is not None
-    assert size_of(run.checkpoint) > 4 * parameters[1]
-    folder = run.checkpoint
+    folder = run.checkpoints[slim.name]
+    assert size_of(folder) > 4 * parameters[1]
 
     # Tuned, it stands beside the two, and a second tuning takes the first one's place.
     monkeypatch.setattr(tuning, "load_apart", lambda *_text, **_sizes: tokens)
     tune_one_epoch(monkeypatch, 1e-3)
     for _ in range(2):
-        last = run.tuning = finish(SlimTuning(run, 3.0, lambda: loaded))
+        last = run.tuning = finish(Tuning(run, slim.name, 3.0, lambda: loaded))
     tuned = run.models[2]
     assert [one.name for one in run.models] == ["Dense", "obs, 30 % out", "obs, 30 % out, tuned"]
     assert [tuned.summary[name] for name in ("kept_parameters", SPEED)] == [parameters[1], speed[1]]
@@ -144,16 +143,17 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     assert "mean_relative_error" not in tuned.summary
     assert "tuned" not in slim.summary
     assert folder.exists()
-    assert run.checkpoint.name == "slim-obs-0.3-tuned"
+    place = run.checkpoints[tuned.name]
+    assert place.name == "slim-obs-0.3-tuned"
     assert tuned.summary["tuned"]["losses_before"] == said["losses_after"]
     assert "tuned_before" not in tuned.summary
-    assert rose.perplexity(rose.load_model(str(run.checkpoint))[0], held_out) == pytest.approx(tuned.perplexity)
+    assert rose.perplexity(rose.load_model(str(place))[0], held_out) == pytest.approx(tuned.perplexity)
     with monkeypatch.context() as patch:
         patch.setattr(rose, "save_model", raises)
-        assert finish(SlimTuning(run, 3.0, lambda: loaded), "failed").job.message == "No space left."
-    assert rose.load_model(str(run.checkpoint))
+        assert finish(Tuning(run, slim.name, 3.0, lambda: loaded), "failed").job.message == "No space left."
+    assert rose.load_model(str(place))
     app = open_page(PAGE, study, structures_view="Make it smaller")
-    run.models[2] = tuned.with_summary(remarks=["It has taken another share than asked."])
+    run.copies[1] = tuned.with_summary(remarks=["It has taken another share than asked."])
     tuned.layers["is_damping_raised"] = True
     app.session_state["slimming"] = run
     app.run()
@@ -162,8 +162,8 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     for remark in run.models[2].remarks:
         assert remark in texts(app)
     assert app.button(key="slim-tune-start").label == "Tune for 3 minutes"
-    assert tuning.says_slim(last) in texts(app)
-    assert re.search(r"steps? in .* takes? perplexity from .* times that before tuning \(", tuning.says_slim(last))
+    assert tuning.says(last) in texts(app)
+    assert re.search(r"steps? in .* takes? perplexity from .* times that before tuning \(", tuning.says(last))
     assert run.speedup is not None
     assert run.speedup.turns >= 5
     assert speed[1] / speed[0] == pytest.approx(run.speedup.ratio.value)  # the table says what the sentence does
@@ -174,7 +174,7 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
         moved = f"{label} takes perplexity on held-out windows from .* times the dense model's .*95 % interval"
         assert re.search(moved, texts(app))
     run.discard()
-    assert not run.checkpoint.exists()
+    assert not place.exists()
 
 
 def test_a_copy_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch, study: Study) -> None:
@@ -235,7 +235,9 @@ def test_windows_that_stand_out_are_said_of_each_smaller_model(study: Study) -> 
     even = tuple(loss + 0.1 for loss in dense)
     measured = [measured_perplexity(torch.tensor(losses).double()) for losses in (dense, odd, even)]
     before = {name.replace("after", "before"): value for name, value in measured[0].items()}
-    run.models = [dense_record(name, before | after) for name, after in zip(("Dense", "A", "B"), measured, strict=True)]
+    run.copies = [
+        replace(dense_record(before | after), called=name) for name, after in zip("AB", measured[1:], strict=True)
+    ]
     (first, *cautions), (second, *none) = run.perplexities()
     assert first.startswith("A takes perplexity on held-out windows from 60.3 to ")
     assert cautions[0].startswith("In one of four windows the loss rose")

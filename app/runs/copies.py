@@ -1,0 +1,148 @@
+"""Runs that make copies of a model, pruned or smaller: what each came to, and its checkpoint. No Streamlit here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+import rose
+from app.jobs import Run
+from app.runs.checkpoints import RESERVE, free_space, worth_keeping, written_beside
+from app.runs.request import Case
+from app.study.setup import Setup
+from app.study.study import LoadedModel
+from rose.files import expand
+from rose.model.measure.perplexity import perplexity_of
+from rose.model.ship.packing import packed_size
+from rose.verdicts import EvaluationSetup, Result
+
+DENSE = "dense"  # in place of a method
+Step = Callable[[str, float], Callable[[float], None]]  # what begins, its estimated seconds -> what is told the share
+
+
+def dense_record(results: dict[str, Any]) -> rose.RunReport:
+    """The record of a model that nothing has changed, with what was measured of it."""
+    return rose.RunReport(pd.DataFrame(columns=["layer"]), results, {"method": DENSE, "sparsity": "0"}, called="Dense")
+
+
+def measured_perplexity(losses: Tensor) -> dict[str, Any]:
+    """Losses of each window, in nats a token, as the results of a record."""
+    return {"perplexity_after": perplexity_of(losses), "losses_after": losses.tolist()}
+
+
+def as_before(record: rose.RunReport) -> dict[str, Any]:
+    """The perplexity of a model as that from which another one came; nothing where it was not measured."""
+    numbers = ("perplexity", "losses") if "perplexity_after" in record.summary else ()
+    return {f"{number}_before": record.summary[f"{number}_after"] for number in numbers}
+
+
+def file_name(copy: rose.RunReport) -> str:
+    """Of the folder and the files of a copy, and for keys of its widgets."""
+    if copy.kind == "slim":
+        return f"slim-{copy.method}-{copy.summary['ratio']:g}" + ("-tuned" if copy.is_tuned else "")
+    case = Case(copy.method, str(copy.summary["sparsity"]), copy.target, copy.bits)
+    return case.name + copy.tuned_suffix.replace(", ", "-").replace(" ", "-")
+
+
+def results_of(copies: Sequence[rose.RunReport]) -> list[Result]:
+    """For `rose.verdicts`: all copies of one run have the same set-up, and those without finite perplexity count."""
+    return [replace(copy.result, setup=EvaluationSetup()) for copy in copies]
+
+
+class CopyRun(Run):
+    """Work that makes copies of a model, which may be tuned once it has ended, in a run of its own.
+
+    Attributes:
+        dense, copies: records of the dense model and of the copies that are finished.
+        checkpoints: folders that were kept, by the names of the copies.
+        tuning: the latest.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        load: Callable[[], LoadedModel],
+        folder: str = "",
+        publish: Callable[[rose.RunReport], None] = lambda _copy: None,
+    ) -> None:
+        """`folder`: of the checkpoints, "" for a temporary one. `publish` is told every copy as it is finished."""
+        super().__init__()
+        self.setup = setup
+        self.dense: rose.RunReport | None = None
+        self.copies: list[rose.RunReport] = []
+        self.checkpoints: dict[str, Path] = {}
+        self.tuning: Run | None = None
+        self._load, self._kept_in, self._publish = load, folder, publish
+
+    def windows(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """Those that perplexity is measured on, (windows, tokens)."""
+        raise NotImplementedError
+
+    def judge(self, whose: str, model: Any, tokenizer: Any, windows: Tensor, step: Step) -> dict[str, Any]:
+        """Measures what the run asks of each model, as the results of a record; `whose` is the model in words."""
+        raise NotImplementedError
+
+    @property
+    def models(self) -> list[rose.RunReport]:
+        """What is finished at this moment, the dense model first. The run goes on: ask once for what must agree."""
+        return ([self.dense] if self.dense else []) + self.copies
+
+    def kept(self, copy: rose.RunReport) -> Path | None:
+        """The checkpoint of a copy, where it was kept and is still there."""
+        place = self.checkpoints.get(copy.name)
+        return place if place is not None and place.exists() else None
+
+    def add(self, copy: rose.RunReport) -> None:
+        """Adds a finished copy; one of the same name goes."""
+        self.copies = [*(other for other in self.copies if other.name != copy.name), copy]
+        self._publish(copy)
+
+    def write(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: rose.RunReport) -> rose.RunReport:
+        """Writes a copy where the checkpoints of this run are, in place of one of its name; its record with sizes, or
+        as it was where there is no room. Raises RoseError where it cannot be written."""
+        former = self.kept(copy)
+        if not self._kept_in and free_space() < sum(weight.nbytes for weight in model.parameters()) + RESERVE:
+            if former is None:
+                return copy
+            raise rose.RoseError(
+                f"There is no room for another checkpoint of {copy.name}, so the earlier one stays; free some space."
+            )
+        if copy.kind == "prune":
+            size = packed_size(model)
+            copy = copy.with_summary(plain_bytes=size.plain, packed_bytes=size.stored)
+        output = (expand(self._kept_in) if self._kept_in else self._temporary()) / file_name(copy)
+        with written_beside(output, former is not None) as place:
+            rose.save_model(model, tokenizer, place, report=copy)
+        self.checkpoints[copy.name] = output
+        return copy
+
+    @property
+    def untuned(self) -> list[rose.RunReport]:
+        """The copies as they were made, whose checkpoints are there."""
+        return [copy for copy in self.copies if not copy.is_tuned and self.kept(copy) is not None]
+
+    @property
+    def tunable(self) -> dict[str, rose.RunReport]:
+        """Copies that can be tuned, by name, those first that are recommended; tuned ones begin anew."""
+        copies = [copy for copy in self.untuned if copy.bits is None]  # whose weights would leave their grid
+        best = worth_keeping(results_of(copies))
+        return {copy.name: copy for copy in sorted(copies, key=lambda copy: copy.name not in best)}
+
+    @property
+    def is_tuning(self) -> bool:
+        return self.tuning is not None and self.tuning.is_at_work
+
+    @property
+    def is_at_work(self) -> bool:
+        return super().is_at_work or self.is_tuning
+
+    def discard(self) -> None:
+        if self.tuning is not None:
+            self.tuning.job.stop()
+        super().discard()
