@@ -14,7 +14,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -262,6 +262,12 @@ class Reader(gguf.GGUFReader):
 
 def count_weights(path: Path) -> int:
     """How many weights a file holds; raises as `Reader`. transformers, which checks less, is to read it after this."""
+    state = path.stat()
+    return _count_weights(path, state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@lru_cache(8)
+def _count_weights(path: Path, *_state: int) -> int:
     try:
         return sum(tensor.n_elements for tensor in Reader(str(path)).tensors)
     except RoseError:

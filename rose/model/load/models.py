@@ -170,7 +170,7 @@ def load_model(
         words = _load_tokenizer(as_text(tokenizer or name), trust_remote_code)
         if stream:
             folder = _safetensors_folder(name, source)
-            _check_files(name, config, source if source.folder else _Source(str(folder), {}, is_local=True))
+            _check_files(name, config, _downloaded(name, source))
             model = build_streamed(config, folder, wanted, trust_remote_code, scratch, finite)
         else:
             model = _load_whole(name, config, source, wanted, options)
@@ -243,7 +243,7 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
             f"{name} holds no safetensors; {pickle.name} is a pickle, which could run any program, and is not read. "
             "Where you trust it, save the model as safetensors."
         )
-    skeleton = _check_files(name, config, source)
+    skeleton = _check_files(name, config, _downloaded(name, source))
     if skeleton:
         advice = "load it in bfloat16, or choose a smaller model"
         check_free(f"{name} takes in {name_of(dtype)}", count_parameters(skeleton) * dtype.itemsize, advice)
@@ -294,6 +294,11 @@ def _safetensors_folder(name: str, source: _Source) -> Path:
     folder = Path(fetch(allow_patterns=["*.json", "*.py"]))
     wanted = names_of_weights(folder)  # many repositories hold the weights a second time, in files of other names
     return Path(fetch(allow_patterns=[*wanted, *(packed(Path(file)).name for file in wanted)]))
+
+
+def _downloaded(name: str, source: _Source) -> _Source:
+    """A model on this machine: itself, or what the Hub has of it."""
+    return source if source.is_local else _Source(str(_safetensors_folder(name, source)), {}, is_local=True)
 
 
 def stored_dtype(name: str) -> torch.dtype:
