@@ -231,7 +231,7 @@ def _figures(runs: Sequence[RunReport], *, errors: bool) -> list[Drawing]:
         if run.by_layer["change"].notna().any():
             tuned = run.tuned
             curve = pd.DataFrame(tuned["curve"])
-            if tuned["held_out_dense"] is not None and curve["held_out"].notna().any():  # older ones held other losses
+            if tuned["held_out_dense"] is not None:
                 found.append(tuning_curve(curve, tuned["steps"], dense=tuned["held_out_dense"]))
             found.append(maps.model_map(run.by_layer, "change"))
         if errors and (measure := best_measure(run)) is not None:

@@ -128,7 +128,7 @@ def results(run: DamageRun, request: DamageRequest, table: pd.DataFrame) -> None
         predictor = components.choose("Compare sensitivity with", MEASURES, "damage_predictor")
     skeleton = shared.skeleton(run.setup.model)
     names = request.names(run.setup, skeleton)
-    marked = chosen_unit(request, names)
+    marked = chosen_unit(names)
     left, right = st.columns(2)
     pick = partial(components.pick_layer, choose=select_unit)
     for place, value in ((left, "damage"), (right, predictor)):
@@ -233,7 +233,7 @@ def select_unit(unit: str) -> None:
     components.select_layer(layer_of(unit, names, session.layer()))
 
 
-def chosen_unit(request: DamageRequest, names: list[str]) -> str | None:
+def chosen_unit(names: list[str]) -> str | None:
     layer = session.layer() or ""
     return next((name for name in names if layer == name or layer.startswith(name + ".")), None)
 

@@ -122,7 +122,7 @@ def _empty() -> None:
 def _results(run: TextReading, encoded: EncodedText, known: dict[str, Any]) -> None:
     pruned = {name: one for name, one in known.items() if name != DENSE}
     for name, one in pruned.items():
-        st.markdown(f"**{words.plain(reading.finding(encoded, known[DENSE], name, one))}.**")
+        st.markdown(f"**{words.plain(reading.finding(known[DENSE], name, one))}.**")
     table = reading.token_table(encoded, known)
     size = table[[f"{name} − dense" for name in pruned]].abs().max(axis=1)  # of the largest change
     number = _chosen(encoded, table, size)

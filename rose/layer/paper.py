@@ -34,7 +34,7 @@ class PaperFigures:
     Attributes:
         layer: its name.
         curves: by order, the error before the sweep and after each block, (blocks + 1,).
-        losses: loss per column of each block in natural order; none in files of former versions.
+        losses: loss per column of each block in natural order.
         visited: the blocks as two-level order visits them.
         block: the costliest one, per column.
         place: its position in natural order, from 0.
@@ -112,12 +112,12 @@ def read_paper_figures(found: Mapping[str, Any]) -> PaperFigures:
     curves = {str(order): [_error(error) for error in curve] for order, curve in found["curves"].items()}
     bars = [(str(order), float(level), _error(error)) for order, level, error in found["bars"]]
     places = [(int(at), _error(error)) for at, error in found["positions"]]
-    losses, visited = [_error(loss) for loss in found.get("losses", [])], [int(at) for at in found.get("visited", [])]
+    losses, visited = [_error(loss) for loss in found["losses"]], [int(at) for at in found["visited"]]
     block, place = int(found["block"]), int(found["place"])
     paper = PaperFigures(str(found["layer"]), curves, losses, visited, block, place, places, bars)
     ends = {len(curve) for curve in paper.curves.values()}
     is_whole = set(curves) == set(CURVES) and {order for order, *_ in bars} == set(BARS) and len(ends) == 1
-    is_whole &= sorted(visited) == list(range(len(losses))) and (not losses or ends == {len(losses) + 1})
+    is_whole &= sorted(visited) == list(range(len(losses))) and ends == {len(losses) + 1}
     if not is_whole or min(ends) < 2 or paper.place not in dict(places) or not 0 <= paper.block < MOST_BLOCKS:
         raise ValueError("its figures of orders are incomplete")
     return paper

@@ -140,8 +140,8 @@ class InputStatistics:
         return torch.tensor([self.tokens, self.total_weight], dtype=torch.float64, device=self._sum.device)
 
     def _count(self, counts: Tensor) -> None:
-        known = counts.flatten().tolist()  # files of earlier versions hold the tokens alone
-        self.tokens, self.total_weight = int(known[0]), float(known[-1])
+        tokens, weight = counts.tolist()
+        self.tokens, self.total_weight = int(tokens), weight
 
     def pack(self) -> dict[str, Tensor]:
         """Everything as flat tensors for a file; half of a symmetric H. `unpack` reads it."""

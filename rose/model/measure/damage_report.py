@@ -17,7 +17,7 @@ import torch
 from rose import verdicts
 from rose.model.measure.folder import MeasurementFolder
 from rose.model.measure.perplexity import perplexity_of
-from rose.model.run.damages import WHOLE, DamageRecord, model_of_damages
+from rose.model.run.damages import WHOLE, DamageRecord
 from rose.rows import finite, records_table
 from rose.verdicts import Interval
 
@@ -118,9 +118,6 @@ class DamageFolder(MeasurementFolder[DamageRecord]):
     key = ("unit",)
     holds = "measurement of damage", "damages"
     summaries = ("summary.json",)
-
-    def _known_norms(self) -> list[float]:  # an earlier version has kept them in the summary alone
-        return super()._known_norms() or model_of_damages(self.folder)
 
     def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
         summary = DamageReport.from_records(self.rows, **settings, embedding_norms=self.norms).summary

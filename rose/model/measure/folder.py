@@ -13,7 +13,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.files import TEMPORARY, expand, reachable, write_atomically
+from rose.files import TEMPORARY, reachable, write_atomically
 from rose.model.network.identity import NORMS, WEIGHTS, check_same_model, embedding_norms, read_norms, weight_norms
 from rose.rows import Record, read_records, records_table
 from rose.tensor_files import digest
@@ -71,7 +71,7 @@ class MeasurementFolder(Generic[Record]):
                 unfinished.unlink()
         if (self.folder / "rows.csv").exists():
             self._check_settings()
-            self.norms = self._known_norms()
+            self.norms = read_norms(self.folder / "settings.json")
         else:  # of a command that failed before it had measured anything, there may be others
             write_atomically(self.folder / "settings.json", self._settings.encode())
 
@@ -93,7 +93,6 @@ class MeasurementFolder(Generic[Record]):
         except (ValueError, RecursionError, FileNotFoundError):
             return False
         ours = json.loads(self._settings)
-        # An earlier version has not written what nobody could choose then.
         return isinstance(known, dict) and all(
             (known | ours)[name] is None for name in (known.keys() ^ ours.keys()) - KNOWN
         )
@@ -101,7 +100,7 @@ class MeasurementFolder(Generic[Record]):
     def _check_settings(self) -> None:
         before, asked = _given((self.folder / "settings.json").read_text()), _given(self._settings)
         for name in sorted(before.keys() | asked.keys()):
-            if not _is_same(before.get(name), asked.get(name)):
+            if before.get(name) != asked.get(name):
                 was, now = (known.get(name, "not given") for known in (before, asked))
                 raise RoseError(
                     f"{self.folder} holds a {self.holds[0]} with other settings: {name.replace('_', '-')} was {was} "
@@ -115,9 +114,6 @@ class MeasurementFolder(Generic[Record]):
     def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
         """What `rows` come to: the content of each of `summaries`, by name."""
         raise NotImplementedError
-
-    def _known_norms(self) -> list[float]:
-        return read_norms(self.folder / "settings.json")
 
     def know(self, model: nn.Module, texts: Mapping[str, Tensor]) -> None:
         """Keeps which model and texts they are, before any row: whatever kills the command, rows have their model.
@@ -148,11 +144,9 @@ class MeasurementFolder(Generic[Record]):
         return known | digests
 
     def _check_model(self, model: nn.Module, weights: list[float]) -> None:
-        """Of what a folder of an earlier version does not tell, nothing is refused."""
-        if known := self._known_norms():
-            check_same_model(model, known, f"The rows in {self.folder} are those of another model")
-        known = read_norms(self.folder / "settings.json", WEIGHTS)
-        if known and not is_same_model(weights, known):
+        known = read_norms(self.folder / "settings.json")
+        check_same_model(model, known, f"The rows in {self.folder} are those of another model")
+        if not is_same_model(weights, read_norms(self.folder / "settings.json", WEIGHTS)):
             raise RoseError(
                 f"The rows in {self.folder} are those of another model: its weights differ, as those of a pruned or "
                 "tuned copy do; give the model that was measured, or choose another folder."
@@ -191,12 +185,6 @@ class MeasurementFolder(Generic[Record]):
     def _write(self, texts: Mapping[str, str]) -> None:
         for name, text in texts.items():
             write_atomically(self.folder / name, text.encode())
-
-
-def _is_same(before: Any, asked: Any) -> bool:
-    """Whether two settings are one; an earlier version has kept a text by the path that it was given by."""
-    is_path = isinstance(before, str) and isinstance(asked, str) and Path(asked).is_absolute()
-    return before == asked or (is_path and expand(before).absolute() == Path(asked))
 
 
 def _given(settings: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class DamageRecord:
         standard_error: of both, over windows; NaN where there is one.
         perplexity_ratio: exp(delta_loss).
         seconds: pruning and measuring.
-        cautions: those on its layers in brief, see `rose.verdicts.in_brief`; "" in files of earlier versions.
+        cautions: those on its layers in brief, see `rose.verdicts.in_brief`.
         massive: of its layers with massive activations, which channels, and the error with and without them.
     """
 

@@ -15,7 +15,6 @@ import pytest
 
 import rose
 from app import words
-from app.figures.orders import paper_drawings
 from app.results import html_page, html_report, naming, pairs
 from rose import cli
 from rose.rows import csv_text
@@ -242,10 +241,6 @@ def test_the_papers_figures_of_the_chosen_layer_go_along_and_are_checked(tmp_pat
     analysis = made_report(methods=["sparsegpt"], paper=asdict(paper))
     del analysis.summary["method"]
     assert naming.read_runs(str(saved(tmp_path / "whole", analysis)))[0].paper == paper
-    former = {name: kept for name, kept in asdict(paper).items() if name not in ("losses", "visited")}
-    (read,) = naming.read_runs(str(saved(tmp_path / "former", analysis.with_summary(paper=former))))
-    assert read.paper == replace(paper, losses=[], visited=[])
-    assert len(paper_drawings(read.paper)) == len(paper_drawings(paper)) - 1
     for broken in (
         {"visited": [0]},
         {"losses": [1.0], "visited": [0]},

@@ -42,7 +42,7 @@ def test_dense_and_pruned_read_the_same_text(folder: Path, pruned_folder: Path) 
     assert table["token"].tolist()[16] == "↵"
     assert table["before"].iloc[-1] == "A rose is a rose.↵Is it"
     more = int((table["folder − dense"] > 0).sum())
-    said = reading.finding(encoded, run.readings[DENSE], "folder", run.readings["folder"])
+    said = reading.finding(run.readings[DENSE], "folder", run.readings["folder"])
     assert f"at {words.word(more)} of {len(TEXT) - 1} tokens" in said
     chances = reading.next_tokens(run, 3, run.readings)
     assert len(chances) == 10

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -187,10 +186,6 @@ def test_rows_on_a_text_that_has_changed_since_are_not_resumed(tmp_path: Path) -
     again.know(model, {"evaluation": tokens, "calibration": tokens})
     with pytest.raises(rose.RoseError, match="another text: the evaluation tokens differ"):
         again.know(model, {"evaluation": tokens + 1})
-    settings = json.loads((tmp_path / "settings.json").read_text())
-    assert settings.pop("text_digests").keys() == {"evaluation", "calibration"}
-    (tmp_path / "settings.json").write_text(json.dumps(settings))  # as a former version has left it
-    ComparisonFolder(tmp_path, {"evaluate": "a.txt"}).know(model, {"evaluation": tokens + 1})
 
 
 def test_windows_with_nothing_to_predict() -> None:
