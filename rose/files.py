@@ -17,6 +17,7 @@ from rose.errors import RoseError
 from rose.wording import size
 
 LARGEST = 500 * 10**6  # bytes of a table or a report
+LONGEST_NAME = 255  # bytes of a file's name
 TEMPORARY = ".tmp"  # ends the name of what is still being written
 
 
@@ -43,9 +44,14 @@ def reachable(name: str | Path) -> Path:
 
     Raises:
         RoseError: it is neither text nor path; the system cannot tell: a name that no file can have, or a folder that
-            is closed to this user; or a link on the way leads nowhere, through which nothing can be written either.
+            is closed to this user; its name is not UTF-8, with which libraries do not read what they have written; or
+            a link on the way leads nowhere, through which nothing can be written either.
     """
     path = expand(as_text(name))
+    try:
+        os.fsencode(path).decode()
+    except UnicodeError as problem:
+        raise RoseError(f"The name {os.fsencode(path)!r:.200} is not UTF-8; choose or make another.") from problem
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError) as problem:
@@ -87,7 +93,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: from the file system; an existing file stays as it was.
     """
-    temporary = path.with_name(f"{path.name}{secrets.token_hex(4)}{TEMPORARY}")  # other writers have names of their own
+    ending = f"{secrets.token_hex(4)}{TEMPORARY}"  # other writers have names of their own
+    begins = os.fsdecode(os.fsencode(path.name)[: LONGEST_NAME - len(ending)])
+    temporary = path.with_name(begins + ending)
     with replacing(path, temporary), temporary.open("xb") as file:
         file.write(content)
 

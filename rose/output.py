@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -11,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from rose.errors import RoseError
@@ -98,6 +99,30 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary file that becomes this new one at the end, or is removed where that is not reached.
+
+    Meanwhile no other process can begin to make a file of this name.
+
+    Raises:
+        RoseError: as `check_file`; another process makes it; or it does not fit.
+    """
+    check_file(path)
+    try:
+        with temporary_folder(path.absolute().parent, claims=path.name) as folder:
+            temporary = folder / path.name
+            yield temporary
+            sync(temporary)
+            check_file(path)
+            path.open("xb").close()  # what has come meanwhile is not replaced
+            os.replace(temporary, path)
+    except Timeout as problem:
+        raise RoseError(f"{path} is being written by another process; choose another name, or wait.") from problem
+    except OSError as problem:
+        raise RoseError(f"{path} cannot be written ({problem.strerror or problem}); make room.") from problem
+
+
+@contextlib.contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
     """A temporary folder that becomes this one at the end, or is removed where that is not reached.
 
@@ -130,20 +155,24 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def temporary_folder(place: Path, mode: int = 0o777) -> Iterator[Path]:
+def temporary_folder(place: Path, mode: int = 0o777, claims: str = "") -> Iterator[Path]:
     """A folder in this one that is gone at the end; if the process is killed, once the next one is made here.
 
     Args:
         mode: who may read it, as `os.mkdir` has it.
+        claims: the name of what is made in it; one process at a time may make that.
 
     Raises:
         OSError: it cannot be made.
+        filelock.Timeout: another process makes what it claims.
     """
     _clear_partial(place)
-    temporary = place / f"{PARTIAL}{secrets.token_hex(4)}"
+    token = hashlib.sha256(os.fsencode(claims)).hexdigest()[:16] if claims else secrets.token_hex(4)
+    temporary = place / f"{PARTIAL}{token}"
     # The system releases it when the process ends, however it ends; a thread other than this one may do so before.
-    with FileLock(f"{temporary}.lock", thread_local=False) as lock:
+    with FileLock(f"{temporary}.lock", thread_local=False, timeout=1 if claims else -1) as lock:
         try:
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed since
             temporary.mkdir(mode)
             yield temporary
         finally:

@@ -12,9 +12,9 @@ import rose
 from app.results.naming import read_runs
 from app.runs.checkpoints import saved_checkpoint
 from app.study.preflight import can_stream
-from rose.files import beside, reachable, write_atomically
+from rose.files import beside, check_small, reachable, write_atomically
 from rose.model.load.tokens import text_file
-from rose.output import check_folder, check_output, new_folder
+from rose.output import check_file, check_folder, check_output, new_file, new_folder
 
 TOO_LONG = "x" * 5000
 
@@ -85,6 +85,37 @@ def test_an_empty_folder_is_filled_or_left_empty(
         (folder / "config.json").write_text("{}")
     assert moved
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "x" * 255, "é" * 127])
+def test_the_longest_names_can_be_written(name: str, tmp_path: Path) -> None:
+    check_file(tmp_path / name)
+    write_atomically(tmp_path / name, b"{}")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("check", [check_output, check_folder, check_file, check_small, rose.load_model])
+def test_a_name_that_is_not_utf_8_is_refused_before_it_is_written_or_read(
+    check: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    place = tmp_path / os.fsdecode(b"half\xff")
+    with pytest.raises(rose.RoseError, match=r"half\\xff' is not UTF-8; choose or make another\.$"):
+        check(place)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_new_file_replaces_nothing_that_has_come_meanwhile(tmp_path: Path) -> None:
+    place = tmp_path / "model.gguf"
+
+    def write() -> None:
+        with new_file(place) as temporary:
+            temporary.write_text("ours")
+            place.write_text("theirs")
+
+    with pytest.raises(rose.RoseError, match="already exists"):
+        write()
+    assert place.read_text() == "theirs"
+    assert list(tmp_path.iterdir()) == [place]
 
 
 @pytest.mark.parametrize("check", [check_output, check_folder])

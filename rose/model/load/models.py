@@ -167,7 +167,7 @@ def load_model(
         if stream and _builder(config):
             raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
         # First, as weights may take minutes.
-        words = _load_tokenizer(as_text(tokenizer or name), trust_remote_code)
+        words = load_tokenizer(as_text(tokenizer or name), trust_remote_code)
         if stream:
             folder = _safetensors_folder(name, source)
             _check_files(name, config, _downloaded(name, source))
@@ -190,7 +190,8 @@ def load_model(
     return model.eval(), words
 
 
-def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, named as for `load_model`; RoseError where it has none."""
     source = _locate(name)
     if not _holds_tokenizer(source):
         raise RoseError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,17 +17,23 @@ from gguf import GGUFWriter, LlamaFileType
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.files import reachable, sync
+from rose.files import reachable
 from rose.interrupt import stop_point
 from rose.model.formats.gguf import Reader, dequantized
-from rose.model.load.models import load_model, stored_dtype
+from rose.model.load.models import load_model, load_tokenizer, stored_dtype
 from rose.model.network.layers import prunable_layers
 from rose.model.packaged import PACKAGED
 from rose.model.ship.blocks import BLOCK, as_type, in_blocks, in_floats, parse_type
 from rose.model.ship.families import Family, family_of
 from rose.model.ship.packing import Follow
-from rose.model.ship.vocabulary import copy_vocabulary, tokens_in, write_vocabulary
-from rose.output import check_file, check_room, temporary_folder
+from rose.model.ship.vocabulary import (
+    compare_vocabularies,
+    copy_vocabulary,
+    tokens_in,
+    write_template,
+    write_vocabulary,
+)
+from rose.output import check_file, check_room, new_file
 from rose.report import report_beside
 from rose.wording import listing, whole
 
@@ -50,6 +55,8 @@ class Exported:
         besides: other matrices that were rounded, such as embeddings; only f16 rounds them.
         error: ‖W − Ŵ‖²/‖W‖² over the rounded layers; 0 without any.
         vocabulary: where the tokenizer is from.
+        differs: where the tokenizer or the chat template is not that of the GGUF file that the model came from, a
+            sentence that says so; else "".
         left_out: tokens that were added to the tokenizer without a row in the model's embedding.
     """
 
@@ -61,6 +68,7 @@ class Exported:
     besides: list[str] = field(default_factory=list)
     error: float = 0.0
     vocabulary: str = "tokenizer.json"
+    differs: str = ""
     left_out: list[str] = field(default_factory=list)
 
     def remarks(self, kind: str) -> list[str]:
@@ -73,6 +81,8 @@ class Exported:
             said.append(f"{len(self.rounded)} layers were rounded to {kind}, without compensation: {error}.")
         if self.besides:
             said.append(f"Rounded to {kind} too: {', '.join(self.besides)}.")
+        if self.differs:
+            said.append(self.differs)
         if self.left_out:
             said.append(f"Left out, as the model has no row for them: tokens {listing(self.left_out)}.")
         if self.unfit:
@@ -95,33 +105,26 @@ def export_gguf(name: str, output: Path, kind: str, follow: Follow | None = None
     if output.suffix != ".gguf":
         raise RoseError(f"Programs know a GGUF file by its name: give one that ends in .gguf, not {output}.")
     check_file(output)
-    origin = _origin(name)
     model, tokenizer = load_model(name, dtype=stored_dtype(name))
     family = family_of(model.config)
     check_room(output, 2 * _size(model, wanted))  # tensors are gathered first, then copied
     done = Exported()
     architecture = gguf.MODEL_ARCH_NAMES[family.architecture]
-    try:
-        with temporary_folder(output.absolute().parent) as beside:
-            temporary = beside / output.name
-            with (
-                contextlib.closing(GGUFWriter(str(temporary), architecture, use_temp_file=True)) as writer,
-                tempfile.SpooledTemporaryFile(dir=str(beside)) as writer.temp_file,  # /tmp may be too small
-            ):
-                writer.add_name(Path(name).name)
-                writer.add_file_type(FILE_TYPES[wanted])
-                writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-                family.describe(writer, model.config)
-                _add_vocabulary(writer, origin, model, tokenizer, done)
-                _add_tensors(writer, model, family, wanted, done, follow)
-                writer.write_header_to_file()
-                writer.write_kv_data_to_file()
-                writer.write_tensors_to_file()
-            _compare(temporary, model, family, done)
-            sync(temporary)
-            os.replace(temporary, output)
-    except OSError as problem:
-        raise RoseError(f"{output} cannot be written ({problem.strerror or problem}); make room.") from problem
+    with new_file(output) as temporary:
+        with (
+            contextlib.closing(GGUFWriter(str(temporary), architecture, use_temp_file=True)) as writer,
+            tempfile.SpooledTemporaryFile(dir=str(temporary.parent)) as writer.temp_file,  # /tmp may be too small
+        ):
+            writer.add_name(Path(name).name)
+            writer.add_file_type(FILE_TYPES[wanted])
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            family.describe(writer, model.config)
+            _add_vocabulary(writer, name, model, tokenizer, done)
+            _add_tensors(writer, model, family, wanted, done, follow)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        _compare(temporary, model, family, done)
     done.size = output.stat().st_size
     return done
 
@@ -136,16 +139,26 @@ def _size(model: Any, wanted: Type) -> int:
     )
 
 
-def _add_vocabulary(writer: GGUFWriter, path: Path | None, model: Any, tokenizer: Any, done: Exported) -> None:
-    """Of this GGUF file, which the model came from, where it has a token for each row."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    if path is not None:
-        source = Reader(str(path))
-        if tokens_in(source) == rows:
-            copy_vocabulary(writer, source)
+def _add_vocabulary(writer: GGUFWriter, name: str, model: Any, tokenizer: Any, done: Exported) -> None:
+    """That of the GGUF file that the model came from, where it is the same and has a token for each row; where the
+    tokenizer or the chat template in the model's folder differs, the folder's."""
+    rows, path = model.get_input_embeddings().weight.shape[0], _origin(name)
+    source = Reader(str(path)) if path is not None else None
+    if path is not None and source is not None and tokens_in(source) == rows:
+        is_same = is_same_template = True  # of the file itself
+        if reachable(name).is_dir():
+            is_same, is_same_template = compare_vocabularies(tokenizer, load_tokenizer(str(path)), rows)
+        if not is_same_template or not is_same:
+            what = "chat template" if is_same else "tokenizer"
+            done.differs = f"The folder's {what} is in the file; that of {path.name} differs."
+        if is_same:
+            copy_vocabulary(writer, source, with_template=is_same_template)
+            if not is_same_template:
+                write_template(writer, tokenizer)
             done.vocabulary = path.name
             return
     write_vocabulary(writer, tokenizer, rows)
+    write_template(writer, tokenizer)
     done.left_out = sorted(token for token, number in tokenizer.get_vocab().items() if number >= rows)
 
 

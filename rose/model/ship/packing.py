@@ -21,7 +21,7 @@ from rose.model.load.soundness import check_masks_applied
 from rose.model.load.stored import PACKED, check_is_checkpoint, is_packed, packed, weight_files
 from rose.model.packaged import PACKAGED
 from rose.model.ship.writing import TensorWriter
-from rose.output import new_folder
+from rose.output import PARTIAL, new_folder
 from rose.tensor_files import digest
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data"}  # are not copied
@@ -167,6 +167,7 @@ def _besides_weights(source: Path) -> list[Path]:
         path
         for path in source.rglob("*")
         if path.is_file()
+        and not path.name.startswith(PARTIAL)  # of what is written into this folder
         and (path.suffix not in WEIGHTS or path == source / LOW_RANK)
         and not any(folder.name.startswith(".") for folder in path.relative_to(source).parents)
     ]

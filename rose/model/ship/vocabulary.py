@@ -17,10 +17,13 @@ SPLITS = {CONTRACTIONS + "\\p{N}{1,3}|": "llama-bpe", CONTRACTIONS + "\\p{N}|": 
 IDS = {"bos": "add_bos_token_id", "eos": "add_eos_token_id", "unk": "add_unk_token_id", "pad": "add_pad_token_id"}
 
 
-def copy_vocabulary(writer: GGUFWriter, source: GGUFReader) -> None:
+TEMPLATE = "tokenizer.chat_template"  # begins the names of fields
+
+
+def copy_vocabulary(writer: GGUFWriter, source: GGUFReader, *, with_template: bool = True) -> None:
     """Writes every field on the tokenizer that a GGUF file has."""
     for name, field in source.fields.items():
-        if name.startswith("tokenizer."):
+        if name.startswith("tokenizer.") and (with_template or not name.startswith(TEMPLATE)):
             inner = field.types[1] if field.types[0] == GGUFValueType.ARRAY else None
             writer.add_key_value(name, field.contents(), field.types[0], sub_type=inner)
 
@@ -31,8 +34,36 @@ def tokens_in(source: GGUFReader) -> int:
     return 0 if field is None else len(field.data)
 
 
+def compare_vocabularies(tokenizer: Any, other: Any, size: int) -> tuple[bool, bool]:
+    """Whether two fast tokenizers are the same for a GGUF file, and whether their chat templates are."""
+    fields, others = (_fields(each, size) for each in (tokenizer, other))
+    return fields == others, tokenizer.chat_template == other.chat_template
+
+
+class _Fields(dict[str, Any]):
+    """Stands in for a writer, and keeps what would be written."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *values: self.__setitem__(name, values)
+
+
+def _fields(tokenizer: Any, size: int) -> dict[str, Any]:
+    fields: Any = _Fields()
+    try:
+        write_vocabulary(fields, tokenizer, size)
+    except RoseError:  # a tokenizer of another type, which can only be copied
+        fields["tokenizer"] = tokenizer.backend_tokenizer.to_str()
+    return dict(fields)
+
+
+def write_template(writer: GGUFWriter, tokenizer: Any) -> None:
+    if template := tokenizer.chat_template:  # or several, by name
+        several = isinstance(template, dict)
+        writer.add_chat_template([{"name": n, "template": t} for n, t in template.items()] if several else template)
+
+
 def write_vocabulary(writer: GGUFWriter, tokenizer: Any, size: int) -> None:
-    """Writes the fields from a fast tokenizer.
+    """Writes the fields from a fast tokenizer, without its chat template.
 
     Args:
         size: rows of the embedding; ids that the tokenizer does not use become unused tokens.
@@ -72,9 +103,6 @@ def write_vocabulary(writer: GGUFWriter, tokenizer: Any, size: int) -> None:
         if number is not None and number < size:
             getattr(writer, method)(number)
     writer.add_add_bos_token(first_token(tokenizer) is not None)
-    if template := tokenizer.chat_template:  # or several, by name
-        several = isinstance(template, dict)
-        writer.add_chat_template([{"name": n, "template": t} for n, t in template.items()] if several else template)
 
 
 def _type(number: int, pieces: dict[int, str], added: dict[int, Any], model: Any, is_pieces: bool) -> int:

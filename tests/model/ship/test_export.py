@@ -207,7 +207,7 @@ def test_the_tokenizer_of_a_file_is_taken_over(tmp_path: Path) -> None:
         (tmp_path / "model-packed/report.json").write_text(others)
         first.unlink()
         export_gguf(str(tmp_path / "model-packed"), first, "q4_0")
-    (tmp_path / "model-packed/report.json").write_text('{\n "summary": {')  # of ours, what is left
+    (tmp_path / "model-packed/report.json").write_text('{\n "version": ')  # of ours, what is left
     with pytest.raises(rose.RoseError, match=r"is damaged \(.*\); bring back a whole one"):
         export_gguf(str(tmp_path / "model-packed"), tmp_path / "again.gguf", "q4_0")
     made = export_gguf(str(first), tmp_path / "again.gguf", "q4_0")
@@ -219,6 +219,42 @@ def test_the_tokenizer_of_a_file_is_taken_over(tmp_path: Path) -> None:
         for path in (first, tmp_path / "again.gguf")
     )
     assert one == two
+
+
+@pytest.mark.parametrize("changed", ["nothing", "chat template", "tokenizer"])
+def test_what_a_folder_says_of_its_tokenizer_wins_over_the_file_that_it_came_from(changed: str, tmp_path: Path) -> None:
+    save(CONFIGURATIONS["llama"](), tmp_path / "model", 4)
+    first = tmp_path / "first.gguf"
+    export_gguf(str(tmp_path / "model"), first, "q4_0")
+    model, tokenizer = rose.load_model(str(first))
+    if changed == "chat template":
+        tokenizer.chat_template = "a template of mine"
+    if changed == "tokenizer":
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(5)
+    report = rose.prune_model(model, TOKENS, sparsity=0.5, block_size=16, layers=["*.0.*"])
+    rose.save_model(model, tokenizer, tmp_path / "pruned", report=report.with_recipe(model=str(first)))
+    made = export_gguf(str(tmp_path / "pruned"), tmp_path / "second.gguf", "f16")
+    assert made.vocabulary == ("tokenizer.json" if changed == "tokenizer" else first.name)
+    said = f"The folder's {changed} is in the file; that of first.gguf differs."
+    assert (said in made.remarks("f16")) == (changed != "nothing")
+    again = rose.load_model(str(tmp_path / "second.gguf"))[1]
+    assert (again.chat_template, again.eos_token) == (tokenizer.chat_template, tokenizer.eos_token)
+    assert again("A rose, 1234 roses.").input_ids == tokenizer("A rose, 1234 roses.").input_ids
+
+
+def test_of_two_exports_to_one_file_the_second_is_refused_before_its_work(tmp_path: Path) -> None:
+    save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
+    place, refused = tmp_path / "model.gguf", []
+
+    def follow(*_: Any) -> None:
+        if not refused:
+            with pytest.raises(rose.RoseError, match="is being written by another process") as problem:
+                export_gguf(str(tmp_path / "model"), place, "f16", lambda *_: pytest.fail("it has begun"))
+            refused.append(problem)
+
+    export_gguf(str(tmp_path / "model"), place, "f16", follow)
+    assert refused
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.gguf"]
 
 
 def test_templates_by_name_and_tokens_without_a_row(tmp_path: Path) -> None:

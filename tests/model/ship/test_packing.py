@@ -28,7 +28,7 @@ from rose.model.ship.writing import TYPES, TensorWriter
 from rose.tensor_files import digest
 from tests.layer.helpers import round_to
 from tests.model.families import make_model, make_tokens
-from tests.tiny import byte_tokenizer
+from tests.tiny import byte_tokenizer, save_tiny_llama
 
 
 def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -180,6 +180,13 @@ def test_what_a_model_needs_besides_its_weights_comes_along(tmp_path: Path) -> N
     assert there > set(needed)
     assert not there & {*others, "packed"}
     assert (tmp_path / "unpacked" / needed[0]).read_text() == needed[0]
+
+
+def test_a_packed_folder_inside_the_plain_one_holds_nothing_of_what_was_unfinished(tmp_path: Path) -> None:
+    folder = save_tiny_llama(tmp_path / "half", blocks=1, hidden=32)
+    expected = {path.name.replace("model.", "model.packed.") for path in folder.iterdir()}
+    pack_folder(folder, folder / "packed")
+    assert {path.name for path in (folder / "packed").iterdir()} == expected
 
 
 def test_a_streamed_model_reads_a_packed_folder(tmp_path: Path) -> None:
