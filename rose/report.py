@@ -10,11 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-)
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -444,13 +440,8 @@ class RunReport:
         for none would read as not measured."""
         errors = [name for name in ERRORS if name in self.layers]
         rows = json_rows(self.layers.replace(dict.fromkeys(errors, math.inf), INFINITE))
-        content = {
-            "version": VERSION,
-            "recipe": finite(self.recipe),
-            "results": finite(self.results),
-            "layers": rows,
-        }
-        return json.dumps(content, indent=1, allow_nan=False)
+        parts = {"recipe": finite(self.recipe), "results": finite(self.results), "layers": rows}
+        return json.dumps({"version": VERSION, **parts}, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, name: str = "This") -> RunReport:
@@ -592,9 +583,9 @@ def _require(holds: bool, problem: str) -> None:
 
 
 def _by_layer(table: pd.DataFrame) -> pd.DataFrame:
-    names = ["layer", "block_index", "projection", *NUMBERS]
     if table.empty:
-        return pd.DataFrame(columns=names).astype(dict.fromkeys(NUMBERS, float))
+        table = pd.DataFrame(columns=["layer", "block_index", "projection", *NUMBERS])
+        return table.astype(dict.fromkeys(NUMBERS, float))
     _require("layer" in table and "block_index" in table, "its rows name no layer and no decoder block")
     layers = table["layer"].tolist()
     _require(all(isinstance(name, str) and _NAME.fullmatch(name) for name in layers), "a layer has no such name")

@@ -200,41 +200,6 @@ def test_a_target_is_named_only_where_the_report_says_it(known: dict, target: st
     assert (", target layer" in naming.label(run)) == bool(says)
 
 
-@pytest.mark.parametrize(
-    ("summary", "layers", "words"),
-    [
-        ([], [ROW], "not a report written by rose"),
-        ({"method": "<script>"}, [ROW], "names no method"),
-        (PRUNED, "rows", "not a report written by rose"),
-        (PRUNED, [{"a": 1}], "name no layer"),
-        (PRUNED, [ROW | {"layer": "<img src=x>"}], "a layer has no such name"),
-        (PRUNED, [ROW, ROW], "there twice"),
-        (PRUNED, [ROW | {"block_index": 10**9}], "no whole number below 4096"),
-        (PRUNED, [ROW | {"block_index": "x"}], "not a report written by rose"),
-        (PRUNED | {"drift": [{"drift": 1}]}, [ROW], "not a report written by rose"),
-        (
-            PRUNED | {"drift": [{"block_index": 10**9, "drift": 1, "passed_on": 1, "arisen": 1}]},
-            [ROW],
-            "drift is not of decoder blocks",
-        ),
-        (PRUNED | {"remarks": [5]}, [ROW], r"remarks are no sentences"),
-        (PRUNED | {"padded_windows": 3}, [ROW], "'samples'"),
-        (PRUNED | {"pruned": {"method": "rose"}}, [ROW], "not a report written by rose"),
-        ({"methods": ["x"]}, [ROW | {"method": "<b>"}], "a method has no such name"),
-        ({"methods": ["x"]}, [], "has no layers"),
-    ],
-)
-def test_what_rose_has_not_written_is_refused_in_one_sentence(
-    summary: object, layers: object, words: str, tmp_path: Path
-) -> None:
-    report_file(tmp_path, summary, layers)
-    with pytest.raises(rose.RoseError, match=words) as told:
-        naming.read_runs(str(tmp_path))
-    assert str(told.value).startswith(f"{tmp_path / 'report.json'} is not a report written by rose (")
-    assert str(told.value).count("written by rose") == 1
-    assert str(tmp_path) in str(told.value)
-
-
 def test_one_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
     saved(tmp_path / "whole", made_report())
     (tmp_path / "broken").mkdir()
