@@ -64,6 +64,7 @@ def test_the_wheel_has_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> 
     pages = {f"rose_explorer/{path.relative_to(ROOT).as_posix()}" for path in files}
     model = {path.relative_to(ROOT).as_posix() for path in (ROOT / "rose/diffusion/tiny").iterdir()}
     assert inside == modules | pages | model | {
+        "rose/__init__.pyi",
         "rose/py.typed",
         "rose_explorer/app/.streamlit/config.toml",
         "rose_explorer/app/icon.svg",

@@ -9,7 +9,7 @@ from app.figures.maps import where_layers
 from app.figures.palette import Theme
 from app.figures.style import Drawing
 from app.results.drift import drift_table
-from app.results.html_page import Report
+from app.results.html_page import ReportPage
 from app.runs.checked import CheckpointRun, differs, facts, record_of
 from rose.environment import says_versions
 from rose.model.check.check import CheckpointCheck
@@ -18,7 +18,7 @@ from rose.model.check.findings import headline, lines
 BARS = 3  # layers whose errors are drawn
 
 
-def report_of(run: CheckpointRun) -> Report:
+def report_of(run: CheckpointRun) -> ReportPage:
     """The headline, a line for each verdict, the map, layers that stand out, drift and numbers, as a file to send."""
     check, request = run.check, run.request
     assert check is not None
@@ -34,7 +34,7 @@ def report_of(run: CheckpointRun) -> Report:
         drawings.append(drift_curve(run))
     on = f" on {request.setup.samples} × {request.setup.length} tokens of {words.text_name(request.setup.text)}"
     tables = {"Wrong tensors": check.wrong, "Others that differ": check.others}
-    return Report(
+    return ReportPage(
         title=f"Check of {request.name}",
         subtitle=f"Against {request.setup.model}{on if request.with_tokens else ', the weights alone'}",
         findings=[headline(check).text, *map(": ".join, lines(check, words.short_layer)), *facts(run)],

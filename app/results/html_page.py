@@ -28,7 +28,7 @@ ROWS = 2000  # of layers that are shown, some 2 MB
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportPage:
     """What goes into the file."""
 
     title: str
@@ -41,7 +41,7 @@ class Report:
     versions: dict[str, str]  # of the programs that made them, by the run's name
 
 
-def to_html(report: Report) -> str:
+def to_html(report: ReportPage) -> str:
     """The file; figures that do not fit into it are left out, the last first, and it says how many.
 
     Raises RoseError where it would be larger than 5 MB without any figure.

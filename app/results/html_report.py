@@ -20,7 +20,7 @@ from app.figures.orders import paper_drawings
 from app.figures.style import Drawing
 from app.results import pairs, shipping
 from app.results.drift import drift_finding, drift_table, knows_origin
-from app.results.html_page import Report, to_html
+from app.results.html_page import ReportPage, to_html
 from app.results.naming import name_apart, read_runs
 from app.runs.request import HELD_OUT
 from rose import RunReport, verdicts
@@ -41,7 +41,7 @@ def write_report(folders: Sequence[str], output: str | Path) -> list[str]:
     return report.findings
 
 
-def report_of(runs: Sequence[RunReport]) -> Report:
+def report_of(runs: Sequence[RunReport]) -> ReportPage:
     """Of one run, of a study's methods, or of several runs; two are put side by side.
 
     Raises RoseError for none, and for two whose layers have different shapes.
@@ -80,7 +80,7 @@ def report_of(runs: Sequence[RunReport]) -> Report:
     made_by: dict[str, list[str]] = {}  # an analysis makes several runs
     for run in runs:
         made_by.setdefault(str(run.summary.get("command", "")), []).append(run.name)
-    return Report(
+    return ReportPage(
         title=_title(runs),
         subtitle=_subtitle(runs),
         findings=list(dict.fromkeys(findings)),
