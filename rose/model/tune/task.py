@@ -50,7 +50,7 @@ class TuneTask:
 
 
 @dataclass(frozen=True)
-class Look:
+class TuningLook:
     """One measurement while tuning: after `step` steps and `seconds`; losses in nats a token. `loss` is the mean of the
     steps since the last look, None at the start; `held_out` is that of next tokens, None without held-out windows."""
 
@@ -64,7 +64,7 @@ class Look:
 class TuningProgress(Progress):
     """Progress in steps, with what has been measured so far."""
 
-    curve: tuple[Look, ...] = ()
+    curve: tuple[TuningLook, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class TuneReport:
     Attributes:
         layers: a row for each tuned parameter: layer, weights, zeros, change (‖ΔW‖/‖W‖ over the weights that
             are not 0; beside low-rank factors the frozen ones count in W).
-        curve: a row for each measurement, columns as in `Look`.
+        curve: a row for each measurement, columns as in `TuningLook`.
         summary: settings, steps, windows, seconds, which step was kept, and the held-out loss before and after.
     """
 

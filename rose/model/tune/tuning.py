@@ -44,7 +44,7 @@ from rose.model.tune.kept import (
     settle,
 )
 from rose.model.tune.loss import cross_entropy, divergence
-from rose.model.tune.task import Look, TuneReport, TuneTask, TuningProgress, check_memory, check_pair
+from rose.model.tune.task import TuneReport, TuneTask, TuningLook, TuningProgress, check_memory, check_pair
 from rose.model.workers import Workers
 from rose.recipe.parts import TuneSettings
 from rose.tensor_files import DamagedFile, digest, read_tensors, write_tensors
@@ -100,7 +100,7 @@ class Tuner:
         self.best_step, self.step, self.steps, self.seconds = 0, 0, 0, 0.0
         self.away = FAR  # nats a token by which the dense model is better at the start, once it is known
         self.dense_held_out: float | None = None
-        self.curve: list[Look] = []
+        self.curve: list[TuningLook] = []
 
     @property
     def rate(self) -> float:
@@ -358,7 +358,7 @@ class _Loop:
         loss = sum(self.gathered) / len(self.gathered) if self.gathered else None
         self.gathered.clear()
         tuner.seconds = time.perf_counter() - self.began
-        tuner.curve.append(Look(tuner.step, tuner.seconds, loss, held_out))
+        tuner.curve.append(TuningLook(tuner.step, tuner.seconds, loss, held_out))
         known = [look.held_out for look in tuner.curve[:-1] if look.held_out is not None]
         if tuner.step and (held_out is None or (math.isfinite(held_out) and held_out < min(known))):
             tuner.best = [one.parameter.detach().clone() for one in self.trained]
@@ -404,7 +404,7 @@ class _Loop:
         except DamagedFile:
             return False
         tuner, facts = self.tuner, json.loads(texts["facts"])
-        tuner.curve = [Look(**look) for look in json.loads(texts["curve"])]
+        tuner.curve = [TuningLook(**look) for look in json.loads(texts["curve"])]
         for name in FACTS:
             setattr(tuner, name, facts[name])
         tuner.best = [tensors[f"{one.name}/best"] for one in self.trained]
