@@ -131,13 +131,21 @@ def _in_common(rows: pd.DataFrame) -> str:
     if rows["zeros"].any():
         pattern = f", {says_pattern(rows['pattern'].iloc[0])}" if rows["pattern"].nunique() == 1 else ""
         texts.append(f"{_range(rows['sparsity'], percent)} zeros{pattern}.")
-    moved = rows.loc[(rows["moved"] > 0) & (rows["zeros"] > 0), "change"]
-    if len(moved):
-        where = "" if len(moved) == len(rows) else f" of {count(len(moved), 'layer')}"
-        texts.append(f"Kept weights{where} moved by {_range(moved, percent)} of their norm.")
+        texts.append(_kept(rows))
     if "error" in rows and rows["error"].notna().any():
         texts.append(f"Errors {_range(rows['error'], number)}, median {number(float(rows['error'].median()))}.")
     return " ".join(texts) or f"{rows['name'].iloc[0]}, for example: {rows['reason'].iloc[0]}"
+
+
+def _kept(rows: pd.DataFrame) -> str:
+    """Whose kept weights moved, and by how much."""
+    moved = rows[rows["moved"] > 0]
+    if moved.empty:
+        rounded = ", but for rounding to 16 bits" if rows["rounded"].notna().any() else ""
+        return f"Kept weights are those of the dense model{rounded}."
+    some = listing(list(moved["name"])) if len(moved) <= SHOWN else count(len(moved), "layer")
+    where = "" if len(moved) == len(rows) else f" of {some}"
+    return f"Kept weights{where} moved by {_range(moved['change'], percent)} of their norm."
 
 
 def _range(values: pd.Series, text: Callable[[float], str]) -> str:
@@ -161,12 +169,6 @@ def findings(check: CheckpointCheck) -> list[str]:
     """A sentence each, without verdicts, perplexity and cautions."""
     layers, summary = check.layers, check.summary
     sentences = [_zeros(summary), *_emptied(layers, summary["gone"]), *_gone(summary["gone"])]
-    moved = layers.loc[layers["moved"] > 0, "layer"]
-    if len(moved):
-        sentences.append(f"Kept weights differ from the dense model's in {_where(moved, len(layers))}.")
-    else:
-        rounded = ", but for rounding to 16 bits" if layers["rounded"].notna().any() else ""
-        sentences.append(f"Kept weights are those of the dense model in every layer{rounded}.")
     if rotated := len(summary["rotated_heads"]):
         sentences.append(
             f"Heads of {count(rotated, 'output projection')} fit those of the dense model after a rotation, which "
