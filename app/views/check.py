@@ -28,15 +28,7 @@ from rose.model.check.findings import lines as check_lines
 from rose.model.check.verdicts import NOT_PRUNED, VERDICTS, says_pattern
 from rose.model.estimate.duration import Cost
 
-LAYER_PAGE, LAYERS_PAGE, RUNS_PAGE = "views/layer.py", "views/layers.py", "views/runs.py"
-MOVED = {  # what `check` in an old link named -> the page that shows it now, and its address there
-    "This layer": (LAYER_PAGE, {"section": "Trust"}),
-    **{
-        name: (LAYER_PAGE, {"section": "Trust", "trust": name})
-        for name in ("Three measures", "Over-fitting", "Sparsity")
-    },
-    "All layers": (LAYERS_PAGE, {"layers_view": "Trust"}),
-}
+RUNS_PAGE = "views/runs.py"
 OTHER = "Another checkpoint"
 ON = {"tokens": "Weights, and errors on tokens", "weights": "Weights alone"}
 NOTHING_KEPT = ". Nothing was kept."
@@ -59,7 +51,6 @@ FACTS: dict[str, Any] = {  # columns of the table of all layers, besides errors
 
 
 def draw() -> None:
-    _redirect()
     st.title("Check a checkpoint: is something wrong with it?")
     components.edited_setup()
     request = _choose()
@@ -71,15 +62,6 @@ def draw() -> None:
     follow(run, "checkpoint", NOTHING_KEPT)
     if run.check is not None:
         _results(run, run.check)
-
-
-def _redirect() -> None:
-    """Old links lead to the sections that have moved."""
-    old = st.query_params.get("check", "")
-    if old in MOVED:
-        page, where = MOVED[old]
-        others = {name: st.query_params.get_all(name) for name in st.query_params if name != "check"}
-        st.switch_page(page, query_params={**others, **where})
 
 
 def _choose() -> CheckRequest:
@@ -170,11 +152,6 @@ def _empty() -> None:
             "It is compared with its dense model layer by layer: what was removed and by which pattern, and what was "
             "changed. With tokens also errors, perplexity, and the methods whose masks are nearest."
         )
-        for page, label, icon, where in (
-            (LAYER_PAGE, "Checks of one layer measured here", ":material/layers:", {"section": "Trust"}),
-            (LAYERS_PAGE, "Checks of all layers measured here", ":material/grid_on:", {"layers_view": "Trust"}),
-        ):
-            st.page_link(page, label=label, icon=icon, query_params=where)
 
 
 def _results(run: CheckpointRun, check: CheckpointCheck) -> None:
@@ -256,7 +233,7 @@ def _one(run: CheckpointRun, check: CheckpointCheck) -> None:
     if pd.notna(row.get("error")):
         components.show(figures.compensation_bars(row, **look), "check-bars", wide=True)
     elif run.request.with_tokens:
-        st.caption("No error was measured here: the layer is untouched, broken, or of an expert.")
+        st.caption("No error was measured: the layer is untouched, broken, behind a broken one, or of an expert.")
     if layer in run.excerpts:
         components.show(figures.broken_pattern(run.excerpts[layer], **look), "check-mask", wide=True)
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 FEW = 8  # wrong tensors of one verdict that have a line each
 SHOWN = 4  # names of what is gone, or of layers that differ from the rest
 MUCH_WORSE = 2.0  # times the dense perplexity; no copy above it is called sound
-SINGLE, HIGH = 0.05, 0.5  # share of a layer's columns, and sparsity, up to and from which empty columns are usual
 WRONG, WORSE, PARTIAL, SOUND = "wrong", "worse", "partial", "sound"
 
 
@@ -61,21 +60,13 @@ def headline(check: CheckpointCheck) -> Headline:
 
 
 def _faults(check: CheckpointCheck) -> str:
-    """How many layers and other tensors are wrong, by verdict."""
-    wrong = check.layers[check.layers["is_wrong"]]
-    others = check.others[check.others["is_wrong"]]
-    parts = []
-    for rows, which in (
-        (wrong, f"{out_of(len(wrong), len(check.layers), 'layer')} {'is' if len(wrong) == 1 else 'are'} wrong"),
-        (others, f"{count(len(others), 'other tensor')} {'is' if len(others) == 1 else 'are'} wrong"),
-    ):
-        sizes = rows["verdict"].value_counts()
-        names = [f"{name} ({word(int(sizes[name]))})" for name in VERDICTS if name in sizes]
-        if len(names) == 1:
-            names = [str(sizes.index[0])]
-        if names:
-            parts.append(f"{sentence(which)}: {', '.join(names)}.")
-    return " ".join(parts)
+    """How many layers and other tensors are wrong, and the verdicts on them."""
+    wrong, layers = check.wrong, int(check.layers["is_wrong"].sum())
+    counts = [out_of(layers, len(check.layers), "layer")] if layers else []
+    counts += [count(len(wrong) - layers, "other tensor")] if len(wrong) > layers else []
+    sizes = wrong["verdict"].value_counts(sort=False)
+    names = [f"{name} ({word(int(size))})" if len(sizes) > 1 else str(name) for name, size in sizes.items()]
+    return f"{sentence(' and '.join(counts))} {'is' if len(wrong) == 1 else 'are'} wrong: {', '.join(names)}."
 
 
 def _unmeasured(layers: pd.DataFrame, summary: Mapping[str, Any]) -> str:
@@ -103,7 +94,9 @@ def lines(check: CheckpointCheck, name: Callable[[str], str] = str) -> list[tupl
             wrong_lines += [(f"{row.name}, {verdict}", row.reason) for row in rows[rows["is_wrong"]].itertuples()]
             rows = rows[~rows["is_wrong"]]
         if len(rows):
-            line = f"{verdict}, {_where(rows['name'], len(check.layers))}", _in_common(rows)
+            is_layers = rows["projection"].notna().all()
+            where = _where(rows["name"], len(check.layers)) if is_layers else count(len(rows), "tensor")
+            line = f"{verdict}, {where}", _in_common(rows)
             if rows["is_wrong"].any():
                 wrong_lines.append(line)
             else:
@@ -121,13 +114,11 @@ def _in_common(rows: pd.DataFrame) -> str:
     """What holds of all layers of one verdict: sentences."""
     if rows["reason"].nunique() == 1:
         return str(rows["reason"].iloc[0])
-    texts = []
+    texts = _like(rows)
     wrong = rows[rows["is_wrong"]]
     if len(wrong):
         which = "" if len(wrong) == len(rows) else f"{sentence(word(len(wrong)))} of them are wrong. "
         texts.append(f"{which}{wrong['name'].iloc[0]}, for example: {wrong['reason'].iloc[0]}")
-    if method := _like(rows):
-        texts.append(f"{method}.")
     if rows["zeros"].any():
         pattern = f", {says_pattern(rows['pattern'].iloc[0])}" if rows["pattern"].nunique() == 1 else ""
         texts.append(f"{_range(rows['sparsity'], percent)} zeros{pattern}.")
@@ -153,22 +144,22 @@ def _range(values: pd.Series, text: Callable[[float], str]) -> str:
     return " to ".join(dict.fromkeys(text(float(value)) for value in (values.min(), values.max())))
 
 
-def _like(rows: pd.DataFrame) -> str:
-    """ "Like Magnitude", "Like SparseGPT in 206 layers and ROSE in four"; "" where no mask matches that of a method."""
+def _like(rows: pd.DataFrame) -> list[str]:
+    """ "Like Magnitude.", "Like SparseGPT in 206 layers and ROSE in four."; nothing where no mask matches."""
     if "nearest_method" not in rows:
-        return ""
-    matching = rows[rows["agreement"] >= SAME_MASK]
-    sizes = matching["nearest_method"].map(lambda name: METHODS[name].label).value_counts()
+        return []
+    matching = rows.loc[rows["agreement"] >= SAME_MASK, "nearest_method"]
+    sizes = matching.map(lambda name: METHODS[name].label).value_counts()
     if len(sizes) == 1 and len(matching) == len(rows):
-        return f"Like {sizes.index[0]}"
+        return [f"Like {sizes.index[0]}."]
     methods = [f"{label} in {count(int(size), 'layer')}" for label, size in sizes.items()]
-    return f"Like {listing(methods)}" if methods else ""
+    return [f"Like {listing(methods)}."] if methods else []
 
 
 def findings(check: CheckpointCheck) -> list[str]:
     """A sentence each, without verdicts, perplexity and cautions."""
     layers, summary = check.layers, check.summary
-    sentences = [_zeros(summary), *_emptied(layers, summary["gone"]), *_gone(summary["gone"])]
+    sentences = [_zeros(summary), *_emptied(layers), *_gone(summary["gone"])]
     if rotated := len(summary["rotated_heads"]):
         sentences.append(
             f"Heads of {count(rotated, 'output projection')} fit those of the dense model after a rotation, which "
@@ -224,22 +215,16 @@ def _zeros(summary: dict[str, Any]) -> str:
     return f"{text}; pattern of most layers: {says_pattern(summary['pattern'])}.{doubt}"
 
 
-def _emptied(layers: pd.DataFrame, gone: dict[str, Any]) -> list[str]:
-    """Rows and columns without a weight, in which layers, and whether that is usual."""
+def _emptied(layers: pd.DataFrame) -> list[str]:
+    """Rows and columns without a weight, and in which layers; not of layers without any weight."""
     some_left, sentences = layers[layers["zeros"] < layers["rows"] * layers["columns"]], []
-    for which, noun in (("rows", "output row"), ("columns", "input column")):
-        sizes = some_left.set_index("layer")[f"empty_{which}"].sort_values(ascending=False, kind="stable")
-        sizes = sizes[sizes > 0]
-        if sizes.empty:
-            continue
-        total = int(sizes.sum())
-        where = listing([f"{word(size)} of {name}" for name, size in sizes.items()], SHOWN)
-        text = f"{sentence(count(total, noun))} {'has' if total == 1 else 'have'} no weight left: {where}."
-        emptied = some_left[some_left[f"empty_{which}"] > 0]
-        is_few = (emptied[f"empty_{which}"] <= SINGLE * emptied[which]).all() and (emptied["sparsity"] >= HIGH).all()
-        if which == "columns" and is_few and not gone["heads"]:
-            text += " At high sparsity this is usual for single columns whose inputs are weak."
-        sentences.append(text)
+    for column, noun in (("empty_rows", "output row"), ("empty_columns", "input column")):
+        sizes = some_left.set_index("layer")[column].sort_values(ascending=False, kind="stable")
+        where = [f"{word(size)} of {name}" for name, size in sizes.items() if size]
+        if where:
+            verb = "has" if sizes.sum() == 1 else "have"
+            total = sentence(count(int(sizes.sum()), noun))
+            sentences.append(f"{total} {verb} no weight left: {listing(where, SHOWN)}.")
     return sentences
 
 

@@ -439,13 +439,14 @@ def test_the_headline_says_what_was_measured(
     """No copy of many times the dense perplexity, and none whose errors were not measured, is called sound."""
     table = pd.DataFrame({"layer": ["a", "b"], "moved": 0.0, "zeros": 8, "zeros_before": 0, "is_wrong": [wrong, False]})
     table["verdict"] = [verdicts.ZEROS_LOST if wrong else verdicts.NO_FAULT, verdicts.NO_FAULT]
+    table["reason"] = ""
     summary: dict[str, Any] = {"tokens": tokens}
     if tokens:
         table["error"] = 0.1
     if after is not None:
         summary |= {"perplexity_before": 10.0, "perplexity_after": after, "evaluated_on": "2 × 32 tokens"}
         summary |= {"losses_before": [], "losses_after": []}
-    found = headline(CheckpointCheck(table, table[:0], summary))
+    found = headline(CheckpointCheck(table, table[:0].rename(columns={"layer": "name"}), summary))
     assert found.status == status
     assert says in found.text
     assert ("No fault was found" in found.text) == (status in (PARTIAL, SOUND))
