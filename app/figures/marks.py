@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from app.figures.palette import INKS, MARK, SEQUENTIAL, Style, Theme
-from app.figures.shrinking import Shrunk
+from app.figures.palette import INKS, MARK, Style, Theme
 from app.figures.style import FONT_SIZE
 from rose import RoseError
 
@@ -135,26 +134,6 @@ def colourbar(title: str, **more: Any) -> dict[str, Any]:
     font = {"size": FONT_SIZE}
     look = {"thickness": 14, "outlinewidth": 0, "tickfont": font, "ticklabeloverflow": "allow"}
     return {"title": {"text": title, "side": "right", "font": font}} | look | more
-
-
-def heatmap(shrunk: Shrunk, unit: str, **more: Any) -> go.Heatmap:
-    """Cells at the channel numbers they stand for; zmin 0 and the sequential scale unless told otherwise."""
-    array = shrunk.array
-    array = array.astype(np.uint8 if array.dtype in (np.bool_, np.uint8) else np.float32, copy=False)
-    options = {
-        "colorscale": SEQUENTIAL,
-        "zmin": 0,
-        "colorbar": colourbar(unit),
-        "hovertemplate": f"input channel %{{x:.0f}}<br>output channel %{{y:.0f}}<br>{unit} %{{z:.4g}}<extra></extra>",
-    }
-    return go.Heatmap(
-        z=array,
-        x0=(shrunk.columns - 1) / 2,
-        dx=shrunk.columns,
-        y0=(shrunk.rows - 1) / 2,
-        dy=shrunk.rows,
-        **(options | more),
-    )
 
 
 def matrix_axes(figure: go.Figure, rows: int, columns: int) -> None:
@@ -321,8 +300,3 @@ def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     across = min(one[2], other[2]) - max(one[0], other[0])
     up = min(one[3], other[3]) - max(one[1], other[1])
     return max(0.0, across) * max(0.0, up)
-
-
-def mark_words(marked: int | None) -> str:
-    """For captions and alt texts."""
-    return "" if marked is None else f" Block {marked} is outlined."

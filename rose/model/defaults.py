@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 OFFLINE = "smollm2-135m"  # the model that the app and the commands take by default
-DTYPE_NAMES = ("float32", "bfloat16", "float16")
 STORED = "auto"  # the number format that a checkpoint's weights are read in, see `rose.model.load.models.read_as`
 COMPUTE = ("auto", "float32", "bfloat16")  # number formats of matrix products in forward passes
 BOS = ("auto", "always", "never")  # whether windows begin with the beginning-of-sequence token
@@ -14,12 +13,10 @@ ALLOCATIONS = {"uniform": 0.0, "owl": 0.25, "sensitivity": 0.4}
 BY_DAMAGE = "damage"  # one more rule, which needs a folder: damage:FOLDER
 DENSITY_SPREAD = 0.1  # α of the sensitivity-aware allocation
 UNITS = ("layers", "blocks")  # what is pruned alone to measure damage
-LOSSES = ("kl", "ce")  # what tuning lowers
 RATE = 0.001  # of tuning, at most
 PRUNED = 0.01  # share of zeros from which on a layer is taken for pruned
 CHECKED_AGAINST = ("magnitude", "wanda", "sparsegpt", "rose", "rose_admm")  # methods that a check runs beside a copy
 COMPARED = ("magnitude", "wanda", "sparsegpt", "rose", "rose_global", "rose_admm")
-FILE_TYPES = ("f16", "q8_0", "q4_0")  # number formats of layers in a GGUF file
 
 
 class Draw(NamedTuple):
