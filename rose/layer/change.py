@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
+from rose.layer.agreement import Misfit, misfits, whole_fate
 from rose.layer.statistics import is_finite
 
 GROUPS = (2, 4, 8, 16, 32)  # M of the N:M patterns that are looked for
@@ -77,7 +78,8 @@ class WeightChange:
         change: ‖V − W‖/‖W‖ over V's nonzeros.
         cosine: of the angle between V and W over V's nonzeros; 0 where V has none.
         grid: the grid that moved weights lie on, None where they lie on none.
-        reordered: "rows" or "columns" where those of W stand in V in another order, else None.
+        fate: of a layer that is not like W, what became of it, else None; see `rose.layer.agreement.whole_fate`.
+        misfits: parts that do not follow W as the rest of the layer does; see `rose.layer.agreement.misfits`.
         common: mean share of 32 columns at one and the same value other than 0: where zeros went that a grid moved.
     """
 
@@ -95,7 +97,8 @@ class WeightChange:
     cosine: float
     grid: FoundGrid | None
     common: float
-    reordered: str | None
+    fate: str | None
+    misfits: tuple[Misfit, ...] = ()
 
     @property
     def size(self) -> int:
@@ -157,7 +160,8 @@ def weight_change(before: Tensor, after: Tensor) -> WeightChange:
         cosine=alike,
         grid=apparent_grid(now) if moved > 0.5 else None,
         common=common_value(now),
-        reordered=reordered(was, now) if alike < UNLIKE and own and length else None,
+        fate=whole_fate(was, now) if alike < UNLIKE and own and length else None,
+        misfits=misfits(was, now) if differ or count > count_before else (),
     )
 
 
@@ -271,16 +275,6 @@ def common_value(weight: Tensor) -> float:
     value = some.mode(1).values
     share = (some == value[:, None]).float().mean(1)
     return float(torch.where(value == 0, 0, share).mean())
-
-
-def reordered(before: Tensor, after: Tensor) -> str | None:
-    """Whether nearly all "rows" or "columns" of V, (out, in), are like one of W each, in another order; some tell."""
-    for was, now, name in ((before, after, "rows"), (before.T, after.T, "columns")):
-        one, other = (torch.nn.functional.normalize(x, dim=1) for x in (_some_rows(now), was))
-        best = (one @ other.T).max(1)
-        if (best.values > UNLIKE).float().mean() > NEARLY and len(best.indices.unique()) > NEARLY * len(one):
-            return name
-    return None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from rose.model.check.others import OtherTensor, others_in_block, others_outside
 from rose.model.check.rotated import sample
 from rose.model.check.verdicts import LayerVerdict, Peers, judge_costs, judge_weights
 from rose.model.check.whose import maker_of
+from rose.model.check.within import says_part, with_inputs
 from rose.model.defaults import CHECKED_AGAINST
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.layers import PrunableLayer
@@ -42,6 +43,7 @@ from rose.rows import finite, json_rows
 from rose.verdicts import cautions
 from rose.wording import number, several
 
+MISFITS = 100  # parts of a layer that the table names
 ROTATED = " Its heads fit those of the dense model after a rotation, which changes no output; they are compared so."
 
 
@@ -244,8 +246,11 @@ def _measure(pair: Pair, block: BlockInputs, yardsticks: Yardsticks) -> _Measure
     after = pair[1].weight.to(weight.device)
     change = weight_change(weight, after)
     rank = pair[1].low_rank[0].shape[1] if pair[1].low_rank else 0
-    measured = _Measured(layer, change, sample(weight), sample(after), rank)
     inputs, held_out = (_finite(block.inputs.get(name, {}).get(layer.name)) for name in ("calibration", "held_out"))
+    if inputs is not None and change.misfits:
+        streams = [inputs, held_out] if held_out is not None else [inputs]
+        change = replace(change, misfits=with_inputs(change.misfits, weight, after, streams))
+    measured = _Measured(layer, change, sample(weight), sample(after), rank)
     if inputs is not None and not change.not_finite and not change.is_untouched:
         measured.costs, measured.nearest = yardsticks.measure(weight, after, change, inputs, held_out)
     return measured
@@ -265,7 +270,7 @@ def _judge(measured: Mapping[str, _Measured], judged_by_weights: Mapping[str, La
     wrong_before = ""
     for name, layer in measured.items():
         by_weights = verdict = judged_by_weights[name]
-        if verdict.verdict == verdicts.OTHER_MODEL and not layer.change.reordered:
+        if verdict.verdict == verdicts.OTHER_MODEL and not layer.change.fate:
             verdict = _other_layer(name, measured, verdict)
         elif layer.costs is not None and not verdict.is_wrong:
             verdict = judge_costs(verdict, layer.costs, layer.change, layer.nearest)
@@ -361,6 +366,7 @@ def _table(measured: Mapping[str, _Measured], judged: Mapping[str, LayerVerdict]
             "levels": change.grid.levels if change.grid else None,
             "empty_rows": len(change.empty_rows),
             "empty_columns": len(change.empty_columns),
+            "misfits": " ".join(says_part(part) for part in change.misfits[:MISFITS]),
         }
         if layer.costs is not None:
             row |= layer.costs.row()

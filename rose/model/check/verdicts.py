@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
+from rose.layer.agreement import ABSURD, EMPTY
 from rose.layer.change import UNLIKE, WeightChange
 from rose.layer.error import ratio
 from rose.layer.registry import METHODS
 from rose.model.check.costs import Costs, Recognized, Rival
+from rose.model.check.within import LAWFUL, says_part, says_parts, wrong_parts
 from rose.wording import listing, number, percent, whole
 
 NO_FAULT = "no fault found"
@@ -26,10 +28,11 @@ PATTERN_BROKEN = "pattern broken"
 OTHER_SPARSITY = "other sparsity"
 OTHER_MODEL = "unlike the dense model"
 NUMBERS_BROKEN = "numbers broken"
+PART_BROKEN = "part broken"
 TIE_TORN = "tie torn"
 VERDICTS = (
-    *(NUMBERS_BROKEN, OTHER_MODEL, PATTERN_BROKEN, ZEROS_LOST, TIE_TORN, OTHER_SPARSITY, BACKWARDS, WORSE_THAN_WANDA),
-    *(MASK_ALONE, NOT_PRUNED, NO_FAULT),
+    *(NUMBERS_BROKEN, OTHER_MODEL, PART_BROKEN, PATTERN_BROKEN, ZEROS_LOST, TIE_TORN, OTHER_SPARSITY, BACKWARDS),
+    *(WORSE_THAN_WANDA, MASK_ALONE, NOT_PRUNED, NO_FAULT),
 )  # the worst first
 MOVED = 1e-3  # share of kept weights that differ, above which they were moved and not only masked
 FEW_ZEROS = 0.1  # of the peers' share of zeros: a layer with less has lost them
@@ -40,6 +43,7 @@ CLEARLY = 1.1  # ratio of two errors that are not the same
 OTHER_TEXT = 1.5  # ratio to Wanda's error that compensation for another text does not come to where tokens agree
 MATTERS = 0.002  # of the layer's output: an error that is not so much larger than Wanda's is no fault
 COMPARED = ("sparsegpt", "rose")  # methods that a reason names
+CUT = 0.25  # share of the pruned layers that have lost whole rows, from which on that was meant
 COMMON = 0.3  # share of 32 columns at one value other than 0, which says that zeros were moved there
 
 
@@ -73,6 +77,7 @@ class Peers:
     agree: bool
     pattern: str | None
     are_moved: bool
+    are_cut: bool = False
 
     @classmethod
     def of(cls, changes: Sequence[WeightChange]) -> Peers:
@@ -91,12 +96,21 @@ class Peers:
             most([abs(change.sparsity - sparsity) <= NEAR for change in pruned]),
             usual if usual and most([str(change.pattern) == usual for change in pruned]) else None,
             most([change.moved > MOVED for change in pruned]),
+            sum(any(part.kind == EMPTY for part in change.misfits) for change in pruned) >= CUT * len(pruned),
         )
 
 
 def judge_weights(change: WeightChange, peers: Peers) -> LayerVerdict:
     """The verdict on one layer from the weights alone."""
-    for rule in (_numbers, _likeness, _pattern, _zeros, _sparsity, _mask_alone):
+    verdict = _by_rules(change, peers)
+    lawful = [part for part in change.misfits if part.may_be_lawful]
+    if not lawful or verdict.is_wrong:
+        return verdict
+    return replace(verdict, reason=" ".join([verdict.reason, *map(says_part, lawful), LAWFUL]))
+
+
+def _by_rules(change: WeightChange, peers: Peers) -> LayerVerdict:
+    for rule in (_numbers, _likeness, _pattern, _zeros, _parts, _sparsity, _mask_alone):
         if verdict := rule(change, peers):
             return verdict
     if change.zeros <= change.zeros_before:
@@ -135,6 +149,9 @@ def _numbers(change: WeightChange, _peers: Peers) -> LayerVerdict | None:
     if change.not_finite:
         reason = f"{whole(change.not_finite)} of {whole(change.size)} weights are NaN or infinite."
         return LayerVerdict(NUMBERS_BROKEN, reason, True)
+    absurd = [part for part in change.misfits if part.kind == ABSURD]
+    if absurd:
+        return LayerVerdict(NUMBERS_BROKEN, says_parts(absurd), True)
     if change.zeros == change.size and change.zeros_before < change.size:
         return LayerVerdict(NUMBERS_BROKEN, f"All {whole(change.size)} weights are zero.", True)
     return None
@@ -144,8 +161,8 @@ def _likeness(change: WeightChange, _peers: Peers) -> LayerVerdict | None:
     if change.zeros == change.size or change.cosine >= UNLIKE:
         return None
     reason = f"Kept weights have a cosine of {number(change.cosine, 2)} with the dense ones; {UNLIKE} is the least."
-    if change.reordered:
-        reason = f"Its {change.reordered} resemble those of the dense layer in another order."
+    if change.fate:
+        reason = f"It {change.fate}."
     return LayerVerdict(OTHER_MODEL, reason, True)
 
 
@@ -181,6 +198,11 @@ def _zeros(change: WeightChange, peers: Peers) -> LayerVerdict | None:
             ZEROS_LOST, f"{whole(change.refilled)} zeros of the dense model are no zeros any more.", True
         )
     return None
+
+
+def _parts(change: WeightChange, peers: Peers) -> LayerVerdict | None:
+    wrong = [part for part in wrong_parts(change.misfits) if part.kind != EMPTY or not peers.are_cut]
+    return LayerVerdict(PART_BROKEN, says_parts(wrong), True) if wrong else None
 
 
 def _sparsity(change: WeightChange, peers: Peers) -> LayerVerdict | None:

@@ -1,0 +1,123 @@
+"""Parts of layers that do not follow the dense weights: in sentences, and whether they may be lawful."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rose.layer import agreement
+from rose.layer.agreement import COLUMN, ROW, Misfit
+from rose.model.check.inputs import LayerInputs
+from rose.wording import count, number, whole
+
+SHOWN = 3  # parts of a layer that a reason names
+GAIN = 0.0  # of columns put back, above which what moved them is no compensation
+LAWFUL = "This may be lawful, as compensation can turn a column round; a check with tokens tells."
+
+
+def wrong_parts(misfits: Sequence[Misfit]) -> list[Misfit]:
+    """Those that no compensation explains."""
+    return [part for part in misfits if not part.may_be_lawful]
+
+
+def with_inputs(
+    misfits: Sequence[Misfit], weight: Tensor, after: Tensor, streams: Sequence[LayerInputs]
+) -> tuple[Misfit, ...]:
+    """Without what is lawful by the inputs of a layer: weights that the dense ones would be no improvement on.
+
+    Args:
+        misfits: of V, `after`, beside W, `weight`, (out, in) each.
+        streams: calibration inputs, and held-out ones where there are any.
+    """
+    judged = (
+        replace(part, may_be_lawful=False)
+        for part in misfits
+        if not part.may_be_lawful or _gain(part.columns, weight, after, streams) > GAIN
+    )
+    return tuple(judged)
+
+
+def _gain(ends: tuple[int, int], weight: Tensor, after: Tensor, streams: Sequence[LayerInputs]) -> float:
+    """How far the error falls when dense weights are put back into columns of V, by the energy of that change δ:
+
+        2 ⟨δ, GᵀX_p + (W − V) H⟩ / tr(δ H δᵀ) − 1
+
+    It is −1 where kept weights are fitted to the inputs, and 1 where they are changed by chance. The least over streams
+    and targets.
+    """
+    columns = slice(ends[0], ends[1] + 1)
+    was, now = weight.float(), after.float()
+    change = torch.where(now == 0, 0, was - now)[:, columns]
+    gains = []
+    for inputs in streams:
+        hessian = inputs.statistics.hessian
+        energy = (change @ hessian[columns, columns] * change).sum().clamp_min(1e-30)
+        missed = (was - now) @ hessian[:, columns]
+        for gap in (inputs.gap, inputs.stream) if inputs.stream else (inputs.gap,):
+            gains.append(2 * float((change * (missed + gap.of(weight).cross[:, columns])).sum() / energy) - 1)
+    return min(gains)
+
+
+def says_parts(misfits: Sequence[Misfit]) -> str:
+    """A sentence for each of the first parts, and how many there are besides."""
+    said = [says_part(part) for part in misfits[:SHOWN]]
+    more = len(misfits) - len(said)
+    return " ".join([*said, *([f"{whole(more)} more parts are wrong."] if more > 1 else [])])
+
+
+def says_part(part: Misfit) -> str:
+    """What happened to a part, as a sentence."""
+    return f"{_place(part)}: {_event(part)}."
+
+
+def _slice(ends: tuple[int, int]) -> slice:
+    return slice(ends[0], ends[1] + 1)
+
+
+def _span(axis: str, ends: tuple[int, int]) -> str:
+    return f"{axis} {ends[0]}" if ends[0] == ends[1] else f"{axis}s {ends[0]} to {ends[1]}"
+
+
+def _place(part: Misfit) -> str:
+    if part.axis in (ROW, COLUMN):
+        said = _span(part.axis, part.rows if part.axis == ROW else part.columns)
+    else:
+        said = f"{_span('row', part.rows)}, {_span('column', part.columns)}"
+    return said[0].upper() + said[1:]
+
+
+def _event(part: Misfit) -> str:
+    several = part.rows[0] != part.rows[1] if part.axis == ROW else part.columns[0] != part.columns[1]
+    kept = "its only kept weight" if part.kept == 1 else f"all {whole(part.kept)} kept weights"
+    if part.kind == agreement.NEGATED:
+        some = f"{whole(part.opposite)} of {whole(part.kept)} kept weights"
+        has = "has" if part.kept == 1 else "have"
+        return f"{kept if part.opposite == part.kept else some} {has} the opposite sign"
+    if part.kind in (agreement.OTHERS, agreement.OTHERS_NEGATED):
+        assert part.source is not None
+        length = (part.rows[1] - part.rows[0]) if part.axis == ROW else part.columns[1] - part.columns[0]
+        backward = ", negated" if part.kind == agreement.OTHERS_NEGATED else ""
+        return f"the weights are those of {_span(part.axis, (part.source, part.source + length))}{backward}"
+    if part.kind == agreement.SHIFTED:
+        across = ("right", "left", "column") if part.axis == ROW else ("down", "up", "row")
+        return f"the weights are shifted {across[part.shift < 0]} by {count(abs(part.shift), across[2])}"
+    if part.kind == agreement.REVERSED:
+        return "the weights stand in reverse order"
+    if part.kind == agreement.CONSTANT:
+        return f"{kept} have the same value {number(part.value)}"
+    if part.kind == agreement.SCALED:
+        return f"the weights are {number(part.factor)} times as large as those of the rest of the layer"
+    if part.kind == agreement.EMPTY:
+        return f"no weight is left, though {'these rows are' if several else 'the row is'} not small in the dense model"
+    if part.kind == agreement.COUNT:
+        each = " each" if several else ""
+        kept_each = part.kept // (part.rows[1] - part.rows[0] + 1)
+        return f"{whole(kept_each)} weights are kept{each}, and {whole(int(part.value))} in other rows"
+    if part.kind == agreement.CHANGED:
+        return f"the weight is {number(part.value)}, and {number(part.dense)} in the dense model"
+    if part.kind == agreement.ABSURD:
+        return f"the weight is {number(part.value)}, and no dense weight of this layer is above {number(part.dense)}"
+    return f"{kept} have nothing to do with the dense ones (cosine {part.cosine:.2f})"
