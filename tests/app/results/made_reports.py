@@ -56,6 +56,11 @@ def made_report(
     return rose.RunReport.from_records(records, **(settings | summary))
 
 
+def made_run(*arguments: Any, **summary: Any) -> rose.RunReport:
+    (run,) = made_report(*arguments, **summary).runs
+    return run
+
+
 def made_tuning(change: dict[str, float], **facts: Any) -> dict[str, Any]:
     """What a record tells of a tuning that moved these layers, see `rose.model.tune.task.TuneReport.facts`."""
     counts = dict.fromkeys(("steps", "steps_planned", "kept_step", "zeros", "weights", "samples", "length"), 4)

@@ -1,7 +1,5 @@
-"""Finished runs come in one form from folders and studies; a folder that somebody else wrote is checked."""
+"""Records of folders: the runs that they hold, their names, and their settings."""
 
-import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,10 @@ import pytest
 
 import rose
 from app.results import naming, pairs
-from app.results.drift import drift_problem, drift_table
+from app.results.drift import drift_table
 from app.runs.checkpoints import saved_checkpoint
-from rose import cli, verdicts
-from rose.wording import short_text
-from tests.app.results.made_reports import made_report, saved
+from rose import cli
+from tests.app.results.made_reports import made_report, made_run, saved
 from tests.tiny import save_tiny_llama
 
 SLIM_ROW = {
@@ -31,14 +28,8 @@ SLIM_ROW = {
 }
 
 
-def made_run(*arguments: Any, **summary: Any) -> rose.RunReport:
-    (run,) = made_report(*arguments, **summary).runs
-    return run
-
-
-def report_file(folder: Path, summary: object, layers: object) -> Path:
-    (folder / "report.json").write_text(json.dumps({"version": 2, "recipe": {}, "results": summary, "layers": layers}))
-    return folder
+def slim_record(*rows: dict[str, Any], **recipe: Any) -> rose.RunReport:
+    return rose.RunReport(pd.DataFrame(rows), {}, {"method": "obs", "ratio": 0.2} | recipe)
 
 
 def test_a_pruned_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -73,24 +64,18 @@ def test_a_folder_of_folders_gives_all_runs_and_an_analysis_one_for_each_method(
     assert len(naming.name_apart(runs)) == 3
 
 
-def test_a_slimmed_model_is_read_with_what_went(tmp_path: Path) -> None:
-    (run,) = naming.read_runs(str(report_file(tmp_path, {"method": "obs", "ratio": 0.2}, [SLIM_ROW])))
+def test_a_slimmed_model_tells_what_is_gone() -> None:
+    run, blocks = slim_record(SLIM_ROW), slim_record(method="depth")
     assert (run.name, run.kind) == ("Slim by obs, 20 % out", "slim")
     assert run.by_layer["sparsity"].tolist() == pytest.approx([0.2])
     assert run.by_layer["projection"].tolist() == ["self_attn.o_proj"]
-    report_file(tmp_path, {"method": "depth", "ratio": 0.2}, [])
-    (blocks,) = naming.read_runs(str(tmp_path))
     assert blocks.by_layer.empty
     assert not pairs.pair(run, blocks).measures
 
 
-def test_slimmed_models_of_different_ratios_have_different_names(tmp_path: Path) -> None:
-    """Names are amounts, too, by which results are ranked."""
-    names = [
-        naming.read_runs(str(report_file(tmp_path, {"method": "obs", "ratio": ratio}, [SLIM_ROW])))[0].asked
-        for ratio in (0.12, 0.125, 0.004)
-    ]
-    assert names == ["12 % out", "12.5 % out", "0.4 % out"]
+def test_ratios_have_names_of_their_own() -> None:
+    """By which results are ranked."""
+    assert [slim_record(ratio=ratio).asked for ratio in (0.12, 0.125, 0.004)] == ["12 % out", "12.5 % out", "0.4 % out"]
 
 
 def test_a_check_says_what_was_found_and_nothing_of_held_out_errors() -> None:
@@ -99,43 +84,6 @@ def test_a_check_says_what_was_found_and_nothing_of_held_out_errors() -> None:
     report.layers["held_out_error"] = float("nan")
     checked = report.with_summary(checkpoint="pruned/")
     assert checked.remarks == ["Few tokens."]
-
-
-def test_environments_are_compared_to_the_last_word() -> None:
-    """Their ends, versions and number format, decide as much as the processor does."""
-    where = "AMD EPYC, 1 thread, torch 2.13.0+cpu, transformers 5.24.0, "
-    one, same, other = (
-        made_report(environment=where + end, evaluated_on="text").runs[0] for end in ("float32", "float32", "bfloat16")
-    )
-    assert one.setup.differs(same.setup) == ""
-    assert one.setup.differs(other.setup) == f"environment ({where}float32; {where}bfloat16)"
-    assert short_text("Intel(R) Xeon(R) Processor, 1 thread") == "Intel Xeon Processor, 1 thread"
-    here, there = (made_run(model=f"/{folder}/final").setup for folder in "ab")
-    assert here.differs(there) == "dense model (·a·final and ·b·final)"
-    longer = made_report(environment=where + "float32", evaluated_on="text", length=32).runs[0]
-    assert "windows" in one.setup.differs(longer.setup)
-
-
-def test_runs_of_different_environments_are_not_subtracted() -> None:
-    def run(method: str, factor: float, where: str | None) -> rose.RunReport:
-        rows = [{"task": "piqa", "questions": 10, "accuracy": 0.5}]
-        return made_run(method, factor, environment=where, zero_shot=rows)
-
-    one, other, unknown = run("sparsegpt", 1, "AMD, float32"), run("rose", 0.8, "ARM, float32"), run("rose", 0.9, None)
-    both = pairs.pair(one, other)
-    assert both.problem == both.elsewhere
-    assert both.problem.startswith(
-        "SparseGPT at 0.7 and ROSE at 0.7 differ in environment (AMD, float32; ARM, float32), so they are neither"
-    )
-    assert both.rows("held_out_error").empty
-    assert [len(rows) for rows in both.apart("held_out_error")] == [6, 6]
-    assert not pairs.pair(one, unknown).problem
-    for second, has_points in ((other, False), (unknown, True)):
-        table = pairs.accuracies(one, second)
-        assert table is not None
-        assert ("points" in table) == has_points
-    again = replace(other, called="again")
-    assert pairs.usual_choice([other, one, again]) == [other, again]
 
 
 def test_a_run_says_all_that_its_report_does() -> None:
@@ -186,40 +134,27 @@ def test_accuracies_are_taken_from_the_file_beside_the_report(tmp_path: Path) ->
         naming.read_runs(str(tmp_path))
 
 
-ROW = json.loads(made_report(blocks=1).to_json())["layers"][0]
-PRUNED = {"method": "sparsegpt", "sparsity": "0.7"}
-
-
-@pytest.mark.parametrize(
-    ("known", "target", "says"),
-    [({"target": "layer"}, "layer", ", target layer"), ({"target": "dense"}, "dense", ""), ({}, "", "")],
-)
-def test_a_target_is_named_only_where_the_report_says_it(known: dict, target: str, says: str, tmp_path: Path) -> None:
-    (run,) = naming.read_runs(str(report_file(tmp_path, PRUNED | known, [ROW])))
+@pytest.mark.parametrize(("target", "says"), [("layer", ", target layer"), ("dense", ""), ("", "")])
+def test_a_target_is_named_only_where_the_report_says_it(target: str, says: str) -> None:
+    run = made_report(target=target)
     assert (run.target, run.name) == (target, f"SparseGPT at 0.7{says}")
     assert (", target layer" in naming.label(run)) == bool(says)
 
 
 def test_one_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
-    saved(tmp_path / "whole", made_report())
+    made_report().save(tmp_path / "whole")
     (tmp_path / "broken").mkdir()
-    report_file(tmp_path / "broken", PRUNED, "rows")
+    (tmp_path / "broken" / "report.json").write_text("{}")
     with pytest.raises(rose.RoseError, match="broken"):
         naming.read_runs(str(tmp_path))
-    said: list[rose.RoseError] = []
-    (run,) = naming.read_runs(str(tmp_path), said.append)
+    problems: list[rose.RoseError] = []
+    (run,) = naming.read_runs(str(tmp_path), problems.append)
     assert run.place == str(tmp_path / "whole")
-    assert [str(tmp_path / "broken") in str(problem) for problem in said] == [True]
+    assert [str(tmp_path / "broken") in str(problem) for problem in problems] == [True]
 
 
 def test_no_report_and_no_text_are_refused(tmp_path: Path) -> None:
     with pytest.raises(rose.RoseError, match=r"no report\.json in .*; give a folder"):
-        naming.read_runs(str(tmp_path))
-    (tmp_path / "report.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(rose.RoseError, match="not a report written by rose"):
-        naming.read_runs(str(tmp_path))
-    (tmp_path / "report.json").write_text("[" * 200_000)
-    with pytest.raises(rose.RoseError, match=r"report\.json"):
         naming.read_runs(str(tmp_path))
 
 
@@ -229,87 +164,13 @@ def test_a_name_from_a_file_holds_nothing_that_a_page_obeys() -> None:
     assert not set(name.replace("(", "", 1)) & set("<>[]!`$*")
 
 
-def test_two_runs_are_put_side_by_side() -> None:
-    one, two = made_run(), made_run("rose", 0.8)
-    both = pairs.pair(one, two)
-    rows = both.rows("held_out_error")
-    assert len(rows) == 6
-    assert both.left_out == 0
-    assert verdicts.sides(rows) == (6, 0)
-    first, second = rows["first"], rows["second"]
-    ratios = verdicts.mean_ratio(first, second), verdicts.mean_ratio(second, first)
-    assert [ratio and ratio.value for ratio in ratios] == pytest.approx([0.8, 1 / 0.8])
-    assert verdicts.sides(both.rows("relative_range")) == (0, 0)
-    told = pairs.in_words(
-        pd.DataFrame({"number": ["Perplexity", pairs.COUNT], "A": [23.08, 4.0], "B": [23.12, float("nan")]})
-    )
-    assert told[["A", "B"]].to_numpy().tolist() == [["23.08", "23.12"], ["4", "–"]]
-    numbers = pairs.numbers([one, two]).set_index("number")
-    assert numbers.loc["Perplexity"].tolist() == [30.0, 28.0]
-    assert numbers.loc["Drift after the last decoder block"].tolist() == pytest.approx([0.3, 0.24])
-    assert "Zero-shot accuracy, mean" not in numbers.index
-    assert pairs.settings([one, two], only_different=True)["setting"].tolist() == ["method"]
-    assert "sparsity" in pairs.settings([one, two])["setting"].tolist()
-    sized = made_run(plain_bytes=9, packed_bytes=5, mean_target_error=0.1, mean_rounding_error=0.2)
-    assert pairs.settings([one, sized], only_different=True).empty
-
-
-def test_models_of_different_shapes_are_refused_and_chosen_layers_are_not() -> None:
-    one = made_run()
-    assert re.search(r"different shapes: model.* is 8 × 8 .* 16 × 8", pairs.pair(one, made_run(width=16)).problem)
-    other = pairs.pair(one, made_run(blocks=4, model="another"))
-    assert "different models, 6 layers in one and 8 in the other" in other.problem
-    some = made_report()
-    some = rose.RunReport(some.layers[some.layers["projection"] == "mlp.down_proj"], some.summary)
-    assert pairs.pair(one, some.runs[0]).left_out == 3
-
-
-def test_perplexities_on_different_windows_are_told_apart() -> None:
-    one = made_run()
-    same, other = made_run("rose"), made_run("rose", perplexity_before=25.0)
-    assert pairs.says_perplexities([one, same]).startswith("SparseGPT at 0.7 and ROSE at 0.7 are identical")
-    said = pairs.says_perplexities([one, other])
-    assert said == "Not ranked: SparseGPT at 0.7 and ROSE at 0.7 differ in evaluation windows, or dense model."
-    assert pairs.says_perplexities([one, made_run("rose", perplexity_after=None)]) == ""
-
-
-def test_accuracies_of_both_by_task() -> None:
-    def run(accuracy: float, **more: object) -> rose.RunReport:
-        rows = [{"task": "piqa", "questions": 10, "accuracy": accuracy} | more]
-        return made_run(zero_shot=rows)
-
-    table = pairs.accuracies(run(0.5), run(0.6))
-    assert table is not None
-    assert table["points"].tolist() == pytest.approx([10.0])
-    assert pairs.accuracies(run(0.5), run(0.6, questions=20)) is None
-
-
-def test_mean_accuracies_are_over_the_tasks_that_all_runs_answered() -> None:
-    one = {"task": "piqa", "questions": 10, "accuracy": 0.5}
-    easy = {"task": "boolq", "questions": 10, "accuracy": 0.9}
-    both = [made_run(zero_shot=[one]), made_run(zero_shot=[one | {"accuracy": 0.4}, easy])]
-    assert pairs.numbers(both).set_index("number").loc[pairs.ACCURACY].tolist() == pytest.approx([0.5, 0.4])
-    apart = pairs.numbers([made_run(zero_shot=[one]), made_run(zero_shot=[easy])])
-    assert pairs.ACCURACY not in apart["number"].tolist()
-
-
-def test_drift_of_saved_runs_is_what_their_reports_say(tmp_path: Path) -> None:
-    """Pruned and slimmed runs stand in one table; a slimmed one has a ratio and no sparsity."""
-    saved(tmp_path / "pruned", made_report())
-    saved(tmp_path / "without", made_report(drift=[]))
-    (tmp_path / "slim").mkdir()
-    drift = [{"block_index": 0, "drift": 0.1, "passed_on": 0.0, "arisen": 0.1}]
-    report_file(tmp_path / "slim", {"method": "obs", "ratio": 0.2, "drift": drift}, [SLIM_ROW])
-    table = drift_table(naming.read_runs(str(tmp_path)))
+def test_pruned_and_slimmed_runs_stand_in_one_table_of_drift() -> None:
+    """A slimmed one has a ratio and no sparsity."""
+    slim = slim_record(SLIM_ROW, drift=[{"block_index": 0, "drift": 0.1, "passed_on": 0.0, "arisen": 0.1}])
+    table = drift_table([made_report(), made_report(drift=[]), slim])
     assert table["sparsity"].tolist() == [*["0.7"] * 3, "20 % out"]
     assert table["drift"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.1])
     assert table["cancelled"].tolist() == pytest.approx([-0.05, -0.1, -0.15, 0.0])
-
-
-def test_drifts_of_runs_that_removed_different_amounts_are_not_ranked() -> None:
-    one, same, less = made_run(), made_run("rose"), made_run("wanda", sparsity="0.5")
-    assert drift_problem([one, same]) == ""
-    assert drift_problem([one, same, less]) == "different amounts were asked of the runs (0.7 and 0.5)"
 
 
 def test_names_say_what_tells_runs_apart() -> None:

@@ -1,0 +1,121 @@
+"""Records beside each other: what corresponds is compared, and what may not be compared is told."""
+
+import re
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+import rose
+from app.results import pairs
+from app.results.drift import drift_problem
+from rose import verdicts
+from rose.wording import short_text
+from tests.app.results.made_reports import made_report, made_run
+
+
+def test_environments_are_compared_to_the_last_word() -> None:
+    """Their ends, versions and number format, decide as much as the processor does."""
+    where = "AMD EPYC, 1 thread, torch 2.13.0+cpu, transformers 5.24.0, "
+    one, same, other = (
+        made_report(environment=where + end, evaluated_on="text").runs[0] for end in ("float32", "float32", "bfloat16")
+    )
+    assert one.setup.differs(same.setup) == ""
+    assert one.setup.differs(other.setup) == f"environment ({where}float32; {where}bfloat16)"
+    assert short_text("Intel(R) Xeon(R) Processor, 1 thread") == "Intel Xeon Processor, 1 thread"
+    here, there = (made_run(model=f"/{folder}/final").setup for folder in "ab")
+    assert here.differs(there) == "dense model (·a·final and ·b·final)"
+    longer = made_report(environment=where + "float32", evaluated_on="text", length=32).runs[0]
+    assert "windows" in one.setup.differs(longer.setup)
+
+
+def test_runs_of_different_environments_are_not_subtracted() -> None:
+    def run(method: str, factor: float, where: str | None) -> rose.RunReport:
+        rows = [{"task": "piqa", "questions": 10, "accuracy": 0.5}]
+        return made_run(method, factor, environment=where, zero_shot=rows)
+
+    one, other, unknown = run("sparsegpt", 1, "AMD, float32"), run("rose", 0.8, "ARM, float32"), run("rose", 0.9, None)
+    both = pairs.pair(one, other)
+    assert both.problem == both.elsewhere
+    assert both.problem.startswith(
+        "SparseGPT at 0.7 and ROSE at 0.7 differ in environment (AMD, float32; ARM, float32), so they are neither"
+    )
+    assert both.rows("held_out_error").empty
+    assert [len(rows) for rows in both.apart("held_out_error")] == [6, 6]
+    assert not pairs.pair(one, unknown).problem
+    for second, has_points in ((other, False), (unknown, True)):
+        table = pairs.accuracies(one, second)
+        assert table is not None
+        assert ("points" in table) == has_points
+    again = replace(other, called="again")
+    assert pairs.usual_choice([other, one, again]) == [other, again]
+
+
+def test_two_runs_are_put_side_by_side() -> None:
+    one, two = made_run(), made_run("rose", 0.8)
+    both = pairs.pair(one, two)
+    rows = both.rows("held_out_error")
+    assert len(rows) == 6
+    assert both.left_out == 0
+    assert verdicts.sides(rows) == (6, 0)
+    first, second = rows["first"], rows["second"]
+    ratios = verdicts.mean_ratio(first, second), verdicts.mean_ratio(second, first)
+    assert [ratio and ratio.value for ratio in ratios] == pytest.approx([0.8, 1 / 0.8])
+    assert verdicts.sides(both.rows("relative_range")) == (0, 0)
+    told = pairs.in_words(
+        pd.DataFrame({"number": ["Perplexity", pairs.COUNT], "A": [23.08, 4.0], "B": [23.12, float("nan")]})
+    )
+    assert told[["A", "B"]].to_numpy().tolist() == [["23.08", "23.12"], ["4", "–"]]
+    numbers = pairs.numbers([one, two]).set_index("number")
+    assert numbers.loc["Perplexity"].tolist() == [30.0, 28.0]
+    assert numbers.loc["Drift after the last decoder block"].tolist() == pytest.approx([0.3, 0.24])
+    assert "Zero-shot accuracy, mean" not in numbers.index
+    assert pairs.settings([one, two], only_different=True)["setting"].tolist() == ["method"]
+    assert "sparsity" in pairs.settings([one, two])["setting"].tolist()
+    sized = made_run(plain_bytes=9, packed_bytes=5, mean_target_error=0.1, mean_rounding_error=0.2)
+    assert pairs.settings([one, sized], only_different=True).empty
+
+
+def test_models_of_different_shapes_are_refused_and_chosen_layers_are_not() -> None:
+    one = made_run()
+    assert re.search(r"different shapes: model.* is 8 × 8 .* 16 × 8", pairs.pair(one, made_run(width=16)).problem)
+    other = pairs.pair(one, made_run(blocks=4, model="another"))
+    assert "different models, 6 layers in one and 8 in the other" in other.problem
+    some = made_report()
+    some = rose.RunReport(some.layers[some.layers["projection"] == "mlp.down_proj"], some.summary)
+    assert pairs.pair(one, some.runs[0]).left_out == 3
+
+
+def test_perplexities_on_different_windows_are_told_apart() -> None:
+    one = made_run()
+    same, other = made_run("rose"), made_run("rose", perplexity_before=25.0)
+    assert pairs.says_perplexities([one, same]).startswith("SparseGPT at 0.7 and ROSE at 0.7 are identical")
+    said = pairs.says_perplexities([one, other])
+    assert said == "Not ranked: SparseGPT at 0.7 and ROSE at 0.7 differ in evaluation windows, or dense model."
+    assert pairs.says_perplexities([one, made_run("rose", perplexity_after=None)]) == ""
+
+
+def test_accuracies_of_both_by_task() -> None:
+    def run(accuracy: float, **more: object) -> rose.RunReport:
+        rows = [{"task": "piqa", "questions": 10, "accuracy": accuracy} | more]
+        return made_run(zero_shot=rows)
+
+    table = pairs.accuracies(run(0.5), run(0.6))
+    assert table is not None
+    assert table["points"].tolist() == pytest.approx([10.0])
+    assert pairs.accuracies(run(0.5), run(0.6, questions=20)) is None
+
+
+def test_mean_accuracies_are_over_the_tasks_that_all_runs_answered() -> None:
+    one = {"task": "piqa", "questions": 10, "accuracy": 0.5}
+    easy = {"task": "boolq", "questions": 10, "accuracy": 0.9}
+    both = [made_run(zero_shot=[one]), made_run(zero_shot=[one | {"accuracy": 0.4}, easy])]
+    assert pairs.numbers(both).set_index("number").loc[pairs.ACCURACY].tolist() == pytest.approx([0.5, 0.4])
+    apart = pairs.numbers([made_run(zero_shot=[one]), made_run(zero_shot=[easy])])
+    assert pairs.ACCURACY not in apart["number"].tolist()
+
+
+def test_drifts_of_runs_that_removed_different_amounts_are_not_ranked() -> None:
+    one, same, less = made_run(), made_run("rose"), made_run("wanda", sparsity="0.5")
+    assert drift_problem([one, same]) == ""
+    assert drift_problem([one, same, less]) == "different amounts were asked of the runs (0.7 and 0.5)"
