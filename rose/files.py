@@ -49,9 +49,9 @@ def reachable(name: str | Path) -> Path:
     """
     path = expand(as_text(name))
     try:
-        os.fsencode(path).decode()
+        str(path).encode()
     except UnicodeError as problem:
-        raise RoseError(f"The name {os.fsencode(path)!r:.200} is not UTF-8; choose or make another.") from problem
+        raise RoseError(f"The name {str(path)!a:.200} is not UTF-8; choose or make another.") from problem
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError) as problem:

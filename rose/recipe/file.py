@@ -163,7 +163,7 @@ def _change(steps: Sequence[dict[str, Any]], changes: Sequence[str]) -> list[Spe
 
 
 def _kind(run: Any) -> type[Spec]:
-    if run not in SPECS:
+    if not isinstance(run, str) or run not in SPECS:
         raise RoseError(f"A recipe says what to run, one of {', '.join(SPECS)}, not {run!r:.80}.")
     return SPECS[run]
 

@@ -222,7 +222,7 @@ def _sentence(spec: type[Spec], error: ErrorDetails) -> str:
         return str(problem)
     name, fields = str(error["loc"][0]) if error["loc"] else "", spec.fields()
     what = spec.run.capitalize() or "This"
-    if error["type"] == "extra_forbidden":
+    if error["type"] == "extra_forbidden" or name not in fields:
         near = difflib.get_close_matches(name, fields, 1)
         advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}."
         return f"{what} has no field {name[:SHOWN]!r}; {advice}"

@@ -1,4 +1,4 @@
-"""Readers of reports and of CSV files, for `tests.faults.mutations`: what they read is written again."""
+"""Readers of reports, recipes and CSV files, for `tests.faults.mutations`: what they read is written again."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from rose.model.measure.comparison import (
 )
 from rose.model.measure.damage_report import DamageReport, correlations, outliers
 from rose.model.run.damages import DamageRecord, read_damages
+from rose.recipe import Recipe
 from rose.report import RunReport
 from rose.rows import LayerRecord, PartRecord, read_records, records_table
 from tests.faults.mutations import (
@@ -175,6 +176,24 @@ def read_report(path: Path) -> str:
         return "\n".join([report.to_json(), *said, RunReport.load(folder).to_json()])
 
 
+# ---- recipes
+
+PRUNE = {"run": "prune", "model": "tiny", "sparsity": 0.5, "samples": 4, "length": 16, "layers": ["*.0.*"]}
+TUNE = {"run": "tune", "dense": "tiny", "minutes": 1.0, "loss": "kl", "rate": 0.001}
+
+
+def write_recipe(folder: Path) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps({"recipe": 1, "steps": [PRUNE, TUNE]}))  # which is YAML as well
+    return path
+
+
+def read_recipe(path: Path) -> str:
+    recipe = Recipe.read(path, "output=copy")
+    assert str(Recipe.parse(str(recipe), "output=copy")) == str(recipe)
+    return str(recipe)
+
+
 # ---- CSV
 
 
@@ -284,6 +303,7 @@ READERS = [
     _reader("report of two stages", write_slimmed, read_report),
     _reader("report of a study", write_study, read_report),
     _reader("accuracies", write_accuracies, lambda path: read_report(path.with_name("report.json")), change_csv),
+    _reader("recipe", write_recipe, read_recipe),
     _reader("damages", write_damages, read_damage_rows, change_csv),
     _reader("comparison", write_comparison, read_comparison_rows, change_csv),
     _reader("seeds", write_comparison, read_seeds, change_csv),

@@ -154,7 +154,9 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
     for kind in ("q4_1", "q4_k"):
         assert cli.main(["export", str(tmp_path / "model"), "--type", kind]) == 2
-    assert "removed weights would not stay zero" in capsys.readouterr().err
+        assert f"type must be one of f16, q8_0, q4_0, not '{kind}'" in capsys.readouterr().err
+        with pytest.raises(rose.RoseError, match="removed weights would not stay zero"):
+            export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", kind)
     (tmp_path / "there.gguf").write_text("a file of mine")
     for place, message in (("there.gguf", "already exists; choose another name"), ("a.bin", "ends in .gguf, not")):
         assert cli.main(["export", str(tmp_path / "model"), "--output", str(tmp_path / place)]) == 2
