@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from rose.environment import versions
 from rose.errors import RoseError
 from rose.files import check_small, expand, reachable, write_atomically
 from rose.layer.registry import label_of
 from rose.output import check_folder, new_folder
+from rose.recipe.file import BETWEEN, Recipe
+from rose.recipe.spec import Spec
+from rose.recipe.tools import SPECS
 from rose.rows import (
     ERRORS,
     INFINITE,
@@ -61,7 +65,7 @@ NUMBERS = (
 # Of the summary of a run in two stages, what holds for the second as well.
 CONCLUDED = (
     *("model", "dtype", "calibration", "seed", "bos", "evaluated_on", "windows", "perplexity_before"),
-    *("perplexity_after", "losses_before", "losses_after", "command", "made_with", "tuned", "tuned_before"),
+    *("perplexity_after", "losses_before", "losses_after", "made_with", "tuned", "tuned_before"),
 )
 Kind = Literal["prune", "slim", "study", "check"]
 
@@ -120,6 +124,23 @@ class RunReport:
     def with_recipe(self, **settings: Any) -> RunReport:
         """The same record with further settings."""
         return replace(self, recipe={**self.recipe, **settings})
+
+    def signed(self, asked: Spec, **results: Any) -> RunReport:
+        """The record with all that was asked, the programs that it was made with, and further results."""
+        given = {name: value for name, value in asked.to_dict().items() if value is not None}
+        recipe = {"run": asked.run, **given, **self.recipe}
+        return replace(self, recipe=recipe, results={**self.results, **results, "made_with": versions()})
+
+    def as_recipe(self) -> Recipe | None:
+        """What does the run again; None where the record does not say it, or says what no run can be asked."""
+        spec = SPECS.get(str(self.recipe.get("run")))
+        if spec is None:
+            return None
+        asked = {name: value for name, value in self.recipe.items() if name in spec.fields()}
+        try:
+            return Recipe((spec.of(**{"output": BETWEEN} | asked if "output" in spec.fields() else asked),))
+        except RoseError:
+            return None
 
     # ---- which run it is
 

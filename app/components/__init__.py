@@ -15,6 +15,7 @@ from app.components.needs import (
     wait_for,
     while_measured,
 )
+from app.components.recipe import recipe
 from app.components.said import cautions, error, info, success, warning
 from app.components.theme import follow_theme
 from app.components.work import (

@@ -7,7 +7,7 @@ import streamlit as st
 
 from app import session, words
 from app.components.said import info
-from app.study.setup import LIMITS
+from app.study.setup import FIELDS, NUMBERS
 
 URL: Final = "query-params"  # a widget bound to it keeps its choice in the URL
 
@@ -59,7 +59,7 @@ def edited_setup() -> None:
     edits = session.edits()
     if not edits:
         return
-    labels = {name: label for name, (label, *_) in LIMITS.items()}
+    labels = {name: FIELDS[name].label for name in NUMBERS}
     labels |= {"dtype": "Number format of weights", "stream": "Weights left on disk"}
     said = ", ".join(f"{labels.get(name, words.sentence(name))} {value}" for name, value in edits.items())
     with st.container(horizontal=True, vertical_alignment="center", key="edited-setup"):

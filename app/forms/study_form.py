@@ -11,7 +11,7 @@ from torch import nn
 import rose
 from app import shared, words
 from app.study import preflight
-from app.study.setup import LIMITS, Setup
+from app.study.setup import FIELDS, LARGEST, NUMBERS, Setup
 from rose.model.defaults import STORED
 from rose.model.load.models import DTYPES, is_hub_id, load_skeleton, read_as
 from rose.model.load.tokens import DATASETS
@@ -109,7 +109,7 @@ def forget() -> None:
 def _seed(draft: Setup) -> None:
     """Gives the widgets that are not on screen yet the draft's values."""
     layers, block = preflight.layer_choice(draft.layers)
-    values = {name: getattr(draft, name) for name in (*LIMITS, "model", "sparsity", "dtype", "stream")} | {
+    values = {name: getattr(draft, name) for name in (*NUMBERS, "model", "sparsity", "dtype", "stream")} | {
         "text": draft.text if draft.text in SOURCES else FILE,
         "path": "" if draft.text in SOURCES else draft.text,
         "layers": layers,
@@ -127,8 +127,10 @@ def _key(name: str) -> dict[str, Any]:
 
 def _number(place: DeltaGenerator, name: str, **more: Any) -> Any:
     """A number of the set-up, within the limits that a link has to keep to as well."""
-    label, least, most = LIMITS[name]
-    return place.number_input(label, least, most, **more, **_key(name))
+    field = FIELDS[name]
+    low, high = (field.limits.get(limit) for limit in ("ge", "le"))
+    least, most = (None if limit is None else field.kind(min(limit, LARGEST)) for limit in (low, high))
+    return place.number_input(field.label, least, most, **more, **_key(name))
 
 
 def _choose_model() -> str:

@@ -14,6 +14,7 @@ from app.runs.checked import CheckpointRun, differs, facts, record_of
 from rose.environment import says_versions
 from rose.model.check.check import CheckpointCheck
 from rose.model.check.findings import headline, lines
+from rose.recipe import Recipe
 
 BARS = 3  # layers whose errors are drawn
 
@@ -41,7 +42,7 @@ def report_of(run: CheckpointRun) -> ReportPage:
         drawings=drawings,
         tables={heading: table for heading, table in tables.items() if len(table)},
         layers=check.layers,
-        commands={request.name: request.command},
+        recipes={request.name: str(Recipe((request.recipe(),)))},
         versions={request.name: says_versions()},
     )
 

@@ -37,7 +37,7 @@ class ReportPage:
     drawings: list[Drawing]
     tables: dict[str, pd.DataFrame]  # by heading
     layers: pd.DataFrame  # folded
-    commands: dict[str, str]  # that made the runs, by the runs' names
+    recipes: dict[str, str]  # that make the runs again, by the runs' names
     versions: dict[str, str]  # of the programs that made them, by the run's name
 
 

@@ -79,7 +79,7 @@ def report_of(runs: Sequence[RunReport]) -> ReportPage:
     columns = ["run", *(name for name in layers.columns if name != "run")]
     made_by: dict[str, list[str]] = {}  # an analysis makes several runs
     for run in runs:
-        made_by.setdefault(str(run.summary.get("command", "")), []).append(run.name)
+        made_by.setdefault(str(run.as_recipe() or ""), []).append(run.name)
     return ReportPage(
         title=_title(runs),
         subtitle=_subtitle(runs),
@@ -89,7 +89,7 @@ def report_of(runs: Sequence[RunReport]) -> ReportPage:
             name: table.rename(columns={"setting": "", "number": ""}) for name, table in tables.items() if len(table)
         },
         layers=layers[columns],
-        commands={", ".join(names): command for command, names in made_by.items()},
+        recipes={", ".join(names): recipe for recipe, names in made_by.items()},
         versions={run.name: versions_of(run) for run in runs},
     )
 

@@ -11,13 +11,12 @@ from typing import Any
 
 import rose
 from app import words
-from app.runs.recipes import analyze_command
 from app.study import tables
 from app.study.study import Study
 from app.words import short_text
 from rose.layer.methods import make_settings
 from rose.layer.paper import WIDEST, paper_figures
-from rose.layer.registry import label_of
+from rose.layer.registry import METHODS, label_of
 from rose.report import read_reports
 
 TOTALS = (
@@ -25,7 +24,7 @@ TOTALS = (
     *("mean_target_error", "mean_held_out_target_error", "mean_pruning_error", "mean_rounding_error"),
     *("plain_bytes", "packed_bytes", "tokens_per_second", "continuation", "after", "paper"),
     *("layers_with_raised_damping", "seconds", "perplexity_before", "perplexity_after", "drift", "zero_shot"),
-    *("block_parameters", "kept_block_parameters", "parameters", "kept_parameters", "made_with", "command", "device"),
+    *("block_parameters", "kept_block_parameters", "parameters", "kept_parameters", "made_with", "device"),
 )
 
 
@@ -43,11 +42,11 @@ def runs_of_study(study: Study, threshold: float, layer: str | None = None) -> l
     before = study.records().drop_duplicates("layer")[["layer", "zeros_before"]]
     records = tables.error_records(overview).merge(overview[keys], on="layer").merge(before, on="layer")
     methods = list(dict.fromkeys(records["method"]))
-    results: dict[str, Any] = {
-        "remarks": study.calibration.cautions,
-        "command": analyze_command(setup, methods, threshold),
-    }
+    results: dict[str, Any] = {"remarks": study.calibration.cautions}
+    asked = setup.recipe([name for name in methods if name in METHODS], threshold)
     recipe = {
+        "run": asked.run,
+        **{name: value for name, value in asked.to_dict().items() if value is not None},
         "methods": methods,
         **setup.origin,
         **setup.drawn,

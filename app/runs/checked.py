@@ -6,7 +6,6 @@ No Streamlit here. See `rose.model.check` for what is measured.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluatio
 from rose.model.formats.low_rank import keep_low_rank
 from rose.model.load.tokens import check_text
 from rose.model.network.network import Network
+from rose.recipe.steps import Check
 from rose.report import NUMBERS
 
 PICTURED = 12  # layers that break a pattern, of which a part of the mask is kept
@@ -78,15 +78,13 @@ class CheckRequest:
         windows = (setup.held_out or setup.samples) * setup.length
         return replace(cost, seconds=cost.seconds + 2 * estimate_evaluation(skeleton, tokens=windows))
 
-    @property
-    def command(self) -> str:
-        """The same for a terminal."""
+    def recipe(self) -> Check:
+        """What the command line is asked for the same check."""
         setup = self.setup
-        parts: list[Any] = ["python", "-m", "rose", "check", setup.model, self.pruned, "--dtype", setup.dtype]
-        if self.with_tokens:
-            parts += ["--calibration", setup.text, "--samples", setup.samples, "--length", setup.length]
-            parts += ["--seed", setup.seed, "--held-out", setup.held_out]
-        return shlex.join(map(str, [*parts, *(["--stream"] if setup.stream else [])]))
+        tokens = {"calibration": setup.text, "samples": setup.samples, "length": setup.length, "seed": setup.seed}
+        tokens |= {"held_out": setup.held_out}
+        shared = {"dense": setup.model, "pruned": self.pruned, "dtype": setup.dtype, "stream": setup.stream}
+        return Check.of(**shared, **(tokens if self.with_tokens else {}))
 
 
 class CheckpointRun(Run):
@@ -198,7 +196,6 @@ def record_of(run: CheckpointRun) -> rose.RunReport:
         "weights": summary["weights"],
         "removed_fraction": summary["sparsity"],
         "seconds": run.seconds,
-        "command": run.request.command,
         "remarks": run.cautions + check.cautions,
     }
     if run.request.with_tokens:
@@ -206,7 +203,8 @@ def record_of(run: CheckpointRun) -> rose.RunReport:
         record |= {"evaluated_on": HELD_OUT if setup.held_out else setup.text, "environment": summary["environment"]}
         record |= {name: value for name, value in summary.items() if name.startswith(("perplexity_", "losses_"))}
         record["drift"] = [entry | {"passed_on": np.nan, "arisen": np.nan} for entry in summary["drift"]]
-    return rose.RunReport(table, record, called=f"{run.request.name} (checked)", origin=check)
+    report = rose.RunReport(table, record, called=f"{run.request.name} (checked)", origin=check)
+    return report.signed(run.request.recipe())
 
 
 def folder_of(request: CheckRequest) -> str:

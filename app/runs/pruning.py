@@ -10,7 +10,6 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -22,7 +21,6 @@ from app import words
 from app.jobs import Job
 from app.runs.checkpoints import RESERVE, Checkpoint, worth_keeping
 from app.runs.copies import CopyRun, Step, as_before, dense_record, measured_perplexity, results_of
-from app.runs.recipes import command_lines
 from app.runs.request import Case, PruneRequest, estimate_case, evaluation_seconds, task_seconds
 from app.study.setup import Setup, check_memory, weights_size
 from app.study.study import LoadedModel
@@ -155,7 +153,6 @@ class PruningRun(CopyRun):
                 tokens,
                 **request.settings(setup, case),
                 layers=request.layer_patterns,
-                true_sequential=request.true_sequential,
                 held_out=held_out,
                 progress=self._by_layer(self._step(f"Pruning by {case.label}", cost)),
             )
@@ -193,19 +190,15 @@ class PruningRun(CopyRun):
 
     def _told(self, report: rose.RunReport, case: Case) -> rose.RunReport:
         setup, request = self.setup, self.request
-        one = replace(
-            request, methods=(case.method,), sparsities=(case.sparsity,), targets=(case.target,), bits=(case.bits,)
-        )
         assert self.dense is not None
         more = {} if request.layer_patterns is None else {"chosen_layers": request.layers.strip()}
-        return report.with_summary(
-            **setup.origin,
+        return report.signed(
+            request.recipe(setup, case),
             text_cautions=self.cautions,
             evaluated_on=request.evaluate,
             windows=request.windows,
             window_length=request.window_length,
             **as_before(self.dense),
-            command=command_lines(setup, one),
             **more,
         )
 

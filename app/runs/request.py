@@ -22,6 +22,8 @@ from rose.model.measure.zero_shot import MISSING, check_task_folder, is_installe
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT as COMPUTED
 from rose.model.run.settings import run_settings
+from rose.recipe.parts import PruneSettings
+from rose.recipe.steps import Prune
 from rose.report import name_of_run
 
 QUESTION_TOKENS = 250  # with all its answers: between winogrande's 60 and hellaswag's 400
@@ -102,13 +104,27 @@ class PruneRequest:
             for target in self.targets
         ]
 
-    def damping_of(self, target: str) -> float | None:
-        return self.target_damping if target == "dense" else None
+    def recipe(self, setup: Setup, case: Case) -> Prune:
+        """What the command line is asked for one copy; raises RoseError for values that no run could use.
+
+        Perplexity is in it only where the command measures the same: on a text, in windows as long as those that
+        calibrate.
+        """
+        asked = setup.recipe(threshold=self.threshold).to_dict()
+        shared = {name: value for name, value in asked.items() if name in Prune.fields() and name != "compute"}
+        shared |= {"stream": setup.stream, "layers": self.layer_patterns, "true_sequential": self.true_sequential}
+        is_dense = case.target == "dense"
+        shared |= {"target_damping": self.target_damping if is_dense else None, **case._asdict()}
+        if is_dense:
+            shared["true_sequential"] = False  # dense targets always are
+        if self.evaluate != HELD_OUT and self.window_length == setup.length and not setup.stream:
+            shared |= {"evaluate": self.evaluate, "windows": self.windows}
+        return Prune.of(**shared, output=self.output(case) if self.keep == "folder" else case.name)
 
     def settings(self, setup: Setup, case: Case) -> dict[str, Any]:
         """What `rose.prune_model` is asked for one copy."""
-        known = {"block_size": setup.block_size, "damping": setup.damping, "threshold": self.threshold}
-        return {**case._asdict(), **known, "target_damping": self.damping_of(case.target)}
+        asked = self.recipe(setup, case)
+        return {name: getattr(asked, name) for name in PruneSettings.fields() if name != "layers"}
 
     def output(self, case: Case) -> Path:
         return expand(self.folder) / case.name

@@ -84,9 +84,7 @@ class Tuning(Run):
         if source.called:
             copy = replace(copy, called=f"{source.called}, tuned")
         copy = copy.with_summary(**run.judge(copy.name, model, tokenizer, windows, self._step))
-        if "command" in source.summary:
-            prunes, *evaluates = str(source.summary["command"]).splitlines()
-            copy = copy.with_summary(command="\n".join([f"{prunes} --tune {self.minutes:g}", *evaluates]))
+        copy = copy.with_recipe(tune=self.minutes)
         self._say(f"Writing the checkpoint of {copy.name}")
         self.copy = run.write(model, tokenizer, copy)
         run.add(self.copy)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -10,13 +11,14 @@ from transformers import PreTrainedTokenizerBase
 
 import rose
 from rose.environment import versions
-from rose.layer.defaults import BLOCK_SIZE, DAMPING, SPARSITY
-from rose.layer.pattern import parse_sparsity
-from rose.model.defaults import OFFLINE, STUDY
+from rose.layer.defaults import BLOCK_SIZE, DAMPING, SPARSITY, THRESHOLD
+from rose.model.defaults import OFFLINE, STORED, STUDY
 from rose.model.estimate.duration import Cost
 from rose.model.estimate.memory import check_free
 from rose.model.load.models import parse_dtype
 from rose.model.load.tokens import Warn, load_calibration
+from rose.recipe.parts import as_sparsity
+from rose.recipe.steps import Analyze, Prune
 
 # What every layer is measured with: name in the table -> arguments of `rose.prune_layer`. Two-level order is measured
 # on all layers, columnar or not, so that the threshold can move without pruning anything again.
@@ -26,15 +28,11 @@ MEASURED: dict[str, dict[str, Any]] = {
     "rose_global": {"method": "rose_global"},
 }
 
-# Name of a choice -> its label, the least and the most that the start page offers and a link may ask for.
-LIMITS: dict[str, tuple[str, Any, Any]] = {
-    "samples": ("Samples", 1, 4096),
-    "length": ("Tokens per sample", 2, 32768),
-    "seed": ("Seed", 0, 10**6),
-    "held_out": ("Held-out samples", 0, 1024),
-    "block_size": ("Block size, columns", 1, 4096),
-    "damping": ("Damping", 0.0, 1.0),
-}
+# Fields of a set-up that have another name in recipes.
+RECIPE_NAMES = {"text": "calibration", "layers": "layers"}
+NUMBERS = ("samples", "length", "seed", "held_out", "block_size", "damping")  # their limits are those of recipes
+FIELDS = Analyze.fields()
+LARGEST = 2**53 - 1  # that a browser takes for a whole number
 
 
 @dataclass(frozen=True)
@@ -118,25 +116,33 @@ class Setup:
             warn=warn,
         )
 
+    def recipe(self, methods: Sequence[str] = ("sparsegpt", "rose"), threshold: float = THRESHOLD) -> Analyze:
+        """What the command line is asked for the same numbers; raises RoseError for values that no run could use."""
+        parse_dtype(self.dtype)
+        asked = {RECIPE_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        asked["layers"] = self.layer_patterns
+        # Forward passes of a study are float32.
+        return Analyze.of(**asked, methods=tuple(methods), threshold=threshold, compute="float32")
+
+    @classmethod
+    def of(cls, asked: Analyze | Prune) -> Setup:
+        """The set-up of a recipe; its dtype is float32 where the recipe leaves it open."""
+        names = {field.name: RECIPE_NAMES.get(field.name, field.name) for field in fields(cls)}
+        values = {name: getattr(asked, named) for name, named in names.items()}
+        values["layers"] = "*" if asked.layers is None else " ".join(asked.layers)
+        return cls(**values | {"dtype": "float32" if asked.dtype == STORED else asked.dtype})
+
     def check(self) -> None:
         """Raises RoseError for values that no run could use, before any work."""
-        parse_sparsity(self.sparsity)
-        parse_dtype(self.dtype)
-        if not self.model.strip() or not self.text.strip():
-            raise rose.RoseError("Give a model and a calibration text, by name or by path.")
-        for name, (label, least, most) in LIMITS.items():
-            value = getattr(self, name)
-            if not least <= value <= most:  # also catches NaN
-                raise rose.RoseError(f"{label}: choose from {least} to {most}, not {value}.")
+        self.recipe()
 
 
 def one_spelling(sparsity: str) -> str:
-    """ "0.7" for "0.70", ".7" and "70%" too, as all of them name the same runs; what is no sparsity stays as it is."""
+    """ "0.7" for "0.70" too, see `as_sparsity`; what is no sparsity stays as it is."""
     try:
-        pattern = parse_sparsity(sparsity)
+        return as_sparsity(sparsity)
     except rose.RoseError:
         return sparsity
-    return str(pattern) if pattern.is_grouped else f"{pattern.ratio:.12g}"
 
 
 def patterns_of(layers: str) -> list[str] | None:

@@ -18,11 +18,11 @@ from app.forms.widgets import priced, start_button
 from app.lab import race_of_solvers
 from app.results import prune_results as results
 from app.results import tune_panel
-from app.runs import recipes
 from app.runs.checkpoints import RESERVE, free_space
 from app.runs.pruning import PruningRun
-from app.runs.request import HELD_OUT, PruneRequest
+from app.runs.request import PruneRequest
 from app.study.setup import Setup, weights_size
+from rose.recipe import Recipe
 
 SECTIONS: dict[str, Callable[..., Any]] = {
     "Perplexity": results.summary,
@@ -47,14 +47,7 @@ def draw() -> None:
         on_change="rerun",
     ):
         request = choose(setup)
-        with st.popover("The same from a terminal and from Python", icon=":material/terminal:", key="prune-code"):
-            st.code(recipes.command_lines(setup, request), language="bash", wrap_lines=True)
-            if request.evaluate == HELD_OUT:
-                st.caption(
-                    "Without perplexity: a command evaluates on another text, not on held-out windows of the "
-                    "calibration text. The script below measures it."
-                )
-            st.code(recipes.python_code(setup, request), language="python", wrap_lines=True)
+        _recipes(setup, request)
     _offer(setup, request, run)
     _others()
     if run is not None:
@@ -72,6 +65,21 @@ def draw() -> None:
         st.info("Results appear here as soon as the dense model and the first pruned copy have been evaluated.")
     else:
         SECTIONS[view](run, run.models)
+
+
+def _recipes(setup: Setup, request: PruneRequest) -> None:
+    """A recipe a copy, for a terminal and for Python."""
+    with st.popover("Recipe", icon=":material/description:", key="prune-recipe"):
+        if not request.cases:
+            st.caption("Choose at least one method, sparsity, target and number of bits.")
+            return
+        case = request.cases[0]
+        if len(request.cases) > 1:
+            case = st.selectbox("Copy", request.cases, format_func=lambda case: case.label, key="prune-recipe-of")
+        try:
+            components.recipe(Recipe((request.recipe(setup, case),)), case.name)
+        except rose.RoseError as problem:
+            st.caption(words.plain(str(problem)))
 
 
 def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:

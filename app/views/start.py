@@ -9,7 +9,7 @@ from streamlit.delta_generator import DeltaGenerator
 import rose
 from app import components, session, shared, words
 from app.figures import maps
-from app.forms import study_form
+from app.forms import recipe_form, study_form
 from app.study import preflight
 from app.study.preflight import Preflight
 from app.study.setup import Setup, weights_size
@@ -32,6 +32,7 @@ def draw() -> None:
         label = "More: calibration text and tokens, block size, damping, number format"
         with st.expander(label, key=SETTINGS, on_change="rerun", icon=":material/tune:"):
             edited = Setup(**what, **study_form.choose_more(what["model"]))
+            recipe_form.drop()
         recent()
     session.choose_draft(edited)
     study = session.study()

@@ -48,7 +48,7 @@ def run_recipe(recipe: Recipe) -> rose.RunReport | None:
 
 
 def _do(step: Spec, console: Console) -> int:
-    command: Any = import_module(f"rose.commands.{step.run}")
+    command: Any = import_module(f"rose.commands.{step.run.partition(' ')[0]}")
     return command.run(step, console) or 0
 
 

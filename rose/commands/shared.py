@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,11 +61,8 @@ def origin(spec: Spec) -> dict[str, Any]:
 
 
 def signed(report: rose.RunReport, spec: Spec, drawn: Drawn | None = None) -> rose.RunReport:
-    """The report with all that was asked, the programs that it was made with, and cautions on the text."""
-    asked = {name: value for name, value in spec.to_dict().items() if value is not None}
-    cautions = {} if drawn is None else {"text_cautions": list(drawn.cautions)}
-    recipe = {"run": spec.run, **asked, **report.recipe}
-    return replace(report, recipe=recipe).with_summary(**cautions, made_with=versions())
+    """The report with all that was asked, and cautions on the text."""
+    return report.signed(spec, **({} if drawn is None else {"text_cautions": list(drawn.cautions)}))
 
 
 def load(spec: Any, console: Console, name: str | None = None, **more: Any) -> tuple[Any, Any]:

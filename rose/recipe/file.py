@@ -28,7 +28,8 @@ import yaml
 from rose.errors import RoseError
 from rose.files import reachable, write_atomically
 from rose.recipe.spec import Spec
-from rose.recipe.steps import SPECS, Tune
+from rose.recipe.steps import Tune
+from rose.recipe.tools import SPECS
 
 VERSION = 1  # raise it where a field changes its meaning
 NAME = "recipe.yaml"
@@ -77,8 +78,8 @@ class Recipe:
         return cls.parse(place.read_text(encoding="utf-8", errors="replace"), *changes, name=str(place))
 
     @classmethod
-    def parse(cls, text: str, *changes: str, name: str = "This") -> Recipe:
-        """As `read`, from the text of a file."""
+    def parse(cls, text: str, *changes: str, name: str = "This", is_placed: bool = True) -> Recipe:
+        """As `read`, from the text of a file; it may leave open where the result goes unless `is_placed`."""
         try:
             data = yaml.load(text, _Loader)
         except (yaml.YAMLError, ValueError, RecursionError) as problem:
@@ -106,7 +107,7 @@ class Recipe:
             )
         if any("trust_remote_code" in step for step in steps):
             raise RoseError("A recipe cannot ask for code of a repository to run; add trust_remote_code=true yourself.")
-        return cls(tuple(_change(steps, changes)))
+        return cls(tuple(_change(steps, changes, is_placed=is_placed)))
 
     def write(self, folder: str | Path) -> None:
         """Writes recipe.yaml into a folder, whole or not at all."""
@@ -132,7 +133,7 @@ class Recipe:
         return run_recipe(Recipe.parse(str(self), *changes) if changes else self)
 
 
-def _change(steps: Sequence[dict[str, Any]], changes: Sequence[str]) -> list[Spec]:
+def _change(steps: Sequence[dict[str, Any]], changes: Sequence[str], *, is_placed: bool) -> list[Spec]:
     """The steps with these changes, each checked."""
     kinds = [_kind(step.pop("run", None)) for step in steps]
     for change in changes:
@@ -155,9 +156,10 @@ def _change(steps: Sequence[dict[str, Any]], changes: Sequence[str]) -> list[Spe
             if kind is Tune:
                 step = {"dense": getattr(made[0], "model", None)} | step
         if "output" in kind.fields() and "output" not in step:
-            if is_last and kind.fields()["output"].is_required:
+            is_needed = kind.fields()["output"].is_required
+            if is_last and is_needed and is_placed:
                 raise RoseError("A recipe does not say where the result goes; add output=FOLDER.")
-            step |= {} if is_last else {"output": BETWEEN}
+            step |= {"output": BETWEEN} if is_needed else {}
         made.append(kind(**step))
     return made
 

@@ -28,7 +28,10 @@ MAX_SEED = 2**63 - 1
 def as_sparsity(value: Any) -> str:
     """ "0.7" for 0.7, "0.70", ".7" and "70%" too, as all of them name the same runs; "2:4" stays."""
     pattern = parse_sparsity(value)
-    return str(pattern) if pattern.is_grouped else repr(float(pattern.ratio)).removesuffix(".0")
+    if pattern.is_grouped:
+        return str(pattern)
+    ratio = float(pattern.ratio)  # of a text such as "33.3%" without the rounding of the division
+    return f"{ratio:.12g}" if isinstance(value, str) else repr(ratio).removesuffix(".0")
 
 
 def _method(name: Any) -> str:
@@ -104,10 +107,15 @@ Compute = Annotated[
     setting("number format of matrix products in forward passes; auto: bfloat16 where this processor can"),
 ]
 TextName = Annotated[Name, setting(TEXTS, metavar="TEXT", path=True)]
-Samples = Annotated[Whole, setting("calibration windows", unit="windows", ge=1)]
-Length = Annotated[Whole, setting("tokens per window", unit="tokens", ge=2)]
-Seed = Annotated[Whole, setting("seed of the random choice of windows", ge=0, le=MAX_SEED)]
-HeldOut = Annotated[Whole, setting("further windows to measure errors on, 0 for none", unit="windows", ge=0)]
+Samples = Annotated[Whole, setting("calibration windows", label="Samples", unit="windows", ge=1, le=65536)]
+Length = Annotated[Whole, setting("tokens per window", label="Tokens per sample", unit="tokens", ge=2, le=2**20)]
+Seed = Annotated[Whole, setting("seed of the random choice of windows", label="Seed", ge=0, le=MAX_SEED)]
+HeldOut = Annotated[
+    Whole,
+    setting(
+        "further windows to measure errors on, 0 for none", label="Held-out samples", unit="windows", ge=0, le=65536
+    ),
+]
 Bos = Annotated[
     Literal["auto", "always", "never"],
     setting(
@@ -122,7 +130,7 @@ Layers = Annotated[
     setting("only these layers, last of all options; * matches any part, in quotes", form="words", metavar="NAME"),
 ]
 Method = Annotated[str, AfterValidator(_method), setting("a pruning method, see `rose models`")]
-BlockSize = Annotated[Whole, setting("columns per block", unit="columns", ge=1)]
+BlockSize = Annotated[Whole, setting("columns per block", label="Block size, columns", unit="columns", ge=1)]
 Damping = Annotated[Real, setting("added to the Hessian's diagonal, as a share of its mean", ge=0)]
 Threshold = Annotated[Real, AfterValidator(_threshold), setting("a layer is columnar above this relative range")]
 Bits = Annotated[

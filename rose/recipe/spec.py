@@ -23,9 +23,11 @@ from rose.errors import RoseError
 from rose.files import expand, reachable
 from rose.model.defaults import SOURCES
 from rose.model.packaged import PACKAGED
+from rose.wording import sentence
 
 SHOWN = 80  # characters of a refused value
 PLAIN: dict[str, Any] = {
+    "label": "",
     "unit": "",
     "changes": True,
     "kept": True,
@@ -50,6 +52,7 @@ Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 def setting(
     description: str,
     *,
+    label: str = "",
     unit: str = "",
     changes: bool = True,
     kept: bool = True,
@@ -63,6 +66,7 @@ def setting(
 
     Args:
         description: one line of help.
+        label: what a form calls it; by default its name.
         unit: of a number, for people.
         changes: whether the field can change results.
         kept: whether a recipe file says it; places to write to are those of one run alone.
@@ -74,6 +78,7 @@ def setting(
         limits: `ge`, `gt`, `le`, `lt`.
     """
     given = {
+        "label": label,
         "unit": unit,
         "changes": changes,
         "kept": kept,
@@ -189,6 +194,11 @@ class SpecField:
     def option(self) -> str:
         """What a command line calls it."""
         return "--" + (self.extra["flag"] or self.name).replace("_", "-")
+
+    @property
+    def label(self) -> str:
+        """What a form calls it."""
+        return self.extra["label"] or sentence(self.name.replace("_", " "))
 
     @property
     def takes(self) -> str:

@@ -370,7 +370,4 @@ def check_multiple(multiple: int, pattern: Pattern) -> None:
         raise RoseError(f"--prune {pattern} needs widths divisible by {pattern.of}; give --multiple {fitting}.")
 
 
-SPECS: dict[str, type[Spec]] = {
-    spec.run: spec for spec in (Analyze, Prune, Slim, Tune, Compare, Damage, Check, Evaluate)
-}
-"""What recipes can run, by name."""
+STEPS: tuple[type[Spec], ...] = (Analyze, Prune, Slim, Tune, Compare, Damage, Check, Evaluate)

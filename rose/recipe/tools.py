@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from rose.diffusion.steps import MAX_STEPS, PACKAGES, STEPS
+from rose.diffusion.steps import MAX_STEPS, PACKAGES
+from rose.diffusion.steps import STEPS as DENOISING_STEPS
 from rose.layer.defaults import DAMPING
 from rose.recipe.parts import (
     BlockSize,
@@ -23,7 +24,7 @@ from rose.recipe.parts import (
     one_or_several,
 )
 from rose.recipe.spec import Real, Spec, Whole, setting
-from rose.recipe.steps import SPECS
+from rose.recipe.steps import STEPS
 
 Folder = Annotated[Name, setting("folder of the model", form="place", metavar="FOLDER")]
 Prompts = Annotated[Name, setting("what to draw, one prompt a line", metavar="FILE.txt")]
@@ -118,7 +119,7 @@ class DrawingPart(Spec):
 
     model: Annotated[Name, setting("packaged name, Hub id or folder")] = PACKAGED
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], setting("number format of the weights")] = "float32"
-    steps: Annotated[Whole, setting("denoising steps", ge=1, le=MAX_STEPS)] = STEPS
+    steps: Annotated[Whole, setting("denoising steps", ge=1, le=MAX_STEPS)] = DENOISING_STEPS
     seed: Annotated[Whole, setting("seed of the noise", ge=0, le=2**63 - 1)] = 0
     guidance: Annotated[Real, setting("guidance scale (default: the pipeline's own)")] | None = None
 
@@ -187,7 +188,12 @@ class DiffuseEvaluate(DrawingPart):
     output: Annotated[File, setting("write the scores to this file", metavar="FILE.json")] | None = None
 
 
+SPECS: dict[str, type[Spec]] = {spec.run: spec for spec in STEPS} | {
+    DiffusePrune.run: DiffusePrune,
+    DiffuseSlim.run: DiffuseSlim,
+}
+"""What recipes can run, by name."""
 _TOOLS = (Run, Report, Pack, Unpack, Export, DiffusePrune, DiffuseSlim, DiffuseSample, DiffuseEvaluate, App)
-_ALL: tuple[type[Spec], ...] = (Models, *SPECS.values(), *_TOOLS)
+_ALL: tuple[type[Spec], ...] = (Models, *STEPS, *_TOOLS)
 COMMANDS = {spec.run: spec for spec in _ALL}
 """What the command line can do, by name, in the order of its help."""

@@ -69,8 +69,8 @@ def test_a_link_to_a_layer_that_is_not_there_is_explained_until_another_is_chose
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("block_size", "8192", "Block size, columns: choose from 1 to 4096, not 8192."),
-        ("damping", "2", "Damping: choose from 0.0 to 1.0, not 2.0."),
+        ("block_size", "0", "block_size must be a whole number of at least 1, not 0. 128 is used instead."),
+        ("damping", "-2", "damping must be a number of at least 0, not -2.0. 0.01 is used instead."),
     ],
 )
 def test_a_value_that_no_widget_takes_is_explained(name: str, value: str, words: str) -> None:

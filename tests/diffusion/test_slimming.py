@@ -132,10 +132,10 @@ def test_what_is_not_known_is_refused(family: str) -> None:
     ("options", "message"),
     [
         ({"method": "depth"}, "drops whole blocks"),
-        ({"allocation": "cost"}, "no option 'allocation' here"),
+        ({"allocation": "cost"}, "no field 'allocation'"),
         ({"ratio": 1.5}, "ratio"),
-        ({"parts": ["tails"]}, "Parts are"),
-        ({"parts": []}, "Parts are"),
+        ({"parts": ["tails"]}, "parts must be one of heads, channels"),
+        ({"parts": []}, "parts must be one of heads, channels"),
         ({"ratio": 0.001, "parts": "heads"}, "nothing would go"),
         ({"ratio": 0.97, "parts": ["channels"]}, "cannot save that much"),
     ],
@@ -168,5 +168,5 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "nothing was held out, so errors are those on what pruning was fitted to" in said
     assert rose.load_diffusion(str(tmp_path / "small")).transformer.config[RECORD]["transformer_blocks.0.attn1"] == 3
     report = json.loads((tmp_path / "small" / "report.json").read_text())
-    assert report["summary"]["kept_parameters"] == 1_499_505
-    assert "diffuse slim --ratio 0.3" in report["summary"]["command"]
+    assert report["results"]["kept_parameters"] == 1_499_505
+    assert (report["recipe"]["run"], report["recipe"]["ratio"]) == ("diffuse slim", 0.3)

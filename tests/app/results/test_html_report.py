@@ -6,7 +6,6 @@ import gzip
 import html
 import json
 import re
-import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,6 +16,8 @@ import rose
 from app import words
 from app.results import html_page, html_report, naming, pairs
 from rose import cli
+from rose.recipe import Recipe
+from rose.recipe.steps import Analyze
 from rose.rows import csv_text
 from tests.app.results.made_reports import made_report, saved
 from tests.app.tiny_study import COLUMNAR, measured_study
@@ -26,8 +27,8 @@ def figures(text: str) -> list[dict]:
     return [json.loads(found) for found in re.findall(r"<script type='application/json'>(.*?)</script>", text)]
 
 
-def test_one_run_with_its_findings_figures_settings_and_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    folder = saved(tmp_path / "run", made_report(command="rose prune --method sparsegpt", made_with={"torch": "9.9"}))
+def test_one_run_with_its_findings_figures_settings_and_recipe(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = saved(tmp_path / "run", made_report(made_with={"torch": "9.9"}).with_recipe(run="prune", model="tiny"))
     output = tmp_path / "report.html"
     assert cli.main(["report", str(folder), "--output", str(output)]) == 0
     said = capsys.readouterr().out
@@ -45,7 +46,7 @@ def test_one_run_with_its_findings_figures_settings_and_command(tmp_path: Path, 
         assert sentence in said
     assert len(figures(text)) == 4  # errors, relative range, drift, where it arises
     assert all(figure["layout"]["title"] == {} or "title" not in figure["layout"] for figure in figures(text))
-    assert "<pre>rose prune --method sparsegpt</pre>" in text
+    assert "recipe: 1\nrun: prune\nmodel: tiny\n" in text
     assert "torch 9.9" in text
     assert "<td>calibration" not in text
     assert "<td>seed</td><td>0</td>" in text
@@ -75,17 +76,18 @@ def test_runs_of_different_environments_have_numbers_and_no_difference() -> None
     assert not any("difference in" in drawing.alt for drawing in html_report.report_of(made).drawings)
 
 
-def test_several_runs_are_compared_with_the_first_and_an_analysis_has_one_command() -> None:
+def test_several_runs_are_compared_with_the_first_and_an_analysis_has_one_recipe() -> None:
     both = pd.concat([made_report(name, f).layers for name, f in (("sparsegpt", 1), ("rose", 0.9), ("wanda", 2))])
-    settings = {"methods": [], "sparsity": "0.7", "model": "tiny", "command": "rose analyze --x"}
-    report = html_report.report_of(rose.RunReport(both, settings, place="here").runs)
+    recipe = {"run": "analyze", "methods": ["sparsegpt", "rose", "wanda"], "sparsity": "0.7", "model": "tiny"}
+    report = html_report.report_of(rose.RunReport(both, {}, recipe, place="here").runs)
     assert report.findings[:2] == [
         "Against SparseGPT at 0.7 (study): ROSE at 0.7 (study) has the lower held-out error in all six layers; on "
         "average it is 10 % lower.",
         "Against SparseGPT at 0.7 (study): Wanda at 0.7 (study) has the higher held-out error in all six layers; on "
         "average it is 100 % higher.",
     ]
-    assert list(report.commands.values()) == ["rose analyze --x"]
+    (text,) = report.recipes.values()
+    assert Recipe.parse(text).steps[0].to_dict()["methods"] == recipe["methods"]
 
 
 def test_figures_that_do_not_fit_are_left_out_and_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,11 +212,11 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_diffusion_model_was_calibrated_on_pictures(tmp_path: Path) -> None:
-    report = made_report(step_weights="uniform", steps=20, samples=50, command="rose diffuse prune --output x")
+    report = made_report(step_weights="uniform", steps=20, samples=50).with_recipe(run="diffuse prune")
     html_report.write_report([str(saved(tmp_path / "run", report))], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     assert "tiny, calibrated on 50 pictures × 20 steps" in text
-    assert "<pre>rose diffuse prune --output x</pre>" in text
+    assert "run: diffuse prune\n" in text
 
 
 def test_the_papers_figures_of_the_chosen_layer_go_along_and_are_checked(tmp_path: Path) -> None:
@@ -254,14 +256,14 @@ def test_the_papers_figures_of_the_chosen_layer_go_along_and_are_checked(tmp_pat
             naming.read_runs(str(saved(tmp_path / "broken", changed)))
 
 
-def test_the_command_of_a_study_of_some_layers_names_them() -> None:
+def test_the_recipe_of_a_study_of_some_layers_names_them() -> None:
     study = copy.copy(measured_study())
     study.setup = replace(study.setup, layers="*.o_proj model.layers.0.*")
     runs = naming.runs_of_study(study, 0.5)
-    (command,) = html_report.report_of(runs).commands.values()
-    options = cli._parser().parse_args(shlex.split(command)[3:])
-    assert (options.layers, options.threshold) == (["*.o_proj", "model.layers.0.*"], 0.5)
-    assert (options.model, options.samples, options.held_out) == ("tiny", 8, 2)
-    assert options.methods == "sparsegpt,rose,rose_global"
+    (text,) = html_report.report_of(runs).recipes.values()
+    (asked,) = Recipe.parse(text).steps
+    assert isinstance(asked, Analyze)
+    assert (asked.layers, asked.threshold) == (("*.o_proj", "model.layers.0.*"), 0.5)
+    assert (asked.model, asked.samples, asked.held_out) == ("tiny", 8, 2)
+    assert asked.methods == ("sparsegpt", "rose", "rose_global")
     assert naming.settings_of(runs[0])["chosen_layers"] == "*.o_proj model.layers.0.*"
-    assert "--layers" not in naming.runs_of_study(measured_study(), 0.5)[0].summary["command"]

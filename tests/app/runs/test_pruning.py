@@ -2,7 +2,6 @@
 
 import gc
 import json
-import shlex
 import shutil
 import weakref
 import zipfile
@@ -15,21 +14,24 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import rose
-from app.runs import checkpoints, recipes
+from app.runs import checkpoints
 from app.runs.checkpoints import RESERVE
 from app.runs.copies import file_name
 from app.runs.damage import DamageRequest
 from app.runs.pruning import PruningRun, accuracy_table, layer_table, model_table
-from app.runs.request import HELD_OUT, Case, Keep, PruneRequest, estimate_case
+from app.runs.request import Case, Keep, PruneRequest, estimate_case
 from app.study.setup import Setup
 from app.study.study import LoadedModel
-from rose.cli import _parser
+from rose import cli
 from rose.model.load.models import load_skeleton
 from rose.model.measure.generation import continue_prompt
 from rose.model.measure.zero_shot import zero_shot
+from rose.recipe import Recipe
+from rose.tensor_files import digest
 from tests.app.tiny_study import finish
 from tests.tasks import write_task
 
@@ -245,67 +247,34 @@ def test_what_the_engine_refuses_is_refused_before_any_work(setup: Setup) -> Non
             request.check(setup, model)
 
 
-def test_command_lines_ask_for_the_same_run(setup: Setup) -> None:
+def test_recipes_ask_for_the_same_run(setup: Setup) -> None:
     setup = replace(setup, text="my text.txt", seed=3, held_out=1, damping=0.02, dtype="bfloat16")
-    request = replace(
-        REQUEST,
-        layers="*.o_proj model.layers.0.*",
-        threshold=0.4,
-        evaluate="ptb",
-        windows=7,
-        window_length=32,
-        bits=(4,),
-        group="32",
-    )
-    lines = recipes.command_lines(setup, request).splitlines()
-    assert len(lines) == 4
-    for line, case in zip(lines, request.cases, strict=True):
-        words = shlex.split(line)
-        assert words[:3] == ["python", "-m", "rose"]
-        options = _parser().parse_args(words[3:])
-        assert (options.model, options.dtype, options.calibration) == (setup.model, "bfloat16", "my text.txt")
-        assert (options.samples, options.length, options.seed, options.held_out) == (4, 32, 3, 1)
-        assert (options.method, options.sparsity, options.threshold) == (case.method, case.sparsity, 0.4)
-        assert (options.block_size, options.damping, options.bits, options.group) == (16, 0.02, 4, "32")
-        assert options.layers == ["*.o_proj", "model.layers.0.*"]
-        assert (options.evaluate, options.windows) == ("ptb", 7)
-        assert options.output == Path(case.name)
+    choices = {"layers": "*.o_proj model.layers.0.*", "threshold": 0.4, "evaluate": "ptb", "windows": 7}
+    request = replace(REQUEST, **choices, window_length=32, bits=(4,), group="32")
+    for case in request.cases:
+        asked = request.recipe(setup, case)
+        assert (asked.model, asked.dtype, asked.calibration) == (setup.model, "bfloat16", "my text.txt")
+        assert (asked.samples, asked.length, asked.seed, asked.held_out) == (4, 32, 3, 1)
+        assert (asked.method, asked.sparsity, asked.threshold) == (case.method, case.sparsity, 0.4)
+        assert (asked.block_size, asked.damping, asked.bits, asked.group) == (16, 0.02, 4, 32)
+        assert asked.layers == ("*.o_proj", "model.layers.0.*")
+        assert (asked.evaluate, asked.windows) == ("ptb", 7)
+        assert Recipe.parse(str(Recipe((asked,))), f"output={case.name}").steps == (asked,)
+    other = replace(request, window_length=16)  # windows of another length are no command's
+    assert other.recipe(setup, case).evaluate is None
 
 
-def test_windows_of_another_length_are_a_second_command(setup: Setup) -> None:
-    request = replace(REQUEST, methods=("rose",), sparsities=("0.5",), evaluate="ptb", windows=7, window_length=16)
-    first, second = recipes.command_lines(setup, request).splitlines()
-    assert "--evaluate" not in first
-    options = _parser().parse_args(shlex.split(second)[3:])
-    assert (options.model, options.text, options.length, options.windows) == ("rose-0.5", "ptb", 16, 7)
-
-
-@pytest.mark.parametrize("evaluate", [HELD_OUT, "packaged"])
-def test_python_code_gives_the_same_numbers(
-    evaluate: str, setup: Setup, loaded: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_recipe_of_the_page_gives_the_same_weights_in_a_terminal(
+    setup: Setup, loaded: LoadedModel, tmp_path: Path
 ) -> None:
-    folder = str(tmp_path / "by code")
-    request = replace(REQUEST, evaluate=evaluate, keep="folder", folder=folder)
-    if evaluate != HELD_OUT:
-        request = replace(request, sparsities=("0.5",), bits=(4,), group="row")
-    exec(compile(recipes.python_code(setup, request), "code", "exec"), {})
-    printed = capsys.readouterr().out.splitlines()
-    assert sorted(p.name for p in Path(folder).iterdir()) == sorted(case.name for case in request.cases)
-    run = finished(setup, replace(request, keep="none"), lambda: loaded)
-    assert run.dense is not None
-    found = [float(line.split()[2 if line.split()[0] != "dense" else 1]) for line in printed]
-    assert found == pytest.approx([outcome.perplexity for outcome in run.models], rel=1e-5)
-    for line, outcome in zip(printed, run.models, strict=True):
-        assert line.endswith(repr(outcome.summary["continuation"]))
-
-
-def test_python_code_keeps_and_continues_only_what_was_asked_for(setup: Setup) -> None:
-    code = recipes.python_code(setup, REQUEST)
-    assert "save_model" not in code
-    assert "continue_prompt(model, tokenizer, 'Hello', new_tokens=4)" in code  # with the tokens of the page
-    code = recipes.python_code(setup, replace(REQUEST, keep="all", prompt=" "))
-    assert 'rose.save_model(model, tokenizer, f"{method}-{sparsity}"' in code
-    assert "continued" not in code
+    request = replace(REQUEST, sparsities=("0.5",), bits=(4,), group="row", keep="folder", folder=str(tmp_path / "app"))
+    finished(setup, request, lambda: loaded)
+    for case in request.cases:
+        Recipe((request.recipe(setup, case),)).write(tmp_path)
+        assert cli.main(["run", str(tmp_path), f"output={tmp_path / case.name}"]) == 0
+        ours, theirs = (load_file(folder / case.name / "model.safetensors") for folder in (tmp_path, tmp_path / "app"))
+        assert digest(ours) == digest(theirs)
+        assert (tmp_path / case.name / "recipe.yaml").read_text() == (tmp_path / "recipe.yaml").read_text()
 
 
 def test_estimate_counts_every_pair(setup: Setup) -> None:

@@ -50,6 +50,12 @@ def test_an_unreadable_value_is_named(name: str, value: str) -> None:
     assert setup == Setup(held_out=3)  # one bad value leaves the others alone
 
 
+def test_a_link_whose_values_do_not_fit_together_is_explained() -> None:
+    setup, (problem,) = Setup.read({"sparsity": "2:4", "block_size": "10"})
+    assert problem == "2:4 needs a block size divisible by 4, not 10; try 8. 128 is used instead."
+    assert setup == Setup(sparsity="2:4")
+
+
 @pytest.mark.parametrize(
     "changes",
     [

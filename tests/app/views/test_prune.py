@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-import shlex
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,14 +20,14 @@ from app.results import html_report, naming, shipping
 from app.runs import tuning
 from app.runs.copies import file_name
 from app.runs.pruning import PruningRun
-from app.runs.request import HELD_OUT
 from app.runs.tuning import Tuning
 from app.study.setup import Setup
 from rose import verdicts
-from rose.cli import _parser
 from rose.layer.defaults import RECOMMENDED
 from rose.model.defaults import TUNING
 from rose.model.ship.packing import packed_size
+from rose.recipe import Recipe
+from rose.recipe.steps import Prune
 from tests.app.tiny_study import ended, figures, open_on, texts, titles, tune_one_epoch
 
 PAGE = "views/prune.py"
@@ -205,31 +204,27 @@ def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
     app = view(app, "Downloads")
     for outcome in run.copies:
         assert rose.load_model(str(run.kept(outcome)))
-    assert len(app.get("download_button")) == 2 + 3 * 4 + 2 + 1  # two are recommended, and there is a report
+    assert len(app.get("download_button")) == 1 + 2 + 3 * 4 + 2 + 1  # a recipe, two recommended copies, and a report
 
 
-def test_the_commands_shown_ask_for_what_was_chosen(setup: Setup) -> None:
+def test_the_recipes_shown_ask_for_what_was_chosen(setup: Setup) -> None:
     app = opened(setup, prune_sparsities="0.6", prune_layers="*.o_proj", prune_text="ptb", prune_windows="5")
-    commands, code = (block.value for block in app.code)
-    options = [_parser().parse_args(shlex.split(line)[3:]) for line in commands.splitlines()]
-    assert [o.method for o in options] == ["sparsegpt", "rose", RECOMMENDED]
-    assert {(o.sparsity, o.layers[0], o.evaluate, o.windows) for o in options} == {("0.6", "*.o_proj", "ptb", 5)}
-    assert not any(o.true_sequential for o in options)
-    assert "true_sequential" not in code
+    for place, method in enumerate(["sparsegpt", "rose", RECOMMENDED]):
+        app.selectbox(key="prune-recipe-of").select_index(place).run()
+        (asked,) = Recipe.parse(app.code[0].value, "output=x").steps
+        assert isinstance(asked, Prune)
+        assert (asked.method, asked.sparsity, asked.layers) == (method, "0.6", ("*.o_proj",))
+        assert (asked.evaluate, asked.windows) == ("ptb", 5)
+        assert not asked.true_sequential
     always = app.toggle(key="prune-always-sequential")  # as dense targets are
     assert always.disabled
     assert always.value
     app.button_group(key="prune_targets").set_value(["layer", "dense"]).run()
     app.toggle(key="prune_true_sequential").set_value(True).run()
-    assert "Without perplexity" not in texts(app)
-    for line in app.code[0].value.splitlines():
-        assert ("--true-sequential" in line) == ("--target layer" in line)
-    assert "true_sequential=True" in app.code[1].value
-    app.text_input(key="prune_sparsities").set_value("0.6, 0.5 0.6").run()  # one of them twice
-    assert "for sparsity in ['0.6', '0.5']:" in app.code[1].value
-    app.selectbox(key="prune_text").set_value(HELD_OUT).run()
-    assert "--evaluate" not in app.code[0].value
-    assert "Without perplexity: a command evaluates on another text" in texts(app)
+    for place in range(2):
+        app.selectbox(key="prune-recipe-of").select_index(place).run()
+        (asked,) = Recipe.parse(app.code[0].value, "output=x").steps
+        assert asked.true_sequential == (asked.target == "layer")
 
 
 def test_only_chosen_layers_and_a_zip(setup: Setup) -> None:
@@ -245,7 +240,7 @@ def test_only_chosen_layers_and_a_zip(setup: Setup) -> None:
     archive = run.kept(run.copies[0])
     assert archive is not None
     assert archive.exists()
-    assert len(view(app, "Downloads").get("download_button")) == 2 + 3 + 2
+    assert len(view(app, "Downloads").get("download_button")) == 1 + 2 + 3 + 2
 
     # The next run replaces this one, and its file goes.
     app.selectbox(key="prune_keep").set_value("none").run()
@@ -280,7 +275,12 @@ def test_the_layers_of_the_copy_at_work_are_shown_with_their_data(setup: Setup, 
     app.run()
     assert not app.exception, app.exception
     assert "The one layer is pruned" in figures(app)[0]
-    assert [button.label for button in app.get("download_button")] == ["Table, CSV", "Table, JSON", "Figure, HTML"]
+    assert [button.label for button in app.get("download_button")] == [
+        "Download",
+        "Table, CSV",
+        "Table, JSON",
+        "Figure, HTML",
+    ]
 
 
 def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +301,7 @@ def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch
     archive = run.kept(run.copies[0])
     assert archive is not None
     assert archive.exists()
-    assert len(view(app, "Downloads").get("download_button")) == 2 + 3 + 2
+    assert len(view(app, "Downloads").get("download_button")) == 1 + 2 + 3 + 2
 
 
 def test_a_model_that_is_finished_while_the_page_is_drawn_does_no_harm(
@@ -409,18 +409,18 @@ def test_another_persons_run_is_neither_stopped_nor_deleted(setup: Setup, halt: 
     assert not kept.exists()
 
 
-def test_both_targets_are_pruned_shown_and_said_in_the_recipes(setup: Setup) -> None:
+def test_both_targets_are_pruned_and_shown_and_have_recipes(setup: Setup) -> None:
     app = opened(setup, prune_layers="model.layers.[01].*", prune_windows="1", prune_prompt="")
     app.multiselect(key="prune_methods").set_value(["sparsegpt"]).run()
-    assert "--target dense" in app.code[0].value
+    assert "target: dense" in app.code[0].value
     app.button_group(key="prune_targets").set_value([]).run()
     assert "Choose at least one target" in app.warning[0].value
     app.button_group(key="prune_targets").set_value(["dense", "layer"]).run()
     assert "Two copies, 14 layers each" in texts(app)
     app.number_input(key="prune_target_damping").set_value(2.5).run()
-    dense, layer = (_parser().parse_args(shlex.split(line)[3:]) for line in app.code[0].value.splitlines())
-    assert (dense.target_damping, layer.target_damping) == (2.5, None)
-    assert 'target_damping=2.5 if target == "dense" else None' in app.code[1].value
+    assert "target_damping: 2.5" in app.code[0].value
+    app.selectbox(key="prune-recipe-of").select_index(1).run()
+    assert "target_damping: null" in app.code[0].value
     app, run = pruned(app)
     shown = of_models(app).to_dict("records")
     assert [row["Model"] for row in shown] == ["Dense", "SparseGPT at 0.7", "SparseGPT at 0.7, target layer"]
@@ -445,7 +445,9 @@ def test_tasks_are_offered_only_where_they_can_be_run(setup: Setup, monkeypatch:
     assert "run: pip install -r requirements-eval.txt" in texts(app)
     assert not [box for box in app.text_input if box.key == "prune_tasks"]
     app, _ = pruned(opened(setup, prune_methods="Magnitude", prune_layers="model.layers.1.*.o_proj", prune_prompt=""))
-    assert [button.proto.label for button in app.get("download_button")] == ["Checkpoint, 605 kB", "Report, HTML"]
+    assert [button.proto.label for button in app.get("download_button")] == [
+        *("Download", "Checkpoint, 606 kB", "Report, HTML")
+    ]
     assert "No zero-shot tasks were asked for" in texts(view(app, "Zero-shot"))
 
 
