@@ -17,6 +17,7 @@ from rose.diffusion.parts import find_parts, reshape
 from rose.diffusion.steps import PACKAGES, STEPS, WEIGHTS, StepWeights
 from rose.diffusion.trajectory import Conditions
 from rose.errors import RoseError
+from rose.given import check_keywords
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, count_parameters, named
 from rose.model.progress import ProgressCallback
@@ -76,6 +77,7 @@ def prune_diffusion_structured(
         RoseError: bad input, or a denoiser that cannot be made smaller, before any work.
     """
     start = time.perf_counter()
+    check_keywords(options, CutOptions.__optional_keys__)  # no allocation: blocks of a denoiser are not alike
     settings = SlimSettings.of(**options)
     if structured_method(settings.method).select is None:
         raise RoseError(f"{settings.method} drops whole blocks, which is not for diffusion models; choose obs.")

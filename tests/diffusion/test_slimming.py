@@ -132,7 +132,7 @@ def test_what_is_not_known_is_refused(family: str) -> None:
     ("options", "message"),
     [
         ({"method": "depth"}, "drops whole blocks"),
-        ({"allocation": "cost"}, "no field 'allocation'"),
+        ({"allocation": "cost"}, "no option 'allocation' here"),
         ({"ratio": 1.5}, "ratio"),
         ({"parts": ["tails"]}, "parts must be one of heads, channels"),
         ({"parts": []}, "parts must be one of heads, channels"),
