@@ -15,7 +15,7 @@ from app.figures import maps, marks, palette, style
 from app.figures.palette import Style, Theme
 from app.figures.style import Drawing
 from rose.model.check import verdicts
-from rose.model.check.costs import ERROR_OF
+from rose.model.check.costs import ERROR_OF, REFIT_STEPS
 
 STATUSES = {"fail": "fails", "look": "needs review", "pass": "passes"}  # of a check of our own layers -> verdict
 # Of a checkpoint's layers, then of our own; in each the worst first.
@@ -157,7 +157,7 @@ def compensation_bars(row: pd.Series, *, layer: str = "", theme: Theme = "light"
     texts = [words.number(value) for value in values]
     marks.bars(figure, labels, values, series, "%{x}<br>%{y:.6g}", text=texts, marker=colours)
     figure.update_yaxes(range=[0, 1.15 * max(values) or 1])
-    error, alone, refit = (float(row[name]) for name in ("error", "mask_error", "possible_error"))
+    error, alone = float(row["error"]), float(row["mask_error"])
     recovered = row.get("recovered")
     if pd.isna(recovered):
         finding = f"A refit would take less than 2 % off the error of the mask alone, {words.number(alone)}"
@@ -169,14 +169,7 @@ def compensation_bars(row: pd.Series, *, layer: str = "", theme: Theme = "light"
     else:
         finding = f"Compensation recovered {words.percent(float(recovered), 0)} of what a refit would"
     what = f"Error against the dense model's output{words.of(layer)}; right: methods at the same sparsity"
-    caption = (
-        f"Relative error: {words.number(error)} in the checkpoint, {words.number(alone)} without compensation, "
-        f"{words.number(refit)} by a least-squares refit of the kept weights."
-    )
-    if methods:
-        best = min(methods, key=lambda name: float(row[name]))
-        named = looks[best].label
-        caption += f" The best method at this sparsity, {named}, has {words.number(float(row[best]))}."
+    caption = f"On calibration tokens. The refit of the kept weights takes {REFIT_STEPS} steps of conjugate gradients."
     data = pd.DataFrame({"what": labels, "relative_error": values})
     axes = {"x": "", "y": "relative error", "height": 420}
     return style.finish(figure, theme, finding, what, caption, "Bars of errors of one layer", data, **axes)

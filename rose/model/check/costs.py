@@ -52,10 +52,10 @@ class Costs:
     """Errors of one layer, ‖X_d Wᵀ − X_p Vᵀ‖² / ‖X_d Wᵀ‖² of calibration tokens where nothing else is said.
 
     Attributes:
-        error, held_out_error: of V, as it was found.
+        error, held_out_error: of V.
         dense_input_error: of V where its inputs are those of the dense model: ‖X_d (W − V)ᵀ‖² / ‖X_d Wᵀ‖².
         mask: of the dense weights under V's mask.
-        possible_error: the least that the mask allows, by a refit of all kept weights.
+        possible_error: of a least-squares refit of all kept weights.
         methods: what methods reach at the same sparsity, by name.
         wanda: of Wanda's mask, where that was asked for.
         opposite: where V is worse than its mask alone, of as much compensation with the other sign.
@@ -169,8 +169,8 @@ class Yardsticks:
 
     def promising(self) -> list[Attempt]:
         """Attempts in the order of their success, without those that have had none."""
-        known = [one for one in self.attempts if one.hits or one.made < GIVEN_UP]
-        return sorted(known, key=lambda one: -one.hits)
+        attempts = [attempt for attempt in self.attempts if attempt.hits or attempt.made < GIVEN_UP]
+        return sorted(attempts, key=lambda attempt: -attempt.hits)
 
     def __post_init__(self) -> None:
         """Raises RoseError for methods or a block size that there are not."""
@@ -184,17 +184,17 @@ class Yardsticks:
         None without a mask or methods."""
         mask = after == 0
         judge = _Judge(weight, after, inputs, held_out)
-        wanted, _ = corrected_weight(weight, inputs.statistics, inputs.gap, self.target_damping)
-        trial = _Trial(self, weight, wanted, mask, _pattern_of(change, self.block_size), inputs)
+        corrected, _ = corrected_weight(weight, inputs.statistics, inputs.gap, self.target_damping)
+        trial = _Trial(self, weight, corrected, mask, _pattern_of(change, self.block_size), inputs)
         if mask.any():
             matrix = damped_hessian(inputs.statistics, DAMPING).matrix
-            start = wanted if change.moved == 0 else after.float()
-            best = solve_on_support(wanted, mask, matrix, start, REFIT_STEPS)
+            start = corrected if change.moved == 0 else after.float()
+            best = solve_on_support(corrected, mask, matrix, start, REFIT_STEPS)
             aims = {method: DENSE if method == RECOMMENDED else LAYER for method in self.methods}  # as users run them
             pruned = {method: trial.prune(method, aim) for method, aim in aims.items()}
             trial.try_again()
         else:
-            best, pruned = wanted, {}
+            best, pruned = corrected, {}
         wanda, bare = pruned.get("wanda"), weight.masked_fill(mask, 0)
         error, alone = judge.error(after), judge.beside(bare)
         costs = Costs(
@@ -203,7 +203,7 @@ class Yardsticks:
             dense_input_error=_dense_input_error(weight, after, inputs),
             mask=alone,
             possible_error=judge.error(best),
-            methods={method: judge.error(found) for method, found in pruned.items()},
+            methods={method: judge.error(other) for method, other in pruned.items()},
             wanda=None if wanda is None else judge.beside(wanda),
             opposite=judge.beside(2 * bare - after) if mask.any() and error > alone.error else None,
             massive=MassiveActivation.find(weight, after, inputs.statistics, inputs.dense_hessian),
@@ -217,7 +217,7 @@ class _Trial:
 
     yardsticks: Yardsticks
     weight: Tensor
-    wanted: Tensor
+    corrected: Tensor  # W*
     mask: Tensor
     pattern: Pattern
     inputs: LayerInputs
@@ -232,12 +232,12 @@ class _Trial:
         made = make_settings(method, sparsity=self.pattern, block_size=self.yardsticks.block_size)
         settings = replace(made, measures=False, known=known, products=self.yardsticks.products)
         result = self._run(known.weight, settings, aim)
-        found = same_removed(self.mask, result.mask.to(self.mask.device))
+        shared = same_removed(self.mask, result.mask.to(self.mask.device))
         self.done.add((method, aim))
         # Where inputs are still those of the dense model both targets are one.
         for target in (LAYER, DENSE) if known.weight.equal(self.weight) and aim == DENSE else (TARGET[aim],):
-            best = self.tried.get((method, target), found)
-            self.tried[method, target] = max(found, best, key=lambda one: one.jaccard)
+            best = self.tried.get((method, target), shared)
+            self.tried[method, target] = max(shared, best, key=lambda removal: removal.jaccard)
         return result.weight
 
     def _weight_for(self, aim: str) -> Tensor:
@@ -246,14 +246,14 @@ class _Trial:
             return self.weight
         if aim == STREAM:
             assert self.inputs.stream is not None
-            mu, known = self.yardsticks.target_damping, self.inputs.statistics
-            return corrected_weight(self.weight, known, self.inputs.stream, mu)[0].to(self.weight.dtype)
-        return self.wanted.to(self.weight.dtype)
+            mu, statistics = self.yardsticks.target_damping, self.inputs.statistics
+            return corrected_weight(self.weight, statistics, self.inputs.stream, mu)[0].to(self.weight.dtype)
+        return self.corrected.to(self.weight.dtype)
 
     @property
     def nearest(self) -> Recognized | None:
         """None where nothing was tried; of equals the first."""
-        best = max(self.tried, key=lambda one: self.tried[one].jaccard, default=None)
+        best = max(self.tried, key=lambda key: self.tried[key].jaccard, default=None)
         return Recognized(*best, self.tried[best], self.tried) if best else None
 
     def _run(self, weight: Tensor, settings: Settings, aim: str) -> LayerResult:
@@ -275,7 +275,8 @@ class _Trial:
             if self.nearest is None or self.nearest.shared.jaccard >= EXACT:
                 return
             aim = self._aim_here(attempt.aim)
-            methods = [one for one in attempt.methods if one in self.yardsticks.methods and (one, aim) not in self.done]
+            asked = (method for method in attempt.methods if method in self.yardsticks.methods)
+            methods = [method for method in asked if (method, aim) not in self.done]
             is_others = self.nearest.is_same and self.nearest.method not in attempt.methods
             if not methods or (attempt.costs_much and is_others):
                 continue
@@ -293,13 +294,13 @@ class _Trial:
 
 
 def _error_by(
-    weight: Tensor, known: LayerInputs, towards: InputGap | OutputGap | None = None
+    weight: Tensor, inputs: LayerInputs, towards: InputGap | OutputGap | None = None
 ) -> Callable[[Tensor], float]:
     """The error of a weight in place of W: ‖X_d Wᵀ − X_p Vᵀ‖² / ‖X_d Wᵀ‖², or `towards` another target than X_d Wᵀ."""
-    gap, energy = (towards or known.gap).of(weight), quadratic_form(weight, known.statistics.hessian)
+    gap, energy = (towards or inputs.gap).of(weight), quadratic_form(weight, inputs.statistics.hessian)
 
     def error(other: Tensor) -> float:
-        change = quadratic_form(difference(weight, other), known.statistics.hessian)
+        change = quadratic_form(difference(weight, other), inputs.statistics.hessian)
         return target_error(weight, other, gap, change_energy=change, dense_energy=energy)
 
     return error
@@ -307,31 +308,30 @@ def _error_by(
 
 class _Judge:
     """Errors of weights in place of W, on calibration and on held-out tokens, and towards what the stream lacks; the
-    last as it was `found` of V, `after`."""
+    last also of V, `after`."""
 
     def __init__(self, weight: Tensor, after: Tensor, inputs: LayerInputs, held_out: LayerInputs | None) -> None:
         self.error = _error_by(weight, inputs)
         self.held_out = _error_by(weight, held_out) if held_out else None
         self.stream = _error_by(weight, inputs, inputs.stream) if inputs.stream else None
-        self.found = self.stream(after) if self.stream else nan
+        self.stream_error = self.stream(after) if self.stream else nan
 
     def beside(self, other: Tensor) -> Rival:
         return Rival(
             self.error(other),
             self.held_out(other) if self.held_out else None,
-            ratio(self.found, self.stream(other)) if self.stream else None,
+            ratio(self.stream_error, self.stream(other)) if self.stream else None,
         )
 
 
-def _dense_input_error(weight: Tensor, after: Tensor, known: LayerInputs) -> float:
-    return ratio(
-        quadratic_form(difference(weight, after), known.dense_hessian), quadratic_form(weight, known.dense_hessian)
-    )
+def _dense_input_error(weight: Tensor, after: Tensor, inputs: LayerInputs) -> float:
+    hessian = inputs.dense_hessian
+    return ratio(quadratic_form(difference(weight, after), hessian), quadratic_form(weight, hessian))
 
 
 def _pattern_of(change: WeightChange, block_size: int) -> Pattern:
     """The pattern to prune to for comparison: N:M where the mask is N:M, else its share of zeros."""
-    found = change.pattern
-    if found.name == "N:M" and not found.broken and block_size % found.of == 0:
-        return Pattern(1 - found.keep / found.of, found.keep, found.of)
+    pattern = change.pattern
+    if pattern.name == "N:M" and not pattern.broken and block_size % pattern.of == 0:
+        return Pattern(1 - pattern.keep / pattern.of, pattern.keep, pattern.of)
     return Pattern(change.sparsity)

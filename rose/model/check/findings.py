@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,8 @@ def _unmeasured(layers: pd.DataFrame, summary: Mapping[str, Any]) -> str:
 def lines(check: CheckpointCheck, name: Callable[[str], str] = str) -> list[tuple[str, str]]:
     """What a line is about, and what it says: one for each wrong tensor, or for a verdict that many wrong ones share;
     then one for each other verdict, the most frequent last. `name` shows the name of a tensor."""
-    tensors = pd.concat([check.layers.rename(columns={"layer": "name"}), check.others[check.others["is_wrong"]]])
+    others = check.others[check.others["is_wrong"]]
+    tensors = pd.concat([check.layers.rename(columns={"layer": "name"}), others], ignore_index=True)
     tensors = tensors.assign(name=tensors["name"].map(name), is_wrong=tensors["is_wrong"].astype(bool))
     wrong_lines, other_lines = [], []
     for verdict in VERDICTS:
@@ -115,17 +117,17 @@ def _in_common(rows: pd.DataFrame) -> str:
     if rows["reason"].nunique() == 1:
         return str(rows["reason"].iloc[0])
     texts = _like(rows)
-    wrong = rows[rows["is_wrong"]]
-    if len(wrong):
-        which = "" if len(wrong) == len(rows) else f"{sentence(word(len(wrong)))} of them are wrong. "
-        texts.append(f"{which}{wrong['name'].iloc[0]}, for example: {wrong['reason'].iloc[0]}")
     if rows["zeros"].any():
         pattern = f", {says_pattern(rows['pattern'].iloc[0])}" if rows["pattern"].nunique() == 1 else ""
-        texts.append(f"{_range(rows['sparsity'], percent)} zeros{pattern}.")
-        texts.append(_kept(rows))
+        texts += [f"{_range(rows['sparsity'], percent)} zeros{pattern}.", _kept(rows)]
     if "error" in rows and rows["error"].notna().any():
         texts.append(f"Errors {_range(rows['error'], number)}, median {number(float(rows['error'].median()))}.")
-    return " ".join(texts) or f"{rows['name'].iloc[0]}, for example: {rows['reason'].iloc[0]}"
+    wrong = rows[rows["is_wrong"]]
+    if len(wrong) or not texts:
+        example = rows.loc[wrong.index[0] if len(wrong) else rows.index[0]]
+        which = f"{sentence(word(len(wrong)))} of them are wrong. " if 0 < len(wrong) < len(rows) else ""
+        texts.append(f"{which}{example['name']}, for example: {example['reason'].partition('. ')[0].rstrip('.')}.")
+    return " ".join(texts)
 
 
 def _kept(rows: pd.DataFrame) -> str:
@@ -170,8 +172,8 @@ def findings(check: CheckpointCheck) -> list[str]:
     sentences += _errors(layers) + _maker(summary)
     if "perplexity_after" in summary:
         sentences += says_perplexity(summary)[1:]
-    if summary["drift"]:
-        sentences.append(f"Drift after the last decoder block: {number(summary['drift'][-1]['drift'])}.")
+    if summary["drift"] and math.isfinite(drift := summary["drift"][-1]["drift"]):
+        sentences.append(f"Drift after the last decoder block: {number(drift)}.")
     return sentences
 
 

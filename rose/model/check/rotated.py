@@ -55,25 +55,25 @@ def align(block: nn.Module, pairs: Sequence[Pair], width: int | None) -> Aligned
     strange = {pair[0].name for pair in plain if _is_strange(*pair)}
     if not width or len(strange) == len(plain):
         return None  # another model's block: a rotation leaves all but values and outputs as they were
-    found: list[tuple[ValueHeads, Tensor]] = []
+    rotated: list[tuple[ValueHeads, Tensor]] = []
     for values, output in combinations(plain, 2):  # in the order of modules
         if output[0].name in strange and (heads := _heads(output, values, width)) is not None:
             rotations = _rotations(heads, output[1].weight, values[1].weight)
             if rotations is not None:
-                found.append((heads, rotations))
+                rotated.append((heads, rotations))
                 strange.remove(output[0].name)
-    if not found:
+    if not rotated:
         return None
     twin = twin_of(block)
-    for heads, rotations in found:
+    for heads, rotations in rotated:
         heads.rotate_in(twin, rotations)
     own = {id(pair[0]): replace(pair[0], module=twin.get_submodule(pair[0].projection)) for pair in plain}
-    outputs = tuple(heads.output.name for heads, _ in found)
+    outputs = tuple(heads.output.name for heads, _ in rotated)
     return Aligned(
         twin,
         [(own.get(id(before), before), after) for before, after in pairs],
         outputs,
-        (*outputs, *(heads.values.name for heads, _ in found)),
+        (*outputs, *(heads.values.name for heads, _ in rotated)),
     )
 
 
