@@ -56,6 +56,7 @@ from .model.tune.task import TuneReport as TuneReport
 from .model.walk.walk import collect_statistics as collect_statistics
 from .model.walk.walk import visit_blocks as visit_blocks
 from .plugins import load_plugins as load_plugins
+from .recipe.file import Recipe as Recipe
 from .report import LayerRecord as LayerRecord
 from .report import RunReport as RunReport
 from .structured.methods import STRUCTURED as STRUCTURED

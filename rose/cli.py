@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(spec: Spec, more: Sequence[str], console: Output, rank: int) -> int | None:
     """Imports the command and does its work; of several processes only the first prints results."""
     if spec.run == "run":
-        recipe = Recipe.read(spec.recipe, *spec.changes)  # type: ignore[attr-defined]
+        recipe = Recipe.read(spec.recipe, *spec.changes, is_placed=True)  # type: ignore[attr-defined]
         command: Any = import_module("rose.commands.run")
         work: Any = lambda: command.run(recipe, console)  # noqa: E731
     else:

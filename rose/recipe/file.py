@@ -62,9 +62,9 @@ class Recipe:
     steps: tuple[Spec, ...]
 
     @classmethod
-    def read(cls, path: str | Path, *changes: str) -> Recipe:
+    def read(cls, path: str | Path, *changes: str, is_placed: bool = False) -> Recipe:
         """Reads a recipe.yaml, or the one in a folder, and then changes fields of it, each as "NAME=VALUE" or, of
-        several steps, "2.NAME=VALUE".
+        several steps, "2.NAME=VALUE". It may leave open where the result goes unless `is_placed`.
 
         Raises:
             RoseError: no recipe, one of a later version, or one with a field, a type or a value that it cannot have.
@@ -74,22 +74,24 @@ class Recipe:
         if not place.is_file():
             raise RoseError(f"There is no recipe {place}; name a recipe.yaml, or a folder that has one.")
         if place.stat().st_size > LARGEST:
-            raise RoseError(f"{place} is larger than {LARGEST} bytes, so it is no recipe.")
-        return cls.parse(place.read_text(encoding="utf-8", errors="replace"), *changes, name=str(place))
+            raise RoseError(f"{place} is larger than {LARGEST} bytes, so it is not a recipe.")
+        return cls.parse(
+            place.read_text(encoding="utf-8", errors="replace"), *changes, name=str(place), is_placed=is_placed
+        )
 
     @classmethod
-    def parse(cls, text: str, *changes: str, name: str = "This", is_placed: bool = True) -> Recipe:
-        """As `read`, from the text of a file; it may leave open where the result goes unless `is_placed`."""
+    def parse(cls, text: str, *changes: str, name: str = "This text", is_placed: bool = False) -> Recipe:
+        """As `read`, from the text of a file."""
         try:
             data = yaml.load(text, _Loader)
         except (yaml.YAMLError, ValueError, RecursionError) as problem:
             where = getattr(problem, "problem_mark", None)
             line = f", line {where.line + 1}" if where else ""
             why = getattr(problem, "problem", None) or str(problem).partition("\n")[0][:100]
-            raise RoseError(f"{name} is no recipe{line}: {why}; write NAME: VALUE lines.") from None
+            raise RoseError(f"{name} is not a recipe{line}: {why}; write NAME: VALUE lines.") from None
         if not isinstance(data, dict) or not all(isinstance(field, str) for field in data):
             raise RoseError(
-                f"{name} is no recipe; it must have lines NAME: VALUE, the first of them recipe: {VERSION}."
+                f"{name} is not a recipe; it must have lines NAME: VALUE, the first of them recipe: {VERSION}."
             )
         version = data.pop("recipe", None)
         if type(version) is not int or version < 1:
@@ -130,7 +132,7 @@ class Recipe:
         from rose.commands.run import run_recipe  # with torch and transformers
 
         changes = [f"{name}={place}" for name, place in places.items()]
-        return run_recipe(Recipe.parse(str(self), *changes) if changes else self)
+        return run_recipe(Recipe.parse(str(self), *changes, is_placed=True))
 
 
 def _change(steps: Sequence[dict[str, Any]], changes: Sequence[str], *, is_placed: bool) -> list[Spec]:

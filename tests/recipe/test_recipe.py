@@ -1,0 +1,162 @@
+"""Recipes: what they refuse and in which sentence, that they come back as they were, and that they run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import rose
+from rose import cli
+from rose.recipe import Recipe
+from rose.recipe.options import add_options, read_options
+from rose.recipe.spec import Spec
+from rose.recipe.steps import Analyze, Check, Evaluate, Prune, Slim, Tune
+from rose.recipe.tools import COMMANDS, SPECS
+from rose.tensor_files import digest
+from tests.tiny import save_tiny_llama
+
+PRUNE = "recipe: 1\nrun: prune\n"
+SMALL = {"samples": 4, "length": 48, "held_out": 2}
+REFUSED = {  # text, changes, sentence
+    "no YAML": ("a: [", [], "line 1"),
+    "no mapping": ("prune", [], "it must have lines NAME: VALUE"),
+    "no version": ("run: prune", [], "does not say which version of recipes it is"),
+    "later version": ("recipe: 2\nrun: prune", [], "a recipe of version 2, and this program reads version 1"),
+    "version of another type": ("recipe: yes\nrun: prune", [], "does not say which version"),
+    "unknown run": ("recipe: 1\nrun: magic", [], "one of analyze, prune, slim"),
+    "no steps": ("recipe: 1\nsteps: []", [], "must be a list of steps"),
+    "fields beside steps": ("recipe: 1\nrun: prune\nsteps: [{run: prune}]", [], "and nothing beside it"),
+    "unknown field": (PRUNE + "sampels: 3", ["output=x"], "Prune has no field 'sampels'; did you mean samples?"),
+    "wrong type": (PRUNE + "samples: [1]", ["output=x"], "samples must be a whole number from 1 to 65536, not [1]."),
+    "truth for a number": (PRUNE + "samples: true", ["output=x"], "samples must be a whole number"),
+    "out of range": (PRUNE + "samples: 0", ["output=x"], "samples must be a whole number from 1 to 65536, not 0."),
+    "not a number": (PRUNE + "damping: .nan", ["output=x"], "damping must be a number of at least 0, not nan."),
+    "choice": (PRUNE + "target: other", ["output=x"], "target must be one of dense, layer, not 'other'."),
+    "method": (PRUNE + "method: magic", ["output=x"], "There is no method named 'magic'"),
+    "option of a method": (PRUNE + "options: {effort: 99}", ["output=x"], "The option effort must be a whole number"),
+    "fields that do not fit": (PRUNE + "target: layer\ntarget_damping: 1", ["output=x"], "Only target dense"),
+    "nowhere to write": (PRUNE, [], "does not say where the result goes; add output=FOLDER."),
+    "change of nothing": (PRUNE, ["foo=3", "output=x"], "The field 'foo' is in no step."),
+    "change of two steps": (
+        "recipe: 1\nsteps: [{run: slim}, {run: prune}]",
+        ["seed=3", "output=x"],
+        "The field 'seed' is in 2 steps; write 1.seed=VALUE for the first.",
+    ),
+    "no change": (PRUNE, ["samples"], "A change of a recipe is NAME=VALUE, not 'samples'."),
+    "alias": ("recipe: 1\na: &x [1]\nb: *x", [], "an alias is not allowed"),
+    "tag": ("recipe: 1\nrun: !!python/object/apply:os.system [ls]", [], "is not a recipe"),
+    "field twice": ("recipe: 1\nrun: prune\nrun: slim", [], "'run' stands twice"),
+    "long number": (PRUNE + "samples: " + "9" * 5000, ["output=x"], "is not a recipe"),
+    "code of a repository": (PRUNE + "trust_remote_code: true", ["output=x"], "cannot ask for code of a repository"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_bad_recipe_is_refused_in_one_sentence(case: str) -> None:
+    text, changes, sentence = REFUSED[case]
+    with pytest.raises(rose.RoseError) as refused:
+        Recipe.parse(text, *changes, is_placed=True)
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+EXAMPLES: list[Spec] = [
+    Prune(output="x", options={"effort": 2}, layers=("*.o_proj",), bits=4, group="row", tune=None),
+    Prune(output="x", method="rose", order="random:3", budget="layer", sparsity="2:4", target="layer"),
+    Slim(output="x", prune="0.5", parts=("heads",), tune=3),
+    Tune(output="x", pruned="half", dense="smollm2-135m", minutes=2.5, layers=("a b",)),
+    Analyze(methods=("wanda", "rose"), rotate="heads"),
+    Check(dense="smollm2-135m", pruned=("a", "b"), calibration="packaged", samples=3),
+]
+
+
+@pytest.mark.parametrize("step", EXAMPLES, ids=lambda step: step.run)
+def test_a_recipe_comes_back_as_it_was(step: Spec) -> None:
+    text = str(Recipe((step,)))
+    again = Recipe.parse(text, *(["output=x"] if "output" in step.model_fields_set else []))
+    assert again.steps == (step,)
+    assert str(again) == text
+
+
+def test_every_field_says_what_it_is_and_has_a_default_that_it_takes() -> None:
+    for spec in COMMANDS.values():
+        for name, field in spec.fields().items():
+            assert field.description, (spec.run, name)
+            if not field.is_required and field.default is not None:
+                assert name in spec.model_fields
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_options_of_the_command_line_are_the_fields(spec: type[Spec]) -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    add_options(parser, spec)
+    needed = {"dense": "d", "pruned": "p", "evaluate": "packaged"}
+    given: list[str] = ["--text", "packaged"] if spec is Evaluate else []
+    for name, field in spec.fields().items():
+        if field.is_required:
+            value = needed.get(name, "x")
+            given += [value] if field.extra["form"] == "place" else [field.option, value]
+    asked = read_options(spec, parser.parse_args(given))
+    assert asked.to_dict().keys() == {name for name, field in spec.fields().items() if field.extra["kept"]}
+    assert set(asked.given) - {"text"} == {name for name, field in spec.fields().items() if field.is_required}
+
+
+def test_later_steps_take_what_earlier_ones_have_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(save_tiny_llama(tmp_path / "model"))
+    sizes = "".join(f"  {name}: {value}\n" for name, value in SMALL.items())
+    (tmp_path / "recipe.yaml").write_text(
+        f"recipe: 1\nsteps:\n- run: slim\n  model: {model}\n  ratio: 0.2\n{sizes}"
+        f"- run: prune\n  sparsity: 0.5\n  block_size: 16\n  method: sparsegpt\n{sizes}"
+        f"- run: tune\n  epochs: 1\n{sizes}- run: prune\n  sparsity: 0\n  bits: 4\n  group: row\n{sizes}"
+    )
+    assert cli.main(["run", str(tmp_path), f"output={tmp_path / 'out'}"]) == 0
+    assert "Step 4 of 4: prune" in capsys.readouterr().out
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    name = "model.layers.0.mlp.gate_proj.weight"
+    assert weights[name].shape[0] < load_file(tmp_path / "model" / "model.safetensors")[name].shape[0]
+    assert float((weights[name] == 0).float().mean()) == pytest.approx(0.5, abs=0.05)
+    assert len(weights[name][0].unique()) <= 16
+    written = Recipe.read(tmp_path / "out", "output=again")
+    assert [step.run for step in written.steps] == ["slim", "prune", "tune", "prune"]
+    assert not list(tmp_path.glob(".out-*"))  # nothing of the steps between stays
+
+
+def test_a_recipe_gives_the_same_weights_from_another_folder_and_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny_llama(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--samples", "4", "--length", "48", "--held-out", "2", "--block-size", "16", "--calibration", "text.txt"]
+    assert cli.main(["prune", "--model", "./model", *sizes, "--sparsity", "0.5", "--output", "first"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    def stop(*_given: object, **_more: object) -> None:
+        raise KeyboardInterrupt
+
+    again = ["run", "../first", "output=second", "checkpoint=kept"]
+    with monkeypatch.context() as patched:
+        patched.setattr(rose, "save_model", stop)
+        assert cli.main(again) == 130
+    assert cli.main(again) == 0
+    first, second = (load_file(folder / "model.safetensors") for folder in (tmp_path / "first", Path("second")))
+    assert digest(first) == digest(second)
+    assert (tmp_path / "first" / "recipe.yaml").read_text() == Path("second/recipe.yaml").read_text()
+    report = rose.Recipe.read(tmp_path / "first", "sparsity=0.25").run(output=tmp_path / "third")
+    assert report.summary["removed_fraction"] == pytest.approx(0.25, abs=1e-3)
+    assert json.loads((tmp_path / "third" / "report.json").read_text())["recipe"]["sparsity"] == "0.25"
+
+
+@pytest.mark.parametrize("given", [["--help"], ["run", "--help"], ["prune", "--output", "x", "--samples", "0"]])
+def test_what_is_declared_is_answered_without_torch(given: list[str], tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from rose.cli import main; sys.exit(main({given!r}))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "torch was imported" not in ended.stderr
+    assert ended.returncode == (2 if "0" in given else 0), ended.stderr
