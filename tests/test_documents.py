@@ -10,7 +10,7 @@ import pytest
 
 import rose
 from rose import cli
-from tests import document_figures, document_studies
+from tests import document_figures, document_recipes, document_studies
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -51,6 +51,10 @@ def test_the_public_interface_is_typed(name: str) -> None:
     signature = inspect.signature(public(name))  # type: ignore[arg-type]
     assert signature.return_annotation is not inspect.Signature.empty
     assert all(parameter.annotation is not parameter.empty for parameter in signature.parameters.values())
+
+
+def test_the_table_of_fields_is_that_of_the_recipes() -> None:
+    assert document_recipes.PAGE.read_text() == document_recipes.whole(document_recipes.PAGE.read_text())
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -232,7 +232,7 @@ def test_the_app_prunes_by_it(named: Path, checkpoint: str) -> None:
     request = PruneRequest(methods=("largest",), sparsities=("0.5",), windows=2, window_length=16)
     run = finish(PruningRun(setup, request, lambda: LoadedModel(*rose.load_model(checkpoint), threading.Lock())))
     (outcome,) = run.copies
-    assert outcome.label == "Largest first at 0.5"
+    assert outcome.name == "Largest first at 0.5"
     bars = methods.perplexity_bars([outcome.result], dense=outcome.perplexity)
     assert "Largest first" in bars.caption
     assert "Largest first" in methods.layer_map(layer_table(run.models), outcome.case.method).figure.to_json()
