@@ -25,7 +25,7 @@ NEGATED, OTHERS, OTHERS_NEGATED, SHIFTED, REVERSED, CONSTANT, SCALED, UNLIKE_DEN
     *("negated", "another one's", "another one's, negated", "shifted", "reversed", "constant", "scaled", "unlike"),
     *("empty", "other count", "changed", "absurd"),
 )
-TELLING = 16  # kept weights from which on a direction tells something
+TELLING, FEW = 16, 4  # kept weights from which on a direction tells something, where weights moved or stayed
 STILL, MOVED = 2**-7, 0.1  # residuals by weights below which differences tell nothing, where weights stayed or moved
 ROW_ANGLE = 15.0  # of the layer's median tangent
 ROW_SCALE = 3.0  # logarithm of a slope by tangent
@@ -37,6 +37,7 @@ ONE_RESIDUAL, SEVERAL = 1000.0, 3  # r² / s² of a weight where weights stayed,
 LARGEST = 16.0  # times the largest dense weight
 PRIOR = 8  # weights of the layer's mean that a variance begins with
 EXPLAINED = 0.7  # cosine with other dense weights that explains a part
+TRADED = 0.85  # the same of a column that was compensated, as collinear inputs trade weights
 CHANCE = 5.0  # standard deviations of a cosine of random directions
 SEARCHED = 1024  # parts whose source is looked for
 LIKE_ITSELF = 1.0  # logarithm of a slope by tangent, of a column that was turned round whole
@@ -171,10 +172,15 @@ class _Layer:
         return replace(self, was=self.was * ordinary, now=self.now * ordinary)
 
     @property
+    def telling(self) -> int:
+        """Kept weights from which on the direction of a row or column tells something."""
+        return FEW if self.floor == STILL else TELLING
+
+    @property
     def tangent(self) -> float:
         """The usual one of the angle between a column of V and one of W."""
         energy, product, square = (x.sum(0) for x in (self.was**2, self.was * self.now, self.now**2))
-        known = (self.now != 0).sum(0) >= TELLING
+        known = (self.now != 0).sum(0) >= self.telling
         tangent = _tangent(product / (energy * square).sqrt().clamp_min(1e-30))
         return float(tangent[known].median()) if known.any() else 0.0
 
@@ -185,7 +191,7 @@ class _Layer:
         counts = (self.now != 0).sum(1)
         cosine = product / (energy * square).sqrt().clamp_min(1e-30)
         tangent = _tangent(cosine)
-        known = counts >= TELLING
+        known = counts >= self.telling
         if not known.any():
             return self._whole(-product > NEGATIVE[1, 128], 1)
         scale = (product / energy.clamp_min(1e-30)).abs()
@@ -198,7 +204,7 @@ class _Layer:
         """Numbers of columns of another direction than the layer's, and where kept weights did not move of any other
         scale."""
         energy, product, square = (x.sum(0) for x in (self.was**2, self.was * self.now, self.now**2))
-        known = (self.now != 0).sum(0) >= TELLING
+        known = (self.now != 0).sum(0) >= self.telling
         if not known.any():
             return self._whole(known, 0)
         tangent = _tangent(product / (energy * square).sqrt().clamp_min(1e-30))
@@ -290,8 +296,9 @@ def _named(axis: str, layer: _Layer, was: Tensor, now: Tensor, numbers: Tensor) 
             cosine=cosine,
             factor=float(vector @ dense) / max(energy, 1e-30) / layer.slope,
         )
+        least = TRADED if axis == COLUMN and layer.floor == MOVED else EXPLAINED
         part = _explained(
-            part, dense, vector, *((int(of[place]), float(like[place])) for of, like in (sources, shifts))
+            part, dense, vector, least, *((int(of[place]), float(like[place])) for of, like in (sources, shifts))
         )
         if part.kind == UNLIKE_DENSE:
             tangent = float(_tangent(torch.tensor(abs(cosine))))
@@ -308,16 +315,17 @@ def _named(axis: str, layer: _Layer, was: Tensor, now: Tensor, numbers: Tensor) 
 
 
 def _explained(
-    part: Misfit, dense: Tensor, vector: Tensor, source: tuple[int, float], shift: tuple[int, float]
+    part: Misfit, dense: Tensor, vector: Tensor, least: float, source: tuple[int, float], shift: tuple[int, float]
 ) -> Misfit:
     """With a kind, where other dense weights than its own explain a row or column, or where all its weights are one.
 
     Args:
+        least: cosine that explains something.
         source, shift: the dense row or column that it is most like, and how far it would have to go round; cosines.
     """
     kept = vector[vector != 0]
     number = (part.rows if part.axis == ROW else part.columns)[0]
-    needed = max(EXPLAINED, abs(part.cosine) + 0.4, CHANCE * max(1, part.kept) ** -0.5)
+    needed = max(least, abs(part.cosine) + 0.4, CHANCE * max(1, part.kept) ** -0.5)
     if part.kept > 1 and bool((kept == kept[0]).all()):
         return replace(part, kind=CONSTANT, value=float(kept[0]))
     if abs(source[1]) > needed and source[0] != number:

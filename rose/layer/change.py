@@ -78,6 +78,7 @@ class WeightChange:
         change: ‖V − W‖/‖W‖ over V's nonzeros.
         cosine: of the angle between V and W over V's nonzeros; 0 where V has none.
         grid: the grid that moved weights lie on, None where they lie on none.
+        slope: of V on W over V's nonzeros; 1 where V has none.
         fate: of a layer that is not like W, what became of it, else None; see `rose.layer.agreement.whole_fate`.
         misfits: parts that do not follow W as the rest of the layer does; see `rose.layer.agreement.misfits`.
         common: mean share of 32 columns at one and the same value other than 0: where zeros went that a grid moved.
@@ -97,6 +98,7 @@ class WeightChange:
     cosine: float
     grid: FoundGrid | None
     common: float
+    slope: float
     fate: str | None
     misfits: tuple[Misfit, ...] = ()
 
@@ -137,10 +139,11 @@ def weight_change(before: Tensor, after: Tensor) -> WeightChange:
     of_kept = was.masked_fill(zero, 0)
     differ = _count(now != of_kept)
     length, own = (torch.linalg.vector_norm(x).item() for x in (of_kept, now))
-    gap, alike = 0.0, float(length > 0)
+    gap, alike, slope = 0.0, float(length > 0), 1.0
     if differ:
         gap = torch.linalg.vector_norm(now - of_kept).item()
-        alike = torch.dot(now.flatten(), of_kept.flatten()).item() / (length * own) if length else 0.0
+        product = torch.dot(now.flatten(), of_kept.flatten()).item()
+        alike, slope = (product / (length * own), product / length**2) if length else (0.0, 1.0)
     rounded = rounded_to(of_kept, now) if differ and gap < ROUNDING * length else None
     moved = 0.0 if rounded else differ / max(1, now.numel() - _count(zero))
     removed = zero & finite if broken else zero
@@ -160,6 +163,7 @@ def weight_change(before: Tensor, after: Tensor) -> WeightChange:
         cosine=alike,
         grid=apparent_grid(now) if moved > 0.5 else None,
         common=common_value(now),
+        slope=slope,
         fate=whole_fate(was, now) if alike < UNLIKE and own and length else None,
         misfits=misfits(was, now) if differ or count > count_before else (),
     )

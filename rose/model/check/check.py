@@ -25,7 +25,7 @@ from rose.layer.target import target_damping
 from rose.model.check import verdicts
 from rose.model.check.costs import Costs, Recognized, Yardsticks
 from rose.model.check.findings import headline
-from rose.model.check.gone import find_gone
+from rose.model.check.gone import find_gone, output_projections, says_heads
 from rose.model.check.inputs import BlockInputs, LayerInputs, Pair, walk_both
 from rose.model.check.others import OtherTensor, others_in_block, others_outside
 from rose.model.check.rotated import sample
@@ -182,11 +182,14 @@ def check_checkpoint(
         if block.drift is not None:
             drifts.append({"block_index": block.index, "drift": block.drift})
     others += others_outside(*networks)
-    gone = find_gone({name: (each.layer, each.change) for name, each in measured.items()}, networks[0].config)
+    changes = {name: (each.layer, each.change) for name, each in measured.items()}
+    gone, outputs = find_gone(changes, networks[0].config), output_projections(changes, networks[0].config)
     by_weights = _judge_weights(measured)
     maker = _maker(measured, by_weights)
     judged = {
-        name: replace(verdict, reason=verdict.reason + ROTATED * (name in in_basis) + gone.of(name))
+        name: replace(
+            verdict, reason=verdict.reason + _says_more(name, measured[name], name in in_basis, outputs) + gone.of(name)
+        )
         for name, verdict in _judge(measured, by_weights).items()
     }
     summary = _summary(measured, judged) | {"gone": gone.row(), "drift": drifts, "rotated_heads": rotated}
@@ -254,6 +257,11 @@ def _measure(pair: Pair, block: BlockInputs, yardsticks: Yardsticks) -> _Measure
     if inputs is not None and not change.not_finite and not change.is_untouched:
         measured.costs, measured.nearest = yardsticks.measure(weight, after, change, inputs, held_out)
     return measured
+
+
+def _says_more(name: str, layer: _Measured, is_rotated: bool, outputs: Mapping[str, int]) -> str:
+    """Of a layer, after its verdict: whether its heads were rotated, and which heads have misfits."""
+    return ROTATED * is_rotated + says_heads(name, layer.change, outputs)
 
 
 def _finite(inputs: LayerInputs | None) -> LayerInputs | None:

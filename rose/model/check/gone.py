@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rose.layer.agreement import COLUMN, ROW
 from rose.layer.change import WeightChange
 from rose.model.network.heads import head_width
 from rose.model.network.layers import PrunableLayer
-from rose.wording import whole
+from rose.wording import listing, whole
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Gone:
 def find_gone(changes: Mapping[str, tuple[PrunableLayer, WeightChange]], config: Any) -> Gone:
     """What was taken out of a model; `config` is that of its language model."""
     whole = {name: change for name, (_, change) in changes.items() if change.zeros < change.size}
-    outputs = _output_projections(changes, config)
+    outputs = output_projections(changes, config)
     heads = {
         name: numbers
         for name, change in whole.items()
@@ -63,7 +64,7 @@ def find_gone(changes: Mapping[str, tuple[PrunableLayer, WeightChange]], config:
     )
 
 
-def _output_projections(changes: Mapping[str, tuple[PrunableLayer, WeightChange]], config: Any) -> dict[str, int]:
+def output_projections(changes: Mapping[str, tuple[PrunableLayer, WeightChange]], config: Any) -> dict[str, int]:
     """Columns of a head, by name of the layers that read all heads: the last layer of a module that has others."""
     try:
         heads, width = config.num_attention_heads, head_width(config)
@@ -77,6 +78,27 @@ def _output_projections(changes: Mapping[str, tuple[PrunableLayer, WeightChange]
         last[owner] = name
     names = (last[owner] for owner in several)
     return {name: width for name in names if width and changes[name][1].shape[1] == width * heads}
+
+
+def says_heads(layer: str, change: WeightChange, outputs: Mapping[str, int]) -> str:
+    """Which heads' rows or columns the misfits of a layer are, as a sentence; "" where they are not of whole heads.
+
+    Args:
+        outputs: columns of a head by output projection, see `output_projections`.
+    """
+    own = outputs.get(layer)
+    beside = next((width for name, width in outputs.items() if name.rpartition(".")[0] == layer.rpartition(".")[0]), 0)
+    axis, width = (COLUMN, own) if own else (ROW, beside)
+    numbers: set[int] = set()
+    for part in change.misfits:
+        first, last = part.columns if axis == COLUMN else part.rows
+        if width and part.axis == axis and not part.may_be_lawful:
+            numbers |= {*range(-(-first // width), (last + 1) // width)}
+    if not numbers:
+        return ""
+    return (
+        f" {axis.capitalize()}s of {'heads' if len(numbers) > 1 else 'head'} {listing([*map(str, sorted(numbers))])}."
+    )
 
 
 def _whole_runs(columns: tuple[int, ...], width: int) -> list[int]:

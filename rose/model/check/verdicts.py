@@ -43,6 +43,8 @@ CLEARLY = 1.1  # ratio of two errors that are not the same
 OTHER_TEXT = 1.5  # ratio to Wanda's error that compensation for another text does not come to where tokens agree
 MATTERS = 0.002  # of the layer's output: an error that is not so much larger than Wanda's is no fault
 COMPARED = ("sparsegpt", "rose")  # methods that a reason names
+SMALL, LARGE = 0.7, 1.8  # slopes of kept weights on dense ones that no sane layer has; theirs are 0.998 to 1.43
+EXACTLY = 0.02  # the same where all weights have one factor, which compensation does not leave
 CUT = 0.25  # share of the pruned layers that have lost whole rows, from which on that was meant
 COMMON = 0.3  # share of 32 columns at one value other than 0, which says that zeros were moved there
 
@@ -110,7 +112,7 @@ def judge_weights(change: WeightChange, peers: Peers) -> LayerVerdict:
 
 
 def _by_rules(change: WeightChange, peers: Peers) -> LayerVerdict:
-    for rule in (_numbers, _likeness, _pattern, _zeros, _parts, _sparsity, _mask_alone):
+    for rule in (_numbers, _likeness, _pattern, _zeros, _parts, _scale, _sparsity, _mask_alone):
         if verdict := rule(change, peers):
             return verdict
     if change.zeros <= change.zeros_before:
@@ -203,6 +205,13 @@ def _zeros(change: WeightChange, peers: Peers) -> LayerVerdict | None:
 def _parts(change: WeightChange, peers: Peers) -> LayerVerdict | None:
     wrong = [part for part in wrong_parts(change.misfits) if part.kind != EMPTY or not peers.are_cut]
     return LayerVerdict(PART_BROKEN, says_parts(wrong), True) if wrong else None
+
+
+def _scale(change: WeightChange, _peers: Peers) -> LayerVerdict | None:
+    is_multiple = change.cosine > 1 - EXACTLY**2 / 8 and abs(change.slope - 1) > EXACTLY
+    if change.zeros == change.size or (SMALL < change.slope < LARGE and not is_multiple):
+        return None
+    return LayerVerdict(OTHER_MODEL, f"Kept weights are {number(change.slope)} times as large as the dense ones.", True)
 
 
 def _sparsity(change: WeightChange, peers: Peers) -> LayerVerdict | None:

@@ -82,10 +82,13 @@ COLUMN_KINDS = (
     "those of the row before",
     "shifted by one column",
 )
-COLUMNS: dict[str, Plant] = {
-    name: lambda weight, at, size, generator, plant=ROWS[name]: plant(weight.T, at, size, generator)
-    for name in COLUMN_KINDS
-}
+
+
+def _of_columns(plant: Plant) -> Plant:
+    return lambda weight, at, size, generator: plant(weight.T, at, size, generator)
+
+
+COLUMNS = {name: _of_columns(ROWS[name]) for name in COLUMN_KINDS}
 
 
 def _tile(change: str) -> Callable[[Tensor, int, int, int, int, torch.Generator], None]:
