@@ -560,8 +560,8 @@ def name_of_run(method: str, asked: str, target: str = "dense") -> str:
     return f"{label_of(method)} at {asked}" + ("" if target == "dense" else f", target {target}")
 
 
-def read_reports(path: str, skip: Callable[[RoseError], Any] | None = None) -> list[RunReport]:
-    """Reads a report.json, the one in a folder, or those in the folders of a folder; RoseError names a bad file.
+def read_runs(path: str, skip: Callable[[RoseError], Any] | None = None) -> list[RunReport]:
+    """The runs of a report.json, the one in a folder, or those in the folders of a folder; RoseError names a bad file.
 
     Of several, each that cannot be read goes to `skip`, where that is given, and the others are read.
     """
@@ -577,15 +577,15 @@ def read_reports(path: str, skip: Callable[[RoseError], Any] | None = None) -> l
         )
     if len(files) > MOST_RUNS:
         raise RoseError(f"{place} holds {len(files)} runs; give a folder of at most {MOST_RUNS}, or a single one.")
-    reports = []
+    runs: list[RunReport] = []
     for file in files:
         try:
-            reports.append(RunReport.load(file))
+            runs += RunReport.load(file).runs
         except RoseError as problem:
             if skip is None or len(files) == 1:
                 raise
             skip(problem)
-    return reports
+    return runs
 
 
 def _check_version(data: Any, name: str) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 import rose
-from app.results.naming import read_runs
 from app.runs.checkpoints import saved_checkpoint
 from app.study.preflight import can_stream
 from rose.files import beside, check_small, reachable, write_atomically
 from rose.model.load.tokens import text_file
 from rose.output import check_file, check_folder, check_output, new_file, new_folder
+from rose.report import read_runs
 
 TOO_LONG = "x" * 5000
 

@@ -21,12 +21,13 @@ from app.figures.style import Drawing
 from app.results import pairs, shipping
 from app.results.drift import drift_finding, drift_table, knows_origin
 from app.results.html_page import ReportPage, to_html
-from app.results.naming import name_apart, read_runs
+from app.results.naming import name_apart
 from app.runs.request import HELD_OUT
 from rose import RunReport, verdicts
 from rose.environment import versions
 from rose.layer.defaults import THRESHOLD
 from rose.output import check_file, write_file
+from rose.report import read_runs
 
 
 def write_report(folders: Sequence[str], output: str | Path) -> list[str]:

@@ -4,7 +4,7 @@ Streamlit here."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from app import words
 from app.study import tables
 from app.study.study import Study
 from app.words import short_text
+from rose.environment import versions
 from rose.layer.methods import make_settings
 from rose.layer.paper import WIDEST, paper_figures
 from rose.layer.registry import METHODS, label_of
-from rose.report import read_reports
 
 TOTALS = (
     *("layers", "columnar_layers", "weights", "removed_fraction", "mean_relative_error", "mean_held_out_error"),
@@ -26,11 +26,6 @@ TOTALS = (
     *("layers_with_raised_damping", "seconds", "perplexity_before", "perplexity_after", "drift", "zero_shot"),
     *("block_parameters", "kept_block_parameters", "parameters", "kept_parameters", "made_with", "device"),
 )
-
-
-def read_runs(path: str, skip: Callable[[rose.RoseError], Any] | None = None) -> list[rose.RunReport]:
-    """The runs of the reports in a folder, see `rose.report.read_reports`."""
-    return [run for report in read_reports(path, skip) for run in report.runs]
 
 
 def runs_of_study(study: Study, threshold: float, layer: str | None = None) -> list[rose.RunReport]:
@@ -42,22 +37,15 @@ def runs_of_study(study: Study, threshold: float, layer: str | None = None) -> l
     before = study.records().drop_duplicates("layer")[["layer", "zeros_before"]]
     records = tables.error_records(overview).merge(overview[keys], on="layer").merge(before, on="layer")
     methods = list(dict.fromkeys(records["method"]))
-    results: dict[str, Any] = {"remarks": study.calibration.cautions}
     asked = setup.recipe([name for name in methods if name in METHODS], threshold)
-    recipe = {
-        "run": asked.run,
-        **{name: value for name, value in asked.to_dict().items() if value is not None},
-        "methods": methods,
-        **setup.origin,
-        **setup.drawn,
+    recipe = {"run": asked.run, **asked.to_dict(), "methods": methods}
+    recipe = {name: value for name, value in recipe.items() if value is not None}
+    results: dict[str, Any] = {
+        "remarks": study.calibration.cautions,
+        "held_out_samples": setup.held_out,
+        "made_with": study.kept.made_with if study.is_example and study.kept is not None else versions(),
         **({} if setup.layer_patterns is None else {"chosen_layers": setup.layers.strip()}),
-        "sparsity": setup.sparsity,
-        "block_size": setup.block_size,
-        "damping": setup.damping,
-        "threshold": threshold,
     }
-    if study.is_example and study.kept is not None:
-        results["made_with"] = study.kept.made_with
     if layer is not None and study.has(layer) and study.statistics(layer).columns <= WIDEST:
         weight, statistics = study.weight(layer), study.statistics(layer)
         settings = make_settings(**study.layer_options())

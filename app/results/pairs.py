@@ -209,12 +209,13 @@ def against_dense(run: RunReport) -> verdicts.Verdict | None:
 
 
 def cautions_of(runs: Sequence[RunReport]) -> list[str]:
-    """What `RunReport.remarks` says of them, each once, with the names of several runs that share it."""
+    """What `RunReport.remarks` says of them, each once, with the names of those that share it unless all do."""
     whose: dict[str, list[str]] = {}
     for run in runs:
         for caution in run.remarks:
             whose.setdefault(caution, []).append(run.name)
-    return [said if len(runs) == 1 else f"{words.listing(names)}: {said}" for said, names in whose.items()]
+    every = len(runs)
+    return [said if len(names) == every else f"{words.listing(names)}: {said}" for said, names in whose.items()]
 
 
 def says_perplexities(runs: Sequence[RunReport]) -> str:

@@ -11,7 +11,7 @@ from app import components, session, shared, words
 from app.figures import methods, palette, style
 from app.figures import methods as figures
 from app.forms.prune_choices import TARGETS
-from app.results import naming, prune_files
+from app.results import naming, pairs, prune_files
 from app.results.downloads import checkpoint_button, csv_button, file_button, report_button
 from app.results.drift_sections import DRIFT
 from app.results.shipping import Advice, advise, cost, what_loads, where
@@ -189,13 +189,8 @@ def summary(run: PruningRun, models: list[RunReport]) -> None:
             "- **Drift**: how far the hidden states after the last pruned decoder block are from the dense model's, "
             "‖h_p − h_d‖²/‖h_d‖² as a mean over held-out tokens."
         )
-    whose: dict[str, list[str]] = {}
-    for model in pruned:
-        for remark in model.remarks:
-            whose.setdefault(remark, []).append(model.name)
-    for remark, labels in whose.items():
-        of = "" if len(labels) == len(pruned) else f"{words.listing(labels)}: "
-        st.caption(words.plain(f"{of}{remark}"))
+    for remark in pairs.cautions_of(pruned):
+        st.caption(words.plain(remark))
     if any(model.summary.get("drift") for model in pruned):
         label = "Where these models drift from the dense one"
         view = {"runs_view": DRIFT}

@@ -17,6 +17,7 @@ from app.results.downloads import csv_button, report_button
 from app.results.pairs import Pair
 from app.runs import checked
 from rose import RunReport
+from rose.report import read_runs
 from rose.rows import without_formulas
 from rose.verdicts import on_other_windows
 
@@ -76,7 +77,7 @@ def _offered() -> list[RunReport]:
             with right:
                 drift_sections.compare_button()
     # Below, where what cannot be read is told with the expander closed, too, as it is where a link names the folders.
-    read = partial(naming.read_runs, skip=lambda problem: components.warning(f"Left out: {problem}"))
+    read = partial(read_runs, skip=lambda problem: components.warning(f"Left out: {problem}"))
     return [*saved(folders, read), *here]
 
 

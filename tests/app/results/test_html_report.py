@@ -18,6 +18,7 @@ from app.results import html_page, html_report, naming, pairs
 from rose import cli
 from rose.recipe import Recipe
 from rose.recipe.steps import Analyze
+from rose.report import read_runs
 from rose.rows import csv_text
 from tests.app.results.made_reports import made_report, saved
 from tests.app.tiny_study import COLUMNAR, measured_study
@@ -141,7 +142,7 @@ def test_an_error_that_is_no_number_is_told_beside_the_mean_without_it() -> None
 def test_held_out_errors_that_are_infinite_do_not_read_as_missing(tmp_path: Path) -> None:
     report = made_report()
     report.layers["held_out_error"] = float("inf")
-    for runs in (report.runs, naming.read_runs(str(saved(tmp_path, report)))):
+    for runs in (report.runs, read_runs(str(saved(tmp_path, report)))):
         assert "In all six layers the held-out error is infinite." in html_report.report_of(runs).findings
         assert not any("nothing was held out" in said for said in runs[0].remarks)
 
@@ -151,7 +152,7 @@ def test_a_task_without_accuracy_and_a_drift_that_overflowed_are_left_out(tmp_pa
     drift = [{"block_index": 0, "drift": float("inf"), "passed_on": 0.0, "arisen": 0.1}]
     report = made_report(zero_shot=tasks, drift=drift)
     (run,) = report.runs
-    assert naming.read_runs(str(saved(tmp_path, report)))[0].drift == run.drift == []
+    assert read_runs(str(saved(tmp_path, report)))[0].drift == run.drift == []
     assert "SparseGPT at 0.7 answers 50.0 % correctly, the mean over one zero-shot task." in html_report.run_findings(
         run
     )
@@ -242,7 +243,7 @@ def test_the_papers_figures_of_the_chosen_layer_go_along_and_are_checked(tmp_pat
     ]
     analysis = made_report(methods=["sparsegpt"], paper=asdict(paper))
     del analysis.summary["method"]
-    assert naming.read_runs(str(saved(tmp_path / "whole", analysis)))[0].paper == paper
+    assert read_runs(str(saved(tmp_path / "whole", analysis)))[0].paper == paper
     for broken in (
         {"visited": [0]},
         {"losses": [1.0], "visited": [0]},
@@ -253,7 +254,7 @@ def test_the_papers_figures_of_the_chosen_layer_go_along_and_are_checked(tmp_pat
     ):
         changed = analysis.with_summary(paper=asdict(paper) | broken)
         with pytest.raises(rose.RoseError, match="is not a report"):
-            naming.read_runs(str(saved(tmp_path / "broken", changed)))
+            read_runs(str(saved(tmp_path / "broken", changed)))
 
 
 def test_the_recipe_of_a_study_of_some_layers_names_them() -> None:

@@ -12,6 +12,7 @@ from app.results import naming, pairs
 from app.results.drift import drift_table
 from app.runs.checkpoints import saved_checkpoint
 from rose import cli
+from rose.report import read_runs
 from tests.app.results.made_reports import made_report, made_run, saved
 from tests.tiny import save_tiny_llama
 
@@ -34,7 +35,7 @@ def slim_record(*rows: dict[str, Any], **recipe: Any) -> rose.RunReport:
 
 def test_a_pruned_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
     report = made_report()
-    (run,) = naming.read_runs(str(saved(tmp_path / "here", report)))
+    (run,) = read_runs(str(saved(tmp_path / "here", report)))
     assert (run.name, run.kind, run.method) == ("SparseGPT at 0.7", "prune", "sparsegpt")
     assert run.by_layer["held_out_error"].tolist() == report.layers["held_out_error"].tolist()
     assert run.summary["drift"] == report.summary["drift"]
@@ -54,7 +55,7 @@ def test_a_folder_of_folders_gives_all_runs_and_an_analysis_one_for_each_method(
     saved(tmp_path / "a", made_report())
     both = pd.concat([made_report().layers, made_report("rose", 0.5).layers], ignore_index=True)
     rose.RunReport(both, {"methods": ["sparsegpt", "rose"], "sparsity": "0.7", "model": "tiny"}).save(tmp_path / "b")
-    runs = naming.read_runs(str(tmp_path))
+    runs = read_runs(str(tmp_path))
     assert [(run.kind, run.method) for run in runs] == [
         ("prune", "sparsegpt"),
         ("study", "sparsegpt"),
@@ -103,7 +104,7 @@ def test_what_was_slimmed_and_then_pruned_is_two_runs(tmp_path: Path, capsys: py
     options += ["--evaluate", "packaged", "--windows", "2", "--output", str(output)]
     assert cli.main(["slim", "--ratio", "0.3", "--prune", "0.5", *options]) == 0
     whole = rose.RunReport.load(output).summary
-    slimmed, pruned = naming.read_runs(str(output))
+    slimmed, pruned = read_runs(str(output))
     assert (slimmed.kind, pruned.kind) == ("slim", "prune")
     assert pruned.name == f"{slimmed.name}, then SparseGPT at 0.5"
     assert slimmed.summary["perplexity_after"] == whole["perplexity_slimmed"]
@@ -126,12 +127,12 @@ def test_accuracies_are_taken_from_the_file_beside_the_report(tmp_path: Path) ->
     saved(tmp_path, made_report())
     table = pd.DataFrame({"task": ["piqa"], "questions": [10], "accuracy": [0.5], "accuracy_error": [0.1]})
     table.to_csv(tmp_path / "zero_shot.csv", index=False)
-    (run,) = naming.read_runs(str(tmp_path))
+    (run,) = read_runs(str(tmp_path))
     assert run.zero_shot is not None
     assert run.zero_shot["accuracy"].tolist() == [0.5]
     (tmp_path / "zero_shot.csv").write_text("a,b\n1,2\n")
     with pytest.raises(rose.RoseError, match="zero-shot table names no task"):
-        naming.read_runs(str(tmp_path))
+        read_runs(str(tmp_path))
 
 
 @pytest.mark.parametrize(("target", "says"), [("layer", ", target layer"), ("dense", ""), ("", "")])
@@ -146,16 +147,16 @@ def test_one_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> Non
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "report.json").write_text("{}")
     with pytest.raises(rose.RoseError, match="broken"):
-        naming.read_runs(str(tmp_path))
+        read_runs(str(tmp_path))
     problems: list[rose.RoseError] = []
-    (run,) = naming.read_runs(str(tmp_path), problems.append)
+    (run,) = read_runs(str(tmp_path), problems.append)
     assert run.place == str(tmp_path / "whole")
     assert [str(tmp_path / "broken") in str(problem) for problem in problems] == [True]
 
 
 def test_no_report_and_no_text_are_refused(tmp_path: Path) -> None:
     with pytest.raises(rose.RoseError, match=r"no report\.json in .*; give a folder"):
-        naming.read_runs(str(tmp_path))
+        read_runs(str(tmp_path))
 
 
 def test_a_name_from_a_file_holds_nothing_that_a_page_obeys() -> None:

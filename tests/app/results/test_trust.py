@@ -16,7 +16,7 @@ from tests.app.study.test_checking import METHODS, checked
 from tests.app.tiny_study import BLOCK, COLUMNAR, begun, figures, measured_study, open_page, texts, tiny_model, titles
 from tests.model.families import make_model
 
-PAGE, ALL, OLD = "views/layer.py", "views/layers.py", "views/check.py"
+PAGE, ALL = "views/layer.py", "views/layers.py"
 
 pytestmark = pytest.mark.usefixtures("placed")
 
@@ -135,8 +135,7 @@ def test_nothing_held_out_is_said() -> None:
 
 
 def test_all_layers_are_judged_by_one_rule(study: Study) -> None:
-    """The title, the map, the table and what is said beside them count alike; an old link leads here."""
-    assert open_page(OLD, study, check="All layers").title[0].value.startswith("Layers")
+    """The title, the map, the table and what is said beside them count alike."""
     app = all_layers(study)
     shown = app.main.dataframe[0].value
     assert len(shown) == 21

@@ -23,6 +23,7 @@ from app.study.study import LoadedModel
 from rose.model.defaults import TUNING
 from rose.model.load.tokens import load_apart
 from rose.recipe.parts import TuneSettings
+from rose.report import read_runs
 from rose.rows import ERRORS
 from tests.app.results.made_reports import made_report, made_tuning
 from tests.app.tiny_study import finish, tune_one_epoch
@@ -93,7 +94,7 @@ def test_a_tuned_copy_stands_beside_the_others(
     assert copy.recipe["tune"] == run.minutes
     assert copy.summary["environment"] == summary["environment"]
     copy.save(tmp_path / "tuned")
-    for (one,) in (told[-1].runs, naming.read_runs(str(tmp_path / "tuned"))):
+    for (one,) in (told[-1].runs, read_runs(str(tmp_path / "tuned"))):
         assert one.name == TUNED
         assert " · SparseGPT, tuned · 0.7 · " in naming.label(one)
         assert one.by_layer[list(ERRORS)].isna().all(axis=None)

@@ -16,7 +16,7 @@ from streamlit.testing.v1 import AppTest
 import rose
 from app import session, shared
 from app import words as app_words
-from app.results import html_report, naming, shipping
+from app.results import html_report, shipping
 from app.runs import tuning
 from app.runs.copies import file_name
 from app.runs.pruning import PruningRun
@@ -28,6 +28,7 @@ from rose.model.defaults import TUNING
 from rose.model.ship.packing import packed_size
 from rose.recipe import Recipe
 from rose.recipe.steps import Prune
+from rose.report import read_runs
 from tests.app.tiny_study import ended, figures, open_on, texts, titles, tune_one_epoch
 
 PAGE = "views/prune.py"
@@ -137,7 +138,7 @@ def assert_one_verdict(app: AppTest, run: PruningRun, folder: Path) -> None:
     here = html_report.report_of(run.copies)
     for at, report in enumerate(run.copies):
         report.save(folder / "saved" / str(at))
-    saved = html_report.report_of(naming.read_runs(str(folder / "saved")))
+    saved = html_report.report_of(read_runs(str(folder / "saved")))
     said = [*titles, texts(app)]
     page = texts(app).replace("\N{WORD JOINER}", "")
     for advice in shipping.advise([copy.result for copy in run.copies]):
