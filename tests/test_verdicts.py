@@ -427,3 +427,18 @@ def test_windows_are_known_to_be_other_ones_only_where_both_runs_say_so():
     assert not verdicts.on_other_windows(one, {"calibration": "c4", "length": 512})
     assert verdicts.on_other_windows(one, one | {"samples": 4})
     assert verdicts.on_other_windows(one, one | {"bos_token": 1})  # every window begins with another token
+
+
+@pytest.mark.parametrize(
+    ("ratios", "layers", "finding"),
+    [
+        ([0.9, 0.85, 0.94, 0.95], 10, "four of ten layers, and the same in six; over the four that differ, on average"),
+        ([0.9, 1.1], 10, "one of ten layers, and the same in eight; over the two that differ, on average no clear"),
+        ([0.9], 10, "one of ten layers, and the same in nine; there it is 10 % lower"),
+        ([0.9] * 10, 10, "all ten layers; on average it is 10 % lower"),
+        ([0.5], 1, "the one layer; there it is 50 % lower"),
+    ],
+)
+def test_averages_are_over_layers_that_differ(ratios: list[float], layers: int, finding: str) -> None:
+    rows = pd.DataFrame({"first": 1.0, "second": ratios + [1.0] * (layers - len(ratios))})
+    assert verdicts.says_layers(rows, ("A", "B"), "error").startswith(f"B has the lower error in {finding}")

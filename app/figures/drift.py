@@ -105,9 +105,8 @@ def cancelled_shares(table: pd.DataFrame, *, problem: str = "", theme: Theme = "
     chart.y(tickformat=PERCENT)
     received = table[table["passed_on"] > 0]
     means = received.groupby("run", sort=False)["cancelled_share"].mean()
-    what = (
-        "Passed on + arisen − drift, as a share of passed on: above 0 a block's pruned layers cancel, below 0 they add"
-    )
+    what = "Passed on + arisen − drift, as a share of passed on: above 0 a block's pruned layers cancel, below 0 they "
+    what += "add"
     shares = [f"{mean} %" for mean in apart(*(100 * means))] if len(means) else []
     falls = int((received["drift"] < received["passed_on"]).sum())
     caption = "No decoder block has received any drift."

@@ -432,11 +432,8 @@ def maps_apart(
     tall = [max(3, part["projection"].nunique()) for part in maps]
     frame: dict[str, Any] = {"x": "decoder block", "height": 270 + ROW * sum(tall), "theme": theme}
     chart, top = _on_one_scale(maps, names, measure, row_heights=tall, vertical_spacing=0.2, **frame)
-    first, second = (
-        f"in {short_layer(worst['layer'])} of {name}, {number(worst['value'])}"
-        for part, name in zip(rows, names, strict=True)
-        for worst in [part.loc[part["value"].idxmax()]]
-    )
+    worst = zip((part.loc[part["value"].idxmax()] for part in rows), names, strict=True)
+    first, second = (f"in {short_layer(row['layer'])} of {name}, {number(row['value'])}" for row, name in worst)
     which = every_layer(pd.concat(rows), pd.concat(maps))
     what = f"{sentence(measure)} of {which} of two {'runs' if why else 'models'}, on one scale from 0 to {top}"
     means = [f"{number(part['value'].mean())} over {count(len(part), 'layer')}" for part in rows]
@@ -498,13 +495,8 @@ def run_difference(
     ends += "; of experts the largest" if len(cells) < len(rows) else ""
     height = 180 + ROW * max(3, cells["projection"].nunique())
     chart = Chart(x="decoder block", height=height, theme=theme)
-    scale = {
-        "colorscale": palette.DIVERGING[theme],
-        "zmin": -limit,
-        "zmax": limit,
-        "colorbar": colourbar(unit, **ticks),
-    }
-    chart.layer_map(layer_grid(cells).clip(-limit, limit), cells, unit, **scale)
+    scale, bar = {"colorscale": palette.DIVERGING[theme], "zmin": -limit, "zmax": limit}, colourbar(unit, **ticks)
+    chart.layer_map(layer_grid(cells).clip(-limit, limit), cells, unit, colorbar=bar, **scale)
     finding, caption = verdicts.says_layers(rows, names, measure), _difference_caption(apart, names)
     alt = f"Map of the difference in {measure} by decoder block and projection"
     table = _named(rows, names).assign(difference=rows["second"] - rows["first"])

@@ -280,9 +280,9 @@ def _time_caption(runs: Sequence[Result], time: str, same_time: float) -> str:
     caption += "; ".join(f"{run.name}: {value} at {number(run.seconds)}" for run, value in values) + "."
     if len(runs) > 1:
         caption += (
-            " The front joins only runs that differ beyond noise: in perplexity by a paired interval, in time by a "
+            " The front joins only runs that differ beyond noise: in perplexity by a paired interval, in time by "
         )
-        caption += f"factor of {same_time:g}."
+        caption += f"a factor of {same_time:g}."
     return caption
 
 
@@ -395,12 +395,8 @@ def _accuracy_finding(means: dict[str, float], errors: dict[str, float], dense: 
         return f"The dense model answers {percent(means[dense[0]])} correctly, {over}"
     best, *others = pruned
     finding = f"{best} answers {percent(means[best])} correctly, {over}"
-    unclear = [
-        name
-        for name in others
-        if not verdicts.difference(means[best], errors[best], means[name], errors[name]).is_clear
-    ]
-    if unclear:
+    apart = {name: verdicts.difference(means[best], errors[best], means[name], errors[name]) for name in others}
+    if unclear := [name for name, interval in apart.items() if not interval.is_clear]:
         shares = listing([percent(means[name]) for name in (best, *unclear)])
         finding = f"No clear difference between {listing([best, *unclear])}: {shares} correct, {over}"
     return f"{finding}; the dense model {percent(means[dense[0]])}" if dense else finding

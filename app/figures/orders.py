@@ -384,10 +384,8 @@ def strength_curve(
     table["error_saved"] = 1 - table["error_ratio"]
     strength, saved, columnar = table["strength"], table["error_saved"], table["relative_range"] > threshold
     chart = Chart(x="columnar strength (0: all blocks alike)", y="error saved by two-level order", theme=theme)
-    look, hover = (
-        palette.order_style("two_level"),
-        "strength %{x:.3g}<br>saves %{y:.1%}<br>relative range %{customdata:.3f}",
-    )
+    look = palette.order_style("two_level")
+    hover = "strength %{x:.3g}<br>saves %{y:.1%}<br>relative range %{customdata:.3f}"
     symbols = np.where(columnar, "circle", "circle-open").tolist()
     marker = {"symbol": symbols, "line": {"width": 2, "color": look.colour}}
     chart.line(strength, saved, look, hover, size=11, customdata=table["relative_range"], marker=marker)

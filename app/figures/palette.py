@@ -31,18 +31,8 @@ DIVERGING: dict[Theme, list[list[Any]]] = {
 MARK = "#f0338a"  # the chosen block or layer; on neither end of the scales above
 
 PALETTE = BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET, RUST = (
-    "#0973b2",
-    "#d9580b",
-    "#089975",
-    "#b28e50",
-    "#8c523f",
-    "#4040ff",
-    "#506a79",
-    "#0d86ff",
-    "#2da2b2",
-    "#b2099d",
-    "#9189e5",
-    "#a9431c",
+    *("#0973b2", "#d9580b", "#089975", "#b28e50", "#8c523f", "#4040ff"),
+    *("#506a79", "#0d86ff", "#2da2b2", "#b2099d", "#9189e5", "#a9431c"),
 )
 
 ORDER_COLOURS = {
@@ -179,9 +169,9 @@ def _fallback(name: str) -> str:
     return PALETTE[sum(name.encode()) % len(PALETTE)]  # not hash(): it changes from run to run
 
 
-def _symbol(name: str, known: dict[str, str]) -> str:
-    if name in known:
-        return _SYMBOLS[list(known).index(name) % len(_SYMBOLS)]
+def _symbol(name: str, colours: dict[str, str]) -> str:
+    if name in colours:
+        return _SYMBOLS[list(colours).index(name) % len(_SYMBOLS)]
     return _SYMBOLS[sum(name.encode()) % len(_SYMBOLS)] + "-open"
 
 

@@ -168,10 +168,8 @@ def trade_off(table: pd.DataFrame, ratio: float, *, theme: Theme = "light") -> D
     finding += percent(row["error"])
     what = "Mean relative error of all parts, predicted on the dense model's inputs, by the share of their parameters"
     kept = [f"{whole(int(row[unit]))} {name}" for unit, name in UNITS.items() if not pd.isna(row[unit])]
-    caption = (
-        f"At the mark each decoder block keeps {' and '.join(kept)}. Speed-up: ratio of the multiplications in the "
-    )
-    caption += "decoder blocks' linear layers; what a machine reaches is less."
+    caption = f"At the mark each decoder block keeps {' and '.join(kept)}. Speed-up: ratio of the multiplications in "
+    caption += "the decoder blocks' linear layers; what a machine reaches is less."
     return chart.done(finding, what, caption, "Predicted error against parameters", table)
 
 

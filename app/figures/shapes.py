@@ -60,7 +60,7 @@ class Chart:
         """`x`, `y`, `height`, `legend` and `headroom` as of `style.base`; `subplots` as of plotly's `make_subplots`."""
         self.figure = make_subplots(**subplots) if subplots else go.Figure()
         self.frame: dict[str, Any] = {"x": x, "y": y, "height": height, "legend": legend, "headroom": headroom}
-        self.theme, self.ink, self.of = theme, INKS[theme], words.of(layer)
+        self.theme, self.ink, self.layer, self.of = theme, INKS[theme], layer, words.of(layer)
         self.margins: dict[str, int] = {}  # in pixels, where they are not those of `style.base`
         self.marked_block = marked_block
         self.marked_words = "" if marked_block is None else f" Block {marked_block} is outlined."

@@ -18,6 +18,18 @@ from app.figures.palette import INKS, PALETTE, Theme
 FONT = "Source Sans, Segoe UI, sans-serif"  # Streamlit's; a name with a digit in it breaks labels in 3-D
 FONT_SIZE = 14
 TITLE_SIZE = 18
+TITLE = {
+    "x": 0,
+    "xanchor": "left",
+    "xref": "container",
+    # With the space above in pixels: a page may give the figure another height. Plotly's "top" is the first line's
+    # middle.
+    "y": 1,
+    "yanchor": "top",
+    "yref": "container",
+    "pad": {"l": 8, "t": TITLE_SIZE},
+    "font": {"size": TITLE_SIZE},
+}
 NARROW, WIDE = (58, 78), (88, 122)  # characters in a line of the title, and of the text below it
 LOG_ABOVE = 10.0  # a spread beyond this needs a log axis, or the smallest values could not be told apart
 BASELINE = "sparsegpt"  # the method that titles compare others with
@@ -49,78 +61,46 @@ def _without_foreign_tags(value: Any) -> Any:
     if isinstance(value, str):
         return FOREIGN.sub("&lt;", value) if "<" in value else value
     if isinstance(value, dict):
-        shown = {name: _without_foreign_tags(one) for name, one in value.items()}
-        return shown if any(shown[name] is not one for name, one in value.items()) else value
+        shown = {name: _without_foreign_tags(part) for name, part in value.items()}
+        return shown if any(shown[name] is not part for name, part in value.items()) else value
     if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.dtype.kind in "OU"):
         parts = list(value)
-        texts = [_without_foreign_tags(one) for one in parts]
-        return texts if any(one is not other for one, other in zip(texts, parts, strict=True)) else value
+        texts = [_without_foreign_tags(part) for part in parts]
+        return texts if any(text is not part for text, part in zip(texts, parts, strict=True)) else value
     return value
 
 
 @cache
 def template(theme: Theme) -> go.layout.Template:
     """Our own light and dark look; on the colour of the page, so that a figure taken elsewhere can be read there."""
-    ink = INKS[theme]
-    axis = {
-        "gridcolor": ink.grid,
-        "linecolor": ink.muted,
-        "zerolinecolor": ink.muted,
-        "zerolinewidth": 1,
-        "showline": True,
-        "ticks": "outside",
-        "tickcolor": ink.muted,
-        "title": {"font": {"size": FONT_SIZE + 1}, "standoff": 8},
-        "tickfont": {"size": FONT_SIZE},
-        "automargin": True,
-    }
+    ink, clear, font = INKS[theme], "rgba(0,0,0,0)", {"size": FONT_SIZE}
+    lines = {"gridcolor": ink.grid, "linecolor": ink.muted, "zerolinecolor": ink.muted, "tickcolor": ink.muted}
+    axis = lines | {"zerolinewidth": 1, "showline": True, "ticks": "outside", "tickfont": font, "automargin": True}
+    axis["title"] = {"font": {"size": FONT_SIZE + 1}, "standoff": 8}
     solid = "#d5d8de" if theme == "light" else "#43464f"  # WebGL ignores transparency of grid lines
     scene = {"gridcolor": solid, "linecolor": ink.muted, "zerolinecolor": solid, "showbackground": False}
+    hover = {"bgcolor": ink.hover, "bordercolor": ink.muted, "font": font | {"color": ink.text}, "namelength": -1}
     return go.layout.Template(
         layout={
-            "font": {"family": FONT, "size": FONT_SIZE, "color": ink.text},
+            "font": font | {"family": FONT, "color": ink.text},
             "paper_bgcolor": ink.page,
-            "plot_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": clear,
             "xaxis": axis,
             "yaxis": axis | {"rangemode": "tozero"},
             "scene": {"xaxis": scene, "yaxis": scene, "zaxis": scene},
-            "hoverlabel": {
-                "bgcolor": ink.hover,
-                "bordercolor": ink.muted,
-                "font": {"size": FONT_SIZE, "color": ink.text},
-                "namelength": -1,
-            },
-            "legend": {"font": {"size": FONT_SIZE}, "bgcolor": "rgba(0,0,0,0)"},
+            "hoverlabel": hover,
+            "legend": {"font": font, "bgcolor": clear},
             "colorway": list(PALETTE),
-            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": ink.muted, "activecolor": ink.text},
+            "modebar": {"bgcolor": clear, "color": ink.muted, "activecolor": ink.text},
             "bargap": 0.25,
         }
     )
 
 
-def finish(
-    figure: go.Figure, theme: Theme, finding: str, what: str, caption: str, alt: str, data: pd.DataFrame, **frame: Any
-) -> Drawing:
-    """Frames a figure as `base` does, and puts what belongs to it beside it.
-
-    `alt` is the kind of picture and what it is of, without a full stop; finding and caption follow it.
-    """
-    base(figure, theme, finding, what, **frame)
-    return Drawing(figure, caption, f"{alt}. {finding}. {caption}", data)
-
-
 def base(
-    figure: go.Figure,
-    theme: Theme,
-    finding: str,
-    what: str,
-    *,
-    x: str = "",
-    y: str = "",
-    height: int = 420,
-    legend: bool = False,
-    headroom: int = 0,
-) -> go.Figure:
+    figure: go.Figure, theme: Theme, finding: str, what: str, *,
+    x: str = "", y: str = "", height: int = 420, legend: bool = False, headroom: int = 0,
+) -> go.Figure:  # fmt: skip
     """Gives a figure its theme, a title that states the finding, and axis titles. A y axis starts at 0 by default.
 
     Args:
@@ -128,26 +108,12 @@ def base(
         height: pixels; `headroom` of them lie between title and plot, for what stands above the plot.
         legend: whether to show one, below the plot.
     """
-    ink = INKS[theme]
-    text, lines = _title(finding, what, NARROW, ink.muted)
-    figure.update_layout(
-        template=template(theme),
-        title={
-            "text": text,
-            "x": 0,
-            "xanchor": "left",
-            "xref": "container",
-            "y": 1,  # with the space above in pixels: a page may give the figure another height
-            "yanchor": "top",
-            "yref": "container",
-            "pad": {"l": 8, "t": TITLE_SIZE},  # plotly's "top" is the first line's middle
-            "font": {"size": TITLE_SIZE},
-        },
-        margin={"l": 64, "r": 24, "t": 22 + round(1.35 * TITLE_SIZE * lines) + headroom, "b": 56},
-        height=height,
-        showlegend=legend,
-        meta={"finding": finding, "what": what, "muted": ink.muted, "lines": lines},  # for `widen_title`
-    )
+    muted = INKS[theme].muted
+    text, lines = _title(finding, what, NARROW, muted)
+    above = 22 + round(1.35 * TITLE_SIZE * lines) + headroom
+    meta = {"finding": finding, "what": what, "muted": muted, "lines": lines}  # for `widen_title`
+    frame = {"margin": {"l": 64, "r": 24, "t": above, "b": 56}, "height": height, "showlegend": legend, "meta": meta}
+    figure.update_layout(template=template(theme), title={"text": text} | TITLE, **frame)
     if legend:
         below = {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yanchor": "bottom", "yref": "container"}
         figure.update_layout(legend=below)
@@ -179,13 +145,10 @@ def spread(values: Any) -> float:
 
 def widen_title(figure: go.Figure) -> None:
     """Gives the title of a figure as wide as the page longer lines, and the plot the height that this frees."""
-    said = figure.layout.meta
-    text, lines = _title(said["finding"], said["what"], WIDE, said["muted"])
-    figure.update_layout(
-        title_text=text,
-        margin_t=figure.layout.margin.t - round(1.35 * TITLE_SIZE * (said["lines"] - lines)),
-        meta=said | {"lines": lines},
-    )
+    meta = figure.layout.meta
+    text, lines = _title(meta["finding"], meta["what"], WIDE, meta["muted"])
+    freed = round(1.35 * TITLE_SIZE * (meta["lines"] - lines))
+    figure.update_layout(title_text=text, margin_t=figure.layout.margin.t - freed, meta=meta | {"lines": lines})
 
 
 def _title(finding: str, what: str, width: tuple[int, int], muted: str) -> tuple[str, int]:

@@ -211,11 +211,8 @@ def _player(steps: Sequence[int], theme: Theme) -> dict[str, Any]:
     to_step = at_once | {"frame": {"duration": 0, "redraw": True}}
     below = {"y": 0, "yanchor": "top", "bordercolor": ink.muted}
     slider = below | {"active": 0, "x": 0.34, "len": 0.66, "pad": {"t": 56}, "font": font | {"color": ink.muted}}
-    slider |= {
-        "currentvalue": {"prefix": "blocks pruned: ", "font": font},
-        "bgcolor": ink.blank,
-        "tickcolor": ink.muted,
-    }
+    slider |= {"bgcolor": ink.blank, "tickcolor": ink.muted}
+    slider["currentvalue"] = {"prefix": "blocks pruned: ", "font": font}
     slider["steps"] = [{"label": str(step), "method": "animate", "args": [[str(step)], to_step]} for step in steps]
     commands: dict[str, list[Any]] = {}
     for label, milliseconds in {"▶ slow": 1600, "▶": 800, "▶ fast": 300}.items():
@@ -306,9 +303,8 @@ def mask_changes(
     shown = Shrunk(small.array / sizes.array, *small[1:])
     chart.cells(shown, "share changed", zmax=float(shown.array.max()) or 1.0)
     chart.matrix_axes(*mask.shape)
-    what = (
-        f"Share of each cell's weights removed or put back{chart.of}; a cell is {small.rows} × {small.columns} weights"
-    )
+    what = f"Share of each cell's weights removed or put back{chart.of}; "
+    what += f"a cell is {small.rows} × {small.columns} weights"
     across, share = changed.sum(0), float(changed.mean())
     caption = f"{whole(int(removed.sum()))} weights removed and {whole(int(restored.sum()))} put back since {since}."
     moved = "the mask has not changed"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from app import words
-from app.figures import checkpoint as figures
+from app.figures import trust as figures
 from app.figures.drift import drift_curves
 from app.figures.maps import where_layers
 from app.figures.palette import Theme

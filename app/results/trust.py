@@ -5,9 +5,9 @@ import streamlit as st
 
 import rose
 from app import components, session, words
-from app.figures import check as figures
-from app.figures.checkpoint import STATUSES, verdict_map
+from app.figures import trust as figures
 from app.figures.palette import method_style
+from app.figures.trust import STATUSES, verdict_map
 from app.forms.widgets import linked
 from app.results.downloads import csv_button
 from app.study import checking

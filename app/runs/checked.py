@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 import rose
-from app.figures.checkpoint import MaskExcerpt
+from app.figures.trust import MaskExcerpt
 from app.jobs import Job, Run, holding
 from app.runs.request import HELD_OUT
 from app.study.setup import Setup

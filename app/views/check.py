@@ -10,7 +10,7 @@ import streamlit as st
 import rose
 from app import components, session, shared, words
 from app.components.work import follow
-from app.figures import checkpoint as figures
+from app.figures import trust as figures
 from app.forms import study_form
 from app.forms.widgets import linked, pruned_model, start_button
 from app.results import check_report, naming

@@ -9,7 +9,7 @@ import streamlit as st
 import rose
 from app import components, session, words
 from app.components import URL, look
-from app.figures import hessian, losses, maps, methods, palette, weights
+from app.figures import losses, maps, methods, palette, weights
 from app.figures.style import Drawing
 from app.lab.sweeps import times
 from app.results import trust
@@ -157,11 +157,11 @@ def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) ->
     if shown == "diagonal":
         options = look(layer, marked_block=block, added=added, arrange=arrange, scale=scale, widths=plan.block_width)
         options["massive_errors"] = massive_errors(study, layer)
-        components.show(hessian.hessian_diagonal(plan.hessian_diagonal, **options), "layer-diagonal", wide=True)
+        components.show(weights.hessian_diagonal(plan.hessian_diagonal, **options), "layer-diagonal", wide=True)
         return
     signature = (study.created, layer, "spectrum")
     if components.finished([lambda: study.spectrum(layer)], "layer-spectrum-work", signature, "spectrum"):
-        drawn = hessian.hessian_spectrum(study.spectrum(layer), added=added, **look(layer))
+        drawn = weights.hessian_spectrum(study.spectrum(layer), added=added, **look(layer))
         components.show(drawn, "layer-spectrum", wide=True)
 
 

@@ -17,10 +17,7 @@ import torch
 import app.figures
 import rose
 from app.figures import (
-    check,
-    checkpoint,
     drift,
-    hessian,
     losses,
     maps,
     methods,
@@ -30,6 +27,7 @@ from app.figures import (
     sensitivity,
     shrinking,
     sweeps,
+    trust,
     weights,
 )
 from app.figures.style import Drawing
@@ -86,7 +84,7 @@ DAMAGES = pd.DataFrame(
 BLOCK_DAMAGES = DAMAGES[::2].assign(unit=["model.layers.0", "model.layers.1", "model.layers.2"], projection="")
 MEASURES = [ErrorMeasures("sparsegpt", 2.0, 2.002, 2.001, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
 REALISED = [RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0, (7, 10))]
-EXCERPT = checkpoint.MaskExcerpt(
+EXCERPT = trust.MaskExcerpt(
     np.tile([True, True, False, False], (3, 2)) & (np.eye(3, 8) < 1), 9, 64, 2, 4, [(9, 64)], 3, 99
 )
 IN_BASES = pd.DataFrame(
@@ -147,13 +145,13 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     ),
     "weight_map": lambda x, **t: weights.weight_map(x.weight, widths=x.plan.block_width, marked_block=2, **t),
     "weight_surface": lambda x, **t: weights.weight_surface(x.weight, **t),
-    "hessian_diagonal": lambda x, **t: hessian.hessian_diagonal(
+    "hessian_diagonal": lambda x, **t: weights.hessian_diagonal(
         x.statistics.diagonal, added=1.0, widths=x.plan.block_width, marked_block=2, **t
     ),
-    "hessian_diagonal_log": lambda x, **t: hessian.hessian_diagonal(
+    "hessian_diagonal_log": lambda x, **t: weights.hessian_diagonal(
         x.statistics.diagonal, added=1.0, arrange="sorted", scale="log", **t
     ),
-    "hessian_spectrum": lambda x, **t: hessian.hessian_spectrum(
+    "hessian_spectrum": lambda x, **t: weights.hessian_spectrum(
         torch.linalg.eigvalsh(x.statistics.hessian), added=1.0, **t
     ),
     "importance_map": lambda x, **t: weights.importance_map(x.plan, marked_block=2, **t),
@@ -199,18 +197,18 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "position_curve": lambda x, **t: orders.position_curve(POSITIONS, block=2, base="natural", place=2, **t),
     "order_bars": lambda x, **t: orders.order_bars(ORDERS, **t),
     "order_budget_matrix": lambda x, **t: orders.order_budget_matrix(ORDERS, **t),
-    "error_measures": lambda x, **t: check.error_measures(MEASURES, **t),
-    "held_out_curve": lambda x, **t: check.held_out_curve(CURVE, **t),
-    "sparsity_by_method": lambda x, **t: check.sparsity_by_method(REALISED, **t),
-    "damping_strip": lambda x, **t: check.damping_strip(x.records, 0.01, marked_layer=NAME, **t),
-    "verdict_map": lambda x, **t: checkpoint.verdict_map(
+    "error_measures": lambda x, **t: trust.error_measures(MEASURES, **t),
+    "held_out_curve": lambda x, **t: trust.held_out_curve(CURVE, **t),
+    "sparsity_by_method": lambda x, **t: trust.sparsity_by_method(REALISED, **t),
+    "damping_strip": lambda x, **t: trust.damping_strip(x.records, 0.01, marked_layer=NAME, **t),
+    "verdict_map": lambda x, **t: trust.verdict_map(
         x.layers.assign(verdict="fails", reason="It is <b>wrong</b>.", is_wrong=True),
         "12 layers: all fail",
         marked_layer=NAME,
         **t,
     ),
-    "broken_pattern": lambda x, **t: checkpoint.broken_pattern(EXCERPT, layer=NAME, **t),
-    "compensation_bars": lambda x, **t: checkpoint.compensation_bars(COSTS, layer=NAME, **t),
+    "broken_pattern": lambda x, **t: trust.broken_pattern(EXCERPT, layer=NAME, **t),
+    "compensation_bars": lambda x, **t: trust.compensation_bars(COSTS, layer=NAME, **t),
     "layer_map": lambda x, **t: methods.layer_map(x.records, "rose", **t),
     "layer_differences": lambda x, **t: methods.layer_differences(x.records, **t),
     "drift_curves": lambda x, **t: drift.drift_curves(DRIFTS, finding="Drift of 0.15", **t),
@@ -241,6 +239,16 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "size_bars": lambda x, **t: savings.size_bars(THREE_SIZES, what="a third goes", **t),
     "strength_curve": lambda x, **t: orders.strength_curve([(0, 0.1, 1.0), (2, 0.7, 0.9)], 1, **t),
 }
+
+
+def title(drawing: Drawing) -> str:
+    return drawing.figure.layout.title.text.split("</b>")[0].removeprefix("<b>").replace("<br>", " ")
+
+
+def below(drawing: Drawing) -> str:
+    """What the second line of the title says is drawn."""
+    return drawing.figure.layout.title.text.split("</b>")[1].replace("<br>", " ")
+
 
 LARGE = [
     *("weight_map", "weight_surface", "hessian_diagonal", "importance_map", "potential_loss_map", "prepruning_mask"),

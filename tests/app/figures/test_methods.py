@@ -13,7 +13,7 @@ from app.figures.methods import method_errors, over_seeds_bars, time_and_perplex
 from app.figures.style import Drawing
 from rose.model.measure.comparison import results_of
 from rose.verdicts import Result
-from tests.app.figures.test_layer_and_overview import title
+from tests.app.figures.test_contract import title
 
 
 def results(perplexities: dict[str, list[float]]) -> pd.DataFrame:

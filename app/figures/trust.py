@@ -1,0 +1,320 @@
+"""Can the numbers be trusted: one error measured three times, over-fitting, realised sparsity, damping; and a
+checkpoint beside its dense model: the verdict on every layer, a pattern that is broken, and what compensation did."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Unpack
+
+import numpy as np
+import pandas as pd
+
+from app.figures import maps, palette
+from app.figures.palette import Style, Theme
+from app.figures.shapes import BARE, CHOSEN, Chart, Look, layer_grid
+from app.figures.style import ERROR, LOG, Drawing
+from app.words import count, number, out_of, percent, sentence, short_layer, whole, word
+from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
+from rose.layer.defaults import METHOD
+from rose.model.check import verdicts
+from rose.model.check.costs import ERROR_OF, REFIT_STEPS
+
+MEASURES = {
+    "quadratic_form": Style(palette.TEAL, "tr(ΔW H ΔWᵀ), from the Hessian"),
+    "sweep_sum": Style(palette.BROWN, "Σ e² − λ‖ΔW‖², from the sweep", pattern="/"),
+    "direct": Style(palette.INDIGO, "‖(W − Ŵ)Xᵀ‖², on the tokens", pattern="."),
+}
+STATUSES = {"fail": "fails", "look": "needs review", "pass": "passes"}  # of a check of our own layers -> verdict
+# Of a checkpoint's layers, then of our own; in each the worst first.
+LOOKS = {
+    look.label: look
+    for look in (
+        Style(palette.PURPLE, verdicts.NUMBERS_BROKEN, symbol="x"),
+        Style(palette.INDIGO, verdicts.OTHER_MODEL, symbol="diamond"),
+        Style(palette.ORANGE, verdicts.PATTERN_BROKEN, symbol="cross"),
+        Style(palette.AZURE, verdicts.ZEROS_LOST, symbol="triangle-up"),
+        Style(palette.BROWN, verdicts.TIE_TORN, symbol="hourglass"),
+        Style(palette.TAN, verdicts.OTHER_SPARSITY, symbol="triangle-down"),
+        Style(palette.BLUE, verdicts.BACKWARDS, symbol="triangle-left"),
+        Style(palette.RUST, verdicts.WORSE_THAN_WANDA, symbol="star"),
+        Style(palette.VIOLET, verdicts.MASK_ALONE, symbol="circle"),
+        Style(palette.SLATE, verdicts.NOT_PRUNED, symbol="square"),
+        Style(palette.TEAL, verdicts.NO_FAULT, symbol="square"),
+        Style(palette.PURPLE, STATUSES["fail"], symbol="x"),
+        Style(palette.TAN, STATUSES["look"], symbol="circle"),
+        Style(palette.TEAL, STATUSES["pass"], symbol="square"),
+    )
+}
+HOVER_LINE = 70  # characters
+OF_ITS_MASK = {  # errors of a checkpoint's layer, and of other weights under its mask
+    "mask_error": Style(palette.TAN, "mask alone"),
+    "error": Style(palette.PURPLE, "checkpoint"),
+    "possible_error": Style(palette.GREEN, "mask,<br>refitted"),
+}
+
+# Our own layers
+
+
+def error_measures(measures: Sequence[ErrorMeasures], **shared: Unpack[Look]) -> Drawing:
+    """Three independent measurements of each method's error side by side, with how far they are apart."""
+    chart = Chart(x="method", y=ERROR, height=460, legend=True, **shared)
+    labels = [palette.method_style(m.method).label for m in measures]
+    squared = pd.DataFrame(measures).astype({"direct": float})  # NaN where no tokens were at hand
+    table = squared[list(MEASURES)].div(squared["dense"].where(squared["dense"] > 0), axis=0)
+    highest = table.max(axis=1)
+    table.insert(0, "method", squared["method"])
+    table["disagreement"] = [m.disagreement for m in measures]
+    taken = [name for name in MEASURES if table[name].notna().any()]
+    for name in taken:
+        chart.bars(labels, table[name], MEASURES[name], f"{MEASURES[name].label}<br>%{{x}}<br>%{{y:.6g}}")
+    for label, top, gap in zip(labels, highest, table["disagreement"], strict=True):
+        chart.figure.add_annotation(x=label, y=top, text=f"{number(gap)} apart", showarrow=False, yshift=12)
+    chart.y(top=highest.max() * 1.15)
+    worst, ways = number(table["disagreement"].max()), word(len(taken))
+    finding = f"{sentence(ways)} measurements of the error differ by at most {worst}"
+    what = f"Relative error{chart.of} by each way to measure it; above the bars: (largest − smallest) / largest"
+    caption = f"The largest disagreement is {worst} of the error, for {labels[table['disagreement'].argmax()]}; "
+    caption += "float32 sums over a layer keep about five digits."
+    return chart.done(finding, what, caption, f"Grouped bars of {ways} measures of the error by method", table)
+
+
+def held_out_curve(points: Sequence[CurvePoint], *, method: str = METHOD, **shared: Unpack[Look]) -> Drawing:
+    """Calibration and held-out error against the number of calibration tokens; the caption counts raised dampings."""
+    table = pd.DataFrame(points).astype({"held_out_error": float}).sort_values("tokens", ignore_index=True)
+    look, chart = palette.method_style(method), Chart(x="calibration tokens", y=ERROR, legend=True, **shared)
+    held_out = Style(look.colour, "held-out tokens")
+    fitted = Style(look.colour, "calibration tokens", "dash", "circle-open")
+    for column, series in {"held_out_error": held_out, "calibration_error": fitted}.items():
+        if table[column].notna().any():
+            hover = f"%{{x:.0f}} tokens<br>{series.label} %{{y:.4g}}"
+            chart.line(table["tokens"], table[column], series, hover, size=9)
+    ticks = [whole(int(tokens)) for tokens in table["tokens"]]
+    chart.x(type="log", tickvals=table["tokens"].tolist(), ticktext=ticks)
+    chart.y(top=np.nanmax(table[["calibration_error", "held_out_error"]]) * 1.08)
+    finding, caption = _overfitting_words(table)
+    raised = int(table["is_damping_raised"].sum())
+    caption += f" Damping had to be raised at {count(raised, 'point')}." if raised else ""
+    on = f" on {chart.layer}" if chart.layer else ""
+    what = f"Relative error of {look.label}{on} by calibration length; log scale"
+    alt = f"Line chart of error against calibration tokens, up to {ticks[-1]}"
+    return chart.done(finding, what, caption, alt, table)
+
+
+def _overfitting_words(table: pd.DataFrame) -> tuple[str, str]:
+    first, last = table.iloc[0], table.iloc[-1]
+    start, tokens = (whole(int(row["tokens"])) for row in (first, last))
+    before, after = (number(row["held_out_error"]) for row in (first, last))
+    fitted = number(last["calibration_error"])
+    if np.isnan(last["held_out_error"]):
+        finding = f"With {tokens} tokens the error on them is {fitted}"
+        return finding, "Nothing was held out, so over-fitting cannot be seen."
+    if len(table) == 1:
+        course = f"is {after} at {tokens} tokens"
+    elif before == after:
+        course = f"is {after} at {start} tokens as at {tokens}"
+    else:
+        verb = "rises" if last["held_out_error"] > first["held_out_error"] else "falls"
+        course = f"{verb} from {before} at {start} tokens to {after} at {tokens}{_against(table, verb)}"
+    caption = f"Held-out error {course}; there the error on the calibration tokens is {fitted}."
+    if not last["calibration_error"] > 0:
+        return f"With {tokens} tokens the calibration error is 0 and the held-out error {after}", caption
+    ratio = number(last["held_out_error"] / last["calibration_error"])
+    return f"With {tokens} tokens, held-out error is {ratio} times the calibration error", caption
+
+
+def _against(table: pd.DataFrame, verb: str) -> str:
+    """The largest step of the held-out error against its course, where it shows in the digits; "" without one."""
+    steps = table["held_out_error"].diff() * (1 if verb == "falls" else -1)
+    end = int(steps.argmax())
+    before, after = map(number, table["held_out_error"][end - 1 : end + 1])
+    if not steps[end] > 0 or before == after:
+        return ""
+    way, (start, tokens) = "up" if verb == "falls" else "down", map(whole, table["tokens"][end - 1 : end + 1])
+    return f", not throughout: {way} from {before} at {start} to {after} at {tokens}"
+
+
+def sparsity_by_method(realised: Sequence[RealisedSparsity], **shared: Unpack[Look]) -> Drawing:
+    """Realised beside requested sparsity for each method."""
+    table = pd.DataFrame(realised)[["method", "requested", "realised", "unit", "deviation", "allowed"]]
+    labels = [palette.method_style(method).label for method in table["method"]]
+    chart = Chart(x="method", y="sparsity (fraction removed)", legend=True, **shared)
+    for look in (Style(palette.SLATE, "requested", pattern="/"), Style(palette.TEAL, "realised")):
+        shares = [_share(share) for share in table[look.label]]
+        chart.bars(labels, table[look.label], look, f"%{{x}}<br>{look.label} %{{text}}", text=shares)
+    chart.y(range=[0, 1.12], tickvals=[0, 0.25, 0.5, 0.75, 1])
+    kept = sum(method.check.status == "pass" for method in realised)
+    finding = f"{sentence(out_of(kept, len(realised), 'method'))} removed what was requested"
+    if len(realised) == 1:
+        finding = f"{labels[0]} {'removed' if kept else 'did not remove'} what was requested"
+    what = f"Fraction of the weights{chart.of} removed, as requested and as counted"
+    worst = max(realised, key=lambda method: method.deviation)
+    caption = f"Each of {whole(sum(method.units for method in realised))} units has exactly the count asked for."
+    if worst.deviation:
+        who = f"{palette.method_style(worst.method).label}, per {worst.unit}"
+        caption = f"The largest deviation in any unit is {count(worst.deviation, 'weight')} ({who}); rounding allows "
+        caption += f"{worst.allowed}."
+    alt = "Grouped bars of requested and realised sparsity by method"
+    return chart.done(finding, what, caption + _rounded(realised), alt, table)
+
+
+def _rounded(realised: Sequence[RealisedSparsity]) -> str:
+    """Why a share is not the one asked for although every count is: of the method furthest from it."""
+    kept = [part for part in realised if not part.deviation and _share(part.realised) != _share(part.requested)]
+    if not kept:
+        return ""
+    furthest = max(kept, key=lambda part: abs(part.realised - part.requested))
+    removed, weights = map(whole, furthest.of_unit)
+    label, asked = palette.method_style(furthest.method).label, _share(furthest.requested)
+    return f" {label}: {removed} of {weights} weights a {furthest.unit} is the whole number nearest to {asked}."
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.3f}".rstrip("0").rstrip(".") + " %"
+
+
+def damping_strip(
+    records: pd.DataFrame, requested: float, *, marked_layer: str | None = None, theme: Theme = "light"
+) -> Drawing:
+    """Damping that each layer needed, relative to the mean of diag(H), on a log axis; raised ones have another mark."""
+    chart = Chart(x="layer, in model order", y="λ / mean H<sub>jj</sub>", legend=True, theme=theme)
+    rows = records.assign(place=pd.factorize(records["layer"])[0]).drop_duplicates(["layer", "damping"])
+    rows = rows[["layer", "damping", "place"]].assign(requested=requested, raised=rows["is_damping_raised"])
+    values = rows["damping"].to_numpy(np.float64)
+    hover = "%{customdata}<br>damping %{y:.3g} of the mean H<sub>jj</sub>"
+    usual = Style(palette.TEAL, "not raised")
+    raised = Style(palette.ORANGE, "raised: H was singular", symbol="triangle-up")
+    for look, chosen, size in ((usual, rows[~rows["raised"]], 9), (raised, rows[rows["raised"]], 12)):
+        if len(chosen):
+            damping = chosen["damping"].where(chosen["damping"] > 0)
+            chart.points(chosen["place"], damping, look, hover, size=size, customdata=chosen["layer"])
+    for place in rows.loc[rows["layer"] == marked_layer, "place"].head(1):
+        chart.figure.add_vline(x=place, line=CHOSEN)
+    positive = values[values > 0]
+    low, high = (positive.min(), positive.max()) if len(positive) else (1e-4, 1.0)
+    chart.x(count=len(rows), zeroline=False)
+    chart.y(**LOG, range=[np.log10(low / 10), np.log10(high * 10)])
+    which = out_of(int(rows["raised"].sum()), rows["layer"].nunique(), "layer")
+    what = f"Damping λ over the mean H<sub>jj</sub>, requested {number(requested)}; log scale, which has no 0"
+    most, free = rows.iloc[int(values.argmax())], int((values == 0).sum())
+    caption = f"The most damping was {number(most['damping'])}, on {short_layer(most['layer'])}."
+    caption += f" {sentence(count(free, 'layer'))} without damping cannot be shown." if free else ""
+    finding, data = f"{sentence(which)} needed more damping than requested", rows.drop(columns="place")
+    return chart.done(finding, what, caption, "Scatter chart of damping by layer", data)
+
+
+# A checkpoint
+
+
+def verdict_map(
+    table: pd.DataFrame, finding: str, *, marked_layer: str | None = None, theme: Theme = "light"
+) -> Drawing:
+    """The verdict on each layer, decoder block × projection; of experts in one cell the worst.
+
+    The table has columns layer, block_index, projection, verdict (of `LOOKS`), reason and is_wrong, which is marked.
+    """
+    present = [look for name, look in LOOKS.items() if name in set(table["verdict"])]
+    rank = {look.label: place for place, look in enumerate(present)}
+    rows = table.assign(
+        projection=table["projection"].map(maps.map_row),
+        value=table["verdict"].map(rank),
+        text=table["verdict"] + table["reason"].map(_hover),
+    )
+    worst = rows.sort_values("value", kind="stable").sort_values("is_wrong", ascending=False, kind="stable")
+    cells = worst.drop_duplicates(["block_index", "projection"]).sort_index()
+    grid = layer_grid(cells.reset_index(drop=True))
+    chart = Chart(x="decoder block", height=220 + 34 * max(3, min(24, len(grid))), legend=True, theme=theme)
+    # A scale of flat steps, one for each verdict.
+    steps = [[edge / len(present), look.colour] for at, look in enumerate(present) for edge in (at, at + 1)]
+    scale = {"colorscale": steps, "zmin": -0.5, "zmax": len(present) - 0.5, "showscale": False, "opacity": 0.9}
+    chart.layer_map(grid, cells, "", **scale)
+    counts = []
+    for look in present:
+        is_wrong = table.loc[table["verdict"] == look.label, "is_wrong"]
+        some = f", {is_wrong.sum()} of them marked" if is_wrong.any() and not is_wrong.all() else ""
+        counts.append(f"{look.label} {len(is_wrong)}{some}")
+        chart.points([None], [None], look._replace(label=counts[-1]), "", size=13)
+        marked = cells[(cells["verdict"] == look.label) & cells["is_wrong"]]
+        if len(marked):
+            chart.signs(marked, look, 10)
+    chart.outline_layer(grid, rows, marked_layer)
+    which = ", of experts the worst" if len(rows) > len(cells) else ""
+    what = f"Verdict on every layer{which}; a mark where something is wrong, or to be reviewed"
+    caption, alt = f"Layers by verdict: {'; '.join(counts)}.", "Map of verdicts by decoder block and projection"
+    return chart.done(finding, what, caption, alt, table[["layer", "verdict", "reason"]])
+
+
+def _hover(reason: str) -> str:
+    return "".join(f"<br>{html.escape(line)}" for line in textwrap.wrap(reason, HOVER_LINE))
+
+
+@dataclass(frozen=True)
+class MaskExcerpt:
+    """A part of a mask that breaks a pattern N:M."""
+
+    removed: np.ndarray  # (rows, columns), True = zero
+    first_row: int
+    first_column: int
+    keep: int
+    of: int
+    broken: list[tuple[int, int]]  # row and first column of the groups in it that keep more than N
+    count: int  # of such groups in the whole layer
+    groups: int  # that the layer has
+
+
+def broken_pattern(excerpt: MaskExcerpt, **shared: Unpack[Look]) -> Drawing:
+    """The weights around the first group that breaks a pattern: kept ones dark, zeros light, such groups outlined."""
+    chart = Chart(x="input channel", y="output channel", height=440, **shared)
+    (rows, columns), size = excerpt.removed.shape, excerpt.of
+    x, y = excerpt.first_column + np.arange(columns), excerpt.first_row + np.arange(rows)
+    kept = (~excerpt.removed).astype(np.uint8)
+    scale = {"zmin": 0, "zmax": 1, "colorscale": [[0, chart.ink.blank], [1, palette.TEAL]], "showscale": False}
+    hover = "input channel %{x}<br>output channel %{y}<extra></extra>"
+    chart.figure.add_heatmap(z=kept, x=x, y=y, xgap=1, ygap=1, hovertemplate=hover, **scale)
+    for row, column in excerpt.broken:
+        chart.outline(column - 0.5, column + size - 0.5, row - 0.5, row + 0.5)
+    for column in range(size, columns, size):  # between groups
+        chart.figure.add_vline(x=x[column] - 0.5, line={"color": chart.ink.grid, "width": 1})
+    chart.x(**BARE, range=[x[0] - 0.5, x[-1] + 0.5])
+    chart.y(**BARE, range=[y[-1] + 0.5, y[0] - 0.5])
+    row, column = excerpt.broken[0]
+    start, pattern = column - excerpt.first_column, f"{excerpt.keep}:{size}"
+    left = word(int(kept[row - excerpt.first_row, start : start + size].sum()))
+    finding = f"Row {row} keeps {left} of columns {column} to {column + size - 1}, where {pattern} allows "
+    finding += word(excerpt.keep)
+    what = f"Weights{chart.of}: filled cells are kept, others are zero; outlined groups break {pattern}"
+    caption = f"{whole(excerpt.count)} of {whole(excerpt.groups)} groups of the layer break {pattern}."
+    data = pd.DataFrame(kept, columns=[str(column) for column in x])
+    data.insert(0, "output channel", y)
+    return chart.done(finding, what, caption, f"Picture of kept and removed weights{chart.of}", data)
+
+
+def compensation_bars(row: pd.Series, **shared: Unpack[Look]) -> Drawing:
+    """The error of one layer, of its mask without compensation, and of its mask refitted, beside what methods reach.
+
+    `row` is one of `CheckpointCheck.layers`, checked with tokens.
+    """
+    chart = Chart(y="relative error", **shared)
+    looks = {name: look for name, look in OF_ITS_MASK.items() if pd.notna(row.get(name))}
+    methods = [str(name) for name in row.index if str(name).startswith(ERROR_OF) and pd.notna(row[name])]
+    looks |= {name: palette.method_style(name.removeprefix(ERROR_OF)) for name in methods}
+    values, labels = [float(row[name]) for name in looks], [look.label for look in looks.values()]
+    behind = {"text": list(map(number, values)), "marker": {"color": [look.colour for look in looks.values()]}}
+    chart.bars(labels, values, Style(palette.PURPLE, "relative error"), "%{x}<br>%{y:.6g}", **behind)
+    chart.y(top=1.15 * max(values))
+    error, alone = number(row["error"]), number(row["mask_error"])
+    recovered = row.get("recovered")
+    if pd.isna(recovered):
+        finding = f"A refit would take less than 2 % off the error of the mask alone, {alone}"
+    elif recovered < 0:
+        finding = f"The layer is worse than its mask without compensation: error {error} against {alone}"
+    elif recovered > 1:
+        finding = "Compensation recovered all that a refit of this mask would"
+    else:
+        finding = f"Compensation recovered {percent(recovered, 0)} of what a refit would"
+    what = f"Error against the dense model's output{chart.of}; right: methods at the same sparsity"
+    caption = f"On calibration tokens. The refit of the kept weights takes {REFIT_STEPS} steps of conjugate gradients."
+    data = pd.DataFrame({"what": labels, "relative_error": values})
+    return chart.done(finding, what, caption, "Bars of errors of one layer", data)

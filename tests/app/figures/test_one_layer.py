@@ -1,0 +1,473 @@
+"""Numbers in the figures of one layer: weights, Hessian, losses, orders, sweeps, and checks of its errors."""
+
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import rose
+from app import words
+from app.figures import losses, orders, palette, style, sweeps, trust, weights
+from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
+from rose.layer.error import quadratic_form
+from rose.layer.order import plan_from_importance
+from tests.app.figures.test_contract import COSTS, below, title
+
+# Figure (b) of the ROSE paper's overview illustration.
+EXAMPLE = torch.tensor(
+    [
+        [2.3, 1.2, 1.5, 2.4, 1.5, 1.0, 3.9, 4.6, 4.8],
+        [1.4, 1.9, 1.5, 1.8, 0.6, 1.4, 4.8, 4.2, 4.7],
+        [2.1, 1.6, 1.1, 2.2, 0.3, 1.1, 6.7, 5.1, 1.9],
+        [2.8, 1.0, 2.0, 0.7, 1.1, 1.8, 4.9, 4.8, 1.6],
+    ]
+)
+
+
+def pruned(lab: SimpleNamespace, order: str, budget: str = "block") -> rose.LayerResult:
+    options = {"sparsity": 0.5, "block_size": 16, "order": order, "budget": budget, "trace": "errors"}
+    return rose.prune_layer(lab.weight, lab.statistics, **options)
+
+
+# Weights and Hessian
+
+
+def test_weight_map_finds_the_strongest_column_and_shrinks_in_place() -> None:
+    weight = torch.full((10, 30), 0.1)
+    weight[:, 21] = -0.5
+    drawing = weights.weight_map(weight, widths=(16, 14), marked_block=1)
+    assert title(drawing) == "The strongest input channel is 21, 5.00 times the median one"
+    (box,) = drawing.figure.layout.shapes
+    assert (box.x0, box.x1) == (15.5, 29.5)
+    assert drawing.caption.endswith("Block 1 is outlined.")
+    assert drawing.data.shape == (10, 31)
+    heat = weights.weight_map(torch.rand(600, 1200)).figure.data[0]
+    assert heat.z.shape == (300, 400)
+    assert (heat.x0, heat.dx, heat.y0, heat.dy) == (1, 3, 0.5, 2)
+
+
+def test_without_weights_or_losses_no_channel_is_singled_out() -> None:
+    assert title(weights.weight_map(torch.zeros(4, 6))) == "All weights are 0"
+    plan = rose.plan_order(torch.rand(4, 6), torch.eye(6), sparsity=0, block_size=3)
+    assert title(weights.potential_loss_map(plan)) == "No block would lose anything"
+    assert title(weights.prepruning_mask(plan)) == "No weight would go"
+
+
+def test_mask_counts_what_the_pattern_asks_in_cells_of_any_size(lab: SimpleNamespace) -> None:
+    drawing = weights.prepruning_mask(lab.plan)
+    heat = drawing.figure.data[0]
+    assert heat.z.sum() == lab.plan.importance.numel() // 2
+    assert heat.zmax == 1
+    assert "480 of 960 weights (50.0 %)" in drawing.caption
+    weight = 1 - torch.rand(1030, 520)  # without a 0, which has no importance and counts as removed
+    plan = rose.plan_order(weight, torch.eye(520), sparsity=0.7, block_size=128)
+    heat = weights.prepruning_mask(plan).figure.data[0]
+    assert (heat.z.shape, heat.zmax) == ((344, 260), 6)
+    assert heat.z.astype(int).sum() == int((plan.potential_loss > 0).sum())
+
+
+@pytest.mark.parametrize(("strength", "is_told"), [(1, False), (20, True)])
+def test_strips_explain_losses_that_dip_where_inputs_spike(strength: int, is_told: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = torch.randn(32, 64, generator=generator), torch.randn(200, 64, generator=generator)
+    inputs[:, 5] *= strength
+    statistics = rose.InputStatistics(64)
+    statistics.update(inputs)
+    plan = rose.plan_order(weight, statistics, sparsity=0.5, block_size=16)
+    caption = weights.layer_strips(weight, plan, statistics.mean_square.sqrt()).caption
+    assert f"Relative range {plan.relative_range:.3f}." in caption
+    assert ("Where inputs spike, the loss dips" in caption) is is_told
+
+
+def test_diagonal_marks_dead_columns_and_damping() -> None:
+    diagonal = torch.tensor([4.0, 0.0, 40.0, 1.0])
+    drawing = weights.hessian_diagonal(diagonal, added=2.0, arrange="sorted", scale="log")
+    line, dead, level = drawing.figure.data
+    assert line.customdata.tolist() == [2, 0, 3, 1]
+    assert dead.customdata.tolist() == [1]
+    assert level.name == "damping λ = 2.00"
+    assert drawing.figure.layout.yaxis.type == "log"
+    assert "no 0" in below(drawing)
+    assert drawing.caption.startswith("One dead column of 4; the live ones span a factor of 40.0, and one of them lies")
+    assert weights.hessian_diagonal(diagonal).data["input_channel"].tolist() == [0, 1, 2, 3]
+
+
+def test_massive_activations_are_named_with_the_errors() -> None:
+    diagonal = torch.ones(400)
+    diagonal[[7, 301]] = torch.tensor([2000.0, 8000.0])
+    drawing = weights.hessian_diagonal(diagonal, added=5.0, massive_errors=(0.001, 0.25))
+    carried = "Input channels 301 and 7 carry 96.2 % of the input"
+    without = "SparseGPT's relative error is 0.00100, and 0.250 without these channels."
+    assert title(drawing) == carried
+    assert drawing.caption.endswith(f"λ is 5.00 times the median of diag(H). {without}")
+    weight = torch.randn(8, 400, generator=torch.Generator().manual_seed(0))
+    plan = rose.plan_order(weight, diagonal.diag(), sparsity=0.5, block_size=100)
+    strips = weights.layer_strips(weight, plan, diagonal.sqrt(), massive_errors=(0.001, 0.25))
+    assert strips.caption.startswith(f"{carried}. {without} ")
+    for shown in (drawing, strips):
+        marks = next(trace for trace in shown.figure.data if trace.name == "massive activations")
+        assert sorted(marks.x) == [7, 301]
+
+
+def test_spectrum_counts_what_lies_below_the_damping() -> None:
+    drawing = weights.hessian_spectrum(torch.tensor([-1e-6, 1.0, 10.0, 100.0]), added=2.0)
+    assert drawing.caption == (
+        "Two eigenvalues of 4 lie below the damping λ = 2.00, which brings the condition number to 51.0."
+    )
+    assert drawing.data["eigenvalue"].tolist() == pytest.approx([100, 10, 1, -1e-6])
+    assert title(drawing) == "One direction carries half of the input's energy"
+    with pytest.raises(rose.RoseError, match="calibration inputs"):
+        weights.hessian_spectrum(torch.zeros(3))
+
+
+# Losses, and where an order takes them
+
+
+def test_column_loss_leaves_the_rest_of_a_narrow_block_blank(lab: SimpleNamespace) -> None:
+    drawing = losses.column_loss_map(lab.plan, marked_block=2)
+    heat = drawing.figure.data[0]
+    assert heat.z.shape == (3, 16)
+    assert np.isnan(heat.z[2, 8:]).all()
+    assert heat.z[2, :8].tolist() == pytest.approx(lab.plan.column_loss[32:].tolist())
+    (box,) = drawing.figure.layout.shapes
+    assert (box.x1, box.y0, box.y1) == (7.5, 1.5, 2.5)
+    assert drawing.data["column_loss"].tolist() == pytest.approx(lab.plan.column_loss.tolist())
+    assert drawing.data["position"].tolist() == [*range(16), *range(16), *range(8)]
+
+
+def test_block_bars_compare_losses_per_column_and_draw_the_threshold(lab: SimpleNamespace) -> None:
+    drawing = losses.block_loss_bars(replace(lab.plan, threshold=0.6), marked_block=1)
+    bar, per_column = drawing.figure.data[0], lab.plan.loss_per_column
+    assert bar.y.tolist() == pytest.approx(per_column.tolist())
+    assert list(bar.marker.pattern.shape) == ["", "", "/"]
+    assert bar.marker.color[1] == palette.MARK
+    assert drawing.figure.layout.shapes[0].y0 == pytest.approx(0.4 * float(per_column.max()))
+    assert title(drawing) == f"Columnar: relative range {lab.plan.relative_range:.3f}, above 0.6"
+    assert title(losses.block_loss_bars(replace(lab.plan, threshold=1.0))).startswith("Not columnar")
+
+
+def test_losses_in_order_compare_what_the_costliest_block_adds() -> None:
+    natural, ordered = np.array([0.1, 0.2, 0.5]), np.array([0.25, 0.1, 0.2])
+    errors = {"natural": natural, "two_level": ordered}
+    drawing = losses.losses_in_order(np.array([1.0, 2.0, 4.0]), [2, 1, 0], errors)
+    moved = "Block 2 loses most; pruned as number 1, not 3, it leaves 50.0 % less error than in natural order"
+    assert title(drawing) == moved
+    assert drawing.data["block"].tolist() == [0, 1, 2, 2, 1, 0]
+    assert drawing.data["error"].tolist() == [*natural, *ordered]
+    same = losses.losses_in_order(np.array([4.0, 2.0, 1.0]), [0, 1, 2], errors)
+    stays = "Block 0 loses most and is number 1 in both orders; all together leave 31.2 % less error"
+    assert title(same).startswith(stays)
+
+
+def test_order_picture_follows_a_column(lab: SimpleNamespace) -> None:
+    drawing = losses.order_picture(lab.plan, "two_level", marked_column=35)
+    order = rose.make_order(lab.plan, "two_level")
+    step = int(order.inverse[35])
+    assert list(drawing.figure.data[-1].x) == [35, step]
+    assert f"is pruned at step {step}." in drawing.caption
+    assert title(drawing).startswith("Two-level: pruning starts in block 2, with column")
+    assert drawing.data["step"].tolist() == order.inverse.tolist()
+    names = [note.text for note in drawing.figure.layout.annotations[:6]]
+    assert names == ["0", "1", "2", *map(str, lab.plan.loss_per_column.argsort(descending=True).tolist())]
+
+
+def test_wide_layers_show_ribbons_where_blocks_stay_whole() -> None:
+    plan = rose.plan_order(torch.rand(4, 1300), torch.eye(1300), sparsity=0.5, block_size=128)
+    assert {trace.fill for trace in losses.order_picture(plan, "blocks").figure.data} == {"toself"}
+    lines = losses.order_picture(plan, "random:1")
+    assert "a line for one column in 3" in below(lines)
+    assert sum(len(trace.x) // 3 for trace in lines.figure.data) <= losses.PICTURE_LINES
+
+
+def test_number_matrix_prints_every_number_of_the_worked_example() -> None:
+    plan = plan_from_importance(EXAMPLE, sparsity=1 / 3, block_size=3)
+    below_it = {"column_loss": plan.column_loss, "block_loss": plan.block_loss}
+    drawing = losses.number_matrix(plan.importance, plan.block_width, removed=plan.potential_loss > 0, **below_it)
+    printed = [note.text for note in drawing.figure.layout.annotations]
+    values = [text.removeprefix("<s>").removesuffix("</s>") for text in printed[:36]]
+    assert values == [f"{value:.1f}" for value in EXAMPLE.flatten().tolist()]
+    assert sum(text.startswith("<s>") for text in printed) == 12
+    assert printed[36:45] == ["1.4", "2.2", "1.1", "0.7", "0.9", "1.0", "3.9", "4.2", "3.5"]
+    assert printed[45:] == ["<b>4.7</b>", "<b>2.6</b>", "<b>11.6</b>"]
+    assert title(drawing) == "The largest importance S is 6.7 in row 3, column 7"
+
+
+# Orders
+
+
+def test_error_curve_is_the_undamped_error_so_far(lab: SimpleNamespace) -> None:
+    drawing = orders.error_curve(orders.relative_curves(lab.results, lab.energy))
+    for trace, (name, result) in zip(drawing.figure.data, lab.results.items(), strict=True):
+        moved = [stage - lab.weight for stage in result.trace.weights]
+        errors = [quadratic_form(change, lab.statistics.hessian) / lab.energy for change in moved]
+        assert trace.y == pytest.approx(errors, rel=1e-4)
+        assert trace.y[-1] == pytest.approx(result.relative_error, rel=1e-4)
+        assert trace.line.color == palette.ORDER_COLOURS[name]
+    best = min(lab.results, key=lambda name: lab.results[name].relative_error)
+    assert title(drawing).startswith(f"{orders.run_style(best).label} ends lowest")
+    assert list(drawing.data.columns) == ["pruned_blocks", *lab.results]
+    with pytest.raises(rose.RoseError, match="at least one order"):
+        orders.error_curve({})
+
+
+def test_title_of_a_single_error_curve_names_the_largest_step(lab: SimpleNamespace) -> None:
+    natural = lab.results["natural"]
+    drawing = orders.error_curve(orders.relative_curves({"natural": natural}, lab.energy))
+    steps = natural.trace.error_so_far(natural.added_damping).diff()
+    jump, share = int(steps.argmax()) + 1, float(steps.max() / steps.sum())
+    assert title(drawing) == f"SparseGPT: step {jump} of 3 brings {100 * share:.0f} % of the error"
+
+
+def test_random_orders_are_one_band_with_their_mean(lab: SimpleNamespace) -> None:
+    seeds = {f"random:{seed}": pruned(lab, f"random:{seed}") for seed in range(4)}
+    drawing = orders.error_curve(orders.relative_curves({"two_level": lab.results["two_level"]} | seeds, lab.energy))
+    _, band, mean = drawing.figure.data
+    errors = [result.relative_error for result in seeds.values()]
+    assert (max(band.y[:4]), band.y[4]) == pytest.approx((max(errors), min(errors)), rel=1e-4)
+    assert mean.y[-1] == pytest.approx(sum(errors) / 4, rel=1e-4)
+    better = sum(error < lab.results["two_level"].relative_error for error in errors)
+    assert f"{words.out_of(better, 4, 'seed')} end" in drawing.caption
+
+
+def test_given_up_shows_each_block_under_both_budgets(lab: SimpleNamespace) -> None:
+    budgets = {"": "block", " + layer": "layer"}
+    results = {
+        order + name: pruned(lab, order, budget)
+        for order in ("two_level", "random:0")
+        for name, budget in budgets.items()
+    }
+    drawing = orders.given_up(results, lab.energy)
+    most = [words.number(float(results[order].trace.lost.max()) / lab.energy) for order in ("two_level", "random:0")]
+    expected = f"costs one block up to {most[0]} in two-level order and {most[1]} in random order"
+    assert title(drawing) == f"Giving up an equal share {expected}"
+    block, layer, *_ = drawing.figure.data
+    assert block.customdata == pytest.approx([0.5, 0.5, 0.5])
+    removed = results["two_level + layer"].trace.removed.numpy()
+    assert layer.customdata == pytest.approx(removed / 24 / np.array([8, 16, 16]))
+    assert layer.customdata[0] < 0.4, "one threshold asks less of the strong block, which is visited first"
+
+
+def test_sweeps_have_the_name_of_a_method_only_where_order_and_budget_are_its_own() -> None:
+    labels = {
+        "natural": "SparseGPT",
+        "two_level": "ROSE's order",
+        "global + layer": "ROSE global",
+        "natural + layer": "Natural, layer budget",
+        "two_level + layer": "Two-level, layer budget",
+        "global": "Global, block budget",
+        "two_level_ascending": "Two-level, ascending, block budget",
+    }
+    assert {run: orders.run_style(run).label for run in labels} == labels
+    block, layered = orders.run_style("global"), orders.run_style("global + layer")
+    assert block.colour == layered.colour
+    assert block.dash != layered.dash
+
+
+def test_parts_of_the_damage_add_up(lab: SimpleNamespace) -> None:
+    result = lab.results["two_level"]
+    drawing = orders.damage_split(result, lab.inside, step=0)
+    remains, later, inside = drawing.figure.data
+    assert remains.y + later.y + inside.y == pytest.approx(result.trace.lost.numpy(), rel=1e-4)
+    assert remains.y + later.y == pytest.approx(lab.inside.numpy(), rel=1e-4)
+    assert later.y[-1] == pytest.approx(0, abs=1e-3 * remains.y[-1])
+    assert inside.y[-1] > 0, "columns of the same block compensate even in the last block"
+    share = 100 * inside.y[-1] / float(result.trace.lost[-1])
+    assert f"the {share:.0f} % that is absorbed there goes to the 16 columns of the block itself" in drawing.caption
+    assert remains.customdata[0] == "block 2"
+    assert drawing.data["removed_weights"].sum() == 480
+
+
+def test_position_curve_compares_last_with_first() -> None:
+    table = pd.DataFrame({"position": [2, 0, 1], "relative_error": [0.33, 0.22, 0.25]})
+    drawing = orders.position_curve(table, block=25, base="two_level", place=2)
+    assert title(drawing) == "Pruned last, block 25 leaves 50.0 % more error than pruned first"
+    curve, ring = drawing.figure.data
+    assert curve.x.tolist() == [1, 2, 3]
+    assert (list(ring.x), ring.name) == ([3], "its place in two-level order")
+    assert drawing.figure.layout.yaxis.range[0] == 0
+
+
+def test_order_bars_compare_with_natural_order() -> None:
+    errors = {"natural": 0.1, "two_level": 0.08}
+    rows = [(order, share, error * share) for order, error in errors.items() for share in (0.6, 0.7, 0.8)]
+    table = pd.DataFrame(rows, columns=["order", "sparsity", "relative_error"])
+    drawing = orders.order_bars(table)
+    assert title(drawing) == "ROSE's order leaves 20.0 % less error than SparseGPT"
+    assert [shape.y0 for shape in drawing.figure.layout.shapes] == pytest.approx([0.06, 0.07, 0.08])
+    assert list(drawing.figure.layout.xaxis.ticktext) == ["60 %", "70 %", "80 %"]
+    layered = orders.order_bars(table, budget="layer")
+    assert title(layered) == "Two-level, layer budget leaves 20.0 % less error than Natural, layer budget"
+    assert "layer budget; dashed: Natural, layer budget" in below(layered)
+
+
+def test_matrix_separates_order_and_budget() -> None:
+    table = pd.DataFrame(
+        [("natural", "block", 0.2), ("natural", "layer", 0.18), ("global", "block", 0.24), ("global", "layer", 0.15)],
+        columns=["order", "budget", "relative_error"],
+    )
+    drawing = orders.order_budget_matrix(table)
+    heat = drawing.figure.data[0]
+    assert heat.z.tolist() == [pytest.approx([0, -0.1]), pytest.approx([0.2, -0.25])]
+    assert heat.zmin == -heat.zmax == pytest.approx(-0.25)
+    assert heat.colorbar.tickformat == style.PERCENT  # a sign would be before 0, too
+    printed = [[re.sub(r"</?span.*?>", "", text) for text in row] for row in heat.text]
+    assert printed == [["1.000<br>SparseGPT", "0.900"], ["1.200", "0.750<br>ROSE global"]]
+    assert "#ffffff" in heat.text[1][1], "on the dark end of the scale"
+    assert "#000000" in heat.text[0][0], "on its light middle"
+    assert title(drawing) == "ROSE global has the least error, 0.750 of SparseGPT's"
+    assert "budget alone (in natural order) 10.0 %, both together 25.0 %." in drawing.caption
+    with pytest.raises(rose.RoseError, match="choose a sparsity above 0"):
+        orders.order_budget_matrix(table.assign(relative_error=0.0))
+
+
+def test_strength_curve_says_where_the_layer_becomes_columnar() -> None:
+    drawing = orders.strength_curve([(2, 0.7, 0.9), (0, 0.1, 1.0), (1, 0.4, 0.97)], 2)
+    assert title(drawing) == "At strength 2.00, two-level order saves 10.0 % of the error"
+    assert list(drawing.figure.data[0].marker.symbol) == ["circle-open", "circle-open", "circle"]
+    assert drawing.caption.endswith("the layer counts as columnar from strength 2.00 on.")
+
+
+# Sweeps and solvers
+
+
+def test_sweep_frame_shows_pruned_cells_apart_and_what_is_free(lab: SimpleNamespace) -> None:
+    drawing = sweeps.sweep_frame([lab.results["two_level"]], 1, lab.energy)
+    z, veil = drawing.figure.data[0].z, drawing.figure.data[1].z
+    assert (z[:, :8] == 0).sum() == 96, "the narrow strong block comes first and gives up half of its 192 weights"
+    assert (z[:, 8:] > 0).all()
+    assert veil.tolist() == [[2] * 8 + [0] * 32]
+    assert "96 of 960 weights are pruned so far; 32 of 40 columns are still free" in drawing.caption
+    natural = sweeps.sweep_frame([lab.results["two_level"]], 2, lab.energy, arrange="natural").figure.data[1]
+    assert natural.z[0, 32:].tolist() == [1] * 8
+    assert (natural.z == 2).sum() == 16
+
+
+def test_sweep_frame_shows_changes_of_two_sweeps(lab: SimpleNamespace) -> None:
+    results = [lab.results["natural"], lab.results["two_level"]]
+    start = sweeps.sweep_frame(results, 0, lab.energy, show="change")
+    assert title(start) == "Nothing is pruned yet: three blocks to go"
+    assert not start.figure.data[0].z.any()
+    after = sweeps.sweep_frame(results, 1, lab.energy, show="change")
+    for result, trace in zip(results, after.figure.data[:4:2], strict=True):
+        moved = (result.trace.weights[1] - result.trace.weights[0]).abs()[:, result.order.permutation]
+        assert trace.z == pytest.approx(moved.numpy())
+        assert trace.z[:, 16:].any(), "columns still free have moved"
+    final = [result.relative_error for result in results]
+    assert after.data.iloc[-1, 1:].tolist() == pytest.approx(final, rel=1e-3)
+    end = title(sweeps.sweep_frame(results, 3, lab.energy))
+    assert end == f"After 3 of 3 blocks, Two-level has {100 * (1 - final[1] / final[0]):.1f} % less error than Natural"
+
+
+def test_sweep_in_a_plugins_order_is_drawn_under_either_budget(lab: SimpleNamespace) -> None:
+    result = lab.results["natural"]
+    own = replace(result, order=replace(result.order, name="my_order"), budget="layer")
+    line = sweeps.sweep_frame([own], 1, lab.energy).figure.data[-1]
+    assert (line.name, line.marker.symbol[-5:]) == ("My order, layer budget", "-open")
+
+
+def test_film_has_a_frame_for_each_step(lab: SimpleNamespace) -> None:
+    figure = sweeps.sweep_film([lab.results["natural"]], lab.energy).figure
+    assert [frame.name for frame in figure.frames] == ["0", "1", "2", "3"]
+    assert all(frame.data[0].z.dtype == np.uint8 for frame in figure.frames)
+    # Plotly merges by number from frame to frame, so what one frame leaves out stays as it was in another.
+    assert len({(len(frame.data), len(frame.layout.annotations)) for frame in figure.frames}) == 1
+    assert (figure.frames[3].data[0].z == 0).sum() == 480
+    assert (figure.frames[0].data[0].z == 0).sum() == 0, "a small weight is not a pruned one"
+
+
+def test_film_of_many_blocks_stays_small(lab: SimpleNamespace) -> None:
+    stages = torch.rand(87, 300, 344)
+    trace = rose.SweepTrace(stages, torch.ones(86), torch.ones(86), torch.full((86,), 2.0), torch.zeros(86))
+    order = rose.Order(torch.arange(344), (4,) * 86, "natural")
+    result = replace(lab.results["natural"], trace=trace, order=order, weight=stages[-1])
+    drawing = sweeps.sweep_film([result, result], 100.0)
+    assert len(drawing.figure.frames) == 33
+    assert len(drawing.figure.to_json()) < 2_000_000
+    assert drawing.caption.endswith("33 of 87 steps are kept.")
+
+
+def test_solvers_are_compared_at_their_last_complete_state() -> None:
+    steps = pd.DataFrame({"step": ["a", "b"], "is_complete": True, "relative_error": [0.3, 0.2]})
+    ways = {
+        "sweep": ("One sweep", steps[:1].assign(work=1.0)),
+        "admm": ("ADMM", steps.assign(work=[10.0, 27.0])),
+        "stages": ("Five stages", steps.assign(work=[30.0, 49.5], relative_error=0.4)),
+    }
+    ended, reached = (sweeps.solver_race(ways, work, held_out=False) for work in (49.5, 27.0))
+    assert title(ended) == "By its end, after 27 products, ADMM has 33.3 % less error than one sweep"
+    assert title(reached) == "After 27 products ADMM has 33.3 % less error than one sweep"
+    ways["stages"][1].loc[0, ["is_complete", "relative_error"]] = False, 0.003  # has removed few weights yet
+    caption = sweeps.solver_race(ways, 49.5, held_out=False).caption
+    assert caption == "Lowest error at the full sparsity: One sweep 0.300, ADMM 0.200, Five stages 0.400."
+
+
+def test_mask_changes_name_a_column_only_where_the_mask_has_changed() -> None:
+    before, mask = np.zeros((50, 60), bool), np.zeros((50, 60), bool)
+    solver = {"solver": "ADMM", "step": "step 3", "since": "step 2"}
+    assert sweeps.mask_changes(mask, before, **solver).caption == "0 weights removed and 0 put back since step 2."
+    mask[3, 4] = True
+    drawing = sweeps.mask_changes(mask, before, **solver)
+    assert title(drawing) == "ADMM, step 3: 0.033 % of the mask changed since step 2"  # not 0.0 %
+
+
+# Checks
+
+
+def test_error_measures_are_relative_with_their_disagreement() -> None:
+    measures = [ErrorMeasures("sparsegpt", 2.0, 2.5, 2.0, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
+    drawing = trust.error_measures(measures)
+    assert drawing.figure.data[0].y.tolist() == [0.2, 0.3]
+    assert np.isnan(drawing.figure.data[2].y[1])
+    assert title(drawing) == "Three measurements of the error differ by at most 0.200"
+    assert [note.text for note in drawing.figure.layout.annotations] == ["0.200 apart", "0 apart"]
+
+
+def test_held_out_curve_compares_both_errors() -> None:
+    points = [CurvePoint(256, 0.02, 0.09, 0.10, True), CurvePoint(512, 0.03, 0.06, 0.01)]
+    drawing = trust.held_out_curve(points, method="sparsegpt")
+    assert title(drawing) == "With 512 tokens, held-out error is 2.00 times the calibration error"
+    held_out, calibration = drawing.figure.data
+    assert held_out.y.tolist() == [0.09, 0.06]
+    assert calibration.y.tolist() == [0.02, 0.03]
+    assert drawing.caption.endswith("Damping had to be raised at one point.")
+    assert "Held-out error falls from 0.0900 at 256 tokens to 0.0600 at 512; there" in drawing.caption
+    assert "Nothing was held out" in trust.held_out_curve([CurvePoint(256, 0.02, None, 0.01)]).caption
+    rising = {256: (0.02, 0.194), 512: (0.03, 0.224), 1024: (0.04, 0.133)}
+    caption = trust.held_out_curve([CurvePoint(tokens, *errors, 0.01) for tokens, errors in rising.items()]).caption
+    course = "from 0.194 at 256 tokens to 0.133 at 1 024, not throughout: up from 0.194 at 256 to 0.224 at 512; there"
+    assert caption.startswith(f"Held-out error falls {course}")
+
+
+def test_sparsity_by_method_counts_who_removed_what_was_requested() -> None:
+    good = RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0, (7, 10))
+    bad = RealisedSparsity("wanda", "row", 24, 0.7, 0.65, 2, 0, 0, (7, 10))
+    assert title(trust.sparsity_by_method([good])) == "SparseGPT removed what was requested"
+    assert trust.sparsity_by_method([good]).caption == "Each of 3 units has exactly the count asked for."
+    drawing = trust.sparsity_by_method([good, bad])
+    assert title(drawing) == "One of two methods removed what was requested"
+    assert "two weights (Wanda, per row)" in drawing.caption
+    assert list(drawing.figure.data[1].text) == ["70 %", "65 %"]
+    assert title(trust.sparsity_by_method([bad, bad])) == "None of two methods removed what was requested"
+    rounded = RealisedSparsity("wanda", "row", 24, 0.7, 403 / 576, 0, 0, 0, (403, 576))
+    assert trust.sparsity_by_method([good, rounded]).caption == (
+        "Each of 27 units has exactly the count asked for. Wanda: 403 of 576 weights a row is the whole number nearest "
+        "to 70 %."
+    )
+
+
+@pytest.mark.parametrize(
+    ("recovered", "finding"),
+    [
+        (0.67, "Compensation recovered 67 % of what a refit would"),
+        (1.02, "Compensation recovered all that a refit of this mask would"),
+        (0.004, "Compensation recovered 0.4 % of what a refit would"),
+        (-0.5, "The layer is worse than its mask without compensation: error 0.100 against 0.200"),
+        (float("nan"), "A refit would take less than 2 % off the error of the mask alone, 0.200"),
+    ],
+)
+def test_compensation_is_measured_by_a_refit_of_its_mask(recovered: float, finding: str) -> None:
+    assert title(trust.compensation_bars(COSTS.copy().where(COSTS.index != "recovered", recovered))) == finding
