@@ -235,7 +235,7 @@ def test_the_app_prunes_by_it(named: Path, checkpoint: str) -> None:
     assert outcome.name == "Largest first at 0.5"
     bars = methods.perplexity_bars([outcome.result], dense=outcome.perplexity)
     assert "Largest first" in bars.caption
-    assert "Largest first" in methods.layer_map(layer_table(run.models), outcome.case.method).figure.to_json()
+    assert "Largest first" in methods.layer_map(layer_table(run.models), outcome.method).figure.to_json()
 
 
 def test_the_app_says_what_is_wrong_and_goes_on(named: Path) -> None:
