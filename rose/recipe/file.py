@@ -34,7 +34,7 @@ from rose.recipe.tools import SPECS
 VERSION = 1  # raise it where a field changes its meaning
 NAME = "recipe.yaml"
 LARGEST = 100_000  # bytes of a recipe
-HEAD = "# What was asked. `rose run recipe.yaml output=FOLDER` does it again; NAME=VALUE after it changes a field.\n"
+HEAD = "# Again: rose run recipe.yaml output=FOLDER\n# Changed: the same with NAME=VALUE behind it\n"
 CHAINED = {"model", "pruned"}  # fields of a later step that the step before it fills
 PREVIOUS, BETWEEN = "previous", "between"  # stand for what a step before has written, and where
 
