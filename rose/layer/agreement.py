@@ -34,12 +34,13 @@ COLUMNS_LAWFUL = 0.02  # share of a layer's columns that may turn round
 NEGATIVE = {(1, 32): 20.0, (1, 128): 20.0, (32, 32): 20.0, (128, 128): 20.0}  # Σ −v w / s² of a tile
 RESIDUAL = {(32, 32): 8.0, (128, 128): 5.0}  # mean r² / s² of a tile
 ONE_RESIDUAL, SEVERAL = 1000.0, 3  # r² / s² of a weight where weights stayed, and such weights that make a tile
+LAYER = 0.3  # cosine of a layer below which it is another one altogether
 LARGEST = 16.0  # times the largest dense weight
 PRIOR = 8  # weights of the layer's mean that a variance begins with
 EXPLAINED = 0.7  # cosine with other dense weights that explains a part
 TRADED = 0.85  # the same of a column that was compensated, as collinear inputs trade weights
 CHANCE = 5.0  # standard deviations of a cosine of random directions
-SEARCHED = 1024  # parts whose source is looked for
+SEARCHED = 512  # parts of a kind that are told, the first ones
 LIKE_ITSELF = 1.0  # logarithm of a slope by tangent, of a column that was turned round whole
 ITS_OWN = 0.5  # cosine from which on weights are their own, with either sign
 PIECE = 0.3  # share of the kept weights of a row or column
@@ -92,17 +93,17 @@ def misfits(before: Tensor, after: Tensor) -> tuple[Misfit, ...]:
     """
     now = torch.nan_to_num(after.float(), 0, 0, 0)
     was = before.float()
+    if not was.any():
+        return ()
     absurd = now.abs() > LARGEST * was.abs().amax()
-    found = [_weight(ABSURD, now, was.abs().amax().expand_as(was), place) for place in absurd.nonzero()]
+    found = [_weight(ABSURD, now, was.abs().amax().expand_as(was), place) for place in absurd.nonzero()[:SEARCHED]]
     now = now.masked_fill(absurd, 0)
-    if not now.any() or not was.any():
-        return tuple(found)
+    if not now.any() or _cosine(now.flatten(), torch.where(now == 0, 0, was).flatten()) < LAYER:
+        return tuple(found)  # what became of it is no matter of parts, see `whole_fate`
     layer = _Layer.of(was, now)
     rows = layer.odd_rows()
     layer = layer.without_rows(rows)
     columns = layer.odd_columns()
-    if len(rows) > len(was) / 2 or len(columns) > was.shape[1] / 2:
-        return tuple(found)  # not a part of the layer, but the layer; see `rose.layer.change.whole_layer`
     empty = _empty_rows(was, now)
     told = {*rows.tolist(), *(row for part in empty for row in range(part.rows[0], part.rows[1] + 1))}
     found += empty + _other_counts(now, told)
@@ -247,7 +248,7 @@ class _Layer:
         """Single weights outside of such tiles."""
         odd = self.residual > ONE_RESIDUAL
         odd &= ~tiles.repeat_interleave(32, 1)[:, : odd.shape[1]]
-        return [_weight(CHANGED, self.now, self.was, place) for place in odd.nonzero()]
+        return [_weight(CHANGED, self.now, self.was, place) for place in odd.nonzero()[:SEARCHED]]
 
 
 def _tangent(cosine: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ columns with 16 kept weights, slopes of rows beside the layer's median, and how 
 wrong, how many were only called lawful, and how many were missed. What is there is not done again.
 """
 
+import argparse
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -21,6 +22,7 @@ import rose
 from rose.errors import RoseError
 from rose.layer.agreement import misfits
 from rose.layer.registry import METHODS
+from rose.layer.statistics import InputStatistics
 from tests.benchmarks.common import MODEL, Rows, arguments
 from tests.model.check.faults_within import COLUMNS, ROWS, TILES
 
@@ -69,17 +71,11 @@ def planted(weight: Tensor) -> Iterator[tuple[str, str, str, Tensor]]:
         yield "tile", fault, f"{rows} × {columns}", faulty
 
 
-def main() -> None:
-    options = arguments(
-        __doc__, sane=Path, planted=Path, model=MODEL, layers=list(LAYERS), bases=list(BASES), samples=8, length=256
-    )
-    model, tokenizer = rose.load_model(options.model)
-    tokens = rose.load_tokens("packaged", tokenizer, samples=options.samples, length=options.length, seed=0)
-    layers = {layer.name: layer.weight.detach().float() for layer in rose.prunable_layers(model)}
-    names = [next(name for name in layers if name.endswith(f".{end}")) for end in options.layers]
-    statistics = rose.collect_statistics(model, tokens, layers=names)
+def measure_sane(
+    options: argparse.Namespace, layers: dict[str, Tensor], statistics: dict[str, InputStatistics]
+) -> None:
     rows = Rows(options.sane, ["model", "layer", "method", "pattern", "bits"])
-    for name, (method, pattern, bits) in product(names, variants()):
+    for name, (method, pattern, bits) in product(statistics, variants()):
         key = (options.model, name, method, pattern, bits or "")
         if key in rows:
             continue
@@ -95,8 +91,13 @@ def main() -> None:
         lawful = sum(part.may_be_lawful for part in found)
         accused = {"accused": len(found) - lawful, "may_be_lawful": lawful}
         rows.add(dict(zip(rows.key, key, strict=True)) | accused | extremes(layers[name], pruned))
+
+
+def measure_planted(
+    options: argparse.Namespace, layers: dict[str, Tensor], statistics: dict[str, InputStatistics]
+) -> None:
     rows = Rows(options.planted, ["model", "layer", "method"])
-    for name, method in product(names, options.bases):
+    for name, method in product(statistics, options.bases):
         if (options.model, name, method) in rows:
             continue
         pruned = rose.prune_layer(layers[name], statistics[name], method=method, sparsity=0.7).weight
@@ -113,6 +114,19 @@ def main() -> None:
                 for what, count in counts.items()
             )
         )
+
+
+def main() -> None:
+    options = arguments(
+        __doc__, sane=Path, planted=Path, model=MODEL, layers=list(LAYERS), bases=list(BASES), samples=8, length=256
+    )
+    model, tokenizer = rose.load_model(options.model)
+    tokens = rose.load_tokens("packaged", tokenizer, samples=options.samples, length=options.length, seed=0)
+    layers = {layer.name: layer.weight.detach().float() for layer in rose.prunable_layers(model)}
+    names = [next(name for name in layers if name.endswith(f".{end}")) for end in options.layers]
+    statistics = rose.collect_statistics(model, tokens, layers=names)
+    measure_planted(options, layers, statistics)
+    measure_sane(options, layers, statistics)
 
 
 if __name__ == "__main__":

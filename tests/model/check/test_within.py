@@ -260,3 +260,13 @@ def test_a_head_is_named_and_a_layer_of_another_scale_is_wrong() -> None:
     scaled = found.loc["model.layers.0.mlp.up_proj"]
     assert scaled["verdict"] == verdicts.OTHER_MODEL
     assert scaled["reason"].startswith("Kept weights are 2.00 times as large as the dense ones.")
+
+
+def test_most_rows_of_a_layer_may_be_wrong(dense: Tensor, bases: dict[str, Tensor]) -> None:
+    for share, source, told in ((0.6, 5, 0.4), (0.3, 7, 0.9)):
+        weight = bases["sparsegpt"].clone()
+        rows = torch.arange(int(share * SIZE[0]))
+        weight[rows] = bases["sparsegpt"][(rows + source) % SIZE[0]]
+        found = [part for part in misfits(dense, weight) if part.kind == OTHER]
+        assert sum(part.rows[1] - part.rows[0] + 1 for part in found) > told * len(rows)
+        assert found[0].source == found[0].rows[0] + source
