@@ -287,7 +287,7 @@ def hessian_diagonal(
         y, floor = y.where(y > 0), _log_floor(values[values > 0], added)
         chart.y(**LOG)
         if values.any():
-            chart.y(range=[np.log10(floor), np.log10(values.max() * 1.3)])
+            chart.y(range=[np.log10(floor), np.log10(values.max() * 2)])
     drawn = {"width": 1.5, "mode": "lines" if len(values) > 1 else "markers", "customdata": order}
     chart.line(np.arange(len(values)), y, Style(palette.TEAL, "diag(H)"), HOVER_DIAGONAL, **drawn)
     massive = massive_channels(torch.from_numpy(values))

@@ -157,9 +157,7 @@ class InputStatistics:
         sizes = [min(PANEL, statistics.columns - start) * (statistics.columns - start) for start in starts]
         for start, panel in zip(starts, packed["panels"].split(sizes), strict=True):
             statistics._upper[start : start + PANEL, start:] = panel.view(-1, statistics.columns - start)
-        statistics._sum = packed["sum"].clone()  # the caller's stays as it is
-        unknown = torch.full_like(statistics._sum, float("nan"))  # in files of earlier versions
-        statistics._first = packed.get("first", unknown).clone()
+        statistics._sum, statistics._first = packed["sum"].clone(), packed["first"].clone()  # the caller's stay as is
         statistics._count(packed["tokens"])
         return statistics
 
