@@ -426,16 +426,9 @@ class RunReport:
         runs = []
         for method, rows in self.layers.groupby("method", sort=False):
             _require(bool(_NAME.fullmatch(str(method))), "a method has no such name")
-            results = {name: value for name, value in self.results.items() if name not in ("layers", "mean_errors")}
-            run = replace(self, layers=rows, results=results | {"method": str(method)})
-            totals = {
-                "layers": len(rows),
-                "columnar_layers": int(run.by_layer["is_columnar"].sum()) if "is_columnar" in run.by_layer else None,
-                "mean_relative_error": mean_or_none(run.pruned["relative_error"]),
-                "mean_held_out_error": mean_or_none(run.pruned["held_out_error"]),
-            }
+            results = {name: value for name, value in self.results.items() if name != "mean_errors"}
             origin = None if self.origin is None else (*self.origin, method)
-            runs.append(replace(run.with_summary(**totals), origin=origin))
+            runs.append(replace(self, layers=rows, results=results | {"method": str(method)}, origin=origin))
         return runs
 
     def without_errors(self) -> RunReport:

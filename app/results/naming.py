@@ -43,6 +43,7 @@ def runs_of_study(study: Study, threshold: float, layer: str | None = None) -> l
     results: dict[str, Any] = {
         "remarks": study.calibration.cautions,
         "held_out_samples": setup.held_out,
+        "columnar_layers": int(overview["is_columnar"].sum()),
         "made_with": study.kept.made_with if study.is_example and study.kept is not None else versions(),
         **({} if setup.layer_patterns is None else {"chosen_layers": setup.layers.strip()}),
     }
