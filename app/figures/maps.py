@@ -94,19 +94,19 @@ def model_map(
         left_out: those of them that stay dense, or could not be measured.
         block: what a block of the model is called.
     """
-    known, kind = metric(name), "expert" if experts else "projection"
+    measure, kind = metric(name), "expert" if experts else "projection"
     if experts is not None:
         table = table[table["projection"].map(expert_kind) == experts]
         layers = [layer for layer in layers if expert_kind(place_of(layer)[1]) == experts]
     every = per_layer(table, name)
     row_of = every["projection"].map(lambda projection: map_row(projection, experts))
-    placed = every.assign(projection=row_of, text=every["value"].map(known.text))  # each in its row of the map
+    placed = every.assign(projection=row_of, text=every["value"].map(measure.text))  # each in its row of the map
     cells = _largest(placed)
     grid = _grid(cells, [(index, map_row(projection, experts)) for index, projection in map(place_of, layers)])
     chart = Chart(x=block, height=180 + round(34 * max(3, len(grid)) * min(1, 24 / len(grid))), theme=theme)
-    chart.layer_map(_scaled(grid, known.kind), cells, known.unit, **_colours(known, cells["value"], name, theme))
+    chart.layer_map(_scaled(grid, measure.kind), cells, measure.unit, **_colours(measure, cells["value"], name, theme))
     which = f"every expert's {experts.rpartition('.')[2]}" if experts else every_layer(placed, cells)
-    what = f"{known.label} of {which}"
+    what = f"{measure.label} of {which}"
     if name == "relative_range" and every["value"].notna().any():
         what += _ring(chart, placed, threshold, 11 if grid.shape[1] <= 20 else 8)
     dead = _dead(chart, table.assign(projection=row_of.tolist()))
@@ -114,9 +114,9 @@ def model_map(
     chart.outline_layer(grid, placed, marked_layer)
     waiting = max(0, len(set(layers) - set(left_out)) - len(every))
     what += _blanks(every, waiting, len(set(layers) & set(left_out)))
-    caption = _map_caption(every, known, waiting) + dead + (_foretold(table) if name == "column_variation" else "")
-    finding = _map_finding(every, name, known, threshold, block)
-    alt = f"Map of {known.label.lower()} by {block} and {kind}"
+    caption = _map_caption(every, measure, waiting) + dead + (_foretold(table) if name == "column_variation" else "")
+    finding = _map_finding(every, name, measure, threshold, block)
+    alt = f"Map of {measure.label.lower()} by {block} and {kind}"
     return chart.done(finding, what, caption, alt, every.rename(columns={"value": name}))
 
 
@@ -179,15 +179,15 @@ def _dead(chart: Chart, table: pd.DataFrame) -> str:
     cross = Style(palette.MARK, "dead columns", symbol="x")
     chart.signs(rows.drop_duplicates(["block_index", "projection"]), cross, 7)
     text = f" {sentence(count(len(rows), 'layer'))} {'has' if len(rows) == 1 else 'have'} dead columns"
-    known = rows.dropna(subset=["live_range"]) if "live_range" in rows else rows.head(0)
-    if known.empty:
+    live = rows.dropna(subset=["live_range"]) if "live_range" in rows else rows.head(0)
+    if live.empty:
         return f"{text}."
-    first = known.sort_values("relative_range", ascending=False, kind="stable").head(DEAD_NAMED)
+    first = live.sort_values("relative_range", ascending=False, kind="stable").head(DEAD_NAMED)
     ranges = ", ".join(
         f"{number(row.live_range)} instead of {number(row.relative_range)} ({short_layer(row.layer)})"
         for row in first.itertuples()
     )
-    return f"{text}; without them the relative range is {ranges}{' …' if len(known) > len(first) else ''}."
+    return f"{text}; without them the relative range is {ranges}{' …' if len(live) > len(first) else ''}."
 
 
 def _grid(rows: pd.DataFrame, places: Sequence[tuple[int | None, str]]) -> pd.DataFrame:
@@ -201,28 +201,28 @@ def _grid(rows: pd.DataFrame, places: Sequence[tuple[int | None, str]]) -> pd.Da
     return layer_grid(rows, projections, [block for block, _ in named])
 
 
-def _colours(known: Metric, values: pd.Series, name: str, theme: Theme) -> dict[str, Any]:
+def _colours(measure: Metric, values: pd.Series, name: str, theme: Theme) -> dict[str, Any]:
     """Scale, limits and colour bar of a map."""
     present = values[np.isfinite(values)]
     largest = float(present.abs().max()) if present.any() else 1.0
-    is_change = known.kind == "change"
-    if is_change or (known.kind == "magnitude" and (present < 0).any()):
+    is_change = measure.kind == "change"
+    if is_change or (measure.kind == "magnitude" and (present < 0).any()):
         # Less error is purple on every page.
         scale = {"colorscale": palette.DIVERGING[theme], "reversescale": is_change, "zmin": -largest, "zmax": largest}
-        return scale | {"colorbar": colourbar(known.unit, **({"tickformat": PERCENT} if is_change else {}))}
-    low, high, bar = 0.0, 1.0 if name == "relative_range" else largest, colourbar(known.unit)
-    if known.kind == "log":
+        return scale | {"colorbar": colourbar(measure.unit, **({"tickformat": PERCENT} if is_change else {}))}
+    low, high, bar = 0.0, 1.0 if name == "relative_range" else largest, colourbar(measure.unit)
+    if measure.kind == "log":
         positive = present[present > 0]
         low, high = (np.log10(positive.min()), np.log10(positive.max())) if len(positive) else (0.0, 1.0)
         decades = np.arange(np.ceil(low), np.floor(high) + 1)
         ticks = decades if len(decades) > 1 else np.array([low, high])  # or the bar would have no number
         texts = [number(10.0**tick) for tick in ticks]
-        bar = colourbar(f"{known.unit} (log)", tickvals=ticks.tolist(), ticktext=texts)
+        bar = colourbar(f"{measure.unit} (log)", tickvals=ticks.tolist(), ticktext=texts)
         high = max(high, low + 1e-6)
-    elif known.kind == "root":
+    elif measure.kind == "root":
         texts = [f"{float(f'{tick:.1g}'):g}" for tick in np.linspace(0, 1, 5) ** 2 * largest]
         places = np.sqrt([float(text) for text in texts]).tolist()  # at rounded values, or the texts would be wrong
-        bar, high = colourbar(f"{known.unit} (root scale)", tickvals=places, ticktext=texts), math.sqrt(largest)
+        bar, high = colourbar(f"{measure.unit} (root scale)", tickvals=places, ticktext=texts), math.sqrt(largest)
     return {"colorscale": palette.SEQUENTIAL, "zmin": low, "zmax": high, "colorbar": bar}
 
 
@@ -235,12 +235,12 @@ def _blanks(every: pd.DataFrame, waiting: int, without: int) -> str:
     return f"; blank: {', '.join(texts)}" if texts else ""
 
 
-def _map_finding(rows: pd.DataFrame, name: str, known: Metric, threshold: float, block: str) -> str:
+def _map_finding(rows: pd.DataFrame, name: str, measure: Metric, threshold: float, block: str) -> str:
     measured = rows.dropna(subset=["value"])
     if measured.empty:
-        return f"{known.label}: {'no layer measured yet' if rows.empty else 'no layer has one'}"
-    layers, who = len(measured), sentence(known.who)
-    if known.kind == "change":
+        return f"{measure.label}: {'no layer measured yet' if rows.empty else 'no layer has one'}"
+    layers, who = len(measured), sentence(measure.who)
+    if measure.kind == "change":
         better, worse = int((measured["value"] > 0).sum()), int((measured["value"] < 0).sum())
         which = "less held-out error" if name.startswith("held_out") else "less error"
         if not better and not worse:
@@ -248,9 +248,9 @@ def _map_finding(rows: pd.DataFrame, name: str, known: Metric, threshold: float,
         of_layers = count(layers, "layer")
         return f"{who} has {which} than SparseGPT on {some(better)} of {of_layers}, more on {some(worse)}"
     top = measured.loc[measured["value"].idxmax()]
-    finding = f"{known.label} is highest in {short_layer(top['layer'])}, {known.text(top['value'])}"
+    finding = f"{measure.label} is highest in {short_layer(top['layer'])}, {measure.text(top['value'])}"
     if not measured["value"].any():
-        finding = f"{known.label} is 0 in {out_of(layers, layers, 'layer')}"
+        finding = f"{measure.label} is 0 in {out_of(layers, layers, 'layer')}"
     if name != "relative_range":
         return finding
     return f"{finding}; {where_layers(measured[measured['value'] > threshold], 'columnar', block)}"
@@ -277,11 +277,11 @@ def range_of(label: str, values: pd.Series, text: Callable[[float], str] = numbe
     return f"{label} runs from {low} to {high}, median {text(float(values.median()))}."
 
 
-def _map_caption(rows: pd.DataFrame, known: Metric, waiting: int) -> str:
+def _map_caption(rows: pd.DataFrame, measure: Metric, waiting: int) -> str:
     measured = rows.dropna(subset=["value"])
     if measured.empty:
         return f"No layer has this number{' yet' if rows.empty else ''}."
-    text = range_of(known.label, measured.set_index("layer")["value"], known.text)
+    text = range_of(measure.label, measured.set_index("layer")["value"], measure.text)
     return text + (f" {sentence(count(waiting, 'layer'))} still to come." if waiting else "")
 
 
@@ -290,11 +290,11 @@ def _foretold(table: pd.DataFrame) -> str:
     column = next((name for name in ("held_out_gain", "gain") if name in table and table[name].notna().any()), None)
     if column is None or "relative_range" not in table:
         return ""
-    found = verdicts.rank_correlation(table["column_variation"], table[column])
+    rank = verdicts.rank_correlation(table["column_variation"], table[column])
     usual = verdicts.rank_correlation(table["relative_range"], table[column])
     saved = "held-out error" if column == "held_out_gain" else "error"
-    text = f" {verdicts.says_correlation('This variation', f'how much {saved} two-level order saves', found)}"
-    return text + (f"; for relative range it is {usual}." if found and usual else ".")
+    text = f" {verdicts.says_correlation('This variation', f'how much {saved} two-level order saves', rank)}"
+    return text + (f"; for relative range it is {usual}." if rank and usual else ".")
 
 
 # Relative range
@@ -537,9 +537,9 @@ def _difference_caption(rows: pd.DataFrame, names: tuple[str, str]) -> str:
     ways = {"lower": less, "higher": more, "equal": len(rows) - less - more}
     caption = f"Of {count(len(rows), 'layer')} {names[1]} is "
     caption += ", ".join(f"{way} in {word(layers)}" for way, layers in ways.items() if layers)
-    known = rows.dropna(subset=["value"])
-    if (less or more) and len(known):
-        ends = [known.loc[at] for at in (known["value"].idxmin(), known["value"].idxmax())]
+    changed = rows.dropna(subset=["value"])
+    if (less or more) and len(changed):
+        ends = [changed.loc[at] for at in (changed["value"].idxmin(), changed["value"].idxmax())]
         low, high = (f"{row['text']} ({short_layer(row['layer'])})" for row in ends)
         caption += f"; from {low} to {high}. Averages over layers are geometric means of ratios"
     return f"{caption}."

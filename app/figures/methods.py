@@ -183,9 +183,9 @@ def over_seeds_bars(
     if lost:
         labels = ", ".join(palette.method_style(method).label for method in lost)
         caption += f" Without {labels}: not finite for a seed."
-    kept = over_seeds(rows[~rows["method"].isin(lost)], [*MEASURES, "seconds"])
-    kept = kept.sort_values(column, kind="stable", ignore_index=True)
-    return chart.done(ranking.finding, what, caption, f"Means and spread of {MEASURES[column]} by method", kept)
+    data = over_seeds(rows[~rows["method"].isin(lost)], [*MEASURES, "seconds"])
+    data = data.sort_values(column, kind="stable", ignore_index=True)
+    return chart.done(ranking.finding, what, caption, f"Means and spread of {MEASURES[column]} by method", data)
 
 
 def _draw_seeds(chart: Chart, result: Result, mean: str) -> None:

@@ -18,18 +18,8 @@ from app.figures.palette import INKS, PALETTE, Theme
 FONT = "Source Sans, Segoe UI, sans-serif"  # Streamlit's; a name with a digit in it breaks labels in 3-D
 FONT_SIZE = 14
 TITLE_SIZE = 18
-TITLE = {
-    "x": 0,
-    "xanchor": "left",
-    "xref": "container",
-    # With the space above in pixels: a page may give the figure another height. Plotly's "top" is the first line's
-    # middle.
-    "y": 1,
-    "yanchor": "top",
-    "yref": "container",
-    "pad": {"l": 8, "t": TITLE_SIZE},
-    "font": {"size": TITLE_SIZE},
-}
+# With the space above in pixels: a page may give the figure another height. Plotly's "top" is the first line's middle.
+TITLE_PLACE = {"x": 0, "xanchor": "left", "xref": "container", "y": 1, "yanchor": "top", "yref": "container"}
 NARROW, WIDE = (58, 78), (88, 122)  # characters in a line of the title, and of the text below it
 LOG_ABOVE = 10.0  # a spread beyond this needs a log axis, or the smallest values could not be told apart
 BASELINE = "sparsegpt"  # the method that titles compare others with
@@ -113,7 +103,8 @@ def base(
     above = 22 + round(1.35 * TITLE_SIZE * lines) + headroom
     meta = {"finding": finding, "what": what, "muted": muted, "lines": lines}  # for `widen_title`
     frame = {"margin": {"l": 64, "r": 24, "t": above, "b": 56}, "height": height, "showlegend": legend, "meta": meta}
-    figure.update_layout(template=template(theme), title={"text": text} | TITLE, **frame)
+    title = {"text": text, "font": {"size": TITLE_SIZE}, "pad": {"l": 8, "t": TITLE_SIZE}} | TITLE_PLACE
+    figure.update_layout(template=template(theme), title=title, **frame)
     if legend:
         below = {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yanchor": "bottom", "yref": "container"}
         figure.update_layout(legend=below)

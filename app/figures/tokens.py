@@ -25,8 +25,8 @@ BULK = 98.0  # percentile at which it ends, so that one token does not make all 
 
 def scale_end(*values: np.ndarray) -> float:
     """Where the scale of these values ends, in nats; values beyond have the colour of the end."""
-    known = np.concatenate([np.abs(one[np.isfinite(one)]) for one in values]) if values else np.zeros(0)
-    return max(LEAST, float(np.percentile(known, BULK))) if len(known) else LEAST
+    sizes = np.concatenate([np.abs(part[np.isfinite(part)]) for part in values]) if values else np.zeros(0)
+    return max(LEAST, float(np.percentile(sizes, BULK))) if len(sizes) else LEAST
 
 
 def background(value: float, end: float, theme: Theme, *, change: bool) -> str:
@@ -59,13 +59,13 @@ def coloured_text(
     for number, (piece, value) in enumerate(zip(pieces, values, strict=True)):
         if not piece:
             continue
-        said = f"{'+' if change and value > 0 else ''}{words.number(float(value))} nats"
+        tip = f"{'+' if change and value > 0 else ''}{words.number(float(value))} nats"
         if not np.isfinite(value):
-            said = "the first token, which nothing predicts"
+            tip = "the first token, which nothing predicts"
         outline = f"outline:2px solid {ink.text};" if number == marked else ""
         shown = escape(piece).replace("\n", "<span aria-hidden='true'>↵</span>\n")
         spans.append(
-            f"<span title='{said}' style='background:{background(float(value), end, theme, change=change)};"
+            f"<span title='{tip}' style='background:{background(float(value), end, theme, change=change)};"
             f"border-radius:3px;{outline}'>{shown}</span>"
         )
     return (
