@@ -2,8 +2,8 @@
 
 Exit status: 0 done, 1 `check` has found something wrong, 2 bad input or too little
 memory (one line that says what and what to do), 70 a failure that nobody has foreseen (a traceback), 130 cancelled.
-`rose.recipe` declares what can be asked; the commands are in `rose.commands`, one file each, and are imported, with
-torch and transformers, once what is asked is known to make sense.
+`rose.recipe` declares every option. The commands are in `rose.commands`, one file each. They are imported, with torch
+and transformers, only after the options are checked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A recipe that a person drops on the start page: its choices become those of the pages."""
+"""Reads a recipe that a person drops on the start page, and fills the pages' forms with it."""
 
 import streamlit as st
 
@@ -11,11 +11,11 @@ from rose.recipe.spec import Spec
 from rose.recipe.steps import Analyze, Prune
 
 KEY = "start-recipe"
-TOLD = "recipe_told"  # in the session: what became of the recipe that was dropped last
+TOLD = "recipe_told"  # in the session: how the last recipe was used
 
 
 def drop() -> None:
-    """The place to drop a recipe, and what became of it."""
+    """Draws the place to drop a recipe, and says how the last recipe was used."""
     st.file_uploader("Or drop a recipe.yaml here", ["yaml", "yml"], key=KEY, on_change=_take, max_upload_size=1)
     told, page = st.session_state.get(TOLD, ("", ""))
     if told:
@@ -25,7 +25,7 @@ def drop() -> None:
 
 
 def _take() -> None:
-    """Callback: the choices of the recipe become those of this session."""
+    """Callback: reads the recipe and fills the forms."""
     file = st.session_state[KEY]
     if file is None:
         st.session_state.pop(TOLD, None)
@@ -38,15 +38,15 @@ def _take() -> None:
 
 
 def _use(name: str, steps: tuple[Spec, ...]) -> tuple[str, str]:
-    """What to say of the recipe, and the page that goes on with it, if any."""
+    """Fills the forms; returns a sentence and the page to open next, if any."""
     step = steps[0]
     if len(steps) > 1 or not isinstance(step, Analyze | Prune):
         runs = ", ".join(step.run for step in steps)
-        return f"{name} is a recipe for a terminal ({runs}): rose run {name} output=FOLDER does it.", ""
+        return f"This page cannot run {name} ({runs}). Run it in a terminal: rose run {name} output=FOLDER", ""
     study_form.forget()
     session.choose_draft(Setup.of(step))
     if isinstance(step, Analyze):
-        return f"The choices of {name} are in the form above; measure the layers to go on.", ""
+        return f"The form above has the settings of {name}. Measure the layers next.", ""
     session.use_draft()
     chosen = {
         "prune_methods": [step.method],
@@ -59,4 +59,4 @@ def _use(name: str, steps: tuple[Spec, ...]) -> tuple[str, str]:
         "prune_layers": "" if step.layers is None else " ".join(step.layers),
     }
     st.session_state.update(chosen)
-    return f"The choices of {name} are those of the page Prune now.", "prune"
+    return f"The page Prune has the settings of {name}.", "prune"

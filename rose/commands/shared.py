@@ -32,7 +32,7 @@ from rose.wording import duration, listing, size
 
 logger = logging.getLogger(__name__)
 
-LONG = 10.0  # seconds from which on a run is told how long it will take
+LONG = 10.0  # seconds; a longer run prints its estimated time
 TEXTS = ("calibration", "evaluate", "text")
 HEADER = ("model", "dtype", "calibration", "seed", "bos", "rotate")  # of a report's header, see `origin`
 LAYER_SETTINGS = ("sparsity", "block_size", "damping", "threshold", "bits", "group", "method", "order", "budget")
@@ -110,12 +110,12 @@ def tell_cost(
     *,
     besides: int = 0,
 ) -> None:
-    """Prints what a long run, or one that streams, will take, and what is not counted.
+    """Prints the estimated time and memory of a long or streamed run, and the parts left out.
 
     Args:
-        seconds: of one process.
-        estimates: of memory, of which the largest counts; none where it is not told.
-        besides: bytes that the run takes whatever the estimate.
+        seconds: estimated time in one process.
+        estimates: functions that estimate memory; the largest result counts.
+        besides: further bytes that the run needs.
 
     Raises:
         RoseError: that much memory is not free.

@@ -1,4 +1,4 @@
-"""What can be asked of this program: one declared specification for each thing that people run; needs no torch.
+"""One declared specification for each command: its fields, limits, help and file format; needs no torch.
 
 1. `spec`: what a specification is: fields with type, limits, unit and help; validation in one sentence.
 2. `parts`: the fields that several specifications share.

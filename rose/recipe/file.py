@@ -36,7 +36,7 @@ NAME = "recipe.yaml"
 LARGEST = 100_000  # bytes of a recipe
 HEAD = "# Again: rose run recipe.yaml output=FOLDER\n# Changed: the same with NAME=VALUE behind it\n"
 CHAINED = {"model", "pruned"}  # fields of a later step that the step before it fills
-PREVIOUS, BETWEEN = "previous", "between"  # stand for what a step before has written, and where
+PREVIOUS, BETWEEN = "previous", "between"  # stand for the output of the step before, and its folder
 
 
 class _Loader(yaml.SafeLoader):
@@ -57,17 +57,17 @@ class _Loader(yaml.SafeLoader):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to run: one specification, or several in order, each on what the one before it has written."""
+    """One specification to run, or several in order; each takes the output of the step before it."""
 
     steps: tuple[Spec, ...]
 
     @classmethod
     def read(cls, path: str | Path, *changes: str, is_placed: bool = False) -> Recipe:
-        """Reads a recipe.yaml, or the one in a folder, and then changes fields of it, each as "NAME=VALUE" or, of
-        several steps, "2.NAME=VALUE". It may leave open where the result goes unless `is_placed`.
+        """Reads a recipe.yaml, or the one in a folder, and changes fields, each as "NAME=VALUE" or, in a list of
+        steps, "2.NAME=VALUE". It may leave open where the result goes unless `is_placed`.
 
         Raises:
-            RoseError: no recipe, one of a later version, or one with a field, a type or a value that it cannot have.
+            RoseError: the file is not a recipe, has a later version, an unknown field, a wrong type or a bad value.
         """
         place = reachable(path)
         place = place / NAME if place.is_dir() else place
@@ -168,7 +168,7 @@ def _change(steps: Sequence[dict[str, Any]], changes: Sequence[str], *, is_place
 
 def _kind(run: Any) -> type[Spec]:
     if not isinstance(run, str) or run not in SPECS:
-        raise RoseError(f"A recipe says what to run, one of {', '.join(SPECS)}, not {run!r:.80}.")
+        raise RoseError(f"A recipe needs a run: {', '.join(SPECS)}, not {run!r:.80}.")
     return SPECS[run]
 
 

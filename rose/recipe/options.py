@@ -46,5 +46,5 @@ def _help(field: SpecField) -> str:
 
 
 def read_options(spec: type[Spec], options: argparse.Namespace) -> Spec:
-    """The specification that these options ask for; raises RoseError for one that it refuses."""
+    """Builds the specification from parsed options; raises RoseError for a bad value."""
     return spec(**{name: value for name, value in vars(options).items() if name in spec.fields()})

@@ -61,7 +61,7 @@ def path_of(value: Any) -> Any:
 
 
 def names_of(value: Any) -> Any:
-    """Names as people write them: a list, one by itself, or A,B; each once. None is no list."""
+    """Reads a list of names, a single name or A,B; drops repeats. None is not a list."""
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if not isinstance(value, list | tuple) or not value:
@@ -159,7 +159,7 @@ Allocation = Annotated[
     str,
     setting(
         "how layers share the sparsity: uniform, owl, sensitivity; sensitivity:ALPHA sets how far layers may differ; "
-        "damage:FOLDER goes by what `rose damage` has measured",
+        "damage:FOLDER uses the rows of `rose damage`",
         metavar="RULE",
     ),
 ]
@@ -330,7 +330,7 @@ class WalkPart(Spec):
 
 
 def check_target_damping(target: str, damping: float | None) -> None:
-    """Raises RoseError for a damping of the correction towards the dense model where there is no such correction."""
+    """Raises RoseError for a damping of the correction where target layer needs no correction."""
     if damping is not None and target != "dense":
         raise RoseError("Only target dense has a correction to damp; leave the target's damping out.")
 

@@ -129,7 +129,7 @@ class Slim(SavingPart, EvaluationPart, SlimSettings, TextPart, ModelPart):
         return self
 
     def _check_whole_blocks(self) -> None:
-        """Raises RoseError for what has no meaning where whole decoder blocks are dropped."""
+        """Raises RoseError for fields that do not apply when whole decoder blocks are dropped."""
         meaningless = {"parts", "allocation", "recovery", "multiple"} | (set() if self.prune else {"damping", "target"})
         given = [f"--{name}" for name in self.given if name in meaningless]
         if given:
@@ -149,7 +149,7 @@ class Tune(SavingPart, EvaluationPart, TuneSettings, TextPart):
         Name, setting("the model before: packaged name, Hub id, folder or .gguf file", metavar="DENSE", path=True)
     ]
     parts: Annotated[
-        Whole, setting("tune the decoder blocks in so many parts, one after another, for less memory", ge=1)
+        Whole, setting("number of parts; the decoder blocks are tuned part by part, with less memory", ge=1)
     ] = 1
     unpruned: Annotated[bool, setting("allow a model without zeros")] = False
     dtype: Dtype = "auto"
@@ -282,9 +282,7 @@ class Check(TextPart):
     samples: Samples = CHECK.samples
     length: Length = CHECK.length
     held_out: HeldOut = CHECK.held_out
-    methods: Annotated[Methods, Field(description="with --calibration, compare with what these methods reach")] = (
-        CHECKED_AGAINST
-    )
+    methods: Annotated[Methods, Field(description="with --calibration, compare with these methods")] = CHECKED_AGAINST
     json_file: Json | None = None
 
     @model_validator(mode="after")

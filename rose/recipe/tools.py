@@ -1,4 +1,4 @@
-"""What the other commands can be asked for: they show something, or write another form of what there is."""
+"""Specifications of the other commands: they list, draw, or convert files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PACKAGED = "garments"
 
 
 class Models(Spec):
-    """What there is to prune, and by what."""
+    """Models and methods."""
 
     run: ClassVar[str] = "models"
     summary: ClassVar[str] = "list the models that work offline, the pruning methods and the orders"

@@ -26,7 +26,7 @@ REFUSED = {  # text, changes, sentence
     "no version": ("run: prune", [], "does not say which version of recipes it is"),
     "later version": ("recipe: 2\nrun: prune", [], "a recipe of version 2, and this program reads version 1"),
     "version of another type": ("recipe: yes\nrun: prune", [], "does not say which version"),
-    "unknown run": ("recipe: 1\nrun: magic", [], "one of analyze, prune, slim"),
+    "unknown run": ("recipe: 1\nrun: magic", [], "A recipe needs a run: analyze, prune, slim"),
     "no steps": ("recipe: 1\nsteps: []", [], "must be a list of steps"),
     "fields beside steps": ("recipe: 1\nrun: prune\nsteps: [{run: prune}]", [], "and nothing beside it"),
     "unknown field": (PRUNE + "sampels: 3", ["output=x"], "Prune has no field 'sampels'; did you mean samples?"),
