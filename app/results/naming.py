@@ -26,6 +26,7 @@ TOTALS = (
     *("layers_with_raised_damping", "seconds", "perplexity_before", "perplexity_after", "drift", "zero_shot"),
     *("block_parameters", "kept_block_parameters", "parameters", "kept_parameters", "made_with", "device"),
 )
+ASKED_AS = {"held_out_samples": "held_out", "evaluated_on": "evaluate"}  # what was done -> what was asked
 
 
 def runs_of_study(study: Study, threshold: float, layer: str | None = None) -> list[rose.RunReport]:
@@ -128,10 +129,11 @@ def labelled(runs: Sequence[rose.RunReport]) -> dict[str, rose.RunReport]:
 
 
 def settings_of(run: rose.RunReport) -> dict[str, str]:
+    told = {asked for name, asked in ASKED_AS.items() if name in run.summary}
     settings = {
         name: _setting(value)
         for name, value in run.summary.items()
-        if name not in TOTALS and not isinstance(value, list | tuple)
+        if name not in (*TOTALS, *told) and not isinstance(value, list | tuple)
     }
     return settings | ({"tuned": says_tuned(run.tuned)} if run.is_tuned else {})
 
