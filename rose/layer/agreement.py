@@ -13,6 +13,7 @@ only where another explanation fits, and else may be lawful. All limits come fro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import log
 
@@ -42,6 +43,7 @@ TRADED = 0.85  # the same of a column that was compensated, as collinear inputs 
 CHANCE = 5.0  # standard deviations of a cosine of random directions
 SEARCHED = 512  # parts of a kind that are told, the first ones
 LIKE_ITSELF = 1.0  # logarithm of a slope by tangent, of a column that was turned round whole
+SAME_SIGN = 0.75  # share of the weights that must have the sign of those that explain them
 ITS_OWN = 0.5  # cosine from which on weights are their own, with either sign
 PIECE = 0.3  # share of the kept weights of a row or column
 SAME_COUNT = 0.9  # share of rows that keep the same number of weights
@@ -280,6 +282,7 @@ def _named(axis: str, layer: _Layer, was: Tensor, now: Tensor, numbers: Tensor) 
     numbers = numbers[:SEARCHED]
     usual = layer.tangent + layer.floor
     may_turn = axis == COLUMN and len(numbers) <= max(1, COLUMNS_LAWFUL * len(was))
+    least = TRADED if axis == COLUMN and layer.floor == MOVED else EXPLAINED
     sources, shifts = _source(was, now[numbers]), _shift(was[numbers], now[numbers])
     found = []
     for place, number in enumerate(numbers.tolist()):
@@ -297,15 +300,24 @@ def _named(axis: str, layer: _Layer, was: Tensor, now: Tensor, numbers: Tensor) 
             cosine=cosine,
             factor=float(vector @ dense) / max(energy, 1e-30) / layer.slope,
         )
-        least = TRADED if axis == COLUMN and layer.floor == MOVED else EXPLAINED
+        (whose, likeness), (shift, _) = ((int(of[place]), float(like[place])) for of, like in (sources, shifts))
+        others_negated = OTHERS if likeness > 0 else OTHERS_NEGATED
         part = _explained(
-            part, dense, vector, least, *((int(of[place]), float(like[place])) for of, like in (sources, shifts))
+            part,
+            vector,
+            least,
+            {
+                replace(part, kind=others_negated, source=whose): was[whose] * (1 if likeness > 0 else -1),
+                replace(part, kind=SHIFTED, shift=shift): dense.roll(shift),
+                replace(part, kind=REVERSED): dense.flip(0),
+            },
         )
         if part.kind == UNLIKE_DENSE:
             tangent = float(_tangent(torch.tensor(abs(cosine))))
             angle = ROW_ANGLE if axis == ROW else COLUMN_ANGLE
             itself = abs(log(max(abs(part.factor), 1e-9))) < LIKE_ITSELF * (tangent + layer.floor)
             if cosine < -ITS_OWN and tangent < angle * usual:
+                itself &= part.opposite > SAME_SIGN * part.kept
                 part = replace(part, kind=NEGATED, may_be_lawful=may_turn and not itself)
             elif cosine > ITS_OWN and tangent < max(angle * usual, 2 * layer.floor):
                 part = replace(part, kind=SCALED, may_be_lawful=may_turn and tangent > 2 * STILL)
@@ -315,26 +327,22 @@ def _named(axis: str, layer: _Layer, was: Tensor, now: Tensor, numbers: Tensor) 
     return _joined(found)
 
 
-def _explained(
-    part: Misfit, dense: Tensor, vector: Tensor, least: float, source: tuple[int, float], shift: tuple[int, float]
-) -> Misfit:
-    """With a kind, where other dense weights than its own explain a row or column, or where all its weights are one.
+def _explained(part: Misfit, vector: Tensor, least: float, others: Mapping[Misfit, Tensor]) -> Misfit:
+    """What explains a row or column: that all its weights are one, or other dense weights than its own.
 
     Args:
         least: cosine that explains something.
-        source, shift: the dense row or column that it is most like, and how far it would have to go round; cosines.
+        others: by what they would make of the part, the dense weights that would explain it.
     """
-    kept = vector[vector != 0]
-    number = (part.rows if part.axis == ROW else part.columns)[0]
+    kept = vector != 0
+    if part.kept > 1 and bool((vector[kept] == vector[kept][0]).all()):
+        return replace(part, kind=CONSTANT, value=float(vector[kept][0]))
     needed = max(least, abs(part.cosine) + 0.4, CHANCE * max(1, part.kept) ** -0.5)
-    if part.kept > 1 and bool((kept == kept[0]).all()):
-        return replace(part, kind=CONSTANT, value=float(kept[0]))
-    if abs(source[1]) > needed and source[0] != number:
-        return replace(part, kind=OTHERS if source[1] > 0 else OTHERS_NEGATED, source=source[0])
-    if shift[1] > needed:
-        return replace(part, kind=SHIFTED, shift=shift[0])
-    if _cosine(vector, torch.where(vector == 0, 0, dense.flip(0))) > needed:
-        return replace(part, kind=REVERSED)
+    for other, dense in others.items():
+        # A cosine alone can come from a few large weights.
+        same_sign = float((vector * dense > 0).sum()) / max(1, part.kept)
+        if _cosine(vector, torch.where(kept, dense, 0)) > needed and same_sign > SAME_SIGN:
+            return other
     return part
 
 

@@ -56,19 +56,21 @@ def variants() -> Iterator[tuple[str, float | str, int | None]]:
 
 
 def planted(weight: Tensor) -> Iterator[tuple[str, str, str, Tensor]]:
-    """Axis, fault, size, and the weight with the fault at each place."""
+    """Axis, fault, size, and the weight with the fault, at each place where it changes something."""
+    shape = weight.shape
+    faulty = weight.clone()
     for axis, faults in (("row", ROWS), ("column", COLUMNS)):
         for (fault, plant), size, place in product(faults.items(), SIZES, PLACES):
-            if size == 1 and fault == "rows in reverse order":
-                continue
+            plant(faulty, int(place * shape[axis == "column"]), size, torch.Generator().manual_seed(0))
+            if not torch.equal(faulty, weight):
+                yield axis, fault, str(size), faulty
             faulty = weight.clone()
-            plant(faulty, int(place * weight.shape[axis == "column"]), size, torch.Generator().manual_seed(0))
-            yield axis, fault, str(size), faulty
-    for (fault, tile), (rows, columns), place in product(TILES.items(), TILE_SIZES, (0.0, 0.3, 0.6)):
+    for (fault, tile), (rows, columns), place in product(TILES.items(), TILE_SIZES, PLACES):
+        row, column = int(place * (shape[0] - rows)), int(place * (shape[1] - columns)) // 32 * 32
+        tile(faulty, row, column, rows, columns, torch.Generator().manual_seed(0))
+        if not torch.equal(faulty, weight):
+            yield "tile", fault, f"{rows} × {columns}", faulty
         faulty = weight.clone()
-        row, column = (int(place * (length - part)) for length, part in zip(weight.shape, (rows, columns), strict=True))
-        tile(faulty, row, column // 32 * 32, rows, columns, torch.Generator().manual_seed(0))
-        yield "tile", fault, f"{rows} × {columns}", faulty
 
 
 def measure_sane(
