@@ -485,6 +485,9 @@ class RunReport:
         _ = self.name, self.by_layer, self.drift, self.zero_shot, self.paper, self.seconds
         for tuning in self.summary.get("tuned_before", []):
             _tuning(tuning)
+        for facts in (self.summary, self.summary.get("tuned") or {}):
+            perplexities = [facts.get(f"perplexity_{stage}") for stage in ("before", "after", "slimmed")]
+            _require(not any(_number(each) < 1 for each in perplexities), "a perplexity is below 1")
         _require(all(isinstance(remark, str) for remark in self.remarks), "its remarks are no sentences")
 
     @classmethod

@@ -177,6 +177,7 @@ PLACE = {"block_index": 10**9, "drift": 1, "passed_on": 1, "arisen": 1}
         ({"results": {"remarks": [5]}}, "its remarks are no sentences"),
         ({"results": {"text_cautions": [5]}}, "its remarks are no sentences"),
         ({"results": {"padded_windows": 3}}, "'samples'"),
+        ({"results": {"perplexity_before": 0}}, "a perplexity is below 1"),
         ({"results": {"tuned": []}}, ""),
         ({"results": {"tuned_before": {"steps": 5}}}, ""),
         *(({"results": {"pruned": {"layers": size}}}, "it does not say how many") for size in (2, True, None)),
