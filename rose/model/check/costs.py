@@ -60,6 +60,7 @@ class Costs:
         wanda: of Wanda's mask, where that was asked for.
         opposite: where V is worse than its mask alone, of as much compensation with the other sign.
         massive: the few channels that carry nearly all of the input, and `dense_input_error` without them.
+        has_few_tokens: fewer calibration tokens reached the layer than it has input channels.
     """
 
     error: float
@@ -71,6 +72,7 @@ class Costs:
     wanda: Rival | None = None
     opposite: Rival | None = None
     massive: MassiveActivation | None = None
+    has_few_tokens: bool = False
 
     @property
     def recovered(self) -> float | None:
@@ -207,6 +209,7 @@ class Yardsticks:
             wanda=None if wanda is None else judge.beside(wanda),
             opposite=judge.beside(2 * bare - after) if mask.any() and error > alone.error else None,
             massive=MassiveActivation.find(weight, after, inputs.statistics, inputs.dense_hessian),
+            has_few_tokens=inputs.statistics.tokens < inputs.statistics.columns,
         )
         return costs, trial.nearest
 

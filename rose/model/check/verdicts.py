@@ -239,7 +239,9 @@ def judge_costs(
         others = f"mask alone {_shown_error(costs.mask)}, opposite compensation {_shown_error(costs.opposite)}"
         return LayerVerdict(BACKWARDS, f"{error}, {others}{both}.", True)
     is_mask = verdict.verdict == MASK_ALONE
-    if costs.wanda and _is_worse(costs, costs.wanda, CLEARLY if is_mask else OTHER_TEXT):
+    # With fewer tokens than columns, two sets of tokens differ by more than two methods do.
+    is_told_apart = is_mask or not costs.has_few_tokens
+    if costs.wanda and is_told_apart and _is_worse(costs, costs.wanda, CLEARLY if is_mask else OTHER_TEXT):
         reason = f"{error}, Wanda's mask without compensation {_shown_error(costs.wanda)}{both}."
         if is_mask:
             return LayerVerdict(MASK_ALONE, f"{reason} {verdict.reason}", True)

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,7 @@ def test_compensation_for_another_text_is_no_fault() -> None:
         assert not judge_costs(fine, good, change).is_wrong
     for bad in (costs(0.40, 0.41, 0.20, 0.20), costs(0.40, 0.41, 0.20, 0.20, 1.9)):
         assert judge_costs(fine, bad, change).verdict == verdicts.WORSE_THAN_WANDA
+        assert not judge_costs(fine, replace(bad, has_few_tokens=True), change).is_wrong
 
 
 def test_compensation_is_backwards_only_where_its_opposite_helps_by_all_measures() -> None:
