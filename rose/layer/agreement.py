@@ -42,12 +42,16 @@ EXPLAINED = 0.7  # cosine with other dense weights that explains a part
 TRADED = 0.85  # the same of a column that was compensated, as collinear inputs trade weights
 CHANCE = 5.0  # standard deviations of a cosine of random directions
 SEARCHED = 512  # parts of a kind that are told, the first ones
+LIKE = 4.0  # of the layer's usual tangent: weights of another scale and no other direction
 LIKE_ITSELF = 1.0  # logarithm of a slope by tangent, of a column that was turned round whole
+MOSTLY = 0.6  # share of the weights that must have the opposite sign in what is negated
 SAME_SIGN = 0.75  # share of the weights that must have the sign of those that explain them
 ITS_OWN = 0.5  # cosine from which on weights are their own, with either sign
 PIECE = 0.3  # share of the kept weights of a row or column
 SAME_COUNT = 0.9  # share of rows that keep the same number of weights
 SAMPLED, NEARLY = 64, 0.95  # rows that tell of a layer, and the share of them that must agree
+GROWN = 1.3  # norm of a row beside its dense norm, by the layer's median
+CORRECTED = (UNLIKE_DENSE, NEGATED)  # what a correction may look like
 SHOWN = 8  # rectangles that are told apart
 EMPTIED = 4  # of an empty row: dense weights above the mean of those that their column keeps
 
@@ -114,6 +118,8 @@ def misfits(before: Tensor, after: Tensor) -> tuple[Misfit, ...]:
     layer = layer.without_columns(columns)
     tiles = layer.odd_tiles()
     found += _tiles(layer, tiles) + (layer.odd_weights(tiles) if layer.floor == STILL else [])
+    if layer.floor == MOVED:
+        found = _with_grown_rows(found, was, now)
     return tuple(sorted(found, key=lambda misfit: (misfit.may_be_lawful, -misfit.kept)))
 
 
@@ -192,16 +198,17 @@ class _Layer:
         weights = 1 / self.variance
         energy, product, square = (x @ weights for x in (self.was**2, self.was * self.now, self.now**2))
         counts = (self.now != 0).sum(1)
-        cosine = product / (energy * square).sqrt().clamp_min(1e-30)
-        tangent = _tangent(cosine)
+        opposite = (self.was * self.now < 0).sum(1)
+        negative = (-product > NEGATIVE[1, 128]) & (opposite > MOSTLY * counts)
+        tangent = _tangent(product / (energy * square).sqrt().clamp_min(1e-30))
         known = counts >= self.telling
         if not known.any():
-            return self._whole(-product > NEGATIVE[1, 128], 1)
+            return self._whole(negative, 1)
         scale = (product / energy.clamp_min(1e-30)).abs()
         scale = (scale / scale[known].median()).clamp_min(1e-6).log().abs()
         usual = tangent[known].median() + self.floor
         odd = known & ((tangent > ROW_ANGLE * usual) | (scale > ROW_SCALE * (tangent + self.floor)))
-        return self._whole(odd | (-product > NEGATIVE[1, 128]), 1)
+        return self._whole(odd | negative, 1)
 
     def odd_columns(self) -> Tensor:
         """Numbers of columns of another direction than the layer's, and where kept weights did not move of any other
@@ -237,12 +244,16 @@ class _Layer:
         """Which runs of 32 columns of each row lie in a tile of another direction, (out, runs) bool."""
         if self.floor == STILL:
             return _runs((self.residual > ONE_RESIDUAL).float()) >= SEVERAL
-        kept, negative, residual = (_runs(x) for x in ((self.now != 0).float(), self.negative, self.residual))
+        negative = self.negative
+        signs = [(matrix != 0).float() for matrix in (self.now, negative.clamp_min(0))]
+        kept, opposite, negative, residual = (_runs(matrix) for matrix in (*signs, negative, self.residual))
         odd = torch.zeros_like(kept, dtype=torch.bool)
         for (rows, columns), limit in NEGATIVE.items():
             shape = (rows, columns // 32)
-            count, backward, moved = (_tile_sums(x, shape) for x in (kept, negative, residual))
-            is_odd = (backward > limit) | (moved > RESIDUAL.get((rows, columns), torch.inf) * (count + PRIOR))
+            count, turned, backward, moved = (_tile_sums(x, shape) for x in (kept, opposite, negative, residual))
+            is_odd = ((backward > limit) & (turned > MOSTLY * count)) | (
+                moved > RESIDUAL.get((rows, columns), torch.inf) * (count + PRIOR)
+            )
             odd |= is_odd.repeat_interleave(rows, 0).repeat_interleave(shape[1], 1)[: len(odd), : odd.shape[1]]
         return odd & (kept > 0)
 
@@ -319,7 +330,7 @@ def _named(axis: str, layer: _Layer, was: Tensor, now: Tensor, numbers: Tensor) 
             if cosine < -ITS_OWN and tangent < angle * usual:
                 itself &= part.opposite > SAME_SIGN * part.kept
                 part = replace(part, kind=NEGATED, may_be_lawful=may_turn and not itself)
-            elif cosine > ITS_OWN and tangent < max(angle * usual, 2 * layer.floor):
+            elif cosine > ITS_OWN and tangent < max(LIKE * usual, 2 * layer.floor):
                 part = replace(part, kind=SCALED, may_be_lawful=may_turn and tangent > 2 * STILL)
             else:
                 part = replace(part, may_be_lawful=may_turn and (layer.floor == MOVED or cosine > ITS_OWN))
@@ -425,6 +436,19 @@ def _continues(last: Misfit, part: Misfit) -> bool:
     if part.source is None or last.source is None:
         return part.source is last.source
     return part.source - starts[0] == last.source - ends[0]
+
+
+def _with_grown_rows(found: list[Misfit], was: Tensor, now: Tensor) -> list[Misfit]:
+    """What lies in rows that have grown may be lawful: a correction towards the dense model adds to few rows, those of
+    massive channels of the residual stream, more than their own weights."""
+    growth = now.norm(dim=1) / was.norm(dim=1).clamp_min(1e-30)
+    grown = growth > GROWN * growth.median()
+    return [
+        replace(part, may_be_lawful=part.may_be_lawful or part.axis == TILE or part.kind in CORRECTED)
+        if part.axis != COLUMN and bool(grown[part.rows[0] : part.rows[1] + 1].all())
+        else part
+        for part in found
+    ]
 
 
 def _empty_rows(was: Tensor, now: Tensor) -> list[Misfit]:

@@ -14,8 +14,8 @@ from rose.model.check.inputs import LayerInputs
 from rose.wording import count, number, whole
 
 SHOWN = 3  # parts of a layer that a reason names
-GAIN = 0.0  # of columns put back, above which what moved them is no compensation
-LAWFUL = "This may be lawful, as compensation can turn a column round; a check with tokens tells."
+GAIN = 0.3  # of dense weights put back, above which what moved them is no compensation
+LAWFUL = "This may be lawful, as compensation changes few rows and columns much; a check with tokens tells."
 
 
 def wrong_parts(misfits: Sequence[Misfit]) -> list[Misfit]:
@@ -35,21 +35,21 @@ def with_inputs(
     judged = (
         replace(part, may_be_lawful=False)
         for part in misfits
-        if not part.may_be_lawful or _gain(part.columns, weight, after, streams) > GAIN
+        if not part.may_be_lawful or _gain(part, weight, after, streams) > GAIN
     )
     return tuple(judged)
 
 
-def _gain(ends: tuple[int, int], weight: Tensor, after: Tensor, streams: Sequence[LayerInputs]) -> float:
-    """How far the error falls when dense weights are put back into columns of V, by the energy of that change δ:
+def _gain(part: Misfit, weight: Tensor, after: Tensor, streams: Sequence[LayerInputs]) -> float:
+    """How far the error falls when dense weights are put back into a part of V, by the energy of that change δ:
 
         2 ⟨δ, GᵀX_p + (W − V) H⟩ / tr(δ H δᵀ) − 1
 
-    It is −1 where kept weights are fitted to the inputs, and 1 where they are changed by chance. The least over streams
-    and targets.
+    It is −1 where kept weights are fitted to the inputs, and near 1 where they are changed by chance. The least over
+    streams and targets.
     """
-    columns = slice(ends[0], ends[1] + 1)
-    was, now = weight.float(), after.float()
+    rows, columns = _slice(part.rows), _slice(part.columns)
+    was, now = weight[rows].float(), after[rows].float()
     change = torch.where(now == 0, 0, was - now)[:, columns]
     gains = []
     for inputs in streams:
@@ -57,7 +57,8 @@ def _gain(ends: tuple[int, int], weight: Tensor, after: Tensor, streams: Sequenc
         energy = (change @ hessian[columns, columns] * change).sum().clamp_min(1e-30)
         missed = (was - now) @ hessian[:, columns]
         for gap in (inputs.gap, inputs.stream) if inputs.stream else (inputs.gap,):
-            gains.append(2 * float((change * (missed + gap.of(weight).cross[:, columns])).sum() / energy) - 1)
+            target = gap.of(weight).cross[rows, columns]
+            gains.append(2 * float((change * (missed + target)).sum() / energy) - 1)
     return min(gains)
 
 
