@@ -430,9 +430,9 @@ def test_rows_of_two_processes_are_both_kept_and_a_row_measured_twice_once(tmp_p
 BAD = {
     "calibration": (["--calibration", "missing.txt"], "There is no file missing.txt"),
     "source": (["--calibration", "shakespeare"], "Unknown text"),
-    "length": (["--length", "1"], "length must be a whole number of at least 2"),
+    "length": (["--length", "1"], "length must be a whole number from 2 to 1048576"),
     "too long": (["--length", "300"], "longer than the model"),
-    "held out": (["--held-out", "-1"], "held_out must be a whole number of at least 0"),
+    "held out": (["--held-out", "-1"], "held_out must be a whole number from 0 to 65536"),
 }
 
 
@@ -689,14 +689,14 @@ CHEAP = {  # refused before a model is loaded: the command's options, what is sa
         ["prune", "--evaluate", "packaged", "--windows", "0"],
         "windows must be a whole number of at least 1, not '0'",
     ),
-    "samples": (["slim", "--samples", "0"], "samples must be a whole number of at least 1, not '0'"),
+    "samples": (["slim", "--samples", "0"], "samples must be a whole number from 1 to 65536, not '0'"),
     "samples that judge": (
         ["prune", "--samples", "1", "--rotate", "heads"],
         "give at least 2 calibration samples, not 1",
     ),
     "length": (
         ["evaluate", "--text", "packaged", "--length", "1"],
-        "length must be a whole number of at least 2",
+        "length must be a whole number from 2 to 1048576",
     ),
     "no method": (["analyze", "--methods", ","], "methods must be a list of names"),
     "threshold": (["analyze", "--threshold", "3"], "threshold on the relative range"),

@@ -139,8 +139,11 @@ def test_scores_from_the_command_line(pruned: Path, tmp_path: Path, capsys: Any)
         (["prune", "--output", "{here}/new", "--model", "{here}/list"], "no readable model_index.json"),
         (["prune", "--output", "{here}/new", "--model", "nowhere"], "There is no folder nowhere"),
         (["prune", "--output", "{here}/new", "--prompts", "{here}/none.txt"], "cannot be read"),
-        (["prune", "--output", "{here}/new", "--samples", "0"], "At least one picture"),
-        (["slim", "--output", "{here}/new", "--method", "depth"], "drops whole blocks"),
+        (["prune", "--output", "{here}/new", "--samples", "0"], "samples must be a whole number of at least 1"),
+        (
+            ["slim", "--output", "{here}/new", "--method", "depth"],
+            "method must be one of obs, slimllm, wanda, magnitude",
+        ),
         (["sample", "--output", "{here}/p.png", "--classes", "hat"], "no class 'hat'"),
         (["sample", "--output", "{here}/none/p.png"], "a folder that exists"),
         (["evaluate", "--count", "10"], "at least 65 pictures"),

@@ -360,7 +360,8 @@ def _difference(name: str, run: Mapping[str, Any], before: Mapping[str, Any]) ->
         return f"the model was {ways[bool(was)]} there and is {ways[bool(now)]} now"
     if name in ("compute", "products"):
         return f"matrix products were computed in {was} there and are in {now} now (compute {was} asks for that)"
-    return f"{name.replace('_', ' ')} was {was} there and is {now} now"
+    shown = (f"{value:g}" if isinstance(value, float) else value for value in (was, now))
+    return "{} was {} there and is {} now".format(name.replace("_", " "), *shown)
 
 
 def describe_run(

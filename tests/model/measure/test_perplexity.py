@@ -196,8 +196,8 @@ def test_windows_with_nothing_to_predict() -> None:
 @pytest.mark.parametrize(
     ("methods", "sparsity", "options", "words"),
     [
-        (["sparsegpt"], "0.5", {"target": "dens"}, "The target must be one of"),
-        (["sparsegpt"], "0.5", {"min_expert_tokens": 0}, "at least 1 token"),
+        (["sparsegpt"], "0.5", {"target": "dens"}, "target must be one of dense, layer"),
+        (["sparsegpt"], "0.5", {"min_expert_tokens": 0}, "min_expert_tokens must be a whole number of at least 1"),
         (["rose:dense", "sparsegpt"], "0.5", {"target": "layer", "target_damping": 0.5}, "Only target dense"),
         (["rose_admm", "sparsegpt"], "0.5", {"options": {"effort": 3}}, "effort"),
         (["sparsegpt", "oats"], "7:8", {}, "would store more than the dense layer"),

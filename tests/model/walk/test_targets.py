@@ -231,7 +231,7 @@ def test_drift_is_that_of_two_whole_models(
     assert rows[0]["arisen"] == pytest.approx(rows[0]["drift"])
     if layers:
         assert [row["arisen"] for row in rows[1:3]] == [0, 0]
-    assert json.loads(report.to_json())["summary"]["drift"] == rows
+    assert json.loads(report.to_json())["results"]["drift"] == rows
 
 
 def test_gaps_behind_decoder_blocks_that_lose_nothing() -> None:
