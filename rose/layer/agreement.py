@@ -29,7 +29,7 @@ NEGATED, OTHERS, OTHERS_NEGATED, SHIFTED, REVERSED, CONSTANT, SCALED, UNLIKE_DEN
 TELLING, FEW = 16, 4  # kept weights from which on a direction tells something, where weights moved or stayed
 STILL, MOVED = 2**-7, 0.1  # residuals by weights below which differences tell nothing, where weights stayed or moved
 ROW_ANGLE = 15.0  # of the layer's median tangent
-ROW_SCALE = 3.0  # logarithm of a slope by tangent
+ROW_SCALE = 2.0  # logarithm of a slope by tangent
 COLUMN_ANGLE = 12.0
 COLUMNS_LAWFUL = 0.02  # share of a layer's columns that may turn round
 NEGATIVE = {(1, 32): 20.0, (1, 128): 20.0, (32, 32): 20.0, (128, 128): 20.0}  # Σ −v w / s² of a tile
@@ -151,6 +151,7 @@ class _Layer:
         floor = STILL if is_still else MOVED
         energy, product = was.square().sum(1), (was * now).sum(1)
         slope = float((product / energy)[energy > 0].median()) if energy.any() else 1.0
+        slope = 1.0 if is_still else slope
         residual = (now - slope * was).square().sum(1) / energy.clamp_min(1e-30)
         usual = float(residual[energy > 0].quantile(0.3)) if energy.any() else 0.0
         return cls(was, now, moved, floor, slope, was[0])._fitted(residual <= 10 * (usual + floor**2))
