@@ -343,7 +343,7 @@ def texts() -> dict[str, list[str]]:
 def tables() -> dict[str, list[str]]:
     """The same of documents of which the tables alone are compared."""
     return {
-        "docs/lab-notes/check.md": [planted()],
+        "docs/lab-notes/check.md": [planted(), sane_layers(), faults_within()],
         "docs/check.md": [faults_found()],
         "docs/shipping.md": shipping(),
         "docs/lab-notes/shipping.md": [beside_llama_cpp(), beside_published(), four_bits(qwen_half())],
@@ -386,6 +386,40 @@ def planted() -> str:
         whose = f"{row.method}{target} ({row.agreement}, by chance {row.by_chance})" if row.method else ""
         lines.append([row.fault, row.expected, row.found, row.accused, row.accused_besides, whose])
     return table(["planted", "expected", "found", "accused", "besides", "masks are those of"], lines)
+
+
+def sane_layers() -> str:
+    """Layers by every method, and whether a check accuses a part of one."""
+    rows = read("check-within-sane.csv")
+    lines = []
+    for method, of in rows[rows["accused"].notna()].groupby("method", sort=False):
+        lowest = [f"{of[name].min():.2f}" for name in ("row_cosine", "column_cosine")]
+        slopes = f"{of['row_slope_low'].min():.2f} to {of['row_slope_high'].max():.2f}"
+        lines.append(
+            [method, str(len(of)), *(f"{of[name].sum():.0f}" for name in ("accused", "may_be_lawful")), *lowest]
+        )
+        lines[-1].append(slopes)
+    head = ["method", "layers", "parts accused", "may be lawful", "lowest row cosine", "lowest column cosine"]
+    return table([*head, "slopes of rows"], lines)
+
+
+def faults_within() -> str:
+    """Faults within layers by method and size: found, and called lawful perhaps, of how many places."""
+    rows = read("check-within-planted.csv")
+    methods = list(rows["method"].unique())
+    lines = []
+    for (axis, fault), of in rows.groupby(["axis", "fault"], sort=False):
+        line = [axis, fault, ", ".join(of["size"].unique())]
+        for method in methods:
+            sums = of[of["method"] == method].groupby("size", sort=False)[["found", "may_be_lawful", "missed"]].sum()
+            line.append(
+                ", ".join(
+                    f"{each.found}{f' + {each.may_be_lawful}' * bool(each.may_be_lawful)}" for each in sums.itertuples()
+                )
+            )
+        line.append(str(sums.sum(axis=1).max()))
+        lines.append(line)
+    return table(["part", "fault", "sizes", *methods, "of"], lines)
 
 
 def faults_found() -> str:
