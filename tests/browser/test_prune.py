@@ -66,7 +66,7 @@ def test_perplexity_texts_and_report(scheme: str, sparsity: str, removed: str, o
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Report, JSON").click()
     report = json.loads(Path(waiting.value.path()).read_text())
-    assert f"{report['summary']['perplexity_after']:.2f}" == pruned[1]
+    assert f"{report['results']['perplexity_after']:.2f}" == pruned[1]
     assert len(report["layers"]) == 4
 
 

@@ -22,6 +22,7 @@ import app
 import rose
 from app import shared, words
 from app.figures import style
+from app.figures.shapes import Chart
 from app.runs.pruning import PruningRun
 from app.runs.request import PruneRequest
 from app.study.setup import Setup
@@ -154,7 +155,9 @@ def test_names_in_a_figure_are_text() -> None:
     )
     figure.add_annotation(text=HOSTILE)
     figure.update_xaxes(ticktext=[HOSTILE], tickvals=[0], title_text=HOSTILE)
-    drawn = style.finish(figure, "light", HOSTILE, HOSTILE, "", "", pd.DataFrame(), x=HOSTILE).figure
+    chart = Chart(x=HOSTILE)
+    chart.figure = figure
+    drawn = chart.done(HOSTILE, HOSTILE, "", "", pd.DataFrame()).figure
     style.widen_title(drawn)
     shown = drawn.to_plotly_json()
     del shown["layout"]["meta"]  # what pages show of it as text
