@@ -29,7 +29,7 @@ MEASURED: dict[str, dict[str, Any]] = {
 }
 
 # Fields of a set-up that have another name in recipes.
-RECIPE_NAMES = {"text": "calibration", "layers": "layers"}
+RECIPE_NAMES = {"text": "calibration"}
 NUMBERS = ("samples", "length", "seed", "held_out", "block_size", "damping")  # their limits are those of recipes
 FIELDS = Analyze.fields()
 LARGEST = 2**53 - 1  # that a browser takes for a whole number

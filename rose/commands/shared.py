@@ -26,6 +26,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import name_of
 from rose.model.run.rotation import check_samples, rotate_heads
 from rose.model.workers import Workers
+from rose.recipe.parts import PruneSettings
 from rose.recipe.spec import Spec
 from rose.verdicts import mean_ratio
 from rose.wording import duration, listing, size
@@ -35,8 +36,6 @@ logger = logging.getLogger(__name__)
 LONG = 10.0  # seconds; a longer run prints its estimated time
 TEXTS = ("calibration", "evaluate", "text")
 HEADER = ("model", "dtype", "calibration", "seed", "bos", "rotate")  # of a report's header, see `origin`
-LAYER_SETTINGS = ("sparsity", "block_size", "damping", "threshold", "bits", "group", "method", "order", "budget")
-RUN_SETTINGS = ("allocation", "target", "target_damping", "true_sequential", "min_expert_tokens", "compute")
 Asked = TypeVar("Asked", bound=Spec)
 
 
@@ -215,4 +214,4 @@ def losses(model: Any, windows: Tensor, console: Console, what: str, compute: st
 
 def run_options(spec: Spec) -> dict[str, Any]:
     """Keywords of `rose.prune_model`: those of them that the specification has."""
-    return pick(spec, (*LAYER_SETTINGS, "options", *RUN_SETTINGS))
+    return pick(spec, (name for name in PruneSettings.fields() if name != "layers"))

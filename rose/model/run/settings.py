@@ -11,10 +11,10 @@ from rose.layer.bits import Grid
 from rose.layer.methods import Settings, SettingsOptions, make_settings
 from rose.model.network.layers import PrunableLayer
 from rose.model.rules import Allocation, parse_allocation
-from rose.recipe.parts import PruneSettings
+from rose.recipe.parts import MethodPart, PruneSettings, RoundingPart
 
 # Keywords of `make_settings` besides the sparsity.
-LAYER_SETTINGS = ("method", "block_size", "damping", "threshold", "order", "budget", "options", "bits", "group")
+LAYER_SETTINGS = (MethodPart.fields().keys() | RoundingPart.fields().keys()) - {"sparsity", "layers"}
 
 
 class RunOptions(SettingsOptions, total=False):
