@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from rose.errors import RoseError
-from rose.files import reachable, sync, write_atomically
+from rose.files import reachable, sync
 from rose.wording import size
 
 LAST = ("config.json", "model_index.json")  # what makes a folder a checkpoint
@@ -86,18 +86,6 @@ def _refusing(said: str) -> Iterator[None]:
         raise RoseError(f"{said} ({problem.strerror}); choose another folder.") from problem
 
 
-def write_file(path: Path, content: str | bytes) -> None:
-    """Writes bytes, or a text as UTF-8, whole or not at all.
-
-    Raises:
-        RoseError: it cannot be written.
-    """
-    try:
-        write_atomically(path, content.encode() if isinstance(content, str) else content)
-    except OSError as problem:
-        raise RoseError(f"{path} cannot be written ({problem.strerror}); make room.") from problem
-
-
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """A temporary file that becomes this new one at the end, or is removed where that is not reached.
@@ -120,6 +108,12 @@ def new_file(path: Path) -> Iterator[Path]:
         raise RoseError(f"{path} is being written by another process; choose another name, or wait.") from problem
     except OSError as problem:
         raise RoseError(f"{path} cannot be written ({problem.strerror or problem}); make room.") from problem
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Writes a new file, bytes or a text as UTF-8, whole or not at all; raises as `new_file`."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager

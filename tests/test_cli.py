@@ -150,6 +150,22 @@ def test_prune_measures_perplexity_before_and_after(checkpoint, text, tmp_path, 
     assert summary["perplexity_after"] == pytest.approx(rose.perplexity(after, windows), rel=1e-4)
 
 
+def test_a_model_is_saved_though_its_evaluation_fails(checkpoint, text, tmp_path, monkeypatch):
+    measure = checkpoints.Outcome.measure
+
+    def fails(outcome, model, stage, of=""):
+        if stage == "after":
+            raise rose.RoseError("no memory left")
+        return measure(outcome, model, stage, of)
+
+    monkeypatch.setattr(checkpoints.Outcome, "measure", fails)
+    assert prune(checkpoint, tmp_path / "out", "--evaluate", str(text), "--windows", "3") == 2
+    rose.load_model(str(tmp_path / "out"))
+    summary = rose.RunReport.load(tmp_path / "out").summary
+    assert summary["perplexity_before"] > 1
+    assert summary["perplexity_after"] is None
+
+
 @pytest.mark.parametrize("start", ["model.layers.", "model.language_model.layers."])
 @pytest.mark.parametrize("summary", [{}, {"bits": 4}], ids=["as-they-are", "rounded"])
 def test_numbers_of_layers_are_not_cut_where_names_are_long(capsys, start, summary):

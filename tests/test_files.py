@@ -13,7 +13,7 @@ from app.runs.checkpoints import saved_checkpoint
 from app.study.preflight import can_stream
 from rose.files import beside, check_small, reachable, write_atomically
 from rose.model.load.tokens import text_file
-from rose.output import check_file, check_folder, check_output, new_file, new_folder
+from rose.output import check_file, check_folder, check_output, new_file, new_folder, write_file
 from rose.report import read_runs
 
 TOO_LONG = "x" * 5000
@@ -116,6 +116,17 @@ def test_a_new_file_replaces_nothing_that_has_come_meanwhile(tmp_path: Path) -> 
         write()
     assert place.read_text() == "theirs"
     assert list(tmp_path.iterdir()) == [place]
+
+
+def test_of_two_that_write_one_new_file_the_second_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "found.json"
+    with new_file(place) as temporary:
+        temporary.write_text("ours")
+        with pytest.raises(rose.RoseError, match="being written by another process"):
+            write_file(place, "theirs")
+    with pytest.raises(rose.RoseError, match="already exists"):
+        write_file(place, "theirs")
+    assert place.read_text() == "ours"
 
 
 @pytest.mark.parametrize("check", [check_output, check_folder])

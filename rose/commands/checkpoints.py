@@ -68,17 +68,20 @@ class Outcome:
         return {f"perplexity_{stage}": perplexity_of(found), f"losses_{stage}": found.tolist()}
 
     def save(self, model: PreTrainedModel, report: rose.RunReport) -> rose.RunReport:
-        """Evaluates the model, saves it with its report, and returns the report with what came out."""
-        folder = self.spec.output
+        """Saves the model with its report, then evaluates it, and returns the report with what came out: a model whose
+        evaluation fails is there all the same."""
+        folder, workers = self.spec.output, Workers.here()
+        windows = 0 if self.windows is None else len(self.windows)
         report = report.with_summary(
-            evaluated_on=self.spec.evaluate,
-            windows=0 if self.windows is None else len(self.windows),
-            **self.before,
-            **self.measure(model, "after"),
+            evaluated_on=self.spec.evaluate, windows=windows, **self.before, perplexity_after=None, losses_after=None
         )
         with self.console.status(escape(f"Writing {folder}")):
-            Workers.here().from_first(lambda: self._write(model, report))
-        return report
+            workers.from_first(lambda: self._write(model, report))
+        if not windows:
+            return report
+        evaluated = report.with_summary(**self.measure(model, "after"))
+        workers.from_first(lambda: evaluated.save(folder))
+        return evaluated
 
     def _write(self, model: PreTrainedModel, report: rose.RunReport) -> None:
         rose.save_model(model, self.tokenizer, self.spec.output, report=report)

@@ -166,8 +166,9 @@ class Tuned:
         if summary["held_out_before"] is None:
             return
         before, after, dense = (math.exp(summary[f"held_out_{name}"]) for name in ("before", "after", "dense"))
-        parts = summary.get("parts")
-        kept = f"{parts} parts, each at its best" if parts else f"the weights of step {summary['kept_step']} are kept"
+        kept = f"the weights of step {summary['kept_step']} are kept"
+        if summary.get("parts"):
+            kept = "the best step of every part is kept"
         if not summary["kept_step"] and len(self.found.curve) > 1:
             kept = f"no step was better, so nothing was changed; a --rate below {summary['rate']:.2g} may do"
         terminal.say(f"Held-out perplexity {before:.2f} -> {after:.2f}, dense {dense:.2f}; {kept}")
