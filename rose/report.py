@@ -62,12 +62,12 @@ NUMBERS = (
     *("relative_range", "damping", "target_damping", "dead_columns", "seconds", "tokens", "change"),
     *("zeros_before", "asked_sparsity"),
 )
-# Of the summary of a run in two stages, what holds for the second as well.
-CONCLUDED = (
+CONCLUDED = (  # results of a run in two stages that hold for the second stage too
     *("model", "dtype", "calibration", "seed", "bos", "evaluated_on", "windows", "perplexity_before"),
     *("perplexity_after", "losses_before", "losses_after", "made_with", "tuned", "tuned_before"),
 )
 Kind = Literal["prune", "slim", "study", "check"]
+KINDS: dict[str, Kind] = {"slim": "slim", "diffuse slim": "slim", "analyze": "study", "check": "check"}  # others prune
 
 
 @dataclass(frozen=True, eq=False)  # tables have no == that is one truth
@@ -80,7 +80,8 @@ class RunReport:
         recipe: the settings of the run.
         called: a name for people that replaces the usual one, where several runs stand beside each other.
         place: the folder that it was read from; "" of a run of this process.
-        origin: what tells the run from others, whatever it is called; None where this object does.
+        origin: identifies the run whatever it is called; None where this object does.
+        then: the record of a second stage, which pruned what this one, slimming, had left.
     """
 
     layers: pd.DataFrame
@@ -89,6 +90,7 @@ class RunReport:
     called: str = ""
     place: str = ""
     origin: Any = None
+    then: RunReport | None = None
 
     @classmethod
     def from_records(
@@ -134,7 +136,7 @@ class RunReport:
     def as_recipe(self) -> Recipe | None:
         """What does the run again; None where the record does not say it, or says what no run can be asked."""
         spec = SPECS.get(str(self.recipe.get("run")))
-        if spec is None:
+        if spec is None or not self.recipe.keys() & {"model", "dense"}:  # run from Python
             return None
         asked = {name: value for name, value in self.recipe.items() if name in spec.fields()}
         try:
@@ -146,10 +148,9 @@ class RunReport:
 
     @property
     def kind(self) -> Kind:
-        """ "prune" and "slim" have changed a model, block by block; a "study" has measured every layer of the dense
-        model by itself; a "check" has compared a checkpoint with its dense model."""
-        marks: dict[str, Kind] = {"checkpoint": "check", "ratio": "slim", "methods": "study"}
-        return next((kind for name, kind in marks.items() if name in self.summary), "prune")
+        """ "prune" and "slim" changed a model block by block; a "study" measured each layer of the dense model alone;
+        a "check" compared a checkpoint with its dense model."""
+        return KINDS.get(str(self.recipe.get("run")), "prune")
 
     @property
     def is_analysis(self) -> bool:
@@ -391,35 +392,30 @@ class RunReport:
 
     @cached_property
     def runs(self) -> list[RunReport]:
-        """This run; of slimming and pruning, one record for each; of an analysis, one for each method.
-
-        Raises ValueError for what `rose` does not write.
-        """
-        if "pruned" in self.summary:
-            return self.stages
-        return self._by_method() if self.is_analysis else [self]
+        """One record a stage; of an analysis, one a method. Raises ValueError for what `rose` does not write."""
+        return self._by_method() if self.is_analysis else self.stages
 
     @property
     def stages(self) -> list[RunReport]:
-        """The record itself; where what slimming had left was pruned, one of each, with what was evaluated after it."""
-        rest = self.summary.get("pruned")
-        if rest is None:
+        """The record itself; of two stages, a record of each with what was evaluated after it."""
+        if self.then is None:
             return [self]
-        _require(
-            type(rest.get("layers")) is int and 0 < rest["layers"] <= len(self.layers),
-            "it does not say how many of its rows were pruned",
+        of_second = (
+            "perplexity_slimmed",
+            "losses_slimmed",
+            "perplexity_after",
+            "losses_after",
+            "tuned",
+            "tuned_before",
         )
-        of_rest = ("pruned", "perplexity_slimmed", "perplexity_after", "losses_after", "tuned", "tuned_before")
-        own = {name: value for name, value in self.results.items() if name not in of_rest}
+        results = {name: value for name, value in self.results.items() if name not in of_second}
         for number in ("perplexity", "losses"):
             if f"{number}_slimmed" in self.results:
-                own[f"{number}_after"] = self.results[f"{number}_slimmed"]
-        tables = self.layers.iloc[: -rest["layers"]], self.layers.iloc[-rest["layers"] :]
-        first, second = (table.dropna(axis=1, how="all") for table in tables)  # each has columns of its own
-        slimmed = replace(self, layers=first, results=own)
+                results[f"{number}_after"] = self.results[f"{number}_slimmed"]
+        slimmed = replace(self, results=results, then=None)
         concluded = {name: self.summary[name] for name in CONCLUDED if name in self.summary}
-        results = {**concluded, **rest, "after": slimmed.name}
-        return [slimmed, replace(self, layers=second, results=results, recipe={})]
+        results = {**concluded, **self.then.results, "after": slimmed.name}
+        return [slimmed, replace(self, layers=self.then.layers, results=results, recipe=self.then.recipe, then=None)]
 
     def _by_method(self) -> list[RunReport]:
         _require("method" in self.layers and len(self.layers) > 0, "it has no layers")
@@ -432,30 +428,29 @@ class RunReport:
         return runs
 
     def without_errors(self) -> RunReport:
-        """What still holds of a record once its model is tuned: errors of layers, drift and sizes were those before.
-        Of a run in two stages, the first one's stay."""
-        apart = ("pruning_error", "rounding_error", "error_without_massive")
-        of_layers = [name for name in (*ERRORS, *apart) if name in self.layers]
+        """What still holds once the model is tuned: without errors of layers, drift and sizes. A first stage stays."""
+        if self.then is not None:
+            return replace(self, then=self.then.without_errors())
+        of_layers = (*ERRORS, "pruning_error", "rounding_error", "error_without_massive")
+        layers = self.layers.drop(columns=[name for name in of_layers if name in self.layers])
         gone = ("drift", "plain_bytes", "packed_bytes")
-
-        def kept(results: Mapping[str, Any]) -> dict[str, Any]:
-            return {name: value for name, value in results.items() if not name.startswith("mean_") and name not in gone}
-
-        if "pruned" not in self.summary:
-            return replace(self, layers=self.layers.drop(columns=of_layers), results=kept(self.results))
-        layers = self.layers.copy()
-        layers.loc[layers.index[-self.summary["pruned"]["layers"] :], of_layers] = math.nan
-        return replace(self, layers=layers).with_summary(pruned=kept(self.summary["pruned"]))
+        results = {
+            name: value for name, value in self.results.items() if not name.startswith("mean_") and name not in gone
+        }
+        return replace(self, layers=layers, results=results)
 
     # ---- files
 
     def to_json(self) -> str:
         """As JSON, which knows neither NaN nor infinity: both become null, but an infinite error of a layer is a text,
         for none would read as not measured."""
+        return json.dumps({"version": VERSION, **self._parts()}, indent=1, allow_nan=False)
+
+    def _parts(self) -> dict[str, Any]:
         errors = [name for name in ERRORS if name in self.layers]
         rows = json_rows(self.layers.replace(dict.fromkeys(errors, math.inf), INFINITE))
         parts = {"recipe": finite(self.recipe), "results": finite(self.results), "layers": rows}
-        return json.dumps({"version": VERSION, **parts}, indent=1, allow_nan=False)
+        return parts if self.then is None else parts | {"then": self.then._parts()}
 
     @classmethod
     def from_json(cls, text: str, name: str = "This") -> RunReport:
@@ -469,7 +464,9 @@ class RunReport:
             if r"\ud" in text.lower():  # half of a pair of surrogates is no character, and cannot be written
                 data = json.loads(json.dumps(data, ensure_ascii=False).encode(errors="replace"))
             _check_version(data, name)
-            report = cls(json_table(data["layers"]), dict(data["results"]), dict(data["recipe"]))
+            report = cls._of(data)
+            if "then" in data:
+                report = replace(report, then=cls._of(data["then"]))
             for run in report.runs:
                 run._check()
             return report
@@ -477,6 +474,10 @@ class RunReport:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as problem:
             raise RoseError(f"{name} is not a report written by rose ({problem!s:.100}); choose another.") from problem
+
+    @classmethod
+    def _of(cls, parts: Mapping[str, Any]) -> RunReport:
+        return cls(json_table(parts["layers"]), dict(parts["results"]), dict(parts["recipe"]))
 
     def _check(self) -> None:
         """Raises ValueError, TypeError and others where something that a page shows cannot be made of the record."""
@@ -523,8 +524,9 @@ class RunReport:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / REPORT, self.to_json().encode())
-        write_atomically(folder / "layers.csv", csv_text(with_cautions(self.layers)).encode())
-        write_atomically(folder / "layers.parquet", self.layers.to_parquet(index=False))
+        table = pd.concat([run.layers for run in (self, self.then) if run is not None], ignore_index=True)
+        write_atomically(folder / "layers.csv", csv_text(with_cautions(table)).encode())
+        write_atomically(folder / "layers.parquet", table.to_parquet(index=False))
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rose
 from rose import cli, verdicts
-from rose.commands import analyze, checkpoints, shared, terminal
+from rose.commands import analyze, saving, shared, terminal
 from rose.commands.compare import _print as _print_methods
 from rose.commands.damage import _print as _print_damage
 from rose.commands.prune import _print_layers
@@ -868,8 +868,8 @@ def test_slim_and_prune_in_one_report(checkpoint, tmp_path, capsys, chosen, targ
     assert "Then 50.0 % of the weights of 21 layers pruned by wanda" in shown
     assert shown.count("Drift of the residual stream after the last pruned decoder block") == 2  # of each step its own
     report = rose.RunReport.from_json((tmp_path / "both" / "report.json").read_text())
-    assert report.summary["pruned"]["sparsity"] == "2:4"
-    assert (report.summary["target"], report.summary["pruned"]["target"]) == targets
+    assert report.then.summary["sparsity"] == "2:4"
+    assert (report.summary["target"], report.then.summary["target"]) == targets
     assert report.summary["perplexity_slimmed"] != report.summary["perplexity_after"]
     assert report.layers["part"].notna().sum() == 3  # the channels of three decoder blocks
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "both")
@@ -1020,7 +1020,7 @@ def test_paths_are_in_the_home_folder_also_where_the_shell_leaves_that_to_us(tmp
     assert cli._read(["check", "x", "y", "--json=~/x"])[0].json_file == tmp_path / "x"
     asked, _ = cli._read(["prune", "--output=~/x", "--checkpoint=~/x/kept"])
     with pytest.raises(rose.RoseError, match="must not be inside --output"):
-        checkpoints.check(asked)
+        saving.check(asked)
 
 
 def test_a_report_names_its_model_and_text_by_whole_paths(checkpoint, text, tmp_path, monkeypatch):

@@ -170,8 +170,11 @@ PLACE = {"block_index": 10**9, "drift": 1, "passed_on": 1, "arisen": 1}
         ({"layers": [{f"{row} {at}": 1 for at in range(20)} for row in range(20)]}, "its rows have more columns"),
         ({"recipe": {}}, "it names no method"),
         ({"recipe": {"method": "<script>"}}, "it names no method"),
-        ({"recipe": {"methods": ["x"]}, "layers": []}, "it has no layers"),
-        ({"recipe": {"methods": ["x"]}, "layers": [ROW | {"method": "<b>"}]}, "a method has no such name"),
+        ({"recipe": {"run": "analyze", "methods": ["x"]}, "layers": []}, "it has no layers"),
+        (
+            {"recipe": {"run": "analyze", "methods": ["x"]}, "layers": [ROW | {"method": "<b>"}]},
+            "a method has no such name",
+        ),
         *(({"results": {"drift": drift}}, "") for drift in (5, [{"drift": 1}], [{"arisen": 0.1}])),
         ({"results": {"drift": [PLACE]}}, "its drift is not of decoder blocks"),
         ({"results": {"remarks": [5]}}, "its remarks are no sentences"),
@@ -180,8 +183,7 @@ PLACE = {"block_index": 10**9, "drift": 1, "passed_on": 1, "arisen": 1}
         ({"results": {"perplexity_before": 0}}, "a perplexity is below 1"),
         ({"results": {"tuned": []}}, ""),
         ({"results": {"tuned_before": {"steps": 5}}}, ""),
-        *(({"results": {"pruned": {"layers": size}}}, "it does not say how many") for size in (2, True, None)),
-        ({"results": {"pruned": {"layers": 1, "drift": [5]}}}, ""),
+        *(({"then": then}, "") for then in (5, {}, {"recipe": {}, "results": {"drift": [5]}, "layers": [ROW]})),
     ],
 )
 def test_what_rose_has_not_written_is_refused_in_one_sentence(changes: Any, says: str, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluatio
 from rose.model.formats.low_rank import keep_low_rank
 from rose.model.load.tokens import check_text
 from rose.model.network.network import Network
-from rose.recipe.steps import Check
+from rose.recipe.steps import CheckCopies
 from rose.report import NUMBERS
 
 PICTURED = 12  # layers that break a pattern, of which a part of the mask is kept
@@ -78,13 +78,13 @@ class CheckRequest:
         windows = (setup.held_out or setup.samples) * setup.length
         return replace(cost, seconds=cost.seconds + 2 * estimate_evaluation(skeleton, tokens=windows))
 
-    def recipe(self) -> Check:
+    def recipe(self) -> CheckCopies:
         """What the command line is asked for the same check."""
         setup = self.setup
         tokens = {"calibration": setup.text, "samples": setup.samples, "length": setup.length, "seed": setup.seed}
         tokens |= {"held_out": setup.held_out}
         shared = {"dense": setup.model, "pruned": self.pruned, "dtype": setup.dtype, "stream": setup.stream}
-        return Check.of(**shared, **(tokens if self.with_tokens else {}))
+        return CheckCopies.of(**shared, **(tokens if self.with_tokens else {}))
 
 
 class CheckpointRun(Run):

@@ -17,7 +17,7 @@ from rose.model.check.check import CheckpointCheck, check_checkpoint
 from rose.model.check.findings import FEW, findings, headline, lines, says_other_draw
 from rose.model.formats.low_rank import keep_low_rank
 from rose.output import check_file, write_file
-from rose.recipe.steps import Check
+from rose.recipe.steps import CheckCopies
 from rose.rows import json_rows
 from rose.wording import percent
 
@@ -25,7 +25,7 @@ SHOWN = 10  # layers in the table of errors
 ERRORS = {"error": "error", "mask_error": "mask alone", "possible_error": "refit"}
 
 
-def run(spec: Check, console: Console) -> int:
+def run(spec: CheckCopies, console: Console) -> int:
     """Returns 1 where something is wrong."""
     if spec.json_file:
         check_file(spec.json_file)
@@ -79,7 +79,7 @@ def _print_errors(layers: pd.DataFrame) -> None:
         terminal.say(f"… and {len(layers) - SHOWN} more, which --json FILE.json has")
 
 
-def _of_draw(name: str, spec: Check, check: CheckpointCheck) -> str:
+def _of_draw(name: str, spec: CheckCopies, check: CheckpointCheck) -> str:
     """A caution where the checkpoint was calibrated on other windows; "" where not."""
     if not spec.calibration:
         return ""

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 import rose
-from rose.commands import checkpoints, shared, terminal
+from rose.commands import saving, shared, terminal
 from rose.commands.tune import check_tuning, draw_texts, tune_after
 from rose.layer.bits import Grid
 from rose.model.estimate.memory import estimate_memory
@@ -22,11 +22,11 @@ def run(spec: Prune, console: Console) -> int:
     chosen = shared.run_options(spec)
     wanted = run_settings(**chosen)
     settings = wanted.layer
-    checkpoints.check(spec)
+    saving.check(spec)
     check_tuning(spec)
     spec = shared.settle_dtype(spec, spec.model)
     model, tokenizer = shared.load(spec, console, scratch=spec.output.parent)
-    checkpoints.check_room(spec, model)
+    saving.check_room(spec, model)
     network = Network(model)
     wanted.check_experts(network.to_prune(spec.layers, settings.pattern, settings.block_size, settings.grid))
     Precision.of(spec.compute, network.dtype, network.device)
@@ -36,7 +36,7 @@ def run(spec: Prune, console: Console) -> int:
     shared.tell_cost(spec, "Pruning", seconds, [partial(estimate_memory, **sizes)], model, console)
     drawn = shared.calibration(spec, tokenizer, spec.seed)
     shared.rotate(spec, model, drawn.tokens, [settings], console)
-    outcome = checkpoints.Outcome(spec, spec.model, tokenizer, console)
+    outcome = saving.Outcome(spec, spec.model, tokenizer, console)
     texts = draw_texts(spec, model, tokenizer, outcome.windows)
     outcome.begin(model)
     with terminal.bar(console, "Pruning") as follow:
@@ -47,7 +47,7 @@ def run(spec: Prune, console: Console) -> int:
     _print_layers(pruned)
     _print_summary(pruned)
     tuned.say()
-    checkpoints.say_perplexity(report.summary)
+    saving.say_perplexity(report.summary)
     terminal.say(f"Checkpoint, report.json and layers.csv are in {spec.output}")
     return tuned.status()
 
@@ -81,7 +81,7 @@ def _print_summary(report: rose.RunReport) -> None:
             f"Rounded to {grid}: of the error against what each layer was to put out, pruning made "
             f"{summary['mean_pruning_error']:.4f} and rounding {summary['mean_rounding_error']:.4f}, in the mean"
         )
-    checkpoints.say_targets(report)
+    saving.say_targets(report)
     if summary.get("experts_left_dense"):
         terminal.say(
             f"{summary['experts_left_dense']} layers of experts stayed dense, because fewer than "

@@ -7,11 +7,11 @@ from rich.console import Console
 from rose.commands import terminal
 from rose.commands.app import app_module
 from rose.output import check_file
-from rose.recipe.tools import Report
+from rose.recipe.tools import WriteReport
 from rose.wording import size
 
 
-def run(spec: Report, console: Console) -> None:
+def run(spec: WriteReport, console: Console) -> None:
     check_file(spec.output)
     html_report = app_module("results.html_report", "A report", ("plotly",))
     with console.status("Drawing"):

@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 import rose
-from rose.commands import checkpoints, shared, terminal
+from rose.commands import saving, shared, terminal
 from rose.commands.tune import check_tuning, draw_texts, tune_after
 from rose.layer.methods import Settings
 from rose.model.estimate.duration import estimate_cost, sweeps_of
@@ -32,14 +32,14 @@ def run(spec: Slim, console: Console) -> int:
     slimming, pruning = _slim_options(spec), _prune_options(spec)
     settings = SlimSettings(**slimming)
     rest = run_settings(**pruning).layer if pruning else None
-    checkpoints.check(spec)
+    saving.check(spec)
     check_tuning(spec)
     if spec.allocation != "uniform" and spec.method != "depth":
         says = "rose.load_model reads the result, plain transformers does not."
         console.print(f"The decoder blocks will differ in shape: {says}", soft_wrap=True)
     spec = shared.settle_dtype(spec, spec.model)
     model, tokenizer = shared.load(spec, console, scratch=spec.output.parent)
-    checkpoints.check_room(spec, model, gone=spec.ratio * block_parameters(model))
+    saving.check_room(spec, model, gone=spec.ratio * block_parameters(model))
     possible = check_slimming(model, settings)
     estimates: list[Callable[..., Memory]] = [partial(estimate_slim_memory, settings=settings)]
     sizes = shared.drawn_sizes(spec)
@@ -53,7 +53,7 @@ def run(spec: Slim, console: Console) -> int:
     shared.tell_cost(spec, "Slimming and pruning" if rest else "Slimming", seconds, estimates, model, console)
     drawn = shared.calibration(spec, tokenizer, spec.seed)
     tokens, held_out = drawn.tokens, drawn.held_out
-    outcome = checkpoints.Outcome(spec, spec.model, tokenizer, console)
+    outcome = saving.Outcome(spec, spec.model, tokenizer, console)
     texts = draw_texts(spec, model, tokenizer, outcome.windows)
     outcome.begin(model)
     with terminal.bar(console, "Slimming") as follow:
@@ -64,16 +64,14 @@ def run(spec: Slim, console: Console) -> int:
         with terminal.bar(console, "Pruning") as follow:
             more |= {"progress": follow, "checkpoint": spec.checkpoint and spec.checkpoint / "pruned"}
             pruned = rose.prune_model(model, tokens, **pruning | more)
-        # One report of both: the rows of parts, then those of layers; the second run's settings under "pruned".
-        both = pd.concat([slimmed.layers, pruned.layers], ignore_index=True)
-        done = replace(slimmed, layers=both).with_summary(pruned=pruned.summary, **between)
+        done = replace(slimmed, then=pruned).with_summary(**between)
     tuned = tune_after(spec, console, model, texts)
     report = outcome.save(model, shared.signed(tuned.added_to(done), spec, drawn))
     if len(slimmed.layers):
         _print_parts(slimmed.layers)
     _print_summary(done)
     tuned.say()
-    checkpoints.say_perplexity(report.summary)
+    saving.say_perplexity(report.summary)
     kind = "any program that uses transformers" if report.summary["uniform"] else "rose.load_model"
     terminal.say(f"Checkpoint, report.json and layers.csv are in {spec.output}, for {kind}")
     return tuned.status()
@@ -134,11 +132,11 @@ def _print_summary(report: rose.RunReport) -> None:
     if dropped := summary.get("dropped_blocks"):
         terminal.say(f"Decoder block{'s' if len(dropped) > 1 else ''} {', '.join(map(str, dropped))} dropped")
     slimmed, *rest = report.stages
-    checkpoints.say_targets(slimmed)
+    saving.say_targets(slimmed)
     for pruned in rest:
         then = pruned.summary
         terminal.say(
             f"Then {100 * then['removed_fraction']:.1f} % of the weights of {then['layers']} layers pruned by "
             f"{then['method']}, {then['seconds']:.0f} s"
         )
-        checkpoints.say_targets(pruned)
+        saving.say_targets(pruned)

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import rose
-from rose.commands import checkpoints, shared, terminal
+from rose.commands import saving, shared, terminal
 from rose.files import expand
 from rose.interrupt import CANCELLED
 from rose.model.formats.low_rank import keep_low_rank
@@ -40,7 +40,7 @@ TUNED = "tuned"  # of --checkpoint, the folder of what --tune does
 
 def run(spec: Tune, console: Console) -> int:
     settings = TuneSettings(**shared.pick(spec, TuneSettings.fields()))
-    checkpoints.check(spec)
+    saving.check(spec)
     known = report_beside(expand(spec.pruned))
     spec = shared.settle_dtype(spec, spec.pruned)
     dense, tokenizer = shared.load(spec, console, spec.dense)
@@ -48,9 +48,9 @@ def run(spec: Tune, console: Console) -> int:
         model, tokenizer = shared.load(spec, console, spec.pruned)
     else:
         model, _ = shared.load(spec, console, spec.pruned, tokenizer=spec.dense)
-    checkpoints.check_room(spec, model)
+    saving.check_room(spec, model)
     check_pair(model, dense, by_text_alone=spec.unpruned and spec.loss == "ce")
-    outcome = checkpoints.Outcome(spec, spec.pruned, tokenizer, console)
+    outcome = saving.Outcome(spec, spec.pruned, tokenizer, console)
     sizes = shared.pick(spec, ("samples", "held_out", "length"))
     texts = _texts(spec, tokenizer, outcome.windows, **sizes)
     report = known or _as_found(model)
@@ -65,7 +65,7 @@ def run(spec: Tune, console: Console) -> int:
     report = tuned.added_to(report, **shared.origin(spec), dense=spec.dense, **pruned)
     report = outcome.save(model, report)
     tuned.say()
-    checkpoints.say_perplexity(report.summary)
+    saving.say_perplexity(report.summary)
     terminal.say(f"Checkpoint and report.json are in {spec.output}")
     return tuned.status()
 

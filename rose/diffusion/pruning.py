@@ -105,7 +105,7 @@ def prune_diffusion(
     left_dense = convolutions(calibration.denoiser)
     return RunReport.from_records(
         records,
-        describe_layer(settings),
+        {"run": "diffuse prune"} | describe_layer(settings),
         **calibration.facts(len(records)),
         denoiser_weights=count_parameters(calibration.denoiser),
         convolutions_left_dense=len(left_dense),

@@ -107,7 +107,7 @@ def prune_diffusion_structured(
             "seconds": time.perf_counter() - start,
         },
         {
-            "method": settings.method, "ratio": settings.ratio, "parts": list(kinds),
+            "run": "diffuse slim", "method": settings.method, "ratio": settings.ratio, "parts": list(kinds),
             "recovery": recovery_in(records), "damping": settings.damping, "multiple": settings.multiple,
         },
     )  # fmt: skip

@@ -251,7 +251,7 @@ class Damage(MethodPart, TextPart, ModelPart):
         return self
 
 
-class Check(TextPart):
+class CheckCopies(TextPart):
     """Is a checkpoint what a pruned copy of its dense model should be, whoever made it?"""
 
     run: ClassVar[str] = "check"
@@ -368,4 +368,4 @@ def check_multiple(multiple: int, pattern: Pattern) -> None:
         raise RoseError(f"--prune {pattern} needs widths divisible by {pattern.of}; give --multiple {fitting}.")
 
 
-STEPS: tuple[type[Spec], ...] = (Analyze, Prune, Slim, Tune, Compare, Damage, Check, Evaluate)
+STEPS: tuple[type[Spec], ...] = (Analyze, Prune, Slim, Tune, Compare, Damage, CheckCopies, Evaluate)

@@ -38,7 +38,7 @@ class Models(Spec):
     summary: ClassVar[str] = "list the models that work offline, the pruning methods and the orders"
 
 
-class Run(Spec):
+class RunRecipe(Spec):
     """Does what a recipe says."""
 
     run: ClassVar[str] = "run"
@@ -57,7 +57,7 @@ class Run(Spec):
     ] = ()
 
 
-class Report(Spec):
+class WriteReport(Spec):
     """Finished runs as an HTML file."""
 
     run: ClassVar[str] = "report"
@@ -193,7 +193,7 @@ SPECS: dict[str, type[Spec]] = {spec.run: spec for spec in STEPS} | {
     DiffuseSlim.run: DiffuseSlim,
 }
 """What recipes can run, by name."""
-_TOOLS = (Run, Report, Pack, Unpack, Export, DiffusePrune, DiffuseSlim, DiffuseSample, DiffuseEvaluate, App)
+_TOOLS = (RunRecipe, WriteReport, Pack, Unpack, Export, DiffusePrune, DiffuseSlim, DiffuseSample, DiffuseEvaluate, App)
 _ALL: tuple[type[Spec], ...] = (Models, *STEPS, *_TOOLS)
 COMMANDS = {spec.run: spec for spec in _ALL}
 """What the command line can do, by name, in the order of its help."""

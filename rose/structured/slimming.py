@@ -144,7 +144,7 @@ def prune_structured(
         **{f"mean_{name}": mean_or_none(table[name]) for name in ERRORS},
         "seconds": kept.seconds + time.perf_counter() - start,
     }  # fmt: skip
-    return RunReport(table, summary, asked)
+    return RunReport(table, summary, {"run": "slim"} | asked)
 
 
 def _reduce(

@@ -134,17 +134,20 @@ def write_slimmed(folder: Path) -> Path:
     """Heads were taken out, then weights were pruned and tuned twice."""
     pruned = RunReport.from_records([layer_record(number) for number in range(4)], RECIPE, **RESULTS)
     parts = records_table([part_record(block) for block in range(2)], PartRecord)
-    both = pd.concat([parts, pruned.layers], ignore_index=True)
-    recipe = {**RECIPE, "method": "obs", "ratio": 0.2, "target": "layer"}
+    recipe = {**RECIPE, "run": "slim", "method": "obs", "ratio": 0.2, "target": "layer"}
     slimmed = {"block_parameters": 1024, "kept_block_parameters": 800, "remarks": ["Another share has gone."]}
-    more = {"pruned": pruned.summary, "tuned": TUNED, "tuned_before": [TUNED], "perplexity_slimmed": 25.0}
-    return _saved(folder, RunReport(both, {**RESULTS, **slimmed, **more, "losses_slimmed": [3.1, 3.2]}, recipe))
+    more = {"tuned": TUNED, "tuned_before": [TUNED], "perplexity_slimmed": 25.0}
+    results = {**RESULTS, **slimmed, **more, "losses_slimmed": [3.1, 3.2]}
+    return _saved(folder, RunReport(parts, results, recipe, then=pruned))
 
 
 def write_study(folder: Path) -> Path:
     methods = ["rose", "wanda"]
     records = [layer_record(number, method) for method in methods for number in range(4)]
-    recipe = {name: value for name, value in RECIPE.items() if name != "method"} | {"methods": methods}
+    recipe = {name: value for name, value in RECIPE.items() if name != "method"} | {
+        "run": "analyze",
+        "methods": methods,
+    }
     path = _saved(folder, RunReport.from_records(records, recipe, **RESULTS))
     accuracies = {"task": ["piqa"], "questions": [20], "accuracy": [0.6], "accuracy_error": [0.1]}
     pd.DataFrame(accuracies).to_csv(folder / "zero_shot.csv", index=False)

@@ -13,7 +13,7 @@ from rose import cli
 from rose.recipe import Recipe
 from rose.recipe.options import add_options, read_options
 from rose.recipe.spec import Spec
-from rose.recipe.steps import Analyze, Check, Evaluate, Prune, Slim, Tune
+from rose.recipe.steps import Analyze, CheckCopies, Evaluate, Prune, Slim, Tune
 from rose.recipe.tools import COMMANDS, SPECS
 from rose.tensor_files import digest
 from tests.tiny import save_tiny_llama
@@ -69,7 +69,7 @@ EXAMPLES: list[Spec] = [
     Slim(output="x", prune="0.5", parts=("heads",), tune=3),
     Tune(output="x", pruned="half", dense="smollm2-135m", minutes=2.5, layers=("a b",)),
     Analyze(methods=("wanda", "rose"), rotate="heads"),
-    Check(dense="smollm2-135m", pruned=("a", "b"), calibration="packaged", samples=3),
+    CheckCopies(dense="smollm2-135m", pruned=("a", "b"), calibration="packaged", samples=3),
 ]
 
 

@@ -154,7 +154,7 @@ def prune_by(
     experts = {layer.name for layer in selected if layer.is_expert}
     return RunReport.from_records(
         records,
-        describe_layer(settings) | run.describe(),
+        {"run": "prune"} | describe_layer(settings) | run.describe(),
         **_of_experts([record for record in records if record.layer in experts], run.min_expert_tokens),
         compute=precision.describe()["compute"],
         **report_inputs(network, tokens, held_out, kept, precision),

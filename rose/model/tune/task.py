@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import pandas as pd
@@ -93,8 +93,8 @@ class TuneReport:
         `facts` and `more`, and as "tuned_before" those of earlier tunings, if any. Its environment, of a run in two
         stages that of the second, is the one that tuned."""
         report, environment = report.without_errors(), {"environment": self.summary["environment"]}
-        if len(report.stages) > 1:
-            environment = {"pruned": {**report.summary["pruned"], **environment}}
+        if report.then is not None:
+            report, environment = replace(report, then=report.then.with_summary(**environment)), {}
         former = [*report.summary.get("tuned_before", []), *filter(None, [report.summary.get("tuned")])]
         before = {"tuned_before": former} if former else {}
         return report.with_summary(tuned={**self.facts, **more}, **before, **environment)

@@ -53,7 +53,9 @@ def made_report(
         "perplexity_after": 20.0 + 10.0 * factor,
         "windows": 4,
     }
-    return rose.RunReport.from_records(records, **(settings | summary))
+    marks = {"ratio": "slim", "methods": "analyze", "step_weights": "diffuse prune"}
+    run = next((run for mark, run in marks.items() if mark in summary), "prune")
+    return rose.RunReport.from_records(records, {"run": run}, **(settings | summary))
 
 
 def made_run(*arguments: Any, **summary: Any) -> rose.RunReport:

@@ -127,8 +127,8 @@ def test_a_perplexity_that_is_no_finite_number_is_told() -> None:
     assert pairs.says_perplexities(runs) == said
     (unknown,) = made_report(perplexity_after=None).runs
     assert html_report.run_findings(unknown)[0].startswith("The held-out")
-    then = {"layers": 2, "method": "rose", "sparsity": "0.5"}  # evaluated after both stages, not between them
-    slimmed, _ = made_report(ratio=0.2, evaluated_on="packaged", pruned=then).runs
+    then = made_report("rose")  # evaluated after both stages, not between them
+    slimmed, _ = replace(made_report(ratio=0.2, evaluated_on="packaged"), then=then).runs
     assert pairs.says_lost(slimmed) == ""
 
 
@@ -213,7 +213,7 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_diffusion_model_was_calibrated_on_pictures(tmp_path: Path) -> None:
-    report = made_report(step_weights="uniform", steps=20, samples=50).with_recipe(run="diffuse prune")
+    report = made_report(step_weights="uniform", steps=20, samples=50).with_recipe(run="diffuse prune", model="tiny")
     html_report.write_report([str(saved(tmp_path / "run", report))], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     assert "tiny, calibrated on 50 pictures × 20 steps" in text

@@ -30,7 +30,7 @@ SLIM_ROW = {
 
 
 def slim_record(*rows: dict[str, Any], **recipe: Any) -> rose.RunReport:
-    return rose.RunReport(pd.DataFrame(rows), {}, {"method": "obs", "ratio": 0.2} | recipe)
+    return rose.RunReport(pd.DataFrame(rows), {}, {"run": "slim", "method": "obs", "ratio": 0.2} | recipe)
 
 
 def test_a_pruned_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -54,7 +54,9 @@ def test_layers_left_dense_beside_rounded_ones_count_in_no_mean() -> None:
 def test_a_folder_of_folders_gives_all_runs_and_an_analysis_one_for_each_method(tmp_path: Path) -> None:
     saved(tmp_path / "a", made_report())
     both = pd.concat([made_report().layers, made_report("rose", 0.5).layers], ignore_index=True)
-    rose.RunReport(both, {"methods": ["sparsegpt", "rose"], "sparsity": "0.7", "model": "tiny"}).save(tmp_path / "b")
+    rose.RunReport(
+        both, {}, {"run": "analyze", "methods": ["sparsegpt", "rose"], "sparsity": "0.7", "model": "tiny"}
+    ).save(tmp_path / "b")
     runs = read_runs(str(tmp_path))
     assert [(run.kind, run.method) for run in runs] == [
         ("prune", "sparsegpt"),
@@ -83,7 +85,7 @@ def test_a_check_says_what_was_found_and_nothing_of_held_out_errors() -> None:
     """Its errors are against the dense model, with held-out ones beside them, and nothing is known to be fitted."""
     report = made_report(remarks=["Few tokens."])
     report.layers["held_out_error"] = float("nan")
-    checked = report.with_summary(checkpoint="pruned/")
+    checked = report.with_recipe(run="check")
     assert checked.remarks == ["Few tokens."]
 
 
@@ -103,19 +105,20 @@ def test_what_was_slimmed_and_then_pruned_is_two_runs(tmp_path: Path, capsys: py
     options = ["--model", model, "--samples", "4", "--length", "32", "--held-out", "2", "--prune-method", "sparsegpt"]
     options += ["--evaluate", "packaged", "--windows", "2", "--output", str(output)]
     assert cli.main(["slim", "--ratio", "0.3", "--prune", "0.5", *options]) == 0
-    whole = rose.RunReport.load(output).summary
+    report = rose.RunReport.load(output)
+    whole, second = report.summary, report.then.summary
     slimmed, pruned = read_runs(str(output))
     assert (slimmed.kind, pruned.kind) == ("slim", "prune")
     assert pruned.name == f"{slimmed.name}, then SparseGPT at 0.5"
     assert slimmed.summary["perplexity_after"] == whole["perplexity_slimmed"]
     assert pruned.summary["perplexity_after"] == whole["perplexity_after"]
-    assert len(pruned.layers) == whole["pruned"]["layers"] == 21
+    assert len(pruned.layers) == second["layers"] == 21
     assert set(slimmed.by_layer["projection"]) == {"mlp.down_proj"}
     assert slimmed.by_layer["sparsity"].between(0.01, 0.99).all()
     table = drift_table([slimmed, pruned])
     ends = table.groupby("run", sort=False)[["drift", "perplexity"]].last()
     assert ends.loc[slimmed.name].tolist() == [whole["drift"][-1]["drift"], whole["perplexity_slimmed"]]
-    assert ends.loc[pruned.name].tolist() == [whole["pruned"]["drift"][-1]["drift"], whole["perplexity_after"]]
+    assert ends.loc[pruned.name].tolist() == [second["drift"][-1]["drift"], whole["perplexity_after"]]
     capsys.readouterr()
     assert cli.main(["report", str(output), "--output", str(tmp_path / "report.html")]) == 0
     said = capsys.readouterr().out
