@@ -151,14 +151,14 @@ def test_prune_measures_perplexity_before_and_after(checkpoint, text, tmp_path, 
 
 
 def test_a_model_is_saved_though_its_evaluation_fails(checkpoint, text, tmp_path, monkeypatch):
-    measure = checkpoints.Outcome.measure
+    measure = saving.Outcome.measure
 
     def fails(outcome, model, stage, of=""):
         if stage == "after":
             raise rose.RoseError("no memory left")
         return measure(outcome, model, stage, of)
 
-    monkeypatch.setattr(checkpoints.Outcome, "measure", fails)
+    monkeypatch.setattr(saving.Outcome, "measure", fails)
     assert prune(checkpoint, tmp_path / "out", "--evaluate", str(text), "--windows", "3") == 2
     rose.load_model(str(tmp_path / "out"))
     summary = rose.RunReport.load(tmp_path / "out").summary
