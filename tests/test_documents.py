@@ -10,16 +10,10 @@ import pytest
 
 import rose
 from rose import cli
-from tests import document_figures, document_recipes, document_studies
+from tests import document_numbers
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-SOURCES = document_figures.texts(), document_figures.tables(), document_studies.texts()
-FIGURES = {
-    name: [text for one in SOURCES for text in one.get(name, [])]
-    for name in sorted({*SOURCES[0], *SOURCES[1], *SOURCES[2]})
-}
-SETTINGS = document_figures.SETTINGS | document_studies.SETTINGS
 
 
 def public(name: str) -> object:
@@ -53,8 +47,20 @@ def test_the_public_interface_is_typed(name: str) -> None:
     assert all(parameter.annotation is not parameter.empty for parameter in signature.parameters.values())
 
 
-def test_the_table_of_fields_is_that_of_the_recipes() -> None:
-    assert document_recipes.PAGE.read_text() == document_recipes.whole(document_recipes.PAGE.read_text())
+@pytest.mark.parametrize("path", document_numbers.documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_numbers_in_documents_are_those_of_the_files(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text == document_numbers.render(text), "run python -m tests.document_numbers"
+
+
+def test_a_changed_number_in_a_document_is_found() -> None:
+    text = "It falls to <!-- gain_of_dense_target -->0.99<!-- /gain_of_dense_target -->."
+    assert document_numbers.render(text) != text
+
+
+def test_every_region_stands_in_a_document() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in document_numbers.documents())
+    assert set(re.findall(r"<!-- (\w+) -->", text)) == set(document_numbers.REGIONS)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -86,39 +92,6 @@ def anchors(path: Path) -> set[str]:
     """Names that a forge gives to the headings of a document."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def flat(text: str) -> str:
-    return " ".join(text.split())
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_tables_and_figures_are_those_of_the_files(name: str) -> None:
-    document = flat((ROOT / name).read_text())
-    missing = [text for text in FIGURES[name] if flat(text) not in document]
-    assert not missing, "\n\n".join(["python -m tests.document_figures says instead:", *missing])
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_every_other_number_is_a_setting_or_a_name(name: str) -> None:
-    """A new figure needs a line in document_figures.py or document_studies.py, which read it from a file."""
-    assert numbers_left(name, (ROOT / name).read_text()) == []
-
-
-def test_a_figure_without_a_file_is_found() -> None:
-    document = (ROOT / "README.md").read_text() + "\n\nIt is 1.37 times as good."
-    assert numbers_left("README.md", document) == ["1.37"]
-
-
-def numbers_left(name: str, document: str) -> list[str]:
-    text = flat(re.sub(r"\]\([^)]*\)", "]", document))
-    for known in sorted(map(flat, FIGURES[name]), key=len, reverse=True):
-        text = text.replace(flat(re.sub(r"\]\([^)]*\)", "]", known)), " ")
-    text = re.sub(r"```.*?```|`[^`]*`", " ", text)
-    for known in SETTINGS[name]:
-        assert re.search(known, text), f"{known!r} is allowed but not said"
-        text = re.sub(known, " ", text)
-    return re.findall(r"\d[\d.,]*", text)
 
 
 def commands() -> list[str]:

@@ -1,0 +1,694 @@
+"""The measured numbers of README.md and docs/, generated from the files that hold the measurements.
+
+A document marks a region with `<!-- NAME -->…<!-- /NAME -->`, a table or a few words. `python -m
+tests.document_numbers` writes every region again; a test compares. Lab notes are dated and are not generated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rose import verdicts
+from rose.layer.target import target_damping
+from rose.model.measure.comparison import mean_and_spread, results_of
+from rose.recipe.spec import SpecField
+from rose.recipe.tools import SPECS
+from rose.wording import percent
+from tests.benchmarks import methods as costs_of_methods
+from tests.benchmarks.bits import first_draw
+from tests.benchmarks.tuning import costs_and_worths
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs/results"
+SPARSITIES = ("0.5", "0.6", "0.7", "0.8", "2:4")
+QWEN_FILE = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+MODELS = {"smollm2-135m": "SmolLM2-135M", "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B"}
+REGION = re.compile(r"<!-- (\w+) -->.*?<!-- /\1 -->", re.DOTALL)
+
+
+def render(text: str) -> str:
+    """The document with every region as the files say."""
+
+    def region(match: re.Match[str]) -> str:
+        name = match[1]
+        content = REGIONS[name]()
+        content = f"\n{content}\n" if "\n" in content else content
+        return f"<!-- {name} -->{content}<!-- /{name} -->"
+
+    return REGION.sub(region, text)
+
+
+def documents() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@cache
+def read(name: str) -> pd.DataFrame:
+    return pd.read_csv(RESULTS / name, dtype={"sparsity": str})
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+
+
+def mean_of_draws(values: pd.Series, digits: int | None = None) -> str:
+    """Mean ± half the range over draws; "–" for no row."""
+    if values.empty:
+        return "–"
+    mean, spread = values.mean(), (values.max() - values.min()) / 2
+    if digits is None:
+        return mean_and_spread(mean, spread, len(values))
+    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
+
+
+def each_draw(values: pd.Series) -> str:
+    if len(values) == 1:
+        return f"{values.item():.1f} (one draw)"
+    return f"{values.mean():.1f} ({', '.join(f'{value:.1f}' for value in values)})"
+
+
+def digits(interval: verdicts.Interval) -> tuple[str, str]:
+    """Value and bounds with two decimals; with more where a clear difference would otherwise print as none."""
+
+    def text(value: float) -> str:
+        decimals = next(
+            (most for most in (2, 3, 4) if not interval.is_clear or round(value, most) != interval.neutral), 2
+        )
+        return f"{value:.{decimals}f}"
+
+    return text(interval.value), f"{text(interval.low)} to {text(interval.high)}"
+
+
+def with_bounds(interval: verdicts.Interval) -> str:
+    return "{} ({})".format(*digits(interval))
+
+
+def ratio(rows: pd.DataFrame, method: str, other: str) -> verdicts.Interval:
+    """Perplexity of a method relative to another's, paired by draw."""
+    logs = {m: np.log(rows[rows["method"] == m].set_index("seed")["perplexity"].sort_index()) for m in (method, other)}
+    assert list(logs[method].index) == list(logs[other].index), (method, other)
+    return verdicts.paired_ratio(logs[method], logs[other])
+
+
+def window_ratio(rows: pd.DataFrame, method: str, other: str) -> verdicts.Interval:
+    """The same, paired by evaluation window; each window's loss is a mean over draws."""
+    losses = {result.method: result.losses for result in results_of(rows, str(rows["sparsity"].iloc[0]))}
+    return verdicts.paired_ratio(losses[method], losses[other])
+
+
+def relative(rows: pd.DataFrame, method: str, other: str = "sparsegpt") -> str:
+    """Perplexity relative to another method's, with both intervals; bold where both exclude 1."""
+    if method == other:
+        return ""
+    intervals = [paired(rows, method, other) for paired in (ratio, window_ratio)]
+    (value, over_draws), (_, over_windows) = map(digits, intervals)
+    bold = "**" if all(interval.is_clear for interval in intervals) else ""
+    return f"{bold}{value} ({over_draws}; {over_windows}){bold}"
+
+
+# Whole models
+
+
+def rows_of_one_machine(name: str) -> pd.DataFrame:
+    """Rows of a comparison whose dense perplexity, computed in each run, is that of SparseGPT's rows."""
+    rows = read(name)
+    own = rows[rows["method"] == "sparsegpt"].groupby("sparsity")["dense_perplexity"].first()
+    fits = np.isclose(rows["dense_perplexity"], rows["sparsity"].map(own), rtol=1e-9)
+    every = pd.Series(fits, index=rows.index).groupby([rows["method"], rows["sparsity"]]).transform("all")
+    return rows[every]
+
+
+def layer_target() -> str:
+    """Perplexity with target layer, all published methods."""
+    rows = rows_of_one_machine("rows.csv")
+    drawn = {key: part["perplexity"] for key, part in rows.groupby(["method", "sparsity"])}
+    lines = [
+        [f"`{method}`", *(mean_of_draws(drawn.get((method, s), pd.Series(dtype=float))) for s in SPARSITIES)]
+        for method in read("rows.csv")["method"].unique()
+        if method != "rose_admm"  # measured on another machine
+    ]
+    return table(["method", *SPARSITIES], lines)
+
+
+def headline(sparsity: str, *, comparison: str = "headline", tuned: bool = False) -> pd.DataFrame:
+    """Rows of one finished comparison of tests.benchmarks.headline, all of one environment."""
+    rows = read("headline.csv")
+    rows = rows[(rows["comparison"] == f"{comparison} {sparsity}") & (rows["tuned"] == tuned)]
+    assert rows["environment"].nunique() == 1
+    assert (rows.groupby("method").size() == 3).all()
+    return rows
+
+
+def controls(target: str) -> pd.DataFrame:
+    """Rows of the controls at 70 % towards one target, under the names of their methods."""
+    rows = headline("0.7", comparison="controls")
+    is_layer = rows["method"].str.endswith(":layer")
+    rows = rows[is_layer if target == "layer" else ~is_layer]
+    return rows.assign(method=rows["method"].str.removesuffix(":layer"))
+
+
+def perplexities(rows_at: dict[str, pd.DataFrame]) -> str:
+    methods = list(next(iter(rows_at.values()))["method"].unique())
+    lines = [[f"`{m}`", *(drawn(rows, m) for rows in rows_at.values())] for m in methods]
+    return table(["method", *rows_at], lines)
+
+
+def relative_perplexities(rows_at: dict[str, pd.DataFrame]) -> str:
+    methods = [m for m in next(iter(rows_at.values()))["method"].unique() if m != "sparsegpt"]
+    lines = [[f"`{m}`", *(relative(rows, m) for rows in rows_at.values())] for m in methods]
+    lines.append(["`rose_admm`, times ALPS's", *(relative(rows, "rose_admm", "alps") for rows in rows_at.values())])
+    return table(["method", *rows_at], lines)
+
+
+def beside_sparsegpt(rows_at: dict[str, pd.DataFrame]) -> str:
+    head = [text for sparsity in rows_at for text in (sparsity, "times SparseGPT's")]
+    lines = [
+        [f"`{m}`", *(cell for rows in rows_at.values() for cell in (drawn(rows, m), relative(rows, m)))]
+        for m in next(iter(rows_at.values()))["method"].unique()
+    ]
+    return table(["method", *head], lines)
+
+
+def drawn(rows: pd.DataFrame, method: str) -> str:
+    return mean_of_draws(rows[rows["method"] == method]["perplexity"])
+
+
+def dense(sparsity: str, comparison: str = "headline") -> str:
+    return f"{headline(sparsity, comparison=comparison)['dense_perplexity'].iloc[0]:.2f}"
+
+
+def both_targets() -> str:
+    """Qwen's perplexities with both targets."""
+    rows, lines = read("models.csv").query("model == 'qwen.gguf'"), []
+    for target in ("layer", "dense"):
+        part = rows[rows["target"] == target]
+        lines.append([target, *(mean_of_draws(part[part["method"] == m]["perplexity"], 1) for m in QWEN_METHODS)])
+    return table(["target", *(f"`{m}`" for m in QWEN_METHODS)], lines)
+
+
+QWEN_METHODS = ("sparsegpt", "rose", "rose_admm")
+
+
+def gain_of_dense_target() -> str:
+    """SparseGPT's perplexity with dense targets relative to that with target layer, in Qwen."""
+    rows = read("models.csv").query("model == 'qwen.gguf' and method == 'sparsegpt'")
+    return with_bounds(ratio(rows.assign(method=rows["target"]), "dense", "layer"))
+
+
+# Layers
+
+
+@cache
+def errors_by_layer(name: str) -> pd.DataFrame:
+    """Held-out errors relative to SparseGPT's on the same layer, a column a method."""
+    errors = read(name).pivot(index="layer", columns="method", values="held_out_error")
+    return errors.div(errors["sparsegpt"], axis=0)
+
+
+def mean_error_by_method() -> str:
+    means = errors_by_layer("layers-70.csv").mean().sort_values()
+    return table([f"`{method}`" for method in means.index], [[f"{value:.2f}" for value in means]])
+
+
+def columnar_outputs() -> str:
+    """Columnar output projections of both models, and ROSE's error there."""
+    lines = []
+    for name, file in (("SmolLM2-135M", "layers-70.csv"), ("Qwen2.5-Coder-0.5B", "qwen2.5-coder-0.5b-o_proj.csv")):
+        ranges = read(file).drop_duplicates("layer").set_index("layer")["relative_range"].filter(like="o_proj")
+        columnar = ranges[ranges > 0.5].index
+        error = errors_by_layer(file)["rose"].loc[columnar].mean()
+        lines.append([name, f"{len(columnar)} of {len(ranges)}", f"{error:.2f}"])
+    return table(["model", "columnar output projections", "ROSE's error in these, SparseGPT's = 1"], lines)
+
+
+def analyze_output() -> str:
+    """The beginning of what `rose analyze` prints, as a code block."""
+    lines = [line for line in (RESULTS / "qwen2.5-coder-0.5b-analyze.txt").read_text().splitlines() if line.strip()]
+    return "\n".join(["```", *lines[1:5], lines[6], " …", lines[10], lines[-1], "```"])
+
+
+ORDERS = {
+    "natural/block": "natural / block (SparseGPT)",
+    "two_level/block": "two-level / block, forced",
+    "rose": "two-level where columnar / block (ROSE)",
+    "random:0/block": "random / block",
+    "dealt/block": "dealt / block",
+    "global/block": "global / block",
+    "natural/layer": "natural / layer",
+    "two_level/layer": "two-level / layer",
+    "random:0/layer": "random / layer",
+    "dealt/layer": "dealt / layer",
+    "global/layer": "global / layer (`rose_global`)",
+    "rose_dealt": "dealt / block, refitted (`rose_dealt`)",
+    "rose_admm": "mask revised, no order (`rose_admm`)",
+}
+
+
+def orders_of_outputs(sparsity: str) -> str:
+    """Errors of output projections by order and budget relative to SparseGPT's: means over layers and draws."""
+    rows = pd.read_csv(RESULTS / "orders-outputs.csv", dtype={"sparsity": str, "block_size": str})
+    rows = rows[(rows["basis"] == "as given") & (rows["block_size"] == "128") & (rows["sparsity"] == sparsity)]
+    names = [name for name in ORDERS if rows[name].notna().any()]
+    means = rows[names].div(rows["natural/block"], axis=0).groupby(rows["model"]).mean()
+    lines = [[ORDERS[name], *(f"{means.loc[model, name]:.3f}" for model in MODELS)] for name in names]
+    return table(["order / budget", *MODELS.values()], lines)
+
+
+@cache
+def damaged(prefix: str, kind: str) -> pd.DataFrame:
+    """Units that were pruned alone, without the row of all at once."""
+    return read(f"{prefix}damage-{kind}.csv").query("unit != '*'")
+
+
+def damage_correlations() -> str:
+    """Spearman's correlation of damage with what is known before."""
+    predictors, lines = ("held_out_error", "output_error", "drift"), []
+    for prefix, name in (("", "SmolLM2"), ("qwen2.5-coder-0.5b-", "Qwen")):
+        for kind, units in (("blocks", "decoder blocks"), ("layers", "layers")):
+            rows = damaged(prefix, kind)
+            cells = [str(verdicts.rank_correlation(rows[column], rows["damage"])) for column in predictors]
+            lines.append([f"{name}, {units}", str(len(rows)), *cells])
+        groups = [rows for _, rows in damaged(prefix, "layers").groupby("projection")]
+        cells = []
+        for column in predictors:
+            each = [verdicts.rank_correlation(rows[column], rows["damage"]) for rows in groups]
+            cells.append(str(verdicts.mean_interval([correlation.value for correlation in each if correlation])))
+        lines.append(["within a projection, mean of seven", f"{len(groups[0])} each", *cells])
+    return table(["ρ with damage", "units", "held-out error", "output error", "drift"], lines)
+
+
+def damage_sums() -> str:
+    """All units at once beside the sum of each alone."""
+    lines = []
+    for prefix, kind, name in (
+        ("", "layers", "SmolLM2's layers"),
+        ("", "blocks", "SmolLM2's decoder blocks"),
+        ("qwen2.5-coder-0.5b-", "blocks", "Qwen's decoder blocks"),
+    ):
+        together = read(f"{prefix}damage-{kind}.csv").query("unit == '*'")["damage"].item()
+        lines.append([name, f"{damaged(prefix, kind)['damage'].sum():.2f}", f"{together:.2f}"])
+    return table(["nats a token", "sum of each alone", "all at once"], lines)
+
+
+# Solvers and speed
+
+SOLVERS = ("rose_dealt", "rose_admm", "rose_admm, effort 3", "alps")
+
+
+@cache
+def solver_errors(name: str) -> pd.DataFrame:
+    """Error and seconds relative to SparseGPT's on the same layer."""
+    rows = read(name)
+    base = rows[rows["variant"] == "sparsegpt"].set_index(["setting", "layer"])[["error", "seconds"]]
+    joined = rows.join(base.add_prefix("base_"), on=["setting", "layer"])
+    return rows.assign(error=joined["error"] / joined["base_error"], time=joined["seconds"] / joined["base_seconds"])
+
+
+def solvers() -> str:
+    """All layers at 70 %, by kind of layer."""
+    rows, lines = solver_errors("solvers-70.csv"), []
+    kinds = rows["projection"].str.extract(r"(\w+)_proj")[0]
+    order = ["q", "k", "v", "o", "gate", "up", "down"]
+    for variant in SOLVERS:
+        part = rows[rows["variant"] == variant]
+        means = part["error"].groupby(kinds).mean()[order]
+        values = [part["error"].mean(), part["error"].max(), *means]
+        lines.append([f"`{variant}`", *(f"{value:.3f}" for value in values), f"{part['time'].mean():.1f}"])
+    return table(["method", "error", "highest", *order, "time"], lines)
+
+
+def solver_table(name: str) -> str:
+    """Means over layers, a column a setting."""
+    means = solver_errors(name).pivot_table(index="variant", columns="setting", values="error", sort=False)
+    lines = [[f"`{variant}`", *(f"{value:.3f}" for value in means.loc[variant])] for variant in SOLVERS]
+    return table(["method", *(setting.removeprefix("0.7, ") for setting in means.columns)], lines)
+
+
+def method_times() -> str:
+    """Processor time by method and target, in units of SparseGPT's with dense targets."""
+    rows = costs_of_methods.ratios(read("methods-times.csv")).set_index(["target", "method"])["ratio"]
+    methods = ("wanda", "sparsegpt", "rose", "rose_global", "rose_dealt", "rose_admm", "alps")
+    lines = [[f"target {target}", *(f"{rows[target, m]:.2f}" for m in methods)] for target in ("layer", "dense")]
+    return table(["", *(f"`{m}`" for m in methods)], lines)
+
+
+def cost_of_dense_target() -> str:
+    """Processor time with dense targets relative to target layer, a whole model."""
+    shares = costs_of_methods.dense_over_layer(read("methods-times-whole.csv")).set_index("method")["dense over layer"]
+    names = ("wanda", "sparsegpt", "rose", "rose_global", "rose_dealt", "rose_admm", "alps")
+    return table([f"`{name}`" for name in names], [[f"{shares[name]:.2f}" for name in names]])
+
+
+def gain_of_correction() -> str:
+    """SparseGPT at 70 % without the correction, with target layer, and with it, by model and tokens."""
+    lines = []
+    for model, tokens, rule in (
+        ("smollm2-135m", 8192, "0.62"),
+        ("smollm2-135m", 2048, "rule"),
+        ("qwen.gguf", 2048, "4.85"),
+    ):
+        rows = read("targets-damping.csv")
+        rows = rows[(rows["model"] == model) & (rows["tokens"] == tokens) & (rows["method"] == "sparsegpt")]
+        rows = rows[rows["blocks"] == rows["blocks"].max()]
+        pair = [rows[rows["damping"] == damping]["perplexity"] for damping in ("layer", rule)]
+        assert all(len(values) == 3 for values in pair)
+        lines.append([model.removesuffix(".gguf"), f"{tokens // 512} × 512", *(f"{v.mean():.1f}" for v in pair)])
+    return table(["model", "tokens", "target layer", "target dense"], lines)
+
+
+def damping_of_7b() -> str:
+    few, default = (target_damping(4096, tokens, 32) for tokens in (8 * 512, 32 * 1024))
+    return f"8 × 512 tokens give a 7B LLaMA μ = {few:.0f}, and the default 32 × 1024 give μ = {default:.1f}"
+
+
+def own_model() -> str:
+    """Time and memory of a user's commands, from decoder blocks that were run."""
+    rows = read("own-model.csv").set_index(["shapes", "command"])
+    commands = {"analyze": "`analyze --layers '*o_proj'`", "prune, sparsegpt": "`prune --method sparsegpt`"}
+    commands["prune"] = "`prune`, by default"
+    return table(
+        ["", *commands.values()],
+        [[f"{shapes} shapes", *(_time_and_memory(rows.loc[(shapes, c)]) for c in commands)] for shapes in ("1B", "7B")],
+    )
+
+
+def _time_and_memory(row: pd.Series) -> str:
+    minutes = row["seconds"] * row["of_blocks"] / row["blocks"] / 60
+    time = f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    return f"{time}, {row['peak_memory'] / 1e9:.1f} GB"
+
+
+def memory_of_llamas() -> str:
+    """Peaks that the formula gives for LLaMA's sizes, GB."""
+    rows = [line.split() for line in (RESULTS / "memory-table.txt").read_text().splitlines()[1:]]
+    cells = {" ".join(row[:3]): [row[0], row[3], f"{row[1]}, {row[2]}", *row[-2:]] for row in rows}
+    chosen = ("7B layer 128", "7B dense 128", "7B dense 16", "70B layer 128", "70B dense 16")
+    return table(["model", "weights", "target, samples", "peak", "peak, states on disk"], [cells[n] for n in chosen])
+
+
+# Smaller files and models
+
+
+def four_bits() -> str:
+    """Half of the weights zero, and 4 bits for the others, by way of rounding: perplexity of each draw."""
+    ways = {
+        ("joint", "-"): "alone",
+        ("joint", "4"): "and 4 bits, together",
+        ("sweep", "4"): "pruned, then rounded by a second sweep",
+        ("rounding", "4"): "pruned, then rounded to the nearest",
+    }
+    rows = read("bits.csv").query("sparsity == '0.5' and group in ['-', '64'] and method == 'rose_admm'")
+    rows = rows[rows["model"].str.startswith("smollm2")].sort_values("seed").set_index(["way", "bits"]).sort_index()
+    lines = []
+    for key, text in ways.items():
+        part = rows.loc[[key]]
+        assert list(part["seed"]) == [0, 1, 2]
+        values = [f"{value:.2f}" for value in part["perplexity"]]
+        lines.append([text, f"{part['bits_a_weight'].iloc[0]:.2f}", *values])
+    return table(["50 % zeros", "bits a weight", "draw 0", "draw 1", "draw 2"], lines)
+
+
+def zeros_and_bits() -> str:
+    """Perplexity by zeros and bits, most bits first."""
+    zeros = {"0": "none", "0.5": "50 %", "0.7": "70 %", "2:4": "2:4"}
+    rows = first_draw(read("bits-budget.csv")).sort_values(["bits_a_weight", "perplexity"], ascending=[False, True])
+    lines = [
+        [f"{row.bits_a_weight:.2f}", zeros[row.sparsity], str(row.bits or 16), f"{row.perplexity:.2f}"]
+        for row in rows.itertuples()
+    ]
+    return table(["bits a weight", "zeros", "bits of the others", "perplexity"], lines)
+
+
+def packed() -> str:
+    """Bytes of packed layers relative to bfloat16."""
+    rows = read("packed.csv").set_index(["sparsity", "bits"])["share"]
+    lines = [
+        [percent(float(sparsity), 0), *(f"{rows[sparsity, bits]:.3f}" for bits in (16, 4))]
+        for sparsity in read("packed.csv")["sparsity"].unique()
+    ]
+    return table(["zeros", "not rounded", "4 bits"], lines)
+
+
+def gguf_files() -> str:
+    """Size and speed of the GGUF files of one model, and how near llama.cpp comes to its losses."""
+    lines = [
+        [f"`{row.type}`", f"{row.bytes / 1e6:.0f} MB", f"{row.tokens_per_second:.0f}", f"{row.mean_difference:.3f}"]
+        for row in read("llama-cpp.csv").query("model == 'half-4-bits'").itertuples()
+    ]
+    return table(["file", "size", "tokens a second", "mean difference of losses"], lines)
+
+
+REMOVED = (0.1, 0.2, 0.3, 0.4, 0.5)
+VARIANTS = {
+    "obs@uniform/exact": "**`obs`, uniform, the default**",
+    "obs@uniform/exact+dense": "`obs`, uniform, `--target dense`",
+    "slimllm@similarity/linear": "`slimllm`, similarity, as published",
+    "wanda@uniform/bias": "`wanda`, uniform, with bias",
+    "depth@uniform/none": "`depth`",
+}
+
+
+def slimmed(prefix: str, share: float, variant: str) -> pd.DataFrame:
+    rows = read(f"{prefix}structured.csv")
+    return rows[np.isclose(rows["ratio"], share) & (rows["variant"] == variant)]
+
+
+def structured() -> str:
+    """Perplexity by method and ratio; draws that agree have no ±."""
+    default = next(iter(VARIANTS))
+    sizes = [f"{slimmed('', share, default)['parameters'].mean() / 1e6:.1f}" for share in REMOVED]
+    lines = [["parameters, millions", *sizes]]
+    for variant, text in VARIANTS.items():
+        each = [slimmed("", share, variant)["perplexity"] for share in REMOVED]
+        lines.append([text, *(mean_of_draws(v if v.nunique() > 1 else v[:1]) for v in each)])
+    return table(["removed", *(f"{share:.0%}".replace("%", " %") for share in REMOVED)], lines)
+
+
+def obs_beside(other: str) -> str:
+    """Perplexity of `obs` relative to another variant's, by model and ratio, over draws."""
+    lines = []
+    for prefix, name in (("", "SmolLM2"), ("qwen2.5-coder-0.5b-", "Qwen")):
+        cells = []
+        for share in (0.2, 0.5):
+            logs = [
+                np.log(slimmed(prefix, share, variant).groupby("seed")["perplexity"].mean())
+                for variant in ("obs@uniform/exact", other)
+            ]
+            cells.append(with_bounds(verdicts.paired_ratio(*logs)))
+        lines.append([name, *cells])
+    return table(["", "20 %", "50 %"], lines)
+
+
+def slim_speed() -> str:
+    """What a quarter of the decoder blocks' parameters taken out gives."""
+    text = (RESULTS / "structured-speed.txt").read_text()
+    prefill, decode = (
+        re.findall(rf"{name}: .* ratio ([\d.]+), of ideal ([\d.]+)", text)[0] for name in ("prefill", "decode")
+    )
+    size, peak = (float(re.findall(rf"{name}, bytes: .* ratio ([\d.]+)", text)[0]) for name in ("file", "peak memory"))
+    cells = [f"{float(value):.2f} (ideal {float(ideal):.2f})" for value, ideal in (prefill, decode)]
+    head = ["prefill, times as fast", "decoding, times as fast", "file, of its bytes", "peak memory"]
+    return table(head, [[*cells, f"{size:.2f}", f"{peak:.2f}"]])
+
+
+def tuned(model: str) -> str:
+    """Perplexity before and after tuning: mean over draws, and each draw; on the tuned text and on another one."""
+    rows = read("tuning.csv").query("model == @model and samples == 16")
+    sizes = [size for size in sorted(rows["windows"].unique()) if size]
+    lines = []
+    for (sparsity, method), part in rows.groupby(["sparsity", "method"], sort=False):
+        by_draw, other = (part.pivot(index="seed", columns="windows", values=c) for c in ("perplexity", "other"))
+        complete = [size for size in sizes if size in by_draw and by_draw[size].notna().all()]
+        if not complete:
+            continue
+        cells = [each_draw(by_draw[size]) if size in (0, *complete) else "" for size in (0, *sizes)]
+        measured = other[[0, complete[-1]]].notna().all(axis=None)
+        before_after = " → ".join(f"{other[size].mean():.1f}" for size in (0, complete[-1])) if measured else ""
+        lines.append([sparsity.replace("slim-", "`rose slim`, "), f"`{method}`", *cells, before_after])
+    return table(["removed", "by", "before", *(f"{size} windows" for size in sizes), "other text"], lines)
+
+
+def equal_time() -> str:
+    """Calibration with more windows beside tuning, the default method at 70 %."""
+    rows = read("tuning.csv").query("model == 'smollm2-135m'")
+    results = {result.name: result for result in costs_and_worths(rows, "0.7")}
+    few, many, trained = (results[f"ROSE ADMM {name}"] for name in ("16", "64", "16 + 64 tuned"))
+    both = rows.query("sparsity == '0.7' and samples == 64 and windows == 64").iloc[0]
+    lines = [
+        [text, f"{value:.1f}", f"{seconds:.0f}"]
+        for text, value, seconds in (
+            ("16 windows of calibration", few.value, few.seconds),
+            ("64 windows of calibration", many.value, many.seconds),
+            ("16, and tuned on 64", trained.value, trained.seconds),
+            ("64, and tuned on 64, one draw", both["perplexity"], many.seconds + both["processor_seconds"]),
+        )
+    ]
+    return table(["70 %", "perplexity", "processor seconds"], lines)
+
+
+# Diffusion
+
+
+def diffusion() -> str:
+    """Drift and recognized share of the finished pictures, by method and sparsity."""
+    rows = read("diffusion.csv").query("step_weights == 'uniform'")
+    rows = rows.groupby(["method", "sparsity", "draw"], as_index=False)[["drift", "accuracy"]].mean()
+    shown, lines = ("0.5", "0.7", "2:4"), []
+    for method in ("wanda", "sparsegpt", "rose", "rose_dealt", "rose_admm"):
+        parts = [rows.query(f"method == {method!r} and sparsity == {sparsity!r}") for sparsity in shown]
+        drifts = [mean_of_draws(part["drift"], 4) for part in parts]
+        recognized = [f"{part['accuracy'].mean():.0%}".replace("%", " %") for part in parts]
+        lines.append([f"`{method}`", *drifts, *recognized])
+    head = ["method", "drift, 50 %", "70 %", "2:4", "recognized, 50 %", "70 %", "2:4"]
+    return table(head, lines)
+
+
+# Recipes
+
+
+def recipe_fields() -> str:
+    """Every field of a recipe: its values, and its default by run where defaults differ."""
+    rows: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for run, spec in SPECS.items():
+        for name, field in spec.fields().items():
+            if field.extra["kept"]:
+                defaults = rows.setdefault((name, _short(field.takes)), {})
+                defaults.setdefault(_default(field), []).append(run)
+    lines, names = [], [name for name, _ in rows]
+    for (name, takes), defaults in sorted(rows.items()):
+        is_alone = len(defaults) == 1 and names.count(name) == 1
+        by_run = [value if is_alone else f"{value} ({', '.join(runs)})" for value, runs in defaults.items()]
+        lines.append([f"`{name}`", takes, "; ".join(by_run)])
+    return table(["field", "takes", "default"], lines)
+
+
+SHORT = {  # for a narrow table
+    "a whole number of at least ": "≥ ",
+    "whole numbers of at least ": "≥ ",
+    "a number of at least ": "≥ ",
+    "a whole number from ": "",
+    "a number from ": "",
+    "a number above ": "> ",
+    " and below ": ", < ",
+    "one of ": "",
+    " to ": "…",
+    "true or false": "true, false",
+    "a list of ": "",
+    "a text": "text",
+    "a number": "number",
+}
+
+
+def _short(takes: str) -> str:
+    for text, symbol in SHORT.items():
+        takes = takes.replace(text, symbol)
+    return takes
+
+
+def _default(field: SpecField) -> str:
+    if field.is_required:
+        return "required"
+    default = field.default
+    if default in (None, {}, ()):
+        return "none"
+    return f"`{','.join(map(str, default)) if isinstance(default, tuple) else str(default).lower()}`"
+
+
+def _headlines(tuned: bool = False) -> dict[str, pd.DataFrame]:
+    return {sparsity: headline(sparsity, tuned=tuned) for sparsity in SPARSITIES}
+
+
+def _qwen() -> dict[str, pd.DataFrame]:
+    return {sparsity: headline(sparsity, comparison=QWEN_FILE) for sparsity in ("0.5", "0.7")}
+
+
+def headline_of_default(sparsity: str) -> str:
+    rows = headline(sparsity).query("method == 'rose_admm'")
+    return f"{rows['dense_perplexity'].iloc[0]:.1f} → {mean_of_draws(rows['perplexity'])}"
+
+
+def slimmed_by_a_fifth() -> str:
+    before = read("structured.csv").query("variant == 'dense'").iloc[0]
+    rows = slimmed("", 0.2, "obs@uniform/exact")
+    return f"{before['perplexity']:.1f} → {mean_of_draws(rows['perplexity'])}"
+
+
+def cost_of_four_bits() -> str:
+    """Perplexity of half zeros and 4 bits relative to half zeros, over draws."""
+    rows = read("bits.csv").query("model == 'smollm2-135m' and way == 'joint' and sparsity == '0.5'")
+    rows = rows[rows["bits"].isin(["-", "4"])]
+    assert rows["dense_perplexity"].nunique() == 1
+    return with_bounds(ratio(rows.assign(method=rows["bits"]), "4", "-"))
+
+
+def tuned_longest(sparsity: str, method: str) -> str:
+    """Before and after tuning on the most windows."""
+    rows = read("tuning.csv").query("model == 'smollm2-135m' and samples == 16")
+    rows = rows[(rows["sparsity"] == sparsity) & (rows["method"] == method)]
+    before, after = (rows[rows["windows"] == size]["perplexity"] for size in (0, rows["windows"].max()))
+    assert len(before) == len(after) == 3
+    return f"{mean_of_draws(before)} → {mean_of_draws(after)}"
+
+
+REGIONS: dict[str, Callable[[], str]] = {
+    "analyze_output": analyze_output,
+    "both_targets": both_targets,
+    "columnar_outputs": columnar_outputs,
+    "controls_dense": lambda: beside_sparsegpt({"0.7": controls("dense")}),
+    "controls_layer": lambda: beside_sparsegpt({"0.7": controls("layer")}),
+    "cost_of_dense_target": cost_of_dense_target,
+    "cost_of_four_bits": cost_of_four_bits,
+    "damage_correlations": damage_correlations,
+    "damage_sums": damage_sums,
+    "damping_of_7b": damping_of_7b,
+    "dense_of_headline": partial(dense, "0.7"),
+    "dense_of_qwen": partial(dense, "0.7", QWEN_FILE),
+    "diffusion": diffusion,
+    "four_bits": four_bits,
+    "gain_of_correction": gain_of_correction,
+    "gain_of_dense_target": gain_of_dense_target,
+    "gguf_files": gguf_files,
+    "headline": lambda: perplexities(_headlines()),
+    "headline_ratios": lambda: relative_perplexities(_headlines()),
+    "headline_tuned": lambda: perplexities(_headlines(tuned=True)),
+    "layer_target": layer_target,
+    "mean_error_by_method": mean_error_by_method,
+    "memory_of_llamas": memory_of_llamas,
+    "method_times": method_times,
+    "obs_beside_slimllm": partial(obs_beside, "slimllm@similarity/linear"),
+    "orders_70": partial(orders_of_outputs, "0.7"),
+    "own_model": own_model,
+    "packed": packed,
+    "qwen_headline": lambda: beside_sparsegpt(_qwen()),
+    "recipe_fields": recipe_fields,
+    "pruned_2_4": partial(headline_of_default, "2:4"),
+    "pruned_50": partial(headline_of_default, "0.5"),
+    "slim_speed": slim_speed,
+    "slimmed_by_a_fifth": slimmed_by_a_fifth,
+    "solvers": solvers,
+    "solvers_by_tokens": partial(solver_table, "solvers-samples.csv"),
+    "solvers_by_pattern": partial(solver_table, "solvers-patterns.csv"),
+    "structured": structured,
+    "tuned_70": partial(tuned_longest, "0.7", "rose_admm"),
+    "tuned": partial(tuned, "smollm2-135m"),
+    "tuned_equal_time": equal_time,
+    "tuned_qwen": partial(tuned, "qwen.gguf"),
+    "zeros_and_bits": zeros_and_bits,
+}
+
+
+def main() -> None:
+    for path in documents():
+        text = path.read_text(encoding="utf-8")
+        if (new := render(text)) != text:
+            path.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
