@@ -55,14 +55,10 @@ div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }  /* rather than hide
   .st-key-lab_section button { padding-inline: 0.3rem; }
   .st-key-lab_section button p { font-size: 0.75rem; }
 }
-.narrow-title::before { content: attr(data-finding); display: block; font-weight: 700; }
-.narrow-title::after { content: attr(data-what); }
-[data-testid="stElementContainer"]:has(.narrow-title) { display: none; }
+.figure-title { margin-bottom: -0.75rem; }
+.figure-title b { display: block; font-size: 1.125rem; line-height: 1.3; }
+.figure-title span { font-size: 0.875rem; opacity: 0.76; }
 @media (min-width: 1000px) { .katex-display { overflow: visible !important; } }  /* not scrolled by a pixel or two */
-@media (max-width: 1000px) {
-  [data-testid="stElementContainer"]:has(.narrow-title) { display: block; position: relative; z-index: 1; }
-  .js-plotly-plot .gtitle { visibility: hidden; }
-}
 @media (max-width: 640px) {
   .stMainBlockContainer { padding: 4.5rem 1rem 4rem; }
 }
@@ -137,11 +133,20 @@ if (!window.pageSaved) {
     const camera = event.target.closest('.modebar-btn[data-title^="Download plot"]');
     const figure = camera && camera.closest(".js-plotly-plot");
     if (!figure) return;
-    const {layout, _fullLayout: {font, width: shown}, _context: {toImageButtonOptions: options}} = figure;
-    const own = layout.font;
+    const {layout, _fullLayout: {font, width: shown, height: tall}, _context: {toImageButtonOptions: options}} = figure;
+    const {font: own, title, margin, meta} = layout;
     layout.font = {...own, family};
-    options.width = Math.ceil(shown * Math.max(1, width(family) / width(font.family)));
-    setTimeout(() => { layout.font = own; delete options.width; }, 0);  // Plotly has copied both
+    options.width = Math.ceil(Math.max(720, shown) * Math.max(1, width(family) / width(font.family)));
+    if (meta?.title) {  // on the page it is text above the figure
+      layout.title = meta.title;
+      layout.margin = {...margin, t: margin.t + meta.freed};
+      options.height = tall + meta.freed;
+    }
+    setTimeout(() => {  // Plotly has copied all of them
+      Object.assign(layout, {font: own, title, margin});
+      delete options.width;
+      delete options.height;
+    }, 0);
   }, true);
 }
 </script>"""

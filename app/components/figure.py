@@ -55,31 +55,25 @@ def show(
     *,
     on_select: Callable[[str], None] | None = None,
     height: Any = "content",
-    wide: bool = False,
     fill: tuple[int, str] | None = None,
 ) -> None:
     """A figure with its computed caption and its downloads.
 
-    `on_select` is called with the key for clicks on marks; `wide` is a figure as wide as the page, whose title has
-    longer lines. `fill` lets it grow on a large screen: pixels above and below it, and the most that it may have, as a
-    length of CSS.
+    `on_select` is called with the key for clicks on marks. `fill` lets it grow on a large screen: pixels above and
+    below it, and the most that it may have, as a length of CSS.
     """
-    if wide:
-        style.widen_title(drawing.figure)
-    layout = drawing.figure.layout
+    figure = style.untitled(drawing.figure)
+    layout = figure.layout
     if fill is not None:
         rest, most = fill
         tall = f"height: clamp({layout.height}px, 100vh - {rest}px, max({layout.height}px, {most})); flex: none;"
         st.html(f"<style>@media (min-width: 1000px) {{ .st-key-{key} {{ {tall} }} }}</style>")
         height = "stretch"
     finding, what = (html.escape(re.sub("<.*?>", "", layout.meta[part])) for part in ("finding", "what"))
-    # A figure's own title cannot break its lines: this one takes its place on narrow screens.
-    st.html(
-        f'<div class="narrow-title" data-finding="{finding}" data-what="{what}" '
-        f'style="margin-bottom: -{layout.margin.t}px"></div>'
-    )
+    # A figure's own title cannot break its lines.
+    st.html(f'<div class="figure-title"><b>{finding}</b><span>{what}</span></div>')
     st.plotly_chart(
-        drawing.figure,
+        figure,
         key=key,
         height=height,
         theme=None,  # the figures carry their own light and dark templates

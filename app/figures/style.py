@@ -20,7 +20,7 @@ FONT_SIZE = 14
 TITLE_SIZE = 18
 # With the space above in pixels: a page may give the figure another height. Plotly's "top" is the first line's middle.
 TITLE_PLACE = {"x": 0, "xanchor": "left", "xref": "container", "y": 1, "yanchor": "top", "yref": "container"}
-NARROW, WIDE = (58, 78), (88, 122)  # characters in a line of the title, and of the text below it
+LINES = (58, 78)  # characters in a line of the title, and of the text below it, where it is part of the figure
 LOG_ABOVE = 10.0  # a spread beyond this needs a log axis, or the smallest values could not be told apart
 BASELINE = "sparsegpt"  # the method that titles compare others with
 ERROR = "relative error (of output energy)"  # ‖ΔW Xᵀ‖² / ‖W Xᵀ‖²
@@ -99,11 +99,12 @@ def base(
         legend: whether to show one, below the plot.
     """
     muted = INKS[theme].muted
-    text, lines = _title(finding, what, NARROW, muted)
-    above = 22 + round(1.35 * TITLE_SIZE * lines) + headroom
-    meta = {"finding": finding, "what": what, "muted": muted, "lines": lines}  # for `widen_title`
-    frame = {"margin": {"l": 64, "r": 24, "t": above, "b": 56}, "height": height, "showlegend": legend, "meta": meta}
+    text, lines = _title(finding, what, muted)
+    freed = 10 + round(1.35 * TITLE_SIZE * lines)
+    above = 12 + freed + headroom
     title = {"text": text, "font": {"size": TITLE_SIZE}, "pad": {"l": 8, "t": TITLE_SIZE}} | TITLE_PLACE
+    meta = {"finding": finding, "what": what, "title": title, "freed": freed}  # for `untitled`, and for saving
+    frame = {"margin": {"l": 64, "r": 24, "t": above, "b": 56}, "height": height, "showlegend": legend, "meta": meta}
     figure.update_layout(template=template(theme), title=title, **frame)
     if legend:
         below = {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yanchor": "bottom", "yref": "container"}
@@ -134,17 +135,16 @@ def spread(values: Any) -> float:
     return float(positive.max() / positive.min()) if positive.size else 1.0
 
 
-def widen_title(figure: go.Figure) -> None:
-    """Gives the title of a figure as wide as the page longer lines, and the plot the height that this frees."""
-    meta = figure.layout.meta
-    text, lines = _title(meta["finding"], meta["what"], WIDE, meta["muted"])
-    freed = round(1.35 * TITLE_SIZE * (meta["lines"] - lines))
-    figure.update_layout(title_text=text, margin_t=figure.layout.margin.t - freed, meta=meta | {"lines": lines})
+def untitled(figure: go.Figure) -> go.Figure:
+    """A copy without the title, for pages that set it as text, which wraps with the page; the plot keeps its size."""
+    copy, freed = go.Figure(figure), figure.layout.meta["freed"]
+    copy.update_layout(title=None, margin_t=figure.layout.margin.t - freed, height=figure.layout.height - freed)
+    return copy
 
 
-def _title(finding: str, what: str, width: tuple[int, int], muted: str) -> tuple[str, int]:
+def _title(finding: str, what: str, muted: str) -> tuple[str, int]:
     """The finding in bold, what is drawn below it, and the number of their lines."""
-    title, below = (_wrap(_without_foreign_tags(text), room) for text, room in zip((finding, what), width, strict=True))
+    title, below = (_wrap(_without_foreign_tags(text), room) for text, room in zip((finding, what), LINES, strict=True))
     text = f"<b>{'<br>'.join(title)}</b>"
     if below:
         text += f'<br><span style="font-size:{FONT_SIZE}px;color:{muted}">{"<br>".join(below)}</span>'

@@ -50,7 +50,7 @@ def _drift(table: pd.DataFrame, runs: Sequence[RunReport]) -> None:
     scale = components.choose("Scale", {"linear": "linear", "log": "log"}, "runs_scale")
     finding = drift.drift_finding(runs)
     drawing = figures.drift_curves(table, scale=scale, finding=finding, theme=session.theme())
-    components.show(drawing, "runs-drift", wide=True)
+    components.show(drawing, "runs-drift")
     st.caption(f"{DRIFT_SCALE} The output head reads those after the last decoder block.")
     _facts(table)
 
@@ -61,7 +61,7 @@ def _origin(table: pd.DataFrame, runs: Sequence[RunReport]) -> None:
         known = {one.name: one.identity for one in runs}
         components.keep_choice("runs_origin", known)
         run = st.selectbox("Run", list(known), key="runs_origin", bind=components.URL)
-    components.show(figures.drift_shares(table[table["run"] == run], theme=session.theme()), "runs-origin", wide=True)
+    components.show(figures.drift_shares(table[table["run"] == run], theme=session.theme()), "runs-origin")
     st.caption(
         "Passed on: the drift that the block would hand on with its dense weights. Arisen: what pruning its layers "
         "changes. Both are squared distances, so they add up only where the two are uncorrelated; layers that "
@@ -71,7 +71,7 @@ def _origin(table: pd.DataFrame, runs: Sequence[RunReport]) -> None:
 
 def _repair(table: pd.DataFrame, runs: Sequence[RunReport]) -> None:
     drawing = figures.cancelled_shares(table, problem=drift.drift_problem(runs), theme=session.theme())
-    components.show(drawing, "runs-repair", wide=True)
+    components.show(drawing, "runs-repair")
     st.caption(
         "Passed on: the drift that the block would hand on with its dense weights. With target dense, weights "
         "change so that the drift arising in a block works against the drift passed on."

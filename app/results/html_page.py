@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
@@ -74,13 +73,10 @@ def _base64(content: bytes) -> str:
 
 
 def _plot(drawing: Drawing) -> str:
-    """Plotly's JSON. The title is the section's heading, which wraps with the page, and the plot keeps its size."""
-    figure = go.Figure(drawing.figure)
-    freed = 10 + round(1.35 * style.TITLE_SIZE * figure.layout.meta["lines"])
-    figure.update_layout(
-        title=None, margin_t=figure.layout.margin.t - freed, height=figure.layout.height - freed, autosize=True
-    )
-    return figure.to_json().replace("<", "\\u003c")  # no text in it can end the script that holds it
+    """Plotly's JSON; the title is the section's heading."""
+    return (
+        style.untitled(drawing.figure).update_layout(autosize=True).to_json().replace("<", "\\u003c")
+    )  # no text in it can end the script that holds it
 
 
 def _href(table: pd.DataFrame, name: str) -> str:

@@ -166,9 +166,7 @@ def summary(run: PruningRun, models: list[RunReport]) -> None:
     dense, *pruned = models
     if pruned:
         results = results_of(pruned)
-        components.show(
-            figures.perplexity_bars(results, dense=dense.perplexity, theme=session.theme()), "perplexity", wide=True
-        )
+        components.show(figures.perplexity_bars(results, dense=dense.perplexity, theme=session.theme()), "perplexity")
         _time_and_perplexity(run, results)
     components.table(_rows(models), "Perplexity and errors of every model")
     own = request.evaluate == HELD_OUT
@@ -220,7 +218,7 @@ def _time_and_perplexity(run: PruningRun, results: list[Result]) -> None:
     asked = components.choose("Sparsity", several, "prune_time_at") if len(several) > 1 else next(iter(several))
     some = [one for one in results if one.amount == asked]
     drawing = methods.time_and_perplexity(some, dense=run.dense.perplexity, theme=session.theme())
-    components.show(drawing, "time-and-perplexity", wide=True)
+    components.show(drawing, "time-and-perplexity")
 
 
 def _error(value: float | None) -> str:
@@ -265,7 +263,7 @@ def layers(run: PruningRun, models: list[RunReport]) -> None:
     except RoseError as problem:
         components.info(problem)
         return
-    components.show(drawing, "layer-errors", wide=True)
+    components.show(drawing, "layer-errors")
 
 
 def texts(run: PruningRun, models: list[RunReport]) -> None:
@@ -284,7 +282,7 @@ def accuracies(run: PruningRun, models: list[RunReport]) -> None:
     if table.empty:
         st.info("No zero-shot tasks were asked for; name some above and prune again.")
         return
-    components.show(figures.accuracy_bars(table, theme=session.theme()), "accuracies", wide=True)
+    components.show(figures.accuracy_bars(table, theme=session.theme()), "accuracies")
 
 
 def downloads(run: PruningRun, models: list[RunReport]) -> None:

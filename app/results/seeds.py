@@ -38,13 +38,10 @@ def draw() -> None:
     with right:
         column = components.choose("Compare", methods.MEASURES, "seeds_column")
     try:
-        components.show(
-            methods.over_seeds_bars(table, sparsity, column=column, theme=session.theme()), "over-seeds", wide=True
-        )
+        components.show(methods.over_seeds_bars(table, sparsity, column=column, theme=session.theme()), "over-seeds")
         components.show(
             methods.time_and_perplexity(results_of(table, sparsity), theme=session.theme()),
             "time-and-perplexity-over-seeds",
-            wide=True,
         )
     except rose.RoseError as problem:
         components.info(problem)

@@ -130,7 +130,7 @@ def _checks(study: Study, layer: str, findings: Findings | None) -> None:
 def _measures(study: Study, layer: str, findings: Findings, request: LayerCheckRequest) -> None:
     gaps = [measures.disagreement for measures in findings.measures]
     agree = sum(gap <= AGREE for gap in gaps)
-    components.show(figures.error_measures(findings.measures, **components.look(layer)), "three-measures", wide=True)
+    components.show(figures.error_measures(findings.measures, **components.look(layer)), "three-measures")
     st.markdown(f"Agreement within {AGREE:g}: **{words.out_of(agree, len(gaps), 'method')}**.")
     rows = [
         {
@@ -156,7 +156,7 @@ def _measures(study: Study, layer: str, findings: Findings, request: LayerCheckR
 
 def _overfitting(study: Study, layer: str, findings: Findings, request: LayerCheckRequest) -> None:
     drawing = figures.held_out_curve(findings.curve, method=request.curve_method, **components.look(layer))
-    components.show(drawing, "held-out-curve", wide=True)
+    components.show(drawing, "held-out-curve")
     rows = [
         {
             "Calibration tokens": f"{point.tokens}",
@@ -179,9 +179,7 @@ def _overfitting(study: Study, layer: str, findings: Findings, request: LayerChe
 
 
 def _sparsity(study: Study, layer: str, findings: Findings, request: LayerCheckRequest) -> None:
-    components.show(
-        figures.sparsity_by_method(findings.sparsity, **components.look(layer)), "sparsity-by-method", wide=True
-    )
+    components.show(figures.sparsity_by_method(findings.sparsity, **components.look(layer)), "sparsity-by-method")
     rows = [
         {
             "Status": BADGES[found.check.status],
@@ -220,7 +218,7 @@ def all_layers(study: Study) -> None:
         marked_layer=session.layer(),
         theme=session.theme(),
     )
-    components.show(drawing, "trust-map", on_select=components.pick_layer, wide=True)
+    components.show(drawing, "trust-map", on_select=components.pick_layer)
     _tell(study, table)
     components.left_out(study)
     if study.job.status == "failed":
@@ -314,7 +312,7 @@ def _numbers_as_asked(study: Study) -> None:
     if records["is_damping_raised"].any():
         st.caption(said)
         drawing = figures.damping_strip(records, setup.damping, marked_layer=session.layer(), theme=session.theme())
-        components.show(drawing, "damping-of-layers", wide=True)
+        components.show(drawing, "damping-of-layers")
     else:
         st.caption(f"{said} No damping had to be raised.")
 

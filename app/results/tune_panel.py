@@ -108,10 +108,10 @@ def _follow(run: Tuning, is_pruned: bool) -> None:
     with st.expander("How far each layer moved", key="tune-moved", on_change="rerun") as shown:
         if shown.open:
             drawing = maps.model_map(run.copy.by_layer, "change", marked_layer=session.layer(), theme=session.theme())
-            components.show(drawing, "tune-moved-figure", wide=True)
+            components.show(drawing, "tune-moved-figure")
 
 
 def _curve(run: Tuning) -> None:
     if len(run.curve):
         drawing = tuning_curve(run.curve, run.steps, dense=run.dense, theme=session.theme())
-        components.show(drawing, "tune-curve", wide=True)
+        components.show(drawing, "tune-curve")

@@ -170,7 +170,7 @@ def _every(run: CheckpointRun, check: CheckpointCheck) -> None:
     if checked.differs(check):
         drawing = check_report.map_of(check, marked_layer=_layer(check.layers), theme=session.theme())
         pick = partial(components.pick_layer, choose=_show_layer)
-        components.show(drawing, "check-map", on_select=pick, wide=True)
+        components.show(drawing, "check-map", on_select=pick)
     st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in checked.facts(run)))
     table = _ranked(check.layers)
     errors = {"error": "Error", "mask_error": "Mask alone", "possible_error": "Mask, refitted"}
@@ -231,15 +231,15 @@ def _one(run: CheckpointRun, check: CheckpointCheck) -> None:
     st.markdown(f"**{words.sentence(row['verdict'])}.** {words.plain(row['reason'])}")
     look = components.look(layer)
     if pd.notna(row.get("error")):
-        components.show(figures.compensation_bars(row, **look), "check-bars", wide=True)
+        components.show(figures.compensation_bars(row, **look), "check-bars")
     elif run.request.with_tokens:
         st.caption("No error was measured: the layer is untouched, broken, behind a broken one, or of an expert.")
     if layer in run.excerpts:
-        components.show(figures.broken_pattern(run.excerpts[layer], **look), "check-mask", wide=True)
+        components.show(figures.broken_pattern(run.excerpts[layer], **look), "check-mask")
 
 
 def _drift(run: CheckpointRun, _check: CheckpointCheck) -> None:
-    components.show(check_report.drift_curve(run, session.theme()), "check-drift", wide=True)
+    components.show(check_report.drift_curve(run, session.theme()), "check-drift")
     st.caption(DRIFT_SCALE)
 
 

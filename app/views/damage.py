@@ -143,7 +143,7 @@ def results(run: DamageRun, request: DamageRequest, table: pd.DataFrame) -> None
         scatter = figures.damage_scatter(
             table, predictor, marked=marked, restore=bool(request.restore), theme=session.theme()
         )
-        components.show(scatter, "damage-scatter", on_select=pick, wide=True)
+        components.show(scatter, "damage-scatter", on_select=pick)
     except rose.RoseError as problem:
         components.info(problem)
     to_layer()

@@ -107,9 +107,7 @@ def pictures(model: DenseModel, done: DiffusionRun | None, request: DiffusionReq
         drift=None if done is None or done.drift is None else float(done.drift[step]),
         theme=session.theme(),
     )
-    components.show(
-        drawing, "diffusion-pictures", wide=True, fill=(460, f"min({130 + 145 * len(rows)}px, {11 * len(rows)}vw)")
-    )
+    components.show(drawing, "diffusion-pictures", fill=(460, f"min({130 + 145 * len(rows)}px, {11 * len(rows)}vw)"))
     if done is None:
         st.info("The pruned model's pictures will appear below these, drawn from the same noise.")
 
@@ -131,7 +129,7 @@ def drift(_model: DenseModel, done: DiffusionRun | None, _request: DiffusionRequ
         marked=st.session_state.get("diffusion_step"),
         theme=session.theme(),
     )
-    components.show(drawing, "diffusion-drift", wide=True)
+    components.show(drawing, "diffusion-drift")
 
 
 def weights(model: DenseModel, _done: DiffusionRun | None, request: DiffusionRequest) -> None:
@@ -150,7 +148,7 @@ def weights(model: DenseModel, _done: DiffusionRun | None, request: DiffusionReq
         layer=layer,
         theme=session.theme(),
     )
-    components.show(drawing, "diffusion-weights", wide=True)
+    components.show(drawing, "diffusion-weights")
 
 
 def layers(_model: DenseModel, done: DiffusionRun | None, _request: DiffusionRequest) -> None:
@@ -164,7 +162,7 @@ def layers(_model: DenseModel, done: DiffusionRun | None, _request: DiffusionReq
         f"was above {threshold:.2f}."
     )
     drawing = maps.model_map(table, threshold=threshold, block="transformer block", theme=session.theme())
-    components.show(drawing, "diffusion-map", wide=True)
+    components.show(drawing, "diffusion-map")
     components.cautions(done.report.remarks)
     summary = done.report.summary
     pruned, every = (words.whole(summary[name]) for name in ("weights", "denoiser_weights"))

@@ -129,7 +129,7 @@ def why(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> No
     norm = study.statistics(layer).mean_square.sqrt()
     options = look(layer, marked_block=block, heads=study.heads(layer), massive_errors=massive_errors(study, layer))
     drawing = weights.layer_strips(study.weight(layer), plan, norm, **options)
-    components.show(drawing, "layer-strips", wide=True, fill=(430, "760px"))
+    components.show(drawing, "layer-strips", fill=(430, "760px"))
 
 
 def massive_errors(study: Study, layer: str) -> tuple[float, float] | None:
@@ -144,7 +144,7 @@ def show_weights(study: Study, layer: str, plan: rose.OrderPlan, block: int | No
     draw = weights.weight_map if shown == "map" else weights.weight_surface
     key = "layer-weights" if shown == "map" else "layer-surface"
     drawn = draw(study.weight(layer), widths=plan.block_width, **look(layer, marked_block=block))
-    components.show(drawn, key, wide=True, fill=(480, "760px"))
+    components.show(drawn, key, fill=(480, "760px"))
 
 
 def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
@@ -157,12 +157,12 @@ def inputs(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) ->
     if shown == "diagonal":
         options = look(layer, marked_block=block, added=added, arrange=arrange, scale=scale, widths=plan.block_width)
         options["massive_errors"] = massive_errors(study, layer)
-        components.show(weights.hessian_diagonal(plan.hessian_diagonal, **options), "layer-diagonal", wide=True)
+        components.show(weights.hessian_diagonal(plan.hessian_diagonal, **options), "layer-diagonal")
         return
     signature = (study.created, layer, "spectrum")
     if components.finished([lambda: study.spectrum(layer)], "layer-spectrum-work", signature, "spectrum"):
         drawn = weights.hessian_spectrum(study.spectrum(layer), added=added, **look(layer))
-        components.show(drawn, "layer-spectrum", wide=True)
+        components.show(drawn, "layer-spectrum")
 
 
 LOSS_MAPS: dict[str, tuple[str, Callable[..., Drawing]]] = {
@@ -175,9 +175,9 @@ LOSS_MAPS: dict[str, tuple[str, Callable[..., Drawing]]] = {
 
 def pre_pruning(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     options = look(layer, marked_block=block)
-    components.show(losses.block_loss_bars(plan, **options), "layer-bars", on_select=pick_block, wide=True)
+    components.show(losses.block_loss_bars(plan, **options), "layer-bars", on_select=pick_block)
     shown = components.choose("Map of", {name: label for name, (label, _) in LOSS_MAPS.items()}, "loss_map")
-    components.show(LOSS_MAPS[shown][1](plan, **options), f"layer-{shown}", wide=True)
+    components.show(LOSS_MAPS[shown][1](plan, **options), f"layer-{shown}")
 
 
 def pick_block(key: str) -> None:
@@ -204,7 +204,7 @@ def order(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
         )
     followed = int(plan.column_loss.argmax()) if column is None else column
     options = look(layer, marked_block=block, marked_column=followed)
-    components.show(losses.order_picture(plan, shown_order(plan, name), **options), "layer-order", wide=True)
+    components.show(losses.order_picture(plan, shown_order(plan, name), **options), "layer-order")
     if name == "rose" and not plan.is_columnar:
         st.caption("Not columnar, so ROSE leaves the columns as they are. Choose two-level to see where they would go.")
 
@@ -234,7 +234,7 @@ def method_errors(table: pd.DataFrame, key: str) -> bool:
     is_held_out = components.choose("Error on", kinds, "error_on") == "held_out"
     column = "held_out_error" if is_held_out else "relative_error"
     drawing = methods.method_errors(tables.error_records(table), column=column, theme=session.theme())
-    components.show(drawing, key, wide=True)
+    components.show(drawing, key)
     return is_held_out
 
 
@@ -286,7 +286,7 @@ def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -
         st.info("Choose at least one layer.")
         return
     rows = table[table["layer"].isin(chosen)]
-    components.show(maps.range_bars(rows, **components.look_over()), "compare-ranges", wide=True)
+    components.show(maps.range_bars(rows, **components.look_over()), "compare-ranges")
     method_errors(rows, "compare-errors")
     error_numbers(tables.error_records(rows))
 

@@ -128,14 +128,14 @@ def results(study: Study, table: pd.DataFrame, metric: str) -> None:
         experts = components.section(kinds, "experts", "Experts", default="") or None if len(kinds) > 1 else None
         names: dict[str, Any] = {"layers": study.layer_names, "left_out": study.left_out}
         drawing = figures.model_map(table, metric, experts=experts, **names, **look)
-        components.show(drawing, "layers-map", on_select=components.pick_layer, wide=True)
+        components.show(drawing, "layers-map", on_select=components.pick_layer)
     else:
         components.info(nothing_in(metric, has_held_out=bool(study.setup.held_out)))
     components.cautions(study.cautions())
     chosen = filtered(table)
     try:
         scatter = figures.gain_scatter(chosen, projections=table["projection"].tolist(), **look)
-        components.show(scatter, "layers-scatter", on_select=components.pick_layer, wide=True)
+        components.show(scatter, "layers-scatter", on_select=components.pick_layer)
     except rose.RoseError as problem:
         components.info(problem)
     pick_by_name(study)

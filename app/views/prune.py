@@ -164,7 +164,7 @@ def _timeline(run: PruningRun) -> None:
         if shown.open:
             table = pd.DataFrame(pruned, columns=["layer", "relative_error", "seconds"])
             drawing = figures.progress_timeline(table, run.layers, theme=session.theme())
-            components.show(drawing, "prune-timeline-figure", wide=True)
+            components.show(drawing, "prune-timeline-figure")
 
 
 draw()

@@ -167,7 +167,7 @@ def _figure(view: str, chosen: Pair, measure: str, place: DeltaGenerator) -> Non
         drawing = figures.maps_apart(apart, names, label, why=chosen.elsewhere, theme=theme)
     else:
         drawing = figures.run_maps(chosen.rows(measure), names, label, theme=theme)
-    components.show(drawing, "runs-difference" if view == DIFFERENCE else "runs-maps", wide=True)
+    components.show(drawing, "runs-difference" if view == DIFFERENCE else "runs-maps")
     if not chosen.problem:
         _remarks(chosen, label)
 

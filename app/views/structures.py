@@ -130,7 +130,7 @@ def _map(known: Structures) -> None:
         return
     table = known.head_costs()
     drawn = figures.head_map(table, marked_block=_chosen_block(known, HEADS), theme=session.theme())
-    components.show(drawn, "structures-heads", wide=True)
+    components.show(drawn, "structures-heads")
     part = known.parts[HEADS, known.blocks(HEADS)[0]]
     if part.shape.per_group > 1:
         shared_by = words.sentence(words.count(part.shape.per_group, "query head"))
@@ -152,7 +152,7 @@ def _channels(known: Structures) -> None:
         st.session_state.structures_cut = count // 4
     cut = st.slider("Channels to take out", 0, count - 1, count // 4, key="structures_cut", bind=components.URL)
     drawn = figures.channel_curve(table, cut, block=block, theme=session.theme())
-    components.show(drawn, "structures-channels", wide=True)
+    components.show(drawn, "structures-channels")
 
 
 def _head_shape(known: Structures, block: int) -> Shape:
@@ -210,7 +210,7 @@ def _recovery(known: Structures) -> None:
     if not components.finished(pieces, "structures", (known.study.created, part.output.name, shape), "choice of units"):
         return
     drawn = figures.recovery_bars(known.recovered(part, shape), what=what, theme=session.theme())
-    components.show(drawn, "structures-recovery", wide=True)
+    components.show(drawn, "structures-recovery")
 
 
 def _trade_off(known: Structures) -> None:
@@ -225,7 +225,7 @@ def _trade_off(known: Structures) -> None:
         components.info(problem)
         return
     percent = st.slider("Take out, %", 0, 60, 20, step=5, key="structures_ratio", bind=components.URL)
-    components.show(figures.trade_off(table, percent / 100, theme=session.theme()), "structures-trade", wide=True)
+    components.show(figures.trade_off(table, percent / 100, theme=session.theme()), "structures-trade")
 
 
 def _choose_slimming(damping: float) -> tuple[SlimSettings, str]:

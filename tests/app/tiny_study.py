@@ -1,7 +1,6 @@
 """A study of a tiny random LLaMA, measured in memory: what pages need to show something within a second."""
 
 import json
-import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -139,8 +138,8 @@ def texts(app: AppTest | Block) -> str:
 
 def titles(app: AppTest) -> list[str]:
     """What stands above the figures on the page, without line breaks."""
-    found = [json.loads(figure)["layout"]["title"]["text"] for figure in figures(app)]
-    return [re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text)) for text in found]
+    found = [json.loads(figure)["layout"]["meta"] for figure in figures(app)]
+    return [f"{meta['finding']} {meta['what']}" for meta in found]
 
 
 def figures(app: AppTest) -> list[str]:

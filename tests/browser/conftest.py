@@ -231,16 +231,9 @@ def metric(page: Page, label: str) -> Locator:
 
 
 def expect_finding(page: Page, says: str, at: int = 0) -> None:
-    """Waits until the figure's title, first figure first, matches: Plotly draws after the script has ended."""
-    title = page.get_by_test_id("stPlotlyChart").nth(at).locator(".gtitle")
-    expect(title).to_be_visible()
-    bold, found = title.locator('tspan[style*="font-weight"]'), ""
-    for _ in range(PATIENCE // 100):
-        found = " ".join(bold.all_text_contents())
-        if re.search(says, found):
-            return
-        page.wait_for_timeout(100)
-    raise AssertionError(f"{found!r} does not match {says!r}")
+    """Waits until the title above a figure, first figure first, matches, and the figure is drawn."""
+    expect(page.locator(".figure-title b").nth(at)).to_have_text(re.compile(says))
+    expect(page.get_by_test_id("stPlotlyChart").nth(at).locator(".main-svg").first).to_be_visible()
 
 
 def click_mark(page: Page, mark: Locator) -> None:

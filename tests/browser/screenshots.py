@@ -19,7 +19,6 @@ from playwright.sync_api import Browser, Page, expect
 
 from app.figures.methods import time_and_perplexity
 from app.figures.palette import Theme
-from app.figures.style import widen_title
 from tests.benchmarks import bits, structured, tuning
 from tests.benchmarks.methods import costs_and_worths
 from tests.browser.conftest import COLUMNAR_LAYER, ROOT, SETUP, chromium, measure, serve, settle
@@ -77,9 +76,9 @@ def shoot(page: Page, address: str, name: str, path: Path) -> None:
         expect(page.get_by_text("surprise itself")).to_be_visible(timeout=ALL_LAYERS)
     if name == "diffusion":
         page.get_by_role("button", name="Prune and draw").click()
-        expect(page.locator(".gtitle", has_text="away from")).to_be_visible(timeout=ALL_LAYERS)
+        expect(page.locator(".figure-title", has_text="away from")).to_be_visible(timeout=ALL_LAYERS)
     if name in ("layer", "order_lab", "structures"):  # sweeps and costs are computed first
-        expect(page.locator(".gtitle").first).to_be_visible(timeout=ALL_LAYERS)
+        expect(page.locator(".figure-title").first).to_be_visible(timeout=ALL_LAYERS)
     expect(page.get_by_test_id("stSidebar").get_by_role("progressbar")).to_have_count(0, timeout=ALL_LAYERS)
     page.wait_for_timeout(RENDERING)
     if name in WHOLE:
@@ -192,7 +191,6 @@ FIGURES: dict[str, Callable[[Theme], go.Figure]] = {
 
 def shoot_figure(browser: Browser, figure: go.Figure, folder: Path, picture: Path) -> None:
     page = browser.new_page(viewport={"width": 1100, "height": 620})
-    widen_title(figure)
     figure.update_layout(height=600)
     file = folder / f"{picture.stem}.html"
     figure.write_html(file, config={"displayModeBar": False})

@@ -110,8 +110,8 @@ def test_a_narrow_screen_shows_every_button(open_page: OpenPage, measured: str) 
     ):
         button = page.get_by_test_id("stMain").get_by_role("radio", name=name, exact=True)
         expect(button).to_be_in_viewport(ratio=1)
-    title = page.locator(".narrow-title").first  # in place of the figure's own, which cannot break its lines
-    expect(title).to_have_attribute("data-finding", re.compile("Relative range is highest in"))
+    title = page.locator(".figure-title").first
+    expect(title).to_contain_text("Relative range is highest in")
     expect(title).to_be_in_viewport(ratio=1)
     assert title.evaluate("one => one.scrollWidth <= one.clientWidth")
 
@@ -160,7 +160,7 @@ def test_no_toolbar_stands_on_a_title(open_page: OpenPage, measured: str) -> Non
     page = open_page("layers", f"{measured}&layer={COLUMNAR_LAYER}")
     chart = page.get_by_test_id("stPlotlyChart").first
     chart.hover()
-    bar, title = chart.locator(".modebar").bounding_box(), chart.locator(".gtitle").bounding_box()
+    bar, title = chart.locator(".modebar").bounding_box(), page.locator(".figure-title").first.bounding_box()
     assert bar is not None
     assert title is not None
     assert bar["y"] >= title["y"] + title["height"] or bar["x"] >= title["x"] + title["width"], json.dumps([bar, title])

@@ -158,7 +158,7 @@ def test_names_in_a_figure_are_text() -> None:
     chart = Chart(x=HOSTILE)
     chart.figure = figure
     drawn = chart.done(HOSTILE, HOSTILE, "", "", pd.DataFrame()).figure
-    style.widen_title(drawn)
+    drawn = style.untitled(drawn)
     shown = drawn.to_plotly_json()
     del shown["layout"]["meta"]  # what pages show of it as text
     text = json.dumps(shown, cls=PlotlyJSONEncoder)

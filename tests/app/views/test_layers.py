@@ -28,8 +28,7 @@ PAGE = "views/layers.py"
 
 def findings(app: AppTest) -> list[str]:
     """What the figures are titled with."""
-    texts = [json.loads(figure)["layout"]["title"]["text"] for figure in figures(app)]
-    return [re.findall(r"<b>(.*?)</b>", text)[0].replace("<br>", " ") for text in texts]
+    return [json.loads(figure)["layout"]["meta"]["finding"] for figure in figures(app)]
 
 
 def test_the_table_is_that_of_the_study_and_the_figures_say_what_stands_out(study: Study) -> None:
