@@ -136,21 +136,13 @@ def layer_target() -> str:
     return table(["method", *SPARSITIES], lines)
 
 
-def headline(sparsity: str, *, comparison: str = "headline", tuned: bool = False) -> pd.DataFrame:
+def headline(sparsity: str, *, comparison: str = "headline") -> pd.DataFrame:
     """Rows of one finished comparison of tests.benchmarks.headline, all of one environment."""
     rows = read("headline.csv")
-    rows = rows[(rows["comparison"] == f"{comparison} {sparsity}") & (rows["tuned"] == tuned)]
+    rows = rows[(rows["comparison"] == f"{comparison} {sparsity}") & ~rows["tuned"]]
     assert rows["environment"].nunique() == 1
     assert (rows.groupby("method").size() == 3).all()
     return rows
-
-
-def controls(target: str) -> pd.DataFrame:
-    """Rows of the controls at 70 % towards one target, under the names of their methods."""
-    rows = headline("0.7", comparison="controls")
-    is_layer = rows["method"].str.endswith(":layer")
-    rows = rows[is_layer if target == "layer" else ~is_layer]
-    return rows.assign(method=rows["method"].str.removesuffix(":layer"))
 
 
 def perplexities(rows_at: dict[str, pd.DataFrame]) -> str:
@@ -600,8 +592,8 @@ def _default(field: SpecField) -> str:
     return f"`{','.join(map(str, default)) if isinstance(default, tuple) else str(default).lower()}`"
 
 
-def _headlines(tuned: bool = False) -> dict[str, pd.DataFrame]:
-    return {sparsity: headline(sparsity, tuned=tuned) for sparsity in SPARSITIES}
+def _headlines() -> dict[str, pd.DataFrame]:
+    return {sparsity: headline(sparsity) for sparsity in SPARSITIES}
 
 
 def _qwen() -> dict[str, pd.DataFrame]:
@@ -640,8 +632,6 @@ REGIONS: dict[str, Callable[[], str]] = {
     "analyze_output": analyze_output,
     "both_targets": both_targets,
     "columnar_outputs": columnar_outputs,
-    "controls_dense": lambda: beside_sparsegpt({"0.7": controls("dense")}),
-    "controls_layer": lambda: beside_sparsegpt({"0.7": controls("layer")}),
     "cost_of_dense_target": cost_of_dense_target,
     "cost_of_four_bits": cost_of_four_bits,
     "damage_correlations": damage_correlations,
@@ -656,7 +646,6 @@ REGIONS: dict[str, Callable[[], str]] = {
     "gguf_files": gguf_files,
     "headline": lambda: perplexities(_headlines()),
     "headline_ratios": lambda: relative_perplexities(_headlines()),
-    "headline_tuned": lambda: perplexities(_headlines(tuned=True)),
     "layer_target": layer_target,
     "mean_error_by_method": mean_error_by_method,
     "memory_of_llamas": memory_of_llamas,
