@@ -1,0 +1,141 @@
+"""Pages of the app, timed and counted: `python -m tests.benchmarks.pages [--root CHECKOUT] [--output pages.csv]`.
+
+For each page, opened from the finished example: seconds from a cold server to the first drawn figure (`cold`), from a
+click in the sidebar to the settled page (`click`, median of rounds), and controls, words and figures in its main part.
+`--root` serves another checkout, for a comparison in one run; its pages may differ.
+"""
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.benchmarks.common import arguments
+
+ROOT = Path(__file__).parents[2]
+PORT = 8791
+COLD = ["", "layers", "layer", "order_lab"]  # "" is Start
+PATIENCE = 120_000  # milliseconds
+SETTLED = '[data-testid="stApp"][data-test-script-state="notRunning"]'
+COUNTS = """() => {
+  const main = document.querySelector('[data-testid=stMain]');
+  const shown = (selector) => [...main.querySelectorAll(selector)].filter((node) => node.offsetParent).length;
+  return {
+    controls: shown('button:not(.modebar-btn), input, select, textarea, [role=slider], [role=combobox]'),
+    words: main.innerText.split(/\\s+/).filter(Boolean).length,
+    figures: shown('.js-plotly-plot, svg.main-svg, canvas, iframe, table'),
+  };
+}"""
+
+
+@contextmanager
+def served(root: Path, cache: Path) -> Iterator[str]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    environment |= {"ROSE_CACHE": str(cache)}
+    command = [sys.executable, "app/server.py", f"--server.port={PORT}", "--server.headless=true"]
+    process = subprocess.Popen(
+        command,
+        cwd=root,
+        env=environment | {"ROSE_CACHE": str(cache)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{PORT}"
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{address}/_stcore/health", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def drawn(page: Page) -> None:
+    """Waits for the script's end and for the figures that it sent."""
+    page.locator(SETTLED).wait_for(state="attached", timeout=PATIENCE)
+    page.wait_for_function("() => !document.querySelector('[data-testid=stSkeleton]')", timeout=PATIENCE)
+
+
+def pages_of(browser: Browser, address: str) -> list[str]:
+    """Addresses of the pages, as the sidebar lists them."""
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(address)
+    drawn(page)
+    links = page.locator('[data-testid="stSidebarNavLink"]')
+    paths = [_path(str(link.get_attribute("href"))) for link in links.all()]
+    page.close()
+    return paths
+
+
+def cold(browser: Browser, root: Path, path: str, cache: Path) -> float:
+    """Seconds from the first request to a server that has drawn nothing to the first figure."""
+    with served(root, cache) as address:
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        began = time.perf_counter()
+        page.goto(f"{address}/{path}")
+        page.locator(".js-plotly-plot .main-svg, .stMain svg, .stMain iframe").first.wait_for(timeout=PATIENCE)
+        took = time.perf_counter() - began
+        page.close()
+    return took
+
+
+def click(page: Page, path: str) -> float:
+    """Seconds from a click in the sidebar to the settled page."""
+    links = page.locator('[data-testid="stSidebarNavLink"]').all()
+    (link,) = [link for link in links if _path(str(link.get_attribute("href"))) == path]
+    began = time.perf_counter()
+    link.click()
+    page.wait_for_function("(path) => location.pathname === '/' + path", arg=path, timeout=PATIENCE)
+    page.wait_for_timeout(50)  # the address changes before the script begins
+    drawn(page)
+    return time.perf_counter() - began
+
+
+def _path(address: str) -> str:
+    return re.sub(r"^https?://[^/]+|\?.*$", "", address).strip("/")
+
+
+def main() -> None:
+    options = arguments(
+        __doc__, root=str(ROOT), output="pages.csv", rounds=3, cold=["", "layers", "layer", "order_lab"]
+    )
+    root, cache, rows = Path(options.root).resolve(), Path(options.output).with_suffix(".cache").resolve(), []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        with served(root, cache) as address:
+            paths = pages_of(browser, address)
+            page = browser.new_page(viewport={"width": 1280, "height": 800})
+            page.goto(address)
+            drawn(page)
+            times: dict[str, list[float]] = {path: [] for path in paths}
+            counts = {}
+            for _ in range(options.rounds + 1):
+                for path in paths:
+                    times[path].append(click(page, path))
+                    page.wait_for_timeout(700)
+                    counts[path] = page.evaluate(COUNTS)
+        for path in paths:
+            first, *rest = times[path]
+            row = {"page": path or "start", "first": first, "click": statistics.median(rest), **counts[path]}
+            if path in options.cold:
+                row["cold"] = cold(browser, root, path, cache)
+            rows.append(row)
+            pd.DataFrame(rows).to_csv(options.output, index=False)
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
