@@ -17,6 +17,10 @@ from .diffusion.trajectory import record_trajectory as record_trajectory
 from .errors import Cancelled as Cancelled
 from .errors import RoseError as RoseError
 from .layer.defaults import RECOMMENDED as RECOMMENDED
+from .layer.forecast import Forecast as Forecast
+from .layer.forecast import best_shares as best_shares
+from .layer.forecast import forecast as forecast
+from .layer.forecast import forecasts as forecasts
 from .layer.methods import LayerResult as LayerResult
 from .layer.methods import Settings as Settings
 from .layer.methods import prune_layer as prune_layer
@@ -33,6 +37,8 @@ from .layer.order import plan_order as plan_order
 from .layer.order import register_order as register_order
 from .layer.order import sort_columns as sort_columns
 from .layer.pattern import Pattern as Pattern
+from .layer.prices import Prices as Prices
+from .layer.prices import price_columns as price_columns
 from .layer.registry import METHODS as METHODS
 from .layer.registry import Method as Method
 from .layer.registry import register as register

@@ -43,6 +43,9 @@ ORDER_COLOURS = {
     "columns": TAN,
     "blocks": BROWN,
     "hessian": INDIGO,
+    "pivot": TEAL,
+    "pivot_weighted": AZURE,
+    "greedy": RUST,
     "random": SLATE,
     "custom": PURPLE,
 }
@@ -66,6 +69,8 @@ ORDER_LABELS = {  # where the label is not the name
     "columns": "Columns only",
     "blocks": "Blocks only",
     "hessian": "Hessian diagonal",
+    "inverse": "Inverse Hessian diagonal",
+    "pivot_weighted": "Weighted pivot",
     "custom": "Your own",
 }
 # Shape says the same as colour, for those who cannot tell colours and for print.
@@ -76,6 +81,7 @@ _SYMBOLS = (
 # Dash and pattern. Every colour belongs to something built in, so what comes from a plugin differs in these, and has
 # open marks.
 _LINE, _PLUGIN_LINE = ("solid", ""), ("longdash", ".")
+_KIN = {"min_pivot": ("dot", "x"), "inverse": ("dashdot", "x")}  # of built-in orders without a colour of their own
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def order_style(name: str) -> Style:
         label += ", ascending"
     if seed:
         label += f", seed {seed}"
-    dash, pattern = _LINE if base in ORDER_COLOURS else _PLUGIN_LINE
+    dash, pattern = _LINE if base in ORDER_COLOURS else _KIN.get(base, _PLUGIN_LINE)
     if ascending:
         dash, pattern = "dash", "/"
     return Style(ORDER_COLOURS.get(base) or _fallback(base), label, dash, _symbol(base, ORDER_COLOURS), pattern)

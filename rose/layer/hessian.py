@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.layer.defaults import DAMPING
 from rose.layer.registry import check_damping
-from rose.layer.statistics import PANEL
+from rose.layer.statistics import PANEL, InputStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,40 @@ class DampedHessian:
         if lower is None:
             raise RoseError("H is too close to singular for this column order; raise the damping.")
         return _reversed_inverse(lower)
+
+
+# Of the last two statistics, each with its tokens and damping. They die with the statistics, as they are the largest
+# thing in memory.
+_remembered: WeakKeyDictionary[InputStatistics, tuple[tuple[int, float], DampedHessian]] = WeakKeyDictionary()
+_lock = Lock()  # the app's sessions prune in threads of their own
+
+
+def damped_hessian(statistics: InputStatistics, damping: float) -> DampedHessian:
+    """The damped Hessian of these inputs, remembered: layers and methods that share inputs come one after another."""
+    key = (statistics.tokens, damping)  # tokens tell whether the statistics have grown since
+    with _lock:
+        remembered = _remembered.get(statistics)
+    if remembered is None or remembered[0] != key:
+        remembered = key, damp(statistics.hessian, damping)
+        with _lock:
+            _remembered.pop(statistics, None)
+            for older in list(_remembered)[:-1]:
+                del _remembered[older]
+            _remembered[statistics] = remembered
+    return remembered[1]
+
+
+def factorize(statistics: InputStatistics, damping: float, permutation: Tensor) -> tuple[DampedHessian, Tensor]:
+    """The damped Hessian, and U for this column order; the damping is raised where H is not definite in it."""
+    is_natural = torch.equal(permutation, torch.arange(len(permutation), device=permutation.device))
+    damped = damped_hessian(statistics, damping)
+    while True:
+        try:
+            return damped, damped.natural_factor if is_natural else damped.inverse_factor(permutation)
+        except RoseError:  # a column order changes rounding, so a barely definite H may fail in one and not in another
+            if damped.damping >= MAX_DAMPING:
+                raise
+            damped = damped_hessian(statistics, min(MAX_DAMPING, max(10 * damped.damping, FIRST_RESCUE)))
 
 
 def cholesky(matrix: Tensor) -> tuple[Tensor, bool]:

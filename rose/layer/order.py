@@ -1,13 +1,14 @@
 """Orders: the permutation in which a sweep visits the columns, and the widths of the blocks it visits.
 
-The two-level order is ROSE's (arXiv 2603.05878, section 3): columns within each block by column loss,
-then blocks by block loss, both descending. The others are its ablations, and `global` and `dealt`, which are ours.
+The two-level order is ROSE's (arXiv 2603.05878, section 3): columns within each block by column loss, then blocks by
+block loss, both descending. `columns`, `blocks`, `global` and `dealt` sort by the same losses; `hessian`, `inverse`,
+`pivot`, `min_pivot` and `greedy` read H alone, `pivot_weighted` both (docs/orders.md compares them).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -18,9 +19,11 @@ from torch import Tensor
 from rose.errors import RoseError, failing
 from rose.given import check_word, is_whole
 from rose.layer import loss
-from rose.layer.defaults import BLOCK_SIZE, SPARSITY, THRESHOLD
+from rose.layer.defaults import BLOCK_SIZE, DAMPING, SPARSITY, THRESHOLD
+from rose.layer.hessian import DampedHessian, damped_hessian, factorize
 from rose.layer.pattern import Pattern, parse_sparsity
-from rose.layer.registry import ORDER_NAMES, check_order_name, check_threshold
+from rose.layer.pivot import pivoted
+from rose.layer.registry import ORDER_NAMES, check_damping, check_order_name, check_threshold
 from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, is_finite
 
 
@@ -62,6 +65,8 @@ class OrderPlan:
         relative_range: 0 to 1, block losses compared per column.
         threshold: columnar above it.
         pattern, block_size: what the plan was made for.
+        inputs: the statistics with H, for orders that read it; None where the plan was made from importance alone.
+        damping: λ relative to the mean of diag(H), for these orders.
     """
 
     importance: Tensor
@@ -74,6 +79,23 @@ class OrderPlan:
     threshold: float
     pattern: Pattern
     block_size: int
+    inputs: InputStatistics | None = field(default=None, repr=False)
+    damping: float = DAMPING
+
+    @property
+    def damped(self) -> DampedHessian:
+        """H + λI of the layer's inputs; raises RoseError where the plan was made without H."""
+        return damped_hessian(self._known_inputs, self.damping)
+
+    @property
+    def _known_inputs(self) -> InputStatistics:
+        if self.inputs is None:
+            raise RoseError("This plan was made from importance alone and has no H; make it by rose.plan_order.")
+        return self.inputs
+
+    def factorized(self, order: Order) -> tuple[DampedHessian, Tensor]:
+        """H + λI, and U for this order, (in, in); errors as of `damped`."""
+        return factorize(self._known_inputs, self.damping, order.permutation)
 
     @property
     def is_columnar(self) -> bool:
@@ -117,6 +139,7 @@ def plan_order(
     sparsity: float | str | Pattern = SPARSITY,
     block_size: int = BLOCK_SIZE,
     threshold: float = THRESHOLD,
+    damping: float = DAMPING,
 ) -> OrderPlan:
     """Pre-prunes a layer and decides whether, and how, ROSE reorders its columns.
 
@@ -126,18 +149,18 @@ def plan_order(
         sparsity: ratio or N:M.
         block_size: columns per block.
         threshold: a layer is columnar if its relative range is above this.
+        damping: λ relative to the mean of diag(H), which orders by H and prices read.
 
     Raises:
         RoseError: shapes that do not fit, NaN or infinity, or a pattern that does not fit the layer.
     """
     statistics = as_statistics(hessian, weight)
-    return plan_from_importance(
-        loss.importance(weight, statistics.mean_square),
-        statistics.diagonal,
-        sparsity=sparsity,
-        block_size=block_size,
-        threshold=threshold,
+    check_damping(damping)
+    score = loss.importance(weight, statistics.mean_square)
+    plan = plan_from_importance(
+        score, statistics.diagonal, sparsity=sparsity, block_size=block_size, threshold=threshold
     )
+    return replace(plan, inputs=statistics, damping=damping)
 
 
 def plan_from_importance(
@@ -235,7 +258,8 @@ def register_order(name: str) -> Callable[[Arranging], Arranging]:
     """Decorator that makes an order available everywhere by name, and ascending as NAME_ascending.
 
     The function takes an `OrderPlan` and whether to sort ascending, and returns an `Order`, or a permutation of the
-    columns for blocks of the plan's own widths; `sort_columns` makes one from a score. Every order returned is checked.
+    columns for blocks of the plan's own widths; `sort_columns` makes one from a score. `plan.damped.matrix` is H + λI,
+    `plan.inputs.hessian` H. Every order returned is checked.
     The last registration of a name wins.
 
     Raises:
@@ -328,6 +352,69 @@ def by_hessian(plan: OrderPlan, ascending: bool) -> Tensor:
     return sort_columns(plan, plan.hessian_diagonal, ascending)
 
 
+@register_order("inverse")
+def by_inverse(plan: OrderPlan, ascending: bool) -> Tensor:
+    """All columns by diag(H⁻¹): first those that all others together explain best."""
+    return sort_columns(plan, _inverse(plan).diagonal(), ascending)
+
+
+@register_order("pivot")
+def by_pivot(plan: OrderPlan, ascending: bool) -> Tensor:
+    """Ours: pivoted Cholesky of H + λI in reverse. The last column varies most, the one before it most given the last,
+    and so on, so redundant columns go first, each explained by all that stay; meant for the layer-wide budget."""
+    return _by_pivots(plan, _live_matrix(plan), ascending)
+
+
+@register_order("pivot_weighted")
+def by_weighted_pivot(plan: OrderPlan, ascending: bool) -> Tensor:
+    """Ours: the same with each variance times ‖W_j‖²."""
+    energy = plan.importance.square().sum(0) / plan.hessian_diagonal.clamp_min(torch.finfo(torch.float32).tiny)
+    size = (energy / energy.max().clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
+    return _by_pivots(plan, size.unsqueeze(1) * _live_matrix(plan) * size, ascending)
+
+
+@register_order("min_pivot")
+def by_min_pivot(plan: OrderPlan, ascending: bool) -> Tensor:
+    """The least variance last, then the least given it, and so on, which makes Σ d small: the min-pivot order that
+    Chen et al. 2025 propose for rounding by GPTQ (arXiv 2507.18553)."""
+    return _by_pivots(plan, _live_matrix(plan), ascending, smallest=True)
+
+
+@register_order("greedy")
+def greedy(plan: OrderPlan, ascending: bool) -> Tensor:
+    """At each step the column that costs least given all that stay: the greedy order of Optimal Brain Surgeon
+    (Frantar, Singh and Alistarh 2022, OBC) with one order for all rows. It is that of pivoted Cholesky of H⁻¹."""
+    return _by_pivots(plan, _inverse(plan), not ascending)
+
+
+def _live_matrix(plan: OrderPlan) -> Tensor:
+    """H + λI, (in, in), with dead columns as if they were nearly 0: others explain them without loss."""
+    damped = plan.damped
+    if not damped.dead.any():
+        return damped.matrix
+    matrix = damped.matrix.clone()
+    matrix.diagonal()[damped.dead] = matrix.diagonal()[~damped.dead].min() * 1e-6 if (~damped.dead).any() else 1.0
+    return matrix
+
+
+def _inverse(plan: OrderPlan) -> Tensor:
+    """The inverse of `_live_matrix`, (in, in)."""
+    factor = plan.damped.natural_factor
+    inverse = factor.T @ factor
+    dead = plan.damped.dead
+    if dead.any():
+        inverse.diagonal()[dead] = 1 / _live_matrix(plan).diagonal()[dead]
+    return inverse
+
+
+def _by_pivots(plan: OrderPlan, matrix: Tensor, forward: bool, smallest: bool = False) -> Tensor:
+    """Columns, or whole N:M groups, as pivoted Cholesky picks them, or in reverse; equal ones by index in both."""
+    unit, columns = plan.pattern.of or 1, len(matrix)
+    if forward:
+        return pivoted(matrix, unit, smallest)
+    return columns - 1 - pivoted(matrix.flip(0, 1), unit, smallest).flip(0)
+
+
 def _shuffled(plan: OrderPlan, seed: int) -> Tensor:
     """All columns (or N:M groups) at random."""
     unit = plan.pattern.of or 1
@@ -337,7 +424,7 @@ def _shuffled(plan: OrderPlan, seed: int) -> Tensor:
 
 
 def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> Order:
-    """An order by name, "random:SEED", or a permutation of the columns.
+    """An order by name, "random:SEED", or a permutation of the columns; "rose" is the plan's own.
 
     Raises:
         RoseError: no plan; unknown name; not a permutation; an order that splits N:M groups.
@@ -346,6 +433,8 @@ def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> 
         raise RoseError(f"An order is made from a plan of rose.plan_order, not from a {type(plan).__name__}.")
     if not isinstance(order, str):
         return _checked(plan, order)
+    if order == "rose":
+        return plan.order
     check_order_name(order)
     kind, _, seed = order.partition(":")
     if kind == "random":

@@ -187,7 +187,10 @@ _DECLARED = (
 )
 METHODS: dict[str, Method] = {method.name: method for method in _DECLARED}
 """The methods by name, those of plugins too."""
-ORDER_NAMES = ["natural", "two_level", "columns", "blocks", "global", "dealt", "hessian"]
+ORDER_NAMES = [
+    *("natural", "two_level", "columns", "blocks", "global", "dealt", "hessian"),
+    *("inverse", "pivot", "pivot_weighted", "min_pivot", "greedy"),
+]
 """Orders that a method may be told to sweep by, those of plugins too; see `rose.layer.order`."""
 
 

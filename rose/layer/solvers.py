@@ -15,12 +15,12 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer.defaults import BLOCK_SIZE, DAMPING, SPARSITY
-from rose.layer.hessian import DampedHessian
+from rose.layer.hessian import DampedHessian, damped_hessian
 from rose.layer.least_squares import solve_on_support
 from rose.layer.methods import Settings, make_settings, prune_with
 from rose.layer.methods.rose_admm import FINAL_STEPS, find_mask, penalties, shrunk_correlations
 from rose.layer.methods.rose_dealt import STEPS as REFIT_STEPS
-from rose.layer.methods.toolkit import damped_hessian, mask_by_score
+from rose.layer.methods.toolkit import mask_by_score
 from rose.layer.pattern import parse_sparsity
 from rose.layer.statistics import InputStatistics, as_statistics
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rose.errors import RoseError
 from rose.layer.error import quadratic_form
 from rose.layer.grid import inverse_of, round_each
 from rose.layer.loss import block_starts
@@ -23,6 +24,7 @@ from rose.layer.selection import smallest, smallest_per_group
 # Columns that compensate one another one at a time; the rest of the block follows them at once, by a matrix product,
 # instead of being read and written for each. On one core 16 was as fast as 32 and faster than 8.
 TILE = 16
+SHARES_WITHIN = 0.005  # how far the shares of a budget may be off its sum, as numbers that people type are rounded
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,60 @@ def layer_budget(weight: Tensor, divisor: Tensor, pattern: Pattern, order: Order
     return [int(block.sum()) for block in mask.split(list(order.widths), dim=1)]
 
 
+def visited_budget(
+    budget: str | Sequence[float], weight: Tensor, divisor: Tensor, pattern: Pattern, order: Order
+) -> list[int]:
+    """How many weights each visited block gives up under "block", "layer" or shares; arguments as of `layer_budget`."""
+    if not isinstance(budget, str):
+        return own_budget(budget, weight.shape[0], order.widths, pattern)
+    if budget == "layer" and not pattern.is_grouped:
+        return layer_budget(weight, divisor, pattern, order)
+    return block_budget(pattern, weight.shape[0], order.widths)  # N:M fixes how many weights every group gives up
+
+
+def check_shares(shares: object, pattern: Pattern) -> tuple[float, ...]:
+    """A budget of one's own as numbers; raises RoseError unless these are parts that sum to the sparsity."""
+    if pattern.is_grouped:
+        raise RoseError(f"{pattern} fixes what every block gives up; choose a ratio for a budget of your own.")
+    try:
+        numbers = tuple(float(share) for share in shares)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise RoseError(f"A budget is 'block', 'layer' or a list of shares, one a block, not {shares!r}.") from None
+    if not all(0 <= share <= 1 for share in numbers):  # also catches NaN
+        raise RoseError("A share of a budget is a part of the layer's weights, a number from 0 to 1.")
+    if abs(sum(numbers) - pattern.ratio) > SHARES_WITHIN:
+        raise RoseError(f"The shares of a budget must sum to the sparsity {pattern}, not to {sum(numbers):.4g}.")
+    return numbers
+
+
+def own_budget(shares: Sequence[float], rows: int, widths: Sequence[int], pattern: Pattern) -> list[int]:
+    """How many weights each visited block gives up where these parts of the layer's weights go; the total is exact.
+
+    Raises:
+        RoseError: not one share a block, or a share that is larger than its block.
+    """
+    if len(shares) != len(widths):
+        raise RoseError(f"The budget needs one share for each of the {len(widths)} blocks, not {len(shares)}.")
+    columns = sum(widths)
+    for number, (share, width) in enumerate(zip(shares, widths, strict=True)):
+        if share > width / columns + SHARES_WITHIN / len(widths):
+            raise RoseError(
+                f"Block {number} as visited holds {width / columns:.4g} of the layer's weights and cannot give up "
+                f"{share:.4g}."
+            )
+    total, sizes = pattern.count(rows * columns), [rows * width for width in widths]
+    exact = [min(share * rows * columns, size) for share, size in zip(shares, sizes, strict=True)]
+    counts = [int(count) for count in exact]
+    # Rounding, and what the sum is off by: to the blocks with the largest remainder that have room.
+    while (missing := total - sum(counts)) != 0:
+        step = 1 if missing > 0 else -1
+        room = [b for b, count in enumerate(counts) if 0 <= count + step <= sizes[b]]
+        room.sort(key=lambda b: step * (counts[b] - exact[b]))
+        for block in room[: abs(missing)]:
+            counts[block] += step
+    return counts
+
+
 def sweep(
     weight: Tensor,
     factor: Tensor,
@@ -111,6 +167,7 @@ def sweep(
     keep_weights: bool = True,
     rounder: Rounder | None = None,
     mask: Tensor | None = None,
+    few_rows: bool = False,
 ) -> Sweep:
     """Prunes one layer in the given order, and rounds what it keeps if asked to.
 
@@ -126,6 +183,7 @@ def sweep(
         keep_weights: whether a trace holds the weights, or the errors alone.
         rounder: rounds kept weights as their column is swept, and columns still to come make good that too.
         mask: what goes, (out, in), original column order, where that is known; pattern and counts are not used then.
+        few_rows: solves a tile at once, which is the faster way for up to about 100 rows.
     """
     # Transposed: each column of W is then a contiguous row, and compensation is a rank-1 update of rows below.
     wt = weight.T.index_select(0, order.permutation)
@@ -141,7 +199,7 @@ def sweep(
         before = wt[start:end].clone() if record else None
         within = factor[start:end, start:end]
         rounds = rounder and rounder.part(start, end)
-        e = _prune_block(wt[start:end], mask[start:end], within, choice, rounds)
+        e = _prune_block(wt[start:end], mask[start:end], within, choice, rounds, few_rows or wt.is_cuda)
         wt[end:].addmm_(factor[start:end, end:].T, e, alpha=-1)
         wt[start:end].masked_fill_(mask[start:end], 0)
         errors[start:end] = e.square().sum(1)
@@ -183,7 +241,9 @@ class _Choice:
             mask.copy_(smallest((wt / self.divisor).square(), self.count))
 
 
-def _prune_block(wt: Tensor, mask: Tensor, factor: Tensor, choice: _Choice | None, rounder: Rounder | None) -> Tensor:
+def _prune_block(
+    wt: Tensor, mask: Tensor, factor: Tensor, choice: _Choice | None, rounder: Rounder | None, at_once: bool
+) -> Tensor:
     """Masks one block and compensates within it, in place; returns its errors E, (width, out).
 
     Args:
@@ -191,10 +251,11 @@ def _prune_block(wt: Tensor, mask: Tensor, factor: Tensor, choice: _Choice | Non
         mask: to be filled by the choice, (width, out); known already without one.
         factor: U of the block, (width, width).
         rounder: of the block.
+        at_once: solves a tile at once, not column by column.
     """
     width, diagonal = len(wt), factor.diagonal().unsqueeze(1)
     errors = torch.empty_like(wt)
-    compensate = _tile_at_once if wt.is_cuda else _tile_by_column
+    compensate = _tile_at_once if at_once else _tile_by_column
     step = choice.pattern.of if choice and choice.pattern.is_grouped else TILE
     for start in range(0, width, step):
         end = min(start + step, width)

@@ -8,8 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rose
-from rose.layer.hessian import IN_PANELS, MAX_DAMPING, DampedHessian, cholesky, condition_number, damp, spectrum
-from rose.layer.methods.toolkit import damped_hessian
+from rose.layer.hessian import (
+    IN_PANELS,
+    MAX_DAMPING,
+    DampedHessian,
+    cholesky,
+    condition_number,
+    damp,
+    damped_hessian,
+    spectrum,
+)
 from rose.layer.statistics import PANEL
 from tests.layer.helpers import Layer, layers, make_layer
 

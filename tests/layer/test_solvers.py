@@ -7,7 +7,7 @@ import torch
 
 import rose
 from rose.layer.error import quadratic_form
-from rose.layer.methods.toolkit import damped_hessian
+from rose.layer.hessian import damped_hessian
 from rose.layer.solvers import SOLVERS, STAGES, watch_solver
 from tests.layer.helpers import make_layer
 

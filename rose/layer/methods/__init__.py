@@ -20,13 +20,15 @@ from rose.given import check_choice, check_keywords
 from rose.layer.bits import Grid, parse_grid
 from rose.layer.defaults import BLOCK_SIZE, BUDGETS, DAMPING, METHOD, SPARSITY, THRESHOLD
 from rose.layer.error import quadratic_form
+from rose.layer.loss import block_sums
 from rose.layer.massive import MassiveActivation
 from rose.layer.options import Value, complete_options
 from rose.layer.order import Order, OrderPlan
 from rose.layer.pattern import Pattern, parse_sparsity
+from rose.layer.prices import Prices
 from rose.layer.registry import Method, check_damping, check_order_name, check_threshold, get_method
 from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, is_finite
-from rose.layer.sweep import SweepTrace
+from rose.layer.sweep import SweepTrace, check_shares
 
 
 @dataclass
@@ -67,7 +69,8 @@ class Settings:
         damping: λ relative to the mean of diag(H).
         threshold: a layer is columnar if its relative range is above this.
         order: overrides the method's order: a name, an `Order`, or a permutation of the columns.
-        budget: overrides the method's budget: "block" or "layer".
+        budget: overrides the method's budget: "block", "layer", or shares of one's own: the part of the layer's weights
+            that each block gives up, in the order visited; together they are the sparsity.
         trace: record the sweep, with the weights after every block; "errors" records what each block did to the error
             alone.
         options: the method's own options, complete and checked; see `Method.options`.
@@ -88,7 +91,7 @@ class Settings:
     damping: float = DAMPING
     threshold: float = THRESHOLD
     order: str | Order | Tensor | Sequence[int] | None = None
-    budget: str | None = None
+    budget: str | Sequence[float] | None = None
     trace: bool | Literal["errors"] = False
     options: Mapping[str, Value] = field(default_factory=dict)
     held_out: InputStatistics | None = None
@@ -134,7 +137,7 @@ class LayerResult:
             pruned blocks under the damped H (`SweepTrace.error_so_far` has it without damping).
         plan: losses, relative range and whether the layer is columnar.
         order: the columns and blocks as visited; natural where nothing sweeps.
-        budget: "block", "layer", or "row" where each output row gives up the same number.
+        budget: "block", "layer", "own", or "row" where each output row gives up the same number.
         damping: what was used, relative to the mean of diag(H); above the request where H was singular.
         added_damping: λ, absolute.
         trace: the recorded sweep, if asked for.
@@ -147,6 +150,7 @@ class LayerResult:
             of kept weights.
         massive: the few input channels that carry nearly all of the input, with the error over the others; None
             without any.
+        prices: of the columns in `order`; None where nothing sweeps.
     """
 
     weight: Tensor
@@ -165,6 +169,7 @@ class LayerResult:
     pruning_error: float | None = None
     rounding_error: float | None = None
     massive: MassiveActivation | None = None
+    prices: Prices | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         rows, columns = self.mask.shape
@@ -182,6 +187,12 @@ class LayerResult:
         """Realised fraction removed, 1 − parameters / size; without factors, the share of True in `mask`."""
         return 1 - self.parameters / self.mask.numel()
 
+    @property
+    def shares(self) -> Tensor:
+        """The part of the layer's weights that each block has given up, (blocks,) float64, in the order visited."""
+        removed = self.mask.sum(0)[self.order.permutation]
+        return block_sums(removed, self.order.widths).double() / self.mask.numel()
+
 
 def make_settings(
     method: str = METHOD,
@@ -191,7 +202,7 @@ def make_settings(
     damping: float = DAMPING,
     threshold: float = THRESHOLD,
     order: str | Order | Tensor | Sequence[int] | None = None,
-    budget: str | None = None,
+    budget: str | Sequence[float] | None = None,
     trace: bool | Literal["errors"] = False,
     options: Mapping[str, Value] | None = None,
     bits: int | str | None = None,
@@ -207,8 +218,10 @@ def make_settings(
         raise RoseError(f"{chosen.label} does not sweep over columns, so order and budget do not apply to it.")
     if isinstance(order, str) and order != "rose":  # two-level or natural, as the layer is columnar or not
         check_order_name(order)
-    if budget is not None:
+    if isinstance(budget, str):
         check_choice("The budget", budget, BUDGETS)
+    elif budget is not None:
+        budget = check_shares(budget, pattern)
     if trace not in (False, True, "errors"):
         raise RoseError(f"The trace must be True, False or 'errors', not {trace!r}.")
     complete = complete_options(chosen.label, chosen.options, options)
@@ -229,7 +242,7 @@ def prune_layer(
     *,
     method: str = METHOD,
     order: str | Order | Tensor | Sequence[int] | None = None,
-    budget: str | None = None,
+    budget: str | Sequence[float] | None = None,
     trace: bool | Literal["errors"] = False,
     options: Mapping[str, Value] | None = None,
     held_out: Tensor | InputStatistics | None = None,

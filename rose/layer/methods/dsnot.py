@@ -13,9 +13,10 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.interrupt import stop_point
+from rose.layer.hessian import damped_hessian
 from rose.layer.loss import importance
 from rose.layer.methods import LayerResult, Settings
-from rose.layer.methods.toolkit import damped_hessian, mask_by_score, prune_by_mask
+from rose.layer.methods.toolkit import mask_by_score, prune_by_mask
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 

@@ -48,7 +48,7 @@ def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) ->
     return prune_by_sweep(weight, statistics, again, order="natural", budget="block")
 
 
-def _candidates(settings: Settings) -> Iterator[tuple[Any, str]]:
+def _candidates(settings: Settings) -> Iterator[tuple[Any, Any]]:
     """Order and budget of each sweep to try; under N:M both budgets are the same, so each order comes once."""
     seen = set()
     for order, budget in CANDIDATES:

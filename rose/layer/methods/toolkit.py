@@ -4,67 +4,35 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import nan
-from threading import Lock
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer import error
-from rose.layer.hessian import FIRST_RESCUE, MAX_DAMPING, DampedHessian, damp
+from rose.layer.hessian import damped_hessian, factorize
 from rose.layer.loss import block_sums
 from rose.layer.methods import LayerResult, Settings, check_mask
 from rose.layer.order import Order, OrderPlan, make_order, plan_order
 from rose.layer.pattern import Pattern
+from rose.layer.prices import Prices
 from rose.layer.rounding import plan_rounding, revise
 from rose.layer.selection import smallest, smallest_per_group, smallest_per_row
 from rose.layer.statistics import InputStatistics
-from rose.layer.sweep import TILE, block_budget, layer_budget, sweep
-
-# Of the last two statistics, each with its tokens and damping. They die with the statistics, as they are the largest
-# thing in memory.
-_remembered: WeakKeyDictionary[InputStatistics, tuple[tuple[int, float], DampedHessian]] = WeakKeyDictionary()
-_lock = Lock()  # the app's sessions prune in threads of their own
-
-
-def damped_hessian(statistics: InputStatistics, damping: float) -> DampedHessian:
-    """The damped Hessian of these inputs, remembered: layers and methods that share inputs come one after another."""
-    key = (statistics.tokens, damping)  # tokens tell whether the statistics have grown since
-    with _lock:
-        found = _remembered.get(statistics)
-    if found is None or found[0] != key:
-        found = key, damp(statistics.hessian, damping)
-        with _lock:
-            _remembered.pop(statistics, None)
-            for older in list(_remembered)[:-1]:
-                del _remembered[older]
-            _remembered[statistics] = found
-    return found[1]
-
-
-def factorize(statistics: InputStatistics, damping: float, order: Order) -> tuple[DampedHessian, Tensor]:
-    """The damped Hessian, and U for this order; the damping is raised where H is not definite in it."""
-    damped = damped_hessian(statistics, damping)
-    while True:
-        try:
-            return damped, damped.natural_factor if order.is_natural else damped.inverse_factor(order.permutation)
-        except RoseError:  # a column order changes rounding, so a barely definite H may fail in one and not in another
-            if damped.damping >= MAX_DAMPING:
-                raise
-            damped = damped_hessian(statistics, min(MAX_DAMPING, max(10 * damped.damping, FIRST_RESCUE)))
+from rose.layer.sweep import TILE, sweep, visited_budget
 
 
 def _plan(weight: Tensor, statistics: InputStatistics, settings: Settings) -> OrderPlan:
     known = settings.known if settings.known and settings.known.is_of(weight) else None
     if known and known.plan and (known.plan.pattern, known.plan.block_size) == (settings.pattern, settings.block_size):
-        return replace(known.plan, threshold=settings.threshold)
+        return replace(known.plan, threshold=settings.threshold, damping=settings.damping)
     plan = plan_order(
         weight,
         statistics,
         sparsity=settings.pattern,
         block_size=settings.block_size,
         threshold=settings.threshold,
+        damping=settings.damping,
     )
     if known:
         known.plan = plan
@@ -78,7 +46,7 @@ def errors_in_order(
     visited, (blocks,). Dead columns cost nothing. NaN where nothing is measured."""
     visited = weight.new_full((weight.shape[1],), nan, dtype=torch.float32)
     if measures:
-        damped, factor = factorize(statistics, damping, order)
+        damped, factor = factorize(statistics, damping, order.permutation)
         change = error.difference(weight, pruned).masked_fill_(damped.dead, 0)
         visited = error.column_error(change if order.is_natural else change[:, order.permutation], factor)
     return visited[order.inverse], block_sums(visited, order.widths)
@@ -107,11 +75,10 @@ def prune_by_sweep(
     Where the settings have a grid, kept weights are rounded in the same sweep (SparseGPT, section 3.5).
     """
     plan = _plan(weight, statistics, settings)
-    wanted = settings.order if settings.order is not None else order
-    visited = plan.order if isinstance(wanted, str) and wanted == "rose" else make_order(plan, wanted)
-    budget = settings.budget or budget
+    visited = make_order(plan, settings.order if settings.order is not None else order)
+    chosen = settings.budget if settings.budget is not None else budget
     pattern = settings.pattern
-    damped, factor = factorize(statistics, settings.damping, visited)
+    damped, factor = factorize(statistics, settings.damping, visited.permutation)
     live = weight.float()
     if pattern.ratio > 0:
         # Dead columns never carried a signal: their weights cost nothing, so they are the first to go.
@@ -121,10 +88,7 @@ def prune_by_sweep(
         # H⁻¹ = UᵀU; of the columns from j on, it has U_jj² at its head.
         inverse = factor.square().sum(0) if sum_saliency == "layer" else divisor.square()
         divisor = (damped.matrix.diagonal()[visited.permutation] + 1 / inverse).rsqrt()
-    if budget == "layer" and not pattern.is_grouped:
-        counts = layer_budget(live, divisor, pattern, visited)
-    else:  # N:M fixes how many weights every group gives up, so both budgets are the same
-        counts = block_budget(pattern, weight.shape[0], visited.widths)
+    counts = visited_budget(chosen, live, divisor, pattern, visited)
     rounder = None
     if settings.grid:
         rounder = plan_rounding(live, settings.grid, visited, factor, damped.dead, pattern.of or TILE)
@@ -157,10 +121,11 @@ def prune_by_sweep(
         block_error=block_sums(columns[visited.permutation], visited.widths),
         plan=plan,
         order=visited,
-        budget=budget,
+        budget=chosen if isinstance(chosen, str) else "own",
         damping=damped.damping,
         added_damping=damped.added,
         trace=swept.trace,
+        prices=Prices.of(visited, factor, damped),
         pruning_error=pruning,
         rounding_error=rounding,
     )
@@ -177,7 +142,7 @@ def round_kept(weight: Tensor, statistics: InputStatistics, result: LayerResult,
     """
     assert settings.grid is not None
     order = make_order(replace(result.plan, pattern=Pattern(0.0)), "hessian")  # groups of N:M need not stay whole here
-    damped, factor = factorize(statistics, result.damping, order)
+    damped, factor = factorize(statistics, result.damping, order.permutation)
     found = result.weight.float()
     removed = result.mask if settings.zeros is None else result.mask | settings.zeros
     mask = removed | (found == 0)

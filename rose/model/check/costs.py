@@ -17,10 +17,10 @@ from torch import Tensor
 from rose.layer.change import Removal, WeightChange, same_removed
 from rose.layer.defaults import DAMPING, RECOMMENDED
 from rose.layer.error import difference, quadratic_form, ratio
+from rose.layer.hessian import damped_hessian
 from rose.layer.least_squares import solve_on_support
 from rose.layer.massive import MassiveActivation
 from rose.layer.methods import Known, LayerResult, Settings, make_settings, prune_with
-from rose.layer.methods.toolkit import damped_hessian
 from rose.layer.pattern import Pattern
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
 from rose.model.check.inputs import LayerInputs
