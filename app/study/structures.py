@@ -61,7 +61,7 @@ class Structures:
         self.parts = {(part.kind, part.block_index): part for part in measured}
         self.biased = study.remember(
             "structures that may have a bias",
-            lambda: tuple(kind for kind in self.kinds if can_bias(model, parts, kind, anywhere=False)),
+            lambda: tuple(kind for kind in self.kinds if can_bias(model, parts, kind)),
         )
 
     def blocks(self, kind: str | None = None) -> list[int]:

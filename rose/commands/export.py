@@ -16,7 +16,14 @@ def run(spec: Export, console: Console) -> None:
     named = folder.with_suffix("") if folder.is_file() else folder
     output = spec.output or beside(named, f"-{spec.type}.gguf")
     with terminal.bar(console, "Writing") as follow:
-        made = export_gguf(str(folder), output, spec.type, lambda share, what: follow(share, what[:30]))
+        exported = export_gguf(
+            str(folder),
+            output,
+            spec.type,
+            lambda share, name: follow(share, name[:30]),
+            embeddings=spec.embeddings,
+            announce=terminal.say,
+        )
         follow(1.0, "Written")
-    terminal.say(f"Written to {output}, {size(made.size)}; tokenizer from {made.vocabulary}")
-    terminal.say(*made.remarks(spec.type))
+    terminal.say(f"Written to {output}, {size(exported.size)}; tokenizer from {exported.vocabulary}")
+    terminal.say(*exported.remarks(spec.type))

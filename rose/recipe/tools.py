@@ -102,6 +102,9 @@ class Export(Spec):
     type: Annotated[
         Literal["f16", "q8_0", "q4_0"], setting("number format of the layers' weights; others would lose zeros")
     ] = "f16"
+    embeddings: Annotated[
+        Literal["auto", "f32"], setting("as llama.cpp stores them in a file of this type, or exact")
+    ] = "auto"
     output: Annotated[File, setting("default: FOLDER-TYPE.gguf", metavar="FILE.gguf")] | None = None
 
 

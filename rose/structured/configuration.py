@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -25,9 +25,12 @@ from rose.structured.parts import CHANNELS, HEADS, Part, Shape, cuttable_layers,
 RECORD = "rose_shapes"  # of a configuration; see `rose.structured.surgery.record_of`
 CHANNEL_FIELDS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 BIAS_FIELDS = {HEADS: "attention_bias", CHANNELS: "mlp_bias"}
+BIASED_EVERYWHERE = ("llama",)  # families whose output projections may have biases in llama.cpp and vLLM too
 PLACE_FIELDS = ("layer_idx", "layer_id", "layer_number")  # of modules that know which decoder block they are in
 
 Sizes = dict[str, torch.Size]
+# Programs that shall read a model: all (transformers, llama.cpp and vLLM), transformers, or rose alone.
+Readers = Literal["all", "transformers", "rose"]
 
 
 def reshaped_config(
@@ -138,12 +141,21 @@ def parts_of_any(model: nn.Module) -> list[Part]:
     return found
 
 
-def can_bias(model: nn.Module, parts: Sequence[Sequence[Part]], kind: str, anywhere: bool) -> bool:
-    """Whether the output projections of a kind have biases or may get them; `anywhere`: our own record will tell."""
+def can_bias(model: nn.Module, parts: Sequence[Sequence[Part]], kind: str, readers: Readers = "all") -> bool:
+    """Whether the output projections of a kind have biases, or may get biases that these programs read."""
     of_kind = [[part for part in of_block if part.kind == kind] for of_block in parts]
-    if anywhere or all(part.output.bias is not None for one in of_kind for part in one):
+    if readers == "rose" or all(part.output.bias is not None for of_block in of_kind for part in of_block):
         return True
-    return hasattr(text_config(model), BIAS_FIELDS[kind]) and can_say(model, of_kind, {}, [kind])
+    text = text_config(model)
+    if not hasattr(text, BIAS_FIELDS[kind]) or (readers == "all" and text.model_type not in BIASED_EVERYWHERE):
+        return False
+    return can_say(model, of_kind, {}, [kind])
+
+
+def is_cut_everywhere(model: nn.Module, kind: str) -> bool:
+    """Whether llama.cpp and vLLM read another number of these units. Without a field for the width of a head in a
+    family's configuration, they take it to be the hidden size over the number of heads."""
+    return kind == CHANNELS or hasattr(type(text_config(model)), "head_dim")
 
 
 def kinds_of(model: nn.Module) -> tuple[str, ...]:

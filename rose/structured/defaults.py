@@ -3,7 +3,7 @@
 METHODS = ("obs", "slimllm", "wanda", "magnitude", "depth")
 WHOLE_BLOCKS = "depth"  # the method that drops decoder blocks as they are
 RATIO = 0.2
-MULTIPLE = 8  # kept channels are a multiple of this
+MULTIPLE = 32  # kept channels are a multiple of this, the blocks of q4_0 and q8_0 in GGUF files
 PARTS = ("heads", "channels")
 RECOVERIES = {
     "none": "leave the kept columns as they are",

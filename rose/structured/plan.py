@@ -34,7 +34,15 @@ from rose.structured.allocation import (
     uniform_candidates,
     uniform_shapes,
 )
-from rose.structured.configuration import can_bias, can_say, check_cuttable, kinds_of, parts_of_any
+from rose.structured.configuration import (
+    Readers,
+    can_bias,
+    can_say,
+    check_cuttable,
+    is_cut_everywhere,
+    kinds_of,
+    parts_of_any,
+)
 from rose.structured.methods import structured_method
 from rose.structured.parts import CHANNELS, Part, Shape, block_parameters, find_parts
 from rose.structured.reduction import layers_read
@@ -105,9 +113,10 @@ class PossibleShapes:
 def possible_shapes(model: nn.Module, settings: SlimSettings) -> PossibleShapes:
     """Raises RoseError, before anything is measured, for shapes that are impossible or cannot be expressed."""
     uniform, multiple = settings.allocation == "uniform", settings.multiple
-    found = parts_to_reduce(model, settings.parts)
+    found = parts_to_reduce(model, settings)
     repairs = repair_of(settings) != "none"
-    biased = tuple(one.kind for one in found[0] if repairs and can_bias(model, found, one.kind, not uniform))
+    readers: Readers = "rose" if not uniform else "transformers" if settings.recovery else "all"
+    biased = tuple(part.kind for part in found[0] if repairs and can_bias(model, found, part.kind, readers))
     check_multiple(found, multiple)
     if not uniform and type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise RoseError(
@@ -193,17 +202,20 @@ def _uniform_candidates(
     return candidates
 
 
-def parts_to_reduce(model: nn.Module, parts: Sequence[str] | None) -> list[list[Part]]:
-    """The parts of these kinds, or of all that the model offers, [block][part]; raises RoseError for none, or one that
-    it does not offer."""
-    offered = kinds_of(model) if parts is None else parts
-    if parts is None and not offered:
-        raise RoseError(
-            f"Neither heads nor channels of {type(model).__name__} can be taken out, as its layers are not known, or "
-            "other tensors belong to them; choose the method depth."
-        )
-    found = find_parts(model, offered)
-    if parts is not None:  # what is offered has been looked at
+def parts_to_reduce(model: nn.Module, settings: SlimSettings) -> list[list[Part]]:
+    """The parts that settings name, else all that every program reads after the cut, [block][part]; raises RoseError
+    for none, or parts that the model does not offer."""
+    kinds: Sequence[str] | None = settings.parts
+    if kinds is None:
+        offered = kinds_of(model)
+        read = [kind for kind in offered if settings.allocation != "uniform" or is_cut_everywhere(model, kind)]
+        if not (kinds := read or offered):
+            raise RoseError(
+                f"Neither heads nor channels of {type(model).__name__} can be taken out, as its layers are not known, "
+                "or other tensors belong to them; choose the method depth."
+            )
+    found = find_parts(model, kinds)
+    if settings.parts is not None:  # `kinds_of` has checked the others
         check_cuttable(model, found)
     check_not_shared(
         [layer for of_block in found for part in of_block for layer in part.layers], prunable_layers(model)
@@ -241,7 +253,7 @@ def estimate_slimming(model: nn.Module, settings: SlimSettings, *, samples: int,
 
     if structured_method(settings.method).select is None:
         return walk([])
-    blocks = parts_to_reduce(model, settings.parts)
+    blocks = parts_to_reduce(model, settings)
     found = [part for of_block in blocks for part in of_block]
     work, seconds = 0.0, walk(found)
     if settings.allocation == "similarity":
@@ -261,7 +273,7 @@ def estimate_slim_memory(model: nn.Module, settings: SlimSettings, *, held_out: 
     if structured_method(settings.method).select is None:
         names = [layer.name for layer in visited_layers(Network(model), [])]
         return estimate_memory(model, layers=names, held_out=held_out, **sizes | {"on_disk": False})
-    found = [part for of_block in parts_to_reduce(model, settings.parts) for part in of_block]
+    found = [part for of_block in parts_to_reduce(model, settings) for part in of_block]
     names = [layer.name for layer in layers_read(structured_method(settings.method), found)]
     sizes |= {"layers": names, "held_out": held_out, "dense_targets": settings.target == "dense"}
     base = estimate_memory(model, sequential=True, **sizes)

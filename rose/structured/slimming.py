@@ -41,7 +41,7 @@ from rose.recipe.parts import SlimSettings
 from rose.report import RunReport
 from rose.rows import ERRORS, PartRecord, mean_or_none, records_table
 from rose.structured.allocation import changed
-from rose.structured.configuration import RECORD, droppable_blocks, reshaped_config
+from rose.structured.configuration import RECORD, can_bias, droppable_blocks, is_cut_everywhere, reshaped_config
 from rose.structured.defaults import PARTS
 from rose.structured.methods import structured_method
 from rose.structured.parts import Part, Shape, block_parameters
@@ -116,7 +116,7 @@ def prune_structured(
     streams, start = check_streams(network, tokens, held_out), time.perf_counter()
     before, whole = block_parameters(model), count_parameters(model)
     possible = check_slimming(model, settings)
-    kinds = possible.kinds if possible else ()
+    kinds, unread = (possible.kinds, _unread_elsewhere(model, settings, possible)) if possible else ((), [])
     asked = settings.to_dict() | {"recovery": repair_of(settings)}
     del asked["parts"]
 
@@ -139,7 +139,7 @@ def prune_structured(
     summary = {
         **facts, **report_inputs(network, tokens, held_out, kept, precision),
         "block_parameters": before, "kept_block_parameters": after, "removed_fraction": removed,
-        "remarks": _far_from_asked(removed, settings.ratio, kinds),
+        "remarks": _far_from_asked(removed, settings.ratio, kinds) + unread,
         "parameters": whole, "kept_parameters": count_parameters(model),
         **{f"mean_{name}": mean_or_none(table[name]) for name in ERRORS},
         "seconds": kept.seconds + time.perf_counter() - start,
@@ -192,6 +192,18 @@ def _far_from_asked(removed: float, ratio: float, kinds: Sequence[str]) -> list[
         f"{100 * removed:.1f} % of the decoder blocks' parameters taken out, {100 * ratio:g} % were asked for: "
         f"{' and '.join(kinds) or 'whole decoder blocks'} allow no nearer share."
     ]
+
+
+def _unread_elsewhere(model: nn.Module, settings: SlimSettings, possible: PossibleShapes) -> list[str]:
+    """A sentence where transformers loads the result and llama.cpp and vLLM do not, as a person has asked for it."""
+    if settings.allocation != "uniform":
+        return []
+    cut = [kind for kind in possible.kinds if not is_cut_everywhere(model, kind)]
+    biased = [kind for kind in possible.biased if not can_bias(model, possible.parts, kind)]
+    reasons = [f"another number of {kind}" for kind in cut] + [f"biases behind {kind}" for kind in biased]
+    return (
+        [f"llama.cpp and vLLM do not read {' or '.join(reasons)} in this family; transformers does."] if reasons else []
+    )
 
 
 def _check_drop(network: Network, ratio: float) -> None:

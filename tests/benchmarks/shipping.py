@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 import rose
-from rose.model.ship.blocks import TYPES
-from rose.model.ship.export import export_gguf
+from rose.model.ship.export import TYPES, export_gguf
 from tests.benchmarks.common import Rows, arguments
 from tests.llama_cpp import ask
 

@@ -91,7 +91,7 @@ def priced(model: Any, tokens: Tensor) -> list[BlockSurvey]:
     """One pass over the dense model that all variants share."""
     parts = find_parts(model)
     kinds = dict.fromkeys(part.kind for part in parts[0])
-    biases = [kind for kind in kinds if can_bias(model, parts, kind, anywhere=False)]
+    biases = [kind for kind in kinds if can_bias(model, parts, kind)]
     return list(survey(model, tokens, parts, biases=biases))
 
 

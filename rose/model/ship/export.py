@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,11 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.files import reachable
 from rose.interrupt import stop_point
+from rose.layer.grid import coarsest_grid
 from rose.model.formats.gguf import Reader, dequantized
 from rose.model.load.models import load_model, load_tokenizer, stored_dtype
 from rose.model.network.layers import prunable_layers
 from rose.model.packaged import PACKAGED
-from rose.model.ship.blocks import BLOCK, as_type, in_blocks, in_floats, parse_type
 from rose.model.ship.families import Family, family_of
 from rose.model.ship.packing import Follow
 from rose.model.ship.vocabulary import (
@@ -35,11 +37,29 @@ from rose.model.ship.vocabulary import (
 )
 from rose.output import check_file, check_room, new_file
 from rose.report import report_beside
-from rose.wording import listing, whole
+from rose.wording import listing, size, whole
 
+TYPES = {"f16": Type.F16, "q8_0": Type.Q8_0, "q4_0": Type.Q4_0}
 FILE_TYPES = {
     Type.F16: LlamaFileType.MOSTLY_F16, Type.Q8_0: LlamaFileType.MOSTLY_Q8_0, Type.Q4_0: LlamaFileType.MOSTLY_Q4_0,
 }  # fmt: skip
+BITS = {Type.Q8_0: 8, Type.Q4_0: 4}  # the widest code of each type
+BLOCK = 32  # weights of a row that share a scale
+EMBEDDINGS = ("auto", "f32")  # as llama.cpp stores them in files of the type, or exact
+HEAD, POSITIONS = "output.weight", "position_embd.weight"  # names in GGUF files
+LAYERS, EMBEDDED, OTHERS = GROUPS = "layers", "embeddings", "norms and biases"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A parameter of the model: its name and format in the file, and what lays it out as the file does."""
+
+    name: str
+    key: str
+    type: Type
+    group: str
+    bytes: int
+    arrange: Callable[[], Tensor]
 
 
 @dataclass
@@ -48,15 +68,13 @@ class Exported:
 
     Attributes:
         size: bytes of the file.
-        zeros: weights that are zero in the model, and in the file: all of them are compared.
-        exact: layers whose codes and scales are in the file as they are, or whose weights are exact in f16.
-        rounded: layers whose weights were rounded to the type.
-        unfit: layers whose rows are no whole blocks of 32, stored as floats.
-        besides: other matrices that were rounded, such as embeddings; only f16 rounds them.
-        error: ‖W − Ŵ‖²/‖W‖² over the rounded layers; 0 without any.
-        vocabulary: where the tokenizer is from.
-        differs: where the tokenizer or the chat template is not that of the GGUF file that the model came from, a
-            sentence that says so; else "".
+        zeros: weights that are zero in the model and in the file, where all of them are compared.
+        exact, rounded: layers that the file holds exactly in its type, and layers that it holds rounded.
+        unfit: layers whose rows are not whole blocks of 32; they are stored as floats, exactly.
+        embeddings: embeddings that were rounded, with their types.
+        error, embedding_error: ‖W − Ŵ‖²/‖W‖² over the rounded layers, and over the rounded embeddings.
+        vocabulary: the file that the tokenizer is from.
+        differs: a sentence where the tokenizer or chat template differs from the GGUF file that the model came from.
         left_out: tokens that were added to the tokenizer without a row in the model's embedding.
     """
 
@@ -65,50 +83,73 @@ class Exported:
     exact: list[str] = field(default_factory=list)
     rounded: list[str] = field(default_factory=list)
     unfit: list[str] = field(default_factory=list)
-    besides: list[str] = field(default_factory=list)
+    embeddings: list[str] = field(default_factory=list)
     error: float = 0.0
+    embedding_error: float = 0.0
     vocabulary: str = "tokenizer.json"
     differs: str = ""
     left_out: list[str] = field(default_factory=list)
 
     def remarks(self, kind: str) -> list[str]:
         """What became of the weights in a file of this type, sentence by sentence."""
-        said = [f"Read back: all {whole(self.zeros)} zeros are there."]
+        remarks = [f"Read back: all {whole(self.zeros)} zeros are there."]
         if self.exact:
-            said.append(f"{len(self.exact)} layers are exact in {kind}.")
+            remarks.append(f"{len(self.exact)} layers are exact in {kind}.")
         if self.rounded:
             error = f"relative squared error {self.error:.2e}"
-            said.append(f"{len(self.rounded)} layers were rounded to {kind}, without compensation: {error}.")
-        if self.besides:
-            said.append(f"Rounded to {kind} too: {', '.join(self.besides)}.")
+            remarks.append(f"{len(self.rounded)} layers were rounded to {kind}, without compensation: {error}.")
+        if self.embeddings:
+            error = f"relative squared error {self.embedding_error:.2e}"
+            remarks.append(f"Rounded too: {', '.join(self.embeddings)}; {error}. Embeddings f32 would keep them exact.")
         if self.differs:
-            said.append(self.differs)
+            remarks.append(self.differs)
         if self.left_out:
-            said.append(f"Left out, as the model has no row for them: tokens {listing(self.left_out)}.")
+            remarks.append(f"Left out, as the model has no row for them: tokens {listing(self.left_out)}.")
         if self.unfit:
-            said.append(f"{len(self.unfit)} layers have rows that are no whole blocks of 32; they stay as they are.")
-        return said
+            remarks.append(
+                f"{len(self.unfit)} layers stay as they are: their rows are not whole blocks of 32."
+            )
+        return remarks
 
 
-def export_gguf(name: str, output: Path, kind: str, follow: Follow | None = None) -> Exported:
+def export_gguf(
+    name: str,
+    output: Path,
+    kind: str,
+    follow: Follow | None = None,
+    *,
+    embeddings: str = "auto",
+    announce: Callable[[str], object] | None = None,
+) -> Exported:
     """Writes a model as a GGUF file, whole or not at all, and reads it back: every zero must be there.
 
     Args:
         name: as for `load_model`; the model must fit into memory.
-        kind: of the weights of linear layers: "f16", "q8_0" or "q4_0". With q8_0 and q4_0 all else stays exact.
+        kind: format of the linear layers: "f16", "q8_0" or "q4_0".
+        embeddings: "auto", the format that llama.cpp gives them in such a file (see `embedding_type`), or "f32".
+        announce: called with a sentence on the file's size before it is written.
 
     Raises:
-        RoseError: another type, a family or tokenizer that is not exported, a file that is there already, is named
-            otherwise than .gguf, or cannot be written.
+        RoseError: unknown formats, a family or tokenizer that is not exported, or a file that is already there, has
+            another suffix than .gguf, or cannot be written.
     """
-    wanted = parse_type(kind)
+    if kind not in TYPES:
+        raise RoseError(
+            f"The type must be {', '.join(TYPES)}, not {kind}: others, such as q4_1 and the k-quants, store an offset, "
+            "and removed weights would not stay zero."
+        )
+    if embeddings not in EMBEDDINGS:
+        raise RoseError(f"Embeddings must be {' or '.join(EMBEDDINGS)}, not {embeddings}.")
     if output.suffix != ".gguf":
         raise RoseError(f"Programs know a GGUF file by its name: give one that ends in .gguf, not {output}.")
     check_file(output)
     model, tokenizer = load_model(name, dtype=stored_dtype(name))
     family = family_of(model.config)
-    check_room(output, 2 * _size(model, wanted))  # tensors are gathered first, then copied
-    done = Exported()
+    entries = list(_entries(model, family, TYPES[kind], embeddings))
+    check_room(output, 2 * sum(entry.bytes for entry in entries))  # tensors are gathered first, then copied
+    if announce:
+        announce(_sizes(entries))
+    exported = Exported()
     architecture = gguf.MODEL_ARCH_NAMES[family.architecture]
     with new_file(output) as temporary:
         with (
@@ -116,32 +157,104 @@ def export_gguf(name: str, output: Path, kind: str, follow: Follow | None = None
             tempfile.SpooledTemporaryFile(dir=str(temporary.parent)) as writer.temp_file,  # /tmp may be too small
         ):
             writer.add_name(Path(name).name)
-            writer.add_file_type(FILE_TYPES[wanted])
+            writer.add_file_type(FILE_TYPES[TYPES[kind]])
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
             family.describe(writer, model.config)
-            _add_vocabulary(writer, name, model, tokenizer, done)
-            _add_tensors(writer, model, family, wanted, done, follow)
+            _add_vocabulary(writer, name, model, tokenizer, exported)
+            for number, entry in enumerate(entries):
+                stop_point()
+                if follow:
+                    follow(number / len(entries), entry.name)
+                writer.add_tensor(entry.key, encode(entry.arrange(), entry.type), raw_dtype=entry.type)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
-        _compare(temporary, model, family, done)
-    done.size = output.stat().st_size
-    return done
+        _compare(temporary, entries, TYPES[kind], exported)
+    exported.size = output.stat().st_size
+    return exported
 
 
-def _size(model: Any, wanted: Type) -> int:
-    """Bytes of the weights in a file of this type, at most: with smaller types only layers are in it."""
-    block, stored = gguf.GGML_QUANT_SIZES[wanted]
+def _entries(model: Any, family: Family, kind: Type, embeddings: str) -> Iterator[Entry]:
+    """Every parameter of a model, tied ones once, with its type in a file of this kind."""
+    names = gguf.get_tensor_name_map(family.architecture, model.config.num_hidden_layers)
     layers = {f"{layer.name}.weight" for layer in prunable_layers(model)}
-    return sum(
-        one.numel() * stored // block if wanted == Type.F16 or name in layers else one.nbytes
-        for name, one in model.named_parameters()
-    )
+    keys = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        if (key := keys[name]) is None:
+            raise RoseError(f"GGUF files have no name for {name} in this family; pack the folder instead.")
+        arrange = partial(family.arrange, name, parameter.detach(), model.config)
+        weight, group = arrange(), LAYERS if name in layers else OTHERS if parameter.ndim == 1 else EMBEDDED
+        if group == OTHERS or key == POSITIONS:
+            stored = Type.F32
+        elif group == LAYERS:
+            stored = kind if kind == Type.F16 or weight.shape[1] % BLOCK == 0 else narrowest_float(weight)
+        else:
+            is_head = key == HEAD or HEAD not in keys.values()
+            stored = Type.F32 if embeddings == "f32" else embedding_type(kind, is_head, weight.shape[1])
+        block, block_bytes = gguf.GGML_QUANT_SIZES[stored]
+        yield Entry(name, key, stored, group, weight.numel() // block * block_bytes, arrange)
 
 
-def _add_vocabulary(writer: GGUFWriter, name: str, model: Any, tokenizer: Any, done: Exported) -> None:
-    """That of the GGUF file that the model came from, where it is the same and has a token for each row; where the
-    tokenizer or the chat template in the model's folder differs, the folder's."""
+def embedding_type(kind: Type, is_head: bool, columns: int) -> Type:
+    """The format of an embedding in a file of this kind, by llama.cpp's rule (`llama_tensor_get_type_impl`).
+
+    In a q4_0 file the output head, and an embedding that is also the head, have more bits than the layers. llama.cpp
+    gives them Q6_K, or Q8_0 if their rows are not whole blocks of 256. The gguf package cannot write Q6_K, so they
+    always get Q8_0 here. Rows that are not whole blocks of 32 stay F16.
+    """
+    if kind == Type.F16 or columns % BLOCK:
+        return Type.F16
+    return Type.Q8_0 if is_head else kind
+
+
+def _sizes(entries: list[Entry]) -> str:
+    """A sentence on the bytes of a file, by format, before it is written."""
+    sizes = Counter[str]()
+    for entry in entries:
+        sizes[f"{entry.group} in {entry.type.name.lower()}"] += entry.bytes
+    parts = [f"{part} {size(count)}" for part, count in sizes.most_common()]
+    return f"The weights will take {size(sizes.total())}: {', '.join(parts)}."
+
+
+def encode(weight: Tensor, kind: Type) -> np.ndarray:
+    """A tensor in the format of a GGUF file: numbers, or bytes (out, bytes a row).
+
+    Weights on a grid whose groups are whole blocks are stored by their codes and scales, exactly; others are rounded.
+
+    Raises:
+        RoseError: weights that are too large for f16.
+    """
+    if kind in BITS:
+        coded = coarsest_grid(weight)
+        if coded is None or coded.grid.bits > BITS[kind]:
+            return gguf.quantize(np.ascontiguousarray(weight.float().numpy()), kind)
+        rows, columns = weight.shape
+        scales = coded.scales.repeat_interleave(columns // BLOCK // coded.scales.shape[1], dim=1)
+        steps = scales.half().numpy()[..., None].view(np.uint8)  # (rows, blocks, 2)
+        codes = coded.codes.view(rows, -1, BLOCK).numpy()
+        if kind == Type.Q4_0:
+            low, high = np.split((codes + 8).astype(np.uint8), 2, axis=2)
+            codes = low | high << 4
+        return np.concatenate([steps, codes.view(np.uint8)], axis=2).reshape(rows, -1)
+    values = weight.float().contiguous()
+    if kind == Type.F16:
+        values = values.half()
+        if not bool(values.isfinite().all()):
+            raise RoseError("Some weights are too large for f16, which ends at 65504; pack the folder instead.")
+    return values.bfloat16().view(torch.uint8).numpy() if kind == Type.BF16 else values.numpy()
+
+
+def narrowest_float(weight: Tensor) -> Type:
+    """The narrowest of f16, bf16 and f32 that holds a tensor exactly."""
+    for kind, dtype in ((Type.F16, torch.float16), (Type.BF16, torch.bfloat16)):
+        if torch.equal(weight.to(dtype).float(), weight.float()):
+            return kind
+    return Type.F32
+
+
+def _add_vocabulary(writer: GGUFWriter, name: str, model: Any, tokenizer: Any, exported: Exported) -> None:
+    """Copies the vocabulary of the GGUF file that the model came from where it is the same and has a token for each
+    row. Where the folder's tokenizer or chat template differs, the folder's is written."""
     rows, path = model.get_input_embeddings().weight.shape[0], _origin(name)
     source = Reader(str(path)) if path is not None else None
     if path is not None and source is not None and tokens_in(source) == rows:
@@ -149,83 +262,51 @@ def _add_vocabulary(writer: GGUFWriter, name: str, model: Any, tokenizer: Any, d
         if reachable(name).is_dir():
             is_same, is_same_template = compare_vocabularies(tokenizer, load_tokenizer(str(path)), rows)
         if not is_same_template or not is_same:
-            what = "chat template" if is_same else "tokenizer"
-            done.differs = f"The folder's {what} is in the file; that of {path.name} differs."
+            part = "chat template" if is_same else "tokenizer"
+            exported.differs = f"The folder's {part} is in the file; that of {path.name} differs."
         if is_same:
             copy_vocabulary(writer, source, with_template=is_same_template)
             if not is_same_template:
                 write_template(writer, tokenizer)
-            done.vocabulary = path.name
+            exported.vocabulary = path.name
             return
     write_vocabulary(writer, tokenizer, rows)
     write_template(writer, tokenizer)
-    done.left_out = sorted(token for token, number in tokenizer.get_vocab().items() if number >= rows)
+    exported.left_out = sorted(token for token, number in tokenizer.get_vocab().items() if number >= rows)
 
 
 def _origin(name: str) -> Path | None:
     """The GGUF file that a model came from, by the report beside it, where that is on this machine."""
     report = report_beside(reachable(name))
-    of = str(report.summary.get("model", name)) if report else name
-    found = PACKAGED[of].path() if of in PACKAGED else reachable(of)
-    return found if found and found.suffix == ".gguf" and found.is_file() else None
+    origin = str(report.summary.get("model", name)) if report else name
+    path = PACKAGED[origin].path() if origin in PACKAGED else reachable(origin)
+    return path if path and path.suffix == ".gguf" and path.is_file() else None
 
 
-def _named(model: Any, family: Family) -> Iterator[tuple[str, str, Tensor]]:
-    """Name in the file, name in the model, and weight as the file lays it out, of every parameter; tied ones once."""
-    config = model.config
-    names = gguf.get_tensor_name_map(family.architecture, config.num_hidden_layers)
-    for name, parameter in model.named_parameters():
-        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if found is None:
-            raise RoseError(f"GGUF files have no name for {name} in this family; pack the folder instead.")
-        yield found, name, family.arrange(name, parameter.detach(), config)
-
-
-def _add_tensors(
-    writer: GGUFWriter, model: Any, family: Family, wanted: Type, done: Exported, follow: Follow | None
-) -> None:
-    layers = {f"{layer.name}.weight" for layer in prunable_layers(model)}
-    parameters = len(list(model.parameters()))
-    missed = energy = 0.0  # of the rounded layers
-    for number, (key, name, weight) in enumerate(_named(model, family)):
-        stop_point()
-        if follow:
-            follow(number / parameters, name)
-        if weight.ndim == 1 or key.startswith("position_embd"):
-            writer.add_tensor(key, as_type(weight, Type.F32))
-            continue
-        values, kind, is_exact = _stored(weight, wanted, name in layers)
-        writer.add_tensor(key, values, raw_dtype=kind)
-        if name in layers:
-            (done.unfit if kind != wanted else done.exact if is_exact else done.rounded).append(name)
-        elif not is_exact:
-            done.besides.append(name)
-        if name in layers and not is_exact:
-            difference = weight.float() - torch.from_numpy(gguf.dequantize(values, kind))
-            missed += float(difference.double().square().sum())
-            energy += float(weight.double().square().sum())
-    done.error = missed / energy if energy else 0.0
-
-
-def _stored(weight: Tensor, wanted: Type, is_layer: bool) -> tuple[np.ndarray, Type, bool]:
-    """A matrix as a file of the wanted type has it, the type of that, and whether it is exact."""
-    if wanted == Type.F16:
-        values = as_type(weight, Type.F16)
-        return values, Type.F16, bool((torch.from_numpy(values).float() == weight.float()).all())
-    if is_layer and weight.shape[1] % BLOCK == 0:
-        values, is_exact = in_blocks(weight, wanted)
-        return values, wanted, is_exact
-    return *in_floats(weight), True
-
-
-def _compare(path: Path, model: Any, family: Family, done: Exported) -> None:
-    """Raises RoseError where a zero of the model is none in the file, or an exact layer differs."""
+def _compare(path: Path, entries: list[Entry], kind: Type, exported: Exported) -> None:
+    """Reads a file back and notes what is exact and what was rounded; raises RoseError where a zero is lost."""
     written = {tensor.name: tensor for tensor in Reader(str(path)).tensors}
-    exact = set(done.exact)
-    for key, name, weight in _named(model, family):
+    missed, energy = dict.fromkeys(GROUPS, 0.0), dict.fromkeys(GROUPS, 0.0)  # by group
+    for entry in entries:
         stop_point()
-        read = torch.from_numpy(np.array(dequantized(written[key])))
+        read, weight = torch.from_numpy(np.array(dequantized(written[entry.key]))), entry.arrange().float()
         removed = weight == 0
-        done.zeros += int(removed.sum()) if weight.ndim > 1 else 0
-        if bool((read[removed] != 0).any()) or (name in exact and not torch.equal(read, weight.float())):
-            raise RoseError(f"{name} in the file differs from the model, so the file was not kept; please report this.")
+        is_exact = torch.equal(read, weight)
+        if bool((read[removed] != 0).any()) or not (is_exact or entry.type in BITS or entry.type == Type.F16):
+            raise RoseError(
+                f"{entry.name} in the file differs from the model, so the file was not kept; please report this."
+            )
+        if weight.ndim == 1:
+            continue
+        exported.zeros += int(removed.sum())
+        if entry.group == LAYERS:
+            names = exported.unfit if entry.type != kind else exported.exact if is_exact else exported.rounded
+            names.append(entry.name)
+        elif not is_exact:
+            exported.embeddings.append(f"{entry.name} to {entry.type.name.lower()}")
+        if not is_exact:
+            missed[entry.group] += float((weight - read).double().square().sum())
+            energy[entry.group] += float(weight.double().square().sum())
+    exported.error, exported.embedding_error = (
+        missed[group] / energy[group] if energy[group] else 0.0 for group in (LAYERS, EMBEDDED)
+    )
