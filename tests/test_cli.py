@@ -841,7 +841,7 @@ def test_what_a_killed_comparison_left_half_written_is_no_obstacle(tmp_path):
 
 
 def slim(checkpoint: str, output: Path, *more: str) -> int:
-    return run("slim", "--model", checkpoint, *CALIBRATION[:-2], "--output", output, *more)
+    return run("slim", "--model", checkpoint, *CALIBRATION[:-2], "--multiple", "8", "--output", output, *more)
 
 
 def test_slim_writes_a_smaller_checkpoint(checkpoint, tmp_path, capsys):

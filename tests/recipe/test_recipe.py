@@ -110,7 +110,7 @@ def test_later_steps_take_what_earlier_ones_have_written(tmp_path: Path, capsys:
     model = str(save_tiny_llama(tmp_path / "model"))
     sizes = "".join(f"  {name}: {value}\n" for name, value in SMALL.items())
     (tmp_path / "recipe.yaml").write_text(
-        f"recipe: 1\nsteps:\n- run: slim\n  model: {model}\n  ratio: 0.2\n{sizes}"
+        f"recipe: 1\nsteps:\n- run: slim\n  model: {model}\n  ratio: 0.2\n  multiple: 8\n{sizes}"
         f"- run: prune\n  sparsity: 0.5\n  block_size: 16\n  method: sparsegpt\n{sizes}"
         f"- run: tune\n  epochs: 1\n{sizes}- run: prune\n  sparsity: 0\n  bits: 4\n  group: row\n{sizes}"
     )

@@ -18,7 +18,8 @@ HELD_OUT = (*CALIBRATION, "--held-out", "2")
 EVALUATE = ("--evaluate", "{text}", "--windows", WINDOWS)
 PRUNE = ("prune", "--model", "{dense}", *HELD_OUT, "--block-size", "16", *EVALUATE, "--method")
 HALF = (*PRUNE, "sparsegpt", "--sparsity", "0.5")
-SLIM = ("slim", "--model", "{dense}", *HELD_OUT, *EVALUATE, "--ratio", "0.3")
+DEPTH = ("slim", "--model", "{dense}", *HELD_OUT, *EVALUATE, "--ratio", "0.3")
+SLIM = (*DEPTH, "--multiple", "8")
 THEN = ("--prune", "0.5", "--prune-method", "sparsegpt")
 RESTORE = ("damage", "--model", "{dense}", *HELD_OUT)
 DAMAGE = (*RESTORE, "--block-size", "16", "--method", "sparsegpt", "--sparsity", "0.5")
@@ -46,10 +47,10 @@ PRODUCERS: dict[str, tuple[Any, ...]] = {
     "slim, uniform": SLIM,
     "slim, cost": (*SLIM, "--allocation", "cost"),
     "slim, similarity": (*SLIM, "--allocation", "similarity", "--method", "slimllm"),
-    "slim, depth": (*SLIM, "--method", "depth"),
+    "slim, depth": (*DEPTH, "--method", "depth"),
     "slim and prune": (*SLIM, *THEN),
     "slim and prune, cost": (*SLIM, "--allocation", "cost", *THEN),
-    "slim and prune, depth": (*SLIM, "--method", "depth", *THEN),
+    "slim and prune, depth": (*DEPTH, "--method", "depth", *THEN),
     "diffuse prune": ("diffuse", "prune", *DIFFUSE),
     "diffuse slim": ("diffuse", "slim", *DIFFUSE),
 }

@@ -100,15 +100,13 @@ class Exported:
             remarks.append(f"{len(self.rounded)} layers were rounded to {kind}, without compensation: {error}.")
         if self.embeddings:
             error = f"relative squared error {self.embedding_error:.2e}"
-            remarks.append(f"Rounded too: {', '.join(self.embeddings)}; {error}. Embeddings f32 would keep them exact.")
+            remarks.append(f"Rounded too: {', '.join(self.embeddings)}; {error}. --embeddings f32 keeps them exact.")
         if self.differs:
             remarks.append(self.differs)
         if self.left_out:
             remarks.append(f"Left out, as the model has no row for them: tokens {listing(self.left_out)}.")
         if self.unfit:
-            remarks.append(
-                f"{len(self.unfit)} layers stay as they are: their rows are not whole blocks of 32."
-            )
+            remarks.append(f"{len(self.unfit)} layers stay as they are: their rows are not whole blocks of 32.")
         return remarks
 
 

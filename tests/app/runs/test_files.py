@@ -84,10 +84,8 @@ def test_a_file_holds_the_copy(form: str, tmp_path: Path) -> None:
         place = place.with_suffix("")
     loaded, _ = rose.load_model(str(place))
     expected, found = logits(model), logits(loaded)
-    if form == "f16":  # embeddings are rounded
-        assert torch.allclose(found, expected, atol=3e-3 * float(expected.abs().max()))
-    else:
-        assert torch.equal(found, expected)
+    tolerance = {"packed": 0.0, "f16": 3e-3, "q4_0": 0.2}[form]  # embeddings are rounded
+    assert torch.allclose(found, expected, rtol=0.0, atol=tolerance * float(expected.abs().max()))
     assert ("equal to the bit" if form == "packed" else f"14 layers are exact in {form}.") in " ".join(run.found)
 
 
