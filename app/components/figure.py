@@ -87,7 +87,8 @@ def show(
         },
     )
     with st.container(horizontal=True, vertical_alignment="top"):
-        st.caption(words.plain(drawing.caption), width="stretch")
+        if drawing.caption:
+            st.caption(words.plain(drawing.caption), width="stretch")
         menu = st.popover(
             "Download", icon=":material/download:", width="content", key=f"{key}-downloads", on_change="rerun"
         )

@@ -1,4 +1,4 @@
-"""The whole model at a glance: maps of decoder block × projection, of one run or two, and which layers are columnar."""
+"""The whole model at a glance: maps of decoder block × projection, of one run or two, and where order matters."""
 
 from __future__ import annotations
 
@@ -18,35 +18,56 @@ from app.words import count, expert_of, listing, number, out_of, percent, place_
 from rose import RoseError, verdicts
 from rose.layer.defaults import THRESHOLD
 
-LISTED_BLOCKS = 6  # decoder blocks that a title names one by one
-DEAD_NAMED = 4  # layers with dead columns that a caption names
+LISTED_BLOCKS = 6  # decoder blocks that a sentence names one by one
 ROW = 34  # pixels a projection takes in maps of two runs
 BULK = 98.0  # percentile at which a scale of shares ends where a few layers would make all others pale
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a number per layer is named, coloured and printed."""
+    """How a number per layer is named, coloured, printed and explained."""
 
     label: str
     unit: str
     # "magnitude" (centred on 0 if some are below), "change" (always so), "log", or "root" (of magnitudes; below 0 as 0)
     kind: str = "magnitude"
     who: str = ""  # of a change: what SparseGPT is compared with
+    meaning: str = ""  # how it is measured
 
-    def text(self, value: float) -> str:
-        return percent(value) if self.kind == "change" else number(value)
+    def text(self, value: float, digits: int = 3) -> str:
+        return percent(value, digits - 2) if self.kind == "change" else number(value, digits)
 
 
+TWO_LEVEL, GLOBAL = "two-level order", "ROSE global"
+SAVED = "share of SparseGPT's {} error that {} saves, columnar or not"
 METRICS = {
-    "relative_range": Metric("Relative range", "relative range"),
-    "column_variation": Metric("Variation of column losses", "std / mean"),
-    "condition": Metric("Condition number of H", "condition number", "log"),
-    "gain": Metric("Error saved by two-level order", "error saved", "change", "Two-level order"),
-    "held_out_gain": Metric(
-        "Held-out error saved by two-level order", "held-out error saved", "change", "Two-level order"
+    "relative_range": Metric(
+        "Relative range", "relative range", meaning="(max − min) / max of the blocks' losses per column in pre-pruning"
     ),
-    "own": Metric("Your number", "your number"),
+    "column_variation": Metric(
+        "Variation of column losses", "std / mean", meaning="standard deviation of the column losses over their mean"
+    ),
+    "condition": Metric(
+        "Condition number of H", "condition number", "log", meaning="largest over smallest eigenvalue of the damped H"
+    ),
+    **{
+        f"{tokens}{name}gain": Metric(
+            f"{kind} error saved by {who}", "error saved", "change", who, SAVED.format(kind.lower(), who)
+        )
+        for name, who in (("", TWO_LEVEL), ("global_", GLOBAL))
+        for tokens, kind in (("held_out_", "Held-out"), ("", "Calibration"))
+    },
+    **{
+        f"forecast_{name}gain": Metric(
+            f"Forecast gain of {who}",
+            "forecast gain",
+            "change",
+            who,
+            f"from one factorization an order, before any sweep: the share of the error that {who} should save",
+        )
+        for name, who in (("", TWO_LEVEL), ("global_", GLOBAL))
+    },
+    "own": Metric("Your numbers", "your number", meaning="as read from your file"),
     "change": Metric("Change by tuning", "‖ΔW‖ / ‖W‖"),
     # of a table of damages, which people read as sensitivity
     "damage": Metric("Sensitivity", "nats per token", "root"),
@@ -55,7 +76,7 @@ METRICS = {
     "output_error": Metric("Output error", "‖ΔW x‖²", "log"),
     "drift": Metric("Drift after the decoder block", "‖Δh‖² / ‖h‖²", "log"),
 }
-ERRORS = {"error_": "Relative error", "held_out_": "Held-out error"}
+ERRORS = {"held_out_": "Held-out error", "error_": "Calibration error"}
 
 
 def metric(name: str) -> Metric:
@@ -66,7 +87,8 @@ def metric(name: str) -> Metric:
         who = palette.method_style(name.removeprefix("saved_")).label
         return Metric(f"Gain of {who} over SparseGPT", "error saved", "change", who)
     prefix = "held_out_" if name.startswith("held_out_") else "error_"
-    return Metric(f"{ERRORS[prefix]} of {palette.method_style(name.removeprefix(prefix)).label}", "relative error")
+    who = palette.method_style(name.removeprefix(prefix)).label
+    return Metric(f"{ERRORS[prefix]} of {who}", "relative error", meaning="‖ΔW Xᵀ‖² / ‖W Xᵀ‖² of the layer's outputs")
 
 
 def per_layer(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -103,21 +125,22 @@ def model_map(
     placed = every.assign(projection=row_of, text=every["value"].map(measure.text))  # each in its row of the map
     cells = _largest(placed)
     grid = _grid(cells, [(index, map_row(projection, experts)) for index, projection in map(place_of, layers)])
-    chart = Chart(x=block, height=180 + round(34 * max(3, len(grid)) * min(1, 24 / len(grid))), theme=theme)
+    chart = Chart(x=block, height=240 + round(34 * max(3, len(grid)) * min(1, 24 / len(grid))), theme=theme)
     chart.layer_map(_scaled(grid, measure.kind), cells, measure.unit, **_colours(measure, cells["value"], name, theme))
     which = f"every expert's {experts.rpartition('.')[2]}" if experts else every_layer(placed, cells)
     what = f"{measure.label} of {which}"
     if name == "relative_range" and every["value"].notna().any():
         what += _ring(chart, placed, threshold, 11 if grid.shape[1] <= 20 else 8)
-    dead = _dead(chart, table.assign(projection=row_of.tolist()))
-    what += "; ×: dead columns" if dead else ""
+    if "dead_columns" in table and len(dead := table.assign(projection=row_of.tolist()).query("dead_columns > 0")):
+        cross = Style(palette.MARK, "dead columns", symbol="x")
+        chart.signs(dead.drop_duplicates(["block_index", "projection"]), cross, 7)
+        what += "; ×: dead columns"
     chart.outline_layer(grid, placed, marked_layer)
     waiting = max(0, len(set(layers) - set(left_out)) - len(every))
     what += _blanks(every, waiting, len(set(layers) & set(left_out)))
-    caption = _map_caption(every, measure, waiting) + dead + (_foretold(table) if name == "column_variation" else "")
-    finding = _map_finding(every, name, measure, threshold, block)
     alt = f"Map of {measure.label.lower()} by {block} and {kind}"
-    return chart.done(finding, what, caption, alt, every.rename(columns={"value": name}))
+    caption = f"{sentence(measure.meaning)}." if measure.meaning else ""
+    return chart.done(_map_finding(every, measure), what, caption, alt, every.rename(columns={"value": name}))
 
 
 def expert_kinds(layers: Sequence[str]) -> list[str]:
@@ -171,25 +194,6 @@ def _ring(chart: Chart, rows: pd.DataFrame, threshold: float, size: int) -> str:
     return f"; ringed: columnar, above {threshold:g}"
 
 
-def _dead(chart: Chart, table: pd.DataFrame) -> str:
-    """A cross on every layer with dead columns, and a sentence on what its relative range is without them."""
-    rows = table[table["dead_columns"] > 0] if "dead_columns" in table else table.head(0)
-    if rows.empty:
-        return ""
-    cross = Style(palette.MARK, "dead columns", symbol="x")
-    chart.signs(rows.drop_duplicates(["block_index", "projection"]), cross, 7)
-    text = f" {sentence(count(len(rows), 'layer'))} {'has' if len(rows) == 1 else 'have'} dead columns"
-    live = rows.dropna(subset=["live_range"]) if "live_range" in rows else rows.head(0)
-    if live.empty:
-        return f"{text}."
-    first = live.sort_values("relative_range", ascending=False, kind="stable").head(DEAD_NAMED)
-    ranges = ", ".join(
-        f"{number(row.live_range)} instead of {number(row.relative_range)} ({short_layer(row.layer)})"
-        for row in first.itertuples()
-    )
-    return f"{text}; without them the relative range is {ranges}{' …' if len(live) > len(first) else ''}."
-
-
 def _grid(rows: pd.DataFrame, places: Sequence[tuple[int | None, str]]) -> pd.DataFrame:
     """Projection × decoder block, in the model's own order; `places`: blocks and rows of all layers to come."""
     seen = list(dict.fromkeys(rows["projection"]))
@@ -235,25 +239,22 @@ def _blanks(every: pd.DataFrame, waiting: int, without: int) -> str:
     return f"; blank: {', '.join(texts)}" if texts else ""
 
 
-def _map_finding(rows: pd.DataFrame, name: str, measure: Metric, threshold: float, block: str) -> str:
+def _map_finding(rows: pd.DataFrame, measure: Metric) -> str:
     measured = rows.dropna(subset=["value"])
     if measured.empty:
         return f"{measure.label}: {'no layer measured yet' if rows.empty else 'no layer has one'}"
-    layers, who = len(measured), sentence(measure.who)
+    layers = len(measured)
     if measure.kind == "change":
         better, worse = int((measured["value"] > 0).sum()), int((measured["value"] < 0).sum())
-        which = "less held-out error" if name.startswith("held_out") else "less error"
         if not better and not worse:
-            return f"{who} has SparseGPT's error on {out_of(layers, layers, 'layer')}"
-        of_layers = count(layers, "layer")
-        return f"{who} has {which} than SparseGPT on {some(better)} of {of_layers}, more on {some(worse)}"
+            return f"{sentence(measure.who)} has SparseGPT's error on {out_of(layers, layers, 'layer')}"
+        verb = "should gain" if "forecast" in measure.unit else "gains"
+        return f"{sentence(measure.who)} {verb} on {some(better)} of {count(layers, 'layer')}, loses on {some(worse)}"
     top = measured.loc[measured["value"].idxmax()]
-    finding = f"{measure.label} is highest in {short_layer(top['layer'])}, {measure.text(top['value'])}"
     if not measured["value"].any():
-        finding = f"{measure.label} is 0 in {out_of(layers, layers, 'layer')}"
-    if name != "relative_range":
-        return finding
-    return f"{finding}; {where_layers(measured[measured['value'] > threshold], 'columnar', block)}"
+        return f"{measure.label} is 0 in {out_of(layers, layers, 'layer')}"
+    verb = "are" if measure.label.endswith("numbers") else "is"
+    return f"{measure.label} {verb} highest in {short_layer(top['layer'])}: {measure.text(top['value'], 2)}"
 
 
 def where_layers(rows: pd.DataFrame, what: str, block: str = "decoder block") -> str:
@@ -277,94 +278,59 @@ def range_of(label: str, values: pd.Series, text: Callable[[float], str] = numbe
     return f"{label} runs from {low} to {high}, median {text(float(values.median()))}."
 
 
-def _map_caption(rows: pd.DataFrame, measure: Metric, waiting: int) -> str:
-    measured = rows.dropna(subset=["value"])
-    if measured.empty:
-        return f"No layer has this number{' yet' if rows.empty else ''}."
-    text = range_of(measure.label, measured.set_index("layer")["value"], measure.text)
-    return text + (f" {sentence(count(waiting, 'layer'))} still to come." if waiting else "")
+# Does order matter there?
 
-
-def _foretold(table: pd.DataFrame) -> str:
-    """How well this variation foretells what two-level order gains here, beside the relative range."""
-    column = next((name for name in ("held_out_gain", "gain") if name in table and table[name].notna().any()), None)
-    if column is None or "relative_range" not in table:
-        return ""
-    rank = verdicts.rank_correlation(table["column_variation"], table[column])
-    usual = verdicts.rank_correlation(table["relative_range"], table[column])
-    saved = "held-out error" if column == "held_out_gain" else "error"
-    text = f" {verdicts.says_correlation('This variation', f'how much {saved} two-level order saves', rank)}"
-    return text + (f"; for relative range it is {usual}." if rank and usual else ".")
-
-
-# Relative range
+FORETELL = ("relative_range", "column_variation", "forecast_gain", "forecast_global_gain")  # known before any sweep
 
 
 def gain_scatter(
-    table: pd.DataFrame, *, threshold: float = THRESHOLD, marked_layer: str | None = None,
-    projections: Sequence[str] = (), theme: Theme = "light",
+    table: pd.DataFrame, x: str = "relative_range", *, threshold: float = THRESHOLD, marked_layer: str | None = None,
+    theme: Theme = "light",
 ) -> Drawing:  # fmt: skip
-    """Relative range of every layer against what two-level order gains there, held-out where that was measured.
+    """What is known of every layer before a sweep, one of `FORETELL`, against what an order saves there.
 
-    `projections` are all of the model, so that each looks the same whatever the table was filtered by. All experts look
-    alike: hundreds of colours would tell nothing.
+    Held-out where that was measured; of ROSE global where its forecast is drawn, else of two-level order. All experts
+    look alike: hundreds of colours would tell nothing.
     """
-    held = "held_out_gain" in table and table["held_out_gain"].notna().any()
-    column, saved = ("held_out_gain", "held-out error") if held else ("gain", "error")
-    rows = table.dropna(subset=["relative_range", column])
+    known, which = metric(x), "global_" if "global" in x else ""
+    held = f"held_out_{which}gain" in table and table[f"held_out_{which}gain"].notna().any()
+    column = f"held_out_{which}gain" if held else f"{which}gain"
+    rows = table.dropna(subset=[x, column])
     if rows.empty:
-        raise RoseError(
-            "No layer here has both a relative range and a gain; measure more layers, or use fewer filters."
-        )
-    chart = Chart(x="relative range", y=f"{saved} saved", height=500, legend=True, headroom=18, theme=theme)
-    looks = palette.projection_styles(list(dict.fromkeys(map(map_row, [*projections, *table["projection"]]))))
-    hover = "%{customdata}<br>relative range %{x:.3f}<br>error saved %{y:.1%}"
-    for projection, part in rows.groupby(rows["projection"].map(map_row), sort=False):
-        behind = {"marker": {"opacity": 0.85}, "customdata": part["layer"]}
-        chart.points(part["relative_range"], part[column], looks[str(projection)], hover, size=10, **behind)
+        raise RoseError("No layer here has both numbers; measure more layers.")
+    saved = metric(column)
+    chart = Chart(x=known.unit, y=saved.unit, height=478, legend=True, headroom=18, theme=theme)
+    kinds = rows["projection"].map(map_row)
+    looks = palette.projection_styles(list(dict.fromkeys(table["projection"].map(map_row))))
+    hover = f"%{{customdata[0]}}<br>{known.unit} %{{customdata[1]}}<br>{saved.unit} %{{y:.1%}}"
+    for projection, part in rows.groupby(kinds, sort=False):
+        shown = np.stack([part["layer"], part[x].map(known.text)], axis=1)
+        behind = {"marker": {"opacity": 0.85}, "customdata": shown}
+        chart.points(part[x], part[column], looks[str(projection)], hover, size=9, **behind)
     dead = rows[rows["dead_columns"] > 0] if "dead_columns" in rows else rows.head(0)
-    marked = rows[rows["layer"] == marked_layer]
-    rings = (dead, "dead columns", 18, chart.ink.text), (marked, "chosen layer", 22, palette.MARK)
+    rings = (
+        (dead, "dead columns", 18, chart.ink.text),
+        (rows[rows["layer"] == marked_layer], "chosen", 22, palette.MARK),
+    )
     for part, name, size, colour in rings:
         if len(part):
-            chart.rings(part["relative_range"], part[column], name, size=size, colour=colour)
-    chart.figure.add_vline(x=threshold, line=chart.dashed())
+            chart.rings(part[x], part[column], name, size=size, colour=colour)
+    if x == "relative_range":
+        chart.figure.add_vline(x=threshold, line=chart.dashed())
+        # Above the plot: inside it covers marks.
+        chart.note(f"columnar above {threshold:g}", x=threshold, y=1, yref="paper", yanchor="bottom")
+        chart.x(range=[-0.02, 1.04])
     chart.figure.add_hline(y=0, line={"color": chart.ink.text, "width": 1.5})
-    # Above the plot: inside it covers marks.
-    chart.note(f"columnar above {threshold:g}", x=threshold, y=1, yref="paper", yanchor="bottom")
-    chart.x(range=[-0.02, 1.04], zeroline=False)
+    chart.x(zeroline=False, tickformat=PERCENT if known.kind == "change" else "")
     chart.y(tickformat=PERCENT, zeroline=False, rangemode="normal")  # marks at 0 are whole
-    finding, caption = _gain_words(rows, column, saved, threshold)
-    what = f"{sentence(saved)} saved against SparseGPT by two-level order, columnar or not; one mark a layer"
-    alt = f"Scatter chart of {saved} saved by two-level order against relative range"
-    data = rows[["layer", "block_index", "projection", "relative_range", column]].reset_index(drop=True)
-    return chart.done(finding, what, caption, alt, data)
-
-
-def _gain_words(rows: pd.DataFrame, column: str, saved: str, threshold: float) -> tuple[str, str]:
-    """Title: how many layers gain, and how many of these are columnar. Caption: what columnar and other layers gain on
-    average, the two extremes, and the rank correlation."""
-    better, columnar = rows[rows[column] > 0], rows[rows["relative_range"] > threshold]
-    finding = f"Two-level order lowers the {saved} of {out_of(len(better), len(rows), 'layer')}"
-    if len(better) and len(columnar) and len(rows) > 1:
-        both = len(better.index.intersection(columnar.index))
-        finding += f", {out_of(both, len(columnar), 'columnar layer')} among them"
-    means = []
-    for part, noun in (
-        (columnar, "columnar layer"),
-        (rows.drop(columnar.index), "other" if len(columnar) else "layer"),
-    ):
-        if mean := verdicts.mean_ratio(pd.Series(1.0, part.index), 1 - part[column]):
-            moved = verdicts.says_change(mean.value, 1.0, "SparseGPT's", "")
-            means.append(f"{moved} in {count(len(part), noun)}")
-    text = f"On average its error is {' and '.join(means)}. " if means else ""
-    best, worst = (rows.loc[at] for at in (rows[column].idxmax(), rows[column].idxmin()))
-    most, least = (f"{short_layer(row['layer'])} ({percent(row[column])})" for row in (best, worst))
-    text += f"It saves most in {most}, least in {least}."
-    ranked = verdicts.rank_correlation(rows["relative_range"], rows[column])
-    if ranked is not None:
-        text += f" {verdicts.says_correlation('Relative range', 'this gain', ranked)}."
-    return finding, text
+    better = len(rows[rows[column] > 0])
+    finding = f"{sentence(saved.who)} gains on {out_of(better, len(rows), 'layer')}"
+    what = f"{'Held-out' if held else 'Calibration'} error saved against SparseGPT, a mark a layer"
+    ranked = verdicts.rank_correlation(rows[x], rows[column])
+    caption = "" if ranked is None else f"{verdicts.says_correlation(known.label, 'which layers gain', ranked)}."
+    alt = f"Scatter chart of the error saved by {saved.who} against {known.label.lower()}"
+    columns = list(dict.fromkeys(["layer", "block_index", "projection", "relative_range", x, column]))
+    return chart.done(finding, what, caption, alt, rows[columns].reset_index(drop=True))
 
 
 def range_bars(

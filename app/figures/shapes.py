@@ -68,11 +68,11 @@ class Chart:
     def done(self, finding: str, what: str, caption: str, alt: str, data: pd.DataFrame) -> Drawing:
         """Frames the figure with its title, and puts what belongs to it beside it.
 
-        `alt` is the kind of picture and what it is of, without a full stop; finding and caption follow it.
+        `alt` is the kind of picture and what it is of, without a full stop; the finding follows it.
         """
         base(self.figure, self.theme, finding, what, **self.frame)
         self.figure.update_layout(margin=self.margins)
-        return Drawing(self.figure, caption, f"{alt}. {finding}. {caption}", data)
+        return Drawing(self.figure, caption, f"{alt}. {finding}.", data)
 
     def x(self, *, count: Any = 0, **axis: Any) -> None:
         """Settings of the x axis; one that counts up to `count` has whole steps."""

@@ -35,8 +35,8 @@ class Drawing:
     """A figure with all that a page needs around it. Names in it may be anybody's: it shows their tags as text."""
 
     figure: go.Figure  # its JSON stays below 2 MB
-    caption: str  # with numbers computed from what is shown
-    alt: str  # the same for those who cannot see the figure
+    caption: str  # what the picture cannot say: how it was measured, or why; may be empty
+    alt: str  # kind and finding, for those who cannot see the figure
     data: pd.DataFrame  # behind the figure, for download; where it is shrunk, the first heading says so
 
     def __post_init__(self) -> None:

@@ -90,9 +90,8 @@ def sweep_film(
     # The title of every frame must fit: the longest decides.
     top = max(drawing.figure.layout.margin.t for drawing in drawn.values())
     figure.update_layout(margin={"t": top, "b": BELOW}, **_player(steps, shared.get("theme", "light")))
-    finding = last.figure.layout.meta["finding"]
     caption = last.caption + ("" if len(steps) == blocks + 1 else f" {len(steps)} of {blocks + 1} steps are kept.")
-    alt = f"Film of {count(len(results), 'sweep')}, {count(blocks, 'block')}. {finding}. {caption}"
+    alt = f"Film of {count(len(results), 'sweep')}, {count(blocks, 'block')}. {figure.layout.meta['finding']}."
     return Drawing(figure, caption, alt, last.data)
 
 

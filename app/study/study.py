@@ -312,9 +312,10 @@ class Study:
 
         `error_NAME` is the relative error on calibration inputs, `held_out_NAME` that on held-out ones, of SparseGPT,
         two-level order whether columnar or not, ROSE (two-level where columnar under this threshold), and ROSE global.
-        `gain` is the share of SparseGPT's error that two-level order saves (above 0: better), `held_out_gain` the same
-        on held-out inputs. `live_range` is the relative range without dead columns, NaN where a layer has none.
-        `cautions` are those of `rose.verdicts`. Do not change the table, which others see too.
+        `gain` and `global_gain` are the shares of SparseGPT's error that two-level order and ROSE global save (above 0:
+        better), `held_out_gain` and `held_out_global_gain` the same on held-out inputs. `live_range` is the relative
+        range without dead columns, NaN where a layer has none. `cautions` are those of `rose.verdicts`. Do not change
+        the table, which others see too.
         """
         return self._latest("overview", threshold, lambda: self._overview(threshold))
 
@@ -331,9 +332,10 @@ class Study:
         wide["is_columnar"] = wide["relative_range"] > threshold
         for kind in ("error", "held_out"):
             wide[f"{kind}_rose"] = wide[f"{kind}_two_level"].where(wide["is_columnar"], wide[f"{kind}_sparsegpt"])
-        for kind, gain in (("error", "gain"), ("held_out", "held_out_gain")):
+        for kind, tokens in (("error", ""), ("held_out", "held_out_")):
             natural = wide[f"{kind}_sparsegpt"]
-            wide[gain] = 1 - wide[f"{kind}_two_level"] / natural.where(natural > 0)
+            for name, which in (("two_level", ""), ("rose_global", "global_")):
+                wide[f"{tokens}{which}gain"] = 1 - wide[f"{kind}_{name}"] / natural.where(natural > 0)
         dead = [name for name in wide.index[wide["dead_columns"] > 0] if self.has(name)]
         wide["live_range"] = pd.Series({name: self.live_range(name) for name in dead}, dtype=float)
         # Only over-fitting depends on the method: the longest has them all.

@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app import shared, words
-from app.figures import palette
+from app.study import whole_models
 from app.study.own_numbers import read_numbers
 from app.study.study import Study
 from rose.model.walk.walk import BlockStatistics
@@ -31,45 +31,42 @@ def findings(app: AppTest) -> list[str]:
     return [json.loads(figure)["layout"]["meta"]["finding"] for figure in figures(app)]
 
 
+def numbers(study: Study, **query: str) -> AppTest:
+    """The page with its table."""
+    return open_page(PAGE, study, layers_table="true", **query)
+
+
 def test_the_table_is_that_of_the_study_and_the_figures_say_what_stands_out(study: Study) -> None:
-    app = open_page(PAGE, study)
+    app = numbers(study)
     shown, expected = app.main.dataframe[0].value, study.overview(0.5)
     assert len(shown) == 21
     for column in ("relative_range", "gain", "error_sparsegpt", "error_rose", "held_out_rose_global", "condition"):
         assert list(shown[column]) == list(expected[column])
-    columnar = expected.query("is_columnar")["layer"]
-    assert COLUMNAR in set(columnar)
-    named = ", ".join(words.short_layer(layer) for layer in columnar)
-    some = words.sentence(words.out_of(len(columnar), 21, "layer"))
-    assert f"**{some} {'is' if len(columnar) == 1 else 'are'} columnar** above 0.5: {named}." in texts(app)
-    on_map, on_scatter = findings(app)
-    highest = expected.set_index("layer")["relative_range"].idxmax()
-    assert on_map.startswith(f"Relative range is highest in {words.short_layer(str(highest))}, ")
+    saved = 1 - expected["held_out_rose_global"] / expected["held_out_sparsegpt"]
+    assert list(expected["held_out_global_gain"]) == pytest.approx(list(saved))
+    assert expected.query("is_columnar")["layer"].tolist() == [COLUMNAR]
+    assert "**One of 21 layers is columnar** above 0.5: 1 · self_attn.o_proj." in texts(app)
+    top = expected["relative_range"].max()
     better = words.word(int((expected["held_out_gain"] > 0).sum()))
-    assert on_scatter.startswith(f"Two-level order lowers the held-out error of {better} of 21 layers")
-    assert "**None of 21 layers is columnar** above 1." in texts(open_page(PAGE, study, threshold="1"))
+    assert findings(app) == [
+        f"Relative range is highest in 1 · self_attn.o_proj: {words.number(top, 2)}",
+        f"Two-level order gains on {better} of 21 layers",
+    ]
+    assert "**None of 21 layers is columnar** above 1. At 0.5, ROSE's own, one." in texts(numbers(study, threshold="1"))
 
 
 def test_experts_share_rows_or_have_an_axis_of_their_own() -> None:
     study = measured_study(samples=1, model=make_model("sparse_experts"))
     assert study.left_dense  # no token came there
-    measured = study.overview(0.5)
-    assert len(measured) == 2 * (4 + 3 * 24) - len(study.left_dense)
-    layer = str(measured["layer"].iloc[0])
+    assert len(study.overview(0.5)) == 2 * (4 + 3 * 24) - len(study.left_dense)
+    layer = str(study.overview(0.5)["layer"].iloc[0])
     app = open_page(PAGE, study, layer=layer)
     rows = json.loads(figures(app)[0])["data"][0]["y"]
     assert [row for row in rows if "experts" in row] == [
         f"mlp.experts.*.{part}_proj" for part in ("gate", "up", "down")
     ]
-    kinds = app.multiselect(key="filter_projection")
-    assert len(kinds.options) == 7
-    kinds.set_value(["mlp.experts.*.gate_proj"]).run()
-    assert len(app.main.dataframe[0].value) == measured["layer"].str.endswith("gate_proj").sum()
     app.segmented_control(key="experts").set_value("mlp.experts.*.down_proj").run()
-    assert not app.exception
-    rows = json.loads(figures(app)[0])["data"][0]["y"]
-    assert rows == [f"expert {number}" for number in range(24)]
-    assert "not yet" not in titles(app)[0]
+    assert json.loads(figures(app)[0])["data"][0]["y"] == [f"expert {number}" for number in range(24)]
     assert "blank: left out (" in titles(app)[0]
     for page in (PAGE, "views/layer.py"):
         app = open_page(page, study, layer=study.left_dense[0])
@@ -80,77 +77,63 @@ def test_experts_share_rows_or_have_an_axis_of_their_own() -> None:
     )
 
 
-def test_what_was_pruned_before_is_said() -> None:
+def test_trust_is_a_line_that_opens_cautions_and_checks(study: Study) -> None:
+    records = study.records()
+    layers = records[records["held_out_error"] > 1.5 * records["relative_error"]]["layer"].nunique()
+    (line,) = [one.label for one in open_page(PAGE, study).expander if one.label.startswith("Can these")]
+    assert f"trusted? {words.sentence(words.count(layers, 'layer overfits', 'layers overfit'))}: " in line
+
     model = tiny_model()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "proj" in name:
                 weight[:, ::2] = 0
-    study = measured_study(model=model)
-    assert "more than 5 % of the weights were zero before pruning" in texts(open_page(PAGE, study))
-
-
-def test_filters_choose_what_the_scatter_and_the_table_show(study: Study) -> None:
-    app = open_page(PAGE, study)
-    app.multiselect(key="filter_projection").set_value(["self_attn.o_proj"]).run()
-    assert set(app.main.dataframe[0].value["projection"]) == {"self_attn.o_proj"}
-    assert "3 of 21 layers pass the filter." in texts(app)
-    assert "of three layers, the one columnar layer among them" in findings(app)[1]
-    app.slider(key="filter_range").set_value((0.99, 1.0)).run()
-    assert "use fewer filters" in texts(app)
+    zeros = measured_study(model=model)
+    app, opened = open_page(PAGE, zeros), open_page(PAGE, zeros, layers_trust="true")
+    assert "zero before pruning" not in texts(app)
+    assert "more than 5 % of the weights were zero before pruning" in texts(opened)
 
 
 def test_the_threshold_tells_at_once_which_layers_flip(study: Study) -> None:
     ranges = study.overview(0.5).set_index("layer")["relative_range"].sort_values(ascending=False)
-    below = ranges[ranges <= 0.5]
-    threshold = round(float(below.iloc[0]) - 0.01, 2)  # the highest of them turns columnar
-    flipped = [layer for layer in study.layer_names if threshold < ranges[layer] <= 0.5]
-    assert flipped
-    app = open_page(PAGE, study)
+    threshold = round(float(ranges[ranges <= 0.5].iloc[0]) - 0.01, 2)  # the highest of them turns columnar
+    many = int((ranges > threshold).sum())
+    app = numbers(study)
     app.slider(key="threshold_widget").set_value(threshold).run()
-    said = texts(app)
-    some = words.sentence(words.out_of(int((ranges > threshold).sum()), 21, "layer"))
-    assert f"**{some} are columnar** above {threshold:g}" in said
-    more = f"That is {words.count(len(flipped), 'layer more', 'layers more')} than at the default 0.5: "
-    assert words.short_layer(flipped[0]) in said.split(more)[1]
+    some = words.sentence(words.out_of(many, 21, "layer"))
+    assert f"**{some} are columnar** above {threshold:g}: " in texts(app)
+    assert "At 0.5, ROSE's own, one." in texts(app)
     assert app.query_params["threshold"] == f"{threshold:g}"
-    shown = app.main.dataframe[0].value
-    assert shown["is_columnar"].sum() == (ranges > threshold).sum()
+    assert app.main.dataframe[0].value["is_columnar"].sum() == many
 
 
 @pytest.mark.parametrize(
-    "metric", ["Condition number of H", "Error saved by two-level order", "Error", "Held-out error"]
+    ("metric", "column"),
+    [
+        ("Condition number of H", "condition"),
+        ("Held-out error saved by ROSE global", "held_out_global_gain"),
+        ("Held-out error of ROSE global", "held_out_rose_global"),
+    ],
 )
-def test_the_map_shows_what_was_chosen(study: Study, metric: str) -> None:
-    app = open_page(PAGE, study, metric=metric)
-    column = {"Condition number of H": "condition", "Error saved by two-level order": "gain"}.get(metric)
-    column = column or {"Error": "error_rose", "Held-out error": "held_out_rose"}[metric]
+def test_the_map_shows_what_was_chosen(study: Study, metric: str, column: str) -> None:
     values = study.overview(0.5).set_index("layer")[column]
-    if column == "gain":
-        better, worse = int((values > 0).sum()), int((values < 0).sum())
-        assert findings(app)[0] == (
-            f"Two-level order has less error than SparseGPT on {words.word(better)} of 21 layers, more on "
-            f"{words.word(worse) if worse else 'none'}"
-        )
-        return
-    top = f"{words.short_layer(str(values.idxmax()))}, {words.number(values.max())}"
-    assert findings(app)[0].endswith(top)
+    app = open_page(PAGE, study, metric=metric)
+    if column.endswith("gain"):
+        better, worse = (words.word(int(some)) if some else "none" for some in ((values > 0).sum(), (values < 0).sum()))
+        assert findings(app)[0] == f"ROSE global gains on {better} of 21 layers, loses on {worse}"
+    else:
+        top = f"{words.short_layer(str(values.idxmax()))}: {words.number(values.max(), 2)}"
+        assert findings(app)[0] == f"{metric} is highest in {top}"
 
 
-def test_the_error_of_another_method_can_be_shown(study: Study) -> None:
-    app = open_page(PAGE, study, metric="Error", metric_method=palette.method_style("rose_global").label)
-    highest = study.overview(0.5)["error_rose_global"].max()
-    assert findings(app)[0].startswith("Relative error of ROSE global is highest")
-    assert findings(app)[0].endswith(words.number(highest))
-
-
-def test_numbers_that_no_layer_has_are_explained() -> None:
-    app = open_page(PAGE, measured_study(held_out=0), metric="Held-out error")
-    assert "There are no held-out samples in this set-up" in texts(app)
-    assert len(figures(app)) == 1  # the scatter stays
-    said = texts(open_page(PAGE, measured_study(sparsity="0"), metric="Error saved by two-level order"))
-    assert "SparseGPT makes no error in any layer at this sparsity" in said
-    assert "There are no held-out samples" not in said
+def test_numbers_that_no_layer_has_are_not_offered() -> None:
+    app = open_page(PAGE, measured_study(held_out=0))
+    offered = app.selectbox(key="metric").options
+    assert "Calibration error of ROSE" in offered
+    assert not [name for name in offered if name.startswith("Held-out")]
+    app = open_page(PAGE, measured_study(sparsity="0"))
+    assert not [name for name in app.selectbox(key="metric").options if "saved" in name]
+    assert "No layer here has both numbers" in texts(app)
 
 
 def test_ones_own_numbers_are_drawn_as_one_more_map(study: Study, tmp_path: Path) -> None:
@@ -158,8 +141,8 @@ def test_ones_own_numbers_are_drawn_as_one_more_map(study: Study, tmp_path: Path
     rows = {name: (-1) ** at * at for at, name in enumerate(study.layer_names)}
     listed = "".join(f"{value},x,{name}\n" for name, value in rows.items())
     path.write_text(f"value,more,layer\n{listed}1,x,[gone](http://a.example)\n")
-    app = open_page(PAGE, study, metric="Your numbers", own_path=str(path))
-    assert findings(app)[0] == f"Your number is highest in {words.short_layer(study.layer_names[20])}, 20.0"
+    app = numbers(study, metric="Your numbers", own_path=str(path))
+    assert findings(app)[0] == f"Your numbers are highest in {words.short_layer(study.layer_names[20])}: 20"
     heat = json.loads(figures(app)[0])["data"][0]
     assert (heat["zmin"], heat["zmax"]) == (-20, 20)  # centred, as some are below 0
     assert list(app.main.dataframe[0].value["own"]) == list(rows.values())
@@ -167,7 +150,6 @@ def test_ones_own_numbers_are_drawn_as_one_more_map(study: Study, tmp_path: Path
     path.write_text("layer,value\n")
     app.run()
     assert "The file names no layer of this model" in texts(app)
-    assert "Give a file above" in texts(app)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +163,6 @@ def test_ones_own_numbers_are_drawn_as_one_more_map(study: Study, tmp_path: Path
         (b"layer,value\na\n", "Line 2 has 1 fields, and the first line 2"),
         (b"layer,value\nc,1\n", "names no layer of this model, such as c; its layers are called a"),
         pytest.param(made_report().to_json().encode(), "no report of a tuned model", id="not tuned"),
-        (b'{"summary": {"tuned": {"change": {"a": 1}}}, "layers": []}', "is a report of version 0.1.0"),
         (b"\xff\xfe", "cannot be read as text"),
         ("/nowhere/scores.csv", "There is no file /nowhere/scores.csv"),
     ],
@@ -197,15 +178,20 @@ def test_a_report_says_how_far_tuning_moved_layers() -> None:
     assert (known.to_dict(), unknown) == ({"a": 0.25}, ["c"])
 
 
-def test_a_layer_chosen_here_is_chosen_on_all_pages(study: Study) -> None:
-    app = open_page(PAGE, study)
-    other = "model.layers.2.mlp.down_proj"
-    app.selectbox(key="layers_pick").set_value(other).run()
-    app.run()
-    assert app.sidebar.selectbox(key="layer_widget").value == other
-    assert app.query_params["layer"] == other
-    app.switch_page("views/layer.py").run()
-    assert "2 · mlp.down_proj" in texts(app)
+def test_a_study_and_a_whole_model_that_differ_say_why(study: Study) -> None:
+    table, model, setup = study.overview(0.5), tiny_model(), study.setup
+    options = {"sparsity": 0.7, "block_size": setup.block_size, "method": "sparsegpt"}
+    tokens, held_out = study.calibration.tokens, study.calibration.held_out
+    copy = rose.prune_model(model, tokens, held_out=held_out, target="dense", **options)
+    there, here = copy.layers["held_out_error"].mean(), table["held_out_sparsegpt"].mean()
+    columnar = int((copy.layers["relative_range"] > 0.5).sum())
+    said = whole_models.difference(study, table, copy)
+    first, second = words.apart(here, there)
+    assert f"mean held-out error {second}, {words.word(columnar)} columnar; here {first} and one." in said
+    assert "inputs that are pruned already; the target is the dense model's output, here the layer's own" in said
+    alike = copy.layers.merge(table, on="layer", suffixes=("", "_here"))
+    alike = alike.assign(held_out_error=alike["held_out_sparsegpt"], relative_range=alike["relative_range_here"])
+    assert whole_models.difference(study, table, replace(copy, layers=alike[copy.layers.columns])) == ""
 
 
 def test_results_arrive_while_the_run_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +212,7 @@ def test_results_arrive_while_the_run_goes_on(study: Study, monkeypatch: pytest.
     running.job.start()
     try:
         assert waiting.wait(240)
-        app = open_page(PAGE, running, metric="Error saved by two-level order")
+        app = numbers(running, metric="Condition number of H")
         assert len(app.main.dataframe[0].value) == 7
         assert re.search(r"of seven layers (is|are) columnar\*\* above 0.5", texts(app))
         assert "blank: not yet (14 of 21)" in titles(app)[0]
@@ -243,5 +229,5 @@ def test_results_arrive_while_the_run_goes_on(study: Study, monkeypatch: pytest.
     running.job.wait(240)
     app.run()
     assert len(app.main.dataframe[0].value) == 21
-    assert app.segmented_control(key="metric").value == "gain"  # the page kept its state
+    assert app.selectbox(key="metric").value == "condition"  # the page kept its state
     assert "21 layers measured" in app.sidebar.caption[-1].value
