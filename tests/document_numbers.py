@@ -577,6 +577,14 @@ SHORT = {  # for a narrow table
 }
 
 
+def programs_that_use_zeros() -> str:
+    lines = [
+        [f"[{row.name}]({row.source})", row.uses, f"{row.hardware}; {row.needs}", row.gain, row.state]
+        for row in pd.read_csv(ROOT / "rose/smaller/runtimes.csv").itertuples(index=False)
+    ]
+    return table(["program", "uses", "needs", "published gain", "state"], lines)
+
+
 def _short(takes: str) -> str:
     for text, symbol in SHORT.items():
         takes = takes.replace(text, symbol)
@@ -656,6 +664,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "packed": packed,
     "qwen_headline": lambda: beside_sparsegpt(_qwen()),
     "recipe_fields": recipe_fields,
+    "programs_that_use_zeros": programs_that_use_zeros,
     "pruned_2_4": partial(headline_of_default, "2:4"),
     "pruned_50": partial(headline_of_default, "0.5"),
     "slim_speed": slim_speed,

@@ -24,11 +24,13 @@ def byte_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<pad>", **more)
 
 
-def save_tiny_llama(folder: Path, blocks: int = 3, hidden: int = 64, bos: bool = False, seed: int = 0) -> Path:
+def save_tiny_llama(
+    folder: Path, blocks: int = 3, hidden: int = 64, bos: bool = False, seed: int = 0, vocabulary: int = 257
+) -> Path:
     """Writes the checkpoint and returns its folder."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=258 if bos else 257,
+        vocab_size=258 if bos else vocabulary,
         bos_token_id=BOS if bos else None,
         hidden_size=hidden,
         intermediate_size=2 * hidden,

@@ -13,7 +13,7 @@ class Output(Console):
     shown, and the command goes on to its own exit status."""
 
     def __init__(self, **more: Any) -> None:
-        super().__init__(markup=False, **more)
+        super().__init__(markup=False, emoji=False, **more)  # or N:M: would be a picture
 
     def on_broken_pipe(self) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())

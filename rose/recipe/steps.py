@@ -11,7 +11,7 @@ from rose.errors import RoseError
 from rose.layer.defaults import METHOD, RECOMMENDED, SPARSITY
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.registry import get_method
-from rose.model.defaults import CHECK, CHECKED_AGAINST, COMPARED, DAMAGE, PAPERS, PRUNED, TUNING
+from rose.model.defaults import CHECK, CHECKED_AGAINST, COMPARED, DAMAGE, PAPERS, PRUNED, SMALLER, TUNING
 from rose.recipe.parts import (
     TEXTS,
     Checkpoint,
@@ -353,6 +353,46 @@ class Evaluate(ModelPart):
         return self
 
 
+class Smaller(TextPart, ModelPart):
+    """Ways to make a checkpoint smaller, measured on this machine; one of them written."""
+
+    run: ClassVar[str] = "smaller"
+    summary: ClassVar[str] = "a table of ways to make a checkpoint smaller, measured here; writes the best one"
+
+    model: Annotated[
+        Name, setting("packaged name, Hub id, folder or .gguf file", form="place", metavar="CHECKPOINT", path=True)
+    ]
+    samples: Samples = SMALLER.samples
+    length: Length = SMALLER.length
+    held_out: Annotated[HeldOut, Field(description="windows of each text that perplexity is measured on", ge=2)] = (
+        SMALLER.held_out
+    )
+    second: (
+        Annotated[
+            TextName,
+            Field(description=f"a second text for perplexity: {TEXTS} (default: source code of Python's library)"),
+        ]
+        | None
+    ) = None
+    minutes: Annotated[Minutes, Field(description="how long to measure; the most promising rows come first")] = 20.0
+    tune: Annotated[Minutes, Field(description="time for each tuned copy (default: a tenth of --minutes)")] | None = (
+        None
+    )
+    write: (
+        Annotated[
+            Name,
+            setting(
+                'the row to write: same-quality, half-the-bytes, twice-as-fast, or a row\'s key such as "bits-4" '
+                "(default: the first of these goals that a row reaches)",
+                metavar="ROW",
+                changes=False,
+            ),
+        ]
+        | None
+    ) = None
+    output: Annotated[Output, Field(description="table, record and the written copy; the same command resumes")]
+
+
 def check_in_memory(stream: bool, evaluate: str | None, tune: float | None) -> None:
     """Raises RoseError for a streamed model that is to be evaluated or tuned."""
     if stream and evaluate is not None:
@@ -368,4 +408,4 @@ def check_multiple(multiple: int, pattern: Pattern) -> None:
         raise RoseError(f"--prune {pattern} needs widths divisible by {pattern.of}; give --multiple {fitting}.")
 
 
-STEPS: tuple[type[Spec], ...] = (Analyze, Prune, Slim, Tune, Compare, Damage, CheckCopies, Evaluate)
+STEPS: tuple[type[Spec], ...] = (Analyze, Prune, Slim, Tune, Compare, Damage, CheckCopies, Evaluate, Smaller)

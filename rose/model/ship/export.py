@@ -155,10 +155,7 @@ def export_gguf(
             tempfile.SpooledTemporaryFile(dir=str(temporary.parent)) as writer.temp_file,  # /tmp may be too small
         ):
             writer.add_name(Path(name).name)
-            writer.add_file_type(FILE_TYPES[TYPES[kind]])
-            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            family.describe(writer, model.config)
-            _add_vocabulary(writer, name, model, tokenizer, exported)
+            _describe(writer, name, model, tokenizer, kind, exported)
             for number, entry in enumerate(entries):
                 stop_point()
                 if follow:
@@ -170,6 +167,42 @@ def export_gguf(
         _compare(temporary, entries, TYPES[kind], exported)
     exported.size = output.stat().st_size
     return exported
+
+
+def gguf_size(name: str, model: Any, tokenizer: Any, kind: str, title: str) -> int:
+    """Bytes of the file that `export_gguf` would write of a model in memory, without reading its weights.
+
+    Args:
+        name: where the model comes from, as for `load_model`; the vocabulary of a GGUF file is copied.
+        title: of the folder that would be exported.
+
+    Raises:
+        RoseError: a family or tokenizer that is not exported.
+    """
+    family = family_of(model.config)
+    entries = list(_entries(model, family, TYPES[kind], "auto"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "head.gguf"
+        with contextlib.closing(GGUFWriter(str(path), gguf.MODEL_ARCH_NAMES[family.architecture])) as writer:
+            writer.add_name(title)
+            _describe(writer, name, model, tokenizer, kind, Exported())
+            for entry in entries:
+                shape = [1] * entry.arrange().ndim  # whose numbers take the same bytes
+                writer.add_tensor_info(entry.key, shape, np.dtype(np.float32), entry.bytes, Type.F32)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            writer.flush()
+            sizes = [path.stat().st_size, *(entry.bytes for entry in entries)]
+    return sum(GGUFWriter.ggml_pad(size, writer.data_alignment) for size in sizes)
+
+
+def _describe(writer: GGUFWriter, name: str, model: Any, tokenizer: Any, kind: str, exported: Exported) -> None:
+    """Writes everything but the model's name and its tensors."""
+    writer.add_file_type(FILE_TYPES[TYPES[kind]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    family_of(model.config).describe(writer, model.config)
+    _add_vocabulary(writer, name, model, tokenizer, exported)
 
 
 def _entries(model: Any, family: Family, kind: Type, embeddings: str) -> Iterator[Entry]:

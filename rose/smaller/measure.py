@@ -1,0 +1,286 @@
+"""Smaller copies made and measured, the most promising first; those that are recommended are kept in a folder."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import math
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from rose.errors import RoseError
+from rose.files import write_atomically
+from rose.interrupt import stop_point
+from rose.model.load.models import save_model
+from rose.model.load.tokens import load_apart, load_calibration, load_tokens, tuning_draw
+from rose.model.measure.perplexity import perplexity_of, window_losses
+from rose.model.network.network import Network
+from rose.model.network.precision import Precision
+from rose.model.run.prune import prune_model
+from rose.model.ship.export import export_gguf
+from rose.model.tune.parts import tune_model
+from rose.output import check_room
+from rose.recipe.parts import PruneSettings, SlimSettings
+from rose.recipe.spec import Spec
+from rose.recipe.steps import Slim, Smaller
+from rose.report import RunReport
+from rose.smaller.estimate import estimated_rows, file_sizes
+from rose.smaller.table import MEASURED, Row
+from rose.smaller.ways import AS_IS, Way, tuning_minutes, ways_of
+from rose.structured.slimming import prune_structured
+from rose.verdicts import Interval, paired_ratio
+from rose.verdicts.smaller import MUCH_WORSE, recommend
+
+Follow = Callable[[float, str], Any]  # told the share that is done, and what is being done; may raise to stop
+SECOND = "second-text.txt"
+LIBRARY = ("argparse", "difflib", "tarfile", "textwrap", "typing")  # modules of Python whose source is the second text
+PROMPT, NEW_TOKENS = 128, 16
+TURNS = (5, 15)  # of each model, fewest and most
+TIMING = 8.0  # seconds for turns
+
+
+class Bench:
+    """Makes and measures copies of a model, which it never changes.
+
+    Attributes:
+        ways: what can be made of the model.
+        rows: a row a way, estimates until they are measured.
+        folder: holds the copies of recommended rows, each in a folder named by its key.
+    """
+
+    def __init__(self, asked: Smaller, model: Any, tokenizer: Any, folder: Path) -> None:
+        """Raises RoseError for texts that are too short or windows that are too long for the model."""
+        self.asked, self.model, self.tokenizer, self.folder = asked, model, tokenizer, folder
+        Network(model).check_length(asked.length)
+        sizes: dict[str, Any] = {"samples": asked.samples, "held_out": asked.held_out, "length": asked.length}
+        drawn = load_calibration(asked.calibration, tokenizer, seed=asked.seed, bos=asked.bos, **sizes)
+        self.tokens, held_out = drawn
+        assert held_out is not None
+        second = asked.second or str(_library_text(folder))
+        sizes = {"samples": asked.held_out, "length": asked.length, "bos": asked.bos}
+        self.texts = {"": held_out, "second": load_tokens(second, tokenizer, seed=None, split="test", **sizes)}
+        self.dense_sizes = file_sizes(model, tokenizer, asked.model, Path(asked.model).name)
+        self.ways = ways_of(asked, model)
+        self.rows = estimated_rows(asked, model, self.ways, self.dense_sizes)
+        self.pace = 1.0  # seconds a row has taken, over its estimate
+
+    def know(self, rows: Sequence[Row]) -> None:
+        """Puts rows that were measured before in place of their estimates."""
+        known = {row.key: row for row in rows}
+        self.rows = [known.get(row.key, row) for row in self.rows]
+
+    def leave_out(self, way: Way) -> None:
+        """Drops a way that has turned out to be impossible."""
+        self.ways = [other for other in self.ways if other.key != way.key]
+        self.rows = [row for row in self.rows if row.key != way.key]
+
+    def way(self, key: str) -> Way:
+        """Raises RoseError for a key that no way of this model has."""
+        found = next((way for way in self.ways if way.key == key), None)
+        if found is None:
+            raise RoseError(f"There is no row {key!r}; choose one of {', '.join(way.key for way in self.ways)}.")
+        return found
+
+    def best_next(self, seconds: float) -> Way | None:
+        """The most promising way that is not measured and fits into the time, the model as it is first; else None."""
+        open_rows = [row for row in self.rows if not row.is_measured]
+        for row in sorted(open_rows, key=self._promise, reverse=True):
+            if row.key == AS_IS or 60 * row.minutes * self.pace <= seconds:
+                return self.way(row.key)
+        return None
+
+    def _promise(self, row: Row) -> float:
+        """What a row saves over what it loses, both as logarithms; below 0 where it loses too much."""
+        if row.key == AS_IS:
+            return math.inf
+        times = row.times or math.inf
+        saved = math.log(self.rows[0].bytes / row.bytes) + math.log(row.prefill_gain or 1.0)
+        return saved / (0.02 + math.log(times)) if times < MUCH_WORSE else -times
+
+    def measure(self, way: Way, follow: Follow) -> Row:
+        """Makes the copy, measures it beside the dense model, and keeps it where it is recommended now.
+
+        Raises:
+            RoseError: it cannot be made. Whatever `follow` raises passes; nothing is left half-done.
+        """
+        start = time.perf_counter()
+        estimate = next(row for row in self.rows if row.key == way.key)
+        model, report = (self.model, None) if way.recipe is None else self.make(way, follow)
+        seconds = time.perf_counter() - start
+        sizes: Any = self.dense_sizes
+        if way.recipe is not None:
+            sizes = file_sizes(model, self.tokenizer, self.asked.model, way.key)
+        row = replace(estimate, basis=MEASURED, minutes=seconds / 60, prefill_gain=None, **sizes)
+        row = replace(row, **self._quality(model, follow), **self._speed(model, way, follow))
+        self.know([row])
+        if report is not None:
+            self.pace = (time.perf_counter() - start) / (60 * estimate.minutes)
+            self._keep(way, model, report)
+        return row
+
+    def make(self, way: Way, follow: Follow) -> tuple[Any, RunReport]:
+        """A copy of the model made by the steps of the way's recipe, with the record of the last one."""
+        assert way.recipe is not None
+        model, report, steps = copy.deepcopy(self.model), None, way.recipe.steps
+        for number, step in enumerate(steps):
+            low, high = number / len(steps), (number + 1) / len(steps)
+            before = report
+            report = self._do(step, model, partial(_part, follow, low, high))
+            if before is not None and before.kind == "slim" and report.kind == "prune":
+                report = replace(before, then=report)
+        assert report is not None
+        return model, report
+
+    def _do(self, step: Spec, model: Any, follow: Follow) -> RunReport:
+        tune = getattr(step, "tune", None)
+        most = 0.5 if tune else 1.0  # of the bar
+        settings = SlimSettings if isinstance(step, Slim) else PruneSettings
+        options = {name: getattr(step, name) for name in settings.fields() if name != "layers"}
+        doing, work = ("Slimming", prune_structured) if isinstance(step, Slim) else ("Pruning", prune_model)
+        report: RunReport = work(
+            model, self.tokens, progress=lambda told: follow(most * told.fraction, doing), **options
+        )
+        if tune:
+            draw = tuning_draw(self.asked.length)._asdict()
+            text: dict[str, Any] = {"seed": self.asked.seed, "bos": self.asked.bos, "apart_from": self.texts[""]}
+            tokens, held_out = load_apart(self.asked.calibration, self.tokenizer, **draw, **text)
+            tuned = tune_model(
+                model, self.model, tokens, held_out=held_out, minutes=tuning_minutes(self.asked), seed=self.asked.seed,
+                progress=lambda told: follow(0.5 + 0.5 * told.fraction, "Tuning"),
+            )  # fmt: skip
+            report = tuned.added_to(report)
+        return report.signed(step)
+
+    def _quality(self, model: Any, follow: Follow) -> dict[str, Any]:
+        """Perplexity on both texts, with paired intervals."""
+        facts: dict[str, Any] = {}
+        for text, windows in self.texts.items():
+            losses = window_losses(model, windows, progress=lambda share: follow(share, "Measuring perplexity"))
+            prefix = f"{text}_" if text else ""
+            facts |= {
+                f"{prefix}perplexity": perplexity_of(losses),
+                f"{prefix}losses": " ".join(f"{x:.9g}" for x in losses),
+            }
+            dense = losses if model is self.model else torch.tensor(self.rows[0].result(text).losses)
+            ratio = Interval(1.0, 1.0, 1.0) if dense is losses else paired_ratio(losses.tolist(), dense.tolist())
+            names = ("second_times", "second_low", "second_high") if text else ("times", "times_low", "times_high")
+            facts |= dict(zip(names, (ratio.value, ratio.low, ratio.high), strict=True))
+        return facts
+
+    def _speed(self, model: Any, way: Way, follow: Follow) -> dict[str, Any]:
+        """Tokens a second in torch; a copy of other shapes is timed in turns with the dense model."""
+        network = Network(model)
+        facts: dict[str, Any] = {
+            "environment": Precision.of("float32", network.dtype, network.device).environment(network.device)
+        }
+        follow(0.0, "Measuring speed")
+        if way.recipe is not None and not way.slim:
+            return facts | {"prefill": self.rows[0].prefill, "decoding": self.rows[0].decoding}
+        dense, other = _in_turns(self.model, None if model is self.model else model)
+        for at, name, tokens in ((0, "prefill", PROMPT), (1, "decoding", NEW_TOKENS)):
+            logs = [[math.log(turn[at]) for turn in each] for each in (dense, other)]
+            facts[name] = tokens / math.exp(math.fsum(logs[1] or logs[0]) / len(logs[1] or logs[0]))
+            if other:
+                gain = paired_ratio(logs[0], logs[1])
+                facts |= {f"{name}_gain": gain.value, f"{name}_low": gain.low, f"{name}_high": gain.high}
+        return facts
+
+    def _keep(self, way: Way, model: Any, report: RunReport) -> None:
+        """Saves the copy where it is recommended now, with its recipe; removes those that no longer are."""
+        wanted = {one.key for one in recommend(self.rows)}
+        if way.key in wanted:
+            self.save(way, model, report)
+        for other in self.ways:
+            if other.key not in wanted:
+                shutil.rmtree(self.folder / other.key, ignore_errors=True)
+        if llama_bench() and (self.folder / way.key).exists():
+            self.know([replace(self.row(way.key), **_llama_speed(self.folder / way.key, self.row(way.key)))])
+
+    def row(self, key: str) -> Row:
+        return next(row for row in self.rows if row.key == key)
+
+    def save(self, way: Way, model: Any, report: RunReport) -> Path:
+        """Writes a copy with its record and its recipe into the folder."""
+        place = self.folder / way.key
+        if not place.exists():
+            check_room(place, sum(parameter.nbytes for parameter in model.parameters()))
+            save_model(model, self.tokenizer, place, report=report)
+            assert way.recipe is not None
+            way.recipe.write(place)
+        return place
+
+
+def _part(follow: Follow, low: float, high: float, share: float, doing: str) -> None:
+    """Tells a step's share as a share of the whole."""
+    follow(low + share * (high - low), doing)
+
+
+def _library_text(folder: Path) -> Path:
+    """The source code of modules of Python's library as a text file, which single commands can name as well."""
+    path = folder / SECOND
+    if not path.exists():
+        parts = [inspect.getsource(__import__(name)) for name in LIBRARY]
+        write_atomically(path, "\n\n".join(parts).encode())
+    return path
+
+
+@torch.no_grad()
+def _in_turns(dense: Any, other: Any | None) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Seconds to read a prompt and to write tokens after it, in turns; each model is first in every second turn."""
+    ids = torch.randint(3, dense.config.vocab_size, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(next(dense.parameters()).device)
+    models = [model for model in (dense, other) if model is not None]
+    warm = [_timed(model, ids) for model in models]  # the first passes are slow
+    turns = min(TURNS[1], max(TURNS[0], round(TIMING / max(1e-3, sum(map(sum, warm))))))
+    seconds: list[list[tuple[float, float]]] = [[] for _ in models]
+    for turn in range(turns):
+        for at in range(len(models)) if turn % 2 else reversed(range(len(models))):
+            stop_point()
+            seconds[at].append(_timed(models[at], ids))
+    return seconds[0], seconds[1] if other is not None else []
+
+
+def _timed(model: Any, ids: Tensor) -> tuple[float, float]:
+    name = next(name for name in ("cache", "past_key_values") if name in inspect.signature(model.forward).parameters)
+    cache = DynamicCache(config=model.config)
+    start = time.perf_counter()
+    output = model(input_ids=ids, logits_to_keep=1, **{name: cache})
+    middle = time.perf_counter()
+    for _ in range(NEW_TOKENS):
+        output = model(input_ids=output.logits[:, -1:].argmax(-1), logits_to_keep=1, **{name: cache})
+    return middle - start, time.perf_counter() - middle
+
+
+def llama_bench() -> str | None:
+    """The program of llama.cpp that measures speed, where it is installed."""
+    return shutil.which("llama-bench")
+
+
+def _llama_speed(folder: Path, row: Row) -> dict[str, Any]:
+    """Tokens a second in llama.cpp, of the smallest GGUF file that holds the layers exactly; {} where it fails."""
+    kinds = [name for name in ("q4_0", "q8_0", "f16") if name in row.exact]
+    program = llama_bench()
+    if not kinds or program is None:
+        return {}
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "model.gguf"
+        export_gguf(str(folder), file, kinds[0])
+        command = [program, "-m", str(file), "-p", str(PROMPT), "-n", str(NEW_TOKENS), "-o", "json"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        found = {bool(run["n_gen"]): float(run["avg_ts"]) for run in json.loads(done.stdout)}
+        return {"llama_prefill": found[False], "llama_decoding": found[True]}
+    except (ValueError, KeyError, TypeError):
+        return {}

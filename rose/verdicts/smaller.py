@@ -1,0 +1,132 @@
+"""Which of several smaller copies to take, for each of three goals; rows are those of `rose.smaller.table`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from rose.verdicts.comparison import Result, rank
+from rose.wording import listing, number, size
+
+if TYPE_CHECKING:
+    from rose.smaller.table import Row
+
+SAME_QUALITY, HALF, FASTER = "same quality", "half the bytes", "twice as fast"
+GOALS = (SAME_QUALITY, HALF, FASTER)
+EQUAL = 1.01  # times the dense perplexity, up to which the whole interval of a copy of the same quality must lie
+TWICE = 2.0  # times the dense speed
+MUCH_WORSE = 2.0  # times the dense perplexity; from there on nothing that a copy saves pays
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A goal, and the row that reaches it best.
+
+    Attributes:
+        key, name: of the row; "" where nothing pays.
+        text: a sentence that says why.
+        is_complete: whether every row that could reach the goal has been measured.
+    """
+
+    goal: str
+    key: str
+    name: str
+    text: str
+    is_complete: bool = True
+
+
+def recommend(rows: Sequence[Row]) -> list[Recommendation]:
+    """A recommendation for each goal, from measured rows alone; the first row is the model as it is.
+
+    - Same quality: the fewest bytes among rows whose whole interval is at most `EQUAL` on both texts.
+    - Half the bytes: the lowest perplexity over both texts among rows of at most half the bytes; of those without a
+      clear difference from the lowest, the fewest bytes.
+    - Twice as fast: the same among rows whose interval of reading or of writing lies above `TWICE`.
+
+    A row of more than `MUCH_WORSE` times the dense perplexity on either text pays in no case.
+    """
+    if not rows or not rows[0].is_measured:
+        return []
+    dense, *others = rows
+    return [_recommend(goal, dense, others) for goal in GOALS]
+
+
+def _recommend(goal: str, dense: Row, rows: Sequence[Row]) -> Recommendation:
+    measured = [row for row in rows if row.is_measured]
+    reaching = [row for row in measured if _reaches(goal, row, dense)]
+    is_complete = not any(not row.is_measured and _may_reach(goal, row, dense) for row in rows)
+    paying = [row for row in reaching if _worst(row) <= MUCH_WORSE]
+    if not paying:
+        why = "no row reaches it" if not reaching else f"{listing([row.name for row in reaching])} lose too much"
+        nearest = f"; {_nearest(goal, measured, dense)}" if measured and not reaching else ""
+        so_far = f"No row that was measured so far reaches {goal}."
+        text = f"Nothing pays here for {goal}: {why}{nearest}." if is_complete else so_far
+        return Recommendation(goal, "", "", text, is_complete)
+    best = min(paying, key=lambda row: row.bytes) if goal == SAME_QUALITY else _best(paying)
+    text = f"For {goal}: {best.name}, {_facts(best, dense)}."
+    text += "" if is_complete else " Rows that are not measured yet may do better."
+    return Recommendation(goal, best.key, best.name, text, is_complete)
+
+
+def _reaches(goal: str, row: Row, dense: Row) -> bool:
+    if goal == SAME_QUALITY:
+        return row.bytes < dense.bytes and max(row.times_high or math.inf, row.second_high or math.inf) <= EQUAL
+    if goal == HALF:
+        return row.bytes <= dense.bytes / 2
+    return max(row.prefill_low or 0.0, row.decoding_low or 0.0) >= TWICE
+
+
+def _may_reach(goal: str, row: Row, dense: Row) -> bool:
+    """Whether an estimate leaves that open."""
+    if goal == SAME_QUALITY:
+        return (row.times_low or math.inf) <= EQUAL
+    if goal == HALF:
+        return row.bytes <= dense.bytes / 2 and (row.times_low or 0.0) <= MUCH_WORSE
+    return (row.prefill_gain or 1.0) >= TWICE
+
+
+def _worst(row: Row) -> float:
+    """Times the dense perplexity on the worse of the two texts; infinite where it is no number."""
+    times = [math.inf if each is None or math.isnan(each) else each for each in (row.times, row.second_times)]
+    return max(times)
+
+
+def _best(rows: Sequence[Row]) -> Row:
+    """The lowest perplexity over both texts, or fewer bytes where no difference is clear."""
+    results = {row.key: _both(row) for row in rows}
+    (ranking,) = rank(list(results.values()))
+    verdicts = zip(ranking.results[1:], ranking.verdicts, strict=True)
+    alike = {ranking.results[0].method} | {one.method for one, verdict in verdicts if verdict.kind != "better"}
+    return min((row for row in rows if row.key in alike), key=lambda row: row.bytes)
+
+
+def _both(row: Row) -> Result:
+    first, second = row.result(), row.result("second")
+    losses = (*first.losses, *second.losses)
+    return replace(first, value=math.exp(min(700.0, math.fsum(losses) / len(losses))), losses=losses)
+
+
+def _facts(row: Row, dense: Row) -> str:
+    share = f"{size(row.bytes)} as {row.smallest}, {number(row.bytes / dense.bytes)} of {size(dense.bytes)}"
+    quality = (
+        f"{number(row.times or math.nan, 4)} and {number(row.second_times or math.nan, 4)} times the dense perplexity"
+    )
+    speed = f", {_speed(row)}" if row.prefill_gain else ""
+    return f"{share}; {quality} on the two texts{speed}"
+
+
+def _speed(row: Row) -> str:
+    return f"reads {number(row.prefill_gain or 1.0)} and writes {number(row.decoding_gain or 1.0)} times as fast"
+
+
+def _nearest(goal: str, rows: Sequence[Row], dense: Row) -> str:
+    if goal == SAME_QUALITY:
+        row = min(rows, key=_worst)
+        return f"the nearest, {row.name}, has {number(_worst(row), 4)} times the dense perplexity"
+    if goal == HALF:
+        row = min(rows, key=lambda row: row.bytes)
+        return f"the smallest, {row.name}, takes {number(row.bytes / dense.bytes)} of the bytes"
+    row = max(rows, key=lambda row: max(row.prefill_gain or 1.0, row.decoding_gain or 1.0))
+    return f"the fastest, {row.name}, {_speed(row)}"

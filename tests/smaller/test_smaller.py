@@ -1,0 +1,206 @@
+"""`rose smaller` on a tiny checkpoint, and its rules on rows made by hand."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import rose
+from rose import cli
+from rose.recipe.file import Recipe
+from rose.recipe.steps import Smaller
+from rose.smaller import Bench, Row, measure, read_rows, runtimes, ways, ways_of
+from rose.smaller.estimate import file_sizes
+from rose.smaller.ways import RULES
+from rose.tensor_files import digest
+from rose.verdicts.smaller import recommend
+from tests.model.ship.test_export import merging_tokenizer
+from tests.tiny import save_tiny_llama
+
+DRAW = ["--samples", "4", "--length", "48", "--held-out", "4", "--tune", "0.02"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_llama(tmp_path_factory.mktemp("tiny") / "model", hidden=128))
+
+
+@pytest.fixture(scope="module")
+def made(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table with a few rows, and the copy of 4 bits."""
+    folder = tmp_path_factory.mktemp("smaller") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        only(patch, "as-is", "bits-4", "slim-fifth", "half-tuned")
+        assert cli.main(["smaller", checkpoint, *DRAW, "--write", "bits-4", "--output", str(folder)]) == 0
+    return folder
+
+
+def only(patch: pytest.MonkeyPatch, *keys: str) -> None:
+    """Leaves no other ways."""
+    patch.setattr(ways, "RULES", {key: RULES[key] for key in keys})
+
+
+def row(key: str, size: int, times: float, **more: object) -> Row:
+    """A measured row whose windows all lose the same."""
+    losses = " ".join(str(math.log(10 * times) + window) for window in (0.0, 0.1, 0.2))
+    quality = {"times": times, "times_low": times, "times_high": times, "second_times": times, "second_high": times}
+    quality |= {"perplexity": 10 * times, "second_perplexity": 10 * times}
+    whole = Row(
+        key, key, "measured", None, size, None, None, None, None, "", 1.0, 0, losses=losses, second_losses=losses
+    )
+    return replace(whole, **quality | more)
+
+
+def test_the_table_has_measured_rows_with_sizes_speed_and_both_texts(made: Path, checkpoint: str) -> None:
+    rows = {each.key: each for each in read_rows(made)}
+    assert list(rows) == ["as-is", "bits-4", "slim-fifth", "half-tuned"]
+    assert all(each.is_measured and each.prefill > 0 and len(each.losses.split()) == 4 for each in rows.values())
+    dense, bits, slim = rows["as-is"], rows["bits-4"], rows["slim-fifth"]
+    assert (dense.times, dense.second_times, dense.prefill_gain) == (1.0, 1.0, None)
+    assert dense.safetensors == (Path(checkpoint) / "model.safetensors").stat().st_size
+    assert bits.packed < 0.6 * dense.packed
+    assert replace(bits, f16=9, q8_0=8, q4_0=7).smallest == "q4_0"
+    assert replace(bits, f16=9, q8_0=8, q4_0=7, bits=8).smallest == "q8_0"
+    assert slim.safetensors < dense.safetensors
+    assert slim.prefill_low <= slim.prefill_gain <= slim.prefill_high
+    assert bits.times_low <= bits.perplexity / dense.perplexity <= bits.times_high
+
+
+def test_a_row_is_what_the_single_command_measures(made: Path, checkpoint: str, tmp_path: Path) -> None:
+    """The recipe beside the copy makes the same weights, and their perplexity on the second text is that of the row."""
+    assert cli.main(["run", str(made / "bits-4" / "recipe.yaml"), f"output={tmp_path / 'again'}"]) == 0
+    copies = [rose.load_model(str(folder))[0] for folder in (made / "bits-4", tmp_path / "again")]
+    assert digest(copies[0].state_dict()) == digest(copies[1].state_dict())
+    evaluated = ["--text", str(made / "second-text.txt"), "--length", "48", "--windows", "4"]
+    assert cli.main(["evaluate", "--model", str(made / "bits-4"), *evaluated, "--json", str(tmp_path / "e.json")]) == 0
+    perplexity = json.loads((tmp_path / "e.json").read_text())["perplexity"]
+    assert perplexity == pytest.approx(read_rows(made)[1].second_perplexity, rel=1e-6)
+
+
+def test_only_the_chosen_copy_is_left_and_a_further_call_measures_further_rows(
+    made: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [path.name for path in made.iterdir() if path.is_dir()] == ["bits-4"]
+    before = (made / "rows.csv").read_text()
+    only(monkeypatch, "as-is", "bits-4", "slim-fifth", "half-tuned", "bits-8")
+    assert cli.main(["smaller", checkpoint, *DRAW, "--write", "bits-8", "--output", str(made)]) == 0
+    assert (made / "rows.csv").read_text().startswith(before)
+    assert [path.name for path in made.iterdir() if path.is_dir()] == ["bits-8"]
+    assert Recipe.read(made / "bits-8").steps[0].bits == 8
+
+
+def test_the_table_is_kept_where_measuring_is_cancelled(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(monkeypatch, "as-is", "bits-4", "bits-3")
+    whole = Bench.make
+
+    def make(bench: Bench, way, follow):
+        if way.key == "bits-3":
+            raise KeyboardInterrupt
+        return whole(bench, way, follow)
+
+    monkeypatch.setattr(Bench, "make", make)
+    assert cli.main(["smaller", checkpoint, *DRAW, "--output", str(tmp_path / "out")]) == 130
+    rows = read_rows(tmp_path / "out")
+    assert [each.key for each in rows if each.is_measured] == ["as-is", "bits-4"]
+    assert rows[-1].basis == "estimate"
+    assert rows[-1].times_low < rows[-1].times < rows[-1].times_high
+
+
+def test_what_is_not_measured_in_time_stays_an_estimate(checkpoint: str, tmp_path: Path) -> None:
+    assert cli.main(["smaller", checkpoint, *DRAW, "--minutes", "0.0001", "--output", str(tmp_path / "out")]) == 0
+    rows = read_rows(tmp_path / "out")
+    assert len(rows) == len(RULES)
+    assert [each.key for each in rows if each.is_measured] == ["as-is"]
+    assert all(each.minutes > 0 and each.memory > 0 for each in rows[1:])
+
+
+def test_recommended_are_the_smallest_that_is_as_good_and_the_best_of_half_the_bytes() -> None:
+    rows = [row("as-is", 100, 1.0), row("a", 70, 1.005), row("b", 60, 1.02), row("c", 50, 1.3), row("d", 40, 1.5)]
+    assert [one.key for one in recommend(rows)] == ["a", "c", ""]
+    fast = row("e", 90, 1.4, prefill_gain=2.2, prefill_low=2.1, decoding_gain=1.5, decoding_low=1.4)
+    assert [one.key for one in recommend([*rows, fast])] == ["a", "c", "e"]
+    alike = replace(rows[3], key="f", safetensors=45)
+    assert recommend([*rows, alike])[1].key == "f"
+
+
+def test_nothing_pays_where_no_row_reaches_a_goal_or_all_lose_too_much() -> None:
+    found = recommend([row("as-is", 100, 1.0), row("a", 80, 1.2), row("b", 40, 2.5)])
+    assert [one.key for one in found] == ["", "", ""]
+    assert all(one.text.startswith(f"Nothing pays here for {one.goal}: ") for one in found)
+    assert all(one.is_complete for one in found)
+    left = replace(row("c", 45, 1.2), basis="estimate")
+    assert [one.is_complete for one in recommend([row("as-is", 100, 1.0), left])] == [True, False, True]
+    assert recommend([left]) == []
+
+
+def test_ways_that_a_model_does_not_allow_are_left_out(tmp_path: Path) -> None:
+    model, _ = rose.load_model(str(save_tiny_llama(tmp_path / "narrow", hidden=48)))
+    asked = Smaller(model="x", output=tmp_path)
+    keys = [way.key for way in ways_of(asked, model)]
+    assert keys[0] == "as-is"
+    assert "bits-4" not in keys  # groups of 64 do not divide 48 columns
+    assert "2:4" in keys
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--held-out", "1"], "held_out must be"),
+        (["--length", "4096"], "4096"),
+        (["--second", "no.txt"], "no.txt"),
+        (["--write", "bits-5"], "There is no row 'bits-5'; choose one of as-is, "),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    more: list[str], says: str, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert cli.main(["smaller", checkpoint, *DRAW, *more, "--output", str(tmp_path / "out")]) == 2
+    assert says in capsys.readouterr().err.replace("\n", " ")
+
+
+def exportable(folder: Path) -> str:
+    """A tiny checkpoint whose tokenizer llama.cpp knows."""
+    path = save_tiny_llama(folder / "model", vocabulary=290)
+    merging_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+def test_sizes_are_those_of_written_files(tmp_path: Path) -> None:
+    model, tokenizer = rose.load_model(exportable(tmp_path))
+    sizes = file_sizes(model, tokenizer, str(tmp_path / "model"), "copy")
+    rose.save_model(model, tokenizer, tmp_path / "copy")
+    assert sizes["safetensors"] == (tmp_path / "copy" / "model.safetensors").stat().st_size
+    for kind in ("f16", "q8_0", "q4_0"):
+        assert (
+            cli.main(["export", str(tmp_path / "copy"), "--type", kind, "--output", str(tmp_path / f"{kind}.gguf")])
+            == 0
+        )
+        assert sizes[kind] == (tmp_path / f"{kind}.gguf").stat().st_size
+
+
+def test_llama_cpp_is_timed_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "llama-bench"
+    answer = [{"n_prompt": 128, "n_gen": 0, "avg_ts": 80.0}, {"n_prompt": 0, "n_gen": 16, "avg_ts": 20.0}]
+    program.write_text(f"#!/bin/sh\ntest -f \"$2\" && echo '{json.dumps(answer)}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = measure._llama_speed(Path(exportable(tmp_path)), replace(row("x", 9, 1.0), f16=5))
+    assert found == {"llama_prefill": 80.0, "llama_decoding": 20.0}
+
+
+def test_runtimes_say_what_this_machine_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    flags = tmp_path / "cpuinfo"
+    flags.write_text("flags: avx2 amx_int8\n")
+    monkeypatch.setattr(runtimes, "CPU_FLAGS", flags)
+    monkeypatch.setattr(runtimes.torch.cuda, "is_available", lambda: False)
+    table = runtimes.runtimes().set_index("name")
+    assert table.loc["MACKO", "here"] == "no: no NVIDIA GPU"
+    assert table.loc["vLLM", "here"] == "no: no longer offered"
+    assert runtimes.usable_here("amx") == "yes"
+    assert pd.to_datetime(table["checked"]).notna().all()
+    assert table["source"].str.startswith("https://").all()
