@@ -1,14 +1,14 @@
 """Parts of a layer that do not follow the dense weights as the rest of the layer does: rows, columns, tiles, weights.
 
-V, (out, in), is compared with W where V is not zero. Compensation moves kept weights, and it moves all weights of a
-column for the same reason: H couples columns, not rows. So each residual is weighed by the variance of residuals in its
-column; a row is then compared with W by weighted least squares,
+V, (out, in), is compared with W where V is not zero. Compensation moves all weights of a column for the same reason, as
+H couples columns and not rows. So each residual is divided by the variance s² of residuals in its column, and a row is
+compared with W by weighted least squares:
 
     cosine = Σ v w / s² / sqrt(Σ v²/s² · Σ w²/s²)      slope = Σ v w / s² / Σ w²/s²
 
-and tangents of angles are compared with the layer's median tangent. A column has no such weights. The column of a
-massive activation may turn round lawfully, as only its product with another one is determined; so a column is wrong
-only where another explanation fits, and else may be lawful. All limits come from sane copies: see docs/check.md.
+The tangent of its angle is judged beside the layer's median tangent. A column has no such weights, and the column of a
+massive activation may lawfully turn round, because only its product with another column is determined. A column is
+therefore wrong only where other weights explain it. All limits come from sane copies: see docs/check.md.
 """
 
 from __future__ import annotations
@@ -26,243 +26,220 @@ NEGATED, OTHERS, OTHERS_NEGATED, SHIFTED, REVERSED, CONSTANT, SCALED, UNLIKE_DEN
     *("negated", "another one's", "another one's, negated", "shifted", "reversed", "constant", "scaled", "unlike"),
     *("empty", "other count", "changed", "absurd"),
 )
-TELLING, FEW = 16, 4  # kept weights from which on a direction tells something, where weights moved or stayed
-STILL, MOVED = 2**-7, 0.1  # residuals by weights below which differences tell nothing, where weights stayed or moved
-ROW_ANGLE = 15.0  # of the layer's median tangent
-ROW_SCALE = 2.0  # logarithm of a slope by tangent
-COLUMN_ANGLE = 12.0
+CORRECTED = (UNLIKE_DENSE, NEGATED)  # what a correction towards the dense model may look like
+TELLING, FEW = 16, 4  # fewest kept weights whose direction is judged, where weights moved or stayed
+STILL, MOVED = 2**-7, 0.1  # relative residuals below which nothing is judged, where weights stayed or moved
+ROW_ANGLE, COLUMN_ANGLE = 15.0, 12.0  # tangents of wrong rows and odd columns, by the layer's median
+ROW_SCALE = 2.0  # logarithm of a slope, by tangent
 COLUMNS_LAWFUL = 0.02  # share of a layer's columns that may turn round
 NEGATIVE = {(1, 32): 20.0, (1, 128): 20.0, (32, 32): 20.0, (128, 128): 20.0}  # Σ −v w / s² of a tile
 RESIDUAL = {(32, 32): 8.0, (128, 128): 5.0}  # mean r² / s² of a tile
-ONE_RESIDUAL, SEVERAL = 1000.0, 3  # r² / s² of a weight where weights stayed, and such weights that make a tile
-LAYER = 0.3  # cosine of a layer below which it is another one altogether
+ONE_RESIDUAL, SEVERAL = 1000.0, 3  # r² / s² of a changed weight where weights stayed; so many make a tile
+LAYER = 0.3  # cosine of a whole layer below which no part is judged
 LARGEST = 16.0  # times the largest dense weight
 PRIOR = 8  # weights of the layer's mean that a variance begins with
-EXPLAINED = 0.7  # cosine with other dense weights that explains a part
-TRADED = 0.85  # the same of a column that was compensated, as collinear inputs trade weights
+EXPLAINED, TRADED = 0.7, 0.85  # cosine with weights that explain a part; of a column whose input trades with others
 CHANCE = 5.0  # standard deviations of a cosine of random directions
-SEARCHED = 512  # parts of a kind that are told, the first ones
-LIKE = 4.0  # of the layer's usual tangent: weights of another scale and no other direction
-LIKE_ITSELF = 1.0  # logarithm of a slope by tangent, of a column that was turned round whole
-MOSTLY = 0.6  # share of the weights that must have the opposite sign in what is negated
-SAME_SIGN = 0.75  # share of the weights that must have the sign of those that explain them
-ITS_OWN = 0.5  # cosine from which on weights are their own, with either sign
+SEARCHED = 512  # most parts of a kind
+LIKE = 4.0  # by the layer's usual tangent: weights of another scale and the same direction
+LIKE_ITSELF = 1.0  # logarithm of a slope, by tangent: a column that was negated and not compensated
+MOSTLY = 0.6  # share of turned signs in what is negated
+SAME_SIGN = 0.75  # share of signs that must agree with the weights that explain a part
+ITS_OWN = 0.5  # cosine above which weights are the part's own, with either sign
 PIECE = 0.3  # share of the kept weights of a row or column
 SAME_COUNT = 0.9  # share of rows that keep the same number of weights
-SAMPLED, NEARLY = 64, 0.95  # rows that tell of a layer, and the share of them that must agree
+SAMPLED, NEARLY = 64, 0.95  # rows that are looked at for a whole layer, and the share that must agree
 GROWN = 1.3  # norm of a row beside its dense norm, by the layer's median
-CORRECTED = (UNLIKE_DENSE, NEGATED)  # what a correction may look like
-SHOWN = 8  # rectangles that are told apart
-EMPTIED = 4  # of an empty row: dense weights above the mean of those that their column keeps
+SHOWN = 8  # rectangles that are named
+EMPTIED = 4  # dense weights of an empty row that are above the mean of what their column keeps
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """A part of V that does not follow W.
+    """A part of V that does not follow W."""
 
-    Attributes:
-        kind: one of the words above.
-        axis: ROW, COLUMN, TILE or WEIGHT.
-        rows, columns: first and last, both included.
-        kept: nonzeros of V in it.
-        opposite: how many of them have the other sign.
-        cosine: of the angle between V and W there.
-        factor: slope of V on W there beside that of the layer.
-        source: for weights of another row or column, the one that the first row or column holds.
-        shift: of SHIFTED, columns to the right for a row, rows down for a column.
-        value, dense: of WEIGHT and CONSTANT, the value in V; the dense weight, or for ABSURD the largest one.
-        may_be_lawful: whether weights alone cannot tell it from compensation.
-    """
-
-    kind: str
-    axis: str
-    rows: tuple[int, int]
+    kind: str  # a word of those above
+    axis: str  # ROW, COLUMN, TILE or WEIGHT
+    rows: tuple[int, int]  # first and last
     columns: tuple[int, int]
-    kept: int
-    opposite: int = 0
-    cosine: float = 0.0
-    factor: float = 1.0
-    source: int | None = None
-    shift: int = 0
-    value: float = 0.0
-    dense: float = 0.0
-    may_be_lawful: bool = False
+    kept: int  # nonzeros of V
+    opposite: int = 0  # nonzeros of V with another sign than in W
+    cosine: float = 0.0  # between V and W
+    factor: float = 1.0  # slope of V on W, by the layer's slope
+    source: int | None = None  # row or column of W whose weights the first row or column of the part holds
+    shift: int = 0  # columns to the right for a row, rows down for a column
+    value: float = 0.0  # of CONSTANT and WEIGHT
+    dense: float = 0.0  # of WEIGHT: its value in W, or for ABSURD the largest value of W
+    may_be_lawful: bool = False  # whether weights alone cannot tell it from compensation
 
 
 @torch.no_grad()
 def misfits(before: Tensor, after: Tensor) -> tuple[Misfit, ...]:
-    """Parts of V that stand out from the rest, the largest first; () where nothing does, or nothing is kept.
+    """Parts of V that stand out from the rest of the layer, the largest first.
 
     Args:
         before: W, (out, in), finite.
         after: V, (out, in), on the same device. NaN and infinity count as removed.
     """
-    now = torch.nan_to_num(after.float(), 0, 0, 0)
-    was = before.float()
-    if not was.any():
+    pruned, dense = torch.nan_to_num(after.float(), 0, 0, 0), before.float()
+    if not dense.any():
         return ()
-    absurd = now.abs() > LARGEST * was.abs().amax()
-    found = [_weight(ABSURD, now, was.abs().amax().expand_as(was), place) for place in absurd.nonzero()[:SEARCHED]]
-    now = now.masked_fill(absurd, 0)
-    if not now.any() or _cosine(now.flatten(), torch.where(now == 0, 0, was).flatten()) < LAYER:
-        return tuple(found)  # what became of it is no matter of parts, see `whole_fate`
-    layer = _Layer.of(was, now)
+    absurd = pruned.abs() > LARGEST * dense.abs().amax()
+    parts = [_weight(ABSURD, pruned, dense.abs().amax().expand_as(dense), place) for place in _first(absurd)]
+    pruned = pruned.masked_fill(absurd, 0)
+    if not pruned.any() or _cosine(pruned, torch.where(pruned == 0, 0, dense)) < LAYER:
+        return tuple(parts)  # `whole_fate` is about such layers
+    layer = _Layer.of(dense, pruned)
     rows = layer.odd_rows()
-    layer = layer.without_rows(rows)
+    layer = layer.without(rows, 0)
     columns = layer.odd_columns()
-    empty = _empty_rows(was, now)
-    told = {*rows.tolist(), *(row for part in empty for row in range(part.rows[0], part.rows[1] + 1))}
-    found += empty + _other_counts(now, told)
-    for axis, numbers in ((ROW, rows), (COLUMN, columns)):
-        found += _named(axis, layer, was, now, numbers) if len(numbers) else []
-    layer = layer.without_columns(columns)
+    empty = _empty_rows(dense, pruned)
+    named = {*rows.tolist(), *(row for part in empty for row in range(part.rows[0], part.rows[1] + 1))}
+    parts += empty + _other_counts(pruned, named)
+    parts += _named(ROW, layer, dense, pruned, rows) + _named(COLUMN, layer, dense, pruned, columns)
+    layer = layer.without(columns, 1)
     tiles = layer.odd_tiles()
-    found += _tiles(layer, tiles) + (layer.odd_weights(tiles) if layer.floor == STILL else [])
-    if layer.floor == MOVED:
-        found = _with_grown_rows(found, was, now)
-    return tuple(sorted(found, key=lambda misfit: (misfit.may_be_lawful, -misfit.kept)))
+    parts += _tiles(layer, tiles)
+    parts = parts + layer.odd_weights(tiles) if layer.is_still else _with_grown_rows(parts, dense, pruned)
+    return tuple(sorted(parts, key=lambda misfit: (misfit.may_be_lawful, -misfit.kept)))
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """Kept weights of V beside those of W, and how much columns move in this layer.
+    """Kept weights of V beside those of W, and how far the columns of this layer move.
 
     Attributes:
-        was, now: W where V is not zero, and V, (out, in); zero in rows and columns that were taken out.
-        moved: whether kept weights are neither those of W nor those rounded to 16 bits, (out, in).
-        floor: STILL where most rows or most columns are those of W, or W rounded to 16 bits, else MOVED.
+        dense, pruned: W where V is not zero, and V, (out, in); zero in rows and columns that were taken out.
+        moved: kept weights that are neither those of W nor W rounded to 16 bits, (out, in) bool.
+        is_still: whether most rows or most columns have no such weight.
         slope: of V on W over ordinary rows.
         variance: of residuals V − slope · W by column, (in,).
     """
 
-    was: Tensor
-    now: Tensor
+    dense: Tensor
+    pruned: Tensor
     moved: Tensor
-    floor: float
+    is_still: bool
     slope: float
     variance: Tensor
 
     @classmethod
-    def of(cls, was: Tensor, now: Tensor) -> _Layer:
-        was = torch.where(now == 0, 0, was)
-        formats = (torch.bfloat16, torch.float16)
-        moved = (now != was) & (now != was.to(formats[0]).float()) & (now != was.to(formats[1]).float())
+    def of(cls, dense: Tensor, pruned: Tensor) -> _Layer:
+        dense = torch.where(pruned == 0, 0, dense)
+        moved = pruned != dense
+        for dtype in (torch.bfloat16, torch.float16):
+            moved &= pruned != dense.to(dtype).float()
         is_still = max(float((~moved.any(axis)).float().mean()) for axis in (0, 1)) > 0.5
-        floor = STILL if is_still else MOVED
-        energy, product = was.square().sum(1), (was * now).sum(1)
-        slope = float((product / energy)[energy > 0].median()) if energy.any() else 1.0
-        slope = 1.0 if is_still else slope
-        residual = (now - slope * was).square().sum(1) / energy.clamp_min(1e-30)
-        usual = float(residual[energy > 0].quantile(0.3)) if energy.any() else 0.0
-        return cls(was, now, moved, floor, slope, was[0])._fitted(residual <= 10 * (usual + floor**2))
+        energy, product = dense.square().sum(1), (dense * pruned).sum(1)
+        live = energy > 0
+        slope = float((product / energy)[live].median()) if live.any() and not is_still else 1.0
+        layer = cls(dense, pruned, moved, is_still, slope, dense[0])
+        residual = (pruned - slope * dense).square().sum(1) / energy.clamp_min(1e-30)
+        usual = float(residual[live].quantile(0.3)) if live.any() else 0.0
+        return layer._fitted(residual <= 10 * (usual + layer.floor**2))
 
-    def _fitted(self, ordinary: Tensor) -> _Layer:
-        """With the variance of these rows, (out,) bool."""
-        some_was, some = (self.was, self.now) if ordinary.all() else (self.was[ordinary], self.now[ordinary])
-        energy = some_was.square().sum()
-        squares, counts = (some - self.slope * some_was).square().sum(0), (some != 0).sum(0)
-        kept = counts.sum().clamp_min(1)
-        variance = (self.floor**2 * energy / kept).expand_as(squares)
-        if self.floor == MOVED:
-            variance = variance + (squares + PRIOR * squares.sum() / kept) / (counts + PRIOR)
-        return replace(self, variance=variance.clamp_min(1e-30))
-
-    def without_rows(self, rows: Tensor) -> _Layer:
-        """Fitted again to all others, those too that `of` has left out."""
-        ordinary = torch.ones(len(self.was), dtype=torch.bool, device=self.was.device)
-        ordinary[rows] = False
-        left = ordinary[:, None]
-        return replace(self, was=self.was * left, now=self.now * left)._fitted(ordinary)
-
-    def without_columns(self, columns: Tensor) -> _Layer:
-        if not len(columns):
-            return self
-        ordinary = torch.ones(self.was.shape[1], device=self.was.device)
-        ordinary[columns] = 0
-        return replace(self, was=self.was * ordinary, now=self.now * ordinary)
+    @property
+    def floor(self) -> float:
+        """Relative residual below which nothing is judged."""
+        return STILL if self.is_still else MOVED
 
     @property
     def telling(self) -> int:
-        """Kept weights from which on the direction of a row or column tells something."""
-        return FEW if self.floor == STILL else TELLING
+        """Fewest kept weights whose direction is judged."""
+        return FEW if self.is_still else TELLING
+
+    def _fitted(self, ordinary: Tensor) -> _Layer:
+        """With the variance of these rows, (out,) bool."""
+        dense, pruned = (self.dense, self.pruned) if ordinary.all() else (self.dense[ordinary], self.pruned[ordinary])
+        squares, counts = (pruned - self.slope * dense).square().sum(0), (pruned != 0).sum(0)
+        kept = counts.sum().clamp_min(1)
+        variance = (self.floor**2 * dense.square().sum() / kept).expand_as(squares)
+        if not self.is_still:
+            variance = variance + (squares + PRIOR * squares.sum() / kept) / (counts + PRIOR)
+        return replace(self, variance=variance.clamp_min(1e-30))
+
+    def without(self, numbers: Tensor, axis: int) -> _Layer:
+        """Without these rows (axis 0) or columns (axis 1); the variance is fitted again to all other rows."""
+        ordinary = torch.ones(self.dense.shape[axis], dtype=torch.bool, device=self.dense.device)
+        ordinary[numbers] = False
+        left = ordinary[:, None] if axis == 0 else ordinary
+        layer = replace(self, dense=self.dense * left, pruned=self.pruned * left) if len(numbers) else self
+        return layer._fitted(ordinary) if axis == 0 else layer
+
+    def _fits(self, axis: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of rows, weighted (axis 1), or columns (axis 0): tangent, slope, Σ v w, and whether there are enough kept
+        weights to judge the direction."""
+        pairs = ((self.dense, self.dense), (self.dense, self.pruned), (self.pruned, self.pruned))
+        if axis == 1:
+            energy, product, square = ((x * y) @ (1 / self.variance) for x, y in pairs)
+        else:
+            energy, product, square = ((x * y).sum(0) for x, y in pairs)
+        tangent = _tangent(product / (energy * square).sqrt().clamp_min(1e-30))
+        return tangent, product / energy.clamp_min(1e-30), product, (self.pruned != 0).sum(axis) >= self.telling
 
     @property
     def tangent(self) -> float:
         """The usual one of the angle between a column of V and one of W."""
-        energy, product, square = (x.sum(0) for x in (self.was**2, self.was * self.now, self.now**2))
-        known = (self.now != 0).sum(0) >= self.telling
-        tangent = _tangent(product / (energy * square).sqrt().clamp_min(1e-30))
-        return float(tangent[known].median()) if known.any() else 0.0
+        tangent, _, _, enough = self._fits(0)
+        return float(tangent[enough].median()) if enough.any() else 0.0
 
     def odd_rows(self) -> Tensor:
         """Numbers of rows of another direction or scale than the layer's."""
-        weights = 1 / self.variance
-        energy, product, square = (x @ weights for x in (self.was**2, self.was * self.now, self.now**2))
-        counts = (self.now != 0).sum(1)
-        opposite = (self.was * self.now < 0).sum(1)
-        negative = (-product > NEGATIVE[1, 128]) & (opposite > MOSTLY * counts)
-        tangent = _tangent(product / (energy * square).sqrt().clamp_min(1e-30))
-        known = counts >= self.telling
-        if not known.any():
-            return self._whole(negative, 1)
-        scale = (product / energy.clamp_min(1e-30)).abs()
-        scale = (scale / scale[known].median()).clamp_min(1e-6).log().abs()
-        usual = tangent[known].median() + self.floor
-        odd = known & ((tangent > ROW_ANGLE * usual) | (scale > ROW_SCALE * (tangent + self.floor)))
-        return self._whole(odd | negative, 1)
+        tangent, slope, product, enough = self._fits(1)
+        opposite, counts = (self.dense * self.pruned < 0).sum(1), (self.pruned != 0).sum(1)
+        odd = (-product > NEGATIVE[1, 128]) & (opposite > MOSTLY * counts)
+        if enough.any():
+            scale = (slope.abs() / slope.abs()[enough].median()).clamp_min(1e-6).log().abs()
+            usual = tangent[enough].median() + self.floor
+            odd |= enough & ((tangent > ROW_ANGLE * usual) | (scale > ROW_SCALE * (tangent + self.floor)))
+        return self._whole(odd, 1)
 
     def odd_columns(self) -> Tensor:
         """Numbers of columns of another direction than the layer's, and where kept weights did not move of any other
         scale."""
-        energy, product, square = (x.sum(0) for x in (self.was**2, self.was * self.now, self.now**2))
-        known = (self.now != 0).sum(0) >= self.telling
-        if not known.any():
-            return self._whole(known, 0)
-        tangent = _tangent(product / (energy * square).sqrt().clamp_min(1e-30))
-        odd = tangent > COLUMN_ANGLE * (tangent[known].median() + self.floor)
-        if self.floor == STILL:
-            scale = (product / energy.clamp_min(1e-30)).abs()
-            odd |= (scale / scale[known].median()).log().abs() > ROW_SCALE * (tangent + STILL)
-        return self._whole(known & odd, 0)
+        tangent, slope, _, enough = self._fits(0)
+        if not enough.any():
+            return self._whole(enough, 0)
+        odd = tangent > COLUMN_ANGLE * (tangent[enough].median() + self.floor)
+        if self.is_still:
+            odd |= (slope.abs() / slope.abs()[enough].median()).log().abs() > ROW_SCALE * (tangent + STILL)
+        return self._whole(enough & odd, 0)
 
     def _whole(self, odd: Tensor, axis: int) -> Tensor:
-        """Numbers of odd rows or columns: where weights stayed, of those of which not only a piece has moved."""
-        if self.floor == STILL:
-            odd = odd & (self.moved.sum(axis) > PIECE * (self.now != 0).sum(axis))
+        """Numbers of odd rows or columns; where weights stayed, only if more than a piece of them has moved."""
+        if self.is_still:
+            odd = odd & (self.moved.sum(axis) > PIECE * (self.pruned != 0).sum(axis))
         return odd.nonzero().flatten()
-
-    @property
-    def negative(self) -> Tensor:
-        """−v w / s², (out, in)."""
-        return -(self.was * self.now) / self.variance
 
     @property
     def residual(self) -> Tensor:
         """r² / s², (out, in)."""
-        return (self.now - self.slope * self.was).square() / self.variance
+        return (self.pruned - self.slope * self.dense).square() / self.variance
 
     def odd_tiles(self) -> Tensor:
         """Which runs of 32 columns of each row lie in a tile of another direction, (out, runs) bool."""
-        if self.floor == STILL:
+        if self.is_still:
             return _runs((self.residual > ONE_RESIDUAL).float()) >= SEVERAL
-        negative = self.negative
-        signs = [(matrix != 0).float() for matrix in (self.now, negative.clamp_min(0))]
-        kept, opposite, negative, residual = (_runs(matrix) for matrix in (*signs, negative, self.residual))
-        odd = torch.zeros_like(kept, dtype=torch.bool)
+        negative = -(self.dense * self.pruned) / self.variance
+        matrices = ((self.pruned != 0).float(), (negative > 0).float(), negative, self.residual)
+        runs = [_runs(matrix) for matrix in matrices]
+        odd = torch.zeros_like(runs[0], dtype=torch.bool)
         for (rows, columns), limit in NEGATIVE.items():
-            shape = (rows, columns // 32)
-            count, turned, backward, moved = (_tile_sums(x, shape) for x in (kept, opposite, negative, residual))
-            is_odd = ((backward > limit) & (turned > MOSTLY * count)) | (
-                moved > RESIDUAL.get((rows, columns), torch.inf) * (count + PRIOR)
-            )
-            odd |= is_odd.repeat_interleave(rows, 0).repeat_interleave(shape[1], 1)[: len(odd), : odd.shape[1]]
-        return odd & (kept > 0)
+            kept, opposite, backward, residual = (_tile_sums(run, rows, columns // 32) for run in runs)
+            is_odd = (backward > limit) & (opposite > MOSTLY * kept)
+            is_odd |= residual > RESIDUAL.get((rows, columns), torch.inf) * (kept + PRIOR)
+            odd |= is_odd.repeat_interleave(rows, 0).repeat_interleave(columns // 32, 1)[: len(odd), : odd.shape[1]]
+        return odd & (runs[0] > 0)
 
     def odd_weights(self, tiles: Tensor) -> list[Misfit]:
         """Single weights outside of such tiles."""
         odd = self.residual > ONE_RESIDUAL
         odd &= ~tiles.repeat_interleave(32, 1)[:, : odd.shape[1]]
-        return [_weight(CHANGED, self.now, self.was, place) for place in odd.nonzero()[:SEARCHED]]
+        return [_weight(CHANGED, self.pruned, self.dense, place) for place in _first(odd)]
+
+
+def _first(mask: Tensor) -> Tensor:
+    return mask.nonzero()[:SEARCHED]
 
 
 def _tangent(cosine: Tensor) -> Tensor:
@@ -270,81 +247,92 @@ def _tangent(cosine: Tensor) -> Tensor:
     return torch.where(cosine > 0, (1 - cosine**2).clamp_min(0).sqrt() / cosine.clamp_min(1e-9), torch.inf)
 
 
+def _cosine(first: Tensor, second: Tensor) -> float:
+    first, second = first.flatten(), second.flatten()
+    return float(first @ second / (first.norm() * second.norm()).clamp_min(1e-30))
+
+
 def _runs(matrix: Tensor) -> Tensor:
     """Sums of 32 neighbouring columns, (out, runs)."""
     return pad(matrix, (0, -matrix.shape[1] % 32)).unflatten(1, (-1, 32)).sum(2)
 
 
-def _tile_sums(runs: Tensor, shape: tuple[int, int]) -> Tensor:
-    rows, columns = shape
+def _tile_sums(runs: Tensor, rows: int, columns: int) -> Tensor:
     padded = pad(runs, (0, -runs.shape[1] % columns, 0, -len(runs) % rows))
     return padded.unflatten(1, (-1, columns)).sum(2).unflatten(0, (-1, rows)).sum(1)
 
 
-def _weight(kind: str, now: Tensor, dense: Tensor, place: Tensor) -> Misfit:
+def _weight(kind: str, pruned: Tensor, dense: Tensor, place: Tensor) -> Misfit:
     row, column = place.tolist()
-    value, other = float(now[row, column]), float(dense[row, column])
+    value, other = float(pruned[row, column]), float(dense[row, column])
     return Misfit(kind, WEIGHT, (row, row), (column, column), 1, int(value * other < 0), value=value, dense=other)
 
 
-def _named(axis: str, layer: _Layer, was: Tensor, now: Tensor, numbers: Tensor) -> list[Misfit]:
+def _part(
+    axis: str, rows: tuple[int, int], columns: tuple[int, int], dense: Tensor, pruned: Tensor, slope: float
+) -> Misfit:
+    """A part with its numbers; `dense` and `pruned`: its weights in W and V, flat."""
+    dense = torch.where(pruned == 0, 0, dense)
+    product, energy = float(dense @ pruned), float(dense @ dense)
+    return Misfit(
+        UNLIKE_DENSE,
+        axis,
+        rows,
+        columns,
+        kept=int((pruned != 0).sum()),
+        opposite=int((dense * pruned < 0).sum()),
+        cosine=_cosine(pruned, dense),
+        factor=product / max(energy, 1e-30) / slope,
+    )
+
+
+def _named(axis: str, layer: _Layer, dense: Tensor, pruned: Tensor, numbers: Tensor) -> list[Misfit]:
     """What happened to these rows or columns; neighbours of the same fate are joined."""
+    if not len(numbers):
+        return []
     if axis == COLUMN:
-        was, now = was.T, now.T
+        dense, pruned = dense.T, pruned.T
     numbers = numbers[:SEARCHED]
-    usual = layer.tangent + layer.floor
-    may_turn = axis == COLUMN and len(numbers) <= max(1, COLUMNS_LAWFUL * len(was))
-    least = TRADED if axis == COLUMN and layer.floor == MOVED else EXPLAINED
-    sources, shifts = _source(was, now[numbers]), _shift(was[numbers], now[numbers])
-    found = []
+    may_turn = axis == COLUMN and len(numbers) <= max(1, COLUMNS_LAWFUL * len(dense))
+    least = TRADED if axis == COLUMN and not layer.is_still else EXPLAINED
+    sources, shifts = _source(dense, pruned[numbers]), _shift(dense[numbers], pruned[numbers])
+    parts, tangent, along = [], layer.tangent, (0, dense.shape[1] - 1)
     for place, number in enumerate(numbers.tolist()):
-        dense, vector = was[number], now[number]
-        ends, others = (number, number), (0, was.shape[1] - 1)
-        cosine = _cosine(vector, torch.where(vector == 0, 0, dense))
-        energy = float(torch.where(vector == 0, 0, dense).square().sum())
-        part = Misfit(
-            UNLIKE_DENSE,
-            axis,
-            rows=ends if axis == ROW else others,
-            columns=others if axis == ROW else ends,
-            kept=int((vector != 0).sum()),
-            opposite=int((vector * dense < 0).sum()),
-            cosine=cosine,
-            factor=float(vector @ dense) / max(energy, 1e-30) / layer.slope,
-        )
-        (whose, likeness), (shift, _) = ((int(of[place]), float(like[place])) for of, like in (sources, shifts))
-        others_negated = OTHERS if likeness > 0 else OTHERS_NEGATED
-        part = _explained(
-            part,
-            vector,
-            least,
-            {
-                replace(part, kind=others_negated, source=whose): was[whose] * (1 if likeness > 0 else -1),
-                replace(part, kind=SHIFTED, shift=shift): dense.roll(shift),
-                replace(part, kind=REVERSED): dense.flip(0),
-            },
-        )
-        if part.kind == UNLIKE_DENSE:
-            tangent = float(_tangent(torch.tensor(abs(cosine))))
-            angle = ROW_ANGLE if axis == ROW else COLUMN_ANGLE
-            itself = abs(log(max(abs(part.factor), 1e-9))) < LIKE_ITSELF * (tangent + layer.floor)
-            if cosine < -ITS_OWN and tangent < angle * usual:
-                itself &= part.opposite > SAME_SIGN * part.kept
-                part = replace(part, kind=NEGATED, may_be_lawful=may_turn and not itself)
-            elif cosine > ITS_OWN and tangent < max(LIKE * usual, 2 * layer.floor):
-                part = replace(part, kind=SCALED, may_be_lawful=may_turn and tangent > 2 * STILL)
-            else:
-                part = replace(part, may_be_lawful=may_turn and (layer.floor == MOVED or cosine > ITS_OWN))
-        found.append(part)
-    return _joined(found)
+        vector, own = pruned[number], dense[number]
+        across = (number, number)
+        rows, columns = (across, along) if axis == ROW else (along, across)
+        part = _part(axis, rows, columns, own, vector, layer.slope)
+        source, likeness, shift = int(sources[0][place]), float(sources[1][place]), int(shifts[0][place])
+        explanations = {
+            replace(part, kind=OTHERS if likeness > 0 else OTHERS_NEGATED, source=source): dense[source]
+            * (1 if likeness > 0 else -1),
+            replace(part, kind=SHIFTED, shift=shift): own.roll(shift),
+            replace(part, kind=REVERSED): own.flip(0),
+        }
+        part = _explained(part, vector, least, explanations)
+        parts.append(_by_angle(part, layer, tangent, may_turn) if part.kind == UNLIKE_DENSE else part)
+    return _joined(parts)
+
+
+def _by_angle(part: Misfit, layer: _Layer, usual: float, may_turn: bool) -> Misfit:
+    """Of a row or column that no other weights explain: whether it is negated, scaled, or unlike its dense weights."""
+    tangent = float(_tangent(torch.tensor(abs(part.cosine))))
+    usual += layer.floor
+    if part.cosine < -ITS_OWN and tangent < (ROW_ANGLE if part.axis == ROW else COLUMN_ANGLE) * usual:
+        is_whole = abs(log(max(abs(part.factor), 1e-9))) < LIKE_ITSELF * (tangent + layer.floor)
+        is_whole &= part.opposite > SAME_SIGN * part.kept
+        return replace(part, kind=NEGATED, may_be_lawful=may_turn and not is_whole)
+    if part.cosine > ITS_OWN and tangent < max(LIKE * usual, 2 * layer.floor):
+        return replace(part, kind=SCALED, may_be_lawful=may_turn and tangent > 2 * STILL)
+    return replace(part, may_be_lawful=may_turn and (not layer.is_still or part.cosine > ITS_OWN))
 
 
 def _explained(part: Misfit, vector: Tensor, least: float, others: Mapping[Misfit, Tensor]) -> Misfit:
-    """What explains a row or column: that all its weights are one, or other dense weights than its own.
+    """A row or column whose weights are all equal, or those of another part of W; else the part as it is.
 
     Args:
-        least: cosine that explains something.
-        others: by what they would make of the part, the dense weights that would explain it.
+        least: cosine above which other weights explain it.
+        others: what the part would be -> the dense weights that would explain it.
     """
     kept = vector != 0
     if part.kept > 1 and bool((vector[kept] == vector[kept][0]).all()):
@@ -359,78 +347,73 @@ def _explained(part: Misfit, vector: Tensor, least: float, others: Mapping[Misfi
 
 
 def whole_fate(before: Tensor, after: Tensor) -> str | None:
-    """What became of a layer V that is not like W, (out, in) each, as a sentence's rest about "it"; None where unknown.
-
-    Some rows and columns tell.
-    """
-    was, now = before.float(), torch.nan_to_num(after.float(), 0, 0, 0)
-    kept = now != 0
-    if _cosine(now.flatten(), torch.where(kept, was, 0).flatten()) < -EXPLAINED:
+    """What happened to a layer V that is unlike W, (out, in) each, as the end of a sentence; None where unknown. A
+    sample of rows and columns decides."""
+    dense, pruned = before.float(), torch.nan_to_num(after.float(), 0, 0, 0)
+    kept = pruned != 0
+    if _cosine(pruned, torch.where(kept, dense, 0)) < -EXPLAINED:
         return "has the opposite sign"
-    if was.shape[0] == was.shape[1] and _cosine(now.flatten(), torch.where(kept, was.T, 0).flatten()) > EXPLAINED:
+    if dense.shape[0] == dense.shape[1] and _cosine(pruned, torch.where(kept, dense.T, 0)) > EXPLAINED:
         return "is the dense layer's transpose"
-    for axis, one, other in (("row", was, now), ("column", was.T, now.T)):
-        some = torch.linspace(0, len(one) - 1, min(SAMPLED, len(one)), dtype=torch.float64).long().to(was.device)
-        shift, at_shift = _shift(one[some], other[some])
+    for axis, first, second in (("row", dense, pruned), ("column", dense.T, pruned.T)):
+        places = torch.linspace(0, len(first) - 1, min(SAMPLED, len(first)), dtype=torch.float64).long()
+        places = places.to(dense.device)
+        shift, at_shift = _shift(first[places], second[places])
         if float((at_shift > EXPLAINED).float().mean()) > NEARLY and len(shift.unique()) == 1:
             return f"has every {axis} shifted by {abs(int(shift[0]))}"
-        source, likeness = _source(one, other[some])
-        if float((likeness > EXPLAINED).float().mean()) > NEARLY and len(source.unique()) > NEARLY * len(some):
+        source, likeness = _source(first, second[places])
+        if float((likeness > EXPLAINED).float().mean()) > NEARLY and len(source.unique()) > NEARLY * len(places):
             return f"has the dense layer's {axis}s in another order"
     return None
 
 
-def _cosine(one: Tensor, other: Tensor) -> float:
-    return float(one @ other / (one.norm() * other.norm()).clamp_min(1e-30))
-
-
-def _source(was: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
+def _source(dense: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
     """The row of W that each of these rows is most like over its nonzeros, and the cosine with it."""
-    energy = (parts != 0).float() @ was.square().T
-    cosines = parts @ was.T / (energy.sqrt() * parts.norm(dim=1, keepdim=True)).clamp_min(1e-30)
+    energy = (parts != 0).float() @ dense.square().T
+    cosines = parts @ dense.T / (energy.sqrt() * parts.norm(dim=1, keepdim=True)).clamp_min(1e-30)
     best = cosines.abs().argmax(1)
     return best, cosines.gather(1, best[:, None])[:, 0]
 
 
-def _shift(was: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
-    """How far each row of W would have to go round to the right to be most like its part, and the cosine then."""
-    turned = torch.fft.rfft(torch.stack([was, was.square()])).conj()
+def _shift(dense: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
+    """The rotation to the right by which each row of W is most like its part, and the cosine then."""
+    length = dense.shape[1]
+    turned = torch.fft.rfft(torch.stack([dense, dense.square()])).conj()
     reads = torch.stack([parts, (parts != 0).float()])
-    product, energy = torch.fft.irfft(torch.fft.rfft(reads) * turned, was.shape[1])
-    cosines = product / (energy.clamp_min(1e-9 * was.square().sum(1, keepdim=True)).sqrt() * parts.norm(dim=1)[:, None])
+    product, energy = torch.fft.irfft(torch.fft.rfft(reads) * turned, length)
+    energy = energy.clamp_min(1e-9 * dense.square().sum(1, keepdim=True))
+    cosines = product / (energy.sqrt() * parts.norm(dim=1)[:, None])
     cosines[:, 0] = 0
     best = cosines.argmax(1)
-    length = was.shape[1]
     return torch.where(best > length // 2, best - length, best), cosines.gather(1, best[:, None])[:, 0]
 
 
-def _joined(found: list[Misfit]) -> list[Misfit]:
-    """Neighbouring rows or columns of the same fate as one."""
+def _joined(parts: list[Misfit]) -> list[Misfit]:
+    """Neighbouring rows or columns of the same fate as one part."""
     joined: list[Misfit] = []
-    for part in found:
-        last = joined[-1] if joined else None
-        if last is not None and _continues(last, part):
-            total = last.kept + part.kept
-            share = part.kept / max(1, total)
-            joined[-1] = replace(
-                last,
-                rows=(last.rows[0], part.rows[1]),
-                columns=(last.columns[0], part.columns[1]),
-                kept=total,
-                opposite=last.opposite + part.opposite,
-                cosine=last.cosine + share * (part.cosine - last.cosine),
-                factor=last.factor + share * (part.factor - last.factor),
-            )
-        else:
+    for part in parts:
+        if not joined or not _continues(joined[-1], part):
             joined.append(part)
+            continue
+        last = joined[-1]
+        total = last.kept + part.kept
+        share = part.kept / max(1, total)
+        joined[-1] = replace(
+            last,
+            rows=(last.rows[0], part.rows[1]),
+            columns=(last.columns[0], part.columns[1]),
+            kept=total,
+            opposite=last.opposite + part.opposite,
+            cosine=last.cosine + share * (part.cosine - last.cosine),
+            factor=last.factor + share * (part.factor - last.factor),
+        )
     return joined
 
 
 def _continues(last: Misfit, part: Misfit) -> bool:
     ends, starts = (last.rows, part.rows) if part.axis == ROW else (last.columns, part.columns)
-    first, second = ((one.kind, one.shift, one.value, one.may_be_lawful) for one in (last, part))
-    same = first == second
-    if not same or starts[0] != ends[1] + 1:
+    fates = [(each.kind, each.shift, each.value, each.may_be_lawful) for each in (last, part)]
+    if fates[0] != fates[1] or starts[0] != ends[1] + 1:
         return False
     if part.kind == SCALED:
         return abs(log(max(part.factor, 1e-9) / max(last.factor, 1e-9))) < 0.2
@@ -439,44 +422,43 @@ def _continues(last: Misfit, part: Misfit) -> bool:
     return part.source - starts[0] == last.source - ends[0]
 
 
-def _with_grown_rows(found: list[Misfit], was: Tensor, now: Tensor) -> list[Misfit]:
-    """What lies in rows that have grown may be lawful: a correction towards the dense model adds to few rows, those of
-    massive channels of the residual stream, more than their own weights."""
-    growth = now.norm(dim=1) / was.norm(dim=1).clamp_min(1e-30)
+def _with_grown_rows(parts: list[Misfit], dense: Tensor, pruned: Tensor) -> list[Misfit]:
+    """Parts of rows that have grown may be lawful: a correction towards the dense model adds more than a row's own
+    weights where the row writes into a massive channel of the residual stream."""
+    growth = pruned.norm(dim=1) / dense.norm(dim=1).clamp_min(1e-30)
     grown = growth > GROWN * growth.median()
     return [
         replace(part, may_be_lawful=part.may_be_lawful or part.axis == TILE or part.kind in CORRECTED)
         if part.axis != COLUMN and bool(grown[part.rows[0] : part.rows[1] + 1].all())
         else part
-        for part in found
+        for part in parts
     ]
 
 
-def _empty_rows(was: Tensor, now: Tensor) -> list[Misfit]:
-    """Rows without a weight, though more than a few of their dense weights are large among those of their columns."""
-    kept = now != 0
+def _empty_rows(dense: Tensor, pruned: Tensor) -> list[Misfit]:
+    """Rows without a weight, although several of their dense weights are large among what their columns keep."""
+    kept = pruned != 0
     empty = (~kept.any(1)).nonzero().flatten()
     if not len(empty):
         return []
     counts = kept.sum(0)
-    large = (was.abs() * kept).sum(0) / counts.clamp_min(1)
-    lost = ((was[empty].abs() > large) & (counts > 0)).sum(1)
-    last = was.shape[1] - 1
+    large = (dense.abs() * kept).sum(0) / counts.clamp_min(1)
+    lost = ((dense[empty].abs() > large) & (counts > 0)).sum(1)
+    last = dense.shape[1] - 1
     return _joined([Misfit(EMPTY, ROW, (row, row), (0, last), 0) for row in empty[lost >= EMPTIED].tolist()])
 
 
-def _other_counts(now: Tensor, told: set[int]) -> list[Misfit]:
-    """Rows that keep another number of weights, where nearly all keep the same; without those that are `told` of."""
-    counts = (now != 0).sum(1)
-    usual = counts.mode().values
-    if float(((counts - usual).abs() <= 1).float().mean()) < SAME_COUNT or int(usual) in (0, now.shape[1]):
+def _other_counts(pruned: Tensor, named: set[int]) -> list[Misfit]:
+    """Rows that keep another number of weights, where nearly all keep the same; without those that have a name."""
+    counts, last = (pruned != 0).sum(1), pruned.shape[1] - 1
+    usual = int(counts.mode().values)
+    if float(((counts - usual).abs() <= 1).float().mean()) < SAME_COUNT or usual in (0, last + 1):
         return []
-    odd = (counts - usual).abs() > 2 + 0.02 * usual
-    last = now.shape[1] - 1
-    places = [row for row in odd.nonzero().flatten().tolist() if row not in told]
-    kinds = {row: COUNT if counts[row] else EMPTY for row in places}
+    odd = ((counts - usual).abs() > 2 + 0.02 * usual).nonzero().flatten().tolist()
+    sizes = {row: int(counts[row]) for row in odd if row not in named}
     parts = [
-        Misfit(kind, ROW, (row, row), (0, last), int(counts[row]), value=float(usual)) for row, kind in kinds.items()
+        Misfit(COUNT if size else EMPTY, ROW, (row, row), (0, last), size, value=float(usual))
+        for row, size in sizes.items()
     ]
     return _joined(parts)
 
@@ -484,8 +466,8 @@ def _other_counts(now: Tensor, told: set[int]) -> list[Misfit]:
 def _tiles(layer: _Layer, odd: Tensor) -> list[Misfit]:
     """Odd runs of 32 columns, joined where they fill most of a rectangle."""
     rest = odd.clone()
-    found: list[Misfit] = []
-    while rest.any() and len(found) < SHOWN:
+    parts: list[Misfit] = []
+    while rest.any() and len(parts) < SHOWN:
         row, run = (int(x) for x in rest.nonzero()[0])
         bottom, right = row, run
         for _ in range(2):  # grows to the right and down while half of the next line is odd
@@ -494,12 +476,9 @@ def _tiles(layer: _Layer, odd: Tensor) -> list[Misfit]:
             while bottom + 1 < len(rest) and rest[bottom + 1, run : right + 1].float().mean() >= 0.5:
                 bottom += 1
         rest[row : bottom + 1, run : right + 1] = False
-        rows, columns = (row, bottom), (32 * run, min(32 * right + 31, layer.was.shape[1] - 1))
+        rows, columns = (row, bottom), (32 * run, min(32 * right + 31, layer.dense.shape[1] - 1))
         place = (slice(row, bottom + 1), slice(columns[0], columns[1] + 1))
-        was, now = layer.was[place].flatten(), layer.now[place].flatten()
-        cosine = _cosine(was, now)
-        factor = float(was @ now / (was @ was).clamp_min(1e-30)) / layer.slope
-        kind = NEGATED if cosine < -0.5 else SCALED if cosine > 0.8 else UNLIKE_DENSE
-        kept, opposite = int((now != 0).sum()), int((was * now < 0).sum())
-        found.append(Misfit(kind, TILE, rows, columns, kept, opposite, cosine, factor))
-    return found
+        part = _part(TILE, rows, columns, layer.dense[place].flatten(), layer.pruned[place].flatten(), layer.slope)
+        kind = NEGATED if part.cosine < -0.5 else SCALED if part.cosine > 0.8 else UNLIKE_DENSE
+        parts.append(replace(part, kind=kind))
+    return parts

@@ -20,7 +20,8 @@ def _add(parser: argparse.ArgumentParser, field: SpecField) -> None:
     if field.extra["metavar"]:
         more["metavar"] = field.extra["metavar"]
     if field.extra["form"] == "place":
-        parser.add_argument(field.name, **more | ({"nargs": "+" if field.is_required else "*"} if several else {}))
+        many = ("+" if field.is_required else "*") if several else None if field.is_required else "?"
+        parser.add_argument(field.name, **more | ({"nargs": many} if many else {}))
         return
     more["dest"] = field.name
     if field.kind is bool:

@@ -24,7 +24,7 @@ from rose.recipe.parts import (
     one_or_several,
 )
 from rose.recipe.spec import Real, Spec, Whole, setting
-from rose.recipe.steps import STEPS
+from rose.recipe.steps import STEPS, Json
 
 Folder = Annotated[Name, setting("folder of the model", form="place", metavar="FOLDER")]
 Prompts = Annotated[Name, setting("what to draw, one prompt a line", metavar="FILE.txt")]
@@ -69,6 +69,23 @@ class WriteReport(Spec):
         setting("folder that analyze, prune, slim or tune has written", form="place", metavar="FOLDER"),
     ]
     output: Annotated[File, setting("needs no network to be read", metavar="FILE.html")]
+
+
+class Inspect(Spec):
+    """What is in a file of weights, and how two differ."""
+
+    run: ClassVar[str] = "inspect"
+    summary: ClassVar[str] = "look into a file of weights, or at what differs between two; no model is built"
+
+    file: Annotated[
+        Name, setting("folder, .safetensors or .gguf file, packed or not", form="place", metavar="FILE", path=True)
+    ]
+    other: (
+        Annotated[Name, setting("say how the tensors of this one differ", form="place", metavar="OTHER", path=True)]
+        | None
+    ) = None
+    output: Annotated[File, setting("write a row for every tensor", metavar="FILE.csv")] | None = None
+    json_file: Json | None = None
 
 
 class Pack(Spec):
@@ -196,7 +213,8 @@ SPECS: dict[str, type[Spec]] = {spec.run: spec for spec in STEPS} | {
     DiffuseSlim.run: DiffuseSlim,
 }
 """What recipes can run, by name."""
-_TOOLS = (RunRecipe, WriteReport, Pack, Unpack, Export, DiffusePrune, DiffuseSlim, DiffuseSample, DiffuseEvaluate, App)
+_DIFFUSION = (DiffusePrune, DiffuseSlim, DiffuseSample, DiffuseEvaluate)
+_TOOLS = (RunRecipe, WriteReport, Inspect, Pack, Unpack, Export, *_DIFFUSION, App)
 _ALL: tuple[type[Spec], ...] = (Models, *STEPS, *_TOOLS)
 COMMANDS = {spec.run: spec for spec in _ALL}
 """What the command line can do, by name, in the order of its help."""

@@ -10,7 +10,8 @@ from math import nan
 import torch
 from torch import Tensor, nn
 
-from rose.layer.change import UNLIKE, rounded_to
+from rose.layer.change import UNLIKE
+from rose.layer.facts import rounded_to
 from rose.model.check import verdicts
 from rose.model.check.inputs import Pair
 from rose.model.check.verdicts import LayerVerdict

@@ -145,17 +145,18 @@ def _add_biases(config: dict[str, Any], tensors: Sequence[ReaderTensor]) -> None
             config[option] = True
 
 
-def dequantized(tensor: ReaderTensor) -> np.ndarray:
-    """Float32 values in the order of PyTorch's axes; in pieces, as the library needs twice the memory of its result."""
-    data, kind = tensor.data, tensor.tensor_type
-    step = len(data) * PIECE // tensor.n_elements
+def dequantized(tensor: ReaderTensor, rows: slice = slice(None)) -> np.ndarray:
+    """Float32 values in the order of PyTorch's axes, of all rows or some; in pieces, as the library needs twice the
+    memory of its result."""
+    data, kind = tensor.data[rows], tensor.tensor_type
+    step = len(tensor.data) * PIECE // tensor.n_elements
     if data.ndim == 1 or step >= len(data):
         return gguf.dequantize(data, kind)
-    values = np.empty(tensor.shape[::-1], np.float32)
+    values = np.empty((len(data), *tensor.shape[::-1][1:]), np.float32)
     for start in range(0, len(data), max(step, 1)):
         stop_point()
-        rows = slice(start, start + max(step, 1))
-        values[rows] = gguf.dequantize(data[rows], kind)
+        piece = slice(start, start + max(step, 1))
+        values[piece] = gguf.dequantize(data[piece], kind)
     return values
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,6 +256,17 @@ class TensorFile:
         if digest({name: tensor}) != self.facts[name]["sha256"]:
             raise damaged(self.path, f"{name} differs from its checksum")
         return tensor
+
+    def runs(self, name: str, rows: int) -> Iterator[Tensor]:
+        """As `tensor`, in runs of so many rows of the first dimension; 0 for the whole. Only what is packed is decoded
+        whole."""
+        shape = self.shape(name)
+        if self.is_packed or not shape or not rows:
+            yield self.tensor(name)
+            return
+        view = self._file.get_slice(name)
+        for start in range(0, shape[0], rows):
+            yield view[start : start + rows]
 
     def packed_bytes(self, name: str) -> int | None:
         """What a tensor takes in this file in parts; None where it is stored as it is."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.change import FoundGrid, apparent_grid
+from rose.layer.facts import FoundGrid, apparent_grid
 from rose.layer.grid import coarsest_grid
 from rose.model.defaults import PRUNED
 from rose.model.network.layers import GRIDS_TRIED, count_parameters

@@ -1,0 +1,465 @@
+"""What is in a file of tensors, and how two differ: safetensors (one file, shards, packed) and GGUF; no model is built.
+
+Tensors are read in runs of rows, so that neither a file nor a large tensor is in memory whole. The numbers are those of
+`rose.layer.facts` and `rose.layer.change`, by which checkpoints are checked too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from rose.errors import RoseError
+from rose.files import reachable
+from rose.interrupt import stop_point
+from rose.layer.change import WeightChange, change_by_rows
+from rose.layer.facts import FactsOf, WeightFacts, weight_facts
+from rose.model.check.verdicts import says_pattern
+from rose.model.check.within import says_parts
+from rose.model.formats.gguf import Reader, dequantized
+from rose.model.formats.packed import TensorFile
+from rose.model.load.stored import weight_files
+from rose.model.packaged import PACKAGED
+from rose.wording import count, listing, number, percent, whole
+
+Tell = Callable[[float, str], object]  # the share that is done, and the name of the tensor at hand
+RUN = 2**21  # numbers that are read at once
+WHOLE = 2**25  # numbers of the largest tensor in which parts that differ are sought
+LONGEST_TEXT = 10**5  # characters of a text that are shown
+WIDEST = 4096  # smaller side of the largest matrix whose singular values are computed
+TEXTS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+PATTERNS = ("chat_template*", "LICENSE*", "NOTICE*", "README*")
+PRUNED = 0.01  # share of zeros below which a pattern says nothing
+SAME, ROUNDED, DIFFERS, OTHER_SHAPE = "equal", "rounded", "differs", "other shape"
+ADDED, GONE, RENAMED = "added", "gone", "renamed"
+INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """What a file says of a tensor."""
+
+    name: str
+    kind: str  # the format of its numbers, as the file has it, such as "BF16" or "Q4_K"
+    shape: tuple[int, ...]
+    stored: int  # bytes
+    file: str  # name of the file
+
+    @property
+    def numbers(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(rows, columns): leading dimensions as one; a vector is one row."""
+        columns = self.shape[-1] if self.shape else 1
+        return self.numbers // max(1, columns), columns
+
+
+class TensorFiles:
+    """The tensors of a checkpoint folder or of one file; to be used in a `with`.
+
+    Attributes:
+        tensors: name -> what its file says of it.
+
+    Raises:
+        RoseError: neither a folder with safetensors nor a .safetensors or .gguf file, or a damaged one.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        packaged = PACKAGED[str(place)].path() if str(place) in PACKAGED else None
+        self.place = packaged or reachable(place)
+        self.tensors: dict[str, TensorEntry] = {}
+        self._open = ExitStack()
+        self._files: dict[str, TensorFile] = {}  # by tensor
+        self._gguf: dict[str, Any] = {}  # by tensor
+        self._metadata: dict[str, str] = {}
+        try:
+            if self.place.suffix == ".gguf" and self.place.is_file():
+                self._read_gguf()
+            else:
+                self._read_safetensors()
+        except RoseError:  # which is a ValueError, too
+            raise
+        except (OSError, SafetensorError, ValueError, LookupError, OverflowError) as problem:
+            raise RoseError(f"{place} cannot be read ({problem}); get the file again.") from problem
+
+    def _read_gguf(self) -> None:
+        reader = Reader(str(self.place))
+        for tensor in reader.tensors:
+            shape = tuple(int(size) for size in reversed(tensor.shape))
+            kind, stored = tensor.tensor_type.name, int(tensor.n_bytes)
+            self.tensors[tensor.name] = TensorEntry(tensor.name, kind, shape, stored, self.place.name)
+            self._gguf[tensor.name] = tensor
+        for name, field in reader.fields.items():
+            value = field.contents() if len(field.data) == 1 else f"{whole(len(field.data))} items"
+            self._metadata[name] = str(value)
+
+    def _read_safetensors(self) -> None:
+        if not self.place.is_dir() and self.place.suffix != ".safetensors":
+            raise RoseError(f"{self.place} is neither a folder nor a .safetensors or .gguf file; name such.")
+        for path in weight_files(self.place) if self.place.is_dir() else [self.place]:
+            file = self._open.enter_context(TensorFile(path))
+            self._metadata |= file.source_metadata if file.is_packed else file.metadata
+            for name in file.names():
+                if name in self.tensors:
+                    raise RoseError(f"{name} is in {self.tensors[name].file} and in {path.name}; take one of them out.")
+                self._files[name] = file
+                kind, shape = file.kind(name), file.shape(name)
+                stored = file.packed_bytes(name) or math.prod(shape) * _bits(kind) // 8
+                self.tensors[name] = TensorEntry(name, kind, shape, stored, path.name)
+
+    def __enter__(self) -> TensorFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def has_weights(self, name: str) -> bool:
+        """Whether a tensor holds weights: not integers, which are indices or packed by somebody else."""
+        return self.tensors[name].kind not in INTEGERS and self.tensors[name].numbers > 0
+
+    def runs(self, name: str) -> Iterator[Tensor]:
+        """A tensor as a matrix, see `TensorEntry.matrix`, in runs of rows, (rows, columns) float32.
+
+        Raises:
+            RoseError: the file is damaged, or of a kind that is not read.
+        """
+        entry = self.tensors[name]
+        try:
+            for run in self._pieces(entry):
+                stop_point()
+                yield run.float().reshape(-1, entry.matrix[1])
+        except (OSError, SafetensorError, NotImplementedError) as problem:
+            raise RoseError(f"{name} cannot be read ({problem}); get {entry.file} again.") from problem
+
+    def _pieces(self, entry: TensorEntry) -> Iterator[Tensor]:
+        if entry.name in self._gguf:
+            tensor = self._gguf[entry.name]
+            step = max(1, len(tensor.data) * RUN // entry.numbers) if len(entry.shape) > 1 else entry.numbers
+            for start in range(0, len(tensor.data), step):
+                yield torch.from_numpy(np.array(dequantized(tensor, slice(start, start + step))))
+        else:
+            step = max(1, RUN * entry.shape[0] // entry.numbers) if len(entry.shape) > 1 else 0
+            yield from self._files[entry.name].runs(entry.name, step)
+
+    def matrix(self, name: str) -> Tensor:
+        """A tensor as a matrix, float32."""
+        return torch.cat(list(self.runs(name)))
+
+    def texts(self) -> dict[str, str]:
+        """Texts beside and within the weights by title: configuration, tokenizer, chat template, licence and metadata.
+        None of them is run, and long ones are cut."""
+        texts = {}
+        if self.place.is_dir():
+            paths = [self.place / name for name in TEXTS]
+            paths += [path for pattern in PATTERNS for path in sorted(self.place.glob(pattern))]
+            for path in paths:
+                if path.is_file():
+                    with path.open("rb") as file:
+                        texts[path.name] = file.read(LONGEST_TEXT).decode(errors="replace")
+        own = dict(self._metadata)
+        for name, title in (("tokenizer.chat_template", "chat template"), ("general.license", "licence")):
+            if name in own:
+                texts[title] = own.pop(name)[:LONGEST_TEXT]
+        if own:
+            texts["metadata"] = "\n".join(f"{name}: {value:.1000}" for name, value in own.items())[:LONGEST_TEXT]
+        return texts
+
+
+def _bits(kind: str) -> int:
+    """Bits of a number in a format of safetensors, such as "BF16" or "F8_E4M3"."""
+    digits = re.match(r"[A-Z]+(\d+)", kind)
+    return int(digits[1]) if digits else 8
+
+
+# One file
+
+
+def inspect_file(files: TensorFiles, tell: Tell = lambda _share, _name: None) -> pd.DataFrame:
+    """What every tensor is, a row each; `tell` may raise to stop.
+
+    Returns:
+        name, kind, shape, file, numbers, stored (bytes), bits (stored, a number), true_bits (of the apparent grid, or
+        16 where 32 hold no more), zeros, sparsity, pattern, not_finite, norm, largest, largest_at, zero_rows,
+        zero_columns, odd_rows, odd_columns (how many), and says (sentences on what stands out). Tensors of integers
+        have the first seven.
+    """
+    rows, done, total = [], 0, sum(entry.numbers for entry in files.tensors.values()) or 1
+    for name, entry in files.tensors.items():
+        tell(done / total, name)
+        facts = weight_facts(files.runs(name), entry.matrix) if files.has_weights(name) else None
+        rows.append(_row(entry, facts))
+        done += entry.numbers
+    return pd.DataFrame(rows)
+
+
+def _row(entry: TensorEntry, facts: WeightFacts | None) -> dict[str, Any]:
+    bits = 8 * entry.stored / max(1, entry.numbers)
+    row: dict[str, Any] = {
+        "name": entry.name,
+        "kind": entry.kind,
+        "shape": " × ".join(map(str, entry.shape)),
+        "file": entry.file,
+    }
+    row |= {"numbers": entry.numbers, "stored": entry.stored, "bits": bits}
+    if facts is None:
+        return row | {"says": ""}
+    return row | {
+        "true_bits": _true_bits(facts, bits),
+        "zeros": facts.zeros,
+        "sparsity": facts.sparsity,
+        "pattern": str(facts.pattern),
+        "not_finite": facts.not_finite,
+        "norm": facts.norm,
+        "largest": facts.largest,
+        "largest_at": ", ".join(map(str, facts.largest_at)),
+        "zero_rows": len(facts.zero_rows),
+        "zero_columns": len(facts.zero_columns),
+        "odd_rows": len(facts.odd_rows),
+        "odd_columns": len(facts.odd_columns),
+        "says": says_facts(facts),
+    }
+
+
+def _true_bits(facts: WeightFacts, bits: float) -> float:
+    """Bits that a number needs: of the levels of its grid with a scale of 16 bits, or 16 where 32 hold no more."""
+    if facts.grid is not None and facts.shape[0] > 1:
+        return min(bits, math.log2(facts.grid.levels) + 16 / (facts.grid.group or facts.shape[1]))
+    return min(bits, 16.0) if facts.format_of_16_bits else bits
+
+
+def says_facts(facts: WeightFacts) -> str:
+    """What stands out in a tensor, as sentences; "" where nothing does."""
+    texts = [f"{count(facts.not_finite, 'number')} NaN or infinite."] if facts.not_finite else []
+    if facts.zeros == facts.size:
+        return " ".join([*texts, "All numbers are zero."])
+    if facts.pattern.broken:
+        texts.append(f"{count(facts.pattern.broken, 'group')} with more than {facts.pattern.keep} nonzeros.")
+    if min(facts.shape) > 1:
+        for axis, norms in (("row", facts.row_norms), ("column", facts.column_norms)):
+            empty, odd = getattr(facts, f"zero_{axis}s"), getattr(facts, f"odd_{axis}s")
+            texts += [f"{_span(axis, empty)} {'is' if len(empty) == 1 else 'are'} zero."] if empty else []
+            if odd:
+                times = {place: float(norms[place] / norms[norms > 0].median()) for place in odd}
+                most = max(odd, key=lambda place: abs(math.log(times[place])))
+                median = f"{number(times[most])} times the median norm"
+                texts.append(
+                    f"{_span(axis, odd)} has {median}."
+                    if len(odd) == 1
+                    else f"{_span(axis, odd)} have unusual norms; {axis} {whole(most)} has {median}."
+                )
+    return " ".join(texts)
+
+
+def _span(axis: str, places: Sequence[int]) -> str:
+    """ "Row 3", "Columns 1, 2, 7 and 40 others"."""
+    return f"{axis.capitalize()}{'s' if len(places) > 1 else ''} {listing([whole(place) for place in places])}"
+
+
+def tree(table: pd.DataFrame) -> pd.DataFrame:
+    """The tensors of `inspect_file`, a row for all whose names differ by the number of a decoder block or expert.
+
+    Returns:
+        name ("model.layers.*.mlp.up_proj.weight"), tensors, shape, kind, stored, bits, true_bits, sparsity (lowest and
+        highest), pattern, and standing_out (how many have something to say).
+    """
+    rows = []
+    groups = table.assign(name=table["name"].map(lambda name: re.sub(r"(?<=\.)\d+(?=\.)", "*", name)))
+    groups = groups.reindex(columns=list(dict.fromkeys([*groups, "true_bits", "sparsity", "pattern"])))
+    for (name, shape, kind), group in groups.groupby(["name", "shape", "kind"], sort=False):
+        shares = [percent(float(share)) for share in (group["sparsity"].min(), group["sparsity"].max())]
+        rows.append(
+            {
+                "name": name,
+                "tensors": len(group),
+                "shape": shape,
+                "kind": kind,
+                "stored": int(group["stored"].sum()),
+                "bits": float(group["bits"].mean()),
+                "true_bits": float(group["true_bits"].mean()),
+                "zeros": " to ".join(dict.fromkeys(shares)),
+                "pattern": " ".join(dict.fromkeys(map(says_pattern, group["pattern"][group["sparsity"] >= PRUNED]))),
+                "standing_out": int((group["says"] != "").sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One tensor for pictures.
+
+    Attributes:
+        facts: its numbers, with norms of rows and columns.
+        map: largest magnitudes of blocks, (rows, columns) float32; `block`: rows and columns of a block.
+        counts, edges: a histogram of the finite numbers, (bins,) and (bins + 1,).
+    """
+
+    facts: WeightFacts
+    map: np.ndarray
+    block: tuple[int, int]
+    counts: np.ndarray
+    edges: np.ndarray
+
+
+def look_at(files: TensorFiles, name: str, cells: int = 512, bins: int = 101) -> Look:
+    """Map and histogram of one tensor, which is read twice; `cells`: at most so many a side."""
+    rows, columns = files.tensors[name].matrix
+    high, wide = -(-rows // cells), -(-columns // cells)
+    gathered, largest = FactsOf((rows, columns)), torch.zeros(-(-rows // high), -(-columns // wide))
+    at = 0
+    for run in files.runs(name):
+        values = torch.nn.functional.pad(gathered.add(run).abs(), (0, -columns % wide)).unflatten(1, (-1, wide)).amax(2)
+        places = (torch.arange(at, at + len(run)) // high)[:, None].expand_as(values)
+        largest.scatter_reduce_(0, places, values, "amax")
+        at += len(run)
+    facts = gathered.result()
+    limit = facts.largest or 1.0
+    counts, edges = np.zeros(bins, np.int64), np.linspace(-limit, limit, bins + 1)
+    for run in files.runs(name):
+        counts += np.histogram(run.numpy(), edges)[0]
+    return Look(facts, largest.numpy(), (high, wide), counts, edges)
+
+
+def spectrum(files: TensorFiles, name: str) -> np.ndarray:
+    """Singular values, the largest first; raises RoseError where they would take minutes."""
+    if min(files.tensors[name].matrix) > WIDEST:
+        raise RoseError(f"{name} has more than {WIDEST} rows and columns, whose singular values would take minutes.")
+    return torch.linalg.svdvals(torch.nan_to_num(files.matrix(name), 0, 0, 0)).numpy()
+
+
+# Two files
+
+
+def compare_files(before: TensorFiles, after: TensorFiles, tell: Tell = lambda _share, _name: None) -> pd.DataFrame:
+    """How every tensor of two files differs, a row each; `tell` may raise to stop.
+
+    Returns:
+        name, other_name (in `after`; another one where it was renamed), status, moved_to (another file), moved (share
+        of the nonzeros that differ), change (‖V − W‖/‖W‖ over V's nonzeros), cosine, slope, zeros_before, zeros, rows
+        and columns (how many have changed), and says.
+    """
+    names = {name: name for name in before.tensors if name in after.tensors} | _renamed(before, after)
+    rows, done = [], 0
+    total = sum(entry.numbers for entry in before.tensors.values()) or 1
+    for name, entry in before.tensors.items():
+        tell(done / total, name)
+        done += entry.numbers
+        rows.append(_compared(before, after, name, names.get(name)))
+    added = [name for name in after.tensors if name not in names.values()]
+    rows += [{"name": name, "other_name": name, "status": ADDED, "says": ""} for name in added]
+    columns = ["name", "other_name", "status", "moved_to", "moved", "change", "cosine", "slope", "zeros_before"]
+    return pd.DataFrame(rows, columns=[*columns, "zeros", "rows", "columns", "says"])
+
+
+def _renamed(before: TensorFiles, after: TensorFiles) -> dict[str, str]:
+    """Tensors that only one of the files has, and that are equal."""
+    lost = [name for name in before.tensors if name not in after.tensors]
+    new: dict[tuple, list[str]] = {}
+    for name in after.tensors:
+        if name not in before.tensors and after.has_weights(name):
+            new.setdefault(_key(after, name), []).append(name)
+    names = {}
+    for name in lost:
+        candidates = new.get(_key(before, name), []) if before.has_weights(name) and new else []
+        for other in candidates:
+            if all(torch.equal(*runs) for runs in _both(before, after, name, other)):
+                names[name] = other
+                candidates.remove(other)
+                break
+    return names
+
+
+def _key(files: TensorFiles, name: str) -> tuple:
+    """What equal tensors have in common: the shape, and the first row."""
+    return files.tensors[name].shape, next(files.runs(name))[0].numpy().tobytes()
+
+
+def _both(before: TensorFiles, after: TensorFiles, name: str, other: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Runs of two tensors of one shape, of the same lengths in any formats."""
+    first, second = iter(before.runs(name)), iter(after.runs(other))
+    dense = pruned = None
+    while True:
+        dense = next(first, None) if dense is None else dense
+        pruned = next(second, None) if pruned is None else pruned
+        if dense is None or pruned is None:
+            return
+        rows = min(len(dense), len(pruned))
+        yield dense[:rows], pruned[:rows]
+        dense = dense[rows:] if len(dense) > rows else None
+        pruned = pruned[rows:] if len(pruned) > rows else None
+
+
+def difference_of(before: TensorFiles, after: TensorFiles, name: str, other: str | None = None) -> WeightChange:
+    """How one tensor of weights differs from another one of its shape, by row and column too, see `WeightChange`; parts
+    that stand out are sought in tensors of up to `WHOLE` numbers. NaN and infinity of the first count as 0."""
+    entry, other = before.tensors[name], other or name
+    pairs = ((torch.nan_to_num(dense, 0, 0, 0), pruned) for dense, pruned in _both(before, after, name, other))
+    if entry.numbers <= WHOLE:
+        dense, pruned = torch.nan_to_num(before.matrix(name), 0, 0, 0), after.matrix(other)
+        return change_by_rows([(dense, pruned)], entry.matrix, lambda: (dense, pruned))
+    return change_by_rows(pairs, entry.matrix)
+
+
+def _compared(before: TensorFiles, after: TensorFiles, name: str, other: str | None) -> dict[str, Any]:
+    entry = before.tensors[name]
+    if other is None:
+        return {"name": name, "other_name": "", "status": GONE, "says": ""}
+    there = after.tensors[other]
+    row = {"name": name, "other_name": other, "says": ""}
+    if before.place.is_dir() and after.place.is_dir() and there.file != entry.file:
+        row["moved_to"] = there.file
+    if entry.shape != there.shape:
+        return row | {"status": OTHER_SHAPE, "says": f"{entry.shape} here, {there.shape} there."}
+    if name != other:
+        return row | {"status": RENAMED}
+    if not (before.has_weights(name) and after.has_weights(name)):
+        is_same = entry.kind == there.kind and all(torch.equal(*runs) for runs in _both(before, after, name, name))
+        return row | {"status": SAME if is_same else DIFFERS}
+    change = difference_of(before, after, name)
+    status = DIFFERS if not change.is_untouched else ROUNDED if change.rounded else SAME
+    return row | {
+        "status": status,
+        "moved": change.moved,
+        "change": change.change,
+        "cosine": change.cosine,
+        "slope": change.slope,
+        "zeros_before": change.zeros_before,
+        "zeros": change.zeros,
+        "rows": int((change.row_change > 0).sum()),
+        "columns": int((change.column_change > 0).sum()),
+        "says": says_change(change),
+    }
+
+
+def says_change(change: WeightChange) -> str:
+    """How a tensor differs from another one, as sentences; "" where it does not."""
+    if change.is_untouched:
+        return f"Rounded to {change.rounded}." if change.rounded else ""
+    texts = [f"{count(change.not_finite, 'number')} NaN or infinite."] if change.not_finite else []
+    if change.zeros != change.zeros_before:
+        texts.append(f"{percent(change.zeros_before / change.size)} zeros become {percent(change.sparsity)}.")
+    if change.fate:
+        texts.append(f"It {change.fate}.")
+    elif change.moved:
+        texts.append(f"{percent(change.moved)} of the nonzeros moved, by {percent(change.change)} of their norm.")
+    return " ".join([*texts, says_parts(change.misfits)]).strip()
+
+
+def to_json(table: pd.DataFrame, texts: Mapping[str, str]) -> str:
+    """Rows and texts as JSON."""
+    rows = json.loads(table.to_json(orient="records", double_precision=10))
+    return json.dumps({"tensors": rows, "texts": dict(texts)}, indent=1)

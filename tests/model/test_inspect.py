@@ -1,0 +1,190 @@
+"""Files of tensors are described and compared by streaming; the numbers are those of plain torch."""
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import rose
+from rose import cli
+from rose.model import inspect
+from rose.model.inspect import TensorFiles, compare_files, difference_of, inspect_file, look_at, spectrum, tree
+from rose.model.ship.packing import pack_folder
+from tests.tiny import save_tiny_llama
+
+Q8_0 = gguf.GGMLQuantizationType.Q8_0
+UP = "model.layers.{}.mlp.up_proj.weight".format
+
+
+@pytest.fixture(autouse=True)
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspect, "RUN", 1000)  # less than any matrix here
+
+
+def tensors() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    weights = {UP(block): 0.02 * torch.randn(200, 96) for block in range(4)}
+    return weights | {"norm.weight": torch.ones(96), "embed.weight": torch.randn(50, 96), "ids": torch.arange(5)}
+
+
+def saved(path: Path, weights: dict[str, Tensor], note: str = "") -> Path:
+    save_file(weights, path, {"note": note} if note else None)
+    return path
+
+
+def inspected(path: Path) -> pd.DataFrame:
+    with TensorFiles(path) as files:
+        return inspect_file(files).set_index("name")
+
+
+def test_the_numbers_of_a_tensor_are_those_of_torch(tmp_path: Path) -> None:
+    weights = tensors()
+    one, two = weights[UP(0)], weights[UP(1)]
+    one[one.abs() < 0.01] = 0
+    one[3], one[:, 7], one[150, 5] = 0, 0, -1.5
+    one[9] *= 9
+    two[0, 0], two[199, 95] = torch.nan, -torch.inf
+    weights[UP(2)] = torch.sign(weights[UP(2)]) * 0.03
+    table = inspected(saved(tmp_path / "a.safetensors", weights))
+    row = table.loc[UP(0)]
+    assert (row["zeros"], row["zero_rows"], row["zero_columns"]) == (int((one == 0).sum()), 1, 1)
+    assert (row["largest"], row["largest_at"]) == (1.5, "150, 5")
+    assert row["norm"] == pytest.approx(float(one.norm()), rel=1e-5)
+    assert "Row 3 is zero. Rows 9 and 150 have unusual norms" in row["says"]
+    assert table.loc[UP(1), "not_finite"] == 2
+    assert table.loc[UP(2), "true_bits"] < 3 < table.loc[UP(3), "true_bits"] == 32
+    assert table.loc["norm.weight", "true_bits"] == 16
+    assert np.isnan(table.loc["ids", "zeros"])
+
+
+def test_what_differs_is_named_by_row_and_column(tmp_path: Path) -> None:
+    first = tensors()
+    second = {name: weight.clone() for name, weight in first.items()}
+    second[UP(1)][5] *= -1
+    second[UP(2)][:, 6] *= 3
+    second[UP(3)] = second[UP(3)].bfloat16()
+    second["embedding.weight"] = second.pop("embed.weight")
+    second["more"], second["ids"][0] = torch.zeros(2), 7
+    del second["norm.weight"]
+    paths = saved(tmp_path / "a.safetensors", first), saved(tmp_path / "b.safetensors", second)
+    with TensorFiles(paths[0]) as before, TensorFiles(paths[1]) as after:
+        table = compare_files(before, after).set_index("name")
+        change = difference_of(before, after, UP(1))
+        sevens = torch.full((200, 96), 7.0)
+        gap = (sevens - first[UP(0)]).norm(dim=1) / first[UP(0)].norm(dim=1)
+        second[UP(0)] = sevens
+    assert table["status"].to_dict() == {
+        UP(0): "equal",
+        UP(1): "differs",
+        UP(2): "differs",
+        UP(3): "rounded",
+        "norm.weight": "gone",
+        "embed.weight": "renamed",
+        "ids": "differs",
+        "more": "added",
+    }
+    assert table.loc["embed.weight", "other_name"] == "embedding.weight"
+    assert "Row 5: all 96 kept weights have the opposite sign." in table.loc[UP(1), "says"]
+    assert "Column 6: the weights are 3.00 times as large" in table.loc[UP(2), "says"]
+    assert (table.loc[UP(1), "rows"], table.loc[UP(2), "columns"]) == (1, 1)
+    assert change.row_change[5] == pytest.approx(2)
+    assert not change.row_change[6:].any()
+    saved(tmp_path / "c.safetensors", second)
+    with TensorFiles(paths[0]) as before, TensorFiles(tmp_path / "c.safetensors") as after:
+        assert difference_of(before, after, UP(0)).row_change.tolist() == pytest.approx(gap.tolist(), rel=1e-4)
+
+
+def test_a_large_tensor_is_compared_in_runs_with_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tensors()
+    second = {name: weight * 1.5 for name, weight in first.items() if name.startswith("model")}
+    second[UP(0)][second[UP(0)].abs() < 0.02] = 0
+    paths = saved(tmp_path / "a.safetensors", first), saved(tmp_path / "b.safetensors", second)
+    with TensorFiles(paths[0]) as before, TensorFiles(paths[1]) as after:
+        whole = difference_of(before, after, UP(0))
+        monkeypatch.setattr(inspect, "WHOLE", 0)
+        runs = difference_of(before, after, UP(0))
+    for name in ("change", "cosine", "slope", "moved", "zeros", "zeros_before"):
+        assert getattr(runs, name) == pytest.approx(getattr(whole, name), rel=1e-5)
+    assert torch.allclose(runs.column_change, whole.column_change)
+
+
+def test_the_same_tensors_are_found_in_every_format(tmp_path: Path) -> None:
+    folder = save_tiny_llama(tmp_path / "plain")
+    model, tokenizer = rose.load_model(str(folder))
+    rose.prune_model(model, torch.arange(64).view(2, 32) % 200, method="magnitude", sparsity="2:4", target="layer")
+    rose.save_model(model, tokenizer, tmp_path / "pruned")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    pack_folder(tmp_path / "pruned", tmp_path / "packed")
+    plain = inspected(tmp_path / "pruned")
+    numbers = ["zeros", "pattern", "norm", "largest_at"]
+    for name in ("shards", "packed"):
+        pd.testing.assert_frame_equal(inspected(tmp_path / name).loc[plain.index, numbers], plain[numbers])
+    packed = inspected(tmp_path / "packed")
+    assert packed["stored"].sum() < plain["stored"].sum()
+    with TensorFiles(tmp_path / "shards") as files:
+        assert json.loads(files.texts()["config.json"])["model_type"] == "llama"
+    grouped = tree(plain.reset_index())
+    assert set(grouped.loc[grouped["name"].str.startswith("model.layers"), "tensors"]) == {3}
+
+
+def test_a_gguf_file_is_read_in_runs_whatever_its_types(tmp_path: Path) -> None:
+    weights = {name: weight for name, weight in tensors().items() if weight.ndim == 2}
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_chat_template("{{ messages }}")
+    for name, weight in weights.items():
+        writer.add_tensor(name, gguf.quantize(weight.numpy(), Q8_0), raw_dtype=Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    table = inspected(tmp_path / "a.gguf")
+    assert set(table["kind"]) == {"Q8_0"}
+    assert table.loc[UP(0), "bits"] == 8.5
+    for name, weight in weights.items():
+        dequantized = torch.from_numpy(gguf.dequantize(gguf.quantize(weight.numpy(), Q8_0), Q8_0))
+        assert table.loc[name, "norm"] == pytest.approx(float(dequantized.norm()), rel=1e-5)
+    with TensorFiles(tmp_path / "a.gguf") as files:
+        assert files.texts()["chat template"] == "{{ messages }}"
+
+
+def test_pictures_of_a_tensor_show_all_of_it(tmp_path: Path) -> None:
+    weights = tensors()
+    with TensorFiles(saved(tmp_path / "a.safetensors", weights)) as files:
+        look = look_at(files, UP(0), cells=50, bins=11)
+        values = spectrum(files, UP(0))
+    weight = weights[UP(0)]
+    assert look.block == (4, 2)
+    assert np.allclose(look.map, weight.abs().reshape(50, 4, 48, 2).amax((1, 3)))
+    assert look.counts.sum() == weight.numel()
+    assert torch.allclose(look.facts.column_norms, weight.norm(dim=0))
+    assert np.allclose(values, np.linalg.svd(weight.numpy(), compute_uv=False), rtol=1e-4)
+
+
+def test_the_command_prints_and_writes_what_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tensors()
+    path = saved(tmp_path / "a.safetensors", weights, note="by hand")
+    table, found = tmp_path / "a.csv", tmp_path / "a.json"
+    assert cli.main(["inspect", str(path), "--output", str(table), "--json", str(found)]) == 0
+    assert "mlp.up_proj.weight: 4 of 200 × 96, F32" in capsys.readouterr().out
+    assert list(pd.read_csv(table)["name"]) == sorted(weights)
+    assert json.loads(found.read_text())["texts"] == {"metadata": "note: by hand"}
+    weights[UP(1)][5] *= -1
+    assert cli.main(["inspect", str(path), str(saved(tmp_path / "b.safetensors", weights))]) == 0
+    assert "6 equal, 1 differs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff" * 100], ids=["none", "empty", "noise"])
+@pytest.mark.parametrize("name", ["a.safetensors", "a.gguf", "a.bin"])
+def test_what_is_no_file_of_tensors_is_refused(name: str, content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(rose.RoseError):
+        TensorFiles(tmp_path / name)
