@@ -272,7 +272,7 @@ class SlimRun:
         layers = self.network.select([layer.name for layer in read])
         with self.reduction:
             records = self._go_on(dense.batches(streams))
-            walk = start_walk(self.network, streams, layers, progress, kept=kept, dense=dense)
+            walk = start_walk(self.network, streams, layers, progress, storage=kept, dense=dense)
             with closing(visit_sequentially(walk)) as visits:
                 for block in visits:
                     records += self._visit(block, walk.meter)

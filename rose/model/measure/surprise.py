@@ -1,4 +1,4 @@
-"""How surprised a model is by each token of a text: the same loss that perplexity averages, one token at a time."""
+"""A model's loss on each token of a text: the loss that perplexity averages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rose.model.network.network import Network
 from rose.model.network.residence import evaluating
 
 TOP = 10  # of the likeliest next tokens
-CHUNK = 128  # positions whose logits are turned into probabilities at a time: a vocabulary has 10⁵ of them
+CHUNK = 128  # positions whose logits become probabilities at a time: a vocabulary has 10⁵ of them
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class EncodedText:
     """A text as a model reads it.
 
     Attributes:
-        tokens: (1, length) int64, with the beginning-of-sequence token where the tokenizer puts one.
+        tokens: (1, length) int64, with the beginning-of-sequence token if the tokenizer puts one.
         pieces: the text of each token; together the text. Empty for the beginning-of-sequence token, and for all but
             the first of several tokens that make one character.
     """
@@ -34,12 +34,12 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model expected while it read a text.
+    """A model's expectations while it read a text.
 
     Attributes:
-        losses: (length − 1,) float64, −log p of each token but the first given those before it, in nats. Their mean is
-            the log of `rose.perplexity` on the same window; nothing predicts the first token.
-        likely: (length, TOP) int64, after each token the most likely next ones, the likeliest first.
+        losses: (length − 1,) float64, −log p of each token but the first, in nats; their mean is the log of
+            `rose.perplexity` on the same window.
+        likely: (length, TOP) int64, the likeliest next tokens after each token, in order.
         chances: (length, TOP) float64, their probabilities.
     """
 
@@ -49,8 +49,10 @@ class Reading:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, limit: int | None = None) -> EncodedText:
-    """The text as tokens, `limit` at most, beginning as the windows of `rose.load_tokens` do; raises RoseError for too
-    few or many, or a tokenizer that does not say which characters a token stands for."""
+    """The text as tokens, at most `limit`, beginning as the windows of `rose.load_tokens`.
+
+    Raises RoseError for too few or many tokens, or a tokenizer that does not tell their characters.
+    """
     first = first_token(tokenizer)
     if not tokenizer.is_fast:
         raise RoseError(
@@ -67,14 +69,14 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, limit: int | N
     pieces, place = [""] * len(begin), 0
     for number, (_, end) in enumerate(spans):
         end = len(text) if number == len(spans) - 1 else max(end, place)
-        pieces.append(text[place:end])  # with what a tokenizer leaves out before it, such as spaces
+        pieces.append(text[place:end])  # with spaces and other characters that the tokenizer skips
         place = end
     return EncodedText(torch.tensor([begin + ids]), tuple(pieces))
 
 
 @torch.no_grad()
 def read_text(model: nn.Module, tokens: Tensor) -> Reading:
-    """Reads a text, (1, length) int64 tokens, and notes the loss of every token and the likeliest next ones."""
+    """The loss of every token and the likeliest next ones in a text, (1, length) int64 tokens."""
     network = Network(model)
     network.check_in_memory()
     network.check_tokens(tokens)
@@ -87,8 +89,8 @@ def read_text(model: nn.Module, tokens: Tensor) -> Reading:
         for start in range(0, len(logits), CHUNK):
             stop_point()
             logs = logits[start : start + CHUNK].float().log_softmax(-1)
-            wanted = following[start : start + CHUNK]
-            losses.append(-logs[: len(wanted)].gather(1, wanted[:, None])[:, 0].double().cpu())
+            targets = following[start : start + CHUNK]
+            losses.append(-logs[: len(targets)].gather(1, targets[:, None])[:, 0].double().cpu())
             best = logs.topk(min(TOP, logs.shape[1]))
             likely.append(best.indices.cpu())
             chances.append(best.values.double().exp().cpu())

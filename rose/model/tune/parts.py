@@ -1,6 +1,6 @@
-"""`rose.tune_model`: tuning at once, or decoder blocks in parts, where memory does not suffice for all of them.
+"""`rose.tune_model`: tuning at once, or decoder blocks in parts, if memory does not suffice for all of them.
 
-Every part is trained through the loss of the whole model, so it makes good what the parts before have left. Gradients,
+Every part is trained through the loss of the whole model, so it repairs errors that earlier parts have left. Gradients,
 Adam's moments and float32 copies are those of one part at a time.
 """
 
@@ -44,35 +44,33 @@ def tune_model(
     checkpoint: str | Path | None = None,
     **options: Unpack[TuneOptions],
 ) -> TuneReport:
-    """Trains the kept weights of a pruned model in place; what was removed stays 0, to the bit.
+    """Trains the kept weights of a pruned model in place; removed weights stay 0, to the bit.
 
     Args:
-        model: pruned by whatever program: its zeros are the mask. One that slimming has made smaller will do too.
-        dense: the model before, of the same vocabulary; not changed.
+        model: pruned by any program: its zeros are the mask. A slimmed model will do, too.
+        dense: the model before, with the same vocabulary; not changed.
         tokens: windows to train on, (samples, length) int64.
-        held_out: further windows, which decide by their next tokens which step is kept: perplexity on them is never
-            worse than at the start.
+        held_out: further windows, whose next tokens decide which step is kept: perplexity on them is never worse than
+            at the start.
         layers: names to tune, `*` allowed; None means every prunable layer. Norms, embeddings and the head stay.
-        parts: decoder blocks are tuned in so many parts, one after another, each with its share of the steps; memory
-            for gradients and Adam's moments is that of one part.
+        parts: decoder blocks are tuned in so many parts, one after another, each with its share of the steps; gradients
+            and Adam's moments take the memory of one part.
         unpruned: tune a model without zeros, too.
-        progress: called with a `TuningProgress` many times a step; may raise to stop: the best step so far is kept.
-        checkpoint: a folder from which the same call goes on, after it was stopped or killed, to the same bits where
-            there are as many processes, as sums differ by rounding; load the pruned model again for that, as a tuning
-            that was stopped has changed it.
+        progress: called with a `TuningProgress` several times a step; may raise to stop: the best step so far is kept.
+        checkpoint: a folder from which the same call resumes, to the same bits with as many processes; load the pruned
+            model again for that, as a stopped tuning has changed it.
 
     Keyword arguments besides:
-        minutes: how long tuning may take; the number of steps is set by the time of the first ones.
-        epochs: passes over `tokens`, where no minutes are given; 1 by default, parts allowed.
+        minutes: how long tuning may take; the time of the first steps sets their number.
+        epochs: passes over `tokens` instead of minutes; 1 by default, fractions allowed.
         loss: "kl", towards the dense model's distributions; "ce", of the text's own next tokens, for data of one's own.
-        rate: of Adam, after a warm-up over a quarter of the steps, falling to 0 linearly. None means 0.001, in
-            proportion less for fewer than 32 steps, and the lower of two for a model whose loss of next tokens is less
-            than 0.55 nats above the dense one's, and for one that has kept more than 0.4 of the weights, as smaller
-            models have; and less where the dense model's weights are small and its layers large, as in most models
-            beyond the packaged one: see `rose.model.tune.tuning.size_of`.
+        rate: of Adam, after a warm-up over a quarter of the steps, falling to 0 linearly. None means 0.001; less for
+            fewer than 32 steps, for a model whose loss of next tokens is less than 0.55 nats above the dense one's, for
+            more than 0.4 of the weights kept, and for small weights in large layers, as in most models beyond the
+            packaged one: see `rose.model.tune.tuning.Tuner.rate`.
         batch: windows of a step; several processes share them.
         seed: of the order of windows.
-        compute: format of matrix products, see `rose.prune_model`. Weights and Adam's moments are float32.
+        compute: number format of matrix products, see `rose.prune_model`. Weights and moments are float32.
 
     Raises:
         RoseError: bad input, before any work; a loss that is not finite; or no room to save.
@@ -95,40 +93,37 @@ class Parts:
         self.done: list[TuneReport] = []
 
     def _tuner(self, number: int) -> Tuner:
-        count, own = len(self.parts), self.settings
+        count, settings = len(self.parts), self.settings
         if count > 1:
-            minutes = None if own.minutes is None else own.minutes / count
-            epochs = None if own.minutes is not None else (own.epochs or 1) / count
-            seed = (own.seed + number) % SEEDS  # other windows come first
-            own = own.changed(minutes=minutes, epochs=epochs, seed=seed)
+            minutes = None if settings.minutes is None else settings.minutes / count
+            epochs = None if settings.minutes is not None else (settings.epochs or 1) / count
+            seed = (settings.seed + number) % SEEDS  # other windows come first
+            settings = settings.changed(minutes=minutes, epochs=epochs, seed=seed)
         unpruned = self.task.unpruned or count > 1  # one part may well have no zeros
-        return Tuner(replace(self.task, layers=self.parts[number], unpruned=unpruned), own)
+        return Tuner(replace(self.task, layers=self.parts[number], unpruned=unpruned), settings)
 
     def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
         """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""
-        begun = begun_with(checkpoint, "products")
+        begun, count = begun_with(checkpoint, "products"), len(self.parts)
         if begun and self.settings.compute == DEFAULT:  # another machine may choose another
             self.settings = self.settings.changed(compute=begun)
             del self.tuner
             self.tuner = self._tuner(0)
-        # Each part has a folder of its own within, which says the rest.
-        asked = partial(describe_tuning, self.settings, self.tuner.precision, len(self.parts))
-        with claimed(checkpoint, asked) if checkpoint is not None and len(self.parts) > 1 else nullcontext():
-            self._run(progress, checkpoint)
-
-    def _run(self, progress: ProgressCallback | None, checkpoint: str | Path | None) -> None:
-        began, count = time.perf_counter(), len(self.parts)
-        for number in range(count):
-            if number:
-                del self.tuner  # before the next one asks how much memory is free
-                self.tuner = self._tuner(number)
-            own = part_callback(progress, began, number / count, (number + 1) / count) if count > 1 else progress
-            folder = Path(checkpoint) / str(number) if checkpoint is not None and count > 1 else checkpoint
-            try:
-                self.tuner.run(own, folder)
-            finally:
-                if self.tuner.curve:  # not where it was stopped before anything was measured
-                    self.done.append(self.tuner.report())
+        # Each part has a folder of its own within, which describes the rest.
+        describe = partial(describe_tuning, self.settings, self.tuner.precision, count)
+        with claimed(checkpoint, describe) if checkpoint is not None and count > 1 else nullcontext():
+            start = time.perf_counter()
+            for number in range(count):
+                if number:
+                    del self.tuner  # before the next one measures free memory
+                    self.tuner = self._tuner(number)
+                part = part_callback(progress, start, number / count, (number + 1) / count) if count > 1 else progress
+                folder = Path(checkpoint) / str(number) if checkpoint is not None and count > 1 else checkpoint
+                try:
+                    self.tuner.run(part, folder)
+                finally:
+                    if self.tuner.curve:  # not if it was stopped before any measurement
+                        self.done.append(self.tuner.report())
 
     @property
     def is_begun(self) -> bool:
@@ -136,7 +131,7 @@ class Parts:
         return any(report.summary["steps"] for report in self.done)
 
     def report(self) -> TuneReport:
-        """What was done, so far or in the end."""
+        """The outcome so far."""
         return joined(self.done, self.settings) if len(self.parts) > 1 else self.tuner.report()
 
 
@@ -145,10 +140,9 @@ def tune_until_stopped(
     following: AbstractContextManager[ProgressCallback],
     checkpoint: str | Path | None = None,
 ) -> tuple[TuneReport | None, BaseException | None]:
-    """Tunes what `make` prepares, followed from then on; whatever stops it, the model has the best weights so far.
+    """Tunes the result of `make`, followed from then on; whatever stops it, the model has the best weights so far.
 
-    Returns:
-        The report, None without a finished step, and what stopped tuning, None where it came to its end.
+    Returns the report, None without a finished step, and what stopped tuning, None at its regular end.
     """
     tuner, stopped = None, None
     try:
@@ -165,8 +159,7 @@ def tune_until_stopped(
 def divided(network: Network, layers: Sequence[str] | None, parts: int) -> list[list[str]]:
     """Names of the layers to tune, in so many parts of whole decoder blocks, in the model's order.
 
-    Raises:
-        RoseError: fewer decoder blocks than parts, or no whole number of them.
+    Raises RoseError for fewer decoder blocks than parts, or a number that is not whole.
     """
     selected = network.select(layers)
     blocks = sorted({layer.block_index for layer in selected})
@@ -184,21 +177,18 @@ def joined(reports: Sequence[TuneReport], settings: TuneSettings) -> TuneReport:
         curve = report.curve.assign(step=report.curve["step"] + steps, seconds=report.curve["seconds"] + seconds)
         curves.append(curve if not curves else curve[1:])  # a part begins where the one before has ended
         steps, seconds = steps + report.summary["steps"], seconds + report.summary["seconds"]
-    first, last = reports[0].summary, reports[-1].summary
+    last, layers = reports[-1].summary, pd.concat([report.layers for report in reports], ignore_index=True)
     sums = ("steps", "steps_planned", "zeros", "zeros_before", "weights")
-    return TuneReport(
-        pd.concat([report.layers for report in reports], ignore_index=True),
-        pd.concat(curves, ignore_index=True),
-        {
-            **last,
-            **settings.to_dict(),
-            **{name: sum(report.summary[name] for report in reports) for name in sums},
-            "compute": last["compute"],
-            "rate": last["rate"],
-            "parts": len(reports),
-            "fewest_planned": min(filter(None, (report.summary["steps_planned"] for report in reports)), default=0),
-            "kept_step": steps - last["steps"] + last["kept_step"],
-            "seconds": seconds,
-            "held_out_before": first["held_out_before"],
-        },
-    )
+    summary = {
+        **last,
+        **settings.to_dict(),
+        **{name: sum(report.summary[name] for report in reports) for name in sums},
+        "compute": last["compute"],
+        "rate": last["rate"],
+        "parts": len(reports),
+        "fewest_planned": min(filter(None, (report.summary["steps_planned"] for report in reports)), default=0),
+        "kept_step": steps - last["steps"] + last["kept_step"],
+        "seconds": seconds,
+        "held_out_before": reports[0].summary["held_out_before"],
+    }
+    return TuneReport(layers, pd.concat(curves, ignore_index=True), summary)

@@ -1,8 +1,8 @@
-"""Statistics of what layers read in forward passes; layers that read the same tensors share them."""
+"""Statistics of layers' inputs in forward passes; layers that read the same tensors share them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer
 from rose.model.walk.forward import no_input, version_of
 
-LEAVE_OUT = "leave this layer out"  # what every caller can do about a layer that cannot be calibrated
+LEAVE_OUT = "leave this layer out"  # the remedy that every caller has for a layer that cannot be calibrated
 
 
 @dataclass(eq=False)
 class _Reading:
-    """A tensor that layers have read in the batch under way, and the version of its content that they read."""
+    """A tensor read in the current batch, the version of its content, and the layers that read it."""
 
     inputs: Tensor
     version: int
@@ -35,15 +35,18 @@ class _Group:
 
 
 class Collector:
-    """Forward hooks that gather the inputs of some layers; layers that read the same tensors share statistics.
+    """Forward hooks that gather layers' inputs.
 
     Inputs are counted at the end of each batch, when all readers of a tensor are known: routed experts may read the
-    router's own tensor in one batch and not in the next. A group whose layers no longer read the same is split.
-    `weight` is that of the inputs that come next, see `InputStatistics.update`; `remedy` is what the caller can do
-    about an input that cannot be counted. The caller removes the `hooks`.
+    router's own tensor in one batch and not in the next. A group whose layers no longer read the same is split. The
+    caller removes the `hooks`.
+
+    Attributes:
+        weight: of the next inputs, see `InputStatistics.update`.
+        remedy: for messages, the user's way out for an input that cannot be counted.
     """
 
-    def __init__(self, layers: list[PrunableLayer], device: torch.device, remedy: str = LEAVE_OUT) -> None:
+    def __init__(self, layers: Sequence[PrunableLayer], device: torch.device, remedy: str = LEAVE_OUT) -> None:
         self.device, self.remedy = device, remedy
         self.weight = 1.0
         self.groups: list[_Group] = []
@@ -51,9 +54,8 @@ class Collector:
         self.hooks = [layer.module.register_forward_pre_hook(self._hook(layer.name)) for layer in layers]
 
     def _hook(self, name: str) -> Callable[..., None]:
-        def seen(_module: nn.Module, args: tuple) -> None:
-            inputs = args[0]
-            version = version_of(inputs)
+        def note(_module: nn.Module, args: tuple) -> None:
+            inputs, version = args[0], version_of(args[0])
             for reading in self.readings:
                 # A layer called twice on one tensor has read it twice.
                 if reading.inputs is inputs and reading.version == version and name not in reading.readers:
@@ -61,10 +63,10 @@ class Collector:
                     return
             self.readings.append(_Reading(inputs, version, [name]))
 
-        return seen
+        return note
 
     def end_batch(self) -> None:
-        """Counts what was read since the last call; raises RoseError where an input has been overwritten since."""
+        """Counts the inputs since the last call; raises RoseError for one that has been overwritten since."""
         for reading in self.readings:
             if version_of(reading.inputs) != reading.version:
                 raise RoseError(
@@ -76,28 +78,28 @@ class Collector:
         self.readings.clear()
 
     def _readers(self, reading: _Reading) -> list[_Group]:
-        """The groups that together are a tensor's readers, after splitting those of which only some layers are."""
-        found: list[_Group] = []
+        """The groups that together are a tensor's readers; a group with other layers too is split."""
+        groups: list[_Group] = []
         for group in self.groups:
             readers = [name for name in group.layers if name in reading.readers]
             if readers == group.layers:
-                found.append(group)
+                groups.append(group)
             elif readers:
                 group.layers = [name for name in group.layers if name not in readers]
-                found.append(_Group(readers, deepcopy(group.statistics)))
-        known = {name for group in (*self.groups, *found) for name in group.layers}
-        unseen = [name for name in reading.readers if name not in known]
-        if unseen:
-            found.append(_Group(unseen, InputStatistics(reading.inputs.shape[-1], self.device)))
-        self.groups += [group for group in found if group not in self.groups]
-        return found
+                groups.append(_Group(readers, deepcopy(group.statistics)))
+        grouped = {name for group in (*self.groups, *groups) for name in group.layers}
+        new = [name for name in reading.readers if name not in grouped]
+        if new:
+            groups.append(_Group(new, InputStatistics(reading.inputs.shape[-1], self.device)))
+        self.groups += [group for group in groups if group not in self.groups]
+        return groups
 
     def result(self) -> dict[str, InputStatistics]:
         return {name: group.statistics for group in self.groups for name in group.layers}
 
 
-def statistics_of(layer: PrunableLayer, found: Mapping[str, InputStatistics]) -> InputStatistics:
-    """What calibration knows of this layer's input; raises RoseError where it received none."""
-    if layer.name not in found:
+def statistics_of(layer: PrunableLayer, statistics: Mapping[str, InputStatistics]) -> InputStatistics:
+    """The layer's statistics; raises RoseError if it received no input."""
+    if layer.name not in statistics:
         raise no_input(layer.name)
-    return found[layer.name]
+    return statistics[layer.name]
