@@ -41,8 +41,8 @@ from rose.model.progress import Meter, Progress, ProgressCallback
 from rose.model.run.one_layer import damping_of, is_left_dense, prune_one
 from rose.model.run.settings import describe_grid
 from rose.model.walk.collector import statistics_of
-from rose.model.walk.dense_states import HELD_OUT, token_drift
 from rose.model.walk.forward import Boundaries
+from rose.model.walk.storage import HELD_OUT, token_drift
 from rose.model.walk.walk import TOKENS, BlockStatistics, check_streams, start_walk
 from rose.wording import whole
 

@@ -42,8 +42,7 @@ from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network, padding
 from rose.model.network.precision import Precision
 from rose.model.run.settings import RunSettings, describe_layer
-from rose.model.walk.dense_states import HELD_OUT
-from rose.model.walk.storage import BlockDrift, DiskActivations, FinishedBlock, Storage, lay_over
+from rose.model.walk.storage import HELD_OUT, BlockDrift, DiskActivations, FinishedBlock, Storage, lay_over
 from rose.model.workers import Workers
 from rose.tensor_files import DamagedFile, digest, facts_of, read_tensors, write_tensors
 from rose.wording import count, word

@@ -31,8 +31,8 @@ from rose.model.run.checkpoint import begun_with, describe_run, open_checkpoint,
 from rose.model.run.one_layer import dense_record, is_left_dense, prune_in
 from rose.model.run.settings import RunOptions, RunSettings, describe_layer, run_settings
 from rose.model.walk.collector import LEAVE_OUT, statistics_of
-from rose.model.walk.dense_states import dense_streams
 from rose.model.walk.sequential import visit_sequentially
+from rose.model.walk.storage import dense_streams
 from rose.model.walk.walk import BlockStatistics, Walk, check_streams, start_walk, visit_blocks
 from rose.model.workers import Workers
 from rose.report import RunReport
@@ -89,7 +89,8 @@ def prune_model(
         RoseError: bad input, before any work; a layer that cannot be pruned, by name; or a checkpoint that belongs to
             another run or cannot be written.
     """
-    run, network = run_settings(**options), Network(model)
+    run = run_settings(**options)
+    network = Network(model)
     return prune_by(network, tokens, run, layers=layers, held_out=held_out, progress=progress, checkpoint=checkpoint)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.files import explained
@@ -34,7 +34,6 @@ from rose.model.network.stand_ins import hooked
 from rose.model.progress import ProgressCallback, time_left
 from rose.model.run.checkpoint import claimed
 from rose.model.tune.kept import check_pruned, find_trained, in_float32, reusing_memory, rounded, settle
-from rose.model.tune.loss import cross_entropy, divergence
 from rose.model.tune.task import TuneReport, TuneTask, TuningLook, TuningProgress, check_memory, check_pair
 from rose.model.workers import Workers
 from rose.recipe.parts import TuneSettings
@@ -50,7 +49,42 @@ WARM_UP = 0.25  # share of the steps in which the rate rises: the first ones fol
 LOOKS = 8  # measurements on held-out windows, and saves, besides the first
 STATE = "state.safetensors"
 FORMAT = 3  # raise it where an older folder would no longer give the same weights
+ROWS = 16  # tokens whose distributions are made at once, small enough for the processor's cache
 FACTS = ("step", "steps", "best_step", "seconds", "away", "dense_held_out")  # of a `Tuner`, saved with its weights
+
+
+class _Divergence(torch.autograd.Function):
+    """Sum over tokens of KL(dense ‖ pruned) by logits, (tokens, vocabulary) each; the gradient is the difference of the
+    distributions, so no float32 copy of all logits is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, pruned: Tensor, dense: Tensor) -> Tensor:
+        gradient, total = torch.empty_like(pruned), torch.zeros((), dtype=torch.float32, device=pruned.device)
+        for logits, target, slot in zip(pruned.split(ROWS), dense.split(ROWS), gradient.split(ROWS), strict=True):
+            log_q = nn.functional.log_softmax(logits.float(), 1)
+            log_p = nn.functional.log_softmax(target.float(), 1)
+            p = log_p.exp()
+            total += (p * (log_p - log_q)).sum()
+            slot.copy_(log_q.exp_().sub_(p))
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(above[0]), None  # of no further use, and large
+
+
+def divergence(pruned: Tensor, dense: Tensor) -> Tensor:
+    """Sum over tokens of KL(dense ‖ pruned), in nats; logits of (windows, length, vocabulary)."""
+    return _Divergence.apply(pruned.flatten(0, 1), dense.flatten(0, 1))
+
+
+def cross_entropy(logits: Tensor, windows: Tensor) -> Tensor:
+    """Sum over tokens of the loss of next tokens, in nats; logits (windows, length, vocabulary), windows (windows,
+    length)."""
+    ahead = logits[:, :-1].float().flatten(0, 1)
+    return nn.functional.cross_entropy(ahead, windows[:, 1:].flatten(), reduction="sum")
 
 
 class Tuner:

@@ -21,9 +21,8 @@ from rose.model.network.precision import FLOAT32, Precision
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import Meter, ProgressCallback
 from rose.model.walk.collector import LEAVE_OUT, Collector
-from rose.model.walk.dense_states import HELD_OUT, DenseStreams, Watch
 from rose.model.walk.forward import Arguments, WriterTrace, check_blocks, record_inputs, run_block, split_batches
-from rose.model.walk.storage import MemoryActivations, Storage
+from rose.model.walk.storage import HELD_OUT, DenseStreams, MemoryActivations, Storage, Watch
 from rose.model.walk.targets import BlockTargets
 from rose.model.workers import Workers
 
