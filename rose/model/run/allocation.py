@@ -26,9 +26,8 @@ from rose.model.network.residence import evaluating, gradients_only_of
 from rose.model.network.stand_ins import hooked
 from rose.model.rules import DAMAGE_SPREAD, Allocation
 from rose.model.run.one_layer import is_left_dense
-from rose.model.walk.collector import statistics_of
 from rose.model.walk.forward import hidden_of, no_input
-from rose.model.walk.walk import BlockStatistics
+from rose.model.walk.walk import BlockStatistics, statistics_of
 from rose.verdicts import is_same_model
 
 # Hutchinson's probes: one for each of so many windows, cut to so many tokens. A second derivative costs about four

@@ -16,8 +16,7 @@ from rose.layer.methods import Known, LayerResult, Settings, SettingsOptions, ma
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
 from rose.model.network.layers import PrunableLayer, named
-from rose.model.walk.collector import statistics_of
-from rose.model.walk.walk import BlockStatistics
+from rose.model.walk.walk import BlockStatistics, statistics_of
 from rose.rows import LayerRecord
 from rose.verdicts import massive_text
 

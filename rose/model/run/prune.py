@@ -30,10 +30,17 @@ from rose.model.run.allocation import allocate
 from rose.model.run.checkpoint import begun_with, describe_run, open_checkpoint, report_inputs
 from rose.model.run.one_layer import dense_record, is_left_dense, prune_in
 from rose.model.run.settings import RunOptions, RunSettings, describe_layer, run_settings
-from rose.model.walk.collector import LEAVE_OUT, statistics_of
 from rose.model.walk.sequential import visit_sequentially
 from rose.model.walk.storage import dense_streams
-from rose.model.walk.walk import BlockStatistics, Walk, check_streams, start_walk, visit_blocks
+from rose.model.walk.walk import (
+    LEAVE_OUT,
+    BlockStatistics,
+    Walk,
+    check_streams,
+    start_walk,
+    statistics_of,
+    visit_blocks,
+)
 from rose.model.workers import Workers
 from rose.report import RunReport
 from rose.rows import LayerRecord

@@ -13,11 +13,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import torch
@@ -25,16 +26,18 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.files import explained
+from rose.given import is_whole
 from rose.model.defaults import RATE
 from rose.model.estimate.memory import TOGETHER
+from rose.model.load.tokens import SEEDS
 from rose.model.network.network import Network
-from rose.model.network.precision import Precision
+from rose.model.network.precision import DEFAULT, Precision
 from rose.model.network.residence import evaluating, gradients_only_of
 from rose.model.network.stand_ins import hooked
-from rose.model.progress import ProgressCallback, time_left
-from rose.model.run.checkpoint import claimed
+from rose.model.progress import ProgressCallback, part_callback, time_left
+from rose.model.run.checkpoint import begun_with, claimed
 from rose.model.tune.kept import check_pruned, find_trained, in_float32, reusing_memory, rounded, settle
-from rose.model.tune.task import TuneReport, TuneTask, TuningLook, TuningProgress, check_memory, check_pair
+from rose.model.tune.task import TuneOptions, TuneReport, TuneTask, TuningLook, TuningProgress, check_memory, check_pair
 from rose.model.workers import Workers
 from rose.recipe.parts import TuneSettings
 from rose.tensor_files import DamagedFile, digest, read_tensors, write_tensors
@@ -421,3 +424,166 @@ class _Loop:
             if state:
                 self.optimizer.state[each.parameter] = state
         return True
+
+
+def tune_model(
+    model: nn.Module,
+    dense: nn.Module,
+    tokens: Tensor,
+    *,
+    held_out: Tensor | None = None,
+    layers: Sequence[str] | None = None,
+    parts: int = 1,
+    unpruned: bool = False,
+    progress: ProgressCallback | None = None,
+    checkpoint: str | Path | None = None,
+    **options: Unpack[TuneOptions],
+) -> TuneReport:
+    """Trains the kept weights of a pruned model in place; removed weights stay 0, to the bit.
+
+    Args:
+        model: pruned by any program: its zeros are the mask. A slimmed model will do, too.
+        dense: the model before, with the same vocabulary; not changed.
+        tokens: windows to train on, (samples, length) int64.
+        held_out: further windows, whose next tokens decide which step is kept: perplexity on them is never worse than
+            at the start.
+        layers: names to tune, `*` allowed; None means every prunable layer. Norms, embeddings and the head stay.
+        parts: decoder blocks are tuned in so many parts, one after another, each with its share of the steps; gradients
+            and Adam's moments take the memory of one part.
+        unpruned: tune a model without zeros, too.
+        progress: called with a `TuningProgress` several times a step; may raise to stop: the best step so far is kept.
+        checkpoint: a folder from which the same call resumes, to the same bits with as many processes; load the pruned
+            model again for that, as a stopped tuning has changed it.
+
+    Keyword arguments besides:
+        minutes: how long tuning may take; the time of the first steps sets their number.
+        epochs: passes over `tokens` instead of minutes; 1 by default, fractions allowed.
+        loss: "kl", towards the dense model's distributions; "ce", of the text's own next tokens, for data of one's own.
+        rate: of Adam, after a warm-up over a quarter of the steps, falling to 0 linearly. None means 0.001; less for
+            fewer than 32 steps, for a model whose loss of next tokens is less than 0.55 nats above the dense one's, for
+            more than 0.4 of the weights kept, and for small weights in large layers, as in most models beyond the
+            packaged one: see `rose.model.tune.tuning.Tuner.rate`.
+        batch: windows of a step; several processes share them.
+        seed: of the order of windows.
+        compute: number format of matrix products, see `rose.prune_model`. Weights and moments are float32.
+
+    Raises:
+        RoseError: bad input, before any work; a loss that is not finite; or no room to save.
+    """
+    tuner = Parts(TuneTask(model, dense, tokens, held_out, layers, unpruned), TuneSettings.of(**options), parts)
+    tuner.run(progress, checkpoint)
+    return tuner.report()
+
+
+class Parts:
+    """As `Tuner`, for decoder blocks in parts: each has its share of the time and keeps its own best step."""
+
+    def __init__(self, task: TuneTask, settings: TuneSettings, parts: int = 1) -> None:
+        """Checks everything; changes nothing. Raises RoseError for bad input."""
+        network = Network(task.model)
+        self.task, self.settings, self.parts = task, settings, divided(network, task.layers, parts)
+        if parts > 1:
+            check_pruned(find_trained(network, task.layers), network, Network(task.dense), task.unpruned)
+        self.tuner = self._tuner(0)
+        self.done: list[TuneReport] = []
+
+    def _tuner(self, number: int) -> Tuner:
+        count, settings = len(self.parts), self.settings
+        if count > 1:
+            minutes = None if settings.minutes is None else settings.minutes / count
+            epochs = None if settings.minutes is not None else (settings.epochs or 1) / count
+            seed = (settings.seed + number) % SEEDS  # other windows come first
+            settings = settings.changed(minutes=minutes, epochs=epochs, seed=seed)
+        unpruned = self.task.unpruned or count > 1  # one part may well have no zeros
+        return Tuner(replace(self.task, layers=self.parts[number], unpruned=unpruned), settings)
+
+    def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
+        """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""
+        begun, count = begun_with(checkpoint, "products"), len(self.parts)
+        if begun and self.settings.compute == DEFAULT:  # another machine may choose another
+            self.settings = self.settings.changed(compute=begun)
+            del self.tuner
+            self.tuner = self._tuner(0)
+        # Each part has a folder of its own within, which describes the rest.
+        describe = partial(describe_tuning, self.settings, self.tuner.precision, count)
+        with claimed(checkpoint, describe) if checkpoint is not None and count > 1 else nullcontext():
+            start = time.perf_counter()
+            for number in range(count):
+                if number:
+                    del self.tuner  # before the next one measures free memory
+                    self.tuner = self._tuner(number)
+                part = part_callback(progress, start, number / count, (number + 1) / count) if count > 1 else progress
+                folder = Path(checkpoint) / str(number) if checkpoint is not None and count > 1 else checkpoint
+                try:
+                    self.tuner.run(part, folder)
+                finally:
+                    if self.tuner.curve:  # not if it was stopped before any measurement
+                        self.done.append(self.tuner.report())
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a step is done, so that there is something to keep and to report."""
+        return any(report.summary["steps"] for report in self.done)
+
+    def report(self) -> TuneReport:
+        """The outcome so far."""
+        return joined(self.done, self.settings) if len(self.parts) > 1 else self.tuner.report()
+
+
+def tune_until_stopped(
+    make: Callable[[], Parts],
+    following: AbstractContextManager[ProgressCallback],
+    checkpoint: str | Path | None = None,
+) -> tuple[TuneReport | None, BaseException | None]:
+    """Tunes the result of `make`, followed from then on; whatever stops it, the model has the best weights so far.
+
+    Returns the report, None without a finished step, and what stopped tuning, None at its regular end.
+    """
+    tuner, stopped = None, None
+    try:
+        tuner = make()
+        with following as progress:
+            tuner.run(progress, checkpoint)
+    except (Exception, KeyboardInterrupt) as problem:
+        if Workers.here().count > 1 and not isinstance(problem, (RoseError, KeyboardInterrupt)):
+            raise  # in this process alone: the others would wait for it
+        stopped = problem
+    return tuner.report() if tuner and tuner.is_begun else None, stopped
+
+
+def divided(network: Network, layers: Sequence[str] | None, parts: int) -> list[list[str]]:
+    """Names of the layers to tune, in so many parts of whole decoder blocks, in the model's order.
+
+    Raises RoseError for fewer decoder blocks than parts, or a number that is not whole.
+    """
+    selected = network.select(layers)
+    blocks = sorted({layer.block_index for layer in selected})
+    if not (is_whole(parts) and 1 <= parts <= len(blocks)):
+        raise RoseError(f"{len(blocks)} decoder blocks cannot be tuned in {parts!r} parts; choose 1 to {len(blocks)}.")
+    place = {block: index * parts // len(blocks) for index, block in enumerate(blocks)}
+    return [[layer.name for layer in selected if place[layer.block_index] == part] for part in range(parts)]
+
+
+def joined(reports: Sequence[TuneReport], settings: TuneSettings) -> TuneReport:
+    """One report of parts that were tuned one after another; steps and seconds go on from part to part."""
+    curves: list[pd.DataFrame] = []
+    steps, seconds = 0, 0.0
+    for report in reports:
+        curve = report.curve.assign(step=report.curve["step"] + steps, seconds=report.curve["seconds"] + seconds)
+        curves.append(curve if not curves else curve[1:])  # a part begins where the one before has ended
+        steps, seconds = steps + report.summary["steps"], seconds + report.summary["seconds"]
+    last, layers = reports[-1].summary, pd.concat([report.layers for report in reports], ignore_index=True)
+    sums = ("steps", "steps_planned", "zeros", "zeros_before", "weights")
+    summary = {
+        **last,
+        **settings.to_dict(),
+        **{name: sum(report.summary[name] for report in reports) for name in sums},
+        "compute": last["compute"],
+        "rate": last["rate"],
+        "parts": len(reports),
+        "fewest_planned": min(filter(None, (report.summary["steps_planned"] for report in reports)), default=0),
+        "kept_step": steps - last["steps"] + last["kept_step"],
+        "seconds": seconds,
+        "held_out_before": reports[0].summary["held_out_before"],
+    }
+    return TuneReport(layers, pd.concat(curves, ignore_index=True), summary)
