@@ -28,7 +28,7 @@ def run(spec: Prune, console: Console) -> int:
     model, tokenizer = shared.load(spec, console, scratch=spec.output.parent)
     saving.check_room(spec, model)
     network = Network(model)
-    wanted.select(network, spec.layers)
+    wanted.check_experts(network.to_prune(spec.layers, settings.pattern, settings.block_size, settings.grid))
     Precision.of(spec.compute, network.dtype, network.device)
     sizes: dict[str, Any] = {"layers": spec.layers, "sequential": spec.true_sequential, "method": spec.method}
     sizes["dense_targets"] = spec.target == "dense"

@@ -1,9 +1,8 @@
 """Columns as a matter of basis: rotations of the heads that an output projection reads.
 
-Between values and output projection every head may be rotated, W_v' = Rᵀ W_v and W_o' = W_o R, and the model computes
-what it did. The columns of W_o, and with them H' = Rᵀ H R, are then others: a basis decides how much of the importance
-is in few columns. Heads that share their values share R. (Rotations before pruning: DenoiseRotator, arXiv 2505.23049,
-learns them; SliceGPT, arXiv 2401.15024, takes eigenvectors.)
+Each head may be rotated between values and output projection, W_v' = Rᵀ W_v and W_o' = W_o R, without changing the
+model. Columns of W_o and H' = Rᵀ H R change: a basis decides how much importance few columns hold. Heads that share
+values share R. (DenoiseRotator, arXiv 2505.23049, learns rotations; SliceGPT, arXiv 2401.15024, takes eigenvectors.)
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from rose.errors import RoseError
 from rose.interrupt import stop_point
 from rose.layer.defaults import BLOCK_SIZE
 from rose.layer.loss import block_widths, potential_loss
-from rose.layer.order import deal
 from rose.layer.pattern import Pattern
 from rose.layer.registry import check_name_or_seed
 from rose.layer.statistics import InputStatistics, is_finite
@@ -29,11 +27,11 @@ STEPS, RATE = 60, 0.02
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """Which columns of an output projection belong together: head h has `width` of them, from h · width on.
+    """Heads side by side in the columns of an output projection.
 
     Attributes:
-        width: columns of a head.
-        group: of each head, which rotation is its; heads that share values have the same.
+        width: columns of a head; head h begins at h · width.
+        group: the rotation of each head; heads that share values share it.
     """
 
     width: int
@@ -46,13 +44,12 @@ class HeadLayout:
 
 @dataclass(frozen=True)
 class Heads:
-    """An output projection and its inputs, head by head: what a basis is made of.
+    """An output projection and its inputs by heads.
 
     Attributes:
         weight: W, (out, heads, width) float64.
         hessian: H within each head, (heads, width, width) float64.
-        layout: of the heads.
-        pattern, block_size: what it will be pruned to.
+        pattern, block_size: of the pruning to come.
     """
 
     weight: Tensor
@@ -79,11 +76,9 @@ def find_rotations(
     """The rotations of one output projection, (groups, width, width) float64, orthogonal.
 
     Args:
-        weight: W, (out, in), of the output projection.
-        hessian: H, (in, in).
-        layout: of its heads.
+        weight, hessian: W, (out, in), and H, (in, in), of the output projection.
         basis: a name of `BASES`, or "random:SEED".
-        pattern, block_size: what the layer will be pruned to, for bases that look at it.
+        pattern, block_size: of the pruning to come, for bases that look at it.
 
     Raises:
         RoseError: an unknown basis, NaN or infinity.
@@ -106,18 +101,13 @@ def check_basis(basis: str) -> None:
 
 
 def gathered(heads: Heads) -> Tensor:
-    """Eigenvectors of Σ_h H_hh + (tr H_hh / ‖W_h‖²) W_hᵀW_h over the heads of a group: what the inputs bring and what
-    the weights make of it count alike. The largest first."""
+    """Eigenvectors of Σ_h H_hh + (tr H_hh / ‖W_h‖²) W_hᵀW_h over the heads of a group, which count inputs and
+    weights alike; the largest first."""
     own = torch.einsum("ohd,ohe->hde", heads.weight, heads.weight)
     size = own.diagonal(dim1=1, dim2=2).sum(1)
     energy = heads.hessian.diagonal(dim1=1, dim2=2).sum(1)
     balance = torch.where(size > 0, energy / size, 0)[:, None, None]
     return _eigenvectors(heads.sums(heads.hessian + balance * own))
-
-
-def of_inputs(heads: Heads) -> Tensor:
-    """Eigenvectors of Σ_h H_hh alone: the principal components of what is read."""
-    return _eigenvectors(heads.sums(heads.hessian))
 
 
 def random_basis(heads: Heads, seed: int = 0) -> Tensor:
@@ -130,26 +120,10 @@ def random_basis(heads: Heads, seed: int = 0) -> Tensor:
     return (first * second.diagonal(dim1=1, dim2=2).sign()[:, None]).to(heads.weight.device)
 
 
-def dealt(heads: Heads) -> Tensor:
-    """The gathered basis, its columns dealt over the blocks that the first head of a group lies in, the largest first.
-
-    The same as "gathered" where every head lies within one block.
-    """
-    found, width = gathered(heads), heads.layout.width
-    for group in range(heads.layout.groups):
-        start = heads.layout.group.index(group) * width
-        in_blocks = ((torch.arange(width) + start) // heads.block_size).bincount()
-        cards = found[group].clone()
-        found[group][:, deal(in_blocks[in_blocks > 0].tolist()).to(found.device)] = cards
-    return found
-
-
 @torch.inference_mode(False)  # of a caller, in which nothing has a gradient
 def learned(heads: Heads) -> Tensor:
-    """A few steps of Adam from the gathered basis towards less potential loss, that of S² with S = |W'|·sqrt(H'_jj).
-
-    The squares add up to the layer's error where inputs are uncorrelated, as they nearly are in that basis.
-    """
+    """Steps of Adam from the gathered basis towards less potential loss of S², S = |W'|·sqrt(H'_jj), which adds up
+    to the layer's error where inputs are uncorrelated."""
     start = gathered(heads)
     group = torch.tensor(heads.layout.group, device=start.device)
     widths = block_widths(heads.weight[0].numel(), heads.block_size)
@@ -173,13 +147,7 @@ def learned(heads: Heads) -> Tensor:
     return best
 
 
-BASES: dict[str, Callable[[Heads], Tensor]] = {
-    "gathered": gathered,
-    "inputs": of_inputs,
-    "dealt": dealt,
-    "learned": learned,
-    "random": random_basis,
-}
+BASES: dict[str, Callable[[Heads], Tensor]] = {"gathered": gathered, "learned": learned, "random": random_basis}
 
 
 def _eigenvectors(matrices: Tensor) -> Tensor:

@@ -51,12 +51,8 @@ class Grid:
 
 
 def parse_grid(bits: int | str | None, group: int | str | None = None) -> Grid | None:
-    """The grid of these words, such as 4 and "64"; None without bits, which keeps weights as they are. Without a group
-    it has that of `Grid`.
-
-    Raises:
-        RoseError: unknown bits or groups, or a group without bits.
-    """
+    """The grid of these words, such as 4 and "64"; None without bits. Raises RoseError: unknown bits or groups, or a
+    group without bits."""
     if bits is None:
         if group is not None:
             raise RoseError("A group shares the scale of rounded weights; give bits too, or leave the group out.")

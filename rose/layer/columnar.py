@@ -1,7 +1,6 @@
-"""Which of the two ways a layer is columnar: the block that stands out from the others, and what makes it do so.
+"""How a layer is columnar: the block that stands out, and why.
 
-The relative range compares the block that loses most with the one that loses least. It is high where one block loses
-much more than the others, and also where one loses much less; then the costly blocks are nothing special.
+The relative range is high where one block loses much more than the others, and where one loses much less.
 """
 
 from __future__ import annotations
@@ -26,14 +25,13 @@ class Outlier:
     """The block that makes a layer columnar, or would.
 
     Attributes:
-        block: the one whose loss per column lies furthest from the median block's, as a ratio.
+        block: its loss per column lies furthest from the median block's, as a ratio.
         is_strong: whether it loses more than the median block; else less.
-        other: the block at the other end: that loses least where `block` is strong, most where it is weak.
-        ratio: loss per column of `block` over that of `other`: at least 1 if strong, at most 1 if weak.
-        weight_norm: mean norm of the block's weight columns over the median of the other blocks' means.
-        input_norm: the same of its inputs.
+        other: the block at the other end.
+        ratio: loss per column of `block` over that of `other`.
+        weight_norm, input_norm: mean norm of its weight columns and inputs, over the median of the other blocks' means.
         cause: which of the two lies out the way the loss does.
-        heads: attention heads whose outputs the block reads and that lie out with it; none where inputs are no heads'.
+        heads: attention heads in the block that lie out with it; none where inputs are no heads' outputs.
     """
 
     block: int
@@ -47,13 +45,12 @@ class Outlier:
 
 
 def outlier(plan: OrderPlan, weight: Tensor, input_norm: Tensor, heads: int = 0) -> Outlier | None:
-    """The block that stands out; None where no block is worth more than another: there is one alone, or no loss.
+    """The block that stands out; None where no block is worth more than another.
 
     Args:
-        plan: of the layer.
         weight: W, (out, in).
         input_norm: root mean square of each input over calibration tokens, (in,).
-        heads: attention heads whose outputs lie side by side in the columns, 0 where the inputs are no heads' outputs.
+        heads: attention heads whose outputs lie side by side in the columns, 0 for other inputs.
     """
     loss = plan.loss_per_column.double().cpu()
     if len(loss) < 2 or loss.max() <= 0:
@@ -95,10 +92,8 @@ def _cause(by_weight: float, by_input: float) -> Cause:
 
 
 def _heads_of(plan: OrderPlan, block: int, sign: float, heads: int) -> tuple[int, ...]:
-    """Of the heads that the block reads, those at least half as far out, by importance, as the furthest of them.
-
-    Not by loss: where one of two heads is weak, it gives up weights in the place of the other, and both lose little.
-    """
+    """The block's heads at least half as far out, by importance, as the furthest of them. Loss would not do: a
+    strong head loses little where a weak one gives up weights in its place."""
     columns = plan.column_loss.numel()
     if not heads or columns % heads:
         return ()

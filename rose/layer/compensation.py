@@ -1,7 +1,6 @@
-"""Where the compensation of a sweep comes from: the block that is pruned, or the blocks after it.
+"""Where the compensation of a sweep comes from: later columns of the same block, or later blocks.
 
-A column is helped by all columns not pruned yet: those to its right inside its block, and all later blocks. The last
-block has only the former. What they do alone is the same sweep with H of the block instead of H of all free columns.
+The block's own part is the same sweep with H of the block instead of H of all free columns.
 """
 
 from __future__ import annotations
@@ -15,14 +14,11 @@ from rose.layer.sweep import SweepTrace
 
 
 def error_inside(trace: SweepTrace, order: Order, mask: Tensor, hessian: Tensor, added: float) -> Tensor:
-    """Σ e² that each block would have had if only its own columns could compensate, (blocks,) float64.
-
-    With the masks of the sweep and the weights that each block had when its turn came. In the last block this is the
-    sweep's own error.
+    """Σ e² of each block if only its own columns compensated, (blocks,) float64, with the masks and weights of its
+    turn.
 
     Args:
         trace: with weights.
-        order: of the sweep.
         mask: True = removed, (out, in), original column order.
         hessian: H, (in, in), undamped, original column order.
         added: λ, absolute, of the sweep (`LayerResult.added_damping`).

@@ -17,8 +17,7 @@ from rose.layer.statistics import PANEL
 def quadratic_form(change: Tensor, hessian: Tensor) -> float:
     """tr(ΔW H ΔWᵀ), the squared error of the layer's outputs; ΔW (out, in), H (in, in) symmetric.
 
-    Column panel by column panel: what lies below a panel of H lies beside it too, so it is multiplied once and counted
-    twice, which is half the work of ΔW·H.
+    Panel by panel: what lies below a panel of H also lies beside it, so it is multiplied once and counted twice.
     """
     change, hessian = change.float(), hessian.to(change.device, torch.float32)
     total = torch.zeros((), dtype=torch.float64, device=change.device)
@@ -65,14 +64,13 @@ def sweep_error(column_error: Tensor, change: Tensor, added: float) -> float:
 
 
 def column_error(change: Tensor, factor: Tensor) -> Tensor:
-    """Error that arises at each column when the columns after it may still compensate, (in,).
+    """Error at each column when the columns after it may still compensate, (in,), for any ΔW.
 
-    With H = U⁻¹U⁻ᵀ, tr(ΔW H ΔWᵀ) = ‖ΔW U⁻¹‖², and the sweep's e are the columns of −ΔW U⁻¹. This applies to any ΔW,
-    so also to methods that do not sweep.
+    With H = U⁻¹U⁻ᵀ, tr(ΔW H ΔWᵀ) = ‖ΔW U⁻¹‖², and the sweep's e are the columns of −ΔW U⁻¹.
 
     Args:
         change: ΔW, (out, in), columns in any order.
-        factor: U, (in, in), upper triangular, for that order, which is that of the result too.
+        factor: U, (in, in), upper triangular, for that order, which is also the result's.
     """
     solved = torch.linalg.solve_triangular(factor, change.float(), upper=True, left=False)
     return solved.square().sum(0)

@@ -1,7 +1,7 @@
-"""What a sweep will cost, foretold for any order and budget from one factorization an order.
+"""What a sweep will cost, forecast for any order and budget from one factorization for each order.
 
-Rows share H, the order and its prices, and a row is pruned by itself but for how much it gives up. So a sweep of some
-rows foretells the error of all: for 64 of 2048 rows in a twentieth of the time (docs/orders.md).
+Rows share H, the order and its prices, and each row is pruned by itself except for its count. So a sweep of 64 rows
+forecasts the error of all rows (docs/orders.md).
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.given import check_choice
-from rose.layer.defaults import BLOCK_SIZE, BUDGETS, DAMPING, SPARSITY, THRESHOLD
+from rose.given import check_choice, check_keywords
+from rose.layer.defaults import BUDGETS
 from rose.layer.error import quadratic_form, ratio, sweep_error
 from rose.layer.hessian import DampedHessian
 from rose.layer.loss import block_sums
-from rose.layer.order import Order, OrderPlan, make_order, plan_order
-from rose.layer.pattern import Pattern
+from rose.layer.order import Order, OrderPlan, PlanOptions, make_order, plan_order
 from rose.layer.prices import Prices
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import Sweep, check_shares, sweep, visited_budget
@@ -38,9 +38,7 @@ class Forecast:
     """What a sweep by one order and budget will cost.
 
     Attributes:
-        order: the columns as visited.
-        budget: "block", "layer", "own", or "best" for shares of `best_shares`.
-        prices: of the columns in this order.
+        budget: "block", "layer", "own", or "best" for `best_shares`.
         error: forecast of `LayerResult.relative_error`.
         block_error: what each visited block adds to it, (blocks,) float64.
         shares: the part of the layer's weights that each visited block gives up, (blocks,) float64.
@@ -60,40 +58,33 @@ def forecast(
     *,
     order: AnyOrder = "natural",
     budget: AnyBudget = "block",
-    sparsity: float | str | Pattern = SPARSITY,
-    block_size: int = BLOCK_SIZE,
-    damping: float = DAMPING,
-    threshold: float = THRESHOLD,
+    **basic: Unpack[PlanOptions],
 ) -> Forecast:
     """What a sweep will cost; arguments and errors as of `rose.prune_layer`."""
-    basic = {"block_size": block_size, "damping": damping, "threshold": threshold}
-    return forecasts(weight, hessian, [(order, budget)], sparsity=sparsity, **basic)[0]  # type: ignore[arg-type]
+    check_keywords(basic, {*PlanOptions.__optional_keys__, "order", "budget"})
+    return forecasts(weight, hessian, [(order, budget)], **basic)[0]
 
 
 def forecasts(
     weight: Tensor,
     hessian: Tensor | InputStatistics,
     pairs: Sequence[tuple[AnyOrder, AnyBudget]],
-    *,
-    sparsity: float | str | Pattern = SPARSITY,
-    block_size: int = BLOCK_SIZE,
-    damping: float = DAMPING,
-    threshold: float = THRESHOLD,
+    **basic: Unpack[PlanOptions],
 ) -> list[Forecast]:
-    """What sweeps by these orders and budgets will cost; pairs of the same order that follow one another share its
-    factor. Other arguments and errors as of `rose.prune_layer`."""
-    plan = plan_order(weight, hessian, sparsity=sparsity, block_size=block_size, damping=damping, threshold=threshold)
-    sample, last = _Sample.of(weight, plan), None
-    told = []
-    for order, budget in pairs:
+    """What sweeps by these orders and budgets will cost; neighbouring pairs of one order share its factor. Other
+    arguments and errors as of `rose.prune_layer`."""
+    sample = _Sample.of(weight, hessian, basic)
+    factored: _Factored | None = None
+    results = []
+    for position, (order, budget) in enumerate(pairs):
         if isinstance(budget, str):
             check_choice("The budget", budget, BUDGETS)
         else:
-            budget = check_shares(budget, plan.pattern)
-        if last is None or order is not last[0]:
-            last = order, _Factored.of(plan, order)
-        told.append(sample.foretell(last[1], budget))
-    return told
+            budget = check_shares(budget, sample.plan.pattern)
+        if factored is None or order is not pairs[position - 1][0]:
+            factored = _Factored.of(sample.plan, order)
+        results.append(sample.forecast(factored, budget))
+    return results
 
 
 def best_shares(
@@ -101,51 +92,50 @@ def best_shares(
     hessian: Tensor | InputStatistics,
     *,
     order: AnyOrder = "natural",
-    sparsity: float | str | Pattern = SPARSITY,
-    block_size: int = BLOCK_SIZE,
-    damping: float = DAMPING,
-    threshold: float = THRESHOLD,
+    **basic: Unpack[PlanOptions],
 ) -> Forecast:
-    """The forecast for the shares that make it least in this order, as far as a few rounds find them.
+    """The forecast for the shares that make it least in this order.
 
-    Each round is a step of Newton's method from the forecasts of a little more and a little less from every block, at
-    first from what the threshold of budget "layer" takes; it costs two forecasts a block.
+    Newton's method finds them from the shares of budget "layer"; a round costs two forecasts a block.
 
     Raises:
         RoseError: as `rose.prune_layer`; N:M, which leaves no shares to choose.
     """
-    plan = plan_order(weight, hessian, sparsity=sparsity, block_size=block_size, damping=damping, threshold=threshold)
-    if plan.pattern.is_grouped:
-        raise RoseError(f"{plan.pattern} fixes what every block gives up, so there are no shares to choose.")
-    sample, factored = _Sample.of(weight, plan), _Factored.of(plan, order)
-    least = sample.foretell(factored, "layer", "best")
-    if 0 < plan.pattern.ratio < 1:
+    check_keywords(basic, {*PlanOptions.__optional_keys__, "order"})
+    sample = _Sample.of(weight, hessian, basic)
+    pattern = sample.plan.pattern
+    if pattern.is_grouped:
+        raise RoseError(f"{pattern} fixes what every block gives up, so there are no shares to choose.")
+    factored = _Factored.of(sample.plan, order)
+    least = sample.forecast(factored, "layer", "best")
+    if 0 < pattern.ratio < 1:
         for _ in range(ROUNDS):
-            shares = _newton_step(partial(sample.error, factored), least, plan.pattern.ratio)
+            shares = _newton_step(partial(sample.error, factored), least, pattern.ratio)
             tries = [least.shares + part * (shares - least.shares) for part in (1.0, 0.5, 0.25)]
-            told = min((sample.foretell(factored, one.tolist(), "best") for one in tries), key=lambda one: one.error)
-            if told.error >= least.error:
+            results = [sample.forecast(factored, trial.tolist(), "best") for trial in tries]
+            better = min(results, key=lambda result: result.error)
+            if better.error >= least.error:
                 break
-            least = told
+            least = better
     return least
 
 
-def _newton_step(error: Callable[[Tensor], float], at: Forecast, ratio: float) -> Tensor:
-    """Shares, (blocks,), at the least of a parabola in each block's share, their sum held at `ratio`."""
+def _newton_step(error: Callable[[Tensor], float], at: Forecast, total: float) -> Tensor:
+    """Shares, (blocks,), at the least of a parabola in each block's share, their sum held at `total`."""
     most = torch.tensor(at.order.widths, dtype=torch.float64) / sum(at.order.widths)
-    step, here = STEP * most, error(at.shares)
-    more = torch.tensor([error(at.shares + one) for one in step.diag()], dtype=torch.float64)
-    less = torch.tensor([error(at.shares - one) for one in step.diag()], dtype=torch.float64)
-    slope, bend = (more - less) / (2 * step), (more + less - 2 * here) / step.square()
-    bend = bend.clamp(min=float(bend.max()) * FLATTEST)
+    step, middle = STEP * most, error(at.shares)
+    above = torch.tensor([error(at.shares + change) for change in step.diag()], dtype=torch.float64)
+    below = torch.tensor([error(at.shares - change) for change in step.diag()], dtype=torch.float64)
+    slope, bend = (above - below) / (2 * step), (above + below - 2 * middle) / step.square()
     if not bend.max() > 0:
         return at.shares
-    low, high = float((slope - bend).min()), float((slope + bend).max())  # of what another weight may cost
+    bend = bend.clamp(min=float(bend.max()) * FLATTEST)
+    low, high = float((slope - bend).min()), float((slope + bend).max())  # the cost of one more weight, the same in all
     for _ in range(60):
-        price = (low + high) / 2
-        shares = torch.minimum((at.shares + (price - slope) / bend).clamp(min=0), most)
-        low, high = (price, high) if shares.sum() < ratio else (low, price)
-    return shares * ratio / shares.sum()
+        cost = (low + high) / 2
+        shares = torch.minimum((at.shares + (cost - slope) / bend).clamp(min=0), most)
+        low, high = (cost, high) if shares.sum() < total else (low, cost)
+    return shares * total / shares.sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,14 +143,13 @@ class _Factored:
     """An order with its factor U, (in, in)."""
 
     order: Order
-    factor: Tensor
     damped: DampedHessian
+    factor: Tensor
 
     @classmethod
     def of(cls, plan: OrderPlan, order: AnyOrder) -> _Factored:
         visited = make_order(plan, order)
-        damped, factor = plan.factorized(visited)
-        return cls(visited, factor, damped)
+        return cls(visited, *plan.factorized(visited))
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,9 +157,9 @@ class _Sample:
     """Some rows that stand for all.
 
     Attributes:
-        all_rows: W, (out, in) float32, live columns alone.
+        all_rows: W, (out, in) float32, dead columns zero.
         rows: those swept, (sample, in).
-        energy: tr(W H Wᵀ) of those.
+        energy: tr(W H Wᵀ) of the sample.
     """
 
     plan: OrderPlan
@@ -179,21 +168,22 @@ class _Sample:
     energy: float
 
     @classmethod
-    def of(cls, weight: Tensor, plan: OrderPlan) -> _Sample:
-        """Every k-th row by Σ S², so that strong and weak rows are there in their proportion."""
-        assert plan.inputs is not None
+    def of(cls, weight: Tensor, hessian: Tensor | InputStatistics, basic: PlanOptions) -> _Sample:
+        """Every k-th row by Σ S², so that strong and weak rows are in the sample in their proportion."""
+        plan = plan_order(weight, hessian, **basic)
         live = weight.detach().float()
         if plan.pattern.ratio > 0:
             live = live.masked_fill(plan.damped.dead, 0)
         step = max(1, len(live) // ROWS)
         strongest = plan.importance.square().sum(1).argsort(descending=True, stable=True)
         rows = live[strongest[step // 2 :: step].sort().values]
+        assert plan.inputs is not None
         return cls(plan, live, rows, quadratic_form(rows, plan.inputs.hessian))
 
-    def foretell(self, factored: _Factored, budget: AnyBudget, name: str = "") -> Forecast:
-        """The forecast for shares or a budget's name, which `name` calls otherwise."""
-        order, factor = factored.order, factored.factor
-        counts = visited_budget(budget, self.all_rows, factor.diagonal(), self.plan.pattern, order)
+    def forecast(self, factored: _Factored, budget: AnyBudget, name: str = "") -> Forecast:
+        """The forecast for a budget or shares, and the name that the result gives them."""
+        order = factored.order
+        counts = visited_budget(budget, self.all_rows, factored.factor.diagonal(), self.plan.pattern, order)
         shares = torch.tensor(counts, dtype=torch.float64) / self.all_rows.numel()
         swept, error = self._swept(factored, shares)
         columns = swept.column_error.masked_fill(factored.damped.dead, 0).double()
@@ -201,22 +191,20 @@ class _Sample:
         return Forecast(
             order=order,
             budget=name or (budget if isinstance(budget, str) else "own"),
-            prices=Prices.of(order, factor, factored.damped),
+            prices=Prices.of(order, factored.factor, factored.damped),
             error=error,
             block_error=blocks * ratio(error, float(blocks.sum())),
             shares=shares,
         )
 
     def error(self, factored: _Factored, shares: Tensor) -> float:
-        """The forecast's error for shares of any sum."""
+        """The forecast error for shares of any sum."""
         return self._swept(factored, shares)[1]
 
     def _swept(self, factored: _Factored, shares: Tensor) -> tuple[Sweep, float]:
-        """The sample's sweep and its relative error without damping; N:M needs no shares."""
-        damped, widths = factored.damped, torch.tensor(factored.order.widths)
-        sizes = widths * len(self.rows)
+        """The sample's sweep, and its relative error without damping; N:M reads no shares."""
+        sizes = torch.tensor(factored.order.widths) * len(self.rows)
         counts = (shares * self.rows.numel()).round().long().clamp(min=0).minimum(sizes).tolist()
         swept = sweep(self.rows, factored.factor, factored.order, self.plan.pattern, counts, few_rows=True)
-        columns = swept.column_error.masked_fill(damped.dead, 0)
-        total = sweep_error(columns, self.rows - swept.weight, damped.added)
-        return swept, ratio(total, self.energy)
+        columns = swept.column_error.masked_fill(factored.damped.dead, 0)
+        return swept, ratio(sweep_error(columns, self.rows - swept.weight, factored.damped.added), self.energy)

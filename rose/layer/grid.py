@@ -1,15 +1,10 @@
 """Grids of 3, 4 or 8 bits with an exact zero: value = code · scale, a scale for each row and group of input columns.
 
-What is guaranteed of weights that `round_each` has rounded by scales of `choose_scales`:
-
-- Code 0 is the value 0 exactly, so a removed weight stays removed.
-- A group is `group` consecutive input columns in the layer's own order, or the whole row, whatever order a sweep visits
-  columns in. Codes of 3 and 4 bits run from −4 to 3 and from −8 to 7, and a scale may be negative, as in GGUF's Q4_0;
-  codes of 8 bits run from −127 to 127, as in its Q8_0.
-- A scale has so few significant bits that each of its multiples is exact in bfloat16, float16 and float32: 6 beside
-  codes of 3 bits, 5 beside 4, and a power of two beside 8; and it is itself exact in float16. So weights carry their
-  grid: an ordinary checkpoint in any of the three formats holds every bit of it, and `find_grid` reads codes and scales
-  back from the weights alone.
+- Code 0 is exactly 0, so a removed weight stays removed.
+- Groups are consecutive columns in the layer's own order, whatever order a sweep visits. Codes of 3 and 4 bits run from
+  −4 to 3 and −8 to 7, with scales of either sign, as in GGUF's Q4_0; codes of 8 bits from −127 to 127, as in Q8_0.
+- A scale has 6 significant bits beside codes of 3 bits, 5 beside 4, 1 beside 8. So scales are exact in float16,
+  and values in bfloat16, float16 and float32: an ordinary checkpoint holds every bit, and `find_grid` reads it back.
 """
 
 from __future__ import annotations
@@ -52,8 +47,8 @@ def choose_scales(weight: Tensor, grid: Grid, importance: Tensor | None = None) 
     """Scales by least squared error of the rounded weights, of `TRIED` for each group; (out, groups) float32.
 
     Args:
-        weight: (out, in) float32; zeros stay zeros with any scale.
-        importance: of the squared errors in each column, (in,), such as the diagonal of H; None for all the same.
+        weight: (out, in) float32.
+        importance: of the squared errors in each column, (in,), such as the diagonal of H; None counts all alike.
 
     Raises:
         RoseError: groups that do not fill the rows.
@@ -91,17 +86,10 @@ def per_column(scales: Tensor, columns: int) -> Tensor:
 
 
 def find_grid(weight: Tensor, bits: int, group: int | str) -> Coded | None:
-    """Codes and scales of weights that lie exactly on such a grid, from the weights alone; None where they do not.
+    """Codes and scales of weights, (out, in), that lie exactly on such a grid; None where they do not.
 
-    The coarsest scale is taken where several fit: codes may be smaller than those that were rounded to, and values are
-    the same to the bit. Linear in the weights; other weights are told by their first rows.
-
-    Args:
-        weight: (out, in), of any floating-point format.
-
-    Raises:
-        RoseError: unknown bits or group. Groups that do not fill the rows are no grid of these weights, which gives
-            None.
+    The coarsest scale is taken where several fit: the values are the same to the bit. Linear in the weights. Raises
+    RoseError: unknown bits or group.
     """
     grid = Grid(bits, group)
     if weight.shape[1] % (1 if group == "row" else int(group)):
@@ -119,15 +107,14 @@ def find_grid(weight: Tensor, bits: int, group: int | str) -> Coded | None:
 
 
 def coarsest_grid(weight: Tensor) -> Coded | None:
-    """The grid of fewest bits, and then of widest groups, that weights lie on exactly; None where they lie on none."""
+    """The grid of fewest bits, then widest groups, that the weights lie on exactly; None without one."""
     tried = (find_grid(weight, bits, group) for bits in BITS for group in reversed(GROUPS))
     return next((found for found in tried if found), None)
 
 
 def bits_a_weight(weight: Tensor, grid: Grid | None) -> float:
-    """What storing a matrix takes, in bits a weight: a bit that says whether it is 0, its code where it is not, and 16
-    bits for every scale; without the bit where that is less. Without a grid a weight has 16 bits, too.
-    """
+    """Storage in bits a weight: one bit for zero or not, a code where not, and 16 bits for a scale; without the
+    first bit where that is less. Without a grid a weight has 16 bits."""
     code = grid.bits if grid else 16
     scale = 16 / grid.width(weight.shape[1]) if grid else 0.0
     return min(1 + code * int(weight.count_nonzero()) / weight.numel(), code) + scale

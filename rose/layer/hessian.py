@@ -1,7 +1,7 @@
 """From a Hessian to the factor that a sweep reads: dead columns, damping, upper Cholesky factor of the inverse.
 
-SparseGPT (Frantar and Alistarh 2023, section 3.2) and GPTQ (Frantar et al. 2022, section 3.3) need the rows of
-the inverse Hessians of ever fewer columns; all of them are rows of U, where H⁻¹ = UᵀU and U is upper triangular.
+SparseGPT (Frantar and Alistarh 2023, section 3.2) and GPTQ (Frantar et al. 2022, section 3.3) need rows of the inverse
+Hessians of ever fewer columns; all are rows of U, where H⁻¹ = UᵀU.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ class DampedHessian:
     Attributes:
         matrix: float32 (in, in), dead columns set to 1 on the diagonal, damping added.
         dead: True where H_jj = 0, (in,) bool; the weights of these columns are set to zero.
-        damping: what was used, relative to the mean of diag(H); above the requested value where
-            the factorization had failed.
-        added: λ, the absolute value added to the diagonal.
+        damping, added: λ relative to the mean of diag(H), and absolute; above the request where H was not definite.
         mean: of diag(H), all columns.
         lower: L with JHJ = LLᵀ, (in, in), where J reverses the order of the columns.
     """
@@ -56,11 +54,8 @@ class DampedHessian:
     def inverse_factor(self, permutation: Tensor) -> Tensor:
         """U with H⁻¹ = UᵀU, upper triangular, for the columns in this order; float32 (in, in).
 
-        The Cholesky factor of H with rows and columns reversed, inverted and reversed again:
-        if JHJ = LLᵀ, then U = J L⁻¹ J. No explicit inverse of H is formed.
-
-        Raises:
-            RoseError: a barely definite H that rounding makes indefinite in this order.
+        With JHJ = LLᵀ, U = J L⁻¹ J: no explicit inverse of H is formed. Raises RoseError: a barely definite H that
+        rounding makes indefinite in this order.
         """
         backwards = permutation.flip(0)
         lower = _definite_factor(self.matrix[backwards][:, backwards], self.dead[backwards], self.mean)
@@ -104,13 +99,9 @@ def factorize(statistics: InputStatistics, damping: float, permutation: Tensor) 
 
 
 def cholesky(matrix: Tensor) -> tuple[Tensor, bool]:
-    """The lower Cholesky factor, (in, in), and whether there is one.
+    """The lower Cholesky factor, (in, in), and whether there is one; `matrix`, symmetric, is overwritten.
 
-    In panels where the matrix is large: torch then spends more time on clearing the upper triangle than on the factor
-    (docs/lab-notes/engine.md).
-
-    Args:
-        matrix: (in, in), symmetric; overwritten.
+    Large matrices go in panels: torch spends more time on clearing the upper triangle (docs/lab-notes/engine.md).
     """
     if len(matrix) < IN_PANELS or matrix.is_cuda:
         lower, info = torch.linalg.cholesky_ex(matrix)
@@ -131,13 +122,10 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, bool]:
 
 
 def _definite_factor(matrix: Tensor, dead: Tensor, mean: float) -> Tensor | None:
-    """The lower Cholesky factor, (in, in); None where the matrix is not definite beyond rounding.
-
-    A near-singular matrix can pass with pivots that are rounding noise; its inverse would be noise too.
+    """The lower Cholesky factor, (in, in), of a damped H, which is overwritten; None where a pivot is rounding noise.
 
     Args:
-        matrix: damped H, its rows and columns in some order; overwritten.
-        dead: in the same order, (in,) bool; a dead column's pivot says nothing of H.
+        dead: (in,) bool, in the matrix's order; a dead column's pivot says nothing of H.
         mean: of diag(H).
     """
     lower, is_definite = cholesky(matrix)
@@ -151,11 +139,8 @@ def spectrum(hessian: Tensor) -> Tensor:
 
 
 def condition_number(hessian: Tensor, damping: float = DAMPING) -> float:
-    """Largest over smallest eigenvalue of the damped Hessian's live columns; 1 where all are dead.
-
-    Raises:
-        RoseError: as `damp`.
-    """
+    """Largest over smallest eigenvalue of the damped Hessian's live columns; 1 where all are dead. Raises RoseError: as
+    `damp`."""
     damped = damp(hessian, damping)
     live = ~damped.dead
     values = spectrum(damped.matrix[live][:, live])
@@ -165,14 +150,8 @@ def condition_number(hessian: Tensor, damping: float = DAMPING) -> float:
 def sampling_damping(columns: int, tokens: int) -> float:
     """The damping for an H from few tokens, relative to the mean of diag(H): columns/tokens, at most `MAX_DAMPING`.
 
-    What a sweep compensates by is a regression of the removed inputs on those that stay. With n coefficients β, noise
-    σ² and t samples, XᵀX is best damped by n·σ²/‖β‖² (Hoerl, Kennard and Baldwin 1975). Where about as much of an input
-    is explained by the others as is not, σ² = m·‖β‖² with m the mean square of an input, and t·m is the mean of
-    diag(H): λ = n·m = (n/t)·mean(diag H). docs/lab-notes/engine.md has what was measured.
-
-    Args:
-        columns: of the layer, n.
-        tokens: that H is the sum over, t.
+    A sweep compensates by regression, which is best damped by n·σ²/‖β‖² (Hoerl, Kennard and Baldwin 1975). Where others
+    explain half of an input, this is (n/t)·mean(diag H), for n columns and t tokens.
     """
     return min(MAX_DAMPING, columns / max(tokens, 1))
 
@@ -191,15 +170,8 @@ def _reversed_inverse(lower: Tensor) -> Tensor:
 
 
 def damp(hessian: Tensor, damping: float = DAMPING) -> DampedHessian:
-    """Adds λ = damping · mean(diag H) to the diagonal, tenfold more each time the factorization fails.
-
-    Args:
-        hessian: (in, in), symmetric.
-        damping: relative to the mean diagonal, at least 0.
-
-    Raises:
-        RoseError: negative damping, or H stays indefinite at `MAX_DAMPING`.
-    """
+    """Adds λ = damping · mean(diag H) to the diagonal, tenfold more each time the factorization fails. Raises
+    RoseError: negative damping, or H stays indefinite at `MAX_DAMPING`."""
     check_damping(damping)
     diagonal = hessian.diagonal()
     dead = diagonal == 0

@@ -13,15 +13,14 @@ from rose.layer.hessian import cholesky
 def solve_on_support(weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor, steps: int) -> Tensor:
     """Conjugate gradients towards the kept weights that minimise tr((W − Ŵ) M (W − Ŵ)ᵀ) for a fixed mask.
 
-    All rows at once, each with its own step sizes, preconditioned by the diagonal of M. The error never rises, so
-    it can follow any method; in full it reaches the least-squares solution that the mask allows.
+    All rows at once, each with its own step sizes, preconditioned by the diagonal of M. The error never rises.
 
     Args:
         weight: W, (out, in) float32.
         mask: True = removed, (out, in).
         matrix: M, (in, in), definite.
-        start: where to begin, (out, in); only its kept entries are used.
-        steps: at most so many; fewer once the residual has fallen by 1e-6.
+        start: (out, in); only its kept entries are used.
+        steps: at most; fewer once the residual has fallen by 1e-6.
     """
     diagonal = matrix.diagonal()
     solution = start.masked_fill(mask, 0)
@@ -46,10 +45,9 @@ def solve_on_support(weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor
 
 
 def shifted_inverse(matrix: Tensor, penalty: float) -> Tensor:
-    """(M + ρ I)⁻¹, (in, in), from a Cholesky factor of its own for every ρ; M is float32 and definite, ρ at least 0.
+    """(M + ρ I)⁻¹, (in, in), by a Cholesky factorization for each ρ; M is float32 and definite, ρ at least 0.
 
-    The authors decompose M into eigenvectors once, in float64: as long as nine such inverses, and then each costs as
-    much as one of these.
+    ALPS decomposes M into eigenvectors in float64, which takes as long as nine of these inverses.
     """
     factor, is_definite = cholesky(_raised(matrix, penalty))
     if not is_definite:  # by less than float32 tells

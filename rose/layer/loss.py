@@ -37,12 +37,7 @@ def importance(weight: Tensor, mean_square: Tensor) -> Tensor:
 def potential_loss(score: Tensor, pattern: Pattern, widths: Sequence[int]) -> Tensor:
     """L: S where pre-pruning would remove the weight, else 0 (ROSE, "pre-pruning"); (out, in).
 
-    Every block gives up the `round(ratio · size)` smallest of its S; for N:M every group gives up its
-    smallest `of − keep`, whatever the blocks.
-
-    Args:
-        score: importance S, (out, in).
-        widths: block widths, left to right; a single width makes it layer-wide.
+    Each block, of these widths left to right, gives up the `round(ratio · size)` smallest of its S; N:M each group.
     """
     if pattern.is_grouped:
         return score * smallest_per_group(score, pattern)
@@ -56,11 +51,8 @@ def block_sums(column_loss: Tensor, widths: Sequence[int]) -> Tensor:
 
 
 def relative_range(block_loss: Tensor, widths: Sequence[int]) -> float:
-    """(max − min) / max of block loss per column, 0 where no block loses anything (ROSE, "relative range").
-
-    Per column, so that a narrower last block does not look cheap for its width alone; with
-    equal widths this is the paper's formula.
-    """
+    """(max − min) / max of block loss per column, so that a narrow block does not look cheap; 0 without any loss (ROSE,
+    "relative range")."""
     per_column = block_loss / torch.tensor(widths, device=block_loss.device)
     largest = per_column.max().item()
     return (largest - per_column.min().item()) / largest if largest > 0 else 0.0

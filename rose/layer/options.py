@@ -16,7 +16,7 @@ class Option:
     """One option of a method.
 
     Attributes:
-        default: used unless a value is given; a text if there are choices, an int for whole numbers, else a float.
+        default: also the type: a text with choices, an int for whole numbers, else a float.
         summary: one phrase for people.
         choices: allowed texts; empty for a number.
         low, high: allowed range of a number, both included.
@@ -29,11 +29,8 @@ class Option:
     high: float = 1.0
 
     def read(self, name: str, value: Value) -> Value:
-        """The value in the option's own type; numbers may come as text, as from a command line.
-
-        Raises:
-            RoseError: not a choice, not a number, or out of range.
-        """
+        """The value in the option's own type; numbers may come as text, as from a command line. Raises RoseError: not a
+        choice, not a number, or out of range."""
         if self.choices:
             check_choice(f"The option {name}", value, self.choices)
             return value

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import TypedDict, TypeVar, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rose.errors import RoseError, failing
-from rose.given import check_word, is_whole
+from rose.given import check_keywords, check_word, is_whole
 from rose.layer import loss
 from rose.layer.defaults import BLOCK_SIZE, DAMPING, SPARSITY, THRESHOLD
 from rose.layer.hessian import DampedHessian, damped_hessian, factorize
@@ -33,8 +33,8 @@ class Order:
 
     Attributes:
         permutation: (in,) int64; `permutation[k]` is the original column visited at step k.
-        widths: block widths in the order visited. A narrow block that moves keeps its width.
-        name: what reports call it.
+        widths: block widths in the order visited; a narrow block that moves keeps its width.
+        name: for reports.
     """
 
     permutation: Tensor
@@ -58,15 +58,14 @@ class OrderPlan:
     Attributes:
         importance: S, (out, in) float32.
         potential_loss: L, (out, in) float32.
-        column_loss: (in,) float32, in original column order.
-        block_loss: (blocks,) float32, left to right.
-        block_width: (blocks,) columns of each block, left to right.
+        column_loss: (in,) float32, original column order.
+        block_loss, block_width: (blocks,) loss and columns of each block, left to right.
         hessian_diagonal: diag(H), (in,) float32.
         relative_range: 0 to 1, block losses compared per column.
         threshold: columnar above it.
         pattern, block_size: what the plan was made for.
-        inputs: the statistics with H, for orders that read it; None where the plan was made from importance alone.
-        damping: λ relative to the mean of diag(H), for these orders.
+        inputs, damping: the statistics with H, and λ relative to the mean of diag(H), for orders that read them; None
+            where the plan was made from importance alone.
     """
 
     importance: Tensor
@@ -103,11 +102,7 @@ class OrderPlan:
 
     @property
     def column_variation(self) -> float:
-        """Standard deviation of the column losses, relative to their mean; 0 where no column loses anything.
-
-        Before a sweep it says a little better than the relative range how much the two-level order will gain
-        (docs/orders.md).
-        """
+        """Standard deviation of the column losses, relative to their mean; 0 where no column loses anything."""
         mean = float(self.column_loss.mean())
         return float(self.column_loss.std(correction=0)) / mean if mean > 0 else 0.0
 
@@ -132,34 +127,37 @@ class OrderPlan:
         return self.block_loss / torch.tensor(self.block_width, device=self.block_loss.device)
 
 
+class ImportanceOptions(TypedDict, total=False):
+    """Keywords of a plan from importance."""
+
+    sparsity: float | str | Pattern
+    block_size: int
+    threshold: float
+
+
+class PlanOptions(ImportanceOptions, total=False):
+    """Keywords of a plan."""
+
+    damping: float
+
+
 def plan_order(
-    weight: Tensor,
-    hessian: Tensor | InputStatistics,
-    *,
-    sparsity: float | str | Pattern = SPARSITY,
-    block_size: int = BLOCK_SIZE,
-    threshold: float = THRESHOLD,
-    damping: float = DAMPING,
+    weight: Tensor, hessian: Tensor | InputStatistics, *, damping: float = DAMPING, **basic: Unpack[ImportanceOptions]
 ) -> OrderPlan:
-    """Pre-prunes a layer and decides whether, and how, ROSE reorders its columns.
+    """Pre-prunes a layer, W (out, in), and decides whether, and how, ROSE reorders its columns.
 
     Args:
-        weight: W, (out, in).
         hessian: H, (in, in), or the layer's `InputStatistics`.
-        sparsity: ratio or N:M.
-        block_size: columns per block.
-        threshold: a layer is columnar if its relative range is above this.
-        damping: λ relative to the mean of diag(H), which orders by H and prices read.
+        damping: λ relative to the mean of diag(H), for orders by H and prices.
+        basic: `sparsity`, a ratio or N:M; `block_size`; `threshold`: columnar is a relative range above it.
 
     Raises:
         RoseError: shapes that do not fit, NaN or infinity, or a pattern that does not fit the layer.
     """
     statistics = as_statistics(hessian, weight)
     check_damping(damping)
-    score = loss.importance(weight, statistics.mean_square)
-    plan = plan_from_importance(
-        score, statistics.diagonal, sparsity=sparsity, block_size=block_size, threshold=threshold
-    )
+    check_keywords(basic, {*PlanOptions.__optional_keys__})
+    plan = plan_from_importance(loss.importance(weight, statistics.mean_square), statistics.diagonal, **basic)
     return replace(plan, inputs=statistics, damping=damping)
 
 
@@ -201,11 +199,8 @@ def plan_from_importance(
 
 
 def live_range(plan: OrderPlan) -> float:
-    """The relative range of the live columns alone: dead ones (H_jj = 0) neither count nor give up weights.
-
-    A block of dead columns loses nothing, which makes a layer look columnar however even its live columns are. Blocks
-    without a live column are left out.
-    """
+    """The relative range of the live columns; blocks without one are left out. Dead columns (H_jj = 0) lose nothing,
+    and a block of them makes a layer look columnar."""
     losses, widths, split = [], [], list(plan.block_width)
     of_blocks = plan.hessian_diagonal.split(split), plan.column_loss.split(split), plan.importance.split(split, dim=1)
     for diagonal, lost, score in zip(*of_blocks, strict=True):
@@ -224,18 +219,8 @@ def rank(score: Tensor, ascending: bool = False) -> Tensor:
 
 
 def sort_columns(plan: OrderPlan, score: Tensor, ascending: bool = False) -> Tensor:
-    """All columns by score, descending unless asked otherwise; under N:M whole groups of M by their summed score.
-
-    Args:
-        plan: of the layer; its pattern says which columns must stay together.
-        score: (in,), in original column order.
-
-    Returns:
-        A permutation, (in,) int64.
-
-    Raises:
-        RoseError: a score that is no tensor, of another shape, or NaN.
-    """
+    """All columns by score, (in,), descending unless asked otherwise; N:M groups stay whole, by their summed score.
+    Raises RoseError: a score that is no tensor, of another shape, or NaN."""
     check_tensor("A score", score)
     columns = plan.column_loss.numel()
     if score.shape != (columns,) or score.isnan().any():
@@ -257,13 +242,10 @@ ORDERS: dict[str, Callable[[OrderPlan, bool], Order]] = {}
 def register_order(name: str) -> Callable[[Arranging], Arranging]:
     """Decorator that makes an order available everywhere by name, and ascending as NAME_ascending.
 
-    The function takes an `OrderPlan` and whether to sort ascending, and returns an `Order`, or a permutation of the
-    columns for blocks of the plan's own widths; `sort_columns` makes one from a score. `plan.damped.matrix` is H + λI,
-    `plan.inputs.hessian` H. Every order returned is checked.
-    The last registration of a name wins.
-
-    Raises:
-        RoseError: a name that is not one word, or that `make_order` reads as something else.
+    The function takes an `OrderPlan` and whether to sort ascending. It returns an `Order`, or a permutation of the
+    columns for blocks of the plan's own widths, as `sort_columns` makes from a score; `plan.damped.matrix` is H + λI.
+    Every order returned is checked. The last registration of a name wins. Raises RoseError: a name that is not one
+    word, or that `make_order` reads as something else.
     """
     reserved = ("random", "custom", "rose")
     check_word(name, "An order")
@@ -325,23 +307,18 @@ def global_order(plan: OrderPlan, ascending: bool) -> Tensor:
 
 @register_order("dealt")
 def dealt(plan: OrderPlan, ascending: bool) -> Tensor:
-    """Ours: all columns by their loss in a layer-wide pre-pruning, dealt over the blocks like cards.
+    """Ours: all columns by their loss in a layer-wide pre-pruning, dealt over the blocks like cards, costliest first.
 
-    Every block holds an even share of costly and of cheap columns, costliest first; meant for the block budget, and to
-    be followed by a refit.
+    Every block gets an even share of costly columns; meant for the block budget, followed by a refit.
     """
     unit = plan.pattern.of or 1
     cards = global_order(plan, ascending).view(-1, unit)
     columns = torch.empty_like(cards)
-    columns[deal([width // unit for width in plan.block_width]).to(cards.device)] = cards
+    # A block of n cards takes its k-th at (k + ½)/n of the deal, so that a narrow block is not full early.
+    counts = [width // unit for width in plan.block_width]
+    turns = torch.cat([(torch.arange(count, dtype=torch.float32) + 0.5) / count for count in counts])
+    columns[turns.argsort(stable=True).to(cards.device)] = cards
     return columns.flatten()
-
-
-def deal(counts: Sequence[int]) -> Tensor:
-    """Where each card goes, (cards,) int64, if blocks side by side take so many: each takes its k-th card at
-    (k + ½)/count, so that a narrow block is not full early."""
-    turns = [(torch.arange(count, dtype=torch.float32) + 0.5) / count for count in counts]
-    return torch.cat(turns).argsort(stable=True)
 
 
 @register_order("hessian")
@@ -424,11 +401,8 @@ def _shuffled(plan: OrderPlan, seed: int) -> Tensor:
 
 
 def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> Order:
-    """An order by name, "random:SEED", or a permutation of the columns; "rose" is the plan's own.
-
-    Raises:
-        RoseError: no plan; unknown name; not a permutation; an order that splits N:M groups.
-    """
+    """An order by name, "random:SEED", or a permutation of the columns; "rose" is the plan's own. Raises RoseError: no
+    plan; unknown name; not a permutation; an order that splits N:M groups."""
     if not isinstance(plan, OrderPlan):
         raise RoseError(f"An order is made from a plan of rose.plan_order, not from a {type(plan).__name__}.")
     if not isinstance(order, str):
@@ -468,14 +442,8 @@ def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int], what: str =
 
 
 def move_block(plan: OrderPlan, order: str | Order | Tensor | Sequence[int], step: int, to: int) -> Order:
-    """Takes the block visited at `step` and visits it at step `to` instead; the others close up.
-
-    Args:
-        order: as `make_order` takes it.
-
-    Raises:
-        RoseError: a step that does not exist, or as `make_order`.
-    """
+    """Visits the block of `step` at step `to` instead; the others close up. Raises RoseError: a step that does not
+    exist, or as `make_order`."""
     order = make_order(plan, order)
     count = len(order.widths)
     if not (is_whole(step) and is_whole(to) and 0 <= step < count and 0 <= to < count):

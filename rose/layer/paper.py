@@ -32,12 +32,10 @@ class PaperFigures:
     """One layer's numbers; errors are relative, on calibration inputs.
 
     Attributes:
-        layer: its name.
         curves: by order, the error before the sweep and after each block, (blocks + 1,).
         losses: loss per column of each block in natural order.
         visited: the blocks as two-level order visits them.
-        block: the costliest one, per column.
-        place: its position in natural order, from 0.
+        block, place: the costliest block, per column, and its position in natural order, from 0.
         positions: position and final error, all others in natural order.
         bars: order, sparsity and final error of every bar.
     """
@@ -60,14 +58,7 @@ def positions(plan: OrderPlan, base: str, block: int) -> list[Order]:
 
 
 def paper_figures(layer: str, weight: Tensor, statistics: InputStatistics, settings: Settings) -> PaperFigures:
-    """Makes some forty sweeps of one layer.
-
-    Args:
-        layer: its name.
-        weight: W, (out, in).
-        statistics: of its inputs.
-        settings: pattern, block size and damping of the sweeps.
-    """
+    """Makes some forty sweeps of one layer, W (out, in), by the pattern, block size and damping of the settings."""
     plan = plan_order(weight, statistics, sparsity=settings.pattern, block_size=settings.block_size)
     energy, block = quadratic_form(weight, statistics.hessian), int(plan.loss_per_column.argmax())
 
@@ -105,10 +96,7 @@ def paper_figures(layer: str, weight: Tensor, statistics: InputStatistics, setti
 
 
 def read_paper_figures(found: Mapping[str, Any]) -> PaperFigures:
-    """What `dataclasses.asdict` made, from a file of anybody's.
-
-    Raises ValueError, KeyError or TypeError where it is none.
-    """
+    """Reads what `dataclasses.asdict` made; raises ValueError, KeyError or TypeError for anything else."""
     curves = {str(order): [_error(error) for error in curve] for order, curve in found["curves"].items()}
     bars = [(str(order), float(level), _error(error)) for order, level, error in found["bars"]]
     places = [(int(at), _error(error)) for at, error in found["positions"]]

@@ -11,14 +11,14 @@ from rose.given import is_number, is_whole
 
 @dataclass(frozen=True)
 class Pattern:
-    """What share of the weights goes, and whether every group of `of` columns must give up the same number.
+    """The share of weights to remove, and for N:M the group in which it must hold.
 
     Attributes:
         ratio: fraction of weights removed, 0 to 1.
         keep, of: N and M of an N:M pattern, both 0 when unstructured. 2:4 keeps 2 of 4.
 
     Raises:
-        RoseError: a ratio outside 0..1, or N and M that are none or say something else than the ratio.
+        RoseError: a ratio outside 0..1, or N and M that contradict it.
     """
 
     ratio: float
@@ -64,11 +64,8 @@ class Pattern:
 
 
 def parse_sparsity(sparsity: float | str | Pattern) -> Pattern:
-    """Reads 0.7, "0.7", "70%" or "2:4".
-
-    Raises:
-        RoseError: anything else, a ratio outside 0..1, or N:M with N > M or M < 1.
-    """
+    """Reads 0.7, "0.7", "70%" or "2:4". Raises RoseError: anything else, a ratio outside 0..1, or N:M with N > M or M <
+    1."""
     if isinstance(sparsity, Pattern):
         return sparsity
     wrong = RoseError(f"Sparsity must be a ratio from 0 to 1 such as 0.7, or N:M such as 2:4, not {sparsity!r}.")

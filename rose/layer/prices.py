@@ -19,9 +19,8 @@ class Prices:
     """The prices of all columns in one order.
 
     Attributes:
-        order: the columns as visited.
         price: d_j = 1/U_jj², (in,) float64, in the order visited; a dead column's is 1 + λ.
-        alone: H_jj + λ, (in,) float64, in the order visited: the price where no other column is left to help.
+        alone: H_jj + λ, (in,) float64, in the order visited: the price without any help.
     """
 
     order: Order
@@ -51,15 +50,8 @@ class Prices:
 
 
 def price_columns(plan: OrderPlan, order: str | Order | Tensor | Sequence[int] = "natural") -> Prices:
-    """The prices of a layer's columns in an order, by one factorization.
-
-    Args:
-        plan: of `rose.plan_order`.
-        order: as `make_order` takes it.
-
-    Raises:
-        RoseError: a plan without H; as `make_order`.
-    """
+    """The prices of a layer's columns in an order, as `make_order` takes it, by one factorization. Raises RoseError: a
+    plan without H; as `make_order`."""
     visited = make_order(plan, order)
     damped, factor = plan.factorized(visited)
     return Prices.of(visited, factor, damped)

@@ -1,7 +1,6 @@
-"""The methods and orders that there are, by name, and what each can be asked for; needs no torch.
+"""The methods and orders by name, and what each can be asked for; needs no torch.
 
-A method of this package is declared here, and its function has its name in a module of `rose.layer.methods`. Methods
-and orders of plugins come by `rose.register` and `rose.register_order`.
+`rose.layer.methods` has the function of each method declared here; plugins use `rose.register` and `register_order`.
 """
 
 from __future__ import annotations
@@ -37,16 +36,15 @@ class Method:
 
     Attributes:
         name: as typed on the command line.
-        label: as shown to people.
-        summary: one sentence, with the source.
+        label, summary: for people; the summary is one sentence with the source.
         sweeps: whether `order` and `budget` apply.
-        options: what else can be chosen, by name.
-        work: running time in sweeps, for estimates; measured on 576 × 576, 1536 × 576 and 576 × 1536.
-        matrices: (of H's size, of W's size), float32 matrices alive at once in each of its stages, where it needs more
-            memory than a sweep, for estimates; measured on 1536 × 1536, 4096 × 1024 and 1024 × 3072.
-        check: raises RoseError for a pattern that the method cannot prune to with these options.
+        options: its own options by name.
+        work: running time in sweeps, measured on 576 × 576, 1536 × 576 and 576 × 1536.
+        matrices: (of H's size, of W's size), float32 matrices alive at once in each of its stages, where a sweep has
+            fewer; measured on 1536 × 1536, 4096 × 1024 and 1024 × 3072.
+        check: raises RoseError for a pattern that the method cannot reach with these options.
         rounds: whether what it keeps can be rounded to a grid.
-        module: of `rose.layer.methods`, which has the method's function; empty for a plugin's.
+        module: of `rose.layer.methods`, with the method's function; empty for a plugin's.
         function: a plugin's.
     """
 
@@ -206,15 +204,8 @@ def register(
     check: Check = lambda _pattern, _options: None,
     rounds: bool = True,
 ) -> Callable[[Prune], Prune]:
-    """Decorator that adds a method to the registry; the last registration of a name wins.
-
-    Args:
-        name, label, summary, sweeps, options, work, matrices, check, rounds: see `Method`; the name is one word, as
-            typed on a command line.
-
-    Raises:
-        RoseError: a name that is not one word, or an option that is no `Option`.
-    """
+    """Decorator that adds a method to the registry; the last registration of a name wins. Arguments: see `Method`.
+    Raises RoseError: a name that is not one word, or an option that is no `Option`."""
     check_word(name, "A method")
     options = options or {}
     for option, value in options.items():

@@ -1,8 +1,7 @@
-"""Rounding in a sweep, and revised after it: GPTQ (Frantar et al. 2022) with a mask, which is SparseGPT's joint sweep
-(Frantar and Alistarh 2023, section 3.5), and coordinate descent on the codes that came out (Behdin et al. 2023,
-"QuantEase").
+"""Rounding in a sweep, and revised after it: GPTQ (Frantar et al. 2022) with a mask, as in SparseGPT (Frantar and
+Alistarh 2023, section 3.5), then coordinate descent on the codes (QuantEase, Behdin et al. 2023).
 
-A weight that is rounded to q when its column is swept leaves e = (w_j − q)/U_jj, as a removed one does with q = 0.
+A weight rounded to q in its column's turn leaves e = (w_j − q)/U_jj, as a removed weight does with q = 0.
 """
 
 from __future__ import annotations
@@ -23,11 +22,10 @@ TILE = 32  # columns that are revised before the others hear of it
 
 @dataclass(frozen=True)
 class Rounder:
-    """How a sweep rounds, columns and rows as it holds them: transposed, in the order visited.
+    """How a sweep rounds; columns and rows as the sweep holds them, transposed, in the order visited.
 
     Attributes:
-        grid: to which.
-        steps: the scale of every weight, (in, out); filled as groups are reached where there is `importance`.
+        steps: the scale of every weight, (in, out); filled group by group where there is `importance`.
         importance: of the columns' squared errors, (in,), or None where all scales are known.
     """
 
@@ -42,11 +40,8 @@ class Rounder:
         )
 
     def reach(self, wt: Tensor, mask: Tensor, start: int) -> None:
-        """Chooses the scales of the group that begins at this column, if one does, from weights as they now are.
-
-        Args:
-            wt, mask: of the part, (columns, out).
-        """
+        """Chooses the scales of the group that begins at this column, if any, from the part's weights and mask,
+        (columns, out)."""
         if self.importance is None or start % int(self.grid.group):
             return
         group = slice(start, start + int(self.grid.group))
@@ -55,10 +50,9 @@ class Rounder:
 
 
 def plan_rounding(weight: Tensor, grid: Grid, order: Order, factor: Tensor, dead: Tensor, unit: int) -> Rounder:
-    """How to round in a sweep by this order: scales are chosen when their group is reached, from compensated weights,
-    where every group lies whole within a block of it, and else before the sweep, from the weights as they are.
-
-    Squared errors count 1/U_jj², which is what they cost once the columns still to come have compensated.
+    """How to round in a sweep by this order. Scales are chosen from compensated weights when the sweep reaches their
+    group, if every group lies whole within a block, else from the weights before the sweep. Squared errors count
+    1/U_jj².
 
     Args:
         weight: W, (out, in) float32, original column order.
@@ -77,8 +71,8 @@ def plan_rounding(weight: Tensor, grid: Grid, order: Order, factor: Tensor, dead
 
 
 def revise(target: Tensor, rounded: Tensor, mask: Tensor, hessian: Tensor, steps: Tensor, grid: Grid) -> Tensor:
-    """Coordinate descent on tr((W − Q) H (W − Q)ᵀ): in turn each kept weight takes the multiple of its scale that is
-    best with all others as they are, `PASSES` times; the error never rises.
+    """Coordinate descent on tr((W − Q) H (W − Q)ᵀ), `PASSES` times: each kept weight in turn takes the multiple of
+    its scale that is best with all others fixed. The error never rises.
 
     Args:
         target: W, (out, in) float32.

@@ -18,12 +18,7 @@ def kth_smallest(score: Tensor, count: int) -> Tensor:
 
 
 def smallest(score: Tensor, count: int) -> Tensor:
-    """Mask of exactly `count` smallest entries of the whole tensor; ties go to the lower flat index.
-
-    Args:
-        score: any shape, finite.
-        count: 0 to score.numel().
-    """
+    """Mask of exactly `count` smallest entries of the whole tensor, finite; ties go to the lower flat index."""
     return smallest_per_row(score.reshape(1, -1), count).view(score.shape)
 
 

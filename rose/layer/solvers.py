@@ -1,8 +1,6 @@
-"""Solvers of the layer problem watched at work: what each would return if it stopped now, and the work done until then.
+"""Solvers of the layer problem, watched: the result if each stopped now, and the work until then.
 
-A sweep fixes its mask as it goes; a refit solves for the weights of that mask; stages prune a little, refit, and prune
-on; ADMM revises the whole mask again and again. Work is counted in products W·H, out · in² multiplications each, and
-not in seconds, so that it is the same on every machine.
+Work is counted in products W·H, out · in² multiplications each, so that it is the same on every machine.
 """
 
 from __future__ import annotations
@@ -31,8 +29,7 @@ STAGES = (0.4, 0.65, 0.85, 0.95, 1.0)  # of the weights that go in the end
 class State:
     """What a solver would return if it stopped here: Ŵ, (out, in) float32, and its mask, True = removed.
 
-    `step` is what was done last, in words, and `work` that until here, in products W·H. Before all weights that must go
-    are gone (`is_complete`), errors do not compare.
+    `step` names the last step, `work` counts products W·H. Errors do not compare before `is_complete`.
     """
 
     step: str
@@ -52,10 +49,7 @@ def watch_solver(
     block_size: int = BLOCK_SIZE,
     damping: float = DAMPING,
 ) -> Iterator[State]:
-    """The states of one of `SOLVERS`, in the order in which it goes through them.
-
-    `order` is that in which sweeps visit the columns; ADMM has none. Raises RoseError for stages under N:M.
-    """
+    """The states of one of `SOLVERS`, in turn; `order` is for sweeps. Raises RoseError for stages under N:M."""
     if name not in SOLVERS:
         raise RoseError(f"There is no solver {name!r}. Choose one of {', '.join(SOLVERS)}.")
     if name == "stages" and parse_sparsity(sparsity).is_grouped:

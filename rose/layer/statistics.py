@@ -21,23 +21,19 @@ PANEL = 256
 
 
 class InputStatistics:
-    """Streaming second moments of one layer's input.
-
-    Layers that read the same tensor (q/k/v, gate/up) share one object. Accumulates in float32
-    whatever the dtype of the inputs.
+    """Streaming second moments of one layer's input, in float32. Layers that read the same tensor share one object.
 
     Args:
         columns: number of input channels.
         device: where the layers are.
-        dtype: in which x xᵀ is multiplied. H, which is inverted, wants float32; see `add_product`.
+        dtype: in which x xᵀ is multiplied; see `add_product`.
 
     Attributes:
-        columns: number of input channels.
         tokens: number of input vectors seen.
-        total_weight: sum of their weights, which is `tokens` unless some count more than others; means divide by it.
+        total_weight: sum of their weights, which is `tokens` unless some count more; means divide by it.
 
     Raises:
-        RoseError: a number of columns that is none.
+        RoseError: a number of columns below 1.
     """
 
     def __init__(self, columns: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
@@ -57,11 +53,8 @@ class InputStatistics:
 
     @classmethod
     def from_hessian(cls, hessian: Tensor, tokens: int = 1) -> InputStatistics:
-        """Wraps a ready (in, in) Hessian. With the default `tokens=1` it is read as the mean of x xᵀ.
-
-        Raises:
-            RoseError: not a square symmetric matrix of finite numbers, or no whole number of tokens above 0.
-        """
+        """Wraps a ready (in, in) Hessian. With the default `tokens=1` it is read as the mean of x xᵀ. Raises RoseError:
+        not a square symmetric matrix of finite numbers, or no whole number of tokens above 0."""
         check_tensor("H", hessian)
         if not is_whole(tokens) or tokens < 1:
             raise RoseError(f"A Hessian sums over a whole number of tokens, at least 1, not {tokens!r}.")
@@ -80,14 +73,9 @@ class InputStatistics:
         return statistics
 
     def update(self, inputs: Tensor, weight: float = 1.0) -> None:
-        """Adds inputs of shape (..., in) to H = Σ α xᵀx, each with the same weight α.
-
-        A weight makes some inputs count more, such as those of some denoising steps of a diffusion model
-        (OBS-Diff, arXiv 2510.06751).
-
-        Raises:
-            RoseError: the last dimension is not `columns`, or a weight that is not a positive number.
-        """
+        """Adds inputs of shape (..., in) to H = Σ α xᵀx, each with weight α, such as a denoising step's (arXiv
+        2510.06751). Raises RoseError: another last dimension than `columns`, or a weight that is not a positive
+        number."""
         check_tensor("Inputs", inputs)
         if not is_number(weight) or not 0 < weight < float("inf"):
             raise RoseError(f"The weight of inputs must be a positive number, not {weight!r}.")
@@ -206,8 +194,7 @@ class InputStatistics:
 def add_product(total: Tensor, left: Tensor, right: Tensor, weight: float = 1.0) -> None:
     """Adds the weighted leftᵀ right, tokens as rows, to a float32 `total`.
 
-    Factors in bfloat16 take half the time of float32. Their independent errors of one part in 500 average out over
-    tokens as sampling noise does, and are so much smaller than it.
+    bfloat16 factors take half the time; their rounding averages out over tokens and is below the sampling noise.
     """
     if left.dtype == total.dtype:
         total.addmm_(left.T, right, alpha=weight)
@@ -249,11 +236,8 @@ def check_finite(hessian: Tensor) -> None:
 
 
 def as_statistics(hessian: Tensor | InputStatistics, weight: Tensor) -> InputStatistics:
-    """Accepts a Hessian or statistics, and checks that they fit a weight, (out, in).
-
-    Raises:
-        RoseError: no tensor, wrong shape, another device than the weight's, NaN or infinity, or a negative diagonal.
-    """
+    """Accepts a Hessian or statistics for a weight, (out, in). Raises RoseError: no tensor, wrong shape, another device
+    than W's, NaN or infinity, or a negative diagonal."""
     check_tensor("W", weight)
     columns = weight.shape[-1] if weight.ndim else 0
     statistics = hessian if isinstance(hessian, InputStatistics) else InputStatistics.from_hessian(hessian)

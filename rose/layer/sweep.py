@@ -1,7 +1,7 @@
 """The sweep: mask and compensate, block by block (SparseGPT, Frantar and Alistarh 2023, algorithm 1).
 
-Notation as in that paper: U is the upper Cholesky factor of the inverse Hessian, e = w_j / U_jj the error
-of a removed weight, and removing it costs e². Later columns absorb what they can: w_{j:} −= e · U_{j,j:}.
+U is the upper Cholesky factor of H⁻¹, e = w_j / U_jj the error of a removed weight, which costs e². Later columns
+absorb what they can: w_{j:} −= e · U_{j,j:}.
 """
 
 from __future__ import annotations
@@ -32,15 +32,13 @@ class SweepTrace:
     """A recorded sweep, one entry per block, in the order visited.
 
     Attributes:
-        weights: (blocks + 1, out, in) float32, original column order: before the sweep, and after each block; of
-            none where only the errors were recorded, (0, out, in).
+        weights: (blocks + 1, out, in) float32, original column order: before the sweep and after each block; (0,
+            out, in) where only errors were recorded.
         removed: (blocks,) weights removed.
-        error: (blocks,) Σ e² of the block; their running sum is the error so far under the damped H.
-        lost: (blocks,) what removing the block's weights would have cost with nothing to compensate, under the damped
-            H as `error` is. What rounding adds is in `error` alone.
-            Free columns are at their optimum before each block, so the cost is δ H_bb δᵀ without cross terms.
+        error: (blocks,) Σ e² of the block, rounding included.
+        lost: (blocks,) cost of removing the block's weights without compensation, under the damped H. Free columns
+            are at their optimum before each block, so it is δ H_bb δᵀ without cross terms.
         moved: (blocks,) float64, ‖W_k − W_0‖² of all live weights after the block.
-        compensated: (blocks,) lost − error.
     """
 
     weights: Tensor
@@ -54,10 +52,7 @@ class SweepTrace:
         return self.lost - self.error
 
     def error_so_far(self, added: float) -> Tensor:
-        """tr(ΔW H ΔWᵀ) without damping before the sweep and after each block, (blocks + 1,) float64; the first is 0.
-
-        Σ e² is exact under the damped H and so holds λ‖ΔW‖² too, which is taken off. The last entry, over the output
-        energy, is the relative error of the result.
+        """tr(ΔW H ΔWᵀ) before the sweep and after each block, (blocks + 1,) float64: Σ e² without its part λ‖ΔW‖².
 
         Args:
             added: λ, absolute, of the sweep (`LayerResult.added_damping`).
@@ -74,8 +69,8 @@ class Sweep:
         weight: pruned and compensated, (out, in) float32, original column order.
         mask: True = removed, (out, in), original column order.
         column_error: Σ_rows e², (in,), original column order.
-        trace: the recorded sweep, None unless a Hessian was given for it.
-        kept_error: Σ e² of kept weights, which is 0 unless they are rounded.
+        trace: None without a Hessian for it.
+        kept_error: Σ e² of kept weights, 0 unless they are rounded.
     """
 
     weight: Tensor
@@ -91,11 +86,9 @@ def block_budget(pattern: Pattern, rows: int, widths: Sequence[int]) -> list[int
 
 
 def layer_budget(weight: Tensor, divisor: Tensor, pattern: Pattern, order: Order) -> list[int]:
-    """One threshold on the saliency over the layer, before the sweep: how many weights of each block fall under it.
+    """How many weights of each block fall under one threshold on the saliency over the layer, set before the sweep.
 
-    Args:
-        weight: (out, in), original column order.
-        divisor: as in `sweep`.
+    `weight` is (out, in) in original column order; `divisor` as in `sweep`.
     """
     saliency = (weight[:, order.permutation] / divisor).square()
     mask = smallest(saliency, pattern.count(saliency.numel()))
@@ -129,11 +122,8 @@ def check_shares(shares: object, pattern: Pattern) -> tuple[float, ...]:
 
 
 def own_budget(shares: Sequence[float], rows: int, widths: Sequence[int], pattern: Pattern) -> list[int]:
-    """How many weights each visited block gives up where these parts of the layer's weights go; the total is exact.
-
-    Raises:
-        RoseError: not one share a block, or a share that is larger than its block.
-    """
+    """How many weights each visited block gives up for these parts of the layer's weights; the total is exact. Raises
+    RoseError: not one share a block, or a share larger than its block."""
     if len(shares) != len(widths):
         raise RoseError(f"The budget needs one share for each of the {len(widths)} blocks, not {len(shares)}.")
     columns = sum(widths)
@@ -175,15 +165,14 @@ def sweep(
         weight: W, (out, in) float32, dead columns already zero; not changed.
         factor: U for `order`, (in, in).
         order: columns and block widths as visited.
-        pattern: for N:M the mask is chosen inside each group just before its first column, from compensated
-            weights, and `counts` is not used.
+        pattern: N:M chooses masks inside each group just before its first column, and needs no `counts`.
         counts: weights to remove from each visited block.
         trace_hessian: damped H, (in, in), original order; given where a trace is wanted.
-        divisor: d where the mask is to be chosen by (w/d)² and not by w²/U_jj², (in,), in the order visited.
-        keep_weights: whether a trace holds the weights, or the errors alone.
-        rounder: rounds kept weights as their column is swept, and columns still to come make good that too.
-        mask: what goes, (out, in), original column order, where that is known; pattern and counts are not used then.
-        few_rows: solves a tile at once, which is the faster way for up to about 100 rows.
+        divisor: d where masks are chosen by (w/d)² and not by w²/U_jj², (in,), in the order visited.
+        keep_weights: whether a trace holds the weights.
+        rounder: rounds kept weights as their column is swept; later columns compensate that too.
+        mask: what goes, (out, in), original column order; replaces pattern and counts.
+        few_rows: solves a tile at once, which is faster below about 100 rows.
     """
     # Transposed: each column of W is then a contiguous row, and compensation is a rank-1 update of rows below.
     wt = weight.T.index_select(0, order.permutation)
@@ -219,11 +208,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Choice:
-    """What goes of a block, by (w/d)²: `count` of its weights, or for N:M so many of each group.
-
-    Attributes:
-        divisor: d, (width, 1).
-    """
+    """What goes of a block, by (w/d)², d (width, 1): `count` of its weights, or N:M."""
 
     pattern: Pattern
     count: int
@@ -247,10 +232,8 @@ def _prune_block(
     """Masks one block and compensates within it, in place; returns its errors E, (width, out).
 
     Args:
-        wt: the block's weights, transposed, (width, out).
-        mask: to be filled by the choice, (width, out); known already without one.
+        wt, mask: of the block, transposed, (width, out); the mask is filled by `choice`, if given.
         factor: U of the block, (width, width).
-        rounder: of the block.
         at_once: solves a tile at once, not column by column.
     """
     width, diagonal = len(wt), factor.diagonal().unsqueeze(1)
@@ -273,15 +256,8 @@ def _prune_block(
 
 
 def _tile_rounded(wt: Tensor, mask: Tensor, factor: Tensor, errors: Tensor, rounder: Rounder) -> None:
-    """e_j = (w_j − q_j)/U_jj, with q_j = 0 where w_j is removed and its rounded value where it is kept, and
-    w_{j+1:} −= e_j · U_{j,j+1:}, column after column, in place: codes are not known before the column's turn.
-
-    Args:
-        wt, mask: of the tile, (width, out).
-        factor: U of the tile, (width, width).
-        errors: to be filled, (width, out).
-        rounder: of the tile.
-    """
+    """e_j = (w_j − q_j)/U_jj and w_{j+1:} −= e_j · U_{j,j+1:}, column by column, in place; q_j is 0 where w_j is
+    removed, else rounded. Arguments as for `_tile_by_column`, with the tile's mask, (width, out)."""
     steps = rounder.steps.masked_fill(mask, 0)  # without a step a weight becomes 0
     inverses, diagonal = inverse_of(steps), factor.diagonal().tolist()
     for j in range(len(wt)):
@@ -292,13 +268,12 @@ def _tile_rounded(wt: Tensor, mask: Tensor, factor: Tensor, errors: Tensor, roun
 
 
 def _tile_by_column(wt: Tensor, scale: Tensor, factor: Tensor, errors: Tensor) -> None:
-    """e_j = scale_j · w_j, and w_{j:} −= e_j · U_{j,j:}, column after column, in place: the fastest on a CPU.
+    """e_j = scale_j · w_j and w_{j:} −= e_j · U_{j,j:}, column by column, in place: the fastest on a CPU.
 
     Args:
-        wt: the tile's weights, transposed, (width, out).
+        wt, errors: the tile's weights, and its errors to be filled, transposed, (width, out).
         scale: 1/U_jj of a removed weight, 0 of a kept one, (width, out).
         factor: U of the tile, (width, width).
-        errors: to be filled, (width, out).
     """
     for j in range(len(wt)):
         torch.mul(wt[j], scale[j], out=errors[j])
@@ -308,8 +283,7 @@ def _tile_by_column(wt: Tensor, scale: Tensor, factor: Tensor, errors: Tensor) -
 def _tile_at_once(wt: Tensor, scale: Tensor, factor: Tensor, errors: Tensor) -> None:
     """The same by one triangular system for each row: e_j + scale_j Σ_{i<j} U_ij e_i = scale_j w_j.
 
-    Rows remove different weights, so each has its own system; a GPU solves many small ones in parallel, where a loop
-    over columns would launch two kernels for each. Arguments as for `_tile_by_column`.
+    Rows remove different weights, so each has its own system; a GPU solves many in parallel.
     """
     earlier = factor.triu(1).T
     systems = scale.T.unsqueeze(2) * earlier  # (out, width, width), below the diagonal, which is 1

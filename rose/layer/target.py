@@ -1,18 +1,14 @@
-"""What a layer should put out where that is the dense model's output: gaps, and the weight that closes them.
+"""Targets: the dense model's output that a layer should reproduce, and the weight that does.
 
-Every published one-shot program prunes a layer to keep its own output on the pruned inputs X_p, and so takes the errors
-of the layers below for the truth. The corrected target T is what the *dense* model puts out there: X_d Wᵀ, where X_d is
-what the layer reads in the dense model. A layer that writes into the residual stream can also make good what the stream
-itself has lost before it: T = X_d Wᵀ + R. (Quantization: GPTAQ, arXiv 2504.02692; Qronos, arXiv 2505.11695.)
+One-shot programs make a layer keep its own output on the pruned inputs X_p, and so keep the errors of the layers below.
+The corrected target T is the dense model's output X_d Wᵀ, plus R where the layer writes into the residual stream and
+can repair what the stream lost earlier. (Quantization: GPTAQ, arXiv 2504.02692; Qronos, arXiv 2505.11695.)
 
-With the gap G = T − X_p Wᵀ, tokens as rows, and H = X_pᵀX_p,
+With the gap G = T − X_p Wᵀ, tokens as rows, and H = X_pᵀX_p, W* = W + Gᵀ X_p (H + λI)⁻¹ solves min ‖T − X_p Ŵᵀ‖²
+without a mask, and ‖T − X_p Ŵᵀ‖² = constant + tr((W* − Ŵ) H (W* − Ŵ)ᵀ) for λ = 0. So any method prunes W* in place
+of W.
 
-    min ‖T − X_p Ŵᵀ‖²  is solved without a mask by  W* = W + Gᵀ X_p (H + λI)⁻¹,
-
-and ‖T − X_p Ŵᵀ‖² = constant + tr((W* − Ŵ) H (W* − Ŵ)ᵀ) for λ = 0: any method prunes W* in place of W.
-
-The correction is a regression on all input columns. What it fits of the noise in few tokens becomes the input of the
-corrections above it, so λ is decisive, and much larger than that of the sweep; see `target_damping`.
+The correction fits the noise of few tokens, which later corrections read; λ is therefore larger than a sweep's.
 """
 
 from __future__ import annotations
@@ -33,16 +29,11 @@ LEAST, LINEAR, CUBIC = 0.03, 0.273, 0.1
 
 
 def target_damping(channels: int, tokens: int, blocks: int = 1) -> float:
-    """μ of the correction, relative to the mean of diag(H).
+    """μ of the correction, relative to the mean of diag(H); fitted to perplexities of the packaged model, see
+    docs/targets.md.
 
-    In one layer the noise of a least-squares fit falls as 1/tokens, and so does the best μ. In a model the noise of one
-    correction is read by all corrections above it: the best μ grows with the number of decoder blocks, and with few
-    tokens faster than 1/tokens. With any number of tokens some is left: what the correction puts into directions that
-    the inputs hardly have costs the most once weights are removed.
-
-    The three numbers were fitted to perplexities of the packaged model with 1 to 64 × 512 tokens, and tried on 1 to 10
-    of its decoder blocks and on a wider model; see docs/targets.md. Generalized cross-validation looks at the squared
-    error of one layer, damps the first layers too little and the last ones too much, and ends worse.
+    The best μ falls as 1/tokens in one layer, and grows with the decoder blocks, as each correction reads the noise
+    of those below it. It never falls to 0: directions that the inputs hardly have cost most once weights are removed.
 
     Args:
         channels: of the residual stream.
@@ -54,13 +45,13 @@ def target_damping(channels: int, tokens: int, blocks: int = 1) -> float:
 
 
 def damping_or_rule(asked: float | None, channels: int, tokens: int, blocks: int) -> float:
-    """μ as it was asked for, else by `target_damping`."""
+    """μ as requested, else by `target_damping`."""
     return target_damping(channels, tokens, blocks) if asked is None else asked
 
 
 @dataclass(frozen=True)
 class Gap:
-    """The gap G between a layer's target and what its dense weight W puts out on the pruned inputs.
+    """The gap G between a layer's target and the output of its dense weight W on the pruned inputs.
 
     Attributes:
         cross: GᵀX_p, (out, in) float32.
@@ -74,27 +65,20 @@ class Gap:
 
 
 def input_difference(dense: Tensor, pruned: Tensor, dtype: torch.dtype) -> Tensor:
-    """D = X_d − X_p in a format, rounded once.
-
-    Inputs that are no wider than it lose nothing by a difference in their own format.
-
-    Args:
-        dense, pruned: X_d and X_p, (..., in) each, of the same tokens.
-    """
+    """D = X_d − X_p, (..., in), of the same tokens, rounded once to a format."""
     wide = torch.promote_types(pruned.dtype, dtype)
     return (dense.to(pruned.device, wide) - pruned.to(wide)).to(dtype)
 
 
 class InputGap:
-    """How the inputs of a layer differ between the dense and the pruned model: D = X_d − X_p, streamed.
+    """The difference of a layer's inputs in the dense and the pruned model, D = X_d − X_p, streamed.
 
-    Layers that read the same tensor share one object: G = D Wᵀ for each of them.
+    Layers that read the same tensor share one object: G = D Wᵀ for each.
 
     Args:
         columns: of the layers.
         device: where they are.
-        dtype: in which DᵀX_p and DᵀD, and W with what comes of DᵀX_p, are multiplied, see `add_product`; sums are
-            float32.
+        dtype: of the products, see `add_product`; sums are float32.
     """
 
     def __init__(self, columns: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
@@ -124,7 +108,7 @@ class InputGap:
         return Gap(self._product(weight, self.cross), quadratic_form(weight, self.difference.hessian), total)
 
     def correction(self, weight: Tensor, hessian: Tensor, damping: float) -> tuple[Tensor, float]:
-        """GᵀX_p (H + λI)⁻¹, (out, in), and the damping used; what does not depend on the layer is computed once."""
+        """GᵀX_p (H + λI)⁻¹, (out, in), and the damping used; the part that all layers share is computed once."""
         if self._correction is None or self._correction[0] != damping:
             self._correction = damping, *_times_inverse(self.cross, hessian, damping)
         _, product, used = self._correction
@@ -135,13 +119,7 @@ class InputGap:
 
 
 class OutputGap:
-    """The gap of one layer that writes into the residual stream: G = D Wᵀ + R, streamed.
-
-    Args:
-        rows, columns: of the layer.
-        device: where it is.
-        dtype: in which GᵀX_p is multiplied, see `add_product`; sums are float32.
-    """
+    """The gap of one layer that writes into the residual stream, G = D Wᵀ + R, streamed; arguments as of `InputGap`."""
 
     def __init__(
         self, rows: int, columns: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -186,32 +164,27 @@ def _times_inverse(cross: Tensor, hessian: Tensor, damping: float) -> tuple[Tens
 def corrected_weight(
     weight: Tensor, statistics: InputStatistics, gap: InputGap | OutputGap, damping: float
 ) -> tuple[Tensor, float]:
-    """W*, the weight whose outputs on the pruned inputs are nearest to the target, and the μ that was used.
+    """W*, (out, in) float32, whose outputs on the pruned inputs are nearest to the target, and the μ used.
 
     Args:
         weight: W, (out, in), dense.
         statistics: of the pruned inputs X_p.
         gap: streamed over the same tokens.
-        damping: μ relative to the mean of diag(H); see `target_damping`.
-
-    Returns:
-        W* in float32, (out, in), and μ, which is larger than asked for where H could not be factorized with that.
+        damping: μ relative to the mean of diag(H); raised where H cannot be factorized.
 
     Raises:
-        RoseError: a negative or infinite damping, or as `rose.layer.hessian.damp`.
+        RoseError: as `rose.layer.hessian.damp`.
     """
     correction, used = gap.correction(weight, statistics.hessian, damping)
     return weight.float() + correction, used
 
 
 def target_error(weight: Tensor, pruned: Tensor, gap: Gap, *, change_energy: float, dense_energy: float) -> float:
-    """‖T − X_p Ŵᵀ‖² / ‖T‖², from the gap and two quadratic forms; 0 where the target and the output are 0.
+    """‖T − X_p Ŵᵀ‖² / ‖T‖²; 0 where target and output are 0.
 
     Args:
-        weight: W, (out, in), the dense weight that the gap belongs to.
-        pruned: Ŵ, (out, in).
-        gap: of the same tokens.
-        change_energy: tr((W − Ŵ) H (W − Ŵ)ᵀ), H of the pruned inputs; any error of the layer needs it.
+        weight, pruned: dense W, which the gap belongs to, and Ŵ, (out, in).
+        change_energy: tr((W − Ŵ) H (W − Ŵ)ᵀ), H of the pruned inputs.
         dense_energy: tr(W H Wᵀ).
     """
     missed = gap.square + 2 * _inner(gap.cross, difference(weight, pruned)) + change_energy
@@ -221,13 +194,7 @@ def target_error(weight: Tensor, pruned: Tensor, gap: Gap, *, change_energy: flo
 def target_error_with_bias(
     weight: Tensor, pruned: Tensor, bias: Tensor | None, gap: Gap, statistics: InputStatistics
 ) -> float:
-    """‖T − X_p Ŵᵀ − 1bᵀ‖² / ‖T‖² of a layer that has gained a bias.
-
-    Args:
-        weight, pruned, gap: as for `target_error`.
-        bias: b, (out,), beside the layer's own; None where there is none.
-        statistics: of the pruned inputs X_p.
-    """
+    """‖T − X_p Ŵᵀ − 1bᵀ‖² / ‖T‖² of a layer that has gained a bias b, (out,), or None; others as of `target_error`."""
     change, hessian = difference(weight, pruned), statistics.hessian
     energy = quadratic_form(change, hessian)
     if bias is not None:

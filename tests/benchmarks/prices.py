@@ -1,15 +1,16 @@
 """Prices, orders and forecasts: python -m tests.benchmarks.prices --output FOLDER STUDY ...
 
-    measured    error of every layer by order and budget, one sweep each; FOLDER/prices-measured.csv
-    forecast    what `rose.forecasts` says of the same pairs before any sweep; FOLDER/prices-forecast.csv
+    measured    error of layers by order and budget, one sweep each; FOLDER/prices-measured.csv
+    forecast    the forecast for the layers and pairs of that file, before any sweep; FOLDER/prices-forecast.csv
     whole       perplexity of whole models by order, budget and refit; FOLDER/prices-whole.csv
 
-Inputs are the dense model's; `--text` is both calibrated on and held out. A row is a layer and a setting, with a column
-a pair of order and budget: its error on held-out inputs, and with `c ` before it that on calibration inputs. Rows are
-kept as they come; a study that is started again goes on where it stopped.
+Inputs are the dense model's, except in `whole`. `--text` is calibrated on and held out. A row of the first two files is
+a layer and a setting, with a column for each pair of order and budget: the error on held-out inputs, and after `c ` the
+error on calibration inputs under the damped H. Rows are written as they come; a study that is started again continues.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
@@ -23,17 +24,14 @@ from rose.layer.methods import Known, make_settings, prune_with
 from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration
 from rose.model.walk.walk import visit_blocks
-from tests.benchmarks.common import MODEL, Rows, arguments
+from tests.benchmarks.common import MODEL, Rows, arguments, judged
 
 KEY = ("model", "seed", "layer", "sparsity", "block_size")
 BOTH = ("natural", "two_level", "global", "random:0", "dealt", "pivot", "hessian")
 LAYER_ONLY = ("pivot_weighted", "inverse", "greedy", "min_pivot")
 ALL = [*(f"{order}/{budget}" for order in BOTH for budget in ("block", "layer")), *(f"{o}/layer" for o in LAYER_ONLY)]
-MOST = [
-    one
-    for one in ALL
-    if one not in ("global/block", "pivot/block", "hessian/block", "inverse/layer", "min_pivot/layer")
-]
+RARE = ("global/block", "pivot/block", "hessian/block", "inverse/layer", "min_pivot/layer")
+MOST = [pair for pair in ALL if pair not in RARE]
 FEW = [
     *("natural/block", "natural/layer", "two_level/block", "random:0/block", "dealt/block"),
     *("dealt/layer", "global/layer", "pivot/layer"),
@@ -45,6 +43,17 @@ SETTINGS: dict[str, list[str]] = {  # sparsity/block size -> pairs
     "0.5/128": FEW,
     "0.8/128": FEW,
     "0.7/32": ["natural/block", *(f"{order}/layer" for order in ("natural", "global", "dealt", "pivot"))],
+}
+VARIANTS: dict[str, dict[str, Any]] = {  # of whole models
+    "sparsegpt": {"method": "sparsegpt"},
+    "rose": {"method": "rose"},
+    "rose, threshold 0": {"method": "rose", "threshold": 0.0},
+    "rose_global": {"method": "rose_global"},
+    "pivot/layer": {"method": "sparsegpt", "order": "pivot", "budget": "layer"},
+    "pivot_weighted/layer": {"method": "sparsegpt", "order": "pivot_weighted", "budget": "layer"},
+    "rose_dealt": {"method": "rose_dealt"},
+    "global/layer, refitted": {"method": "rose_dealt", "order": "global", "budget": "layer"},
+    "pivot/layer, refitted": {"method": "rose_dealt", "order": "pivot", "budget": "layer"},
 }
 Layer = tuple[Any, InputStatistics, InputStatistics]  # the model's layer, calibration, held out
 
@@ -61,55 +70,85 @@ def layers_of(options: Any) -> Iterator[tuple[dict[str, Any], list[Layer]]]:
             length=options.length,
             seed=seed,
         )
-        every = [layer.name for layer in rose.prunable_layers(model)]
-        chosen = [one for one in every if any(fnmatch(one, pattern) for pattern in options.layers)]
-        found: list[Layer] = []
+        names = [layer.name for layer in rose.prunable_layers(model)]
+        chosen = [name for name in names if any(fnmatch(name, pattern) for pattern in options.layers)]
+        layers: list[Layer] = []
         for block in visit_blocks(model, tokens, layers=chosen, held_out=held_out, compute="auto"):
-            found += [(layer, block.calibration[layer.name], block.held_out[layer.name]) for layer in block.layers]
-        yield {"model": Path(name).stem.removesuffix("-instruct-q4_k_m"), "seed": seed}, found
+            layers += [(layer, block.calibration[layer.name], block.held_out[layer.name]) for layer in block.layers]
+        yield {"model": Path(name).stem.removesuffix("-instruct-q4_k_m"), "seed": seed}, layers
 
 
 def measured(options: Any) -> None:
     rows = Rows(Path(options.output) / "prices-measured.csv", KEY)
     for run, layers in layers_of(options):
-        for setting, (layer, inputs, judge) in product(options.settings, layers):
+        for setting, layer in product(options.settings, layers):
+            sparsity, size = setting.split("/")
+            row = run | {"layer": layer[0].name, "sparsity": sparsity, "block_size": size}
+            if tuple(row.values()) not in rows:
+                rows.add(**row, **_errors(layer, setting))
+
+
+def _errors(layer: Layer, setting: str) -> dict[str, Any]:
+    """Errors of one layer by every pair of order and budget, beside its shape, relative range and column variation."""
+    module, inputs, held_out = layer
+    sparsity, size = setting.split("/")
+    weight = module.weight.detach().float()
+    known, errors = Known(weight), {}
+    energies = [error.quadratic_form(weight, statistics.hessian) for statistics in (inputs, held_out)]
+    for pair in SETTINGS[setting]:
+        order, budget = pair.split("/")
+        settings = make_settings("sparsegpt", sparsity=sparsity, block_size=int(size), order=order, budget=budget)
+        result = prune_with(weight, inputs, replace(settings, known=known, measures=False))
+        damped = float(result.column_error.sum(dtype=torch.float64)) / energies[0]
+        errors[f"c {pair}"] = f"{damped:.5g}"
+        errors[pair] = f"{error.relative_error(weight, result.weight, held_out.hessian, energies[1]):.5g}"
+    return {
+        "rows": len(weight),
+        "columns": weight.shape[1],
+        "relative_range": round(result.plan.relative_range, 4),
+        "column_variation": round(result.plan.column_variation, 4),
+        **errors,
+    }
+
+
+def forecast(options: Any) -> None:
+    folder = Path(options.output)
+    rows, swept = Rows(folder / "prices-forecast.csv", KEY), Rows(folder / "prices-measured.csv", KEY)
+    for run, layers in layers_of(options):
+        for setting, (layer, inputs, _) in product(options.settings, layers):
             sparsity, size = setting.split("/")
             row = run | {"layer": layer.name, "sparsity": sparsity, "block_size": size}
-            if tuple(row.values()) in rows:
+            if tuple(row.values()) in rows or tuple(row.values()) not in swept:
                 continue
+            pairs = [(order, budget) for order, _, budget in (pair.partition("/") for pair in SETTINGS[setting])]
             weight = layer.weight.detach().float()
-            known, errors = Known(weight), {}
-            energy = error.quadratic_form(weight, inputs.hessian)
-            dense = error.quadratic_form(weight, judge.hessian)
-            for pair in SETTINGS[setting]:
-                order, budget = pair.split("/")
-                settings = make_settings(
-                    "sparsegpt", sparsity=sparsity, block_size=int(size), order=order, budget=budget
-                )
-                result = prune_with(weight, inputs, _with(settings, known))
-                errors[f"c {pair}"] = f"{float(result.column_error.sum(dtype=torch.float64)) / energy:.5g}"
-                errors[pair] = f"{error.relative_error(weight, result.weight, judge.hessian, dense):.5g}"
-            plan = result.plan
-            numbers = {
-                "rows": len(weight), "columns": weight.shape[1],
-                "relative_range": round(plan.relative_range, 4), "column_variation": round(plan.column_variation, 4),
-            }  # fmt: skip
-            rows.add(**row, **numbers, **errors)
+            forecasts = rose.forecasts(weight, inputs, pairs, sparsity=sparsity, block_size=int(size))
+            rows.add(**row, **{"/".join(p): f"{f.error:.5g}" for p, f in zip(pairs, forecasts, strict=True)})
 
 
-def _with(settings: Any, known: Known) -> Any:
-    from dataclasses import replace
+def whole(options: Any) -> None:
+    key = ("model", "target", "variant", "sparsity", "seed")
+    rows = Rows(Path(options.output) / "prices-whole.csv", key)
+    for name, target, seed, variant in product(options.models, options.targets, options.seeds, options.variants):
+        run = (Path(name).stem.removesuffix("-instruct-q4_k_m"), target, variant, "0.7", seed)
+        if run in rows:
+            continue
+        model, tokenizer = rose.load_model(name)
+        tokens = rose.load_tokens(
+            options.text, tokenizer, samples=options.samples, length=options.length, seed=seed, split="train"
+        )
+        rose.prune_model(model, tokens, sparsity=0.7, target=target, **VARIANTS[variant])
+        perplexity = rose.perplexity(model, judged(options.judge or options.text, tokenizer))
+        rows.add(**dict(zip(key, run, strict=True)), perplexity=round(perplexity, 3))
 
-    return replace(settings, known=known, measures=False)
 
-
-STUDIES = {"measured": measured}
+STUDIES = {"measured": measured, "forecast": forecast, "whole": whole}
 
 
 def main() -> None:
     options = arguments(
-        __doc__, "studies", output=Path, text="packaged", samples=16, held_out=8, length=512, models=[MODEL],
-        seeds=[0], layers=["*"], settings=list(SETTINGS),
+        __doc__, "studies", output=str, text="packaged", judge="", samples=16, held_out=8, length=512, models=[MODEL],
+        seeds=[0], layers=["*"], settings=list(SETTINGS), targets=["layer"], variants=list(VARIANTS),
     )  # fmt: skip
     for study in options.studies:
         STUDIES[study](options)

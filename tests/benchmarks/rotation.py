@@ -334,7 +334,7 @@ def main() -> None:
     options = arguments(
         __doc__, "studies", output=str, text="packaged", judge="", samples=8, length=512, held_out=4, sparsity="0.7",
         models=["smollm2-135m"], seeds=[0], methods=["sparsegpt", "rose"], targets=["layer"], layers=[""],
-        tried=[""], bases=["gathered", "inputs", "learned", "random"],
+        tried=[""], bases=["gathered", "learned", "random"],
     )  # fmt: skip
     options.layers, options.tried = ([name for name in names if name] for names in (options.layers, options.tried))
     for name in options.studies or ("layers", "gain"):

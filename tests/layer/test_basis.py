@@ -79,17 +79,6 @@ def test_gathered_loses_less_than_given_and_learned_less_still_and_random_more(l
     assert min(losses.values()) == losses["learned"]
 
 
-def test_eigenvectors_of_the_inputs_make_columns_of_one_head_independent():
-    """Where a head shares its values with none, H within it is diagonal then, the largest first."""
-    statistics = InputStatistics(16)
-    statistics.update(torch.randn(50, 16, generator=torch.Generator().manual_seed(1)))
-    layout = HeadLayout(8, (0, 1))
-    rotations = find_rotations(torch.randn(4, 16), statistics.hessian, layout, "inputs", pattern=PATTERN)
-    hessian = rotate_statistics(statistics, layout, rotations).hessian
-    for head in (hessian[:8, :8], hessian[8:, 8:]):
-        torch.testing.assert_close(head, head.diagonal().sort(descending=True).values.diag(), atol=1e-3, rtol=0)
-
-
 def test_gathered_columns_are_those_of_inputs_and_weights_that_count_alike(layer):
     weight, statistics = (layer[0] * 30).double(), layer[1]
     found = rotations_of((weight, statistics), "gathered")
@@ -101,13 +90,6 @@ def test_gathered_columns_are_those_of_inputs_and_weights_that_count_alike(layer
             total += inputs + inputs.trace() / made.trace() * made
         turned = found[group].T @ total @ found[group]
         torch.testing.assert_close(turned, turned.diagonal().sort(descending=True).values.diag(), atol=1e-4, rtol=0)
-
-
-def test_dealt_spreads_the_largest_over_the_blocks_of_a_head(layer):
-    gathered, dealt = rotations_of(layer, "gathered"), rotations_of(layer, "dealt", block_size=4)
-    places = (gathered.mT @ dealt).abs().argmax(1)[0].tolist()  # which of the gathered columns stands where
-    assert places == [0, 2, 4, 6, 1, 3, 5, 7]
-    torch.testing.assert_close(rotations_of(layer, "dealt"), gathered)  # of heads within one block
 
 
 def test_numbers_that_are_none_are_refused(layer):

@@ -1,8 +1,7 @@
-"""Pruning methods: one function per method, one signature.
+"""Pruning methods share one signature: a layer's weight, the statistics of its input, and settings give a
+`LayerResult`.
 
-A method takes a layer's weight, the statistics of its input, and the settings; it returns a `LayerResult`. It knows
-nothing of models. `rose.layer.registry` declares each: `prune_layer`, `prune_model`, the command line and the app read
-what it says.
+`rose.layer.registry` declares every method; `prune_layer`, `prune_model`, the command line and the app read it.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Literal, TypedDict, Unpack
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from rose.layer.error import quadratic_form
 from rose.layer.loss import block_sums
 from rose.layer.massive import MassiveActivation
 from rose.layer.options import Value, complete_options
-from rose.layer.order import Order, OrderPlan
+from rose.layer.order import Order, OrderPlan, PlanOptions
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.prices import Prices
 from rose.layer.registry import Method, check_damping, check_order_name, check_threshold, get_method
@@ -33,11 +32,11 @@ from rose.layer.sweep import SweepTrace, check_shares
 
 @dataclass
 class Known:
-    """What methods that are compared on one layer share; each fills in what it is the first to need.
+    """What methods that are compared on one layer share; the first method to need a value stores it.
 
     Attributes:
-        weight: W, (out, in), as the model holds it; of anything else nothing is known.
-        plan: of this W and H, for one pattern and block size.
+        weight: W, (out, in), as the model holds it; the rest belongs to this tensor alone.
+        plan: for one pattern and block size.
         energies: tr(W H Wᵀ) by the `id` of the statistics.
     """
 
@@ -46,7 +45,7 @@ class Known:
     energies: dict[int, float] = field(default_factory=dict)
 
     def is_of(self, weight: Tensor) -> bool:
-        """Whether this is the very W. Some methods also measure weights that they have made from it."""
+        """Whether this is the same W. Some methods also measure weights that they made from it."""
         return weight.data_ptr() == self.weight.data_ptr() and weight.shape == self.weight.shape
 
     def energy(self, weight: Tensor, statistics: InputStatistics) -> float:
@@ -64,25 +63,21 @@ class Settings:
 
     Attributes:
         method: name in the registry.
-        pattern: what share of the weights goes, or N:M.
+        pattern: the share of weights to remove, or N:M.
         block_size: columns per block.
         damping: λ relative to the mean of diag(H).
         threshold: a layer is columnar if its relative range is above this.
         order: overrides the method's order: a name, an `Order`, or a permutation of the columns.
-        budget: overrides the method's budget: "block", "layer", or shares of one's own: the part of the layer's weights
-            that each block gives up, in the order visited; together they are the sparsity.
-        trace: record the sweep, with the weights after every block; "errors" records what each block did to the error
-            alone.
+        budget: overrides the method's budget: "block", "layer", or shares: the part of the layer's weights that each
+            block gives up, in the order visited; they sum to the sparsity.
+        trace: records the sweep with the weights after every block; "errors" records the errors alone.
         options: the method's own options, complete and checked; see `Method.options`.
         held_out: inputs that calibration has not seen, for methods that choose by measuring.
-        products: number format of ADMM's products (`rose_admm`), whose later steps correct the rounding of earlier
-            ones; weights, H and what is measured are float32 in any case.
-        known: what earlier methods have found out about the very layer; one object a layer.
-        measures: whether the result says what pruning did. Whoever prunes a model measures against other targets, and
-            reads no errors of columns: without them `relative_error` is NaN, and so are the errors of columns and
-            blocks where they do not come with a sweep.
+        products: number format of ADMM's products in `rose_admm`; everything else is float32.
+        known: shared by methods that prune the very same layer.
+        measures: False skips the errors, for callers that measure against other targets; errors are then NaN.
         grid: to which kept weights are rounded.
-        zeros: where weights are 0 and stay so, (out, in) bool, whatever W has there; see `zeros_to_keep`.
+        zeros: weights that are 0 and stay 0, (out, in) bool; see `zeros_to_keep`.
     """
 
     method: str
@@ -102,13 +97,9 @@ class Settings:
     zeros: Tensor | None = field(default=None, repr=False, compare=False)
 
 
-class BasicOptions(TypedDict, total=False):
-    """Keywords that methods to be compared have in common; `Settings` says what they mean."""
+class BasicOptions(PlanOptions, total=False):
+    """Keywords that methods to be compared have in common; see `Settings`."""
 
-    sparsity: float | str | Pattern
-    block_size: int
-    damping: float
-    threshold: float
     bits: int | str | None
     group: int | str | None
 
@@ -130,26 +121,20 @@ class LayerResult:
         weight: Ŵ, (out, in), dtype of W.
         mask: True = removed, (out, in).
         relative_error: tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) on calibration inputs, without damping.
-        column_error: Σ_rows e² under the damped H, (in,), in original column order; sums to tr(ΔW H ΔWᵀ) + λ‖ΔW‖²
-            over live columns. Methods that do not sweep get the e that a sweep in natural order would have with their
-            ΔW; a refit those of its order.
-        block_error: the same per block, in the order of `order`; after a sweep its running sum is the error against
-            pruned blocks under the damped H (`SweepTrace.error_so_far` has it without damping).
+        column_error: Σ_rows e² under the damped H, (in,), original column order; sums to tr(ΔW H ΔWᵀ) + λ‖ΔW‖² over
+            live columns. Without a sweep it is the e² of natural order for this ΔW; after a refit that of `order`.
+        block_error: the same per block of `order`, (blocks,), as visited.
         plan: losses, relative range and whether the layer is columnar.
-        order: the columns and blocks as visited; natural where nothing sweeps.
+        order: columns and blocks as visited; natural where nothing sweeps.
         budget: "block", "layer", "own", or "row" where each output row gives up the same number.
-        damping: what was used, relative to the mean of diag(H); above the request where H was singular.
+        damping: λ relative to the mean of diag(H); above the request where H was singular.
         added_damping: λ, absolute.
         trace: the recorded sweep, if asked for.
-        low_rank: factors (out, rank) and (rank, in) that `weight` contains besides its sparse part, None for
-            every method that only removes weights; `mask` is then that of the sparse part.
-        method: name in the registry, which fills it in.
-        pruning_error, rounding_error: what removing and what rounding add to tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), together the
-            whole of it; None where nothing is rounded. Where mask and weights are found first, the former is the
-            error before rounding, and the latter the rest; where one sweep does both, they are its e² of removed and
-            of kept weights.
-        massive: the few input channels that carry nearly all of the input, with the error over the others; None
-            without any.
+        low_rank: factors (out, rank) and (rank, in) inside `weight`, for OATS alone; `mask` is then the sparse part's.
+        method: name in the registry.
+        pruning_error, rounding_error: the parts of `relative_error` that removing and rounding add; None without a
+            grid. One sweep that does both counts the e² of removed and of kept weights; else rounding comes second.
+        massive: the few input channels that carry nearly all of the input, and the error over the others; None without.
         prices: of the columns in `order`; None where nothing sweeps.
     """
 
@@ -254,13 +239,10 @@ def prune_layer(
         weight: W, (out, in), of 16 bits or more; the arithmetic is float32.
         hessian: H, (in, in), or the layer's `InputStatistics`.
         method: a name in the registry.
-        order, budget, trace: see `Settings`.
-        options: the method's own options by name, such as {"rank_ratio": 0.3} for OATS; see `METHODS[name].options`.
-        held_out: H or statistics of inputs that calibration has not seen; only methods that choose by measuring
-            ("measured") look at them.
-        basic: `sparsity`, a ratio (default 0.7), or N:M such as "2:4"; `block_size` (128), `damping` (0.01) and
-            `threshold` (0.5), see `Settings`; `bits`, 3, 4 or 8, to which kept weights are rounded, and `group`, the
-            32, 64 (default) or 128 input columns, or "row", that share a scale, see `rose.layer.grid`.
+        order, budget, trace, options: see `Settings`.
+        held_out: H or statistics of other inputs; only "measured" looks at them.
+        basic: `sparsity`, a ratio (default 0.7) or N:M such as "2:4"; `block_size` (128), `damping` (0.01), `threshold`
+            (0.5); `bits` (3, 4 or 8) for kept weights, and `group`, the 32, 64 or 128 columns or "row" of a scale.
 
     Raises:
         RoseError: bad input, in one sentence.
@@ -338,8 +320,8 @@ def check_mask(mask: Tensor, weight: Tensor) -> None:
 
 
 def zeros_to_keep(weight: Tensor, settings: Settings) -> Tensor | None:
-    """Where W is 0, (out, in) bool, if its weights are to be rounded and none removed: what an earlier pruning has
-    removed is not filled again. None where there is no such weight, or some are to be removed."""
+    """Where W is 0, (out, in) bool, if its weights are rounded and none removed; else None. Rounding keeps these
+    zeros."""
     if settings.grid is None or settings.pattern.ratio > 0:
         return None
     zeros = weight.eq(0)

@@ -1,8 +1,7 @@
-"""ALPS: the layer problem by ADMM, then conjugate gradients on the support it found (Meng et al. 2024, "ALPS:
-Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models", algorithms 1 and 2).
+"""ALPS (Meng et al. 2024, algorithms 1 and 2): ADMM on the damped layer problem, then conjugate gradients on the
+support.
 
-It minimises the same tr(ΔW H ΔWᵀ), damped, that a sweep does, but revises its mask many times and updates all kept
-weights at once, at many times the cost.
+It revises its mask many times and updates all kept weights at once, at many times the cost of a sweep.
 """
 
 from __future__ import annotations
@@ -43,9 +42,8 @@ def alps(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
 def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """ADMM between B, free to fit the outputs, and D, a sparse copy of it, under a penalty ρ that grows.
 
-    B = (W M − V + ρ D)(M + ρ I)⁻¹, D = B + V/ρ without its smallest entries, V += ρ (B − D). Every third iteration
-    ρ grows by a factor of 1.3, 1.2 or 1.1 as the support still changes by more than 10 %, by more than 0.5 %, or by
-    less. If it changes by less than 0.5 % from the start, ρ was too large, and the search restarts with a fifth of it.
+    B = (W M − V + ρ D)(M + ρ I)⁻¹, D = B + V/ρ without its smallest entries, V += ρ (B − D). Every third iteration ρ
+    grows by 1.3, 1.2 or 1.1, the more the support still changes. A support that never moves restarts with ρ/5.
 
     Args:
         weight: W, (out, in) float32.

@@ -1,9 +1,7 @@
 """DSnoT: a start mask, refined without touching the weights (Zhang et al. 2024, "Dynamic Sparse No Training").
 
-With D = W · mean input of the column, the removed weights of a row shift its mean output by e = Σ D. Each cycle
-regrows one removed weight of the row and prunes one that survives, so that the count stays. The regrown weight moves e
-towards zero, and so does the pruned one except under N:M; both are chosen by their scores, so a cycle can overshoot
-and |e| need not fall.
+With D = W · mean input of the column, removed weights shift a row's mean output by e = Σ D. Each cycle regrows one
+weight and removes another, both chosen by scores that push e towards 0; a cycle can overshoot.
 """
 
 from __future__ import annotations
@@ -25,11 +23,8 @@ TOLERANCE = 0.1  # of |e|, in units of the layer's output
 
 
 def dsnot(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
-    """Start mask per row, then `refine_mask`.
-
-    The published runs refine attention layers only and leave MLP layers at the start mask; this refines any layer it is
-    given.
-    """
+    """Start mask per row, then `refine_mask`. The published runs refine attention layers only; this refines any
+    layer."""
     if statistics.mean.isnan().any():
         raise RoseError("DSnoT needs the mean of the inputs, which a Hessian does not hold; give InputStatistics.")
     dense = weight.float()
@@ -50,21 +45,18 @@ def _start_score(weight: Tensor, statistics: InputStatistics, settings: Settings
 
 
 def refine_mask(weight: Tensor, statistics: InputStatistics, mask: Tensor, pattern: Pattern) -> Tensor:
-    """Regrows and prunes row by row until |e| ≤ 0.1, after 50 cycles, or when a row has no candidate left to regrow or
-    to prune (equations 4 to 7).
+    """Regrows and prunes row by row until |e| ≤ 0.1, for at most 50 cycles (equations 4 to 7).
 
-    Regrown is the removed weight with the largest sign(e) · D / variance. Pruned is the survivor of the smallest
-    Wanda score whose D has the other sign. Under N:M it is the survivor of the smallest Wanda score in the regrown
-    weight's group instead, whatever its sign, and a row stops before e would change its sign. As in the authors'
-    program a weight moves once at most.
+    The removed weight with the largest sign(e) · D / variance regrows. The kept weight with the smallest Wanda score
+    and D of the other sign goes; under N:M the one in the regrown weight's group, whatever its sign, and a row stops
+    before e would change its sign. A weight moves once at most, as in the authors' program.
 
     Args:
         weight: W, (out, in) float32.
         mask: True = removed; not changed.
-        pattern: N:M masks stay N:M.
 
     Returns:
-        A mask with as many removed weights in every row (and N:M group) as `mask`, (out, in) bool.
+        A mask with the same number of removed weights in every row (and N:M group), (out, in) bool.
     """
     mask = mask.clone()
     moved = torch.zeros_like(mask)

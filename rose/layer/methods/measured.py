@@ -25,12 +25,10 @@ CANDIDATES = (
 
 
 def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
-    """Tries `CANDIDATES`, which costs as many sweeps; `order` and `budget` of the result say which one won.
+    """Sweeps by each of `CANDIDATES`, narrowed by the settings, and keeps the result with the least error.
 
-    The error is measured on `settings.held_out` where it is given, else on the calibration inputs themselves, which
-    favours the candidate that fits them best. A held-out error reported for this method on the same held-out
-    inputs is a minimum over the candidates, so compare methods on further inputs. An `order` or `budget` in the
-    settings narrows the candidates to that one.
+    The judge is `settings.held_out`, else the calibration inputs. The error reported on the judge is a minimum, so
+    compare methods on further inputs.
     """
     judge = settings.held_out or statistics
     best, least = None, float("inf")

@@ -19,12 +19,9 @@ SUBSPACE_STEPS = 2
 def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """W ≈ S + L, found on W · diag(a) with a_j = sqrt(mean of x_j²).
 
-    With κ = 1 − ratio and rank ratio ρ, S keeps (1 − ρ)κ of every row and L has rank ⌊ρκ · out·in/(out + in)⌋, so
-    both together store κ of the layer's parameters. Under N:M it is S that is N:M, and L comes on top with
-    κ = (keep/of)/(1 − ρ), as in the paper: 2:4 with ρ = 0.25 removes a third of the parameters, not half.
-
-    In the result `weight` is the dense sum, which an ordinary checkpoint holds; `low_rank` keeps L as two factors,
-    `mask` is that of S, and `sparsity` is 1 − (entries kept in S + rank · (out + in)) / size.
+    With κ = 1 − ratio and rank ratio ρ, S keeps (1 − ρ)κ of every row and L has rank ⌊ρκ · out·in/(out + in)⌋: both
+    store κ of the parameters. Under N:M S is N:M, and κ = (keep/of)/(1 − ρ): 2:4 with ρ = 0.25 removes a third, not
+    half.
     """
     pattern, rank_ratio = settings.pattern, float(settings.options["rank_ratio"])
     if pattern.ratio == 0:
@@ -62,8 +59,8 @@ def _stored_share(pattern: Pattern, rank_ratio: float) -> float:
 def decompose(matrix: Tensor, rank: int, pattern: Pattern, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     """Alternates L = best rank-r approximation of M − S, S = M − L without its smallest entries.
 
-    On wide layers the approximation is updated from one alternation to the next rather than recomputed, see
-    `_next_low_rank`; the final error is the same within a few tenths of a per cent.
+    Wide layers update L from the last alternation, see `_next_low_rank`; errors agree within a few tenths of a per
+    cent.
 
     Args:
         matrix: M, (out, in) float32.
@@ -84,12 +81,8 @@ def decompose(matrix: Tensor, rank: int, pattern: Pattern, iterations: int) -> t
 
 
 def _next_low_rank(matrix: Tensor, rank: int, basis: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Factors of the best approximation, from the leading left directions of the last alternation where known.
-
-    L changes little between alternations, so a few steps of subspace iteration from the last basis, (out, rank +
-    `SPARE`) with orthonormal columns, find it at a fraction of the cost of a decomposition. The next basis comes with
-    the factors; None if the layer is too narrow for it to pay.
-    """
+    """Factors of the best approximation by subspace iteration from the last basis, (out, rank + `SPARE`) with
+    orthonormal columns, and the next basis; None for a layer too narrow for it to pay."""
     wide = rank + SPARE
     if rank == 0 or 4 * wide > min(matrix.shape):
         return *truncated_svd(matrix, rank), None
@@ -106,11 +99,8 @@ def _next_low_rank(matrix: Tensor, rank: int, basis: Tensor | None) -> tuple[Ten
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors (out, rank) and (rank, in) of the best approximation of this rank in the Frobenius norm.
-
-    From the leading eigenvectors of the smaller Gram matrix; several times faster than a full SVD, and only the
-    leading directions, which squaring does not harm, are used.
-    """
+    """Factors (out, rank) and (rank, in) of the best approximation of this rank in the Frobenius norm, from the leading
+    eigenvectors of the smaller Gram matrix; several times faster than a full SVD."""
     if matrix.shape[0] > matrix.shape[1]:
         left, right = truncated_svd(matrix.T, rank)
         return right.T, left.T

@@ -1,9 +1,8 @@
 """ROSE ADMM: the mask revised a few times under a rising penalty, on correlations shrunk where tokens are few.
 
-ADMM for the layer problem is known (Meng et al. 2024, ALPS; Boža 2024, "Fast and Effective Weight Update for Pruned
-Large Language Models"), as is H scaled to a unit diagonal. Ours are the schedule, which is fixed beforehand and needs a
-few Cholesky factorizations instead of an eigendecomposition, and the shrinkage. A mask that is revised until it fits a
-few thousand tokens fits others less well, the more so the wider the layer.
+ADMM for the layer problem is known (ALPS, Meng et al. 2024; Boža 2024, arXiv 2401.02938), as is H with a unit diagonal.
+Ours are the fixed schedule, which needs a few Cholesky factorizations in place of an eigendecomposition, and the
+shrinkage: a mask that fits a few thousand tokens well fits others worse, the more so the wider the layer.
 """
 
 from __future__ import annotations
@@ -47,10 +46,9 @@ def rose_admm(weight: Tensor, statistics: InputStatistics, settings: Settings) -
 
 
 def shrunk_correlations(hessian: Tensor, tokens: int) -> Tensor:
-    """H scaled to a unit diagonal, what is off it divided by 1 + min(columns/tokens, MOST_SHRINKAGE), (in, in).
+    """H with a unit diagonal, (in, in), its other entries divided by 1 + min(columns/tokens, MOST_SHRINKAGE).
 
-    The same as adding columns/tokens times its diagonal to the damped H: linear shrinkage (Ledoit and Wolf 2004), with
-    an intensity that depends on the shape alone. One token fills no matrix: 1 stands for an unknown number.
+    This is linear shrinkage (Ledoit and Wolf 2004) with an intensity by shape; 1 token stands for an unknown number.
     """
     shrinkage = UNKNOWN_TOKENS if tokens <= 1 else min(len(hessian) / tokens, MOST_SHRINKAGE)
     scale = hessian.diagonal().sqrt()
@@ -60,7 +58,7 @@ def shrunk_correlations(hessian: Tensor, tokens: int) -> Tensor:
 
 
 def penalties(effort: int) -> list[float]:
-    """ρ of every iteration: a few equal runs, rising geometrically from a first ρ that is lower for more effort."""
+    """ρ of every iteration: a few equal runs that rise geometrically, from a lower first ρ for more effort."""
     iterations, runs = ITERATIONS * effort, 3 + effort
     first = FIRST_PENALTY / effort**0.5
     return [first * (LAST_PENALTY / first) ** (i * runs // iterations / (runs - 1)) for i in range(iterations)]
@@ -76,16 +74,15 @@ def find_mask(
 ) -> tuple[Tensor, Tensor]:
     """ADMM between B, free to fit the outputs, and D, a sparse copy of it, with the scaled dual U.
 
-    B = W + (D − U − W) ρ (M + ρ I)⁻¹, D = B + U without its smallest entries, U += B − D. With S = B + U, D is what is
-    kept of S and U what is removed, so S alone is the state, and an iteration costs one product besides the selection.
+    B = W + (D − U − W) ρ (M + ρ I)⁻¹, D = B + U without its smallest entries, U += B − D. D is the kept part of S =
+    B + U and U the removed part, so S alone is the state.
 
     Args:
         weight: W, (out, in) float32.
         matrix: M, (in, in), definite, with a unit diagonal.
         schedule: ρ of every iteration.
         seen: called with S after every iteration.
-        dtype: of the product. The iterations that follow make good what bfloat16 rounds off, and the conjugate
-            gradients at the end are float32 (docs/speed.md has the errors).
+        dtype: of the product; later iterations repair what bfloat16 rounds off.
 
     Returns:
         Mask, True = removed, (out, in); and D, (out, in).
@@ -113,10 +110,7 @@ def find_mask(
 
 
 def _keep_largest(state: Tensor, pattern: Pattern) -> Tensor:
-    """S without its smallest entries; in a large layer their number is only near the one that the pattern wants.
-
-    A threshold from a sample takes a tenth of the time of an exact one, and the mask is still being revised.
-    """
+    """S without its smallest entries; large layers take the threshold from a sample, at a tenth of the time."""
     if pattern.is_grouped:
         return state.masked_fill(mask_by_score(state.abs(), pattern, "layer"), 0)
     score = state.abs().flatten()

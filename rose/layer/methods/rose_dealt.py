@@ -1,8 +1,7 @@
 """ROSE dealt: a sweep, then all kept weights solved for at once, for the mask that the sweep chose.
 
-A sweep compensates only in columns still to come: a weight it has passed stays fixed, whatever is removed later. For a
-fixed mask the best weights solve a least-squares problem; a few steps of conjugate gradients come close (the last stage
-of ALPS, Meng et al. 2024, section 3.3).
+A sweep leaves the weights that it has passed; conjugate gradients come close to the best weights of a fixed mask (the
+last stage of ALPS, Meng et al. 2024, section 3.3).
 """
 
 from __future__ import annotations
@@ -23,22 +22,18 @@ STEPS = 8  # the error then is within 0.3 % of its limit on layers of the packag
 
 
 def rose_dealt(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
-    """Dealt order and block budget (or any others), then `refit`.
-
-    After a refit the order hardly matters for compensation, so it can serve the masks: they are chosen best when every
-    block holds the same mixture of columns.
-    """
+    """Dealt order and block budget (or any others), then `refit`: dealt blocks are alike, which suits the choice of
+    masks."""
     unrounded = replace(settings, grid=None)  # for the refit; what it keeps is rounded after it
     swept = prune_by_sweep(weight, statistics, unrounded, order="dealt", budget="block")
     return refit(weight, statistics, swept, measures=settings.measures)
 
 
 def refit(weight: Tensor, statistics: InputStatistics, result: LayerResult, *, measures: bool = True) -> LayerResult:
-    """Solves for the kept weights of a result; works after any method that only removes weights. `weight` is the dense
-    W.
+    """Solves for the kept weights of any result without factors; `weight` is the dense W.
 
-    Column and block errors are those of the new weights, under U for the order of the result. A trace is that of the
-    sweep and ends before the refit.
+    Column and block errors are those of the new weights, under U for the order of the result; a trace ends before
+    the refit.
     """
     if not result.mask.any():
         return result  # nothing to compensate; dead columns stay as they are too

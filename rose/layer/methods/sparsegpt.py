@@ -15,11 +15,11 @@ def sparsegpt(weight: Tensor, statistics: InputStatistics, settings: Settings) -
 
 
 def isc(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
-    """Natural order, block budget; the sum of the saliencies of Optimal Brain Damage and Surgeon decides.
+    """Natural order, block budget; masks by the sum of the saliencies of Optimal Brain Damage and Surgeon (Shao et
+    al. 2024).
 
-    With H⁻¹ of the layer, as the paper writes it, the factor of w² does not depend on the order; with that of the
-    remaining columns [H⁻¹]_jj is U_jj², as in SparseGPT. The authors' program takes 1/U_jj and not 1/U_jj², a sum that
-    depends on the scale of H; neither choice here does.
+    The authors' program adds 1/U_jj in place of 1/U_jj², a sum that depends on the scale of H; neither choice here
+    does.
     """
     inverse = str(settings.options["inverse"])
     return prune_by_sweep(weight, statistics, settings, order="natural", budget="block", sum_saliency=inverse)

@@ -42,8 +42,8 @@ def _plan(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Or
 def errors_in_order(
     weight: Tensor, pruned: Tensor, statistics: InputStatistics, damping: float, order: Order, measures: bool
 ) -> tuple[Tensor, Tensor]:
-    """Errors of Ŵ, (out, in), under U for this order: of each column, (in,), in their own order, and of each block as
-    visited, (blocks,). Dead columns cost nothing. NaN where nothing is measured."""
+    """Errors of Ŵ, (out, in), under U for this order: of each column, (in,), in original order, and of each block as
+    visited, (blocks,). NaN without `measures`."""
     visited = weight.new_full((weight.shape[1],), nan, dtype=torch.float32)
     if measures:
         damped, factor = factorize(statistics, damping, order.permutation)
@@ -68,11 +68,11 @@ def prune_by_sweep(
     budget: str,
     sum_saliency: str | None = None,
 ) -> LayerResult:
-    """A sweep with this order and budget, unless the settings override them.
+    """A sweep with this order and budget, unless the settings override them; kept weights are rounded in the same
+    sweep.
 
-    `order` "rose" is the two-level order on columnar layers and natural order on the others. `sum_saliency` chooses
-    masks by w² (H_jj + 1/[H⁻¹]_jj) instead of w²/U_jj², with H⁻¹ of the whole "layer" or of the columns "remaining".
-    Where the settings have a grid, kept weights are rounded in the same sweep (SparseGPT, section 3.5).
+    `sum_saliency` chooses masks by w² (H_jj + 1/[H⁻¹]_jj) instead of w²/U_jj², with H⁻¹ of the whole "layer" or of the
+    columns "remaining".
     """
     plan = _plan(weight, statistics, settings)
     visited = make_order(plan, settings.order if settings.order is not None else order)
@@ -132,14 +132,8 @@ def prune_by_sweep(
 
 
 def round_kept(weight: Tensor, statistics: InputStatistics, result: LayerResult, settings: Settings) -> LayerResult:
-    """Rounds what a result has kept to the grid of the settings, by a sweep with its mask, and then `revise`.
-
-    Both aim at the weights that the method found: what removing has cost is made good as far as the method itself does
-    that, and what rounding costs is. The sweep visits columns by descending H_jj. Weights that are 0 stay 0.
-
-    Args:
-        weight: the dense W, (out, in).
-    """
+    """Rounds the kept weights of a result, by a sweep with its mask in descending H_jj, and then `revise`. Both aim
+    at the weights that the method found; zeros stay 0. `weight` is the dense W, (out, in)."""
     assert settings.grid is not None
     order = make_order(replace(result.plan, pattern=Pattern(0.0)), "hessian")  # groups of N:M need not stay whole here
     damped, factor = factorize(statistics, result.damping, order.permutation)
@@ -176,12 +170,11 @@ def prune_by_score(
 
 
 def mask_by_score(score: Tensor, pattern: Pattern, budget: str) -> Tensor:
-    """Mask of the smallest scores, True = removed, (out, in) bool.
+    """Mask of the smallest scores, True = removed, (out, in) bool; under N:M within each group.
 
     Args:
         score: (out, in) float, finite.
-        budget: "layer" compares scores over the whole layer, "row" within each output row; under N:M either compares
-            within each group.
+        budget: "layer" compares scores over the whole layer, "row" within each output row.
 
     Raises:
         RoseError: another budget.
@@ -198,11 +191,8 @@ def mask_by_score(score: Tensor, pattern: Pattern, budget: str) -> Tensor:
 def prune_by_mask(
     weight: Tensor, statistics: InputStatistics, settings: Settings, mask: Tensor, *, budget: str
 ) -> LayerResult:
-    """Sets the masked weights to zero and leaves the others as they are; see `measured_result`.
-
-    Raises:
-        RoseError: a mask that is not bool, or not of W's shape.
-    """
+    """Sets the masked weights to zero and leaves the others as they are; see `measured_result`. Raises RoseError: a
+    mask that is not bool, or not of W's shape."""
     check_mask(mask, weight)
     return measured_result(weight, weight.masked_fill(mask, 0), mask, statistics, settings, budget=budget)
 
@@ -219,9 +209,7 @@ def measured_result(
 ) -> LayerResult:
     """The result of a method that does not sweep. Its column errors are those of a sweep in natural order.
 
-    Args:
-        weight, pruned: W and Ŵ, (out, in), same dtype.
-        mask: True = removed, (out, in); that of the sparse part if there are factors.
+    `weight` and `pruned` are W and Ŵ, (out, in); `mask` is True where removed, and the sparse part's beside factors.
     """
     plan = _plan(weight, statistics, settings)
     damped, natural = damped_hessian(statistics, settings.damping), make_order(plan, "natural")

@@ -106,10 +106,10 @@ def test_heads_that_are_subtracted_and_normed_without_weights_are_rotated() -> N
 
 def test_a_method_that_judges_has_only_its_gains_rotated() -> None:
     model, dense = make_model("gemma3"), make_model("gemma3")
-    table = rose.rotate_heads(model, make_tokens(8), basis="inputs", method="sparsegpt", sparsity=0.6, block_size=16)
+    table = rose.rotate_heads(model, make_tokens(8), basis="gathered", method="sparsegpt", sparsity=0.6, block_size=16)
     assert 0 < table["rotated"].sum() < len(table)
     assert (table["rotated"] == (table["rotated_error"] < table["error"])).all()
-    assert rotated_heads(model) == {"basis": "inputs", "layers": [*table.loc[table["rotated"], "layer"]]}
+    assert rotated_heads(model) == {"basis": "gathered", "layers": [*table.loc[table["rotated"], "layer"]]}
     weights, given = model.state_dict(), dense.state_dict()
     for row in table.itertuples():
         same = torch.equal(weights[f"{row.layer}.weight"], given[f"{row.layer}.weight"])
