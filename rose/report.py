@@ -232,7 +232,7 @@ class RunReport:
     def last_drift(self) -> float | None:
         """Drift of the residual stream after the last pruned decoder block; None without held-out tokens.
 
-        See `rose.model.walk.dense_states.BlockDrift`.
+        See `rose.model.walk.storage.BlockDrift`.
         """
         return self.summary["drift"][-1]["drift"] if self.summary.get("drift") else None
 

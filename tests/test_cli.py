@@ -33,9 +33,9 @@ from rose.commands.prune import _print_layers
 from rose.commands.terminal import bar
 from rose.model.estimate import duration
 from rose.model.measure import comparison
-from rose.model.measure import damage_report as damage_rows
+from rose.model.measure import damage as damage_rows
 from rose.model.measure.comparison import ComparisonFolder, ComparisonRow
-from rose.model.measure.damage_report import DamageReport
+from rose.model.measure.damage import DamageReport
 from rose.model.network.precision import Precision
 from rose.model.run import one_layer
 from rose.output import check_file

@@ -2,7 +2,7 @@
 pruning does to a diffusion model's pictures: side by side, drift by step, and what step weights lead to.
 
 Along decoder blocks all numbers are on held-out tokens, relative to the dense model's hidden states; see
-`dense_states.BlockDrift`.
+`storage.BlockDrift`.
 """
 
 from __future__ import annotations

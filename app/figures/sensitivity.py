@@ -1,6 +1,6 @@
 """What the model loses by each layer or decoder block alone, beside the error that was made there.
 
-Tables are those of `rose.model.measure.damage_report`: one row per unit.
+Tables are those of `rose.model.measure.damage`: one row per unit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from app.figures.shapes import Chart
 from app.figures.style import LOG, Drawing, spread
 from app.words import number, place_of, sentence, short_layer, word
 from rose import RoseError, verdicts
-from rose.model.measure.damage_report import outliers, rank_correlation
+from rose.model.measure.damage import outliers, rank_correlation
 
 BLOCK = "decoder block"  # in place of a projection, where the unit is one
 # What could tell damage in advance: column -> in words, and its axis.

@@ -1,6 +1,6 @@
 """Where pruned models drift from the dense one: runs as a table. No Streamlit here.
 
-See `rose.model.walk.dense_states.BlockDrift` for what is measured, and on which tokens.
+See `rose.model.walk.storage.BlockDrift` for what is measured, and on which tokens.
 """
 
 from collections.abc import Sequence

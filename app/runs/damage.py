@@ -17,8 +17,7 @@ from rose.layer.defaults import THRESHOLD
 from rose.layer.pattern import parse_sparsity
 from rose.layer.registry import get_method
 from rose.model.estimate.duration import Cost, estimate_damage, sweeps_of
-from rose.model.measure.damage import dense_weights, describe_damage, units_of
-from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport
+from rose.model.measure.damage import WHOLE, DamageRecord, DamageReport, dense_weights, describe_damage, units_of
 from rose.model.network.network import Network
 from rose.rows import records_table
 

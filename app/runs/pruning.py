@@ -25,8 +25,8 @@ from app.runs.request import Case, PruneRequest, estimate_case, evaluation_secon
 from app.study.setup import Setup, check_memory, weights_size
 from app.study.study import LoadedModel
 from rose.files import expand
-from rose.model.measure.generation import continue_prompt
 from rose.model.measure.perplexity import window_losses
+from rose.model.measure.text import continue_prompt
 from rose.model.measure.zero_shot import zero_shot
 from rose.output import check_output, check_room
 

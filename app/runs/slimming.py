@@ -22,8 +22,8 @@ from app.study.setup import Setup, check_memory
 from app.study.study import LoadedModel
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation
 from rose.model.load.models import parse_dtype
-from rose.model.measure.generation import continue_prompt
 from rose.model.measure.perplexity import window_losses
+from rose.model.measure.text import continue_prompt
 from rose.model.network.layers import count_parameters, text_config
 from rose.recipe.parts import SlimSettings
 from rose.structured.plan import estimate_slim_memory, estimate_slimming

@@ -20,14 +20,13 @@ from app.jobs import Job, Run
 from app.runs.copies import CopyRun, as_before, results_of
 from app.study.setup import Setup
 from app.study.study import LoadedModel
-from rose.model.estimate.tuning import tuning_memory
+from rose.model.estimate.memory import tuning_memory
 from rose.model.formats.low_rank import keep_low_rank
 from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.network.network import Network
 from rose.model.progress import Progress
-from rose.model.tune.parts import Parts, tune_until_stopped
 from rose.model.tune.task import TuneReport, TuneTask
-from rose.model.tune.tuning import Tuner
+from rose.model.tune.tuning import Parts, Tuner, tune_until_stopped
 from rose.recipe.parts import TuneSettings
 from rose.verdicts import compare, says_move, says_perplexity
 

@@ -31,8 +31,7 @@ from rose.model.network.heads import ATTENTION_OUTPUTS, head_width
 from rose.model.network.layers import PrunableLayer, text_config
 from rose.model.network.network import Network
 from rose.model.run.one_layer import is_left_dense, measure_layer
-from rose.model.walk.collector import statistics_of
-from rose.model.walk.walk import BlockStatistics
+from rose.model.walk.walk import BlockStatistics, statistics_of
 from rose.rows import records_table
 from rose.verdicts import caution_column, cautions
 

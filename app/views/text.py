@@ -19,7 +19,7 @@ from app.runs.checkpoints import Checkpoint, named_apart, saved_checkpoint
 from app.runs.pruning import kept_checkpoints
 from app.runs.reading import DENSE, LIMIT, MOST, TextReading
 from app.study.setup import Setup
-from rose.model.measure.surprise import EncodedText
+from rose.model.measure.text import EncodedText
 
 SAMPLE = (
     "Pruning removes weights from a trained network. The first heart transplant was performed in Cape Town in 1967 by "

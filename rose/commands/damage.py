@@ -14,14 +14,14 @@ from rose.files import reachable
 from rose.launch import launched_place
 from rose.model.estimate.duration import estimate_damage, sweeps_of
 from rose.model.load.models import parse_dtype
-from rose.model.measure.damage import dense_weights
-from rose.model.measure.damage_report import (
+from rose.model.measure.damage import (
     PREDICTORS,
     WHOLE,
     DamageFolder,
     DamageRecord,
     DamageReport,
     correlations,
+    dense_weights,
     outliers,
     rank_correlation,
 )

@@ -28,7 +28,7 @@ def run(spec: Prune, console: Console) -> int:
     model, tokenizer = shared.load(spec, console, scratch=spec.output.parent)
     saving.check_room(spec, model)
     network = Network(model)
-    wanted.check_experts(network.to_prune(spec.layers, settings.pattern, settings.block_size, settings.grid))
+    wanted.select(network, spec.layers)
     Precision.of(spec.compute, network.dtype, network.device)
     sizes: dict[str, Any] = {"layers": spec.layers, "sequential": spec.true_sequential, "method": spec.method}
     sizes["dense_targets"] = spec.target == "dense"

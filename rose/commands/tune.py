@@ -25,9 +25,8 @@ from rose.model.network.layers import count_zeros, prunable_layers
 from rose.model.network.network import Network
 from rose.model.progress import ProgressCallback
 from rose.model.run.checkpoint import begun_with
-from rose.model.tune.parts import Parts, tune_until_stopped
 from rose.model.tune.task import TuneReport, TuneTask, TuningProgress, check_memory, check_pair
-from rose.model.tune.tuning import texts_digest
+from rose.model.tune.tuning import Parts, texts_digest, tune_until_stopped
 from rose.recipe.parts import TuneSettings
 from rose.recipe.steps import Prune, Slim, Tune
 from rose.report import report_beside

@@ -18,7 +18,7 @@ from rose.model.network.layers import PrunableLayer
 from rose.model.network.precision import name_of
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import Meter, ProgressCallback
-from rose.model.walk.collector import Collector
+from rose.model.walk.walk import Collector
 from rose.rows import LayerRecord, PartRecord
 
 CALIBRATION_SHARE = 0.8  # of a package's time; only the progress bar depends on it

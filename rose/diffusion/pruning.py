@@ -26,7 +26,7 @@ from rose.model.network.stand_ins import hooked
 from rose.model.progress import ProgressCallback
 from rose.model.run.one_layer import prune_one, record_of
 from rose.model.run.settings import describe_layer
-from rose.model.walk.collector import statistics_of
+from rose.model.walk.walk import statistics_of
 from rose.report import RunReport
 from rose.rows import LayerRecord
 

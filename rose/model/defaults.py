@@ -1,4 +1,4 @@
-"""What a run over a model is asked for unless a person says otherwise, and what there is to choose from; no torch."""
+"""Defaults and choices of a run over a model; no torch."""
 
 from typing import NamedTuple
 
@@ -35,4 +35,4 @@ DAMAGE = Draw(16, 512, 8)  # loss is measured on the held-out ones, for every un
 CHECK = Draw(8, 512, 2)  # several methods are run beside the checkpoint
 STUDY = Draw(16, 512, 4)  # somebody waits for it at the app's start page
 SMALLER = Draw(16, 512, 12)  # every row of its table is a whole run
-DRIFT = Draw(16, 256, 4)  # the app's two targets: enough for the correction to pay, few enough to wait for
+DRIFT = Draw(16, 256, 4)  # the app's two targets: enough for the correction to pay, and quick

@@ -13,13 +13,13 @@ class Progress:
     """The state of a run.
 
     Attributes:
-        stage: "allocate" (how layers share the sparsity), "embed", "calibrate", "prune" (a layer is done), "propagate";
-            "damage" (a unit's windows), "check" (a layer is judged) or "tune" (steps); and "done" at the end.
-        block_index, blocks: decoder block at work, and how many will be visited.
+        stage: "allocate" (patterns of the layers), "embed", "calibrate", "prune" (a layer is done), "propagate";
+            "damage" (a unit's windows), "check" (a layer is judged) or "tune" (steps); "done" at the end.
+        block_index, blocks: the current decoder block, and the number to visit.
         layer, relative_error: the layer just pruned and its error; None in other stages.
-        layers_done, layers: how many layers are finished, of how many.
+        layers_done, layers: the number of finished layers, and of all.
         fraction: share of the work done, 0 to 1.
-        seconds, remaining: since the start, and the estimated time left (None until it can be estimated).
+        seconds, remaining: since the start, and the estimated time left (None at first).
     """
 
     stage: str
@@ -40,9 +40,9 @@ ProgressCallback = Callable[[Progress], Any]
 def part_callback(
     callback: ProgressCallback | None, start: float, low: float, high: float, stage: str | None = None
 ) -> ProgressCallback | None:
-    """A callback for one part of a run: its 0 to 1 is `low` to `high` of the whole, which began at `start`.
+    """A callback for one part of a run that began at `start`: its 0 to 1 is `low` to `high` of the whole.
 
-    The time left is estimated from the speed of this part alone, because a resumed part starts in its middle.
+    The time left follows from the speed of this part alone, because a resumed part starts in its middle.
     """
     if callback is None:
         return None
@@ -60,7 +60,7 @@ def part_callback(
 
 
 def time_left(seconds: float, fraction: float, before: float) -> float | None:
-    """Estimated seconds for the rest of the work, after so many from `before` to `fraction` of it; None at first."""
+    """Estimated seconds for the rest, after `seconds` from `before` to `fraction` of the work; None at first."""
     return seconds * (1 - fraction) / (fraction - before) if fraction > before else None
 
 
@@ -74,10 +74,10 @@ class Meter:
         self.before = 0.0  # share of the work that an earlier run has done
 
     def tell(
-        self, stage: str, block_index: int, within: float, layer: str | None = None, relative_error: float | None = None
+        self, stage: str, block_index: int, within: float, layer: str | None = None, error: float | None = None
     ) -> None:
         """Reports progress; `within`: share of this decoder block's work that is done."""
-        self.tell_share(stage, block_index, (block_index + within) / self.blocks, layer, relative_error)
+        self.tell_share(stage, block_index, (block_index + within) / self.blocks, layer, error)
 
     def tell_share(
         self, stage: str, block_index: int, share: float, layer: str | None = None, error: float | None = None

@@ -1,8 +1,8 @@
 """One run over several processes: samples divided, statistics summed, a decoder block's layers divided.
 
-Every process calls the same function with the same arguments, as `torchrun` makes them do; the process group of
-`torch.distributed` shows that there are several, and `Workers.here()` gives them one object. A process alone is one
-worker, whose sums are its own. What is sent, and how much of it, is derived in docs/large-models.md.
+Every process calls the same function with the same arguments, as `torchrun` makes them do. The process group of
+`torch.distributed` tells how many there are, and `Workers.here()` describes it. A single process is one worker, whose
+sums are its own. docs/large-models.md derives the traffic.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,8 @@ from rose.launch import is_launched
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap
 from rose.model.network.layers import PrunableLayer
+from rose.model.network.network import Network
+from rose.model.network.precision import Precision
 from rose.model.network.residence import pick_device
 
 T = TypeVar("T")
@@ -37,7 +40,7 @@ def choose_gpu() -> None:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Joins the processes of a launcher: over nccl where there are GPUs, else over gloo. Alone, does nothing."""
+    """Joins the processes of a launcher, over nccl with GPUs, else over gloo; does nothing without a launcher."""
     if not is_launched() or dist.is_initialized():
         yield
         return
@@ -51,7 +54,7 @@ def process_group() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that share the work of one run: how many, and which of them this is; the first writes files."""
+    """The processes that share the work of one run: their number, and this one's place; the first writes files."""
 
     count: int = 1
     place: int = 0
@@ -72,32 +75,36 @@ class Workers:
         return values
 
     def from_first(self, work: Callable[[], T]) -> T:
-        """What `work` returns in the first process, or the RoseError that it raises there, for all of them."""
+        """The result of `work` in the first process, or the RoseError that it raises there, in all processes."""
         if self.count == 1:
             return work()
-        told: list[Any] = [None, None]
+        sent: list[Any] = [None, None]
         if self.place == 0:
             try:
-                told[0] = work()
+                sent[0] = work()
             except RoseError as problem:
-                told[1] = str(problem)
-        dist.broadcast_object_list(told)
-        if told[1] is not None:
-            raise RoseError(told[1])
-        return told[0]
+                sent[1] = str(problem)
+        dist.broadcast_object_list(sent)
+        if sent[1] is not None:
+            raise RoseError(sent[1])
+        return sent[0]
+
+    def precision(self, compute: str, network: Network, dtype: torch.dtype | None = None) -> Precision:
+        """The first process's number formats, by default for weights in the network's own format."""
+        return self.from_first(partial(Precision.of, compute, dtype or network.dtype, network.device))
 
     def all_agree(self, value: Any) -> bool:
         """Whether every process has the same value."""
         return all(other == value for other in self.gather(value))
 
     def smallest(self, number: int | None) -> int | None:
-        """The smallest number that any process has; None where none has one."""
+        """The smallest number in any process; None if all have None."""
         return min((other for other in self.gather(number) if other is not None), default=None)
 
-    def my_samples(self, tokens: Tensor, what: str) -> Tensor:
+    def my_samples(self, tokens: Tensor, name: str) -> Tensor:
         """This process's part of (samples, length) tokens; raises RoseError for fewer samples than processes."""
         if len(tokens) < self.count:
-            raise RoseError(f"{len(tokens)} {what} samples cannot be divided over {self.count} processes; take more.")
+            raise RoseError(f"{len(tokens)} {name} samples cannot be divided over {self.count} processes; take more.")
         return tokens.tensor_split(self.count)[self.place]
 
     def sum_tensor(self, values: Tensor) -> None:
@@ -108,11 +115,10 @@ class Workers:
     def sum_statistics(
         self, statistics: dict[str, InputStatistics], where: str = "", routed: Sequence[str] = ()
     ) -> None:
-        """Adds up what all processes have seen, in place; shared objects once.
+        """Sums the statistics of all processes in place, shared objects once.
 
-        Those of `routed` layers, which the samples of some processes may not reach, are added. `where` is the position
-        in the model for messages, if the names do not say. Raises RoseError where the processes have not seen the same
-        layers together.
+        Adds `routed` layers that only other processes' samples have reached. `where` is the position in the model if
+        the names do not tell it. Raises RoseError if the processes have not reached the same layers together.
         """
         if self.count == 1:
             return
@@ -124,11 +130,10 @@ class Workers:
                 "The samples of different processes did not reach the same layers, as happens with routed experts; "
                 "prune this model in one process."
             )
-        for one in {id(statistics[name]): statistics[name] for name in names}.values():
-            one.sum_over(dist.all_reduce)
+        for each in {id(statistics[name]): statistics[name] for name in names}.values():
+            each.sum_over(dist.all_reduce)
 
     def _add_unseen(self, statistics: dict[str, InputStatistics], routed: Sequence[str]) -> None:
-        """Adds empty statistics for routed layers that the samples of other processes have reached."""
         if not routed:
             return
         seen = {name: (id(statistics[name]), statistics[name].columns) for name in routed if name in statistics}
@@ -140,8 +145,7 @@ class Workers:
                     statistics[name] = groups.setdefault(group, InputStatistics(columns, device))
 
     def sum_gaps(self, gaps: Mapping[str, InputGap | OutputGap], where: str) -> None:
-        """Adds up the gaps of one layer over all processes, in place; raises RoseError where they have measured
-        different ones."""
+        """Sums the gaps of one layer over all processes, in place; raises RoseError if their streams differ."""
         if self.count == 1:
             return
         if not self.all_agree((where, sorted(gaps))):
@@ -153,9 +157,9 @@ class Workers:
             gaps[stream].sum_over(dist.all_reduce)
 
     def divide(self, layers: Sequence[PrunableLayer], statistics: Mapping[str, InputStatistics]) -> list[int]:
-        """Which process prunes each layer: the costliest first, each to the process that would be done with it soonest.
+        """The process that prunes each layer: the costliest layers first, each to the process that finishes it soonest.
 
-        A sweep costs rows · columns², and a factorization columns³, once in each process that has a layer of the group.
+        A sweep costs rows · columns², and a factorization columns³, once in each process with a layer of the group.
         """
         loads = [0] * self.count
         groups: list[set[int]] = [set() for _ in loads]
@@ -167,8 +171,8 @@ class Workers:
         for number in sorted(range(len(layers)), key=cost, reverse=True):
             group, columns = id(statistics.get(layers[number].name)), layers[number].weight.shape[1]
             ends = [
-                load + cost(number) + columns**3 * (group not in known)
-                for load, known in zip(loads, groups, strict=True)
+                load + cost(number) + columns**3 * (group not in factored)
+                for load, factored in zip(loads, groups, strict=True)
             ]
             owner = ends.index(min(ends))
             owners[number], loads[owner] = owner, ends[owner]
@@ -187,12 +191,11 @@ class Workers:
             except RoseError as problem:
                 problems.append((number, str(problem)))
                 break
-        told = self.gather((mine, problems))
-        problems = [problem for _, found in told for problem in found]
-        if problems:
-            raise RoseError(min(problems)[1])  # what one process would have met first
-        done = {number: value for part, _ in told for number, value in part.items()}
-        return [done[number] for number in range(len(owners))]
+        parts = self.gather((mine, problems))
+        if problems := [problem for _, of_process in parts for problem in of_process]:
+            raise RoseError(min(problems)[1])  # the first one that a single process would meet
+        results = {number: value for part, _ in parts for number, value in part.items()}
+        return [results[number] for number in range(len(owners))]
 
     def send_weights(self, layers: Sequence[PrunableLayer], owners: Sequence[int]) -> None:
         """Brings every layer's weight from its owner into the models of all processes."""

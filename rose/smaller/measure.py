@@ -30,7 +30,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.run.prune import prune_model
 from rose.model.ship.export import export_gguf
-from rose.model.tune.parts import tune_model
+from rose.model.tune.tuning import tune_model
 from rose.output import check_room
 from rose.recipe.parts import PruneSettings, SlimSettings
 from rose.recipe.spec import Spec

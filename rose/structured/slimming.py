@@ -32,9 +32,8 @@ from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.progress import Meter, ProgressCallback, part_callback
 from rose.model.run.checkpoint import FORMAT, DiskStorage, describe_inputs, open_checkpoint, report_inputs
-from rose.model.walk.dense_states import dense_streams
 from rose.model.walk.sequential import visit_sequentially
-from rose.model.walk.storage import BIAS, Storage, lay_over
+from rose.model.walk.storage import BIAS, Storage, dense_streams, lay_over
 from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
 from rose.model.workers import Workers
 from rose.recipe.parts import SlimSettings
@@ -272,7 +271,7 @@ class SlimRun:
         layers = self.network.select([layer.name for layer in read])
         with self.reduction:
             records = self._go_on(dense.batches(streams))
-            walk = start_walk(self.network, streams, layers, progress, kept=kept, dense=dense)
+            walk = start_walk(self.network, streams, layers, progress, storage=kept, dense=dense)
             with closing(visit_sequentially(walk)) as visits:
                 for block in visits:
                     records += self._visit(block, walk.meter)

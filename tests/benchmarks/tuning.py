@@ -38,9 +38,9 @@ from rose.model.measure.damage import dense_weights
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.tune import task, tuning
-from rose.model.tune.loss import divergence
-from rose.model.walk.dense_states import token_drift
+from rose.model.tune.tuning import divergence
 from rose.model.walk.forward import Boundaries
+from rose.model.walk.storage import token_drift
 from rose.verdicts import Result
 from tests.benchmarks.common import MODEL, Rows, arguments, judged
 

@@ -26,7 +26,7 @@ from rose.model.measure.comparison import (
     results_of,
     to_markdown,
 )
-from rose.model.measure.damage_report import DamageReport, correlations, outliers
+from rose.model.measure.damage import DamageReport, correlations, outliers
 from rose.model.run.damages import DamageRecord, read_damages
 from rose.recipe import Recipe
 from rose.report import RunReport

@@ -15,9 +15,10 @@ from rose import cli
 from rose.files import write_atomically
 from rose.model.measure import folder as measurements
 from rose.model.measure.comparison import ComparisonRow
-from rose.model.measure.damage_report import DamageReport
+from rose.model.measure.damage import DamageReport
+from rose.model.network.identity import read_norms
 from rose.model.rules import parse_allocation
-from rose.model.run.damages import DamageRecord, model_of_damages, read_damages
+from rose.model.run.damages import DamageRecord, read_damages
 from rose.rows import read_records, records_table
 from tests.tiny import save_tiny_llama
 
@@ -173,9 +174,9 @@ def test_a_description_of_nothing_is_refused_or_measured_anew(
     refused = name == "settings.json"
     assert cli.main([*call, str(folder)]) == (2 if refused else 0)
     assert ((folder / name).read_bytes() == content) == refused
-    assert model_of_damages(folder)
+    assert read_norms(folder / "summary.json")
     (folder / "summary.json").write_bytes(content)
-    assert model_of_damages(folder) == []
+    assert read_norms(folder / "summary.json") == []
 
 
 # ---- what a measurement belongs to

@@ -14,9 +14,8 @@ import rose
 from app.jobs import Job
 from rose.interrupt import is_stoppable, stop_point, stoppable
 from rose.model.load.tokens import load_tokens
-from rose.model.measure.generation import continue_prompt
 from rose.model.measure.perplexity import perplexity
-from rose.model.measure.surprise import read_text
+from rose.model.measure.text import continue_prompt, read_text
 from rose.model.network.network import Network
 from rose.model.run.allocation import hessian_traces
 from tests.tiny import save_tiny_llama

@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from rose.errors import Cancelled
 from rose.model.network.network import Network
 from rose.model.progress import Progress
-from rose.model.walk.dense_states import dense_streams
-from rose.model.walk.hidden_states import MemoryActivations
+from rose.model.walk.storage import MemoryActivations, dense_streams
 from rose.model.walk.walk import Walk, check_streams, start_walk
 from tests.tiny import byte_tokenizer
 

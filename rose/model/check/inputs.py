@@ -21,8 +21,8 @@ from rose.model.network.network import Network
 from rose.model.network.precision import FLOAT32, Precision
 from rose.model.network.residual import Writer
 from rose.model.network.stand_ins import hooked
-from rose.model.walk.dense_states import token_drift
 from rose.model.walk.forward import Arguments, WriterTrace, check_blocks, record_inputs, run_block
+from rose.model.walk.storage import token_drift
 from rose.model.walk.targets import BatchKey, BlockTargets
 
 CALIBRATION = "calibration"  # the stream on which methods are tried

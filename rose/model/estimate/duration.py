@@ -16,22 +16,21 @@ from rose.model.network.network import Network
 from rose.model.network.precision import SIZE, Precision, bfloat16_gain, seconds_of_product
 from rose.model.network.residence import pick_device
 
-# Real passes reach part of the rate of one large matrix product: attention, norms and small layers run slower.
-# Ratio measured with the packaged model; tests/benchmarks prints it anew.
-FORWARD_EFFICIENCY = 0.6
-OUTPUTS = ("o_", "out", "wo", "down", "c_proj", "dense", "fc_out", "fc2", "w2")  # how names of output layers begin
-NO_PRODUCTS = 0.3  # share of a pass in float32 that is not matrix products, and stays as it is in bfloat16
-SWEEP_EFFICIENCY = 0.085  # the same of a layer's whole prune by one sweep
-# Of rounding in sweeps, by whether it happens in the method's own sweep or in one afterwards, which is then revised;
+# Shares of the rate of one large matrix product, measured with the packaged model; tests/benchmarks prints them anew.
+FORWARD_EFFICIENCY = 0.6  # of a pass: attention, norms and small layers run slower
+SWEEP_EFFICIENCY = 0.085  # of a layer's whole prune by one sweep
+TOKEN_EFFICIENCY = 0.05  # one token at a time is bound by memory
+NO_PRODUCTS = 0.3  # share of a float32 pass that is not matrix products, and stays the same in bfloat16
+# Rounding in sweeps, by whether it happens in the method's own sweep or in one afterwards, which is then revised;
 # measured as `Method.work` is.
 ROUNDING_WORK = {True: 1.0, False: 2.9}
-TOKEN_EFFICIENCY = 0.05  # one token at a time is bound by memory
+OUTPUTS = ("o_", "out", "wo", "down", "c_proj", "dense", "fc_out", "fc2", "w2")  # how names of output layers begin
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run is expected to take: seconds on this machine; bytes for statistics and hidden states, and for the
-    weights in float32; the number of layers at work."""
+    """Expected seconds on this machine; bytes for statistics and hidden states, and for float32 weights; the number of
+    layers at work."""
 
     seconds: float
     memory: int
@@ -57,73 +56,66 @@ def estimate_cost(
     compute: str = "float32",
     target: str = "layer",
 ) -> Cost:
-    """Estimates a calibration with `sweeps` prunings of every chosen layer; only shapes are read, so a skeleton will
-    do.
+    """The cost of a calibration with `sweeps` prunings of every chosen layer; a skeleton will do.
 
     Args:
         samples, length: calibration tokens, held-out ones included.
         passes: forward passes per decoder block: 1 to analyze, 2 to prune.
-        keep_statistics: all layers' statistics stay in memory, as the app keeps them.
+        keep_statistics: all layers' statistics stay in memory, as in the app.
         layers, compute, target: as for `rose.prune_model`.
     """
     network = Network(model)
     chosen = network.select(layers)
     visited = max(layer.block_index for layer in chosen) + 1
     tokens = samples * length
-    weights = sum(map(count_parameters, network.blocks[:visited]))
     every = [layer for layer in network.layers if layer.block_index < visited]
     share = expert_share(model, every)
+    weights = sum(map(count_parameters, network.blocks[:visited]))
     weights -= round((1 - share) * sum(layer.weight.numel() for layer in every if layer.is_expert))
     rounds = Precision.of(compute, network.dtype, network.device).rounds
-    products = 1 / bfloat16_gain() if rounds else 1.0  # time of one, over that of one in float32
+    products = 1 / bfloat16_gain() if rounds else 1.0  # time of a product, relative to float32
     forward = passes * 2 * weights * tokens * (NO_PRODUCTS + (1 - NO_PRODUCTS) * products)
-    plain, routed = (
-        statistics_groups([layer for layer in chosen if layer.is_expert == is_expert]) for is_expert in (False, True)
-    )
+    plain, routed = (statistics_groups([x for x in chosen if x.is_expert == is_expert]) for is_expert in (False, True))
     hessian = 1.2 * tokens * (sum(c**2 for c in plain) + share * sum(c**2 for c in routed))
     sweep = sweeps * sum(layer.weight.numel() * layer.weight.shape[1] for layer in chosen)
     gaps = gap_work(chosen, tokens, share, products) if target == "dense" else 0.0
     seconds = ((forward + hessian + gaps) / FORWARD_EFFICIENCY + sweep / SWEEP_EFFICIENCY) / matmul_rate()
-    kept = sum(4 * columns**2 for columns in (*plain, *routed))
+    statistics = sum(4 * columns**2 for columns in (*plain, *routed))
     if not keep_statistics:
-        kept //= len({layer.block_index for layer in chosen})
+        statistics //= len({layer.block_index for layer in chosen})
     hidden = 2 * 4 * tokens * network.config.hidden_size
-    return Cost(seconds, kept + hidden, 4 * count_parameters(model), len(chosen))
+    return Cost(seconds, statistics + hidden, 4 * count_parameters(model), len(chosen))
 
 
 def gap_work(layers: Sequence[PrunableLayer], tokens: int, share: float = 1.0, products: float = 1.0) -> float:
-    """Floating-point operations of dense targets, besides those of the passes; see `rose.layer.target`.
+    """Floating-point operations of dense targets, besides the passes; see `rose.layer.target`.
 
-    For layers that share an input DᵀX and DᵀD, which is symmetric, and (H + λI)⁻¹ from the right; for a layer that
-    writes into the residual stream DWᵀ, GᵀX and the same inverse.
-
-    Args:
-        share: of its experts that a token visits.
-        products: time of a product in the format of gaps over one in float32.
+    For layers that share an input: DᵀX, the symmetric DᵀD, and (H + λI)⁻¹ from the right. For a layer that writes into
+    the residual stream: DWᵀ, GᵀX and the same inverse. `share`: of the experts that a token visits; `products`: time
+    of a product in the format of gaps, relative to float32.
     """
     streamed = solved = 0.0
     for is_expert in (False, True):
-        found = [layer for layer in layers if layer.is_expert == is_expert]
-        writers = [layer for layer in found if is_output(layer)]
-        readers = [layer for layer in found if not is_output(layer)]
-        widths = statistics_groups(readers)
+        group = [layer for layer in layers if layer.is_expert == is_expert]
+        writers = [layer for layer in group if is_output(layer)]
+        widths = statistics_groups([layer for layer in group if not is_output(layer)])
         streamed += (share if is_expert else 1.0) * (
             3.2 * sum(columns**2 for columns in widths) + 4 * sum(layer.weight.numel() for layer in writers)
         )
         solved += (7 / 3) * sum(columns**3 for columns in widths)
         solved += sum(layer.weight.shape[1] ** 3 / 3 for layer in writers)
-        solved += 2 * sum(layer.weight.numel() * layer.weight.shape[1] for layer in found)
+        solved += 2 * sum(layer.weight.numel() * layer.weight.shape[1] for layer in group)
     return tokens * streamed * products + solved
 
 
 def estimate_evaluation(model: nn.Module, *, tokens: int, new_tokens: int = 0) -> float:
-    """Seconds that perplexity on so many tokens takes, and writing so many new ones, one at a time, after a prompt."""
+    """Seconds for perplexity on `tokens`, and for writing `new_tokens` one at a time."""
     work = 2 * count_parameters(model) * (tokens / FORWARD_EFFICIENCY + new_tokens / TOKEN_EFFICIENCY)
     return work / matmul_rate()
 
 
 def pass_work(network: Network, tokens: int) -> list[float]:
-    """Floating-point operations of a pass over so many tokens that begins at each decoder block; shapes alone count."""
+    """Floating-point operations of a pass over so many tokens from each decoder block on; a skeleton will do."""
     head = network.model.get_output_embeddings()  # type: ignore[operator]
     weights = [count_parameters(block) for block in network.blocks]
     last = 0 if head is None else count_parameters(head)
@@ -141,45 +133,43 @@ def estimate_damage(
     units: str = "layers",
     sweeps: float = 1,
 ) -> Cost:
-    """Estimates `rose.damage`: a calibration, and for every unit a pass from its decoder block on; no sweep where units
-    are restored."""
+    """The cost of `rose.damage`: a calibration, and for every unit a pass from its decoder block on; `sweeps=0` to
+    restore units."""
     network, held_out = Network(model), windows * window_length
-    tokens = samples * length + held_out
-    calibration = estimate_cost(model, samples=1, length=tokens, layers=layers, sweeps=sweeps)
+    cost = estimate_cost(model, samples=1, length=samples * length + held_out, layers=layers, sweeps=sweeps)
     chosen = network.select(layers)
     indices = [layer.block_index for layer in chosen]
     work = pass_work(network, held_out)
     passes = 2 * work[0] + sum(work[index] for index in (indices if units == "layers" else set(indices)))
-    seconds = calibration.seconds + passes / FORWARD_EFFICIENCY / matmul_rate()
+    seconds = cost.seconds + passes / FORWARD_EFFICIENCY / matmul_rate()
     hidden = 4 * len(set(indices)) * held_out * network.config.hidden_size
     changed = 4 * sum(layer.weight.numel() for layer in chosen)
-    return Cost(seconds, calibration.memory + hidden + changed, calibration.model_memory, len(chosen))
+    return Cost(seconds, cost.memory + hidden + changed, cost.model_memory, len(chosen))
 
 
 def sweeps_of(methods: Sequence[str], bits: int | None = None) -> float:
-    """The work of these methods in sweeps, for `estimate_cost`; `bits` where they round what they keep."""
-    found = [get_method(method) for method in methods]
-    return sum(one.work + (ROUNDING_WORK[one.sweeps] if bits else 0) for one in found)
+    """The work of these methods in sweeps, for `estimate_cost`; with `bits` they round what they keep."""
+    return sum(each.work + (ROUNDING_WORK[each.sweeps] if bits else 0) for each in map(get_method, methods))
 
 
 def statistics_groups(layers: Sequence[PrunableLayer]) -> list[int]:
     """Input widths of the Hessians that a calibration accumulates.
 
-    Layers of one module that read equally many columns are taken to share their input (q/k/v, gate/up): right for
-    the families we know, and only an estimate for others.
+    Layers of one module with equally many columns are assumed to share their input (q/k/v, gate/up): right for the
+    known families, an estimate for others.
     """
-    seen = {(x.block_index, x.projection.rpartition(".")[0], x.weight.shape[1], is_output(x)) for x in layers}
-    return [columns for _, _, columns, _ in seen]
+    groups = {(x.block_index, x.projection.rpartition(".")[0], x.weight.shape[1], is_output(x)) for x in layers}
+    return [columns for _, _, columns, _ in groups]
 
 
 def expert_share(model: nn.Module, layers: Sequence[PrunableLayer]) -> float:
-    """The share of its experts that a token visits; 1 without experts, or where the configuration does not say."""
+    """The share of its experts that a token visits; 1 without experts, or if the configuration does not say."""
     number = max((len(layer.module.fused) for layer in layers if isinstance(layer.module, ExpertLinear)), default=1)
     visited = getattr(text_config(model), "num_experts_per_tok", None) or number
     return min(visited, number) / number
 
 
 def is_output(layer: PrunableLayer) -> bool:
-    """Output projections read what the module made, not what it was given."""
+    """Whether the layer is an output projection, which reads what its module made, not what it was given."""
     last = layer.projection.rpartition(".")[2].lower()
     return last.startswith(OUTPUTS) and "h_to_4h" not in last

@@ -1,7 +1,6 @@
-"""Peak memory of a model that streams: one decoder block, one Hessian at work, and the hidden states; and whether what
-a run takes is free.
+"""Peak memory of runs: of pruning a streamed model, and of tuning; whether it is free.
 
-See docs/large-models.md for the derivation; tests/benchmarks/memory.py compares with what a run takes.
+docs/large-models.md and docs/tuning.md derive the parts; tests/benchmarks/memory.py compares them with real runs.
 """
 
 from __future__ import annotations
@@ -22,22 +21,26 @@ from rose.model.network.network import Network
 from rose.model.walk import forward
 from rose.wording import size
 
-# Float32 matrices alive at once in the two stages of pruning a layer, of the Hessian's size and of the weight's.
+# Float32 matrices alive at once while a layer is pruned, of the Hessian's and of the weight's size.
 # Factorizing: H, H damped, its Cholesky factor, and in the order visited H, its factor and the inverse; importance and
 # potential loss.
 FACTORIZING = (6, 2)
-# Sweeping: H, H damped, its Cholesky factor and the inverse; importance, potential loss, the weight without its dead
-# columns, swept and in the original order, and one of the weight as it was. Methods that sweep and stop there have no
-# more.
+# Sweeping: H, H damped, its Cholesky factor and the inverse; importance, potential loss, the weight as it was, without
+# its dead columns, swept and in the original order.
 SWEEPING = (4, 6)
-# With dense targets also DᵀX and DᵀD of the gap, in panels and whole, and the correction; see `rose.layer.target`.
-GAPS_AT_WORK = 4
-# A layer that writes into the residual stream has a gap and a correction of the weight's size.
-GAPS_OF_A_WRITER = 2
-# Hidden states that a batch has alive where it waits inside a block: the residual stream, a norm of it, an output.
-HIDDEN_STATES_WAITING = 3
-# Activations of a gated feed-forward layer's width that one batch has alive at once.
-WIDTHS_OF_A_BATCH = 4
+GAPS_AT_WORK = 4  # dense targets: DᵀX and DᵀD of the gap, in panels and whole, and the correction
+GAPS_OF_A_WRITER = 2  # a layer that writes into the residual stream: gap and correction, of the weight's size
+HIDDEN_STATES_WAITING = 3  # of a batch that waits inside a block: the residual stream, a norm of it, an output
+WIDTHS_OF_A_BATCH = 4  # activations of a gated feed-forward layer's width that a batch has alive
+
+# Tuning. Bytes for each trained weight: its gradient, Adam's two moments, the best and the first weights, and two
+# masks; a float32 copy where the model stores 16 bits, and a bfloat16 one of the dense model's.
+PER_WEIGHT, PER_COPY, PER_ROUNDED = 4 + 8 + 4 + 4 + 2, 4, 2
+TOGETHER = 1024  # tokens of one pass: each pass rounds all weights anew, but logits take more memory than all else
+# Float32 activations a token that a decoder block keeps for its backward pass, in hidden and in its widest widths.
+HIDDEN_KEPT, WIDEST_KEPT = 6, 2
+PER_FROZEN = 2  # for each weight of a layer that is not trained, whose 16 bits become 32 for products in float32
+LOGITS_KEPT = 3  # of one pass: the model's, the dense model's, and their gradient
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ class Memory:
         embedding: everything outside the decoder blocks and the head; only at the start.
         hessians: of one decoder block's groups, while they accumulate.
         batch: what one batch has alive inside a decoder block.
-        work: the largest layer while it is pruned, its Hessian included.
-        activations: hidden states of all samples; those of one batch where they are kept on disk.
-        waiting: what batches hold that wait inside a block for the others, where each layer is pruned before it runs.
+        work: the largest layer while it is pruned, with its Hessian.
+        activations: hidden states of all samples, or of one batch if they are on disk.
+        waiting: of batches that wait inside a block, where each layer is pruned before it runs.
     """
 
     block: int
@@ -69,21 +72,21 @@ class Memory:
 
     @property
     def besides_weights(self) -> int:
-        """Of a model that is in memory."""
+        """Of a model in memory."""
         return self.activations + self.waiting + max(self.hessians + self.batch, self.work)
 
 
 def largest(estimates: Iterable[Memory]) -> Memory:
-    """The one with the highest peak."""
+    """The estimate with the highest peak."""
     return max(estimates, key=lambda memory: memory.peak)
 
 
-def check_free(what: str, needed: int, advice: str, *, besides: int = 0) -> None:
-    """Raises RoseError, "WHAT so many bytes of memory, and so many are free; ADVICE.", where too few are free now;
-    `besides`: bytes that something else will take before."""
+def check_free(subject: str, needed: int, advice: str, *, besides: int = 0) -> None:
+    """Raises RoseError, "SUBJECT 3 GB of memory, and 2 GB are free; ADVICE.", if too few bytes are free now;
+    `besides`: bytes that something else will take first."""
     free = max(0, psutil.virtual_memory().available - besides)
     if needed > free:
-        raise RoseError(f"{what} {size(needed)} of memory, and {size(free)} are free; {advice}.")
+        raise RoseError(f"{subject} {size(needed)} of memory, and {size(free)} are free; {advice}.")
 
 
 def estimate_memory(
@@ -99,52 +102,47 @@ def estimate_memory(
     held_out: bool = False,
     method: str = "sparsegpt",
 ) -> Memory:
-    """What `prune_model` takes for a streamed model, besides the interpreter and its libraries; a skeleton will do.
+    """Memory of `prune_model` on a streamed model, besides the interpreter and its libraries; a skeleton will do.
 
     Args:
         samples, length: calibration tokens, held-out ones included.
         dtype: of the weights and hidden states.
-        on_disk: hidden states are kept on disk, as with a checkpoint.
-        sequential: each layer is calibrated on the pruned ones before it in its decoder block, as with dense targets
-            always.
+        on_disk: hidden states are on disk, as with a checkpoint.
+        sequential: each layer is calibrated on the pruned ones before it in its decoder block; dense targets imply it.
         held_out: some of the samples are held out, and have statistics of their own.
     """
     stages = (FACTORIZING, SWEEPING, *get_method(method).matrices)
     network = Network(model)
     chosen = network.select(layers)
-    body = getattr(model, "base_model", model)
     sizes = [count_parameters(block) for block in network.blocks]
-    outside = count_parameters(body) - sum(sizes)
+    outside = count_parameters(getattr(model, "base_model", model)) - sum(sizes)
     tokens = samples * length
     at_once = min(tokens, max(length, forward.BATCH_TOKENS // length * length))
     width = network.config.hidden_size
     widest = max(max(layer.weight.shape) for layer in network.layers)
     of_blocks = list(by_block(chosen).values())
-    inputs = [statistics_groups(found) for found in of_blocks]
-    # Where each layer is pruned before it runs, only its own statistics are there.
-    one_by_one = sequential or dense_targets
+    one_by_one = sequential or dense_targets  # then only one layer's statistics are there
     gathered = max if one_by_one else sum
-    groups = [(1 + held_out) * gathered(4 * columns**2 for columns in widths) for widths in inputs]
-    work = [_work(layer, dense_targets, held_out, stages) for layer in chosen]
-    read = max(_read_by_a_token(model, found) for found in of_blocks)
+    groups = [(1 + held_out) * gathered(4 * c**2 for c in statistics_groups(inside)) for inside in of_blocks]
+    read = max(_read_by_a_token(model, inside) for inside in of_blocks)
     channels = HIDDEN_STATES_WAITING * width + widest if one_by_one else 0
-    if dense_targets:  # what the layers read in the dense model
+    if dense_targets:  # the layers' inputs in the dense model
         channels += read + width
-    # Else what all layers read of a batch is counted at its end.
+    # Otherwise all layers' inputs of a batch are counted at its end.
     batch = WIDTHS_OF_A_BATCH * widest if one_by_one else max(WIDTHS_OF_A_BATCH * widest, read)
     return Memory(
         block=dtype.itemsize * max(sizes),
         embedding=dtype.itemsize * outside,
         hessians=max(groups),
         batch=dtype.itemsize * at_once * batch,
-        work=max(work),
+        work=max(_work(layer, dense_targets, held_out, stages) for layer in chosen),
         activations=(1 + dense_targets) * dtype.itemsize * (at_once if on_disk else tokens) * width,
         waiting=dtype.itemsize * tokens * channels,
     )
 
 
 def _work(layer: PrunableLayer, dense_targets: bool, held_out: bool, stages: Sequence[tuple[int, int]]) -> int:
-    """Bytes of the float32 matrices that pruning one layer takes."""
+    """Bytes of the float32 matrices while one layer is pruned."""
     columns, numbers = layer.weight.shape[1], layer.weight.numel()
     squares, weights = int(held_out), 0
     if dense_targets and is_output(layer):
@@ -155,7 +153,20 @@ def _work(layer: PrunableLayer, dense_targets: bool, held_out: bool, stages: Seq
 
 
 def _read_by_a_token(model: nn.Module, layers: Sequence[PrunableLayer]) -> int:
-    """Channels that the layers of one decoder block read for each token, which visits only some of the experts."""
+    """Input channels of one decoder block's layers for each token, which visits only some of the experts."""
     plain = sum(statistics_groups([layer for layer in layers if not layer.is_expert]))
     experts = sum(statistics_groups([layer for layer in layers if layer.is_expert]))
     return plain + math.ceil(expert_share(model, layers) * experts)
+
+
+def tuning_memory(network: Network, length: int, weights: int, *, rounds: bool = False) -> int:
+    """Bytes at the peak of tuning besides the two models, for windows of `length` tokens and so many trained weights;
+    `rounds`: see `Precision`."""
+    tokens = max(length, TOGETHER)
+    widest = max(max(layer.weight.shape) for layer in network.layers)
+    of_token = len(network.blocks) * (HIDDEN_KEPT * network.config.hidden_size + WIDEST_KEPT * widest)
+    stored = network.dtype == torch.float32
+    per_weight = PER_WEIGHT + PER_ROUNDED + (0 if stored else PER_COPY)
+    frozen = 0 if stored or rounds else sum(layer.weight.numel() for layer in network.layers) - weights
+    activations = 4 * tokens * (of_token + LOGITS_KEPT * network.config.vocab_size)
+    return per_weight * weights + PER_FROZEN * frozen + activations

@@ -1,7 +1,7 @@
-"""Comparison of methods on one model: every method, sparsity and calibration seed, one row per finished run.
+"""Comparison of methods on one model: a row for every method, sparsity and calibration seed.
 
-Perplexities after pruning wobble by several per cent from rounding alone, so every mean comes with its spread over
-seeds, and rows of different environments are never compared: see `rose.environment`.
+Perplexities after pruning vary by several per cent from rounding alone, so every mean comes with its spread over seeds,
+and rows of different environments are never compared: see `rose.environment`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rose.files import check_small, expand
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.model.defaults import TARGETS
 from rose.model.measure.folder import MeasurementFolder
-from rose.model.measure.perplexity import perplexity, perplexity_of, window_losses
+from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.progress import ProgressCallback
@@ -37,7 +37,7 @@ from rose.rows import NotNegative, NotNegativeOrNan, Share, Within, csv_text, re
 from rose.verdicts import EvaluationSetup, Result
 from rose.wording import several
 
-SAMPLE_SECONDS = 0.1  # how often memory is looked at
+SAMPLE_SECONDS = 0.1  # between two looks at memory
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Variant:
 
 
 def parse_variant(text: str) -> Variant:
-    """Reads METHOD[@ORDER[/BUDGET]][:TARGET]; whether there are such is for `run_settings` to say."""
+    """Reads METHOD[@ORDER[/BUDGET]][:TARGET]; `run_settings` checks the parts."""
     before, _, target = text.strip().rpartition(":")
     if target not in TARGETS:  # an order may hold a colon of its own, as "random:1" does
         before, target = text.strip(), ""
@@ -64,9 +64,9 @@ def parse_variant(text: str) -> Variant:
 def plan_comparison(
     methods: Sequence[str], sparsities: Sequence[str], **options: Unpack[RunOptions]
 ) -> tuple[list[Variant], list[RunSettings]]:
-    """The methods of a comparison, each once, and the settings of its runs: for every sparsity, those of each method.
+    """The methods of a comparison, each once, and the settings of its runs: for every sparsity those of each method.
 
-    `methods`: as for `parse_variant`. Raises RoseError for none at all, or a combination that no run could do.
+    `methods` as for `parse_variant`. Raises RoseError without any, and for a combination that cannot run.
     """
     if not methods or not sparsities:
         raise RoseError("Name at least one method and one sparsity to compare.")
@@ -76,17 +76,17 @@ def plan_comparison(
 
 
 def _settings_of(variant: Variant, pattern: Pattern, options: RunOptions) -> RunSettings:
-    own: RunOptions = {**options, "method": variant.method, "sparsity": pattern}
-    own |= {"order": variant.order, "budget": variant.budget}
+    changed: RunOptions = {**options, "method": variant.method, "sparsity": pattern}
+    changed |= {"order": variant.order, "budget": variant.budget}
     if variant.target:
-        own["target"] = variant.target
-        own["target_damping"] = options.get("target_damping") if variant.target == "dense" else None
-    return run_settings(**own)
+        changed["target"] = variant.target
+        changed["target_damping"] = options.get("target_damping") if variant.target == "dense" else None
+    return run_settings(**changed)
 
 
 @dataclass(frozen=True)
 class Readable:
-    """The texts that a function reads without a ValueError, for `Annotated`."""
+    """For `Annotated`: the texts that a function reads without a ValueError."""
 
     read: Callable[[str], Any]
 
@@ -105,7 +105,7 @@ def _read_losses(text: str) -> list[float]:
 
 
 def _read_name(text: str) -> None:
-    """Of a method as typed; no page takes it for a command."""
+    """Of a method as typed, in characters that no page takes for a command."""
     if not re.fullmatch(r"[\w .:,/+()@×-]{1,200}", text):
         raise ValueError("no name")
 
@@ -117,9 +117,9 @@ Perplexity = Annotated[float, Within(1, or_nan=True)]
 class ComparisonRow:
     """One finished run. Errors are relative, means over layers; `seconds` is pruning alone; memory in bytes.
 
-    `drift` of the residual stream is that after the last pruned decoder block, None without held-out samples.
-    `environment` is what it was computed with, `losses` those of each window, in nats a token, as text, and `cautions`
-    those on its layers in brief, see `rose.verdicts.in_brief`; all are empty in rows of earlier versions.
+    `drift` is that of the residual stream after the last pruned decoder block, None without held-out samples. `losses`
+    are nats a token of each window, as text; `cautions` on layers, see `rose.verdicts.in_brief`. Rows of earlier
+    versions have an empty environment, and neither losses nor cautions.
     """
 
     method: Annotated[str, Readable(_read_name)]
@@ -140,12 +140,17 @@ class ComparisonRow:
     cautions: str = ""
 
 
-def read_comparison(source: str | bytes) -> pd.DataFrame:
-    """A table of `ComparisonRow`s from a rows.csv, by its path or its content, or from any CSV file that has the
-    columns method, sparsity, seed, perplexity, mean_held_out_error and seconds.
+FROM_SUMMARY = (
+    *("mean_relative_error", "mean_held_out_error", "mean_target_error", "mean_held_out_target_error"),
+    *("removed_fraction", "seconds"),
+)
 
-    Raises:
-        RoseError: no such file, no row, or one that no run can have come to, with its number.
+
+def read_comparison(source: str | bytes) -> pd.DataFrame:
+    """A table of `ComparisonRow`s from a rows.csv, by its path or content, or from any CSV file with the columns
+    method, sparsity, seed, perplexity, mean_held_out_error and seconds.
+
+    Raises RoseError for a missing file, for no rows, and for a value that no run can have, with its row.
     """
     if isinstance(source, str):
         check_small(source)
@@ -155,16 +160,6 @@ def read_comparison(source: str | bytes) -> pd.DataFrame:
     if not rows:
         raise RoseError("The file holds no runs yet.")
     return records_table(rows, ComparisonRow)
-
-
-FROM_SUMMARY = (
-    "mean_relative_error",
-    "mean_held_out_error",
-    "mean_target_error",
-    "mean_held_out_target_error",
-    "removed_fraction",
-    "seconds",
-)
 
 
 def compare_methods(
@@ -183,15 +178,14 @@ def compare_methods(
 ) -> Iterator[ComparisonRow]:
     """Prunes the model by every combination that is not done yet in this environment, and yields a row for each.
 
-    While a row is handed out the model is as that run has left it; then its weights are put back, also after one that
-    is stopped.
+    While the caller has a row, the model is pruned; then its weights are restored, also after a stopped run.
 
     Args:
         calibration: seed -> (calibration tokens, held-out tokens or None), each (samples, length).
         methods: as for `parse_variant`.
-        done: rows of an earlier, interrupted comparison; those of this environment are not run again.
+        done: rows of an earlier, interrupted comparison.
         progress: run's name -> callback for `prune_model`.
-        part: (k, n) makes only every n-th run, from the k-th on: n processes that share a folder make them all.
+        part: (k, n) makes every n-th run from the k-th on, for n processes that share a folder.
     """
     variants, settings = plan_comparison(methods, sparsities, **options)
     network = Network(model)
@@ -202,7 +196,7 @@ def compare_methods(
     done = [row for row in done if row.environment == here]
     finished = {(row.method, row.sparsity, row.seed) for row in done}
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    before = done[0].dense_perplexity if done else perplexity(model, windows)
+    before = done[0].dense_perplexity if done else perplexity_of(window_losses(network, windows))
     # Seeds outermost: an interrupted comparison has all methods on the first seeds.
     runs = [(run, variants[k % len(variants)], seed) for seed in dict.fromkeys(seeds) for k, run in enumerate(settings)]
     for run, variant, seed in runs[part[0] :: part[1]]:
@@ -213,22 +207,15 @@ def compare_methods(
             tokens, held_out = draw(seed)
             follow = progress(f"{variant.name} {pattern} seed {seed}")
             with _peak_memory() as peak:
-                report = prune_by(model, tokens, run, layers=layers, held_out=held_out, progress=follow)
+                report = prune_by(network, tokens, run, layers=layers, held_out=held_out, progress=follow)
                 memory = peak()
-            losses = window_losses(model, windows)
+            losses = window_losses(network, windows)
             yield ComparisonRow(
-                method=variant.name,
-                sparsity=pattern,
-                seed=seed,
-                perplexity=perplexity_of(losses),
-                dense_perplexity=before,
-                environment=here,
-                losses=write_losses(losses),
-                cautions=verdicts.in_brief(report.layers),
-                peak_memory=memory,
-                drift=report.last_drift,
+                method=variant.name, sparsity=pattern, seed=seed, perplexity=perplexity_of(losses),
+                dense_perplexity=before, environment=here, losses=write_losses(losses),
+                cautions=verdicts.in_brief(report.layers), peak_memory=memory, drift=report.last_drift,
                 **{name: report.summary[name] for name in FROM_SUMMARY},
-            )
+            )  # fmt: skip
         finally:
             model.load_state_dict(dense)
             for layer in network.layers:
@@ -236,55 +223,55 @@ def compare_methods(
 
 
 def environment_of(network: Network, run: RunSettings) -> str:
-    """What a run is computed with here; raises RoseError for a number format that cannot be."""
+    """The environment of a run here; raises RoseError for an impossible number format."""
     return Precision.of(run.compute, network.dtype, network.device).environment(network.device)
 
 
 def write_losses(losses: Tensor) -> str:
-    """Losses by window as text, so exact that those of identical models are the same."""
+    """Losses by window as text, exact enough to show that models are identical."""
     return " ".join(f"{loss:.12g}" for loss in losses.tolist())
 
 
 @contextmanager
 def _peak_memory() -> Iterator[Callable[[], int]]:
-    """Largest memory of this process (on CUDA: of the device) while the block runs, in bytes."""
+    """Largest memory of this process (on CUDA: of the device) so far, in bytes."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         yield torch.cuda.max_memory_allocated
         return
-    process, seen, stop = psutil.Process(), [0], threading.Event()
+    process, peak, stop = psutil.Process(), [0], threading.Event()
 
     def watch() -> None:
         while True:
-            seen[0] = max(seen[0], process.memory_info().rss)
+            peak[0] = max(peak[0], process.memory_info().rss)
             if stop.wait(SAMPLE_SECONDS):
                 return
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield lambda: seen[0]
+        yield lambda: peak[0]
     finally:
         stop.set()
         thread.join()
 
 
 def over_seeds(table: pd.DataFrame, numbers: Sequence[str]) -> pd.DataFrame:
-    """One row per method and sparsity, in the order first seen: seeds, the mean of each number, and its NUMBER_spread.
+    """One row per method and sparsity: seeds, the mean of each number, and half its range as NUMBER_spread.
 
-    Where rows are of several environments, there is one per environment too, which is then a column. The spread is half
-    the range over seeds, and not the standard deviation: of three values it says plainly how far they lie apart. Both
-    are NaN where a number is missing for a seed: the others alone would flatter the method.
+    With rows of several environments, environment is a further column. Of three values half the range shows the
+    distance better than a standard deviation. A number that is missing for a seed makes both NaN: the others alone
+    would flatter the method.
     """
     groups = table.groupby(keys_of(table), sort=False)
-    known = groups[[*numbers]].count().eq(groups.size(), axis=0)
-    spreads = (groups[[*numbers]].max() - groups[[*numbers]].min()).where(known) / 2
-    found = pd.concat([groups["seed"].nunique().rename("seeds"), groups[[*numbers]].mean().where(known)], axis=1)
-    return found.join(spreads.add_suffix("_spread")).reset_index()
+    complete = groups[[*numbers]].count().eq(groups.size(), axis=0)
+    spreads = (groups[[*numbers]].max() - groups[[*numbers]].min()).where(complete) / 2
+    means = pd.concat([groups["seed"].nunique().rename("seeds"), groups[[*numbers]].mean().where(complete)], axis=1)
+    return means.join(spreads.add_suffix("_spread")).reset_index()
 
 
 def keys_of(table: pd.DataFrame) -> list[str]:
-    """What tells the means of a comparison apart: its environment too, where there are several."""
+    """The columns by which rows are averaged: method and sparsity, and the environment if there are several."""
     keys = ["method", "sparsity"]
     return [*keys, "environment"] if "environment" in table and table["environment"].nunique() > 1 else keys
 
@@ -292,86 +279,85 @@ def keys_of(table: pd.DataFrame) -> list[str]:
 def summarize(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
     """Means per method and sparsity, `spread` of the perplexity, and the largest peak memory; see `over_seeds`."""
     table = records_table(rows, ComparisonRow)
-    found = over_seeds(table, ["perplexity", *FROM_SUMMARY, "drift"]).rename(columns={"perplexity_spread": "spread"})
+    summary = over_seeds(table, ["perplexity", *FROM_SUMMARY, "drift"]).rename(columns={"perplexity_spread": "spread"})
     keys = keys_of(table)
     groups = table.groupby(keys, sort=False)
-    found["peak_memory"] = groups["peak_memory"].max().values
-    found["cautions"] = [verdicts.in_brief(rows) for _, rows in groups]
-    others = table.columns[table.columns.get_loc("mean_relative_error") :].drop(["environment", "losses"])
-    return found[[*keys, "seeds", "perplexity", "spread", *others]]
+    summary["peak_memory"] = groups["peak_memory"].max().values
+    summary["cautions"] = [verdicts.in_brief(group) for _, group in groups]
+    further = table.columns[table.columns.get_loc("mean_relative_error") :].drop(["environment", "losses"])
+    return summary[[*keys, "seeds", "perplexity", "spread", *further]]
 
 
 def results_of(table: pd.DataFrame, sparsity: str, column: str = "perplexity") -> list[Result]:
-    """A result per method at one sparsity, with its value for every seed; none of a method of which one is not finite.
+    """A result per method and environment at one sparsity, with its value for every seed, if all values are finite.
 
-    Each has the environment of its rows, and of perplexities the losses by window where they were kept; a method with
-    rows of several environments has a result in each. `seconds` is the median, as a pause of the machine makes single
-    times too long.
+    Perplexities have the losses by window if they were stored. `seconds` is the median, as a pause of the machine makes
+    single times too long.
     """
     rows = table[table["sparsity"] == sparsity]
-    return [
-        Result(
-            name=str(some["method"].iloc[0]),
-            method=str(some["method"].iloc[0]),
-            value=float(some[column].mean()),
-            losses=verdicts.mean_losses(drawn := _drawn_losses(some) if column == "perplexity" else {}),
-            drawn_losses=drawn,
-            draws=dict(zip(some["seed"], some[column].astype(float), strict=True)),
-            setup=EvaluationSetup(
-                environment=str(some["environment"].iloc[0]) or None if "environment" in some else None
-            ),
-            amount=sparsity,
-            seconds=float(some["seconds"].median()),
+    results = []
+    for _, group in rows.groupby([key for key in keys_of(table) if key != "sparsity"], sort=False):
+        if not np.isfinite(group[column]).all():
+            continue
+        name, environment = str(group["method"].iloc[0]), group["environment"].iloc[0] if "environment" in group else ""
+        drawn = _drawn_losses(group) if column == "perplexity" else {}
+        results.append(
+            Result(
+                name=name,
+                method=name,
+                value=float(group[column].mean()),
+                losses=verdicts.mean_losses(drawn),
+                drawn_losses=drawn,
+                draws=dict(zip(group["seed"], group[column].astype(float), strict=True)),
+                setup=EvaluationSetup(environment=str(environment) or None),
+                amount=sparsity,
+                seconds=float(group["seconds"].median()),
+            )
         )
-        for _, some in rows.groupby([key for key in keys_of(table) if key != "sparsity"], sort=False)
-        if np.isfinite(some[column]).all()
-    ]
+    return results
 
 
 def _drawn_losses(rows: pd.DataFrame) -> dict[Any, tuple[float, ...]]:
-    """Of each window, by draw; {} where some were not kept."""
-    kept = [tuple(map(float, str(text).split())) for text in rows.get("losses", [])]
-    return dict(zip(rows["seed"], kept, strict=True)) if len({len(one) for one in kept}) == 1 and kept[0] else {}
+    """Losses by window of each draw; {} if some were not stored."""
+    losses = [tuple(map(float, str(text).split())) for text in rows.get("losses", [])]
+    is_complete = len(set(map(len, losses))) == 1 and losses[0]
+    return dict(zip(rows["seed"], losses, strict=True)) if is_complete else {}
 
 
 def conclusions(table: pd.DataFrame) -> list[str]:
-    """What the rows of a comparison say, a sentence or two for each sparsity, see `rose.verdicts.rank`."""
-    found = [verdicts.rank(results_of(table, sparsity)) for sparsity in table["sparsity"].unique()]
-    return [f"At {one.results[0].amount}: {one.finding}. {one.caption}".strip() for (one,) in filter(None, found)]
+    """The verdict on a comparison, a sentence or two for each sparsity, see `rose.verdicts.rank`."""
+    ranked = [verdicts.rank(results_of(table, sparsity)) for sparsity in table["sparsity"].unique()]
+    return [f"At {each.results[0].amount}: {each.finding}. {each.caption}".strip() for (each,) in filter(None, ranked)]
 
 
 def cautions_of(table: pd.DataFrame) -> list[str]:
-    """How far the rows of a comparison can be trusted: "In all three draws …: by OATS in three", a sentence each."""
+    """Limits of trust in a comparison: "In all three draws …: by OATS in three", a sentence each."""
     if "cautions" not in table:
         return []
     return verdicts.cautions(table.assign(draw=table["sparsity"] + " " + table["seed"].astype(str)), "draw")
 
 
 def to_markdown(rows: Sequence[ComparisonRow]) -> str:
-    """Perplexity as mean ± spread: a line per method, a column per sparsity. A single seed has no spread to show.
-
-    A table for each environment, under its name where there are several.
-    """
-    found = {row.environment: [one for one in rows if one.environment == row.environment] for row in rows}
-    tables = [_table(own) if len(found) == 1 else f"{name}:\n\n{_table(own)}" for name, own in found.items()]
+    """Perplexity as mean ± spread: a line per method, a column per sparsity, a table per environment."""
+    by_environment = {row.environment: [each for each in rows if each.environment == row.environment] for row in rows}
+    tables = []
+    for environment, group in by_environment.items():
+        summary = summarize(group)
+        columns = summary[["perplexity", "spread", "seeds"]].itertuples(index=False)
+        summary["cell"] = [mean_and_spread(*values) for values in columns]
+        cells = summary.set_index(["method", "sparsity"])["cell"].to_dict()
+        sparsities = list(summary["sparsity"].unique())
+        lines = [f"{environment}:\n"] if len(by_environment) > 1 else []
+        lines += ["| method | " + " | ".join(sparsities) + " |", "|---" * (len(sparsities) + 1) + "|"]
+        for method in summary["method"].unique():
+            lines.append(f"| {method} | " + " | ".join(cells.get((method, s), "–") for s in sparsities) + " |")
+        cautions = cautions_of(records_table(group, ComparisonRow))
+        tables.append("\n".join([*lines, *(f"\n{caution}" for caution in cautions)]) + "\n")
     return "\n".join(tables)
 
 
-def _table(rows: Sequence[ComparisonRow]) -> str:
-    summary = summarize(rows)
-    sparsities = list(dict.fromkeys(summary["sparsity"]))
-    columns = ["method", "sparsity", "perplexity", "spread", "seeds"]
-    cells = {(m, s): found for m, s, *found in summary[columns].values.tolist()}
-    lines = ["| method | " + " | ".join(sparsities) + " |", "|---" * (len(sparsities) + 1) + "|"]
-    for method in dict.fromkeys(summary["method"]):
-        shown = [mean_and_spread(*cells[method, s]) if (method, s) in cells else "–" for s in sparsities]
-        lines.append(f"| {method} | " + " | ".join(shown) + " |")
-    said = cautions_of(records_table(rows, ComparisonRow))
-    return "\n".join([*lines, *(f"\n{one}" for one in said)]) + "\n"
-
-
 def mean_and_spread(mean: float, spread: float, seeds: int) -> str:
-    """A perplexity over seeds in words: "137.0 ± 14.6"; without the spread where there is one seed."""
+    """A perplexity over seeds in words: "137.0 ± 14.6"; without the spread for one seed."""
     digits = 0 if mean >= 1000 else 1
     return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if seeds > 1 else "")
 
@@ -386,8 +372,5 @@ class ComparisonFolder(MeasurementFolder[ComparisonRow]):
 
     def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
         summary = summarize(self.rows)
-        return {
-            "summary.csv": csv_text(summary),
-            "summary.json": summary.to_json(orient="records", indent=1),
-            "summary.md": to_markdown(self.rows),
-        }
+        json_text = summary.to_json(orient="records", indent=1)
+        return dict(zip(self.summaries, (csv_text(summary), json_text, to_markdown(self.rows)), strict=True))

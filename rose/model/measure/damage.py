@@ -1,15 +1,14 @@
-"""Does a layer's error say what the model loses? Found out by intervention: change one unit alone, measure the loss.
+"""Damage, the change of the model's loss by one unit, measured by intervention.
 
 A unit is a layer or a whole decoder block. Either the model is dense and a unit is pruned, or the model is pruned and a
-unit gets its dense weights back; everything else stays. The change of loss is that of the mean cross-entropy of next
-tokens on held-out windows, in nats. Windows are paired: what makes a text hard is the same with and without the change,
-so the differences vary far less than the losses, and their standard error is that of the difference's mean.
-
-A pass begins at the unit's own decoder block, with what the block before it put out; see `Boundaries`.
+unit gets its dense weights back; everything else stays. The loss is the mean cross-entropy of next tokens on held-out
+windows, in nats. Windows are paired: differences vary far less than the losses, and their standard error is that of the
+mean difference. A pass begins at the unit's decoder block, on the output of the block before it; see `Boundaries`.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 from rose.model.defaults import UNITS
 from rose.model.estimate.duration import pass_work
-from rose.model.measure.damage_report import WHOLE, DamageRecord, DamageReport
+from rose.model.measure.folder import MeasurementFolder
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.identity import check_same_model, embedding_norms
 from rose.model.network.layers import PrunableLayer, by_block, check_not_shared
@@ -40,13 +39,118 @@ from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.network.residence import evaluating
 from rose.model.progress import Meter, Progress, ProgressCallback
+from rose.model.rules import WHOLE
+from rose.model.run.damages import DamageRecord
 from rose.model.run.one_layer import damping_of, is_left_dense, prune_one
 from rose.model.run.settings import describe_grid
-from rose.model.walk.collector import statistics_of
-from rose.model.walk.dense_states import HELD_OUT, token_drift
 from rose.model.walk.forward import Boundaries
-from rose.model.walk.walk import TOKENS, BlockStatistics, check_streams, start_walk
+from rose.model.walk.storage import HELD_OUT, token_drift
+from rose.model.walk.walk import TOKENS, BlockStatistics, check_streams, start_walk, statistics_of
+from rose.rows import finite, records_table
+from rose.verdicts import Interval
 from rose.wording import whole
+
+PREDICTORS = ("relative_error", "held_out_error", "output_error", "drift")  # columns that could predict damage
+CLEAR = 2.0  # standard errors above 0 of a clear damage
+GAP = 0.3  # an outlier's rank of damage is above its rank of error by this share of all
+
+
+@dataclass(frozen=True, eq=False)
+class DamageReport:
+    """The outcome of a measurement of damage.
+
+    Attributes:
+        units: one row per unit, columns as in `DamageRecord`.
+        summary: settings; the loss without a change; the sum of all damages, and that of all units at once; how well
+            errors predict damage; limits of trust.
+    """
+
+    units: pd.DataFrame
+    summary: dict[str, Any]
+
+    @classmethod
+    def from_records(cls, records: Sequence[DamageRecord], **settings: Any) -> DamageReport:
+        """Builds the table, and adds its results to the settings."""
+        table = records_table([record for record in records if record.unit != WHOLE], DamageRecord)
+        whole = next((record for record in records if record.unit == WHOLE), None)
+        error = math.nan if whole is None else whole.standard_error
+        base = None if table.empty else float(table["loss"].iloc[0] - table["delta_loss"].iloc[0])
+        ranks = {name: rank_correlation(table, name) for name in PREDICTORS}
+        results: dict[str, Any] = {
+            "base_loss": base,
+            "base_perplexity": None if base is None else perplexity_of(torch.tensor([base], dtype=torch.float32)),
+            "units_measured": len(table),
+            "sum_of_damages": float(table["damage"].sum()),
+            "together": None if whole is None else whole.damage,
+            "together_standard_error": error if math.isfinite(error) else None,
+            "correlation": {name: rank and rank.value for name, rank in ranks.items()},
+            "correlation_interval": {name: rank and [rank.low, rank.high] for name, rank in ranks.items()},
+            "outliers": list(outliers(table)["unit"]),
+            "cautions": verdicts.cautions(table, "unit"),
+        }
+        return cls(table, {**settings, **results})
+
+
+def rank_correlation(table: pd.DataFrame, predictor: str = "held_out_error") -> Interval | None:
+    """Spearman's ρ between a predictor and damage over the units of a table; see `rose.verdicts.rank_correlation`."""
+    return verdicts.rank_correlation(table[predictor], table["damage"])
+
+
+def correlations(table: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's ρ of each of `PREDICTORS` with damage, with its interval, or None.
+
+    A row for all units, each projection, each third of the depth, and the mean within decoder blocks; `group` and
+    `name` say which.
+    """
+    groups: list[tuple[str, str, pd.DataFrame]] = [("all", "", table)]
+    if table["projection"].ne("").any():
+        groups += [("projection", str(name), rows) for name, rows in table.groupby("projection", sort=False)]
+    depth = int(table["block_index"].max()) + 1
+    for part in range(3):
+        low, high = part * depth // 3, (part + 1) * depth // 3
+        rows = table[table["block_index"].between(low, high - 1)]
+        name = f"decoder blocks {low} to {high - 1}" if high - low > 1 else f"decoder block {low}"
+        groups.append(("depth", name, rows))
+    result = [
+        {"group": group, "name": name, "units": len(rows), **{p: rank_correlation(rows, p) for p in PREDICTORS}}
+        for group, name, rows in groups
+        if len(rows)
+    ]
+    within = [rows for _, rows in table.groupby("block_index") if len(rows) > 2]
+    if within:
+        means: dict[str, Interval | None] = {}
+        for predictor in PREDICTORS:
+            ranks = filter(None, (rank_correlation(rows, predictor) for rows in within))
+            mean = verdicts.mean_interval([rank.value for rank in ranks])  # correlations end at ±1
+            means[predictor] = mean and replace(mean, low=max(mean.low, -1.0), high=min(mean.high, 1.0))
+        result.append({"group": "within a decoder block", "name": "mean", "units": len(within), **means})
+    return pd.DataFrame(result)
+
+
+def outliers(table: pd.DataFrame, predictor: str = "held_out_error", count: int = 5) -> pd.DataFrame:
+    """Units with a small error and a large damage, the widest `gap` first.
+
+    The rank of their damage is above that of their error by at least `GAP` of all ranks, and the damage above 0 by
+    `CLEAR` standard errors, which a single window does not have.
+    """
+    damage = table["damage"]
+    clear = damage > CLEAR * table["standard_error"]
+    gap = (damage.rank() - table[predictor].rank()) / max(len(table) - 1, 1)
+    rows = table.assign(gap=gap)[clear & (gap >= GAP)]
+    return rows.sort_values("gap", ascending=False, kind="stable").head(count).reset_index(drop=True)
+
+
+class DamageFolder(MeasurementFolder[DamageRecord]):
+    """The folder of a measurement of damage: a row per unit, and at the end one for all units at once."""
+
+    kind = DamageRecord
+    key = ("unit",)
+    holds = "measurement of damage", "damages"
+    summaries = ("summary.json",)
+
+    def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
+        summary = DamageReport.from_records(self.rows, **settings, embedding_norms=self.norms).summary
+        return {"summary.json": json.dumps(finite(summary), indent=1)}
 
 
 def damage(
@@ -62,22 +166,20 @@ def damage(
     progress: ProgressCallback | None = None,
     **options: Unpack[SettingsOptions],
 ) -> DamageReport:
-    """What the model loses by each layer or decoder block alone: the change of loss when only it is pruned.
+    """The change of the model's loss by each layer or decoder block alone, when only it is pruned.
 
     Args:
         model: a transformers causal language model; moved to the device and back. Its weights are changed one unit at a
-            time and put back, to the bit, also after an error or a cancel.
-        tokens: calibration tokens, (samples, length) int64. Every layer is calibrated on what it reads in the model as
-            it is, nothing else pruned.
-        held_out: windows that loss and errors are measured on, (windows, length); None keeps the last quarter of
-            `tokens` for that.
+            time and restored, to the bit, also after an error or a cancel.
+        tokens: calibration tokens, (samples, length) int64. Layers are calibrated on the model as it is.
+        held_out: windows to measure loss and errors on, (windows, length); by default the last quarter of `tokens`.
         units: "layers", each alone; "blocks", all chosen layers of a decoder block together.
         layers: names, `*` allowed; None means every prunable layer.
         restore: weights by layer name, (out, in), put back into the pruned `model`, one unit at a time; nothing is
             pruned then. Errors are those of the pruned layers against these.
-        done: units that are not measured again. They are pruned again, because the last record needs them all.
-        record: called with every unit's record as it comes, decoder block by decoder block, and at the end with that
-            of all units at once, whose `unit` is "*"; meanwhile the weights are what they were. May raise to stop.
+        done: units that are not measured again; they are pruned again for the last record.
+        record: called with every unit's record as it comes, at the end with that of all units at once, "*"; meanwhile
+            the weights are restored. May raise to stop.
         progress: called with a `Progress` of stage "damage", whose layers are units; may raise to stop.
         options: `method`, `sparsity`, `block_size`, `damping`, `threshold`, `order`, `budget`, `options`, `bits` and
             `group`; see `rose.prune_layer`.
@@ -86,7 +188,7 @@ def damage(
         A `DamageReport`; its `units` is a DataFrame with one row per unit, losses in nats per token.
 
     Raises:
-        RoseError: bad input, before any work; or a layer that cannot be pruned, which is named.
+        RoseError: bad input, before any work; or a layer that cannot be pruned, by name.
     """
     settings = make_settings(**options)
     check_choice("The units", units, UNITS)
@@ -94,10 +196,10 @@ def damage(
     network.check_in_memory()
     network.check_tokens(tokens)
     if held_out is None:
-        kept = max(1, len(tokens) // 4)
-        if len(tokens) - kept < 1:
+        windows = max(1, len(tokens) // 4)
+        if len(tokens) - windows < 1:
             raise RoseError("One sample cannot both calibrate and measure; give more, or held-out tokens.")
-        tokens, held_out = tokens[:-kept], tokens[-kept:]
+        tokens, held_out = tokens[:-windows], tokens[-windows:]
     if restore is None:
         selected = network.to_prune(layers, settings.pattern, settings.block_size, settings.grid)
     else:
@@ -109,17 +211,17 @@ def damage(
     sign = 1.0 if restore is None else -1.0
     run = _Run(network, held_out, units_of(network, selected, units), set(done), progress, sign)
     records = []
-    for one in run.visit(streams, selected, partial(_change, settings, restore)):
-        record(one)
-        records.append(one)
-    told = describe_damage(
-        model, tokens, held_out, method=settings.method, sparsity=settings.pattern, units=units, restore=bool(restore)
+    for unit_record in run.visit(streams, selected, partial(_change, settings, restore)):
+        record(unit_record)
+        records.append(unit_record)
+    described = describe_damage(
+        network, tokens, held_out, method=settings.method, sparsity=settings.pattern, units=units, restore=bool(restore)
     )
-    return DamageReport.from_records(records, **told, **describe_grid(settings.grid))
+    return DamageReport.from_records(records, **described, **describe_grid(settings.grid))
 
 
 def describe_damage(
-    model: nn.Module,
+    model: nn.Module | Network,
     tokens: Tensor,
     held_out: Tensor,
     *,
@@ -129,7 +231,7 @@ def describe_damage(
     restore: bool,
 ) -> dict[str, Any]:
     """The settings of a measurement, for its summary; arguments as for `damage`."""
-    network = Network(model)
+    network = model if isinstance(model, Network) else Network(model)
     return {
         "intervention": "restore" if restore else "prune",
         "units": units,
@@ -139,14 +241,17 @@ def describe_damage(
         "windows": held_out.shape[0],
         "window_length": held_out.shape[1],
         "bos_token": network.bos_in_front(tokens),
-        "embedding_norms": embedding_norms(model),
+        "embedding_norms": embedding_norms(network.model),
         "environment": Precision.of("float32", network.dtype, network.device).environment(network.device),
     }
 
 
 def dense_weights(dense: nn.Module, pruned: nn.Module, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """What `damage` is to restore in a pruned model, by layer; raises RoseError where it was pruned from another model,
-    or has lost decoder blocks since, or nothing of these layers, as `Network.select` takes them."""
+    """The weights to restore in a pruned model, by layer name.
+
+    Raises RoseError for a model pruned from another one, with fewer decoder blocks, or with nothing pruned in these
+    layers, as `Network.select` takes them.
+    """
     check_same_model(pruned, embedding_norms(dense), "The model to restore was not pruned from the dense one")
     full, left = Network(dense), Network(pruned)
     before, after = len(full.blocks), len(left.blocks)
@@ -192,51 +297,47 @@ def units_of(network: Network, selected: Sequence[PrunableLayer], units: str) ->
     """The units in the order in which they are visited."""
     if units == "layers":
         return [Unit(layer.name, layer.block_index, layer.projection, [layer]) for layer in selected]
-    return [Unit(f"{network.prefix}.{index}", index, "", found) for index, found in by_block(selected).items()]
+    return [Unit(f"{network.prefix}.{index}", index, "", inside) for index, inside in by_block(selected).items()]
 
 
 @dataclass(frozen=True)
 class _Change:
-    """What is done to one layer, and the error that belongs to it; see `DamageRecord`. `known`: what cautions look at,
-    see `rose.verdicts.caution_column`."""
+    """The new weight of one layer, ‖ΔW x‖² of pruned against dense as a mean over tokens, and a row for
+    `rose.verdicts.caution_column`."""
 
     layer: PrunableLayer
     weight: Tensor
-    sparsity: float
-    relative_error: float
-    held_out_error: float
     output_error: float
-    known: dict[str, Any]
+    row: dict[str, Any]
 
 
 def _change(
     settings: Settings, restore: Mapping[str, Tensor] | None, layer: PrunableLayer, block: BlockStatistics
 ) -> _Change:
     """Prunes or restores a layer on paper, with the errors of its pruned against its dense weight."""
-    calibration, held_out = (statistics_of(layer, found) for found in (block.calibration, block.held_out))
-    known: dict[str, Any] = {"tokens": calibration.tokens, "columns": calibration.columns}
-    known["dead_columns"] = int(calibration.dead.sum())
+    calibration, held_out = (statistics_of(layer, each) for each in (block.calibration, block.held_out))
+    row: dict[str, Any] = {"tokens": calibration.tokens, "columns": calibration.columns}
+    row["dead_columns"] = int(calibration.dead.sum())
     if restore is None:
         # Without the held-out inputs: a method that chooses by measuring would choose on the windows of the loss.
         result = prune_one(layer, block.calibration, replace(settings, measures=False))
         dense, pruned, sparsity = layer.weight, result.weight.to(layer.weight.dtype), result.sparsity
-        known["is_damping_raised"] = result.damping > damping_of(layer, calibration, settings.damping)
-        known |= {"asked_sparsity": settings.pattern.ratio, "zeros_before": float(dense.eq(0).double().mean())}
+        row["is_damping_raised"] = result.damping > damping_of(layer, calibration, settings.damping)
+        row |= {"asked_sparsity": settings.pattern.ratio, "zeros_before": float(dense.eq(0).double().mean())}
     else:
         dense, pruned = restore[layer.name], layer.weight
         sparsity = float((pruned.eq(0) & dense.to(pruned.device).ne(0)).float().mean())
-    on_calibration, _ = _errors(dense, pruned, calibration)
-    on_held_out, output = _errors(dense, pruned, held_out)
-    known |= {"sparsity": sparsity, "relative_error": on_calibration, "held_out_error": on_held_out}
+    error, _ = _errors(dense, pruned, calibration)
+    held_out_error, output_error = _errors(dense, pruned, held_out)
+    row |= {"sparsity": sparsity, "relative_error": error, "held_out_error": held_out_error}
     massive = MassiveActivation.find(dense, pruned, calibration)
-    known["massive"] = verdicts.massive_text(massive, on_calibration) if massive else ""
-    changed = pruned if restore is None else dense
-    return _Change(layer, changed, sparsity, on_calibration, on_held_out, output, known)
+    row["massive"] = verdicts.massive_text(massive, error) if massive else ""
+    return _Change(layer, pruned if restore is None else dense, output_error, row)
 
 
 def _massive_text(unit: Unit, changes: Sequence[_Change]) -> str:
-    """Of all layers with massive activations; those of a decoder block are named."""
-    texts = [(change.layer.projection, change.known["massive"]) for change in changes if change.known["massive"]]
+    """Of all layers with massive activations; those of a decoder block with their names."""
+    texts = [(change.layer.projection, change.row["massive"]) for change in changes if change.row["massive"]]
     return ". ".join(text if unit.projection else f"{projection}, {text}" for projection, text in texts)
 
 
@@ -246,11 +347,6 @@ def _errors(dense: Tensor, pruned: Tensor, inputs: InputStatistics) -> tuple[flo
     weight = dense.to(hessian.device)
     change = max(quadratic_form(difference(weight, pruned.to(hessian.device)), hessian), 0.0)
     return ratio(change, quadratic_form(weight, hessian)), change / inputs.tokens
-
-
-def _is_reached(layer: PrunableLayer, block: BlockStatistics) -> bool:
-    """Whether the layer can be changed, and loss can show it: routing may leave an expert without any token."""
-    return not any(is_left_dense(layer, found) for found in (block.calibration, block.held_out))
 
 
 @contextmanager
@@ -267,7 +363,7 @@ def _written(changes: Sequence[_Change]) -> Iterator[None]:
 
 
 class _Run:
-    """One measurement on its way through the units."""
+    """One measurement; `sign` of damage relative to the change of loss."""
 
     def __init__(
         self,
@@ -278,11 +374,10 @@ class _Run:
         progress: ProgressCallback | None,
         sign: float,
     ) -> None:
-        self.sign = sign  # of damage, against the change of loss
-        self.network, self.windows, self.units, self.done = network, windows, units, done
+        self.network, self.windows, self.units, self.done, self.sign = network, windows, units, done, sign
         self.blocks = len(network.blocks)
         self.work = pass_work(network, windows.numel())
-        # Besides a pass for every unit: one without any change, one with all of them.
+        # A pass for every unit, one without any change, one with all of them.
         self.total = 2 * self.work[0] + sum(self.work[unit.block_index] for unit in units if unit.name not in done)
         self.finished = 0.0
         self.meter = Meter(progress, self.blocks, len(units))
@@ -299,21 +394,25 @@ class _Run:
             every: list[_Change] = []
             for block in start_walk(self.network, streams, selected, self._walked).visit_dense():
                 for unit in (unit for unit in self.units if unit.block_index == block.block_index):
-                    began = time.perf_counter()
-                    changes = [change(layer, block) for layer in unit.layers if _is_reached(layer, block)]
+                    start = time.perf_counter()
+                    changes = [
+                        change(layer, block)
+                        for layer in unit.layers
+                        if not any(is_left_dense(layer, each) for each in (block.calibration, block.held_out))
+                    ]
                     every += changes
                     if not changes:  # no token was routed to these experts
                         self.meter.layers_done += 1
                         self.total -= self.work[unit.block_index]
                     elif unit.name not in self.done:
-                        yield self._measure(unit, changes, base, began)
+                        yield self._measure(unit, changes, base, start)
                 block.let_go()
             if not every:
                 raise RoseError("No token was routed to any of the chosen experts; give more tokens.")
             yield self._measure(Unit(WHOLE, -1, "", []), every, base, time.perf_counter())
             self._tell("done", self.blocks - 1, "", 0.0)
 
-    def _measure(self, unit: Unit, changes: list[_Change], base: Tensor, began: float) -> DamageRecord:
+    def _measure(self, unit: Unit, changes: list[_Change], base: Tensor, start: float) -> DamageRecord:
         index = max(unit.block_index, 0)
         drifts: list[Tensor] = []
 
@@ -328,40 +427,31 @@ class _Run:
                     losses = self._losses(index, unit.name)
         self.meter.layers_done += unit.name != WHOLE
         differences = losses - base
-        delta = float(differences.mean())
+        delta, windows = float(differences.mean()), len(losses)
         sizes = [change.weight.numel() for change in changes]
+        rows = [change.row for change in changes]
         return DamageRecord(
-            unit=unit.name,
-            block_index=unit.block_index,
-            projection=unit.projection,
-            weights=sum(sizes),
-            sparsity=sum(c.sparsity * size for c, size in zip(changes, sizes, strict=True)) / sum(sizes),
-            relative_error=sum(change.relative_error for change in changes) / len(changes),
-            held_out_error=sum(change.held_out_error for change in changes) / len(changes),
+            unit=unit.name, block_index=unit.block_index, projection=unit.projection, weights=sum(sizes),
+            sparsity=sum(row["sparsity"] * size for row, size in zip(rows, sizes, strict=True)) / sum(sizes),
+            relative_error=sum(row["relative_error"] for row in rows) / len(rows),
+            held_out_error=sum(row["held_out_error"] for row in rows) / len(rows),
             output_error=sum(change.output_error for change in changes),
             drift=float(torch.cat(drifts).mean()) if drifts else math.nan,
-            loss=float(losses.mean()),
-            delta_loss=delta,
-            damage=self.sign * delta,
-            standard_error=float(differences.std(correction=1)) / len(losses) ** 0.5 if len(losses) > 1 else math.nan,
-            perplexity_ratio=perplexity_of(differences),
-            seconds=time.perf_counter() - began,
-            cautions=verdicts.in_brief(pd.DataFrame([change.known for change in changes])),
-            massive=_massive_text(unit, changes),
-        )
+            loss=float(losses.mean()), delta_loss=delta, damage=self.sign * delta,
+            standard_error=float(differences.std(correction=1)) / windows**0.5 if windows > 1 else math.nan,
+            perplexity_ratio=perplexity_of(differences), seconds=time.perf_counter() - start,
+            cautions=verdicts.in_brief(pd.DataFrame(rows)), massive=_massive_text(unit, changes),
+        )  # fmt: skip
 
     def _losses(self, index: int, unit: str) -> Tensor:
         """Loss of each window, (windows,), in a pass that begins at a decoder block."""
-        found = window_losses(
-            self.network.model,
-            self.windows,
-            progress=lambda share: self._tell("damage", index, unit, self.work[index] * share),
-        )
+        tell = partial(self._tell, "damage", index, unit)
+        losses = window_losses(self.network, self.windows, progress=lambda share: tell(self.work[index] * share))
         self.finished += self.work[index]
-        return found
+        return losses
 
     def _walked(self, progress: Progress) -> None:
-        """The walk that gathers statistics is a small part of the work; it only tells that it is alive."""
+        """The walk that gathers statistics is a small part of the work; it only shows that it is alive."""
         self._tell("calibrate", min(progress.block_index, self.blocks - 1), "", 0.0)
 
     def _tell(self, stage: str, index: int, unit: str, work: float) -> None:

@@ -1,4 +1,4 @@
-"""A folder that keeps the rows of a measurement as they come, so that an interrupted one resumes there."""
+"""A folder that stores the rows of a measurement as they come, so that an interrupted one resumes there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from rose.tensor_files import digest
 from rose.verdicts import is_same_model
 
 DIGESTS = "text_digests"
-KNOWN = {NORMS, WEIGHTS, DIGESTS}  # settings that tell the model and the texts, which nobody gives
+KNOWN = {NORMS, WEIGHTS, DIGESTS}  # settings that identify model and texts, which nobody gives
+SETTINGS, ROWS = "settings.json", "rows.csv"
 
 
 class MeasurementFolder(Generic[Record]):
@@ -30,11 +31,10 @@ class MeasurementFolder(Generic[Record]):
 
     Attributes:
         kind: the dataclass of a row.
-        key: the fields that tell a row, whoever has measured it.
-        holds: what such a folder holds, and what each of its rows, for people.
+        key: the fields that identify a row.
+        holds: for messages, the folder's and the rows' content.
         summaries: names of the files besides settings.json and rows.csv.
-        rows: those that are there.
-        norms: `embedding_norms` of their model, where it is known.
+        norms: `embedding_norms` of the measured model, if known.
     """
 
     kind: ClassVar[type]
@@ -43,11 +43,7 @@ class MeasurementFolder(Generic[Record]):
     summaries: ClassVar[tuple[str, ...]]
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
-        """Opens the folder of a measurement with these settings, new or begun.
-
-        Raises:
-            RoseError: it belongs to one with other settings, or cannot be read or written.
-        """
+        """Opens a folder, new or begun with the same settings; raises RoseError for others."""
         self.folder = reachable(folder)
         self._settings = json.dumps(dict(settings), indent=1, sort_keys=True)
         self._lock = FileLock(self.folder / ".lock")
@@ -59,69 +55,66 @@ class MeasurementFolder(Generic[Record]):
             with self._lock:
                 self._claim()
                 self.rows = self._read()
-                if self.rows:  # a command that was killed may have added a row and not what all rows come to
+                if self.rows:  # a killed command may have added a row without its summary
                     self._write(self.summarize(json.loads(self._settings)))
         except OSError as problem:
             raise RoseError(f"The folder {folder} cannot be used ({problem.strerror}); choose another.") from problem
 
     def _claim(self) -> None:
         self._check_ours()
-        for name in ("settings.json", "rows.csv", *self.summaries):
-            for unfinished in self.folder.glob(f"{name}?*{TEMPORARY}"):  # of a process that was killed
+        for name in (SETTINGS, ROWS, *self.summaries):
+            for unfinished in self.folder.glob(f"{name}?*{TEMPORARY}"):  # of a killed process
                 unfinished.unlink()
-        if (self.folder / "rows.csv").exists():
+        if (self.folder / ROWS).exists():
             self._check_settings()
-            self.norms = read_norms(self.folder / "settings.json")
-        else:  # of a command that failed before it had measured anything, there may be others
-            write_atomically(self.folder / "settings.json", self._settings.encode())
+            self.norms = read_norms(self.folder / SETTINGS)
+        else:  # a command that failed before any measurement may have left others
+            write_atomically(self.folder / SETTINGS, self._settings.encode())
 
     def _check_ours(self) -> None:
         """Refuses a folder with anything in it that a measurement has not written."""
         is_begun = self._is_begun()
-        if is_begun and (self.folder / "rows.csv").exists():
+        if is_begun and (self.folder / ROWS).exists():
             return
-        own = [".lock", f"settings.json?*{TEMPORARY}"]
-        if is_begun:  # without settings nothing else is there yet: they are written first
-            own += ["settings.json*", "recipe.yaml*", *(f"{name}*" for name in self.summaries), "rows.csv*"]
-        if any(not any(map(item.match, own)) for item in self.folder.iterdir()):
+        ours = [".lock", f"{SETTINGS}?*{TEMPORARY}"]
+        if is_begun:  # settings are written first
+            ours += [f"{SETTINGS}*", "recipe.yaml*", *(f"{name}*" for name in self.summaries), f"{ROWS}*"]
+        if any(not any(map(item.match, ours)) for item in self.folder.iterdir()):
             raise RoseError(f"{self.folder} is not empty and holds no {self.holds[0]}; choose another folder.")
 
     def _is_begun(self) -> bool:
-        """Whether settings of such a measurement are there, whatever they say."""
+        """Whether settings of such a measurement are there, with any values."""
         try:
-            known = json.loads((self.folder / "settings.json").read_text())
+            stored = json.loads((self.folder / SETTINGS).read_text())
         except (ValueError, RecursionError, FileNotFoundError):
             return False
         ours = json.loads(self._settings)
-        return isinstance(known, dict) and all(
-            (known | ours)[name] is None for name in (known.keys() ^ ours.keys()) - KNOWN
+        return isinstance(stored, dict) and all(
+            (stored | ours)[name] is None for name in (stored.keys() ^ ours.keys()) - KNOWN
         )
 
     def _check_settings(self) -> None:
-        before, asked = _given((self.folder / "settings.json").read_text()), _given(self._settings)
-        for name in sorted(before.keys() | asked.keys()):
-            if before.get(name) != asked.get(name):
-                was, now = (known.get(name, "not given") for known in (before, asked))
+        before, now = _chosen((self.folder / SETTINGS).read_text()), _chosen(self._settings)
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                old, new = (settings.get(name, "not given") for settings in (before, now))
                 raise RoseError(
-                    f"{self.folder} holds a {self.holds[0]} with other settings: {name.replace('_', '-')} was {was} "
-                    f"there and is {now} now; choose another folder."
+                    f"{self.folder} holds a {self.holds[0]} with other settings: {name.replace('_', '-')} was {old} "
+                    f"there and is {new} now; choose another folder."
                 )
 
     def _read(self) -> list[Record]:
-        path = self.folder / "rows.csv"
+        path = self.folder / ROWS
         return read_records(path, self.kind, self.holds[1]) if path.exists() else []
 
     def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
-        """What `rows` come to: the content of each of `summaries`, by name."""
+        """The content of each of `summaries`, by name."""
         raise NotImplementedError
 
     def know(self, model: nn.Module, texts: Mapping[str, Tensor]) -> None:
-        """Keeps which model and texts they are, before any row: whatever kills the command, rows have their model.
+        """Stores the identity of model and texts before any row; `texts`: tokens of any shape, by purpose.
 
-        `texts`: tokens of any shape, by what they are for; a file of the same name may hold others by now.
-
-        Raises:
-            RoseError: the rows are those of another model or text, or the folder cannot be written any more.
+        Raises RoseError if the rows are those of another model or text, or the folder cannot be written any more.
         """
         digests = {name: digest({"tokens": tokens}) for name, tokens in texts.items()}
         self.norms, weights = embedding_norms(model), weight_norms(model)
@@ -129,48 +122,46 @@ class MeasurementFolder(Generic[Record]):
             if self.rows:
                 self._check_model(model, weights)
                 digests = self._check_texts(digests)
-            known_now = json.loads(self._settings) | {NORMS: self.norms, WEIGHTS: weights, DIGESTS: digests}
-            self._write({"settings.json": json.dumps(known_now, indent=1, sort_keys=True)})
+            settings = json.loads(self._settings) | {NORMS: self.norms, WEIGHTS: weights, DIGESTS: digests}
+            self._write({SETTINGS: json.dumps(settings, indent=1, sort_keys=True)})
 
     def _check_texts(self, digests: dict[str, str]) -> dict[str, str]:
-        """What is known of texts, with these; of what a folder does not tell, nothing is refused."""
-        known = json.loads((self.folder / "settings.json").read_text()).get(DIGESTS) or {}
-        for name in known.keys() & digests.keys():
-            if known[name] != digests[name]:
+        """The stored digests with these; a text that the folder does not know is not refused."""
+        stored = json.loads((self.folder / SETTINGS).read_text()).get(DIGESTS) or {}
+        for name in stored.keys() & digests.keys():
+            if stored[name] != digests[name]:
                 raise RoseError(
                     f"The rows in {self.folder} are those of another text: the {name} tokens differ; choose another "
                     "folder."
                 )
-        return known | digests
+        return stored | digests
 
     def _check_model(self, model: nn.Module, weights: list[float]) -> None:
-        known = read_norms(self.folder / "settings.json")
-        check_same_model(model, known, f"The rows in {self.folder} are those of another model")
-        if not is_same_model(weights, read_norms(self.folder / "settings.json", WEIGHTS)):
+        path = self.folder / SETTINGS
+        check_same_model(model, read_norms(path), f"The rows in {self.folder} are those of another model")
+        if not is_same_model(weights, read_norms(path, WEIGHTS)):
             raise RoseError(
                 f"The rows in {self.folder} are those of another model: its weights differ, as those of a pruned or "
                 "tuned copy do; give the model that was measured, or choose another folder."
             )
 
     def add(self, *rows: Record) -> None:
-        """Keeps more rows, beside those that other processes have added, and updates the other files.
+        """Adds rows that no process has added yet, and updates the other files.
 
-        Raises:
-            RoseError: the folder cannot be written any more.
+        Raises RoseError if the folder cannot be written any more.
         """
         with self._writing():
-            tell = attrgetter(*self.key)
-            known = set(map(tell, self.rows))
-            new = [row for row in rows if tell(row) not in known]
+            key = attrgetter(*self.key)
+            keys = set(map(key, self.rows))
+            new = [row for row in rows if key(row) not in keys]
             self.rows += new
             if new:
-                text = records_table(self.rows, self.kind).to_csv(index=False)
-                self._write({"rows.csv": text})
+                self._write({ROWS: records_table(self.rows, self.kind).to_csv(index=False)})
             self._write(self.summarize(json.loads(self._settings)))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Meanwhile no other process writes, and `rows` are those that are there."""
+        """While this lasts, no other process writes, and `rows` are current."""
         try:
             with self._lock:
                 self._check_settings()  # another command may have begun here since
@@ -187,6 +178,6 @@ class MeasurementFolder(Generic[Record]):
             write_atomically(self.folder / name, text.encode())
 
 
-def _given(settings: str) -> dict[str, Any]:
-    """Settings of a file but for those that are left to their defaults, the model and the texts."""
+def _chosen(settings: str) -> dict[str, Any]:
+    """Settings without defaults, the model and the texts."""
     return {name: value for name, value in json.loads(settings).items() if value is not None and name not in KNOWN}

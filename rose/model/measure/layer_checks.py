@@ -28,15 +28,15 @@ def check_layers(
     block_size: int,
     damping: float,
 ) -> pd.DataFrame:
-    """One row per layer that calibration has reached, whether or not it could be pruned afterwards.
+    """One row per layer that calibration has reached, also if it could not be pruned.
 
     Args:
         records: as from `records_table`, any number of methods per layer, none with factors; the worst of them counts.
-        blocks: what calibration found, as from `visit_blocks`.
+        blocks: as from `visit_blocks`.
 
     Returns:
-        Columns layer, status ("pass", "look" or "fail", the worst of the row), one per entry of `CHECKS` with its
-            status or "not measured", and found: what did not pass, in words.
+        Columns layer, status ("pass", "look" or "fail", the worst of the row), the status or "not measured" for each
+            of `CHECKS`, and found: sentences for those that did not pass.
     """
     pattern = parse_sparsity(sparsity)
     by_layer = dict(iter(records.groupby("layer", sort=False)))
@@ -46,18 +46,13 @@ def check_layers(
         for layer in block.layers:
             if is_left_dense(layer, block.calibration):
                 continue
-            known = block.calibration.get(layer.name)
-            own = damping if known is None else damping_of(layer, known, damping)
-            found = _check_layer(known, by_layer.get(layer.name), judged, pattern, block_size, own)
-            statuses = {check.name: check.status for check in found}
-            rows.append(
-                {
-                    "layer": layer.name,
-                    "status": worst(found),
-                    **{name: statuses.get(name, NOT_MEASURED) for name in CHECKS},
-                    "found": "; ".join(check.found for check in found if check.status != "pass"),
-                }
-            )
+            statistics = block.calibration.get(layer.name)
+            least = damping if statistics is None else damping_of(layer, statistics, damping)
+            checks = _check_layer(statistics, by_layer.get(layer.name), judged, pattern, block_size, least)
+            row = {"layer": layer.name, "status": worst(checks), **dict.fromkeys(CHECKS, NOT_MEASURED)}
+            row |= {check.name: check.status for check in checks}
+            row["found"] = "; ".join(check.found for check in checks if check.status != "pass")
+            rows.append(row)
     return pd.DataFrame(rows, columns=["layer", "status", *CHECKS, "found"])
 
 
@@ -73,24 +68,24 @@ def _check_layer(
         return [Check("Finite inputs", "fail", "no input during calibration", "at least one token")]
     if id(statistics) not in judged:
         judged[id(statistics)] = check_inputs(statistics, None if records is not None else damping)
-    found = list(judged[id(statistics)])
+    checks = list(judged[id(statistics)])
     if records is None:
-        return found
-    found.append(judge_damping(float(records["damping"].max()), damping, bool(records["is_damping_raised"].any())))
-    found.append(_check_sparsity(records, pattern, block_size))
+        return checks
+    checks.append(judge_damping(float(records["damping"].max()), damping, bool(records["is_damping_raised"].any())))
+    checks.append(_check_sparsity(records, pattern, block_size))
     ratios = records["held_out_error"] / records["relative_error"]
     if ratios.notna().any():
         row = records.loc[ratios.idxmax()]
         check = check_overfitting(float(row["relative_error"]), float(row["held_out_error"]))
-        if check is not None:  # of one method of several, so it has to be named
-            found.append(replace(check, found=f"{sentence(label_of(row['method']))}: {check.found}"))
-    return found
+        if check is not None:  # of one method of several, so it is named
+            checks.append(replace(check, found=f"{sentence(label_of(row['method']))}: {check.found}"))
+    return checks
 
 
 def sparsity_off(records: pd.DataFrame, pattern: Pattern) -> pd.Series:
-    """Weights by which each result misses the sparsity that was asked for.
+    """The number of weights by which each result misses the sparsity in the settings.
 
-    Zeros in dead columns, and those that the weights had before, may come on top of it.
+    Zeros in dead columns, and those before pruning, may come on top of it.
     """
     sizes = records["rows"] * records["columns"]
     on_top = sizes * (records["dead_columns"] / records["columns"] + records["zeros_before"])
@@ -99,7 +94,7 @@ def sparsity_off(records: pd.DataFrame, pattern: Pattern) -> pd.Series:
 
 
 def _check_sparsity(records: pd.DataFrame, pattern: Pattern, block_size: int) -> Check:
-    """From the realised fractions alone; `realised_sparsity` counts in the method's own units."""
+    """By the realised fractions; `realised_sparsity` counts in the method's own units."""
     sizes = records["rows"] * records["columns"]
     deviation = sparsity_off(records, pattern)
     blocks = math.ceil(int(records["columns"].iloc[0]) / block_size)

@@ -19,11 +19,7 @@ LOGIT_ELEMENTS = 2**27  # 512 MB of float32 logits at a time
 
 
 def perplexity(
-    model: nn.Module,
-    tokens: Tensor,
-    *,
-    compute: str = "float32",
-    progress: Callable[[float], Any] | None = None,
+    model: nn.Module, tokens: Tensor, *, compute: str = "float32", progress: Callable[[float], Any] | None = None
 ) -> float:
     """exp of the mean negative log-likelihood of every token given those before it in its window.
 
@@ -32,25 +28,24 @@ def perplexity(
     Args:
         model: a transformers causal language model; moved to the device and back.
         tokens: (windows, length) int64, as from `load_tokens(..., seed=None)`.
-        compute: as for `prune_model`; float32 unless asked otherwise, because this is a measurement.
-        progress: called with the share done, 0 to 1, after each decoder block; not with a `Progress`, as a measurement
-            has no stages. May raise to stop.
+        compute: as for `prune_model`; by default float32, because this is a measurement.
+        progress: called with the share done, 0 to 1 (not a `Progress`), after each decoder block; may raise to stop.
 
     Raises:
-        RoseError: tokens that do not fit the model, or windows in which there is nothing to predict.
+        RoseError: tokens that do not fit the model, or windows with nothing to predict.
     """
     return perplexity_of(window_losses(model, tokens, compute=compute, progress=progress))
 
 
 def perplexity_of(losses: Tensor) -> float:
-    """exp of the mean of what `window_losses` returns."""
+    """exp of the mean of `window_losses`."""
     mean = float(losses.mean())
     return math.inf if mean >= 700 else math.exp(mean)
 
 
 @torch.no_grad()
 def window_losses(
-    model: nn.Module,
+    model: nn.Module | Network,
     tokens: Tensor,
     *,
     compute: str = "float32",
@@ -58,38 +53,34 @@ def window_losses(
 ) -> Tensor:
     """Mean negative log-likelihood a token of each window, (windows,) float64, in nats; arguments as for `perplexity`.
 
-    Two models are compared window by window: what makes a text hard is the same for both, so their difference varies
-    far less than either of them.
+    Two models are compared window by window: their differences vary far less than the losses.
     """
-    network = Network(model)
+    network = model if isinstance(model, Network) else Network(model)
     network.check_in_memory()
     network.check_tokens(tokens, "Perplexity")
-    device = network.device
-    precision = Precision.of(compute, network.dtype, device)
-    vocabulary: int = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
-    batch = max(1, LOGIT_ELEMENTS // (vocabulary * tokens.shape[1]))
+    body: Any = network.model
+    precision = Precision.of(compute, network.dtype, network.device)
+    batch = max(1, LOGIT_ELEMENTS // (body.get_output_embeddings().weight.shape[0] * tokens.shape[1]))
     done: list[Tensor] = []
 
     def tell(share: float) -> None:
         if progress:
             progress((sum(map(len, done)) + share * len(windows)) / len(tokens))
 
-    def behind(index: int) -> Callable[..., None]:  # a batch alone may take eight seconds
+    def after(index: int) -> Callable[..., None]:  # a batch alone may take eight seconds
         return lambda *_args: tell((index + 1) / (len(network.blocks) + 1))
 
-    hooks = [
-        block.register_forward_hook(behind(index)) for index, block in enumerate(network.blocks if progress else ())
-    ]
-    with evaluating(model, device), hooked(hooks):
+    blocks = enumerate(network.blocks if progress else ())
+    hooks = [block.register_forward_hook(after(index)) for index, block in blocks]
+    with evaluating(body, network.device), hooked(hooks):
         for windows in tokens.split(batch):
-            windows = windows.to(device).long()
-            with precision.computing(device):
-                logits = model(input_ids=windows, use_cache=False).logits[:, :-1]
-            stop_point()  # what follows takes a second
+            windows = windows.to(network.device).long()
+            with precision.computing(network.device):
+                logits = body(input_ids=windows, use_cache=False).logits[:, :-1]
+            stop_point()  # the rest takes a second
             # (tokens, vocabulary): along the last, contiguous dimension the CPU takes a quarter of the time.
-            losses = nn.functional.cross_entropy(
-                logits.float().flatten(0, 1), windows[:, 1:].flatten(), reduction="none"
-            )
+            flat, targets = logits.float().flatten(0, 1), windows[:, 1:].flatten()
+            losses = nn.functional.cross_entropy(flat, targets, reduction="none")
             done.append(losses.double().view(len(windows), -1).mean(1).cpu())
             tell(0.0)
     return torch.cat(done)

@@ -1,7 +1,7 @@
-"""Zero-shot accuracy through the field's own harness, lm-eval (Gao et al., "A framework for few-shot language model
-evaluation"), which is installed apart: requirements-eval.txt.
+"""Zero-shot accuracy with lm-eval (Gao et al., "A framework for few-shot language model evaluation").
 
-A pruned model's perplexity can look harmless while its answers are not; papers therefore report both.
+It is installed apart, from requirements-eval.txt. A pruned model's answers can be bad while its perplexity looks
+harmless; papers therefore report both.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from rose.files import reachable
 from rose.model.load.tokens import first_token
 from rose.model.network.residence import evaluating, pick_device
 
-# What SparseGPT, Wanda, OWL and ROSE report. Names as in the harness; openbookqa is the papers' OBQA.
+# What SparseGPT, Wanda, OWL and ROSE report, with lm-eval's names; openbookqa is the papers' OBQA.
 TASKS = ("boolq", "winogrande", "piqa", "openbookqa", "hellaswag", "arc_easy", "arc_challenge")
 BATCH = 8  # sequences at a time
 MISSING = "Zero-shot tasks need lm-eval; run: pip install -r requirements-eval.txt"
-FILE = "zero_shot.csv"  # in the folder of a model, its accuracies
+FILE = "zero_shot.csv"  # accuracies, in a model's folder
 
 
 def check_installed() -> None:
-    """Raises RoseError where lm-eval is missing. Reads all of it, which takes seconds; see `is_installed`."""
+    """Raises RoseError without lm-eval. Imports all of it, which takes seconds; see `is_installed`."""
     try:
         import lm_eval.models.huggingface  # noqa: F401
     except ImportError as problem:
@@ -39,13 +39,13 @@ def check_installed() -> None:
 
 
 def is_installed() -> bool:
-    """Whether lm-eval is there, without reading it."""
+    """Whether lm-eval is there, without an import."""
     return find_spec("lm_eval") is not None
 
 
 def check_task_folder(folder: str | Path, *, trust_remote_code: bool = False) -> None:
-    """Raises RoseError where there is no such folder, or where a task definition in it could run code that lies beside
-    it, unless that is trusted."""
+    """Raises RoseError for a missing folder, and for task definitions in it that could run code beside them, unless
+    that is trusted."""
     place = reachable(folder)
     if not place.is_dir():
         raise RoseError(f"There is no folder {folder}; give one that holds task definitions (.yaml).")
@@ -59,13 +59,13 @@ def check_task_folder(folder: str | Path, *, trust_remote_code: bool = False) ->
 
 
 def _is_plain(path: Path, files: Sequence[Path]) -> bool:
-    """Whether a task definition names no code, and includes only such as are among `files`."""
+    """Whether a task definition names no code, and includes only those among `files`."""
     try:
         config = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # as lm-eval reads it
-        named = config.get("include", [])
-        included = [(path.parent / one).resolve() for one in (named if isinstance(named, list) else [named])]
-        metrics = [one["metric"] for one in config.get("metric_list", [])]
-        return all(one in files for one in included) and not any("/" in one for one in metrics)
+        include = config.get("include", [])
+        included = [(path.parent / name).resolve() for name in (include if isinstance(include, list) else [include])]
+        metrics = [metric["metric"] for metric in config.get("metric_list", [])]
+        return all(each in files for each in included) and not any("/" in metric for metric in metrics)
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):  # a tag, no mapping, odd values
         return False
 
@@ -81,21 +81,21 @@ def zero_shot(
     bos: str = "auto",
     progress: Callable[[float], Any] = lambda _share: None,
 ) -> pd.DataFrame:
-    """Accuracy on multiple-choice tasks of the harness, without examples in the prompt.
+    """Accuracy on multiple-choice tasks of lm-eval, without examples in the prompt.
 
-    A choice is the answer with the largest log-likelihood: as it is in `accuracy`, divided by its length in
-    `accuracy_norm` where the task defines that. Data sets come from the Hub, or from files that a local task names.
+    The chosen answer has the largest log-likelihood; for `accuracy_norm`, if the task defines it, divided by its
+    length. Data sets come from the Hub, or from files that a local task names.
 
     Args:
-        task_folder: a folder of further tasks as YAML files; then only these are known.
+        task_folder: a folder of tasks as YAML files; then only these are known.
         trust_remote_code: run Python code that files in that folder name, such as by `!function`.
-        limit: at most so many questions of each task, the first ones.
+        limit: only the first questions of each task.
         bos: whether every question begins with a beginning-of-sequence token, see `rose.model.load.tokens.first_token`.
         progress: called with the share done, 0 to 1, before each batch of answers; may raise to stop.
 
     Returns:
-        A row per task: task, questions, accuracy, accuracy_error (standard error), accuracy_norm. NaN where the task
-            has no such number. The error is that of two more right and two more wrong answers (Agresti and Coull
+        A row per task: task, questions, accuracy, accuracy_error (standard error), accuracy_norm; NaN for numbers that
+            the task does not have. The error is that of two more right and two more wrong answers (Agresti and Coull
             1998): without them, all right or all wrong would be beyond chance.
 
     Raises:
@@ -108,13 +108,14 @@ def zero_shot(
         raise RoseError("Zero-shot needs at least one task, and a limit of at least 1.")
     with evaluating(model, device := pick_device()):
         manager = task_manager(tasks, task_folder, trust_remote_code=trust_remote_code)
-        found = _evaluate(model, tokenizer, manager, list(tasks), limit, device, first, progress)
-    return pd.DataFrame([_row(name, found["results"][name], found["n-samples"][name]) for name in tasks])
+        wrapped = _wrapped(model, tokenizer, device, first, progress)
+        results = _evaluate(wrapped, manager, list(tasks), limit)
+    return pd.DataFrame([_row(name, results["results"][name], results["n-samples"][name]) for name in tasks])
 
 
 def task_manager(tasks: Sequence[str], folder: str | Path | None, *, trust_remote_code: bool = False) -> Any:
-    """The harness's tasks, or those of a folder; raises RoseError as `check_task_folder`, for a group of tasks, and for
-    an unknown one."""
+    """lm-eval's tasks, or those of a folder; raises RoseError as `check_task_folder`, for a group of tasks, and for an
+    unknown one."""
     from lm_eval.tasks import TaskManager
 
     if folder is not None:
@@ -123,64 +124,63 @@ def task_manager(tasks: Sequence[str], folder: str | Path | None, *, trust_remot
     groups = [name for name in tasks if name in manager.all_tasks and name not in manager.all_subtasks]
     if groups:
         raise RoseError(f"{', '.join(groups)} stands for several tasks; name those of them that you want.")
-    unknown = [name for name in tasks if name not in manager.all_subtasks]
+    unknown = ", ".join(name for name in tasks if name not in manager.all_subtasks)
+    if unknown and folder is not None:
+        raise RoseError(f"{folder} defines no task named {unknown}.")
     if unknown:
-        raise RoseError(
-            f"There is no task named {', '.join(unknown)}; choose from {', '.join(TASKS)}, or any other of lm-eval's."
-            if folder is None
-            else f"{folder} defines no task named {', '.join(unknown)}."
-        )
+        raise RoseError(f"There is no task named {unknown}; choose from {', '.join(TASKS)}, or any other of lm-eval's.")
     return manager
 
 
-def _evaluate(
+def _wrapped(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    manager: Any,
-    tasks: list[str],
-    limit: int | None,
     device: torch.device,
     first: int | None,
     progress: Callable[[float], Any],
-) -> dict[str, Any]:
-    import lm_eval
-    from jinja2 import StrictUndefined, TemplateError
-    from jinja2.sandbox import SandboxedEnvironment
-    from lm_eval import utils
+) -> Any:
+    """The model for lm-eval."""
     from lm_eval.models.huggingface import HFLM
 
-    # Templates are a task's too, and in lm-eval's own environment they reach all of Python.
-    apart = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-    apart.filters.update(utils.env.filters)
-    utils.env = apart
-
     class Begun(HFLM):
-        """Every question begins as calibration does, with the one token or with none."""
+        """Every question begins as calibration does, with the `first` token or with none."""
 
         def tok_encode(
             self,
             string: str,
             add_special_tokens: bool | None = None,
             left_truncate_len: int | None = None,
-            **_more: Any,
+            **_options: Any,
         ) -> list[int]:
             ids = super().tok_encode(string, add_special_tokens=False)
             if first is not None and add_special_tokens is not False and ids[:1] != [first]:
                 ids = [first, *ids]
             return ids[-left_truncate_len:] if left_truncate_len else ids
 
-        def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **more: Any) -> list[Any]:
+        def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **options: Any) -> list[Any]:
             self.batches, self.run = math.ceil(len(requests) / BATCH), 0
-            return super()._loglikelihood_tokens(requests, *args, **more)
+            return super()._loglikelihood_tokens(requests, *args, **options)
 
-        def _model_call(self, *args: Any, **more: Any) -> Any:
+        def _model_call(self, *args: Any, **options: Any) -> Any:
             progress(min(1.0, self.run / max(1, self.batches)))
             self.run += 1
-            return super()._model_call(*args, **more)
+            return super()._model_call(*args, **options)
 
-    wrapped = Begun(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, device=str(device))
+    return Begun(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, device=str(device))
+
+
+def _evaluate(wrapped: Any, manager: Any, tasks: list[str], limit: int | None) -> dict[str, Any]:
+    import lm_eval
+    from jinja2 import StrictUndefined, TemplateError
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+
+    # Templates belong to tasks, too, and in lm-eval's own environment they reach all of Python.
+    sandbox = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    sandbox.filters.update(utils.env.filters)
+    utils.env = sandbox
     try:
-        found = lm_eval.simple_evaluate(
+        results = lm_eval.simple_evaluate(
             model=wrapped,
             tasks=tasks,
             num_fewshot=0,
@@ -194,17 +194,17 @@ def _evaluate(
         raise RoseError(
             f"The tasks cannot be run ({reason}); check the network, or give a folder of tasks with local files."
         ) from problem
-    assert found is not None  # None only on other ranks of a distributed run
-    return dict(found)
+    assert results is not None  # None only on other ranks of a distributed run
+    return dict(results)
 
 
 def _row(name: str, result: dict[str, Any], questions: dict[str, int]) -> dict[str, Any]:
-    accuracy, asked = float(result.get("acc,none", math.nan)), int(questions["effective"])
-    share = (accuracy * asked + 2) / (asked + 4)
+    accuracy, number = float(result.get("acc,none", math.nan)), int(questions["effective"])
+    share = (accuracy * number + 2) / (number + 4)
     return {
         "task": name,
-        "questions": asked,
+        "questions": number,
         "accuracy": accuracy,
-        "accuracy_error": math.sqrt(share * (1 - share) / (asked + 4)),
+        "accuracy_error": math.sqrt(share * (1 - share) / (number + 4)),
         "accuracy_norm": float(result.get("acc_norm,none", math.nan)),
     }

@@ -1,6 +1,6 @@
-"""Which ratio each layer of a model gets: the same, by outliers (OWL), by the curvature of the loss, or by damage.
+"""The sparsity of each layer of a model: the same, by outliers (OWL), by the curvature of the loss, or by damage.
 
-The total comes out exact whatever the layers' sizes.
+The total is exact whatever the layers' sizes.
 """
 
 from __future__ import annotations
@@ -14,26 +14,23 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rose.errors import RoseError
-from rose.files import expand
 from rose.interrupt import is_stoppable, stop_point
 from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
 from rose.model.defaults import BY_DAMAGE, DENSITY_SPREAD
 from rose.model.network.experts import ExpertLinear, experts_apart
-from rose.model.network.identity import check_same_model, weight_norms
+from rose.model.network.identity import WEIGHTS, check_same_model, read_norms, weight_norms
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.network.residence import evaluating, gradients_only_of
 from rose.model.network.stand_ins import hooked
 from rose.model.rules import DAMAGE_SPREAD, Allocation
-from rose.model.run.damages import model_of_damages, weights_of_damages
 from rose.model.run.one_layer import is_left_dense
-from rose.model.walk.collector import statistics_of
 from rose.model.walk.forward import hidden_of, no_input
-from rose.model.walk.walk import BlockStatistics
+from rose.model.walk.walk import BlockStatistics, statistics_of
 from rose.verdicts import is_same_model
 
-# Hutchinson's probes: one for each of so many windows, and so much of each. A second derivative costs about four
+# Hutchinson's probes: one for each of so many windows, cut to so many tokens. A second derivative costs about four
 # forward passes, and keeps every attention matrix: 7 GB for 512 tokens of the packaged model.
 TRACE_SAMPLES, TRACE_LENGTH = 16, 512
 
@@ -53,59 +50,51 @@ def allocate(
     dense_blocks: Callable[[], Iterable[BlockStatistics]],
     tick: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Pattern]:
-    """The pattern of each layer; all together remove exactly round(ratio · weights).
+    """The pattern of each of the layers to prune; together they remove exactly round(ratio · weights).
 
     Args:
         network: of the dense model, which is not changed.
-        layers: those that will be pruned; OWL's outliers and the total are over these.
-        dense_blocks: gives statistics of the dense model by decoder block; only OWL asks for them.
+        dense_blocks: gives statistics of the dense model by decoder block; only OWL calls it.
         tick: called with the share done, 0 to 1; may raise to stop.
 
     Raises:
-        RoseError: damages of another model, or a layer whose damage is not known, or by which the loss has no finite
-            curvature.
+        RoseError: damages of another model, a layer without damage, or without finite curvature of the loss.
     """
     if allocation.rule == "uniform":
         return {layer.name: pattern for layer in layers}
     ratio, reach = pattern.ratio, 1.0
     if allocation.rule == "owl":
         shares = _outlier_shares(dense_blocks())
-        wanted = owl_ratios([shares[layer.block_index] for layer in layers], ratio)
+        ratios = owl_ratios([shares[layer.block_index] for layer in layers], ratio)
     elif allocation.rule == BY_DAMAGE:
-        wanted, reach = damage_ratios(_damage_densities(network.model, allocation, layers), ratio), DAMAGE_SPREAD
+        ratios, reach = damage_ratios(_damage_densities(network.model, allocation, layers), ratio), DAMAGE_SPREAD
     else:
-        wanted = sensitivity_ratios(_sensitivities(network, tokens, layers, tick), ratio, allocation.spread)
-    ratios = exact_ratios(wanted, [layer.weight.numel() for layer in layers], ratio, reach)
-    return {layer.name: Pattern(own) for layer, own in zip(layers, ratios, strict=True)}
+        traces = hessian_traces(network, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)
+        for layer, trace in zip(layers, traces, strict=True):
+            if not math.isfinite(trace):
+                raise RoseError(f"The loss has no finite curvature by {layer.name}; load the model in float32.")
+        # Hutchinson's estimate may be negative, and so may a trace: the loss is not convex. The paper takes |mean|.
+        per_weight = [abs(trace) / layer.weight.numel() for layer, trace in zip(layers, traces, strict=True)]
+        ratios = sensitivity_ratios(per_weight, ratio, allocation.spread)
+    exact = exact_ratios(ratios, [layer.weight.numel() for layer in layers], ratio, reach)
+    return {layer.name: Pattern(share) for layer, share in zip(layers, exact, strict=True)}
 
 
 def _outlier_shares(blocks: Iterable[BlockStatistics]) -> dict[int, float]:
-    """Outlier share of each decoder block, by its index; the least of all where no token came to any of its layers."""
+    """Outlier share of each decoder block, by its index; the smallest share for a block that no token reached."""
     shares: dict[int, float] = {}
-    unknown = []
+    unreached = []
     for block in blocks:
-        known = [
+        inputs = [
             (layer.weight, statistics_of(layer, block.calibration).mean_square)
             for layer in block.layers
             if not is_left_dense(layer, block.calibration)
         ]
-        if known:
-            shares[block.block_index] = outlier_share([importance(w.to(x.device), x) for w, x in known])
+        if inputs:
+            shares[block.block_index] = outlier_share([importance(w.to(x.device), x) for w, x in inputs])
         else:
-            unknown.append(block.block_index)
-    return shares | dict.fromkeys(unknown, min(shares.values(), default=0.0))
-
-
-def _sensitivities(
-    network: Network, tokens: Tensor, layers: Sequence[PrunableLayer], tick: Callable[[float], None]
-) -> list[float]:
-    """|Mean trace of the loss Hessian| per weight, of each layer."""
-    traces = hessian_traces(network, tokens[:TRACE_SAMPLES, :TRACE_LENGTH], layers, tick=tick)
-    for layer, trace in zip(layers, traces, strict=True):
-        if not math.isfinite(trace):
-            raise RoseError(f"The loss has no finite curvature by {layer.name}; load the model in float32.")
-    # Hutchinson's estimate may be negative, and so may a trace: the loss is not convex. The paper takes |mean|.
-    return [abs(trace) / layer.weight.numel() for layer, trace in zip(layers, traces, strict=True)]
+            unreached.append(block.block_index)
+    return shares | dict.fromkeys(unreached, min(shares.values(), default=0.0))
 
 
 def hessian_traces(
@@ -119,11 +108,11 @@ def hessian_traces(
     """Hutchinson's estimate of the trace of the loss Hessian with respect to each layer's weights.
 
     For random signs v, the mean of vᵀ(∇²loss)v is the trace; ∇²loss·v is a second backward pass. All layers share a
-    probe: terms between layers have mean zero. The loss is the mean cross-entropy of next tokens in a window, and the
-    estimate the mean over windows. Arithmetic is in the model's own dtype, so load it in float32.
+    probe: terms between layers have mean zero. The loss is the mean cross-entropy of next tokens in a window, averaged
+    over windows. Arithmetic is in the model's dtype, so load it in float32.
 
-    The model is moved to the device and back; weights, gradients and flags are as before afterwards. Raises RoseError
-    for tokens too short to predict anything, or a layer that none reaches.
+    The model moves to the device and back; weights, gradients and flags are restored. Raises RoseError for tokens too
+    short to predict anything, or a layer that none reaches.
     """
     network.check_tokens(tokens, "Sensitivity")
     weights = {layer.name: layer.parameter for layer in layers}
@@ -133,7 +122,7 @@ def hessian_traces(
     apart = experts_apart(model)
     with hooked(hooks), gradients_only_of(model, weights.values()), evaluating(model, network.device), apart:
         totals = torch.zeros(len(layers), dtype=torch.float64)
-        for number, window in enumerate(tokens.clone()):  # made in inference mode, they cannot be saved for backward
+        for number, window in enumerate(tokens.clone()):  # tensors of inference mode cannot be saved for backward
             products = _probe(model, window.to(network.device), weights, generator)
             totals += torch.tensor([_sum_of(layer, products[layer.name]) for layer in layers], dtype=torch.float64)
             tick((number + 1) / len(tokens))
@@ -154,16 +143,16 @@ def _stop_behind(_block: nn.Module, _inputs: Any, output: Any) -> None:
 
 
 def _sum_of(layer: PrunableLayer, products: Tensor) -> float:
-    """The sum over the layer's own part of a tensor of its parameter's shape."""
-    own = layer.module.part_of(products) if isinstance(layer.module, ExpertLinear) else products
-    return float(own.sum(dtype=torch.float32))
+    """The sum over the layer's part of a tensor of its parameter's shape."""
+    part = layer.module.part_of(products) if isinstance(layer.module, ExpertLinear) else products
+    return float(part.sum(dtype=torch.float32))
 
 
 def _probe(
-    model: nn.Module, window: Tensor, named: Mapping[str, Tensor], generator: torch.Generator
+    model: nn.Module, window: Tensor, parameters: Mapping[str, Tensor], generator: torch.Generator
 ) -> dict[str, Tensor]:
     """v ⊙ (∇²loss)v of each layer's parameter, for one draw of signs v; its sums are vᵀ(∇²loss)v."""
-    unique = {id(weight): weight for weight in named.values()}
+    unique = {id(weight): weight for weight in parameters.values()}
     weights = list(unique.values())
     # The fused attention kernels have no second derivative.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -171,14 +160,14 @@ def _probe(
         loss = nn.functional.cross_entropy(logits.float(), window[1:].long())
         gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
         missed = [weight for weight, gradient in zip(unique, gradients, strict=True) if gradient is None]
-        for name, weight in named.items():
+        for name, weight in parameters.items():
             if id(weight) in missed:
                 raise no_input(name)
         signs = [_signs(weight, generator) for weight in weights]
         slope = torch.stack([(g * v).sum().float() for g, v in zip(gradients, signs, strict=True)]).sum()
         products = torch.autograd.grad(slope, weights)
-    found = {key: v * p for key, v, p in zip(unique, signs, products, strict=True)}
-    return {name: found[id(weight)] for name, weight in named.items()}
+    by_weight = {key: v * p for key, v, p in zip(unique, signs, products, strict=True)}
+    return {name: by_weight[id(weight)] for name, weight in parameters.items()}
 
 
 def _signs(weight: Tensor, generator: torch.Generator) -> Tensor:
@@ -187,16 +176,16 @@ def _signs(weight: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def outlier_share(scores: Sequence[Tensor]) -> float:
-    """Share of importances above 5 times their mean, over all matrices of one decoder block (OWL, Yin et al.
-    2024, equation 1)."""
+    """Share of importances above 5 times their mean, over all matrices of a decoder block (OWL, Yin et al. 2024,
+    equation 1)."""
     size = sum(score.numel() for score in scores)
     mean = sum(float(score.double().sum()) for score in scores) / size
     return sum(int((score > OUTLIER_FACTOR * mean).sum()) for score in scores) / size
 
 
 def owl_ratios(shares: Sequence[float], ratio: float) -> list[float]:
-    """Ratios in a band 2λ wide, whose mean over layers is the target, falling with the outlier share of each layer's
-    decoder block (OWL, Yin et al. 2024, section 3.2)."""
+    """Ratios in a band 2λ wide around their mean, `ratio`, falling with the outlier share of each layer's decoder
+    block (OWL, Yin et al. 2024, section 3.2)."""
     low, high = min(shares), max(shares)
     if high == low:
         return [ratio] * len(shares)
@@ -206,28 +195,26 @@ def owl_ratios(shares: Sequence[float], ratio: float) -> list[float]:
 
 
 def sensitivity_ratios(sensitivities: Sequence[float], ratio: float, spread: float = DENSITY_SPREAD) -> list[float]:
-    """Densities from 1 − ratio − α to 1 − ratio + α, linear in the rank of the sensitivity (Shao et al. 2024, section
-    3.3): |mean trace of the loss Hessian| / size. Ties by position; a single layer gets the target. `spread` is α."""
+    """Densities from 1 − ratio − α to 1 − ratio + α, linear in the rank of |mean trace of the loss Hessian| / size
+    (Shao et al. 2024, section 3.3). Ties by position; a single layer gets `ratio`. `spread` is α."""
     last = len(sensitivities) - 1
     if last < 1:
         return [ratio] * len(sensitivities)
-    ranked = sorted(range(last + 1), key=lambda i: sensitivities[i])
     ratios = [0.0] * (last + 1)
-    for rank, layer in enumerate(ranked):
+    for rank, layer in enumerate(sorted(range(last + 1), key=lambda i: sensitivities[i])):
         ratios[layer] = ratio + spread * (1 - 2 * rank / last)
     return ratios
 
 
 def _damage_densities(model: nn.Module, allocation: Allocation, layers: Sequence[PrunableLayer]) -> list[float]:
-    """Damage per weight of each layer, its own or its decoder block's; what chance could have made counts as chance."""
-    folder, what = expand(allocation.folder), f"The damages in {allocation.folder} are those of another model"
-    if norms := model_of_damages(folder):
-        check_same_model(model, norms, what)
-    known = {record.unit: record for record in allocation.damages()}
+    """Damage per weight of each layer, or of its decoder block, at least its standard error."""
+    folder, wrong_model = allocation.place, f"The damages in {allocation.folder} are those of another model"
+    if norms := read_norms(folder / "summary.json"):
+        check_same_model(model, norms, wrong_model)
+    records = {record.unit: record for record in allocation.damages()}
     densities = []
     for layer in layers:
-        block = layer.name.removesuffix("." + layer.projection)
-        record = known.get(layer.name) or known.get(block)
+        record = records.get(layer.name) or records.get(layer.name.removesuffix("." + layer.projection))
         if record is None:
             raise RoseError(f"The damage of {layer.name} has not been measured; measure it, or leave the layer out.")
         if not math.isfinite(record.damage):
@@ -239,36 +226,35 @@ def _damage_densities(model: nn.Module, allocation: Allocation, layers: Sequence
             )
         noise = 0.0 if math.isnan(record.standard_error) else record.standard_error
         densities.append(max(record.damage, noise) / record.weights)
-    if (weights := weights_of_damages(folder)) and not is_same_model(weight_norms(model), weights):
-        raise RoseError(f"{what}: its weights differ, as those of a pruned copy do; measure this model.")
+    weights = read_norms(folder / "settings.json", WEIGHTS)
+    if weights and not is_same_model(weight_norms(model), weights):
+        raise RoseError(f"{wrong_model}: its weights differ, as those of a pruned copy do; measure this model.")
     return densities
 
 
 def damage_ratios(densities: Sequence[float], ratio: float) -> list[float]:
-    """Ratios that make the sum of damages least where each grows as d·exp(g(s − ratio)) with its sparsity s.
+    """Ratios that minimize the sum of damages if each grows as d·exp(g(s − ratio)) with its sparsity s.
 
     With n weights in a layer and one total of n·s, Lagrange's condition is g·d·exp(g(s − ratio)) = λn for every layer,
-    so s falls with the logarithm of damage per weight: s = const − ln(d/n)/g. The constant and the limits of
-    `DAMAGE_SPREAD` are for `exact_ratios`; single damages are taken to add up, which docs/damage.md checks. Our own.
+    so s falls with the logarithm of damage per weight: s = const − ln(d/n)/g. `exact_ratios` finds the constant.
+    Damages of single layers are assumed to add up, which docs/damage.md checks. Our own.
 
-    Args:
-        densities: damage per weight, d/n, of each layer; 0 where none was measured.
-        ratio: the target, at which damage was measured.
+    `densities`: d/n of each layer, measured at `ratio`; 0 if none was measured.
     """
-    known = [math.log(density) for density in densities if density > 0]
-    if not known:
+    measured = [math.log(density) for density in densities if density > 0]
+    if not measured:
         return [ratio] * len(densities)
-    middle, least = sum(known) / len(known), min(known)
+    middle, least = sum(measured) / len(measured), min(measured)
     logs = [math.log(density) if density > 0 else least for density in densities]
     return [ratio - (log - middle) / DAMAGE_GROWTH for log in logs]
 
 
-def exact_ratios(wanted: Sequence[float], sizes: Sequence[int], ratio: float, reach: float = 1.0) -> list[float]:
-    """Shifts ratios, which may lie outside 0 to 1, by one amount, so that round(ratio · total) weights go in all.
+def exact_ratios(ratios: Sequence[float], sizes: Sequence[int], ratio: float, reach: float = 1.0) -> list[float]:
+    """Shifts ratios by one amount so that round(ratio · total) weights go in all.
 
-    None is further than `reach` from the target then, up to one weight of its layer, nor outside 0 to 1. Each ratio
-    returned is a whole number of weights over the layer's size, so a method that counts over the layer meets the total
-    exactly; one that counts per row or block rounds there, as it does anyway.
+    Ratios may lie outside 0 to 1; results do not, and are at most `reach` from the target, up to one weight of the
+    layer. Each result is a whole number of weights over the layer's size, so a method that counts over the layer meets
+    the total exactly; one that counts per row or block rounds as usual.
     """
     if not 0 <= ratio <= 1:
         raise RoseError(f"The ratio must be a number from 0 to 1, not {ratio!r}.")
@@ -276,16 +262,16 @@ def exact_ratios(wanted: Sequence[float], sizes: Sequence[int], ratio: float, re
     least, most = max(ratio - reach, 0.0), min(ratio + reach, 1.0)
 
     def removed(shift: float) -> list[float]:
-        return [min(max(want + shift, least), most) * size for want, size in zip(wanted, sizes, strict=True)]
+        return [min(max(value + shift, least), most) * size for value, size in zip(ratios, sizes, strict=True)]
 
-    # What goes in all rises with the shift, from the least of every layer to the most.
-    low, high = least - max(wanted), most - min(wanted)
+    # The total rises with the shift, from the least of every layer to the most.
+    low, high = least - max(ratios), most - min(ratios)
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(removed(middle)) < total else (low, middle)
     exact = removed(high)
     counts = [int(count) for count in exact]
-    # Largest remainders first; a layer that is already full cannot take one more.
+    # Largest remainders first, but not in layers that are already full.
     by_remainder = sorted(range(len(sizes)), key=lambda i: counts[i] - exact[i])
     missing = total - sum(counts)
     while missing:

@@ -1,43 +1,34 @@
-"""Damages that `rose damage` has measured: a record for each unit, read back from its folder.
-
-How they are measured is in `rose.model.measure.damage`.
-"""
+"""Records of damage that `rose damage` has measured, one a unit; see `rose.model.measure.damage`."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from rose.model.network.identity import WEIGHTS, read_norms
 from rose.rows import Measured, NotNegative, NotNegativeOrNan, Share, Within, read_records
-
-WHOLE = "*"  # the unit of the record in which all units are changed at once
 
 
 @dataclass(frozen=True)
 class DamageRecord:
-    """What the model loses by one unit.
+    """The model's loss by one unit.
 
     Attributes:
-        unit: name of the layer, or of the decoder block; `WHOLE` for all units at once.
+        unit: name of the layer, or of the decoder block; "*" for all units at once.
         block_index: its decoder block, −1 for the whole.
         projection: the layer's name within the block; "" for a block and the whole.
-        weights, sparsity: how many weights the unit has, and the fraction of them that is removed (or comes back).
-        relative_error, held_out_error: ‖ΔW Xᵀ‖²/‖W Xᵀ‖² on calibration tokens and on those of the windows; the mean
-            over a unit's layers.
-        output_error: ‖ΔW x‖², mean over the windows' tokens, in the units of the layer's output; summed over layers.
-        drift: ‖Δh‖²/‖h‖² of the residual stream after the decoder block, mean over the windows' tokens; NaN for the
-            whole.
+        weights, sparsity: the unit's number of weights, and the fraction that is removed (or restored).
+        relative_error, held_out_error: ‖ΔW Xᵀ‖²/‖W Xᵀ‖² on calibration and on window tokens, mean over its layers.
+        output_error: ‖ΔW x‖² in units of the layer's output, mean over window tokens, summed over layers.
+        drift: ‖Δh‖²/‖h‖² of the residual stream after the block, mean over window tokens; NaN for the whole.
         loss: nats per token with the change.
-        delta_loss: its change by the intervention: below 0 where restoring pays.
-        damage: what the unit costs: `delta_loss` where it was pruned, −`delta_loss` where it was restored.
-        standard_error: of both, over windows; NaN where there is one.
+        delta_loss: change of the loss, below 0 where restoring pays.
+        damage: `delta_loss` of a pruned unit, −`delta_loss` of a restored one.
+        standard_error: of both, over windows; NaN for one window.
         perplexity_ratio: exp(delta_loss).
         seconds: pruning and measuring.
-        cautions: those on its layers in brief, see `rose.verdicts.in_brief`.
-        massive: of its layers with massive activations, which channels, and the error with and without them.
+        cautions: on its layers, see `rose.verdicts.in_brief`.
+        massive: its layers' massive activations: channels, and the error with and without them.
     """
 
     unit: str
@@ -60,24 +51,5 @@ class DamageRecord:
 
 
 def read_damages(path: str | Path) -> list[DamageRecord]:
-    """Reads a rows.csv that `python -m rose damage` has written, complete or not; raises RoseError for another file."""
+    """Reads a rows.csv of `rose damage`, complete or not; raises RoseError for another file."""
     return read_records(path, DamageRecord, "damages")
-
-
-def model_of_damages(folder: Path) -> list[float]:
-    """`embedding_norms` of the model whose damages a folder holds; none where it does not say."""
-    return read_norms(folder / "summary.json")
-
-
-def weights_of_damages(folder: Path) -> list[float]:
-    """`weight_norms` of that model; none where the folder does not say."""
-    return read_norms(folder / "settings.json", WEIGHTS)
-
-
-def are_restored(folder: Path) -> bool:
-    """Whether a folder holds what restoring layers of a pruned model changed."""
-    try:
-        known = json.loads((folder / "settings.json").read_text())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(known, dict) and bool(known.get("restore"))

@@ -1,4 +1,4 @@
-"""One layer of a model, pruned by what calibration knows of its inputs: the result, its errors, and its record."""
+"""One layer of a model, pruned with its calibration statistics: the result, its errors, and its record."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from rose.layer.methods import Known, LayerResult, Settings, SettingsOptions, ma
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
 from rose.model.network.layers import PrunableLayer, named
-from rose.model.walk.collector import statistics_of
-from rose.model.walk.walk import BlockStatistics
+from rose.model.walk.walk import BlockStatistics, statistics_of
 from rose.rows import LayerRecord
 from rose.verdicts import massive_text
 
@@ -30,10 +29,10 @@ def measure_layer(
     known: Known | None = None,
     **options: Unpack[SettingsOptions],
 ) -> LayerRecord:
-    """Prunes one layer, without changing it, and returns the outcome in numbers. Arguments as for `rose.prune_model`;
-    `known` is shared by the methods that are compared on this layer."""
-    others = {} if held_out is None else {layer.name: held_out}
-    block = BlockStatistics(layer.block_index, [layer], {layer.name: statistics}, others)
+    """The record of pruning one layer, which is not changed. Arguments as for `rose.prune_layer`; methods that are
+    compared on this layer share `known`."""
+    second = {} if held_out is None else {layer.name: held_out}
+    block = BlockStatistics(layer.block_index, [layer], {layer.name: statistics}, second)
     return prune_in(block, layer, replace(make_settings(**options), known=known))[1]
 
 
@@ -43,37 +42,38 @@ def prune_in(
     settings: Settings,
     target_damping: Callable[[int], float] = lambda _tokens: 0.0,
 ) -> tuple[LayerResult, LayerRecord]:
-    """Prunes one layer of a decoder block, without changing it: towards its dense target where its gap is known, and in
-    the block's number format.
+    """Prunes one layer of a decoder block on a copy, towards its dense target if `block.gaps` has its gap.
 
-    `target_damping`: μ of the correction, by the number of tokens. Raises RoseError, naming the layer.
+    `target_damping`: tokens -> μ of the correction. Raises RoseError with the layer's name.
     """
-    began, weight = time.perf_counter(), layer.weight
-    known, held_out = statistics_of(layer, block.calibration), block.held_out.get(layer.name)
-    gaps = {stream: found[layer.name] for stream, found in block.gaps.items() if layer.name in found}
-    gap, used, asked = gaps.get("calibration"), None, target_damping(known.tokens)
+    start, weight = time.perf_counter(), layer.weight
+    statistics, held_out = statistics_of(layer, block.calibration), block.held_out.get(layer.name)
+    gaps = {stream: of_layers[layer.name] for stream, of_layers in block.gaps.items() if layer.name in of_layers}
+    gap, used_mu, mu = gaps.get("calibration"), None, target_damping(statistics.tokens)
     # A corrected target has no zeros any more.
-    zeros, damping = zeros_to_keep(weight, settings), damping_of(layer, known, settings.damping)
-    own = replace(settings, damping=damping, held_out=held_out, measures=False, zeros=zeros, products=block.products)
+    zeros, damping = zeros_to_keep(weight, settings), damping_of(layer, statistics, settings.damping)
+    settings = replace(
+        settings, damping=damping, held_out=held_out, measures=False, zeros=zeros, products=block.products
+    )
+    target = weight
     with named(layer):
         if gap is not None:
-            # Corrected targets are float32; the layer keeps its own dtype.
-            corrected, used = corrected_weight(weight, known, gap, asked)
-            result = prune_with(corrected.to(weight.dtype), known, own)
-        else:
-            result = prune_with(weight, known, own)
-    found: dict[str, Any] = {}
-    found["relative_error"], found["target_error"] = _errors(layer, result, known, gap, own.known)
+            # Corrected targets are float32; the layer keeps its dtype.
+            corrected, used_mu = corrected_weight(weight, statistics, gap, mu)
+            target = corrected.to(weight.dtype)
+        result = prune_with(target, statistics, settings)
+    errors = _errors(layer, result, statistics, gap, settings.known)
+    fields: dict[str, Any] = dict(zip(("relative_error", "target_error"), errors, strict=True))
     if held_out is not None:
-        errors = _errors(layer, result, held_out, gaps.get("held_out"), own.known)
-        found["held_out_error"], found["held_out_target_error"] = errors
+        errors = _errors(layer, result, held_out, gaps.get("held_out"), settings.known)
+        fields |= dict(zip(("held_out_error", "held_out_target_error"), errors, strict=True))
     if gap is not None:
-        found["target"] = "dense and stream" if isinstance(gap, OutputGap) else "dense"
-    seconds = time.perf_counter() - began
-    found |= {"tokens": known.tokens, "target_damping": used}
-    found["is_damping_raised"] = result.damping > damping or (used is not None and used > asked)
-    result = replace(result, massive=MassiveActivation.find(layer.weight, result.weight, known))
-    return result, record_of(layer, result, seconds, own, **found)
+        fields["target"] = "dense and stream" if isinstance(gap, OutputGap) else "dense"
+    seconds = time.perf_counter() - start
+    fields |= {"tokens": statistics.tokens, "target_damping": used_mu}
+    fields["is_damping_raised"] = result.damping > damping or (used_mu is not None and used_mu > mu)
+    result = replace(result, massive=MassiveActivation.find(layer.weight, result.weight, statistics))
+    return result, record_of(layer, result, seconds, settings, **fields)
 
 
 def _errors(
@@ -83,7 +83,7 @@ def _errors(
     gap: InputGap | OutputGap | None,
     shared: Known | None,
 ) -> tuple[float, float | None]:
-    """Relative errors against the layer's own dense output, and against its dense target where the gap is known."""
+    """Relative errors against the layer's own dense output, and against its dense target if its gap is known."""
     weight = layer.weight
     if gap is None:
         dense = shared.energy(weight, inputs) if shared else None
@@ -95,80 +95,62 @@ def _errors(
 
 
 def prune_one(layer: PrunableLayer, statistics: Mapping[str, InputStatistics], settings: Settings) -> LayerResult:
-    """Prunes one layer by what was gathered, without changing it; raises RoseError, naming the layer."""
-    known = statistics_of(layer, statistics)
+    """Prunes one layer on a copy, by statistics by layer name; raises RoseError with the layer's name."""
+    inputs = statistics_of(layer, statistics)
     with named(layer):
-        return prune_with(layer.weight, known, replace(settings, damping=damping_of(layer, known, settings.damping)))
+        return prune_with(layer.weight, inputs, replace(settings, damping=damping_of(layer, inputs, settings.damping)))
 
 
-def damping_of(layer: PrunableLayer, known: InputStatistics, asked: float) -> float:
-    """The damping asked for, or what an expert's few tokens call for where that is more."""
-    return max(asked, sampling_damping(known.columns, known.tokens)) if layer.is_expert else asked
+def damping_of(layer: PrunableLayer, statistics: InputStatistics, damping: float) -> float:
+    """The damping from the settings; larger for an expert with few tokens."""
+    return max(damping, sampling_damping(statistics.columns, statistics.tokens)) if layer.is_expert else damping
 
 
 def is_left_dense(layer: PrunableLayer, statistics: Mapping[str, InputStatistics], fewest: int = 1) -> bool:
-    """Whether an expert stays as it is, because fewer than `fewest` tokens were routed to it."""
-    known = statistics.get(layer.name)
-    return layer.is_expert and (known is None or known.tokens < fewest)
+    """Whether an expert stays dense, because fewer than `fewest` tokens were routed to it."""
+    inputs = statistics.get(layer.name)
+    return layer.is_expert and (inputs is None or inputs.tokens < fewest)
 
 
-def dense_record(layer: PrunableLayer, known: InputStatistics | None, settings: Settings) -> LayerRecord:
-    """The record of a layer that was left dense; `known`: of its few tokens, if there were any."""
+def dense_record(layer: PrunableLayer, statistics: InputStatistics | None, settings: Settings) -> LayerRecord:
+    """The record of a layer that was left dense; `statistics` of its few tokens, if there were any."""
+    tokens, dead = (0, 0) if statistics is None else (statistics.tokens, int(statistics.dead.sum()))
     return LayerRecord(
-        **_place(layer),
-        method=settings.method,
-        sparsity=0.0,
-        relative_range=0.0,
-        is_columnar=False,
-        relative_error=0.0,
-        held_out_error=None,
-        damping=settings.damping,
-        dead_columns=0 if known is None else int(known.dead.sum()),
-        seconds=0.0,
-        order="natural",
-        budget="layer",
-        tokens=0 if known is None else known.tokens,
-    )
+        **_place(layer), method=settings.method, sparsity=0.0, relative_range=0.0, is_columnar=False,
+        relative_error=0.0, held_out_error=None, damping=settings.damping, dead_columns=dead, seconds=0.0,
+        order="natural", budget="layer", tokens=tokens,
+    )  # fmt: skip
 
 
 def record_of(
-    layer: PrunableLayer, result: LayerResult, seconds: float, settings: Settings, **found: Any
+    layer: PrunableLayer, result: LayerResult, seconds: float, settings: Settings, **fields: Any
 ) -> LayerRecord:
-    """The outcome of one layer, not changed yet, in numbers.
-
-    `settings` are what was asked for; `found` are fields of `LayerRecord` that the result does not know, or knows less
-    well: errors on other inputs or against other targets, tokens.
-    """
-    is_raised = result.damping > settings.damping
-    told = {"relative_error": result.relative_error, "held_out_error": None, "is_damping_raised": is_raised}
-    before, dead = int(layer.weight.eq(0).sum()) / layer.weight.numel(), result.plan.hessian_diagonal.eq(0)
-    beyond_the_mask = before or bool(dead.any())
+    """The record of one layer, not changed yet; `fields` of `LayerRecord` replace those of the result."""
+    plan, massive = result.plan, result.massive
+    before, dead = int(layer.weight.eq(0).sum()) / layer.weight.numel(), plan.hessian_diagonal.eq(0)
+    sparsity = result.sparsity
+    if before or bool(dead.any()):
+        sparsity = max(sparsity, _share_removed(layer.weight, result, dead))
+    from_result = {
+        "relative_error": result.relative_error,
+        "held_out_error": None,
+        "is_damping_raised": result.damping > settings.damping,
+    }
     return LayerRecord(
-        **_place(layer),
-        method=result.method,
-        sparsity=max(result.sparsity, _share_gone(layer.weight, result, dead)) if beyond_the_mask else result.sparsity,
-        zeros_before=before,
-        relative_range=result.plan.relative_range,
-        is_columnar=result.plan.is_columnar,
-        column_variation=result.plan.column_variation,
-        damping=result.damping,
-        dead_columns=int(dead.sum()),
-        seconds=seconds,
-        order=result.order.name,
-        budget=result.budget,
-        asked_sparsity=settings.pattern.ratio,
-        pruning_error=result.pruning_error,
-        rounding_error=result.rounding_error,
-        massive=massive_text(result.massive) if result.massive else "",
-        error_without_massive=result.massive.error if result.massive else None,
-        **told | found,
-    )
+        **_place(layer), method=result.method, sparsity=sparsity, zeros_before=before,
+        relative_range=plan.relative_range, is_columnar=plan.is_columnar, column_variation=plan.column_variation,
+        damping=result.damping, dead_columns=int(dead.sum()), seconds=seconds, order=result.order.name,
+        budget=result.budget, asked_sparsity=settings.pattern.ratio, pruning_error=result.pruning_error,
+        rounding_error=result.rounding_error, massive=massive_text(massive) if massive else "",
+        error_without_massive=massive.error if massive else None, **from_result | fields,
+    )  # fmt: skip
 
 
-def _share_gone(weight: Tensor, result: LayerResult, dead: Tensor) -> float:
-    """Of weights that are zero now and were removed, dead or zero before: not of those that rounding has made 0."""
-    gone = result.weight.eq(0) & (result.mask | weight.eq(0).to(result.mask.device) | dead.to(result.mask.device))
-    return float(gone.double().mean())
+def _share_removed(weight: Tensor, result: LayerResult, dead: Tensor) -> float:
+    """Share of weights that are zero now and were removed, dead or zero before; zeros from rounding do not count."""
+    device = result.mask.device
+    removed = result.weight.eq(0) & (result.mask | weight.eq(0).to(device) | dead.to(device))
+    return float(removed.double().mean())
 
 
 def _place(layer: PrunableLayer) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Heads rotated between values and output projection: the model computes the same, its columns are others.
+"""Heads rotated between values and output projection: an exact transformation that changes columns.
 
-See `rose.layer.basis` for what a basis does to a layer, and `rose.model.network.heads` for how heads are found.
+See `rose.layer.basis` for the effect of a basis on a layer, and `rose.model.network.heads` for finding heads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from rose.layer.statistics import InputStatistics
 from rose.model.network.heads import ROTATED, ValueHeads, find_value_heads, head_width
 from rose.model.network.layers import check_not_shared, named
 from rose.model.network.network import Network
-from rose.model.network.precision import Precision
 from rose.model.network.residence import leave
 from rose.model.progress import ProgressCallback
 from rose.model.walk.forward import check_blocks, record_inputs, run_block
@@ -34,9 +33,9 @@ from rose.model.workers import Workers
 from rose.rows import records_table
 from rose.tensor_files import digest
 
-PROBED = 8  # tokens that the heads are found by
-PRUNED = 0.2  # a larger share of zeros is of pruning, and not of quantization, whose grid has a zero too
-JUDGES = 4  # one of so many calibration samples judges, where no tokens are given for that
+PROBED = 8  # tokens to find heads with
+PRUNED = 0.2  # a larger share of zeros comes from pruning; a grid of quantization has a zero, too
+JUDGES = 4  # one of so many calibration samples judges, without held-out tokens
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,11 @@ class RotationRecord:
     """One output projection whose heads could be rotated.
 
     Attributes:
-        layer, block_index: its name and decoder block.
         heads, groups, width: heads, groups of them that share values and so a rotation, columns of a head.
-        basis: that was tried.
-        rotated: whether its heads were rotated: where a method judged, whether its error fell.
-        relative_range, rotated_range: as given and in the basis, by calibration.
-        error, rotated_error: of the method that judged, or their geometric mean, as given and in the basis; None
-            where none did.
-        seconds: spent on it.
+        rotated: whether its heads were rotated: without a judging method, or because its error fell.
+        relative_range, rotated_range: before and in the basis, by calibration.
+        error, rotated_error: of the judging method, or the geometric mean of several, before and in the basis; None
+            without any.
     """
 
     layer: str
@@ -80,35 +76,31 @@ def rotate_heads(
     progress: ProgressCallback | None = None,
     **judge: Unpack[SettingsOptions],
 ) -> pd.DataFrame:
-    """Rotates the heads between values and output projections, in place: an exact transformation, W_v' = RᵀW_v and
-    W_o' = W_o R.
+    """Rotates heads between values and output projections, in place and exactly: W_v' = RᵀW_v and W_o' = W_o R.
 
-    The model's output stays the same but for rounding, and no weight is added. Heads that share their values share R.
-    Pruning output projections then costs less in a basis that gathers importance in few columns, and more in a random
-    one.
+    The model's output stays the same except for rounding, and no weight is added. Heads that share their values share
+    R. A basis that gathers importance in few columns makes pruning of output projections cheaper.
 
     Args:
-        model: a transformers causal language model, not pruned yet. A run that is stopped by its callback leaves the
-            layers done so far rotated, which changes no output. One that `load_model` streams is changed when it is
-            saved or read again.
+        model: a transformers causal language model, not pruned yet. A run that its callback stops leaves the finished
+            layers rotated. A streamed model is changed when it is saved or read again.
         tokens: calibration tokens, (samples, length) int64.
-        by: settings of several methods that judge together, in place of those of one.
-        layers: names, `*` allowed; of these the output projections are rotated. None means all.
+        by: settings of several methods that judge together, in place of `judge`.
+        layers: names, `*` allowed; their output projections are rotated. None means all.
         basis: "learned", "gathered", "inputs", "dealt", "random" or "random:SEED", see `rose.layer.basis`.
-        held_out: further tokens to judge by; without them a quarter of the calibration samples judges, and is not
-            calibrated on.
+        held_out: further tokens to judge by; by default a quarter of the calibration samples, which then do not
+            calibrate.
         compute: as for `rose.prune_model`.
         progress: called with a `Progress`; may raise to stop the run.
-        judge: `method` and its settings, as for `rose.prune_model`: a layer is rotated only where that method's error
-            falls, on tokens that it was not calibrated on. That prunes every output projection twice. Without a method
-            all are rotated.
+        judge: `method` and its settings, as for `rose.prune_model`: a layer is rotated only if that method's error
+            falls on tokens that did not calibrate it. Without a method all are rotated.
 
     Returns:
         One row per output projection whose heads can be rotated, columns as in `RotationRecord`.
 
     Raises:
-        RoseError: bad input, or a family in which nothing can be rotated: weights with a norm, a gate or a mixture of
-            heads between values and output projection, or layers that are not known.
+        RoseError: bad input, or a model in which nothing can be rotated: with a norm, a gate or a mixture of heads
+            between values and output projection, or unknown layers.
     """
     by = [by] if isinstance(by, Settings) else by
     if not (isinstance(by, Iterable) and all(isinstance(each, Settings) for each in by)):
@@ -127,21 +119,21 @@ def rotate_heads(
         judges = max(len(tokens) // JUDGES, workers.count)
         tokens, held_out = tokens[:-judges], tokens[-judges:]
     streams = check_streams(network, tokens, held_out if judged else None)
-    found = value_heads(network, layers)
-    precision = workers.from_first(partial(Precision.of, compute, network.dtype, network.device))
+    every = value_heads(network, layers)
+    precision = workers.precision(compute, network)
     run = _Rotation(network, settings if judged else [], settings[0], basis)
-    of_output = {heads.output.name: heads for heads in found}
-    walk = start_walk(network, streams, [heads.output for heads in found], progress, precision=precision)
+    of_output = {heads.output.name: heads for heads in every}
+    walk = start_walk(network, streams, [heads.output for heads in every], progress, precision=precision)
     for block in walk.visit_dense():
         for layer in block.layers:
             run.visit(of_output[layer.name], block)
         block.let_go()
-    run.end(found)
+    run.end(every)
     return records_table(run.records, RotationRecord)
 
 
 def check_samples(samples: int) -> None:
-    """Raises RoseError for fewer calibration samples than calibrating and judging take, one each in every process."""
+    """Raises RoseError for fewer calibration samples than one to calibrate and one to judge in every process."""
     least = 2 * Workers.here().count
     if samples < least:
         raise RoseError(
@@ -152,21 +144,20 @@ def check_samples(samples: int) -> None:
 
 @torch.no_grad()
 def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[ValueHeads]:
-    """The heads of all output projections, or of those among `layers`, that can be rotated; the model is not changed.
+    """The heads of all output projections among `layers` that can be rotated; the model is not changed.
 
-    Raises:
-        RoseError: there is none, or its weights are those of other layers too, or zeros.
+    Raises RoseError if there are none, or if their weights are shared with other layers, or pruned.
     """
-    selected, width, found = {one.name for one in network.select(layers)}, head_width(network.config), []
+    selected, width = {layer.name for layer in network.select(layers)}, head_width(network.config)
     few = torch.arange(PROBED)[None] % network.config.vocab_size
     outputs = check_blocks(network, few)
     hidden: list[Tensor] = []
     along = record_inputs(network, few, outputs, lambda _batch, states: hidden.append(states))
     alone = record_inputs(network, few.T, outputs)
-    # Any hidden states will do that are not zero, as those of padding tokens are.
-    states = torch.randn(hidden[0].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(
-        hidden[0].dtype
-    )
+    # Any hidden states will do if they are not zero, as those of padding tokens are.
+    states = torch.randn(hidden[0].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    states = states.to(hidden[0].dtype)
+    every: list[ValueHeads] = []
     for index, block in enumerate(network.blocks):
         inside = [layer for layer in network.layers if layer.block_index == index]
         if width is None or selected.isdisjoint(layer.name for layer in inside):
@@ -178,23 +169,23 @@ def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[V
             for heads in find_value_heads(block, inside, width, run_alone, run_along):
                 if heads.output.name in selected:
                     _check_dense(heads)
-                    found.append(heads)
-    if not found:
+                    every.append(heads)
+    if not every:
         chosen = "" if layers is None else "that were chosen "
         raise RoseError(
             f"In the layers of {network.family} {chosen}no output projection reads values as other layers put them "
             "out, head by head, so no heads can be rotated: a norm, a gate or something else lies between, or no "
             "output projection was chosen; leave rotation out."
         )
-    check_not_shared([layer for heads in found for layer in (heads.output, heads.values)], network.layers)
-    return found
+    check_not_shared([layer for heads in every for layer in (heads.output, heads.values)], network.layers)
+    return every
 
 
 def _check_dense(heads: ValueHeads) -> None:
     output = heads.output
     has = "zeros" if float(output.weight.eq(0).float().mean()) > PRUNED else ""
     if any(layer.low_rank is not None for layer in (output, heads.values)):
-        has = "a sparse and a low-rank part"  # whose sum alone would be turned
+        has = "a sparse and a low-rank part"  # whose sum alone would be rotated
     if has:
         raise RoseError(
             f"{output.name} has {has} already, which a rotation would spoil; rotate heads before a model is pruned."
@@ -202,7 +193,7 @@ def _check_dense(heads: ValueHeads) -> None:
 
 
 class _Rotation:
-    """A walk's decisions, layer by layer."""
+    """Decides and rotates layer by layer; the first of several processes decides for all."""
 
     def __init__(self, network: Network, judges: Sequence[Settings], settings: Settings, basis: str) -> None:
         self.network, self.judges, self.settings, self.basis = network, judges, settings, basis
@@ -210,7 +201,6 @@ class _Rotation:
         self.rotations: dict[str, Tensor] = {}  # by output projection
 
     def visit(self, heads: ValueHeads, block: BlockStatistics) -> None:
-        """Rotates the heads of one output projection, or not; the first process decides for all."""
         with named(heads.output):
             record, rotations = Workers.here().from_first(partial(self._decide, heads, block))
         self.records.append(record)
@@ -218,13 +208,13 @@ class _Rotation:
             self.rotations[heads.output.name] = rotations
             heads.rotate(rotations)
 
-    def end(self, found: Sequence[ValueHeads]) -> None:
-        """Notes what was done; a streamed model's decoder blocks are rotated whenever they are read."""
+    def end(self, every: Sequence[ValueHeads]) -> None:
+        """Marks the model; a streamed model's decoder blocks are rotated whenever they are read."""
         if not self.rotations:
             return
 
         def revise(index: int) -> None:
-            for heads in found:
+            for heads in every:
                 if heads.output.block_index == index and heads.output.name in self.rotations:
                     heads.rotate(self.rotations[heads.output.name])
 
@@ -232,43 +222,31 @@ class _Rotation:
         setattr(self.network.model, ROTATED, {"basis": self.basis, "layers": [*self.rotations]})
 
     def _decide(self, heads: ValueHeads, block: BlockStatistics) -> tuple[RotationRecord, Tensor]:
-        began, given, known = time.perf_counter(), heads.output.weight, block.calibration[heads.output.name]
+        start, weight, statistics = time.perf_counter(), heads.output.weight, block.calibration[heads.output.name]
         pattern, size = self.settings.pattern, self.settings.block_size
-        rotations = find_rotations(given, known.hessian, heads.layout, self.basis, pattern=pattern, block_size=size)
-        turned = rotate_columns(given, heads.layout, rotations).to(given.dtype)
-        judge = block.held_out.get(heads.output.name, known)
-        turn = partial(rotate_statistics, layout=heads.layout, rotations=rotations)
-        given_range, as_given = self._figures(given, known, judge)
-        rotated_range, rotated = self._figures(turned, turn(known), turn(judge))
-        record = RotationRecord(
-            layer=heads.output.name,
-            block_index=block.block_index,
-            heads=len(heads.rows),
-            groups=heads.layout.groups,
-            width=heads.width,
-            basis=self.basis,
-            rotated=as_given is None or rotated is None or rotated < as_given,
-            relative_range=given_range,
-            rotated_range=rotated_range,
-            error=as_given,
-            rotated_error=rotated,
-            seconds=time.perf_counter() - began,
+        rotations = find_rotations(
+            weight, statistics.hessian, heads.layout, self.basis, pattern=pattern, block_size=size
         )
+        turned = rotate_columns(weight, heads.layout, rotations).to(weight.dtype)
+        judge = block.held_out.get(heads.output.name, statistics)
+        turn = partial(rotate_statistics, layout=heads.layout, rotations=rotations)
+        old_range, old_error = self._figures(weight, statistics, judge)
+        new_range, new_error = self._figures(turned, turn(statistics), turn(judge))
+        record = RotationRecord(
+            layer=heads.output.name, block_index=block.block_index, heads=len(heads.rows),
+            groups=heads.layout.groups, width=heads.width, basis=self.basis,
+            rotated=old_error is None or new_error is None or new_error < old_error,
+            relative_range=old_range, rotated_range=new_range, error=old_error, rotated_error=new_error,
+            seconds=time.perf_counter() - start,
+        )  # fmt: skip
         return record, rotations.cpu()
 
     def _figures(self, weight: Tensor, by: InputStatistics, on: InputStatistics) -> tuple[float, float | None]:
-        """Relative range by calibration, and the error on the judge's inputs, if there are judges."""
+        """Relative range by calibration, and W's error on the judge's inputs, relative to W's output: the geometric
+        mean over judging methods, None without any."""
         plan = plan_order(weight, by, sparsity=self.settings.pattern, block_size=self.settings.block_size)
-        return plan.relative_range, mean_error(weight, by, on, self.judges) if self.judges else None
-
-
-def mean_error(
-    weight: Tensor, calibration: InputStatistics, judge: InputStatistics, settings: Sequence[Settings]
-) -> float:
-    """Error of W, pruned by calibration, on other inputs, relative to what W puts out: the geometric mean of several
-    methods."""
-    errors = []
-    for each in settings:
-        pruned = prune_with(weight, calibration, replace(each, measures=False, held_out=None)).weight
-        errors.append(error.relative_error(weight, pruned, judge.hessian))
-    return math.exp(sum(math.log(max(one, 1e-30)) for one in errors) / len(errors))
+        logs = []
+        for settings in self.judges:
+            pruned = prune_with(weight, by, replace(settings, measures=False, held_out=None)).weight
+            logs.append(math.log(max(error.relative_error(weight, pruned, on.hessian), 1e-30)))
+        return plan.relative_range, math.exp(sum(logs) / len(logs)) if logs else None

@@ -1,8 +1,8 @@
-"""The settings of a run over a whole model, checked in one place before any work."""
+"""The settings of a run over a whole model, checked before any work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -10,6 +10,7 @@ from rose.errors import RoseError
 from rose.layer.bits import Grid
 from rose.layer.methods import Settings, SettingsOptions, make_settings
 from rose.model.network.layers import PrunableLayer
+from rose.model.network.network import Network
 from rose.model.rules import Allocation, parse_allocation
 from rose.recipe.parts import MethodPart, PruneSettings, RoundingPart
 
@@ -18,7 +19,7 @@ LAYER_SETTINGS = (MethodPart.fields().keys() | RoundingPart.fields().keys()) - {
 
 
 class RunOptions(SettingsOptions, total=False):
-    """Keywords of `rose.prune_model`, which says what they mean; `run_settings` has their defaults."""
+    """Keywords of `rose.prune_model`; `PruneSettings` has the defaults."""
 
     allocation: str
     target: str
@@ -30,9 +31,9 @@ class RunOptions(SettingsOptions, total=False):
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How to prune a model; see `rose.prune_model`, and `Settings` for each layer.
+    """How to prune a model; see `rose.prune_model`.
 
-    `sequential`: whether each layer is calibrated on the pruned ones before it in its own decoder block.
+    `sequential`: each layer is calibrated on the pruned layers before it in its own decoder block.
     """
 
     layer: Settings
@@ -43,13 +44,15 @@ class RunSettings:
     min_expert_tokens: int
     compute: str
 
-    def check_experts(self, layers: Iterable[PrunableLayer]) -> None:
-        """Raises RoseError where experts are to be left dense and none of these layers is one."""
-        if self.min_expert_tokens > 1 and not any(layer.is_expert for layer in layers):
+    def select(self, network: Network, layers: Sequence[str] | None) -> list[PrunableLayer]:
+        """The layers to prune; raises RoseError for those that cannot be, and for experts to spare without experts."""
+        selected = network.to_prune(layers, self.layer.pattern, self.layer.block_size, self.layer.grid)
+        if self.min_expert_tokens > 1 and not any(layer.is_expert for layer in selected):
             raise RoseError("min_expert_tokens says which experts stay dense, and no layer here is one; leave it out.")
+        return selected
 
     def describe(self) -> dict[str, Any]:
-        """What concerns the run as a whole, as JSON values."""
+        """The settings of the run as a whole, as JSON values."""
         return {
             "allocation": self.allocation.text,
             "target": self.target,
@@ -59,16 +62,15 @@ class RunSettings:
 
 
 def run_settings(**options: Unpack[RunOptions]) -> RunSettings:
-    """Settings of a run, as for `rose.prune_model`, complete, and checked as far as can be without a model."""
-    asked = PruneSettings.of(**options)
-    layer = {name: getattr(asked, name) for name in LAYER_SETTINGS}
-    settings = make_settings(sparsity=asked.pattern, **layer)
-    rule = parse_allocation(asked.allocation)
-    rule.check(settings.pattern)
-    sequential = asked.true_sequential or asked.target == "dense"
+    """Complete settings of a run, checked as far as possible without a model."""
+    asked_for = PruneSettings.of(**options)
+    allocation = parse_allocation(asked_for.allocation)
+    layer = make_settings(sparsity=asked_for.pattern, **{name: getattr(asked_for, name) for name in LAYER_SETTINGS})
+    allocation.check(layer.pattern)
     return RunSettings(
-        settings, rule, asked.target, asked.target_damping, sequential, asked.min_expert_tokens, asked.compute
-    )
+        layer, allocation, asked_for.target, asked_for.target_damping,
+        asked_for.true_sequential or asked_for.target == "dense", asked_for.min_expert_tokens, asked_for.compute,
+    )  # fmt: skip
 
 
 def describe_grid(grid: Grid | None) -> dict[str, Any]:
@@ -77,13 +79,12 @@ def describe_grid(grid: Grid | None) -> dict[str, Any]:
 
 
 def describe_layer(settings: Settings) -> dict[str, Any]:
-    """How each layer was pruned, as JSON values."""
+    """How each layer is pruned, as JSON values."""
+    names = ("block_size", "damping", "threshold")
     return {
         "method": settings.method,
         "sparsity": str(settings.pattern),
         "options": dict(settings.options),
-        "block_size": settings.block_size,
-        "damping": settings.damping,
-        "threshold": settings.threshold,
+        **{name: getattr(settings, name) for name in names},
         **describe_grid(settings.grid),
     }

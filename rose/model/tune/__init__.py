@@ -1,1 +1,1 @@
-"""Training of the weights that pruning has kept, towards the dense model; what was removed stays removed."""
+"""Training of the weights that pruning has kept, towards the dense model."""

@@ -1,4 +1,4 @@
-"""What a tuning is asked for, what is refused before it begins, and what it reports."""
+"""The task of a tuning, the checks before it begins, its progress and its report."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.model.defaults import PRUNED
-from rose.model.estimate.memory import check_free
-from rose.model.estimate.tuning import tuning_memory
+from rose.model.estimate.memory import check_free, tuning_memory
 from rose.model.network.identity import check_same_model, embedding_norms
-from rose.model.network.layers import count_parameters, count_zeros, prunable_layers, text_config
+from rose.model.network.layers import count_parameters, count_zeros
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision
 from rose.model.progress import Progress
@@ -26,7 +25,7 @@ FEW = 8  # steps below which minutes were too few for this machine: the rate ris
 
 
 class TuneOptions(TypedDict, total=False):
-    """Keywords of `rose.tune_model`, which says what they mean; `TuneSettings` has their defaults."""
+    """Keywords of `rose.tune_model`; `TuneSettings` has the defaults."""
 
     minutes: float | None
     epochs: float | None
@@ -39,7 +38,7 @@ class TuneOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TuneTask:
-    """What is tuned towards what; see `rose.tune_model`."""
+    """The models and texts of a tuning; see `rose.tune_model`."""
 
     model: nn.Module
     dense: nn.Module
@@ -51,8 +50,8 @@ class TuneTask:
 
 @dataclass(frozen=True)
 class TuningLook:
-    """One measurement while tuning: after `step` steps and `seconds`; losses in nats a token. `loss` is the mean of the
-    steps since the last look, None at the start; `held_out` is that of next tokens, None without held-out windows."""
+    """One measurement, losses in nats a token. `loss` is the mean over the steps since the last look, None at first;
+    `held_out` that of next tokens, None without held-out windows."""
 
     step: int
     seconds: float
@@ -62,20 +61,20 @@ class TuningLook:
 
 @dataclass(frozen=True)
 class TuningProgress(Progress):
-    """Progress in steps, with what has been measured so far."""
+    """Progress in steps, with the measurements so far."""
 
     curve: tuple[TuningLook, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class TuneReport:
-    """What tuning has done.
+    """The outcome of a tuning.
 
     Attributes:
-        layers: a row for each tuned parameter: layer, weights, zeros, change (‖ΔW‖/‖W‖ over the weights that
-            are not 0; beside low-rank factors the frozen ones count in W).
-        curve: a row for each measurement, columns as in `TuningLook`.
-        summary: settings, steps, windows, seconds, which step was kept, and the held-out loss before and after.
+        layers: a row per tuned parameter: layer, weights, zeros, change (‖ΔW‖/‖W‖ over nonzero weights; beside
+            low-rank factors W includes frozen ones).
+        curve: a row per measurement, columns as in `TuningLook`.
+        summary: settings, steps, windows, seconds, the chosen step, and the held-out loss before and after.
     """
 
     layers: pd.DataFrame
@@ -84,24 +83,26 @@ class TuneReport:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the report of a pruned model says of it: settings, totals, the curve, and how far layers have moved."""
-        moved = dict(zip(self.layers["layer"], self.layers["change"], strict=True))
-        return {**self.summary, "curve": self.curve.to_dict("records"), "change": moved}
+        """For the report of the pruned model: settings, totals, the curve, and each layer's change."""
+        changes = dict(zip(self.layers["layer"], self.layers["change"], strict=True))
+        return {**self.summary, "curve": self.curve.to_dict("records"), "change": changes}
 
-    def added_to(self, report: RunReport, **more: Any) -> RunReport:
-        """The report of a run whose model this has tuned: what still holds of it, and in its summary, as "tuned",
-        `facts` and `more`, and as "tuned_before" those of earlier tunings, if any. Its environment, of a run in two
-        stages that of the second, is the one that tuned."""
+    def added_to(self, report: RunReport, **entries: Any) -> RunReport:
+        """The report of the run that made the model, without errors that no longer hold.
+
+        Its summary has `facts` and `entries` as "tuned", and those of earlier tunings as "tuned_before". The
+        environment, in a run of two stages that of the second, is the tuning's.
+        """
         report, environment = report.without_errors(), {"environment": self.summary["environment"]}
         if report.then is not None:
             report, environment = replace(report, then=report.then.with_summary(**environment)), {}
         former = [*report.summary.get("tuned_before", []), *filter(None, [report.summary.get("tuned")])]
         before = {"tuned_before": former} if former else {}
-        return report.with_summary(tuned={**self.facts, **more}, **before, **environment)
+        return report.with_summary(tuned={**self.facts, **entries}, **before, **environment)
 
     @property
     def caution(self) -> str:
-        """Where the minutes were too few for this machine, a sentence that says so; else ""."""
+        """A sentence if the minutes were too few for this machine; else ""."""
         minutes = self.summary["minutes"]
         steps = self.summary.get("fewest_planned", self.summary["steps_planned"])  # each part's rate rises and falls
         if minutes is None or steps >= FEW:
@@ -111,24 +112,24 @@ class TuneReport:
         return f"Only {fitted}, so little has changed; give it more minutes."
 
 
-def check_pair(model: nn.Module, dense: nn.Module, *, by_text_alone: bool) -> None:
-    """Raises RoseError unless a model may be tuned towards this one: it has its tokens and its input embeddings, which
-    no pruning changes, and fewer zeros; what learns by a text alone may ask for any (`by_text_alone`)."""
-    if model is dense:
+def check_pair(model: nn.Module | Network, dense: nn.Module | Network, *, by_text_alone: bool) -> None:
+    """Raises RoseError unless a model may be tuned towards this one, with the same vocabulary and input embeddings, and
+    fewer zeros; `by_text_alone` allows as many."""
+    pruned, dense = (each if isinstance(each, Network) else Network(each) for each in (model, dense))
+    if pruned.model is dense.model:
         raise RoseError(
             "The model to tune and the dense one are the same object, which pruning has changed in place; load the "
             "dense model once more."
         )
-    one, other = (text_config(each).vocab_size for each in (model, dense))
-    if one != other:
+    if pruned.config.vocab_size != dense.config.vocab_size:
         raise RoseError(
-            f"The models have different vocabularies, {whole(one)} and {whole(other)} tokens; give the dense model "
-            "that was pruned."
+            f"The models have different vocabularies, {whole(pruned.config.vocab_size)} and "
+            f"{whole(dense.config.vocab_size)} tokens; give the dense model that was pruned."
         )
-    check_same_model(model, embedding_norms(dense), "The model to tune was not pruned from the dense one")
-    if by_text_alone or count_parameters(model) < count_parameters(dense):
+    check_same_model(pruned.model, embedding_norms(dense.model), "The model to tune was not pruned from the dense one")
+    if by_text_alone or count_parameters(pruned.model) < count_parameters(dense.model):
         return
-    (zeros, weights), (before, _) = (count_zeros(prunable_layers(one)) for one in (model, dense))
+    (zeros, weights), (before, _) = count_zeros(pruned.layers), count_zeros(dense.layers)
     if zeros >= PRUNED * weights and before >= zeros:
         raise RoseError(
             "The dense model is as sparse as the one to tune; give the model it was pruned from, or train on the text "
@@ -139,18 +140,19 @@ def check_pair(model: nn.Module, dense: nn.Module, *, by_text_alone: bool) -> No
 def check_memory(
     network: Network, length: int, weights: int | None = None, *, compute: str = DEFAULT, besides: int = 0
 ) -> None:
-    """Raises RoseError where tuning on this processor takes more memory than is free.
+    """Raises RoseError if tuning on this processor takes more memory than is free.
 
     Args:
         length: tokens a window.
-        weights: how many are trained; None for all of the prunable layers.
+        weights: the number to train; None for those of all prunable layers.
         compute: see `TuneSettings`.
-        besides: bytes that will be taken before tuning begins.
+        besides: bytes that something else will take first.
     """
+    if network.device.type != "cpu":
+        return
     if weights is None:
         weights = sum(layer.weight.numel() for layer in network.layers)
     rounds = Precision.of(compute, torch.float32, network.device).rounds
-    if network.device.type == "cpu":
-        needed = tuning_memory(network, length, weights, rounds=rounds)
-        advice = "tune decoder blocks in more parts, shorter windows, or on a larger machine"
-        check_free("Tuning takes, besides both models, about", needed, advice, besides=besides)
+    advice = "tune decoder blocks in more parts, shorter windows, or on a larger machine"
+    needed = tuning_memory(network, length, weights, rounds=rounds)
+    check_free("Tuning takes, besides both models, about", needed, advice, besides=besides)

@@ -1,11 +1,11 @@
 """Tuning: the kept weights of a pruned model are trained towards the dense model's next-token distributions.
 
-Pruning compensates inside a layer, and towards the dense model's hidden states; this goes through the model's own loss,
-and so makes good what no layer can see (distillation of sparse models: Kurtic et al. 2023, arXiv:2310.06927). Gradients
-of removed weights are 0 from the first step on, so Adam's moments and its steps are 0 there too: zeros stay to the bit.
+Pruning compensates within layers; this uses the model's own loss (distillation of sparse models: Kurtic et al. 2023,
+arXiv:2310.06927). Gradients of removed weights are 0 from the first step on, so Adam's moments and steps are 0 there,
+too, and zeros stay to the bit.
 
-The loop is our own, and short. transformers' Trainer keeps its state in pickles, cannot be told how long it may take,
-and would need the masks, the dense model and the choice of the best step put into it from outside.
+transformers' Trainer would not do: it keeps its state in pickles, takes no time limit, and knows neither masks nor the
+dense model nor the choice of the best step.
 """
 
 from __future__ import annotations
@@ -13,38 +13,31 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.files import explained
+from rose.given import is_whole
 from rose.model.defaults import RATE
-from rose.model.estimate.tuning import TOGETHER
+from rose.model.estimate.memory import TOGETHER
+from rose.model.load.tokens import SEEDS
 from rose.model.network.network import Network
-from rose.model.network.precision import Precision
+from rose.model.network.precision import DEFAULT, Precision
 from rose.model.network.residence import evaluating, gradients_only_of
 from rose.model.network.stand_ins import hooked
-from rose.model.progress import ProgressCallback, time_left
-from rose.model.run.checkpoint import claimed
-from rose.model.tune.kept import (
-    check_pruned,
-    find_trained,
-    frozen_matrices,
-    in_float32,
-    reusing_memory,
-    rounded,
-    settle,
-)
-from rose.model.tune.loss import cross_entropy, divergence
-from rose.model.tune.task import TuneReport, TuneTask, TuningLook, TuningProgress, check_memory, check_pair
+from rose.model.progress import ProgressCallback, part_callback, time_left
+from rose.model.run.checkpoint import begun_with, claimed
+from rose.model.tune.kept import check_pruned, find_trained, in_float32, reusing_memory, rounded, settle
+from rose.model.tune.task import TuneOptions, TuneReport, TuneTask, TuningLook, TuningProgress, check_memory, check_pair
 from rose.model.workers import Workers
 from rose.recipe.parts import TuneSettings
 from rose.tensor_files import DamagedFile, digest, read_tensors, write_tensors
@@ -52,65 +45,98 @@ from rose.tensor_files import DamagedFile, digest, read_tensors, write_tensors
 FAR = 0.55  # nats a token behind the dense model, below which the rate is less: there is less to gain than it disturbs
 KEPT = 0.4  # of the trained weights, above which the rate is less: outputs move in proportion to the weights that do
 SIZE = 2.5e-4  # of `size_of`, below which the rate is less in proportion: Adam's steps are as large for small weights
-LEAST = 0.1  # share of the rate that is left at the dense model itself, for those whose own text says something else
-FULL = 32  # steps from which on the rate is that: its first ones make the model worse, which few more do not win back
+LEAST = 0.1  # share of the rate that is left at the dense model itself, for users whose own text differs
+FULL = 32  # steps for the full rate: the first ones make the model worse, and few further ones do not win it back
 BETAS = (0.9, 0.999)  # of Adam
 WARM_UP = 0.25  # share of the steps in which the rate rises: the first ones follow few gradients, and do harm
-LOOKS = 8  # measurements on held-out windows, and saves, besides that of the start
+LOOKS = 8  # measurements on held-out windows, and saves, besides the first
 STATE = "state.safetensors"
 FORMAT = 3  # raise it where an older folder would no longer give the same weights
+ROWS = 16  # tokens whose distributions are made at once, small enough for the processor's cache
 FACTS = ("step", "steps", "best_step", "seconds", "away", "dense_held_out")  # of a `Tuner`, saved with its weights
 
 
+class _Divergence(torch.autograd.Function):
+    """Sum over tokens of KL(dense ‖ pruned) by logits, (tokens, vocabulary) each; the gradient is the difference of the
+    distributions, so no float32 copy of all logits is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, pruned: Tensor, dense: Tensor) -> Tensor:
+        gradient, total = torch.empty_like(pruned), torch.zeros((), dtype=torch.float32, device=pruned.device)
+        for logits, target, slot in zip(pruned.split(ROWS), dense.split(ROWS), gradient.split(ROWS), strict=True):
+            log_q = nn.functional.log_softmax(logits.float(), 1)
+            log_p = nn.functional.log_softmax(target.float(), 1)
+            p = log_p.exp()
+            total += (p * (log_p - log_q)).sum()
+            slot.copy_(log_q.exp_().sub_(p))
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(above[0]), None  # of no further use, and large
+
+
+def divergence(pruned: Tensor, dense: Tensor) -> Tensor:
+    """Sum over tokens of KL(dense ‖ pruned), in nats; logits of (windows, length, vocabulary)."""
+    return _Divergence.apply(pruned.flatten(0, 1), dense.flatten(0, 1))
+
+
+def cross_entropy(logits: Tensor, windows: Tensor) -> Tensor:
+    """Sum over tokens of the loss of next tokens, in nats; logits (windows, length, vocabulary), windows (windows,
+    length)."""
+    ahead = logits[:, :-1].float().flatten(0, 1)
+    return nn.functional.cross_entropy(ahead, windows[:, 1:].flatten(), reduction="sum")
+
+
 class Tuner:
-    """One run of `rose.tune_model`, or of one of its parts, whose report can be had also after it was stopped.
+    """One run of `rose.tune_model`, or of one of its parts; it can report after it was stopped, too.
 
     Attributes:
-        curve: what was measured so far.
-        steps: how many there will be, 0 until it is known.
+        curve: the measurements so far.
+        steps: the planned number, 0 until it is known.
+        away: the dense model's lead at the start, nats a token, once it is known.
     """
 
     def __init__(self, task: TuneTask, settings: TuneSettings) -> None:
         """Checks everything; changes nothing. Raises RoseError for bad input."""
         self.network, self.dense, self.settings = Network(task.model), Network(task.dense), settings
-        tokens, held_out = task.tokens, task.held_out
-        self.tokens, self.held_out, self.workers = tokens, held_out, Workers.here()
-        check_pair(task.model, task.dense, by_text_alone=task.unpruned and settings.loss == "ce")
+        self.tokens, self.held_out, self.workers = task.tokens, task.held_out, Workers.here()
+        check_pair(self.network, self.dense, by_text_alone=task.unpruned and settings.loss == "ce")
         for network in (self.network, self.dense):
             network.check_in_memory()
-            network.check_tokens(tokens, "The loss of next tokens")
-            if held_out is not None:
-                network.check_tokens(held_out, "The loss of next tokens", "held-out tokens")
-        if settings.batch < self.workers.count:
-            least = self.workers.count
+            network.check_tokens(self.tokens, "The loss of next tokens")
+            if self.held_out is not None:
+                network.check_tokens(self.held_out, "The loss of next tokens", "held-out tokens")
+        least = self.workers.count
+        if settings.batch < least:
             raise RoseError(
                 f"A batch of {settings.batch} cannot be divided over {least} processes; choose one of {least} or more."
             )
         self.trained = find_trained(self.network, task.layers)
         check_pruned(self.trained, self.network, self.dense, task.unpruned)
-        weights = sum(one.frozen.numel() for one in self.trained)
-        self.kept = 1 - sum(int(one.frozen.sum()) for one in self.trained) / max(1, weights)
-        # The first one's memory counts: where one alone refused, the others would wait for it.
-        fits = partial(check_memory, self.network, tokens.shape[1], weights, compute=settings.compute)
+        weights = sum(each.frozen.numel() for each in self.trained)
+        self.kept = 1 - sum(int(each.frozen.sum()) for each in self.trained) / max(1, weights)
+        # The first process's memory counts: if one alone refused, the others would wait for it.
+        fits = partial(check_memory, self.network, self.tokens.shape[1], weights, compute=settings.compute)
         self.workers.from_first(fits)
-        products = partial(Precision.of, settings.compute, torch.float32, self.network.device)
-        self.precision = self.workers.from_first(products)
-        self.start = [one.parameter.detach().clone() for one in self.trained]
+        self.precision = self.workers.precision(settings.compute, self.network, torch.float32)
+        self.start = [each.parameter.detach().clone() for each in self.trained]
         self.best = self.start
         self.best_step, self.step, self.steps, self.seconds = 0, 0, 0, 0.0
-        self.away = FAR  # nats a token by which the dense model is better at the start, once it is known
+        self.away = FAR
         self.dense_held_out: float | None = None
         self.curve: list[TuningLook] = []
 
     @property
     def rate(self) -> float:
-        """The learning rate at its highest; where it was not given, by the number of steps, by the size of weights, by
-        how much better the dense model is, which is what there is to gain, and by the share of weights that are kept.
-        """
+        """The highest learning rate; by default from the number of steps, the size of weights, the dense model's lead,
+        which is what can be gained, and the share of kept weights."""
         if self.settings.rate:
             return self.settings.rate
-        known = min(1.0, max(LEAST, self.away / FAR), KEPT / max(KEPT, self.kept)) * min(1.0, self._size / SIZE)
-        return RATE * known * min(1.0, max(1, self.steps) / FULL)
+        share = min(1.0, max(LEAST, self.away / FAR), KEPT / max(KEPT, self.kept)) * min(1.0, self._size / SIZE)
+        return RATE * share * min(1.0, max(1, self.steps) / FULL)
 
     @cached_property
     def _size(self) -> float:
@@ -118,28 +144,27 @@ class Tuner:
 
     def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
         """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""
-        network, device = self.network, self.network.device
+        network, parameters = self.network, [each.parameter for each in self.trained]
         with ExitStack() as stack:
-            folder = None
-            if checkpoint is not None:
-                folder = stack.enter_context(claimed(checkpoint, self._describe))
-            stack.enter_context(gradients_only_of(network.model, [one.parameter for one in self.trained]))
+            folder = None if checkpoint is None else stack.enter_context(claimed(checkpoint, self._describe))
+            stack.enter_context(gradients_only_of(network.model, parameters))
             stack.callback(self._settle)
             stack.enter_context(reusing_memory())
-            frozen = frozen_matrices(network, self.trained) if self.precision.rounds else ()
-            stack.enter_context(in_float32(network.model, frozen))
-            stack.enter_context(evaluating(network.model, device))
-            stack.enter_context(evaluating(self.dense.model, device))
+            ids = set(map(id, parameters))
+            frozen = [layer.parameter for layer in network.layers if id(layer.parameter) not in ids]
+            stack.enter_context(in_float32(network.model, frozen if self.precision.rounds else ()))
+            stack.enter_context(evaluating(network.model, network.device))
+            stack.enter_context(evaluating(self.dense.model, network.device))
             _Loop(self, progress, folder).run()
 
     def _settle(self) -> None:
-        for one, weight in zip(self.trained, self.best, strict=True):
-            settle(one, weight.to(one.parameter.device))
+        for each, weight in zip(self.trained, self.best, strict=True):
+            settle(each, weight.to(each.parameter.device))
 
     def _describe(self) -> dict[str, Any]:
         return describe_tuning(self.settings, self.precision, 1) | {
             "tokens": texts_digest(self.tokens, self.held_out),
-            "layers": [one.name for one in self.trained],
+            "layers": [each.name for each in self.trained],
             "model": self.network.residence.fingerprint(),
             "dense": self.dense.residence.fingerprint(),
         }
@@ -147,62 +172,58 @@ class Tuner:
     @property
     def table(self) -> pd.DataFrame:
         """`curve` with a row for each measurement."""
-        rows = [asdict(look) for look in self.curve]
-        table = pd.DataFrame(rows, columns=["step", "seconds", "loss", "held_out"])
+        table = pd.DataFrame(list(map(asdict, self.curve)), columns=["step", "seconds", "loss", "held_out"])
         return table.astype({"loss": float, "held_out": float})
 
     def report(self) -> TuneReport:
-        """What was done, so far or in the end."""
+        """The outcome so far."""
         rows = []
-        for one, was in zip(self.trained, self.start, strict=True):
-            now, before = one.parameter.detach().float(), was.float()
-            change = float((now - before).norm() / before.norm().clamp_min(1e-30))
-            kept = (now == before) & one.frozen.to(now.device)
-            rows.append((one.name, was.numel(), int(kept.sum()), change))
-        known = {look.step: look.held_out for look in self.curve}
-        table = pd.DataFrame(rows, columns=["layer", "weights", "zeros", "change"])
-        return TuneReport(
-            table,
-            self.table,
-            {
-                **self.settings.to_dict(),
-                "compute": self.precision.describe()["compute"],  # what it came to, also where a run goes on
-                "rate": self.rate,
-                "samples": self.tokens.shape[0],
-                "length": self.tokens.shape[1],
-                "steps": self.step,
-                "steps_planned": self.steps,
-                "kept_step": self.best_step,
-                "seconds": self.seconds,
-                "held_out_before": known.get(0),
-                "held_out_after": known.get(self.best_step),
-                "held_out_dense": self.dense_held_out,
-                "zeros": int(table["zeros"].sum()),
-                "zeros_before": sum(int(one.frozen.sum()) for one in self.trained),
-                "weights": int(table["weights"].sum()),
-                "environment": self.precision.environment(self.network.device),
-            },
-        )
+        for each, before in zip(self.trained, self.start, strict=True):
+            now, old = each.parameter.detach().float(), before.float()
+            change = float((now - old).norm() / old.norm().clamp_min(1e-30))
+            frozen = (now == old) & each.frozen.to(now.device)
+            rows.append((each.name, before.numel(), int(frozen.sum()), change))
+        held_out = {look.step: look.held_out for look in self.curve}
+        layers = pd.DataFrame(rows, columns=["layer", "weights", "zeros", "change"])
+        summary = {
+            **self.settings.to_dict(),
+            "compute": self.precision.describe()["compute"],  # the format in use, also in a resumed run
+            "rate": self.rate,
+            "samples": self.tokens.shape[0],
+            "length": self.tokens.shape[1],
+            "steps": self.step,
+            "steps_planned": self.steps,
+            "kept_step": self.best_step,
+            "seconds": self.seconds,
+            "held_out_before": held_out.get(0),
+            "held_out_after": held_out.get(self.best_step),
+            "held_out_dense": self.dense_held_out,
+            "zeros": int(layers["zeros"].sum()),
+            "zeros_before": sum(int(each.frozen.sum()) for each in self.trained),
+            "weights": int(layers["weights"].sum()),
+            "environment": self.precision.environment(self.network.device),
+        }
+        return TuneReport(layers, self.table, summary)
 
 
 def texts_digest(tokens: Tensor, held_out: Tensor | None) -> str:
-    """Tells the windows of a tuning in its checkpoint."""
-    given = {"tokens": tokens.long()}
-    return digest(given if held_out is None else given | {"held_out": held_out.long()})
+    """Identifies the windows of a tuning in its checkpoint."""
+    texts = {"tokens": tokens.long()}
+    return digest(texts if held_out is None else texts | {"held_out": held_out.long()})
 
 
 def size_of(dense: Network) -> float:
-    """Norms of all layers over the number of their weights: less where weights are small, and where layers are large.
+    """Sum of all layers' norms over their number of weights: less for small weights, and for large layers.
 
     A step of Adam moves each of a layer's n weights by about the rate, many of them together: a matrix of norm rate·√n,
-    where the layer's own entries have a root mean square of ‖W‖/√n.
+    compared with a root mean square of ‖W‖/√n in the layer.
     """
-    norms = sum(float(torch.linalg.vector_norm(one.weight, dtype=torch.float64)) for one in dense.layers)
-    return norms / sum(one.weight.numel() for one in dense.layers)
+    norms = sum(float(torch.linalg.vector_norm(layer.weight, dtype=torch.float64)) for layer in dense.layers)
+    return norms / sum(layer.weight.numel() for layer in dense.layers)
 
 
 def describe_tuning(settings: TuneSettings, precision: Precision, parts: int) -> dict[str, Any]:
-    """What was asked for, for the checkpoint: JSON values."""
+    """The settings for the checkpoint, as JSON values."""
     return {"command": "tune", "format": FORMAT, "parts": parts, **settings.to_dict(), **precision.describe()}
 
 
@@ -214,35 +235,32 @@ class _Loop:
         self.settings, self.device, self.workers = tuner.settings, tuner.network.device, tuner.workers
         self.trained = tuner.trained
         self.teacher = rounded(tuner.dense) if self.precision.rounds else tuner.dense.model
-        self.optimizer = torch.optim.Adam([one.parameter for one in self.trained], lr=RATE, betas=BETAS, fused=True)
-        masks = [(one.parameter, ~one.frozen.to(self.device)) for one in self.trained]
-        self.hooks = [one.register_post_accumulate_grad_hook(self._clear(kept)) for one, kept in masks]
+        self.optimizer = torch.optim.Adam([each.parameter for each in self.trained], lr=RATE, betas=BETAS, fused=True)
+        masks = [(each.parameter, ~each.frozen.to(self.device)) for each in self.trained]
+        self.hooks = [each.register_post_accumulate_grad_hook(partial(self._clear, mask)) for each, mask in masks]
         blocks = [block for network in (tuner.network, Network(self.teacher)) for block in network.blocks]
         self.hooks += [block.register_forward_hook(lambda *_: self.tell()) for block in blocks if progress]
         self.began, self.first_step = time.perf_counter(), 0
         self.gathered: list[float] = []
 
-    def _clear(self, kept: Tensor) -> Callable[[Tensor], None]:
-        """A hook that sets the gradient to 0 where a parameter is not kept."""
-
-        def clear(parameter: Tensor) -> None:
-            assert parameter.grad is not None
-            parameter.grad.mul_(kept)
-            self.tell()
-
-        return clear
+    def _clear(self, mask: Tensor, parameter: Tensor) -> None:
+        """Sets the gradient of removed weights to 0."""
+        assert parameter.grad is not None
+        parameter.grad.mul_(mask)
+        self.tell()
 
     def run(self) -> None:
+        tuner = self.tuner
         with hooked(self.hooks):
             if not self._resume():
                 self._start()
-                self.tuner.steps = self._plan()
+                tuner.steps = self._plan()
                 self._save()
-            self.began = time.perf_counter() - self.tuner.seconds
-            self.first_step = self.tuner.step
-            while self.tuner.step < self.tuner.steps:
+            self.began, self.first_step = time.perf_counter() - tuner.seconds, tuner.step
+            looks = {round(tuner.steps * (number + 1) / LOOKS) for number in range(LOOKS)}
+            while tuner.step < tuner.steps:
                 self._step()
-                if self.tuner.step in self._looks():
+                if tuner.step in looks:
                     self._look()
                     self._save()
 
@@ -256,19 +274,18 @@ class _Loop:
         self.progress(TuningProgress("tune", 0, 1, None, None, *counts, curve=tuple(tuner.curve)))
 
     def _start(self) -> None:
-        """The first look, and how much better the dense model tells next tokens: on held-out windows or on those of
-        the first step."""
+        """The first look, and the dense model's lead on held-out windows, or on those of the first step."""
         tuner = self.tuner
         windows = self._windows(0) if tuner.held_out is None else tuner.held_out
         dense = self._next_tokens(self.teacher, windows)
         if tuner.held_out is not None:
             tuner.dense_held_out = dense
         self._look()
-        own = tuner.curve[0].held_out
-        tuner.away = (self._next_tokens(tuner.network.model, windows) if own is None else own) - dense
+        pruned = tuner.curve[0].held_out
+        tuner.away = (self._next_tokens(tuner.network.model, windows) if pruned is None else pruned) - dense
 
     def _plan(self) -> int:
-        """How many steps there will be: as the epochs want, or as many as fit into the minutes."""
+        """The number of steps, for the epochs, or to fit into the minutes."""
         batches = max(1, len(self.tuner.tokens) // self.settings.batch)
         if self.settings.minutes is None:
             return max(1, round((self.settings.epochs or 1) * batches))
@@ -283,17 +300,12 @@ class _Loop:
         planned = max(1, int(left / (ended - middle)))
         return int(self.workers.smallest(planned) or 1)
 
-    def _looks(self) -> set[int]:
-        steps = self.tuner.steps
-        return {round(steps * (number + 1) / LOOKS) for number in range(LOOKS)}
-
     def _windows(self, step: int) -> Tensor:
-        """The windows of one step: every epoch has an order of its own."""
+        """The windows of one step: every epoch has its own order."""
         tokens, batch = self.tuner.tokens, min(self.settings.batch, len(self.tuner.tokens))
         per_epoch = max(1, len(tokens) // batch)
         seed = (self.settings.seed * 1_000_003 + step // per_epoch) % 2**63
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(tokens), generator=generator)
+        order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
         at = step % per_epoch * batch
         return tokens[order[at : at + batch]]
 
@@ -305,7 +317,12 @@ class _Loop:
             group["lr"] = rate * tuner.rate
         loss = self._gradient(tuner.step)
         if not math.isfinite(loss):
-            raise RoseError(self._failed(loss))
+            if not tuner.step:
+                raise RoseError(f"The loss is {loss} before any step; `rose check` tells which weights are not finite.")
+            raise RoseError(
+                f"The loss of step {tuner.step + 1} is {loss}; choose a smaller rate than {tuner.rate:g}. The best "
+                "weights before are kept."
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.gathered.append(loss)
@@ -313,27 +330,20 @@ class _Loop:
         tuner.seconds = time.perf_counter() - self.began
         self.tell()
 
-    def _failed(self, loss: float) -> str:
-        tuner = self.tuner
-        if not tuner.step:
-            return f"The loss is {loss} before any step; `rose check` tells which weights are not finite."
-        said = f"The loss of step {tuner.step + 1} is {loss}; choose a smaller rate than {tuner.rate:g}."
-        return f"{said} The best weights before are kept."
-
     def _gradient(self, step: int) -> float:
         """Gradients of the mean loss a token over the windows of a step, summed over processes; returns the loss."""
         windows = self._windows(step).to(self.device).long()
-        own = windows.tensor_split(self.workers.count)[self.workers.place]
+        mine = windows.tensor_split(self.workers.count)[self.workers.place]
         tokens = windows.shape[0] * (windows.shape[1] - (self.settings.loss == "ce"))
         total = torch.zeros((), dtype=torch.float32, device=self.device)
-        for several in own.split(max(1, TOGETHER // windows.shape[1])) if len(own) else ():
-            part = self._loss(several)
+        for some in mine.split(max(1, TOGETHER // windows.shape[1])) if len(mine) else ():
+            part = self._loss(some)
             (part / tokens).backward()
             total += part.detach()
-        for one in self.trained:
-            if one.parameter.grad is None:
-                one.parameter.grad = torch.zeros_like(one.parameter)
-            self.workers.sum_tensor(one.parameter.grad)
+        for each in self.trained:
+            if each.parameter.grad is None:
+                each.parameter.grad = torch.zeros_like(each.parameter)
+            self.workers.sum_tensor(each.parameter.grad)
         self.workers.sum_tensor(total)
         return float(total) / tokens
 
@@ -343,8 +353,8 @@ class _Loop:
         if self.settings.loss == "ce":
             return cross_entropy(logits, windows)
         with torch.no_grad():
-            wanted = self._logits(self.teacher, windows)
-        return divergence(logits, wanted)
+            target = self._logits(self.teacher, windows)
+        return divergence(logits, target)
 
     def _logits(self, model: Any, windows: Tensor) -> Tensor:
         with self.precision.computing(self.device):
@@ -358,20 +368,19 @@ class _Loop:
         loss = sum(self.gathered) / len(self.gathered) if self.gathered else None
         self.gathered.clear()
         tuner.seconds = time.perf_counter() - self.began
+        before = [look.held_out for look in tuner.curve if look.held_out is not None]
         tuner.curve.append(TuningLook(tuner.step, tuner.seconds, loss, held_out))
-        known = [look.held_out for look in tuner.curve[:-1] if look.held_out is not None]
-        if tuner.step and (held_out is None or (math.isfinite(held_out) and held_out < min(known))):
-            tuner.best = [one.parameter.detach().clone() for one in self.trained]
+        if tuner.step and (held_out is None or (math.isfinite(held_out) and held_out < min(before))):
+            tuner.best = [each.parameter.detach().clone() for each in self.trained]
             tuner.best_step = tuner.step
         self.tell()
 
     def _next_tokens(self, model: Any, windows: Tensor) -> float:
-        """The loss of next tokens, by which perplexity judges too: a model that has come no nearer to the dense one's
-        distributions may well tell them better."""
-        own = windows.tensor_split(self.workers.count)[self.workers.place].to(self.device).long()
+        """The mean loss of next tokens, as in perplexity, which may fall without the distance to the dense model."""
+        mine = windows.tensor_split(self.workers.count)[self.workers.place].to(self.device).long()
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         with torch.no_grad():
-            for window in own[:, None]:  # of none, where processes are more than windows
+            for window in mine[:, None]:  # none, if processes are more than windows
                 total += cross_entropy(self._logits(model, window), window)
         self.workers.sum_tensor(total)
         return float(total) / (windows.shape[0] * (windows.shape[1] - 1))
@@ -379,24 +388,23 @@ class _Loop:
     def _save(self) -> None:
         if self.folder is None:
             return
-        tuner = self.tuner
+        tuner, folder = self.tuner, self.folder
         tensors: dict[str, Tensor] = {}
-        for one, best in zip(self.trained, tuner.best, strict=True):
-            tensors |= {f"{one.name}/weight": one.parameter.detach(), f"{one.name}/best": best}
-            for name, value in self.optimizer.state.get(one.parameter, {}).items():
-                tensors[f"{one.name}/{name}"] = value
-        facts = {name: getattr(tuner, name) for name in FACTS}
-        curve = json.dumps([asdict(look) for look in tuner.curve])
-        folder = self.folder
+        for each, best in zip(self.trained, tuner.best, strict=True):
+            tensors |= {f"{each.name}/weight": each.parameter.detach(), f"{each.name}/best": best}
+            for name, value in self.optimizer.state.get(each.parameter, {}).items():
+                tensors[f"{each.name}/{name}"] = value
+        facts = json.dumps({name: getattr(tuner, name) for name in FACTS})
+        curve = json.dumps(list(map(asdict, tuner.curve)))
 
         def write() -> None:
             with explained(folder):
-                write_tensors(folder / STATE, tensors, facts=json.dumps(facts), curve=curve)
+                write_tensors(folder / STATE, tensors, facts=facts, curve=curve)
 
         self.workers.from_first(write)
 
     def _resume(self) -> bool:
-        """Goes back to what was saved last; False where nothing was, or it is damaged."""
+        """Goes back to the last save; False if there is none, or it is damaged."""
         if self.folder is None:
             return False
         try:
@@ -407,12 +415,175 @@ class _Loop:
         tuner.curve = [TuningLook(**look) for look in json.loads(texts["curve"])]
         for name in FACTS:
             setattr(tuner, name, facts[name])
-        tuner.best = [tensors[f"{one.name}/best"] for one in self.trained]
-        for one in self.trained:
-            one.parameter.data.copy_(tensors[f"{one.name}/weight"])
-            known = {name: tensors.get(f"{one.name}/{name}") for name in ("step", "exp_avg", "exp_avg_sq")}
-            # The step too: a fused Adam counts where the weights are.
-            state = {name: value.to(self.device) for name, value in known.items() if value is not None}
+        tuner.best = [tensors[f"{each.name}/best"] for each in self.trained]
+        for each in self.trained:
+            each.parameter.data.copy_(tensors[f"{each.name}/weight"])
+            stored = {name: tensors.get(f"{each.name}/{name}") for name in ("step", "exp_avg", "exp_avg_sq")}
+            # The step, too: a fused Adam counts on the weights' device.
+            state = {name: value.to(self.device) for name, value in stored.items() if value is not None}
             if state:
-                self.optimizer.state[one.parameter] = state
+                self.optimizer.state[each.parameter] = state
         return True
+
+
+def tune_model(
+    model: nn.Module,
+    dense: nn.Module,
+    tokens: Tensor,
+    *,
+    held_out: Tensor | None = None,
+    layers: Sequence[str] | None = None,
+    parts: int = 1,
+    unpruned: bool = False,
+    progress: ProgressCallback | None = None,
+    checkpoint: str | Path | None = None,
+    **options: Unpack[TuneOptions],
+) -> TuneReport:
+    """Trains the kept weights of a pruned model in place; removed weights stay 0, to the bit.
+
+    Args:
+        model: pruned by any program: its zeros are the mask. A slimmed model will do, too.
+        dense: the model before, with the same vocabulary; not changed.
+        tokens: windows to train on, (samples, length) int64.
+        held_out: further windows, whose next tokens decide which step is kept: perplexity on them is never worse than
+            at the start.
+        layers: names to tune, `*` allowed; None means every prunable layer. Norms, embeddings and the head stay.
+        parts: decoder blocks are tuned in so many parts, one after another, each with its share of the steps; gradients
+            and Adam's moments take the memory of one part.
+        unpruned: tune a model without zeros, too.
+        progress: called with a `TuningProgress` several times a step; may raise to stop: the best step so far is kept.
+        checkpoint: a folder from which the same call resumes, to the same bits with as many processes; load the pruned
+            model again for that, as a stopped tuning has changed it.
+
+    Keyword arguments besides:
+        minutes: how long tuning may take; the time of the first steps sets their number.
+        epochs: passes over `tokens` instead of minutes; 1 by default, fractions allowed.
+        loss: "kl", towards the dense model's distributions; "ce", of the text's own next tokens, for data of one's own.
+        rate: of Adam, after a warm-up over a quarter of the steps, falling to 0 linearly. None means 0.001; less for
+            fewer than 32 steps, for a model whose loss of next tokens is less than 0.55 nats above the dense one's, for
+            more than 0.4 of the weights kept, and for small weights in large layers, as in most models beyond the
+            packaged one: see `rose.model.tune.tuning.Tuner.rate`.
+        batch: windows of a step; several processes share them.
+        seed: of the order of windows.
+        compute: number format of matrix products, see `rose.prune_model`. Weights and moments are float32.
+
+    Raises:
+        RoseError: bad input, before any work; a loss that is not finite; or no room to save.
+    """
+    tuner = Parts(TuneTask(model, dense, tokens, held_out, layers, unpruned), TuneSettings.of(**options), parts)
+    tuner.run(progress, checkpoint)
+    return tuner.report()
+
+
+class Parts:
+    """As `Tuner`, for decoder blocks in parts: each has its share of the time and keeps its own best step."""
+
+    def __init__(self, task: TuneTask, settings: TuneSettings, parts: int = 1) -> None:
+        """Checks everything; changes nothing. Raises RoseError for bad input."""
+        network = Network(task.model)
+        self.task, self.settings, self.parts = task, settings, divided(network, task.layers, parts)
+        if parts > 1:
+            check_pruned(find_trained(network, task.layers), network, Network(task.dense), task.unpruned)
+        self.tuner = self._tuner(0)
+        self.done: list[TuneReport] = []
+
+    def _tuner(self, number: int) -> Tuner:
+        count, settings = len(self.parts), self.settings
+        if count > 1:
+            minutes = None if settings.minutes is None else settings.minutes / count
+            epochs = None if settings.minutes is not None else (settings.epochs or 1) / count
+            seed = (settings.seed + number) % SEEDS  # other windows come first
+            settings = settings.changed(minutes=minutes, epochs=epochs, seed=seed)
+        unpruned = self.task.unpruned or count > 1  # one part may well have no zeros
+        return Tuner(replace(self.task, layers=self.parts[number], unpruned=unpruned), settings)
+
+    def run(self, progress: ProgressCallback | None = None, checkpoint: str | Path | None = None) -> None:
+        """Tunes. However it ends, the model has the best weights so far, in its own format and with its zeros."""
+        begun, count = begun_with(checkpoint, "products"), len(self.parts)
+        if begun and self.settings.compute == DEFAULT:  # another machine may choose another
+            self.settings = self.settings.changed(compute=begun)
+            del self.tuner
+            self.tuner = self._tuner(0)
+        # Each part has a folder of its own within, which describes the rest.
+        describe = partial(describe_tuning, self.settings, self.tuner.precision, count)
+        with claimed(checkpoint, describe) if checkpoint is not None and count > 1 else nullcontext():
+            start = time.perf_counter()
+            for number in range(count):
+                if number:
+                    del self.tuner  # before the next one measures free memory
+                    self.tuner = self._tuner(number)
+                part = part_callback(progress, start, number / count, (number + 1) / count) if count > 1 else progress
+                folder = Path(checkpoint) / str(number) if checkpoint is not None and count > 1 else checkpoint
+                try:
+                    self.tuner.run(part, folder)
+                finally:
+                    if self.tuner.curve:  # not if it was stopped before any measurement
+                        self.done.append(self.tuner.report())
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a step is done, so that there is something to keep and to report."""
+        return any(report.summary["steps"] for report in self.done)
+
+    def report(self) -> TuneReport:
+        """The outcome so far."""
+        return joined(self.done, self.settings) if len(self.parts) > 1 else self.tuner.report()
+
+
+def tune_until_stopped(
+    make: Callable[[], Parts],
+    following: AbstractContextManager[ProgressCallback],
+    checkpoint: str | Path | None = None,
+) -> tuple[TuneReport | None, BaseException | None]:
+    """Tunes the result of `make`, followed from then on; whatever stops it, the model has the best weights so far.
+
+    Returns the report, None without a finished step, and what stopped tuning, None at its regular end.
+    """
+    tuner, stopped = None, None
+    try:
+        tuner = make()
+        with following as progress:
+            tuner.run(progress, checkpoint)
+    except (Exception, KeyboardInterrupt) as problem:
+        if Workers.here().count > 1 and not isinstance(problem, (RoseError, KeyboardInterrupt)):
+            raise  # in this process alone: the others would wait for it
+        stopped = problem
+    return tuner.report() if tuner and tuner.is_begun else None, stopped
+
+
+def divided(network: Network, layers: Sequence[str] | None, parts: int) -> list[list[str]]:
+    """Names of the layers to tune, in so many parts of whole decoder blocks, in the model's order.
+
+    Raises RoseError for fewer decoder blocks than parts, or a number that is not whole.
+    """
+    selected = network.select(layers)
+    blocks = sorted({layer.block_index for layer in selected})
+    if not (is_whole(parts) and 1 <= parts <= len(blocks)):
+        raise RoseError(f"{len(blocks)} decoder blocks cannot be tuned in {parts!r} parts; choose 1 to {len(blocks)}.")
+    place = {block: index * parts // len(blocks) for index, block in enumerate(blocks)}
+    return [[layer.name for layer in selected if place[layer.block_index] == part] for part in range(parts)]
+
+
+def joined(reports: Sequence[TuneReport], settings: TuneSettings) -> TuneReport:
+    """One report of parts that were tuned one after another; steps and seconds go on from part to part."""
+    curves: list[pd.DataFrame] = []
+    steps, seconds = 0, 0.0
+    for report in reports:
+        curve = report.curve.assign(step=report.curve["step"] + steps, seconds=report.curve["seconds"] + seconds)
+        curves.append(curve if not curves else curve[1:])  # a part begins where the one before has ended
+        steps, seconds = steps + report.summary["steps"], seconds + report.summary["seconds"]
+    last, layers = reports[-1].summary, pd.concat([report.layers for report in reports], ignore_index=True)
+    sums = ("steps", "steps_planned", "zeros", "zeros_before", "weights")
+    summary = {
+        **last,
+        **settings.to_dict(),
+        **{name: sum(report.summary[name] for report in reports) for name in sums},
+        "compute": last["compute"],
+        "rate": last["rate"],
+        "parts": len(reports),
+        "fewest_planned": min(filter(None, (report.summary["steps_planned"] for report in reports)), default=0),
+        "kept_step": steps - last["steps"] + last["kept_step"],
+        "seconds": seconds,
+        "held_out_before": reports[0].summary["held_out_before"],
+    }
+    return TuneReport(layers, pd.concat(curves, ignore_index=True), summary)

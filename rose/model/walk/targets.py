@@ -1,8 +1,8 @@
-"""Gaps to the dense targets in one decoder block: what the dense model puts out, kept until pruned batches get there.
+"""Gaps to the dense targets in one decoder block.
 
-The dense hidden states run through the block first, while its weights are dense. What each layer reads there is kept;
-when the pruned batches stop at a layer, both inputs are at hand, and for a layer that writes into the residual stream
-also what the stream has lost so far. See `rose.layer.target` for what is made of it.
+The dense hidden states run through the block first, while its weights are dense, and each layer's inputs are kept. When
+the pruned batches stop at a layer, both inputs are at hand, and for a layer that writes into the residual stream also
+the loss of the stream so far. `rose.layer.target` corrects weights by these gaps.
 """
 
 from __future__ import annotations
@@ -23,78 +23,79 @@ from rose.model.walk.forward import hidden_of, version_of
 
 BatchKey = tuple[str, int]  # stream, number
 Gaps = dict[str, InputGap | OutputGap]  # of one layer, by stream
-Read = tuple[Tensor, Tensor | None]  # what a layer reads, and, for an expert, which tokens of the batch these are
+Read = tuple[Tensor, Tensor | None]  # a layer's inputs, and for an expert the numbers of their tokens in the batch
 UNKNOWN = None, None  # in place of a `Read`
-Pairs = Mapping[BatchKey, tuple[Tensor, Tensor]]  # what a layer reads in the pruned and in the dense model
+Pairs = Mapping[BatchKey, tuple[Tensor, Tensor]]  # a layer's inputs in the pruned and in the dense model
 LEAST_SLOPE = 0.1  # of a norm's mean squared slope: channels that it nearly mutes are not asked to repair the stream
 
 
 @dataclass
-class _Seen:
-    """What one batch has shown of one pass through the block: its input, layers' inputs, outputs by module.
-
-    `versions`: of the inputs when they were read.
-    """
+class _Pass:
+    """One batch's pass through the block: its input, layers' inputs with their versions, outputs by module."""
 
     hidden: Tensor
     inputs: dict[str, Read | tuple[None, None]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
-    def read(self, name: str, inputs: Tensor, tokens: Tensor | None) -> None:
-        """A layer reads; what it reads in a second call has no one counterpart in the pruned model."""
-        self.inputs[name] = UNKNOWN if name in self.inputs else (inputs, tokens)
-        self.versions[name] = version_of(inputs)
+    def read(self, name: str, _module: nn.Module, args: tuple) -> None:
+        """A layer reads; a second call's inputs have no unique counterpart in the pruned model."""
+        tokens = args[1] if len(args) > 1 else None
+        self.inputs[name] = UNKNOWN if name in self.inputs else (args[0], tokens)
+        self.versions[name] = version_of(args[0])
 
     def drop_overwritten(self) -> None:
-        """Forgets inputs that the block has overwritten since they were read, as it may reuse a buffer."""
+        """Forgets inputs that the block has overwritten since, as it may reuse a buffer."""
         for name, (inputs, _) in self.inputs.items():
             if inputs is not None and version_of(inputs) != self.versions[name]:
                 self.inputs[name] = UNKNOWN
 
 
 class BlockTargets:
-    """The dense targets of one decoder block's layers; `products` is the format in which gaps are multiplied."""
+    """The dense targets of one decoder block's layers; `products` is the number format of products in gaps."""
 
     def __init__(
-        self,
-        block: nn.Module,
-        layers: Sequence[PrunableLayer],
-        writers: Mapping[str, Writer],
-        products: torch.dtype,
+        self, block: nn.Module, layers: Sequence[PrunableLayer], writers: Mapping[str, Writer], products: torch.dtype
     ) -> None:
         self.block, self.layers, self.products = block, layers, products
         self.writers = {layer.name: writers[layer.projection] for layer in layers if layer.projection in writers}
-        self.dense: dict[BatchKey, _Seen] = {}
-        self.pruned: dict[BatchKey, _Seen] = {}
+        self.dense: dict[BatchKey, _Pass] = {}
+        self.pruned: dict[BatchKey, _Pass] = {}
         projections = {layer.name: layer.projection for layer in layers}
+        # Layers with a norm between them and the stream.
         self._normed = {name for name, writer in self.writers.items() if writer.term.module != projections[name]}
-        modules = {name for writer in self.writers.values() for name in _modules_before(writer)}
-        self._modules = sorted(modules | {self.writers[name].term.module for name in self._normed})
+        modules = {self.writers[name].term.module for name in self._normed}
+        for writer in self.writers.values():  # whose outputs make up the stream before the layer
+            modules |= {term.module for term in writer.before} | ({writer.base} if writer.base else set())
+        self._modules = sorted(modules)
         self._hooks: list[Any] = []
 
     @contextmanager
     def watch_dense(self, stream: str, batch: int, hidden: Tensor) -> Iterator[None]:
-        """Keeps what the layers read, and what goes into the stream, while a dense batch runs."""
-        seen = self.dense[stream, batch] = _Seen(hidden)
-        hooks = [layer.module.register_forward_pre_hook(_keep_input(seen, layer.name)) for layer in self.layers]
-        hooks += self._output_hooks(lambda: seen)
+        """Keeps layers' inputs, and outputs into the stream, while a dense batch runs."""
+        dense = self.dense[stream, batch] = _Pass(hidden)
+
+        def reader(name: str) -> Callable[..., None]:
+            return lambda module, args: dense.read(name, module, args)
+
+        hooks = [layer.module.register_forward_pre_hook(reader(layer.name)) for layer in self.layers]
+        hooks += self._output_hooks(lambda: dense)
         hooks += [
-            layer.module.register_forward_hook(_keep_output(lambda: seen, layer.name))
+            layer.module.register_forward_hook(_keep_output(lambda: dense, layer.name))
             for layer in self.layers
             if layer.name in self._normed
         ]
         with hooked(hooks):
             yield
-            seen.drop_overwritten()
+            dense.drop_overwritten()
 
     def watch_pruned(self, current: Callable[[], BatchKey]) -> None:
-        """Keeps what goes into the stream in the pruned passes, until `close`; `current` tells whose pass it is."""
+        """Keeps outputs into the stream in the pruned passes, until `close`; `current` gives the running batch."""
         self._hooks = self._output_hooks(lambda: self.pruned[current()])
 
     def enter(self, key: BatchKey, hidden: Tensor) -> None:
         """A pruned batch begins its pass."""
-        self.pruned[key] = _Seen(hidden)
+        self.pruned[key] = _Pass(hidden)
 
     def close(self) -> None:
         """Releases everything."""
@@ -103,9 +104,9 @@ class BlockTargets:
         self.dense.clear()
         self.pruned.clear()
 
-    def _output_hooks(self, seen: Callable[[], _Seen]) -> list[Any]:
+    def _output_hooks(self, current: Callable[[], _Pass]) -> list[Any]:
         modules = dict(self.block.named_modules())
-        return [modules[name].register_forward_hook(_keep_output(seen, name)) for name in self._modules]
+        return [modules[name].register_forward_hook(_keep_output(current, name)) for name in self._modules]
 
     def writes(self, layer: PrunableLayer) -> bool:
         """Whether the layer writes into the residual stream."""
@@ -114,96 +115,84 @@ class BlockTargets:
     def alike(self, layer: PrunableLayer) -> list[PrunableLayer]:
         """The layer and the others that read the very same tensors: they can be pruned together.
 
-        Alone stay experts, whose tokens differ by batch, and layers that write into the stream, whose targets need
-        what was added to it before.
+        Experts stay alone, as their tokens differ by batch, and so do layers that write into the stream, whose targets
+        need the outputs of the layers before.
         """
-        read = [seen.inputs for seen in self.dense.values()]
-        known = all(inputs.get(layer.name, UNKNOWN)[0] is not None for inputs in read)
-        if layer.is_expert or self.writes(layer) or not known:
+        inputs = [dense.inputs for dense in self.dense.values()]
+        is_known = all(of_pass.get(layer.name, UNKNOWN)[0] is not None for of_pass in inputs)
+        if layer.is_expert or self.writes(layer) or not is_known:
             return [layer]
-        others = [other for other in self.layers if not (other.is_expert or self.writes(other))]
         return [
             other
-            for other in others
-            if all(inputs.get(other.name, UNKNOWN)[0] is inputs[layer.name][0] for inputs in read)
+            for other in self.layers
+            if not (other.is_expert or self.writes(other))
+            and all(of_pass.get(other.name, UNKNOWN)[0] is of_pass[layer.name][0] for of_pass in inputs)
         ]
 
     def forget(self, layer: PrunableLayer) -> None:
-        """Releases what the layer read in the dense model."""
-        for seen in self.dense.values():
-            seen.inputs.pop(layer.name, None)
+        """Releases the layer's inputs in the dense model."""
+        for dense in self.dense.values():
+            dense.inputs.pop(layer.name, None)
 
     def _pairs(self, layer: PrunableLayer, batches: Mapping[BatchKey, Read]) -> Pairs | None:
-        """Pruned and dense inputs of the same tokens; None where it cannot be told which tokens they are of.
+        """Pruned and dense inputs of the same tokens; None if tokens cannot be matched.
 
-        Of an expert, those that both models send there; what only the pruned model sends has no gap.
+        For an expert, the tokens that both models send there.
         """
-        found = {}
+        pairs = {}
         for key, (inputs, tokens) in batches.items():
-            seen = self.dense[key]
-            dense, known = seen.inputs.get(layer.name, UNKNOWN)
-            total = seen.hidden.shape[:-1].numel()
+            total = self.dense[key].hidden.shape[:-1].numel()
+            dense, dense_tokens = self.dense[key].inputs.get(layer.name, UNKNOWN)
             if tokens is not None:
-                if dense is not None and known is not None:
-                    found[key] = _both(inputs, tokens, dense, known, total)
+                if dense is not None and dense_tokens is not None:
+                    rows = torch.full((total,), -1, device=dense_tokens.device)  # of `dense`, by token
+                    rows[dense_tokens] = torch.arange(len(dense_tokens), device=dense_tokens.device)
+                    rows = rows[tokens]
+                    pairs[key] = inputs[rows >= 0], dense[rows[rows >= 0]]
             elif dense is None or dense.shape != inputs.shape or inputs.shape[:-1].numel() != total:
                 return None
             else:
-                found[key] = (inputs, dense)
-        return found
+                pairs[key] = inputs, dense
+        return pairs
 
     def gap(self, layer: PrunableLayer, batches: Mapping[BatchKey, Read]) -> InputGap | OutputGap | None:
-        """How far the layer's dense weight is from its target on these pruned inputs; None where that is not known."""
+        """The distance of the layer's dense weight from its target on these pruned inputs; None if not known.
+
+        For a layer that writes into the stream, the difference of its inputs and the loss of the stream.
+        """
         pairs = self._pairs(layer, batches)
         if pairs is None:
             return None
-        if self.writes(layer):
-            return self._output_gap(layer, pairs)
-        gap = InputGap(layer.weight.shape[1], layer.weight.device, self.products)
-        for pruned, dense in pairs.values():
-            gap.update(pruned, dense)
-        return gap
-
-    def _output_gap(self, layer: PrunableLayer, pairs: Pairs) -> OutputGap:
-        """The gap of a layer that writes into the stream: what its inputs lack, and what the stream has lost."""
+        if not self.writes(layer):
+            gap = InputGap(layer.weight.shape[1], layer.weight.device, self.products)
+            for pruned, dense in pairs.values():
+                gap.update(pruned, dense)
+            return gap
         weight = layer.weight if layer.weight.dtype != torch.float32 else layer.weight.to(self.products)
-        gap = OutputGap(weight.shape[0], weight.shape[1], weight.device, self.products)
+        output_gap = OutputGap(weight.shape[0], weight.shape[1], weight.device, self.products)
         for key, (pruned, dense) in pairs.items():
-            own = nn.functional.linear(input_difference(dense, pruned, weight.dtype), weight).float()
+            change = nn.functional.linear(input_difference(dense, pruned, weight.dtype), weight).float()
             lost = self._lost(layer.name, key, weight.device)
-            gap.update(pruned, own.add_(lost.view(own.shape)))
-        return gap
+            output_gap.update(pruned, change.add_(lost.view(change.shape)))
+        return output_gap
 
     def _lost(self, name: str, key: BatchKey, device: torch.device) -> Tensor:
-        """R, in units of the layer's own output: what the stream before it lacks in the pruned model; float32."""
+        """R, dense minus pruned stream before the layer, float32 in units of the layer's output."""
         writer, dense, pruned = self.writers[name], self.dense[key], self.pruned[key]
-        base = (seen.outputs[writer.base] if writer.base else seen.hidden for seen in (dense, pruned))
+        base = (each.outputs[writer.base] if writer.base else each.hidden for each in (dense, pruned))
         lost = torch.sub(*(value.to(device).float() for value in base))
         for term in writer.before:
-            change = torch.sub(*(seen.outputs[term.module].float() for seen in (dense, pruned)))
+            change = torch.sub(*(each.outputs[term.module].float() for each in (dense, pruned)))
             lost.add_(change, alpha=term.scale)
         if writer.term.scale != 1:
             lost.div_(writer.term.scale)
-        if name in self._normed:  # a norm stands between the layer and the stream
+        if name in self._normed:
             lost = lost * _inverse_slope(dense.outputs[name].float(), dense.outputs[writer.term.module].float())
         return lost
 
 
-def _both(inputs: Tensor, tokens: Tensor, dense: Tensor, known: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """The rows of `inputs` and `dense` that belong to the same of `total` tokens; `tokens` and `known` number them."""
-    rows = torch.full((total,), -1, device=known.device)
-    rows[known] = torch.arange(len(known), device=known.device)
-    rows = rows[tokens]
-    return inputs[rows >= 0], dense[rows[rows >= 0]]
-
-
-def _modules_before(writer: Writer) -> set[str]:
-    """Modules whose outputs make up the stream that the layer adds to."""
-    return {term.module for term in writer.before} | ({writer.base} if writer.base else set())
-
-
 def _inverse_slope(inputs: Tensor, outputs: Tensor) -> Tensor:
-    """By which factor a wanted change behind an RMS norm is larger in front of it, (..., hidden).
+    """The factor from a change behind an RMS norm to the change in front of it, (..., hidden).
 
     The norm multiplies each channel by a slope, outputs/inputs; a regularized inverse, as some slopes are near zero.
     """
@@ -212,16 +201,9 @@ def _inverse_slope(inputs: Tensor, outputs: Tensor) -> Tensor:
     return torch.where(weight == 0, 0, slope / weight)  # a token of zeros has no slope
 
 
-def _keep_input(seen: _Seen, name: str) -> Callable[..., None]:
-    def keep(_module: nn.Module, args: tuple) -> None:
-        seen.read(name, args[0], args[1] if len(args) > 1 else None)
-
-    return keep
-
-
-def _keep_output(seen: Callable[[], _Seen], name: str) -> Callable[..., None]:
+def _keep_output(current: Callable[[], _Pass], name: str) -> Callable[..., None]:
     def keep(_module: nn.Module, _args: tuple, output: Any) -> None:
         # A copy, because some families go on to add to it in place.
-        seen().outputs[name] = hidden_of(output).clone()
+        current().outputs[name] = hidden_of(output).clone()
 
     return keep

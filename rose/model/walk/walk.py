@@ -1,12 +1,10 @@
-"""A walk over the decoder blocks of a model that gathers statistics of what its layers read.
-
-Only one decoder block is on the device at a time.
-"""
+"""A walk over the decoder blocks of a model that gathers statistics of layers' inputs, one block on the device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,26 +21,123 @@ from rose.model.network.network import Network
 from rose.model.network.precision import FLOAT32, Precision
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import Meter, ProgressCallback
-from rose.model.walk.collector import LEAVE_OUT, Collector
-from rose.model.walk.dense_states import HELD_OUT, DenseStreams, Watch
-from rose.model.walk.forward import Arguments, WriterTrace, check_blocks, record_inputs, run_block, split_batches
-from rose.model.walk.hidden_states import MemoryActivations
-from rose.model.walk.storage import Storage
+from rose.model.walk.forward import (
+    Arguments,
+    WriterTrace,
+    check_blocks,
+    no_input,
+    record_inputs,
+    run_block,
+    split_batches,
+    version_of,
+)
+from rose.model.walk.storage import HELD_OUT, DenseStreams, MemoryActivations, Storage, Watch
 from rose.model.walk.targets import BlockTargets
 from rose.model.workers import Workers
 
-TOKENS = {"calibration": "tokens", HELD_OUT: "held-out tokens"}  # what those of a stream are called
+LEAVE_OUT = "leave this layer out"  # the remedy that every caller has for a layer that cannot be calibrated
+
+
+@dataclass(eq=False)
+class _Reading:
+    """A tensor read in the current batch, the version of its content, and the layers that read it."""
+
+    inputs: Tensor
+    version: int
+    readers: list[str]
+
+
+@dataclass(eq=False)
+class _Group:
+    """Layers that have read the same tensors in every batch so far."""
+
+    layers: list[str]
+    statistics: InputStatistics
+
+
+class Collector:
+    """Forward hooks that gather layers' inputs.
+
+    Inputs are counted at the end of each batch, when all readers of a tensor are known: routed experts may read the
+    router's own tensor in one batch and not in the next. A group whose layers no longer read the same is split. The
+    caller removes the `hooks`.
+
+    Attributes:
+        weight: of the next inputs, see `InputStatistics.update`.
+        remedy: for messages, the user's way out for an input that cannot be counted.
+    """
+
+    def __init__(self, layers: Sequence[PrunableLayer], device: torch.device, remedy: str = LEAVE_OUT) -> None:
+        self.device, self.remedy = device, remedy
+        self.weight = 1.0
+        self.groups: list[_Group] = []
+        self.readings: list[_Reading] = []
+        self.hooks = [layer.module.register_forward_pre_hook(self._hook(layer.name)) for layer in layers]
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def note(_module: nn.Module, args: tuple) -> None:
+            inputs, version = args[0], version_of(args[0])
+            for reading in self.readings:
+                # A layer called twice on one tensor has read it twice.
+                if reading.inputs is inputs and reading.version == version and name not in reading.readers:
+                    reading.readers.append(name)
+                    return
+            self.readings.append(_Reading(inputs, version, [name]))
+
+        return note
+
+    def end_batch(self) -> None:
+        """Counts the inputs since the last call; raises RoseError for one that has been overwritten since."""
+        for reading in self.readings:
+            if version_of(reading.inputs) != reading.version:
+                raise RoseError(
+                    f"The model overwrites the input of {reading.readers[0]} in place after reading it, so that it "
+                    f"cannot be counted; {self.remedy}."
+                )
+            for group in self._readers(reading):
+                group.statistics.update(reading.inputs, self.weight)
+        self.readings.clear()
+
+    def _readers(self, reading: _Reading) -> list[_Group]:
+        """The groups that together are a tensor's readers; a group with other layers too is split."""
+        groups: list[_Group] = []
+        for group in self.groups:
+            readers = [name for name in group.layers if name in reading.readers]
+            if readers == group.layers:
+                groups.append(group)
+            elif readers:
+                group.layers = [name for name in group.layers if name not in readers]
+                groups.append(_Group(readers, deepcopy(group.statistics)))
+        grouped = {name for group in (*self.groups, *groups) for name in group.layers}
+        new = [name for name in reading.readers if name not in grouped]
+        if new:
+            groups.append(_Group(new, InputStatistics(reading.inputs.shape[-1], self.device)))
+        self.groups += [group for group in groups if group not in self.groups]
+        return groups
+
+    def result(self) -> dict[str, InputStatistics]:
+        return {name: group.statistics for group in self.groups for name in group.layers}
+
+
+def statistics_of(layer: PrunableLayer, statistics: Mapping[str, InputStatistics]) -> InputStatistics:
+    """The layer's statistics; raises RoseError if it received no input."""
+    if layer.name not in statistics:
+        raise no_input(layer.name)
+    return statistics[layer.name]
+
+
+TOKENS = {"calibration": "tokens", HELD_OUT: "held-out tokens"}  # names of the streams' tokens in messages
 
 
 @dataclass(frozen=True)
 class BlockStatistics:
-    """What calibration knows of one decoder block's chosen layers.
+    """Calibration statistics of some layers of one decoder block.
 
     Attributes:
-        calibration, held_out: statistics by layer name; layers that read one tensor share one object.
-            `held_out` is empty where no held-out tokens were given.
+        calibration, held_out: statistics by layer name, shared by layers that read one tensor; `held_out` is empty
+            without held-out tokens.
         work: fraction of the decoder block's work done before and after these layers are pruned.
-        gaps: by stream and layer name, how far the layer is from its dense target, where that is asked for and known.
+        gaps: by stream and layer name, the layer's distance from its dense target, if that is the target and known.
         products: number format of ADMM's products, see `Settings`.
     """
 
@@ -55,17 +150,16 @@ class BlockStatistics:
     products: torch.dtype = torch.float32
 
     def let_go(self) -> None:
-        """Drops all statistics, which the walk would otherwise hold while it runs the next block."""
-        self.calibration.clear()
-        self.held_out.clear()
-        self.gaps.clear()
+        """Drops all statistics, or the walk would hold them while it runs the next block."""
+        for tensors in (self.calibration, self.held_out, self.gaps):
+            tensors.clear()
 
     def to(self, device: torch.device) -> BlockStatistics:
-        """The same with statistics on a device; layers that share an object share the moved one."""
+        """The same with statistics on a device; shared objects stay shared."""
         moved: dict[int, InputStatistics] = {}
 
-        def move(found: dict[str, InputStatistics]) -> dict[str, InputStatistics]:
-            return {name: moved.setdefault(id(one), one.to(device)) for name, one in found.items()}
+        def move(statistics: dict[str, InputStatistics]) -> dict[str, InputStatistics]:
+            return {name: moved.setdefault(id(each), each.to(device)) for name, each in statistics.items()}
 
         return replace(self, calibration=move(self.calibration), held_out=move(self.held_out))
 
@@ -76,20 +170,20 @@ class Walk:
 
     Attributes:
         by_block: chosen layers of each decoder block.
-        kept: hidden states and what is stored of finished blocks; those below `kept.done` are only run.
-        precision: of forward passes, and of the products that gaps to dense targets are made of.
-        dense: hidden states of the dense model beside them, of the streams that need them.
-        remedy: what the caller can do about a layer that this walk cannot calibrate.
+        storage: hidden states and finished blocks; those below `storage.done` are only run.
+        precision: of forward passes, and of the products in gaps to dense targets.
+        dense: hidden states of the dense model in the streams that need them.
+        remedy: for messages, the user's way out for a layer that this walk cannot calibrate.
         first: the decoder block whose inputs the hidden states are.
-        arguments: by stream ("calibration", "held_out"): [block][batch] -> arguments besides the hidden states.
-        trace: of what writes into the residual stream; given where targets are dense.
+        arguments: by stream: [block][batch] -> arguments besides the hidden states.
+        trace: finds the layers that write into the residual stream, for dense targets.
     """
 
     network: Network
     workers: Workers
     meter: Meter
     by_block: dict[int, list[PrunableLayer]]
-    kept: Storage
+    storage: Storage
     precision: Precision
     dense: DenseStreams
     remedy: str
@@ -103,89 +197,88 @@ class Walk:
         return max(self.by_block)
 
     def layers_of(self, index: int) -> list[PrunableLayer]:
-        """The chosen layers of a decoder block that an earlier run has not finished."""
-        return self.by_block.get(index, []) if index >= self.kept.done else []
+        """The chosen layers of a decoder block, none if an earlier run has finished it."""
+        return self.by_block.get(index, []) if index >= self.storage.done else []
 
     @contextmanager
     def enter(self, index: int) -> Iterator[nn.Module]:
-        """One decoder block on the device, to be left by all batches."""
+        """One decoder block on the device; all batches must have passed it at the end."""
         with self.network.residence.visit(index, self.network.device) as block, experts_apart(block):
             yield block
             if drift := self.dense.block_drift(index, self.network.device):
-                self.kept.add_drift(drift)
+                self.storage.add_drift(drift)
             if index < self.last:
-                self.kept.activations.advance(index + 1)
+                self.storage.activations.advance(index + 1)
 
     def run(self, block: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
         """A block's output on one batch, on the device."""
         return run_block(block, hidden, arguments, self.network.device, self.precision)
 
     def visit(self, propagate_again: bool) -> Iterator[BlockStatistics]:
+        """Statistics of each block's layers. `propagate_again`: the layers are pruned meanwhile, so each block runs
+        twice, first for statistics and then for its pruned output."""
         for index in range(self.first, self.last + 1):
             with self.enter(index) as block:
                 layers = self.layers_of(index)
-                # A pruned block must run twice: once to see its inputs, once to pass on what it now puts out.
                 twice = propagate_again and bool(layers)
                 if twice:
                     self.run_dense(block, index)
                 else:
                     self.follow_dense(block, index)
                 end = 0.45 if twice else 0.95
-                found = {
-                    stream: self._pass(stream, block, index, layers, "calibrate", start, end, keep=not twice)
+                statistics = {
+                    stream: self._pass(stream, block, index, layers, "calibrate", (start, end), keep=not twice)
                     for stream, start in self._starts(0.0, end)
                 }
                 if layers:
-                    products = self.precision.products
-                    yield BlockStatistics(
-                        index, layers, found["calibration"], found.get("held_out", {}), products=products
-                    )
+                    held_out, products = statistics.get(HELD_OUT, {}), self.precision.products
+                    yield BlockStatistics(index, layers, statistics["calibration"], held_out, products=products)
                 if twice:
                     self.pass_on(block, index, 0.55)
 
     def visit_dense(self) -> Iterator[BlockStatistics]:
-        """Visits without pruning; tells of every layer visited, and of the end."""
+        """Visits without pruning, and reports progress after every layer and at the end."""
         for block in self.visit(propagate_again=False):
             yield block
             self.meter.layers_done += len(block.layers)
         self.meter.tell("done", self.last, 1.0)
 
     def pass_on(self, block: nn.Module, index: int, start: float = 0.0) -> None:
-        """Runs one block over all streams and keeps its outputs; `start`: share of the block's work before.
+        """Runs one block over all streams and stores its outputs; `start`: share of the block's work before.
 
-        After the last block only drift needs the outputs, those of held-out tokens.
+        After the last block only drift needs outputs, for held-out tokens.
         """
         for stream, begin in self._starts(start, 1.0):
             if index < self.last or (stream == HELD_OUT and self.dense.names):
-                self._pass(stream, block, index, [], "propagate", begin, 1.0, keep=True)
+                self._pass(stream, block, index, [], "propagate", (begin, 1.0), keep=True)
 
     def targets_of(self, index: int, block: nn.Module, layers: Sequence[PrunableLayer]) -> BlockTargets | None:
-        """The dense targets of a decoder block, where targets are dense."""
+        """The dense targets of a decoder block; None if targets are not dense."""
         if self.trace is None:
             return None
         return BlockTargets(block, layers, self.trace.of(index, block), self.precision.products)
 
     def run_dense(self, block: nn.Module, index: int, watch: Watch | None = None) -> None:
-        """Runs a block that is still dense on the dense hidden states, where there are any; see `DenseStreams.run`."""
-        arguments = {stream: found[index] for stream, found in self.arguments.items()}
-        self.dense.run(index, self.kept.activations, arguments, partial(self.run, block), watch)
+        """Runs a block that is still dense on the dense hidden states, if there are any; see `DenseStreams.run`."""
+        arguments = {stream: of_blocks[index] for stream, of_blocks in self.arguments.items()}
+        self.dense.run(index, self.storage.activations, arguments, partial(self.run, block), watch)
 
     def follow_dense(self, block: nn.Module, index: int) -> None:
-        """Runs a block that loses nothing on the dense hidden states, where they differ from the pruned ones.
+        """Runs a block that loses nothing on the dense hidden states, if they differ from the pruned ones.
 
-        Blocks that an earlier run has pruned are not dense any more; the dense hidden states are behind them already.
+        Blocks that an earlier run has pruned are skipped: the dense hidden states are already behind them.
         """
         if self.dense.position == index:
             self.run_dense(block, index)
 
     def put_out(self, stream: str, batch: int, index: int, output: Tensor) -> None:
-        """Keeps what a block puts out for one batch, for the next one and for drift."""
+        """Stores a block's output for one batch, and compares it for drift."""
         if index < self.last:
-            self.kept.activations.write(stream, batch, output)
+            self.storage.activations.write(stream, batch, output)
         self.dense.compare(stream, batch, index, output)
 
     def _starts(self, start: float, end: float) -> list[tuple[str, float]]:
-        """Each stream with the share of the block's work that is done before it; held-out samples are few."""
+        """Each stream with the share of the block's work done before it; held-out samples are few."""
         return [(stream, start if stream == "calibration" else end) for stream in self.arguments]
 
     @torch.no_grad()
@@ -196,31 +289,30 @@ class Walk:
         index: int,
         layers: list[PrunableLayer],
         stage: str,
-        start: float,
-        end: float,
+        work: tuple[float, float],
         keep: bool,
     ) -> dict[str, InputStatistics]:
-        """Runs one block over all batches of a stream, and keeps its outputs where asked to.
+        """Runs one block over all batches of a stream; stores its outputs if `keep`.
 
-        `start`, `end`: share of the block's work before and after.
+        `work`: share of the block's work before and after.
         """
         collector = Collector(layers, self.network.device, self.remedy)
-        batches = self.arguments[stream][index]
+        batches, (start, end) = self.arguments[stream][index], work
         with hooked(collector.hooks):
             for batch, arguments in enumerate(batches):
-                hidden = self.kept.activations.read(stream, batch)
+                hidden = self.storage.activations.read(stream, batch)
                 output = self.run(block, hidden, arguments)
                 collector.end_batch()
                 if keep:
                     self.put_out(stream, batch, index, output.to(hidden.device))
                 self.meter.tell(stage, index, start + (end - start) * (batch + 1) / len(batches))
-        found = collector.result()
-        self.workers.sum_statistics(found, routed=[layer.name for layer in layers if layer.is_expert])
-        return found
+        statistics = collector.result()
+        self.workers.sum_statistics(statistics, routed=[layer.name for layer in layers if layer.is_expert])
+        return statistics
 
 
 def check_streams(network: Network, tokens: Tensor, held_out: Tensor | None) -> dict[str, Tensor]:
-    """This process's part of the tokens, by stream; raises RoseError for tokens that do not fit the model."""
+    """This process's share of the tokens, by stream; raises RoseError for tokens that do not fit the model."""
     streams = {"calibration": tokens} | ({} if held_out is None else {HELD_OUT: held_out})
     for stream, samples in streams.items():
         network.check_tokens(samples, name=TOKENS[stream])
@@ -234,7 +326,7 @@ def start_walk(
     layers: Sequence[PrunableLayer],
     progress: ProgressCallback | None = None,
     *,
-    kept: Storage | None = None,
+    storage: Storage | None = None,
     dense: DenseStreams | None = None,
     precision: Precision = FLOAT32,
     needs_all: bool = False,
@@ -242,29 +334,29 @@ def start_walk(
 ) -> Walk:
     """Records the inputs of the first decoder block, or resumes from a checkpoint.
 
-    `streams` are those of `check_streams`, the options as for `Walk`; `needs_all` refuses layers that the model does
-    not call, before any work.
+    `streams` as from `check_streams`; `storage`, `dense`, `precision` and `remedy` as in `Walk`. `needs_all` refuses
+    layers that the model does not call, before any work.
     """
-    kept, dense = kept or Storage(), dense or DenseStreams(MemoryActivations())
+    storage, dense = storage or Storage(), dense or DenseStreams(MemoryActivations())
     of_block = by_block(layers)
     blocks = max(of_block) + 1
     meter = Meter(progress, blocks, len(layers))
-    meter.layers_done = sum(len(found) for index, found in of_block.items() if index < kept.done)
-    walk = Walk(network, Workers.here(), meter, of_block, kept, precision, dense, remedy, first=blocks)
-    if kept.done:
-        dense.position = kept.newest
-    if kept.done >= blocks and (HELD_OUT not in dense.names or blocks - 1 in kept.drifts):
+    meter.layers_done = sum(len(of_block[index]) for index in of_block if index < storage.done)
+    walk = Walk(network, Workers.here(), meter, of_block, storage, precision, dense, remedy, first=blocks)
+    if storage.done:
+        dense.position = storage.newest
+    if storage.done >= blocks and (HELD_OUT not in dense.names or blocks - 1 in storage.drifts):
         return walk  # nothing is left to visit
-    first = kept.start({stream: len(split_batches(samples)) for stream, samples in streams.items()})
+    first = storage.start({stream: len(split_batches(samples)) for stream, samples in streams.items()})
     walk.first = first or 0
     meter.before = walk.first / blocks
     outputs = check_blocks(network, next(iter(streams.values())), layers if needs_all else ())
     for stream, samples in streams.items():
-        write = partial(kept.activations.write, stream) if first is None else lambda _batch, _hidden: None
+        write = partial(storage.activations.write, stream) if first is None else lambda _batch, _hidden: None
         tick = partial(meter.tell, "embed", walk.first, 0.0)
         walk.arguments[stream] = record_inputs(network, samples, outputs, write, tick)
     if first is None:
-        kept.activations.advance(0)
+        storage.activations.advance(0)
     if "calibration" in dense.names:
         walk.trace = WriterTrace(network, streams["calibration"], outputs)
     return walk
@@ -281,15 +373,13 @@ def visit_blocks(
 ) -> Generator[BlockStatistics, None, None]:
     """Statistics of the dense model's layers, one decoder block after another; the model is not changed.
 
-    Memory holds one decoder block's statistics at a time, so that any number of layers can be analyzed.
-    Arguments as for `prune_model`; they are checked at once, and the work begins with the first block asked for.
-
-    Between two blocks the one just given is on the device and in evaluation mode. A loop that ends early and keeps the
-    iterator calls its `close()`, which puts that block back.
+    Memory holds one decoder block's statistics at a time. Arguments as for `prune_model`, checked at once; work begins
+    with the first block. Between two blocks the current one is on the device and in evaluation mode: a loop that ends
+    early and keeps the iterator calls its `close()`, which puts that block back.
     """
     network = Network(model)
     streams, selected = check_streams(network, tokens, held_out), network.select(layers)
-    precision = Workers.here().from_first(partial(Precision.of, compute, network.dtype, network.device))
+    precision = Workers.here().precision(compute, network)
 
     def visit() -> Generator[BlockStatistics, None, None]:
         yield from start_walk(network, streams, selected, progress, precision=precision).visit_dense()
@@ -315,11 +405,11 @@ def collect_statistics(
         RoseError: an unknown layer, or tokens that do not fit the model.
     """
     blocks = visit_blocks(model, tokens, layers=layers, progress=progress)  # which checks the model
-    home = next(model.parameters()).device  # where the weights will be found afterwards
-    found: dict[str, InputStatistics] = {}
+    home = next(model.parameters()).device  # the weights return there
+    statistics: dict[str, InputStatistics] = {}
     for block in blocks:
-        found.update(block.to(home if home.type != "meta" else torch.device("cpu")).calibration)
-    return found
+        statistics.update(block.to(home if home.type != "meta" else torch.device("cpu")).calibration)
+    return statistics
 
 
 @torch.no_grad()
@@ -330,7 +420,7 @@ def visit_inputs(
     visit: Callable[[Tensor], Any],
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Passes what one layer of the dense model reads to a callback, batch by batch; memory holds one batch of it.
+    """Passes the inputs of one layer of the dense model to a callback, batch by batch.
 
     `visit` is called with (tokens of the batch, in) float32 on the CPU, samples in order; it may raise to stop.
     """
@@ -339,7 +429,7 @@ def visit_inputs(
     if len(chosen) != 1:
         raise RoseError(f"{layer!r} names {len(chosen)} layers; name exactly one.")
     walk = start_walk(network, check_streams(network, tokens, None), chosen, progress)
-    walk.by_block = {chosen[0].block_index: []}  # no layer's statistics are wanted
+    walk.by_block = {chosen[0].block_index: []}  # no layer's statistics are needed
     with chosen[0].module.register_forward_pre_hook(lambda _m, args: visit(args[0].flatten(0, -2).float().cpu())):
         for _ in walk.visit(propagate_again=False):
             pass

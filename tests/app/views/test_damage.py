@@ -13,7 +13,7 @@ import rose
 from app import shared
 from app.runs.damage import DamageRequest, DamageRun, layer_of
 from app.study.setup import Setup
-from rose.model.measure.damage_report import WHOLE, rank_correlation
+from rose.model.measure.damage import WHOLE, rank_correlation
 from tests.app.tiny_study import ended, figures, finish, open_on, texts, titles
 
 PAGE = "views/damage.py"

@@ -15,13 +15,13 @@ import rose
 from rose.layer.methods import Settings
 from rose.layer.registry import Method
 from rose.model.measure import perplexity as evaluation
-from rose.model.measure.damage import dense_weights
-from rose.model.measure.damage_report import (
+from rose.model.measure.damage import (
     WHOLE,
     DamageFolder,
     DamageRecord,
     DamageReport,
     correlations,
+    dense_weights,
     outliers,
     rank_correlation,
 )

@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 import rose
-from rose.model.measure.generation import continue_prompt
+from rose.model.measure.text import continue_prompt
 from tests.tiny import save_tiny_llama
 
 

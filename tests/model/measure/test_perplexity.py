@@ -209,7 +209,7 @@ def test_a_comparison_refuses_bad_input_before_any_run(
     def never(*_arguments: Any) -> float:
         raise AssertionError
 
-    monkeypatch.setattr(comparison, "perplexity", never)
+    monkeypatch.setattr(comparison, "window_losses", never)
     tokens = make_tokens()
     made = compare_methods(
         make_model("llama"),

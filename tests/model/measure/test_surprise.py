@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import rose
-from rose.model.measure import surprise
-from rose.model.measure.surprise import encode_text, read_text
+from rose.model.measure import text as text_module
+from rose.model.measure.text import encode_text, read_text
 from tests.model.families import make_model, make_tokens
 from tests.tiny import BOS, byte_tokenizer, save_tiny_llama
 
@@ -16,7 +16,7 @@ from tests.tiny import BOS, byte_tokenizer, save_tiny_llama
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 @pytest.mark.parametrize("chunk", [7, 1000])
 def test_losses_average_to_perplexity(family: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surprise, "CHUNK", chunk)
+    monkeypatch.setattr(text_module, "CHUNK", chunk)
     model, tokens = make_model(family), make_tokens()[:1]
     reading = read_text(model, tokens)
     assert len(reading.losses) == tokens.shape[1] - 1

@@ -19,7 +19,7 @@ from rose.model.network.layers import low_rank_tensors
 from rose.model.network.network import Network
 from rose.model.run import checkpoint as checkpoint_module
 from rose.model.run.checkpoint import open_checkpoint
-from rose.model.walk.hidden_states import DiskActivations
+from rose.model.walk.storage import DiskActivations
 from rose.tensor_files import digest
 from tests.model.families import LENGTH, make_model, make_tokens, save, stop_at
 

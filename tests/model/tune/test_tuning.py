@@ -25,9 +25,8 @@ from rose.model.network import precision
 from rose.model.run.checkpoint import claimed
 from rose.model.tune import task, tuning
 from rose.model.tune.kept import _beside
-from rose.model.tune.loss import divergence
-from rose.model.tune.parts import Parts
 from rose.model.tune.task import FEW, TuneTask, TuningProgress
+from rose.model.tune.tuning import Parts, divergence
 from rose.model.workers import Workers
 from rose.recipe.parts import TuneSettings
 from rose.tensor_files import digest, write_tensors

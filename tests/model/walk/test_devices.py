@@ -12,7 +12,7 @@ import rose
 from rose.layer.order import ORDERS
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import _tile_at_once
-from rose.model.measure.generation import continue_prompt
+from rose.model.measure.text import continue_prompt
 from tests.pretend import is_there, pretend_cuda
 from tests.tiny import byte_tokenizer, save_tiny_llama
 

@@ -15,9 +15,9 @@ from rose.layer.target import corrected_weight, target_damping
 from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
 from rose.model.network.residual import find_writers
-from rose.model.walk.dense_states import token_drift
 from rose.model.walk.forward import check_blocks, record_inputs, run_block
 from rose.model.walk.sequential import visit_sequentially
+from rose.model.walk.storage import token_drift
 from rose.model.walk.targets import _inverse_slope
 from tests.model.families import DENSE, begin_walk, make_model, make_tokens, stop_at
 from tests.model.walk.test_families import hooked_inputs
