@@ -121,7 +121,7 @@ def _checks(study: Study, layer: str, findings: Findings | None) -> None:
     checks.sort(key=lambda pair: -RANK[pair[1].status])
     st.markdown(f"**{verdicts.says_statuses([check.status for _, check in checks], 'check')}**")
     rows = [
-        {"Status": BADGES[check.status], "Check": check.name, "Of": of, "Found": check.found, "To pass": check.limit}
+        {"Status": BADGES[check.status], "Check": check.name, "Of": of, "Found": check.finding, "To pass": check.limit}
         for of, check in checks
     ]
     components.table(rows, f"Checks of {layer}", "Status")

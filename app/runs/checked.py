@@ -22,7 +22,7 @@ from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand
 from rose.model.check.check import CheckpointCheck
-from rose.model.check.findings import findings, says_other_draw
+from rose.model.check.findings import findings
 from rose.model.defaults import CHECKED_AGAINST
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.formats.low_rank import keep_low_rank
@@ -162,12 +162,10 @@ def differs(check: CheckpointCheck) -> bool:
 
 
 def facts(run: CheckpointRun) -> list[str]:
-    """What is to be said of the whole besides headline and verdicts, the cautions first."""
+    """Sentences on the whole besides headline and verdicts, the cautions first."""
     assert run.check is not None
-    sentences = run.cautions + run.check.cautions
-    if run.request.with_tokens:
-        sentences += filter(None, [says_other_draw(expand(run.request.pruned), run.drawn)])
-    return sentences + findings(run.check)
+    drawn = run.drawn if run.request.with_tokens else None
+    return run.cautions + findings(run.check, expand(run.request.pruned), drawn)
 
 
 def record_of(run: CheckpointRun) -> rose.RunReport:

@@ -14,7 +14,7 @@ from rose.commands import shared, terminal
 from rose.files import expand
 from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.check import CheckpointCheck, check_checkpoint
-from rose.model.check.findings import FEW, findings, headline, lines, says_other_draw
+from rose.model.check.findings import FEW, findings, headline, lines
 from rose.model.formats.low_rank import keep_low_rank
 from rose.output import check_file, write_file
 from rose.recipe.steps import CheckCopies
@@ -49,8 +49,8 @@ def run(spec: CheckCopies, console: Console) -> int:
             )
         if len(spec.pruned) > 1:
             terminal.say(f"{name}:")
-        terminal.say(*(f"{about}: {text}" for about, text in lines(checks[name])), *findings(checks[name]))
-        terminal.say(*checks[name].cautions, _of_draw(name, spec, checks[name]))
+        terminal.say(*(f"{about}: {text}" for about, text in lines(checks[name])))
+        terminal.say(*findings(checks[name], expand(name), _drawn(spec, checks[name])))
         _print_errors(checks[name].by_error)
     tables = {pair: _between(pair, models, checks) for pair in combinations(models, 2)}
     if spec.json_file:
@@ -79,13 +79,12 @@ def _print_errors(layers: pd.DataFrame) -> None:
         terminal.say(f"… and {len(layers) - SHOWN} more, which --json FILE.json has")
 
 
-def _of_draw(name: str, spec: CheckCopies, check: CheckpointCheck) -> str:
-    """A caution where the checkpoint was calibrated on other windows; "" where not."""
+def _drawn(spec: CheckCopies, check: CheckpointCheck) -> dict[str, Any] | None:
+    """The calibration windows, as reports have them; None without any."""
     if not spec.calibration:
-        return ""
+        return None
     drawn = shared.pick(spec, ("calibration", "samples", "length", "seed"))
-    drawn |= {"held_out_samples": spec.held_out, "bos_token": check.summary["bos_token"]}
-    return says_other_draw(expand(name), drawn)
+    return drawn | {"held_out_samples": spec.held_out, "bos_token": check.summary["bos_token"]}
 
 
 def _between(pair: tuple[str, str], models: dict[str, Any], checks: dict[str, CheckpointCheck]) -> pd.DataFrame:

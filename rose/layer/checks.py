@@ -1,7 +1,4 @@
-"""Can a layer's numbers be trusted? Independent measurements of one error, and what a run must guarantee.
-
-Everything here is a number or a `Check`: what was checked, what was found, and the limit that judges it.
-"""
+"""Checks of a layer's numbers: independent measurements of one error, and what a run must guarantee."""
 
 from __future__ import annotations
 
@@ -32,18 +29,17 @@ OVERFIT = 1.5
 
 @dataclass(frozen=True)
 class Check:
-    """One judgement: what was checked, "pass", "look" (not wrong) or "fail", what was found, and what passes."""
+    """One judgement."""
 
     name: str
-    status: Status
-    found: str
-    limit: str
+    status: Status  # "look" is not wrong
+    finding: str
+    limit: str  # what passes
 
 
 def worst(checks: Sequence[Check]) -> Status:
-    """The worst status among these; "pass" where there is none."""
-    found = {check.status for check in checks}
-    return "fail" if "fail" in found else "look" if "look" in found else "pass"
+    """The worst status; "pass" without checks."""
+    return max((check.status for check in checks), key=("pass", "look", "fail").index, default="pass")
 
 
 # Three measures of one error
@@ -51,26 +47,17 @@ def worst(checks: Sequence[Check]) -> Status:
 
 @dataclass(frozen=True)
 class ErrorMeasures:
-    """One layer's error, measured three times: squared, summed over tokens and output channels, not relative.
-
-    Attributes:
-        method: that pruned it.
-        quadratic_form: tr(ΔW H ΔWᵀ).
-        sweep_sum: Σe² − λ‖ΔW‖².
-        direct: ‖(W − Ŵ)Xᵀ‖² on the calibration tokens, None where no tokens were at hand.
-        dense: tr(W H Wᵀ), to which errors are relative.
-    """
+    """One layer's error, measured three times: squared, and summed over tokens and output channels."""
 
     method: str
-    quadratic_form: float
-    sweep_sum: float
-    direct: float | None
-    dense: float
+    quadratic_form: float  # tr(ΔW H ΔWᵀ)
+    sweep_sum: float  # Σe² − λ‖ΔW‖²
+    direct: float | None  # ‖(W − Ŵ)Xᵀ‖² on the calibration tokens, None without tokens
+    dense: float  # tr(W H Wᵀ), to which errors are relative
 
     @property
     def disagreement(self) -> float:
-        """(largest − smallest) / largest of the measures there are; 0 where all are 0, infinite where one is infinite
-        or NaN."""
+        """(largest − smallest) / largest; 0 where all are 0, infinite where one is infinite or NaN."""
         values = [self.quadratic_form, self.sweep_sum, *([] if self.direct is None else [self.direct])]
         if not all(map(math.isfinite, values)):
             return math.inf
@@ -88,15 +75,16 @@ class ErrorMeasures:
         gap = self.disagreement
         status: Status = "pass" if gap <= AGREE else "look" if gap <= AGREE_ROUGHLY else "fail"
         which = "Two" if self.direct is None else "Three"
-        found = f"{which} measures differ by {gap:.1e} of the largest" if gap < math.inf else "a measure is not finite"
-        return Check("Measures agree", status, found, f"at most {AGREE:g}; fails above {AGREE_ROUGHLY:g}")
+        finding = (
+            f"{which} measures differ by {gap:.1e} of the largest" if gap < math.inf else "a measure is not finite"
+        )
+        return Check("Measures agree", status, finding, f"at most {AGREE:g}; fails above {AGREE_ROUGHLY:g}")
 
 
 class DirectError:
-    """‖(W − Ŵ)Xᵀ‖² of several Ŵ by name, and ‖WXᵀ‖² (`dense`), from inputs that come in batches and are not kept."""
+    """‖(W − Ŵ)Xᵀ‖² of several Ŵ by name, and ‖WXᵀ‖² (`dense`), from batches of inputs; W and Ŵ (out, in)."""
 
     def __init__(self, weight: Tensor, pruned: Mapping[str, Tensor]) -> None:
-        """`weight`: W, (out, in); `pruned`: Ŵ by name, same shape."""
         self._zero = torch.zeros_like(weight)
         self._weight, self._pruned = weight, dict(pruned)
         self.tokens, self.dense = 0, 0.0
@@ -114,10 +102,8 @@ class DirectError:
 def measure_error(
     weight: Tensor, statistics: InputStatistics, result: LayerResult, direct: float | None = None
 ) -> ErrorMeasures:
-    """Quadratic form and sweep sum of a result, beside its direct error where that was measured.
-
-    `weight` is W, (out, in), before pruning; `direct` comes from `DirectError` on the tokens of the `statistics`.
-    """
+    """Measures of a result; `weight` is W, (out, in), before pruning, and `direct` the error of `DirectError` on the
+    tokens of the `statistics`."""
     hessian = statistics.hessian
     change = error.difference(weight, result.weight)
     # Dead columns are cleared before the sweep begins, at no cost, so they are no part of its account.
@@ -136,20 +122,19 @@ def measure_error(
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Pruning fitted to the first so many tokens: relative errors on these, and on inputs that no fit has seen, None
-    without them. `is_damping_raised`: so few tokens did not suffice for the damping asked for."""
+    """Relative errors of pruning on the first `tokens` tokens."""
 
     tokens: int
-    calibration_error: float
-    held_out_error: float | None
+    calibration_error: float  # on these
+    held_out_error: float | None  # on inputs that no fit has seen
     damping: float
-    is_damping_raised: bool = False
+    is_damping_raised: bool = False  # above the requested one
 
 
 class CalibrationCurve:
-    """Prunes a layer each time the calibration inputs, fed in order, reach one of the wanted lengths.
+    """Prunes a layer each time the calibration inputs reach one of the lengths.
 
-    The gap between the two errors is over-fitting; once the latter stops falling, more calibration does not help.
+    The gap between the two errors is over-fitting. Once the held-out error stops falling, more tokens do not help.
     """
 
     def __init__(
@@ -182,7 +167,7 @@ class CalibrationCurve:
 
 
 def prefix_lengths(samples: int, length: int) -> list[int]:
-    """1, 2, 4, … samples and all of them, in tokens: one curve point for each doubling."""
+    """1, 2, 4, … and all samples, in tokens."""
     counts = [2**power for power in range(samples.bit_length()) if 2**power < samples]
     return [count * length for count in [*counts, samples]]
 
@@ -206,41 +191,29 @@ def check_overfitting(calibration_error: float, held_out_error: float | None) ->
 
 @dataclass(frozen=True)
 class RealisedSparsity:
-    """What a method promised to remove, and what it did remove.
-
-    Attributes:
-        method: that pruned.
-        unit: over which the count is promised: "block", "row", "layer", "group" (N:M), or "parameters" (sparse plus
-            low rank).
-        units: how many of them there are.
-        requested, realised: fraction of the layer's weights.
-        deviation: largest difference from the promised count in any unit, in weights.
-        allowed: what rounding of a rank may add to that; 0 for methods that only remove weights.
-        left: removed weights that are not zero after all; always 0 where `low_rank` is None.
-        of_unit: the promised count of the largest unit, the whole number nearest to what was asked, and its weights.
-    """
+    """The requested and the realised sparsity of a result."""
 
     method: str
-    unit: str
+    unit: str  # of the promised count: "block", "row", "layer", "group" (N:M), or "parameters" (sparse plus low rank)
     units: int
-    requested: float
+    requested: float  # fraction of the layer's weights
     realised: float
-    deviation: int
-    allowed: int
-    left: int
-    of_unit: tuple[int, int]
+    deviation: int  # largest difference from the promised count in any unit, in weights
+    allowed: int  # what rounding of a rank may add to that
+    left: int  # removed weights that are not zero; always 0 beside a low-rank part
+    of_unit: tuple[int, int]  # the promised count of the largest unit, and its weights
 
     @property
     def check(self) -> Check:
         """Whether the promise was kept to the weight."""
         good = self.deviation <= self.allowed and self.left == 0
         per = {"group": "N:M group", "parameters": "layer, in parameters"}.get(self.unit, self.unit)
-        found = f"{100 * self.realised:.3f} % removed of {100 * self.requested:.3f} % asked; "
-        found += f"largest deviation {_weights(self.deviation)} per {per}, over {self.units}"
+        finding = f"{100 * self.realised:.3f} % removed of {100 * self.requested:.3f} % asked; "
+        finding += f"largest deviation {_weights(self.deviation)} per {per}, over {self.units}"
         if self.left:
-            found += f"; {_weights(self.left)} marked as removed but not zero"
+            finding += f"; {_weights(self.left)} marked as removed but not zero"
         limit = "exact in every " + per if not self.allowed else f"at most {_weights(self.allowed)}, from rounding"
-        return Check("Sparsity as asked", "pass" if good else "fail", found, limit)
+        return Check("Sparsity as asked", "pass" if good else "fail", finding, limit)
 
 
 def _weights(count: int) -> str:
@@ -248,7 +221,7 @@ def _weights(count: int) -> str:
 
 
 def realised_sparsity(result: LayerResult, sparsity: float | str | Pattern) -> RealisedSparsity:
-    """Counts what a result removed, in the units in which its method promises; `sparsity` as it was asked for."""
+    """Counts removed weights in the units of the method; `sparsity` as it was requested."""
     pattern = parse_sparsity(sparsity)
     mask = result.mask
     unit, removed, promised, allowed = _promise(result, pattern)
@@ -274,7 +247,7 @@ def _size(unit: str, result: LayerResult, pattern: Pattern) -> int:
 
 
 def _promise(result: LayerResult, pattern: Pattern) -> tuple[str, Tensor, Tensor, int]:
-    """Unit, weights removed per unit, weights promised per unit, and the deviation that rounding may cause."""
+    """Unit, removed and promised weights per unit, and the deviation that rounding may cause."""
     mask, (rows, columns) = result.mask, result.mask.shape
     if pattern.is_grouped:
         groups = mask.view(rows, columns // pattern.of, pattern.of).sum(-1).flatten()
@@ -297,10 +270,8 @@ def _promise(result: LayerResult, pattern: Pattern) -> tuple[str, Tensor, Tensor
 
 
 def check_inputs(statistics: InputStatistics, damping: float | None) -> list[Check]:
-    """Judges what a calibration gave: finite, live, enough of it, and factorized with the damping asked for.
-
-    `damping`: relative to the mean of diag(H); None leaves the factorization out, which is most of the work.
-    """
+    """Whether inputs are finite, live, enough, and H factorized with the requested damping, relative to the mean of
+    diag(H); None leaves the factorization out, which is most of the work."""
     # |H_ij|² ≤ H_ii H_jj, so one look at the diagonal finds every NaN and infinity of the inputs.
     wrong = int((~torch.isfinite(statistics.diagonal)).sum())
     columns, dead, tokens = statistics.columns, int(statistics.dead.sum()), statistics.tokens
@@ -329,13 +300,13 @@ def check_inputs(statistics: InputStatistics, damping: float | None) -> list[Che
             used = damp(statistics.hessian, damping).damping
             checks.append(judge_damping(used, damping, used > damping))
         except RoseError as problem:
-            checks.append(replace(judge_damping(damping, damping, False), status="fail", found=str(problem)))
+            checks.append(replace(judge_damping(damping, damping, False), status="fail", finding=str(problem)))
     return checks
 
 
 def judge_damping(used: float, damping: float, is_raised: bool) -> Check:
-    """Damping as used by a run, which for an expert of few tokens may exceed what was asked for without being raised:
-    `is_raised` is `LayerRecord.is_damping_raised`."""
+    """The damping of a run; an expert of few tokens may have more than requested without `is_raised`, see
+    `LayerRecord.is_damping_raised`."""
     limit = f"{damping:g} of the mean diagonal, as asked"
     if is_raised:
         return Check("Damping as asked", "look", f"raised from {damping:g} to {used:g}", limit)

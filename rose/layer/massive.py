@@ -76,8 +76,8 @@ def massive_channels(diagonal: Tensor) -> tuple[int, ...]:
 
 def error_without(weight: Tensor, pruned: Tensor, hessian: Tensor, channels: tuple[int, ...]) -> float:
     """The relative error over the inputs of all channels but these, see `MassiveActivation.error`."""
-    others = torch.ones(weight.shape[1], device=hessian.device)
-    others[list(channels)] = 0  # of zero weights H's rows and columns count nothing
+    mask = torch.ones(weight.shape[1], device=hessian.device)
+    mask[list(channels)] = 0  # of zero weights H's rows and columns count nothing
     weight, pruned = weight.to(hessian.device), pruned.to(hessian.device)
-    change = quadratic_form(difference(weight, pruned).mul_(others), hessian)
-    return ratio(change, quadratic_form(weight.float() * others, hessian))
+    change = quadratic_form(difference(weight, pruned).mul_(mask), hessian)
+    return ratio(change, quadratic_form(weight.float() * mask, hessian))

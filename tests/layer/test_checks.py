@@ -51,7 +51,7 @@ def test_a_measure_that_is_not_finite_agrees_with_nothing(place: int, value: flo
     values[place] = value
     found = checks.ErrorMeasures("rose", *values, 1000.0)
     assert found.disagreement == float("inf")
-    assert (found.check.status, found.check.found) == ("fail", "a measure is not finite")
+    assert (found.check.status, found.check.finding) == ("fail", "a measure is not finite")
 
 
 def test_measures_disagree_where_the_hessian_is_of_other_tokens() -> None:
@@ -159,7 +159,7 @@ def test_one_weight_too_many_fails(method: str, sparsity: float | str) -> None:
     found = checks.realised_sparsity(replace(result, mask=mask), sparsity)
     assert (found.deviation, found.left) == (1, 1)
     assert found.check.status == "fail"
-    assert "1 weight " in found.check.found
+    assert "1 weight " in found.check.finding
 
 
 def status(found: list[checks.Check]) -> dict[str, str]:
@@ -177,21 +177,21 @@ def test_one_bad_input_value_is_found(value: float) -> None:
     layer.inputs[7, 3] = value
     found = checks.check_inputs(layer.statistics, 0.01)
     assert status(found)["Finite inputs"] == "fail"
-    assert found[0].found == "1 of 32 input columns saw NaN or infinity"
+    assert found[0].finding == "1 of 32 input columns saw NaN or infinity"
     assert checks.worst(found) == "fail"
 
 
 def test_dead_columns_and_few_tokens_want_a_look() -> None:
     found = checks.check_inputs(make_layer(tokens=12, dead=(1, 2)).statistics, 0.01)
     assert status(found)["Live columns"] == status(found)["Enough tokens"] == "look"
-    assert found[1].found.startswith("2 of 32 ")
+    assert found[1].finding.startswith("2 of 32 ")
     assert checks.worst(found) == "look"
 
 
 def test_raised_damping_wants_a_look() -> None:
     found = checks.check_inputs(make_layer(tokens=12).statistics, 0.0)
     assert status(found)["Damping as asked"] == "look"
-    assert "raised from 0 to 0.0001" in found[-1].found
+    assert "raised from 0 to 0.0001" in found[-1].finding
 
 
 def test_indefinite_hessian_fails() -> None:

@@ -1,14 +1,14 @@
 """Checks a checkpoint against the dense model that it comes from, whoever made it.
 
-From the weights alone: what was removed, what was changed, and whether a layer is unlike its peers. With tokens also
-what it costs: on the inputs X_p that a layer reads in the checkpoint it should put out X_d Wᵀ, what the dense layer
-does on its own (see `rose.layer.target`). The error of what was found stands between that of the bare mask and the
-least that the mask allows, and beside what methods reach at the same sparsity on the same inputs.
+The weights show what was removed, what was changed, and which layers are unlike their peers. With tokens, errors are
+measured too: on the inputs X_p that a layer reads in the checkpoint it should put out X_d Wᵀ, what the dense layer puts
+out in the dense model (see `rose.layer.target`).
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import nan
@@ -25,9 +25,9 @@ from rose.layer.target import target_damping
 from rose.model.check import verdicts
 from rose.model.check.costs import Costs, Recognized, Yardsticks
 from rose.model.check.findings import headline
-from rose.model.check.gone import find_gone, output_projections, says_heads
+from rose.model.check.gone import Gone
 from rose.model.check.inputs import BlockInputs, LayerInputs, Pair, walk_both
-from rose.model.check.others import OtherTensor, others_in_block, others_outside
+from rose.model.check.others import OtherTensor, others_in_block, others_outside, table_of
 from rose.model.check.rotated import sample
 from rose.model.check.verdicts import LayerVerdict, Peers, judge_costs, judge_weights
 from rose.model.check.whose import maker_of
@@ -49,16 +49,15 @@ ROTATED = " Its heads fit those of the dense model after a rotation, which chang
 
 @dataclass(frozen=True, eq=False)
 class CheckpointCheck:
-    """What was found in a checkpoint.
+    """The results of a check.
 
     Attributes:
-        layers: a row for each layer: its name and place, `verdict`, `reason`, `is_wrong`, what `WeightChange` says of
-            it, and with tokens its errors (see `Costs`) and the method whose mask is nearest.
-        others: a row for each other tensor that differs: see `OtherTensor`.
-        summary: totals, what is gone altogether (see `Gone`), and as `rotated_heads` output projections that are
-            compared with the dense ones in another basis (see `rose.model.check.rotated`); with tokens also drift by
-            decoder block, perplexities, the method that masks are `nearest` to, and as `method` that which has made
-            nearly all.
+        layers: a row a layer: name and place, `verdict`, `reason`, `is_wrong`, numbers of `WeightChange`, and with
+            tokens errors (see `Costs`) and the method with the nearest mask.
+        others: a row for each other tensor that differs, see `OtherTensor`.
+        summary: totals; `gone`, see `Gone`; `rotated_heads`, output projections that are compared in another basis (see
+            `rose.model.check.rotated`); with tokens drift by decoder block, perplexities, the method that masks are
+            `nearest` to, and as `method` the one that has made nearly all of them.
     """
 
     layers: pd.DataFrame
@@ -67,27 +66,26 @@ class CheckpointCheck:
 
     @property
     def is_sane(self) -> bool:
-        """Whether no tensor was found wrong; see `rose.model.check.findings.headline` for what that rests on."""
+        """Whether no tensor is wrong; `rose.model.check.findings.headline` says what was measured."""
         return not (self.layers["is_wrong"].any() or self.others["is_wrong"].any())
 
     @property
     def wrong(self) -> pd.DataFrame:
-        """Name, verdict and reason of all that is wrong, the worst first."""
-        rows = [self.layers.rename(columns={"layer": "name"}), self.others]
-        table = pd.concat([part[["name", "verdict", "reason", "is_wrong"]] for part in rows])
-        table = table[table["is_wrong"].astype(bool)].drop(columns="is_wrong")
+        """Name, verdict and reason of all wrong tensors, the worst first."""
+        tables = [self.layers.rename(columns={"layer": "name"}), self.others]
+        table = pd.concat([part.loc[part["is_wrong"].astype(bool), ["name", "verdict", "reason"]] for part in tables])
         rank = table["verdict"].map(verdicts.VERDICTS.index)
         return table.iloc[rank.argsort(kind="stable")].reset_index(drop=True)
 
     @property
     def by_error(self) -> pd.DataFrame:
-        """Rows of the layers whose error is known: those that are wrong first, then the highest error."""
+        """Rows of the layers with a measured error: the wrong ones first, then the highest error."""
         table = self.layers if "error" in self.layers else self.layers.assign(error=nan)
         return table.dropna(subset=["error"]).sort_values(["is_wrong", "error"], ascending=False)
 
     @property
     def cautions(self) -> list[str]:
-        """How far the numbers can be trusted, a sentence each; see `rose.verdicts.cautions`."""
+        """Sentences on how far the numbers can be trusted, see `rose.verdicts.cautions`."""
         table = self.layers[["layer", "columns"]].copy()
         table["zeros_before"] = self.layers["zeros_before"] / (self.layers["rows"] * self.layers["columns"])
         if self.summary["tokens"] and "error" in self.layers:
@@ -110,7 +108,7 @@ class CheckpointCheck:
 
 @dataclass
 class _Measured:
-    """What is measured of one layer before it is judged."""
+    """The measurements of one layer, before it is judged."""
 
     layer: PrunableLayer
     change: WeightChange
@@ -135,11 +133,10 @@ def check_checkpoint(
     """Looks for faults in every layer of a checkpoint that was made from the dense model by pruning.
 
     Args:
-        dense: the model before.
-        pruned: the checkpoint, of the same shape; neither is changed, and both may be streamed.
+        dense, pruned: the models before and after, of one shape; neither is changed, and both may be streamed.
         tokens: calibration tokens, (samples, length); None judges the weights alone, in seconds.
         held_out: further tokens, on which errors, drift and perplexity are measured too.
-        methods: in the registry; what each reaches at a layer's sparsity is measured, and its mask compared.
+        methods: of the registry, which are tried at each layer's sparsity; their errors and masks are compared.
         block_size: columns per block of these methods.
         compute: number format of forward passes, gaps and ADMM, as for `prune_model`; perplexity is float32.
         progress: called with a `Progress` after every batch and layer; may raise to stop.
@@ -160,7 +157,7 @@ def check_checkpoint(
     precision = Precision.of(compute, networks[0].dtype, networks[0].device)
     yardsticks = Yardsticks(methods, block_size, mu, precision.products)
     measured: dict[str, _Measured] = {}
-    others: list[OtherTensor] = []
+    tensors: list[OtherTensor] = []
     drifts: list[dict[str, Any]] = []
     rotated: list[str] = []  # output projections
     in_basis: set[str] = set()  # and their values
@@ -178,22 +175,21 @@ def check_checkpoint(
         if block.aligned is not None:
             rotated += block.aligned.outputs
             in_basis |= {*block.aligned.layers}
-        others += others_in_block(f"{networks[0].prefix}.{block.index}", block.modules, block.pairs)
+        tensors += others_in_block(f"{networks[0].prefix}.{block.index}", block.modules, block.pairs)
         if block.drift is not None:
             drifts.append({"block_index": block.index, "drift": block.drift})
-    others += others_outside(*networks)
-    changes = {name: (each.layer, each.change) for name, each in measured.items()}
-    gone, outputs = find_gone(changes, networks[0].config), output_projections(changes, networks[0].config)
+    tensors += others_outside(*networks)
+    changes = {name: (layer.layer, layer.change) for name, layer in measured.items()}
+    gone = Gone.find(changes, networks[0].config)
     by_weights = _judge_weights(measured)
-    maker = _maker(measured, by_weights)
-    judged = {
-        name: replace(
-            verdict, reason=verdict.reason + _says_more(name, measured[name], name in in_basis, outputs) + gone.of(name)
-        )
-        for name, verdict in _judge(measured, by_weights).items()
-    }
-    summary = _summary(measured, judged) | {"gone": gone.row(), "drift": drifts, "rotated_heads": rotated}
-    summary |= maker | {"methods": methods if streams else [], "tokens": 0 if tokens is None else tokens.numel()}
+    maker = _maker(measured, by_weights)  # before errors are judged: reasons name it
+    judged = _judge(measured, by_weights)
+    for name, verdict in judged.items():
+        more = ROTATED * (name in in_basis) + gone.says(name, measured[name].change)
+        judged[name] = replace(verdict, reason=verdict.reason + more)
+    summary = _summary(measured, judged) | maker | {"drift": drifts, "rotated_heads": rotated}
+    summary |= {"gone": gone.row(layer.change for layer in measured.values())}
+    summary |= {"methods": methods if streams else [], "tokens": 0 if tokens is None else tokens.numel()}
     summary["bos_token"] = None if tokens is None else networks[0].bos_in_front(tokens)
     windows, which = (tokens, "calibration") if held_out is None else (held_out, "held-out")
     if windows is not None:
@@ -202,7 +198,7 @@ def check_checkpoint(
             summary |= _perplexities(dense, pruned, windows)
             summary["evaluated_on"] = f"{len(windows)} × {windows.shape[1]} {which} tokens"
     meter.tell("done", blocks - 1, 1.0)
-    return CheckpointCheck(_table(measured, judged), _table_of(others), summary)
+    return CheckpointCheck(_table(measured, judged), table_of(tensors), summary)
 
 
 def _perplexities(dense: nn.Module, pruned: nn.Module, windows: Tensor) -> dict[str, Any]:
@@ -224,15 +220,13 @@ def pair_layers(dense: Network, pruned: Network) -> list[Pair]:
     dense.check_weights()
     pruned.check_weights()
     dense_layers, pruned_layers = ({layer.name: layer for layer in network.layers} for network in (dense, pruned))
-    for layers, others, which in (
-        (dense_layers, pruned_layers, "dense model"),
-        (pruned_layers, dense_layers, "checkpoint"),
-    ):
-        if alone := next((name for name in layers if name not in others), None):
-            raise RoseError(
-                f"The checkpoint has {len(pruned_layers)} layers and the dense model {len(dense_layers)}; {alone} is "
-                f"only in the {which}. Give the dense model that the checkpoint was made from."
-            )
+    names = (name for name in (*dense_layers, *pruned_layers) if (name in dense_layers) != (name in pruned_layers))
+    if name := next(names, None):
+        raise RoseError(
+            f"The checkpoint has {len(pruned_layers)} layers and the dense model {len(dense_layers)}; {name} is only "
+            f"in the {'dense model' if name in dense_layers else 'checkpoint'}. Give the dense model that it was made "
+            "from."
+        )
     for name, layer in dense_layers.items():
         shape, pruned_shape = (tuple(each.weight.shape) for each in (layer, pruned_layers[name]))
         if shape != pruned_shape:
@@ -259,21 +253,14 @@ def _measure(pair: Pair, block: BlockInputs, yardsticks: Yardsticks) -> _Measure
     return measured
 
 
-def _says_more(name: str, layer: _Measured, is_rotated: bool, outputs: Mapping[str, int]) -> str:
-    """Of a layer, after its verdict: whether its heads were rotated, and which heads have misfits."""
-    return ROTATED * is_rotated + says_heads(name, layer.change, outputs)
-
-
 def _finite(inputs: LayerInputs | None) -> LayerInputs | None:
-    """None where an earlier layer has put out NaN or infinity, by which nothing can be measured."""
+    """None where an earlier layer has put out NaN or infinity."""
     return inputs if inputs is not None and inputs.statistics.diagonal.isfinite().all() else None
 
 
 def _judge(measured: Mapping[str, _Measured], judged_by_weights: Mapping[str, LayerVerdict]) -> dict[str, LayerVerdict]:
-    """A verdict for each layer; one that holds another layer's weights is told which.
-
-    Errors accuse no layer behind one with wrong weights, whose outputs nothing was compensated for.
-    """
+    """A verdict for each layer, by weights and errors. Errors accuse no layer behind one with wrong weights, for whose
+    outputs nothing was compensated."""
     judged: dict[str, LayerVerdict] = {}
     wrong_before = ""
     for name, layer in measured.items():
@@ -293,19 +280,16 @@ def _judge(measured: Mapping[str, _Measured], judged_by_weights: Mapping[str, La
 def _judge_weights(measured: Mapping[str, _Measured]) -> dict[str, LayerVerdict]:
     """A verdict for each layer from the weights alone.
 
-    Methods that only mask move weights too, towards the dense model, once pruning has changed what a layer reads: in
-    the decoder block where that begins it is no fault that a layer was not moved, if its first one was not.
+    A method that only masks moves weights, too, towards the dense model, once pruning has changed what a layer reads.
+    If the first pruned layer has not moved, layers of its decoder block may stay as well.
     """
     peers = Peers.of([layer.change for layer in measured.values()])
-    pruned = (layer for layer in measured.values() if layer.change.zeros > layer.change.zeros_before)
-    first = next(pruned, None)
+    first = next((each for each in measured.values() if each.change.zeros > each.change.zeros_before), None)
     begins = first.layer.block_index if first and first.change.moved <= verdicts.MOVED else None
-    peers_there = replace(peers, are_moved=False)
-    judged = {
-        name: judge_weights(layer.change, peers_there if layer.layer.block_index == begins else peers)
-        for name, layer in measured.items()
-    }
+    judged = {}
     for name, layer in measured.items():
+        may_stay = layer.layer.block_index == begins
+        judged[name] = judge_weights(layer.change, replace(peers, are_moved=False) if may_stay else peers)
         if layer.rank and judged[name].verdict == verdicts.NOT_PRUNED:
             reason = f"Its sparse part stands beside one of rank {layer.rank}, so their sum has no zeros."
             judged[name] = LayerVerdict(verdicts.NO_FAULT, reason, False)
@@ -315,28 +299,22 @@ def _judge_weights(measured: Mapping[str, _Measured]) -> dict[str, LayerVerdict]
 def _other_layer(name: str, measured: Mapping[str, _Measured], verdict: LayerVerdict) -> LayerVerdict:
     """The verdict on a layer unlike its dense weights, with the dense layer that it is like, if there is one."""
     layer = measured[name]
-    kept = layer.sample != 0
     highest, nearest = 0.0, ""
     for other, candidate in measured.items():
         if other != name and candidate.change.shape == layer.change.shape:
-            dense_sample = torch.where(kept, candidate.dense_sample, 0)
+            dense_sample = torch.where(layer.sample != 0, candidate.dense_sample, 0)
             cosine = torch.cosine_similarity(layer.sample, dense_sample, dim=0).item()
             highest, nearest = max((highest, nearest), (cosine, other))
     if highest < UNLIKE:
         return verdict
-    own = number(layer.change.cosine, 2)
-    reason = f"Kept weights are like those of {nearest} (cosine {highest:.2f}; {own} with its own dense ones)."
+    itself = number(layer.change.cosine, 2)
+    reason = f"Kept weights are like those of {nearest} (cosine {highest:.2f}; {itself} with its own dense ones)."
     return LayerVerdict(verdicts.OTHER_MODEL, reason, True)
 
 
-def _table_of(others: Sequence[OtherTensor]) -> pd.DataFrame:
-    columns = ["name", "kind", "change", "verdict", "reason", "is_wrong"]
-    return pd.DataFrame([tensor.row() for tensor in others], columns=columns).astype({"is_wrong": bool})
-
-
 def _maker(measured: Mapping[str, _Measured], by_weights: Mapping[str, LayerVerdict]) -> dict[str, Any]:
-    """`nearest`: the method that the masks are nearest to (see `Maker`), None without masks or methods. `method`: that
-    one where it has made nearly all of them, else None. Layers in which it and another are the same get its name."""
+    """`nearest`: the method with the nearest masks, None without masks or methods; `method`: the same, None where it
+    has not made nearly all of them. Layers in which another method does the same get its name."""
     sane = [layer for name, layer in measured.items() if not by_weights[name].is_wrong] or [*measured.values()]
     maker = maker_of([layer.nearest for layer in sane if layer.nearest])  # an accident tells nothing of a method
     if maker is None:
@@ -352,25 +330,18 @@ def _maker(measured: Mapping[str, _Measured], by_weights: Mapping[str, LayerVerd
 def _table(measured: Mapping[str, _Measured], judged: Mapping[str, LayerVerdict]) -> pd.DataFrame:
     rows = []
     for name, layer in measured.items():
-        change, verdict = layer.change, judged[name]
+        change = layer.change
         row: dict[str, Any] = {
             "layer": name,
             "block_index": layer.layer.block_index,
             "projection": layer.layer.projection,
-            "verdict": verdict.verdict,
-            "reason": verdict.reason,
-            "is_wrong": verdict.is_wrong,
+            **vars(judged[name]),
             "rows": change.shape[0],
             "columns": change.shape[1],
-            "sparsity": change.sparsity,
-            "zeros": change.zeros,
-            "zeros_before": change.zeros_before,
+            **{name: getattr(change, name) for name in ("sparsity", "zeros", "zeros_before")},
             "pattern": str(change.pattern),
             "broken_groups": change.pattern.broken,
-            "moved": change.moved,
-            "change": change.change,
-            "cosine": change.cosine,
-            "rounded": change.rounded,
+            **{name: getattr(change, name) for name in ("moved", "change", "cosine", "rounded")},
             "levels": change.grid.levels if change.grid else None,
             "empty_rows": len(change.empty_rows),
             "empty_columns": len(change.empty_columns),
@@ -387,15 +358,14 @@ def _table(measured: Mapping[str, _Measured], judged: Mapping[str, LayerVerdict]
 
 def _summary(measured: Mapping[str, _Measured], judged: Mapping[str, LayerVerdict]) -> dict[str, Any]:
     changes = [layer.change for layer in measured.values()]
-    size = sum(change.size for change in changes)
-    patterns = [str(change.pattern) for change in changes if change.zeros > change.zeros_before]
-    counts = pd.Series([verdict.verdict for verdict in judged.values()]).value_counts()
+    size, zeros = sum(change.size for change in changes), sum(change.zeros for change in changes)
+    patterns = Counter(str(change.pattern) for change in changes if change.zeros > change.zeros_before)
     return {
         "layers": len(changes),
         "weights": size,
-        "zeros": sum(change.zeros for change in changes),
+        "zeros": zeros,
         "zeros_before": sum(change.zeros_before for change in changes),
-        "sparsity": sum(change.zeros for change in changes) / size,
-        "pattern": max(set(patterns), key=patterns.count) if patterns else "none",
-        "verdicts": {str(name): int(count) for name, count in counts.items()},
+        "sparsity": zeros / size,
+        "pattern": patterns.most_common(1)[0][0] if patterns else "none",
+        "verdicts": dict(Counter(verdict.verdict for verdict in judged.values()).most_common()),
     }

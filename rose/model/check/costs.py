@@ -1,7 +1,7 @@
-"""What a layer of a checkpoint costs on its tokens, beside the bare mask, the best weights of that mask, and methods.
+"""Errors of a checkpoint's layer, beside those of its bare mask, of the best weights under that mask, and of methods.
 
-All are measured against the same target on the same inputs: on what the layer reads in the checkpoint, X_p, it should
-put out X_d Wᵀ, what the dense layer puts out in the dense model.
+All have the same inputs X_p, which the layer reads in the checkpoint, and the same target X_d Wᵀ, which the dense
+layer puts out in the dense model.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from rose.verdicts import massive_text
 
 ERROR_OF = "error_of_"  # how columns begin of what a method reaches at a layer's sparsity
 REFIT_STEPS = 12  # of conjugate gradients from the weights found; 24 find half a percent more (docs/lab-notes/check.md)
-SAME_MASK = 0.9  # share in common of what two masks remove, from which on they are one method's
-EXACT = 0.99  # the same of one method on the same inputs, but for rounding
+SAME_MASK = 0.9  # share in common of what two masks remove, above which they are one method's
+EXACT = 0.99  # the same with the same inputs, apart from rounding
 
 
 @dataclass(frozen=True)
 class Rival:
-    """Other weights that a layer is judged against: those of Wanda's mask, or the dense ones under the layer's own.
+    """Errors of other weights in a layer: those of Wanda's mask, or the dense ones under the layer's own mask.
 
     Attributes:
-        error, held_out_error: as of `Costs`; None without held-out tokens.
-        stream_ratio: of a layer that writes into the residual stream, the error that was found beside that of these
-            weights where the target makes good what the stream lacks too.
+        error, held_out_error: see `Costs`; None without held-out tokens.
+        stream_ratio: of a layer that writes into the residual stream, the error of V by the error of these weights,
+            where the target makes good what the stream lacks.
     """
 
     error: float
@@ -49,18 +49,18 @@ class Rival:
 
 @dataclass(frozen=True)
 class Costs:
-    """Errors of one layer, ‖X_d Wᵀ − X_p Vᵀ‖² / ‖X_d Wᵀ‖² of calibration tokens where nothing else is said.
+    """Errors of one layer on calibration tokens, ‖X_d Wᵀ − X_p Vᵀ‖² / ‖X_d Wᵀ‖² unless stated otherwise.
 
     Attributes:
-        error, held_out_error: of V.
-        dense_input_error: of V where its inputs are those of the dense model: ‖X_d (W − V)ᵀ‖² / ‖X_d Wᵀ‖².
+        error, held_out_error: of V, on calibration and on held-out tokens.
+        dense_input_error: of V on the dense model's inputs: ‖X_d (W − V)ᵀ‖² / ‖X_d Wᵀ‖².
         mask: of the dense weights under V's mask.
         possible_error: of a least-squares refit of all kept weights.
-        methods: what methods reach at the same sparsity, by name.
-        wanda: of Wanda's mask, where that was asked for.
-        opposite: where V is worse than its mask alone, of as much compensation with the other sign.
+        methods: errors of methods at the same sparsity, by name.
+        wanda: of Wanda's mask, if it was tried.
+        opposite: where V is worse than its mask alone, of the same compensation with the other sign.
         massive: the few channels that carry nearly all of the input, and `dense_input_error` without them.
-        has_few_tokens: fewer calibration tokens reached the layer than it has input channels.
+        has_few_tokens: whether fewer calibration tokens reached the layer than it has input channels.
     """
 
     error: float
@@ -76,24 +76,21 @@ class Costs:
 
     @property
     def recovered(self) -> float | None:
-        """Share of what compensation could take from the mask's error that it took; None where it can take nothing."""
+        """Share of the mask's error that compensation has taken of what it could; None where it could take nothing."""
         alone = self.mask.error
         could = alone - self.possible_error
         return (alone - self.error) / could if could > 0.02 * alone else None
 
     def row(self) -> dict[str, Any]:
         """For a table."""
-        own = {
-            "error": self.error,
-            "held_out_error": self.held_out_error,
-            "dense_input_error": self.dense_input_error,
+        names = ("error", "held_out_error", "dense_input_error", "possible_error", "recovered")
+        return {
+            **{name: getattr(self, name) for name in names},
             "mask_error": self.mask.error,
-            "possible_error": self.possible_error,
-            "recovered": self.recovered,
             "massive": massive_text(self.massive) if self.massive else "",
             "error_without_massive": self.massive.error if self.massive else None,
+            **{f"{ERROR_OF}{name}": value for name, value in self.methods.items()},
         }
-        return own | {f"{ERROR_OF}{name}": value for name, value in self.methods.items()}
 
 
 @dataclass(frozen=True)
@@ -102,9 +99,9 @@ class Recognized:
 
     Attributes:
         method: in the registry.
-        target: "layer" where it pruned W, "dense" where it pruned the corrected W* (see `rose.layer.target`).
+        target: "layer" if it pruned W, "dense" if it pruned the corrected W* (see `rose.layer.target`).
         shared: what both masks have in common.
-        tried: the same of every method and target that was tried.
+        tried: the same for every method and target that was tried.
     """
 
     method: str
@@ -118,72 +115,57 @@ class Recognized:
         return self.shared.jaccard >= SAME_MASK
 
 
-# What a method may have aimed at: the outputs of W on the inputs in the checkpoint, or in it while the decoder block is
-# still dense; those of the dense model; these with what the residual stream lacks. Then the target that it is of a run.
+# What a method may reproduce: the outputs of W on the inputs in the checkpoint, or on those while the decoder block is
+# still dense; the outputs of the dense model; these with what the residual stream lacks. The value is the run's target.
 LAYER, UNPRUNED, DENSE, STREAM = "layer", "unpruned", "dense", "stream"
 TARGET = {LAYER: LAYER, UNPRUNED: LAYER, DENSE: DENSE, STREAM: DENSE}
-GIVEN_UP = 14  # layers without success, two decoder blocks, after which something is not tried any more
+GIVEN_UP = 14  # layers without success, two decoder blocks, after which an attempt is not repeated
 
 
 @dataclass
 class Attempt:
-    """Methods that may have made a mask with another aim than they are measured with.
+    """Methods with another aim than they are measured with, which may have made a mask."""
 
-    Attributes:
-        aim: of `TARGET`; STREAM stands for DENSE in layers that write into the residual stream.
-        costs_much: whether it is worth it only where the mask is no other method's so far.
-        made, hits: layers in which it was tried, and in which a mask was found so.
-    """
-
-    aim: str
+    aim: str  # of `TARGET`; DENSE becomes STREAM in layers that write into the residual stream
     methods: tuple[str, ...]
-    costs_much: bool = False
-    made: int = 0
-    hits: int = 0
+    is_costly: bool = False  # tried only where no other method has made the mask
+    layers: int = 0  # in which it was tried
+    hits: int = 0  # in which it has found a mask
 
 
 def _attempts() -> list[Attempt]:
     return [
         Attempt(UNPRUNED, ("wanda", "sparsegpt", "rose")),
         Attempt(DENSE, ("sparsegpt", "rose")),
-        Attempt(DENSE, (RECOMMENDED,), costs_much=True),
-        Attempt(UNPRUNED, (RECOMMENDED,), costs_much=True),
+        Attempt(DENSE, (RECOMMENDED,), is_costly=True),
+        Attempt(UNPRUNED, (RECOMMENDED,), is_costly=True),
     ]
 
 
 @dataclass
 class Yardsticks:
-    """What layers are compared with.
-
-    Attributes:
-        methods: in the registry.
-        block_size: columns per block of theirs.
-        target_damping: μ of the corrected weight W*.
-        products: number format of ADMM's products, see `Settings`.
-        attempts: what else may have made masks, and what came of trying it.
-    """
+    """What layers are compared with; raises RoseError for methods or a block size that do not exist."""
 
     methods: Sequence[str]
     block_size: int
-    target_damping: float
-    products: torch.dtype = torch.float32
+    target_damping: float  # μ of the corrected weight W*
+    products: torch.dtype = torch.float32  # number format of ADMM's products
     attempts: list[Attempt] = field(default_factory=_attempts)
 
     def promising(self) -> list[Attempt]:
-        """Attempts in the order of their success, without those that have had none."""
-        attempts = [attempt for attempt in self.attempts if attempt.hits or attempt.made < GIVEN_UP]
+        """Attempts in the order of their success, without hopeless ones."""
+        attempts = [attempt for attempt in self.attempts if attempt.hits or attempt.layers < GIVEN_UP]
         return sorted(attempts, key=lambda attempt: -attempt.hits)
 
     def __post_init__(self) -> None:
-        """Raises RoseError for methods or a block size that there are not."""
         for method in self.methods:
             make_settings(method, block_size=self.block_size)
 
     def measure(
         self, weight: Tensor, after: Tensor, change: WeightChange, inputs: LayerInputs, held_out: LayerInputs | None
     ) -> tuple[Costs, Recognized | None]:
-        """The costs of V, `after`, in place of W, `weight`, (out, in) each, and the method that its mask is nearest to;
-        None without a mask or methods."""
+        """Errors of V, `after`, in place of W, `weight`, (out, in) each, and the method with the nearest mask, None
+        without a mask or methods."""
         mask = after == 0
         judge = _Judge(weight, after, inputs, held_out)
         corrected, _ = corrected_weight(weight, inputs.statistics, inputs.gap, self.target_damping)
@@ -216,7 +198,7 @@ class Yardsticks:
 
 @dataclass
 class _Trial:
-    """Methods at work on one layer; what they have in common is computed once."""
+    """Methods on one layer; what they have in common is computed once."""
 
     yardsticks: Yardsticks
     weight: Tensor
@@ -226,25 +208,25 @@ class _Trial:
     inputs: LayerInputs
     tried: dict[tuple[str, str], Removal] = field(default_factory=dict)
     done: set[tuple[str, str]] = field(default_factory=set)  # methods with their aims
-    swept: dict[str, LayerResult] = field(default_factory=dict)
-    known: dict[str, Known] = field(default_factory=dict)
+    swept: dict[str, LayerResult] = field(default_factory=dict)  # SparseGPT's by aim
+    shared: dict[str, Known] = field(default_factory=dict)  # by aim
 
     def prune(self, method: str, aim: str) -> Tensor:
-        """What the method makes of W, or of W*, with an aim of `TARGET`; notes how near its mask is."""
-        known = self.known.get(aim) or self.known.setdefault(aim, Known(self._weight_for(aim)))
-        made = make_settings(method, sparsity=self.pattern, block_size=self.yardsticks.block_size)
-        settings = replace(made, measures=False, known=known, products=self.yardsticks.products)
-        result = self._run(known.weight, settings, aim)
-        shared = same_removed(self.mask, result.mask.to(self.mask.device))
+        """The method's result from W, or from W*, with an aim of `TARGET`; notes how near its mask is."""
+        cache = self.shared.get(aim) or self.shared.setdefault(aim, Known(self._weight_for(aim)))
+        settings = make_settings(method, sparsity=self.pattern, block_size=self.yardsticks.block_size)
+        settings = replace(settings, measures=False, known=cache, products=self.yardsticks.products)
+        result = self._run(cache.weight, settings, aim)
+        removal = same_removed(self.mask, result.mask.to(self.mask.device))
         self.done.add((method, aim))
         # Where inputs are still those of the dense model both targets are one.
-        for target in (LAYER, DENSE) if known.weight.equal(self.weight) and aim == DENSE else (TARGET[aim],):
-            best = self.tried.get((method, target), shared)
-            self.tried[method, target] = max(shared, best, key=lambda removal: removal.jaccard)
+        for target in (LAYER, DENSE) if cache.weight.equal(self.weight) and aim == DENSE else (TARGET[aim],):
+            best = self.tried.get((method, target), removal)
+            self.tried[method, target] = max(removal, best, key=lambda each: each.jaccard)
         return result.weight
 
     def _weight_for(self, aim: str) -> Tensor:
-        """The weight that is pruned: W, or one whose outputs are nearest to the target."""
+        """The weight that is pruned: W, or the one whose outputs are nearest to the target."""
         if aim in (LAYER, UNPRUNED):
             return self.weight
         if aim == STREAM:
@@ -260,7 +242,7 @@ class _Trial:
         return Recognized(*best, self.tried[best], self.tried) if best else None
 
     def _run(self, weight: Tensor, settings: Settings, aim: str) -> LayerResult:
-        """ROSE sweeps a layer that is not columnar as SparseGPT does, so that is done once."""
+        """ROSE sweeps a layer that is not columnar as SparseGPT does: that is done once."""
         before = self.swept.get(aim)
         if settings.method == "rose" and before is not None and not before.plan.is_columnar:
             return before
@@ -272,25 +254,23 @@ class _Trial:
         return result
 
     def try_again(self) -> None:
-        """Where the mask is not exactly a method's so far, looks whether it is that of one which has calibrated on
-        other inputs or aimed at another target; what has found masks before comes first."""
+        """While the mask is not exactly a method's, tries those with other inputs or targets, successful ones first."""
         for attempt in self.yardsticks.promising():
             if self.nearest is None or self.nearest.shared.jaccard >= EXACT:
                 return
-            aim = self._aim_here(attempt.aim)
-            asked = (method for method in attempt.methods if method in self.yardsticks.methods)
-            methods = [method for method in asked if (method, aim) not in self.done]
-            is_others = self.nearest.is_same and self.nearest.method not in attempt.methods
-            if not methods or (attempt.costs_much and is_others):
+            aim, before = self._aim_here(attempt.aim), self.nearest
+            methods = [method for method in attempt.methods if method in self.yardsticks.methods]
+            methods = [method for method in methods if (method, aim) not in self.done]
+            is_others = before.is_same and before.method not in attempt.methods
+            if not methods or (attempt.is_costly and is_others):
                 continue
-            before = self.nearest.shared.jaccard
             for method in methods:
                 self.prune(method, aim)
-            attempt.made += 1
-            attempt.hits += self.nearest.is_same and self.nearest.shared.jaccard > before
+            attempt.layers += 1
+            attempt.hits += self.nearest.is_same and self.nearest.shared.jaccard > before.shared.jaccard
 
     def _aim_here(self, aim: str) -> str:
-        """Of this layer: one that writes into the residual stream makes good what it lacks; inputs may be the same."""
+        """The aim in this layer: what the residual stream lacks is made good by the layers that write into it."""
         if aim == DENSE and self.inputs.stream is not None:
             return STREAM
         return LAYER if aim == UNPRUNED and self.inputs.unpruned is None else aim
@@ -310,8 +290,7 @@ def _error_by(
 
 
 class _Judge:
-    """Errors of weights in place of W, on calibration and on held-out tokens, and towards what the stream lacks; the
-    last also of V, `after`."""
+    """Errors of weights in place of W: on calibration and held-out tokens, and towards what the stream lacks."""
 
     def __init__(self, weight: Tensor, after: Tensor, inputs: LayerInputs, held_out: LayerInputs | None) -> None:
         self.error = _error_by(weight, inputs)

@@ -1,4 +1,4 @@
-"""What a check says of a whole checkpoint, in sentences, for the command line, the app and its reports."""
+"""The results of a check in sentences, for the command line, the app and its reports."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ WRONG, WORSE, PARTIAL, SOUND = "wrong", "worse", "partial", "sound"
 
 @dataclass(frozen=True)
 class Headline:
-    """What a check comes to.
+    """The answer of a check.
 
     Attributes:
-        status: WRONG where a tensor is; else WORSE where perplexity is more than `MUCH_WORSE` times the dense model's
-            or no number; else PARTIAL where errors or perplexity were not measured; else SOUND.
+        status: WRONG with a wrong tensor; else WORSE with a perplexity of more than `MUCH_WORSE` times the dense one,
+            or none that is finite; else PARTIAL where errors or perplexity were not measured; else SOUND.
         text: sentences on faults, perplexity, and what was not measured.
     """
 
@@ -84,10 +84,10 @@ def _unmeasured(layers: pd.DataFrame, summary: Mapping[str, Any]) -> str:
 
 
 def lines(check: CheckpointCheck, name: Callable[[str], str] = str) -> list[tuple[str, str]]:
-    """What a line is about, and what it says: one for each wrong tensor, or for a verdict that many wrong ones share;
-    then one for each other verdict, the most frequent last. `name` shows the name of a tensor."""
-    others = check.others[check.others["is_wrong"]]
-    tensors = pd.concat([check.layers.rename(columns={"layer": "name"}), others], ignore_index=True)
+    """Subject and text of each line: a line for each wrong tensor, or for a verdict that many of them share; then one
+    for each other verdict, the most frequent last. `name` shows the name of a tensor."""
+    tables = [check.layers.rename(columns={"layer": "name"}), check.others[check.others["is_wrong"]]]
+    tensors = pd.concat(tables, ignore_index=True)
     tensors = tensors.assign(name=tensors["name"].map(name), is_wrong=tensors["is_wrong"].astype(bool))
     wrong_lines, other_lines = [], []
     for verdict in VERDICTS:
@@ -158,10 +158,15 @@ def _like(rows: pd.DataFrame) -> list[str]:
     return [f"Like {listing(methods)}."] if methods else []
 
 
-def findings(check: CheckpointCheck) -> list[str]:
-    """A sentence each, without verdicts, perplexity and cautions."""
+def findings(check: CheckpointCheck, folder: Path | None = None, drawn: Mapping[str, Any] | None = None) -> list[str]:
+    """A sentence each, without headline and verdicts, the cautions first.
+
+    Args:
+        folder, drawn: see `says_other_draw`; None where no tokens were drawn.
+    """
     layers, summary = check.layers, check.summary
-    sentences = [_zeros(summary), *_emptied(layers), *_gone(summary["gone"])]
+    sentences = [*check.cautions, says_other_draw(folder, drawn) if folder is not None and drawn is not None else ""]
+    sentences += [_zeros(summary), *_emptied(layers), *_gone(summary["gone"])]
     if rotated := len(summary["rotated_heads"]):
         sentences.append(
             f"Heads of {count(rotated, 'output projection')} fit those of the dense model after a rotation, which "
@@ -174,7 +179,7 @@ def findings(check: CheckpointCheck) -> list[str]:
         sentences += says_perplexity(summary)[1:]
     if summary["drift"] and math.isfinite(drift := summary["drift"][-1]["drift"]):
         sentences.append(f"Drift after the last decoder block: {number(drift)}.")
-    return sentences
+    return [text for text in sentences if text]
 
 
 def says_other_draw(folder: Path, drawn: Mapping[str, Any]) -> str:
@@ -230,12 +235,9 @@ def _emptied(layers: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _gone(gone: dict[str, Any]) -> list[str]:
-    return [
-        f"Nothing is left of {count(len(names), noun)}: {listing(names, SHOWN)}."
-        for noun in ("head", "expert")
-        if (names := gone[f"{noun}s"])
-    ]
+def _gone(names: Mapping[str, Any]) -> list[str]:
+    lost = {noun: names[f"{noun}s"] for noun in ("head", "expert") if names[f"{noun}s"]}
+    return [f"Nothing is left of {count(len(each), noun)}: {listing(each, SHOWN)}." for noun, each in lost.items()]
 
 
 def _errors(layers: pd.DataFrame) -> list[str]:

@@ -1,5 +1,4 @@
-"""Two models of one shape walked side by side: what each layer reads in the one and in the other, and how far apart
-their hidden states are."""
+"""Walks two models of one shape side by side: the inputs of each layer in both, and the drift of hidden states."""
 
 from __future__ import annotations
 
@@ -30,19 +29,13 @@ CALIBRATION = "calibration"  # the stream on which methods are tried
 
 @dataclass
 class LayerInputs:
-    """What a layer reads; layers that read the same tensors share one, except where they write into the stream.
+    """The inputs of a layer; layers that read the same tensors share them, unless they write into the stream."""
 
-    Attributes:
-        statistics: of the inputs in the other model, X_p.
-        gap: how far they are from those in the dense model.
-        stream: of a layer that writes into the residual stream, with what the stream lacks before it; else None.
-        unpruned: of the inputs in the other model while the layer's own decoder block is still dense, which is what
-            published programs calibrate on; None where they are no others, or not asked for.
-    """
-
-    statistics: InputStatistics
-    gap: InputGap
-    stream: OutputGap | None = None
+    statistics: InputStatistics  # of the inputs in the other model, X_p
+    gap: InputGap  # between those and the inputs in the dense model
+    stream: OutputGap | None = None  # of a layer that writes into the residual stream, with what the stream lacks
+    # Of the inputs in the other model while the decoder block is still dense, on which published programs calibrate;
+    # None where these are the same, or not asked for.
     unpruned: InputStatistics | None = None
 
     @cached_property
@@ -54,23 +47,17 @@ class LayerInputs:
 
 @dataclass
 class BlockInputs:
-    """One decoder block of both models, present while it is handed out.
-
-    Attributes:
-        index: which.
-        modules: of the dense model and of the other one.
-        pairs: its layers.
-        inputs: by stream ("calibration", "held_out") and layer; without experts, whose tokens differ by model.
-        drift: of the residual stream after it, the mean of ‖h_p − h_d‖²/‖h_d‖² over held-out tokens, or those of
-            calibration where there are none, a share; None without tokens.
-        aligned: where heads were rotated before pruning; the dense block and its layers are then its own copies.
-    """
+    """One decoder block of both models, in memory while it is handed out."""
 
     index: int
-    modules: tuple[nn.Module, nn.Module]
+    modules: tuple[nn.Module, nn.Module]  # of the dense model and of the other one
     pairs: list[Pair]
+    # By stream ("calibration", "held_out") and layer; without experts, whose tokens differ by model.
     inputs: dict[str, dict[str, LayerInputs]] = field(default_factory=dict)
+    # Of the residual stream after it: the mean of ‖h_p − h_d‖²/‖h_d‖² over held-out tokens, or calibration tokens where
+    # none are held out; None without tokens.
     drift: float | None = None
+    # Where heads were rotated before pruning; the dense block and its layers are then copies.
     aligned: Aligned | None = None
 
 
@@ -81,14 +68,14 @@ def walk_both(
     precision: Precision = FLOAT32,
     tick: Callable[[int, float], None] = lambda _index, _share: None,
 ) -> Iterator[BlockInputs]:
-    """Decoder block by decoder block, both models' weights at hand; without streams nothing is run.
+    """Decoder block by decoder block, with both models' weights in memory; nothing is run without streams.
 
     Args:
         networks: the dense model and the other one.
         pairs: layers of the same name.
         streams: tokens, (samples, length), by name.
-        precision: of forward passes, and of the products that gaps are made of.
-        tick: told the decoder block and the share of its work that is done.
+        precision: of forward passes, and of the products in gaps.
+        tick: called with the decoder block and the share of its work that is done.
     """
     device = networks[0].device
     passes = _Passes(networks, streams, precision, tick) if streams else None
@@ -127,7 +114,7 @@ class _Passes:
 
     @torch.no_grad()
     def run(self, block: BlockInputs) -> None:
-        """Runs one decoder block of both models on all batches, and notes what its layers read."""
+        """Runs one decoder block of both models on all batches, and gathers the inputs of its layers."""
         dense, other = block.modules
         with experts_apart(dense), experts_apart(other):
             writers = self.trace.of(block.index, dense)
@@ -149,19 +136,19 @@ class _Passes:
                 run_block(dense, after, arguments, self.device, self.precision)
                 reading.end_unpruned()
             with lost.before(before, after):
-                was = run_block(dense, before, dense_arguments, self.device, self.precision)
-            now = run_block(other, after, arguments, self.device, self.precision)
+                dense_output = run_block(dense, before, dense_arguments, self.device, self.precision)
+            output = run_block(other, after, arguments, self.device, self.precision)
             reading.end_batch()
-            for by_batch, output in zip(states, (was, now), strict=True):
-                by_batch[batch] = output.to(before.device)
-            drifts.append(token_drift(now, was))
+            for by_batch, hidden in zip(states, (dense_output, output), strict=True):
+                by_batch[batch] = hidden.to(before.device)
+            drifts.append(token_drift(output, dense_output))
             self.tick(block.index, (batch + 1) / len(states[0]))
         return drifts
 
 
 class _Lost:
-    """What layers that write into the residual stream of one decoder block would have to add to make it the dense
-    one's, gathered batch by batch: a run towards the dense model has pruned them to do so."""
+    """What the residual stream lacks beside the dense one, gathered batch by batch in one decoder block: a run towards
+    the dense model has pruned the layers that write into it to make that good."""
 
     KEY: BatchKey = ("", 0)
 
@@ -254,10 +241,10 @@ class _PairReading:
     @torch.no_grad()
     def end_batch(self) -> None:
         """Counts what was read in the batch."""
-        was, now = self._read
-        both = [name for name in now if name in was and was[name].shape == now[name].shape]
-        for readers in _by_tensor(both, was, now):
-            before, after = was[readers[0]], now[readers[0]]
+        dense, other = self._read
+        both = [name for name in other if name in dense and dense[name].shape == other[name].shape]
+        for readers in _by_tensor(both, dense, other):
+            before, after = dense[readers[0]], other[readers[0]]
             columns = after.shape[-1]
             statistics, gap = self._sums.get(readers[0]) or (
                 InputStatistics(columns, self.device),
@@ -266,9 +253,9 @@ class _PairReading:
             statistics.update(after)
             gap.update(after, before)
             self._sums |= dict.fromkeys(readers, (statistics, gap))
-        self.lost.end_batch(now)
-        was.clear()
-        now.clear()
+        self.lost.end_batch(other)
+        dense.clear()
+        other.clear()
 
 
 def _by_tensor(layers: Iterable[str], *read: Mapping[str, Tensor]) -> Iterator[list[str]]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import nan
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -42,16 +43,18 @@ class OtherTensor:
         return {"name": self.name, "kind": self.kind, "change": self.change, **vars(self.verdict)}
 
 
+def table_of(tensors: Sequence[OtherTensor]) -> pd.DataFrame:
+    """A row each."""
+    columns = ["name", "kind", "change", "verdict", "reason", "is_wrong"]
+    return pd.DataFrame([tensor.row() for tensor in tensors], columns=columns).astype({"is_wrong": bool})
+
+
 def others_in_block(prefix: str, blocks: tuple[nn.Module, nn.Module], pairs: Sequence[Pair]) -> list[OtherTensor]:
     """Those of one decoder block, present in the dense model and in the other; `prefix`: its dotted name."""
     layers = {id(layer.parameter) for pair in pairs for layer in pair}
     before, after = (
-        {
-            f"{prefix}.{name}": value
-            for name, value in block.named_parameters(remove_duplicate=False)
-            if id(value) not in layers
-        }
-        for block in blocks
+        {f"{prefix}.{name}": value for name, value in named.items() if id(value) not in layers}
+        for named in (dict(block.named_parameters(remove_duplicate=False)) for block in blocks)
     )
     kinds = {f"{prefix}.{name}": kind for block in blocks for name, kind in _kinds(block).items()}
     return _compare_all(before, after, kinds)
@@ -69,10 +72,10 @@ def others_outside(dense: Network, pruned: Network) -> list[OtherTensor]:
             for name, twin in ties.items()
             if name in after and twin in after and not torch.equal(after[name], after[twin])
         }
-        was, now = ({name: value for name, value in each.items() if name not in ties} for each in (before, after))
-        others = _compare_all(was, now, kinds)
+        single = [{name: value for name, value in each.items() if name not in ties} for each in (before, after)]
+        tensors = _compare_all(single[0], single[1], kinds)
     reason = "It is one tensor with {} in the dense model, and another one here.".format
-    return others + [
+    return tensors + [
         OtherTensor(name, kinds[name], nan, LayerVerdict(verdicts.TIE_TORN, reason(twin), True))
         for name, twin in torn.items()
     ]
@@ -149,10 +152,10 @@ def _judge(kind: str, before: Tensor, after: Tensor) -> tuple[float, LayerVerdic
         return 0.0, None
     if not after.any():
         return 1.0, LayerVerdict(verdicts.NUMBERS_BROKEN, f"All {whole(after.numel())} numbers are zero.", True)
-    was, now = before.float().flatten(), after.float().flatten()
-    norm = was.norm().item()
-    change = (now - was).norm().item() / norm if norm else nan
-    cosine = torch.cosine_similarity(was, now, dim=0).item()
+    dense, pruned = before.float().flatten(), after.float().flatten()
+    norm = dense.norm().item()
+    change = (pruned - dense).norm().item() / norm if norm else nan
+    cosine = torch.cosine_similarity(dense, pruned, dim=0).item()
     if kind != "bias" and after.numel() >= TELLING and norm and cosine < UNLIKE:
         reason = f"It has a cosine of {number(cosine, 2)} with the dense one; {UNLIKE} is the least."
         return change, LayerVerdict(verdicts.OTHER_MODEL, reason, True)

@@ -27,18 +27,12 @@ Pair = tuple[PrunableLayer, PrunableLayer]  # of the dense model and of the othe
 
 @dataclass(frozen=True)
 class Aligned:
-    """A dense decoder block in the basis of another one.
+    """A dense decoder block in the basis of another one."""
 
-    Attributes:
-        module: a copy that shares all but what was rotated.
-        pairs: its layers beside those of the other one.
-        outputs, layers: names of the output projections whose heads were rotated; of these and of their values.
-    """
-
-    module: nn.Module
-    pairs: list[Pair]
-    outputs: tuple[str, ...]
-    layers: tuple[str, ...]
+    module: nn.Module  # a copy that shares all that was not rotated
+    pairs: list[Pair]  # its layers beside those of the other one
+    outputs: tuple[str, ...]  # names of the output projections whose heads were rotated
+    layers: tuple[str, ...]  # of these and of their values
 
 
 def sample(weight: Tensor) -> Tensor:
@@ -67,25 +61,21 @@ def align(block: nn.Module, pairs: Sequence[Pair], width: int | None) -> Aligned
     twin = twin_of(block)
     for heads, rotations in rotated:
         heads.rotate_in(twin, rotations)
-    own = {id(pair[0]): replace(pair[0], module=twin.get_submodule(pair[0].projection)) for pair in plain}
+    copies = {id(pair[0]): replace(pair[0], module=twin.get_submodule(pair[0].projection)) for pair in plain}
     outputs = tuple(heads.output.name for heads, _ in rotated)
-    return Aligned(
-        twin,
-        [(own.get(id(before), before), after) for before, after in pairs],
-        outputs,
-        (*outputs, *(heads.values.name for heads, _ in rotated)),
-    )
+    layers = (*outputs, *(heads.values.name for heads, _ in rotated))
+    return Aligned(twin, [(copies.get(id(before), before), after) for before, after in pairs], outputs, layers)
 
 
 def _is_strange(before: PrunableLayer, after: PrunableLayer) -> bool:
     """Whether kept weights have nothing to do with the dense ones."""
-    was, now = sample(before.weight), sample(after.weight)
-    return float(_cosine(was, now)) < UNLIKE and bool(now.any())
+    dense, pruned = sample(before.weight), sample(after.weight)
+    return float(_cosine(dense, pruned)) < UNLIKE and bool(pruned.any())
 
 
-def _cosine(was: Tensor, now: Tensor, dim: int = 0) -> Tensor:
-    """Of nonzeros of `now` with what stood there."""
-    return torch.cosine_similarity(torch.where(now == 0, 0, was), now, dim=dim)
+def _cosine(dense: Tensor, pruned: Tensor, dim: int = 0) -> Tensor:
+    """Of the nonzeros of `pruned` with the dense weights there."""
+    return torch.cosine_similarity(torch.where(pruned == 0, 0, dense), pruned, dim=dim)
 
 
 def _heads(output: Pair, values: Pair, width: int) -> ValueHeads | None:
@@ -114,15 +104,15 @@ def _rotations(heads: ValueHeads, output: Tensor, values: Tensor) -> Tensor | No
         turned = of_values.double()[rows.to(of_values.device)].unflatten(0, (-1, width)).mT
         return torch.stack([torch.cat(parts) for parts in zip(turned, joined, strict=True)])
 
-    was, now = by_group(heads.output.weight, heads.values.weight), by_group(output, values)
-    if not now.isfinite().all():
+    dense, pruned = by_group(heads.output.weight, heads.values.weight), by_group(output, values)
+    if not pruned.isfinite().all():
         return None
-    removed, filled = now == 0, now
+    removed, filled = pruned == 0, pruned
     for step in range(FILLED):
-        first, _, second = torch.linalg.svd(was.mT @ filled)
+        first, _, second = torch.linalg.svd(dense.mT @ filled)
         rotations = first @ second
-        turned = was @ rotations
-        if step == 0 and float(_cosine(turned.flatten(), now.flatten())) < UNLIKE:
+        turned = dense @ rotations
+        if step == 0 and float(_cosine(turned.flatten(), pruned.flatten())) < UNLIKE:
             return None
-        filled = torch.where(removed, turned, now)
-    return rotations if float(_cosine(turned.flatten(), now.flatten())) >= BELIEVED else None
+        filled = torch.where(removed, turned, pruned)
+    return rotations if float(_cosine(turned.flatten(), pruned.flatten())) >= BELIEVED else None

@@ -1,7 +1,7 @@
-"""What to think of the layers of a checkpoint, given what became of each: a verdict with a reason, by one rule.
+"""Verdicts on the layers of a checkpoint, with reasons, by one rule.
 
-A layer is judged by itself, and by its peers: one that differs from nearly all others in what should be the same all
-over the model has probably met with an accident.
+A layer is judged by itself and beside its peers: a layer that differs from nearly all others in what should be the same
+everywhere has probably met with an accident.
 """
 
 from __future__ import annotations
@@ -51,41 +51,28 @@ COMMON = 0.3  # share of 32 columns at one value other than 0, which says that z
 
 @dataclass(frozen=True)
 class LayerVerdict:
-    """What to think of one layer, or of one other tensor.
+    """The verdict on one layer, or on another tensor."""
 
-    Attributes:
-        verdict: one of `VERDICTS`.
-        reason: a sentence with the number behind it.
-        is_wrong: whether something is wrong; a mask without compensation can be what was meant.
-    """
-
-    verdict: str
-    reason: str
-    is_wrong: bool
+    verdict: str  # of `VERDICTS`
+    reason: str  # sentences with the numbers behind it
+    is_wrong: bool  # a mask without compensation, for example, can be meant
 
 
 @dataclass(frozen=True)
 class Peers:
-    """What the pruned layers of a checkpoint have in common; None where they have nothing.
+    """What the pruned layers of a checkpoint have in common."""
 
-    Attributes:
-        sparsity: share of zeros, the median.
-        agree: whether `PEERS` of them have that sparsity.
-        pattern: N:M of nearly all.
-        are_moved: whether kept weights of nearly all have moved.
-    """
-
-    sparsity: float | None
-    agree: bool
-    pattern: str | None
-    are_moved: bool
-    are_cut: bool = False
+    sparsity: float | None = None  # share of zeros, the median
+    agree: bool = False  # whether `PEERS` of them have that sparsity
+    pattern: str | None = None  # N:M of nearly all
+    are_moved: bool = False  # whether kept weights of nearly all have moved
+    are_cut: bool = False  # whether many have lost whole rows
 
     @classmethod
     def of(cls, changes: Sequence[WeightChange]) -> Peers:
         pruned = [change for change in changes if change.zeros_before < change.zeros < change.size]
         if len(pruned) < 2:
-            return cls(None, False, None, False)
+            return cls()
         sparsity = median(change.sparsity for change in pruned)
 
         def most(holds: Sequence[bool]) -> bool:
@@ -104,23 +91,21 @@ class Peers:
 
 def judge_weights(change: WeightChange, peers: Peers) -> LayerVerdict:
     """The verdict on one layer from the weights alone."""
-    verdict = _by_rules(change, peers)
+    rules = (_numbers, _likeness, _pattern, _zeros, _parts, _scale, _sparsity, _mask_alone, _nothing)
+    verdict = next(verdict for rule in rules if (verdict := rule(change, peers)))
     lawful = [part for part in change.misfits if part.may_be_lawful]
     if not lawful or verdict.is_wrong:
         return verdict
     return replace(verdict, reason=" ".join([verdict.reason, *map(says_part, lawful), LAWFUL]))
 
 
-def _by_rules(change: WeightChange, peers: Peers) -> LayerVerdict:
-    for rule in (_numbers, _likeness, _pattern, _zeros, _parts, _scale, _sparsity, _mask_alone):
-        if verdict := rule(change, peers):
-            return verdict
-    if change.zeros <= change.zeros_before:
-        is_same = change.is_untouched and not change.rounded
-        return LayerVerdict(
-            NOT_PRUNED, "All weights are those of the dense model." if is_same else _says_moved(change), False
-        )
-    return LayerVerdict(NO_FAULT, _says_kept(change), False)
+def _nothing(change: WeightChange, _peers: Peers) -> LayerVerdict:
+    if change.zeros > change.zeros_before:
+        return LayerVerdict(NO_FAULT, _says_kept(change), False)
+    is_same = change.is_untouched and not change.rounded
+    return LayerVerdict(
+        NOT_PRUNED, "All weights are those of the dense model." if is_same else _says_moved(change), False
+    )
 
 
 def _says_kept(change: WeightChange) -> str:
@@ -232,12 +217,13 @@ def _mask_alone(change: WeightChange, peers: Peers) -> LayerVerdict | None:
 def judge_costs(
     verdict: LayerVerdict, costs: Costs, change: WeightChange, nearest: Recognized | None = None
 ) -> LayerVerdict:
-    """The verdict on a layer with which nothing is wrong by its weights alone; `nearest`: the method of its mask."""
+    """The verdict on a layer whose weights alone show nothing wrong; `nearest`: the method of its mask."""
     error = f"Error on {'calibration' if costs.held_out_error is None else 'held-out'} tokens {_shown_error(costs)}"
     both = "" if costs.held_out_error is None else "; calibration tokens agree"
     if costs.opposite and _is_backwards(costs, costs.opposite):
-        others = f"mask alone {_shown_error(costs.mask)}, opposite compensation {_shown_error(costs.opposite)}"
-        return LayerVerdict(BACKWARDS, f"{error}, {others}{both}.", True)
+        alone = f"mask alone {_shown_error(costs.mask)}"
+        opposite = f"opposite compensation {_shown_error(costs.opposite)}"
+        return LayerVerdict(BACKWARDS, f"{error}, {alone}, {opposite}{both}.", True)
     is_mask = verdict.verdict == MASK_ALONE
     # With fewer tokens than columns, two sets of tokens differ by more than two methods do.
     is_told_apart = is_mask or not costs.has_few_tokens
@@ -260,7 +246,7 @@ def judge_costs(
 
 
 def _shown_error(weights: Costs | Rival) -> str:
-    """What a reason names: the error on held-out tokens, where there are any."""
+    """The error on held-out tokens, where there are any."""
     return number(weights.error if weights.held_out_error is None else weights.held_out_error)
 
 
@@ -271,10 +257,8 @@ def _errors(*weights: Costs | Rival) -> list[list[float]]:
 
 
 def _is_backwards(costs: Costs, opposite: Rival) -> bool:
-    """Whether compensation did clear harm where its opposite would help, by all that is known.
-
-    Compensation for another text may do harm too, and moving weights at random does, but then not their opposites.
-    """
+    """Whether compensation did clear harm where its opposite would help, in all measured errors. Compensation for
+    another text may do harm as well, but then its opposite does not help."""
     errors = _errors(costs, costs.mask, opposite)
     # Where the target makes good what the stream lacks: the error beside that of the mask and of the opposite.
     to_mask, to_opposite = costs.mask.stream_ratio, opposite.stream_ratio
@@ -285,12 +269,11 @@ def _is_backwards(costs: Costs, opposite: Rival) -> bool:
 
 
 def _is_worse(costs: Costs, rival: Rival, limit: float) -> bool:
-    """Whether a layer is worse than other weights by all that is known: on calibration tokens, on held-out ones, and
-    where the target makes good what the residual stream lacks.
+    """Whether a layer is worse than other weights in all measured errors: on calibration tokens, on held-out ones, and
+    with what the residual stream lacks in the target.
 
-    Weights compensated for another text lose on these tokens, the more so where few tokens make up most of a layer's
-    output. How far two sets of tokens disagree about an error says how far a third may lie from their mean: so
-    much wider is the limit.
+    Weights that were compensated for another text lose on these tokens. How far two sets of tokens disagree about an
+    error says how far a third may lie from their mean, so the limit grows with their disagreement.
     """
     pairs = _errors(costs, rival)
     ratios = [ratio(*pair) for pair in pairs]

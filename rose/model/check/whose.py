@@ -20,15 +20,15 @@ Key = tuple[str, str]  # method and target
 
 @dataclass(frozen=True)
 class Maker:
-    """The method that the masks of a checkpoint are nearest to.
+    """The method with the nearest masks to those of a checkpoint.
 
     Attributes:
-        name, target: of it; see `Recognized`.
-        layers: how many layers have its mask, or were compared where it is not the checkpoint's.
-        agreement, chance: means of what the masks have in common.
+        name, target: see `Recognized`.
+        layers: how many layers have its mask, or were compared if it is not the checkpoint's method.
+        agreement, chance: mean shares of what the masks have in common.
         is_same: whether it has made nearly all of them.
-        alike: in how many layers another method of this target removes the very same, by its name; such as ROSE and
-            SparseGPT in layers that are not columnar. They tell nothing of these two.
+        alike: by name of another method with this target, in how many layers both remove the very same, as ROSE and
+            SparseGPT do in layers that are not columnar.
         compared: how many layers have a mask that was compared.
     """
 
@@ -47,13 +47,11 @@ class Maker:
 
 
 def maker_of(masks: Sequence[Recognized]) -> Maker | None:
-    """The method nearest to the masks of these layers; None where nothing was compared.
-
-    A layer in which two methods remove the same counts for both alike, so that those in which they differ decide.
-    """
+    """The method with the nearest masks; None where nothing was compared. Layers in which two methods remove the same
+    count for both, so that the others decide."""
 
     def shared_with(key: Key) -> list[Removal]:
-        # Targets are tried only where nothing else has the mask.
+        # A target is tried only where no other one has explained the mask.
         removals = (mask.tried.get(key) or mask.tried.get((key[0], "layer")) for mask in masks)
         return [removal for removal in removals if removal]
 
@@ -68,36 +66,25 @@ def maker_of(masks: Sequence[Recognized]) -> Maker | None:
     shared = shared_with(best)
     same = sum(removal.jaccard >= SAME_MASK for removal in shared)
     is_same = same >= MOST * len(masks)
-    return Maker(
-        name=best[0],
-        target=best[1],
-        layers=same if is_same else len(shared),
-        agreement=fmean(removal.jaccard for removal in shared),
-        chance=fmean(removal.chance for removal in shared),
-        is_same=is_same,
-        alike=dict(Counter(method for mask in masks for method in _twins(mask, best))),
-        compared=len(masks),
-    )
+    alike = Counter(method for mask in masks for method in _twins(mask, best))
+    agreement, chance = (fmean(getattr(removal, name) for removal in shared) for name in ("jaccard", "chance"))
+    return Maker(*best, same if is_same else len(shared), agreement, chance, is_same, dict(alike), len(masks))
 
 
 def _twins(mask: Recognized, key: Key) -> list[str]:
     """Other methods that remove the very same in a layer."""
     name, target = key if key in mask.tried else (key[0], "layer")
     removal = mask.tried.get((name, target))
-    return [
-        method
-        for (method, other_target), other in mask.tried.items()
-        if other_target == target and method != name and other == removal
-    ]
+    tried = mask.tried.items()
+    return [method for (method, aim), other in tried if aim == target and method != name and other == removal]
 
 
 def says_alike(nearest: dict[str, Any]) -> str:
-    """Of a checkpoint's method: in how many layers the method most like it removes the same; "" where none does."""
+    """In how many layers the checkpoint's method and the one most like it remove the same; "" without such a method."""
     if not nearest["alike"]:
         return ""
     other, layers = max(nearest["alike"].items(), key=lambda item: item[1])
-    names = f"{METHODS[nearest['name']].label} and {METHODS[other].label}"
+    text = f"{METHODS[nearest['name']].label} and {METHODS[other].label} remove the same weights in"
     if layers == nearest["compared"]:
-        return f"{names} remove the same weights in {out_of(layers, layers, 'layer')}, so nothing tells which it was."
-    apart = nearest["compared"] - layers
-    return f"{names} remove the same weights in {count(layers, 'layer')} and differ in {word(apart)}."
+        return f"{text} {out_of(layers, layers, 'layer')}, so nothing tells which it was."
+    return f"{text} {count(layers, 'layer')} and differ in {word(nearest['compared'] - layers)}."

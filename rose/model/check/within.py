@@ -11,7 +11,7 @@ from torch import Tensor
 from rose.layer import agreement
 from rose.layer.agreement import COLUMN, ROW, Misfit
 from rose.model.check.inputs import LayerInputs
-from rose.wording import count, number, whole
+from rose.wording import count, number, sentence, whole
 
 SHOWN = 3  # parts of a layer that a reason names
 GAIN = 0.3  # of dense weights put back, above which what moved them is no compensation
@@ -32,12 +32,8 @@ def with_inputs(
         misfits: of V, `after`, beside W, `weight`, (out, in) each.
         streams: calibration inputs, and held-out ones where there are any.
     """
-    judged = (
-        replace(part, may_be_lawful=False)
-        for part in misfits
-        if not part.may_be_lawful or _gain(part, weight, after, streams) > GAIN
-    )
-    return tuple(judged)
+    wrong = (part for part in misfits if not part.may_be_lawful or _gain(part, weight, after, streams) > GAIN)
+    return tuple(replace(part, may_be_lawful=False) for part in wrong)
 
 
 def _gain(part: Misfit, weight: Tensor, after: Tensor, streams: Sequence[LayerInputs]) -> float:
@@ -49,13 +45,13 @@ def _gain(part: Misfit, weight: Tensor, after: Tensor, streams: Sequence[LayerIn
     streams and targets.
     """
     rows, columns = _slice(part.rows), _slice(part.columns)
-    was, now = weight[rows].float(), after[rows].float()
-    change = torch.where(now == 0, 0, was - now)[:, columns]
+    difference, pruned = weight[rows].float() - after[rows].float(), after[rows, columns]
+    change = torch.where(pruned == 0, 0, difference[:, columns])
     gains = []
     for inputs in streams:
         hessian = inputs.statistics.hessian
         energy = (change @ hessian[columns, columns] * change).sum().clamp_min(1e-30)
-        missed = (was - now) @ hessian[:, columns]
+        missed = difference @ hessian[:, columns]
         for gap in (inputs.gap, inputs.stream) if inputs.stream else (inputs.gap,):
             target = gap.of(weight).cross[rows, columns]
             gains.append(2 * float((change * (missed + target)).sum() / energy) - 1)
@@ -64,9 +60,9 @@ def _gain(part: Misfit, weight: Tensor, after: Tensor, streams: Sequence[LayerIn
 
 def says_parts(misfits: Sequence[Misfit]) -> str:
     """A sentence for each of the first parts, and how many there are besides."""
-    said = [says_part(part) for part in misfits[:SHOWN]]
-    more = len(misfits) - len(said)
-    return " ".join([*said, *([f"{whole(more)} more parts are wrong."] if more > 1 else [])])
+    texts = [says_part(part) for part in misfits[:SHOWN]]
+    left = len(misfits) - len(texts)
+    return " ".join([*texts, *([f"{whole(left)} more parts are wrong."] if left > 1 else [])])
 
 
 def says_part(part: Misfit) -> str:
@@ -84,41 +80,36 @@ def _span(axis: str, ends: tuple[int, int]) -> str:
 
 def _place(part: Misfit) -> str:
     if part.axis in (ROW, COLUMN):
-        said = _span(part.axis, part.rows if part.axis == ROW else part.columns)
-    else:
-        said = f"{_span('row', part.rows)}, {_span('column', part.columns)}"
-    return said[0].upper() + said[1:]
+        return sentence(_span(part.axis, part.rows if part.axis == ROW else part.columns))
+    return sentence(f"{_span('row', part.rows)}, {_span('column', part.columns)}")
 
 
 def _event(part: Misfit) -> str:
-    several = part.rows[0] != part.rows[1] if part.axis == ROW else part.columns[0] != part.columns[1]
-    kept = "its only kept weight" if part.kept == 1 else f"all {whole(part.kept)} kept weights"
+    first, last = part.rows if part.axis == ROW else part.columns
+    weights = "its only kept weight" if part.kept == 1 else f"all {whole(part.kept)} kept weights"
     if part.kind == agreement.NEGATED:
         some = f"{whole(part.opposite)} of {whole(part.kept)} kept weights"
         has = "has" if part.kept == 1 else "have"
-        return f"{kept if part.opposite == part.kept else some} {has} the opposite sign"
+        return f"{weights if part.opposite == part.kept else some} {has} the opposite sign"
     if part.kind in (agreement.OTHERS, agreement.OTHERS_NEGATED):
         assert part.source is not None
-        length = (part.rows[1] - part.rows[0]) if part.axis == ROW else part.columns[1] - part.columns[0]
         backward = ", negated" if part.kind == agreement.OTHERS_NEGATED else ""
-        return f"the weights are those of {_span(part.axis, (part.source, part.source + length))}{backward}"
+        return f"the weights are those of {_span(part.axis, (part.source, part.source + last - first))}{backward}"
     if part.kind == agreement.SHIFTED:
         across = ("right", "left", "column") if part.axis == ROW else ("down", "up", "row")
         return f"the weights are shifted {across[part.shift < 0]} by {count(abs(part.shift), across[2])}"
-    if part.kind == agreement.REVERSED:
-        return "the weights stand in reverse order"
-    if part.kind == agreement.CONSTANT:
-        return f"{kept} have the same value {number(part.value)}"
-    if part.kind == agreement.SCALED:
-        return f"the weights are {number(part.factor)} times as large as those of the rest of the layer"
-    if part.kind == agreement.EMPTY:
-        return f"no weight is left, though {'these rows are' if several else 'the row is'} not small in the dense model"
     if part.kind == agreement.COUNT:
-        each = " each" if several else ""
-        kept_each = part.kept // (part.rows[1] - part.rows[0] + 1)
-        return f"{whole(kept_each)} weights are kept{each}, and {whole(int(part.value))} in other rows"
-    if part.kind == agreement.CHANGED:
-        return f"the weight is {number(part.value)}, and {number(part.dense)} in the dense model"
+        each = " each" if last > first else ""
+        size = whole(part.kept // (last - first + 1))
+        return f"{size} weights are kept{each}, and {whole(int(part.value))} in other rows"
     if part.kind == agreement.ABSURD:
         return f"the weight is {number(part.value)}, and no dense weight of this layer is above {number(part.dense)}"
-    return f"{kept} have nothing to do with the dense ones (cosine {part.cosine:.2f})"
+    rows = "these rows are" if last > first else "the row is"
+    texts = {
+        agreement.REVERSED: "the weights stand in reverse order",
+        agreement.CONSTANT: f"{weights} have the same value {number(part.value)}",
+        agreement.SCALED: f"the weights are {number(part.factor)} times as large as those of the rest of the layer",
+        agreement.EMPTY: f"no weight is left, though {rows} not small in the dense model",
+        agreement.CHANGED: f"the weight is {number(part.value)}, and {number(part.dense)} in the dense model",
+    }
+    return texts.get(part.kind, f"{weights} have nothing to do with the dense ones (cosine {part.cosine:.2f})")

@@ -51,7 +51,7 @@ def check_layers(
             checks = _check_layer(statistics, by_layer.get(layer.name), judged, pattern, block_size, least)
             row = {"layer": layer.name, "status": worst(checks), **dict.fromkeys(CHECKS, NOT_MEASURED)}
             row |= {check.name: check.status for check in checks}
-            row["found"] = "; ".join(check.found for check in checks if check.status != "pass")
+            row["found"] = "; ".join(check.finding for check in checks if check.status != "pass")
             rows.append(row)
     return pd.DataFrame(rows, columns=["layer", "status", *CHECKS, "found"])
 
@@ -78,7 +78,7 @@ def _check_layer(
         row = records.loc[ratios.idxmax()]
         check = check_overfitting(float(row["relative_error"]), float(row["held_out_error"]))
         if check is not None:  # of one method of several, so it is named
-            checks.append(replace(check, found=f"{sentence(label_of(row['method']))}: {check.found}"))
+            checks.append(replace(check, finding=f"{sentence(label_of(row['method']))}: {check.finding}"))
     return checks
 
 

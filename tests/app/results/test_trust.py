@@ -95,7 +95,7 @@ def test_the_sections_of_a_run_show_what_the_engine_found(study: Study, findings
         row = shown[(shown["Of"] == rose.METHODS[method].label) & (shown["Check"] == check.name)].iloc[0]
         assert {"look": "review"}.get(check.status, check.status) in row["Status"]
         if check.name != "Measures agree":  # a rounding error has no digits to compare
-            assert row["Found"] == check.found
+            assert row["Found"] == check.finding
         assert row["To pass"] == check.limit
     statuses = [check.status for _, check in findings.checks()]
     needs = ["none needs", "one needs", "two need", "three need", "four need"]

@@ -18,7 +18,7 @@ from rose.model.check import verdicts
 from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.check import CheckpointCheck, check_checkpoint, pair_layers
 from rose.model.check.findings import findings
-from rose.model.check.gone import find_gone
+from rose.model.check.gone import Gone
 from rose.model.check.inputs import walk_both
 from rose.model.check.whose import says_alike
 from rose.model.network.network import Network
@@ -54,8 +54,8 @@ def test_heads_rows_and_columns_that_are_gone_are_counted() -> None:
     assert gone["rows"] == 2
     assert gone["columns"] == 8
     reasons = found.layers.set_index("layer")["reason"]
-    assert reasons["model.layers.1.self_attn.o_proj"].endswith("Nothing is left of 8 columns, head 2.")
-    assert reasons["model.layers.0.mlp.up_proj"].endswith("Nothing is left of 2 rows.")
+    assert reasons["model.layers.1.self_attn.o_proj"].endswith("Nothing is left of eight columns, head 2.")
+    assert reasons["model.layers.0.mlp.up_proj"].endswith("Nothing is left of two rows.")
     said = " ".join(findings(found))
     assert "Two output rows have no weight left: two of model.layers.0.mlp.up_proj." in said
     assert "Eight input columns have no weight left: eight of model.layers.1.self_attn.o_proj. Nothing" in said
@@ -67,7 +67,7 @@ def test_heads_are_as_wide_as_their_values() -> None:
     dense, pruned = (rose.prunable_layers(make_model("llama")) for _ in range(2))
     pruned[3].weight[:, 16:24] = 0
     changes = {one.name: (one, weight_change(one.weight, two.weight)) for one, two in zip(dense, pruned, strict=True)}
-    assert find_gone(changes, config).heads == {"model.layers.0.self_attn.o_proj": [2]}
+    assert Gone.find(changes, config).heads == {"model.layers.0.self_attn.o_proj": [2]}
 
 
 def test_single_numbers_are_compared_too() -> None:
