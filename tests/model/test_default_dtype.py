@@ -14,14 +14,11 @@ TOKENS = make_tokens(12)
 KW: dict[str, Any] = {"compute": "float32", "sparsity": 0.5, "block_size": 8}
 RUNS: dict[str, Callable[[Any, Any], Any]] = {
     "dense target": lambda model, _: rose.prune_model(model, TOKENS, target="dense", **KW),
-    "layer target": lambda model, _: rose.prune_model(model, TOKENS, target="layer", method="rose_admm", **KW),
     "random order": lambda model, _: rose.prune_model(model, TOKENS, target="layer", order="random:1", **KW),
-    "dealt order": lambda model, _: rose.prune_model(model, TOKENS, target="layer", order="dealt", **KW),
     "sensitivity": lambda model, _: rose.prune_model(
         model, TOKENS, target="layer", allocation="sensitivity", **KW | {"sparsity": 0.3}
     ),
     "slimming": lambda model, _: rose.prune_structured(model, TOKENS, ratio=0.2),
-    "rotation": lambda model, _: rose.rotate_heads(model, TOKENS),
     "tuning": lambda model, dense: rose.tune_model(model, dense, TOKENS, epochs=1, compute="float32", unpruned=True),
     "cross-entropy": lambda model, dense: rose.tune_model(
         model, dense, TOKENS, epochs=1, loss="ce", compute="float32", unpruned=True

@@ -119,22 +119,6 @@ def test_no_method_chooses_on_the_windows_that_damage_is_measured_on(monkeypatch
     assert seen == [None]
 
 
-def test_all_units_at_once_are_measured_last() -> None:
-    model, seen = make_model("llama"), []
-    report = rose.damage(model, TOKENS, held_out=WINDOWS, units="blocks", record=seen.append, **SETTINGS)
-    base = window_losses(model, WINDOWS)
-    for layer, found in rose.collect_statistics(model, TOKENS).items():
-        chosen = next(one for one in rose.prunable_layers(model) if one.name == layer)
-        chosen.write(rose.prune_layer(chosen.weight, found, **SETTINGS).weight)
-    together = float((window_losses(model, WINDOWS) - base).mean())
-    assert report.summary["together"] == pytest.approx(together, abs=1e-6)
-    assert report.summary["sum_of_damages"] == pytest.approx(report.units["delta_loss"].sum())
-    assert report.summary["base_loss"] == pytest.approx(float(base.mean()))
-    assert [record.unit for record in seen] == [*report.units["unit"], WHOLE]
-    assert report.summary["method"] == "sparsegpt"
-    assert report.summary["windows"] == len(WINDOWS)
-
-
 @pytest.mark.parametrize("units", ["layers", "blocks"])
 def test_restoring_gives_what_the_dense_weights_would(units: str) -> None:
     dense = make_model("llama")
@@ -215,23 +199,11 @@ def test_a_cancel_and_an_error_leave_the_model_as_it_was(monkeypatch: pytest.Mon
     assert all(module.training for module in model.modules())
 
 
-def test_progress_rises_to_one_and_counts_units() -> None:
-    seen: list[rose.Progress] = []
-    visit(make_model("llama"), units="blocks", progress=seen.append)
-    fractions = [progress.fraction for progress in seen]
-    assert fractions == sorted(fractions)
-    assert seen[-1].stage == "done"
-    assert seen[-1].fraction == 1
-    assert seen[-1].layers_done == seen[-1].layers == 2
-
-
 def test_without_held_out_tokens_the_last_quarter_measures() -> None:
     model, eight = make_model("llama"), make_tokens(8)
     report = rose.damage(model, eight, units="blocks", **SETTINGS)
     expected = rose.damage(model, eight[:6], held_out=eight[6:], units="blocks", **SETTINGS)
     pd.testing.assert_frame_equal(report.units.drop(columns="seconds"), expected.units.drop(columns="seconds"))
-    with pytest.raises(rose.RoseError, match="One sample cannot"):
-        rose.damage(model, eight[:1])
 
 
 @pytest.mark.parametrize(
@@ -244,27 +216,16 @@ def test_without_held_out_tokens_the_last_quarter_measures() -> None:
         ({"restore": {}}, "no dense weight of this shape for model.layers.0"),
         ({"sparsity": "2:4", "layers": ["*"], "block_size": 3}, "3"),
         ({"bits": 4, "group": 128}, "Groups of 128 columns"),
+        ({"held_out": WINDOWS[:, :1]}, "at least 2 tokens"),
+        ({"held_out": WINDOWS + VOCABULARY}, "outside the model's vocabulary"),
+        ({"tokens": make_tokens(1), "held_out": None}, "One sample cannot"),
     ],
 )
 def test_bad_input_is_told_before_any_work(more: dict[str, Any], message: str) -> None:
     told: list[rose.Progress] = []
     with pytest.raises(rose.RoseError, match=message):
-        rose.damage(make_model("llama"), TOKENS, held_out=WINDOWS, progress=told.append, **more)
+        rose.damage(make_model("llama"), **{"tokens": TOKENS, "held_out": WINDOWS, "progress": told.append} | more)
     assert not told
-
-
-def test_tokens_that_cannot_be_measured_are_refused() -> None:
-    model = make_model("llama")
-    with pytest.raises(rose.RoseError, match="at least 2 tokens"):
-        visit(model, held_out=WINDOWS[:, :1])
-    with pytest.raises(rose.RoseError, match="outside the model's vocabulary"):
-        visit(model, held_out=WINDOWS + VOCABULARY)
-    with pytest.raises(rose.RoseError, match=r"^Tokens must be whole numbers .* of \(8,\)"):
-        rose.damage(model, torch.zeros(8, dtype=torch.long))
-    with pytest.raises(rose.RoseError, match=r"^Held-out tokens must be whole numbers .* of \(0, 8\)"):
-        rose.damage(model, TOKENS, held_out=torch.zeros(0, 8, dtype=torch.long))
-    with pytest.raises(rose.RoseError, match="XLM"):
-        visit(make_model("xlm"))
 
 
 def made_table(errors: list[float], costs: list[float], projections: list[str] | None = None) -> pd.DataFrame:
@@ -318,15 +279,6 @@ def test_a_summary_holds_no_number_that_json_has_not(tmp_path: Path) -> None:
     assert summary["sum_of_damages"] is None
 
 
-def test_cautions_are_told_with_the_numbers() -> None:
-    """Eight tokens are fewer than columns, and their Hessian cannot be factorized without damping."""
-    tokens = make_tokens(1, 8)
-    report = rose.damage(make_model("llama"), tokens, held_out=WINDOWS, layers=["*o_proj"], **SETTINGS, damping=0.0)
-    assert report.units["cautions"].str.startswith("fewer tokens than columns; damping raised").all()
-    assert report.summary["cautions"][0].startswith("In all two units calibration tokens are fewer than columns")
-    assert report.summary["environment"].endswith("float32")
-
-
 @pytest.mark.parametrize("units", ["layers", "blocks"])
 def test_experts_that_no_token_reaches_are_left_out(units: str) -> None:
     model, tokens = make_model("sparse_experts"), make_tokens(1)
@@ -337,11 +289,3 @@ def test_experts_that_no_token_reaches_are_left_out(units: str) -> None:
     assert all(math.isfinite(record.loss) and record.sparsity > 0 for record in records)
     assert (told[-1].layers_done, told[-1].fraction) == ((layers if units == "layers" else 2), 1.0)
     assert sum(record.weights for record in records[:-1]) == records[-1].weights
-
-
-def test_experts_that_no_token_reaches_at_all_are_told() -> None:
-    model, tokens = make_model("sparse_experts"), make_tokens(1)
-    reached = rose.collect_statistics(model, tokens)
-    unreached = [layer.name for layer in rose.prunable_layers(model) if layer.name not in reached][:2]
-    with pytest.raises(rose.RoseError, match="No token was routed to any of the chosen experts"):
-        rose.damage(model, tokens, sparsity=0.5, block_size=16, held_out=make_tokens(2, seed=3), layers=unreached)

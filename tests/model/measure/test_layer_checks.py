@@ -10,7 +10,6 @@ from torch import Tensor
 import rose
 from rose.model.measure.layer_checks import CHECKS, check_layers
 from rose.model.run.one_layer import measure_layer
-from rose.model.walk.walk import visit_inputs
 from rose.rows import records_table
 from tests.model.families import make_model, make_tokens
 from tests.model.run.test_allocation import some_tokens, tiny_llama
@@ -56,12 +55,6 @@ def test_the_damping_that_an_experts_few_tokens_call_for_is_not_raised(are_prune
     assert set(raised["Damping as asked"]) == {"look"}
 
 
-def test_what_was_not_held_out_is_not_judged() -> None:
-    found = table(None)
-    assert set(found["Over-fitting"]) == {"not measured"}
-    assert set(found["status"]) == {"pass"}
-
-
 def test_a_layer_that_could_not_be_pruned_is_in_the_table() -> None:
     found = table(None, break_inputs=True).set_index("layer")
     row = found.loc["model.layers.1.self_attn.q_proj"]
@@ -98,17 +91,6 @@ def test_few_held_out_tokens_show_overfitting() -> None:
     assert set(found["Over-fitting"]) - {"pass"}
     worse = found[found["Over-fitting"] != "pass"]
     assert worse["found"].str.fullmatch(r"(SparseGPT|ROSE global): held-out .* times the calibration error").all()
-
-
-def test_visiting_inputs_can_be_stopped_and_leaves_no_hook() -> None:
-    model, tokens = tiny_llama(), some_tokens()
-
-    def stop(_progress: rose.Progress) -> None:
-        raise rose.Cancelled
-
-    with pytest.raises(rose.Cancelled):
-        visit_inputs(model, tokens, "model.layers.1.mlp.up_proj", lambda x: None, progress=stop)
-    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("method", ["wanda", "dsnot", "magnitude", "alps"])

@@ -1,6 +1,5 @@
 """Perplexity against the loss that transformers computes itself."""
 
-import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -9,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
 from rose.model.measure import comparison
@@ -72,22 +69,6 @@ def test_progress_and_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
     assert next(model.parameters()).device == torch.device("cpu")
 
 
-def test_pruning_the_packaged_model_raises_its_perplexity(
-    packaged: tuple[PreTrainedModel, PreTrainedTokenizerBase],
-) -> None:
-    """Known text: the dense model predicts English; without its weights it does not."""
-    model, tokenizer = packaged
-    tokens = rose.load_tokens("packaged", tokenizer, samples=2, length=128, seed=0)
-    dense = rose.perplexity(model, tokens)
-    assert 5 < dense < 60
-    broken = copy.deepcopy(model)
-    for layer in rose.prunable_layers(broken):
-        assert isinstance(layer.module, nn.Linear)
-        if layer.projection == "mlp.down_proj" and layer.block_index < 3:
-            layer.write(torch.zeros_like(layer.weight))
-    assert rose.perplexity(broken, tokens) > 3 * dense
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -139,20 +120,6 @@ def test_a_comparison_as_markdown() -> None:
     assert to_markdown([]) == ""
 
 
-def test_cautions_are_told_under_the_table() -> None:
-    def row(method: str, seed: int, cautions: str) -> ComparisonRow:
-        return ComparisonRow(method, "2:4", seed, 20.0, 10.0, 0.1, None, 0.5, 1.0, 100, cautions=cautions)
-
-    less = "nothing held out; less removed than asked"
-    rows = [row("wanda", 0, "nothing held out"), row("oats", 0, less), row("oats", 1, "nothing held out")]
-    assert summarize(rows)["cautions"].tolist() == ["nothing held out", less]
-    said = to_markdown(rows).splitlines()
-    assert any(line.startswith("In all two draws nothing was held out") for line in said)
-    assert any(
-        line.startswith("In one of two draws clearly less") and line.endswith(": by OATS in one.") for line in said
-    )
-
-
 def test_rows_of_different_environments_are_never_paired() -> None:
     def row(method: str, seed: int, value: float, where: str) -> ComparisonRow:
         losses = " ".join(str(np.log(value) + gap) for gap in (-0.1, 0.1))
@@ -186,11 +153,6 @@ def test_rows_on_a_text_that_has_changed_since_are_not_resumed(tmp_path: Path) -
     again.know(model, {"evaluation": tokens, "calibration": tokens})
     with pytest.raises(rose.RoseError, match="another text: the evaluation tokens differ"):
         again.know(model, {"evaluation": tokens + 1})
-
-
-def test_windows_with_nothing_to_predict() -> None:
-    with pytest.raises(rose.RoseError, match="windows of at least 2 tokens"):
-        rose.perplexity(make_model("llama"), make_tokens()[:, :1])
 
 
 @pytest.mark.parametrize(

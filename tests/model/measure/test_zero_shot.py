@@ -91,14 +91,6 @@ def test_a_task_without_accuracy_costs_the_others_nothing(loaded, questions: lis
     assert table.loc["norms", "accuracy_norm"] == table.loc["sums", "accuracy_norm"]
 
 
-def test_the_model_is_left_as_it_was(loaded, folder: Path) -> None:
-    model, tokenizer = loaded
-    model.train()
-    zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, limit=2)
-    assert model.training
-    model.eval()
-
-
 def test_what_cannot_be_run_is_said_in_a_sentence(
     loaded, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,13 +108,6 @@ def test_what_cannot_be_run_is_said_in_a_sentence(
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
     with pytest.raises(rose.RoseError, match=r"pip install -r requirements-eval\.txt"):
         zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder)
-
-
-def test_a_group_of_tasks_is_refused_before_it_runs(loaded, tmp_path: Path) -> None:
-    write_task(tmp_path, [])
-    (tmp_path / "arithmetic.yaml").write_text("group: arithmetic\ntask:\n  - sums\n")
-    with pytest.raises(rose.RoseError, match="arithmetic stands for several tasks; name those"):
-        zero_shot(*loaded, tasks=["arithmetic"], task_folder=tmp_path)
 
 
 @pytest.mark.parametrize("odd", ["process_docs: !function evil.f\n", "include: ../elsewhere\n", "metric: /evil"])

@@ -8,9 +8,7 @@ import torch
 from torch import nn
 
 import rose
-from rose.model.run.prune import analyze_model
-from rose.rows import records_table
-from rose.verdicts import caution_column, cautions
+from rose.verdicts import caution_column
 from tests.model.families import make_model, make_tokens
 
 LAYER, CHANNEL = "model.layers.1.mlp.down_proj", 5
@@ -45,23 +43,6 @@ def test_reports_of_pruning(dense: nn.Module, target: str) -> None:
     row = report.layers.set_index("layer").loc[LAYER]
     assert row["error_without_massive"] > row["relative_error"]
     assert "error_without_massive" not in report.without_errors().layers
-
-
-def test_rows_of_an_analysis(dense: nn.Module) -> None:
-    records = analyze_model(dense, TOKENS, methods=["sparsegpt", "wanda"], sparsity=0.5, block_size=16)
-    table = records_table([*records])
-    assert layers_with_caution(table) == [LAYER]
-    check_sentence(cautions(table))
-
-
-@pytest.mark.parametrize("units", ["layers", "blocks"])
-def test_a_measurement_of_damage(dense: nn.Module, units: str) -> None:
-    report = rose.damage(
-        make_copy(dense), TOKENS, held_out=WINDOWS, units=units, method="sparsegpt", sparsity=0.5, block_size=16
-    )
-    (unit,) = report.units.loc[report.units["cautions"].str.contains(BRIEF), "unit"]
-    assert LAYER.startswith(unit)
-    check_sentence(report.summary["cautions"])
 
 
 def test_a_check_of_a_checkpoint(dense: nn.Module) -> None:

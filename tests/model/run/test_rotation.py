@@ -140,33 +140,29 @@ def test_on_a_gpu_as_on_the_processor() -> None:
         torch.testing.assert_close(models[1].state_dict()[name], weight, atol=1e-3, rtol=1e-3)
 
 
-def test_only_chosen_layers_are_rotated() -> None:
+@pytest.mark.parametrize(
+    ("options", "samples", "message"),
+    [
+        ({"layers": ["*q_proj"]}, 5, "that were chosen no output projection"),
+        ({"method": "sparsegpt"}, 1, "give at least 2 calibration samples, not 1"),
+        ({"by": "rose"}, 5, "by takes one Settings, or a list of them"),
+    ],
+)
+def test_bad_input_is_refused(options: dict[str, Any], samples: int, message: str) -> None:
+    with pytest.raises(rose.RoseError, match=message):
+        rose.rotate_heads(make_model("llama"), make_tokens(samples), **options)
+
+
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_a_pruned_model_is_refused(low_rank: bool) -> None:
     model = make_model("llama")
-    table = rose.rotate_heads(model, make_tokens(), layers=["model.layers.1.*"])
-    assert table["layer"].tolist() == ["model.layers.1.self_attn.o_proj"]
-    with pytest.raises(rose.RoseError, match="that were chosen no output projection"):
-        rose.rotate_heads(model, make_tokens(), layers=["*q_proj"])
-
-
-def test_a_pruned_model_is_refused() -> None:
-    model = make_model("llama")
-    rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16, target="layer")
-    with pytest.raises(rose.RoseError, match="has zeros already"):
+    heads = value_heads(Network(model))[1]
+    if low_rank:  # as OATS leaves one: the sum of both parts has no zeros
+        heads.values.keep_low_rank((torch.ones(16, 1), torch.ones(1, 32)))
+    else:
+        heads.output.write(heads.output.weight * (heads.output.weight > 0))
+    with pytest.raises(rose.RoseError, match=r"has (zeros|a sparse and a low-rank part) already"):
         rose.rotate_heads(model, make_tokens())
-    model = make_model("llama")  # as OATS leaves one: the sum of both parts has no zeros
-    value_heads(Network(model))[1].values.keep_low_rank((torch.ones(16, 1), torch.ones(1, 32)))
-    with pytest.raises(rose.RoseError, match=r"layers\.1\.self_attn\.o_proj has a sparse and a low-rank part already"):
-        rose.rotate_heads(model, make_tokens())
-
-
-def test_a_method_that_needs_the_mean_of_the_inputs_judges() -> None:
-    table = rose.rotate_heads(make_model("llama"), make_tokens(), method="dsnot", sparsity=0.5, block_size=16)
-    assert table["rotated_error"].notna().all()
-
-
-def test_no_sample_judges_what_it_was_calibrated_on() -> None:
-    with pytest.raises(rose.RoseError, match="give at least 2 calibration samples, not 1"):
-        rose.rotate_heads(make_model("llama"), make_tokens(1), method="sparsegpt")
 
 
 def test_a_run_that_is_stopped_leaves_a_model_that_computes_the_same() -> None:

@@ -20,10 +20,10 @@ from rose import cli
 from rose.commands import terminal
 from rose.commands.tune import Tuned, draw_texts
 from rose.interrupt import CANCELLED
-from rose.model.formats.low_rank import keep_low_rank
 from rose.model.network import precision
+from rose.model.network.network import Network
 from rose.model.run.checkpoint import claimed
-from rose.model.tune import task, tuning
+from rose.model.tune import tuning
 from rose.model.tune.kept import _beside
 from rose.model.tune.task import FEW, TuneTask, TuningProgress
 from rose.model.tune.tuning import Parts, divergence
@@ -85,16 +85,6 @@ def test_kept_weights_recover_and_zeros_stay(family, dtype):
     assert {one.dtype for one in model.parameters()} == {dtype}
     assert all(one.grad is None and one.requires_grad for one in model.parameters())
     assert (report.layers["change"] > 0).all()
-
-
-@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
-def test_half_precision_weights_are_tuned_in_bfloat16(family):
-    dense, model = pruned_pair(family, dtype=torch.float16)
-    before, was = masks(model), digest(dense.state_dict())
-    rose.tune_model(model, dense, TOKENS, **FAST | {"compute": "bfloat16"})
-    assert all(map(torch.equal, masks(model), before))
-    assert digest(dense.state_dict()) == was
-    assert {one.dtype for one in model.parameters()} == {torch.float16}
 
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
@@ -181,13 +171,6 @@ def test_tuning_has_gradients_whoever_calls_it(loss, mode):
     assert digest(model.state_dict()) == digest(twin.state_dict())
 
 
-def test_groups_of_four_keep_two():
-    dense, model = pruned_pair(sparsity="2:4")
-    rose.tune_model(model, dense, TOKENS, **FAST)
-    for layer in rose.prunable_layers(model):
-        assert (layer.weight.unflatten(1, (-1, 4)) != 0).sum(2).max() == 2
-
-
 def test_a_smaller_model_is_tuned_without_zeros():
     dense = make_model("llama")
     model = copy.deepcopy(dense)
@@ -195,24 +178,6 @@ def test_a_smaller_model_is_tuned_without_zeros():
     start = away(model, dense)
     rose.tune_model(model, dense, TOKENS, **FAST | {"rate": 1e-4})
     assert away(model, dense) < start
-
-
-def test_what_a_low_rank_part_stands_beside_stays_sparse(tmp_path):
-    dense, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path / "dense", blocks=1)))
-    model = copy.deepcopy(dense)
-    rose.prune_model(model, TOKENS, method="oats", sparsity=0.5, block_size=16)
-    layer = rose.prunable_layers(model)[0]
-    left, right = layer.low_rank
-    sparse = (layer.weight - left @ right).abs() < 1e-6
-    rose.save_model(model, tokenizer, tmp_path / "oats")
-    again, _ = rose.load_model(str(tmp_path / "oats"))
-    keep_low_rank(again, tmp_path / "oats")
-    for tuned in (model, again):
-        summary = rose.tune_model(tuned, dense, TOKENS, **FAST).summary
-        assert summary["zeros"] == summary["zeros_before"] >= sparse.sum()  # of one layer of several
-        weight = rose.prunable_layers(tuned)[0].weight
-        assert torch.equal((weight - left @ right).abs() < 1e-6, sparse)
-        assert not torch.equal(weight, rose.prunable_layers(dense)[0].weight)
 
 
 @pytest.mark.parametrize(
@@ -280,13 +245,6 @@ def test_a_loss_that_is_not_finite_is_told_by_its_cause(whose, said):
         rose.tune_model(model, dense, TOKENS, **FAST | {"rate": rate})
 
 
-def test_own_data_count_by_their_next_tokens():
-    dense, model = pruned_pair()
-    before = rose.perplexity(model, TOKENS)
-    rose.tune_model(model, dense, TOKENS, **JUDGED)
-    assert rose.perplexity(model, TOKENS) < before
-
-
 @pytest.mark.parametrize("loss", ["kl", "ce"])
 @pytest.mark.parametrize("is_held_out", [True, False])
 def test_the_rate_falls_with_the_way_to_the_dense_model(loss, is_held_out, monkeypatch):
@@ -305,27 +263,6 @@ def test_the_rate_falls_with_the_way_to_the_dense_model(loss, is_held_out, monke
         assert rates[0.5] == pytest.approx(1e-3 * 0.5, rel=1e-2)
     assert rates[0.1] == pytest.approx(1e-4)
     assert rates[0.5] > rates[0.1]
-
-
-@pytest.mark.parametrize(("sparsity", "rate"), [(0.7, 1e-3), (0.5, 8e-4), (0.2, 5e-4)])
-def test_the_rate_falls_with_the_weights_that_are_kept(sparsity, rate, monkeypatch):
-    monkeypatch.setattr(tuning, "LEAST", 1.0)  # however near the dense model is
-    dense, model = pruned_pair(sparsity=sparsity)
-    report = rose.tune_model(model, dense, TOKENS.repeat(2, 1), epochs=1, compute="float32")
-    assert report.summary["rate"] == pytest.approx(rate * min(1, report.summary["steps"] / 32), rel=1e-2)
-
-
-@pytest.mark.parametrize(("share", "rate"), [(0.1, 1e-4), (0.5, 5e-4), (1, 1e-3), (3, 1e-3)])
-def test_the_rate_falls_with_the_size_of_the_weights(share, rate, monkeypatch):
-    monkeypatch.setattr(tuning, "LEAST", 1.0)
-    dense, model = pruned_pair(sparsity=0.7)
-    layers = rose.prunable_layers(dense)
-    norms = sum(float(layer.weight.square().sum().sqrt()) for layer in layers)
-    scale = share * 2.5e-4 * sum(layer.weight.numel() for layer in layers) / norms
-    for layer in (*layers, *rose.prunable_layers(model)):
-        layer.write(layer.weight * scale)
-    report = rose.tune_model(model, dense, TOKENS.repeat(2, 1), epochs=1, compute="float32")
-    assert report.summary["rate"] == pytest.approx(rate * min(1, report.summary["steps"] / 32), rel=1e-2)
 
 
 def test_minutes_say_how_many_steps_there_are():
@@ -368,11 +305,6 @@ def test_a_resumed_optimizer_is_on_the_device_of_the_weights(tmp_path):
     assert {name: one.device.type for name, one in state.items()} == dict.fromkeys(
         ("step", "exp_avg", "exp_avg_sq"), "meta"
     )
-
-
-def test_any_seed_will_do():
-    dense, model = pruned_pair()
-    assert rose.tune_model(model, dense, TOKENS[:4], epochs=1, seed=2**63 - 1).summary["steps"] == 2
 
 
 def test_a_stopped_run_keeps_the_best_and_goes_on_to_the_same_bits(tmp_path, monkeypatch):
@@ -472,13 +404,6 @@ def test_too_few_steps_are_told_by_the_part_that_has_fewest():
     assert report.caution.startswith("Only four steps of a part fitted into 5 min")
 
 
-def test_more_parts_than_decoder_blocks_are_refused():
-    dense, model = pruned_pair()
-    for parts in (9, "2"):
-        with pytest.raises(rose.RoseError, match=f"cannot be tuned in {parts!r} parts"):
-            rose.tune_model(model, dense, TOKENS, **FAST, parts=parts)
-
-
 def test_the_divergence_has_the_gradient_that_autograd_finds():
     torch.manual_seed(0)
     pruned, dense = (torch.randn(2, 5, 11, requires_grad=True) for _ in range(2))
@@ -511,24 +436,70 @@ def test_bad_settings_are_refused(change, said):
         rose.tune_model(model, dense, TOKENS, **FAST | change)
 
 
-def test_what_has_nothing_to_recover_is_refused_unless_asked_for():
-    dense = make_model("llama")
-    model = copy.deepcopy(dense)
-    with pytest.raises(rose.RoseError, match="neither zeros nor fewer weights"):
-        rose.tune_model(model, dense, TOKENS, **FAST)
-    rose.tune_model(model, dense, TOKENS, **FAST | {"epochs": 0.2}, unpruned=True)
-
-
-def test_a_grid_is_refused_unless_the_dense_model_is_on_one():
-    dense, model = pruned_pair()
+def gridded() -> nn.Module:
+    """A pruned model whose weights lie on a grid of 16 values."""
+    _, model = pruned_pair()
     for layer in rose.prunable_layers(model):
         step = layer.weight.abs().amax(1, keepdim=True) / 7
         layer.write((layer.weight / step).round() * step)
-    with pytest.raises(rose.RoseError, match="lie on a grid of 16 values"):
-        rose.tune_model(model, dense, TOKENS, **FAST)
-    for layer, rounded in zip(rose.prunable_layers(dense), rose.prunable_layers(model), strict=True):
-        layer.write(torch.where(rounded.weight == 0, rounded.weight.abs().amax(1, keepdim=True) / 7, rounded.weight))
-    rose.tune_model(model, dense, TOKENS, **FAST | {"epochs": 0.2})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "towards", "options", "message"),
+    [
+        (lambda: pruned_pair()[1], lambda: make_model("llama"), {"parts": 9}, "cannot be tuned in 9 parts"),
+        (lambda: pruned_pair()[1], lambda: make_model("llama"), {"parts": "2"}, "cannot be tuned in '2' parts"),
+        (lambda: make_model("llama"), lambda: make_model("llama"), {}, "neither zeros nor fewer weights"),
+        (lambda: pruned_pair()[1], lambda: pruned_pair()[1], {}, "as sparse as the one to tune"),
+        (lambda: pruned_pair()[1], lambda: pruned_pair()[1], {"loss": "ce"}, "as sparse as the one to tune"),
+        (
+            lambda: pruned_pair()[1],
+            lambda: make_from(LlamaConfig(**{**GATED, "vocab_size": 97})),
+            {},
+            "different vocabularies",
+        ),
+        (lambda: pruned_pair()[1], lambda: make_model("gpt2"), {}, "their input embeddings differ"),
+        (gridded, lambda: make_model("llama"), {}, "lie on a grid of 16 values"),
+    ],
+)
+def test_models_that_cannot_be_tuned_are_refused(make, towards, options, message):
+    with pytest.raises(rose.RoseError, match=message):
+        rose.tune_model(make(), towards(), TOKENS, **FAST, **options)
+
+
+def test_a_model_is_not_tuned_towards_itself():
+    _, model = pruned_pair()
+    with pytest.raises(rose.RoseError, match="the same object"):
+        rose.tune_model(model, model, TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("state", "rate"),
+    [
+        ({"steps": 32}, 1e-3),
+        ({"steps": 16}, 5e-4),
+        ({"steps": 32, "kept": 0.8}, 5e-4),
+        ({"steps": 32, "away": tuning.FAR / 2}, 5e-4),
+        ({"steps": 32, "away": 0.0}, 1e-4),
+        ({"steps": 32, "_size": tuning.SIZE / 4}, 2.5e-4),
+        ({"steps": 32, "_size": 3 * tuning.SIZE}, 1e-3),
+    ],
+)
+def test_the_rate_falls_with_steps_lead_kept_weights_and_size(state, rate):
+    dense, model = pruned_pair()
+    tuner = tuning.Tuner(TuneTask(model, dense, TOKENS), TuneSettings())
+    for name, value in {"kept": 0.3, "away": 1.0, "_size": tuning.SIZE, **state}.items():
+        setattr(tuner, name, value)
+    assert tuner.rate == pytest.approx(rate)
+
+
+def test_the_size_of_weights_is_the_sum_of_norms_over_their_number():
+    dense, _ = pruned_pair()
+    layers = rose.prunable_layers(dense)
+    norms = sum(float(layer.weight.norm()) for layer in layers)
+    expected = norms / sum(layer.weight.numel() for layer in layers)
+    assert tuning.size_of(Network(dense)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_bits_are_refused_where_the_dense_model_is_on_another_grid():
@@ -549,29 +520,6 @@ def test_bits_are_refused_where_the_dense_model_is_on_another_grid():
             rose.tune_model(model, dense, TOKENS, **FAST | {"epochs": 0.2})
 
 
-def test_other_vocabularies_are_refused():
-    larger = make_from(LlamaConfig(**{**GATED, "vocab_size": 97}))
-    with pytest.raises(rose.RoseError, match="different vocabularies"):
-        rose.tune_model(pruned_pair()[1], larger, TOKENS)
-
-
-def test_a_model_is_not_tuned_towards_itself_or_a_copy_as_sparse():
-    model = pruned_pair()[1]
-    with pytest.raises(rose.RoseError, match="the same object"):
-        rose.tune_model(model, model, TOKENS)
-    same = copy.deepcopy(model)
-    for more in ({}, {"unpruned": True}, {"loss": "ce"}):
-        with pytest.raises(rose.RoseError, match="as sparse as the one to tune; give the model it was pruned from"):
-            rose.tune_model(model, same, TOKENS, **more)
-    rose.tune_model(model, same, TOKENS, **FAST | {"epochs": 0.2, "loss": "ce"}, unpruned=True)
-
-
-def test_models_that_the_tuned_one_was_not_pruned_from_are_refused():
-    for other in (make_model("gpt2"), make_from(LlamaConfig(**GATED), seed=1)):
-        with pytest.raises(rose.RoseError, match="not pruned from the dense one: their input embeddings differ"):
-            rose.tune_model(pruned_pair()[1], other, TOKENS)
-
-
 def test_what_pruning_tunes_on_is_drawn_once_and_apart(tmp_path):
     text = tmp_path / "letters.txt"
     text.write_text("".join(random.Random(0).choices("abcdefgh", k=4000)))
@@ -580,19 +528,6 @@ def test_what_pruning_tunes_on_is_drawn_once_and_apart(tmp_path):
     tokens, held_out = draw_texts(options, pruned_pair()[0], byte_tokenizer(), evaluated)
     assert len(tokens) + len(held_out) == 4000 // 32 - 5
     assert len({tuple(one) for one in (*tokens.tolist(), *held_out.tolist(), *evaluated.tolist())}) == 4000 // 32
-
-
-def test_what_tuning_cannot_do_is_said_before_anything_is_pruned(tmp_path, capsys, monkeypatch):
-    monkeypatch.delattr(rose, "prune_model")
-    tiny, text = str(save_tiny_llama(tmp_path / "dense")), tmp_path / "text.txt"
-    text.write_text(" ".join(f"The quick brown fox jumps over {number} lazy dogs." for number in range(40)))
-    prune = ["prune", "--model", tiny, "--calibration", str(text), "--samples", "4", "--length", "48"]
-    prune += ["--block-size", "16", "--output", str(tmp_path / "pruned"), "--tune", "1"]
-    assert cli.main([*prune, "--bits", "4", "--group", "row"]) == 2
-    assert "--tune would move weights off the grid of --bits" in capsys.readouterr().err
-    monkeypatch.setattr(task, "tuning_memory", lambda *_, **__: 10**15)
-    assert cli.main(prune) == 2
-    assert "Tuning takes, besides both models, about 1000000.0 GB of memory" in capsys.readouterr().err
 
 
 def test_dense_models_and_minutes_that_tuning_would_refuse_are_refused_before_pruning(tmp_path, capsys, monkeypatch):

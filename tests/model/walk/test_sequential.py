@@ -57,18 +57,6 @@ def test_every_layer_sees_what_the_pruned_ones_before_it_put_out(family: str) ->
         assert report.loc[layer.name, "held_out_error"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_it_differs_from_two_passes_and_says_which_it_was() -> None:
-    one, two = make_model("llama"), make_model("llama")
-    report = prune(one)
-    other = rose.prune_model(two, make_tokens(), **OPTIONS)
-    assert (report.summary["true_sequential"], other.summary["true_sequential"]) == (True, False)
-    first = rose.prunable_layers(one)[:3]  # q, k and v of the first block have nothing before them
-    for layer in first:
-        assert torch.equal(layer.weight, two.get_submodule(layer.name).weight)
-    output = "model.layers.0.self_attn.o_proj.weight"
-    assert not torch.equal(one.state_dict()[output], two.state_dict()[output])
-
-
 class Routed(nn.Module):
     """Each sample goes to the two of three experts that the router scores highest for it.
 
@@ -195,10 +183,3 @@ def test_a_stopped_run_leaves_no_hook_and_no_batch_under_way() -> None:
     assert alive
     assert not any(reference() for reference in alive)
     assert logits(model).isfinite().all()
-
-
-def test_a_run_can_be_stopped_at_every_batch() -> None:
-    stages: list[str] = []
-    prune(make_model("llama"), progress=lambda progress: stages.append(progress.stage))
-    between_layers = "".join(stage[0] for stage in stages).split("p")
-    assert max(map(len, between_layers)) >= len(make_tokens())  # "c" for calibrate, once for each batch
