@@ -56,6 +56,7 @@ div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }  /* rather than hide
   .st-key-lab_section button p { font-size: 0.75rem; }
 }
 .figure-title { margin-bottom: -0.75rem; }
+div[class*="-figure-head"] { flex-wrap: nowrap !important; }
 .figure-title b { display: block; font-size: 1.125rem; line-height: 1.3; }
 .figure-title span { font-size: 0.875rem; opacity: 0.76; }
 @media (min-width: 1000px) { .katex-display { overflow: visible !important; } }  /* not scrolled by a pixel or two */
@@ -152,17 +153,6 @@ if (!window.pageSaved) {
 </script>"""
 
 
-def to_comparison() -> None:
-    """Leads links to the former page Depth to the sections that it has become."""
-    from app.results import drift_sections
-
-    names = {"depth_path": "runs_path", "depth_scale": "runs_scale", "depth_view": "runs_view"}
-    query = {names.get(name, name): value for name, value in st.query_params.items()}
-    if query.get("runs_view") not in drift_sections.SECTIONS:
-        query["runs_view"] = drift_sections.DRIFT
-    st.switch_page("views/runs.py", query_params=query)
-
-
 def draw() -> None:
     # Seconds, where the server has not read them yet: the lines above show meanwhile.
     from app import components, session, sidebar
@@ -186,7 +176,6 @@ def draw() -> None:
             ],
             "Judge": [
                 st.Page("views/runs.py", title="Compare runs", icon=":material/compare:"),
-                st.Page(to_comparison, title="Depth", url_path="depth", visibility="hidden"),
                 st.Page("views/damage.py", title="Layer sensitivity", icon=":material/healing:"),
                 st.Page("views/text.py", title="Your text", icon=":material/chrome_reader_mode:"),
                 st.Page("views/check.py", title="Check a checkpoint", icon=":material/fact_check:"),

@@ -106,7 +106,8 @@ def _read_link(texts: dict[str, str]) -> None:
     st.session_state.setup, problems = Setup.read(texts)
     st.session_state.draft, further = Setup.read(edits, st.session_state.setup)
     st.session_state.chosen_layer = st.session_state.linked_layer = texts.get("layer")
-    st.session_state.pruning, st.session_state.own_pruning = texts.get("run"), None
+    st.session_state.pruning = texts.get("run") or _latest_own()
+    st.session_state.own_pruning = None
     text = texts.get("threshold", str(THRESHOLD))
     try:
         read = float(text)
@@ -123,6 +124,11 @@ def _read_link(texts: dict[str, str]) -> None:
     elif run is not None and run.job.is_by(viewer()):
         st.session_state.own_pruning = name  # the page was reloaded
     st.session_state.link_problem = " ".join([*problems, *further])
+
+
+def _latest_own() -> str | None:
+    """The latest run that this browser has started, so that its results are in front after a reload without a link."""
+    return next((name for name, run in reversed(list(shared.prunings().items())) if run.job.is_by(viewer())), None)
 
 
 def _went_back() -> bool:

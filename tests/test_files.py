@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import rose
-from app.runs.checkpoints import saved_checkpoint
+from app.runs.kept_copies import saved_checkpoint
 from app.study.preflight import can_stream
 from rose.files import beside, check_small, reachable, write_atomically
 from rose.model.load.tokens import text_file

@@ -7,6 +7,7 @@ from app.components.needs import (
     START_PAGE,
     begin_restored,
     can_have_inputs,
+    example,
     left_out,
     require_layer,
     require_study,
@@ -19,6 +20,7 @@ from app.components.recipe import recipe
 from app.components.said import cautions, error, info, success, warning
 from app.components.theme import follow_theme
 from app.components.work import (
+    UNASKED,
     ended,
     finished,
     follow,

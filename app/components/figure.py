@@ -71,7 +71,12 @@ def show(
         height = "stretch"
     finding, what = (html.escape(re.sub("<.*?>", "", layout.meta[part])) for part in ("finding", "what"))
     # A figure's own title cannot break its lines.
-    st.html(f'<div class="figure-title"><b>{finding}</b><span>{what}</span></div>')
+    with st.container(horizontal=True, vertical_alignment="top", key=f"{key}-figure-head"):
+        st.html(f'<div class="figure-title"><b>{finding}</b><span>{what}</span></div>', width="stretch")
+        menu = st.popover(
+            "", icon=":material/download:", type="tertiary", width="content", help="Download the figure or its data",
+            key=f"{key}-downloads", on_change="rerun",
+        )  # fmt: skip
     st.plotly_chart(
         figure,
         key=key,
@@ -86,12 +91,8 @@ def show(
             "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"],
         },
     )
-    with st.container(horizontal=True, vertical_alignment="top"):
-        if drawing.caption:
-            st.caption(words.plain(drawing.caption), width="stretch")
-        menu = st.popover(
-            "Download", icon=":material/download:", width="content", key=f"{key}-downloads", on_change="rerun"
-        )
+    if drawing.caption:
+        st.caption(words.plain(drawing.caption))
     if menu.open:  # large tables are only written out for those who ask
         with menu:
             downloads(drawing, key)

@@ -8,6 +8,7 @@ from app import session
 from app.components.said import error, info, warning
 from app.components.work import job_status, live, while_running
 from app.jobs import Job
+from app.runs import example as packaged
 from app.study.preflight import asked_of_hub
 from app.study.study import Study
 from app.words import count, sentence, short_layer
@@ -40,6 +41,15 @@ def require_weights() -> None:
         )
         st.page_link(START_PAGE, label="Change the set-up", icon=":material/tune:")
         st.stop()
+
+
+def example(what: str) -> None:
+    """Says that the page shows the packaged example, and how that was made."""
+    setup = packaged.SETUP
+    st.caption(
+        f"Example: {what} of {setup.model}, {setup.samples} × {setup.length} tokens of packaged text.",
+        help=f"Comes with the app; `python -m app.runs.example` made it with {packaged.made_with()}.",
+    )
 
 
 def begin_restored(study: Study) -> None:

@@ -9,6 +9,8 @@ import streamlit as st
 
 from app import words
 
+SHORT = 200  # characters of cautions that are shown unfolded
+
 
 def error(text: object, icon: str = ":material/error:") -> None:
     st.error(words.plain(text), icon=icon)
@@ -27,6 +29,13 @@ def success(text: object, icon: str | None = None) -> None:
 
 
 def cautions(sentences: Sequence[str]) -> None:
-    """How far the numbers above can be trusted; nothing where there is no doubt."""
-    if sentences:
-        st.caption(f":material/warning: {words.plain(' '.join(sentences))}")
+    """How far the numbers above can be trusted; long cautions are folded behind their number."""
+    text = " ".join(sentences)
+    if len(text) <= SHORT:
+        if text:
+            st.caption(f":material/warning: {words.plain(text)}")
+        return
+    with st.expander(
+        f"{words.sentence(words.count(len(sentences), 'caution'))} on these numbers", icon=":material/warning:"
+    ):
+        st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in sentences))

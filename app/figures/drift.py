@@ -8,7 +8,7 @@ Along decoder blocks all numbers are on held-out tokens, relative to the dense m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,8 @@ import pandas as pd
 from app.figures import palette
 from app.figures.palette import Style, Theme
 from app.figures.shapes import BARE, CHOSEN, Chart, Look
-from app.figures.style import LOG, PERCENT, Drawing
-from app.words import apart, count, number, out_of, percent
+from app.figures.style import PERCENT, Drawing
+from app.words import apart, count, percent
 
 DRIFT = "drift ‖h<sub>p</sub> − h<sub>d</sub>‖² / ‖h<sub>d</sub>‖²"
 HEIGHT = 410
@@ -42,29 +42,17 @@ def _curves(chart: Chart, table: pd.DataFrame, column: str, place: str, form: st
     chart.block_axis(table["block_index"])
 
 
-def drift_curves(
-    table: pd.DataFrame, *, scale: Literal["linear", "log"] = "linear", place: str = "decoder block", finding: str,
-    theme: Theme = "light",
-) -> Drawing:  # fmt: skip
-    """Drift after every decoder block, or whatever `place` is, one line a run; a logarithmic one shows where it starts.
+def drift_curves(table: pd.DataFrame, *, place: str = "decoder block", finding: str, theme: Theme = "light") -> Drawing:
+    """Drift after every decoder block, or whatever `place` is, one line a run; `finding` is the title.
 
-    The table has columns run, method, sparsity, target, block_index, drift. `finding`: the title, see
-    `app.results.drift.drift_finding`.
+    The table has columns run, method, sparsity, target, block_index, drift.
     """
     chart = Chart(x=place, y=DRIFT, height=HEIGHT, legend=True, theme=theme)
-    shown = table.assign(drift=table["drift"].where(table["drift"] > 0)) if scale == "log" else table
-    _curves(chart, shown, "drift", place, ".4g")
-    if scale == "log":
-        chart.y(**LOG)
-    ends = table.groupby("run", sort=False)["drift"].last().sort_values(kind="stable")
-    rise = table.groupby("run", sort=False)["drift"].diff().fillna(table["drift"])
-    steepest = table.loc[rise.idxmax()]
-    what = f"Squared distance of hidden states, pruned (p) from dense (d), after every {place}, relative to the dense; "
-    what += "mean over held-out tokens"
-    caption = f"After the last {place}: {'; '.join(f'{name}: {number(drift)}' for name, drift in ends.items())}. "
-    caption += f"Steepest rise: {steepest['run']}, {place} {steepest['block_index']}, by {number(rise.max())}."
+    _curves(chart, table, "drift", place, ".4g")
+    what = f"Squared distance of hidden states, pruned (p) from dense (d), after every {place}; mean over held-out "
+    what += "tokens"
     alt = f"Line chart of drift by {place}, one line a run"
-    return chart.done(finding, what, caption, alt, table.reset_index(drop=True))
+    return chart.done(finding, what, "", alt, table.reset_index(drop=True))
 
 
 def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
@@ -77,17 +65,14 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     chart.line(blocks, table["drift"], after, hover, width=2, size=7)
     chart.figure.update_layout(barmode="stack", bargap=0.15)
     chart.block_axis(blocks)
-    source, last, total = table.loc[table["arisen"].idxmax()], table.iloc[-1], table["arisen"].sum()
+    source, total = table.loc[table["arisen"].idxmax()], table["arisen"].sum()
     finding = "No drift arises in any decoder block"
     if total > 0:
         share = percent(source["arisen"] / total, 0)
         finding = f"Decoder block {source['block_index']} adds most: {share} of all that arises"
     what = f"{table['run'].iloc[0]}: a stack above the line: the two partly cancel; below it: they reinforce each other"
-    fixed = int((table["drift"] < table["passed_on"] + table["arisen"]).sum())
     caption = (
-        f"In the last decoder block, {last['block_index']}, {number(last['passed_on'])} is passed on and "
-        f"{number(last['arisen'])} arises; {number(last['drift'])} is left. The two partly cancel in "
-        f"{out_of(fixed, len(table), 'block')}."
+        "Passed on: drift that the block would hand on with its dense weights. Arisen: what pruning its layers changes."
     )
     alt = "Stacked bars of drift passed on and arisen, and a line of drift, by decoder block"
     return chart.done(finding, what, caption, alt, table.reset_index(drop=True))
@@ -108,13 +93,7 @@ def cancelled_shares(table: pd.DataFrame, *, problem: str = "", theme: Theme = "
     what = "Passed on + arisen − drift, as a share of passed on: above 0 a block's pruned layers cancel, below 0 they "
     what += "add"
     shares = [f"{mean} %" for mean in apart(*(100 * means))] if len(means) else []
-    falls = int((received["drift"] < received["passed_on"]).sum())
-    caption = "No decoder block has received any drift."
-    if shares:
-        each = "; ".join(f"{name} {share}" for name, share in zip(means.index, shares, strict=True))
-        caption = f"Mean over decoder blocks: {each}."
-    if falls:
-        caption += f" In {out_of(falls, len(received), 'block')} less is left than was passed on."
+    caption = "Target dense changes weights so that the drift that arises in a block works against the drift passed on."
     finding = f"Not ranked: {problem}" if problem else _cancelled_finding(means, shares)
     alt = "Line chart of the share of passed-on drift that is cancelled, by decoder block"
     return chart.done(finding, what, caption, alt, table.reset_index(drop=True))
@@ -161,15 +140,12 @@ def pictures(
     else:
         finding = f"{list(rows)[-1]}: {percent(drift)} away from the dense model's pictures"
     source = "both models from the same noise" if len(rows) > 1 else "from noise"
-    models = " and ".join("the dense model" if label == "Dense" else label for label in rows)
-    caption = f"{pictures_a_row} pictures by {models}, {when}."
-    caption += "" if drift is None else f" They differ by {percent(drift)} of the dense pictures' norm."
     each = [(label, *pair) for label, row in rows.items() for pair in zip(names, row, strict=True)]
     table = pd.DataFrame(
         [(label, name, float(picture.mean()), float(np.linalg.norm(picture))) for label, name, picture in each],
         columns=["model", "picture", "mean", "norm"],
     )
-    return chart.done(finding, f"{pictures_a_row} garments, {source}; {when}", caption, "Pictures side by side", table)
+    return chart.done(finding, f"{pictures_a_row} garments, {source}; {when}", "", "Pictures side by side", table)
 
 
 def _draw_pictures(chart: Chart, rows: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
@@ -205,16 +181,15 @@ def drift_curve(
     chart.x(count=len(times))
     if marked is not None:
         chart.figure.add_vline(x=marked, line=CHOSEN)
-    half, most = len(times) // 2, int(values.argmax())
+    most = int(values.argmax())
     finding = f"{look.label}'s pictures end {percent(values[-1])} away"
     if most < len(times):
         finding += f"; the drift was largest, {percent(values[most])}, after {count(most, 'step')}"
     if not values[-1]:
         finding = f"{look.label} draws the dense model's pictures"
     what = "‖x − x dense‖ / ‖x dense‖ of the same noise, mean over pictures"
-    caption = f"Drift {values[half]:.3f} after {count(half, 'step')}, {values[-1]:.3f} of the finished pictures."
     table = pd.DataFrame({"steps_done": steps, "t": [*times, np.nan], "drift": values})
-    return chart.done(finding, what, caption, "A line of drift against denoising steps", table)
+    return chart.done(finding, what, "", "A line of drift against denoising steps", table)
 
 
 def step_weighting(
@@ -246,13 +221,9 @@ def step_weighting(
     chart.y(title_text="diag(H) / mean", **right)
     live = shares["uniform"] > 0
     change = np.abs(shares[chosen][live] / shares["uniform"][live] - 1)
-    most, typical = percent(change.max()), percent(np.median(change))
-    finding = f"{weighting(chosen)} moves diag(H) by at most {most}"
+    finding = f"{weighting(chosen)} moves diag(H) by at most {percent(change.max())}"
     what = f"Left: weight α of each step. Right: diag(H) / mean, channels sorted by the uniform one{chart.of}"
-    caption = f"{weighting(chosen)} against uniform: {typical} in the median channel, {most} at most, of {len(order)} "
-    caption += "channels."
     if chosen == "uniform":
         finding = "Uniform weights: every step counts the same"
-        caption = f"Diagonals of {len(order)} channels, with uniform and with other weights."
     table = pd.DataFrame({"channel": np.arange(len(order))} | {f"diagonal_{name}": sums[name] for name in weights})
-    return chart.done(finding, what, caption, "Lines of step weights and of the Hessian diagonal", table)
+    return chart.done(finding, what, "", "Lines of step weights and of the Hessian diagonal", table)

@@ -22,8 +22,6 @@ LOOKS = {
 }
 DASHES = ("solid", "dash", "dot")  # of the usual method and of others
 UNROUNDED = "16 bits"
-RECOVERY_LABELS = {"none": "none", "bias": "mean as bias", "linear": "linear (SlimLLM)", "exact": "least squares"}
-UNITS = {"heads": "query heads", "channels": "channels"}
 
 # Bits and zeros
 
@@ -108,12 +106,10 @@ def head_map(table: pd.DataFrame, *, marked_block: int | None = None, theme: The
     chart.x(**BARE, count=len(grid.columns))
     if marked_block is not None and marked_block in grid.columns:
         chart.outline(marked_block - 0.5, marked_block + 0.5, -0.5, len(grid) - 0.5)
-    least, most = (table.loc[at] for at in (table["cost"].idxmin(), table["cost"].idxmax()))
+    least = table.loc[table["cost"].idxmin()]
     finding = f"Head {int(least['head'])} of decoder block {int(least['block_index'])} costs least"
     what = "Relative error of the attention's output without one head, after the others compensate"
-    caption = f"Least {number(least['cost'])}, most {number(most['cost'])} (head {int(most['head'])} of decoder block "
-    caption += f"{int(most['block_index'])}), median {number(table['cost'].median())}."
-    return chart.done(finding, what, caption, "Map of head costs", table)
+    return chart.done(finding, what, "", "Map of head costs", table)
 
 
 def channel_curve(table: pd.DataFrame, cut: int, *, block: int, theme: Theme = "light") -> Drawing:
@@ -130,47 +126,12 @@ def channel_curve(table: pd.DataFrame, cut: int, *, block: int, theme: Theme = "
     error, alone = float(table["together"].iloc[cut - 1]) if cut else 0.0, float(table["alone"].iloc[:cut].sum())
     finding = f"Without {count(cut, 'channel')} of {whole(len(table))} the error is {percent(error)}"
     what = f"MLP of decoder block {block}: relative error after least squares, in the order of exact cost; log scale"
-    caption = f"At the line the error is {number(error)}." if cut else "Move the line to take channels out."
-    if cut > 1:
-        caption += f" The same channels' costs one by one add up to {number(alone)}"
-        if number(alone) != number(error) and alone < error:
-            caption += ", because channels that are removed together cannot compensate for one another"
-        caption += "."
+    caption = ""
+    if cut > 1 and alone < error:
+        caption = (
+            f"One by one these channels cost {number(alone)}: removed together they cannot compensate for one another."
+        )
     return chart.done(finding, what, caption, "Channel costs with the cut", table)
-
-
-def recovery_bars(table: pd.DataFrame, *, what: str, theme: Theme = "light") -> Drawing:
-    """Error after each recovery, on calibration and on held-out tokens; `what` is the part that was recovered."""
-    chart, held = Chart(x="recovery", y=ERROR, height=400, legend=True, theme=theme), table["tokens"].iloc[-1]
-    for tokens, colour in (("calibration", palette.BLUE), ("held-out", palette.ORANGE)):
-        rows = table[table["tokens"] == tokens]
-        if len(rows):
-            look, hover = Style(colour, f"{tokens} tokens"), f"%{{x}}<br>error on {tokens} tokens %{{y:.4g}}"
-            chart.bars(rows["recovery"].map(RECOVERY_LABELS), rows["relative_error"], look, hover)
-    shown = table[table["tokens"] == held].set_index("recovery")["relative_error"]
-    gain = 1 - shown["exact"] / shown["none"] if shown["none"] else 0.0
-    finding = f"Least squares {'takes away' if gain >= 0 else 'adds'} {percent(abs(gain), 0)} of the error"
-    what = f"{what}: relative error by recovery of the columns that stay; the title is of {held} tokens"
-    errors = ", ".join(f"{RECOVERY_LABELS[name]} {number(error)}" for name, error in shown.items())
-    return chart.done(finding, what, f"On {held} tokens: {errors}.", "Bars of recoveries", table)
-
-
-def trade_off(table: pd.DataFrame, ratio: float, *, theme: Theme = "light") -> Drawing:
-    """Predicted error against what is taken out, with the cut nearest to the chosen ratio and its ideal speed-up."""
-    row = table.iloc[(table["ratio"] - ratio).abs().argmin()]
-    chart = Chart(x="parameters of heads and channels taken out, %", y="mean relative error", theme=theme)
-    hover = "%{x:.1f} % taken out<br>mean error %{y:.4f}<br>ideal speed-up %{customdata:.2f}"
-    look, behind = Style(palette.GREEN, "predicted"), table["speedup"]
-    chart.line(100 * table["removed"], table["error"], look, hover, size=6, customdata=behind)
-    chosen, edge = Style(palette.MARK, "chosen"), {"line": {"width": 2, "color": chart.ink.page}}
-    chart.points([100 * row["removed"]], [row["error"]], chosen, "", size=14, marker=edge)
-    finding = f"{percent(row['removed'])} removed: at best {row['speedup']:.2f} times as fast, mean error "
-    finding += percent(row["error"])
-    what = "Mean relative error of all parts, predicted on the dense model's inputs, by the share of their parameters"
-    kept = [f"{whole(int(row[unit]))} {name}" for unit, name in UNITS.items() if not pd.isna(row[unit])]
-    caption = f"At the mark each decoder block keeps {' and '.join(kept)}. Speed-up: ratio of the multiplications in "
-    caption += "the decoder blocks' linear layers; what a machine reaches is less."
-    return chart.done(finding, what, caption, "Predicted error against parameters", table)
 
 
 def size_bars(table: pd.DataFrame, *, what: str, theme: Theme = "light") -> Drawing:

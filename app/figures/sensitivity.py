@@ -66,7 +66,7 @@ def damage_bars(
     rows = table.sort_values("block_index", ignore_index=True)
     name, axis = ("sensitivity", "nats per token") if value == "damage" else PREDICTORS[value]
     chart = Chart(x="decoder block", y=axis, height=360, theme=theme)
-    caption, columns = maps.range_of(sentence(name), rows.set_index("unit")[value]), ["unit", "block_index", value]
+    caption, columns = "", ["unit", "block_index", value]
     outline = {"line": {"color": palette.MARK, "width": np.where(rows["unit"] == marked, 3, 0)}}
     # Of its own accord a bar reaches over blocks that were not measured.
     more: dict[str, Any] = {"width": 0.8, "customdata": rows["unit"], "marker": outline}
@@ -74,7 +74,7 @@ def damage_bars(
         columns.append("standard_error")
         more["error_y"] = {"array": rows["standard_error"], "thickness": 1, "width": 3, "color": chart.ink.muted}
         if rows["standard_error"].notna().any():  # of one window there is none
-            caption += " Whiskers: one standard error over windows."
+            caption = "Whiskers: one standard error over windows."
     hover = f"decoder block %{{x}}<br>{name} %{{y:.4g}}"
     chart.bars(rows["block_index"], rows[value], Style(palette.TEAL, name), hover, **more)
     chart.block_axis([*rows["block_index"], *(place_of(unit)[0] or 0 for unit in units)])
@@ -120,7 +120,7 @@ def damage_scatter(
     what += f"sensitivity: nats per token that {meant}"
     chart.x(**_log_axis(shown[predictor]))
     chart.y(**_log_axis(shown["damage"]))
-    caption = _caption(rows, shown, unit, odd, restore)
+    caption = _caption(rows, shown, restore)
     data = rows[["unit", "block_index", "projection", predictor, "damage", "standard_error"]].reset_index(drop=True)
     return chart.done(finding, what, caption, f"Scatter chart of {name} against sensitivity", data)
 
@@ -151,33 +151,13 @@ def _check_enough(shown: int, name: str, restore: bool) -> None:
 
 
 def _log_axis(values: pd.Series) -> dict[str, Any]:
-    """With ticks at 1, 2 and 5 where it spans few decades, and evenly where hardly one of these would be on it."""
-    if (times := spread(values)) < 5:
-        return {"type": "log", **_even_ticks(float(values.min()), float(values.max()))}
-    return LOG | ({"dtick": "D2"} if times < 30 else {})
+    """With ticks at 1, 2 and 5 where it spans few decades."""
+    return LOG | ({"dtick": "D2"} if spread(values) < 30 else {})
 
 
-def _even_ticks(low: float, high: float) -> dict[str, list[Any]]:
-    """From just below one value to just above another, at multiples of 1, 2 or 5 times a power of ten."""
-    reach = max(high - low, 0.05 * high)
-    power = 10.0 ** math.floor(math.log10(reach / 5))
-    step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= reach / 5)
-    places = np.arange(math.floor(low / step), math.ceil(high / step) + 1)
-    ticks = [float(f"{place * step:.6g}") for place in places if place > 0]
-    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
-
-
-def _caption(rows: pd.DataFrame, shown: pd.DataFrame, unit: str, odd: pd.DataFrame, restore: bool) -> str:
-    top = rows.loc[rows["damage"].idxmax()]
-    text = f"Of {len(rows)} {unit}, {short_layer(top['unit'])} {'gives back' if restore else 'costs'} most: "
-    text += number(top["damage"])
-    known = not math.isnan(top["standard_error"])  # of one window alone there is none
-    text += f" ± {number(top['standard_error'])}" if known else ""
-    text += f" nats per token{' (standard error over windows)' if known else ''}."
-    if len(odd):
-        named = ", ".join(f"{short_layer(row.unit)} ({number(row.damage)})" for row in odd.itertuples())
-        text += f" Small error, high sensitivity: {named}."
+def _caption(rows: pd.DataFrame, shown: pd.DataFrame, restore: bool) -> str:
+    """How many units have no place on logarithmic axes, and why."""
     free = int((rows["damage"] <= 0).sum())
     hidden = {f"not {'lowering' if restore else 'raising'} the loss": free}
     hidden["without the other value"] = len(rows) - len(shown) - free
-    return text + "".join(f" Not shown: {word(units)} {why}." for why, units in hidden.items() if units)
+    return " ".join(f"Not shown: {word(units)} {why}." for why, units in hidden.items() if units)

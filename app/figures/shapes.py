@@ -3,7 +3,6 @@ not overlap."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict
 
@@ -22,16 +21,8 @@ LABEL_LINE = 20  # pixels from one line of text to the next
 LEADER = 22  # pixels from the end of a line to its label
 CHARACTER = 7.6  # pixels, of text in FONT_SIZE, on the wide side
 SVG_MARKS = 4000  # of one series
-PLOT_WIDTH = 700  # pixels of a plot, on the narrow side: on wider ones names are only further apart
-LINE_ROOM = 2  # pixels from the middle of a line to a name beside it
-MARK_SIZE = 8  # pixels from the middle of a mark to its edge
-NAME_DISTANCES = (12, 26, 42, 60)  # pixels from the middle of a mark to its name
-NAME_SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
-NAME_MOVES = [(far, *side) for far in NAME_DISTANCES for side in NAME_SIDES]
 CHOSEN = {"color": MARK, "width": 2}  # a line at what is chosen
 BARE: dict[str, Any] = {"showgrid": False, "zeroline": False}  # an axis of cells
-
-Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 class Look(TypedDict, total=False):
@@ -248,70 +239,3 @@ def end_labels(figure: go.Figure, x: float, ends: Sequence[tuple[float, str, str
         figure.add_annotation(text=named, arrowcolor=colour, **where, **leader)
     longest = max(len(line) for _, text, *_ in ends for line in text.split("<br>"))
     figure.update_layout(margin_r=round(26 + LEADER + CHARACTER * longest))
-
-
-def name_points(
-    figure: go.Figure,
-    x: np.ndarray,
-    y: np.ndarray,
-    names: Sequence[str],
-    spans: Sequence[Sequence[float]],
-    inks: Sequence[str],
-    steps: Sequence[tuple[float, float]] = (),
-) -> None:
-    """Names of marks beside them, each where it covers no mark, no other name and no step; further away with a line.
-
-    The figure has its height and margins; x, y, the `spans` of both axes and the corners of a stepped line, `steps`,
-    are in axis units, exponents on a log axis. `inks`: colour of each name.
-    """
-    margin = figure.layout.margin
-    size = (PLOT_WIDTH, figure.layout.height - margin.t - margin.b)
-    at, corners = (_pixels(points, spans, size) for points in ((x, y), np.reshape(steps, (-1, 2)).T))
-    taken = [_around(point, point, MARK_SIZE) for point in zip(*at, strict=True)]
-    taken += [_around(*ends, LINE_ROOM) for ends in itertools.pairwise(zip(*corners, strict=True))]
-    for place in np.argsort(-at[1], kind="stable"):
-        others = [box for box in taken if box is not taken[place]]
-        width = CHARACTER * len(names[place])
-        boxes = {move: _name_box(float(at[0][place]), float(at[1][place]), width, move) for move in NAME_MOVES}
-        best = min(boxes, key=lambda move: _covered(boxes[move], others, size))
-        taken.append(boxes[best])
-        far, right, up = best
-        where = {"x": x[place], "y": y[place], "ax": right * far, "ay": -up * far, "standoff": MARK_SIZE}
-        line = {"arrowhead": 0, "arrowwidth": 1 if far > NAME_DISTANCES[0] else 0.1, "arrowcolor": inks[place]}
-        anchor = "right" if right < 0 else "center" if right == 0 else "left"
-        font = {"color": inks[place]}
-        figure.add_annotation(text=names[place], font=font, showarrow=True, xanchor=anchor, **where, **line)
-
-
-def _name_box(left: float, bottom: float, width: float, move: tuple[int, int, int]) -> Box:
-    """The place of a name beside a mark."""
-    far, right, up = move
-    corner = left + right * far - (width if right < 0 else width / 2 if right == 0 else 0)
-    middle = bottom + up * far
-    return corner, middle - LABEL_LINE / 2, corner + width, middle + LABEL_LINE / 2
-
-
-def _pixels(values: Iterable[Any], spans: Sequence[Sequence[float]], size: tuple[float, float]) -> list[np.ndarray]:
-    """Places along both axes in pixels from the lower left corner of a plot of this size."""
-    return [
-        (np.asarray(along) - low) / (high - low) * side
-        for along, (low, high), side in zip(values, spans, size, strict=True)
-    ]
-
-
-def _around(point: Sequence[float], other: Sequence[float], room: float) -> Box:
-    """The box that holds two points and so much around them."""
-    (left, right), (bottom, top) = (sorted(pair) for pair in zip(point, other, strict=True))
-    return left - room, bottom - room, right + room, top + room
-
-
-def _covered(box: Box, others: Sequence[Box], size: tuple[float, float]) -> float:
-    """How much of a box lies over others or outside of a plot of this size."""
-    area, inside = (box[2] - box[0]) * (box[3] - box[1]), _common(box, (0, 0, *size))
-    return sum(_common(box, other) for other in others) + area - inside
-
-
-def _common(box: Box, other: Box) -> float:
-    across = min(box[2], other[2]) - max(box[0], other[0])
-    up = min(box[3], other[3]) - max(box[1], other[1])
-    return max(0.0, across) * max(0.0, up)

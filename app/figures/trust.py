@@ -1,5 +1,5 @@
-"""Can the numbers be trusted: one error measured three times, over-fitting, realised sparsity, damping; and a
-checkpoint beside its dense model: the verdict on every layer, a pattern that is broken, and what compensation did."""
+"""Can the numbers be trusted: one error measured three times, over-fitting; and a checkpoint beside its dense model:
+the verdict on every layer, a broken pattern, the effect of compensation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pandas as pd
 
 from app.figures import maps, palette
 from app.figures.palette import Style, Theme
-from app.figures.shapes import BARE, CHOSEN, Chart, Look, layer_grid
-from app.figures.style import ERROR, LOG, Drawing
-from app.words import count, number, out_of, percent, sentence, short_layer, whole, word
-from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
+from app.figures.shapes import BARE, Chart, Look, layer_grid
+from app.figures.style import ERROR, Drawing
+from app.words import count, number, percent, sentence, whole, word
+from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.defaults import METHOD
 from rose.model.check import verdicts
 from rose.model.check.costs import ERROR_OF, REFIT_STEPS
@@ -76,13 +76,12 @@ def error_measures(measures: Sequence[ErrorMeasures], **shared: Unpack[Look]) ->
     worst, ways = number(table["disagreement"].max()), word(len(taken))
     finding = f"{sentence(ways)} measurements of the error differ by at most {worst}"
     what = f"Relative error{chart.of} by each way to measure it; above the bars: (largest − smallest) / largest"
-    caption = f"The largest disagreement is {worst} of the error, for {labels[table['disagreement'].argmax()]}; "
-    caption += "float32 sums over a layer keep about five digits."
+    caption = "Float32 sums over a layer keep about five digits."
     return chart.done(finding, what, caption, f"Grouped bars of {ways} measures of the error by method", table)
 
 
 def held_out_curve(points: Sequence[CurvePoint], *, method: str = METHOD, **shared: Unpack[Look]) -> Drawing:
-    """Calibration and held-out error against the number of calibration tokens; the caption counts raised dampings."""
+    """Calibration and held-out error against the number of calibration tokens."""
     table = pd.DataFrame(points).astype({"held_out_error": float}).sort_values("tokens", ignore_index=True)
     look, chart = palette.method_style(method), Chart(x="calibration tokens", y=ERROR, legend=True, **shared)
     held_out = Style(look.colour, "held-out tokens")
@@ -94,115 +93,22 @@ def held_out_curve(points: Sequence[CurvePoint], *, method: str = METHOD, **shar
     ticks = [whole(int(tokens)) for tokens in table["tokens"]]
     chart.x(type="log", tickvals=table["tokens"].tolist(), ticktext=ticks)
     chart.y(top=np.nanmax(table[["calibration_error", "held_out_error"]]) * 1.08)
-    finding, caption = _overfitting_words(table)
     raised = int(table["is_damping_raised"].sum())
-    caption += f" Damping had to be raised at {count(raised, 'point')}." if raised else ""
+    caption = f"Damping had to be raised at {count(raised, 'point')}." if raised else ""
     on = f" on {chart.layer}" if chart.layer else ""
     what = f"Relative error of {look.label}{on} by calibration length; log scale"
     alt = f"Line chart of error against calibration tokens, up to {ticks[-1]}"
-    return chart.done(finding, what, caption, alt, table)
+    return chart.done(_overfitting_finding(table), what, caption, alt, table)
 
 
-def _overfitting_words(table: pd.DataFrame) -> tuple[str, str]:
-    first, last = table.iloc[0], table.iloc[-1]
-    start, tokens = (whole(int(row["tokens"])) for row in (first, last))
-    before, after = (number(row["held_out_error"]) for row in (first, last))
-    fitted = number(last["calibration_error"])
-    if np.isnan(last["held_out_error"]):
-        finding = f"With {tokens} tokens the error on them is {fitted}"
-        return finding, "Nothing was held out, so over-fitting cannot be seen."
-    if len(table) == 1:
-        course = f"is {after} at {tokens} tokens"
-    elif before == after:
-        course = f"is {after} at {start} tokens as at {tokens}"
-    else:
-        verb = "rises" if last["held_out_error"] > first["held_out_error"] else "falls"
-        course = f"{verb} from {before} at {start} tokens to {after} at {tokens}{_against(table, verb)}"
-    caption = f"Held-out error {course}; there the error on the calibration tokens is {fitted}."
-    if not last["calibration_error"] > 0:
-        return f"With {tokens} tokens the calibration error is 0 and the held-out error {after}", caption
-    ratio = number(last["held_out_error"] / last["calibration_error"])
-    return f"With {tokens} tokens, held-out error is {ratio} times the calibration error", caption
-
-
-def _against(table: pd.DataFrame, verb: str) -> str:
-    """The largest step of the held-out error against its course, where it shows in the digits; "" without one."""
-    steps = table["held_out_error"].diff() * (1 if verb == "falls" else -1)
-    end = int(steps.argmax())
-    before, after = map(number, table["held_out_error"][end - 1 : end + 1])
-    if not steps[end] > 0 or before == after:
-        return ""
-    way, (start, tokens) = "up" if verb == "falls" else "down", map(whole, table["tokens"][end - 1 : end + 1])
-    return f", not throughout: {way} from {before} at {start} to {after} at {tokens}"
-
-
-def sparsity_by_method(realised: Sequence[RealisedSparsity], **shared: Unpack[Look]) -> Drawing:
-    """Realised beside requested sparsity for each method."""
-    table = pd.DataFrame(realised)[["method", "requested", "realised", "unit", "deviation", "allowed"]]
-    labels = [palette.method_style(method).label for method in table["method"]]
-    chart = Chart(x="method", y="sparsity (fraction removed)", legend=True, **shared)
-    for look in (Style(palette.SLATE, "requested", pattern="/"), Style(palette.TEAL, "realised")):
-        shares = [_share(share) for share in table[look.label]]
-        chart.bars(labels, table[look.label], look, f"%{{x}}<br>{look.label} %{{text}}", text=shares)
-    chart.y(range=[0, 1.12], tickvals=[0, 0.25, 0.5, 0.75, 1])
-    kept = sum(method.check.status == "pass" for method in realised)
-    finding = f"{sentence(out_of(kept, len(realised), 'method'))} removed what was requested"
-    if len(realised) == 1:
-        finding = f"{labels[0]} {'removed' if kept else 'did not remove'} what was requested"
-    what = f"Fraction of the weights{chart.of} removed, as requested and as counted"
-    worst = max(realised, key=lambda method: method.deviation)
-    caption = f"Each of {whole(sum(method.units for method in realised))} units has exactly the count asked for."
-    if worst.deviation:
-        who = f"{palette.method_style(worst.method).label}, per {worst.unit}"
-        caption = f"The largest deviation in any unit is {count(worst.deviation, 'weight')} ({who}); rounding allows "
-        caption += f"{worst.allowed}."
-    alt = "Grouped bars of requested and realised sparsity by method"
-    return chart.done(finding, what, caption + _rounded(realised), alt, table)
-
-
-def _rounded(realised: Sequence[RealisedSparsity]) -> str:
-    """Why a share is not the one asked for although every count is: of the method furthest from it."""
-    kept = [part for part in realised if not part.deviation and _share(part.realised) != _share(part.requested)]
-    if not kept:
-        return ""
-    furthest = max(kept, key=lambda part: abs(part.realised - part.requested))
-    removed, weights = map(whole, furthest.of_unit)
-    label, asked = palette.method_style(furthest.method).label, _share(furthest.requested)
-    return f" {label}: {removed} of {weights} weights a {furthest.unit} is the whole number nearest to {asked}."
-
-
-def _share(share: float) -> str:
-    return f"{100 * share:.3f}".rstrip("0").rstrip(".") + " %"
-
-
-def damping_strip(
-    records: pd.DataFrame, requested: float, *, marked_layer: str | None = None, theme: Theme = "light"
-) -> Drawing:
-    """Damping that each layer needed, relative to the mean of diag(H), on a log axis; raised ones have another mark."""
-    chart = Chart(x="layer, in model order", y="λ / mean H<sub>jj</sub>", legend=True, theme=theme)
-    rows = records.assign(place=pd.factorize(records["layer"])[0]).drop_duplicates(["layer", "damping"])
-    rows = rows[["layer", "damping", "place"]].assign(requested=requested, raised=rows["is_damping_raised"])
-    values = rows["damping"].to_numpy(np.float64)
-    hover = "%{customdata}<br>damping %{y:.3g} of the mean H<sub>jj</sub>"
-    usual = Style(palette.TEAL, "not raised")
-    raised = Style(palette.ORANGE, "raised: H was singular", symbol="triangle-up")
-    for look, chosen, size in ((usual, rows[~rows["raised"]], 9), (raised, rows[rows["raised"]], 12)):
-        if len(chosen):
-            damping = chosen["damping"].where(chosen["damping"] > 0)
-            chart.points(chosen["place"], damping, look, hover, size=size, customdata=chosen["layer"])
-    for place in rows.loc[rows["layer"] == marked_layer, "place"].head(1):
-        chart.figure.add_vline(x=place, line=CHOSEN)
-    positive = values[values > 0]
-    low, high = (positive.min(), positive.max()) if len(positive) else (1e-4, 1.0)
-    chart.x(count=len(rows), zeroline=False)
-    chart.y(**LOG, range=[np.log10(low / 10), np.log10(high * 10)])
-    which = out_of(int(rows["raised"].sum()), rows["layer"].nunique(), "layer")
-    what = f"Damping λ over the mean H<sub>jj</sub>, requested {number(requested)}; log scale, which has no 0"
-    most, free = rows.iloc[int(values.argmax())], int((values == 0).sum())
-    caption = f"The most damping was {number(most['damping'])}, on {short_layer(most['layer'])}."
-    caption += f" {sentence(count(free, 'layer'))} without damping cannot be shown." if free else ""
-    finding, data = f"{sentence(which)} needed more damping than requested", rows.drop(columns="place")
-    return chart.done(finding, what, caption, "Scatter chart of damping by layer", data)
+def _overfitting_finding(table: pd.DataFrame) -> str:
+    last = table.iloc[-1]
+    tokens, held_out, fitted = whole(int(last["tokens"])), last["held_out_error"], last["calibration_error"]
+    if np.isnan(held_out):
+        return f"With {tokens} tokens the error on them is {number(fitted)}; nothing was held out"
+    if not fitted > 0:
+        return f"With {tokens} tokens the calibration error is 0 and the held-out error {number(held_out)}"
+    return f"With {tokens} tokens, held-out error is {number(held_out / fitted)} times the calibration error"
 
 
 # A checkpoint
@@ -242,8 +148,8 @@ def verdict_map(
     chart.outline_layer(grid, rows, marked_layer)
     which = ", of experts the worst" if len(rows) > len(cells) else ""
     what = f"Verdict on every layer{which}; a mark where something is wrong, or to be reviewed"
-    caption, alt = f"Layers by verdict: {'; '.join(counts)}.", "Map of verdicts by decoder block and projection"
-    return chart.done(finding, what, caption, alt, table[["layer", "verdict", "reason"]])
+    alt = f"Map of verdicts by decoder block and projection: {'; '.join(counts)}"
+    return chart.done(finding, what, "", alt, table[["layer", "verdict", "reason"]])
 
 
 def _hover(reason: str) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from app import words
-from app.runs.checkpoints import size_of, zipped
+from app.runs.kept_copies import size_of, zipped
 from rose import RunReport
 from rose.rows import csv_text
 

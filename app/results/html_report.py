@@ -18,7 +18,7 @@ from app.figures import maps as run_figures
 from app.figures.methods import tuning_curve
 from app.figures.orders import paper_drawings
 from app.figures.style import Drawing
-from app.results import pairs, shipping
+from app.results import pairs
 from app.results.drift import drift_finding, drift_table, knows_origin
 from app.results.html_page import ReportPage, to_html
 from app.results.naming import name_apart
@@ -55,6 +55,8 @@ def report_of(runs: Sequence[RunReport]) -> ReportPage:
     compared = [f"{verdicts.says_ranking(verdicts.rank(measured))}."] if len(measured) > 1 else []
     drawings: list[Drawing] = []
     tables = {"Numbers": pairs.in_words(pairs.numbers(runs))}
+    if len(measured) > 1:
+        tables["Perplexity of the row, times the column's"] = pairs.verdict_matrix(measured)
     if len(runs) == 2 and not pairs.goes_on(runs[1], runs[0]):
         both = pairs.pair(*runs)
         if both.problem and not both.elsewhere:
@@ -70,7 +72,7 @@ def report_of(runs: Sequence[RunReport]) -> ReportPage:
     elif len(runs) > 2:
         compared += _against_first(runs)
     own = [sentence for run in runs for sentence in run_findings(run)]
-    findings = [*_to_ship(runs), *compared, *own, *pairs.cautions_of(runs)]
+    findings = [*compared, *own, *pairs.cautions_of(runs)]
     drawings += _figures(runs, errors=not drawings)
     for run in runs:
         if run.zero_shot is not None:
@@ -93,20 +95,6 @@ def report_of(runs: Sequence[RunReport]) -> ReportPage:
         recipes={", ".join(names): recipe for recipe, names in made_by.items()},
         versions={run.name: versions_of(run) for run in runs},
     )
-
-
-def _to_ship(runs: Sequence[RunReport]) -> list[str]:
-    """Which of several pruned copies to ship, at each sparsity; nothing where they cannot be compared."""
-    by_name = {run.name: run for run in runs if run.kind == "prune"}
-    said, on = [], []
-    for advice in shipping.advise(pairs.results_of(by_name.values())):
-        if advice.others:
-            run = by_name[advice.copy.name]
-            error = run.number("mean_held_out_error")
-            size = shipping.takes(run.number("plain_bytes"), run.number("packed_bytes"))
-            said.append(shipping.says(advice, run.number("perplexity_before"), error, len(run.by_layer), size))
-            on.append(shipping.where(str(run.summary.get("evaluated_on")), str(run.summary.get("calibration"))))
-    return [*said, *filter(None, on)]
 
 
 def _against_first(runs: Sequence[RunReport]) -> list[str]:

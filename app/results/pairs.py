@@ -1,4 +1,4 @@
-"""Two finished runs side by side: their layers, their totals, and the settings that differ. No Streamlit here."""
+"""Finished runs beside each other: layers, totals, verdicts on every pair, settings that differ. No Streamlit here."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,8 +8,8 @@ import pandas as pd
 
 from app import words
 from app.figures import style
-from app.results.naming import settings_of
 from rose import RunReport, verdicts
+from rose.recipe.compared import settings_beside
 from rose.rows import ERRORS
 from rose.verdicts import EvaluationSetup, Result
 
@@ -22,58 +22,65 @@ MEASURES = {  # column of the layers -> in words, as they follow "the"
     "sparsity": "sparsity",
     "change": "change by tuning",
 }
-SHOWN = 6  # runs that are shown if nobody chooses; more lines cannot be told apart
-MOST = 12  # that somebody can choose: from then on marks of lines repeat, and names below bars overlap
+SHOWN = 4  # runs that are shown by default
+MOST = 12  # runs that can be chosen: marks of further lines would repeat
 PLACE = ["layer", "block_index", "projection"]
+FACTS = {"environment": "Environment", "bos_token": "Beginning-of-sequence token", "minutes": "Minutes of tuning"}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs, with names that differ, beside each other."""
+    """Two runs beside each other.
+
+    Attributes:
+        layers: of both runs: `PLACE`, and `COLUMN_first` and `COLUMN_second` for each of `MEASURES`.
+        left_out: number of layers that only one run has.
+        problem: why their layers cannot be compared.
+        elsewhere: the same where the runs come from different environments: each has numbers, none is subtracted.
+    """
 
     first: RunReport
     second: RunReport
-    layers: pd.DataFrame  # that both have: layer, block_index, projection, and `COLUMN_first` and `COLUMN_second`
-    left_out: int = 0  # layers that only one of them has
-    problem: str = ""  # why no layer of one is compared with one of the other
-    elsewhere: str = ""  # the problem where it is that of their environments: each has numbers, and none is subtracted
+    layers: pd.DataFrame
+    left_out: int = 0
+    problem: str = ""
+    elsewhere: str = ""
 
     @property
     def measures(self) -> dict[str, str]:
-        """Those of `MEASURES` that both runs know: for some layer of both, or, where none corresponds, of their own."""
-        known = self.apart if self.problem else lambda name: [self.rows(name)]
-        return {name: label for name, label in MEASURES.items() if all(len(rows) for rows in known(name))}
+        """Those of `MEASURES` that both runs have."""
+        tables = self.apart if self.problem else lambda measure: [self.rows(measure)]
+        return {name: label for name, label in MEASURES.items() if all(len(rows) for rows in tables(name))}
 
     def rows(self, measure: str) -> pd.DataFrame:
-        """The layers for which both know this number, as layer, block_index, projection, first, second."""
+        """Layers for which both runs have this number: `PLACE`, first, second."""
         if self.layers.empty:
             return pd.DataFrame(columns=[*PLACE, "first", "second"])
-        count = [self.layers["layer"].isin(_counting(run, measure)["layer"]) for run in (self.first, self.second)]
-        table = self.layers.loc[count[0] & count[1], [*PLACE, f"{measure}_first", f"{measure}_second"]]
+        counts = [self.layers["layer"].isin(_counting(run, measure)["layer"]) for run in (self.first, self.second)]
+        table = self.layers.loc[counts[0] & counts[1], [*PLACE, f"{measure}_first", f"{measure}_second"]]
         return table.set_axis([*PLACE, "first", "second"], axis=1).dropna().reset_index(drop=True)
 
     @property
     def told_apart_by(self) -> str | None:
-        """The first error that both know, which is none where one was tuned: other measures are no better or worse."""
+        """The first error that both runs have; None where a run was tuned."""
         return next((name for name in self.measures if name in ERRORS), None)
 
     def apart(self, measure: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        known = [_counting(run, measure)[[*PLACE, measure]].dropna() for run in (self.first, self.second)]
-        one, two = (rows.set_axis([*PLACE, "value"], axis=1).reset_index(drop=True) for rows in known)
-        return one, two
+        """The layers of each run by itself: `PLACE`, value."""
+        tables = [_counting(run, measure)[[*PLACE, measure]].dropna() for run in (self.first, self.second)]
+        first, second = (table.set_axis([*PLACE, "value"], axis=1).reset_index(drop=True) for table in tables)
+        return first, second
 
 
 def _counting(run: RunReport, measure: str) -> pd.DataFrame:
-    """The layers that count in means of this number: errors are those of pruned ones."""
+    """Layers that count in means of this number: errors are those of pruned layers."""
     return run.pruned if measure in ERRORS else run.by_layer
 
 
 def usual_choice(runs: Sequence[RunReport]) -> list[RunReport]:
-    """Those that stand side by side if nobody chooses: the first that agree in what decides who loses more.
+    """The runs shown by default: the first that agree in sparsity, layers, kind and environment.
 
-    That is the sparsity, the layers pruned and their shapes, whether each was pruned by itself, and the environment.
-    The baseline comes first, and last what was tuned, which has no errors of layers; where no two agree, the first run
-    stands alone.
+    The baseline comes first and tuned runs last, as these have no errors of layers.
     """
     groups: dict[object, list[RunReport]] = {}
     for run in runs:
@@ -90,23 +97,23 @@ def goes_on(run: RunReport, other: RunReport) -> bool:
 
 
 def pair(first: RunReport, second: RunReport) -> Pair:
-    one, two = first.by_layer, second.by_layer
-    if one.empty or two.empty:
+    tables = first.by_layer, second.by_layer
+    if tables[0].empty or tables[1].empty:
         return Pair(first, second, pd.DataFrame())
-    both = one.merge(two, on="layer", suffixes=("_first", "_second"), sort=False)
-    left_out, elsewhere = len(one) + len(two) - 2 * len(both), in_environments(first, second)
+    both = tables[0].merge(tables[1], on="layer", suffixes=("_first", "_second"), sort=False)
+    left_out = len(tables[0]) + len(tables[1]) - 2 * len(both)
+    elsewhere = in_environments(first, second)
     if problem := elsewhere or _problem(first, second, both, left_out):
         return Pair(first, second, pd.DataFrame(), problem=problem, elsewhere=elsewhere)
-    kept = [f"{name}_{which}" for name in MEASURES for which in ("first", "second")]
-    where = {f"{name}_first": name for name in PLACE[1:]}
-    return Pair(first, second, both[["layer", *where, *kept]].rename(columns=where), left_out)
+    columns = [f"{name}_{which}" for name in MEASURES for which in ("first", "second")]
+    places = {f"{name}_first": name for name in PLACE[1:]}
+    return Pair(first, second, both[["layer", *places, *columns]].rename(columns=places), left_out)
 
 
 def in_environments(first: RunReport, second: RunReport) -> str:
-    """Why no number of one is compared with the other's, as a sentence: they were computed in different
-    environments; "" where that is not known."""
-    one, two = (EvaluationSetup(environment=run.setup.environment) for run in (first, second))
-    if not (reason := one.differs(two)):
+    """A sentence where the runs were computed in different environments, so that no number is compared; else ""."""
+    setups = (EvaluationSetup(environment=run.setup.environment) for run in (first, second))
+    if not (reason := next(setups).differs(next(setups))):
         return ""
     return (
         f"{first.name} and {second.name} differ in {reason}, so they are neither ranked nor subtracted; choose runs "
@@ -115,42 +122,38 @@ def in_environments(first: RunReport, second: RunReport) -> str:
 
 
 def _problem(first: RunReport, second: RunReport, both: pd.DataFrame, left_out: int) -> str:
-    """Why the layers of two runs do not correspond, as a sentence; `both`: those of the same name."""
+    """Why the layers of two runs do not correspond; `both` holds the layers of the same name."""
     for name in ("rows", "columns"):
-        known = both.dropna(subset=[f"{name}_first", f"{name}_second"])
-        wrong = known[known[f"{name}_first"] != known[f"{name}_second"]]
+        sizes = both.dropna(subset=[f"{name}_first", f"{name}_second"])
+        wrong = sizes[sizes[f"{name}_first"] != sizes[f"{name}_second"]]
         if len(wrong):
-            at = wrong.iloc[0]
-            sizes = [f"{at[f'rows_{which}']:.0f} × {at[f'columns_{which}']:.0f}" for which in ("first", "second")]
+            row = wrong.iloc[0]
+            shapes = [f"{row[f'rows_{which}']:.0f} × {row[f'columns_{which}']:.0f}" for which in ("first", "second")]
             return (
-                f"These are models of different shapes: {at['layer']} is {sizes[0]} in one and {sizes[1]} in the "
-                "other; choose runs on models of the same shape."
+                f"These models have different shapes: {row['layer']} is {shapes[0]} in the first and {shapes[1]} in "
+                "the second; choose runs on models of the same shape."
             )
     if both.empty:
         return "These runs have no layer in common; choose runs on models of the same shape."
     is_other = first.summary.get("model") != second.summary.get("model")
     if is_other and left_out and "slim" not in (first.kind, second.kind):
         return (
-            f"These are different models, {len(first.by_layer)} layers in one and {len(second.by_layer)} in the other; "
-            "choose runs on models of the same shape."
+            f"These are different models with {len(first.by_layer)} and {len(second.by_layer)} layers; choose runs on "
+            "models of the same shape."
         )
     return ""
 
 
-def _mean(run: RunReport, column: str) -> float:
-    return run.pruned[column].mean()
-
-
 COUNT, REMOVED, ACCURACY = "Columnar layers", "Weights removed", "Zero-shot accuracy, mean"
-SHARES = (REMOVED, ACCURACY)
 NUMBERS: dict[str, Callable[[RunReport], float | None]] = {
     "Perplexity": lambda run: run.number("perplexity_after"),
+    "Perplexity on plain English": lambda run: run.number("perplexity_second"),
     "Perplexity of the dense model": lambda run: run.number("perplexity_before"),
     ACCURACY: lambda run: None if run.zero_shot is None else run.zero_shot["accuracy"].mean(),
     "Drift after the last decoder block": lambda run: run.drift[-1]["drift"] if run.drift else None,
-    "Mean held-out error": lambda run: _mean(run, "held_out_error"),
-    "Mean error on calibration": lambda run: _mean(run, "relative_error"),
-    "Mean held-out error against the dense model": lambda run: _mean(run, "held_out_target_error"),
+    "Mean held-out error": lambda run: run.pruned["held_out_error"].mean(),
+    "Mean error on calibration": lambda run: run.pruned["relative_error"].mean(),
+    "Mean held-out error against the dense model": lambda run: run.pruned["held_out_target_error"].mean(),
     "Mean error that pruning adds": lambda run: run.number("mean_pruning_error"),
     "Mean error that rounding adds": lambda run: run.number("mean_rounding_error"),
     REMOVED: lambda run: run.number("removed_fraction"),
@@ -160,47 +163,63 @@ NUMBERS: dict[str, Callable[[RunReport], float | None]] = {
 
 
 def numbers(runs: Sequence[RunReport]) -> pd.DataFrame:
-    """Totals of runs with different names: number, and a column for each run; without those that none has. Accuracies
-    are of the tasks that all have which answered any."""
-    answered = [run.zero_shot for run in runs if run.zero_shot is not None]
-    tasks = verdicts.shared_tasks(answered)
-    shared = [run if run.zero_shot is None else run.with_summary(zero_shot=_rows(run.zero_shot, tasks)) for run in runs]
+    """Totals: a column "number" and one for each run; accuracies are of the tasks that all runs answered."""
+    tasks = verdicts.shared_tasks([run.zero_shot for run in runs if run.zero_shot is not None])
+    shared = [run if run.zero_shot is None else run.with_summary(zero_shot=_answers(run, tasks)) for run in runs]
     rows = [[name, *(read(run) for run in shared)] for name, read in NUMBERS.items()]
     table = pd.DataFrame(rows, columns=["number", *(run.name for run in runs)])
     return table.astype({run.name: float for run in runs}).dropna(thresh=2).reset_index(drop=True)
 
 
-def _rows(table: pd.DataFrame, tasks: Sequence[str]) -> list[dict[str, Any]]:
-    return table[table["task"].isin(tasks)].to_dict("records")
+def _answers(run: RunReport, tasks: Sequence[str]) -> list[dict[str, Any]]:
+    assert run.zero_shot is not None
+    return run.zero_shot[run.zero_shot["task"].isin(tasks)].to_dict("records")
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
     """The same table with texts in place of numbers."""
-    rows = [[name, *_said(name, *values)] for name, *values in table.itertuples(index=False)]
+    rows = [[name, *_texts(name, *values)] for name, *values in table.itertuples(index=False)]
     return pd.DataFrame(rows, columns=table.columns)
 
 
-def _said(name: str, *values: float) -> list[str]:
-    """A total of each run in words: counts are whole, and other numbers that differ read differently, but for a share
-    that is off by a few weights."""
+def _texts(name: str, *values: float) -> list[str]:
     if name == REMOVED:
-        return [words.percent(one, 2) for one in values]
+        return [words.percent(value, 2) for value in values]
     if name == COUNT:
-        return [words.whole(int(one)) if one.is_integer() else words.number(one) for one in values]
+        return [words.whole(int(value)) if value.is_integer() else words.number(value) for value in values]
     return words.apart(*values)
 
 
 def result_of(run: RunReport) -> Result | None:
-    """Its perplexity as `rose.verdicts` compares it; None where it has none, or no finite one."""
+    """Its perplexity as `rose.verdicts` compares it; None without a finite one."""
     return None if run.number("perplexity_after") is None else run.result
 
 
 def results_of(runs: Iterable[RunReport]) -> list[Result]:
-    return [one for run in runs if (one := result_of(run)) is not None]
+    return [result for run in runs if (result := result_of(run)) is not None]
+
+
+def verdict_matrix(results: Sequence[Result]) -> pd.DataFrame:
+    """The verdict on every pair: how many times the column's perplexity the row's is, with its interval.
+
+    "≈" marks no clear difference; "=" the same model.
+    """
+    names = [result.name for result in results]
+    cells = [[_cell(column, row) if row is not column else "" for column in results] for row in results]
+    return pd.DataFrame(cells, columns=names).assign(**{"": names})[["", *names]]
+
+
+def _cell(column: Result, row: Result) -> str:
+    verdict = verdicts.compare(column, row)
+    if verdict.kind == "identical":
+        return "="
+    if verdict.ratio is None:
+        return "–" if verdict.kind == "not comparable" else f"≈ {words.number(row.value / column.value)}"
+    return f"{'' if verdict.kind == 'better' else '≈ '}{verdict.ratio}"
 
 
 def against_dense(run: RunReport) -> verdicts.Verdict | None:
-    """The verdict on the dense model's perplexity and that of the run; None where one of them is not known."""
+    """The verdict on the perplexities of the dense model and of the run; None where one is missing."""
     before, after = run.number("perplexity_before"), result_of(run)
     if before is None or after is None:
         return None
@@ -209,52 +228,60 @@ def against_dense(run: RunReport) -> verdicts.Verdict | None:
 
 
 def cautions_of(runs: Sequence[RunReport]) -> list[str]:
-    """What `RunReport.remarks` says of them, each once, with the names of those that share it unless all do."""
-    whose: dict[str, list[str]] = {}
+    """Each caution once, with the names of the runs that have it unless all do."""
+    names_by_caution: dict[str, list[str]] = {}
     for run in runs:
         for caution in run.remarks:
-            whose.setdefault(caution, []).append(run.name)
-    every = len(runs)
-    return [said if len(names) == every else f"{words.listing(names)}: {said}" for said, names in whose.items()]
+            names_by_caution.setdefault(caution, []).append(run.name)
+    return [
+        caution if len(names) == len(runs) else f"{words.listing(names)}: {caution}"
+        for caution, names in names_by_caution.items()
+    ]
 
 
 def says_perplexities(runs: Sequence[RunReport]) -> str:
-    """The verdict on their perplexities in sentences, on two whatever each has removed, and which have lost theirs; ""
-    where there is nothing to say."""
-    found = results_of(runs)
-    said = [says_lost(run) for run in runs]
-    if len(found) > 1:
-        rankings = verdicts.rank([replace(one, amount="") for one in found] if len(found) == 2 else found)
-        said = [f"{verdicts.says_ranking(rankings)}.", *(one.caption for one in rankings), *said]
-    return " ".join(filter(None, said))
+    """The verdict on their perplexities in a sentence; "" where there is nothing to say."""
+    results = results_of(runs)
+    sentences = [says_lost(run) for run in runs]
+    if len(results) > 1:
+        rankings = verdicts.rank([replace(result, amount="") for result in results] if len(results) == 2 else results)
+        sentences = [f"{verdicts.says_ranking(rankings)}.", *_unclear_pairs(results), *sentences]
+    return " ".join(filter(None, sentences))
+
+
+def _unclear_pairs(results: Sequence[Result]) -> list[str]:
+    """Pairs behind the first of three or more results that do not clearly differ, a sentence each."""
+    if len(results) < 3:
+        return []
+    ranked = sorted(results, key=lambda result: result.value)
+    return [
+        f"No clear difference between {one.name} and {other.name}."
+        for place, one in enumerate(ranked[1:], 2)
+        for other in ranked[place:]
+        if one.amount == other.amount and verdicts.compare(one, other).kind == "no clear difference"
+    ][:3]
 
 
 def says_lost(run: RunReport) -> str:
-    """A sentence where it was evaluated and its perplexity is no finite number, which a file does not hold; else ""."""
-    known, before = run.summary, run.number("perplexity_before")
-    if before is None or not known.get("evaluated_on") or "perplexity_after" not in known or result_of(run) is not None:
+    """A sentence where the perplexity after the run is no finite number; else ""."""
+    summary, before = run.summary, run.number("perplexity_before")
+    was_evaluated = summary.get("evaluated_on") and "perplexity_after" in summary
+    if before is None or not was_evaluated or result_of(run) is not None:
         return ""
     return f"{run.name} takes perplexity {verdicts.says_lost(before)}."
 
 
-def accuracies(first: RunReport, second: RunReport) -> pd.DataFrame | None:
-    """Zero-shot accuracy by task where both have some: task, questions, first, second, and of one environment the
-    change in points."""
-    if first.zero_shot is None or second.zero_shot is None:
-        return None
-    both = first.zero_shot.merge(second.zero_shot, on=["task", "questions"], suffixes=("_first", "_second"))
-    if both.empty:
-        return None
-    table = both[["task", "questions", "accuracy_first", "accuracy_second"]]
-    table = table.set_axis(["task", "questions", "first", "second"], axis=1)
-    return table if in_environments(first, second) else table.assign(points=100 * (table["second"] - table["first"]))
-
-
 def settings(runs: Sequence[RunReport], *, only_different: bool = False) -> pd.DataFrame:
-    """Settings of runs with different names: setting, and a column for each run; "–" where a run does not have it."""
-    known = [settings_of(run) for run in runs]
+    """Settings of the recipes and facts of the runs: a column "setting" and one for each run."""
     rows = [
-        [name, *(one.get(name, "–") for one in known)] for name in dict.fromkeys(key for one in known for key in one)
+        [words.sentence(field.label), *texts]
+        for field, texts in settings_beside([run.recipe for run in runs], only_different=only_different)
     ]
-    rows = [row for row in rows if not only_different or len(set(row[1:])) > 1]
+    for name, label in FACTS.items():
+        texts = [
+            str((run.summary.get("tuned") or {} if name == "minutes" else run.summary).get(name, "–"))[:300]
+            for run in runs
+        ]
+        if set(texts) != {"–"} and not (only_different and len(set(texts)) == 1):
+            rows.append([label, *texts])
     return pd.DataFrame(rows, columns=["setting", *(run.name for run in runs)])

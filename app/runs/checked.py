@@ -1,6 +1,6 @@
-"""A checkpoint checked against its dense model in the background, and what came of it: in sentences, as a finished run.
+"""A checkpoint checked against its dense model in the background, and the record of it; no Streamlit here.
 
-No Streamlit here. See `rose.model.check` for what is measured.
+See `rose.model.check` for what is measured.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ from rose.model.network.network import Network
 from rose.recipe.steps import CheckCopies
 from rose.report import NUMBERS
 
-PICTURED = 12  # layers that break a pattern, of which a part of the mask is kept
-AROUND = (24, 64)  # rows and columns of that part
+PICTURED = 12  # layers that break a pattern and have a picture of their mask
+AROUND = (24, 64)  # rows and columns of that picture
 UNKNOWN = "checkpoint"  # in place of a method, where the masks are no method's
+COLUMNS = {"error": "target_error", "held_out_error": "held_out_target_error", "dense_input_error": "relative_error"}
 
 
 @dataclass(frozen=True)
 class CheckRequest:
-    """What is checked: the set-up has the dense model, and the tokens where `with_tokens`."""
+    """What is checked: the set-up has the dense model, and the tokens if `with_tokens`."""
 
     setup: Setup
-    pruned: str  # packaged name, Hub id, folder, .gguf file, or the .zip file of a copy that was kept
+    pruned: str  # packaged name, Hub id, folder, .gguf file, or the .zip file of a kept copy
     with_tokens: bool = True
 
     @classmethod
     def of(cls, setup: Setup, dense: str, pruned: str, *, with_tokens: bool, stream: bool) -> CheckRequest:
-        """With nothing of the set-up that makes no difference, so that the same check is the same request."""
-        usual = Setup()
+        """Only with parts of the set-up that make a difference, so that the same check is the same request."""
         tokens = {name: getattr(setup, name) for name in ("text", "samples", "length", "seed", "held_out")}
-        chosen = replace(usual, model=dense or setup.model, dtype=setup.dtype, stream=stream)
+        chosen = replace(Setup(), model=dense or setup.model, dtype=setup.dtype, stream=stream)
         return cls(replace(chosen, **tokens) if with_tokens else chosen, pruned, with_tokens)
 
     @property
     def name(self) -> str:
-        """What the checkpoint is called, for people."""
+        """The checkpoint's name, for people."""
         return expand(self.pruned.rstrip("/")).name[:60]
 
     def check(self, skeletons: Sequence[nn.Module] = ()) -> None:
-        """Raises RoseError for what no run could do, before any work; `skeletons`: of the models, where known."""
+        """Raises RoseError for what no run could do; `skeletons`: of the models, where available."""
         self.setup.check()
         if not self.pruned:
             raise rose.RoseError("Name the checkpoint: a folder, a .gguf file or a Hub id.")
@@ -70,7 +70,7 @@ class CheckRequest:
                 Network(skeleton).check_length(self.setup.length)
 
     def estimate(self, skeleton: nn.Module) -> Cost:
-        """Of a check with tokens; `skeleton` is that of the dense model."""
+        """Of a check with tokens; `skeleton`: of the dense model."""
         setup = self.setup
         sweeps = 1 + sweeps_of(CHECKED_AGAINST)  # and a refit
         samples = setup.samples + setup.held_out
@@ -79,7 +79,7 @@ class CheckRequest:
         return replace(cost, seconds=cost.seconds + 2 * estimate_evaluation(skeleton, tokens=windows))
 
     def recipe(self) -> CheckCopies:
-        """What the command line is asked for the same check."""
+        """The recipe of the same check."""
         setup = self.setup
         tokens = {"calibration": setup.text, "samples": setup.samples, "length": setup.length, "seed": setup.seed}
         tokens |= {"held_out": setup.held_out}
@@ -88,7 +88,7 @@ class CheckRequest:
 
 
 class CheckpointRun(Run):
-    """One check. `check`, and `excerpts` of masks that break a pattern, by layer, are there once it is done."""
+    """One check; `check`, and `excerpts` of masks that break a pattern, by layer, are there once it is done."""
 
     def __init__(self, request: CheckRequest, load: Callable[[], LoadedModel]) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class CheckpointRun(Run):
 
     @property
     def drawn(self) -> dict[str, Any]:
-        """What its tokens were, as reports have it; once it is done."""
+        """Its tokens, as reports name them; once it is done."""
         assert self.check is not None
         return self.request.setup.drawn | {"bos_token": self.check.summary["bos_token"]}
 
@@ -124,7 +124,7 @@ class CheckpointRun(Run):
 
 
 def _excerpts(check: CheckpointCheck, network: Network) -> dict[str, MaskExcerpt]:
-    """Parts of the masks of layers that break their pattern, or that of most layers."""
+    """Parts of the masks of layers that break their pattern, or the pattern of most layers."""
     layers = {layer.name: layer for layer in network.layers}
     excerpts: dict[str, MaskExcerpt] = {}
     usual = str(check.summary["pattern"])
@@ -157,7 +157,7 @@ def excerpt_of(mask: Tensor, keep: int, of: int) -> MaskExcerpt | None:
 
 
 def differs(check: CheckpointCheck) -> bool:
-    """Whether there is something to see on a map of verdicts."""
+    """Whether verdicts differ, so that a map of them shows something."""
     return len(check.layers[["verdict", "is_wrong"]].drop_duplicates()) > 1
 
 
@@ -169,19 +169,14 @@ def facts(run: CheckpointRun) -> list[str]:
 
 
 def record_of(run: CheckpointRun) -> rose.RunReport:
-    """The record of a check, for the pages and reports that show records.
+    """The record of a check.
 
-    Errors are against the dense model's output, as of a run with that target; on the inputs of the dense model, where
-    they are known, as of a study. Drift is known after each decoder block, not where it arises.
+    Errors are against the dense model's output, as with target dense; on the dense model's inputs, where these errors
+    were measured, as in a study. Drift is known after each decoder block, not where it arises.
     """
     check, setup = run.check, run.request.setup
     assert check is not None
-    columns = {
-        "error": "target_error",
-        "held_out_error": "held_out_target_error",
-        "dense_input_error": "relative_error",
-    }
-    table = check.layers.rename(columns=columns).reindex(columns=["layer", "block_index", "projection", *NUMBERS])
+    table = check.layers.rename(columns=COLUMNS).reindex(columns=["layer", "block_index", "projection", *NUMBERS])
     table["zeros_before"] /= table["rows"] * table["columns"]  # which it counts
     summary = check.summary
     record: dict[str, Any] = {
@@ -207,5 +202,4 @@ def record_of(run: CheckpointRun) -> rose.RunReport:
 
 def folder_of(request: CheckRequest) -> str:
     """The path of a checkpoint that other pages can open; "" for a Hub id or a file."""
-    place = expand(request.pruned)
-    return request.pruned if Path(place, "config.json").is_file() else ""
+    return request.pruned if Path(expand(request.pruned), "config.json").is_file() else ""

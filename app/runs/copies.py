@@ -13,16 +13,19 @@ from transformers import PreTrainedTokenizerBase
 
 import rose
 from app.jobs import Run
-from app.runs.checkpoints import RESERVE, free_space, worth_keeping, written_beside
+from app.runs.kept_copies import RESERVE, free_space, worth_keeping, written_beside
 from app.runs.request import Case
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand
-from rose.model.measure.perplexity import perplexity_of
+from rose.model.measure.perplexity import perplexity_of, window_losses
+from rose.model.network.network import Network
 from rose.model.ship.packing import packed_size
 from rose.verdicts import EvaluationSetup, Result
 
 DENSE = "dense"  # in place of a method
+SECOND = Path(__file__).with_name("plain_english.txt")  # written for this project, in the public domain
+SECOND_LENGTH = 128  # tokens of its windows
 Step = Callable[[str, float], Callable[[float], None]]  # what begins, its estimated seconds -> what is told the share
 
 
@@ -34,6 +37,13 @@ def dense_record(results: dict[str, Any]) -> rose.RunReport:
 def measured_perplexity(losses: Tensor) -> dict[str, Any]:
     """Losses of each window, in nats a token, as the results of a record."""
     return {"perplexity_after": perplexity_of(losses), "losses_after": losses.tolist()}
+
+
+def second_text(model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Perplexity and losses of each window on plain English, which calibrates nothing, as results of a record."""
+    length = min(SECOND_LENGTH, Network(model).positions or SECOND_LENGTH)
+    losses = window_losses(model, rose.load_tokens(str(SECOND), tokenizer, samples=None, length=length, seed=None))
+    return {"perplexity_second": perplexity_of(losses), "losses_second": losses.tolist()}
 
 
 def as_before(record: rose.RunReport) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class DamageRun(Run):
         """`earlier`: records of the same measurement, which was stopped."""
         super().__init__()
         self.setup, self.request = setup, request
-        self._told: dict[str, Any] = {}
+        self.told: dict[str, Any] = {}
         self._records = list(earlier)
         self._load = load
 
@@ -113,7 +113,7 @@ class DamageRun(Run):
 
     @property
     def report(self) -> DamageReport:
-        return DamageReport.from_records(self.records, **self._told)
+        return DamageReport.from_records(self.records, **self.told)
 
     def _run(self, job: Job) -> None:
         setup, request = self.setup, self.request
@@ -132,7 +132,7 @@ class DamageRun(Run):
             model = self._copy(loaded.model, loaded.lock)
             options |= {"method": request.method, "sparsity": setup.sparsity, "block_size": setup.block_size}
             options |= {"damping": setup.damping, "threshold": request.threshold}
-        self._told = describe_damage(
+        self.told = describe_damage(
             model,
             tokens,
             held_out,
@@ -141,8 +141,8 @@ class DamageRun(Run):
             units=request.units,
             restore=bool(request.restore),
         )
-        self._told |= setup.origin | {"text_cautions": said}
-        self._told |= {"restore": request.restore} if request.restore else {}
+        self.told |= setup.origin | {"text_cautions": said}
+        self.told |= {"restore": request.restore} if request.restore else {}
         self._say("Measuring units")
         done = {record.unit for record in self.records}
         rose.damage(

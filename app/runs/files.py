@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.jobs import Job, Run
-from app.runs.checkpoints import RESERVE, size_of, zipped
+from app.runs.kept_copies import RESERVE, size_of, zipped
 from rose.model.ship.export import export_gguf
 from rose.model.ship.packing import pack_folder
 from rose.output import check_room
@@ -17,6 +17,11 @@ def gguf_types(bits: int | None) -> tuple[str, ...]:
     """The types of GGUF files that hold such a copy, the smallest last; q4_0 only where it rounds nothing, as it
     would otherwise cost more than pruning with 4 bits does."""
     return ("f16", "q8_0") if bits in (None, 8) else ("f16", "q4_0")
+
+
+def what_loads(bits: int | None) -> str:
+    """Programs that load a copy whose kept weights have so many bits; None where they were not rounded."""
+    return f"transformers; rose packed; llama.cpp as {' or '.join(gguf_types(bits))}"
 
 
 def forms(bits: int | None) -> dict[str, str]:

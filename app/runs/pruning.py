@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,8 @@ from transformers import PreTrainedTokenizerBase
 import rose
 from app import words
 from app.jobs import Job
-from app.runs.checkpoints import RESERVE, Checkpoint, worth_keeping
-from app.runs.copies import CopyRun, Step, as_before, dense_record, measured_perplexity, results_of
+from app.runs.copies import CopyRun, Step, as_before, dense_record, measured_perplexity, results_of, second_text
+from app.runs.kept_copies import RESERVE, Checkpoint, worth_keeping
 from app.runs.request import Case, PruneRequest, estimate_case, evaluation_seconds, task_seconds
 from app.study.setup import Setup, check_memory, weights_size
 from app.study.study import LoadedModel
@@ -88,8 +87,6 @@ class PruningRun(CopyRun):
         """`publish` is told the report of every copy as it is finished."""
         super().__init__(setup, load, request.folder if request.keep == "folder" else "", publish)
         self.request = request
-        self.pruned: list[dict[str, Any]] = []  # of the copy at work: layer, relative_error, seconds
-        self.layers = 0  # that it has in all
         self.cautions: list[str] = []  # on the calibration text
         self.file: FileRun | None = None  # that one of the copies is written into, the latest
         self._begun = self._total = 0.0  # estimated seconds of the steps that were begun, and of all
@@ -101,7 +98,7 @@ class PruningRun(CopyRun):
         request = self.request
         asking = task_seconds(model, request)
         tell = step(f"Perplexity of {whose}", evaluation_seconds(model, request) - asking)
-        results = measured_perplexity(window_losses(model, windows, progress=tell))
+        results = measured_perplexity(window_losses(model, windows, progress=tell)) | second_text(model, tokenizer)
         if request.prompt.strip():
             step(f"Prompt continued by {whose}", 0.0)
             results["continuation"] = continue_prompt(model, tokenizer, request.prompt, new_tokens=request.new_tokens)
@@ -148,13 +145,14 @@ class PruningRun(CopyRun):
         for case, cost in zip(request.cases, costs, strict=True):
             if model is None:
                 model = self._copy(loaded.model, loaded.lock)
+            tell = self._step(f"Pruning by {case.label}", cost)
             report = rose.prune_model(
                 model,
                 tokens,
                 **request.settings(setup, case),
                 layers=request.layer_patterns,
                 held_out=held_out,
-                progress=self._by_layer(self._step(f"Pruning by {case.label}", cost)),
+                progress=_by_share(tell),
             )
             measured = self.judge(case.label, model, loaded.tokenizer, windows, self._step)
             self.add(self._saved(model, loaded.tokenizer, self._told(report, case).with_summary(**measured)))
@@ -173,20 +171,6 @@ class PruningRun(CopyRun):
             self.job.check()
 
         return tell
-
-    def _by_layer(self, tell: Callable[[float], None]) -> Callable[[rose.Progress], None]:
-        self.pruned, last = [], time.monotonic()
-
-        def follow(progress: rose.Progress) -> None:
-            nonlocal last
-            began, last = last, time.monotonic()
-            self.layers = progress.layers
-            if progress.layer is not None:
-                row = {"layer": progress.layer, "relative_error": progress.relative_error, "seconds": last - began}
-                self.pruned.append(row)
-            tell(progress.fraction)
-
-        return follow
 
     def _told(self, report: rose.RunReport, case: Case) -> rose.RunReport:
         setup, request = self.setup, self.request
@@ -230,6 +214,10 @@ class PruningRun(CopyRun):
         worth = self._worth_keeping(self.copies)
         for name in self.checkpoints.keys() - worth:
             shutil.rmtree(self.checkpoints.pop(name), ignore_errors=True)
+
+
+def _by_share(tell: Callable[[float], None]) -> Callable[[rose.Progress], None]:
+    return lambda progress: tell(progress.fraction)
 
 
 def kept_checkpoints(runs: Sequence[PruningRun], model: str) -> dict[str, Checkpoint]:

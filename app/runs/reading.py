@@ -11,15 +11,21 @@ from transformers import PreTrainedTokenizerBase
 import rose
 from app import words
 from app.jobs import Job, Run, holding
-from app.runs.checkpoints import Checkpoint
+from app.runs.kept_copies import Checkpoint
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.measure.text import EncodedText, Reading, encode_text, read_text
 from rose.model.network.network import Network
 
 LIMIT = 512  # tokens of a text
+SAMPLE = (
+    "Pruning removes weights from a trained network. The first heart transplant was performed in Cape Town in 1967 by "
+    "Christiaan Barnard. If a train leaves at 9:40 and takes two and a half hours, it arrives at 12:10. She said that "
+    "she would rather read the letter herself than have it read to her."
+)
 MOST = 2  # pruned models beside each other
 DENSE = "Dense"
+Readings = dict[str, Reading]  # by the name of the model
 COLUMNS = ("number", "token", "before")  # of the table of tokens, besides one for each model
 CONTEXT = 30  # characters before a token that the table shows
 
@@ -35,6 +41,7 @@ class TextReading(Run):
         self.encoded: EncodedText | None = None
         self.readings: dict[str, Reading] = {}
         self._load = load
+        self.vocabulary: dict[int, str] = {}  # texts of tokens that were asked for
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def answers(self, setup: Setup, text: str, checkpoints: Sequence[Checkpoint]) -> bool:
@@ -69,8 +76,10 @@ class TextReading(Run):
         return _read(checkpoint.name, model, encoded)
 
     def token(self, number: int) -> str:
-        assert self._tokenizer is not None
-        return str(self._tokenizer.decode([number]))
+        if number not in self.vocabulary:
+            assert self._tokenizer is not None
+            self.vocabulary[number] = str(self._tokenizer.decode([number]))
+        return self.vocabulary[number]
 
 
 def _read(name: str, model: Any, encoded: EncodedText) -> Reading:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 import rose
 from app import words
 from app.jobs import Job, holding
-from app.runs.copies import CopyRun, Step, as_before, dense_record, measured_perplexity
+from app.runs.copies import CopyRun, Step, as_before, dense_record, measured_perplexity, second_text
 from app.runs.request import HELD_OUT, NEW_TOKENS
 from app.study.setup import Setup, check_memory
 from app.study.study import LoadedModel
@@ -93,7 +93,7 @@ class Slimming(CopyRun):
     def judge(self, whose: str, model: Any, tokenizer: Any, windows: Tensor, step: Step) -> dict[str, Any]:
         """But for the speed, which is measured for several models at once."""
         step(f"Perplexity and text: {whose}", 0.0)
-        results: dict[str, Any] = {"kept_parameters": count_parameters(model)}
+        results: dict[str, Any] = {"kept_parameters": count_parameters(model), **second_text(model, tokenizer)}
         if len(windows):
             results |= measured_perplexity(window_losses(model, windows))
         if self.prompt.strip():

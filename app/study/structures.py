@@ -1,24 +1,19 @@
 """What heads and channels cost, on the statistics of a study. No Streamlit here."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import pandas as pd
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 import rose
 from app.study.setup import Setup
 from app.study.study import Study
 from rose import verdicts
 from rose.model.estimate.duration import estimate_cost, matmul_rate
-from rose.structured.allocation import uniform_candidates
 from rose.structured.configuration import can_bias, kinds_of
-from rose.structured.defaults import RECOVERIES
-from rose.structured.methods import choose, structured_method
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape, find_parts
 from rose.structured.plan import PRICING
-from rose.structured.problem import Problem, recover, relative_errors, set_cost
+from rose.structured.problem import Problem
 from rose.structured.survey import PartSurvey, make_problem, price_part
 
 
@@ -26,17 +21,6 @@ def collecting(setup: Setup, model: nn.Module) -> float:
     """Estimated seconds until the inputs of all layers are collected; `model` may be a skeleton."""
     samples = setup.samples + setup.held_out
     return estimate_cost(model, samples=samples, length=setup.length, layers=setup.layer_patterns, sweeps=0).seconds
-
-
-@dataclass(frozen=True)
-class Swapped:
-    """Heads that one method keeps, before and after its swaps, and the exact cost of each choice."""
-
-    method: str
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    cost_before: float
-    cost_after: float
 
 
 class Structures:
@@ -112,58 +96,3 @@ class Structures:
         together = [found.costs[Shape(1, units - 1 - step)] / found.energy for step in range(units - 1)]
         alone = (found.unit_costs[order] / found.energy).tolist()
         return pd.DataFrame({"channel": order, "alone": alone, "together": [*together, 1.0]})
-
-    def swapped(self, block: int, shape: Shape) -> list[Swapped]:
-        part = self.parts[HEADS, block]
-        problem = self.problem(part)
-        found = []
-        for name in ("slimllm", "obs"):
-            choice = choose(structured_method(name), problem, shape)
-            costs = [set_cost(problem, kept) / problem.energy for kept in (choice.first, choice.kept)]
-            found.append(Swapped(name, _numbers(choice.first), _numbers(choice.kept), *costs))
-        return found
-
-    def recovered(self, part: Part, shape: Shape) -> pd.DataFrame:
-        """Relative error of every recovery, for the units that the exact cost keeps; on held-out tokens too."""
-
-        def compute() -> pd.DataFrame:
-            problem = self.problem(part)
-            kept = choose(structured_method("obs"), problem, shape).kept
-            held_out = self.study.held_out_statistics(part.output.name)
-            moments = [("calibration", problem.second, problem.mean)]
-            if held_out is not None:
-                moments.append(("held-out", held_out.hessian / held_out.tokens, held_out.mean))
-            tried = [recover(problem, kept, how) for how in RECOVERIES]
-            rows = [
-                (how, tokens, error)
-                for tokens, second, mean in moments
-                for how, error in zip(RECOVERIES, relative_errors(problem.weight, second, mean, tried), strict=True)
-            ]
-            return pd.DataFrame(rows, columns=["recovery", "tokens", "relative_error"])
-
-        return self.study.remember(("recovered", part.output.name, shape), compute)
-
-    def trade_off(self, ratios: Sequence[float]) -> pd.DataFrame:
-        """Predicted relative error and speed-up of the decoder blocks by ratio, uniform shapes; one row per ratio."""
-        if len({(kind, part.shape) for (kind, _), part in self.parts.items()}) > len(self.kinds):
-            raise rose.RoseError("The decoder blocks of this model differ in shape, so no one shape fits all of them.")
-        first = {kind: self.parts[kind, self.blocks(kind)[0]] for kind in self.kinds}
-        whole = sum(part.parameters(part.shape) for part in first.values())
-
-        def error(shapes: Mapping[str, Shape]) -> float:
-            found = [(self.priced(part), shapes[kind]) for (kind, _), part in self.parts.items()]
-            return sum(one.costs[shape] / one.energy for one, shape in found) / len(found)
-
-        rows = []
-        for ratio in ratios:
-            near = [shapes for _, shapes in uniform_candidates(list(first.values()), ratio * whole, 1)]
-            if near:  # heads alone save in steps: there is nothing to choose among those that save alike
-                shapes = min(near if CHANNELS in first else near[:1], key=error)
-                removed = sum(part.saved(shapes[kind]) for kind, part in first.items()) / whole
-                units = [shapes[kind].units if kind in shapes else None for kind in (CHANNELS, HEADS)]
-                rows.append((ratio, removed, error(shapes), 1 / (1 - removed), *units))
-        return pd.DataFrame(rows, columns=["ratio", "removed", "error", "speedup", "channels", "heads"])
-
-
-def _numbers(kept: Tensor) -> tuple[int, ...]:
-    return tuple(torch.arange(len(kept))[kept].tolist())

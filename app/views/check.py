@@ -13,14 +13,12 @@ from app.components.work import follow
 from app.figures import trust as figures
 from app.forms import study_form
 from app.forms.widgets import linked, pruned_model, start_button
-from app.results import check_report, naming
+from app.results import check_report, drift, look_inside, naming
 from app.results.downloads import csv_button, file_button
-from app.results.drift_sections import DRIFT as DRIFT_VIEW
-from app.results.drift_sections import DRIFT_SCALE
 from app.results.html_page import to_html
 from app.runs import checked
 from app.runs.checked import CheckpointRun, CheckRequest
-from app.study import preflight
+from app.study.setup import weights_size
 from rose.model.check.check import CheckpointCheck
 from rose.model.check.costs import ERROR_OF
 from rose.model.check.findings import PARTIAL, SOUND, WORSE, WRONG, headline, method_of
@@ -28,10 +26,8 @@ from rose.model.check.findings import lines as check_lines
 from rose.model.check.verdicts import NOT_PRUNED, VERDICTS, says_pattern
 from rose.model.estimate.duration import Cost
 
-RUNS_PAGE = "views/runs.py"
 OTHER = "Another checkpoint"
-ON = {"tokens": "Weights, and errors on tokens", "weights": "Weights alone"}
-NOTHING_KEPT = ". Nothing was kept."
+ON = {"tokens": "Weights, and errors on tokens", "weights": "Weights alone", "inside": "Look inside"}
 EVERY, ONE, DRIFT = "All layers", "One layer", "Drift"
 BOXES = {  # what the headline stands in, by its status; green only over what was measured
     WRONG: (components.error, ":material/error:"),
@@ -53,18 +49,20 @@ FACTS: dict[str, Any] = {  # columns of the table of all layers, besides errors
 def draw() -> None:
     st.title("Check a checkpoint: is something wrong with it?")
     components.edited_setup()
-    request = _choose()
+    mode = components.choose("Check", ON, "check_on", label_visibility="collapsed")
+    if mode == "inside":
+        look_inside.draw()
+        return
+    request = _choose(with_tokens=mode == "tokens")
     run = shared.checks().get(shared.check_key(request))
     _offer(request, run)
-    if run is None:
-        _empty()
-        return
-    follow(run, "checkpoint", NOTHING_KEPT)
-    if run.check is not None:
-        _results(run, run.check)
+    if run is not None:
+        follow(run, "checkpoint", ". Nothing was kept.")
+        if run.check is not None:
+            _results(run, run.check)
 
 
-def _choose() -> CheckRequest:
+def _choose(*, with_tokens: bool) -> CheckRequest:
     setup = session.setup()
     left, right = st.columns(2)
     dense = left.text_input(
@@ -74,20 +72,12 @@ def _choose() -> CheckRequest:
         help="What the checkpoint was made from: packaged name, Hub id, folder or .gguf file.",
     ).strip()
     with right:
-        pruned = _pruned(dense or setup.model)
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        on = components.choose("Check", ON, "check_on", width="content")
-        stream = st.toggle(
-            "Leave the weights on disk",
-            **linked("check_stream"),
-            help="For models larger than memory, in safetensors files: one decoder block of each is read at a time.",
-        )
-    return CheckRequest.of(setup, dense, pruned, with_tokens=on == "tokens", stream=stream)
-
-
-def _pruned(dense: str) -> str:
-    help = "Whoever pruned it, by whatever program: a folder, sharded too, a Hub id or a .gguf file."
-    return pruned_model(dense, "check", "Checkpoint", OTHER, ("Checkpoint", "pruned/ or owner/model"), help)
+        help = "Whoever pruned it, by whatever program: a folder, sharded too, a Hub id or a .gguf file."
+        path = ("Checkpoint", "pruned/ or owner/model")
+        pruned = pruned_model(dense or setup.model, "check", "Checkpoint", OTHER, path, help)
+    help = "For models larger than memory, in safetensors files: one decoder block of each is read at a time."
+    stream = st.toggle("Leave the weights on disk", **linked("check_stream"), help=help)
+    return CheckRequest.of(setup, dense, pruned, with_tokens=with_tokens, stream=stream)
 
 
 def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
@@ -95,28 +85,21 @@ def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
         return
     cost, problem, missing = _priced(request) if request.pruned else (None, "", "")
     label = "Check" if cost is None else f"Check, about {components.lasting(cost)}"
-    place = start_button(
-        label,
-        "check-start",
-        _start,
-        request,
-        problem=problem,
-        running=not request.pruned,
-        icon=":material/fact_check:",
-    )
-    setup = request.setup
+    icon, is_empty = ":material/fact_check:", not request.pruned
+    place = start_button(label, "check-start", _start, request, problem=problem, running=is_empty, icon=icon)
     if missing:
         study_form.offer_to_find(missing)
-    elif not request.pruned:
-        place.caption("Name a checkpoint above.")
+    elif is_empty:
+        place.caption(
+            "Name a checkpoint above: each layer is compared with the dense model's, what was removed, by which "
+            "pattern, and what was changed; with tokens also errors and perplexity."
+        )
     elif not problem:
-        text = "Zeros, patterns and changes, layer by layer, in seconds; no errors and no perplexity."
+        setup, text = request.setup, "Zeros, patterns and changes in seconds; no errors and no perplexity."
         if cost is not None:
-            needed = words.size(2 * preflight.weights_size(cost, setup.dtype) + cost.memory)
-            text = (
-                f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.text)} and {setup.held_out} × "
-                f"{setup.length} held out, as on the start page, through both models; {needed} of memory."
-            )
+            needed = words.size(2 * weights_size(cost, setup.dtype) + cost.memory)
+            text = f"{setup.samples} × {setup.length} tokens of {words.text_name(setup.text)} and {setup.held_out} × "
+            text += f"{setup.length} held out through both models; {needed} of memory."
         place.caption(words.plain(text))
         with place:
             study_form.say_hub(setup, replace(setup, model=request.pruned))
@@ -128,15 +111,14 @@ def _priced(request: CheckRequest) -> tuple[Cost | None, str, str]:
     skeletons = [study_form.structure(name) for name in names]
     try:
         request.check([skeleton for skeleton in skeletons if skeleton is not None])
-    except rose.RoseError as wrong:
-        return None, str(wrong), ""
+    except rose.RoseError as problem:
+        return None, str(problem), ""
     for name, skeleton in zip(names, skeletons, strict=True):
         if skeleton is None:
             return None, study_form.problems()[name], name
-    if not request.with_tokens:
-        return None, "", ""
     dense = skeletons[0]
-    assert dense is not None
+    if not request.with_tokens or dense is None:
+        return None, "", ""
     return request.estimate(dense), "", ""
 
 
@@ -145,24 +127,19 @@ def _start(request: CheckRequest) -> None:
     session.follow_run(run, f"fact_check: Checking {words.plain(request.name)}")
 
 
-def _empty() -> None:
-    with st.container(border=True, horizontal_alignment="center", gap="small"):
-        st.markdown("**What was pruned in this checkpoint, where did something go wrong, and what does it cost?**")
-        st.text(
-            "It is compared with its dense model layer by layer: what was removed and by which pattern, and what was "
-            "changed. With tokens also errors, perplexity, and the methods whose masks are nearest."
-        )
-
-
 def _results(run: CheckpointRun, check: CheckpointCheck) -> None:
     answer = headline(check)
     box, icon = BOXES[answer.status]
     box(answer.text, icon=icon)
     verdicts = check_lines(check, words.short_layer)
     st.markdown("\n".join(f"- **{words.plain(about)}**: {words.plain(text)}" for about, text in verdicts))
-    sections = {EVERY: EVERY, ONE: ONE} | ({DRIFT: DRIFT} if check.summary["drift"] else {})
-    view = components.section(sections, "check_view", "What is shown")
-    {EVERY: _every, ONE: _one, DRIFT: _drift}[view](run, check)
+    sections = [EVERY, ONE] + ([DRIFT] if check.summary["drift"] else [])
+    view = components.section({name: name for name in sections}, "check_view", "What is shown")
+    if view == DRIFT:
+        components.show(check_report.drift_curve(run, session.theme()), "check-drift")
+        st.caption(drift.SCALE)
+    else:
+        (_every if view == EVERY else _one)(run, check)
     _further(run, check)
 
 
@@ -199,7 +176,7 @@ def _every(run: CheckpointRun, check: CheckpointCheck) -> None:
 
 
 def _ranked(layers: pd.DataFrame) -> pd.DataFrame:
-    """The worst first, and last those that nothing has happened to."""
+    """The worst first, and untouched layers last."""
     rank = 2 * layers["verdict"].map(VERDICTS.index) - layers["is_wrong"] * 2 * len(VERDICTS)
     rank += 2 * len(VERDICTS) * (~layers["is_wrong"] & (layers["verdict"] == NOT_PRUNED))
     return layers.iloc[rank.argsort(kind="stable")].reset_index(drop=True)
@@ -211,11 +188,11 @@ def _layer(layers: pd.DataFrame) -> str:
     chosen = st.session_state.get("check_layer")
     if chosen in names:
         return str(chosen)
-    here = session.layer()
-    if layers["is_wrong"].any() or here not in names:
+    elsewhere = session.layer()
+    if layers["is_wrong"].any() or elsewhere not in names:
         return str(names[0])
     errors = layers.set_index("layer").get("error", pd.Series(dtype=float)).dropna()
-    return str(here if errors.empty or here in errors else names[0])
+    return str(elsewhere if errors.empty or elsewhere in errors else names[0])
 
 
 def _show_layer(layer: str) -> None:
@@ -238,40 +215,22 @@ def _one(run: CheckpointRun, check: CheckpointCheck) -> None:
         components.show(figures.broken_pattern(run.excerpts[layer], **look), "check-mask")
 
 
-def _drift(run: CheckpointRun, _check: CheckpointCheck) -> None:
-    components.show(check_report.drift_curve(run, session.theme()), "check-drift")
-    st.caption(DRIFT_SCALE)
-
-
 def _further(run: CheckpointRun, check: CheckpointCheck) -> None:
-    """What to take away, and other pages about this checkpoint."""
-    request = run.request
+    """Files, and other pages about this checkpoint."""
+    request, folder = run.request, checked.folder_of(run.request)
+    shown = {"runs": [naming.label(checked.record_of(run))]}
     with st.container(horizontal=True, vertical_alignment="center"):
         csv_button("Layers, CSV", check.layers, "check.csv", "check-csv")
-        file_button("All, JSON", check.to_json, "check.json", key="check-json", icon=":material/download:")
-        file_button(
-            "Report, HTML",
-            lambda: to_html(check_report.report_of(run)),
-            "check.html",
-            key="check-report",
-            mime="text/html",
-        )
-    folder = checked.folder_of(request)
-    with st.container(horizontal=True):
-        shown = {"runs": [naming.label(checked.record_of(run))]}
-        st.page_link(RUNS_PAGE, label="Compare it with runs", query_params=shown, icon=":material/compare:")
-        if check.summary["drift"]:
-            label, drift = "Its drift beside that of others", {"runs_view": DRIFT_VIEW} | shown
-            st.page_link(RUNS_PAGE, label=label, query_params=drift, icon=":material/stacked_line_chart:")
+        file_button("All, JSON", check.to_json, "check.json", key="check-json")
+        html = partial(lambda: to_html(check_report.report_of(run)))
+        file_button("Report, HTML", html, "check.html", key="check-report", mime="text/html")
+        st.page_link("views/runs.py", label="Compare it", query_params=shown, icon=":material/compare:")
         if folder and request.setup.model == session.setup().model:
             text, restore = {"text_path": folder}, {"damage_how": "Restore alone", "damage_path": folder}
-            st.page_link(
-                "views/text.py", label="Read a text with it", query_params=text, icon=":material/chrome_reader_mode:"
-            )
-            label = "Layer sensitivity: restore each layer alone"
-            st.page_link("views/damage.py", label=label, query_params=restore, icon=":material/healing:")
-        else:
-            st.caption("Your text and Layer sensitivity take folders of the model chosen on Start.")
+            icon = ":material/chrome_reader_mode:"
+            st.page_link("views/text.py", label="Read a text with it", query_params=text, icon=icon)
+            label, icon = "Restore each layer alone", ":material/healing:"
+            st.page_link("views/damage.py", label=label, query_params=restore, icon=icon)
 
 
 draw()

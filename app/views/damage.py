@@ -13,6 +13,7 @@ from app.figures import sensitivity as figures
 from app.forms import study_form
 from app.forms.widgets import method_choice, priced, pruned_model
 from app.results.downloads import csv_button, file_button
+from app.runs import example
 from app.runs.damage import DamageRequest, DamageRun, layer_of
 from rose.layer.defaults import THRESHOLD
 from rose.model.measure.damage import CLEAR, correlations
@@ -20,7 +21,7 @@ from rose.rows import finite, json_rows
 
 INTERVENTIONS = {"prune": "Prune alone", "restore": "Restore alone"}
 UNITS = {"blocks": "Decoder blocks", "layers": "Layers"}
-MEASURES = {name: words.sentence(said) for name, (said, _) in figures.PREDICTORS.items()}
+MEASURES = {name: words.sentence(label) for name, (label, _) in figures.PREDICTORS.items()}
 MEANING = {
     "prune": "One unit is pruned, everything else stays dense: its sensitivity is the rise of the loss.",
     "restore": "The model is pruned, one unit gets its dense weights back: its sensitivity is the fall of the loss.",
@@ -32,29 +33,31 @@ def draw() -> None:
     st.title("Layer sensitivity: which layers does the loss depend on?")
     components.edited_setup()
     components.require_weights()
-    request = choose()
-    run = None if request is None else session.damage(request)
-    start(request, run)
+    with st.expander("Measure your own", icon=":material/tune:", key="damage-form"):
+        request = _choose()
+        run = None if request is None else session.damage(request)
+        _offer(request, run)
     if request is None or run is None:
-        empty()
-        return
+        run = example.damage()
+        components.example(f"Each layer pruned alone by SparseGPT at {run.setup.sparsity}")
+    shown = run
 
     def arriving() -> None:
-        table, running = run.table, run.job.status == "running"
+        table, running = shown.table, shown.job.status == "running"
         if running:
-            progress(run, "damage")
+            progress(shown, "damage")
         else:
             done = words.count(len(table), "unit")
-            components.ended(run.job, f" after {done}; what is measured is kept.")
+            components.ended(shown.job, f" after {done}; what is measured is kept.")
         if not table.empty:
-            results(run, request, table)
+            _results(shown, table)
         elif running:
-            st.info("The first units are being measured; they will show here as they arrive.")
+            st.info("The first units are being measured.")
 
-    components.while_measured(run.job, arriving)
+    components.while_measured(shown.job, arriving)
 
 
-def choose() -> DamageRequest | None:
+def _choose() -> DamageRequest | None:
     """What is changed alone; None where a pruned model is still to be chosen."""
     left, middle, right = st.columns(3)
     with left:
@@ -63,29 +66,25 @@ def choose() -> DamageRequest | None:
         units = components.choose("Unit", UNITS, "damage_units")
     with right:
         if how == "restore":
-            place = pruned()
+            help = "A checkpoint that `rose prune` or the Prune page has written, of the model chosen on Start."
+            path = ("Folder of a pruned model", "pruned/")
+            place = pruned_model(session.setup().model, "damage", "Pruned model", "Another folder", path, help)
             request = DamageRequest(units, restore=place) if place else None
         else:
             method = method_choice(right, "sparsegpt", "damage_method")
             threshold = session.threshold() if method == "rose" else THRESHOLD
             request = DamageRequest(units, method, threshold=threshold)
     setup = session.setup()
-    at = f" Sparsity {setup.sparsity}." if how == "prune" else ""
+    amount = f" Sparsity {setup.sparsity}." if how == "prune" else ""
     which = "" if setup.layer_patterns is None else f" Only layers named {words.plain(setup.layers)} are changed."
     st.caption(
-        f"{MEANING[how]}{at} Calibration: {setup.samples} × {setup.length} tokens; loss: {setup.held_out} × "
-        f"{setup.length} held-out tokens, as chosen on the start page.{which}"
+        f"{MEANING[how]}{amount} Calibration: {setup.samples} × {setup.length} tokens; loss: {setup.held_out} × "
+        f"{setup.length} held-out tokens.{which}"
     )
     return request
 
 
-def pruned() -> str:
-    help = "A checkpoint that `rose prune` or the Prune page has written, of the model chosen on the start page."
-    path = ("Folder of a pruned model", "pruned/")
-    return pruned_model(session.setup().model, "damage", "Pruned model", "Another folder", path, help)
-
-
-def start(request: DamageRequest | None, run: DamageRun | None) -> None:
+def _offer(request: DamageRequest | None, run: DamageRun | None) -> None:
     if run is not None and run.job.status in ("running", "done"):
         return
     setup = session.setup()
@@ -95,64 +94,48 @@ def start(request: DamageRequest | None, run: DamageRun | None) -> None:
         label = "Go on measuring"
     elif cost is not None:
         label += f", about {components.lasting(cost)} and {words.size(cost.memory + cost.model_memory)}"
-    with st.container(width=420):
-        st.button(
-            label,
-            key="damage-start",
-            type="primary",
-            icon=":material/play_arrow:",
-            on_click=session.start_damage,
-            args=(request,),
-            disabled=bool(problem),
-            width="stretch",
-        )
+    st.button(
+        label,
+        key="damage-start",
+        type="primary",
+        icon=":material/play_arrow:",
+        on_click=session.start_damage,
+        args=(request,),
+        disabled=bool(problem),
+    )
     if problem:
         st.caption(words.plain(problem))
     else:
         study_form.say_hub(setup)
 
 
-def empty() -> None:
-    with st.container(border=True, horizontal_alignment="center", gap="small"):
-        st.markdown("**Does a layer's error say what the model loses?**")
-        st.markdown(
-            "Every layer, or every decoder block, is changed alone, and the loss measured on held-out text. You see "
-            "on which of them the loss depends, and how well their errors predict it."
-        )
-        st.page_link("views/prune.py", label="Prune whole copies of the model", icon=":material/content_cut:")
-
-
-def results(run: DamageRun, request: DamageRequest, table: pd.DataFrame) -> None:
-    together(run, request)
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        predictor = components.choose("Compare sensitivity with", MEASURES, "damage_predictor")
+def _results(run: DamageRun, table: pd.DataFrame) -> None:
+    request = run.request
+    _together(run)
+    predictor = components.choose("Compare sensitivity with", MEASURES, "damage_predictor")
     skeleton = shared.skeleton(run.setup.model)
-    names = request.names(run.setup, skeleton)
-    marked = chosen_unit(names)
+    units = request.names(run.setup, skeleton)
+    marked, theme = _chosen_unit(units), session.theme()
+    pick = partial(components.pick_layer, choose=_select_unit)
+    draw = figures.damage_bars if request.units == "blocks" else figures.damage_map
     left, right = st.columns(2)
-    pick = partial(components.pick_layer, choose=select_unit)
-    for place, value in ((left, "damage"), (right, predictor)):
-        with place:
-            key = f"damage-map-{'damage' if value == 'damage' else 'error'}"
-            draw = figures.damage_bars if request.units == "blocks" else figures.damage_map
-            drawing = draw(table, value, units=names, marked=marked, theme=session.theme())
-            components.show(drawing, key, on_select=pick)
+    with left:
+        drawing = draw(table, "damage", units=units, marked=marked, theme=theme)
+        components.show(drawing, "damage-map-damage", on_select=pick)
+    with right:
+        try:
+            scatter = figures.damage_scatter(
+                table, predictor, marked=marked, restore=bool(request.restore), theme=theme
+            )
+            components.show(scatter, "damage-scatter", on_select=pick)
+        except rose.RoseError as problem:
+            components.info(problem)
     if changed := request.changed(run.setup, skeleton):
         st.caption(changed)
-    try:
-        scatter = figures.damage_scatter(
-            table, predictor, marked=marked, restore=bool(request.restore), theme=session.theme()
-        )
-        components.show(scatter, "damage-scatter", on_select=pick)
-    except rose.RoseError as problem:
-        components.info(problem)
-    to_layer()
-    if len(table) > 2:
-        told(table)
-    exact(run, table)
+    _exact(run, table)
 
 
-def together(run: DamageRun, request: DamageRequest) -> None:
+def _together(run: DamageRun) -> None:
     summary = run.report.summary
     components.cautions([*summary.get("text_cautions", []), *summary["cautions"]])
     base = f"Loss without a change: {summary['base_loss']:.3f} nats per token (perplexity "
@@ -161,65 +144,51 @@ def together(run: DamageRun, request: DamageRequest) -> None:
         st.markdown(base)
         return
     every, error, alone = (summary[name] for name in ("together", "together_standard_error", "sum_of_damages"))
-    verb = "cost" if not request.restore else "give back"
+    verb = "give back" if run.request.restore else "cost"
     spread = "" if error is None else f" ± {words.number(error)}"
     is_clear = error is not None and every > CLEAR * error
     share = f", {words.percent(alone / every, 0)} of it".replace(" %", "\u00a0%") if is_clear else ""
     st.markdown(
-        f"{base} **All units together {verb} {words.number(every)}{spread} nats per token; measured alone, they add up "
-        f"to {words.number(alone)}{share}.**"
+        f"**All units together {verb} {words.number(every)}{spread} nats per token; measured alone, they add up to "
+        f"{words.number(alone)}{share}.** {base}"
     )
 
 
-def told(table: pd.DataFrame) -> None:
-    found = correlations(table)
-    found["name"] = found["name"].where(found["name"] != "", "all units")
-    found[[*MEASURES]] = found[[*MEASURES]].map(lambda one: "–" if one is None else f"{one}")
-    with st.expander(
-        "How well each error predicts sensitivity, by projection and depth", icon=":material/query_stats:"
-    ):
-        st.dataframe(
-            found,
-            hide_index=True,
-            column_config={
-                "group": "Among",
-                "name": "Which",
-                "units": "Units",
-                **MEASURES,
-            },
-            key="damage-correlations",
-            alt="Rank correlations of sensitivity with each error, overall and within groups",
-        )
-        st.caption(
-            "Spearman's rank correlation with sensitivity, with its 95 % interval: 1 where the measure ranks the units "
-            "exactly as sensitivity does, below 0 where it ranks them the other way round."
-        )
-
-
-def exact(run: DamageRun, table: pd.DataFrame) -> None:
+def _exact(run: DamageRun, table: pd.DataFrame) -> None:
+    """The numbers of every unit, and how well each error ranks the units."""
     column = st.column_config.NumberColumn
-    st.dataframe(
-        table,
-        hide_index=True,
-        height=min(380, 38 + 35 * len(table)),
-        column_order=[
-            *("unit", "damage", "standard_error", "perplexity_ratio", *MEASURES, "sparsity", "weights"),
-        ],
-        column_config={
-            "unit": st.column_config.TextColumn("Unit", pinned=True),
-            "damage": column("Sensitivity, nats per token", format="%.4f"),
-            "standard_error": column("Standard error", format="%.4f"),
-            "perplexity_ratio": column("Perplexity ratio", format="%.4f"),
-            **{name: column(said, format="%.4g") for name, said in MEASURES.items()},
-            "sparsity": column("Removed", format="%.3f"),
-            "weights": column("Weights", format="localized"),
-        },
-        key="damage-table",
-        alt="All units measured so far with sensitivity and errors",
-    )
-    with st.container(horizontal=True):
-        csv_button("CSV", table, "damage.csv", "damage-csv")
-        file_button("JSON", partial(_as_json, run), "damage.json", key="damage-json", icon=":material/download:")
+    with st.expander("All numbers", icon=":material/table:", key="damage-numbers", on_change="rerun") as part:
+        if not part.open:
+            return
+        st.dataframe(
+            table,
+            hide_index=True,
+            height=min(380, 38 + 35 * len(table)),
+            column_order=["unit", "damage", "standard_error", "perplexity_ratio", *MEASURES, "sparsity", "weights"],
+            column_config={
+                "unit": st.column_config.TextColumn("Unit", pinned=True),
+                "damage": column("Sensitivity, nats per token", format="%.4f"),
+                "standard_error": column("Standard error", format="%.4f"),
+                "perplexity_ratio": column("Perplexity ratio", format="%.4f"),
+                **{name: column(label, format="%.4g") for name, label in MEASURES.items()},
+                "sparsity": column("Removed", format="%.3f"),
+                "weights": column("Weights", format="localized"),
+            },
+            key="damage-table",
+            alt="All units measured so far with sensitivity and errors",
+        )
+        if len(table) > 2:
+            ranks = correlations(table)
+            ranks["name"] = ranks["name"].where(ranks["name"] != "", "all units")
+            ranks[[*MEASURES]] = ranks[[*MEASURES]].map(lambda interval: "–" if interval is None else f"{interval}")
+            names = {"group": "Among", "name": "Which", "units": "Units", **MEASURES}
+            st.dataframe(
+                ranks, hide_index=True, column_config=names, key="damage-correlations", alt="Rank correlations"
+            )
+            st.caption("Spearman's rank correlation of each error with sensitivity, with its 95 % interval.")
+        with st.container(horizontal=True):
+            csv_button("CSV", table, "damage.csv", "damage-csv")
+            file_button("JSON", partial(_as_json, run), "damage.json", key="damage-json")
 
 
 def _as_json(run: DamageRun) -> str:
@@ -227,25 +196,15 @@ def _as_json(run: DamageRun) -> str:
     return json.dumps({"summary": finite(report.summary), "units": json_rows(report.units)}, indent=1)
 
 
-def select_unit(unit: str) -> None:
-    """Chooses its layer for all pages; of a decoder block, the layer of the chosen projection."""
+def _select_unit(unit: str) -> None:
+    """Chooses the unit's layer for all pages; of a decoder block, the layer of the chosen projection."""
     names = [layer.name for layer in rose.prunable_layers(shared.skeleton(session.setup().model))]
     components.select_layer(layer_of(unit, names, session.layer()))
 
 
-def chosen_unit(names: list[str]) -> str | None:
+def _chosen_unit(names: list[str]) -> str | None:
     layer = session.layer() or ""
     return next((name for name in names if layer == name or layer.startswith(name + ".")), None)
-
-
-def to_layer() -> None:
-    layer = session.layer()
-    with st.container(horizontal=True, vertical_alignment="center"):
-        if layer is None:
-            st.caption("Click a mark to choose its layer for all pages.", width="content")
-        else:
-            st.caption(f"Chosen layer: {words.short_layer(layer)}.", width="content")
-            st.page_link("views/layer.py", label="See this layer in depth", icon=":material/layers:")
 
 
 draw()

@@ -16,6 +16,7 @@ from app.results.downloads import csv_button, report_button
 from app.study import tables, whole_models
 from app.study.own_numbers import read_numbers
 from app.study.study import Study
+from rose.layer.checks import OVERFIT
 from rose.layer.defaults import THRESHOLD
 
 OWN = "own"
@@ -149,7 +150,7 @@ def with_own(study: Study, table: pd.DataFrame) -> pd.DataFrame:
 
 def trust_line(records: pd.DataFrame, cautions: int) -> str:
     """How many layers overfit, and by which method most: the line that opens cautions and checks."""
-    over = records[records["held_out_error"] > trust.OVERFIT * records["relative_error"]]
+    over = records[records["held_out_error"] > OVERFIT * records["relative_error"]]
     more = f" {words.sentence(words.count(cautions, 'caution'))}." if cautions else ""
     if over.empty:
         return f"Can these numbers be trusted? No layer overfits.{more}"

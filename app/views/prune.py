@@ -1,37 +1,25 @@
 """Prune: what does the whole model lose?"""
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 import rose
 from app import components, session, shared, words
 from app.components.work import follow
-from app.figures import methods as figures
 from app.forms import study_form
 from app.forms.prune_choices import choose
 from app.forms.widgets import priced, start_button
 from app.lab import race_of_solvers
 from app.results import prune_results as results
 from app.results import tune_panel
-from app.runs.checkpoints import RESERVE, free_space
+from app.runs import example
+from app.runs.kept_copies import RESERVE, free_space
 from app.runs.pruning import PruningRun
 from app.runs.request import PruneRequest
 from app.study.setup import Setup, weights_size
 from rose.recipe import Recipe
-
-SECTIONS: dict[str, Callable[..., Any]] = {
-    "Perplexity": results.summary,
-    "Layers": results.layers,
-    "Texts": results.texts,
-    "Zero-shot": results.accuracies,
-    "Downloads": results.downloads,
-    race_of_solvers.TITLE: race_of_solvers.draw,
-}
 
 
 def draw() -> None:
@@ -40,35 +28,35 @@ def draw() -> None:
     components.require_weights()
     setup, run = session.setup(), session.pruning()
     with st.expander(
-        "What to prune, and how to evaluate it",
-        expanded=run is None,
-        icon=":material/tune:",
-        key="prune-settings",
-        on_change="rerun",
+        "What to prune, and how to evaluate it", expanded=False, icon=":material/tune:", key="prune-settings"
     ):
         request = choose(setup)
         _recipes(setup, request)
     _offer(setup, request, run)
     _others()
     if run is not None:
-        results.of_another_setup(run)
         _follow(run)
-    if run is not None and run.dense is not None:
-        results.what_to_ship(run, run.models)
-        tune_panel.draw(run, lambda: shared.skeleton(run.setup.model))
-    view = components.section({name: name for name in SECTIONS}, "prune_view", "Results")
-    if view == race_of_solvers.TITLE:
-        race_of_solvers.draw(run)
-    elif run is not None and run.dense is None and run.job.status != "running":
-        st.info("This run ended before a model was evaluated, so there are no results.")
-    elif run is None or run.dense is None:
-        st.info("Results appear here as soon as the dense model and the first pruned copy have been evaluated.")
+    if run is None or (run.dense is None and run.job.status != "running"):
+        shown = example.pruning()
+        components.example("Pruned copies")
     else:
-        SECTIONS[view](run, run.models)
+        shown = run
+        results.of_another_setup(run)
+    if shown.dense is None:
+        st.info("Results appear here as soon as the dense model has been evaluated.")
+        return
+    models = shown.models
+    sections = results.sections(shown, models) | {race_of_solvers.TITLE: lambda *_: race_of_solvers.draw(run)}
+    if st.session_state.get("prune_view") not in (None, *sections):
+        st.session_state.pop("prune_view")
+    view = components.section({name: name for name in sections}, "prune_view", "Results")
+    sections[view](shown, models)
+    if shown is run:
+        tune_panel.draw(run, lambda: shared.skeleton(run.setup.model))
 
 
 def _recipes(setup: Setup, request: PruneRequest) -> None:
-    """A recipe a copy, for a terminal and for Python."""
+    """A recipe for each copy, for a terminal and for Python."""
     with st.popover("Recipe", icon=":material/description:", key="prune-recipe"):
         if not request.cases:
             st.caption("Choose at least one method, sparsity, target and number of bits.")
@@ -86,19 +74,21 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
     cost, problem = priced(setup, request)
     own = session.own_pruning()
     if not problem and own is not run and own is not None and own.job.status == "running":
-        problem = "Your own run goes on; go back to it below, under the other runs, to cancel it first."
+        problem = "Your own run goes on; choose it under the other runs below to cancel it first."
     running = session.sees_at_work(run)
     icon = ":material/content_cut:"
     right = start_button("Prune", "prune-start", _start, request, problem=problem, running=running, icon=icon)
-    if cost is not None and not problem:
-        right.caption(
-            f"{words.sentence(words.count(len(request.cases), 'copy', 'copies'))}, "
-            f"{words.count(cost.layers, 'layer')} each: about {components.lasting(cost)}. Memory "
-            f"besides the model: {words.size(weights_size(cost, setup.dtype))} for the copy being pruned, "
-            f"{words.size(cost.memory)} for its calibration. {_disk(request, weights_size(cost, setup.dtype))}"
-        )
-        with right:
-            study_form.say_hub(setup, replace(setup, text=request.evaluate))
+    if cost is None or problem or running:  # a run that goes on tells its own time, and no earlier promise beside it
+        return
+    copies = words.sentence(words.count(len(request.cases), "copy", "copies"))
+    weights = weights_size(cost, setup.dtype)
+    right.caption(
+        f"{copies} by {words.listing([rose.METHODS[name].label for name in request.methods])}, "
+        f"{words.count(cost.layers, 'layer')} each: about {components.lasting(cost)}, "
+        f"{words.size(weights + cost.memory)} besides the model. {_disk(request, weights)}"
+    )
+    with right:
+        study_form.say_hub(setup, replace(setup, text=request.evaluate))
 
 
 def _disk(request: PruneRequest, weights: int) -> str:
@@ -119,52 +109,45 @@ def _start(request: PruneRequest) -> None:
 
 
 def _others() -> None:
-    """Buttons for the server's other runs: a run outlives the page that started it."""
-    others = [
-        (name, run)
-        for name, run in list(shared.prunings().items())
+    """The server's other runs: a run outlives the page that started it."""
+    others = {
+        name: run
+        for name, run in reversed(list(shared.prunings().items()))
         if run is not session.pruning() and (run.job.status == "running" or run.copies)
-    ]
+    }
     if not others:
         return
-    with st.expander(f"Other runs on this server ({len(others)})", icon=":material/history:"):
-        for name, run in reversed(others):
-            doing = f"{100 * run.fraction:.0f} % done" if run.job.status == "running" else run.job.status
-            methods = ", ".join(rose.METHODS[method].label for method in run.request.methods)
-            st.button(
-                f"{words.plain(run.setup.model)}: {methods} at {', '.join(run.request.sparsities)}, {doing}",
-                key=f"prune-run-{name}",
-                on_click=session.follow_pruning,
-                args=(name,),
-                width="stretch",
-            )
+
+    def label(name: str) -> str:
+        run = others[name]
+        doing = f"{100 * run.fraction:.0f} % done" if run.job.status == "running" else run.job.status
+        methods = ", ".join(rose.METHODS[method].label for method in run.request.methods)
+        return f"{run.setup.model}: {methods} at {', '.join(run.request.sparsities)}, {doing}"
+
+    def show() -> None:
+        session.follow_pruning(st.session_state.pop("prune-other"))
+
+    st.selectbox(
+        f"Other runs on this server ({len(others)})",
+        list(others),
+        None,
+        format_func=label,
+        key="prune-other",
+        on_change=show,
+        placeholder="Choose a run to see it",
+    )
 
 
 def _follow(run: PruningRun) -> None:
-    finished = words.count(len(run.copies), "model")
+    finished = words.count(len(run.copies), "copy", "copies")
     rest = " before a copy was finished; temporary files are deleted."
     if run.copies:
         kept = [str(place) for place in run.checkpoints.values() if run.request.keep == "folder"]
-        rest = f" after {finished}; the numbers of finished models are below, and temporary files are deleted."
+        rest = f" after {finished}, whose numbers are below; temporary files are deleted."
         rest += f" Written: {', '.join(kept)}." if kept else ""
-    follow(run, "prune", rest, found=lambda: (len(run.copies), run.dense is None), more=lambda: _timeline(run))
+    follow(run, "prune", rest, found=lambda: (len(run.copies), run.dense is None))
     if run.job.status == "failed" and run.copies:
-        st.info(
-            f"{words.sentence(finished)} finished before that; numbers and requested checkpoints are below.",
-            icon=":material/inventory_2:",
-        )
-
-
-def _timeline(run: PruningRun) -> None:
-    pruned = list(run.pruned)
-    if not run.layers:
-        return
-    label = f"This copy so far: {len(pruned)} of {run.layers} layers"
-    with st.expander(label, key="prune-timeline", on_change="rerun") as shown:
-        if shown.open:
-            table = pd.DataFrame(pruned, columns=["layer", "relative_error", "seconds"])
-            drawing = figures.progress_timeline(table, run.layers, theme=session.theme())
-            components.show(drawing, "prune-timeline-figure")
+        st.caption(f"{words.sentence(finished)} finished before that; numbers and requested checkpoints are below.")
 
 
 draw()

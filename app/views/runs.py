@@ -6,258 +6,226 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
+import rose
 from app import components, session, shared, words
 from app.components import URL
-from app.figures import maps as figures
+from app.figures import drift as drift_figures
+from app.figures import maps, methods
 from app.forms.widgets import folders_input, saved
-from app.results import drift_sections, naming, pairs, seeds
+from app.results import drift, naming, pairs
 from app.results.downloads import csv_button, report_button
 from app.results.pairs import Pair
-from app.runs import checked
+from app.runs import checked, example
 from rose import RunReport
+from rose.model.measure import comparison
 from rose.report import read_runs
-from rose.rows import without_formulas
 from rose.verdicts import on_other_windows
 
-DIFFERENCE, MAPS, NUMBERS, SETTINGS, SEEDS = "Difference", "Maps", "Numbers", "Settings", "Over seeds"
-SECTIONS = {name: name for name in (DIFFERENCE, MAPS, NUMBERS, SETTINGS, *drift_sections.SECTIONS, SEEDS)}
+MAP, NUMBERS, SETTINGS, DRIFT, SEEDS = "Map", "Numbers", "Settings", "Drift", "Over seeds"
 ALONE = ("study", "check")
-STUDY = (
-    "A study, and a check of a checkpoint, measure each layer by itself on the dense model's inputs; a pruned model's "
-    "layers get the inputs that the pruned ones below give."
-)
+PARTS = {"share": "Difference, %", "difference": "Difference", "both": "Both maps"}
 
 
 def draw() -> None:
     st.title("Compare runs: how do they differ?")
     components.edited_setup()
-    drift_sections.follow_comparison()
-    offered = naming.labelled(_offered())
-    chosen = _choose(offered) if offered else []
-    if len(offered) < 2:
-        _empty(list(offered))
-    view = components.section(SECTIONS, "runs_view", "What is shown")
+    offered, tables = _offered()
+    runs = _choose(naming.labelled(offered))
+    if not runs:
+        st.info("Choose at least one run.")
+        return
+    st.markdown(f"**{words.plain(_sentence(runs))}**")
+    sections = {
+        MAP: len(runs) > 1,
+        NUMBERS: True,
+        SETTINGS: len(runs) > 1,
+        DRIFT: any(run.drift for run in runs),
+        SEEDS: bool(tables),
+    }
+    names = {name: name for name, has_data in sections.items() if has_data}
+    if st.session_state.get("runs_view") not in (None, *names):
+        st.session_state.pop("runs_view")
+    view = components.section(names, "runs_view", "What is shown")
     if view == SEEDS:
-        seeds.draw()
-    elif not chosen:
-        if offered:
-            st.info("Choose at least one run.")
-    elif view in drift_sections.SECTIONS:
-        drift_sections.draw(view, chosen)
-    elif len(chosen) > 1:
-        (_tables if view in (NUMBERS, SETTINGS) else _layers)(view, chosen)
-    elif len(offered) > 1:
-        st.info("Choose a second run to compare this one with.")
+        _seeds(tables[0])
+        return
+    {MAP: _map, NUMBERS: _numbers, SETTINGS: _settings, DRIFT: _drift}[view](runs)
+    components.cautions(pairs.cautions_of(runs))
+    if len(runs) != 2 or not (both := pairs.pair(*runs)).problem or both.elsewhere:
+        report_button(lambda: runs, "runs", "runs-report")
 
 
-def _offered() -> list[RunReport]:
+def _offered() -> tuple[list[RunReport], list[pd.DataFrame]]:
+    """Runs of this server, of folders that a person names, or of the example; tables of rows.csv files."""
     pruned = [run for report in list(shared.reports()) for run in report.runs]
-    studies = {id(one): one for one in [session.study(), *shared.studies().values()] if one and one.is_measured}
-    measured = [run for one in studies.values() for run in naming.runs_of_study(one, session.threshold())]
+    studies = {id(study): study for study in [session.study(), *shared.studies().values()] if study}
+    studied = [
+        run
+        for study in studies.values()
+        if study.is_measured
+        for run in naming.runs_of_study(study, session.threshold())
+    ]
     checks = [checked.record_of(run) for run in reversed(list(shared.checks().values())) if run.check is not None]
-    here = [*checks, *reversed(pruned), *measured]
-    with st.expander(
-        "More runs: open saved ones, or compare two targets",
-        expanded=len(here) < 2,
-        icon=":material/folder_open:",
-        key="runs-sources",
-        on_change="rerun",
-    ) as more:
-        left, right = st.columns([2, 1], vertical_alignment="bottom")
-        with left:
-            folders = folders_input(
-                "Folders of saved runs",
-                "runs_path",
-                "They are read, nothing in them is run. Folders that `rose prune`, `rose slim`, `rose analyze` or the "
-                "Prune page have written, or one that holds several such folders",
-            )
-        if more.open:  # what it would take costs a second
-            with right:
-                drift_sections.compare_button()
-    # Below, where what cannot be read is told with the expander closed, too, as it is where a link names the folders.
-    read = partial(read_runs, skip=lambda problem: components.warning(f"Left out: {problem}"))
-    return [*saved(folders, read), *here]
+    with st.popover("Open saved runs", icon=":material/folder_open:", key="runs-sources"):
+        folders = folders_input(
+            "Folders of saved runs, or a rows.csv",
+            "runs_path",
+            "Files are read, nothing in them is run. Folders that `rose prune`, `rose slim` or `rose analyze` or the "
+            "page Prune has written; rows.csv of `rose compare` shows methods over calibration seeds",
+        )
+    skip = partial(read_runs, skip=lambda problem: components.warning(f"Left out: {problem}"))
+    found = saved(folders, lambda path: [comparison.read_comparison(path)] if path.endswith(".csv") else skip(path))
+    tables = [table for table in found if isinstance(table, pd.DataFrame)]
+    runs = [run for run in found if isinstance(run, RunReport)]
+    own = [*runs, *checks, *reversed(pruned)]
+    if len(own) < 2:
+        own += reversed(example.pruning().copies)
+        components.example("Pruned copies")
+    return [*own, *studied], tables
 
 
 def _choose(offered: dict[str, RunReport]) -> list[RunReport]:
-    """The runs to show, named by what tells them apart; until somebody chooses, they are those that compare well."""
+    """The runs to show, with distinct names; by default those that compare well."""
     state, identities = st.session_state, {label: run.identity for label, run in offered.items()}
     names = {id(run): label for label, run in offered.items()}
-    labels = [names[id(run)] for run in pairs.usual_choice(list(offered.values()))]
+    usual = [names[id(run)] for run in pairs.usual_choice(list(offered.values()))]
     before, former = state.get("runs"), state.get("runs-usual")
     components.keep_choice("runs", identities)
-    if before is not None and before == former and state.get("runs") != labels:
-        state.runs = labels
-    state["runs-usual"] = labels
-    # A default and a value set by hand exclude each other.
-    default = None if state.get("runs") != before else labels
-    what = f"The others are compared with the first; at most {pairs.MOST} at a time."
-    more: dict[str, Any] = {"key": "runs", "bind": URL, "help": what, "max_selections": pairs.MOST}
+    if before is not None and before == former and state.get("runs") != usual:
+        state.runs = usual
+    state["runs-usual"] = usual
+    default = None if state.get("runs") != before else usual  # a default and a value set by hand exclude each other
+    help = f"The others are compared with the first; at most {pairs.MOST} at a time."
+    more: dict[str, Any] = {"key": "runs", "bind": URL, "help": help, "max_selections": pairs.MOST}
     chosen = st.multiselect("Runs to compare", list(offered), default, **more)
     return list(naming.name_apart([offered[label] for label in chosen]).values())
 
 
-def _empty(labels: list[str]) -> None:
-    with st.container(border=True, horizontal_alignment="center", gap="small"):
-        st.markdown("**Runs side by side: methods, sparsities, calibrations, targets, or models**")
-        one = f"One run is here, {labels[0]}; a second is missing. " if labels else ""
-        st.text(
-            f"{one}Open the folders of saved runs above, also those written on another machine; compare two targets; "
-            "prune copies of a model; or measure its layers: a study holds three methods."
-        )
-        st.page_link("views/prune.py", label="Prune copies of the model", icon=":material/content_cut:")
-        st.page_link(components.START_PAGE, label="Measure its layers", icon=":material/play_arrow:")
+def _sentence(runs: Sequence[RunReport]) -> str:
+    """What the page says first: the verdict on perplexities, or on errors where none was measured."""
+    first, *others = runs
+    if apart := [text for run in others if (text := pairs.in_environments(first, run))]:
+        return apart[0]
+    if text := pairs.says_perplexities(runs):
+        return text
+    for run in others:
+        both = pairs.pair(first, run)
+        if both.problem:
+            return both.problem
+        if measure := both.told_apart_by:
+            return rose.verdicts.says_layers(both.rows(measure), (first.name, run.name), pairs.MEASURES[measure]) + "."
+    return f"{first.name}: choose a second run to compare it with." if not others else "No number is known of both."
 
 
-def _tables(view: str, runs: Sequence[RunReport]) -> None:
-    {NUMBERS: _numbers, SETTINGS: _settings}[view](runs)
-    components.cautions(pairs.cautions_of(runs))
-    _report(runs)
-
-
-def _report(runs: Sequence[RunReport]) -> None:
-    if len(runs) == 2 and (both := pairs.pair(*runs)).problem and not both.elsewhere:
-        return
-    report_button(lambda: runs, "runs", "runs-report")
-
-
-def _layers(view: str, runs: Sequence[RunReport]) -> None:
-    """Layer by layer: one run minus the first, or the maps of both."""
-    first, others = runs[0], sorted(runs[1:], key=lambda run: run.is_tuned)  # by default errors are compared
-    named = {run.name: run for run in others}
+def _map(runs: Sequence[RunReport]) -> None:
+    """Layer by layer: another run minus the first, or the maps of both."""
+    first, others = runs[0], {run.name: run for run in sorted(runs[1:], key=lambda run: run.is_tuned)}
     places = iter(st.columns(3 if len(others) > 1 else 2, vertical_alignment="bottom"))
+    name = next(iter(others))
     if len(others) > 1:
-        components.keep_choice("runs_b", {name: run.identity for name, run in named.items()})
-        with next(places):
-            asked = st.selectbox(f"Compared with {words.plain(first.name)}", list(named), key="runs_b", bind=URL)
-        chosen = pairs.pair(first, named[asked])
-    else:
-        chosen = pairs.pair(first, others[0])
-    if chosen.problem and view == DIFFERENCE:
-        components.error(f"{chosen.problem} Or see {MAPS}, where each has axes of its own.")
+        components.keep_choice("runs_b", {name: run.identity for name, run in others.items()})
+        label = f"Compared with {words.plain(first.name)}"
+        name = next(places).selectbox(label, list(others), key="runs_b", bind=URL)
+    both = pairs.pair(first, others[name])
+    measures = both.measures
+    if not measures or (both.problem and not both.elsewhere):
+        components.info(both.problem or "No layer has a number in both runs; their totals are under Numbers.")
         return
-    two = [chosen.first, chosen.second]
-    untuned = [run.untuned_name for run in two if run.is_tuned]
-    without = chosen.told_apart_by is None and bool(untuned)
-    if without:
-        st.info(
-            "Tuning measures no errors of layers, so these two have none to compare: choose "
-            f"{words.plain(words.listing(untuned))}, untuned, for those. Totals of these two:"
-        )
-        _numbers(two)
-        places = iter(st.columns(2, vertical_alignment="bottom"))
-    with next(places):
-        measure = _measure(chosen.measures, asked=without)
-    if measure is not None:
-        _figure(view, chosen, measure, next(places))
-    components.cautions(pairs.cautions_of(two))
-    _report(two)
-
-
-def _figure(view: str, chosen: Pair, measure: str, place: DeltaGenerator) -> None:
-    names, label, theme = (chosen.first.name, chosen.second.name), pairs.MEASURES[measure], session.theme()
-    if view == DIFFERENCE:
-        with place:
-            as_share = components.choose("As", {True: "per cent", False: "difference"}, "runs_as")
-        drawing = figures.run_difference(chosen.rows(measure), names, label, as_share=as_share, theme=theme)
-    elif chosen.problem:
-        apart = chosen.apart(measure)
-        drawing = figures.maps_apart(apart, names, label, why=chosen.elsewhere, theme=theme)
-    else:
-        drawing = figures.run_maps(chosen.rows(measure), names, label, theme=theme)
-    components.show(drawing, "runs-difference" if view == DIFFERENCE else "runs-maps")
-    if not chosen.problem:
-        _remarks(chosen, label)
-
-
-def _measure(measures: dict[str, str], *, asked: bool) -> str | None:
-    """What the maps show; None where no layer has a number in both, or, of `asked` ones, until somebody chooses."""
-    if not measures:
-        st.info(
-            "No layer has a number in both runs: where whole decoder blocks were taken out there are none to compare. "
-            "Their totals are under Numbers."
-        )
-        return None
     if st.session_state.get("runs_measure") not in measures:
         st.session_state.pop("runs_measure", None)
-    labels = {name: words.sentence(label) for name, label in measures.items()}
-    first, label = (None, "A map of another number") if asked else (0, "Of")
-    return st.selectbox(label, list(labels), first, format_func=labels.__getitem__, key="runs_measure", bind=URL)
+    with next(places):
+        labels = {name: words.sentence(label) for name, label in measures.items()}
+        measure = st.selectbox("Of", list(labels), format_func=labels.__getitem__, key="runs_measure", bind=URL)
+    with next(places):
+        options = {"both": PARTS["both"]} if both.problem else PARTS
+        part = st.selectbox("Show", list(options), format_func=PARTS.__getitem__, key="runs_as", bind=URL)
+    names, label, theme = (first.name, name), pairs.MEASURES[measure], session.theme()
+    if both.problem:
+        drawing = maps.maps_apart(both.apart(measure), names, label, why=both.elsewhere, theme=theme)
+    elif part == "both":
+        drawing = maps.run_maps(both.rows(measure), names, label, theme=theme)
+    else:
+        drawing = maps.run_difference(both.rows(measure), names, label, as_share=part == "share", theme=theme)
+    components.show(drawing, "runs-map")
+    _remarks(both, label)
+
+
+def _remarks(both: Pair, label: str) -> None:
+    remarks = []
+    if "error" in label and on_other_windows(both.first.summary, both.second.summary):
+        remarks.append("Part of the difference comes from different windows of text, see Settings.")
+    if both.left_out:
+        remarks.append(f"{words.sentence(words.count(both.left_out, 'layer'))} of only one run left out.")
+    if (both.first.kind in ALONE) != (both.second.kind in ALONE):
+        remarks.append(
+            "A study or a check measures each layer alone on the dense model's inputs; a pruned model's layers get "
+            "the inputs that the pruned layers before them give."
+        )
+    st.caption(" ".join(remarks))
 
 
 def _numbers(runs: Sequence[RunReport]) -> None:
-    first, *others = runs
     table = pairs.numbers(runs)
-    shown = pairs.in_words(table)
-    apart = {run.name: said for run in others if (said := pairs.in_environments(first, run))}
-    for run in (one for one in others if one.name not in apart):
-        against = map(_against, table["number"], table[first.name], table[run.name])
-        rows = zip(shown[first.name], shown[run.name], against, strict=True)
-        shown[run.name] = [text + more * (text != other) for other, text, more in rows]
-    shown = shown.rename(columns={"number": ""})
+    shown = pairs.in_words(table).rename(columns={"number": ""})
     st.dataframe(shown, hide_index=True, key="runs-numbers", height="content", alt="Totals of the runs")
-    ranked = "" if apart and len(runs) == 2 else pairs.says_perplexities(runs)
-    for said in filter(None, [ranked, *apart.values()]):
-        st.markdown(words.plain(said))
-    for run in others:
-        if (accuracies := pairs.accuracies(first, run)) is not None:
-            _accuracies(accuracies, first.name, run.name)
+    results = pairs.results_of(runs)
+    if len(results) > 1:
+        components.table(
+            pairs.verdict_matrix(results).to_dict("records"),
+            "Perplexity of each row's run, divided by that of the column's",
+        )
+        st.caption("Rows divided by columns, 95 % intervals over windows; ≈ no clear difference, = the same model.")
+    tables = [run.zero_shot.assign(run=run.name, method=run.method) for run in runs if run.zero_shot is not None]
+    if tables:
+        drawing = methods.accuracy_bars(pd.concat(tables, ignore_index=True), theme=session.theme())
+        components.show(drawing, "runs-accuracies")
     csv_button("Numbers, CSV", table, "numbers.csv", "runs-numbers-csv")
 
 
-def _accuracies(table: pd.DataFrame, one: str, two: str) -> None:
-    named = table.rename(columns={"first": one, "second": two})
-    formats: dict[str, Any] = {name: st.column_config.NumberColumn(format="%.3f") for name in (one, two)}
-    formats["points"] = st.column_config.NumberColumn("Difference, points", format="%+.1f")
-    st.dataframe(
-        named,
-        hide_index=True,
-        key=f"runs-accuracies-{two}",
-        height="content",
-        column_config=formats,
-        alt=f"Zero-shot accuracy by task, {one} and {two}",
-    )
-
-
-def _against(name: str, first: float, second: float) -> str:
-    """By how many per cent the second is more, of a share by how many points and of a count by how many; nothing where
-    they are the same."""
-    more = second - first
-    if pd.isna(more) or more == 0 or (name != pairs.COUNT and not first > 0):
-        return ""
-    if name == pairs.COUNT:
-        size = words.whole(round(abs(more)))
-    elif name in pairs.SHARES:
-        size = f"{words.number(100 * abs(more), 2)} points"
-    else:
-        size = words.percent(abs(more) / first)
-    return f" ({'+' if more > 0 else '−'}{size})"
-
-
 def _settings(runs: Sequence[RunReport]) -> None:
-    every = st.toggle("Also those that are the same", key="runs_every", bind=URL)
+    every = st.toggle("Also settings that are the same", key="runs_every", bind=URL)
     table = pairs.settings(runs, only_different=not every)
     if table.empty:
         st.info("The settings of these runs do not differ.")
         return
-    shown = without_formulas(table.rename(columns={"setting": "Setting"}))  # the table offers itself as CSV, too
+    shown = rose.rows.without_formulas(table.rename(columns={"setting": "Setting"}))
     st.dataframe(shown, hide_index=True, key="runs-settings", height="content", alt="Settings of the runs")
-    csv_button("Settings, CSV", shown, "settings.csv", "runs-settings-csv")
 
 
-def _remarks(chosen: Pair, label: str) -> None:
-    if "error" in label and on_other_windows(chosen.first.summary, chosen.second.summary):
-        st.caption(
-            f"The two were calibrated and measured on different windows (see {SETTINGS}); part of the difference comes "
-            "from that."
-        )
-    if chosen.left_out:
-        left = words.sentence(words.count(chosen.left_out, "layer"))
-        st.caption(f"{left} that only one of the runs has {'is' if chosen.left_out == 1 else 'are'} left out.")
-    if (chosen.first.kind in ALONE) != (chosen.second.kind in ALONE):
-        st.caption(STUDY)
+def _drift(runs: Sequence[RunReport]) -> None:
+    drifting, theme = [run for run in runs if run.drift], session.theme()
+    table = drift.drift_table(drifting)
+    drawing = drift_figures.drift_curves(table, finding=drift.drift_finding(drifting), theme=theme)
+    components.show(drawing, "runs-drift")
+    st.caption(drift.SCALE)
+    known = [run for run in drifting if drift.knows_origin(run)]
+    with st.expander("Where it arises, and what is repaired", key="runs-origins", on_change="rerun") as more:
+        if not more.open:
+            return
+        if not known:
+            st.info("These runs were checked, not pruned here, so only the size of their drift is known.")
+            return
+        table = table[table["run"].isin([run.name for run in known])]
+        name = st.selectbox("Run", [run.name for run in known], key="runs_origin") if len(known) > 1 else known[0].name
+        components.show(drift_figures.drift_shares(table[table["run"] == name], theme=theme), "runs-origin")
+        drawing = drift_figures.cancelled_shares(table, problem=drift.drift_problem(known), theme=theme)
+        components.show(drawing, "runs-repair")
+
+
+def _seeds(table: pd.DataFrame) -> None:
+    """Methods over calibration seeds: means and how far single seeds lie apart."""
+    sparsities = {sparsity: sparsity for sparsity in dict.fromkeys(table["sparsity"])}
+    sparsity = components.choose("Sparsity", sparsities, "seeds_sparsity")
+    try:
+        drawing = methods.over_seeds_bars(table, sparsity, theme=session.theme())
+        components.show(drawing, "over-seeds")
+    except rose.RoseError as problem:
+        components.info(problem)
+    components.cautions(comparison.cautions_of(table))
+    means = comparison.over_seeds(table, ("perplexity", "mean_held_out_error", "seconds"))
+    shown = means.drop(columns="seconds_spread")
+    st.dataframe(shown, hide_index=True, alt="Means and spread by method and sparsity")
 
 
 draw()

@@ -1,8 +1,6 @@
 """Your text: what does pruning do to it?"""
 
-import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,22 +12,16 @@ from app.figures import tokens as coloured
 from app.forms import study_form
 from app.forms.widgets import folders_input, linked, saved, start_button
 from app.results.downloads import csv_button
-from app.runs import reading
-from app.runs.checkpoints import Checkpoint, named_apart, saved_checkpoint
+from app.runs import example, reading
+from app.runs.kept_copies import Checkpoint, named_apart, saved_checkpoint
 from app.runs.pruning import kept_checkpoints
-from app.runs.reading import DENSE, LIMIT, MOST, TextReading
+from app.runs.reading import DENSE, LIMIT, MOST, SAMPLE, Readings, TextReading
 from app.study.setup import Setup
 from rose.model.measure.text import EncodedText
 
-SAMPLE = (
-    "Pruning removes weights from a trained network. The first heart transplant was performed in Cape Town in 1967 by "
-    "Christiaan Barnard. If a train leaves at 9:40 and takes two and a half hours, it arrives at 12:10. She said that "
-    "she would rather read the letter herself than have it read to her."
-)
 COLOURS = {"change": "change against dense", "loss": "surprise itself"}
-SURPRISE = "Surprise is −log p of a token given those before it, in nats: what perplexity averages. "
 MEANING = {
-    "change": "Orange: the pruned model expects the token less than the dense one does; purple: it expects it more.",
+    "change": "Orange: the pruned model expects the token less than the dense model does; purple: more.",
     "loss": "The stronger the colour, the less the model expects the token.",
 }
 
@@ -38,20 +30,21 @@ def draw() -> None:
     st.title("Your text: what does pruning do to it?")
     components.edited_setup()
     components.require_weights()
-    setup = session.setup()
-    text, checkpoints = _ask()
     run: TextReading | None = st.session_state.get("reading")
-    _offer(text, checkpoints, run)
-    if run is None:
-        if not checkpoints:
-            _empty()
-        return
-    follow(run, "text", "; what was read is shown.", found=lambda: len(run.readings), every=0.5)
-    if run.job.status == "done" and not run.answers(setup, text, checkpoints):
-        st.caption("What is shown was read before the choices were changed; press Read again.")
-    encoded, known = run.encoded, dict(run.readings)
-    if encoded is not None and len(known) > 1:
-        _results(run, encoded, known)
+    with st.expander("Read a text of your own", icon=":material/edit:", key="text-form"):
+        text, checkpoints = _ask()
+        _offer(text, checkpoints, run)
+    if run is not None:
+        follow(
+            run, "text", "; what was read is shown.", found=lambda: len(st.session_state.reading.readings), every=0.5
+        )
+        if run.job.status == "done" and not run.answers(session.setup(), text, checkpoints):
+            st.caption("The text below was read before the choices were changed; press Read again.")
+    if run is None or (run.job.status in ("failed", "cancelled") and len(run.readings) < 2):
+        run = example.reading()
+        components.example("A text read by the dense model and by pruned copies")
+    if run.encoded is not None and len(run.readings) > 1:
+        _results(run, run.encoded, dict(run.readings))
 
 
 def _ask() -> tuple[str, list[Checkpoint]]:
@@ -64,7 +57,7 @@ def _ask() -> tuple[str, list[Checkpoint]]:
         help=f"At most {LIMIT} tokens. It stays on this machine, and in the link of this page.",
     )
     kept = kept_checkpoints(list(shared.prunings().values()), session.setup().model)
-    components.keep_choice("text_models", {name: (str(one.place),) for name, one in kept.items()})
+    components.keep_choice("text_models", {name: (str(copy.place),) for name, copy in kept.items()})
     left, right = st.columns(2, vertical_alignment="bottom")
     chosen = left.multiselect(
         "Models pruned on this server",
@@ -72,15 +65,13 @@ def _ask() -> tuple[str, list[Checkpoint]]:
         default=list(kept)[:1],
         max_selections=MOST,
         **linked("text_models"),
-        placeholder="none kept" if not kept else "choose",
-        help="Those whose checkpoint was kept on the page Prune.",
+        placeholder="choose" if kept else "none kept: prune copies on the page Prune",
     )
     with right:
-        folders = folders_input(
-            "Folders of saved models", "text_path", "Folders that `rose prune` or `rose slim` has written"
-        )
-        named = saved(folders, lambda path: [saved_checkpoint(path)])
-    models = [*(kept[name] for name in chosen if name in kept), *named]
+        help = "Folders that `rose prune` or `rose slim` has written"
+        folders = folders_input("Folders of saved models", "text_path", help)
+        models = [kept[name] for name in chosen if name in kept]
+        models += saved(folders, lambda path: [saved_checkpoint(path)])
     return text, named_apart(models, [DENSE, *reading.COLUMNS])
 
 
@@ -90,15 +81,12 @@ def _offer(text: str, checkpoints: list[Checkpoint], run: TextReading | None) ->
         problem = "Write a text first."
     elif len(checkpoints) > MOST:
         problem = f"At most {words.count(MOST, 'model')} beside the dense one; take some out."
-    icon = ":material/chrome_reader_mode:"
-    running = session.sees_at_work(run)
-    right = start_button(
-        "Read", "text-read", _start, text, checkpoints, problem=problem, running=running or not checkpoints, icon=icon
-    )
-    if checkpoints and not problem:
-        models = words.count(len(checkpoints), "pruned model")
-        dense = words.plain(session.setup().model)
-        right.caption(f"The dense {dense} and {models} read it once each: about as long as it takes to load them.")
+    running, icon = session.sees_at_work(run) or not checkpoints, ":material/chrome_reader_mode:"
+    right = start_button("Read", "text-read", _start, text, checkpoints, problem=problem, running=running, icon=icon)
+    if not checkpoints:
+        right.caption("Choose a pruned model, or name the folder of one.")
+    elif not problem:
+        right.caption("Takes about as long as the models take to load.")
         with right:
             study_form.say_hub(replace(session.setup(), text=Setup.text))  # the text is the reader's own
 
@@ -109,72 +97,61 @@ def _start(text: str, checkpoints: list[Checkpoint]) -> None:
     session.start_run("reading", run, "chrome_reader_mode: Reading")
 
 
-def _empty() -> None:
-    with st.container(border=True, horizontal_alignment="center", gap="small"):
-        st.markdown("**Your own text, token by token: where the pruned model is more surprised than the dense one**")
-        st.text(
-            "It takes a pruned model: prune copies, of which the best is kept, or give the folder of one that was "
-            "pruned on the command line."
-        )
-        st.page_link("views/prune.py", label="Prune copies; the best is kept", icon=":material/content_cut:")
-
-
-def _results(run: TextReading, encoded: EncodedText, known: dict[str, Any]) -> None:
-    pruned = {name: one for name, one in known.items() if name != DENSE}
-    for name, one in pruned.items():
-        st.markdown(f"**{words.plain(reading.finding(known[DENSE], name, one))}.**")
-    table = reading.token_table(encoded, known)
-    size = table[[f"{name} − dense" for name in pruned]].abs().max(axis=1)  # of the largest change
+def _results(run: TextReading, encoded: EncodedText, readings: Readings) -> None:
+    names = [name for name in readings if name != DENSE]
+    if len(names) > MOST:
+        names = st.multiselect("Copies", names, names[-1:], max_selections=MOST, key="text_copies") or names[-1:]
+    for name in names:
+        st.markdown(f"**{words.plain(reading.finding(readings[DENSE], name, readings[name]))}.**")
+    readings = {name: readings[name] for name in (DENSE, *names)}
+    table = reading.token_table(encoded, readings)
+    size = table[[f"{name} − dense" for name in names]].abs().max(axis=1)  # of the largest change
     number = _chosen(encoded, table, size)
-    kind = components.choose("Colour", COLOURS, "text_colour")
-    _texts(encoded, known, number, kind)
+    _texts(encoded, readings, number, components.choose("Colour", COLOURS, "text_colour"))
     left, right = st.columns(2)
     with left:
-        _changes(table, size, pruned)
+        _changes(table, size, names)
     with right:
-        _next(run, encoded, known, number)
+        _next(run, encoded, readings, number)
 
 
-def _texts(encoded: EncodedText, known: dict[str, Any], number: int, kind: str) -> None:
+def _texts(encoded: EncodedText, readings: Readings, number: int, kind: str) -> None:
     change = kind == "change"
-    values = {name: reading.losses(encoded, one) for name, one in known.items()}
+    values = {name: reading.losses(encoded, model) for name, model in readings.items()}
     if change:
-        values = {name: one - values[DENSE] for name, one in values.items() if name != DENSE}
+        values = {name: losses - values[DENSE] for name, losses in values.items() if name != DENSE}
     end, theme = coloured.scale_end(*values.values()), session.theme()
     st.html(coloured.legend(end, theme, change=change))
-    for column, (name, one) in zip(st.columns(len(values)), values.items(), strict=True):
+    for column, (name, losses) in zip(st.columns(len(values)), values.items(), strict=True):
         with column:
-            said = "minus dense" if change else f"{words.number(float(np.nanmean(one)))} nats a token"
-            st.markdown(f"**{words.plain(name)}**, {said}")
-            st.html(coloured.coloured_text(encoded.pieces, one, end=end, theme=theme, change=change, marked=number))
-    st.caption(SURPRISE + MEANING[kind])
+            unit = "minus dense" if change else f"{words.number(float(np.nanmean(losses)))} nats a token"
+            st.markdown(f"**{words.plain(name)}**, {unit}")
+            st.html(coloured.coloured_text(encoded.pieces, losses, end=end, theme=theme, change=change, marked=number))
+    st.caption(f"Surprise: −log p of a token given those before it, in nats. {MEANING[kind]}")
 
 
 def _chosen(encoded: EncodedText, table: pd.DataFrame, size: pd.Series) -> int:
     """The token that the tables and the outline show: a chosen row, or at first the largest change."""
-    state, text = st.session_state, encoded.pieces
-    if state.get("text_of") != text:
+    state = st.session_state
+    if state.get("text_of") != encoded.pieces:
         _show_token(int(table["number"].iloc[0 if size.isna().all() else size.idxmax()]))
-        state.text_of = text
+        state.text_of = encoded.pieces
     return int(state.text_token)
 
 
 def _show_token(number: int) -> None:
-    """In a box of its own, which begins with it: a box that is told its value never hears it where the page is drawn
-    again at once, as at the end of a run."""
+    """Chooses a token, in a new box that begins with it: a box whose value is set by hand misses a redraw at once."""
     state = st.session_state
     state.text_token, state.text_box = number, state.get("text_box", 0) + 1
 
 
-def _changes(table: pd.DataFrame, size: pd.Series, pruned: dict[str, Any]) -> None:
+def _changes(table: pd.DataFrame, size: pd.Series, names: list[str]) -> None:
     st.markdown("**Tokens, the largest change first**")
-    changes = [f"{name} − dense" for name in pruned]
     ranked = table.loc[size.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
-    one = len(pruned) == 1  # whose name need not stand twice, which would take the room of the numbers
-    said = {name: "Pruned" if one and name != DENSE else None for name in [DENSE, *pruned]}
-    nats = {name: st.column_config.NumberColumn(said[name], format="%.2f") for name in said}
-    gaps = {name: st.column_config.NumberColumn("Change" if one else None, format="%+.2f") for name in changes}
-
+    changes, is_single = [f"{name} − dense" for name in names], len(names) == 1
+    column = st.column_config.NumberColumn
+    nats = {name: column("Pruned" if is_single and name != DENSE else None, format="%.2f") for name in [DENSE, *names]}
+    gaps = {name: column("Change" if is_single else None, format="%+.2f") for name in changes}
     st.dataframe(
         ranked,
         hide_index=True,
@@ -186,7 +163,7 @@ def _changes(table: pd.DataFrame, size: pd.Series, pruned: dict[str, Any]) -> No
         column_config={
             "token": st.column_config.TextColumn("Token", pinned=True),
             "before": st.column_config.TextColumn("Preceding text"),
-            "number": st.column_config.NumberColumn("Position"),
+            "number": column("Position"),
             **nats,
             **gaps,
         },
@@ -195,29 +172,29 @@ def _changes(table: pd.DataFrame, size: pd.Series, pruned: dict[str, Any]) -> No
     csv_button("Tokens, CSV", table, "tokens.csv", "text-tokens-csv")
 
 
-def _next(run: TextReading, encoded: EncodedText, known: dict[str, Any], number: int) -> None:
+def _next(run: TextReading, encoded: EncodedText, readings: Readings, number: int) -> None:
     st.markdown("**What the models expected instead**")
     key = f"text_token_{st.session_state.text_box}"
 
-    def chosen() -> None:
+    def choose() -> None:
         st.session_state.text_token = st.session_state[key]
 
     st.selectbox(
         "Token",
         range(1, len(encoded.pieces)),
         number - 1,
-        format_func=lambda at: f"{at} · “{reading.token_name(encoded.pieces, at)}”",
+        format_func=lambda place: f"{place} · “{reading.token_name(encoded.pieces, place)}”",
         key=key,
-        on_change=chosen,
+        on_change=choose,
         help="Choose it here, or a row of the table.",
     )
-    table = reading.next_tokens(run, number, known)
+    table = reading.next_tokens(run, number, readings)
     shown = {
         name: [
             f"{token} {words.percent(chance)}"
             for token, chance in zip(table[name], table[f"{name}, chance"], strict=True)
         ]
-        for name in known
+        for name in readings
     }
     st.dataframe(
         pd.DataFrame({"Rank": table["rank"], **shown}),
@@ -226,12 +203,6 @@ def _next(run: TextReading, encoded: EncodedText, known: dict[str, Any], number:
         height="content",
         alt="The ten likeliest tokens of every model, with their probabilities",
     )
-    given = ", ".join(
-        f"{words.plain(name)} {words.number(100 * math.exp(-float(one.losses[number - 1])))} %"
-        for name, one in known.items()
-    )
-    csv_button("Expected tokens, CSV", table, "expected.csv", "text-next-csv")
-    st.caption(f"The text goes on with “{words.plain(reading.token_name(encoded.pieces, number))}”: {given}.")
 
 
 draw()

@@ -39,12 +39,9 @@ def ended(app: AppTest) -> AppTest:
 
 
 @pytest.mark.usefixtures("missing")
-@pytest.mark.parametrize("page", ["views/structures.py", "views/layer.py", "views/order_lab.py"])
+@pytest.mark.parametrize("page", ["views/layer.py", "views/order_lab.py"])
 def test_a_page_that_cannot_have_inputs_says_so_and_offers_to_try_again(page: str) -> None:
     app = open_page(page)
-    if page == "views/structures.py":  # which needs those of all layers
-        assert app.button(key="structures-collect").label.startswith("Collect the inputs, about ")
-        app.button(key="structures-collect").click().run()
     app = ended(app)
     assert not app.exception
     assert f"Collecting them failed: {WHY}" in texts(app)
@@ -94,7 +91,7 @@ def test_while_inputs_are_collected_the_numbers_are_there() -> None:
     assert "Explore the example" in {link.proto.label for link in app.get("page_link")}
     assert "so far" not in texts(app)  # but in the progress bar
     runs = open_page("views/runs.py").multiselect(key="runs")
-    assert runs.value[0] == "smollm2-135m · SparseGPT (study) · 0.7 · 210 layers"
+    assert "smollm2-135m · SparseGPT (study) · 0.7 · 210 layers" in runs.options
 
 
 @pytest.mark.usefixtures("missing")

@@ -25,7 +25,6 @@ from tests.app.tiny_study import COLUMNAR, measured_study, open_page, texts
     [
         ("layers", "Here you see every layer of a model at a glance"),
         ("order_lab", "Here you try pruning orders"),
-        ("structures", "what every head and every channel of a model costs"),
     ],
 )
 def test_without_a_study_a_page_says_what_to_do(page: str, says: str) -> None:

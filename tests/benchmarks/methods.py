@@ -46,7 +46,7 @@ def dense_over_layer(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def costs_and_worths(times: pd.DataFrame, rows: pd.DataFrame) -> list[Result]:
-    """Time and perplexity of all that was measured in both ways, for `app.figures.methods.time_and_perplexity`.
+    """Time and perplexity of all that was measured in both ways, for a picture.
 
     Args:
         times: as for `ratios`, which become the `seconds`.

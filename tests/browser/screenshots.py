@@ -8,7 +8,7 @@ your_own_order, ...
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -17,8 +17,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from playwright.sync_api import Browser, Page, expect
 
-from app.figures.methods import time_and_perplexity
-from app.figures.palette import Theme
+from app.figures.palette import Theme, method_style
+from app.figures.shapes import Chart
+from app.figures.style import Drawing
+from rose import verdicts
+from rose.verdicts import Result
 from tests.benchmarks import bits, structured, tuning
 from tests.benchmarks.methods import costs_and_worths
 from tests.browser.conftest import COLUMNAR_LAYER, ROOT, SETUP, chromium, measure, serve, settle
@@ -36,7 +39,6 @@ PAGES = {
         "prune_layers": "model.layers.[0-5].*",
         "prune_methods": ["ROSE ADMM", "SparseGPT", "Wanda"],
         "prune_sparsities": "0.7",
-        "prune_new_tokens": "12",
     },
     "text": {},
     "diffusion": {"diffusion_sparsity": "0.7"},
@@ -156,6 +158,22 @@ def shoot_measured(browser: Browser, folder: Path, pictures: Path, name: str, fi
             page.close()
 
 
+def time_and_perplexity(results: Sequence[Result], *, dense: float, time: str, theme: Theme) -> Drawing:
+    """A mark for each run with its name; the title says what `rose.verdicts` does."""
+    chart = Chart(x=time, y="perplexity", height=600, theme=theme)
+    for run in results:
+        look = method_style(run.method)
+        look = look.opened()._replace(colour=chart.ink.muted) if run.target == "layer" else look
+        named = {"mode": "markers+text", "text": [run.name], "textposition": "top center", "showlegend": False}
+        chart.points([run.seconds], [run.value], look, "", size=13, **named)
+    chart.figure.add_hline(y=dense, line=chart.dashed(1.5))
+    chart.x(type="log")
+    finding = verdicts.says_ranking(verdicts.rank(results))
+    what = "Perplexity against time, lower is better in both; dashed: dense; grey, open: target layer"
+    table = pd.DataFrame({"run": [run.name for run in results], "perplexity": [run.value for run in results]})
+    return chart.done(finding, what, "", "Scatter chart of perplexity against time", table)
+
+
 def pareto(theme: Theme) -> go.Figure:
     """Time against perplexity, from what results.md reports of one environment, controls with target layer included."""
     rows = pd.read_csv(RESULTS / "headline.csv", dtype={"sparsity": str})
@@ -166,7 +184,6 @@ def pareto(theme: Theme) -> go.Figure:
         ),
         dense=float(rows["dense_perplexity"].iloc[0]),
         time="time of pruning ÷ SparseGPT's",
-        same_time=1.1,  # medians over rounds in turn
         theme=theme,
     ).figure
 

@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from app.results.drift_sections import DRIFT
 from streamlit.testing.v1 import AppTest
 from transformers import AutoModelForCausalLM
 
 import rose
-from app.results.drift_sections import DRIFT
 from app.runs.reading import DENSE, TextReading
 from app.study.setup import Setup
 from rose import cli

@@ -18,6 +18,7 @@ import app.figures
 import rose
 from app.figures import (
     drift,
+    inside,
     losses,
     maps,
     methods,
@@ -169,11 +170,8 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "order_picture_mixed": lambda x, **t: losses.order_picture(x.plan, "hessian", marked_column=33, **t),
     "head_map": lambda x, **t: savings.head_map(HEADS, marked_block=1, **t),
     "channel_curve": lambda x, **t: savings.channel_curve(CHANNELS, 2, block=0, **t),
-    "recovery_bars": lambda x, **t: savings.recovery_bars(RECOVERED, what="MLP of decoder block 0", **t),
-    "trade_off": lambda x, **t: savings.trade_off(TRADE, 0.2, **t),
     "method_errors": lambda x, **t: methods.method_errors(x.records, **t),
     "over_seeds_bars": lambda x, **t: methods.over_seeds_bars(SEEDS, "0.7", **t),
-    "time_and_perplexity": lambda x, **t: methods.time_and_perplexity(PERPLEXITY, dense=20.0, **t),
     "error_curve": lambda x, **t: orders.error_curve(orders.relative_curves(x.results, x.energy), **t),
     "damage_split": lambda x, **t: orders.damage_split(x.results["two_level"], x.inside, step=1, **t),
     "sweep_frame": lambda x, **t: sweeps.sweep_frame([x.results["two_level"]], 2, x.energy, **t),
@@ -199,8 +197,9 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "order_budget_matrix": lambda x, **t: orders.order_budget_matrix(ORDERS, **t),
     "error_measures": lambda x, **t: trust.error_measures(MEASURES, **t),
     "held_out_curve": lambda x, **t: trust.held_out_curve(CURVE, **t),
-    "sparsity_by_method": lambda x, **t: trust.sparsity_by_method(REALISED, **t),
-    "damping_strip": lambda x, **t: trust.damping_strip(x.records, 0.01, marked_layer=NAME, **t),
+    "tensor_map": lambda x, **t: inside.tensor_map(np.eye(4, dtype=np.float32), (2, 2), name="w", **t),
+    "histogram": lambda x, **t: inside.histogram(np.array([1, 2, 1]), np.linspace(-1, 1, 4), **t),
+    "norms": lambda x, **t: inside.norms({"row": np.arange(1, 5), "column": np.arange(1, 9)}, **t),
     "verdict_map": lambda x, **t: trust.verdict_map(
         x.layers.assign(verdict="fails", reason="It is <b>wrong</b>.", is_wrong=True),
         "12 layers: all fail",
@@ -210,9 +209,7 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "broken_pattern": lambda x, **t: trust.broken_pattern(EXCERPT, layer=NAME, **t),
     "compensation_bars": lambda x, **t: trust.compensation_bars(COSTS, layer=NAME, **t),
     "layer_map": lambda x, **t: methods.layer_map(x.records, "rose", **t),
-    "layer_differences": lambda x, **t: methods.layer_differences(x.records, **t),
     "drift_curves": lambda x, **t: drift.drift_curves(DRIFTS, finding="Drift of 0.15", **t),
-    "drift_curves_log": lambda x, **t: drift.drift_curves(DRIFTS, scale="log", finding="Drift of 0.15", **t),
     "drift_shares": lambda x, **t: drift.drift_shares(DRIFTS[DRIFTS["target"] == "dense"], **t),
     "cancelled_shares": lambda x, **t: drift.cancelled_shares(DRIFTS, **t),
     "damage_map": lambda x, **t: sensitivity.damage_map(DAMAGES, marked="model.layers.1.mlp.up_proj", **t),
@@ -228,7 +225,6 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "run_difference_share": lambda x, **t: maps.run_difference(
         TWO_RUNS, ("A", "B"), "held-out error", as_share=True, **t
     ),
-    "progress_timeline": lambda x, **t: methods.progress_timeline(x.records[x.records["method"] == "rose"], 30, **t),
     "tuning_curve": lambda x, **t: methods.tuning_curve(TUNED, 40, dense=0.7, **t),
     "pictures": lambda x, **t: drift.pictures(
         {"Dense": PIXELS, "ROSE": -PIXELS}, ["bag", "coat"], 3, time=700.0, drift=0.2, **t

@@ -35,18 +35,7 @@ def test_verdict_map_marks_what_is_wrong_and_shows_the_worst_of_experts() -> Non
     assert legend == ["zeros lost 1", "mask without compensation 3, 1 of them marked"]
     marked = {trace.name: cells(trace) for trace in drawn if trace.showlegend is False}
     assert marked == {"zeros lost": [(0, "experts.*.gate")], "mask without compensation": [(1, "up_proj")]}
-    assert drawing.caption == f"Layers by verdict: {'; '.join(legend)}."
-
-
-def test_damping_strip_marks_what_was_raised(records: pd.DataFrame) -> None:
-    drawing = trust.damping_strip(records, 0.01)
-    assert title(drawing) == "One of twelve layers needed more damping than requested"
-    usual, raised = drawing.figure.data
-    assert list(raised.customdata) == ["model.layers.2.self_attn.q_proj"]
-    assert raised.marker.symbol != usual.marker.symbol
-    assert drawing.data["raised"].sum() == 1
-    none = trust.damping_strip(records.assign(is_damping_raised=False), 0.01)
-    assert title(none) == "None of twelve layers needed more damping than requested"
+    assert "; ".join(legend) in drawing.alt
 
 
 # Methods
@@ -65,21 +54,11 @@ def test_layer_map_shows_what_a_method_saves_in_every_layer(records: pd.DataFram
 def test_method_errors_name_the_saving(records: pd.DataFrame) -> None:
     drawing = methods.method_errors(records[records["layer"] == "model.layers.1.self_attn.o_proj"])
     assert title(drawing) == "ROSE has 9.1 % less error than SparseGPT"
-    assert drawing.caption == "Error, lowest first: ROSE 0.100, SparseGPT 0.110."
     colours = [bar.marker.color for bar in drawing.figure.data]
     assert colours == [palette.METHOD_COLOURS[method] for method in ("sparsegpt", "rose")]
     several = methods.method_errors(records.assign(relative_error=np.where(records["method"] == "rose", 0.3, 0.2)))
     assert title(several).startswith("Against SparseGPT: ROSE has the higher error in")
     assert title(several).endswith("on average it is 50 % higher")
-
-
-def test_dumbbells_are_of_layers_on_which_methods_differ(records: pd.DataFrame) -> None:
-    drawing = methods.layer_differences(records)
-    assert list(drawing.figure.data[1].y) == ["1 · self_attn.o_proj", "3 · self_attn.o_proj"]
-    finding = "Against SparseGPT: ROSE has the lower error in two of twelve layers, and the same in ten; over the two"
-    assert title(drawing).startswith(finding)
-    spread = records.assign(relative_error=records["relative_error"] * 10.0 ** records["block_index"])
-    assert "log scale" in below(methods.layer_differences(spread))
 
 
 def perplexities(**values: float) -> list[Result]:
@@ -114,18 +93,6 @@ def test_accuracies_are_ranked_over_the_tasks_that_all_models_answered() -> None
     assert "answered no task in common" in methods.accuracy_bars(table.drop(index=0)).alt
 
 
-def test_timeline_has_room_for_all_layers_and_tells_projections_apart(records: pd.DataFrame) -> None:
-    drawing = methods.progress_timeline(records[records["method"] == "rose"].head(5), 210)
-    assert title(drawing) == "Five of 210 layers are pruned"
-    assert list(drawing.figure.layout.xaxis.range) == [0, 211]
-    start = methods.progress_timeline(records.head(0), 210)
-    assert title(start) == "None of 210 layers are pruned"
-    assert start.caption == "No layer is done yet."
-    names = ["transformer.h.0.attn.c_proj", "transformer.h.0.mlp.c_proj"]
-    drawing = methods.progress_timeline(pd.DataFrame({"layer": names, "relative_error": 0.1, "seconds": 1.0}), 2)
-    assert [trace.name for trace in drawing.figure.data] == ["attn.c_proj", "mlp.c_proj"]
-
-
 @pytest.mark.parametrize(("steps", "start"), [(5, "No step is better"), (40, "No step so far is better")])
 def test_tuning_that_gains_nothing_is_told_as_ended_or_going_on(steps: int, start: str) -> None:
     curve = pd.DataFrame([(0, 1.0, 0.9), (5, 9.0, 1.2)], columns=["step", "seconds", "held_out"])
@@ -140,14 +107,6 @@ def test_whiskers_are_told_of_only_where_there_are_any() -> None:
     assert "Whiskers" not in sensitivity.damage_bars(BLOCK_DAMAGES.assign(standard_error=np.nan)).caption
 
 
-def test_axes_of_close_values_have_ticks() -> None:
-    close = DAMAGES.assign(held_out_error=np.linspace(0.125, 0.142, len(DAMAGES)))
-    axis = sensitivity.damage_scatter(close).figure.layout.xaxis
-    assert (axis.type, axis.tickvals) == ("log", (0.125, 0.13, 0.135, 0.14, 0.145))
-    assert axis.ticktext[1] == "0.13"
-    assert sensitivity.damage_scatter(DAMAGES).figure.layout.xaxis.dtick == "D2"
-
-
 def test_experts_are_one_series_of_units() -> None:
     kinds = [f"mlp.experts.{number}.up_proj" for number in range(len(DAMAGES))]
     drawn = sensitivity.damage_scatter(DAMAGES.assign(projection=kinds)).figure
@@ -158,7 +117,6 @@ def test_experts_are_one_series_of_units() -> None:
 def test_damage_of_what_is_restored_is_what_it_gives_back() -> None:
     drawing = sensitivity.damage_scatter(DAMAGES, restore=True)
     assert "that restoring it alone gives back" in below(drawing)
-    assert "0 · mlp.up_proj gives back most" in drawing.caption
     assert "one not lowering the loss" in drawing.caption
 
 
@@ -181,16 +139,6 @@ def test_without_drift_nothing_arises_and_nothing_is_cancelled() -> None:
     assert title(drift.cancelled_shares(none)) == "No decoder block has received drift that it could cancel"
     apart = none.assign(passed_on=0.1, arisen=0.1, drift=0.2)
     assert title(drift.cancelled_shares(apart)).endswith("neither cancel what they receive nor add to it")
-
-
-def test_shares_that_are_cancelled_have_digits_that_tell_them_apart() -> None:
-    table = DRIFTS.assign(passed_on=1.0, cancelled=DRIFTS["target"].map({"layer": 0.0367, "dense": 0.0371}))
-    drawing = drift.cancelled_shares(table)
-    cancels = "target dense cancels the most: 3.71 % of the drift passed on; chance is not ruled out"
-    assert title(drawing).endswith(cancels)
-    assert "target layer 3.67 %; SparseGPT, 0.7, target dense 3.71 %" in drawing.caption
-    alone = drift.cancelled_shares(table[table["target"] == "dense"])
-    assert title(alone).endswith("target dense cancels: 3.71 % of the drift passed on")
 
 
 def test_pictures_stand_in_rows_with_a_gap() -> None:
@@ -224,7 +172,7 @@ def test_step_weights_that_favour_one_step_show_its_diagonal() -> None:
     drawing = drift.step_weighting({"uniform": (1, 1), "linear": (3, 1)}, diagonals, "linear")
     assert list(drawing.data["diagonal_uniform"]) == [4, 4]
     assert list(drawing.data["diagonal_linear"]) == [6, 10]
-    assert "25" in drawing.caption  # 6 and 10 against their mean 8
+    assert "25" in title(drawing)  # 6 and 10 against their mean 8
 
 
 # What is saved
@@ -236,14 +184,6 @@ def test_each_error_stands_with_its_own_bits() -> None:
         "3.25 bits a weight. Beside them: half the weights unrounded, 0.00900 at 9.00 bits a weight; all of them at 4 "
         "bits, 0.00200 at 4.25 bits a weight."
     )
-
-
-def test_channels_alone_are_added_up_only_where_there_are_several() -> None:
-    table = pd.DataFrame({"channel": [3, 1], "alone": [0.1, 0.2], "together": [0.1, 0.5]})
-    assert savings.channel_curve(table, 1, block=0).caption == "At the line the error is 0.100."
-    both = savings.channel_curve(table, 2, block=0).caption
-    why = "because channels that are removed together cannot compensate for one another."
-    assert both.endswith(f"add up to 0.300, {why}")
 
 
 # Nothing to show
@@ -258,10 +198,6 @@ def test_channels_alone_are_added_up_only_where_there_are_several() -> None:
                 records[records["projection"] == "mlp.down_proj"], column="held_out_error"
             ),
             "No error",
-        ),
-        (
-            lambda _, records: methods.layer_differences(records[records["projection"] == "mlp.down_proj"]),
-            "no differences",
         ),
         (
             lambda *_: sensitivity.damage_scatter(BLOCK_DAMAGES),

@@ -10,7 +10,7 @@ import pytest
 import rose
 from app.results import naming, pairs
 from app.results.drift import drift_table
-from app.runs.checkpoints import saved_checkpoint
+from app.runs.kept_copies import saved_checkpoint
 from rose import cli
 from rose.report import read_runs
 from tests.app.results.made_reports import made_report, made_run, saved
@@ -113,12 +113,10 @@ def test_what_was_slimmed_and_then_pruned_is_two_runs(tmp_path: Path, capsys: py
     assert slimmed.summary["perplexity_after"] == whole["perplexity_slimmed"]
     assert pruned.summary["perplexity_after"] == whole["perplexity_after"]
     assert len(pruned.layers) == second["layers"] == 21
-    assert set(slimmed.by_layer["projection"]) == {"mlp.down_proj"}
     assert slimmed.by_layer["sparsity"].between(0.01, 0.99).all()
     table = drift_table([slimmed, pruned])
-    ends = table.groupby("run", sort=False)[["drift", "perplexity"]].last()
-    assert ends.loc[slimmed.name].tolist() == [whole["drift"][-1]["drift"], whole["perplexity_slimmed"]]
-    assert ends.loc[pruned.name].tolist() == [second["drift"][-1]["drift"], whole["perplexity_after"]]
+    ends = table.groupby("run", sort=False)["drift"].last()
+    assert ends[[slimmed.name, pruned.name]].tolist() == [each["drift"][-1]["drift"] for each in (whole, second)]
     capsys.readouterr()
     assert cli.main(["report", str(output), "--output", str(tmp_path / "report.html")]) == 0
     said = capsys.readouterr().out
@@ -191,5 +189,3 @@ def test_names_say_what_tells_runs_apart() -> None:
     folders = ["a·pruned", "b·pruned", "other"]
     assert list(naming.name_apart(places)) == [f"SparseGPT at 0.7 ({folder})" for folder in folders]
     assert list(naming.labelled(places)) == [f"tiny · SparseGPT · 0.7 · six layers · {folder}" for folder in folders]
-    table = drift_table(list(naming.name_apart([one, part]).values()))
-    assert table.groupby("run")["calibration"].first().nunique() == 2  # so that the two are not called a pair

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -43,10 +44,6 @@ def test_runs_of_different_environments_are_not_subtracted() -> None:
     assert both.rows("held_out_error").empty
     assert [len(rows) for rows in both.apart("held_out_error")] == [6, 6]
     assert not pairs.pair(one, unknown).problem
-    for second, has_points in ((other, False), (unknown, True)):
-        table = pairs.accuracies(one, second)
-        assert table is not None
-        assert ("points" in table) == has_points
     again = replace(other, called="again")
     assert pairs.usual_choice([other, one, again]) == [other, again]
 
@@ -70,17 +67,16 @@ def test_two_runs_are_put_side_by_side() -> None:
     assert numbers.loc["Perplexity"].tolist() == [30.0, 28.0]
     assert numbers.loc["Drift after the last decoder block"].tolist() == pytest.approx([0.3, 0.24])
     assert "Zero-shot accuracy, mean" not in numbers.index
-    assert pairs.settings([one, two], only_different=True)["setting"].tolist() == ["method"]
-    assert "sparsity" in pairs.settings([one, two])["setting"].tolist()
-    sized = made_run(plain_bytes=9, packed_bytes=5, mean_target_error=0.1, mean_rounding_error=0.2)
-    assert pairs.settings([one, sized], only_different=True).empty
+    recipes = [run.with_recipe(method=run.method, sparsity="0.7") for run in (one, two)]
+    assert pairs.settings(recipes, only_different=True)["setting"].tolist() == ["Method"]
+    assert "Sparsity" in pairs.settings(recipes)["setting"].tolist()
 
 
 def test_models_of_different_shapes_are_refused_and_chosen_layers_are_not() -> None:
     one = made_run()
     assert re.search(r"different shapes: model.* is 8 × 8 .* 16 × 8", pairs.pair(one, made_run(width=16)).problem)
     other = pairs.pair(one, made_run(blocks=4, model="another"))
-    assert "different models, 6 layers in one and 8 in the other" in other.problem
+    assert "different models with 6 and 8 layers" in other.problem
     some = made_report()
     some = rose.RunReport(some.layers[some.layers["projection"] == "mlp.down_proj"], some.summary)
     assert pairs.pair(one, some.runs[0]).left_out == 3
@@ -93,17 +89,6 @@ def test_perplexities_on_different_windows_are_told_apart() -> None:
     said = pairs.says_perplexities([one, other])
     assert said == "Not ranked: SparseGPT at 0.7 and ROSE at 0.7 differ in evaluation windows, or dense model."
     assert pairs.says_perplexities([one, made_run("rose", perplexity_after=None)]) == ""
-
-
-def test_accuracies_of_both_by_task() -> None:
-    def run(accuracy: float, **more: object) -> rose.RunReport:
-        rows = [{"task": "piqa", "questions": 10, "accuracy": accuracy} | more]
-        return made_run(zero_shot=rows)
-
-    table = pairs.accuracies(run(0.5), run(0.6))
-    assert table is not None
-    assert table["points"].tolist() == pytest.approx([10.0])
-    assert pairs.accuracies(run(0.5), run(0.6, questions=20)) is None
 
 
 def test_mean_accuracies_are_over_the_tasks_that_all_runs_answered() -> None:
@@ -119,3 +104,17 @@ def test_drifts_of_runs_that_removed_different_amounts_are_not_ranked() -> None:
     one, same, less = made_run(), made_run("rose"), made_run("wanda", sparsity="0.5")
     assert drift_problem([one, same]) == ""
     assert drift_problem([one, same, less]) == "different amounts were asked of the runs (0.7 and 0.5)"
+
+
+def test_the_matrix_of_verdicts_has_every_pair() -> None:
+    losses = [3.0, 3.1, 2.9, 3.0]
+    extra = {"sparsegpt": 0.0, "rose": 0.0, "wanda": 0.5}
+    steps = [1.0, 1.01, 1.02, 1.03]
+    rises = {name: np.add(losses, np.multiply(steps, more)).tolist() for name, more in extra.items()}
+    runs = [
+        made_run(name, losses_after=rise, perplexity_after=float(np.exp(np.mean(rise)))) for name, rise in rises.items()
+    ]
+    table = pairs.verdict_matrix(pairs.results_of(runs)).set_index("")
+    assert table.loc["SparseGPT at 0.7", "ROSE at 0.7"] == table.loc["ROSE at 0.7", "SparseGPT at 0.7"] == "="
+    assert table.loc["Wanda at 0.7", "ROSE at 0.7"].startswith("1.66")
+    assert table.loc["Wanda at 0.7", "Wanda at 0.7"] == ""

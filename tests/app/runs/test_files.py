@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import rose
-from app.results.shipping import what_loads
-from app.runs.checkpoints import RESERVE, Checkpoint, named_apart, size_of, written_beside, zipped
 from app.runs.files import FileRun, forms, gguf_types
+from app.runs.kept_copies import RESERVE, Checkpoint, named_apart, size_of, written_beside, zipped
 from rose.layer.defaults import BITS
 from rose.output import PARTIAL, check_output
 from tests.app.tiny_study import ended
@@ -66,7 +65,6 @@ def test_what_is_offered_holds_the_copy() -> None:
     assert list(forms(None)) == ["packed", "f16", "q8_0"]
     for bits in BITS:
         assert gguf_types(bits)[-1] == ("q8_0" if bits == 8 else "q4_0")
-        assert what_loads(bits).endswith(f"f16 or {gguf_types(bits)[-1]}, pruned layers exact")
 
 
 @pytest.mark.parametrize("form", forms(4))

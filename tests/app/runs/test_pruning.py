@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import rose
-from app.runs import checkpoints
-from app.runs.checkpoints import RESERVE
+from app.runs import kept_copies
 from app.runs.copies import file_name
 from app.runs.damage import DamageRequest
+from app.runs.kept_copies import RESERVE
 from app.runs.pruning import PruningRun, accuracy_table, layer_table, model_table
 from app.runs.request import Case, Keep, PruneRequest, estimate_case
 from app.study.setup import Setup
@@ -106,7 +106,7 @@ def test_numbers_are_those_of_the_engine_and_the_best_are_kept(
     assert [copy.asked for copy in kept] == ["0.5", "2:4"]
     place = run.checkpoints[best[1]]
     assert sorted(folder.name for folder in place.parent.iterdir()) == sorted(map(file_name, kept))
-    with checkpoints.zipped(place) as file, zipfile.ZipFile(file) as archive:
+    with kept_copies.zipped(place) as file, zipfile.ZipFile(file) as archive:
         archive.extractall(tmp_path / "there")
     there = tmp_path / "there" / file_name(kept[1])
     weight = rose.load_model(str(there))[0].get_submodule("model.layers.0.mlp.up_proj").weight

@@ -10,7 +10,7 @@ import torch
 import rose
 from app import words
 from app.runs import reading
-from app.runs.checkpoints import Checkpoint, saved_checkpoint
+from app.runs.kept_copies import Checkpoint, saved_checkpoint
 from app.runs.reading import DENSE, TextReading
 from app.study.setup import Setup
 from app.study.study import LoadedModel

@@ -18,7 +18,7 @@ from app.results import check_report
 from app.results.html_page import to_html
 from app.runs import checked
 from app.runs.checked import CheckpointRun
-from app.runs.checkpoints import Checkpoint
+from app.runs.kept_copies import Checkpoint
 from app.study.setup import Setup
 from rose.model.network.layers import prunable_layers
 from tests.app.tiny_study import ended, figures, open_on, texts, titles
@@ -68,7 +68,7 @@ def pressed(app: AppTest) -> CheckpointRun:
 
 def test_what_is_wrong_stands_first_with_its_layer_and_a_picture(setup: Setup, planted: Path) -> None:
     app = opened(setup, planted, check_on="Weights alone")
-    assert "Zeros, patterns and changes, layer by layer, in seconds; no errors and no perplexity." in texts(app)
+    assert "Zeros, patterns and changes in seconds; no errors and no perplexity." in texts(app)
     run = pressed(app)
     finding = "Two of 21 layers are wrong: numbers broken (one), pattern broken (one)."
     assert app.error[0].value == f"{finding} Errors and perplexity were not measured."
@@ -165,10 +165,9 @@ def test_where_all_layers_agree_a_sentence_says_so_in_place_of_a_map(
     assert set(app.main.dataframe[0].value["pattern"]) == {"no pattern"}
     assert not figures(app)
     assert "<figure " not in to_html(check_report.report_of(run))
-    why = "Your text and Layer sensitivity take folders of the model chosen on Start."
-    assert why not in texts(app)
+    assert "Read a text with it" in [link.proto.label for link in app.get("page_link")]
     monkeypatch.setattr(checked, "folder_of", lambda _request: "")  # as of a Hub id
-    assert why in texts(app.run())
+    assert "Read a text with it" not in [link.proto.label for link in app.run().get("page_link")]
 
 
 def test_samples_longer_than_the_models_positions_are_refused_before_any_work(

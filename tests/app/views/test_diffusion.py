@@ -30,9 +30,10 @@ def finished() -> DiffusionRun:
 
 def view(run: DiffusionRun, name: str) -> AppTest:
     """The page in this view, after the run."""
-    app = open_page(PAGE, None, diffusion_view=name)
+    app = open_page(PAGE)
     app.session_state["diffusion_run"] = run
     app.run()
+    app.segmented_control(key="diffusion_view").set_value(name).run()
     assert not app.exception, app.exception
     return app
 

@@ -1,10 +1,9 @@
-"""The Text page: a saved model reads the user's text, and what is coloured and listed is what was read."""
+"""Your text: a saved model reads the user's text, and what is coloured and listed is what was read."""
 
 import json
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Selectbox
 
@@ -18,7 +17,7 @@ PAGE = "views/text.py"
 WRITTEN = "<b>A rose</b> is a rose."
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "prunings", dict)
 
@@ -35,35 +34,30 @@ def read(app: AppTest, status: str = "done") -> TextReading:
     return run
 
 
-def box(app: AppTest) -> Selectbox:
-    """Of the token; its browser begins with `default` where the server's word of its value is lost."""
-    (found,) = (one for one in app.selectbox if one.label == "Token")
-    assert found.proto.default == found.value - 1
-    return found
+def token_box(app: AppTest) -> Selectbox:
+    """Its browser begins with `default` where the server's word of its value is lost."""
+    (box,) = (box for box in app.selectbox if box.label == "Token")
+    assert box.proto.default == box.value - 1
+    return box
 
 
 def html(app: AppTest) -> str:
     return "\n".join(element.proto.body for element in app.get("html"))
 
 
-def test_an_empty_page_leads_to_pruning(folder: Path, no_runs: None) -> None:
+def test_the_page_opens_on_the_example(folder: Path) -> None:
     app = opened(folder)
-    assert "It takes a pruned model" in "\n".join(text.value for text in app.text)
+    assert not app.exception, app.exception
+    assert "ROSE ADMM at 0.7 is more surprised than the dense model at" in texts(app)
+    assert len(app.dataframe[1].value) == 10
+    app.multiselect(key="text_copies").set_value(["SparseGPT at 0.5", "SparseGPT at 0.7"]).run()
+    assert html(app).count("white-space:pre-wrap") == 2
     assert app.button(key="text-read").disabled
     app.text_input(key="text_path").set_value("/nowhere").run()
     assert "There is no model in /nowhere" in app.error[0].value
-    assert "Prune copies; the best is kept" in [link.proto.label for link in app.get("page_link")]
 
 
-def test_what_the_hub_is_asked_for_is_the_model(
-    pruned_folder: Path, no_runs: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    app = open_on(Setup(model="someone/model", text="c4"), PAGE, text_path=str(pruned_folder), text_written=WRITTEN)
-    assert "This asks huggingface.co for someone/model;" in texts(app)
-
-
-def test_a_saved_model_reads_the_text(folder: Path, pruned_folder: Path, no_runs: None) -> None:
+def test_a_saved_model_reads_the_text(folder: Path, pruned_folder: Path) -> None:
     app = opened(folder, text_path=str(pruned_folder), text_written=WRITTEN)
     run = read(app)
     name = "Magnitude at 0.5"
@@ -74,12 +68,11 @@ def test_a_saved_model_reads_the_text(folder: Path, pruned_folder: Path, no_runs
     assert "<b>" not in html(app).partition("white-space:pre-wrap")[2]
     tokens = app.dataframe[0].value
     assert tokens[f"{name} − dense"].abs().tolist() == pytest.approx(gap.abs().sort(descending=True)[0].tolist())
-    assert box(app).value == int(gap.abs().argmax()) + 1
+    assert token_box(app).value == int(gap.abs().argmax()) + 1
     headers = json.loads(app.dataframe[0].proto.columns)
     assert [headers[column]["label"] for column in (f"{name} − dense", name)] == ["Change", "Pruned"]
-    assert len(app.dataframe[1].value) == 10
 
-    box(app).set_value(5).run()
+    token_box(app).set_value(5).run()
     best = float(run.readings[DENSE].chances[4, 0])
     assert app.dataframe[1].value[DENSE].iloc[0].endswith(f"” {100 * best:.1f} %")
     app.segmented_control(key="text_colour").set_value("surprise itself").run()
@@ -89,24 +82,21 @@ def test_a_saved_model_reads_the_text(folder: Path, pruned_folder: Path, no_runs
 
     app.text_area(key="text_written").set_value(WRITTEN).run()
     assert read(app) is not run
-    token = box(app).value
+    token = token_box(app).value
     app.switch_page("views/learn.py").run()
     app.switch_page(PAGE).run()
-    assert not app.exception, app.exception
-    assert box(app).value == token
+    assert token_box(app).value == token
 
 
-def test_a_character_of_several_tokens_can_be_explored(folder: Path, pruned_folder: Path, no_runs: None) -> None:
+def test_a_character_of_several_tokens_can_be_explored(folder: Path, pruned_folder: Path) -> None:
     app = opened(folder, text_path=str(pruned_folder), text_written="😀")
     read(app)
-    assert box(app).options[-1] == "3 · “😀, part 4”"
-    box(app).set_value(2).run()
-    assert not app.exception, app.exception
+    assert token_box(app).options[-1] == "3 · “😀, part 4”"
     assert sorted(app.dataframe[0].value["token"]) == ["😀, part 2", "😀, part 3", "😀, part 4"]
-    assert "The text goes on with “😀, part 3”" in texts(app)
 
 
-def test_a_text_that_is_too_long_is_refused(folder: Path, pruned_folder: Path, no_runs: None) -> None:
+def test_a_text_that_is_too_long_is_refused_and_the_example_stays(folder: Path, pruned_folder: Path) -> None:
     app = opened(folder, text_path=str(pruned_folder), text_written="a" * 600)
     read(app, "failed")
     assert "has 600 tokens, more than 256; shorten it." in app.error[0].value
+    assert "ROSE ADMM at 0.7 is more surprised" in texts(app)

@@ -1,0 +1,59 @@
+"""Ways to make a model smaller, estimated and then measured in the background; no Streamlit here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import rose
+from app.jobs import Job, Run
+from app.study.study import LoadedModel
+from rose.recipe.steps import Smaller
+from rose.smaller import Bench, Row
+
+
+class SmallerRun(Run):
+    """Every way estimated, then measured, the most promising first, for the minutes that were asked for.
+
+    Attributes:
+        rows: one a way, measured rows in place of their estimates.
+        left_out: sentences on ways that cannot be made.
+    """
+
+    def __init__(self, asked: Smaller, load: Callable[[], LoadedModel]) -> None:
+        super().__init__()
+        self.asked, self.left_out, self.rows = asked, list[str](), list[Row]()
+        self._load = load
+
+    def _run(self, job: Job) -> None:
+        self._say("Loading the model")
+        loaded = self._load()
+        model = self._copy(loaded.model, loaded.lock)
+        self._say("Estimating every way")
+        bench = Bench(self.asked, model, loaded.tokenizer, self._temporary())
+        self.rows = bench.rows
+        self._measure(bench, 60 * self.asked.minutes)
+        self.fraction = 1.0
+
+    def _measure(self, bench: Bench, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (way := bench.best_next(end - time.monotonic())) is not None:
+
+            def follow(_share: float, doing: str, name: str = way.name) -> None:
+                self.fraction = min(0.999, 1 - (end - time.monotonic()) / seconds)
+                if (text := f"{name}: {doing}") != self.job.message:
+                    self._say(text)
+                self.job.check()
+
+            try:
+                bench.measure(way, follow)
+            except rose.RoseError as problem:
+                self.left_out.append(f"{way.name} cannot be made: {problem}")
+                bench.leave_out(way)
+            self.rows = bench.rows
+
+    def kept(self, key: str) -> Path | None:
+        """The folder of a copy; only recommended copies are kept."""
+        place = self._folder / key if self._folder is not None else None
+        return place if place is not None and place.exists() else None
