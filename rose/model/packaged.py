@@ -19,7 +19,6 @@ class PackagedModel:
     description: str
 
     def path(self) -> Path | None:
-        """The file's place, or None if the package is not installed."""
         spec = importlib.util.find_spec(self.package)
         for folder in (spec.submodule_search_locations or []) if spec else []:
             if (Path(folder) / self.file).is_file():

@@ -82,7 +82,6 @@ class Meter:
     def tell_share(
         self, stage: str, block_index: int, share: float, layer: str | None = None, error: float | None = None
     ) -> None:
-        """Reports progress; `share` of the whole work is done."""
         if self.callback is not None:
             seconds = time.perf_counter() - self.start
             left, done = time_left(seconds, share, self.before), (self.layers_done, self.layers)

@@ -20,7 +20,7 @@ DAMAGE_SPREAD = 0.15  # largest distance from the target: beyond it, the measure
 
 
 class Allocation(NamedTuple):
-    """`text` as written; `rule`, one of `ALLOCATIONS`, or `BY_DAMAGE`; `spread`, α of "sensitivity"; `folder` of
+    """`text` as written; `rule`, of `ALLOCATIONS` or `BY_DAMAGE`; `spread`, α of "sensitivity"; `folder` of
     measured damages."""
 
     text: str
@@ -39,13 +39,12 @@ class Allocation(NamedTuple):
         return read_damages(self.place / "rows.csv")
 
     def identity(self) -> str | None:
-        """Identifies the damages; None for other rules."""
         from rose.tensor_files import digest
 
         return digest({}, {"damages": repr(self.damages())}) if self.rule == BY_DAMAGE else None
 
     def check(self, pattern: Pattern) -> None:
-        """Raises RoseError for missing damages or those of a far sparsity, and for N:M, which leaves no room."""
+        """Raises RoseError for missing damages or a far sparsity, and for N:M, which leaves no room."""
         if self.rule != "uniform" and pattern.is_grouped:
             raise RoseError(f'{pattern} fixes the ratio of every layer; use a plain ratio, or allocation "uniform".')
         if self.rule != BY_DAMAGE:

@@ -61,13 +61,11 @@ class Workers:
 
     @classmethod
     def here(cls) -> Workers:
-        """Those of the process group, or this process alone."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_world_size(), dist.get_rank())
         return cls()
 
     def gather(self, value: T) -> list[T]:
-        """The values of all, by place."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -94,7 +92,6 @@ class Workers:
         return self.from_first(partial(Precision.of, compute, dtype or network.dtype, network.device))
 
     def all_agree(self, value: Any) -> bool:
-        """Whether every process has the same value."""
         return all(other == value for other in self.gather(value))
 
     def smallest(self, number: int | None) -> int | None:
@@ -108,7 +105,6 @@ class Workers:
         return tokens.tensor_split(self.count)[self.place]
 
     def sum_tensor(self, values: Tensor) -> None:
-        """Replaces a tensor by its sum over processes, in place."""
         if self.count > 1:
             dist.all_reduce(values)
 
@@ -193,7 +189,7 @@ class Workers:
                 break
         parts = self.gather((mine, problems))
         if problems := [problem for _, of_process in parts for problem in of_process]:
-            raise RoseError(min(problems)[1])  # the first one that a single process would meet
+            raise RoseError(min(problems)[1])  # which a single process would meet first
         results = {number: value for part, _ in parts for number, value in part.items()}
         return [results[number] for number in range(len(owners))]
 

@@ -40,7 +40,6 @@ class Cost:
 
 @cache
 def matmul_rate() -> float:
-    """Floating-point operations per second of a float32 matrix product on this machine's device."""
     return 2 * SIZE**3 / seconds_of_product(torch.float32, pick_device())
 
 
@@ -115,7 +114,7 @@ def estimate_evaluation(model: nn.Module, *, tokens: int, new_tokens: int = 0) -
 
 
 def pass_work(network: Network, tokens: int) -> list[float]:
-    """Floating-point operations of a pass over so many tokens from each decoder block on; a skeleton will do."""
+    """Floating-point operations of a pass over `tokens` from each decoder block on; a skeleton will do."""
     head = network.model.get_output_embeddings()  # type: ignore[operator]
     weights = [count_parameters(block) for block in network.blocks]
     last = 0 if head is None else count_parameters(head)

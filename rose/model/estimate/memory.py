@@ -77,7 +77,6 @@ class Memory:
 
 
 def largest(estimates: Iterable[Memory]) -> Memory:
-    """The estimate with the highest peak."""
     return max(estimates, key=lambda memory: memory.peak)
 
 
@@ -142,7 +141,6 @@ def estimate_memory(
 
 
 def _work(layer: PrunableLayer, dense_targets: bool, held_out: bool, stages: Sequence[tuple[int, int]]) -> int:
-    """Bytes of the float32 matrices while one layer is pruned."""
     columns, numbers = layer.weight.shape[1], layer.weight.numel()
     squares, weights = int(held_out), 0
     if dense_targets and is_output(layer):
@@ -160,8 +158,10 @@ def _read_by_a_token(model: nn.Module, layers: Sequence[PrunableLayer]) -> int:
 
 
 def tuning_memory(network: Network, length: int, weights: int, *, rounds: bool = False) -> int:
-    """Bytes at the peak of tuning besides the two models, for windows of `length` tokens and so many trained weights;
-    `rounds`: see `Precision`."""
+    """Bytes at the peak of tuning besides the two models.
+
+    `length`: tokens a window; `weights`: the number of trained ones; `rounds`: see `Precision`.
+    """
     tokens = max(length, TOGETHER)
     widest = max(max(layer.weight.shape) for layer in network.layers)
     of_token = len(network.blocks) * (HIDDEN_KEPT * network.config.hidden_size + WIDEST_KEPT * widest)

@@ -64,7 +64,7 @@ def parse_variant(text: str) -> Variant:
 def plan_comparison(
     methods: Sequence[str], sparsities: Sequence[str], **options: Unpack[RunOptions]
 ) -> tuple[list[Variant], list[RunSettings]]:
-    """The methods of a comparison, each once, and the settings of its runs: for every sparsity those of each method.
+    """The methods of a comparison, each once, and the settings of its runs: by sparsity, then by method.
 
     `methods` as for `parse_variant`. Raises RoseError without any, and for a combination that cannot run.
     """
@@ -117,9 +117,9 @@ Perplexity = Annotated[float, Within(1, or_nan=True)]
 class ComparisonRow:
     """One finished run. Errors are relative, means over layers; `seconds` is pruning alone; memory in bytes.
 
-    `drift` is that of the residual stream after the last pruned decoder block, None without held-out samples. `losses`
+    `drift` of the residual stream is after the last pruned decoder block, None without held-out samples. `losses`
     are nats a token of each window, as text; `cautions` on layers, see `rose.verdicts.in_brief`. Rows of earlier
-    versions have an empty environment, and neither losses nor cautions.
+    versions have an empty environment, losses and cautions.
     """
 
     method: Annotated[str, Readable(_read_name)]
@@ -318,7 +318,6 @@ def results_of(table: pd.DataFrame, sparsity: str, column: str = "perplexity") -
 
 
 def _drawn_losses(rows: pd.DataFrame) -> dict[Any, tuple[float, ...]]:
-    """Losses by window of each draw; {} if some were not stored."""
     losses = [tuple(map(float, str(text).split())) for text in rows.get("losses", [])]
     is_complete = len(set(map(len, losses))) == 1 and losses[0]
     return dict(zip(rows["seed"], losses, strict=True)) if is_complete else {}
@@ -363,8 +362,6 @@ def mean_and_spread(mean: float, spread: float, seeds: int) -> str:
 
 
 class ComparisonFolder(MeasurementFolder[ComparisonRow]):
-    """The folder of a comparison: a row per finished run."""
-
     kind = ComparisonRow
     key = "method", "sparsity", "seed", "environment"
     holds = "comparison", "comparison runs"

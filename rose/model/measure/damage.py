@@ -2,8 +2,8 @@
 
 A unit is a layer or a whole decoder block. Either the model is dense and a unit is pruned, or the model is pruned and a
 unit gets its dense weights back; everything else stays. The loss is the mean cross-entropy of next tokens on held-out
-windows, in nats. Windows are paired: differences vary far less than the losses, and their standard error is that of the
-mean difference. A pass begins at the unit's decoder block, on the output of the block before it; see `Boundaries`.
+windows, in nats. Windows are paired: differences vary far less than the losses, and so does
+their standard error. A pass begins at the unit's decoder block, on the output of the block before it; see `Boundaries`.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class DamageReport:
 
     Attributes:
         units: one row per unit, columns as in `DamageRecord`.
-        summary: settings; the loss without a change; the sum of all damages, and that of all units at once; how well
-            errors predict damage; limits of trust.
+        summary: settings; the loss without a change; the sum of all damages, and the damage of all units together;
+            how well errors predict damage; limits of trust.
     """
 
     units: pd.DataFrame
@@ -70,7 +70,6 @@ class DamageReport:
 
     @classmethod
     def from_records(cls, records: Sequence[DamageRecord], **settings: Any) -> DamageReport:
-        """Builds the table, and adds its results to the settings."""
         table = records_table([record for record in records if record.unit != WHOLE], DamageRecord)
         whole = next((record for record in records if record.unit == WHOLE), None)
         error = math.nan if whole is None else whole.standard_error
@@ -130,7 +129,7 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
 def outliers(table: pd.DataFrame, predictor: str = "held_out_error", count: int = 5) -> pd.DataFrame:
     """Units with a small error and a large damage, the widest `gap` first.
 
-    The rank of their damage is above that of their error by at least `GAP` of all ranks, and the damage above 0 by
+    Their damage ranks above their error by at least `GAP` of all ranks, and is above 0 by
     `CLEAR` standard errors, which a single window does not have.
     """
     damage = table["damage"]
@@ -176,9 +175,9 @@ def damage(
         units: "layers", each alone; "blocks", all chosen layers of a decoder block together.
         layers: names, `*` allowed; None means every prunable layer.
         restore: weights by layer name, (out, in), put back into the pruned `model`, one unit at a time; nothing is
-            pruned then. Errors are those of the pruned layers against these.
+            pruned then. Errors compare the pruned layers with these.
         done: units that are not measured again; they are pruned again for the last record.
-        record: called with every unit's record as it comes, at the end with that of all units at once, "*"; meanwhile
+        record: called with every unit's record as it comes, and at the end with one for all units, "*"; meanwhile
             the weights are restored. May raise to stop.
         progress: called with a `Progress` of stage "damage", whose layers are units; may raise to stop.
         options: `method`, `sparsity`, `block_size`, `damping`, `threshold`, `order`, `budget`, `options`, `bits` and
@@ -294,7 +293,6 @@ class Unit:
 
 
 def units_of(network: Network, selected: Sequence[PrunableLayer], units: str) -> list[Unit]:
-    """The units in the order in which they are visited."""
     if units == "layers":
         return [Unit(layer.name, layer.block_index, layer.projection, [layer]) for layer in selected]
     return [Unit(f"{network.prefix}.{index}", index, "", inside) for index, inside in by_block(selected).items()]
@@ -336,7 +334,7 @@ def _change(
 
 
 def _massive_text(unit: Unit, changes: Sequence[_Change]) -> str:
-    """Of all layers with massive activations; those of a decoder block with their names."""
+    """Of all layers with massive activations, with their names in a decoder block."""
     texts = [(change.layer.projection, change.row["massive"]) for change in changes if change.row["massive"]]
     return ". ".join(text if unit.projection else f"{projection}, {text}" for projection, text in texts)
 
@@ -351,7 +349,6 @@ def _errors(dense: Tensor, pruned: Tensor, inputs: InputStatistics) -> tuple[flo
 
 @contextmanager
 def _written(changes: Sequence[_Change]) -> Iterator[None]:
-    """While this lasts, the layers have their new weights."""
     before = [change.layer.weight.clone() for change in changes]
     try:
         for change in changes:
@@ -444,7 +441,6 @@ class _Run:
         )  # fmt: skip
 
     def _losses(self, index: int, unit: str) -> Tensor:
-        """Loss of each window, (windows,), in a pass that begins at a decoder block."""
         tell = partial(self._tell, "damage", index, unit)
         losses = window_losses(self.network, self.windows, progress=lambda share: tell(self.work[index] * share))
         self.finished += self.work[index]

@@ -83,7 +83,6 @@ class MeasurementFolder(Generic[Record]):
             raise RoseError(f"{self.folder} is not empty and holds no {self.holds[0]}; choose another folder.")
 
     def _is_begun(self) -> bool:
-        """Whether settings of such a measurement are there, with any values."""
         try:
             stored = json.loads((self.folder / SETTINGS).read_text())
         except (ValueError, RecursionError, FileNotFoundError):
@@ -108,13 +107,12 @@ class MeasurementFolder(Generic[Record]):
         return read_records(path, self.kind, self.holds[1]) if path.exists() else []
 
     def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
-        """The content of each of `summaries`, by name."""
         raise NotImplementedError
 
     def know(self, model: nn.Module, texts: Mapping[str, Tensor]) -> None:
         """Stores the identity of model and texts before any row; `texts`: tokens of any shape, by purpose.
 
-        Raises RoseError if the rows are those of another model or text, or the folder cannot be written any more.
+        Raises RoseError for rows of another model or text, or a folder that cannot be written any more.
         """
         digests = {name: digest({"tokens": tokens}) for name, tokens in texts.items()}
         self.norms, weights = embedding_norms(model), weight_norms(model)

@@ -77,7 +77,7 @@ def _check_layer(
     if ratios.notna().any():
         row = records.loc[ratios.idxmax()]
         check = check_overfitting(float(row["relative_error"]), float(row["held_out_error"]))
-        if check is not None:  # of one method of several, so it is named
+        if check is not None:  # with the name of its method
             checks.append(replace(check, finding=f"{sentence(label_of(row['method']))}: {check.finding}"))
     return checks
 

@@ -38,7 +38,6 @@ def perplexity(
 
 
 def perplexity_of(losses: Tensor) -> float:
-    """exp of the mean of `window_losses`."""
     mean = float(losses.mean())
     return math.inf if mean >= 700 else math.exp(mean)
 

@@ -77,7 +77,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, limit: int | N
 
 @torch.no_grad()
 def read_text(model: nn.Module, tokens: Tensor) -> Reading:
-    """The loss of every token and the likeliest next ones in a text, (1, length) int64 tokens."""
+    """The loss of every token and the likeliest next tokens in a text, (1, length) int64 tokens."""
     network = Network(model)
     network.check_in_memory()
     network.check_tokens(tokens)
@@ -104,7 +104,7 @@ def continue_prompt(
 ) -> str:
     """The most likely next tokens, one after another (greedy), without the prompt.
 
-    Raises RoseError for an empty prompt, or one that with its continuation is longer than the model allows.
+    Raises RoseError for an empty prompt, or a continuation that is longer than the model allows.
     """
     if not prompt.strip() or new_tokens < 1:
         raise RoseError("Give a prompt of at least one word, and ask for at least one new token.")

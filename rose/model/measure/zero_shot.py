@@ -95,12 +95,12 @@ def zero_shot(
 
     Returns:
         A row per task: task, questions, accuracy, accuracy_error (standard error), accuracy_norm; NaN for numbers that
-            the task does not have. The error is that of two more right and two more wrong answers (Agresti and Coull
+            the task does not have. The error counts two more right and two more wrong answers (Agresti and Coull
             1998): without them, all right or all wrong would be beyond chance.
 
     Raises:
-        RoseError: lm-eval is not installed, a `bos` that the tokenizer cannot do, an unknown task, one that may run
-            code, or a data set out of reach.
+        RoseError: lm-eval is not installed, a `bos` that the tokenizer cannot do, an unknown task, a task that may
+            run code, or a data set out of reach.
     """
     check_installed()
     first = first_token(tokenizer, bos)
@@ -114,8 +114,7 @@ def zero_shot(
 
 
 def task_manager(tasks: Sequence[str], folder: str | Path | None, *, trust_remote_code: bool = False) -> Any:
-    """lm-eval's tasks, or those of a folder; raises RoseError as `check_task_folder`, for a group of tasks, and for an
-    unknown one."""
+    """lm-eval's tasks, or a folder's; raises RoseError as `check_task_folder`, and for groups and unknown tasks."""
     from lm_eval.tasks import TaskManager
 
     if folder is not None:
@@ -139,7 +138,6 @@ def _wrapped(
     first: int | None,
     progress: Callable[[float], Any],
 ) -> Any:
-    """The model for lm-eval."""
     from lm_eval.models.huggingface import HFLM
 
     class Begun(HFLM):

@@ -30,7 +30,7 @@ from rose.model.walk.forward import hidden_of, no_input
 from rose.model.walk.walk import BlockStatistics, statistics_of
 from rose.verdicts import is_same_model
 
-# Hutchinson's probes: one for each of so many windows, cut to so many tokens. A second derivative costs about four
+# Hutchinson's probes: one for each window, cut to this length. A second derivative costs about four
 # forward passes, and keeps every attention matrix: 7 GB for 512 tokens of the packaged model.
 TRACE_SAMPLES, TRACE_LENGTH = 16, 512
 
@@ -143,7 +143,6 @@ def _stop_behind(_block: nn.Module, _inputs: Any, output: Any) -> None:
 
 
 def _sum_of(layer: PrunableLayer, products: Tensor) -> float:
-    """The sum over the layer's part of a tensor of its parameter's shape."""
     part = layer.module.part_of(products) if isinstance(layer.module, ExpertLinear) else products
     return float(part.sum(dtype=torch.float32))
 
@@ -254,7 +253,7 @@ def exact_ratios(ratios: Sequence[float], sizes: Sequence[int], ratio: float, re
 
     Ratios may lie outside 0 to 1; results do not, and are at most `reach` from the target, up to one weight of the
     layer. Each result is a whole number of weights over the layer's size, so a method that counts over the layer meets
-    the total exactly; one that counts per row or block rounds as usual.
+    the total exactly; methods that count per row or block round as usual.
     """
     if not 0 <= ratio <= 1:
         raise RoseError(f"The ratio must be a number from 0 to 1, not {ratio!r}.")

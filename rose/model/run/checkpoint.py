@@ -77,7 +77,7 @@ class DiskStorage(Storage):
         self.finished.add(index)
 
     def read(self, index: int) -> dict[str, Tensor]:
-        """The stored tensors of a finished decoder block; none of another one."""
+        """The stored tensors of a finished decoder block; {} for others."""
         if index not in self.finished:
             return {}
         try:
@@ -170,7 +170,7 @@ class RunCheckpoint(DiskStorage):
         return whole, newest
 
     def _check_count(self, useful: range) -> None:
-        """Raises RoseError if the missing hidden states are those of another number of processes."""
+        """Raises RoseError if another number of processes has the missing hidden states."""
         for folder in (self.folder, *self.folder.glob("*-of-*")):
             processes = 1 if folder == self.folder else int(folder.name.partition("-of-")[2])
             indices = [int(path.name[-5:]) for path in (folder / "dense").glob("activations-?????")]
@@ -372,7 +372,6 @@ def describe_run(
 
 
 def describe_inputs(network: Network, tokens: Tensor, held_out: Tensor | None) -> dict[str, Any]:
-    """The model and the tokens of a run, as JSON values."""
     rotated = rotated_heads(network.model)
     return {
         "rotated_heads": rotated and rotated["basis"],
@@ -387,7 +386,6 @@ def describe_inputs(network: Network, tokens: Tensor, held_out: Tensor | None) -
 def report_inputs(
     network: Network, tokens: Tensor, held_out: Tensor | None, storage: Storage, precision: Precision
 ) -> dict[str, Any]:
-    """For a report: the windows, the model with its drift, and the environment."""
     return {
         "samples": tokens.shape[0],
         "length": tokens.shape[1],

@@ -83,7 +83,7 @@ def _errors(
     gap: InputGap | OutputGap | None,
     shared: Known | None,
 ) -> tuple[float, float | None]:
-    """Relative errors against the layer's own dense output, and against its dense target if its gap is known."""
+    """Relative errors against the layer's own dense output and, with a gap, against its dense target."""
     weight = layer.weight
     if gap is None:
         dense = shared.energy(weight, inputs) if shared else None
@@ -113,7 +113,6 @@ def is_left_dense(layer: PrunableLayer, statistics: Mapping[str, InputStatistics
 
 
 def dense_record(layer: PrunableLayer, statistics: InputStatistics | None, settings: Settings) -> LayerRecord:
-    """The record of a layer that was left dense; `statistics` of its few tokens, if there were any."""
     tokens, dead = (0, 0) if statistics is None else (statistics.tokens, int(statistics.dead.sum()))
     return LayerRecord(
         **_place(layer), method=settings.method, sparsity=0.0, relative_range=0.0, is_columnar=False,
@@ -125,7 +124,7 @@ def dense_record(layer: PrunableLayer, statistics: InputStatistics | None, setti
 def record_of(
     layer: PrunableLayer, result: LayerResult, seconds: float, settings: Settings, **fields: Any
 ) -> LayerRecord:
-    """The record of one layer, not changed yet; `fields` of `LayerRecord` replace those of the result."""
+    """The record of one layer, not changed yet; `fields` of `LayerRecord` override the result."""
     plan, massive = result.plan, result.massive
     before, dead = int(layer.weight.eq(0).sum()) / layer.weight.numel(), plan.hessian_diagonal.eq(0)
     sparsity = result.sparsity

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -143,9 +143,13 @@ def prune_by(
             remedy=_remedy(run),
         )  # fmt: skip
         pruner = _Pruner(run, patterns, walk, start)
-        with _counting_layers(walk, len(selected)):
+        try:
             for block in visit_sequentially(walk) if run.sequential else walk.visit(propagate_again=True):
                 records += pruner.visit(block)
+        except BaseException as problem:
+            if walk.meter.layers_done and not network.is_streamed:  # whose files stay as they are
+                problem.add_note(f"{walk.meter.layers_done} of {len(selected)} layers of the model are pruned now.")
+            raise
         storage.finish()
     walk.meter.tell("done", walk.last, 1.0)
     results = {
@@ -160,19 +164,7 @@ def prune_by(
     return RunReport.from_records(records, settings, **results)
 
 
-@contextmanager
-def _counting_layers(walk: Walk, layers: int) -> Iterator[None]:
-    """Notes on an exception how many of the layers are pruned."""
-    try:
-        yield
-    except BaseException as problem:
-        if walk.meter.layers_done and not walk.network.is_streamed:  # whose files stay as they are
-            problem.add_note(f"{walk.meter.layers_done} of {layers} layers of the model are pruned now.")
-        raise
-
-
 def _of_experts(records: Sequence[LayerRecord], experts: set[str], fewest: int) -> dict[str, Any]:
-    """A report's lines about a mixture of experts; none for other models."""
     tokens = [record.tokens or 0 for record in records if record.layer in experts]
     if not tokens:
         return {}
@@ -210,7 +202,6 @@ class _Pruner:
         return records
 
     def _prune(self, block: BlockStatistics) -> list[LayerRecord]:
-        """Prunes these layers in place; several processes divide them."""
         workers, meter = self.walk.workers, self.walk.meter
         owners = workers.divide(block.layers, block.calibration)
         before = meter.layers_done

@@ -35,7 +35,7 @@ from rose.tensor_files import digest
 
 PROBED = 8  # tokens to find heads with
 PRUNED = 0.2  # a larger share of zeros comes from pruning; a grid of quantization has a zero, too
-JUDGES = 4  # one of so many calibration samples judges, without held-out tokens
+JUDGES = 4  # without held-out tokens, every fourth calibration sample judges
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def check_samples(samples: int) -> None:
 def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[ValueHeads]:
     """The heads of all output projections among `layers` that can be rotated; the model is not changed.
 
-    Raises RoseError if there are none, or if their weights are shared with other layers, or pruned.
+    Raises RoseError without any, and for weights that other layers share or that are pruned.
     """
     selected, width = {layer.name for layer in network.select(layers)}, head_width(network.config)
     few = torch.arange(PROBED)[None] % network.config.vocab_size
@@ -154,7 +154,7 @@ def value_heads(network: Network, layers: Sequence[str] | None = None) -> list[V
     hidden: list[Tensor] = []
     along = record_inputs(network, few, outputs, lambda _batch, states: hidden.append(states))
     alone = record_inputs(network, few.T, outputs)
-    # Any hidden states will do if they are not zero, as those of padding tokens are.
+    # Any hidden states will do except zeros, which padding tokens have.
     states = torch.randn(hidden[0].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     states = states.to(hidden[0].dtype)
     every: list[ValueHeads] = []

@@ -52,7 +52,6 @@ class RunSettings:
         return selected
 
     def describe(self) -> dict[str, Any]:
-        """The settings of the run as a whole, as JSON values."""
         return {
             "allocation": self.allocation.text,
             "target": self.target,
@@ -79,7 +78,6 @@ def describe_grid(grid: Grid | None) -> dict[str, Any]:
 
 
 def describe_layer(settings: Settings) -> dict[str, Any]:
-    """How each layer is pruned, as JSON values."""
     names = ("block_size", "damping", "threshold")
     return {
         "method": settings.method,

@@ -51,7 +51,6 @@ def find_trained(network: Network, layers: Sequence[str] | None) -> list[Trained
 
 
 def _beside(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Zeros of the sparse part of W = sparse + left @ right, (out, in) bool."""
     limits, size = torch.finfo(weight.dtype), weight.float().abs()
     gap = (weight.float() - (left.float() @ right.float()).to(weight.device)).abs()
     # The first is each entry's own rounding, below the smallest normal number too; the second the product's sums.
@@ -79,9 +78,9 @@ def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, u
 
 
 def _grid_to_leave(weight: Tensor, dense: Tensor | None) -> FoundGrid | None:
-    """The grid of W, (out, in), unless the dense weights lie on one that is as coarse.
+    """The grid of W, (out, in), unless the dense weights' grid is as coarse.
 
-    Weights of a GGUF file lie on a grid, and pruned ones that nothing has compensated still do.
+    Weights of a GGUF file lie on a grid, and pruning without compensation keeps it.
     """
     grid = apparent_grid(weight)
     if grid is None or dense is None or apparent_grid(dense) is None:
@@ -94,7 +93,7 @@ def _grid_to_leave(weight: Tensor, dense: Tensor | None) -> FoundGrid | None:
 def in_float32(model: nn.Module, exceptions: Sequence[nn.Parameter]) -> Iterator[None]:
     """While this lasts, all other parameters are float32, as bfloat16 loses small steps; rounded back at the end.
 
-    Float64 parameters are float32, too, as autocast rounds none of them; at the end they are restored.
+    Float64 parameters are float32, too, as autocast does not round them; at the end they are restored.
     """
     left = {id(each) for each in exceptions if each.dtype != torch.float64}
     stored = {each: each.dtype for each in model.parameters() if each.is_floating_point() and id(each) not in left}

@@ -38,8 +38,6 @@ class TuneOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TuneTask:
-    """The models and texts of a tuning; see `rose.tune_model`."""
-
     model: nn.Module
     dense: nn.Module
     tokens: Tensor
@@ -51,7 +49,7 @@ class TuneTask:
 @dataclass(frozen=True)
 class TuningLook:
     """One measurement, losses in nats a token. `loss` is the mean over the steps since the last look, None at first;
-    `held_out` that of next tokens, None without held-out windows."""
+    `held_out` counts next tokens, None without held-out windows."""
 
     step: int
     seconds: float
@@ -61,8 +59,6 @@ class TuningLook:
 
 @dataclass(frozen=True)
 class TuningProgress(Progress):
-    """Progress in steps, with the measurements so far."""
-
     curve: tuple[TuningLook, ...] = ()
 
 
@@ -90,7 +86,7 @@ class TuneReport:
     def added_to(self, report: RunReport, **entries: Any) -> RunReport:
         """The report of the run that made the model, without errors that no longer hold.
 
-        Its summary has `facts` and `entries` as "tuned", and those of earlier tunings as "tuned_before". The
+        Its summary has `facts` and `entries` as "tuned", and earlier tunings as "tuned_before". The
         environment, in a run of two stages that of the second, is the tuning's.
         """
         report, environment = report.without_errors(), {"environment": self.summary["environment"]}
@@ -144,7 +140,7 @@ def check_memory(
 
     Args:
         length: tokens a window.
-        weights: the number to train; None for those of all prunable layers.
+        weights: the number to train; None for all prunable layers.
         compute: see `TuneSettings`.
         besides: bytes that something else will take first.
     """

@@ -4,8 +4,8 @@ Pruning compensates within layers; this uses the model's own loss (distillation 
 arXiv:2310.06927). Gradients of removed weights are 0 from the first step on, so Adam's moments and steps are 0 there,
 too, and zeros stay to the bit.
 
-transformers' Trainer would not do: it keeps its state in pickles, takes no time limit, and knows neither masks nor the
-dense model nor the choice of the best step.
+transformers' Trainer would not do: it keeps its state in pickles, takes no time limit, and lacks masks, a dense model
+and a choice of the best step.
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ def cross_entropy(logits: Tensor, windows: Tensor) -> Tensor:
 
 
 class Tuner:
-    """One run of `rose.tune_model`, or of one of its parts; it can report after it was stopped, too.
+    """A run of `rose.tune_model`, or of a part; it can report after it was stopped, too.
 
     Attributes:
         curve: the measurements so far.
-        steps: the planned number, 0 until it is known.
+        steps: the planned number, at first 0.
         away: the dense model's lead at the start, nats a token, once it is known.
     """
 
@@ -171,12 +171,10 @@ class Tuner:
 
     @property
     def table(self) -> pd.DataFrame:
-        """`curve` with a row for each measurement."""
         table = pd.DataFrame(list(map(asdict, self.curve)), columns=["step", "seconds", "loss", "held_out"])
         return table.astype({"loss": float, "held_out": float})
 
     def report(self) -> TuneReport:
-        """The outcome so far."""
         rows = []
         for each, before in zip(self.trained, self.start, strict=True):
             now, old = each.parameter.detach().float(), before.float()
@@ -207,7 +205,6 @@ class Tuner:
 
 
 def texts_digest(tokens: Tensor, held_out: Tensor | None) -> str:
-    """Identifies the windows of a tuning in its checkpoint."""
     texts = {"tokens": tokens.long()}
     return digest(texts if held_out is None else texts | {"held_out": held_out.long()})
 
@@ -223,7 +220,6 @@ def size_of(dense: Network) -> float:
 
 
 def describe_tuning(settings: TuneSettings, precision: Precision, parts: int) -> dict[str, Any]:
-    """The settings for the checkpoint, as JSON values."""
     return {"command": "tune", "format": FORMAT, "parts": parts, **settings.to_dict(), **precision.describe()}
 
 
@@ -244,7 +240,6 @@ class _Loop:
         self.gathered: list[float] = []
 
     def _clear(self, mask: Tensor, parameter: Tensor) -> None:
-        """Sets the gradient of removed weights to 0."""
         assert parameter.grad is not None
         parameter.grad.mul_(mask)
         self.tell()
@@ -274,7 +269,7 @@ class _Loop:
         self.progress(TuningProgress("tune", 0, 1, None, None, *counts, curve=tuple(tuner.curve)))
 
     def _start(self) -> None:
-        """The first look, and the dense model's lead on held-out windows, or on those of the first step."""
+        """The first look, and the dense model's lead on held-out windows, or on the first step's."""
         tuner = self.tuner
         windows = self._windows(0) if tuner.held_out is None else tuner.held_out
         dense = self._next_tokens(self.teacher, windows)
@@ -301,7 +296,6 @@ class _Loop:
         return int(self.workers.smallest(planned) or 1)
 
     def _windows(self, step: int) -> Tensor:
-        """The windows of one step: every epoch has its own order."""
         tokens, batch = self.tuner.tokens, min(self.settings.batch, len(self.tuner.tokens))
         per_epoch = max(1, len(tokens) // batch)
         seed = (self.settings.seed * 1_000_003 + step // per_epoch) % 2**63
@@ -404,7 +398,6 @@ class _Loop:
         self.workers.from_first(write)
 
     def _resume(self) -> bool:
-        """Goes back to the last save; False if there is none, or it is damaged."""
         if self.folder is None:
             return False
         try:
@@ -448,8 +441,8 @@ def tune_model(
         held_out: further windows, whose next tokens decide which step is kept: perplexity on them is never worse than
             at the start.
         layers: names to tune, `*` allowed; None means every prunable layer. Norms, embeddings and the head stay.
-        parts: decoder blocks are tuned in so many parts, one after another, each with its share of the steps; gradients
-            and Adam's moments take the memory of one part.
+        parts: decoder blocks are tuned in parts, one after another, each with its share of the steps; gradients and
+            Adam's moments take the memory of one part.
         unpruned: tune a model without zeros, too.
         progress: called with a `TuningProgress` several times a step; may raise to stop: the best step so far is kept.
         checkpoint: a folder from which the same call resumes, to the same bits with as many processes; load the pruned
@@ -520,13 +513,7 @@ class Parts:
                     if self.tuner.curve:  # not if it was stopped before any measurement
                         self.done.append(self.tuner.report())
 
-    @property
-    def is_begun(self) -> bool:
-        """Whether a step is done, so that there is something to keep and to report."""
-        return any(report.summary["steps"] for report in self.done)
-
     def report(self) -> TuneReport:
-        """The outcome so far."""
         return joined(self.done, self.settings) if len(self.parts) > 1 else self.tuner.report()
 
 
@@ -548,11 +535,12 @@ def tune_until_stopped(
         if Workers.here().count > 1 and not isinstance(problem, (RoseError, KeyboardInterrupt)):
             raise  # in this process alone: the others would wait for it
         stopped = problem
-    return tuner.report() if tuner and tuner.is_begun else None, stopped
+    has_step = tuner is not None and any(report.summary["steps"] for report in tuner.done)
+    return tuner.report() if tuner and has_step else None, stopped
 
 
 def divided(network: Network, layers: Sequence[str] | None, parts: int) -> list[list[str]]:
-    """Names of the layers to tune, in so many parts of whole decoder blocks, in the model's order.
+    """Names of the layers to tune by part; parts have whole decoder blocks, in the model's order.
 
     Raises RoseError for fewer decoder blocks than parts, or a number that is not whole.
     """

@@ -42,7 +42,6 @@ def run_block(
 
 
 def split_batches(tokens: Tensor) -> Sequence[Tensor]:
-    """(samples, length) tokens as the batches that run at once."""
     return tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
 
 
@@ -62,7 +61,6 @@ def hidden_of(output: Any) -> Tensor:
 
 
 def _split(args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Arguments]:
-    """A block's arguments as the hidden states and the rest."""
     if args:
         return args[0], (args[1:], dict(kwargs))
     return kwargs["hidden_states"], ((), {name: value for name, value in kwargs.items() if name != "hidden_states"})
@@ -147,7 +145,7 @@ def check_blocks(network: Network, tokens: Tensor, layers: Sequence[PrunableLaye
     """Each block's output in a real forward pass over a few of the tokens, for its stand-in to imitate.
 
     Raises RoseError for blocks that are not a plain chain, depend on each other through other arguments or change
-    their input, and for one of `layers` that is not called.
+    their input, and for `layers` that are not called.
     """
     few, calls = tokens[:1, :8], []  # of blocks: index, hidden states, other arguments, output
     versions: list[int] = []
@@ -192,7 +190,7 @@ def _is_chain(network: Network, few: Tensor, calls: Sequence[tuple]) -> bool:
         return False
     for (*_, output), (_, hidden, rest, _) in pairwise(calls):
         # Other outputs that go into the next block, such as the tokens that sparse attention has picked: a stand-in
-        # would hand on those of the few tokens.
+        # would hand on the few tokens' ones.
         further = [] if isinstance(output, Tensor) else _tensors(output[1:])
         if not _same(hidden_of(output), hidden) or any(a is b for a in further for b in _tensors(rest)):
             return False

@@ -1,9 +1,9 @@
-"""One pass for each decoder block, in which every layer is pruned just before it runs (GPTQ's true-sequential mode).
+"""One pass for each decoder block: every layer is pruned just before it runs (GPTQ's true-sequential mode).
 
-Each layer is calibrated on the pruned layers before it in the same block, and the outputs are those of the pruned
-block, so a second pass is not needed. All batches go through the block side by side, and each stops at every layer that
-is not pruned yet. Once all have stopped or finished, one layer is pruned (with dense targets together with others that
-read the same tensors), and its batches go on. With routed experts batches stop at different layers; the first of these
+Each layer is calibrated on the pruned layers before it in the same block, so the outputs need no second pass. All
+batches go through the block side by side, and each stops at every layer that is not pruned yet. Once all
+have stopped or finished, one layer is pruned (with dense targets together with others that read the same tensors), and
+its batches go on. With routed experts batches stop at different layers; the first of these
 in the block is pruned, as batches that wait there may reach the later ones, too.
 
 A stopped batch keeps its call stack in a greenlet, so this works for any forward function. Between stops every batch
@@ -27,7 +27,7 @@ from rose.model.network.layers import PrunableLayer
 from rose.model.network.precision import plainly
 from rose.model.network.stand_ins import hooked
 from rose.model.walk.forward import no_input, version_of
-from rose.model.walk.targets import BatchKey, Gaps
+from rose.model.walk.targets import BatchKey, BlockTargets, Gaps
 from rose.model.walk.walk import BlockStatistics, Walk
 
 
@@ -69,7 +69,6 @@ class _Batch:
 
     @property
     def is_counted(self) -> bool:
-        """Whether the statistics include the inputs with their present content."""
         if self.counted is None:
             return False
         return self.counted[0] is self.inputs and self.counted[1] == version_of(self.inputs)
@@ -91,7 +90,9 @@ class _Block:
         self.waiting: list[_Batch] = []
         self.statistics: dict[str, InputStatistics] = {}
         self.last: list[_Batch] = []
-        self.targets = walk.targets_of(index, block, layers)
+        self.targets = None
+        if walk.trace is not None:
+            self.targets = BlockTargets(block, layers, walk.trace.of(index, block), walk.precision.products)
         self.gaps: Gaps | None = None
         self.main = getcurrent()
         batches = [
@@ -226,5 +227,4 @@ class _Block:
         self.walk.workers.sum_statistics(self.statistics, layer.name, routed)
 
     def _work_done(self) -> float:
-        """Fraction of this block's work, by the layers pruned."""
         return 0.95 * len(self.readers) / len(self.layers)

@@ -1,4 +1,4 @@
-"""What a walk stores: finished decoder blocks, hidden states, and those of the dense model beside the pruned one.
+"""The storage of a walk: finished decoder blocks, and hidden states of the pruned and the dense model.
 
 `rose.model.run.checkpoint` stores it on disk. Dense and pruned hidden states pass the decoder blocks together. A block
 runs on the dense ones while its weights are still dense, so no second copy of the model is needed. Held-out
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,22 +34,12 @@ FinishedBlock = tuple[int, dict[str, Tensor], list[dict[str, Any]]]  # its index
 Watch = Callable[[str, int, Tensor], AbstractContextManager[None]]
 
 
-class Activations(Protocol):
-    """The inputs of one decoder block, a tensor per batch of each stream ("calibration", "held_out").
-
-    A batch is read before its successor is written; `advance` ends a round of writing.
-    """
-
-    def read(self, stream: str, batch: int) -> Tensor: ...
-
-    def write(self, stream: str, batch: int, hidden: Tensor) -> None: ...
-
-    def advance(self, index: int) -> None:
-        """Everything written since the last call is the complete input of decoder block `index`."""
-
-
 class MemoryActivations:
-    """In memory. A written batch replaces the one that was read, so nothing is held twice."""
+    """The inputs of one decoder block, a tensor per batch of each stream ("calibration", "held_out"), in memory.
+
+    A batch is read before its successor is written, which replaces it; `advance(index)` ends a round of writing: all
+    inputs of decoder block `index` are written then.
+    """
 
     def __init__(self) -> None:
         self._streams: dict[str, dict[int, Tensor]] = {}
@@ -65,7 +55,7 @@ class MemoryActivations:
 
 
 class DiskActivations:
-    """In one folder per decoder block, renamed once it is complete; the newest `rounds` folders remain."""
+    """The same in one folder per decoder block, renamed once it is complete; the newest `rounds` folders remain."""
 
     def __init__(self, folder: Path, rounds: int = 1) -> None:
         self.folder, self.rounds = folder, rounds
@@ -114,13 +104,15 @@ class DiskActivations:
         return latest
 
     def clear(self) -> None:
-        """Removes everything."""
         for folder in self._all().values():
             shutil.rmtree(folder, ignore_errors=True)
         self._current = None
 
     def _all(self) -> dict[int, Path]:
         return {int(path.name.partition("-")[2]): path for path in self.folder.glob("activations-?????")}
+
+
+Activations = MemoryActivations | DiskActivations
 
 
 def _file(folder: Path, stream: str, batch: int) -> Path:
@@ -193,7 +185,7 @@ class DenseStreams:
     ) -> None:
         """Runs a decoder block with its dense weights, before it is pruned: `run` takes each batch.
 
-        `pruned` are the pruned model's inputs of this block, `arguments` those of each stream's batches. `watch` is
+        `pruned` has the pruned model's inputs of this block, `arguments` further ones by stream and batch. `watch` is
         entered around the pass of each batch, with its stream, number and input.
         """
         if not self.names:
@@ -237,7 +229,6 @@ class DenseStreams:
         return BlockDrift(index, drift, passed_on, arisen)
 
     def batches(self, streams: Mapping[str, Tensor]) -> dict[str, int]:
-        """The number of batches in each stream of (samples, length) tokens."""
         return {name: len(split_batches(streams[name])) for name in self.names}
 
 
@@ -289,7 +280,6 @@ class Storage:
         return records
 
     def add_drift(self, drift: BlockDrift) -> None:
-        """Stores the drift after one decoder block."""
         self.drifts[drift.block_index] = drift
 
     def start(self, batches: Mapping[str, int]) -> int | None:
@@ -312,7 +302,6 @@ class Storage:
 
 
 def lay_over(layers: Sequence[PrunableLayer], tensors: Mapping[str, Tensor]) -> None:
-    """Writes stored weights, and biases of output projections, into the layers of these names."""
     for layer in layers:
         if layer.name in tensors:
             layer.write(tensors[layer.name])

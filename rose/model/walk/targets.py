@@ -94,11 +94,9 @@ class BlockTargets:
         self._hooks = self._output_hooks(lambda: self.pruned[current()])
 
     def enter(self, key: BatchKey, hidden: Tensor) -> None:
-        """A pruned batch begins its pass."""
         self.pruned[key] = _Pass(hidden)
 
     def close(self) -> None:
-        """Releases everything."""
         for hook in self._hooks:
             hook.remove()
         self.dense.clear()
@@ -109,7 +107,6 @@ class BlockTargets:
         return [modules[name].register_forward_hook(_keep_output(current, name)) for name in self._modules]
 
     def writes(self, layer: PrunableLayer) -> bool:
-        """Whether the layer writes into the residual stream."""
         return layer.name in self.writers
 
     def alike(self, layer: PrunableLayer) -> list[PrunableLayer]:
@@ -130,7 +127,6 @@ class BlockTargets:
         ]
 
     def forget(self, layer: PrunableLayer) -> None:
-        """Releases the layer's inputs in the dense model."""
         for dense in self.dense.values():
             dense.inputs.pop(layer.name, None)
 

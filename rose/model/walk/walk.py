@@ -32,7 +32,6 @@ from rose.model.walk.forward import (
     version_of,
 )
 from rose.model.walk.storage import HELD_OUT, DenseStreams, MemoryActivations, Storage, Watch
-from rose.model.walk.targets import BlockTargets
 from rose.model.workers import Workers
 
 LEAVE_OUT = "leave this layer out"  # the remedy that every caller has for a layer that cannot be calibrated
@@ -49,8 +48,6 @@ class _Reading:
 
 @dataclass(eq=False)
 class _Group:
-    """Layers that have read the same tensors in every batch so far."""
-
     layers: list[str]
     statistics: InputStatistics
 
@@ -58,7 +55,7 @@ class _Group:
 class Collector:
     """Forward hooks that gather layers' inputs.
 
-    Inputs are counted at the end of each batch, when all readers of a tensor are known: routed experts may read the
+    Inputs are counted at the end of each batch, when a tensor has had all its readers: routed experts may read the
     router's own tensor in one batch and not in the next. A group whose layers no longer read the same is split. The
     caller removes the `hooks`.
 
@@ -87,7 +84,7 @@ class Collector:
         return note
 
     def end_batch(self) -> None:
-        """Counts the inputs since the last call; raises RoseError for one that has been overwritten since."""
+        """Counts the inputs since the last call; raises RoseError for overwritten inputs."""
         for reading in self.readings:
             if version_of(reading.inputs) != reading.version:
                 raise RoseError(
@@ -193,7 +190,6 @@ class Walk:
 
     @property
     def last(self) -> int:
-        """The last decoder block that is visited."""
         return max(self.by_block)
 
     def layers_of(self, index: int) -> list[PrunableLayer]:
@@ -211,7 +207,6 @@ class Walk:
                 self.storage.activations.advance(index + 1)
 
     def run(self, block: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
-        """A block's output on one batch, on the device."""
         return run_block(block, hidden, arguments, self.network.device, self.precision)
 
     def visit(self, propagate_again: bool) -> Iterator[BlockStatistics]:
@@ -252,12 +247,6 @@ class Walk:
             if index < self.last or (stream == HELD_OUT and self.dense.names):
                 self._pass(stream, block, index, [], "propagate", (begin, 1.0), keep=True)
 
-    def targets_of(self, index: int, block: nn.Module, layers: Sequence[PrunableLayer]) -> BlockTargets | None:
-        """The dense targets of a decoder block; None if targets are not dense."""
-        if self.trace is None:
-            return None
-        return BlockTargets(block, layers, self.trace.of(index, block), self.precision.products)
-
     def run_dense(self, block: nn.Module, index: int, watch: Watch | None = None) -> None:
         """Runs a block that is still dense on the dense hidden states, if there are any; see `DenseStreams.run`."""
         arguments = {stream: of_blocks[index] for stream, of_blocks in self.arguments.items()}
@@ -272,7 +261,6 @@ class Walk:
             self.run_dense(block, index)
 
     def put_out(self, stream: str, batch: int, index: int, output: Tensor) -> None:
-        """Stores a block's output for one batch, and compares it for drift."""
         if index < self.last:
             self.storage.activations.write(stream, batch, output)
         self.dense.compare(stream, batch, index, output)
