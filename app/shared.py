@@ -165,7 +165,10 @@ def let_go() -> None:
                 study.let_go()
     _times_let_go[0] += 1
     _loaded_model.clear()
+    # The first session was there when imports were frozen: what it has left is no garbage before they are thawed.
+    gc.unfreeze()
     return_memory()
+    gc.freeze()
 
 
 def _is_over(job: Job) -> bool:

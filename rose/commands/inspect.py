@@ -28,8 +28,8 @@ def run(spec: Inspect, console: Console) -> None:
         if spec.other is None:
             table = inspect_file(files, follow)
         else:
-            with TensorFiles(spec.other) as others:
-                table = compare_files(files, others, follow)
+            with TensorFiles(spec.other) as second:
+                table = compare_files(files, second, follow)
         follow(1.0)
     if spec.output:
         write_file(spec.output, csv_text(table))

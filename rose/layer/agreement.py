@@ -34,7 +34,7 @@ ROW_SCALE = 2.0  # logarithm of a slope, by tangent
 COLUMNS_LAWFUL = 0.02  # share of a layer's columns that may turn round
 NEGATIVE = {(1, 32): 20.0, (1, 128): 20.0, (32, 32): 20.0, (128, 128): 20.0}  # Σ −v w / s² of a tile
 RESIDUAL = {(32, 32): 8.0, (128, 128): 5.0}  # mean r² / s² of a tile
-ONE_RESIDUAL, SEVERAL = 1000.0, 3  # r² / s² of a changed weight where weights stayed; so many make a tile
+ONE_RESIDUAL, SEVERAL = 1000.0, 3  # r² / s² of a changed weight where weights stayed; such weights that make a tile
 LAYER = 0.3  # cosine of a whole layer below which no part is judged
 LARGEST = 16.0  # times the largest dense weight
 PRIOR = 8  # weights of the layer's mean that a variance begins with
@@ -51,7 +51,7 @@ SAME_COUNT = 0.9  # share of rows that keep the same number of weights
 SAMPLED, NEARLY = 64, 0.95  # rows that are looked at for a whole layer, and the share that must agree
 GROWN = 1.3  # norm of a row beside its dense norm, by the layer's median
 SHOWN = 8  # rectangles that are named
-EMPTIED = 4  # dense weights of an empty row that are above the mean of what their column keeps
+EMPTIED = 4  # dense weights of an empty row that are above the mean of their column's kept ones
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def misfits(before: Tensor, after: Tensor) -> tuple[Misfit, ...]:
     layer = layer.without(rows, 0)
     columns = layer.odd_columns()
     empty = _empty_rows(dense, pruned)
-    named = {*rows.tolist(), *(row for part in empty for row in range(part.rows[0], part.rows[1] + 1))}
-    parts += empty + _other_counts(pruned, named)
+    reported = {*rows.tolist(), *(row for part in empty for row in range(part.rows[0], part.rows[1] + 1))}
+    parts += empty + _other_counts(pruned, reported)
     parts += _named(ROW, layer, dense, pruned, rows) + _named(COLUMN, layer, dense, pruned, columns)
     layer = layer.without(columns, 1)
     tiles = layer.odd_tiles()
@@ -106,11 +106,11 @@ def misfits(before: Tensor, after: Tensor) -> tuple[Misfit, ...]:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Kept weights of V beside those of W, and how far the columns of this layer move.
+    """V and W where V keeps weights, and how far the columns of this layer move.
 
     Attributes:
         dense, pruned: W where V is not zero, and V, (out, in); zero in rows and columns that were taken out.
-        moved: kept weights that are neither those of W nor W rounded to 16 bits, (out, in) bool.
+        moved: kept weights that differ from W and from W rounded to 16 bits, (out, in) bool.
         is_still: whether most rows or most columns have no such weight.
         slope: of V on W over ordinary rows.
         variance: of residuals V − slope · W by column, (in,).
@@ -152,10 +152,10 @@ class _Layer:
         """With the variance of these rows, (out,) bool."""
         dense, pruned = (self.dense, self.pruned) if ordinary.all() else (self.dense[ordinary], self.pruned[ordinary])
         squares, counts = (pruned - self.slope * dense).square().sum(0), (pruned != 0).sum(0)
-        kept = counts.sum().clamp_min(1)
-        variance = (self.floor**2 * dense.square().sum() / kept).expand_as(squares)
+        total = counts.sum().clamp_min(1)
+        variance = (self.floor**2 * dense.square().sum() / total).expand_as(squares)
         if not self.is_still:
-            variance = variance + (squares + PRIOR * squares.sum() / kept) / (counts + PRIOR)
+            variance = variance + (squares + PRIOR * squares.sum() / total) / (counts + PRIOR)
         return replace(self, variance=variance.clamp_min(1e-30))
 
     def without(self, numbers: Tensor, axis: int) -> _Layer:
@@ -179,7 +179,7 @@ class _Layer:
 
     @property
     def tangent(self) -> float:
-        """The usual one of the angle between a column of V and one of W."""
+        """The median tangent of the angles between columns of V and W."""
         tangent, _, _, enough = self._fits(0)
         return float(tangent[enough].median()) if enough.any() else 0.0
 
@@ -225,9 +225,9 @@ class _Layer:
         runs = [_runs(matrix) for matrix in matrices]
         odd = torch.zeros_like(runs[0], dtype=torch.bool)
         for (rows, columns), limit in NEGATIVE.items():
-            kept, opposite, backward, residual = (_tile_sums(run, rows, columns // 32) for run in runs)
-            is_odd = (backward > limit) & (opposite > MOSTLY * kept)
-            is_odd |= residual > RESIDUAL.get((rows, columns), torch.inf) * (kept + PRIOR)
+            sizes, opposite, backward, residual = (_tile_sums(run, rows, columns // 32) for run in runs)
+            is_odd = (backward > limit) & (opposite > MOSTLY * sizes)
+            is_odd |= residual > RESIDUAL.get((rows, columns), torch.inf) * (sizes + PRIOR)
             odd |= is_odd.repeat_interleave(rows, 0).repeat_interleave(columns // 32, 1)[: len(odd), : odd.shape[1]]
         return odd & (runs[0] > 0)
 
@@ -298,16 +298,16 @@ def _named(axis: str, layer: _Layer, dense: Tensor, pruned: Tensor, numbers: Ten
     sources, shifts = _source(dense, pruned[numbers]), _shift(dense[numbers], pruned[numbers])
     parts, tangent, along = [], layer.tangent, (0, dense.shape[1] - 1)
     for place, number in enumerate(numbers.tolist()):
-        vector, own = pruned[number], dense[number]
+        vector, row = pruned[number], dense[number]
         across = (number, number)
         rows, columns = (across, along) if axis == ROW else (along, across)
-        part = _part(axis, rows, columns, own, vector, layer.slope)
+        part = _part(axis, rows, columns, row, vector, layer.slope)
         source, likeness, shift = int(sources[0][place]), float(sources[1][place]), int(shifts[0][place])
         explanations = {
             replace(part, kind=OTHERS if likeness > 0 else OTHERS_NEGATED, source=source): dense[source]
             * (1 if likeness > 0 else -1),
-            replace(part, kind=SHIFTED, shift=shift): own.roll(shift),
-            replace(part, kind=REVERSED): own.flip(0),
+            replace(part, kind=SHIFTED, shift=shift): row.roll(shift),
+            replace(part, kind=REVERSED): row.flip(0),
         }
         part = _explained(part, vector, least, explanations)
         parts.append(_by_angle(part, layer, tangent, may_turn) if part.kind == UNLIKE_DENSE else part)
@@ -327,21 +327,21 @@ def _by_angle(part: Misfit, layer: _Layer, usual: float, may_turn: bool) -> Misf
     return replace(part, may_be_lawful=may_turn and (not layer.is_still or part.cosine > ITS_OWN))
 
 
-def _explained(part: Misfit, vector: Tensor, least: float, others: Mapping[Misfit, Tensor]) -> Misfit:
-    """A row or column whose weights are all equal, or those of another part of W; else the part as it is.
+def _explained(part: Misfit, vector: Tensor, least: float, explanations: Mapping[Misfit, Tensor]) -> Misfit:
+    """Names a row or column whose weights are all equal, or are in another part of W; else returns the part as it is.
 
     Args:
         least: cosine above which other weights explain it.
         others: what the part would be -> the dense weights that would explain it.
     """
-    kept = vector != 0
-    if part.kept > 1 and bool((vector[kept] == vector[kept][0]).all()):
-        return replace(part, kind=CONSTANT, value=float(vector[kept][0]))
+    mask = vector != 0
+    if part.kept > 1 and bool((vector[mask] == vector[mask][0]).all()):
+        return replace(part, kind=CONSTANT, value=float(vector[mask][0]))
     needed = max(least, abs(part.cosine) + 0.4, CHANCE * max(1, part.kept) ** -0.5)
-    for other, dense in others.items():
+    for other, dense in explanations.items():
         # A cosine alone can come from a few large weights.
         same_sign = float((vector * dense > 0).sum()) / max(1, part.kept)
-        if _cosine(vector, torch.where(kept, dense, 0)) > needed and same_sign > SAME_SIGN:
+        if _cosine(vector, torch.where(mask, dense, 0)) > needed and same_sign > SAME_SIGN:
             return other
     return part
 
@@ -350,10 +350,10 @@ def whole_fate(before: Tensor, after: Tensor) -> str | None:
     """What happened to a layer V that is unlike W, (out, in) each, as the end of a sentence; None where unknown. A
     sample of rows and columns decides."""
     dense, pruned = before.float(), torch.nan_to_num(after.float(), 0, 0, 0)
-    kept = pruned != 0
-    if _cosine(pruned, torch.where(kept, dense, 0)) < -EXPLAINED:
+    mask = pruned != 0
+    if _cosine(pruned, torch.where(mask, dense, 0)) < -EXPLAINED:
         return "has the opposite sign"
-    if dense.shape[0] == dense.shape[1] and _cosine(pruned, torch.where(kept, dense.T, 0)) > EXPLAINED:
+    if dense.shape[0] == dense.shape[1] and _cosine(pruned, torch.where(mask, dense.T, 0)) > EXPLAINED:
         return "is the dense layer's transpose"
     for axis, first, second in (("row", dense, pruned), ("column", dense.T, pruned.T)):
         places = torch.linspace(0, len(first) - 1, min(SAMPLED, len(first)), dtype=torch.float64).long()
@@ -437,25 +437,25 @@ def _with_grown_rows(parts: list[Misfit], dense: Tensor, pruned: Tensor) -> list
 
 def _empty_rows(dense: Tensor, pruned: Tensor) -> list[Misfit]:
     """Rows without a weight, although several of their dense weights are large among what their columns keep."""
-    kept = pruned != 0
-    empty = (~kept.any(1)).nonzero().flatten()
+    mask = pruned != 0
+    empty = (~mask.any(1)).nonzero().flatten()
     if not len(empty):
         return []
-    counts = kept.sum(0)
-    large = (dense.abs() * kept).sum(0) / counts.clamp_min(1)
+    counts = mask.sum(0)
+    large = (dense.abs() * mask).sum(0) / counts.clamp_min(1)
     lost = ((dense[empty].abs() > large) & (counts > 0)).sum(1)
     last = dense.shape[1] - 1
     return _joined([Misfit(EMPTY, ROW, (row, row), (0, last), 0) for row in empty[lost >= EMPTIED].tolist()])
 
 
-def _other_counts(pruned: Tensor, named: set[int]) -> list[Misfit]:
+def _other_counts(pruned: Tensor, reported: set[int]) -> list[Misfit]:
     """Rows that keep another number of weights, where nearly all keep the same; without those that have a name."""
     counts, last = (pruned != 0).sum(1), pruned.shape[1] - 1
     usual = int(counts.mode().values)
     if float(((counts - usual).abs() <= 1).float().mean()) < SAME_COUNT or usual in (0, last + 1):
         return []
     odd = ((counts - usual).abs() > 2 + 0.02 * usual).nonzero().flatten().tolist()
-    sizes = {row: int(counts[row]) for row in odd if row not in named}
+    sizes = {row: int(counts[row]) for row in odd if row not in reported}
     parts = [
         Misfit(COUNT if size else EMPTY, ROW, (row, row), (0, last), size, value=float(usual))
         for row, size in sizes.items()

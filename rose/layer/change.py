@@ -25,8 +25,8 @@ class WeightChange(WeightFacts):
 
     Attributes:
         zeros_before: exact zeros of W.
-        refilled: zeros of W that are none in V.
-        empty_rows, empty_columns: those of V without a nonzero, where W had one.
+        refilled: zeros of W where V has a weight.
+        empty_rows, empty_columns: without a nonzero in V, but with one in W.
         moved: share of V's nonzeros that differ from W; 0 where all are W rounded.
         rounded: the format of 16 bits in which V's nonzeros are W, None where they are in none.
         change: ‖V − W‖/‖W‖ over V's nonzeros; `row_change` and `column_change` by row, (out,), and column, (in,).
@@ -82,19 +82,21 @@ def change_by_rows(
     Args:
         pairs: runs of W and V, (rows, in) each.
         shape: (out, in).
-        whole: gives W and V, in which `misfits` and `fate` are sought; without it they are not.
+        whole: gives W and V, to seek `misfits` and `fate`; without it they are not sought.
     """
     sums = _Sums(shape)
     for dense, pruned in pairs:
         sums.add(dense.float(), pruned)
-    facts, kept = vars(sums.facts.result()), shape[0] * shape[1] - sums.zeros
+    facts, nonzeros = vars(sums.facts.result()), shape[0] * shape[1] - sums.zeros
     energies, gaps = ([sums.by(axis, name) for axis in (0, 1)] for name in ("energy", "gap"))
-    length, own = energies[0].sum().sqrt().item(), facts["row_norms"].double().norm().item()
+    length, pruned_length = energies[0].sum().sqrt().item(), facts["row_norms"].double().norm().item()
     gap, product = gaps[0].sum().sqrt().item(), sums.product
-    cosine, slope = (product / (length * own), product / length**2) if length and own else (0.0, 1.0)
+    cosine, slope = (
+        (product / (length * pruned_length), product / length**2) if length and pruned_length else (0.0, 1.0)
+    )
     live = [sums.by(axis, "live") for axis in (0, 1)]
     rounded = next(iter(sums.formats), None) if sums.differ and gap < ROUNDING * length else None
-    moved = 0.0 if rounded else sums.differ / max(1, kept)
+    moved = 0.0 if rounded else sums.differ / max(1, nonzeros)
     change = WeightChange(
         **facts | {"grid": facts["grid"] if moved > 0.5 else None},
         zeros_before=sums.zeros_before,
@@ -112,7 +114,7 @@ def change_by_rows(
     if whole is None or not (sums.differ or change.zeros > change.zeros_before):
         return change
     matrices = whole()
-    fate = whole_fate(*matrices) if own and length and change.cosine < UNLIKE else None
+    fate = whole_fate(*matrices) if pruned_length and length and change.cosine < UNLIKE else None
     return replace(change, fate=fate, misfits=misfits(*matrices))
 
 
@@ -130,21 +132,21 @@ class _Sums:
     def add(self, dense: Tensor, after: Tensor) -> None:
         pruned = self.facts.add(after)
         zero, zero_before = pruned == 0, dense == 0
-        kept = dense.masked_fill(zero, 0)
-        zeros_before, differ = count(zero_before), count(pruned != kept)
+        dense_kept = dense.masked_fill(zero, 0)
+        zeros_before, differ = count(zero_before), count(pruned != dense_kept)
         self.zeros += count(zero)
         self.zeros_before += zeros_before
         self.refilled += count(zero_before & ~zero) if zeros_before else 0
         self.differ += differ
-        self.product += torch.dot(pruned.flatten(), kept.flatten()).item()
-        sums = {"energy": kept.square(), "gap": (pruned - kept).square(), "live": (~zero_before).float()}
+        self.product += torch.dot(pruned.flatten(), dense_kept.flatten()).item()
+        sums = {"energy": dense_kept.square(), "gap": (pruned - dense_kept).square(), "live": (~zero_before).float()}
         for name, matrix in sums.items():
             self.rows[name].append(matrix.sum(1))
             self.columns[name] = matrix.sum(0).double() + self.columns.get(name, 0)
         if differ:
             is_near = self.rows["gap"][-1].sum() < ROUNDING**2 * self.rows["energy"][-1].sum()
             formats = self.formats.items() if is_near else ()
-            self.formats = {name: dtype for name, dtype in formats if torch.equal(kept.to(dtype).float(), pruned)}
+            self.formats = {name: dtype for name, dtype in formats if torch.equal(dense_kept.to(dtype).float(), pruned)}
 
     def by(self, axis: int, name: str) -> Tensor:
         """Sums of rows (axis 0) or columns (axis 1)."""

@@ -57,7 +57,7 @@ class ErrorMeasures:
 
     @property
     def disagreement(self) -> float:
-        """(largest − smallest) / largest; 0 where all are 0, infinite where one is infinite or NaN."""
+        """(largest − smallest) / largest; 0 where all are 0, infinite where a measure is infinite or NaN."""
         values = [self.quadratic_form, self.sweep_sum, *([] if self.direct is None else [self.direct])]
         if not all(map(math.isfinite, values)):
             return math.inf
@@ -132,7 +132,7 @@ class CurvePoint:
 
 
 class CalibrationCurve:
-    """Prunes a layer each time the calibration inputs reach one of the lengths.
+    """Prunes a layer each time the calibration inputs reach a length.
 
     The gap between the two errors is over-fitting. Once the held-out error stops falling, more tokens do not help.
     """
@@ -181,7 +181,7 @@ def check_overfitting(calibration_error: float, held_out_error: float | None) ->
     if calibration_error <= 0:
         return Check(name, "pass" if held_out_error <= 0 else "look", "no calibration error to compare with", limit)
     ratio = held_out_error / calibration_error
-    # Above 1 the pruned layer does worse than one that puts out nothing.
+    # Above 1 the pruned layer does worse than a layer that puts out 0.
     status: Status = "fail" if held_out_error > 1 else "look" if ratio > OVERFIT else "pass"
     return Check(name, status, f"held-out error {held_out_error:.4f} is {ratio:.2f} times the calibration error", limit)
 

@@ -1,6 +1,6 @@
 """What one weight matrix shows by itself: its zeros and their pattern, the grid of its values, its norms.
 
-Nothing here asks how the matrix was made. It may come in runs of rows, so that a large one is never in memory whole.
+Nothing here asks how the matrix was made. It may come in runs of rows, so that a large matrix is never in memory whole.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ NEARLY = 0.95  # share of the groups that keep exactly N, above which the others
 BLOCK = 128  # columns of a block, in SparseGPT's and ROSE's programs and here
 GRIDS = ("row", 128, 64, 32)  # columns that share a scale, the coarsest first
 LEVELS = (4, 8, 16, 32, 64, 256)  # values of grids of 2, 3, 4, 5, 6 and 8 bits
-TELLING = 8  # fewest nonzeros that show a grid, and groups of so many
+TELLING = 8  # fewest nonzeros that show a grid, and fewest such groups
 COMMON = 32  # columns of a group in which a common value is counted
-SAMPLED_ROWS, FEW_ROWS = 64, 16  # rows in which grids are sought, and those that show that there is none
+SAMPLED_ROWS, FEW_ROWS = 64, 16  # rows in which grids are sought, and rows that can rule a grid out
 FORMATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 STANDS_OUT = 4.0  # times the median norm, or a quarter of it
 
@@ -126,7 +126,7 @@ class FactsOf:
     """Gathers `WeightFacts` from runs of rows."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
-        self.shape, self.at, self.not_finite, self.zeros, self.kept = shape, 0, 0, 0, 0
+        self.shape, self.at, self.not_finite, self.zeros = shape, 0, 0, 0
         self.row_norms: list[Tensor] = []
         self.squares: Tensor | None = None  # by column, float64
         self.nonzero: Tensor | None = None  # whether a column has a nonzero
@@ -206,18 +206,22 @@ def find_pattern(mask: Tensor) -> FoundPattern:
     """The narrowest pattern that a mask, (out, in), True = zero, follows or nearly follows."""
     if not mask.any():
         return FoundPattern("none")
-    sample = some_rows(mask)  # a few rows nearly always show that there is no such pattern
+    sample = some_rows(mask)  # a few rows nearly always rule a pattern out
     for of in GROUPS:
         pattern = _grouped(sample, of) and _grouped(mask, of)
         if pattern:
             return pattern
-    ones, columns = mask.float(), mask.shape[1]  # exact sums, and quick ones
-    rows = ones.sum(1)
+    columns, by_row, by_column = mask.shape[1], [], torch.zeros(mask.shape[1], device=mask.device)
+    for run in mask.split(1024):  # as float32 it takes four times its memory
+        run = run.float()
+        by_row.append(run.sum(1))
+        by_column += run.sum(0)
+    rows = torch.cat(by_row)
     # With none in some rows or blocks, zeros are too few to show a pattern.
     if len(rows) > 1 and int(rows.max() - rows.min()) <= 1 and int(rows.min()) > 0 and int(rows.max()) < columns:
         return FoundPattern("row")
     if columns >= 2 * BLOCK:
-        blocks = ones.sum(0)[: columns // BLOCK * BLOCK].unflatten(0, (-1, BLOCK)).sum(1)
+        blocks = by_column[: columns // BLOCK * BLOCK].unflatten(0, (-1, BLOCK)).sum(1)
         if int(blocks.max() - blocks.min()) <= 1 and int(blocks.min()) > 0 and int(blocks.max()) < BLOCK * len(mask):
             return FoundPattern("block")
     return FoundPattern("layer")
@@ -257,7 +261,7 @@ def _places(rows: int, most: int) -> Tensor:
 
 
 def some_rows(matrix: Tensor, most: int = SAMPLED_ROWS) -> Tensor:
-    """Up to so many rows, evenly spaced."""
+    """Up to `most` rows, evenly spaced."""
     return matrix[_places(len(matrix), most).to(matrix.device)]
 
 
@@ -282,7 +286,7 @@ def _multiples(parts: Tensor) -> int | None:
 
 
 def _few_values(parts: Tensor) -> int | None:
-    """Levels of a grid with an offset: at most so many different values in every group, (groups, columns)."""
+    """Levels of a grid with an offset: the most different values of any group, (groups, columns)."""
     values = 1 + int((parts.sort(1).values.diff(dim=1) != 0).sum(1).max())
     places = int((parts != 0).sum(1).median())
     return next((levels for levels in LEVELS if values <= levels and 2 * levels <= places), None)

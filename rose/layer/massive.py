@@ -1,9 +1,9 @@
 """Massive activations: layers in which very few input channels carry nearly all of the input.
 
-In trained transformers some channels are thousands of times as active as others, mostly at the first position of a
-window, on which attention rests (Sun, Chen, Kolter and Liu 2024, "Massive Activations in Large Language Models", arXiv
-2402.17762). Then trace(H) is theirs: damping, which is relative to it, outweighs the other channels, and the layer's
-relative error says little of them.
+In trained transformers some channels are thousands of times as active as others, mostly at the first
+position of a window, where attention rests (Sun, Chen, Kolter and Liu 2024, "Massive Activations in Large Language
+Models", arXiv 2402.17762). They make up trace(H). Damping, which is relative to it, then outweighs the other channels,
+and the layer's relative error says little of them.
 """
 
 from __future__ import annotations

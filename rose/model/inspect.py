@@ -1,7 +1,7 @@
 """What is in a file of tensors, and how two differ: safetensors (one file, shards, packed) and GGUF; no model is built.
 
-Tensors are read in runs of rows, so that neither a file nor a large tensor is in memory whole. The numbers are those of
-`rose.layer.facts` and `rose.layer.change`, by which checkpoints are checked too.
+Tensors are read in runs of rows, so that no file and no large tensor is in memory whole. The numbers come from
+`rose.layer.facts` and `rose.layer.change`, which checks of checkpoints use, too.
 """
 
 from __future__ import annotations
@@ -170,12 +170,12 @@ class TensorFiles:
                 if path.is_file():
                     with path.open("rb") as file:
                         texts[path.name] = file.read(LONGEST_TEXT).decode(errors="replace")
-        own = dict(self._metadata)
+        metadata = dict(self._metadata)
         for name, title in (("tokenizer.chat_template", "chat template"), ("general.license", "licence")):
-            if name in own:
-                texts[title] = own.pop(name)[:LONGEST_TEXT]
-        if own:
-            texts["metadata"] = "\n".join(f"{name}: {value:.1000}" for name, value in own.items())[:LONGEST_TEXT]
+            if name in metadata:
+                texts[title] = metadata.pop(name)[:LONGEST_TEXT]
+        if metadata:
+            texts["metadata"] = "\n".join(f"{name}: {value:.1000}" for name, value in metadata.items())[:LONGEST_TEXT]
         return texts
 
 
@@ -194,7 +194,7 @@ def inspect_file(files: TensorFiles, tell: Tell = lambda _share, _name: None) ->
     Returns:
         name, kind, shape, file, numbers, stored (bytes), bits (stored, a number), true_bits (of the apparent grid, or
         16 where 32 hold no more), zeros, sparsity, pattern, not_finite, norm, largest, largest_at, zero_rows,
-        zero_columns, odd_rows, odd_columns (how many), and says (sentences on what stands out). Tensors of integers
+        zero_columns, odd_rows, odd_columns (how many), and says (sentences on anything unusual). Tensors of integers
         have the first seven.
     """
     rows, done, total = [], 0, sum(entry.numbers for entry in files.tensors.values()) or 1
@@ -316,7 +316,7 @@ class Look:
 
 
 def look_at(files: TensorFiles, name: str, cells: int = 512, bins: int = 101) -> Look:
-    """Map and histogram of one tensor, which is read twice; `cells`: at most so many a side."""
+    """Map and histogram of one tensor, which is read twice; `cells`: the most a side."""
     rows, columns = files.tensors[name].matrix
     high, wide = -(-rows // cells), -(-columns // cells)
     gathered, largest = FactsOf((rows, columns)), torch.zeros(-(-rows // high), -(-columns // wide))
@@ -366,7 +366,7 @@ def compare_files(before: TensorFiles, after: TensorFiles, tell: Tell = lambda _
 
 
 def _renamed(before: TensorFiles, after: TensorFiles) -> dict[str, str]:
-    """Tensors that only one of the files has, and that are equal."""
+    """Equal tensors with other names, of those that only one file has."""
     lost = [name for name in before.tensors if name not in after.tensors]
     new: dict[tuple, list[str]] = {}
     for name in after.tensors:
@@ -404,7 +404,7 @@ def _both(before: TensorFiles, after: TensorFiles, name: str, other: str) -> Ite
 
 
 def difference_of(before: TensorFiles, after: TensorFiles, name: str, other: str | None = None) -> WeightChange:
-    """How one tensor of weights differs from another one of its shape, by row and column too, see `WeightChange`; parts
+    """How one tensor of weights differs from another of its shape, by row and column too, see `WeightChange`; parts
     that stand out are sought in tensors of up to `WHOLE` numbers. NaN and infinity of the first count as 0."""
     entry, other = before.tensors[name], other or name
     pairs = ((torch.nan_to_num(dense, 0, 0, 0), pruned) for dense, pruned in _both(before, after, name, other))

@@ -57,7 +57,7 @@ class CheckpointCheck:
         others: a row for each other tensor that differs, see `OtherTensor`.
         summary: totals; `gone`, see `Gone`; `rotated_heads`, output projections that are compared in another basis (see
             `rose.model.check.rotated`); with tokens drift by decoder block, perplexities, the method that masks are
-            `nearest` to, and as `method` the one that has made nearly all of them.
+            `nearest` to, and as `method` the method that has made nearly all of them.
     """
 
     layers: pd.DataFrame
@@ -96,7 +96,7 @@ class CheckpointCheck:
         return cautions(table)
 
     def to_dict(self) -> dict[str, Any]:
-        """Headline, cautions, summary, layers and others, of what JSON has."""
+        """Headline, cautions, summary, layers and others as JSON values."""
         tables = {name: json_rows(getattr(self, name)) for name in ("layers", "others")}
         text = {"is_sane": self.is_sane, **vars(headline(self)), "cautions": self.cautions}
         return text | {"summary": finite(self.summary), **tables}
@@ -259,8 +259,8 @@ def _finite(inputs: LayerInputs | None) -> LayerInputs | None:
 
 
 def _judge(measured: Mapping[str, _Measured], judged_by_weights: Mapping[str, LayerVerdict]) -> dict[str, LayerVerdict]:
-    """A verdict for each layer, by weights and errors. Errors accuse no layer behind one with wrong weights, for whose
-    outputs nothing was compensated."""
+    """A verdict for each layer, by weights and errors. Errors accuse no layer behind a layer with wrong weights:
+    nothing was compensated for the outputs of such a layer."""
     judged: dict[str, LayerVerdict] = {}
     wrong_before = ""
     for name, layer in measured.items():

@@ -1,4 +1,4 @@
-"""Errors of a checkpoint's layer, beside those of its bare mask, of the best weights under that mask, and of methods.
+"""Errors of a checkpoint's layer, of its bare mask, of the best weights under that mask, and of methods.
 
 All have the same inputs X_p, which the layer reads in the checkpoint, and the same target X_d Wᵀ, which the dense
 layer puts out in the dense model.
@@ -26,15 +26,15 @@ from rose.layer.target import InputGap, OutputGap, corrected_weight, target_erro
 from rose.model.check.inputs import LayerInputs
 from rose.verdicts import massive_text
 
-ERROR_OF = "error_of_"  # how columns begin of what a method reaches at a layer's sparsity
+ERROR_OF = "error_of_"  # begins columns with a method's error at a layer's sparsity
 REFIT_STEPS = 12  # of conjugate gradients from the weights found; 24 find half a percent more (docs/lab-notes/check.md)
-SAME_MASK = 0.9  # share in common of what two masks remove, above which they are one method's
+SAME_MASK = 0.9  # share of two masks' removed weights in common, above which a method has made both
 EXACT = 0.99  # the same with the same inputs, apart from rounding
 
 
 @dataclass(frozen=True)
 class Rival:
-    """Errors of other weights in a layer: those of Wanda's mask, or the dense ones under the layer's own mask.
+    """Errors of other weights in a layer: Wanda's, or the dense weights under the layer's own mask.
 
     Attributes:
         error, held_out_error: see `Costs`; None without held-out tokens.
@@ -76,7 +76,7 @@ class Costs:
 
     @property
     def recovered(self) -> float | None:
-        """Share of the mask's error that compensation has taken of what it could; None where it could take nothing."""
+        """Share of the mask's error that compensation has taken, of the most it could; None where that is nothing."""
         alone = self.mask.error
         could = alone - self.possible_error
         return (alone - self.error) / could if could > 0.02 * alone else None
@@ -95,7 +95,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Recognized:
-    """The method whose mask is nearest to that of a layer.
+    """The method with the nearest mask to a layer's.
 
     Attributes:
         method: in the registry.
@@ -116,7 +116,7 @@ class Recognized:
 
 
 # What a method may reproduce: the outputs of W on the inputs in the checkpoint, or on those while the decoder block is
-# still dense; the outputs of the dense model; these with what the residual stream lacks. The value is the run's target.
+# still dense; the outputs of the dense model; these and the residual stream's lack. The value is the run's target.
 LAYER, UNPRUNED, DENSE, STREAM = "layer", "unpruned", "dense", "stream"
 TARGET = {LAYER: LAYER, UNPRUNED: LAYER, DENSE: DENSE, STREAM: DENSE}
 GIVEN_UP = 14  # layers without success, two decoder blocks, after which an attempt is not repeated
@@ -219,7 +219,7 @@ class _Trial:
         result = self._run(cache.weight, settings, aim)
         removal = same_removed(self.mask, result.mask.to(self.mask.device))
         self.done.add((method, aim))
-        # Where inputs are still those of the dense model both targets are one.
+        # While inputs are still the dense model's, both targets are one.
         for target in (LAYER, DENSE) if cache.weight.equal(self.weight) and aim == DENSE else (TARGET[aim],):
             best = self.tried.get((method, target), removal)
             self.tried[method, target] = max(removal, best, key=lambda each: each.jaccard)
@@ -254,7 +254,7 @@ class _Trial:
         return result
 
     def try_again(self) -> None:
-        """While the mask is not exactly a method's, tries those with other inputs or targets, successful ones first."""
+        """While the mask is not exactly a method's, tries other inputs and targets, successful ones first."""
         for attempt in self.yardsticks.promising():
             if self.nearest is None or self.nearest.shared.jaccard >= EXACT:
                 return

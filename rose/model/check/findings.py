@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rose.model.check.check import CheckpointCheck
 
 FEW = 8  # wrong tensors of one verdict that have a line each
-SHOWN = 4  # names of what is gone, or of layers that differ from the rest
+SHOWN = 4  # names of lost parts, or of layers that differ from the rest
 MUCH_WORSE = 2.0  # times the dense perplexity; no copy above it is called sound
 WRONG, WORSE, PARTIAL, SOUND = "wrong", "worse", "partial", "sound"
 
@@ -183,7 +183,7 @@ def findings(check: CheckpointCheck, folder: Path | None = None, drawn: Mapping[
 
 
 def says_other_draw(folder: Path, drawn: Mapping[str, Any]) -> str:
-    """A caution where our report beside a checkpoint tells of other calibration windows than those of a check, or is
+    """A caution where our report beside a checkpoint names other calibration windows than the check's, or is
     damaged; else "".
 
     Args:
@@ -241,7 +241,7 @@ def _gone(names: Mapping[str, Any]) -> list[str]:
 
 
 def _errors(layers: pd.DataFrame) -> list[str]:
-    """The mean error, beside that of methods, and how much of the error that masks make was taken back."""
+    """The mean errors of the checkpoint and of methods, and the share of the masks' error that was taken back."""
     if "error" not in layers or layers["error"].isna().all():
         return []
     measured = layers.dropna(subset=["error"])

@@ -32,7 +32,7 @@ class Gone:
 
     @classmethod
     def find(cls, changes: Changes, config: Any) -> Gone:
-        """`config` is that of the language model."""
+        """`config` belongs to the language model."""
         outputs, heads = _output_projections(changes, config), {}
         for name, width in outputs.items():
             change = changes[name][1]
@@ -43,7 +43,7 @@ class Gone:
         return cls(heads, _experts(changes), outputs)
 
     def row(self, changes: Iterable[WeightChange]) -> dict[str, Any]:
-        """For a summary; rows and columns are those of layers that have weights."""
+        """For a summary; rows and columns of layers that have weights."""
         live = [change for change in changes if change.zeros < change.size]
         return {
             "rows": sum(len(change.empty_rows) for change in live),
@@ -53,7 +53,7 @@ class Gone:
         }
 
     def says(self, layer: str, change: WeightChange) -> str:
-        """Sentences on one layer: in which heads its misfits lie, and what is gone; "" where there is neither."""
+        """Sentences on one layer: in which heads its misfits lie, and what is gone; "" without either."""
         parts = []
         if change.zeros < change.size:
             sizes = {"row": len(change.empty_rows), "column": len(change.empty_columns)}
@@ -94,7 +94,7 @@ def _output_projections(changes: Changes, config: Any) -> dict[str, int]:
 
 
 def _experts(changes: Changes) -> list[str]:
-    """Names up to the expert's number where none of its layers has a weight left."""
+    """Names of experts, up to their number, of which all layers are zero."""
     left: dict[str, bool] = {}
     for name, (layer, change) in changes.items():
         parts = layer.projection.split(".")

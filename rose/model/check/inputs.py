@@ -33,7 +33,7 @@ class LayerInputs:
 
     statistics: InputStatistics  # of the inputs in the other model, X_p
     gap: InputGap  # between those and the inputs in the dense model
-    stream: OutputGap | None = None  # of a layer that writes into the residual stream, with what the stream lacks
+    stream: OutputGap | None = None  # of a layer that writes into the residual stream, with the stream's lack
     # Of the inputs in the other model while the decoder block is still dense, on which published programs calibrate;
     # None where these are the same, or not asked for.
     unpruned: InputStatistics | None = None
@@ -178,7 +178,7 @@ class _Lost:
         self.other.enter(self.KEY, other)
 
     def end_batch(self, read: Mapping[str, Tensor]) -> None:
-        """Adds a batch, of which `read` has the inputs in the other model."""
+        """Adds a batch; `read` has its inputs in the other model."""
         for layer in self.layers:
             gap = self.dense.gap(layer, {self.KEY: (read[layer.name], None)}) if layer.name in read else None
             if isinstance(gap, OutputGap) and (sums := self.gaps.setdefault(layer.name, gap)) is not gap:
@@ -202,7 +202,7 @@ class _PairReading:
     def __init__(self, pairs: Sequence[Pair], device: torch.device, products: torch.dtype, lost: _Lost) -> None:
         self.pairs = [pair for pair in pairs if not pair[0].is_expert]
         self.device, self.products, self.lost = device, products, lost
-        self._sums: dict[str, tuple[InputStatistics, InputGap]] = {}  # by layer, of what it has read so far
+        self._sums: dict[str, tuple[InputStatistics, InputGap]] = {}  # by layer, of the inputs so far
         self._unpruned: dict[str, InputStatistics] = {}
         self._read: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})  # by layer, in this batch, of both models
 
@@ -268,6 +268,6 @@ def _by_tensor(layers: Iterable[str], *read: Mapping[str, Tensor]) -> Iterator[l
 
 def _note(read: dict[str, Tensor], name: str) -> Callable[..., None]:
     def note(_module: nn.Module, args: tuple) -> None:
-        read[name] = args[0]  # the tensor itself, by which layers that read one tensor are told
+        read[name] = args[0]  # the tensor itself: layers that read the same tensor share it
 
     return note

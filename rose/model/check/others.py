@@ -19,7 +19,7 @@ from rose.model.check.verdicts import LayerVerdict
 from rose.model.network.network import Network
 from rose.wording import number, percent, whole
 
-TELLING = 16  # numbers, from which on a cosine tells something
+TELLING = 16  # fewest numbers whose cosine is judged
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def others_outside(dense: Network, pruned: Network) -> list[OtherTensor]:
 
 @contextmanager
 def _outside(network: Network) -> Iterator[Mapping[str, Tensor]]:
-    """Parameters outside the decoder blocks by name; those of a streamed model are read."""
+    """Parameters outside the decoder blocks by name; a streamed model's are read."""
     inside = {id(parameter) for parameter in network.blocks.parameters()}
     with network.embedding():
         every = network.model.named_parameters(remove_duplicate=False)

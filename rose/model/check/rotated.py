@@ -1,5 +1,5 @@
 """Heads that were rotated before pruning: values and output projection of a checkpoint are then in another basis than
-those of the dense model, which computes the same in any; see `rose.layer.basis`.
+the dense model's, which changes no output; see `rose.layer.basis`.
 
 The rotation is found by its effect: R of a group of heads brings RᵀW_v and W_o R nearest to the kept weights
 (orthogonal Procrustes, Schönemann 1966; removed weights are filled in by the last R, and so say nothing). It is
@@ -20,8 +20,8 @@ from rose.model.network.heads import ValueHeads, twin_of
 from rose.model.network.layers import PrunableLayer
 
 SAMPLE = 4096  # weights that tell whether a layer is another one's
-BELIEVED = 2 * UNLIKE  # cosine of kept weights with the rotated dense ones, from which on they are the same
-FILLED = 40  # times that removed weights are filled in; at 70 % each leaves 0.7 of what was wrong
+BELIEVED = 2 * UNLIKE  # cosine of kept weights with the rotated dense ones, above which they are the same
+FILLED = 40  # times that removed weights are filled in; at 70 % each leaves 0.7 of the error
 Pair = tuple[PrunableLayer, PrunableLayer]  # of the dense model and of the other one
 
 
@@ -30,7 +30,7 @@ class Aligned:
     """A dense decoder block in the basis of another one."""
 
     module: nn.Module  # a copy that shares all that was not rotated
-    pairs: list[Pair]  # its layers beside those of the other one
+    pairs: list[Pair]  # its layers beside the other block's
     outputs: tuple[str, ...]  # names of the output projections whose heads were rotated
     layers: tuple[str, ...]  # of these and of their values
 

@@ -37,15 +37,15 @@ VERDICTS = (
 MOVED = 1e-3  # share of kept weights that differ, above which they were moved and not only masked
 FEW_ZEROS = 0.1  # of the peers' share of zeros: a layer with less has lost them
 ROUNDED = 0.01  # of a layer's norm: no more is changed by rounding, such as after a rotation; removed weights are more
-PEERS = 0.8  # share of the pruned layers that must agree before one that does not is remarkable
+PEERS = 0.8  # share of the pruned layers that must agree before another layer is remarkable
 NEAR, FAR = 0.005, 0.02  # sparsities that agree, and those that do not
 CLEARLY = 1.1  # ratio of two errors that are not the same
 OTHER_TEXT = 1.5  # ratio to Wanda's error that compensation for another text does not come to where tokens agree
 MATTERS = 0.002  # of the layer's output: an error that is not so much larger than Wanda's is no fault
 COMPARED = ("sparsegpt", "rose")  # methods that a reason names
-SMALL, LARGE = 0.7, 1.8  # slopes of kept weights on dense ones that no sane layer has; theirs are 0.998 to 1.43
+SMALL, LARGE = 0.7, 1.8  # slopes of kept weights on dense ones outside of which no sane layer lies, at 0.998 to 1.43
 EXACTLY = 0.02  # the same where all weights have one factor, which compensation does not leave
-CUT = 0.25  # share of the pruned layers that have lost whole rows, from which on that was meant
+CUT = 0.25  # share of the pruned layers that have lost whole rows, above which that was meant
 COMMON = 0.3  # share of 32 columns at one value other than 0, which says that zeros were moved there
 
 
@@ -260,7 +260,7 @@ def _is_backwards(costs: Costs, opposite: Rival) -> bool:
     """Whether compensation did clear harm where its opposite would help, in all measured errors. Compensation for
     another text may do harm as well, but then its opposite does not help."""
     errors = _errors(costs, costs.mask, opposite)
-    # Where the target makes good what the stream lacks: the error beside that of the mask and of the opposite.
+    # Where the target makes good what the stream lacks: the error by the mask's and by the opposite's.
     to_mask, to_opposite = costs.mask.stream_ratio, opposite.stream_ratio
     if to_mask is not None and to_opposite is not None:
         errors.append([to_mask, 1.0, ratio(to_mask, to_opposite)])
@@ -270,7 +270,7 @@ def _is_backwards(costs: Costs, opposite: Rival) -> bool:
 
 def _is_worse(costs: Costs, rival: Rival, limit: float) -> bool:
     """Whether a layer is worse than other weights in all measured errors: on calibration tokens, on held-out ones, and
-    with what the residual stream lacks in the target.
+    with the residual stream's lack in the target.
 
     Weights that were compensated for another text lose on these tokens. How far two sets of tokens disagree about an
     error says how far a third may lie from their mean, so the limit grows with their disagreement.

@@ -20,12 +20,12 @@ Key = tuple[str, str]  # method and target
 
 @dataclass(frozen=True)
 class Maker:
-    """The method with the nearest masks to those of a checkpoint.
+    """The method with the nearest masks to a checkpoint's.
 
     Attributes:
         name, target: see `Recognized`.
         layers: how many layers have its mask, or were compared if it is not the checkpoint's method.
-        agreement, chance: mean shares of what the masks have in common.
+        agreement, chance: mean shares that the masks have in common.
         is_same: whether it has made nearly all of them.
         alike: by name of another method with this target, in how many layers both remove the very same, as ROSE and
             SparseGPT do in layers that are not columnar.
@@ -51,7 +51,7 @@ def maker_of(masks: Sequence[Recognized]) -> Maker | None:
     count for both, so that the others decide."""
 
     def shared_with(key: Key) -> list[Removal]:
-        # A target is tried only where no other one has explained the mask.
+        # A target is tried only while no other has explained the mask.
         removals = (mask.tried.get(key) or mask.tried.get((key[0], "layer")) for mask in masks)
         return [removal for removal in removals if removal]
 

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -144,18 +143,6 @@ def test_a_broken_group_of_2_4_is_found(dense: nn.Module) -> None:
     assert told(found) == {NAME(1, "self_attn.v_proj"): verdicts.PATTERN_BROKEN}
     assert "1 of 27 648 groups keep more than 2 of 4" in found.wrong["reason"][0]
     assert "row 3, columns 8 to 11" in found.wrong["reason"][0]
-
-
-def test_a_layer_without_the_pattern_of_others_is_told_in_words() -> None:
-    model, odd = make_model("llama"), "model.layers.1.self_attn.o_proj"
-    with torch.no_grad():
-        for layer in rose.prunable_layers(model):
-            groups = compensate(layer.weight, 0.0).unflatten(1, (-1, 4))
-            groups[..., :2] = 0
-            layer.write(compensate(layer.weight, 0.5) if layer.name == odd else groups.flatten(1))
-    found = check_checkpoint(make_model("llama"), model)
-    assert told(found) == {odd: verdicts.PATTERN_BROKEN}
-    assert found.wrong["reason"][0] == "It is not 2:4, as other layers are: 50.0 % zeros, unstructured."
 
 
 @pytest.mark.parametrize(("quantize", "verdict"), [(q4_0, verdicts.NO_FAULT), (q4_1, verdicts.ZEROS_LOST)])
@@ -472,14 +459,6 @@ def test_models_of_other_shapes_are_refused_by_the_first_layer_that_one_has_alon
         check_checkpoint(*models)
 
 
-def test_one_method_may_be_named_by_itself() -> None:
-    model = make_model("llama")
-    pruned = copy.deepcopy(model)
-    rose.prune_model(pruned, make_tokens(), method="magnitude")
-    found = check_checkpoint(model, pruned, make_tokens(), methods="magnitude")
-    assert found.summary["methods"] == ["magnitude"]
-
-
 def test_a_model_is_not_checked_against_itself() -> None:
     dense = make_model("llama")
     with pytest.raises(rose.RoseError, match="load the checkpoint and the dense model apart"):
@@ -504,21 +483,3 @@ def test_who_was_calibrated_on_other_windows_is_told_so(tmp_path: Path) -> None:
         (tmp_path / "report.json").write_bytes(left)
         said = says_other_draw(tmp_path, drawn)
         assert said.startswith(f"{tmp_path}/report.json is damaged (")
-
-
-def test_the_command_shows_ten_layers_those_that_are_wrong_first(tmp_path: Path, capsys: Any) -> None:
-    dense, odd = save_tiny_llama(tmp_path / "dense", blocks=2), NAME(0, "mlp.up_proj")
-    text = tmp_path / "text.txt"
-    text.write_text(" ".join(f"The quick brown fox jumps over {number} lazy dogs." for number in range(40)))
-    model, tokenizer = rose.load_model(str(dense))
-    with torch.no_grad():
-        for layer in rose.prunable_layers(model):
-            layer.write(compensate(layer.weight, 0.3 if layer.name == odd else 0.5))
-    rose.save_model(model, tokenizer, tmp_path / "pruned")
-    drawn = ["--calibration", str(text), "--samples", "2", "--length", "32", "--methods", "magnitude"]
-    assert cli.main(["check", str(dense), str(tmp_path / "pruned"), *drawn]) == 1
-    table = capsys.readouterr().out.partition("Errors of layers")[2]
-    names = re.findall(r"(\d\S+_proj)", table.partition("…")[0])
-    assert names[0] == odd.removeprefix("model.layers.")
-    assert len(names) == 10
-    assert "… and 4 more, which --json FILE.json has" in table
