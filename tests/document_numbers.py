@@ -225,31 +225,139 @@ def analyze_output() -> str:
     return "\n".join(["```", *lines[1:5], lines[6], " …", lines[10], lines[-1], "```"])
 
 
-ORDERS = {
+PRICED = {  # of prices-measured.csv
     "natural/block": "natural / block (SparseGPT)",
-    "two_level/block": "two-level / block, forced",
-    "rose": "two-level where columnar / block (ROSE)",
+    "two_level/block": "two-level / block",
     "random:0/block": "random / block",
     "dealt/block": "dealt / block",
-    "global/block": "global / block",
     "natural/layer": "natural / layer",
     "two_level/layer": "two-level / layer",
     "random:0/layer": "random / layer",
     "dealt/layer": "dealt / layer",
+    "hessian/layer": "diag(H) / layer",
     "global/layer": "global / layer (`rose_global`)",
-    "rose_dealt": "dealt / block, refitted (`rose_dealt`)",
-    "rose_admm": "mask revised, no order (`rose_admm`)",
+    "greedy/layer": "greedy / layer",
+    "pivot/layer": "pivot / layer",
+    "pivot_weighted/layer": "weighted pivot / layer",
 }
 
 
-def orders_of_outputs(sparsity: str) -> str:
-    """Errors of output projections by order and budget relative to SparseGPT's: means over layers and draws."""
-    rows = pd.read_csv(RESULTS / "orders-outputs.csv", dtype={"sparsity": str, "block_size": str})
-    rows = rows[(rows["basis"] == "as given") & (rows["block_size"] == "128") & (rows["sparsity"] == sparsity)]
-    names = [name for name in ORDERS if rows[name].notna().any()]
-    means = rows[names].div(rows["natural/block"], axis=0).groupby(rows["model"]).mean()
-    lines = [[ORDERS[name], *(f"{means.loc[model, name]:.3f}" for model in MODELS)] for name in names]
-    return table(["order / budget", *MODELS.values()], lines)
+@cache
+def priced() -> pd.DataFrame:
+    """Measured errors of draw 0 at 70 %, with forecasts as `PAIR:f`; by layers of both models."""
+    key = ["model", "seed", "layer", "sparsity", "block_size"]
+    rows = read("prices-measured.csv").merge(read("prices-forecast.csv"), on=key, suffixes=("", ":f"))
+    rows = rows[(rows["seed"] == 0) & (rows["sparsity"] == "0.7") & (rows["block_size"] == 128)]
+    return rows.assign(is_output=rows["layer"].str.endswith("o_proj"))
+
+
+def orders_by_price() -> str:
+    """Held-out error by order and budget relative to SparseGPT's: means over layers."""
+    rows = priced()
+    ratios = rows[list(PRICED)].div(rows["natural/block"], axis=0)
+    means = ratios.groupby([rows["model"], rows["is_output"]]).mean()
+    counts = rows.groupby(["model", "is_output"]).size()
+    columns = [(model, is_output) for model in MODELS for is_output in (True, False)]
+    head = [
+        f"{MODELS[model]}, {counts[model, is_output]} {'outputs' if is_output else 'others'}"
+        for model, is_output in columns
+    ]
+    lines = [[label, *(f"{means.loc[column, pair]:.3f}" for column in columns)] for pair, label in PRICED.items()]
+    return table(["order / budget", *head], lines)
+
+
+def pivot_against_global() -> str:
+    """Ratios of the pivot order's error to that of global order, both with layer budget."""
+    each = [
+        f"{verdicts.paired_ratio(np.log(rows['pivot/layer']), np.log(rows['global/layer']))} in {MODELS[model]}"
+        for model, rows in priced().groupby("model", sort=False)
+    ]
+    return " and ".join(each)
+
+
+def forecast_ranks() -> str:
+    """Spearman's correlation of forecast and measured gain over layers, beside relative range and column variation."""
+    lines = []
+    for pair, label in list(PRICED.items())[1:]:
+        line = [label]
+        for _, rows in priced().groupby("model", sort=False):
+            for part in (rows, rows[rows["is_output"]]):
+                gain = part[pair] / part["natural/block"]
+                told = part[f"{pair}:f"] / part["natural/block:f"]
+                known = (told, -part["relative_range"], -part["column_variation"])
+                line.append(" / ".join(f"{number.corr(gain, method='spearman'):.2f}" for number in known))
+        lines.append(line)
+    heads = [f"{name}, {kind}" for name in MODELS.values() for kind in ("all", "outputs")]
+    return table(["order / budget", *heads], lines)
+
+
+def _ranks_within(first: str, second: str, rows: pd.DataFrame) -> str:
+    """Median over layers of Spearman's correlation of all pairs, with its interval by resampling layers."""
+    pairs = list(PRICED)
+    ranks = [rows[[part.format(pair) for pair in pairs]].rank(axis=1).to_numpy() for part in (first, second)]
+    centred = [rank - rank.mean(1, keepdims=True) for rank in ranks]
+    rho = (centred[0] * centred[1]).sum(1) / np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
+    drawn = np.random.default_rng(0).choice(rho, (2000, len(rho)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return f"{np.median(rho):.3f} ({low:.3f} to {high:.3f})"
+
+
+def forecast_within() -> str:
+    """How a forecast ranks the pairs of one layer, against the rank that the measured calibration error gives them."""
+    lines = [
+        [name, *(_ranks_within(*columns, rows) for columns in (("{}:f", "c {}"), ("{}:f", "{}"), ("c {}", "{}")))]
+        for name, (_, rows) in zip(MODELS.values(), priced().groupby("model", sort=False), strict=True)
+    ]
+    heads = ["forecast, calibration", "forecast, held out", "calibration error, held out"]
+    return table(["model", *heads], lines)
+
+
+def decisions() -> str:
+    """Mean held-out error of two-level order, block budget, by the rule that decides on it, and layers reordered."""
+    lines = []
+    for model, rows in priced().groupby("model", sort=False):
+        gain = np.log(rows["two_level/block"] / rows["natural/block"])
+        told = rows["two_level/block:f"] / rows["natural/block:f"]
+        always = pd.Series(data=True, index=rows.index)
+        for rule, chosen in (
+            ("relative range above 0.5 (ROSE)", rows["relative_range"] > 0.5),
+            ("forecast below 0.99", told < 0.99),
+            ("always", always),
+            ("hindsight", gain < 0),
+        ):
+            change = np.exp((gain * chosen).mean()) - 1
+            harmed = int((chosen & (gain > 0)).sum())
+            error = f"{100 * change:+.1f} %".replace("-", "−")
+            lines.append([MODELS[str(model)], rule, f"{chosen.sum()} of {len(rows)}", f"{harmed}", error])
+    return table(["model", "rule", "reordered", "harmed", "error"], lines)
+
+
+def law_of_prices() -> str:
+    rows = read("prices-law.csv")
+    logs, sums = (rows.filter(regex=f"^{part} ") for part in ("log", "sum"))
+    spread = (logs.max(axis=1) - logs.min(axis=1)) / logs.abs().max(axis=1)
+    factor = sums.max(axis=1) / sums.min(axis=1)
+    return (
+        f"In {logs.shape[1]} orders of {len(rows)} layers of SmolLM2-135M, Σ log d agrees to {1e6 * spread.max():.2g} "
+        f"millionths, and Σ d differs by factors of {factor.min():.1f} to {factor.max():.0f}"
+    )
+
+
+def bits_by_price() -> str:
+    """How far Σ d says the error of rounding to 3 bits."""
+    rows = read("prices-law.csv")
+    orders = [name.removeprefix("sum ") for name in rows if name.startswith("sum ")]
+    rho = [
+        rows.loc[at, [f"sum {one}" for one in orders]]
+        .astype(float)
+        .rank()
+        .reset_index(drop=True)
+        .corr(rows.loc[at, [f"{kind} {one}" for one in orders]].astype(float).rank().reset_index(drop=True))
+        for kind in ("bits", "held out")
+        for at in rows.index
+    ]
+    half = len(rho) // 2
+    return f"{np.median(rho[:half]):.2f} on calibration inputs and {np.median(rho[half:]):.2f} held out"
 
 
 @cache
@@ -659,7 +767,13 @@ REGIONS: dict[str, Callable[[], str]] = {
     "memory_of_llamas": memory_of_llamas,
     "method_times": method_times,
     "obs_beside_slimllm": partial(obs_beside, "slimllm@similarity/linear"),
-    "orders_70": partial(orders_of_outputs, "0.7"),
+    "bits_by_price": bits_by_price,
+    "decisions": decisions,
+    "forecast_ranks": forecast_ranks,
+    "forecast_within": forecast_within,
+    "law_of_prices": law_of_prices,
+    "orders_by_price": orders_by_price,
+    "pivot_against_global": pivot_against_global,
     "own_model": own_model,
     "packed": packed,
     "qwen_headline": lambda: beside_sparsegpt(_qwen()),

@@ -2,6 +2,8 @@
 
     measured    error of layers by order and budget, one sweep each; FOLDER/prices-measured.csv
     forecast    the forecast for the layers and pairs of that file, before any sweep; FOLDER/prices-forecast.csv
+    law         Σ log d and Σ d by order, and the error of rounding every weight to 3 bits; FOLDER/prices-law.csv
+    picture     the prices of the first layer that matches, over the steps of a sweep; FOLDER/prices.svg
     whole       perplexity of whole models by order, budget and refit; FOLDER/prices-whole.csv
 
 Inputs are the dense model's, except in `whole`. `--text` is calibrated on and held out. A row of the first two files is
@@ -12,11 +14,13 @@ error on calibration inputs under the damped H. Rows are written as they come; a
 from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatch
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib import pyplot
 
 import rose
 from rose.layer import error
@@ -61,21 +65,23 @@ Layer = tuple[Any, InputStatistics, InputStatistics]  # the model's layer, calib
 def layers_of(options: Any) -> Iterator[tuple[dict[str, Any], list[Layer]]]:
     """The layers of every model and draw that match `--layers`, with their statistics."""
     for name, seed in product(options.models, options.seeds):
-        model, tokenizer = rose.load_model(name)
-        tokens, held_out = load_calibration(
-            options.text,
-            tokenizer,
-            samples=options.samples,
-            held_out=options.held_out,
-            length=options.length,
-            seed=seed,
-        )
-        names = [layer.name for layer in rose.prunable_layers(model)]
-        chosen = [name for name in names if any(fnmatch(name, pattern) for pattern in options.layers)]
-        layers: list[Layer] = []
-        for block in visit_blocks(model, tokens, layers=chosen, held_out=held_out, compute="auto"):
-            layers += [(layer, block.calibration[layer.name], block.held_out[layer.name]) for layer in block.layers]
+        texts = (options.text, options.samples, options.held_out, options.length)
+        layers = _layers_of(name, seed, tuple(options.layers), *texts)
         yield {"model": Path(name).stem.removesuffix("-instruct-q4_k_m"), "seed": seed}, layers
+
+
+@lru_cache(maxsize=1)  # studies of one run share the forward passes
+def _layers_of(
+    name: str, seed: int, patterns: tuple[str, ...], text: str, samples: int, held_out: int, length: int
+) -> list[Layer]:
+    model, tokenizer = rose.load_model(name)
+    tokens, others = load_calibration(text, tokenizer, samples=samples, held_out=held_out, length=length, seed=seed)
+    names = [layer.name for layer in rose.prunable_layers(model)]
+    chosen = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
+    layers: list[Layer] = []
+    for block in visit_blocks(model, tokens, layers=chosen, held_out=others, compute="auto"):
+        layers += [(layer, block.calibration[layer.name], block.held_out[layer.name]) for layer in block.layers]
+    return layers
 
 
 def measured(options: Any) -> None:
@@ -126,6 +132,51 @@ def forecast(options: Any) -> None:
             rows.add(**row, **{"/".join(p): f"{f.error:.5g}" for p, f in zip(pairs, forecasts, strict=True)})
 
 
+LAW = ("natural", "two_level", "global", "random:0", "pivot", "min_pivot", "greedy", "hessian")
+
+
+def law(options: Any) -> None:
+    rows = Rows(Path(options.output) / "prices-law.csv", ("model", "seed", "layer"))
+    for run, layers in layers_of(options):
+        for layer, inputs, held_out in layers:
+            row = run | {"layer": layer.name}
+            if tuple(row.values()) in rows:
+                continue
+            weight = layer.weight.detach().float()
+            for order in LAW:
+                result = rose.prune_layer(
+                    weight, inputs, method="sparsegpt", order=order, sparsity=0.0, bits=3, group="row"
+                )
+                assert result.prices is not None
+                row[f"log {order}"] = f"{result.prices.log_total:.9g}"
+                row[f"sum {order}"] = f"{result.prices.total:.6g}"
+                row[f"bits {order}"] = f"{result.relative_error:.5g}"
+                row[f"held out {order}"] = f"{error.relative_error(weight, result.weight, held_out.hessian):.5g}"
+            rows.add(**row)
+
+
+def picture(options: Any) -> None:
+    pyplot.rcParams |= {"svg.hashsalt": "rose", "font.size": 11}
+    _, layers = next(layers_of(options))
+    layer, inputs, _ = layers[0]
+    plan = rose.plan_order(layer.weight.detach().float(), inputs)
+    figure, axes = pyplot.subplots(figsize=(7, 3.5))
+    for order, colour in {
+        "natural": "#0973b2",
+        "two_level": "#d9580b",
+        "random:0": "#506a79",
+        "pivot": "#2da2b2",
+    }.items():
+        prices = rose.price_columns(plan, order)
+        line = prices.price.log().unfold(0, 48, 4).mean(1)
+        axes.plot(24 + 4 * torch.arange(len(line)), line, color=colour, label=order.partition(":")[0].replace("_", "-"))
+    axes.axhline(prices.level, color="black", linewidth=0.8, linestyle=":", label="mean of every order")
+    axes.set(xlabel="columns visited", ylabel="log price")
+    axes.legend(frameon=False, ncols=5, loc="lower left", bbox_to_anchor=(0, 1), columnspacing=1, handlelength=1)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(Path(options.output) / "prices.svg", bbox_inches="tight", metadata={"Date": None}, facecolor="white")
+
+
 def whole(options: Any) -> None:
     key = ("model", "target", "variant", "sparsity", "seed")
     rows = Rows(Path(options.output) / "prices-whole.csv", key)
@@ -142,7 +193,7 @@ def whole(options: Any) -> None:
         rows.add(**dict(zip(key, run, strict=True)), perplexity=round(perplexity, 3))
 
 
-STUDIES = {"measured": measured, "forecast": forecast, "whole": whole}
+STUDIES = {"measured": measured, "forecast": forecast, "law": law, "picture": picture, "whole": whole}
 
 
 def main() -> None:
