@@ -28,7 +28,6 @@ STYLE = """<style>
 /* Streamlit's own colours for captions, and for a slider's value in the dark, lie below a contrast of 4.5:1. */
 [data-testid="stSliderThumbValue"] { color: var(--selected-text) !important; }
 [data-testid="stCaptionContainer"] { color: var(--selected-text) !important; opacity: 0.76; }
-.st-key-start-expected { min-height: 4rem; justify-content: center; }  /* what is below stays while it is estimated */
 .st-key-theme { display: none; }
 .st-key-explore a { background: var(--primary); justify-content: center; }
 .st-key-explore a * { color: white !important; }

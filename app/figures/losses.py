@@ -7,14 +7,13 @@ from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
-from plotly.colors import sample_colorscale
 
 from app.figures import palette
-from app.figures.palette import Style, Theme
+from app.figures.palette import Style
 from app.figures.shapes import BARE, Chart, Look, Marked, block_span
 from app.figures.shrinking import shrink, to_numpy
 from app.figures.style import FONT_SIZE, Drawing
-from app.words import count, number, percent, sentence
+from app.words import number, percent, sentence
 from rose import Order, OrderPlan, make_order, verdicts
 from rose.layer.order import block_of, visited_blocks
 
@@ -231,93 +230,3 @@ def _draw_block_rows(chart: Chart, plan: OrderPlan, visited: Order) -> None:
     # All at once: adding shapes one by one takes seconds for the 86 blocks of a wide layer.
     every = -(-len(plan.block_width) // 40)  # so that the numbers do not touch
     chart.figure.update_layout(shapes=boxes, annotations=labels[::every])
-
-
-# A small layer with all its numbers
-
-
-def number_matrix(
-    values: Any, widths: Sequence[int], *,
-    finding: str = "", removed: Any = None, column_loss: Any = None, block_loss: Any = None,
-    columns: Sequence[int] | None = None, marked_block: int | None = None, theme: Theme = "light",
-) -> Drawing:  # fmt: skip
-    """The importance of a small layer with all numbers printed, blocks outlined, and column and block losses below.
-
-    Columns, rows and blocks are counted from 1 on screen, as in the paper's example; in arguments from 0.
-
-    Args:
-        values: S, (out, in), in the order in which columns shall stand; so are all others.
-        finding: the title; the largest value if not given.
-        removed: True where pre-pruning removes, (out, in); these are grey and struck.
-        columns: original number of each column, as headings; natural order if not given.
-    """
-    matrix = to_numpy(values).astype(np.float64)
-    rows, width = matrix.shape
-    gone = np.zeros(matrix.shape, bool) if removed is None else to_numpy(removed).astype(bool)
-    headings = [str(int(h) + 1) for h in (range(width) if columns is None else columns)]
-    extra = {} if column_loss is None else {"column loss": (column_loss, (1,) * width)}
-    extra |= {} if block_loss is None else {"block loss": (block_loss, tuple(widths))}
-    chart = Chart(height=150 + 50 * (rows + len(extra)), headroom=26, theme=theme)
-    _print_cells(chart, matrix, gone)
-    for at, row in enumerate(extra.values()):
-        _loss_row(chart, rows + 0.3 + at, *row)
-    for block, (size, end) in enumerate(zip(widths, np.cumsum(widths).tolist(), strict=True)):
-        line = {"color": palette.MARK, "width": 4} if block == marked_block else {"color": chart.ink.text, "width": 2}
-        chart.outline(end - size - 0.5, end - 0.5, -0.5, rows - 0.5, line=line)
-    _matrix_axes(chart, headings, rows, list(extra))
-    best = np.unravel_index(matrix.argmax(), matrix.shape)
-    largest = f"{matrix.max():.1f} in row {best[0] + 1}, column {headings[best[1]]}"
-    what = f"Importance S, {rows} outputs × {width} inputs in {count(len(widths), 'block')}"
-    caption = f"Importance S runs from {matrix.min():.1f} to {largest}."
-    if gone.any():
-        what += "; grey and struck: to be removed"
-        caption += f" {gone.sum()} of {matrix.size} are to be removed."
-    table = pd.DataFrame(matrix, columns=[f"column {heading}" for heading in headings])
-    table.insert(0, "output", np.arange(rows) + 1)
-    finding, chart.margins = finding or f"The largest importance S is {largest}", {"b": 16}
-    return chart.done(finding, what, caption, "Matrix with all numbers printed", table)
-
-
-def _matrix_axes(chart: Chart, headings: list[str], rows: int, extra: list[str]) -> None:
-    """Columns above by their numbers, rows on the left by their names, losses below them."""
-    bare = BARE | {"showline": False, "ticks": "", "fixedrange": True}
-    columns = list(range(len(headings)))
-    chart.x(**bare, side="top", range=[-0.6, len(headings) - 0.4], tickvals=columns, ticktext=headings)
-    places = [*range(rows), *(rows + 0.3 + at for at in range(len(extra)))]
-    names = [f"output {row + 1}" for row in range(rows)] + extra
-    end = rows - 0.4 + (0.3 + len(extra) if extra else 0)
-    chart.y(**bare, tickvals=places, ticktext=names, range=[end, -0.6])
-
-
-def _print_cells(chart: Chart, matrix: np.ndarray, gone: np.ndarray) -> None:
-    """A coloured cell with its number for each entry; grey and struck where it is gone."""
-    largest, (rows, width) = float(matrix.max()) or 1.0, matrix.shape
-    place = {"x": np.arange(width), "y": np.arange(rows), "xgap": 2, "ygap": 2, "hoverinfo": "skip"}
-    scale = {"colorscale": palette.SEQUENTIAL, "zmin": 0, "zmax": largest, "showscale": False}
-    chart.figure.add_heatmap(z=np.where(gone, np.nan, matrix).astype(np.float32), **place, **scale)
-    for (row, column), value in np.ndenumerate(matrix):
-        if gone[row, column]:
-            _cell(chart, column, row, chart.ink.blank)
-            _print(chart, column, row, f"<s>{value:.1f}</s>", chart.ink.muted)
-        else:
-            _print(chart, column, row, f"{value:.1f}", palette.text_on(value / largest))
-
-
-def _loss_row(chart: Chart, y: float, losses: Any, widths: Sequence[int]) -> None:
-    """Losses below the matrix, each under its column, or under the columns of its block and in bold."""
-    values = to_numpy(losses).astype(np.float64)
-    largest, start = float(values.max()) or 1.0, 0
-    for loss, width in zip(values, widths, strict=True):
-        middle, share = start + (width - 1) / 2, float(loss) / largest
-        _cell(chart, middle, y, sample_colorscale(palette.SEQUENTIAL, [share])[0], width)
-        _print(chart, middle, y, f"<b>{loss:.1f}</b>" if max(widths) > 1 else f"{loss:.1f}", palette.text_on(share))
-        start += width
-
-
-def _cell(chart: Chart, x: float, y: float, colour: str, width: float = 1) -> None:
-    corners = {"x0": x - width / 2 + 0.02, "x1": x + width / 2 - 0.02, "y0": y - 0.47, "y1": y + 0.47}
-    chart.figure.add_shape(type="rect", **corners, fillcolor=colour, line={"width": 0}, layer="below")
-
-
-def _print(chart: Chart, x: float, y: float, text: str, colour: str) -> None:
-    chart.figure.add_annotation(x=x, y=y, text=text, showarrow=False, font={"size": 16, "color": colour})

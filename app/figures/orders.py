@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Unpack
 
 import numpy as np
@@ -10,13 +10,12 @@ import pandas as pd
 
 from app.figures import palette
 from app.figures.losses import losses_in_order
-from app.figures.palette import Style, Theme
-from app.figures.shapes import CHOSEN, LABEL_LINE, Chart, Look, colourbar, end_labels
+from app.figures.palette import Style
+from app.figures.shapes import LABEL_LINE, Chart, Look, colourbar, end_labels
 from app.figures.shrinking import to_numpy
 from app.figures.style import ERROR, PERCENT, Drawing, judged
 from app.words import apart, count, listing, number, out_of, percent, sentence, short_layer, word
 from rose import METHODS, LayerResult, RoseError, verdicts
-from rose.layer.defaults import THRESHOLD
 from rose.layer.order import visited_blocks
 from rose.layer.paper import PaperFigures
 from rose.layer.sweep import SweepTrace
@@ -371,40 +370,6 @@ def _colour_ratios(chart: Chart, ratio: pd.DataFrame, printed: pd.DataFrame, lab
     chart.figure.add_heatmap(**cells, **written, **colours)
     chart.x(showgrid=False, ticks="", linecolor=chart.ink.grid)
     chart.y(showgrid=False, ticks="", linecolor=chart.ink.grid, autorange="reversed")
-
-
-def strength_curve(
-    points: Sequence[tuple[float, float, float]], marked: float, *, threshold: float = THRESHOLD, theme: Theme = "light"
-) -> Drawing:
-    """What two-level order gains on a synthetic layer whose one block grows stronger, above all at strength `marked`.
-
-    The points are (columnar strength, relative range, error of two-level over natural order).
-    """
-    table = pd.DataFrame(sorted(points), columns=["strength", "relative_range", "error_ratio"])
-    table["error_saved"] = 1 - table["error_ratio"]
-    strength, saved, columnar = table["strength"], table["error_saved"], table["relative_range"] > threshold
-    chart = Chart(x="columnar strength (0: all blocks alike)", y="error saved by two-level order", theme=theme)
-    look = palette.order_style("two_level")
-    hover = "strength %{x:.3g}<br>saves %{y:.1%}<br>relative range %{customdata:.3f}"
-    symbols = np.where(columnar, "circle", "circle-open").tolist()
-    marker = {"symbol": symbols, "line": {"width": 2, "color": look.colour}}
-    chart.line(strength, saved, look, hover, size=11, customdata=table["relative_range"], marker=marker)
-    chart.figure.add_vline(x=marked, line=CHOSEN)
-    low, high = min(saved.min(), 0), max(saved.max(), 0)
-    room = high - low or 0.01
-    chart.x(zeroline=False)
-    chart.y(tickformat=PERCENT, range=[low - 0.08 * room, high + 0.12 * room])
-    # The title is of the strength that the page stands at, so that moving the slider says something new.
-    here = table.loc[(strength - marked).abs().idxmin()]
-    verb, amount = "saves" if here["error_saved"] > 0 else "costs", percent(abs(here["error_saved"]))
-    finding = f"At strength {number(here['strength'])}, two-level order {verb} {amount} of the error"
-    what = f"Error saved against natural order on a generated layer; filled: columnar, above {threshold:.2f}"
-    crossing = strength[columnar]
-    where = f"from strength {number(crossing.iloc[0])} on" if len(crossing) else "at none of these strengths"
-    caption = f"At strength {number(strength.iloc[0])} it saves {percent(saved.iloc[0])}; "
-    caption += f"the layer counts as columnar {where}."
-    alt = "Line chart of the error saved by two-level order against columnar strength"
-    return chart.done(finding, what, caption, alt, table)
 
 
 def paper_drawings(paper: PaperFigures) -> list[Drawing]:

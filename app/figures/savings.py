@@ -132,26 +132,3 @@ def channel_curve(table: pd.DataFrame, cut: int, *, block: int, theme: Theme = "
             f"One by one these channels cost {number(alone)}: removed together they cannot compensate for one another."
         )
     return chart.done(finding, what, caption, "Channel costs with the cut", table)
-
-
-def size_bars(table: pd.DataFrame, *, what: str, theme: Theme = "light") -> Drawing:
-    """Error by the size of what is removed, before and after compensation.
-
-    The table has a row per size: size (as shown), removed, units, dropped, compensated.
-    """
-    chart = Chart(y=ERROR, legend=True, theme=theme)
-    dropped, compensated = Style(palette.SLATE, "Removed, nothing compensated"), Style(palette.GREEN, "Compensated")
-    for column, look in {"dropped": dropped, "compensated": compensated}.items():
-        hover = f"%{{customdata[0]}} of %{{customdata[1]}} %{{x}}<br>{look.label}: %{{y:.4g}}"
-        behind = {"text": table[column].map(number), "customdata": table[["removed", "units"]]}
-        chart.bars(table["size"], table[column], look, hover, **behind)
-    low, high = (table.loc[at] for at in (table["compensated"].idxmin(), table["compensated"].idxmax()))
-    finding = f"{sentence(low['size'].lower())} cost nothing"
-    if low["compensated"] > 0:
-        times = number(high["compensated"] / low["compensated"])
-        finding = f"{sentence(high['size'].lower())} cost {times} times as much as {low['size'].lower()}"
-    chart.y(top=1.15 * float(table["dropped"].max()))
-    rows = table.itertuples(index=False)
-    errors = "; ".join(f"{row.size}: {number(row.dropped)} and {number(row.compensated)}" for row in rows)
-    caption, what = f"Error before and after compensation. {errors}.", f"Relative error of the outputs when {what}"
-    return chart.done(finding, what, caption, "Bar chart of the error by size", table)

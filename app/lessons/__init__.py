@@ -1,1 +1,1 @@
-"""The lessons of the Learn page: the layers that they look at, and what they say about them."""
+"""The eleven lessons of the page Learn: what each of them says, shows and asks. Only `board` draws with Streamlit."""

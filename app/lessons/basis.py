@@ -5,21 +5,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 import rose
-from app.lab.bases import BASES, METHODS
-from app.lessons.subjects import BLOCK_SIZE, SPARSITY, correlated, statistics_of
+from app.lab.bases import BASES
 from rose.layer.basis import HeadLayout, find_rotations, rotate_columns
 from rose.layer.error import relative_error
 from rose.layer.pattern import Pattern
 
-WIDTH, HEADS = 96, 6  # of the stream; heads as wide as a block
-TOKENS = 1024  # of calibration, and as many held out
+WIDTH, HEADS, BLOCK_SIZE, SPARSITY = 96, 6, 16, 0.7  # of the stream; heads as wide as a block
+TOKENS = 512  # of calibration, and as many held out
+SHARED = 0.6  # part of an input channel's variance that it has in common with others
 LAYOUT = HeadLayout(BLOCK_SIZE, tuple(range(HEADS)))
+STEEPEST = 0.35  # by how much the parts of the last head's values fall, one after another, as exponents
+METHODS = ("sparsegpt", "rose")
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,16 @@ class Turned:
     """The layer in one basis.
 
     Attributes:
-        plan: of its output projection.
+        importance: of its columns, (in,).
+        relative_range: above 0.5 the layer is columnar.
         moved: ‖y' − y‖ / ‖y‖ of what the dense layer puts out, y as given.
-        errors: by method, (calibration, held out).
+        errors: held out, by method.
     """
 
-    plan: rose.OrderPlan
+    importance: list[float]
+    relative_range: float
     moved: float
-    errors: dict[str, tuple[float, float]]
+    errors: dict[str, float]
 
 
 @lru_cache(maxsize=1)
@@ -42,8 +47,8 @@ def turned() -> dict[str, Turned]:
     """The layer in every basis of `BASES`."""
     values, output, tokens = _generate()
     given = tokens @ values.T @ output.T
-    hessian = statistics_of(tokens[:TOKENS] @ values.T).hessian
-    found = {}
+    hessian = _statistics(tokens[:TOKENS] @ values.T).hessian
+    layers = {}
     for name in BASES:
         turned_values, turned_output = values, output
         if name != "given":
@@ -51,29 +56,45 @@ def turned() -> dict[str, Turned]:
             turned_output = rotate_columns(output, LAYOUT, rotations).float()
             turned_values = rotate_columns(values.T, LAYOUT, rotations).float().T  # RᵀW_v
         read = tokens @ turned_values.T
-        statistics, held_out = statistics_of(read[:TOKENS]), statistics_of(read[TOKENS:])
+        statistics, held_out = _statistics(read[:TOKENS]), _statistics(read[TOKENS:])
         errors = {}
         for method in METHODS:
-            result = rose.prune_layer(
-                turned_output, statistics, method=method, sparsity=SPARSITY, block_size=BLOCK_SIZE
-            )
-            errors[method] = result.relative_error, relative_error(turned_output, result.weight, held_out.hessian)
+            options: dict[str, Any] = {"sparsity": SPARSITY, "block_size": BLOCK_SIZE}
+            pruned = rose.prune_layer(turned_output, statistics, method=method, **options).weight
+            errors[method] = relative_error(turned_output, pruned, held_out.hessian)
         plan = rose.plan_order(turned_output, statistics, sparsity=SPARSITY, block_size=BLOCK_SIZE)
         moved = float((read @ turned_output.T - given).norm() / given.norm())
-        found[name] = Turned(plan, moved, errors)
-    return found
+        layers[name] = Turned(plan.importance.sum(0).tolist(), plan.relative_range, moved, errors)
+    return layers
 
 
 def errors() -> pd.DataFrame:
-    """One row per basis and method, as `figures.orders` reads them."""
-    rows = [(basis, method, *pair) for basis, one in turned().items() for method, pair in one.errors.items()]
-    return pd.DataFrame(rows, columns=["basis", "method", "relative_error", "held_out_error"])
+    """One row per basis and method: basis, method, error."""
+    rows = [(basis, method, error) for basis, layer in turned().items() for method, error in layer.errors.items()]
+    return pd.DataFrame(rows, columns=["basis", "method", "error"])
 
 
 def _generate() -> tuple[Tensor, Tensor, Tensor]:
-    """W_v, (columns, width), W_o, (width, columns), and tokens, calibration first; their channels are correlated."""
+    """W_v, (columns, width), W_o, (width, columns), and tokens, calibration first; channels share common sources."""
     generator = torch.Generator().manual_seed(0)
-    columns = HEADS * BLOCK_SIZE
-    values = torch.randn(columns, WIDTH, generator=generator) / WIDTH**0.5
+    columns, sources = HEADS * BLOCK_SIZE, WIDTH // 4
+    heads = []
+    for head in range(
+        HEADS
+    ):  # equal in strength; from head to head fewer parts carry it, and each head mixes its parts
+        sizes = torch.exp(-STEEPEST * head / (HEADS - 1) * torch.arange(BLOCK_SIZE))
+        sizes *= BLOCK_SIZE**0.5 / sizes.norm()
+        mixing = torch.linalg.qr(torch.randn(BLOCK_SIZE, BLOCK_SIZE, generator=generator)).Q
+        heads.append(mixing @ (sizes[:, None] * torch.randn(BLOCK_SIZE, WIDTH, generator=generator)) / WIDTH**0.5)
+    values = torch.cat(heads)
     output = torch.randn(WIDTH, columns, generator=generator)
-    return values, output, correlated(2 * TOKENS, WIDTH, generator)
+    common = torch.randn(2 * TOKENS, sources, generator=generator)
+    mixing = torch.randn(sources, WIDTH, generator=generator) * (SHARED / sources) ** 0.5
+    own = torch.randn(2 * TOKENS, WIDTH, generator=generator)
+    return values, output, common @ mixing + own * (1 - SHARED) ** 0.5
+
+
+def _statistics(inputs: Tensor) -> rose.InputStatistics:
+    statistics = rose.InputStatistics(inputs.shape[1])
+    statistics.update(inputs)
+    return statistics

@@ -19,7 +19,7 @@ STYLE = """
 [data-testid="stSidebar"], [data-testid="stHeader"], [data-testid="stExpandSidebarButton"] { display: none; }
 .stApp { zoom: var(--lesson-zoom, 1); }
 .stMainBlockContainer { padding: 0.6rem 1.5rem 0 !important; max-width: none; }
-:has(> .st-key-lesson-head), :has(> .stHtml .product) { display: none; }
+:has(> .st-key-lesson-head), :has(> .stHtml .product), .st-key-lesson-stage [class*="-downloads"] { display: none; }
 </style>
 """
 
@@ -27,6 +27,8 @@ STYLE = """
 SCRIPT = """
 <script>
 (() => {
+  const page = document.querySelector("[data-testid=stMain]");
+  if (document.querySelector(".st-key-lesson-projector-on")) page?.scrollTo(0, 0);  // it begins at the top
   const zoom = () => document.documentElement.style.setProperty(
     "--lesson-zoom", Math.max(1, Math.min(innerWidth / WIDTH, innerHeight / HEIGHT)));
   zoom();
@@ -40,7 +42,7 @@ SCRIPT = """
     }
     return false;
   };
-  const typing = (element) => element && element.matches("input:not([type=radio]), textarea, [role=slider]");
+  const typing = (element) => element && element.matches("input:not([type=radio]), textarea, [role=slider], .board *");
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || !document.querySelector(".st-key-lesson-next")) return;
     const projector = document.querySelector(".st-key-lesson-projector-on");
@@ -48,9 +50,9 @@ SCRIPT = """
     if (event.key === "PageDown") done = press("lesson-next") || true;
     else if (event.key === "PageUp") done = press("lesson-previous") || true;
     else if (!projector || typing(document.activeElement)) return;
-    else if (event.key === "ArrowRight") done = press("lesson-forth", "lesson-next");
-    else if (event.key === "ArrowLeft") done = press("lesson-back", "lesson-previous");
-    else if (event.key === " ") done = press("lesson-play", "lesson-reveal", "lesson-next");
+    else if (event.key === "ArrowRight") done = press("lesson-next");
+    else if (event.key === "ArrowLeft") done = press("lesson-previous");
+    else if (event.key === " ") done = press("lesson-reveal", "lesson-next");
     else if (event.key === "Escape") done = press("lesson-leave");
     if (done) { event.preventDefault(); event.stopImmediatePropagation(); }
   }, true);

@@ -1,90 +1,135 @@
-"""Learn: from a weight matrix to ROSE in twelve steps, with live numbers. Works before any model is loaded."""
+"""Learn: why the order of pruning matters, and how much, in eleven lessons. Works before any model is loaded."""
 
-from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import streamlit as st
 
-import rose
-from app import components
-from app.lessons import generated, orders, projector, stage, texts
+from app import components, session
+from app.figures.style import Drawing
+from app.lessons import board, projector
+from app.lessons.lesson import Lesson, Question, Slider
+from app.lessons.story import LESSONS
 
-STEPS: dict[str, Callable[[], None]] = {
-    "Importance": partial(stage.example_step, "importance", texts.importance_lesson, losses=False, mask=False),
-    "Pre-pruning": partial(stage.example_step, "pre-pruning", texts.pre_pruning_lesson, losses=False, mask=True),
-    "Losses": partial(stage.example_step, "losses", texts.loss_lesson, losses=True, mask=True),
-    "Order": stage.order_step,
-    "Compensation": partial(orders.sweep_step, columnar=True),
-    "When order does not matter": partial(orders.sweep_step, columnar=False),
-    "Strength": generated.strength_step,
-    "Two effects": orders.effects_step,
-    "Between layers": generated.depth_step,
-    "Sizes": generated.sizes_step,
-    "Basis": generated.basis_step,
-    "Three ways to compensate": generated.tuning_step,
+LABELS = [f"{number} of {len(LESSONS)} · {lesson.title}" for number, lesson in enumerate(LESSONS, 1)]
+HEIGHT = 600  # pixels of text and stage: on a screen of 1280 × 800 nothing is cut
+ROOM = 200  # pixels above and below them, on a screen that has more
+STYLE = """<style>
+.st-key-lesson-text h2 { font-size: 1.4rem; padding: 0 0 0.5rem; }
+.st-key-lesson-text p, .st-key-lesson-text li { font-size: 0.95rem; }
+.st-key-lesson-text .katex-display { margin: 0.3rem 0; }
+.st-key-lesson-stage { position: relative; }
+.st-key-lesson-stage .modebar-container { display: none; }
+@media (min-width: 641px) {
+  .st-key-lesson-stage [class*="-downloads"] { position: absolute; right: 0; bottom: 0; z-index: 1; width: auto; }
+  .st-key-lesson-stage [data-testid="stCaptionContainer"] { padding-right: 8rem; }
 }
-LABELS = [f"{number} {title}" for number, title in enumerate(STEPS, 1)]
+</style>"""
+TALL = f"""<style>
+:has(> :is(.st-key-lesson-text, .st-key-lesson-stage)) {{
+  flex-basis: max({HEIGHT}px, 100vh - {ROOM}px) !important; height: max({HEIGHT}px, 100vh - {ROOM}px) !important;
+}}
+@media (max-width: 640px) {{
+  :has(> :is(.st-key-lesson-text, .st-key-lesson-stage)) {{ flex-basis: auto !important; height: auto !important; }}
+  .st-key-lesson-stage [class*="st-key-learn-"]:has(.stPlotlyChart) {{ height: 420px; flex: none; }}
+}}
+</style>"""
 
 
 def draw() -> None:
     projector.draw()
     with st.container(key="lesson-head"):
-        st.title("Learn: how does ROSE choose an order?")
-        index = LABELS.index(choose_lesson())
+        st.title("Learn: what does the order of pruning do?")
+    lesson = LESSONS[navigate()]
+    components.live(lambda: draw_lesson(lesson), None)
 
-    def body() -> None:
-        try:
-            list(STEPS.values())[index]()
-        except rose.RoseError as problem:
-            components.error(problem)
 
-    orders.PLAYER.live(body)
-    back, middle, forth = st.columns([1, 3, 1], vertical_alignment="center")
-    back.button(
-        "Previous",
-        icon=":material/arrow_back:",
-        key="lesson-previous",
-        on_click=turn,
-        args=(-1,),
-        disabled=index == 0,
-        help="Page Up",
-        width="stretch",
-    )
-    with middle.container(horizontal=True, horizontal_alignment="center", vertical_alignment="center"):
-        if projector.is_on():
-            st.caption(f"{LABELS[index]}, of {len(LABELS)}", width="content")
+def navigate() -> int:
+    """One row: back, the lesson, forth, and the projector; returns the lesson."""
+    if st.session_state.get("lesson") not in LABELS:
+        st.session_state.lesson = next((label for label in LABELS if label == st.query_params.get("lesson")), LABELS[0])
+    index = LABELS.index(st.session_state.lesson)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="lesson-row"):
+        for key, label, by, help in (("previous", "Previous", -1, "Page Up"), ("next", "Next", 1, "Page Down")):
+            st.button(
+                label, icon=f":material/arrow_{'back' if by < 0 else 'forward'}:", key=f"lesson-{key}", help=help,
+                on_click=turn, args=(by,), disabled=not 0 <= index + by < len(LABELS),
+                type="primary" if by > 0 else "secondary",
+            )  # fmt: skip
+        st.selectbox("Lesson", LABELS, key="lesson", label_visibility="collapsed", width=300, bind=components.URL)
         projector.button()
-    forth.button(
-        "Next",
-        icon=":material/arrow_forward:",
-        icon_position="right",
-        key="lesson-next",
-        on_click=turn,
-        args=(1,),
-        disabled=index == len(STEPS) - 1,
-        help="Page Down",
-        type="primary",
-        width="stretch",
-    )
-
-
-def choose_lesson() -> str:
-    first = None if "lesson" in st.session_state else LABELS[0]  # a default and a value set by hand exclude each other
-    labels = {label: label for label in LABELS}
-    return components.section(labels, "lesson", "Step", default=first, on_change=turned, wrap=True) or LABELS[0]
+    return LABELS.index(st.session_state.lesson)
 
 
 def turn(by: int) -> None:
     # From where the session stands, not from where the button was drawn: two quick clicks turn two pages.
     here = LABELS.index(st.session_state.lesson)
     st.session_state.lesson = LABELS[min(max(here + by, 0), len(LABELS) - 1)]
-    turned()
 
 
-def turned() -> None:
-    """Callback: another lesson starts from the beginning."""
-    orders.PLAYER.rewind()
-    st.session_state.lesson_ended = st.session_state.lesson_bet = None
+def draw_lesson(lesson: Lesson) -> None:
+    left, right = st.columns((1, 1.4))
+    height = projector.STAGE if projector.is_on() else HEIGHT
+    st.html(STYLE + ("" if projector.is_on() else TALL))
+    text = left.container(height=height, border=False, key="lesson-text")
+    stage = right.container(height=height, border=True, key="lesson-stage")
+    guess = st.session_state.get(f"told-{lesson.title}") if lesson.question else ""
+    with text:
+        words = st.container()
+        controls = [c for c in lesson.controls if guess is not None or isinstance(c, Slider) or not c.follows_answer]
+        values = {c.key: c.default if isinstance(c, Slider) else next(iter(c.options)) for c in lesson.controls}
+        for control, place in zip(controls, st.columns(len(controls)) if controls else [], strict=True):
+            with place:
+                values[control.key] = choose(control)
+        if lesson.question:
+            ask(lesson.title, lesson.question, guess)
+        if lesson.proof:
+            with st.popover(lesson.proof[0], icon=":material/function:"):
+                st.markdown(lesson.proof[1])
+    screen = lesson.screen(values, guess is not None)
+    with words:
+        st.header(screen.claim, anchor=False)
+        st.markdown(screen.text)
+        if screen.stage is None:
+            board.buttons()
+    with stage:
+        if screen.stage is None:
+            board.draw()
+        show(board.compared() if screen.stage is None else screen.stage(session.theme()))
+
+
+def choose(control: Any) -> Any:
+    key = f"lesson_{control.key}"
+    if not isinstance(control, Slider):
+        return components.choose(control.label, control.options, key)
+    return st.select_slider(
+        control.label, control.values, control.default, format_func=control.show, key=key, bind=components.URL
+    )
+
+
+def ask(title: str, question: Question, guess: str | None) -> None:
+    """Takes a guess; then says whether it was right. On a projector, space presses the button."""
+
+    def tell(answer: str | None) -> None:
+        st.session_state[f"told-{title}"] = answer
+
+    if guess is None:
+        chosen = st.pills(question.asks, question.answers, key=f"guess-{title}")
+        st.button("Reveal", type="primary", disabled=chosen is None, key="lesson-reveal", on_click=tell, args=(chosen,))
+    else:
+        right = question.answers[question.right]
+        said = f"You said *{guess}*: " + ("right." if guess == right else f"it is *{right}*.")
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(said, width="content")
+            st.button("Guess again", icon=":material/replay:", key="lesson-again", on_click=tell, args=(None,))
+
+
+def show(drawing: Drawing) -> None:
+    """The figure, as high as the stage has room; on a projector as high as it is."""
+    if projector.is_on():
+        drawing.figure.update_layout(hovermode=False)  # the pointer's place is not that of the enlarged figure
+        layout = drawing.figure.layout
+        projector.fit("learn-figure", layout.height - layout.meta["freed"])  # its title is text of the page
+    components.show(drawing, "learn-figure", height="content" if projector.is_on() else "stretch")
 
 
 draw()

@@ -14,7 +14,6 @@ from app import words
 from app.figures import losses, orders, palette, style, sweeps, trust, weights
 from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.error import quadratic_form
-from rose.layer.order import plan_from_importance
 from tests.app.figures.test_contract import COSTS, below, title
 
 # Figure (b) of the ROSE paper's overview illustration.
@@ -183,19 +182,6 @@ def test_wide_layers_show_ribbons_where_blocks_stay_whole() -> None:
     assert sum(len(trace.x) // 3 for trace in lines.figure.data) <= losses.PICTURE_LINES
 
 
-def test_number_matrix_prints_every_number_of_the_worked_example() -> None:
-    plan = plan_from_importance(EXAMPLE, sparsity=1 / 3, block_size=3)
-    below_it = {"column_loss": plan.column_loss, "block_loss": plan.block_loss}
-    drawing = losses.number_matrix(plan.importance, plan.block_width, removed=plan.potential_loss > 0, **below_it)
-    printed = [note.text for note in drawing.figure.layout.annotations]
-    values = [text.removeprefix("<s>").removesuffix("</s>") for text in printed[:36]]
-    assert values == [f"{value:.1f}" for value in EXAMPLE.flatten().tolist()]
-    assert sum(text.startswith("<s>") for text in printed) == 12
-    assert printed[36:45] == ["1.4", "2.2", "1.1", "0.7", "0.9", "1.0", "3.9", "4.2", "3.5"]
-    assert printed[45:] == ["<b>4.7</b>", "<b>2.6</b>", "<b>11.6</b>"]
-    assert title(drawing) == "The largest importance S is 6.7 in row 3, column 7"
-
-
 # Orders
 
 
@@ -322,13 +308,6 @@ def test_matrix_separates_order_and_budget() -> None:
     assert "budget alone (in natural order) 10.0 %, both together 25.0 %." in drawing.caption
     with pytest.raises(rose.RoseError, match="choose a sparsity above 0"):
         orders.order_budget_matrix(table.assign(relative_error=0.0))
-
-
-def test_strength_curve_says_where_the_layer_becomes_columnar() -> None:
-    drawing = orders.strength_curve([(2, 0.7, 0.9), (0, 0.1, 1.0), (1, 0.4, 0.97)], 2)
-    assert title(drawing) == "At strength 2.00, two-level order saves 10.0 % of the error"
-    assert list(drawing.figure.data[0].marker.symbol) == ["circle-open", "circle-open", "circle"]
-    assert drawing.caption.endswith("the layer counts as columnar from strength 2.00 on.")
 
 
 # Sweeps and solvers

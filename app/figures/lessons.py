@@ -1,0 +1,399 @@
+"""The figures of the lessons: small layers whose numbers are all printed, and what is left of an order elsewhere.
+
+Columns and blocks are counted from 1 on screen, from 0 in arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from plotly.colors import sample_colorscale
+
+from app.figures import palette
+from app.figures.palette import MARK, Style, Theme
+from app.figures.shapes import BARE, Chart
+from app.figures.shrinking import to_numpy
+from app.figures.style import FONT_SIZE, Drawing
+from app.words import number, percent, word
+from rose import LayerResult
+from rose.layer.defaults import THRESHOLD
+from rose.verdicts import Interval
+
+HEIGHT = 440  # pixels of a stage, without caption
+ORDERS = {
+    "natural": "Natural (SparseGPT)",
+    "two_level": "Two-level (ROSE)",
+    "random": "Random",
+    "global": "Global, packed",
+    "pivot": "Pivot",
+    "custom": "Yours",
+}
+
+
+def look_of(order: str) -> Style:
+    """An order as all lessons name it."""
+    return palette.order_style(order)._replace(label=ORDERS[order])
+
+
+# Lesson 1
+
+
+def removal(
+    overlaps: Sequence[float], weights: Mapping[str, Sequence[float]], costs: Mapping[str, float], column: int,
+    *, theme: Theme,
+) -> Drawing:  # fmt: skip
+    """Three inputs as circles that overlap, the weights before and after one is removed, and what that costs.
+
+    Args:
+        overlaps: H₁₂ and H₂₃.
+        weights: "before" and "after", (3,) each.
+        costs: of the removal, by what the other weights do.
+        column: the removed one.
+    """
+    specs = [[{"colspan": 2}, None], [{}, {}]]
+    titles = ["the three inputs and their overlaps", "weights", "error"]
+    grid: dict[str, Any] = {"rows": 2, "cols": 2, "specs": specs, "row_heights": [0.46, 0.54], "subplot_titles": titles}
+    chart = Chart(height=HEIGHT, headroom=24, theme=theme, **grid, vertical_spacing=0.13, horizontal_spacing=0.12)
+    _circles(chart, overlaps, column)
+    names = [f"w<sub>{j + 1}</sub>" for j in range(3)]
+    greys = {"before": Style(chart.ink.muted, "before"), "after": Style(palette.ORANGE, "after")}
+    for name, values in weights.items():
+        printed = [f"{value:.2f}".replace("-", "−") for value in values]
+        chart.bars(names, values, greys[name], "", text=printed, row=2, col=1)
+    shown = [f"{value:.2f}" for value in costs.values()]
+    colours = {"color": [chart.ink.muted, palette.ORANGE]}
+    helpers = [name.replace(" ", "<br>") for name in costs]
+    look = Style(palette.ORANGE, "cost")
+    chart.bars(helpers, list(costs.values()), look, "", text=shown, marker=colours, row=2, col=2)
+    top = max(map(max, weights.values()))
+    chart.y(row=2, col=1, range=[min(0.0, *map(min, weights.values())) * 1.2, max(2.2, top * 1.15)])
+    chart.y(row=2, col=2, range=[0, 1.2])
+    kept = costs["others help"] / costs["nobody helps"]
+    finding = f"The others make good {percent(1 - kept, 0)} of what weight {column + 1} did"
+    what = f"Grey: before, or with nobody's help; orange: after weight {column + 1} is removed and the others changed"
+    table = pd.DataFrame({"weight": names} | dict(weights))
+    return chart.done(finding, what, "Computed from H⁻¹; nothing is damped.", "Circles and two bar charts", table)
+
+
+def _circles(chart: Chart, overlaps: Sequence[float], column: int) -> None:
+    """Circles of area 1 whose common areas are the overlaps, with the entries of H in them."""
+    centres = np.cumsum([0.0, *(_distance(share) for share in overlaps)])
+    radius, clear = 1 / math.sqrt(math.pi), {"bgcolor": "rgba(0,0,0,0)", "row": 1, "col": 1}
+    for j, centre in enumerate(centres):
+        colour = MARK if j == column else palette.BLUE
+        line = {"color": colour, "width": 3, "dash": "dash" if j == column else "solid"}
+        box = {"x0": centre - radius, "x1": centre + radius, "y0": -radius, "y1": radius}
+        fill = "rgba(240,51,138,0.12)" if j == column else "rgba(9,115,178,0.18)"
+        chart.figure.add_shape(type="circle", **box, line=line, fillcolor=fill, row=1, col=1)
+        chart.note(f"<b>{j + 1}</b>", x=centre + (-0.4, 0.0, 0.4)[j], y=0.1 * (j == 1), **clear)
+    middle = centres[-1] / 2
+    for share, (pair, x, anchor) in zip(
+        (*overlaps, 0.0),
+        (("12", -0.75, "right"), ("23", centres[-1] + 0.75, "left"), ("13", middle, "center")),
+        strict=True,
+    ):
+        y = -0.72 if pair == "13" else 0.0
+        chart.note(f"H<sub>{pair}</sub> = {share:.1f}", x=x, y=y, xanchor=anchor, **clear)
+    chart.x(range=[middle - 2.2, middle + 2.2], visible=False, row=1, col=1)
+    chart.y(range=[-0.85, 0.6], visible=False, scaleanchor="x", scaleratio=1, row=1, col=1)
+
+
+def _distance(share: float) -> float:
+    """Between the centres of two circles of area 1 with this area in common."""
+    radius, low, high = 1 / math.sqrt(math.pi), 0.0, 2 / math.sqrt(math.pi)
+    for _ in range(40):
+        middle = (low + high) / 2
+        half = middle / 2
+        lens = 2 * radius**2 * math.acos(half / radius) - middle * math.sqrt(radius**2 - half**2)
+        low, high = (middle, high) if lens > share else (low, middle)
+    return low
+
+
+# Lessons 2, 5 and 6: a layer with all its numbers
+
+
+def number_matrix(
+    values: Any, finding: str, what: str, *, caption: str = "", removed: Any = None, columns: Sequence[int] = (),
+    below: Mapping[str, Sequence[float]] | None = None, marked: int | None = None, decimals: int = 1, theme: Theme,
+) -> Drawing:  # fmt: skip
+    """A small matrix with all numbers printed, its blocks outlined, and rows of numbers below.
+
+    Args:
+        values: (out, in), in the order in which columns stand; so are all others.
+        removed: True for what is grey and struck.
+        columns: numbers of the columns, as headings; from left to right if not given.
+        below: a number a column, or a block; each row by its name.
+        marked: the block with a thick edge, by position.
+    """
+    matrix = to_numpy(values).astype(np.float64)
+    rows, width = matrix.shape
+    gone = np.zeros(matrix.shape, bool) if removed is None else to_numpy(removed).astype(bool)
+    below, size = below or {}, 3
+    chart = Chart(height=HEIGHT, headroom=34, theme=theme)
+    _cells(chart, np.abs(matrix), gone, lambda row, column: f"{matrix[row, column]:.{decimals}f}".replace("-", "−"))
+    for at, (name, numbers) in enumerate(below.items()):
+        _row(chart, rows + 0.3 + at, numbers, width // len(numbers), 2 if name.startswith("price") else 1)
+    for block in range(width // size):
+        line = {"color": MARK, "width": 4} if block == marked else {"color": chart.ink.text, "width": 2}
+        chart.outline(block * size - 0.5, (block + 1) * size - 0.5, -0.5, rows - 0.5, line=line)
+    bare = BARE | {"showline": False, "ticks": "", "fixedrange": True, "automargin": False}
+    headings = [str(j + 1) for j in columns or range(width)]
+    chart.x(**bare, side="top", range=[-0.6, width - 0.4], tickvals=list(range(width)), ticktext=headings)
+    places = [*range(rows), *(rows + 0.3 + at for at in range(len(below)))]
+    names = [*(f"output {row + 1}" for row in range(rows)), *below]
+    chart.y(**bare, tickvals=places, ticktext=names, range=[rows - 0.4 + (0.3 + 2 if below else 0), -0.6])
+    chart.margins = {"l": 104, "b": 12}
+    table = pd.DataFrame(matrix, columns=[f"column {heading}" for heading in headings])
+    table.insert(0, "output", np.arange(rows) + 1)
+    return chart.done(finding, what, caption, "Matrix with all numbers printed", table)
+
+
+def _cells(chart: Chart, size: np.ndarray, gone: np.ndarray, text: Any) -> None:
+    """A coloured cell with its number for each entry; grey and struck where it is gone."""
+    largest = float(size.max()) or 1.0
+    place = {"x": np.arange(size.shape[1]), "y": np.arange(size.shape[0]), "xgap": 2, "ygap": 2, "hoverinfo": "skip"}
+    scale = {"colorscale": palette.SEQUENTIAL, "zmin": 0, "zmax": largest, "showscale": False}
+    chart.figure.add_heatmap(z=np.where(gone, np.nan, size).astype(np.float32), **place, **scale)
+    for (row, column), value in np.ndenumerate(size):
+        if gone[row, column]:
+            _box(chart, column, row, 1, chart.ink.blank)
+            _print(chart, column, row, f"<s>{text(row, column)}</s>", chart.ink.muted)
+        else:
+            _print(chart, column, row, text(row, column), palette.text_on(value / largest))
+
+
+def _row(chart: Chart, y: float, numbers: Sequence[float], width: int, decimals: int) -> None:
+    """Numbers below the matrix, each under its column or block."""
+    largest = max(numbers) or 1.0
+    for at, value in enumerate(numbers):
+        x, share = at * width + (width - 1) / 2, value / largest
+        _box(chart, x, y, width, sample_colorscale(palette.SEQUENTIAL, [share])[0])
+        text = f"{value:.{decimals}f}"
+        _print(chart, x, y, f"<b>{text}</b>" if width > 1 else text, palette.text_on(share))
+
+
+def _box(chart: Chart, x: float, y: float, width: float, colour: str) -> None:
+    corners = {"x0": x - width / 2 + 0.02, "x1": x + width / 2 - 0.02, "y0": y - 0.47, "y1": y + 0.47}
+    chart.figure.add_shape(type="rect", **corners, fillcolor=colour, line={"width": 0}, layer="below")
+
+
+def _print(chart: Chart, x: float, y: float, text: str, colour: str) -> None:
+    chart.figure.add_annotation(x=x, y=y, text=text, showarrow=False, font={"size": 16, "color": colour})
+
+
+# Lesson 3
+
+
+def early_late(results: Mapping[str, LayerResult], energy: float, block: int, *, told: bool, theme: Theme) -> Drawing:
+    """What every block would cost if nobody helped, and what stays: one block goes first, or it goes last.
+
+    Args:
+        results: traced sweeps, by what is said of the block.
+        energy: what errors are relative to.
+        block: the one that moves.
+        told: whether what stays is shown.
+    """
+    chart = Chart(
+        height=HEIGHT, headroom=24, legend=told, theme=theme, rows=1, cols=2, shared_yaxes=True,
+        horizontal_spacing=0.04, subplot_titles=list(results),
+    )  # fmt: skip
+    chart.figure.update_annotations(font_size=FONT_SIZE + 1)
+    saved, frames = [], []
+    alone, stays = Style("rgba(128,135,150,0.45)", "if nobody helped"), Style(palette.ORANGE, "what stays")
+    for col, (name, result) in enumerate(results.items(), 1):
+        assert result.trace is not None
+        blocks = [int(columns[0]) // 3 for columns in result.order.permutation.split(3)]
+        lost, error = (to_numpy(part) / energy for part in (result.trace.lost, result.trace.error))
+        shares = 1 - error / lost
+        saved.append(float(shares[blocks.index(block)]))
+        x, at = [f"block<br>{number + 1}" for number in blocks], {"row": 1, "col": col}
+        chart.bars(x, lost, alone, "", showlegend=col == 1, width=0.7, **at)
+        if told:
+            chart.bars(x, error, stays, "", showlegend=col == 1, width=0.7, **at)
+            for place, top, share in zip(x, lost, shares, strict=True):
+                chart.note(percent(share, 0), x=place, y=top, yanchor="bottom", bgcolor="rgba(0,0,0,0)", **at)
+        frames.append(pd.DataFrame({"turn": name, "block": np.array(blocks) + 1, "alone": lost, "stays": error}))
+    table = pd.concat(frames, ignore_index=True)
+    chart.figure.update_layout(barmode="overlay")
+    chart.y(range=[0, 1.25 * float(table["alone"].max())])
+    chart.y(title_text="error, of the layer's output", row=1, col=1)
+    first, last = saved
+    finding = f"Block {block + 1} would lose most, wherever it stands"
+    if told:
+        finding = f"Of block {block + 1}'s loss {percent(first, 0)} is made good first, {percent(last, 0)} last"
+    what = "Blocks from left to right as they are pruned" + ("; above each: what is made good" if told else "")
+    return chart.done(finding, what, "", "Two bar charts side by side", table)
+
+
+# Lesson 4
+
+
+def price_lines(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], *, theme: Theme) -> Drawing:
+    """log d over the steps of several orders. `lines`: order -> its columns and prices, as visited."""
+    chart, frames = Chart(x="step", y="log d", height=HEIGHT, legend=True, theme=theme), []
+    for name, (columns, price) in lines.items():
+        steps, logs = np.arange(1, len(price) + 1), np.log(price)
+        hover = f"{ORDERS[name]}<br>step %{{x}}: column %{{customdata}}<br>log d %{{y:.3f}}"
+        chart.line(steps, logs, look_of(name), hover, size=10, customdata=np.array(columns) + 1)
+        frames.append(pd.DataFrame({"order": name, "step": steps, "column": np.array(columns) + 1, "price": price}))
+    table = pd.concat(frames, ignore_index=True)
+    logs = np.log(table["price"])
+    level = float(logs.mean())
+    chart.level(level, (0.7, 9.3), f"mean of every line: {number(level)}".replace("-", "−"))
+    chart.x(dtick=1, range=[0.7, 9.3], zeroline=False)
+    chart.y(range=[float(logs.min()) - 0.1, float(logs.max()) + 0.1], rangemode="normal", zeroline=False)
+    what = "Logarithm of the price at each step; the area under every line is the same"
+    return chart.done("Every line has the same mean", what, "", "Line chart of log prices over steps", table)
+
+
+# Lesson 7
+
+
+def error_strip(random: Sequence[float], marked: Mapping[str, float], *, theme: Theme) -> Drawing:
+    """Errors of random orders as a cloud of points on one axis, and those of named orders as labelled marks."""
+    chart = Chart(x="error of the layer", height=300, theme=theme)
+    heights = np.random.default_rng(0).uniform(0.04, 0.3, len(random))
+    cloud = Style(chart.ink.muted, "random")
+    chart.points(list(random), heights, cloud, "random order<br>error %{x:.4f}", size=7, opacity=0.55)
+    places = sorted(marked.items(), key=lambda pair: pair[1])
+    top = 1.1 * max(*random, *marked.values())
+    for at, (name, error) in enumerate(places):
+        look, y = look_of(name), 0.46 + 0.17 * (at % 3)
+        chart.points([error], [y], look, f"{look.label}<br>error %{{x:.4f}}", size=14)
+        side = {"xanchor": "right", "xshift": -10} if error > top / 2 else {"xanchor": "left", "xshift": 10}
+        chart.note(f"{look.label} <b>{number(error)}</b>", x=error, y=y, **side)
+        chart.figure.add_shape(type="line", x0=error, x1=error, y0=0, y1=y, line={"color": look.colour, "width": 2})
+    chart.x(range=[0, top])
+    chart.y(range=[0, 1], visible=False)
+    yours, rule = marked["custom"], marked["two_level"]
+    beaten = sum(error > yours for error in random)
+    finding = f"Your order beats {beaten} of {len(random)} random orders, {'and' if yours < rule else 'but not'} ROSE"
+    table = pd.DataFrame([*(("random", error) for error in random), *places], columns=["order", "error"])
+    return chart.done(finding, "Each dot is a random order", "", "Errors of orders on one axis", table)
+
+
+# Lesson 8
+
+BUDGETS = {
+    "block": Style(palette.BLUE, "equal shares"),
+    "layer": Style(palette.GREEN, "one threshold", pattern="/"),
+}
+
+
+def budget_bars(table: pd.DataFrame, finding: str, *, theme: Theme) -> Drawing:
+    """Error of orders under both budgets, over that of natural order with equal shares: order, budget, ratio."""
+    chart = Chart(y="error, natural order with equal shares = 1", height=HEIGHT, legend=True, theme=theme)
+    for budget, look in BUDGETS.items():
+        rows = table[table["budget"] == budget]
+        names = [ORDERS[order].replace(" (", "<br>(").replace(", ", ",<br>") for order in rows["order"]]
+        chart.bars(names, rows["ratio"], look, "", text=[f"{ratio:.2f}" for ratio in rows["ratio"]])
+    chart.y(top=1.15 * float(table["ratio"].max()))
+    what = "The 4 × 9 layer, a third of its weights removed"
+    return chart.done(finding, what, "", "Bar chart of errors by order and budget", table)
+
+
+def share_bars(shares: Mapping[str, Sequence[int]], size: int, equal: int, *, theme: Theme) -> Drawing:
+    """How many of its weights each block gives up under one threshold, by order; blocks hold `size` weights."""
+    chart = Chart(y=f"weights removed, of {size}", height=HEIGHT, legend=True, theme=theme)
+    names = ["pruned first", "second", "last"]
+    for order, counts in shares.items():
+        chart.bars(names, counts, look_of(order), "", text=[str(removed) for removed in counts])
+    chart.level(equal, (-0.5, 2.5), f"equal shares: {equal} each")
+    chart.y(top=1.15 * max(map(max, shares.values())), count=size)
+    finding = "Under one threshold dear blocks keep their weights"
+    table = pd.DataFrame({"turn": names} | dict(shares))
+    return chart.done(finding, "Weights that each block gives up, as pruned", "", "Bar chart of shares by block", table)
+
+
+# Lessons 9 and 11
+
+
+def columnar_map(layers: pd.DataFrame, *, theme: Theme) -> Drawing:
+    """Every layer of a model as a cell, the columnar ones filled: block_index, projection, is_columnar."""
+    chart = Chart(x="decoder block", height=HEIGHT, theme=theme)
+    grid = layers.pivot_table(index="projection", columns="block_index", values="is_columnar", sort=False)
+    scale = [[0, chart.ink.blank], [1, palette.ORANGE]]
+    names = [name.rpartition(".")[2] for name in grid.index]
+    cells = {"z": grid.to_numpy(np.float32), "x": grid.columns, "y": names, "xgap": 2, "ygap": 2, "zmin": 0, "zmax": 1}
+    chart.figure.add_heatmap(**cells, colorscale=scale, showscale=False, hoverinfo="skip")
+    chart.x(**BARE, dtick=5)
+    chart.y(**BARE, autorange="reversed", ticks="")
+    columnar, every = int(layers["is_columnar"].sum()), len(layers)
+    finding = f"{word(columnar).capitalize()} of {every} layers are columnar"
+    what = "Layers of SmolLM2-135M at 70 % zeros; orange: columnar"
+    return chart.done(finding, what, "The finished study that the app opens with.", "Map of layers", layers)
+
+
+def ratio_lines(ratios: Mapping[str, Interval], what: str, finding: str, caption: str, *, theme: Theme) -> Drawing:
+    """Ratios with their 95 % intervals, one above the other; 1 is marked."""
+    chart = Chart(x="times SparseGPT's perplexity (logarithmic)", height=HEIGHT, theme=theme)
+    names, values = list(ratios), list(ratios.values())
+    middles = np.array([ratio.value for ratio in values])
+    ends = {
+        "array": [ratio.high for ratio in values] - middles,
+        "arrayminus": middles - [ratio.low for ratio in values],
+    }
+    bars = {"type": "data", "symmetric": False, "thickness": 2.5, "width": 8} | ends
+    text = [f"<b>{ratio.value:.2f}</b>" for ratio in values]
+    look = Style(palette.ORANGE, "", symbol="square")
+    more = {"error_x": bars, "mode": "markers+text", "textposition": "top center", "text": text}
+    chart.points(middles, names, look, "%{y}<br>%{x:.3f}", size=11, showlegend=False, **more)
+    chart.figure.add_vline(x=1, line=chart.dashed())
+    chart.x(type="log", tickvals=[0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2], zeroline=False)
+    chart.y(autorange="reversed", range=[len(names) - 0.5, -0.6], showgrid=False)
+    table = pd.DataFrame([(name, one.value, one.low, one.high) for name, one in ratios.items()],
+                         columns=["method", "ratio", "low", "high"])  # fmt: skip
+    return chart.done(finding, what, caption, "Ratios with intervals", table)
+
+
+# Lesson 10
+
+
+def basis_panels(
+    column_importance: Sequence[float], relative_range: float, errors: pd.DataFrame, chosen: str,
+    names: Mapping[str, str], *, theme: Theme,
+) -> Drawing:  # fmt: skip
+    """Importance of every column in one basis, and, where they are told, errors in all: basis, method, error."""
+    told = not errors.empty
+    titles = ["importance of the columns", "held-out error"]
+    grid: dict[str, Any] = {"rows": 1 + told, "cols": 1, "subplot_titles": titles[: 1 + told]}
+    grid |= {"vertical_spacing": 0.2} if told else {}
+    chart = Chart(height=HEIGHT, headroom=24, legend=told, theme=theme, **grid)
+    place = np.arange(1, len(column_importance) + 1)
+    colours = {"color": palette.magnitude_colours(np.array(column_importance), theme)}
+    look = Style(palette.BLUE, "importance")
+    chart.bars(place, column_importance, look, "column %{x}", marker=colours, showlegend=False, row=1, col=1)
+    for method, rows in errors.groupby("method", sort=False):
+        outline = [3 if basis == chosen else 0 for basis in rows["basis"]]
+        marker = {"line": {"color": MARK, "width": outline}}
+        text = [number(error, 2) for error in rows["error"]]
+        style = palette.method_style(str(method))
+        chart.bars([names[basis] for basis in rows["basis"]], rows["error"], style, "", text=text, marker=marker,
+                   row=2, col=1)  # fmt: skip
+    kind = "columnar" if relative_range > THRESHOLD else "not columnar"
+    finding = f"Basis {names[chosen].lower()}: relative range {relative_range:.2f}, {kind}"
+    what = f"A generated attention layer with {len(column_importance)} columns in six heads"
+    if told:
+        chart.y(row=2, col=1, range=[0, 1.2 * float(errors["error"].max())])
+    table = errors if told else pd.DataFrame({"column": place, "importance": column_importance})
+    return chart.done(finding, what, "", "Bar charts of importance and errors", table)
+
+
+# Lesson 11
+
+
+def remaining_bars(errors: Mapping[str, float], what: str, finding: str, caption: str, *, theme: Theme) -> Drawing:
+    """Horizontal bars of errors relative to the first one, each with its number."""
+    chart = Chart(height=HEIGHT, theme=theme)
+    names, values = list(errors), list(errors.values())
+    text = [f"{value:.2f}" for value in values]
+    look = Style(palette.BLUE, "error")
+    chart.bars(values, names, look, "", text=text, orientation="h")
+    chart.x(range=[0, 1.12 * max(values)])
+    chart.y(autorange="reversed", showgrid=False)
+    table = pd.DataFrame({"method": names, "error": values})
+    return chart.done(finding, what, caption, "Bar chart of errors", table)

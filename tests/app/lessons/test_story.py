@@ -1,0 +1,143 @@
+"""The lessons without Streamlit: what they claim holds on the layers that they show, and formulas agree."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app.figures import lessons as figures
+from app.figures.palette import Theme
+from app.lessons import basis, board, example, story, whole_models
+from app.lessons.lesson import Lesson, Slider
+from app.lessons.story import LESSONS
+from rose.layer.error import quadratic_form
+from tests.app.figures.test_contract import hold
+
+PAPER = json.loads((Path(__file__).parents[2] / "fixtures" / "worked_example.json").read_text())
+THEMES: tuple[Theme, ...] = ("light", "dark")
+BY_TITLE = {lesson.title: lesson for lesson in LESSONS}
+
+
+def choices(lesson: Lesson) -> Iterator[dict[str, Any]]:
+    """Everything that can be chosen in a lesson."""
+    options = [c.values if isinstance(c, Slider) else tuple(c.options) for c in lesson.controls]
+    for values in itertools.product(*options):
+        yield dict(zip((control.key for control in lesson.controls), values, strict=True))
+
+
+@pytest.mark.parametrize("title", BY_TITLE)
+def test_every_choice_of_every_lesson_can_be_drawn(title: str) -> None:
+    lesson = BY_TITLE[title]
+    for values in choices(lesson):
+        for told in {False, lesson.question is not None}:
+            screen = lesson.screen(values, told)
+            assert "{" not in screen.claim
+            if screen.stage is not None:
+                for theme in THEMES:
+                    hold(screen.stage(theme), theme)
+
+
+def test_each_lesson_but_the_last_ends_with_the_question_of_the_next() -> None:
+    for lesson in LESSONS:
+        text = lesson.screen(next(choices(lesson)), True).text
+        assert ("*Next: " in text) is (lesson is not LESSONS[-1])
+
+
+def test_the_example_is_the_papers() -> None:
+    plan = example.plan()
+    assert plan.importance.tolist() == [pytest.approx(row) for row in PAPER["importance"]]
+    assert (plan.permutation + 1).tolist() == PAPER["permutation_one_based"]
+    assert plan.block_loss.tolist() == pytest.approx(PAPER["block_loss"])
+
+
+@pytest.mark.parametrize("column", range(3))
+@pytest.mark.parametrize("alike", [0.0, 0.6, 0.9])
+def test_one_removal_is_the_least_squares_solution(alike: float, column: int) -> None:
+    removal = example.remove_one(alike, column)
+    change = removal.after - removal.before
+    assert removal.after[column] == 0
+    assert removal.cost == pytest.approx(float(change @ removal.hessian @ change))
+    others = [k for k in range(3) if k != column]
+    best = torch.linalg.solve(
+        removal.hessian[others][:, others], removal.hessian[others, column] * removal.before[column]
+    )
+    assert change[others].tolist() == pytest.approx(best.tolist())
+    text = story.one_weight({"alike": alike, "removed": column + 1}, False).text
+    assert f"with help {removal.cost:.2f} stays" in text
+
+
+@pytest.mark.parametrize("order", ["natural", "two_level", "pivot", "random:3", (8, 0, 3, 1, 2, 7, 6, 5, 4)])
+def test_prices_are_dealt_out_and_paid(order: str | tuple[int, ...]) -> None:
+    price = np.array(example.prices(order))
+    assert np.prod(price) == pytest.approx(float(torch.linalg.det(example.hessian().double())), rel=1e-4)
+    result = example.prune(order)
+    assert result.trace is not None
+    assert float(result.trace.error.sum()) == pytest.approx(result.relative_error * example.energy(), rel=1e-4)
+    assert quadratic_form(result.weight - torch.tensor(example.WEIGHT), example.hessian()) == pytest.approx(
+        float(result.trace.error.sum()), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_a_trade_of_neighbours_changes_two_prices_and_not_their_product(step: int) -> None:
+    order = list(range(9))
+    order[step - 1], order[step] = order[step], order[step - 1]
+    before, after = np.array(example.prices("natural")), np.empty(9)
+    after[order] = example.prices(order)
+    pair, others = [step - 1, step], [j for j in range(9) if j not in (step - 1, step)]
+    assert after[others] == pytest.approx(before[others], rel=1e-4)
+    assert after[pair].prod() == pytest.approx(before[pair].prod(), rel=1e-4)
+    assert f"{after[step]:.3f}" in story.the_law({"trade": step}, False).text
+
+
+def test_answers_are_what_the_layers_show() -> None:
+    """The right answers of all questions, and the sentences that say how large the effects are."""
+    assert "57 % of its loss is made good; last, 4 %" in story.early_and_late({}, True).text
+    assert "11.6 > 4.7 > 2.6" in story.the_order({}, True).text
+    error = {
+        (order, budget): float(np.mean([example.prune(name, budget).relative_error for name in names]))
+        for order, names in {
+            "natural": ["natural"], "two_level": ["two_level"], "global": ["global"], "random": story.RANDOM,
+        }.items()
+        for budget in ("block", "layer")
+    }  # fmt: skip
+    by_block = {order: value for (order, budget), value in error.items() if budget == "block"}
+    assert min(by_block, key=by_block.__getitem__) == "random"
+    assert max(error, key=error.__getitem__) == ("global", "block")
+    assert min(error, key=error.__getitem__) == ("global", "layer")
+    ratio = whole_models.perplexity_ratio("rose")
+    assert not ratio.is_clear
+    assert whole_models.perplexity_ratio("rose_admm").high < 1
+
+
+def test_the_learned_basis_changes_the_error_and_not_the_model() -> None:
+    layers = basis.turned()
+    assert max(layer.moved for layer in layers.values()) < 1e-6
+    given, learned = layers["given"], layers["learned"]
+    assert given.relative_range < 0.5 < learned.relative_range
+    assert learned.errors["sparsegpt"] < 0.5 * given.errors["sparsegpt"]
+    assert learned.errors["rose"] < learned.errors["sparsegpt"]
+    assert given.errors["rose"] == given.errors["sparsegpt"]
+
+
+def test_numbers_of_whole_models_are_those_of_the_documents() -> None:
+    copied, kept = whole_models.copied(), whole_models.rows()
+    assert kept.equals(copied), "run python -m app.lessons.whole_models"
+    layers = whole_models.example_layers()
+    assert len(layers) == 210
+    text = story.in_whole_models({}, True).text
+    assert f"the other {210 - int(layers['is_columnar'].sum())} ROSE does what SparseGPT does" in text
+
+
+def test_the_strip_of_errors_says_what_is_beaten() -> None:
+    errors = [example.prune(name).relative_error for name in board.RANDOM]
+    marked = {"natural": 0.107, "two_level": 0.068, "custom": 0.03}
+    drawing = figures.error_strip(errors, marked, theme="light")
+    hold(drawing, "light")
+    beaten = sum(error > 0.03 for error in errors)
+    assert drawing.figure.layout.meta["finding"] == f"Your order beats {beaten} of 60 random orders, and ROSE"
