@@ -431,15 +431,15 @@ def test_factors_go_before_a_block_runs_again(run: Any, monkeypatch: pytest.Monk
     made: list[weakref.ref] = []
 
     def watched(*args: Any) -> DampedHessian:
-        found = damp(*args)
-        made.append(weakref.ref(found))
-        return found
+        damped = damp(*args)
+        made.append(weakref.ref(damped))
+        return damped
 
     def look(progress: rose.Progress) -> None:
         if progress.stage in ("calibrate", "propagate"):
             assert not any(one() for one in made)
 
-    monkeypatch.setattr("rose.layer.methods.toolkit.damp", watched)
+    monkeypatch.setattr("rose.layer.hessian.damp", watched)
     run(make_model("llama"), make_tokens(), sparsity=0.5, block_size=16, held_out=make_tokens(2), progress=look)
     assert len(made) == 2 * 4  # q, k, v; o; gate, up; down
 
