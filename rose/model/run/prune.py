@@ -70,24 +70,18 @@ def prune_model(
         checkpoint: a folder that keeps every finished decoder block. The same call with the dense model resumes a
             stopped run there; on the same machine its result is bit-identical. See `rose.model.run.checkpoint`.
 
-    Keyword arguments besides:
+    Keyword arguments besides, with defaults and choices in `rose.recipe.parts`:
         method, sparsity, block_size, damping, threshold, bits, group, order, budget, options: see `rose.prune_layer`.
-        allocation: "uniform" (the default), the same ratio in every layer; "owl", by outliers, which costs one more
-            pass; "sensitivity", by the curvature of the loss, which costs two backward passes over 512 tokens of 16
-            samples; "sensitivity:0.05" spreads densities by α = 0.05 instead of 0.1; "damage:FOLDER", by the rows of
-            `rose damage` there. The total ratio is exact. See `rose.model.run.allocation`.
-        target: "dense" (the default), the dense model's output: each layer is first corrected for the losses of the
-            pruned layers before it. "layer", the output of the layer's own weight on the pruned inputs, as in the
-            papers. See `rose.layer.target`.
-        target_damping: μ of that correction, relative to the mean of diag(H); None chooses it by the numbers of tokens
-            and of decoder blocks, see `rose.layer.target.target_damping`.
+        allocation: "uniform"; "owl", one more pass; "sensitivity", two backward passes over 512 tokens of 16 samples,
+            with α = 0.05 as "sensitivity:0.05"; "damage:FOLDER" of `rose damage`. The total ratio is exact. See
+            `rose.model.run.allocation`.
+        target: "dense" first corrects each layer for the losses of the pruned layers before it; "layer", the papers'
+            way, does not. See `rose.layer.target`, also for target_damping, its μ.
         true_sequential: also calibrate each layer on the pruned layers before it in its own decoder block (GPTQ's
             term); target "dense" always does. One pass a block instead of two, for more memory.
-        min_expert_tokens: experts with fewer calibration tokens stay dense, by default those without any. Others with
-            few tokens get a larger damping, see `rose.layer.hessian.sampling_damping`.
-        compute: number format of matrix products in forward passes, gaps to dense targets and ADMM: "auto" (the
-            default), bfloat16 where the processor has instructions for it; "float32", the same on every machine; or
-            "bfloat16". H and sweeps are always float32. See `rose.model.network.precision`.
+        min_expert_tokens: experts with fewer calibration tokens stay dense, by default those without any.
+        compute: number format of matrix products in forward passes, gaps to dense targets and ADMM; "float32" gives
+            the same on every machine. H and sweeps are always float32. See `rose.model.network.precision`.
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per layer.

@@ -1,8 +1,14 @@
-"""The task of a tuning, the checks before it begins, its progress and its report."""
+"""What a tuning is given and reports, the checks before it begins, and the parameters that it changes.
+
+Zeros in these parameters stay to the bit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
@@ -11,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
+from rose.layer.facts import FoundGrid, apparent_grid
+from rose.layer.grid import coarsest_grid
 from rose.model.defaults import PRUNED
 from rose.model.estimate.memory import check_free, tuning_memory
 from rose.model.network.identity import check_same_model, embedding_norms
-from rose.model.network.layers import count_parameters, count_zeros
+from rose.model.network.layers import GRIDS_TRIED, count_parameters, count_zeros
 from rose.model.network.network import Network
 from rose.model.network.precision import DEFAULT, Precision
 from rose.model.progress import Progress
@@ -152,3 +160,139 @@ def check_memory(
     advice = "tune decoder blocks in more parts, shorter windows, or on a larger machine"
     needed = tuning_memory(network, length, weights, rounds=rounds)
     check_free("Tuning takes, besides both models, about", needed, advice, besides=besides)
+
+
+MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of mallopt(3)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A parameter to train: of one layer, or of all experts of a decoder block.
+
+    Attributes:
+        name: of the first layer that it belongs to.
+        parameter: as the model stores it, perhaps W transposed.
+        frozen: True = removed and stays so; also zeros of a sparse part beside a low-rank one.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    frozen: Tensor
+
+
+def find_trained(network: Network, layers: Sequence[str] | None) -> list[Trained]:
+    """The parameters of these prunable layers, each once; see `Network.select`."""
+    by_id: dict[int, Trained] = {}
+    for layer in network.select(layers):
+        parameter = layer.parameter
+        if id(parameter) not in by_id:
+            by_id[id(parameter)] = Trained(layer.name, parameter, parameter.detach() == 0)
+    for layer in network.layers:  # all of them: experts that were not chosen share parameters with others
+        if layer.low_rank is not None and id(layer.parameter) in by_id:
+            layer.part_of(by_id[id(layer.parameter)].frozen).copy_(_beside(layer.weight, *layer.low_rank))
+    return list(by_id.values())
+
+
+def _beside(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    limits, size = torch.finfo(weight.dtype), weight.float().abs()
+    gap = (weight.float() - (left.float() @ right.float()).to(weight.device)).abs()
+    # The first is each entry's own rounding, below the smallest normal number too; the second the product's sums.
+    return gap <= limits.eps * size.clamp_min(limits.smallest_normal) + 4 * torch.finfo(torch.float32).eps * size.max()
+
+
+def check_pruned(trained: Sequence[Trained], network: Network, dense: Network, unpruned: bool) -> None:
+    """Raises RoseError for weights on a grid that the dense model's are not on, and, unless `unpruned`, for a model
+    without zeros and with all of the dense model's weights."""
+    names, before = {each.name for each in trained}, {layer.name: layer for layer in dense.layers}
+    for layer in [layer for layer in network.layers if layer.name in names and not layer.is_expert][:GRIDS_TRIED]:
+        old = before.get(layer.name)
+        if grid := _grid_to_leave(layer.weight.float(), old.weight.float() if old else None):
+            raise RoseError(
+                f"The weights of {layer.name} lie on a grid of {grid.levels} values, which tuning would leave; tune "
+                "the model first and round it then (prune with sparsity 0 and bits 4), which keeps its zeros."
+            )
+    if unpruned or count_parameters(network.model) < count_parameters(dense.model):
+        return
+    if not any(float(each.frozen.float().mean()) >= PRUNED for each in trained):
+        raise RoseError(
+            "The model has neither zeros nor fewer weights than the dense one, so there is nothing to recover; give a "
+            "pruned one, or choose unpruned."
+        )
+
+
+def _grid_to_leave(weight: Tensor, dense: Tensor | None) -> FoundGrid | None:
+    """The grid of W, (out, in), unless the dense weights' grid is as coarse.
+
+    Weights of a GGUF file lie on a grid, and pruning without compensation keeps it.
+    """
+    grid = apparent_grid(weight)
+    if grid is None or dense is None or apparent_grid(dense) is None:
+        return grid
+    new, old = coarsest_grid(weight), coarsest_grid(dense)
+    return grid if new and (old is None or new.grid.bits < old.grid.bits) else None
+
+
+@contextmanager
+def in_float32(model: nn.Module, exceptions: Sequence[nn.Parameter]) -> Iterator[None]:
+    """While this lasts, all other parameters are float32, as bfloat16 loses small steps; rounded back at the end.
+
+    Float64 parameters are float32, too, as autocast does not round them; at the end they are restored.
+    """
+    left = {id(each) for each in exceptions if each.dtype != torch.float64}
+    stored = {each: each.dtype for each in model.parameters() if each.is_floating_point() and id(each) not in left}
+    doubles = {each: each.data for each in stored if each.dtype == torch.float64}
+    for parameter in stored:
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in stored.items():
+            parameter.data = doubles.get(parameter, parameter.data).to(dtype)
+
+
+def rounded(network: Network) -> nn.Module:
+    """A copy for forward passes with bfloat16 matrices; it shares everything else, except float16 and float64."""
+
+    def shared(parameter: nn.Parameter) -> nn.Parameter:
+        # Some operations refuse these beside bfloat16, such as layer norms on processors.
+        if parameter.dtype not in (torch.float16, torch.float64):
+            return parameter
+        return nn.Parameter(parameter.detach().float(), requires_grad=False)
+
+    memo: dict[int, Any] = {id(parameter): shared(parameter) for parameter in network.model.parameters()}
+    for layer in network.layers:
+        memo[id(layer.parameter)] = nn.Parameter(layer.parameter.detach().bfloat16(), requires_grad=False)
+    return copy.deepcopy(network.model, memo)
+
+
+@contextmanager
+def reusing_memory() -> Iterator[None]:
+    """While this lasts, glibc keeps freed memory, or the system would make every large tensor's pages anew; no effect
+    with other C libraries."""
+    try:
+        library = ctypes.CDLL(None)
+        tell, give_back = library.mallopt, library.malloc_trim
+    except (OSError, AttributeError, TypeError):
+        yield
+        return
+    tell(MMAP_MAX, 0)
+    tell(TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        tell(MMAP_MAX, 2**16)
+        tell(TRIM_THRESHOLD, 2**17)
+        give_back(0)
+
+
+def settle(trained: Trained, weight: Tensor) -> None:
+    """Gives a parameter this weight with exactly its zeros, also after rounding to the parameter's dtype.
+
+    Raises AssertionError if a frozen weight has changed, which no training step can do.
+    """
+    parameter = trained.parameter.detach()
+    stays = torch.equal(weight[trained.frozen].float(), parameter[trained.frozen].float())
+    assert stays, f"tuning has changed removed weights of {trained.name}"
+    weight = weight.to(parameter.dtype)
+    smallest = torch.full_like(weight, torch.finfo(parameter.dtype).smallest_normal).copysign(weight)
+    parameter.copy_(torch.where(trained.frozen, parameter, torch.where(weight == 0, smallest, weight)))

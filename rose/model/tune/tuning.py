@@ -36,8 +36,21 @@ from rose.model.network.residence import evaluating, gradients_only_of
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import ProgressCallback, part_callback, time_left
 from rose.model.run.checkpoint import begun_with, claimed
-from rose.model.tune.kept import check_pruned, find_trained, in_float32, reusing_memory, rounded, settle
-from rose.model.tune.task import TuneOptions, TuneReport, TuneTask, TuningLook, TuningProgress, check_memory, check_pair
+from rose.model.tune.task import (
+    TuneOptions,
+    TuneReport,
+    TuneTask,
+    TuningLook,
+    TuningProgress,
+    check_memory,
+    check_pair,
+    check_pruned,
+    find_trained,
+    in_float32,
+    reusing_memory,
+    rounded,
+    settle,
+)
 from rose.model.workers import Workers
 from rose.recipe.parts import TuneSettings
 from rose.tensor_files import DamagedFile, digest, read_tensors, write_tensors
@@ -452,10 +465,8 @@ def tune_model(
         minutes: how long tuning may take; the time of the first steps sets their number.
         epochs: passes over `tokens` instead of minutes; 1 by default, fractions allowed.
         loss: "kl", towards the dense model's distributions; "ce", of the text's own next tokens, for data of one's own.
-        rate: of Adam, after a warm-up over a quarter of the steps, falling to 0 linearly. None means 0.001; less for
-            fewer than 32 steps, for a model whose loss of next tokens is less than 0.55 nats above the dense one's, for
-            more than 0.4 of the weights kept, and for small weights in large layers, as in most models beyond the
-            packaged one: see `rose.model.tune.tuning.Tuner.rate`.
+        rate: of Adam, after a warm-up over a quarter of the steps, falling to 0 linearly. None means at most 0.001, see
+            `rose.model.tune.tuning.Tuner.rate`.
         batch: windows of a step; several processes share them.
         seed: of the order of windows.
         compute: number format of matrix products, see `rose.prune_model`. Weights and moments are float32.

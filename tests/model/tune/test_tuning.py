@@ -24,8 +24,7 @@ from rose.model.network import precision
 from rose.model.network.network import Network
 from rose.model.run.checkpoint import claimed
 from rose.model.tune import tuning
-from rose.model.tune.kept import _beside
-from rose.model.tune.task import FEW, TuneTask, TuningProgress
+from rose.model.tune.task import FEW, TuneTask, TuningProgress, _beside
 from rose.model.tune.tuning import Parts, divergence
 from rose.model.workers import Workers
 from rose.recipe.parts import TuneSettings
