@@ -25,8 +25,8 @@ from rose.model.check.check import CheckpointCheck
 from rose.model.check.findings import findings
 from rose.model.defaults import CHECKED_AGAINST
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
-from rose.model.formats.low_rank import keep_low_rank
 from rose.model.load.tokens import check_text
+from rose.model.network.layers import keep_low_rank
 from rose.model.network.network import Network
 from rose.recipe.steps import CheckCopies
 from rose.report import NUMBERS

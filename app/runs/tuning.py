@@ -21,8 +21,8 @@ from app.runs.copies import CopyRun, as_before, results_of
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.estimate.memory import tuning_memory
-from rose.model.formats.low_rank import keep_low_rank
 from rose.model.load.tokens import load_apart, tuning_draw
+from rose.model.network.layers import keep_low_rank
 from rose.model.network.network import Network
 from rose.model.progress import Progress
 from rose.model.tune.task import TuneReport, TuneTask

@@ -15,7 +15,7 @@ from rose.files import expand
 from rose.model.check.between import EVEN, better_by_layer, common_masks
 from rose.model.check.check import CheckpointCheck, check_checkpoint
 from rose.model.check.findings import FEW, findings, headline, lines
-from rose.model.formats.low_rank import keep_low_rank
+from rose.model.network.layers import keep_low_rank
 from rose.output import check_file, write_file
 from rose.recipe.steps import CheckCopies
 from rose.rows import json_rows

@@ -18,10 +18,9 @@ import rose
 from rose.commands import saving, shared, terminal
 from rose.files import expand
 from rose.interrupt import CANCELLED
-from rose.model.formats.low_rank import keep_low_rank
 from rose.model.load.models import has_tokenizer
 from rose.model.load.tokens import load_apart, tuning_draw
-from rose.model.network.layers import count_zeros, prunable_layers
+from rose.model.network.layers import count_zeros, keep_low_rank, prunable_layers
 from rose.model.network.network import Network
 from rose.model.progress import ProgressCallback
 from rose.model.run.checkpoint import begun_with

@@ -1,7 +1,6 @@
 """What pruning does to a diffusion model: drift by step, denoising loss by t, and the Fréchet distance.
 
-The drift needs nothing but the two models. The loss and the distance are for the packaged model, which comes with real
-pictures and a classifier.
+Drift needs only the two models. Loss and distance need the packaged model's real pictures and classifier.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from rose.diffusion.denoiser import denoiser_of
 from rose.diffusion.garments import GARMENTS, SIDE, Classifier, load_classifier, load_references
 from rose.diffusion.steps import STEPS
-from rose.diffusion.trajectory import DrawOptions, Trajectory, record_trajectory
+from rose.diffusion.trajectory import DrawOptions, Trajectory, denoiser_of, record_trajectory
 from rose.errors import RoseError
 from rose.given import is_whole
 
@@ -29,16 +27,17 @@ LEAST_PICTURES = Classifier.FEATURES + 1  # for a covariance of full rank
 
 @dataclass(frozen=True)
 class DiffusionScores:
-    """One model, measured.
+    """Measurements of one model.
 
     Attributes:
         drift: ‖x_t − x_t dense‖ / ‖x_t dense‖ before each step and, last, of the pictures; mean over pictures. Empty
             without a dense model.
-        loss_times, loss: t, and the mean squared error of the predicted v there, on real pictures no training saw.
+        loss_times, loss: t, and the mean squared error of the predicted v there, on real pictures that were not trained
+            on.
         frechet: distance of the drawn pictures to real ones, in the classifier's features.
         accuracy: share of pictures that the classifier assigns to the requested class.
         pictures: drawn for the last two.
-        seconds: the measuring took.
+        seconds: duration of the measurement.
     """
 
     drift: tuple[float, ...]
@@ -60,12 +59,10 @@ def evaluate_diffusion(
     guidance: float | None = None,
     tick: Callable[[float], Any] | None = None,
 ) -> DiffusionScores:
-    """Measures the packaged model, pruned or not.
+    """Measures the packaged model, dense or pruned.
 
     Args:
-        pipeline: what `load_diffusion` gives for "garments" or for a folder with a pruned one.
-        dense: the dense model's trajectory with the same pictures, steps, seed and guidance, from
-            `evaluation_trajectory`; None leaves the drift out.
+        dense: the dense model's `evaluation_trajectory` with the same arguments; None leaves the drift out.
         pictures: drawn, the ten classes in turn.
         steps, seed, guidance: see `rose.record_trajectory`.
         tick: called with the share done, 0 to 1; may raise to stop.
@@ -78,14 +75,16 @@ def evaluate_diffusion(
     if dense is not None and dense.states.shape[:2] != (steps, pictures):
         raise RoseError("The dense trajectory has other steps or pictures; draw both with the same numbers.")
     began = time.perf_counter()
-    own = evaluation_trajectory(pipeline, pictures=pictures, steps=steps, seed=seed, guidance=guidance, tick=tick)
-    if dense is not None and not torch.equal(dense.states[0], own.states[0]):
+    trajectory = evaluation_trajectory(
+        pipeline, pictures=pictures, steps=steps, seed=seed, guidance=guidance, tick=tick
+    )
+    if dense is not None and not torch.equal(dense.states[0], trajectory.states[0]):
         raise RoseError("The dense trajectory began with other noise; draw both with the same pictures and seed.")
-    distance, accuracy = judge_pictures(own.pictures)
+    distance, accuracy = judge_pictures(trajectory.pictures)
     references = load_references()
     loss = denoising_loss(pipeline, references["pictures"], references["classes"], seed=seed)
     return DiffusionScores(
-        () if dense is None else tuple(trajectory_drift(own, dense).tolist()),
+        () if dense is None else tuple(trajectory_drift(trajectory, dense).tolist()),
         LOSS_TIMES,
         tuple(loss.tolist()),
         distance,
@@ -108,18 +107,18 @@ def evaluation_trajectory(
     tick: Callable[[float], Any] | None = None,
     **options: Unpack[DrawOptions],
 ) -> Trajectory:
-    """The pictures that `evaluate_diffusion` judges, and the way to them; arguments as there."""
+    """The trajectory of the pictures that `evaluate_diffusion` judges; arguments as there."""
     options.setdefault("batch", 100)
     return record_trajectory(pipeline, classes_in_turn(pictures), tick=tick, **options)
 
 
 def judge_pictures(pictures: Tensor) -> tuple[float, float]:
-    """Fréchet distance to real pictures in the classifier's features, and the share that it assigns to the class. Of
-    `pictures`, (n, 1, 28, 28), the ten classes in turn, values outside −1 to 1 are cut off."""
+    """Fréchet distance to real pictures, and the share that the classifier assigns to the requested class.
+    `pictures`: (n, 1, 28, 28), the ten classes in turn; values outside −1 to 1 are clamped."""
     classifier, real = load_classifier(), load_references()
     features = torch.cat([classifier.features(part) for part in pictures.clamp(-1, 1).split(FEATURE_BATCH)])
-    asked = torch.tensor(classes_in_turn(len(pictures)))
-    accuracy = (classifier.head(features).argmax(1) == asked).float().mean()
+    classes = torch.tensor(classes_in_turn(len(pictures)))
+    accuracy = (classifier.head(features).argmax(1) == classes).float().mean()
     features = features.double()
     return frechet_distance(features.mean(0), features.T.cov(), real["mean"], real["covariance"]), float(accuracy)
 
@@ -132,12 +131,12 @@ def classes_in_turn(pictures: int) -> list[int]:
 def is_garments(pipeline: Any) -> bool:
     """Whether this is the packaged model, dense or pruned."""
     config = denoiser_of(pipeline).config
-    found = [getattr(config, name, None) for name in ("sample_size", "num_embeds_ada_norm")]
-    return found == [SIDE, len(GARMENTS)]
+    sizes = [getattr(config, name, None) for name in ("sample_size", "num_embeds_ada_norm")]
+    return sizes == [SIDE, len(GARMENTS)]
 
 
 def check_garments(pipeline: Any) -> None:
-    """Raises RoseError unless this is the packaged model, dense or pruned, whose pictures the classifier knows."""
+    """Raises RoseError unless this is the packaged model, dense or pruned."""
     if not is_garments(pipeline):
         raise RoseError(
             "Loss and Fréchet distance are measured for the packaged model only, since they need its real pictures and "
@@ -146,28 +145,26 @@ def check_garments(pipeline: Any) -> None:
 
 
 def trajectory_drift(pruned: Trajectory, dense: Trajectory) -> Tensor:
-    """‖x_t − x_t dense‖ / ‖x_t dense‖ before each step, and last of what was put out; mean over pictures, (steps + 1,).
-
-    Both must have begun with the same noise, so the first is 0.
+    """‖x_t − x_t dense‖ / ‖x_t dense‖ before each step and, last, of the pictures; mean over pictures, (steps + 1,).
 
     Raises:
-        RoseError: they have different steps or pictures.
+        RoseError: the trajectories have different steps or pictures.
     """
     if pruned.states.shape != dense.states.shape or pruned.times != dense.times:
         raise RoseError("The two trajectories have different steps or pictures; draw both with the same numbers.")
     ways = zip([*pruned.states, pruned.pictures], [*dense.states, dense.pictures], strict=True)
     shares = []
-    for own, other in ways:
-        apart, size = (own - other).flatten(1).norm(dim=1), other.flatten(1).norm(dim=1)
+    for state, other in ways:
+        apart, size = (state - other).flatten(1).norm(dim=1), other.flatten(1).norm(dim=1)
         shares.append((apart / size.clamp_min(torch.finfo(size.dtype).tiny)).mean())
     return torch.stack(shares)
 
 
 @torch.no_grad()
 def denoising_loss(pipeline: Any, pictures: Tensor, classes: Tensor, *, seed: int = 0) -> Tensor:
-    """Mean of (v̂ − v)² at each of `LOSS_TIMES`: how well one step alone removes noise from real pictures.
+    """Mean of (v̂ − v)² at each of `LOSS_TIMES`, on real pictures (n, 1, 28, 28) between −1 and 1.
 
-    `pictures`: (n, 1, 28, 28) between −1 and 1; the model predicts v = √ᾱ·ε − √(1 − ᾱ)·x₀, with one ε for every t.
+    The model predicts v = √ᾱ·ε − √(1 − ᾱ)·x₀; ε is the same for every t.
     """
     denoiser = denoiser_of(pipeline)
     parameter = next(denoiser.parameters())
@@ -184,10 +181,10 @@ def denoising_loss(pipeline: Any, pictures: Tensor, classes: Tensor, *, seed: in
 
 
 def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> float:
-    """‖μ − μ'‖² + tr(Σ + Σ' − 2 (Σ Σ')^½), of two normal distributions (Dowson and Landau 1982); Σ is (features,
+    """‖μ − μ'‖² + tr(Σ + Σ' − 2 (Σ Σ')^½) of two normal distributions (Dowson and Landau 1982); Σ is (features,
     features).
 
-    The trace of the root is that of (Σ^½ Σ' Σ^½)^½, which is symmetric.
+    The root has the trace of (Σ^½ Σ' Σ^½)^½, which is symmetric.
     """
     values, vectors = torch.linalg.eigh(covariance.double())
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T

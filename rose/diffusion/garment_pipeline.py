@@ -53,8 +53,8 @@ class GarmentPipeline(DiffusionPipeline):
             both = torch.cat([x, x]) if guided else x
             v: Tensor = model(both, timestep=t.expand(len(both)), class_labels=classes).sample
             if guided:
-                known, unknown = v.chunk(2)
-                v = unknown + guidance_scale * (known - unknown)
+                conditional, unconditional = v.chunk(2)
+                v = unconditional + guidance_scale * (conditional - unconditional)
             x = self.scheduler.step(v, t, x).prev_sample
         pictures: Any = x
         if output_type != "latent":

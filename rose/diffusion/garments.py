@@ -1,7 +1,7 @@
 """The packaged tiny diffusion model: ten classes of garments, 28 × 28 grey pixels, and the classifier that judges them.
 
-A class-conditional DiT (Peebles and Xie 2023, diffusers' `DiTTransformer2DModel`) in pixel space, trained on
-Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, MIT licence) by `rose.diffusion.train`, which also says how.
+A class-conditional DiT (Peebles and Xie 2023) in pixel space, trained on Fashion-MNIST (Xiao, Rasul and Vollgraf 2017,
+MIT licence) by `tests/benchmarks/garments.py`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,6 @@ GARMENTS = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt"
 ANY = len(GARMENTS)  # the class that means "no class", for guidance
 SIDE = 28
 FOLDER = Path(__file__).with_name("tiny")
-DENOISER = {
-    "num_attention_heads": 4,
-    "attention_head_dim": 36,
-    "num_layers": 4,
-    "in_channels": 1,
-    "out_channels": 1,
-    "sample_size": SIDE,
-    "patch_size": 7,
-    "num_embeds_ada_norm": ANY,
-}
-SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "beta_schedule": "squaredcos_cap_v2",
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-    "timestep_spacing": "trailing",
-    "clip_sample": True,
-}
 
 
 class Classifier(nn.Module):
@@ -74,10 +56,9 @@ def load_classifier() -> Classifier:
 
 
 def load_references() -> dict[str, Tensor]:
-    """What is known of real pictures that no training has seen: "mean" (64,) and "covariance" (64, 64) of the
-    classifier's features over 10 000 of them; 256 "pictures", (256, 1, 28, 28) between −1 and 1, with their
-    "classes", (256,) int64."""
-    found = load_file(FOLDER / "references.safetensors")
-    found["pictures"] = found["pictures"].float() / 127.5 - 1
-    found["classes"] = found["classes"].long()
-    return found
+    """Facts about 10 000 real pictures that were not trained on: "mean" (64,) and "covariance" (64, 64) of the
+    classifier's features; 256 "pictures", (256, 1, 28, 28) between −1 and 1, and their "classes", (256,) int64."""
+    tensors = load_file(FOLDER / "references.safetensors")
+    tensors["pictures"] = tensors["pictures"].float() / 127.5 - 1
+    tensors["classes"] = tensors["classes"].long()
+    return tensors

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from rose.diffusion.denoiser import denoiser_of
 from rose.diffusion.garments import FOLDER
 from rose.diffusion.parts import read_reshaped
+from rose.diffusion.trajectory import denoiser_of
 from rose.errors import RoseError, is_out_of_memory
 from rose.files import as_text, reachable
-from rose.model.formats.low_rank import write_low_rank
 from rose.model.load.models import parse_dtype
 from rose.model.load.soundness import check_finite
+from rose.model.network.layers import write_low_rank
 from rose.report import RunReport, new_checkpoint
 
 PACKAGED = "garments"
@@ -29,9 +29,8 @@ def load_diffusion(name: str | Path = PACKAGED, *, dtype: str | torch.dtype = "f
     """Loads a diffusion pipeline, on the CPU, with its denoiser in evaluation mode.
 
     Args:
-        name: "garments" (packaged: 1.8 million parameters, ten classes of garments, 28 × 28 pixels), a folder that
-            `save_diffusion` or a diffusers pipeline's `save_pretrained` wrote, or a Hub id such as
-            "stabilityai/stable-diffusion-3-medium-diffusers".
+        name: "garments" (packaged: 1.8 million parameters, ten classes of garments, 28 × 28 pixels), a folder written
+            by `save_diffusion` or `save_pretrained`, or a Hub id.
         dtype: "float32", "bfloat16" or "float16".
 
     Returns:
@@ -42,10 +41,10 @@ def load_diffusion(name: str | Path = PACKAGED, *, dtype: str | torch.dtype = "f
             no network, or a pipeline without a transformer or UNet.
     """
     check_installed()
-    wanted, name = parse_dtype(dtype), as_text(name)
+    format_, name = parse_dtype(dtype), as_text(name)
     _check_name(name)
     with _quiet():
-        pipeline = _load_packaged(wanted) if name == PACKAGED else _load(name, wanted)
+        pipeline = _load_packaged(format_) if name == PACKAGED else _load(name, format_)
     pipeline.set_progress_bar_config(disable=True)  # callers draw their own
     denoiser = denoiser_of(pipeline)
     denoiser.requires_grad_(False)
@@ -55,11 +54,9 @@ def load_diffusion(name: str | Path = PACKAGED, *, dtype: str | torch.dtype = "f
 
 
 def save_diffusion(pipeline: Any, folder: str | Path, *, report: RunReport | None = None) -> None:
-    """Writes a pipeline folder, whole or not at all; a pruned one loads as any other.
+    """Writes a pipeline folder, whole or not at all, with the report of its run where given.
 
-    The report of the run that pruned it, where given, goes beside it (report.json, layers.csv, layers.parquet).
-    After OATS low_rank.safetensors holds the factors beside the dense weights, as by `rose.save_model`; of names in the
-    transformer or UNet.
+    After OATS low_rank.safetensors holds the factors beside the dense weights, as by `rose.save_model`.
 
     Raises:
         RoseError: the folder exists and is not empty, or cannot be written.
@@ -70,7 +67,7 @@ def save_diffusion(pipeline: Any, folder: str | Path, *, report: RunReport | Non
 
 
 def check_installed() -> None:
-    """Raises RoseError, before any work, where diffusers is not there."""
+    """Raises RoseError without diffusers."""
     if find_spec("diffusers") is None:
         raise RoseError("Diffusion models need diffusers; run: pip install 'rose-explorer[diffusion]'")
 
@@ -85,7 +82,7 @@ def _load_packaged(dtype: torch.dtype) -> Any:
 
 
 def _check_name(name: str) -> None:
-    """Raises RoseError, before diffusers is imported, for what is neither the packaged one, nor there, nor an id."""
+    """Raises RoseError, before diffusers is imported, for an unknown name."""
     if name == PACKAGED or reachable(name).exists():
         return
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -111,8 +108,8 @@ def _load(name: str, dtype: torch.dtype) -> Any:
         if is_out_of_memory(problem):
             raise RoseError(f"There is not enough memory for {name}; choose a smaller model or bfloat16.") from problem
         text = " ".join(str(problem).split())[:200]
-        what = "a file is missing or corrupt" if is_local else f"check the id and the network, or use {PACKAGED}"
-        raise RoseError(f"{name} cannot be loaded as a diffusion pipeline; {what} ({text}).") from problem
+        advice = "a file is missing or corrupt" if is_local else f"check the id and the network, or use {PACKAGED}"
+        raise RoseError(f"{name} cannot be loaded as a diffusion pipeline; {advice} ({text}).") from problem
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

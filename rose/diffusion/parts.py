@@ -1,8 +1,7 @@
-"""Attention heads and feed-forward channels of a diffusers transformer, and files of one whose shapes were changed.
+"""Attention heads and feed-forward channels of a diffusers transformer, and files of a transformer with other shapes.
 
-No configuration of diffusers' transformers has a number for them: the heads give the width of the whole model, and
-the feed-forward is a fixed multiple of it. So what is left of each part is written into the configuration as a record,
-`rose_shapes`, which `rose.load_diffusion` reads; diffusers by itself refuses such a file, since its weights do not fit.
+Configurations of diffusers have no number for either. The configuration of a reshaped model therefore has a record,
+`rose_shapes`, which `rose.load_diffusion` reads; diffusers itself refuses such a file.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rose.diffusion.denoiser import block_of, outermost_lists
+from rose.diffusion.trajectory import block_of, outermost_lists
 from rose.errors import RoseError
 from rose.model.network.layers import PrunableLayer, check_plain
 from rose.structured.defaults import PARTS
@@ -30,36 +29,37 @@ ACTIVATIONS = {"GELU": 1, "ApproximateGELU": 1, "LinearActivation": 1, "GEGLU": 
 
 
 def find_parts(denoiser: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[Part]]:
-    """The parts of every block, in the order of the forward pass, [block][part]; raises RoseError for a block without
-    one, and as `check_plain`.
+    """The parts of every block in the order of the forward pass, [block][part].
 
-    Known are diffusers' `Attention` with a head's queries, keys and values side by side (not the joint attention of two
-    streams, whose heads two output projections share) and its `FeedForward`.
+    Supported are diffusers' `Attention`, except joint attention of two streams, and its `FeedForward`. Raises RoseError
+    for a block without such a part, and as `check_plain`.
     """
     check_kinds(kinds)
     check_plain(denoiser)
     lists = outermost_lists(denoiser)
-    found: dict[str, list[Part]] = {}
+    by_block: dict[str, list[Part]] = {}
     for name, module in denoiser.named_modules():
         block = block_of(name, lists)
         if not block:
             continue
-        of_block = found.setdefault(block, [])
-        part = _part(name, module, block, len(found) - 1)
+        of_block = by_block.setdefault(block, [])
+        part = _part(name, module, block, len(by_block) - 1)
         if part is not None and part.kind in kinds:
             of_block.append(part)
-    for block, of_block in found.items():
+    for block, of_block in by_block.items():
         missing = [kind for kind in kinds if kind not in {part.kind for part in of_block}]
         if missing:
-            known = [kind for kind in kinds if kind not in missing]
-            advice = f"try {known[0]} alone, or remove single weights" if known else "remove single weights"
-            raise RoseError(
-                f"The {missing[0]} of {type(denoiser).__name__} cannot be taken out, as {block} has none that are "
-                f"known; {advice} by prune_diffusion."
+            parts_by_kind = [kind for kind in kinds if kind not in missing]
+            advice = (
+                f"try {parts_by_kind[0]} alone, or remove single weights" if parts_by_kind else "remove single weights"
             )
-    if not found:
+            raise RoseError(
+                f"The {missing[0]} of {type(denoiser).__name__} cannot be taken out, as {block} has no supported "
+                f"ones; {advice} by prune_diffusion."
+            )
+    if not by_block:
         raise RoseError(f"{type(denoiser).__name__} has no blocks that could be made smaller.")
-    return list(found.values())
+    return list(by_block.values())
 
 
 def _part(name: str, module: Any, block: str, index: int) -> Part | None:
@@ -80,16 +80,16 @@ def _part(name: str, module: Any, block: str, index: int) -> Part | None:
         return Part(HEADS, index, layer("to_out.0", module.to_out[0]), rows, shape, width, name)
     if isinstance(module, FeedForward) and type(module.net[0]).__name__ in ACTIVATIONS:
         count = module.net[2].weight.shape[1]
-        made = layer("net.0.proj", module.net[0].proj)
+        inputs = layer("net.0.proj", module.net[0].proj)
         starts = range(0, ACTIVATIONS[type(module.net[0]).__name__] * count, count)
-        rows = tuple(Rows(made, start, 1, False) for start in starts)
+        rows = tuple(Rows(inputs, start, 1, False) for start in starts)
         return Part(CHANNELS, index, layer("net.2", module.net[2]), rows, Shape(1, count), 1, name)
     return None
 
 
 def _is_plain(attention: Any) -> bool:
-    """Whether heads lie side by side in queries, keys, values and one output projection, and nothing else knows
-    their number."""
+    """Whether the heads lie side by side in queries, keys, values and one output projection, and no other parameter
+    depends on their number."""
     layers = [getattr(attention, name, None) for name in ("to_q", "to_k", "to_v")]
     if attention.to_out is None or not all(isinstance(layer, nn.Linear) for layer in layers):
         return False
@@ -106,7 +106,7 @@ def _is_plain(attention: Any) -> bool:
 
 
 def reshape(denoiser: nn.Module, cuts: Sequence[Cut]) -> None:
-    """Takes everything else out of the layers, in place, and lets the modules and the configuration know."""
+    """Cuts the layers in place and updates modules and configuration."""
     cut_parts(cuts)
     for cut in cuts:
         if cut.part.kind == HEADS:
@@ -114,13 +114,12 @@ def reshape(denoiser: nn.Module, cuts: Sequence[Cut]) -> None:
             owner.heads = owner.sliceable_head_dim = cut.shape.units
             owner.inner_dim = owner.inner_kv_dim = cut.shape.units * cut.part.width
     config: Any = denoiser
-    known = dict(getattr(config.config, RECORD, None) or {})
-    config.register_to_config(**{RECORD: known | {cut.part.owner: cut.shape.units for cut in cuts}})
+    record = dict(getattr(config.config, RECORD, None) or {})
+    config.register_to_config(**{RECORD: record | {cut.part.owner: cut.shape.units for cut in cuts}})
 
 
 def apply_record(denoiser: nn.Module, record: Mapping[str, int]) -> None:
-    """Gives a denoiser of its family's usual shapes those of a record, whatever its weights are; raises RoseError where
-    the record does not fit."""
+    """Gives a denoiser the shapes of a record, whatever its weights; raises RoseError where the record does not fit."""
     lists = outermost_lists(denoiser)
     cuts = []
     for name, units in dict(record).items():
@@ -136,11 +135,11 @@ def apply_record(denoiser: nn.Module, record: Mapping[str, int]) -> None:
 
 
 def read_reshaped(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Components of a pipeline folder whose configuration has a record, loaded, by name; raises RoseError for a record
-    that cannot be read or does not fit."""
+    """Loads the components of a pipeline folder whose configuration has a record, by name; raises RoseError for a
+    record that cannot be read or does not fit."""
     import diffusers
 
-    found: dict[str, Any] = {}
+    components: dict[str, Any] = {}
     for name in COMPONENTS:
         path = folder / name / "config.json"
         config = json.loads(path.read_text()) if path.exists() else {}
@@ -150,6 +149,6 @@ def read_reshaped(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         if family is None or not isinstance(record, dict):
             raise RoseError(f"{path} names no model of diffusers, or no shapes; save the pipeline again.")
         reshaped = with_shapes(family, partial(apply_record, record=record))
-        found[name] = reshaped.from_pretrained(path.parent, dtype=dtype, use_safetensors=True)
-        found[name].__class__ = family
-    return found
+        components[name] = reshaped.from_pretrained(path.parent, dtype=dtype, use_safetensors=True)
+        components[name].__class__ = family
+    return components

@@ -13,11 +13,11 @@ from torch import Tensor
 from rose.output import write_file
 
 GAP = 2  # pixels between pictures
-SCALE = 4  # pixels of the sheet, by side, for one of a picture
+SCALE = 4  # sheet pixels for each picture pixel, by side
 
 
 def make_sheet(rows: Sequence[Tensor]) -> np.ndarray:
-    """A row of pictures for each tensor (n, channels, height, width) between −1 and 1, filled up with white: (height,
+    """One row of pictures for each tensor (n, channels, height, width) between −1 and 1, padded with white: (height,
     width[, 3]) uint8; one channel is grey."""
     parts = [torch.nn.functional.pad(row, (0, GAP, 0, GAP), value=1.0) for row in rows]
     lines = [torch.cat(list(part), dim=-1) for part in parts]

@@ -1,8 +1,7 @@
-"""A diffusion transformer made smaller, package by package: heads and channels taken out (OBS-Diff, arXiv 2510.06751).
+"""A diffusion transformer with fewer heads and channels, package by package (OBS-Diff, arXiv 2510.06751).
 
-The units are chosen and the rest is compensated by the engine of `rose.structured`. The inputs of output projections
-come from trajectories whose steps count as `step_weights` says. Removed units are only set to zero until the end, so
-that a run that is stopped leaves the model as it was; the cut then changes no output.
+`rose.structured` chooses units and compensates for them. Removed units are set to zero until the end, so a stopped run
+leaves the model as it was; the final cut changes no output.
 """
 
 from __future__ import annotations
@@ -19,17 +18,16 @@ from rose.diffusion.trajectory import Conditions
 from rose.errors import RoseError
 from rose.given import check_keywords
 from rose.layer.statistics import InputStatistics
-from rose.model.network.layers import PrunableLayer, count_parameters, named
+from rose.model.network.layers import PrunableLayer, count_parameters, naming
 from rose.model.progress import ProgressCallback
 from rose.model.workers import Workers, is_launched
 from rose.recipe.parts import SlimSettings
 from rose.report import RunReport
 from rose.rows import PartRecord, records_table
-from rose.structured.allocation import changed, check_multiple, shapes_by_ratio
 from rose.structured.defaults import PARTS
 from rose.structured.methods import structured_method
 from rose.structured.parts import Part, Shape
-from rose.structured.plan import CutOptions, repair_of
+from rose.structured.plan import CutOptions, changed, check_multiple, repair_of, shapes_by_ratio
 from rose.structured.reduction import Reduction, layers_read, recovery_in, solve_part, sources_of
 from rose.structured.survey import make_problem
 
@@ -49,29 +47,23 @@ def prune_diffusion_structured(
 ) -> RunReport:
     """Makes a pipeline's transformer smaller, in place: attention heads and feed-forward channels are cut out.
 
-    For transformers of diffusers whose blocks have ordinary attention and feed-forwards (DiT, PixArt); joint attention
-    of two streams keeps its heads (SD3: channels alone), and what is not known is refused. Every block gives the same
-    share. `save_diffusion` keeps the result, and `load_diffusion` reads it; diffusers alone does not, because its
-    configurations have no number for these shapes.
+    Supported are diffusers' transformers with ordinary attention and feed-forwards (DiT, PixArt), and the channels
+    alone of joint attention (SD3); others are refused. Every block gives the same share. Only `load_diffusion` reads
+    the result, because configurations of diffusers have no number for these shapes.
 
     Args:
         pipeline, conditions, step_weights, packages, steps, guidance, batch, seed: see `prune_diffusion`.
-        progress: called with a `Progress` after every denoising step and every part. May raise to stop the run, which
-            leaves the model as it was.
+        progress: called with a `Progress` after every denoising step and part; may raise to stop, which leaves the
+            model as it was.
 
     Keyword arguments besides:
-        method: "obs", "slimllm", "wanda" or "magnitude", see `rose.STRUCTURED`.
-        ratio: share of the parameters of attention and feed-forwards (those of `parts`) to remove, above 0 and below
-            1. Heads go to the nearest whole number, and channels make up for the rest.
+        method, recovery, damping, multiple: see `rose.prune_structured`. Only projections with a bias get one.
+        ratio: share of the parameters of `parts` to remove. Heads go to the nearest whole number; channels make up the
+            rest.
         parts: "heads", "channels", or both; None means both.
-        recovery: "none", "bias", "linear" or "exact"; None means the method's own. Only projections that have a bias
-            get one.
-        damping: added to the diagonal of the inputs' second moments, relative to its mean.
-        multiple: the number of kept channels is a multiple of this.
 
     Returns:
-        A `RunReport`; its `layers` is a DataFrame with one row per part, columns as in
-        `rose.report.PartRecord`.
+        A `RunReport`; its `layers` is a DataFrame with one row per part, see `rose.rows.PartRecord`.
 
     Raises:
         RoseError: bad input, or a denoiser that cannot be made smaller, before any work.
@@ -114,21 +106,21 @@ def prune_diffusion_structured(
 
 
 def _reduce(
-    settings: SlimSettings, reduction: Reduction, wanted: tuple[Part, Shape], statistics: dict[str, InputStatistics]
+    settings: SlimSettings, reduction: Reduction, change: tuple[Part, Shape], statistics: dict[str, InputStatistics]
 ) -> PartRecord:
     """Takes units out of one part, and compensates."""
-    part, shape = wanted
+    part, shape = change
     with_bias = repair_of(settings) != "none" and part.output.bias is not None
     sources = sources_of(part, structured_method(settings.method), lambda name: statistics[name].mean_square.sqrt())
     problem = make_problem(part, statistics[part.output.name], with_bias, settings.damping, sources)
-    with named(part.output):
+    with naming(part.output):
         solution = solve_part(part, shape, problem, structured_method(settings.method), repair_of(settings))
     reduction.write(part, shape, solution, with_bias)
     return solution.record
 
 
 def _layers(settings: SlimSettings, package: Sequence[tuple[Part, Shape]]) -> list[PrunableLayer]:
-    """Those whose inputs must be measured."""
+    """The layers whose inputs a package needs."""
     return layers_read(structured_method(settings.method), [part for part, _ in package])
 
 

@@ -20,16 +20,11 @@ StepWeights = str | Sequence[float]
 def step_weights(kind: StepWeights, steps: int) -> tuple[float, ...]:
     """α of each step, from the noisiest to the last.
 
-    "log_decrease", the paper's, is 0.8 + 0.4·ln(N − i)/ln N for i = 0 … N − 1: early steps count more, because their
-    errors are carried through all later ones. "log_increase" is its mirror image, "linear" falls from 1.2 to 0.8 in
-    equal steps, "uniform" is 1.
-
-    Args:
-        kind: one of `STEP_WEIGHTS`, or the weights themselves, a positive number for each step.
-        steps: how many.
+    "log_decrease", the paper's, is 0.8 + 0.4·ln(N − i)/ln N for i = 0 … N − 1. "log_increase" is its mirror image,
+    "linear" falls from 1.2 to 0.8, "uniform" is 1.
 
     Raises:
-        RoseError: an unknown name, weights that are not positive or not as many as steps, or a bad number of steps.
+        RoseError: an unknown name, a wrong number of weights, weights that are not positive, or a bad number of steps.
     """
     check_steps(steps)
     if not isinstance(kind, str):

@@ -1,4 +1,4 @@
-"""A pipeline's walk from noise to pictures, watched at its denoiser; nothing of a particular pipeline is assumed."""
+"""A pipeline's trajectories from noise to pictures, observed at the denoiser of any pipeline."""
 
 from __future__ import annotations
 
@@ -12,10 +12,37 @@ from typing import Any, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
-from rose.diffusion.denoiser import denoiser_of
 from rose.diffusion.steps import STEPS, check_steps
 from rose.errors import RoseError
 from rose.given import is_whole
+
+
+def denoiser_of(pipeline: Any) -> nn.Module:
+    """The component `transformer` or `unet` of a pipeline; raises RoseError where it has none, or several."""
+    parts = [getattr(pipeline, name, None) for name in ("transformer", "unet")]
+    denoisers = [part for part in parts if isinstance(part, nn.Module)]
+    if len(denoisers) != 1:
+        raise RoseError(
+            f"{type(pipeline).__name__} has {len(denoisers) or 'no'} transformer or UNet; choose a pipeline with one."
+        )
+    if isinstance(getattr(pipeline, "transformer_2", None), nn.Module):
+        raise RoseError(f"{type(pipeline).__name__} has two transformers, one after the other; choose one with one.")
+    return denoisers[0]
+
+
+def outermost_lists(denoiser: nn.Module) -> list[str]:
+    """Names of the lists of blocks, such as "transformer_blocks", without lists inside blocks."""
+    lists = [name for name, module in denoiser.named_modules() if isinstance(module, nn.ModuleList)]
+    return [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+
+
+def block_of(name: str, lists: Sequence[str]) -> str:
+    """The block that contains a layer, such as "transformer_blocks.3"; "" outside all lists of blocks."""
+    for prefix in lists:
+        if name.startswith(f"{prefix}."):
+            return f"{prefix}.{name.removeprefix(f'{prefix}.').partition('.')[0]}"
+    return ""
+
 
 Conditions = Sequence[int] | Sequence[str] | Sequence[Mapping[str, Any]]
 # Called before the denoiser, with the number of the batch, the step, and the denoiser's input x_t.
@@ -37,14 +64,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What was seen on the way.
+    """A recorded trajectory.
 
     Attributes:
-        states: x_t before each step, (steps, n, ...) float32. A pipeline whose denoiser is asked several times a step
-            is seen at the first. Where guidance gives every picture twice, it is kept once if the pictures can be
-            counted.
+        states: x_t before each step, (steps, n, ...) float32; the first call of a step counts. Where guidance gives
+            every picture twice, it is kept once if pictures can be counted.
         times: t of each step, as the scheduler counts it.
-        pictures: what the pipeline put out, (n, ...) float32: pixels or latents.
+        pictures: the pipeline's output, (n, ...) float32: pixels or latents.
     """
 
     states: Tensor
@@ -53,35 +79,35 @@ class Trajectory:
 
 
 def make_batches(pipeline: Any, conditions: Conditions, size: int) -> list[Batch]:
-    """Cuts what is to be drawn into batches of `size` pictures; raises RoseError for nothing, a mixture, or what the
-    pipeline does not take.
+    """Divides conditions into batches of `size` pictures; raises RoseError for none, a mixture, or unknown arguments.
 
-    `conditions`: classes (whole numbers), prompts (texts), or keyword arguments of the pipeline, one mapping for each
-    batch.
+    `conditions`: classes (whole numbers), prompts (texts), or keyword arguments of the pipeline, one mapping per batch.
     """
     if not is_whole(size) or size < 1:
         raise RoseError(f"A batch must hold at least one picture, not {size!r}.")
-    given: list[Any] = [] if isinstance(conditions, (str, Mapping)) else list(conditions)
-    whole = all(map(is_whole, given))
-    if not given:
+    items: list[Any] = [] if isinstance(conditions, (str, Mapping)) else list(conditions)
+    whole = all(map(is_whole, items))
+    if not items:
         raise RoseError("Say what to draw: a list of classes, of prompts, or of keyword arguments for the pipeline.")
-    if all(isinstance(one, Mapping) for one in given):
-        batches = [Batch(dict(one), number, None) for number, one in enumerate(given)]
-    elif whole or all(isinstance(one, str) for one in given):
+    if all(isinstance(one, Mapping) for one in items):
+        batches = [Batch(dict(one), number, None) for number, one in enumerate(items)]
+    elif whole or all(isinstance(one, str) for one in items):
         name = "class_labels" if whole else "prompt"
-        values = [int(one) for one in given] if whole else given
+        values = [int(one) for one in items] if whole else items
         parts = [(first, values[first : first + size]) for first in range(0, len(values), size)]
         batches = [Batch({name: part}, first, len(part)) for first, part in parts]
     else:
         raise RoseError("Classes, prompts and keyword arguments cannot be mixed; give a list of one kind.")
-    taken = inspect.signature(pipeline.__call__).parameters
-    for name in {name for batch in batches for name in batch.arguments} - taken.keys():
-        raise RoseError(f"{type(pipeline).__name__} takes no {name}; it takes {', '.join(list(taken)[:6])} and more.")
-    known: Any = getattr(denoiser_of(pipeline).config, "num_embeds_ada_norm", None)
-    labels = [batch.arguments.get("class_labels", ()) for batch in batches] if known is not None else []
+    parameters = inspect.signature(pipeline.__call__).parameters
+    for name in {name for batch in batches for name in batch.arguments} - parameters.keys():
+        raise RoseError(
+            f"{type(pipeline).__name__} takes no {name}; it takes {', '.join(list(parameters)[:6])} and more."
+        )
+    classes: Any = getattr(denoiser_of(pipeline).config, "num_embeds_ada_norm", None)
+    labels = [batch.arguments.get("class_labels", ()) for batch in batches] if classes is not None else []
     for label in chain.from_iterable([one] if isinstance(one, int) else one for one in labels):
-        if not 0 <= int(label) < known:
-            raise RoseError(f"There is no class {label}; this model knows 0 to {known - 1}.")
+        if not 0 <= int(label) < classes:
+            raise RoseError(f"There is no class {label}; this model knows 0 to {classes - 1}.")
     return batches
 
 
@@ -95,11 +121,10 @@ class DrawOptions(TypedDict, total=False):
 
 
 class Trajectories:
-    """Pictures to draw with a pipeline, batch by batch; every picture has noise of its own, the same for every model
-    and every batch size.
+    """Pictures to draw with a pipeline, batch by batch. A picture's noise is the same for every model and batch size.
 
-    `conditions`: see `make_batches`. `seed` is that of the noise, `guidance` the `guidance_scale` of the pipeline (None
-    leaves its default), and `batch` the number of pictures drawn together.
+    `conditions`: see `make_batches`. `seed`: of the noise. `guidance`: the pipeline's `guidance_scale`; None leaves its
+    default. `batch`: pictures drawn together.
     """
 
     def __init__(
@@ -119,8 +144,7 @@ class Trajectories:
         self.batches = make_batches(pipeline, conditions, batch)
 
     def asked(self, step: int) -> int:
-        """Which of the `steps` asked for a step belongs to, while a batch is drawn: some schedulers visit more times
-        than that, such as KDPM2, which adds one between any two."""
+        """Which of the requested `steps` a visited step belongs to; some schedulers, such as KDPM2, visit more."""
         visited = max(self.steps, len(self.pipeline.scheduler.timesteps.unique_consecutive()))
         return min(step * self.steps // visited, self.steps - 1)
 
@@ -130,10 +154,10 @@ class Trajectories:
         tick: Callable[[float], Any] | None = None,
         output: str = "latent",
     ) -> Iterator[Tensor]:
-        """Draws the batches in turn, and yields what the pipeline puts out for each, float32 on the CPU.
+        """Draws the batches in turn and yields the pipeline's output for each, float32 on the CPU.
 
-        `tick` is called at every step with the share done; it and `watch` may raise to stop. `output` is the pipeline's
-        `output_type`: "latent" (or pixels where it knows no latents), "pt" for pixels.
+        `tick` is called at every step with the share done; `tick` and `watch` may raise to stop. `output` is the
+        pipeline's `output_type`.
         """
         for number, batch in enumerate(self.batches):
             arguments = {"num_inference_steps": self.steps, "output_type": output, "return_dict": False}
@@ -152,7 +176,7 @@ class Trajectories:
 
 
 def _generators(batch: Batch, seed: int) -> torch.Generator | list[torch.Generator]:
-    """One for each picture where they can be counted, so that noise does not depend on the batch size."""
+    """One for each picture where pictures can be counted, so that noise does not depend on the batch size."""
 
     def generator(number: int) -> torch.Generator:
         return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
@@ -164,8 +188,8 @@ def _generators(batch: Batch, seed: int) -> torch.Generator | list[torch.Generat
 
 @contextmanager
 def _watched(pipeline: Any, watch: Callable[[int, int, Tensor], None]) -> Iterator[None]:
-    """Calls `watch` with the step, how many there are, and x_t before every call of the denoiser. A step begins where
-    t changes, so that a pipeline may ask its denoiser twice at one t, as some do for guidance."""
+    """Calls `watch` with the step, the number of steps, and x_t before every call of the denoiser. A step begins
+    where t changes, as some pipelines call their denoiser twice at one t."""
     times: list[float] = []
 
     def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -193,14 +217,10 @@ def record_trajectory(
     tick: Callable[[float], Any] | None = None,
     **options: Unpack[DrawOptions],
 ) -> Trajectory:
-    """Draws pictures and keeps x_t before every step; two models with the same seed start from the same noise.
+    """Draws pictures and keeps x_t before every step; models with the same seed start from the same noise.
 
-    Args:
-        pipeline, conditions, options: see `Trajectories`.
-        tick: called with the share done, 0 to 1; may raise to stop.
-
-    Raises:
-        RoseError: bad input, before any work.
+    Arguments as for `Trajectories`; `tick` is called with the share done, 0 to 1, and may raise to stop. Raises
+    RoseError for bad input, before any work.
     """
     drawing = Trajectories(pipeline, conditions, **options)
     states: list[list[Tensor]] = [[] for _ in drawing.batches]
@@ -223,10 +243,7 @@ def draw_pictures(
     tick: Callable[[float], Any] | None = None,
     **options: Unpack[DrawOptions],
 ) -> Tensor:
-    """Pictures, (n, channels, height, width) float32 between −1 and 1; arguments as for `record_trajectory`.
-
-    Raises:
-        RoseError: bad input, before any work.
-    """
+    """Pictures, (n, channels, height, width) float32 between −1 and 1; arguments and errors as for
+    `record_trajectory`."""
     drawn = Trajectories(pipeline, conditions, **options).draw(tick=tick, output="pt")
     return torch.cat([pictures * 2 - 1 for pictures in drawn])

@@ -1,7 +1,7 @@
-"""What a configuration can express: other numbers of heads, channels and decoder blocks, tried out without weights.
+"""What a configuration can express: other numbers of heads, channels and decoder blocks, tried without weights.
 
-A family may compute more from these numbers than the sizes of the layers that are cut, and more from the place of a
-decoder block than its number. So whatever a changed configuration describes is compared with the model as a whole.
+Families derive further sizes from these numbers, and properties from a block's place. A changed configuration is
+therefore compared with the whole model.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Readers = Literal["all", "transformers", "rose"]
 def reshaped_config(
     model: Any, shapes: Mapping[str, Shape], biased: Sequence[str] = (), blocks: Sequence[int] | None = None
 ) -> Any:
-    """The model's configuration with other numbers of heads and channels (`shapes` by kind of part), with biases in the
-    output projections of kinds `biased`, and with `blocks` alone of its decoder blocks."""
+    """The model's configuration with other numbers of heads and channels (`shapes` by kind), output biases in kinds
+    `biased`, and only these decoder `blocks`."""
     config = copy.deepcopy(model.config)
     text: Any = config.get_text_config()
     if HEADS in shapes:
@@ -58,7 +58,7 @@ def reshaped_config(
 
 
 def _keep_blocks(model: nn.Module, config: Any, text: Any, keep: Sequence[int]) -> None:
-    """Leaves these decoder blocks in a configuration, with whatever it lists for each of them."""
+    """Leaves these decoder blocks in a configuration and in its lists by block."""
     path, blocks = decoder_blocks(model)
     text.num_hidden_layers = len(keep)
     for name, value in list(vars(text).items()):
@@ -76,7 +76,7 @@ def _keep_blocks(model: nn.Module, config: Any, text: Any, keep: Sequence[int]) 
 
 
 def described(config: Any) -> nn.Module | None:
-    """The model that a configuration describes, without weights; None where it is not a valid one."""
+    """The model of a configuration, without weights; None for an invalid configuration."""
     try:
         read = type(config).from_dict(config.to_dict())
         with torch.device("meta"):
@@ -86,7 +86,7 @@ def described(config: Any) -> nn.Module | None:
 
 
 def described_sizes(config: Any) -> Sizes:
-    """Sizes of all tensors of the model that a configuration describes; nothing where it is not a valid one."""
+    """Sizes of all tensors of a configuration's model; empty for an invalid configuration."""
     model = described(config)
     return {} if model is None else _sizes_of(model)
 
@@ -101,29 +101,29 @@ def _sizes_of(model: nn.Module) -> Sizes:
 def can_say(
     model: nn.Module, parts: Sequence[Sequence[Part]], shapes: Mapping[str, Shape], biased: Sequence[str] = ()
 ) -> bool:
-    """Whether the configuration can express these shapes in every decoder block, with output biases in kinds `biased`;
-    parts: [block][part]."""
-    said = described_sizes(reshaped_config(model, shapes, biased))
-    wanted = _sizes_of(model)
+    """Whether the configuration can express these shapes in every decoder block, with output biases in kinds
+    `biased`; parts: [block][part]."""
+    described_tensors = described_sizes(reshaped_config(model, shapes, biased))
+    needed = _sizes_of(model)
     for part in (part for of_block in parts for part in of_block):
-        wanted |= _sizes_for(part, shapes.get(part.kind, part.shape), part.kind in biased)
-    added = said.keys() - wanted.keys()  # `apply_config` adds such biases, of zeros
+        needed |= _sizes_for(part, shapes.get(part.kind, part.shape), part.kind in biased)
+    added = described_tensors.keys() - needed.keys()  # `apply_config` adds such biases, of zeros
     possible = {f"{layer.name}.bias" for part in parts_of_any(model) for layer in part.layers}
-    return all(said.get(name) == size for name, size in wanted.items()) and added <= possible
+    return all(described_tensors.get(name) == size for name, size in needed.items()) and added <= possible
 
 
 def _sizes_for(part: Part, shape: Shape, biased: bool) -> Sizes:
     """Sizes of a part's tensors at this shape."""
     rows = part.output.weight.shape[0]
-    found = {f"{part.output.name}.weight": _stored(part.output, rows, shape.units * part.width)}
+    sizes = {f"{part.output.name}.weight": _stored(part.output, rows, shape.units * part.width)}
     if biased:
-        found[f"{part.output.name}.bias"] = torch.Size([rows])
+        sizes[f"{part.output.name}.bias"] = torch.Size([rows])
     for layer in part.makers:
-        made = sum(rows.count(shape) for rows in part.rows if rows.layer is layer)
-        found[f"{layer.name}.weight"] = _stored(layer, made, layer.weight.shape[1])
+        rows_left = sum(rows.count(shape) for rows in part.rows if rows.layer is layer)
+        sizes[f"{layer.name}.weight"] = _stored(layer, rows_left, layer.weight.shape[1])
         if layer.bias is not None:
-            found[f"{layer.name}.bias"] = torch.Size([made])
-    return found
+            sizes[f"{layer.name}.bias"] = torch.Size([rows_left])
+    return sizes
 
 
 def _stored(layer: PrunableLayer, rows: int, columns: int) -> torch.Size:
@@ -131,14 +131,14 @@ def _stored(layer: PrunableLayer, rows: int, columns: int) -> torch.Size:
 
 
 def parts_of_any(model: nn.Module) -> list[Part]:
-    """The parts of all kinds that can be found, kind by kind."""
-    found: list[Part] = []
+    """All parts that can be found, kind by kind."""
+    parts: list[Part] = []
     for kind in PARTS:
         try:
-            found += chain.from_iterable(find_parts(model, (kind,)))
+            parts += chain.from_iterable(find_parts(model, (kind,)))
         except RoseError:
             continue
-    return found
+    return parts
 
 
 def can_bias(model: nn.Module, parts: Sequence[Sequence[Part]], kind: str, readers: Readers = "all") -> bool:
@@ -153,13 +153,13 @@ def can_bias(model: nn.Module, parts: Sequence[Sequence[Part]], kind: str, reade
 
 
 def is_cut_everywhere(model: nn.Module, kind: str) -> bool:
-    """Whether llama.cpp and vLLM read another number of these units. Without a field for the width of a head in a
-    family's configuration, they take it to be the hidden size over the number of heads."""
+    """Whether llama.cpp and vLLM read another number of these units. Without a configured head width, they take it
+    to be the hidden size over the number of heads."""
     return kind == CHANNELS or hasattr(type(text_config(model)), "head_dim")
 
 
 def kinds_of(model: nn.Module) -> tuple[str, ...]:
-    """The kinds of parts that can be taken out of every decoder block of this model, such as ("heads", "channels")."""
+    """The kinds of parts that can be removed from every decoder block, such as ("heads", "channels")."""
     cuttable_layers(model)
     kinds = []
     for kind in PARTS:
@@ -172,78 +172,81 @@ def kinds_of(model: nn.Module) -> tuple[str, ...]:
 
 
 def check_cuttable(model: nn.Module, parts: Sequence[Sequence[Part]]) -> None:
-    """Raises RoseError where other tensors belong to the units too, such as those of a norm over all heads.
+    """Raises RoseError where other tensors also depend on the units, such as a norm over all heads.
 
-    They are found by a configuration with fewer units, and by their length in the module that holds the part.
+    They are found by a configuration with fewer units, and by their length in the part's module.
     """
     before = described_sizes(reshaped_config(model, {}))
     layers = [layer for of_block in parts for part in of_block for layer in part.layers]
-    own = {f"{layer.name}.{tensor}" for layer in layers for tensor in ("weight", "bias")}
+    tensors = {f"{layer.name}.{tensor}" for layer in layers for tensor in ("weight", "bias")}
     for part in parts[0]:
         after = [described_sizes(reshaped_config(model, {part.kind: shape})) for shape in _smaller(part.shape)]
-        both = [(one, one.keys() | before.keys()) for one in after if before and one]
-        changed = {name for one, names in both for name in names if one.get(name) != before.get(name)}
-        if others := sorted((changed | _as_long(model, part)) - own):
-            left = [kind for kind in dict.fromkeys(one.kind for one in parts[0]) if kind != part.kind]
+        both = [(sizes, sizes.keys() | before.keys()) for sizes in after if before and sizes]
+        changed = {name for sizes, names in both for name in names if sizes.get(name) != before.get(name)}
+        if foreign := sorted((changed | _as_long(model, part)) - tensors):
+            left = [kind for kind in dict.fromkeys(sizes.kind for sizes in parts[0]) if kind != part.kind]
             advice = f"choose {left[0]} alone" if left else "choose the method depth"
             raise RoseError(
-                f"The {part.kind} of {type(model).__name__} cannot be taken out, as {others[0]} belongs to them; "
+                f"The {part.kind} of {type(model).__name__} cannot be taken out, as {foreign[0]} belongs to them; "
                 f"{advice}."
             )
 
 
 def _as_long(model: nn.Module, part: Part) -> set[str]:
-    """Vectors beside a part's layers that are as long as all its units."""
+    """Vectors beside a part's layers with one entry per column."""
     if not part.owner:
         return set()  # the whole decoder block, whose norms may be as long by chance
     path = f"{decoder_blocks(model)[0]}.{part.block_index}.{part.owner}"
     inside = model.get_submodule(path).named_parameters()
-    return {f"{path}.{name}" for name, one in inside if one.shape == (part.output.weight.shape[1],)}
+    return {f"{path}.{name}" for name, vector in inside if vector.shape == (part.output.weight.shape[1],)}
 
 
 def _smaller(shape: Shape) -> list[Shape]:
-    """A group fewer, and a unit of each group fewer, as far as some are left."""
+    """One group fewer, and one unit per group fewer, where possible."""
     tried = [Shape(shape.groups - 1, shape.per_group), Shape(shape.groups, shape.per_group - 1)]
-    return [one for one in tried if one.groups and one.per_group]
+    return [smaller for smaller in tried if smaller.groups and smaller.per_group]
 
 
 # Decoder blocks
 
 
 def droppable_blocks(model: nn.Module) -> list[int]:
-    """The decoder blocks that the configuration can do without; raises RoseError where it can say no other number of
-    them.
+    """The decoder blocks that the configuration can omit; raises RoseError if it can omit none.
 
-    A family may make the first blocks dense and the others mixtures of experts, or scale each by its place: then the
-    configuration says what a block is by where it is, and taking one away must not make another one of those behind it.
+    A configuration may describe blocks by their place: dense and sparse ones, or a scale. Omitting a block must leave
+    every later block as it is.
     """
-    own = _blocks_said(described(model.config))
-    if len(own) != len(decoder_blocks(model)[1]):
+    described_blocks = _blocks_said(described(model.config))
+    if len(described_blocks) != len(decoder_blocks(model)[1]):
         raise RoseError(f"The configuration of {type(model).__name__} does not describe its decoder blocks.")
-    # Where the first block of a kind may go, all later ones of it may: taking it away moves the most blocks.
-    first = {block: index for index, block in reversed(list(enumerate(own)))}
-    every = range(len(own))
-    free = {block for block, at in first.items() if _says_blocks(model, own, [one for one in every if one != at])}
+    # If the first block of a kind can be omitted, all later ones can: omitting it moves the most blocks.
+    first = {block: index for index, block in reversed(list(enumerate(described_blocks)))}
+    every = range(len(described_blocks))
+    free = {
+        block
+        for block, at in first.items()
+        if _says_blocks(model, described_blocks, [number for number in every if number != at])
+    }
     if not free:
         raise RoseError(
             f"The configuration of {type(model).__name__} cannot say another number of decoder blocks, or says by "
             "their place what they are."
         )
-    return [index for index, block in enumerate(own) if block in free]
+    return [index for index, block in enumerate(described_blocks) if block in free]
 
 
 def can_keep_blocks(model: nn.Module, keep: Sequence[int]) -> bool:
-    """Whether the configuration can say that only these decoder blocks are left."""
+    """Whether the configuration can express that only these decoder blocks remain."""
     return _says_blocks(model, _blocks_said(described(model.config)), keep)
 
 
-def _says_blocks(model: nn.Module, own: Sequence[object], keep: Sequence[int]) -> bool:
-    said = described(reshaped_config(model, {}, blocks=keep))
-    return said is not None and _blocks_said(said) == [own[index] for index in keep]
+def _says_blocks(model: nn.Module, dense_blocks: Sequence[object], keep: Sequence[int]) -> bool:
+    reduced = described(reshaped_config(model, {}, blocks=keep))
+    return reduced is not None and _blocks_said(reduced) == [dense_blocks[index] for index in keep]
 
 
 def _blocks_said(model: nn.Module | None) -> list[object]:
-    """Of each decoder block all that makes it what it is, but for its place: modules, sizes and settings."""
+    """For each decoder block its modules, sizes and settings, without its place."""
     if model is None:
         return []
     try:

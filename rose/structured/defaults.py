@@ -1,4 +1,4 @@
-"""What slimming is asked for unless a person says otherwise, and what there is to choose from; no torch."""
+"""Defaults and choices of slimming, without torch."""
 
 METHODS = ("obs", "slimllm", "wanda", "magnitude", "depth")
 WHOLE_BLOCKS = "depth"  # the method that drops decoder blocks as they are
@@ -7,7 +7,7 @@ MULTIPLE = 32  # kept channels are a multiple of this, the blocks of q4_0 and q8
 PARTS = ("heads", "channels")
 RECOVERIES = {
     "none": "leave the kept columns as they are",
-    "bias": "put back the mean of what is gone, as a bias",
+    "bias": "put back the mean of removed columns, as a bias",
     "linear": "scale each output channel, and a bias: SlimLLM's regression",
     "exact": "least squares for all kept columns, and a bias",
 }

@@ -1,4 +1,4 @@
-"""Which units go: the structured methods, and what each of them scores by."""
+"""Structured methods: which units are removed, and their scores."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ UNTOUCHED = 0.01  # share of channels that SlimLLM's program keeps although thei
 
 @dataclass(frozen=True)
 class Choice:
-    """What a method keeps of a part, (units,) bool: `first`, before swaps, and `kept` at last. `earlier`: units swapped
-    before that, where whole groups went first."""
+    """Units that stay, (units,) bool: `first`, before swaps, and `kept` finally. `earlier`: swaps among whole
+    groups."""
 
     first: Tensor
     kept: Tensor
@@ -26,12 +26,12 @@ class Choice:
 
     @property
     def swapped(self) -> int:
-        """Units that came back in place of others."""
+        """Units that returned in place of others."""
         return self.earlier + int((self.first & ~self.kept).sum())
 
 
-def _unswapped(kept: Tensor) -> Choice:
-    return Choice(kept, kept)
+def _unswapped(stay: Tensor) -> Choice:
+    return Choice(stay, stay)
 
 
 # (problem, how many go out of each pool, pools of units, units already gone) -> choice
@@ -43,10 +43,9 @@ class StructuredMethod:
     """A way to choose units.
 
     Attributes:
-        name, summary: for people.
-        select: chooses; None for a method that takes whole decoder blocks.
-        recovery: what is done for the units that stay, unless asked otherwise; see `problem.RECOVERIES`.
-        looks_at_inputs: whether its scores need what the rows that make the units read.
+        select: chooses; None for a method that removes whole decoder blocks.
+        recovery: default repair, see `rose.structured.defaults.RECOVERIES`.
+        looks_at_inputs: whether scores need the inputs of the layers that make the units.
     """
 
     name: str
@@ -57,40 +56,40 @@ class StructuredMethod:
 
 
 def structured_method(name: str) -> StructuredMethod:
-    """The method of this name; raises RoseError where there is none."""
+    """The method with this name; raises RoseError for an unknown one."""
     check_named("structured method", name, STRUCTURED)
     return STRUCTURED[name]
 
 
 def choose(method: StructuredMethod, problem: Problem, shape: Shape) -> Choice:
-    """The units to keep for this shape: whole groups go first, then as many units out of each group that stays."""
+    """The units to keep for this shape: whole groups go first, then equally many units from each remaining group."""
     assert method.select is not None
     have = problem.shape
-    found = _unswapped(torch.ones(have.units, dtype=torch.bool))
+    choice = _unswapped(torch.ones(have.units, dtype=torch.bool))
     if shape.groups < have.groups:
         none = torch.zeros(have.groups, dtype=torch.bool)
         groups = method.select(problem.coarse(), have.groups - shape.groups, [torch.arange(have.groups)], none)
-        first, kept = (one.repeat_interleave(have.per_group) for one in (groups.first, groups.kept))
-        found = Choice(first, kept)
+        first, stay = (mask.repeat_interleave(have.per_group) for mask in (groups.first, groups.kept))
+        choice = Choice(first, stay)
     if shape.per_group < have.per_group:
         units = torch.arange(have.units).view(have.groups, have.per_group)
-        pools = [row for row in units if found.kept[row].any()]
-        earlier = found.swapped
-        found = replace(method.select(problem, have.per_group - shape.per_group, pools, ~found.kept), earlier=earlier)
-    return found
+        pools = [row for row in units if choice.kept[row].any()]
+        earlier = choice.swapped
+        choice = replace(method.select(problem, have.per_group - shape.per_group, pools, ~choice.kept), earlier=earlier)
+    return choice
 
 
-def _lowest(score: Tensor, remove: int, pools: Sequence[Tensor], gone: Tensor, skip: int = 0) -> Tensor:
-    """Keeps all but the lowest scores of each pool, (units,) bool; the `skip` lowest of all stay."""
-    kept = ~gone
+def _lowest(score: Tensor, remove: int, pools: Sequence[Tensor], away: Tensor, skip: int = 0) -> Tensor:
+    """Removes the lowest scores of each pool, except its `skip` lowest; the units that stay, (units,) bool."""
+    stay = ~away
     for pool in pools:
-        kept[pool[score[pool].argsort(stable=True)[skip : skip + remove]]] = False
-    return kept
+        stay[pool[score[pool].argsort(stable=True)[skip : skip + remove]]] = False
+    return stay
 
 
 def _by_score(score: Callable[[Problem], Tensor]) -> Select:
-    def select(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor) -> Choice:
-        return _unswapped(_lowest(score(problem).cpu(), remove, pools, gone))
+    def select(problem: Problem, remove: int, pools: Sequence[Tensor], away: Tensor) -> Choice:
+        return _unswapped(_lowest(score(problem).cpu(), remove, pools, away))
 
     return select
 
@@ -105,7 +104,7 @@ def magnitude_score(problem: Problem) -> Tensor:
 
 def wanda_score(problem: Problem) -> Tensor:
     """Σ_j A_jj ‖w_j‖² over the columns of each unit, (units,): FLAP's fluctuation (An et al. 2024, arXiv 2312.11983,
-    equation 5) where a bias can put the mean back, else Wanda's mean square."""
+    equation 5) with a bias, otherwise Wanda's mean square."""
     return (problem.moment.diagonal() * problem.weight.square().sum(0)).view(-1, problem.width).sum(1)
 
 
@@ -113,42 +112,42 @@ def wanda_score(problem: Problem) -> Tensor:
 
 
 def unit_covariances(problem: Problem) -> Tensor:
-    """Covariance of what each two units give to each output channel, (out, units, units).
+    """Covariances of any two units' contributions to each output channel, (out, units, units).
 
-    With y_j = Σ_u y_ju, all Pearson correlations between sums of units are sums of these.
+    Since y_j = Σ_u y_ju, they give all Pearson correlations between sums of units.
     """
     covariance = problem.second - torch.outer(problem.mean, problem.mean)
     units = problem.columns
-    found = []
+    rows_of_units = []
     for columns in units:
         image = problem.weight[:, columns] @ covariance[columns]  # (out, in)
-        found.append((image * problem.weight).view(len(image), *units.shape).sum(2))
-    return torch.stack(found, 1)
+        rows_of_units.append((image * problem.weight).view(len(image), *units.shape).sum(2))
+    return torch.stack(rows_of_units, 1)
 
 
-def correlation(covariances: Tensor, kept: Tensor) -> float:
-    """Σ_j |Pearson correlation| between y_j and the sum of the kept units (section 3.2)."""
-    rows = covariances[:, kept]
-    shared, own, whole = rows.sum((1, 2)), rows[:, :, kept].sum((1, 2)), covariances.sum((1, 2))
-    return float((shared / (own * whole).clamp_min(1e-30).sqrt()).abs().sum(dtype=torch.float64))
+def correlation(covariances: Tensor, stay: Tensor) -> float:
+    """Σ_j |Pearson correlation| between y_j and the sum of the remaining units (section 3.2)."""
+    rows = covariances[:, stay]
+    shared, variance, whole = rows.sum((1, 2)), rows[:, :, stay].sum((1, 2)), covariances.sum((1, 2))
+    return float((shared / (variance * whole).clamp_min(1e-30).sqrt()).abs().sum(dtype=torch.float64))
 
 
-def head_scores(problem: Problem, gone: Tensor) -> Tensor:
-    """−Σ_j |correlation| between y_j and y_j without one unit, (units,): the less is left, the more it matters."""
+def head_scores(problem: Problem, away: Tensor) -> Tensor:
+    """−Σ_j |correlation| between y_j and y_j without one unit, (units,)."""
     covariances = unit_covariances(problem)
     scores = []
     for unit in range(problem.shape.units):
-        kept = ~gone
-        kept[unit] = False
-        scores.append(-correlation(covariances, kept))
+        stay = ~away
+        stay[unit] = False
+        scores.append(-correlation(covariances, stay))
     return torch.tensor(scores, dtype=torch.float64)
 
 
 def channel_scores(problem: Problem) -> Tensor:
     """‖gate row ⊙ ℓ2(x)‖ + ‖up row ⊙ ℓ2(x)‖ + ‖(|W_downᵀV| ⊙ σ(λ/λ̄)) row‖ · ℓ2(h), (channels,) (section 3.3).
 
-    V and λ are eigenvectors and eigenvalues of the covariance of the MLP's output, λ̄ their mean, σ the logistic
-    function. ℓ2 is the root of the mean here and of the sum there, a factor common to all three.
+    V and λ are eigenvectors and eigenvalues of the covariance of the MLP's output, λ̄ is their mean, σ the logistic
+    function. ℓ2 is a root mean square here and a root of the sum there, which is a common factor.
     """
     covariance = problem.second - torch.outer(problem.mean, problem.mean)
     output = problem.weight @ covariance @ problem.weight.T
@@ -161,14 +160,14 @@ def channel_scores(problem: Problem) -> Tensor:
     return scores
 
 
-def _slimllm(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor) -> Choice:
+def _slimllm(problem: Problem, remove: int, pools: Sequence[Tensor], away: Tensor) -> Choice:
     if problem.sources:  # an MLP
         scores = channel_scores(problem).cpu()
         skip = min(round(UNTOUCHED * problem.shape.units), problem.shape.units - remove)
-        return _unswapped(_lowest(scores, remove, pools, gone, skip))
+        return _unswapped(_lowest(scores, remove, pools, away, skip))
     covariances = unit_covariances(problem)
-    scores = head_scores(problem, gone)
-    first = _lowest(scores, remove, pools, gone)
+    scores = head_scores(problem, away)
+    first = _lowest(scores, remove, pools, away)
     # Those that went first come back first, as in their program; the outcome of one round depends on it.
     ordered = [pool[scores[pool].argsort(stable=True)] for pool in pools]
     return Choice(first, swaps(lambda units: -correlation(covariances, units), first, ordered))
@@ -177,9 +176,9 @@ def _slimllm(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tenso
 # Exact cost
 
 
-def _obs(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor) -> Choice:
-    order, _ = greedy(problem, remove, pools, gone)
-    first = ~gone
+def _obs(problem: Problem, remove: int, pools: Sequence[Tensor], away: Tensor) -> Choice:
+    order, _ = greedy(problem, remove, pools, away)
+    first = ~away
     first[order] = False
     if problem.width == 1:  # thousands of channels: swaps would cost far more than they bring
         return _unswapped(first)

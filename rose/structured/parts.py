@@ -1,4 +1,4 @@
-"""Parts of a decoder block that can be removed: attention heads and MLP channels, and the rows and columns they own."""
+"""Removable parts of a decoder block, attention heads and MLP channels, with their rows and columns."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _SHARED = (False, True, True)  # queries are each head's own; keys and values ar
 
 @dataclass(frozen=True)
 class Shape:
-    """How many units a part has: `groups` of `per_group` each. MLP channels are one group; query heads that share a
+    """The units of a part: `groups` of `per_group` each. MLP channels are one group; query heads with a common
     key-value head are a group."""
 
     groups: int
@@ -54,12 +54,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one layer that make what an output projection reads.
+    """Rows of one layer that make inputs of an output projection.
 
     Attributes:
-        start: the first of these rows.
-        width: rows for each unit, or for each group where `shared`.
-        shared: whether a group has them together, as keys and values.
+        start: the first row.
+        width: rows per unit, or per group where `shared`.
+        shared: whether a group shares them, like keys and values.
     """
 
     layer: PrunableLayer
@@ -70,11 +70,11 @@ class Rows:
     def count(self, shape: Shape) -> int:
         return self.width * (shape.groups if self.shared else shape.units)
 
-    def chosen(self, kept: Tensor, shape: Shape) -> Tensor:
-        """Indices of the rows that stay; `kept`: (units,) bool."""
+    def chosen(self, stay: Tensor, shape: Shape) -> Tensor:
+        """Indices of the rows that stay; `stay`: (units,) bool."""
         if self.shared:
-            kept = kept.view(shape.groups, shape.per_group).any(1)
-        return self.start + kept.repeat_interleave(self.width).nonzero().flatten()
+            stay = stay.view(shape.groups, shape.per_group).any(1)
+        return self.start + stay.repeat_interleave(self.width).nonzero().flatten()
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,10 @@ class Part:
 
     Attributes:
         kind: "heads" or "channels".
-        output: the projection that reads the units, `width` consecutive columns each.
+        output: the projection that reads the units.
         rows: the rows that make them.
-        shape: how many units there are.
         width: columns of a unit in the output projection.
-        owner: the module that holds them, "" where it is the decoder block itself.
+        owner: the module of the part, "" for the decoder block itself.
     """
 
     kind: str
@@ -100,7 +99,7 @@ class Part:
 
     @property
     def makers(self) -> list[PrunableLayer]:
-        """The layers that have the rows, each once."""
+        """The layers of the rows, each once."""
         return list({rows.layer.name: rows.layer for rows in self.rows}.values())
 
     @property
@@ -109,7 +108,7 @@ class Part:
         return [*self.makers, self.output]
 
     def parameters(self, shape: Shape) -> int:
-        """Weights and biases of this part's layers that depend on the shape, for this shape."""
+        """Weights and biases of this part at a shape."""
         total = shape.units * self.width * self.output.weight.shape[0]
         for rows in self.rows:
             columns = rows.layer.weight.shape[1] + (rows.layer.bias is not None)
@@ -117,7 +116,7 @@ class Part:
         return total
 
     def saved(self, shape: Shape) -> int:
-        """Parameters that go with what this shape leaves out."""
+        """Parameters that this shape removes."""
         return self.parameters(self.shape) - self.parameters(shape)
 
 
@@ -131,21 +130,23 @@ def check_kinds(kinds: Sequence[str]) -> None:
 def find_parts(model: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[Part]]:
     """The parts of every decoder block, attention first, [block][part]; raises RoseError for a block without."""
     check_kinds(kinds)
-    wanted = [kind for kind in PARTS if kind in kinds]
-    found = []
+    kinds_in_order = [kind for kind in PARTS if kind in kinds]
+    parts = []
     for index, layers in by_block(cuttable_layers(model)).items():
-        known = {kind: part for kind in wanted if (part := _find(model, kind, layers)) is not None}
-        missing = [kind for kind in wanted if kind not in known]
+        parts_by_kind = {kind: part for kind in kinds_in_order if (part := _find(model, kind, layers)) is not None}
+        missing = [kind for kind in kinds_in_order if kind not in parts_by_kind]
         if missing:
             advice = (
-                f"choose {next(iter(known))} alone" if known else "choose the method depth, which drops decoder blocks"
+                f"choose {next(iter(parts_by_kind))} alone"
+                if parts_by_kind
+                else "choose the method depth, which drops decoder blocks"
             )
             raise RoseError(
                 f"The {missing[0]} of {type(model).__name__} cannot be taken out (decoder block {index}): its "
                 f"configuration has no number for them, or its layers are not known; {advice}."
             )
-        found.append(list(known.values()))
-    return found
+        parts.append(list(parts_by_kind.values()))
+    return parts
 
 
 def cuttable_layers(model: nn.Module) -> list[PrunableLayer]:
@@ -190,12 +191,12 @@ def _heads(model: nn.Module, output: PrunableLayer, layers: list[PrunableLayer],
     if dimension is None:
         return None
     queries = width // dimension
-    made = sum(layer.weight.shape[0] for layer in layers)
-    groups = (made - width) // (2 * dimension)
+    rows_made = sum(layer.weight.shape[0] for layer in layers)
+    groups = (rows_made - width) // (2 * dimension)
     fused = len(layers) == 1
     if not fused and layers[0].weight.shape[0] != width:
         return None  # a gate for each head beside its query
-    if queries * dimension != width or groups < 1 or made != width + 2 * groups * dimension or queries % groups:
+    if queries * dimension != width or groups < 1 or rows_made != width + 2 * groups * dimension or queries % groups:
         return None  # heads of unlike sizes, such as latent attention
     shape = Shape(groups, queries // groups)
     starts = (0, width, width + groups * dimension) if fused else (0, 0, 0)

@@ -1,14 +1,17 @@
-"""What a structured run will do: the shapes of every decoder block and the memory, before anything is changed."""
+"""Plans of structured runs: shapes of every decoder block, and memory, before any change."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, pairwise
 from typing import Any, TypedDict
 
+import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -19,21 +22,6 @@ from rose.model.network.layers import check_not_shared, prunable_layers
 from rose.model.network.network import Network
 from rose.model.progress import ProgressCallback
 from rose.recipe.parts import SlimSettings
-from rose.structured.allocation import (
-    Candidate,
-    Shapes,
-    check_multiple,
-    check_possible,
-    check_saved,
-    cost_shapes,
-    most_uniform,
-    saved_by,
-    similarity_ratios,
-    similarity_shapes,
-    too_much,
-    uniform_candidates,
-    uniform_shapes,
-)
 from rose.structured.configuration import (
     Readers,
     can_bias,
@@ -44,9 +32,271 @@ from rose.structured.configuration import (
     parts_of_any,
 )
 from rose.structured.methods import structured_method
-from rose.structured.parts import CHANNELS, Part, Shape, block_parameters, find_parts
+from rose.structured.parts import CHANNELS, HEADS, Part, Shape, block_parameters, find_parts
 from rose.structured.reduction import layers_read
-from rose.structured.survey import BlockSurvey, survey, visited_layers
+from rose.structured.survey import BlockSurvey, PartSurvey, survey, visited_layers
+
+NEAR = 0.95  # of the target must be removed
+MUCH = 1.25  # of the target is too much
+MOST = 0.9  # of one decoder block's parts, so that something is left of each
+NOTHING = "At this ratio nothing would go; ask for a larger one, or for a smaller multiple."
+
+Shapes = list[list[Shape]]  # [block][part]
+Candidate = tuple[float, dict[str, Shape]]  # distance from the target; shapes by kind of part
+
+
+def uniform_candidates(parts: Sequence[Part], target: float, multiple: int) -> list[Candidate]:
+    """Shapes that save about `target` parameters of one decoder block, the nearest first."""
+    by_kind = {part.kind: part for part in parts}
+    candidates = []
+    for heads in head_shapes(by_kind[HEADS].shape) if HEADS in by_kind else [None]:
+        chosen, left = {}, target
+        if heads:
+            chosen[HEADS], left = heads, target - by_kind[HEADS].saved(heads)
+        if CHANNELS in by_kind:
+            if (channels := channels_for(by_kind[CHANNELS], left, multiple)) is None:
+                continue
+            chosen[CHANNELS] = channels
+        distance = abs(sum(part.saved(chosen[kind]) for kind, part in by_kind.items()) - target)
+        if distance <= target / 2:
+            candidates.append((distance, chosen))
+    return sorted(candidates, key=lambda entry: entry[0])
+
+
+def uniform_shapes(
+    candidates: Sequence[Candidate],
+    surveys: Sequence[BlockSurvey] | None,
+    allowed: Callable[[Mapping[str, Shape]], bool],
+    target: float,
+) -> Mapping[str, Shape]:
+    """One shape for all decoder blocks: the cheapest allowed candidate near the target; without prices, or if none
+    is near, the nearest allowed one. `candidates` are sorted by distance, and include an allowed shape."""
+
+    def cost(chosen: Mapping[str, Shape]) -> float:
+        return sum(price(part, block, chosen[part.part.kind]) for block in surveys or () for part in block.parts)
+
+    near = [chosen for distance, chosen in candidates if distance <= (1 - NEAR) * target]  # the first ones
+    far = [chosen for _, chosen in candidates[len(near) :]]
+    # What saves less would always cost less, so only those that save alike are compared.
+    return next(filter(allowed, [*(sorted(near, key=cost) if surveys else near), *far]))
+
+
+def saved_by(parts: Sequence[Sequence[Part]], shapes: Shapes) -> int:
+    """Parameters removed by these shapes; both [block][part]."""
+    return sum(part.saved(shape) for part, shape in _pairs(parts, shapes))
+
+
+def _pairs(parts: Sequence[Sequence[Part]], shapes: Shapes) -> Iterator[tuple[Part, Shape]]:
+    return zip(chain.from_iterable(parts), chain.from_iterable(shapes), strict=True)
+
+
+def head_shapes(shape: Shape) -> list[Shape]:
+    """Every shape after removing groups, or the same number of queries from each group."""
+    return [
+        Shape(groups, queries) for groups in range(shape.groups, 0, -1) for queries in range(shape.per_group, 0, -1)
+    ]
+
+
+def channels_for(part: Part, saved: float, multiple: int) -> Shape | None:
+    """The channels to keep so that about this many parameters go; None above the limit."""
+    each = part.saved(Shape(1, part.shape.units - 1))
+    exact = part.shape.units - saved / each
+    channels = round(exact / multiple) * multiple
+    if exact > part.shape.units + multiple / 2 or channels < max(1, (1 - MOST) * part.shape.units):
+        return None
+    return Shape(1, min(channels, part.shape.units))
+
+
+def check_multiple(parts: Sequence[Sequence[Part]], multiple: int) -> None:
+    """Raises RoseError where parts, [block][part], have no more channels than the multiple."""
+    units = [part.shape.units for of_block in parts for part in of_block if part.kind == CHANNELS]
+    fewest = min(units, default=None)
+    if fewest is not None and fewest <= multiple:
+        raise RoseError(f"Of {fewest} channels no smaller multiple of {multiple} can be kept; give a smaller multiple.")
+
+
+def price(priced: PartSurvey, survey: BlockSurvey, shape: Shape) -> float:
+    """Cost of a shape relative to the mean square of the residual stream."""
+    return priced.costs[shape] / survey.stream
+
+
+def similarity_ratios(similarities: Sequence[float], ratio: float) -> list[float]:
+    """Ratios of decoder blocks by SlimLLM, section 3.4: ratio · n · softmax(α cos) over the K most similar of n blocks.
+
+    K and α are published for 20 % (26 of 32, 10) and 50 % (30 of 32, 7), and interpolated between. No decoder block
+    loses more than `MOST`.
+    """
+    between = min(max((ratio - 0.2) / 0.3, 0.0), 1.0)
+    count = max(1, round(len(similarities) * (26 + 4 * between) / 32))
+    values = torch.tensor(similarities, dtype=torch.float64)
+    chosen = values.argsort(descending=True)[:count]
+    shares = torch.zeros(len(similarities), dtype=torch.float64)
+    shares[chosen] = (values[chosen] * (10 - 3 * between)).softmax(0)
+    return _at_most(shares, ratio * len(similarities)).tolist()
+
+
+def _at_most(shares: Tensor, total: float) -> Tensor:
+    """`total` divided in proportion to shares, at most `MOST` each; the excess goes to the others."""
+    full = torch.zeros(len(shares), dtype=torch.bool)
+    while True:
+        left = max(total - MOST * int(full.sum()), 0.0)
+        divided = left * shares / shares[~full].sum().clamp_min(1e-30)
+        divided[full] = MOST
+        if not (divided > MOST).any():
+            return divided
+        full |= divided > MOST
+
+
+def similarity_shapes(parts: Sequence[Sequence[Part]], ratios: Sequence[float], multiple: int) -> Shapes:
+    """Shapes of each decoder block reduced by its ratio, see `shapes_by_ratio`."""
+    return [shapes_by_ratio(of_block, ratio, multiple) for of_block, ratio in zip(parts, ratios, strict=True)]
+
+
+def fewest_channels(part: Part, multiple: int) -> Shape:
+    """The smallest allowed number of channels."""
+    least = math.ceil((1 - MOST) * part.shape.units / multiple) * multiple
+    return Shape(1, min(least, part.shape.units))
+
+
+def shapes_by_ratio(
+    parts: Sequence[Part], ratio: float, multiple: int, fewest: Callable[[Part, int], Shape] = fewest_channels
+) -> list[Shape]:
+    """The shapes of one decoder block that loses a share of its parts' parameters: heads as near as possible,
+    channels for the rest, with `fewest` as their limit."""
+    left = ratio * sum(part.parameters(part.shape) for part in parts)
+    whole = sum(part.parameters(part.shape) for part in parts if part.kind == CHANNELS)
+    chosen: dict[str, Shape] = {}
+    for part in sorted(parts, key=lambda part: part.kind == CHANNELS):
+        parameters = part.parameters(part.shape)
+        if part.kind == HEADS:
+            want = ratio * parameters
+            shape = min(head_shapes(part.shape), key=lambda shape: (abs(part.saved(shape) - want), -shape.groups))
+            left -= part.saved(shape)
+        else:
+            shape = channels_for(part, max(left, 0.0) * (parameters / whole), multiple) or fewest(part, multiple)
+        chosen[part.output.name] = shape
+    return [chosen[part.output.name] for part in parts]
+
+
+def changed(parts: Sequence[Sequence[Part]], shapes: Shapes) -> list[tuple[Part, Shape]]:
+    """The parts with a new shape, both [block][part]; raises RoseError if none changes."""
+    if not (changes := [(part, shape) for part, shape in _pairs(parts, shapes) if shape != part.shape]):
+        raise RoseError(NOTHING)
+    return changes
+
+
+def cost_shapes(surveys: Sequence[BlockSurvey], target: float, multiple: int) -> Shapes:
+    """Shapes that save `target` parameters where each costs least: pieces of the lower convex hulls of cost against
+    parameters saved, the flattest first."""
+    hulls = {}
+    for block in surveys:
+        for number, priced in enumerate(block.parts):
+            points = [
+                (priced.part.saved(shape), price(priced, block, shape), shape)
+                for shape in priced.costs
+                if priced.part.kind == HEADS or shape.units % multiple == 0 or shape == priced.part.shape
+            ]
+            floor = (1 - MOST) * priced.part.shape.units
+            hulls[block.block_index, number] = _lower_hull([p for p in points if p[2].units >= floor or p[0] == 0])
+    pieces = [
+        ((after[1] - before[1]) / (after[0] - before[0]), key, step)
+        for key, hull in hulls.items()
+        for step, (before, after) in enumerate(pairwise(hull))
+    ]
+    at = dict.fromkeys(hulls, 0)
+    saved = 0.0
+    for _, key, step in sorted(pieces):
+        gain = hulls[key][step + 1][0] - hulls[key][step][0]
+        # Where a piece is too long for the rest, a shorter piece may fit.
+        if at[key] == step and saved < target and saved + gain - target <= target - saved:
+            at[key], saved = step + 1, saved + gain
+    while saved < NEAR * target:  # pieces are large, so the next piece exceeds the rest
+        steps = [
+            (hull[at[key] + 1][0] - hull[at[key]][0], key) for key, hull in hulls.items() if at[key] + 1 < len(hull)
+        ]
+        if not steps or saved + min(steps)[0] > MUCH * target:
+            break
+        gain, key = min(steps)
+        at[key], saved = at[key] + 1, saved + gain
+    check_saved(saved, target)
+    return [
+        [hulls[block.block_index, number][at[block.block_index, number]][2] for number in range(len(block.parts))]
+        for block in surveys
+    ]
+
+
+def check_saved(saved: float, target: float) -> None:
+    """Raises RoseError where shapes save much less than the target."""
+    if saved < NEAR * target:
+        raise RoseError(
+            "Heads and channels are too large pieces to come near that ratio; ask for a larger one, or give a smaller "
+            "multiple."
+        )
+
+
+def check_possible(parts: Sequence[Sequence[Part]], ratio: float, whole: int, multiple: int, allocation: str) -> None:
+    """Raises RoseError, before any measurement, unless differing shapes can save that much, and that little;
+    `whole`: parameters of the decoder blocks."""
+    every = [part for of_block in parts for part in of_block]
+    if allocation == "similarity":
+        most = saved_by(parts, similarity_shapes(parts, similarity_ratios([1.0] * len(parts), 1.0), multiple))
+    else:
+        most = sum(part.saved(_fewest(part, multiple)) for part in every)
+    if most < NEAR * ratio * whole:
+        raise too_much(most / whole)
+    if min(_least_saved(part, multiple) for part in every) > 2 * ratio * whole:
+        raise RoseError(NOTHING)
+
+
+def too_much(most: float) -> RoseError:
+    """The error for a ratio above the parts' share; `most`: share of the decoder blocks' parameters."""
+    return RoseError(
+        f"The parts that may go do not hold that much; ask for a ratio of at most {math.floor(1000 * most) / 1000:g}."
+    )
+
+
+def most_uniform(parts: Sequence[Part], multiple: int, allowed: Callable[[Mapping[str, Shape]], bool]) -> int:
+    """The most parameters of one decoder block that allowed shapes save; 0 without an allowed shape."""
+    by_kind = {part.kind: part for part in parts}
+    fewest = {kind: fewest_channels(part, multiple) for kind, part in by_kind.items() if kind == CHANNELS}
+    heads = head_shapes(by_kind[HEADS].shape) if HEADS in by_kind else []
+    every = [fewest | {HEADS: shape} for shape in heads] or [fewest]
+    saved = {
+        index: sum(by_kind[kind].saved(shape) for kind, shape in shapes.items()) for index, shapes in enumerate(every)
+    }
+    return next(
+        (saved[index] for index in sorted(saved, key=lambda shapes: -saved[shapes]) if allowed(every[index])), 0
+    )
+
+
+def _fewest(part: Part, multiple: int) -> Shape:
+    """The smallest shape of a part for `cost_shapes`."""
+    if part.kind == CHANNELS:
+        return fewest_channels(part, multiple)
+    floor = (1 - MOST) * part.shape.units
+    return max((shape for shape in head_shapes(part.shape) if shape.units >= floor), key=part.saved)
+
+
+def _least_saved(part: Part, multiple: int) -> int:
+    """Parameters of the smallest removable piece."""
+    if part.kind == HEADS:
+        return min((saved for shape in head_shapes(part.shape) if (saved := part.saved(shape))), default=0)
+    return part.saved(Shape(1, max(1, part.shape.units - multiple)))
+
+
+def _lower_hull(points: Sequence[tuple[int, float, Shape]]) -> list[tuple[int, float, Shape]]:
+    """The lower convex hull of (saved, cost), from zero saved."""
+    hull: list[tuple[int, float, Shape]] = []
+    for point in sorted(points, key=lambda entry: entry[:2]):
+        if hull and point[0] == hull[-1][0]:
+            continue
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (point[0] - hull[-1][0]) >= (point[1] - hull[-1][1]) * (
+            hull[-1][0] - hull[-2][0]
+        ):
+            hull.pop()
+        hull.append(point)
+    return hull
+
 
 # Matrices of the size of A that are alive at once while one output projection is reduced: H, its mean S, A, A damped,
 # its inverse, and three parts of A with their Cholesky factor (least squares), or two copies of the inverse (greedy).
@@ -59,7 +309,7 @@ WEIGHTS_AT_WORK = 6
 
 
 class CutOptions(TypedDict, total=False):
-    """Keywords of whatever takes out heads and channels; `SlimSettings` has their defaults."""
+    """Keywords for removing heads and channels; defaults are in `SlimSettings`."""
 
     method: str
     ratio: float
@@ -70,7 +320,7 @@ class CutOptions(TypedDict, total=False):
 
 
 class SlimOptions(CutOptions, total=False):
-    """Keywords of `rose.prune_structured`, which says what they mean."""
+    """Keywords of `rose.prune_structured`."""
 
     allocation: str
     target: str
@@ -78,14 +328,14 @@ class SlimOptions(CutOptions, total=False):
 
 
 def repair_of(settings: SlimSettings) -> str:
-    """The recovery asked for, or the method's own."""
+    """The requested recovery, or the method's own."""
     return settings.recovery or structured_method(settings.method).recovery
 
 
 @dataclass(frozen=True)
 class SlimPlan:
-    """The shapes that a run will produce, [block][part], and the kinds of parts that may get a bias; whether the
-    configuration says the result (`uniform`), so that any program loads it."""
+    """Parts and shapes, [block][part], and the kinds that may get a bias; `uniform` if the configuration expresses
+    the result, so that any program loads it."""
 
     parts: list[list[Part]]
     shapes: Shapes
@@ -95,9 +345,8 @@ class SlimPlan:
 
 @dataclass(frozen=True)
 class PossibleShapes:
-    """What may be reduced, and to what: the parts as [block][part], the kinds that may get a bias, which uniform
-    shapes the configuration can say (`allowed`), and those that are near (see `uniform_candidates`), none where shapes
-    may differ."""
+    """Parts that may be reduced, [block][part], kinds that may get a bias, which uniform shapes the configuration
+    can express (`allowed`), and `candidates` near the ratio, empty where shapes may differ."""
 
     parts: list[list[Part]]
     biased: tuple[str, ...]
@@ -111,26 +360,26 @@ class PossibleShapes:
 
 
 def possible_shapes(model: nn.Module, settings: SlimSettings) -> PossibleShapes:
-    """Raises RoseError, before anything is measured, for shapes that are impossible or cannot be expressed."""
+    """Raises RoseError, before any measurement, for shapes that are impossible or cannot be expressed."""
     uniform, multiple = settings.allocation == "uniform", settings.multiple
-    found = parts_to_reduce(model, settings)
+    parts = parts_to_reduce(model, settings)
     repairs = repair_of(settings) != "none"
     readers: Readers = "rose" if not uniform else "transformers" if settings.recovery else "all"
-    biased = tuple(part.kind for part in found[0] if repairs and can_bias(model, found, part.kind, readers))
-    check_multiple(found, multiple)
+    biased = tuple(part.kind for part in parts[0] if repairs and can_bias(model, parts, part.kind, readers))
+    check_multiple(parts, multiple)
     if not uniform and type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise RoseError(
             f"{type(model).__name__} is code of a repository, which rose cannot build with shapes that differ; choose "
             "the allocation uniform."
         )
     whole = block_parameters(model)
-    allowed = partial(can_say, model, found, biased=biased)
+    allowed = partial(can_say, model, parts, biased=biased)
     candidates = []
     if uniform:
-        candidates = _uniform_candidates(model, found, settings.ratio * whole, multiple, allowed)
+        candidates = _uniform_candidates(model, parts, settings.ratio * whole, multiple, allowed)
     else:
-        check_possible(found, settings.ratio, whole, multiple, settings.allocation)
-    return PossibleShapes(found, biased, allowed, candidates)
+        check_possible(parts, settings.ratio, whole, multiple, settings.allocation)
+    return PossibleShapes(parts, biased, allowed, candidates)
 
 
 def plan_slimming(
@@ -143,14 +392,13 @@ def plan_slimming(
     progress: ProgressCallback | None = None,
     remember: Callable[[Callable[[], str]], str] = lambda compute: compute(),
 ) -> SlimPlan:
-    """Which shapes the decoder blocks will have; the model is not changed.
+    """The future shapes of the decoder blocks, from `possible_shapes`; the model is not changed.
 
-    `possible` is what `possible_shapes` finds. Prices are those of the dense model, where the allocation asks for them;
-    `remember` gives the shapes as text that an earlier run has kept, else what it is given to compute. Raises RoseError
-    for shapes that come nowhere near the ratio.
+    Prices are measured on the dense model where the allocation needs them. `remember` returns shapes that an earlier
+    run has stored, or calls its argument. Raises RoseError for shapes far from the ratio.
     """
     allocation, multiple = settings.allocation, settings.multiple
-    found, biased, wanted = possible.parts, possible.biased, settings.ratio * block_parameters(model)
+    parts, biased, target = possible.parts, possible.biased, settings.ratio * block_parameters(model)
 
     def priced(of_blocks: Sequence[Sequence[Part]]) -> Sequence[BlockSurvey]:
         damping = settings.damping
@@ -158,42 +406,42 @@ def plan_slimming(
 
     def find() -> str:
         if allocation == "similarity":
-            shapes = _similar(found, [one.similarity for one in priced([])], settings.ratio, wanted, multiple)
+            shapes = _similar(parts, [block.similarity for block in priced([])], settings.ratio, target, multiple)
         elif allocation == "cost":
-            shapes = cost_shapes(priced(found), wanted, multiple)
+            shapes = cost_shapes(priced(parts), target, multiple)
         else:
-            prices = priced(found) if len(possible.kinds) > 1 else None
-            chosen = uniform_shapes(possible.candidates, prices, possible.allowed, wanted / len(found))
-            shapes = [[chosen[part.kind] for part in of_block] for of_block in found]
+            prices = priced(parts) if len(possible.kinds) > 1 else None
+            chosen = uniform_shapes(possible.candidates, prices, possible.allowed, target / len(parts))
+            shapes = [[chosen[part.kind] for part in of_block] for of_block in parts]
         return json.dumps([[dataclasses.astuple(shape) for shape in of_block] for of_block in shapes])
 
     shapes = [[Shape(*shape) for shape in of_block] for of_block in json.loads(remember(find))]
-    return SlimPlan(found, shapes, biased, allocation == "uniform")
+    return SlimPlan(parts, shapes, biased, allocation == "uniform")
 
 
 def _uniform_candidates(
     model: nn.Module,
-    found: Sequence[Sequence[Part]],
-    wanted: float,
+    parts: Sequence[Sequence[Part]],
+    target: float,
     multiple: int,
     allowed: Callable[[Mapping[str, Shape]], bool],
 ) -> list[Candidate]:
-    """See `uniform_candidates`; one at least is allowed, or RoseError says why none is."""
+    """See `uniform_candidates`; raises RoseError if no candidate is allowed."""
     every = parts_of_any(model)
     if len({(part.kind, part.shape) for part in every}) > len({part.kind for part in every}):
         raise RoseError(
             "The decoder blocks of this model differ in shape already; choose an allocation that lets them differ "
             "(cost or similarity)."
         )
-    if CHANNELS in {part.kind for part in found[0]} and not can_say(model, found, {CHANNELS: Shape(1, 1)}):
+    if CHANNELS in {part.kind for part in parts[0]} and not can_say(model, parts, {CHANNELS: Shape(1, 1)}):
         raise RoseError(
             f"The configuration of {type(model).__name__} has no number for MLP channels, so plain transformers could "
             "not load the result; allow shapes that rose alone reads (allocation cost), or choose the method depth."
         )
-    candidates = uniform_candidates(found[0], wanted / len(found), multiple)
+    candidates = uniform_candidates(parts[0], target / len(parts), multiple)
     if not any(allowed(chosen) for _, chosen in candidates):
-        most = len(found) * most_uniform(found[0], multiple, allowed)
-        if 0 < most < wanted:
+        most = len(parts) * most_uniform(parts[0], multiple, allowed)
+        if 0 < most < target:
             raise too_much(most / block_parameters(model))
         raise RoseError(
             "No uniform shapes that the configuration can say save about that much; ask for another ratio or parts, or "
@@ -203,8 +451,8 @@ def _uniform_candidates(
 
 
 def parts_to_reduce(model: nn.Module, settings: SlimSettings) -> list[list[Part]]:
-    """The parts that settings name, else all that every program reads after the cut, [block][part]; raises RoseError
-    for none, or parts that the model does not offer."""
+    """The requested parts, or all that every program reads after the cut, [block][part]; raises RoseError for none,
+    or for parts that the model does not offer."""
     kinds: Sequence[str] | None = settings.parts
     if kinds is None:
         offered = kinds_of(model)
@@ -214,72 +462,72 @@ def parts_to_reduce(model: nn.Module, settings: SlimSettings) -> list[list[Part]
                 f"Neither heads nor channels of {type(model).__name__} can be taken out, as its layers are not known, "
                 "or other tensors belong to them; choose the method depth."
             )
-    found = find_parts(model, kinds)
+    parts = find_parts(model, kinds)
     if settings.parts is not None:  # `kinds_of` has checked the others
-        check_cuttable(model, found)
+        check_cuttable(model, parts)
     check_not_shared(
-        [layer for of_block in found for part in of_block for layer in part.layers], prunable_layers(model)
+        [layer for of_block in parts for part in of_block for layer in part.layers], prunable_layers(model)
     )
-    return found
+    return parts
 
 
 def _similar(
-    parts: Sequence[Sequence[Part]], similarities: Sequence[float], ratio: float, wanted: float, multiple: int
+    parts: Sequence[Sequence[Part]], similarities: Sequence[float], ratio: float, target: float, multiple: int
 ) -> Shapes:
-    """By similarity; heads are coarse, so that the ratio is adjusted until the whole comes out."""
-    asked, best = ratio, None
+    """Shapes by similarity; heads are coarse, so the ratio is adjusted until the total fits."""
+    adjusted, best = ratio, None
     for _ in range(8):
-        shapes = similarity_shapes(parts, similarity_ratios(similarities, asked), multiple)
+        shapes = similarity_shapes(parts, similarity_ratios(similarities, adjusted), multiple)
         saved = saved_by(parts, shapes)
-        if best is None or abs(saved - wanted) < abs(best[0] - wanted):
+        if best is None or abs(saved - target) < abs(best[0] - target):
             best = (saved, shapes)
-        asked *= wanted / max(saved, 1)
+        adjusted *= target / max(saved, 1)
     assert best is not None
-    check_saved(best[0], wanted)
+    check_saved(best[0], target)
     return best[1]
 
 
 def estimate_slimming(model: nn.Module, settings: SlimSettings, *, samples: int, length: int) -> float:
-    """Seconds that `prune_structured` takes on this machine; only shapes are read, so a skeleton will do.
+    """Seconds of `prune_structured` on this machine; a skeleton is enough.
 
-    `samples` counts held-out ones too. A walk of the dense model prices the parts where the shapes ask for it; another
-    one reduces them, where `obs` updates an inverse for every column that goes.
+    `samples` includes held-out ones. One walk of the dense model prices the parts if necessary, another reduces them;
+    `obs` updates an inverse for every removed column.
     """
 
-    def walk(found: Sequence[Part]) -> float:
-        names = [part.output.name for part in found]
+    def walk(parts: Sequence[Part]) -> float:
+        names = [part.output.name for part in parts]
         names = [layer.name for layer in visited_layers(Network(model), names)]
         return estimate_cost(model, samples=samples, length=length, layers=names, sweeps=0).seconds
 
     if structured_method(settings.method).select is None:
         return walk([])
     blocks = parts_to_reduce(model, settings)
-    found = [part for of_block in blocks for part in of_block]
-    work, seconds = 0.0, walk(found)
+    parts = [part for of_block in blocks for part in of_block]
+    work, seconds = 0.0, walk(parts)
     if settings.allocation == "similarity":
         seconds += walk([])
     elif settings.allocation == "cost" or len(blocks[0]) > 1:
-        work, seconds = PRICING, seconds + walk(found)
+        work, seconds = PRICING, seconds + walk(parts)
     if repair_of(settings) == "exact":
         work += PRICING * settings.ratio + COMPENSATING
-    return seconds + work * sum(part.output.weight.shape[1] ** 3 for part in found) / matmul_rate()
+    return seconds + work * sum(part.output.weight.shape[1] ** 3 for part in parts) / matmul_rate()
 
 
 def estimate_slim_memory(model: nn.Module, settings: SlimSettings, *, held_out: bool = False, **sizes: Any) -> Memory:
-    """What `prune_structured` takes for a streamed model or a skeleton, besides the interpreter and its libraries.
+    """Memory of `prune_structured` for a streamed model or a skeleton, besides the interpreter and its libraries.
 
     See docs/large-models.md. `sizes` (`samples`, `length`, `dtype` and `on_disk`) as for `estimate_memory`.
     """
     if structured_method(settings.method).select is None:
         names = [layer.name for layer in visited_layers(Network(model), [])]
         return estimate_memory(model, layers=names, held_out=held_out, **sizes | {"on_disk": False})
-    found = [part for of_block in parts_to_reduce(model, settings) for part in of_block]
-    names = [layer.name for layer in layers_read(structured_method(settings.method), found)]
+    parts = [part for of_block in parts_to_reduce(model, settings) for part in of_block]
+    names = [layer.name for layer in layers_read(structured_method(settings.method), parts)]
     sizes |= {"layers": names, "held_out": held_out, "dense_targets": settings.target == "dense"}
     base = estimate_memory(model, sequential=True, **sizes)
     squares = SQUARES_AT_WORK + held_out
     work = [
         4 * (squares * part.output.weight.shape[1] ** 2 + WEIGHTS_AT_WORK * part.output.weight.numel())
-        for part in found
+        for part in parts
     ]
     return dataclasses.replace(base, work=max(work))

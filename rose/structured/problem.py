@@ -1,12 +1,12 @@
-"""The mathematics of removing columns of one output projection: exact cost, greedy choice, compensation, error.
+"""Removal of columns of one output projection: exact cost, greedy choice, compensation, error.
 
-y = W x, x in units of `width` consecutive columns, which stay or go whole. All that is needed of the tokens is the
-second moment S = mean of x xᵀ = H/T and the mean μ. Where the projection may have a bias, a constant can be restored
-at no cost, so that what counts is the covariance C = S − μμᵀ; where it may not, S takes its place. Call it A.
+y = W x, with x in units of `width` consecutive columns, which stay or go whole. Tokens enter by the second moment S =
+mean of x xᵀ = H/T and the mean μ. Where the projection may have a bias, a constant costs nothing, so the covariance C =
+S − μμᵀ counts, otherwise S. Call it A.
 
-Keeping the columns K, the best weights are those of least squares, Ŵ = W A_:K (A_KK)⁻¹, and with P = A⁻¹ the error
-that they leave when the columns R go is tr(W_R (P_RR)⁻¹ W_Rᵀ): Optimal Brain Surgeon (Hassibi and Stork 1992) for
-whole sets of columns of all rows. After R is gone, P of the rest is P − P_:R (P_RR)⁻¹ P_R:, and W the compensated one.
+With the columns K kept, least squares gives Ŵ = W A_:K (A_KK)⁻¹. With P = A⁻¹ the error of removing the columns R is
+tr(W_R (P_RR)⁻¹ W_Rᵀ): Optimal Brain Surgeon (Hassibi and Stork 1992) for sets of columns of all rows. Without R, P
+becomes P − P_:R (P_RR)⁻¹ P_R:, and W is compensated.
 """
 
 from __future__ import annotations
@@ -29,18 +29,17 @@ COMPACT = 0.75  # share of columns left at which those that went are cut out of 
 
 @dataclass(frozen=True)
 class Problem:
-    """One output projection with what is known of its inputs.
+    """One output projection and statistics of its inputs.
 
     Attributes:
-        weight: W, (out, in) float32: what the kept columns should give. A corrected target goes here in place of W.
+        weight: W, (out, in) float32, or a corrected target in its place.
         second: S, the mean of x xᵀ, (in, in) float32.
         mean: μ, (in,).
         shape: the units; `width` columns each.
         with_bias: whether the projection may have a bias.
         damping: added to the diagonal of A, relative to its mean.
-        tokens: that S and μ are means over; None where nobody asks.
-        sources: for scores that look at the rows that make the units: (rows, (rows, in) weights, (in,) root mean
-            square of what they read). Empty where no method asks.
+        tokens: behind S and μ.
+        sources: for scores of the rows that make the units: ((rows, in) weights, (in,) root mean square of inputs).
     """
 
     weight: Tensor
@@ -73,19 +72,18 @@ class Problem:
 
     @cached_property
     def used_damping(self) -> float:
-        """`damping`, or what it was raised to where A could not be factorized with it; once it has been tried."""
+        """`damping`, or the raised value after a failed factorization."""
         return self.damping
 
     def _factorize(self) -> DampedHessian:
-        found = damp(self.moment, self.damping)
+        factorized = damp(self.moment, self.damping)
         # Not to be factorized again; the factor itself is not kept.
-        self.__dict__.update(damped=found.matrix, used_damping=found.damping)
-        return found
+        self.__dict__.update(damped=factorized.matrix, used_damping=factorized.damping)
+        return factorized
 
     @cached_property
     def live_weight(self) -> Tensor:
-        """W with zeros in columns that are always zero, (out, in): whatever they hold, taking them away costs nothing.
-        The 1 that the damped A has there would charge them for it."""
+        """W with zeros in columns of dead inputs, (out, in), whose removal costs nothing. The damped A has 1 there."""
         return self.weight.masked_fill(self.moment.diagonal() == 0, 0)
 
     @cached_property
@@ -103,12 +101,12 @@ class Problem:
         return replace(self, shape=Shape(1, self.shape.groups), width=self.width * self.shape.per_group, fine=self)
 
     def columns_of(self, units: Tensor) -> Tensor:
-        """Columns of some units, (in,) bool; `units`: (units,) bool."""
+        """Columns of these units, (in,) bool; `units`: (units,) bool."""
         return units.repeat_interleave(self.width).to(self.weight.device)
 
 
 def unit_costs(problem: Problem) -> Tensor:
-    """Error that taking each unit away alone leaves after compensation, tr(W_u (P_uu)⁻¹ W_uᵀ); (units,)."""
+    """Error after compensation of removing each unit alone, tr(W_u (P_uu)⁻¹ W_uᵀ); (units,)."""
     columns = problem.columns
     blocks = problem.inverse[columns[:, :, None], columns[:, None, :]]  # (units, width, width)
     weights = problem.live_weight[:, columns].transpose(0, 1)  # (units, out, width)
@@ -116,9 +114,9 @@ def unit_costs(problem: Problem) -> Tensor:
     return (weights.transpose(1, 2) * solved).sum((1, 2))
 
 
-def set_cost(problem: Problem, kept: Tensor) -> float:
-    """Error that taking all other units away leaves after compensation, tr(W_R (P_RR)⁻¹ W_Rᵀ)."""
-    removed = ~problem.columns_of(kept)
+def set_cost(problem: Problem, stay: Tensor) -> float:
+    """Error after compensation of removing all other units, tr(W_R (P_RR)⁻¹ W_Rᵀ)."""
+    removed = ~problem.columns_of(stay)
     if not removed.any():
         return 0.0
     weight = problem.live_weight[:, removed]
@@ -126,21 +124,21 @@ def set_cost(problem: Problem, kept: Tensor) -> float:
     return float((weight.T * solved).sum(dtype=torch.float64))
 
 
-def greedy(problem: Problem, remove: int, pools: Sequence[Tensor], gone: Tensor) -> tuple[Tensor, Tensor]:
-    """Removes the cheapest unit again and again, with inverse and weights updated each time.
+def greedy(problem: Problem, remove: int, pools: Sequence[Tensor], removed: Tensor) -> tuple[Tensor, Tensor]:
+    """Removes the cheapest unit again and again, and updates inverse and weights each time.
 
     Args:
-        remove: how many go out of each pool.
-        pools: indices of units that compete with one another.
-        gone: units already removed, (units,) bool.
+        remove: number of units per pool.
+        pools: indices of competing units.
+        removed: earlier removals, (units,) bool.
 
     Returns:
-        Units in the order in which they went, and what each cost; both (removed,).
+        Units in the order of removal, and their costs; both (removed,).
     """
-    if problem.width == 1 and len(pools) == 1 and not gone.any():
+    if problem.width == 1 and len(pools) == 1 and not removed.any():
         return _greedy_columns(problem, remove)
     inverse, weight = problem.inverse.clone(), problem.live_weight.clone()
-    away = problem.columns_of(gone)
+    away = problem.columns_of(removed)
     if away.any():
         inverse, weight = _without(inverse, weight, away.nonzero().flatten())
     left = [pool.tolist() for pool in pools]
@@ -162,7 +160,7 @@ def _cost(inverse: Tensor, weight: Tensor, columns: Tensor) -> float:
 
 
 def _without(inverse: Tensor, weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse and compensated weights once these columns are gone; their own rows and columns become zero."""
+    """Inverse and compensated weights without these columns, which become zero."""
     share = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])  # (gone, in)
     weight = weight - weight[:, columns] @ share
     inverse = inverse - inverse[:, columns] @ share
@@ -171,13 +169,13 @@ def _without(inverse: Tensor, weight: Tensor, columns: Tensor) -> tuple[Tensor, 
 
 
 def _greedy_columns(problem: Problem, remove: int) -> tuple[Tensor, Tensor]:
-    """`greedy` for units of one column, thousands of them.
+    """`greedy` for thousands of units of one column.
 
-    Within a run of `LAZY` removals P stands for P₀ − FFᵀ and W for W₀ − GFᵀ, f being the column of P that goes over
-    the root of its pivot, and g that of W. Only the diagonal of P and the norms of W's columns are kept up to date.
+    Within `LAZY` removals P stands for P₀ − FFᵀ and W for W₀ − GFᵀ; f is the removed column of P over the root of its
+    pivot, and g the column of W over it. Only the diagonal of P and the norms of W's columns are updated.
     """
     inverse, weight = problem.inverse.clone(), problem.live_weight.clone()
-    columns = torch.arange(len(inverse), device=inverse.device)  # those of `inverse` and `weight`
+    columns = torch.arange(len(inverse), device=inverse.device)  # of `inverse` and `weight`
     live = torch.ones_like(columns, dtype=torch.bool)
     order: list[int] = []
     costs: list[float] = []
@@ -205,35 +203,34 @@ def _greedy_columns(problem: Problem, remove: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(order, dtype=torch.long), torch.tensor(costs, dtype=torch.float64)
 
 
-def swaps(cost: Callable[[Tensor], float], kept: Tensor, pools: Sequence[Tensor]) -> Tensor:
-    """Exchanges units that went for units that stayed while that lowers a cost, once through those that went; the kept
-    ones.
+def swaps(cost: Callable[[Tensor], float], stay: Tensor, pools: Sequence[Tensor]) -> Tensor:
+    """Exchanges removed units for remaining ones while that lowers a cost, one pass; the remaining units.
 
-    Each that went tries the place of every unit kept in its pool and takes the best (SlimLLM, section 3.2).
+    Each removed unit takes the best place in its pool (SlimLLM, section 3.2).
     """
-    best = cost(kept)
+    best = cost(stay)
     for pool in pools:
-        for back in [unit for unit in pool.tolist() if not kept[unit]]:
+        for back in [unit for unit in pool.tolist() if not stay[unit]]:
             choice = None
-            for out in [unit for unit in pool.tolist() if kept[unit]]:
-                tried = kept.clone()
+            for out in [unit for unit in pool.tolist() if stay[unit]]:
+                tried = stay.clone()
                 tried[back], tried[out] = True, False
                 value = cost(tried)
                 if value < best:
                     best, choice = value, out
             if choice is not None:
-                kept = kept.clone()
-                kept[back], kept[choice] = True, False
-    return kept
+                stay = stay.clone()
+                stay[back], stay[choice] = True, False
+    return stay
 
 
 # Compensation
 
 
-def recover(problem: Problem, kept: Tensor, how: str) -> tuple[Tensor, Tensor | None]:
-    """Ŵ, (out, in) float32, for the kept units, (units,) bool, zero in the columns that go; and what the bias gains,
-    (out,), None where the projection may have none or needs none. `how`: one of `RECOVERIES`."""
-    stay = problem.columns_of(kept)
+def recover(problem: Problem, kept_units: Tensor, how: str) -> tuple[Tensor, Tensor | None]:
+    """Ŵ, (out, in) float32, zero in removed columns, for the remaining units, (units,) bool; and the change of the
+    bias, (out,), or None. `how`: one of `RECOVERIES`."""
+    stay = problem.columns_of(kept_units)
     if bool(stay.all()):
         return problem.weight, None
     pruned = problem.weight.masked_fill(~stay, 0)
@@ -247,7 +244,7 @@ def recover(problem: Problem, kept: Tensor, how: str) -> tuple[Tensor, Tensor | 
 
 
 def _least_squares(problem: Problem, stay: Tensor) -> Tensor:
-    """W A_:K (A_KK)⁻¹ under the damped A, without a detour over the whole inverse; (out, in)."""
+    """W A_:K (A_KK)⁻¹ under the damped A, without the whole inverse; (out, in)."""
     index = stay.nonzero().flatten()
     lower = torch.linalg.cholesky(problem.damped[index][:, index])
     solved = torch.cholesky_solve(problem.damped[index] @ problem.weight.T, lower)  # (kept, out)
@@ -257,7 +254,7 @@ def _least_squares(problem: Problem, stay: Tensor) -> Tensor:
 
 
 def _slopes(problem: Problem, pruned: Tensor) -> Tensor:
-    """a of the regression y ≈ a ŷ + b of every output channel, (out,); 1 where ŷ does not vary."""
+    """Slopes of the regression y ≈ a ŷ + b by output channel, (out,); 1 where ŷ is constant."""
     image = pruned @ problem.moment
     variance = (image * pruned).sum(1)
     return torch.where(variance > 0, (image * problem.weight).sum(1) / variance.clamp_min(1e-30), 1.0)

@@ -1,4 +1,4 @@
-"""One part reduced to a shape: units chosen, the rest compensated, removed columns set to zero until the cut."""
+"""One part reduced to a shape: units chosen, the rest compensated, removed columns zero until the cut."""
 
 from __future__ import annotations
 
@@ -24,10 +24,8 @@ from rose.wording import percent
 
 @dataclass(frozen=True)
 class Solution:
-    """A part reduced: units that stay, the output projection in the layer's dtype, what its bias gains; in numbers.
-
-    Columns of `weight` that belong to removed units are zero. Everything is on the CPU.
-    """
+    """A reduced part on the CPU: remaining units, output projection in the layer's dtype with zero columns, bias
+    change, and its record."""
 
     kept: Tensor
     weight: Tensor
@@ -36,29 +34,25 @@ class Solution:
 
 
 class Reduction:
-    """The parts reduced so far, whose removed units are only zero. As a context manager, it puts the weights back where
-    the run is stopped.
-
-    Attributes:
-        cuts: what is to be cut out in the end.
-    """
+    """The parts reduced so far, whose removed units are only zero; a context manager that restores the weights of a
+    stopped run."""
 
     def __init__(self, in_files: bool = False) -> None:
-        """`in_files`: the weights need not be put back, as the model is streamed."""
+        """`in_files`: the model is streamed, so weights need no restoring."""
         self.in_files = in_files
         self.cuts: list[Cut] = []
         self._originals: list[tuple[Any, nn.Parameter, nn.Parameter | None]] = []  # modules with weights and biases
 
-    def note(self, part: Part, kept: Tensor, shape: Shape) -> None:
-        """Notes a cut, before the output projection is written; its old weight is kept."""
-        self.cuts.append(Cut(part, kept, shape))
+    def note(self, part: Part, stay: Tensor, shape: Shape) -> None:
+        """Notes a cut before its output projection is written, and keeps the old weight."""
+        self.cuts.append(Cut(part, stay, shape))
         if not self.in_files:
             module: Any = part.output.module
             self._originals.append((module, module.weight, part.output.bias))
             module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
 
     def write(self, part: Part, shape: Shape, solution: Solution, with_bias: bool) -> None:
-        """Writes the output projection, and its bias where it may have one."""
+        """Writes the output projection, and its bias if allowed."""
         self.note(part, solution.kept, shape)
         part.output.write(solution.weight)
         if with_bias:
@@ -74,19 +68,19 @@ class Reduction:
 
 
 def layers_read(method: StructuredMethod, parts: Iterable[Part]) -> list[PrunableLayer]:
-    """The layers whose inputs are needed: output projections and, for methods that look there, what makes channels."""
+    """The layers whose inputs are needed: output projections and, for some methods, the layers that make channels."""
     parts = list(parts)
-    found = {part.output.name: part.output for part in parts}
+    layers = {part.output.name: part.output for part in parts}
     if method.looks_at_inputs:
-        found |= {layer.name: layer for part in parts if part.kind == CHANNELS for layer in part.makers}
-    return list(found.values())
+        layers |= {layer.name: layer for part in parts if part.kind == CHANNELS for layer in part.makers}
+    return list(layers.values())
 
 
 def sources_of(
     part: Part, method: StructuredMethod, size: Callable[[str], Tensor]
 ) -> tuple[tuple[Tensor, Tensor], ...]:
-    """What makes a part's channels, for methods that look there: rows of weights, (units, in), and input sizes, (in,):
-    the root mean square of every input of the layer, by its name."""
+    """For methods that need it: rows of weights that make the channels, (units, in), and root mean square inputs,
+    (in,); `size` gives the latter by layer name."""
     if not method.looks_at_inputs or part.kind == HEADS:
         return ()
     return tuple(
@@ -96,7 +90,7 @@ def sources_of(
 
 
 def recovery_in(records: Iterable[PartRecord]) -> str:
-    """The recovery of a run: "none" where no part could take the bias that was asked for."""
+    """The recovery of a run: "none" where no part could take its bias."""
     return next((record.recovery for record in records if record.recovery != "none"), "none")
 
 
@@ -124,10 +118,9 @@ def solve_part(
     held_out: InputStatistics | None = None,
     targets: Sequence[tuple[Gap, InputStatistics]] = (),
 ) -> Solution:
-    """Chooses the units of a part, to reduce it to a shape, and compensates for the others; nothing is changed yet.
+    """Chooses the units of a part and compensates for the others; the model is not changed.
 
-    `targets`: the gap to the dense model's output with the inputs that it is of, of calibration and of held-out tokens,
-    as far as there are any.
+    `targets`: gaps to the dense model's output and their inputs, for calibration and held-out tokens, as available.
     """
     began = time.perf_counter()
     if recovery == "bias" and not problem.with_bias:

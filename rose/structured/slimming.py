@@ -1,13 +1,11 @@
 """A whole network made smaller, block by block: statistics, choice, compensation, and one cut at the end.
 
-During the walk, removed units are only set to zero: an output projection with zero columns puts out what the cut one
-will, so that every layer is calibrated on the reduced parts before it (true-sequential), whatever the family's forward
-function expects of its sizes. The cut comes last and changes no output. A run that is stopped leaves the model as it
+During the walk removed units are only zero. The output equals the cut projection's, so every layer is calibrated on
+the reduced parts before it (true-sequential). The final cut changes no output; a stopped run leaves the model as it
 was.
 
-What is kept of a finished decoder block, on disk where there is a checkpoint or a streamed model, are the output
-projections with zeros, their biases, and which units stay. A streamed model is cut on the meta device; from then on a
-decoder block that is read gets what was kept, and is cut.
+Checkpoints and streamed models keep of each finished decoder block the output projections with zeros, their biases, and
+the remaining units. A streamed model is cut on the meta device; later each block is cut when it is read.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.target import corrected_weight, damping_or_rule
-from rose.model.network.layers import count_parameters, named
+from rose.model.network.layers import count_parameters, naming
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision
 from rose.model.progress import Meter, ProgressCallback, part_callback
@@ -39,12 +37,19 @@ from rose.model.workers import Workers
 from rose.recipe.parts import SlimSettings
 from rose.report import RunReport
 from rose.rows import ERRORS, PartRecord, mean_or_none, records_table
-from rose.structured.allocation import changed
 from rose.structured.configuration import RECORD, can_bias, droppable_blocks, is_cut_everywhere, reshaped_config
 from rose.structured.defaults import PARTS
 from rose.structured.methods import structured_method
 from rose.structured.parts import Part, Shape, block_parameters
-from rose.structured.plan import PossibleShapes, SlimOptions, SlimPlan, plan_slimming, possible_shapes, repair_of
+from rose.structured.plan import (
+    PossibleShapes,
+    SlimOptions,
+    SlimPlan,
+    changed,
+    plan_slimming,
+    possible_shapes,
+    repair_of,
+)
 from rose.structured.problem import Problem
 from rose.structured.reduction import (
     Reduction,
@@ -59,8 +64,8 @@ from rose.structured.surgery import add_bias, apply_config, cut_parts, drop_bloc
 from rose.structured.survey import BlockSurvey, make_problem, survey
 
 SURVEY_SHARE = 0.3  # of a run that prices its parts first; only the progress bar depends on it
-FAR = 0.1  # of the ratio: a share that is further from it is told
-KEPT = ".kept"  # ends the name of what is kept beside an output projection
+FAR = 0.1  # of the ratio; larger differences get a remark
+KEPT = ".kept"  # suffix for the remaining units beside an output projection
 
 Wanted = dict[int, dict[str, tuple[Part, Shape]]]  # [block][output projection]: what it will be
 
@@ -78,37 +83,35 @@ def prune_structured(
     """Makes a model smaller, in place: attention heads and MLP channels, or whole decoder blocks, are cut out.
 
     Args:
-        model: a transformers causal language model. Changed when all is done; a run that is stopped by its callback
-            leaves it as it was. One that `load_model` streams is cut when it is saved or read again.
+        model: a transformers causal language model; a run that its callback stops leaves it as it was. A streamed model
+            is cut when it is saved or read again.
         tokens: calibration tokens, (samples, length) int64.
-        held_out: further tokens, (samples, length), on which each part's error is measured too.
-        surveys: what `rose.structured.survey.survey` found on the dense model, where it is known already.
+        held_out: further tokens, (samples, length), for a second error of each part.
+        surveys: results of `rose.structured.survey.survey` on the dense model, if available.
         progress: called with a `Progress` after every step; may raise to stop the run.
-        checkpoint: a folder that keeps the shapes chosen and every finished decoder block. A run that was stopped or
-            killed resumes there when it is called again with the same arguments and the dense model; on the same
-            machine its result is bit-identical. See `rose.model.run.checkpoint`.
+        checkpoint: a folder that keeps the shapes and every finished decoder block. The same call with the dense model
+            resumes there; on the same machine the result is bit-identical. See `rose.model.run.checkpoint`.
 
     Keyword arguments besides:
         method: "obs", "slimllm", "wanda", "magnitude", or "depth", which drops decoder blocks.
         ratio: share of the decoder blocks' parameters to remove, above 0 and below 1.
-        parts: "heads", "channels", or both; None means all that the model's configuration has numbers for.
-        allocation: "uniform", the same shapes in every decoder block, which any program loads; "similarity" or
-            "cost", shapes that differ, which `rose.load_model` reads.
-        recovery: "none", "bias", "linear" or "exact"; None means the method's own.
+        parts: "heads", "channels", or both; None means all that llama.cpp and vLLM also read in this family.
+        allocation: "uniform", the same shapes in every decoder block, which any program loads; "similarity" or "cost",
+            shapes that differ, which only `rose.load_model` reads.
+        recovery: "none", "bias", "linear" or "exact"; None means the method's own, with new biases only where llama.cpp
+            and vLLM read them.
         damping: added to the diagonal of the inputs' second moments, relative to its mean.
-        multiple: the number of kept channels is a multiple of this, which matrix products like.
-        target: "layer", what the layer's own weight makes of the reduced inputs, as in the papers; "dense", what the
-            dense model puts out there: output projections are corrected for what the reduced parts before them have
-            lost, see `rose.layer.target`. Unlike single weights, whole columns gain nothing by that in the mean
-            (docs/structured.md).
-        target_damping: μ of that correction; None chooses it, see `rose.layer.target.target_damping`.
+        multiple: the number of kept channels is a multiple of this.
+        target: "layer", the output of the layer's own weight on reduced inputs, as in the papers; "dense", the dense
+            model's output, which gains nothing on average for whole columns (docs/structured.md).
+        target_damping: μ of the correction towards "dense"; None chooses it, see `rose.layer.target.target_damping`.
 
     Returns:
         A `RunReport`; its `layers` is a DataFrame with one row per part, columns as in `PartRecord`.
 
     Raises:
-        RoseError: bad input, or a family or shapes that cannot be cut, before any work; a checkpoint that belongs to
-            another run or cannot be written.
+        RoseError: bad input, or a family or shapes that cannot be cut, before any work; a checkpoint of another run, or
+            one that cannot be written.
     """
     settings = SlimSettings.of(**options)
     network = Network(model)
@@ -116,34 +119,34 @@ def prune_structured(
     before, whole = block_parameters(model), count_parameters(model)
     possible = check_slimming(model, settings)
     kinds, unread = (possible.kinds, _unread_elsewhere(model, settings, possible)) if possible else ((), [])
-    asked = settings.to_dict() | {"recovery": repair_of(settings)}
-    del asked["parts"]
+    request = settings.to_dict() | {"recovery": repair_of(settings)}
+    del request["parts"]
 
     def described() -> dict[str, Any]:
         inputs = describe_inputs(network, tokens, held_out)
-        return {"command": "slim", "format": FORMAT, "parts": list(kinds), **asked, **inputs}
+        return {"command": "slim", "format": FORMAT, "parts": list(kinds), **request, **inputs}
 
     records: list[PartRecord] = []
-    with open_checkpoint(network, checkpoint, described) as kept:
+    with open_checkpoint(network, checkpoint, described) as storage:
         try:
             if possible is None:
-                facts = _drop(network, tokens, settings.ratio, kept, progress)
+                facts = _drop(network, tokens, settings.ratio, storage, progress)
             else:
-                records, facts = _reduce(network, tokens, streams, settings, possible, surveys, kept, progress)
+                records, facts = _reduce(network, tokens, streams, settings, possible, surveys, storage, progress)
         finally:
             network.residence.withdraw()  # a streamed model whose run was stopped is what it was
-        kept.finish()
+        storage.finish()
     table, after = records_table(records, PartRecord), block_parameters(model)
     removed, precision = 1 - after / before, Precision.of("float32", network.dtype, network.device)
     summary = {
-        **facts, **report_inputs(network, tokens, held_out, kept, precision),
+        **facts, **report_inputs(network, tokens, held_out, storage, precision),
         "block_parameters": before, "kept_block_parameters": after, "removed_fraction": removed,
         "remarks": _far_from_asked(removed, settings.ratio, kinds) + unread,
         "parameters": whole, "kept_parameters": count_parameters(model),
         **{f"mean_{name}": mean_or_none(table[name]) for name in ERRORS},
-        "seconds": kept.seconds + time.perf_counter() - start,
+        "seconds": storage.seconds + time.perf_counter() - start,
     }  # fmt: skip
-    return RunReport(table, summary, {"run": "slim"} | asked)
+    return RunReport(table, summary, {"run": "slim"} | request)
 
 
 def _reduce(
@@ -153,38 +156,38 @@ def _reduce(
     settings: SlimSettings,
     possible: PossibleShapes,
     surveys: Sequence[BlockSurvey] | None,
-    kept: Storage,
+    storage: Storage,
     progress: ProgressCallback | None,
 ) -> tuple[list[PartRecord], dict[str, Any]]:
-    """Plans shapes and reduces parts to them; returns a record a part, and what the report says of it."""
+    """Plans shapes and reduces parts to them; returns a record per part, and entries for the report."""
     start = time.perf_counter()
     surveying = part_callback(progress, start, 0, SURVEY_SHARE, "allocate")
     plan = plan_slimming(
-        network.model, tokens, settings, possible, surveys=surveys, progress=surveying, remember=kept.remember
+        network.model, tokens, settings, possible, surveys=surveys, progress=surveying, remember=storage.remember
     )
     prices = surveys is None and (settings.allocation != "uniform" or len(possible.kinds) > 1)
     walking = part_callback(progress, start, SURVEY_SHARE, 1) if prices else progress
-    records = SlimRun(network, plan, settings, kept).walk(streams, walking)
+    records = SlimRun(network, plan, settings, storage).walk(streams, walking)
     return records, {"uniform": plan.uniform, "recovery": recovery_in(records)}
 
 
 def check_slimming(model: nn.Module, settings: SlimSettings) -> PossibleShapes | None:
-    """What may be reduced, None where whole decoder blocks go; raises RoseError, before anything is measured, for what
-    `prune_structured` cannot do to this model."""
+    """The possible shapes, None for whole decoder blocks; raises RoseError, before any measurement, for an
+    impossible request."""
     network = Network(model)
     if structured_method(settings.method).select is None:
         _check_drop(network, settings.ratio)
         return None
-    found = possible_shapes(model, settings)
-    if settings.recovery == "bias" and not found.biased:
+    possible = possible_shapes(model, settings)
+    if settings.recovery == "bias" and not possible.biased:
         raise RoseError("No part of this model can take a bias; choose another recovery, or allocation cost.")
-    for part in chain.from_iterable(found.parts if not network.is_streamed else ()):  # its parts: when they are read
+    for part in chain.from_iterable(possible.parts if not network.is_streamed else ()):  # its parts: when they are read
         check_zeros(part.output, repair_of(settings), settings.target or "layer")
-    return found
+    return possible
 
 
 def _far_from_asked(removed: float, ratio: float, kinds: Sequence[str]) -> list[str]:
-    """A sentence where pieces are so large that clearly another share has gone than was asked for."""
+    """A sentence where pieces are so large that the removed share differs clearly from the ratio."""
     if abs(removed - ratio) <= FAR * ratio:
         return []
     return [
@@ -194,7 +197,7 @@ def _far_from_asked(removed: float, ratio: float, kinds: Sequence[str]) -> list[
 
 
 def _unread_elsewhere(model: nn.Module, settings: SlimSettings, possible: PossibleShapes) -> list[str]:
-    """A sentence where transformers loads the result and llama.cpp and vLLM do not, as a person has asked for it."""
+    """A sentence where transformers loads the requested result, but llama.cpp and vLLM do not."""
     if settings.allocation != "uniform":
         return []
     cut = [kind for kind in possible.kinds if not is_cut_everywhere(model, kind)]
@@ -206,12 +209,12 @@ def _unread_elsewhere(model: nn.Module, settings: SlimSettings, possible: Possib
 
 
 def _check_drop(network: Network, ratio: float) -> None:
-    """Raises RoseError unless this share of the decoder blocks can go."""
+    """Raises RoseError unless this share of the decoder blocks can be dropped."""
     blocks = len(network.blocks)
     count = round(ratio * blocks)
     if count in (0, blocks):
-        what, other = ("all of them", "smaller") if count else ("not a whole one", "larger")
-        raise RoseError(f"{ratio:g} of {blocks} decoder blocks is {what}; ask for a {other} ratio.")
+        share, other = ("all of them", "smaller") if count else ("not a whole one", "larger")
+        raise RoseError(f"{ratio:g} of {blocks} decoder blocks is {share}; ask for a {other} ratio.")
     if len(free := droppable_blocks(network.model)) < count:
         raise RoseError(
             f"The configuration can do without {len(free)} of its {blocks} decoder blocks, not without {count}; "
@@ -221,20 +224,20 @@ def _check_drop(network: Network, ratio: float) -> None:
 
 
 def _drop(
-    network: Network, tokens: Tensor, ratio: float, kept: Storage, progress: ProgressCallback | None
+    network: Network, tokens: Tensor, ratio: float, storage: Storage, progress: ProgressCallback | None
 ) -> dict[str, Any]:
-    """Drops, of the decoder blocks that the configuration can do without, those whose output is most like their input
-    (ShortGPT, Men et al. 2024, arXiv 2403.03853); returns what the report says of it."""
+    """Drops the decoder blocks whose output is most like their input (ShortGPT, Men et al. 2024, arXiv 2403.03853),
+    among those that the configuration can omit; returns entries for the report."""
     model, every = network.model, range(len(network.blocks))
 
     def find() -> str:
         free = set(droppable_blocks(model))
-        found = [one for one in survey(model, tokens, [], progress=progress) if one.block_index in free]
-        found.sort(key=lambda one: -one.similarity)
-        gone = {one.block_index for one in found[: round(ratio * len(every))]}
-        return json.dumps([index for index in every if index not in gone])
+        surveys = [block for block in survey(model, tokens, [], progress=progress) if block.block_index in free]
+        surveys.sort(key=lambda block: -block.similarity)
+        dropped = {block.block_index for block in surveys[: round(ratio * len(every))]}
+        return json.dumps([index for index in every if index not in dropped])
 
-    left = json.loads(kept.remember(find))
+    left = json.loads(storage.remember(find))
     residence = network.residence
     drop_blocks(model, left)
     residence.renumber(left)
@@ -263,15 +266,15 @@ class SlimRun:
 
     def walk(self, streams: Mapping[str, Tensor], progress: ProgressCallback | None = None) -> list[PartRecord]:
         """Reduces every part, then cuts the model; `streams`: as from `check_streams`."""
-        kept = self.kept
-        dense = dense_streams(streams, self.settings.target == "dense", kept.dense_activations)
+        storage = self.kept
+        dense = dense_streams(streams, self.settings.target == "dense", storage.dense_activations)
         read = layers_read(
             structured_method(self.settings.method), [part for of in self.wanted.values() for part, _ in of.values()]
         )
         layers = self.network.select([layer.name for layer in read])
         with self.reduction:
             records = self._go_on(dense.batches(streams))
-            walk = start_walk(self.network, streams, layers, progress, storage=kept, dense=dense)
+            walk = start_walk(self.network, streams, layers, progress, storage=storage, dense=dense)
             with closing(visit_sequentially(walk)) as visits:
                 for block in visits:
                     records += self._visit(block, walk.meter)
@@ -281,7 +284,7 @@ class SlimRun:
         return records
 
     def _go_on(self, dense: Mapping[str, int]) -> list[PartRecord]:
-        """Takes over what an earlier run has finished; a streamed decoder block is laid over when it is read."""
+        """Takes over an earlier run's finished blocks; a streamed block is overlaid when it is read."""
         records: list[PartRecord] = []
         for index, tensors, of_block in self.kept.finished_blocks(list(self.wanted), dense):
             for part, shape in self.wanted[index].values():
@@ -292,7 +295,7 @@ class SlimRun:
         return records
 
     def _visit(self, block: BlockStatistics, meter: Meter) -> list[PartRecord]:
-        """Reduces the parts whose output projections are next; keeps the decoder block once all of its are done."""
+        """Reduces the parts whose output projections are next; keeps the decoder block after its last part."""
         index = block.block_index
         for layer in block.layers:
             if layer.name in self.wanted[index]:
@@ -309,26 +312,26 @@ class SlimRun:
         return done
 
     def _tensors(self, index: int) -> dict[str, Tensor]:
-        """What must be kept of a decoder block: its output projections, and which units stay."""
-        found: dict[str, Tensor] = {}
+        """The tensors to keep of a decoder block: output projections, biases and remaining units."""
+        tensors: dict[str, Tensor] = {}
         for cut in self.reduction.cuts:
             layer = cut.part.output
             if layer.block_index == index:
-                found |= {layer.name: layer.weight, layer.name + KEPT: cut.kept}
+                tensors |= {layer.name: layer.weight, layer.name + KEPT: cut.kept}
                 if layer.bias is not None:
-                    found[layer.name + BIAS] = layer.bias.detach()
-        return found
+                    tensors[layer.name + BIAS] = layer.bias.detach()
+        return tensors
 
     def _reduce(self, part: Part, shape: Shape, block: BlockStatistics, meter: Meter) -> PartRecord:
-        """Reduces one part; the first process solves for all, so that they go on with the same numbers."""
-        found = Workers.here().from_first(partial(self._solve, part, shape, block))
-        self.reduction.write(part, shape, found, with_bias=part.kind in self.plan.biased)
-        meter.tell("prune", block.block_index, block.work[1], part.output.name, found.record.relative_error)
-        return found.record
+        """Reduces one part; the first process solves for all, so that all continue with the same numbers."""
+        solution = Workers.here().from_first(partial(self._solve, part, shape, block))
+        self.reduction.write(part, shape, solution, with_bias=part.kind in self.plan.biased)
+        meter.tell("prune", block.block_index, block.work[1], part.output.name, solution.record.relative_error)
+        return solution.record
 
     def _solve(self, part: Part, shape: Shape, block: BlockStatistics) -> Solution:
         began, name = time.perf_counter(), part.output.name
-        with named(part.output):
+        with naming(part.output):
             held_out = block.held_out.get(name)
             targets = [
                 (block.gaps[stream][name].of(part.output.weight), inputs)
@@ -336,7 +339,7 @@ class SlimRun:
                 if inputs is not None and name in block.gaps.get(stream, {})
             ]
             problem = self._problem(part, block)
-            found = solve_part(
+            solution = solve_part(
                 part,
                 shape,
                 problem,
@@ -345,8 +348,8 @@ class SlimRun:
                 held_out,
                 targets,
             )
-        record = dataclasses.replace(found.record, seconds=time.perf_counter() - began)
-        return dataclasses.replace(found, record=record)
+        record = dataclasses.replace(solution.record, seconds=time.perf_counter() - began)
+        return dataclasses.replace(solution, record=record)
 
     def _problem(self, part: Part, block: BlockStatistics) -> Problem:
         statistics = block.calibration[part.output.name]
@@ -365,21 +368,21 @@ class SlimRun:
         cuts = self.reduction.cuts
         for cut in cuts:
             if cut.part.kind in self.plan.biased:
-                add_bias(cut.part.output)  # a streamed one has none yet
+                add_bias(cut.part.output)  # streamed projections have none yet
         cut_parts(cuts)
         for parts, shapes in zip(self.plan.parts, self.plan.shapes, strict=True):
             tell_modules(model, parts, shapes, own_config=not self.plan.uniform)
         if self.plan.uniform:
             first = zip(self.plan.parts[0], self.plan.shapes[0], strict=True)
-            said = reshaped_config(model, {part.kind: shape for part, shape in first}, self.plan.biased)
-            apply_config(model, said)
+            config = reshaped_config(model, {part.kind: shape for part, shape in first}, self.plan.biased)
+            apply_config(model, config)
         else:
             setattr(model.config, RECORD, record_of(model))
         if isinstance(self.kept, DiskStorage):
-            kept = self.kept
+            storage = self.kept
 
             def revise(index: int) -> None:
-                lay_over(self.network.layers, kept.read(index))
+                lay_over(self.network.layers, storage.read(index))
                 cut_parts([cut for cut in cuts if cut.part.block_index == index])
 
-            self.network.residence.settle(revise, kept.identity())
+            self.network.residence.settle(revise, storage.identity())

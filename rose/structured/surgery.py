@@ -1,8 +1,7 @@
-"""Cuts a model to other shapes, and its configuration with it.
+"""Cuts a model and its configuration to other shapes.
 
-A configuration can express shapes that are the same in every decoder block, as far as its family has numbers for them,
-see `rose.structured.configuration`. Other shapes are written into it as a record, `rose_shapes`, which
-`rose.load_model` reads.
+Shapes that a configuration cannot express are written into it as a record, `rose_shapes`, which `rose.load_model`
+reads; see `rose.structured.configuration`.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from rose.structured.parts import CHANNELS, Part, Shape, find_parts
 
 @dataclass(frozen=True)
 class Cut:
-    """What stays of one part: `kept`, (units,) bool, which leaves this `shape`."""
+    """The remaining units of one part, `kept` (units,) bool, and their `shape`."""
 
     part: Part
     kept: Tensor
@@ -44,7 +43,7 @@ class Cut:
 
 
 def cut_parts(cuts: Sequence[Cut]) -> None:
-    """Takes the rows and columns of all other units out of the layers, in place."""
+    """Removes the rows and columns of all other units, in place."""
     for cut in cuts:
         part = cut.part
         if cut.shape == part.shape:
@@ -61,14 +60,14 @@ def cut_parts(cuts: Sequence[Cut]) -> None:
 
 
 def cut_to(part: Part, shape: Shape) -> Cut:
-    """Keeps the first units: for weights whose values do not matter yet."""
-    kept = torch.zeros(part.shape.groups, part.shape.per_group, dtype=torch.bool, device="cpu")
-    kept[: shape.groups, : shape.per_group] = True
-    return Cut(part, kept.flatten(), shape)
+    """Keeps the first units, for weights that are read later."""
+    stay = torch.zeros(part.shape.groups, part.shape.per_group, dtype=torch.bool, device="cpu")
+    stay[: shape.groups, : shape.per_group] = True
+    return Cut(part, stay.flatten(), shape)
 
 
 def _replace(module: Any, weight: Tensor) -> None:
-    """Gives a layer another weight, (out, in), of another size."""
+    """Gives a layer a weight, (out, in), of another size."""
     stored = weight.T if isinstance(module, Conv1D) else weight
     module.weight = _parameter(stored)
     vars(module).pop(LOW_RANK, None)  # of the shape that it had
@@ -83,7 +82,7 @@ def _parameter(tensor: Tensor) -> nn.Parameter:
 
 
 def add_bias(layer: PrunableLayer, bias: Tensor | None = None) -> None:
-    """Adds to a layer's bias, which it may not have yet; nothing means a bias of zeros."""
+    """Adds to a layer's bias, which is created as zeros if absent."""
     module: Any = layer.module
     if layer.bias is None:
         rows = layer.weight.shape[0]
@@ -94,8 +93,8 @@ def add_bias(layer: PrunableLayer, bias: Tensor | None = None) -> None:
 
 
 def tell_modules(model: nn.Module, parts: Sequence[Part], shapes: Sequence[Shape], own_config: bool) -> None:
-    """Updates the sizes that modules store. With `own_config` an attention gets a configuration of its own,
-    because some families look there when they run."""
+    """Updates sizes stored in modules. With `own_config` attention gets its own configuration, which some families
+    read at run time."""
     prefix, _ = decoder_blocks(model)
     for part, shape in zip(parts, shapes, strict=True):
         path = f"{prefix}.{part.block_index}" + (f".{part.owner}" if part.owner else "")
@@ -103,8 +102,8 @@ def tell_modules(model: nn.Module, parts: Sequence[Part], shapes: Sequence[Shape
         if part.kind == CHANNELS:
             _set_known(owner, {"intermediate_size": shape.units})
             continue
-        known = {"num_heads": shape.units, "num_key_value_heads": shape.groups, "num_key_value_groups": shape.per_group}
-        _set_known(owner, known)
+        sizes = {"num_heads": shape.units, "num_key_value_heads": shape.groups, "num_key_value_groups": shape.per_group}
+        _set_known(owner, sizes)
         if hasattr(owner, "config"):
             owner.config = copy.copy(owner.config) if own_config else text_config(model)
             if own_config:
@@ -121,8 +120,7 @@ def _set_known(module: Any, values: Mapping[str, int]) -> None:
 
 
 def apply_config(model: Any, config: Any) -> None:
-    """Makes this the model's configuration, for it and for all modules that hold the old one; adds biases of zeros
-    where it wants some that the model lacks."""
+    """Gives a model and its modules a new configuration, and adds the zero biases that it implies."""
     old, old_text = model.config, text_config(model)
     text = config.get_text_config()
     for module in model.modules():
@@ -139,15 +137,15 @@ def apply_config(model: Any, config: Any) -> None:
 
 
 def drop_blocks(model: Any, keep: Sequence[int]) -> None:
-    """Leaves only these decoder blocks, renumbered, and updates the configuration, as far as it can say that."""
+    """Leaves only these decoder blocks, renumbered, and updates the configuration."""
     if not can_keep_blocks(model, keep):
         raise RoseError(f"The configuration of {type(model).__name__} cannot say that these decoder blocks are left.")
     config = reshaped_config(model, {}, blocks=keep)
     path, blocks = decoder_blocks(model)
-    kept = nn.ModuleList([blocks[index] for index in keep])
+    blocks_left = nn.ModuleList([blocks[index] for index in keep])
     parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, kept)
-    for number, block in enumerate(kept):
+    setattr(model.get_submodule(parent), name, blocks_left)
+    for number, block in enumerate(blocks_left):
         for module in block.modules():
             for field in PLACE_FIELDS:
                 if hasattr(module, field):
@@ -161,7 +159,7 @@ def drop_blocks(model: Any, keep: Sequence[int]) -> None:
 
 def record_of(model: nn.Module) -> dict[str, Any]:
     """Shapes by decoder block as plain data: {"blocks": [{"heads": [groups, per group], "channels": [1, count]}],
-    "biased": [output projections that have a bias, which the family need not know]}."""
+    "biased": [output projections with a bias]}."""
     parts = parts_of_any(model)
     blocks: list[dict[str, list[int]]] = [{} for _ in decoder_blocks(model)[1]]
     for part in parts:
@@ -171,18 +169,18 @@ def record_of(model: nn.Module) -> dict[str, Any]:
 
 
 def apply_record(model: Any, record: Mapping[str, Any]) -> None:
-    """Gives a model of its family's usual shapes those of a record, whatever its weights are; raises RoseError where
-    the record does not fit."""
+    """Gives a model the shapes of a record, whatever its weights; raises RoseError where the record does not fit."""
     try:
         kinds = list(record["blocks"][0])
-        found = find_parts(model, kinds)
-        wanted = [
-            [Shape(*block[part.kind]) for part in parts] for block, parts in zip(record["blocks"], found, strict=True)
+        parts_found = find_parts(model, kinds)
+        shapes_wanted = [
+            [Shape(*block[part.kind]) for part in parts]
+            for block, parts in zip(record["blocks"], parts_found, strict=True)
         ]
         biased = set(record["biased"])
     except (KeyError, IndexError, TypeError, ValueError) as problem:
         raise RoseError(f"The shapes in the configuration cannot be read ({problem}); save the model again.") from None
-    for parts, shapes in zip(found, wanted, strict=True):
+    for parts, shapes in zip(parts_found, shapes_wanted, strict=True):
         for part in parts:
             if part.output.name in biased:
                 add_bias(part.output)
@@ -191,7 +189,7 @@ def apply_record(model: Any, record: Mapping[str, Any]) -> None:
 
 
 def read_recorded(config: Any, folder: Path | None, dtype: torch.dtype) -> Any:
-    """The model of a configuration with a record; its weights from the safetensors files of a folder, where given."""
+    """The model of a configuration with a record, with weights from a folder if given."""
     family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     # transformers reads the weights, as it knows how each family names them in files; it only builds the model by us.
     recorded = with_shapes(family, lambda model: apply_record(model, getattr(config, RECORD)))
@@ -208,7 +206,7 @@ def read_recorded(config: Any, folder: Path | None, dtype: torch.dtype) -> Any:
 
 
 def with_shapes(family: Any, apply: Callable[[Any], None]) -> Any:
-    """A subclass of a family whose models are given other shapes as soon as they are built, before weights are read."""
+    """A subclass of a family that reshapes its models in the constructor, before weights are read."""
 
     @functools.wraps(family.__init__)  # what reads files looks at the signature
     def build(self: Any, *args: Any, **options: Any) -> None:

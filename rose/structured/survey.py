@@ -1,4 +1,4 @@
-"""What removing each unit of the dense model would cost: one pass that decides how much to remove where."""
+"""Cost of removing each unit of the dense model, measured in one pass, for the allocation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rose.layer.defaults import DAMPING
 from rose.layer.statistics import InputStatistics
-from rose.model.network.layers import PrunableLayer, by_block, named
+from rose.model.network.layers import PrunableLayer, by_block, naming
 from rose.model.network.network import Network
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import ProgressCallback
@@ -28,11 +28,10 @@ class PartSurvey:
     """One part of the dense model, priced.
 
     Attributes:
-        unit_costs: error that taking each unit away alone leaves after least squares, (units,).
+        unit_costs: error after least squares without each unit, (units,).
         energy: mean square of the part's output, in the same unit, summed over channels.
-        costs: error by shape, units going greedily one after another; all shapes of the heads, for channels every
-            number of them that was priced.
-        order: the units in the order in which they would go (channels alone).
+        costs: error by shape, with units removed greedily; all shapes of heads, every number of channels.
+        order: channels in the order of removal.
     """
 
     part: Part
@@ -44,8 +43,8 @@ class PartSurvey:
 
 @dataclass(frozen=True)
 class BlockSurvey:
-    """One decoder block of the dense model, its parts priced: `similarity` is the mean cosine of its output with its
-    input, token by token, `stream` the mean square of its output, summed over channels."""
+    """One decoder block of the dense model: its priced parts, the mean cosine of output and input by token
+    (`similarity`), and the mean square of its output summed over channels (`stream`)."""
 
     block_index: int
     similarity: float
@@ -54,7 +53,7 @@ class BlockSurvey:
 
 
 class _Watch:
-    """Forward hooks on the decoder blocks that compare what comes in with what goes out."""
+    """Forward hooks that compare each decoder block's input and output."""
 
     def __init__(self, network: Network) -> None:
         self.device, blocks = network.device, network.blocks
@@ -72,7 +71,7 @@ class _Watch:
         self.tokens[index] += len(before)
 
     def means(self, index: int) -> tuple[float, float]:
-        """Similarity and mean square of one decoder block, over the tokens of all processes."""
+        """Similarity and mean square of one decoder block over the tokens of all processes."""
         sums = [self.cosines[index], self.squares[index], float(self.tokens[index])]
         total = torch.tensor(sums, dtype=torch.float64, device=self.device)
         Workers.here().sum_tensor(total)
@@ -90,8 +89,8 @@ def survey(
 ) -> Iterator[BlockSurvey]:
     """Prices the parts of every decoder block on the dense model's inputs; the model is not changed.
 
-    `parts` as from `find_parts`, empty lists for similarity alone; `biases` are the kinds of parts whose output
-    projections may have one.
+    `parts` as from `find_parts`, or empty for similarity alone; `biases`: kinds whose output projections may have a
+    bias.
     """
     names = [part.output.name for of_block in parts for part in of_block]
     network = Network(model)
@@ -109,18 +108,18 @@ def survey(
 
 
 def _from_first(part: Part, price: Callable[[], PartSurvey]) -> PartSurvey:
-    """The first process prices for all of them; what it sends has numbers only."""
+    """The first process prices for all; only numbers are sent."""
 
     def numbers() -> tuple[Any, ...]:
-        with named(part.output):
-            found = price()
-        return found.unit_costs, found.energy, found.costs, found.order
+        with naming(part.output):
+            survey_ = price()
+        return survey_.unit_costs, survey_.energy, survey_.costs, survey_.order
 
     return PartSurvey(part, *Workers.here().from_first(numbers))
 
 
 def visited_layers(network: Network, names: Sequence[str]) -> list[PrunableLayer]:
-    """The layers of these names; without any, the smallest of each decoder block, so that it is visited."""
+    """The layers with these names; without names the smallest layer of each decoder block."""
     if names:
         return network.select(names)
     of_blocks = by_block(network.layers).values()
@@ -162,23 +161,23 @@ def price_part(part: Part, statistics: InputStatistics, with_bias: bool, damping
 
 
 def head_costs(problem: Problem) -> dict[Shape, float]:
-    """Cost of every shape: whole groups go first, greedily, then as many queries out of each that stays."""
+    """Cost of every shape: whole groups go first, greedily, then equally many queries from each remaining group."""
     groups, per_group = problem.shape.groups, problem.shape.per_group
     pool = [torch.arange(groups)]
     order, steps = greedy(problem.coarse(), groups - 1, pool, torch.zeros(groups, dtype=torch.bool))
     costs: dict[Shape, float] = {}
     units = torch.arange(problem.shape.units).view(groups, per_group)
-    gone = torch.zeros(groups, dtype=torch.bool)
+    away = torch.zeros(groups, dtype=torch.bool)
     spent = 0.0
     for step in range(groups):
         left = groups - step
         costs[Shape(left, per_group)] = spent
         if per_group > 1:
-            pools = list(units[~gone])
-            _, more = greedy(problem, per_group - 1, pools, gone.repeat_interleave(per_group))
-            for number, extra in enumerate(more.view(per_group - 1, left).sum(1).cumsum(0).tolist()):
+            pools = list(units[~away])
+            _, costs_within = greedy(problem, per_group - 1, pools, away.repeat_interleave(per_group))
+            for number, extra in enumerate(costs_within.view(per_group - 1, left).sum(1).cumsum(0).tolist()):
                 costs[Shape(left, per_group - 1 - number)] = spent + extra
         if step < groups - 1:
-            gone[order[step]] = True
+            away[order[step]] = True
             spent += float(steps[step])
     return costs

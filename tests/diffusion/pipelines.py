@@ -21,7 +21,7 @@ from diffusers import (
 from torch import Tensor
 
 from rose.diffusion.garment_pipeline import GarmentPipeline
-from rose.diffusion.garments import DENOISER, SCHEDULER
+from tests.benchmarks.garments import DENOISER, SCHEDULER
 
 Family = tuple[Any, list[Any]]  # a pipeline, and conditions for it
 SIZES: dict[str, Any] = {

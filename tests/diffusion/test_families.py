@@ -4,9 +4,8 @@ import pytest
 import torch
 
 import rose
-from rose.diffusion.denoiser import denoiser_of
-from rose.diffusion.layers import convolutions, find_layers
-from rose.diffusion.trajectory import Trajectories
+from rose.diffusion.calibration import convolutions, find_layers
+from rose.diffusion.trajectory import Trajectories, denoiser_of
 from tests.diffusion.pipelines import FAMILIES
 
 # Linear layers that read tokens, by hand from the configurations in `pipelines`.
@@ -64,9 +63,3 @@ def test_trajectories_of_one_seed_start_alike_and_differ_in_the_end(family: str)
     assert drift.shape == (4,)
     assert drift[0] == 0
     assert (drift[1:] > 0).all()
-
-
-def test_guidance_is_refused_where_a_pipeline_knows_none() -> None:
-    pipeline, conditions = FAMILIES["unet"]()
-    with pytest.raises(rose.RoseError, match="DDIMPipeline knows no guidance"):
-        rose.prune_diffusion(pipeline, conditions, steps=2, guidance=2.0)

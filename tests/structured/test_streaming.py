@@ -16,7 +16,7 @@ from rose.model.load import streaming
 from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
 from rose.recipe.parts import SlimSettings
-from rose.structured.plan import estimate_slim_memory, estimate_slimming
+from rose.structured.plan import estimate_slim_memory
 from rose.tensor_files import digest
 from tests.model.families import DENSE, logits, make_model, make_tokens, on_meta, save, stop_at
 from tests.structured.test_slimming import UNSAID
@@ -75,12 +75,6 @@ def test_every_way_as_in_memory_to_the_bit(dtype: str, options: dict[str, Any], 
     both(folder, tmp_path, partial(slim, **options), dtype=dtype)
 
 
-@pytest.mark.parametrize(("family", "left"), [("gemma3", 3), ("gpt2", 1), ("mixtral", 1)])
-def test_decoder_blocks_leave_the_files(family: str, left: int, tmp_path: Path) -> None:
-    drop = partial(slim, method="depth", ratio=1 / (left + 1))
-    assert len(decoder_blocks(both(save(family, tmp_path / "dense"), tmp_path, drop))[1]) == left
-
-
 def test_one_change_after_another_as_in_memory_to_the_bit(tmp_path: Path) -> None:
     def prune(model: nn.Module) -> rose.RunReport:
         report = rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
@@ -122,24 +116,6 @@ def test_memory_by_the_formula() -> None:
     assert (depth.hessians, depth.waiting) == (4 * 32**2, 0)
 
 
-def test_seconds_by_what_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At one operation a second: what pricing and compensating add to the walks; 32 and 56 columns, two blocks."""
-    monkeypatch.setattr("rose.structured.plan.matmul_rate", lambda: 1.0)
-    monkeypatch.setattr("rose.model.estimate.duration.matmul_rate", lambda: 1.0)
-    model, cubes = make_model("llama"), 2 * (32**3 + 56**3)
-
-    def seconds(**settings: Any) -> float:
-        return estimate_slimming(model, SlimSettings(**settings), samples=4, length=24)
-
-    depth, magnitude, wanda = (seconds(method=name) for name in ("depth", "magnitude", "wanda"))
-    assert depth < magnitude == wanda  # both walk twice, and only the second walk differs
-    for ratio in (0.2, 0.5):
-        assert seconds(ratio=ratio) - wanda == pytest.approx((20 * ratio + 2.5) * cubes)
-    two_walks = seconds(allocation="cost", method="wanda") - 20 * cubes
-    assert seconds(allocation="similarity", method="wanda") == pytest.approx(two_walks / 2 + depth)
-    assert seconds(parts=["channels"], method="wanda") < two_walks / 2  # one kind needs no prices
-
-
 def test_the_same_slimming_gives_the_same_model(tmp_path: Path) -> None:
     """Whatever time it took: another run on it, with a checkpoint, goes on."""
     prints = set()
@@ -163,10 +139,3 @@ def test_a_stopped_run_leaves_a_streamed_model_as_it_was(tmp_path: Path) -> None
         rose.load_model(folder)[0].state_dict()
     )
     assert slim(model).summary["removed_fraction"] > 0.2
-
-
-def test_what_was_pruned_would_be_lost(tmp_path: Path) -> None:
-    model, _ = rose.load_model(save("llama", tmp_path / "dense"), stream=True)
-    rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
-    with pytest.raises(rose.RoseError, match="pruned already; save it, and load what was saved"):
-        slim(model)

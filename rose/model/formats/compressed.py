@@ -1,7 +1,6 @@
-"""Checkpoints of llm-compressor: their configuration speaks of compressed-tensors, and their weights are often plain.
+"""Checkpoints of llm-compressor, whose configuration names compressed-tensors although their weights are often plain.
 
-A model that was only pruned is saved with its zeros in place (format "dense"), and needs nothing of that package. One
-that is packed, as bit masks with the nonzeros or in eight bits and fewer, is refused: see `make_plain`.
+A model that was only pruned has its zeros in place (format "dense") and needs no such package. Packed ones are refused.
 """
 
 from __future__ import annotations
@@ -22,33 +21,31 @@ PLAIN = {"F64", "F32", "F16", "BF16"}
 
 
 def make_plain(name: str, config: Any, folder: Path | None) -> None:
-    """Sees to it that transformers makes plain weights, by a change of the configuration.
+    """Changes a configuration so that transformers makes plain weights.
 
-    What compressed-tensors has written is taken out, so that plain weights load without it. Floats of few bits are
-    dequantized on any machine; with a GPU transformers would keep them.
-
-    Args:
-        folder: of the safetensors files; None where they are not on this machine, and the configuration alone tells.
+    Records of compressed-tensors are removed. Floats of few bits are dequantized on any machine; with a GPU
+    transformers would keep them. Without `folder`, the folder of the safetensors files, only the configuration is
+    checked.
 
     Raises:
         RoseError: weights that are packed, or stored by another method.
     """
-    known = {field: one for field in RECORDS if isinstance(one := getattr(config, field, None), Mapping)}
-    if not known:
+    records = {field: record for field in RECORDS if isinstance(record := getattr(config, field, None), Mapping)}
+    if not records:
         return
-    quantization = known.get("quantization_config", {})
+    quantization = records.get("quantization_config", {})
     method = quantization.get("quant_method", METHOD)
     if method in DEQUANTIZED:
         config.quantization_config = {**quantization, "dequantize": True}
         return
     if method != METHOD:
         raise RoseError(f"{name} is stored in few bits by {method}, which is not read; give what it was made from.")
-    if packed := _packed_tensor(folder) if folder else _packed_format(known):
+    if packed := _packed_tensor(folder) if folder else _packed_format(records):
         raise RoseError(
             f"{name} is stored packed by compressed-tensors ({packed}), which is not read; save it with plain weights, "
             "in llm-compressor by save_pretrained(..., save_compressed=False)."
         )
-    for field in known:
+    for field in records:
         delattr(config, field)
 
 
@@ -63,8 +60,8 @@ def _packed_tensor(folder: Path) -> str | None:
     return None
 
 
-def _packed_format(known: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The format that a configuration names, where that is not the plain one."""
-    nested = [one.get("sparsity_config") or {} for one in known.values()]
-    formats = [one.get("format") for one in (*known.values(), *nested)]
-    return next((one for one in formats if one not in (None, "dense")), None)
+def _packed_format(records: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The format in a configuration, unless it is the plain one."""
+    nested = [record.get("sparsity_config") or {} for record in records.values()]
+    formats = [record.get("format") for record in (*records.values(), *nested)]
+    return next((record for record in formats if record not in (None, "dense")), None)

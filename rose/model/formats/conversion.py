@@ -1,8 +1,7 @@
-"""Parameters of a model that its files hold in other pieces or under other names, such as each expert by itself.
+"""Parameters that a model's files hold in other pieces or under other names, such as single experts.
 
-transformers knows for every family how to make the one from the other (`get_model_conversion_mapping`), loads whole
-models by it and saves them the other way round. Here the same is done for one parameter at a time, so that a streamed
-model reads, and writes, the files that every other program does.
+transformers has conversions for whole models (`get_model_conversion_mapping`). Here they are applied to one parameter
+at a time, so that streamed models read and write the same files as other programs.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ class Conversion:
     """How the parameters of one model are made from the tensors of its files.
 
     Attributes:
-        pieces: name in the model -> names in the files, in the order in which they are put together.
+        pieces: name in the model -> names in the files, in the order of joining.
     """
 
     def __init__(self, model: PreTrainedModel, keys: Collection[str]) -> None:
         self.model = model
-        known = get_model_conversion_mapping(model)
-        renamings = [one for one in known if isinstance(one, WeightRenaming)]
-        self._converters = [one for one in known if isinstance(one, WeightConverter)]
+        mapping = get_model_conversion_mapping(model)
+        renamings = [step for step in mapping if isinstance(step, WeightRenaming)]
+        self._converters = [step for step in mapping if isinstance(step, WeightConverter)]
         self._patterns: dict[str, str | None] = {}  # [key]: which pattern of a converter it fits
         self.pieces: dict[str, list[str]] = {}
         state = model.state_dict()
@@ -46,18 +45,20 @@ class Conversion:
             self.pieces.setdefault(name, []).append(key)
 
     def is_made(self, name: str) -> bool:
-        """Whether a parameter differs from what the files hold by more than its name."""
+        """Whether a parameter differs from the files in more than its name."""
         return self._patterns[self.pieces[name][0]] is not None
 
     def join(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
-        """One parameter from its pieces, each of which `read` gives by its name in the files."""
+        """One parameter from its pieces; `read` gives a piece by its name in the files."""
         keys = self.pieces[name]
         pattern = self._patterns[keys[0]]
-        converter: Any = deepcopy(next(one for one in self._converters if pattern in one.source_patterns))
+        converter: Any = deepcopy(
+            next(converter for converter in self._converters if pattern in converter.source_patterns)
+        )
         for key in keys:
             converter.add_tensor(name, key, str(self._patterns[key]), partial(read, key))
-        made = converter.convert(name, model=self.model, config=self.model.config)[name]
-        return made[0] if isinstance(made, list) else made
+        parameters = converter.convert(name, model=self.model, config=self.model.config)[name]
+        return parameters[0] if isinstance(parameters, list) else parameters
 
     def divide(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters by name in the model -> their pieces by name in the files."""

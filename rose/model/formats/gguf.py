@@ -1,9 +1,8 @@
-"""GGUF files, read a tensor at a time: loading takes the memory of the weights in the wanted dtype, and little more.
+"""GGUF files, read one tensor at a time: loading needs little more memory than the weights.
 
-transformers parses the metadata of such a file several times on the way to a model and a tokenizer, keeps them as
-Python objects all the while, and makes several float32 copies of a tensor. Here the metadata are parsed once and let
-go, and each tensor is dequantized, converted and released before the next one. Names, permutations and configurations
-remain those of transformers.
+transformers parses the metadata several times and makes several float32 copies of a tensor. Here metadata are parsed
+once, and each tensor is dequantized, converted and released before the next. Names, permutations and configurations
+come from transformers.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ BIASES = {
     "mlp_bias": {"ffn_gate", "ffn_up", "ffn_down"},
 }
 SCALES = "rope_freqs.weight"
-DERIVED = (SCALES, ".attn_rot_embd.weight")  # end names of what is computed from the configuration
+DERIVED = (SCALES, ".attn_rot_embd.weight")  # ends of names of tensors that the configuration determines
 
 
 @contextlib.contextmanager
@@ -65,19 +64,14 @@ def read_tensors(
     model: nn.Module,
     dtype: torch.dtype | None,
 ) -> dict[str, Tensor]:
-    """All weights of a GGUF file that a model has.
-
-    The largest are read first: while the float32 copy of one exists, there is little else yet.
+    """All weights of a GGUF file that a model has, by name in the model; the largest are read first, to save memory.
 
     Args:
-        tensors: as the gguf library's reader lists them.
-        architecture: as the file has it, such as "qwen2moe".
-        config: the file's configuration in the words of transformers.
-        model: only its names are read; its parameters may be on the meta device.
+        tensors: from the gguf library's reader.
+        architecture: as in the file, such as "qwen2moe".
+        config: the file's configuration in transformers' terms.
+        model: only its names and sizes are read.
         dtype: of the weights; None leaves them in float32.
-
-    Returns:
-        name in the model -> weight.
 
     Raises:
         RoseError: a tensor that the model has no place for.
@@ -86,37 +80,37 @@ def read_tensors(
     names = reading.get_gguf_hf_weights_map(model, processor)
     _check_placed([tensor.name for tensor in tensors], names, model)
     _check_counts(tensors, names, model)
-    awaited = Counter(names.values())  # the gate and the up of experts are two tensors in a file, one in a model
-    found: dict[str, Tensor] = {}
+    awaited = Counter(names.values())  # gate and up of experts: two tensors in a file, a single parameter in a model
+    weights: dict[str, Tensor] = {}
     for tensor in sorted(tensors, key=lambda tensor: -tensor.n_elements):
         stop_point()
         result = processor.process(
             weights=dequantized(tensor),
             name=tensor.name,
             tensor_key_mapping=names,
-            parsed_parameters={"tensors": found},  # where processors put what they merge or split, in float32
+            parsed_parameters={"tensors": weights},  # where processors put what they merge or split, in float32
         )
         if result.name in names:
-            found[names[result.name]] = _converted(result.weights, dtype)
-        elif (merged := names.get(tensor.name.removesuffix(".weight"))) in found:
+            weights[names[result.name]] = _converted(result.weights, dtype)
+        elif (merged := names.get(tensor.name.removesuffix(".weight"))) in weights:
             awaited[merged] -= 1
             if awaited[merged] == 0:
-                found[merged] = found[merged].to(dtype)
-        del result  # before the next one is there
-    return found
+                weights[merged] = weights[merged].to(dtype)
+        del result
+    return weights
 
 
-def _check_placed(found: Sequence[str], names: dict[str, str], model: nn.Module) -> None:
-    """Raises RoseError for a tensor of the file that is not read, as the model would compute something else."""
+def _check_placed(names_in_file: Sequence[str], names: dict[str, str], model: nn.Module) -> None:
+    """Raises RoseError for a tensor that would be ignored, because the model would then compute something else."""
     # Of LLaMA 3.1 and later, for long contexts; transformers does not read it.
-    if any(name.endswith(SCALES) for name in found):
+    if any(name.endswith(SCALES) for name in names_in_file):
         logger.warning(
-            "The GGUF file scales positions (%s), which is left out, so the model computes something a little "
-            "different; get it as safetensors for what it was trained with.",
+            "The GGUF file scales positions (%s), which is ignored, so the model's outputs differ slightly; get it as "
+            "safetensors for exact ones.",
             SCALES,
         )
-    others = [name for name in found if not {name, name.removesuffix(".weight")} & names.keys()]
-    if strange := [name for name in others if not name.endswith(DERIVED)]:
+    unplaced = [name for name in names_in_file if not {name, name.removesuffix(".weight")} & names.keys()]
+    if strange := [name for name in unplaced if not name.endswith(DERIVED)]:
         raise RoseError(
             f"The GGUF file holds {len(strange)} tensors that {type(model).__name__} has no place for, such as "
             f"{strange[0]}; without them it would compute something else. Get the model as safetensors."
@@ -124,7 +118,7 @@ def _check_placed(found: Sequence[str], names: dict[str, str], model: nn.Module)
 
 
 def _check_counts(tensors: Sequence[ReaderTensor], names: dict[str, str], model: nn.Module) -> None:
-    """Raises RoseError where tensors have another number of weights than the model that the metadata describe."""
+    """Raises RoseError where tensors and metadata disagree on the number of weights."""
     sizes = Counter[str]()
     for tensor in tensors:
         sizes[names.get(tensor.name) or names.get(tensor.name.removesuffix(".weight"), "")] += tensor.n_elements
@@ -137,7 +131,7 @@ def _check_counts(tensors: Sequence[ReaderTensor], names: dict[str, str], model:
 
 
 def _add_biases(config: dict[str, Any], tensors: Sequence[ReaderTensor]) -> None:
-    """Says in a configuration which layers have biases in the file, where its family has an option for that."""
+    """Sets the options for biases that the file's tensors imply, where the family has such options."""
     parts = [tensor.name.split(".") for tensor in tensors]
     biased = {name[2] for name in parts if name[0] == "blk" and name[-1] == "bias"}
     for option, layers in BIASES.items():
@@ -146,8 +140,7 @@ def _add_biases(config: dict[str, Any], tensors: Sequence[ReaderTensor]) -> None
 
 
 def dequantized(tensor: ReaderTensor, rows: slice = slice(None)) -> np.ndarray:
-    """Float32 values in the order of PyTorch's axes, of all rows or some; in pieces, as the library needs twice the
-    memory of its result."""
+    """Float32 values of some rows in PyTorch's order of axes; in pieces, as the library needs twice the memory."""
     data, kind = tensor.data[rows], tensor.tensor_type
     step = len(tensor.data) * PIECE // tensor.n_elements
     if data.ndim == 1 or step >= len(data):
@@ -161,17 +154,16 @@ def dequantized(tensor: ReaderTensor, rows: slice = slice(None)) -> np.ndarray:
 
 
 def _converted(weights: np.ndarray, dtype: torch.dtype | None) -> Tensor:
-    """A tensor of its own memory: float32 values of the file arrive here as a view of its pages."""
+    """A tensor with its own memory; float32 values of the file would be a view of its pages."""
     tensor = torch.from_numpy(weights if weights.flags.writeable else np.copy(weights))
     return tensor if dtype is None else tensor.to(dtype)
 
 
 class Reader(gguf.GGUFReader):
-    """As the library's, but no count is believed that the file is too short for, and tensors must lie as ggml requires:
-    one behind the other from the beginning of the data, each at a multiple of the alignment.
+    """The library's reader with checks: counts must fit the file, and tensors must lie one behind the other as ggml
+    requires.
 
-    Fields are views of a plain array: those of a memory map are large and slow to make. The texts and numbers of a
-    vocabulary, hundreds of thousands of them, are read in one go, which takes a tenth of the time.
+    Fields are views of a plain array, and vocabularies are read in one go, which takes a tenth of the time.
 
     Raises:
         RoseError: the header is damaged.
@@ -220,7 +212,7 @@ class Reader(gguf.GGUFReader):
         return end - orig_offs, parts, [*range(count)], [kinds.ARRAY, kind] if count else [kinds.ARRAY]
 
     def _texts(self, start: int, count: int) -> tuple[list[memoryview], int]:
-        """So many texts, each behind its length, and where they end."""
+        """This number of texts, each behind its length, and where they end."""
         data, texts = self._data.data, []
         for _ in range(count):
             begin = start + 8
@@ -252,9 +244,9 @@ class Reader(gguf.GGUFReader):
             raise self._damaged(f"{rest} bytes follow its last tensor")
         super()._build_tensors(start_offs, list(fields))
 
-    def _bounded(self, what: str, count: int, most: int) -> int:
+    def _bounded(self, items: str, count: int, most: int) -> int:
         if count > most:
-            raise self._damaged(f"it says that there are {count} {what}, and {whole(most)} are the most")
+            raise self._damaged(f"it says that there are {count} {items}, and {whole(most)} are the most")
         return int(count)
 
     def _damaged(self, how: str) -> RoseError:
@@ -262,7 +254,7 @@ class Reader(gguf.GGUFReader):
 
 
 def count_weights(path: Path) -> int:
-    """How many weights a file holds; raises as `Reader`. transformers, which checks less, is to read it after this."""
+    """The number of weights in a file; raises as `Reader`, whose checks transformers lacks."""
     state = path.stat()
     return _count_weights(path, state.st_size, state.st_mtime_ns, state.st_ino)
 
@@ -278,7 +270,7 @@ def _count_weights(path: Path, *_state: int) -> int:
 
 
 class _File:
-    """What transformers has asked of the file that it reads."""
+    """The file that transformers is reading."""
 
     def __init__(self) -> None:
         self._path: str | None = None
@@ -288,7 +280,7 @@ class _File:
         self._load = reading.load_gguf_checkpoint
 
     def reader(self, path: str) -> Reader:
-        """Stands in for `gguf.GGUFReader`, and remembers where the tensors are."""
+        """Replaces `gguf.GGUFReader` and remembers the tensors."""
         reader = Reader(path)
         parts = reader.get_field("split.count")
         if parts is not None and (number := parts.contents()) > 1:
@@ -306,7 +298,7 @@ class _File:
         model_to_load: nn.Module | None = None,
         torch_dtype: torch.dtype | None = None,
     ) -> Parsed:
-        """Stands in for `load_gguf_checkpoint` of transformers; callers may change what they are given."""
+        """Replaces transformers' `load_gguf_checkpoint`; returns copies, which callers may change."""
         if path != self._path:
             self._parsed, self._path = self._load(path), path
             _add_biases(self._parsed["config"], self._tensors)

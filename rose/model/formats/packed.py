@@ -1,19 +1,18 @@
-"""The packed format: pruned weights as a bitmask and what it keeps, in safetensors files; to the bit.
+"""The packed format: pruned weights as a bitmask and the kept values, in safetensors files; exact to the bit.
 
-A packed file is a safetensors file whose metadata say `format: rose-packed` and hold, as JSON under `tensors`, the
-facts of every tensor. A *plain* tensor is stored under its name. Of others, parts are stored as uint8 under NAME:PART,
-in the order of the rows of a matrix: the tensor itself with its leading dimensions as one, or, where `flipped`, its
-last two exchanged, so that input columns come last.
+The metadata say `format: rose-packed` and hold, as JSON under `tensors`, the facts of every tensor. A *plain* tensor is
+stored under its name. Others are stored in parts, as uint8 under NAME:PART, row by row: leading dimensions are joined,
+and where `flipped`, the last two are exchanged, so that input columns come last.
 
-- mask: a bit for each weight, the highest of a byte first; 1 = kept.
-- sparse: plane0, plane1, ...: the bytes of the kept values, the lowest first, each by itself; a value has been rotated
-  by a bit to the left, sign last, so that the highest byte of bfloat16 and float32 is the exponent, which compresses.
-- grid: codes, int8, of the kept weights, and scale0, scale1, the bytes of float16 numbers as above, one for each row
-  and `group` columns: a weight is code · scale.
-- signs: a bit for each weight that is not kept, where some of them are −0.
+- mask: one bit per weight, the highest of a byte first; 1 = kept.
+- sparse: plane0, plane1, ...: the bytes of the kept values, the lowest first; values are rotated by one bit to the
+left, so that the highest byte of bfloat16 and float32 is the exponent, which compresses well.
+- grid: codes, int8, of the kept weights, and scale0, scale1, the bytes of float16 scales as above, for each row and
+`group` columns: a weight is code · scale.
+- signs: one bit for each removed weight, where some are −0.
 
-Parts that zstd makes smaller are listed under `zstd`. A bitmask that it has compressed needs less than the indices of
-an N:M pattern: 2.6 bits a group of 2:4, where two indices take 4. docs/lab-notes/shipping.md has a reader.
+Parts that zstd makes smaller are listed under `zstd`; a compressed mask of 2:4 needs 2.6 bits a group, indices need 4.
+docs/lab-notes/shipping.md has a reader.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ INTEGERS: dict[int, tuple[torch.dtype, Any]] = {
 }  # by bytes of a number
 LEAST_ZEROS = 0.05  # of a tensor that is packed although it is on no grid
 FLIPPED = 0.97  # of the size of the other mask: less is no pattern along the columns, but chance
-LEVEL = 3  # of zstd; higher ones make nothing smaller here, as there is nothing that repeats
+LEVEL = 3  # of zstd; higher levels save nothing here, because nothing repeats
 # What `decode` raises for damaged facts or parts.
 DAMAGED = (ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, zstandard.ZstdError)
 
@@ -55,12 +54,7 @@ Bytes = np.ndarray  # uint8, 1-D
 
 @dataclass(frozen=True)
 class Packed:
-    """A tensor in parts.
-
-    Attributes:
-        facts: what a file says of it, as JSON values, but for its checksum.
-        parts: name -> uint8, (bytes,).
-    """
+    """A tensor in parts: its `facts` in the file, without the checksum, and `parts`, name -> uint8, (bytes,)."""
 
     facts: dict[str, Any]
     parts: dict[str, Bytes]
@@ -72,7 +66,7 @@ class Packed:
 
 
 def encode(tensor: Tensor) -> Packed | None:
-    """A tensor in parts; None where it is better stored as it is: a vector, no zeros and no grid, nothing gained."""
+    """A tensor in parts; None for vectors, and where parts would not be smaller."""
     if tensor.dtype not in NAMES or tensor.ndim < 2 or not tensor.numel():
         return None
     tensor = tensor.detach().cpu()
@@ -82,18 +76,18 @@ def encode(tensor: Tensor) -> Packed | None:
     if flipped is None and zeros < LEAST_ZEROS:
         return None
     masks = {
-        one: _squeezed(np.packbits((_matrix(tensor, one) != 0).numpy()))
-        for one in ((False, True) if flipped is None else (flipped,))
+        side: _squeezed(np.packbits((_matrix(tensor, side) != 0).numpy()))
+        for side in ((False, True) if flipped is None else (flipped,))
     }
     if flipped is None:
         flipped = len(masks[True][0]) < FLIPPED * len(masks[False][0])
     matrix, coded = _matrix(tensor, flipped), grids.get(flipped)
-    bits, kept = _bits(matrix), (matrix != 0).numpy()
-    parts = _planes("plane", bits[kept])
+    bits, nonzero = _bits(matrix), (matrix != 0).numpy()
+    parts = _planes("plane", bits[nonzero])
     if coded is not None:
-        parts = {"codes": coded.codes.numpy()[kept].view(np.uint8)}
+        parts = {"codes": coded.codes.numpy()[nonzero].view(np.uint8)}
         parts |= _planes("scale", _bits(coded.scales.half()).ravel())
-    if (removed := bits[~kept]).any():
+    if (removed := bits[~nonzero]).any():
         parts["signs"] = np.packbits(removed != 0)
     squeezed = {"mask": masks[flipped]} | {name: _squeezed(part) for name, part in parts.items()}
     facts = {"kind": "sparse", "dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "flipped": flipped}
@@ -108,8 +102,8 @@ def decode(facts: Mapping[str, Any], parts: Mapping[str, Bytes]) -> Tensor:
     """The tensor of such parts.
 
     Raises:
-        RoseError: it cannot fit into the memory that is free: a small file may ask for any size.
-        any of `DAMAGED`: facts or parts that are.
+        RoseError: it does not fit into the free memory; a small file may describe any size.
+        any of `DAMAGED`: damaged facts or parts.
     """
     shape, dtype = tuple(map(int, facts["shape"])), DTYPES[facts["dtype"]]
     laid_out = (*shape[:-2], shape[-1], shape[-2]) if facts["flipped"] else shape
@@ -127,22 +121,22 @@ def decode(facts: Mapping[str, Any], parts: Mapping[str, Bytes]) -> Tensor:
             raise ValueError(f"{name} has {len(data)} bytes instead of {size}")
         return data
 
-    kept = np.unpackbits(part("mask", -(-count // 8)), count=count).astype(bool)
-    number = int(kept.sum())
+    nonzero = np.unpackbits(part("mask", -(-count // 8)), count=count).astype(bool)
+    number = int(nonzero.sum())
     _, unsigned = INTEGERS[dtype.itemsize]
     bits = np.zeros(count, unsigned)
     if "signs" in parts:
         negative = np.unpackbits(part("signs", -(-(count - number) // 8)), count=count - number)
-        bits[~kept] = negative.astype(unsigned) << (8 * dtype.itemsize - 1)
+        bits[~nonzero] = negative.astype(unsigned) << (8 * dtype.itemsize - 1)
     if facts["kind"] == "grid":
         groups = count // int(facts["group"])
         scales = _joined([part(f"scale{byte}", groups) for byte in range(2)]).view(np.float16)
         codes = np.zeros(count, np.int8)
-        codes[kept] = part("codes", number).view(np.int8)
+        codes[nonzero] = part("codes", number).view(np.int8)
         scale = per_column(torch.from_numpy(scales.astype(np.float32)).view(count // width, -1), width)
-        bits[kept] = _bits((torch.from_numpy(codes).view(-1, width) * scale).to(dtype)).ravel()[kept]
+        bits[nonzero] = _bits((torch.from_numpy(codes).view(-1, width) * scale).to(dtype)).ravel()[nonzero]
     else:
-        bits[kept] = _joined([part(f"plane{byte}", number) for byte in range(dtype.itemsize)])
+        bits[nonzero] = _joined([part(f"plane{byte}", number) for byte in range(dtype.itemsize)])
     tensor = torch.from_numpy(bits.view(f"<i{dtype.itemsize}")).view(dtype).view(laid_out)
     return tensor.transpose(-1, -2).contiguous() if facts["flipped"] else tensor
 
@@ -168,16 +162,16 @@ def _joined(planes: list[Bytes]) -> np.ndarray:
 
 
 def _squeezed(part: Bytes) -> tuple[Bytes, bool]:
-    """A part as it is stored, and whether zstd has made it smaller."""
+    """A part as stored, and whether zstd has made it smaller."""
     smaller = np.frombuffer(zstandard.ZstdCompressor(level=LEVEL).compress(part.tobytes()), np.uint8)
     return (smaller, True) if len(smaller) < len(part) else (part, False)
 
 
 class TensorFile:
-    """The tensors of a safetensors file, packed or not, one at a time; to be used in a `with`.
+    """The tensors of a safetensors file, packed or not, one at a time; a context manager.
 
     Raises:
-        RoseError: a packed file of a later version, or one that does not hold what was packed.
+        RoseError: a packed file of a later version, or a damaged one.
         OSError, SafetensorError: not a whole safetensors file.
     """
 
@@ -195,7 +189,7 @@ class TensorFile:
     def _read_facts(self) -> None:
         if self.metadata.get("version") != VERSION:
             raise RoseError(
-                f"{self.path} is packed in version {self.metadata.get('version', ''):.20} of the format, of which this "
+                f"{self.path} is packed in version {self.metadata.get('version', ''):.20} of the format, and this "
                 f"program reads {VERSION}; update it."
             )
         if self.metadata.get("digest") != digest_of_facts(self.metadata):
@@ -212,7 +206,7 @@ class TensorFile:
         self._find_parts()
 
     def _find_parts(self) -> None:
-        """Raises RoseError unless the tensors that the facts name are those that the file stores."""
+        """Raises RoseError unless facts and stored tensors agree."""
         self._parts = {name: [] for name in self.facts if self._is_encoded(name)}
         stored = set(self._file.keys())
         for key in stored:
@@ -240,11 +234,11 @@ class TensorFile:
         return tuple(self._file.get_slice(name).get_shape())
 
     def kind(self, name: str) -> str:
-        """The format of a tensor's numbers before it was packed, as safetensors has it, such as "BF16"."""
+        """The number format before packing, as safetensors names it, such as "BF16"."""
         return self.facts[name]["dtype"] if self._is_encoded(name) else self._file.get_slice(name).get_dtype()
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor as it was before it was packed, checked by its checksum where it was."""
+        """A tensor as it was before packing, compared with its checksum."""
         if not self.is_packed:
             return self._file.get_tensor(name)
         try:
@@ -269,7 +263,7 @@ class TensorFile:
             yield view[start : start + rows]
 
     def packed_bytes(self, name: str) -> int | None:
-        """What a tensor takes in this file in parts; None where it is stored as it is."""
+        """Bytes of a tensor's parts; None where it is stored plainly."""
         if not self._is_encoded(name):
             return None
         return sum(math.prod(self._file.get_slice(f"{name}:{part}").get_shape()) for part in self._parts[name])
@@ -283,7 +277,7 @@ class TensorFile:
 
 
 def _check_facts(facts: Mapping[str, Any]) -> None:
-    """Raises ValueError, TypeError or LookupError for what does not describe a tensor."""
+    """Raises ValueError, TypeError or LookupError for facts that describe no tensor."""
     if not isinstance(facts["sha256"], str) or facts["kind"] not in ("plain", "sparse", "grid"):
         raise ValueError(f"a tensor of kind {facts['kind']!r:.40}")
     if facts["kind"] == "plain":
@@ -296,7 +290,7 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
 
 
 def digest_of_facts(metadata: Mapping[str, str]) -> str:
-    """SHA-256 of all that the metadata say, of every tensor too."""
+    """SHA-256 of all metadata."""
     rest = sorted((name, text) for name, text in metadata.items() if name != "digest")
     return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
 

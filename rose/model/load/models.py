@@ -38,9 +38,7 @@ from rose.model.estimate.memory import check_free
 from rose.model.formats.compressed import make_plain
 from rose.model.formats.conversion import Conversion
 from rose.model.formats.gguf import count_weights, frugal_reading
-from rose.model.formats.low_rank import write_low_rank
-from rose.model.load.download import stoppable_bars
-from rose.model.load.processors import read_processors, write_processors
+from rose.model.load.hub import read_processors, stoppable_bars, write_processors
 from rose.model.load.soundness import (
     check_all_used,
     check_extent,
@@ -63,7 +61,7 @@ from rose.model.load.stored import (
     safetensors_of,
 )
 from rose.model.load.streaming import build_streamed, write_streamed
-from rose.model.network.layers import check_plain, count_parameters
+from rose.model.network.layers import check_plain, count_parameters, write_low_rank
 from rose.model.network.network import Network
 from rose.model.network.precision import computes_bfloat16, name_of
 from rose.model.packaged import PACKAGED
@@ -76,15 +74,14 @@ logger = getLogger(__name__)
 # (configuration, folder with safetensors files or None for no weights, dtype) -> model.
 BUILDERS: dict[str, Callable[[Any, Path | None, torch.dtype], PreTrainedModel]] = {}
 
-# What a tokenizer's files are called, or how their names end or begin: one of them is there. tokenizer_config.json is
-# settings alone, and code may need no vocabulary.
+# Name patterns of a tokenizer's files. tokenizer_config.json alone is not enough, and code may need no vocabulary.
 VOCABULARIES = ("tokenizer.*", "tokenization*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What from_pretrained needs to find a model: its location and, for GGUF, the file in it."""
+    """What from_pretrained needs: a location and, for GGUF, the file there."""
 
     location: str
     options: dict[str, Any]
@@ -96,25 +93,23 @@ class _Source:
 
     @property
     def description(self) -> str:
-        """What its configuration is called."""
+        """The file or part that holds the configuration."""
         return "metadata" if self.is_gguf else "config.json"
 
     @property
     def folder(self) -> Path | None:
-        """Of a checkpoint on this machine; None for a GGUF file, and on the Hub."""
+        """The folder of a local checkpoint; None for a GGUF file or a Hub id."""
         return Path(self.location) if self.is_local and not self.is_gguf else None
 
     @cached_property
     def stored(self) -> dict[str, StoredTensor]:
-        """The tensors in safetensors files, read once; none without a folder."""
+        """The tensors in safetensors files; none without a folder."""
         return safetensors_of(self.folder) if self.folder else {}
 
     @cached_property
     def numbers(self) -> int:
-        """How many numbers the files hold, by their headers; 0 where they are no safetensors or not on this machine.
-
-        Raises RoseError for a GGUF file whose header is damaged.
-        """
+        """How many numbers the files hold, by their headers; 0 for other files or a Hub id. Raises RoseError for a
+        damaged GGUF header."""
         if self.is_gguf:
             return count_weights(Path(self.location) / self.options["gguf_file"])
         return sum(tensor.count for tensor in self.stored.values())
@@ -139,21 +134,20 @@ def load_model(
 
     Args:
         name: "smollm2-135m" (packaged), a Hub id such as "meta-llama/Llama-3.2-1B", a folder, or a .gguf file.
-        dtype: "float32", "bfloat16" or "float16"; a GGUF file is dequantized into it. "auto": bfloat16 for weights that
-            are stored in it, where this machine computes in it (see `rose.model.network.precision`); else float32.
-        trust_remote_code: run Python code that the repository carries. Off unless you ask for it.
-        stream: leave the weights in their safetensors files, and read one decoder block at a time; for models larger
+        dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 for weights stored in it, where this machine
+            computes in it (see `rose.model.network.precision`); otherwise float32.
+        trust_remote_code: run Python code from the repository.
+        stream: leave the weights in their safetensors files and read one decoder block at a time, for models larger
             than memory. `analyze_model`, `prune_model`, `prune_structured`, `visit_blocks`, `collect_statistics` and
-            `save_model` take such a model as any other; its forward pass does not work.
-        scratch: existing folder for the pruned weights of a streamed model without a checkpoint; by default the
-            system's folder for temporary files, which may itself be in memory.
-        finite: refuse weights that are NaN or infinite; False for who looks for them.
-        tokenizer: the model whose tokenizer is taken, named the same way; by default its own. Programs that prune often
-            save none.
+            `save_model` accept such a model; its forward pass does not work.
+        scratch: folder for the pruned weights of a streamed model without a checkpoint; by default the system's
+            temporary folder, which may itself be in memory.
+        finite: refuse weights that are NaN or infinite.
+        tokenizer: name of the model whose tokenizer is used; by default the model itself.
 
     Raises:
         RoseError: no such model, no network, not a causal language model, missing or corrupt file, weights that are not
-            finite or that the configuration does not name, not enough memory, or a repository that wants remote code.
+            finite or that the configuration does not name, not enough memory, or a repository that needs remote code.
     """
     if dtype != STORED:
         parse_dtype(dtype)
@@ -162,7 +156,7 @@ def load_model(
     options = {"trust_remote_code": trust_remote_code, **source.options}
     with _explained(name, source), _quiet():
         config = _configuration(name, source, options)
-        wanted = read_as(dtype, config.dtype)
+        dtype_read = read_as(dtype, config.dtype)
         _check_one_set(name, source)
         if stream and _builder(config):
             raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
@@ -171,12 +165,12 @@ def load_model(
         if stream:
             folder = _safetensors_folder(name, source)
             _check_files(name, config, _downloaded(name, source))
-            model = build_streamed(config, folder, wanted, trust_remote_code, scratch, finite)
+            model = build_streamed(config, folder, dtype_read, trust_remote_code, scratch, finite)
         else:
-            model = _load_whole(name, config, source, wanted, options)
+            model = _load_whole(name, config, source, dtype_read, options)
         if not source.is_gguf:
             read_processors(model, source.location, **source.options)
-        _say_rounded(name, model, source.formats, wanted)
+        _say_rounded(name, model, source.formats, dtype_read)
     # Dequantized weights are plain weights; the leftover record would make save_pretrained refuse.
     if getattr(model.config, "quantization_config", None) is not None and source.is_gguf:
         del model.config.quantization_config
@@ -205,7 +199,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
 
 
 def has_tokenizer(name: str) -> bool:
-    """Whether a model brings its tokenizer along; of one on the Hub that is taken for granted."""
+    """Whether a model has its tokenizer beside it; assumed for models on the Hub."""
     return _holds_tokenizer(_locate(name))
 
 
@@ -214,7 +208,7 @@ def _holds_tokenizer(source: _Source) -> bool:
 
 
 def _configuration(name: str, source: _Source, options: dict[str, Any]) -> Any:
-    """The configuration of a causal language model; its numbers are checked before anything is built by them."""
+    """The configuration of a causal language model, checked before anything is built by it."""
     if source.folder:
         check_sizes(name, PreTrainedConfig.get_config_dict(source.location, **options)[0])
     if source.is_gguf:
@@ -229,11 +223,11 @@ def _configuration(name: str, source: _Source, options: dict[str, Any]) -> Any:
 
 
 def _check_one_set(name: str, source: _Source) -> None:
-    """Refuses a repository with two sets of weights, of which transformers reads one, and streaming the other; those of
-    a folder are refused as its formats are read."""
+    """Refuses a repository with two sets of weights, because transformers and streaming would read different ones.
+    `weight_files` refuses such a folder."""
     if not source.is_local and all(has_file(source.location, file) for file in (WHOLE, INDEX)):
         raise RoseError(
-            f"{name} holds both {WHOLE} and {INDEX}, of two models maybe; download it, take one of the two out, and "
+            f"{name} holds both {WHOLE} and {INDEX}, of two models maybe; download it, delete one file, and "
             "give the folder."
         )
 
@@ -252,30 +246,30 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
     if build:
         return build(config, _safetensors_folder(name, source), dtype)
     # Sizes that do not fit are refused below, in a sentence of our own.
-    asked: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    arguments: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if not source.is_gguf:
-        asked["config"] = config
+        arguments["config"] = config
     if source.folder and is_packed(source.folder):
-        model, loaded = _from_packed(name, config, source.folder, asked)
+        model, loaded = _from_packed(name, config, source.folder, arguments)
     else:
         if not source.is_gguf:
-            asked["use_safetensors"] = True  # pickles could run any program
+            arguments["use_safetensors"] = True  # pickles could run any program
         if not source.is_local:
-            asked["tqdm_class"] = stoppable_bars()
-        found: Any = AutoModelForCausalLM.from_pretrained(source.location, **asked, **options)
-        model, loaded = found
+            arguments["tqdm_class"] = stoppable_bars()
+        loaded_pair: Any = AutoModelForCausalLM.from_pretrained(source.location, **arguments, **options)
+        model, loaded = loaded_pair
     check_shapes(name, loaded["mismatched_keys"], source.description)
     _check_complete(name, loaded["missing_keys"], loaded["unexpected_keys"])
     check_all_used(name, model, loaded["unexpected_keys"])
     return model
 
 
-def _from_packed(name: str, config: Any, folder: Path, asked: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model of a packed folder, whose tensors are unpacked one at a time, and what transformers says of it."""
+def _from_packed(name: str, config: Any, folder: Path, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model of a packed folder, unpacked one tensor at a time, and transformers' loading information."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise RoseError(f"{name} is packed and needs Python code of its own to be built; run `rose unpack` first.")
     family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    model, loaded = family.from_pretrained(**for_transformers(folder), **asked)
+    model, loaded = family.from_pretrained(**for_transformers(folder), **arguments)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model, loaded
@@ -286,57 +280,57 @@ def _builder(config: Any) -> Callable[[Any, Path | None, torch.dtype], PreTraine
 
 
 def _safetensors_folder(name: str, source: _Source) -> Path:
-    """The folder with a model's safetensors files; those of the Hub are downloaded first."""
+    """The folder with a model's safetensors files, downloaded first from the Hub."""
     if source.is_gguf:
         raise RoseError(f"{name} is a GGUF file, which cannot be streamed; load it whole.")
     if source.folder:
         return source.folder
     fetch = partial(snapshot_download, source.location, tqdm_class=stoppable_bars())
     folder = Path(fetch(allow_patterns=["*.json", "*.py"]))
-    wanted = names_of_weights(folder)  # many repositories hold the weights a second time, in files of other names
-    return Path(fetch(allow_patterns=[*wanted, *(packed(Path(file)).name for file in wanted)]))
+    files = names_of_weights(folder)  # many repositories hold the weights a second time, in files of other names
+    return Path(fetch(allow_patterns=[*files, *(packed(Path(file)).name for file in files)]))
 
 
 def _downloaded(name: str, source: _Source) -> _Source:
-    """A model on this machine: itself, or what the Hub has of it."""
+    """A model on this machine, downloaded if necessary."""
     return source if source.is_local else _Source(str(_safetensors_folder(name, source)), {}, is_local=True)
 
 
 def stored_dtype(name: str) -> torch.dtype:
-    """The format that most weights of a model are in, by the files of a folder, or by the configuration on the Hub;
-    float32 for a GGUF file, and without a word."""
+    """The format of most weights, by the files of a folder or the configuration on the Hub; float32 for GGUF or if
+    unknown."""
     source = _locate(name)
     if source.is_gguf:
         return torch.float32
     with _explained(name, source), _quiet():
-        found = PreTrainedConfig.get_config_dict(source.location, **source.options)[0]  # runs no code
-        said = DTYPES.get(str(found.get("dtype", found.get("torch_dtype"))), torch.float32)
-        return next(iter(source.formats), said)
+        config = PreTrainedConfig.get_config_dict(source.location, **source.options)[0]  # runs no code
+        configured = DTYPES.get(str(config.get("dtype", config.get("torch_dtype"))), torch.float32)
+        return next(iter(source.formats), configured)
 
 
 def _say_rounded(
-    name: str, model: nn.Module, formats: Mapping[torch.dtype, Collection[str]], wanted: torch.dtype
+    name: str, model: nn.Module, formats: Mapping[torch.dtype, Collection[str]], dtype_read: torch.dtype
 ) -> None:
-    """Logs that a model in the format of most of its weights has others rounded to that."""
+    """Logs that some tensors are stored in a wider format and were rounded."""
     tensors = model.state_dict()
     rounded = [
         key
         for dtype, keys in formats.items()
         for key in keys
-        if key in tensors and tensors[key].dtype == wanted and dtype.itemsize > wanted.itemsize
+        if key in tensors and tensors[key].dtype == dtype_read and dtype.itemsize > dtype_read.itemsize
     ]
-    if rounded and wanted == next(iter(formats)):
+    if rounded and dtype_read == next(iter(formats)):
         logger.warning(
             "%s is read in %s, which rounds %s stored in a wider format, such as %s; float32 keeps all",
-            name, name_of(wanted), count(len(rounded), "tensor"), rounded[0],
+            name, name_of(dtype_read), count(len(rounded), "tensor"), rounded[0],
         )  # fmt: skip
 
 
 def read_as(dtype: str | torch.dtype, stored: torch.dtype | None) -> torch.dtype:
-    """The format that weights are read in: as asked for, or with "auto" by the one that they are stored in, if any.
+    """The format in which weights are read: the requested one, or for "auto" bfloat16 or float32.
 
-    That is bfloat16 for bfloat16 where this machine computes in it, as elsewhere it takes two to four times as long as
-    float32. Weights in float16 become float32, too: the hidden states of some models do not fit into float16.
+    "auto" gives bfloat16 for bfloat16 where this machine computes in it; elsewhere it would take two to four times as
+    long as float32. float16 becomes float32, because some models' hidden states do not fit into float16.
     """
     if dtype != STORED:
         return parse_dtype(dtype)
@@ -361,20 +355,19 @@ def save_model(
 ) -> None:
     """Writes a safetensors checkpoint that `AutoModelForCausalLM.from_pretrained` loads, whole or not at all.
 
-    The report of the run that pruned it, where given, goes beside it (report.json, layers.csv, layers.parquet). After
-    a method that leaves a sparse plus a low-rank part (OATS), the weights are their dense sum, which any program
-    loads, and low_rank.safetensors holds the factors as NAME.low_rank.left (out, rank) and NAME.low_rank.right
-    (rank, in): the sparse part is the weight minus their product. Licences, and settings for pictures, films and
-    sounds, that `load_model` has found beside the weights go along.
+    The report, if given, is written beside it (report.json, layers.csv, layers.parquet), with licences and processor
+    settings that `load_model` has read. After a method with a sparse and a low-rank part (OATS), the weights are their
+    dense sum; low_rank.safetensors holds the factors as NAME.low_rank.left (out, rank) and NAME.low_rank.right (rank,
+    in).
 
     Raises:
-        RoseError: no tokenizer or another kind of report, a model that could not be loaded again (see `check_plain`),
-            or the folder exists and is not empty, or cannot be written; or the report cannot, and the model is kept.
+        RoseError: no tokenizer, another kind of report, a model that could not be loaded again (see `check_plain`), or
+            a folder that is not empty or cannot be written; if only the report fails, the model is kept.
     """
     if not hasattr(tokenizer, "save_pretrained"):
-        raise RoseError("A checkpoint has its tokenizer too; give the one that load_model has returned.")
+        raise RoseError("A checkpoint needs its tokenizer; give the tokenizer from load_model.")
     if report is not None and not hasattr(report, "save"):
-        raise RoseError(f"The report is that of a run, as prune_model returns it, not a {type(report).__name__}.")
+        raise RoseError(f"The report must come from a run such as prune_model, not be a {type(report).__name__}.")
     network = Network(model)
     network.check_weights()
     check_plain(model)
@@ -409,7 +402,7 @@ def _locate(name: str) -> _Source:
     try:
         validate_repo_id(name)
     except HFValidationError as problem:
-        raise RoseError(f"{name!r} is neither a folder, a .gguf file nor a Hub id such as owner/model.") from problem
+        raise RoseError(f"{name!r} is not a folder, a .gguf file or a Hub id such as owner/model.") from problem
     return _Source(name, {}, is_local=False)
 
 
@@ -437,7 +430,7 @@ def _check_causal(name: str, config: Any, trust_remote_code: bool) -> None:
 
 
 def _check_complete(name: str, missing: Collection[str], unused: Collection[str]) -> None:
-    """Refuses a model of which transformers has made up some weights at random."""
+    """Refuses a model with weights that transformers has initialized at random."""
     check_masks_applied(name, missing, unused)
     if missing:
         raise RoseError(
@@ -457,10 +450,9 @@ def _skeleton(config: Any) -> nn.Module:
 
 
 def _check_files(name: str, config: Any, source: _Source) -> nn.Module | None:
-    """Compares a configuration with the tensors that are stored, if any, before anything is built by it.
+    """Compares a configuration with the stored tensors before the model is built.
 
-    Returns:
-        the model without its weights; None where building it would run the repository's code twice.
+    Returns the model without weights; None where building it would run the repository's code twice.
     """
     if getattr(config, "auto_map", None):
         return None
@@ -480,13 +472,13 @@ def _explained(name: str, source: _Source) -> Iterator[None]:
     except (RoseError, Cancelled):
         raise
     except Exception as problem:  # transformers, safetensors, gguf and tokenizers each raise their own kinds
-        stop_point()  # one that was stopped inside comes as something else
+        stop_point()  # a stop inside arrives as another exception
         if is_out_of_memory(problem):
             raise RoseError(f"There is not enough memory for {name}; choose a smaller model or bfloat16.") from problem
         text = " ".join(str(problem).split())
         if "trust_remote_code" in text:
             raise RoseError(
-                f"{name} wants to run Python code from its repository; if you trust it, allow that by "
+                f"{name} needs to run Python code from its repository; if you trust it, allow that by "
                 "trust-remote-code, or choose another model."
             ) from problem
         if source.is_local:
@@ -520,10 +512,8 @@ _patching = threading.RLock()  # what `_quiet` changes is shared by all threads
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars or advice from transformers, as our callers draw their own; GGUF files are read our way.
-
-    Where transformers would move a bar, by a tensor, is a `stop_point`, and while another thread loads there are some.
-    """
+    """Silences transformers' bars and advice, and reads GGUF files by `frugal_reading`. Each tensor is a
+    `stop_point`."""
     with _alone(), frugal_reading(), contextlib.ExitStack() as after:
         after.callback(logging.set_verbosity, logging.get_verbosity())
         if logging.is_progress_bar_enabled():
@@ -546,22 +536,18 @@ def _alone() -> Iterator[None]:
 
 
 def _stoppable_bar(make: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """The bar that `make` makes; of one over something, the something, step by step."""
+    """A bar without items is made by `make`; a bar over items becomes the items with stop points."""
     return _steps(args[0]) if args else make(*args, **options)
 
 
 def _steps(these: Iterable[Any]) -> Iterator[Any]:
-    for one in these:
+    for item in these:
         stop_point()
-        yield one
+        yield item
 
 
 def identify(name: str) -> str | None:
-    """Identifies a model's files without reading them, by paths, sizes and modification times.
-
-    Returns:
-        A text; None where there are no such files on this machine yet.
-    """
+    """Paths, sizes and modification times of a model's files as text; None where they are not on this machine."""
     try:
         source = _locate(name)
     except RoseError:
@@ -571,15 +557,15 @@ def identify(name: str) -> str | None:
     elif source.folder:
         files = sorted(path for path in source.folder.iterdir() if path.is_file())
     else:
-        found = try_to_load_from_cache(source.location, "config.json")
-        if not isinstance(found, str):
+        config = try_to_load_from_cache(source.location, "config.json")
+        if not isinstance(config, str):
             return None
-        files = sorted(Path(found).parent.iterdir())  # a folder for each commit
+        files = sorted(Path(config).parent.iterdir())  # a folder for each commit
     return "\n".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name means a repository of the Hub, rather than files of this machine or nothing."""
+    """Whether a name is a Hub id."""
     try:
         return not _locate(name).is_local
     except RoseError:
@@ -589,11 +575,8 @@ def is_hub_id(name: str) -> bool:
 def load_skeleton(name: str, *, offline: bool = False) -> nn.Module:
     """The model's structure without its weights (on PyTorch's meta device): layer names and sizes, in seconds.
 
-    Args:
-        offline: of a Hub id, only what has been downloaded counts: nobody is asked.
-
-    Raises:
-        RoseError: as `load_model`, but for what only the weights could show.
+    With `offline`, only downloaded files of a Hub id count. Raises RoseError as `load_model`, except for faults of
+    weights.
     """
     source = _locate(name)
     options = source.options | ({"local_files_only": True} if offline else {})

@@ -1,4 +1,4 @@
-"""What is wrong with a model's files although they can be read: refused when it is loaded, in a sentence."""
+"""Faults in readable model files, refused in one sentence when the model is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rose.model.network.layers import MASKED, count_parameters, decoder_blocks
 from rose.model.network.precision import name_of
 from rose.wording import whole
 
-# Of a configuration, in the words of all families: what each number may be at most; those of experts may be 0.
+# The largest allowed numbers in a configuration, by the names of all families; numbers of experts may be 0.
 LARGEST = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "depth"), 1000),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 2**20),
@@ -27,16 +27,13 @@ LARGEST = {
     "num_labels": 2**17,  # for each of which a configuration makes a name
     **dict.fromkeys(("intermediate_size", "ffn_dim", "moe_intermediate_size"), 2**24),
 }
-MOST_GROWTH, MOST_ADDED = 4, 2**24  # of the numbers in memory over those in the files
+MOST_GROWTH, MOST_ADDED = 4, 2**24  # of numbers in memory over numbers in files
 FLOATS = ("F", "BF16")  # begin the formats of weights
 EXPERTS = dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4096)
 
 
 def check_sizes(name: str, config: Mapping[str, Any]) -> None:
-    """Raises RoseError for numbers that no model has, in a configuration as its file has it.
-
-    A skeleton of 1000 decoder blocks takes seconds, one of ten million all the memory there is.
-    """
+    """Raises RoseError for impossible numbers in a configuration, which could take all memory."""
     for field, value in config.items():
         least, most = (0, EXPERTS[field]) if field in EXPERTS else (1, LARGEST.get(field, 0))
         if isinstance(value, Mapping):
@@ -50,11 +47,8 @@ def check_sizes(name: str, config: Mapping[str, Any]) -> None:
 def check_shapes(
     name: str, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], source: str = "config.json"
 ) -> None:
-    """Raises RoseError for the first (tensor, shape in the files, shape by the configuration).
-
-    Args:
-        source: what holds the configuration.
-    """
+    """Raises RoseError for the first (tensor, shape in the files, shape by the configuration); `source` names the
+    configuration's file."""
     for key, stored, configured in sorted(mismatched):
         raise RoseError(
             f"{key} is of shape {tuple(stored)} in the files of {name}, but of {tuple(configured)} by its {source}, "
@@ -63,13 +57,7 @@ def check_shapes(
 
 
 def check_stored(name: str, model: nn.Module, stored: Mapping[str, StoredTensor], conversion: Conversion) -> None:
-    """Refuses files that do not hold the weights of a model, before memory for them is taken.
-
-    Integers and truth values are no weights; buffers, such as the numbers of positions, may be such.
-
-    Args:
-        model: may be on the meta device.
-        conversion: of the model and the stored tensors.
+    """Refuses files that do not hold a model's weights, before memory is taken; buffers may be integers.
 
     Raises:
         RoseError: a parameter that is stored as integers, twice, or in another shape.
@@ -90,14 +78,9 @@ def check_stored(name: str, model: nn.Module, stored: Mapping[str, StoredTensor]
 
 
 def check_extent(name: str, model: nn.Module, stored: int, source: str = "config.json") -> None:
-    """Raises RoseError where a model would take far more memory than its files hold numbers.
+    """Raises RoseError where a model (on the meta device) would take far more memory than its files' numbers.
 
-    Some room is left, as numbers of four bits become larger and as what a file lacks is named later.
-
-    Args:
-        model: on the meta device.
-        stored: how many numbers the files hold.
-        source: what describes the model.
+    The margin covers dequantized four-bit numbers and missing tensors, for which another check is responsible.
     """
     needed = count_parameters(model) + sum(buffer.nbytes for buffer in model.buffers()) // 4
     if needed > MOST_GROWTH * stored + MOST_ADDED:
@@ -116,8 +99,7 @@ def check_masks_applied(name: str, missing: Collection[str], stored: Collection[
 def check_all_used(name: str, model: nn.Module, unused: Collection[str]) -> None:
     """Raises RoseError where files hold weights of decoder blocks that the configuration does not name.
 
-    Masks and frequencies, which old files hold too, are no weights; what is outside the decoder blocks may be for
-    pictures or sound.
+    Masks and frequencies in old files are no weights; tensors outside the decoder blocks may be for images or sound.
     """
     prefix, _ = decoder_blocks(model)
     layers = {name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}

@@ -1,4 +1,4 @@
-"""Where the tensors of a checkpoint folder are, packed or not."""
+"""The tensors of a checkpoint folder, packed or not."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.model.formats.low_rank import FILE as LOW_RANK
 from rose.model.formats.packed import DTYPES, TensorFile
+from rose.model.network.layers import LOW_RANK_FILE
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PACKED = ".packed.safetensors"
 
 
 def check_merged(folder: Path) -> None:
-    """Raises RoseError for a folder with an adapter (LoRA and its like), which transformers would apply unasked."""
+    """Raises RoseError for a folder with an adapter (LoRA), which transformers would apply silently."""
     if not (folder / "adapter_config.json").is_file():
         return
-    what, way_out = "and not the model that it belongs to", ""
+    owner, way_out = "and not the model that it belongs to", ""
     if (folder / "config.json").is_file():
-        what, way_out = "beside a model", " Where the model is merged already, take adapter_config.json out."
+        owner, way_out = "beside a model", " Where the model is merged already, take adapter_config.json out."
     raise RoseError(
-        f"The folder {folder} holds an adapter, {what}; merge the two first (in peft: model.merge_and_unload(), then "
+        f"The folder {folder} holds an adapter, {owner}; merge the two first (in peft: model.merge_and_unload(), then "
         "save_pretrained of the result and of the tokenizer), and give the merged model's folder." + way_out
     )
 
@@ -44,7 +44,7 @@ def check_is_checkpoint(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold a checkpoint's weights, packed ones where there are no others.
+    """The safetensors files with a checkpoint's weights, or the packed ones.
 
     Raises:
         RoseError: some are missing, their index is damaged, or there are both a file of all weights and shards.
@@ -62,10 +62,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def names_of_weights(folder: Path) -> list[str]:
-    """What a checkpoint's weight files are called before they are packed, by its index.
-
-    Raises RoseError for a damaged index.
-    """
+    """Unpacked names of a checkpoint's weight files, by its index. Raises RoseError for a damaged index."""
     index = folder / INDEX
     if not index.exists():
         return [WHOLE]
@@ -83,20 +80,19 @@ def _says_missing(folder: Path, missing: str) -> str:
     if (folder / INDEX).exists():
         return f"{folder} lacks {missing}, which {INDEX} names; get it again."
     if there := min((path.name for path in folder.glob("*.safetensors")), default=None):
-        return (
-            f"{folder} holds {there}, but neither {missing} nor {INDEX}, by which weights are found; get that file too."
-        )
+        return f"{folder} holds {there}, but not {missing} or {INDEX}, which list the weights; get that file too."
     return f"{folder} lacks {missing}; only safetensors can be streamed or packed."
 
 
 def unused_files(folder: Path) -> list[str]:
-    """Names of safetensors files that are no part of a checkpoint, such as a second copy of it; raises as above."""
-    used = {*weight_files(folder), folder / LOW_RANK}
+    """Names of safetensors files that do not belong to a checkpoint, such as a second copy; raises as
+    `weight_files`."""
+    used = {*weight_files(folder), folder / LOW_RANK_FILE}
     return sorted(path.name for path in folder.glob("*.safetensors") if path not in used)
 
 
 def packed(path: Path) -> Path:
-    """What a weight file is called once it is packed."""
+    """The packed name of a weight file."""
     return path.with_name(path.name.removesuffix(".safetensors") + PACKED)
 
 
@@ -107,13 +103,7 @@ def is_packed(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file; of a packed one, as it was before.
-
-    Attributes:
-        path: of the file.
-        kind: of its numbers, as safetensors has it, such as "BF16".
-        shape: sizes.
-    """
+    """A tensor in a file, as before packing: path, number format such as "BF16", and shape."""
 
     path: Path
     kind: str
@@ -126,7 +116,7 @@ class StoredTensor:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Names of all tensors of a checkpoint -> what the headers of its files say of each; raises as `weight_files`."""
+    """All tensors of a checkpoint by name, from the headers of its files; raises as `weight_files`."""
     stored: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
         with TensorFile(path) as file:
@@ -140,7 +130,7 @@ def safetensors_of(folder: Path) -> dict[str, StoredTensor]:
 
 
 def number_formats(stored: Mapping[str, StoredTensor]) -> dict[torch.dtype, list[str]]:
-    """The formats of weights among stored tensors, that of most numbers first -> the tensors in each."""
+    """Number formats of weights, the most frequent first -> tensors in that format."""
     names: dict[torch.dtype, list[str]] = {}
     numbers: Counter[torch.dtype] = Counter()
     for name, tensor in stored.items():
@@ -151,13 +141,13 @@ def number_formats(stored: Mapping[str, StoredTensor]) -> dict[torch.dtype, list
 
 
 class Snapshot:
-    """Files as they were at one moment, to tell whether a program has written to them since."""
+    """The state of files at one moment, to detect later changes."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._states = {path: _state(path) for path in paths}
 
     def check(self, path: Path) -> None:
-        """Raises RoseError unless size, time of change and header are the same; OSError where the file is gone."""
+        """Raises RoseError unless size, modification time and header are unchanged; OSError for a missing file."""
         if _state(path) != self._states[path]:
             raise RoseError(
                 f"{path} has been changed by another program since this run began to read it; run again once nothing "
@@ -165,7 +155,7 @@ class Snapshot:
             )
 
     def check_all(self) -> None:
-        """As `check`, of every file."""
+        """As `check`, for every file."""
         for path in self._states:
             self.check(path)
 
@@ -178,7 +168,7 @@ def _state(path: Path) -> tuple[int, int, int, bytes]:
 
 
 class _Later:
-    """A tensor that is read when transformers asks for all of it."""
+    """A tensor that is read when transformers indexes it."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
@@ -189,7 +179,7 @@ class _Later:
 
 
 def for_transformers(folder: Path) -> dict[str, Any]:
-    """The arguments by which a model class's `from_pretrained` reads the weights of a folder, one tensor at a time."""
+    """Arguments for a model class's `from_pretrained` that read the weights of a folder one tensor at a time."""
     if not is_packed(folder):
         return {"pretrained_model_name_or_path": folder}
     later = {name: _Later(tensor.path, name) for name, tensor in stored_tensors(folder).items()}

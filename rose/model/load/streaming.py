@@ -1,8 +1,7 @@
 """Models larger than memory: decoder blocks are read from safetensors files one at a time, and written shard by shard.
 
-Parameters stay on PyTorch's meta device, which has shapes and no storage. A block's are read when its turn comes, and
-released after it; pruned weights are kept in a folder (see `run.checkpoint`) and laid over the dense ones when
-the block is read again.
+Parameters stay on PyTorch's meta device. A block's parameters are read for its turn and then released; pruned weights
+are kept in a folder (see `run.checkpoint`) and laid over the dense ones at the next reading.
 """
 
 from __future__ import annotations
@@ -45,17 +44,17 @@ SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a shard, for its fingerprint: reading al
 def build_streamed(
     config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool, scratch: str | Path | None, finite: bool
 ) -> Any:
-    """A model whose weights stay in the safetensors files of `folder` until they are needed; arguments as `load_model`.
+    """A model whose weights stay in the safetensors files of `folder`; arguments as for `load_model`.
 
     Raises:
-        RoseError: no such files, quantized ones, or tensors that are missing or named otherwise than in the model.
+        RoseError: no such files, quantized files, or tensors that are missing or have other names than in the model.
         SafetensorError, OSError: a damaged file.
     """
     if getattr(config, "quantization_config", None) is not None:
         raise RoseError(f"{folder} holds quantized weights, which cannot be streamed; load the model whole.")
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    model.tie_weights()  # emptied one by one, they no longer are; a tied head must not count twice
+    model.tie_weights()  # emptying separates them, and a tied head must not count twice
     residence = BlockFiles(model, folder, dtype, scratch, finite)
     if getattr(config, "tie_word_embeddings", False) and _are_untied(model, residence):
         config.tie_word_embeddings = False  # the files count, as where they are loaded whole
@@ -68,7 +67,7 @@ def build_streamed(
 
 
 def _are_untied(model: PreTrainedModel, residence: BlockFiles) -> bool:
-    """Whether the files hold differing tensors for what the configuration ties."""
+    """Whether the files hold different tensors for tied parameters."""
     return any(
         tied in residence.files and not torch.equal(residence.read(tied), residence.read(residence.keys[to][0]))
         for tied, to in model.get_expanded_tied_weights_keys(all_submodels=True).items()
@@ -77,7 +76,7 @@ def _are_untied(model: PreTrainedModel, residence: BlockFiles) -> bool:
 
 
 def _check_head(model: PreTrainedModel, residence: BlockFiles) -> None:
-    """Raises RoseError where the files lack what is outside the body; they need not hold a tied head."""
+    """Raises RoseError where the files lack a tensor outside the body; a tied head may be absent."""
     body = {id(parameter) for parameter in model.base_model.parameters()}
     for name, parameter in model.named_parameters():
         if id(parameter) not in body and name not in residence.names:
@@ -91,10 +90,9 @@ class BlockFiles(Residence):
     """Decoder blocks in the safetensors files of a checkpoint folder.
 
     Attributes:
-        folder: of the checkpoint.
-        keys: name in the model -> names in the files, several where it is made of pieces, such as single experts.
-        files: name in the files -> the tensor that is stored there.
-        names: of tensors, in the files and as the model calls them.
+        keys: name in the model -> names in the files; several for joined pieces, such as single experts.
+        files: name in the files -> stored tensor.
+        names: of tensors, in the files and in the model.
     """
 
     def __init__(
@@ -185,17 +183,17 @@ class BlockFiles(Residence):
                 continue
             self._added[name] = parameter  # of the size that it has now
 
-    def renumber(self, kept: Sequence[int]) -> None:
+    def renumber(self, numbers: Sequence[int]) -> None:
         _, self.blocks = decoder_blocks(self.model)
-        self._numbers = [self._numbers[old] for old in kept]
-        self._settled = [partial(_renumbered, revise, list(kept)) for revise in self._settled]
-        self._identity += f"blocks {list(kept)}"
+        self._numbers = [self._numbers[old] for old in numbers]
+        self._settled = [partial(_renumbered, revise, list(numbers)) for revise in self._settled]
+        self._identity += f"blocks {list(numbers)}"
         keys, added = self.keys, self._added
-        self.keys = {name: found for name, found in keys.items() if not name.startswith(f"{self.prefix}.")}
+        self.keys = {name: in_files for name, in_files in keys.items() if not name.startswith(f"{self.prefix}.")}
         self._added = {}
         for name, _ in self.blocks.named_parameters(prefix=self.prefix):
             number, rest = self._place(name)
-            old = f"{self.prefix}.{kept[number]}.{rest}"
+            old = f"{self.prefix}.{numbers[number]}.{rest}"
             self.keys[name] = keys[old]
             if old in added:
                 self._added[name] = added[old]
@@ -217,20 +215,20 @@ class BlockFiles(Residence):
             return replace(layer, module=parts[layer.projection]).weight.clone()
 
     def fingerprint(self) -> str:
-        """SHA-256 of dtype, and of header, size and samples of every file: a fine-tuned copy differs everywhere."""
-        found = hashlib.sha256((str(self.dtype) + self._identity).encode())
+        """SHA-256 of dtype, and of header, size and samples of every file."""
+        checksum = hashlib.sha256((str(self.dtype) + self._identity).encode())
         for path in self.paths:
             size = path.stat().st_size
-            found.update(f"{path.name} {size}".encode())
+            checksum.update(f"{path.name} {size}".encode())
             with path.open("rb") as file:
-                found.update(file.read(int.from_bytes(file.read(8), "little")))
+                checksum.update(file.read(int.from_bytes(file.read(8), "little")))
                 for number in range(SAMPLES):
                     file.seek(number * max(size - SAMPLE_BYTES, 0) // (SAMPLES - 1))
-                    found.update(file.read(SAMPLE_BYTES))
-        return found.hexdigest()
+                    checksum.update(file.read(SAMPLE_BYTES))
+        return checksum.hexdigest()
 
     def _read_buffers(self) -> None:
-        """Buffers stay in memory, being small; those that a checkpoint holds are taken from it."""
+        """Buffers stay in memory; those that a checkpoint holds are read from it."""
         for name, buffer in self.model.named_buffers():
             key = next(iter(self._conversion.pieces.get(name, [name])))
             if key in self.files and name in self.model.state_dict():
@@ -240,7 +238,7 @@ class BlockFiles(Residence):
     def _present(
         self, module: nn.Module, prefix: str, device: torch.device, without: Collection[int] = ()
     ) -> Iterator[None]:
-        """Reads the parameters of a module, and releases them afterwards; `without`: ids of those to leave out."""
+        """Reads the parameters of a module and releases them afterwards; `without`: ids of parameters to leave out."""
         before = [(owner, dict(owner._parameters)) for owner in module.modules()]
         try:
             for owner_name, owner in module.named_modules():
@@ -259,7 +257,7 @@ class BlockFiles(Residence):
                 owner._parameters.update(parameters)
 
     def _fill(self, prefix: str, device: torch.device) -> None:
-        """Parameters that the files lack and that no revision has given are zero."""
+        """Sets parameters to zero that files and revisions lack."""
         for name, absent in self._added.items():
             if name.startswith(prefix):
                 owner, _, leaf = name.rpartition(".")
@@ -269,7 +267,7 @@ class BlockFiles(Residence):
                     parameters[leaf] = nn.Parameter(zeros, requires_grad=False)
 
     def _parameter(self, name: str, dtype: torch.dtype) -> Tensor:
-        """One parameter, put together where the files hold it in pieces."""
+        """One parameter, joined from its pieces if necessary."""
         read = partial(self.read, dtype=dtype)
         return self._conversion.join(self._original(name), read) if self._is_joined(name) else read(self.keys[name][0])
 
@@ -283,15 +281,15 @@ class BlockFiles(Residence):
         return int(number), rest
 
     def _original(self, name: str) -> str:
-        """What a parameter was called before decoder blocks were renumbered."""
+        """The name of a parameter before decoder blocks were renumbered."""
         if not name.startswith(f"{self.prefix}."):
             return name
         number, rest = self._place(name)
         return f"{self.prefix}.{self._numbers[number]}.{rest}"
 
     def split_keys(self) -> tuple[list[list[str]], list[list[str]]]:
-        """Names in the model of each decoder block's parameters, and names in the files of the rest, in groups that fit
-        into a shard."""
+        """Names in the model of each decoder block's parameters, and names in the files of the rest, in groups that
+        fit into a shard."""
         blocks: list[list[str]] = [[] for _ in self.blocks]
         for name in self.keys:
             if name.startswith(f"{self.prefix}."):
@@ -314,16 +312,13 @@ class BlockFiles(Residence):
         return whole | (self._conversion.divide(joined) if joined else {})
 
     def _written(self, name: str) -> str:
-        """The name under which a parameter of a decoder block is written: that in the files, with its new number."""
+        """The name in the files, with the block's new number."""
         number, _ = self._place(name)
         return self.keys[name][0].replace(f".{self._numbers[number]}.", f".{number}.", 1)
 
     def read(self, key: str, dtype: torch.dtype | None = None) -> Tensor:
-        """One tensor of the files, a copy, in the model's dtype or another one.
-
-        Raises:
-            RoseError: the file has been damaged or removed since.
-        """
+        """A copy of one tensor of the files, in the model's dtype or another; raises RoseError for a file that was
+        damaged or removed meanwhile."""
         path = self.files[key].path
         try:
             with ExitStack() as after:
@@ -339,7 +334,7 @@ class BlockFiles(Residence):
             raise RoseError(f"{path} cannot be read any more ({problem}); restore it.") from problem
 
     def read_several(self, keys: Collection[str]) -> dict[str, Tensor]:
-        """As `read`, of many tensors, with each file opened once."""
+        """As `read` for many tensors; each file is opened once."""
         try:
             with ExitStack() as after:
                 for path in {self.files[key].path for key in keys}:
@@ -368,16 +363,16 @@ def _renumbered(revise: Callable[[int], None], numbers: Sequence[int], index: in
 
 
 def _name_of(model: nn.Module, part: nn.Module) -> str:
-    """The dotted name of a module with a dot at its end, or nothing for the model itself."""
+    """The dotted name of a module and a final dot; "" for the model itself."""
     name = next(name for name, module in model.named_modules() if module is part)
     return f"{name}." if name else ""
 
 
 def _match(model: PreTrainedModel, files: Mapping[str, StoredTensor], conversion: Conversion) -> dict[str, list[str]]:
-    """Names in the body of the model -> names in the files, which may lack or have the body's prefix."""
+    """Names in the body of the model -> names in the files, with or without the body's prefix."""
     body: Any = model.base_model
     prefix = _name_of(model, body)
-    found = {}
+    matched = {}
     for name, parameter in body.named_parameters():
         name = prefix + name
         key = name if name in files else name.removeprefix(prefix)
@@ -390,17 +385,14 @@ def _match(model: PreTrainedModel, files: Mapping[str, StoredTensor], conversion
             raise RoseError(
                 f"{keys[0]} is of shape {shapes[0]} in the files, but the model needs {tuple(parameter.shape)}."
             )
-        found[name] = keys
-    return found
+        matched[name] = keys
+    return matched
 
 
 def write_streamed(model: PreTrainedModel, folder: Path) -> None:
-    """Writes a streamed model as it now is: a shard for each decoder block, further ones for the rest, an index.
+    """Writes a streamed model in its present state: a shard for each decoder block, others for the rest, an index.
 
-    Tensors keep the names that they have in the files, so tied weights stay tied.
-
-    Raises:
-        OSError, SafetensorError: as the disk has it.
+    Tensors keep their names in the files, so tied weights stay tied. Raises OSError and SafetensorError.
     """
     stream: BlockFiles = getattr(model, ATTRIBUTE)
     blocks, rest = stream.split_keys()

@@ -1,4 +1,4 @@
-"""Token samples from a dataset, a file, or the English text that every Python carries."""
+"""Token samples from a dataset, a file, or the Python language reference."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Warn = Callable[[str], object]  # where a sentence of doubt goes
 
 
 def packaged_text() -> str:
-    """The Python language reference as plain text, about 450 kB of English; no network, no file of ours."""
+    """The Python language reference as plain text: 450 kB of English without network or a file of ours."""
     from pydoc_data import topics
 
     return "\n\n".join(text for _, text in sorted(topics.topics.items()))
@@ -50,7 +50,8 @@ def _c4(repository: str, split: str) -> str:
 
 
 class Dataset(NamedTuple):
-    """A text on the Hub: its repository, how a split is read, and whether that is streamed, which keeps no file."""
+    """A text on the Hub: its repository, the function that reads a split, and whether it is streamed without a local
+    file."""
 
     repository: str
     read: Callable[[str, str], str]
@@ -69,7 +70,7 @@ PART = 2**24  # characters that are cut into tokens at once
 
 
 def tuning_draw(length: int) -> Draw:
-    """What is tuned on after a run on windows of so many tokens; on none that are longer."""
+    """Windows for tuning after a run on windows of this length; never longer ones."""
     return TUNING._replace(length=min(TUNING.length, length))
 
 
@@ -81,8 +82,8 @@ def _dataset(path: str, name: str | None, split: str, **options):  # type: ignor
 
 def _dataset_text(source: str, split: str) -> str:
     try:
-        found = DATASETS[source]
-        return found.read(found.repository, split)
+        dataset = DATASETS[source]
+        return dataset.read(dataset.repository, split)
     except Exception as problem:  # the library raises many kinds, some only while rows stream in
         reason = " ".join(str(problem).split())[:150]
         raise RoseError(
@@ -91,21 +92,17 @@ def _dataset_text(source: str, split: str) -> str:
 
 
 def is_downloaded(source: str) -> bool:
-    """Whether a data set can be read without the Hub: its files are in the local cache."""
-    found = DATASETS[source]
-    folder = repo_folder_name(repo_id=found.repository, repo_type="dataset")
-    return not found.is_streamed and (Path(constants.HF_HUB_CACHE) / folder).is_dir()
+    """Whether the files of a dataset are in the local cache."""
+    dataset = DATASETS[source]
+    folder = repo_folder_name(repo_id=dataset.repository, repo_type="dataset")
+    return not dataset.is_streamed and (Path(constants.HF_HUB_CACHE) / folder).is_dir()
 
 
 def load_text(source: str, split: str = "train") -> str:
-    """The text of a source: "wikitext2", "c4", "ptb", "packaged", or a .txt or .jsonl file.
+    """The text of a source: "wikitext2", "c4", "ptb", "packaged", or a .txt or .jsonl file with a "text" per line.
 
-    Args:
-        source: a name or a path; a .jsonl file has one object with a "text" per line.
-        split: "train", "validation" or "test"; datasets only.
-
-    Raises:
-        RoseError: unknown source, unreadable file, dataset out of reach.
+    `split` is "train", "validation" or "test" for datasets. Raises RoseError for an unknown source, an unreadable file,
+    or a dataset out of reach.
     """
     check_choice("The split", split, SPLITS)
     if source == "packaged":
@@ -122,7 +119,7 @@ def load_text(source: str, split: str = "train") -> str:
 
 
 def text_file(source: str) -> Path | None:
-    """The file that a source is; None where it has a name. Raises RoseError for what is neither, or not there."""
+    """The file of a source; None for a named source. Raises RoseError for an unknown or missing source."""
     if source in SOURCES:
         return None
     path = reachable(source) if isinstance(source, (str, Path)) else None
@@ -151,12 +148,10 @@ def _join_jsonl(path: Path, content: str) -> str:
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase, bos: str = "auto") -> int | None:
-    """The beginning-of-sequence token that every window begins with; None where windows begin with the text.
+    """The beginning-of-sequence token at the start of every window; None for windows without it.
 
     Args:
-        tokenizer: the model's own.
-        bos: "auto", as the tokenizer encodes a user's text: where it puts a BOS in front, so do windows; "always"; or
-            "never".
+        bos: "auto", as the tokenizer encodes a user's text; "always"; or "never".
 
     Raises:
         RoseError: another choice, no tokenizer, or "always" where the tokenizer has no BOS token.
@@ -189,21 +184,20 @@ def load_tokens(
 ) -> Tensor:
     """Windows of a text as token ids.
 
-    With a seed, windows are drawn at random, and do not overlap where the text is long enough for that.
-    With `seed=None` they follow one another from the start, as for perplexity.
+    With a seed, windows are random and disjoint where the text is long enough. With `seed=None` they follow one another
+    from the start, as for perplexity.
 
     Args:
         source: see `load_text`.
         tokenizer: the model's own.
-        samples: number of windows; None (with `seed=None`) means as many as the text holds.
+        samples: number of windows; None, with `seed=None`, for all.
         length: tokens per window, at least 2.
-        seed: of the draw, or None.
-        split: of a dataset; files and the packaged text have none.
-        bos: whether every window begins with a beginning-of-sequence token, see `first_token`. It is one of the
-            `length` tokens, and context only: perplexity counts the tokens after the first of each window.
+        split: of a dataset.
+        bos: whether windows begin with a beginning-of-sequence token, see `first_token`. It counts towards `length`;
+            perplexity does not count it.
 
     Returns:
-        (samples, length) int64, never shorter than asked.
+        (samples, length) int64.
 
     Raises:
         RoseError: bad numbers, an unreadable source, or a text that is too short.
@@ -218,7 +212,7 @@ def load_tokens(
 
 
 def check_windows(samples: int | None, length: int) -> None:
-    """Raises RoseError for numbers of windows and of their tokens that cannot be."""
+    """Raises RoseError for impossible numbers of windows or tokens."""
     if not (is_whole(length) and length >= 2):
         raise RoseError(f"The length of windows must be a whole number of at least 2 tokens, not {length!r}.")
     if samples is not None and not (is_whole(samples) and samples >= 1):
@@ -230,7 +224,7 @@ def check_windows(samples: int | None, length: int) -> None:
 
 
 def _read(source: str, tokenizer: PreTrainedTokenizerBase, split: str, bos: str) -> tuple[Tensor, int | None]:
-    """A text as token ids, and the token that every window begins with."""
+    """A text as token ids, and the first token of every window."""
     first = first_token(tokenizer, bos)
     return _encode(tokenizer, load_text(source, split)), first
 
@@ -263,8 +257,7 @@ def _cut(
         assert samples is not None
         if len(ids) < samples * width:
             (warn or logger.warning)(
-                f"{source} has {whole(len(ids))} tokens, so its {whole(samples)} windows of {length} overlap, and "
-                "calibrate on no more than those."
+                f"{source} has {whole(len(ids))} tokens, so its {whole(samples)} windows of {length} overlap."
             )
         starts = _random_starts(len(ids), samples, width, seed)
     windows = ids[starts[:, None] + torch.arange(width)].long()
@@ -272,7 +265,7 @@ def _cut(
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
-    """A text as token ids, (tokens,) int32; a long one in parts, as tokenizers take some hundred bytes a character."""
+    """A text as token ids, (tokens,) int32; in parts, because tokenizers take some hundred bytes per character."""
     parts: list[Tensor] = []
     start = 0
     while start < len(text) or not parts:
@@ -297,24 +290,23 @@ def load_calibration(
     bos: str = "auto",
     warn: Warn | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Calibration and held-out windows, of which no held-out one shares a place of the text with another window.
+    """Calibration windows and held-out windows; no held-out window overlaps another window.
 
-    Calibration windows do not overlap either where the text is long enough; else the held-out ones are its end, and
-    `warn`, or else the log, is told so in a sentence.
+    Calibration windows are disjoint where the text is long enough. Otherwise the held-out windows are its end, and
+    `warn`, or the log, gets a sentence.
 
     Returns:
-        (samples, length) and (held_out, length) int64; None for the latter where `held_out` is 0.
+        (samples, length) and (held_out, length) int64; None for the latter if `held_out` is 0.
 
     Raises:
-        RoseError: as `load_tokens`, no sample, a negative number of held-out ones, or a text that is too short to hold
-            so many out.
+        RoseError: as `load_tokens`, bad numbers, or a text that is too short.
     """
     check_calibration(samples, held_out, length)
     check_seed(seed)
     ids, first = _read(source, tokenizer, "train", bos)
-    width, several = length - (first is not None), samples + held_out
-    if not held_out or len(ids) >= several * width:
-        tokens = _cut(source, ids, first, several, length, seed, warn)
+    width, windows = length - (first is not None), samples + held_out
+    if not held_out or len(ids) >= windows * width:
+        tokens = _cut(source, ids, first, windows, length, seed, warn)
         return tokens[:samples], tokens[samples:] if held_out else None
     at = len(ids) - held_out * width
     if at < width:
@@ -324,24 +316,24 @@ def load_calibration(
 
 
 def check_text(source: str, held_out: int, length: int) -> None:
-    """Raises RoseError, before there is a tokenizer, for a text that is not there, and for a file of fewer bytes than
+    """Raises RoseError, before there is a tokenizer, for a missing text, or a file with fewer bytes than
     `load_calibration` needs tokens."""
     path = text_file(source)
-    # A token is at least one byte, and one of each window may be the beginning-of-sequence token.
+    # A token has at least one byte; a window may begin with a beginning-of-sequence token.
     if path is not None and (size := path.stat().st_size) < (held_out + 1) * (length - 1):
         raise _too_short(f"{path} has {size} bytes", held_out, length)
 
 
-def _too_short(found: str, held_out: int, length: int) -> RoseError:
-    others = f" and to hold {held_out} others out" if held_out else ""
+def _too_short(extent: str, held_out: int, length: int) -> RoseError:
+    more_windows = f" and to hold {held_out} others out" if held_out else ""
     return RoseError(
-        f"{found}, too few to calibrate on windows of {length}{others}; ask for fewer or shorter ones, or give a "
-        "longer text."
+        f"{extent}, too few to calibrate on windows of {length}{more_windows}; "
+        "ask for fewer or shorter windows, or give a longer text."
     )
 
 
 def check_calibration(samples: int, held_out: int, length: int) -> None:
-    """Raises RoseError for numbers of windows that `load_calibration` cannot draw."""
+    """Raises RoseError for impossible numbers of windows of `load_calibration`."""
     if not (all(map(is_whole, (samples, held_out))) and samples >= 1 and held_out >= 0):
         raise RoseError(f"Calibration needs at least 1 sample and 0 held-out ones, not {samples!r} and {held_out!r}.")
     check_windows(samples + held_out, length)
@@ -358,25 +350,22 @@ def load_apart(
     apart_from: Tensor,
     bos: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Windows to train on and held-out ones, of which none shares text with another, or with those given.
+    """Training and held-out windows that share no text with each other or with `apart_from`.
 
-    The text is cut into windows from its start; those in which `MATCH` tokens stand that also follow one another in
-    `apart_from` are left out, and the others are drawn at random.
+    The text is cut into windows from its start. Windows with a run of `MATCH` tokens from `apart_from` are left out;
+    the rest is drawn at random.
 
     Args:
-        source: see `load_tokens`; of a dataset, its training split.
-        samples: at most so many to train on.
-        held_out: at most so many, and no more than a quarter of what there is.
-        length: tokens per window.
-        seed: of the draw.
-        apart_from: (windows, tokens), of the same tokenizer.
-        bos: see `load_tokens`.
+        source, length, bos: see `load_tokens`; of a dataset, its training split.
+        samples: the most training windows.
+        held_out: the most held-out windows; never above a quarter of all.
+        apart_from: (windows, tokens) of the same tokenizer.
 
     Returns:
         (samples, length) and (held_out, length) int64.
 
     Raises:
-        RoseError: as `load_tokens`, or for a text that has no two such windows.
+        RoseError: as `load_tokens`, or for a text without two such windows.
     """
     windows = load_tokens(source, tokenizer, samples=None, length=length, seed=None, bos=bos)
     width = min(MATCH, length, apart_from.shape[1])
@@ -388,12 +377,12 @@ def load_apart(
         )
     check_seed(seed)
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
-    kept = min(held_out, max(1, len(windows) // 4))
-    return windows[order[kept : kept + samples]], windows[order[:kept]]
+    reserved = min(held_out, max(1, len(windows) // 4))
+    return windows[order[reserved : reserved + samples]], windows[order[:reserved]]
 
 
 def _runs(windows: Tensor, width: int) -> Tensor:
-    """A number for the `width` tokens from each place of each window on: (windows, tokens − width + 1)."""
+    """A number for the `width` tokens from each place of each window: (windows, tokens − width + 1)."""
     places = windows.shape[1] - width + 1
     numbers = torch.zeros(windows.shape[0], places, dtype=torch.int64)
     for at in range(width):
@@ -402,13 +391,13 @@ def _runs(windows: Tensor, width: int) -> Tensor:
 
 
 def check_seed(seed: int) -> None:
-    """Raises RoseError unless the seed is one that torch takes, and not negative."""
+    """Raises RoseError for a seed outside 0 to 2^63 − 1."""
     if not (is_whole(seed) and 0 <= seed < SEEDS):
         raise RoseError(f"A seed must be a whole number from 0 to 2^63 − 1, not {seed!r}.")
 
 
 def _random_starts(total: int, samples: int, length: int, seed: int) -> Tensor:
-    """Random window starts: disjoint where the text allows it, else independent draws."""
+    """Random window starts, disjoint where the text is long enough."""
     generator = torch.Generator().manual_seed(seed)
     slack = total - samples * length
     if slack < 0:

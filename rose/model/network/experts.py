@@ -1,14 +1,12 @@
-"""Experts whose family keeps all of them in fused three-dimensional parameters, shown one matrix at a time.
+"""Experts in fused three-dimensional parameters, presented one matrix at a time.
 
-Since its version 5, transformers holds the experts of a decoder block in two parameters: `gate_up_proj` (experts,
-2 · width, hidden) and `down_proj` (experts, hidden, width), or their transposes, gate and up one after the other or
-row by row in turn. What distinguishes the families is written on the module: `has_gate`, `has_bias`, `is_transposed`,
-`is_concatenated`, `has_post_expert_norm`, `_apply_gate`. That is what transformers' own kernels go by, and so do we:
-no family is known here by its name.
+transformers 5 holds the experts of a decoder block in `gate_up_proj` (experts, 2 · width, hidden) and `down_proj`
+(experts, hidden, width), or their transposes, with gate and up concatenated or interleaved. The module's attributes
+describe the layout: `has_gate`, `has_bias`, `is_transposed`, `is_concatenated`, `has_post_expert_norm`, `_apply_gate`.
+No family is recognized by name.
 
-Each matrix gets an `ExpertLinear`, whose weight is a view into the parameter. Inside `experts_apart` the experts run
-through these one after another, so that a forward hook on one sees the inputs of the tokens that were routed to it,
-as a hook on any `nn.Linear` does.
+Each matrix gets an `ExpertLinear`, whose weight is a view of the parameter. Inside `experts_apart` experts run through
+these objects, so a forward hook sees the inputs of routed tokens.
 """
 
 from __future__ import annotations
@@ -28,8 +26,7 @@ LAYOUT = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_
 
 
 class ExpertLinear(nn.Module):
-    """One matrix of one expert, by its name in the module with all experts, such as "3.gate_proj"; the parameter stays
-    there."""
+    """A view of one matrix of one expert, named within its module, such as "3.gate_proj"."""
 
     def __init__(self, experts: nn.Module, parameter: str, number: int, name: str, rows: slice) -> None:
         super().__init__()
@@ -39,7 +36,7 @@ class ExpertLinear(nn.Module):
 
     @property
     def fused(self) -> nn.Parameter:
-        """The parameter of all experts, looked up anew, because those of a streamed model come and go."""
+        """The parameter of all experts, looked up each time because parameters of streamed models are replaced."""
         return getattr(self._experts[0], self._parameter)
 
     @property
@@ -48,7 +45,7 @@ class ExpertLinear(nn.Module):
         return self.part_of(self.fused)
 
     def part_of(self, fused: Tensor) -> Tensor:
-        """What belongs to this matrix, (out, in), in a tensor of the shape of `fused`."""
+        """The share of this matrix, (out, in), in a tensor of the shape of `fused`."""
         experts: Any = self._experts[0]
         stored = fused[self.number]
         return (stored.T if experts.is_transposed else stored)[self._rows]
@@ -65,11 +62,11 @@ class ExpertLinear(nn.Module):
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Whether this module holds fused experts in a layout that can be told."""
+    """Whether this module holds fused experts in a supported layout."""
     if not all(isinstance(getattr(module, name, None), bool) for name in LAYOUT):
         return False
-    found = {name for name, parameter in module.named_parameters(recurse=False) if parameter.ndim == 3}
-    return found == {_first(module), "down_proj"}
+    fused = {name for name, parameter in module.named_parameters(recurse=False) if parameter.ndim == 3}
+    return fused == {_first(module), "down_proj"}
 
 
 def _first(experts: Any) -> str:
@@ -77,7 +74,7 @@ def _first(experts: Any) -> str:
 
 
 def expert_layers(experts: Any) -> list[ExpertLinear]:
-    """The matrices of these experts, expert by expert, in the order in which they run; always the same objects."""
+    """The matrices of these experts, expert by expert, in the order of running; always the same objects."""
     if KNOWN not in experts.__dict__:
         first = getattr(experts, _first(experts))
         height = first.shape[2 if experts.is_transposed else 1]
@@ -101,12 +98,11 @@ def expert_layers(experts: Any) -> list[ExpertLinear]:
 
 
 def routers(block: nn.Module) -> set[nn.Module]:
-    """Linear layers that say which experts a token goes to, or how much of a shared one it gets.
+    """Linear layers that choose experts for a token, or weigh a shared expert.
 
-    Beside the experts, those with one output for each expert, or with a single one, alone or in a module of their own:
-    a shared expert, of several layers, may have as many channels as there are experts.
+    They lie beside the experts, alone in their module, with one output per expert or a single output.
     """
-    found: set[nn.Module] = set()
+    layers: set[nn.Module] = set()
     modules = dict(block.named_modules())
     for name, module in modules.items():
         if is_experts(module):
@@ -114,13 +110,13 @@ def routers(block: nn.Module) -> set[nn.Module]:
             around = modules[name.rpartition(".")[0]]
             for beside in around.children():
                 linear = [part for part in beside.modules() if isinstance(part, nn.Linear)]
-                found |= set(linear) if len(linear) == 1 and linear[0].out_features in (1, number) else set()
-    return found
+                layers |= set(linear) if len(linear) == 1 and linear[0].out_features in (1, number) else set()
+    return layers
 
 
 @contextmanager
 def experts_apart(block: nn.Module) -> Iterator[None]:
-    """While this lasts, fused experts inside `block` run one by one, through their `ExpertLinear`s."""
+    """Context: fused experts inside `block` run separately, through their `ExpertLinear`s."""
     changed = [module for module in block.modules() if is_experts(module)]
     with replaced_forwards(changed, [partial(_run, module) for module in changed]):
         yield
@@ -146,7 +142,7 @@ def _run(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights
 
 
 def _activate(experts: Any, parts: list[Tensor]) -> Tensor:
-    """What the last matrix of an expert reads, from what the first ones put out."""
+    """The input of an expert's last matrix, from the outputs of the first ones."""
     if not experts.has_gate:
         return experts.act_fn(parts[0])
     return experts._apply_gate(torch.cat(parts, -1) if experts.is_concatenated else torch.stack(parts, -1).flatten(-2))

@@ -1,10 +1,9 @@
-"""Attention heads between their values and the output projection, found by experiment and not by names.
+"""Attention heads between values and output projection, found by experiment.
 
-A token that is alone attends to itself, so an output projection then reads, head by head, what some layer of its
-decoder block has put out: the values. Where each head that it reads points in the direction of such rows, whatever the
-token, their layer and place are known, in fused layers too. A norm with weights, a gate or a mixture of heads between
-them changes the direction. With several tokens, which attention mixes, a random rotation of values and projection
-must then leave their output and the decoder block's as they were; that also finds values that something else reads.
+A single token attends to itself, so its output projection reads, head by head, rows of some layer's output: the values.
+If each head points in the direction of such rows for every token, their layer and place are found, in fused layers too.
+A norm with weights, a gate or a mixture of heads changes the direction. With several tokens, a random rotation of
+values and projection must then leave the outputs unchanged, which also detects other readers of the values.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from rose.model.network.layers import PrunableLayer
 from rose.model.network.stand_ins import hooked
 
 ROTATED = "rose_rotated_heads"  # of a model whose heads were rotated: the basis, and which layers
-ALIKE = 1 - 1e-3  # cosine of what is the same but for rounding in 16 bits
+ALIKE = 1 - 1e-3  # cosine of equal vectors after rounding to 16 bits
 ROUNDING = 8.0  # units in the last place that a rotation may change an output by, relative to its norm
 LEAST_ROUNDING = 1e-4
 # How the names of attention's output projections end in the families we know.
@@ -34,7 +33,7 @@ Run = Callable[[nn.Module], Tensor]
 
 
 def head_width(config: Any) -> int | None:
-    """Columns of a head in the output projection by the language model's configuration; None where it cannot say."""
+    """Columns of a head in the output projection, by the configuration; None if it does not say."""
     try:
         of_values = getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None)
         return of_values or config.hidden_size // config.num_attention_heads
@@ -43,7 +42,7 @@ def head_width(config: Any) -> int | None:
 
 
 def rotated_heads(model: nn.Module) -> dict[str, Any] | None:
-    """The "basis" and the output projections, "layers", of a model whose heads were rotated; None of others."""
+    """ "basis" and "layers" (output projections) of a model whose heads were rotated; otherwise None."""
     return getattr(model, ROTATED, None)
 
 
@@ -52,10 +51,9 @@ class ValueHeads:
     """The heads that an output projection reads, and the rows that make them.
 
     Attributes:
-        output: the output projection; head h is its columns from h · width on.
-        values: the layer that puts out the values.
-        width: of a head.
-        rows: first of the rows of `values` that make each head; heads of a group have the same.
+        output: the output projection; head h has columns from h · width.
+        values: the layer of the values.
+        rows: the first row of `values` for each head; heads of a group share it.
     """
 
     output: PrunableLayer
@@ -78,7 +76,7 @@ class ValueHeads:
             stored.detach().copy_(bias)
 
     def rotate_in(self, twin: nn.Module, rotations: Tensor) -> None:
-        """Rotates the same in a twin of the decoder block, which gets parameters of its own for that."""
+        """Rotates a twin of the decoder block, which gets its own parameters for that."""
         output, values = (
             replace(layer, module=twin.get_submodule(layer.projection)) for layer in (self.output, self.values)
         )
@@ -88,7 +86,7 @@ class ValueHeads:
         replace(self, output=output, values=values).rotate(rotations)
 
     def rotated_values(self, rotations: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Weight, (out, in) float64, and bias, where there is one, of the layer of values, rotated."""
+        """Rotated weight, (out, in) float64, and bias, if any, of the layer of values."""
         stored = self.values.bias
         weight = self.values.weight.to(torch.double, copy=True)
         bias = None if stored is None else stored.detach().to(torch.double, copy=True)
@@ -101,9 +99,8 @@ class ValueHeads:
 
 
 def twin_of(block: nn.Module) -> nn.Module:
-    """A copy that shares parameters and buffers, and so costs no memory; hooks are its own, so that other threads do
-    not see them."""
-    return copy.deepcopy(block, {id(one): one for one in (*block.parameters(), *block.buffers())})
+    """A copy that shares parameters and buffers but has its own hooks, which other threads do not see."""
+    return copy.deepcopy(block, {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())})
 
 
 def find_value_heads(
@@ -115,48 +112,48 @@ def find_value_heads(
         block: present, in evaluation mode.
         layers: all linear layers of the block.
         width: of a head.
-        run_alone: calls a block on several samples of one token each.
-        run_along: calls it on several tokens that attend to each other.
+        run_alone: runs a block on several samples of one token.
+        run_along: runs a block on several tokens that attend to each other.
     """
     layers = [layer for layer in layers if not layer.is_expert]
     twin = twin_of(block)
-    read, made = _watch(twin, layers, run_alone)
+    read, outputs = _watch(twin, layers, run_alone)
     mixed, unmixed = _watch(twin, layers, run_along)
-    found = []
+    candidates = []
     for output in layers:
         for values in layers:
-            if output is values or output.projection not in read or values.projection not in made:
+            if output is values or output.projection not in read or values.projection not in outputs:
                 continue
-            rows = _rows(read[output.projection], made[values.projection], width)
-            # Without attention between them they would be a product of two matrices, such as those of latent queries.
+            rows = _rows(read[output.projection], outputs[values.projection], width)
+            # Without attention between them the two layers are one product of matrices, as for latent queries.
             if rows is not None and _rows(mixed[output.projection], unmixed[values.projection], width) is None:
-                found.append(ValueHeads(output, values, width, rows))
-    return [heads for heads in found if _is_free(twin, heads, layers, run_along, unmixed)]
+                candidates.append(ValueHeads(output, values, width, rows))
+    return [heads for heads in candidates if _is_free(twin, heads, layers, run_along, unmixed)]
 
 
 def _watch(block: nn.Module, layers: Sequence[PrunableLayer], run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What each layer reads and puts out, (tokens, channels) float32 by projection; as "" the block's own output."""
+    """Inputs and outputs of each layer, (tokens, channels) float32 by projection; "" is the block's own output."""
     read: dict[str, Tensor] = {}
-    made: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
 
     def seen(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple, output: Any) -> None:
             if args and isinstance(output, Tensor):
-                read[name], made[name] = args[0].flatten(0, -2).float(), output.flatten(0, -2).float()
+                read[name], outputs[name] = args[0].flatten(0, -2).float(), output.flatten(0, -2).float()
 
         return hook
 
-    hooks = [block.get_submodule(one.projection).register_forward_hook(seen(one.projection)) for one in layers]
+    hooks = [block.get_submodule(layer.projection).register_forward_hook(seen(layer.projection)) for layer in layers]
     with hooked(hooks), torch.no_grad():
-        made[""] = run(block).float()
-    return read, made
+        outputs[""] = run(block).float()
+    return read, outputs
 
 
-def _rows(read: Tensor, made: Tensor, width: int) -> tuple[int, ...] | None:
+def _rows(read: Tensor, outputs: Tensor, width: int) -> tuple[int, ...] | None:
     """First rows of `made`, (tokens, rows), that point in the direction of each head of `read`, (tokens, columns)."""
-    if read.shape[1] % width or made.shape[1] < width or len(read) != len(made):
+    if read.shape[1] % width or outputs.shape[1] < width or len(read) != len(outputs):
         return None
-    heads, windows = read.view(len(read), -1, width), made.unfold(1, width, 1)
+    heads, windows = read.view(len(read), -1, width), outputs.unfold(1, width, 1)
     for some in (1, len(read)):  # one token and head show for most layers that it is not them
         of_some = normalize(heads[:some, : None if some > 1 else 1], dim=-1)
         alike = torch.einsum("thd,trd->thr", of_some, normalize(windows[:some], dim=-1)).abs().amin(0)
@@ -164,16 +161,16 @@ def _rows(read: Tensor, made: Tensor, width: int) -> tuple[int, ...] | None:
         if not bool((best > ALIKE).all()):
             return None
     rows = starts.tolist()
-    own = sorted(set(rows))
-    return tuple(rows) if all(after - before >= width for before, after in pairwise(own)) else None
+    distinct = sorted(set(rows))
+    return tuple(rows) if all(after - before >= width for before, after in pairwise(distinct)) else None
 
 
 @torch.no_grad()
 def _is_free(
     twin: nn.Module, heads: ValueHeads, layers: Sequence[PrunableLayer], run: Run, before: dict[str, Tensor]
 ) -> bool:
-    """Whether a random rotation leaves what the output projection and the block put out, but for rounding; `before`:
-    what layers put out without it."""
+    """Whether a random rotation leaves outputs of projection and block unchanged within rounding; `before`: outputs
+    without it."""
     modules = [twin.get_submodule(layer.projection) for layer in (heads.output, heads.values)]
     shared = [dict(module._parameters) for module in modules]
     drawn = torch.randn(

@@ -1,6 +1,6 @@
-"""Which model a result belongs to, told by the input embeddings: pruning and slimming leave them as they are.
+"""Which model a result belongs to, by the norms of its input embeddings, which pruning and slimming leave unchanged.
 
-Where a pruned copy is another model, as for rows of a measurement, decoder blocks tell it.
+Norms of decoder blocks also distinguish pruned copies.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PART = "is_language_part"  # of a model, and in a report
 
 
 def embedding_norms(model: nn.Module) -> list[float]:
-    """Norms of eight parts of the input embeddings, for reports; a model's own, in whatever dtype it is loaded."""
+    """Norms of eight parts of the input embeddings, for reports."""
     body: Any = model
     network = Network(model)
     network.check_weights()
@@ -33,31 +33,32 @@ def embedding_norms(model: nn.Module) -> list[float]:
 
 
 def language_part(model: nn.Module) -> dict[str, bool]:
-    """For a report: whether a model is only the language model of what its files hold; nothing of others."""
+    """A report's entry for a model that is only the language model of its files."""
     return {PART: True} if hasattr(model, PART) else {}
 
 
 def weight_norms(model: nn.Module) -> list[float]:
-    """Norms of the decoder blocks' weights, of up to eight runs of blocks: of a pruned, slimmed or tuned copy they are
-    others. Every weight is read once, of a streamed model from its files."""
+    """Norms of the decoder blocks' weights, in up to eight runs of blocks; every weight is read once."""
     network = Network(model)
     squares = []
     for index in range(len(network.blocks)):
         with network.residence.visit(index, torch.device("cpu")) as block:
-            norms = [torch.linalg.vector_norm(one.detach(), dtype=torch.float32) for one in block.parameters()]
+            norms = [
+                torch.linalg.vector_norm(parameter.detach(), dtype=torch.float32) for parameter in block.parameters()
+            ]
             squares.append(torch.stack(norms).double().square().sum())
     return [float(f"{float(part.sum().sqrt()):.6g}") for part in torch.stack(squares).chunk(PARTS)]
 
 
 def read_norms(path: Path, name: str = NORMS) -> list[float]:
-    """`embedding_norms`, or others, of the model that a JSON file tells of; none where it does not say."""
+    """`embedding_norms`, or other norms, from a JSON report; none where it lacks them."""
     try:
         return [float(norm) for norm in json.loads(path.read_text())[name]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
-def check_same_model(model: nn.Module, norms: Sequence[float], what: str) -> None:
-    """Raises RoseError unless `embedding_norms` of the model are these; `what`: a sentence without its end."""
+def check_same_model(model: nn.Module, norms: Sequence[float], sentence: str) -> None:
+    """Raises RoseError unless the model has these `embedding_norms`; `sentence` is the beginning of the error."""
     if not is_same_model(embedding_norms(model), norms):
-        raise RoseError(f"{what}: their input embeddings differ; give the model that it was made from.")
+        raise RoseError(f"{sentence}: their input embeddings differ; give the model that it was made from.")

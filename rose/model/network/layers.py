@@ -1,4 +1,4 @@
-"""Decoder blocks and prunable layers of any decoder family, found by structure and not by name."""
+"""Decoder blocks and prunable layers of any decoder family, found by structure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
@@ -22,6 +25,7 @@ LowRank = tuple[Tensor, Tensor]
 LOW_RANK = "rose_low_rank"  # of a module
 GRIDS_TRIED = 3  # layers in which a grid is looked for
 LEFT, RIGHT = ".low_rank.left", ".low_rank.right"
+LOW_RANK_FILE = "low_rank.safetensors"  # holds `low_rank_tensors`
 MASKED = (
     "holds weights and their masks apart, as torch.nn.utils.prune keeps them; call "
     'torch.nn.utils.prune.remove(layer, "weight") for every pruned layer'
@@ -33,11 +37,11 @@ class PrunableLayer:
     """A linear layer inside a decoder block.
 
     Attributes:
-        name: dotted name in the model, such as "model.layers.0.self_attn.o_proj"; a matrix of an expert is
-            "model.layers.0.mlp.experts.3.gate_proj", whether or not the model keeps it by itself.
-        block_index: which decoder block it is in.
+        name: dotted name in the model, such as "model.layers.0.self_attn.o_proj" or
+            "model.layers.0.mlp.experts.3.gate_proj" for a matrix of an expert.
+        block_index: the decoder block.
         projection: the name within the block, such as "self_attn.o_proj".
-        module: `nn.Linear`, a subclass of it, GPT-2's Conv1D, or an `ExpertLinear`.
+        module: `nn.Linear`, a subclass, GPT-2's Conv1D, or an `ExpertLinear`.
     """
 
     name: str
@@ -51,14 +55,14 @@ class PrunableLayer:
         return self.part_of(self.parameter.detach())
 
     def part_of(self, stored: Tensor) -> Tensor:
-        """What belongs to this layer in a tensor of the shape of `parameter`, as (out, in); a view."""
+        """The share of this layer in a tensor of the shape of `parameter`, as (out, in); a view."""
         if isinstance(self.module, ExpertLinear):
             return self.module.part_of(stored)
         return stored.T if isinstance(self.module, Conv1D) else stored
 
     @property
     def parameter(self) -> nn.Parameter:
-        """What the model stores W in: a parameter of its own, perhaps transposed, or that of all experts of a block."""
+        """The parameter that stores W, perhaps transposed, or together with all experts of the block."""
         stored = self.module.fused if isinstance(self.module, ExpertLinear) else self.module.weight
         assert isinstance(stored, nn.Parameter)
         return stored
@@ -76,17 +80,16 @@ class PrunableLayer:
 
     @property
     def is_expert(self) -> bool:
-        """Whether it is a matrix of a fused expert, which only the tokens routed to it reach, perhaps none."""
+        """Whether it is a matrix of a fused expert, which perhaps no token reaches."""
         return isinstance(self.module, ExpertLinear)
 
     @property
     def low_rank(self) -> LowRank | None:
-        """Factors (out, rank) and (rank, in) whose product W contains besides a sparse part, as the last pruning left
-        it; None where it only removed weights."""
+        """Factors (out, rank) and (rank, in) of the low-rank part of W, from the last pruning; None without one."""
         return getattr(self.module, LOW_RANK, None)
 
     def keep_low_rank(self, factors: LowRank | None) -> None:
-        """Notes the factors beside W; a plain attribute, so that the module's state and its output stay as they are."""
+        """Notes the factors as a plain attribute, so that the module's state and output stay unchanged."""
         if factors is not None:
             setattr(self.module, LOW_RANK, factors)
         elif self.low_rank is not None:
@@ -94,8 +97,8 @@ class PrunableLayer:
 
 
 @contextmanager
-def named(layer: PrunableLayer) -> Iterator[None]:
-    """Puts the layer's name in front of what is wrong with it."""
+def naming(layer: PrunableLayer) -> Iterator[None]:
+    """Adds the layer's name to errors."""
     try:
         yield
     except RoseError as problem:
@@ -103,7 +106,7 @@ def named(layer: PrunableLayer) -> Iterator[None]:
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules by name, those that stand for matrices of fused experts among them."""
+    """All modules by name, with the matrices of fused experts."""
     for name, module in model.named_modules():
         yield name, module
         for expert in expert_layers(module) if is_experts(module) else ():
@@ -111,18 +114,18 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def low_rank_tensors(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Tensor]:
-    """The factors of the modules that have them, as NAME + `LEFT` and NAME + `RIGHT`, for a file."""
-    found = {}
+    """The low-rank factors of modules as NAME + `LEFT` and NAME + `RIGHT`, for a file."""
+    tensors = {}
     for name, module in modules:
         factors: LowRank | None = getattr(module, LOW_RANK, None)
         if factors is not None:
-            found[name + LEFT], found[name + RIGHT] = factors
-    return found
+            tensors[name + LEFT], tensors[name + RIGHT] = factors
+    return tensors
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The decoder blocks and their dotted name: the outermost module list that holds most linear weights; raises
-    RoseError where there is none."""
+    """The decoder blocks and their dotted name: the outermost module list with most linear weights. Raises RoseError
+    without one."""
     if not isinstance(model, nn.Module):
         raise RoseError(f"A transformers model is needed, not a {type(model).__name__}.")
     best, best_size, outer = None, 0, ""
@@ -142,7 +145,7 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The configuration of the language model, which a model that also sees or hears keeps inside its own."""
+    """The configuration of the language model, which multimodal models keep inside their own."""
     config: Any = getattr(model, "config", None)
     if config is None:
         raise RoseError(f"A transformers model is needed, with its configuration, not a {type(model).__name__}.")
@@ -150,8 +153,7 @@ def text_config(model: nn.Module) -> Any:
 
 
 def check_plain(model: nn.Module) -> None:
-    """Raises RoseError where a linear layer computes with more than a weight of its own: an adapter beside it, a mask
-    over it, or a weight made of other tensors, which would all be lost or undone."""
+    """Raises RoseError for adapters, masks, parametrized or one-byte weights, which pruning would lose or undo."""
     for name, module in model.named_modules():
         if isinstance(getattr(module, "base_layer", None), nn.Module):  # as every kind of adapter in peft has it
             raise RoseError(
@@ -163,8 +165,8 @@ def check_plain(model: nn.Module) -> None:
             continue
         if "weight" in module._parameters:
             if module.weight.dtype.itemsize == 1:
-                kept = str(module.weight.dtype).removeprefix("torch.")
-                raise RoseError(f"{name} has weights in {kept}, which cannot be pruned; load the model dequantized.")
+                dtype = str(module.weight.dtype).removeprefix("torch.")
+                raise RoseError(f"{name} has weights in {dtype}, which cannot be pruned; load the model dequantized.")
             continue
         if "weight_orig" in module._parameters and "weight_mask" in module._buffers:
             raise RoseError(f"{name} {MASKED}.")
@@ -177,14 +179,12 @@ def check_plain(model: nn.Module) -> None:
 
 
 def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
-    """Every linear layer inside the decoder blocks, in forward registration order; each matrix of an expert is one.
+    """Every linear layer inside the decoder blocks, in registration order, with each matrix of an expert.
 
-    Embeddings and the output head are outside the blocks and stay dense, as in the papers; so do the routers of fused
-    experts.
+    Embeddings, output head and routers of fused experts stay dense, as in the papers.
 
     Raises:
-        RoseError: the family keeps its experts in fused weights of another layout than `network.experts`, or as
-            `check_plain`.
+        RoseError: fused experts of an unknown layout, or as `check_plain`.
     """
     (prefix, blocks), family = decoder_blocks(model), type(model).__name__
     check_plain(model)
@@ -208,16 +208,15 @@ def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
 
 
 def matching(every: Sequence[PrunableLayer], layers: Sequence[str | PrunableLayer] | None) -> list[PrunableLayer]:
-    """Of these layers those with these names; `*` and `?` match as in a shell; a layer stands for its name; None means
-    all.
+    """The layers with these names; `*` and `?` match as in a shell; None means all.
 
-    Raises RoseError for a name that matches nothing, no name at all, or what is no name.
+    Raises RoseError for a name that matches nothing, no name, or other objects.
     """
     if layers is None:
         return list(every)
     is_one = isinstance(layers, (str, PrunableLayer)) or not isinstance(layers, Iterable)
-    given: Any = [layers] if is_one else layers
-    names = [one.name if isinstance(one, PrunableLayer) else one for one in given]
+    chosen_layers: Any = [layers] if is_one else layers
+    names = [layer.name if isinstance(layer, PrunableLayer) else layer for layer in chosen_layers]
     if not all(isinstance(name, str) for name in names):
         raise RoseError(f"Layers are chosen by their names, not by {layers!r:.100}; rose.prunable_layers has them.")
     if not names:
@@ -234,22 +233,22 @@ def matching(every: Sequence[PrunableLayer], layers: Sequence[str | PrunableLaye
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Parameters of a module, norms and biases included; tied ones count once."""
+    """Parameters of a module; tied ones count once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_zeros(layers: Iterable[PrunableLayer]) -> tuple[int, int]:
-    """How many weights of these layers are zero, and how many there are; not of a streamed model."""
+    """Zeros and weights of these layers; not for streamed models."""
     weights = [layer.weight for layer in layers]
-    return sum(int((one == 0).sum()) for one in weights), sum(one.numel() for one in weights)
+    return sum(int((weight == 0).sum()) for weight in weights), sum(weight.numel() for weight in weights)
 
 
 def by_block(layers: Iterable[PrunableLayer]) -> dict[int, list[PrunableLayer]]:
-    """The layers by decoder block, in the order of the blocks."""
-    found: dict[int, list[PrunableLayer]] = {}
+    """The layers by decoder block, in order."""
+    blocks: dict[int, list[PrunableLayer]] = {}
     for layer in layers:
-        found.setdefault(layer.block_index, []).append(layer)
-    return dict(sorted(found.items()))
+        blocks.setdefault(layer.block_index, []).append(layer)
+    return dict(sorted(blocks.items()))
 
 
 def check_prunable(
@@ -259,8 +258,7 @@ def check_prunable(
     block_size: int,
     grid: Grid | None = None,
 ) -> None:
-    """Raises RoseError where chosen layers, some or all of `every`, cannot be pruned, or rounded to a grid: see
-    `check_not_shared`, `check_widths` and `check_no_coarser_grid`."""
+    """Raises RoseError where chosen layers cannot be pruned, or rounded to a grid."""
     check_not_shared(chosen, every)
     check_widths(chosen, pattern, block_size, grid)
     if grid:
@@ -268,29 +266,29 @@ def check_prunable(
 
 
 def check_widths(layers: Iterable[PrunableLayer], pattern: Pattern, block_size: int, grid: Grid | None = None) -> None:
-    """Raises RoseError, naming the layer, where its number of columns does not suit the pattern or the grid."""
+    """Raises RoseError where a layer's number of columns does not suit the pattern or the grid."""
     for layer in layers:
-        with named(layer):
+        with naming(layer):
             pattern.check(layer.weight.shape[1], block_size)
             if grid:
                 grid.width(layer.weight.shape[1])
 
 
 def check_no_coarser_grid(layers: Sequence[PrunableLayer], grid: Grid, pattern: Pattern) -> None:
-    """Raises RoseError, naming the layer, where weights lie on a grid already that this one would not make coarser; a
-    few layers tell. Weights that are still in files are not looked at."""
+    """Raises RoseError where the first layers are on a grid that this one would not make coarser. Weights in files
+    are skipped."""
     for layer in layers[:GRIDS_TRIED]:
         weight = layer.weight
-        found = coarsest_grid(weight) if not weight.is_meta and weight.any() else None
-        if found and (found.grid.bits < grid.bits or (found.grid.bits == grid.bits and pattern.ratio == 0)):
+        coded = coarsest_grid(weight) if not weight.is_meta and weight.any() else None
+        if coded and (coded.grid.bits < grid.bits or (coded.grid.bits == grid.bits and pattern.ratio == 0)):
             raise RoseError(
-                f"The weights of {layer.name} are rounded to {found.grid} already, so {grid.bits} bits would save "
+                f"The weights of {layer.name} are rounded to {coded.grid} already, so {grid.bits} bits would save "
                 "nothing; give fewer bits, or begin with the model as it was before."
             )
 
 
 def check_not_shared(layers: Sequence[PrunableLayer], every: Sequence[PrunableLayer]) -> None:
-    """Raises RoseError where a layer's weights are those of another one too: it would be pruned twice, or unseen."""
+    """Raises RoseError where several layers share weights, which would be pruned twice or unseen."""
     owners: dict[Any, str] = {}
     chosen = {layer.name for layer in layers}
     for layer in every:
@@ -303,7 +301,29 @@ def check_not_shared(layers: Sequence[PrunableLayer], every: Sequence[PrunableLa
 
 
 def _place(parameter: nn.Parameter) -> Any:
-    """Where weights are in memory, which two parameters may share; of those in files only which parameter it is."""
+    """Where weights are in memory, which parameters may share; on the meta device, the parameter itself."""
     if parameter.is_meta:
         return id(parameter)
     return parameter.untyped_storage().data_ptr(), parameter.storage_offset(), parameter.shape
+
+
+def write_low_rank(model: nn.Module, folder: Path) -> None:
+    """Writes the factors of a model or denoiser, if any; raises OSError."""
+    factors = low_rank_tensors(named_layers(model))
+    if factors:
+        plain = {name: factor.detach().cpu().contiguous() for name, factor in factors.items()}
+        save_file(plain, folder / LOW_RANK_FILE)
+
+
+def keep_low_rank(model: nn.Module, folder: Path) -> None:
+    """Attaches the low-rank parts in a folder to the layers of the model that was read from it."""
+    if not (folder / LOW_RANK_FILE).is_file():
+        return
+    try:
+        factors = load_file(folder / LOW_RANK_FILE)
+    except (OSError, SafetensorError) as problem:
+        raise RoseError(f"{folder / LOW_RANK_FILE} cannot be read ({problem}); copy the checkpoint again.") from problem
+    for layer in prunable_layers(model):
+        left, right = factors.get(layer.name + LEFT), factors.get(layer.name + RIGHT)
+        if left is not None and right is not None and (len(left), right.shape[1]) == layer.weight.shape:
+            layer.keep_low_rank((left, right))

@@ -1,4 +1,4 @@
-"""A language model looked up once: its decoder blocks and where they live, its prunable layers, the device."""
+"""A language model's decoder blocks, where they are kept, its prunable layers and device, each looked up once."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ PADDING = 8  # a run of one token is padding where it is longer than this, and t
 
 
 class Network:
-    """What a run needs to know of a model, made once and handed on. The model's structure must not change meanwhile.
+    """What a run needs to know of a model. The model's structure must not change meanwhile.
 
     Attributes:
-        model: a transformers causal language model.
-        device: what passes run on.
+        device: of forward passes.
         config: of the language model, see `text_config`.
         is_streamed: whether decoder blocks stay in files; see `rose.load_model`.
     """
@@ -84,28 +83,29 @@ class Network:
     def to_prune(
         self, layers: Sequence[str] | None, pattern: Pattern, block_size: int, grid: Grid | None = None
     ) -> list[PrunableLayer]:
-        """As `select`, with layers that cannot be pruned, or rounded to a grid, refused: see `check_prunable`."""
+        """As `select`, and refuses layers that cannot be pruned, or rounded to a grid: see `check_prunable`."""
         selected = matching(self.layers, layers)
         check_prunable(selected, self.layers, pattern, block_size, grid)
         return selected
 
     def check_in_memory(self) -> None:
-        """Raises RoseError for a model whose decoder blocks stay in files, where whole passes are needed."""
+        """Raises RoseError for a streamed model, where whole passes are needed."""
         if self.is_streamed:
             raise RoseError("This needs the whole model in memory; load it without streaming.")
 
     def check_weights(self) -> None:
-        """Raises RoseError for weights that are neither in memory nor read block by block as they are needed, as those
-        of a skeleton or of a model that accelerate has offloaded."""
+        """Raises RoseError for weights outside memory, except in streamed models: skeletons, or offloaded by
+        accelerate."""
         if not self.is_streamed and any(parameter.is_meta for parameter in self.model.parameters()):
             raise RoseError(
                 f"Weights of this {self.family} are not in memory, as on the meta device, or where accelerate offloads "
                 "them; load the whole model, or, where it is larger than memory, by rose.load_model with stream=True."
             )
 
-    def check_tokens(self, tokens: Tensor, what: str = "", name: str = "tokens") -> None:
-        """Raises RoseError unless tokens, called `name`, are a (samples, length) int64 tensor that the model can embed;
-        where `what` is to be told of next tokens, of at least two a sample. Then work begins: see `check_weights`."""
+    def check_tokens(self, tokens: Tensor, measure: str = "", name: str = "tokens") -> None:
+        """Raises RoseError unless tokens, called `name`, are a (samples, length) int64 tensor that the model can
+        embed, with at least two tokens a sample if `measure` needs next tokens. Also checks weights, see
+        `check_weights`."""
         self.check_weights()
         called = sentence(name)
         if not isinstance(tokens, Tensor) or tokens.is_meta:
@@ -124,8 +124,8 @@ class Network:
                 "Tokens that were added to it need rows in the embedding: resize_token_embeddings of transformers."
             )
         self.check_length(tokens.shape[1])
-        if what and tokens.shape[1] < 2:
-            raise RoseError(f"{what} needs windows of at least 2 tokens; give longer ones.")
+        if measure and tokens.shape[1] < 2:
+            raise RoseError(f"{measure} needs windows of at least 2 tokens; give longer ones.")
 
     @property
     def positions(self) -> int | None:
@@ -133,28 +133,29 @@ class Network:
         return getattr(self.config, "max_position_embeddings", None) or None
 
     def check_length(self, length: int) -> None:
-        """Raises RoseError for samples that are longer than the model has positions; a skeleton knows as much."""
+        """Raises RoseError for samples longer than the model's positions."""
         if self.positions and length > self.positions:
             raise RoseError(
                 f"Samples of {length} tokens are longer than the model's {self.positions} positions; ask for less."
             )
 
     def bos_in_front(self, tokens: Tensor) -> int | None:
-        """The model's beginning-of-sequence token where every sample, (samples, length), begins with it, else None."""
-        known = getattr(self.config, "bos_token_id", None)
+        """The model's beginning-of-sequence token if every sample, (samples, length), begins with it; otherwise
+        None."""
+        bos = getattr(self.config, "bos_token_id", None)
         first = tokens[0, 0].item()
-        return int(first) if first == known and bool((tokens[:, 0] == first).all()) else None
+        return int(first) if first == bos and bool((tokens[:, 0] == first).all()) else None
 
     @contextmanager
     def embedding(self) -> Iterator[nn.Module]:
-        """The model without its output head, in evaluation mode and ready to embed tokens."""
+        """Context: the model without its head, in evaluation mode and ready to embed tokens."""
         with evaluating(self.model), self.residence.embedding():
             yield getattr(self.model, "base_model", self.model)
 
 
 def padding(tokens: Tensor) -> dict[str, int]:
-    """For a report: how many windows, (samples, length), begin or end in a run of one and the same token, as padding
-    does; nothing where most do not."""
+    """For a report: how many windows, (samples, length), begin or end in a run of one token, like padding; nothing
+    if at most half do."""
     whole = tokens.shape[1]
     runs = [(row == row[:, :1]).cumprod(1).sum(1) for row in (tokens, tokens.flip(1))]
     padded = int((torch.maximum(*runs) > max(PADDING, whole / PADDING)).sum())

@@ -1,9 +1,8 @@
-"""The number formats of a run: one choice, `Precision`, for forward passes, gaps to dense targets, and ADMM.
+"""The number formats of a run: one `Precision` for forward passes, gaps to dense targets, and ADMM.
 
-Processors with bfloat16 instructions multiply matrices in it about twice as fast as in float32. Weights and the
-residual stream stay float32 there; only the matrix products inside the decoder blocks are rounded (`torch.autocast`).
-Gaps to dense targets, and ADMM, whose later steps correct the rounding of earlier ones, multiply in the same format.
-H, sweeps and errors against a layer's own output are always float32; errors against a dense target are made of gaps.
+Processors with bfloat16 instructions multiply matrices about twice as fast in it. Weights and residual stream stay
+float32; matrix products inside decoder blocks (`torch.autocast`), of gaps and of ADMM are rounded. H,
+sweeps and errors against a layer's own output are always float32.
 """
 
 from __future__ import annotations
@@ -32,39 +31,36 @@ SIZE, REPEATS = 1024, 5  # of a matrix product that is timed
 
 @cache
 def has_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 products: AVX512-BF16, AMX, or Arm's BF16.
-
-    Asked, not timed: a busy machine may be slower in either format, and a run must come out the same whatever the load.
-    """
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    """Whether this processor has instructions for bfloat16 products: AVX512-BF16, AMX, or Arm's BF16. Timings would
+    depend on load."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     features = Path("/proc/cpuinfo")  # of Linux; Arm lists what it has there
-    return any(getattr(torch.cpu, name, bool)() for name in asked) or (
+    return any(getattr(torch.cpu, name, bool)() for name in checks) or (
         features.exists() and re.search(r"^Features.*\bbf16\b", features.read_text(), re.MULTILINE) is not None
     )
 
 
 @cache
 def bfloat16_gain() -> float:
-    """How many times as fast this processor multiplies matrices in bfloat16, for estimates; measured once, in under a
-    second. Emulated, as on processors without the instructions, it is several times slower.
-    """
+    """Speed of bfloat16 products relative to float32 on this processor, for estimates; measured once, in under a
+    second."""
     device = torch.device("cpu")
     return seconds_of_product(torch.float32, device) / seconds_of_product(torch.bfloat16, device)
 
 
 def seconds_of_product(dtype: torch.dtype, device: torch.device) -> float:
-    """What a product of two matrices of `SIZE` takes on a device."""
+    """Duration of a product of two matrices of `SIZE`."""
     matrix = torch.rand(SIZE, SIZE, dtype=torch.float32, device=device).to(dtype)
-    taken = []
+    seconds = []
     for _ in range(REPEATS):  # the first run pays for start-up
         start = time.perf_counter()
         float((matrix @ matrix)[0, 0])
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def check_compute(compute: str) -> None:
-    """Raises RoseError unless it is one of `COMPUTE`."""
+    """Raises RoseError for an unknown format."""
     if compute not in COMPUTE:
         raise RoseError(f"Forward passes are computed in one of {', '.join(COMPUTE)}, not in {compute!r}.")
 
@@ -76,7 +72,7 @@ class Precision:
     Attributes:
         passes: format of forward passes.
         products: format of gap and ADMM products.
-        rounds: whether passes round float32 weights; else they compute in the format that weights are stored in.
+        rounds: whether passes round float32 weights.
     """
 
     passes: torch.dtype = torch.float32
@@ -85,16 +81,15 @@ class Precision:
 
     @classmethod
     def of(cls, compute: str, stored: torch.dtype, device: torch.device) -> Precision:
-        """What a choice comes to for these weights on this device; raises RoseError for another word, or bfloat16 for
-        float16.
+        """The formats for these weights on this device; raises RoseError for an unknown word, or bfloat16 with float16
+        weights.
 
-        Several processes must not decide each for itself, as their processors may differ.
+        Only the first of several processes should decide, because processors differ.
 
         Args:
-            compute: "bfloat16", "float32", or "auto": bfloat16 on a processor that has instructions for it, else
-                float32, and on GPUs, which have a switch of their own. Passes over weights that are not float32
-                themselves compute with them as they are.
-            stored: the format of the decoder blocks' weights.
+            compute: "bfloat16", "float32", or "auto": bfloat16 on a processor with instructions for it, otherwise
+                float32, as on GPUs. Passes over other weights than float32 compute in the weights' format.
+            stored: format of the decoder blocks' weights.
         """
         check_compute(compute)
         if compute == "bfloat16" and stored not in (torch.float32, torch.bfloat16):
@@ -107,19 +102,17 @@ class Precision:
         return cls(products, products, rounds=products != stored)
 
     def describe(self) -> dict[str, str]:
-        """As a report and a checkpoint keep it."""
+        """Entries of reports and checkpoints."""
         return {"compute": name_of(self.passes), "products": name_of(self.products)}
 
     def environment(self, device: torch.device) -> str:
-        """What such passes on this device are computed with, in words; see `rose.environment`."""
+        """The environment of such passes in words; see `rose.environment`."""
         return environment(name_of(self.passes), device)
 
     @contextmanager
     def computing(self, device: torch.device) -> Iterator[None]:
-        """Rounds matrix products of float32 tensors where passes round.
-
-        Without the cache of cast weights: it does not see that a weight is pruned.
-        """
+        """Rounds products of float32 tensors where passes round; without autocast's cache, which would miss pruned
+        weights."""
         with torch.autocast(device.type, torch.bfloat16, enabled=self.rounds, cache_enabled=False):
             yield
 
@@ -140,11 +133,11 @@ def _chosen(device: torch.device) -> str:
 
 
 def computes_bfloat16() -> bool:
-    """Whether a model in bfloat16 runs here without a loss of speed: on a GPU, or where "auto" means bfloat16."""
+    """Whether bfloat16 models run here without loss of speed."""
     device = pick_device()
     return device.type == "cuda" or _chosen(device) == "bfloat16"
 
 
 def plainly(device: torch.device) -> torch.autocast:
-    """For what a hook starts from within a forward pass, and is no part of it."""
+    """Context for work that a hook starts within a forward pass."""
     return torch.autocast(device.type, enabled=False)

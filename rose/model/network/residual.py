@@ -1,13 +1,12 @@
-"""Which layers write into the residual stream, found by watching one decoder block run and not by names.
+"""Layers that write into the residual stream, found by tracing one decoder block.
 
-A decoder block adds what some of its layers put out to the residual stream. For a corrected target it must be known
-which, and what the stream holds just before: the block's input or what a norm made of it, and the outputs added since.
+A corrected target needs to know which layers' outputs a block adds to the stream, and what the stream holds just
+before: the block's input, or a norm of it, and earlier outputs.
 
-The block runs once on a few tokens while every addition is seen (`TorchDispatchMode`). Values are known by their
-storage, so views of a layer's output still count as that output. The following are recognized: sequential and
-parallel attention and MLP, sums made in any order, a constant multiplier before the addition, norms of the stream that
-become the stream (OPT-350M), and norms between a layer and the stream (Gemma). Any other module there is taken for a
-norm too.
+The block runs once on a few tokens while every addition is traced (`TorchDispatchMode`). Values are identified by their
+storage, so views count as the output. Supported are sequential and parallel attention and MLP, sums in any order, a
+constant multiplier before the addition, norms of the stream that become the stream (OPT-350M), and norms between a
+layer and the stream (Gemma). Any other module there counts as a norm.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ COPIES = (aten.clone.default, aten._to_copy.default)
 
 @dataclass(frozen=True)
 class Term:
-    """An output that is added to the stream, `scale` times: that of `module`, a name inside the decoder block."""
+    """An output that is added to the stream, `scale` times; `module` is a name inside the decoder block."""
 
     module: str
     scale: float = 1.0
@@ -43,9 +42,9 @@ class Writer:
     """How one layer writes into the residual stream.
 
     Attributes:
-        base: what the stream begins with: "" for the decoder block's input, or the module (a norm) whose output it is.
-        before: what has been added to it when this layer runs.
-        term: what this layer adds: its own output, or that of the norm behind it.
+        base: the beginning of the stream: "" for the block's input, or the module (a norm) with that output.
+        before: terms added before this layer runs.
+        term: the layer's output, or the output of the norm behind it.
     """
 
     base: str
@@ -55,7 +54,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class _Value:
-    """A tensor that belongs to the stream (`base` given), or that is on its way into it."""
+    """A tensor of the stream (with `base`), or on its way into it."""
 
     base: str | None
     terms: tuple[Term, ...] = ()
@@ -64,10 +63,9 @@ class _Value:
 def find_writers(
     block: nn.Module, layers: Sequence[PrunableLayer], run: Callable[[], Any], hidden: Tensor
 ) -> dict[str, Writer]:
-    """The layers of a decoder block that write into the residual stream, by projection; empty where none is seen.
+    """The layers of a decoder block that write into the residual stream, by projection; empty where none is found.
 
-    Of its linear `layers` none may be missing, or those behind it are not found; `run` calls the block on `hidden`,
-    (samples, length, hidden).
+    `layers` must be all linear layers; `run` calls the block on `hidden`, (samples, length, hidden).
     """
     trace = _Trace(hidden)
     names = {layer.projection for layer in layers}
@@ -110,7 +108,7 @@ class _Trace(TorchDispatchMode):
         return seen
 
     def _through(self, name: str, read: _Value | None, output: Tensor) -> None:
-        """A module, such as a norm, that has read the stream or a layer's output and put out something new."""
+        """Notes the output of a module, such as a norm, that has read the stream or a layer's output."""
         if read is None:
             return
         if read.base is not None:
@@ -132,15 +130,15 @@ class _Trace(TorchDispatchMode):
         return output
 
     def _add(self, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
-        known = [self._value(arg) for arg in args[:2]]
-        if known[0] is None or known[1] is None or kwargs.get("alpha", 1) != 1:
+        values = [self._value(arg) for arg in args[:2]]
+        if values[0] is None or values[1] is None or kwargs.get("alpha", 1) != 1:
             return
-        one, other = (known[1], known[0]) if known[1].base is not None else (known[0], known[1])
-        if other.base is not None:
+        value, added = (values[1], values[0]) if values[1].base is not None else (values[0], values[1])
+        if added.base is not None:
             return  # two values of the stream
-        if one.base is not None:
-            self._write(one, other)
-        self._note(output, replace(one, terms=one.terms + other.terms))
+        if value.base is not None:
+            self._write(value, added)
+        self._note(output, replace(value, terms=value.terms + added.terms))
 
     def _write(self, stream: _Value, added: _Value) -> None:
         assert stream.base is not None

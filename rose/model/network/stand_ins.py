@@ -1,4 +1,4 @@
-"""Replaces or watches what modules do when they are called, for a while."""
+"""Temporarily replaces or watches calls of modules."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ from torch.utils.hooks import RemovableHandle
 
 @contextmanager
 def replaced_forwards(modules: Iterable[nn.Module], forwards: Iterable[Callable[..., Any]]) -> Iterator[None]:
-    """While this lasts, each module runs the forward function given for it.
-
-    A module may have a forward function of its own besides its class's, which comes back afterwards: accelerate puts
-    its hooks there.
-    """
+    """Context: each module runs the given forward function; accelerate's own functions on modules are restored."""
     modules = list(modules)
-    own = [vars(module).get("forward") for module in modules]
+    originals = [vars(module).get("forward") for module in modules]
     for module, forward in zip(modules, forwards, strict=True):
         module.forward = forward
     try:
         yield
     finally:
-        for module, before in zip(modules, own, strict=True):
+        for module, before in zip(modules, originals, strict=True):
             if before is None:
                 vars(module).pop("forward", None)  # the class's own shows again
             else:

@@ -15,7 +15,7 @@ from rose.layer.massive import MassiveActivation
 from rose.layer.methods import Known, LayerResult, Settings, SettingsOptions, make_settings, prune_with, zeros_to_keep
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
-from rose.model.network.layers import PrunableLayer, named
+from rose.model.network.layers import PrunableLayer, naming
 from rose.model.walk.walk import BlockStatistics, statistics_of
 from rose.rows import LayerRecord
 from rose.verdicts import massive_text
@@ -56,7 +56,7 @@ def prune_in(
         settings, damping=damping, held_out=held_out, measures=False, zeros=zeros, products=block.products
     )
     target = weight
-    with named(layer):
+    with naming(layer):
         if gap is not None:
             # Corrected targets are float32; the layer keeps its dtype.
             corrected, used_mu = corrected_weight(weight, statistics, gap, mu)
@@ -97,7 +97,7 @@ def _errors(
 def prune_one(layer: PrunableLayer, statistics: Mapping[str, InputStatistics], settings: Settings) -> LayerResult:
     """Prunes one layer on a copy, by statistics by layer name; raises RoseError with the layer's name."""
     inputs = statistics_of(layer, statistics)
-    with named(layer):
+    with naming(layer):
         return prune_with(layer.weight, inputs, replace(settings, damping=damping_of(layer, inputs, settings.damping)))
 
 

@@ -23,7 +23,7 @@ from rose.layer.methods import Settings, SettingsOptions, make_settings, prune_w
 from rose.layer.order import plan_order
 from rose.layer.statistics import InputStatistics
 from rose.model.network.heads import ROTATED, ValueHeads, find_value_heads, head_width
-from rose.model.network.layers import check_not_shared, named
+from rose.model.network.layers import check_not_shared, naming
 from rose.model.network.network import Network
 from rose.model.network.residence import leave
 from rose.model.progress import ProgressCallback
@@ -201,7 +201,7 @@ class _Rotation:
         self.rotations: dict[str, Tensor] = {}  # by output projection
 
     def visit(self, heads: ValueHeads, block: BlockStatistics) -> None:
-        with named(heads.output):
+        with naming(heads.output):
             record, rotations = Workers.here().from_first(partial(self._decide, heads, block))
         self.records.append(record)
         if record.rotated:

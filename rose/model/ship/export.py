@@ -139,7 +139,7 @@ def export_gguf(
     if embeddings not in EMBEDDINGS:
         raise RoseError(f"Embeddings must be {' or '.join(EMBEDDINGS)}, not {embeddings}.")
     if output.suffix != ".gguf":
-        raise RoseError(f"Programs know a GGUF file by its name: give one that ends in .gguf, not {output}.")
+        raise RoseError(f"Programs recognize a GGUF file by its name, which must end in .gguf, not {output}.")
     check_file(output)
     model, tokenizer = load_model(name, dtype=stored_dtype(name))
     family = family_of(model.config)
@@ -294,7 +294,7 @@ def _add_vocabulary(writer: GGUFWriter, name: str, model: Any, tokenizer: Any, e
             is_same, is_same_template = compare_vocabularies(tokenizer, load_tokenizer(str(path)), rows)
         if not is_same_template or not is_same:
             part = "chat template" if is_same else "tokenizer"
-            exported.differs = f"The folder's {part} is in the file; that of {path.name} differs."
+            exported.differs = f"The folder's {part} is in the file; {path.name} has another."
         if is_same:
             copy_vocabulary(writer, source, with_template=is_same_template)
             if not is_same_template:

@@ -1,4 +1,4 @@
-"""What GGUF files say of the families that are exported: architecture, configuration, and the layout of weights."""
+"""Families in GGUF files: architecture, configuration, and layout of weights."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SILU, GELU_TANH = ("silu", "swish"), ("gelu_pytorch_tanh", "gelu_new", "gelu_fas
 
 @dataclass(frozen=True)
 class Family:
-    """A family as GGUF files have it.
+    """A family of GGUF files.
 
     Attributes:
-        field: of the configuration, names the activation between linear layers.
-        activations: that llama.cpp computes there; a file does not say which.
-        describe: writes what is particular to it, and raises RoseError for what llama.cpp would compute otherwise.
-        arrange: name in the model, weight, configuration -> the weight as the file has it.
+        field: of the configuration, with the activation between linear layers.
+        activations: supported by llama.cpp; a file does not name the activation.
+        describe: writes the family's fields; raises RoseError where llama.cpp would compute something else.
+        arrange: (name in the model, weight, configuration) -> the weight in the file's layout.
     """
 
     architecture: gguf.MODEL_ARCH
@@ -38,8 +38,7 @@ class Family:
 
 
 def family_of(config: Any) -> Family:
-    """Raises RoseError for a family that is not exported, and for shapes and activations that a GGUF file has no words
-    for."""
+    """Raises RoseError for families, shapes and activations that a GGUF file cannot express."""
     if config.model_type not in FAMILIES:
         raise RoseError(
             f"{config.model_type} models cannot be exported; {', '.join(FAMILIES)} can. Its folder can be packed."
@@ -47,9 +46,9 @@ def family_of(config: Any) -> Family:
     if any(getattr(config, field, None) is not None for field in BUILDERS):
         raise RoseError("The decoder blocks of this model differ in shape, so only rose reads it; pack it instead.")
     family = FAMILIES[config.model_type]
-    if (found := getattr(config, family.field)) not in family.activations:
+    if (activation := getattr(config, family.field)) not in family.activations:
         raise RoseError(
-            f"llama.cpp computes {family.activations[0]} in every {config.model_type} model, and this one has {found}; "
+            f"llama.cpp computes {family.activations[0]} in every {config.model_type} model, not {activation}; "
             "pack the folder instead."
         )
     return family
@@ -127,7 +126,7 @@ def _same(_name: str, weight: Tensor, _config: Any) -> Tensor:
 
 
 def _llama_rows(name: str, weight: Tensor, config: Any) -> Tensor:
-    """Queries and keys in pairs of neighbours, as llama.cpp rotates them; here a head's first halves are together."""
+    """Queries and keys in pairs of neighbours, as llama.cpp rotates them; here a head's halves are separate."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
     if heads is None:
         return weight
@@ -135,7 +134,7 @@ def _llama_rows(name: str, weight: Tensor, config: Any) -> Tensor:
 
 
 def _one_added(name: str, weight: Tensor, _config: Any) -> Tensor:
-    """Gemma multiplies by 1 + the weight of a norm, and a file has the sum."""
+    """Gemma multiplies by 1 + the weight of a norm; files hold the sum."""
     return weight.float() + 1 if name.endswith("norm.weight") else weight
 
 

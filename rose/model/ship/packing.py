@@ -1,12 +1,13 @@
-"""Checkpoint folders packed and unpacked, a tensor at a time; what that saves, with and without writing."""
+"""Checkpoint folders packed and unpacked, one tensor at a time, and sizes of packed models."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -15,14 +16,87 @@ from torch import Tensor, nn
 from rose.errors import RoseError
 from rose.files import reachable
 from rose.interrupt import stop_point
-from rose.model.formats.low_rank import FILE as LOW_RANK
 from rose.model.formats.packed import FORMAT, VERSION, TensorFile, damaged, digest_of_facts, encode
 from rose.model.load.soundness import check_masks_applied
 from rose.model.load.stored import PACKED, check_is_checkpoint, is_packed, packed, weight_files
+from rose.model.network.layers import LOW_RANK_FILE
 from rose.model.packaged import PACKAGED
-from rose.model.ship.writing import TensorWriter
 from rose.output import PARTIAL, new_folder
 from rose.tensor_files import digest
+
+TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.bool: "BOOL",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+if hasattr(torch, "float8_e8m0fnu"):  # from torch 2.7 on
+    TYPES[torch.float8_e8m0fnu] = "F8_E8M0"
+ALIGNMENT = 8
+
+
+class TensorWriter:
+    """Gathers tensors in temporary files beside the result; a context manager that removes these files.
+
+    Tensors of wider numbers come first, because readers expect aligned tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._gathered: dict[int, BinaryIO] = {}  # by bytes of a number
+        self._entries: dict[int, list[tuple[str, dict[str, Any], int]]] = {}  # name, what the header says, bytes
+
+    def __enter__(self) -> TensorWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for width, file in self._gathered.items():
+            file.close()
+            self._place(width).unlink(missing_ok=True)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Raises OSError, and RoseError for an unknown number format."""
+        if tensor.dtype not in TYPES:
+            raise RoseError(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, which is not written.")
+        width = tensor.itemsize
+        if width not in self._gathered:
+            self._gathered[width] = self._place(width).open("wb")
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        self._gathered[width].write(data)
+        entry = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape)}
+        self._entries.setdefault(width, []).append((name, entry, len(data)))
+
+    def finish(self, metadata: Mapping[str, str]) -> None:
+        """Writes the file; raises OSError as the disk has it."""
+        header: dict[str, Any] = {"__metadata__": dict(metadata)}
+        offset, widths = 0, sorted(self._gathered, reverse=True)
+        for width in widths:
+            for name, entry, size in self._entries[width]:
+                header[name] = {**entry, "data_offsets": [offset, offset + size]}
+                offset += size
+        text = json.dumps(header, ensure_ascii=False).encode()
+        text += b" " * (-len(text) % ALIGNMENT)
+        with self.path.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for width in widths:
+                self._gathered[width].close()
+                with self._place(width).open("rb") as data:
+                    shutil.copyfileobj(data, file, 2**24)
+
+    def _place(self, width: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{width}")
+
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data"}  # are not copied
 
@@ -31,15 +105,13 @@ Follow = Callable[[float, str], None]  # told the share that is done, and of whi
 
 @dataclass(frozen=True)
 class PackedSize:
-    """What packing makes of a model.
+    """Sizes before and after packing.
 
     Attributes:
-        plain: bytes of all tensors as they are.
-        stored: bytes of all tensors packed; those that packing would not make smaller stay as they are.
-        layers: how many tensors are packed.
-        layer_weights: how many weights those have.
-        layer_stored: bytes that those take.
-        digest: SHA-256 of the tensors, of their names, dtypes and shapes: the same before and after.
+        plain: bytes of all tensors.
+        stored: bytes of all tensors, packed where that is smaller.
+        layers, layer_weights, layer_stored: packed tensors, their weights, and their bytes.
+        digest: SHA-256 of the tensors with names, dtypes and shapes; packing does not change it.
     """
 
     plain: int
@@ -50,10 +122,10 @@ class PackedSize:
     digest: str
 
     def remarks(self) -> list[str]:
-        """What a copy that was packed takes, sentence by sentence."""
+        """Sentences on a packed copy."""
         if self.layer_share is None:
             return ["No matrix has zeros or lies on a grid, so all are stored as they are."]
-        of = f"of what they take in bfloat16, {self.layer_stored * 8 / self.layer_weights:.2f} bits a weight"
+        of = f"of their size in bfloat16, {self.layer_stored * 8 / self.layer_weights:.2f} bits a weight"
         return [
             f"{self.layers} matrices that have zeros or lie on a grid take {self.layer_share:.3f} {of}.",
             f"Every tensor was read back and is equal to the bit; digest {self.digest[:16]}.",
@@ -61,19 +133,19 @@ class PackedSize:
 
     @property
     def layer_share(self) -> float | None:
-        """Of the bytes that the packed layers take in bfloat16, whatever their format; None where none is packed."""
+        """Bytes of the packed layers relative to bfloat16; None without packed layers."""
         return self.layer_stored / (2 * self.layer_weights) if self.layer_weights else None
 
 
 class _Sizes:
-    """The sum over tensors, told one by one."""
+    """Sums over tensors."""
 
     def __init__(self) -> None:
         self.plain = self.stored = self.layers = self.layer_weights = self.layer_stored = 0
         self.digests: dict[str, str] = {}
 
     def add(self, name: str, tensor: Tensor, stored: int | None, checksum: str) -> None:
-        """stored: bytes of a tensor that is packed, None for one that is not."""
+        """`stored`: bytes of a packed tensor; None for a plain one."""
         self.digests[name] = checksum
         self.plain += tensor.nbytes
         self.stored += tensor.nbytes if stored is None else stored
@@ -88,24 +160,23 @@ class _Sizes:
 
 
 def packed_size(model: nn.Module) -> PackedSize:
-    """What packing would make of a model in memory, without writing anything; some seconds a GB. Tied weights count
-    once."""
+    """Sizes of a model in memory, without writing; some seconds a GB. Tied weights count once."""
     sizes = _Sizes()
     for name, tensor in model.named_parameters():
         stop_point()
-        found = encode(tensor)
-        sizes.add(name, tensor, found.size if found else None, digest({name: tensor}))
+        packed_tensor = encode(tensor)
+        sizes.add(name, tensor, packed_tensor.size if packed_tensor else None, digest({name: tensor}))
     return sizes.result()
 
 
 def pack_folder(folder: str | Path, output: str | Path, follow: Follow | None = None) -> PackedSize:
-    """Writes a packed copy of a checkpoint folder, whole or not at all, and reads every tensor back to compare it.
+    """Writes a packed copy of a checkpoint folder, whole or not at all, and compares every tensor with the original.
 
-    Each file of its weights becomes a packed one; configuration, tokenizer and reports are copied.
+    Weight files are packed; configuration, tokenizer and reports are copied.
 
     Raises:
-        RoseError: no checkpoint there, packed already, damaged, masks beside their weights, an output that is not empty
-            or cannot be written.
+        RoseError: no checkpoint, a packed or damaged one, masks beside their weights, or an output that is not empty or
+            cannot be written.
     """
     source = _checkpoint(folder)
     if is_packed(source):
@@ -114,7 +185,7 @@ def pack_folder(folder: str | Path, output: str | Path, follow: Follow | None = 
 
 
 def unpack_folder(folder: str | Path, output: str | Path, follow: Follow | None = None) -> PackedSize:
-    """Writes a plain copy of a packed folder, which any program loads, equal to what was packed; as `pack_folder`."""
+    """Writes a plain copy of a packed folder, equal to the original; as `pack_folder`."""
     source = _checkpoint(folder)
     if not is_packed(source):
         raise RoseError(f"{folder} is not packed; its weights can be used as they are.")
@@ -152,7 +223,7 @@ def _rewritten(
                 follow(number / len(paths), path.name)
             try:
                 write(path, temporary / renamed(path).name, sizes)
-            except SafetensorError as problem:  # those of writing are OSErrors, or end up in `new_folder`
+            except SafetensorError as problem:  # errors of writing are OSErrors, or are raised in `new_folder`
                 raise RoseError(f"{path} cannot be read ({problem}); restore it.") from problem
         for path in _besides_weights(source):
             place = temporary / path.relative_to(source)
@@ -162,13 +233,13 @@ def _rewritten(
 
 
 def _besides_weights(source: Path) -> list[Path]:
-    """What else a model needs: also in folders, such as code and further chat templates, but hidden ones (.git)."""
+    """The other files of a model, also in folders, except hidden folders (.git)."""
     return [
         path
         for path in source.rglob("*")
         if path.is_file()
-        and not path.name.startswith(PARTIAL)  # of what is written into this folder
-        and (path.suffix not in WEIGHTS or path == source / LOW_RANK)
+        and not path.name.startswith(PARTIAL)  # written into this folder meanwhile
+        and (path.suffix not in WEIGHTS or path == source / LOW_RANK_FILE)
         and not any(folder.name.startswith(".") for folder in path.relative_to(source).parents)
     ]
 
@@ -180,13 +251,13 @@ def _pack_file(path: Path, target: Path, sizes: _Sizes) -> None:
         for name in file.names():
             stop_point()
             tensor = file.tensor(name)
-            found, checksum = encode(tensor), digest({name: tensor})
-            facts[name] = {**(found.facts if found else {"kind": "plain"}), "sha256": checksum}
-            for part, data in found.parts.items() if found else ():
+            packed_tensor, checksum = encode(tensor), digest({name: tensor})
+            facts[name] = {**(packed_tensor.facts if packed_tensor else {"kind": "plain"}), "sha256": checksum}
+            for part, data in packed_tensor.parts.items() if packed_tensor else ():
                 writer.add(f"{name}:{part}", torch.from_numpy(data.copy()))
-            if not found:
+            if not packed_tensor:
                 writer.add(name, tensor)
-            sizes.add(name, tensor, found.size if found else None, checksum)
+            sizes.add(name, tensor, packed_tensor.size if packed_tensor else None, checksum)
         metadata = {"format": FORMAT, "version": VERSION, "source": json.dumps(file.metadata)}
         metadata["tensors"] = json.dumps(facts)
         writer.finish(metadata | {"digest": digest_of_facts(metadata)})
@@ -197,7 +268,7 @@ def _pack_file(path: Path, target: Path, sizes: _Sizes) -> None:
 
 
 def _without_masks(stored: Collection[str]) -> set[str]:
-    """What torch.nn.utils.prune has put away as weights and masks."""
+    """Weights that torch.nn.utils.prune has replaced by weights and masks."""
     return {name.removesuffix("_orig") for name in stored if name.endswith((".weight_orig", ".bias_orig"))} - {*stored}
 
 
@@ -215,4 +286,4 @@ def _unpack_file(path: Path, target: Path, sizes: _Sizes) -> None:
             for name in written.names():
                 stop_point()
                 if digest({name: written.tensor(name)}) != file.facts[name]["sha256"]:
-                    raise damaged(target, f"{name} differs from what was packed")
+                    raise damaged(target, f"{name} differs from the original")

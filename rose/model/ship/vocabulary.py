@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file: that of the file a model came from, or written from tokenizer.json."""
+"""The tokenizer of a GGUF file, copied from another file or written from tokenizer.json."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEMPLATE = "tokenizer.chat_template"  # begins the names of fields
 
 
 def copy_vocabulary(writer: GGUFWriter, source: GGUFReader, *, with_template: bool = True) -> None:
-    """Writes every field on the tokenizer that a GGUF file has."""
+    """Writes every tokenizer field of a GGUF file."""
     for name, field in source.fields.items():
         if name.startswith("tokenizer.") and (with_template or not name.startswith(TEMPLATE)):
             inner = field.types[1] if field.types[0] == GGUFValueType.ARRAY else None
@@ -29,19 +29,19 @@ def copy_vocabulary(writer: GGUFWriter, source: GGUFReader, *, with_template: bo
 
 
 def tokens_in(source: GGUFReader) -> int:
-    """How many tokens a file's vocabulary has."""
+    """The size of a file's vocabulary."""
     field = source.get_field("tokenizer.ggml.tokens")
     return 0 if field is None else len(field.data)
 
 
 def compare_vocabularies(tokenizer: Any, other: Any, size: int) -> tuple[bool, bool]:
-    """Whether two fast tokenizers are the same for a GGUF file, and whether their chat templates are."""
-    fields, others = (_fields(each, size) for each in (tokenizer, other))
-    return fields == others, tokenizer.chat_template == other.chat_template
+    """Whether two fast tokenizers give the same GGUF fields, and whether their chat templates are equal."""
+    fields, other_fields = (_fields(each, size) for each in (tokenizer, other))
+    return fields == other_fields, tokenizer.chat_template == other.chat_template
 
 
 class _Fields(dict[str, Any]):
-    """Stands in for a writer, and keeps what would be written."""
+    """Replaces a writer, and keeps the fields."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *values: self.__setitem__(name, values)
@@ -58,43 +58,40 @@ def _fields(tokenizer: Any, size: int) -> dict[str, Any]:
 
 def write_template(writer: GGUFWriter, tokenizer: Any) -> None:
     if template := tokenizer.chat_template:  # or several, by name
-        several = isinstance(template, dict)
-        writer.add_chat_template([{"name": n, "template": t} for n, t in template.items()] if several else template)
+        has_names = isinstance(template, dict)
+        writer.add_chat_template([{"name": n, "template": t} for n, t in template.items()] if has_names else template)
 
 
 def write_vocabulary(writer: GGUFWriter, tokenizer: Any, size: int) -> None:
-    """Writes the fields from a fast tokenizer, without its chat template.
-
-    Args:
-        size: rows of the embedding; ids that the tokenizer does not use become unused tokens.
+    """Writes the fields of a fast tokenizer, without its chat template; ids without a token become unused tokens.
 
     Raises:
-        RoseError: a tokenizer that is no BPE, has no merges, or splits text in a way that has no name here.
+        RoseError: a tokenizer that is not BPE, has no merges, or splits text in an unknown way.
     """
-    known = json.loads(tokenizer.backend_tokenizer.to_str())
-    model = known["model"]
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = settings["model"]
     if model["type"] != "BPE":
         raise RoseError(f"A tokenizer of type {model['type']} is not exported; only BPE is.")
-    added = {one["id"]: one for one in known["added_tokens"]}
+    added = {entry["id"]: entry for entry in settings["added_tokens"]}
     pieces = {number: token for token, number in model["vocab"].items()} | {
-        n: one["content"] for n, one in added.items()
+        n: entry["content"] for n, entry in added.items()
     }
     tokens = [pieces.get(number, f"[PAD{number}]") for number in range(size)]
     is_pieces = bool(model.get("byte_fallback"))
     types = [_type(number, pieces, added, model, is_pieces) for number in range(size)]
-    merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
+    merges = [entry if isinstance(entry, str) else " ".join(entry) for entry in model["merges"]]
     if is_pieces:
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_scores(_scores(tokens, model["merges"]))
-        writer.add_add_space_prefix(_prepends(known))
+        writer.add_add_space_prefix(_prepends(settings))
     elif not merges:
         raise RoseError(
             "This tokenizer has no merges, and programs do not read a GGUF file without them; pack the folder instead."
         )
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(_split(known["pre_tokenizer"]))
+        writer.add_tokenizer_pre(_split(settings["pre_tokenizer"]))
         writer.add_token_merges(merges)
     writer.add_token_list([token.encode() for token in tokens])
     writer.add_token_types(types)
@@ -118,7 +115,7 @@ def _type(number: int, pieces: dict[int, str], added: dict[int, Any], model: Any
 
 
 def _scores(tokens: Iterable[str], merges: Iterable[Any]) -> list[float]:
-    """llama.cpp joins the pair whose token has the highest score, a tokenizer.json the pair of the first merge."""
+    """Scores of joined pairs: llama.cpp joins the highest score first, tokenizer.json the first merge."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
@@ -126,24 +123,24 @@ def _scores(tokens: Iterable[str], merges: Iterable[Any]) -> list[float]:
     return [-float(ranks.get(token, len(ranks) + 1)) for token in tokens]
 
 
-def _prepends(known: Any) -> bool:
-    """Whether a space goes in front of a text."""
-    text = json.dumps([known["normalizer"], known["pre_tokenizer"]], ensure_ascii=False)
+def _prepends(settings: Any) -> bool:
+    """Whether a space is put before a text."""
+    text = json.dumps([settings["normalizer"], settings["pre_tokenizer"]], ensure_ascii=False)
     return '"Prepend"' in text or '"prepend_scheme": "first"' in text or '"prepend_scheme": "always"' in text
 
 
 def _split(pre_tokenizer: Any) -> str:
-    """llama.cpp's name of the way in which text is split before merges."""
-    known = pre_tokenizer or {"type": None}  # text is not split at all
-    parts = known["pretokenizers"] if known["type"] == "Sequence" else [known]
-    patterns = [one["pattern"].get("Regex", "") for one in parts if one["type"] == "Split"]
+    """llama.cpp's name for the splitting of text before merges."""
+    settings = pre_tokenizer or {"type": None}  # text is not split at all
+    parts = settings["pretokenizers"] if settings["type"] == "Sequence" else [settings]
+    patterns = [part["pattern"].get("Regex", "") for part in parts if part["type"] == "Split"]
     for pattern in patterns:
         for begins, name in SPLITS.items():
             if pattern.startswith(begins):
                 return name
-    byte_level = any(one["type"] == "ByteLevel" and one.get("use_regex", True) for one in parts)
+    byte_level = any(part["type"] == "ByteLevel" and part.get("use_regex", True) for part in parts)
     if byte_level and not patterns:
-        digits = any(one["type"] == "Digits" and one["individual_digits"] for one in parts)
+        digits = any(part["type"] == "Digits" and part["individual_digits"] for part in parts)
         return "smollm" if digits else "gpt-2"
     raise RoseError(
         "This tokenizer splits text in a way whose name in GGUF files is not known; pack the folder instead."

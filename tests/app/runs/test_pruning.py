@@ -304,7 +304,7 @@ def test_windows_that_have_to_overlap_are_told(setup: Setup, loaded: LoadedModel
     request = replace(REQUEST, methods=("magnitude",), sparsities=("0.5",), evaluate="packaged", prompt="")
     run = finished(short, request, lambda: loaded)
     (said,) = run.cautions
-    assert said.endswith("windows of 32 overlap, and calibrate on no more than those.")
+    assert said.endswith("windows of 32 overlap.")
     assert said in run.copies[0].remarks
 
 

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from rose.errors import RoseError
 from rose.model.formats import gguf as gguf_file
 from rose.model.formats.gguf import frugal_reading
-from rose.model.load.models import load_model
 
 WIDTH, INNER, BLOCKS, HEADS, KEY_HEADS, VOCABULARY = 64, 96, 2, 4, 2, 512
 EXPERTS, EXPERT_INNER = 4, 768  # the width of an expert that transformers takes for granted
@@ -116,25 +115,11 @@ def test_a_tensor_without_a_place_is_refused_unless_it_is_derived(
 ) -> None:
     with frugal_reading():
         load(write(tmp_path / "c.gguf", "llama", lambda n: dense(n) | {"rope_freqs": values(8)}), torch.float32)
-        assert "scales positions (rope_freqs.weight), which is left out" in caplog.text
+        assert "scales positions (rope_freqs.weight), which is ignored" in caplog.text
         load(write(tmp_path / "a.gguf", "llama", lambda n: dense(n) | {"attn_rot_embd": values(8)}), torch.float32)
         path = write(tmp_path / "b.gguf", "llama", lambda n: dense(n) | {"attn_sinks": values(HEADS)})
         with pytest.raises(RoseError, match=r"2 tensors that LlamaForCausalLM has no place for, such as blk\.0\.attn"):
             load(path, torch.float32)
-
-
-@pytest.mark.parametrize("part", [0, 1])
-def test_one_part_of_several_is_to_be_joined_with_the_others(part: int, tmp_path: Path) -> None:
-    path = tmp_path / "part.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_uint16("split.no", part)
-    writer.add_uint16("split.count", 2)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with pytest.raises(RoseError, match=r"part\.gguf is one of 2 parts of a model; join them \(llama-gguf-split"):
-        load_model(path)
 
 
 def test_numbers_beside_the_model_take_the_memory_of_one_tensor(

@@ -19,7 +19,6 @@ import rose
 from rose.errors import Cancelled
 from rose.interrupt import stoppable
 from rose.model.load import models
-from tests.model.load.test_models import save_seeing
 from tests.tiny import save_tiny_llama
 
 NAME, COMMIT = "somebody/tiny", "0" * 40
@@ -157,13 +156,3 @@ def test_a_repository_with_two_sets_of_weights_is_refused(site: Hub, tmp_path: P
     with pytest.raises(rose.RoseError, match=r"holds both model.safetensors and model\S+index.json, of two models"):
         rose.load_model(NAME, stream=stream)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_settings_for_pictures_come_along(site: Hub, tmp_path: Path, stream: bool) -> None:
-    site.folder = save_seeing(tmp_path / "seeing")
-    (site.folder / "processor_config.json").unlink()
-    (site.folder / "LICENSE.txt").write_text("Agreed.")
-    rose.save_model(*rose.load_model(NAME, stream=stream), tmp_path / "copy")
-    found = {path.name for pattern in ("*processor_config.json", "LIC*") for path in (tmp_path / "copy").glob(pattern)}
-    assert found == {"preprocessor_config.json", "video_preprocessor_config.json", "LICENSE.txt"}

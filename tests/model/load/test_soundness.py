@@ -74,9 +74,7 @@ def test_weights_that_are_there_twice_and_shards_of_which_some_are_missing(folde
         rose.load_model(str(folder), stream=stream)
     (folder / "first").rename(first)
     (folder / "model.safetensors.index.json").rename(folder / "index")
-    with pytest.raises(
-        rose.RoseError, match=r"holds model-00001-of-00002\.safetensors, but neither model\.safetensors nor"
-    ):
+    with pytest.raises(rose.RoseError, match=r"holds model-00001-of-00002\.safetensors, but not model\.safetensors or"):
         rose.load_model(str(folder), stream=stream)
     (folder / "index").rename(folder / "model.safetensors.index.json")
     for path in folder.glob("model-*"):
@@ -125,21 +123,6 @@ def test_floats_of_eight_bits_are_made_plain_where_there_is_a_gpu_too(
     layer.weight = nn.Parameter(tensors[name], requires_grad=False)
     with pytest.raises(rose.RoseError, match=r"up_proj has weights in float8_e4m3fn, which cannot be pruned"):
         rose.prunable_layers(model)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
-def test_weights_of_few_bits_are_not_taken_for_damaged_files(folder: Path, method: str, stream: bool) -> None:
-    configure(folder, quantization_config={"quant_method": method, "bits": 4})
-    with pytest.raises(rose.RoseError, match=f"is stored in few bits by {method}, which is not read; give what it was"):
-        rose.load_model(str(folder), stream=stream)
-
-
-@pytest.mark.parametrize(("field", "value"), [("vocab_size", 100), ("num_key_value_heads", 1)])
-def test_shapes_that_are_not_those_of_the_configuration(folder: Path, field: str, value: int) -> None:
-    configure(folder, **{field: value})
-    with pytest.raises(rose.RoseError, match=r"^\S+ is of shape \(\d+, 32\) in the files of \S+, but of \(\d+, 32\)"):
-        rose.load_model(str(folder))
 
 
 class Program:

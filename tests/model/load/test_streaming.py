@@ -18,8 +18,6 @@ from rose.model.network.layers import decoder_blocks
 from rose.output import PARTIAL
 from rose.tensor_files import digest
 from tests.model.families import DENSE, make_model, make_tokens, on_meta, save, stop_at
-from tests.model.run.test_checkpoint import full
-from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(2, seed=3)}
@@ -131,40 +129,6 @@ def test_pruned_weights_leave_no_files_behind(tmp_path: Path) -> None:
 # ---- what cannot be streamed
 
 
-def test_gguf_files_are_refused() -> None:
-    with pytest.raises(rose.RoseError, match="is a GGUF file, which cannot be streamed"):
-        rose.load_model("smollm2-135m", stream=True)
-
-
-def test_sensitivity_is_refused(tmp_path: Path) -> None:
-    model, _ = rose.load_model(str(save("llama", tmp_path)), stream=True)
-    with pytest.raises(rose.RoseError, match="Sensitivity needs the whole model"):
-        rose.prune_model(model, make_tokens(), allocation="sensitivity", **OPTIONS)
-
-
-def test_quantized_weights_are_refused(tmp_path: Path) -> None:
-    folder = save("llama", tmp_path)
-    change_config(folder, quantization_config={"quant_method": "fp8"})
-    with pytest.raises(rose.RoseError, match="holds quantized weights"):
-        rose.load_model(str(folder), stream=True)
-
-
-@pytest.mark.parametrize(
-    ("harm", "message"),
-    [
-        (lambda folder: (folder / "model.safetensors").unlink(), "lacks model.safetensors; only safetensors can"),
-        (lambda folder: os.truncate(folder / "model.safetensors", 9000), "missing, corrupt or of an unknown kind"),
-        (lambda folder: change_config(folder, num_hidden_layers=3), "no tensor named model.layers.2"),
-        (lambda folder: change_config(folder, intermediate_size=64), "is of shape .56, 32. in the files"),
-    ],
-)
-def test_files_that_do_not_fit(harm: Any, message: str, tmp_path: Path) -> None:
-    folder = save("llama", tmp_path / "model")
-    harm(folder)
-    with pytest.raises(rose.RoseError, match=message):
-        rose.load_model(str(folder), stream=True)
-
-
 def change_config(folder: Path, **values: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **values}))
@@ -208,13 +172,6 @@ def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pyte
         assert float(file.get_tensor("model.layers.0.mlp.up_proj.weight").eq(0).float().mean()) == 0.5
 
 
-def test_a_second_pruning_would_lose_the_first(tmp_path: Path) -> None:
-    model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
-    rose.prune_model(model, make_tokens(), layers=["*self_attn*"], **OPTIONS)
-    with pytest.raises(rose.RoseError, match="pruned already; save it, and load what was saved"):
-        rose.prune_model(model, make_tokens(), layers=["*mlp*"], **OPTIONS)
-
-
 def test_a_run_that_was_refused_or_stopped_at_once_can_be_begun_again(tmp_path: Path) -> None:
     model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
     with pytest.raises(rose.RoseError, match="outside the model's vocabulary"):
@@ -228,37 +185,31 @@ def test_a_run_that_was_refused_or_stopped_at_once_can_be_begun_again(tmp_path: 
     assert len(rose.prune_model(model, make_tokens(), **OPTIONS).layers) == len(rose.prunable_layers(model))
 
 
-def test_a_full_disk_does_not_promise_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "lacks model.safetensors; only safetensors can"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 9000), "missing, corrupt or of an unknown kind"),
+        (lambda folder: change_config(folder, num_hidden_layers=3), "no tensor named model.layers.2"),
+        (lambda folder: change_config(folder, intermediate_size=64), "is of shape .56, 32. in the files"),
+        (lambda folder: change_config(folder, quantization_config={"quant_method": "fp8"}), "holds quantized weights"),
+        (lambda folder: make_model("llama").model.save_pretrained(folder), r"lacks lm_head\.weight"),
+    ],
+)
+def test_files_that_cannot_be_streamed_are_refused(harm: Any, message: str, tmp_path: Path) -> None:
+    folder = save("llama", tmp_path / "model")
+    harm(folder)
+    with pytest.raises(rose.RoseError, match=message):
+        rose.load_model(str(folder), stream=True)
+
+
+def test_runs_that_need_the_whole_model_or_would_lose_a_pruning_are_refused(tmp_path: Path) -> None:
     model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
-    monkeypatch.setattr("rose.model.run.checkpoint.write_tensors", full)
-    with pytest.raises(rose.RoseError, match=r"No space left on device.*start the run again\.$"):
-        rose.prune_model(model, make_tokens(), **OPTIONS)
-
-
-@pytest.mark.parametrize("target", ["layer", "dense"])
-def test_weights_are_read_once_before_pruning_begins(
-    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
-    visited: list[int] = []
-    visit = streaming.BlockFiles.visit
-    monkeypatch.setattr(
-        streaming.BlockFiles,
-        "visit",
-        lambda self, index, device: (visited.append(index), visit(self, index, device))[1],
-    )
-    rose.prune_model(model, make_tokens(), target=target, **OPTIONS)
-    assert visited == [0, 1, 0, 1]  # a few tokens show how the decoder blocks are called; then each is pruned
-
-
-def test_a_body_without_its_head_is_refused_before_any_work(tmp_path: Path) -> None:
-    make_model("llama").model.save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(rose.RoseError, match=r"lacks lm_head\.weight"):
-        rose.load_model(str(tmp_path), stream=True)
-
-
-def test_whole_passes_need_the_model_in_memory(tmp_path: Path) -> None:
-    model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
+    with pytest.raises(rose.RoseError, match="Sensitivity needs the whole model"):
+        rose.prune_model(model, make_tokens(), allocation="sensitivity", **OPTIONS)
     with pytest.raises(rose.RoseError, match="load it without streaming"):
         rose.perplexity(model, make_tokens())
+    rose.prune_model(model, make_tokens(), layers=["*self_attn*"], **OPTIONS)
+    for lose in (rose.prune_model, rose.prune_structured):
+        with pytest.raises(rose.RoseError, match="pruned already; save it, and load what was saved"):
+            lose(model, make_tokens())

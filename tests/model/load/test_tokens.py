@@ -77,40 +77,51 @@ def test_seeds_reproduce_and_differ(text: str, tokenizer: PreTrainedTokenizerFas
     assert torch.equal(torch.get_rng_state(), state)  # nobody else's random numbers are touched
 
 
-def test_every_part_of_the_text_can_be_drawn(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    starts = torch.cat([rose.load_tokens(text, tokenizer, samples=1, length=998, seed=s)[:, 0] for s in range(30)])
-    assert set(starts.tolist()) == {0, 1, 2}
-
-
-def test_windows_in_order(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    tokens = rose.load_tokens(text, tokenizer, samples=None, length=300, seed=None)
-    assert torch.equal(tokens.flatten(), torch.arange(900))
-    tokens = rose.load_tokens(text, tokenizer, samples=2, length=300, seed=None)
-    assert torch.equal(tokens.flatten(), torch.arange(600))
-
-
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("source", "options", "message"),
     [
-        ({"samples": 1, "length": 1001}, "has 1000 tokens, fewer than one window of 1001; ask for shorter"),
-        ({"samples": 11, "length": 100, "seed": None}, "has 1000 tokens, too few for 11 windows of 100"),
-        ({"samples": None, "length": 1001, "seed": None}, "fewer than one window of 1001"),
-        ({"samples": 0, "length": 10}, "number of windows must be a whole number of at least 1, not 0"),
-        ({"samples": -1, "length": 10}, "at least 1, not -1"),
-        ({"samples": 1, "length": 9, "split": "foo"}, "one of train, validation, test, not 'foo'"),
-        ({"samples": 1, "length": 1}, "at least 2 tokens, not 1"),
-        ({"samples": 2.5, "length": 10}, "whole number of at least 1, not 2.5"),
-        ({"samples": True, "length": 10}, "number of windows must be a whole number of at least 1, not True"),
-        ({"samples": 1, "length": 10, "seed": True}, "A seed must be a whole number .* not True"),
-        ({"samples": 1, "length": 10, "seed": "a"}, "A seed must be a whole number .* not 'a'"),
-        ({"samples": None, "length": 10}, "give seed=None with samples=None"),
+        (None, {"length": 1001}, "has 1000 tokens, fewer than one window of 1001; ask for shorter"),
+        (None, {"samples": 11, "length": 100, "seed": None}, "has 1000 tokens, too few for 11 windows of 100"),
+        (None, {"samples": 0}, "number of windows must be a whole number of at least 1, not 0"),
+        (None, {"samples": True}, "whole number of at least 1, not True"),
+        (None, {"length": 1}, "at least 2 tokens, not 1"),
+        (None, {"split": "foo"}, "one of train, validation, test, not 'foo'"),
+        (None, {"seed": "a"}, "A seed must be a whole number .* not 'a'"),
+        (None, {"samples": None}, "give seed=None with samples=None"),
+        (None, {"bos": "always"}, "tokenizer has no beginning-of-sequence token; choose"),
+        (None, {"bos": "maybe"}, "bos must be one of auto, always, never, not 'maybe'"),
+        (None, {"tokenizer": "smollm2-135m"}, "tokenizer is needed, .* not a str"),
+        ("wikitext3", {}, r"Unknown text .*give one of wikitext2, c4, ptb, packaged, or a \.txt"),
+        (5, {}, "Unknown text 5"),
+        ("absent.txt", {}, r"There is no file .*; check the path"),
+        ("binary.txt", {}, r"binary\.txt is not UTF-8 text .*; save it as UTF-8"),
+        ("bad.jsonl", {}, r'bad\.jsonl, line 3 is not a JSON object with a "text"'),
+        ("null.jsonl", {}, r'null\.jsonl, line 2 is not a JSON object with a "text"'),
+        ("c4", {}, r'cannot be loaded \(reset by peer\); check the network, or give a .txt file or "packaged"'),
     ],
 )
-def test_impossible_windows(
-    text: str, tokenizer: PreTrainedTokenizerFast, options: dict[str, Any], message: str
+def test_impossible_windows_and_texts_are_refused(
+    text: str,
+    tokenizer: PreTrainedTokenizerFast,
+    source: Any,
+    options: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(rose.RoseError, match=message):
-        rose.load_tokens(text, tokenizer, **options)
+    def rows() -> Any:
+        yield {"text": "w1"}
+        raise ConnectionError("reset\nby peer")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_args, **_options: rows())
+    monkeypatch.chdir(tmp_path)
+    Path("binary.txt").write_bytes(b"\xff\xfe\x00\x9f")
+    Path("bad.jsonl").write_text('{"text": "w1"}\n\nnot json\n{"text": "w2"}\n')
+    Path("null.jsonl").write_text('{"text": "w1"}\n{"text": null}\n')
+    options = {"samples": 1, "length": 10, "tokenizer": tokenizer} | options
+    with pytest.raises(rose.RoseError, match=message) as caught:
+        rose.load_tokens(text if source is None else source, options.pop("tokenizer"), **options)
+    assert "\n" not in str(caught.value)
 
 
 # ---- the beginning of a window
@@ -153,31 +164,6 @@ def test_windows_begin_as_asked(text: str, template: str, bos: str, begins: bool
     assert torch.equal(in_order[:, int(begins) :].flatten(), torch.arange(1000 if begins else 909))
 
 
-def test_windows_after_a_beginning_do_not_overlap(text: str) -> None:
-    tokens = rose.load_tokens(text, beginning_tokenizer("[BOS] $A"), samples=10, length=101)
-    assert len(tokens[:, 1:].unique()) == 1000
-    with pytest.raises(rose.RoseError, match="has 1000 tokens, too few for 11 windows of 101"):
-        rose.load_tokens(text, beginning_tokenizer("[BOS] $A"), samples=11, length=101, seed=None)
-
-
-def test_what_is_no_tokenizer_is_told() -> None:
-    for tokenizer in (None, "smollm2-135m"):
-        with pytest.raises(rose.RoseError, match=f"tokenizer is needed, .* not a {type(tokenizer).__name__}"):
-            rose.load_tokens("packaged", tokenizer, samples=1, length=10)
-
-
-def test_bad_beginnings(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(rose.RoseError, match="tokenizer has no beginning-of-sequence token; choose"):
-        rose.load_tokens(text, tokenizer, samples=1, length=10, bos="always")
-    with pytest.raises(rose.RoseError, match="bos must be one of auto, always, never, not 'maybe'"):
-        rose.load_tokens(text, tokenizer, samples=1, length=10, bos="maybe")
-
-
-def test_the_packaged_model_reads_text_without_a_beginning(packaged: Any) -> None:
-    tokens = [rose.load_tokens("packaged", packaged[1], samples=4, length=32, bos=bos) for bos in ("auto", "never")]
-    assert torch.equal(*tokens)
-
-
 # ---- sources
 
 
@@ -209,41 +195,6 @@ def test_jsonl_rows_may_hold_other_line_separators(tmp_path: Path) -> None:
     assert load_text(str(path)) == "\n\n".join(rows)
 
 
-@pytest.mark.parametrize(
-    "bad", ["not json", '["w1"]', '"text"', "3", '{"txt": "w1"}', '{"text": "w1"', '{"text": null}', '{"text": 3}']
-)
-def test_bad_jsonl_names_the_line(tmp_path: Path, bad: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "w1"}\n\n' + bad + '\n{"text": "w2"}\n')
-    with pytest.raises(rose.RoseError, match=r'rows\.jsonl, line 3 is not a JSON object with a "text"') as caught:
-        load_text(str(path))
-    assert "\n" not in str(caught.value)
-
-
-def test_unreadable_files(tmp_path: Path) -> None:
-    binary = tmp_path / "binary.txt"
-    binary.write_bytes(b"\xff\xfe\x00\x9f")
-    folder = tmp_path / "folder.txt"
-    folder.mkdir()
-    with pytest.raises(rose.RoseError, match=r"binary\.txt is not UTF-8 text .*; save it as UTF-8"):
-        load_text(str(binary))
-    for path in (folder, tmp_path / "absent.txt", tmp_path / "absent.jsonl"):
-        with pytest.raises(rose.RoseError, match=r"There is no file .*; check the path"):
-            load_text(str(path))
-
-
-@pytest.mark.parametrize("source", ["wikitext3", "", "text.pdf", "/tmp/x", None, 5])
-def test_unknown_sources(source: Any) -> None:
-    with pytest.raises(rose.RoseError, match=r"Unknown text .*give one of wikitext2, c4, ptb, packaged, or a \.txt"):
-        load_text(source)
-
-
-def test_files_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "mine.txt").write_text("hello")
-    assert load_text("~/mine.txt") == "hello"
-
-
 # ---- datasets, without a network
 
 
@@ -273,13 +224,6 @@ def test_wikitext2(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokeniz
     assert asked.options == {"split": "validation"}
 
 
-def test_ptb(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Asked([{"sentence": "no it was n't"}, {"sentence": "black monday"}])
-    monkeypatch.setattr(datasets, "load_dataset", asked)
-    assert load_text("ptb", split="train") == "no it was n't black monday"
-    assert asked.options["split"] == "train"
-
-
 @pytest.mark.parametrize(("split", "shard"), [("train", "c4-train.00000"), ("validation", "c4-validation.00000")])
 def test_c4_reads_one_shard(split: str, shard: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked([{"text": "w1 w2"}, {"text": "w3"}])
@@ -297,36 +241,6 @@ def test_a_dataset_is_known_to_be_here_by_its_repository(
     assert not is_downloaded(source)
     (tmp_path / f"datasets--{DATASETS[source].repository.replace('/', '--')}").mkdir()
     assert is_downloaded(source) == is_kept  # what is streamed leaves no file
-
-
-@pytest.mark.parametrize("source", ["wikitext2", "ptb", "c4"])
-def test_a_dataset_out_of_reach(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_args: Any, **_options: Any) -> None:
-        raise ConnectionError("Couldn't reach\nthe Hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(
-        rose.RoseError, match=r"cannot be loaded \(Couldn't reach the Hub\); check the network"
-    ) as caught:
-        load_text(source)
-    assert "\n" not in str(caught.value)
-    assert '"packaged"' in str(caught.value)
-
-
-def test_a_stream_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    def rows() -> Any:
-        yield {"text": "w1"}
-        raise ConnectionError("reset by peer")
-
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_args, **_options: rows())
-    with pytest.raises(rose.RoseError, match="reset by peer"):
-        load_text("c4")
-
-
-@pytest.mark.parametrize(("samples", "held_out"), [(0, 4), (-1, 4), (4, -1)])
-def test_calibration_of_nothing(text: str, tokenizer: PreTrainedTokenizerFast, samples: int, held_out: int) -> None:
-    with pytest.raises(rose.RoseError, match=f"at least 1 sample and 0 held-out ones, not {samples} and {held_out}"):
-        load_calibration(text, tokenizer, samples=samples, held_out=held_out, length=10, seed=0)
 
 
 @pytest.mark.parametrize(("samples", "held_out"), [(7, 4), (30, 1)])

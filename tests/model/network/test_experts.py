@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -14,12 +13,10 @@ import rose
 from rose.layer.error import direct_error
 from rose.layer.hessian import MAX_DAMPING, sampling_damping
 from rose.model.network.experts import ExpertLinear, experts_apart, is_experts
-from rose.structured.parts import find_parts
 from rose.tensor_files import digest
 from tests.layer.helpers import statistics_of
-from tests.model.families import EXPERTS, GATED, logits, make_from, make_model, make_tokens, save
+from tests.model.families import EXPERTS, logits, make_model, make_tokens, save
 from tests.model.walk.test_families import assert_half, hooked_inputs
-from tests.tiny import byte_tokenizer
 
 OPTIONS: dict[str, Any] = {"block_size": 16}
 OATS: dict[str, Any] = {**OPTIONS, "method": "oats"}
@@ -61,14 +58,6 @@ def test_experts_one_by_one_put_out_the_same(family: str) -> None:
     with experts_apart(model):
         torch.testing.assert_close(logits(model), before, rtol=1e-5, atol=1e-6)
     assert not any("forward" in vars(module) for module in model.modules())
-
-
-def test_a_shared_expert_with_as_many_channels_as_there_are_experts_is_no_router() -> None:
-    sizes = {"num_experts": 16, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
-    config = transformers.Qwen2MoeConfig(**GATED, **sizes, num_experts_per_tok=2)
-    layers = [layer.projection for layer in rose.prunable_layers(make_from(config))]
-    parts = {name for name in layers if "shared_expert" in name}
-    assert parts == {f"mlp.shared_expert.{part}_proj" for part in ("gate", "up", "down")}
 
 
 @every_family
@@ -141,14 +130,6 @@ def test_streamed_files_are_those_of_the_whole_model(family: str, tmp_path: Path
     assert names[0] == names[1]
 
 
-def test_factors_of_experts_are_saved_by_name(tmp_path: Path) -> None:
-    model = make_model("gpt_oss")
-    rose.prune_model(model, make_tokens(), **OATS)
-    rose.save_model(model, byte_tokenizer(), tmp_path / "saved")
-    factors = load_file(tmp_path / "saved" / "low_rank.safetensors")
-    assert "model.layers.1.mlp.experts.3.down_proj.low_rank.left" in factors
-
-
 @pytest.mark.parametrize("target", ["dense", "layer"])
 @pytest.mark.parametrize("allocation", ["uniform", "owl", "sensitivity"])
 def test_experts_without_tokens_stay_dense(target: str, allocation: str) -> None:
@@ -169,36 +150,6 @@ def test_experts_without_tokens_stay_dense(target: str, allocation: str) -> None
     assert report.summary["experts_left_dense"] == few.sum()
     assert report.summary["fewest_expert_tokens"] == 0
     assert rose.RunReport.from_json(report.to_json()).layers["tokens"].tolist() == table["tokens"].tolist()
-
-
-def test_experts_without_tokens_are_analyzed_as_dense() -> None:
-    model = make_model("sparse_experts")
-    records = list(rose.analyze_model(model, make_tokens(1, 8), sparsity=0.5, layers=["*.0.mlp.*"], **OPTIONS))
-    assert len(records) == 2 * 3 * 24
-    assert {record.sparsity for record in records if not record.tokens} == {0.0}
-    assert {record.sparsity for record in records if record.tokens} == {0.5}
-
-
-def test_experts_are_chosen_by_name() -> None:
-    model = make_model("mixtral")
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    report = rose.prune_model(model, make_tokens(), sparsity=0.5, layers=["*experts.3.gate*"], **OPTIONS)
-    assert report.layers["layer"].tolist() == [f"model.layers.{n}.mlp.experts.3.gate_proj" for n in (0, 1)]
-    for name, p in model.named_parameters():
-        changed = p != before[name]
-        if name.endswith("gate_up_proj"):
-            changed[3, :56] = False
-        assert not changed.any(), name
-
-
-def test_fewer_tokens_are_damped_more() -> None:
-    model = make_model("mixtral")
-    table = rose.prune_model(model, make_tokens(), sparsity=0.5, damping=0.01, **OPTIONS).layers
-    expert = table["layer"].str.contains(r"experts\.\d")
-    assert (table.loc[~expert, "damping"] == 0.01).all()
-    assert (table.loc[expert, "damping"] > 0.01).all()
-    asked = rose.prune_model(make_model("mixtral"), make_tokens(), sparsity=0.5, damping=1.5, **OPTIONS).layers
-    assert (asked["damping"] == 1.5).all()
 
 
 def test_few_tokens_mislead_less_where_they_are_damped() -> None:
@@ -222,11 +173,6 @@ def test_few_tokens_mislead_less_where_they_are_damped() -> None:
         assert errors[1] < errors[0], tokens
     assert sampling_damping(64, 8) == MAX_DAMPING
     assert sampling_damping(64, 64000) == 0.001  # below the usual one, which then stays
-
-
-def test_settings_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(rose.RoseError, match=r"is a mixture of experts, which cannot be made smaller yet"):
-        find_parts(make_model("mixtral"))
 
 
 def test_no_hook_and_no_layer_is_left_in_the_model() -> None:

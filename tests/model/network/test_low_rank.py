@@ -32,22 +32,6 @@ def test_saved_factors_leave_a_sparse_part_and_an_ordinary_checkpoint(family: st
         assert 1 - stored / layer.weight.numel() == pytest.approx(rows.loc[layer.name, "sparsity"], abs=0.01)
 
 
-def test_a_method_that_only_removes_weights_leaves_no_factors(tmp_path: Path) -> None:
-    model = make_model("llama")
-    rose.prune_model(model, make_tokens(), **OPTIONS)
-    rose.prune_model(model, make_tokens(), method="wanda", sparsity=0.7)
-    rose.save_model(model, byte_tokenizer(), tmp_path / "out")
-    assert not (tmp_path / "out" / "low_rank.safetensors").exists()
-
-
-def test_a_layer_of_another_shape_has_no_factors_any_more() -> None:
-    model = make_model("llama")
-    rose.prune_model(model, make_tokens(), **OPTIONS)
-    rose.prune_structured(model, make_tokens(), ratio=0.3, multiple=4)
-    for layer in prunable_layers(model):
-        assert layer.low_rank is None or (layer.low_rank[0] @ layer.low_rank[1]).shape == layer.weight.shape
-
-
 def test_a_comparison_leaves_the_dense_model_without_factors() -> None:
     model = make_model("llama")
     rows = compare_methods(

@@ -7,9 +7,8 @@ import torch
 
 import rose
 from rose.layer.methods import rose_admm
-from rose.model.estimate import duration as cost
 from rose.model.network import precision
-from rose.model.network.precision import Precision, bfloat16_gain
+from rose.model.network.precision import Precision
 from rose.model.walk import targets, walk
 from rose.model.workers import Workers
 from rose.tensor_files import digest
@@ -53,33 +52,6 @@ def test_several_processes_take_the_word_of_the_first(monkeypatch: pytest.Monkey
     with pytest.raises(AttributeError):
         next(iter(rose.visit_blocks(model, make_tokens(), compute="auto")))
     assert seen == [rounded]
-
-
-def test_an_estimate_knows_how_fast_passes_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "bfloat16_gain", lambda: 4.0)
-    model = make_model("llama")
-    slow, fast = (
-        cost.estimate_cost(model, samples=4, length=256, sweeps=0, compute=compute).seconds
-        for compute in ("float32", "bfloat16")
-    )
-    assert cost.NO_PRODUCTS < fast / slow < 1
-    assert cost.estimate_cost(model, samples=4, length=256, sweeps=0, compute="auto").seconds == slow
-
-
-def test_the_gain_is_measured_once() -> None:
-    gain = bfloat16_gain()
-    assert gain > 0
-    assert bfloat16_gain() is gain
-
-
-def test_half_precision_weights_do_not_compute_in_bfloat16() -> None:
-    with pytest.raises(rose.RoseError, match=r"The weights are torch.float16; load the model in bfloat16"):
-        rose.prune_model(make_model("llama").half(), make_tokens(), compute="bfloat16")
-
-
-def test_weights_of_less_precision_compute_as_they_are() -> None:
-    report = rose.prune_model(make_model("llama").bfloat16(), make_tokens(), compute="float32", **OPTIONS)
-    assert report.summary["compute"] == "bfloat16"
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "mixtral"])
@@ -137,19 +109,6 @@ def test_statistics_and_pruning_are_float32() -> None:
                 assert difference == 0  # nothing before it is a matrix product
 
 
-def test_nothing_is_rounded_while_a_layer_is_pruned() -> None:
-    """Batches wait inside their forward pass; what goes on meanwhile is no part of it."""
-    seen = []
-
-    def look(progress: rose.Progress) -> None:
-        seen.append((progress.stage, torch.is_autocast_enabled("cpu")))
-
-    rose.prune_model(make_model("llama"), make_tokens(), compute="bfloat16", progress=look, **OPTIONS)
-    assert ("prune", False) in seen
-    assert not any(enabled for _, enabled in seen)
-    assert not torch.is_autocast_enabled("cpu")
-
-
 @pytest.mark.parametrize(
     ("stored", "compute", "known", "expected"),
     [
@@ -191,12 +150,3 @@ def test_weights_are_not_remembered_as_they_were_before_pruning() -> None:
         rose.prune_model(model, make_tokens(), compute="bfloat16", **OPTIONS)
         found.append(digest(model.state_dict()))
     assert found[0] == found[1]
-
-
-def test_perplexity_is_exact_unless_asked_otherwise() -> None:
-    model, tokens = make_model("llama"), make_tokens()
-    exact = rose.perplexity(model, tokens)
-    assert rose.perplexity(model, tokens, compute="float32") == exact
-    rounded = rose.perplexity(model, tokens, compute="bfloat16")
-    assert rounded != exact
-    assert rounded == pytest.approx(exact, rel=0.02)

@@ -190,7 +190,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         with pytest.raises(rose.RoseError, match="removed weights would not stay zero"):
             export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", kind)
     (tmp_path / "there.gguf").write_text("a file of mine")
-    for place, message in (("there.gguf", "already exists; choose another name"), ("a.bin", "ends in .gguf, not")):
+    for place, message in (("there.gguf", "already exists; choose another name"), ("a.bin", "must end in .gguf, not")):
         assert cli.main(["export", str(tmp_path / "model"), "--output", str(tmp_path / place)]) == 2
         assert message in capsys.readouterr().err
     assert (tmp_path / "there.gguf").read_text() == "a file of mine"
@@ -218,17 +218,8 @@ def test_activations_that_llama_cpp_does_not_compute_are_refused(family: str, fi
     config = CONFIGURATIONS[family]()
     assert family_of(config)
     setattr(config, field, other)
-    with pytest.raises(rose.RoseError, match=rf"llama.cpp computes .* and this one has {other}; pack the folder"):
+    with pytest.raises(rose.RoseError, match=rf"llama.cpp computes .*, not {other}; pack the folder"):
         family_of(config)
-
-
-def test_decoder_blocks_that_differ_are_refused(tmp_path: Path) -> None:
-    model = make_from(CONFIGURATIONS["llama"]())
-    rose.prune_structured(model, TOKENS, ratio=0.3, allocation="cost", recovery="none")
-    rose.save_model(model, merging_tokenizer(), tmp_path / "model")
-    with pytest.raises(rose.RoseError, match="differ in shape, so only rose reads it; pack it instead"):
-        export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", "f16")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_the_tokenizer_of_a_file_is_taken_over(tmp_path: Path) -> None:
@@ -269,7 +260,7 @@ def test_what_a_folder_says_of_its_tokenizer_wins_over_the_file_that_it_came_fro
     rose.save_model(model, tokenizer, tmp_path / "pruned", report=report.with_recipe(model=str(first)))
     made = export_gguf(str(tmp_path / "pruned"), tmp_path / "second.gguf", "f16")
     assert made.vocabulary == ("tokenizer.json" if changed == "tokenizer" else first.name)
-    said = f"The folder's {changed} is in the file; that of first.gguf differs."
+    said = f"The folder's {changed} is in the file; first.gguf has another."
     assert (said in made.remarks("f16")) == (changed != "nothing")
     again = rose.load_model(str(tmp_path / "second.gguf"))[1]
     assert (again.chat_template, again.eos_token) == (tokenizer.chat_template, tokenizer.eos_token)
@@ -302,14 +293,6 @@ def test_templates_by_name_and_tokens_without_a_row(tmp_path: Path) -> None:
     assert fields["tokenizer.chat_template"] == "all"
     assert fields["tokenizer.chat_template.tool_use"] == "tools"
     assert "Left out, as the model has no row for them: tokens <300>." in made.remarks("f16")
-
-
-def test_a_tokenizer_that_does_not_split_is_refused(tmp_path: Path) -> None:
-    save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
-    place = tmp_path / "model/tokenizer.json"
-    place.write_text(json.dumps({**json.loads(place.read_text()), "pre_tokenizer": None}))
-    with pytest.raises(rose.RoseError, match="splits text in a way whose name in GGUF files is not known"):
-        export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", "f16")
 
 
 def test_pieces_with_byte_fallback(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import zstandard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.utils import prune
 from transformers import AutoModelForCausalLM
 
 import rose
@@ -23,12 +22,11 @@ from rose.layer.bits import Grid
 from rose.layer.grid import choose_scales
 from rose.model.formats.packed import FORMAT, VERSION, TensorFile, decode, digest_of_facts, encode
 from rose.model.load.stored import is_packed, weight_files
-from rose.model.ship.packing import pack_folder, packed_size, unpack_folder
-from rose.model.ship.writing import TYPES, TensorWriter
+from rose.model.ship.packing import TYPES, TensorWriter, pack_folder, packed_size, unpack_folder
 from rose.tensor_files import digest
 from tests.layer.helpers import round_to
 from tests.model.families import make_model, make_tokens
-from tests.tiny import byte_tokenizer, save_tiny_llama
+from tests.tiny import byte_tokenizer
 
 
 def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -92,12 +90,6 @@ def test_a_tensor_comes_back_to_the_bit(case: str) -> None:
     assert 8 * packed.size / tensor.numel() <= bits
     facts = json.loads(json.dumps(packed.facts))
     assert digest({"": decode(facts, packed.parts)}) == digest({"": tensor})
-
-
-def test_what_is_not_pruned_stays_as_it_is() -> None:
-    assert encode(random(64, 64)) is None
-    assert encode(torch.zeros(64)) is None
-    assert encode(torch.zeros(8, 8, dtype=torch.int64)) is None
 
 
 def test_a_small_file_does_not_open_to_more_than_it_should() -> None:
@@ -182,13 +174,6 @@ def test_what_a_model_needs_besides_its_weights_comes_along(tmp_path: Path) -> N
     assert (tmp_path / "unpacked" / needed[0]).read_text() == needed[0]
 
 
-def test_a_packed_folder_inside_the_plain_one_holds_nothing_of_what_was_unfinished(tmp_path: Path) -> None:
-    folder = save_tiny_llama(tmp_path / "half", blocks=1, hidden=32)
-    expected = {path.name.replace("model.", "model.packed.") for path in folder.iterdir()}
-    pack_folder(folder, folder / "packed")
-    assert {path.name for path in (folder / "packed").iterdir()} == expected
-
-
 def test_a_streamed_model_reads_a_packed_folder(tmp_path: Path) -> None:
     pack_folder(save_pruned("qwen3_moe", tmp_path / "plain"), tmp_path / "packed")
     streamed, tokenizer = rose.load_model(str(tmp_path / "packed"), stream=True, dtype="bfloat16")
@@ -246,30 +231,6 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.main(["pack", str(folder), "--output", str(tmp_path / "twice")]) == 2
     assert "index.json cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "twice").exists()
-
-
-def test_what_is_no_folder_of_safetensors_is_told_apart(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").touch()
-    (tmp_path / "model.gguf").touch()
-    for name, message in {
-        str(tmp_path / "nowhere"): r"There is no folder \S+nowhere; check the path\.",
-        str(tmp_path / "model.safetensors"): r"\S+ is a file; give the checkpoint folder that it belongs to\.",
-        str(tmp_path / "model.gguf"): r"\S+ is a GGUF file, and only folders of safetensors are packed; .*",
-        "smollm2-135m": r"smollm2-135m is a GGUF file, .*",
-        str(tmp_path): r"The folder \S+ holds no config.json, .*",
-    }.items():
-        with pytest.raises(rose.RoseError) as refused:
-            pack_folder(name, tmp_path / "packed")
-        assert re.fullmatch(message, str(refused.value)), refused.value
-
-
-def test_masks_beside_their_weights_are_refused(tmp_path: Path) -> None:
-    model = make_model("llama")
-    prune.l1_unstructured(model.model.layers[1].mlp.up_proj, "weight", 0.5)
-    model.save_pretrained(tmp_path / "masked")
-    with pytest.raises(rose.RoseError, match=r"holds weights and their masks apart.*prune\.remove"):
-        pack_folder(tmp_path / "masked", tmp_path / "packed")
-    assert [path.name for path in tmp_path.iterdir()] == ["masked"]
 
 
 def test_the_reader_in_the_documents(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trains the packaged tiny model and its classifier: python -m rose.diffusion.train --output FOLDER
+"""Trains the packaged tiny model and its classifier: python -m tests.benchmarks.garments --output FOLDER
 
 Seeded, on one thread, so that the same machine and versions give the same bits. Snapshots are kept beside
 the output, and the same command resumes from the last one. The pictures are Fashion-MNIST's four idx files, such as
@@ -26,8 +26,26 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rose.diffusion.garments import ANY, DENOISER, FOLDER, SCHEDULER, SIDE, Classifier
+from rose.diffusion.garments import ANY, FOLDER, SIDE, Classifier
 
+DENOISER = {
+    "num_attention_heads": 4,
+    "attention_head_dim": 36,
+    "num_layers": 4,
+    "in_channels": 1,
+    "out_channels": 1,
+    "sample_size": SIDE,
+    "patch_size": 7,
+    "num_embeds_ada_norm": ANY,
+}
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": True,
+}
 DATA = Path("/usr/share/datasets/fashion-mnist")
 HIDDEN_CLASSES = 0.1
 WARM_UP = 200
@@ -132,11 +150,11 @@ def train_denoiser(options: argparse.Namespace, pictures: Tensor, classes: Tenso
     losses: list[list[float]] = []  # step, and the mean loss since the one before
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
     if options.snapshot.is_file():
-        kept = torch.load(options.snapshot)
+        snapshot = torch.load(options.snapshot)
         for name, part in parts.items():
-            part.load_state_dict(kept[name])
-        generator.set_state(kept["generator"])
-        mean, first, losses, seconds = kept["mean"], kept["step"], kept["losses"], kept["seconds"]
+            part.load_state_dict(snapshot[name])
+        generator.set_state(snapshot["generator"])
+        mean, first, losses, seconds = snapshot["mean"], snapshot["step"], snapshot["losses"], snapshot["seconds"]
     epoch = iter(batches(len(pictures), options.batch, torch.Generator().manual_seed(SEED + 1)))
     for _ in range(first):
         next(epoch)

@@ -1,5 +1,5 @@
-"""What a copy needs beside weights and tokenizer: licences, and settings that turn pictures, films and sounds into
-inputs."""
+"""Files that a copy needs beside weights and tokenizer: licences, and processor settings for images, video and
+sound."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.utils import tqdm
+from huggingface_hub.utils._xet import abort_xet_session  # what the library itself does at Ctrl+C
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import (
     IMAGE_PROCESSOR_NAME,
@@ -17,9 +19,30 @@ from transformers.utils import (
     VIDEO_PROCESSOR_NAME,
 )
 
-from rose.model.load.download import stoppable_bars
+from rose.interrupt import stop_point_here
 from rose.model.network.identity import PART
 from rose.report import LANGUAGE_PART
+
+
+def stoppable_bars() -> type[tqdm]:
+    """A silent progress bar class for `tqdm_class`; each step is a `stop_point` of this thread, whichever thread
+    downloads."""
+    check = stop_point_here()
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options | {"disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            try:
+                check()
+            except Exception:
+                abort_xet_session()  # its own threads fetch, and no exception would reach them
+                raise
+            return super().update(n)
+
+    return Bar
+
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +52,18 @@ ATTRIBUTE = "rose_processors"  # of a model: the contents by the files' names
 
 
 def read_processors(model: PreTrainedModel, location: str, **options: Any) -> None:
-    """Notes on a model the licences in its folder, or on the Hub, and, where it does more than read text, `FILES`.
+    """Notes on a model the licences in its folder or on the Hub and, for multimodal models, `FILES`.
 
-    Where the files hold more than the language model that was built of them, that is noted, too, and logged.
-
-    Raises ValueError for a damaged file; options as for transformers' `cached_file`.
+    If the files hold more than the language model built from them, that is noted and logged. Raises ValueError for a
+    damaged file; options as for transformers' `cached_file`.
     """
     does_more = model.config.get_text_config() is not model.config
-    wanted = [*LICENCES, *(FILES if does_more else ())]
+    patterns = [*LICENCES, *(FILES if does_more else ())]
     folder = Path(location)
     if not folder.is_dir():
-        folder = Path(snapshot_download(location, allow_patterns=wanted, tqdm_class=stoppable_bars(), **options))
-    found = [path for pattern in wanted for path in folder.glob(pattern) if path.is_file()]
-    setattr(model, ATTRIBUTE, {path.name: _content(path) for path in found})
+        folder = Path(snapshot_download(location, allow_patterns=patterns, tqdm_class=stoppable_bars(), **options))
+    paths = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
+    setattr(model, ATTRIBUTE, {path.name: _content(path) for path in paths})
     stored = PreTrainedConfig.get_config_dict(location, **options)[0]
     if "text_config" in stored and stored.get("model_type") != model.config.model_type:
         setattr(model, PART, True)
@@ -49,7 +71,7 @@ def read_processors(model: PreTrainedModel, location: str, **options: Any) -> No
 
 
 def _content(path: Path) -> bytes:
-    """Of a licence as it is; of settings without the Python files they name, which a copy would not bring along."""
+    """A licence unchanged; settings without references to Python files, which a copy would lack."""
     content = path.read_bytes()
     if path.name not in FILES:
         return content
