@@ -21,33 +21,21 @@ ROUNDING = 2**-8  # of a weight, as bfloat16 rounds it
 
 @dataclass(frozen=True)
 class WeightChange(WeightFacts):
-    """The facts of V, (out, in), and how it differs from W. `grid` is None where most kept weights did not move.
+    """The facts of V, (out, in), and how it differs from W. `grid` is None where most kept weights did not move."""
 
-    Attributes:
-        zeros_before: exact zeros of W.
-        refilled: zeros of W where V has a weight.
-        empty_rows, empty_columns: without a nonzero in V, but with one in W.
-        moved: share of V's nonzeros that differ from W; 0 where all are W rounded.
-        rounded: the format of 16 bits in which V's nonzeros are W, None where they are in none.
-        change: ‖V − W‖/‖W‖ over V's nonzeros; `row_change` and `column_change` by row, (out,), and column, (in,).
-        cosine, slope: of the angle between V and W, and of V on W, over V's nonzeros; 0 and 1 where V has none.
-        fate: what happened to a layer that is not like W; see `rose.layer.agreement.whole_fate`.
-        misfits: parts that do not follow W as the rest of the layer does; see `rose.layer.agreement.misfits`.
-    """
-
-    zeros_before: int
-    refilled: int
-    empty_rows: tuple[int, ...]
+    zeros_before: int  # of W
+    refilled: int  # zeros of W where V has a weight
+    empty_rows: tuple[int, ...]  # without a nonzero in V, but with one in W
     empty_columns: tuple[int, ...]
-    moved: float
-    rounded: str | None
-    change: float
-    row_change: Tensor
-    column_change: Tensor
-    cosine: float
-    slope: float
-    fate: str | None = None
-    misfits: tuple[Misfit, ...] = ()
+    moved: float  # share of V's nonzeros that differ from W; 0 where all are W rounded
+    rounded: str | None  # the format of 16 bits in which V's nonzeros are W
+    change: float  # ‖V − W‖/‖W‖ over V's nonzeros
+    row_change: Tensor  # the same by row, (out,)
+    column_change: Tensor  # by column, (in,)
+    cosine: float  # of the angle between V and W over V's nonzeros; 0 where V has none
+    slope: float  # of V on W over V's nonzeros; 1 where V has none
+    fate: str | None = None  # of a layer that is not like W, see `rose.layer.agreement.whole_fate`
+    misfits: tuple[Misfit, ...] = ()  # parts that do not follow W as the rest does, see `rose.layer.agreement`
 
     @property
     def is_untouched(self) -> bool:

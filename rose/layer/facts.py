@@ -26,21 +26,14 @@ STANDS_OUT = 4.0  # times the median norm, or a quarter of it
 
 @dataclass(frozen=True)
 class FoundPattern:
-    """The pattern of zeros.
-
-    Attributes:
-        name: "none" without zeros, "N:M", "row" (every row has the same number, up to one, and at least one), "block"
-            (every block of 128 columns has), or "layer".
-        keep, of: N and M of N:M, at most N nonzeros in every M consecutive input columns; 0 for other patterns.
-        broken: groups with more than N nonzeros.
-        first_broken: (row, first column) of the first of them.
-    """
+    """The pattern of zeros: "none" without zeros, "N:M", "row" (every row has the same number, up to one, and at least
+    one), "block" (every block of 128 columns has), or "layer"."""
 
     name: str
-    keep: int = 0
-    of: int = 0
-    broken: int = 0
-    first_broken: tuple[int, int] | None = None
+    keep: int = 0  # N of N:M, at most N nonzeros in every M consecutive input columns; 0 for other patterns
+    of: int = 0  # M
+    broken: int = 0  # groups with more than N nonzeros
+    first_broken: tuple[int, int] | None = None  # row and first column of the first such group
 
     def __str__(self) -> str:
         return f"{self.keep}:{self.of}" if self.name == "N:M" else self.name
@@ -56,33 +49,20 @@ class FoundGrid:
 
 @dataclass(frozen=True)
 class WeightFacts:
-    """Of a matrix V, (out, in).
-
-    Attributes:
-        shape: (out, in).
-        not_finite: how many entries are NaN or infinite; all other numbers are of the finite ones.
-        zeros: exact zeros.
-        pattern: of the zeros.
-        grid: that nonzeros lie on, None where they lie on none.
-        format_of_16_bits: in which all entries of some rows are exact, None without one.
-        common: mean share of 32 columns that have one and the same value other than 0, as a grid with an offset does.
-        largest, largest_at: the largest magnitude, and (row, column) of the first such weight.
-        row_norms, column_norms: (out,) and (in,).
-        zero_rows, zero_columns: numbers of those without a nonzero.
-    """
+    """Of a matrix V, (out, in); all but `not_finite` is of its finite entries."""
 
     shape: tuple[int, int]
-    not_finite: int
+    not_finite: int  # entries that are NaN or infinite
     zeros: int
-    pattern: FoundPattern
-    grid: FoundGrid | None
-    format_of_16_bits: str | None
-    common: float
-    largest: float
-    largest_at: tuple[int, int]
-    row_norms: Tensor
-    column_norms: Tensor
-    zero_rows: tuple[int, ...]
+    pattern: FoundPattern  # of the zeros
+    grid: FoundGrid | None  # of the nonzeros
+    format_of_16_bits: str | None  # in which all entries of some rows are exact
+    common: float  # mean share of 32 columns with one and the same value other than 0, as on a grid with an offset
+    largest: float  # magnitude
+    largest_at: tuple[int, int]  # row and column of the first such weight
+    row_norms: Tensor  # (out,)
+    column_norms: Tensor  # (in,)
+    zero_rows: tuple[int, ...]  # numbers of those without a nonzero
     zero_columns: tuple[int, ...]
 
     @property

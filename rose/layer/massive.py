@@ -24,19 +24,12 @@ NEARLY_ALL = 0.9  # share of trace(H)
 
 @dataclass(frozen=True)
 class MassiveActivation:
-    """The few channels that carry nearly all of a layer's input, and the error over all other channels.
+    """The few channels that carry nearly all of a layer's input, and the error over all other channels."""
 
-    Attributes:
-        channels: the fewest with at least `NEARLY_ALL` of trace(H), the most active first.
-        share: of trace(H) that they carry.
-        first_share: of their squares, what lies at the first position of windows; NaN where positions are not known.
-        error: tr(ΔW H' ΔWᵀ) / tr(W H' Wᵀ), where H' is H without the rows and columns of these channels.
-    """
-
-    channels: tuple[int, ...]
-    share: float
-    first_share: float
-    error: float
+    channels: tuple[int, ...]  # the fewest with at least `NEARLY_ALL` of trace(H), the most active first
+    share: float  # of trace(H)
+    first_share: float  # of their squares, at the first position of windows; NaN where positions are not known
+    error: float  # tr(ΔW H' ΔWᵀ) / tr(W H' Wᵀ), where H' is H without their rows and columns
 
     @classmethod
     def find(

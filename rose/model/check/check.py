@@ -27,7 +27,7 @@ from rose.model.check.costs import Costs, Recognized, Yardsticks
 from rose.model.check.findings import headline
 from rose.model.check.gone import Gone
 from rose.model.check.inputs import BlockInputs, LayerInputs, Pair, walk_both
-from rose.model.check.others import OtherTensor, others_in_block, others_outside, table_of
+from rose.model.check.others import Row, others_in_block, others_outside, table_of
 from rose.model.check.rotated import sample
 from rose.model.check.verdicts import LayerVerdict, Peers, judge_costs, judge_weights
 from rose.model.check.whose import maker_of
@@ -54,7 +54,7 @@ class CheckpointCheck:
     Attributes:
         layers: a row a layer: name and place, `verdict`, `reason`, `is_wrong`, numbers of `WeightChange`, and with
             tokens errors (see `Costs`) and the method with the nearest mask.
-        others: a row for each other tensor that differs, see `OtherTensor`.
+        others: a row for each other tensor that differs, see `rose.model.check.others.table_of`.
         summary: totals; `gone`, see `Gone`; `rotated_heads`, output projections that are compared in another basis (see
             `rose.model.check.rotated`); with tokens drift by decoder block, perplexities, the method that masks are
             `nearest` to, and as `method` the method that has made nearly all of them.
@@ -157,7 +157,7 @@ def check_checkpoint(
     precision = Precision.of(compute, networks[0].dtype, networks[0].device)
     yardsticks = Yardsticks(methods, block_size, mu, precision.products)
     measured: dict[str, _Measured] = {}
-    tensors: list[OtherTensor] = []
+    tensors: list[Row] = []
     drifts: list[dict[str, Any]] = []
     rotated: list[str] = []  # output projections
     in_basis: set[str] = set()  # and their values

@@ -34,45 +34,29 @@ EXACT = 0.99  # the same with the same inputs, apart from rounding
 
 @dataclass(frozen=True)
 class Rival:
-    """Errors of other weights in a layer: Wanda's, or the dense weights under the layer's own mask.
-
-    Attributes:
-        error, held_out_error: see `Costs`; None without held-out tokens.
-        stream_ratio: of a layer that writes into the residual stream, the error of V by the error of these weights,
-            where the target makes good what the stream lacks.
-    """
+    """Errors of other weights in a layer: Wanda's, or the dense weights under the layer's own mask."""
 
     error: float
-    held_out_error: float | None = None
+    held_out_error: float | None = None  # None without held-out tokens
+    # Of a layer that writes into the residual stream: the error of V by the error of these weights, where the target
+    # makes good what the stream lacks.
     stream_ratio: float | None = None
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Errors of one layer on calibration tokens, ‖X_d Wᵀ − X_p Vᵀ‖² / ‖X_d Wᵀ‖² unless stated otherwise.
+    """Errors of one layer on calibration tokens, ‖X_d Wᵀ − X_p Vᵀ‖² / ‖X_d Wᵀ‖² unless stated otherwise."""
 
-    Attributes:
-        error, held_out_error: of V, on calibration and on held-out tokens.
-        dense_input_error: of V on the dense model's inputs: ‖X_d (W − V)ᵀ‖² / ‖X_d Wᵀ‖².
-        mask: of the dense weights under V's mask.
-        possible_error: of a least-squares refit of all kept weights.
-        methods: errors of methods at the same sparsity, by name.
-        wanda: of Wanda's mask, if it was tried.
-        opposite: where V is worse than its mask alone, of the same compensation with the other sign.
-        massive: the few channels that carry nearly all of the input, and `dense_input_error` without them.
-        has_few_tokens: whether fewer calibration tokens reached the layer than it has input channels.
-    """
-
-    error: float
-    held_out_error: float | None
-    dense_input_error: float
-    mask: Rival
-    possible_error: float
-    methods: Mapping[str, float]
-    wanda: Rival | None = None
-    opposite: Rival | None = None
-    massive: MassiveActivation | None = None
-    has_few_tokens: bool = False
+    error: float  # of V
+    held_out_error: float | None  # on held-out tokens
+    dense_input_error: float  # on the dense model's inputs: ‖X_d (W − V)ᵀ‖² / ‖X_d Wᵀ‖²
+    mask: Rival  # the dense weights under V's mask
+    possible_error: float  # of a least-squares refit of all kept weights
+    methods: Mapping[str, float]  # errors of methods at the same sparsity, by name
+    wanda: Rival | None = None  # if it was tried
+    opposite: Rival | None = None  # where V is worse than its mask alone, the same compensation with the other sign
+    massive: MassiveActivation | None = None  # the few channels that carry nearly all of the input
+    has_few_tokens: bool = False  # fewer calibration tokens reached the layer than it has input channels
 
     @property
     def recovered(self) -> float | None:
@@ -95,19 +79,12 @@ class Costs:
 
 @dataclass(frozen=True)
 class Recognized:
-    """The method with the nearest mask to a layer's.
+    """The method with the nearest mask to a layer's."""
 
-    Attributes:
-        method: in the registry.
-        target: "layer" if it pruned W, "dense" if it pruned the corrected W* (see `rose.layer.target`).
-        shared: what both masks have in common.
-        tried: the same for every method and target that was tried.
-    """
-
-    method: str
-    target: str
-    shared: Removal
-    tried: Mapping[tuple[str, str], Removal]
+    method: str  # in the registry
+    target: str  # "layer" if it pruned W, "dense" if it pruned the corrected W* (see `rose.layer.target`)
+    shared: Removal  # what both masks have in common
+    tried: Mapping[tuple[str, str], Removal]  # the same for every method and target that was tried
 
     @property
     def is_same(self) -> bool:

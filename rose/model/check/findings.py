@@ -30,14 +30,10 @@ WRONG, WORSE, PARTIAL, SOUND = "wrong", "worse", "partial", "sound"
 
 @dataclass(frozen=True)
 class Headline:
-    """The answer of a check.
+    """The answer of a check: on faults, perplexity, and what was not measured."""
 
-    Attributes:
-        status: WRONG with a wrong tensor; else WORSE with a perplexity of more than `MUCH_WORSE` times the dense one,
-            or none that is finite; else PARTIAL where errors or perplexity were not measured; else SOUND.
-        text: sentences on faults, perplexity, and what was not measured.
-    """
-
+    # WRONG with a wrong tensor; else WORSE with a perplexity above `MUCH_WORSE` times the dense one, or none that
+    # is finite; else PARTIAL where errors or perplexity were not measured; else SOUND.
     status: str
     text: str
 

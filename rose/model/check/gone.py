@@ -18,17 +18,11 @@ Changes = Mapping[str, tuple[PrunableLayer, WeightChange]]  # by name of the lay
 
 @dataclass(frozen=True)
 class Gone:
-    """What has no weight left, though the dense model had some.
+    """What has no weight left, though the dense model had some."""
 
-    Attributes:
-        heads: numbers of attention heads by output projection.
-        experts: names, such as "model.layers.0.mlp.experts.3".
-        outputs: columns of a head by output projection.
-    """
-
-    heads: dict[str, list[int]]
-    experts: list[str]
-    outputs: dict[str, int]
+    heads: dict[str, list[int]]  # numbers of attention heads by output projection
+    experts: list[str]  # names, such as "model.layers.0.mlp.experts.3"
+    outputs: dict[str, int]  # columns of a head by output projection
 
     @classmethod
     def find(cls, changes: Changes, config: Any) -> Gone:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import nan
 
 import pandas as pd
@@ -22,34 +22,21 @@ from rose.wording import number, percent, whole
 TELLING = 16  # fewest numbers whose cosine is judged
 
 
-@dataclass(frozen=True)
-class OtherTensor:
-    """A tensor outside the layers that is not as it was.
-
-    Attributes:
-        name: of the parameter.
-        kind: "norm", "bias", "embedding", "output head" or "other".
-        change: ‖now − before‖/‖before‖; NaN where that says nothing.
-        verdict: on it.
-    """
-
-    name: str
-    kind: str
-    change: float
-    verdict: LayerVerdict
-
-    def row(self) -> dict[str, object]:
-        """For a table."""
-        return {"name": self.name, "kind": self.kind, "change": self.change, **vars(self.verdict)}
+COLUMNS = ("name", "kind", "change", "verdict", "reason", "is_wrong")
+Row = dict[str, object]
 
 
-def table_of(tensors: Sequence[OtherTensor]) -> pd.DataFrame:
-    """A row each."""
-    columns = ["name", "kind", "change", "verdict", "reason", "is_wrong"]
-    return pd.DataFrame([tensor.row() for tensor in tensors], columns=columns).astype({"is_wrong": bool})
+def table_of(rows: Sequence[Row]) -> pd.DataFrame:
+    """Of tensors outside the layers that differ: `kind` is "norm", "bias", "embedding", "output head" or "other";
+    `change` is ‖now − before‖/‖before‖, NaN where that says nothing."""
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"is_wrong": bool})
 
 
-def others_in_block(prefix: str, blocks: tuple[nn.Module, nn.Module], pairs: Sequence[Pair]) -> list[OtherTensor]:
+def _row(name: str, kind: str, change: float, verdict: LayerVerdict) -> Row:
+    return {"name": name, "kind": kind, "change": change, **vars(verdict)}
+
+
+def others_in_block(prefix: str, blocks: tuple[nn.Module, nn.Module], pairs: Sequence[Pair]) -> list[Row]:
     """Those of one decoder block, present in the dense model and in the other; `prefix`: its dotted name."""
     layers = {id(layer.parameter) for pair in pairs for layer in pair}
     before, after = (
@@ -60,25 +47,20 @@ def others_in_block(prefix: str, blocks: tuple[nn.Module, nn.Module], pairs: Seq
     return _compare_all(before, after, kinds)
 
 
-def others_outside(dense: Network, pruned: Network) -> list[OtherTensor]:
+def others_outside(dense: Network, pruned: Network) -> list[Row]:
     """Those outside the decoder blocks, and ties that are torn."""
     head = dense.model.get_output_embeddings()  # type: ignore[operator]
     heads = {f"{name}.weight" for name, module in dense.model.named_modules() if module is head}
     kinds = {name: "output head" if name in heads else kind for name, kind in _kinds(dense.model).items()}
     ties = _ties(dict(dense.model.named_parameters(remove_duplicate=False)))
     with _outside(dense) as before, _outside(pruned) as after:
-        torn = {
-            name: twin
-            for name, twin in ties.items()
-            if name in after and twin in after and not torch.equal(after[name], after[twin])
-        }
         single = [{name: value for name, value in each.items() if name not in ties} for each in (before, after)]
-        tensors = _compare_all(single[0], single[1], kinds)
-    reason = "It is one tensor with {} in the dense model, and another one here.".format
-    return tensors + [
-        OtherTensor(name, kinds[name], nan, LayerVerdict(verdicts.TIE_TORN, reason(twin), True))
-        for name, twin in torn.items()
-    ]
+        rows = _compare_all(single[0], single[1], kinds)
+        for name, twin in ties.items():
+            if name in after and twin in after and not torch.equal(after[name], after[twin]):
+                reason = f"It is one tensor with {twin} in the dense model, and another one here."
+                rows.append(_row(name, kinds[name], nan, LayerVerdict(verdicts.TIE_TORN, reason, True)))
+    return rows
 
 
 @contextmanager
@@ -112,15 +94,13 @@ def _kinds(module: nn.Module) -> dict[str, str]:
     return kinds
 
 
-def _compare_all(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], kinds: Mapping[str, str]
-) -> list[OtherTensor]:
+def _compare_all(before: Mapping[str, Tensor], after: Mapping[str, Tensor], kinds: Mapping[str, str]) -> list[Row]:
     names = dict.fromkeys((*before, *after))
     tensors = (_compare(name, kinds.get(name, "other"), before.get(name), after.get(name)) for name in names)
     return [tensor for tensor in tensors if tensor is not None]
 
 
-def _compare(name: str, kind: str, before: Tensor | None, after: Tensor | None) -> OtherTensor | None:
+def _compare(name: str, kind: str, before: Tensor | None, after: Tensor | None) -> Row | None:
     """None where the tensor is as it was."""
     change, verdict = nan, None
     if before is None:
@@ -130,7 +110,7 @@ def _compare(name: str, kind: str, before: Tensor | None, after: Tensor | None) 
             verdict = LayerVerdict(verdicts.OTHER_MODEL, "The dense model has it, and this one does not.", True)
     else:
         change, verdict = _judge(kind, before, after.to(before.device))
-    return None if verdict is None else OtherTensor(name, kind, change, verdict)
+    return None if verdict is None else _row(name, kind, change, verdict)
 
 
 def _judge(kind: str, before: Tensor, after: Tensor) -> tuple[float, LayerVerdict | None]:

@@ -20,26 +20,18 @@ Key = tuple[str, str]  # method and target
 
 @dataclass(frozen=True)
 class Maker:
-    """The method with the nearest masks to a checkpoint's.
-
-    Attributes:
-        name, target: see `Recognized`.
-        layers: how many layers have its mask, or were compared if it is not the checkpoint's method.
-        agreement, chance: mean shares that the masks have in common.
-        is_same: whether it has made nearly all of them.
-        alike: by name of another method with this target, in how many layers both remove the very same, as ROSE and
-            SparseGPT do in layers that are not columnar.
-        compared: how many layers have a mask that was compared.
-    """
+    """The method with the nearest masks to a checkpoint's."""
 
     name: str
-    target: str
-    layers: int
-    agreement: float
+    target: str  # see `Recognized`
+    layers: int  # that have its mask, or were compared if it is not the checkpoint's method
+    agreement: float  # mean share that the masks have in common
     chance: float
-    is_same: bool
+    is_same: bool  # whether it has made nearly all of them
+    # By another method with this target, layers in which both remove the very same, as ROSE and SparseGPT do in layers
+    # that are not columnar.
     alike: dict[str, int]
-    compared: int
+    compared: int  # layers with a mask that was compared
 
     def row(self) -> dict[str, Any]:
         """For a summary."""
