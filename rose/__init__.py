@@ -1,7 +1,7 @@
 """ROSE: one-shot pruning of language models with reordered columns, and the analysis behind it.
 
 The names of `__init__.pyi` are the public interface; the rest is private to its module. Each is imported when it is
-first used: torch and transformers take seconds, and what is declared needs neither.
+first used: torch and transformers take seconds, and declarations do not need them.
 """
 
 import os
@@ -20,5 +20,5 @@ __version__ = "0.1.0"  # pyproject.toml reads it here
 
 
 def __dir__() -> list[str]:
-    """What completion offers: the public interface, without modules that imports have left."""
+    """Completion offers the public interface alone."""
     return [*__all__, "__version__"]

@@ -1,9 +1,8 @@
 """Command line: python -m rose COMMAND; `rose --help` lists the commands.
 
-Exit status: 0 done, 1 `check` has found something wrong, 2 bad input or too little
-memory (one line that says what and what to do), 70 a failure that nobody has foreseen (a traceback), 130 cancelled.
-`rose.recipe` declares every option. The commands are in `rose.commands`, one file each. They are imported, with torch
-and transformers, only after the options are checked.
+Exit status: 0 done; 1 `check` found a fault; 2 bad input or too little memory, in one line; 70 an unexpected failure,
+with its traceback; 130 cancelled. `rose.recipe` declares every option. Commands are imported, with torch and
+transformers, only after their options are checked.
 """
 
 from __future__ import annotations
@@ -38,15 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rank, processes = launched_place()
     # Progress and remarks; results go to standard output.
     console = Output(stderr=True, quiet=rank > 0, highlight=False)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # which may not write "…", nor bytes in the name of a folder
+    if isinstance(sys.stdout, io.TextIOWrapper):  # whose encoding may lack "…" or bytes of a folder's name
         sys.stdout.reconfigure(errors="backslashreplace")
     name = "rose" if processes == 1 else f"rose, process {rank + 1} of {processes}"
     spec = None
     try:
         interrupt.unguard()
         load_plugins()  # first, because they add methods and orders
-        spec, more = _read(list(sys.argv[1:] if arguments is None else arguments))
-        return _run(spec, more, console, rank) or 0
+        spec, unknown = _read(list(sys.argv[1:] if arguments is None else arguments))
+        return _run(spec, unknown, console, rank) or 0
     except RoseError as problem:
         return _refuse(name, str(problem))
     except KeyboardInterrupt:
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(name, f"There was not enough memory; {less}.")
 
 
-def _run(spec: Spec, more: Sequence[str], console: Output, rank: int) -> int | None:
+def _run(spec: Spec, unknown: Sequence[str], console: Output, rank: int) -> int | None:
     """Imports the command and does its work; of several processes only the first prints results."""
     if spec.run == "run":
         recipe = Recipe.read(spec.recipe, *spec.changes, is_placed=True)  # type: ignore[attr-defined]
@@ -68,7 +67,7 @@ def _run(spec: Spec, more: Sequence[str], console: Output, rank: int) -> int | N
         work: Any = lambda: command.run(recipe, console)  # noqa: E731
     else:
         command = import_module(f"rose.commands.{MODULES.get(spec.run, spec.run)}")
-        work = lambda: command.run(spec, console, *([more] if spec.run == "app" else []))  # noqa: E731
+        work = lambda: command.run(spec, console, *([unknown] if spec.run == "app" else []))  # noqa: E731
     from rose.model.workers import choose_gpu, process_group
 
     choose_gpu()
@@ -78,13 +77,13 @@ def _run(spec: Spec, more: Sequence[str], console: Output, rank: int) -> int | N
 
 
 def _left(spec: Spec | None) -> str:
-    """What a cancelled command has left."""
+    """The sentence on the files of a cancelled command."""
     from pathlib import Path
 
-    kept = getattr(spec, "checkpoint", None)
-    if kept is None and spec is not None and spec.run in ("compare", "damage"):
-        kept = getattr(spec, "output", None)
-    return f"the same command resumes from {kept}" if kept and Path(kept).exists() else "nothing was written"
+    folder = getattr(spec, "checkpoint", None)
+    if folder is None and spec is not None and spec.run in ("compare", "damage"):
+        folder = getattr(spec, "output", None)
+    return f"the same command resumes from {folder}" if folder and Path(folder).exists() else "nothing was written"
 
 
 def _refuse(name: str, why: str) -> int:
@@ -92,36 +91,36 @@ def _refuse(name: str, why: str) -> int:
     return 2
 
 
-def _read(given: list[str]) -> tuple[Spec, list[str]]:
-    """What is asked, checked; options of `streamlit run` besides.
+def _read(arguments: list[str]) -> tuple[Spec, list[str]]:
+    """The checked specification, and unknown options for `streamlit run`.
 
-    Raises RoseError for what cannot be done, and for an empty value: as a path it would be the working folder.
+    Raises RoseError for bad options and for empty values, which as paths would be the working folder.
     """
-    options, more = _parser(given).parse_known_args(given)
-    for before, argument in zip(["", *given], given, strict=False):
+    options, unknown = _parser(arguments).parse_known_args(arguments)
+    for before, argument in zip(["", *arguments], arguments, strict=False):
         if not argument or (argument.startswith("--") and argument.endswith("=")):
             name = argument.rstrip("=") or before
-            raise RoseError(f"What is given after {name} is empty; name something, or check the variable there.")
-    if more and options.command.run != "app":
-        options.parser.error(f"unrecognized arguments: {' '.join(more)}")
-    return read_options(options.command, options), more
+            raise RoseError(f"The value after {name} is empty; give one, or check the variable there.")
+    if unknown and options.command.run != "app":
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return read_options(options.command, options), unknown
 
 
-def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rose", description="One-shot pruning of language models, and its analysis.")
-    parser.add_argument("--version", action="version", version=says_versions() if "--version" in given else "")
+    parser.add_argument("--version", action="version", version=says_versions() if "--version" in arguments else "")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     diffuse: Any = None
     for name, spec in COMMANDS.items():
         _, _, second = name.partition(" ")
         if second and diffuse is None:
-            says = "prune a diffusion model, draw with it, measure it"
-            group = commands.add_parser("diffuse", help=says, description=f"{says[0].upper()}{says[1:]}.")
+            summary = "Prune a diffusion model, draw with it, measure it."
+            group = commands.add_parser("diffuse", help=summary, description=summary)
             diffuse = group.add_subparsers(required=True, metavar="prune | slim | sample | evaluate")
-        says = spec.summary
+        summary = str(spec.__doc__)
         into = diffuse if second else commands
-        made = into.add_parser(second or name, help=says, description=f"{says[0].upper()}{says[1:]}.")
-        made.set_defaults(command=spec, parser=made)
-        if not given or name.partition(" ")[0] in given:  # options of other commands are not needed
-            add_options(made, spec)
+        command = into.add_parser(second or name, help=summary, description=summary)
+        command.set_defaults(command=spec, parser=command)
+        if not arguments or name.partition(" ")[0] in arguments:  # options of other commands are not needed
+            add_options(command, spec)
     return parser

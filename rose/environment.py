@@ -1,5 +1,5 @@
-"""What numbers are computed with. Two machines round differently, and pruning makes much of rounding: perplexities of
-the same run differ by several per cent, so that only those of one environment are compared."""
+"""Versions, processor and threads. Machines round differently, and pruning amplifies it: perplexities of one run
+differ by several per cent, so only results of one environment are compared."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ROUNDING = ("torch", "transformers")  # programs that round numbers their own wa
 
 def versions() -> dict[str, str]:
     """Of the programs that results depend on, for reports; of rose in a checkout, "checkout"."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in (*ROUNDING, "rose-explorer"):
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "checkout"
-    return found
+            installed[name] = "checkout"
+    return installed
 
 
 def says_versions() -> str:
@@ -36,10 +36,10 @@ def says_versions() -> str:
 def processor() -> str:
     """The model of the processor, as the system names it."""
     try:
-        found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+        match = None
+    return match[1].strip() if match else platform.processor() or platform.machine()
 
 
 def environment(compute: str, device: torch.device) -> str:
@@ -51,8 +51,12 @@ def environment(compute: str, device: torch.device) -> str:
     """
     import torch
 
-    known = versions()
+    installed = versions()
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     threads = torch.get_num_threads()
-    parts = [place, f"{threads} thread{'s' if threads > 1 else ''}", *(f"{name} {known[name]}" for name in ROUNDING)]
+    parts = [
+        place,
+        f"{threads} thread{'s' if threads > 1 else ''}",
+        *(f"{name} {installed[name]}" for name in ROUNDING),
+    ]
     return ", ".join([*parts, compute])

@@ -10,7 +10,7 @@ LONGEST, LONGEST_WORD = 1000, 300  # characters of a message, and of a word in i
 
 
 class RoseError(ValueError):
-    """Bad input, or work that cannot be done. The message is one line, and is meant to be shown as it is."""
+    """Bad input, or work that cannot be done. The message is one line for the user."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(_one_line(message))
@@ -51,6 +51,6 @@ def failing(what: str) -> Iterator[None]:
 def is_out_of_memory(problem: BaseException) -> bool:
     """Whether memory has run out, of the machine or of its GPU.
 
-    torch says so by a RuntimeError, files by what the system says; only Python and NumPy have a kind for it.
+    torch raises RuntimeError, files OSError; only Python and NumPy have a type for it.
     """
     return isinstance(problem, MemoryError) or any(sign in str(problem) for sign in EXHAUSTED)

@@ -1,7 +1,4 @@
-"""Paths as people write them, and files that survive being interrupted.
-
-A file is written beside its place, forced to the disk and renamed, so that it is there whole or not at all.
-"""
+"""Paths, and files that are written whole or not at all: to a temporary name, forced to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from rose.wording import size
 
 LARGEST = 500 * 10**6  # bytes of a table or a report
 LONGEST_NAME = 255  # bytes of a file's name
-TEMPORARY = ".tmp"  # ends the name of what is still being written
+TEMPORARY = ".tmp"  # ends names of unfinished files
 
 
 def expand(name: str | Path) -> Path:
@@ -27,25 +24,23 @@ def expand(name: str | Path) -> Path:
 
 
 def beside(folder: Path, ending: str) -> Path:
-    """Where what is made of a folder is put: beside it, with its name and this ending. `.` and `..` have no name."""
+    """A path beside the folder, with the folder's name and this ending; `.` and `..` are resolved first."""
     whole = folder.resolve()
     return (whole if folder.name in ("", "..") else folder).parent / f"{whole.name}{ending}"
 
 
 def as_text(name: str | Path) -> str:
-    """A name or a path as text; raises RoseError for what is neither."""
+    """A name or a path as text; raises RoseError for other types."""
     if not isinstance(name, (str, os.PathLike)):
-        raise RoseError(f"A name or a path must be a text or a Path, not {name!r:.100}; give such.")
+        raise RoseError(f"A name or a path must be a string or a Path, not {name!r:.100}.")
     return os.fspath(name)
 
 
 def reachable(name: str | Path) -> Path:
-    """The expanded path of what may be there or not.
+    """The expanded path, whether it exists or not.
 
     Raises:
-        RoseError: it is neither text nor path; the system cannot tell: a name that no file can have, or a folder that
-            is closed to this user; its name is not UTF-8, with which libraries do not read what they have written; or
-            a link on the way leads nowhere, through which nothing can be written either.
+        RoseError: the name is impossible, not UTF-8, or not accessible, or a link on the path leads nowhere.
     """
     path = expand(as_text(name))
     try:
@@ -66,17 +61,17 @@ def reachable(name: str | Path) -> Path:
 
 
 def check_small(path: str | Path) -> None:
-    """Raises RoseError unless a file can be read as a whole: a device has no end, and a model too many bytes."""
+    """Raises RoseError unless this is a file small enough to read at once."""
     place = reachable(path)
     if not place.is_file():
         raise RoseError(f"There is no file {path}; check the path.")
     if place.stat().st_size > LARGEST:
-        raise RoseError(f"{path} is larger than {size(LARGEST)}, so it is no table and no report.")
+        raise RoseError(f"{path} is larger than {size(LARGEST)}, so it is not a table or a report.")
 
 
 @contextmanager
 def replacing(path: Path, temporary: Path) -> Iterator[None]:
-    """Gives what the body writes to `temporary` the name `path`; removes it where the body fails."""
+    """Renames `temporary` to `path` after the body; removes it if the body fails."""
     try:
         yield
         sync(temporary)
@@ -88,11 +83,7 @@ def replacing(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file, whole or not at all, with the permissions of any new file.
-
-    Raises:
-        OSError: from the file system; an existing file stays as it was.
-    """
+    """Writes a file, whole or not at all. Raises OSError; an existing file then stays as it was."""
     ending = f"{secrets.token_hex(4)}{TEMPORARY}"  # other writers have names of their own
     begins = os.fsdecode(os.fsencode(path.name)[: LONGEST_NAME - len(ending)])
     temporary = path.with_name(begins + ending)
@@ -101,7 +92,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Forces a file, or the names in a folder, to the disk: a rename alone may outrun the content."""
+    """Forces a file, or the names in a folder, to the disk, as a rename may reach it before the content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -115,7 +106,7 @@ GOES_ON = "make room or choose another folder. What it holds so far is kept, and
 
 @contextmanager
 def explained(folder: Path, remedy: str = GOES_ON, done: str = "written") -> Iterator[None]:
-    """Turns errors of the file system into one sentence that says what was not `done`, and what to do."""
+    """Turns errors of the file system into one RoseError."""
     try:
         yield
     except (OSError, SafetensorError) as problem:

@@ -1,4 +1,4 @@
-"""What somebody has given: checks of kinds that several parts need."""
+"""Checks of arguments that several parts need."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def check_word(name: object, what: str) -> None:
+def check_word(name: object, subject: str) -> None:
     """Raises RoseError unless `what`, such as "A method", can be named so on a command line."""
     if not isinstance(name, str) or not name.isidentifier():
-        raise RoseError(f"{what} cannot be named {name!r}; take one word of letters, digits and underscores.")
+        raise RoseError(f"{subject} cannot be named {name!r}; take one word of letters, digits and underscores.")
 
 
-def check_choice(what: str, value: object, known: Collection[str]) -> None:
+def check_choice(subject: str, value: object, choices: Collection[str]) -> None:
     """Raises RoseError unless the value is among those known; `what`, such as "The budget", begins the sentence."""
-    if value not in known:
-        raise RoseError(f"{what} must be one of {', '.join(known)}, not {value!r}.")
+    if value not in choices:
+        raise RoseError(f"{subject} must be one of {', '.join(choices)}, not {value!r}.")
 
 
-def check_named(what: str, name: object, known: Collection[str]) -> None:
+def check_named(noun: str, name: object, names: Collection[str]) -> None:
     """Raises RoseError unless there is one of this name; `what` is what is named, such as "order"."""
-    if name not in known:
-        raise RoseError(f"There is no {what} named {name!r}; choose one of {', '.join(known)}.")
+    if name not in names:
+        raise RoseError(f"There is no {noun} named {name!r}; choose one of {', '.join(names)}.")
 
 
-def check_keywords(given: Iterable[str], known: Iterable[str]) -> None:
+def check_keywords(keywords: Iterable[str], allowed: Iterable[str]) -> None:
     """Raises RoseError for a keyword that a function does not take."""
-    for name in set(given).difference(known):
-        raise RoseError(f"There is no option {name!r} here; there are {', '.join(sorted(known))}.")
+    for name in set(keywords).difference(allowed):
+        raise RoseError(f"There is no option {name!r} here; there are {', '.join(sorted(allowed))}.")

@@ -1,10 +1,7 @@
-"""How work is stopped from outside: a program by Ctrl+C, work in a thread by whoever runs it.
+"""Stopping work from outside: a program by Ctrl+C, a thread by its owner.
 
-Ctrl+C while the program imports what it needs, for seconds, gives one sentence and exit status 130, no traceback; by a
-handler and not an `except`, as the package is imported before any code of `rose.__main__` or `rose.cli` runs.
-
-A thread gets no Ctrl+C. Progress callbacks may raise to stop it; `stop_point` stands where steps are long and there is
-no progress to tell.
+Ctrl+C during imports gives one sentence and exit status 130. A signal handler does this, as the package is imported
+before any code of `rose.cli` runs. A thread gets no Ctrl+C: progress callbacks may raise, and so may `stop_point`.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ _check: ContextVar[Callable[[], Any] | None] = ContextVar("check", default=None)
 
 @contextmanager
 def stoppable(check: Callable[[], Any]) -> Iterator[None]:
-    """While this lasts, work of this thread calls `check` now and then, which may raise to stop it."""
+    """In the body, work of this thread calls `check` regularly, which may raise to stop it."""
     before = _check.set(check)
     try:
         yield
@@ -40,19 +37,19 @@ def is_stoppable() -> bool:
 
 
 def stop_point() -> None:
-    """A place where work can be stopped; raises what the `check` of `stoppable` raises."""
+    """Calls the `check` of `stoppable`, which may raise."""
     check = _check.get()
     if check is not None:
         check()
 
 
 def stop_point_here() -> Callable[[], Any]:
-    """What `stop_point` does in this thread, for other threads that work for it."""
+    """The `stop_point` of this thread, for threads that work for it."""
     return _check.get() or (lambda: None)
 
 
 def guard() -> None:
-    """Begins where `rose` or `python -m rose` is starting; a library leaves signals to those who import it."""
+    """Installs the handler if `rose` or `python -m rose` is starting; a library leaves signals alone."""
     by_module = sys.argv[:1] == ["-m"] and ("-m", "rose") in pairwise(sys.orig_argv)
     is_program = by_module or Path((sys.argv or [""])[0]).stem == "rose"
     is_free = signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -61,7 +58,7 @@ def guard() -> None:
 
 
 def unguard() -> None:
-    """Ends where KeyboardInterrupt is caught."""
+    """Removes the handler, once KeyboardInterrupt is caught."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

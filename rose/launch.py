@@ -6,7 +6,7 @@ import os
 
 
 def is_launched() -> bool:
-    """Whether a launcher such as torchrun started this process as one of several."""
+    """Whether a launcher such as torchrun started several processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 

@@ -1,4 +1,4 @@
-"""Folders and files that results are written to: checked before long work, and written whole or not at all."""
+"""Output folders and files: checked before long work, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,31 +20,23 @@ from rose.files import reachable, sync
 from rose.wording import size
 
 LAST = ("config.json", "model_index.json")  # what makes a folder a checkpoint
-PARTIAL = ".rose-partial-"  # begins names of what is not finished; the next run clears what a killed one has left
+PARTIAL = ".rose-partial-"  # begins names of unfinished folders; the next run clears those of killed runs
 
 
 def check_output(folder: str | Path) -> None:
-    """Makes sure, before long work, that a checkpoint can be written here.
-
-    Raises:
-        RoseError: no name, not an empty or new folder, or not writable.
-    """
+    """Raises RoseError, before long work, unless this is a new or empty folder that can be written."""
     path = _at_home(folder)
     if folder == "":
         raise RoseError("The output folder has no name; give one.")
     with _refusing(f"Nothing can be written to {folder}"):
-        if path.exists() and (not path.is_dir() or any(not one.name.startswith(PARTIAL) for one in path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not item.name.startswith(PARTIAL) for item in path.iterdir())):
             raise RoseError(f"{folder} already exists and is not an empty folder; choose another output folder.")
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=_stage(path)).close()
 
 
 def check_room(path: str | Path, needed: int, reserve: int = 0) -> None:
-    """Makes sure, before long work, that so many bytes are free where a folder or file will be, besides a reserve.
-
-    Raises:
-        RoseError: they are not.
-    """
+    """Raises RoseError, before long work, unless `needed` bytes are free at the path, besides a reserve."""
     free = max(0, shutil.disk_usage(_nearest(reachable(path))).free - reserve)
     if needed > free:
         raise RoseError(
@@ -54,21 +46,13 @@ def check_room(path: str | Path, needed: int, reserve: int = 0) -> None:
 
 
 def check_folder(folder: str | Path) -> None:
-    """Makes sure, before long work, that files can be written into this folder, whether it is there or not.
-
-    Raises:
-        RoseError: it is a file, or not writable.
-    """
+    """Raises RoseError, before long work, unless files can be written into this folder, which may be new."""
     with _refusing(f"Nothing can be written to {folder}"):
         tempfile.TemporaryFile(dir=_nearest(_at_home(folder))).close()
 
 
 def check_file(path: Path) -> None:
-    """Makes sure, before long work, that a new file of this name can be written.
-
-    Raises:
-        RoseError: it is there already or is a folder, or its folder does not exist or cannot be written to.
-    """
+    """Raises RoseError, before long work, unless a new file of this name can be written."""
     if reachable(path).is_dir() or not path.absolute().parent.is_dir():
         raise RoseError(f"{path} cannot be written: name a file in a folder that exists.")
     if path.exists():
@@ -78,12 +62,12 @@ def check_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _refusing(said: str) -> Iterator[None]:
-    """Raises RoseError, which begins so, where the file system raises OSError."""
+def _refusing(sentence: str) -> Iterator[None]:
+    """Turns OSError into a RoseError that begins with this sentence."""
     try:
         yield
     except OSError as problem:
-        raise RoseError(f"{said} ({problem.strerror}); choose another folder.") from problem
+        raise RoseError(f"{sentence} ({problem.strerror}); choose another folder.") from problem
 
 
 @contextlib.contextmanager
@@ -132,10 +116,10 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         with temporary_folder(_stage(path)) as temporary:
             mode = temporary.stat().st_mode & 0o666  # of any new file; libraries make some that only their owner reads
             yield temporary
-            for one in temporary.rglob("*"):
-                if one.is_file():
-                    one.chmod(mode)
-                    sync(one)
+            for path_inside in temporary.rglob("*"):
+                if path_inside.is_file():
+                    path_inside.chmod(mode)
+                    sync(path_inside)
             if path.exists():
                 check_output(folder)  # nothing may have come meanwhile that would be replaced
                 _move_into(path, temporary)
@@ -150,15 +134,15 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_folder(place: Path, mode: int = 0o777, claims: str = "") -> Iterator[Path]:
-    """A folder in this one that is gone at the end; if the process is killed, once the next one is made here.
+    """A folder inside `place`, removed at the end; after a kill, when the next one is made.
 
     Args:
-        mode: who may read it, as `os.mkdir` has it.
-        claims: the name of what is made in it; one process at a time may make that.
+        mode: permissions, as for `os.mkdir`.
+        claims: a name that one process at a time may make.
 
     Raises:
-        OSError: it cannot be made.
-        filelock.Timeout: another process makes what it claims.
+        OSError: the folder cannot be made.
+        filelock.Timeout: another process has the claim.
     """
     _clear_partial(place)
     token = hashlib.sha256(os.fsencode(claims)).hexdigest()[:16] if claims else secrets.token_hex(4)
@@ -178,13 +162,13 @@ def _move_into(path: Path, temporary: Path) -> None:
     """Moves all that is in a folder into an empty one; leaves that empty where it is stopped."""
     moved = []
     try:
-        for one in sorted(temporary.iterdir(), key=lambda one: one.name in LAST):
-            moved.append(path / one.name)
-            os.replace(one, moved[-1])
+        for item in sorted(temporary.iterdir(), key=lambda item: item.name in LAST):
+            moved.append(path / item.name)
+            os.replace(item, moved[-1])
         sync(path)
     except BaseException:
-        for one in moved:
-            shutil.rmtree(one) if one.is_dir() else one.unlink(missing_ok=True)
+        for item in moved:
+            shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)
         raise
 
 
@@ -198,7 +182,7 @@ def _at_home(folder: str | Path) -> Path:
 
 def _nearest(path: Path) -> Path:
     """This path, or the nearest folder above it that is there."""
-    return next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
 
 
 def _stage(path: Path) -> Path:

@@ -43,10 +43,10 @@ def load_plugins(*files: str | Path) -> None:
     """
     for file in files:
         if not isinstance(file, str | Path):
-            raise RoseError(f"A plugin is named by the path of a .py file, each by itself, not by {file!r}.")
-    named = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
+            raise RoseError(f"A plugin is the path of one .py file, not {file!r}.")
+    paths = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
     with _lock:
-        for name in [*named, *files]:
+        for name in [*paths, *files]:
             path = expand(name).resolve()
             _load_once(str(path), partial(_run_file, path))
         for entry in _installed():
@@ -91,8 +91,7 @@ def _run_file(path: Path) -> None:
 
 @contextmanager
 def _additions_only(name: str, is_new: bool) -> Iterator[None]:
-    """Lets the body add to the registries, and makes sure that a new one does; restores them if it fails or replaces
-    an existing entry."""
+    """Lets the body add to the registries. They are restored if the body fails, replaces an entry, or adds nothing."""
     from rose.layer.order import ORDERS  # with torch, which a program without plugins does not need yet
 
     registries: tuple[dict[str, Any], ...] = (METHODS, ORDERS)

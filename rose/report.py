@@ -1,4 +1,4 @@
-"""The record of a run: what was asked, what came out; one writer and one reader."""
+"""The record of a run: its recipe and its results, with one writer and one reader."""
 
 from __future__ import annotations
 
@@ -50,17 +50,16 @@ _BEGAN = b'{\n "summary": {'  # one of version 0.1.0
 _NAME = re.compile(r"[\w.:@/%+-]{1,200}")  # of layers, projections and methods
 REPORT, ZERO_SHOT = "report.json", "zero_shot.csv"
 VERSION = 2  # of a report.json; those of rose 0.1.0 have none
-MOST_RUNS = 40  # of one folder of folders
+MOST_RUNS = 40  # in one folder of folders
 MOST_BLOCKS = 4096  # decoder blocks
-CONDITION = 200  # characters of what two runs must have in common, to the last of which they are compared
-ENOUGH = 0.8  # of the minutes asked for, from which on a tuned copy is named by them
+CONDITION = 200  # longest description of an evaluation; compared to the last character
+ENOUGH = 0.8  # share of the planned minutes that a copy named by them was tuned
 TARGETS = ("layer", "dense", "dense and stream")  # of a layer
 FLAGS = ("is_columnar", "is_damping_raised")
 NUMBERS = (
     *("rows", "columns", "sparsity", "relative_error", "held_out_error", "target_error", "held_out_target_error"),
-    *("pruning_error", "rounding_error", "error_without_massive"),
-    *("relative_range", "damping", "target_damping", "dead_columns", "seconds", "tokens", "change"),
-    *("zeros_before", "asked_sparsity"),
+    *("pruning_error", "rounding_error", "error_without_massive", "relative_range", "damping", "target_damping"),
+    *("dead_columns", "seconds", "tokens", "change", "zeros_before", "asked_sparsity"),
 )
 CONCLUDED = (  # results of a run in two stages that hold for the second stage too
     *("model", "dtype", "calibration", "seed", "bos", "evaluated_on", "windows", "perplexity_before"),
@@ -72,14 +71,14 @@ KINDS: dict[str, Kind] = {"slim": "slim", "diffuse slim": "slim", "analyze": "st
 
 @dataclass(frozen=True, eq=False)  # tables have no == that is one truth
 class RunReport:
-    """The record of a run over a model: what was asked, what came out.
+    """The record of a run over a model.
 
     Attributes:
-        layers: one row per layer (and method), columns as in `LayerRecord`; of slimming, per part.
-        results: totals, what was evaluated before and after, versions and environment.
-        recipe: the settings of the run.
-        called: a name for people that replaces the usual one, where several runs stand beside each other.
-        place: the folder that it was read from; "" of a run of this process.
+        layers: a row per layer (and method), columns as in `LayerRecord`; for slimming, a row per part.
+        results: totals, evaluations before and after, versions and environment.
+        recipe: the settings of the run; "run" names its command.
+        called: a name that replaces the usual one where runs are shown side by side.
+        place: the folder that the record was read from; "" for a run of this process.
         origin: identifies the run whatever it is called; None where this object does.
         then: the record of a second stage, which pruned what this one, slimming, had left.
     """
@@ -99,24 +98,24 @@ class RunReport:
         """Builds the table and adds totals to the results."""
         table = records_table(records)
         pruned = pruned_rows(table)
-        every = table.drop_duplicates("layer")  # several methods may have a row each
+        layers = table.drop_duplicates("layer")  # each method may have a row
         errors = _mean_errors(pruned)
         totals: dict[str, Any] = {
-            "layers": len(every),
-            "columnar_layers": int(every["is_columnar"].sum()),
-            "weights": int((every["rows"] * every["columns"]).sum()),
+            "layers": len(layers),
+            "columnar_layers": int(layers["is_columnar"].sum()),
+            "weights": int((layers["rows"] * layers["columns"]).sum()),
             "removed_fraction": removed_fraction(table),
             **errors,
             "layers_with_raised_damping": int(table["is_damping_raised"].sum()),
         }
-        if table["method"].nunique() > 1:  # a mean over methods would say nothing
+        if table["method"].nunique() > 1:  # a mean over methods has no meaning
             by_method = {method: _mean_errors(rows) for method, rows in pruned.groupby("method", sort=False)}
             totals |= dict.fromkeys(errors) | {"mean_errors": by_method}
         return cls(table, {**results, **totals}, recipe or {})
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """The recipe and the results by name: settings, totals, and what was evaluated."""
+        """Recipe and results in one mapping."""
         return {**self.recipe, **self.results}
 
     def with_summary(self, **entries: Any) -> RunReport:
@@ -127,20 +126,20 @@ class RunReport:
         """The same record with further settings."""
         return replace(self, recipe={**self.recipe, **settings})
 
-    def signed(self, asked: Spec, **results: Any) -> RunReport:
-        """The record with all that was asked, the programs that it was made with, and further results."""
-        given = {name: value for name, value in asked.to_dict().items() if value is not None}
-        recipe = {"run": asked.run, **given, **self.recipe}
+    def signed(self, spec: Spec, **results: Any) -> RunReport:
+        """The same record with the whole recipe, the versions of programs, and further results."""
+        fields = {name: value for name, value in spec.to_dict().items() if value is not None}
+        recipe = {"run": spec.run, **fields, **self.recipe}
         return replace(self, recipe=recipe, results={**self.results, **results, "made_with": versions()})
 
     def as_recipe(self) -> Recipe | None:
-        """What does the run again; None where the record does not say it, or says what no run can be asked."""
+        """The recipe that repeats the run; None where the record does not hold a valid one."""
         spec = SPECS.get(str(self.recipe.get("run")))
         if spec is None or not self.recipe.keys() & {"model", "dense"}:  # run from Python
             return None
-        asked = {name: value for name, value in self.recipe.items() if name in spec.fields()}
+        fields = {name: value for name, value in self.recipe.items() if name in spec.fields()}
         try:
-            return Recipe((spec.of(**{"output": BETWEEN} | asked if "output" in spec.fields() else asked),))
+            return Recipe((spec.of(**{"output": BETWEEN} | fields if "output" in spec.fields() else fields),))
         except RoseError:
             return None
 
@@ -154,12 +153,12 @@ class RunReport:
 
     @property
     def is_analysis(self) -> bool:
-        """Whether there is a row for each layer and method; see `runs`."""
+        """Whether there is a row for each layer and method."""
         return "methods" in self.summary and "method" not in self.summary
 
     @property
     def identity(self) -> Any:
-        """The same for as long as the run is offered, whatever it is called."""
+        """Identifies the run, whatever it is called."""
         if self.place:
             return self.place, self.kind, self.method
         return self if self.origin is None else self.origin
@@ -170,19 +169,19 @@ class RunReport:
 
     @property
     def bits(self) -> int | None:
-        """Of kept weights, where they were rounded."""
+        """Bits of kept weights; None where they were not rounded."""
         bits = self.summary.get("bits")
         return bits if isinstance(bits, int) else None
 
     @property
     def target(self) -> str:
-        """ "layer" or "dense"; "" where nothing says which, as of a model that was pruned elsewhere."""
+        """ "layer" or "dense"; "" where it is not known, as for a model pruned elsewhere."""
         target = self.summary.get("target", "layer" if self.kind == "study" else "")
         return target if target in ("layer", "dense") else ""
 
     @property
     def asked(self) -> str:
-        """What was to be taken away: "0.7", "0.7, 4 bits", "20 % out"."""
+        """What the run removes: "0.7", "0.7, 4 bits", "20 % out"."""
         if self.kind == "slim":
             return f"{100 * float(self.summary['ratio']):g} % out"
         return short_text(self.summary.get("sparsity")) + ("" if self.bits is None else f", {self.bits} bits")
@@ -193,12 +192,12 @@ class RunReport:
 
     @property
     def start(self) -> str:
-        """The model that the run has changed: "dense", or "slimmed" where slimming came before."""
+        """The model that the run changed: "dense", or "slimmed" after slimming."""
         return "slimmed" if "after" in self.summary else "dense"
 
     @property
     def name(self) -> str:
-        """For people: "ROSE at 0.7, 4 bits", "ROSE at 0.7, target layer, tuned 3 min"; see `called`."""
+        """ "ROSE at 0.7, 4 bits", "ROSE at 0.7, target layer, tuned 3 min"; or `called`."""
         if self.called:
             return self.called
         if self.kind == "study":
@@ -217,28 +216,25 @@ class RunReport:
 
     @property
     def tuned_suffix(self) -> str:
-        """ ", tuned 3 min": the minutes asked for, or what was done where that is less; "" without tuning."""
+        """ ", tuned 3 min": the planned time, or the real time if that is clearly less; "" without tuning."""
         if not self.is_tuned:
             return ""
         tuned = self.tuned
-        asked = 60 * (tuned.get("minutes") or 0)
-        if tuned["steps"] < tuned["steps_planned"] or tuned["seconds"] < ENOUGH * asked:
+        planned = 60 * (tuned.get("minutes") or 0)
+        if tuned["steps"] < tuned["steps_planned"] or tuned["seconds"] < ENOUGH * planned:
             return f", tuned {duration(tuned['seconds'])}"
-        return f", tuned {duration(asked)}" if asked else f", tuned {whole(tuned['steps'])} steps"
+        return f", tuned {duration(planned)}" if planned else f", tuned {whole(tuned['steps'])} steps"
 
-    # ---- what came out
+    # ---- results
 
     @property
     def last_drift(self) -> float | None:
-        """Drift of the residual stream after the last pruned decoder block; None without held-out tokens.
-
-        See `rose.model.walk.storage.BlockDrift`.
-        """
+        """Drift after the last pruned decoder block; None without held-out tokens."""
         return self.summary["drift"][-1]["drift"] if self.summary.get("drift") else None
 
     @cached_property
     def drift(self) -> list[dict[str, Any]]:
-        """Drift by decoder block; none where hidden states overflowed, as no figure can draw that."""
+        """Drift by decoder block; empty where hidden states overflowed."""
         parts = ("drift", "passed_on", "arisen")
         drift = [
             {"block_index": int(entry["block_index"]), **{part: _number(entry[part]) for part in parts}}
@@ -250,24 +246,24 @@ class RunReport:
 
     @property
     def seconds(self) -> float:
-        """What it took to make the copy: pruning, and tuning where that followed; 0 where neither is given."""
+        """Seconds of pruning and tuning; 0 if unknown."""
         stages = [self.summary, *self.summary.get("tuned_before", []), self.summary.get("tuned", {})]
         return sum(float(stage.get("seconds", 0.0)) for stage in stages)
 
     @cached_property
     def tuned(self) -> dict[str, Any]:
-        """What the last tuning did, see `rose.model.tune.task.TuneReport.facts`; {} without tuning."""
+        """The last tuning, see `rose.model.tune.task.TuneReport.facts`; {} without tuning."""
         return _tuning(self.summary["tuned"]) if self.is_tuned else {}
 
     @cached_property
     def zero_shot(self) -> pd.DataFrame | None:
-        """A row a task: task, questions, accuracy, accuracy_error, accuracy_norm; None where none was answered."""
+        """A row per task: task, questions, accuracy, accuracy_error, accuracy_norm; None without tasks."""
         rows = self.summary.get("zero_shot")
         return _accuracies(pd.DataFrame(rows)) if isinstance(rows, list) and rows else None
 
     @cached_property
     def paper(self) -> PaperFigures | None:
-        """Orders that an analysis has tried on one layer."""
+        """Orders that an analysis tried on one layer."""
         from rose.layer.paper import read_paper_figures  # with torch: a report alone needs none
 
         paper = read_paper_figures(self.summary["paper"]) if self.summary.get("paper") else None
@@ -275,7 +271,7 @@ class RunReport:
         return paper
 
     def number(self, name: str) -> float | None:
-        """A total or setting; None where it is no number that a figure can draw."""
+        """A total or setting; None unless it is a number that a figure can draw."""
         value = self.summary.get(name)
         if isinstance(value, bool) or not isinstance(value, float | int):
             return None
@@ -283,24 +279,24 @@ class RunReport:
 
     @property
     def perplexity(self) -> float:
-        """After the run; NaN or infinite where the model is ruined, and NaN where it was not measured."""
+        """Perplexity after the run; NaN where it was not measured, NaN or infinite for a ruined model."""
         value = self.summary.get("perplexity_after")
         return float(value) if isinstance(value, float | int) else math.nan
 
     def losses(self, stage: str) -> tuple[float, ...]:
-        """Of each evaluation window, "before" (the dense model) or "after", in nats a token; () where not kept."""
+        """Loss of each evaluation window in nats a token, "before" (dense) or "after"; () where not kept."""
         return _losses(self.summary.get(f"losses_{stage}"))
 
     @property
     def setup(self) -> EvaluationSetup:
-        """What must be the same before numbers of this run are compared with those of another."""
-        known, norms = self.summary, self.summary.get("embedding_norms")
-        text, length = known.get("evaluated_on"), known.get("window_length", known.get("length"))
-        environment = known.get("environment")
+        """The conditions that must agree before this run is compared with another."""
+        summary, norms = self.summary, self.summary.get("embedding_norms")
+        text, length = summary.get("evaluated_on"), summary.get("window_length", summary.get("length"))
+        environment = summary.get("environment")
         return EvaluationSetup(
-            model=short_text(model, CONDITION) if (model := known.get("model")) else None,
+            model=short_text(model, CONDITION) if (model := summary.get("model")) else None,
             norms=tuple(norms) if isinstance(norms, list) and all(isinstance(norm, float) for norm in norms) else (),
-            windows=short_text(f"{known.get('windows')} × {length} of {text}", CONDITION) if text else None,
+            windows=short_text(f"{summary.get('windows')} × {length} of {text}", CONDITION) if text else None,
             dense=self.number("perplexity_before"),
             layers=frozenset(self.by_layer["layer"]),
             environment=short_text(environment, CONDITION) if isinstance(environment, str) else None,
@@ -308,7 +304,7 @@ class RunReport:
 
     @property
     def result(self) -> Result:
-        """Its perplexity as `rose.verdicts` compares it."""
+        """The perplexity in the form that `rose.verdicts` compares."""
         return Result(
             name=self.name,
             method=self.method,
@@ -325,46 +321,45 @@ class RunReport:
 
     @cached_property
     def by_layer(self) -> pd.DataFrame:
-        """A row a layer for comparisons and figures: layer, block_index, projection, `NUMBERS` and cautions; `FLAGS`
-        and target where they are known.
+        """A row per layer: layer, block_index, projection, `NUMBERS` and cautions; `FLAGS` and target if known.
 
-        Numbers are NaN where they are not known, or infinite. Empty where whole decoder blocks went.
+        Unknown and infinite numbers are NaN. The table is empty where whole decoder blocks were dropped.
         """
         table, change = self.layers, self.tuned.get("change")
         if change is not None and "layer" in table:
             table = table.assign(change=table["layer"].map(change))
         result = _by_layer(table)
-        if self.kind == "check":  # whose errors are no method's on what it was fitted to
+        if self.kind == "check":  # cautions are about errors on calibration tokens
             result = result.drop(columns="cautions", errors="ignore")
         return result
 
     @property
     def pruned(self) -> pd.DataFrame:
-        """The rows of `by_layer` that count in means: without experts that were left dense beside pruned ones."""
+        """The rows of `by_layer` that count in means: without experts that were left dense."""
         pruned = self.by_layer if self.kind == "slim" else pruned_rows(self.by_layer)
         return self.by_layer if pruned.empty else pruned
 
     @property
     def remarks(self) -> list[str]:
-        """How far the numbers can be trusted, and where target dense could not do all that it is for, a sentence
-        each. `text_cautions` of the results are those of whoever has drawn the calibration text."""
+        """Cautions about the numbers, a sentence each."""
         remarks = list(self.summary.get("remarks", ()))
-        if self.kind != "check":  # whose errors are no method's on what it was fitted to
-            own = [*self.summary.get("text_cautions", []), *cautions(self.layers), *self._of_windows(), *self._target()]
-            remarks = [*own, *remarks, *(() if self.is_analysis else self._lost())]
+        if self.kind != "check":  # cautions are about errors on calibration tokens
+            texts = self.summary.get("text_cautions", [])
+            remarks = [*texts, *cautions(self.layers), *self._window_remarks(), *self._target_remarks(), *remarks]
+            remarks += [] if self.is_analysis else self._missing_errors()
         return list(dict.fromkeys(remarks))
 
-    def _of_windows(self) -> Iterator[str]:
+    def _window_remarks(self) -> Iterator[str]:
         if self.summary.get("is_language_part"):
             yield LANGUAGE_PART
         if padded := self.summary.get("padded_windows"):
             yield (
-                f"{padded} of {self.summary['samples']} calibration windows begin or end in one token repeated, as "
-                "padding does, which counts like text here; give windows of text alone, as load_tokens does."
+                f"{padded} of {self.summary['samples']} calibration windows begin or end with one repeated token, like "
+                "padding, which counts as text here; give windows without padding, as load_tokens does."
             )
 
-    def _target(self) -> Iterator[str]:
-        if self.summary.get("target") != "dense" or "target" not in self.layers:  # parts do not say
+    def _target_remarks(self) -> Iterator[str]:
+        if self.summary.get("target") != "dense" or "target" not in self.layers:  # parts have no such column
             return
         pruned = pruned_rows(self.layers)
         blocks = set(pruned["block_index"])
@@ -372,32 +367,30 @@ class RunReport:
         if len(corrected) < len(blocks):
             yield (
                 f"In {len(blocks - corrected)} of {len(blocks)} decoder blocks no pruned layer is known to write into "
-                "the residual stream, so what it has lost is not made good there."
+                "the residual stream, so its drift is not corrected there."
             )
-        if own := int((pruned["target"] == "layer").sum()):
+        if uncorrected := int((pruned["target"] == "layer").sum()):
             yield (
-                f"{own} of {len(pruned)} layers were pruned towards their own output, because it is not known what "
-                "they read in the dense model."
+                f"{uncorrected} of {len(pruned)} layers were fitted to their own output, because their input in the "
+                "dense model is not known."
             )
 
-    def _lost(self) -> Iterator[str]:
-        """How many layers are in no mean, which files and figures have no number for; errors of none are those of a
-        tuned copy."""
+    def _missing_errors(self) -> Iterator[str]:
         finite = self.pruned["relative_error"].notna()
-        if finite.any() and not finite.all():
-            some = sentence(f"in {out_of(int((~finite).sum()), len(finite), 'layer')}")
-            yield f"{some} the error on calibration is no finite number, so no mean holds it."
+        if finite.any() and not finite.all():  # a tuned copy has none at all
+            where = sentence(f"in {out_of(int((~finite).sum()), len(finite), 'layer')}")
+            yield f"{where} the error on calibration tokens is not finite; means leave it out."
 
     # ---- stages
 
     @cached_property
     def runs(self) -> list[RunReport]:
-        """One record a stage; of an analysis, one a method. Raises ValueError for what `rose` does not write."""
+        """A record per stage, or per method of an analysis. Raises ValueError for foreign records."""
         return self._by_method() if self.is_analysis else self.stages
 
     @property
     def stages(self) -> list[RunReport]:
-        """The record itself; of two stages, a record of each with what was evaluated after it."""
+        """The record itself, or a record per stage with the evaluation after it."""
         if self.then is None:
             return [self]
         of_second = (
@@ -442,8 +435,7 @@ class RunReport:
     # ---- files
 
     def to_json(self) -> str:
-        """As JSON, which knows neither NaN nor infinity: both become null, but an infinite error of a layer is a text,
-        for none would read as not measured."""
+        """The record as JSON: NaN and infinity as null, but an infinite error as a text."""
         return json.dumps({"version": VERSION, **self._parts()}, indent=1, allow_nan=False)
 
     def _parts(self) -> dict[str, Any]:
@@ -454,14 +446,14 @@ class RunReport:
 
     @classmethod
     def from_json(cls, text: str, name: str = "This") -> RunReport:
-        """Reads what `to_json` wrote, and checks that every page can show it: somebody else may have written it.
+        """Reads the text of `to_json`, and checks everything that pages show.
 
         Raises:
-            RoseError: the text is not a report, or one of another version.
+            RoseError: the text is not a report of this version.
         """
         try:
             data = json.loads(text)
-            if r"\ud" in text.lower():  # half of a pair of surrogates is no character, and cannot be written
+            if r"\ud" in text.lower():  # half of a surrogate pair cannot be written
                 data = json.loads(json.dumps(data, ensure_ascii=False).encode(errors="replace"))
             _check_version(data, name)
             report = cls._of(data)
@@ -480,7 +472,7 @@ class RunReport:
         return cls(json_table(parts["layers"]), dict(parts["results"]), dict(parts["recipe"]))
 
     def _check(self) -> None:
-        """Raises ValueError, TypeError and others where something that a page shows cannot be made of the record."""
+        """Raises ValueError or TypeError where a page could not show the record."""
         method = self.summary.get("method")
         _require(isinstance(method, str) and bool(_NAME.fullmatch(method)), "it names no method")
         _ = self.name, self.by_layer, self.drift, self.zero_shot, self.paper, self.seconds
@@ -493,10 +485,10 @@ class RunReport:
 
     @classmethod
     def load(cls, path: str | Path) -> RunReport:
-        """Reads what `save` wrote: a report.json, or the one in a folder, with the accuracies beside it.
+        """Reads a report.json, or the one in a folder, with the accuracies beside it.
 
         Raises:
-            RoseError: it is not there, cannot be looked up, or is not a report.
+            RoseError: it is missing, unreadable, or not a report.
         """
         place = reachable(path)
         place = place / REPORT if place.is_dir() else place
@@ -518,7 +510,7 @@ class RunReport:
         """Writes report.json, layers.csv and layers.parquet into a folder, each whole or not at all.
 
         Raises:
-            RoseError: it is a file, or not writable.
+            RoseError: the folder is a file, or not writable.
         """
         check_folder(folder)
         folder = Path(folder)
@@ -531,9 +523,7 @@ class RunReport:
 
 @contextmanager
 def new_checkpoint(folder: str | Path, report: RunReport | None) -> Iterator[Path]:
-    """`rose.output.new_folder` for the files of a model, which gets its report as well, where there is one.
-
-    Whatever fails while the report is written, the model is kept.
+    """`rose.output.new_folder` for a model and its report, if any. A failing report leaves the model in place.
 
     Raises:
         RoseError: as `new_folder`; or the report cannot be written.
@@ -549,19 +539,19 @@ def new_checkpoint(folder: str | Path, report: RunReport | None) -> Iterator[Pat
     if failure:
         raise RoseError(
             f"The model is whole in {folder}, but its report could not be written ({failure!s:.200}); use the model "
-            "without a report, or report this."
+            "without a report, or file an issue."
         ) from failure
 
 
-def name_of_run(method: str, asked: str, target: str = "dense") -> str:
-    """ "ROSE at 0.7", "ROSE at 0.7, target layer". Dense is the usual target, so that names tell only the other."""
-    return f"{label_of(method)} at {asked}" + ("" if target == "dense" else f", target {target}")
+def name_of_run(method: str, amount: str, target: str = "dense") -> str:
+    """ "ROSE at 0.7", "ROSE at 0.7, target layer"; dense is the usual target."""
+    return f"{label_of(method)} at {amount}" + ("" if target == "dense" else f", target {target}")
 
 
 def read_runs(path: str, skip: Callable[[RoseError], Any] | None = None) -> list[RunReport]:
-    """The runs of a report.json, the one in a folder, or those in the folders of a folder; RoseError names a bad file.
+    """The runs of a report.json, of a folder, or of the folders in a folder; RoseError names a bad file.
 
-    Of several, each that cannot be read goes to `skip`, where that is given, and the others are read.
+    `skip` gets the error of a bad file among several; the others are read.
     """
     place = expand(path.strip())
     try:
@@ -589,14 +579,13 @@ def read_runs(path: str, skip: Callable[[RoseError], Any] | None = None) -> list
 def _check_version(data: Any, name: str) -> None:
     version = data.get("version")
     if version is None and {"summary", "layers"} <= data.keys():
-        raise RoseError(f"{name} is a report of version 0.1.0, which is not read any more; make it again or remove it.")
+        raise RoseError(f"{name} is a report of rose 0.1.0, which is no longer read; make it again or remove it.")
     if isinstance(version, int) and version > VERSION:
         raise RoseError(f"{name} is a report of a later version of rose; update rose to read it.")
     _require(version == VERSION, "it has no version")
 
 
 def _require(holds: bool, problem: str) -> None:
-    """Raises ValueError for what `rose` does not write."""
     if not holds:
         raise ValueError(problem)
 
@@ -627,19 +616,19 @@ def _by_layer(table: pd.DataFrame) -> pd.DataFrame:
         if name in table:
             result[name] = (table[name] == True).to_numpy()  # noqa: E712  None is no bool
     massive = {"massive": table["massive"].to_numpy()} if "massive" in table else {}
-    result["cautions"] = caution_column(result.assign(**massive))  # before what no figure can draw goes
+    result["cautions"] = caution_column(result.assign(**massive))  # which look at infinite errors
     return result.replace([math.inf, -math.inf], math.nan)
 
 
 def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
-    """A column as floats, NaN where there is no number."""
+    """A column as floats; NaN for missing numbers."""
     if name not in table:
         return np.full(len(table), np.nan)
     return pd.to_numeric(table[name], errors="coerce").to_numpy(float)
 
 
 def _mean_errors(pruned: pd.DataFrame) -> dict[str, float | None]:
-    """Means over the layers that were pruned; where none was, the error is 0."""
+    """Means over pruned layers; 0 where none was pruned."""
     relative = mean_or_none(pruned["relative_error"]) or 0.0
     means = {"mean_relative_error": relative} | {f"mean_{name}": mean_or_none(pruned[name]) for name in ERRORS[1:]}
     apart = {f"mean_{name}": mean_or_none(pruned[name]) for name in ("pruning_error", "rounding_error")}
@@ -657,18 +646,20 @@ def _losses(losses: Any) -> tuple[float, ...]:
 
 
 def _tuning(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record tells of a tuning, checked."""
+    """The facts of a tuning, checked."""
     names = ("steps", "steps_planned", "kept_step", "zeros", "weights", "samples", "length")
     counts = {name: int(facts[name]) for name in names}
     numbers = {name: float(facts[name]) for name in ("seconds", "rate")}
-    given = {name: None if facts.get(name) is None else float(facts[name]) for name in ("minutes", "held_out_dense")}
+    optional = {name: None if facts.get(name) is None else float(facts[name]) for name in ("minutes", "held_out_dense")}
     change = {str(layer): float(moved) for layer, moved in facts["change"].items()}
     numbers["perplexity_before"] = _number(facts.get("perplexity_before"))
     _require(math.isfinite(numbers["seconds"] + numbers["rate"]), "a number of its tuning is not finite")
-    _require(min(counts.values()) >= 0 and math.isfinite(given["minutes"] or 0.0), "a count of its tuning is negative")
+    _require(
+        min(counts.values()) >= 0 and math.isfinite(optional["minutes"] or 0.0), "a count of its tuning is negative"
+    )
     curve = [{name: _number(row[name]) for name in ("step", "seconds", "loss", "held_out")} for row in facts["curve"]]
     losses = {"losses_before": _losses(facts.get("losses_before"))}
-    return {**facts, **counts, **numbers, **given, **losses, "change": change, "curve": curve}
+    return {**facts, **counts, **numbers, **optional, **losses, "change": change, "curve": curve}
 
 
 def _accuracies(table: pd.DataFrame) -> pd.DataFrame:
@@ -681,10 +672,10 @@ def _accuracies(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def report_beside(folder: Path) -> RunReport | None:
-    """The report.json in the folder of a model; None where there is none, or another program's.
+    """The report.json beside a model; None if it is missing or another program's.
 
     Raises:
-        RoseError: it is ours, and damaged.
+        RoseError: rose wrote it, and it is damaged.
     """
     place = folder / "report.json"
     try:
@@ -699,7 +690,7 @@ def report_beside(folder: Path) -> RunReport | None:
 
 
 def _begins(place: Path, beginning: bytes) -> bool:
-    """Whether `RunReport.save` wrote this file: it begins as ours do, if only that is left, beside our table."""
+    """Whether `RunReport.save` wrote this file, even if it was cut off: then our table is beside it."""
     with suppress(OSError, ValueError), place.open("rb") as file:
         begins = file.read(len(beginning)).strip(b"\0")
         table = place.with_name("layers.parquet")

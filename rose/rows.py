@@ -24,10 +24,7 @@ FLOAT32_MAX = 3.5e38  # no finite number beyond it was computed from a model's o
 
 
 class Within(NamedTuple):
-    """What a number that is read from a file may be: its bounds, and whether it may be NaN, for `Annotated`.
-
-    Infinity is an overflow that was measured, where the bound is the default.
-    """
+    """Bounds of a number in a file, for `Annotated`; infinity is allowed with the default upper bound."""
 
     low: float
     high: float = FLOAT32_MAX
@@ -59,7 +56,7 @@ class LayerRecord:
 
     `relative_error` and `held_out_error` are against what the layer's dense weight puts out on the same, pruned inputs;
     `target_error` and `held_out_target_error` against the dense model's output, where that was the target (see
-    `rose.layer.target`). `target` says which one that was: "layer", its own output; "dense"; or "dense and stream",
+    `rose.layer.target`). `target`: "layer", its own output; "dense"; or "dense and stream",
     which makes good what the residual stream has lost, too. Held-out ones are None where no held-out tokens were given.
     `damping` and `target_damping` are relative to the mean of diag(H). `tokens` of calibration have reached the layer:
     few or none where it is of an expert, which may then have been left dense, with sparsity 0.
@@ -67,7 +64,7 @@ class LayerRecord:
     `sparsity` counts weights that were zero before too; `zeros_before` is their share, and `asked_sparsity` what was
     asked of this layer, None in reports of former versions, and where it was left dense.
     `order` and `budget` are those used, which tells what ROSE decided and what "measured" chose.
-    `column_variation` is that of `OrderPlan`; None in reports of former versions, and where nothing was pruned.
+    `column_variation`: see `OrderPlan`; None in reports of former versions, and where nothing was pruned.
     `pruning_error` and `rounding_error`: what each adds to the error against the weights that the layer was to have,
     its own or those corrected towards the dense target, both relative to the outputs of these; None where nothing was
     rounded. See `rose.layer.methods.LayerResult`.
@@ -110,7 +107,7 @@ class LayerRecord:
 class PartRecord:
     """One part of a decoder block in numbers; errors are relative to the mean square of the dense projection's output.
 
-    `unrecovered_error` is that of the kept columns as they were; `target_error` and `held_out_target_error` are those
+    `unrecovered_error`: without recovery; `target_error` and `held_out_target_error` are those
     against the dense model's output, where that was the target. `units` counts query heads or channels, `swapped` those
     that came back in place of others. `columns` of the output projection, `tokens` that they were seen on,
     `dead_columns` and the damping are as in `LayerRecord`; None in reports of former versions.
@@ -142,23 +139,22 @@ class PartRecord:
 
 
 def pruned_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The layers that were pruned or rounded, which count in means: some that were left dense, such as experts without
-    tokens, would make the errors of the others look small."""
+    """The layers that were pruned or rounded. Means are over these alone, as dense ones have no error."""
     is_pruned = table["sparsity"] != 0
     return table[is_pruned | table["rounding_error"].notna() if "rounding_error" in table else is_pruned]
 
 
 def removed_fraction(table: pd.DataFrame) -> float:
-    """Of all weights of these layers."""
+    """The share of removed weights in all these layers."""
     sizes = table["rows"] * table["columns"]
     return float((table["sparsity"] * sizes).sum() / sizes.sum())
 
 
 def json_table(rows: Any) -> pd.DataFrame:
-    """Reads rows of layers or parts that came from JSON, in which an infinite error is a text.
+    """Rows of layers or parts from JSON, where an infinite error is a text.
 
-    Raises ValueError unless each cell holds what its column is declared to hold in a record, or None. A column that no
-    record declares must hold values of one type, or no table can be written of it.
+    Raises ValueError unless each cell is None or has the declared type of its column; undeclared columns must have one
+    type.
     """
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("its layers are no list of rows")
@@ -177,7 +173,7 @@ def json_table(rows: Any) -> pd.DataFrame:
 
 
 def _holds(value: Any, hint: Any) -> bool:
-    """Whether a value is of the declared type, `Annotated` or not, and within its limits."""
+    """Whether a value has the declared type and is within its limits."""
     declared, *limits = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     types = get_args(declared) or (declared,)  # those of `float | None`
     if float in types or int in types:
@@ -190,17 +186,17 @@ def _holds(value: Any, hint: Any) -> bool:
 
 
 def with_cautions(layers: pd.DataFrame) -> pd.DataFrame:
-    """A table of layers with its column `cautions`, see `rose.verdicts`; as it is where it holds parts."""
+    """The table with a column `cautions`, unless it holds parts."""
     return layers.assign(cautions=caution_column(layers)) if "relative_error" in layers else layers
 
 
 def csv_text(table: pd.DataFrame) -> str:
-    """The table as CSV for people, without its index and without formulas."""
+    """The table as CSV, without index and formulas."""
     return without_formulas(table).to_csv(index=False)
 
 
 def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with an apostrophe before every text that a spreadsheet would compute."""
+    """The table with an apostrophe before texts that a spreadsheet would compute."""
     safe = table.rename(columns=_no_formula)
     for place, column in enumerate(table.dtypes):
         if not pd.api.types.is_numeric_dtype(column):
@@ -213,21 +209,21 @@ def _no_formula(value: Any) -> Any:
 
 
 def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows as JSON has them. Not by pandas' own to_json: its decimals are too few for a small error."""
+    """The rows as JSON values; pandas' to_json has too few decimals."""
     return finite(table.to_dict(orient="records"))
 
 
 def finite(value: Any) -> Any:
     """The value with None for every NaN and infinity in it."""
     if isinstance(value, Mapping):
-        return {name: finite(one) for name, one in value.items()}
+        return {name: finite(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(one) for one in value]
+        return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def mean_or_none(column: pd.Series) -> float | None:
-    """The mean of what is known; None where nothing is."""
+    """The mean of known values; None without any."""
     values = pd.to_numeric(column).dropna()
     return float(values.mean()) if len(values) else None
 
@@ -244,13 +240,14 @@ def records_table(records: Sequence[Any], kind: type = LayerRecord) -> pd.DataFr
 def read_records(
     source: str | Path | bytes, kind: type[Record], holds: str, absent: Mapping[str, Any] | None = None
 ) -> list[Record]:
-    """Reads a CSV file of `records_table`, from its path or its content; fields that have a default may be missing.
-
-    Raises RoseError for another file, and says there what it should hold: `holds`, such as "damages". Also for a line
-    that is no whole row, which it names: cut off, or with something else for a number, or a number that cannot be.
+    """Reads a CSV file of `records_table` from its path or content; fields with a default may be missing.
 
     Args:
+        holds: noun for the rows in error sentences, such as "damages".
         absent: values of further columns that may be missing.
+
+    Raises:
+        RoseError: another file, or a line that is cut off or holds a wrong value, with its number.
     """
     name = "the file" if isinstance(source, bytes) else str(source)
     try:
@@ -290,7 +287,7 @@ def _broken(line: int, refusal: str, why: object) -> RoseError:
 
 
 def _read(name: str, text: str, hint: Any) -> Any:
-    """The value that a field of this type, `Annotated` or not, was written as; ValueError names another text."""
+    """The value of a text for a field of this type; ValueError names a bad one."""
     declared = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     value: Any = text
     if declared is not str:

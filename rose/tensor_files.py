@@ -55,9 +55,9 @@ def facts_of(path: Path) -> dict[str, str]:
 
 def digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> str:
     """SHA-256 over names, dtypes, shapes and bytes, whatever the order of the mapping."""
-    found = hashlib.sha256(repr(sorted((facts or {}).items())).encode())
+    checksum = hashlib.sha256(repr(sorted((facts or {}).items())).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        checksum.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        checksum.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return checksum.hexdigest()

@@ -1,4 +1,4 @@
-"""Numbers, shares and lists as people read them; used by verdicts, reports and the app."""
+"""Numbers, shares and lists as text, for verdicts, reports and the app."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_DIGITS = 6  # that tell two numbers apart
 
 
 def number(value: float, digits: int = 3) -> str:
-    """So many significant digits, with a power of ten only where zeros would be hard to count."""
+    """A number with this many significant digits; a power of ten for very large and very small ones."""
     if value is None or math.isnan(value):
         return "–"
     if math.isinf(value):
@@ -29,10 +29,8 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def apart(*values: float) -> list[str]:
-    """The numbers with as many digits as tell them apart, at least three: 12.98 and 13.04, not 13.0 twice.
-
-    Nor do rounded ones look farther apart than they are: 519.5 and 519.4, not 520 and 519.
-    """
+    """Numbers with enough digits to tell them apart, at least three: 12.98 and 13.04, not 13.0 twice; and 519.5 and
+    519.4, not 520 and 519, which look farther apart."""
     most = len({number(value, MOST_DIGITS) for value in values})
     for digits in range(3, MOST_DIGITS):
         texts = [number(value, digits) for value in values]
@@ -42,7 +40,7 @@ def apart(*values: float) -> list[str]:
 
 
 def _spread(values: Sequence[float], digits: int) -> float:
-    """Between the largest and the least, once they are rounded as `number` does it: not to tens."""
+    """The range of the rounded numbers."""
     rounded = [
         float(round(value)) if 10**digits <= abs(value) < 10**6 else float(f"{value:.{digits}g}") for value in values
     ]
@@ -91,7 +89,7 @@ def listing(names: Sequence[str], most: int = 4) -> str:
 
 
 def several(names: str | Sequence[str]) -> list[str]:
-    """Names that somebody chose, as a list; one by itself is a list of one, not of its letters."""
+    """Names as a list; a single name becomes a list of one."""
     return [names] if isinstance(names, str) else list(names)
 
 
@@ -120,7 +118,7 @@ def size(stored: float) -> str:
 
 
 def short_text(value: Any, most: int = 40) -> str:
-    """A setting as a short text without anything that a page could take for a command, nor the (R) of a processor."""
+    """A setting as short text without markup."""
     return re.sub(r"[^\w .,:%×+=-]", "·", re.sub(r"\((R|TM)\)", "", str(value)))[:most]
 
 

@@ -19,10 +19,6 @@ from rose.report import read_runs
 TOO_LONG = "x" * 5000
 
 
-def test_what_is_not_there_is_a_path_all_the_same() -> None:
-    assert not reachable("~/nothing/here").exists()
-
-
 @pytest.mark.parametrize(
     "read",
     [
@@ -87,13 +83,6 @@ def test_an_empty_folder_is_filled_or_left_empty(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["x" * 250, "x" * 255, "é" * 127])
-def test_the_longest_names_can_be_written(name: str, tmp_path: Path) -> None:
-    check_file(tmp_path / name)
-    write_atomically(tmp_path / name, b"{}")
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
 @pytest.mark.parametrize("check", [check_output, check_folder, check_file, check_small, rose.load_model])
 def test_a_name_that_is_not_utf_8_is_refused_before_it_is_written_or_read(
     check: Callable[[Path], Any], tmp_path: Path
@@ -127,16 +116,6 @@ def test_of_two_that_write_one_new_file_the_second_is_refused(tmp_path: Path) ->
     with pytest.raises(rose.RoseError, match="already exists"):
         write_file(place, "theirs")
     assert place.read_text() == "ours"
-
-
-@pytest.mark.parametrize("check", [check_output, check_folder])
-def test_nothing_is_written_into_the_home_of_nobody(
-    check: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(rose.RoseError, match="does not know; write the path out"):
-        check("~nobody-of-this-name/pruned")
-    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_made_of_a_folder_is_put_beside_it_also_from_within(

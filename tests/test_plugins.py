@@ -1,9 +1,7 @@
 """A method and an order from one file of one's own: on the command line, in comparisons, and in the app."""
 
 import importlib
-import os
 import sys
-import threading
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -13,15 +11,10 @@ import pytest
 import torch
 
 import rose
-from app.figures import methods
-from app.runs.pruning import PruningRun, layer_table
-from app.runs.request import PruneRequest
-from app.study.setup import Setup
-from app.study.study import LoadedModel
 from rose import cli, plugins
 from rose.layer.order import ORDERS
 from rose.layer.registry import METHODS, order_names
-from tests.app.tiny_study import figures, finish, measured_study, open_page
+from tests.app.tiny_study import figures, measured_study, open_page
 from tests.layer.helpers import make_layer
 from tests.tiny import save_tiny_llama
 
@@ -77,25 +70,6 @@ def test_a_file_adds_a_method_and_an_order(plugin: Path) -> None:
     assert {"backwards", "backwards_ascending"} <= set(order_names())
 
 
-def test_a_file_is_run_once(plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counter = tmp_path / "counter"
-    counter.touch()
-    plugin.write_text(f"open({str(counter)!r}, 'a').write('x')\n" + PLUGIN)
-    monkeypatch.setenv("ROSE_PLUGINS", str(plugin))
-    monkeypatch.chdir(tmp_path)
-    rose.load_plugins()
-    rose.load_plugins(plugin, "my_plugin.py")
-    assert counter.read_text() == "x"
-
-
-def test_several_files_are_named_as_in_path(named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = tmp_path / "other.py"
-    other.write_text(PLUGIN.replace("backwards", "reverse").replace("largest", "greatest"))
-    monkeypatch.setenv("ROSE_PLUGINS", os.pathsep.join([str(named), str(other)]))
-    rose.load_plugins()
-    assert {"largest", "greatest"} <= set(rose.METHODS)
-
-
 @pytest.mark.parametrize("imported_before", [False, True])
 def test_an_installed_package_is_found_by_its_entry_point(
     imported_before: bool, plugin: Path, monkeypatch: pytest.MonkeyPatch
@@ -135,19 +109,6 @@ def test_a_plugin_that_fails_says_so_and_leaves_nothing(plugin: Path, text: str,
     assert "largest" in rose.METHODS
 
 
-@pytest.mark.parametrize("name", ["missing.py", "folder", "notes.txt"])
-def test_no_such_file(tmp_path: Path, name: str) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(rose.RoseError, match=r"no plugin file .*; give the path of a \.py file"):
-        rose.load_plugins(tmp_path / name)
-
-
-def test_a_list_of_files_is_no_file(plugin: Path) -> None:
-    with pytest.raises(rose.RoseError, match=r"path of a \.py file, each by itself, not by \["):
-        rose.load_plugins([plugin])  # type: ignore[arg-type]
-
-
 def test_an_order_from_a_plugin_is_checked_each_time() -> None:
     layer = make_layer(rows=8, columns=24)
     plan = rose.plan_order(layer.weight, layer.hessian, block_size=8, sparsity="2:4")
@@ -163,14 +124,6 @@ def test_an_order_from_a_plugin_is_checked_each_time() -> None:
     rose.register_order("broken")(lambda plan, ascending: {}["x"])
     with pytest.raises(rose.RoseError, match="The order broken failed: KeyError: 'x'"):
         rose.make_order(plan, "broken")
-
-
-def test_sort_columns_keeps_groups_whole() -> None:
-    layer = make_layer(rows=8, columns=16)
-    plan = rose.plan_order(layer.weight, layer.hessian, block_size=8, sparsity="2:4")
-    score = torch.tensor([0, 0, 9, 0, 1, 1, 1, 1, 5, 5, 0, 0, 0, 0, 0, 3.0])
-    assert rose.sort_columns(plan, score).tolist() == [8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 14, 15]
-    assert rose.sort_columns(plan, score, ascending=True)[:4].tolist() == [12, 13, 14, 15]
 
 
 @pytest.fixture(scope="module")
@@ -226,42 +179,9 @@ def test_the_app_offers_and_draws_it(named: Path) -> None:
     assert '"dash":"longdash"' in curves.replace(" ", "")
 
 
-def test_the_app_prunes_by_it(named: Path, checkpoint: str) -> None:
-    rose.load_plugins()
-    setup = Setup(model=checkpoint, samples=4, length=32, held_out=2, block_size=16)
-    request = PruneRequest(methods=("largest",), sparsities=("0.5",), windows=2, window_length=16)
-    run = finish(PruningRun(setup, request, lambda: LoadedModel(*rose.load_model(checkpoint), threading.Lock())))
-    (outcome,) = run.copies
-    assert outcome.name == "Largest first at 0.5"
-    bars = methods.perplexity_bars([outcome.result], dense=outcome.perplexity)
-    assert "Largest first" in bars.caption
-    assert "Largest first" in methods.layer_map(layer_table(run.models), outcome.method).figure.to_json()
-
-
 def test_the_app_says_what_is_wrong_and_goes_on(named: Path) -> None:
     named.write_text("1 / 0")
     app = open_page("views/start.py")
     (problem,) = app.sidebar.error
     assert "ZeroDivisionError" in problem.value
     assert app.title[0].value
-
-
-def test_a_plugin_may_load_others(plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outer = tmp_path / "outer.py"
-    outer.write_text(f"import rose\nrose.load_plugins({str(plugin)!r})\n")
-    monkeypatch.setenv("ROSE_PLUGINS", str(outer))  # which the inner call loads as well
-    done = threading.Thread(target=rose.load_plugins, daemon=True)
-    done.start()
-    done.join(240)
-    assert not done.is_alive()
-    assert "largest" in METHODS
-
-
-def test_what_a_failing_plugin_had_loaded_can_be_loaded_again(plugin: Path, tmp_path: Path) -> None:
-    outer = tmp_path / "outer.py"
-    outer.write_text(f"import rose\nrose.load_plugins({str(plugin)!r})\nraise ValueError('no')\n")
-    with pytest.raises(rose.RoseError, match="failed: ValueError: no"):
-        rose.load_plugins(outer)
-    assert "largest" not in METHODS
-    rose.load_plugins(plugin)
-    assert "largest" in METHODS

@@ -1,6 +1,4 @@
-"""The commands of the command line, one file each: its work, and what it prints.
+"""The commands, one file each; `shared`, `terminal` and `saving` serve several.
 
-`rose.recipe` declares what each can be asked for, and so its options; `run` of a file here does it, given that and the
-console for progress and remarks; results go to standard output. What several commands share is in `shared`, `terminal`
-and `saving`.
+`run` takes the specification of `rose.recipe`, and the console for progress; results go to standard output.
 """

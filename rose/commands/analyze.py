@@ -40,7 +40,7 @@ def run(spec: Analyze, console: Console) -> None:
     model, tokenizer = shared.load(spec, console)
     sizes = shared.drawn_sizes(spec) | shared.pick(spec, ("layers", "compute"))
     seconds = estimate_cost(model, sweeps=sweeps_of(methods), **sizes).seconds
-    estimates = [partial(estimate_memory, method=one, layers=spec.layers) for one in methods]
+    estimates = [partial(estimate_memory, method=method, layers=spec.layers) for method in methods]
     shared.tell_cost(spec, "Analyzing", seconds, estimates, model, console)
     drawn = shared.calibration(spec, tokenizer, spec.seed)
     tokens, held_out = drawn.tokens, drawn.held_out
@@ -53,7 +53,7 @@ def run(spec: Analyze, console: Console) -> None:
     network = Network(model)
     facts: dict[str, Any] = {"samples": spec.samples, "length": spec.length, "held_out_samples": spec.held_out}
     facts |= {"bos_token": network.bos_in_front(tokens), "rotated_heads": rotated_heads(model)}
-    # Of what was done, which is more than what was asked for.
+    # What was used, not what was requested.
     precision = Precision.of(chosen.pop("compute"), network.dtype, network.device)
     facts |= {"compute": precision.describe()["compute"], "environment": precision.environment(network.device)}
     if most.known is not None:
@@ -95,7 +95,7 @@ def _save(report: rose.RunReport, spec: Analyze) -> None:
 
 
 def _print(report: rose.RunReport, methods: Sequence[str], threshold: float, error: str) -> None:
-    """Every layer, those with the largest relative range first, and means over them."""
+    """Prints every layer, the largest relative range first, and means."""
     name = error.replace("_", " ")
     pruned = pruned_rows(report.layers)
     table = report.layers if pruned.empty else pruned  # experts may be left dense
@@ -108,7 +108,7 @@ def _print(report: rose.RunReport, methods: Sequence[str], threshold: float, err
     terminal.say(*report.remarks)
     means = [f"{method} {wide[method].mean():.4f}" for method in methods]
     terminal.say(f"Mean {name} over layers: {', '.join(means)}")
-    first, *others = methods
-    relative = {method: verdicts.mean_ratio(wide[first], wide[method]) for method in others}
-    if ratios := [f"{method} {found.value:.3f}" for method, found in relative.items() if found]:
+    first, *rest = methods
+    relative = {method: verdicts.mean_ratio(wide[first], wide[method]) for method in rest}
+    if ratios := [f"{method} {ratio.value:.3f}" for method, ratio in relative.items() if ratio]:
         terminal.say(f"Mean over layers of the error relative to {first}'s: {', '.join(ratios)}")

@@ -16,7 +16,7 @@ from rose.recipe.tools import App
 
 
 def run(spec: App, _console: Console, more: Sequence[str]) -> None:
-    """Serves the app on this machine until it is stopped: in this process, whose end then is that of the server."""
+    """Serves the app in this process until it is stopped."""
     server = app_module("server", "The app", ("streamlit", "plotly"))
     sys.argv = ["rose app", f"--server.port={spec.port}", *more]
     server.main()
@@ -32,9 +32,9 @@ def app_script() -> Path:
 
 
 def app_module(name: str, what: str, needed: Sequence[str]) -> ModuleType:
-    """A module of the app, imported only when it is asked for: `rose` works without the app and what that needs.
+    """A module of the app, imported on demand, as `rose` works without the app and its packages.
 
-    Raises RoseError where the app or one of the `needed` packages is not installed; `what` begins that sentence.
+    Raises RoseError if the app or a needed package is missing; `what` begins the sentence.
     """
     home = app_script().parents[1]
     missing = [name for name in needed if find_spec(name) is None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 
 import rose
@@ -15,12 +14,10 @@ from rose.launch import launched_place
 from rose.model.estimate.duration import estimate_damage, sweeps_of
 from rose.model.load.models import parse_dtype
 from rose.model.measure.damage import (
-    PREDICTORS,
     WHOLE,
     DamageFolder,
     DamageRecord,
     DamageReport,
-    correlations,
     dense_weights,
     outliers,
     rank_correlation,
@@ -38,12 +35,12 @@ def run(spec: Damage, console: Console) -> None:
         raise rose.RoseError("damage measures in one process; start it without torchrun.")
     chosen = shared.run_options(spec)
     run_settings(**chosen)
-    reachable(spec.output)  # before a model is asked how it is stored
+    reachable(spec.output)  # before the model's format is read
     spec = shared.settle_dtype(spec, spec.model)
     pruning = {} if spec.restore is None else dict.fromkeys(("method", "sparsity"))  # of who restores: nobody's
     device = pick_device()
-    here = Precision.of("float32", parse_dtype(spec.dtype), device).environment(device)
-    settings = spec.to_dict("changes") | pruning | {"environment": here}
+    environment = Precision.of("float32", parse_dtype(spec.dtype), device).environment(device)
+    settings = spec.to_dict("changes") | pruning | {"environment": environment}
     folder = DamageFolder(spec.output, settings)
     if not any(row.unit == WHOLE for row in folder.rows):
         _measure(spec, chosen, folder, console)
@@ -82,8 +79,8 @@ def _measure(spec: Damage, chosen: dict[str, Any], folder: DamageFolder, console
         folder.add(row)
         if row.unit != WHOLE:
             loss = f"{row.delta_loss:+.4f}".replace("-", "−")
-            told = f"loss {loss} ± {row.standard_error:.4f}, error {row.held_out_error:.4f}"
-            console.print(f"{row.unit}: {told}")
+            facts = f"loss {loss} ± {row.standard_error:.4f}, error {row.held_out_error:.4f}"
+            console.print(f"{row.unit}: {facts}")
 
     with terminal.bar(console, "Measuring") as follow:
         rose.damage(
@@ -107,33 +104,17 @@ def _print(report: DamageReport) -> None:
     shown = ranked[["unit", "held_out_error", "drift", "damage", "standard_error"]]
     terminal.print_table(shown, "Damage, nats per token")
     terminal.say(*summary["cautions"])
-    _print_correlations(correlations(table))
     if len(table) > 2:
-        found = verdicts.says_correlation("Held-out error", "which units the loss depends on", rank_correlation(table))
-        terminal.say(f"{found}.")
+        correlation = verdicts.says_correlation(
+            "Held-out error", "which units the loss depends on", rank_correlation(table)
+        )
+        terminal.say(f"{correlation}.")
     small = outliers(table)
     if len(small):
         terminal.say(f"Small error, large damage: {', '.join(small['unit'])}")
     if summary["together"] is not None:
-        what = "give back" if summary.get("restore") else "cost"
+        verb = "give back" if summary.get("restore") else "cost"
         terminal.say(
-            f"All at once {what} {number(summary['together'])} nats per token, the sum of each alone is "
+            f"All at once {verb} {number(summary['together'])} nats per token, the sum of each alone is "
             f"{number(summary['sum_of_damages'])}; loss without a change {number(summary['base_loss'])}"
         )
-
-
-def _print_correlations(found: pd.DataFrame) -> None:
-    """A row for each group of units and each number that might tell damage in advance, where there is a correlation."""
-    rows = [
-        {"units ranked": f"{one['group']} {one['name']}".strip(), "units": one["units"], "by": name, "rank": one[name]}
-        for one in found.to_dict("records")
-        for name in PREDICTORS[1:]  # held-out error stands for that on calibration tokens
-        if one[name] is not None
-    ]
-    if not rows:
-        return
-    told = pd.DataFrame(rows).astype({"rank": str, "units": str})
-    told["by"] = told["by"].str.replace("_", " ")
-    told.loc[told["units ranked"].duplicated(), ["units ranked", "units"]] = ""
-    told = told.rename(columns={"rank": "correlation, 95 % interval"})
-    terminal.print_table(told, "Rank correlation with damage")

@@ -85,9 +85,9 @@ def _changed(
     """Loads the pipeline, changes it with a progress bar, and writes it with its report."""
     check_installed()
     check_output(spec.output)
-    wanted = _read_prompts(spec.prompts)
+    prompts = _read_prompts(spec.prompts)
     pipeline = _load(spec, spec.model, console)
-    conditions = _conditions(pipeline, wanted, None, spec.samples)
+    conditions = _conditions(pipeline, prompts, None, spec.samples)
     how = shared.pick(spec, ("steps", "step_weights", "packages", "guidance", "seed"))
     with terminal.bar(console, title) as follow:
         report = change(pipeline, conditions, **how, progress=follow, **settings)
@@ -102,22 +102,24 @@ def sample(spec: DiffuseSample, console: Console) -> None:
     check_file(spec.output)
     if spec.prompts is not None and spec.classes is not None:
         raise rose.RoseError("--prompts and --classes both say what to draw; leave one of them out.")
-    wanted, classes = _read_prompts(spec.prompts), _read_classes(spec.classes)
+    prompts, classes = _read_prompts(spec.prompts), _read_classes(spec.classes)
     rows = []
     for name in ([spec.beside] if spec.beside else []) + [spec.model]:
         pipeline = _load(spec, name, console)
-        conditions = _conditions(pipeline, wanted, classes, spec.count)
+        conditions = _conditions(pipeline, prompts, classes, spec.count)
         how = shared.pick(spec, ("steps", "seed", "guidance"))
         with terminal.bar(console, f"Drawing with {name}") as follow:
             rows.append(rose.draw_pictures(pipeline, conditions, **how, tick=follow))
     parts = zip(*(row.split(PER_ROW) for row in rows), strict=True)  # the same pictures of all models below each other
     write_sheet(spec.output, [row for part in parts for row in part])
     above = f", those of {spec.beside} above" if spec.beside else ""
-    what = ""
+    drawn = ""
     if is_garments(pipeline):
-        names = [GARMENTS[one] for one in conditions[:PER_ROW] if isinstance(one, int)]  # of a row, from left to right
-        what = f": {', '.join(names)}{', and so on' if len(conditions) > PER_ROW else ''}"
-    terminal.say(f"{spec.output} has {count(len(rows[0]), 'picture')}{above}{what}")
+        names = [
+            GARMENTS[number] for number in conditions[:PER_ROW] if isinstance(number, int)
+        ]  # of a row, from left to right
+        drawn = f": {', '.join(names)}{', and so on' if len(conditions) > PER_ROW else ''}"
+    terminal.say(f"{spec.output} has {count(len(rows[0]), 'picture')}{above}{drawn}")
 
 
 def evaluate(spec: DiffuseEvaluate, console: Console) -> None:
@@ -125,13 +127,13 @@ def evaluate(spec: DiffuseEvaluate, console: Console) -> None:
     check_pictures(spec.count)
     if spec.output:
         check_file(spec.output)
-    given = {"pictures": spec.count} | shared.pick(spec, ("steps", "seed", "guidance"))
+    drawing = {"pictures": spec.count} | shared.pick(spec, ("steps", "seed", "guidance"))
     pipeline = _load(spec, spec.model, console)
     check_garments(pipeline)
     with terminal.bar(console, f"Drawing with {spec.dense}") as follow:
-        dense = rose.evaluation_trajectory(_load(spec, spec.dense, console), **given, tick=follow)
+        dense = rose.evaluation_trajectory(_load(spec, spec.dense, console), **drawing, tick=follow)
     with terminal.bar(console, f"Drawing with {spec.model}") as follow:
-        scores = rose.evaluate_diffusion(pipeline, dense, **given, tick=follow)
+        scores = rose.evaluate_diffusion(pipeline, dense, **drawing, tick=follow)
     if spec.output:
         write_file(spec.output, json.dumps(finite(asdict(scores)), indent=1) + "\n")
     drift = " ".join(f"{value:.3f}" for value in scores.drift)
@@ -182,11 +184,11 @@ def _read_classes(text: str | None) -> list[int] | None:
     """Names of garments, or numbers as classes of other models have them."""
     if text is None:
         return None
-    known = {name.lower(): number for number, name in enumerate(GARMENTS)}
+    classes = {name.lower(): number for number, name in enumerate(GARMENTS)}
     parts = [part.strip().lower() for part in text.split(",") if part.strip()]
     for part in parts:
-        if part not in known and not part.isdecimal():
+        if part not in classes and not part.isdecimal():
             raise rose.RoseError(f"There is no class {part!r}; choose from {', '.join(GARMENTS)}, or give its number.")
     if not parts:
         raise rose.RoseError("--classes names nothing; give at least one, or leave it out for all.")
-    return [known[part] if part in known else int(part) for part in parts]
+    return [classes[part] if part in classes else int(part) for part in parts]

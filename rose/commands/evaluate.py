@@ -23,11 +23,11 @@ def run(spec: Evaluate, console: Console) -> None:
     if spec.text is not None:
         windows = shared.windows(spec, spec.text, tokenizer)
         losses = shared.losses(model, windows, console, "Perplexity", spec.compute)
-        found = perplexity_of(losses)
+        perplexity = perplexity_of(losses)
         written |= {"text": spec.to_dict()["text"], "length": spec.length, "compute": spec.compute}
-        written |= {"perplexity": found, "losses": losses.tolist()}
+        written |= {"perplexity": perplexity, "losses": losses.tolist()}
         of = f"{spec.model} on {spec.text}, {count(len(windows), 'window')} of {spec.length}"
-        terminal.say(f"Perplexity of {of}: {found:.3f}")
+        terminal.say(f"Perplexity of {of}: {perplexity:.3f}")
     if spec.tasks is not None:
         chosen = shared.pick(spec, ("task_folder", "trust_remote_code", "limit", "bos"))
         table = zero_shot(model, tokenizer, tasks=spec.tasks or TASKS, **chosen)

@@ -13,8 +13,8 @@ from rose.wording import size
 
 def run(spec: Export, console: Console) -> None:
     folder = expand(spec.folder)
-    named = folder.with_suffix("") if folder.is_file() else folder
-    output = spec.output or beside(named, f"-{spec.type}.gguf")
+    base = folder.with_suffix("") if folder.is_file() else folder
+    output = spec.output or beside(base, f"-{spec.type}.gguf")
     with terminal.bar(console, "Writing") as follow:
         exported = export_gguf(
             str(folder),

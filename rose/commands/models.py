@@ -1,4 +1,4 @@
-"""`rose models`: what there is to prune, and by what."""
+"""`rose models`: models, methods and orders."""
 
 from __future__ import annotations
 

@@ -20,15 +20,15 @@ from rose.recipe.steps import Prune
 
 def run(spec: Prune, console: Console) -> int:
     chosen = shared.run_options(spec)
-    wanted = run_settings(**chosen)
-    settings = wanted.layer
+    run_setup = run_settings(**chosen)
+    settings = run_setup.layer
     saving.check(spec)
     check_tuning(spec)
     spec = shared.settle_dtype(spec, spec.model)
     model, tokenizer = shared.load(spec, console, scratch=spec.output.parent)
     saving.check_room(spec, model)
     network = Network(model)
-    wanted.select(network, spec.layers)
+    run_setup.select(network, spec.layers)
     Precision.of(spec.compute, network.dtype, network.device)
     sizes: dict[str, Any] = {"layers": spec.layers, "sequential": spec.true_sequential, "method": spec.method}
     sizes["dense_targets"] = spec.target == "dense"
@@ -59,9 +59,9 @@ def _print_layers(report: rose.RunReport) -> None:
     if report.summary["target"] == "dense":
         held_out = table["held_out_target_error"].notna().any()
         errors = ["held_out_error", "held_out_target_error"] if held_out else ["relative_error", "target_error"]
-    rounded = "bits" in report.summary  # there is no room for all
-    more = [*errors, "pruning_error", "rounding_error"] if rounded else ["relative_range", *errors]
-    terminal.print_table(table[["layer", "sparsity", *more]], "Layers")
+    rounded = "bits" in report.summary  # 80 columns do not hold all
+    shown = [*errors, "pruning_error", "rounding_error"] if rounded else ["relative_range", *errors]
+    terminal.print_table(table[["layer", "sparsity", *shown]], "Layers")
 
 
 def _print_summary(report: rose.RunReport) -> None:

@@ -37,7 +37,7 @@ def run(recipe: Recipe, console: Console) -> int:
 
 
 def run_recipe(recipe: Recipe) -> rose.RunReport | None:
-    """As `run`, for Python: the report of what was written; None where the recipe writes none.
+    """As `run`, for Python; returns the written report, None without one.
 
     Raises:
         RoseError: it cannot be done.

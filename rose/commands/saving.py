@@ -1,4 +1,4 @@
-"""What `prune`, `slim` and `tune` share: a model is evaluated before and after, and written with a report."""
+"""Evaluation before and after, and saving with a report, for `prune`, `slim` and `tune`."""
 
 from __future__ import annotations
 
@@ -35,18 +35,15 @@ def check(spec: Saved) -> None:
         raise rose.RoseError("--checkpoint must not be inside --output, which is empty until the end; choose another.")
 
 
-def check_room(spec: Saved, model: nn.Module, gone: float = 0.0) -> None:
+def check_room(spec: Saved, model: nn.Module, removed: float = 0.0) -> None:
     """Raises RoseError unless the copy will fit on the disk; `gone`: parameters that will not be in it."""
     parameters = list(model.parameters())
-    stored = sum(one.nbytes for one in parameters)
-    output.check_room(spec.output, round(stored - gone * parameters[0].itemsize))
+    stored = sum(parameter.nbytes for parameter in parameters)
+    output.check_room(spec.output, round(stored - removed * parameters[0].itemsize))
 
 
 class Outcome:
-    """What becomes of a model: its perplexity on the text of --evaluate, where there is one, and the folder.
-
-    `source` names what is pruned or tuned.
-    """
+    """Evaluates a model on the text of --evaluate, if given, and saves it. `source` names the model to change."""
 
     def __init__(self, spec: Saved, source: str, tokenizer: Any, console: Console) -> None:
         self.spec, self.tokenizer, self.console = spec, tokenizer, console
@@ -55,17 +52,16 @@ class Outcome:
         _say_format(source, spec.dtype, console)
 
     def begin(self, dense: nn.Module, of: str = "") -> None:
-        """Evaluates the model as it was before."""
+        """Evaluates the model before the change."""
         self.before = self.measure(dense, "before", of)
 
     def measure(self, model: nn.Module, stage: str, of: str = "") -> dict[str, Any]:
-        """Perplexity and losses by window, as the summary of a report has them; None where there are no windows. `of`
-        stands on the progress bar in place of the stage."""
-        windows, what = self.windows, f"Perplexity {of or stage}"
+        """Perplexity and losses by window for a report; None without --evaluate. `of` replaces the stage on the bar."""
+        windows, doing = self.windows, f"Perplexity {of or stage}"
         if windows is None:
             return {f"perplexity_{stage}": None, f"losses_{stage}": None}
-        found = Workers.here().from_first(lambda: shared.losses(model, windows, self.console, what))
-        return {f"perplexity_{stage}": perplexity_of(found), f"losses_{stage}": found.tolist()}
+        losses = Workers.here().from_first(lambda: shared.losses(model, windows, self.console, doing))
+        return {f"perplexity_{stage}": perplexity_of(losses), f"losses_{stage}": losses.tolist()}
 
     def save(self, model: PreTrainedModel, report: rose.RunReport) -> rose.RunReport:
         """Saves the model with its report, then evaluates it, and returns the report with what came out: a model whose
@@ -89,15 +85,15 @@ class Outcome:
 
 
 def _say_format(source: str, dtype: str, console: Console) -> None:
-    """Says where the copy will take more bytes a weight than what it is made from."""
+    """Warns if the copy will take more bytes per weight than its source."""
     stored = stored_dtype(source)
     if stored.itemsize < parse_dtype(dtype).itemsize:
-        kept = name_of(stored)
-        console.print(f"The copy will be in {dtype}, twice the bytes; --dtype {kept} keeps {kept}", soft_wrap=True)
+        format = name_of(stored)
+        console.print(f"The copy will be in {dtype}, twice the bytes; --dtype {format} keeps {format}", soft_wrap=True)
 
 
 def say_targets(report: rose.RunReport) -> None:
-    """How far the residual stream is from that of the dense model, and where it could not be corrected."""
+    """Prints the drift of the residual stream and the remarks."""
     if report.last_drift is not None:
         where = "after the last pruned decoder block, on held-out tokens"
         terminal.say(f"Drift of the residual stream {where}: {report.last_drift:.4f}")
@@ -105,7 +101,7 @@ def say_targets(report: rose.RunReport) -> None:
 
 
 def say_perplexity(summary: Mapping[str, Any]) -> None:
-    """How perplexity has moved from the dense model's; of a tuned model from the pruned one's, too."""
+    """Prints how perplexity moved from the dense model's, and for a tuned model from the pruned one's."""
     if summary["perplexity_after"] is None:
         return
     moved, *odd = verdicts.says_perplexity(summary)

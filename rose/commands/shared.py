@@ -1,11 +1,10 @@
-"""What several commands do: load a model, draw calibration tokens and windows, tell what a run costs."""
+"""Shared steps of commands: load a model, draw tokens, estimate the cost."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -41,7 +40,7 @@ Asked = TypeVar("Asked", bound=Spec)
 
 @dataclass(frozen=True)
 class Drawn:
-    """Calibration and held-out windows, (samples, length), and how far they can be trusted, a sentence each."""
+    """Calibration and held-out windows, (samples, length), and cautions about them."""
 
     tokens: Tensor
     held_out: Tensor | None
@@ -54,31 +53,29 @@ def pick(spec: Spec, names: Iterable[str]) -> dict[str, Any]:
 
 
 def origin(spec: Spec) -> dict[str, Any]:
-    """What a file says of where it comes from: model, text, and with which programs it was made."""
-    asked = spec.to_dict()
-    return {name: asked[name] for name in HEADER if name in asked} | {"made_with": versions()}
+    """Model, text and versions, for the header of a file."""
+    fields = spec.to_dict()
+    return {name: fields[name] for name in HEADER if name in fields} | {"made_with": versions()}
 
 
 def signed(report: rose.RunReport, spec: Spec, drawn: Drawn | None = None) -> rose.RunReport:
-    """The report with all that was asked, and cautions on the text."""
+    """The report with its recipe and cautions on the text."""
     return report.signed(spec, **({} if drawn is None else {"text_cautions": list(drawn.cautions)}))
 
 
-def load(spec: Any, console: Console, name: str | None = None, **more: Any) -> tuple[Any, Any]:
-    """The model and its tokenizer; of another name, one that is read as this one. Texts and their windows are checked
-    first, and at once whether the model takes windows so long."""
+def load(spec: Any, console: Console, name: str | None = None, **options: Any) -> tuple[Any, Any]:
+    """The model and its tokenizer, or another one by name. Texts are checked first, and then the length of windows."""
     check_texts(spec)
-    more |= pick(spec, ("dtype", "trust_remote_code", "stream"))
+    options |= pick(spec, ("dtype", "trust_remote_code", "stream"))
     with console.status(escape(f"Loading {name or spec.model}")):
-        model, tokenizer = rose.load_model(name or spec.model, **more)
+        model, tokenizer = rose.load_model(name or spec.model, **options)
     if "length" in spec.fields() and any(getattr(spec, text, None) is not None for text in TEXTS):
         Network(model).check_length(spec.length)
     return model, tokenizer
 
 
 def settle_dtype(spec: Asked, name: str) -> Asked:
-    """The specification with the number format that this model is read in where dtype leaves it open, found by the
-    first process for all. Texts are checked first, as they need no model."""
+    """The specification with the number format of this model in place of "auto". Texts are checked first."""
     check_texts(spec)
     if spec.dtype != STORED:  # type: ignore[attr-defined]
         return spec
@@ -86,7 +83,7 @@ def settle_dtype(spec: Asked, name: str) -> Asked:
 
 
 def check_texts(spec: Any) -> None:
-    """Raises RoseError for a text that there is not, and for numbers of windows that cannot be."""
+    """Raises RoseError for a missing text or an impossible number of windows."""
     fields = spec.fields()
     for text in TEXTS:
         if getattr(spec, text, None) is not None:
@@ -101,7 +98,7 @@ def check_texts(spec: Any) -> None:
 
 def tell_cost(
     spec: Any,
-    what: str,
+    doing: str,
     seconds: float,
     estimates: Sequence[Callable[..., Memory]],
     model: Any,
@@ -109,7 +106,7 @@ def tell_cost(
     *,
     besides: int = 0,
 ) -> None:
-    """Prints the estimated time and memory of a long or streamed run, and the parts left out.
+    """Prints the estimated time and memory of a long or streamed run.
 
     Args:
         seconds: estimated time in one process.
@@ -119,45 +116,26 @@ def tell_cost(
     Raises:
         RoseError: that much memory is not free.
     """
-    left_out = _not_counted(spec)
-    is_long = seconds >= (LONG / 10 if left_out else LONG) and Workers.here().count == 1
-    taken = [duration(seconds)] if is_long else []
+    is_long = seconds >= LONG and Workers.here().count == 1
+    costs = [duration(seconds)] if is_long else []
     if estimates:
-        given = drawn_sizes(spec) | {"dtype": parse_dtype(spec.dtype), "held_out": spec.held_out > 0}
-        given["on_disk"] = getattr(spec, "checkpoint", None) is not None
-        most = largest(estimate(model, **given) for estimate in estimates)
+        sizes = drawn_sizes(spec) | {"dtype": parse_dtype(spec.dtype), "held_out": spec.held_out > 0}
+        sizes["on_disk"] = getattr(spec, "checkpoint", None) is not None
+        most = largest(estimate(model, **sizes) for estimate in estimates)
         streams = getattr(spec, "stream", False)
         needed = besides + (most.peak if streams else most.besides_weights)
         where = "at the peak, besides Python and its libraries" if streams else "besides the model"
         if Network(model).device.type == "cpu" and Workers.here().count == 1:
             advice = "give fewer --samples, a shorter --length, or a larger machine"
-            check_free(f"{what} takes, {where}, about", needed, advice)
+            check_free(f"{doing} takes, {where}, about", needed, advice)
         if is_long or streams:
-            taken.append(f"{size(needed)} {where}")
-    if taken:
-        but = _but(spec, left_out) if is_long else ""
-        console.print(f"{what}: about {' and '.join(taken)}, by estimate{but}", soft_wrap=True)
-
-
-def _not_counted(spec: Any) -> list[str]:
-    """What a run does that its estimate of time leaves out."""
-    given = {name: getattr(spec, name) for name in spec.fields()}
-    does = {
-        "finding outliers": given.get("allocation") == "owl",
-        "measuring sensitivities": str(given.get("allocation")).startswith("sensitivity"),
-        "rotating heads": given.get("rotate"),
-        "measuring perplexity": "tune" in given and given.get("evaluate"),  # `damage` and `compare` count it
-        "tuning": given.get("tune"),
-    }
-    return [what for what, is_done in does.items() if is_done]
-
-
-def _but(spec: Any, left_out: Sequence[str]) -> str:
-    """What an estimate leaves out, and whether an interrupted run has done some of it."""
-    kept: Path | None = spec.output if spec.run in ("compare", "damage") else getattr(spec, "checkpoint", None)
-    begun = kept is not None and any(path for name in ("rows.csv", "block-*") for path in kept.glob(name))
-    counted = f" without {listing(left_out, len(left_out))}" if left_out else ""
-    return counted + (f"; less, as {kept} holds some of it already" if begun else "")
+            costs.append(f"{size(needed)} {where}")
+    if costs:
+        more = [
+            name for name in ("rotate", "evaluate", "tune") if "tune" in spec.fields() and getattr(spec, name, None)
+        ]
+        without = f" without --{listing(more)}" if is_long and more else ""
+        console.print(f"{doing}: about {' and '.join(costs)}, by estimate{without}", soft_wrap=True)
 
 
 def pruning_seconds(spec: Any, model: Any, method: str, target: str) -> float:
@@ -169,12 +147,12 @@ def pruning_seconds(spec: Any, model: Any, method: str, target: str) -> float:
 
 
 def drawn_sizes(spec: Any) -> dict[str, Any]:
-    """How much text will be read for calibration, as estimates take it: held-out windows, too."""
+    """Sizes of the calibration text for estimates, with held-out windows."""
     return {"samples": spec.samples + spec.held_out, "length": spec.length}
 
 
 def calibration(spec: Any, tokenizer: Any, seed: int) -> Drawn:
-    """Calibration and held-out windows, which do not overlap where the text is long enough; else a caution says so."""
+    """Calibration and held-out windows; a caution says if they overlap."""
     cautions: list[str] = []
 
     def warn(caution: str) -> None:
@@ -187,31 +165,31 @@ def calibration(spec: Any, tokenizer: Any, seed: int) -> Drawn:
 
 
 def rotate(spec: Any, model: Any, tokens: Tensor, settings: Sequence[Settings], console: Console) -> None:
-    """Rotates heads where that is asked for and lowers the errors of these settings' methods; says where it did."""
+    """Rotates heads, if asked to, where that lowers the error of these settings; prints how many."""
     if not spec.rotate:
         return
     with terminal.bar(console, "Rotating heads") as follow:
         tried = rotate_heads(model, tokens, by=settings, progress=follow, **pick(spec, ("layers", "compute")))
     turned = tried[tried["rotated"]]
-    says = f"Rotated the heads of {len(turned)} of {len(tried)} output projections; the model's output is unchanged."
+    text = f"Rotated the heads of {len(turned)} of {len(tried)} output projections; the model's output is unchanged."
     if (ratio := mean_ratio(turned["error"], turned["rotated_error"])) is not None:
-        says += " On calibration samples kept back for this test, their error is on average "
-        says += f"{ratio.value:.3f} times that before."
-    console.print(says, soft_wrap=True)
+        text += " On calibration samples kept back for this test, their error is on average "
+        text += f"{ratio.value:.3f} times that before."
+    console.print(text, soft_wrap=True)
 
 
 def windows(spec: Any, text: str, tokenizer: Any) -> Tensor:
-    """The windows of a text to evaluate on."""
+    """Evaluation windows of a text."""
     sizes = {"samples": spec.windows} | pick(spec, ("length", "bos"))
     return rose.load_tokens(text, tokenizer, seed=None, split="test", **sizes)
 
 
-def losses(model: Any, windows: Tensor, console: Console, what: str, compute: str = "float32") -> Tensor:
+def losses(model: Any, windows: Tensor, console: Console, doing: str, compute: str = "float32") -> Tensor:
     """`window_losses`, with a progress bar."""
-    with terminal.bar(console, what, total=len(windows)) as follow:
+    with terminal.bar(console, doing, total=len(windows)) as follow:
         return window_losses(model, windows, compute=compute, progress=follow)
 
 
 def run_options(spec: Spec) -> dict[str, Any]:
-    """Keywords of `rose.prune_model`: those of them that the specification has."""
+    """The keywords of `rose.prune_model` that the specification has."""
     return pick(spec, (name for name in PruneSettings.fields() if name != "layers"))

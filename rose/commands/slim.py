@@ -35,11 +35,11 @@ def run(spec: Slim, console: Console) -> int:
     saving.check(spec)
     check_tuning(spec)
     if spec.allocation != "uniform" and spec.method != "depth":
-        says = "rose.load_model reads the result, plain transformers does not."
-        console.print(f"The decoder blocks will differ in shape: {says}", soft_wrap=True)
+        readers = "rose.load_model reads the result, plain transformers does not."
+        console.print(f"The decoder blocks will differ in shape: {readers}", soft_wrap=True)
     spec = shared.settle_dtype(spec, spec.model)
     model, tokenizer = shared.load(spec, console, scratch=spec.output.parent)
-    saving.check_room(spec, model, gone=spec.ratio * block_parameters(model))
+    saving.check_room(spec, model, removed=spec.ratio * block_parameters(model))
     possible = check_slimming(model, settings)
     estimates: list[Callable[..., Memory]] = [partial(estimate_slim_memory, settings=settings)]
     sizes = shared.drawn_sizes(spec)
@@ -48,8 +48,11 @@ def run(spec: Slim, console: Console) -> int:
         _check_rest(model, possible.kinds if possible else (), rest)
         is_dense = pruning["target"] == "dense"
         estimates.append(partial(estimate_memory, method=rest.method, dense_targets=is_dense))
-        more = {"target": pruning["target"], "compute": DEFAULT}  # of a model that is a little larger than it will be
-        seconds += estimate_cost(model, sweeps=sweeps_of([rest.method]), passes=2, **sizes, **more).seconds
+        options = {
+            "target": pruning["target"],
+            "compute": DEFAULT,
+        }  # of a model that is a little larger than it will be
+        seconds += estimate_cost(model, sweeps=sweeps_of([rest.method]), passes=2, **sizes, **options).seconds
     shared.tell_cost(spec, "Slimming and pruning" if rest else "Slimming", seconds, estimates, model, console)
     drawn = shared.calibration(spec, tokenizer, spec.seed)
     tokens, held_out = drawn.tokens, drawn.held_out
@@ -57,13 +60,13 @@ def run(spec: Slim, console: Console) -> int:
     texts = draw_texts(spec, model, tokenizer, outcome.windows)
     outcome.begin(model)
     with terminal.bar(console, "Slimming") as follow:
-        more = {"held_out": held_out, "progress": follow, "checkpoint": spec.checkpoint}
-        done = slimmed = rose.prune_structured(model, tokens, **slimming | more)
+        options = {"held_out": held_out, "progress": follow, "checkpoint": spec.checkpoint}
+        done = slimmed = rose.prune_structured(model, tokens, **slimming | options)
     if rest:
         between = outcome.measure(model, "slimmed")
         with terminal.bar(console, "Pruning") as follow:
-            more |= {"progress": follow, "checkpoint": spec.checkpoint and spec.checkpoint / "pruned"}
-            pruned = rose.prune_model(model, tokens, **pruning | more)
+            options |= {"progress": follow, "checkpoint": spec.checkpoint and spec.checkpoint / "pruned"}
+            pruned = rose.prune_model(model, tokens, **pruning | options)
         done = replace(slimmed, then=pruned).with_summary(**between)
     tuned = tune_after(spec, console, model, texts)
     report = outcome.save(model, shared.signed(tuned.added_to(done), spec, drawn))
@@ -96,7 +99,7 @@ def _prune_options(spec: Slim) -> dict[str, Any]:
 
 
 def _check_rest(model: PreTrainedModel, kinds: Sequence[str], settings: Settings) -> None:
-    """Raises RoseError for what pruning would refuse after slimming."""
+    """Raises RoseError if pruning would refuse the slimmed model."""
     pattern = settings.pattern
     Network(model).to_prune(None, pattern, settings.block_size)
     wide = [part.width for part in find_parts(model, kinds)[0] if part.kind == HEADS] if kinds else []
@@ -116,8 +119,8 @@ def _print_parts(parts: pd.DataFrame) -> None:
     errors = ["target_error", "held_out_target_error"]
     if not parts["target_error"].notna().any():
         errors = ["relative_error", "held_out_error"]
-    known = [name for name in errors if parts[name].notna().any()]
-    shown = parts[["layer", *known, "unrecovered_error"]].copy()
+    measured = [name for name in errors if parts[name].notna().any()]
+    shown = parts[["layer", *measured, "unrecovered_error"]].copy()
     shown = shown.rename(columns={"unrecovered_error": "error_before_recovery"})
     shown.insert(1, "kept", parts["kept_units"].astype(str) + " of " + parts["units"].astype(str))
     terminal.print_table(shown, "Parts")

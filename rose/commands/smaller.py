@@ -1,4 +1,4 @@
-"""`rose smaller`: a table of ways to make a checkpoint smaller, measured here; writes the one that pays."""
+"""`rose smaller`: a table of smaller copies, measured here; writes the best."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def run(spec: Smaller, console: Console) -> int:
     reachable(spec.output)
     spec = shared.settle_dtype(spec, spec.model)
     device = pick_device()
-    here = Precision.of("float32", parse_dtype(spec.dtype), device).environment(device)
+    environment = Precision.of("float32", parse_dtype(spec.dtype), device).environment(device)
     settings = {name: value for name, value in spec.to_dict("changes").items() if name != "minutes"}
-    folder = SmallerFolder(spec.output, settings | {"environment": here})
+    folder = SmallerFolder(spec.output, settings | {"environment": environment})
     model, tokenizer = shared.load(spec, console)
     Recipe((spec,)).write(spec.output)
     with console.status("Estimating"):
@@ -58,9 +58,9 @@ def run(spec: Smaller, console: Console) -> int:
         status = CANCELLED
         console.print("rose: cancelled; rows so far are kept")
     _print(bench.rows)
-    found = recommend(bench.rows)
-    terminal.say(*(one.text for one in found))
-    _write(spec, bench, found, console)
+    recommendations = recommend(bench.rows)
+    terminal.say(*(recommendation.text for recommendation in recommendations))
+    _write(spec, bench, recommendations, console)
     _print_runtimes()
     terminal.say(f"Table, record and copies are in {spec.output}; the same command measures further rows.")
     return status
@@ -88,14 +88,14 @@ def _measure(bench: Bench, folder: SmallerFolder, seconds: float, console: Conso
             console.print(f"{name}: {size(row.bytes)} as {row.smallest}, perplexity {perplexities}")
 
 
-def _write(spec: Smaller, bench: Bench, found: Sequence[Recommendation], console: Console) -> None:
+def _write(spec: Smaller, bench: Bench, recommendations: Sequence[Recommendation], console: Console) -> None:
     """Writes the chosen copy and removes the others."""
-    goals = {one.goal: one.key for one in found}
+    goals = {recommendation.goal: recommendation.key for recommendation in recommendations}
     key = goals.get(KEYS[spec.write], "") if spec.write in KEYS else spec.write
     if spec.write is None:
         key = next(filter(None, goals.values()), "")
     if not key or bench.way(key).recipe is None:
-        terminal.say("Nothing was written." if found else "")
+        terminal.say("Nothing was written." if recommendations else "")
         return
     way = bench.way(key)
     if not (bench.folder / key).exists():
@@ -131,5 +131,5 @@ def _cell(row: Row, text: str) -> str:
 def _print_runtimes() -> None:
     usable = runtimes()
     usable = usable[usable["here"] == "yes"]
-    what = "; ".join(f"{row.name} ({row.uses}): {row.gain}" for row in usable.itertuples())
-    terminal.say(f"Programs on this machine that use zeros or N:M: {what or 'none'}.")
+    usable_list = "; ".join(f"{row.name} ({row.uses}): {row.gain}" for row in usable.itertuples())
+    terminal.say(f"Programs on this machine that use zeros or N:M: {usable_list or 'none'}.")

@@ -1,4 +1,4 @@
-"""What commands show on a terminal: progress, sentences, and tables that fit into 80 columns."""
+"""Progress, sentences, and tables of 80 columns on the terminal."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ def show(*tables: Table) -> None:
 
 
 def say(*sentences: str) -> None:
-    """Prints sentences to standard output, a line each however long, without those that are empty; names in them, as of
-    folders, are no markup."""
+    """Prints each sentence that is not empty on a line of standard output, without markup."""
     for sentence in filter(None, sentences):
         Output(highlight=False, soft_wrap=True).print(sentence)
 
@@ -40,11 +39,11 @@ def say(*sentences: str) -> None:
 class Follow(Protocol):
     """Moves a progress bar, by the progress of a run or by a share of all there is to do; may rename it."""
 
-    def __call__(self, progress: rose.Progress | float, what: str = ...) -> None: ...
+    def __call__(self, progress: rose.Progress | float, doing: str = ...) -> None: ...
 
 
 @contextmanager
-def bar(console: Console, what: str, total: int = 100) -> Iterator[Follow]:
+def bar(console: Console, doing: str, total: int = 100) -> Iterator[Follow]:
     """A progress bar on the console for progress and remarks; gives what moves it.
 
     A `Progress` moves it a step per layer, with fractions of the work in between; a share moves it over `total` steps.
@@ -58,28 +57,28 @@ def bar(console: Console, what: str, total: int = 100) -> Iterator[Follow]:
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Bar(*columns, console=console) as shown:
-        task = shown.add_task(what, total=total, note="")
-        told = time.monotonic()
+        task = shown.add_task(doing, total=total, note="")
+        last = time.monotonic()
 
         def tell() -> None:
             """A line a minute where no bar can be seen, as in the log of a batch job."""
-            nonlocal told
-            if console.is_terminal or time.monotonic() - told < MINUTE:
+            nonlocal last
+            if console.is_terminal or time.monotonic() - last < MINUTE:
                 return
-            told, one = time.monotonic(), shown.tasks[0]
-            passed, done, total = one.elapsed or 0.0, one.completed, one.total or 0.0
+            last, task = time.monotonic(), shown.tasks[0]
+            passed, done, total = task.elapsed or 0.0, task.completed, task.total or 0.0
             left = f", about {duration(passed * (total - done) / done)} left" if done else ""
-            console.print(f"{one.description}: {done} of {total}, {duration(passed)}{left}", soft_wrap=True)
+            console.print(f"{task.description}: {done} of {total}, {duration(passed)}{left}", soft_wrap=True)
 
-        def follow(progress: rose.Progress | float, what: str = what) -> None:
+        def follow(progress: rose.Progress | float, doing: str = doing) -> None:
             if isinstance(progress, rose.Progress):
                 note = ""
                 if progress.layer is not None and progress.relative_error is not None:
                     note = f"error {progress.relative_error:.4f} in {progress.layer}"
                 done = round(progress.fraction * progress.layers)
-                shown.update(task, description=what, total=progress.layers, completed=done, note=note)
+                shown.update(task, description=doing, total=progress.layers, completed=done, note=note)
             else:
-                shown.update(task, description=what, completed=round(progress * total))
+                shown.update(task, description=doing, completed=round(progress * total))
             tell()
 
         try:
@@ -89,10 +88,10 @@ def bar(console: Console, what: str, total: int = 100) -> Iterator[Follow]:
 
 
 def print_table(table: pd.DataFrame, title: str) -> None:
-    """Prints the first `MAX_ROWS` rows of a table, whose first column has names, to standard output.
+    """Prints the first `MAX_ROWS` rows of a table to standard output; its first column has names.
 
-    Numbers are never cut. Where there is little room, heads break between words, names lack the beginning that they
-    share, which the title then tells, and longer ones go on in the next line.
+    Numbers are never cut. In a narrow terminal, heads break between words, names lose their common beginning, which the
+    title then has, and long names continue on the next line.
     """
     console = Output()
     names, *columns = ([_cell(value) for value in table[name].head(MAX_ROWS)] for name in table.columns)
@@ -117,7 +116,7 @@ def print_table(table: pd.DataFrame, title: str) -> None:
 
 
 def room_beside(widths: Sequence[int]) -> int:
-    """How wide the first column of a table may be whose others have these widths."""
+    """Width left for the first column."""
     return Console().width - sum(widths) - 2 * len(widths) - 3  # a column has a space on both sides, the table one more
 
 
@@ -126,6 +125,6 @@ def _cell(value: Any) -> str:
 
 
 def _shared(names: Sequence[str]) -> str:
-    """What all names have before the number of the decoder block; empty where they differ there."""
-    starts = {found and found.group() for found in (re.match(r"(\D+\.)?(?=\d+(\.|$))", name) for name in names)}
+    """The common beginning of names before the number of the decoder block; "" if they differ."""
+    starts = {match and match.group() for match in (re.match(r"(\D+\.)?(?=\d+(\.|$))", name) for name in names)}
     return (starts.pop() or "") if len(starts) == 1 else ""

@@ -33,13 +33,13 @@ from rose.rows import removed_fraction
 from rose.wording import whole
 
 Texts = tuple[Tensor, Tensor | None]  # to train on, and held out
-TUNED = "tuned"  # of --checkpoint, the folder of what --tune does
+TUNED = "tuned"  # folder of --tune inside --checkpoint
 
 
 def run(spec: Tune, console: Console) -> int:
     settings = TuneSettings(**shared.pick(spec, TuneSettings.fields()))
     saving.check(spec)
-    known = report_beside(expand(spec.pruned))
+    earlier = report_beside(expand(spec.pruned))
     spec = shared.settle_dtype(spec, spec.pruned)
     dense, tokenizer = shared.load(spec, console, spec.dense)
     if has_tokenizer(spec.pruned):  # and its chat template, which a copy keeps
@@ -51,13 +51,13 @@ def run(spec: Tune, console: Console) -> int:
     outcome = saving.Outcome(spec, spec.pruned, tokenizer, console)
     sizes = shared.pick(spec, ("samples", "held_out", "length"))
     texts = _texts(spec, tokenizer, outcome.windows, **sizes)
-    report = known or _as_found(model)
+    report = earlier or _as_found(model)
     keep_low_rank(model, expand(spec.pruned))
     tuner = Parts(TuneTask(model, dense, *texts, spec.layers, spec.unpruned), settings, spec.parts)
     outcome.begin(dense, "of the dense model")
     pruned = outcome.measure(model, "before", "of the pruned model")
     tuned = Tuned(*tune_until_stopped(lambda: tuner, _bar(console), spec.checkpoint))
-    if tuned.stopped and not tuned.found:  # PRUNED is as good as what there is
+    if tuned.stopped and not tuned.found:  # PRUNED is unchanged
         raise tuned.stopped
     tuned.say_stop(console)
     report = tuned.added_to(report, **shared.origin(spec), dense=spec.dense, **pruned)
@@ -78,10 +78,10 @@ def check_tuning(spec: Prune | Slim) -> None:
 
 
 def draw_texts(spec: Prune | Slim, model: nn.Module, tokenizer: Any, evaluated: Tensor | None) -> Texts | None:
-    """What --tune of a command will train on, drawn before it prunes; None without.
+    """Windows for --tune, drawn before pruning; None without --tune.
 
-    Raises RoseError for too short a text, for too little memory, for a model that is pruned as much already, and for a
-    checkpoint whose tuning was begun on other windows.
+    Raises RoseError for a short text, too little memory, a model that is already as sparse, or a checkpoint that was
+    begun on other windows.
     """
     if spec.tune is None:
         return None
@@ -99,7 +99,7 @@ def draw_texts(spec: Prune | Slim, model: nn.Module, tokenizer: Any, evaluated: 
 
 
 def _texts(spec: Prune | Slim | Tune, tokenizer: Any, evaluated: Tensor | None, **sizes: int) -> Texts:
-    """Windows to train on and held-out ones, none of which shares text with another or with those of --evaluate."""
+    """Training and held-out windows, without overlap with each other or with the windows of --evaluate."""
     apart_from = torch.empty(0, sizes["length"], dtype=torch.int64) if evaluated is None else evaluated
     tokens, held_out = load_apart(
         spec.calibration, tokenizer, seed=spec.seed, bos=spec.bos, apart_from=apart_from, **sizes
@@ -108,7 +108,7 @@ def _texts(spec: Prune | Slim | Tune, tokenizer: Any, evaluated: Tensor | None, 
 
 
 def _check_sparser(spec: Prune | Slim, model: nn.Module) -> None:
-    """Raises RoseError for a model that `rose prune` will make no sparser, and that is to be its own dense one."""
+    """Raises RoseError if pruning would not make the model sparser, as tuning needs a denser teacher."""
     if not isinstance(spec, Prune):
         return
     zeros, count = count_zeros(Network(model).select(spec.layers))
@@ -120,10 +120,7 @@ def _check_sparser(spec: Prune | Slim, model: nn.Module) -> None:
 
 
 def tune_after(spec: Prune | Slim, console: Console, model: nn.Module, texts: Texts | None) -> Tuned:
-    """Tunes what a command has pruned, for the minutes of its --tune, if any.
-
-    The dense model is read again, as pruning has changed the one that was loaded.
-    """
+    """Tunes a pruned model for the minutes of --tune, if any; the dense model is loaded again."""
     if texts is None:
         return Tuned()
 
@@ -140,13 +137,13 @@ def tune_after(spec: Prune | Slim, console: Console, model: nn.Module, texts: Te
 
 @dataclass(frozen=True)
 class Tuned:
-    """How tuning ended: what it found, if it took a step, and what stopped it, if it did not come to its end."""
+    """The report of tuning, None before the first step, and the exception that stopped it, if any."""
 
     found: TuneReport | None = None
     stopped: BaseException | None = None
 
-    def added_to(self, report: rose.RunReport, **more: Any) -> rose.RunReport:
-        return self.found.added_to(report, **more) if self.found else report
+    def added_to(self, report: rose.RunReport, **facts: Any) -> rose.RunReport:
+        return self.found.added_to(report, **facts) if self.found else report
 
     def say_stop(self, console: Console) -> None:
         if self.stopped:
@@ -164,15 +161,15 @@ class Tuned:
         if summary["held_out_before"] is None:
             return
         before, after, dense = (math.exp(summary[f"held_out_{name}"]) for name in ("before", "after", "dense"))
-        kept = f"the weights of step {summary['kept_step']} are kept"
+        result = f"the weights of step {summary['kept_step']} are kept"
         if summary.get("parts"):
-            kept = "the best step of every part is kept"
+            result = "the best step of every part is kept"
         if not summary["kept_step"] and len(self.found.curve) > 1:
-            kept = f"no step was better, so nothing was changed; a --rate below {summary['rate']:.2g} may do"
-        terminal.say(f"Held-out perplexity {before:.2f} -> {after:.2f}, dense {dense:.2f}; {kept}")
+            result = f"no step was better, so nothing was changed; a --rate below {summary['rate']:.2g} may do"
+        terminal.say(f"Held-out perplexity {before:.2f} -> {after:.2f}, dense {dense:.2f}; {result}")
 
     def status(self) -> int:
-        """The exit status, once the model is written; raises what has stopped tuning, other than Ctrl-C."""
+        """The exit status; raises the exception that stopped tuning, other than Ctrl-C."""
         if self.stopped and not isinstance(self.stopped, KeyboardInterrupt):
             raise self.stopped
         return CANCELLED if self.stopped else 0
@@ -185,14 +182,14 @@ def _bar(console: Console) -> Iterator[ProgressCallback]:
 
 
 def _says(progress: rose.Progress) -> str:
-    """What is done, and the held-out perplexity at the last look, if there are held-out windows."""
+    """Text of the progress bar, with the last held-out perplexity."""
     curve = progress.curve if isinstance(progress, TuningProgress) else ()
     loss = curve[-1].held_out if curve else None
     return "Tuning" if loss is None else f"Tuning, held-out perplexity {math.exp(min(loss, 700)):.2f}"  # no overflow
 
 
 def _as_found(model: nn.Module) -> rose.RunReport:
-    """The report of a pruned model that has none beside it: its layers as they are."""
+    """A report for a pruned model without one, from its weights."""
     rows = []
     for layer in prunable_layers(model):
         share = float((layer.weight == 0).float().mean())

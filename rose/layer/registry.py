@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rose.errors import RoseError
 from rose.given import check_named, check_word, is_number
 from rose.layer.defaults import METHOD
-from rose.layer.options import Option, Value
+from rose.layer.options import Option, Value, complete_options
 from rose.layer.pattern import Pattern
 
 if TYPE_CHECKING:
@@ -65,6 +65,25 @@ class Method:
         """(W, statistics, settings) -> LayerResult, which is checked: W stays as it is, Ŵ has W's shape and dtype,
         without factors it is 0 where the mask is True, and the mask is N:M where that was asked for."""
         return self.function or getattr(import_module(f"rose.layer.methods.{self.module}"), self.name)
+
+    def check_request(
+        self, pattern: Pattern, *, options: Mapping[str, Value] | None, orders: bool, rounds: bool
+    ) -> dict[str, Value]:
+        """All options of a run by this method, checked beside its pattern.
+
+        Args:
+            orders: whether an order or a budget is asked for.
+            rounds: whether kept weights will be rounded.
+        """
+        if orders and not self.sweeps:
+            raise RoseError(f"{self.label} does not sweep over columns, so order and budget do not apply to it.")
+        complete = complete_options(self.label, self.options, options)
+        self.check(pattern, complete)
+        if rounds and not self.rounds:
+            raise RoseError(
+                f"{self.label} keeps a part that no grid holds, so bits do not apply to it; choose another method."
+            )
+        return complete
 
 
 def _check_oats(pattern: Pattern, options: Mapping[str, Value]) -> None:

@@ -23,8 +23,8 @@ def settings_beside(
     Returns:
         Fields in declared order; "–" stands for a value that a recipe does not have.
     """
-    named = {str(recipe.get("run")) for recipe in recipes}
-    specs = [spec for name, spec in SPECS.items() if name in named] or list(SPECS.values())
+    runs = {str(recipe.get("run")) for recipe in recipes}
+    specs = [spec for name, spec in SPECS.items() if name in runs] or list(SPECS.values())
     fields = {name: field for spec in reversed(specs) for name, field in spec.fields().items()}
     rows = [
         (fields[name], [setting_text(recipe.get(name)) for recipe in recipes])

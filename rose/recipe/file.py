@@ -63,8 +63,8 @@ class Recipe:
 
     @classmethod
     def read(cls, path: str | Path, *changes: str, is_placed: bool = False) -> Recipe:
-        """Reads a recipe.yaml, or the one in a folder, and changes fields, each as "NAME=VALUE" or, in a list of
-        steps, "2.NAME=VALUE". It may leave open where the result goes unless `is_placed`.
+        """Reads a recipe.yaml or a folder with it. Changes are "NAME=VALUE" or, in a list of steps, "2.NAME=VALUE".
+        `is_placed` demands an output.
 
         Raises:
             RoseError: the file is not a recipe, has a later version, an unknown field, a wrong type or a bad value.
@@ -150,20 +150,20 @@ def _change(steps: Sequence[dict[str, Any]], changes: Sequence[str], *, is_place
             many = f"in {len(places)} steps; write 1.{field}=VALUE for the first" if places else "in no step"
             raise RoseError(f"The field {name!r} is {many}.")
         steps[places[0]][field] = _value(kinds[places[0]], field, value)
-    made: list[Spec] = []
+    checked: list[Spec] = []
     for kind, step in zip(kinds, steps, strict=True):
-        is_last = len(made) == len(steps) - 1
-        if made:
+        is_last = len(checked) == len(steps) - 1
+        if checked:
             step = {name: PREVIOUS for name in CHAINED if name in kind.fields()} | step
             if kind is Tune:
-                step = {"dense": getattr(made[0], "model", None)} | step
+                step = {"dense": getattr(checked[0], "model", None)} | step
         if "output" in kind.fields() and "output" not in step:
             is_needed = kind.fields()["output"].is_required
             if is_last and is_needed and is_placed:
                 raise RoseError("A recipe does not say where the result goes; add output=FOLDER.")
             step |= {"output": BETWEEN} if is_needed else {}
-        made.append(kind(**step))
-    return made
+        checked.append(kind(**step))
+    return checked
 
 
 def _kind(run: Any) -> type[Spec]:

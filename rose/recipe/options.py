@@ -15,24 +15,24 @@ def add_options(parser: argparse.ArgumentParser, spec: type[Spec]) -> None:
 
 
 def _add(parser: argparse.ArgumentParser, field: SpecField) -> None:
-    more: dict[str, Any] = {"help": _help(field), "default": argparse.SUPPRESS}
-    several = get_origin(field.kind) is tuple
+    options: dict[str, Any] = {"help": _help(field), "default": argparse.SUPPRESS}
+    is_list = get_origin(field.kind) is tuple
     if field.extra["metavar"]:
-        more["metavar"] = field.extra["metavar"]
+        options["metavar"] = field.extra["metavar"]
     if field.extra["form"] == "place":
-        many = ("+" if field.is_required else "*") if several else None if field.is_required else "?"
-        parser.add_argument(field.name, **more | ({"nargs": many} if many else {}))
+        many = ("+" if field.is_required else "*") if is_list else None if field.is_required else "?"
+        parser.add_argument(field.name, **options | ({"nargs": many} if many else {}))
         return
-    more["dest"] = field.name
+    options["dest"] = field.name
     if field.kind is bool:
-        more["action"] = "store_true"
+        options["action"] = "store_true"
     elif field.extra["form"] == "words":
-        more["nargs"] = "*" if field.name == "tasks" else "+"
+        options["nargs"] = "*" if field.name == "tasks" else "+"
     elif field.extra["form"] == "pairs":
-        more["action"] = "append"
+        options["action"] = "append"
     if field.choices and field.extra["form"] != "commas":
-        more["metavar"] = f"{{{','.join(map(str, field.choices))}}}"  # which the specification checks
-    parser.add_argument(field.option, required=field.is_required, **more)
+        options["metavar"] = f"{{{','.join(map(str, field.choices))}}}"  # which the specification checks
+    parser.add_argument(field.option, required=field.is_required, **options)
 
 
 def _help(field: SpecField) -> str:

@@ -11,7 +11,7 @@ from rose.errors import RoseError
 from rose.files import expand
 from rose.layer.bits import parse_grid
 from rose.layer.defaults import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD
-from rose.layer.options import Value, complete_options
+from rose.layer.options import Value
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.registry import check_order_name, check_threshold, get_method
 from rose.model.defaults import OFFLINE, PRUNING, RATE, SOURCES, STORED
@@ -78,10 +78,10 @@ def _pairs(value: Any) -> Any:
     if not isinstance(value, list | tuple):
         return value
     pairs = [str(text).partition("=") for text in value]
-    for name, equals, given in pairs:
-        if not (name.strip() and equals and given.strip()):
-            raise RoseError(f"--option takes NAME=VALUE, not {name + equals + given!r}.")
-    return {name.strip(): given.strip() for name, _, given in pairs}
+    for name, equals, value_text in pairs:
+        if not (name.strip() and equals and value_text.strip()):
+            raise RoseError(f"--option takes NAME=VALUE, not {name + equals + value_text!r}.")
+    return {name.strip(): value_text.strip() for name, _, value_text in pairs}
 
 
 def number_in(value: Any) -> Any:
@@ -260,7 +260,7 @@ class TextPart(Spec):
 
 
 class SweepPart(Spec):
-    """How one layer is pruned, whatever the method."""
+    """Settings of every pruning method."""
 
     sparsity: Sparsity = str(SPARSITY)
     layers: Layers | None = None
@@ -293,7 +293,7 @@ class RoundingPart(Spec):
 
 
 class MethodPart(SweepPart):
-    """A method, and what it may be told."""
+    """A method and its options."""
 
     method: Method = METHOD
     order: Order | None = None
@@ -302,19 +302,13 @@ class MethodPart(SweepPart):
 
     @model_validator(mode="after")
     def _check_method(self) -> Self:
-        method = get_method(self.method)
-        if not method.sweeps and (self.order is not None or self.budget is not None):
-            raise RoseError(f"{method.label} does not sweep over columns, so order and budget do not apply to it.")
-        method.check(self.pattern, complete_options(method.label, method.options, self.options))
-        if getattr(self, "bits", None) is not None and not method.rounds:
-            raise RoseError(
-                f"{method.label} keeps a part that no grid holds, so bits do not apply to it; choose another method."
-            )
+        orders, rounds = self.order is not None or self.budget is not None, getattr(self, "bits", None) is not None
+        get_method(self.method).check_request(self.pattern, options=self.options, orders=orders, rounds=rounds)
         return self
 
 
 class WalkPart(Spec):
-    """How a model is walked, and what each layer is fitted to."""
+    """The walk over the model, and the target of each layer."""
 
     allocation: Annotated[Allocation, AfterValidator(lambda text: parse_allocation(text).text)] = "uniform"
     target: Target = "dense"
@@ -344,23 +338,23 @@ class EvaluationPart(Spec):
     @model_validator(mode="after")
     def _check_windows(self) -> Self:
         if self.evaluate is None and self.windows is not None:
-            raise RoseError("--windows counts those of --evaluate; give that too, or leave it out.")
+            raise RoseError("--windows limits the windows of --evaluate; give --evaluate too, or leave --windows out.")
         return self
 
 
 class SavingPart(Spec):
-    """Where the copy goes, and where an interrupted run is kept."""
+    """Folders of the copy and of an interrupted run."""
 
     output: Annotated[Output, Field(description="new folder for the checkpoint")]
     checkpoint: Checkpoint | None = None
 
 
 class PruneSettings(WalkPart, RoundingPart, MethodPart):
-    """How a model is pruned; keywords of `rose.prune_model`, which says what they mean."""
+    """Keywords of `rose.prune_model`."""
 
 
 class TuneSettings(Spec):
-    """How a model is tuned; keywords of `rose.tune_model`, which says what they mean."""
+    """Keywords of `rose.tune_model`."""
 
     minutes: Annotated[Minutes, Field(description="how long it may take")] | None = None
     epochs: Annotated[Real, setting("or: passes over the windows (default: 1)", gt=0)] | None = None
@@ -383,7 +377,7 @@ class TuneSettings(Spec):
 
 
 class SlimSettings(Spec):
-    """How a model is made smaller; keywords of `rose.prune_structured`, which says what they mean."""
+    """Keywords of `rose.prune_structured`."""
 
     method: SlimMethod = "obs"
     ratio: Ratio = RATIO

@@ -1,4 +1,4 @@
-"""What a specification is: a frozen model of pydantic whose fields say everything about themselves, once.
+"""Specifications: frozen pydantic models whose fields declare type, limits, unit and help once.
 
 pydantic was chosen over msgspec. msgspec imports in 16 ms instead of 52, but its errors lack the refused value, and
 its limits cannot be read by a program.
@@ -27,21 +27,14 @@ from rose.wording import sentence
 
 SHOWN = 80  # characters of a refused value
 PLAIN: dict[str, Any] = {
-    "label": "",
-    "unit": "",
-    "changes": True,
-    "kept": True,
-    "path": False,
-    "form": "",
-    "flag": "",
-    "metavar": "",
-}
+    "label": "", "unit": "", "changes": True, "kept": True, "path": False, "form": "", "flag": "", "metavar": "",
+}  # fmt: skip
 
 
 def _number(value: Any) -> Any:
-    """NumPy's numbers as Python's. True and False are no numbers, although Python counts with them."""
+    """NumPy's numbers as Python's; True and False are refused."""
     if isinstance(value, bool):
-        raise ValueError("a truth value is no number")
+        raise ValueError("a truth value is not a number")
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
 
 
@@ -62,46 +55,35 @@ def setting(
     metavar: str = "",
     **limits: float,
 ) -> Any:
-    """What a field says of itself, for `Annotated`.
+    """Metadata of a field, for `Annotated`.
 
     Args:
         description: one line of help.
-        label: what a form calls it; by default its name.
-        unit: of a number, for people.
+        label: name in a form; by default the field's.
+        unit: of a number.
         changes: whether the field can change results.
-        kept: whether a recipe file says it; output folders are not kept.
-        path: whether it may name a file or folder, which a recipe file names by its whole path.
-        form: how a command line spells it: "words" takes several, "commas" takes A,B, "pairs" takes NAME=VALUE several
-            times, "place" is a positional argument.
-        flag: the option's name where it is not the field's.
-        metavar: what stands for the value in help.
+        kept: whether a recipe file holds it; output folders are not kept.
+        path: whether it may name a file or folder. A recipe file holds absolute paths.
+        form: spelling on a command line: "words" for several words, "commas" for A,B, "pairs" for repeated NAME=VALUE,
+            "place" for a positional argument.
+        flag: name of the option, if not the field's.
+        metavar: placeholder in help.
         limits: `ge`, `gt`, `le`, `lt`.
     """
-    given = {
-        "label": label,
-        "unit": unit,
-        "changes": changes,
-        "kept": kept,
-        "path": path,
-        "form": form,
-        "flag": flag,
-        "metavar": metavar,
-    }
-    extra = {name: value for name, value in given.items() if value != PLAIN[name]}
+    values = dict(zip(PLAIN, (label, unit, changes, kept, path, form, flag, metavar), strict=True))
+    extra = {name: value for name, value in values.items() if value != PLAIN[name]}
     return Field(description=description, json_schema_extra=extra, **limits)  # type: ignore[call-overload]
 
 
 class Spec(BaseModel):
-    """A specification. Fields that were given, and not left to their defaults, are in `model_fields_set`.
+    """A specification; the docstring of a command's is its line of help.
 
     Raises:
-        RoseError: an unknown field, a wrong type, a value out of range; one sentence names the field, the value and
-            what would do.
+        RoseError: an unknown field, a wrong type or a value out of range, in one sentence.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-    run: ClassVar[str] = ""  # what a recipe calls the thing that runs, and the command line its command
-    summary: ClassVar[str] = ""  # what it does, for the list of commands
+    run: ClassVar[str] = ""  # name of the command
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -149,7 +131,7 @@ def _absolute(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class SpecField:
-    """What a field says of itself.
+    """A declared field.
 
     Attributes:
         kind: its type, without None.
@@ -192,17 +174,17 @@ class SpecField:
 
     @property
     def option(self) -> str:
-        """What a command line calls it."""
+        """The option of the command line."""
         return "--" + (self.extra["flag"] or self.name).replace("_", "-")
 
     @property
     def label(self) -> str:
-        """What a form calls it."""
+        """The name in a form."""
         return self.extra["label"] or sentence(self.name.replace("_", " "))
 
     @property
     def takes(self) -> str:
-        """What it takes, for people: "a whole number of at least 1"."""
+        """The accepted values: "a whole number of at least 1"."""
         if self.choices:
             return f"one of {', '.join(map(str, self.choices))}"
         if self.kind is bool:
@@ -227,17 +209,17 @@ def _says_limits(limits: Mapping[str, float]) -> str:
 
 
 def _sentence(spec: type[Spec], error: ErrorDetails) -> str:
-    """One sentence for the first thing that pydantic refuses."""
+    """One sentence for the first error of pydantic."""
     if error["type"] == "value_error" and isinstance(problem := error["ctx"]["error"], RoseError):
         return str(problem)
     name, fields = str(error["loc"][0]) if error["loc"] else "", spec.fields()
-    what = spec.run.capitalize() or "This"
+    subject = spec.run.capitalize() or "This"
     if error["type"] == "extra_forbidden" or name not in fields:
         near = difflib.get_close_matches(name, fields, 1)
         advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}."
-        return f"{what} has no field {name[:SHOWN]!r}; {advice}"
+        return f"{subject} has no field {name[:SHOWN]!r}; {advice}"
     if error["type"] == "missing":
-        return f"{what} needs {name}: {fields[name].description}."
+        return f"{subject} needs {name}: {fields[name].description}."
     value = repr(error["input"])
     value = value if len(value) <= SHOWN else f"{value[:SHOWN]}…"
     return f"{name} must be {fields[name].takes}, not {value}."

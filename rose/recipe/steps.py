@@ -64,10 +64,9 @@ def _seeds(value: Any) -> Any:
 
 
 class Analyze(SweepPart, TextPart, ModelPart):
-    """Every layer by several methods, on the dense model's inputs."""
+    """Which layers are columnar, and how order changes their error."""
 
     run: ClassVar[str] = "analyze"
-    summary: ClassVar[str] = "which layers are columnar, and how order changes their error"
 
     stream: Stream = False
     compute: Compute = "auto"
@@ -77,10 +76,9 @@ class Analyze(SweepPart, TextPart, ModelPart):
 
 
 class Prune(SavingPart, EvaluationPart, PruneSettings, TextPart, ModelPart):
-    """A whole model, decoder block by decoder block."""
+    """Prune a model and save the checkpoint."""
 
     run: ClassVar[str] = "prune"
-    summary: ClassVar[str] = "prune a model and save the checkpoint"
 
     method: Method = RECOMMENDED
     stream: Stream = False
@@ -104,10 +102,9 @@ class Prune(SavingPart, EvaluationPart, PruneSettings, TextPart, ModelPart):
 
 
 class Slim(SavingPart, EvaluationPart, SlimSettings, TextPart, ModelPart):
-    """Heads, channels or decoder blocks taken out; what is left may then be pruned."""
+    """Make a model smaller and faster: take heads, channels or decoder blocks out."""
 
     run: ClassVar[str] = "slim"
-    summary: ClassVar[str] = "make a model smaller and faster: take heads, channels or decoder blocks out"
 
     stream: Stream = False
     ratio: Annotated[Ratio, Field(description="share of the decoder blocks' parameters to take out")] = RATIO
@@ -120,7 +117,7 @@ class Slim(SavingPart, EvaluationPart, SlimSettings, TextPart, ModelPart):
     def _check_slimming(self) -> Self:
         check_in_memory(self.stream, self.evaluate, self.tune)
         if self.prune is None and self.prune_method is not None:
-            raise RoseError("--prune-method is for --prune SPARSITY; give that too, or leave it out.")
+            raise RoseError("--prune-method needs --prune SPARSITY; give it too, or leave --prune-method out.")
         if self.method == WHOLE_BLOCKS:
             self._check_whole_blocks()
         elif self.prune is not None:
@@ -131,16 +128,15 @@ class Slim(SavingPart, EvaluationPart, SlimSettings, TextPart, ModelPart):
     def _check_whole_blocks(self) -> None:
         """Raises RoseError for fields that do not apply when whole decoder blocks are dropped."""
         meaningless = {"parts", "allocation", "recovery", "multiple"} | (set() if self.prune else {"damping", "target"})
-        given = [f"--{name}" for name in self.given if name in meaningless]
-        if given:
-            raise RoseError(f"depth drops whole decoder blocks as they are; leave out {', '.join(given)}.")
+        options = [f"--{name}" for name in self.given if name in meaningless]
+        if options:
+            raise RoseError(f"depth drops whole decoder blocks as they are; leave out {', '.join(options)}.")
 
 
 class Tune(SavingPart, EvaluationPart, TuneSettings, TextPart):
-    """The weights that pruning has kept are trained towards the dense model; zeros stay."""
+    """Train the kept weights of a pruned model; its zeros stay."""
 
     run: ClassVar[str] = "tune"
-    summary: ClassVar[str] = "train the kept weights of a pruned model; its zeros stay"
 
     pruned: Annotated[
         Name, setting("folder of the pruned model, whoever pruned it", form="place", metavar="PRUNED", path=True)
@@ -170,10 +166,9 @@ class Tune(SavingPart, EvaluationPart, TuneSettings, TextPart):
 
 
 class Compare(WalkPart, RoundingPart, SweepPart, TextPart, ModelPart):
-    """Methods over sparsities and calibration draws; rows are kept as they come."""
+    """Compare methods over sparsities and calibration seeds."""
 
     run: ClassVar[str] = "compare"
-    summary: ClassVar[str] = "compare methods over sparsities and calibration seeds"
 
     sparsity: Annotated[
         tuple[Annotated[str, BeforeValidator(as_sparsity)], ...],
@@ -203,10 +198,9 @@ class Compare(WalkPart, RoundingPart, SweepPart, TextPart, ModelPart):
 
 
 class Damage(MethodPart, TextPart, ModelPart):
-    """What the model loses by each layer or decoder block alone; rows are kept as they come."""
+    """How much a model's loss rises when one layer or decoder block alone is pruned."""
 
     run: ClassVar[str] = "damage"
-    summary: ClassVar[str] = "how much a model's loss rises when one layer or decoder block alone is pruned"
 
     samples: Samples = DAMAGE.samples
     length: Length = DAMAGE.length
@@ -241,21 +235,20 @@ class Damage(MethodPart, TextPart, ModelPart):
     @model_validator(mode="after")
     def _check_choices(self) -> Self:
         of_pruning = ("sparsity", "method", "options", "block_size", "damping", "threshold")
-        given = [self.fields()[name].option for name in self.given if name in of_pruning]
-        if self.restore is not None and given:
-            raise RoseError(f"--restore gives weights back and prunes nothing; leave {' and '.join(given)} out.")
+        options = [self.fields()[name].option for name in self.given if name in of_pruning]
+        if self.restore is not None and options:
+            raise RoseError(f"--restore restores dense weights instead of pruning; leave {' and '.join(options)} out.")
         if self.evaluate is None and self.windows is not None:
-            raise RoseError("--windows counts those of --evaluate; give that too, or leave it out.")
+            raise RoseError("--windows limits the windows of --evaluate; give --evaluate too, or leave --windows out.")
         if self.evaluate is None and self.held_out < 1:
-            raise RoseError("Loss needs windows: give --evaluate TEXT, or --held-out of at least 1.")
+            raise RoseError("Measuring the loss needs windows: give --evaluate TEXT, or --held-out of at least 1.")
         return self
 
 
 class CheckCopies(TextPart):
-    """Is a checkpoint what a pruned copy of its dense model should be, whoever made it?"""
+    """Compare a checkpoint with the dense model it was made from."""
 
     run: ClassVar[str] = "check"
-    summary: ClassVar[str] = "compare a checkpoint with the dense model it was made from"
 
     dense: Annotated[
         Name,
@@ -288,12 +281,12 @@ class CheckCopies(TextPart):
     @model_validator(mode="after")
     def _check_text(self) -> Self:
         needs_text = {"samples", "length", "seed", "held_out", "bos", "methods"}
-        given = [
+        options = [
             f"--{name.replace('_', '-')}" for name in type(self).fields() if name in needs_text & self.model_fields_set
         ]
-        if self.calibration is None and given:
-            says = "Without --calibration TEXT a check goes by the weights alone"
-            raise RoseError(f"{says}; give that too, or leave {' and '.join(given)} out.")
+        if self.calibration is None and options:
+            reason = "Without --calibration TEXT, a check looks at weights alone"
+            raise RoseError(f"{reason}; give that too, or leave {' and '.join(options)} out.")
         for method in self.methods:
             get_method(method)
         return self
@@ -303,7 +296,6 @@ class Evaluate(ModelPart):
     """Perplexity and zero-shot accuracy of a model."""
 
     run: ClassVar[str] = "evaluate"
-    summary: ClassVar[str] = "perplexity and zero-shot accuracy of a model"
 
     compute: Annotated[Compute, Field(description="number format of matrix products in forward passes, for --text")] = (
         "float32"
@@ -341,23 +333,22 @@ class Evaluate(ModelPart):
     def _check_choices(self) -> Self:
         if self.text is None and self.tasks is None:
             raise RoseError("Say what to measure: --text for perplexity, --tasks for zero-shot accuracy, or both.")
-        given = [f"--{name}" for name in ("windows", "length", "compute") if name in self.model_fields_set]
-        if self.text is None and given:
+        options = [f"--{name}" for name in ("windows", "length", "compute") if name in self.model_fields_set]
+        if self.text is None and options:
             raise RoseError(
-                f"{' and '.join(given)} belong to the perplexity on --text; give that too, or leave them out."
+                f"{' and '.join(options)} belong to the perplexity on --text; give that too, or leave them out."
             )
         if self.tasks is None and self.output is not None:
-            raise RoseError("--output names a .csv file for the accuracies of --tasks; give some, or leave it out.")
+            raise RoseError("--output is the .csv file for accuracies; give --tasks too, or leave --output out.")
         if self.tasks is None and (self.limit is not None or self.task_folder):
-            raise RoseError("--limit and --task-folder are for --tasks; give that too, or leave them out.")
+            raise RoseError("--limit and --task-folder need --tasks; give --tasks too, or leave them out.")
         return self
 
 
 class Smaller(TextPart, ModelPart):
-    """Ways to make a checkpoint smaller, measured on this machine; one of them written."""
+    """A table of ways to make a checkpoint smaller, measured here; writes the best one."""
 
     run: ClassVar[str] = "smaller"
-    summary: ClassVar[str] = "a table of ways to make a checkpoint smaller, measured here; writes the best one"
 
     model: Annotated[
         Name, setting("packaged name, Hub id, folder or .gguf file", form="place", metavar="CHECKPOINT", path=True)
@@ -375,9 +366,7 @@ class Smaller(TextPart, ModelPart):
         | None
     ) = None
     minutes: Annotated[Minutes, Field(description="how long to measure; the most promising rows come first")] = 20.0
-    tune: Annotated[Minutes, Field(description="time for each tuned copy (default: a tenth of --minutes)")] | None = (
-        None
-    )
+    tune: Annotated[Minutes, Field(description="time for each tuned copy")] = 2.0
     write: (
         Annotated[
             Name,

@@ -32,17 +32,15 @@ PACKAGED = "garments"
 
 
 class Models(Spec):
-    """Models and methods."""
+    """List the models that work offline, the pruning methods and the orders."""
 
     run: ClassVar[str] = "models"
-    summary: ClassVar[str] = "list the models that work offline, the pruning methods and the orders"
 
 
 class RunRecipe(Spec):
-    """Does what a recipe says."""
+    """Do what a recipe says, again or with some fields changed."""
 
     run: ClassVar[str] = "run"
-    summary: ClassVar[str] = "do what a recipe says, again or with some fields changed"
 
     recipe: Annotated[Name, setting("a recipe.yaml, or a folder that has one", form="place", metavar="RECIPE")]
     changes: Annotated[
@@ -58,10 +56,9 @@ class RunRecipe(Spec):
 
 
 class WriteReport(Spec):
-    """Finished runs as an HTML file."""
+    """Write finished runs as one HTML file, two of them side by side."""
 
     run: ClassVar[str] = "report"
-    summary: ClassVar[str] = "write finished runs as one HTML file, two of them side by side"
 
     folders: Annotated[
         tuple[Name, ...],
@@ -72,10 +69,9 @@ class WriteReport(Spec):
 
 
 class Inspect(Spec):
-    """What is in a file of weights, and how two differ."""
+    """Look into a file of weights, or at what differs between two; no model is built."""
 
     run: ClassVar[str] = "inspect"
-    summary: ClassVar[str] = "look into a file of weights, or at what differs between two; no model is built"
 
     file: Annotated[
         Name, setting("folder, .safetensors or .gguf file, packed or not", form="place", metavar="FILE", path=True)
@@ -89,30 +85,27 @@ class Inspect(Spec):
 
 
 class Pack(Spec):
-    """A checkpoint folder without the room that its zeros take."""
+    """Write a pruned model without the room that its zeros take; `rose` loads it as any other."""
 
     run: ClassVar[str] = "pack"
-    summary: ClassVar[str] = "write a pruned model without the room that its zeros take; `rose` loads it as any other"
 
     folder: Folder
     output: Annotated[Output, Field(description="default: FOLDER-packed")] | None = None
 
 
 class Unpack(Spec):
-    """A packed checkpoint folder as plain weights, to the bit."""
+    """Write plain weights of a packed model, equal to the bit, for any program."""
 
     run: ClassVar[str] = "unpack"
-    summary: ClassVar[str] = "write plain weights of a packed model, equal to the bit, for any program"
 
     folder: Folder
     output: Annotated[Output, Field(description="default: FOLDER-unpacked")] | None = None
 
 
 class Export(Spec):
-    """A model as a file for other programs."""
+    """Write a model as a GGUF file, which llama.cpp runs; zeros stay zeros."""
 
     run: ClassVar[str] = "export"
-    summary: ClassVar[str] = "write a model as a GGUF file, which llama.cpp runs; zeros stay zeros"
 
     folder: Annotated[Folder, Field(description="of the model, packed or not; or a packaged name or .gguf file")]
     to: Annotated[Literal["gguf"], setting("the format")] = "gguf"
@@ -126,10 +119,9 @@ class Export(Spec):
 
 
 class App(Spec):
-    """The app in a browser."""
+    """Open the app in a browser; takes options of `streamlit run`, too."""
 
     run: ClassVar[str] = "app"
-    summary: ClassVar[str] = "open the app in a browser; takes options of `streamlit run`, too"
 
     port: Annotated[Whole, setting("on this machine", ge=1, le=65535)] = 8501
 
@@ -157,10 +149,9 @@ class PicturesPart(Spec):
 
 
 class DiffusePrune(PicturesPart, MethodPart, DrawingPart):
-    """A pipeline's transformer or UNet, pruned."""
+    """Prune a pipeline's transformer or UNet and save the pipeline."""
 
     run: ClassVar[str] = "diffuse prune"
-    summary: ClassVar[str] = "prune a pipeline's transformer or UNet and save the pipeline"
 
     sparsity: Sparsity = "0.5"
     block_size: (
@@ -169,10 +160,9 @@ class DiffusePrune(PicturesPart, MethodPart, DrawingPart):
 
 
 class DiffuseSlim(PicturesPart, DrawingPart):
-    """Heads and channels of a transformer taken out."""
+    """Make a transformer smaller: take heads and channels out."""
 
     run: ClassVar[str] = "diffuse slim"
-    summary: ClassVar[str] = "make a transformer smaller: take heads and channels out"
 
     method: Annotated[Literal["obs", "slimllm", "wanda", "magnitude"], setting("a structured method")] = "obs"
     ratio: Ratio = 0.2
@@ -183,10 +173,9 @@ class DiffuseSlim(PicturesPart, DrawingPart):
 
 
 class DiffuseSample(DrawingPart):
-    """Pictures in a file."""
+    """Draw pictures into a PNG file."""
 
     run: ClassVar[str] = "diffuse sample"
-    summary: ClassVar[str] = "draw pictures into a PNG file"
 
     classes: Annotated[Name, setting("of the packaged model: names of garments, or numbers", metavar="A,B")] | None = (
         None
@@ -198,10 +187,9 @@ class DiffuseSample(DrawingPart):
 
 
 class DiffuseEvaluate(DrawingPart):
-    """How far a diffusion model is from another one."""
+    """Drift, denoising loss and Fréchet distance (packaged model)."""
 
     run: ClassVar[str] = "diffuse evaluate"
-    summary: ClassVar[str] = "drift, denoising loss and Fréchet distance (packaged model)"
 
     dense: Annotated[Name, setting("to measure the drift from", metavar="MODEL")] = PACKAGED
     count: Annotated[Whole, setting("pictures", ge=1)] = 200

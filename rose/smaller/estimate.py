@@ -21,7 +21,7 @@ from rose.model.ship.packing import packed_size
 from rose.recipe.parts import SlimSettings
 from rose.recipe.steps import Prune, Smaller
 from rose.smaller.table import ESTIMATE, Row
-from rose.smaller.ways import Way, programs, tuning_minutes
+from rose.smaller.ways import Way, programs
 from rose.structured.parts import block_parameters
 from rose.structured.plan import estimate_slim_memory, estimate_slimming
 
@@ -31,8 +31,7 @@ TYPES = ("f16", "q8_0", "q4_0")
 
 
 def file_sizes(model: Any, tokenizer: Any, name: str, title: str) -> dict[str, int | None]:
-    """Bytes by file: safetensors, packed (its tensors), and GGUF f16, q8_0 and q4_0, None where none can be written;
-    of a model made from `name`, in a folder of this title."""
+    """Bytes by file, None for those that cannot be written; of a model made from `name`, in a folder of this title."""
     gguf: Mapping[str, int | None] = dict.fromkeys(TYPES)
     with suppress(RoseError):  # a family or a tokenizer that GGUF export does not know
         gguf = {kind: gguf_size(name, model, tokenizer, kind, title) for kind in TYPES}
@@ -52,13 +51,13 @@ def safetensors_size(model: nn.Module) -> int:
     return 8 + -(-length // 8) * 8 + end
 
 
-def estimated_rows(asked: Smaller, model: nn.Module, ways: Sequence[Way], dense: Mapping[str, int | None]) -> list[Row]:
+def estimated_rows(spec: Smaller, model: nn.Module, ways: Sequence[Way], dense: Mapping[str, int | None]) -> list[Row]:
     """A row for each way, without making a copy; `dense` are `file_sizes` of the model."""
-    return [_row(asked, model, way, dense) for way in ways]
+    return [_row(spec, model, way, dense) for way in ways]
 
 
-def _row(asked: Smaller, model: nn.Module, way: Way, dense: Mapping[str, int | None]) -> Row:
-    seconds, memory = _cost(asked, model, way)
+def _row(spec: Smaller, model: nn.Module, way: Way, dense: Mapping[str, int | None]) -> Row:
+    seconds, memory = _cost(spec, model, way)
     low, high = way.times
     return Row(
         way.key,
@@ -79,21 +78,21 @@ def _row(asked: Smaller, model: nn.Module, way: Way, dense: Mapping[str, int | N
 def _sizes(model: nn.Module, way: Way, dense: Mapping[str, int | None]) -> dict[str, Any]:
     weights = sum(layer.weight.numel() for layer in Network(model).layers)
     every = sum(parameter.numel() for parameter in model.parameters())
-    taken = way.slim * block_parameters(model)
-    share = 1 - taken / every
+    removed = way.slim * block_parameters(model)
+    share = 1 - removed / every
     sizes = {name: None if size is None else round(size * share) for name, size in dense.items()}
-    kept = 1 - float(parse_sparsity(way.sparsity).ratio)
-    if kept < 1 or way.bits:
+    density = 1 - float(parse_sparsity(way.sparsity).ratio)
+    if density < 1 or way.bits:
         item = next(model.parameters()).itemsize
-        bits = (kept < 1) + kept * (way.bits + SCALES if way.bits else KEPT_BITS)
-        sizes["packed"] = round((every - weights) * item + (weights - taken) * bits / 8)
+        bits = (density < 1) + density * (way.bits + SCALES if way.bits else KEPT_BITS)
+        sizes["packed"] = round((every - weights) * item + (weights - removed) * bits / 8)
     return sizes
 
 
-def _cost(asked: Smaller, model: nn.Module, way: Way) -> tuple[float, Memory | None]:
+def _cost(spec: Smaller, model: nn.Module, way: Way) -> tuple[float, Memory | None]:
     """Seconds to make a copy and to measure it, and the largest memory of its steps."""
-    drawn: dict[str, Any] = {"samples": asked.samples + asked.held_out, "length": asked.length}
-    seconds = 2 * estimate_evaluation(model, tokens=asked.held_out * asked.length)
+    drawn: dict[str, Any] = {"samples": spec.samples + spec.held_out, "length": spec.length}
+    seconds = 2 * estimate_evaluation(model, tokens=spec.held_out * spec.length)
     memories: list[Memory] = []
     if way.slim:
         settings = SlimSettings(ratio=way.slim)
@@ -105,5 +104,5 @@ def _cost(asked: Smaller, model: nn.Module, way: Way) -> tuple[float, Memory | N
             seconds += estimate_cost(model, sweeps=sweeps, passes=2, target=step.target, **drawn).seconds
             memories.append(estimate_memory(model, method=step.method, dense_targets=step.target == "dense", **drawn))
     if way.is_tuned:
-        seconds += 60 * tuning_minutes(asked)
+        seconds += 60 * spec.tune
     return seconds, max(memories, key=lambda memory: memory.peak, default=None)

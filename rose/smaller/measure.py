@@ -38,7 +38,7 @@ from rose.recipe.steps import Slim, Smaller
 from rose.report import RunReport
 from rose.smaller.estimate import estimated_rows, file_sizes
 from rose.smaller.table import MEASURED, Row
-from rose.smaller.ways import AS_IS, Way, tuning_minutes, ways_of
+from rose.smaller.ways import AS_IS, Way, ways_of
 from rose.structured.slimming import prune_structured
 from rose.verdicts import Interval, paired_ratio
 from rose.verdicts.smaller import MUCH_WORSE, recommend
@@ -60,26 +60,26 @@ class Bench:
         folder: holds the copies of recommended rows, each in a folder named by its key.
     """
 
-    def __init__(self, asked: Smaller, model: Any, tokenizer: Any, folder: Path) -> None:
+    def __init__(self, spec: Smaller, model: Any, tokenizer: Any, folder: Path) -> None:
         """Raises RoseError for texts that are too short or windows that are too long for the model."""
-        self.asked, self.model, self.tokenizer, self.folder = asked, model, tokenizer, folder
-        Network(model).check_length(asked.length)
-        sizes: dict[str, Any] = {"samples": asked.samples, "held_out": asked.held_out, "length": asked.length}
-        drawn = load_calibration(asked.calibration, tokenizer, seed=asked.seed, bos=asked.bos, **sizes)
+        self.spec, self.model, self.tokenizer, self.folder = spec, model, tokenizer, folder
+        Network(model).check_length(spec.length)
+        sizes: dict[str, Any] = {"samples": spec.samples, "held_out": spec.held_out, "length": spec.length}
+        drawn = load_calibration(spec.calibration, tokenizer, seed=spec.seed, bos=spec.bos, **sizes)
         self.tokens, held_out = drawn
         assert held_out is not None
-        second = asked.second or str(_library_text(folder))
-        sizes = {"samples": asked.held_out, "length": asked.length, "bos": asked.bos}
+        second = spec.second or str(_library_text(folder))
+        sizes = {"samples": spec.held_out, "length": spec.length, "bos": spec.bos}
         self.texts = {"": held_out, "second": load_tokens(second, tokenizer, seed=None, split="test", **sizes)}
-        self.dense_sizes = file_sizes(model, tokenizer, asked.model, Path(asked.model).name)
-        self.ways = ways_of(asked, model)
-        self.rows = estimated_rows(asked, model, self.ways, self.dense_sizes)
+        self.dense_sizes = file_sizes(model, tokenizer, spec.model, Path(spec.model).name)
+        self.ways = ways_of(spec, model)
+        self.rows = estimated_rows(spec, model, self.ways, self.dense_sizes)
         self.pace = 1.0  # seconds a row has taken, over its estimate
 
     def know(self, rows: Sequence[Row]) -> None:
         """Puts rows that were measured before in place of their estimates."""
-        known = {row.key: row for row in rows}
-        self.rows = [known.get(row.key, row) for row in self.rows]
+        measured = {row.key: row for row in rows}
+        self.rows = [measured.get(row.key, row) for row in self.rows]
 
     def leave_out(self, way: Way) -> None:
         """Drops a way that has turned out to be impossible."""
@@ -88,10 +88,10 @@ class Bench:
 
     def way(self, key: str) -> Way:
         """Raises RoseError for a key that no way of this model has."""
-        found = next((way for way in self.ways if way.key == key), None)
-        if found is None:
+        way = next((way for way in self.ways if way.key == key), None)
+        if way is None:
             raise RoseError(f"There is no row {key!r}; choose one of {', '.join(way.key for way in self.ways)}.")
-        return found
+        return way
 
     def best_next(self, seconds: float) -> Way | None:
         """The most promising way that is not measured and fits into the time, the model as it is first; else None."""
@@ -121,7 +121,7 @@ class Bench:
         seconds = time.perf_counter() - start
         sizes: Any = self.dense_sizes
         if way.recipe is not None:
-            sizes = file_sizes(model, self.tokenizer, self.asked.model, way.key)
+            sizes = file_sizes(model, self.tokenizer, self.spec.model, way.key)
         row = replace(estimate, basis=MEASURED, minutes=seconds / 60, prefill_gain=None, **sizes)
         row = replace(row, **self._quality(model, follow), **self._speed(model, way, follow))
         self.know([row])
@@ -150,15 +150,15 @@ class Bench:
         options = {name: getattr(step, name) for name in settings.fields() if name != "layers"}
         doing, work = ("Slimming", prune_structured) if isinstance(step, Slim) else ("Pruning", prune_model)
         report: RunReport = work(
-            model, self.tokens, progress=lambda told: follow(most * told.fraction, doing), **options
+            model, self.tokens, progress=lambda progress: follow(most * progress.fraction, doing), **options
         )
         if tune:
-            draw = tuning_draw(self.asked.length)._asdict()
-            text: dict[str, Any] = {"seed": self.asked.seed, "bos": self.asked.bos, "apart_from": self.texts[""]}
-            tokens, held_out = load_apart(self.asked.calibration, self.tokenizer, **draw, **text)
+            draw = tuning_draw(self.spec.length)._asdict()
+            text: dict[str, Any] = {"seed": self.spec.seed, "bos": self.spec.bos, "apart_from": self.texts[""]}
+            tokens, held_out = load_apart(self.spec.calibration, self.tokenizer, **draw, **text)
             tuned = tune_model(
-                model, self.model, tokens, held_out=held_out, minutes=tuning_minutes(self.asked), seed=self.asked.seed,
-                progress=lambda told: follow(0.5 + 0.5 * told.fraction, "Tuning"),
+                model, self.model, tokens, held_out=held_out, minutes=self.spec.tune, seed=self.spec.seed,
+                progress=lambda progress: follow(0.5 + 0.5 * progress.fraction, "Tuning"),
             )  # fmt: skip
             report = tuned.added_to(report)
         return report.signed(step)
@@ -199,11 +199,11 @@ class Bench:
 
     def _keep(self, way: Way, model: Any, report: RunReport) -> None:
         """Saves the copy where it is recommended now, with its recipe; removes those that no longer are."""
-        wanted = {one.key for one in recommend(self.rows)}
-        if way.key in wanted:
+        keys = {recommendation.key for recommendation in recommend(self.rows)}
+        if way.key in keys:
             self.save(way, model, report)
         for other in self.ways:
-            if other.key not in wanted:
+            if other.key not in keys:
                 shutil.rmtree(self.folder / other.key, ignore_errors=True)
         if llama_bench() and (self.folder / way.key).exists():
             self.know([replace(self.row(way.key), **_llama_speed(self.folder / way.key, self.row(way.key)))])
@@ -280,7 +280,7 @@ def _llama_speed(folder: Path, row: Row) -> dict[str, Any]:
         command = [program, "-m", str(file), "-p", str(PROMPT), "-n", str(NEW_TOKENS), "-o", "json"]
         done = subprocess.run(command, capture_output=True, text=True)
     try:
-        found = {bool(run["n_gen"]): float(run["avg_ts"]) for run in json.loads(done.stdout)}
-        return {"llama_prefill": found[False], "llama_decoding": found[True]}
+        rates = {bool(run["n_gen"]): float(run["avg_ts"]) for run in json.loads(done.stdout)}
+        return {"llama_prefill": rates[False], "llama_decoding": rates[True]}
     except (ValueError, KeyError, TypeError):
         return {}

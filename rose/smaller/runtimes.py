@@ -20,7 +20,7 @@ def runtimes() -> pd.DataFrame:
 
 
 def usable_here(requires: str) -> str:
-    """ "yes", or "no: …" with what is missing on this machine; `requires` has words such as "cuda-8 openvino"."""
+    """ "yes", or "no: …" with the missing parts; `requires` has words such as "cuda-8 openvino"."""
     missing = [reason for word in requires.split() if (reason := _missing(word))]
     return f"no: {', '.join(missing)}" if missing else "yes"
 

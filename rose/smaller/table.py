@@ -26,13 +26,11 @@ class Row:
     """A way to make a model smaller, in numbers; `basis` says "measured" or "estimate".
 
     `safetensors` to `q4_0` are bytes of files, None for a file that cannot be written; a packed file is counted without
-    its header. `loads` names the programs that load them. `prefill` and `decoding` are tokens a second in torch on this
-    machine, `…_gain` how many times as fast as the dense model in turns, with its 95 % interval; None where shapes and
-    format are those of the dense model, whose speed a copy then has. `llama_…` are those of llama.cpp, where
-    llama-bench is installed. `perplexity` is on windows of the calibration text that were held out, `times` that over
-    the dense model's, with its paired interval; an estimate has the range of other models in place of an interval.
-    `second_…` are the same on the second text; `losses` are those of each window, in nats a token. `minutes` and
-    `memory`, bytes besides the model, are those of making the copy.
+    its header. `prefill` and `decoding` are tokens a second in torch on this machine; `…_gain` is the speed over the
+    dense model's, measured in turns, with its 95 % interval, and None for copies of the dense model's shapes. `llama_…`
+    are speeds in llama.cpp, if llama-bench is installed. `times` is perplexity on held-out calibration windows over the
+    dense model's, with its paired interval; an estimate has the range seen in other models. `second_…` are the same on
+    the second text. `losses` are in nats a token. `minutes` and `memory` (bytes besides the model) make the copy.
     """
 
     key: str
@@ -113,10 +111,10 @@ class SmallerFolder(MeasurementFolder[Row]):
         return [measured.get(row.key, row) for row in self.estimated] or list(self.rows)
 
     def summarize(self, settings: dict[str, Any]) -> dict[str, str]:
-        found = [asdict(one) for one in recommend(self.table)]
+        recommendations = [asdict(recommendation) for recommendation in recommend(self.table)]
         return {
             TABLE: csv_text(records_table(self.table, Row)),
-            SUMMARY: json.dumps({"settings": settings, "recommendations": found}, indent=1),
+            SUMMARY: json.dumps({"settings": settings, "recommendations": recommendations}, indent=1),
         }
 
 
@@ -124,7 +122,7 @@ def read_rows(folder: str | Path) -> list[Row]:
     """The table of a folder that `rose smaller` has written.
 
     Raises:
-        RoseError: there is none, or a line is no whole row.
+        RoseError: the table is missing, or a line is not a whole row.
     """
     path = Path(folder) / TABLE
     if not path.is_file():

@@ -28,14 +28,11 @@ class Way:
     """A way to make a model smaller.
 
     Attributes:
-        key: its name on a command line, "slim-fifth-bits-4"; `name` is for people.
+        key: name on a command line, "slim-fifth-bits-4"; `name` is for people.
         slim: share of the decoder blocks' parameters to take out, 0 for none.
-        sparsity: "0", a ratio, or N:M.
-        bits: of kept weights, None where they are not rounded.
-        is_tuned: whether kept weights are trained, before they are rounded.
+        bits: of kept weights; None without rounding.
         recipe: the steps that make the copy; None for the model as it is.
-        times: perplexity over the dense model's, lowest and highest in `docs/results` (SmolLM2-135M, and
-            Qwen2.5-0.5B where it was measured): what an estimate says.
+        times: lowest and highest perplexity over the dense model's in docs/results, for estimates.
     """
 
     key: str
@@ -71,9 +68,9 @@ RULES: dict[str, tuple[float, float]] = {
 }
 
 
-def ways_of(asked: Smaller, model: nn.Module) -> list[Way]:
+def ways_of(spec: Smaller, model: nn.Module) -> list[Way]:
     """The ways that this model allows, the model as it is first."""
-    ways = [_way(key, times, asked) for key, times in RULES.items()]
+    ways = [_way(key, times, spec) for key, times in RULES.items()]
     return [way for way in ways if not problem_of(way, model)]
 
 
@@ -91,7 +88,7 @@ def problem_of(way: Way, model: nn.Module) -> str:
     return ""
 
 
-def _way(key: str, times: tuple[float, float], asked: Smaller) -> Way:
+def _way(key: str, times: tuple[float, float], spec: Smaller) -> Way:
     words = key.replace("2:4", "pattern").split("-")
     slim = next((FRACTIONS[word] for word in words if word in FRACTIONS), 0.0)
     sparsity = "0.5" if "half" in words else "2:4" if "pattern" in words else "0"
@@ -101,21 +98,21 @@ def _way(key: str, times: tuple[float, float], asked: Smaller) -> Way:
     parts += ["50 %"] if sparsity == "0.5" else ["2:4"] if sparsity == "2:4" else []
     parts += ["tuned"] if is_tuned else []
     parts += [f"{bits} bits"] if bits else []
-    steps = _steps(slim, sparsity, bits, is_tuned, asked)
+    steps = _steps(slim, sparsity, bits, is_tuned, spec)
     return Way(
         key, ", ".join(parts) or "as it is", slim, sparsity, bits, is_tuned, Recipe(tuple(steps)) if steps else None,
         times,
     )  # fmt: skip
 
 
-def _steps(slim: float, sparsity: str, bits: int | None, is_tuned: bool, asked: Smaller) -> list[Spec]:
+def _steps(slim: float, sparsity: str, bits: int | None, is_tuned: bool, spec: Smaller) -> list[Spec]:
     """Tuning trains kept weights, so that rounding is a step of its own behind it."""
-    text = {name: getattr(asked, name) for name in ("calibration", "samples", "length", "seed", "held_out", "bos")}
-    shared: dict[str, Any] = text | {"dtype": asked.dtype, "output": BETWEEN}
+    text = {name: getattr(spec, name) for name in ("calibration", "samples", "length", "seed", "held_out", "bos")}
+    shared: dict[str, Any] = text | {"dtype": spec.dtype, "output": BETWEEN}
     grid = {"bits": bits} | ({"group": NARROW} if bits and slim else {})
-    tuning = {"tune": tuning_minutes(asked)} if is_tuned else {}
+    tuning = {"tune": spec.tune} if is_tuned else {}
     steps: list[Spec] = []
-    model = asked.model
+    model = spec.model
     if slim:
         steps.append(Slim.of(model=model, ratio=slim, **shared, **tuning))
         model = PREVIOUS
@@ -126,11 +123,6 @@ def _steps(slim: float, sparsity: str, bits: int | None, is_tuned: bool, asked: 
     if bits and (sparsity == "0" or is_tuned):
         steps.append(Prune.of(model=model, sparsity="0", **grid, **shared))
     return steps
-
-
-def tuning_minutes(asked: Smaller) -> float:
-    """Minutes of each tuned copy."""
-    return asked.tune or asked.minutes / 10
 
 
 def programs(bits: int | None) -> str:

@@ -1,8 +1,8 @@
 """Verdicts: which of several results is better, whether they may be compared, and how far a layer's numbers can be
 trusted. One rule each, for every page, table, report and command. Nothing here measures anything.
 
-`interval` says how sure a number is, `comparison` which of several results is better, `changes` how far numbers have
-moved, `trust` how far those of layers hold.
+`interval`: uncertainty; `comparison`: which result is better; `changes`: how far numbers moved; `trust`: cautions of
+layers; `smaller`: recommended copies.
 """
 
 # ruff: noqa: F401  callers write verdicts.rank, whatever file it is in

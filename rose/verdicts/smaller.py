@@ -1,4 +1,4 @@
-"""Which of several smaller copies to take, for each of three goals; rows are those of `rose.smaller.table`."""
+"""The recommended smaller copy for each of three goals, from rows of `rose.smaller.table`."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def recommend(rows: Sequence[Row]) -> list[Recommendation]:
     """
     if not rows or not rows[0].is_measured:
         return []
-    dense, *others = rows
-    return [_recommend(goal, dense, others) for goal in GOALS]
+    dense, *copies = rows
+    return [_recommend(goal, dense, copies) for goal in GOALS]
 
 
 def _recommend(goal: str, dense: Row, rows: Sequence[Row]) -> Recommendation:
@@ -60,9 +60,8 @@ def _recommend(goal: str, dense: Row, rows: Sequence[Row]) -> Recommendation:
     paying = [row for row in reaching if _worst(row) <= MUCH_WORSE]
     if not paying:
         why = "no row reaches it" if not reaching else f"{listing([row.name for row in reaching])} lose too much"
-        nearest = f"; {_nearest(goal, measured, dense)}" if measured and not reaching else ""
         so_far = f"No row that was measured so far reaches {goal}."
-        text = f"Nothing pays here for {goal}: {why}{nearest}." if is_complete else so_far
+        text = f"Nothing pays here for {goal}: {why}." if is_complete else so_far
         return Recommendation(goal, "", "", text, is_complete)
     best = min(paying, key=lambda row: row.bytes) if goal == SAME_QUALITY else _best(paying)
     text = f"For {goal}: {best.name}, {_facts(best, dense)}."
@@ -98,7 +97,7 @@ def _best(rows: Sequence[Row]) -> Row:
     results = {row.key: _both(row) for row in rows}
     (ranking,) = rank(list(results.values()))
     verdicts = zip(ranking.results[1:], ranking.verdicts, strict=True)
-    alike = {ranking.results[0].method} | {one.method for one, verdict in verdicts if verdict.kind != "better"}
+    alike = {ranking.results[0].method} | {result.method for result, verdict in verdicts if verdict.kind != "better"}
     return min((row for row in rows if row.key in alike), key=lambda row: row.bytes)
 
 
@@ -110,23 +109,7 @@ def _both(row: Row) -> Result:
 
 def _facts(row: Row, dense: Row) -> str:
     share = f"{size(row.bytes)} as {row.smallest}, {number(row.bytes / dense.bytes)} of {size(dense.bytes)}"
-    quality = (
-        f"{number(row.times or math.nan, 4)} and {number(row.second_times or math.nan, 4)} times the dense perplexity"
-    )
-    speed = f", {_speed(row)}" if row.prefill_gain else ""
-    return f"{share}; {quality} on the two texts{speed}"
-
-
-def _speed(row: Row) -> str:
-    return f"reads {number(row.prefill_gain or 1.0)} and writes {number(row.decoding_gain or 1.0)} times as fast"
-
-
-def _nearest(goal: str, rows: Sequence[Row], dense: Row) -> str:
-    if goal == SAME_QUALITY:
-        row = min(rows, key=_worst)
-        return f"the nearest, {row.name}, has {number(_worst(row), 4)} times the dense perplexity"
-    if goal == HALF:
-        row = min(rows, key=lambda row: row.bytes)
-        return f"the smallest, {row.name}, takes {number(row.bytes / dense.bytes)} of the bytes"
-    row = max(rows, key=lambda row: max(row.prefill_gain or 1.0, row.decoding_gain or 1.0))
-    return f"the fastest, {row.name}, {_speed(row)}"
+    first, second = number(row.times or math.nan, 4), number(row.second_times or math.nan, 4)
+    gains = [number(gain) for gain in (row.prefill_gain, row.decoding_gain) if gain]
+    speed = f", reads and writes {listing(gains)} times as fast" if gains else ""
+    return f"{share}; {first} and {second} times the dense perplexity on the two texts{speed}"

@@ -1,4 +1,4 @@
-"""How far the numbers of layers can be trusted, and what checks of them came to."""
+"""Cautions about the numbers of layers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,22 @@ if TYPE_CHECKING:
 
 SPARSE = 0.05  # share of zeros from which on a layer was pruned before
 SOME = 0.01  # share of zeros that is more than a few weights that happen to be 0, as in models read from 4 bits
-SHORT = 0.01  # share of the weights that may be missing, besides a weight a row, from what was asked for
+SHORT = 0.01  # share of the weights, besides one a row, that may be missing from the requested sparsity
 FEW_METHODS = 4  # that a caution names
-MAINLY = 0.5  # share of the squares at the first position of windows from which on that position is named
+MAINLY = 0.5  # share of the squares above which the first position of windows is named
 
 
 @dataclass(frozen=True)
 class Caution:
-    """A reason to doubt the numbers of a layer: what a table says of one, what a sentence says of several, the columns
-    of a table that it looks at, and what the sentence says of the single rows, named by the noun, in which it holds."""
+    """A reason to doubt the numbers of a layer.
+
+    Attributes:
+        brief: text for a table.
+        says: text for a sentence, after "In three of 210 layers " or alone.
+        needs: columns that it reads.
+        holds: the rows in which it holds, from the table.
+        details: an end of the sentence, from these rows and the noun that names them.
+    """
 
     brief: str
     says: str  # after "In three of 210 layers ", or by itself of a single layer
@@ -36,7 +43,7 @@ class Caution:
 
 
 def massive_text(massive: MassiveActivation, relative_error: float | None = None) -> str:
-    """Which channels, and where; beside the layer's `relative_error` also the error without these channels."""
+    """The channels and their position; with the layer's `relative_error`, also the error without these channels."""
     channels = listing([str(channel) for channel in massive.channels])
     text = f"channel{'s' if len(massive.channels) > 1 else ''} {channels}"
     if massive.first_share > MAINLY:
@@ -49,8 +56,8 @@ def _beside(error: float, without: float) -> str:
 
 
 def _massive_rows(rows: pd.DataFrame, noun: str | None) -> str:
-    """Of several methods the one with the largest error without these channels."""
-    if "massive" not in rows:  # of what sums up layers
+    """Shows the method with the largest error without these channels."""
+    if "massive" not in rows:  # rows that sum up layers
         return ""
     texts = rows["massive"].astype(str)
     if {"relative_error", "error_without_massive"} <= set(rows):
@@ -97,7 +104,7 @@ CAUTIONS = (
     ),
     Caution(
         "nothing held out",
-        "nothing was held out, so errors are those on what pruning was fitted to",
+        "nothing was held out, so errors are on the calibration tokens alone",
         ("held_out_error", "relative_error"),
         lambda table: table["held_out_error"].isna() & table["relative_error"].notna(),
     ),
@@ -116,7 +123,7 @@ CAUTIONS = (
     ),
     Caution(
         "less removed than asked",
-        "clearly less was removed than asked for: do not rank these numbers with those of methods that removed it all",
+        "clearly less was removed than requested: do not rank these numbers with methods that removed all of it",
         ("sparsity", "asked_sparsity", "columns"),
         lambda table: table["asked_sparsity"] - table["sparsity"] > SHORT + 1 / table["columns"],
     ),
@@ -131,64 +138,62 @@ CAUTIONS = (
 
 
 def caution_column(table: pd.DataFrame) -> pd.Series:
-    """The cautions of every row in brief, "" where there is none: a column for tables and CSV files.
-
-    The table has a row per layer, or layer and method, with what is known of: tokens, columns, dead_columns,
-    is_damping_raised, relative_error, held_out_error, zeros_before, sparsity and asked_sparsity (shares).
+    """The cautions of every row in brief, "" without any: a column for tables and CSV files. A caution is checked where
+    the table has the columns that it needs.
     """
-    found = pd.Series("", index=table.index, dtype=object)
+    column = pd.Series("", index=table.index, dtype=object)
     for caution in CAUTIONS:
         if (is_so := _holds(caution, table)) is not None:
-            found = found.where(~is_so, found.where(found == "", found + "; ") + caution.brief)
-    return found
+            column = column.where(~is_so, column.where(column == "", column + "; ") + caution.brief)
+    return column
 
 
 def _holds(caution: Caution, table: pd.DataFrame) -> pd.Series | None:
-    """In which rows; None where the table cannot tell. Rows that sum up others have their cautions in brief."""
+    """The rows in which a caution holds; None if columns are missing. Rows that sum up others have a column of them."""
     if "cautions" in table:
         return table["cautions"].str.split("; ").map(lambda briefs: caution.brief in briefs)
     return caution.holds(table) if set(caution.needs) <= set(table.columns) else None
 
 
 def in_brief(table: pd.DataFrame) -> str:
-    """All cautions of a table as of `caution_column`, each once: for the row that sums it up."""
+    """All cautions of a table, each once: for the row that sums it up."""
     of_rows = "; ".join(caution_column(table))
     return "; ".join(caution.brief for caution in CAUTIONS if caution.brief in of_rows.split("; "))
 
 
 def cautions(table: pd.DataFrame, noun: str = "layer") -> list[str]:
-    """The cautions of a table as of `caution_column`, with the column layer: "In three of 210 layers …", one each.
+    """A sentence for each caution of a table: "In three of 210 layers …".
 
-    Rows may also be of another noun, its names in the column of that name, with `in_brief` as their column cautions.
+    `noun` is the column that names the rows; rows that sum up others have `in_brief` in a column cautions.
     """
-    said, every = [], table[noun].nunique() if noun in table else 0
+    sentences, every = [], table[noun].nunique() if noun in table else 0
     for caution in CAUTIONS:
         if every and (holds := _holds(caution, table)) is not None:
             some = table.loc[holds, noun].unique()
             if len(some):
                 where = f"in {out_of(len(some), every, noun)} " if every > 1 else ""
                 is_shared = not (table[noun].isin(some) & ~holds).any()
-                whose = "" if is_shared else _by_whom(table[holds], noun)
+                methods = "" if is_shared else _by_whom(table[holds], noun)
                 details = caution.details(table[holds], noun if every > 1 else None)
-                said.append(f"{sentence(where + caution.says + whose + details)}.")
-    return said
+                sentences.append(f"{sentence(where + caution.says + methods + details)}.")
+    return sentences
 
 
 def _by_whom(rows: pd.DataFrame, noun: str) -> str:
-    """By which methods of a study, which has a row for each, and in how many layers: ": by SparseGPT in nine"."""
-    found = rows.groupby("method", sort=False)[noun].nunique() if "method" in rows else pd.Series(dtype=int)
-    if not 0 < len(found) <= FEW_METHODS:
+    """The methods of a study, and in how many layers: ": by SparseGPT in nine"."""
+    layers_by_method = rows.groupby("method", sort=False)[noun].nunique() if "method" in rows else pd.Series(dtype=int)
+    if not 0 < len(layers_by_method) <= FEW_METHODS:
         return ", by at least one method"
-    return f": by {listing([f'{label_of(str(name))} in {word(layers)}' for name, layers in found.items()])}"
+    return f": by {listing([f'{label_of(str(name))} in {word(layers)}' for name, layers in layers_by_method.items()])}"
 
 
 VERBS = {"fail": ("fails", "fail"), "look": ("needs review", "need review"), "pass": ("passes", "pass")}
 
 
 def says_statuses(statuses: Sequence[str], noun: str) -> str:
-    """Of checks, or of layers by their worst check: "12 checks: none fails, one needs review, eleven pass"."""
+    """ "12 checks: none fails, one needs review, eleven pass"."""
     parts = []
-    for status, (one, several) in VERBS.items():
-        found = sum(each == status for each in statuses)
-        parts.append(f"{word(found)} {one if found == 1 else several}" if found else f"none {one}")
+    for status, (singular, plural) in VERBS.items():
+        total = sum(each == status for each in statuses)
+        parts.append(f"{word(total)} {singular if total == 1 else plural}" if total else f"none {singular}")
     return f"{sentence(count(len(statuses), noun))}: {', '.join(parts)}"

@@ -74,14 +74,14 @@ EXAMPLES: list[Spec] = [
 
 
 @pytest.mark.parametrize("step", EXAMPLES, ids=lambda step: step.run)
-def test_a_recipe_comes_back_as_it_was(step: Spec) -> None:
+def test_recipes_round_trip(step: Spec) -> None:
     text = str(Recipe((step,)))
     again = Recipe.parse(text, *(["output=x"] if "output" in step.model_fields_set else []))
     assert again.steps == (step,)
     assert str(again) == text
 
 
-def test_every_field_says_what_it_is_and_has_a_default_that_it_takes() -> None:
+def test_every_field_has_a_description() -> None:
     for spec in COMMANDS.values():
         for name, field in spec.fields().items():
             assert field.description, (spec.run, name)
@@ -90,7 +90,7 @@ def test_every_field_says_what_it_is_and_has_a_default_that_it_takes() -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_options_of_the_command_line_are_the_fields(spec: type[Spec]) -> None:
+def test_every_field_is_an_option(spec: type[Spec]) -> None:
     import argparse
 
     parser = argparse.ArgumentParser()
@@ -106,7 +106,7 @@ def test_options_of_the_command_line_are_the_fields(spec: type[Spec]) -> None:
     assert set(asked.given) - {"text"} == {name for name, field in spec.fields().items() if field.is_required}
 
 
-def test_later_steps_take_what_earlier_ones_have_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_use_the_output_of_the_step_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(save_tiny_llama(tmp_path / "model"))
     sizes = "".join(f"  {name}: {value}\n" for name, value in SMALL.items())
     (tmp_path / "recipe.yaml").write_text(
@@ -126,7 +126,7 @@ def test_later_steps_take_what_earlier_ones_have_written(tmp_path: Path, capsys:
     assert not list(tmp_path.glob(".out-*"))  # nothing of the steps between stays
 
 
-def test_a_recipe_gives_the_same_weights_from_another_folder_and_after_a_stop(
+def test_a_recipe_gives_the_same_weights_elsewhere_and_after_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_tiny_llama(tmp_path / "model")
@@ -154,7 +154,7 @@ def test_a_recipe_gives_the_same_weights_from_another_folder_and_after_a_stop(
 
 
 @pytest.mark.parametrize("given", [["--help"], ["run", "--help"], ["prune", "--output", "x", "--samples", "0"]])
-def test_what_is_declared_is_answered_without_torch(given: list[str], tmp_path: Path) -> None:
+def test_help_and_refusals_need_no_torch(given: list[str], tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from rose.cli import main; sys.exit(main({given!r}))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -21,7 +21,7 @@ from rose.layer.defaults import BLOCK_SIZE, BUDGETS, DAMPING, METHOD, SPARSITY, 
 from rose.layer.error import quadratic_form
 from rose.layer.loss import block_sums
 from rose.layer.massive import MassiveActivation
-from rose.layer.options import Value, complete_options
+from rose.layer.options import Value
 from rose.layer.order import Order, OrderPlan, PlanOptions
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.layer.prices import Prices
@@ -199,8 +199,6 @@ def make_settings(
     pattern.check(pattern.of, block_size)  # its own groups always fit; the block size may not
     check_damping(damping)
     check_threshold(threshold)
-    if not chosen.sweeps and (order is not None or budget is not None):
-        raise RoseError(f"{chosen.label} does not sweep over columns, so order and budget do not apply to it.")
     if isinstance(order, str) and order != "rose":  # two-level or natural, as the layer is columnar or not
         check_order_name(order)
     if isinstance(budget, str):
@@ -209,13 +207,9 @@ def make_settings(
         budget = check_shares(budget, pattern)
     if trace not in (False, True, "errors"):
         raise RoseError(f"The trace must be True, False or 'errors', not {trace!r}.")
-    complete = complete_options(chosen.label, chosen.options, options)
-    chosen.check(pattern, complete)
     grid = parse_grid(bits, group)
-    if grid and not chosen.rounds:
-        raise RoseError(
-            f"{chosen.label} keeps a part that no grid holds, so bits do not apply to it; choose another method."
-        )
+    orders = order is not None or budget is not None
+    complete = chosen.check_request(pattern, options=options, orders=orders, rounds=grid is not None)
     # JSON does not know NumPy's numbers.
     size, damping, threshold = int(block_size), float(damping), float(threshold)
     return Settings(method, pattern, size, damping, threshold, order, budget, trace, complete, grid=grid)

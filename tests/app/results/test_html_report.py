@@ -131,7 +131,7 @@ def test_a_perplexity_that_is_no_finite_number_is_told() -> None:
 def test_an_error_that_is_no_number_is_told_beside_the_mean_without_it() -> None:
     report = made_report()
     report.layers.loc[0, ["relative_error", "held_out_error"]] = float("inf")
-    said = "In one of six layers the error on calibration is no finite number, so no mean holds it."
+    said = "In one of six layers the error on calibration tokens is not finite; means leave it out."
     assert said in html_report.report_of(report.runs).findings
 
 

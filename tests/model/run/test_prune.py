@@ -320,7 +320,7 @@ def test_windows_that_were_padded_are_remarked_on(side: slice) -> None:
     tokens[: len(tokens) // 2 + 1, side] = 0
     settings: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "target": "layer"}
     padded = prune_model(make_model("llama"), tokens, **settings)
-    assert any("windows begin or end in one token repeated" in remark for remark in padded.remarks)
+    assert any("windows begin or end with one repeated token" in remark for remark in padded.remarks)
     smaller = rose.prune_structured(make_model("llama"), tokens, ratio=0.3, multiple=4)
     assert smaller.summary["padded_windows"] == padded.summary["padded_windows"] == len(tokens) // 2 + 1
     tokens[0, side] = make_tokens(1, seed=3)[0, side]
