@@ -1,5 +1,6 @@
 """Perplexity against the loss that transformers computes itself."""
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -87,6 +88,7 @@ def test_methods_of_a_comparison_may_have_an_order_and_a_target(text: str, expec
 
 def test_targets_are_compared_in_one_run() -> None:
     model, tokens = make_model("llama"), make_tokens(4)
+    dense_weights = copy.deepcopy(model.state_dict())
     rows = compare_methods(
         model,
         lambda seed: (make_tokens(4, seed=seed), make_tokens(2, seed=9)),
@@ -99,6 +101,7 @@ def test_targets_are_compared_in_one_run() -> None:
         target_damping=0.5,
     )
     layer, dense, usual = rows
+    assert all(torch.equal(weight, dense_weights[name]) for name, weight in model.state_dict().items())
     assert layer.mean_target_error is None
     assert layer.drift != dense.drift == usual.drift
     alone = make_model("llama")
