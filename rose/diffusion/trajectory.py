@@ -89,11 +89,11 @@ def make_batches(pipeline: Any, conditions: Conditions, size: int) -> list[Batch
     whole = all(map(is_whole, items))
     if not items:
         raise RoseError("Say what to draw: a list of classes, of prompts, or of keyword arguments for the pipeline.")
-    if all(isinstance(one, Mapping) for one in items):
-        batches = [Batch(dict(one), number, None) for number, one in enumerate(items)]
-    elif whole or all(isinstance(one, str) for one in items):
+    if all(isinstance(item, Mapping) for item in items):
+        batches = [Batch(dict(item), number, None) for number, item in enumerate(items)]
+    elif whole or all(isinstance(item, str) for item in items):
         name = "class_labels" if whole else "prompt"
-        values = [int(one) for one in items] if whole else items
+        values = [int(item) for item in items] if whole else items
         parts = [(first, values[first : first + size]) for first in range(0, len(values), size)]
         batches = [Batch({name: part}, first, len(part)) for first, part in parts]
     else:
@@ -105,7 +105,7 @@ def make_batches(pipeline: Any, conditions: Conditions, size: int) -> list[Batch
         )
     classes: Any = getattr(denoiser_of(pipeline).config, "num_embeds_ada_norm", None)
     labels = [batch.arguments.get("class_labels", ()) for batch in batches] if classes is not None else []
-    for label in chain.from_iterable([one] if isinstance(one, int) else one for one in labels):
+    for label in chain.from_iterable([item] if isinstance(item, int) else item for item in labels):
         if not 0 <= int(label) < classes:
             raise RoseError(f"There is no class {label}; this model knows 0 to {classes - 1}.")
     return batches

@@ -5,12 +5,6 @@ WHOLE_BLOCKS = "depth"  # the method that drops decoder blocks as they are
 RATIO = 0.2
 MULTIPLE = 32  # kept channels are a multiple of this, the blocks of q4_0 and q8_0 in GGUF files
 PARTS = ("heads", "channels")
-RECOVERIES = {
-    "none": "leave the kept columns as they are",
-    "bias": "put back the mean of removed columns, as a bias",
-    "linear": "scale each output channel, and a bias: SlimLLM's regression",
-    "exact": "least squares for all kept columns, and a bias",
-}
 ALLOCATIONS = {
     "uniform": "the same shape in every decoder block; heads and channels share by cost per parameter",
     "similarity": "decoder blocks whose output is like their input give more (SlimLLM); heads and channels alike",

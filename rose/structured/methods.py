@@ -44,7 +44,7 @@ class StructuredMethod:
 
     Attributes:
         select: chooses; None for a method that removes whole decoder blocks.
-        recovery: default repair, see `rose.structured.defaults.RECOVERIES`.
+        recovery: default repair, see `rose.structured.problem.recover`.
         looks_at_inputs: whether scores need the inputs of the layers that make the units.
     """
 

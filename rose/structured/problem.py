@@ -229,7 +229,10 @@ def swaps(cost: Callable[[Tensor], float], stay: Tensor, pools: Sequence[Tensor]
 
 def recover(problem: Problem, kept_units: Tensor, how: str) -> tuple[Tensor, Tensor | None]:
     """Ŵ, (out, in) float32, zero in removed columns, for the remaining units, (units,) bool; and the change of the
-    bias, (out,), or None. `how`: one of `RECOVERIES`."""
+    bias, (out,), or None.
+
+    `how`: "none", "bias" (restores the mean), "linear" (also scales each output channel) or "exact" (least squares).
+    """
     stay = problem.columns_of(kept_units)
     if bool(stay.all()):
         return problem.weight, None
