@@ -50,10 +50,6 @@ button.picture {
   background: transparent; border: 1px solid currentColor; border-radius: 8px; cursor: pointer;
 }
 div[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }  /* rather than hide what does not fit in a row */
-@media (min-width: 1200px) and (max-width: 1500px) {  /* eight sections in a row */
-  .st-key-lab_section button { padding-inline: 0.3rem; }
-  .st-key-lab_section button p { font-size: 0.75rem; }
-}
 .figure-title { margin-bottom: -0.75rem; }
 div[class*="-figure-head"] { flex-wrap: nowrap !important; }
 .figure-title b { display: block; font-size: 1.125rem; line-height: 1.3; }

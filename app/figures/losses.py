@@ -151,18 +151,14 @@ def order_picture(
         label, first = palette.order_style(visited.name).label, int(visited.permutation[0])
         finding = f"{label}: pruning starts in block {block_of(widths, first)}, with column {first}"
     what = f"Columns{chart.of} before (top) and in pruning order (bottom), {drawn}; brighter: more loss per column"
-    caption = f"{(step != np.arange(columns)).sum()} of {columns} columns change place; the relative range is "
-    caption += f"{plan.relative_range:.3f}."
     if marked_column is not None:
         _draw_column(chart, marked_column, int(step[marked_column]), columns)
-        block, loss = block_of(widths, marked_column), number(float(plan.column_loss[marked_column]))
-        caption += f" Column {marked_column} (block {block}, loss {loss}) is pruned at step {step[marked_column]}."
     chart.x(**BARE, range=[-0.5 - 0.01 * columns, columns - 0.5 + 0.01 * columns])
     names = {"tickvals": [1, 0], "ticktext": ["natural", "pruning"]}
     chart.y(**BARE, **names, range=[-0.28, 1.28], showline=False)
     alt = f"Two rows of columns{chart.of} joined by lines from natural to pruning order"
     made = {"column": np.arange(columns), "block": np.repeat(np.arange(len(widths)), widths), "step": step}
-    return chart.done(finding, what, caption, alt, pd.DataFrame(made | {"column_loss": to_numpy(plan.column_loss)}))
+    return chart.done(finding, what, "", alt, pd.DataFrame(made | {"column_loss": to_numpy(plan.column_loss)}))
 
 
 def _draw_blocks(chart: Chart, plan: OrderPlan, step: np.ndarray) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 import numpy as np
@@ -11,10 +11,10 @@ import pandas as pd
 from app.figures import palette
 from app.figures.losses import losses_in_order
 from app.figures.palette import Style
-from app.figures.shapes import LABEL_LINE, Chart, Look, colourbar, end_labels
+from app.figures.shapes import Chart, Look, colourbar, end_labels
 from app.figures.shrinking import to_numpy
 from app.figures.style import ERROR, PERCENT, Drawing, judged
-from app.words import apart, count, listing, number, out_of, percent, sentence, short_layer, word
+from app.words import apart, count, listing, number, percent, sentence, short_layer, word
 from rose import METHODS, LayerResult, RoseError, verdicts
 from rose.layer.order import visited_blocks
 from rose.layer.paper import PaperFigures
@@ -26,6 +26,7 @@ NAME_OF_RUN = {
     ("two_level", "block"): "ROSE's order",
     ("global", "layer"): METHODS["rose_global"].label,
 }
+SHARES = {"block": "equal shares", "layer": "one threshold", "own": "own shares"}  # by budget
 RANDOM = "random"
 NUMBERED, NAMED = 24, 8  # pruned blocks up to which each has its number below its bar, and its name too
 GIVEN = "given"  # of bases; and how sentences speak of the others
@@ -35,68 +36,46 @@ SPOKEN = {"random": "a random basis", "gathered": "the gathered basis", "learned
 
 
 def error_curve(
-    curves: Mapping[str, np.ndarray], *, reference: tuple[str, float] | None = None, **shared: Unpack[Look]
-) -> Drawing:
-    """Error against pruned blocks for several orders (the paper's Figure 1a), without damping as everywhere.
-
-    Every curve ends at the relative error of its result. Random orders of several seeds are one band from their lowest
-    to their highest curve, with their mean as a line.
+    curves: Mapping[str, np.ndarray], *, tokens: str = "calibration", names: Mapping[str, str] | None = None,
+    **shared: Unpack[Look],
+) -> Drawing:  # fmt: skip
+    """Error against pruned blocks for a few sweeps (the paper's Figure 1a), without damping as everywhere.
 
     Args:
-        curves: (blocks + 1,) by order name, or "NAME + layer" for the layer budget, see `relative_curves`.
-        reference: name and relative error of what per cent are of; natural order where it is drawn.
+        curves: relative errors, (blocks + 1,), by order name, or "NAME + layer" for the layer budget.
+        tokens: what the errors are on.
+        names: of sweeps that are called otherwise than by order and budget.
     """
     if not curves:
         raise RoseError("There is no sweep to show; choose at least one order.")
-    grouped = runs(curves)
-    height = max(420, 200 + LABEL_LINE * (len(grouped) + sum(len(members) > 1 for members in grouped.values())))
-    chart, ends, final = Chart(x="pruned blocks", y=ERROR, height=height, **shared), [], {}
-    for name, members in grouped.items():
-        look, many = run_style(name), np.stack([curves[member] for member in members])
-        end, mean = look.label, many.mean(0)
-        if len(members) > 1:
-            end = f"{look.label}<br>mean of {word(len(members))} seeds"
-            look = look._replace(label=end.replace("<br>", ", "))
-            _band(chart, many, look)
+    chart, ends, final = Chart(x="pruned blocks", y=ERROR, height=420, **shared), [], {}
+    for name, curve in curves.items():
+        look = run_style(name)
+        look = look._replace(label=(names or {}).get(name, look.label))
         hover = f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}"
-        chart.line(np.arange(len(mean)), mean, look, hover)
-        final[name] = float(mean[-1])
-        ends.append((final[name], end, look.colour, look.dash))
+        chart.line(np.arange(len(curve)), curve, look, hover)
+        final[name] = float(curve[-1])
+        ends.append((final[name], look.label.replace(", ", "<br>"), look.colour, look.dash))
     blocks, top = max(map(len, curves.values())) - 1, 1.06 * max(curve.max() for curve in curves.values()) or 1.0
     chart.x(count=blocks, range=[-0.02 * blocks, blocks * 1.02], zeroline=False)
     chart.y(top=top)
-    what = f"Error so far after each pruned block{chart.of}; a line ends at the final error"
-    what += "; dotted: layer budget" if any(name.endswith(" + layer") for name in final) else ""
-    caption = _final_errors(final, reference) + _against_random(curves)
+    what = f"Error so far after each pruned block{chart.of}, on {tokens} tokens"
+    what += "; dotted: one threshold" if any(name.endswith(" + layer") for name in final) else ""
     alt = f"Line chart of the error against pruned blocks for {count(len(final), 'sweep')}"
     table = pd.DataFrame({name: pd.Series(curve) for name, curve in curves.items()}).rename_axis("pruned_blocks")
-    drawing = chart.done(_curve_finding(final, next(iter(curves.values()))), what, caption, alt, table.reset_index())
+    drawing = chart.done(_curve_finding(final), what, "", alt, table.reset_index())
     end_labels(chart.figure, blocks, ends, top)
     return drawing
 
 
-def _curve_finding(final: Mapping[str, float], curve: np.ndarray) -> str:
-    """Who ends lowest; of one sweep alone, whose curve is given, which block brings most of the error."""
+def _curve_finding(final: Mapping[str, float]) -> str:
+    """Who ends lowest; of one's own sweep, how it compares with SparseGPT."""
     best = min(final, key=final.__getitem__)
-    if len(final) > 1:
-        lowest = [run_style(name).label for name in final if verdicts.is_same(final[name], final[best])]
-        return f"{listing(lowest)} {'ends' if len(lowest) == 1 else 'end'} lowest, at {number(final[best])}"
-    rises = np.diff(curve)
-    share, step = rises.max() / curve[-1] if curve[-1] else 0.0, int(rises.argmax()) + 1
-    return f"{run_style(best).label}: step {step} of {len(rises)} brings {percent(share, 0)} of the error"
-
-
-def _final_errors(final: Mapping[str, float], reference: tuple[str, float] | None) -> str:
-    """Where every sweep ends, lowest first, and how far from the reference or from natural order."""
-    base = next((name for name in ("natural", "natural + layer") if name in final), None)
-    if reference is None and base is not None:
-        reference = run_style(base).label, final[base]
-    texts = []
-    for name, value in sorted(final.items(), key=lambda pair: pair[1]):
-        texts.append(f"{run_style(name).label}: {number(value)}")
-        if reference is not None and run_style(name).label != reference[0]:
-            texts[-1] += f", {verdicts.says_change(value, reference[1], reference[0], '')}"
-    return f"Final error, lowest first: {'; '.join(texts)}."
+    if "custom" in final and "natural" in final and len(final) > 1:
+        leads = " and leads" if best == "custom" and not verdicts.is_same(*sorted(final.values())[:2]) else ""
+        return f"Yours leaves {verdicts.says_change(final['custom'], final['natural'], 'SparseGPT')}{leads}"
+    lowest = [run_style(name).label for name in final if verdicts.is_same(final[name], final[best])]
+    return f"{listing(lowest)} {'ends' if len(lowest) == 1 else 'end'} lowest, at {number(final[best])}"
 
 
 def relative_curves(results: Mapping[str, LayerResult], dense_energy: float) -> dict[str, np.ndarray]:
@@ -118,15 +97,6 @@ def so_far(result: LayerResult) -> np.ndarray:
     return to_numpy(trace_of(result).error_so_far(result.added_damping))
 
 
-def runs(names: Iterable[str]) -> dict[str, list[str]]:
-    """Sweeps by what they are drawn as: random orders that differ in their seed are one."""
-    grouped: dict[str, list[str]] = {}
-    for name in names:
-        order, plus, budget = name.partition(" + ")
-        grouped.setdefault(f"{RANDOM}{plus}{budget}" if order.startswith(f"{RANDOM}:") else name, []).append(name)
-    return {name if len(members) > 1 else members[0]: members for name, members in grouped.items()}
-
-
 def _random_seeds(labels: dict[str, str], table: pd.DataFrame, by: str) -> str:
     """Calls random order a mean where several seeds stand behind it, and says how far these lie apart at most."""
     groups = table[table["order"] == RANDOM].groupby(by)["relative_error"]
@@ -138,84 +108,9 @@ def _random_seeds(labels: dict[str, str], table: pd.DataFrame, by: str) -> str:
     return f" The {count(seeds, 'seed')} of random order lie up to {far} apart."
 
 
-def _band(chart: Chart, curves: np.ndarray, look: Style) -> None:
-    """From the lowest to the highest of these curves, (seeds, blocks + 1)."""
-    there = np.arange(curves.shape[1])
-    x, y = np.concatenate([there, there[::-1]]), np.concatenate([curves.max(0), curves.min(0)[::-1]])
-    look = look._replace(label=f"{look.label}, lowest to highest")
-    chart.line(x, y, look, "", width=0, mode="lines", fill="toself", fillcolor=look.colour, opacity=0.25)
-
-
-def _against_random(curves: Mapping[str, np.ndarray]) -> str:
-    """How many random orders end below ROSE's; nothing where there is nothing to compare."""
-    seeds = [float(curve[-1]) for name, curve in curves.items() if name.startswith(f"{RANDOM}:") and " + " not in name]
-    if "two_level" not in curves or len(seeds) < 2:
-        return ""
-    rose = float(curves["two_level"][-1])
-    better = sum(seed < rose for seed in seeds)
-    return (
-        f" Random orders under the block budget end between {number(min(seeds))} and {number(max(seeds))}; "
-        f"{out_of(better, len(seeds), 'seed')} {'ends' if better == 1 else 'end'} below "
-        f"{NAME_OF_RUN['two_level', 'block']} ({number(rose)})."
-    )
-
-
-def given_up(results: Mapping[str, LayerResult], dense_energy: float, **shared: Unpack[Look]) -> Drawing:
-    """What every block must give up in an order, under both budgets side by side; a panel for each order.
-
-    Args:
-        results: by run, as for `error_curve`: each order under the block budget and under the layer budget.
-        dense_energy: tr(W H Wᵀ), what losses are relative to.
-    """
-    labels = {name: palette.order_style(name).label for name in results if not name.endswith(" + layer")}
-    grid: dict[str, Any] = {"rows": 1, "cols": len(labels), "shared_yaxes": True, "horizontal_spacing": 0.04}
-    chart = Chart(height=460, legend=True, headroom=20, subplot_titles=list(labels.values()), **grid, **shared)
-    panels = [_given_up_in(chart, results, order, place, dense_energy) for place, order in enumerate(labels, 1)]
-    table = pd.concat(panels, ignore_index=True)
-    chart.y(top=1.12 * float(table["lost"].max()))
-    chart.y(title_text="loss before compensation", col=1)
-    names = {order: f"{label.partition(',')[0].lower()} order" for order, label in labels.items()}
-    most = table[table["budget"] == "block"].groupby("order", sort=False)["lost"].max()
-    total = table.groupby(["order", "budget"])["lost"].sum()
-    finding = "Giving up an equal share costs one block up to "
-    finding += " and ".join(f"{number(most[order])} in {name}" for order, name in names.items())
-    what = f"Loss of each block before compensation{chart.of}, relative to the output's energy, in the order visited; "
-    what += "printed: weights it gives up"
-    caption = " ".join(
-        f"{sentence(name)}: blocks lose {number(total[order, 'block'])} in all under the block budget, of which "
-        f"{number(results[order].relative_error)} remains after compensation; under the layer budget "
-        f"{number(total[order, 'layer'])} and {number(results[order + ' + layer'].relative_error)}."
-        for order, name in names.items()
-    )
-    alt = f"Bars of what each block loses, under both budgets, in {count(len(labels), 'order')}"
-    return chart.done(finding, what, caption, alt, table)
-
-
-def _given_up_in(
-    chart: Chart, results: Mapping[str, LayerResult], order: str, place: int, energy: float
-) -> pd.DataFrame:
-    """Draws the panel of one order, and returns its numbers."""
-    at: dict[str, Any] = {"row": 1, "col": place}
-    looks = {"": Style(palette.SLATE, "block budget"), " + layer": Style(palette.AZURE, "layer budget", pattern="/")}
-    rows = []
-    for budget, look in looks.items():
-        result = results[order + budget]
-        trace = trace_of(result)
-        lost = to_numpy(trace.lost).astype(np.float64) / (energy or 1.0)
-        share = to_numpy(trace.removed) / (np.array(result.order.widths) * result.plan.importance.shape[0])
-        steps = np.arange(1, len(lost) + 1)
-        texts = [percent(float(part), 0) if len(lost) <= NAMED else "" for part in share]
-        hover = f"%{{x}}. pruned, {look.label}<br>gives up %{{customdata:.1%}} of its weights<br>loses %{{y:.4g}}"
-        chart.bars(steps, lost, look, hover, text=texts, customdata=share, showlegend=place == 1, **at)
-        named = {"order": order, "budget": look.label.removesuffix(" budget"), "step": steps}
-        rows.append(pd.DataFrame(named | {"share_removed": share, "lost": lost}))
-    chart.x(title_text="pruned block", count=len(lost), **at)
-    return pd.concat(rows)
-
-
 def run_name(result: LayerResult) -> str:
-    """A sweep by its order, and its budget where that is layer-wide."""
-    return result.order.name + (" + layer" if result.budget == "layer" else "")
+    """A sweep by its order, and its budget unless that is an equal share of every block."""
+    return result.order.name + ("" if result.budget == "block" else f" + {result.budget}")
 
 
 def sweep_style(result: LayerResult) -> Style:
@@ -233,9 +128,10 @@ def run_style(name: str) -> Style:
     """
     order, _, budget = name.partition(" + ")
     look = palette.order_style(order)
-    label = NAME_OF_RUN.get((order, budget or "block"), f"{look.label}, {budget or 'block'} budget")
+    label = NAME_OF_RUN.get((order, budget or "block"), f"{look.label}, {SHARES[budget or 'block']}")
+    label = "Yours" if order == "custom" else label
     dashes = {"solid": "dot", "dash": "dashdot", "longdash": "longdashdot"}
-    return look._replace(label=label, dash=dashes[look.dash] if budget == "layer" else look.dash)
+    return look._replace(label=label, dash=dashes.get(look.dash, "dot") if budget == "layer" else look.dash)
 
 
 def damage_split(result: LayerResult, inside: Any, *, step: int | None = None, **shared: Unpack[Look]) -> Drawing:

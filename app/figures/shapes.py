@@ -215,14 +215,17 @@ def whole_step(count: int) -> int:
     return next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, 1000) if count / step <= 16 or step == 1000)
 
 
-def end_labels(figure: go.Figure, x: float, ends: Sequence[tuple[float, str, str, str]], top: float) -> None:
+def end_labels(
+    figure: go.Figure, x: float, ends: Sequence[tuple[float, str, str, str]], top: float, bottom: float = 0.0
+) -> None:
     """Names of lines at their right ends, moved apart where they would overlap; makes room for them on the right.
 
-    The figure has its height and margins, and a y axis from 0 to `top`. `ends`: (y, text, colour, dash) of each line.
+    The figure has its height and margins, and a y axis from `bottom` to `top`. `ends`: (y, text, colour, dash) of each
+    line.
     """
     plot = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
     ordered = sorted(ends, key=lambda end: end[0])
-    heights = [LABEL_LINE * (1 + text.count("<br>")) * top / plot for _, text, *_ in ordered]
+    heights = [LABEL_LINE * (1 + text.count("<br>")) * (top - bottom) / plot for _, text, *_ in ordered]
     middles = [y for y, *_ in ordered]
     for i in range(1, len(middles)):  # upwards
         middles[i] = max(middles[i], middles[i - 1] + (heights[i] + heights[i - 1]) / 2)

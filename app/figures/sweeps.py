@@ -84,12 +84,13 @@ def sweep_film(
     traces = list(range(len(figure.data)))
     frames = []
     for step, drawing in drawn.items():
-        layout = {part: drawing.figure.layout[part] for part in ("annotations", "title")}
+        layout = {"annotations": drawing.figure.layout.annotations}
         frames.append(go.Frame(name=str(step), data=drawing.figure.data, traces=traces, layout=layout))
     figure.frames = frames
     # The title of every frame must fit: the longest decides.
     top = max(drawing.figure.layout.margin.t for drawing in drawn.values())
     figure.update_layout(margin={"t": top, "b": BELOW}, **_player(steps, shared.get("theme", "light")))
+    figure.update_layout(title=last.figure.layout.title, meta=last.figure.layout.meta)
     caption = last.caption + ("" if len(steps) == blocks + 1 else f" {len(steps)} of {blocks + 1} steps are kept.")
     alt = f"Film of {count(len(results), 'sweep')}, {count(blocks, 'block')}. {figure.layout.meta['finding']}."
     return Drawing(figure, caption, alt, last.data)

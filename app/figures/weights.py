@@ -14,7 +14,7 @@ from app.figures.palette import Style
 from app.figures.shapes import Chart, Look, Marked, block_span, colourbar
 from app.figures.shrinking import Shrunk, ceiling, frame, shrink, to_numpy
 from app.figures.style import FONT_SIZE, LOG, Drawing
-from app.words import because, carries, count, number, percent, sentence, which_way, whole, without_massive
+from app.words import because, carries, count, number, percent, sentence, whole, without_massive
 from rose import OrderPlan, RoseError
 from rose.layer.columnar import Outlier, outlier
 from rose.layer.massive import massive_channels
@@ -196,7 +196,7 @@ def layer_strips(
         shade = {"fillcolor": chart.ink.blank, "line": {"width": 0}, "layer": "below", "yref": "paper"}
         chart.figure.add_shape(type="rect", x0=start - 0.5, x1=end - 0.5, y0=0, y1=1, **shade)
     chart.outline_block(widths)
-    caption = _in_numbers(table, plan, standing_out) + chart.marked_words
+    caption = _in_numbers(table, standing_out) + chart.marked_words
     if massive := massive_channels(plan.hessian_diagonal):
         at, look = table.loc[[*massive]], Style(palette.MARK, "massive activations", symbol="diamond")
         chart.points(at["column"], at["input norm"], look, "massive activation", yaxis="y2")
@@ -247,13 +247,12 @@ def _edges(chart: Chart, widths: Sequence[int], heads: int, columns: int) -> Non
     chart.figure.update_layout(shapes=edges)
 
 
-def _in_numbers(table: pd.DataFrame, plan: OrderPlan, block: Outlier | None) -> str:
-    """Caption: which of the two ways, the deciding block against the others, and why loss dips at spikes."""
-    text = f"Relative range {plan.relative_range:.3f}."
+def _in_numbers(table: pd.DataFrame, block: Outlier | None) -> str:
+    """Caption: the deciding block against the others, and why loss dips at spikes."""
+    text = ""
     if block is not None:
-        way = f"{which_way(block)} " if plan.is_columnar else ""
-        way += f"The mean weight norm of block {block.block} is {number(block.weight_norm)} times that of the other "
-        text = f"{way}blocks (median), its mean input norm {number(block.input_norm)} times. {text}"
+        text = f"The mean weight norm of block {block.block} is {number(block.weight_norm, 2)} times that of the other "
+        text += f"blocks (median), its mean input norm {number(block.input_norm, 2)} times."
     spikes = table["input norm"] > 2 * table["input norm"].median()
     if table["column loss"][spikes].mean() < table["column loss"][~spikes].mean():
         text += " Where inputs spike, the loss dips: it counts the weights that would go, and these columns keep "

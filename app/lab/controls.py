@@ -1,11 +1,10 @@
-"""Widgets that several sections of the order lab share: choosing orders and budgets, and making their sweeps."""
+"""What several sections of the order lab share: choosing orders, and making their sweeps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
-import pandas as pd
 import streamlit as st
 
 from app import components
@@ -14,22 +13,17 @@ from app.lab.sweeps import PlannedSweep, SweepResult, missing, outcome
 from app.study.study import Study
 from rose.layer.registry import order_names
 
-BUDGETS = {"block": "Block", "layer": "Layer"}
-SEEDS = 10  # random orders that are compared with others, as a band: one alone may be luck, good or bad
+BUDGETS = {"block": "Equal shares", "layer": "One threshold"}
+SEEDS = 10  # random orders that are compared with others: one alone may be luck, good or bad
+WHO_IS_WHO = (
+    "SparseGPT: natural order, an equal share from every block. ROSE: two-level order (columns within blocks, then "
+    "blocks, costliest first) where a layer is columnar, else SparseGPT. ROSE global: columns by loss over the whole "
+    "layer, and one threshold that decides how much each block gives up."
+)
 
 
 def label(order: str) -> str:
     return palette.order_style(order).label
-
-
-def choose_budget(key: str) -> str:
-    return components.choose(
-        "Budget",
-        BUDGETS,
-        key,
-        help="Block: every block gives up the same share of its weights. Layer: one threshold for the whole layer "
-        "decides how many each block gives up. The total is the same.",
-    )
 
 
 def choose_orders(key: str, default: list[str]) -> list[str]:
@@ -47,30 +41,12 @@ def choose_orders(key: str, default: list[str]) -> list[str]:
     return [order for name in chosen for order in (seeds if name == "random" else [name])]
 
 
-def choose_error(study: Study, layer: str, key: str) -> str:
-    """Which tokens errors are on: held-out ones first, where there are any."""
-    held_out = {"held_out": "Held-out"} if study.held_out_statistics(layer) is not None else {}
-    return components.choose("Error on", held_out | {"calibration": "Calibration"}, key)
-
-
-def of_error(table: pd.DataFrame, error_on: str, layer: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The table with the error on these tokens as `relative_error`, and the look of a figure that says so."""
-    look = components.look(layer)
-    look["layer"] += f" on {'held-out' if error_on == 'held_out' else 'calibration'} tokens"
-    return table.assign(relative_error=table["held_out_error"]) if error_on == "held_out" else table, look
-
-
-def with_natural(orders: Sequence[str]) -> list[str]:
-    """These orders after the natural one, which others are compared with."""
-    return ["natural", *(order for order in orders if order != "natural")]
-
-
 def outcomes(study: Study, layer: str, sweeps: Sequence[PlannedSweep], key: str) -> list[SweepResult] | None:
     """The outcomes of these sweeps in their order; None while they are being made, with the progress drawn.
 
     The key names the place on the page; a change of layer or sweeps there stops what ran for the former ones.
     """
-    pieces = [lambda sweep=sweep: outcome(study, layer, sweep) for sweep in missing(study, layer, sweeps)]
+    pieces = [partial(outcome, study, layer, sweep) for sweep in missing(study, layer, sweeps)]
     if not components.finished(pieces, key, (study.created, layer, tuple(sweep.key for sweep in sweeps))):
         return None
     return [outcome(study, layer, sweep) for sweep in sweeps]

@@ -389,6 +389,12 @@ class Study:
         # A slider over the threshold must not fill the memory with copies of the losses: these share them.
         return self.remember(("plan", layer, sparsity, threshold), lambda: replace(base, threshold=threshold))
 
+    def prices(self, layer: str, order: str | rose.Order = "natural") -> rose.Prices:
+        """The prices of this layer's columns in an order; remembered for orders with a name."""
+        if not isinstance(order, str):
+            return rose.price_columns(self.plan(layer), order)
+        return self.remember(("prices", layer, order), lambda: rose.price_columns(self.plan(layer), order))
+
     def live_range(self, layer: str) -> float:
         """Relative range of this layer without its dead columns; remembered, the plan that it takes is not."""
         if layer not in self._live_ranges:
@@ -397,8 +403,8 @@ class Study:
 
     def _plan(self, layer: str, sparsity: str | None = None) -> rose.OrderPlan:
         setup, statistics = self.setup, self.statistics(layer)
-        sparsity = sparsity or setup.sparsity
-        return rose.plan_order(self.weight(layer), statistics, sparsity=sparsity, block_size=setup.block_size)
+        options = {"sparsity": sparsity or setup.sparsity, "block_size": setup.block_size, "damping": setup.damping}
+        return rose.plan_order(self.weight(layer), statistics, **options)
 
     def heads(self, layer: str) -> int:
         """Attention heads whose outputs are this layer's inputs, side by side; 0 where it is no output projection."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
 import rose
 from app import components, session, words
@@ -31,15 +30,15 @@ STAYS = f"<style>{WIDE} {{ :has(> .st-key-lab-basis-controls) {{ position: stick
 PICTURES = {"importance": "Importance S", "weights": "|W|", "loss": "Potential loss L"}
 
 
-def draw(study: Study, layer: str, left: DeltaGenerator, stage: DeltaGenerator) -> None:
-    with stage:
-        if not _knows_heads(study):
-            return
-        found = rotatable(study)
-        if layer not in found.layouts:
-            _offer_nearest(study, layer)
-            return
+def draw(study: Study, layer: str) -> None:
+    if not _knows_heads(study):
+        return
+    found = rotatable(study)
+    if layer not in found.layouts:
+        _offer_nearest(study, layer)
+        return
     layout = found.layouts[layer]
+    left, stage = st.columns((1, 2.7))
     with left.container(key="lab-basis-controls"):
         st.html(STAYS)
         basis = st.select_slider(

@@ -1,0 +1,272 @@
+"""The order lab's first section: blocks, columns and shares in one's own hands, against those that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+import rose
+from app import components, session, words
+from app.figures import orders as figures
+from app.figures import palette
+from app.figures.shrinking import to_numpy
+from app.lab.controls import BUDGETS, WHO_IS_WHO, label, outcomes
+from app.lab.own_order import (
+    LONGEST_LINK,
+    Own,
+    read_columns,
+    read_shares,
+    sorted_by,
+    write_columns,
+    write_shares,
+)
+from app.lab.sweeps import BASELINE, PlannedSweep, SweepResult, times
+from app.study.study import Study
+from rose import verdicts
+from rose.layer.registry import order_names
+
+STRIP = st.components.v2.component(
+    "own_order",
+    html='<canvas tabindex="0" role="application"></canvas>',
+    css="canvas { display: block; width: 100%; height: 232px; touch-action: none; }",
+    js=Path(__file__).with_name("strip.js").read_text(encoding="utf-8"),
+)
+KEY = "lab-own-strip"
+OWN, BEST = "own", "best"
+CANDIDATES = (("pivot", "layer"), ("pivot_weighted", "layer"), ("global", "layer"))  # for the best that is known
+
+
+def own_state(study: Study, layer: str, plan: rose.OrderPlan) -> Own:
+    """The current order and budget; a fresh one for every layer, at first that of the link."""
+    place, state = (study.created, layer), st.session_state
+    if state.get("lab_own_place") != place:
+        own = Own(tuple(range(len(plan.column_loss))))
+        if "lab_own_place" not in state and (linked := st.query_params.get("own")):
+            try:
+                own = Own(read_columns(linked, len(plan.column_loss)))
+                own.order(plan)
+            except rose.RoseError:  # of another layer
+                own = Own(tuple(range(len(plan.column_loss))))
+        state.lab_own_place, state.lab_own = place, own
+    return state.lab_own
+
+
+def change(**changes: Any) -> None:
+    st.session_state.lab_own = st.session_state.lab_own.to(**changes)
+
+
+def draw(study: Study, layer: str) -> None:
+    components.live(lambda: _draw(study, layer), None)  # a drag draws this section alone
+
+
+def _draw(study: Study, layer: str) -> None:
+    plan = study.plan(layer)
+    own = own_state(study, layer, plan)
+    made = own.order(plan)
+    link = "" if made.is_natural else write_columns(own.columns)
+    if 0 < len(link) <= LONGEST_LINK:
+        st.query_params["own"] = link
+    elif "own" in st.query_params:
+        del st.query_params["own"]
+    yours, ordered = PlannedSweep(made, own.budget), PlannedSweep("two_level", "block")
+    known = [PlannedSweep(*pair) for pair in CANDIDATES]
+    sweeps = [yours, ordered, PlannedSweep(*BASELINE), *known]
+    every = outcomes(study, layer, sweeps, "lab-own")
+    if every is None:
+        return
+    mine, rose_sweep, base, *others = every
+    best = min(others, key=lambda one: one.error)
+    strip, table = st.columns([2.6, 1])
+    with strip:
+        _strip(plan, mine, own, layer)
+    with table:
+        _errors(session.plan(study, layer), (mine, rose_sweep, base, best))
+    _controls(study, layer, plan, own, mine)
+    runs = {"natural": base, "two_level": rose_sweep, figures.run_name(best.result): best, "custom": mine}
+    tokens = "held-out" if mine.is_held_out else "calibration"
+    names = {"two_level": _second(session.plan(study, layer))}
+    names[figures.run_name(best.result)] = f"Best known: {figures.run_style(figures.run_name(best.result)).label}"
+    curves = {name: one.curve for name, one in runs.items()}
+    drawn = figures.error_curve(curves, tokens=tokens, names=names, **components.look(layer))
+    components.show(drawn, "lab-own-curve")
+    st.caption(WHO_IS_WHO)
+
+
+def _strip(plan: rose.OrderPlan, mine: SweepResult, own: Own, layer: str) -> None:
+    """The columns as visited, tall where dear and bright where important, and the shares of the blocks below."""
+    result, theme = mine.result, session.theme()
+    assert result.prices is not None
+    order = result.order
+    importance = to_numpy(plan.importance).mean(0)[to_numpy(order.permutation)]
+    importance = importance.clip(max=np.quantile(importance, 0.97))  # or one column would leave all others dark
+    ink, grouped = palette.INKS[theme], plan.pattern.is_grouped
+    data = {
+        "layer": layer,
+        "columns": list(own.columns),
+        "prices": np.log(to_numpy(result.prices.price)).round(3).tolist(),
+        "colours": palette.magnitude_colours(importance, theme),
+        "widths": list(order.widths),
+        "shares": list(mine.shares),
+        "ratio": plan.pattern.ratio,
+        "unit": plan.pattern.of or 1,
+        "own": not grouped,
+        "ink": {"text": ink.text, "mark": palette.MARK, "bar": palette.TEAL},
+        "says": f"The {len(own.columns)} columns as visited, shares of {len(order.widths)} blocks. Arrow keys move the "
+        "chosen columns and change their block's share, Page Up and Page Down choose another block.",
+    }
+    STRIP(key=KEY, data=data, on_moved_change=_moved, on_shared_change=_shared)
+    st.caption(
+        "Height: log price of a column where it stands now; colour: its importance. Click a block or drag over "
+        "columns, then drag them. " + ("" if grouped else "Below, drag a block's share; the others keep the sparsity.")
+    )
+
+
+def _moved() -> None:
+    moved = st.session_state[KEY].moved
+    if moved:
+        change(columns=tuple(int(column) for column in moved))
+
+
+def _shared() -> None:
+    shared = st.session_state[KEY].shared
+    if shared:
+        change(budget=tuple(float(share) for share in shared))
+
+
+def _errors(plan: rose.OrderPlan, every: tuple[SweepResult, ...]) -> None:
+    """The four errors, and how each compares with SparseGPT's."""
+    mine, ordered, base, best = every
+    rows = {"Yours": mine, _second(plan): ordered, "SparseGPT": base, "Best known": best}
+    texts = words.apart(*(one.error for one in rows.values()))
+    tokens = "Calibration" if isnan(mine.held_out_error) else "Held-out"
+    table = [
+        {
+            f"{tokens} error": who,
+            "": f"**{text}**" if who == "Yours" else text,
+            "against SparseGPT": "" if one is base else against(one.error, base.error),
+        }
+        for (who, one), text in zip(rows.items(), texts, strict=True)
+    ]
+    components.table(table, "Errors of your order and of three others", "")
+    if mine.error < best.error and not verdicts.is_same(mine.error, best.error):
+        st.success("You are below the best order known here.", icon=":material/trophy:")
+
+
+def _second(plan: rose.OrderPlan) -> str:
+    return "ROSE" if plan.is_columnar else "Two-level order"
+
+
+def against(error: float, base: float) -> str:
+    change = times(error, base) - 1
+    if verdicts.is_same(error, base):
+        return "the same"
+    return f"{words.percent(change)}" if change < 0 else f"+{words.percent(change)}"
+
+
+def _controls(study: Study, layer: str, plan: rose.OrderPlan, own: Own, mine: SweepResult) -> None:
+    widths, grouped = mine.result.order.widths, plan.pattern.is_grouped
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.selectbox(
+            "Sort by",
+            order_names(),
+            index=None,
+            placeholder="a rule",
+            key="lab_own_rule",
+            format_func=label,
+            on_change=_tried(lambda: change(columns=_sorted(plan)), "lab_own_rule"),
+            width=190,
+        )
+        if not grouped:
+            options = BUDGETS | {BEST: "Best by forecast", OWN: "Your own"}
+            st.session_state.lab_own_budget = own.budget if isinstance(own.budget, str) else OWN
+            st.selectbox(
+                "Shares of blocks",
+                list(options),
+                key="lab_own_budget",
+                format_func=options.__getitem__,
+                on_change=lambda: change(budget=_budget(study, layer, own, mine)),
+                help="Equal: each block gives up the same part. One threshold on w² d: cheap weights go, wherever they "
+                "stand.",
+                width=190,
+            )
+        with st.popover("Paste or upload", icon=":material/content_paste:"):
+            _paste(plan, own, mine, widths)
+        st.button(
+            "Undo",
+            icon=":material/undo:",
+            key="lab-own-undo",
+            disabled=not own.past,
+            on_click=lambda: st.session_state.update(lab_own=own.undone()),
+        )
+        natural = tuple(range(len(own.columns)))
+        st.button(
+            "Reset",
+            icon=":material/restart_alt:",
+            key="lab-own-reset",
+            disabled=(own.columns, own.budget) == (natural, "block"),
+            on_click=lambda: change(columns=natural, budget="block"),
+        )
+    if problem := st.session_state.pop("lab_own_problem", ""):
+        components.error(problem)
+
+
+def _sorted(plan: rose.OrderPlan) -> tuple[int, ...]:
+    return sorted_by(plan, st.session_state.lab_own_rule)
+
+
+def _budget(study: Study, layer: str, own: Own, mine: SweepResult) -> Any:
+    """What was chosen: a budget, or shares as they are now, or those that the forecast finds best."""
+    chosen = st.session_state.lab_own_budget
+    if chosen == BEST:
+        options = study.layer_options() | {"order": own.order(study.plan(layer))}
+        found = rose.best_shares(study.weight(layer), study.statistics(layer), **options)
+        return tuple(found.shares.tolist())
+    return mine.shares if chosen == OWN else chosen
+
+
+def _tried(act: Callable[[], None], clear: str = "") -> Callable[[], None]:
+    """A callback whose refusal the page says; empties the widget that asked."""
+
+    def again() -> None:
+        if not clear or st.session_state[clear] is not None:
+            try:
+                act()
+            except rose.RoseError as problem:
+                st.session_state.lab_own_problem = str(problem)
+        if clear:
+            st.session_state[clear] = None
+
+    return again
+
+
+def _paste(plan: rose.OrderPlan, own: Own, mine: SweepResult, widths: tuple[int, ...]) -> None:
+    count = len(own.columns)
+    text = st.text_area("Columns in the order visited", write_columns(own.columns), key="lab_own_columns")
+    file = st.file_uploader("or a text file of them", ["txt", "csv", "json"], key="lab_own_file")
+    st.button("Use this order", key="lab-own-use", on_click=_tried(lambda: _use_columns(plan, own, text, file)))
+    if plan.pattern.is_grouped:
+        st.caption(f"Under {plan.pattern} each group of {plan.pattern.of} columns stays together.")
+        return
+    shares = st.text_input(
+        f"Shares of {words.count(len(widths), 'block')}, first visited first",
+        write_shares(mine.shares, widths),
+        key="lab_own_shares",
+    )
+    use = _tried(lambda: change(budget=read_shares(shares, widths, plan.pattern.ratio)))
+    st.button("Use these shares", key="lab-own-use-shares", on_click=use)
+    st.download_button("Download the order", ",".join(map(str, own.columns)), f"order-{count}.txt", on_click="ignore")
+
+
+def _use_columns(plan: rose.OrderPlan, own: Own, text: str, file: Any) -> None:
+    try:
+        content = text if file is None else file.getvalue().decode()
+    except UnicodeDecodeError:
+        raise rose.RoseError("The file is no text; give column numbers separated by spaces or commas.") from None
+    columns = read_columns(content, len(own.columns))
+    own.to(columns=columns).order(plan)  # N:M groups must be whole
+    change(columns=columns)
