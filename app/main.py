@@ -149,13 +149,6 @@ if (!window.pageSaved) {
 
 
 def draw() -> None:
-    # Seconds, where the server has not read them yet: the lines above show meanwhile.
-    from app import components, session, sidebar
-
-    session.begin()
-    components.follow_theme()
-    ink, primary = {"light": ("#1E1B24", "#A3195B"), "dark": ("#F0EDF5", "#CC3A82")}[session.theme()]  # of config.toml
-    st.html(f"<style>:root {{ --selected-text: {ink}; --primary: {primary}; }}</style>")
     page = st.navigation(
         {
             "": [st.Page("views/start.py", title="Start", icon=":material/play_circle:", default=True)],
@@ -179,6 +172,17 @@ def draw() -> None:
         },
         expanded=True,
     )
+    from app import first
+
+    if not first.ready.is_set():  # the example's pictures show meanwhile
+        first.draw(page.url_path, st.query_params.to_dict())
+    from app import components, session, sidebar
+
+    first.ready.set()
+    session.begin()
+    components.follow_theme()
+    ink, primary = {"light": ("#1E1B24", "#A3195B"), "dark": ("#F0EDF5", "#CC3A82")}[session.theme()]  # of config.toml
+    st.html(f"<style>:root {{ --selected-text: {ink}; --primary: {primary}; }}</style>")
     sidebar.draw(page.url_path)
     session.publish()  # a page that has nothing to show yet stops the script: after `st.stop` nothing gets into the URL
     if st.session_state.link_problem:

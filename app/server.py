@@ -12,12 +12,16 @@ from pathlib import Path
 
 MODULES = ("app.session", "app.sidebar", "app.figures.maps")
 HOME = Path(__file__).parent
+WAIT = 5.0  # seconds: the first page of who comes with the server has the processor for itself
 
 
 def read_modules() -> None:
-    """Also looks after memory from then on."""
+    """Once somebody sees a first picture, or nobody comes; also looks after memory from then on."""
+    first = importlib.import_module("app.first")
+    first.drawn.wait(WAIT)
     for name in MODULES:
         importlib.import_module(name)
+    first.ready.set()
     importlib.import_module("app.shared").let_go_when_idle()
 
 

@@ -167,16 +167,15 @@ def test_the_app_offers_and_draws_it(named: Path) -> None:
     for page, key, wanted in (
         ("views/prune.py", "prune_methods", "Largest first"),
         ("views/layer.py", "check_methods", "Largest first"),
-        ("views/order_lab.py", "lab_orders", "Backwards"),
+        ("views/order_lab.py", "lab_matrix_orders", "Backwards"),
     ):
-        app = open_page(page, study, section="Trust")
+        app = open_page(page, study, layer_more="true", more="Trust", lab_section="Order × budget")
         (choice,) = [one for one in app.multiselect if one.key == key]
         assert wanted in choice.options, page
-    app = open_page("views/order_lab.py", study)
-    app.multiselect(key="lab_orders").set_value(["natural", "backwards"]).run()
-    assert not app.exception
-    (curves,) = [drawn for drawn in figures(app) if "Backwards" in drawn]
-    assert '"dash":"longdash"' in curves.replace(" ", "")
+    app = open_page("views/order_lab.py", study, lab_section="Prices")
+    app.multiselect(key="lab_price_orders").set_value(["natural", "backwards"]).run()
+    (lines,) = [drawn for drawn in figures(app) if "Backwards" in drawn]
+    assert '"dash":"longdash"' in lines.replace(" ", "")
 
 
 def test_the_app_says_what_is_wrong_and_goes_on(named: Path) -> None:

@@ -118,7 +118,7 @@ def sweep_style(result: LayerResult) -> Style:
     look = palette.order_style(result.order.name)
     if result.budget != "layer":
         return look
-    return look.opened()._replace(label=f"{look.label}, layer budget", dash="dot")
+    return look.opened()._replace(label=f"{look.label}, {SHARES[result.budget]}", dash="dot")
 
 
 def run_style(name: str) -> Style:
@@ -220,7 +220,7 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", **shared: Unpack[L
     finding = f"{labels[best]} has the lowest error"
     if best != "natural":
         finding = f"{labels[best]} leaves {verdicts.says_change(mean[best], 1.0, natural)}"
-    what = f"Final error by sparsity{chart.of}, {budget} budget; dashed: {natural}"
+    what = f"Final error by sparsity{chart.of}, {SHARES[budget]}; dashed: {natural}"
     ranked = "; ".join(f"{labels[str(name)]}: {value:.3f}" for name, value in mean.items())
     caption = f"Mean over {count(len(groups), 'sparsity', 'sparsities')}, relative to {natural}: {ranked}.{spread}"
     return chart.done(finding, what, caption, "Grouped bars of final error by sparsity and order", wide.reset_index())
@@ -238,12 +238,12 @@ def order_budget_matrix(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
     printed = ratio.map(lambda value: "–" if np.isnan(value) else f"{value:.3f}")
     _colour_ratios(chart, ratio, printed, list(labels.values()))
     best, budget = ratio.stack().idxmin()
-    run = NAME_OF_RUN.get((best, budget), f"{palette.order_style(best).label} order with the {budget} budget")
+    run = NAME_OF_RUN.get((best, budget), f"{palette.order_style(best).label} order with {SHARES[budget]}")
     finding = f"{run} has the least error, {printed.loc[best, budget]} of SparseGPT's"
-    what = f"Final error{chart.of} ÷ SparseGPT's (natural order, block budget); below 1: less error"
+    what = f"Final error{chart.of} ÷ SparseGPT's (natural order, equal shares); below 1: less error"
     parts = (ratio["block"], ratio.loc["natural"], ratio.to_numpy(np.float64))
     by_order, by_budget, by_both = (percent(1 - np.nanmin(part)) for part in parts)
-    caption = f"Order alone (under the block budget) saves at most {by_order}, budget alone (in natural order) "
+    caption = f"Order alone (equal shares) saves at most {by_order}, budget alone (in natural order) "
     caption += f"{by_budget}, both together {by_both}.{spread}"
     named = ratio.reset_index().rename(columns={name: f"relative_error_{name}_budget_over_baseline" for name in ratio})
     return chart.done(finding, what, caption, "Table of relative error by order and budget, coloured", named)
@@ -258,7 +258,7 @@ def _colour_ratios(chart: Chart, ratio: pd.DataFrame, printed: pd.DataFrame, lab
         run = NAME_OF_RUN.get((str(ratio.index[at[0]]), str(ratio.columns[at[1]])))
         ink = palette.text_on(0.5 + value / limit / 2, scale)
         texts[at] = f'<span style="color:{ink}">{"<br>".join(filter(None, (texts[at], run)))}</span>'
-    cells = {"z": change.astype(np.float32), "x": [f"{budget} budget" for budget in ratio], "y": labels}
+    cells = {"z": change.astype(np.float32), "x": [SHARES[str(budget)] for budget in ratio], "y": labels}
     written = {"text": texts.tolist(), "texttemplate": "%{text}", "textfont": {"size": 16}, "xgap": 2, "ygap": 2}
     bar = colourbar("error against SparseGPT", tickformat=PERCENT)
     hover = "%{y} order, %{x}<br>%{text} of SparseGPT's error<extra></extra>"

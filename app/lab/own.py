@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from app import components, session, words
 from app.figures import orders as figures
 from app.figures import palette
 from app.figures.shrinking import to_numpy
+from app.figures.style import Drawing
 from app.lab.controls import BUDGETS, WHO_IS_WHO, label, outcomes
 from app.lab.own_order import (
     LONGEST_LINK,
@@ -25,7 +26,7 @@ from app.lab.own_order import (
     write_columns,
     write_shares,
 )
-from app.lab.sweeps import BASELINE, PlannedSweep, SweepResult, times
+from app.lab.sweeps import BASELINE, PlannedSweep, SweepResult, outcome, times
 from app.study.study import Study
 from rose import verdicts
 from rose.layer.registry import order_names
@@ -73,28 +74,47 @@ def _draw(study: Study, layer: str) -> None:
         st.query_params["own"] = link
     elif "own" in st.query_params:
         del st.query_params["own"]
-    yours, ordered = PlannedSweep(made, own.budget), PlannedSweep("two_level", "block")
-    known = [PlannedSweep(*pair) for pair in CANDIDATES]
-    sweeps = [yours, ordered, PlannedSweep(*BASELINE), *known]
-    every = outcomes(study, layer, sweeps, "lab-own")
+    every = outcomes(study, layer, planned(made, own.budget), "lab-own")
     if every is None:
         return
-    mine, rose_sweep, base, *others = every
-    best = min(others, key=lambda one: one.error)
+    mine, rose_sweep, base, best = leading(every)
     strip, table = st.columns([2.6, 1])
     with strip:
         _strip(plan, mine, own, layer)
     with table:
         _errors(session.plan(study, layer), (mine, rose_sweep, base, best))
     _controls(study, layer, plan, own, mine)
-    runs = {"natural": base, "two_level": rose_sweep, figures.run_name(best.result): best, "custom": mine}
-    tokens = "held-out" if mine.is_held_out else "calibration"
-    names = {"two_level": _second(session.plan(study, layer))}
-    names[figures.run_name(best.result)] = f"Best known: {figures.run_style(figures.run_name(best.result)).label}"
-    curves = {name: one.curve for name, one in runs.items()}
-    drawn = figures.error_curve(curves, tokens=tokens, names=names, **components.look(layer))
-    components.show(drawn, "lab-own-curve")
+    lines = curves(session.plan(study, layer), (mine, rose_sweep, base, best), **components.look(layer))
+    components.show(lines, "lab-own-curve")
     st.caption(WHO_IS_WHO)
+
+
+def leading(every: Sequence[SweepResult]) -> tuple[SweepResult, SweepResult, SweepResult, SweepResult]:
+    """One's own sweep, ROSE's, SparseGPT's, and the best of the others."""
+    mine, ordered, base, *others = every
+    return mine, ordered, base, min(others, key=lambda one: one.error)
+
+
+def planned(made: rose.Order | str, budget: str | tuple[float, ...]) -> list[PlannedSweep]:
+    """One's own sweep, and those that it is compared with."""
+    others = [("two_level", "block"), BASELINE, *CANDIDATES]
+    return [PlannedSweep(made, budget), *(PlannedSweep(*pair) for pair in others)]
+
+
+def curves(plan: rose.OrderPlan, four: tuple[SweepResult, ...], **look: Any) -> Drawing:
+    mine, ordered, base, best = four
+    known = figures.run_name(best.result)
+    names = {"two_level": _second(plan), known: f"Best known: {figures.run_style(known).label}"}
+    runs = {"natural": base, "two_level": ordered, known: best, "custom": mine}
+    tokens = "held-out" if mine.is_held_out else "calibration"
+    lines = {name: one.curve for name, one in runs.items()}
+    return figures.error_curve(lines, tokens=tokens, names=names, **look)
+
+
+def opening(study: Study, layer: str, theme: palette.Theme) -> Drawing:
+    """What the section opens on: natural order as one's own."""
+    every = [outcome(study, layer, sweep) for sweep in planned("natural", "block")]
+    return curves(study.plan(layer), leading(every), layer=words.short_layer(layer), theme=theme)
 
 
 def _strip(plan: rose.OrderPlan, mine: SweepResult, own: Own, layer: str) -> None:

@@ -35,11 +35,10 @@ def draw(run: PruningRun | None) -> None:
         order = st.selectbox(
             "Order of the sweeps",
             known,
-            index=known.index("dealt"),
             format_func=label,
             key="race_solver_order",
             bind=URL,
-            help="ADMM revises the whole mask in every iteration and has no order.",
+            help="Natural is SparseGPT's order; ROSE dealt deals costly columns over the blocks. ADMM has no order.",
         )
     with stage:
         if not names:
@@ -48,7 +47,7 @@ def draw(run: PruningRun | None) -> None:
         pieces = [partial(watched, study, layer, name, order) for name in names]
         if not components.finished(pieces, "solvers", (study.created, layer, order, tuple(names)), "solver"):
             return
-    ways = {name: watched(study, layer, name, order) for name in names}
+    ways, called = {name: watched(study, layer, name, order) for name in names}, labels(order)
     most = max(float(way.table["work"].iloc[-1]) for way in ways.values())
     last = round(most / STEP + 0.5) * STEP
     with left:
@@ -58,11 +57,16 @@ def draw(run: PruningRun | None) -> None:
         shown = components.choose("Mask of", {name: LABELS[name] for name in names}, "race_mask_of", default=names[-1])
         since = components.choose("Changed since", {"step": "Its last step", "sweep": "The sweep"}, "race_mask_since")
     with stage:
-        tables = {solver: (LABELS[solver], way.table) for solver, way in ways.items()}
+        tables = {solver: (called[solver], way.table) for solver, way in ways.items()}
         has_held_out = study.held_out_statistics(layer) is not None
         drawn = figures.solver_race(tables, work, held_out=has_held_out, **components.look(layer))
         components.show(drawn, "solver-race")
         _mask(study, layer, ways[shown], shown, order, since, work)
+
+
+def labels(order: str) -> dict[str, str]:
+    """What the solvers are called: those that sweep by their order, as it decides their error."""
+    return {name: text if name == "admm" else f"{text}, {label(order).lower()} order" for name, text in LABELS.items()}
 
 
 def told(layer: str, solvers: Sequence[str], run: PruningRun | None) -> str:
@@ -71,7 +75,8 @@ def told(layer: str, solvers: Sequence[str], run: PruningRun | None) -> str:
     return (
         f"{words.sentence(words.count(len(solvers), 'solver'))} remove the same number of weights from "
         f"**{words.short_layer(layer)}**{', a layer of your study that this run did not prune' if is_other else ''}. "
-        "SparseGPT and ROSE make one sweep, ROSE dealt a sweep and a refit, ROSE ADMM uses ADMM."
+        "SparseGPT makes one sweep in natural order, ROSE one in two-level order where a layer is columnar, ROSE dealt "
+        "one in dealt order and a refit; ROSE ADMM uses ADMM."
         + (" No method prunes in five stages; they are here to compare." if "stages" in solvers else "")
     )
 

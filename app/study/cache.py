@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -78,6 +79,7 @@ class Kept:
 
     records: list[rose.LayerRecord]  # one per layer and method
     condition: dict[str, float]  # of the damped Hessian, by layer
+    forecast: dict[str, dict[str, float]]  # errors foretold before any sweep, by layer and name in `setup.FORETOLD`
     calibration: LayerStatistics = dataclasses.field(default_factory=dict)  # of some layers, for the example
     held_out: LayerStatistics = dataclasses.field(default_factory=dict)
     heads: dict[str, HeadLayout] = dataclasses.field(default_factory=dict)  # that can be rotated, for the example
@@ -127,23 +129,30 @@ def read_study(folder: Path, setup: Setup) -> Kept | None:
 
 
 def write_study(
-    folder: Path, setup: Setup, records: Sequence[rose.LayerRecord], condition: Mapping[str, float]
+    folder: Path,
+    setup: Setup,
+    records: Sequence[rose.LayerRecord],
+    condition: Mapping[str, float],
+    forecast: Mapping[str, dict[str, float]],
 ) -> None:
     """Keeps what was measured; if it cannot be written, logs that and goes on."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(_study_path(folder, setup), {}, **_write_records(records, condition))
+        write_tensors(_study_path(folder, setup), {}, **_write_records(records, condition, forecast))
     except (OSError, SafetensorError) as problem:
         logger.warning("Results are not kept for the next start: %s", problem)
 
 
-def _write_records(records: Sequence[rose.LayerRecord], condition: Mapping[str, float]) -> dict[str, str]:
-    texts = json.dumps([dataclasses.asdict(record) for record in records])
-    return {"records": texts, "condition": json.dumps(dict(condition))}
+def _write_records(
+    records: Sequence[rose.LayerRecord], condition: Mapping[str, float], forecast: Mapping[str, dict[str, float]]
+) -> dict[str, str]:
+    texts = {"records": [dataclasses.asdict(record) for record in records]}
+    return {name: json.dumps(part) for name, part in (texts | {"condition": condition, "forecast": forecast}).items()}
 
 
-def _read_records(facts: Mapping[str, str]) -> tuple[list[rose.LayerRecord], dict[str, float]]:
-    return [rose.LayerRecord(**record) for record in json.loads(facts["records"])], json.loads(facts["condition"])
+def _read_records(facts: Mapping[str, str]) -> tuple[list[rose.LayerRecord], dict[str, float], dict[str, Any]]:
+    records = [rose.LayerRecord(**record) for record in json.loads(facts["records"])]
+    return records, json.loads(facts["condition"]), json.loads(facts.get("forecast", "{}"))
 
 
 @cache
@@ -178,7 +187,7 @@ def write_example(kept: Kept, path: Path) -> None:
         heads=json.dumps({name: (one.width, one.group) for name, one in kept.heads.items()}),
         text=text_digest(),
         made_with=kept.made_with,
-        **_write_records(kept.records, kept.condition),
+        **_write_records(kept.records, kept.condition, kept.forecast),
     )
 
 

@@ -24,13 +24,22 @@ LAYERS = 3  # whose statistics go along: 0.7 MB for each of the two streams of a
 WIDEST = 1024  # input channels of such a layer
 
 
+def restored() -> Study:
+    """The study as it ships, with the model and the statistics of its most columnar layers."""
+    study = Study(Setup(), _load, Calibration())
+    assert study.restore()
+    study.loaded = _load()
+    study._place_statistics(study.loaded)
+    return study
+
+
+def _load() -> LoadedModel:
+    return LoadedModel(*rose.load_model(Setup().model, dtype=Setup().dtype), threading.Lock())
+
+
 def measure() -> cache.Kept:
     """Measures the study afresh, whatever is on disk."""
-
-    def load() -> LoadedModel:
-        return LoadedModel(*rose.load_model(Setup().model, dtype=Setup().dtype), threading.Lock())
-
-    study = Study(Setup(), load, Calibration(), cache.Files(None, None), recall=False)
+    study = Study(Setup(), _load, Calibration(), cache.Files(None, None), recall=False)
     study.job.watch("example")
     study.job.start()
     while study.job.status == "running":
@@ -46,6 +55,7 @@ def measure() -> cache.Kept:
     return cache.Kept(
         study.all_records(),
         dict(zip(table["layer"], table["condition"], strict=True)),
+        study._forecast,
         {name: study.statistics(name) for name in layers},
         {name: one for name in layers if (one := study.held_out_statistics(name)) is not None},
         {heads.output.name: heads.layout for heads in value_heads(study.loaded.network)},

@@ -28,6 +28,9 @@ MEASURED: dict[str, dict[str, Any]] = {
     "rose_global": {"method": "rose_global"},
 }
 
+# What is foretold of these before any sweep: name in the table -> order and budget.
+FORETOLD = {"sparsegpt": ("natural", "block"), "two_level": ("two_level", "block"), "rose_global": ("global", "layer")}
+
 # Fields of a set-up that have another name in recipes.
 RECIPE_NAMES = {"text": "calibration"}
 NUMBERS = ("samples", "length", "seed", "held_out", "block_size", "damping")  # their limits are those of recipes

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 import rose
 from app.jobs import Job, holding
 from app.study import cache
-from app.study.setup import MEASURED, Setup
+from app.study.setup import FORETOLD, MEASURED, Setup
 from rose.layer.defaults import METHOD, THRESHOLD
 from rose.layer.error import relative_error
 from rose.layer.hessian import condition_number, spectrum
@@ -148,6 +148,7 @@ class Study:
         self._lock = threading.Lock()
         self._records: dict[str, list[rose.LayerRecord]] = {}
         self._condition: dict[str, float] = {}
+        self._forecast: dict[str, dict[str, float]] = {}  # errors that `FORETOLD` should leave, by layer
         self._live_ranges: dict[str, float] = {}
         self._layers: dict[str, tuple[PrunableLayer, rose.InputStatistics, rose.InputStatistics | None]] = {}
         self._memory: OrderedDict[Any, Any] = OrderedDict()
@@ -210,7 +211,7 @@ class Study:
         for block, kept_block in self.calibration.iterate(self.setup, self.files, self.loaded, job):
             self._measure(block, kept_block, job)
         if not self.is_restored and not self.failed and (folder := cache.folder_of(self.setup, self.files)):
-            cache.write_study(folder, self.setup, self.all_records(), self._condition)
+            cache.write_study(folder, self.setup, self.all_records(), self._condition, self._forecast)
 
     def _recall(self) -> bool:
         """Shows what was kept for these files, and says whether anything was."""
@@ -220,6 +221,7 @@ class Study:
             for record in self.kept.records if self.kept else []:
                 self._records.setdefault(record.layer, []).append(record)
             self._condition = dict(self.kept.condition) if self.kept else {}
+            self._forecast = dict(self.kept.forecast) if self.kept else {}
             self.layer_names = list(self._records)
             self._version += 1
         return self.kept is not None
@@ -247,6 +249,7 @@ class Study:
             if layer.name not in known:
                 try:
                     records = self._measure_layer(layer, statistics, held_out)
+                    told = self._foretell(layer, statistics)
                     if id(statistics) not in conditions:  # layers that share an input share its Hessian
                         conditions[id(statistics)] = condition_number(statistics.hessian, self.setup.damping)
                 except rose.RoseError as problem:
@@ -261,6 +264,7 @@ class Study:
                         self._memory = OrderedDict((k, v) for k, v in self._memory.items() if layer.name not in k)
                     self._records[layer.name] = records
                     self._condition[layer.name] = conditions[id(statistics)]
+                    self._forecast[layer.name] = told
             with self._lock:
                 self._layers[layer.name] = (layer, kept.calibration[layer.name], kept.held_out.get(layer.name))
                 self._version += 1
@@ -274,6 +278,10 @@ class Study:
             self.job.check()  # one of them may take seconds
             found.append(replace(measure_layer(layer, statistics, held_out, **options, **how), method=name))
         return found
+
+    def _foretell(self, layer: PrunableLayer, statistics: rose.InputStatistics) -> dict[str, float]:
+        found = rose.forecasts(layer.weight, statistics, list(FORETOLD.values()), **self.layer_options())
+        return {name: one.error for name, one in zip(FORETOLD, found, strict=True)}
 
     def layer_options(self, sparsity: str | None = None) -> dict[str, Any]:
         """Keyword arguments for `rose.prune_layer` that this set-up implies; another sparsity where one is given."""
@@ -328,6 +336,10 @@ class Study:
             wide[f"error_{name}"], wide[f"held_out_{name}"] = rows["relative_error"], rows["held_out_error"]
         with self._lock:  # a layer that was finished since `records` has no row; an empty table would take it for one
             wide["condition"] = pd.Series(self._condition, dtype=float).reindex(wide.index)
+            told = pd.DataFrame.from_dict(self._forecast, orient="index").reindex(wide.index)
+        for name, which in (("two_level", ""), ("rose_global", "global_")):
+            if name in told:
+                wide[f"forecast_{which}gain"] = 1 - told[name] / told["sparsegpt"].where(told["sparsegpt"] > 0)
         wide["is_columnar"] = wide["relative_range"] > threshold
         for kind in ("error", "held_out"):
             wide[f"{kind}_rose"] = wide[f"{kind}_two_level"].where(wide["is_columnar"], wide[f"{kind}_sparsegpt"])
@@ -403,8 +415,13 @@ class Study:
 
     def _plan(self, layer: str, sparsity: str | None = None) -> rose.OrderPlan:
         setup, statistics = self.setup, self.statistics(layer)
-        options = {"sparsity": sparsity or setup.sparsity, "block_size": setup.block_size, "damping": setup.damping}
-        return rose.plan_order(self.weight(layer), statistics, **options)
+        return rose.plan_order(
+            self.weight(layer),
+            statistics,
+            sparsity=sparsity or setup.sparsity,
+            block_size=setup.block_size,
+            damping=setup.damping,
+        )
 
     def heads(self, layer: str) -> int:
         """Attention heads whose outputs are this layer's inputs, side by side; 0 where it is no output projection."""

@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 import rose
-from app import components, session, words
+from app import components, first, session, words
 from app.components import URL, look
 from app.figures import losses, maps, methods, palette, prices, weights
 from app.figures.style import Drawing
@@ -26,7 +26,7 @@ Section = Callable[[Study, str, rose.OrderPlan, int | None], None]
 
 def draw() -> None:
     st.title("Layer: what makes it columnar, or not?")
-    study, layer = components.require_layer("Here you see one layer in depth", key_figures)
+    study, layer = components.require_layer("Here you see one layer in depth", meanwhile)
     plan = session.plan(study, layer)
     key_figures(study, layer)
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -38,6 +38,13 @@ def draw() -> None:
         with more:
             name = components.section({name: label for name, (label, _) in MORE.items()}, "more", "More")
             MORE[name][1](study, layer, plan, block)
+
+
+def meanwhile(study: Study, layer: str) -> None:
+    """While the inputs of a layer are read: its numbers, and its picture where the example has it."""
+    key_figures(study, layer)
+    if study.is_example:
+        first.of_layer("layer", layer, session.theme())
 
 
 def key_figures(study: Study, layer: str) -> None:

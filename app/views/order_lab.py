@@ -5,8 +5,9 @@ from types import ModuleType
 import streamlit as st
 
 import rose
-from app import components, session, words
+from app import components, first, session, words
 from app.lab import basis, inside_sweep, order_and_budget, own, prices, race_of_solvers
+from app.study.study import Study
 
 SECTIONS: dict[str, tuple[str, ModuleType]] = {
     "own": ("Your order", own),
@@ -19,7 +20,7 @@ SECTIONS: dict[str, tuple[str, ModuleType]] = {
 
 def draw() -> None:
     st.title("Order lab: can you do better than ROSE?")
-    study, layer = components.require_layer("Here you try pruning orders on a real layer")
+    study, layer = components.require_layer("Here you try pruning orders on a real layer", meanwhile)
     plan = session.plan(study, layer)
     columnar = "columnar" if plan.is_columnar else "not columnar"
     rows, columns = plan.importance.shape
@@ -40,6 +41,12 @@ def draw() -> None:
         race = {"prune_view": race_of_solvers.TITLE}
         label = "Race the solvers behind the methods on this layer"
         st.page_link("views/prune.py", label=label, icon=":material/sprint:", query_params=race)
+
+
+def meanwhile(study: Study, layer: str) -> None:
+    """While the inputs of a layer are read: its picture where the example has it."""
+    if study.is_example:
+        first.of_layer("order_lab", layer, session.theme())
 
 
 draw()

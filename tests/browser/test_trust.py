@@ -13,7 +13,8 @@ def measure_layer(page: Page) -> None:
 
 
 def test_three_measures_of_a_columnar_layer(open_page: OpenPage, measured: str) -> None:
-    page = open_page("layer", f"{measured}&layer={COLUMNAR_LAYER}&section=Trust&trust=Three+measures", "dark")
+    query = f"{measured}&layer={COLUMNAR_LAYER}&layer_more=true&more=Trust&trust=Three+measures"
+    page = open_page("layer", query, "dark")
     measure_layer(page)
     errors, held_out = {}, {}
     for cells in rows(page):
@@ -42,6 +43,6 @@ def test_three_measures_of_a_columnar_layer(open_page: OpenPage, measured: str) 
 
 
 def test_all_layers(open_page: OpenPage, measured: str) -> None:
-    page = open_page("layers", f"{measured}&layers_view=Trust")
+    page = open_page("layers", f"{measured}&layers_trust=true")
     expect_finding(page, r"Twelve layers: none fails, (\w+ needs? review), (\w+|none) pass(es)?")
     expect(page.get_by_text("needed more damping than requested")).to_have_count(0)  # no damping was raised

@@ -24,6 +24,7 @@ from app.figures import (
     methods,
     orders,
     palette,
+    prices,
     savings,
     sensitivity,
     shrinking,
@@ -185,8 +186,11 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "mask_changes": lambda x, **t: sweeps.mask_changes(
         x.weight.numpy() > 0, x.weight.numpy() > 0.1, solver="ADMM", step="iteration 2", since="its last step", **t
     ),
-    "given_up": lambda x, **t: orders.given_up(
-        {"natural": x.results["natural"], "natural + layer": x.results["natural"]}, x.energy, **t
+    "price_lines": lambda x, **t: prices.price_lines(
+        {name: rose.price_columns(x.plan, name) for name in ("natural", "pivot")}, **t
+    ),
+    "forecast_scatter": lambda x, **t: prices.forecast_scatter(
+        ORDERS.rename(columns={"relative_error": "measured"}).assign(forecast=0.1, budget="block"), **t
     ),
     "position_curve": lambda x, **t: orders.position_curve(POSITIONS, block=2, base="natural", place=2, **t),
     "order_bars": lambda x, **t: orders.order_bars(ORDERS, **t),

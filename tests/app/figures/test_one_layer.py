@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import rose
-from app import words
-from app.figures import losses, orders, palette, style, sweeps, trust, weights
+from app.figures import losses, orders, palette, prices, style, sweeps, trust, weights
 from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.error import quadratic_form
 from tests.app.figures.test_contract import COSTS, below, title
@@ -78,7 +77,6 @@ def test_strips_explain_losses_that_dip_where_inputs_spike(strength: int, is_tol
     statistics.update(inputs)
     plan = rose.plan_order(weight, statistics, sparsity=0.5, block_size=16)
     caption = weights.layer_strips(weight, plan, statistics.mean_square.sqrt()).caption
-    assert f"Relative range {plan.relative_range:.3f}." in caption
     assert ("Where inputs spike, the loss dips" in caption) is is_told
 
 
@@ -167,7 +165,6 @@ def test_order_picture_follows_a_column(lab: SimpleNamespace) -> None:
     order = rose.make_order(lab.plan, "two_level")
     step = int(order.inverse[35])
     assert list(drawing.figure.data[-1].x) == [35, step]
-    assert f"is pruned at step {step}." in drawing.caption
     assert title(drawing).startswith("Two-level: pruning starts in block 2, with column")
     assert drawing.data["step"].tolist() == order.inverse.tolist()
     names = [note.text for note in drawing.figure.layout.annotations[:6]]
@@ -200,52 +197,15 @@ def test_error_curve_is_the_undamped_error_so_far(lab: SimpleNamespace) -> None:
         orders.error_curve({})
 
 
-def test_title_of_a_single_error_curve_names_the_largest_step(lab: SimpleNamespace) -> None:
-    natural = lab.results["natural"]
-    drawing = orders.error_curve(orders.relative_curves({"natural": natural}, lab.energy))
-    steps = natural.trace.error_so_far(natural.added_damping).diff()
-    jump, share = int(steps.argmax()) + 1, float(steps.max() / steps.sum())
-    assert title(drawing) == f"SparseGPT: step {jump} of 3 brings {100 * share:.0f} % of the error"
-
-
-def test_random_orders_are_one_band_with_their_mean(lab: SimpleNamespace) -> None:
-    seeds = {f"random:{seed}": pruned(lab, f"random:{seed}") for seed in range(4)}
-    drawing = orders.error_curve(orders.relative_curves({"two_level": lab.results["two_level"]} | seeds, lab.energy))
-    _, band, mean = drawing.figure.data
-    errors = [result.relative_error for result in seeds.values()]
-    assert (max(band.y[:4]), band.y[4]) == pytest.approx((max(errors), min(errors)), rel=1e-4)
-    assert mean.y[-1] == pytest.approx(sum(errors) / 4, rel=1e-4)
-    better = sum(error < lab.results["two_level"].relative_error for error in errors)
-    assert f"{words.out_of(better, 4, 'seed')} end" in drawing.caption
-
-
-def test_given_up_shows_each_block_under_both_budgets(lab: SimpleNamespace) -> None:
-    budgets = {"": "block", " + layer": "layer"}
-    results = {
-        order + name: pruned(lab, order, budget)
-        for order in ("two_level", "random:0")
-        for name, budget in budgets.items()
-    }
-    drawing = orders.given_up(results, lab.energy)
-    most = [words.number(float(results[order].trace.lost.max()) / lab.energy) for order in ("two_level", "random:0")]
-    expected = f"costs one block up to {most[0]} in two-level order and {most[1]} in random order"
-    assert title(drawing) == f"Giving up an equal share {expected}"
-    block, layer, *_ = drawing.figure.data
-    assert block.customdata == pytest.approx([0.5, 0.5, 0.5])
-    removed = results["two_level + layer"].trace.removed.numpy()
-    assert layer.customdata == pytest.approx(removed / 24 / np.array([8, 16, 16]))
-    assert layer.customdata[0] < 0.4, "one threshold asks less of the strong block, which is visited first"
-
-
 def test_sweeps_have_the_name_of_a_method_only_where_order_and_budget_are_its_own() -> None:
     labels = {
         "natural": "SparseGPT",
         "two_level": "ROSE's order",
         "global + layer": "ROSE global",
-        "natural + layer": "Natural, layer budget",
-        "two_level + layer": "Two-level, layer budget",
-        "global": "Global, block budget",
-        "two_level_ascending": "Two-level, ascending, block budget",
+        "natural + layer": "Natural, one threshold",
+        "two_level + layer": "Two-level, one threshold",
+        "global": "Global, equal shares",
+        "two_level_ascending": "Two-level, ascending, equal shares",
     }
     assert {run: orders.run_style(run).label for run in labels} == labels
     block, layered = orders.run_style("global"), orders.run_style("global + layer")
@@ -286,8 +246,8 @@ def test_order_bars_compare_with_natural_order() -> None:
     assert [shape.y0 for shape in drawing.figure.layout.shapes] == pytest.approx([0.06, 0.07, 0.08])
     assert list(drawing.figure.layout.xaxis.ticktext) == ["60 %", "70 %", "80 %"]
     layered = orders.order_bars(table, budget="layer")
-    assert title(layered) == "Two-level, layer budget leaves 20.0 % less error than Natural, layer budget"
-    assert "layer budget; dashed: Natural, layer budget" in below(layered)
+    assert title(layered) == "Two-level, one threshold leaves 20.0 % less error than Natural, one threshold"
+    assert "one threshold; dashed: Natural, one threshold" in below(layered)
 
 
 def test_matrix_separates_order_and_budget() -> None:
@@ -308,6 +268,30 @@ def test_matrix_separates_order_and_budget() -> None:
     assert "budget alone (in natural order) 10.0 %, both together 25.0 %." in drawing.caption
     with pytest.raises(rose.RoseError, match="choose a sparsity above 0"):
         orders.order_budget_matrix(table.assign(relative_error=0.0))
+
+
+def test_price_lines_have_one_mean_and_mark_a_block(lab: SimpleNamespace) -> None:
+    lines = {name: rose.price_columns(lab.plan, name) for name in ("natural", "pivot")}
+    drawing = prices.price_lines(lines, widths=lab.plan.block_width, marked_block=2)
+    for name, of_order in lines.items():
+        assert drawing.data[name].tolist() == pytest.approx(of_order.price.log().tolist())
+        assert drawing.data[name].mean() == pytest.approx(lines["natural"].level)
+    natural, dots, pivot, others, level, alone = drawing.figure.data
+    assert natural.y.mean() == pytest.approx(lines["natural"].level, abs=0.05)  # a running mean of two columns
+    assert list(dots.x) == list(range(33, 41))
+    assert sorted(others.x) == sorted((lines["pivot"].order.inverse[32:] + 1).tolist())
+    assert level.y[0] == pytest.approx(lines["pivot"].level)
+    assert alone.y[0] == pytest.approx(float(lines["pivot"].alone.log().mean()))
+    assert pivot.y[-1] > pivot.y[0], "independent columns come last, and are dear"
+    with pytest.raises(rose.RoseError, match="at least one"):
+        prices.price_lines({})
+
+
+def test_a_forecast_that_errs_is_told() -> None:
+    rows = [("natural", "block", 0.2, 0.3), ("pivot", "layer", 0.1, 0.4)]
+    table = pd.DataFrame(rows, columns=["order", "budget", "forecast", "measured"])
+    told = "Forecast best is pivot order, one threshold, measured best natural order, equal shares"
+    assert title(prices.forecast_scatter(table)) == told
 
 
 # Sweeps and solvers
@@ -345,7 +329,7 @@ def test_sweep_in_a_plugins_order_is_drawn_under_either_budget(lab: SimpleNamesp
     result = lab.results["natural"]
     own = replace(result, order=replace(result.order, name="my_order"), budget="layer")
     line = sweeps.sweep_frame([own], 1, lab.energy).figure.data[-1]
-    assert (line.name, line.marker.symbol[-5:]) == ("My order, layer budget", "-open")
+    assert (line.name, line.marker.symbol[-5:]) == ("My order, one threshold", "-open")
 
 
 def test_film_has_a_frame_for_each_step(lab: SimpleNamespace) -> None:

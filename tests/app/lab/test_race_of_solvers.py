@@ -1,5 +1,6 @@
 """The race of solvers on the page Prune: the ways end where the methods do, and can be scrubbed by work."""
 
+import json
 from types import SimpleNamespace
 
 import pandas as pd
@@ -27,6 +28,8 @@ def test_solvers_race_to_the_errors_of_the_methods(study: Study) -> None:
 def test_solvers_are_scrubbed_by_work(study: Study) -> None:
     app = open_page("views/prune.py", study, prune_view="How the methods get there")
     assert "iteration 20" in figures(app)[1]  # the mask's changes, below the race
+    lines = {line["name"] for line in json.loads(figures(app)[0])["data"]}
+    assert lines == {*(f"{LABELS[name]}, natural order" for name in ("sweep", "refit", "stages")), "ADMM"}
     assert "Four solvers remove the same number of weights from **1 · self_attn.o_proj**." in texts(app)
     links = [one.proto for one in open_page("views/order_lab.py", study).get("page_link")]
     (link,) = [one for one in links if "Race" in one.label]

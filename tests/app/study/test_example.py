@@ -96,7 +96,7 @@ def test_on_a_text_that_differs_every_number_is_measured_anew(
     fresh = finish(Study(setup, lambda: loaded, Calibration()))
     wrong = [replace(record, relative_error=9.0) for record in fresh.all_records()]
     conditions = dict.fromkeys(fresh.layer_names, 1.0)
-    monkeypatch.setattr(cache, "recall", lambda *_: cache.Kept(wrong, conditions, is_exact=False, made_with="then"))
+    monkeypatch.setattr(cache, "recall", lambda *_: cache.Kept(wrong, conditions, {}, is_exact=False, made_with="then"))
     study = Study(setup, lambda: loaded, Calibration())
     assert study.restore()
     assert study.job.status == "kept"

@@ -1,0 +1,38 @@
+"""The pictures that a starting server shows are those of the example, and need neither torch nor a model."""
+
+import subprocess
+import sys
+
+import pytest
+
+from app import first
+from app.figures import maps
+from app.study import cache
+from app.study.setup import Setup
+from app.study.study import Calibration, Study
+from tests.app.tiny_study import open_page
+
+
+def test_they_are_drawn_without_torch() -> None:
+    code = "import sys; from app import first; assert first.pictures(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_they_are_those_of_the_example(theme: str) -> None:
+    study = Study(Setup(), lambda: pytest.fail("no model is needed"), Calibration())
+    assert study.restore()
+    example = cache.read_example(Setup())
+    assert example is not None
+    made = first.pictures()[theme]
+    assert set(made) == {
+        "layers",
+        *(f"{page} {name}" for page in ("layer", "order_lab") for name in example.calibration),
+    }
+    drawn = maps.model_map(study.overview(0.5))
+    picture, scatter = made["layers"]
+    assert picture["finding"] == drawn.figure.layout.meta["finding"]
+    assert picture["figure"]["layout"]["height"] < drawn.figure.layout.height  # without its title
+    assert scatter["finding"] == maps.gain_scatter(study.overview(0.5)).figure.layout.meta["finding"]
+    for page in first.PAGES:
+        assert open_page(f"views/{page}.py").title[0].value == first.pictures()["titles"][page]
