@@ -63,13 +63,6 @@ def without_massive(errors: tuple[float, float] | None) -> str:
     return f" SparseGPT's relative error is {number(errors[0])}, and {number(errors[1])} without these channels."
 
 
-def which_way(found: Outlier) -> str:
-    """Of the two ways to be columnar, this layer's; a sentence."""
-    if found.is_strong:
-        return "There are two ways to be columnar: a few strong blocks, as here, or a few weak ones."
-    return "There are two ways to be columnar: a few strong blocks or, as here, a few weak ones."
-
-
 _MARKUP = re.compile(
     r"[\\`*$\[\]<>~#&|]"  # of Markdown, formulas and HTML
     r"|(?<![^\W_])_|_(?![^\W_])"  # inside a word it stands for itself

@@ -22,15 +22,12 @@ from app.words import count, number, percent, sentence, whole
 from rose import LayerResult, verdicts
 
 Show = Literal["weights", "change"]
-Arrange = Literal["visited", "natural"]
 
-CELLS = 384  # a side, of all matrices together
 FILM_CELLS = 1_100_000  # of all frames of a film together: 8 bits each, 4/3 of that as base64
 MAX_FRAMES = 33
 BELOW = 150  # pixels below a film, for what starts and steers it
 TALL = 660  # pixels, of a film
 REMOVED = {"light": "#ffffff", "dark": "#000000"}  # at neither end of the sequential scale
-TINY = 1e-9  # of the scale of values: only 0 itself lies below
 DIMMED, TINTED = 0.6, 0.4  # opacity over what is pruned, and over what was just pruned
 LOOKS = {"sweep": "sparsegpt", "refit": "rose_dealt", "stages": "rose_global", "admm": "rose_admm"}  # of solvers
 
@@ -38,34 +35,14 @@ LOOKS = {"sweep": "sparsegpt", "refit": "rose_dealt", "stages": "rose_global", "
 
 
 class _View(NamedTuple):
-    """How a matrix is drawn: `cells` a side, as 8-bit `levels` or with the values for the pointer."""
+    """How a matrix is drawn: |W| or its change, in so many cells a side."""
 
     show: Show
-    arrange: Arrange
     cells: int
-    levels: bool
-    show_end: bool
-    height: int
 
     @property
     def unit(self) -> str:
         return "|W|" if self.show == "weights" else "|change|"
-
-
-def sweep_frame(
-    results: Sequence[LayerResult], step: int, dense_energy: float, *, show: Show = "weights",
-    arrange: Arrange = "visited", show_end: bool = True, height: int = 540, **shared: Unpack[Look],
-) -> Drawing:  # fmt: skip
-    """One or two traced sweeps after `step` blocks: the matrices above, error so far below.
-
-    Args:
-        dense_energy: tr(W H Wᵀ), what errors are relative to.
-        show: |W| as it stands, or how far each weight has moved from its dense value.
-        show_end: whether the curves to come are shown; without, nobody can tell how it will end.
-        height: pixels; a page may give it more room.
-    """
-    view = _View(show, arrange, CELLS // len(results), False, show_end, height)
-    return _draw(results, step, dense_energy, view, shared)
 
 
 def sweep_film(
@@ -78,7 +55,7 @@ def sweep_film(
     blocks = len(results[0].order.widths)
     steps = sorted(set(np.linspace(0, blocks, min(blocks + 1, MAX_FRAMES)).round().astype(int).tolist()))
     cells = min(256, math.isqrt(FILM_CELLS // (len(results) * len(steps))))
-    view = _View(show, "visited", cells, True, False, TALL)
+    view = _View(show, cells)
     drawn = {step: _draw(results, step, dense_energy, view, shared) for step in steps}
     figure, last = drawn[0].figure, drawn[blocks]
     traces = list(range(len(figure.data)))
@@ -97,37 +74,35 @@ def sweep_film(
 
 
 def _draw(results: Sequence[LayerResult], step: int, energy: float, view: _View, shared: Look) -> Drawing:
-    """As `sweep_frame`."""
+    """The sweeps after `step` blocks: the matrices above, error so far below."""
     blocks, sweeps = len(results[0].order.widths), len(results)
     curves = [so_far(result) / (energy or 1.0) for result in results]
     looks = [sweep_style(result) for result in results]
     spots = [[{}] * sweeps, [{"colspan": sweeps}, *[None] * (sweeps - 1)]]
     grid: dict[str, Any] = {"rows": 2, "cols": sweeps, "specs": spots, "row_heights": [0.64, 0.36]}
     grid |= {"vertical_spacing": 0.12, "horizontal_spacing": 0.05, "subplot_titles": [_named(look) for look in looks]}
-    chart = Chart(height=view.height, headroom=20, **grid, **shared)
+    chart = Chart(height=TALL, headroom=20, **grid, **shared)
     chart.figure.update_annotations(font_size=FONT_SIZE + 1, yshift=2)
     (top, note), *_ = [_matrix(chart, column, result, step, view) for column, result in enumerate(results, 1)]
     for curve, look in zip(curves, looks, strict=True):
-        _line(chart, curve, step, look, view.show_end)
+        _line(chart, curve, step, look)
     now, final = [float(curve[step]) for curve in curves], [float(curve[-1]) for curve in curves]
     below = {"row": 2, "col": 1}
     chart.x(title_text="pruned blocks", range=[-0.1, blocks + 0.1], count=blocks, zeroline=False, **below)
     chart.y(top=max(final) * 1.08, title_text="error so far", **below)
-    columns = "as visited" if view.arrange == "visited" else "in natural order"
-    what = f"{view.unit}{chart.of} from 0 to {number(top)}, columns {columns}; dimmed: pruned; pink: just pruned; "
+    what = f"{view.unit}{chart.of} from 0 to {number(top)}, columns as visited; dimmed: pruned; pink: just pruned; "
     what += "bright: free"
-    caption = f"Error so far: {'; '.join(f'{look.label} {number(v)}' for look, v in zip(looks, now, strict=True))}."
-    caption += f" {sentence(note)}." if "maximum" in note else ""
-    kind = "Two heatmaps of the weights during sweeps"
-    if sweeps == 1:
-        (result,), kind = results, "Heatmap of the weights during a sweep"
-        width, removed = len(result.order.permutation), int(trace_of(result).removed[:step].sum())
-        caption += f" {whole(removed)} of {whole(result.weight.numel())} weights are pruned so far; "
-        caption += f"{width - sum(result.order.widths[:step])} of {width} columns are still free to compensate."
+    caption = f"{sentence(note)}." if "maximum" in note else ""
     named = dict(zip(map(run_name, results), curves, strict=True))
     table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)} | named)
     finding = _finding(looks, now, final, step, blocks)
-    return chart.done(finding, what, caption, f"{kind}, with the error as it grows", table)
+    return chart.done(
+        finding,
+        what,
+        caption,
+        f"Heatmaps of the weights during {count(sweeps, 'sweep')}, with the error as it grows",
+        table,
+    )
 
 
 def _named(look: Style) -> str:
@@ -145,19 +120,13 @@ def _matrix(chart: Chart, column: int, result: LayerResult, step: int, view: _Vi
     done[place[:end]] = 1
     if step:
         done[place[end - order.widths[step - 1] : end]] = 2
-    channel = "input channel"
-    if view.arrange == "visited":
-        values, done, channel = values[:, place], done[place], "step"
+    values, done = values[:, place], done[place]
     shrunk = shrink(values, view.cells)
     # From the dense weights for both, so that a change is seen at the scale of what it changes.
     top = ceiling(shrink(np.abs(first), view.cells).array)[0] * (1.0 if view.show == "weights" else 0.5)
-    hover = f"{channel} %{{x:.0f}}<br>output channel %{{y:.0f}}<br>{view.unit} %{{z:.4g}}<extra></extra>"
-    look: dict[str, Any] = {"zmax": top, "showscale": False, "hovertemplate": hover}
-    least = TINY
-    if view.levels:
-        levels = np.ceil(np.clip(shrunk.array / top, 0, 1) * 255).astype(np.uint8)
-        shrunk, least = shrunk._replace(array=levels), 0.5 / 255
-        look |= {"zmax": 255, "hoverinfo": "skip", "hovertemplate": None}
+    levels = np.ceil(np.clip(shrunk.array / top, 0, 1) * 255).astype(np.uint8)
+    shrunk, least = shrunk._replace(array=levels), 0.5 / 255
+    look: dict[str, Any] = {"zmax": 255, "showscale": False, "hoverinfo": "skip", "hovertemplate": None}
     if view.show == "weights":
         look["colorscale"] = _with_removed(least, chart.theme)
     chart.cells(shrunk, view.unit, **look, **at)
@@ -184,13 +153,10 @@ def _with_removed(least: float, theme: Theme) -> list[list[Any]]:
     return [[0.0, REMOVED[theme]], [least, REMOVED[theme]], *rest]
 
 
-def _line(chart: Chart, curve: np.ndarray, step: int, look: Style, show_end: bool) -> None:
-    """The curve to come, faint, where it is shown, and what has arisen so far, strong."""
-    at = {"row": 2, "col": 1}
-    x, future = np.arange(len(curve)), {"mode": "lines", "width": 1.5, "opacity": 0.6, "visible": show_end}
-    chart.line(x, curve, look._replace(dash="dot"), "", **future, **at)
+def _line(chart: Chart, curve: np.ndarray, step: int, look: Style) -> None:
+    """What has arisen so far; the curve to come is not shown, so nobody can tell how it will end."""
     hover = f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}"
-    chart.line(x[: step + 1], curve[: step + 1], look, hover, width=3, size=9, **at)
+    chart.line(np.arange(step + 1), curve[: step + 1], look, hover, width=3, size=9, row=2, col=1)
 
 
 def _finding(looks: list[Style], now: list[float], final: list[float], step: int, blocks: int) -> str:

@@ -30,7 +30,7 @@ def draw() -> None:
     def arriving() -> None:
         table = session.overview(study)
         if table.empty:
-            st.info("The first layers are being measured and appear here as they finish.")
+            trust.all_layers(study)  # which says what is waited for
             return
         results(study, table)
 

@@ -171,10 +171,6 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "over_seeds_bars": lambda x, **t: methods.over_seeds_bars(SEEDS, "0.7", **t),
     "error_curve": lambda x, **t: orders.error_curve(orders.relative_curves(x.results, x.energy), **t),
     "damage_split": lambda x, **t: orders.damage_split(x.results["two_level"], x.inside, step=1, **t),
-    "sweep_frame": lambda x, **t: sweeps.sweep_frame([x.results["two_level"]], 2, x.energy, **t),
-    "sweep_change": lambda x, **t: sweeps.sweep_frame(
-        [x.results["natural"], x.results["two_level"]], 2, x.energy, show="change", arrange="natural", **t
-    ),
     "sweep_film": lambda x, **t: sweeps.sweep_film([x.results["natural"], x.results["two_level"]], x.energy, **t),
     "solver_race": lambda x, **t: sweeps.solver_race({"sweep": ("One sweep", WAY)}, 3.0, held_out=True, **t),
     "bits_and_zeros": lambda x, **t: savings.bits_and_zeros(OF_BITS, **t),

@@ -297,39 +297,19 @@ def test_a_forecast_that_errs_is_told() -> None:
 # Sweeps and solvers
 
 
-def test_sweep_frame_shows_pruned_cells_apart_and_what_is_free(lab: SimpleNamespace) -> None:
-    drawing = sweeps.sweep_frame([lab.results["two_level"]], 1, lab.energy)
-    z, veil = drawing.figure.data[0].z, drawing.figure.data[1].z
+def test_film_sets_pruned_cells_apart_and_grows_the_error(lab: SimpleNamespace) -> None:
+    results = [lab.results["two_level"], replace(lab.results["natural"], budget="layer")]
+    frames = sweeps.sweep_film(results, lab.energy).figure.frames
+    z, veil = frames[1].data[0].z, frames[1].data[1].z
     assert (z[:, :8] == 0).sum() == 96, "the narrow strong block comes first and gives up half of its 192 weights"
     assert (z[:, 8:] > 0).all()
     assert veil.tolist() == [[2] * 8 + [0] * 32]
-    assert "96 of 960 weights are pruned so far; 32 of 40 columns are still free" in drawing.caption
-    natural = sweeps.sweep_frame([lab.results["two_level"]], 2, lab.energy, arrange="natural").figure.data[1]
-    assert natural.z[0, 32:].tolist() == [1] * 8
-    assert (natural.z == 2).sum() == 16
-
-
-def test_sweep_frame_shows_changes_of_two_sweeps(lab: SimpleNamespace) -> None:
-    results = [lab.results["natural"], lab.results["two_level"]]
-    start = sweeps.sweep_frame(results, 0, lab.energy, show="change")
-    assert title(start) == "Nothing is pruned yet: three blocks to go"
-    assert not start.figure.data[0].z.any()
-    after = sweeps.sweep_frame(results, 1, lab.energy, show="change")
-    for result, trace in zip(results, after.figure.data[:4:2], strict=True):
-        moved = (result.trace.weights[1] - result.trace.weights[0]).abs()[:, result.order.permutation]
-        assert trace.z == pytest.approx(moved.numpy())
-        assert trace.z[:, 16:].any(), "columns still free have moved"
-    final = [result.relative_error for result in results]
-    assert after.data.iloc[-1, 1:].tolist() == pytest.approx(final, rel=1e-3)
-    end = title(sweeps.sweep_frame(results, 3, lab.energy))
-    assert end == f"After 3 of 3 blocks, Two-level has {100 * (1 - final[1] / final[0]):.1f} % less error than Natural"
-
-
-def test_sweep_in_a_plugins_order_is_drawn_under_either_budget(lab: SimpleNamespace) -> None:
-    result = lab.results["natural"]
-    own = replace(result, order=replace(result.order, name="my_order"), budget="layer")
-    line = sweeps.sweep_frame([own], 1, lab.energy).figure.data[-1]
-    assert (line.name, line.marker.symbol[-5:]) == ("My order, one threshold", "-open")
+    for result, line in zip(results, frames[3].data[-2:], strict=True):
+        assert line.y[-1] == pytest.approx(result.relative_error, rel=1e-3)
+    assert (line.name, line.marker.symbol[-5:]) == ("Natural, one threshold", "-open")
+    change = sweeps.sweep_film(results[:1], lab.energy, show="change").figure.frames
+    assert not change[0].data[0].z.any()
+    assert change[1].data[0].z[:, 8:].any(), "columns still free have moved"
 
 
 def test_film_has_a_frame_for_each_step(lab: SimpleNamespace) -> None:

@@ -40,13 +40,8 @@ def start(app: AppTest) -> LayerChecks:
     return run
 
 
-<<<<<<< HEAD
 def trust(study: Study, layer: str = COLUMNAR) -> AppTest:
-    return open_page(PAGE, study, layer, section="Trust")
-=======
-def trust(study: Study, view: str = "Checks", layer: str = COLUMNAR) -> AppTest:
-    return open_page(PAGE, study, layer, layer_more="true", more="Trust", trust=view)
->>>>>>> 033e129b (A cold server shows the example's pictures before torch is read, a study foretells what orders gain, and a race of solvers names the order of its sweeps)
+    return open_page(PAGE, study, layer, layer_more="true", more="Trust")
 
 
 def all_layers(study: Study) -> AppTest:
