@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 
 from app.figures import palette
 from app.figures.palette import Style
-from app.figures.shapes import BARE, Chart, Look, Marked, block_span
+from app.figures.shapes import BARE, Chart, Marked, block_span
 from app.figures.shrinking import shrink, to_numpy
 from app.figures.style import FONT_SIZE, Drawing
 from app.words import number, percent, sentence
-from rose import Order, OrderPlan, make_order, verdicts
+from rose import Order, OrderPlan, make_order
 from rose.layer.order import block_of, visited_blocks
 
 PICTURE_LINES = 640  # columns that the picture draws one by one
@@ -82,52 +81,6 @@ def block_loss_bars(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
         caption = f"The {unit} of every block is 0, and so is the relative range."
     table = pd.DataFrame({"block": blocks, "columns": widths, "block_loss": whole, "block_loss_per_column": each})
     return chart.done(finding, what, caption, f"Bar chart of {unit}{chart.of}", table)
-
-
-def losses_in_order(
-    losses: np.ndarray, visited: Sequence[int], errors: Mapping[str, np.ndarray], **shared: Unpack[Look]
-) -> Drawing:
-    """Block losses in natural order and reordered, and the error that each block adds there (the paper's Figure 1a).
-
-    Args:
-        losses: loss per column of each block, (blocks,), in natural order.
-        visited: the blocks as two-level order visits them.
-        errors: relative error that each pruned block adds, (blocks,), by "natural" and "two_level" order.
-    """
-    grid: dict[str, Any] = {"rows": 2, "cols": 1, "shared_xaxes": True, "vertical_spacing": 0.07}
-    chart, rows, steps = Chart(height=520, legend=True, **grid, **shared), [], np.arange(1, len(losses) + 1)
-    for order, blocks in {"natural": list(range(len(losses))), "two_level": list(visited)}.items():
-        look, shown = palette.order_style(order), {"loss per column": losses[blocks], "adds an error of": errors[order]}
-        for row, (name, values) in enumerate(shown.items(), 1):
-            hover = f"{look.label}<br>%{{x}}. pruned: block %{{customdata}}<br>{name} %{{y:.4g}}"
-            chart.bars(steps, values, look, hover, customdata=blocks, showlegend=row == 1, row=row, col=1)
-        made = {"order": order, "position": steps, "block": blocks, "loss_per_column": losses[blocks]}
-        rows.append(pd.DataFrame(made | {"error": errors[order]}))
-    chart.x(count=len(losses))
-    chart.x(title_text="position at which a block is pruned", row=2)
-    for row, title in enumerate(("loss per column", "relative error added"), 1):
-        chart.y(title_text=title, row=row)
-    finding, caption = _order_words(losses, list(visited), errors)
-    what = f"Blocks{chart.of} in the order pruned: above, what pre-pruning says; below, relative error added"
-    alt = f"Two bar charts{chart.of}: block losses, and the error that each block adds, in two orders"
-    return chart.done(finding, what, caption, alt, pd.concat(rows, ignore_index=True))
-
-
-def _order_words(losses: np.ndarray, visited: list[int], errors: Mapping[str, np.ndarray]) -> tuple[str, str]:
-    """Title and caption: what the costliest block adds to the error, early and late."""
-    top = int(losses.argmax())
-    before, after = top, visited.index(top)
-    alone, helped = errors["natural"][before], errors["two_level"][after]
-    every, ordered = errors["natural"].sum(), errors["two_level"].sum()
-    stands, change = f"; pruned as number {after + 1}, not {before + 1}, it leaves", (helped, alone)
-    if before == after:
-        stands, change = f" and is number {after + 1} in both orders; all together leave", (ordered, every)
-    return (
-        f"Block {top} loses most{stands} {verdicts.says_change(*change, 'in natural order')}",
-        f"Block {top} adds {number(alone)} to the error as number {before + 1} and {number(helped)} as number "
-        f"{after + 1} of {len(losses)}; all blocks together {number(every)} in natural order and {number(ordered)} in "
-        "two-level order, on the calibration inputs.",
-    )
 
 
 # Where every column goes

@@ -268,16 +268,6 @@ def where_layers(rows: pd.DataFrame, what: str, block: str = "decoder block") ->
     return f"{lie} in {block}{'s' if len(places) > 1 else ''} {listing(list(map(str, places)), LISTED_BLOCKS)}"
 
 
-def range_of(label: str, values: pd.Series, text: Callable[[float], str] = number) -> str:
-    """A sentence with the lowest, the highest and the median value; the index names layers or decoder blocks."""
-    if len(values) == 1:
-        return f"{label} is {text(values.iloc[0])} in {short_layer(str(values.index[0]))}."
-    low, high = (
-        f"{text(values.iloc[at])} ({short_layer(str(values.index[at]))})" for at in (values.argmin(), values.argmax())
-    )
-    return f"{label} runs from {low} to {high}, median {text(float(values.median()))}."
-
-
 # Does order matter there?
 
 FORETELL = ("relative_range", "column_variation", "forecast_gain", "forecast_global_gain")  # known before any sweep

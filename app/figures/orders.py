@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from app.figures import palette
-from app.figures.losses import losses_in_order
 from app.figures.palette import Style
 from app.figures.shapes import Chart, Look, colourbar, end_labels
 from app.figures.shrinking import to_numpy
@@ -269,14 +268,11 @@ def _colour_ratios(chart: Chart, ratio: pd.DataFrame, printed: pd.DataFrame, lab
 
 
 def paper_drawings(paper: PaperFigures) -> list[Drawing]:
-    """The ROSE paper's figures of one layer, from numbers that an analysis keeps: Figure 1a with the losses of blocks
-    before and after reordering, Figure 1c, where there are positions to choose from, and the bars of orders."""
+    """The ROSE paper's figures of one layer, from numbers that an analysis keeps: Figure 1a, Figure 1c where there are
+    positions to choose from, and the bars of orders."""
     layer = short_layer(paper.layer)
     curves = {order: np.array(curve) for order, curve in paper.curves.items()}
     drawings = [error_curve(curves, layer=layer)]
-    if len(paper.losses) > 1:
-        errors = {order: np.diff(curves[order]) for order in ("natural", "two_level")}
-        drawings.append(losses_in_order(np.array(paper.losses), paper.visited, errors, layer=layer))
     if len(paper.positions) > 1:
         table = pd.DataFrame(paper.positions, columns=["position", "relative_error"])
         drawings.append(position_curve(table, block=paper.block, base="natural", place=paper.place, layer=layer))

@@ -19,9 +19,8 @@ COLUMNS = ("layer", "value")
 
 
 def read_numbers(source: str | bytes, layers: Collection[str]) -> tuple[pd.Series, list[str]]:
-    """Reads a CSV file with the columns layer and value, from its path or its content; others are left out.
-
-    Of the report.json of a tuned model it is the change of each layer, ‖ΔW‖/‖W‖.
+    """Reads a CSV file with the columns layer and value, or the report.json of a tuned model, whose numbers are the
+    change of each layer, ‖ΔW‖/‖W‖; from its path or its content.
 
     Returns:
         The numbers by layer, of those among `layers`; and the names that are not among them.
@@ -30,40 +29,41 @@ def read_numbers(source: str | bytes, layers: Collection[str]) -> tuple[pd.Serie
         RoseError: no such file, other columns, no layer of these, or a row that is none, with its line and column.
     """
     content = _content(source)
-    found = _moved(content) if content.lstrip().startswith("{") else _listed(content)
-    known = pd.Series({name: value for name, value in found.items() if name in layers}, dtype=float)
+    if content.lstrip().startswith("{"):
+        report = RunReport.from_json(content, "The file")
+        if not report.is_tuned:
+            raise RoseError("The file is no report of a tuned model; give its report.json, or a CSV file.")
+        rows = [(name, str(value), f"Layer {name[:80]}, change") for name, value in report.tuned["change"].items()]
+    else:
+        rows = _rows(content)
+    numbers: dict[str, float] = {}
+    for name, text, where in rows:
+        if name in numbers:
+            raise RoseError(f"{where.partition(', ')[0]}, column layer: {name[:80]} is there twice; correct the file.")
+        numbers[name] = _number(text, where)
+    known = pd.Series({name: value for name, value in numbers.items() if name in layers}, dtype=float)
     if known.empty:
-        example = f", such as {next(iter(found))[:80]}" if found else ""
+        example = f", such as {next(iter(numbers))[:80]}" if numbers else ""
         raise RoseError(f"The file names no layer of this model{example}; its layers are called {next(iter(layers))}.")
-    return known, [name for name in found if name not in layers]
+    return known, [name for name in numbers if name not in layers]
 
 
-def _moved(content: str) -> dict[str, float]:
-    report = RunReport.from_json(content, "The file")
-    if not report.is_tuned:
-        raise RoseError("The file is no report of a tuned model; give its report.json, or a CSV file.")
-    return {name: _number(str(moved), f"Layer {name[:80]}", "change") for name, moved in report.tuned["change"].items()}
-
-
-def _listed(content: str) -> dict[str, float]:
-    found: dict[str, float] = {}
+def _rows(content: str) -> list[tuple[str, str, str]]:
+    """Layer, value and place of each line below the head."""
+    reader, rows = csv.reader(io.StringIO(content), strict=True), []
     try:
-        rows = csv.reader(io.StringIO(content), strict=True)
-        head = [name.strip() for name in next(rows, [])]
+        head = [name.strip() for name in next(reader, [])]
         if not set(COLUMNS) <= set(head):
             raise RoseError(f"The file has no columns {' and '.join(COLUMNS)} in its first line; add them.")
-        name_at, value_at = map(head.index, COLUMNS)
-        for row in filter(None, rows):
-            where = f"Line {rows.line_num}"
+        for row in filter(None, reader):
+            where = f"Line {reader.line_num}"
             if len(row) != len(head):
                 raise RoseError(f"{where} has {len(row)} fields, and the first line {len(head)}; correct the file.")
-            name, text = row[name_at].strip(), row[value_at].strip()
-            if name in found:
-                raise RoseError(f"{where}, column layer: {name[:80]} is there twice; correct the file.")
-            found[name] = _number(text, where)
+            layer, value = (row[head.index(name)].strip() for name in COLUMNS)
+            rows.append((layer, value, f"{where}, column value"))
     except csv.Error as problem:
         raise RoseError(f"The file cannot be read as CSV ({problem}); correct it.") from problem
-    return found
+    return rows
 
 
 def _content(source: str | bytes) -> str:
@@ -78,11 +78,11 @@ def _content(source: str | bytes) -> str:
         raise RoseError(f"The file cannot be read as text ({problem}); choose another.") from problem
 
 
-def _number(text: str, where: str, column: str = "value") -> float:
+def _number(text: str, where: str) -> float:
     try:
         value = float(text.replace("_", "?"))  # which Python reads, and no other program
     except ValueError:
         value = float("nan")
     if not (isfinite(value) and abs(value) <= FLOAT32_MAX):
-        raise RoseError(f"{where}, column {column}: {text[:40]!r} is no finite number; correct the file.")
+        raise RoseError(f"{where}: {text[:40]!r} is no finite number; correct the file.")
     return value

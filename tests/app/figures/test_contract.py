@@ -157,12 +157,6 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "prepruning_mask": lambda x, **t: weights.prepruning_mask(x.plan, marked_block=2, **t),
     "column_loss_map": lambda x, **t: losses.column_loss_map(x.plan, marked_block=2, **t),
     "block_loss_bars": lambda x, **t: losses.block_loss_bars(x.plan, marked_block=2, **t),
-    "losses_in_order": lambda x, **t: losses.losses_in_order(
-        x.plan.loss_per_column.numpy(),
-        x.plan.block_order.tolist(),
-        {order: x.results[order].block_error.numpy() for order in ("natural", "two_level")},
-        **t,
-    ),
     "order_picture": lambda x, **t: losses.order_picture(x.plan, "two_level", marked_block=2, marked_column=33, **t),
     "order_picture_mixed": lambda x, **t: losses.order_picture(x.plan, "hessian", marked_column=33, **t),
     "head_map": lambda x, **t: savings.head_map(HEADS, marked_block=1, **t),

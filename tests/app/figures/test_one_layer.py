@@ -147,19 +147,6 @@ def test_block_bars_compare_losses_per_column_and_draw_the_threshold(lab: Simple
     assert title(losses.block_loss_bars(replace(lab.plan, threshold=1.0))).startswith("Not columnar")
 
 
-def test_losses_in_order_compare_what_the_costliest_block_adds() -> None:
-    natural, ordered = np.array([0.1, 0.2, 0.5]), np.array([0.25, 0.1, 0.2])
-    errors = {"natural": natural, "two_level": ordered}
-    drawing = losses.losses_in_order(np.array([1.0, 2.0, 4.0]), [2, 1, 0], errors)
-    moved = "Block 2 loses most; pruned as number 1, not 3, it leaves 50.0 % less error than in natural order"
-    assert title(drawing) == moved
-    assert drawing.data["block"].tolist() == [0, 1, 2, 2, 1, 0]
-    assert drawing.data["error"].tolist() == [*natural, *ordered]
-    same = losses.losses_in_order(np.array([4.0, 2.0, 1.0]), [0, 1, 2], errors)
-    stays = "Block 0 loses most and is number 1 in both orders; all together leave 31.2 % less error"
-    assert title(same).startswith(stays)
-
-
 def test_order_picture_follows_a_column(lab: SimpleNamespace) -> None:
     drawing = losses.order_picture(lab.plan, "two_level", marked_column=35)
     order = rose.make_order(lab.plan, "two_level")

@@ -83,7 +83,7 @@ def test_a_run_shows_what_the_engine_found(study: Study, findings: Findings) -> 
         if check.name != "Measures agree":  # a rounding error has no digits to compare
             assert row["Found"] == check.finding
         assert row["To pass"] == check.limit
-    assert len(figures(app)) == 2
+    assert len(figures(app)) == 3  # the layer's own picture, too
     assert "times the calibration error" in titles(app)[1]
 
 

@@ -217,11 +217,6 @@ def test_results_arrive_while_the_run_goes_on(study: Study, monkeypatch: pytest.
         assert re.search(r"of seven layers (is|are) columnar\*\* above 0.5", texts(app))
         assert "blank: not yet (14 of 21)" in titles(app)[0]
         assert app.sidebar.button(key="study-cancel")
-        links = [one.proto for one in open_page("views/start.py", running).main.get("page_link")]
-        top = running.overview(0.5).nlargest(3, "relative_range")
-        said = [f"{words.short_layer(row.layer)}, {row.relative_range:.3f}" for row in top.itertuples()]
-        assert [one.label for one in links if one.page == "layer"] == said
-        assert [one.query_string for one in links if one.page == "layer"] == [f"layer={name}" for name in top["layer"]]
         # Watched from a page that is about another model too, or it would be stopped as if nobody were there.
         assert open_page("views/diffusion.py", running).sidebar.button(key="study-cancel")
     finally:
