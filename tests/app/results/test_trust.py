@@ -84,7 +84,7 @@ def test_a_run_shows_what_the_engine_found(study: Study, findings: Findings) -> 
             assert row["Found"] == check.finding
         assert row["To pass"] == check.limit
     assert len(figures(app)) == 3  # the layer's own picture, too
-    assert "times the calibration error" in titles(app)[1]
+    assert "times the calibration error" in titles(app)[2]
 
 
 def test_all_layers_are_judged_by_the_chosen_methods(study: Study) -> None:
