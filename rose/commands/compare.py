@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rose.commands import shared, terminal
 from rose.files import reachable
-from rose.launch import launched_place
 from rose.model.estimate.duration import estimate_evaluation
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import parse_dtype
@@ -77,7 +76,6 @@ def run(spec: Compare, console: Console) -> None:
             seeds=seeds,
             done=folder.rows,
             progress=begin,
-            part=launched_place(),
             layers=spec.layers,
             **chosen,
         ):

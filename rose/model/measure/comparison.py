@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from rose import verdicts
 from rose.errors import RoseError
 from rose.files import check_small, expand
+from rose.launch import launched_place
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.model.defaults import TARGETS
 from rose.model.measure.folder import MeasurementFolder
@@ -172,7 +173,6 @@ def compare_methods(
     seeds: Sequence[int],
     done: Sequence[ComparisonRow] = (),
     progress: Callable[[str], ProgressCallback | None] = lambda _run: None,
-    part: tuple[int, int] = (0, 1),
     layers: Sequence[str] | None = None,
     **options: Unpack[RunOptions],
 ) -> Iterator[ComparisonRow]:
@@ -185,7 +185,6 @@ def compare_methods(
         methods: as for `parse_variant`.
         done: rows of an earlier, interrupted comparison.
         progress: run's name -> callback for `prune_model`.
-        part: (k, n) makes every n-th run from the k-th on, for n processes that share a folder.
     """
     variants, settings = plan_comparison(methods, sparsities, **options)
     network = Network(model)
@@ -199,7 +198,8 @@ def compare_methods(
     before = done[0].dense_perplexity if done else perplexity_of(window_losses(network, windows))
     # Seeds outermost: an interrupted comparison has all methods on the first seeds.
     runs = [(run, variants[k % len(variants)], seed) for seed in dict.fromkeys(seeds) for k, run in enumerate(settings)]
-    for run, variant, seed in runs[part[0] :: part[1]]:
+    place, processes = launched_place()  # of a launcher, which share a folder and divide the runs
+    for run, variant, seed in runs[place::processes]:
         pattern = str(run.layer.pattern)
         if (variant.name, pattern, seed) in finished:
             continue
