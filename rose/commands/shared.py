@@ -33,7 +33,7 @@ from rose.wording import duration, listing, size
 logger = logging.getLogger(__name__)
 
 LONG = 10.0  # seconds; a longer run prints its estimated time
-TEXTS = ("calibration", "evaluate", "text")
+TEXTS = ("calibration", "evaluate", "text", "second")
 HEADER = ("model", "dtype", "calibration", "seed", "bos", "rotate")  # of a report's header, see `origin`
 Asked = TypeVar("Asked", bound=Spec)
 
