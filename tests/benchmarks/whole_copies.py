@@ -1,0 +1,63 @@
+"""Sane copies of whole models, and what a check by the weights alone says of each: no copy may be accused.
+
+    python -m tests.benchmarks.whole_copies [METHOD ...] --output whole.csv --sparsities 0.5 2:4 [--tuned 2] [--bits 4]
+
+Each copy is pruned in memory, by all methods of the registry or those named. A row has how many tensors are accused,
+how many layers have parts that may be lawful, and the first of these. What is there is not done again.
+"""
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import rose
+from rose.layer.registry import METHODS
+from tests.benchmarks.common import MODEL, Rows, arguments
+
+
+def main() -> None:
+    options = arguments(
+        __doc__,
+        "methods",
+        output=Path,
+        model=MODEL,
+        sparsities=["0.5", "2:4"],
+        target="dense",
+        rotated=False,
+        bits=0,
+        tuned=0.0,
+        samples=8,
+        length=256,
+    )
+    dense, tokenizer = rose.load_model(options.model)
+    tokens = rose.load_tokens("packaged", tokenizer, samples=options.samples, length=options.length, seed=0)
+    key = ("model", "method", "sparsity", "target", "rotated", "bits", "tuned", "samples", "length")
+    rows = Rows(options.output, key)
+    for sparsity in options.sparsities:
+        for method in options.methods or METHODS:
+            run: dict[str, Any] = {name: getattr(options, name) for name in key if name not in ("method", "sparsity")}
+            run |= {"method": method, "sparsity": sparsity}
+            if tuple(run[name] for name in key) in rows:
+                continue
+            began, pruned = time.process_time(), copy.deepcopy(dense)
+            if options.rotated:
+                rose.rotate_heads(pruned, tokens)
+            rounding = {"bits": options.bits} if options.bits else {}
+            rose.prune_model(pruned, tokens, method=method, sparsity=sparsity, target=options.target, **rounding)
+            if options.tuned:
+                windows = rose.load_tokens("packaged", tokenizer, samples=32, length=options.length, seed=1)
+                rose.tune_model(pruned, dense, windows, minutes=options.tuned)
+            check = rose.check_checkpoint(dense, pruned)
+            odd = check.layers[check.layers["misfits"] != ""]
+            rows.add(
+                run
+                | {"accused": len(check.wrong), "layers_with_lawful_parts": len(odd)}
+                | {"first_accused": " ".join(check.wrong.head(1).astype(str).to_numpy().ravel())}
+                | {"first_lawful": " ".join(odd[["layer", "misfits"]].head(1).to_numpy().ravel())}
+                | {"processor_seconds": round(time.process_time() - began)}
+            )
+
+
+if __name__ == "__main__":
+    main()
