@@ -223,6 +223,8 @@ class _Layer:
         negative = -(self.dense * self.pruned) / self.variance
         matrices = ((self.pruned != 0).float(), (negative > 0).float(), negative, self.residual)
         runs = [_runs(matrix) for matrix in matrices]
+        # A row may lawfully move more than others, in all its columns: its residuals count by its usual one.
+        runs[3] = runs[3] / (runs[3] / runs[0].clamp_min(1)).median(1, keepdim=True).values.clamp_min(1)
         odd = torch.zeros_like(runs[0], dtype=torch.bool)
         for (rows, columns), limit in NEGATIVE.items():
             sizes, opposite, backward, residual = (_tile_sums(run, rows, columns // 32) for run in runs)

@@ -270,3 +270,15 @@ def test_most_rows_of_a_layer_may_be_wrong(dense: Tensor, bases: dict[str, Tenso
         found = [part for part in misfits(dense, weight) if part.kind == OTHER]
         assert sum(part.rows[1] - part.rows[0] + 1 for part in found) > told * len(rows)
         assert found[0].source == found[0].rows[0] + source
+
+
+def test_a_row_that_moved_more_than_others_accuses_no_tile_around_it() -> None:
+    """As the row of a massive channel in a sane layer: most in one run of columns, and much in all of them."""
+    generator = torch.Generator().manual_seed(0)
+    weight, change = (torch.randn(1024, 256, generator=generator) for _ in range(2))
+    change *= 0.15
+    change[100] *= 10
+    change[100, 128:160] *= 3
+    weight[100] *= 2
+    kept = torch.rand(weight.shape, generator=generator) < 0.5
+    assert misfits(weight, (weight + change) * kept) == ()
