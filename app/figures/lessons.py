@@ -72,11 +72,13 @@ def removal(
     top = max(map(max, weights.values()))
     chart.y(row=2, col=1, range=[min(0.0, *map(min, weights.values())) * 1.2, max(2.2, top * 1.15)])
     chart.y(row=2, col=2, range=[0, 1.2])
-    kept = costs["others help"] / costs["nobody helps"]
-    finding = f"The others make good {percent(1 - kept, 0)} of what weight {column + 1} did"
-    what = f"Grey: before, or with nobody's help; orange: after weight {column + 1} is removed and the others changed"
+    left = costs["others help"] / costs["nobody helps"]
+    finding = f"The others make good {percent(1 - left, 0)} of what weight {column + 1} did"
+    subtitle = (
+        f"Grey: before, or with nobody's help; orange: after weight {column + 1} is removed and the others changed"
+    )
     table = pd.DataFrame({"weight": names} | dict(weights))
-    return chart.done(finding, what, "Computed from H⁻¹; nothing is damped.", "Circles and two bar charts", table)
+    return chart.done(finding, subtitle, "Computed from H⁻¹; nothing is damped.", "Circles and two bar charts", table)
 
 
 def _circles(chart: Chart, overlaps: Sequence[float], column: int) -> None:
@@ -117,7 +119,7 @@ def _distance(share: float) -> float:
 
 
 def number_matrix(
-    values: Any, finding: str, what: str, *, caption: str = "", removed: Any = None, columns: Sequence[int] = (),
+    values: Any, finding: str, subtitle: str, *, caption: str = "", removed: Any = None, columns: Sequence[int] = (),
     below: Mapping[str, Sequence[float]] | None = None, marked: int | None = None, decimals: int = 1, theme: Theme,
 ) -> Drawing:  # fmt: skip
     """A small matrix with all numbers printed, its blocks outlined, and rows of numbers below.
@@ -131,10 +133,15 @@ def number_matrix(
     """
     matrix = to_numpy(values).astype(np.float64)
     rows, width = matrix.shape
-    gone = np.zeros(matrix.shape, bool) if removed is None else to_numpy(removed).astype(bool)
+    removed_cells = np.zeros(matrix.shape, bool) if removed is None else to_numpy(removed).astype(bool)
     below, size = below or {}, 3
     chart = Chart(height=HEIGHT, headroom=34, theme=theme)
-    _cells(chart, np.abs(matrix), gone, lambda row, column: f"{matrix[row, column]:.{decimals}f}".replace("-", "−"))
+    _cells(
+        chart,
+        np.abs(matrix),
+        removed_cells,
+        lambda row, column: f"{matrix[row, column]:.{decimals}f}".replace("-", "−"),
+    )
     for at, (name, numbers) in enumerate(below.items()):
         _row(chart, rows + 0.3 + at, numbers, width // len(numbers), 2 if name.startswith("price") else 1)
     for block in range(width // size):
@@ -149,17 +156,17 @@ def number_matrix(
     chart.margins = {"l": 104, "b": 12}
     table = pd.DataFrame(matrix, columns=[f"column {heading}" for heading in headings])
     table.insert(0, "output", np.arange(rows) + 1)
-    return chart.done(finding, what, caption, "Matrix with all numbers printed", table)
+    return chart.done(finding, subtitle, caption, "Matrix with all numbers printed", table)
 
 
-def _cells(chart: Chart, size: np.ndarray, gone: np.ndarray, text: Any) -> None:
-    """A coloured cell with its number for each entry; grey and struck where it is gone."""
+def _cells(chart: Chart, size: np.ndarray, removed_cells: np.ndarray, text: Any) -> None:
+    """A coloured cell with its number for each entry; grey and struck where it is removed_cells."""
     largest = float(size.max()) or 1.0
     place = {"x": np.arange(size.shape[1]), "y": np.arange(size.shape[0]), "xgap": 2, "ygap": 2, "hoverinfo": "skip"}
     scale = {"colorscale": palette.SEQUENTIAL, "zmin": 0, "zmax": largest, "showscale": False}
-    chart.figure.add_heatmap(z=np.where(gone, np.nan, size).astype(np.float32), **place, **scale)
+    chart.figure.add_heatmap(z=np.where(removed_cells, np.nan, size).astype(np.float32), **place, **scale)
     for (row, column), value in np.ndenumerate(size):
-        if gone[row, column]:
+        if removed_cells[row, column]:
             _box(chart, column, row, 1, chart.ink.blank)
             _print(chart, column, row, f"<s>{text(row, column)}</s>", chart.ink.muted)
         else:
@@ -188,17 +195,19 @@ def _print(chart: Chart, x: float, y: float, text: str, colour: str) -> None:
 # Lesson 3
 
 
-def early_late(results: Mapping[str, LayerResult], energy: float, block: int, *, told: bool, theme: Theme) -> Drawing:
+def early_late(
+    results: Mapping[str, LayerResult], energy: float, block: int, *, answered: bool, theme: Theme
+) -> Drawing:
     """What every block would cost if nobody helped, and what stays: one block goes first, or it goes last.
 
     Args:
         results: traced sweeps, by what is said of the block.
         energy: what errors are relative to.
         block: the one that moves.
-        told: whether what stays is shown.
+        answered: whether the error that stays is shown.
     """
     chart = Chart(
-        height=HEIGHT, headroom=24, legend=told, theme=theme, rows=1, cols=2, shared_yaxes=True,
+        height=HEIGHT, headroom=24, legend=answered, theme=theme, rows=1, cols=2, shared_yaxes=True,
         horizontal_spacing=0.04, subplot_titles=list(results),
     )  # fmt: skip
     chart.figure.update_annotations(font_size=FONT_SIZE + 1)
@@ -212,7 +221,7 @@ def early_late(results: Mapping[str, LayerResult], energy: float, block: int, *,
         saved.append(float(shares[blocks.index(block)]))
         x, at = [f"block<br>{number + 1}" for number in blocks], {"row": 1, "col": col}
         chart.bars(x, lost, alone, "", showlegend=col == 1, width=0.7, **at)
-        if told:
+        if answered:
             chart.bars(x, error, stays, "", showlegend=col == 1, width=0.7, **at)
             for place, top, share in zip(x, lost, shares, strict=True):
                 chart.note(percent(share, 0), x=place, y=top, yanchor="bottom", bgcolor="rgba(0,0,0,0)", **at)
@@ -223,10 +232,10 @@ def early_late(results: Mapping[str, LayerResult], energy: float, block: int, *,
     chart.y(title_text="error, of the layer's output", row=1, col=1)
     first, last = saved
     finding = f"Block {block + 1} would lose most, wherever it stands"
-    if told:
+    if answered:
         finding = f"Of block {block + 1}'s loss {percent(first, 0)} is made good first, {percent(last, 0)} last"
-    what = "Blocks from left to right as they are pruned" + ("; above each: what is made good" if told else "")
-    return chart.done(finding, what, "", "Two bar charts side by side", table)
+    subtitle = "Blocks from left to right as they are pruned" + ("; above each: what is made good" if answered else "")
+    return chart.done(finding, subtitle, "", "Two bar charts side by side", table)
 
 
 # Lesson 4
@@ -246,8 +255,8 @@ def price_lines(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], *, t
     chart.level(level, (0.7, 9.3), f"mean of every line: {number(level)}".replace("-", "−"))
     chart.x(dtick=1, range=[0.7, 9.3], zeroline=False)
     chart.y(range=[float(logs.min()) - 0.1, float(logs.max()) + 0.1], rangemode="normal", zeroline=False)
-    what = "Logarithm of the price at each step; the area under every line is the same"
-    return chart.done("Every line has the same mean", what, "", "Line chart of log prices over steps", table)
+    subtitle = "Logarithm of the price at each step; the area under every line is the same"
+    return chart.done("Every line has the same mean", subtitle, "", "Line chart of log prices over steps", table)
 
 
 # Lesson 7
@@ -292,8 +301,8 @@ def budget_bars(table: pd.DataFrame, finding: str, *, theme: Theme) -> Drawing:
         names = [ORDERS[order].replace(" (", "<br>(").replace(", ", ",<br>") for order in rows["order"]]
         chart.bars(names, rows["ratio"], look, "", text=[f"{ratio:.2f}" for ratio in rows["ratio"]])
     chart.y(top=1.15 * float(table["ratio"].max()))
-    what = "The 4 × 9 layer, a third of its weights removed"
-    return chart.done(finding, what, "", "Bar chart of errors by order and budget", table)
+    subtitle = "The 4 × 9 layer, a third of its weights removed"
+    return chart.done(finding, subtitle, "", "Bar chart of errors by order and budget", table)
 
 
 def share_bars(shares: Mapping[str, Sequence[int]], size: int, equal: int, *, theme: Theme) -> Drawing:
@@ -324,11 +333,11 @@ def columnar_map(layers: pd.DataFrame, *, theme: Theme) -> Drawing:
     chart.y(**BARE, autorange="reversed", ticks="")
     columnar, every = int(layers["is_columnar"].sum()), len(layers)
     finding = f"{word(columnar).capitalize()} of {every} layers are columnar"
-    what = "Layers of SmolLM2-135M at 70 % zeros; orange: columnar"
-    return chart.done(finding, what, "The finished study that the app opens with.", "Map of layers", layers)
+    subtitle = "Layers of SmolLM2-135M at 70 % zeros; orange: columnar"
+    return chart.done(finding, subtitle, "The finished study that the app opens with.", "Map of layers", layers)
 
 
-def ratio_lines(ratios: Mapping[str, Interval], what: str, finding: str, caption: str, *, theme: Theme) -> Drawing:
+def ratio_lines(ratios: Mapping[str, Interval], subtitle: str, finding: str, caption: str, *, theme: Theme) -> Drawing:
     """Ratios with their 95 % intervals, one above the other; 1 is marked."""
     chart = Chart(x="times SparseGPT's perplexity (logarithmic)", height=HEIGHT, theme=theme)
     names, values = list(ratios), list(ratios.values())
@@ -340,14 +349,14 @@ def ratio_lines(ratios: Mapping[str, Interval], what: str, finding: str, caption
     bars = {"type": "data", "symmetric": False, "thickness": 2.5, "width": 8} | ends
     text = [f"<b>{ratio.value:.2f}</b>" for ratio in values]
     look = Style(palette.ORANGE, "", symbol="square")
-    more = {"error_x": bars, "mode": "markers+text", "textposition": "top center", "text": text}
-    chart.points(middles, names, look, "%{y}<br>%{x:.3f}", size=11, showlegend=False, **more)
+    marks = {"error_x": bars, "mode": "markers+text", "textposition": "top center", "text": text}
+    chart.points(middles, names, look, "%{y}<br>%{x:.3f}", size=11, showlegend=False, **marks)
     chart.figure.add_vline(x=1, line=chart.dashed())
     chart.x(type="log", tickvals=[0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2], zeroline=False)
     chart.y(autorange="reversed", range=[len(names) - 0.5, -0.6], showgrid=False)
-    table = pd.DataFrame([(name, one.value, one.low, one.high) for name, one in ratios.items()],
+    table = pd.DataFrame([(name, ratio.value, ratio.low, ratio.high) for name, ratio in ratios.items()],
                          columns=["method", "ratio", "low", "high"])  # fmt: skip
-    return chart.done(finding, what, caption, "Ratios with intervals", table)
+    return chart.done(finding, subtitle, caption, "Ratios with intervals", table)
 
 
 # Lesson 10
@@ -357,12 +366,12 @@ def basis_panels(
     column_importance: Sequence[float], relative_range: float, errors: pd.DataFrame, chosen: str,
     names: Mapping[str, str], *, theme: Theme,
 ) -> Drawing:  # fmt: skip
-    """Importance of every column in one basis, and, where they are told, errors in all: basis, method, error."""
-    told = not errors.empty
+    """Importance of every column in one basis; once answered, also errors in all bases: basis, method, error."""
+    answered = not errors.empty
     titles = ["importance of the columns", "held-out error"]
-    grid: dict[str, Any] = {"rows": 1 + told, "cols": 1, "subplot_titles": titles[: 1 + told]}
-    grid |= {"vertical_spacing": 0.2} if told else {}
-    chart = Chart(height=HEIGHT, headroom=24, legend=told, theme=theme, **grid)
+    grid: dict[str, Any] = {"rows": 1 + answered, "cols": 1, "subplot_titles": titles[: 1 + answered]}
+    grid |= {"vertical_spacing": 0.2} if answered else {}
+    chart = Chart(height=HEIGHT, headroom=24, legend=answered, theme=theme, **grid)
     place = np.arange(1, len(column_importance) + 1)
     colours = {"color": palette.magnitude_colours(np.array(column_importance), theme)}
     look = Style(palette.BLUE, "importance")
@@ -376,17 +385,17 @@ def basis_panels(
                    row=2, col=1)  # fmt: skip
     kind = "columnar" if relative_range > THRESHOLD else "not columnar"
     finding = f"Basis {names[chosen].lower()}: relative range {relative_range:.2f}, {kind}"
-    what = f"A generated attention layer with {len(column_importance)} columns in six heads"
-    if told:
+    subtitle = f"A generated attention layer with {len(column_importance)} columns in six heads"
+    if answered:
         chart.y(row=2, col=1, range=[0, 1.2 * float(errors["error"].max())])
-    table = errors if told else pd.DataFrame({"column": place, "importance": column_importance})
-    return chart.done(finding, what, "", "Bar charts of importance and errors", table)
+    table = errors if answered else pd.DataFrame({"column": place, "importance": column_importance})
+    return chart.done(finding, subtitle, "", "Bar charts of importance and errors", table)
 
 
 # Lesson 11
 
 
-def remaining_bars(errors: Mapping[str, float], what: str, finding: str, caption: str, *, theme: Theme) -> Drawing:
+def remaining_bars(errors: Mapping[str, float], subtitle: str, finding: str, caption: str, *, theme: Theme) -> Drawing:
     """Horizontal bars of errors relative to the first one, each with its number."""
     chart = Chart(height=HEIGHT, theme=theme)
     names, values = list(errors), list(errors.values())
@@ -396,4 +405,4 @@ def remaining_bars(errors: Mapping[str, float], what: str, finding: str, caption
     chart.x(range=[0, 1.12 * max(values)])
     chart.y(autorange="reversed", showgrid=False)
     table = pd.DataFrame({"method": names, "error": values})
-    return chart.done(finding, what, caption, "Bar chart of errors", table)
+    return chart.done(finding, subtitle, caption, "Bar chart of errors", table)

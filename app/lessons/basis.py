@@ -18,7 +18,7 @@ from rose.layer.error import relative_error
 from rose.layer.pattern import Pattern
 
 WIDTH, HEADS, BLOCK_SIZE, SPARSITY = 96, 6, 16, 0.7  # of the stream; heads as wide as a block
-TOKENS = 512  # of calibration, and as many held out
+TOKENS = 512  # of calibration; equally many are held out
 SHARED = 0.6  # part of an input channel's variance that it has in common with others
 LAYOUT = HeadLayout(BLOCK_SIZE, tuple(range(HEADS)))
 STEEPEST = 0.35  # by how much the parts of the last head's values fall, one after another, as exponents
@@ -32,7 +32,7 @@ class Turned:
     Attributes:
         importance: of its columns, (in,).
         relative_range: above 0.5 the layer is columnar.
-        moved: ‖y' − y‖ / ‖y‖ of what the dense layer puts out, y as given.
+        moved: ‖y' − y‖ / ‖y‖, y being the dense output in the given basis.
         errors: held out, by method.
     """
 
@@ -46,7 +46,7 @@ class Turned:
 def turned() -> dict[str, Turned]:
     """The layer in every basis of `BASES`."""
     values, output, tokens = _generate()
-    given = tokens @ values.T @ output.T
+    dense = tokens @ values.T @ output.T
     hessian = _statistics(tokens[:TOKENS] @ values.T).hessian
     layers = {}
     for name in BASES:
@@ -63,7 +63,7 @@ def turned() -> dict[str, Turned]:
             pruned = rose.prune_layer(turned_output, statistics, method=method, **options).weight
             errors[method] = relative_error(turned_output, pruned, held_out.hessian)
         plan = rose.plan_order(turned_output, statistics, sparsity=SPARSITY, block_size=BLOCK_SIZE)
-        moved = float((read @ turned_output.T - given).norm() / given.norm())
+        moved = float((read @ turned_output.T - dense).norm() / dense.norm())
         layers[name] = Turned(plan.importance.sum(0).tolist(), plan.relative_range, moved, errors)
     return layers
 
@@ -90,8 +90,8 @@ def _generate() -> tuple[Tensor, Tensor, Tensor]:
     output = torch.randn(WIDTH, columns, generator=generator)
     common = torch.randn(2 * TOKENS, sources, generator=generator)
     mixing = torch.randn(sources, WIDTH, generator=generator) * (SHARED / sources) ** 0.5
-    own = torch.randn(2 * TOKENS, WIDTH, generator=generator)
-    return values, output, common @ mixing + own * (1 - SHARED) ** 0.5
+    noise = torch.randn(2 * TOKENS, WIDTH, generator=generator)
+    return values, output, common @ mixing + noise * (1 - SHARED) ** 0.5
 
 
 def _statistics(inputs: Tensor) -> rose.InputStatistics:

@@ -133,9 +133,9 @@ def undo() -> None:
 def buttons() -> None:
     """Known orders, and the way back."""
     now = state()
-    known = {"Natural": NATURAL, "ROSE": _columns("two_level"), "Pivot": _columns("pivot")}
+    orders = {"Natural": NATURAL, "ROSE": _columns("two_level"), "Pivot": _columns("pivot")}
     with st.container(horizontal=True, gap="xsmall"):
-        for label, order in known.items():
+        for label, order in orders.items():
             st.button(label, key=f"board-{label}", on_click=change, args=(order,))
         st.button("Undo", type="tertiary", key="board-undo", on_click=undo, disabled=not now["past"])
         st.button("Reset", type="tertiary", key="board-reset", on_click=change, args=(NATURAL, example.WEIGHT))
@@ -153,7 +153,7 @@ def draw() -> None:
 
 
 def compared() -> Drawing:
-    """The error of the board's order among those of others."""
+    """The error of the board's order among errors of other orders."""
     order, weights = state()["order"], state()["weights"]
     random = [example.prune(name, weight=weights).relative_error for name in RANDOM]
     marked = {"natural": NATURAL, "two_level": _columns("two_level"), "custom": order}

@@ -77,7 +77,7 @@ def prices(order: str | Sequence[int] = "natural") -> list[float]:
 
 @dataclass(frozen=True)
 class Removal:
-    """What is left where one of three weights goes.
+    """Three weights, of which one is removed.
 
     Attributes:
         hessian, inverse: H and H⁻¹, (3, 3).

@@ -1,4 +1,4 @@
-"""What a lesson is: a text on the left, one stage on the right, and what a class may move or guess.
+"""A lesson: a text on the left, one stage on the right, and controls and a question for the class.
 
 A lesson is declared once (`app.lessons.story`); the page Learn draws all of them in the same way.
 """
@@ -31,7 +31,7 @@ class Choice:
     key: str
     label: str
     options: Mapping[str, str]
-    follows_answer: bool = False  # there is nothing to choose before the question is answered
+    follows_answer: bool = False  # shown once the question is answered
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Lesson:
     """A lesson's declaration.
 
     Attributes:
-        screen: from the values of all controls by key, and whether the answer to the question may be told.
+        screen: from the values of all controls by key, and whether the question has been answered.
         proof: name of a button, and the Markdown behind it.
     """
 

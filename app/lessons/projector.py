@@ -1,6 +1,6 @@
 """Lessons on a projector: the page fills the screen, and keys turn it wherever the focus is.
 
-Streamlit has neither, so this is a style sheet and one script. The script sits on the page itself (`st.html` with
+Streamlit has neither: a style sheet and one script do both. The script sits on the page itself (`st.html` with
 JavaScript), catches keys before any widget does, and clicks the page's own buttons; where these are not on screen it
 does nothing.
 """
@@ -73,10 +73,9 @@ def turn(on: bool) -> None:
 
 
 def fit(key: str, height: int) -> None:
-    """Makes a figure on an enlarged page take the room that it is given.
+    """Gives a figure on an enlarged page its height, in pixels.
 
-    Plotly sizes itself by what it measures on the screen, enlarged pixels, and is then enlarged once more: what it
-    measures is made smaller by the same factor. The height is in pixels.
+    Plotly measures enlarged pixels and is then enlarged once more, so its box is made smaller by the same factor.
     """
     st.html(
         f"<style>.st-key-{key} {{ height: {height}px; flex: none; }}"

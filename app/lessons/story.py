@@ -1,4 +1,4 @@
-"""The eleven lessons: text, stage and controls of each. Every number is computed from what is shown.
+"""The eleven lessons: text, stage and controls of each. Every number is computed by the engine.
 
 Each lesson answers the question with which the one before ends. Columns and blocks are counted from 1, as in the paper.
 """
@@ -35,12 +35,12 @@ def _signed(value: float, decimals: int = 2) -> str:
 # 1
 
 
-def one_weight(values: Values, told: bool) -> Screen:
+def one_weight(values: Values, answered: bool) -> Screen:
     removal = example.remove_one(values["alike"], values["removed"] - 1)
-    j, others = values["removed"], [k for k in (1, 2, 3) if k != values["removed"]]
+    j, helpers = values["removed"], [k for k in (1, 2, 3) if k != values["removed"]]
     changes = " and ".join(
         f"weight {k} from {_signed(float(removal.before[k - 1]))} to {_signed(float(removal.after[k - 1]))}"
-        for k in others
+        for k in helpers
     )
     text = (
         r"A layer computes $y = w_1x_1 + w_2x_2 + w_3x_3$. **H** says how much its inputs overlap: "
@@ -75,13 +75,13 @@ DERIVATION = (
 # 2
 
 
-def column_by_column(values: Values, told: bool) -> Screen:
+def column_by_column(values: Values, answered: bool) -> Screen:
     pruned, shown = values["pruned"], values["shown"]
     result, price = example.prune("natural"), example.prices()
     assert result.trace is not None
     now = result.trace.weights[pruned]
     removed = None if shown == "standin" else result.mask & (np.arange(9) < 3 * pruned)
-    matrix, decimals, what = {
+    matrix, decimals, subtitle = {
         "weights": (now, 1, "Weights w as they stand"),
         "cost": (now.square() * np.array(price), 1, "Cost w² d of every weight as it stands"),
         "standin": (example.plan().importance.square(), 1, "S² of every weight, before anything is pruned"),
@@ -97,15 +97,17 @@ def column_by_column(values: Values, told: bool) -> Screen:
         "ahead by S, where $S_{ij}^2 = w_{ij}^2 H_{jj}$ is the cost **if nobody helps**. S needs no U."
         "\n\n*Next: how much does it matter whether a column comes early or late?*"
     )
-    gone = 4 * pruned
-    finding = f"{gone} of 12 weights are removed" if gone else "Nothing is removed yet: block 1 is next"
+    removed_count = 4 * pruned
+    finding = (
+        f"{removed_count} of 12 weights are removed" if removed_count else "Nothing is removed yet: block 1 is next"
+    )
     if shown == "standin":
         finding = "S² is what a weight would cost if nobody helped"
     return Screen(
         "Each column has a price",
         text,
         lambda theme: figures.number_matrix(
-            matrix, finding, f"{what}; grey and struck: removed", removed=removed, below={"price d": price},
+            matrix, finding, f"{subtitle}; grey and struck: removed", removed=removed, below={"price d": price},
             marked=None if pruned == 3 else pruned, decimals=decimals, theme=theme,
         ),
     )  # fmt: skip
@@ -114,7 +116,7 @@ def column_by_column(values: Values, told: bool) -> Screen:
 # 3
 
 
-def early_and_late(values: Values, told: bool) -> Screen:
+def early_and_late(values: Values, answered: bool) -> Screen:
     results = {"Block 3 goes first": example.prune(BLOCK_3_FIRST), "Block 3 goes last": example.prune(NATURAL)}
     shares = []
     for result, place in zip(results.values(), (0, 2), strict=True):
@@ -125,7 +127,7 @@ def early_and_late(values: Values, told: bool) -> Screen:
         "The same layer, the same weights to choose from. Only the turn of block 3 differs: first, while six columns "
         "are still free, or last, when only its own are left."
     )
-    if told:
+    if answered:
         text += (
             f"\n\nFirst, {percent(shares[0], 0)} of its loss is made good; last, {percent(shares[1], 0)}. The error of "
             f"the whole layer is {number(first)} where it goes first and {number(last)} where it goes last."
@@ -135,14 +137,14 @@ def early_and_late(values: Values, told: bool) -> Screen:
     return Screen(
         "Early and late",
         text,
-        lambda theme: figures.early_late(results, example.energy(), 2, told=told, theme=theme),
+        lambda theme: figures.early_late(results, example.energy(), 2, answered=answered, theme=theme),
     )
 
 
 # 4
 
 
-def the_law(values: Values, told: bool) -> Screen:
+def the_law(values: Values, answered: bool) -> Screen:
     step = values["trade"]
     orders = {"natural": NATURAL}
     for name in ("two_level", "pivot"):
@@ -164,8 +166,8 @@ def the_law(values: Values, told: bool) -> Screen:
     product = float(np.prod(lines["natural"][1]))
     text = (
         _display(r"\prod_j d_j = \det H")
-        + f"whatever the order: here {number(product)}. In logarithms, every line has the same mean. **An order deals "
-        "prices out; it does not save.** What goes early is cheap, as many can help, and what is left over pays."
+        + f"whatever the order: here {number(product)}. The logarithms of every order have the same mean. **An order "
+        f"deals prices out; it does not save.** Early columns are cheap, as many can help, and what is left over pays."
         "\n\n*Pivot* order is the steepest: redundant inputs go first, and those that nothing else explains last."
         f"{traded}"
         "\n\n*Next: then which columns should be cheap? Those that lose most.*"
@@ -184,7 +186,7 @@ LAW = (
 # 5 and 6
 
 
-def columnar(values: Values, told: bool) -> Screen:
+def columnar(values: Values, answered: bool) -> Screen:
     plan, shown = example.plan(), values["losses"]
     losses = plan.block_loss.tolist()
     high, low = max(losses), min(losses)
@@ -197,7 +199,7 @@ def columnar(values: Values, told: bool) -> Screen:
         "losses": f"Block {losses.index(high) + 1} would lose most: {high:.1f}",
     }
     text = (
-        "The importances of this layer are those of the ROSE paper. ROSE looks at it before any sweep."
+        "This layer has the importances of the ROSE paper. ROSE looks at it before any sweep."
         + _display(r"S_{ij} = |w_{ij}|\sqrt{\tfrac1T\textstyle\sum_t x_{jt}^2}")
         + "**Pre-pruning** strikes the four smallest S of every block. What is struck is the potential loss L."
         + _display(r"\ell_j = \textstyle\sum_i L_{ij} \qquad B_b = \sum_{j \in b} \ell_j")
@@ -210,20 +212,22 @@ def columnar(values: Values, told: bool) -> Screen:
         + f"That is above {plan.threshold:g}: the layer is **columnar**."
         "\n\n*Next: in which order should such a layer be pruned?*"
     )
-    what = "Importance S, three blocks of three columns" + ("; struck: would be removed" if removed is not None else "")
+    subtitle = "Importance S, three blocks of three columns" + (
+        "; struck: would be removed" if removed is not None else ""
+    )
     return Screen(
         "Columnar: one block loses much more",
         text,
         lambda theme: figures.number_matrix(
-            plan.importance, findings[shown], what, removed=removed, below=below, theme=theme,
+            plan.importance, findings[shown], subtitle, removed=removed, below=below, theme=theme,
             marked=losses.index(high) if shown == "losses" else None,
         ),
     )  # fmt: skip
 
 
-def the_order(values: Values, told: bool) -> Screen:
+def the_order(values: Values, answered: bool) -> Screen:
     plan = example.plan()
-    columns = plan.permutation.tolist() if told else list(NATURAL)
+    columns = plan.permutation.tolist() if answered else list(NATURAL)
     losses = [float(plan.block_loss[column // 3]) for column in columns[::3]]
     natural, ordered = (example.prune(order).relative_error for order in ("natural", "two_level"))
     text, finding, below = (
@@ -231,7 +235,7 @@ def the_order(values: Values, told: bool) -> Screen:
         "Which first?",
         {},
     )
-    if told:
+    if answered:
         listed = ", ".join(str(column + 1) for column in columns)
         finding, below = f"Pruned in the order {listed}", {"column loss": plan.column_loss[columns].tolist()}
         below["block loss"] = losses
@@ -245,7 +249,7 @@ def the_order(values: Values, told: bool) -> Screen:
             "\n\n*Next: is there a better order?*"
         )
     return Screen(
-        "ROSE's order: the dearest block first" if told else "Which block goes first?",
+        "ROSE's order: the dearest block first" if answered else "Which block goes first?",
         text,
         lambda theme: figures.number_matrix(
             plan.importance[:, columns], finding, "Importance S, columns as they are pruned",
@@ -257,7 +261,7 @@ def the_order(values: Values, told: bool) -> Screen:
 # 7: its stage is the board
 
 
-def your_turn(values: Values, told: bool) -> Screen:
+def your_turn(values: Values, answered: bool) -> Screen:
     return Screen(
         "Your turn: beat ROSE",
         "This is the layer of lessons 2 to 6. **Drag a column** by its head, or move it with the arrow keys: columns "
@@ -272,7 +276,7 @@ def your_turn(values: Values, told: bool) -> Screen:
 # 8
 
 
-def the_budget(values: Values, told: bool) -> Screen:
+def the_budget(values: Values, answered: bool) -> Screen:
     rows = []
     for budget in ("block", "layer"):
         for order in ("natural", "two_level", "random", "global"):
@@ -282,12 +286,12 @@ def the_budget(values: Values, told: bool) -> Screen:
     table = pd.DataFrame(rows, columns=["order", "budget", "error"])
     table["ratio"] = table["error"] / table["error"].iloc[0]
     ratio = table.set_index(["order", "budget"])["ratio"]
-    shown = table if told else table[(table["budget"] == "block") & table["order"].isin(["natural", "two_level"])]
+    shown = table if answered else table[(table["budget"] == "block") & table["order"].isin(["natural", "two_level"])]
     text = (
         "Until now every block gave up **an equal share**: four of twelve weights. Columns can also be packed by loss "
         "over the whole layer (*global*), or shuffled (*random*, mean of 20)."
     )
-    if told:
+    if answered:
         text += (
             f"\n\n**Equal shares.** Random order leaves {ratio['random', 'block']:.2f} of the error of natural order, "
             f"ROSE {ratio['two_level', 'block']:.2f}. A block of dear columns must give up four weights all the same; "
@@ -298,7 +302,7 @@ def the_budget(values: Values, told: bool) -> Screen:
             f"is ROSE global."
             "\n\n*Next: what is left of all this in a whole model?*"
         )
-    if told and values["budget_view"] == "shares":
+    if answered and values["budget_view"] == "shares":
         shares = {}
         for order in ("natural", "two_level", "global"):
             result = example.prune(order, "layer")
@@ -306,7 +310,7 @@ def the_budget(values: Values, told: bool) -> Screen:
             shares[order] = [int(block.sum()) for block in removed.split(3)]
         return Screen("The budget decides", text, lambda theme: figures.share_bars(shares, 12, 4, theme=theme))
     finding = f"Equal shares: ROSE leaves {ratio['two_level', 'block']:.2f} of natural order's error"
-    if told:
+    if answered:
         finding = "Packed columns are worst with equal shares, best with one threshold"
     return Screen("The budget decides", text, lambda theme: figures.budget_bars(shown, finding, theme=theme))
 
@@ -314,7 +318,7 @@ def the_budget(values: Values, told: bool) -> Screen:
 # 9
 
 
-def in_whole_models(values: Values, told: bool) -> Screen:
+def in_whole_models(values: Values, answered: bool) -> Screen:
     layers = whole_models.example_layers()
     every, columnar_layers = len(layers), int(layers["is_columnar"].sum())
     chosen = layers[layers["is_columnar"]]
@@ -324,7 +328,7 @@ def in_whole_models(values: Values, told: bool) -> Screen:
         f"{every - columnar_layers} ROSE does what SparseGPT does: **the same by construction**. In the "
         f"{word(columnar_layers)}, ROSE's order lowers the held-out error by {percent(saved, 0)} on average."
     )
-    if not told:
+    if not answered:
         return Screen(
             "Does it help a whole model?", text,
             lambda theme: figures.columnar_map(layers, theme=theme),
@@ -339,25 +343,25 @@ def in_whole_models(values: Values, told: bool) -> Screen:
     text += (
         f"\n\nPerplexity is {ratios['ROSE'].value:.2f} times SparseGPT's, with a 95 % interval of "
         f"{ratios['ROSE'].bounds}: **no difference**."
-        "\n\nWhat an order can do, others do better. *ROSE ADMM* has no order; it **revises the mask** "
+        "\n\nOther ways do better than an order. *ROSE ADMM* has none; it **revises the mask** "
         f"({ratios['ROSE ADMM'].value:.2f} times). **Tuning** trains the weights that are left: SparseGPT, tuned, has "
         f"{ratios['SparseGPT, tuned'].value:.2f} times, ROSE, tuned, {ratios['ROSE, tuned'].value:.2f} times."
         "\n\n*Next: if few layers are columnar, can a layer be made so?*"
     )
-    what = "SmolLM2-135M, 70 % zeros, towards the dense model; three draws of calibration text, 95 % intervals"
+    subtitle = "SmolLM2-135M, 70 % zeros, towards the dense model; three draws of calibration text, 95 % intervals"
     finding = f"ROSE has {ratios['ROSE'].value:.2f} times SparseGPT's perplexity"
     caption = "From docs/results/headline.csv: 16 × 512 tokens of WikiText-2 to calibrate, 24 × 512 others to judge."
     return Screen(
         "In a whole model little is left",
         text,
-        lambda theme: figures.ratio_lines(ratios, what, finding, caption, theme=theme),
+        lambda theme: figures.ratio_lines(ratios, subtitle, finding, caption, theme=theme),
     )
 
 
 # 10
 
 
-def make_columnar(values: Values, told: bool) -> Screen:
+def make_columnar(values: Values, answered: bool) -> Screen:
     layers, chosen = basis.turned(), values["basis"]
     text = (
         "An attention layer puts out $y = W_oW_vx$. Each head may be **rotated** between the two matrices:"
@@ -365,10 +369,10 @@ def make_columnar(values: Values, told: bool) -> Screen:
         + "$W_o'W_v' = W_oW_v$: the model stays the same; its columns do not. Move the slider and look at the "
         "importances of the columns of $W_o$."
     )
-    if told:
-        given, learned, random = (layers[name].errors["sparsegpt"] for name in ("given", "learned", "random"))
+    if answered:
+        natural_basis, learned, random = (layers[name].errors["sparsegpt"] for name in ("given", "learned", "random"))
         moved = max(layer.moved for layer in layers.values())
-        before, after, mixed = apart(given, learned, random)
+        before, after, mixed = apart(natural_basis, learned, random)
         text += (
             f"\n\nThe dense output changes by {number(moved, 1)} of its norm: rounding. SparseGPT's held-out error "
             f"goes from {before} to {after}; in a random basis it is {mixed}."
@@ -378,7 +382,7 @@ def make_columnar(values: Values, told: bool) -> Screen:
             "error. **The basis is worth more than the order.**"
             "\n\n*Next: so what is ROSE for?*"
         )
-    errors = basis.errors() if told else basis.errors().iloc[:0]
+    errors = basis.errors() if answered else basis.errors().iloc[:0]
     return Screen(
         "A layer can be made columnar",
         text,
@@ -391,7 +395,7 @@ def make_columnar(values: Values, told: bool) -> Screen:
 # 11
 
 
-def what_for(values: Values, told: bool) -> Screen:
+def what_for(values: Values, answered: bool) -> Screen:
     names = {
         "natural/block": "SparseGPT",
         "rose": "ROSE, where columnar",
@@ -415,12 +419,12 @@ def what_for(values: Values, told: bool) -> Screen:
         "\n\nSee for yourself: **Order lab › Your order** is lesson 7 with a real layer."
     )
     finding = "Revising the mask helps more than any order"
-    what = "Held-out error of SmolLM2-135M's 30 output projections at 70 %, SparseGPT = 1"
+    subtitle = "Held-out error of SmolLM2-135M's 30 output projections at 70 %, SparseGPT = 1"
     caption = "From docs/results/orders-outputs.csv: means over 30 layers and three draws of calibration text."
     return Screen(
         "So what is ROSE for?",
         text,
-        lambda theme: figures.remaining_bars(errors, what, finding, caption, theme=theme),
+        lambda theme: figures.remaining_bars(errors, subtitle, finding, caption, theme=theme),
     )
 
 
@@ -480,7 +484,7 @@ LESSONS = (
         "The budget",
         the_budget,
         (Choice("budget_view", "Shown", {"errors": "Errors", "shares": "What blocks give up"}, follows_answer=True),),
-        Question("With equal shares, which order leaves the least error?", ("ROSE's", "global", "random"), 2),
+        Question("Which order leaves the least error with equal shares?", ("ROSE's", "global", "random"), 2),
     ),
     Lesson(
         "Whole models",

@@ -1,4 +1,4 @@
-"""What orders are worth in layers and whole models, from measurements that come with the app.
+"""Measurements of orders in layers and whole models that come with the app.
 
 `python -m app.lessons.whole_models` copies them out of docs/results, which an installed app need not have.
 """
@@ -69,9 +69,9 @@ def output_error(name: str) -> float:
 @lru_cache(maxsize=1)
 def example_layers() -> pd.DataFrame:
     """The finished study that the app opens with: a row a layer with is_columnar, and held-out errors by method."""
-    kept = cache.read_example(Setup())
-    assert kept is not None, "the example comes with the app"
-    table = pd.DataFrame([vars(record) for record in kept.records])
+    example = cache.read_example(Setup())
+    assert example is not None, "the example comes with the app"
+    table = pd.DataFrame([vars(record) for record in example.records])
     errors = table.pivot_table(index="layer", columns="method", values="held_out_error", sort=False)
     facts = table.drop_duplicates("layer").set_index("layer")[["block_index", "projection", "is_columnar"]]
     return facts.join(errors).reset_index()

@@ -62,8 +62,8 @@ def navigate() -> int:
 
 def turn(by: int) -> None:
     # From where the session stands, not from where the button was drawn: two quick clicks turn two pages.
-    here = LABELS.index(st.session_state.lesson)
-    st.session_state.lesson = LABELS[min(max(here + by, 0), len(LABELS) - 1)]
+    index = LABELS.index(st.session_state.lesson)
+    st.session_state.lesson = LABELS[min(max(index + by, 0), len(LABELS) - 1)]
 
 
 def draw_lesson(lesson: Lesson) -> None:
@@ -117,9 +117,9 @@ def ask(title: str, question: Question, guess: str | None) -> None:
         st.button("Reveal", type="primary", disabled=chosen is None, key="lesson-reveal", on_click=tell, args=(chosen,))
     else:
         right = question.answers[question.right]
-        said = f"You said *{guess}*: " + ("right." if guess == right else f"it is *{right}*.")
+        verdict = f"You verdict *{guess}*: " + ("right." if guess == right else f"it is *{right}*.")
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(said, width="content")
+            st.markdown(verdict, width="content")
             st.button("Guess again", icon=":material/replay:", key="lesson-again", on_click=tell, args=(None,))
 
 

@@ -28,11 +28,11 @@ DROP = """<style>
 def draw() -> None:
     st.title("Start: which model do you want to see inside?")
     with st.container(key="start-form"):
-        what = study_form.choose(session.draft())
+        chosen = study_form.choose(session.draft())
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             button = st.container(width="content")
             with st.popover("More", icon=":material/tune:", key=MORE, help="Calibration text, block size, damping"):
-                edited = Setup(**what, **study_form.choose_more(what["model"]))
+                edited = Setup(**chosen, **study_form.choose_more(chosen["model"]))
             with st.container(width="content"):
                 st.html(DROP)
                 recipe_form.drop()
@@ -64,10 +64,10 @@ def offer(button: DeltaGenerator, expected: DeltaGenerator, edited: Setup, study
     Nothing is promised beside a run: its own progress says how long it takes.
     """
     estimated, estimate = st.session_state.get("inspected", (None, None))
-    own = study if study is not None and study.setup == edited else None
-    outdated = own is not None and shared.is_outdated(own)
-    running = own is not None and own.job.status == "running" and not own.is_restored
-    there = own is not None and not outdated and (own.is_measured or running)
+    matching = study if study is not None and study.setup == edited else None
+    outdated = matching is not None and shared.is_outdated(matching)
+    running = matching is not None and matching.job.status == "running" and not matching.is_restored
+    there = matching is not None and not outdated and (matching.is_measured or running)
     cannot = estimated == edited and (isinstance(estimate, str) or not estimate.fits)
     button.button(
         "Measure layers",
@@ -148,8 +148,9 @@ def beside(study: Study, table: pd.DataFrame) -> None:
     if not study.is_measured and not table.empty:
         st.markdown(f"**{len(table)} of {len(study.expected)} layers measured**")
     if study.job.status == "failed" and study.can_go_on:
-        others = {"go_on": True}
-        st.button("Measure the other layers", icon=":material/skip_next:", on_click=session.start, kwargs=others)
+        st.button(
+            "Measure the other layers", icon=":material/skip_next:", on_click=session.start, kwargs={"go_on": True}
+        )
     components.left_out(study)
     if study.left_dense:
         dense = words.count(len(study.left_dense), "layer")
@@ -157,10 +158,12 @@ def beside(study: Study, table: pd.DataFrame) -> None:
             f"No calibration token was routed to {dense} of experts, which stay dense; more samples may reach them."
         )
     if study.is_measured and not table.empty:
-        what = "the most columnar layer" if table["is_columnar"].any() else "the layer with the highest relative range"
+        best_name = (
+            "the most columnar layer" if table["is_columnar"].any() else "the layer with the highest relative range"
+        )
         best = {"layer": str(study.most_columnar())}
         with st.container(key="explore"):
-            label, icon = f"Explore {'the example' if study.is_example else what}", ":material/travel_explore:"
+            label, icon = f"Explore {'the example' if study.is_example else best_name}", ":material/travel_explore:"
             st.page_link("views/layer.py", label=label, icon=icon, width="stretch", query_params=best)
         st.page_link("views/layers.py", label="See all layers at a glance", icon=":material/grid_on:")
         st.page_link("views/prune.py", label="Prune this model", icon=":material/content_cut:")

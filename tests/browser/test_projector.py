@@ -7,6 +7,7 @@ from playwright.sync_api import expect
 from app.lessons.story import LESSONS
 from tests.app.views.test_learn import LABELS
 from tests.browser.conftest import OpenPage, settle
+from tests.browser.test_learn import SHOWN
 
 # Of a lesson's text and of its stage: how far they can be scrolled, which is what does not fit.
 HIDDEN_IN = """(name => {
@@ -26,10 +27,10 @@ def test_a_clicker_turns_lessons_wherever_the_focus_is(open_page: OpenPage) -> N
     expect(page.get_by_text("Your trade.")).to_be_visible()
     settle(page)
     page.keyboard.press("PageUp")
-    expect(page.get_by_text(LABELS[2])).to_be_visible()
+    expect(page.locator(SHOWN)).to_have_value(LABELS[2])
     settle(page)
     page.keyboard.press("ArrowRight")
-    expect(page.get_by_text(LABELS[3])).to_be_visible()
+    expect(page.locator(SHOWN)).to_have_value(LABELS[3])
     settle(page)
     page.keyboard.press("Escape")
     expect(page.get_by_test_id("stSidebar")).to_be_visible()
@@ -38,7 +39,7 @@ def test_a_clicker_turns_lessons_wherever_the_focus_is(open_page: OpenPage) -> N
 def test_nothing_of_a_lesson_is_cut_off(open_page: OpenPage) -> None:
     page = open_page("learn", urlencode({"projector": "on"}))
     for label, lesson in zip(LABELS, LESSONS, strict=True):
-        expect(page.get_by_text(label)).to_be_visible()
+        expect(page.locator(SHOWN)).to_have_value(label)
         settle(page)
         if lesson.question:
             page.get_by_role("radio", name=lesson.question.answers[0]).click()

@@ -34,8 +34,8 @@ def choices(lesson: Lesson) -> Iterator[dict[str, Any]]:
 def test_every_choice_of_every_lesson_can_be_drawn(title: str) -> None:
     lesson = BY_TITLE[title]
     for values in choices(lesson):
-        for told in {False, lesson.question is not None}:
-            screen = lesson.screen(values, told)
+        for answered in {False, lesson.question is not None}:
+            screen = lesson.screen(values, answered)
             assert "{" not in screen.claim
             if screen.stage is not None:
                 for theme in THEMES:
@@ -62,11 +62,9 @@ def test_one_removal_is_the_least_squares_solution(alike: float, column: int) ->
     change = removal.after - removal.before
     assert removal.after[column] == 0
     assert removal.cost == pytest.approx(float(change @ removal.hessian @ change))
-    others = [k for k in range(3) if k != column]
-    best = torch.linalg.solve(
-        removal.hessian[others][:, others], removal.hessian[others, column] * removal.before[column]
-    )
-    assert change[others].tolist() == pytest.approx(best.tolist())
+    rest = [k for k in range(3) if k != column]
+    best = torch.linalg.solve(removal.hessian[rest][:, rest], removal.hessian[rest, column] * removal.before[column])
+    assert change[rest].tolist() == pytest.approx(best.tolist())
     text = story.one_weight({"alike": alike, "removed": column + 1}, False).text
     assert f"with help {removal.cost:.2f} stays" in text
 
@@ -89,8 +87,8 @@ def test_a_trade_of_neighbours_changes_two_prices_and_not_their_product(step: in
     order[step - 1], order[step] = order[step], order[step - 1]
     before, after = np.array(example.prices("natural")), np.empty(9)
     after[order] = example.prices(order)
-    pair, others = [step - 1, step], [j for j in range(9) if j not in (step - 1, step)]
-    assert after[others] == pytest.approx(before[others], rel=1e-4)
+    pair, rest = [step - 1, step], [j for j in range(9) if j not in (step - 1, step)]
+    assert after[rest] == pytest.approx(before[rest], rel=1e-4)
     assert after[pair].prod() == pytest.approx(before[pair].prod(), rel=1e-4)
     assert f"{after[step]:.3f}" in story.the_law({"trade": step}, False).text
 
@@ -126,8 +124,8 @@ def test_the_learned_basis_changes_the_error_and_not_the_model() -> None:
 
 
 def test_numbers_of_whole_models_are_those_of_the_documents() -> None:
-    copied, kept = whole_models.copied(), whole_models.rows()
-    assert kept.equals(copied), "run python -m app.lessons.whole_models"
+    copied, packaged = whole_models.copied(), whole_models.rows()
+    assert packaged.equals(copied), "run python -m app.lessons.whole_models"
     layers = whole_models.example_layers()
     assert len(layers) == 210
     text = story.in_whole_models({}, True).text

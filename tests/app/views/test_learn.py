@@ -33,17 +33,17 @@ def test_a_link_with_an_unknown_lesson_opens_the_first() -> None:
     assert open_page(PAGE, lesson="7 Strength").selectbox(key="lesson").value == LABELS[0]
 
 
-@pytest.mark.parametrize("number", [number for number, one in enumerate(LESSONS, 1) if one.question])
+@pytest.mark.parametrize("number", [number for number, lesson in enumerate(LESSONS, 1) if lesson.question])
 def test_the_answer_is_told_after_a_guess(number: int) -> None:
     app, question = lesson(number), LESSONS[number - 1].question
     assert question is not None
     before = texts(app)
     assert "*Next: " not in before
     assert app.button(key="lesson-reveal").disabled
-    for guess, said in ((0, f"it is *{question.answers[question.right]}*"), (question.right, "right.")):
+    for guess, verdict in ((0, f"it is *{question.answers[question.right]}*"), (question.right, "right.")):
         app.button_group[-1].set_value(question.answers[guess]).run()
         app.button(key="lesson-reveal").click().run()
-        assert f"You said *{question.answers[guess]}*: {said}" in texts(app)
+        assert f"You verdict *{question.answers[guess]}*: {verdict}" in texts(app)
         assert "*Next: " in texts(app)
         app.button(key="lesson-again").click().run()
         assert texts(app) == before
