@@ -174,8 +174,11 @@ def draw() -> None:
     )
     from app import first
 
-    if not first.ready.is_set():  # the example's pictures show meanwhile
-        first.draw(page.url_path, st.query_params.to_dict())
+    meanwhile = None
+    if not first.ready.is_set():  # the example's pictures show until all is read
+        meanwhile = st.empty()
+        with meanwhile.container():
+            first.draw(page.url_path, st.query_params.to_dict())
     from app import components, session, sidebar
 
     first.ready.set()
@@ -187,6 +190,8 @@ def draw() -> None:
     session.publish()  # a page that has nothing to show yet stops the script: after `st.stop` nothing gets into the URL
     if st.session_state.link_problem:
         components.warning(st.session_state.link_problem, ":material/link_off:")
+    if meanwhile is not None:
+        meanwhile.empty()
     page.run()
     session.publish()
     if session.ended_meanwhile():

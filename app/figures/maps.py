@@ -248,8 +248,9 @@ def _map_finding(rows: pd.DataFrame, measure: Metric) -> str:
         better, worse = int((measured["value"] > 0).sum()), int((measured["value"] < 0).sum())
         if not better and not worse:
             return f"{sentence(measure.who)} has SparseGPT's error on {out_of(layers, layers, 'layer')}"
-        verb = "should gain" if "forecast" in measure.unit else "gains"
-        return f"{sentence(measure.who)} {verb} on {some(better)} of {count(layers, 'layer')}, loses on {some(worse)}"
+        if "forecast" in measure.unit:
+            return f"{sentence(measure.who)} should gain on {out_of(better, layers, 'layer')}"
+        return f"{sentence(measure.who)} gains on {some(better)} of {count(layers, 'layer')}, loses on {some(worse)}"
     top = measured.loc[measured["value"].idxmax()]
     if not measured["value"].any():
         return f"{measure.label} is 0 in {out_of(layers, layers, 'layer')}"

@@ -281,7 +281,7 @@ class Study:
 
     def _foretell(self, layer: PrunableLayer, statistics: rose.InputStatistics) -> dict[str, float]:
         found = rose.forecasts(layer.weight, statistics, list(FORETOLD.values()), **self.layer_options())
-        return {name: one.error for name, one in zip(FORETOLD, found, strict=True)}
+        return {name: float(f"{one.error:.6g}") for name, one in zip(FORETOLD, found, strict=True)}
 
     def layer_options(self, sparsity: str | None = None) -> dict[str, Any]:
         """Keyword arguments for `rose.prune_layer` that this set-up implies; another sparsity where one is given."""

@@ -1,89 +1,55 @@
-"""The order lab in a browser, on a columnar layer of the packaged model: what a person reads there."""
+"""The order lab in a browser, on a columnar layer of the packaged model: columns and shares are dragged."""
 
 import re
-from urllib.parse import parse_qs, urlencode, urlparse
+from urllib.parse import urlencode, urlparse
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.conftest import COLUMNAR_LAYER, OpenPage, metric, settle
-
-
-def lab(open_page: OpenPage, measured: str, section: str, scheme: str = "light") -> Page:
-    query = f"{measured}&{urlencode({'layer': COLUMNAR_LAYER, 'lab_section': section})}"
-    page = open_page("order_lab", query, scheme)
-    expect(page.get_by_role("heading", name="Order lab: does the pruning order matter?")).to_be_visible()
-    expect(page.get_by_role("radio", name=section)).to_be_checked()
-    return page
+from tests.browser.conftest import COLUMNAR_LAYER, OpenPage, rows, settle
 
 
-def tile(page: Page, label: str) -> float:
-    return float(metric(page, label).inner_text())
-
-
-def test_curves_and_table(open_page: OpenPage, measured: str) -> None:
-    page = lab(open_page, measured, "Compare orders")
-    lowest = page.get_by_text("Lowest: ")
-    expect(lowest).to_be_visible()
-    times = [float(x) for x in re.findall(r"(\d\.\d{3}) times", lowest.inner_text())]
-    assert times[0] < 0.9 < 1.0 <= times[1]  # on this layer an order saves more than a tenth, and another costs
-    expect(page.locator(".main-svg .scatterlayer .trace")).to_have_count(10)  # two random bands with their means
-    expect(page.get_by_text("Each removes 70.0 % of the weights.")).to_be_visible()
-
-
-def test_a_link_to_the_former_race_of_solvers_leads_to_it(open_page: OpenPage, measured: str) -> None:
-    page = open_page("order_lab", f"{measured}&lab_section=Race+of+solvers&lab_work=2.0")
-    expect(page.get_by_role("heading", name="Prune: what does the whole model lose?")).to_be_visible()
-    expect(page.get_by_role("radio", name="How the methods get there")).to_be_checked()
-    expect(page).to_have_url(re.compile(r"race_work=2\.0"))
-
-
-def test_an_order_of_ones_own(open_page: OpenPage, measured: str) -> None:
-    page = lab(open_page, measured, "Your own order")
-    natural, two_level = tile(page, "Natural order"), tile(page, "Two-level order")
-    assert two_level != natural == tile(page, "Your order")  # on so few held-out tokens either may be lower
-    page.get_by_role("button", name="last_page").click()
-    expect(page.get_by_text("1 → 2 → 3 → 4 → 0")).to_be_visible()
+def lab(open_page: OpenPage, measured: str, **query: str) -> tuple[Page, Locator]:
+    page = open_page("order_lab", f"{measured}&{urlencode({'layer': COLUMNAR_LAYER} | query)}")
+    strip = page.locator("canvas[role=application]")
+    expect(strip).to_be_visible()
     settle(page)
-    last = tile(page, "Your order")
-    assert last > natural  # the costliest block finds no help at the end
-    link = page.url
-    assert parse_qs(urlparse(link).query)["own"] == ["natural:1.2.3.4.0"]
+    return page, strip
+
+
+def drag(page: Page, strip: Locator, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """From one place to another, in parts of the strip's width and pixels from its top."""
+    box = strip.bounding_box()
+    assert box is not None
+    (x, y), (to_x, to_y) = ((box["x"] + across * box["width"], box["y"] + down) for across, down in (start, end))
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(to_x, to_y, steps=6)
+    page.mouse.up()
+
+
+def test_columns_and_shares_are_dragged_and_a_link_restores_the_order(open_page: OpenPage, measured: str) -> None:
+    page, strip = lab(open_page, measured)
+    (_, natural, said), *_ = rows(page)
+    assert said == "the same"
+    drag(page, strip, (0.95, 60), (0.95, 60))  # a click chooses the last block
+    drag(page, strip, (0.95, 60), (0.0, 60))
+    expect(page).to_have_url(re.compile(r"own=512-575%2C0-511"))
+    settle(page)
+    moved = rows(page)[0][1]
+    assert moved != natural
+    link = urlparse(page.url).query
+    drag(page, strip, (0.3, 180), (0.3, 220))
+    expect(page.get_by_role("combobox", name="Shares of blocks")).to_have_value("Your own")
+    settle(page)
+    assert rows(page)[0][1] != moved
     page.get_by_role("button", name="Undo").click()
-    expect(page.get_by_text("0 → 1 → 2 → 3 → 4")).to_be_visible()
     settle(page)
-    assert tile(page, "Your order") == natural
-    # The link restores the order in another session.
-    other = open_page("order_lab", urlparse(link).query)
-    expect(other.get_by_text("1 → 2 → 3 → 4 → 0")).to_be_visible()
-    settle(other)
-    assert tile(other, "Your order") == last
+    assert rows(page)[0][1] == moved
+    assert rows(lab(open_page, link)[0])[0][1] == moved
 
 
-def test_scrubbing_by_keyboard(open_page: OpenPage, measured: str) -> None:
-    page = lab(open_page, measured, "Inside a sweep", "dark")
-    expect(page.get_by_text("448 of 576 columns are still free")).to_be_visible()
-    page.locator(".st-key-lab_step").get_by_role("slider").focus()
-    page.keyboard.press("ArrowRight")
-    expect(page.get_by_text("320 of 576 columns are still free")).to_be_visible()
-    settle(page)
-    page.get_by_role("button", name="Play").click()
-    expect(page.get_by_text(re.compile(r" 0 of 576 columns are still free"))).to_be_visible()
-    expect(page.get_by_text("Loss without compensation")).to_be_visible()
-    expect(page.get_by_text("of the error", exact=False).first).to_be_visible()
-
-
-def test_every_position_of_the_costliest_block(open_page: OpenPage, measured: str) -> None:
-    page = lab(open_page, measured, "Where should the costliest block go?")
-    caption = page.get_by_text("The error is lowest")
-    expect(caption).to_contain_text("of 5.")
-    low, high = (float(x) for x in re.findall(r"(\d\.\d+), at position", caption.inner_text()))
-    assert low < high
-
-
-def test_bars_and_matrix(open_page: OpenPage, measured: str) -> None:
-    page = lab(open_page, measured, "By sparsity")
-    expect(page.get_by_text("Mean over four sparsities", exact=False)).to_be_visible()
-    page.get_by_role("radio", name="Order and budget").click()
-    expect(page.get_by_text("Order alone (under the block budget) saves at most", exact=False)).to_be_visible()
-    settle(page)
-    expect(page).to_have_url(re.compile(r"lab_section=Order\+and\+budget"))
+def test_columns_move_by_keyboard(open_page: OpenPage, measured: str) -> None:
+    page, strip = lab(open_page, measured)
+    strip.focus()
+    page.keyboard.press("End")  # the first block goes last
+    expect(page).to_have_url(re.compile(r"own=128-575%2C0-127"))
