@@ -275,6 +275,15 @@ def pivot_against_global() -> str:
     return " and ".join(each)
 
 
+def outputs_by_draw() -> str:
+    """Mean ratios to SparseGPT's error of the output projections that were measured in several draws."""
+    rows = read("prices-measured.csv").query("model == 'smollm2-135m' and sparsity == '0.7' and block_size == 128")
+    rows = rows[rows["layer"].str.endswith("o_proj")]
+    pairs = {"global": "global/layer", "pivot": "pivot/layer", "weighted pivot": "pivot_weighted/layer"}
+    means = rows[list(pairs.values())].div(rows["natural/block"], axis=0).groupby(rows["seed"]).mean()
+    return "; ".join(f"{name} {', '.join(f'{value:.3f}' for value in means[pair])}" for name, pair in pairs.items())
+
+
 def forecast_ranks() -> str:
     """Spearman's correlation of forecast and measured gain over layers, beside relative range and column variation."""
     lines = []
@@ -777,6 +786,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "forecast_within": forecast_within,
     "law_of_prices": law_of_prices,
     "orders_by_price": orders_by_price,
+    "outputs_by_draw": outputs_by_draw,
     "pivot_against_global": pivot_against_global,
     "own_model": own_model,
     "packed": packed,

@@ -73,16 +73,9 @@ def find_rotations(
     pattern: Pattern,
     block_size: int = BLOCK_SIZE,
 ) -> Tensor:
-    """The rotations of one output projection, (groups, width, width) float64, orthogonal.
-
-    Args:
-        weight, hessian: W, (out, in), and H, (in, in), of the output projection.
-        basis: a name of `BASES`, or "random:SEED".
-        pattern, block_size: of the pruning to come, for bases that look at it.
-
-    Raises:
-        RoseError: an unknown basis, NaN or infinity.
-    """
+    """The rotations of one output projection W, (out, in), with H, (in, in): (groups, width, width) float64,
+    orthogonal. `basis` is a name of `BASES` or "random:SEED"; pattern and block size are of the pruning to come.
+    Raises RoseError for an unknown basis, NaN or infinity."""
     check_basis(basis)
     if not is_finite(weight) or not is_finite(hessian):
         raise RoseError("W or H holds NaN or infinity; reload the checkpoint, or load it in float32.")
@@ -90,9 +83,9 @@ def find_rotations(
     count, width = len(layout.group), layout.width
     blocks = hessian.view(count, width, count, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1).double()
     heads = Heads(weight.view(len(weight), count, width).double(), blocks, layout, pattern, block_size)
-    found = random_basis(heads, int(seed or 0)) if kind == "random" else BASES[kind](heads)
-    found[..., -1] *= torch.linalg.det(found).sign()[:, None]  # a proper rotation, of determinant 1
-    return found
+    rotations = random_basis(heads, int(seed or 0)) if kind == "random" else BASES[kind](heads)
+    rotations[..., -1] *= torch.linalg.det(rotations).sign()[:, None]  # a proper rotation, of determinant 1
+    return rotations
 
 
 def check_basis(basis: str) -> None:
@@ -103,11 +96,11 @@ def check_basis(basis: str) -> None:
 def gathered(heads: Heads) -> Tensor:
     """Eigenvectors of Σ_h H_hh + (tr H_hh / ‖W_h‖²) W_hᵀW_h over the heads of a group, which count inputs and
     weights alike; the largest first."""
-    own = torch.einsum("ohd,ohe->hde", heads.weight, heads.weight)
-    size = own.diagonal(dim1=1, dim2=2).sum(1)
+    gram = torch.einsum("ohd,ohe->hde", heads.weight, heads.weight)
+    size = gram.diagonal(dim1=1, dim2=2).sum(1)
     energy = heads.hessian.diagonal(dim1=1, dim2=2).sum(1)
     balance = torch.where(size > 0, energy / size, 0)[:, None, None]
-    return _eigenvectors(heads.sums(heads.hessian + balance * own))
+    return _eigenvectors(heads.sums(heads.hessian + balance * gram))
 
 
 def random_basis(heads: Heads, seed: int = 0) -> Tensor:
@@ -120,14 +113,14 @@ def random_basis(heads: Heads, seed: int = 0) -> Tensor:
     return (first * second.diagonal(dim1=1, dim2=2).sign()[:, None]).to(heads.weight.device)
 
 
-@torch.inference_mode(False)  # of a caller, in which nothing has a gradient
+@torch.inference_mode(False)  # a caller's inference mode has no gradients
 def learned(heads: Heads) -> Tensor:
     """Steps of Adam from the gathered basis towards less potential loss of S², S = |W'|·sqrt(H'_jj), which adds up
     to the layer's error where inputs are uncorrelated."""
     start = gathered(heads)
     group = torch.tensor(heads.layout.group, device=start.device)
     widths = block_widths(heads.weight[0].numel(), heads.block_size)
-    weight, hessian = heads.weight.float(), heads.hessian.float()  # float64 is for what must be orthogonal
+    weight, hessian = heads.weight.float(), heads.hessian.float()  # only rotations need float64
     turn = torch.zeros_like(start).requires_grad_()
     optimizer = torch.optim.Adam([turn], RATE)
     best, least = start, float("inf")
@@ -151,7 +144,7 @@ BASES: dict[str, Callable[[Heads], Tensor]] = {"gathered": gathered, "learned": 
 
 
 def _eigenvectors(matrices: Tensor) -> Tensor:
-    """Orthonormal eigenvectors as columns, (..., n, n), that of the largest eigenvalue first."""
+    """Orthonormal eigenvectors as columns, (..., n, n), the largest eigenvalue first."""
     return torch.linalg.eigh(matrices).eigenvectors.flip(-1)
 
 
@@ -163,7 +156,7 @@ def rotate_columns(matrix: Tensor, layout: HeadLayout, rotations: Tensor) -> Ten
 
 
 def rotate_statistics(statistics: InputStatistics, layout: HeadLayout, rotations: Tensor) -> InputStatistics:
-    """What the rotated output projection reads: Rᵀ H R, and Rᵀ of the mean, where it is known."""
+    """What the rotated output projection reads: Rᵀ H R, and Rᵀ of the mean, if any."""
     half = rotate_columns(statistics.hessian, layout, rotations)
     hessian = rotate_columns(half.mT.contiguous(), layout, rotations)
     hessian = (hessian + hessian.mT) / 2

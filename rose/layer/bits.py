@@ -1,4 +1,4 @@
-"""Of how many bits kept weights are, and how many input columns share a scale; needs no torch."""
+"""The bits of kept weights, and the input columns that share a scale; needs no torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Grid:
         return -self.most if self.bits == 8 else -self.most - 1
 
     def width(self, columns: int) -> int:
-        """Columns of a group in a layer of so many; raises RoseError where groups do not fill its rows."""
+        """Columns of a group in a layer with this number; raises RoseError where groups do not fill its rows."""
         width = columns if self.group == "row" else int(self.group)
         if columns % width:
             fitting = [str(group) for group in GROUPS if group == "row" or columns % int(group) == 0]
@@ -58,8 +58,8 @@ def parse_grid(bits: int | str | None, group: int | str | None = None) -> Grid |
             raise RoseError("A group shares the scale of rounded weights; give bits too, or leave the group out.")
         return None
     numbers = {str(one): one for one in (*BITS, *GROUPS)}
-    known = [numbers.get(str(one), one) for one in (bits, Grid.group if group is None else group)]
-    return Grid(known[0], known[1])  # type: ignore[arg-type]  # which it checks
+    words = [numbers.get(str(one), one) for one in (bits, Grid.group if group is None else group)]
+    return Grid(words[0], words[1])  # type: ignore[arg-type]  # which it checks
 
 
 def _listed(names: tuple[int | str, ...] | list[str]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rose.layer.order import OrderPlan
 
-APART = 1.25  # factor below which a block's weights or inputs are as those of the others
+APART = 1.25  # factor below which a block's weights or inputs count as typical
 NOTHING = 1e-12  # stands for 0 where a ratio is taken as a logarithm
 LEADS = 2.0  # times as far out, in logarithms, as the other must a cause be to be named alone
 Cause = Literal["inputs", "weights", "both", "neither"]
@@ -45,13 +45,8 @@ class Outlier:
 
 
 def outlier(plan: OrderPlan, weight: Tensor, input_norm: Tensor, heads: int = 0) -> Outlier | None:
-    """The block that stands out; None where no block is worth more than another.
-
-    Args:
-        weight: W, (out, in).
-        input_norm: root mean square of each input over calibration tokens, (in,).
-        heads: attention heads whose outputs lie side by side in the columns, 0 for other inputs.
-    """
+    """The block that stands out; None where no block is worth more than another. `input_norm` is the root mean
+    square of each input, (in,); `heads` lie side by side in the columns, 0 for other inputs."""
     loss = plan.loss_per_column.double().cpu()
     if len(loss) < 2 or loss.max() <= 0:
         return None

@@ -1,7 +1,4 @@
-"""Where the compensation of a sweep comes from: later columns of the same block, or later blocks.
-
-The block's own part is the same sweep with H of the block instead of H of all free columns.
-"""
+"""The sources of a sweep's compensation: later columns of the same block, or later blocks."""
 
 from __future__ import annotations
 
@@ -15,19 +12,13 @@ from rose.layer.sweep import SweepTrace
 
 def error_inside(trace: SweepTrace, order: Order, mask: Tensor, hessian: Tensor, added: float) -> Tensor:
     """Σ e² of each block if only its own columns compensated, (blocks,) float64, with the masks and weights of its
-    turn.
-
-    Args:
-        trace: with weights.
-        mask: True = removed, (out, in), original column order.
-        hessian: H, (in, in), undamped, original column order.
-        added: λ, absolute, of the sweep (`LayerResult.added_damping`).
-    """
+    turn. The trace has weights; mask and undamped H are in original column order; `added` is λ, absolute, of the
+    sweep."""
     totals = []
     for before, columns in zip(trace.weights, order.permutation.split(list(order.widths)), strict=False):
-        own = hessian[columns][:, columns].float()
-        own.diagonal().add_(added)
-        factor = damp(own, 0.0).natural_factor
+        block_hessian = hessian[columns][:, columns].float()
+        block_hessian.diagonal().add_(added)
+        factor = damp(block_hessian, 0.0).natural_factor
         wt, removed, total = before[:, columns].T.clone(), mask[:, columns].T, 0.0
         for j in range(len(columns)):
             error = wt[j] * removed[j] / factor[j, j]

@@ -1,4 +1,4 @@
-"""What a layer is pruned by unless a person says otherwise, and what there is to choose from; needs no torch."""
+"""Default settings of pruning, and their choices; needs no torch."""
 
 METHOD = "rose"
 RECOMMENDED = "rose_admm"

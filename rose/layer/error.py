@@ -15,27 +15,23 @@ from rose.layer.statistics import PANEL
 
 
 def quadratic_form(change: Tensor, hessian: Tensor) -> float:
-    """tr(ΔW H ΔWᵀ), the squared error of the layer's outputs; ΔW (out, in), H (in, in) symmetric.
-
-    Panel by panel: what lies below a panel of H also lies beside it, so it is multiplied once and counted twice.
-    """
+    """tr(ΔW H ΔWᵀ), the squared error of the layer's outputs; ΔW (out, in), H (in, in) symmetric, so that each panel
+    below the diagonal is multiplied once and counted twice."""
     change, hessian = change.float(), hessian.to(change.device, torch.float32)
     total = torch.zeros((), dtype=torch.float64, device=change.device)
     for start in range(0, len(hessian), PANEL):
         end = min(start + PANEL, len(hessian))
-        here = change[:, start:end]
+        panel = change[:, start:end]
         below = change[:, end:] @ hessian[end:, start:end]
-        product = torch.addmm(below, here, hessian[start:end, start:end], beta=2)
+        product = torch.addmm(below, panel, hessian[start:end, start:end], beta=2)
         # float64 only for the final sum: millions of float32 terms would lose digits.
-        total += (product * here).sum(dtype=torch.float64)
+        total += (product * panel).sum(dtype=torch.float64)
     return float(total)
 
 
 def relative_error(weight: Tensor, pruned: Tensor, hessian: Tensor, dense: float | None = None) -> float:
-    """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ); 0 where the layer put out nothing before and puts out nothing now.
-
-    `dense`: tr(W H Wᵀ), where that is known already.
-    """
+    """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ); 0 where the layer put out nothing before and puts out nothing now. `dense`: tr(W H
+    Wᵀ), if known already."""
     dense = quadratic_form(weight, hessian) if dense is None else dense
     return ratio(quadratic_form(difference(weight, pruned), hessian), dense)
 
@@ -64,13 +60,7 @@ def sweep_error(column_error: Tensor, change: Tensor, added: float) -> float:
 
 
 def column_error(change: Tensor, factor: Tensor) -> Tensor:
-    """Error at each column when the columns after it may still compensate, (in,), for any ΔW.
-
-    With H = U⁻¹U⁻ᵀ, tr(ΔW H ΔWᵀ) = ‖ΔW U⁻¹‖², and the sweep's e are the columns of −ΔW U⁻¹.
-
-    Args:
-        change: ΔW, (out, in), columns in any order.
-        factor: U, (in, in), upper triangular, for that order, which is also the result's.
-    """
+    """Error at each column when the columns after it may still compensate, (in,), for any ΔW, (out, in): the squares
+    of ΔW U⁻¹, as H = U⁻¹U⁻ᵀ. `factor` is U, (in, in), for the order of ΔW's columns."""
     solved = torch.linalg.solve_triangular(factor, change.float(), upper=True, left=False)
     return solved.square().sum(0)

@@ -19,7 +19,7 @@ from rose.layer.defaults import BITS, GROUPS
 
 SIGNIFICANT = 8  # bits of a number in bfloat16
 LARGEST = float(torch.finfo(torch.float16).max)
-TRIED = 24  # scales, from LEAST of the one that fits the largest weight, up to that one
+TRIED = 24  # scales, from LEAST up to 1 times the scale that fits the largest weight
 LEAST = 0.4
 ROWS = 256  # that `find_grid` reads at once
 
@@ -44,14 +44,12 @@ class Coded:
 
 
 def choose_scales(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> Tensor:
-    """Scales by least squared error of the rounded weights, of `TRIED` for each group; (out, groups) float32.
+    """Scales by least squared error of the rounded weights, of `TRIED` for each group; (out, groups) float32. Raises
+    RoseError for groups that do not fill the rows.
 
     Args:
         weight: (out, in) float32.
         importance: of the squared errors in each column, (in,), such as the diagonal of H; None counts all alike.
-
-    Raises:
-        RoseError: groups that do not fill the rows.
     """
     width, bits = grid.width(weight.shape[1]), SIGNIFICANT - (grid.bits - 1)
     parts = weight.unflatten(1, (-1, width))
@@ -64,9 +62,9 @@ def choose_scales(weight: Tensor, grid: Grid, importance: Tensor | None = None) 
         share = min(1.0, LEAST + (1 - LEAST) * number / (TRIED - 1))
         scale = _few_bits(fitting * share, bits, LARGEST / -grid.least, up=number == TRIED)
         missed = (parts - round_each(parts, scale.unsqueeze(2), inverse_of(scale).unsqueeze(2), grid)).square_()
-        found = (missed if weights is None else missed.mul_(weights)).sum(2)
-        better = found < error
-        best, error = torch.where(better, scale, best), torch.where(better, found, error)
+        squares = (missed if weights is None else missed.mul_(weights)).sum(2)
+        better = squares < error
+        best, error = torch.where(better, scale, best), torch.where(better, squares, error)
     return best
 
 
@@ -86,22 +84,19 @@ def per_column(scales: Tensor, columns: int) -> Tensor:
 
 
 def find_grid(weight: Tensor, bits: int, group: int | str) -> Coded | None:
-    """Codes and scales of weights, (out, in), that lie exactly on such a grid; None where they do not.
-
-    The coarsest scale is taken where several fit: the values are the same to the bit. Linear in the weights. Raises
-    RoseError: unknown bits or group.
-    """
+    """Codes and scales of weights, (out, in), that lie exactly on such a grid, the coarsest that fits; None where
+    they do not. Raises RoseError for unknown bits or group."""
     grid = Grid(bits, group)
     if weight.shape[1] % (1 if group == "row" else int(group)):
         return None
     width, rows, codes, scales = grid.width(weight.shape[1]), 1, [], []
     start = 0
     while start < len(weight):
-        found = _read(weight[start : start + rows].float().unflatten(1, (-1, width)), grid)
-        if found is None:
+        parts = _read(weight[start : start + rows].float().unflatten(1, (-1, width)), grid)
+        if parts is None:
             return None
-        codes.append(found[0].flatten(1))
-        scales.append(found[1])
+        codes.append(parts[0].flatten(1))
+        scales.append(parts[1])
         start, rows = start + rows, ROWS
     return Coded(grid, torch.cat(codes), torch.cat(scales))
 
@@ -109,7 +104,7 @@ def find_grid(weight: Tensor, bits: int, group: int | str) -> Coded | None:
 def coarsest_grid(weight: Tensor) -> Coded | None:
     """The grid of fewest bits, then widest groups, that the weights lie on exactly; None without one."""
     tried = (find_grid(weight, bits, group) for bits in BITS for group in reversed(GROUPS))
-    return next((found for found in tried if found), None)
+    return next((coded for coded in tried if coded), None)
 
 
 def bits_a_weight(weight: Tensor, grid: Grid | None) -> float:
@@ -121,7 +116,7 @@ def bits_a_weight(weight: Tensor, grid: Grid | None) -> float:
 
 
 def _few_bits(scale: Tensor, bits: int, most: float, up: bool) -> Tensor:
-    """The nearest number, or the next one away from 0, of so many significant bits that float16 holds."""
+    """The nearest float16 number with this number of significant bits, or the next away from 0."""
     fraction, exponent = torch.frexp(scale.clamp(-most, most))
     fraction = fraction * 2**bits
     whole = fraction.abs().ceil().copysign(fraction) if up else fraction.round()

@@ -1,8 +1,5 @@
-"""From a Hessian to the factor that a sweep reads: dead columns, damping, upper Cholesky factor of the inverse.
-
-SparseGPT (Frantar and Alistarh 2023, section 3.2) and GPTQ (Frantar et al. 2022, section 3.3) need rows of the inverse
-Hessians of ever fewer columns; all are rows of U, where H⁻¹ = UᵀU.
-"""
+"""The factor of a Hessian that a sweep reads: dead columns, damping, and U with H⁻¹ = UᵀU, whose rows are those
+of the inverse Hessians of ever fewer columns (GPTQ, Frantar et al. 2022, section 3.3; SparseGPT, section 3.2)."""
 
 from __future__ import annotations
 
@@ -52,11 +49,8 @@ class DampedHessian:
         return _reversed_inverse(self.lower)
 
     def inverse_factor(self, permutation: Tensor) -> Tensor:
-        """U with H⁻¹ = UᵀU, upper triangular, for the columns in this order; float32 (in, in).
-
-        With JHJ = LLᵀ, U = J L⁻¹ J: no explicit inverse of H is formed. Raises RoseError: a barely definite H that
-        rounding makes indefinite in this order.
-        """
+        """U with H⁻¹ = UᵀU, upper triangular, (in, in) float32, for this order: J L⁻¹ J with JHJ = LLᵀ. Raises
+        RoseError for a barely definite H that rounding makes indefinite in this order."""
         backwards = permutation.flip(0)
         lower = _definite_factor(self.matrix[backwards][:, backwards], self.dead[backwards], self.mean)
         if lower is None:
@@ -64,8 +58,7 @@ class DampedHessian:
         return _reversed_inverse(lower)
 
 
-# Of the last two statistics, each with its tokens and damping. They die with the statistics, as they are the largest
-# thing in memory.
+# The last two statistics, each with its tokens and damping; entries are large and die with their statistics.
 _remembered: WeakKeyDictionary[InputStatistics, tuple[tuple[int, float], DampedHessian]] = WeakKeyDictionary()
 _lock = Lock()  # the app's sessions prune in threads of their own
 
@@ -99,10 +92,8 @@ def factorize(statistics: InputStatistics, damping: float, permutation: Tensor) 
 
 
 def cholesky(matrix: Tensor) -> tuple[Tensor, bool]:
-    """The lower Cholesky factor, (in, in), and whether there is one; `matrix`, symmetric, is overwritten.
-
-    Large matrices go in panels: torch spends more time on clearing the upper triangle (docs/lab-notes/engine.md).
-    """
+    """The lower Cholesky factor, (in, in), and whether there is one; `matrix`, symmetric, is overwritten. Large
+    matrices go in panels, as torch spends more time on clearing the upper triangle (docs/lab-notes/engine.md)."""
     if len(matrix) < IN_PANELS or matrix.is_cuda:
         lower, info = torch.linalg.cholesky_ex(matrix)
         return lower, not info.item()
@@ -122,12 +113,8 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, bool]:
 
 
 def _definite_factor(matrix: Tensor, dead: Tensor, mean: float) -> Tensor | None:
-    """The lower Cholesky factor, (in, in), of a damped H, which is overwritten; None where a pivot is rounding noise.
-
-    Args:
-        dead: (in,) bool, in the matrix's order; a dead column's pivot says nothing of H.
-        mean: of diag(H).
-    """
+    """The lower Cholesky factor, (in, in), of a damped H, which is overwritten; None where the pivot of a live
+    column is noise beside `mean`, that of diag(H)."""
     lower, is_definite = cholesky(matrix)
     pivots = lower.diagonal()[~dead] ** 2
     return lower if is_definite and bool((pivots > torch.finfo(torch.float32).eps * mean).all()) else None
@@ -149,10 +136,7 @@ def condition_number(hessian: Tensor, damping: float = DAMPING) -> float:
 
 def sampling_damping(columns: int, tokens: int) -> float:
     """The damping for an H from few tokens, relative to the mean of diag(H): columns/tokens, at most `MAX_DAMPING`.
-
-    A sweep compensates by regression, which is best damped by n·σ²/‖β‖² (Hoerl, Kennard and Baldwin 1975). Where others
-    explain half of an input, this is (n/t)·mean(diag H), for n columns and t tokens.
-    """
+    It is the ridge n·σ²/‖β‖² (Hoerl, Kennard and Baldwin 1975) where others explain half of an input."""
     return min(MAX_DAMPING, columns / max(tokens, 1))
 
 

@@ -45,10 +45,8 @@ def solve_on_support(weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor
 
 
 def shifted_inverse(matrix: Tensor, penalty: float) -> Tensor:
-    """(M + ρ I)⁻¹, (in, in), by a Cholesky factorization for each ρ; M is float32 and definite, ρ at least 0.
-
-    ALPS decomposes M into eigenvectors in float64, which takes as long as nine of these inverses.
-    """
+    """(M + ρ I)⁻¹, (in, in), by a Cholesky factorization for each ρ; M is float32 and definite, ρ at least 0. ALPS
+    decomposes M into eigenvectors in float64, which takes as long as nine of these inverses."""
     factor, is_definite = cholesky(_raised(matrix, penalty))
     if not is_definite:  # by less than float32 tells
         return torch.cholesky_inverse(torch.linalg.cholesky(_raised(matrix.double(), penalty))).to(matrix)

@@ -35,10 +35,8 @@ def importance(weight: Tensor, mean_square: Tensor) -> Tensor:
 
 
 def potential_loss(score: Tensor, pattern: Pattern, widths: Sequence[int]) -> Tensor:
-    """L: S where pre-pruning would remove the weight, else 0 (ROSE, "pre-pruning"); (out, in).
-
-    Each block, of these widths left to right, gives up the `round(ratio · size)` smallest of its S; N:M each group.
-    """
+    """L: S where pre-pruning would remove the weight, else 0 (ROSE, "pre-pruning"); (out, in). Each block, of these
+    widths left to right, gives up the `round(ratio · size)` smallest of its S; N:M each group."""
     if pattern.is_grouped:
         return score * smallest_per_group(score, pattern)
     masks = [smallest(block, pattern.count(block.numel())) for block in score.split(list(widths), dim=1)]

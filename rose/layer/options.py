@@ -50,13 +50,15 @@ class Option:
         return int(number) if whole else number
 
 
-def complete_options(label: str, known: Mapping[str, Option], given: Mapping[str, Value] | None) -> dict[str, Value]:
-    """Every known option of a method, given or by default; raises RoseError for one that it does not have."""
-    given = {} if given is None else given
-    if not isinstance(given, Mapping):
-        raise RoseError(f"Options are given by name, such as {{'effort': 2}}, not as {given!r}.")
-    unknown = [name for name in given if name not in known]
+def complete_options(
+    label: str, declared: Mapping[str, Option], values: Mapping[str, Value] | None
+) -> dict[str, Value]:
+    """Every known option of a method, with its value or default; raises RoseError for an unknown option."""
+    values = {} if values is None else values
+    if not isinstance(values, Mapping):
+        raise RoseError(f"Options are given by name, such as {{'effort': 2}}, not as {values!r}.")
+    unknown = [name for name in values if name not in declared]
     if unknown:
-        has = f"it has {', '.join(known)}" if known else "it has none"
+        has = f"it has {', '.join(declared)}" if declared else "it has none"
         raise RoseError(f"{label} has no option {unknown[0]!r}; {has}.")
-    return {name: option.read(name, given.get(name, option.default)) for name, option in known.items()}
+    return {name: option.read(name, values.get(name, option.default)) for name, option in declared.items()}

@@ -29,13 +29,8 @@ from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one truth value
 class Order:
-    """A column order with its block boundaries.
-
-    Attributes:
-        permutation: (in,) int64; `permutation[k]` is the original column visited at step k.
-        widths: block widths in the order visited; a narrow block that moves keeps its width.
-        name: for reports.
-    """
+    """A column order, (in,) int64, with its block widths as visited: `permutation[k]` is the original column visited
+    at step k."""
 
     permutation: Tensor
     widths: tuple[int, ...]
@@ -53,7 +48,7 @@ class Order:
 
 @dataclass(frozen=True, eq=False)
 class OrderPlan:
-    """What pre-pruning says about a layer, and the order that ROSE derives from it.
+    """The losses of a pre-pruned layer, and the order that ROSE derives from them.
 
     Attributes:
         importance: S, (out, in) float32.
@@ -144,15 +139,13 @@ class PlanOptions(ImportanceOptions, total=False):
 def plan_order(
     weight: Tensor, hessian: Tensor | InputStatistics, *, damping: float = DAMPING, **basic: Unpack[ImportanceOptions]
 ) -> OrderPlan:
-    """Pre-prunes a layer, W (out, in), and decides whether, and how, ROSE reorders its columns.
+    """Pre-prunes a layer, W (out, in), and decides whether, and how, ROSE reorders its columns. Raises RoseError for
+    shapes that do not fit, NaN or infinity, or a pattern that does not fit the layer.
 
     Args:
         hessian: H, (in, in), or the layer's `InputStatistics`.
         damping: λ relative to the mean of diag(H), for orders by H and prices.
         basic: `sparsity`, a ratio or N:M; `block_size`; `threshold`: columnar is a relative range above it.
-
-    Raises:
-        RoseError: shapes that do not fit, NaN or infinity, or a pattern that does not fit the layer.
     """
     statistics = as_statistics(hessian, weight)
     check_damping(damping)
@@ -174,7 +167,7 @@ def plan_from_importance(
     if score.ndim != 2 or score.numel() == 0:
         raise RoseError(f"W must be a non-empty (out, in) matrix, but its shape is {tuple(score.shape)}.")
     if not is_finite(score):
-        raise RoseError("W holds NaN or infinity, or so does S where that is given; reload the checkpoint in float32.")
+        raise RoseError("W holds NaN or infinity, or S does; reload the checkpoint in float32.")
     check_threshold(threshold)
     pattern = parse_sparsity(sparsity)
     pattern.check(score.shape[1], block_size)
@@ -240,13 +233,11 @@ ORDERS: dict[str, Callable[[OrderPlan, bool], Order]] = {}
 
 
 def register_order(name: str) -> Callable[[Arranging], Arranging]:
-    """Decorator that makes an order available everywhere by name, and ascending as NAME_ascending.
-
-    The function takes an `OrderPlan` and whether to sort ascending. It returns an `Order`, or a permutation of the
-    columns for blocks of the plan's own widths, as `sort_columns` makes from a score; `plan.damped.matrix` is H + λI.
-    Every order returned is checked. The last registration of a name wins. Raises RoseError: a name that is not one
-    word, or that `make_order` reads as something else.
-    """
+    """Decorator that makes an order available everywhere by name, and ascending as NAME_ascending. The function
+    takes an `OrderPlan` and whether to sort ascending. It returns an `Order`, or a permutation of the columns for
+    blocks of the plan's own widths; `sort_columns` makes one from a score. The result is checked. The last
+    registration of a name wins. Raises RoseError for a name that is not one word, or that `make_order` reads as
+    something else."""
     reserved = ("random", "custom", "rose")
     check_word(name, "An order")
     if name in reserved or name.endswith("_ascending"):
@@ -255,8 +246,8 @@ def register_order(name: str) -> Callable[[Arranging], Arranging]:
     def add(function: Arranging) -> Arranging:
         def arrange(plan: OrderPlan, ascending: bool) -> Order:
             with failing(f"The order {name}"):
-                found = function(plan, ascending)
-            return _checked(plan, found, f"The order {name}")
+                order = function(plan, ascending)
+            return _checked(plan, order, f"The order {name}")
 
         ORDERS[name] = arrange
         if name not in ORDER_NAMES:
@@ -293,7 +284,7 @@ def blocks_only(plan: OrderPlan, ascending: bool) -> Order:
 
 
 def _sort_blocks(plan: OrderPlan, columns: Tensor, ascending: bool) -> Order:
-    """Blocks by block loss; `columns` has those of each block, left to right."""
+    """Blocks by block loss; `columns` lists the columns of each block, left to right."""
     chosen, blocks = rank(plan.loss_per_column, ascending).tolist(), columns.split(list(plan.block_width))
     return Order(torch.cat([blocks[b] for b in chosen]), tuple(plan.block_width[b] for b in chosen), "custom")
 
@@ -307,10 +298,8 @@ def global_order(plan: OrderPlan, ascending: bool) -> Tensor:
 
 @register_order("dealt")
 def dealt(plan: OrderPlan, ascending: bool) -> Tensor:
-    """Ours: all columns by their loss in a layer-wide pre-pruning, dealt over the blocks like cards, costliest first.
-
-    Every block gets an even share of costly columns; meant for the block budget, followed by a refit.
-    """
+    """Ours: columns by their loss in a layer-wide pre-pruning, dealt over the blocks like cards; for the block
+    budget and a refit."""
     unit = plan.pattern.of or 1
     cards = global_order(plan, ascending).view(-1, unit)
     columns = torch.empty_like(cards)
@@ -359,8 +348,8 @@ def by_min_pivot(plan: OrderPlan, ascending: bool) -> Tensor:
 
 @register_order("greedy")
 def greedy(plan: OrderPlan, ascending: bool) -> Tensor:
-    """At each step the column that costs least given all that stay: the greedy order of Optimal Brain Surgeon
-    (Frantar, Singh and Alistarh 2022, OBC) with one order for all rows. It is that of pivoted Cholesky of H⁻¹."""
+    """At each step the column that costs least given all that stay: Optimal Brain Compression (Frantar, Singh and
+    Alistarh 2022) with one order for all rows. Pivoted Cholesky of H⁻¹ picks the same order."""
     return _by_pivots(plan, _inverse(plan), not ascending)
 
 
@@ -385,7 +374,7 @@ def _inverse(plan: OrderPlan) -> Tensor:
 
 
 def _by_pivots(plan: OrderPlan, matrix: Tensor, forward: bool, smallest: bool = False) -> Tensor:
-    """Columns, or whole N:M groups, as pivoted Cholesky picks them, or in reverse; equal ones by index in both."""
+    """Columns, or whole N:M groups, as pivoted Cholesky picks them, or in reverse; ties by index in both."""
     unit, columns = plan.pattern.of or 1, len(matrix)
     if forward:
         return pivoted(matrix, unit, smallest)

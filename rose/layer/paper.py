@@ -1,8 +1,5 @@
-"""The figures of the ROSE paper for one layer, in numbers: what the order of its sweep does to its error.
-
-arXiv 2603.05878: Figure 1a, the error as blocks are pruned, and the losses of blocks before and after reordering;
-Figure 1c, the error by the position of the costliest block; the bars of orders at several sparsities.
-"""
+"""The figures of the ROSE paper (arXiv 2603.05878, figure 1) for one layer, in numbers: error and losses by block,
+error by the position of the costliest block, and the bars of orders at several sparsities."""
 
 from __future__ import annotations
 
@@ -95,14 +92,14 @@ def paper_figures(layer: str, weight: Tensor, statistics: InputStatistics, setti
     )
 
 
-def read_paper_figures(found: Mapping[str, Any]) -> PaperFigures:
+def read_paper_figures(stored: Mapping[str, Any]) -> PaperFigures:
     """Reads what `dataclasses.asdict` made; raises ValueError, KeyError or TypeError for anything else."""
-    curves = {str(order): [_error(error) for error in curve] for order, curve in found["curves"].items()}
-    bars = [(str(order), float(level), _error(error)) for order, level, error in found["bars"]]
-    places = [(int(at), _error(error)) for at, error in found["positions"]]
-    losses, visited = [_error(loss) for loss in found["losses"]], [int(at) for at in found["visited"]]
-    block, place = int(found["block"]), int(found["place"])
-    paper = PaperFigures(str(found["layer"]), curves, losses, visited, block, place, places, bars)
+    curves = {str(order): [_error(error) for error in curve] for order, curve in stored["curves"].items()}
+    bars = [(str(order), float(level), _error(error)) for order, level, error in stored["bars"]]
+    places = [(int(at), _error(error)) for at, error in stored["positions"]]
+    losses, visited = [_error(loss) for loss in stored["losses"]], [int(at) for at in stored["visited"]]
+    block, place = int(stored["block"]), int(stored["place"])
+    paper = PaperFigures(str(stored["layer"]), curves, losses, visited, block, place, places, bars)
     ends = {len(curve) for curve in paper.curves.values()}
     is_whole = set(curves) == set(CURVES) and {order for order, *_ in bars} == set(BARS) and len(ends) == 1
     is_whole &= sorted(visited) == list(range(len(losses))) and ends == {len(losses) + 1}

@@ -11,15 +11,8 @@ from rose.given import is_number, is_whole
 
 @dataclass(frozen=True)
 class Pattern:
-    """The share of weights to remove, and for N:M the group in which it must hold.
-
-    Attributes:
-        ratio: fraction of weights removed, 0 to 1.
-        keep, of: N and M of an N:M pattern, both 0 when unstructured. 2:4 keeps 2 of 4.
-
-    Raises:
-        RoseError: a ratio outside 0..1, or N and M that contradict it.
-    """
+    """The share of weights to remove, `ratio`; under N:M each `of` columns keep `keep`, and both are 0 when
+    unstructured. Raises RoseError for a ratio outside 0..1, or N and M that contradict it."""
 
     ratio: float
     keep: int = 0
@@ -43,7 +36,7 @@ class Pattern:
         return round(self.ratio * size)
 
     def check(self, columns: int, block_size: int) -> None:
-        """Raises RoseError where this pattern cannot be laid over so many columns in such blocks."""
+        """Raises RoseError where this pattern does not fit the columns and blocks."""
         if not is_whole(block_size) or block_size < 1:
             raise RoseError(f"The block size must be a whole number of columns, at least 1, not {block_size!r}.")
         if not self.is_grouped:

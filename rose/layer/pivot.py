@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def pivoted(matrix: Tensor, unit: int = 1, smallest: bool = False) -> Tensor:
-    """Columns in the order in which pivoted Cholesky picks them, (in,) int64; equal ones by index.
+    """Columns in the order in which pivoted Cholesky picks them, (in,) int64; ties by index.
 
     Args:
         matrix: (in, in) float32, symmetric and semidefinite; not changed.
-        unit: columns that stay together; a group's pivot is the determinant of what is left of its block.
+        unit: columns that stay together; a group's pivot is the determinant of its unexplained block.
         smallest: picks the least pivot each time, not the largest.
     """
     if unit == 1 and not smallest and matrix.device.type == "cpu":

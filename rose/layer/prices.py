@@ -45,7 +45,7 @@ class Prices:
 
     @property
     def level(self) -> float:
-        """The mean of log d_j: that of every order."""
+        """The mean of log d_j, the same for every order."""
         return self.log_total / len(self.price)
 
 

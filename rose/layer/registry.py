@@ -1,7 +1,5 @@
-"""The methods and orders by name, and what each can be asked for; needs no torch.
-
-`rose.layer.methods` has the function of each method declared here; plugins use `rose.register` and `register_order`.
-"""
+"""The methods and orders by name, and what each can be asked for; needs no torch. Plugins add theirs by
+`rose.register` and `rose.register_order`."""
 
 from __future__ import annotations
 
@@ -203,12 +201,12 @@ _DECLARED = (
     ),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _DECLARED}
-"""The methods by name, those of plugins too."""
+"""The methods by name, with plugins."""
 ORDER_NAMES = [
     *("natural", "two_level", "columns", "blocks", "global", "dealt", "hessian"),
     *("inverse", "pivot", "pivot_weighted", "min_pivot", "greedy"),
 ]
-"""Orders that a method may be told to sweep by, those of plugins too; see `rose.layer.order`."""
+"""Orders by name, with plugins; see `rose.layer.order`."""
 
 
 def register(
@@ -239,7 +237,7 @@ def register(
 
 
 def get_method(name: str) -> Method:
-    """The method of this name; raises RoseError where there is none."""
+    """The method of this name; raises RoseError for an unknown name."""
     if not isinstance(name, str):
         raise RoseError(f"A method is chosen by its name, such as {METHOD!r}, not by a {type(name).__name__}.")
     check_named("method", name, METHODS)
@@ -259,12 +257,12 @@ def order_names() -> list[str]:
 
 
 def check_order_name(order: str) -> None:
-    """Raises RoseError unless `make_order` reads this name: that of an order, or "random:SEED"."""
+    """Raises RoseError unless `make_order` reads this name: an order's, or "random:SEED"."""
     check_name_or_seed("order", order, order_names())
 
 
 def check_name_or_seed(what: str, name: str, names: Collection[str]) -> None:
-    """Raises RoseError unless the name is one of `names`, or "random:SEED"."""
+    """Raises RoseError unless the name is in `names`, or "random:SEED"."""
     kind, colon, seed = name.partition(":")
     if not (kind == "random" and colon and seed.isdecimal() and len(seed) <= MAX_SEED_DIGITS):
         check_named(what, name, names)

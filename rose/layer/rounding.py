@@ -1,8 +1,5 @@
-"""Rounding in a sweep, and revised after it: GPTQ (Frantar et al. 2022) with a mask, as in SparseGPT (Frantar and
-Alistarh 2023, section 3.5), then coordinate descent on the codes (QuantEase, Behdin et al. 2023).
-
-A weight rounded to q in its column's turn leaves e = (w_j − q)/U_jj, as a removed weight does with q = 0.
-"""
+"""Rounding in a sweep (GPTQ, Frantar et al. 2022; with a mask, SparseGPT, section 3.5), then coordinate descent on
+the codes (QuantEase, Behdin et al. 2023). A weight rounded to q leaves e = (w_j − q)/U_jj."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ class Rounder:
 
     Attributes:
         steps: the scale of every weight, (in, out); filled group by group where there is `importance`.
-        importance: of the columns' squared errors, (in,), or None where all scales are known.
+        importance: of the columns' squared errors, (in,), or None with all scales filled.
     """
 
     grid: Grid
@@ -64,7 +61,12 @@ def plan_rounding(weight: Tensor, grid: Grid, order: Order, factor: Tensor, dead
     lowest = importance.amin()  # dead columns count as little as any; H holds a 1 for them, of no scale
     importance = torch.where(importance.isinf(), lowest if lowest.isfinite() else 1.0, importance)
     width = grid.width(weight.shape[1])
-    if order.is_natural and grid.group != "row" and not any(one % width for one in order.widths) and not width % unit:
+    if (
+        order.is_natural
+        and grid.group != "row"
+        and not any(block % width for block in order.widths)
+        and not width % unit
+    ):
         return Rounder(grid, torch.zeros_like(weight.T, memory_format=torch.contiguous_format), importance)
     scales = choose_scales(weight, grid, importance[order.inverse])
     return Rounder(grid, per_column(scales, weight.shape[1]).T.index_select(0, order.permutation))
@@ -90,8 +92,8 @@ def revise(target: Tensor, rounded: Tensor, mask: Tensor, hessian: Tensor, steps
             tile = slice(start, min(start + TILE, len(wt)))
             now, before, slope = wt[tile], wt[tile].clone(), pull[tile].clone()
             for j in range(len(now)):
-                wanted = now[j].add(slope[j], alpha=reach[start + j])
-                best = round_each(wanted, steps[start + j], inverses[start + j], grid)
+                optimum = now[j].add(slope[j], alpha=reach[start + j])
+                best = round_each(optimum, steps[start + j], inverses[start + j], grid)
                 slope[j + 1 :].addr_(hessian[start + j, start + j + 1 : tile.stop], best - now[j], alpha=-1)
                 now[j] = best
             pull.addmm_(hessian[:, tile], now - before, alpha=-1)

@@ -36,7 +36,7 @@ def smallest_per_row(score: Tensor, count: int) -> Tensor:
 
 
 def smallest_per_group(score: Tensor, pattern: Pattern) -> Tensor:
-    """N:M mask: in every run of `of` columns of every row the of − keep smallest entries, (out, in) bool."""
+    """N:M mask, (out, in) bool: the of − keep smallest entries of every group of every row."""
     rows, columns = score.shape
     grouped = score.reshape(rows, columns // pattern.of, pattern.of)
     return smallest_per_row(grouped, pattern.of - pattern.keep).view(rows, columns)

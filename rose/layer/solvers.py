@@ -27,10 +27,8 @@ STAGES = (0.4, 0.65, 0.85, 0.95, 1.0)  # of the weights that go in the end
 
 @dataclass(frozen=True)
 class State:
-    """What a solver would return if it stopped here: Ŵ, (out, in) float32, and its mask, True = removed.
-
-    `step` names the last step, `work` counts products W·H. Errors do not compare before `is_complete`.
-    """
+    """What a solver would return if it stopped here: Ŵ, (out, in) float32, and its mask, True = removed. `step`
+    names the last step, `work` counts products W·H. Errors do not compare before `is_complete`."""
 
     step: str
     work: float
@@ -49,7 +47,7 @@ def watch_solver(
     block_size: int = BLOCK_SIZE,
     damping: float = DAMPING,
 ) -> Iterator[State]:
-    """The states of one of `SOLVERS`, in turn; `order` is for sweeps. Raises RoseError for stages under N:M."""
+    """The states of a solver in `SOLVERS`, in turn; `order` is for sweeps. Raises RoseError for stages under N:M."""
     if name not in SOLVERS:
         raise RoseError(f"There is no solver {name!r}. Choose one of {', '.join(SOLVERS)}.")
     if name == "stages" and parse_sparsity(sparsity).is_grouped:
@@ -59,10 +57,10 @@ def watch_solver(
         method, sparsity=sparsity, block_size=block_size, damping=damping, order=None if name == "admm" else order
     )
     with torch.no_grad():
-        known = as_statistics(statistics, weight)
-        damped = damped_hessian(known, damping)
+        inputs = as_statistics(statistics, weight)
+        damped = damped_hessian(inputs, damping)
         live = weight.detach().float().masked_fill(damped.dead, 0)
-        yield from SOLVERS[name](live, known, damped, settings)
+        yield from SOLVERS[name](live, inputs, damped, settings)
 
 
 def _factorization(weight: Tensor) -> float:
@@ -70,14 +68,14 @@ def _factorization(weight: Tensor) -> float:
     return weight.shape[1] / (3 * weight.shape[0])
 
 
-def _sweep(weight: Tensor, known: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
+def _sweep(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
     """A sweep adds every column's error to all later ones: half a product."""
-    result = prune_with(weight, known, settings)
+    result = prune_with(weight, inputs, settings)
     yield State("swept", _factorization(weight) + 0.5, result.weight, result.mask)
 
 
-def _refit(weight: Tensor, known: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
-    for swept in _sweep(weight, known, damped, settings):
+def _refit(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
+    for swept in _sweep(weight, inputs, damped, settings):
         yield swept
         # From the start for each number of steps: a run of conjugate gradients cannot be taken up again.
         for steps in range(1, REFIT_STEPS + 1):
@@ -85,22 +83,22 @@ def _refit(weight: Tensor, known: InputStatistics, damped: DampedHessian, settin
             yield State(f"refit, step {steps}", swept.work + 1 + steps, solved, swept.mask)
 
 
-def _stages(weight: Tensor, known: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
+def _stages(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
     """Each sweep starts from the refitted weights of the last; pruned ones are 0 there, so nearly all of them go
     first again."""
     current, work = weight, 0.0
     for number, share in enumerate(STAGES, 1):
         stage = replace(settings, pattern=parse_sparsity(settings.pattern.ratio * share))
-        result = prune_with(current, known, stage)
+        result = prune_with(current, inputs, stage)
         current = solve_on_support(weight, result.mask, damped.matrix, result.weight, REFIT_STEPS)
         work += _factorization(weight) + 0.5 + 1 + REFIT_STEPS
         yield State(f"stage {number} of {len(STAGES)}", work, current, result.mask, share == 1)
 
 
-def _admm(weight: Tensor, known: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
+def _admm(weight: Tensor, inputs: InputStatistics, damped: DampedHessian, settings: Settings) -> Iterator[State]:
     """Iterations of `rose_admm`; each state is refitted as its last one would be, and the work for that is counted."""
     scale = damped.matrix.diagonal().sqrt()
-    correlations = shrunk_correlations(damped.matrix, known.tokens)
+    correlations = shrunk_correlations(damped.matrix, inputs.tokens)
     schedule = penalties(int(settings.options["effort"]))
     states: list[Tensor] = []
     find_mask(weight * scale, correlations, settings.pattern, schedule, seen=states.append)

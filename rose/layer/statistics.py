@@ -1,8 +1,5 @@
-"""Statistics of a layer's input: the Hessian XᵀX, the mean, and the number of tokens seen.
-
-The Hessian of the layer-wise squared error ‖(W − Ŵ)Xᵀ‖² is H = XᵀX up to a positive factor
-(Optimal Brain Surgeon, Hassibi and Stork 1992; SparseGPT, Frantar and Alistarh 2023, section 3).
-"""
+"""Statistics of a layer's input: the Hessian XᵀX of the squared error ‖(W − Ŵ)Xᵀ‖² (Hassibi and Stork 1992), the
+mean, and the number of tokens."""
 
 from __future__ import annotations
 
@@ -66,7 +63,7 @@ class InputStatistics:
         statistics = cls(hessian.shape[0], hessian.device)
         statistics._upper = hessian.detach().float()
         statistics._hessian = statistics._upper
-        # A Hessian alone knows neither the mean nor the positions.
+        # A bare Hessian has no mean and no positions.
         statistics._sum.fill_(float("nan"))
         statistics._first.fill_(float("nan"))
         statistics.tokens, statistics.total_weight = int(tokens), float(tokens)
@@ -153,7 +150,7 @@ class InputStatistics:
     def hessian(self) -> Tensor:
         """H = XᵀX, float32 (in, in), the weighted sum over tokens. Do not change it."""
         if self._hessian is None:
-            # In the place of the triangle: a model's statistics are most of what an app or a run holds.
+            # In place: a model's statistics fill most of the memory.
             _mirror(self._upper)
             self._hessian = self._upper
         return self._hessian
@@ -170,17 +167,17 @@ class InputStatistics:
 
     @property
     def mean(self) -> Tensor:
-        """Mean of x_j over tokens, (in,); NaN where only a Hessian is known."""
+        """Mean of x_j over tokens, (in,); NaN for a bare Hessian."""
         return self._sum / (self.total_weight or 1)
 
     @property
     def variance(self) -> Tensor:
-        """Variance of x_j over tokens, (in,), at least 0; NaN where only a Hessian is known."""
+        """Variance of x_j over tokens, (in,), at least 0; NaN for a bare Hessian."""
         # The difference of two float32 sums can come out below zero for a channel that hardly varies.
         return (self.mean_square - self.mean.square()).clamp_min(0)
 
     def first_share(self, channels: Sequence[int]) -> float:
-        """Of the squares of these channels, the share at the first position of windows; NaN where inputs came without
+        """The share of these channels' squares at the first position of windows; NaN where inputs came without
         positions, not as (windows, positions, in)."""
         chosen = list(channels)
         return float(self._first[chosen].sum() / self.diagonal[chosen].sum())
@@ -192,10 +189,8 @@ class InputStatistics:
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, weight: float = 1.0) -> None:
-    """Adds the weighted leftᵀ right, tokens as rows, to a float32 `total`.
-
-    bfloat16 factors take half the time; their rounding averages out over tokens and is below the sampling noise.
-    """
+    """Adds the weighted leftᵀ right, tokens as rows, to a float32 `total`. bfloat16 factors take half the time;
+    their rounding averages out over tokens and is below the sampling noise."""
     if left.dtype == total.dtype:
         total.addmm_(left.T, right, alpha=weight)
     else:
@@ -203,10 +198,8 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, weight: float = 1.0)
 
 
 def _mirror(upper: Tensor) -> None:
-    """Copies what is above the diagonal below it, in place, (in, in).
-
-    Panel by panel, so that both the row and the column read stay in the cache: a tenth of the time of `upper.T`.
-    """
+    """Copies what is above the diagonal below it, in place, (in, in). Panel by panel, so that both the row and the
+    column read stay in the cache: a tenth of the time of `upper.T`."""
     for start in range(0, len(upper), PANEL):
         end = min(start + PANEL, len(upper))
         square = upper[start:end, start:end]
@@ -220,7 +213,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Raises RoseError unless the value is an ordinary tensor, neither sparse nor without its numbers."""
+    """Raises RoseError unless the value is a dense tensor that holds its numbers."""
     if not isinstance(value, Tensor):
         raise RoseError(
             f"{name} must be a torch tensor, not a {type(value).__name__}; torch.from_numpy makes one of an array."

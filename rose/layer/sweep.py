@@ -1,7 +1,7 @@
 """The sweep: mask and compensate, block by block (SparseGPT, Frantar and Alistarh 2023, algorithm 1).
 
-U is the upper Cholesky factor of H⁻¹, e = w_j / U_jj the error of a removed weight, which costs e². Later columns
-absorb what they can: w_{j:} −= e · U_{j,j:}.
+U is the upper Cholesky factor of H⁻¹. Removing w_j costs e², e = w_j / U_jj, and later columns take w_{j:} −= e ·
+U_{j,j:}.
 """
 
 from __future__ import annotations
@@ -52,11 +52,8 @@ class SweepTrace:
         return self.lost - self.error
 
     def error_so_far(self, added: float) -> Tensor:
-        """tr(ΔW H ΔWᵀ) before the sweep and after each block, (blocks + 1,) float64: Σ e² without its part λ‖ΔW‖².
-
-        Args:
-            added: λ, absolute, of the sweep (`LayerResult.added_damping`).
-        """
+        """tr(ΔW H ΔWᵀ) before the sweep and after each block, (blocks + 1,) float64: Σ e² less λ‖ΔW‖², λ = `added`,
+        absolute."""
         undamped = self.error.double().cumsum(0) - added * self.moved
         return torch.cat([undamped.new_zeros(1), undamped.clamp(min=0)])  # rounding may go below 0
 
@@ -87,9 +84,7 @@ def block_budget(pattern: Pattern, rows: int, widths: Sequence[int]) -> list[int
 
 def layer_budget(weight: Tensor, divisor: Tensor, pattern: Pattern, order: Order) -> list[int]:
     """How many weights of each block fall under one threshold on the saliency over the layer, set before the sweep.
-
-    `weight` is (out, in) in original column order; `divisor` as in `sweep`.
-    """
+    `weight` is (out, in) in original column order; `divisor` as in `sweep`."""
     saliency = (weight[:, order.permutation] / divisor).square()
     mask = smallest(saliency, pattern.count(saliency.numel()))
     return [int(block.sum()) for block in mask.split(list(order.widths), dim=1)]
@@ -176,15 +171,15 @@ def sweep(
     """
     # Transposed: each column of W is then a contiguous row, and compensation is a rank-1 update of rows below.
     wt = weight.T.index_select(0, order.permutation)
-    known = mask is not None
+    is_fixed = mask is not None
     mask = torch.zeros_like(wt, dtype=torch.bool) if mask is None else mask.T.index_select(0, order.permutation)
     errors, of_kept = torch.empty(wt.shape[0], device=wt.device), wt.new_zeros((), dtype=torch.float64)
     divisor = factor.diagonal() if divisor is None else divisor
     record = None if trace_hessian is None else _TraceRecorder(wt, order, trace_hessian, keep_weights)
-    budgets = [0] * len(order.widths) if known else counts
+    budgets = [0] * len(order.widths) if is_fixed else counts
     for start, width, count in zip(block_starts(order.widths), order.widths, budgets, strict=True):
         end = start + width
-        choice = None if known else _Choice(pattern, count, divisor[start:end].unsqueeze(1))
+        choice = None if is_fixed else _Choice(pattern, count, divisor[start:end].unsqueeze(1))
         before = wt[start:end].clone() if record else None
         within = factor[start:end, start:end]
         rounds = rounder and rounder.part(start, end)
@@ -208,17 +203,15 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Choice:
-    """What goes of a block, by (w/d)², d (width, 1): `count` of its weights, or N:M."""
+    """The removed weights of a block, by (w/d)², d (width, 1): `count` of its weights, or N:M."""
 
     pattern: Pattern
     count: int
     divisor: Tensor
 
     def reach(self, wt: Tensor, mask: Tensor, start: int) -> None:
-        """Fills the mask before the sweep reaches this column: at the first one, or group by group.
-
-        wt, mask: of the block, (width, out), weights compensated so far.
-        """
+        """Fills the mask before the sweep reaches this column: at the first one, or group by group. wt, mask: of the
+        block, (width, out), weights compensated so far."""
         if self.pattern.is_grouped:
             group = slice(start, start + self.pattern.of)
             mask[group] = smallest_per_group((wt[group] / self.divisor[group]).square().T, self.pattern).T
@@ -229,13 +222,8 @@ class _Choice:
 def _prune_block(
     wt: Tensor, mask: Tensor, factor: Tensor, choice: _Choice | None, rounder: Rounder | None, at_once: bool
 ) -> Tensor:
-    """Masks one block and compensates within it, in place; returns its errors E, (width, out).
-
-    Args:
-        wt, mask: of the block, transposed, (width, out); the mask is filled by `choice`, if given.
-        factor: U of the block, (width, width).
-        at_once: solves a tile at once, not column by column.
-    """
+    """Masks one block and compensates within it, in place; returns its errors E, (width, out). `wt` and `mask` are
+    transposed, (width, out), the mask filled by `choice`, if given; `factor` is U of the block."""
     width, diagonal = len(wt), factor.diagonal().unsqueeze(1)
     errors = torch.empty_like(wt)
     compensate = _tile_at_once if at_once else _tile_by_column
@@ -281,10 +269,8 @@ def _tile_by_column(wt: Tensor, scale: Tensor, factor: Tensor, errors: Tensor) -
 
 
 def _tile_at_once(wt: Tensor, scale: Tensor, factor: Tensor, errors: Tensor) -> None:
-    """The same by one triangular system for each row: e_j + scale_j Σ_{i<j} U_ij e_i = scale_j w_j.
-
-    Rows remove different weights, so each has its own system; a GPU solves many in parallel.
-    """
+    """The same by one triangular system for each row: e_j + scale_j Σ_{i<j} U_ij e_i = scale_j w_j. Rows remove
+    different weights, so each has its own system; a GPU solves many in parallel."""
     earlier = factor.triu(1).T
     systems = scale.T.unsqueeze(2) * earlier  # (out, width, width), below the diagonal, which is 1
     right = (scale * wt).T.unsqueeze(2)

@@ -4,7 +4,7 @@ One-shot programs make a layer keep its own output on the pruned inputs X_p, and
 The corrected target T is the dense model's output X_d Wᵀ, plus R where the layer writes into the residual stream and
 can repair what the stream lost earlier. (Quantization: GPTAQ, arXiv 2504.02692; Qronos, arXiv 2505.11695.)
 
-With the gap G = T − X_p Wᵀ, tokens as rows, and H = X_pᵀX_p, W* = W + Gᵀ X_p (H + λI)⁻¹ solves min ‖T − X_p Ŵᵀ‖²
+Let G = T − X_p Wᵀ be the gap, tokens as rows, and H = X_pᵀX_p. Then W* = W + Gᵀ X_p (H + λI)⁻¹ solves min ‖T − X_p Ŵᵀ‖²
 without a mask, and ‖T − X_p Ŵᵀ‖² = constant + tr((W* − Ŵ) H (W* − Ŵ)ᵀ) for λ = 0. So any method prunes W* in place
 of W.
 
@@ -29,24 +29,16 @@ LEAST, LINEAR, CUBIC = 0.03, 0.273, 0.1
 
 
 def target_damping(channels: int, tokens: int, blocks: int = 1) -> float:
-    """μ of the correction, relative to the mean of diag(H); fitted to perplexities of the packaged model, see
-    docs/targets.md.
-
-    The best μ falls as 1/tokens in one layer, and grows with the decoder blocks, as each correction reads the noise
-    of those below it. It never falls to 0: directions that the inputs hardly have cost most once weights are removed.
-
-    Args:
-        channels: of the residual stream.
-        tokens: of calibration.
-        blocks: decoder blocks whose layers are corrected, one after another.
-    """
+    """μ of the correction, relative to the mean of diag(H), fitted to perplexities of the packaged model
+    (docs/targets.md). The best μ falls as 1/tokens, and grows with `blocks`, the decoder blocks corrected one after
+    another, as each correction reads the noise of those below. `channels` are the residual stream's."""
     noise = LINEAR * channels * blocks / tokens
     return LEAST + noise + CUBIC * noise**3
 
 
-def damping_or_rule(asked: float | None, channels: int, tokens: int, blocks: int) -> float:
+def damping_or_rule(requested: float | None, channels: int, tokens: int, blocks: int) -> float:
     """μ as requested, else by `target_damping`."""
-    return target_damping(channels, tokens, blocks) if asked is None else asked
+    return target_damping(channels, tokens, blocks) if requested is None else requested
 
 
 @dataclass(frozen=True)
@@ -71,15 +63,8 @@ def input_difference(dense: Tensor, pruned: Tensor, dtype: torch.dtype) -> Tenso
 
 
 class InputGap:
-    """The difference of a layer's inputs in the dense and the pruned model, D = X_d − X_p, streamed.
-
-    Layers that read the same tensor share one object: G = D Wᵀ for each.
-
-    Args:
-        columns: of the layers.
-        device: where they are.
-        dtype: of the products, see `add_product`; sums are float32.
-    """
+    """The difference of a layer's inputs in the dense and the pruned model, D = X_d − X_p, streamed; layers that
+    read the same tensor share one object, as G = D Wᵀ. Products are in `dtype`, see `add_product`."""
 
     def __init__(self, columns: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
@@ -102,7 +87,7 @@ class InputGap:
         self._correction = None
 
     def of(self, weight: Tensor) -> Gap:
-        """The gap of one of the layers, W (out, in)."""
+        """The gap of a layer W, (out, in)."""
         weight = weight.float()
         total = weight @ (self.difference.mean * self.difference.tokens)
         return Gap(self._product(weight, self.cross), quadratic_form(weight, self.difference.hessian), total)
@@ -164,29 +149,16 @@ def _times_inverse(cross: Tensor, hessian: Tensor, damping: float) -> tuple[Tens
 def corrected_weight(
     weight: Tensor, statistics: InputStatistics, gap: InputGap | OutputGap, damping: float
 ) -> tuple[Tensor, float]:
-    """W*, (out, in) float32, whose outputs on the pruned inputs are nearest to the target, and the μ used.
-
-    Args:
-        weight: W, (out, in), dense.
-        statistics: of the pruned inputs X_p.
-        gap: streamed over the same tokens.
-        damping: μ relative to the mean of diag(H); raised where H cannot be factorized.
-
-    Raises:
-        RoseError: as `rose.layer.hessian.damp`.
-    """
+    """W*, (out, in) float32, whose outputs on the pruned inputs are nearest to the target, and the μ used, which is
+    raised where H cannot be factorized. `gap` is of the same tokens as `statistics`. Raises RoseError as
+    `rose.layer.hessian.damp`."""
     correction, used = gap.correction(weight, statistics.hessian, damping)
     return weight.float() + correction, used
 
 
 def target_error(weight: Tensor, pruned: Tensor, gap: Gap, *, change_energy: float, dense_energy: float) -> float:
-    """‖T − X_p Ŵᵀ‖² / ‖T‖²; 0 where target and output are 0.
-
-    Args:
-        weight, pruned: dense W, which the gap belongs to, and Ŵ, (out, in).
-        change_energy: tr((W − Ŵ) H (W − Ŵ)ᵀ), H of the pruned inputs.
-        dense_energy: tr(W H Wᵀ).
-    """
+    """‖T − X_p Ŵᵀ‖² / ‖T‖² for W, Ŵ (out, in), from tr((W − Ŵ) H (W − Ŵ)ᵀ) and tr(W H Wᵀ), H of the pruned inputs; 0
+    where target and output are 0."""
     missed = gap.square + 2 * _inner(gap.cross, difference(weight, pruned)) + change_energy
     return ratio(missed, gap.square + 2 * _inner(gap.cross, weight) + dense_energy)
 
@@ -203,5 +175,5 @@ def target_error_with_bias(
     return target_error(weight, pruned, gap, change_energy=energy, dense_energy=quadratic_form(weight, hessian))
 
 
-def _inner(one: Tensor, other: Tensor) -> float:
-    return float((one * other.float()).sum(dtype=torch.float64))
+def _inner(first: Tensor, other: Tensor) -> float:
+    return float((first * other.float()).sum(dtype=torch.float64))

@@ -1,8 +1,5 @@
-"""Pruning methods share one signature: a layer's weight, the statistics of its input, and settings give a
-`LayerResult`.
-
-`rose.layer.registry` declares every method; `prune_layer`, `prune_model`, the command line and the app read it.
-"""
+"""Pruning methods: a layer's weight, the statistics of its input and settings give a `LayerResult`; `registry`
+declares them."""
 
 from __future__ import annotations
 
@@ -158,8 +155,8 @@ class LayerResult:
 
     def __repr__(self) -> str:
         rows, columns = self.mask.shape
-        found = f"sparsity {self.sparsity:.3g}, relative error {self.relative_error:.3g}"
-        return f"<LayerResult of {self.method}: {rows} × {columns}, {found}>"
+        summary = f"sparsity {self.sparsity:.3g}, relative error {self.relative_error:.3g}"
+        return f"<LayerResult of {self.method}: {rows} × {columns}, {summary}>"
 
     @property
     def parameters(self) -> int:
@@ -227,7 +224,7 @@ def prune_layer(
     held_out: Tensor | InputStatistics | None = None,
     **basic: Unpack[BasicOptions],
 ) -> LayerResult:
-    """Prunes one weight matrix; W is not changed.
+    """Prunes one weight matrix; W is not changed. Raises RoseError for bad input, in one sentence.
 
     Args:
         weight: W, (out, in), of 16 bits or more; the arithmetic is float32.
@@ -237,9 +234,6 @@ def prune_layer(
         held_out: H or statistics of other inputs; only "measured" looks at them.
         basic: `sparsity`, a ratio (default 0.7) or N:M such as "2:4"; `block_size` (128), `damping` (0.01), `threshold`
             (0.5); `bits` (3, 4 or 8) for kept weights, and `group`, the 32, 64 or 128 columns or "row" of a scale.
-
-    Raises:
-        RoseError: bad input, in one sentence.
     """
     check_keywords(basic, {*SettingsOptions.__optional_keys__, "trace", "held_out"})
     settings = make_settings(method, order=order, budget=budget, trace=trace, options=options, **basic)
@@ -276,11 +270,11 @@ def prune_with(weight: Tensor, hessian: Tensor | InputStatistics, settings: Sett
 
 
 def _prune_by(method: Method, weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
-    """What the method returns; raises RoseError, naming it, where that is not what every method promises."""
+    """The method's result, checked; raises RoseError that names a method whose result breaks the interface."""
     is_ours = method.prune.__module__.startswith(__name__)
-    given = weight if is_ours else weight.clone()  # a model's own W stays whole, whatever others write into
+    untouched = weight if is_ours else weight.clone()  # a model's own W stays whole, whatever others write into
     with failing(method.label):
-        result = method.prune(given, statistics, settings)
+        result = method.prune(untouched, statistics, settings)
         if not isinstance(result, LayerResult):
             raise RoseError(f"{method.label} must return a LayerResult, such as rose.measured_result makes.")
         pruned, mask = result.weight, result.mask
@@ -298,7 +292,7 @@ def _prune_by(method: Method, weight: Tensor, statistics: InputStatistics, setti
             )
         if result.low_rank is None and pruned.ne(0).logical_and_(mask).any():
             raise RoseError(f"{method.label} returned weights that are not 0 where its mask is True; set them to 0.")
-        if not is_ours and not torch.equal(given, weight):
+        if not is_ours and not torch.equal(untouched, weight):
             raise RoseError(f"{method.label} writes into W; let it change a copy, such as weight.clone().")
     return result
 

@@ -1,8 +1,5 @@
 """ALPS (Meng et al. 2024, algorithms 1 and 2): ADMM on the damped layer problem, then conjugate gradients on the
-support.
-
-It revises its mask many times and updates all kept weights at once, at many times the cost of a sweep.
-"""
+support."""
 
 from __future__ import annotations
 
@@ -50,11 +47,11 @@ def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tens
         matrix: M, (in, in), definite, with a unit diagonal.
 
     Returns:
-        Mask of D, True = removed, (out, in); and B, (out, in), from which to start the final solve.
+        Mask of D, True = removed, (out, in); and B, (out, in), the start of the final solve.
     """
     target = weight @ matrix
     removed = mask_by_score(weight.abs(), pattern, "layer")
-    kept = max(1, removed.numel() - int(removed.sum()))
+    remaining = max(1, removed.numel() - int(removed.sum()))
     start = weight.masked_fill(removed, 0)
     penalty, has_moved = FIRST_PENALTY, False
     free, sparse, dual, last = weight, start, torch.zeros_like(weight), removed
@@ -70,11 +67,11 @@ def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tens
             continue
         changed = int((removed != last).sum())
         last = removed
-        if changed / kept > 0.005:
+        if changed / remaining > 0.005:
             has_moved = True
-            penalty *= 1.3 if changed / kept > 0.1 else 1.2
+            penalty *= 1.3 if changed / remaining > 0.1 else 1.2
         elif has_moved:
-            if not changed or (iteration > SETTLED_AFTER and changed / kept < SETTLED):
+            if not changed or (iteration > SETTLED_AFTER and changed / remaining < SETTLED):
                 break
             penalty *= 1.1
         else:

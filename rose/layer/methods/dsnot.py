@@ -1,8 +1,6 @@
 """DSnoT: a start mask, refined without touching the weights (Zhang et al. 2024, "Dynamic Sparse No Training").
-
-With D = W · mean input of the column, removed weights shift a row's mean output by e = Σ D. Each cycle regrows one
-weight and removes another, both chosen by scores that push e towards 0; a cycle can overshoot.
-"""
+Removed weights shift a row's mean output by e = Σ D, D = W · mean input; each cycle swaps two weights to push e
+towards 0."""
 
 from __future__ import annotations
 
@@ -48,7 +46,7 @@ def refine_mask(weight: Tensor, statistics: InputStatistics, mask: Tensor, patte
     """Regrows and prunes row by row until |e| ≤ 0.1, for at most 50 cycles (equations 4 to 7).
 
     The removed weight with the largest sign(e) · D / variance regrows. The kept weight with the smallest Wanda score
-    and D of the other sign goes; under N:M the one in the regrown weight's group, whatever its sign, and a row stops
+    and D of the other sign goes; under N:M a weight of the regrown weight's group, whatever its sign, and a row stops
     before e would change its sign. A weight moves once at most, as in the authors' program.
 
     Args:

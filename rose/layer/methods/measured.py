@@ -1,4 +1,4 @@
-"""The order chosen by measurement: several sweeps, of which the one with the least error is kept."""
+"""The order chosen by measurement: several sweeps, and the result with the least error."""
 
 from __future__ import annotations
 
@@ -25,19 +25,16 @@ CANDIDATES = (
 
 
 def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
-    """Sweeps by each of `CANDIDATES`, narrowed by the settings, and keeps the result with the least error.
-
-    The judge is `settings.held_out`, else the calibration inputs. The error reported on the judge is a minimum, so
-    compare methods on further inputs.
-    """
+    """Sweeps by each of `CANDIDATES`, narrowed by the settings, and keeps the least error on `settings.held_out`,
+    else on the calibration inputs. That error is a minimum, so compare methods on further inputs."""
     judge = settings.held_out or statistics
     best, least = None, float("inf")
     for order, budget in _candidates(settings):
         tried = replace(settings, order=order, budget=budget, trace=False)
         result = prune_by_sweep(weight, statistics, tried, order="natural", budget="block")
-        found = error.relative_error(weight, result.weight, judge.hessian)
-        if best is None or found < least:
-            best, least = result, found
+        measured_error = error.relative_error(weight, result.weight, judge.hessian)
+        if best is None or measured_error < least:
+            best, least = result, measured_error
     assert best is not None
     if not settings.trace:
         return best

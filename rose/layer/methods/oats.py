@@ -12,17 +12,14 @@ from rose.layer.methods.toolkit import mask_by_score, measured_result, prune_by_
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics
 
-SPARE = 8  # directions tracked beyond the rank, so that one that grows into it is already in the basis
+SPARE = 8  # directions tracked beyond the rank, so that the basis already holds a direction that grows
 SUBSPACE_STEPS = 2
 
 
 def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
-    """W ≈ S + L, found on W · diag(a) with a_j = sqrt(mean of x_j²).
-
-    With κ = 1 − ratio and rank ratio ρ, S keeps (1 − ρ)κ of every row and L has rank ⌊ρκ · out·in/(out + in)⌋: both
-    store κ of the parameters. Under N:M S is N:M, and κ = (keep/of)/(1 − ρ): 2:4 with ρ = 0.25 removes a third, not
-    half.
-    """
+    """W ≈ S + L, found on W · diag(a) with a_j = sqrt(mean of x_j²). With κ = 1 − ratio and rank ratio ρ, S keeps (1
+    − ρ)κ of every row and L has rank ⌊ρκ · out·in/(out + in)⌋. Under N:M κ = (keep/of)/(1 − ρ): 2:4 with ρ = 0.25
+    removes a third, not half."""
     pattern, rank_ratio = settings.pattern, float(settings.options["rank_ratio"])
     if pattern.ratio == 0:
         return prune_by_score(weight, statistics, settings, weight, budget="row")
@@ -32,7 +29,7 @@ def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     sparse_pattern = pattern if pattern.is_grouped else Pattern(1 - (1 - rank_ratio) * stored)
     norm = statistics.mean_square.sqrt()
     mask, left, right = decompose(weight.float() * norm, rank, sparse_pattern, int(settings.options["iterations"]))
-    # A dead column is zero in both parts; there is nothing to scale back.
+    # A dead column is zero in both parts; it needs no scale.
     scale = torch.where(norm > 0, 1 / norm, 0)
     right = right * scale
     low_rank = left @ right
@@ -57,19 +54,8 @@ def _stored_share(pattern: Pattern, rank_ratio: float) -> float:
 
 
 def decompose(matrix: Tensor, rank: int, pattern: Pattern, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Alternates L = best rank-r approximation of M − S, S = M − L without its smallest entries.
-
-    Wide layers update L from the last alternation, see `_next_low_rank`; errors agree within a few tenths of a per
-    cent.
-
-    Args:
-        matrix: M, (out, in) float32.
-        rank: of L, 0 or more.
-        pattern: of S; a ratio is taken per row.
-
-    Returns:
-        The mask of S (True = removed), and factors of L, (out, rank) and (rank, in).
-    """
+    """Alternates L = best rank-r approximation of M − S, S = M − L without its smallest entries; M is (out, in), and
+    a ratio is taken per row. Returns the mask of S (True = removed), and factors of L, (out, rank) and (rank, in)."""
     sparse, basis = torch.zeros_like(matrix), None
     for _ in range(iterations):
         stop_point()

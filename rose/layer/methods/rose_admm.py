@@ -1,8 +1,7 @@
 """ROSE ADMM: the mask revised a few times under a rising penalty, on correlations shrunk where tokens are few.
 
-ADMM for the layer problem is known (ALPS, Meng et al. 2024; Boža 2024, arXiv 2401.02938), as is H with a unit diagonal.
-Ours are the fixed schedule, which needs a few Cholesky factorizations in place of an eigendecomposition, and the
-shrinkage: a mask that fits a few thousand tokens well fits others worse, the more so the wider the layer.
+ALPS and others solve the layer problem by ADMM (, Meng et al. 2024; Boža 2024, arXiv 2401.02938). Ours are the fixed
+schedule, which needs a few Cholesky factorizations, and the shrinkage against fitting few tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from rose.layer.selection import kth_smallest
 from rose.layer.statistics import InputStatistics
 
 # Chosen on layers of the packaged model at 70 %; docs/lab-notes/solvers.md has what others gave.
-FIRST_PENALTY, LAST_PENALTY = 0.2, 1.0  # relative to the diagonal of H; lower ones do not settle in so few iterations
+FIRST_PENALTY, LAST_PENALTY = 0.2, 1.0  # relative to the diagonal of H; lower penalties do not settle in time
 ITERATIONS = 20  # per unit of effort
 FINAL_STEPS = 3  # of conjugate gradients; the last iterate is all but solved
 SAMPLE = 2**15  # entries by which a threshold is found between two products
@@ -46,10 +45,8 @@ def rose_admm(weight: Tensor, statistics: InputStatistics, settings: Settings) -
 
 
 def shrunk_correlations(hessian: Tensor, tokens: int) -> Tensor:
-    """H with a unit diagonal, (in, in), its other entries divided by 1 + min(columns/tokens, MOST_SHRINKAGE).
-
-    This is linear shrinkage (Ledoit and Wolf 2004) with an intensity by shape; 1 token stands for an unknown number.
-    """
+    """H with a unit diagonal, (in, in), its other entries divided by 1 + min(columns/tokens, MOST_SHRINKAGE). This
+    is linear shrinkage (Ledoit and Wolf 2004) with an intensity by shape; 1 token stands for an unknown number."""
     shrinkage = UNKNOWN_TOKENS if tokens <= 1 else min(len(hessian) / tokens, MOST_SHRINKAGE)
     scale = hessian.diagonal().sqrt()
     correlations = hessian / scale / (scale.unsqueeze(1) * (1 + shrinkage))
@@ -87,22 +84,22 @@ def find_mask(
     Returns:
         Mask, True = removed, (out, in); and D, (out, in).
     """
-    kept = state = _keep_largest(weight, pattern)  # U is 0
+    sparse = state = _keep_largest(weight, pattern)  # U is 0
     last, inverse = 0.0, matrix
     for penalty in schedule:
         stop_point()
         if penalty != last:
             inverse = shifted_inverse(matrix, penalty).mul_(penalty).to(dtype)
             if last:
-                state = kept + (state - kept) * (last / penalty)  # U is the dual divided by ρ
+                state = sparse + (state - sparse) * (last / penalty)  # U is the dual divided by ρ
             last = penalty
-        shifted = (state - kept).add_(weight)  # U + W
-        reflected = kept - shifted
+        shifted = (state - sparse).add_(weight)  # U + W
+        reflected = sparse - shifted
         if dtype == torch.float32:
             state = shifted.addmm_(reflected, inverse)  # B + U
         else:
             state = shifted.add_(reflected.to(dtype) @ inverse)
-        kept = _keep_largest(state, pattern)
+        sparse = _keep_largest(state, pattern)
         if seen is not None:
             seen(state)
     mask = mask_by_score(state.abs(), pattern, "layer")

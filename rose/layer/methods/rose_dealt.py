@@ -1,8 +1,5 @@
-"""ROSE dealt: a sweep, then all kept weights solved for at once, for the mask that the sweep chose.
-
-A sweep leaves the weights that it has passed; conjugate gradients come close to the best weights of a fixed mask (the
-last stage of ALPS, Meng et al. 2024, section 3.3).
-"""
+"""ROSE dealt: a sweep, then conjugate gradients on all kept weights for the sweep's mask (the last stage of ALPS,
+Meng et al. 2024, section 3.3)."""
 
 from __future__ import annotations
 
@@ -30,11 +27,8 @@ def rose_dealt(weight: Tensor, statistics: InputStatistics, settings: Settings) 
 
 
 def refit(weight: Tensor, statistics: InputStatistics, result: LayerResult, *, measures: bool = True) -> LayerResult:
-    """Solves for the kept weights of any result without factors; `weight` is the dense W.
-
-    Column and block errors are those of the new weights, under U for the order of the result; a trace ends before
-    the refit.
-    """
+    """Solves for the kept weights of any result without factors; `weight` is the dense W. Errors belong to the
+    new weights, under U for the order of the result; a trace ends before the refit."""
     if not result.mask.any():
         return result  # nothing to compensate; dead columns stay as they are too
     damped = damped_hessian(statistics, result.damping)

@@ -16,10 +16,6 @@ def sparsegpt(weight: Tensor, statistics: InputStatistics, settings: Settings) -
 
 def isc(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
     """Natural order, block budget; masks by the sum of the saliencies of Optimal Brain Damage and Surgeon (Shao et
-    al. 2024).
-
-    The authors' program adds 1/U_jj in place of 1/U_jj², a sum that depends on the scale of H; neither choice here
-    does.
-    """
+    al. 2024). The authors' program adds 1/U_jj in place of 1/U_jj², which depends on the scale of H."""
     inverse = str(settings.options["inverse"])
     return prune_by_sweep(weight, statistics, settings, order="natural", budget="block", sum_saliency=inverse)

@@ -1,4 +1,4 @@
-"""What methods are made of: the damped Hessian of a layer, a sweep or a mask, and the measured result."""
+"""Parts of methods: a sweep or a mask, and the measured result."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from rose.layer.sweep import TILE, sweep, visited_budget
 
 
 def _plan(weight: Tensor, statistics: InputStatistics, settings: Settings) -> OrderPlan:
-    known = settings.known if settings.known and settings.known.is_of(weight) else None
-    if known and known.plan and (known.plan.pattern, known.plan.block_size) == (settings.pattern, settings.block_size):
-        return replace(known.plan, threshold=settings.threshold, damping=settings.damping)
+    same = settings.known if settings.known and settings.known.is_of(weight) else None
+    if same and same.plan and (same.plan.pattern, same.plan.block_size) == (settings.pattern, settings.block_size):
+        return replace(same.plan, threshold=settings.threshold, damping=settings.damping)
     plan = plan_order(
         weight,
         statistics,
@@ -34,8 +34,8 @@ def _plan(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Or
         threshold=settings.threshold,
         damping=settings.damping,
     )
-    if known:
-        known.plan = plan
+    if same:
+        same.plan = plan
     return plan
 
 
@@ -69,11 +69,8 @@ def prune_by_sweep(
     sum_saliency: str | None = None,
 ) -> LayerResult:
     """A sweep with this order and budget, unless the settings override them; kept weights are rounded in the same
-    sweep.
-
-    `sum_saliency` chooses masks by w² (H_jj + 1/[H⁻¹]_jj) instead of w²/U_jj², with H⁻¹ of the whole "layer" or of the
-    columns "remaining".
-    """
+    sweep. `sum_saliency` chooses masks by w² (H_jj + 1/[H⁻¹]_jj), with H⁻¹ of the whole "layer" or of the columns
+    "remaining"."""
     plan = _plan(weight, statistics, settings)
     visited = make_order(plan, settings.order if settings.order is not None else order)
     chosen = settings.budget if settings.budget is not None else budget
@@ -137,13 +134,13 @@ def round_kept(weight: Tensor, statistics: InputStatistics, result: LayerResult,
     assert settings.grid is not None
     order = make_order(replace(result.plan, pattern=Pattern(0.0)), "hessian")  # groups of N:M need not stay whole here
     damped, factor = factorize(statistics, result.damping, order.permutation)
-    found = result.weight.float()
+    unrounded = result.weight.float()
     removed = result.mask if settings.zeros is None else result.mask | settings.zeros
-    mask = removed | (found == 0)
-    rounder = plan_rounding(found, settings.grid, order, factor, damped.dead, 1)
-    swept = sweep(found, factor, order, settings.pattern, (), rounder=rounder, mask=mask)
+    mask = removed | (unrounded == 0)
+    rounder = plan_rounding(unrounded, settings.grid, order, factor, damped.dead, 1)
+    swept = sweep(unrounded, factor, order, settings.pattern, (), rounder=rounder, mask=mask)
     steps = rounder.steps.index_select(0, order.inverse)
-    rounded = revise(found, swept.weight, mask, damped.matrix, steps, settings.grid).to(weight.dtype)
+    rounded = revise(unrounded, swept.weight, mask, damped.matrix, steps, settings.grid).to(weight.dtype)
     dense = error.quadratic_form(weight, statistics.hessian)
     pruning, both = (error.relative_error(weight, one, statistics.hessian, dense) for one in (result.weight, rounded))
     columns, blocks = errors_in_order(weight, rounded, statistics, damped.damping, result.order, settings.measures)
@@ -170,15 +167,8 @@ def prune_by_score(
 
 
 def mask_by_score(score: Tensor, pattern: Pattern, budget: str) -> Tensor:
-    """Mask of the smallest scores, True = removed, (out, in) bool; under N:M within each group.
-
-    Args:
-        score: (out, in) float, finite.
-        budget: "layer" compares scores over the whole layer, "row" within each output row.
-
-    Raises:
-        RoseError: another budget.
-    """
+    """Mask of the smallest of finite scores, True = removed, (out, in) bool: over the whole "layer", within each
+    "row", or under N:M within each group. Raises RoseError for another budget."""
     if budget not in ("row", "layer"):
         raise RoseError(f"Scores are compared within each row or over the layer, not by the budget {budget!r}.")
     if pattern.is_grouped:
@@ -207,10 +197,8 @@ def measured_result(
     budget: str,
     low_rank: tuple[Tensor, Tensor] | None = None,
 ) -> LayerResult:
-    """The result of a method that does not sweep. Its column errors are those of a sweep in natural order.
-
-    `weight` and `pruned` are W and Ŵ, (out, in); `mask` is True where removed, and the sparse part's beside factors.
-    """
+    """The result of a method that does not sweep. Its column errors belong to a sweep in natural order. `weight`
+    and `pruned` are W and Ŵ, (out, in); `mask` is True where removed, and the sparse part's beside factors."""
     plan = _plan(weight, statistics, settings)
     damped, natural = damped_hessian(statistics, settings.damping), make_order(plan, "natural")
     columns, blocks = errors_in_order(weight, pruned, statistics, settings.damping, natural, settings.measures)
