@@ -160,7 +160,7 @@ def number_matrix(
 
 
 def _cells(chart: Chart, size: np.ndarray, removed_cells: np.ndarray, text: Any) -> None:
-    """A coloured cell with its number for each entry; grey and struck where it is removed_cells."""
+    """A coloured cell with its number for each entry; grey and struck where it is removed."""
     largest = float(size.max()) or 1.0
     place = {"x": np.arange(size.shape[1]), "y": np.arange(size.shape[0]), "xgap": 2, "ygap": 2, "hoverinfo": "skip"}
     scale = {"colorscale": palette.SEQUENTIAL, "zmin": 0, "zmax": largest, "showscale": False}

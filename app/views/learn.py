@@ -17,12 +17,7 @@ STYLE = """<style>
 .st-key-lesson-text h2 { font-size: 1.4rem; padding: 0 0 0.5rem; }
 .st-key-lesson-text p, .st-key-lesson-text li { font-size: 0.95rem; }
 .st-key-lesson-text .katex-display { margin: 0.3rem 0; }
-.st-key-lesson-stage { position: relative; }
 .st-key-lesson-stage .modebar-container { display: none; }
-@media (min-width: 641px) {
-  .st-key-lesson-stage [class*="-downloads"] { position: absolute; right: 0; bottom: 0; z-index: 1; width: auto; }
-  .st-key-lesson-stage [data-testid="stCaptionContainer"] { padding-right: 8rem; }
-}
 </style>"""
 TALL = f"""<style>
 :has(> :is(.st-key-lesson-text, .st-key-lesson-stage)) {{
@@ -117,7 +112,7 @@ def ask(title: str, question: Question, guess: str | None) -> None:
         st.button("Reveal", type="primary", disabled=chosen is None, key="lesson-reveal", on_click=tell, args=(chosen,))
     else:
         right = question.answers[question.right]
-        verdict = f"You verdict *{guess}*: " + ("right." if guess == right else f"it is *{right}*.")
+        verdict = f"You said *{guess}*: " + ("right." if guess == right else f"it is *{right}*.")
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(verdict, width="content")
             st.button("Guess again", icon=":material/replay:", key="lesson-again", on_click=tell, args=(None,))

@@ -43,7 +43,7 @@ def test_the_answer_is_told_after_a_guess(number: int) -> None:
     for guess, verdict in ((0, f"it is *{question.answers[question.right]}*"), (question.right, "right.")):
         app.button_group[-1].set_value(question.answers[guess]).run()
         app.button(key="lesson-reveal").click().run()
-        assert f"You verdict *{question.answers[guess]}*: {verdict}" in texts(app)
+        assert f"You said *{question.answers[guess]}*: {verdict}" in texts(app)
         assert "*Next: " in texts(app)
         app.button(key="lesson-again").click().run()
         assert texts(app) == before
