@@ -287,7 +287,8 @@ def outputs_by_draw() -> str:
 def forecast_ranks() -> str:
     """Spearman's correlation of forecast and measured gain over layers, beside relative range and column variation."""
     lines = []
-    for pair, label in list(PRICED.items())[1:]:
+    shown = [pair for pair in PRICED if pair not in ("natural/block", "hessian/layer", "greedy/layer")]
+    for pair, label in ((pair, PRICED[pair]) for pair in shown):
         line = [label]
         for _, rows in priced().groupby("model", sort=False):
             for part in (rows, rows[rows["is_output"]]):
