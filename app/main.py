@@ -160,6 +160,7 @@ def draw() -> None:
             ],
             "Prune": [
                 st.Page("views/prune.py", title="Prune", icon=":material/content_cut:"),
+                st.Page("views/smaller.py", title="Make it smaller", icon=":material/compare_arrows:"),
                 st.Page("views/structures.py", title="Heads and channels", icon=":material/compress:"),
             ],
             "Judge": [

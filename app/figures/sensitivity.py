@@ -33,7 +33,7 @@ SUMMED = {  # what one number of a decoder block is made of
     "relative_error": ", mean over its layers",
     "output_error": ", sum over its layers",
 }
-NAMED = 5  # outliers that are named in the plot
+NAMED = 2  # outliers that are named in the plot
 FEWEST = 5  # units of which a rank correlation says anything
 FEW = 40  # units up to which error bars can be told apart
 

@@ -45,6 +45,7 @@ def draw() -> None:
     if shown.dense is None:
         st.info("Results appear here as soon as the dense model has been evaluated.")
         return
+    st.page_link("views/smaller.py", label="Rounded, slimmed or pruned: what pays?", icon=":material/compare_arrows:")
     models = shown.models
     sections = results.sections(shown, models) | {race_of_solvers.TITLE: lambda *_: race_of_solvers.draw(run)}
     if st.session_state.get("prune_view") not in (None, *sections):

@@ -1,0 +1,113 @@
+"""Make it smaller: what does each way give?"""
+
+import pandas as pd
+import streamlit as st
+
+import rose
+from app import components, session, shared, words
+from app.components.work import follow
+from app.forms import study_form
+from app.forms.widgets import linked, spec_number, start_button
+from app.results.downloads import checkpoint_button, csv_button
+from app.runs import example
+from app.runs.smaller import SmallerRun
+from rose.recipe.steps import Smaller
+from rose.rows import records_table
+from rose.smaller import Row
+from rose.smaller.runtimes import runtimes
+from rose.smaller.table import FILES
+from rose.verdicts.smaller import recommend
+
+FIELDS = Smaller.fields()
+
+
+def draw() -> None:
+    st.title("Make it smaller: what does each way give?")
+    components.edited_setup()
+    components.require_weights()
+    run: SmallerRun | None = st.session_state.get("smaller")
+    _offer(run)
+    if run is not None:
+        done = lambda: sum(row.is_measured for row in st.session_state.smaller.rows)  # noqa: E731
+        follow(run, "smaller", "; rows so far are shown.", found=done)
+    if run is None or not run.rows:
+        run = example.smaller()
+        components.example("Ways to make a copy smaller")
+    _results(run)
+    with st.expander("Does it pay here? Programs that gain from zeros", icon=":material/speed:"):
+        st.dataframe(runtimes(), hide_index=True, key="smaller-runtimes", alt="Programs that use zeros")
+
+
+def _offer(run: SmallerRun | None) -> None:
+    setup, problem, asked = session.setup(), "", None
+    left, right = st.columns([1, 3], vertical_alignment="bottom")
+    minutes = spec_number(left, FIELDS["minutes"], value=float(FIELDS["minutes"].default), **linked("smaller_minutes"))
+    help = words.sentence(FIELDS["second"].description) + "."
+    second = right.text_input("Second text", **linked("smaller_second"), placeholder="source code of Python", help=help)
+    try:
+        asked = Smaller.of(
+            model=setup.model,
+            dtype=setup.dtype,
+            calibration=setup.text,
+            samples=setup.samples,
+            length=setup.length,
+            seed=setup.seed,
+            held_out=max(2, setup.held_out),
+            second=second.strip() or None,
+            minutes=minutes,
+            output="smaller",
+        )
+    except rose.RoseError as refused:
+        problem = str(refused)
+    running, icon = session.sees_at_work(run), ":material/compare_arrows:"
+    place = start_button(
+        f"Measure for {minutes:g} minutes", "smaller-start", _start, asked, problem=problem, running=running, icon=icon
+    )
+    if not running and not problem:
+        place.caption(f"Estimates every way for {words.plain(setup.model)}, then measures the most promising first.")
+        with place:
+            study_form.say_hub(setup)
+
+
+def _start(asked: Smaller) -> None:
+    setup = session.setup()
+    run = SmallerRun(asked, lambda: shared.load(setup.model, setup.dtype))
+    session.start_run("smaller", run, "compare_arrows: Making it smaller")
+
+
+def _results(run: SmallerRun) -> None:
+    advice = recommend(run.rows)
+    if advice:
+        st.markdown("\n".join(f"- {words.plain(answer.text)}" for answer in advice))
+    components.table([_cells(row) for row in run.rows], "Every way, measured or estimated")
+    st.caption("≈ estimated by a rule, else measured. Speed: times the dense model's. Elsewhere: the second text.")
+    components.cautions(run.left_out)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        csv_button("Table, CSV", records_table(run.rows, Row), "smaller.csv", "smaller-csv")
+        for key in dict.fromkeys(answer.key for answer in advice):
+            if key and (folder := run.kept(key)) is not None:
+                checkpoint_button(folder, key=f"smaller-{key}")
+
+
+def _cells(row: Row) -> dict[str, str]:
+    mark = "" if row.is_measured else "≈ "
+
+    def number(value: float | None, before: str = "") -> str:
+        return "–" if value is None or pd.isna(value) else f"{mark}{before}{words.number(value)}".replace(" ", "\u00a0")
+
+    def perplexity(value: float | None, times: float | None) -> str:
+        return number(times, "× ") if value is None else f"{number(value)},\u00a0×\u00a0{words.number(times or 1.0)}"
+
+    sizes = {name: getattr(row, name) for name in FILES}
+    return {
+        "Way": row.name,
+        "Perplexity here": perplexity(row.perplexity, row.times),
+        "elsewhere": perplexity(row.second_perplexity, row.second_times),
+        "Reads": number(row.prefill_gain, "× "),
+        "Writes": number(row.decoding_gain, "× "),
+        **{name: "–" if size is None else words.size(size).replace(" ", "\u00a0") for name, size in sizes.items()},
+        "Minutes": number(row.minutes) if row.minutes > 0.01 else "–",
+    }
+
+
+draw()
