@@ -85,7 +85,7 @@ class Job:
         """Whether a person may cancel it for all: who started it may, and others where nobody else has it open."""
         with self._lock:
             now = time.monotonic()
-            looking = {_browser(one) for one, seen in self._watchers.items() if now - seen < ABANDONED_AFTER}
+            looking = {_browser(watcher) for watcher, seen in self._watchers.items() if now - seen < ABANDONED_AFTER}
         return self.is_by(viewer) or looking <= {_browser(viewer)}
 
     def leave(self, viewer: str) -> bool:

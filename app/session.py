@@ -53,19 +53,19 @@ def follow(job: Job, tell: Callable[[], str]) -> None:
         st.session_state.jobs = [*running_jobs(), (job, tell)]
 
 
-def follow_run(run: Run, what: str) -> None:
+def follow_run(run: Run, label: str) -> None:
     """As `follow`; `what` it is begins with the name of an icon."""
-    follow(run.job, lambda: f":material/{what}, {100 * run.fraction:.0f} % done")
+    follow(run.job, lambda: f":material/{label}, {100 * run.fraction:.0f} % done")
 
 
-def start_run(slot: str, run: Run, what: str) -> None:
+def start_run(slot: str, run: Run, label: str) -> None:
     """Starts work in the place of what this session has in this slot of its state, which is cancelled."""
     earlier = st.session_state.get(slot)
     if earlier is not None:
         leave(earlier.job)
         earlier.discard()
     st.session_state[slot] = run
-    follow_run(run, what)
+    follow_run(run, label)
     run.job.start()
 
 
@@ -189,8 +189,8 @@ def use_draft() -> None:
     if former is not None:
         choose_setup(former.setup)  # among the recent ones
         if former.job.status == "running":
-            told = f":material/grid_on: Measuring the layers of {words.plain(former.setup.model)}"
-            follow(former.job, lambda: told)
+            sentence = f":material/grid_on: Measuring the layers of {words.plain(former.setup.model)}"
+            follow(former.job, lambda: sentence)
     st.session_state.setup = st.session_state.draft = edited
 
 
@@ -232,7 +232,7 @@ def study() -> Study | None:
 def sees_at_work(run: Run | None) -> bool:
     """Whether a run, or the tuning of what it has made, goes on; `ended_meanwhile` remembers what a page was told."""
     both = (run, getattr(run, "tuning", None))
-    seen = [one for one in both if one is not None and one.job.status == "running"]
+    seen = [work for work in both if work is not None and work.job.status == "running"]
     st.session_state.setdefault("seen_at_work", []).extend(seen)
     return bool(seen)
 

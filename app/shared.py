@@ -63,10 +63,10 @@ def _calibrations() -> weakref.WeakValueDictionary[tuple, Calibration]:
 
 def _calibration(key: tuple, files: disk.Files) -> Calibration:
     """The calibration of these files; that of earlier files is left to the studies that hold it."""
-    found = _calibrations().get(key)
-    if found is None or found.files not in (None, files):
-        found = _calibrations()[key] = Calibration()
-    return found
+    calibration = _calibrations().get(key)
+    if calibration is None or calibration.files not in (None, files):
+        calibration = _calibrations()[key] = Calibration()
+    return calibration
 
 
 @st.cache_resource(show_spinner=False)
@@ -111,13 +111,13 @@ def _new(chosen: Setup) -> Study:
 
 def find(chosen: Setup) -> Study | None:
     """This set-up's study, running or finished by any session; else what is on disk of it; else None."""
-    known = studies()
-    if chosen not in known and disk.recall(chosen, disk.files_of(chosen)) is not None:
+    measured = studies()
+    if chosen not in measured and disk.recall(chosen, disk.files_of(chosen)) is not None:
         with start_lock():
             restored = _new(chosen)
-            if chosen not in known and restored.restore():
-                known[chosen] = restored
-    return known.get(chosen)
+            if chosen not in measured and restored.restore():
+                measured[chosen] = restored
+    return measured.get(chosen)
 
 
 _asked = [time.monotonic()]  # when a page or a part of one was last drawn
@@ -179,17 +179,17 @@ def _is_over(job: Job) -> bool:
 def start(chosen: Setup, viewer: str, *, go_on: bool = False) -> None:
     """Starts this set-up's study for a session, or joins the one that runs or has finished; see `Study.go_on`."""
     with start_lock():
-        known = studies()
-        current = known.pop(chosen, None)
+        running = studies()
+        current = running.pop(chosen, None)
         if current is None or _is_over(current.job) or is_outdated(current):
             current, fresh = _new(chosen), True
         else:
             fresh = current.job.status == "kept"
         current.job.watch(viewer)
-        known[chosen] = current
+        running[chosen] = current
         if fresh:
             current.go_on = go_on
-            _forget(known)
+            _forget(running)
             current.job.start()
 
 
@@ -199,15 +199,15 @@ def _forget(studies: dict[Setup, Study]) -> None:
     What is dropped is on the disk, from where it comes back when somebody looks at it again.
     """
     newest: list[Study] = []
-    for one in reversed(list(studies.values())):
-        if one.job.status == "kept":
+    for study in reversed(list(studies.values())):
+        if study.job.status == "kept":
             continue  # it holds neither
-        models = {(kept.setup.model, kept.setup.dtype, kept.files.model) for kept in [*newest, one]}
-        large = newest and held_by([*newest[1:], one]) > OLDER_BYTES
-        if one.job.status != "running" and (len(newest) >= KEPT_STUDIES or len(models) > KEPT_MODELS or large):
-            del studies[one.setup]
+        models = {(recent.setup.model, recent.setup.dtype, recent.files.model) for recent in [*newest, study]}
+        large = newest and held_by([*newest[1:], study]) > OLDER_BYTES
+        if study.job.status != "running" and (len(newest) >= KEPT_STUDIES or len(models) > KEPT_MODELS or large):
+            del studies[study.setup]
         else:
-            newest.append(one)
+            newest.append(study)
 
 
 @st.cache_resource(show_spinner=False)
@@ -218,21 +218,21 @@ def prunings() -> dict[str, PruningRun]:
 
 def keep_pruning(run: PruningRun) -> str:
     """Keeps a run where all sessions find it, and drops those that ended longest ago; returns its name."""
-    known, name = prunings(), uuid.uuid4().hex[:8]
+    runs, name = prunings(), uuid.uuid4().hex[:8]
     with start_lock():  # none may be tuned from now on that is dropped
-        known[name] = run
-        dropped = _drop_ended(known, KEPT_RUNS)
-    for gone in dropped:
-        gone.discard()
+        runs[name] = run
+        dropped = _drop_ended(runs, KEPT_RUNS)
+    for run_dropped in dropped:
+        run_dropped.discard()
     return name
 
 
-def _drop_ended(known: dict[Any, R], kept: int) -> list[R]:
+def _drop_ended(runs: dict[Any, R], limit: int) -> list[R]:
     """Drops runs until so many are left, and returns them: without files first, and those that ended longest ago."""
-    ended = [(run.has_files, key) for key, run in list(known.items()) if not run.is_at_work]
-    ended.sort(key=lambda one: one[0])
-    gone = [known.pop(key, None) for _, key in ended[: max(0, len(known) - kept)]]
-    return [run for run in gone if run is not None]  # another session may have dropped it
+    ended = [(run.has_files, key) for key, run in list(runs.items()) if not run.is_at_work]
+    ended.sort(key=lambda entry: entry[0])
+    dropped = [runs.pop(key, None) for _, key in ended[: max(0, len(runs) - limit)]]
+    return [run for run in dropped if run is not None]  # another session may have dropped it
 
 
 DamageKey = tuple[Setup, DamageRequest, tuple[str | None, ...]]
@@ -259,16 +259,16 @@ def start_damage(chosen: Setup, request: DamageRequest, viewer: str) -> DamageRu
     return _join(damages(), damage_key(chosen, request), make, viewer, KEPT_DAMAGES)
 
 
-def _join(known: dict[K, R], key: K, make: Callable[[R | None], R], viewer: str, kept: int) -> R:
+def _join(runs: dict[K, R], key: K, make: Callable[[R | None], R], viewer: str, limit: int) -> R:
     """Starts a run for a session, or joins the one that runs or has finished; `make` is given one that ended early."""
     with start_lock():
-        current = known.pop(key, None)
+        current = runs.pop(key, None)
         if current is None or _is_over(current.job):
             current = make(current)
             current.job.watch(viewer)
             current.job.start()
-        known[key] = current
-        _drop_ended(known, kept)
+        runs[key] = current
+        _drop_ended(runs, limit)
     return current
 
 

@@ -87,43 +87,43 @@ def _choose_layer(study: Study) -> None:
 def _choose_sparsity(study: Study) -> None:
     """Another sparsity is shown at once where it has been measured, else measured for those who press the button."""
     setup = study.setup
-    of, asked = st.session_state.get("asked_sparsity", (setup, setup.sparsity))
-    asked = asked if of == setup else setup.sparsity
-    st.session_state.sparsity_widget = asked
-    study_form.choose_sparsity("sparsity_widget", asked, on_change=_ask_sparsity)
-    other = replace(setup, sparsity=asked)
+    of, sparsity = st.session_state.get("asked_sparsity", (setup, setup.sparsity))
+    sparsity = sparsity if of == setup else setup.sparsity
+    st.session_state.sparsity_widget = sparsity
+    study_form.choose_sparsity("sparsity_widget", sparsity, on_change=_ask_sparsity)
+    other = replace(setup, sparsity=sparsity)
     if other == setup:
         return
     try:
-        found = preflight.preflight(other, shared.skeleton(other.model), has_inputs=study.calibration.complete)
+        estimate = preflight.preflight(other, shared.skeleton(other.model), has_inputs=study.calibration.complete)
     except RoseError as problem:
         components.error(problem)
         return
     inputs = "their inputs are known" if study.calibration.complete else "their inputs are collected first"
-    layers = words.count(found.cost.layers, "layer")
+    layers = words.count(estimate.cost.layers, "layer")
     st.caption(
-        f"Not measured at {words.plain(asked)}: {layers}, about {components.lasting(found.cost)}; {inputs}."
-        + ("" if found.fits else " They will not fit into memory.")
+        f"Not measured at {words.plain(sparsity)}: {layers}, about {components.lasting(estimate.cost)}; {inputs}."
+        + ("" if estimate.fits else " They will not fit into memory.")
     )
     if not study.calibration.complete:
         study_form.say_hub(other)
     st.button(
-        f"Measure at {words.plain(asked)}",
+        f"Measure at {words.plain(sparsity)}",
         icon=":material/play_arrow:",
         key="measure-sparsity",
         on_click=_measure,
         args=(other,),
-        disabled=not found.fits,
+        disabled=not estimate.fits,
         width="stretch",
     )
 
 
 def _ask_sparsity() -> None:
-    setup, asked = session.setup(), st.session_state.sparsity_widget
-    st.session_state.asked_sparsity = (setup, asked or setup.sparsity)
-    other = replace(setup, sparsity=asked or setup.sparsity)
-    known = shared.find(other)
-    if known is not None and known.is_measured:
+    setup, sparsity = session.setup(), st.session_state.sparsity_widget
+    st.session_state.asked_sparsity = (setup, sparsity or setup.sparsity)
+    other = replace(setup, sparsity=sparsity or setup.sparsity)
+    study = shared.find(other)
+    if study is not None and study.is_measured:
         study_form.forget()
         session.choose_setup(other)
 

@@ -25,28 +25,28 @@ from rose.wording import (  # noqa: F401
 )
 
 
-def because(plan: OrderPlan, found: Outlier | None) -> str:
+def because(plan: OrderPlan, outlier: Outlier | None) -> str:
     """Why a layer is columnar, or why not, from its plan and the block that stands out; without a full stop.
 
     "Columnar because block 4 (head 8) loses 25 % of what block 0 loses: its inputs are weak".
     """
-    if found is None:
+    if outlier is None:
         return "Not columnar: it is a single block" if len(plan.block_width) < 2 else "Not columnar: no block loses"
-    numbers = [str(head) for head in found.heads]
+    numbers = [str(head) for head in outlier.heads]
     heads = f" (head{'s' if len(numbers) > 1 else ''} {listing(numbers, len(numbers))})" if numbers else ""
-    times = f"{number(found.ratio)} times" if found.is_strong else f"{percent(found.ratio, 0)} of"
+    times = f"{number(outlier.ratio)} times" if outlier.is_strong else f"{percent(outlier.ratio, 0)} of"
     per_column = " per column" if len(set(plan.block_width)) > 1 else ""
-    block, than = f"block {found.block}{heads}", f"{times} what block {found.other} loses{per_column}"
+    block, than = f"block {outlier.block}{heads}", f"{times} what block {outlier.other} loses{per_column}"
     if not plan.is_columnar:
-        return f"Not columnar: {block} {'loses no more than' if found.is_strong else 'still loses'} {than}"
-    weights, inputs = ("large", "strong") if found.is_strong else ("small", "weak")
+        return f"Not columnar: {block} {'loses no more than' if outlier.is_strong else 'still loses'} {than}"
+    weights, inputs = ("large", "strong") if outlier.is_strong else ("small", "weak")
     causes = {
         "inputs": f"its inputs are {inputs}",
         "weights": f"its weights are {weights}",
         "both": f"its weights are {weights} and its inputs {inputs}",
         "neither": "its weights and inputs are as in other blocks, but spread differently inside it",
     }
-    return f"Columnar because {block} loses {than}: {causes[found.cause]}"
+    return f"Columnar because {block} loses {than}: {causes[outlier.cause]}"
 
 
 def carries(diagonal: np.ndarray, channels: Sequence[int]) -> str:

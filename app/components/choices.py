@@ -12,7 +12,7 @@ from app.study.setup import FIELDS, NUMBERS
 URL: Final = "query-params"  # a widget bound to it keeps its choice in the URL
 
 
-def choose(label: str, options: Mapping[Any, str], key: str, **more: Any) -> Any:
+def choose(label: str, options: Mapping[Any, str], key: str, **widget: Any) -> Any:
     """One of a few, as buttons in a row; the choice is in the URL.
 
     `options`: what the code knows -> what people read, which is also what the URL carries; the first is the default.
@@ -20,17 +20,17 @@ def choose(label: str, options: Mapping[Any, str], key: str, **more: Any) -> Any
     return st.segmented_control(
         label,
         list(options),
-        **({"default": next(iter(options))} | more),
+        **({"default": next(iter(options))} | widget),
         required=True,
-        format_func=lambda one: words.plain(options[one]),  # also names from files
+        format_func=lambda option: words.plain(options[option]),  # also names from files
         key=key,
         bind=URL,
     )
 
 
-def section(options: Mapping[str, str], key: str, label: str = "Section", **more: Any) -> Any:
+def section(options: Mapping[str, str], key: str, label: str = "Section", **options_of_widget: Any) -> Any:
     """Which part of a page is shown; the label is for those who cannot see the buttons."""
-    return choose(label, options, key, label_visibility="collapsed", **more)
+    return choose(label, options, key, label_visibility="collapsed", **options_of_widget)
 
 
 def select_layer(layer: str) -> None:
@@ -43,8 +43,8 @@ def pick_layer(key: str, choose: Callable[[str], None] = select_layer) -> None:
     """Callback: a click on a mark of this figure chooses its layer, for all pages unless `choose` says otherwise."""
     points = st.session_state[key].selection.points
     if points:
-        found = points[0].get("customdata")
-        choose(found[0] if isinstance(found, list) else found)
+        layer = points[0].get("customdata")
+        choose(layer[0] if isinstance(layer, list) else layer)
 
 
 def pick_row(key: str, rows: Sequence[Any], choose: Callable[[Any], None] = select_layer) -> None:
@@ -61,9 +61,9 @@ def edited_setup() -> None:
         return
     labels = {name: FIELDS[name].label for name in NUMBERS}
     labels |= {"dtype": "Number format of weights", "stream": "Weights left on disk"}
-    said = ", ".join(f"{labels.get(name, words.sentence(name))} {value}" for name, value in edits.items())
+    changes = ", ".join(f"{labels.get(name, words.sentence(name))} {value}" for name, value in edits.items())
     with st.container(horizontal=True, vertical_alignment="center", key="edited-setup"):
-        info(f"Edited on the start page, and not in use yet: {said}.", icon=":material/edit:", width="stretch")
+        info(f"Edited on the start page, and not in use yet: {changes}.", icon=":material/edit:", width="stretch")
         st.button(
             "Use it here",
             icon=":material/check:",
@@ -83,20 +83,20 @@ def keep_choice(key: str, offered: Mapping[str, Any]) -> list[str]:
     state = st.session_state
     before, chosen = state.get(f"{key}-offered", {}), state.get(key)
     state[f"{key}-offered"] = dict(offered)
-    names = {old: _name_of(one, offered) for old, one in before.items()}
-    asked = chosen if isinstance(chosen, list) else [] if chosen is None else [chosen]
-    found = [name for name in (names.get(one, one) for one in asked) if name in offered]
-    if found != asked:
+    names = {old: _name_of(value, offered) for old, value in before.items()}
+    current = chosen if isinstance(chosen, list) else [] if chosen is None else [chosen]
+    offered_still = [name for name in (names.get(value, value) for value in current) if name in offered]
+    if offered_still != current:
         if isinstance(chosen, list):
-            state[key] = found
-        elif found:
-            state[key] = found[0]
+            state[key] = offered_still
+        elif offered_still:
+            state[key] = offered_still[0]
         else:
             del state[key]
     return [name for name in names.values() if name is not None]
 
 
-def _name_of(wanted: Any, offered: Mapping[str, Any]) -> str | None:
+def _name_of(target: Any, offered: Mapping[str, Any]) -> str | None:
     """The name of the same object, or of an equal tuple."""
-    same = (name for name, one in offered.items() if one is wanted or (type(one) is tuple and one == wanted))
+    same = (name for name, value in offered.items() if value is target or (type(value) is tuple and value == target))
     return next(same, None)

@@ -39,9 +39,9 @@ if (!window.rosePictures) {
 SVG = {"displaylogo": False, "toImageButtonOptions": {"format": "svg"}}  # of the figure as an HTML file
 
 
-def look(layer: str, **more: Any) -> dict[str, Any]:
+def look(layer: str, **extra: Any) -> dict[str, Any]:
     """Arguments that all figures of one layer share: what it is called, and the theme."""
-    return {"layer": words.short_layer(layer), "theme": session.theme(), **more}
+    return {"layer": words.short_layer(layer), "theme": session.theme(), **extra}
 
 
 def look_over() -> dict[str, Any]:
@@ -69,10 +69,10 @@ def show(
         tall = f"height: clamp({layout.height}px, 100vh - {rest}px, max({layout.height}px, {most})); flex: none;"
         st.html(f"<style>@media (min-width: 1000px) {{ .st-key-{key} {{ {tall} }} }}</style>")
         height = "stretch"
-    finding, what = (html.escape(re.sub("<.*?>", "", layout.meta[part])) for part in ("finding", "what"))
+    finding, subtitle = (html.escape(re.sub("<.*?>", "", layout.meta[part])) for part in ("finding", "what"))
     # A figure's own title cannot break its lines.
     with st.container(horizontal=True, vertical_alignment="top", key=f"{key}-figure-head"):
-        st.html(f'<div class="figure-title"><b>{finding}</b><span>{what}</span></div>', width="stretch")
+        st.html(f'<div class="figure-title"><b>{finding}</b><span>{subtitle}</span></div>', width="stretch")
         menu = st.popover(
             "", icon=":material/download:", type="tertiary", width="content", help="Download the figure or its data",
             key=f"{key}-downloads", on_change="rerun",

@@ -17,7 +17,7 @@ START_PAGE = "views/start.py"
 FAILED_NAMED = 5  # layers
 
 
-def require_study(what: str) -> Study:
+def require_study(purpose: str) -> Study:
     """The current study, or an empty state that says what to do; the page ends there."""
     study = session.study()
     if study is None or not study.layer_names:
@@ -26,7 +26,7 @@ def require_study(what: str) -> Study:
             wait_for(study, lambda: bool(study.layer_names))
         else:
             with st.container(border=True, height=280, horizontal_alignment="center", vertical_alignment="center"):
-                st.markdown(f"**{what}**", width="content")
+                st.markdown(f"**{purpose}**", width="content")
                 st.page_link(START_PAGE, label="Choose a model and measure its layers", icon=":material/play_arrow:")
         st.stop()
     return study
@@ -43,11 +43,11 @@ def require_weights() -> None:
         st.stop()
 
 
-def example(what: str) -> None:
+def example(subject: str) -> None:
     """Says that the page shows the packaged example, and how that was made."""
     setup = packaged.SETUP
     st.caption(
-        f"Example: {what} of {setup.model}, {setup.samples} × {setup.length} tokens of packaged text.",
+        f"Example: {subject} of {setup.model}, {setup.samples} × {setup.length} tokens of packaged text.",
         help=f"Comes with the app; `python -m app.runs.example` made it with {packaged.made_with()}.",
     )
 
@@ -66,26 +66,26 @@ def can_have_inputs(study: Study) -> bool:
 
     Where it ended because nobody watched, it begins anew. What the Hub would be asked for waits for a click.
     """
-    asked = asked_of_hub(study.setup)
+    hub_names = asked_of_hub(study.setup)
     if study.job.status == "kept" or (study.is_restored and study.job.abandoned):
-        if not asked:
+        if not hub_names:
             session.start()
             st.rerun()
     elif not study.is_restored or study.job.status not in ("failed", "cancelled"):
         return True
     ended = {"cancelled": "was cancelled.", "failed": f"failed: {study.job.message}"}
-    why = ended.get(study.job.status, f"asks the Hub for {' and '.join(asked)}.")
+    why = ended.get(study.job.status, f"asks the Hub for {' and '.join(hub_names)}.")
     warning(f"This needs the inputs of layers. Collecting them {why}", ":material/input:")
     st.button("Collect the inputs", icon=":material/input:", on_click=session.start, key="collect-inputs")
     return False
 
 
-def require_layer(what: str, numbers: Callable[[Study, str], None] | None = None) -> tuple[Study, str]:
+def require_layer(purpose: str, numbers: Callable[[Study, str], None] | None = None) -> tuple[Study, str]:
     """The current study and the chosen layer, measured; or a sentence that says what is missing.
 
     `numbers` draws what a measured layer's numbers tell while its inputs are still collected.
     """
-    study = require_study(what)
+    study = require_study(purpose)
     layer = session.layer()
     if layer is None or layer not in study.layer_names:
         st.info("Choose a layer in the sidebar.")
@@ -148,8 +148,8 @@ def left_out(study: Study) -> None:
     """Why layers could not be measured: of the first few, as hundreds of experts may fail alike."""
     for layer, why in list(study.failed.items())[:FAILED_NAMED]:
         error(f"{short_layer(layer)} could not be measured: {why}")
-    if (more := len(study.failed) - FAILED_NAMED) > 0:
-        error(f"{sentence(count(more, 'other layer'))} could not be measured either.")
+    if (rest := len(study.failed) - FAILED_NAMED) > 0:
+        error(f"{sentence(count(rest, 'other layer'))} could not be measured either.")
 
 
 def study_status(study: Study, key: str) -> None:

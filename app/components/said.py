@@ -20,8 +20,8 @@ def warning(text: object, icon: str = ":material/warning:") -> None:
     st.warning(words.plain(text), icon=icon)
 
 
-def info(text: object, icon: str | None = None, **more: Any) -> None:
-    st.info(words.plain(text), icon=icon, **more)
+def info(text: object, icon: str | None = None, **options: Any) -> None:
+    st.info(words.plain(text), icon=icon, **options)
 
 
 def success(text: object, icon: str | None = None) -> None:

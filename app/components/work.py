@@ -82,7 +82,7 @@ def ended(job: Job, rest: str) -> None:
         warning((unwatched if job.abandoned else "Cancelled") + rest, ":material/stop:")
 
 
-def may_begin(seconds: float, says: str, verb: str, key: str, signature: object) -> bool:
+def may_begin(seconds: float, reason: str, verb: str, key: str, signature: object) -> bool:
     """Whether work of so many seconds may begin: what is long is said, and waits for a press of a button.
 
     `verb` begins the button's label; who has pressed it for one signature is asked again for another.
@@ -90,7 +90,7 @@ def may_begin(seconds: float, says: str, verb: str, key: str, signature: object)
     slot = f"{key}-asked"
     if seconds <= UNASKED or st.session_state.get(slot) == signature:
         return True
-    info(says)
+    info(reason)
     st.button(
         f"{verb}, about {duration(seconds)}",
         type="primary",
@@ -108,8 +108,8 @@ def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object, n
     the page is drawn again. `noun` is what one piece makes.
     """
     slot = f"{key}-batch"
-    known, batch = st.session_state.get(slot, (None, None))
-    if batch is not None and known != signature:
+    former, batch = st.session_state.get(slot, (None, None))
+    if batch is not None and former != signature:
         session.leave(batch.job)
         del st.session_state[slot]  # or whoever comes back to the former signature would be told of its end
         batch = None
@@ -117,8 +117,8 @@ def finished(pieces: Sequence[Callable[[], Any]], key: str, signature: object, n
         if not pieces:
             return True
         batch = SerialRun(pieces)
-        made = batch  # for the sidebar, which outlives this run of the page
-        session.follow(made.job, lambda: f":material/swap_vert: {_done(made, noun)}")
+        started = batch  # for the sidebar, which outlives this run of the page
+        session.follow(started.job, lambda: f":material/swap_vert: {_done(started, noun)}")
         st.session_state[slot] = (signature, batch)
         batch.job.start().wait(PATIENCE)
     if batch.job.status == "done":
@@ -181,11 +181,11 @@ def lasting(cost: Cost) -> str:
 def progress(run: Run, key: str) -> None:
     job = run.job
     job.watch(session.viewer())
-    told, done, rate = job.progress, "", ""
-    if told is not None:
-        done = f", {told.layers_done} of {told.layers}{run.UNIT}"
-        if told.layers_done and told.seconds:
-            each = told.seconds / told.layers_done
+    step, done, rate = job.progress, "", ""
+    if step is not None:
+        done = f", {step.layers_done} of {step.layers}{run.UNIT}"
+        if step.layers_done and step.seconds:
+            each = step.seconds / step.layers_done
             rate = f", {1 / each:.2g} a second" if each < 10 else f", {duration(each)} each"
     left = "" if run.remaining is None else f", about {duration(max(1.0, run.remaining))} left"
     text = f"{words.plain(job.message)}{done}. {duration(job.seconds)} so far{left}{rate}"
@@ -197,8 +197,8 @@ def follow(
     key: str,
     rest: str,
     *,
-    found: Callable[[], Any] = lambda: None,
-    more: Callable[[], None] = lambda: None,
+    state: Callable[[], Any] = lambda: None,
+    extra: Callable[[], None] = lambda: None,
     every: float = 1.0,
 ) -> None:
     """Shows progress and what `more` draws, or why a run did not finish, in a sentence that `rest` ends.
@@ -208,12 +208,12 @@ def follow(
     if run.job.status != "running":
         ended(run.job, rest)
         return
-    before = found()
+    before = state()
 
     def poll() -> None:
         progress(run, key)
-        more()
-        if found() != before:
+        extra()
+        if state() != before:
             st.rerun()
 
     while_running(run.job, poll, every)

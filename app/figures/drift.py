@@ -49,10 +49,10 @@ def drift_curves(table: pd.DataFrame, *, place: str = "decoder block", finding: 
     """
     chart = Chart(x=place, y=DRIFT, height=HEIGHT, legend=True, theme=theme)
     _curves(chart, table, "drift", place, ".4g")
-    what = f"Squared distance of hidden states, pruned (p) from dense (d), after every {place}; mean over held-out "
-    what += "tokens"
+    note = f"Squared distance of hidden states, pruned (p) from dense (d), after every {place}; mean over held-out "
+    note += "tokens"
     alt = f"Line chart of drift by {place}, one line a run"
-    return chart.done(finding, what, "", alt, table.reset_index(drop=True))
+    return chart.done(finding, note, "", alt, table.reset_index(drop=True))
 
 
 def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
@@ -70,12 +70,12 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     if total > 0:
         share = percent(source["arisen"] / total, 0)
         finding = f"Decoder block {source['block_index']} adds most: {share} of all that arises"
-    what = f"{table['run'].iloc[0]}: a stack above the line: the two partly cancel; below it: they reinforce each other"
+    note = f"{table['run'].iloc[0]}: a stack above the line: the two partly cancel; below it: they reinforce each other"
     caption = (
         "Passed on: drift that the block would hand on with its dense weights. Arisen: what pruning its layers changes."
     )
     alt = "Stacked bars of drift passed on and arisen, and a line of drift, by decoder block"
-    return chart.done(finding, what, caption, alt, table.reset_index(drop=True))
+    return chart.done(finding, note, caption, alt, table.reset_index(drop=True))
 
 
 def cancelled_shares(table: pd.DataFrame, *, problem: str = "", theme: Theme = "light") -> Drawing:
@@ -90,13 +90,13 @@ def cancelled_shares(table: pd.DataFrame, *, problem: str = "", theme: Theme = "
     chart.y(tickformat=PERCENT)
     received = table[table["passed_on"] > 0]
     means = received.groupby("run", sort=False)["cancelled_share"].mean()
-    what = "Passed on + arisen − drift, as a share of passed on: above 0 a block's pruned layers cancel, below 0 they "
-    what += "add"
+    note = "Passed on + arisen − drift, as a share of passed on: above 0 a block's pruned layers cancel, below 0 they "
+    note += "add"
     shares = [f"{mean} %" for mean in apart(*(100 * means))] if len(means) else []
     caption = "Target dense changes weights so that the drift that arises in a block works against the drift passed on."
     finding = f"Not ranked: {problem}" if problem else _cancelled_finding(means, shares)
     alt = "Line chart of the share of passed-on drift that is cancelled, by decoder block"
-    return chart.done(finding, what, caption, alt, table.reset_index(drop=True))
+    return chart.done(finding, note, caption, alt, table.reset_index(drop=True))
 
 
 def _cancelled_finding(means: pd.Series, shares: list[str]) -> str:
@@ -187,9 +187,9 @@ def drift_curve(
         finding += f"; the drift was largest, {percent(values[most])}, after {count(most, 'step')}"
     if not values[-1]:
         finding = f"{look.label} draws the dense model's pictures"
-    what = "‖x − x dense‖ / ‖x dense‖ of the same noise, mean over pictures"
+    note = "‖x − x dense‖ / ‖x dense‖ of the same noise, mean over pictures"
     table = pd.DataFrame({"steps_done": steps, "t": [*times, np.nan], "drift": values})
-    return chart.done(finding, what, "", "A line of drift against denoising steps", table)
+    return chart.done(finding, note, "", "A line of drift against denoising steps", table)
 
 
 def step_weighting(
@@ -222,8 +222,8 @@ def step_weighting(
     live = shares["uniform"] > 0
     change = np.abs(shares[chosen][live] / shares["uniform"][live] - 1)
     finding = f"{weighting(chosen)} moves diag(H) by at most {percent(change.max())}"
-    what = f"Left: weight α of each step. Right: diag(H) / mean, channels sorted by the uniform one{chart.of}"
+    note = f"Left: weight α of each step. Right: diag(H) / mean, channels sorted by the uniform one{chart.of}"
     if chosen == "uniform":
         finding = "Uniform weights: every step counts the same"
     table = pd.DataFrame({"channel": np.arange(len(order))} | {f"diagonal_{name}": sums[name] for name in weights})
-    return chart.done(finding, what, "", "Lines of step weights and of the Hessian diagonal", table)
+    return chart.done(finding, note, "", "Lines of step weights and of the Hessian diagonal", table)

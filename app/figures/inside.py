@@ -54,5 +54,5 @@ def norms(norms_by_side: Mapping[str, Any], *, theme: Theme = "light") -> Drawin
         tables.append(pd.DataFrame({"side": side, "norm": values}))
     finding = f"The largest row norm is {number(largest['row'], 2)} times the median, the largest column norm "
     finding += number(largest["column"], 2)
-    what = "Norms, sorted, divided by their median"
-    return chart.done(finding, what, "", "Lines of sorted norms of rows and columns", pd.concat(tables))
+    note = "Norms, sorted, divided by their median"
+    return chart.done(finding, note, "", "Lines of sorted norms of rows and columns", pd.concat(tables))

@@ -26,7 +26,7 @@ def column_loss_map(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
     block = np.repeat(np.arange(len(widths)), widths)
     position = np.concatenate([np.arange(width) for width in widths])
     grid[block, position] = loss
-    shrunk, height = shrink(grid, what="columns"), max(300, min(620, 170 + 26 * len(widths)))
+    shrunk, height = shrink(grid, entries="columns"), max(300, min(620, 170 + 26 * len(widths)))
     shown = np.where(np.isinf(shrunk.array), np.nan, shrunk.array)
     chart = Chart(x="position within the block (columns)", y="block", height=height, **shared)
     hover = "block %{y:.0f}, position %{x:.0f}<br>column loss %{z:.4g}<extra></extra>"

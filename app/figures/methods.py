@@ -56,8 +56,8 @@ def method_errors(records: pd.DataFrame, *, column: str = "relative_error", them
     if not many:
         chart.figure.update_layout(bargap=0.5)
     tokens = "held-out" if column == "held_out_error" else "calibration"
-    what = f"Relative error on {tokens} tokens, {f'{len(wide)} layers' if many else names[0]}"
-    return chart.done(finding, what, "", "Bar chart of relative error by method", wide.reset_index())
+    note = f"Relative error on {tokens} tokens, {f'{len(wide)} layers' if many else names[0]}"
+    return chart.done(finding, note, "", "Bar chart of relative error by method", wide.reset_index())
 
 
 def layers_finding(wide: pd.DataFrame, labels: dict[str, str]) -> str:
@@ -119,9 +119,9 @@ def over_seeds_bars(table: pd.DataFrame, sparsity: str, *, theme: Theme = "light
     for result, mean in zip(results, apart(*(result.value for result in results)), strict=True):
         _draw_seeds(chart, result, mean)
     (ranking,) = verdicts.rank(results, "mean perplexity")
-    what = f"Mean (line), range (whiskers) and single calibration seeds (marks) at sparsity {sparsity}"
+    note = f"Mean (line), range (whiskers) and single calibration seeds (marks) at sparsity {sparsity}"
     if spread([value for result in results for value in result.draws.values()]) > LOG_ABOVE:
-        what += "; log scale"
+        note += "; log scale"
         chart.y(type="log")
     chart.x(range=[-0.5, len(results) - 0.3])
     rows = table[table["sparsity"] == sparsity]
@@ -132,7 +132,7 @@ def over_seeds_bars(table: pd.DataFrame, sparsity: str, *, theme: Theme = "light
         caption = f"{caption} Without {labels}: not finite for a seed.".strip()
     data = over_seeds(rows[~rows["method"].isin(lost)], ["perplexity", "mean_held_out_error", "seconds"])
     data = data.sort_values("perplexity", kind="stable", ignore_index=True)
-    return chart.done(ranking.finding, what, caption, "Means and spread of perplexity by method", data)
+    return chart.done(ranking.finding, note, caption, "Means and spread of perplexity by method", data)
 
 
 def _draw_seeds(chart: Chart, result: Result, mean: str) -> None:
@@ -158,24 +158,24 @@ def perplexity_bars(results: Sequence[Result], *, dense: float | None = None, th
     drawn = np.append(values[np.isfinite(values)], [] if dense is None else [dense])
     *texts, dense_text = apart(*values, math.nan if dense is None else dense)
     pattern = {"shape": [look.pattern for look in looks], "solidity": 0.35}
-    more = {"text": texts, "marker": {"color": [look.colour for look in looks], "pattern": pattern}}
+    options = {"text": texts, "marker": {"color": [look.colour for look in looks], "pattern": pattern}}
     heights, hover = np.where(np.isfinite(values), values, np.nan), "%{x}<br>perplexity %{text}"
-    chart.bars(labels, heights, Style(palette.TEAL, "perplexity"), hover, **more)
+    chart.bars(labels, heights, Style(palette.TEAL, "perplexity"), hover, **options)
     chart.x(tickvals=labels, ticktext=[label.replace(", ", ",<br>") for label in labels])
-    what = "Perplexity of each pruned model, lower is better"
-    what += "; an infinite one has no bar" if np.isinf(values).any() else ""
+    note = "Perplexity of each pruned model, lower is better"
+    note += "; an infinite one has no bar" if np.isinf(values).any() else ""
     largest = float(drawn.max()) if len(drawn) else 1.0
     chart.y(range=[0, largest * 1.12])
     if spread(drawn) > LOG_ABOVE:
-        what += "; log scale"
+        note += "; log scale"
         low = float(drawn[drawn > 0].min())
         chart.y(**LOG, range=[np.log10(low) - 0.3, np.log10(largest) + 0.15])
     table = pd.DataFrame({"run": labels, "method": [run.method for run in runs], "perplexity": values})
     if dense is not None:
         chart.figure.add_hline(y=dense, line=chart.dashed())
-        what += f"; dashed: dense, {dense_text}"
+        note += f"; dashed: dense, {dense_text}"
         table["dense_perplexity"] = dense
-    return chart.done(verdicts.says_ranking(verdicts.rank(runs)), what, "", "Bar chart of perplexity", table)
+    return chart.done(verdicts.says_ranking(verdicts.rank(runs)), note, "", "Bar chart of perplexity", table)
 
 
 def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
@@ -201,11 +201,11 @@ def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     over = f"mean over {count(len(shared), 'task')}"
     over += " that all models answered" if len(shared) < len(tasks) else ""
     finding = _accuracy_finding(means, errors, dense, over) if shared else "These models answered no task in common"
-    asked = table.drop_duplicates("task")["questions"]
-    what = f"Share of questions answered correctly, {whole(int(asked.sum()))} in all; lines: standard error"
+    questions = table.drop_duplicates("task")["questions"]
+    note = f"Share of questions answered correctly, {whole(int(questions.sum()))} in all; lines: standard error"
     top = float((table["accuracy"] + table["accuracy_error"].fillna(0)).max())
     chart.y(range=[0, min(1.0, 1.15 * top)], tickformat=PERCENT)
-    return chart.done(finding, what, "", "Bar chart of zero-shot accuracy by task", table.reset_index(drop=True))
+    return chart.done(finding, note, "", "Bar chart of zero-shot accuracy by task", table.reset_index(drop=True))
 
 
 def _accuracy_finding(means: dict[str, float], errors: dict[str, float], dense: list[str], over: str) -> str:
@@ -213,9 +213,9 @@ def _accuracy_finding(means: dict[str, float], errors: dict[str, float], dense: 
     pruned = sorted((name for name in means if name not in dense), key=lambda name: -means[name])
     if not pruned:
         return f"The dense model answers {percent(means[dense[0]])} correctly, {over}"
-    best, *others = pruned
+    best, *rest = pruned
     finding = f"{best} answers {percent(means[best])} correctly, {over}"
-    intervals = {name: verdicts.difference(means[best], errors[best], means[name], errors[name]) for name in others}
+    intervals = {name: verdicts.difference(means[best], errors[best], means[name], errors[name]) for name in rest}
     if unclear := [name for name, interval in intervals.items() if not interval.is_clear]:
         shares = listing([percent(means[name]) for name in (best, *unclear)])
         finding = f"No clear difference between {listing([best, *unclear])}: {shares} correct, {over}"
@@ -252,8 +252,8 @@ def tuning_curve(curve: pd.DataFrame, steps: int, *, dense: float | None, theme:
     finding = _tuning_finding(best, last, start, end)
     finding += "" if unpruned is None else f"; the dense model has {number(unpruned)}"
     caption = f"The step with the lowest perplexity is kept; {duration(last['seconds'])} so far."
-    what = "Perplexity on held-out windows; the axis does not begin at 0"
-    return chart.done(finding, what, caption, "Line chart of perplexity on held-out windows by step", rows)
+    note = "Perplexity on held-out windows; the axis does not begin at 0"
+    return chart.done(finding, note, caption, "Line chart of perplexity on held-out windows by step", rows)
 
 
 def _tuning_finding(best: pd.Series, last: pd.Series, start: float, end: int) -> str:

@@ -44,11 +44,11 @@ def bits_and_zeros(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
         f"{number(row[column])} at {row['bits_a_weight']:.2f} bits a weight" for row in ways
     )
     change = verdicts.says_change(ways[0][column], ways[1][column], "all of them at 3 bits")
-    what = f"{sentence(tokens)} error{chart.of} on a log scale; along a line 3 to 16 bits"
+    note = f"{sentence(tokens)} error{chart.of} on a log scale; along a line 3 to 16 bits"
     caption = f"Compared are half the weights at 4 bits, {both}, and all of them at 3 bits, {alone}. "
     caption += f"Beside them: half the weights unrounded, {unrounded}; all of them at 4 bits, {rounded}."
     alt = "Line chart of error against bits a weight, a line for each sparsity"
-    return chart.done(f"Half the weights at 4 bits make {change}", what, caption, alt, table)
+    return chart.done(f"Half the weights at 4 bits make {change}", note, caption, alt, table)
 
 
 def perplexity_and_bits(table: pd.DataFrame, *, model: str, theme: Theme = "light") -> Drawing:
@@ -59,18 +59,18 @@ def perplexity_and_bits(table: pd.DataFrame, *, model: str, theme: Theme = "ligh
     usual, bits = table[table["by"] == ""], table["bits_a_weight"]
     for trace in chart.figure.data:  # few points, far apart: each says its bits; those of others stand above or below
         if trace.line.dash == DASHES[0]:
-            places = ["top right" if named == UNROUNDED else "bottom left" for named in trace.customdata]
+            places = ["top right" if names == UNROUNDED else "bottom left" for names in trace.customdata]
             trace.update(mode="lines+markers+text", text=trace.customdata, textposition=places)
     chart.y(range=(0.95 * table["perplexity"].min(), 1.08 * table["perplexity"].max()))
     sizes = np.log10([0.85 * bits.min(), 1.25 * bits.max()])
     chart.x(type="log", range=sizes, tickvals=[2, 3, 4, 6, 8, 12, 16], exponentformat="none")
     both, alone = _row(usual, "0.5", 4), _row(usual, "0", 3)
-    more = verdicts.says_change(both["perplexity"], alone["perplexity"], "all of them at 3 bits", "perplexity")
-    what = f"Perplexity of {model} by bits a weight on a log scale; marks name the bits of weights that are kept; the "
-    what += "axis of perplexity does not begin at 0"
+    options = verdicts.says_change(both["perplexity"], alone["perplexity"], "all of them at 3 bits", "perplexity")
+    note = f"Perplexity of {model} by bits a weight on a log scale; marks name the bits of weights that are kept; the "
+    note += "axis of perplexity does not begin at 0"
     caption = f"Half the weights at 4 bits take {both['bits_a_weight']:.2f} bits a weight, as all of them at 3 bits do."
     alt = "Line chart of perplexity against bits a weight, a line for each sparsity"
-    return chart.done(f"Half the weights at 4 bits make {more}", what, caption, alt, table)
+    return chart.done(f"Half the weights at 4 bits make {options}", note, caption, alt, table)
 
 
 def _draw_bits(chart: Chart, table: pd.DataFrame, column: str, noun: str) -> None:
@@ -79,9 +79,9 @@ def _draw_bits(chart: Chart, table: pd.DataFrame, column: str, noun: str) -> Non
     for (sparsity, by), rows in table.groupby(["sparsity", "by"], sort=False):
         rows, look = rows.sort_values("bits_a_weight"), LOOKS[sparsity]
         look = look._replace(label=", ".join(filter(None, (look.label, by))), dash=dashes[by])
-        named = [UNROUNDED if bits == 0 else f"{bits} bits" for bits in rows["bits"]]
+        names = [UNROUNDED if bits == 0 else f"{bits} bits" for bits in rows["bits"]]
         hover = f"{look.label}, %{{customdata}}<br>%{{x:.2f}} bits a weight<br>{noun} %{{y:.4g}}"
-        chart.line(rows["bits_a_weight"], rows[column], look, hover, customdata=named, size=10)
+        chart.line(rows["bits_a_weight"], rows[column], look, hover, customdata=names, size=10)
 
 
 def _row(table: pd.DataFrame, sparsity: str, bits: int) -> pd.Series:
@@ -108,8 +108,8 @@ def head_map(table: pd.DataFrame, *, marked_block: int | None = None, theme: The
         chart.outline(marked_block - 0.5, marked_block + 0.5, -0.5, len(grid) - 0.5)
     least = table.loc[table["cost"].idxmin()]
     finding = f"Head {int(least['head'])} of decoder block {int(least['block_index'])} costs least"
-    what = "Relative error of the attention's output without one head, after the others compensate"
-    return chart.done(finding, what, "", "Map of head costs", table)
+    note = "Relative error of the attention's output without one head, after the others compensate"
+    return chart.done(finding, note, "", "Map of head costs", table)
 
 
 def channel_curve(table: pd.DataFrame, cut: int, *, block: int, theme: Theme = "light") -> Drawing:
@@ -125,10 +125,10 @@ def channel_curve(table: pd.DataFrame, cut: int, *, block: int, theme: Theme = "
     chart.figure.add_vline(x=cut, line=CHOSEN)
     error, alone = float(table["together"].iloc[cut - 1]) if cut else 0.0, float(table["alone"].iloc[:cut].sum())
     finding = f"Without {count(cut, 'channel')} of {whole(len(table))} the error is {percent(error)}"
-    what = f"MLP of decoder block {block}: relative error after least squares, in the order of exact cost; log scale"
+    note = f"MLP of decoder block {block}: relative error after least squares, in the order of exact cost; log scale"
     caption = ""
     if cut > 1 and alone < error:
         caption = (
             f"One by one these channels cost {number(alone)}: removed together they cannot compensate for one another."
         )
-    return chart.done(finding, what, caption, "Channel costs with the cut", table)
+    return chart.done(finding, note, caption, "Channel costs with the cut", table)

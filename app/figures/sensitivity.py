@@ -69,19 +69,19 @@ def damage_bars(
     caption, columns = "", ["unit", "block_index", value]
     outline = {"line": {"color": palette.MARK, "width": np.where(rows["unit"] == marked, 3, 0)}}
     # Of its own accord a bar reaches over blocks that were not measured.
-    more: dict[str, Any] = {"width": 0.8, "customdata": rows["unit"], "marker": outline}
+    options: dict[str, Any] = {"width": 0.8, "customdata": rows["unit"], "marker": outline}
     if value == "damage":
         columns.append("standard_error")
-        more["error_y"] = {"array": rows["standard_error"], "thickness": 1, "width": 3, "color": chart.ink.muted}
+        options["error_y"] = {"array": rows["standard_error"], "thickness": 1, "width": 3, "color": chart.ink.muted}
         if rows["standard_error"].notna().any():  # of one window there is none
             caption = "Whiskers: one standard error over windows."
     hover = f"decoder block %{{x}}<br>{name} %{{y:.4g}}"
-    chart.bars(rows["block_index"], rows[value], Style(palette.TEAL, name), hover, **more)
+    chart.bars(rows["block_index"], rows[value], Style(palette.TEAL, name), hover, **options)
     chart.block_axis([*rows["block_index"], *(place_of(unit)[0] or 0 for unit in units)])
     top = rows.loc[rows[value].idxmax()]
     finding = f"{sentence(name)} is highest in {short_layer(top['unit'])}, {number(top[value])}"
-    what = f"{sentence(name)} of every decoder block{SUMMED.get(value, '')}"
-    return chart.done(finding, what, caption, f"Bar chart of {name} by decoder block", rows[columns])
+    note = f"{sentence(name)} of every decoder block{SUMMED.get(value, '')}"
+    return chart.done(finding, note, caption, f"Bar chart of {name} by decoder block", rows[columns])
 
 
 def damage_scatter(
@@ -115,14 +115,14 @@ def damage_scatter(
     finding = verdicts.says_correlation(sentence(name), f"which {unit} the loss depends on", rho)
     if len(odd):
         finding += f"; small error, high sensitivity: {short_layer(odd['unit'].iloc[0])}"
-    what = f"{sentence(name)} against sensitivity, one mark a {unit.removesuffix('s')}, both axes logarithmic; "
+    note = f"{sentence(name)} against sensitivity, one mark a {unit.removesuffix('s')}, both axes logarithmic; "
     meant = "restoring it alone gives back" if restore else "the model loses by it alone"
-    what += f"sensitivity: nats per token that {meant}"
+    note += f"sensitivity: nats per token that {meant}"
     chart.x(**_log_axis(shown[predictor]))
     chart.y(**_log_axis(shown["damage"]))
     caption = _caption(rows, shown, restore)
     data = rows[["unit", "block_index", "projection", predictor, "damage", "standard_error"]].reset_index(drop=True)
-    return chart.done(finding, what, caption, f"Scatter chart of {name} against sensitivity", data)
+    return chart.done(finding, note, caption, f"Scatter chart of {name} against sensitivity", data)
 
 
 def _draw_units(chart: Chart, shown: pd.DataFrame, predictor: str, looks: dict[str, Style]) -> None:
@@ -141,13 +141,13 @@ def _check_enough(shown: int, name: str, restore: bool) -> None:
     """Raises RoseError where so few units can be shown that comparing `name` with damage says nothing."""
     if not shown:
         done = "given the model anything back" if restore else "cost the model anything"
-        more = "Measure more units." if restore else "Measure more units, or choose a higher sparsity."
-        raise RoseError(f"No unit measured so far has {done}. {more}")
+        options = "Measure more units." if restore else "Measure more units, or choose a higher sparsity."
+        raise RoseError(f"No unit measured so far has {done}. {options}")
     if shown < FEWEST:
         does = "give the model something back" if restore else "cost the model something"
-        known = f"{word(shown)} measured so far {'does' if shown == 1 else 'do'}"
+        status = f"{word(shown)} measured so far {'does' if shown == 1 else 'do'}"
         needs = f"{word(FEWEST)} units that each {does}"
-        raise RoseError(f"Comparing {name} with sensitivity takes {needs}; {known}. Measure more.")
+        raise RoseError(f"Comparing {name} with sensitivity takes {needs}; {status}. Measure more.")
 
 
 def _log_axis(values: pd.Series) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Shrunk(NamedTuple):
     note: str  # the same in words
 
 
-def shrink(array: Any, limit: int = MAX_CELLS, how: How = "max", what: str = "weights") -> Shrunk:
+def shrink(array: Any, limit: int = MAX_CELLS, how: How = "max", entries: str = "weights") -> Shrunk:
     """At most `limit` cells a side, by the maximum or the sum of each rectangle; `what` names the entries in the note.
 
     Never the mean: it would hide a single strong column, which is what people look for here.
@@ -64,9 +64,9 @@ def shrink(array: Any, limit: int = MAX_CELLS, how: How = "max", what: str = "we
             break
         steps[0] *= 2
     if steps == [1, 1]:
-        return Shrunk(small, 1, 1, f"each cell is one {what.removesuffix('s')}")
+        return Shrunk(small, 1, 1, f"each cell is one {entries.removesuffix('s')}")
     kind = {"max": "the maximum", "sum": "the sum"}[how]
-    return Shrunk(small, steps[0], steps[1], f"each cell is {kind} of {steps[0]} × {steps[1]} {what}")
+    return Shrunk(small, steps[0], steps[1], f"each cell is {kind} of {steps[0]} × {steps[1]} {entries}")
 
 
 def _reduce(values: np.ndarray, axis: int, step: int, how: How) -> np.ndarray:

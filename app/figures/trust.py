@@ -67,17 +67,17 @@ def error_measures(measures: Sequence[ErrorMeasures], **shared: Unpack[Look]) ->
     highest = table.max(axis=1)
     table.insert(0, "method", squared["method"])
     table["disagreement"] = [m.disagreement for m in measures]
-    taken = [name for name in MEASURES if table[name].notna().any()]
-    for name in taken:
+    measured = [name for name in MEASURES if table[name].notna().any()]
+    for name in measured:
         chart.bars(labels, table[name], MEASURES[name], f"{MEASURES[name].label}<br>%{{x}}<br>%{{y:.6g}}")
     for label, top, gap in zip(labels, highest, table["disagreement"], strict=True):
         chart.figure.add_annotation(x=label, y=top, text=f"{number(gap)} apart", showarrow=False, yshift=12)
     chart.y(top=highest.max() * 1.15)
-    worst, ways = number(table["disagreement"].max()), word(len(taken))
+    worst, ways = number(table["disagreement"].max()), word(len(measured))
     finding = f"{sentence(ways)} measurements of the error differ by at most {worst}"
-    what = f"Relative error{chart.of} by each way to measure it; above the bars: (largest − smallest) / largest"
+    note = f"Relative error{chart.of} by each way to measure it; above the bars: (largest − smallest) / largest"
     caption = "Float32 sums over a layer keep about five digits."
-    return chart.done(finding, what, caption, f"Grouped bars of {ways} measures of the error by method", table)
+    return chart.done(finding, note, caption, f"Grouped bars of {ways} measures of the error by method", table)
 
 
 def held_out_curve(points: Sequence[CurvePoint], *, method: str = METHOD, **shared: Unpack[Look]) -> Drawing:
@@ -96,9 +96,9 @@ def held_out_curve(points: Sequence[CurvePoint], *, method: str = METHOD, **shar
     raised = int(table["is_damping_raised"].sum())
     caption = f"Damping had to be raised at {count(raised, 'point')}." if raised else ""
     on = f" on {chart.layer}" if chart.layer else ""
-    what = f"Relative error of {look.label}{on} by calibration length; log scale"
+    note = f"Relative error of {look.label}{on} by calibration length; log scale"
     alt = f"Line chart of error against calibration tokens, up to {ticks[-1]}"
-    return chart.done(_overfitting_finding(table), what, caption, alt, table)
+    return chart.done(_overfitting_finding(table), note, caption, alt, table)
 
 
 def _overfitting_finding(table: pd.DataFrame) -> str:
@@ -147,9 +147,9 @@ def verdict_map(
             chart.signs(marked, look, 10)
     chart.outline_layer(grid, rows, marked_layer)
     which = ", of experts the worst" if len(rows) > len(cells) else ""
-    what = f"Verdict on every layer{which}; a mark where something is wrong, or to be reviewed"
+    note = f"Verdict on every layer{which}; a mark where something is wrong, or to be reviewed"
     alt = f"Map of verdicts by decoder block and projection: {'; '.join(counts)}"
-    return chart.done(finding, what, "", alt, table[["layer", "verdict", "reason"]])
+    return chart.done(finding, note, "", alt, table[["layer", "verdict", "reason"]])
 
 
 def _hover(reason: str) -> str:
@@ -175,10 +175,10 @@ def broken_pattern(excerpt: MaskExcerpt, **shared: Unpack[Look]) -> Drawing:
     chart = Chart(x="input channel", y="output channel", height=440, **shared)
     (rows, columns), size = excerpt.removed.shape, excerpt.of
     x, y = excerpt.first_column + np.arange(columns), excerpt.first_row + np.arange(rows)
-    kept = (~excerpt.removed).astype(np.uint8)
+    cells = (~excerpt.removed).astype(np.uint8)
     scale = {"zmin": 0, "zmax": 1, "colorscale": [[0, chart.ink.blank], [1, palette.TEAL]], "showscale": False}
     hover = "input channel %{x}<br>output channel %{y}<extra></extra>"
-    chart.figure.add_heatmap(z=kept, x=x, y=y, xgap=1, ygap=1, hovertemplate=hover, **scale)
+    chart.figure.add_heatmap(z=cells, x=x, y=y, xgap=1, ygap=1, hovertemplate=hover, **scale)
     for row, column in excerpt.broken:
         chart.outline(column - 0.5, column + size - 0.5, row - 0.5, row + 0.5)
     for column in range(size, columns, size):  # between groups
@@ -187,14 +187,14 @@ def broken_pattern(excerpt: MaskExcerpt, **shared: Unpack[Look]) -> Drawing:
     chart.y(**BARE, range=[y[-1] + 0.5, y[0] - 0.5])
     row, column = excerpt.broken[0]
     start, pattern = column - excerpt.first_column, f"{excerpt.keep}:{size}"
-    left = word(int(kept[row - excerpt.first_row, start : start + size].sum()))
+    left = word(int(cells[row - excerpt.first_row, start : start + size].sum()))
     finding = f"Row {row} keeps {left} of columns {column} to {column + size - 1}, where {pattern} allows "
     finding += word(excerpt.keep)
-    what = f"Weights{chart.of}: filled cells are kept, others are zero; outlined groups break {pattern}"
+    note = f"Weights{chart.of}: filled cells are kept, others are zero; outlined groups break {pattern}"
     caption = f"{whole(excerpt.count)} of {whole(excerpt.groups)} groups of the layer break {pattern}."
-    data = pd.DataFrame(kept, columns=[str(column) for column in x])
+    data = pd.DataFrame(cells, columns=[str(column) for column in x])
     data.insert(0, "output channel", y)
-    return chart.done(finding, what, caption, f"Picture of kept and removed weights{chart.of}", data)
+    return chart.done(finding, note, caption, f"Picture of kept and removed weights{chart.of}", data)
 
 
 def compensation_bars(row: pd.Series, **shared: Unpack[Look]) -> Drawing:
@@ -220,7 +220,7 @@ def compensation_bars(row: pd.Series, **shared: Unpack[Look]) -> Drawing:
         finding = "Compensation recovered all that a refit of this mask would"
     else:
         finding = f"Compensation recovered {percent(recovered, 0)} of what a refit would"
-    what = f"Error against the dense model's output{chart.of}; right: methods at the same sparsity"
+    note = f"Error against the dense model's output{chart.of}; right: methods at the same sparsity"
     caption = f"On calibration tokens. The refit of the kept weights takes {REFIT_STEPS} steps of conjugate gradients."
     data = pd.DataFrame({"what": labels, "relative_error": values})
-    return chart.done(finding, what, caption, "Bars of errors of one layer", data)
+    return chart.done(finding, note, caption, "Bars of errors of one layer", data)

@@ -61,24 +61,24 @@ def choose(setup: Setup) -> PruneRequest:
                       "an exact zero, and later columns compensate for that too. Copies of different bits are not "
                       "ranked.")  # fmt: skip
     with right:
-        kept = _checkpoints()
+        checkpoints = _checkpoints()
     with st.expander("More", icon=":material/more_horiz:", key="prune-more"):
-        more = {**_windows(setup), **_targets(bits), **_tasks()}
+        settings = {**_windows(setup), **_targets(bits), **_tasks()}
     return PruneRequest(
         methods=tuple(dict.fromkeys(methods)),
         sparsities=_names(sparsities) or (setup.sparsity,),
         layers=layers.strip() or setup.layers,
         threshold=threshold,
         bits=tuple(None if name == AS_STORED else int(name) for name in bits),
-        **kept,
-        **more,
+        **checkpoints,
+        **settings,
     )
 
 
 def _pills(label: str, options: dict[str, str], usual: str, key: str, help: str) -> list[str]:
     """The chosen options, in their order."""
-    more: dict[str, Any] = {"selection_mode": "multi", "format_func": options.__getitem__, "help": help}
-    chosen = st.pills(label, list(options), default=[usual], **more, **linked(key))
+    options_of_widget: dict[str, Any] = {"selection_mode": "multi", "format_func": options.__getitem__, "help": help}
+    chosen = st.pills(label, list(options), default=[usual], **options_of_widget, **linked(key))
     return [name for name in options if name in chosen]
 
 
@@ -93,8 +93,8 @@ def _checkpoints() -> dict[str, Any]:
     )
     if keep != "folder":
         return {"keep": keep}
-    asked = "Each checkpoint is a new folder in it, with its report."
-    return {"keep": keep, "folder": path_input("Folder on this machine", "prune_folder", "pruned/", asked)}
+    help_text = "Each checkpoint is a new folder in it, with its report."
+    return {"keep": keep, "folder": path_input("Folder on this machine", "prune_folder", "pruned/", help_text)}
 
 
 def _windows(setup: Setup) -> dict[str, Any]:
@@ -157,8 +157,8 @@ def _targets(bits: list[str]) -> dict[str, Any]:
         disabled=bits in ([], [AS_STORED]),
         help="Consecutive input columns of a row. Each scale takes 16 bits.",
     )
-    asked = {"targets": tuple(targets), "target_damping": damping, "group": group}
-    return asked | {"true_sequential": is_asked and sequential}
+    values = {"targets": tuple(targets), "target_damping": damping, "group": group}
+    return values | {"true_sequential": is_asked and sequential}
 
 
 def _tasks() -> dict[str, Any]:
@@ -174,9 +174,9 @@ def _tasks() -> dict[str, Any]:
         help=f"Names of lm-eval's tasks, separated by spaces: {' '.join(zero_shot.TASKS)}. Their questions come from "
         "the Hub, unless they were loaded before.",
     )
-    asked = "The first questions of each task. With 100 of them the standard error is about 5 points."
+    help_text = "The first questions of each task. With 100 of them the standard error is about 5 points."
     questions = second.number_input(
-        "Questions each", min_value=1, value=PruneRequest.questions, **linked("prune_questions"), help=asked
+        "Questions each", min_value=1, value=PruneRequest.questions, **linked("prune_questions"), help=help_text
     )
     folder = third.text_input(
         "Folder of tasks of your own",

@@ -17,9 +17,9 @@ TOLD = "recipe_told"  # in the session: how the last recipe was used
 def drop() -> None:
     """Draws the place to drop a recipe, and says how the last recipe was used."""
     st.file_uploader("Or drop a recipe.yaml here", ["yaml", "yml"], key=KEY, on_change=_take, max_upload_size=1)
-    told, page = st.session_state.get(TOLD, ("", ""))
-    if told:
-        st.caption(words.plain(told))
+    sentence, page = st.session_state.get(TOLD, ("", ""))
+    if sentence:
+        st.caption(words.plain(sentence))
     if page:
         st.page_link(f"views/{page}.py", label="Open Prune", icon=":material/arrow_forward:")
 

@@ -20,12 +20,12 @@ def linked(key: str) -> dict[str, Any]:
     return {"key": key, "bind": components.URL}
 
 
-def spec_number(place: DeltaGenerator, field: SpecField, **more: Any) -> Any:
+def spec_number(place: DeltaGenerator, field: SpecField, **widget: Any) -> Any:
     """A number of a recipe, with its label, help and limits; `more` goes to the widget."""
     low, high = (field.limits.get(limit) for limit in ("ge", "le"))
     least, most = (None if limit is None else field.kind(min(limit, LARGEST)) for limit in (low, high))
-    help = more.pop("help", words.sentence(field.description) + ".")
-    return place.number_input(more.pop("label", field.label), least, most, help=help, **more)
+    help = widget.pop("help", words.sentence(field.description) + ".")
+    return place.number_input(widget.pop("label", field.label), least, most, help=help, **widget)
 
 
 def method_choice(place: DeltaGenerator, usual: str, key: str) -> str:
@@ -84,16 +84,16 @@ def pruned_model(model: str, key: str, label: str, other: str, place: tuple[str,
         place: label and placeholder of the path; `help` explains it.
     """
     path_key, copy_key = f"{key}_path", f"{key}_copy"
-    kept = {name: str(copy.place) for name, copy in kept_checkpoints(list(shared.prunings().values()), model).items()}
+    copies = {name: str(copy.place) for name, copy in kept_checkpoints(list(shared.prunings().values()), model).items()}
 
     def typed() -> None:
-        if (chosen := st.session_state[copy_key]) not in (*kept, other):
+        if (chosen := st.session_state[copy_key]) not in (*copies, other):
             st.session_state[path_key] = chosen
 
-    if kept and not st.session_state.get(path_key) and path_key not in st.query_params:
-        chosen = st.selectbox(label, [*kept, other], key=copy_key, accept_new_options=True, on_change=typed)
+    if copies and not st.session_state.get(path_key) and path_key not in st.query_params:
+        chosen = st.selectbox(label, [*copies, other], key=copy_key, accept_new_options=True, on_change=typed)
         if chosen != other:
-            return kept[chosen]
+            return copies[chosen]
     return path_input(place[0], path_key, place[1], help)
 
 
@@ -103,8 +103,8 @@ def start_button(
     """The button that starts a run, and the place beside it, which says what stands in the way."""
     left, right = st.columns([1, 3], vertical_alignment="center")
     disabled = bool(problem) or running
-    more: dict[str, Any] = {"type": "primary", "icon": icon, "disabled": disabled, "width": "stretch"}
-    left.button(label, key=key, on_click=start, args=args, **more)
+    look: dict[str, Any] = {"type": "primary", "icon": icon, "disabled": disabled, "width": "stretch"}
+    left.button(label, key=key, on_click=start, args=args, **look)
     if problem:
         with right:
             components.warning(problem)

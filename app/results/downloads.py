@@ -16,33 +16,33 @@ from rose.rows import csv_text
 MOST_BYTES = 2 * 10**9  # that a browser is offered
 
 
-def csv_button(label: str, table: pd.DataFrame, name: str, key: str, **more: Any) -> None:
+def csv_button(label: str, table: pd.DataFrame, name: str, key: str, **widget: Any) -> None:
     """A table to take away; `more` is of `st.download_button`."""
-    file_button(label, partial(csv_text, table), name, key=key, icon=":material/download:", **more)
+    file_button(label, partial(csv_text, table), name, key=key, icon=":material/download:", **widget)
 
 
-def file_button(label: str, content: Any, name: str, **more: Any) -> None:
+def file_button(label: str, content: Any, name: str, **widget: Any) -> None:
     """A file to take away; `content` may be a function, called for those who ask; `more` is of `st.download_button`."""
-    st.download_button(label, content, name, on_click="ignore", **({"key": name} | more))
+    st.download_button(label, content, name, on_click="ignore", **({"key": name} | widget))
 
 
-def checkpoint_button(folder: Path, **more: Any) -> None:
+def checkpoint_button(folder: Path, **widget: Any) -> None:
     """A kept checkpoint to take away; it is zipped only for those who ask."""
-    taken = size_of(folder)
-    label = f"Checkpoint, {words.size(taken)}"
-    large_button(label, partial(zipped, folder), f"{folder.name}.zip", taken, **more)
+    stored = size_of(folder)
+    label = f"Checkpoint, {words.size(stored)}"
+    large_button(label, partial(zipped, folder), f"{folder.name}.zip", stored, **widget)
 
 
-def large_button(label: str, content: Any, name: str, taken: int, **more: Any) -> None:
+def large_button(label: str, content: Any, name: str, stored: int, **widget: Any) -> None:
     """As `file_button`, for what may be too large: a browser waits three minutes for a file, which the server holds
     in memory meanwhile."""
-    if taken <= MOST_BYTES:
-        file_button(label, content, name, **more)
+    if stored <= MOST_BYTES:
+        file_button(label, content, name, **widget)
     else:
         st.caption(f"{label}: too large for a browser, so copy it from where it is kept.")
 
 
-def report_button(runs: Callable[[], Sequence[RunReport]], name: str, key: str, **more: Any) -> None:
+def report_button(runs: Callable[[], Sequence[RunReport]], name: str, key: str, **widget: Any) -> None:
     """Hands out records as one HTML file, named `name`; it is made only for those who ask."""
 
     def make() -> str:
@@ -59,5 +59,5 @@ def report_button(runs: Callable[[], Sequence[RunReport]], name: str, key: str, 
         on_click="ignore",
         key=key,
         help="One file to send: findings, interactive figures, settings and versions. It needs no network.",
-        **more,
+        **widget,
     )

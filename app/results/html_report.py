@@ -71,8 +71,8 @@ def report_of(runs: Sequence[RunReport]) -> ReportPage:
         tables["Settings that differ"] = pairs.settings(runs, only_different=True)
     elif len(runs) > 2:
         compared += _against_first(runs)
-    own = [sentence for run in runs for sentence in run_findings(run)]
-    findings = [*compared, *own, *pairs.cautions_of(runs)]
+    run_sentences = [sentence for run in runs for sentence in run_findings(run)]
+    findings = [*compared, *run_sentences, *pairs.cautions_of(runs)]
     drawings += _figures(runs, errors=not drawings)
     for run in runs:
         if run.zero_shot is not None:
@@ -98,16 +98,16 @@ def report_of(runs: Sequence[RunReport]) -> ReportPage:
 
 
 def _against_first(runs: Sequence[RunReport]) -> list[str]:
-    found = []
+    findings = []
     for run in runs[1:]:
         both = pairs.pair(runs[0], run)
         if both.elsewhere:
-            found.append(both.elsewhere)
+            findings.append(both.elsewhere)
         elif not both.problem and (measure := both.told_apart_by):
             names = (runs[0].name, run.name)
-            said = verdicts.says_layers(both.rows(measure), names, pairs.MEASURES[measure])
-            found.append(f"Against {runs[0].name}: {said}.")
-    return found
+            finding = verdicts.says_layers(both.rows(measure), names, pairs.MEASURES[measure])
+            findings.append(f"Against {runs[0].name}: {finding}.")
+    return findings
 
 
 def _title(runs: Sequence[RunReport]) -> str:
@@ -120,53 +120,52 @@ def _title(runs: Sequence[RunReport]) -> str:
 
 def _subtitle(runs: Sequence[RunReport]) -> str:
     def said(run: RunReport) -> str:
-        known = run.summary
-        if "step_weights" in known:  # of a diffusion model
-            drawn = f"{known.get('samples') or '?'} pictures × {known.get('steps', '?')} steps"
-            return f"{known.get('model', 'a model')}, calibrated on {drawn}"
-        text = (
-            f"{known.get('model', 'a model')}, calibrated on {known.get('samples', '?')} × {known.get('length', '?')}"
-        )
-        return f"{text} tokens" + words.of(words.text_name(known.get("calibration") or ""))
+        summary = run.summary
+        if "step_weights" in summary:  # of a diffusion model
+            drawn = f"{summary.get('samples') or '?'} pictures × {summary.get('steps', '?')} steps"
+            return f"{summary.get('model', 'a model')}, calibrated on {drawn}"
+        text = f"{summary.get('model', 'a model')}, calibrated on "
+        text += f"{summary.get('samples', '?')} × {summary.get('length', '?')}"
+        return f"{text} tokens" + words.of(words.text_name(summary.get("calibration") or ""))
 
     return "; ".join(dict.fromkeys(said(run) for run in runs))
 
 
 def run_findings(run: RunReport) -> list[str]:
-    found = [*filter(None, [pairs.says_lost(run)])]
+    findings = [*filter(None, [pairs.says_lost(run)])]
     before, after = run.number("perplexity_before"), run.number("perplexity_after")
     if before and after and (verdict := pairs.against_dense(run)) is not None:
         text = run.summary.get("evaluated_on")
         where = " on held-out windows" if text == HELD_OUT else f" on {words.text_name(text)}" if text else ""
-        said = verdicts.says_move(before, after, "the dense model's", verdict)
-        found.append(f"{run.name} takes perplexity{where} {said}.")
-        found += filter(None, [verdicts.says_odd_windows(run.losses("before"), run.losses("after"))])
-    found += _tuning_findings(run) + _error_findings(run)
+        move = verdicts.says_move(before, after, "the dense model's", verdict)
+        findings.append(f"{run.name} takes perplexity{where} {move}.")
+        findings += filter(None, [verdicts.says_odd_windows(run.losses("before"), run.losses("after"))])
+    findings += _tuning_findings(run) + _error_findings(run)
     if drift := run.drift:
         steps = [entry["drift"] - (drift[at - 1]["drift"] if at else 0) for at, entry in enumerate(drift)]
         steepest = drift[max(range(len(steps)), key=steps.__getitem__)]["block_index"]
-        found.append(
+        findings.append(
             f"After the last decoder block the drift of {run.name} from the {run.start} model is "
             f"{words.number(drift[-1]['drift'])}; it rises most in decoder block {steepest}."
         )
     answered = pd.Series() if run.zero_shot is None else run.zero_shot["accuracy"].dropna()
     if len(answered):
         tasks = words.count(len(answered), "zero-shot task")
-        found.append(f"{run.name} answers {words.percent(answered.mean())} correctly, the mean over {tasks}.")
-    return found
+        findings.append(f"{run.name} answers {words.percent(answered.mean())} correctly, the mean over {tasks}.")
+    return findings
 
 
 def _tuning_findings(run: RunReport) -> list[str]:
-    known, after = run.tuned, pairs.result_of(run)
-    if not known:
+    tuned, after = run.tuned, pairs.result_of(run)
+    if not tuned:
         return []
-    said = f"{run.name}: tuning for {words.duration(known['seconds'])} keeps {words.whole(known['zeros'])} of "
-    said += f"{words.whole(known['weights'])} weights zero"
-    if after is not None and isfinite(known["perplexity_before"]):
-        before = replace(after, name="before", value=known["perplexity_before"], losses=known["losses_before"])
+    finding = f"{run.name}: tuning for {words.duration(tuned['seconds'])} keeps {words.whole(tuned['zeros'])} of "
+    finding += f"{words.whole(tuned['weights'])} weights zero"
+    if after is not None and isfinite(tuned["perplexity_before"]):
+        before = replace(after, name="before", value=tuned["perplexity_before"], losses=tuned["losses_before"])
         move = verdicts.says_move(before.value, after.value, "that before", verdicts.compare(before, after))
-        said += f", and takes perplexity {move}"
-    return [f"{said}."]
+        finding += f", and takes perplexity {move}"
+    return [f"{finding}."]
 
 
 def _error_findings(run: RunReport) -> list[str]:
@@ -176,27 +175,27 @@ def _error_findings(run: RunReport) -> list[str]:
     rows = run.pruned.dropna(subset=[measure])
     worst = rows.loc[rows[measure].idxmax()]
     label = pairs.MEASURES[measure]
-    said = (
+    finding = (
         f"The {label} of {run.name} is {words.number(float(rows[measure].mean()))} on average over "
         f"{words.count(len(rows), 'layer')}, highest in {words.short_layer(worst['layer'])} "
         f"({words.number(float(worst[measure]))})."
     )
     apart = run.number("mean_pruning_error"), run.number("mean_rounding_error")
     if apart[0] is not None and apart[1] is not None:
-        said += (
+        finding += (
             f" On the calibration tokens pruning adds {words.number(apart[0])} in the mean, and rounding to "
             f"{run.summary.get('bits')} bits {words.number(apart[1])}: together {words.number(apart[0] + apart[1])}."
         )
     columnar = run.by_layer["is_columnar"].sum() if "is_columnar" in run.by_layer else None
     if columnar is None or run.kind == "slim":
-        return [said]
+        return [finding]
     threshold = run.number("threshold")
     above = f" (relative range above {threshold:g})" if threshold is not None else ""
     count = words.word(int(columnar)) if columnar else "none"
     some = f"{count} of {words.count(len(run.by_layer), 'layer')}"
     if run.kind == "study":  # the same for all of its methods
-        return [said, f"{words.sentence(some)} {'is' if columnar == 1 else 'are'} columnar{above}."]
-    return [said, f"{run.name} found {some} columnar{above}."]
+        return [finding, f"{words.sentence(some)} {'is' if columnar == 1 else 'are'} columnar{above}."]
+    return [finding, f"{run.name} found {some} columnar{above}."]
 
 
 def best_measure(run: RunReport) -> str | None:
@@ -207,34 +206,36 @@ def best_measure(run: RunReport) -> str | None:
 
 
 def _figures(runs: Sequence[RunReport], *, errors: bool) -> list[Drawing]:
-    found: list[Drawing] = []
+    drawings: list[Drawing] = []
     measured = pairs.results_of(runs)
-    if len(measured) > 1 and not any(measured[0].setup.differs(one.setup) for one in measured):
-        found.append(methods.perplexity_bars(measured, dense=measured[0].setup.dense))
+    if len(measured) > 1 and not any(measured[0].setup.differs(result.setup) for result in measured):
+        drawings.append(methods.perplexity_bars(measured, dense=measured[0].setup.dense))
     tables = [run.zero_shot.assign(run=run.name, method=run.method) for run in runs if run.zero_shot is not None]
     answered = pd.concat(tables, ignore_index=True).dropna(subset="accuracy") if tables else ()
     if len(answered):
-        found.append(methods.accuracy_bars(answered))
+        drawings.append(methods.accuracy_bars(answered))
     ranged = next((run for run in runs if run.by_layer["relative_range"].notna().any()), None)
     for run in runs:
         if run.by_layer["change"].notna().any():
             tuned = run.tuned
             curve = pd.DataFrame(tuned["curve"])
             if tuned["held_out_dense"] is not None:
-                found.append(tuning_curve(curve, tuned["steps"], dense=tuned["held_out_dense"]))
-            found.append(maps.model_map(run.by_layer, "change"))
+                drawings.append(tuning_curve(curve, tuned["steps"], dense=tuned["held_out_dense"]))
+            drawings.append(maps.model_map(run.by_layer, "change"))
         if errors and (measure := best_measure(run)) is not None:
-            found.append(methods.layer_map(run.by_layer.assign(method=run.method), run.method, column=measure))
+            drawings.append(methods.layer_map(run.by_layer.assign(method=run.method), run.method, column=measure))
     if ranged is not None:
         threshold = ranged.number("threshold")
-        found.append(maps.model_map(ranged.by_layer, threshold=THRESHOLD if threshold is None else threshold))
+        drawings.append(maps.model_map(ranged.by_layer, threshold=THRESHOLD if threshold is None else threshold))
     if paper := next((run.paper for run in runs if run.paper is not None), None):
-        found += paper_drawings(paper)
+        drawings += paper_drawings(paper)
     if drifting := [run for run in runs if run.drift]:
         table = drift_table(drifting)
-        found.append(depth_figures.drift_curves(table, finding=drift_finding(drifting)))
-        found += [depth_figures.drift_shares(table[table["run"] == run.name]) for run in drifting if knows_origin(run)]
-    return found
+        drawings.append(depth_figures.drift_curves(table, finding=drift_finding(drifting)))
+        drawings += [
+            depth_figures.drift_shares(table[table["run"] == run.name]) for run in drifting if knows_origin(run)
+        ]
+    return drawings
 
 
 def versions_of(run: RunReport) -> str:

@@ -47,16 +47,16 @@ def draw() -> None:
         components.error(problem)
 
 
-def _table(key: tuple[Any, ...], make: Callable[[Any], pd.DataFrame]) -> pd.DataFrame | None:
+def _table(key: tuple[Any, ...], make: Callable[[], pd.DataFrame]) -> pd.DataFrame | None:
     """A table that is computed once, in the background; None until then."""
-    kept = st.session_state.setdefault("inspected-files", {})
-    if key not in kept and components.finished([lambda: kept.update({key: make(None)})], "look-inside", key, "file"):
-        return kept.get(key)
-    return kept.get(key)
+    tables = st.session_state.setdefault("inspected-files", {})
+    if key not in tables:
+        components.finished([lambda: tables.update({key: make()})], "look-inside", key, "file")
+    return tables.get(key)
 
 
 def _one(path: str) -> None:
-    def make(_progress: Any) -> pd.DataFrame:
+    def make() -> pd.DataFrame:
         with TensorFiles(path) as files:
             return inspect_file(files)
 
@@ -104,16 +104,16 @@ def _choose(name: str) -> None:
 
 
 def _beside(path: str, other: str) -> None:
-    def make(_progress: Any) -> pd.DataFrame:
-        with TensorFiles(path) as files, TensorFiles(other) as others:
-            return compare_files(files, others)
+    def make() -> pd.DataFrame:
+        with TensorFiles(path) as files, TensorFiles(other) as second:
+            return compare_files(files, second)
 
     table = _table((path, other, model_identity(path), model_identity(other)), make)
     if table is None:
         return
     counts = table["status"].value_counts()
-    said = ", ".join(f"{count} {status}" for status, count in counts.items())
-    st.markdown(f"**{words.sentence(words.count(len(table), 'tensor'))}: {words.plain(said)}.**")
+    counted = ", ".join(f"{count} {status}" for status, count in counts.items())
+    st.markdown(f"**{words.sentence(words.count(len(table), 'tensor'))}: {words.plain(counted)}.**")
     shown = table[list(BESIDE)].rename(columns=BESIDE)
     st.dataframe(shown, hide_index=True, key="inspect-beside", height=430, alt="All tensors of both files")
     csv_button("Differences, CSV", table, "differences.csv", "inspect-beside-csv")

@@ -27,8 +27,8 @@ def runs_of_study(study: Study, threshold: float, layer: str | None = None) -> l
     before = study.records().drop_duplicates("layer")[["layer", "zeros_before"]]
     records = tables.error_records(overview).merge(overview[keys], on="layer").merge(before, on="layer")
     methods = list(dict.fromkeys(records["method"]))
-    asked = setup.recipe([name for name in methods if name in METHODS], threshold)
-    recipe = {"run": asked.run, **asked.to_dict(), "methods": methods}
+    spec = setup.recipe([name for name in methods if name in METHODS], threshold)
+    recipe = {"run": spec.run, **spec.to_dict(), "methods": methods}
     recipe = {name: value for name, value in recipe.items() if value is not None}
     results: dict[str, Any] = {
         "remarks": study.calibration.cautions,
@@ -74,7 +74,7 @@ def name_apart(runs: Sequence[rose.RunReport]) -> dict[str, rose.RunReport]:
     """The runs by distinct names; a name gets folder, model, layers or calibration where runs differ in them."""
     models, sizes = ({each(run) for run in runs} - {""} for each in (model_of, size_of))
     folders = _folders(runs)
-    named: dict[str, rose.RunReport] = {}
+    run_by_name: dict[str, rose.RunReport] = {}
     for run in runs:
         marks = [folders[run.place]]
         marks += [model_of(run)] if len(models) > 1 else []
@@ -84,9 +84,9 @@ def name_apart(runs: Sequence[rose.RunReport]) -> dict[str, rose.RunReport]:
         name = run.name
         if text := ", ".join(filter(None, marks)):  # "ROSE at 0.7 (folder)", or "ROSE at 0.7 (study, folder)"
             name = f"{name[:-1]}, {text})" if name.endswith(")") else f"{name} ({text})"
-        name = words.unused(name, named)
-        named[name] = replace(run, called=name, origin=run.identity)
-    return named
+        name = words.unused(name, run_by_name)
+        run_by_name[name] = replace(run, called=name, origin=run.identity)
+    return run_by_name
 
 
 def _folders(runs: Sequence[rose.RunReport]) -> dict[str, str]:
@@ -94,8 +94,8 @@ def _folders(runs: Sequence[rose.RunReport]) -> dict[str, str]:
     paths = {run.place: Path(run.place).resolve().parts for run in runs if run.place}
     names = {"": ""}
     for place, parts in paths.items():
-        others = set(paths.values()) - {parts}
-        depth = next(at for at in range(1, len(parts) + 1) if all(other[-at:] != parts[-at:] for other in others))
+        rest = set(paths.values()) - {parts}
+        depth = next(at for at in range(1, len(parts) + 1) if all(other[-at:] != parts[-at:] for other in rest))
         names[place] = short_text("/".join(parts[-depth:]))
     return names
 

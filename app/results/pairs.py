@@ -255,10 +255,10 @@ def _unclear_pairs(results: Sequence[Result]) -> list[str]:
         return []
     ranked = sorted(results, key=lambda result: result.value)
     return [
-        f"No clear difference between {one.name} and {other.name}."
-        for place, one in enumerate(ranked[1:], 2)
+        f"No clear difference between {result.name} and {other.name}."
+        for place, result in enumerate(ranked[1:], 2)
         for other in ranked[place:]
-        if one.amount == other.amount and verdicts.compare(one, other).kind == "no clear difference"
+        if result.amount == other.amount and verdicts.compare(result, other).kind == "no clear difference"
     ][:3]
 
 

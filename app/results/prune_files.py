@@ -16,10 +16,10 @@ from rose import RunReport
 def draw(model: RunReport, run: PruningRun) -> None:
     """For a copy whose checkpoint is there."""
     with st.expander("As a smaller file: packed, or GGUF for llama.cpp", icon=":material/folder_zip:"):
-        known = forms(model.bits)
+        labels = forms(model.bits)
         left, right = st.columns([2, 1], vertical_alignment="bottom")
         with left:
-            form = components.choose("Written as", known, f"ship_as_{file_name(model)}")
+            form = components.choose("Written as", labels, f"ship_as_{file_name(model)}")
         is_writing = run.file is not None and run.file.job.status == "running"
         right.button(
             "Write the file",
@@ -49,8 +49,8 @@ def _says(model: RunReport, form: str, whole: bool) -> str:
         if whole:
             return f"{reads} It holds all weights exactly."
         return f"{reads} It holds the pruned layers exactly; the others are rounded too, without compensation."
-    what = "weights to f16 numbers" if form == "f16" else "kept weights, without compensation"
-    return f"{reads} It rounds {what}: perplexity was measured before that."
+    weights = "weights to f16 numbers" if form == "f16" else "kept weights, without compensation"
+    return f"{reads} It rounds {weights}: perplexity was measured before that."
 
 
 def _follow(file: FileRun, model: RunReport) -> None:
@@ -60,4 +60,6 @@ def _follow(file: FileRun, model: RunReport) -> None:
     label = f"{words.plain(file.name)}, {words.size(file.size)}"
     look: dict[str, Any] = {"icon": ":material/download:", "type": "primary"}
     large_button(label, file.open, file.name, file.size, key=f"ship-take-{file_name(model)}", **look)
-    st.caption(" ".join(words.plain(one) for one in [*file.found, f"It lies in {file.place} until you prune again."]))
+    st.caption(
+        " ".join(words.plain(remark) for remark in [*file.found, f"It lies in {file.place} until you prune again."])
+    )

@@ -56,15 +56,15 @@ def _offer(run: CopyRun, copies: list[str], model: Callable[[], nn.Module], pref
     )
     if st.session_state.get("tune_copy") not in (None, *copies):
         del st.session_state["tune_copy"]
-    asked = copies[0]
+    name = copies[0]
     if len(copies) > 1:
-        asked = right.selectbox("Copy", copies, format_func=words.plain, **linked("tune_copy"))
+        name = right.selectbox("Copy", copies, format_func=words.plain, **linked("tune_copy"))
     problem, cost = "", ""
     try:
         cost = f"{words.size(tuning.tuned_memory(run.setup, model()))} besides two models"
         if isinstance(run, PruningRun):
             seconds = 60 * minutes + evaluation_seconds(model(), run.request)
-            cost = f"About {words.duration(seconds)} with evaluation, and {cost}: {words.plain(asked)}, trained"
+            cost = f"About {words.duration(seconds)} with evaluation, and {cost}: {words.plain(name)}, trained"
         else:
             cost = f"Up to {cost}. It is trained"
     except RoseError as wrong:
@@ -74,7 +74,7 @@ def _offer(run: CopyRun, copies: list[str], model: Callable[[], nn.Module], pref
         f"{prefix}tune-start".replace("_", "-"),
         session.start_tuning,
         run,
-        asked,
+        name,
         minutes,
         problem=problem,
         running=run.is_tuning,
@@ -92,7 +92,7 @@ def _offer(run: CopyRun, copies: list[str], model: Callable[[], nn.Module], pref
 def _follow(run: Tuning, is_pruned: bool) -> None:
     """Progress with the curve, then what tuning has done."""
     rest = f" before the first measurement after a step; {words.plain(run.source.name)} stays as it was."
-    follow(run, "tune" if is_pruned else "slim-tune", rest, more=lambda: _curve(run))
+    follow(run, "tune" if is_pruned else "slim-tune", rest, extra=lambda: _curve(run))
     if run.found is None:
         return
     st.markdown(f"**{words.plain(run.source.name)}.** {words.plain(tuning.says(run))}")

@@ -113,8 +113,8 @@ class CheckpointRun(Run):
         if self.request.with_tokens:
             tokens, held_out = setup.draw(loaded.tokenizer, self.cautions.append)
         self._say("Reading the checkpoint")
-        more: Any = {"dtype": setup.dtype, "stream": setup.stream, "tokenizer": setup.model}
-        pruned, _ = rose.load_model(self.request.pruned, finite=False, **more)
+        options: Any = {"dtype": setup.dtype, "stream": setup.stream, "tokenizer": setup.model}
+        pruned, _ = rose.load_model(self.request.pruned, finite=False, **options)
         keep_low_rank(pruned, expand(self.request.pruned))
         self._say("Comparing layer by layer")
         with holding(loaded.lock, job):

@@ -94,7 +94,7 @@ class CopyRun(Run):
         """Those that perplexity is measured on, (windows, tokens)."""
         raise NotImplementedError
 
-    def judge(self, whose: str, model: Any, tokenizer: Any, windows: Tensor, step: Step) -> dict[str, Any]:
+    def judge(self, model_name: str, model: Any, tokenizer: Any, windows: Tensor, step: Step) -> dict[str, Any]:
         """Measures what the run asks of each model, as the results of a record; `whose` is the model in words."""
         raise NotImplementedError
 

@@ -119,8 +119,8 @@ class DamageRun(Run):
         setup, request = self.setup, self.request
         self._say("Loading the model")
         loaded = self._load()
-        said: list[str] = []
-        tokens, held_out = setup.draw(loaded.tokenizer, said.append)
+        cautions: list[str] = []
+        tokens, held_out = setup.draw(loaded.tokenizer, cautions.append)
         assert held_out is not None  # as checked
         options: dict[str, Any] = {"units": request.units, "layers": setup.layer_patterns}
         if request.restore:
@@ -141,7 +141,7 @@ class DamageRun(Run):
             units=request.units,
             restore=bool(request.restore),
         )
-        self.told |= setup.origin | {"text_cautions": said}
+        self.told |= setup.origin | {"text_cautions": cautions}
         self.told |= {"restore": request.restore} if request.restore else {}
         self._say("Measuring units")
         done = {record.unit for record in self.records}

@@ -168,9 +168,9 @@ def _make_pruning(load: Any) -> dict[str, Any]:
     run = PruningRun(SETUP, REQUEST, load)
     _follow(run)
     assert run.dense is not None
-    made = {"dense": finite(dict(run.dense.results)), "copies": [_stored(copy) for copy in run.copies]}
+    part = {"dense": finite(dict(run.dense.results)), "copies": [_stored(copy) for copy in run.copies]}
     places = [rose_copy for copy in run.copies if copy.method in READ and (rose_copy := (copy.name, run.kept(copy)))]
-    return {"pruning": made, "reading": _make_reading(load, places)}
+    return {"pruning": part, "reading": _make_reading(load, places)}
 
 
 def _make_reading(load: Any, places: Sequence[tuple[str, Path | None]]) -> dict[str, Any]:

@@ -52,13 +52,13 @@ class FileRun(Run):
             self.found = pack_folder(self.folder, place, partial(self._tell, "Packing")).remarks()
         else:
             place = place.with_name(f"{place.name}.gguf")
-            made = export_gguf(str(self.folder), place, self.form, partial(self._tell, "Writing"))
-            self.found = made.remarks(self.form)
+            exported = export_gguf(str(self.folder), place, self.form, partial(self._tell, "Writing"))
+            self.found = exported.remarks(self.form)
         self.place, self.fraction = place, 1.0
 
-    def _tell(self, doing: str, share: float, what: str) -> None:
+    def _tell(self, doing: str, share: float, item: str) -> None:
         self.fraction = share
-        self._say(f"{doing} {what}")
+        self._say(f"{doing} {item}")
 
     @property
     def name(self) -> str:

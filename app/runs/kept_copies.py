@@ -42,14 +42,18 @@ def saved_checkpoint(path: str) -> Checkpoint:
     return Checkpoint(place.resolve().name[:40], place)
 
 
-def named_apart(checkpoints: Sequence[Checkpoint], taken: Sequence[str] = ()) -> list[Checkpoint]:
+def named_apart(checkpoints: Sequence[Checkpoint], used: Sequence[str] = ()) -> list[Checkpoint]:
     """With names of their own: those of one name by their folders, and none as one that is taken."""
-    names, apart = list(taken), []
-    alike = Counter(one.name for one in checkpoints)
-    for one in checkpoints:
-        called = one.name if alike[one.name] == 1 else f"{one.name} ({one.place.resolve().name[:40]})"
+    names, apart = list(used), []
+    alike = Counter(checkpoint.name for checkpoint in checkpoints)
+    for checkpoint in checkpoints:
+        called = (
+            checkpoint.name
+            if alike[checkpoint.name] == 1
+            else f"{checkpoint.name} ({checkpoint.place.resolve().name[:40]})"
+        )
         names.append(words.unused(called, names))
-        apart.append(Checkpoint(names[-1], one.place))
+        apart.append(Checkpoint(names[-1], checkpoint.place))
     return apart
 
 
@@ -81,12 +85,12 @@ def zipped(folder: Path) -> BinaryIO:
     check_room(tempfile.gettempdir(), size_of(folder), RESERVE)
     with tempfile.TemporaryFile() as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for one in sorted(folder.rglob("*")):  # a tokenizer's further templates are in a folder of their own
-                archive.write(one, one.relative_to(folder.parent))
+            for file_path in sorted(folder.rglob("*")):  # a tokenizer's further templates are in a folder of their own
+                archive.write(file_path, file_path.relative_to(folder.parent))
         file.seek(0)
         return open(os.dup(file.fileno()), "rb")
 
 
 def worth_keeping(results: Sequence[Result]) -> list[str]:
     """Names of those that are recommended."""
-    return [one.results[0].name for one in rank(results)]
+    return [ranking.results[0].name for ranking in rank(results)]

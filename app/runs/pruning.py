@@ -94,16 +94,16 @@ class PruningRun(CopyRun):
     def windows(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         return self.request.evaluated(tokenizer, self.setup, self.setup.draw(tokenizer))
 
-    def judge(self, whose: str, model: Any, tokenizer: Any, windows: Tensor, step: Step) -> dict[str, Any]:
+    def judge(self, model_name: str, model: Any, tokenizer: Any, windows: Tensor, step: Step) -> dict[str, Any]:
         request = self.request
         asking = task_seconds(model, request)
-        tell = step(f"Perplexity of {whose}", evaluation_seconds(model, request) - asking)
+        tell = step(f"Perplexity of {model_name}", evaluation_seconds(model, request) - asking)
         results = measured_perplexity(window_losses(model, windows, progress=tell)) | second_text(model, tokenizer)
         if request.prompt.strip():
-            step(f"Prompt continued by {whose}", 0.0)
+            step(f"Prompt continued by {model_name}", 0.0)
             results["continuation"] = continue_prompt(model, tokenizer, request.prompt, new_tokens=request.new_tokens)
         if request.tasks:
-            tell = step(f"Zero-shot tasks answered by {whose}", asking)
+            tell = step(f"Zero-shot tasks answered by {model_name}", asking)
             folder = expand(request.task_folder.strip()) if request.task_folder.strip() else None
             answered = zero_shot(
                 model, tokenizer, tasks=request.tasks, task_folder=folder, limit=request.questions, progress=tell
@@ -175,7 +175,7 @@ class PruningRun(CopyRun):
     def _told(self, report: rose.RunReport, case: Case) -> rose.RunReport:
         setup, request = self.setup, self.request
         assert self.dense is not None
-        more = {} if request.layer_patterns is None else {"chosen_layers": request.layers.strip()}
+        layers = {} if request.layer_patterns is None else {"chosen_layers": request.layers.strip()}
         return report.signed(
             request.recipe(setup, case),
             text_cautions=self.cautions,
@@ -183,7 +183,7 @@ class PruningRun(CopyRun):
             windows=request.windows,
             window_length=request.window_length,
             **as_before(self.dense),
-            **more,
+            **layers,
         )
 
     def _saved(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: rose.RunReport) -> rose.RunReport:
@@ -222,10 +222,10 @@ def _by_share(tell: Callable[[float], None]) -> Callable[[rose.Progress], None]:
 
 def kept_checkpoints(runs: Sequence[PruningRun], model: str) -> dict[str, Checkpoint]:
     """Checkpoints of copies of this model that runs have kept, by label, the latest first."""
-    found: dict[str, Checkpoint] = {}
+    checkpoints: dict[str, Checkpoint] = {}
     for run in reversed(runs):
         for copy in reversed(run.copies):
             if run.setup.model == model and (place := run.kept(copy)) is not None:
-                name = words.unused(copy.name, found)
-                found[name] = Checkpoint(name, place)
-    return found
+                name = words.unused(copy.name, checkpoints)
+                checkpoints[name] = Checkpoint(name, place)
+    return checkpoints

@@ -45,9 +45,9 @@ class TextReading(Run):
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def answers(self, setup: Setup, text: str, checkpoints: Sequence[Checkpoint]) -> bool:
-        own, other = (self.setup.model, self.setup.dtype), (setup.model, setup.dtype)
-        places = [[one.place for one in some] for some in (self.checkpoints, checkpoints)]
-        return (own, self.text, places[0]) == (other, text, places[1])
+        model, other = (self.setup.model, self.setup.dtype), (setup.model, setup.dtype)
+        places = [[checkpoint.place for checkpoint in some] for some in (self.checkpoints, checkpoints)]
+        return (model, self.text, places[0]) == (other, text, places[1])
 
     def _run(self, job: Job) -> None:
         self._say("Loading the dense model")
@@ -99,7 +99,7 @@ def losses(encoded: EncodedText, reading: Reading) -> np.ndarray:
 
 def token_table(encoded: EncodedText, readings: dict[str, Reading]) -> pd.DataFrame:
     """A row per predicted token: number, token, before, and of every model its loss, of the pruned ones the change."""
-    known = {name: losses(encoded, reading) for name, reading in readings.items()}
+    losses_by_model = {name: losses(encoded, reading) for name, reading in readings.items()}
     starts = np.cumsum([0, *(len(piece) for piece in encoded.pieces)])
     text = "".join(encoded.pieces)
     table = pd.DataFrame(
@@ -107,8 +107,12 @@ def token_table(encoded: EncodedText, readings: dict[str, Reading]) -> pd.DataFr
             "number": range(len(encoded.pieces)),
             "token": [token_name(encoded.pieces, number) for number in range(len(encoded.pieces))],
             "before": [visible(text[max(0, start - CONTEXT) : start]) for start in starts[:-1]],
-            **known,
-            **{f"{name} − dense": values - known[DENSE] for name, values in known.items() if name != DENSE},
+            **losses_by_model,
+            **{
+                f"{name} − dense": values - losses_by_model[DENSE]
+                for name, values in losses_by_model.items()
+                if name != DENSE
+            },
         }
     )
     return table.iloc[1:].reset_index(drop=True)
@@ -132,7 +136,7 @@ def next_tokens(run: TextReading, number: int, readings: dict[str, Reading]) -> 
     """What each model expected in the place of a token, counted from 1: rank, and by model its token and chance."""
     columns: dict[str, Any] = {"rank": range(1, next(iter(readings.values())).likely.shape[1] + 1)}
     for name, reading in readings.items():
-        columns[name] = [f"“{visible(run.token(int(one)))}”" for one in reading.likely[number - 1]]
+        columns[name] = [f"“{visible(run.token(int(token)))}”" for token in reading.likely[number - 1]]
         columns[f"{name}, chance"] = reading.chances[number - 1].tolist()
     return pd.DataFrame(columns)
 
@@ -140,10 +144,10 @@ def next_tokens(run: TextReading, number: int, readings: dict[str, Reading]) -> 
 def finding(dense: Reading, name: str, reading: Reading) -> str:
     """ "ROSE, 0.7 is more surprised than the dense model at 61 of 92 tokens; a token costs it 3.8 nats, not 2.9"."""
     gap = (reading.losses - dense.losses).numpy()
-    more, total = int((gap > 0).sum()), len(gap)
+    rises, total = int((gap > 0).sum()), len(gap)
     before, after = float(dense.losses.mean()), float(reading.losses.mean())
     ratio = float(np.exp(min(after - before, 700.0)))
     return (
-        f"{name} is more surprised than the dense model at {words.word(more)} of {words.count(total, 'token')}: "
+        f"{name} is more surprised than the dense model at {words.word(rises)} of {words.count(total, 'token')}: "
         f"{words.number(after)} nats a token instead of {words.number(before)}, perplexity × {words.number(ratio)}"
     )

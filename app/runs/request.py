@@ -110,8 +110,8 @@ class PruneRequest:
         Perplexity is in it only where the command measures the same: on a text, in windows as long as those that
         calibrate.
         """
-        asked = setup.recipe(threshold=self.threshold).to_dict()
-        shared = {name: value for name, value in asked.items() if name in Prune.fields() and name != "compute"}
+        values = setup.recipe(threshold=self.threshold).to_dict()
+        shared = {name: value for name, value in values.items() if name in Prune.fields() and name != "compute"}
         shared |= {"stream": setup.stream, "layers": self.layer_patterns, "true_sequential": self.true_sequential}
         is_dense = case.target == "dense"
         shared |= {"target_damping": self.target_damping if is_dense else None, **case._asdict()}
@@ -123,8 +123,8 @@ class PruneRequest:
 
     def settings(self, setup: Setup, case: Case) -> dict[str, Any]:
         """What `rose.prune_model` is asked for one copy."""
-        asked = self.recipe(setup, case)
-        return {name: getattr(asked, name) for name in PruneSettings.fields() if name != "layers"}
+        spec = self.recipe(setup, case)
+        return {name: getattr(spec, name) for name in PruneSettings.fields() if name != "layers"}
 
     def output(self, case: Case) -> Path:
         return expand(self.folder) / case.name

@@ -46,7 +46,7 @@ class Speedup:
     @classmethod
     def of(cls, dense: Sequence[float], slim: Sequence[float], bound: float) -> Speedup:
         """From the seconds of each turn; `dense` and `slim` took turns."""
-        logs = ([math.log(seconds) for seconds in one] for one in (dense, slim))
+        logs = ([math.log(seconds) for seconds in times] for times in (dense, slim))
         return cls(paired_ratio(*logs), len(dense), bound)
 
     def says(self) -> str:
@@ -90,9 +90,9 @@ class Slimming(CopyRun):
         held_out = self.setup.draw(tokenizer)[1]
         return torch.empty(0, self.setup.length, dtype=torch.int64) if held_out is None else held_out
 
-    def judge(self, whose: str, model: Any, tokenizer: Any, windows: Tensor, step: Step) -> dict[str, Any]:
+    def judge(self, model_name: str, model: Any, tokenizer: Any, windows: Tensor, step: Step) -> dict[str, Any]:
         """But for the speed, which is measured for several models at once."""
-        step(f"Perplexity and text: {whose}", 0.0)
+        step(f"Perplexity and text: {model_name}", 0.0)
         results: dict[str, Any] = {"kept_parameters": count_parameters(model), **second_text(model, tokenizer)}
         if len(windows):
             results |= measured_perplexity(window_losses(model, windows))
@@ -109,8 +109,8 @@ class Slimming(CopyRun):
         self._say("Loading the model")
         loaded = self._load()
         check_memory(estimate(setup, settings, loaded.model), setup.dtype)
-        said: list[str] = []
-        tokens, held_out = setup.draw(loaded.tokenizer, said.append)
+        cautions: list[str] = []
+        tokens, held_out = setup.draw(loaded.tokenizer, cautions.append)
         windows = self.windows(loaded.tokenizer)
         model = self._copy(loaded.model, loaded.lock)
         dense = dense_record(self.judge("Dense", model, loaded.tokenizer, windows, self._step))
@@ -127,13 +127,14 @@ class Slimming(CopyRun):
         measured = self.judge(label, model, loaded.tokenizer, windows, self._step)
         about = {"evaluated_on": HELD_OUT, "windows": len(windows), "window_length": setup.length}
         before = about | as_before(dense) if len(windows) else {}
-        slim = replace(report, called=label).with_summary(**measured, **before, **setup.origin, text_cautions=said)
+        slim = replace(report, called=label).with_summary(**measured, **before, **setup.origin, text_cautions=cautions)
         self._say("Measuring the speed of both models")
         with holding(loaded.lock, job):
             seconds = _seconds(loaded.model, model, job)
         self._say("Writing the checkpoint")
         self.dense, slim = (
-            one.with_summary(tokens_per_second=_speed(own)) for one, own in zip((dense, slim), seconds, strict=True)
+            record.with_summary(tokens_per_second=_speed(times))
+            for record, times in zip((dense, slim), seconds, strict=True)
         )
         self.add(self.write(model, loaded.tokenizer, slim))
         self.speedup = Speedup.of(*seconds, bound=1 / (1 - report.summary["removed_fraction"]))
@@ -158,12 +159,12 @@ def _seconds(dense: Any, slim: Any, job: Job) -> tuple[list[float], list[float]]
     ids = ids.to(next(dense.parameters()).device)
     for _ in range(2):
         pair = _timed(dense, ids) + _timed(slim, ids)
-    found: tuple[list[float], list[float]] = [], []
+    seconds: tuple[list[float], list[float]] = [], []
     for turn in range(min(MOST_TURNS, max(FEWEST_TURNS, round(TIMING / pair)))):
         job.check()
         for which in (0, 1) if turn % 2 else (1, 0):
-            found[which].append(_timed((dense, slim)[which], ids))
-    return found
+            seconds[which].append(_timed((dense, slim)[which], ids))
+    return seconds
 
 
 def _speed(seconds: Sequence[float]) -> float:

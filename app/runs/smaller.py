@@ -21,9 +21,9 @@ class SmallerRun(Run):
         left_out: sentences on ways that cannot be made.
     """
 
-    def __init__(self, asked: Smaller, load: Callable[[], LoadedModel]) -> None:
+    def __init__(self, spec: Smaller, load: Callable[[], LoadedModel]) -> None:
         super().__init__()
-        self.asked, self.left_out, self.rows = asked, list[str](), list[Row]()
+        self.asked, self.left_out, self.rows = spec, list[str](), list[Row]()
         self._load = load
 
     def _run(self, job: Job) -> None:

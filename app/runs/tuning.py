@@ -76,10 +76,10 @@ class Tuning(Run):
             self.job.stop()
         self._is_enough, self.job.message = True, STOPPED
 
-    def _conclude(self, found: TuneReport, model: Any, tokenizer: Any, windows: Tensor) -> None:
+    def _conclude(self, report: TuneReport, model: Any, tokenizer: Any, windows: Tensor) -> None:
         """Judges and keeps a model that tuning has made better."""
         source, run = self.source, self.run
-        copy = found.added_to(source, **as_before(source))
+        copy = report.added_to(source, **as_before(source))
         if source.called:
             copy = replace(copy, called=f"{source.called}, tuned")
         copy = copy.with_summary(**run.judge(copy.name, model, tokenizer, windows, self._step))
@@ -107,15 +107,15 @@ class Tuning(Run):
         parts = Parts(TuneTask(model, dense, tokens, held_out), TuneSettings(minutes=self.minutes, seed=setup.seed))
         tuner = parts.tuner
         self._say(f"Tuning {self.source.name}")
-        found, stopped = tune_until_stopped(lambda: parts, nullcontext(partial(self._tell, tuner)))
+        report, stopped = tune_until_stopped(lambda: parts, nullcontext(partial(self._tell, tuner)))
         is_enough = isinstance(stopped, rose.Cancelled) and (self._is_enough or job.abandoned) and len(tuner.curve) > 1
         if stopped and not is_enough:
             raise stopped
-        assert found is not None
-        self.curve, self.steps, self.dense = found.curve, tuner.steps, tuner.dense_held_out
-        if found.summary["kept_step"]:
-            self._conclude(found, model, tokenizer, windows)
-        self.found, self.fraction = found, 1.0
+        assert report is not None
+        self.curve, self.steps, self.dense = report.curve, tuner.steps, tuner.dense_held_out
+        if report.summary["kept_step"]:
+            self._conclude(report, model, tokenizer, windows)
+        self.found, self.fraction = report, 1.0
 
     def _tell(self, tuner: Tuner, progress: Progress) -> None:
         if len(tuner.curve) != len(self.curve):
@@ -134,21 +134,21 @@ class Tuning(Run):
 
 def says(tuning: Tuning) -> str:
     """What tuning did to the copy, in sentences."""
-    found, copy, source = tuning.found, tuning.copy, tuning.source
-    assert found is not None
-    summary, said = found.summary, says_steps(tuning)
+    report, copy, source = tuning.found, tuning.copy, tuning.source
+    assert report is not None
+    summary, text = report.summary, says_steps(tuning)
     takes = f" {'takes' if summary['steps'] == 1 else 'take'} perplexity"
     if copy is not None and copy.kind == "slim":
         if "perplexity_after" in copy.summary:
-            said += f"{takes} {says_perplexity(copy.summary, copy.summary['tuned'])[0]}"
-        said += ". Checkpoint and report above are those of the tuned copy."
+            text += f"{takes} {says_perplexity(copy.summary, copy.summary['tuned'])[0]}"
+        text += ". Checkpoint and report above are those of the tuned copy."
     elif copy is not None:
         moved = says_move(source.perplexity, copy.perplexity, f"{source.name}'s", compare(*results_of([source, copy])))
         zeros = f"{words.whole(summary['zeros'])} of {words.whole(summary['weights'])} weights are zero"
         before = summary["zeros_before"]
         zeros += ", as before" if before == summary["zeros"] else f"; before tuning, {words.whole(before)} were"
-        said += f"{takes} {moved}. {words.sentence(zeros)}."
-    return f"{said} {found.caution}".rstrip()
+        text += f"{takes} {moved}. {words.sentence(zeros)}."
+    return f"{text} {report.caution}".rstrip()
 
 
 def says_steps(tuning: Tuning) -> str:

@@ -72,9 +72,9 @@ def _offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
             follow(run, "diffusion", ". The dense model was not changed.", every=0.5)
     elif run is not None:
         again = "" if run.request == request else " Prune again to see your choice."
-        asked = run.request
-        label = f"{rose.METHODS[asked.method].label}, {asked.sparsity}, {figures.weighting(asked.step_weights).lower()}"
-        right.caption(f"Shown: {label}, noise {asked.noise}.{again}")
+        shown = run.request
+        label = f"{rose.METHODS[shown.method].label}, {shown.sparsity}, {figures.weighting(shown.step_weights).lower()}"
+        right.caption(f"Shown: {label}, noise {shown.noise}.{again}")
     elif not problem:
         right.caption(f"Calibrates on {request.samples} pictures × {STEPS} steps; takes a few seconds.")
 

@@ -73,8 +73,8 @@ def _recipes(setup: Setup, request: PruneRequest) -> None:
 
 def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
     cost, problem = priced(setup, request)
-    own = session.own_pruning()
-    if not problem and own is not run and own is not None and own.job.status == "running":
+    own_run = session.own_pruning()
+    if not problem and own_run is not run and own_run is not None and own_run.job.status == "running":
         problem = "Your own run goes on; choose it under the other runs below to cancel it first."
     running = session.sees_at_work(run)
     icon = ":material/content_cut:"
@@ -100,8 +100,8 @@ def _disk(request: PruneRequest, weights: int) -> str:
     if request.keep != "folder" and free_space() < weights + RESERVE:
         return f"No checkpoint will be kept: {tempfile.gettempdir()} has only {words.size(free_space())} free."
     where = request.folder if request.keep == "folder" else tempfile.gettempdir()
-    kept = words.sentence(words.count(copies, "checkpoint"))
-    return f"{kept}, {words.size(copies * weights)}, in {words.plain(where)}."
+    checkpoints = words.sentence(words.count(copies, "checkpoint"))
+    return f"{checkpoints}, {words.size(copies * weights)}, in {words.plain(where)}."
 
 
 def _start(request: PruneRequest) -> None:
@@ -111,16 +111,16 @@ def _start(request: PruneRequest) -> None:
 
 def _others() -> None:
     """The server's other runs: a run outlives the page that started it."""
-    others = {
+    runs = {
         name: run
         for name, run in reversed(list(shared.prunings().items()))
         if run is not session.pruning() and (run.job.status == "running" or run.copies)
     }
-    if not others:
+    if not runs:
         return
 
     def label(name: str) -> str:
-        run = others[name]
+        run = runs[name]
         doing = f"{100 * run.fraction:.0f} % done" if run.job.status == "running" else run.job.status
         methods = ", ".join(rose.METHODS[method].label for method in run.request.methods)
         return f"{run.setup.model}: {methods} at {', '.join(run.request.sparsities)}, {doing}"
@@ -129,8 +129,8 @@ def _others() -> None:
         session.follow_pruning(st.session_state.pop("prune-other"))
 
     st.selectbox(
-        f"Other runs on this server ({len(others)})",
-        list(others),
+        f"Other runs on this server ({len(runs)})",
+        list(runs),
         None,
         format_func=label,
         key="prune-other",
@@ -143,10 +143,10 @@ def _follow(run: PruningRun) -> None:
     finished = words.count(len(run.copies), "copy", "copies")
     rest = " before a copy was finished; temporary files are deleted."
     if run.copies:
-        kept = [str(place) for place in run.checkpoints.values() if run.request.keep == "folder"]
+        places = [str(place) for place in run.checkpoints.values() if run.request.keep == "folder"]
         rest = f" after {finished}, whose numbers are below; temporary files are deleted."
-        rest += f" Written: {', '.join(kept)}." if kept else ""
-    follow(run, "prune", rest, found=lambda: (len(run.copies), run.dense is None))
+        rest += f" Written: {', '.join(places)}." if places else ""
+    follow(run, "prune", rest, state=lambda: (len(run.copies), run.dense is None))
     if run.job.status == "failed" and run.copies:
         st.caption(f"{words.sentence(finished)} finished before that; numbers and requested checkpoints are below.")
 

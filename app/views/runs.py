@@ -75,14 +75,14 @@ def _offered() -> tuple[list[RunReport], list[pd.DataFrame]]:
             "page Prune has written; rows.csv of `rose compare` shows methods over calibration seeds",
         )
     skip = partial(read_runs, skip=lambda problem: components.warning(f"Left out: {problem}"))
-    found = saved(folders, lambda path: [comparison.read_comparison(path)] if path.endswith(".csv") else skip(path))
-    tables = [table for table in found if isinstance(table, pd.DataFrame)]
-    runs = [run for run in found if isinstance(run, RunReport)]
-    own = [*runs, *checks, *reversed(pruned)]
-    if len(own) < 2:
-        own += reversed(example.pruning().copies)
+    contents = saved(folders, lambda path: [comparison.read_comparison(path)] if path.endswith(".csv") else skip(path))
+    tables = [table for table in contents if isinstance(table, pd.DataFrame)]
+    runs = [run for run in contents if isinstance(run, RunReport)]
+    offered = [*runs, *checks, *reversed(pruned)]
+    if len(offered) < 2:
+        offered += reversed(example.pruning().copies)
         components.example("Pruned copies")
-    return [*own, *studied], tables
+    return [*offered, *studied], tables
 
 
 def _choose(offered: dict[str, RunReport]) -> list[RunReport]:
@@ -97,37 +97,37 @@ def _choose(offered: dict[str, RunReport]) -> list[RunReport]:
     state["runs-usual"] = usual
     default = None if state.get("runs") != before else usual  # a default and a value set by hand exclude each other
     help = f"The others are compared with the first; at most {pairs.MOST} at a time."
-    more: dict[str, Any] = {"key": "runs", "bind": URL, "help": help, "max_selections": pairs.MOST}
-    chosen = st.multiselect("Runs to compare", list(offered), default, **more)
+    widget: dict[str, Any] = {"key": "runs", "bind": URL, "help": help, "max_selections": pairs.MOST}
+    chosen = st.multiselect("Runs to compare", list(offered), default, **widget)
     return list(naming.name_apart([offered[label] for label in chosen]).values())
 
 
 def _sentence(runs: Sequence[RunReport]) -> str:
     """What the page says first: the verdict on perplexities, or on errors where none was measured."""
-    first, *others = runs
-    if apart := [text for run in others if (text := pairs.in_environments(first, run))]:
+    first, *rest = runs
+    if apart := [text for run in rest if (text := pairs.in_environments(first, run))]:
         return apart[0]
     if text := pairs.says_perplexities(runs):
         return text
-    for run in others:
+    for run in rest:
         both = pairs.pair(first, run)
         if both.problem:
             return both.problem
         if measure := both.told_apart_by:
             return rose.verdicts.says_layers(both.rows(measure), (first.name, run.name), pairs.MEASURES[measure]) + "."
-    return f"{first.name}: choose a second run to compare it with." if not others else "No number is known of both."
+    return f"{first.name}: choose a second run to compare it with." if not rest else "No number is known of both."
 
 
 def _map(runs: Sequence[RunReport]) -> None:
     """Layer by layer: another run minus the first, or the maps of both."""
-    first, others = runs[0], {run.name: run for run in sorted(runs[1:], key=lambda run: run.is_tuned)}
-    places = iter(st.columns(3 if len(others) > 1 else 2, vertical_alignment="bottom"))
-    name = next(iter(others))
-    if len(others) > 1:
-        components.keep_choice("runs_b", {name: run.identity for name, run in others.items()})
+    first, runs_by_name = runs[0], {run.name: run for run in sorted(runs[1:], key=lambda run: run.is_tuned)}
+    places = iter(st.columns(3 if len(runs_by_name) > 1 else 2, vertical_alignment="bottom"))
+    name = next(iter(runs_by_name))
+    if len(runs_by_name) > 1:
+        components.keep_choice("runs_b", {name: run.identity for name, run in runs_by_name.items()})
         label = f"Compared with {words.plain(first.name)}"
-        name = next(places).selectbox(label, list(others), key="runs_b", bind=URL)
-    both = pairs.pair(first, others[name])
+        name = next(places).selectbox(label, list(runs_by_name), key="runs_b", bind=URL)
+    both = pairs.pair(first, runs_by_name[name])
     measures = both.measures
     if not measures or (both.problem and not both.elsewhere):
         components.info(both.problem or "No layer has a number in both runs; their totals are under Numbers.")
@@ -199,17 +199,21 @@ def _drift(runs: Sequence[RunReport]) -> None:
     drawing = drift_figures.drift_curves(table, finding=drift.drift_finding(drifting), theme=theme)
     components.show(drawing, "runs-drift")
     st.caption(drift.SCALE)
-    known = [run for run in drifting if drift.knows_origin(run)]
-    with st.expander("Where it arises, and what is repaired", key="runs-origins", on_change="rerun") as more:
-        if not more.open:
+    sources = [run for run in drifting if drift.knows_origin(run)]
+    with st.expander("Where it arises, and what is repaired", key="runs-origins", on_change="rerun") as details:
+        if not details.open:
             return
-        if not known:
+        if not sources:
             st.info("These runs were checked, not pruned here, so only the size of their drift is known.")
             return
-        table = table[table["run"].isin([run.name for run in known])]
-        name = st.selectbox("Run", [run.name for run in known], key="runs_origin") if len(known) > 1 else known[0].name
+        table = table[table["run"].isin([run.name for run in sources])]
+        name = (
+            st.selectbox("Run", [run.name for run in sources], key="runs_origin")
+            if len(sources) > 1
+            else sources[0].name
+        )
         components.show(drift_figures.drift_shares(table[table["run"] == name], theme=theme), "runs-origin")
-        drawing = drift_figures.cancelled_shares(table, problem=drift.drift_problem(known), theme=theme)
+        drawing = drift_figures.cancelled_shares(table, problem=drift.drift_problem(sources), theme=theme)
         components.show(drawing, "runs-repair")
 
 

@@ -29,7 +29,7 @@ def draw() -> None:
     _offer(run)
     if run is not None:
         done = lambda: sum(row.is_measured for row in st.session_state.smaller.rows)  # noqa: E731
-        follow(run, "smaller", "; rows so far are shown.", found=done)
+        follow(run, "smaller", "; rows so far are shown.", state=done)
     if run is None or not run.rows:
         run = example.smaller()
         components.example("Ways to make a copy smaller")
@@ -39,13 +39,13 @@ def draw() -> None:
 
 
 def _offer(run: SmallerRun | None) -> None:
-    setup, problem, asked = session.setup(), "", None
+    setup, problem, spec = session.setup(), "", None
     left, right = st.columns([1, 3], vertical_alignment="bottom")
     minutes = spec_number(left, FIELDS["minutes"], value=float(FIELDS["minutes"].default), **linked("smaller_minutes"))
     help = words.sentence(FIELDS["second"].description) + "."
     second = right.text_input("Second text", **linked("smaller_second"), placeholder="source code of Python", help=help)
     try:
-        asked = Smaller.of(
+        spec = Smaller.of(
             model=setup.model,
             dtype=setup.dtype,
             calibration=setup.text,
@@ -61,7 +61,7 @@ def _offer(run: SmallerRun | None) -> None:
         problem = str(refused)
     running, icon = session.sees_at_work(run), ":material/compare_arrows:"
     place = start_button(
-        f"Measure for {minutes:g} minutes", "smaller-start", _start, asked, problem=problem, running=running, icon=icon
+        f"Measure for {minutes:g} minutes", "smaller-start", _start, spec, problem=problem, running=running, icon=icon
     )
     if not running and not problem:
         place.caption(f"Estimates every way for {words.plain(setup.model)}, then measures the most promising first.")
@@ -69,9 +69,9 @@ def _offer(run: SmallerRun | None) -> None:
             study_form.say_hub(setup)
 
 
-def _start(asked: Smaller) -> None:
+def _start(spec: Smaller) -> None:
     setup = session.setup()
-    run = SmallerRun(asked, lambda: shared.load(setup.model, setup.dtype))
+    run = SmallerRun(spec, lambda: shared.load(setup.model, setup.dtype))
     session.start_run("smaller", run, "compare_arrows: Making it smaller")
 
 

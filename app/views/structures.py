@@ -69,15 +69,15 @@ def _structures() -> Structures | None:
 
 def _are_priced(structures: Structures, parts: Sequence[Part], noun: str) -> bool:
     """Prices these parts in the background, once a person has asked for that."""
-    seconds, asked = structures.pricing(parts), (structures.study.created, noun)
+    seconds, signature = structures.pricing(parts), (structures.study.created, noun)
     blocks = words.count(len({part.block_index for part in parts}), "decoder block")
-    said = f"This needs the cost of every {noun} in {blocks}."
+    reason = f"This needs the cost of every {noun} in {blocks}."
     if seconds and not components.may_begin(
-        max(seconds, components.UNASKED + 1), said, "Compute it", "structures", asked
+        max(seconds, components.UNASKED + 1), reason, "Compute it", "structures", signature
     ):
         return False
     pieces = [partial(structures.priced, part) for part in parts]
-    return components.finished(pieces, "structures", asked, "part")
+    return components.finished(pieces, "structures", signature, "part")
 
 
 def _has(structures: Structures, kind: str) -> bool:
@@ -156,11 +156,11 @@ def _slim() -> None:
     if run is not None and run.setup != setup:
         run = None
     settings, prompt = _choose_slimming()
-    problem, said = "", ""
+    problem, cost_text = "", ""
     try:
         cost = estimate(setup, settings, shared.skeleton(setup.model))
         memory = words.size(weights_size(cost, setup.dtype) + cost.memory)
-        said = f"About {components.lasting(cost)}, {memory} besides the model."
+        cost_text = f"About {components.lasting(cost)}, {memory} besides the model."
     except rose.RoseError as refused:
         problem = str(refused)
     running = session.sees_at_work(run)
@@ -168,8 +168,8 @@ def _slim() -> None:
     right = start_button(
         "Make a smaller copy", "slim-start", _start, settings, prompt, problem=problem, running=running, icon=icon
     )
-    if said and not running:
-        right.caption(said)
+    if cost_text and not running:
+        right.caption(cost_text)
         with right:
             study_form.say_hub(setup)
     if run is not None and run.job.status != "done":

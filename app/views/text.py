@@ -36,7 +36,7 @@ def draw() -> None:
         _offer(text, checkpoints, run)
     if run is not None:
         follow(
-            run, "text", "; what was read is shown.", found=lambda: len(st.session_state.reading.readings), every=0.5
+            run, "text", "; what was read is shown.", state=lambda: len(st.session_state.reading.readings), every=0.5
         )
         if run.job.status == "done" and not run.answers(session.setup(), text, checkpoints):
             st.caption("The text below was read before the choices were changed; press Read again.")
@@ -56,21 +56,21 @@ def _ask() -> tuple[str, list[Checkpoint]]:
         max_chars=8 * LIMIT,
         help=f"At most {LIMIT} tokens. It stays on this machine, and in the link of this page.",
     )
-    kept = kept_checkpoints(list(shared.prunings().values()), session.setup().model)
-    components.keep_choice("text_models", {name: (str(copy.place),) for name, copy in kept.items()})
+    copies = kept_checkpoints(list(shared.prunings().values()), session.setup().model)
+    components.keep_choice("text_models", {name: (str(copy.place),) for name, copy in copies.items()})
     left, right = st.columns(2, vertical_alignment="bottom")
     chosen = left.multiselect(
         "Models pruned on this server",
-        list(kept),
-        default=list(kept)[:1],
+        list(copies),
+        default=list(copies)[:1],
         max_selections=MOST,
         **linked("text_models"),
-        placeholder="choose" if kept else "none kept: prune copies on the page Prune",
+        placeholder="choose" if copies else "none kept: prune copies on the page Prune",
     )
     with right:
         help = "Folders that `rose prune` or `rose slim` has written"
         folders = folders_input("Folders of saved models", "text_path", help)
-        models = [kept[name] for name in chosen if name in kept]
+        models = [copies[name] for name in chosen if name in copies]
         models += saved(folders, lambda path: [saved_checkpoint(path)])
     return text, named_apart(models, [DENSE, *reading.COLUMNS])
 
