@@ -235,12 +235,12 @@ class Run:
 
     @property
     def is_at_work(self) -> bool:
-        """Whether it goes on, or other work on what it has made."""
+        """Whether it goes on, or other work on its results."""
         return self.job.status == "running"
 
     @property
     def remaining(self) -> float | None:
-        """Estimated seconds left; None while there is nothing to go by."""
+        """Estimated seconds left; None before the first progress."""
         if self.job.progress is not None:
             return self.job.progress.remaining
         return self.job.worked * (1 - self.fraction) / self.fraction if self.fraction > 0.01 else None
@@ -253,7 +253,7 @@ class Run:
     def _follow(self, start: float = 0.0, end: float = 1.0) -> ProgressCallback:
         """Progress callback of a step, which moves the fraction of the whole from `start` to `end`.
 
-        The time left is that of the whole: what comes after the step takes its share.
+        The time left includes the steps after this step.
         """
 
         def tell(progress: Progress) -> None:

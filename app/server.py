@@ -26,10 +26,10 @@ def read_modules() -> None:
 
 
 def accept_own_pages_only() -> None:
-    """Lets a page talk to the server only from the server's own address, port included, or one that is named.
+    """Lets only pages of the server's own address, port included, or of named addresses talk to it.
 
-    Streamlit (1.67) takes pages from every port of this machine, and those of its addresses on other networks, which
-    it asks a web service for.
+    Streamlit (1.67) takes pages from every port of this machine, and of its addresses on other networks, for which it
+    asks a web service.
     """
     from streamlit.web.server import server_util
     from streamlit.web.server.starlette import starlette_websocket

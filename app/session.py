@@ -38,7 +38,7 @@ DRAFT = "draft_"  # in the URL, before the names of choices that were edited sin
 
 
 def viewer() -> str:
-    """This session, see `Job.watch`; its browser is known by what Streamlit tells it for its own purposes."""
+    """This session, see `Job.watch`; Streamlit's cookie identifies its browser."""
     if "viewer" not in st.session_state:
         browser, _ = decode_xsrf_token_string(st.context.cookies.get(XSRF_COOKIE_NAME, ""))
         session = uuid.uuid4().hex
@@ -59,7 +59,7 @@ def follow_run(run: Run, label: str) -> None:
 
 
 def start_run(slot: str, run: Run, label: str) -> None:
-    """Starts work in the place of what this session has in this slot of its state, which is cancelled."""
+    """Starts work in a slot of the session's state; earlier work in the slot is cancelled."""
     earlier = st.session_state.get(slot)
     if earlier is not None:
         leave(earlier.job)
@@ -101,7 +101,7 @@ def begin() -> None:
 
 
 def _read_link(texts: dict[str, str]) -> None:
-    """What the URL of a new session says; what it says wrongly stays as usual, and is told."""
+    """Reads the URL of a new session; wrong values keep their defaults, and the page says so."""
     edits = {key.removeprefix(DRAFT): value for key, value in texts.items() if key.startswith(DRAFT)}
     st.session_state.setup, problems = Setup.read(texts)
     st.session_state.draft, further = Setup.read(edits, st.session_state.setup)
@@ -176,7 +176,7 @@ def choose_setup(chosen: Setup) -> None:
 
 
 def draft() -> Setup:
-    """The set-up being put together on the start page; that of this session until it is edited."""
+    """The set-up being edited on the start page; the session's set-up until then."""
     return st.session_state.get("draft", setup())
 
 
@@ -195,7 +195,7 @@ def use_draft() -> None:
 
 
 def choose_draft(edited: Setup) -> None:
-    """Keeps an edited set-up. Where nothing has been measured yet, it is also the one that all pages look at."""
+    """Keeps an edited set-up. Where nothing has been measured yet, all pages use it."""
     st.session_state.draft = edited
     if study() is None:
         try:
@@ -206,7 +206,7 @@ def choose_draft(edited: Setup) -> None:
 
 
 def measure(chosen: Setup) -> None:
-    """Looks at a set-up and starts its study, and ends the one that this session was waiting for."""
+    """Looks at a set-up and starts its study; ends the study that this session was waiting for."""
     former = study()
     if former is not None and former.setup != chosen and former.job.status == "running":
         leave(former.job)
@@ -216,7 +216,7 @@ def measure(chosen: Setup) -> None:
 
 
 def start(*, go_on: bool = False) -> None:
-    """Starts the study of the current set-up, or joins the one that runs or has finished; see `shared.start`."""
+    """Starts the study of the current set-up, or joins a running or finished study; see `shared.start`."""
     shared.start(setup(), viewer(), go_on=go_on)
 
 
@@ -225,12 +225,12 @@ def recent_setups() -> list[Setup]:
 
 
 def study() -> Study | None:
-    """The study of the current set-up, running, finished by any session, or kept on disk; None where there is none."""
+    """The study of the current set-up, running, finished by any session, or kept on disk; None without one."""
     return shared.find(setup())
 
 
 def sees_at_work(run: Run | None) -> bool:
-    """Whether a run, or the tuning of what it has made, goes on; `ended_meanwhile` remembers what a page was told."""
+    """Whether a run, or the tuning of its copies, goes on; `ended_meanwhile` remembers what a page was told."""
     both = (run, getattr(run, "tuning", None))
     seen = [work for work in both if work is not None and work.job.status == "running"]
     st.session_state.setdefault("seen_at_work", []).extend(seen)
@@ -281,7 +281,7 @@ def start_pruning(request: PruneRequest) -> None:
 
 
 def start_tuning(run: CopyRun, name: str, minutes: float) -> None:
-    """Tunes a kept copy of a run that has ended, unless one is tuned already: perhaps by another session."""
+    """Tunes a kept copy of a finished run, unless a session tunes a copy of it already."""
     with shared.start_lock():
         if run.is_tuning:
             return
@@ -298,7 +298,7 @@ def start_tuning(run: CopyRun, name: str, minutes: float) -> None:
 def start_file(run: PruningRun, folder: Path, form: str) -> None:
     """Writes the checkpoint of a kept copy in another form, see `app.runs.files`; the earlier file of this run goes.
 
-    One at a time: nothing is done while another one is written, perhaps for another session.
+    One file at a time, over all sessions.
     """
     with shared.start_lock():
         earlier = run.file
@@ -316,12 +316,12 @@ def new_pruning(chosen: Setup, request: PruneRequest) -> PruningRun:
 
 
 def damage(request: DamageRequest) -> DamageRun | None:
-    """The measurement of damage with the current set-up that some session has started; None where there is none."""
+    """The measurement of damage with the current set-up that some session has started, or None."""
     return shared.damages().get(shared.damage_key(setup(), request))
 
 
 def start_damage(request: DamageRequest) -> None:
-    """Measures damage with the current set-up, or joins those who do."""
+    """Measures damage with the current set-up, or joins such a run."""
     follow_run(shared.start_damage(setup(), request, viewer()), "healing: Measuring sensitivity")
 
 

@@ -26,7 +26,7 @@ from app.study.study import Calibration, LoadedModel, Study, held_by
 from rose.files import expand
 from rose.model.load.models import is_hub_id, load_skeleton
 
-IDLE = 600.0  # seconds without a page after which memory is given back
+IDLE = 600.0  # seconds without a page before memory is freed
 KEPT_STUDIES = 4
 OLDER_BYTES = 10**9  # of statistics and results, held by all studies but the newest
 KEPT_MODELS = 2
@@ -58,11 +58,11 @@ def load(name: str, dtype: str, *, stream: bool = False) -> LoadedModel:
 
 @st.cache_resource(show_spinner=False)
 def _calibrations() -> weakref.WeakValueDictionary[tuple, Calibration]:
-    return weakref.WeakValueDictionary()  # studies hold them: one that no study needs is gone
+    return weakref.WeakValueDictionary()  # studies hold them: an unused calibration is gone
 
 
 def _calibration(key: tuple, files: disk.Files) -> Calibration:
-    """The calibration of these files; that of earlier files is left to the studies that hold it."""
+    """The calibration of these files; studies of earlier files keep their own calibration."""
     calibration = _calibrations().get(key)
     if calibration is None or calibration.files not in (None, files):
         calibration = _calibrations()[key] = Calibration()
@@ -84,7 +84,7 @@ def skeleton(name: str) -> nn.Module:
     """The model's structure without weights, for layer names and cost estimates.
 
     Raises:
-        RoseError: no such model, or one of the Hub of which nothing is here: pages ask nobody by themselves.
+        RoseError: no such model, or a model of the Hub that is not on this machine: pages ask nobody by themselves.
     """
     identity = disk.model_identity(name)
     if identity is None and is_hub_id(name):
@@ -137,11 +137,11 @@ def let_go_when_idle(
     wait: Callable[[float], Any] = time.sleep,
     goes_on: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Gives memory back again and again, once nobody has asked for a page for so many seconds and nothing runs.
+    """Gives memory back whenever nobody has asked for a page for `after` seconds and nothing runs.
 
     Args:
         clock: tells the time of `seen`, in seconds.
-        wait: waits for so many of them.
+        wait: waits for this many seconds.
         goes_on: whether to look once more.
     """
     given_back = -math.inf
@@ -177,7 +177,7 @@ def _is_over(job: Job) -> bool:
 
 
 def start(chosen: Setup, viewer: str, *, go_on: bool = False) -> None:
-    """Starts this set-up's study for a session, or joins the one that runs or has finished; see `Study.go_on`."""
+    """Starts this set-up's study for a session, or joins a running or finished study; see `Study.go_on`."""
     with start_lock():
         running = studies()
         current = running.pop(chosen, None)
@@ -228,7 +228,7 @@ def keep_pruning(run: PruningRun) -> str:
 
 
 def _drop_ended(runs: dict[Any, R], limit: int) -> list[R]:
-    """Drops runs until so many are left, and returns them: without files first, and those that ended longest ago."""
+    """Drops and returns runs beyond `limit`: runs without files first, then the oldest."""
     ended = [(run.has_files, key) for key, run in list(runs.items()) if not run.is_at_work]
     ended.sort(key=lambda entry: entry[0])
     dropped = [runs.pop(key, None) for _, key in ended[: max(0, len(runs) - limit)]]
@@ -245,12 +245,12 @@ def damages() -> dict[DamageKey, DamageRun]:
 
 
 def damage_key(chosen: Setup, request: DamageRequest) -> DamageKey:
-    """What is asked, of the files as they are now: those that replace them are measured anew."""
+    """The request and the identities of its files: replaced files are measured anew."""
     return chosen, request, tuple(disk.model_identity(name) for name in (chosen.model, request.restore) if name)
 
 
 def start_damage(chosen: Setup, request: DamageRequest, viewer: str) -> DamageRun:
-    """Starts a measurement for a session, joins the one that runs or has finished, or goes on with one that ended."""
+    """Starts a measurement for a session, joins a running or finished one, or continues a stopped measurement."""
 
     def make(earlier: DamageRun | None) -> DamageRun:
         records = () if earlier is None else earlier.records
@@ -260,7 +260,7 @@ def start_damage(chosen: Setup, request: DamageRequest, viewer: str) -> DamageRu
 
 
 def _join(runs: dict[K, R], key: K, make: Callable[[R | None], R], viewer: str, limit: int) -> R:
-    """Starts a run for a session, or joins the one that runs or has finished; `make` is given one that ended early."""
+    """Starts a run for a session, or joins a running or finished run; `make` gets a run that ended early."""
     with start_lock():
         current = runs.pop(key, None)
         if current is None or _is_over(current.job):
@@ -282,7 +282,7 @@ def checks() -> dict[CheckKey, CheckpointRun]:
 
 
 def check_key(request: CheckRequest) -> CheckKey:
-    """What is asked, of the files as they are now."""
+    """The request and the identities of its files."""
     return request, tuple(disk.model_identity(name) for name in (request.setup.model, request.pruned))
 
 

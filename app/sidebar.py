@@ -68,7 +68,7 @@ def _follow_layer(study: Study) -> None:
     linked = st.session_state.pop("linked_layer", None)
     if linked is not None and linked not in names:
         st.session_state.link_problem += (
-            f" The link asks for the layer {linked}, which was not measured here; another one is shown."
+            f" The link asks for the layer {linked}, which was not measured here; another layer is shown."
         )
 
 
@@ -85,7 +85,7 @@ def _choose_layer(study: Study) -> None:
 
 
 def _choose_sparsity(study: Study) -> None:
-    """Another sparsity is shown at once where it has been measured, else measured for those who press the button."""
+    """Another sparsity is shown at once if it has been measured; else a button measures it."""
     setup = study.setup
     of, sparsity = st.session_state.get("asked_sparsity", (setup, setup.sparsity))
     sparsity = sparsity if of == setup else setup.sparsity

@@ -28,7 +28,7 @@ from rose.wording import (  # noqa: F401
 def because(plan: OrderPlan, outlier: Outlier | None) -> str:
     """Why a layer is columnar, or why not, from its plan and the block that stands out; without a full stop.
 
-    "Columnar because block 4 (head 8) loses 25 % of what block 0 loses: its inputs are weak".
+    "Columnar because block 4 (head 8) loses 25 % of block 0's loss: its inputs are weak".
     """
     if outlier is None:
         return "Not columnar: it is a single block" if len(plan.block_width) < 2 else "Not columnar: no block loses"

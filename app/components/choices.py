@@ -29,7 +29,7 @@ def choose(label: str, options: Mapping[Any, str], key: str, **widget: Any) -> A
 
 
 def section(options: Mapping[str, str], key: str, label: str = "Section", **options_of_widget: Any) -> Any:
-    """Which part of a page is shown; the label is for those who cannot see the buttons."""
+    """Chooses the part of a page to show; screen readers read the label."""
     return choose(label, options, key, label_visibility="collapsed", **options_of_widget)
 
 
@@ -48,7 +48,7 @@ def pick_layer(key: str, choose: Callable[[str], None] = select_layer) -> None:
 
 
 def pick_row(key: str, rows: Sequence[Any], choose: Callable[[Any], None] = select_layer) -> None:
-    """Callback: a chosen row of this table chooses what it stands for, one of `rows`; see `pick_layer`."""
+    """Callback: a chosen row of this table chooses its entry in `rows`; see `pick_layer`."""
     chosen = st.session_state[key].selection.rows
     if chosen and chosen[0] < len(rows):
         choose(rows[chosen[0]])

@@ -93,7 +93,7 @@ def show(
     )
     if drawing.caption:
         st.caption(words.plain(drawing.caption))
-    if menu.open:  # large tables are only written out for those who ask
+    if menu.open:  # large tables are only written when the menu opens
         with menu:
             downloads(drawing, key)
 

@@ -62,7 +62,7 @@ def begin_restored(study: Study) -> None:
 
 
 def can_have_inputs(study: Study) -> bool:
-    """Begins to collect inputs as `begin_restored`; False where that ended early, which is said.
+    """Begins to collect inputs as `begin_restored`; Says why, and returns False, where that ended early.
 
     Where it ended because nobody watched, it begins anew. What the Hub would be asked for waits for a click.
     """
@@ -153,7 +153,7 @@ def left_out(study: Study) -> None:
 
 
 def study_status(study: Study, key: str) -> None:
-    """How far a study is; that of one whose numbers are all there only while it collects inputs."""
+    """Progress of a study; a restored study shows progress only while it collects inputs."""
     if not study.is_restored:
         job_status(study.job, key)
     elif study.job.status == "running":

@@ -6,7 +6,7 @@ from rose.recipe import Recipe
 
 
 def recipe(steps: Recipe, name: str) -> None:
-    """A recipe as text and as a file, with what does it again."""
+    """A recipe as text and as a file, with the command that runs it."""
     st.code(str(steps), language="yaml")
     st.download_button("Download", str(steps), f"{name}.yaml", icon=":material/download:", key=f"recipe-of-{name}")
     st.caption(

@@ -17,7 +17,7 @@ PATIENCE = 1.5  # seconds a page waits for a batch before it shows progress inst
 
 
 def live(draw: Callable[[], None], every: float | None) -> None:
-    """A part of the page that is redrawn every so many seconds, or, for None, by its own widgets only.
+    """A part of the page that is redrawn every few seconds, or, for None, by its own widgets only.
 
     It has a container to itself. When its redraw follows a redraw of the whole page at once, Streamlit (1.67) drops
     what the page has sent for it: the elements that follow would move up by one place, and the redraw would then
@@ -83,9 +83,9 @@ def ended(job: Job, rest: str) -> None:
 
 
 def may_begin(seconds: float, reason: str, verb: str, key: str, signature: object) -> bool:
-    """Whether work of so many seconds may begin: what is long is said, and waits for a press of a button.
+    """Whether work of this length may begin: long work waits for a button.
 
-    `verb` begins the button's label; who has pressed it for one signature is asked again for another.
+    `verb` begins the button's label; another signature needs another press.
     """
     slot = f"{key}-asked"
     if seconds <= UNASKED or st.session_state.get(slot) == signature:

@@ -122,7 +122,7 @@ def pictures(
     rows: Mapping[str, np.ndarray], names: Sequence[str], step: int, *,
     time: float | None = None, drift: float | None = None, theme: Theme = "light",
 ) -> Drawing:  # fmt: skip
-    """A row of grey pictures for each model, all from the same noise, after so many denoising steps.
+    """A row of grey pictures for each model, all from the same noise, after `step` denoising steps.
 
     Args:
         rows: label -> (n, height, width) between −1 and 1.

@@ -163,7 +163,7 @@ def perplexity_bars(results: Sequence[Result], *, dense: float | None = None, th
     chart.bars(labels, heights, Style(palette.TEAL, "perplexity"), hover, **options)
     chart.x(tickvals=labels, ticktext=[label.replace(", ", ",<br>") for label in labels])
     note = "Perplexity of each pruned model, lower is better"
-    note += "; an infinite one has no bar" if np.isinf(values).any() else ""
+    note += "; an infinite perplexity has no bar" if np.isinf(values).any() else ""
     largest = float(drawn.max()) if len(drawn) else 1.0
     chart.y(range=[0, largest * 1.12])
     if spread(drawn) > LOG_ABOVE:
@@ -209,7 +209,7 @@ def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
 
 
 def _accuracy_finding(means: dict[str, float], errors: dict[str, float], dense: list[str], over: str) -> str:
-    """The pruned model that answers best, or those between which there is no clear difference; and the dense one."""
+    """The best pruned model, or models without a clear difference; and the dense model."""
     pruned = sorted((name for name in means if name not in dense), key=lambda name: -means[name])
     if not pruned:
         return f"The dense model answers {percent(means[dense[0]])} correctly, {over}"
@@ -257,7 +257,7 @@ def tuning_curve(curve: pd.DataFrame, steps: int, *, dense: float | None, theme:
 
 
 def _tuning_finding(best: pd.Series, last: pd.Series, start: float, end: int) -> str:
-    """The lowest perplexity so far against that of the start."""
+    """The lowest perplexity so far against the start's."""
     value, step = number(best["perplexity"]), int(best["step"])
     if step:
         after = f"after {whole(step)} of {count(end, 'step')}" if end > 1 else "after the one step"

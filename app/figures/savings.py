@@ -30,7 +30,7 @@ def bits_and_zeros(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
     """A line for each sparsity through its numbers of bits, error on a log scale.
 
     The table has a row per way: sparsity (of `LOOKS`), bits (0 where weights are not rounded), bits_a_weight,
-    relative_error, held_out_error (NaN where there is none).
+    relative_error, held_out_error (NaN if not measured).
     """
     column, tokens = judged(table)
     chart = Chart(x="bits a weight", y=ERROR, height=460, legend=True, **shared)
@@ -52,12 +52,12 @@ def bits_and_zeros(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
 
 
 def perplexity_and_bits(table: pd.DataFrame, *, model: str, theme: Theme = "light") -> Drawing:
-    """The same of whole models by `perplexity`; the dense model is a row of 16 bits a weight. `by` is "" or names
-    another method than that of most rows, which then has lines of its own."""
+    """The same of whole models by `perplexity`; the dense model is a row of 16 bits a weight. `by` is "" for most rows,
+    or names another method, which gets its own lines."""
     chart = Chart(x="bits a weight", y="perplexity", height=460, legend=True, theme=theme)
     _draw_bits(chart, table, "perplexity", "perplexity")
     usual, bits = table[table["by"] == ""], table["bits_a_weight"]
-    for trace in chart.figure.data:  # few points, far apart: each says its bits; those of others stand above or below
+    for trace in chart.figure.data:  # few points, far apart: each shows its bits
         if trace.line.dash == DASHES[0]:
             places = ["top right" if names == UNROUNDED else "bottom left" for names in trace.customdata]
             trace.update(mode="lines+markers+text", text=trace.customdata, textposition=places)

@@ -1,6 +1,6 @@
 """What the model loses by each layer or decoder block alone, beside the error that was made there.
 
-Tables are those of `rose.model.measure.damage`: one row per unit.
+Tables come from `rose.model.measure.damage`: one row per unit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SUMMED = {  # what one number of a decoder block is made of
     "relative_error": ", mean over its layers",
     "output_error": ", sum over its layers",
 }
-NAMED = 2  # outliers that are named in the plot
+NAMED = 2  # outliers with a label in the plot
 FEWEST = 5  # units of which a rank correlation says anything
 FEW = 40  # units up to which error bars can be told apart
 
@@ -47,7 +47,7 @@ def damage_map(
     table: pd.DataFrame, value: str = "damage", *,
     units: Sequence[str] = (), marked: str | None = None, theme: Theme = "light",
 ) -> Drawing:  # fmt: skip
-    """Damage of layers, or one of `PREDICTORS`, by decoder block and projection; marks answer clicks with the unit.
+    """Damage of layers, or a predictor, by decoder block and projection; marks answer clicks with the unit.
 
     The table has the units measured so far, `units` those to come too, so that the picture keeps its size.
     """
@@ -73,7 +73,7 @@ def damage_bars(
     if value == "damage":
         columns.append("standard_error")
         options["error_y"] = {"array": rows["standard_error"], "thickness": 1, "width": 3, "color": chart.ink.muted}
-        if rows["standard_error"].notna().any():  # of one window there is none
+        if rows["standard_error"].notna().any():  # a single window has no standard error
             caption = "Whiskers: one standard error over windows."
     hover = f"decoder block %{{x}}<br>{name} %{{y:.4g}}"
     chart.bars(rows["block_index"], rows[value], Style(palette.TEAL, name), hover, **options)
@@ -88,7 +88,7 @@ def damage_scatter(
     table: pd.DataFrame, predictor: str = "held_out_error", *,
     marked: str | None = None, restore: bool = False, theme: Theme = "light",
 ) -> Drawing:  # fmt: skip
-    """A predictor against damage, one mark a unit; the title states their rank correlation, outliers are named.
+    """A predictor against damage, one mark a unit; the title states their rank correlation, and outliers have labels.
 
     Both axes are logarithmic, because both spread over decades. Units without damage have no place there; the caption
     counts them. With `restore` units were given their dense weights back in a pruned model. Marks answer clicks.
@@ -138,7 +138,7 @@ def _draw_units(chart: Chart, shown: pd.DataFrame, predictor: str, looks: dict[s
 
 
 def _check_enough(shown: int, name: str, restore: bool) -> None:
-    """Raises RoseError where so few units can be shown that comparing `name` with damage says nothing."""
+    """Raises RoseError where too few units can be shown to compare `name` with damage."""
     if not shown:
         done = "given the model anything back" if restore else "cost the model anything"
         options = "Measure more units." if restore else "Measure more units, or choose a higher sparsity."

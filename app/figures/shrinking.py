@@ -83,7 +83,8 @@ def _reduce(values: np.ndarray, axis: int, step: int, how: How) -> np.ndarray:
 
 
 def _wire_size(values: np.ndarray) -> int:
-    """Bytes of an array of float32 in a figure's JSON, in which plotly spells every "/" of the base64 with six."""
+    """Bytes of an array of float32 in a figure's JSON, where plotly writes every "/" of the base64 as six
+    characters."""
     text = base64.b64encode(np.ascontiguousarray(values, np.float32).tobytes())
     return len(text) + 5 * text.count(b"/")
 

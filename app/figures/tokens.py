@@ -30,7 +30,7 @@ def scale_end(*values: np.ndarray) -> float:
 
 
 def background(value: float, end: float, theme: Theme, *, change: bool) -> str:
-    """The colour behind a token: the page's own at 0 or where nothing is known."""
+    """The colour behind a token: the page's own at 0 or for NaN."""
     if not np.isfinite(value):
         return INKS[theme].page
     ends = ENDS[theme]
@@ -50,9 +50,9 @@ def coloured_text(
     change: bool = True,
     marked: int | None = None,
 ) -> str:
-    """The text, each token on its colour, with the number in its tooltip; a `marked` one is outlined.
+    """The text, each token on its colour, with the number in its tooltip; the `marked` token is outlined.
 
-    Values are nats, (tokens,), NaN where nothing is known: changes, centred on 0, or magnitudes. See `scale_end`.
+    Values are nats, (tokens,), NaN if unknown: changes, centred on 0, or magnitudes. See `scale_end`.
     """
     ink = INKS[theme]
     spans = []

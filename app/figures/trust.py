@@ -200,7 +200,7 @@ def broken_pattern(excerpt: MaskExcerpt, **shared: Unpack[Look]) -> Drawing:
 def compensation_bars(row: pd.Series, **shared: Unpack[Look]) -> Drawing:
     """The error of one layer, of its mask without compensation, and of its mask refitted, beside what methods reach.
 
-    `row` is one of `CheckpointCheck.layers`, checked with tokens.
+    `row` comes from `CheckpointCheck.layers`, checked with tokens.
     """
     chart = Chart(y="relative error", **shared)
     looks = {name: look for name, look in OF_ITS_MASK.items() if pd.notna(row.get(name))}

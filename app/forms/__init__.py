@@ -1,1 +1,1 @@
-"""What is asked: settings as widgets, and what a run would cost."""
+"""Settings as widgets, and the cost of a run."""

@@ -53,7 +53,7 @@ def choose(setup: Setup) -> PruneRequest:
         "Layers",
         placeholder=setup.layers,
         **linked("prune_layers"),
-        help='Names separated by spaces, * allowed: "*.o_proj". Empty: those of the set-up.',
+        help='Names separated by spaces, * allowed: "*.o_proj". Empty: all of the set-up.',
     )
     left, right = st.columns(2)
     with left:
@@ -140,7 +140,7 @@ def _targets(bits: list[str]) -> dict[str, Any]:
         disabled="dense" not in targets,
         **linked("prune_target_damping"),
     )
-    # Dense targets are always true-sequential, so that with them alone nothing is asked.
+    # Dense targets are always true-sequential, so the toggle is fixed for them.
     is_asked = "layer" in targets
     shown: dict[str, Any] = {"value": True, "disabled": True, "key": "prune-always-sequential"}
     sequential = third.toggle(

@@ -42,7 +42,7 @@ PHRASES = {
     "held_out": "{} held out",
     "block_size": "block size {}",
     "damping": "damping {:g}",
-}  # of what few people change
+}  # of rarely changed fields
 
 
 def choose(draft: Setup) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def _ask_hub(model: str) -> None:
 
 
 def describe(setup: Setup) -> str:
-    """The set-up in one line: what few people change is named only where it is changed."""
+    """The set-up in one line; rarely changed fields appear only if changed."""
     text = setup.text if setup.text in SOURCES else setup.text.rsplit("/", 1)[-1]
     model = setup.model if setup.model in PACKAGED else setup.model.rstrip("/").rsplit("/", 1)[-1]
     choice, block = preflight.layer_choice(setup.layers)

@@ -79,7 +79,7 @@ def pruned_model(model: str, key: str, label: str, other: str, place: tuple[str,
     """The path of a pruned copy of a model: a copy that this server has kept, unless a link or the user names a path.
 
     Args:
-        key: begins the keys of both widgets; that of the path, KEY_path, is in the URL.
+        key: begins the keys of both widgets; KEY_path, the path's key, is in the URL.
         label: of the choice of a kept copy; `other` leads to the path.
         place: label and placeholder of the path; `help` explains it.
     """

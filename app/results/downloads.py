@@ -22,19 +22,20 @@ def csv_button(label: str, table: pd.DataFrame, name: str, key: str, **widget: A
 
 
 def file_button(label: str, content: Any, name: str, **widget: Any) -> None:
-    """A file to take away; `content` may be a function, called for those who ask; `more` is of `st.download_button`."""
+    """A file to take away; `content` may be a function, called on a click; `more` is of `st.download_button`."""
     st.download_button(label, content, name, on_click="ignore", **({"key": name} | widget))
 
 
 def checkpoint_button(folder: Path, **widget: Any) -> None:
-    """A kept checkpoint to take away; it is zipped only for those who ask."""
+    """A kept checkpoint to take away; it is zipped on a click."""
     stored = size_of(folder)
     label = f"Checkpoint, {words.size(stored)}"
     large_button(label, partial(zipped, folder), f"{folder.name}.zip", stored, **widget)
 
 
 def large_button(label: str, content: Any, name: str, stored: int, **widget: Any) -> None:
-    """As `file_button`, for what may be too large: a browser waits three minutes for a file, which the server holds
+    """As `file_button`, for files that may be too large: a browser waits three minutes for a file, which the server
+    holds
     in memory meanwhile."""
     if stored <= MOST_BYTES:
         file_button(label, content, name, **widget)
@@ -43,7 +44,7 @@ def large_button(label: str, content: Any, name: str, stored: int, **widget: Any
 
 
 def report_button(runs: Callable[[], Sequence[RunReport]], name: str, key: str, **widget: Any) -> None:
-    """Hands out records as one HTML file, named `name`; it is made only for those who ask."""
+    """Hands out records as one HTML file, named `name`; it is made on a click."""
 
     def make() -> str:
         from app.results import html_page, html_report  # with all figures: no page waits for them

@@ -1,6 +1,6 @@
 """How far the hidden states of pruned models drift from the dense model's, as a table; no Streamlit here.
 
-See `rose.model.walk.storage.BlockDrift` for what is measured, and on which tokens.
+`rose.model.walk.storage.BlockDrift` defines the numbers and their tokens.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def drift_table(runs: Sequence[RunReport]) -> pd.DataFrame:
 
 
 def knows_origin(run: RunReport) -> bool:
-    """Whether it is known where the drift arises, not only how large it is."""
+    """Whether the record says where the drift arises, not only its size."""
     return bool(run.drift) and all(isfinite(entry["arisen"]) for entry in run.drift)
 
 

@@ -48,7 +48,7 @@ def report_of(runs: Sequence[RunReport]) -> ReportPage:
     Raises RoseError for none, and for two whose layers have different shapes.
     """
     if not runs:
-        raise rose.RoseError("There is no run to report; prune a model or measure its layers first.")
+        raise rose.RoseError("No run to report yet; prune a model or measure its layers first.")
     if len({run.name for run in runs}) < len(runs):
         runs = list(name_apart(runs).values())
     measured = pairs.results_of(runs)
@@ -62,7 +62,7 @@ def report_of(runs: Sequence[RunReport]) -> ReportPage:
         if both.problem and not both.elsewhere:
             raise rose.RoseError(both.problem)
         if both.elsewhere:
-            compared = [both.elsewhere]  # in place of the ranking, which there is none of
+            compared = [both.elsewhere]  # in place of a ranking
         elif measure := both.told_apart_by:
             names, rows, label = (runs[0].name, runs[1].name), both.rows(measure), pairs.MEASURES[measure]
             compared.append(verdicts.says_layers(rows, names, label) + ".")

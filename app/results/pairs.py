@@ -73,7 +73,7 @@ class Pair:
 
 
 def _counting(run: RunReport, measure: str) -> pd.DataFrame:
-    """Layers that count in means of this number: errors are those of pruned layers."""
+    """Layers that count in means of this number: errors count for pruned layers only."""
     return run.pruned if measure in ERRORS else run.by_layer
 
 
@@ -219,7 +219,7 @@ def _cell(column: Result, row: Result) -> str:
 
 
 def against_dense(run: RunReport) -> verdicts.Verdict | None:
-    """The verdict on the perplexities of the dense model and of the run; None where one is missing."""
+    """The verdict on the perplexities of the dense model and of the run; None if either is missing."""
     before, after = run.number("perplexity_before"), result_of(run)
     if before is None or after is None:
         return None
@@ -240,7 +240,7 @@ def cautions_of(runs: Sequence[RunReport]) -> list[str]:
 
 
 def says_perplexities(runs: Sequence[RunReport]) -> str:
-    """The verdict on their perplexities in a sentence; "" where there is nothing to say."""
+    """The verdict on their perplexities in a sentence; "" without a verdict."""
     results = results_of(runs)
     sentences = [says_lost(run) for run in runs]
     if len(results) > 1:

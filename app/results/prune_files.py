@@ -39,7 +39,7 @@ def _says(model: RunReport, form: str, whole: bool) -> str:
     """What the file is for, and what it costs; `whole`: all layers were pruned."""
     if form == PACKED:
         return (
-            "To the bit: `rose.load_model` reads the folder, and `rose unpack` makes a plain one of it. Other programs "
+            "To the bit: `rose.load_model` reads the folder, `rose unpack` makes a plain folder of it. Other programs "
             "do not read it."
         )
     reads = "llama.cpp and what is built on it read the file."

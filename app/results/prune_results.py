@@ -36,7 +36,7 @@ def sections(run: PruningRun, models: list[RunReport]) -> dict[str, Section]:
 
 
 def of_another_setup(run: PruningRun) -> None:
-    """Says which set-up these results have, where it is not the one that is chosen now."""
+    """Says which set-up these results have, where another set-up is chosen now."""
     setup = run.setup
     if setup.changes(session.setup()).keys() <= {"sparsity", "layers", "stream"}:  # which a run names itself
         return

@@ -34,7 +34,7 @@ RANK = {"pass": 1, "look": 2, "fail": 3}
 
 
 def of_layer(study: Study, layer: str, *_: object) -> None:
-    """The checks of one layer: those of its inputs at once, those of the chosen methods after a run."""
+    """The checks of one layer: inputs at once, chosen methods after a run."""
     components.begin_restored(study)
     methods = st.multiselect(
         "Methods",
@@ -95,7 +95,7 @@ def _start(study: Study, request: LayerCheckRequest) -> None:
 
 
 def _checks(study: Study, layer: str, methods: list[str], findings: Findings | None) -> None:
-    """A row a check, the worst first; before a run, over-fitting is that of the study's methods that were chosen."""
+    """A row a check, the worst first; before a run, over-fitting is judged for the chosen methods of the study."""
     checks = [("calibration", check) for check in checking.input_checks(study, layer)]
     if findings is not None:
         checks += [(label_of(method), check) for method, check in findings.checks()]

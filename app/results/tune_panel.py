@@ -1,4 +1,4 @@
-"""Tuning of a kept copy, from its cost to what it changed: below the results of Prune, and of a smaller copy."""
+"""Tuning of a kept copy: cost, progress and effect, below the results of Prune and of a smaller copy."""
 
 from collections.abc import Callable
 

@@ -1,1 +1,1 @@
-"""Runs that prune copies of the whole model: what is asked for, the run itself, and what comes out of it."""
+"""Background runs on whole models: requests, runs and results."""

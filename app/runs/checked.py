@@ -1,6 +1,6 @@
 """A checkpoint checked against its dense model in the background, and the record of it; no Streamlit here.
 
-See `rose.model.check` for what is measured.
+`rose.model.check` defines the measurements.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class CheckRequest:
         return expand(self.pruned.rstrip("/")).name[:60]
 
     def check(self, skeletons: Sequence[nn.Module] = ()) -> None:
-        """Raises RoseError for what no run could do; `skeletons`: of the models, where available."""
+        """Raises RoseError for an impossible request; `skeletons`: of the models, where available."""
         self.setup.check()
         if not self.pruned:
             raise rose.RoseError("Name the checkpoint: a folder, a .gguf file or a Hub id.")
@@ -172,7 +172,7 @@ def record_of(run: CheckpointRun) -> rose.RunReport:
     """The record of a check.
 
     Errors are against the dense model's output, as with target dense; on the dense model's inputs, where these errors
-    were measured, as in a study. Drift is known after each decoder block, not where it arises.
+    were measured, as in a study. A check has the drift after each decoder block, not where it arises.
     """
     check, setup = run.check, run.request.setup
     assert check is not None

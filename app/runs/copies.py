@@ -26,11 +26,13 @@ from rose.verdicts import EvaluationSetup, Result
 DENSE = "dense"  # in place of a method
 SECOND = Path(__file__).with_name("plain_english.txt")  # written for this project, in the public domain
 SECOND_LENGTH = 128  # tokens of its windows
-Step = Callable[[str, float], Callable[[float], None]]  # what begins, its estimated seconds -> what is told the share
+Step = Callable[
+    [str, float], Callable[[float], None]
+]  # name of the step, its estimated seconds -> a callback for the share done
 
 
 def dense_record(results: dict[str, Any]) -> rose.RunReport:
-    """The record of a model that nothing has changed, with what was measured of it."""
+    """The record of the unchanged model, with its measurements."""
     return rose.RunReport(pd.DataFrame(columns=["layer"]), results, {"method": DENSE, "sparsity": "0"}, called="Dense")
 
 
@@ -47,7 +49,7 @@ def second_text(model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any
 
 
 def as_before(record: rose.RunReport) -> dict[str, Any]:
-    """The perplexity of a model as that from which another one came; nothing where it was not measured."""
+    """A model's perplexity as the "before" of another record; {} where it was not measured."""
     numbers = ("perplexity", "losses") if "perplexity_after" in record.summary else ()
     return {f"{number}_before": record.summary[f"{number}_after"] for number in numbers}
 
@@ -81,7 +83,7 @@ class CopyRun(Run):
         folder: str = "",
         publish: Callable[[rose.RunReport], None] = lambda _copy: None,
     ) -> None:
-        """`folder`: of the checkpoints, "" for a temporary one. `publish` is told every copy as it is finished."""
+        """`folder`: of the checkpoints, "" for a temporary one. `publish` gets every copy as it is finished."""
         super().__init__()
         self.setup = setup
         self.dense: rose.RunReport | None = None
@@ -100,7 +102,8 @@ class CopyRun(Run):
 
     @property
     def models(self) -> list[rose.RunReport]:
-        """What is finished at this moment, the dense model first. The run goes on: ask once for what must agree."""
+        """What is finished at this moment, the dense model first. The run goes on: read this once for numbers that must
+        agree."""
         return ([self.dense] if self.dense else []) + self.copies
 
     def kept(self, copy: rose.RunReport) -> Path | None:
@@ -109,19 +112,19 @@ class CopyRun(Run):
         return place if place is not None and place.exists() else None
 
     def add(self, copy: rose.RunReport) -> None:
-        """Adds a finished copy; one of the same name goes."""
+        """Adds a finished copy, in place of a copy of the same name."""
         self.copies = [*(other for other in self.copies if other.name != copy.name), copy]
         self._publish(copy)
 
     def write(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: rose.RunReport) -> rose.RunReport:
-        """Writes a copy where the checkpoints of this run are, in place of one of its name; its record with sizes, or
-        as it was where there is no room. Raises RoseError where it cannot be written."""
+        """Writes a copy beside this run's checkpoints, replacing a copy of its name; returns its record with sizes, or
+        unchanged where the disk is full. Raises RoseError where it cannot be written."""
         former = self.kept(copy)
         if not self._kept_in and free_space() < sum(weight.nbytes for weight in model.parameters()) + RESERVE:
             if former is None:
                 return copy
             raise rose.RoseError(
-                f"There is no room for another checkpoint of {copy.name}, so the earlier one stays; free some space."
+                f"The disk has no room for another checkpoint of {copy.name}, so the earlier stays; free some space."
             )
         if copy.kind == "prune":
             size = packed_size(model)

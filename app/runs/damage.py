@@ -32,7 +32,7 @@ class DamageRequest:
     threshold: float = THRESHOLD
 
     def check(self, setup: Setup, model: nn.Module) -> None:
-        """Raises RoseError for what no run could do, before any work; `model` may be a skeleton."""
+        """Raises RoseError for an impossible request, before any work; `model` may be a skeleton."""
         if setup.held_out < 1:
             raise rose.RoseError("Loss is measured on held-out samples; ask for some on the start page.")
         network = Network(model)
@@ -78,7 +78,7 @@ class DamageRequest:
 
 
 def layer_of(unit: str, layers: Sequence[str], chosen: str | None) -> str:
-    """The layer that a unit stands for: itself, or of a decoder block the one of the chosen layer's projection."""
+    """The layer of a unit: itself, or for a decoder block its layer of the chosen projection."""
     if unit in layers:
         return unit
     inside = [name for name in layers if name.startswith(unit + ".")]

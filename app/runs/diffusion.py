@@ -16,7 +16,7 @@ from rose.diffusion.steps import PACKAGES, STEPS, WEIGHTS, step_weights
 from rose.layer.defaults import METHOD
 from rose.layer.methods import make_settings
 
-PICTURES = len(GARMENTS)  # shown: one of each class
+PICTURES = len(GARMENTS)  # shown: a picture of each class
 KEPT_NOISES = 32  # trajectories, of half a megabyte each
 # Shares of a run, for its progress; the rest draws the pruned pictures.
 DRAWN, PRUNED = 0.1, 0.9
@@ -33,7 +33,7 @@ class DiffusionRequest:
     noise: int = 0  # seed of the pictures that are shown; calibration has other noise
 
     def check(self) -> None:
-        """Raises RoseError for what no run could do, before any work."""
+        """Raises RoseError for an impossible request, before any work."""
         make_settings(self.method, sparsity=self.sparsity)
         step_weights(self.step_weights, STEPS)
 

@@ -20,7 +20,7 @@ def gguf_types(bits: int | None) -> tuple[str, ...]:
 
 
 def what_loads(bits: int | None) -> str:
-    """Programs that load a copy whose kept weights have so many bits; None where they were not rounded."""
+    """Programs that load a copy with this number of bits; None where they were not rounded."""
     return f"transformers; rose packed; llama.cpp as {' or '.join(gguf_types(bits))}"
 
 

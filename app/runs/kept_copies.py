@@ -43,7 +43,7 @@ def saved_checkpoint(path: str) -> Checkpoint:
 
 
 def named_apart(checkpoints: Sequence[Checkpoint], used: Sequence[str] = ()) -> list[Checkpoint]:
-    """With names of their own: those of one name by their folders, and none as one that is taken."""
+    """With distinct names: equal names get their folders, and used names a number."""
     names, apart = list(used), []
     alike = Counter(checkpoint.name for checkpoint in checkpoints)
     for checkpoint in checkpoints:

@@ -84,11 +84,11 @@ class PruningRun(CopyRun):
         load: Callable[[], LoadedModel],
         publish: Callable[[rose.RunReport], None] = lambda _report: None,
     ) -> None:
-        """`publish` is told the report of every copy as it is finished."""
+        """`publish` gets the record of every finished copy."""
         super().__init__(setup, load, request.folder if request.keep == "folder" else "", publish)
         self.request = request
         self.cautions: list[str] = []  # on the calibration text
-        self.file: FileRun | None = None  # that one of the copies is written into, the latest
+        self.file: FileRun | None = None  # the latest file written from a copy
         self._begun = self._total = 0.0  # estimated seconds of the steps that were begun, and of all
 
     def windows(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -161,7 +161,7 @@ class PruningRun(CopyRun):
         self.fraction = 1.0
 
     def _step(self, doing: str, cost: float) -> Callable[[float], None]:
-        """Begins a step of so many estimated seconds; its progress callback moves that of the whole run."""
+        """Begins a step with its estimated seconds; its callback moves the progress of the whole run."""
         self._say(doing)
         begun = self._begun
         self._begun += cost
@@ -187,7 +187,7 @@ class PruningRun(CopyRun):
         )
 
     def _saved(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: rose.RunReport) -> rose.RunReport:
-        """The copy, once its checkpoint is written where one is kept."""
+        """The copy, after its checkpoint is written if it is kept."""
         keep = self.request.keep
         if keep == "none" or (keep == "best" and copy.name not in self._worth_keeping([*self.copies, copy])):
             return copy

@@ -1,4 +1,4 @@
-"""A user's own text, read by the dense model and by pruned ones in the background. No Streamlit here."""
+"""A user's own text, read by the dense model and by pruned copies in the background. No Streamlit here."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -64,7 +64,7 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class PruneRequest:
-    """What is to be pruned, and what each pruned model is asked; for pruning see `rose.prune_model`."""
+    """Copies to prune, and how each is evaluated; see `rose.prune_model`."""
 
     methods: tuple[str, ...]  # each is run with each of the sparsities and targets
     sparsities: tuple[str, ...]
@@ -74,14 +74,14 @@ class PruneRequest:
     evaluate: str = HELD_OUT  # or a text as for `rose.load_tokens`
     windows: int = WINDOWS
     window_length: int = Setup.length
-    prompt: str = ""  # an empty one is not continued
+    prompt: str = ""  # "" for none
     new_tokens: int = NEW_TOKENS
     keep: Keep = "none"
     folder: str = ""  # each checkpoint is a folder in it
     targets: tuple[str, ...] = ("dense",)
     target_damping: float | None = None  # None leaves it to the engine
     tasks: tuple[str, ...] = ()  # zero-shot
-    task_folder: str = ""  # of further tasks; empty for those of lm-eval
+    task_folder: str = ""  # of further tasks; "" for lm-eval's
     questions: int = 100  # of each task, the first ones
     bits: tuple[int | None, ...] = (None,)  # that kept weights are rounded to; None leaves them as they are
     group: str = str(Grid.group)  # input columns that share a scale
@@ -105,7 +105,7 @@ class PruneRequest:
         ]
 
     def recipe(self, setup: Setup, case: Case) -> Prune:
-        """What the command line is asked for one copy; raises RoseError for values that no run could use.
+        """The recipe of a copy; raises RoseError for impossible values.
 
         Perplexity is in it only where the command measures the same: on a text, in windows as long as those that
         calibrate.
@@ -122,7 +122,7 @@ class PruneRequest:
         return Prune.of(**shared, output=self.output(case) if self.keep == "folder" else case.name)
 
     def settings(self, setup: Setup, case: Case) -> dict[str, Any]:
-        """What `rose.prune_model` is asked for one copy."""
+        """Arguments of `rose.prune_model` for a copy."""
         spec = self.recipe(setup, case)
         return {name: getattr(spec, name) for name in PruneSettings.fields() if name != "layers"}
 
@@ -130,7 +130,7 @@ class PruneRequest:
         return expand(self.folder) / case.name
 
     def evaluated(self, tokenizer: PreTrainedTokenizerBase, setup: Setup, drawn: Iterable[Tensor | None]) -> Tensor:
-        """The windows of which perplexity is measured; `drawn`: those of the set-up, from its `draw`.
+        """The windows of which perplexity is measured; `drawn`: the set-up's windows, from its `draw`.
 
         Raises RoseError where the text is too short.
         """
@@ -156,7 +156,7 @@ class PruneRequest:
         return windows
 
     def check(self, setup: Setup, model: nn.Module) -> None:
-        """Raises RoseError for what no run could do, before any work; `model` may be a skeleton."""
+        """Raises RoseError for an impossible request, before any work; `model` may be a skeleton."""
         if not self.methods or not self.sparsities:
             raise rose.RoseError("Choose at least one method and one sparsity.")
         if not self.bits:

@@ -63,7 +63,7 @@ class Speedup:
 
 
 def estimate(setup: Setup, settings: SlimSettings, model: nn.Module) -> Cost:
-    """A copy made, and it and the dense model evaluated; raises RoseError for what cannot be made of this model."""
+    """Cost of a copy and of evaluating both models; raises RoseError for an impossible copy."""
     sizes: dict[str, Any] = {"samples": setup.samples + setup.held_out, "length": setup.length}
     check_slimming(model, settings)
     seconds = estimate_slimming(model, settings, **sizes)
@@ -81,7 +81,7 @@ class Slimming(CopyRun):
     def __init__(
         self, setup: Setup, settings: SlimSettings, load: Callable[[], LoadedModel], *, prompt: str = ""
     ) -> None:
-        """prompt: that both models continue; an empty one is not continued."""
+        """prompt: that both models continue; "" for none."""
         super().__init__(setup, load)
         self.settings, self.prompt = settings, prompt
         self.speedup: Speedup | None = None  # of the slim model

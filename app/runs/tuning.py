@@ -1,6 +1,6 @@
 """Pruned or smaller copies tuned in the background: the weights that are left, towards the dense model.
 
-No Streamlit here. See `rose.tune_model` for what is done.
+No Streamlit here. `rose.tune_model` defines the training.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def says(tuning: Tuning) -> str:
     if copy is not None and copy.kind == "slim":
         if "perplexity_after" in copy.summary:
             text += f"{takes} {says_perplexity(copy.summary, copy.summary['tuned'])[0]}"
-        text += ". Checkpoint and report above are those of the tuned copy."
+        text += ". Checkpoint and report above belong to the tuned copy."
     elif copy is not None:
         moved = says_move(source.perplexity, copy.perplexity, f"{source.name}'s", compare(*results_of([source, copy])))
         zeros = f"{words.whole(summary['zeros'])} of {words.whole(summary['weights'])} weights are zero"

@@ -91,7 +91,7 @@ def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
         study_form.offer_to_find(missing)
     elif is_empty:
         place.caption(
-            "Name a checkpoint above: each layer is compared with the dense model's, what was removed, by which "
+            "Name a checkpoint above: each layer is compared with the dense model's, what was removed, in which "
             "pattern, and what was changed; with tokens also errors and perplexity."
         )
     elif not problem:

@@ -21,7 +21,7 @@ def draw() -> None:
     st.title("Diffusion: what does pruning do to a picture?")
     st.caption(
         "A packaged transformer of 1.8 million parameters draws garments from noise in "
-        f"{STEPS} steps. Its layers are pruned as those of a language model; Hessians are sums over the steps."
+        f"{STEPS} steps. Its layers are pruned like a language model's; Hessians are sums over the steps."
     )
     try:
         model = shared.dense_diffusion()
@@ -104,7 +104,7 @@ def _pictures(model: DenseModel, done: DiffusionRun | None, request: DiffusionRe
 
 
 def _at(trajectory: rose.Trajectory, step: int) -> np.ndarray:
-    """x after so many steps, (n, 28, 28)."""
+    """x after this step, (n, 28, 28)."""
     shown = trajectory.pictures if step == len(trajectory.states) else trajectory.states[step]
     return shown[:, 0].numpy()
 

@@ -115,7 +115,9 @@ def _sentence(runs: Sequence[RunReport]) -> str:
             return both.problem
         if measure := both.told_apart_by:
             return rose.verdicts.says_layers(both.rows(measure), (first.name, run.name), pairs.MEASURES[measure]) + "."
-    return f"{first.name}: choose a second run to compare it with." if not rest else "No number is known of both."
+    return (
+        f"{first.name}: choose a second run to compare it with." if not rest else "Both runs have no number in common."
+    )
 
 
 def _map(runs: Sequence[RunReport]) -> None:
@@ -173,7 +175,7 @@ def _numbers(runs: Sequence[RunReport]) -> None:
     if len(results) > 1:
         components.table(
             pairs.verdict_matrix(results).to_dict("records"),
-            "Perplexity of each row's run, divided by that of the column's",
+            "Perplexity of each row's run, divided by the column's",
         )
         st.caption("Rows divided by columns, 95 % intervals over windows; ≈ no clear difference, = the same model.")
     tables = [run.zero_shot.assign(run=run.name, method=run.method) for run in runs if run.zero_shot is not None]
@@ -204,7 +206,7 @@ def _drift(runs: Sequence[RunReport]) -> None:
         if not details.open:
             return
         if not sources:
-            st.info("These runs were checked, not pruned here, so only the size of their drift is known.")
+            st.info("These runs were checked, not pruned here, so only the size of their drift was measured.")
             return
         table = table[table["run"].isin([run.name for run in sources])]
         name = (

@@ -86,7 +86,7 @@ def shoot(page: Page, address: str, name: str, path: Path) -> None:
     if name in WHOLE:
         page.screenshot(path=path)
     else:
-        crop(page, path, *((".st-key-prune-ship", ".stPlotlyChart") if name == "prune" else ()))
+        crop(page, path, *(("[data-testid=stTable]", ".stPlotlyChart") if name == "prune" else ()))
 
 
 def plugin(folder: Path) -> Path:

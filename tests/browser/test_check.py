@@ -44,5 +44,5 @@ def test_a_broken_checkpoint_is_found_and_a_link_shows_it_to_others(open_page: O
     expect_finding(other, "Row 7 keeps three", at=1)
     section(other, "Drift")
     expect_finding(other, "the drift is")
-    other.get_by_role("link", name="Compare it with runs").click()
+    other.get_by_role("link", name="Compare it").click()
     expect(other.get_by_text(re.compile(r"broken \(checked\)")).first).to_be_visible()

@@ -1,18 +1,14 @@
-"""Hidden states of two saved runs in a browser, from an old link to their folder to every section."""
+"""Drift of two saved runs in a browser."""
 
-import re
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 import torch
-from playwright.sync_api import expect
 
 import rose
-from tests.browser.conftest import OpenPage, expect_finding, section, settle
+from tests.browser.conftest import OpenPage, expect_finding, settle
 from tests.tiny import save_tiny_llama
-
-DENSE = "SparseGPT at 0.5 (dense)"
 
 
 @pytest.fixture(scope="module")
@@ -27,27 +23,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
-def test_saved_runs_are_compared_in_every_section(saved: Path, open_page: OpenPage) -> None:
-    page = open_page("depth", urlencode({"depth_path": str(saved)}), "dark")  # the former page
-    expect(page.get_by_role("heading", name="Compare runs: how do they differ?")).to_be_visible()
-    main = page.get_by_test_id("stMain")
-    drift = {
-        name: rose.RunReport.from_json((saved / name / "report.json").read_text()).summary["drift"]
-        for name in ("layer", "dense")
-    }
-    ends = {name: entries[-1]["drift"] for name, entries in drift.items()}
-    expect_finding(
-        page, f"target dense takes the last decoder block's drift from {ends['layer']:.3g} to {ends['dense']:.3g}"
-    )
-    expect(main.get_by_text("Drift 0: the hidden states are those of the dense model.")).to_be_visible()
-    expect(main.get_by_text(f"Damping μ of their corrections: {DENSE}:")).to_be_visible()
-
-    section(page, "Where it arises")
+def test_drift_of_saved_runs_is_compared(saved: Path, open_page: OpenPage) -> None:
+    page = open_page("runs", urlencode({"runs_path": str(saved), "runs_view": "Drift"}), "dark")
+    ends = {name: rose.RunReport.load(saved / name).summary["drift"][-1]["drift"] for name in ("layer", "dense")}
+    expect_finding(page, f"brings the last decoder block's drift from {ends['layer']:.3g} to {ends['dense']:.3g}")
+    page.get_by_text("Where it arises, and what is repaired").click()
     settle(page)
-    most = max(drift["layer"], key=lambda entry: entry["arisen"])["block_index"]
-    expect_finding(page, f"^Decoder block {most} adds most")
-
-    section(page, "What is repaired")
-    settle(page)
-    expect_finding(page, f"^{re.escape(DENSE)} cancels the most: ")
-    expect(main.get_by_text("Mean over decoder blocks:")).to_be_visible()
+    expect_finding(page, "^Decoder block .* adds most", at=1)
+    expect_finding(page, "cancels the most: ", at=2)

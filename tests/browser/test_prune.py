@@ -18,7 +18,6 @@ SMALL = {
     "prune_layers": "model.layers.0.self_attn.*",
     "prune_windows": "2",
     "prune_length": "64",
-    "prune_new_tokens": "6",
     "prune_keep": "none",  # the packaged model is half a gigabyte
 }
 
@@ -35,42 +34,42 @@ def prune(page: Page) -> None:
     settle(page)
 
 
-@pytest.mark.parametrize(("scheme", "sparsity", "removed"), [("light", "0.7", "70.00 %"), ("dark", "2:4", "50.00 %")])
+@pytest.mark.parametrize(("scheme", "sparsity", "removed"), [("light", "0.7", "70 %"), ("dark", "2:4", "50 %")])
 def test_perplexity_texts_and_report(scheme: str, sparsity: str, removed: str, open_page: OpenPage) -> None:
     query = SMALL | {"prune_sparsities": sparsity, "prune_methods": "SparseGPT"}
     page = open_page("prune", urlencode(query), scheme)
-    expect(page.get_by_text("One copy, four layers each: about")).to_be_visible()
+    expect(page.get_by_text("four layers each: about")).to_be_visible()
     prune(page)
 
     expect(page.get_by_test_id("stTable").filter(visible=True).locator("tbody tr")).to_have_count(2)
     dense, pruned = rows(page)
     assert dense[0] == "Dense"
     assert pruned[0] == f"SparseGPT at {sparsity}"
-    before, after = float(dense[1]), float(pruned[1])
+    before, after = (float(cells[1].partition(",")[0]) for cells in (dense, pruned))
     assert 2 < before < 200
-    assert float(pruned[2]) == pytest.approx(after / before, abs=0.01)
-    assert 0 < float(pruned[3]) < float(pruned[4]) < 1  # held-out inputs are harder
-    assert 0 < float(pruned[5]) < 1  # against the dense model
-    assert 0 < float(pruned[6]) < 1  # drift
-    assert pruned[7] == removed
-    expect(page.get_by_text("Perplexity on 2 × 64 tokens of held-out windows")).to_be_visible()
+    assert float(pruned[1].partition("× ")[2]) == pytest.approx(after / before, rel=0.06)
+    assert float(pruned[2].partition(",")[0]) > 1  # on plain English
+    assert 0 < float(pruned[3]) < 1  # held-out error
+    assert 0 < float(pruned[4]) < 1  # drift
+    assert pruned[5] == removed
+    expect(page.get_by_text("2 × 64 tokens of held-out windows")).to_be_visible()
 
     section(page, "Texts")
-    expect(page.get_by_text(f"SparseGPT at {sparsity}, perplexity {pruned[1]}")).to_be_visible()
     prompt, *written = page.get_by_test_id("stCode").all_inner_texts()
     assert prompt.strip() == "Python is a programming language that"
     assert len(written) == 2
     assert all(text.strip() for text in written)
 
-    section(page, "Downloads")
+    section(page, "What you get")
+    page.get_by_text("Take a copy away").click()
     with page.expect_download() as waiting:
-        page.get_by_role("button", name="Report, JSON").click()
+        page.get_by_role("button", name="Record, JSON").click()
     report = json.loads(Path(waiting.value.path()).read_text())
-    assert f"{report['results']['perplexity_after']:.2f}" == pruned[1]
+    assert report["results"]["perplexity_after"] == pytest.approx(after, rel=0.01)
     assert len(report["layers"]) == 4
 
 
-def test_what_to_ship_is_downloaded_and_carried_to_a_text(open_page: OpenPage, tmp_path: Path) -> None:
+def test_a_copy_is_downloaded_and_carried_to_a_text(open_page: OpenPage, tmp_path: Path) -> None:
     query = tiny_setup(tmp_path) | {
         "prune_methods": ["Magnitude", "ROSE"],
         "prune_sparsities": "2:4",
@@ -79,8 +78,9 @@ def test_what_to_ship_is_downloaded_and_carried_to_a_text(open_page: OpenPage, t
     }
     page = open_page("prune", urlencode(query, doseq=True))
     prune(page)
-    card = page.locator(".st-key-prune-ship")
-    method = card.get_by_role("heading").inner_text().removeprefix("What to ship: ").removesuffix(" at 2:4")
+    page.get_by_text("Take a copy away").click()
+    card = page.locator(".st-key-prune-take")
+    method = card.get_by_role("combobox").input_value().removesuffix(" at 2:4")
     assert method in ("Magnitude", "ROSE")
     with page.expect_download() as waiting:
         card.get_by_role("button", name="Checkpoint, ").click()
@@ -103,6 +103,7 @@ def test_what_to_ship_is_downloaded_and_carried_to_a_text(open_page: OpenPage, t
 
     card.get_by_role("link", name="Read a text with it").click()
     settle(page)
+    page.get_by_text("Read a text of your own").click()
     page.get_by_role("textbox", name="Your text").fill("A rose is a rose.")
     page.get_by_role("textbox", name="Your text").press("Control+Enter")
     settle(page)

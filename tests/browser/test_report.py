@@ -57,16 +57,3 @@ def test_folders_are_put_side_by_side(open_page: OpenPage, folders: list[str], t
     text = Path(waiting.value.path()).read_text()
     assert "has the lower held-out error in all six layers" in text
     assert text.startswith("<!doctype html>")
-
-
-def test_means_and_spread_over_seeds_from_a_file(open_page: OpenPage, tmp_path: Path) -> None:
-    file = tmp_path / "rows.csv"
-    file.write_text(
-        "method,sparsity,seed,perplexity,mean_held_out_error,seconds\n"
-        "rose,0.7,0,20,0.1,5\nrose,0.7,1,26,0.3,7\nsparsegpt,0.7,0,30,0.2,5\nsparsegpt,0.7,1,40,0.2,5\n"
-    )
-    page = open_page("runs", urlencode({"runs_view": "Over seeds"}))
-    page.locator('input[type="file"]').set_input_files(file)
-    caption = "Mean ± half the range over up to two seeds: ROSE 23.0 ± 3.00, SparseGPT 35.0 ± 5.00."
-    expect(page.get_by_text(caption)).to_be_visible()
-    expect(page.get_by_role("figure", name="ROSE has the lowest mean perplexity, 23.0")).to_be_visible()

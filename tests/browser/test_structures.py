@@ -7,15 +7,13 @@ from urllib.parse import urlencode
 from playwright.sync_api import expect
 from transformers import AutoModelForCausalLM
 
-from tests.browser.conftest import OpenPage, measure, rows, section, settle, tiny_setup
+from tests.browser.conftest import OpenPage, expect_finding, rows, section, settle, tiny_setup
 
 
 def test_a_model_is_made_smaller_from_the_button_to_the_download(open_page: OpenPage, tmp_path: Path) -> None:
-    page = open_page("", urlencode(tiny_setup(tmp_path)))
-    measure(page)
-    page.get_by_role("link", name="Heads and channels").click()
-    expect(page.get_by_role("radio", name="Make it smaller")).to_be_visible()
-    section(page, "Make it smaller")
+    page = open_page("structures", urlencode(tiny_setup(tmp_path)))
+    expect_finding(page, "costs least")  # of the example
+    section(page, "A smaller copy")
     button = page.get_by_role("button", name="Make a smaller copy")
     expect(button).to_be_enabled()
     button.click()
@@ -25,9 +23,9 @@ def test_a_model_is_made_smaller_from_the_button_to_the_download(open_page: Open
     dense, slim = rows(page)
     assert dense[0] == "Dense"
     assert slim[0] == "obs, 20 % out"
-    parameters = [int("".join(filter(str.isdigit, one[1]))) for one in (dense, slim)]
+    parameters = [int("".join(filter(str.isdigit, one[3]))) for one in (dense, slim)]
     assert parameters[1] < parameters[0]
-    assert all(float(one[2]) > 1 for one in (dense, slim))
+    assert all(float(cells[1].partition(",")[0]) > 1 for cells in (dense, slim))
     with page.expect_download() as waiting:
         download.click()
     with zipfile.ZipFile(waiting.value.path()) as packed:

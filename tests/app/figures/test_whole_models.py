@@ -74,7 +74,7 @@ def test_perplexity_has_a_log_axis_only_where_it_must() -> None:
     assert drawing.figure.layout.yaxis.type == "log"
     assert "log scale" in below(drawing)
     assert drawing.figure.data[0].text[2] == "∞"
-    assert "an infinite one has no bar" in below(drawing)
+    assert "an infinite perplexity has no bar" in below(drawing)
     assert "no bar" not in below(methods.perplexity_bars(perplexities(SparseGPT=32.2, Magnitude=5e4)))
     equal = methods.perplexity_bars(perplexities(SparseGPT=31.0, ROSE=31.0))
     assert title(equal) == "SparseGPT and ROSE are identical by construction: perplexity 31.0"
