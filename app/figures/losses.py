@@ -42,13 +42,13 @@ def column_loss_map(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
     finding = f"Column {top} in block {block[top]} would lose most, {times} the median column"
     if not loss[top] > 0:
         finding = "Nothing is removed, so no column loses anything"
-    what = f"Column loss{chart.of}, sum of L over output channels, in blocks of {widths[0]} columns"
-    what += f"; the last block has only {widths[-1]}" if widths[-1] < widths[0] else ""
-    what += "" if shrunk.rows == shrunk.columns == 1 else f"; {shrunk.note}"
+    subtitle = f"Column loss{chart.of}, sum of L over output channels, in blocks of {widths[0]} columns"
+    subtitle += f"; the last block has only {widths[-1]}" if widths[-1] < widths[0] else ""
+    subtitle += "" if shrunk.rows == shrunk.columns == 1 else f"; {shrunk.note}"
     caption = f"Column losses run from {number(loss.min())} to {number(loss[top])}, median {number(median)}."
     alt = f"Heatmap of the column loss{chart.of} by block and position"
     columns = {"column": np.arange(len(loss)), "block": block, "position": position, "column_loss": loss}
-    return chart.done(finding, what, caption + chart.marked_words, alt, pd.DataFrame(columns))
+    return chart.done(finding, subtitle, caption + chart.marked_words, alt, pd.DataFrame(columns))
 
 
 def block_loss_bars(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
@@ -71,16 +71,16 @@ def block_loss_bars(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
     chart.x(count=len(values))
     verdict, sign = ("Columnar", "above") if plan.is_columnar else ("Not columnar", "not above")
     finding = f"{verdict}: relative range {plan.relative_range:.3f}, {sign} {plan.threshold:g}"
-    what = f"{sentence(unit)}{chart.of}, blocks of {widths.max()} columns"
-    what += f"; hatched: only {widths.min()} columns wide" if uneven else ""
-    what += f"; columnar if a bar ends below the dashed line, {percent(1 - plan.threshold, 0)} of the highest"
+    subtitle = f"{sentence(unit)}{chart.of}, blocks of {widths.max()} columns"
+    subtitle += f"; hatched: only {widths.min()} columns wide" if uneven else ""
+    subtitle += f"; columnar if a bar ends below the dashed line, {percent(1 - plan.threshold, 0)} of the highest"
     high, low = number(values.max()), number(values.min())
     caption = f"Block {values.argmax()} has the highest {unit}, {high}, and block {values.argmin()} the lowest, {low}: "
     caption += f"relative range ({high} − {low}) / {high} = {plan.relative_range:.3f}."
     if not values.max() > 0:
         caption = f"The {unit} of every block is 0, and so is the relative range."
     table = pd.DataFrame({"block": blocks, "columns": widths, "block_loss": whole, "block_loss_per_column": each})
-    return chart.done(finding, what, caption, f"Bar chart of {unit}{chart.of}", table)
+    return chart.done(finding, subtitle, caption, f"Bar chart of {unit}{chart.of}", table)
 
 
 # Where every column goes
@@ -103,7 +103,7 @@ def order_picture(
     if not visited.is_natural:
         label, first = palette.order_style(visited.name).label, int(visited.permutation[0])
         finding = f"{label}: pruning starts in block {block_of(widths, first)}, with column {first}"
-    what = f"Columns{chart.of} before (top) and in pruning order (bottom), {drawn}; brighter: more loss per column"
+    subtitle = f"Columns{chart.of} before (top) and in pruning order (bottom), {drawn}; brighter: more loss per column"
     if marked_column is not None:
         _draw_column(chart, marked_column, int(step[marked_column]), columns)
     chart.x(**BARE, range=[-0.5 - 0.01 * columns, columns - 0.5 + 0.01 * columns])
@@ -111,7 +111,7 @@ def order_picture(
     chart.y(**BARE, **names, range=[-0.28, 1.28], showline=False)
     alt = f"Two rows of columns{chart.of} joined by lines from natural to pruning order"
     made = {"column": np.arange(columns), "block": np.repeat(np.arange(len(widths)), widths), "step": step}
-    return chart.done(finding, what, "", alt, pd.DataFrame(made | {"column_loss": to_numpy(plan.column_loss)}))
+    return chart.done(finding, subtitle, "", alt, pd.DataFrame(made | {"column_loss": to_numpy(plan.column_loss)}))
 
 
 def _draw_blocks(chart: Chart, plan: OrderPlan, step: np.ndarray) -> str:

@@ -128,19 +128,19 @@ def model_map(
     chart = Chart(x=block, height=240 + round(34 * max(3, len(grid)) * min(1, 24 / len(grid))), theme=theme)
     chart.layer_map(_scaled(grid, measure.kind), cells, measure.unit, **_colours(measure, cells["value"], name, theme))
     which = f"every expert's {experts.rpartition('.')[2]}" if experts else every_layer(placed, cells)
-    what = f"{measure.label} of {which}"
+    subtitle = f"{measure.label} of {which}"
     if name == "relative_range" and every["value"].notna().any():
-        what += _ring(chart, placed, threshold, 11 if grid.shape[1] <= 20 else 8)
+        subtitle += _ring(chart, placed, threshold, 11 if grid.shape[1] <= 20 else 8)
     if "dead_columns" in table and len(dead := table.assign(projection=row_of.tolist()).query("dead_columns > 0")):
         cross = Style(palette.MARK, "dead columns", symbol="x")
         chart.signs(dead.drop_duplicates(["block_index", "projection"]), cross, 7)
-        what += "; ×: dead columns"
+        subtitle += "; ×: dead columns"
     chart.outline_layer(grid, placed, marked_layer)
     waiting = max(0, len(set(layers) - set(left_out)) - len(every))
-    what += _blanks(every, waiting, len(set(layers) & set(left_out)))
+    subtitle += _blanks(every, waiting, len(set(layers) & set(left_out)))
     alt = f"Map of {measure.label.lower()} by {block} and {kind}"
     caption = f"{sentence(measure.meaning)}." if measure.meaning else ""
-    return chart.done(_map_finding(every, measure), what, caption, alt, every.rename(columns={"value": name}))
+    return chart.done(_map_finding(every, measure), subtitle, caption, alt, every.rename(columns={"value": name}))
 
 
 def expert_kinds(layers: Sequence[str]) -> list[str]:
@@ -258,12 +258,12 @@ def _map_finding(rows: pd.DataFrame, measure: Metric) -> str:
     return f"{measure.label} {verb} highest in {short_layer(top['layer'])}: {measure.text(top['value'], 2)}"
 
 
-def where_layers(rows: pd.DataFrame, what: str, block: str = "decoder block") -> str:
+def where_layers(rows: pd.DataFrame, kind: str, block: str = "decoder block") -> str:
     """ "columnar layers lie in decoder blocks 4, 5 and 18", or "… 4 to 25" where they are many."""
     if rows.empty:
-        return f"no layer is {what}"
+        return f"no layer is {kind}"
     places = sorted(int(index) for index in rows["block_index"].unique())
-    lie = f"the {what} layer lies" if len(rows) == 1 else f"{what} layers lie"
+    lie = f"the {kind} layer lies" if len(rows) == 1 else f"{kind} layers lie"
     if len(places) > LISTED_BLOCKS:
         return f"{lie} in {len(places)} {block}s from {places[0]} to {places[-1]}"
     return f"{lie} in {block}{'s' if len(places) > 1 else ''} {listing(list(map(str, places)), LISTED_BLOCKS)}"
@@ -316,12 +316,12 @@ def gain_scatter(
     chart.y(tickformat=PERCENT, zeroline=False, rangemode="normal")  # marks at 0 are whole
     better = len(rows[rows[column] > 0])
     finding = f"{sentence(saved.who)} gains on {out_of(better, len(rows), 'layer')}"
-    what = f"{'Held-out' if held else 'Calibration'} error saved against SparseGPT, a mark a layer"
+    subtitle = f"{'Held-out' if held else 'Calibration'} error saved against SparseGPT, a mark a layer"
     ranked = verdicts.rank_correlation(rows[x], rows[column])
     caption = "" if ranked is None else f"{verdicts.says_correlation(known.label, 'which layers gain', ranked)}."
     alt = f"Scatter chart of the error saved by {saved.who} against {known.label.lower()}"
     columns = list(dict.fromkeys(["layer", "block_index", "projection", "relative_range", x, column]))
-    return chart.done(finding, what, caption, alt, rows[columns].reset_index(drop=True))
+    return chart.done(finding, subtitle, caption, alt, rows[columns].reset_index(drop=True))
 
 
 def range_bars(
@@ -343,11 +343,11 @@ def range_bars(
     chart.y(autorange="reversed", showgrid=False)
     chart.x(range=[0, 1])
     finding = f"{names.iloc[0]} has the highest relative range, {texts.iloc[0]}"
-    what = f"Relative range of {count(len(rows), 'layer')}; dashed: threshold {threshold:g}"
+    subtitle = f"Relative range of {count(len(rows), 'layer')}; dashed: threshold {threshold:g}"
     caption = f"From {texts.iloc[0]} ({names.iloc[0]}) to {texts.iloc[-1]} ({names.iloc[-1]}), median "
     caption += f"{number(rows['value'].median())}."
     alt = "Bar chart of the relative range of layers"
-    return chart.done(finding, what, caption, alt, rows.rename(columns={"value": "relative_range"}))
+    return chart.done(finding, subtitle, caption, alt, rows.rename(columns={"value": "relative_range"}))
 
 
 # Two runs side by side
@@ -369,11 +369,11 @@ def run_maps(rows: pd.DataFrame, names: tuple[str, str], measure: str, *, theme:
     if first["layer"] != second["layer"]:
         finding = f"The highest {measure} is in {short_layer(first['layer'])} of {names[0]}, {high}, and in "
         finding += f"{short_layer(second['layer'])} of {names[1]}, {other}"
-    what = f"{sentence(measure)} of {every_layer(rows, maps[0])} in both runs, on one scale from 0 to {top}"
+    subtitle = f"{sentence(measure)} of {every_layer(rows, maps[0])} in both runs, on one scale from 0 to {top}"
     means = [number(rows[which].mean()) for which in ("first", "second")]
     caption = f"Mean over {count(len(rows), 'layer')}: {names[0]} {means[0]}, {names[1]} {means[1]}."
     alt = f"Two maps of {measure} by decoder block and projection"
-    return chart.done(finding, what, caption, alt, _named(rows, names))
+    return chart.done(finding, subtitle, caption, alt, _named(rows, names))
 
 
 def maps_apart(
@@ -392,7 +392,7 @@ def maps_apart(
     worst = zip((part.loc[part["value"].idxmax()] for part in rows), names, strict=True)
     first, second = (f"in {short_layer(row['layer'])} of {name}, {number(row['value'])}" for row, name in worst)
     which = every_layer(pd.concat(rows), pd.concat(maps))
-    what = f"{sentence(measure)} of {which} of two {'runs' if why else 'models'}, on one scale from 0 to {top}"
+    subtitle = f"{sentence(measure)} of {which} of two {'runs' if why else 'models'}, on one scale from 0 to {top}"
     means = [f"{number(part['value'].mean())} over {count(len(part), 'layer')}" for part in rows]
     why = why or (
         "Two models, so no layer of one corresponds to one of the other: compare where in each model the "
@@ -402,7 +402,7 @@ def maps_apart(
     alt = f"Two maps of {measure} by decoder block and projection, one above the other"
     table = pd.concat([part.assign(run=name) for part, name in zip(rows, names, strict=True)], ignore_index=True)
     finding = f"The highest {measure} is {first}, and {second}"
-    return chart.done(finding, what, caption, alt, table.rename(columns={"value": measure}))
+    return chart.done(finding, subtitle, caption, alt, table.rename(columns={"value": measure}))
 
 
 def _on_one_scale(
@@ -436,12 +436,12 @@ def run_difference(
     gap, base = rows["second"] - rows["first"], rows["first"].where(rows["first"] > 0)
     text: Callable[[float], str] = number
     shown, limit, unit, ticks = gap, float(gap.abs().max()) or 1.0, "difference", {}
-    what, ends = f"{sentence(measure)} of {names[1]} minus that of {names[0]}", "; purple: lower, orange: higher"
+    subtitle, ends = f"{sentence(measure)} of {names[1]} minus that of {names[0]}", "; purple: lower, orange: higher"
     if as_share:
         gap, unit, text = gap / base, "change", percent
         shown, limit, beyond = _log_ratios(rows["second"] / base)
         ticks = _share_ticks(limit)
-        what += ", as a share of it, coloured by the ratio's logarithm"
+        subtitle += ", as a share of it, coloured by the ratio's logarithm"
         if blank := int(base.isna().sum()):
             ends += f"; blank: {count(blank, 'layer')} in which {names[0]} has 0"
         if beyond:
@@ -457,7 +457,7 @@ def run_difference(
     finding, caption = verdicts.says_layers(rows, names, measure), _difference_caption(apart, names)
     alt = f"Map of the difference in {measure} by decoder block and projection"
     table = _named(rows, names).assign(difference=rows["second"] - rows["first"])
-    return chart.done(finding, what + ends, caption, alt, table)
+    return chart.done(finding, subtitle + ends, caption, alt, table)
 
 
 def _log_ratios(ratios: pd.Series) -> tuple[pd.Series, float, int]:

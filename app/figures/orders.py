@@ -58,11 +58,11 @@ def error_curve(
     blocks, top = max(map(len, curves.values())) - 1, 1.06 * max(curve.max() for curve in curves.values()) or 1.0
     chart.x(count=blocks, range=[-0.02 * blocks, blocks * 1.02], zeroline=False)
     chart.y(top=top)
-    what = f"Error so far after each pruned block{chart.of}, on {tokens} tokens"
-    what += "; dotted: one threshold" if any(name.endswith(" + layer") for name in final) else ""
+    subtitle = f"Error so far after each pruned block{chart.of}, on {tokens} tokens"
+    subtitle += "; dotted: one threshold" if any(name.endswith(" + layer") for name in final) else ""
     alt = f"Line chart of the error against pruned blocks for {count(len(final), 'sweep')}"
     table = pd.DataFrame({name: pd.Series(curve) for name, curve in curves.items()}).rename_axis("pruned_blocks")
-    drawing = chart.done(_curve_finding(final), what, "", alt, table.reset_index())
+    drawing = chart.done(_curve_finding(final), subtitle, "", alt, table.reset_index())
     end_labels(chart.figure, blocks, ends, top)
     return drawing
 
@@ -162,7 +162,9 @@ def damage_split(result: LayerResult, inside: Any, *, step: int | None = None, *
         chart.x(tickvals=steps.tolist(), ticktext=texts)
     by_later, by_own = (percent(part.sum() / (lost.sum() or 1.0), 0) for part in (later, own))
     finding = f"Later blocks absorb {by_later} of the error, the block itself {by_own}"
-    what = f"{sweep_style(result).label}: squared error of each block{chart.of}, damping included, in the order visited"
+    subtitle = (
+        f"{sweep_style(result).label}: squared error of each block{chart.of}, damping included, in the order visited"
+    )
     caption = (
         f"Without compensation this would have cost {number(lost.sum())}; {number(error.sum())} remained. No block "
         f"comes after the last one: the {percent((lost[-1] - error[-1]) / (lost[-1] or 1.0), 0)} that is absorbed "
@@ -170,7 +172,7 @@ def damage_split(result: LayerResult, inside: Any, *, step: int | None = None, *
     )
     made = {"step": steps, "block": names, "removed_weights": to_numpy(trace_of(result).removed), "lost": lost}
     made |= {"error": error, "compensated_by_later_blocks": later, "compensated_inside": own}
-    return chart.done(finding, what, caption, "Stacked bars of the error by pruned block", pd.DataFrame(made))
+    return chart.done(finding, subtitle, caption, "Stacked bars of the error by pruned block", pd.DataFrame(made))
 
 
 # What position, sparsity and budget do
@@ -190,10 +192,12 @@ def position_curve(table: pd.DataFrame, *, block: int, base: str, place: int, **
     chart.x(count=len(x))
     chart.y(top=y.max() * 1.1)
     finding = f"Pruned last, block {block} leaves {verdicts.says_change(y[-1], y[0], 'pruned first')}"
-    what = f"Final error{chart.of} when block {block} is pruned at each position, one real sweep per mark"
+    subtitle = f"Final error{chart.of} when block {block} is pruned at each position, one real sweep per mark"
     caption = f"The error is lowest, {number(y.min())}, at position {x[y.argmin()] + 1} and highest, "
     caption += f"{number(y.max())}, at position {x[y.argmax()] + 1} of {len(x)}."
-    return chart.done(finding, what, caption, f"Line chart of final error against the position of block {block}", rows)
+    return chart.done(
+        finding, subtitle, caption, f"Line chart of final error against the position of block {block}", rows
+    )
 
 
 def order_bars(table: pd.DataFrame, *, budget: str = "block", **shared: Unpack[Look]) -> Drawing:
@@ -219,10 +223,12 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", **shared: Unpack[L
     finding = f"{labels[best]} has the lowest error"
     if best != "natural":
         finding = f"{labels[best]} leaves {verdicts.says_change(mean[best], 1.0, natural)}"
-    what = f"Final error by sparsity{chart.of}, {SHARES[budget]}; dashed: {natural}"
+    subtitle = f"Final error by sparsity{chart.of}, {SHARES[budget]}; dashed: {natural}"
     ranked = "; ".join(f"{labels[str(name)]}: {value:.3f}" for name, value in mean.items())
     caption = f"Mean over {count(len(groups), 'sparsity', 'sparsities')}, relative to {natural}: {ranked}.{spread}"
-    return chart.done(finding, what, caption, "Grouped bars of final error by sparsity and order", wide.reset_index())
+    return chart.done(
+        finding, subtitle, caption, "Grouped bars of final error by sparsity and order", wide.reset_index()
+    )
 
 
 def order_budget_matrix(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
@@ -239,13 +245,13 @@ def order_budget_matrix(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
     best, budget = ratio.stack().idxmin()
     run = NAME_OF_RUN.get((best, budget), f"{palette.order_style(best).label} order with {SHARES[budget]}")
     finding = f"{run} has the least error, {printed.loc[best, budget]} of SparseGPT's"
-    what = f"Final error{chart.of} ÷ SparseGPT's (natural order, equal shares); below 1: less error"
+    subtitle = f"Final error{chart.of} ÷ SparseGPT's (natural order, equal shares); below 1: less error"
     parts = (ratio["block"], ratio.loc["natural"], ratio.to_numpy(np.float64))
     by_order, by_budget, by_both = (percent(1 - np.nanmin(part)) for part in parts)
     caption = f"Order alone (equal shares) saves at most {by_order}, budget alone (in natural order) "
     caption += f"{by_budget}, both together {by_both}.{spread}"
     named = ratio.reset_index().rename(columns={name: f"relative_error_{name}_budget_over_baseline" for name in ratio})
-    return chart.done(finding, what, caption, "Table of relative error by order and budget, coloured", named)
+    return chart.done(finding, subtitle, caption, "Table of relative error by order and budget, coloured", named)
 
 
 def _colour_ratios(chart: Chart, ratio: pd.DataFrame, printed: pd.DataFrame, labels: list[str]) -> None:
@@ -303,9 +309,9 @@ def basis_errors(
     for method, look in methods.items():
         hover = f"{look.label}, %{{customdata}}<br>{tokens} error %{{y:.4g}}"
         chart.bars(middles[method], wide[method], look, hover, customdata=names, width=0.9 * width)
-    what = f"{sentence(tokens)} error{chart.of} in each basis"
+    subtitle = f"{sentence(tokens)} error{chart.of} in each basis"
     if tokens == "held-out":
-        what += "; line in a bar: on calibration tokens"
+        subtitle += "; line in a bar: on calibration tokens"
         x, y = (np.concatenate([part[method] for method in methods]) for part in (middles, fitted))
         look, edge = Style(chart.ink.text, "Calibration", symbol="line-ew"), {"width": 2.5, "color": chart.ink.text}
         chart.points(x, y, look, "calibration error %{y:.4g}", size=11, marker={"line": edge})
@@ -314,7 +320,7 @@ def basis_errors(
     chart.x(tickvals=groups, ticktext=names, showgrid=False)
     finding, caption = _basis_words(wide, methods, chosen, tokens)
     alt = f"Grouped bars of {tokens} error by basis and method"
-    return chart.done(finding, f"{what}; the chosen one is outlined", caption, alt, table)
+    return chart.done(finding, f"{subtitle}; the chosen one is outlined", caption, alt, table)
 
 
 def _basis_words(wide: pd.DataFrame, methods: Mapping[str, Style], chosen: str, tokens: str) -> tuple[str, str]:

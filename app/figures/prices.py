@@ -56,13 +56,13 @@ def price_lines(
     chart.x(range=[0, columns + 1], zeroline=False)
     chart.y(range=[low - 0.1, high + 0.3], zeroline=False)
     finding = f"Every order has the same mean log price, {level:.2f}: it deals out, it does not save"
-    what = f"Price d of each column{chart.of} as visited, running mean"
-    what += f"; dots: columns of block {chart.marked_block}" if chart.marked_block is not None and widths else ""
+    subtitle = f"Price d of each column{chart.of} as visited, running mean"
+    subtitle += f"; dots: columns of block {chart.marked_block}" if chart.marked_block is not None and widths else ""
     caption = (
         "Removing a weight w costs w² d; d is what the columns still free cannot explain of the input. "
         "∏ d = det(H + λI), so all areas are equal."
     )
-    drawing = chart.done(finding, what, caption, f"Lines of the log price over the sweep{chart.of}", table)
+    drawing = chart.done(finding, subtitle, caption, f"Lines of the log price over the sweep{chart.of}", table)
     end_labels(chart.figure, columns, ends, high + 0.3, low - 0.1)
     return drawing
 
@@ -100,6 +100,6 @@ def forecast_scatter(table: pd.DataFrame, *, tokens: str = "held-out", **shared:
     caption = "From one factorization an order and 64 rows of W, before any sweep; open marks: one threshold."
     if ranked is not None:
         caption += f" Rank correlation {ranked}."
-    what = f"Error{chart.of} by order and budget: forecast, and measured on {tokens} tokens"
+    subtitle = f"Error{chart.of} by order and budget: forecast, and measured on {tokens} tokens"
     finding = f"Forecast best is {told}, {hit}"
-    return chart.done(finding, what, caption, "Scatter chart of measured against forecast errors", table)
+    return chart.done(finding, subtitle, caption, "Scatter chart of measured against forecast errors", table)

@@ -56,12 +56,12 @@ class Chart:
         self.marked_block = marked_block
         self.marked_words = "" if marked_block is None else f" Block {marked_block} is outlined."
 
-    def done(self, finding: str, what: str, caption: str, alt: str, data: pd.DataFrame) -> Drawing:
+    def done(self, finding: str, subtitle: str, caption: str, alt: str, data: pd.DataFrame) -> Drawing:
         """Frames the figure with its title, and puts what belongs to it beside it.
 
         `alt` is the kind of picture and what it is of, without a full stop; the finding follows it.
         """
-        base(self.figure, self.theme, finding, what, **self.frame)
+        base(self.figure, self.theme, finding, subtitle, **self.frame)
         self.figure.update_layout(margin=self.margins)
         return Drawing(self.figure, caption, f"{alt}. {finding}.", data)
 

@@ -88,22 +88,22 @@ def template(theme: Theme) -> go.layout.Template:
 
 
 def base(
-    figure: go.Figure, theme: Theme, finding: str, what: str, *,
+    figure: go.Figure, theme: Theme, finding: str, subtitle: str, *,
     x: str = "", y: str = "", height: int = 420, legend: bool = False, headroom: int = 0,
 ) -> go.Figure:  # fmt: skip
     """Gives a figure its theme, a title that states the finding, and axis titles. A y axis starts at 0 by default.
 
     Args:
-        what: the line below the title: what is drawn, of what, in which units.
+        subtitle: the line below the title: what is drawn, of what, in which units.
         height: pixels; `headroom` of them lie between title and plot, for what stands above the plot.
         legend: whether to show one, below the plot.
     """
     muted = INKS[theme].muted
-    text, lines = _title(finding, what, muted)
+    text, lines = _title(finding, subtitle, muted)
     freed = 10 + round(1.35 * TITLE_SIZE * lines)
     above = 12 + freed + headroom
     title = {"text": text, "font": {"size": TITLE_SIZE}, "pad": {"l": 8, "t": TITLE_SIZE}} | TITLE_PLACE
-    meta = {"finding": finding, "what": what, "title": title, "freed": freed}  # for `untitled`, and for saving
+    meta = {"finding": finding, "what": subtitle, "title": title, "freed": freed}  # for `untitled`, and for saving
     frame = {"margin": {"l": 64, "r": 24, "t": above, "b": 56}, "height": height, "showlegend": legend, "meta": meta}
     figure.update_layout(template=template(theme), title=title, **frame)
     if legend:
@@ -142,9 +142,11 @@ def untitled(figure: go.Figure) -> go.Figure:
     return copy
 
 
-def _title(finding: str, what: str, muted: str) -> tuple[str, int]:
+def _title(finding: str, subtitle: str, muted: str) -> tuple[str, int]:
     """The finding in bold, what is drawn below it, and the number of their lines."""
-    title, below = (_wrap(_without_foreign_tags(text), room) for text, room in zip((finding, what), LINES, strict=True))
+    title, below = (
+        _wrap(_without_foreign_tags(text), room) for text, room in zip((finding, subtitle), LINES, strict=True)
+    )
     text = f"<b>{'<br>'.join(title)}</b>"
     if below:
         text += f'<br><span style="font-size:{FONT_SIZE}px;color:{muted}">{"<br>".join(below)}</span>'

@@ -90,15 +90,15 @@ def _draw(results: Sequence[LayerResult], step: int, energy: float, view: _View,
     below = {"row": 2, "col": 1}
     chart.x(title_text="pruned blocks", range=[-0.1, blocks + 0.1], count=blocks, zeroline=False, **below)
     chart.y(top=max(final) * 1.08, title_text="error so far", **below)
-    what = f"{view.unit}{chart.of} from 0 to {number(top)}, columns as visited; dimmed: pruned; pink: just pruned; "
-    what += "bright: free"
+    subtitle = f"{view.unit}{chart.of} from 0 to {number(top)}, columns as visited; dimmed: pruned; pink: just pruned; "
+    subtitle += "bright: free"
     caption = f"{sentence(note)}." if "maximum" in note else ""
     named = dict(zip(map(run_name, results), curves, strict=True))
     table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)} | named)
     finding = _finding(looks, now, final, step, blocks)
     return chart.done(
         finding,
-        what,
+        subtitle,
         caption,
         f"Heatmaps of the weights during {count(sweeps, 'sweep')}, with the error as it grows",
         table,
@@ -213,12 +213,12 @@ def solver_race(
     chart.figure.add_vline(x=work, line=CHOSEN)
     chart.x(range=[0, last], zeroline=False)
     chart.y(top=top)
-    what = f"{tokens} error{chart.of} if the solver stopped there; open marks: weights still to be removed"
+    subtitle = f"{tokens} error{chart.of} if the solver stopped there; open marks: weights still to be removed"
     best = [f"{label} {number(table.loc[table['is_complete'], column].min())}" for label, table in ways.values()]
     caption = f"Lowest error at the full sparsity: {', '.join(best)}."
     rows = pd.concat([table.assign(solver=label) for label, table in ways.values()], ignore_index=True)
     alt = f"Line chart of the error of {count(len(ways), 'solver')} against work"
-    drawing = chart.done(_race_finding(ways, work, column), what, caption, alt, rows)
+    drawing = chart.done(_race_finding(ways, work, column), subtitle, caption, alt, rows)
     end_labels(chart.figure, last, ends, top)
     return drawing
 
@@ -269,8 +269,8 @@ def mask_changes(
     shown = Shrunk(small.array / sizes.array, *small[1:])
     chart.cells(shown, "share changed", zmax=float(shown.array.max()) or 1.0)
     chart.matrix_axes(*mask.shape)
-    what = f"Share of each cell's weights removed or put back{chart.of}; "
-    what += f"a cell is {small.rows} × {small.columns} weights"
+    subtitle = f"Share of each cell's weights removed or put back{chart.of}; "
+    subtitle += f"a cell is {small.rows} × {small.columns} weights"
     across, share = changed.sum(0), float(changed.mean())
     caption = f"{whole(int(removed.sum()))} weights removed and {whole(int(restored.sum()))} put back since {since}."
     moved = "the mask has not changed"
@@ -279,4 +279,4 @@ def mask_changes(
         caption += f" Column {most} changed most: {whole(int(across[most]))} of its {whole(len(mask))} weights."
     finding = f"{solver}, {step}: {moved} since {since}"
     columns = {"column": np.arange(mask.shape[1]), "removed": removed.sum(0), "put_back": restored.sum(0)}
-    return chart.done(finding, what, caption, "Heatmap of mask changes", pd.DataFrame(columns))
+    return chart.done(finding, subtitle, caption, "Heatmap of mask changes", pd.DataFrame(columns))

@@ -48,13 +48,13 @@ def _cells(
 
     `texts`: title, what is drawn (which a note on the cells follows), caption, and what the picture is of.
     """
-    finding, what, caption, alt = texts
+    finding, subtitle, caption, alt = texts
     zmax, saturates = ceiling(shrunk.array)
     chart.cells(shrunk, unit, **({"zmax": zmax} | more))
     chart.matrix_axes(*shape)
-    what = f"{what}; {shrunk.note}" + ("" if "zmax" in more else saturates)
+    subtitle = f"{subtitle}; {shrunk.note}" + ("" if "zmax" in more else saturates)
     alt = f"Heatmap of {alt}{chart.of}, input channels across, output channels down"
-    return chart.done(finding, what, caption + chart.marked_words, alt, frame(shrunk))
+    return chart.done(finding, subtitle, caption + chart.marked_words, alt, frame(shrunk))
 
 
 def weight_map(weight: Any, *, widths: Sequence[int] = (), **shared: Unpack[Marked]) -> Drawing:
@@ -62,9 +62,9 @@ def weight_map(weight: Any, *, widths: Sequence[int] = (), **shared: Unpack[Mark
     magnitude, chart = np.abs(to_numpy(weight)), _matrix(shared, widths)
     shrunk, (rows, columns) = shrink(magnitude), magnitude.shape
     finding, strongest = _strongest_column(magnitude)
-    what = f"|W|{chart.of}, {rows} output × {columns} input channels"
+    subtitle = f"|W|{chart.of}, {rows} output × {columns} input channels"
     caption = f"The largest weight is {number(shrunk.array.max())}, the median |W| is {number(_median(magnitude))}; "
-    texts = finding, what, f"{caption}{strongest}.", "the absolute weights"
+    texts = finding, subtitle, f"{caption}{strongest}.", "the absolute weights"
     return _cells(chart, shrunk, magnitude.shape, "|W|", texts)
 
 
@@ -93,10 +93,10 @@ def weight_surface(weight: Any, *, widths: Sequence[int] = (), **shared: Unpack[
         scene[f"{axis}axis"] = font | {"title": {"text": title}}
     scene["zaxis"]["rangemode"] = "tozero"
     chart.figure.update_layout(scene=scene)
-    what = f"|W|{chart.of} as a surface; {shrunk.note}"
+    subtitle = f"|W|{chart.of} as a surface; {shrunk.note}"
     alt = f"3-D surface of the absolute weights{chart.of} over input and output channel"
     chart.margins = {"l": 8, "r": 8, "b": 8}
-    return chart.done(finding, what, caption, alt, frame(shrunk))
+    return chart.done(finding, subtitle, caption, alt, frame(shrunk))
 
 
 def _strongest_column(magnitude: np.ndarray) -> tuple[str, str]:
@@ -137,10 +137,10 @@ def potential_loss_map(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
     worst, total = int(per_column.argmax()), float(values.sum(dtype=np.float64))
     share = percent(total / (float(plan.importance.double().sum()) or 1.0))
     finding = f"Block {worst} would lose most, {number(per_column[worst])} per column"
-    what = f"Potential loss L{chart.of} at sparsity {plan.pattern}: S where pre-pruning removes, else 0"
+    subtitle = f"Potential loss L{chart.of} at sparsity {plan.pattern}: S where pre-pruning removes, else 0"
     caption = f"Pre-pruning would remove {share} of all importance; the largest weight to go has S = "
     caption += f"{number(values.max())}."
-    texts = finding if total else "No block would lose anything", what, caption, "the potential loss"
+    texts = finding if total else "No block would lose anything", subtitle, caption, "the potential loss"
     return _cells(chart, shrink(values), values.shape, "L", texts)
 
 
@@ -156,9 +156,9 @@ def prepruning_mask(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
     shrunk = shrunk._replace(array=shrunk.array.astype(np.uint8 if cell < 256 else np.float32))
     finding = f"Input channel {per_column.argmin()} would lose {percent(per_column.min())} of its weights, channel "
     finding += f"{per_column.argmax()} {percent(per_column.max())}"
-    what = f"Pre-pruning mask{chart.of} at sparsity {plan.pattern}, weights removed"
+    subtitle = f"Pre-pruning mask{chart.of} at sparsity {plan.pattern}, weights removed"
     caption = f"{whole(removed)} of {whole(mask.size)} weights ({percent(removed / mask.size)}) would go."
-    texts = finding if removed else "No weight would go", what, caption, "the pre-pruning mask"
+    texts = finding if removed else "No weight would go", subtitle, caption, "the pre-pruning mask"
     greys = "Greys" if chart.theme == "light" else "Greys_r"
     return _cells(chart, shrunk, mask.shape, "removed", texts, zmax=cell, colorscale=greys)
 
@@ -188,10 +188,10 @@ def layer_strips(
         chart.line(table["column"], y, look, f"{name} %{{y:.4g}}", width=1, yaxis=f"y{place}", **shape)
     _stack(chart, len(table))
     _edges(chart, widths, heads, len(table))
-    what = f"Columns{chart.of}; solid: edges of {count(len(widths), 'block')}"
-    what += f"; dotted: {heads} attention heads of {len(table) // heads} columns" if heads else ""
+    subtitle = f"Columns{chart.of}; solid: edges of {count(len(widths), 'block')}"
+    subtitle += f"; dotted: {heads} attention heads of {len(table) // heads} columns" if heads else ""
     if standing_out is not None:
-        what += f"; shaded: block {standing_out.block}"
+        subtitle += f"; shaded: block {standing_out.block}"
         start, end = block_span(widths, standing_out.block)
         shade = {"fillcolor": chart.ink.blank, "line": {"width": 0}, "layer": "below", "yref": "paper"}
         chart.figure.add_shape(type="rect", x0=start - 0.5, x1=end - 0.5, y0=0, y1=1, **shade)
@@ -200,11 +200,11 @@ def layer_strips(
     if massive := massive_channels(plan.hessian_diagonal):
         at, look = table.loc[[*massive]], Style(palette.MARK, "massive activations", symbol="diamond")
         chart.points(at["column"], at["input norm"], look, "massive activation", yaxis="y2")
-        what += "; diamonds: massive activations"
+        subtitle += "; diamonds: massive activations"
         caption = f"{carries(to_numpy(plan.hessian_diagonal), massive)}.{without_massive(massive_errors)} {caption}"
     alt = f"Weight norm, input norm, importance and loss of every column{chart.of}"
     table = table.rename(columns=lambda c: c.replace(" ", "_")).assign(block=np.repeat(np.arange(len(widths)), widths))
-    return chart.done(because(plan, standing_out), what, caption, alt, table)
+    return chart.done(because(plan, standing_out), subtitle, caption, alt, table)
 
 
 def _strips(weight: Any, plan: OrderPlan, input_norm: Any) -> pd.DataFrame:
@@ -280,9 +280,9 @@ def hessian_diagonal(
     y = table["hessian_diagonal"].astype(np.float32)
     x = "input channel" if arrange == "natural" else "input channels, most active first (rank)"
     chart, floor = Chart(x=x, y="H<sub>jj</sub>", **shared), 0.0
-    what = f"Hessian diagonal{chart.of}, the sum of x² over calibration tokens"
+    subtitle = f"Hessian diagonal{chart.of}, the sum of x² over calibration tokens"
     if scale == "log":
-        what += ", logarithmic scale, which has no 0"
+        subtitle += ", logarithmic scale, which has no 0"
         y, floor = y.where(y > 0), _log_floor(values[values > 0], added)
         chart.y(**LOG)
         if values.any():
@@ -300,7 +300,7 @@ def hessian_diagonal(
         finding = carries(values, massive)
         caption += f" λ is {number(added / np.median(values))} times the median of diag(H)."
         caption += without_massive(massive_errors)
-    return chart.done(finding, what, caption, f"Line chart of the Hessian diagonal{chart.of}", table)
+    return chart.done(finding, subtitle, caption, f"Line chart of the Hessian diagonal{chart.of}", table)
 
 
 def _mark_channels(
@@ -362,9 +362,9 @@ def hessian_spectrum(eigenvalues: Any, *, added: float = 0.0, **shared: Unpack[L
     below, half = int((values < added).sum()), int(np.searchsorted(positive.cumsum(), 0.5 * positive.sum())) + 1
     condition = (largest + added) / max(values[-1] + added, np.finfo(np.float64).tiny)
     finding = f"{sentence(count(half, 'direction carries', 'directions carry'))} half of the input's energy"
-    what = f"Eigenvalues of the Hessian{chart.of}, largest first, logarithmic scale, which has no 0"
+    subtitle = f"Eigenvalues of the Hessian{chart.of}, largest first, logarithmic scale, which has no 0"
     caption = f"{sentence(count(below, 'eigenvalue'))} of {len(values)} {'lies' if below == 1 else 'lie'} below the "
     caption += f"damping λ = {number(added)}, which brings the condition number to {number(condition)}."
     alt = f"Line chart of the Hessian's eigenvalues{chart.of} on a logarithmic axis"
     table = pd.DataFrame({"rank": rank, "eigenvalue": values, "damped": values + added})
-    return chart.done(finding, what, caption, alt, table)
+    return chart.done(finding, subtitle, caption, alt, table)
