@@ -30,6 +30,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.plain_words
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
