@@ -35,22 +35,24 @@ def pictures() -> dict[str, Any]:
 def draw(page: str, query: dict[str, str]) -> None:
     """Shows a page's pictures of the example, where that is what the address asks for; returns at once otherwise."""
     if page in PAGES and set(query) <= {"layer"}:
-        known = pictures()
-        layer = query.get("layer", known.get("layer", ""))
+        stored = pictures()
+        layer = query.get("layer", stored.get("layer", ""))
         theme = "dark" if st.context.theme.type == "dark" else "light"
-        found = known.get(theme, {}).get(page if page == "layers" else f"{page} {layer}", [])
-        if found:
-            st.title(known["titles"][page])
-            for place, one in zip(st.columns([1.3, 1]) if len(found) == 2 else [st.container()], found, strict=True):
+        drawings = stored.get(theme, {}).get(page if page == "layers" else f"{page} {layer}", [])
+        if drawings:
+            st.title(stored["titles"][page])
+            for place, drawing in zip(
+                st.columns([1.3, 1]) if len(drawings) == 2 else [st.container()], drawings, strict=True
+            ):
                 with place:
-                    show(one)
+                    show(drawing)
     drawn.set()
 
 
 def of_layer(page: str, layer: str, theme: str) -> None:
     """The picture of one of the example's layers, while its inputs are read."""
-    for one in pictures().get(theme, {}).get(f"{page} {layer}", []):
-        show(one)
+    for drawing in pictures().get(theme, {}).get(f"{page} {layer}", []):
+        show(drawing)
 
 
 def show(picture: dict[str, Any]) -> None:
@@ -61,36 +63,39 @@ def show(picture: dict[str, Any]) -> None:
 def make() -> None:
     """Draws what the pages open on for the example, and keeps these pictures."""
     from app.figures import maps, palette, weights
-    from app.lab import own
+    from app.lab import your_order
     from app.study import example
     from app.words import short_layer
 
     study = example.restored()
-    table, kept = study.overview(0.5), study.kept
-    assert kept is not None
-    layers = sorted(kept.calibration, key=table.set_index("layer")["relative_range"].__getitem__, reverse=True)
+    table, saved = study.overview(0.5), study.kept
+    assert saved is not None
+    layers = sorted(saved.calibration, key=table.set_index("layer")["relative_range"].__getitem__, reverse=True)
     titles = {"layers": "layers.py", "layer": "layer.py", "order_lab": "order_lab.py"}
-    made: dict[str, Any] = {"layer": layers[0], "titles": {name: _title(file) for name, file in titles.items()}}
+    content: dict[str, Any] = {"layer": layers[0], "titles": {name: _title(file) for name, file in titles.items()}}
     for theme in palette.INKS:
         look: dict[str, Any] = {"theme": theme, "marked_layer": layers[0]}
-        made[theme] = {
+        content[theme] = {
             "layers": [maps.model_map(table, layers=study.layer_names, **look), maps.gain_scatter(table, **look)]
         }
         for layer in layers:
             plan, norm = study.plan(layer), study.statistics(layer).mean_square.sqrt()
             options: dict[str, Any] = {"layer": short_layer(layer), "theme": theme}
             strips = weights.layer_strips(study.weight(layer), plan, norm, heads=study.heads(layer), **options)
-            made[theme] |= {f"layer {layer}": [strips], f"order_lab {layer}": [own.opening(study, layer, theme)]}
-        made[theme] = {page: [_packed(one) for one in drawings] for page, drawings in made[theme].items()}
-    FILE.write_bytes(gzip.compress(json.dumps(made).encode(), 9, mtime=0))
+            content[theme] |= {
+                f"layer {layer}": [strips],
+                f"order_lab {layer}": [your_order.opening(study, layer, theme)],
+            }
+        content[theme] = {page: [_packed(drawing) for drawing in drawings] for page, drawings in content[theme].items()}
+    FILE.write_bytes(gzip.compress(json.dumps(content).encode(), 9, mtime=0))
     print(f"{FILE}: {FILE.stat().st_size / 1e3:.0f} kB")
 
 
 def _title(file: str) -> str:
     """As the page itself says it."""
-    found = re.search(r'st\.title\("(.*)"\)', (Path(__file__).parent / "views" / file).read_text(encoding="utf-8"))
-    assert found is not None
-    return found[1]
+    title = re.search(r'st\.title\("(.*)"\)', (Path(__file__).parent / "views" / file).read_text(encoding="utf-8"))
+    assert title is not None
+    return title[1]
 
 
 def _packed(drawing: Any) -> dict[str, Any]:

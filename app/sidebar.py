@@ -51,12 +51,12 @@ def _races() -> bool:
 def _setup(setup: Setup, *, is_measured: bool, with_sparsity: bool) -> None:
     model, sparsity = f"**{words.plain(setup.model)}**", f", sparsity {setup.sparsity}" if with_sparsity else ""
     text = words.plain(words.text_name(setup.text))
-    said = (
+    summary = (
         f"{model}, {text}, {setup.samples} × {setup.length} tokens, seed {setup.seed}{sparsity}, "
         f"block size {setup.block_size}"
     )
     with st.container(gap=None):
-        st.caption(said if is_measured else f"The layers of {model} are not measured with the chosen set-up.")
+        st.caption(summary if is_measured else f"The layers of {model} are not measured with the chosen set-up.")
         st.page_link(components.START_PAGE, label="Change", icon=":material/tune:", help="Leads to the page Start.")
 
 

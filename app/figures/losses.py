@@ -110,8 +110,8 @@ def order_picture(
     names = {"tickvals": [1, 0], "ticktext": ["natural", "pruning"]}
     chart.y(**BARE, **names, range=[-0.28, 1.28], showline=False)
     alt = f"Two rows of columns{chart.of} joined by lines from natural to pruning order"
-    made = {"column": np.arange(columns), "block": np.repeat(np.arange(len(widths)), widths), "step": step}
-    return chart.done(finding, subtitle, "", alt, pd.DataFrame(made | {"column_loss": to_numpy(plan.column_loss)}))
+    numbers = {"column": np.arange(columns), "block": np.repeat(np.arange(len(widths)), widths), "step": step}
+    return chart.done(finding, subtitle, "", alt, pd.DataFrame(numbers | {"column_loss": to_numpy(plan.column_loss)}))
 
 
 def _draw_blocks(chart: Chart, plan: OrderPlan, step: np.ndarray) -> str:

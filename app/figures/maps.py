@@ -197,12 +197,12 @@ def _ring(chart: Chart, rows: pd.DataFrame, threshold: float, size: int) -> str:
 def _grid(rows: pd.DataFrame, places: Sequence[tuple[int | None, str]]) -> pd.DataFrame:
     """Projection × decoder block, in the model's own order; `places`: blocks and rows of all layers to come."""
     seen = list(dict.fromkeys(rows["projection"]))
-    named = [(block, projection) for block, projection in places if block is not None]
-    if not named and not seen:
+    in_blocks = [(block, projection) for block, projection in places if block is not None]
+    if not in_blocks and not seen:
         raise RoseError("No layer has been measured yet; measure layers on the start page.")
     # A block may be named by more than a number, and then the rest of the name is longer.
-    projections = [next((p for p in seen if f".{name}".endswith("." + p)), name) for _, name in named]
-    return layer_grid(rows, projections, [block for block, _ in named])
+    projections = [next((p for p in seen if f".{name}".endswith("." + p)), name) for _, name in in_blocks]
+    return layer_grid(rows, projections, [block for block, _ in in_blocks])
 
 
 def _colours(measure: Metric, values: pd.Series, name: str, theme: Theme) -> dict[str, Any]:
@@ -283,19 +283,19 @@ def gain_scatter(
     Held-out where that was measured; of ROSE global where its forecast is drawn, else of two-level order. All experts
     look alike: hundreds of colours would tell nothing.
     """
-    known, which = metric(x), "global_" if "global" in x else ""
+    predictor, which = metric(x), "global_" if "global" in x else ""
     held = f"held_out_{which}gain" in table and table[f"held_out_{which}gain"].notna().any()
     column = f"held_out_{which}gain" if held else f"{which}gain"
     rows = table.dropna(subset=[x, column])
     if rows.empty:
         raise RoseError("No layer here has both numbers; measure more layers.")
     saved = metric(column)
-    chart = Chart(x=known.unit, y=saved.unit, height=478, legend=True, headroom=18, theme=theme)
+    chart = Chart(x=predictor.unit, y=saved.unit, height=478, legend=True, headroom=18, theme=theme)
     kinds = rows["projection"].map(map_row)
     looks = palette.projection_styles(list(dict.fromkeys(table["projection"].map(map_row))))
-    hover = f"%{{customdata[0]}}<br>{known.unit} %{{customdata[1]}}<br>{saved.unit} %{{y:.1%}}"
+    hover = f"%{{customdata[0]}}<br>{predictor.unit} %{{customdata[1]}}<br>{saved.unit} %{{y:.1%}}"
     for projection, part in rows.groupby(kinds, sort=False):
-        shown = np.stack([part["layer"], part[x].map(known.text)], axis=1)
+        shown = np.stack([part["layer"], part[x].map(predictor.text)], axis=1)
         behind = {"marker": {"opacity": 0.85}, "customdata": shown}
         chart.points(part[x], part[column], looks[str(projection)], hover, size=9, **behind)
     dead = rows[rows["dead_columns"] > 0] if "dead_columns" in rows else rows.head(0)
@@ -312,14 +312,14 @@ def gain_scatter(
         chart.note(f"columnar above {threshold:g}", x=threshold, y=1, yref="paper", yanchor="bottom")
         chart.x(range=[-0.02, 1.04])
     chart.figure.add_hline(y=0, line={"color": chart.ink.text, "width": 1.5})
-    chart.x(zeroline=False, tickformat=PERCENT if known.kind == "change" else "")
+    chart.x(zeroline=False, tickformat=PERCENT if predictor.kind == "change" else "")
     chart.y(tickformat=PERCENT, zeroline=False, rangemode="normal")  # marks at 0 are whole
     better = len(rows[rows[column] > 0])
     finding = f"{sentence(saved.who)} gains on {out_of(better, len(rows), 'layer')}"
     subtitle = f"{'Held-out' if held else 'Calibration'} error saved against SparseGPT, a mark a layer"
     ranked = verdicts.rank_correlation(rows[x], rows[column])
-    caption = "" if ranked is None else f"{verdicts.says_correlation(known.label, 'which layers gain', ranked)}."
-    alt = f"Scatter chart of the error saved by {saved.who} against {known.label.lower()}"
+    caption = "" if ranked is None else f"{verdicts.says_correlation(predictor.label, 'which layers gain', ranked)}."
+    alt = f"Scatter chart of the error saved by {saved.who} against {predictor.label.lower()}"
     columns = list(dict.fromkeys(["layer", "block_index", "projection", "relative_range", x, column]))
     return chart.done(finding, subtitle, caption, alt, rows[columns].reset_index(drop=True))
 
@@ -490,12 +490,12 @@ def _signed(change: float, text: str) -> str:
 
 
 def _difference_caption(rows: pd.DataFrame, names: tuple[str, str]) -> str:
-    less, more = verdicts.sides(rows)
-    ways = {"lower": less, "higher": more, "equal": len(rows) - less - more}
+    lower, higher = verdicts.sides(rows)
+    ways = {"lower": lower, "higher": higher, "equal": len(rows) - lower - higher}
     caption = f"Of {count(len(rows), 'layer')} {names[1]} is "
     caption += ", ".join(f"{way} in {word(layers)}" for way, layers in ways.items() if layers)
     changed = rows.dropna(subset=["value"])
-    if (less or more) and len(changed):
+    if (lower or higher) and len(changed):
         ends = [changed.loc[at] for at in (changed["value"].idxmin(), changed["value"].idxmax())]
         low, high = (f"{row['text']} ({short_layer(row['layer'])})" for row in ends)
         caption += f"; from {low} to {high}. Averages over layers are geometric means of ratios"

@@ -77,13 +77,6 @@ def _curve_finding(final: Mapping[str, float]) -> str:
     return f"{listing(lowest)} {'ends' if len(lowest) == 1 else 'end'} lowest, at {number(final[best])}"
 
 
-def relative_curves(results: Mapping[str, LayerResult], dense_energy: float) -> dict[str, np.ndarray]:
-    """Of each sweep, `so_far` relative to tr(W H Wᵀ); recorded sweeps, `trace="errors"` is enough."""
-    if dense_energy <= 0:
-        raise RoseError("This layer puts out nothing on these tokens; choose a layer with a signal.")
-    return {name: so_far(result) / dense_energy for name, result in results.items()}
-
-
 def trace_of(result: LayerResult) -> SweepTrace:
     """The recorded sweep; raises RoseError where it was not recorded."""
     if result.trace is None:
@@ -144,13 +137,13 @@ def damage_split(result: LayerResult, inside: Any, *, step: int | None = None, *
     chart = Chart(x="pruned block (visited first to last)", y="squared error  Σ e²", legend=True, **shared)
     lost, error = (to_numpy(part).astype(np.float64) for part in (trace_of(result).lost, trace_of(result).error))
     alone = np.clip(to_numpy(inside), error, np.maximum(lost, error))  # rounding may go beyond
-    later, own = alone - error, lost - alone
+    later, inner = alone - error, lost - alone
     names = ["mixed" if block is None else f"block {block}" for block in visited_blocks(result.plan, result.order)]
     blocks, steps = len(error), np.arange(1, len(error) + 1)
     for look, values in (
         (Style(palette.ORANGE, "error that remains"), error),
         (Style(palette.TEAL, "absorbed by later blocks", pattern="/"), later),
-        (Style(palette.VIOLET, "absorbed inside the block, by columns to the right", pattern="."), own),
+        (Style(palette.VIOLET, "absorbed inside the block, by columns to the right", pattern="."), inner),
     ):
         chart.bars(steps, values, look, f"%{{x}}. pruned, %{{customdata}}<br>{look.label} %{{y:.4g}}", customdata=names)
     if step is not None and 0 <= step < blocks:
@@ -160,7 +153,7 @@ def damage_split(result: LayerResult, inside: Any, *, step: int | None = None, *
     if blocks <= NUMBERED:
         texts = [f"{place}<br>{name}" if blocks <= NAMED else str(place) for place, name in enumerate(names, 1)]
         chart.x(tickvals=steps.tolist(), ticktext=texts)
-    by_later, by_own = (percent(part.sum() / (lost.sum() or 1.0), 0) for part in (later, own))
+    by_later, by_own = (percent(part.sum() / (lost.sum() or 1.0), 0) for part in (later, inner))
     finding = f"Later blocks absorb {by_later} of the error, the block itself {by_own}"
     subtitle = (
         f"{sweep_style(result).label}: squared error of each block{chart.of}, damping included, in the order visited"
@@ -170,9 +163,9 @@ def damage_split(result: LayerResult, inside: Any, *, step: int | None = None, *
         f"comes after the last one: the {percent((lost[-1] - error[-1]) / (lost[-1] or 1.0), 0)} that is absorbed "
         f"there goes to the {result.order.widths[-1]} columns of the block itself, each helped by those to its right."
     )
-    made = {"step": steps, "block": names, "removed_weights": to_numpy(trace_of(result).removed), "lost": lost}
-    made |= {"error": error, "compensated_by_later_blocks": later, "compensated_inside": own}
-    return chart.done(finding, subtitle, caption, "Stacked bars of the error by pruned block", pd.DataFrame(made))
+    numbers = {"step": steps, "block": names, "removed_weights": to_numpy(trace_of(result).removed), "lost": lost}
+    numbers |= {"error": error, "compensated_by_later_blocks": later, "compensated_inside": inner}
+    return chart.done(finding, subtitle, caption, "Stacked bars of the error by pruned block", pd.DataFrame(numbers))
 
 
 # What position, sparsity and budget do
@@ -250,8 +243,8 @@ def order_budget_matrix(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
     by_order, by_budget, by_both = (percent(1 - np.nanmin(part)) for part in parts)
     caption = f"Order alone (equal shares) saves at most {by_order}, budget alone (in natural order) "
     caption += f"{by_budget}, both together {by_both}.{spread}"
-    named = ratio.reset_index().rename(columns={name: f"relative_error_{name}_budget_over_baseline" for name in ratio})
-    return chart.done(finding, subtitle, caption, "Table of relative error by order and budget, coloured", named)
+    data = ratio.reset_index().rename(columns={name: f"relative_error_{name}_budget_over_baseline" for name in ratio})
+    return chart.done(finding, subtitle, caption, "Table of relative error by order and budget, coloured", data)
 
 
 def _colour_ratios(chart: Chart, ratio: pd.DataFrame, printed: pd.DataFrame, labels: list[str]) -> None:
@@ -344,13 +337,13 @@ def sentence_of_bases(table: pd.DataFrame) -> str:
     """What the bases do to SparseGPT's error, in numbers; table as of `basis_errors`."""
     rows = table[table["method"] == "sparsegpt"].set_index("basis")
     column, tokens = judged(rows)
-    given = float(rows.loc[GIVEN, column])
+    reference = float(rows.loc[GIVEN, column])
     parts: list[str] = []
     for name in ("gathered", "learned", "random"):
-        before, after = apart(given, float(rows.loc[name, column]))
-        moved = "stays at" if before == after else "falls" if rows.loc[name, column] < given else "rises"
+        before, after = apart(reference, float(rows.loc[name, column]))
+        moved = "stays at" if before == after else "falls" if rows.loc[name, column] < reference else "rises"
         start = f" from {before}" if not parts else ""
-        whose = f"SparseGPT's {tokens} error" if not parts else "it"
+        subject = f"SparseGPT's {tokens} error" if not parts else "it"
         moved += f" {after}" if before == after else f"{start} to {after}"
-        parts.append(f"{SPOKEN[name]} {whose} {moved}")
+        parts.append(f"{SPOKEN[name]} {subject} {moved}")
     return f"In {'; in '.join(parts)}. The dense model computes the same in all four."

@@ -92,14 +92,14 @@ def forecast_scatter(table: pd.DataFrame, *, tokens: str = "held-out", **shared:
     chart.x(range=[0, top])
     chart.y(top=top)
     best, foreseen = (table.loc[table[name].idxmin()] for name in ("measured", "forecast"))
-    told, name = (
+    predicted, name = (
         f"{palette.order_style(row['order']).label.lower()} order, {SHARES[row['budget']]}" for row in (foreseen, best)
     )
-    hit = "as measured" if told == name else f"measured best {name}"
+    hit = "as measured" if predicted == name else f"measured best {name}"
     ranked = verdicts.rank_correlation(table["forecast"], table["measured"])
     caption = "From one factorization an order and 64 rows of W, before any sweep; open marks: one threshold."
     if ranked is not None:
         caption += f" Rank correlation {ranked}."
     subtitle = f"Error{chart.of} by order and budget: forecast, and measured on {tokens} tokens"
-    finding = f"Forecast best is {told}, {hit}"
+    finding = f"Forecast best is {predicted}, {hit}"
     return chart.done(finding, subtitle, caption, "Scatter chart of measured against forecast errors", table)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Unpack
-
 import numpy as np
 import pandas as pd
 
 from app.figures import palette
 from app.figures.palette import Style, Theme
-from app.figures.shapes import BARE, CHOSEN, Chart, Look, colourbar
-from app.figures.style import ERROR, Drawing, judged
-from app.words import count, number, percent, sentence, whole
+from app.figures.shapes import BARE, CHOSEN, Chart, colourbar
+from app.figures.style import Drawing
+from app.words import count, number, percent, whole
 from rose import verdicts
 
 LOOKS = {
@@ -26,34 +24,12 @@ UNROUNDED = "16 bits"
 # Bits and zeros
 
 
-def bits_and_zeros(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
-    """A line for each sparsity through its numbers of bits, error on a log scale.
-
-    The table has a row per way: sparsity (of `LOOKS`), bits (0 where weights are not rounded), bits_a_weight,
-    relative_error, held_out_error (NaN if not measured).
-    """
-    column, tokens = judged(table)
-    chart = Chart(x="bits a weight", y=ERROR, height=460, legend=True, **shared)
-    _draw_bits(chart, table.assign(by=""), column, f"{tokens} error")
-    errors = np.log10(table[column].clip(lower=np.finfo(np.float32).tiny))
-    span = [errors.min() - 0.2, errors.max() + 0.2]
-    chart.y(type="log", range=span, dtick=1, exponentformat="none")  # decades, as numbers
-    chart.x(range=[0, table["bits_a_weight"].max() * 1.05])
-    ways = [_row(table, *way) for way in (("0.5", 4), ("0", 3), ("0.5", 0), ("0", 4))]
-    both, alone, unrounded, rounded = (
-        f"{number(row[column])} at {row['bits_a_weight']:.2f} bits a weight" for row in ways
-    )
-    change = verdicts.says_change(ways[0][column], ways[1][column], "all of them at 3 bits")
-    note = f"{sentence(tokens)} error{chart.of} on a log scale; along a line 3 to 16 bits"
-    caption = f"Compared are half the weights at 4 bits, {both}, and all of them at 3 bits, {alone}. "
-    caption += f"Beside them: half the weights unrounded, {unrounded}; all of them at 4 bits, {rounded}."
-    alt = "Line chart of error against bits a weight, a line for each sparsity"
-    return chart.done(f"Half the weights at 4 bits make {change}", note, caption, alt, table)
-
-
 def perplexity_and_bits(table: pd.DataFrame, *, model: str, theme: Theme = "light") -> Drawing:
-    """The same of whole models by `perplexity`; the dense model is a row of 16 bits a weight. `by` is "" for most rows,
-    or names another method, which gets its own lines."""
+    """Perplexity of whole models by bits a weight, a line for each sparsity and method.
+
+    The table has a row per model: sparsity (of `LOOKS`), bits (0 where weights are not rounded), bits_a_weight,
+    perplexity, and `by`, the method, or "" for the usual one. The dense model is a row of 16 bits a weight.
+    """
     chart = Chart(x="bits a weight", y="perplexity", height=460, legend=True, theme=theme)
     _draw_bits(chart, table, "perplexity", "perplexity")
     usual, bits = table[table["by"] == ""], table["bits_a_weight"]

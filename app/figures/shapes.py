@@ -79,47 +79,51 @@ class Chart:
         first, last = int(min(blocks)), int(max(blocks))
         self.x(count=last - first + 1, range=[first - 0.6, last + 0.6], tick0=0, zeroline=False)
 
-    def bars(self, x: Any, y: Any, look: Style, hover: str, **more: Any) -> None:
+    def bars(self, x: Any, y: Any, look: Style, hover: str, **properties: Any) -> None:
         """One series of bars in its colour and pattern; `text`, where given, stands above them."""
-        marker = {"color": look.colour, "pattern": {"shape": look.pattern, "solidity": 0.35}} | more.pop("marker", {})
-        if "text" in more:
-            more |= {"textposition": "outside", "cliponaxis": False}
-        self.figure.add_bar(x=x, y=y, name=look.label, marker=marker, **_hover(hover), **more)
+        marker = {"color": look.colour, "pattern": {"shape": look.pattern, "solidity": 0.35}} | properties.pop(
+            "marker", {}
+        )
+        if "text" in properties:
+            properties |= {"textposition": "outside", "cliponaxis": False}
+        self.figure.add_bar(x=x, y=y, name=look.label, marker=marker, **_hover(hover), **properties)
 
-    def line(self, x: Any, y: Any, look: Style, hover: str, *, width: Any = 2.5, size: Any = 8, **more: Any) -> None:
+    def line(
+        self, x: Any, y: Any, look: Style, hover: str, *, width: Any = 2.5, size: Any = 8, **properties: Any
+    ) -> None:
         """One line with marks, in its colour, dash and symbol; with `mode="lines"` without the marks."""
-        line = {"color": look.colour, "dash": look.dash, "width": width} | more.pop("line", {})
-        marker = {"symbol": look.symbol, "size": size} | more.pop("marker", {})
-        options = {"mode": "lines+markers", "name": look.label} | _hover(hover) | more
+        line = {"color": look.colour, "dash": look.dash, "width": width} | properties.pop("line", {})
+        marker = {"symbol": look.symbol, "size": size} | properties.pop("marker", {})
+        options = {"mode": "lines+markers", "name": look.label} | _hover(hover) | properties
         self.figure.add_scatter(x=x, y=y, line=line, marker=marker, **options)
 
     def level(self, y: float, span: tuple[float, float], name: str, dash: str = "dash") -> None:
         """A broken horizontal line that the legend names, where a text beside it would cover data."""
         self.line(list(span), [y, y], Style(self.ink.text, name, dash), "", width=1.5, mode="lines")
 
-    def points(self, x: Any, y: Any, look: Style, hover: str, *, size: Any = 9, **more: Any) -> None:
+    def points(self, x: Any, y: Any, look: Style, hover: str, *, size: Any = 9, **properties: Any) -> None:
         """Marks in their colour and symbol; very many are drawn by WebGL, as a page of so many SVG elements crawls.
 
         So is what comes after them, which would else lie below.
         """
-        marker = {"color": look.colour, "symbol": look.symbol, "size": size} | more.pop("marker", {})
+        marker = {"color": look.colour, "symbol": look.symbol, "size": size} | properties.pop("marker", {})
         is_gl = len(x) > SVG_MARKS or any(trace.type == "scattergl" for trace in self.figure.data)
         add = self.figure.add_scattergl if is_gl else self.figure.add_scatter
-        add(x=x, y=y, marker=marker, **({"mode": "markers", "name": look.label} | _hover(hover) | more))
+        add(x=x, y=y, marker=marker, **({"mode": "markers", "name": look.label} | _hover(hover) | properties))
 
-    def rings(self, x: Any, y: Any, name: str, *, size: float = 20, colour: str = MARK, **more: Any) -> None:
+    def rings(self, x: Any, y: Any, name: str, *, size: float = 20, colour: str = MARK, **properties: Any) -> None:
         """Rings around marks or cells that are chosen, or special."""
         look = Style(colour, name, symbol="circle-open")
-        self.points(x, y, look, "", size=size, marker={"line": {"width": 2.5}}, **more)
+        self.points(x, y, look, "", size=size, marker={"line": {"width": 2.5}}, **properties)
 
-    def cells(self, shrunk: Shrunk, unit: str, **more: Any) -> None:
+    def cells(self, shrunk: Shrunk, unit: str, **properties: Any) -> None:
         """Cells at the channel numbers they stand for; zmin 0 and the sequential scale unless told otherwise."""
         array = shrunk.array
         place = {"x0": (shrunk.columns - 1) / 2, "dx": shrunk.columns, "y0": (shrunk.rows - 1) / 2, "dy": shrunk.rows}
         hover = f"input channel %{{x:.0f}}<br>output channel %{{y:.0f}}<br>{unit} %{{z:.4g}}<extra></extra>"
         scale = {"colorscale": SEQUENTIAL, "zmin": 0, "colorbar": colourbar(unit), "hovertemplate": hover}
         kind = np.uint8 if array.dtype in (np.bool_, np.uint8) else np.float32
-        self.figure.add_heatmap(z=array.astype(kind, copy=False), **place, **(scale | more))
+        self.figure.add_heatmap(z=array.astype(kind, copy=False), **place, **(scale | properties))
 
     def matrix_axes(self, rows: int, columns: int) -> None:
         """First output channel on top, as a matrix is written; nothing beyond the last channel."""
@@ -159,10 +163,10 @@ class Chart:
         marker = {"color": "#ffffff", "line": {"width": 1.5, "color": "#1a1c22"}}
         self.points(cells["block_index"], cells["projection"], look, "", size=size, marker=marker, showlegend=False)
 
-    def outline(self, x0: float, x1: float, y0: float, y1: float, **more: Any) -> None:
+    def outline(self, x0: float, x1: float, y0: float, y1: float, **properties: Any) -> None:
         """A rectangle around what is chosen, in data coordinates."""
-        line = {"color": MARK, "width": 3} | more.pop("line", {})
-        self.figure.add_shape(type="rect", x0=x0, x1=x1, y0=y0, y1=y1, line=line, layer="above", **more)
+        line = {"color": MARK, "width": 3} | properties.pop("line", {})
+        self.figure.add_shape(type="rect", x0=x0, x1=x1, y0=y0, y1=y1, line=line, layer="above", **properties)
 
     def outline_block(self, widths: Sequence[int]) -> None:
         """Outlines the marked block over the whole height of the plot."""
@@ -184,11 +188,11 @@ def _hover(template: str) -> dict[str, str]:
     return {"hovertemplate": f"{template}<extra></extra>"} if template else {"hoverinfo": "skip"}
 
 
-def colourbar(title: str, **more: Any) -> dict[str, Any]:
+def colourbar(title: str, **properties: Any) -> dict[str, Any]:
     """A colour bar with a title that reads along it."""
     font = {"size": FONT_SIZE}
     look = {"thickness": 14, "outlinewidth": 0, "tickfont": font, "ticklabeloverflow": "allow"}
-    return {"title": {"text": title, "side": "right", "font": font}} | look | more
+    return {"title": {"text": title, "side": "right", "font": font}} | look | properties
 
 
 def layer_grid(rows: pd.DataFrame, projections: Sequence[str] = (), blocks: Sequence[int] = ()) -> pd.DataFrame:
@@ -236,9 +240,9 @@ def end_labels(
     # A line leads from the end to a label that had to move.
     leader = {"showarrow": True, "arrowhead": 0, "arrowwidth": 1, "standoff": 6, "ax": LEADER, "ayref": "y"}
     for middle, (y, text, colour, dash) in zip(middles, ordered, strict=True):
-        named = f'<span style="color:{colour}">{"┅" if "dot" in dash else "━"}</span> {text}'
+        label = f'<span style="color:{colour}">{"┅" if "dot" in dash else "━"}</span> {text}'
         where = {"x": x, "y": y, "ay": middle, "xanchor": "left", "align": "left"}
         # The text itself is in ink: colours are too light to read.
-        figure.add_annotation(text=named, arrowcolor=colour, **where, **leader)
+        figure.add_annotation(text=label, arrowcolor=colour, **where, **leader)
     longest = max(len(line) for _, text, *_ in ends for line in text.split("<br>"))
     figure.update_layout(margin_r=round(26 + LEADER + CHARACTER * longest))

@@ -93,8 +93,8 @@ def _draw(results: Sequence[LayerResult], step: int, energy: float, view: _View,
     subtitle = f"{view.unit}{chart.of} from 0 to {number(top)}, columns as visited; dimmed: pruned; pink: just pruned; "
     subtitle += "bright: free"
     caption = f"{sentence(note)}." if "maximum" in note else ""
-    named = dict(zip(map(run_name, results), curves, strict=True))
-    table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)} | named)
+    columns = dict(zip(map(run_name, results), curves, strict=True))
+    table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)} | columns)
     finding = _finding(looks, now, final, step, blocks)
     return chart.done(
         finding,
@@ -223,12 +223,12 @@ def solver_race(
     return drawing
 
 
-def _state_line(chart: Chart, table: pd.DataFrame, column: str, look: Style, **more: Any) -> None:
+def _state_line(chart: Chart, table: pd.DataFrame, column: str, look: Style, **properties: Any) -> None:
     """States of a solver on the way, with open marks where weights are still to be removed."""
     symbols = [look.symbol if complete else look.opened().symbol for complete in table["is_complete"]]
     hover = f"{look.label}, %{{customdata}}<br>%{{x:.1f}} products<br>error %{{y:.4g}}"
     marker = {"symbol": symbols}
-    chart.line(table["work"], table[column], look, hover, marker=marker, customdata=table["step"], **more)
+    chart.line(table["work"], table[column], look, hover, marker=marker, customdata=table["step"], **properties)
 
 
 def _race_finding(ways: Mapping[str, tuple[str, pd.DataFrame]], work: float, column: str) -> str:
@@ -241,11 +241,11 @@ def _race_finding(ways: Mapping[str, tuple[str, pd.DataFrame]], work: float, col
     after = f"After {work:g} products"
     if not now:
         return f"{after} no solver has a result yet"
-    first, *others = sorted(now, key=now.__getitem__)
-    if not others:
+    first, *rest = sorted(now, key=now.__getitem__)
+    if not rest:
         return f"{after} only {_lower(first)} has a result"
-    base = ways["sweep"][0] if "sweep" in ways and ways["sweep"][0] in now else others[0]
-    who = first if first != base else others[0]
+    base = ways["sweep"][0] if "sweep" in ways and ways["sweep"][0] in now else rest[0]
+    who = first if first != base else rest[0]
     ends = {label: float(table["work"].iloc[-1]) for label, table in ways.values()}
     if ends[base] <= ends[who] < work - 1e-9:  # nothing has changed since
         after = f"By its end, after {ends[who]:.3g} products,"

@@ -42,7 +42,7 @@ def _matrix(shared: Marked, widths: Sequence[int]) -> Chart:
 
 
 def _cells(
-    chart: Chart, shrunk: Shrunk, shape: Sequence[int], unit: str, texts: tuple[str, str, str, str], **more: Any
+    chart: Chart, shrunk: Shrunk, shape: Sequence[int], unit: str, texts: tuple[str, str, str, str], **properties: Any
 ) -> Drawing:
     """A heatmap of one value per weight.
 
@@ -50,9 +50,9 @@ def _cells(
     """
     finding, subtitle, caption, alt = texts
     zmax, saturates = ceiling(shrunk.array)
-    chart.cells(shrunk, unit, **({"zmax": zmax} | more))
+    chart.cells(shrunk, unit, **({"zmax": zmax} | properties))
     chart.matrix_axes(*shape)
-    subtitle = f"{subtitle}; {shrunk.note}" + ("" if "zmax" in more else saturates)
+    subtitle = f"{subtitle}; {shrunk.note}" + ("" if "zmax" in properties else saturates)
     alt = f"Heatmap of {alt}{chart.of}, input channels across, output channels down"
     return chart.done(finding, subtitle, caption + chart.marked_words, alt, frame(shrunk))
 

@@ -48,12 +48,12 @@ PHRASES = {
 def choose(draft: Setup) -> dict[str, Any]:
     """What most people change, in a row: model, sparsity and layers."""
     _seed(draft)
-    one, two, three = st.columns([3, 2, 3])
-    with one:
+    left, middle, right = st.columns([3, 2, 3])
+    with left:
         model = _choose_model()
-    with two:
+    with middle:
         sparsity = choose_sparsity(PREFIX + "sparsity", draft.sparsity, persist_state="page")
-    with three:
+    with right:
         choice = st.selectbox("Layers", list(LAYERS), format_func=LAYERS.__getitem__, **_key("layers"))
         layers = _choose_layers(choice, model)
     return {"model": model, "sparsity": sparsity, "layers": layers}
@@ -66,15 +66,15 @@ def choose_more(model: str) -> dict[str, Any]:
     seed_number = _number(right, "seed", help="Which windows of the text are drawn.")
     if text == FILE:
         text = st.text_input("File", placeholder="~/texts/calibration.txt", **_key("path")).strip()
-    one, two, three = st.columns(3)
-    samples = _number(one, "samples", help="Windows of text that calibrate the pruning.")
-    length = _number(two, "length")
-    held_out = _number(three, "held_out", help="Not used for pruning; errors are measured on them too.")
-    one, two, three = st.columns(3)
-    block_size = _number(one, "block_size", help="Columns that are pruned together.")
-    said = "Added to the Hessian's diagonal, relative to its mean."
-    damping = _number(two, "damping", step=0.01, format="%g", help=said)
-    dtype = three.selectbox("Number format of weights", list(DTYPES), **_key("dtype"))
+    left, middle, right = st.columns(3)
+    samples = _number(left, "samples", help="Windows of text that calibrate the pruning.")
+    length = _number(middle, "length")
+    held_out = _number(right, "held_out", help="Not used for pruning; errors are measured on them too.")
+    left, middle, right = st.columns(3)
+    block_size = _number(left, "block_size", help="Columns that are pruned together.")
+    help_text = "Added to the Hessian's diagonal, relative to its mean."
+    damping = _number(middle, "damping", step=0.01, format="%g", help=help_text)
+    dtype = right.selectbox("Number format of weights", list(DTYPES), **_key("dtype"))
     stream = model not in PACKAGED and st.toggle(
         "Leave the weights on disk",
         help="For models larger than memory, in safetensors files: one decoder block at a time is read. The "
@@ -85,17 +85,17 @@ def choose_more(model: str) -> dict[str, Any]:
     return calibration | {"block_size": block_size, "damping": damping, "dtype": dtype, "stream": stream}
 
 
-def choose_sparsity(key: str, asked: str, **more: Any) -> str:
+def choose_sparsity(key: str, current: str, **options: Any) -> str:
     """The sparsity of a set-up; `asked` is offered whatever it is."""
     return (
         st.selectbox(
             "Sparsity",
-            SPARSITIES if asked in SPARSITIES else [*SPARSITIES, asked],
+            SPARSITIES if current in SPARSITIES else [*SPARSITIES, current],
             accept_new_options=True,
             help="The share of weights removed, or N:M, where N of every M neighbouring weights stay. Choose one or "
             "type another, such as 0.55 or 8:16.",
             key=key,
-            **more,
+            **options,
         )
         or ""
     )
@@ -125,12 +125,12 @@ def _key(name: str) -> dict[str, Any]:
     return {"key": PREFIX + name, "persist_state": "page"}
 
 
-def _number(place: DeltaGenerator, name: str, **more: Any) -> Any:
+def _number(place: DeltaGenerator, name: str, **options: Any) -> Any:
     """A number of the set-up, within the limits that a link has to keep to as well."""
     field = FIELDS[name]
     low, high = (field.limits.get(limit) for limit in ("ge", "le"))
     least, most = (None if limit is None else field.kind(min(limit, LARGEST)) for limit in (low, high))
-    return place.number_input(field.label, least, most, **more, **_key(name))
+    return place.number_input(field.label, least, most, **options, **_key(name))
 
 
 def _choose_model() -> str:
@@ -141,7 +141,7 @@ def _choose_model() -> str:
         format_func=lambda name: f"{name}, packaged" if name in PACKAGED else name,
         accept_new_options=True,
         help="Choose a packaged one, or type a Hub id (meta-llama/Llama-3.2-1B), a folder (~/models/mine) or a .gguf "
-        "file. " + " ".join(f"{name}: {one.description}." for name, one in PACKAGED.items()),
+        "file. " + " ".join(f"{name}: {package.description}." for name, package in PACKAGED.items()),
         on_change=_read_as_stored,
         **_key("model"),
     )
@@ -150,8 +150,8 @@ def _choose_model() -> str:
 
 def _read_as_stored() -> None:
     """A model that is chosen is read in the format that suits how it is stored, until another is chosen."""
-    known = structure((st.session_state[PREFIX + "model"] or "").strip())
-    stored = None if known is None else Network(known).dtype
+    skeleton = structure((st.session_state[PREFIX + "model"] or "").strip())
+    stored = None if skeleton is None else Network(skeleton).dtype
     st.session_state[PREFIX + "dtype"] = name_of(read_as(STORED, stored))
 
 
@@ -159,12 +159,12 @@ def _choose_layers(choice: str, model: str) -> str:
     if choice == "all":
         return "*"
     if choice == "own":
-        said = 'Separated by spaces; * matches any part: "*.o_proj". Empty: all layers.'
-        return st.text_input("Names", placeholder="* (all layers)", help=said, **_key("own")).strip() or "*"
-    known = structure(model)
+        help_text = 'Separated by spaces; * matches any part: "*.o_proj". Empty: all layers.'
+        return st.text_input("Names", placeholder="* (all layers)", help=help_text, **_key("own")).strip() or "*"
+    skeleton = structure(model)
     if choice == "attention":
-        return preflight.attention_outputs(known)
-    prefix, count = ("*", 1) if known is None else (decoder_blocks(known)[0], len(decoder_blocks(known)[1]))
+        return preflight.attention_outputs(skeleton)
+    prefix, count = ("*", 1) if skeleton is None else (decoder_blocks(skeleton)[0], len(decoder_blocks(skeleton)[1]))
     last = count - 1
     st.session_state[PREFIX + "block"] = min(st.session_state[PREFIX + "block"], last)
     index = st.number_input(f"Decoder block, 0 to {last}", 0, last, **_key("block"))
@@ -185,9 +185,9 @@ def structure(model: str) -> nn.Module | None:
 
 def say_hub(*setups: Setup) -> None:
     """What runs of these ask the Hub for, beside the button that starts one; nothing where they ask for nothing."""
-    if asked := list(dict.fromkeys(name for one in setups for name in preflight.asked_of_hub(one))):
-        said = f"This asks {HUB} for {words.listing(asked)}; what is not here yet is downloaded."
-        st.caption(words.plain(said))
+    if names := list(dict.fromkeys(name for setup in setups for name in preflight.asked_of_hub(setup))):
+        notice = f"This asks {HUB} for {words.listing(names)}; what is not here yet is downloaded."
+        st.caption(words.plain(notice))
 
 
 def problems() -> dict[str, str]:

@@ -58,12 +58,12 @@ def _look_for_heads(study: Study) -> Rotatable:
     while not study.loaded.lock.acquire(timeout=0.2):
         stop_point()
     try:
-        found = value_heads(study.loaded.network)
+        rotatable_heads = value_heads(study.loaded.network)
     except rose.RoseError as problem:
         return Rotatable({}, str(problem))
     finally:
         study.loaded.lock.release()
-    return Rotatable({heads.output.name: heads.layout for heads in found})
+    return Rotatable({heads.output.name: heads.layout for heads in rotatable_heads})
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def in_basis(study: Study, layer: str, basis: str) -> InBasis:
         return InBasis(weight, statistics, held_out)
     layout, rotations = rotatable(study).layouts[layer], _rotations(study, layer, basis)
     turned = rotate_columns(weight, layout, rotations).to(weight.dtype)
-    of_inputs = [one and rotate_statistics(one, layout, rotations) for one in (statistics, held_out)]
+    of_inputs = [stream and rotate_statistics(stream, layout, rotations) for stream in (statistics, held_out)]
     assert of_inputs[0] is not None
     return InBasis(turned, of_inputs[0], of_inputs[1])
 
@@ -114,7 +114,7 @@ def measure(study: Study, layer: str, basis: str, method: str, threshold: float 
 def missing(study: Study, layer: str, bases: list[str], threshold: float = THRESHOLD) -> list[tuple[str, str]]:
     """Which (basis, method) have not been measured yet."""
     shelf = _shelf(study, layer)
-    return [(one, method) for one in bases for method in METHODS if _key(one, method, threshold) not in shelf]
+    return [(basis, method) for basis in bases for method in METHODS if _key(basis, method, threshold) not in shelf]
 
 
 def seconds(study: Study, layer: str, left: list[tuple[str, str]]) -> float:

@@ -33,11 +33,11 @@ PICTURES = {"importance": "Importance S", "weights": "|W|", "loss": "Potential l
 def draw(study: Study, layer: str) -> None:
     if not _knows_heads(study):
         return
-    found = rotatable(study)
-    if layer not in found.layouts:
+    rotatable_layers = rotatable(study)
+    if layer not in rotatable_layers.layouts:
         _offer_nearest(study, layer)
         return
-    layout = found.layouts[layer]
+    layout = rotatable_layers.layouts[layer]
     left, stage = st.columns((1, 2.7))
     with left.container(key="lab-basis-controls"):
         st.html(STAYS)
@@ -71,7 +71,8 @@ def draw(study: Study, layer: str) -> None:
         st.markdown(f"**{figures.sentence_of_bases(results)}**")
         components.show(figures.basis_errors(results, BASES, basis, **look), "lab-bases")
         pictures = {
-            name: picture(study, layer, one, session.threshold()) for name, one in zip(BASES, every, strict=True)
+            name: picture(study, layer, basis_name, session.threshold())
+            for name, basis_name in zip(BASES, every, strict=True)
         }
         weight, plan = pictures[basis]
         where = look | {"layer": f"{look['layer']}, {BASES[basis].lower()}"}
@@ -82,7 +83,7 @@ def draw(study: Study, layer: str) -> None:
         }
         components.show(drawn[shown](**where), f"lab-basis-{shown}")
         components.show(losses.block_loss_bars(plan, **where), "lab-basis-blocks")
-        _ranges({name: one for name, (_, one) in pictures.items()})
+        _ranges({name: drawing for name, (_, drawing) in pictures.items()})
 
 
 def _knows_heads(study: Study) -> bool:
@@ -98,11 +99,11 @@ def _knows_heads(study: Study) -> bool:
 
 def _offer_nearest(study: Study, layer: str) -> None:
     """Says that nothing can be rotated here, and where it can."""
-    found = rotatable(study)
-    if found.why_none:
-        components.info(found.why_none)
+    rotatable_layers = rotatable(study)
+    if rotatable_layers.why_none:
+        components.info(rotatable_layers.why_none)
         return
-    other = found.nearest(study, layer)
+    other = rotatable_layers.nearest(study, layer)
     components.info(
         f"The heads of {words.short_layer(layer)} cannot be rotated: it is not a suitable output projection."
         + ("" if other else " No suitable one has been measured; measure one on the start page.")
@@ -119,13 +120,13 @@ def _offer_nearest(study: Study, layer: str) -> None:
 
 def _measured(study: Study, layer: str, bases: list[str]) -> bool:
     """Prunes in every basis in the background; what takes long waits for a press of the button."""
-    left, asked = missing(study, layer, bases, session.threshold()), (study.created, layer)
+    left, subject = missing(study, layer, bases, session.threshold()), (study.created, layer)
     needed = seconds(study, layer, left)
-    says = f"This prunes the layer {words.count(len(left), 'time')}: by {len(METHODS)} methods in every basis."
-    if not components.may_begin(needed, says, "Measure it", "lab-bases", asked):
+    notice = f"This prunes the layer {words.count(len(left), 'time')}: by {len(METHODS)} methods in every basis."
+    if not components.may_begin(needed, notice, "Measure it", "lab-bases", subject):
         return False
     pieces = [partial(measure, study, layer, basis, method, session.threshold()) for basis, method in left]
-    return components.finished(pieces, "lab-bases", (*asked, *bases, session.threshold()), "pruning")
+    return components.finished(pieces, "lab-bases", (*subject, *bases, session.threshold()), "pruning")
 
 
 def _ranges(plans: dict[str, rose.OrderPlan]) -> None:

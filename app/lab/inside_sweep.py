@@ -42,12 +42,12 @@ def draw(study: Study, layer: str) -> None:
 
 def _choose_sweeps() -> list[tuple[str, str]]:
     """Order and budget of the sweep, and of another beside it where one is chosen."""
-    known = [name for name in order_names() if name != "random"]
+    orders = [name for name in order_names() if name != "random"]
     order = st.selectbox(
-        "Order", known, index=known.index("two_level"), format_func=label, key="lab_sweep_order", bind=URL, width=180
+        "Order", orders, index=orders.index("two_level"), format_func=label, key="lab_sweep_order", bind=URL, width=180
     )
     budget = components.choose("Shares of blocks", BUDGETS, "lab_sweep_budget")
-    others = {ALONE: "Nothing", "order": "Natural order", "budget": "The other shares"}
-    beside = components.choose("Beside it", others, "lab_sweep_beside")
+    comparisons = {ALONE: "Nothing", "order": "Natural order", "budget": "The other shares"}
+    beside = components.choose("Beside it", comparisons, "lab_sweep_beside")
     other = {"order": ("natural", budget), "budget": (order, "layer" if budget == "block" else "block")}
     return list(dict.fromkeys([(order, budget), *([other[beside]] if beside in other else [])]))

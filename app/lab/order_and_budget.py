@@ -19,10 +19,12 @@ def draw(study: Study, layer: str) -> None:
     if grouped:
         st.caption(f"Under {study.plan(layer).pattern} every group gives up as many weights, so both budgets are one.")
     names = ["natural", *(order for order in orders if order != "natural")]
-    made = outcomes(study, layer, [PlannedSweep(order, budget) for order in names for budget in BUDGETS], "lab-budget")
-    if made is None:
+    results = outcomes(
+        study, layer, [PlannedSweep(order, budget) for order in names for budget in BUDGETS], "lab-budget"
+    )
+    if results is None:
         return
-    table, look = frame(made), components.look(layer)
+    table, look = frame(results), components.look(layer)
     held_out = table["held_out_error"].notna().all()
     look["layer"] += f" on {'held-out' if held_out else 'calibration'} tokens"
     table = table.assign(relative_error=table["held_out_error"]) if held_out else table

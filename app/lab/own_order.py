@@ -16,21 +16,21 @@ NUMBERS = re.compile(r"[\s,;\[\]]+")
 
 
 @dataclass(frozen=True)
-class Own:
+class OwnOrder:
     """The columns as visited, and the budget: "block", "layer", or the part of the layer's weights by visited block."""
 
     columns: tuple[int, ...]
     budget: str | tuple[float, ...] = "block"
-    past: tuple[Own, ...] = ()
+    past: tuple[OwnOrder, ...] = ()
 
-    def to(self, **changes: object) -> Own:
+    def to(self, **changes: object) -> OwnOrder:
         """Another state, from which `undone` leads back to this one."""
         other = replace(self, **changes)  # type: ignore[arg-type]
         if (other.columns, other.budget) == (self.columns, self.budget):
             return self
         return replace(other, past=(*self.past[-50:], replace(self, past=())))
 
-    def undone(self) -> Own:
+    def undone(self) -> OwnOrder:
         return replace(self.past[-1], past=self.past[:-1]) if self.past else self
 
     def order(self, plan: rose.OrderPlan) -> rose.Order:
@@ -51,7 +51,7 @@ def read_columns(text: str, columns: int) -> tuple[int, ...]:
     Raises:
         RoseError: no number, a number that is no column, one that is there twice, or columns that are missing.
     """
-    found: list[int] = []
+    order: list[int] = []
     for part in filter(None, NUMBERS.split(text)):
         ends = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
         if ends is None:
@@ -59,15 +59,15 @@ def read_columns(text: str, columns: int) -> tuple[int, ...]:
         first, last = int(ends[1]), int(ends[2] or ends[1])
         if max(first, last) >= columns:
             raise rose.RoseError(f"{part} is beyond the last column, {columns - 1}; columns are counted from 0.")
-        found += range(first, last + 1) if last >= first else range(first, last - 1, -1)
-        if len(found) > 2 * columns:
+        order += range(first, last + 1) if last >= first else range(first, last - 1, -1)
+        if len(order) > 2 * columns:
             break
-    if len(set(found)) < len(found):
-        twice = next(column for column in found if found.count(column) > 1)
+    if len(set(order)) < len(order):
+        twice = next(column for column in order if order.count(column) > 1)
         raise rose.RoseError(f"Column {twice} is there twice; name each column once.")
-    if missing := sorted(set(range(columns)) - set(found)):
+    if missing := sorted(set(range(columns)) - set(order)):
         raise rose.RoseError(f"{len(missing)} of {columns} columns are missing, such as {missing[0]}; name each once.")
-    return tuple(found)
+    return tuple(order)
 
 
 def write_columns(columns: Sequence[int]) -> str:
@@ -91,12 +91,12 @@ def read_shares(text: str, widths: Sequence[int], ratio: float) -> tuple[float, 
     if len(parts) != len(widths):
         raise rose.RoseError(f"There are {len(parts)} shares for {len(widths)} blocks; give one for each.")
     try:
-        given = [float(part.removesuffix("%")) / (100 if part.endswith("%") else 1) for part in parts]
+        parts_of_blocks = [float(part.removesuffix("%")) / (100 if part.endswith("%") else 1) for part in parts]
     except ValueError:
         raise rose.RoseError("A share is a number from 0 to 1 or a percentage, such as 0.7 or 70 %.") from None
-    if not all(0 <= share <= 1 for share in given):
+    if not all(0 <= share <= 1 for share in parts_of_blocks):
         raise rose.RoseError("A block can give up between 0 and all of its weights: shares lie between 0 and 1.")
-    shares = tuple(share * width / sum(widths) for share, width in zip(given, widths, strict=True))
+    shares = tuple(share * width / sum(widths) for share, width in zip(parts_of_blocks, widths, strict=True))
     if abs(sum(shares) - ratio) > 0.005:
         raise rose.RoseError(f"Together these shares remove {sum(shares):.3f} of the layer, but sparsity is {ratio:g}.")
     return tuple(share * ratio / sum(shares) for share in shares)

@@ -25,13 +25,13 @@ YOURS = "custom"
 
 def draw(study: Study, layer: str) -> None:
     plan = study.plan(layer)
-    own = st.session_state.get("lab_own") if st.session_state.get("lab_own_place") == (study.created, layer) else None
+    draft = st.session_state.get("lab_own") if st.session_state.get("lab_own_place") == (study.created, layer) else None
     with st.container(horizontal=True, vertical_alignment="bottom"):
         names = [name for name in order_names() if name != "random"]
         chosen = st.multiselect(
             "Orders",
-            [*names, *([YOURS] if own else [])],
-            default=["natural", "two_level", "pivot", *([YOURS] if own and own.past else [])],
+            [*names, *([YOURS] if draft else [])],
+            default=["natural", "two_level", "pivot", *([YOURS] if draft and draft.past else [])],
             format_func=label,
             key="lab_price_orders",
         )
@@ -46,7 +46,7 @@ def draw(study: Study, layer: str) -> None:
             help="Marked on every line.",
             width=150,
         )
-    lines = {name: study.prices(layer, own.order(plan) if name == YOURS and own else name) for name in chosen}
+    lines = {name: study.prices(layer, draft.order(plan) if name == YOURS and draft else name) for name in chosen}
     if not lines:
         st.info("Choose at least one order.")
         return
@@ -58,16 +58,16 @@ def draw(study: Study, layer: str) -> None:
 def forecast(study: Study, layer: str) -> None:
     """What was foretold of six orders under both budgets, against their sweeps."""
     pairs = FORESEEN[::2] if study.plan(layer).pattern.is_grouped else FORESEEN
-    told = partial(foretold, study, layer, pairs)
+    compute = partial(foretold, study, layer, pairs)
     signature = (study.created, layer, "forecast")
-    if not components.finished([told] if not study.knows(("forecast", layer)) else [], "lab-forecast", signature):
+    if not components.finished([compute] if not study.knows(("forecast", layer)) else [], "lab-forecast", signature):
         return
-    made = outcomes(study, layer, [PlannedSweep(*pair) for pair in pairs], "lab-forecast-sweeps")
-    if made is None:
+    results = outcomes(study, layer, [PlannedSweep(*pair) for pair in pairs], "lab-forecast-sweeps")
+    if results is None:
         return
     rows = [
         (order.partition(":")[0], budget, foreseen, sweep.error)
-        for (order, budget), foreseen, sweep in zip(pairs, told(), made, strict=True)
+        for (order, budget), foreseen, sweep in zip(pairs, compute(), results, strict=True)
     ]
     table = pd.DataFrame(rows, columns=["order", "budget", "forecast", "measured"])
     tokens = "calibration" if study.held_out_statistics(layer) is None else "held-out"
@@ -78,7 +78,7 @@ def foretold(study: Study, layer: str, pairs: list[tuple[str, str]]) -> list[flo
     """Errors of these orders and budgets before any sweep; remembered."""
 
     def compute() -> list[float]:
-        found = rose.forecasts(study.weight(layer), study.statistics(layer), pairs, **study.layer_options())
-        return [one.error for one in found]
+        forecasts = rose.forecasts(study.weight(layer), study.statistics(layer), pairs, **study.layer_options())
+        return [forecast.error for forecast in forecasts]
 
     return study.remember(("forecast", layer), compute)

@@ -24,9 +24,9 @@ def draw(run: PruningRun | None) -> None:
     """`run` is the one on the page, which may have pruned other layers than the study has."""
     study, layer = components.require_layer("Here the solvers behind the methods race each other on one layer")
     solvers = offered(study)
-    st.caption(told(layer, solvers, run))
+    st.caption(description(layer, solvers, run))
     left, stage = st.columns((1, 2.7))
-    known = [name for name in order_names() if name != "random"]
+    orders = [name for name in order_names() if name != "random"]
     with left:
         names = st.pills(
             "Solvers", solvers, selection_mode="multi", default=solvers, key="race_solvers", bind=URL,
@@ -34,7 +34,7 @@ def draw(run: PruningRun | None) -> None:
         )  # fmt: skip
         order = st.selectbox(
             "Order of the sweeps",
-            known,
+            orders,
             format_func=label,
             key="race_solver_order",
             bind=URL,
@@ -69,7 +69,7 @@ def labels(order: str) -> dict[str, str]:
     return {name: text if name == "admm" else f"{text}, {label(order).lower()} order" for name, text in LABELS.items()}
 
 
-def told(layer: str, solvers: Sequence[str], run: PruningRun | None) -> str:
+def description(layer: str, solvers: Sequence[str], run: PruningRun | None) -> str:
     """What the solvers do, for which methods, and whether the layer is one of those that the run has pruned."""
     is_other = run is not None and not any((copy.layers["layer"] == layer).any() for copy in run.copies)
     return (
@@ -86,8 +86,8 @@ def _mask(study: Study, layer: str, way: Watched, solver: str, order: str, since
     if state < 0:
         components.info(f"{LABELS[solver]} has no mask yet. Move the slider on.")
         return
-    before, what = way.mask(state - 1), "its last step" if state else "the dense layer"
+    before, since_label = way.mask(state - 1), "its last step" if state else "the dense layer"
     if since == "sweep":
-        before, what = watched(study, layer, "sweep", order).mask(0), "the sweep"
-    options = components.look(layer, solver=LABELS[solver], step=str(way.table["step"].iloc[state]), since=what)
+        before, since_label = watched(study, layer, "sweep", order).mask(0), "the sweep"
+    options = components.look(layer, solver=LABELS[solver], step=str(way.table["step"].iloc[state]), since=since_label)
     components.show(figures.mask_changes(way.mask(state), before, **options), "mask-changes")

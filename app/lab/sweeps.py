@@ -118,8 +118,13 @@ def dense_energy(study: Study, layer: str) -> float:
 def frame(outcomes: Sequence[SweepResult]) -> pd.DataFrame:
     """One row per sweep: order (all random ones have one name), budget, relative_error, held_out_error."""
     rows = [
-        (one.result.order.name.partition(":")[0], one.sweep.budget, one.result.relative_error, one.held_out_error)
-        for one in outcomes
+        (
+            outcome.result.order.name.partition(":")[0],
+            outcome.sweep.budget,
+            outcome.result.relative_error,
+            outcome.held_out_error,
+        )
+        for outcome in outcomes
     ]
     return pd.DataFrame(rows, columns=["order", "budget", "relative_error", "held_out_error"])
 

@@ -102,11 +102,11 @@ def files_of(setup: Setup) -> Files:
 
 def folder_of(setup: Setup, files: Files) -> Path | None:
     """Where the statistics of this set-up's calibration are or would be; None where they cannot be kept."""
-    named = os.environ.get(VARIABLE)
-    if named == "" or files.model is None or files.text is None:
+    chosen = os.environ.get(VARIABLE)
+    if chosen == "" or files.model is None or files.text is None:
         return None
     usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "rose-explorer"
-    root = expand(named or usual)
+    root = expand(chosen or usual)
     if str(root).startswith("~"):  # nobody's home: in a container, a user may have none
         return None
     return root / _digest(_version(), files.model, files.text, *map(str, setup.calibration_key))
@@ -166,9 +166,9 @@ def _example() -> tuple[dict[str, Tensor], dict[str, str]] | None:
 
 def read_example(setup: Setup) -> Kept | None:
     """The study that comes with the app; None for any other set-up, or where its file is damaged."""
-    if setup != Setup() or (found := _example()) is None:
+    if setup != Setup() or (example := _example()) is None:
         return None
-    tensors, facts = found
+    tensors, facts = example
     if Setup(**json.loads(facts["setup"])) != setup:
         return None
     layers = json.loads(facts["layers"])
@@ -177,17 +177,17 @@ def read_example(setup: Setup) -> Kept | None:
     return Kept(*_read_records(facts), *streams, heads, facts["text"] == text_digest(), facts["made_with"])
 
 
-def write_example(kept: Kept, path: Path) -> None:
+def write_example(study: Kept, path: Path) -> None:
     """Writes what `read_example` reads."""
     write_tensors(
         path,
-        _pack(kept.calibration, kept.held_out)[0],
+        _pack(study.calibration, study.held_out)[0],
         setup=json.dumps(dataclasses.asdict(Setup())),
-        layers=json.dumps(list(kept.calibration)),
-        heads=json.dumps({name: (one.width, one.group) for name, one in kept.heads.items()}),
+        layers=json.dumps(list(study.calibration)),
+        heads=json.dumps({name: (layout.width, layout.group) for name, layout in study.heads.items()}),
         text=text_digest(),
-        made_with=kept.made_with,
-        **_write_records(kept.records, kept.condition, kept.forecast),
+        made_with=study.made_with,
+        **_write_records(study.records, study.condition, study.forecast),
     )
 
 
@@ -198,14 +198,14 @@ def text_digest() -> str:
 
 def read_blocks(folder: Path, layers: Sequence[PrunableLayer]) -> list[BlockStatistics] | None:
     """Statistics of these layers by decoder block; None where they are missing or damaged."""
-    found = []
+    blocks = []
     try:
         for index, chosen in by_block(layers).items():
             tensors, facts = read_tensors(_block_path(folder, index))
-            found.append(BlockStatistics(index, chosen, *_unpack(tensors, json.loads(facts["leaders"]))))
+            blocks.append(BlockStatistics(index, chosen, *_unpack(tensors, json.loads(facts["leaders"]))))
     except DamagedFile:
         return None
-    return found
+    return blocks
 
 
 def write_blocks(folder: Path, blocks: Sequence[BlockStatistics]) -> None:
@@ -228,12 +228,12 @@ def _pack(*streams: LayerStatistics) -> tuple[dict[str, Tensor], dict[str, str]]
     """Tensors of both streams, and by layer the first that reads the same tensor, under whose name they are."""
     tensors: dict[str, Tensor] = {}
     leaders: dict[str, str] = {}
-    for stream, found in zip(STREAMS, streams, strict=True):
-        known: dict[int, str] = {}
-        for layer, one in found.items():
-            leaders[layer] = known.setdefault(id(one), layer)
-        for layer in known.values():
-            tensors |= {f"{stream}.{layer}.{part}": tensor for part, tensor in found[layer].pack().items()}
+    for stream, statistics in zip(STREAMS, streams, strict=True):
+        leader_of: dict[int, str] = {}
+        for layer, statistics_of_layer in statistics.items():
+            leaders[layer] = leader_of.setdefault(id(statistics_of_layer), layer)
+        for layer in leader_of.values():
+            tensors |= {f"{stream}.{layer}.{part}": tensor for part, tensor in statistics[layer].pack().items()}
     return tensors, leaders
 
 
@@ -243,32 +243,32 @@ def _unpack(tensors: Mapping[str, Tensor], leaders: Mapping[str, str]) -> tuple[
     def read(stream: str) -> LayerStatistics:
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
-            whose, _, part = name.removeprefix(f"{stream}.").rpartition(".")
+            layer, _, part = name.removeprefix(f"{stream}.").rpartition(".")
             if name.startswith(stream):
-                parts.setdefault(whose, {})[part] = tensor
-        own = {leader: rose.InputStatistics.unpack(packed) for leader, packed in parts.items()}
-        return {layer: own[leader] for layer, leader in leaders.items() if leader in own}
+                parts.setdefault(layer, {})[part] = tensor
+        shared = {leader: rose.InputStatistics.unpack(packed) for leader, packed in parts.items()}
+        return {layer: shared[leader] for layer, leader in leaders.items() if leader in shared}
 
     return read(STREAMS[0]), read(STREAMS[1])
 
 
 def _make_room(folder: Path, size: int) -> None:
     """Removes whole calibrations, the least recently used first, until this many more bytes fit within the limit."""
-    others = [one for one in folder.parent.iterdir() if one != folder and _is_calibration(one)]
-    others.sort(key=lambda one: one.stat().st_mtime)  # see `read_study`
-    sizes = {one: sum(file.stat().st_size for file in one.iterdir()) for one in others}
-    for one in others:
+    folders = [other for other in folder.parent.iterdir() if other != folder and _is_calibration(other)]
+    folders.sort(key=lambda other: other.stat().st_mtime)  # see `read_study`
+    sizes = {other: sum(file.stat().st_size for file in other.iterdir()) for other in folders}
+    for other in folders:
         if sum(sizes.values()) + size <= LIMIT:
             return
-        shutil.rmtree(one, ignore_errors=True)
-        del sizes[one]
+        shutil.rmtree(other, ignore_errors=True)
+        del sizes[other]
 
 
 def _is_calibration(folder: Path) -> bool:
     """Whether this is a folder of ours, and holds nothing else: people name folders that hold their own things too."""
     if folder.is_symlink() or not folder.is_dir() or not _FOLDER.fullmatch(folder.name):
         return False
-    names = [one.name for one in folder.iterdir()]
+    names = [file.name for file in folder.iterdir()]
     return bool(names) and all(map(_FILE.fullmatch, names))
 
 
@@ -283,10 +283,10 @@ def model_identity(name: str) -> str | None:
 @cache
 def _version() -> str:
     """A digest of all code that results depend on, and of the versions of torch and transformers."""
-    found = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
+    digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
     for path in _sources():
-        found.update(path.read_bytes())
-    return found.hexdigest()
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _sources() -> list[Path]:

@@ -50,12 +50,12 @@ class Findings:
     seconds: float
 
     def checks(self) -> list[tuple[str, Check]]:
-        found = []
+        checks = []
         for measures, sparsity, held_out in zip(self.measures, self.sparsity, self.held_out, strict=True):
             overfitting = check_overfitting(measures.relative_error, held_out)
             every = [measures.check, sparsity.check, *([overfitting] if overfitting else [])]
-            found += [(measures.method, check) for check in every]
-        return found
+            checks += [(measures.method, check) for check in every]
+        return checks
 
 
 class LayerChecks(Run):

@@ -57,7 +57,7 @@ def measure() -> cache.Kept:
         dict(zip(table["layer"], table["condition"], strict=True)),
         study._forecast,
         {name: study.statistics(name) for name in layers},
-        {name: one for name in layers if (one := study.held_out_statistics(name)) is not None},
+        {name: held_out for name in layers if (held_out := study.held_out_statistics(name)) is not None},
         {heads.output.name: heads.layout for heads in value_heads(study.loaded.network)},
         made_with=f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}",

@@ -41,11 +41,11 @@ def read_numbers(source: str | bytes, layers: Collection[str]) -> tuple[pd.Serie
         if name in numbers:
             raise RoseError(f"{where.partition(', ')[0]}, column layer: {name[:80]} is there twice; correct the file.")
         numbers[name] = _number(text, where)
-    known = pd.Series({name: value for name, value in numbers.items() if name in layers}, dtype=float)
-    if known.empty:
+    matched = pd.Series({name: value for name, value in numbers.items() if name in layers}, dtype=float)
+    if matched.empty:
         example = f", such as {next(iter(numbers))[:80]}" if numbers else ""
         raise RoseError(f"The file names no layer of this model{example}; its layers are called {next(iter(layers))}.")
-    return known, [name for name in numbers if name not in layers]
+    return matched, [name for name in numbers if name not in layers]
 
 
 def _rows(content: str) -> list[tuple[str, str, str]]:

@@ -71,9 +71,9 @@ def preflight(setup: Setup, skeleton: nn.Module, *, has_inputs: bool = False) ->
                 "weights on disk' under More, or save the model as safetensors."
             )
         dtype, has_held_out = parse_dtype(setup.dtype), setup.held_out > 0
-        kept = sum(4 * columns**2 for columns in statistics_groups(layers))
+        statistics_bytes = sum(4 * columns**2 for columns in statistics_groups(layers))
         at_once = estimate_memory(skeleton, dtype=dtype, held_out=has_held_out, **windows)
-        needed = at_once.peak + kept * (2 if has_held_out else 1)
+        needed = at_once.peak + statistics_bytes * (2 if has_held_out else 1)
     return Preflight(cost, needed, psutil.virtual_memory().available, tuple(warnings(setup, widths)))
 
 
@@ -87,36 +87,38 @@ def can_stream(model: str) -> bool:
 
 def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:
     """What makes the results of a run of little use, a sentence each; `widths`: columns of each layer."""
-    found = []
+    texts = []
     share = parse_sparsity(setup.sparsity).ratio
     if share in (0, 1):
-        what = "nothing, so every error will be 0" if share == 0 else "every weight, so every relative error will be 1"
-        found.append(f"Sparsity {share:g} removes {what}. Choose a sparsity between 0 and 1.")
+        effect = (
+            "nothing, so every error will be 0" if share == 0 else "every weight, so every relative error will be 1"
+        )
+        texts.append(f"Sparsity {share:g} removes {effect}. Choose a sparsity between 0 and 1.")
     narrow = sum(width <= setup.block_size for width in widths)
     if narrow:
-        found.append(
+        texts.append(
             f"With a block size of {setup.block_size}, {words.count(narrow, 'layer has', 'layers have')} a single "
             "block and cannot be columnar: relative range compares blocks. Choose a block size below "
             f"{min(widths)}."
         )
     tokens = setup.samples * setup.length
     if tokens < max(widths):
-        found.append(
+        texts.append(
             f"{words.whole(tokens)} calibration tokens are fewer than the {words.whole(max(widths))} columns of the "
             "widest layer: errors on them look far smaller than on other text. Choose more samples or longer ones."
         )
     if setup.text in DATASETS and constants.is_offline_mode() and not is_downloaded(setup.text):
-        found.append(
+        texts.append(
             f"{setup.text} is not on this machine and HF_HUB_OFFLINE is set, so the run would end once the model is "
             "loaded. Choose the packaged text or a file."
         )
-    return found
+    return texts
 
 
 def asked_of_hub(setup: Setup) -> list[str]:
     """What a run asks the Hub for, at least whether it is still the latest."""
-    found = [setup.model] if is_hub_id(setup.model) else []
-    return [] if constants.is_offline_mode() else found + ([setup.text] if setup.text in DATASETS else [])
+    names = [setup.model] if is_hub_id(setup.model) else []
+    return [] if constants.is_offline_mode() else names + ([setup.text] if setup.text in DATASETS else [])
 
 
 def layer_choice(patterns: str) -> tuple[LayerChoice, int]:
@@ -134,5 +136,5 @@ def attention_outputs(skeleton: nn.Module | None) -> str:
     if skeleton is None:  # a model that could not be found
         return ATTENTION[0]
     names = [layer.name for layer in rose.prunable_layers(skeleton)]
-    found = [pattern for pattern in ATTENTION if any(name.endswith(pattern[1:]) for name in names)]
-    return " ".join(found or ATTENTION)
+    patterns = [pattern for pattern in ATTENTION if any(name.endswith(pattern[1:]) for name in names)]
+    return " ".join(patterns or ATTENTION)

@@ -105,8 +105,8 @@ class Setup:
     @property
     def origin(self) -> dict[str, Any]:
         """What a report says of where it comes from: model, text, and with which programs."""
-        known = {"model": self.model, "dtype": self.dtype, "calibration": self.text, "seed": self.seed}
-        return known | {"made_with": versions()}
+        facts = {"model": self.model, "dtype": self.dtype, "calibration": self.text, "seed": self.seed}
+        return facts | {"made_with": versions()}
 
     def draw(self, tokenizer: PreTrainedTokenizerBase, warn: Warn | None = None) -> tuple[Tensor, Tensor | None]:
         return load_calibration(
@@ -122,18 +122,18 @@ class Setup:
     def recipe(self, methods: Sequence[str] = ("sparsegpt", "rose"), threshold: float = THRESHOLD) -> Analyze:
         """What the command line is asked for the same numbers; raises RoseError for values that no run could use."""
         parse_dtype(self.dtype)
-        asked = {RECIPE_NAMES.get(name, name): value for name, value in asdict(self).items()}
-        asked["layers"] = self.layer_patterns
+        options = {RECIPE_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        options["layers"] = self.layer_patterns
         # Forward passes of a study are float32.
-        return Analyze.of(**asked, methods=tuple(methods), threshold=threshold, compute="float32")
+        return Analyze.of(**options, methods=tuple(methods), threshold=threshold, compute="float32")
 
     @classmethod
-    def of(cls, asked: Analyze | Prune) -> Setup:
+    def of(cls, recipe: Analyze | Prune) -> Setup:
         """The set-up of a recipe; its dtype is float32 where the recipe leaves it open."""
         names = {field.name: RECIPE_NAMES.get(field.name, field.name) for field in fields(cls)}
-        values = {name: getattr(asked, named) for name, named in names.items()}
-        values["layers"] = "*" if asked.layers is None else " ".join(asked.layers)
-        return cls(**values | {"dtype": "float32" if asked.dtype == STORED else asked.dtype})
+        values = {name: getattr(recipe, source) for name, source in names.items()}
+        values["layers"] = "*" if recipe.layers is None else " ".join(recipe.layers)
+        return cls(**values | {"dtype": "float32" if recipe.dtype == STORED else recipe.dtype})
 
     def check(self) -> None:
         """Raises RoseError for values that no run could use, before any work."""
@@ -161,8 +161,8 @@ def _read(name: str, text: str, kind: type) -> Any:
     try:
         return kind(text)
     except ValueError:
-        wanted = "a whole number" if kind is int else "a number"
-        raise rose.RoseError(f"The link has {name}={text!r}, which is not {wanted}.") from None
+        expected = "a whole number" if kind is int else "a number"
+        raise rose.RoseError(f"The link has {name}={text!r}, which is not {expected}.") from None
 
 
 def check_memory(cost: Cost, dtype: str) -> None:

@@ -55,9 +55,9 @@ class Structures:
     def cautions(self) -> list[str]:
         """How far costs can be trusted, by the inputs of the layers that they are of."""
         records, outputs = self.study.records(), [part.output.name for part in self.parts.values()]
-        known = records[records["layer"].isin(outputs)]
-        own = verdicts.cautions(known[["layer", "tokens", "columns", "dead_columns"]])
-        return [*self.study.calibration.cautions, *own]
+        measured = records[records["layer"].isin(outputs)]
+        of_layers = verdicts.cautions(measured[["layer", "tokens", "columns", "dead_columns"]])
+        return [*self.study.calibration.cautions, *of_layers]
 
     def problem(self, part: Part) -> Problem:
         statistics = self.study.statistics(part.output.name)
@@ -80,19 +80,19 @@ class Structures:
         rows = []
         for (kind, block), part in self.parts.items():
             if kind == HEADS:
-                found = self.priced(part)
-                for head, cost in enumerate(found.unit_costs.tolist()):
+                prices = self.priced(part)
+                for head, cost in enumerate(prices.unit_costs.tolist()):
                     group = head // part.shape.per_group
-                    rows.append((block, head, group, part.output.name, cost / found.energy))
+                    rows.append((block, head, group, part.output.name, cost / prices.energy))
         return pd.DataFrame(rows, columns=["block_index", "head", "group", "layer", "cost"])
 
     def channel_costs(self, block: int) -> pd.DataFrame:
         """One row per channel in the order in which they would go: cost alone, and the error once it and all before
         it are gone; both relative."""
-        found = self.priced(self.parts[CHANNELS, block])
-        order = found.order.tolist()
+        prices = self.priced(self.parts[CHANNELS, block])
+        order = prices.order.tolist()
         units = len(order) + 1
         order += set(range(units)).difference(order)  # the last one, which stays
-        together = [found.costs[Shape(1, units - 1 - step)] / found.energy for step in range(units - 1)]
-        alone = (found.unit_costs[order] / found.energy).tolist()
+        together = [prices.costs[Shape(1, units - 1 - step)] / prices.energy for step in range(units - 1)]
+        alone = (prices.unit_costs[order] / prices.energy).tolist()
         return pd.DataFrame({"channel": order, "alone": alone, "together": [*together, 1.0]})

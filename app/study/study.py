@@ -90,10 +90,10 @@ class Calibration:
             self.tokens, self.held_out = setup.draw(loaded.tokenizer, self.cautions.append)
             folder = cache.folder_of(setup, files)
             layers = loaded.network.select(setup.layer_patterns)
-            kept = cache.read_blocks(folder, layers) if folder else None
-            if kept is not None:
-                self.blocks, self.complete = kept, True
-                yield from _again(kept, loaded, job)
+            blocks = cache.read_blocks(folder, layers) if folder else None
+            if blocks is not None:
+                self.blocks, self.complete = blocks, True
+                yield from _again(blocks, loaded, job)
                 return
             with holding(loaded.lock, job):
                 for block in rose.visit_blocks(
@@ -116,15 +116,15 @@ def _again(
 ) -> Iterator[tuple[BlockStatistics, BlockStatistics]]:
     """Known statistics of each decoder block, while its weights are in memory."""
     # Not the layers of the model that was read then: its weights may have been left on disk.
-    own = {layer.name: layer for layer in loaded.network.layers}
-    known = [replace(block, layers=[own[layer.name] for layer in block.layers]) for block in blocks]
+    layers = {layer.name: layer for layer in loaded.network.layers}
+    current = [replace(block, layers=[layers[layer.name] for layer in block.layers]) for block in blocks]
     if not loaded.network.is_streamed:
-        yield from zip(known, known, strict=True)
+        yield from zip(current, current, strict=True)
         return
     with holding(loaded.lock, job):
-        for here in known:
-            with loaded.network.residence.visit(here.block_index, HOME):
-                yield here, here
+        for block in current:
+            with loaded.network.residence.visit(block.block_index, HOME):
+                yield block, block
 
 
 class Study:
@@ -228,17 +228,17 @@ class Study:
 
     def _place_statistics(self, loaded: LoadedModel) -> None:
         """Statistics that were kept beside the records: these layers can be looked into at once."""
-        if (kept := self.kept) is None:
+        if (saved := self.kept) is None:
             return
         layers = {layer.name: layer for layer in loaded.network.select(self.setup.layer_patterns)}
         with self._lock:
-            for name, one in kept.calibration.items():
-                self._layers[name] = (layers[name], one, kept.held_out.get(name))
+            for name, statistics in saved.calibration.items():
+                self._layers[name] = (layers[name], statistics, saved.held_out.get(name))
             self._version += 1
 
-    def _measure(self, block: BlockStatistics, kept: BlockStatistics, job: Job) -> None:
+    def _measure(self, block: BlockStatistics, stored: BlockStatistics, job: Job) -> None:
         with self._lock:
-            known = set(self._records) if self.is_restored else set()
+            measured = set(self._records) if self.is_restored else set()
         conditions: dict[int, float] = {}
         for layer in block.layers:
             job.check()
@@ -246,10 +246,10 @@ class Study:
                 self.left_dense.append(layer.name)
                 continue
             statistics, held_out = statistics_of(layer, block.calibration), block.held_out.get(layer.name)
-            if layer.name not in known:
+            if layer.name not in measured:
                 try:
                     records = self._measure_layer(layer, statistics, held_out)
-                    told = self._foretell(layer, statistics)
+                    forecast = self._foretell(layer, statistics)
                     if id(statistics) not in conditions:  # layers that share an input share its Hessian
                         conditions[id(statistics)] = condition_number(statistics.hessian, self.setup.damping)
                 except rose.RoseError as problem:
@@ -264,24 +264,24 @@ class Study:
                         self._memory = OrderedDict((k, v) for k, v in self._memory.items() if layer.name not in k)
                     self._records[layer.name] = records
                     self._condition[layer.name] = conditions[id(statistics)]
-                    self._forecast[layer.name] = told
+                    self._forecast[layer.name] = forecast
             with self._lock:
-                self._layers[layer.name] = (layer, kept.calibration[layer.name], kept.held_out.get(layer.name))
+                self._layers[layer.name] = (layer, stored.calibration[layer.name], stored.held_out.get(layer.name))
                 self._version += 1
 
     def _measure_layer(
         self, layer: PrunableLayer, statistics: rose.InputStatistics, held_out: rose.InputStatistics | None
     ) -> list[rose.LayerRecord]:
         options = self.layer_options() | {"known": Known(layer.weight)}
-        found = []
+        records = []
         for name, how in MEASURED.items():
             self.job.check()  # one of them may take seconds
-            found.append(replace(measure_layer(layer, statistics, held_out, **options, **how), method=name))
-        return found
+            records.append(replace(measure_layer(layer, statistics, held_out, **options, **how), method=name))
+        return records
 
     def _foretell(self, layer: PrunableLayer, statistics: rose.InputStatistics) -> dict[str, float]:
-        found = rose.forecasts(layer.weight, statistics, list(FORETOLD.values()), **self.layer_options())
-        return {name: float(f"{one.error:.6g}") for name, one in zip(FORETOLD, found, strict=True)}
+        forecasts = rose.forecasts(layer.weight, statistics, list(FORETOLD.values()), **self.layer_options())
+        return {name: float(f"{forecast.error:.6g}") for name, forecast in zip(FORETOLD, forecasts, strict=True)}
 
     def layer_options(self, sparsity: str | None = None) -> dict[str, Any]:
         """Keyword arguments for `rose.prune_layer` that this set-up implies; another sparsity where one is given."""
@@ -304,10 +304,10 @@ class Study:
         With thousands of experts each takes a second. Only the last is kept: all would fill the memory.
         """
         made_of = (self._version, key)  # before it is made: a layer may be measured meanwhile
-        found = self._tables.get(kind)
-        if found is None or found[0] != made_of:
-            found = self._tables[kind] = (made_of, compute())
-        return found[1]
+        entry = self._tables.get(kind)
+        if entry is None or entry[0] != made_of:
+            entry = self._tables[kind] = (made_of, compute())
+        return entry[1]
 
     def records(self) -> pd.DataFrame:
         """All measurements so far; do not change the table, which others see too."""
@@ -336,10 +336,12 @@ class Study:
             wide[f"error_{name}"], wide[f"held_out_{name}"] = rows["relative_error"], rows["held_out_error"]
         with self._lock:  # a layer that was finished since `records` has no row; an empty table would take it for one
             wide["condition"] = pd.Series(self._condition, dtype=float).reindex(wide.index)
-            told = pd.DataFrame.from_dict(self._forecast, orient="index").reindex(wide.index)
+            forecast = pd.DataFrame.from_dict(self._forecast, orient="index").reindex(wide.index)
         for name, which in (("two_level", ""), ("rose_global", "global_")):
-            if name in told:
-                wide[f"forecast_{which}gain"] = 1 - told[name] / told["sparsegpt"].where(told["sparsegpt"] > 0)
+            if name in forecast:
+                wide[f"forecast_{which}gain"] = 1 - forecast[name] / forecast["sparsegpt"].where(
+                    forecast["sparsegpt"] > 0
+                )
         wide["is_columnar"] = wide["relative_range"] > threshold
         for kind in ("error", "held_out"):
             wide[f"{kind}_rose"] = wide[f"{kind}_two_level"].where(wide["is_columnar"], wide[f"{kind}_sparsegpt"])
@@ -360,11 +362,11 @@ class Study:
         First of all what is to be said of the calibration text.
         """
 
-        def own() -> list[str]:
+        def compute() -> list[str]:
             table = self.records()
             return cautions(table if layer is None else table[table["layer"] == layer])
 
-        return [*self.calibration.cautions, *self._latest("cautions", layer, own)]
+        return [*self.calibration.cautions, *self._latest("cautions", layer, compute)]
 
     def most_columnar(self) -> str | None:
         records = self.all_records()
@@ -376,11 +378,11 @@ class Study:
 
     def weight(self, layer: str) -> Tensor:
         """W, (out, in), as the model holds it; do not change it. Read from its file where the model streams."""
-        found = self._layers[layer][0]
+        prunable = self._layers[layer][0]
         if self.loaded is not None and self.loaded.network.is_streamed:
             residence = self.loaded.network.residence
-            return self.remember(("weight", layer), lambda: residence.read_weight(found))
-        return found.weight.to(HOME)  # a copy only while its decoder block is on a GPU
+            return self.remember(("weight", layer), lambda: residence.read_weight(prunable))
+        return prunable.weight.to(HOME)  # a copy only while its decoder block is on a GPU
 
     def statistics(self, layer: str) -> rose.InputStatistics:
         return self._layers[layer][1]

@@ -33,9 +33,9 @@ def draw() -> None:
         section = components.section({name: label for name, (label, _) in SECTIONS.items()}, "section")
         block = choose_block(plan)
     SECTIONS[section][1](study, layer, plan, block)
-    more = st.expander("More: weights, spectrum, blocks, other layers, checks", key="layer_more", bind=URL)
-    if more.open:
-        with more:
+    expander = st.expander("More: weights, spectrum, blocks, other layers, checks", key="layer_more", bind=URL)
+    if expander.open:
+        with expander:
             name = components.section({name: label for name, (label, _) in MORE.items()}, "more", "More")
             MORE[name][1](study, layer, plan, block)
 
@@ -129,7 +129,7 @@ def loss_maps(study: Study, layer: str, plan: rose.OrderPlan, block: int | None)
 
 def order(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
     name = components.section(ORDERS, "picture_order", "Order")
-    made = plan.order if name == "rose" else rose.make_order(plan, name)
+    chosen = plan.order if name == "rose" else rose.make_order(plan, name)
     if name == "rose":
         st.caption(
             "ROSE makes the two-level order (columns within blocks, then blocks, by loss) where a layer is columnar. "
@@ -137,9 +137,9 @@ def order(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
         )
     options = look(layer, marked_block=block)
     components.show(
-        losses.order_picture(plan, made, marked_column=int(plan.column_loss.argmax()), **options), "layer-order"
+        losses.order_picture(plan, chosen, marked_column=int(plan.column_loss.argmax()), **options), "layer-order"
     )
-    shown = {other: study.prices(layer, other) for other in dict.fromkeys(("natural", made.name))}
+    shown = {other: study.prices(layer, other) for other in dict.fromkeys(("natural", chosen.name))}
     components.show(prices.price_lines(shown, widths=plan.block_width, **options), "layer-prices")
 
 

@@ -13,7 +13,8 @@ from app.figures import maps, palette
 from app.forms.widgets import file_input
 from app.results import naming, trust
 from app.results.downloads import csv_button, report_button
-from app.study import tables, whole_models
+from app.runs.differences import differences
+from app.study import tables
 from app.study.own_numbers import read_numbers
 from app.study.study import Study
 from rose.layer.checks import OVERFIT
@@ -38,16 +39,16 @@ def draw() -> None:
 
 
 def results(study: Study, table: pd.DataFrame) -> None:
-    said, chooses, slides = st.columns([2.2, 1.2, 1])
+    summary, chooses, slides = st.columns([2.2, 1.2, 1])
     with chooses:
         names = mapped(table)
         label: Any = lambda name: maps.metric(name).label  # noqa: E731
         metric = st.selectbox("Map of", names, format_func=label, key="metric", bind=URL) or names[0]
     with slides:
         choose_threshold()
-    with said:
+    with summary:
         st.markdown(columnar(table))
-        for line in whole_models.differences(study, table, session.pruning()):
+        for line in differences(study, table, session.pruning()):
             st.caption(words.plain(line))
     table = with_own(study, table) if metric == OWN else table
     left, right = st.columns([1.3, 1])
@@ -69,15 +70,15 @@ def results(study: Study, table: pd.DataFrame) -> None:
         st.page_link("views/layer.py", label=f"See {name} in depth", icon=":material/layers:")
     cautions = study.cautions()
     icon = f":material/{'warning' if cautions else 'fact_check'}:"
-    more = st.expander(trust_line(study.records(), len(cautions)), icon=icon, key="layers_trust", bind=URL)
-    if more.open:
-        with more:
+    expander = st.expander(trust_line(study.records(), len(cautions)), icon=icon, key="layers_trust", bind=URL)
+    if expander.open:
+        with expander:
             components.cautions(cautions)
             components.begin_restored(study)
             trust.all_layers(study)
-    more = st.expander("All numbers", icon=":material/table:", key="layers_table", bind=URL)
-    if more.open:
-        with more:
+    expander = st.expander("All numbers", icon=":material/table:", key="layers_table", bind=URL)
+    if expander.open:
+        with expander:
             exact(study, table)
 
 
@@ -127,8 +128,8 @@ def places(layers: pd.DataFrame) -> str:
     texts = []
     for kind, rows in layers.groupby(layers["projection"].map(maps.map_row), sort=False):
         blocks = list(dict.fromkeys(str(index) for index in rows["block_index"]))
-        more = f" and {len(blocks) - NAMED} more" if len(blocks) > NAMED else ""
-        texts.append(f"{', '.join(blocks[:NAMED])}{more} · {words.plain(kind)}")
+        rest = f" and {len(blocks) - NAMED} more" if len(blocks) > NAMED else ""
+        texts.append(f"{', '.join(blocks[:NAMED])}{rest} · {words.plain(kind)}")
     return "; ".join(texts)
 
 
@@ -151,19 +152,19 @@ def with_own(study: Study, table: pd.DataFrame) -> pd.DataFrame:
 def trust_line(records: pd.DataFrame, cautions: int) -> str:
     """How many layers overfit, and by which method most: the line that opens cautions and checks."""
     over = records[records["held_out_error"] > OVERFIT * records["relative_error"]]
-    more = f" {words.sentence(words.count(cautions, 'caution'))}." if cautions else ""
+    caution_text = f" {words.sentence(words.count(cautions, 'caution'))}." if cautions else ""
     if over.empty:
-        return f"Can these numbers be trusted? No layer overfits.{more}"
+        return f"Can these numbers be trusted? No layer overfits.{caution_text}"
     labels = over["method"].map(lambda name: palette.method_style(name).label)
     methods = ", ".join(f"{label} {layers}" for label, layers in labels.value_counts().items())
     layers = words.sentence(words.count(over["layer"].nunique(), "layer overfits", "layers overfit"))
-    return f"Can these numbers be trusted? {layers}: {methods}.{more}"
+    return f"Can these numbers be trusted? {layers}: {methods}.{caution_text}"
 
 
 def exact(study: Study, table: pd.DataFrame) -> None:
     number = st.column_config.NumberColumn
     errors = [f"{kind}_{method}" for kind in ("held_out", "error") for method in tables.SHOWN_METHODS]
-    shares = [name for name, one in maps.METRICS.items() if one.kind == "change"]
+    shares = [name for name, metric in maps.METRICS.items() if metric.kind == "change"]
     shown: Sequence[str] = [
         *("block_index", "projection", OWN, "relative_range", "is_columnar", "column_variation", *shares, *errors),
         *("condition", "rows", "columns", "dead_columns", "live_range", "damping", "cautions"),

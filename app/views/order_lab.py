@@ -6,11 +6,11 @@ import streamlit as st
 
 import rose
 from app import components, first, session, words
-from app.lab import basis, inside_sweep, order_and_budget, own, prices, race_of_solvers
+from app.lab import basis, inside_sweep, order_and_budget, prices, race_of_solvers, your_order
 from app.study.study import Study
 
 SECTIONS: dict[str, tuple[str, ModuleType]] = {
-    "own": ("Your order", own),
+    "own": ("Your order", your_order),
     "prices": ("Prices", prices),
     "sweep": ("Inside a sweep", inside_sweep),
     "budget": ("Order × budget", order_and_budget),

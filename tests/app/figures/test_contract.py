@@ -47,6 +47,13 @@ OF_BITS = pd.DataFrame(
     [("0", 4, 4.25, 0.002), ("0", 3, 3.25, 0.01), ("0.5", 0, 9.0, 0.009), ("0.5", 4, 3.25, 0.011)],
     columns=["sparsity", "bits", "bits_a_weight", "held_out_error"],
 ).assign(relative_error=0.01)
+
+
+def relative_curves(lab: SimpleNamespace) -> dict[str, np.ndarray]:
+    """Undamped squared error after each block, relative to tr(W H Wᵀ), by order."""
+    return {name: orders.so_far(result) / lab.energy for name, result in lab.results.items()}
+
+
 NAME = "model.layers.1.self_attn.o_proj"
 CURVE = [CurvePoint(256, 0.02, 0.09, 0.01), CurvePoint(512, 0.03, 0.06, 0.01)]
 POSITIONS = pd.DataFrame({"position": [0, 1, 2], "relative_error": [0.10, 0.12, 0.15]})
@@ -163,11 +170,10 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "channel_curve": lambda x, **t: savings.channel_curve(CHANNELS, 2, block=0, **t),
     "method_errors": lambda x, **t: methods.method_errors(x.records, **t),
     "over_seeds_bars": lambda x, **t: methods.over_seeds_bars(SEEDS, "0.7", **t),
-    "error_curve": lambda x, **t: orders.error_curve(orders.relative_curves(x.results, x.energy), **t),
+    "error_curve": lambda x, **t: orders.error_curve(relative_curves(x), **t),
     "damage_split": lambda x, **t: orders.damage_split(x.results["two_level"], x.inside, step=1, **t),
     "sweep_film": lambda x, **t: sweeps.sweep_film([x.results["natural"], x.results["two_level"]], x.energy, **t),
     "solver_race": lambda x, **t: sweeps.solver_race({"sweep": ("One sweep", WAY)}, 3.0, held_out=True, **t),
-    "bits_and_zeros": lambda x, **t: savings.bits_and_zeros(OF_BITS, **t),
     "perplexity_and_bits": lambda x, **t: savings.perplexity_and_bits(
         OF_BITS.assign(perplexity=30 + 1000 * OF_BITS["held_out_error"], by=""), model="the model", **t
     ),

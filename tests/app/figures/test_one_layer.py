@@ -13,7 +13,7 @@ import rose
 from app.figures import losses, orders, palette, prices, style, sweeps, trust, weights
 from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.error import quadratic_form
-from tests.app.figures.test_contract import COSTS, below, title
+from tests.app.figures.test_contract import COSTS, below, relative_curves, title
 
 # Figure (b) of the ROSE paper's overview illustration.
 EXAMPLE = torch.tensor(
@@ -170,7 +170,7 @@ def test_wide_layers_show_ribbons_where_blocks_stay_whole() -> None:
 
 
 def test_error_curve_is_the_undamped_error_so_far(lab: SimpleNamespace) -> None:
-    drawing = orders.error_curve(orders.relative_curves(lab.results, lab.energy))
+    drawing = orders.error_curve(relative_curves(lab))
     for trace, (name, result) in zip(drawing.figure.data, lab.results.items(), strict=True):
         moved = [stage - lab.weight for stage in result.trace.weights]
         errors = [quadratic_form(change, lab.statistics.hessian) / lab.energy for change in moved]

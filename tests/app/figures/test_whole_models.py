@@ -8,7 +8,7 @@ import rose
 from app.figures import drift, methods, palette, savings, sensitivity, trust
 from rose.diffusion.steps import STEP_WEIGHTS
 from rose.verdicts import Result
-from tests.app.figures.test_contract import BLOCK_DAMAGES, DAMAGES, DRIFTS, HEADS, OF_BITS, below, title
+from tests.app.figures.test_contract import BLOCK_DAMAGES, DAMAGES, DRIFTS, HEADS, below, title
 
 
 def cells(trace: object) -> list[tuple[int, str]]:
@@ -173,17 +173,6 @@ def test_step_weights_that_favour_one_step_show_its_diagonal() -> None:
     assert list(drawing.data["diagonal_uniform"]) == [4, 4]
     assert list(drawing.data["diagonal_linear"]) == [6, 10]
     assert "25" in title(drawing)  # 6 and 10 against their mean 8
-
-
-# What is saved
-
-
-def test_each_error_stands_with_its_own_bits() -> None:
-    assert savings.bits_and_zeros(OF_BITS).caption == (
-        "Compared are half the weights at 4 bits, 0.0110 at 3.25 bits a weight, and all of them at 3 bits, 0.0100 at "
-        "3.25 bits a weight. Beside them: half the weights unrounded, 0.00900 at 9.00 bits a weight; all of them at 4 "
-        "bits, 0.00200 at 4.25 bits a weight."
-    )
 
 
 # Nothing to show

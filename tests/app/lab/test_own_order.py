@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import rose
-from app.lab.own_order import Own, read_columns, read_shares, sorted_by, write_columns, write_shares
+from app.lab.own_order import OwnOrder, read_columns, read_shares, sorted_by, write_columns, write_shares
 
 
 def test_columns_are_read_as_they_are_written() -> None:
@@ -53,7 +53,7 @@ def test_shares_that_do_not_add_up_are_refused(text: str, says: str) -> None:
 
 def test_undo_brings_back_order_and_shares() -> None:
     plan = rose.plan_order(torch.rand(4, 6), torch.eye(6), sparsity=0.5, block_size=4)
-    first = Own(tuple(range(6)))
+    first = OwnOrder(tuple(range(6)))
     moved = first.to(columns=(4, 5, 0, 1, 2, 3))
     shared = moved.to(budget=(0.3, 0.2))
     assert shared.to(budget=(0.3, 0.2)) is shared

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import rose
-from app.lab.race_of_solvers import told
+from app.lab.race_of_solvers import description
 from app.study.solvers import LABELS, watched
 from app.study.study import Study
 from rose.layer.error import relative_error
@@ -50,5 +50,5 @@ def test_a_layer_that_the_run_on_the_page_did_not_prune_is_told() -> None:
     said = "a layer of your study that this run did not prune"
     for layers, is_told in (([COLUMNAR], False), (["model.layers.0.mlp.up_proj"], True)):
         run = SimpleNamespace(copies=[SimpleNamespace(layers=pd.DataFrame({"layer": layers}))])
-        assert (said in told(COLUMNAR, list(LABELS), run)) is is_told  # type: ignore[arg-type]
-    assert "five stages" not in told(COLUMNAR, ["sweep", "admm"], None)
+        assert (said in description(COLUMNAR, list(LABELS), run)) is is_told  # type: ignore[arg-type]
+    assert "five stages" not in description(COLUMNAR, ["sweep", "admm"], None)

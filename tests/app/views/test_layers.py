@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app import shared, words
-from app.study import whole_models
+from app.runs.differences import difference
 from app.study.own_numbers import read_numbers
 from app.study.study import Study
 from rose.model.walk.walk import BlockStatistics
@@ -185,13 +185,13 @@ def test_a_study_and_a_whole_model_that_differ_say_why(study: Study) -> None:
     copy = rose.prune_model(model, tokens, held_out=held_out, target="dense", **options)
     there, here = copy.layers["held_out_error"].mean(), table["held_out_sparsegpt"].mean()
     columnar = int((copy.layers["relative_range"] > 0.5).sum())
-    said = whole_models.difference(study, table, copy)
+    said = difference(study, table, copy)
     first, second = words.apart(here, there)
     assert f"mean held-out error {second}, {words.word(columnar)} columnar; here {first} and one." in said
     assert "inputs that are pruned already; the target is the dense model's output, here the layer's own" in said
     alike = copy.layers.merge(table, on="layer", suffixes=("", "_here"))
     alike = alike.assign(held_out_error=alike["held_out_sparsegpt"], relative_range=alike["relative_range_here"])
-    assert whole_models.difference(study, table, replace(copy, layers=alike[copy.layers.columns])) == ""
+    assert difference(study, table, replace(copy, layers=alike[copy.layers.columns])) == ""
 
 
 def test_results_arrive_while_the_run_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from app.figures.style import Drawing
 from app.lab.controls import BUDGETS, WHO_IS_WHO, label, outcomes
 from app.lab.own_order import (
     LONGEST_LINK,
-    Own,
+    OwnOrder,
     read_columns,
     read_shares,
     sorted_by,
@@ -42,18 +42,18 @@ OWN, BEST = "own", "best"
 CANDIDATES = (("pivot", "layer"), ("pivot_weighted", "layer"), ("global", "layer"))  # for the best that is known
 
 
-def own_state(study: Study, layer: str, plan: rose.OrderPlan) -> Own:
+def own_state(study: Study, layer: str, plan: rose.OrderPlan) -> OwnOrder:
     """The current order and budget; a fresh one for every layer, at first that of the link."""
     place, state = (study.created, layer), st.session_state
     if state.get("lab_own_place") != place:
-        own = Own(tuple(range(len(plan.column_loss))))
+        draft = OwnOrder(tuple(range(len(plan.column_loss))))
         if "lab_own_place" not in state and (linked := st.query_params.get("own")):
             try:
-                own = Own(read_columns(linked, len(plan.column_loss)))
-                own.order(plan)
+                draft = OwnOrder(read_columns(linked, len(plan.column_loss)))
+                draft.order(plan)
             except rose.RoseError:  # of another layer
-                own = Own(tuple(range(len(plan.column_loss))))
-        state.lab_own_place, state.lab_own = place, own
+                draft = OwnOrder(tuple(range(len(plan.column_loss))))
+        state.lab_own_place, state.lab_own = place, draft
     return state.lab_own
 
 
@@ -67,23 +67,23 @@ def draw(study: Study, layer: str) -> None:
 
 def _draw(study: Study, layer: str) -> None:
     plan = study.plan(layer)
-    own = own_state(study, layer, plan)
-    made = own.order(plan)
-    link = "" if made.is_natural else write_columns(own.columns)
+    draft = own_state(study, layer, plan)
+    order = draft.order(plan)
+    link = "" if order.is_natural else write_columns(draft.columns)
     if 0 < len(link) <= LONGEST_LINK:
         st.query_params["own"] = link
     elif "own" in st.query_params:
         del st.query_params["own"]
-    every = outcomes(study, layer, planned(made, own.budget), "lab-own")
+    every = outcomes(study, layer, planned(order, draft.budget), "lab-own")
     if every is None:
         return
     mine, rose_sweep, base, best = leading(every)
     strip, table = st.columns([2.6, 1])
     with strip:
-        _strip(plan, mine, own, layer)
+        _strip(plan, mine, draft, layer)
     with table:
         _errors(session.plan(study, layer), (mine, rose_sweep, base, best))
-    _controls(study, layer, plan, own, mine)
+    _controls(study, layer, plan, draft, mine)
     lines = curves(session.plan(study, layer), (mine, rose_sweep, base, best), **components.look(layer))
     components.show(lines, "lab-own-curve")
     st.caption(WHO_IS_WHO)
@@ -91,23 +91,23 @@ def _draw(study: Study, layer: str) -> None:
 
 def leading(every: Sequence[SweepResult]) -> tuple[SweepResult, SweepResult, SweepResult, SweepResult]:
     """One's own sweep, ROSE's, SparseGPT's, and the best of the others."""
-    mine, ordered, base, *others = every
-    return mine, ordered, base, min(others, key=lambda one: one.error)
+    mine, ordered, base, *rest = every
+    return mine, ordered, base, min(rest, key=lambda result: result.error)
 
 
-def planned(made: rose.Order | str, budget: str | tuple[float, ...]) -> list[PlannedSweep]:
+def planned(order: rose.Order | str, budget: str | tuple[float, ...]) -> list[PlannedSweep]:
     """One's own sweep, and those that it is compared with."""
-    others = [("two_level", "block"), BASELINE, *CANDIDATES]
-    return [PlannedSweep(made, budget), *(PlannedSweep(*pair) for pair in others)]
+    pairs = [("two_level", "block"), BASELINE, *CANDIDATES]
+    return [PlannedSweep(order, budget), *(PlannedSweep(*pair) for pair in pairs)]
 
 
 def curves(plan: rose.OrderPlan, four: tuple[SweepResult, ...], **look: Any) -> Drawing:
     mine, ordered, base, best = four
-    known = figures.run_name(best.result)
-    names = {"two_level": _second(plan), known: f"Best known: {figures.run_style(known).label}"}
-    runs = {"natural": base, "two_level": ordered, known: best, "custom": mine}
+    best_name = figures.run_name(best.result)
+    names = {"two_level": _second(plan), best_name: f"Best known: {figures.run_style(best_name).label}"}
+    runs = {"natural": base, "two_level": ordered, best_name: best, "custom": mine}
     tokens = "held-out" if mine.is_held_out else "calibration"
-    lines = {name: one.curve for name, one in runs.items()}
+    lines = {name: result.curve for name, result in runs.items()}
     return figures.error_curve(lines, tokens=tokens, names=names, **look)
 
 
@@ -117,7 +117,7 @@ def opening(study: Study, layer: str, theme: palette.Theme) -> Drawing:
     return curves(study.plan(layer), leading(every), layer=words.short_layer(layer), theme=theme)
 
 
-def _strip(plan: rose.OrderPlan, mine: SweepResult, own: Own, layer: str) -> None:
+def _strip(plan: rose.OrderPlan, mine: SweepResult, draft: OwnOrder, layer: str) -> None:
     """The columns as visited, tall where dear and bright where important, and the shares of the blocks below."""
     result, theme = mine.result, session.theme()
     assert result.prices is not None
@@ -127,7 +127,7 @@ def _strip(plan: rose.OrderPlan, mine: SweepResult, own: Own, layer: str) -> Non
     ink, grouped = palette.INKS[theme], plan.pattern.is_grouped
     data = {
         "layer": layer,
-        "columns": list(own.columns),
+        "columns": list(draft.columns),
         "prices": np.log(to_numpy(result.prices.price)).round(3).tolist(),
         "colours": palette.magnitude_colours(importance, theme),
         "widths": list(order.widths),
@@ -136,8 +136,8 @@ def _strip(plan: rose.OrderPlan, mine: SweepResult, own: Own, layer: str) -> Non
         "unit": plan.pattern.of or 1,
         "own": not grouped,
         "ink": {"text": ink.text, "mark": palette.MARK, "bar": palette.TEAL},
-        "says": f"The {len(own.columns)} columns as visited, shares of {len(order.widths)} blocks. Arrow keys move the "
-        "chosen columns and change their block's share, Page Up and Page Down choose another block.",
+        "says": f"The {len(draft.columns)} columns as visited, shares of {len(order.widths)} blocks. Arrow keys move "
+        "the chosen columns and change their block's share, Page Up and Page Down choose another block.",
     }
     STRIP(key=KEY, data=data, on_moved_change=_moved, on_shared_change=_shared)
     st.caption(
@@ -162,15 +162,15 @@ def _errors(plan: rose.OrderPlan, every: tuple[SweepResult, ...]) -> None:
     """The four errors, and how each compares with SparseGPT's."""
     mine, ordered, base, best = every
     rows = {"Yours": mine, _second(plan): ordered, "SparseGPT": base, "Best known": best}
-    texts = words.apart(*(one.error for one in rows.values()))
+    texts = words.apart(*(result.error for result in rows.values()))
     tokens = "Calibration" if isnan(mine.held_out_error) else "Held-out"
     table = [
         {
             f"{tokens} error": who,
             "": f"**{text}**" if who == "Yours" else text,
-            "against SparseGPT": "" if one is base else against(one.error, base.error),
+            "against SparseGPT": "" if result is base else against(result.error, base.error),
         }
-        for (who, one), text in zip(rows.items(), texts, strict=True)
+        for (who, result), text in zip(rows.items(), texts, strict=True)
     ]
     components.table(table, "Errors of your order and of three others", "")
     if mine.error < best.error and not verdicts.is_same(mine.error, best.error):
@@ -188,7 +188,7 @@ def against(error: float, base: float) -> str:
     return f"{words.percent(change)}" if change < 0 else f"+{words.percent(change)}"
 
 
-def _controls(study: Study, layer: str, plan: rose.OrderPlan, own: Own, mine: SweepResult) -> None:
+def _controls(study: Study, layer: str, plan: rose.OrderPlan, draft: OwnOrder, mine: SweepResult) -> None:
     widths, grouped = mine.result.order.widths, plan.pattern.is_grouped
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.selectbox(
@@ -203,32 +203,32 @@ def _controls(study: Study, layer: str, plan: rose.OrderPlan, own: Own, mine: Sw
         )
         if not grouped:
             options = BUDGETS | {BEST: "Best by forecast", OWN: "Your own"}
-            st.session_state.lab_own_budget = own.budget if isinstance(own.budget, str) else OWN
+            st.session_state.lab_own_budget = draft.budget if isinstance(draft.budget, str) else OWN
             st.selectbox(
                 "Shares of blocks",
                 list(options),
                 key="lab_own_budget",
                 format_func=options.__getitem__,
-                on_change=lambda: change(budget=_budget(study, layer, own, mine)),
+                on_change=lambda: change(budget=_budget(study, layer, draft, mine)),
                 help="Equal: each block gives up the same part. One threshold on w² d: cheap weights go, wherever they "
                 "stand.",
                 width=190,
             )
         with st.popover("Paste or upload", icon=":material/content_paste:"):
-            _paste(plan, own, mine, widths)
+            _paste(plan, draft, mine, widths)
         st.button(
             "Undo",
             icon=":material/undo:",
             key="lab-own-undo",
-            disabled=not own.past,
-            on_click=lambda: st.session_state.update(lab_own=own.undone()),
+            disabled=not draft.past,
+            on_click=lambda: st.session_state.update(lab_own=draft.undone()),
         )
-        natural = tuple(range(len(own.columns)))
+        natural = tuple(range(len(draft.columns)))
         st.button(
             "Reset",
             icon=":material/restart_alt:",
             key="lab-own-reset",
-            disabled=(own.columns, own.budget) == (natural, "block"),
+            disabled=(draft.columns, draft.budget) == (natural, "block"),
             on_click=lambda: change(columns=natural, budget="block"),
         )
     if problem := st.session_state.pop("lab_own_problem", ""):
@@ -239,13 +239,13 @@ def _sorted(plan: rose.OrderPlan) -> tuple[int, ...]:
     return sorted_by(plan, st.session_state.lab_own_rule)
 
 
-def _budget(study: Study, layer: str, own: Own, mine: SweepResult) -> Any:
+def _budget(study: Study, layer: str, draft: OwnOrder, mine: SweepResult) -> Any:
     """What was chosen: a budget, or shares as they are now, or those that the forecast finds best."""
     chosen = st.session_state.lab_own_budget
     if chosen == BEST:
-        options = study.layer_options() | {"order": own.order(study.plan(layer))}
-        found = rose.best_shares(study.weight(layer), study.statistics(layer), **options)
-        return tuple(found.shares.tolist())
+        options = study.layer_options() | {"order": draft.order(study.plan(layer))}
+        best = rose.best_shares(study.weight(layer), study.statistics(layer), **options)
+        return tuple(best.shares.tolist())
     return mine.shares if chosen == OWN else chosen
 
 
@@ -264,11 +264,11 @@ def _tried(act: Callable[[], None], clear: str = "") -> Callable[[], None]:
     return again
 
 
-def _paste(plan: rose.OrderPlan, own: Own, mine: SweepResult, widths: tuple[int, ...]) -> None:
-    count = len(own.columns)
-    text = st.text_area("Columns in the order visited", write_columns(own.columns), key="lab_own_columns")
+def _paste(plan: rose.OrderPlan, draft: OwnOrder, mine: SweepResult, widths: tuple[int, ...]) -> None:
+    count = len(draft.columns)
+    text = st.text_area("Columns in the order visited", write_columns(draft.columns), key="lab_own_columns")
     file = st.file_uploader("or a text file of them", ["txt", "csv", "json"], key="lab_own_file")
-    st.button("Use this order", key="lab-own-use", on_click=_tried(lambda: _use_columns(plan, own, text, file)))
+    st.button("Use this order", key="lab-own-use", on_click=_tried(lambda: _use_columns(plan, draft, text, file)))
     if plan.pattern.is_grouped:
         st.caption(f"Under {plan.pattern} each group of {plan.pattern.of} columns stays together.")
         return
@@ -279,14 +279,14 @@ def _paste(plan: rose.OrderPlan, own: Own, mine: SweepResult, widths: tuple[int,
     )
     use = _tried(lambda: change(budget=read_shares(shares, widths, plan.pattern.ratio)))
     st.button("Use these shares", key="lab-own-use-shares", on_click=use)
-    st.download_button("Download the order", ",".join(map(str, own.columns)), f"order-{count}.txt", on_click="ignore")
+    st.download_button("Download the order", ",".join(map(str, draft.columns)), f"order-{count}.txt", on_click="ignore")
 
 
-def _use_columns(plan: rose.OrderPlan, own: Own, text: str, file: Any) -> None:
+def _use_columns(plan: rose.OrderPlan, draft: OwnOrder, text: str, file: Any) -> None:
     try:
         content = text if file is None else file.getvalue().decode()
     except UnicodeDecodeError:
         raise rose.RoseError("The file is no text; give column numbers separated by spaces or commas.") from None
-    columns = read_columns(content, len(own.columns))
-    own.to(columns=columns).order(plan)  # N:M groups must be whole
+    columns = read_columns(content, len(draft.columns))
+    draft.to(columns=columns).order(plan)  # N:M groups must be whole
     change(columns=columns)

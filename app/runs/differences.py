@@ -25,15 +25,15 @@ def difference(study: Study, table: pd.DataFrame, copy: RunReport) -> str:
     """Mean error and columnar layers of the layers that both have, there and here, and what was done otherwise."""
     both = table.merge(copy.layers, on="layer", suffixes=("", "_there"))
     held = f"held_out_{copy.method}", "held_out_error"
-    here, there = held if both[list(held)].notna().all(axis=None) else (f"error_{copy.method}", "relative_error")
+    ours, there = held if both[list(held)].notna().all(axis=None) else (f"error_{copy.method}", "relative_error")
     if both.empty:
         return ""
-    means = both[here].mean(), both[there].mean()
+    means = both[ours].mean(), both[there].mean()
     threshold = float(copy.summary.get("threshold", 0.5))
     columnar = [int((both[name] > threshold).sum()) for name in ("relative_range", "relative_range_there")]
     if verdicts.is_same(*means) and columnar[0] == columnar[1]:
         return ""
-    tokens = "held-out" if here == held[0] else "calibration"
+    tokens = "held-out" if ours == held[0] else "calibration"
     first, second = words.apart(*means)
     pruned = f"{copy.name} as a whole model: mean {tokens} error {second}, {words.word(columnar[1])} columnar"
     return f"{pruned}; here {first} and {words.word(columnar[0])}. There, {'; '.join(reasons(study, copy))}."
@@ -41,7 +41,7 @@ def difference(study: Study, table: pd.DataFrame, copy: RunReport) -> str:
 
 def reasons(study: Study, copy: RunReport) -> list[str]:
     """What was done otherwise in the copy, most important first."""
-    asked, setup = copy.summary, study.setup
+    summary, setup = copy.summary, study.setup
     texts = ["each layer reads inputs that are pruned already"]
     if copy.target == "dense":
         texts.append("the target is the dense model's output, here the layer's own")
@@ -54,7 +54,7 @@ def reasons(study: Study, copy: RunReport) -> list[str]:
         "length": ("tokens a sample", setup.length),
         "seed": ("seed", setup.seed),
     }
-    for name, (label, here) in pairs.items():
-        if name in asked and str(asked[name]) != str(here):
-            texts.append(f"{label} {asked[name]}, here {here}")
+    for name, (label, ours) in pairs.items():
+        if name in summary and str(summary[name]) != str(ours):
+            texts.append(f"{label} {summary[name]}, here {ours}")
     return texts
