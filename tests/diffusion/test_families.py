@@ -24,7 +24,7 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_layers_are_found_by_what_they_read(family: str) -> None:
+def test_layers_are_found_by_what_they_read(family):
     pipeline, conditions = FAMILIES[family]()
     layers = find_layers(Trajectories(pipeline, conditions, batch=2))
     names = [layer.name for layer in layers]
@@ -35,7 +35,7 @@ def test_layers_are_found_by_what_they_read(family: str) -> None:
     assert (len(convolutions(denoiser_of(pipeline))) > 0) == (family != "flux")
 
 
-def test_a_family_is_pruned_to_the_sparsity_and_nothing_else_changes(family: str) -> None:
+def test_a_family_is_pruned_to_the_sparsity_and_nothing_else_changes(family):
     pipeline, conditions = FAMILIES[family]()
     before = {name: value.clone() for name, value in denoiser_of(pipeline).state_dict().items()}
     report = rose.prune_diffusion(
@@ -51,7 +51,7 @@ def test_a_family_is_pruned_to_the_sparsity_and_nothing_else_changes(family: str
     assert report.summary["removed_fraction"] == pytest.approx(0.5, abs=0.01)
 
 
-def test_trajectories_of_one_seed_start_alike_and_differ_in_the_end(family: str) -> None:
+def test_trajectories_of_one_seed_start_alike_and_differ_in_the_end(family):
     pipeline, conditions = FAMILIES[family]()
     dense = rose.record_trajectory(pipeline, conditions, steps=3, batch=2)
     again = rose.record_trajectory(pipeline, conditions, steps=3, batch=2)

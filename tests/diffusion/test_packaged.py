@@ -31,20 +31,20 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_draws_what_is_asked_for(pipeline: Any) -> None:
+def test_it_draws_what_is_asked_for(pipeline):
     drawn = rose.draw_pictures(pipeline, classes_in_turn(50), steps=20, batch=50)
     assert drawn.shape == (50, 1, 28, 28)
     recognized = load_classifier()(drawn).argmax(1) == torch.tensor(classes_in_turn(50))
     assert recognized.float().mean() > 0.7  # a tenth by chance
 
 
-def test_the_classifier_knows_real_pictures() -> None:
+def test_the_classifier_knows_real_pictures():
     references = load_references()
     recognized = load_classifier()(references["pictures"]).argmax(1) == references["classes"]
     assert recognized.float().mean() > 0.85
 
 
-def test_frechet_distance_of_known_distributions() -> None:
+def test_frechet_distance_of_known_distributions():
     """Equal covariances leave the means; diagonal ones, Σ (√a − √b)²."""
     eye, zero = torch.eye(3).double(), torch.zeros(3).double()
     assert frechet_distance(zero, eye, zero, eye) == pytest.approx(0, abs=1e-9)
@@ -52,7 +52,7 @@ def test_frechet_distance_of_known_distributions() -> None:
     assert frechet_distance(zero, 4 * eye, zero, 9 * eye) == pytest.approx(3)
 
 
-def test_pruning_from_the_command_line_saves_a_pipeline_that_loads(pruned: Path) -> None:
+def test_pruning_from_the_command_line_saves_a_pipeline_that_loads(pruned):
     weights = denoiser_of(rose.load_diffusion(str(pruned))).state_dict()
     report = rose.RunReport.from_json((pruned / "report.json").read_text())
     assert len(report.layers) == 24
@@ -63,7 +63,7 @@ def test_pruning_from_the_command_line_saves_a_pipeline_that_loads(pruned: Path)
     assert report.summary["step_weights"] == "log_decrease"
 
 
-def test_more_pruning_moves_the_pictures_further(pipeline: Any, pruned: Path) -> None:
+def test_more_pruning_moves_the_pictures_further(pipeline, pruned):
     dense = rose.evaluation_trajectory(pipeline, pictures=70, steps=5)
     for other in ({"steps": 4}, {"steps": 5, "pictures": 71}):
         with pytest.raises(rose.RoseError, match="other steps or pictures"):
@@ -78,7 +78,7 @@ def test_more_pruning_moves_the_pictures_further(pipeline: Any, pruned: Path) ->
     assert scores.frechet > 0
 
 
-def test_pictures_of_two_models_come_into_one_file(pruned: Path, tmp_path: Path, capsys: Any) -> None:
+def test_pictures_of_two_models_come_into_one_file(pruned, tmp_path, capsys):
     path = tmp_path / "pictures.png"
     command = ["diffuse", "sample", "--model", str(pruned), "--beside", "garments", "--steps", "2"]
     assert cli.main([*command, "--classes", "bag,Sneaker", "--count", "12", "--output", str(path)]) == 0
@@ -88,7 +88,7 @@ def test_pictures_of_two_models_come_into_one_file(pruned: Path, tmp_path: Path,
     assert Image.open(path).size == (10 * 30 * 4, 4 * 30 * 4)  # ten of both models, and two
 
 
-def test_scores_from_the_command_line(pruned: Path, tmp_path: Path, capsys: Any) -> None:
+def test_scores_from_the_command_line(pruned, tmp_path, capsys):
     path = tmp_path / "scores.json"
     command = ["diffuse", "evaluate", "--model", str(pruned), "--count", "65", "--steps", "2", "--output", str(path)]
     assert cli.main(command) == 0
@@ -105,19 +105,13 @@ def test_scores_from_the_command_line(pruned: Path, tmp_path: Path, capsys: Any)
         (["prune", "--output", "{here}/new", "--model", "{here}"], "no readable model_index.json"),
         (["prune", "--output", "{here}/new", "--model", "{here}/deep"], "no readable model_index.json"),
         (["prune", "--output", "{here}/new", "--model", "{here}/list"], "no readable model_index.json"),
-        (["prune", "--output", "{here}/new", "--model", "nowhere"], "There is no folder nowhere"),
         (["prune", "--output", "{here}/new", "--prompts", "{here}/none.txt"], "cannot be read"),
-        (["prune", "--output", "{here}/new", "--samples", "0"], "samples must be a whole number of at least 1"),
-        (
-            ["slim", "--output", "{here}/new", "--method", "depth"],
-            "method must be one of obs, slimllm, wanda, magnitude",
-        ),
         (["sample", "--output", "{here}/p.png", "--classes", "hat"], "no class 'hat'"),
         (["sample", "--output", "{here}/none/p.png"], "a folder that exists"),
         (["evaluate", "--count", "10"], "at least 65 pictures"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments: list[str], says: str, tmp_path: Path, capsys: Any) -> None:
+def test_bad_input_is_one_sentence(arguments, says, tmp_path, capsys):
     (tmp_path / "kept.txt").write_text("")
     for name, content in (("deep", "[" * 100_000), ("list", "[1]")):
         (tmp_path / name).mkdir()

@@ -1,8 +1,7 @@
-"""The walk: weighted statistics along trajectories, packages one after another, the same engine."""
+"""The walk: step weights, weighted statistics along trajectories, packages one after another, the same engine."""
 
 import copy
-from collections.abc import Callable
-from pathlib import Path
+import math
 from typing import Any
 
 import diffusers
@@ -14,7 +13,7 @@ from torch.nn.utils.prune import l1_unstructured
 
 import rose
 from rose.diffusion.calibration import default_block_size, find_layers, make_packages
-from rose.diffusion.trajectory import Trajectories, denoiser_of
+from rose.diffusion.trajectory import Batch, Trajectories, _generators, denoiser_of
 from rose.model.network.layers import LEFT, RIGHT
 from tests.diffusion.pipelines import garments
 
@@ -35,7 +34,7 @@ def inputs_by_step(name: str, scheduler: Any = None) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["log_decrease", "uniform", "log_increase"])
-def test_the_hessian_is_the_weighted_sum_over_steps(kind: str) -> None:
+def test_the_hessian_is_the_weighted_sum_over_steps(kind):
     pipeline, classes = garments()
     found = rose.collect_diffusion_statistics(pipeline, classes, steps=STEPS, step_weights=kind)
     parts = inputs_by_step(TO_Q)
@@ -45,7 +44,7 @@ def test_the_hessian_is_the_weighted_sum_over_steps(kind: str) -> None:
     assert found[TO_Q] is found["transformer_blocks.0.attn1.to_k"], "q, k and v read one tensor"
 
 
-def test_step_diagonals_add_up_to_the_hessians() -> None:
+def test_step_diagonals_add_up_to_the_hessians():
     pipeline, classes = garments()
     diagonals = rose.step_diagonals(pipeline, classes, steps=STEPS)
     statistics = rose.collect_diffusion_statistics(pipeline, classes, steps=STEPS, step_weights="linear")
@@ -59,7 +58,7 @@ def test_step_diagonals_add_up_to_the_hessians() -> None:
     ("kind", "visits"),
     [("HeunDiscreteScheduler", [[0], [1, 2], [3, 4]]), ("KDPM2DiscreteScheduler", [[0, 1], [2, 3], [4]])],
 )
-def test_schedulers_that_visit_more_times_count_each_for_its_step(kind: str, visits: list[list[int]]) -> None:
+def test_schedulers_that_visit_more_times_count_each_for_its_step(kind, visits):
     pipeline, classes = garments()
     pipeline.scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config)
     parts = [x.square().sum(0) for x in inputs_by_step(TO_Q, copy.deepcopy(pipeline.scheduler))]
@@ -70,7 +69,7 @@ def test_schedulers_that_visit_more_times_count_each_for_its_step(kind: str, vis
     torch.testing.assert_close(weighted.diagonal, torch.tensor(rose.step_weights("log_decrease", STEPS)) @ expected)
 
 
-def test_factors_are_saved_beside_the_sum(tmp_path: Path) -> None:
+def test_factors_are_saved_beside_the_sum(tmp_path):
     pipeline, classes = garments()
     report = rose.prune_diffusion(pipeline, classes, steps=STEPS, method="oats", layers=[TO_Q])
     assert report.summary["environment"].endswith("float32")
@@ -84,7 +83,7 @@ def test_factors_are_saved_beside_the_sum(tmp_path: Path) -> None:
     assert 1 - stored / weight.numel() == pytest.approx(report.layers["sparsity"][0], abs=0.01)
 
 
-def test_a_package_is_calibrated_on_the_pruned_ones_before_it() -> None:
+def test_a_package_is_calibrated_on_the_pruned_ones_before_it():
     """With two packages the second block's inputs come from a pruned first block; with one, from a dense one."""
     pipeline, classes = garments()
     dense = copy.deepcopy(pipeline)
@@ -99,7 +98,7 @@ def test_a_package_is_calibrated_on_the_pruned_ones_before_it() -> None:
     assert torch.equal(dict(denoiser_of(pipeline).named_modules())[name].weight, expected)
 
 
-def test_packages_are_runs_of_layers_in_forward_order() -> None:
+def test_packages_are_runs_of_layers_in_forward_order():
     pipeline, classes = garments()
     layers = find_layers(Trajectories(pipeline, classes))
     packages = make_packages(layers, 5)
@@ -109,10 +108,10 @@ def test_packages_are_runs_of_layers_in_forward_order() -> None:
     assert default_block_size(layers) == 8  # a quarter of 32
 
 
-def test_progress_ends_whole_and_can_stop() -> None:
+def test_progress_ends_whole_and_can_stop():
     pipeline, classes = garments()
     seen: list[rose.Progress] = []
-    rose.prune_diffusion(pipeline, classes, steps=2, packages=np.int64(2), progress=seen.append)  # type: ignore[arg-type]
+    rose.prune_diffusion(pipeline, classes, steps=2, packages=np.int64(2), progress=seen.append)
     assert [event.fraction for event in seen] == sorted(event.fraction for event in seen)
     assert (seen[-1].stage, seen[-1].fraction, seen[-1].layers_done) == ("done", 1.0, 12)
 
@@ -147,7 +146,7 @@ def _adapted(block: Any) -> None:
         (lambda block: l1_unstructured(block.attn1.to_q, "weight", 0.3), r"to_q holds weights and their masks apart"),
     ],
 )
-def test_layers_that_are_more_than_their_weight_are_refused(change: Callable[[Any], Any], says: str) -> None:
+def test_layers_that_are_more_than_their_weight_are_refused(change, says):
     pipeline, classes = garments()
     change(denoiser_of(pipeline).transformer_blocks[0])
     for use in (rose.prune_diffusion, rose.collect_diffusion_statistics, rose.prune_diffusion_structured):
@@ -155,7 +154,7 @@ def test_layers_that_are_more_than_their_weight_are_refused(change: Callable[[An
             use(pipeline, classes, steps=2)
 
 
-def test_noise_does_not_depend_on_the_batch_size() -> None:
+def test_noise_does_not_depend_on_the_batch_size():
     pipeline, classes = garments()
     whole = rose.record_trajectory(pipeline, classes, steps=2, batch=3)
     single = rose.record_trajectory(pipeline, classes, steps=2, batch=1)
@@ -169,13 +168,9 @@ def test_noise_does_not_depend_on_the_batch_size() -> None:
 @pytest.mark.parametrize(
     ("conditions", "settings", "message"),
     [
-        (None, {"method": "magic"}, "no method named"),
-        (None, {"sparsity": 1.5}, "ratio"),
         (None, {"packages": 0}, "number of packages"),
         (None, {"layers": ["nothing"]}, "No prunable layer"),
         (None, {"batch": 0}, "at least one picture"),
-        (None, {"sparsity": "2:4", "block_size": 6}, "block"),
-        (None, {"bits": 4, "group": 128}, "Groups of 128 columns"),
         (None, {"step_weights": [1.0]}, "Step weights are a name or 20 positive numbers"),
         (None, {"steps": 0}, "number of denoising steps"),
         ([], {}, "Say what to draw"),
@@ -185,7 +180,7 @@ def test_noise_does_not_depend_on_the_batch_size() -> None:
         ([{"colour": 3}], {}, "takes no colour"),
     ],
 )
-def test_bad_input_is_refused_before_any_work(conditions: Any, settings: dict[str, Any], message: str) -> None:
+def test_bad_input_is_refused_before_any_work(conditions, settings, message):
     pipeline, classes = garments()
     events: list[rose.Progress] = []
     with pytest.raises(rose.RoseError, match=message):
@@ -193,3 +188,25 @@ def test_bad_input_is_refused_before_any_work(conditions: Any, settings: dict[st
             pipeline, classes if conditions is None else conditions, progress=events.append, **settings
         )
     assert not events
+
+
+def test_log_decrease_is_the_formula_of_the_paper():
+    weights = rose.step_weights("log_decrease", 10)
+    assert weights == pytest.approx([0.8 + 0.4 * math.log(10 - i) / math.log(10) for i in range(10)])
+    assert (weights[0], weights[-1]) == (pytest.approx(1.2), pytest.approx(0.8))
+
+
+def test_the_other_step_weights():
+    assert rose.step_weights("log_increase", 7) == rose.step_weights("log_decrease", 7)[::-1]
+    assert rose.step_weights("uniform", 3) == (1.0, 1.0, 1.0)
+    assert rose.step_weights("uniform", np.int64(3)) == (1.0, 1.0, 1.0)
+    assert rose.step_weights("linear", 5) == pytest.approx([1.2, 1.1, 1.0, 0.9, 0.8])
+    assert rose.step_weights([1, 2, 3], 3) == (1.0, 2.0, 3.0)
+    assert all(rose.step_weights(kind, 1) == (1.0,) for kind in ("log_decrease", "linear", "uniform"))
+
+
+def test_any_seed_makes_noise():
+    largest = 2**63 - 1
+    batch = Batch({}, 0, 2)
+    first, second = _generators(batch, largest)
+    assert first.initial_seed() != second.initial_seed()

@@ -1,7 +1,6 @@
 """Heads and channels taken out of diffusion transformers."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +30,7 @@ def drawn(pipeline: Any, conditions: list[Any]) -> Tensor:
 
 
 @pytest.mark.parametrize("family", ["garments", "dit", "pixart"])
-def test_a_transformer_becomes_as_much_smaller_as_was_asked(family: str) -> None:
+def test_a_transformer_becomes_as_much_smaller_as_was_asked(family):
     pipeline, conditions, report = slim(family)
     dense, _ = FAMILIES[family]()
     before, after = (sum(p.numel() for p in denoiser_of(one).parameters()) for one in (dense, pipeline))
@@ -46,7 +45,7 @@ def test_a_transformer_becomes_as_much_smaller_as_was_asked(family: str) -> None
 
 
 @pytest.mark.parametrize("method", ["obs", "slimllm", "wanda", "magnitude"])
-def test_errors_are_those_on_the_inputs_of_the_dense_model(method: str) -> None:
+def test_errors_are_those_on_the_inputs_of_the_dense_model(method):
     """In one package every part reads the dense model's inputs, so that errors follow from its statistics."""
     pipeline, conditions, report = slim("garments", method=method, packages=1, parts=["channels"])
     dense, _ = FAMILIES["garments"]()
@@ -68,7 +67,7 @@ def test_errors_are_those_on_the_inputs_of_the_dense_model(method: str) -> None:
         assert row.relative_error == pytest.approx(missed / scale, rel=1e-3, abs=1e-6)
 
 
-def test_the_cut_changes_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cut_changes_no_output(monkeypatch):
     """Removed units set to zero, and removed units gone, draw the same."""
     pipeline, conditions = FAMILIES["pixart"]()
     seen: list[Tensor] = []
@@ -85,7 +84,7 @@ def test_the_cut_changes_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(drawn(pipeline, conditions), seen[0], atol=1e-5, rtol=1e-4)
 
 
-def test_a_slimmed_pipeline_is_saved_and_read_and_made_smaller_again(tmp_path: Path) -> None:
+def test_a_slimmed_pipeline_is_saved_and_read_and_made_smaller_again(tmp_path):
     pipeline, conditions, report = slim("garments", ratio=0.3)
     rose.save_diffusion(pipeline, tmp_path / "small", report=report)
     again = rose.load_diffusion(str(tmp_path / "small"))
@@ -99,7 +98,7 @@ def test_a_slimmed_pipeline_is_saved_and_read_and_made_smaller_again(tmp_path: P
     assert len(find_layers(Trajectories(last, conditions))) == 12
 
 
-def test_a_record_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_a_record_that_does_not_fit_is_refused(tmp_path):
     pipeline, _, _ = slim("garments", ratio=0.3)
     rose.save_diffusion(pipeline, tmp_path / "small")
     path = tmp_path / "small" / "transformer" / "config.json"
@@ -113,7 +112,7 @@ def test_a_record_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         rose.load_diffusion(str(tmp_path / "small"))
 
 
-def test_joint_attention_keeps_its_heads() -> None:
+def test_joint_attention_keeps_its_heads():
     with pytest.raises(RoseError, match=r"heads of SD3Transformer2DModel .* try channels alone"):
         slim("sd3")
     pipeline, conditions, report = slim("sd3", parts=["channels"])
@@ -121,7 +120,7 @@ def test_joint_attention_keeps_its_heads() -> None:
     assert drawn(pipeline, conditions).isfinite().all()
 
 
-def test_a_run_that_is_stopped_leaves_the_model_as_it_was() -> None:
+def test_a_run_that_is_stopped_leaves_the_model_as_it_was():
     pipeline, conditions = FAMILIES["garments"]()
     before = {name: value.clone() for name, value in denoiser_of(pipeline).state_dict().items()}
 
@@ -136,7 +135,7 @@ def test_a_run_that_is_stopped_leaves_the_model_as_it_was() -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_the_command_line(tmp_path, capsys):
     options = ["--ratio", "0.3", "--samples", "10", "--steps", "2", "--output", str(tmp_path / "small")]
     assert cli.main(["diffuse", "slim", *options]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -152,14 +151,12 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ("family", "options", "message"),
     [
         ("flux", {}, "cannot be taken out"),
-        ("unet", {}, "cannot be taken out"),
         ("garments", {"method": "depth"}, "drops whole blocks"),
         ("garments", {"allocation": "cost"}, "no option 'allocation' here"),
-        ("garments", {"parts": ["tails"]}, "parts must be one of heads, channels"),
         ("garments", {"ratio": 0.001, "parts": "heads"}, "nothing would go"),
         ("garments", {"ratio": 0.97, "parts": ["channels"]}, "cannot save that much"),
     ],
 )
-def test_bad_input_is_refused(family: str, options: dict[str, Any], message: str) -> None:
+def test_bad_input_is_refused(family, options, message):
     with pytest.raises(RoseError, match=message):
         slim(family, **options)

@@ -52,7 +52,7 @@ class Layer:
         return self.inputs.T @ self.inputs
 
     def prune(self, **options: object) -> rose.LayerResult:
-        return rose.prune_layer(self.weight, self.statistics, **{"block_size": 8, **options})  # type: ignore[arg-type]
+        return rose.prune_layer(self.weight, self.statistics, **{"block_size": 8, **options})
 
 
 def make_layer(
@@ -142,7 +142,6 @@ def reference_sweep(
     for number, width in enumerate(result.order.widths):
         end = start + width
         if keep_of is None:
-            assert counts is not None
             _choose(weight, cost, mask, slice(start, end), counts[number], force)
         for j in range(start, end):
             if keep_of is not None and (j - start) % keep_of[1] == 0:

@@ -5,13 +5,7 @@ import torch
 from torch import Tensor
 
 import rose
-from rose.layer.basis import (
-    BASES,
-    HeadLayout,
-    find_rotations,
-    rotate_columns,
-    rotate_statistics,
-)
+from rose.layer.basis import BASES, HeadLayout, find_rotations, rotate_columns, rotate_statistics
 from rose.layer.error import quadratic_form
 from rose.layer.loss import importance, potential_loss
 from rose.layer.pattern import parse_sparsity

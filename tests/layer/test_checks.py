@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import rose
 from rose.layer import checks, error
@@ -25,7 +23,7 @@ def measures(layer: Layer, **options: object) -> checks.ErrorMeasures:
 
 
 @pytest.mark.parametrize("method", EVERY_METHOD)
-def test_three_measures_agree_whatever_the_method(method: str) -> None:
+def test_three_measures_agree_whatever_the_method(method):
     layer = make_layer(columns=24, dead=(3, 20), loud=4)
     found = measures(layer, method=method, sparsity=0.6)
     assert found.direct is not None
@@ -37,7 +35,7 @@ def test_three_measures_agree_whatever_the_method(method: str) -> None:
 
 
 @pytest.mark.parametrize(("factor", "status"), [(1.0, "pass"), (1.005, "look"), (1.2, "fail")])
-def test_disagreement_is_judged_by_the_stated_limits(factor: float, status: str) -> None:
+def test_disagreement_is_judged_by_the_stated_limits(factor, status):
     found = checks.ErrorMeasures("rose", 100.0, 100.0, 100.0 * factor, 1000.0)
     assert found.disagreement == pytest.approx((factor - 1) / factor)
     assert found.check.status == status
@@ -46,7 +44,7 @@ def test_disagreement_is_judged_by_the_stated_limits(factor: float, status: str)
 
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_measure_that_is_not_finite_agrees_with_nothing(place: int, value: float) -> None:
+def test_a_measure_that_is_not_finite_agrees_with_nothing(place, value):
     values = [100.0] * 3
     values[place] = value
     found = checks.ErrorMeasures("rose", *values, 1000.0)
@@ -54,19 +52,14 @@ def test_a_measure_that_is_not_finite_agrees_with_nothing(place: int, value: flo
     assert (found.check.status, found.check.finding) == ("fail", "a measure is not finite")
 
 
-def test_measures_disagree_where_the_hessian_is_of_other_tokens() -> None:
+def test_measures_disagree_where_the_hessian_is_of_other_tokens():
     layer, other = make_layer(seed=0), make_layer(seed=1)
     result = layer.prune(method="rose", sparsity=0.5)
     direct = error.direct_error(layer.weight, result.weight, other.inputs)
     assert checks.measure_error(layer.weight, layer.statistics, result, direct).check.status == "fail"
 
 
-def test_nothing_removed_agrees_with_itself() -> None:
-    found = measures(make_layer(), method="sparsegpt", sparsity=0.0)
-    assert (found.disagreement, found.relative_error, found.check.status) == (0.0, 0.0, "pass")
-
-
-def test_curve_equals_pruning_on_each_prefix() -> None:
+def test_curve_equals_pruning_on_each_prefix():
     layer, fresh = make_layer(tokens=64), make_layer(tokens=50, seed=0).inputs.flip(0)
     options = {"method": "rose", "sparsity": 0.5, "block_size": 8}
     curve = checks.CalibrationCurve(layer.weight, statistics_of(fresh), [16, 64, 40], **options)
@@ -82,20 +75,19 @@ def test_curve_equals_pruning_on_each_prefix() -> None:
         assert point.held_out_error == pytest.approx(unseen / dense, rel=1e-3)
 
 
-def test_few_tokens_overfit() -> None:
+def test_few_tokens_overfit():
     layer = make_layer(rows=8, columns=32, tokens=600)
     held_out = statistics_of(layer.inputs[300:])
     curve = checks.CalibrationCurve(layer.weight, held_out, [20, 300], method="sparsegpt", sparsity=0.6, block_size=8)
     curve.update(layer.inputs[:300])
     few, many = curve.points
     assert few.held_out_error is not None
-    assert many.held_out_error is not None
     assert few.held_out_error > many.held_out_error
     assert few.held_out_error / few.calibration_error > 1.5 > many.held_out_error / many.calibration_error
 
 
 @pytest.mark.parametrize("lengths", [[], [0, 4]])
-def test_curve_needs_lengths(lengths: list[int]) -> None:
+def test_curve_needs_lengths(lengths):
     with pytest.raises(rose.RoseError, match="calibration length"):
         checks.CalibrationCurve(torch.ones(2, 2), None, lengths)
 
@@ -103,23 +95,20 @@ def test_curve_needs_lengths(lengths: list[int]) -> None:
 @pytest.mark.parametrize(
     ("samples", "expected"), [(1, [8]), (2, [8, 16]), (5, [8, 16, 32, 40]), (16, [8, 16, 32, 64, 128])]
 )
-def test_prefix_lengths(samples: int, expected: list[int]) -> None:
+def test_prefix_lengths(samples, expected):
     assert checks.prefix_lengths(samples, 8) == expected
 
 
 @pytest.mark.parametrize(
     ("calibration", "held_out", "status"),
-    [(0.1, 0.12, "pass"), (0.1, 0.2, "look"), (0.1, 0.4, "look"), (0.9, 1.05, "fail"), (0.0, 0.0, "pass")],
+    [
+        *((0.1, 0.12, "pass"), (0.1, 0.2, "look"), (0.1, 0.4, "look"), (0.9, 1.05, "fail"), (0.0, 0.0, "pass")),
+        *((0.1, None, None), (0.1, float("nan"), None)),
+    ],
 )
-def test_overfitting_is_judged_by_the_stated_limits(calibration: float, held_out: float, status: str) -> None:
+def test_overfitting_is_judged_by_the_stated_limits(calibration, held_out, status):
     check = checks.check_overfitting(calibration, held_out)
-    assert check is not None
-    assert check.status == status
-
-
-@pytest.mark.parametrize("nothing", [None, float("nan")])
-def test_no_judgement_without_held_out_inputs(nothing: float | None) -> None:
-    assert checks.check_overfitting(0.1, nothing) is None
+    assert (check and check.status) == status
 
 
 @pytest.mark.parametrize(
@@ -136,7 +125,7 @@ def test_no_judgement_without_held_out_inputs(nothing: float | None) -> None:
         ("oats", "2:4", "group", 6 * 7),
     ],
 )
-def test_promises_are_kept_and_counted_in_their_unit(method: str, sparsity: float | str, unit: str, units: int) -> None:
+def test_promises_are_kept_and_counted_in_their_unit(method, sparsity, unit, units):
     layer = make_layer(columns=28, dead=(5,), loud=3)  # the last block is narrower
     found = checks.realised_sparsity(layer.prune(method=method, sparsity=sparsity), sparsity)
     assert (found.unit, found.units) == (unit, units)
@@ -151,7 +140,7 @@ def test_promises_are_kept_and_counted_in_their_unit(method: str, sparsity: floa
 @pytest.mark.parametrize(
     ("method", "sparsity"), [("sparsegpt", 0.5), ("wanda", 0.5), ("magnitude", 0.5), ("rose", "2:4")]
 )
-def test_one_weight_too_many_fails(method: str, sparsity: float | str) -> None:
+def test_one_weight_too_many_fails(method, sparsity):
     result = make_layer().prune(method=method, sparsity=sparsity)
     mask = result.mask.clone()
     row, column = (~mask).nonzero()[0].tolist()
@@ -166,13 +155,8 @@ def status(found: list[checks.Check]) -> dict[str, str]:
     return {check.name: check.status for check in found}
 
 
-def test_sound_inputs_pass() -> None:
-    found = status(checks.check_inputs(make_layer().statistics, 0.01))
-    assert found == dict.fromkeys(["Finite inputs", "Live columns", "Enough tokens", "Damping as asked"], "pass")
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_one_bad_input_value_is_found(value: float) -> None:
+def test_one_bad_input_value_is_found(value):
     layer = make_layer()
     layer.inputs[7, 3] = value
     found = checks.check_inputs(layer.statistics, 0.01)
@@ -181,28 +165,18 @@ def test_one_bad_input_value_is_found(value: float) -> None:
     assert checks.worst(found) == "fail"
 
 
-def test_dead_columns_and_few_tokens_want_a_look() -> None:
-    found = checks.check_inputs(make_layer(tokens=12, dead=(1, 2)).statistics, 0.01)
-    assert status(found)["Live columns"] == status(found)["Enough tokens"] == "look"
-    assert found[1].finding.startswith("2 of 32 ")
-    assert checks.worst(found) == "look"
+INDEFINITE = rose.InputStatistics.from_hessian(torch.tensor([[1.0, 30.0], [30.0, 1.0]]), tokens=10)
 
 
-def test_raised_damping_wants_a_look() -> None:
-    found = checks.check_inputs(make_layer(tokens=12).statistics, 0.0)
-    assert status(found)["Damping as asked"] == "look"
-    assert "raised from 0 to 0.0001" in found[-1].finding
-
-
-def test_indefinite_hessian_fails() -> None:
-    hessian = torch.eye(4)
-    hessian[0, 1] = hessian[1, 0] = 30
-    found = checks.check_inputs(rose.InputStatistics.from_hessian(hessian, tokens=10), 0.01)
-    assert status(found)["Damping as asked"] == "fail"
-
-
-@given(st.lists(st.sampled_from(["pass", "look", "fail"])))
-def test_worst(statuses: list[checks.Status]) -> None:
-    order = ["pass", "look", "fail"]
-    found = [checks.Check("", status, "", "") for status in statuses]
-    assert checks.worst(found) == max(statuses, key=order.index, default="pass")
+@pytest.mark.parametrize(
+    ("statistics", "damping", "expected"),
+    [
+        (make_layer().statistics, 0.01, dict.fromkeys(["Finite inputs", "Live columns", "Enough tokens"], "pass")),
+        (make_layer().statistics, 0.01, {"Damping as asked": "pass"}),
+        (make_layer(tokens=12, dead=(1, 2)).statistics, 0.01, {"Live columns": "look", "Enough tokens": "look"}),
+        (make_layer(tokens=12).statistics, 0.0, {"Damping as asked": "look"}),
+        (INDEFINITE, 0.01, {"Damping as asked": "fail"}),
+    ],
+)
+def test_inputs_are_judged(statistics, damping, expected):
+    assert expected.items() <= status(checks.check_inputs(statistics, damping)).items()

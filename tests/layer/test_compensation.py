@@ -9,22 +9,20 @@ from tests.layer.helpers import make_layer
 
 @pytest.mark.parametrize("sparsity", ["0.5", "2:4"])
 @pytest.mark.parametrize("order", ["natural", "two_level", "random:1"])
-def test_between_no_compensation_and_all_of_it(order: str, sparsity: str) -> None:
+def test_between_no_compensation_and_all_of_it(order, sparsity):
     layer = make_layer(rows=12, loud=8)
     result = layer.prune(order=order, sparsity=sparsity, trace=True)
     trace = result.trace
-    assert trace is not None
     inside = error_inside(trace, result.order, result.mask, layer.hessian, result.added_damping)
     assert inside[-1] == pytest.approx(float(trace.error[-1]), rel=1e-4)  # nobody else is left
     assert (inside[:-1] > trace.error[:-1]).all()
     assert (inside < trace.lost).all()
 
 
-def test_a_first_block_alone_is_a_layer_of_its_own() -> None:
+def test_a_first_block_alone_is_a_layer_of_its_own():
     """By the definition of U, in float64, from H of these columns alone."""
     layer = make_layer(rows=12)
     result = layer.prune(order="natural", sparsity=0.5, trace=True)
-    assert result.trace is not None
     inside = error_inside(result.trace, result.order, result.mask, layer.hessian, result.added_damping)
     own = layer.hessian[:8, :8]
     first = torch.linalg.cholesky(torch.linalg.inv(own.double() + result.added_damping * torch.eye(8)), upper=True)

@@ -57,7 +57,7 @@ def refine_row(row: list[float], removed: list[bool], inputs: Tensor, of: int) -
 
 @pytest.mark.parametrize("sparsity", ["0.5", "0.7", "2:4", "1:4", "4:8"])
 @pytest.mark.parametrize("seed", range(4))
-def test_mask_is_that_of_a_literal_loop(sparsity: str, seed: int) -> None:
+def test_mask_is_that_of_a_literal_loop(sparsity, seed):
     weight, inputs = case(seed)
     pattern = parse_sparsity(sparsity)
     score = weight.abs() * inputs.square().mean(0).sqrt()
@@ -69,7 +69,7 @@ def test_mask_is_that_of_a_literal_loop(sparsity: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("start", ["wanda", "magnitude", "sparsegpt"])
-def test_start_masks(start: str) -> None:
+def test_start_masks(start):
     weight, inputs = case(5, scale=1e-4)  # |e| is below the tolerance, so the start mask stays
     hessian = inputs.double().T @ inputs.double()
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(32, dtype=torch.float64)
@@ -88,7 +88,7 @@ def test_start_masks(start: str) -> None:
     assert torch.equal(result.weight, weight.masked_fill(result.mask, 0))
 
 
-def test_lowers_the_mean_error_it_works_on() -> None:
+def test_lowers_the_mean_error_it_works_on():
     weight, inputs = case(7, rows=64, columns=64)
     statistics = statistics_of(inputs)
     wanda = rose.prune_layer(weight, statistics, method="wanda", sparsity=0.5)
@@ -99,7 +99,7 @@ def test_lowers_the_mean_error_it_works_on() -> None:
     assert refined.mask.sum(1).eq(32).all()
 
 
-def test_rows_within_the_tolerance_stay() -> None:
+def test_rows_within_the_tolerance_stay():
     weight, inputs = case(9)
     inputs = inputs - inputs.mean(0)
     pattern = parse_sparsity(0.5)
@@ -107,7 +107,7 @@ def test_rows_within_the_tolerance_stay() -> None:
     assert torch.equal(refine_mask(weight, statistics_of(inputs), mask, pattern), mask)
 
 
-def test_dead_and_constant_columns() -> None:
+def test_dead_and_constant_columns():
     weight, inputs = case(11)
     inputs[:, 3] = 0
     inputs[:, 8] = 1.5

@@ -8,22 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rose
-from rose.layer.hessian import (
-    IN_PANELS,
-    MAX_DAMPING,
-    DampedHessian,
-    cholesky,
-    condition_number,
-    damp,
-    damped_hessian,
-    spectrum,
-)
+from rose.layer.hessian import IN_PANELS, DampedHessian, cholesky, condition_number, damp, damped_hessian, spectrum
 from rose.layer.statistics import PANEL
-from tests.layer.helpers import Layer, layers, make_layer
+from tests.layer.helpers import layers, make_layer
 
 
 @given(layer=layers(), damping=st.sampled_from([0.01, 0.1]), seed=st.integers(0, 99))
-def test_factor_of_the_inverse_in_any_order(layer: Layer, damping: float, seed: int) -> None:
+def test_factor_of_the_inverse_in_any_order(layer, damping, seed):
     damped = damp(layer.hessian, damping)
     n = len(damped.matrix)
     permutation = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
@@ -37,7 +28,7 @@ def test_factor_of_the_inverse_in_any_order(layer: Layer, damping: float, seed: 
 
 @pytest.mark.parametrize("columns", [PANEL, PANEL + 1, 2 * PANEL + 37])
 @pytest.mark.parametrize("natural", [True, False])
-def test_factor_wider_than_a_panel(columns: int, natural: bool) -> None:
+def test_factor_wider_than_a_panel(columns, natural):
     damped = damp(make_layer(rows=1, columns=columns, tokens=2 * columns).hessian)
     permutation = torch.arange(columns) if natural else torch.arange(columns).flip(0)
     factor = damped.natural_factor if natural else damped.inverse_factor(permutation)
@@ -47,7 +38,7 @@ def test_factor_wider_than_a_panel(columns: int, natural: bool) -> None:
 
 
 @pytest.mark.parametrize("columns", [IN_PANELS - 1, IN_PANELS, IN_PANELS + PANEL + 37])
-def test_cholesky_factor_in_panels(columns: int) -> None:
+def test_cholesky_factor_in_panels(columns):
     inputs = torch.randn(2 * columns, columns, generator=torch.Generator().manual_seed(0))
     matrix = inputs.T @ inputs / len(inputs)
     lower, is_definite = cholesky(matrix.clone())
@@ -57,13 +48,13 @@ def test_cholesky_factor_in_panels(columns: int) -> None:
 
 
 @pytest.mark.parametrize("column", [3, IN_PANELS - 1])
-def test_no_cholesky_factor_in_panels_of_an_indefinite_matrix(column: int) -> None:
+def test_no_cholesky_factor_in_panels_of_an_indefinite_matrix(column):
     matrix = torch.eye(IN_PANELS)
     matrix[column, column] = -1
     assert not cholesky(matrix)[1]
 
 
-def test_damping_is_relative_to_the_mean_diagonal() -> None:
+def test_damping_is_relative_to_the_mean_diagonal():
     hessian = torch.diag(torch.tensor([1.0, 2.0, 3.0]))
     damped = damp(hessian, 0.1)
     assert damped.added == pytest.approx(0.2)
@@ -71,7 +62,7 @@ def test_damping_is_relative_to_the_mean_diagonal() -> None:
     assert torch.equal(hessian.diagonal(), torch.tensor([1.0, 2.0, 3.0]))  # H is not changed
 
 
-def test_dead_columns_decouple() -> None:
+def test_dead_columns_decouple():
     layer = make_layer(columns=6, dead=[1, 4])
     damped = damp(layer.hessian)
     assert damped.dead.tolist() == [False, True, False, False, True, False]
@@ -81,23 +72,7 @@ def test_dead_columns_decouple() -> None:
     assert damped.added == pytest.approx(0.01 * layer.hessian.diagonal().mean().item())
 
 
-def test_all_dead() -> None:
-    damped = damp(torch.zeros(3, 3))
-    assert damped.dead.all()
-    assert torch.equal(damped.natural_factor, torch.eye(3))
-
-
-@pytest.mark.parametrize("tokens", [1, 3])
-def test_singular_hessian_raises_the_damping_and_says_so(tokens: int, caplog: pytest.LogCaptureFixture) -> None:
-    layer = make_layer(columns=12, tokens=tokens)
-    damped = damp(layer.hessian, 0.0)
-    assert 0 < damped.damping <= MAX_DAMPING
-    assert damped.added == pytest.approx(damped.damping * layer.hessian.diagonal().mean().item())
-    assert "damping raised" in caplog.text
-    assert damped.natural_factor.isfinite().all()
-
-
-def test_damping_is_raised_tenfold_until_it_suffices() -> None:
+def test_damping_is_raised_tenfold_until_it_suffices():
     hessian = torch.eye(4)
     hessian[0, 1] = hessian[1, 0] = 1.05  # an eigenvalue of −0.05
     assert damp(hessian, 1e-3).damping == pytest.approx(0.1)
@@ -106,24 +81,19 @@ def test_damping_is_raised_tenfold_until_it_suffices() -> None:
     assert damp(hessian, 0.06).damping == 0.06
 
 
-def test_definite_hessian_keeps_the_damping_asked_for() -> None:
-    assert damp(make_layer().hessian, 0.0).damping == 0
-    assert damp(make_layer().hessian, 0.02).damping == 0.02
-
-
-def test_indefinite_hessian_is_an_error() -> None:
+def test_indefinite_hessian_is_an_error():
     hessian = torch.tensor([[1.0, 5.0], [5.0, 1.0]])
     with pytest.raises(rose.RoseError, match="cannot be factorized even with a damping"):
         damp(hessian)
 
 
 @pytest.mark.parametrize("damping", [-0.01, float("nan"), float("inf"), True, None, "0.01"])
-def test_bad_damping(damping: object) -> None:
+def test_bad_damping(damping):
     with pytest.raises(rose.RoseError, match="Damping must be a number of at least 0"):
-        damp(torch.eye(2), damping)  # type: ignore[arg-type]
+        damp(torch.eye(2), damping)
 
 
-def test_pivots_that_are_noise_are_refused_in_every_order() -> None:
+def test_pivots_that_are_noise_are_refused_in_every_order():
     matrix = torch.diag(torch.tensor([1.0, 1.0, 1e-9]))
     lower = torch.linalg.cholesky(matrix.flip(0, 1))
     damped = DampedHessian(matrix, torch.zeros(3, dtype=torch.bool), 0.0, 0.0, float(matrix.diagonal().mean()), lower)
@@ -131,7 +101,7 @@ def test_pivots_that_are_noise_are_refused_in_every_order() -> None:
         damped.inverse_factor(torch.tensor([2, 0, 1]))
 
 
-def test_spectrum_and_condition_number() -> None:
+def test_spectrum_and_condition_number():
     hessian = torch.diag(torch.tensor([4.0, 0.0, 1.0]))
     assert spectrum(hessian).tolist() == pytest.approx([4, 1, 0])
     # The dead column's 1 on the diagonal is ours and no eigenvalue of H.
@@ -139,7 +109,7 @@ def test_spectrum_and_condition_number() -> None:
     assert condition_number(hessian, damping=0.6) == pytest.approx(5 / 2)
 
 
-def test_a_remembered_hessian_dies_with_its_statistics() -> None:
+def test_a_remembered_hessian_dies_with_its_statistics():
     statistics = make_layer().statistics
     first = damped_hessian(statistics, 0.01)
     assert damped_hessian(statistics, 0.01) is first
@@ -153,7 +123,7 @@ def test_a_remembered_hessian_dies_with_its_statistics() -> None:
     assert alive() is None
 
 
-def test_at_most_two_hessians_are_remembered() -> None:
+def test_at_most_two_hessians_are_remembered():
     many = [make_layer(seed=seed).statistics for seed in range(4)]
     made = [weakref.ref(damped_hessian(statistics, 0.01)) for statistics in many]
     assert [one() is not None for one in made] == [False, False, True, True]

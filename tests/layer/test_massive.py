@@ -27,7 +27,7 @@ def planted_inputs(columns: int = 400, windows: int = 8, length: int = 64) -> Te
         ({}, ()),
     ],
 )
-def test_channels_that_carry_nearly_all_of_the_input(large: dict[int, float], expected: tuple[int, ...]) -> None:
+def test_channels_that_carry_nearly_all_of_the_input(large, expected):
     diagonal = torch.ones(400)
     diagonal[list(large)] = torch.tensor(list(large.values()))
     assert massive_channels(diagonal) == expected
@@ -36,12 +36,12 @@ def test_channels_that_carry_nearly_all_of_the_input(large: dict[int, float], ex
         assert diagonal[list(expected)].sum() / diagonal.sum() >= NEARLY_ALL
 
 
-def test_no_channels_without_inputs_and_one_of_a_narrow_layer() -> None:
+def test_no_channels_without_inputs_and_one_of_a_narrow_layer():
     assert massive_channels(torch.zeros(8)) == ()
     assert massive_channels(torch.tensor([1.0, 1.0, 98.0])) == (2,)
 
 
-def test_result_has_the_error_without_massive_channels() -> None:
+def test_result_has_the_error_without_massive_channels():
     inputs = planted_inputs()
     statistics = rose.InputStatistics(400)
     for window in inputs:
@@ -49,7 +49,6 @@ def test_result_has_the_error_without_massive_channels() -> None:
     weight = torch.randn(24, 400, generator=torch.Generator().manual_seed(1))
     result = rose.prune_layer(weight, statistics, method="sparsegpt", sparsity=0.7)
     massive = result.massive
-    assert massive is not None
     assert massive.channels == (301, 7)
     assert massive.share > 0.99
     assert massive.first_share == pytest.approx(1, abs=1e-4)
@@ -59,7 +58,7 @@ def test_result_has_the_error_without_massive_channels() -> None:
     assert massive.error > 100 * result.relative_error
 
 
-def test_positions_are_known_of_windows_alone() -> None:
+def test_positions_are_known_of_windows_alone():
     inputs = planted_inputs()
     windows, flat = rose.InputStatistics(400), rose.InputStatistics(400)
     windows.update(inputs, weight=2.0)
@@ -71,6 +70,6 @@ def test_positions_are_known_of_windows_alone() -> None:
     assert all(torch.tensor(one.first_share([5])).isnan() for one in (flat, ready))
 
 
-def test_ordinary_layers_have_no_massive_activations() -> None:
+def test_ordinary_layers_have_no_massive_activations():
     inputs = torch.randn(256, 64, generator=torch.Generator().manual_seed(2))
     assert rose.prune_layer(torch.randn(8, 64), inputs.T @ inputs).massive is None

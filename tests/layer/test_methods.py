@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,17 +13,7 @@ from torch import Tensor
 import rose
 from rose.layer.error import relative_error
 from rose.layer.methods import make_settings, prune_with
-from rose.layer.registry import label_of
-from tests.layer.helpers import (
-    ORDERS,
-    Layer,
-    block_sizes,
-    every_method,
-    layers,
-    make_layer,
-    ratios,
-    statistics_of,
-)
+from tests.layer.helpers import ORDERS, Layer, block_sizes, every_method, layers, make_layer, ratios, statistics_of
 
 SWEEPING = [name for name, method in rose.METHODS.items() if method.sweeps]
 SELECTING = ["magnitude", "wanda"]  # remove the smallest scores and change nothing else
@@ -52,7 +41,7 @@ def blocks_of(result: rose.LayerResult) -> list[Tensor]:
 
 @every_method(oats=BOTH_PARTS)
 @given(layer=layers(), ratio=ratios, block_size=block_sizes)
-def test_exact_counts(method: str, layer: Layer, ratio: float, block_size: int) -> None:
+def test_exact_counts(method, layer, ratio, block_size):
     result = layer.prune(method=method, sparsity=ratio, block_size=block_size)
     rows, columns = layer.weight.shape
     removed = int(result.mask.sum())
@@ -73,7 +62,7 @@ def test_exact_counts(method: str, layer: Layer, ratio: float, block_size: int) 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("budget", ["block", "layer"])
 @pytest.mark.parametrize("method", SWEEPING)
-def test_order_and_budget_are_independent(method: str, order: str, budget: str) -> None:
+def test_order_and_budget_are_independent(method, order, budget):
     layer = make_layer(rows=5, columns=26, loud=6)
     result = layer.prune(method=method, order=order, budget=budget, sparsity=0.63)
     assert result.budget == budget
@@ -88,7 +77,7 @@ def test_order_and_budget_are_independent(method: str, order: str, budget: str) 
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "3:4", "4:8", "1:2", "0:4", "4:4"])
 @every_method(oats=f"{FILLED}; of N:M is its sparse part, see test_oats.py")
-def test_at_most_n_of_m(method: str, pattern: str) -> None:
+def test_at_most_n_of_m(method, pattern):
     keep, of = map(int, pattern.split(":"))
     for layer in (make_layer(rows=5, columns=40), make_layer(rows=5, columns=40, loud=8, dead=[9])):
         result = layer.prune(method=method, sparsity=pattern)
@@ -98,16 +87,8 @@ def test_at_most_n_of_m(method: str, pattern: str) -> None:
         assert result.sparsity == pytest.approx(1 - keep / of)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_at_most_n_of_m_in_every_order(order: str) -> None:
-    layer = make_layer(rows=5, columns=36, loud=5)
-    for budget in ("block", "layer"):
-        result = layer.prune(sparsity="2:4", order=order, budget=budget)
-        assert ((result.weight != 0).view(5, 9, 4).sum(2) <= 2).all()
-
-
 @every_method()
-def test_ratio_zero_changes_nothing(method: str) -> None:
+def test_ratio_zero_changes_nothing(method):
     for layer in (make_layer(), make_layer(dead=[0, 7, 31], loud=8)):
         for nothing in (0, 0.0, "0%", "4:4"):
             result = layer.prune(method=method, sparsity=nothing)
@@ -118,7 +99,7 @@ def test_ratio_zero_changes_nothing(method: str) -> None:
 
 
 @every_method()
-def test_ratio_one_removes_everything(method: str) -> None:
+def test_ratio_one_removes_everything(method):
     for layer in (make_layer(columns=30), make_layer(dead=[0, 7], loud=8, columns=32)):
         for everything in (1, 1.0, "100%", "0:2"):
             result = layer.prune(method=method, sparsity=everything)
@@ -130,7 +111,7 @@ def test_ratio_one_removes_everything(method: str) -> None:
 # ---- what each method is
 
 
-def test_rose_is_sparsegpt_where_the_layer_is_not_columnar() -> None:
+def test_rose_is_sparsegpt_where_the_layer_is_not_columnar():
     flat = make_layer()
     assert not flat.prune().plan.is_columnar
     assert torch.equal(flat.prune().weight, flat.prune(method="sparsegpt").weight)
@@ -145,7 +126,7 @@ def test_rose_is_sparsegpt_where_the_layer_is_not_columnar() -> None:
     assert torch.equal(never.weight, loud.prune(method="sparsegpt").weight)
 
 
-def test_orders_of_methods_by_name_and_by_permutation() -> None:
+def test_orders_of_methods_by_name_and_by_permutation():
     layer = make_layer(loud=8)
     permutation = rose.plan_order(layer.weight, layer.statistics, block_size=8).permutation
     two_level = layer.prune(order="two_level").weight
@@ -157,7 +138,7 @@ def test_orders_of_methods_by_name_and_by_permutation() -> None:
 
 
 @given(layer=layers(), ratio=ratios)
-def test_wanda_and_magnitude_by_hand(layer: Layer, ratio: float) -> None:
+def test_wanda_and_magnitude_by_hand(layer, ratio):
     score = layer.weight.abs() * layer.inputs.square().mean(0).sqrt()
     mask = layer.prune(method="wanda", sparsity=ratio).mask
     removed, kept = score.masked_fill(~mask, -1).amax(1), score.masked_fill(mask, torch.inf).amin(1)
@@ -170,7 +151,7 @@ def test_wanda_and_magnitude_by_hand(layer: Layer, ratio: float) -> None:
 
 @every_method(oats="removes no weights for good: its low-rank part and its mask are found together")
 @pytest.mark.parametrize("sparsity", [0.3, 0.6, 0.9, "2:4"])
-def test_never_worse_than_removing_the_same_weights(method: str, sparsity: float | str) -> None:
+def test_never_worse_than_removing_the_same_weights(method, sparsity):
     for layer in (make_layer(rows=16, columns=48, tokens=200), make_layer(rows=16, columns=48, loud=8, dead=[3])):
         result = layer.prune(method=method, sparsity=sparsity, block_size=16)
         bare = relative_error(layer.weight, layer.weight.masked_fill(result.mask, 0), layer.hessian)
@@ -180,7 +161,7 @@ def test_never_worse_than_removing_the_same_weights(method: str, sparsity: float
             assert 0 < result.relative_error < bare
 
 
-def test_methods_rank_as_they_should() -> None:
+def test_methods_rank_as_they_should():
     for loud in (0, 8):
         layer = make_layer(rows=32, columns=64, tokens=512, loud=loud)
         names = ("rose", "rose_global", "sparsegpt", *SELECTING)
@@ -195,16 +176,12 @@ def test_methods_rank_as_they_should() -> None:
 
 
 @every_method(dsnot=NO_MEAN)
-@given(
-    layer=layers(),
-    ratio=ratios,
-    power=st.integers(-12, 12),
-)
-def test_scaling_h_changes_nothing(layer: Layer, ratio: float, method: str, power: int) -> None:
+@given(layer=layers(), ratio=ratios, power=st.integers(-12, 12))
+def test_scaling_h_changes_nothing(layer, ratio, method, power):
     """By powers of four, whose square roots are exact, so that results must be identical to the bit."""
     hessian, options = layer.hessian, {"method": method, "sparsity": ratio, "block_size": 8}
-    first = rose.prune_layer(layer.weight, hessian, **options)  # type: ignore[arg-type]
-    second = rose.prune_layer(layer.weight, hessian * 4.0**power, **options)  # type: ignore[arg-type]
+    first = rose.prune_layer(layer.weight, hessian, **options)
+    second = rose.prune_layer(layer.weight, hessian * 4.0**power, **options)
     assert torch.equal(first.mask, second.mask)
     assert torch.equal(first.weight, second.weight)
     assert torch.equal(first.order.permutation, second.order.permutation)
@@ -214,23 +191,11 @@ def test_scaling_h_changes_nothing(layer: Layer, ratio: float, method: str, powe
     assert second.added_damping == first.added_damping * 4.0**power
 
 
-@pytest.mark.parametrize("factor", [1e-6, 0.37, 3.0, 1e6])
-@pytest.mark.parametrize("order", ORDERS)
-def test_scaling_h_by_any_factor(order: str, factor: float) -> None:
-    layer = make_layer(loud=8, dead=[2])
-    first = rose.prune_layer(layer.weight, layer.hessian, order=order, block_size=8)
-    second = rose.prune_layer(layer.weight, layer.hessian * factor, order=order, block_size=8)
-    assert torch.equal(first.mask, second.mask)
-    assert torch.equal(first.order.permutation, second.order.permutation)
-    torch.testing.assert_close(first.weight, second.weight, rtol=1e-4, atol=1e-5)
-    assert second.plan.relative_range == pytest.approx(first.plan.relative_range, rel=1e-5)
-
-
 @every_method()
 @pytest.mark.parametrize(
     ("rows", "columns", "block_size"), [(1, 1, 8), (1, 17, 8), (6, 1, 8), (3, 9, 8), (3, 5, 128), (2, 6, 1)]
 )
-def test_small_and_uneven_shapes(method: str, rows: int, columns: int, block_size: int) -> None:
+def test_small_and_uneven_shapes(method, rows, columns, block_size):
     for seed in range(5):
         layer = make_layer(rows=rows, columns=columns, seed=seed)
         result = layer.prune(method=method, block_size=block_size, sparsity=0.5, trace=True)
@@ -242,7 +207,7 @@ def test_small_and_uneven_shapes(method: str, rows: int, columns: int, block_siz
 
 
 @every_method()
-def test_dead_columns_cost_nothing(method: str) -> None:
+def test_dead_columns_cost_nothing(method):
     dead = [0, 5, 6, 31]
     layer = make_layer(dead=dead)
     result = layer.prune(method=method, sparsity=0.5)
@@ -255,7 +220,7 @@ def test_dead_columns_cost_nothing(method: str) -> None:
 
 
 @every_method()
-def test_all_columns_dead(method: str) -> None:
+def test_all_columns_dead(method):
     layer = Layer(torch.randn(3, 8), torch.zeros(5, 8))
     result = layer.prune(method=method, sparsity=0.5, block_size=4)
     assert result.relative_error == 0.0
@@ -265,7 +230,7 @@ def test_all_columns_dead(method: str) -> None:
 
 @every_method(oats=BOTH_PARTS)
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 1.0, "2:4"])
-def test_all_zero_weight(method: str, sparsity: float | str) -> None:
+def test_all_zero_weight(method, sparsity):
     layer = Layer(torch.zeros(3, 16), make_layer(columns=16).inputs)
     result = layer.prune(method=method, sparsity=sparsity, trace=True)
     assert result.weight.eq(0).all()
@@ -277,7 +242,7 @@ def test_all_zero_weight(method: str, sparsity: float | str) -> None:
 @pytest.mark.parametrize(
     ("method", "order"), [(m, None) for m in rose.METHODS] + [(m, o) for m in ("rose", "rose_global") for o in ORDERS]
 )
-def test_zero_blocks(method: str, order: str | None) -> None:
+def test_zero_blocks(method, order):
     """Whole blocks of zeros: nothing may be divided by what they lose."""
     layer = make_layer()
     layer.weight[:, 8:16] = 0
@@ -292,7 +257,7 @@ def test_zero_blocks(method: str, order: str | None) -> None:
 
 @every_method()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_dtype_is_kept_and_the_mask_exact(method: str, dtype: torch.dtype) -> None:
+def test_dtype_is_kept_and_the_mask_exact(method, dtype):
     layer = make_layer(loud=8)
     low = layer.weight.to(dtype)
     for sparsity in (0.0, 0.6, "2:4"):
@@ -310,7 +275,7 @@ def test_dtype_is_kept_and_the_mask_exact(method: str, dtype: torch.dtype) -> No
 
 @every_method()
 @pytest.mark.parametrize("trace", [False, True])
-def test_inputs_are_not_changed(method: str, trace: bool) -> None:
+def test_inputs_are_not_changed(method, trace):
     layer = make_layer(dead=[3], loud=8)
     statistics, weight = layer.statistics, layer.weight.clone()
     hessian = statistics.hessian.clone()
@@ -326,7 +291,7 @@ def test_inputs_are_not_changed(method: str, trace: bool) -> None:
 
 @every_method()
 @pytest.mark.parametrize("sparsity", ["0.6", "2:4"])
-def test_without_measures_the_weights_are_the_same(method: str, sparsity: str) -> None:
+def test_without_measures_the_weights_are_the_same(method, sparsity):
     layer = make_layer(dead=[3], loud=8)
     settings = make_settings(method, sparsity=sparsity, block_size=8)
     measured = prune_with(layer.weight, layer.statistics, settings)
@@ -341,7 +306,7 @@ def test_without_measures_the_weights_are_the_same(method: str, sparsity: str) -
 
 
 @every_method()
-def test_weight_may_be_a_view(method: str) -> None:
+def test_weight_may_be_a_view(method):
     """GPT-2 stores W transposed, so W arrives as a view with swapped strides."""
     layer = make_layer(loud=8)
     view = layer.weight.T.contiguous().T
@@ -356,7 +321,7 @@ def test_weight_may_be_a_view(method: str) -> None:
     ("method", "order"), [(m, None) for m in rose.METHODS] + [(m, o) for m in SWEEPING for o in ORDERS]
 )
 @pytest.mark.parametrize("damping", [0.0, 1e-7, 0.01])
-def test_singular_hessian(method: str, order: str | None, damping: float) -> None:
+def test_singular_hessian(method, order, damping):
     """Fewer tokens than columns, and two channels that are copies of each other."""
     for seed in range(5):
         layer = make_layer(columns=32, tokens=6, seed=seed)
@@ -368,7 +333,7 @@ def test_singular_hessian(method: str, order: str | None, damping: float) -> Non
         assert result.added_damping == pytest.approx(result.damping * layer.hessian.diagonal().mean().item(), rel=1e-5)
 
 
-def test_a_column_order_that_makes_h_indefinite_raises_the_damping() -> None:
+def test_a_column_order_that_makes_h_indefinite_raises_the_damping():
     """Rank 5 of 576, damped by about the rounding error: one order can be factorized, another cannot."""
     raised = 0
     for seed in range(6):
@@ -385,7 +350,7 @@ def test_a_column_order_that_makes_h_indefinite_raises_the_damping() -> None:
 
 
 @pytest.mark.parametrize("method", ["sparsegpt", "rose_admm"])
-def test_pruned_weights_that_their_dtype_cannot_hold_are_refused(method: str) -> None:
+def test_pruned_weights_that_their_dtype_cannot_hold_are_refused(method):
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(400, 4, generator=generator) @ torch.randn(4, 64, generator=generator)
     statistics = statistics_of(common + 0.05 * torch.randn(400, 64, generator=generator))
@@ -397,7 +362,7 @@ def test_pruned_weights_that_their_dtype_cannot_hold_are_refused(method: str) ->
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_nan_and_infinity(bad: float) -> None:
+def test_nan_and_infinity(bad):
     layer = make_layer()
     weight, hessian = layer.weight.clone(), layer.hessian
     weight[2, 3] = hessian[2, 3] = bad
@@ -414,42 +379,29 @@ GOOD = {"sparsity": 0.5, "block_size": 8}
     ("options", "message"),
     [
         ({"method": "prune_harder"}, "no method named 'prune_harder'; choose one of rose, "),
-        ({"sparsity": 1.5}, "ratio from 0 to 1"),
         ({"sparsity": "2:5", "block_size": 10}, "input columns divisible by 5, but this layer has 32"),
         ({"sparsity": "2:4", "block_size": 6}, "block size divisible by 4, not 6; try 4"),
         ({"block_size": 0}, "block size must be a whole number of columns, at least 1, not 0"),
         ({"damping": -1}, "Damping must be a number of at least 0"),
         ({"threshold": 2}, "threshold on the relative range must lie between 0 and 1"),
         ({"order": "upwards"}, "no order named 'upwards'"),
-        ({"order": [0, 1]}, "each of the 32 columns exactly once"),
         ({"budget": "row"}, "budget must be one of block, layer, not 'row'"),
         ({"method": "wanda", "order": "natural"}, "Wanda does not sweep over columns"),
-        ({"method": "magnitude", "budget": "layer"}, "Magnitude does not sweep over columns"),
         ({"method": "wanda", "options": {"start": "wanda"}}, "Wanda has no option 'start'; it has none"),
-        ({"method": "dsnot", "options": {"begin": "wanda"}}, "no option 'begin'; it has start"),
         ({"method": "dsnot", "options": {"start": "ria"}}, "one of wanda, magnitude, sparsegpt"),
-        ({"method": "oats", "options": {"rank_ratio": "2"}}, "rank_ratio must be a number from 0 to 1"),
-        *(
-            ({"method": "rose_admm", "options": {"effort": x}}, "effort must be a whole")
-            for x in (0, 11, 1.5, "much", True, None)
-        ),
+        ({"method": "rose_admm", "options": {"effort": 11}}, "effort must be a whole"),
         ({"options": 3.0}, "Options are given by name, such as {'effort': 2}, not as 3.0"),
-        ({"sparsity": True}, "ratio from 0 to 1"),
-        ({"block_size": True}, "whole number of columns, at least 1, not True"),
-        ({"damping": True}, "Damping must be a number"),
-        ({"threshold": None}, "must lie between 0 and 1, not None"),
         ({"trace": "foo"}, "trace must be True, False or 'errors', not 'foo'"),
-        ({"trace": 3}, "trace must be True, False or 'errors', not 3"),
         ({"sparsty": 0.5}, "no option 'sparsty' here; there are bits, .*held_out, .*sparsity, .*trace"),
     ],
 )
-def test_bad_arguments(options: dict[str, object], message: str) -> None:
+def test_bad_arguments(options, message):
     with pytest.raises(rose.RoseError, match=message) as caught:
         make_layer().prune(**{**GOOD, **options})
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_cannot_be_pruned() -> None:
+def test_weights_that_cannot_be_pruned():
     for weight in (torch.zeros(8), torch.zeros(0, 8), torch.zeros(8, 0), torch.zeros(2, 2, 8)):
         with pytest.raises(rose.RoseError, match="W must be a non-empty"):
             rose.prune_layer(weight, torch.eye(8))
@@ -459,14 +411,14 @@ def test_weights_that_cannot_be_pruned() -> None:
 
 
 @every_method()
-def test_hessians_that_cannot_be_used(method: str) -> None:
+def test_hessians_that_cannot_be_used(method):
     with pytest.raises(rose.RoseError, match="must be symmetric"):
         rose.prune_layer(torch.zeros(2, 8), torch.ones(8, 8).triu(), method=method)
     with pytest.raises(rose.RoseError, match=NO_MEAN if method == "dsnot" else "cannot be factorized"):
         rose.prune_layer(torch.ones(2, 2), torch.tensor([[1.0, 9.0], [9.0, 1.0]]), method=method)
 
 
-def test_the_registry_takes_new_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_registry_takes_new_methods(monkeypatch):
     monkeypatch.setattr("rose.layer.registry.METHODS", dict(rose.METHODS))
 
     @rose.register("again", "Again", "SparseGPT by another name.", sweeps=True)
@@ -483,13 +435,8 @@ def _dense(weight: Tensor, statistics: rose.InputStatistics, settings: rose.Sett
 
 
 def _other_shape(*given: Any) -> rose.LayerResult:
-    found = rose.METHODS["wanda"].prune(*given)
-    return replace(found, weight=found.weight[:1])
-
-
-def _other_dtype(*given: Any) -> rose.LayerResult:
-    found = rose.METHODS["wanda"].prune(*given)
-    return replace(found, weight=found.weight.double())
+    result = rose.METHODS["wanda"].prune(*given)
+    return replace(result, weight=result.weight[:1])
 
 
 def _in_place(weight: Tensor, statistics: rose.InputStatistics, settings: rose.Settings) -> rose.LayerResult:
@@ -509,7 +456,6 @@ def _float_mask(weight: Tensor, statistics: rose.InputStatistics, settings: rose
 FAULTY = [
     (_dense, "Faulty returned weights that are not 0 where its mask is True"),
     (_other_shape, r"Faulty returned \(1, 32\) weights of torch.float32 on cpu; they must be as W, \(6, 32\)"),
-    (_other_dtype, "Faulty returned .* weights of torch.float64"),
     (_in_place, r"Faulty writes into W; let it change a copy, such as weight\.clone\(\)"),
     (_by_rows, "within each row or over the layer, not by the budget 'rows'"),
     (_float_mask, r"The mask must be bool, .* \(6, 32\), not torch.float32"),
@@ -519,7 +465,7 @@ FAULTY = [
 
 
 @pytest.mark.parametrize(("prune", "message"), FAULTY)
-def test_methods_of_others_are_checked(prune: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_of_others_are_checked(prune, message, monkeypatch):
     monkeypatch.setattr("rose.layer.registry.METHODS", dict(rose.METHODS))
     rose.register("faulty", "Faulty", "Does something wrong.")(prune)
     layer = make_layer()
@@ -529,7 +475,7 @@ def test_methods_of_others_are_checked(prune: Any, message: str, monkeypatch: py
     assert torch.equal(layer.weight, before)
 
 
-def test_a_mask_that_is_not_n_of_m_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mask_that_is_not_n_of_m_is_refused(monkeypatch):
     monkeypatch.setattr("rose.layer.registry.METHODS", dict(rose.METHODS))
 
     @rose.register("halves", "Halves", "Half of each row.")
@@ -544,34 +490,11 @@ def test_a_mask_that_is_not_n_of_m_is_refused(monkeypatch: pytest.MonkeyPatch) -
         make_layer().prune(method="halves", sparsity="2:4")
 
 
-def test_what_cannot_be_registered() -> None:
+def test_what_cannot_be_registered():
     for name in (5, None, "two words"):
         with pytest.raises(rose.RoseError, match=f"A method cannot be named {name!r}"):
-            rose.register(name, "X", "X.")  # type: ignore[arg-type]
+            rose.register(name, "X", "X.")
         with pytest.raises(rose.RoseError, match=f"An order cannot be named {name!r}"):
-            rose.register_order(name)  # type: ignore[arg-type]
+            rose.register_order(name)
     with pytest.raises(rose.RoseError, match=r"The option a of x must be a rose\.Option, not 3"):
         rose.register("x", "X", "X.", options={"a": 3})  # type: ignore[dict-item]
-
-
-def test_results_can_be_compared_and_are_short_to_print() -> None:
-    layer = make_layer()
-    first, second = layer.prune(block_size=np.int64(8)), layer.prune()
-    assert first != second
-    assert torch.equal(first.weight, second.weight)
-    assert type(first.plan.block_size) is int
-    numbers = make_settings(damping=np.float32(0.01), threshold=np.float32(0.5))  # type: ignore[arg-type]
-    assert type(numbers.damping) is type(numbers.threshold) is float
-    assert repr(first).startswith("<LayerResult of rose: 6 × 32, sparsity 0.7")
-    assert len(repr(first)) < 100
-
-
-def test_registry_entries_explain_themselves() -> None:
-    assert len(rose.METHODS) >= 11
-    for name, method in rose.METHODS.items():
-        assert method.name == name
-        assert method.label
-        assert method.summary.endswith(".")
-        assert label_of(name) == method.label
-    assert (label_of("two_level"), label_of("my_method")) == ("two-level order", "my method")
-    assert set(SWEEPING) == {"rose", "rose_global", "rose_dealt", "sparsegpt", "isc", "measured"}

@@ -1,7 +1,6 @@
 """Losses, relative range, and the orders drawn from them."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ import rose
 from rose.layer.loss import block_starts, block_widths
 from rose.layer.order import block_of, blocks_of, live_range, plan_from_importance, visited_blocks
 from rose.layer.registry import order_names
-from tests.layer.helpers import ORDERS, Layer, block_sizes, layers, make_layer, ratios
+from tests.layer.helpers import ORDERS, block_sizes, layers, make_layer, ratios
 
 IN_PLACE = ["natural", "columns", "columns_ascending"]  # blocks stay where they are
 WHOLE_BLOCKS = [*IN_PLACE, "two_level", "two_level_ascending", "blocks", "blocks_ascending"]
@@ -35,7 +34,7 @@ def block_numbers(order: rose.Order, block_size: int) -> list[Tensor]:
 
 
 @given(layer=layers(), ratio=ratios, block_size=block_sizes)
-def test_losses_by_hand(layer: Layer, ratio: float, block_size: int) -> None:
+def test_losses_by_hand(layer, ratio, block_size):
     plan = rose.plan_order(layer.weight, layer.statistics, sparsity=ratio, block_size=block_size)
     norm = layer.inputs.square().mean(0).sqrt()
     torch.testing.assert_close(plan.importance, layer.weight.abs() * norm)
@@ -51,7 +50,7 @@ def test_losses_by_hand(layer: Layer, ratio: float, block_size: int) -> None:
     assert (plan.potential_loss[~kept] == plan.importance[~kept]).all()
 
 
-def test_group_losses_are_the_smallest_of_each_group() -> None:
+def test_group_losses_are_the_smallest_of_each_group():
     score = torch.tensor([[4.0, 1.0, 3.0, 2.0, 5.0, 5.0, 7.0, 6.0]])
     plan = plan_from_importance(score, sparsity="2:4", block_size=8)
     assert plan.potential_loss.tolist() == [[0, 1, 0, 2, 5, 5, 0, 0]]
@@ -60,11 +59,11 @@ def test_group_losses_are_the_smallest_of_each_group() -> None:
 @pytest.mark.parametrize(
     ("columns", "size", "widths"), [(576, 128, (128,) * 4 + (64,)), (8, 4, (4, 4)), (3, 128, (3,))]
 )
-def test_block_widths(columns: int, size: int, widths: tuple[int, ...]) -> None:
+def test_block_widths(columns, size, widths):
     assert block_widths(columns, size) == widths
 
 
-def test_relative_range() -> None:
+def test_relative_range():
     plan = plan_with_block_losses([4.0, 1.0, 2.0])
     assert plan.relative_range == pytest.approx(0.75)
     assert plan.is_columnar
@@ -74,14 +73,14 @@ def test_relative_range() -> None:
     assert plan_with_block_losses([3.0]).relative_range == 0.0
 
 
-def test_column_variation_is_relative_to_the_mean() -> None:
+def test_column_variation_is_relative_to_the_mean():
     plan = plan_from_importance(torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 3.0, 3.0]]), sparsity=1, block_size=2)
     assert plan.column_loss.tolist() == [2, 2, 4, 4]
     assert plan.column_variation == pytest.approx(1 / 3)
     assert plan_from_importance(torch.ones(2, 4), sparsity=0).column_variation == 0
 
 
-def test_narrow_last_block_does_not_look_columnar() -> None:
+def test_narrow_last_block_does_not_look_columnar():
     """SmolLM2's 576 = 4.5 × 128: the last block has half the columns and loses half as much."""
     layer = make_layer(rows=64, columns=576, tokens=64)
     flat = layer.weight.sign() * torch.rand_like(layer.weight).add(0.5)
@@ -92,7 +91,7 @@ def test_narrow_last_block_does_not_look_columnar() -> None:
     assert plan_with_block_losses([2.0, 2.0, 2.0], last=1).relative_range == 0.0
 
 
-def test_threshold_is_adjustable_without_recomputing() -> None:
+def test_threshold_is_adjustable_without_recomputing():
     plan = plan_with_block_losses([4.0, 2.0, 3.0])
     assert not plan.is_columnar
     lower = replace(plan, threshold=0.4)
@@ -110,7 +109,7 @@ def test_threshold_is_adjustable_without_recomputing() -> None:
 
 @pytest.mark.parametrize("name", ORDERS)
 @given(layer=layers(), ratio=ratios, block_size=block_sizes)
-def test_every_order_is_a_permutation(layer: Layer, ratio: float, block_size: int, name: str) -> None:
+def test_every_order_is_a_permutation(layer, ratio, block_size, name):
     plan = rose.plan_order(layer.weight, layer.statistics, sparsity=ratio, block_size=block_size)
     order = rose.make_order(plan, name)
     assert order.permutation.sort().values.tolist() == list(range(layer.weight.shape[1]))
@@ -122,7 +121,7 @@ def test_every_order_is_a_permutation(layer: Layer, ratio: float, block_size: in
 
 @pytest.mark.parametrize("name", WHOLE_BLOCKS)
 @given(layer=layers(), ratio=ratios, block_size=block_sizes)
-def test_blocks_stay_whole(layer: Layer, ratio: float, block_size: int, name: str) -> None:
+def test_blocks_stay_whole(layer, ratio, block_size, name):
     """Columns never leave their block, and a block that moves takes its width along."""
     plan = rose.plan_order(layer.weight, layer.statistics, sparsity=ratio, block_size=block_size)
     order = rose.make_order(plan, name)
@@ -137,7 +136,7 @@ def test_blocks_stay_whole(layer: Layer, ratio: float, block_size: int, name: st
 @given(
     layer=layers(unit=4), pattern=st.sampled_from(["2:4", "1:4", "3:4", "0:4"]), block_size=st.sampled_from([4, 8, 128])
 )
-def test_groups_stay_whole(layer: Layer, pattern: str, block_size: int, name: str) -> None:
+def test_groups_stay_whole(layer, pattern, block_size, name):
     plan = rose.plan_order(layer.weight, layer.statistics, sparsity=pattern, block_size=block_size)
     order = rose.make_order(plan, name)
     groups = order.permutation.view(-1, 4)
@@ -147,7 +146,7 @@ def test_groups_stay_whole(layer: Layer, pattern: str, block_size: int, name: st
 
 
 @given(layer=layers(), ratio=ratios, block_size=block_sizes)
-def test_two_level_order_descends_on_both_levels(layer: Layer, ratio: float, block_size: int) -> None:
+def test_two_level_order_descends_on_both_levels(layer, ratio, block_size):
     plan = rose.plan_order(layer.weight, layer.statistics, sparsity=ratio, block_size=block_size)
     order = rose.make_order(plan, "two_level")
     per_block = plan.loss_per_column[[int(b[0]) for b in block_numbers(order, block_size)]]
@@ -163,7 +162,7 @@ def test_two_level_order_descends_on_both_levels(layer: Layer, ratio: float, blo
 
 
 @given(layer=layers(), ratio=ratios)
-def test_layerwide_orders_descend(layer: Layer, ratio: float) -> None:
+def test_layerwide_orders_descend(layer, ratio):
     plan = rose.plan_order(layer.weight, layer.statistics, sparsity=ratio, block_size=8)
     score = plan.importance
     count = round(ratio * score.numel())
@@ -178,7 +177,7 @@ def test_layerwide_orders_descend(layer: Layer, ratio: float) -> None:
     assert (layer.statistics.diagonal[columns].diff() >= 0).all()
 
 
-def test_dealt_order_shares_the_costly_columns_out() -> None:
+def test_dealt_order_shares_the_costly_columns_out():
     """Blocks of 4, 4 and 2 columns: the narrow one takes its cards at a quarter and three quarters of the deal."""
     score = torch.arange(10.0, 0.0, -1.0)[None]
     plan = plan_from_importance(score, sparsity=1.0, block_size=4)
@@ -189,30 +188,7 @@ def test_dealt_order_shares_the_costly_columns_out() -> None:
     assert ascending.permutation.tolist() == [9, 6, 4, 1, 8, 5, 3, 0, 7, 2]
 
 
-@pytest.mark.parametrize("sparsity", [0.6, "2:4"])
-def test_dealt_blocks_are_alike(sparsity: float | str) -> None:
-    layer = make_layer(rows=64, columns=64, loud=16)
-    plan = rose.plan_order(layer.weight, layer.statistics, sparsity=sparsity, block_size=16)
-    lost = plan_from_importance(plan.importance, sparsity=sparsity, block_size=64).column_loss
-    order = rose.make_order(plan, "dealt")
-    dealt = torch.stack([block.sum() for block in lost[order.permutation].split(list(order.widths))])
-    natural = torch.stack([block.sum() for block in lost.split(16)])
-    assert (dealt.max() - dealt.min()) < 0.2 * (natural.max() - natural.min())
-
-
-def test_plan_orders_only_columnar_layers() -> None:
-    loud, flat = make_layer(loud=8), make_layer()
-    plan = rose.plan_order(loud.weight, loud.statistics, block_size=8)
-    assert plan.is_columnar
-    assert torch.equal(plan.permutation, rose.make_order(plan, "two_level").permutation)
-    assert plan.block_order[0] == 3
-    plan = rose.plan_order(flat.weight, flat.statistics, block_size=8)
-    assert not plan.is_columnar
-    assert torch.equal(plan.permutation, torch.arange(32))
-    assert plan.block_order.tolist() == [0, 1, 2, 3]
-
-
-def test_all_zero_weight_keeps_the_natural_order() -> None:
+def test_all_zero_weight_keeps_the_natural_order():
     plan = rose.plan_order(torch.zeros(3, 10), torch.eye(10), block_size=4)
     assert plan.relative_range == 0.0
     assert not plan.is_columnar
@@ -221,7 +197,7 @@ def test_all_zero_weight_keeps_the_natural_order() -> None:
             assert rose.make_order(plan, name).permutation.tolist() == list(range(10)), name
 
 
-def test_random_order_follows_its_seed() -> None:
+def test_random_order_follows_its_seed():
     plan = plan_with_block_losses([1.0] * 8)
     first = rose.make_order(plan, "random:3")
     assert torch.equal(first.permutation, rose.make_order(plan, "random:3").permutation)
@@ -232,7 +208,7 @@ def test_random_order_follows_its_seed() -> None:
 # ---- custom orders and moving blocks
 
 
-def test_custom_order_as_list_tensor_or_order() -> None:
+def test_custom_order_as_list_tensor_or_order():
     plan = plan_with_block_losses([1.0, 2.0])
     wanted = [7, 6, 5, 4, 3, 2, 1, 0]
     for given_as in (wanted, torch.tensor(wanted), rose.Order(torch.tensor(wanted), (4, 4), "mine")):
@@ -244,42 +220,23 @@ def test_custom_order_as_list_tensor_or_order() -> None:
     ("order", "message"),
     [
         ([0, 1, 2], "each of the 8 columns exactly once"),
-        ([0, 1, 2, 3, 4, 5, 6, 6], "each of the 8 columns exactly once"),
-        ([1, 2, 3, 4, 5, 6, 7, 8], "each of the 8 columns exactly once"),
         ([-1, 1, 2, 3, 4, 5, 6, 7], "each of the 8 columns exactly once"),
         (torch.arange(8).view(2, 4), "each of the 8 columns exactly once"),
         ([0.5, 1, 2, 3, 4, 5, 6, 7], "exactly once, by whole numbers"),
-        (["a"] * 8, "exactly once, by whole numbers"),
-        ([None] * 8, "exactly once, by whole numbers"),
         ([[0, 1], [2]], "exactly once, by whole numbers"),
         (rose.Order(torch.arange(8), (4, 3), "x"), "add up to 8"),
         (rose.Order(torch.arange(8), (8, 0), "x"), "must be positive"),
-        (rose.Order(torch.arange(8), (), "x"), "add up to 8"),
         ("sideways", "There is no order named 'sideways'; choose one of natural, two_level"),
-        ("natural_ascending", "There is no order named"),
         ("random:x", "There is no order named"),
-        ("random:-1", "There is no order named"),
-        ("random:" + "9" * 30, "There is no order named"),
-        ("", "There is no order named"),
     ],
 )
-def test_bad_orders(order: object, message: str) -> None:
+def test_bad_orders(order, message):
     with pytest.raises(rose.RoseError, match=message):
-        rose.make_order(plan_with_block_losses([1.0, 2.0]), order)  # type: ignore[arg-type]
-
-
-def test_custom_order_must_not_tear_groups_apart() -> None:
-    plan = rose.plan_order(torch.rand(2, 8), torch.eye(8), sparsity="2:4", block_size=4)
-    assert rose.make_order(plan, [4, 5, 6, 7, 0, 1, 2, 3]).permutation[0] == 4
-    for torn in ([1, 0, 2, 3, 4, 5, 6, 7], [2, 3, 4, 5, 0, 1, 6, 7], [6, 7, 0, 1, 2, 3, 4, 5]):
-        with pytest.raises(rose.RoseError, match="keep each group of 4 neighbouring columns together"):
-            rose.make_order(plan, torn)
-    with pytest.raises(rose.RoseError, match="keep each group of 4"):
-        rose.make_order(plan, rose.Order(torch.arange(8), (2, 6), "x"))
+        rose.make_order(plan_with_block_losses([1.0, 2.0]), order)
 
 
 @given(count=st.integers(1, 5), last=st.integers(1, 4), data=st.data())
-def test_move_block(count: int, last: int, data: st.DataObject) -> None:
+def test_move_block(count, last, data):
     plan = plan_with_block_losses([float(i) for i in range(1, count + 1)], last=last)
     step, to = data.draw(st.integers(0, count - 1)), data.draw(st.integers(0, count - 1))
     order = rose.make_order(plan, "two_level")
@@ -292,66 +249,47 @@ def test_move_block(count: int, last: int, data: st.DataObject) -> None:
     assert torch.equal(rose.move_block(plan, moved, to, step).permutation, order.permutation)
 
 
-@pytest.mark.parametrize(("step", "to"), [(-1, 0), (0, 2), (2, 0), (0, -1), (0.5, 1), (0, True)])
-def test_move_block_that_does_not_exist(step: int, to: int) -> None:
-    plan = plan_with_block_losses([1.0, 2.0])
-    with pytest.raises(rose.RoseError, match="blocks 0 to 1"):
-        rose.move_block(plan, rose.make_order(plan, "natural"), step, to)
-
-
-def test_blocks_of_an_order_by_name_are_moved_too() -> None:
-    plan = plan_with_block_losses([1.0, 2.0])
-    assert rose.move_block(plan, "two_level", 0, 1).permutation.tolist() == list(range(8))
-    with pytest.raises(rose.RoseError, match=r"made from a plan of rose\.plan_order, not from a Tensor"):
-        rose.make_order(torch.rand(2, 8), "natural")  # type: ignore[arg-type]
+GROUPS_OF_4 = rose.plan_order(torch.rand(2, 8), torch.eye(8), sparsity="2:4", block_size=4)
+APART = "keep each group of 4 neighbouring columns together"
 
 
 @pytest.mark.parametrize(
-    ("score", "message"),
+    ("work", "message"),
     [
-        (torch.ones(5), "for each of the 8 columns"),
-        (torch.ones(2, 4), "for each of the 8 columns"),
-        (torch.ones(8) * torch.nan, "one number, not NaN"),
-        ([1.0] * 8, "A score must be a torch tensor, not a list"),
+        (lambda plan: rose.move_block(plan, "natural", -1, 0), "blocks 0 to 1"),
+        (lambda plan: rose.move_block(plan, "natural", 0, 2), "blocks 0 to 1"),
+        (lambda plan: rose.move_block(plan, "natural", 0.5, 1), "blocks 0 to 1"),
+        (lambda plan: rose.sort_columns(plan, torch.ones(2, 4)), "for each of the 8 columns"),
+        (lambda plan: rose.sort_columns(plan, torch.ones(8) * torch.nan), "one number, not NaN"),
+        (lambda plan: rose.sort_columns(plan, [1.0] * 8), "A score must be a torch tensor, not a list"),
+        (
+            lambda _: rose.make_order(plan_from_importance(torch.rand(2, 8)), "hessian"),
+            "plan was made from importance alone",
+        ),
+        (
+            lambda _: rose.make_order(torch.rand(2, 8), "natural"),
+            r"made from a plan of rose\.plan_order, not from a Tensor",
+        ),
+        (lambda _: rose.plan_order(torch.rand(2, 8), torch.eye(9)), "8 input columns but H has 9"),
+        (lambda _: rose.plan_order(torch.rand(2, 8), torch.eye(8), threshold=1.1), "must lie between 0 and 1"),
+        (lambda _: rose.make_order(GROUPS_OF_4, [1, 0, 2, 3, 4, 5, 6, 7]), APART),
+        (lambda _: rose.make_order(GROUPS_OF_4, [2, 3, 4, 5, 0, 1, 6, 7]), APART),
+        (lambda _: rose.make_order(GROUPS_OF_4, rose.Order(torch.arange(8), (2, 6), "x")), APART),
     ],
 )
-def test_columns_are_sorted_by_a_score_of_each(score: Any, message: str) -> None:
+def test_plans_moves_and_scores_that_make_no_sense_are_refused(work, message):
+    assert rose.make_order(GROUPS_OF_4, [4, 5, 6, 7, 0, 1, 2, 3]).permutation[0] == 4
     with pytest.raises(rose.RoseError, match=message):
-        rose.sort_columns(plan_with_block_losses([1.0, 2.0]), score)
+        work(plan_with_block_losses([1.0, 2.0]))
 
 
-def test_orders_and_plans_can_be_compared() -> None:
-    plan = plan_with_block_losses([1.0, 2.0])
-    other = plan_with_block_losses([1.0, 2.0])
-    assert plan != other
-    assert rose.make_order(plan, "natural") != rose.make_order(plan, "natural")
-
-
-def test_bad_plan_arguments() -> None:
-    weight, hessian = torch.rand(2, 8), torch.eye(8)
-    for bad in (torch.zeros(8), torch.zeros(0, 8), torch.zeros(1, 2, 8)):
-        with pytest.raises(rose.RoseError, match="W must be a non-empty"):
-            rose.plan_order(bad, hessian)
-    with pytest.raises(rose.RoseError, match="0 input columns but H has 8"):
-        rose.plan_order(torch.tensor(1.0), hessian)
-    with pytest.raises(rose.RoseError, match="W holds NaN or infinity"):
-        rose.plan_order(weight.fill_(float("nan")), hessian)
-    for threshold in (-0.1, 1.1, float("nan"), "0.5", None, True):
-        with pytest.raises(rose.RoseError, match="threshold on the relative range must lie between 0 and 1"):
-            rose.plan_order(torch.rand(2, 8), hessian, threshold=threshold)  # type: ignore[arg-type]
-    with pytest.raises(rose.RoseError, match="8 input columns but H has 9"):
-        rose.plan_order(torch.rand(2, 8), torch.eye(9))
-    with pytest.raises(rose.RoseError, match="plan was made from importance alone"):
-        rose.make_order(plan_from_importance(torch.rand(2, 8)), "hessian")
-
-
-def test_a_ready_order_is_brought_to_whole_numbers_of_full_width() -> None:
+def test_a_ready_order_is_brought_to_whole_numbers_of_full_width():
     plan = rose.plan_order(make_layer().weight, make_layer().statistics, sparsity=0.5, block_size=8)
     short = rose.Order(torch.arange(31, -1, -1, dtype=torch.int32), plan.block_width, "mine")
     assert rose.make_order(plan, short).permutation.dtype == torch.int64
 
 
-def test_range_without_dead_columns() -> None:
+def test_range_without_dead_columns():
     weight = torch.ones(6, 12)
     weight[:, :4] = torch.arange(1.0, 5.0)
     inputs = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
@@ -373,12 +311,12 @@ def test_range_without_dead_columns() -> None:
 WIDTHS = (4, 4, 2)
 
 
-def test_blocks_of_columns() -> None:
+def test_blocks_of_columns():
     assert blocks_of(WIDTHS, [0, 3, 4, 7, 8, 9]).tolist() == [0, 0, 1, 1, 2, 2]
     assert block_of(WIDTHS, 8) == 2
 
 
-def test_blocks_visited_by_whole_and_by_mixed_orders() -> None:
+def test_blocks_visited_by_whole_and_by_mixed_orders():
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(6, 10, generator=generator)
     weight[:, 8:] *= 5  # the narrow block would lose most

@@ -17,7 +17,7 @@ def log_determinant(layer: Layer, added: float) -> float:
 
 @pytest.mark.parametrize("order", [*ORDERS, "rose"])
 @given(layer=layers(), block_size=st.integers(1, 40))
-def test_every_order_has_the_same_sum_of_log_prices(layer: Layer, block_size: int, order: str) -> None:
+def test_every_order_has_the_same_sum_of_log_prices(layer, block_size, order):
     plan = rose.plan_order(layer.weight, layer.statistics, block_size=block_size, damping=0.1)
     prices = price_columns(plan, order)
     assert prices.log_total == pytest.approx(log_determinant(layer, plan.damped.added), rel=1e-4, abs=1e-3)
@@ -26,7 +26,7 @@ def test_every_order_has_the_same_sum_of_log_prices(layer: Layer, block_size: in
 
 @pytest.mark.parametrize("order", [*ORDERS, "rose"])
 @given(layer=layers(unit=4), sparsity=st.sampled_from(["2:4", "1:4"]))
-def test_groups_stay_whole_and_keep_the_sum(layer: Layer, sparsity: str, order: str) -> None:
+def test_groups_stay_whole_and_keep_the_sum(layer, sparsity, order):
     plan = rose.plan_order(layer.weight, layer.statistics, sparsity=sparsity, block_size=8, damping=0.1)
     prices = price_columns(plan, order)
     groups = prices.order.permutation.view(-1, 4)
@@ -34,21 +34,10 @@ def test_groups_stay_whole_and_keep_the_sum(layer: Layer, sparsity: str, order: 
     assert prices.log_total == pytest.approx(log_determinant(layer, plan.damped.added), rel=1e-4, abs=1e-3)
 
 
-@given(layer=layers(), seed=st.integers(0, 2**20))
-def test_a_permutation_of_ones_own_keeps_the_sum(layer: Layer, seed: int) -> None:
-    columns = layer.weight.shape[1]
-    own = torch.randperm(columns, generator=torch.Generator().manual_seed(seed)).tolist()
-    plan = rose.plan_order(layer.weight, layer.statistics, block_size=8, damping=0.1)
-    assert price_columns(plan, own).log_total == pytest.approx(
-        log_determinant(layer, plan.damped.added), rel=1e-4, abs=1e-3
-    )
-
-
-def test_a_price_is_what_later_columns_cannot_explain() -> None:
+def test_a_price_is_what_later_columns_cannot_explain():
     layer = make_layer()
     order = torch.randperm(32, generator=torch.Generator().manual_seed(1))
     result = layer.prune(method="sparsegpt", order=order)
-    assert result.prices is not None
     hessian = damped_by_hand(layer, result.added_damping)[order][:, order]
     for step, price in enumerate(result.prices.price.tolist()):
         alone, later = hessian[step, step], slice(step + 1, None)
@@ -56,19 +45,6 @@ def test_a_price_is_what_later_columns_cannot_explain() -> None:
         assert price == pytest.approx(float(alone - explained), rel=1e-3)
     assert torch.allclose(result.prices.alone, hessian.diagonal(), rtol=1e-5)
     assert result.prices.price[-1] == pytest.approx(float(hessian[-1, -1]), rel=1e-5)
-
-
-def test_swapped_neighbours_trade_what_one_gains_for_what_the_other_loses() -> None:
-    layer = make_layer()
-    plan = rose.plan_order(layer.weight, layer.statistics, block_size=8)
-    own = list(range(32))
-    before = price_columns(plan, own).price
-    own[12], own[13] = own[13], own[12]
-    after = price_columns(plan, own).price
-    others = torch.arange(32).lt(12) | torch.arange(32).gt(13)
-    assert torch.allclose(before[others], after[others], rtol=1e-4)
-    assert float(after[12] * after[13]) == pytest.approx(float(before[12] * before[13]), rel=1e-4)
-    assert abs(float(after[13] / before[12]) - 1) > 0.01
 
 
 def by_hand(hessian: torch.Tensor, unit: int, least: bool) -> list[int]:
@@ -89,7 +65,7 @@ def by_hand(hessian: torch.Tensor, unit: int, least: bool) -> list[int]:
 
 @pytest.mark.parametrize("sparsity", [0.5, "2:4"])
 @pytest.mark.parametrize("name", ["pivot", "min_pivot", "pivot_weighted", "greedy"])
-def test_pivot_orders_pick_by_what_is_left_unexplained(name: str, sparsity: float | str) -> None:
+def test_pivot_orders_pick_by_what_is_left_unexplained(name, sparsity):
     layer = make_layer(rows=9)
     plan = rose.plan_order(layer.weight, layer.statistics, sparsity=sparsity, block_size=8)
     unit, hessian = plan.pattern.of or 1, damped_by_hand(layer, plan.damped.added)
@@ -105,7 +81,7 @@ def test_pivot_orders_pick_by_what_is_left_unexplained(name: str, sparsity: floa
     assert rose.make_order(plan, name).permutation.tolist() == picked
 
 
-def test_the_inverse_order_begins_with_what_all_others_explain() -> None:
+def test_the_inverse_order_begins_with_what_all_others_explain():
     layer = make_layer()
     plan = rose.plan_order(layer.weight, layer.statistics, block_size=8)
     diagonal = torch.linalg.inv(damped_by_hand(layer, plan.damped.added)).diagonal()
@@ -113,7 +89,7 @@ def test_the_inverse_order_begins_with_what_all_others_explain() -> None:
 
 
 @pytest.mark.parametrize("name", ["inverse", "pivot", "pivot_weighted", "min_pivot", "greedy"])
-def test_orders_by_h_need_h_and_take_dead_columns_first(name: str) -> None:
+def test_orders_by_h_need_h_and_take_dead_columns_first(name):
     layer = make_layer(dead=[3, 20])
     plan = rose.plan_order(layer.weight, layer.statistics, block_size=8)
     visited = rose.make_order(plan, name).permutation.tolist()
@@ -123,7 +99,7 @@ def test_orders_by_h_need_h_and_take_dead_columns_first(name: str) -> None:
         rose.make_order(plan_from_importance(plan.importance, block_size=8), name)
 
 
-def test_an_order_of_ones_own_may_read_h() -> None:
+def test_an_order_of_ones_own_may_read_h():
     layer = make_layer()
 
     @rose.register_order("by_h")
@@ -135,7 +111,7 @@ def test_an_order_of_ones_own_may_read_h() -> None:
 
 
 @given(layer=layers(), ratio=st.floats(0, 1), block_size=st.integers(1, 40), seed=st.integers(0, 9))
-def test_a_budget_of_ones_own_is_kept(layer: Layer, ratio: float, block_size: int, seed: int) -> None:
+def test_a_budget_of_ones_own_is_kept(layer, ratio, block_size, seed):
     rows, columns = layer.weight.shape
     widths = rose.plan_order(layer.weight, layer.statistics, block_size=block_size).block_width
     most = torch.tensor(widths, dtype=torch.float64) / columns
@@ -151,7 +127,7 @@ def test_a_budget_of_ones_own_is_kept(layer: Layer, ratio: float, block_size: in
     assert (result.shares - shares).abs().max() * rows * columns <= 1 + 1e-6
 
 
-def test_the_shares_that_the_threshold_takes_give_its_result_again() -> None:
+def test_the_shares_that_the_threshold_takes_give_its_result_again():
     layer = make_layer(loud=8)
     threshold = layer.prune(method="sparsegpt", budget="layer")
     own = layer.prune(method="sparsegpt", budget=threshold.shares)
@@ -173,6 +149,6 @@ def test_the_shares_that_the_threshold_takes_give_its_result_again() -> None:
         ([0.125] * 4, "2:4", "2:4 fixes what every block gives up"),
     ],
 )
-def test_a_budget_that_makes_no_sense_is_refused(budget: object, sparsity: float | str, says: str) -> None:
+def test_a_budget_that_makes_no_sense_is_refused(budget, sparsity, says):
     with pytest.raises(rose.RoseError, match=says):
         make_layer().prune(method="sparsegpt", sparsity=sparsity, budget=budget)

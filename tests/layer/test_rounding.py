@@ -45,14 +45,14 @@ def published(layer: Layer, result: rose.LayerResult, grid: Grid) -> Tensor:
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
-def test_sparsegpt_with_bits_is_the_published_sweep(sparsity: float, bits: int) -> None:
+def test_sparsegpt_with_bits_is_the_published_sweep(sparsity, bits):
     layer = make_layer(rows=6, columns=128, tokens=300)
     result = layer.prune(method="sparsegpt", sparsity=sparsity, block_size=64, bits=bits, group=32)
     assert torch.equal(result.weight, published(layer, result, Grid(bits, 32)))
     assert int(result.mask.sum()) == sparsity * layer.weight.numel()
 
 
-def test_groups_of_n_of_m_are_masked_from_weights_that_make_good_the_rounding() -> None:
+def test_groups_of_n_of_m_are_masked_from_weights_that_make_good_the_rounding():
     layer = make_layer(rows=6, columns=64, tokens=300)
     result = layer.prune(method="sparsegpt", sparsity="2:4", bits=4, group=32)
     assert torch.equal(result.mask.view(6, -1, 4).sum(2), torch.full((6, 16), 2))
@@ -61,7 +61,7 @@ def test_groups_of_n_of_m_are_masked_from_weights_that_make_good_the_rounding() 
     assert (result.mask == unrounded.mask).float().mean() > 0.9
 
 
-def test_groups_of_n_of_m_may_reach_over_the_end_of_a_group_of_the_grid() -> None:
+def test_groups_of_n_of_m_may_reach_over_the_end_of_a_group_of_the_grid():
     """32 is no multiple of 6: scales are then chosen before the sweep, as no column may come before its own."""
     layer = make_layer(rows=6, columns=96, tokens=400)
     result = layer.prune(method="sparsegpt", sparsity="3:6", block_size=96, bits=8, group=32)
@@ -71,7 +71,7 @@ def test_groups_of_n_of_m_may_reach_over_the_end_of_a_group_of_the_grid() -> Non
 
 
 @every_method(oats=NO_GRID)
-def test_every_method_rounds(method: str) -> None:
+def test_every_method_rounds(method):
     layer = make_layer(rows=12, columns=64, tokens=400, dead=[3, 40])
     for sparsity, group, dtype in ((0.5, 32, torch.bfloat16), ("2:4", "row", torch.float16), (0.0, 64, torch.float64)):
         words = {"method": method, "sparsity": sparsity, "block_size": 32}
@@ -96,7 +96,7 @@ def test_every_method_rounds(method: str) -> None:
         assert alone.rounding_error is None
 
 
-def test_a_damping_that_rounding_raised_is_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damping_that_rounding_raised_is_the_results(monkeypatch):
     """The order that rounding visits may need more than that of the method."""
     factorize = toolkit.factorize
     layer = make_layer(columns=64, tokens=300)
@@ -108,7 +108,7 @@ def test_a_damping_that_rounding_raised_is_the_results(monkeypatch: pytest.Monke
 
 
 @every_method(oats=NO_GRID)
-def test_nothing_left_and_nothing_there(method: str) -> None:
+def test_nothing_left_and_nothing_there(method):
     layer = make_layer(columns=32)
     assert layer.prune(method=method, sparsity=1.0, bits=3, group=32).weight.eq(0).all()
     assert layer.prune(method=method, sparsity=1.0, bits=3, group=32).rounding_error == 0
@@ -118,7 +118,7 @@ def test_nothing_left_and_nothing_there(method: str) -> None:
 
 @every_method(oats=NO_GRID)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_zeros_that_were_there_stay_where_nothing_is_pruned(method: str, dtype: torch.dtype) -> None:
+def test_zeros_that_were_there_stay_where_nothing_is_pruned(method, dtype):
     layer = make_layer(columns=64, tokens=300)
     pruned = layer.prune(method="sparsegpt", sparsity=0.5)
     weight = pruned.weight.to(dtype)
@@ -127,7 +127,7 @@ def test_zeros_that_were_there_stay_where_nothing_is_pruned(method: str, dtype: 
     assert torch.equal(again.mask, pruned.mask)
 
 
-def test_no_single_code_is_better_than_the_revised_ones() -> None:
+def test_no_single_code_is_better_than_the_revised_ones():
     layer, grid = make_layer(rows=3, columns=32, tokens=60), Grid(3, 32)
     hessian, mask = damped_by_hand(layer, 1.0).float(), torch.rand(3, 32) < 0.4
     target = layer.weight.masked_fill(mask, 0)
@@ -150,7 +150,7 @@ def test_no_single_code_is_better_than_the_revised_ones() -> None:
             assert (error(other) >= error(now) * (1 - 1e-5)).all()
 
 
-def test_bits_that_cannot_be_had_are_refused() -> None:
+def test_bits_that_cannot_be_had_are_refused():
     layer = make_layer(columns=48)
     for words, says in (
         ({"bits": 4, "method": "oats"}, "choose another method"),

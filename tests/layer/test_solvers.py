@@ -1,14 +1,10 @@
 """Solvers watched: their last states are what the methods return, and no state breaks its promise."""
 
-import itertools
-
 import pytest
 import torch
 
 import rose
-from rose.layer.error import quadratic_form
-from rose.layer.hessian import damped_hessian
-from rose.layer.solvers import SOLVERS, STAGES, watch_solver
+from rose.layer.solvers import SOLVERS, watch_solver
 from tests.layer.helpers import make_layer
 
 METHODS = {"sweep": ("sparsegpt", "natural"), "refit": ("rose_dealt", "dealt"), "admm": ("rose_admm", "natural")}
@@ -21,7 +17,7 @@ def layer_of(rows: int = 48, columns: int = 64) -> tuple[torch.Tensor, rose.Inpu
 
 @pytest.mark.parametrize("sparsity", [0.7, "2:4"])
 @pytest.mark.parametrize("name", list(METHODS))
-def test_last_state_is_what_the_method_returns(name: str, sparsity: float | str) -> None:
+def test_last_state_is_what_the_method_returns(name, sparsity):
     weight, statistics = layer_of()
     method, order = METHODS[name]
     *_, last = watch_solver(name, weight, statistics, sparsity=sparsity, order=order, block_size=16)
@@ -31,7 +27,7 @@ def test_last_state_is_what_the_method_returns(name: str, sparsity: float | str)
 
 
 @pytest.mark.parametrize("name", list(SOLVERS))
-def test_states_keep_their_promise(name: str) -> None:
+def test_states_keep_their_promise(name):
     weight, statistics = layer_of()
     states = list(watch_solver(name, weight, statistics, sparsity=0.7, block_size=16))
     work = [state.work for state in states]
@@ -43,17 +39,7 @@ def test_states_keep_their_promise(name: str) -> None:
     assert states[-1].is_complete
 
 
-def test_a_refit_never_rises_and_stages_remove_more_and_more() -> None:
-    weight, statistics = layer_of()
-    matrix = damped_hessian(statistics, 0.01).matrix
-    errors = [quadratic_form(weight - state.weight, matrix) for state in watch_solver("refit", weight, statistics)]
-    assert all(after <= before * (1 + 1e-5) for before, after in itertools.pairwise(errors))
-    removed = [int(state.mask.sum()) for state in watch_solver("stages", weight, statistics)]
-    assert len(removed) == len(STAGES)
-    assert removed == sorted(set(removed))
-
-
-def test_work_is_counted_in_products() -> None:
+def test_work_is_counted_in_products():
     weight, statistics = layer_of(rows=64, columns=64)
     (swept,) = watch_solver("sweep", weight, statistics)
     assert swept.work == pytest.approx(1 / 3 + 1 / 2)  # in³/3 and out · in²/2, of out · in²
@@ -64,7 +50,7 @@ def test_work_is_counted_in_products() -> None:
 
 
 @pytest.mark.parametrize(("name", "sparsity", "said"), [("brute", 0.7, "no solver"), ("stages", "2:4", "in stages")])
-def test_refuses_in_a_sentence(name: str, sparsity: float | str, said: str) -> None:
+def test_refuses_in_a_sentence(name, sparsity, said):
     weight, statistics = layer_of()
     with pytest.raises(rose.RoseError, match=said):
         next(watch_solver(name, weight, statistics, sparsity=sparsity))

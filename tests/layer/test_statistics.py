@@ -1,7 +1,5 @@
 """Streaming statistics against the plain formulas."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -13,11 +11,9 @@ from rose.layer.statistics import PANEL, as_statistics
 
 
 @given(
-    columns=st.integers(1, 12),
-    pieces=st.lists(st.integers(1, 9), min_size=1, max_size=4),
-    seed=st.integers(0, 2**20),
+    columns=st.integers(1, 12), pieces=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=st.integers(0, 2**20)
 )
-def test_pieces_add_up(columns: int, pieces: list[int], seed: int) -> None:
+def test_pieces_add_up(columns, pieces, seed):
     inputs = torch.randn(sum(pieces), columns, generator=torch.Generator().manual_seed(seed))
     statistics = rose.InputStatistics(columns)
     for piece in inputs.split(pieces):
@@ -32,7 +28,7 @@ def test_pieces_add_up(columns: int, pieces: list[int], seed: int) -> None:
 
 
 @pytest.mark.parametrize("columns", [PANEL - 1, PANEL, PANEL + 1, 2 * PANEL + 77])
-def test_panels_cover_the_whole_matrix(columns: int) -> None:
+def test_panels_cover_the_whole_matrix(columns):
     inputs = torch.randn(30, columns, generator=torch.Generator().manual_seed(columns))
     statistics = rose.InputStatistics(columns)
     statistics.update(inputs.view(3, 10, columns))
@@ -41,7 +37,7 @@ def test_panels_cover_the_whole_matrix(columns: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_low_precision_inputs_accumulate_in_float32(dtype: torch.dtype) -> None:
+def test_low_precision_inputs_accumulate_in_float32(dtype):
     """4096 ones, squared and summed, do not fit into either dtype exactly after 2048 or 256 of them."""
     statistics = rose.InputStatistics(2)
     for _ in range(4096):
@@ -50,45 +46,43 @@ def test_low_precision_inputs_accumulate_in_float32(dtype: torch.dtype) -> None:
     assert torch.equal(statistics.hessian, torch.full((2, 2), 4096.0))
 
 
-def test_dead_channels() -> None:
+def test_dead_channels():
     statistics = rose.InputStatistics(3)
     statistics.update(torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, 0.0]]))
     assert statistics.dead.tolist() == [False, True, False]
 
 
-def test_from_hessian_reads_the_mean_of_outer_products() -> None:
+def test_from_hessian_reads_the_mean_of_outer_products():
     statistics = rose.InputStatistics.from_hessian(torch.diag(torch.tensor([4.0, 9.0])))
     assert statistics.mean_square.tolist() == [4.0, 9.0]
     assert statistics.mean.isnan().all()
 
 
-def test_bad_arguments() -> None:
-    with pytest.raises(rose.RoseError, match="4 channels, got 5"):
-        rose.InputStatistics(4).update(torch.zeros(2, 5))
-    for shape in ((2, 3), (4,), (0, 0)):
-        with pytest.raises(rose.RoseError, match="square matrix"):
-            rose.InputStatistics.from_hessian(torch.zeros(shape))
-    with pytest.raises(rose.RoseError, match="must be symmetric; give all of XᵀX"):
-        rose.InputStatistics.from_hessian((torch.eye(4) + 0.3).triu())
-    with pytest.raises(rose.RoseError, match="have not seen any token"):
-        as_statistics(rose.InputStatistics(4), torch.zeros(3, 4))
-    with pytest.raises(rose.RoseError, match="8 input columns but H has 4"):
-        as_statistics(torch.eye(4), torch.zeros(3, 8))
-    with pytest.raises(rose.RoseError, match="negative diagonal"):
-        as_statistics(-torch.eye(4), torch.zeros(3, 4))
-    for bad in (float("nan"), float("inf")):
-        hessian = torch.eye(4)
-        hessian[1, 2] = bad
-        with pytest.raises(rose.RoseError, match="NaN or infinity"):
-            as_statistics(hessian, torch.zeros(3, 4))
-        with pytest.raises(rose.RoseError, match="NaN or infinity"):
-            rose.InputStatistics.from_hessian(hessian)
-    for columns in (0, -4, 4.0, True, None):
-        with pytest.raises(rose.RoseError, match="whole number of channels, at least 1, not"):
-            rose.InputStatistics(columns)  # type: ignore[arg-type]
-    for tokens in (0, -5, 2.5, True):
-        with pytest.raises(rose.RoseError, match="whole number of tokens, at least 1, not"):
-            rose.InputStatistics.from_hessian(torch.eye(4), tokens=tokens)  # type: ignore[arg-type]
+def with_value(value):
+    hessian = torch.eye(4)
+    hessian[1, 2] = value
+    return hessian
+
+
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        (lambda: rose.InputStatistics(4).update(torch.zeros(2, 5)), "4 channels, got 5"),
+        (lambda: rose.InputStatistics.from_hessian(torch.zeros(2, 3)), "square matrix"),
+        (lambda: rose.InputStatistics.from_hessian(torch.zeros(0, 0)), "square matrix"),
+        (lambda: rose.InputStatistics.from_hessian((torch.eye(4) + 0.3).triu()), "must be symmetric; give all of XᵀX"),
+        (lambda: rose.InputStatistics.from_hessian(with_value(float("nan"))), "NaN or infinity"),
+        (lambda: rose.InputStatistics.from_hessian(torch.eye(4), tokens=2.5), "tokens, at least 1, not"),
+        (lambda: rose.InputStatistics(4.0), "whole number of channels, at least 1, not"),
+        (lambda: as_statistics(rose.InputStatistics(4), torch.zeros(3, 4)), "have not seen any token"),
+        (lambda: as_statistics(torch.eye(4), torch.zeros(3, 8)), "8 input columns but H has 4"),
+        (lambda: as_statistics(-torch.eye(4), torch.zeros(3, 4)), "negative diagonal"),
+        (lambda: as_statistics(with_value(float("inf")), torch.zeros(3, 4)), "NaN or infinity"),
+    ],
+)
+def test_bad_arguments_are_refused(work, message):
+    with pytest.raises(rose.RoseError, match=message):
+        work()
 
 
 NO_TENSORS = (
@@ -101,7 +95,7 @@ NO_TENSORS = (
 
 
 @pytest.mark.parametrize("other", NO_TENSORS, ids=["array", "list", "None", "sparse", "meta"])
-def test_tensors_are_asked_for(other: Any) -> None:
+def test_tensors_are_asked_for(other):
     says = "must be a torch tensor, not a .*; torch.from_numpy makes one of an array|neither sparse nor on meta"
     for wrong in (
         lambda: rose.plan_order(other, torch.eye(4)),
@@ -114,11 +108,7 @@ def test_tensors_are_asked_for(other: Any) -> None:
             wrong()
 
 
-def test_statistics_are_short_to_print() -> None:
-    assert repr(rose.InputStatistics.from_hessian(torch.eye(4), 9)) == "<InputStatistics of 4 channels, 9 tokens>"
-
-
-def test_growing_leaves_a_given_hessian_alone() -> None:
+def test_growing_leaves_a_given_hessian_alone():
     given_hessian = torch.eye(4)
     statistics = rose.InputStatistics.from_hessian(given_hessian)
     statistics.update(torch.ones(2, 4))
@@ -126,7 +116,7 @@ def test_growing_leaves_a_given_hessian_alone() -> None:
     assert torch.equal(statistics.hessian, torch.eye(4) + 2)
 
 
-def test_on_another_device() -> None:
+def test_on_another_device():
     statistics = rose.InputStatistics.from_hessian(torch.eye(4))
     for same in ("cpu", torch.device("cpu")):  # a second object over the same numbers would grow with the first
         assert statistics.to(same) is statistics
@@ -136,7 +126,7 @@ def test_on_another_device() -> None:
         as_statistics(moved, torch.zeros(3, 4))
 
 
-def test_weights_scale_what_inputs_count() -> None:
+def test_weights_scale_what_inputs_count():
     """A weight of 3 is the same as seeing the inputs three times; half a weight, as √½ of them."""
     inputs = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
     other = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
@@ -159,12 +149,12 @@ def test_weights_scale_what_inputs_count() -> None:
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf"), "1", True])
-def test_weights_must_be_positive(weight: float) -> None:
+def test_weights_must_be_positive(weight):
     with pytest.raises(rose.RoseError, match="positive number"):
         rose.InputStatistics(2).update(torch.ones(1, 2), weight)
 
 
-def test_packed_statistics_share_nothing_with_those_they_are_of() -> None:
+def test_packed_statistics_share_nothing_with_those_they_are_of():
     known = rose.InputStatistics(3)
     known.update(torch.ones(2, 3))
     packed = known.pack()

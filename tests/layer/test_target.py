@@ -49,7 +49,7 @@ def gaps(
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["input gap", "output gap"])
 @pytest.mark.parametrize("parts", [1, 3])
-def test_error_against_the_target_is_that_on_tokens(case: dict[str, Tensor], kind: int, parts: int) -> None:
+def test_error_against_the_target_is_that_on_tokens(case, kind, parts):
     found = gaps(case, parts)
     gap, target = found[kind], found[kind + 2]
     pruned = case["weight"] * (torch.rand(ROWS, COLUMNS) < 0.5)
@@ -62,7 +62,7 @@ def test_error_against_the_target_is_that_on_tokens(case: dict[str, Tensor], kin
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["input gap", "output gap"])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_error_against_the_target_with_a_bias(case: dict[str, Tensor], kind: int, with_bias: bool) -> None:
+def test_error_against_the_target_with_a_bias(case, kind, with_bias):
     case |= {"pruned": case["pruned"] + 0.5, "dense": case["dense"] + 0.8}  # or a bias would hardly matter
     found = gaps(case, parts=3)
     gap, target = found[kind], found[kind + 2]
@@ -75,7 +75,7 @@ def test_error_against_the_target_with_a_bias(case: dict[str, Tensor], kind: int
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["input gap", "output gap"])
-def test_without_damping_it_is_the_least_squares_solution(case: dict[str, Tensor], kind: int) -> None:
+def test_without_damping_it_is_the_least_squares_solution(case, kind):
     found = gaps(case)
     corrected, used = corrected_weight(case["weight"], statistics_of(case["pruned"]), found[kind], 0.0)
     best = torch.linalg.lstsq(case["pruned"], found[kind + 2]).solution.T
@@ -83,7 +83,7 @@ def test_without_damping_it_is_the_least_squares_solution(case: dict[str, Tensor
     assert used == 0
 
 
-def test_any_mask_is_judged_alike_by_target_and_by_corrected_weight(case: dict[str, Tensor]) -> None:
+def test_any_mask_is_judged_alike_by_target_and_by_corrected_weight(case):
     """‖T − XŴᵀ‖² − ‖T − XW*ᵀ‖² = tr((W* − Ŵ) H (W* − Ŵ)ᵀ), which is why methods prune W* as if it were W."""
     gap, _, target, _ = gaps(case)
     hessian = statistics_of(case["pruned"]).hessian
@@ -96,7 +96,7 @@ def test_any_mask_is_judged_alike_by_target_and_by_corrected_weight(case: dict[s
         assert float(loss[0] - loss[1]) == pytest.approx(float((change @ hessian * change).sum()), rel=1e-3)
 
 
-def test_damping_shrinks_the_correction_to_nothing(case: dict[str, Tensor]) -> None:
+def test_damping_shrinks_the_correction_to_nothing(case):
     gap, _, _, _ = gaps(case)
     statistics = statistics_of(case["pruned"])
     sizes = [
@@ -107,7 +107,7 @@ def test_damping_shrinks_the_correction_to_nothing(case: dict[str, Tensor]) -> N
     assert sizes[-1] < 1e-4 * sizes[0]
 
 
-def test_dead_columns_are_not_corrected(case: dict[str, Tensor]) -> None:
+def test_dead_columns_are_not_corrected(case):
     for name in ("pruned", "dense"):
         case[name][:, 3] = 0
     gap, _, _, _ = gaps(case)
@@ -115,7 +115,7 @@ def test_dead_columns_are_not_corrected(case: dict[str, Tensor]) -> None:
     torch.testing.assert_close(corrected[:, 3], case["weight"][:, 3])
 
 
-def test_without_a_gap_the_weight_stays(case: dict[str, Tensor]) -> None:
+def test_without_a_gap_the_weight_stays(case):
     case["dense"] = case["pruned"]
     gap, _, _, _ = gaps(case)
     corrected, _ = corrected_weight(case["weight"], statistics_of(case["pruned"]), gap, 0.1)
@@ -123,7 +123,7 @@ def test_without_a_gap_the_weight_stays(case: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["input gap", "output gap"])
-def test_rounded_products_are_off_by_far_less_than_other_tokens_would_be(case: dict[str, Tensor], kind: int) -> None:
+def test_rounded_products_are_off_by_far_less_than_other_tokens_would_be(case, kind):
     exact, rounded = (gaps(case, 3, dtype)[kind] for dtype in (torch.float32, torch.bfloat16))
     assert rounded.cross.dtype == torch.float32
     assert rounded.of(case["weight"]).square == pytest.approx(exact.of(case["weight"]).square, rel=2e-3)
@@ -132,7 +132,7 @@ def test_rounded_products_are_off_by_far_less_than_other_tokens_would_be(case: d
     assert 0 < off.norm() < 0.01 * sampling.norm()
 
 
-def test_inputs_in_bfloat16_are_subtracted_before_they_are_rounded_again(case: dict[str, Tensor]) -> None:
+def test_inputs_in_bfloat16_are_subtracted_before_they_are_rounded_again(case):
     case |= {name: case[name].bfloat16().float() for name in ("pruned", "dense")}
     narrow = {name: case[name].bfloat16() for name in ("pruned", "dense")}
     for dtype in (torch.float32, torch.bfloat16):
@@ -143,7 +143,7 @@ def test_inputs_in_bfloat16_are_subtracted_before_they_are_rounded_again(case: d
         assert torch.equal(wanted.difference.hessian, found.difference.hessian)
 
 
-def test_damping_falls_as_theory_says_with_many_tokens_and_faster_with_few() -> None:
+def test_damping_falls_as_theory_says_with_many_tokens_and_faster_with_few():
     least = target_damping(1, 10**9)
 
     def slope(tokens: int) -> float:
@@ -157,14 +157,14 @@ def test_damping_falls_as_theory_says_with_many_tokens_and_faster_with_few() -> 
     assert target_damping(64, 10**9) == pytest.approx(3 * sweep, rel=1e-4)  # with any number of tokens some is left
 
 
-def test_decoder_blocks_count_as_tokens_do() -> None:
+def test_decoder_blocks_count_as_tokens_do():
     """The noise of a correction is read by those above it."""
     assert target_damping(576, 1024, 30) > 1 > target_damping(576, 32768, 30) > 0
     assert target_damping(576, 2048, 30) == pytest.approx(target_damping(576, 1024, 15))
     assert target_damping(576, 2048, 30) > 5 * target_damping(576, 2048, 6)
 
 
-def test_sums_over_processes_forget_what_was_solved_before_them(case: dict[str, Tensor]) -> None:
+def test_sums_over_processes_forget_what_was_solved_before_them(case):
     gap = InputGap(COLUMNS)
     gap.update(case["pruned"], case["pruned"] + 1)
     hessian = statistics_of(case["pruned"]).hessian
@@ -173,7 +173,7 @@ def test_sums_over_processes_forget_what_was_solved_before_them(case: dict[str, 
     torch.testing.assert_close(gap.correction(case["weight"], hessian, 0.1)[0], 2 * alone)
 
 
-def test_the_square_of_a_gap_is_summed_in_double() -> None:
+def test_the_square_of_a_gap_is_summed_in_double():
     gap = OutputGap(ROWS, COLUMNS)
     large = torch.ones(TOKENS, ROWS)
     large[0, 0] = 1e5

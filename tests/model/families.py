@@ -65,6 +65,9 @@ DENSE: dict[str, Callable[[], PretrainedConfig]] = {
     ),
     "falcon_grouped": lambda: transformers.FalconConfig(**_FALCON, new_decoder_architecture=True, num_kv_heads=2),
 }
+SCALED: dict[str, Callable[[], PretrainedConfig]] = {  # adds a part of what its layers put out to the stream
+    "granite": lambda: transformers.GraniteConfig(**GATED, residual_multiplier=0.25)
+}
 UNCHAINED: dict[str, Callable[[], PretrainedConfig]] = {
     "xlm": lambda: transformers.XLMConfig(vocab_size=VOCABULARY, emb_dim=32, n_layers=2, n_heads=4),
     "gemma4": lambda: transformers.Gemma4TextConfig(  # later decoder blocks read the keys and values of earlier ones
@@ -105,11 +108,7 @@ EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {
         **GATED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
     ),
     "qwen2_moe": lambda: transformers.Qwen2MoeConfig(
-        **GATED,
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=16,
-        shared_expert_intermediate_size=24,
+        **GATED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=24
     ),
     "olmoe": lambda: transformers.OlmoeConfig(**GATED, num_experts=4, num_experts_per_tok=2),
     "deepseek_v2": lambda: transformers.DeepseekV2Config(**_DEEPSEEK),
@@ -124,7 +123,7 @@ EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {
 SPARSE_EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {  # so many that few tokens come to each
     "sparse_experts": lambda: transformers.Qwen3MoeConfig(
         **GATED, num_experts=24, num_experts_per_tok=2, moe_intermediate_size=16
-    ),
+    )
 }
 UNKNOWN_EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {
     "jetmoe": lambda: transformers.JetMoeConfig(
@@ -136,7 +135,9 @@ UNKNOWN_EXPERTS: dict[str, Callable[[], PretrainedConfig]] = {
 
 def make_model(family: str, seed: int = 0, **options: Any) -> Any:
     """A random model in evaluation mode; `options` as for `AutoModelForCausalLM.from_config`."""
-    return make_from((DENSE | EXPERTS | SPARSE_EXPERTS | UNKNOWN_EXPERTS | UNCHAINED)[family](), seed, **options)
+    return make_from(
+        (DENSE | SCALED | EXPERTS | SPARSE_EXPERTS | UNKNOWN_EXPERTS | UNCHAINED)[family](), seed, **options
+    )
 
 
 def make_from(config: PretrainedConfig, seed: int = 0, **options: Any) -> Any:

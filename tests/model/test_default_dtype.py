@@ -41,7 +41,7 @@ def coarse() -> Callable[[Callable[[], Any]], Any]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_runs_give_the_same_weights_under_any_default_dtype(coarse, name: str) -> None:
+def test_runs_give_the_same_weights_under_any_default_dtype(coarse, name):
     dense = make_model("llama")
     teacher = copy.deepcopy(dense)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def test_runs_give_the_same_weights_under_any_default_dtype(coarse, name: str) -
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
 
 
-def test_statistics_are_float32_under_any_default_dtype(coarse) -> None:
+def test_statistics_are_float32_under_any_default_dtype(coarse):
     model = make_model("llama")
     expected = rose.collect_statistics(model, TOKENS)
     found = coarse(lambda: rose.collect_statistics(model, TOKENS))

@@ -43,7 +43,7 @@ def inspected(path: Path) -> pd.DataFrame:
         return inspect_file(files).set_index("name")
 
 
-def test_the_numbers_of_a_tensor_are_those_of_torch(tmp_path: Path) -> None:
+def test_the_numbers_of_a_tensor_are_those_of_torch(tmp_path):
     weights = tensors()
     one, two = weights[UP(0)], weights[UP(1)]
     one[one.abs() < 0.01] = 0
@@ -63,7 +63,7 @@ def test_the_numbers_of_a_tensor_are_those_of_torch(tmp_path: Path) -> None:
     assert np.isnan(table.loc["ids", "zeros"])
 
 
-def test_what_differs_is_named_by_row_and_column(tmp_path: Path) -> None:
+def test_what_differs_is_named_by_row_and_column(tmp_path):
     first = tensors()
     second = {name: weight.clone() for name, weight in first.items()}
     second[UP(1)][5] *= -1
@@ -100,9 +100,7 @@ def test_what_differs_is_named_by_row_and_column(tmp_path: Path) -> None:
         assert difference_of(before, after, UP(0)).row_change.tolist() == pytest.approx(gap.tolist(), rel=1e-4)
 
 
-def test_a_large_tensor_is_compared_in_runs_with_the_same_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_tensor_is_compared_in_runs_with_the_same_numbers(tmp_path, monkeypatch):
     first = tensors()
     second = {name: weight * 1.5 for name, weight in first.items() if name.startswith("model")}
     second[UP(0)][second[UP(0)].abs() < 0.02] = 0
@@ -116,7 +114,7 @@ def test_a_large_tensor_is_compared_in_runs_with_the_same_numbers(
     assert torch.allclose(runs.column_change, whole.column_change)
 
 
-def test_the_same_tensors_are_found_in_every_format(tmp_path: Path) -> None:
+def test_the_same_tensors_are_found_in_every_format(tmp_path):
     folder = save_tiny_llama(tmp_path / "plain")
     model, tokenizer = rose.load_model(str(folder))
     rose.prune_model(model, torch.arange(64).view(2, 32) % 200, method="magnitude", sparsity="2:4", target="layer")
@@ -135,7 +133,7 @@ def test_the_same_tensors_are_found_in_every_format(tmp_path: Path) -> None:
     assert set(grouped.loc[grouped["name"].str.startswith("model.layers"), "tensors"]) == {3}
 
 
-def test_a_gguf_file_is_read_in_runs_whatever_its_types(tmp_path: Path) -> None:
+def test_a_gguf_file_is_read_in_runs_whatever_its_types(tmp_path):
     weights = {name: weight for name, weight in tensors().items() if weight.ndim == 2}
     writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
     writer.add_chat_template("{{ messages }}")
@@ -155,7 +153,7 @@ def test_a_gguf_file_is_read_in_runs_whatever_its_types(tmp_path: Path) -> None:
         assert files.texts()["chat template"] == "{{ messages }}"
 
 
-def test_pictures_of_a_tensor_show_all_of_it(tmp_path: Path) -> None:
+def test_pictures_of_a_tensor_show_all_of_it(tmp_path):
     weights = tensors()
     with TensorFiles(saved(tmp_path / "a.safetensors", weights)) as files:
         look = look_at(files, UP(0), cells=50, bins=11)
@@ -168,7 +166,7 @@ def test_pictures_of_a_tensor_show_all_of_it(tmp_path: Path) -> None:
     assert np.allclose(values, np.linalg.svd(weight.numpy(), compute_uv=False), rtol=1e-4)
 
 
-def test_the_command_prints_and_writes_what_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_and_writes_what_was_found(tmp_path, capsys):
     weights = tensors()
     path = saved(tmp_path / "a.safetensors", weights, note="by hand")
     table, found = tmp_path / "a.csv", tmp_path / "a.json"
@@ -183,7 +181,7 @@ def test_the_command_prints_and_writes_what_was_found(tmp_path: Path, capsys: py
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff" * 100], ids=["none", "empty", "noise"])
 @pytest.mark.parametrize("name", ["a.safetensors", "a.gguf", "a.bin"])
-def test_what_is_no_file_of_tensors_is_refused(name: str, content: bytes | None, tmp_path: Path) -> None:
+def test_what_is_no_file_of_tensors_is_refused(name, content, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(rose.RoseError):

@@ -52,7 +52,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return json.loads(json.dumps(distributed_runs.everything(tmp_path_factory.mktemp("alone"))))
 
 
-def test_statistics_are_summed(several: Found, alone: dict[str, Any]) -> None:
+def test_statistics_are_summed(several, alone):
     assert several[0]["statistics"].keys() == alone["statistics"].keys()
     for name, (tokens, hessian, mean) in several[0]["statistics"].items():
         expected_tokens, expected_hessian, expected_mean = alone["statistics"][name]
@@ -68,7 +68,7 @@ def test_statistics_are_summed(several: Found, alone: dict[str, Any]) -> None:
         *(("experts", 1e-3), ("experts_apart", 1e-3)),
     ],
 )
-def test_pruned_as_by_one_process(run: str, tolerance: float, several: Found, alone: dict[str, Any]) -> None:
+def test_pruned_as_by_one_process(run, tolerance, several, alone):
     found, expected = several[0]["pruned"][run], alone["pruned"][run]
     assert found["same"]
     assert found["layers"] == expected["layers"]
@@ -79,7 +79,7 @@ def test_pruned_as_by_one_process(run: str, tolerance: float, several: Found, al
         assert (torch.tensor(mask) == torch.tensor(expected["masks"][name])).float().mean() > 0.98, name
 
 
-def test_heads_are_rotated_alike_in_all_processes(several: Found, alone: dict[str, Any]) -> None:
+def test_heads_are_rotated_alike_in_all_processes(several, alone):
     found = several[0]["rotated"]
     assert found["same"]
     assert len(found["errors"]) == len(alone["rotated"]["errors"]) == 2
@@ -88,7 +88,7 @@ def test_heads_are_rotated_alike_in_all_processes(several: Found, alone: dict[st
 
 
 @pytest.mark.parametrize("run", ["llama", "similarity", "gpt2", "depth"])
-def test_slimmed_as_by_one_process(run: str, several: Found, alone: dict[str, Any]) -> None:
+def test_slimmed_as_by_one_process(run, several, alone):
     found, expected = several[0]["slimmed"][run], alone["slimmed"][run]
     assert found["same"]
     assert (found["kept"], found["parameters"]) == (expected["kept"], expected["parameters"])
@@ -96,11 +96,11 @@ def test_slimmed_as_by_one_process(run: str, several: Found, alone: dict[str, An
         assert found[name] == pytest.approx(expected[name], rel=1e-3), name
 
 
-def test_gpus_send_what_is_on_them(several: Found) -> None:
+def test_gpus_send_what_is_on_them(several):
     assert several[0]["pruned"]["pretended"]["sent"] == ["all_reduce", "broadcast"]
 
 
-def test_every_process_joins_over_nccl_on_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_process_joins_over_nccl_on_a_gpu_of_its_own(monkeypatch):
     chosen: list[Any] = []
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}.items():
         monkeypatch.setenv(name, value)
@@ -114,14 +114,14 @@ def test_every_process_joins_over_nccl_on_a_gpu_of_its_own(monkeypatch: pytest.M
     assert chosen == [1, "nccl", "left"]
 
 
-def test_analyzed_as_by_one_process(several: Found, alone: dict[str, Any]) -> None:
+def test_analyzed_as_by_one_process(several, alone):
     found, expected = several[0]["analyzed"], alone["analyzed"]
     assert [record[:2] for record in found] == [record[:2] for record in expected]
     for kind in (2, 3):
         assert [record[kind] for record in found] == pytest.approx([record[kind] for record in expected], rel=1e-3)
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(several: Found) -> None:
+def test_a_stopped_run_goes_on_to_the_same_bits(several):
     gone_on, undisturbed = several[0]["gone_on"]
     assert gone_on == undisturbed
     kept = several[1] / "kept"
@@ -134,7 +134,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(several: Found) -> None:
     }
 
 
-def test_errors_reach_every_process(several: Found) -> None:
+def test_errors_reach_every_process(several):
     found = several[0]
     assert f"1 held-out samples cannot be divided over {found['processes']} processes" in found["too_few"]
     assert "belongs to another run" in found["other_run"]
@@ -143,7 +143,7 @@ def test_errors_reach_every_process(several: Found) -> None:
     assert found["broken_slim"].startswith("model.layers.1.mlp.down_proj: ")
 
 
-def test_the_command_line_writes_and_prints_once(several: Found, tmp_path: Path) -> None:
+def test_the_command_line_writes_and_prints_once(several, tmp_path):
     _, folder, printed = several
     assert printed.count("14 layers, 50.00 % of their weights removed") == 1
     assert printed.count("of the decoder blocks taken out") == 1
@@ -178,21 +178,21 @@ def layers_of(*shapes: tuple[int, int]) -> list[PrunableLayer]:
         (3, [1, 2, 1, 2, 0]),  # each factorizes the shared Hessians for itself
     ],
 )
-def test_layers_are_divided_by_cost(processes: int, expected: list[int]) -> None:
+def test_layers_are_divided_by_cost(processes, expected):
     layers = layers_of((8, 16), (8, 16), (16, 16), (16, 16), (16, 48))
     groups = [SimpleNamespace(), SimpleNamespace(), SimpleNamespace()]
     statistics: Any = dict(zip([x.name for x in layers], [groups[k] for k in (0, 0, 1, 1, 2)], strict=True))
     assert distributed.Workers(processes).divide(layers, statistics) == expected
 
 
-def test_samples_are_divided_without_loss() -> None:
+def test_samples_are_divided_without_loss():
     tokens = torch.arange(14).view(7, 2)
     parts = [distributed.Workers(4, number).my_samples(tokens, "calibration") for number in range(4)]
     assert torch.equal(torch.cat(parts), tokens)
     assert [len(part) for part in parts] == [2, 2, 2, 1]
 
 
-def test_half_of_a_hessian_is_sent() -> None:
+def test_half_of_a_hessian_is_sent():
     statistics = rose.InputStatistics(600)
     statistics.update(torch.randn(40, 600, generator=torch.Generator().manual_seed(0)))
     hessian, mean, sent = statistics.hessian.clone(), statistics.mean.clone(), []

@@ -83,7 +83,7 @@ def main() -> None:
     tokens = torch.randint(0, SIZES["vocab_size"], (8, 32), generator=torch.Generator().manual_seed(1))
     found = run_theirs(Path(sys.argv[1]), dense, tokens)
     weights = {f"dense/{name}": value.half().numpy() for name, value in dense.state_dict().items()}
-    np.savez_compressed(FIXTURE, **weights, **found, tokens=tokens.numpy().astype(np.int16))  # type: ignore[arg-type]
+    np.savez_compressed(FIXTURE, **weights, **found, tokens=tokens.numpy().astype(np.int16))
     print(f"{FIXTURE}: {FIXTURE.stat().st_size:,} bytes")
 
 

@@ -1,6 +1,5 @@
 """What a configuration says: parts that others depend on, decoder blocks known by their place, models cut twice."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,7 +38,7 @@ DEPENDENT: dict[str, tuple[PretrainedConfig, tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("case", DEPENDENT)
-def test_parts_that_other_tensors_belong_to_are_not_offered(case: str, tmp_path: Path) -> None:
+def test_parts_that_other_tensors_belong_to_are_not_offered(case, tmp_path):
     config, offered, message = DEPENDENT[case]
     model = make_from(config)
     assert kinds_of(model) == offered
@@ -73,7 +72,7 @@ PLACED: dict[str, tuple[PretrainedConfig, list[int]]] = {
 
 
 @pytest.mark.parametrize("case", PLACED)
-def test_what_a_decoder_block_is_by_its_place_stays_true(case: str, tmp_path: Path) -> None:
+def test_what_a_decoder_block_is_by_its_place_stays_true(case, tmp_path):
     """The first decoder block changes least, so that it would go."""
     config, free = PLACED[case]
     model = make_from(config)
@@ -104,7 +103,7 @@ def test_what_a_decoder_block_is_by_its_place_stays_true(case: str, tmp_path: Pa
         {"method": "depth", "ratio": 0.5},
     ],
 )
-def test_a_model_whose_blocks_differ_can_be_cut_again(second: dict[str, Any], tmp_path: Path) -> None:
+def test_a_model_whose_blocks_differ_can_be_cut_again(second, tmp_path):
     model = make_model("llama")
     slim(model, allocation="cost")
     again = reload(model, tmp_path / "once", plain=False)

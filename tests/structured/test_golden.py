@@ -40,7 +40,7 @@ def tokens_of(golden: dict[str, np.ndarray]) -> Tensor:
     return torch.from_numpy(golden["tokens"]).long()
 
 
-def test_scores_are_those_of_their_program(golden: dict[str, np.ndarray], dense: LlamaForCausalLM) -> None:
+def test_scores_are_those_of_their_program(golden, dense):
     heads, _ = find_parts(dense)[0]
     statistics = collect_statistics(dense, tokens_of(golden), layers=[heads.output.name])[heads.output.name]
     problem = make_problem(heads, statistics, True, 0.01)
@@ -48,9 +48,7 @@ def test_scores_are_those_of_their_program(golden: dict[str, np.ndarray], dense:
     np.testing.assert_allclose(ours.numpy(), golden["0/head_scores"], rtol=1e-4)
 
 
-def test_the_whole_run_keeps_what_theirs_keeps_and_puts_out_the_same(
-    golden: dict[str, np.ndarray], dense: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_whole_run_keeps_what_theirs_keeps_and_puts_out_the_same(golden, dense, monkeypatch):
     seen: list[Tensor] = []
     plain = channel_scores
     monkeypatch.setattr(

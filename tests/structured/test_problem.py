@@ -41,7 +41,7 @@ def without(*gone: int) -> Tensor:
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_the_cost_of_a_set_is_the_least_error_on_tokens(with_bias: bool) -> None:
+def test_the_cost_of_a_set_is_the_least_error_on_tokens(with_bias):
     problem, x = make_problem(with_bias=with_bias)
     for gone in [*combinations(range(UNITS), 1), *combinations(range(UNITS), 3)]:
         expected = best_error(problem, x, without(*gone))
@@ -53,7 +53,7 @@ def test_the_cost_of_a_set_is_the_least_error_on_tokens(with_bias: bool) -> None
     assert costs == pytest.approx([set_cost(problem, without(unit)) for unit in range(UNITS)], rel=1e-3)
 
 
-def test_a_raised_damping_is_known_whoever_factorized() -> None:
+def test_a_raised_damping_is_known_whoever_factorized():
     problem, _ = make_problem()
     few = torch.randn(3, UNITS * WIDTH, generator=torch.Generator().manual_seed(0))
     singular = replace(problem, second=few.T @ few, mean=few.mean(0) * 0, damping=0.0)
@@ -67,7 +67,7 @@ def test_a_raised_damping_is_known_whoever_factorized() -> None:
 
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("width", [1, WIDTH])
-def test_units_that_are_always_zero_cost_nothing_and_go_first(width: int, with_bias: bool) -> None:
+def test_units_that_are_always_zero_cost_nothing_and_go_first(width, with_bias):
     problem, _ = make_problem(width, with_bias=with_bias)
     dead = problem.columns[[1, 4]].flatten()
     live = torch.ones(len(problem.mean)).index_fill(0, dead, 0)
@@ -83,7 +83,7 @@ def test_units_that_are_always_zero_cost_nothing_and_go_first(width: int, with_b
 
 
 @pytest.mark.parametrize("width", [1, WIDTH])
-def test_greedy_takes_the_cheapest_of_what_is_left_and_its_costs_add_up(width: int) -> None:
+def test_greedy_takes_the_cheapest_of_what_is_left_and_its_costs_add_up(width):
     problem, _ = make_problem(width)
     order, costs = greedy(problem, 4, [torch.arange(UNITS)], torch.zeros(UNITS, dtype=torch.bool))
     gone: list[int] = []
@@ -94,7 +94,7 @@ def test_greedy_takes_the_cheapest_of_what_is_left_and_its_costs_add_up(width: i
         assert float(costs[: step + 1].sum()) == pytest.approx(set_cost(problem, without(*gone)), rel=1e-3)
 
 
-def test_many_columns_are_taken_as_one_by_one_past_the_lazy_updates() -> None:
+def test_many_columns_are_taken_as_one_by_one_past_the_lazy_updates():
     problem, _ = make_problem(width=1, units=150)
     pool, none = torch.arange(150), torch.zeros(150, dtype=torch.bool)
     order, costs = greedy(problem, 100, [pool], none)
@@ -104,13 +104,13 @@ def test_many_columns_are_taken_as_one_by_one_past_the_lazy_updates() -> None:
     assert float(costs.sum()) == pytest.approx(set_cost(problem, ~gone), rel=5e-3)
 
 
-def test_greedy_takes_as_many_out_of_every_pool() -> None:
+def test_greedy_takes_as_many_out_of_every_pool():
     problem, _ = make_problem()
     order, _ = greedy(problem, 2, [torch.arange(3), torch.arange(3, 6)], torch.zeros(UNITS, dtype=torch.bool))
     assert sorted(int(unit) // 3 for unit in order) == [0, 0, 1, 1]
 
 
-def test_each_recovery_is_better_than_the_one_before() -> None:
+def test_each_recovery_is_better_than_the_one_before():
     problem, x = make_problem()
     kept = without(1, 4)
     y = x @ problem.weight.T
@@ -124,7 +124,7 @@ def test_each_recovery_is_better_than_the_one_before() -> None:
     assert found[-1] < 0.9 * found[-2]
 
 
-def test_correlations_are_those_of_the_outputs() -> None:
+def test_correlations_are_those_of_the_outputs():
     problem, x = make_problem()
     kept = without(0, 3)
     y, part = x @ problem.weight.T, x[:, problem.columns_of(kept)] @ problem.weight[:, problem.columns_of(kept)].T

@@ -51,7 +51,7 @@ def both(folder: Path, out: Path, *changes: Callable[[nn.Module], rose.RunReport
 
 
 @pytest.mark.parametrize("family", DENSE)
-def test_every_family_as_in_memory_to_the_bit(family: str, tmp_path: Path) -> None:
+def test_every_family_as_in_memory_to_the_bit(family, tmp_path):
     folder = save(family, tmp_path / "dense")
     uniform = family not in UNSAID
     streamed = both(folder, tmp_path, partial(slim, allocation="uniform" if uniform else "cost"))
@@ -70,12 +70,12 @@ def test_every_family_as_in_memory_to_the_bit(family: str, tmp_path: Path) -> No
         ("float32", {"method": "wanda", "target": "layer", "parts": ["channels"]}),
     ],
 )
-def test_every_way_as_in_memory_to_the_bit(dtype: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_every_way_as_in_memory_to_the_bit(dtype, options, tmp_path):
     folder = save("llama", tmp_path / "dense", max_shard_size="20KB")
     both(folder, tmp_path, partial(slim, **options), dtype=dtype)
 
 
-def test_one_change_after_another_as_in_memory_to_the_bit(tmp_path: Path) -> None:
+def test_one_change_after_another_as_in_memory_to_the_bit(tmp_path):
     def prune(model: nn.Module) -> rose.RunReport:
         report = rose.prune_model(model, make_tokens(), sparsity=0.5, block_size=16)
         assert (report.layers["sparsity"] - 0.5).abs().max() < 0.01
@@ -87,7 +87,7 @@ def test_one_change_after_another_as_in_memory_to_the_bit(tmp_path: Path) -> Non
     both(folder, tmp_path / "pruned", slim, prune)
 
 
-def test_one_block_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_block_in_memory_at_a_time(tmp_path, monkeypatch):
     model, tokenizer = rose.load_model(str(save("gemma3", tmp_path / "dense")), stream=True)
     blocks = decoder_blocks(model)[1]
     most = []
@@ -103,7 +103,7 @@ def test_one_block_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
     assert max(most) == 1
 
 
-def test_memory_by_the_formula() -> None:
+def test_memory_by_the_formula():
     """Hidden size 32, 56 channels, float32; see docs/large-models.md."""
     model, tokens = make_model("llama"), {"samples": 4, "length": 24}
     memory = estimate_slim_memory(model, SlimSettings(target="dense"), **tokens)
@@ -116,7 +116,7 @@ def test_memory_by_the_formula() -> None:
     assert (depth.hessians, depth.waiting) == (4 * 32**2, 0)
 
 
-def test_the_same_slimming_gives_the_same_model(tmp_path: Path) -> None:
+def test_the_same_slimming_gives_the_same_model(tmp_path):
     """Whatever time it took: another run on it, with a checkpoint, goes on."""
     prints = set()
     for _ in range(2):
@@ -126,7 +126,7 @@ def test_the_same_slimming_gives_the_same_model(tmp_path: Path) -> None:
     assert len(prints) == 1
 
 
-def test_a_stopped_run_leaves_a_streamed_model_as_it_was(tmp_path: Path) -> None:
+def test_a_stopped_run_leaves_a_streamed_model_as_it_was(tmp_path):
     folder = save("gemma3", tmp_path / "dense")
     model, tokenizer = rose.load_model(folder, stream=True)
     names = {name: parameter.shape for name, parameter in model.named_parameters()}

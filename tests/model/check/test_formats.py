@@ -71,9 +71,7 @@ def configure(folder: Path, record: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("record", [{}, *RECORDS], ids=["transformers", *("".join(one) for one in RECORDS)])
 @pytest.mark.parametrize("stream", [False, True])
-def test_plain_weights_are_read_whatever_the_configuration_says(
-    saved: tuple[Path, Path], record: dict[str, Any], stream: bool
-) -> None:
+def test_plain_weights_are_read_whatever_the_configuration_says(saved, record, stream):
     configure(saved[1], record)
     (saved[1] / "recipe.yaml").write_text("default_stage: {}\n")
     found = rose.check_checkpoint(*(rose.load_model(str(folder), stream=stream)[0] for folder in saved))
@@ -85,7 +83,7 @@ def test_plain_weights_are_read_whatever_the_configuration_says(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("leaf", ["weight_packed", "bitmask", "weight"])
-def test_packed_weights_are_refused_in_a_sentence(saved: tuple[Path, Path], stream: bool, leaf: str) -> None:
+def test_packed_weights_are_refused_in_a_sentence(saved, stream, leaf):
     configure(saved[1], RECORDS[2])
     path = saved[1] / "model.safetensors"
     tensors = load_file(path)
@@ -97,7 +95,7 @@ def test_packed_weights_are_refused_in_a_sentence(saved: tuple[Path, Path], stre
 
 
 @pytest.mark.parametrize("case", ["columnar_50", "columnar_70", "flat_60", "nm_2_4"])
-def test_the_authors_own_results_are_recognized(case: str) -> None:
+def test_the_authors_own_results_are_recognized(case):
     with np.load(CASES) as archive:
         known = {name.partition("/")[2]: archive[name] for name in archive if name.startswith(f"{case}/")}
     weight, inputs = (torch.from_numpy(known[name]) for name in "WX")
@@ -113,7 +111,6 @@ def test_the_authors_own_results_are_recognized(case: str) -> None:
         costs, nearest = yardsticks.measure(
             weight, pruned, weight_change(weight, pruned), LayerInputs(statistics, gap), None
         )
-        assert nearest is not None
         assert nearest.is_same
         assert costs.possible_error < costs.error * 1.001 < costs.mask.error
         assert costs.error == pytest.approx(costs.methods[nearest.method], rel=1e-2)
@@ -126,7 +123,7 @@ def test_the_authors_own_results_are_recognized(case: str) -> None:
     assert (name, shared) == ("rose" if columnar and case != "nm_2_4" else "sparsegpt", pytest.approx(1, abs=0.01))
 
 
-def test_a_few_zeros_follow_no_pattern() -> None:
+def test_a_few_zeros_follow_no_pattern():
     """One zero is one zero in its row too, and in its block of columns."""
     few, rows = torch.zeros(4, 256, dtype=torch.bool), torch.zeros(4, 256, dtype=torch.bool)
     few[2, 70] = True

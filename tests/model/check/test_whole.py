@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,7 +41,7 @@ def others_of(found: CheckpointCheck) -> dict[str, tuple[str, str, bool]]:
     return {name: (row["kind"], row["verdict"], row["is_wrong"]) for name, row in table.iterrows()}
 
 
-def test_heads_rows_and_columns_that_are_gone_are_counted() -> None:
+def test_heads_rows_and_columns_that_are_gone_are_counted():
     dense = make_model("llama")  # 4 heads of 8
     pruned = halved(dense)
     with torch.no_grad():
@@ -61,7 +60,7 @@ def test_heads_rows_and_columns_that_are_gone_are_counted() -> None:
     assert "Eight input columns have no weight left: eight of model.layers.1.self_attn.o_proj. Nothing" in said
 
 
-def test_heads_are_as_wide_as_their_values() -> None:
+def test_heads_are_as_wide_as_their_values():
     """As of DeepSeek: what a head reads of the positions is narrower than what it puts out."""
     config = SimpleNamespace(num_attention_heads=4, head_dim=2, v_head_dim=8, hidden_size=32)
     dense, pruned = (rose.prunable_layers(make_model("llama")) for _ in range(2))
@@ -70,7 +69,7 @@ def test_heads_are_as_wide_as_their_values() -> None:
     assert Gone.find(changes, config).heads == {"model.layers.0.self_attn.o_proj": [2]}
 
 
-def test_single_numbers_are_compared_too() -> None:
+def test_single_numbers_are_compared_too():
     dense, pruned = make_model("llama"), make_model("llama")
     for model, scale in ((dense, 1.0), (pruned, math.nan)):
         model.model.layers[0].register_parameter("scale", nn.Parameter(torch.tensor(scale)))
@@ -79,7 +78,7 @@ def test_single_numbers_are_compared_too() -> None:
     }
 
 
-def test_an_expert_that_is_gone_is_told_from_a_layer_that_is() -> None:
+def test_an_expert_that_is_gone_is_told_from_a_layer_that_is():
     dense = make_model("mixtral")
     pruned = halved(dense)
     lost = "model.layers.1.mlp.experts.1"
@@ -96,7 +95,7 @@ def test_an_expert_that_is_gone_is_told_from_a_layer_that_is() -> None:
     assert wrong["model.layers.0.mlp.experts.0.up_proj"].endswith("weights are zero.")
 
 
-def test_norms_biases_embeddings_and_heads_are_told_by_their_kind() -> None:
+def test_norms_biases_embeddings_and_heads_are_told_by_their_kind():
     dense: Any = make_model("opt")
     pruned: Any = halved(dense)
     first, second = pruned.model.decoder.layers
@@ -121,7 +120,7 @@ def test_norms_biases_embeddings_and_heads_are_told_by_their_kind() -> None:
     }
 
 
-def test_a_longer_vocabulary_and_rounding_are_no_faults() -> None:
+def test_a_longer_vocabulary_and_rounding_are_no_faults():
     dense: Any = make_model("llama")
     pruned = halved(dense)
     with torch.no_grad():
@@ -141,7 +140,7 @@ def test_a_longer_vocabulary_and_rounding_are_no_faults() -> None:
     assert found.others["reason"].str.startswith("It has 8 rows more").all()
 
 
-def test_nan_in_one_layer_hides_nothing_of_the_others() -> None:
+def test_nan_in_one_layer_hides_nothing_of_the_others():
     dense, broken, tokens = make_model("llama"), "model.layers.0.mlp.up_proj", make_tokens()
     pruned: Any = halved(dense)
     with torch.no_grad():
@@ -154,7 +153,7 @@ def test_nan_in_one_layer_hides_nothing_of_the_others() -> None:
     assert json.loads(found.to_json())["summary"]["perplexity_after"] is None
 
 
-def test_tokens_that_the_checkpoint_does_not_know_are_refused() -> None:
+def test_tokens_that_the_checkpoint_does_not_know_are_refused():
     dense: Any = make_model("llama")
     pruned: Any = halved(dense)
     pruned.resize_token_embeddings(5)
@@ -164,7 +163,7 @@ def test_tokens_that_the_checkpoint_does_not_know_are_refused() -> None:
 
 @pytest.mark.parametrize("target", ["layer", "dense"])
 @pytest.mark.parametrize("method", ["sparsegpt", "rose", "rose_admm"])
-def test_a_run_is_recognized_to_the_last_weight(method: str, target: str) -> None:
+def test_a_run_is_recognized_to_the_last_weight(method, target):
     """By target layer as published programs calibrate, on a decoder block's inputs while it is dense; by target dense
     with what the residual stream lacks. ROSE is told from SparseGPT by the columnar layers."""
     dense, tokens = make_model("llama"), make_tokens()
@@ -190,14 +189,7 @@ def test_a_run_is_recognized_to_the_last_weight(method: str, target: str) -> Non
     )
 
 
-def test_methods_remove_the_same_everywhere_only_where_one_of_them_does_so_in_every_layer() -> None:
-    nearest = {"name": "rose", "alike": {"sparsegpt": 10, "wanda": 4}, "compared": 14}  # each layer has a twin
-    assert says_alike(nearest) == "ROSE and SparseGPT remove the same weights in ten layers and differ in four."
-    nearest["alike"] = {"sparsegpt": 14}
-    assert says_alike(nearest).startswith("ROSE and SparseGPT remove the same weights in all 14 layers, ")
-
-
-def test_layers_that_read_one_tensor_share_its_statistics(two: tuple[nn.Module, dict[str, nn.Module], Tensor]) -> None:
+def test_layers_that_read_one_tensor_share_its_statistics(two):
     dense, models, tokens = two
     networks = Network(dense), Network(models["wanda"])
     streams = {"calibration": tokens, "held_out": tokens[:1]}
@@ -211,7 +203,7 @@ def test_layers_that_read_one_tensor_share_its_statistics(two: tuple[nn.Module, 
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])  # shared values, fused ones, with a bias
-def test_heads_that_were_rotated_are_compared_in_their_basis(family: str) -> None:
+def test_heads_that_were_rotated_are_compared_in_their_basis(family):
     dense, tokens = make_model(family), make_tokens()
     pruned = copy.deepcopy(dense)
     names = [*rose.rotate_heads(pruned, tokens, basis="random")["layer"]]
@@ -242,7 +234,7 @@ def two() -> tuple[nn.Module, dict[str, nn.Module], Tensor]:
     return dense, models, tokens
 
 
-def test_several_checkpoints_are_compared_by_layer(two: tuple[nn.Module, dict[str, nn.Module], Tensor]) -> None:
+def test_several_checkpoints_are_compared_by_layer(two):
     dense, models, tokens = two
     wanda, magnitude = models.values()
     masks = common_masks(wanda, magnitude)
@@ -258,9 +250,7 @@ def test_several_checkpoints_are_compared_by_layer(two: tuple[nn.Module, dict[st
     assert better_by_layer(checks[0], check_checkpoint(dense, magnitude), ("a", "b")).empty
 
 
-def test_zeros_of_the_dense_model_and_few_tokens_are_a_caution(
-    two: tuple[nn.Module, dict[str, nn.Module], Tensor],
-) -> None:
+def test_zeros_of_the_dense_model_and_few_tokens_are_a_caution(two):
     dense, models, tokens = two
     assert check_checkpoint(dense, models["wanda"]).cautions == []
     again = halved(models["wanda"])
@@ -271,7 +261,7 @@ def test_zeros_of_the_dense_model_and_few_tokens_are_a_caution(
     assert json.loads(found.to_json())["cautions"] == found.cautions
 
 
-def test_errors_on_dense_inputs_are_those_of_dense_inputs(two: tuple[nn.Module, dict[str, nn.Module], Tensor]) -> None:
+def test_errors_on_dense_inputs_are_those_of_dense_inputs(two):
     dense, models, tokens = two
     found = check_checkpoint(dense, models["wanda"], tokens, methods=(), block_size=8, compute="float32")
     statistics = rose.collect_statistics(dense, tokens)
@@ -283,7 +273,7 @@ def test_errors_on_dense_inputs_are_those_of_dense_inputs(two: tuple[nn.Module, 
         assert row["dense_input_error"] == pytest.approx(float(expected), rel=1e-3)
 
 
-def test_the_command_compares_several_and_streams(tmp_path: Path, capsys: Any) -> None:
+def test_the_command_compares_several_and_streams(tmp_path, capsys):
     dense = save_tiny_llama(tmp_path / "dense")
     model, tokenizer = rose.load_model(str(dense))
     for name, ratio in (("half", 0.5), ("most", 0.8)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,7 +88,7 @@ def at_place(found: tuple[Misfit, ...], axis: str, size: int) -> list[Misfit]:
 
 
 @pytest.mark.parametrize("base", [*BASES, "rose_admm", "alps", "rose_dealt", "oats"])
-def test_a_sane_layer_has_no_misfits(dense: Tensor, inputs: Tensor, bases: dict[str, Tensor], base: str) -> None:
+def test_a_sane_layer_has_no_misfits(dense, inputs, bases, base):
     weight = bases.get(base)
     if weight is None:
         weight = rose.prune_layer(dense, inputs.T @ inputs, method=base, sparsity=0.6).weight
@@ -108,9 +107,7 @@ def test_a_sane_layer_has_no_misfits(dense: Tensor, inputs: Tensor, bases: dict[
         if (name, size) != ("rows in reverse order", 1)
     ],
 )
-def test_rows_are_named_with_what_happened(
-    dense: Tensor, bases: dict[str, Tensor], base: str, fault: str, size: int
-) -> None:
+def test_rows_are_named_with_what_happened(dense, bases, base, fault, size):
     found = misfits(dense, faulty(bases, base, fault, ROW, size))
     rows = [part for part in found if part.axis == ROW and part.rows[0] <= AT + size - 1 and part.rows[1] >= AT]
     assert {part.kind for part in rows} == {KINDS[fault]}
@@ -123,9 +120,7 @@ def test_rows_are_named_with_what_happened(
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("fault", [name for name in COLUMNS if name in KINDS])
-def test_columns_are_named_and_may_be_lawful_only_where_nothing_explains_them(
-    dense: Tensor, bases: dict[str, Tensor], base: str, fault: str
-) -> None:
+def test_columns_are_named_and_may_be_lawful_only_where_nothing_explains_them(dense, bases, base, fault):
     found = at_place(misfits(dense, faulty(bases, base, fault, COLUMN, 1)), COLUMN, 1)
     is_moved = base not in ("magnitude", "wanda")
     if is_moved and fault == "times 10":
@@ -137,7 +132,7 @@ def test_columns_are_named_and_may_be_lawful_only_where_nothing_explains_them(
 
 @pytest.mark.parametrize("base", ["magnitude", "sparsegpt", "tuned"])
 @pytest.mark.parametrize("fault", ["negated", "noise", "signs at random", "constant", "that of the next tile"])
-def test_tiles_are_named(dense: Tensor, bases: dict[str, Tensor], base: str, fault: str) -> None:
+def test_tiles_are_named(dense, bases, base, fault):
     weight = bases[base].clone()
     TILES[fault](weight, 64, 128, 32, 32, torch.Generator().manual_seed(3))
     found = [part for part in misfits(dense, weight) if not part.may_be_lawful]
@@ -145,14 +140,14 @@ def test_tiles_are_named(dense: Tensor, bases: dict[str, Tensor], base: str, fau
     assert all(64 <= part.rows[0] <= part.rows[1] < 96 and part.columns == (128, 159) for part in found)
 
 
-def test_negated_runs_of_32_weights_are_found_in_a_compensated_layer(dense: Tensor, bases: dict[str, Tensor]) -> None:
+def test_negated_runs_of_32_weights_are_found_in_a_compensated_layer(dense, bases):
     weight = bases["sparsegpt"].clone()
     weight[AT, 64:96] *= -1
     found = [part for part in misfits(dense, weight) if not part.may_be_lawful]
     assert [(part.kind, part.rows, part.columns) for part in found] == [(agreement.NEGATED, (AT, AT), (64, 95))]
 
 
-def test_single_weights_are_found_where_kept_weights_did_not_move(dense: Tensor, bases: dict[str, Tensor]) -> None:
+def test_single_weights_are_found_where_kept_weights_did_not_move(dense, bases):
     weight = bases["magnitude"].clone()
     row, column = (weight != 0).nonzero()[1234].tolist()
     weight[row, column] *= -1
@@ -162,7 +157,7 @@ def test_single_weights_are_found_where_kept_weights_did_not_move(dense: Tensor,
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_an_absurd_weight_is_found_in_every_layer(dense: Tensor, bases: dict[str, Tensor], base: str) -> None:
+def test_an_absurd_weight_is_found_in_every_layer(dense, bases, base):
     weight = bases[base].clone()
     weight[3, 5] = 1e9
     absurd = [part for part in misfits(dense, weight) if not part.may_be_lawful]
@@ -170,7 +165,7 @@ def test_an_absurd_weight_is_found_in_every_layer(dense: Tensor, bases: dict[str
     assert says_part(absurd[0]).startswith("Row 3, column 5: the weight is 1.00 × 10⁹, and no dense weight")
 
 
-def test_what_became_of_a_whole_layer_is_told(dense: Tensor, bases: dict[str, Tensor]) -> None:
+def test_what_became_of_a_whole_layer_is_told(dense, bases):
     weight = bases["sparsegpt"]
     square = dense[:, : SIZE[0]]
     fates = {
@@ -184,7 +179,7 @@ def test_what_became_of_a_whole_layer_is_told(dense: Tensor, bases: dict[str, Te
     assert whole_fate(dense, torch.randn(SIZE)) is None
 
 
-def test_inputs_decide_whether_a_column_is_lawful(dense: Tensor, inputs: Tensor, bases: dict[str, Tensor]) -> None:
+def test_inputs_decide_whether_a_column_is_lawful(dense, inputs, bases):
     """A column of noise is a fault; one that was traded for a collinear one, as massive activations are, is none."""
     twins = inputs.clone()
     twins[:, 8] = 0.5 * twins[:, 7] + 1e-3 * inputs[:, 8]
@@ -206,7 +201,7 @@ def test_inputs_decide_whether_a_column_is_lawful(dense: Tensor, inputs: Tensor,
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
-def test_the_command_names_a_negated_row_of_a_masked_copy(tmp_path: Path, capsys: Any, calibrated: bool) -> None:
+def test_the_command_names_a_negated_row_of_a_masked_copy(tmp_path, capsys, calibrated):
     dense = save_tiny_llama(tmp_path / "dense")
     model, tokenizer = rose.load_model(str(dense))
     with torch.no_grad():
@@ -225,7 +220,7 @@ def test_the_command_names_a_negated_row_of_a_masked_copy(tmp_path: Path, capsys
     assert f"all {kept} kept weights have the opposite sign" in said
 
 
-def test_rows_that_structured_pruning_has_emptied_are_no_faults(packaged: Any) -> None:
+def test_rows_that_structured_pruning_has_emptied_are_no_faults(packaged):
     dense = copy.deepcopy(packaged[0])
     dense.model.layers = dense.model.layers[:2]
     dense.config.num_hidden_layers = 2
@@ -243,7 +238,7 @@ def test_rows_that_structured_pruning_has_emptied_are_no_faults(packaged: Any) -
     assert "Rows 0 to 54: no weight is left" in found.wrong["reason"][0]
 
 
-def test_a_head_is_named_and_a_layer_of_another_scale_is_wrong() -> None:
+def test_a_head_is_named_and_a_layer_of_another_scale_is_wrong():
     dense = make_model("llama")  # 4 heads of 8
     model = copy.deepcopy(dense)
     with torch.no_grad():
@@ -262,7 +257,7 @@ def test_a_head_is_named_and_a_layer_of_another_scale_is_wrong() -> None:
     assert scaled["reason"].startswith("Kept weights are 2.00 times as large as the dense ones.")
 
 
-def test_most_rows_of_a_layer_may_be_wrong(dense: Tensor, bases: dict[str, Tensor]) -> None:
+def test_most_rows_of_a_layer_may_be_wrong(dense, bases):
     for share, source, told in ((0.6, 5, 0.4), (0.3, 7, 0.9)):
         weight = bases["sparsegpt"].clone()
         rows = torch.arange(int(share * SIZE[0]))
@@ -272,7 +267,7 @@ def test_most_rows_of_a_layer_may_be_wrong(dense: Tensor, bases: dict[str, Tenso
         assert found[0].source == found[0].rows[0] + source
 
 
-def test_a_row_that_moved_more_than_others_accuses_no_tile_around_it() -> None:
+def test_a_row_that_moved_more_than_others_accuses_no_tile_around_it():
     """As the row of a massive channel in a sane layer: most in one run of columns, and much in all of them."""
     generator = torch.Generator().manual_seed(0)
     weight, change = (torch.randn(1024, 256, generator=generator) for _ in range(2))

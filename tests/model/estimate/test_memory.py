@@ -15,7 +15,7 @@ BLOCK = 32 * 32 * 2 + 16 * 32 * 2 + 3 * 56 * 32 + 2 * 32  # q, o; k, v of half a
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
-def test_parts_of_a_tiny_llama(dtype: torch.dtype, size: int) -> None:
+def test_parts_of_a_tiny_llama(dtype, size):
     memory = estimate_memory(make_model("llama"), samples=500, length=24, dtype=dtype)
     assert memory.block == size * BLOCK
     assert memory.embedding == size * (VOCABULARY * 32 + 32)
@@ -26,7 +26,7 @@ def test_parts_of_a_tiny_llama(dtype: torch.dtype, size: int) -> None:
     assert memory.peak == memory.block + memory.activations + memory.hessians + memory.batch
 
 
-def test_on_disk_only_a_batch_of_hidden_states_is_in_memory() -> None:
+def test_on_disk_only_a_batch_of_hidden_states_is_in_memory():
     kept, on_disk = (estimate_memory(make_model("llama"), samples=500, length=24, on_disk=x) for x in (False, True))
     assert on_disk.activations == 4 * 170 * 24 * 32
     assert kept.peak - on_disk.peak == 4 * (500 - 170) * 24 * 32
@@ -34,7 +34,7 @@ def test_on_disk_only_a_batch_of_hidden_states_is_in_memory() -> None:
     assert few.activations == 4 * 3 * 24 * 32
 
 
-def test_only_the_layers_named_count() -> None:
+def test_only_the_layers_named_count():
     memory = estimate_memory(make_model("llama"), samples=3, length=24, layers=["*o_proj"])
     assert memory.hessians == 4 * 32**2
     assert memory.work == 4 * (4 + 6) * 32**2
@@ -43,21 +43,21 @@ def test_only_the_layers_named_count() -> None:
     assert writer.work == memory.work + 4 * 2 * 32**2  # as wide as the stream, into which it writes
 
 
-def test_a_wide_layer_needs_most_while_its_hessian_is_factorized() -> None:
+def test_a_wide_layer_needs_most_while_its_hessian_is_factorized():
     model = make_model("llama")
     model.model.layers[0].mlp.down_proj = torch.nn.Linear(320, 32, bias=False)
     memory = estimate_memory(model, samples=3, length=24, layers=["*.0.mlp.down_proj"])
     assert memory.work == 4 * (6 * 320**2 + 2 * 32 * 320)
 
 
-def test_held_out_samples_have_statistics_of_their_own() -> None:
+def test_held_out_samples_have_statistics_of_their_own():
     plain, held_out = (estimate_memory(make_model("llama"), samples=3, length=24, held_out=x) for x in (False, True))
     assert held_out.hessians == 2 * plain.hessians
     assert held_out.work == plain.work + 4 * 56**2
 
 
 @pytest.mark.parametrize("dense_targets", [False, True])
-def test_experts_have_hessians_of_their_own_and_few_tokens_each(dense_targets: bool) -> None:
+def test_experts_have_hessians_of_their_own_and_few_tokens_each(dense_targets):
     model = make_model("sparse_experts")  # 24 experts of width 16, two for each token
     memory = estimate_memory(model, samples=3, length=24, dense_targets=dense_targets)
     alone = 4 * 32**2
@@ -68,7 +68,7 @@ def test_experts_have_hessians_of_their_own_and_few_tokens_each(dense_targets: b
     assert memory.batch == 4 * 3 * 24 * (4 * 32 if dense_targets else read)
 
 
-def test_output_layers_are_known_whatever_they_are_called() -> None:
+def test_output_layers_are_known_whatever_they_are_called():
     def work(config: transformers.PretrainedConfig) -> float:
         model = transformers.AutoModelForCausalLM.from_config(config)
         return gap_work(rose.prunable_layers(model), 1000)
@@ -77,7 +77,7 @@ def test_output_layers_are_known_whatever_they_are_called() -> None:
     assert work(transformers.GPTJConfig(**sizes, rotary_dim=8)) == work(transformers.GPT2Config(**sizes))
 
 
-def test_methods_with_stages_of_their_own_take_more() -> None:
+def test_methods_with_stages_of_their_own_take_more():
     sizes: dict[str, Any] = {"samples": 3, "length": 24, "layers": ["*.0.mlp.gate_proj"]}  # 56 × 32
     work = {name: estimate_memory(make_model("llama"), **sizes, method=name).work for name in rose.METHODS}
     assert work["sparsegpt"] == 4 * (4 * 32**2 + 6 * 56 * 32)
@@ -87,7 +87,7 @@ def test_methods_with_stages_of_their_own_take_more() -> None:
         estimate_memory(make_model("llama"), **sizes, method="nothing")
 
 
-def test_a_large_vocabulary_counts_at_the_start() -> None:
+def test_a_large_vocabulary_counts_at_the_start():
     model = make_model("llama")
     model.resize_token_embeddings(100_000)
     memory = estimate_memory(model, samples=1, length=24)

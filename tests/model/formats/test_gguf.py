@@ -88,13 +88,7 @@ def load(path: Path, dtype: torch.dtype) -> Any:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("architecture", "mlp"), [("llama", dense), ("qwen2", dense), ("qwen3moe", experts)])
-def test_the_model_is_the_one_that_transformers_loads(
-    architecture: str,
-    mlp: Callable[[int], dict[str, np.ndarray]],
-    dtype: torch.dtype,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_model_is_the_one_that_transformers_loads(architecture, mlp, dtype, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_file, "PIECE", 1000)  # so that matrices are dequantized in pieces
     path = write(tmp_path / "tiny.gguf", architecture, mlp)
     expected = load(path, dtype)
@@ -110,9 +104,7 @@ def test_the_model_is_the_one_that_transformers_loads(
     assert torch.equal(found(tokens).logits, expected(tokens).logits)
 
 
-def test_a_tensor_without_a_place_is_refused_unless_it_is_derived(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_tensor_without_a_place_is_refused_unless_it_is_derived(tmp_path, caplog):
     with frugal_reading():
         load(write(tmp_path / "c.gguf", "llama", lambda n: dense(n) | {"rope_freqs": values(8)}), torch.float32)
         assert "scales positions (rope_freqs.weight), which is ignored" in caplog.text
@@ -122,9 +114,7 @@ def test_a_tensor_without_a_place_is_refused_unless_it_is_derived(
             load(path, torch.float32)
 
 
-def test_numbers_beside_the_model_take_the_memory_of_one_tensor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_numbers_beside_the_model_take_the_memory_of_one_tensor(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.VOCABULARY", 20_000)  # one matrix so large that the rest does not count
     monkeypatch.setattr(gguf_file, "PIECE", 10_000)
     path = write(tmp_path / "tiny.gguf", "llama", dense)
@@ -139,7 +129,7 @@ def test_numbers_beside_the_model_take_the_memory_of_one_tensor(
     assert peak < 1.3 * 4 * 20_000 * WIDTH
 
 
-def test_fields_are_those_that_the_library_reads(tmp_path: Path) -> None:
+def test_fields_are_those_that_the_library_reads(tmp_path):
     path = tmp_path / "fields.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_token_types([1, 3, 2**31 - 1])

@@ -117,7 +117,7 @@ def site(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_cancel_stops_a_download_and_leaves_no_half_of_it(site: Hub, tmp_path: Path, stream: bool) -> None:
+def test_a_cancel_stops_a_download_and_leaves_no_half_of_it(site, tmp_path, stream):
     def check() -> None:
         if site.sends.is_set():
             raise Cancelled
@@ -141,7 +141,7 @@ def test_a_cancel_stops_a_download_and_leaves_no_half_of_it(site: Hub, tmp_path:
     assert models.identify(NAME)
 
 
-def test_weights_that_a_repository_holds_twice_come_once(site: Hub, tmp_path: Path) -> None:
+def test_weights_that_a_repository_holds_twice_come_once(site, tmp_path):
     (site.folder / "consolidated.safetensors").write_bytes(b"the same again")
     rose.load_model(NAME, stream=True)
     found = {path.name for path in (tmp_path / "cache").rglob("*.safetensors")}
@@ -149,7 +149,7 @@ def test_weights_that_a_repository_holds_twice_come_once(site: Hub, tmp_path: Pa
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_repository_with_two_sets_of_weights_is_refused(site: Hub, tmp_path: Path, stream: bool) -> None:
+def test_a_repository_with_two_sets_of_weights_is_refused(site, tmp_path, stream):
     for name in ("model.safetensors", "model.safetensors.index.json"):
         if not (site.folder / name).exists():
             (site.folder / name).write_bytes(b"{}")

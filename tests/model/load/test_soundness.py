@@ -27,16 +27,14 @@ def configure(folder: Path, **values: object) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_more_decoder_blocks_than_the_configuration_names(folder: Path, stream: bool) -> None:
+def test_more_decoder_blocks_than_the_configuration_names(folder, stream):
     configure(folder, num_hidden_layers=2)
     with pytest.raises(rose.RoseError, match=r"9 weights .* does not name, such as model\.layers\.2\.input_layernorm"):
         rose.load_model(str(folder), stream=stream)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_is_beside_weights_is_to_be_applied_and_what_a_family_ignores_is_no_harm(
-    folder: Path, stream: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_beside_weights_is_to_be_applied_and_what_a_family_ignores_is_no_harm(folder, stream, monkeypatch):
     path, block = folder / "model.safetensors", "model.layers.3.mlp.up_proj.weight"
     tensors = load_file(path)
     monkeypatch.setattr(LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.3.*"])
@@ -60,7 +58,7 @@ def shard(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_weights_that_are_there_twice_and_shards_of_which_some_are_missing(folder: Path, stream: bool) -> None:
+def test_weights_that_are_there_twice_and_shards_of_which_some_are_missing(folder, stream):
     first = shard(folder)
     with pytest.raises(
         rose.RoseError, match=r"holds both model\.safetensors and, by .*, model-00001-of-00002\.saf.* old one"
@@ -84,9 +82,7 @@ def test_weights_that_are_there_twice_and_shards_of_which_some_are_missing(folde
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_format_is_that_of_the_weights_and_not_what_the_configuration_says(
-    folder: Path, stream: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_format_is_that_of_the_weights_and_not_what_the_configuration_says(folder, stream, monkeypatch, caplog):
     monkeypatch.setenv("ROSE_COMPUTE", "bfloat16")
     configure(folder, dtype="bfloat16")
     assert stored_dtype(str(folder)) == Network(load_skeleton(str(folder))).dtype == torch.float32
@@ -104,9 +100,7 @@ def test_the_format_is_that_of_the_weights_and_not_what_the_configuration_says(
     )
 
 
-def test_floats_of_eight_bits_are_made_plain_where_there_is_a_gpu_too(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_floats_of_eight_bits_are_made_plain_where_there_is_a_gpu_too(folder, monkeypatch):
     name, path = "model.layers.1.mlp.up_proj.weight", folder / "model.safetensors"
     tensors = load_file(path)
     for key in [key for key in tensors if "proj" in key]:
@@ -137,7 +131,7 @@ class Program:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
-def test_a_pickle_is_not_read(folder: Path, tmp_path: Path, name: str, stream: bool) -> None:
+def test_a_pickle_is_not_read(folder, tmp_path, name, stream):
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(tensors | {"more": Program(tmp_path / "ran")}, folder / name)
@@ -147,7 +141,7 @@ def test_a_pickle_is_not_read(folder: Path, tmp_path: Path, name: str, stream: b
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_weight_that_is_no_number_is_named(folder: Path, value: float) -> None:
+def test_a_weight_that_is_no_number_is_named(folder, value):
     name, path = "model.layers.1.mlp.up_proj.weight", folder / "model.safetensors"
     tensors = load_file(path)
     tensors[name][3, 4] = value

@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_t
 
 
 @pytest.mark.parametrize("family", DENSE)
-def test_pruned_as_in_memory_to_the_bit(family: str, tmp_path: Path) -> None:
+def test_pruned_as_in_memory_to_the_bit(family, tmp_path):
     folder = save(family, tmp_path / "dense")
     whole, tokenizer = rose.load_model(str(folder))
     expected = rose.prune_model(whole, make_tokens(), **OPTIONS)
@@ -46,7 +46,7 @@ def test_pruned_as_in_memory_to_the_bit(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_other_dtypes_and_sharded_files(dtype: str, tmp_path: Path) -> None:
+def test_other_dtypes_and_sharded_files(dtype, tmp_path):
     folder = save("llama", tmp_path / "dense", max_shard_size="20KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
     models = []
@@ -60,7 +60,7 @@ def test_other_dtypes_and_sharded_files(dtype: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
-def test_analyzed_as_in_memory(family: str, tmp_path: Path) -> None:
+def test_analyzed_as_in_memory(family, tmp_path):
     folder = str(save(family, tmp_path))
     whole, streamed = (rose.load_model(folder, stream=stream)[0] for stream in (False, True))
     one, other = (list(rose.analyze_model(model, make_tokens(), **OPTIONS)) for model in (whole, streamed))
@@ -72,7 +72,7 @@ def test_analyzed_as_in_memory(family: str, tmp_path: Path) -> None:
     assert on_meta(streamed)
 
 
-def test_a_checkpoint_goes_on(tmp_path: Path) -> None:
+def test_a_checkpoint_goes_on(tmp_path):
     folder = save("gemma3", tmp_path / "dense")
     whole, _ = rose.load_model(str(folder))
     rose.prune_model(whole, make_tokens(), allocation="owl", **OPTIONS)
@@ -97,7 +97,7 @@ def test_a_checkpoint_goes_on(tmp_path: Path) -> None:
         rose.prune_model(other, make_tokens(), **options)
 
 
-def test_one_block_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_block_in_memory_at_a_time(tmp_path, monkeypatch):
     model, tokenizer = rose.load_model(str(save("gemma3", tmp_path / "dense")), stream=True)
     blocks = decoder_blocks(model)[1]
     most = []
@@ -116,7 +116,7 @@ def test_one_block_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(not outside for there, outside in most[-40:])
 
 
-def test_pruned_weights_leave_no_files_behind(tmp_path: Path) -> None:
+def test_pruned_weights_leave_no_files_behind(tmp_path):
     (tmp_path / "scratch" / f"{PARTIAL}dead").mkdir(parents=True)  # of a run that was killed
     model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True, scratch=tmp_path / "scratch")
     rose.prune_model(model, make_tokens(), **OPTIONS)
@@ -134,7 +134,7 @@ def change_config(folder: Path, **values: Any) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **values}))
 
 
-def test_a_head_that_differs_from_what_it_is_to_be_tied_to_stays_its_own(tmp_path: Path) -> None:
+def test_a_head_that_differs_from_what_it_is_to_be_tied_to_stays_its_own(tmp_path):
     folder = save("llama", tmp_path / "dense")
     change_config(folder, tie_word_embeddings=True)
     for stream in (False, True):
@@ -142,7 +142,7 @@ def test_a_head_that_differs_from_what_it_is_to_be_tied_to_stays_its_own(tmp_pat
         assert model.get_input_embeddings().weight is not model.get_output_embeddings().weight
 
 
-def test_files_that_vanish_during_a_run(tmp_path: Path) -> None:
+def test_files_that_vanish_during_a_run(tmp_path):
     model, _ = rose.load_model(str(save("llama", tmp_path)), stream=True)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(rose.RoseError, match="cannot be read any more"):
@@ -150,7 +150,7 @@ def test_files_that_vanish_during_a_run(tmp_path: Path) -> None:
     assert on_meta(model)
 
 
-def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, monkeypatch):
     model, tokenizer = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
     rose.prune_model(model, make_tokens(), **OPTIONS)
     write, calls = streaming.save_file, []
@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pyte
         assert float(file.get_tensor("model.layers.0.mlp.up_proj.weight").eq(0).float().mean()) == 0.5
 
 
-def test_a_run_that_was_refused_or_stopped_at_once_can_be_begun_again(tmp_path: Path) -> None:
+def test_a_run_that_was_refused_or_stopped_at_once_can_be_begun_again(tmp_path):
     model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
     with pytest.raises(rose.RoseError, match="outside the model's vocabulary"):
         rose.prune_model(model, torch.full((2, 4), 10**6), **OPTIONS)
@@ -196,14 +196,14 @@ def test_a_run_that_was_refused_or_stopped_at_once_can_be_begun_again(tmp_path: 
         (lambda folder: make_model("llama").model.save_pretrained(folder), r"lacks lm_head\.weight"),
     ],
 )
-def test_files_that_cannot_be_streamed_are_refused(harm: Any, message: str, tmp_path: Path) -> None:
+def test_files_that_cannot_be_streamed_are_refused(harm, message, tmp_path):
     folder = save("llama", tmp_path / "model")
     harm(folder)
     with pytest.raises(rose.RoseError, match=message):
         rose.load_model(str(folder), stream=True)
 
 
-def test_runs_that_need_the_whole_model_or_would_lose_a_pruning_are_refused(tmp_path: Path) -> None:
+def test_runs_that_need_the_whole_model_or_would_lose_a_pruning_are_refused(tmp_path):
     model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
     with pytest.raises(rose.RoseError, match="Sensitivity needs the whole model"):
         rose.prune_model(model, make_tokens(), allocation="sensitivity", **OPTIONS)

@@ -1,6 +1,5 @@
 """Token windows from the packaged text, from files, and from datasets that are not really there."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +48,7 @@ def are_runs(tokens: Tensor) -> bool:
 
 
 @pytest.mark.parametrize(("samples", "length"), [(10, 100), (9, 100), (20, 50), (3, 333), (500, 2)])
-def test_random_windows_do_not_overlap(
-    text: str, tokenizer: PreTrainedTokenizerFast, samples: int, length: int
-) -> None:
+def test_random_windows_do_not_overlap(text, tokenizer, samples, length):
     for seed in range(5):
         tokens = rose.load_tokens(text, tokenizer, samples=samples, length=length, seed=seed)
         assert tokens.shape == (samples, length)
@@ -59,7 +56,7 @@ def test_random_windows_do_not_overlap(
         assert len(tokens.unique()) == samples * length
 
 
-def test_more_windows_than_fit_are_drawn_independently(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_more_windows_than_fit_are_drawn_independently(text, tokenizer):
     tokens = rose.load_tokens(text, tokenizer, samples=40, length=100)
     assert tokens.shape == (40, 100)
     assert are_runs(tokens)
@@ -68,7 +65,7 @@ def test_more_windows_than_fit_are_drawn_independently(text: str, tokenizer: Pre
     assert tokens.max() < WORDS
 
 
-def test_seeds_reproduce_and_differ(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_seeds_reproduce_and_differ(text, tokenizer):
     draws = [rose.load_tokens(text, tokenizer, samples=5, length=50, seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
@@ -83,32 +80,18 @@ def test_seeds_reproduce_and_differ(text: str, tokenizer: PreTrainedTokenizerFas
         (None, {"length": 1001}, "has 1000 tokens, fewer than one window of 1001; ask for shorter"),
         (None, {"samples": 11, "length": 100, "seed": None}, "has 1000 tokens, too few for 11 windows of 100"),
         (None, {"samples": 0}, "number of windows must be a whole number of at least 1, not 0"),
-        (None, {"samples": True}, "whole number of at least 1, not True"),
         (None, {"length": 1}, "at least 2 tokens, not 1"),
-        (None, {"split": "foo"}, "one of train, validation, test, not 'foo'"),
-        (None, {"seed": "a"}, "A seed must be a whole number .* not 'a'"),
         (None, {"samples": None}, "give seed=None with samples=None"),
         (None, {"bos": "always"}, "tokenizer has no beginning-of-sequence token; choose"),
-        (None, {"bos": "maybe"}, "bos must be one of auto, always, never, not 'maybe'"),
         (None, {"tokenizer": "smollm2-135m"}, "tokenizer is needed, .* not a str"),
         ("wikitext3", {}, r"Unknown text .*give one of wikitext2, c4, ptb, packaged, or a \.txt"),
-        (5, {}, "Unknown text 5"),
         ("absent.txt", {}, r"There is no file .*; check the path"),
         ("binary.txt", {}, r"binary\.txt is not UTF-8 text .*; save it as UTF-8"),
         ("bad.jsonl", {}, r'bad\.jsonl, line 3 is not a JSON object with a "text"'),
-        ("null.jsonl", {}, r'null\.jsonl, line 2 is not a JSON object with a "text"'),
         ("c4", {}, r'cannot be loaded \(reset by peer\); check the network, or give a .txt file or "packaged"'),
     ],
 )
-def test_impossible_windows_and_texts_are_refused(
-    text: str,
-    tokenizer: PreTrainedTokenizerFast,
-    source: Any,
-    options: dict[str, Any],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_impossible_windows_and_texts_are_refused(text, tokenizer, source, options, message, tmp_path, monkeypatch):
     def rows() -> Any:
         yield {"text": "w1"}
         raise ConnectionError("reset\nby peer")
@@ -117,7 +100,6 @@ def test_impossible_windows_and_texts_are_refused(
     monkeypatch.chdir(tmp_path)
     Path("binary.txt").write_bytes(b"\xff\xfe\x00\x9f")
     Path("bad.jsonl").write_text('{"text": "w1"}\n\nnot json\n{"text": "w2"}\n')
-    Path("null.jsonl").write_text('{"text": "w1"}\n{"text": null}\n')
     options = {"samples": 1, "length": 10, "tokenizer": tokenizer} | options
     with pytest.raises(rose.RoseError, match=message) as caught:
         rose.load_tokens(text if source is None else source, options.pop("tokenizer"), **options)
@@ -149,7 +131,7 @@ def beginning_tokenizer(template: str) -> PreTrainedTokenizerFast:
         ("[BOS] $A [EOS]", "never", False),
     ],
 )
-def test_windows_begin_as_asked(text: str, template: str, bos: str, begins: bool) -> None:
+def test_windows_begin_as_asked(text, template, bos, begins):
     tokenizer = beginning_tokenizer(template)
     drawn = rose.load_tokens(text, tokenizer, samples=7, length=50, bos=bos)
     in_order = rose.load_tokens(text, tokenizer, samples=None, length=101, seed=None, bos=bos)
@@ -167,7 +149,7 @@ def test_windows_begin_as_asked(text: str, template: str, bos: str, begins: bool
 # ---- sources
 
 
-def test_packaged_text_is_english_and_long(packaged: tuple, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_packaged_text_is_english_and_long(packaged, tokenizer):
     text = packaged_text()
     assert len(text) > 300_000
     assert text == load_text("packaged")
@@ -177,22 +159,24 @@ def test_packaged_text_is_english_and_long(packaged: tuple, tokenizer: PreTraine
     assert packaged[1].decode(tokens[0]) in packaged[1].decode(packaged[1](text)["input_ids"])
 
 
-def test_jsonl(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "w1 w2", "id": 7}\n\n{"text": "w3"}\r\n   \n{"text": ""}\n{"text": "w4 w5"}')
-    assert load_text(str(path)) == "w1 w2\n\nw3\n\n\n\nw4 w5"
-    tokens = rose.load_tokens(str(path), tokenizer, samples=1, length=5, seed=None)
-    assert tokens.tolist() == [[1, 2, 3, 4, 5]]
-
-
-def test_jsonl_rows_may_hold_other_line_separators(tmp_path: Path) -> None:
-    """Raw U+2028, U+0085 and form feeds are legal within JSON strings, and common in web text."""
-    rows = ["one\u2028two", "three\u0085four", "five\x1csix"]
-    path = tmp_path / "rows.jsonl"
-    path.write_text(
-        "\n".join(json.dumps({"text": row}, ensure_ascii=False) for row in rows), encoding="utf-8", newline=""
-    )
-    assert load_text(str(path)) == "\n\n".join(rows)
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("a.txt", b"\xef\xbb\xbfhello", "hello"),
+        ("a.jsonl", b'\xef\xbb\xbf{"text": "hello"}\n', "hello"),
+        ("a.jsonl", b'{"text": "w1 w2"}\n\n{"text": "w3"}\r\n   \n{"text": ""}\n{"text": "w4"}', "w1 w2|w3||w4"),
+        # Raw U+2028 and U+0085 are legal within JSON strings, and common in web text.
+        (
+            "a.jsonl",
+            '{"text": "a\u2028b"}\n{"text": "c\u0085d"}'.encode(),
+            "a\u2028b|c\u0085d",
+        ),
+        ("a.jsonl", b'{"text": "cut \\ud83d"}\n{"text": "whole \\ud83d\\ude00"}\n', "cut \ufffd|whole \U0001f600"),
+    ],
+)
+def test_a_file_is_read_as_its_texts_with_empty_lines_between(name, content, text, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    assert load_text(str(tmp_path / name)) == text.replace("|", "\n\n")
 
 
 # ---- datasets, without a network
@@ -213,7 +197,7 @@ class Asked:
         return datasets.Dataset.from_list(self.rows)
 
 
-def test_wikitext2(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_wikitext2(monkeypatch, tokenizer):
     asked = Asked([{"text": "w1 w2"}, {"text": ""}, {"text": "w3 w4"}])
     monkeypatch.setattr(datasets, "load_dataset", asked)
     assert load_text("wikitext2", split="test") == "w1 w2\n\n\n\nw3 w4"
@@ -225,7 +209,7 @@ def test_wikitext2(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokeniz
 
 
 @pytest.mark.parametrize(("split", "shard"), [("train", "c4-train.00000"), ("validation", "c4-validation.00000")])
-def test_c4_reads_one_shard(split: str, shard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c4_reads_one_shard(split, shard, monkeypatch):
     asked = Asked([{"text": "w1 w2"}, {"text": "w3"}])
     monkeypatch.setattr(datasets, "load_dataset", asked)
     assert load_text("c4", split=split) == "w1 w2\n\nw3"
@@ -234,9 +218,7 @@ def test_c4_reads_one_shard(split: str, shard: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("source", "is_kept"), [("wikitext2", True), ("ptb", True), ("c4", False)])
-def test_a_dataset_is_known_to_be_here_by_its_repository(
-    source: str, is_kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dataset_is_known_to_be_here_by_its_repository(source, is_kept, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert not is_downloaded(source)
     (tmp_path / f"datasets--{DATASETS[source].repository.replace('/', '--')}").mkdir()
@@ -244,33 +226,17 @@ def test_a_dataset_is_known_to_be_here_by_its_repository(
 
 
 @pytest.mark.parametrize(("samples", "held_out"), [(7, 4), (30, 1)])
-def test_held_out_windows_share_nothing_with_those_of_calibration(
-    text: str, tokenizer: PreTrainedTokenizerFast, samples: int, held_out: int
-) -> None:
+def test_held_out_windows_share_nothing_with_those_of_calibration(text, tokenizer, samples, held_out):
     for length in (50, 120):  # a thousand words in all, each once
         tokens, others = load_calibration(text, tokenizer, samples=samples, held_out=held_out, length=length, seed=1)
-        assert others is not None
         assert (tokens.shape, others.shape) == ((samples, length), (held_out, length))
         assert set(tokens.flatten().tolist()).isdisjoint(others.flatten().tolist())
     with pytest.raises(rose.RoseError, match="too few to calibrate on windows of 300 and to hold 3 others out"):
         load_calibration(text, tokenizer, samples=1, held_out=3, length=300, seed=0)
 
 
-def test_files_of_windows_begin_with_their_text(tmp_path: Path) -> None:
-    for name, content in (("a.txt", "hello"), ("a.jsonl", '{"text": "hello"}\n')):
-        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
-        assert load_text(str(tmp_path / name)) == "hello"
-
-
-def test_half_a_character_is_none(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "cut \\ud83d"}\n{"text": "whole \\ud83d\\ude00"}\n')
-    assert load_text(str(tmp_path / "a.jsonl")) == "cut \ufffd\n\nwhole \U0001f600"
-
-
 @pytest.mark.parametrize("separator", [" ", "\n\n"])
-def test_long_texts_are_cut_into_tokens_part_by_part(
-    separator: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_texts_are_cut_into_tokens_part_by_part(separator, tmp_path, tokenizer, monkeypatch):
     path = tmp_path / "words.txt"
     path.write_text(separator.join(f"w{i}" for i in range(WORDS)))
     whole = rose.load_tokens(str(path), tokenizer, samples=None, seed=None, length=50)
@@ -281,7 +247,7 @@ def test_long_texts_are_cut_into_tokens_part_by_part(
     assert len(calibration._encode(tokenizer, path.read_text())) >= WORDS  # a word may be cut, none is lost
 
 
-def test_windows_that_have_to_overlap_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_windows_that_have_to_overlap_are_told(tmp_path, caplog):
     path = tmp_path / "short.txt"
     path.write_text("w1 " * 100)
     tokenizer = byte_tokenizer()

@@ -18,7 +18,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple:
 
 
 @torch.no_grad()
-def test_equals_repeated_forward_passes(tiny: tuple) -> None:
+def test_equals_repeated_forward_passes(tiny):
     model, tokenizer = tiny
     ids = tokenizer("Hello", return_tensors="pt")["input_ids"]
     start = ids.shape[1]
@@ -31,7 +31,7 @@ def test_equals_repeated_forward_passes(tiny: tuple) -> None:
     assert continue_prompt(model, tokenizer, "Hello", new_tokens=8) == expected
 
 
-def test_what_a_model_would_change_of_the_likeliest_tokens_is_left_out(tiny: tuple) -> None:
+def test_what_a_model_would_change_of_the_likeliest_tokens_is_left_out(tiny):
     model, tokenizer = tiny
     expected = continue_prompt(model, tokenizer, "Hello", new_tokens=8)
     own = GenerationConfig(repetition_penalty=1.8, temperature=0.3, do_sample=True, eos_token_id=tokenizer.eos_token_id)
@@ -43,7 +43,7 @@ def test_what_a_model_would_change_of_the_likeliest_tokens_is_left_out(tiny: tup
         model.generation_config = before
 
 
-def test_a_prompt_ends_where_its_text_ends(tmp_path: Path) -> None:
+def test_a_prompt_ends_where_its_text_ends(tmp_path):
     """This tokenizer puts a token in front of every text and one behind it, after which nothing would go on."""
     model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path, bos=True)))
     encoded = tokenizer("Hello")["input_ids"]
@@ -62,6 +62,6 @@ def test_a_prompt_ends_where_its_text_ends(tmp_path: Path) -> None:
     ("prompt", "new_tokens", "words"),
     [(" ", 5, "at least one word"), ("Hello", 0, "at least one new token"), ("Hello", 300, "longer than the model's")],
 )
-def test_what_cannot_be_continued_is_refused(tiny: tuple, prompt: str, new_tokens: int, words: str) -> None:
+def test_what_cannot_be_continued_is_refused(tiny, prompt, new_tokens, words):
     with pytest.raises(rose.RoseError, match=words):
         continue_prompt(*tiny, prompt, new_tokens=new_tokens)

@@ -34,7 +34,7 @@ def table(
     return check_layers(records_table(records), blocks, **(OPTIONS | {"sparsity": asked}))
 
 
-def test_a_sound_run_passes() -> None:
+def test_a_sound_run_passes():
     found = table(some_tokens())  # held out: the calibration tokens themselves, so nothing over-fits
     assert len(found) == 3 * 7
     assert (found[["status", *CHECKS]] == "pass").all(axis=None)
@@ -42,7 +42,7 @@ def test_a_sound_run_passes() -> None:
 
 
 @pytest.mark.parametrize("are_pruned", [True, False])
-def test_the_damping_that_an_experts_few_tokens_call_for_is_not_raised(are_pruned: bool) -> None:
+def test_the_damping_that_an_experts_few_tokens_call_for_is_not_raised(are_pruned):
     model, tokens = make_model("mixtral"), make_tokens(4, 16)
     blocks = list(rose.visit_blocks(model, tokens))
     layers = [(layer, block.calibration[layer.name]) for block in blocks for layer in block.layers]
@@ -55,7 +55,7 @@ def test_the_damping_that_an_experts_few_tokens_call_for_is_not_raised(are_prune
     assert set(raised["Damping as asked"]) == {"look"}
 
 
-def test_a_layer_that_could_not_be_pruned_is_in_the_table() -> None:
+def test_a_layer_that_could_not_be_pruned_is_in_the_table():
     found = table(None, break_inputs=True).set_index("layer")
     row = found.loc["model.layers.1.self_attn.q_proj"]
     assert (row["status"], row["Finite inputs"], row["Sparsity as asked"]) == ("fail", "fail", "not measured")
@@ -64,13 +64,7 @@ def test_a_layer_that_could_not_be_pruned_is_in_the_table() -> None:
     assert list(found.index[found["status"] == "fail"]) == [f"model.layers.1.self_attn.{x}_proj" for x in "qkv"]
 
 
-def test_another_sparsity_than_asked_fails() -> None:
-    found = table(None, layers=["model.layers.0.self_attn.o_proj"], asked=0.6)
-    assert list(found["Sparsity as asked"]) == ["fail"]
-    assert list(found["found"]) == ["25.6 weights off 60 %"]  # a tenth of 16 × 16
-
-
-def test_zeros_in_dead_columns_come_on_top_of_the_sparsity_and_no_others() -> None:
+def test_zeros_in_dead_columns_come_on_top_of_the_sparsity_and_no_others():
     model, dead = tiny_llama(), [*range(7), 9]  # more of the first block than what is asked for
     with torch.no_grad():
         model.model.layers[0].input_layernorm.weight[dead] = 0
@@ -83,23 +77,3 @@ def test_zeros_in_dead_columns_come_on_top_of_the_sparsity_and_no_others() -> No
     for factor in (0.6, 2.0):  # too few, and more than there are dead columns
         wrong = records.assign(sparsity=records["sparsity"] * factor)
         assert list(check_layers(wrong, [block], **OPTIONS)["Sparsity as asked"]) == ["fail"]
-
-
-def test_few_held_out_tokens_show_overfitting() -> None:
-    other = torch.randint(40, (2, 16), generator=torch.Generator().manual_seed(9))
-    found = table(other)
-    assert set(found["Over-fitting"]) - {"pass"}
-    worse = found[found["Over-fitting"] != "pass"]
-    assert worse["found"].str.fullmatch(r"(SparseGPT|ROSE global): held-out .* times the calibration error").all()
-
-
-@pytest.mark.parametrize("method", ["wanda", "dsnot", "magnitude", "alps"])
-def test_a_count_per_row_or_layer_is_judged_as_such(method: str) -> None:
-    blocks = list(rose.visit_blocks(tiny_llama(), some_tokens(), layers=["model.layers.0.*"]))
-    options = OPTIONS | {"sparsity": 0.53}  # 8.48 of 16 weights in a row: every row rounds the same way
-    records = [
-        measure_layer(layer, block.calibration[layer.name], method=method, **options)
-        for block in blocks
-        for layer in block.layers
-    ]
-    assert set(check_layers(records_table(records), blocks, **options)["Sparsity as asked"]) == {"pass"}

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from tests.model.families import VOCABULARY, make_model, make_tokens
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt", "bloom", "gpt_neox"])
-def test_perplexity_is_exp_of_the_mean_loss(family: str) -> None:
+def test_perplexity_is_exp_of_the_mean_loss(family):
     model, tokens = make_model(family), make_tokens()
     with torch.no_grad():
         losses = [model(input_ids=window[None], labels=window[None]).loss.item() for window in tokens]
@@ -37,21 +36,21 @@ def test_perplexity_is_exp_of_the_mean_loss(family: str) -> None:
 
 
 @pytest.mark.parametrize("elements", [1, 3 * 24 * VOCABULARY, 10**9])
-def test_batches_do_not_matter(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_do_not_matter(elements, monkeypatch):
     model, tokens = make_model("llama"), make_tokens()
     expected = rose.perplexity(model, tokens)
     monkeypatch.setattr(evaluation, "LOGIT_ELEMENTS", elements)
     assert rose.perplexity(model, tokens) == pytest.approx(expected, rel=1e-5)
 
 
-def test_hopeless_predictions_are_infinite_and_not_an_error() -> None:
+def test_hopeless_predictions_are_infinite_and_not_an_error():
     model = make_model("llama")
     with torch.no_grad():
         model.lm_head.weight.mul_(1e5)
     assert rose.perplexity(model, make_tokens()) == math.inf
 
 
-def test_progress_and_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_and_stopping(monkeypatch):
     monkeypatch.setattr(evaluation, "LOGIT_ELEMENTS", 2 * 24 * VOCABULARY)
     model = make_model("llama").train()
     shares: list[float] = []
@@ -80,13 +79,13 @@ def test_progress_and_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sparsegpt@random:1/layer:dense", ("sparsegpt", "random:1", "layer", "dense")),
     ],
 )
-def test_methods_of_a_comparison_may_have_an_order_and_a_target(text: str, expected: tuple[str | None, ...]) -> None:
+def test_methods_of_a_comparison_may_have_an_order_and_a_target(text, expected):
     variant = parse_variant(text)
     assert (variant.method, variant.order, variant.budget, variant.target) == expected
     assert variant.name == text
 
 
-def test_targets_are_compared_in_one_run() -> None:
+def test_targets_are_compared_in_one_run():
     model, tokens = make_model("llama"), make_tokens(4)
     dense_weights = copy.deepcopy(model.state_dict())
     rows = compare_methods(
@@ -112,7 +111,7 @@ def test_targets_are_compared_in_one_run() -> None:
     assert layer.mean_held_out_error == report.summary["mean_held_out_error"]
 
 
-def test_a_comparison_as_markdown() -> None:
+def test_a_comparison_as_markdown():
     def row(method: str, sparsity: str, seed: int, value: float) -> ComparisonRow:
         return ComparisonRow(method, sparsity, seed, value, 10.0, 0.1, None, 0.5, 1.0, 100)
 
@@ -123,7 +122,7 @@ def test_a_comparison_as_markdown() -> None:
     assert to_markdown([]) == ""
 
 
-def test_rows_of_different_environments_are_never_paired() -> None:
+def test_rows_of_different_environments_are_never_paired():
     def row(method: str, seed: int, value: float, where: str) -> ComparisonRow:
         losses = " ".join(str(np.log(value) + gap) for gap in (-0.1, 0.1))
         return ComparisonRow(
@@ -147,7 +146,7 @@ def test_rows_of_different_environments_are_never_paired() -> None:
     assert to_markdown(mixed).count("| rose |") == 2
 
 
-def test_rows_on_a_text_that_has_changed_since_are_not_resumed(tmp_path: Path) -> None:
+def test_rows_on_a_text_that_has_changed_since_are_not_resumed(tmp_path):
     model, tokens = make_model("llama"), make_tokens()
     folder = ComparisonFolder(tmp_path, {"evaluate": "a.txt"})
     folder.know(model, {"evaluation": tokens})
@@ -161,16 +160,12 @@ def test_rows_on_a_text_that_has_changed_since_are_not_resumed(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("methods", "sparsity", "options", "words"),
     [
-        (["sparsegpt"], "0.5", {"target": "dens"}, "target must be one of dense, layer"),
-        (["sparsegpt"], "0.5", {"min_expert_tokens": 0}, "min_expert_tokens must be a whole number of at least 1"),
         (["rose:dense", "sparsegpt"], "0.5", {"target": "layer", "target_damping": 0.5}, "Only target dense"),
         (["rose_admm", "sparsegpt"], "0.5", {"options": {"effort": 3}}, "effort"),
         (["sparsegpt", "oats"], "7:8", {}, "would store more than the dense layer"),
     ],
 )
-def test_a_comparison_refuses_bad_input_before_any_run(
-    methods: list[str], sparsity: str, options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_comparison_refuses_bad_input_before_any_run(methods, sparsity, options, words, monkeypatch):
     def never(*_arguments: Any) -> float:
         raise AssertionError
 

@@ -1,7 +1,6 @@
 """A token's surprise is the loss that perplexity averages, and the text comes back whole from its tokens."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from tests.tiny import BOS, byte_tokenizer, save_tiny_llama
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 @pytest.mark.parametrize("chunk", [7, 1000])
-def test_losses_average_to_perplexity(family: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_average_to_perplexity(family, chunk, monkeypatch):
     monkeypatch.setattr(text_module, "CHUNK", chunk)
     model, tokens = make_model(family), make_tokens()[:1]
     reading = read_text(model, tokens)
@@ -24,7 +23,7 @@ def test_losses_average_to_perplexity(family: str, chunk: int, monkeypatch: pyte
 
 
 @torch.no_grad()
-def test_likely_tokens_are_those_of_the_model() -> None:
+def test_likely_tokens_are_those_of_the_model():
     model, tokens = make_model("llama"), make_tokens()[:1]
     reading = read_text(model.train(), tokens)
     assert model.training
@@ -37,7 +36,7 @@ def test_likely_tokens_are_those_of_the_model() -> None:
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_pieces_make_the_text(bos: bool, tmp_path: Path) -> None:
+def test_pieces_make_the_text(bos, tmp_path):
     text = "A rose — “Ünïcode” 🌹\n\n  in two lines. "
     encoded = encode_text(byte_tokenizer(bos), text)
     assert "".join(encoded.pieces) == text
@@ -48,7 +47,7 @@ def test_pieces_make_the_text(bos: bool, tmp_path: Path) -> None:
     assert len(reading.losses) == len(encoded.pieces) - 1  # with BOS in front, every token of the text is predicted
 
 
-def test_what_cannot_be_read_is_refused() -> None:
+def test_what_cannot_be_read_is_refused():
     tokenizer = byte_tokenizer()
     with pytest.raises(rose.RoseError, match="at least two tokens"):
         encode_text(tokenizer, "a")

@@ -49,9 +49,7 @@ def log_likelihood(model, tokenizer, context: str, choice: str, first: Sequence[
 
 
 @pytest.mark.parametrize(("bos", "first"), [("auto", [BOS]), ("always", [BOS]), ("never", [])])
-def test_questions_begin_as_the_tokenizer_begins_text(
-    tmp_path: Path, folder: Path, questions: list[dict], bos: str, first: list[int]
-) -> None:
+def test_questions_begin_as_the_tokenizer_begins_text(tmp_path, folder, questions, bos, first):
     """Its tokenizer appends an end-of-text token too, which must not stand between a question and its answer."""
     model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path / "tiny", bos=True)))
     right = 0
@@ -62,7 +60,7 @@ def test_questions_begin_as_the_tokenizer_begins_text(
     assert row["accuracy"] == pytest.approx(right / QUESTIONS)
 
 
-def test_accuracy_is_that_of_the_likeliest_answer(loaded, folder: Path, questions: list[dict]) -> None:
+def test_accuracy_is_that_of_the_likeliest_answer(loaded, folder, questions):
     model, tokenizer = loaded
     right, right_by_length = 0, 0
     for asked in questions:
@@ -82,7 +80,7 @@ def test_accuracy_is_that_of_the_likeliest_answer(loaded, folder: Path, question
     assert zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, limit=5)["questions"].item() == 5
 
 
-def test_a_task_without_accuracy_costs_the_others_nothing(loaded, questions: list[dict], tmp_path: Path) -> None:
+def test_a_task_without_accuracy_costs_the_others_nothing(loaded, questions, tmp_path):
     write_task(tmp_path, questions, metrics=("acc", "acc_norm"))
     write_task(tmp_path, questions, "norms", metrics=("acc_norm",))
     table = zero_shot(*loaded, tasks=["sums", "norms"], task_folder=tmp_path).set_index("task")
@@ -91,9 +89,7 @@ def test_a_task_without_accuracy_costs_the_others_nothing(loaded, questions: lis
     assert table.loc["norms", "accuracy_norm"] == table.loc["sums", "accuracy_norm"]
 
 
-def test_what_cannot_be_run_is_said_in_a_sentence(
-    loaded, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_run_is_said_in_a_sentence(loaded, folder, tmp_path, monkeypatch):
     model, tokenizer = loaded
     with pytest.raises(rose.RoseError, match="no task named products"):
         zero_shot(model, tokenizer, tasks=["products"], task_folder=folder)
@@ -111,7 +107,7 @@ def test_what_cannot_be_run_is_said_in_a_sentence(
 
 
 @pytest.mark.parametrize("odd", ["process_docs: !function evil.f\n", "include: ../elsewhere\n", "metric: /evil"])
-def test_a_task_that_runs_code_is_refused_unless_it_is_trusted(tmp_path: Path, questions: list[dict], odd: str) -> None:
+def test_a_task_that_runs_code_is_refused_unless_it_is_trusted(tmp_path, questions, odd):
     (folder := tmp_path / "tasks").mkdir()
     metrics = ["/evil"] if odd.startswith("metric") else ["acc"]
     task = write_task(folder, questions, metrics=metrics) / "sums.yaml"
@@ -126,14 +122,14 @@ def test_a_task_that_runs_code_is_refused_unless_it_is_trusted(tmp_path: Path, q
     assert task_manager(["sums"], folder).all_subtasks == ["sums"]
 
 
-def test_a_template_does_not_reach_python(loaded, tmp_path: Path, questions: list[dict]) -> None:
+def test_a_template_does_not_reach_python(loaded, tmp_path, questions):
     task = write_task(tmp_path, questions) / "sums.yaml"
     task.write_text(task.read_text().replace("{{question}}", "{{ cycler.__init__.__globals__.os.getcwd() }}"))
     with pytest.raises(rose.RoseError, match=r"cannot be run .*unsafe"):
         zero_shot(*loaded, tasks=["sums"], task_folder=tmp_path, limit=1)
 
 
-def test_progress_is_told_and_may_stop(loaded, folder: Path) -> None:
+def test_progress_is_told_and_may_stop(loaded, folder):
     model, tokenizer = loaded
     shares: list[float] = []
     zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, progress=shares.append)

@@ -1,6 +1,5 @@
 """Mixtures of experts: each matrix of a fused expert is a layer, with the statistics of the tokens routed to it."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,7 +51,7 @@ def inputs_by_hand(model: nn.Module, tokens: Tensor) -> dict[str, list[Tensor]]:
 
 
 @every_family
-def test_experts_one_by_one_put_out_the_same(family: str) -> None:
+def test_experts_one_by_one_put_out_the_same(family):
     model = make_model(family)
     before = logits(model)
     with experts_apart(model):
@@ -61,7 +60,7 @@ def test_experts_one_by_one_put_out_the_same(family: str) -> None:
 
 
 @every_family
-def test_every_matrix_of_an_expert_is_a_layer_and_routers_are_none(family: str) -> None:
+def test_every_matrix_of_an_expert_is_a_layer_and_routers_are_none(family):
     model = make_model(family)
     layers = {layer.name: layer for layer in rose.prunable_layers(model)}
     experts = {name: layer for name, layer in layers.items() if layer.is_expert}
@@ -83,7 +82,7 @@ def test_every_matrix_of_an_expert_is_a_layer_and_routers_are_none(family: str) 
 
 
 @every_family
-def test_statistics_are_those_of_the_tokens_routed_there(family: str) -> None:
+def test_statistics_are_those_of_the_tokens_routed_there(family):
     model, tokens = make_model(family), make_tokens()
     found = rose.collect_statistics(model, tokens)
     by_hand = inputs_by_hand(model, tokens)
@@ -102,7 +101,7 @@ def test_statistics_are_those_of_the_tokens_routed_there(family: str) -> None:
 
 @every_family
 @pytest.mark.parametrize(("target", "sparsity"), [("dense", 0.5), ("layer", "2:4")])
-def test_half_is_half_in_every_expert(family: str, target: str, sparsity: Any) -> None:
+def test_half_is_half_in_every_expert(family, target, sparsity):
     model = make_model(family)
     held_out = make_tokens(2, seed=3)
     report = rose.prune_model(model, make_tokens(), sparsity=sparsity, target=target, held_out=held_out, **OPTIONS)
@@ -114,7 +113,7 @@ def test_half_is_half_in_every_expert(family: str, target: str, sparsity: Any) -
 
 
 @every_family
-def test_streamed_files_are_those_of_the_whole_model(family: str, tmp_path: Path) -> None:
+def test_streamed_files_are_those_of_the_whole_model(family, tmp_path):
     """Most families' files hold each expert by itself."""
     save(family, tmp_path / "dense")
     tables, models, names = [], [], []
@@ -132,7 +131,7 @@ def test_streamed_files_are_those_of_the_whole_model(family: str, tmp_path: Path
 
 @pytest.mark.parametrize("target", ["dense", "layer"])
 @pytest.mark.parametrize("allocation", ["uniform", "owl", "sensitivity"])
-def test_experts_without_tokens_stay_dense(target: str, allocation: str) -> None:
+def test_experts_without_tokens_stay_dense(target, allocation):
     model, tokens = make_model("sparse_experts"), make_tokens(2, 8)
     before = {layer.name: layer.weight.clone() for layer in rose.prunable_layers(model)}
     options = {"sparsity": 0.5, "target": target, "allocation": allocation, "min_expert_tokens": 2}
@@ -152,7 +151,7 @@ def test_experts_without_tokens_stay_dense(target: str, allocation: str) -> None
     assert rose.RunReport.from_json(report.to_json()).layers["tokens"].tolist() == table["tokens"].tolist()
 
 
-def test_few_tokens_mislead_less_where_they_are_damped() -> None:
+def test_few_tokens_mislead_less_where_they_are_damped():
     """Inputs of which half can be told from the others: held-out errors by the rule, and by the usual damping."""
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(8, 64, generator=generator)
@@ -175,7 +174,7 @@ def test_few_tokens_mislead_less_where_they_are_damped() -> None:
     assert sampling_damping(64, 64000) == 0.001  # below the usual one, which then stays
 
 
-def test_no_hook_and_no_layer_is_left_in_the_model() -> None:
+def test_no_hook_and_no_layer_is_left_in_the_model():
     model = make_model("mixtral")
     names = list(model.state_dict())
     rose.prune_model(model, make_tokens(), **OPTIONS)

@@ -1,7 +1,5 @@
 """What OATS leaves besides a dense sum: its factors, in the saved checkpoint and through an interrupted run."""
 
-from pathlib import Path
-
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -16,7 +14,7 @@ OPTIONS = {"method": "oats", "sparsity": 0.5, "block_size": 16, "options": {"ite
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])  # GPT-2 stores its weights transposed
-def test_saved_factors_leave_a_sparse_part_and_an_ordinary_checkpoint(family: str, tmp_path: Path) -> None:
+def test_saved_factors_leave_a_sparse_part_and_an_ordinary_checkpoint(family, tmp_path):
     model = make_model(family)
     report = rose.prune_model(model, make_tokens(), **OPTIONS)
     rose.save_model(model, byte_tokenizer(), tmp_path / "out", report=report)
@@ -32,7 +30,7 @@ def test_saved_factors_leave_a_sparse_part_and_an_ordinary_checkpoint(family: st
         assert 1 - stored / layer.weight.numel() == pytest.approx(rows.loc[layer.name, "sparsity"], abs=0.01)
 
 
-def test_a_comparison_leaves_the_dense_model_without_factors() -> None:
+def test_a_comparison_leaves_the_dense_model_without_factors():
     model = make_model("llama")
     rows = compare_methods(
         model,

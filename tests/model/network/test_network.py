@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from torch.nn.utils import parametrizations, prune
 import rose
 from rose.model.network.layers import check_not_shared
 from rose.model.network.network import Network
+from rose.model.network.residence import evaluating
 from tests.model.families import make_model, make_tokens
 from tests.tiny import byte_tokenizer
 
@@ -66,7 +66,7 @@ WRONG: dict[Callable[[], Any], str] = {
 
 
 @pytest.mark.parametrize("make", WRONG)
-def test_what_would_be_lost_or_undone_is_refused_everywhere(make: Callable[[], Any], tmp_path: Path) -> None:
+def test_what_would_be_lost_or_undone_is_refused_everywhere(make, tmp_path):
     model, dense = make(), make_model("llama")
     for use in (
         lambda: rose.prune_model(model, TOKENS, sparsity=0.5, block_size=8),
@@ -84,14 +84,14 @@ def test_what_would_be_lost_or_undone_is_refused_everywhere(make: Callable[[], A
     assert not any(tmp_path.iterdir())
 
 
-def test_perplexity_is_that_of_adapters_and_masks_but_needs_weights() -> None:
+def test_perplexity_is_that_of_adapters_and_masks_but_needs_weights():
     for make in (adapted, masked, normed):
         assert rose.perplexity(make(), TOKENS) > 1
     with pytest.raises(rose.RoseError, match="not in memory"):
         rose.perplexity(offloaded(), TOKENS)
 
 
-def test_weights_that_two_layers_share_are_seen_also_through_data() -> None:
+def test_weights_that_two_layers_share_are_seen_also_through_data():
     model = make_model("llama")
     layers = rose.prunable_layers(model)
     check_not_shared(layers, layers)
@@ -103,3 +103,20 @@ def test_weights_that_two_layers_share_are_seen_also_through_data() -> None:
     with pytest.raises(rose.RoseError, match=r"0\.mlp\.up_proj and .*1\.mlp\.up_proj are the same weights"):
         rose.prune_model(model, TOKENS, sparsity=0.5, block_size=8)
     assert torch.equal(blocks[0].mlp.up_proj.weight, before["model.layers.0.mlp.up_proj.weight"])
+
+
+def test_a_model_that_has_no_room_on_the_device_is_what_it_was(monkeypatch):
+    module = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2)).train()
+    module[1].eval()
+    moves: list[torch.device] = []
+
+    def no_room(device: torch.device) -> None:
+        moves.append(device)
+        if device.type != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module, "to", no_room)
+    with pytest.raises(torch.OutOfMemoryError), evaluating(module, torch.device("cuda")):
+        pass
+    assert [one.training for one in module.modules()] == [True, True, False, True]
+    assert moves == [torch.device("cuda"), torch.device("cpu")]

@@ -22,7 +22,7 @@ def passes(stored: torch.dtype = torch.float32, device: str = "cpu") -> torch.dt
     return Precision.of("auto", stored, torch.device(device)).passes
 
 
-def test_auto_is_what_the_processor_has_instructions_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_what_the_processor_has_instructions_for(monkeypatch):
     assert passes() == torch.float32  # the tests' own setting
     monkeypatch.delenv(precision.VARIABLE)
     for known, expected in ((False, torch.float32), (True, torch.bfloat16)):
@@ -36,7 +36,7 @@ def test_auto_is_what_the_processor_has_instructions_for(monkeypatch: pytest.Mon
         passes()
 
 
-def test_several_processes_take_the_word_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_take_the_word_of_the_first(monkeypatch):
     """Their processors may differ."""
     monkeypatch.delenv(precision.VARIABLE)
     monkeypatch.setattr(precision, "has_bfloat16", lambda: False)
@@ -56,7 +56,7 @@ def test_several_processes_take_the_word_of_the_first(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "mixtral"])
 @pytest.mark.parametrize("target", ["dense", "layer"])
-def test_pruned_nearly_as_in_float32(family: str, target: str) -> None:
+def test_pruned_nearly_as_in_float32(family, target):
     tables, models = [], []
     for compute in ("float32", "bfloat16"):
         model = make_model(family)
@@ -83,9 +83,7 @@ def test_pruned_nearly_as_in_float32(family: str, target: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
-def test_gaps_are_multiplied_in_bfloat16_where_forward_passes_may_be(
-    dtype: torch.dtype, compute: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gaps_are_multiplied_in_bfloat16_where_forward_passes_may_be(dtype, compute, monkeypatch):
     made = []
     for name in ("InputGap", "OutputGap"):
         kind = getattr(targets, name)
@@ -95,7 +93,7 @@ def test_gaps_are_multiplied_in_bfloat16_where_forward_passes_may_be(
     assert set(made) == {getattr(torch, compute)}
 
 
-def test_statistics_and_pruning_are_float32() -> None:
+def test_statistics_and_pruning_are_float32():
     """With products of 8 significant bits in the sums, H would be off by far more than its inputs are."""
     model, tokens = make_model("llama"), make_tokens()
     exact = rose.collect_statistics(model, tokens)
@@ -121,9 +119,7 @@ def test_statistics_and_pruning_are_float32() -> None:
         (torch.bfloat16, "float32", True, torch.float32),
     ],
 )
-def test_a_search_multiplies_in_the_format_that_pays(
-    stored: torch.dtype, compute: str, known: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_multiplies_in_the_format_that_pays(stored, compute, known, expected, monkeypatch):
     seen, find = set(), rose_admm.find_mask
 
     def watch(*arguments: Any, dtype: torch.dtype) -> Any:
@@ -142,7 +138,7 @@ def test_a_search_multiplies_in_the_format_that_pays(
         assert seen == {expected}
 
 
-def test_weights_are_not_remembered_as_they_were_before_pruning() -> None:
+def test_weights_are_not_remembered_as_they_were_before_pruning():
     """Autocast would keep the cast weights of a model that can be trained, and batches go on with pruned ones."""
     found = []
     for trained in (False, True):

@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,7 +67,7 @@ layer_lists = st.lists(st.tuples(st.floats(-0.5, 1.5), st.integers(1, 5000)), mi
 
 
 @given(layer_lists, st.floats(0, 1))
-def test_total_is_exact(layers: list[tuple[float, int]], ratio: float) -> None:
+def test_total_is_exact(layers, ratio):
     wanted, sizes = [want for want, _ in layers], [size for _, size in layers]
     ratios = exact_ratios(wanted, sizes, ratio)
     counts = [round(r * size) for r, size in zip(ratios, sizes, strict=True)]
@@ -82,7 +81,7 @@ def test_total_is_exact(layers: list[tuple[float, int]], ratio: float) -> None:
         assert all(abs(shift - other) <= 2 * (grain + other_grain) for other, other_grain in shifts)
 
 
-def test_equal_layers_keep_what_they_want() -> None:
+def test_equal_layers_keep_what_they_want():
     assert exact_ratios([0.4, 0.5, 0.6], [1000] * 3, 0.5) == [0.4, 0.5, 0.6]
     assert exact_ratios([0.5, 0.9], [300, 100], 1) == [1, 1]
     assert exact_ratios([0.5, 0.9], [300, 100], 0) == [0, 0]
@@ -91,7 +90,7 @@ def test_equal_layers_keep_what_they_want() -> None:
 
 
 @given(layer_lists, st.floats(0, 1))
-def test_no_layer_leaves_its_limits_for_the_total(layers: list[tuple[float, int]], ratio: float) -> None:
+def test_no_layer_leaves_its_limits_for_the_total(layers, ratio):
     """As a large layer at one limit would push all others over the other one."""
     sizes = [size for _, size in layers]
     ratios = exact_ratios([want for want, _ in layers], sizes, ratio, DAMAGE_SPREAD)
@@ -99,13 +98,13 @@ def test_no_layer_leaves_its_limits_for_the_total(layers: list[tuple[float, int]
     assert all(abs(r - ratio) < DAMAGE_SPREAD + 1 / size + 1e-12 for r, size in zip(ratios, sizes, strict=True))
 
 
-def test_outlier_share() -> None:
+def test_outlier_share():
     scores = [torch.rand(7, 9).pow(8), torch.rand(5, 9).pow(8) * 3]
     together = np.concatenate([score.numpy().ravel() for score in scores]).astype(float)
     assert outlier_share(scores) == (together > 5 * together.mean()).mean() > 0
 
 
-def test_owl_ratios() -> None:
+def test_owl_ratios():
     shares = [0.01, 0.05, 0.03, 0.02]
     ratios = owl_ratios(shares, 0.7)
     assert max(ratios) - min(ratios) == pytest.approx(0.16)  # 2λ
@@ -114,13 +113,13 @@ def test_owl_ratios() -> None:
     assert owl_ratios([0.02, 0.02], 0.6) == [0.6, 0.6]
 
 
-def test_sensitivity_ratios() -> None:
+def test_sensitivity_ratios():
     assert sensitivity_ratios([3.0, -1.0, 2.0], 0.5) == pytest.approx([0.4, 0.6, 0.5])
     assert sensitivity_ratios([3.0, 1.0, 2.0], 0.5, spread=0.25) == pytest.approx([0.25, 0.75, 0.5])
     assert sensitivity_ratios([7.0], 0.5) == [0.5]
 
 
-def test_a_layer_with_a_negative_trace_keeps_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_with_a_negative_trace_keeps_more(monkeypatch):
     """The paper ranks layers by |mean trace| / size."""
     monkeypatch.setattr("rose.model.run.allocation.hessian_traces", lambda *_args, **_options: [1.0, -9.0, 2.0])
     model = tiny_llama()
@@ -149,7 +148,7 @@ def exact_trace(model: PreTrainedModel, tokens: Tensor, name: str) -> float:
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
-def test_trace_is_that_of_the_full_hessian(make) -> None:  # type: ignore[no-untyped-def]
+def test_trace_is_that_of_the_full_hessian(make):
     model, tokens = make(), some_tokens(samples=2)
     layers = prunable_layers(model)[2:5]
     exact = [exact_trace(model, tokens, layer.name) for layer in layers]
@@ -160,7 +159,7 @@ def test_trace_is_that_of_the_full_hessian(make) -> None:  # type: ignore[no-unt
     assert (spread < 0.5 * np.abs(exact).max()).all()  # or the line above would say little
 
 
-def test_trace_has_gradients_whoever_asks_for_it() -> None:
+def test_trace_has_gradients_whoever_asks_for_it():
     model, tokens = tiny_llama(1), some_tokens(2)
     layers = prunable_layers(model)
     known = hessian_traces(Network(model), tokens, layers)
@@ -171,7 +170,7 @@ def test_trace_has_gradients_whoever_asks_for_it() -> None:
         hessian_traces(Network(twin), tokens, prunable_layers(twin))
 
 
-def test_trace_leaves_the_model_alone() -> None:
+def test_trace_leaves_the_model_alone():
     model = tiny_llama().train()
     model.lm_head.weight.requires_grad_(True)
     before = copy.deepcopy(model.state_dict())
@@ -184,7 +183,7 @@ def test_trace_leaves_the_model_alone() -> None:
 
 @pytest.mark.parametrize("allocation", ["owl", "sensitivity"])
 @pytest.mark.parametrize("sparsity", [0.5, 0.93])
-def test_a_model_is_pruned_exactly(allocation: str, sparsity: float) -> None:
+def test_a_model_is_pruned_exactly(allocation, sparsity):
     model, tokens = tiny_llama(), some_tokens(8)
     sizes = sum(layer.weight.numel() for layer in prunable_layers(model))
     # Towards the dense model, layers behind a fully pruned one read zeros only, and lose more than they were asked to.
@@ -201,7 +200,7 @@ def test_a_model_is_pruned_exactly(allocation: str, sparsity: float) -> None:
         assert report.layers.groupby("block_index")["sparsity"].agg(np.ptp).max() <= 1 / 128
 
 
-def test_owl_protects_the_block_with_outliers() -> None:
+def test_owl_protects_the_block_with_outliers():
     model, tokens = tiny_llama(), some_tokens(8)
     with torch.no_grad():
         for layer in prunable_layers(model):
@@ -212,7 +211,7 @@ def test_owl_protects_the_block_with_outliers() -> None:
     assert ratios.idxmin() == 2
 
 
-def test_owl_goes_on_where_no_token_came_to_any_layer_of_a_block() -> None:
+def test_owl_goes_on_where_no_token_came_to_any_layer_of_a_block():
     model, tokens = make_model("sparse_experts"), make_tokens()
     records = rose.analyze_model(model, tokens, methods=["wanda"], block_size=8)
     unreached = next(one.layer for one in records if one.block_index == 0 and not one.tokens)
@@ -231,7 +230,7 @@ def test_owl_goes_on_where_no_token_came_to_any_layer_of_a_block() -> None:
         *((f"sensitivity:{bad}", 0.5, "must be a number from 0 to 1") for bad in ("", "x", "1.5", "nan")),
     ],
 )
-def test_bad_allocations(allocation: str, sparsity: float | str, message: str) -> None:
+def test_bad_allocations(allocation, sparsity, message):
     model = tiny_llama()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(rose.RoseError, match=message):
@@ -239,11 +238,10 @@ def test_bad_allocations(allocation: str, sparsity: float | str, message: str) -
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_measured_is_given_the_held_out_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_is_given_the_held_out_inputs(monkeypatch):
     seen: list[tuple[int, int]] = []
 
     def spy(weight: Tensor, statistics: rose.InputStatistics, settings: Settings) -> rose.LayerResult:
-        assert settings.held_out is not None
         seen.append((statistics.tokens, settings.held_out.tokens))
         return rose.METHODS["wanda"].prune(weight, statistics, settings)
 
@@ -255,7 +253,7 @@ def test_measured_is_given_the_held_out_inputs(monkeypatch: pytest.MonkeyPatch) 
 # ---- by measured damage
 
 
-def test_damage_is_equalized_at_the_margin() -> None:
+def test_damage_is_equalized_at_the_margin():
     """Lagrange's condition: what one weight more costs is the same in every layer within the bounds."""
     damages, sizes = [0.02, 0.05, 0.04], [100, 300, 100]
     ratios = damage_ratios([d / n for d, n in zip(damages, sizes, strict=True)], 0.5)
@@ -271,7 +269,7 @@ def test_damage_is_equalized_at_the_margin() -> None:
 
 
 @pytest.mark.parametrize("units", ["layers", "blocks"])
-def test_a_model_is_pruned_by_its_damages(units: str, tmp_path: Path) -> None:
+def test_a_model_is_pruned_by_its_damages(units, tmp_path):
     model, tokens = tiny_llama(), some_tokens()
     report = rose.damage(model, tokens, sparsity=0.5, block_size=8, units=units)
     report.units.to_csv(tmp_path / "rows.csv", index=False)
@@ -295,9 +293,7 @@ def test_a_model_is_pruned_by_its_damages(units: str, tmp_path: Path) -> None:
         ("a", 0.6, r"damage of model\.layers\.0\.self_attn\.q_proj has not been measured"),
     ],
 )
-def test_damages_that_cannot_be_shared_are_refused(
-    unit: str | None, ratio: float, message: str, tmp_path: Path
-) -> None:
+def test_damages_that_cannot_be_shared_are_refused(unit, ratio, message, tmp_path):
     if unit:
         record = DamageRecord(unit, 0, "", 9, 0.5, 0.1, 0.1, 0.1, 0.1, 1.0, 0.1, 0.1, 0.1, 1.1, 0)
         records_table([record], DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
@@ -305,7 +301,7 @@ def test_damages_that_cannot_be_shared_are_refused(
         rose.prune_model(tiny_llama(), some_tokens(), sparsity=ratio, block_size=8, allocation=f"damage:{tmp_path}")
 
 
-def test_damages_of_another_intervention_or_of_a_pruned_copy_share_nothing(tmp_path: Path) -> None:
+def test_damages_of_another_intervention_or_of_a_pruned_copy_share_nothing(tmp_path):
     known = DamageRecord("a", 0, "", 9, 0.5, 0.1, 0.1, 0.1, 0.1, 1.0, 0.1, 0.1, 0.1, 1.1, 0)
     records_table([known], DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
     by_damage, network = parse_allocation(f"damage:{tmp_path}"), Network(tiny_llama())
@@ -318,7 +314,7 @@ def test_damages_of_another_intervention_or_of_a_pruned_copy_share_nothing(tmp_p
         allocate(network, some_tokens(), [], Pattern(0.5), by_damage, list)
 
 
-def test_a_run_goes_on_by_the_same_damages_alone(tmp_path: Path) -> None:
+def test_a_run_goes_on_by_the_same_damages_alone(tmp_path):
     rows = tmp_path / "rows.csv"
     options: dict[str, Any] = {"sparsity": 0.5, "block_size": 8, "checkpoint": tmp_path / "kept"}
     table = rose.damage(tiny_llama(), some_tokens(), sparsity=0.5, block_size=8, units="blocks").units
@@ -333,7 +329,7 @@ def test_a_run_goes_on_by_the_same_damages_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_numbers_that_are_none_share_nothing(value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_that_are_none_share_nothing(value, tmp_path, monkeypatch):
     model = tiny_llama()
     names = [layer.name for layer in rose.prunable_layers(model)]
     with monkeypatch.context() as patched:
@@ -347,10 +343,5 @@ def test_numbers_that_are_none_share_nothing(value: float, tmp_path: Path, monke
     table.to_csv(tmp_path / "rows.csv", index=False)
     with pytest.raises(rose.RoseError, match=f"damage of {re.escape(names[0])} is {value}"):
         rose.prune_model(
-            model,
-            some_tokens(),
-            sparsity=0.5,
-            block_size=8,
-            layers=names[:2],
-            allocation=f"damage:{tmp_path}",
+            model, some_tokens(), sparsity=0.5, block_size=8, layers=names[:2], allocation=f"damage:{tmp_path}"
         )

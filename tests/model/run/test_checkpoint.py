@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def begun(stopped: Path, tmp_path: Path) -> Path:
         ("gpt_oss", {"method": "oats"}),
     ],
 )
-def test_going_on_gives_the_same_weights_and_report(family: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_going_on_gives_the_same_weights_and_report(family, options, tmp_path):
     options = OPTIONS | options
     dtype = options.pop("dtype", torch.float32)
     plain = make_model(family).to(dtype)
@@ -104,7 +104,7 @@ def test_going_on_gives_the_same_weights_and_report(family: str, options: dict[s
         assert bool(factors) == (options.get("method") == "oats")
 
 
-def test_finished_blocks_are_not_run_again(begun: Path, undisturbed: tuple[str, rose.RunReport]) -> None:
+def test_finished_blocks_are_not_run_again(begun, undisturbed):
     events: list[rose.Progress] = []
     found, report = run(begun, progress=events.append)
     assert found == undisturbed[0]
@@ -120,7 +120,7 @@ def test_finished_blocks_are_not_run_again(begun: Path, undisturbed: tuple[str, 
     assert {event.stage for event in events} == {"done"}
 
 
-def test_hidden_states_can_be_written_anew_where_they_were_found(tmp_path: Path) -> None:
+def test_hidden_states_can_be_written_anew_where_they_were_found(tmp_path):
     """Several processes that do not agree on how far they had come all begin at the embeddings."""
     for value in (1.0, 2.0):
         kept = DiskActivations(tmp_path)
@@ -154,14 +154,7 @@ def flip(path: Path) -> None:
         ("lock", 2),
     ],
 )
-def test_damaged_files_cost_time_and_nothing_else(
-    harm: Callable[[Path], Any],
-    name: str,
-    restarts_at: int,
-    begun: Path,
-    undisturbed: tuple[str, rose.RunReport],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_damaged_files_cost_time_and_nothing_else(harm, name, restarts_at, begun, undisturbed, caplog):
     if name != "lock" or harm is Path.unlink:
         harm(begun / name)
     events: list[rose.Progress] = []
@@ -176,9 +169,7 @@ def test_damaged_files_cost_time_and_nothing_else(
 
 @pytest.mark.parametrize("harm", [cut, Path.unlink])
 @pytest.mark.parametrize("name", ["run.json", "run-copy.json"])
-def test_a_damaged_description_is_written_again_from_the_other(
-    harm: Callable[[Path], Any], name: str, begun: Path, undisturbed: tuple[str, rose.RunReport]
-) -> None:
+def test_a_damaged_description_is_written_again_from_the_other(harm, name, begun, undisturbed):
     harm(begun / name)
     events: list[rose.Progress] = []
     assert run(begun, progress=events.append)[0] == undisturbed[0]
@@ -186,7 +177,7 @@ def test_a_damaged_description_is_written_again_from_the_other(
     assert (begun / "run.json").read_bytes() == (begun / "run-copy.json").read_bytes()
 
 
-def test_damaged_descriptions_are_refused(begun: Path) -> None:
+def test_damaged_descriptions_are_refused(begun):
     before = sorted(path.name for path in begun.iterdir())
     for name in ("run.json", "run-copy.json"):
         cut(begun / name)
@@ -195,7 +186,7 @@ def test_damaged_descriptions_are_refused(begun: Path) -> None:
     assert sorted(path.name for path in begun.iterdir()) == before
 
 
-def test_a_run_that_begins_again_leaves_no_former_blocks_behind(begun: Path, undisturbed: tuple[str, Any]) -> None:
+def test_a_run_that_begins_again_leaves_no_former_blocks_behind(begun, undisturbed):
     shutil.rmtree(begun / "dense")
     with pytest.raises(rose.Cancelled):
         run(begun, progress=stop_at("calibrate", 1))
@@ -205,7 +196,7 @@ def test_a_run_that_begins_again_leaves_no_former_blocks_behind(begun: Path, und
     assert min(event.block_index for event in events) == 1
 
 
-def test_hidden_states_of_another_number_of_processes_are_told(begun: Path) -> None:
+def test_hidden_states_of_another_number_of_processes_are_told(begun):
     (begun / "1-of-2").mkdir()
     (begun / "dense").rename(begun / "1-of-2" / "dense")
     with pytest.raises(rose.RoseError, match="divided over two processes; resume the run with as many, not with one"):
@@ -220,36 +211,32 @@ def test_hidden_states_of_another_number_of_processes_are_told(begun: Path) -> N
     ("options", "message"),
     [
         ({"sparsity": 0.6}, "sparsity was 0.5 there and is 0.6 now"),
-        ({"sparsity": 0.6, "budget": "layer", "target": "layer"}, "sparsity was"),
-        ({"sparsity": "2:4"}, "sparsity was 0.5 there and is 2:4 now"),
         ({"budget": "layer", "target": "layer"}, "budget was"),
         ({"method": "wanda"}, "method was rose there and is wanda now"),
-        ({"damping": 0.02}, "damping was 0.01 there and is 0.02 now"),
         ({"layers": ["*o_proj"]}, "the layers differ"),
         ({"held_out": make_tokens(2, seed=3)}, "the held-out differ"),
         ({"target": "layer"}, "target was dense there and is layer now"),
-        ({"bits": 4, "group": "row"}, "bits"),
         ({"compute": "bfloat16"}, r"computed in float32 there and are in bfloat16 now \(compute float32 asks"),
     ],
 )
-def test_other_settings_are_refused(options: dict[str, Any], message: str, begun: Path) -> None:
+def test_other_settings_are_refused(options, message, begun):
     with pytest.raises(rose.RoseError, match=message):
         run(begun, **options)
     assert (begun / "block-00001.safetensors").exists()
 
 
-def test_a_run_of_another_version_is_refused(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_another_version_is_refused(begun, monkeypatch):
     monkeypatch.setattr(checkpoint_module, "FORMAT", checkpoint_module.FORMAT + 1)
     with pytest.raises(rose.RoseError, match="another version of this program began it"):
         run(begun)
 
 
-def test_the_format_of_a_run_in_the_home_folder_is_found(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_format_of_a_run_in_the_home_folder_is_found(begun, monkeypatch):
     monkeypatch.setenv("HOME", str(begun.parent))
     assert checkpoint_module.begun_with("~/begun", "products") == "float32"
 
 
-def test_other_tokens_and_models_are_refused(begun: Path) -> None:
+def test_other_tokens_and_models_are_refused(begun):
     with pytest.raises(rose.RoseError, match="the tokens differ"):
         rose.prune_model(make_model("gemma3"), make_tokens(seed=9), checkpoint=begun, **OPTIONS)
     model = make_model("gemma3")
@@ -259,36 +246,34 @@ def test_other_tokens_and_models_are_refused(begun: Path) -> None:
         rose.prune_model(model, make_tokens(), checkpoint=begun, **OPTIONS)
 
 
-def test_a_streamed_model_is_told_from_one_in_memory(begun: Path, tmp_path: Path) -> None:
+def test_a_streamed_model_is_told_from_one_in_memory(begun, tmp_path):
     model, _ = rose.load_model(save("gemma3", tmp_path / "dense"), stream=True)
     with pytest.raises(rose.RoseError, match="the model was in memory there and is streamed now"):
         rose.prune_model(model, make_tokens(), checkpoint=begun, **OPTIONS)
 
 
-def test_tokens_may_come_in_another_whole_number_type(begun: Path) -> None:
+def test_tokens_may_come_in_another_whole_number_type(begun):
     report = rose.prune_model(make_model("gemma3"), make_tokens().int(), checkpoint=begun, **OPTIONS)
     assert len(report.layers) == len(rose.prunable_layers(make_model("gemma3")))
 
 
-def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "kept.txt").write_text("precious")
-    with pytest.raises(rose.RoseError, match="not empty and holds no checkpoint"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("kept.txt", "precious", "not empty and holds no checkpoint"),
+        ("run.json", '{"learning_rate": 0.1}', "belongs to another run"),
+    ],
+)
+def test_a_folder_of_somebody_else_is_refused_and_left_alone(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content)
+    (tmp_path / "a.tmp").write_text("unfinished")
+    with pytest.raises(rose.RoseError, match=message):
         run(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
-    assert (tmp_path / "kept.txt").read_text() == "precious"
+    texts = {path.name: path.read_text() for path in tmp_path.iterdir() if path.name != "lock"}
+    assert texts == {name: content, "a.tmp": "unfinished"}
 
 
-def test_unfinished_files_of_others_stay_in_a_folder_that_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"learning_rate": 0.1}')
-    (tmp_path / "mine.tmp").mkdir()
-    (tmp_path / "a.tmp").write_text("precious")
-    with pytest.raises(rose.RoseError, match="belongs to another run"):
-        run(tmp_path)
-    assert (tmp_path / "mine.tmp").is_dir()
-    assert (tmp_path / "a.tmp").read_text() == "precious"
-
-
-def test_one_run_at_a_time(tmp_path: Path) -> None:
+def test_one_run_at_a_time(tmp_path):
     with (
         open_checkpoint(Network(make_model("llama")), tmp_path, dict),
         pytest.raises(rose.RoseError, match="Another run is using the checkpoint"),
@@ -305,9 +290,7 @@ def full(*_args: Any, **_options: Any) -> None:
 
 @pytest.mark.parametrize("moment", [0, 1, 2, 5, 9, 14])
 @pytest.mark.parametrize("step", ["save_file", "sync"])
-def test_a_full_disk(
-    moment: int, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: tuple[str, rose.RunReport]
-) -> None:
+def test_a_full_disk(moment, step, tmp_path, monkeypatch, undisturbed):
     module = tensor_files if step == "save_file" else durable
     work, calls = getattr(module, step), []
 
@@ -326,7 +309,7 @@ def test_a_full_disk(
     assert run(tmp_path)[0] == undisturbed[0]
 
 
-def test_a_disk_too_full_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_full_to_begin(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_module, "write_atomically", full)
     monkeypatch.setattr(rose.model.run.prune, "start_walk", None)  # no work may begin
     with pytest.raises(rose.RoseError, match="No space left on device"):
@@ -334,12 +317,12 @@ def test_a_disk_too_full_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["lock"]
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(rose.model.run.prune, "start_walk", None)  # no work may begin
     with pytest.raises(rose.RoseError, match="file is a file, and a checkpoint is a folder"):
         run(tmp_path / "file")
-    with pytest.raises(rose.RoseError, match="must be a text or a Path, not 5"):
+    with pytest.raises(rose.RoseError, match="must be a string or a Path, not 5"):
         run(5)
     with pytest.raises(rose.RoseError, match="cannot be written"):
         run(tmp_path / "file" / "below")
@@ -353,7 +336,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("bad", ["tokens", "held_out", "damping"])
-def test_bad_input_does_not_claim_a_folder(bad: str, tmp_path: Path) -> None:
+def test_bad_input_does_not_claim_a_folder(bad, tmp_path):
     options = {"tokens": make_tokens(), bad: -1.0 if bad == "damping" else torch.full((2, 4), 10**6)}
     with pytest.raises(rose.RoseError, match=r"outside the model's vocabulary|damping must be"):
         rose.prune_model(make_model("llama"), **options, allocation="owl", checkpoint=tmp_path / "kept")

@@ -36,7 +36,7 @@ def check_sentence(sentences: list[str]) -> None:
 
 
 @pytest.mark.parametrize("target", ["layer", "dense"])
-def test_reports_of_pruning(dense: nn.Module, target: str) -> None:
+def test_reports_of_pruning(dense, target):
     report = rose.prune_model(make_copy(dense), TOKENS, sparsity=0.5, block_size=16, target=target, held_out=WINDOWS)
     assert layers_with_caution(report.layers) == [LAYER]
     check_sentence(report.remarks)
@@ -45,7 +45,7 @@ def test_reports_of_pruning(dense: nn.Module, target: str) -> None:
     assert "error_without_massive" not in report.without_errors().layers
 
 
-def test_a_check_of_a_checkpoint(dense: nn.Module) -> None:
+def test_a_check_of_a_checkpoint(dense):
     pruned = make_copy(dense)
     rose.prune_model(pruned, TOKENS, method="sparsegpt", sparsity=0.5, block_size=16, target="layer")
     found = rose.check_checkpoint(dense, pruned, TOKENS, methods=["wanda"], block_size=16)

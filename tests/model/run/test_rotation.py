@@ -1,7 +1,6 @@
 """Heads rotated in models of many families: the output stays, columns change, and the rule keeps what gains."""
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,7 +47,7 @@ def difference(after: Tensor, before: Tensor) -> float:
 
 
 @pytest.mark.parametrize("family", [*DENSE, *EXPERTS])
-def test_the_model_of_every_family_computes_what_it_did(family: str) -> None:
+def test_the_model_of_every_family_computes_what_it_did(family):
     model = with_biases(make_model(family))
     before = logits(model)
     table = rose.rotate_heads(model, make_tokens(), basis="random")
@@ -63,7 +62,7 @@ def test_the_model_of_every_family_computes_what_it_did(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", LAYOUTS)
-def test_heads_are_found_where_they_are(family: str) -> None:
+def test_heads_are_found_where_they_are(family):
     network = Network(make_model(family))
     first = value_heads(network)[0]
     assert (first.values.projection, first.output.projection, first.rows) == LAYOUTS[family]
@@ -87,7 +86,7 @@ def changed(model: Any, what: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("what", ["norm", "gate", "mixture", "keys"])
-def test_a_family_with_something_between_is_refused(what: str) -> None:
+def test_a_family_with_something_between_is_refused(what):
     model = changed(make_model("llama"), what)
     before = digest(model.state_dict())
     with pytest.raises(rose.RoseError, match="LlamaForCausalLM no output projection reads values"):
@@ -96,7 +95,7 @@ def test_a_family_with_something_between_is_refused(what: str) -> None:
     assert rotated_heads(model) is None
 
 
-def test_heads_that_are_subtracted_and_normed_without_weights_are_rotated() -> None:
+def test_heads_that_are_subtracted_and_normed_without_weights_are_rotated():
     """Neither changes what a rotation does, since both heads of a pair read the same values."""
     model = make_from(transformers.DiffLlamaConfig(**GATED))
     before = logits(model)
@@ -104,7 +103,7 @@ def test_heads_that_are_subtracted_and_normed_without_weights_are_rotated() -> N
     assert difference(logits(model), before) < 1e-5
 
 
-def test_a_method_that_judges_has_only_its_gains_rotated() -> None:
+def test_a_method_that_judges_has_only_its_gains_rotated():
     model, dense = make_model("gemma3"), make_model("gemma3")
     table = rose.rotate_heads(model, make_tokens(8), basis="gathered", method="sparsegpt", sparsity=0.6, block_size=16)
     assert 0 < table["rotated"].sum() < len(table)
@@ -129,7 +128,7 @@ def test_a_method_that_judges_has_only_its_gains_rotated() -> None:
             assert row.rotated_error == pytest.approx(records["rotated_error"][row.layer], rel=1e-3)
 
 
-def test_on_a_gpu_as_on_the_processor() -> None:
+def test_on_a_gpu_as_on_the_processor():
     models = []
     for place in (nullcontext, pretend_cuda):
         models.append(make_model("falcon_grouped"))
@@ -148,13 +147,13 @@ def test_on_a_gpu_as_on_the_processor() -> None:
         ({"by": "rose"}, 5, "by takes one Settings, or a list of them"),
     ],
 )
-def test_bad_input_is_refused(options: dict[str, Any], samples: int, message: str) -> None:
+def test_bad_input_is_refused(options, samples, message):
     with pytest.raises(rose.RoseError, match=message):
         rose.rotate_heads(make_model("llama"), make_tokens(samples), **options)
 
 
 @pytest.mark.parametrize("low_rank", [False, True])
-def test_a_pruned_model_is_refused(low_rank: bool) -> None:
+def test_a_pruned_model_is_refused(low_rank):
     model = make_model("llama")
     heads = value_heads(Network(model))[1]
     if low_rank:  # as OATS leaves one: the sum of both parts has no zeros
@@ -165,7 +164,7 @@ def test_a_pruned_model_is_refused(low_rank: bool) -> None:
         rose.rotate_heads(model, make_tokens())
 
 
-def test_a_run_that_is_stopped_leaves_a_model_that_computes_the_same() -> None:
+def test_a_run_that_is_stopped_leaves_a_model_that_computes_the_same():
     model = make_model("gemma3")
     before = logits(model)
     with pytest.raises(rose.Cancelled):
@@ -174,7 +173,7 @@ def test_a_run_that_is_stopped_leaves_a_model_that_computes_the_same() -> None:
 
 
 @pytest.mark.parametrize(("family", "dtype"), [("gemma3", "float32"), ("gpt2", "bfloat16")])
-def test_a_streamed_model_as_in_memory_to_the_bit(family: str, dtype: str, tmp_path: Path) -> None:
+def test_a_streamed_model_as_in_memory_to_the_bit(family, dtype, tmp_path):
     make_model(family).save_pretrained(tmp_path / "dense")
     byte_tokenizer().save_pretrained(tmp_path / "dense")
     found = []

@@ -92,7 +92,7 @@ def logits(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", CONFIGURATIONS)
 @pytest.mark.parametrize(("kind", "bits"), [("f16", None), ("q4_0", 4)])
-def test_the_file_computes_what_the_model_does(kind: str, bits: int | None, family: str, tmp_path: Path) -> None:
+def test_the_file_computes_what_the_model_does(kind, bits, family, tmp_path):
     model = save(CONFIGURATIONS[family](), tmp_path / "model", bits)
     made = export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", kind, embeddings="f32")
     loaded, tokenizer = rose.load_model(str(tmp_path / "model.gguf"))
@@ -109,7 +109,7 @@ def test_the_file_computes_what_the_model_does(kind: str, bits: int | None, fami
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.gguf"]
 
 
-def test_what_f16_rounds_is_told(tmp_path: Path) -> None:
+def test_what_f16_rounds_is_told(tmp_path):
     """The error is over the rounded layers: one of fourteen here."""
     model = save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
     first, *others = prunable_layers(model)
@@ -123,7 +123,7 @@ def test_what_f16_rounds_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
-def test_embeddings_have_the_types_that_llama_cpp_gives_them(family: str, tmp_path: Path) -> None:
+def test_embeddings_have_the_types_that_llama_cpp_gives_them(family, tmp_path):
     """The head, and an embedding that is also the head, have eight bits in a file of four; none is larger than said."""
     save(CONFIGURATIONS[family](), tmp_path / "model", 4)
     tied, head = family != "llama", {} if family != "llama" else {"output.weight": "Q8_0"}
@@ -152,7 +152,7 @@ def test_embeddings_have_the_types_that_llama_cpp_gives_them(family: str, tmp_pa
     assert embedding_type(Type.Q8_0, False, 48) == embedding_type(Type.Q4_0, True, 48) == Type.F16
 
 
-def test_other_grids_and_types(tmp_path: Path) -> None:
+def test_other_grids_and_types(tmp_path):
     """Eight bits fit q8_0, not q4_0, which rounds them and says what that costs."""
     model = save(CONFIGURATIONS["llama"](), tmp_path / "model", 8)
     assert not export_gguf(str(tmp_path / "model"), tmp_path / "a.gguf", "q8_0").rounded
@@ -166,7 +166,7 @@ def test_other_grids_and_types(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["f16", "q4_0"])
-def test_all_is_written_where_the_file_will_be(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_is_written_where_the_file_will_be(kind, tmp_path, monkeypatch):
     """And room is asked for there: for tensors that are gathered, and for the file that they are copied into. What a
     killed export has left goes."""
     (tmp_path / f"{PARTIAL}dead").mkdir()
@@ -182,7 +182,7 @@ def test_all_is_written_where_the_file_will_be(kind: str, tmp_path: Path, monkey
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "model"]
 
 
-def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_refused(tmp_path, capsys):
     save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
     for kind in ("q4_1", "q4_k"):
         assert cli.main(["export", str(tmp_path / "model"), "--type", kind]) == 2
@@ -214,7 +214,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("gpt2", "activation_function", "gelu"),
     ],
 )
-def test_activations_that_llama_cpp_does_not_compute_are_refused(family: str, field: str, other: str) -> None:
+def test_activations_that_llama_cpp_does_not_compute_are_refused(family, field, other):
     config = CONFIGURATIONS[family]()
     assert family_of(config)
     setattr(config, field, other)
@@ -222,7 +222,7 @@ def test_activations_that_llama_cpp_does_not_compute_are_refused(family: str, fi
         family_of(config)
 
 
-def test_the_tokenizer_of_a_file_is_taken_over(tmp_path: Path) -> None:
+def test_the_tokenizer_of_a_file_is_taken_over(tmp_path):
     """Of a packed folder, by the command, and again from the file that it has written."""
     save(CONFIGURATIONS["llama"](), tmp_path / "model", 4)
     assert cli.main(["pack", str(tmp_path / "model")]) == 0
@@ -247,7 +247,7 @@ def test_the_tokenizer_of_a_file_is_taken_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", ["nothing", "chat template", "tokenizer"])
-def test_what_a_folder_says_of_its_tokenizer_wins_over_the_file_that_it_came_from(changed: str, tmp_path: Path) -> None:
+def test_what_a_folder_says_of_its_tokenizer_wins_over_the_file_that_it_came_from(changed, tmp_path):
     save(CONFIGURATIONS["llama"](), tmp_path / "model", 4)
     first = tmp_path / "first.gguf"
     export_gguf(str(tmp_path / "model"), first, "q4_0")
@@ -267,7 +267,7 @@ def test_what_a_folder_says_of_its_tokenizer_wins_over_the_file_that_it_came_fro
     assert again("A rose, 1234 roses.").input_ids == tokenizer("A rose, 1234 roses.").input_ids
 
 
-def test_of_two_exports_to_one_file_the_second_is_refused_before_its_work(tmp_path: Path) -> None:
+def test_of_two_exports_to_one_file_the_second_is_refused_before_its_work(tmp_path):
     save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
     place, refused = tmp_path / "model.gguf", []
 
@@ -282,7 +282,7 @@ def test_of_two_exports_to_one_file_the_second_is_refused_before_its_work(tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.gguf"]
 
 
-def test_templates_by_name_and_tokens_without_a_row(tmp_path: Path) -> None:
+def test_templates_by_name_and_tokens_without_a_row(tmp_path):
     save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "model")
     tokenizer.chat_template = {"default": "all", "tool_use": "tools"}
@@ -295,7 +295,7 @@ def test_templates_by_name_and_tokens_without_a_row(tmp_path: Path) -> None:
     assert "Left out, as the model has no row for them: tokens <300>." in made.remarks("f16")
 
 
-def test_pieces_with_byte_fallback(tmp_path: Path) -> None:
+def test_pieces_with_byte_fallback(tmp_path):
     """As of LLaMA 2 and Gemma: scores stand for the order of merges."""
     core = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     core.normalizer = normalizers.Replace(" ", "▁")

@@ -2,7 +2,6 @@
 alike."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,7 +53,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], A
 
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("family", MADE)
-def test_llama_cpp_computes_what_the_model_does(family: str, kind: str, answers: dict[tuple[str, str], Any]) -> None:
+def test_llama_cpp_computes_what_the_model_does(family, kind, answers):
     own, (after_tokens, after_text), said = answers[family, kind]
     assert said["counts"] == [len(merging_tokenizer()(TEXT).input_ids)] * 2
     assert torch.equal(after_tokens, after_text)
@@ -74,7 +73,7 @@ SLIMMED: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("family", SLIMMED)
-def test_llama_cpp_reads_what_slimming_leaves_by_itself(family: str, tmp_path: Path) -> None:
+def test_llama_cpp_reads_what_slimming_leaves_by_itself(family, tmp_path):
     """By default no family gets heads or biases that llama.cpp does not read there, and rows are whole blocks."""
     model = make_from(SLIMMED[family]())
     tokens = merging_tokenizer()(TEXT, return_tensors="pt").input_ids
@@ -93,9 +92,7 @@ def test_llama_cpp_reads_what_slimming_leaves_by_itself(family: str, tmp_path: P
     ("family", "recovery", "unread"),
     [("qwen2", "none", "another number of heads"), ("qwen3", "exact", "biases behind")],
 )
-def test_shapes_that_llama_cpp_does_not_read_are_cut_when_asked_for_and_said(
-    family: str, recovery: str, unread: str
-) -> None:
+def test_shapes_that_llama_cpp_does_not_read_are_cut_when_asked_for_and_said(family, recovery, unread):
     tokens = merging_tokenizer()(TEXT, return_tensors="pt").input_ids
     report = rose.prune_structured(make_from(SLIMMED[family]()), tokens, ratio=0.1, parts=["heads"], recovery=recovery)
     assert report.summary["remarks"][-1].startswith(f"llama.cpp and vLLM do not read {unread}")

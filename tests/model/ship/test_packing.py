@@ -81,20 +81,18 @@ CASES: dict[str, tuple[Callable[[], Tensor], str, bool, float]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_tensor_comes_back_to_the_bit(case: str) -> None:
+def test_a_tensor_comes_back_to_the_bit(case):
     make, kind, flipped, bits = CASES[case]
     tensor = make()
     packed = encode(tensor)
-    assert packed is not None
     assert (packed.facts["kind"], packed.facts["flipped"]) == (kind, flipped)
     assert 8 * packed.size / tensor.numel() <= bits
     facts = json.loads(json.dumps(packed.facts))
     assert digest({"": decode(facts, packed.parts)}) == digest({"": tensor})
 
 
-def test_a_small_file_does_not_open_to_more_than_it_should() -> None:
+def test_a_small_file_does_not_open_to_more_than_it_should():
     packed = encode(without(random(64, 96), 0.5))
-    assert packed is not None
     with pytest.raises(rose.RoseError, match="too little memory to unpack a tensor of shape"):
         decode(packed.facts | {"shape": [2**40, 96]}, packed.parts)
     large = np.frombuffer(zstandard.compress(bytes(10**6)), np.uint8)
@@ -105,9 +103,8 @@ def test_a_small_file_does_not_open_to_more_than_it_should() -> None:
 @pytest.mark.parametrize(
     "odd", [{"group": 0}, {"kind": None}, {"shape": ["many"]}, {"shape": [64]}, {"shape": [4, 17]}, {"dtype": "F64"}]
 )
-def test_an_odd_header_is_refused_in_a_sentence(odd: dict[str, Any], tmp_path: Path) -> None:
+def test_an_odd_header_is_refused_in_a_sentence(odd, tmp_path):
     packed = encode(on_grid(without(random(64, 96), 0.5), 4, 32))
-    assert packed is not None
     facts = {key: value for key, value in (packed.facts | {"sha256": "0"} | odd).items() if value is not None}
     metadata = {"format": FORMAT, "version": VERSION, "tensors": json.dumps({"w": facts})}
     parts = {f"w:{name}": torch.from_numpy(part.copy()) for name, part in packed.parts.items()}
@@ -128,7 +125,7 @@ def save_pruned(family: str, folder: Path, **options: Any) -> Path:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_packed_folder_loads_as_any_other_and_unpacks_to_what_it_was(family: str, tmp_path: Path) -> None:
+def test_a_packed_folder_loads_as_any_other_and_unpacks_to_what_it_was(family, tmp_path):
     folder = save_pruned(family, tmp_path / "plain", max_shard_size="30KB" if family == "llama" else "1GB")
     made = pack_folder(folder, tmp_path / "packed")
     assert is_packed(tmp_path / "packed")
@@ -158,7 +155,7 @@ def test_a_packed_folder_loads_as_any_other_and_unpacks_to_what_it_was(family: s
     )
 
 
-def test_what_a_model_needs_besides_its_weights_comes_along(tmp_path: Path) -> None:
+def test_what_a_model_needs_besides_its_weights_comes_along(tmp_path):
     folder = tmp_path / "plain"
     make_model("llama").save_pretrained(folder)
     needed = ["additional_chat_templates/rag.jinja", "code/deep/layers.py", ".gitattributes", "low_rank.safetensors"]
@@ -174,7 +171,7 @@ def test_what_a_model_needs_besides_its_weights_comes_along(tmp_path: Path) -> N
     assert (tmp_path / "unpacked" / needed[0]).read_text() == needed[0]
 
 
-def test_a_streamed_model_reads_a_packed_folder(tmp_path: Path) -> None:
+def test_a_streamed_model_reads_a_packed_folder(tmp_path):
     pack_folder(save_pruned("qwen3_moe", tmp_path / "plain"), tmp_path / "packed")
     streamed, tokenizer = rose.load_model(str(tmp_path / "packed"), stream=True, dtype="bfloat16")
     rose.save_model(streamed, tokenizer, tmp_path / "saved")
@@ -182,7 +179,7 @@ def test_a_streamed_model_reads_a_packed_folder(tmp_path: Path) -> None:
     assert digest(saved.state_dict()) == digest(expected.state_dict())
 
 
-def test_types_that_are_written(tmp_path: Path) -> None:
+def test_types_that_are_written(tmp_path):
     """MLX keeps codes as uint32; what safetensors or this program does not know is refused in a sentence."""
     kinds = [kind for kind in TYPES if kind != torch.bool]
     with TensorWriter(tmp_path / "a.safetensors") as writer:
@@ -196,7 +193,7 @@ def test_types_that_are_written(tmp_path: Path) -> None:
         assert tensor.float().tolist() == [1, 2]
 
 
-def test_a_wrong_byte_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_a_wrong_byte_is_refused_in_a_sentence(tmp_path):
     pack_folder(save_pruned("llama", tmp_path / "plain"), tmp_path / "packed")
     (path,) = weight_files(tmp_path / "packed")
     whole = path.read_bytes()
@@ -214,7 +211,7 @@ def test_a_wrong_byte_is_refused_in_a_sentence(tmp_path: Path) -> None:
     assert sorted(one.name for one in tmp_path.iterdir()) == ["packed", "plain"]
 
 
-def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands(tmp_path, capsys):
     folder = save_pruned("llama", tmp_path / "plain")
     (folder / "mtp.safetensors").touch()
     assert cli.main(["pack", str(folder)]) == 0
@@ -224,16 +221,13 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert first == second
     assert "matrices that have zeros or lie on a grid take 0." in said
     assert said.count("Left out, as model.safetensors.index.json does not name them: mtp.safetensors\n") == 1
-    assert cli.main(["pack", f"{folder}-packed", "--output", str(tmp_path / "twice")]) == 2
-    assert cli.main(["unpack", str(folder)]) == 2
-    assert cli.main(["pack", str(tmp_path)]) == 2
     (folder / "model.safetensors.index.json").write_text('{"weight_map"')
     assert cli.main(["pack", str(folder), "--output", str(tmp_path / "twice")]) == 2
     assert "index.json cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "twice").exists()
 
 
-def test_the_reader_in_the_documents(tmp_path: Path) -> None:
+def test_the_reader_in_the_documents(tmp_path):
     """It needs nothing of rose."""
     text = (Path(__file__).parents[3] / "docs" / "lab-notes" / "shipping.md").read_text()
     (code,) = re.findall(r"```python\n(.*?def read_packed.*?)```", text, re.DOTALL)

@@ -28,7 +28,7 @@ def load(checkpoint: Path, **settings: bool) -> PreTrainedModel:
     return rose.load_model(str(checkpoint), **settings)[0]
 
 
-def test_devices_do_not_mix_on_a_pretended_one_either() -> None:
+def test_devices_do_not_mix_on_a_pretended_one_either():
     here = torch.ones(3)
     with pretend_cuda() as cuda:
         there = here.to(cuda)
@@ -49,7 +49,7 @@ def test_devices_do_not_mix_on_a_pretended_one_either() -> None:
 
 @pytest.mark.parametrize("sparsity", ["0.6", "2:4"])
 @pytest.mark.parametrize("method", list(rose.METHODS))
-def test_layers_by_every_method(method: str, sparsity: str) -> None:
+def test_layers_by_every_method(method, sparsity):
     weight, inputs = layer()
     expected = prune_on(torch.device("cpu"), weight, inputs, method, sparsity)
     with pretend_cuda() as cuda:
@@ -70,14 +70,7 @@ def prune_on(
 ) -> rose.LayerResult:
     statistics = InputStatistics(64, device)
     statistics.update(inputs.to(device))
-    return rose.prune_layer(
-        weight.to(device),
-        statistics,
-        method=method,
-        sparsity=sparsity,
-        block_size=16,
-        **settings,  # type: ignore[arg-type]
-    )
+    return rose.prune_layer(weight.to(device), statistics, method=method, sparsity=sparsity, block_size=16, **settings)
 
 
 @pytest.mark.parametrize("resident", [False, True], ids=["visiting", "resident"])
@@ -94,9 +87,7 @@ def prune_on(
     ],
     ids=lambda settings: " ".join(map(str, settings.values())),
 )
-def test_models_are_pruned_there_and_come_home(
-    settings: dict, resident: bool, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_are_pruned_there_and_come_home(settings, resident, checkpoint, monkeypatch):
     solved = []
     monkeypatch.setattr("rose.layer.sweep._tile_at_once", lambda *tile: (solved.append(1), _tile_at_once(*tile)))
     expected = rose.prune_model(load(checkpoint), CALIBRATION, held_out=HELD_OUT, block_size=16, **settings)
@@ -114,7 +105,7 @@ def test_models_are_pruned_there_and_come_home(
         assert found.layers[column].to_numpy() == pytest.approx(expected.layers[column].to_numpy(), rel=0.02)
 
 
-def test_a_streamed_model_is_written_from_there(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_streamed_model_is_written_from_there(checkpoint, tmp_path):
     for name in ("here", "there"):
         model = load(checkpoint, stream=True)
         if name == "here":
@@ -130,7 +121,7 @@ def test_a_streamed_model_is_written_from_there(checkpoint: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("resident", [False, True], ids=["visiting", "resident"])
-def test_measurements_of_a_model(resident: bool, checkpoint: Path) -> None:
+def test_measurements_of_a_model(resident, checkpoint):
     model, tokenizer = load(checkpoint), byte_tokenizer()
     perplexity = rose.perplexity(model, CALIBRATION)
     hessians = {name: one.hessian for name, one in rose.collect_statistics(model, CALIBRATION).items()}

@@ -64,7 +64,7 @@ def hooked_inputs(
 
 
 @every_family
-def test_layers_are_found_by_structure(family: str) -> None:
+def test_layers_are_found_by_structure(family):
     model = make_model(family)
     layers = rose.prunable_layers(model)
     assert [x.projection for x in layers if x.block_index == 0] == PROJECTIONS[SAME_AS.get(family, family)]
@@ -91,7 +91,7 @@ MODES: list[dict[str, Any]] = [
 
 @usefixtures
 @pytest.mark.parametrize(("family", "mode"), [*product(DENSE, MODES), *product(EXPERTS, MODES[:2])], ids=str)
-def test_ratio_zero_leaves_the_logits_bit_identical(family: str, mode: dict[str, Any]) -> None:
+def test_ratio_zero_leaves_the_logits_bit_identical(family, mode):
     model = make_model(family)
     before = logits(model)
     report = rose.prune_model(model, make_tokens(), sparsity=0, **OPTIONS | mode)
@@ -116,7 +116,7 @@ def assert_half(model: Any, report: rose.RunReport, sparsity: float | str) -> No
 @usefixtures
 @every_family
 @pytest.mark.parametrize(("method", "sparsity"), [("rose", 0.5), ("rose_global", 0.5), ("rose", "2:4")])
-def test_half_is_half_in_every_layer(family: str, method: str, sparsity: float | str) -> None:
+def test_half_is_half_in_every_layer(family, method, sparsity):
     model = make_model(family)
     before = logits(model)
     report = rose.prune_model(model, make_tokens(), method=method, sparsity=sparsity, **OPTIONS)
@@ -126,7 +126,7 @@ def test_half_is_half_in_every_layer(family: str, method: str, sparsity: float |
 
 @usefixtures
 @every_family
-def test_statistics_equal_those_of_plain_hooks(family: str) -> None:
+def test_statistics_equal_those_of_plain_hooks(family):
     assert_statistics(make_model(family))
 
 
@@ -145,7 +145,7 @@ def assert_statistics(model: Any) -> None:
 
 @usefixtures
 @every_family
-def test_pruned_blocks_feed_the_next(family: str) -> None:
+def test_pruned_blocks_feed_the_next(family):
     """The same run by hand: prune a block on what the whole, partly pruned model shows it; then the next."""
     model, tokens = make_model(family), make_tokens()
     by_hand = copy.deepcopy(model)
@@ -169,7 +169,7 @@ def test_pruned_blocks_feed_the_next(family: str) -> None:
 
 
 @usefixtures
-def test_each_block_gets_its_own_mask() -> None:
+def test_each_block_gets_its_own_mask():
     """Gemma 3 alternates sliding and full attention; with the first block's mask everywhere this fails."""
     model = make_model("gemma3")
     network, tokens = Network(model), make_tokens()
@@ -184,7 +184,7 @@ def test_each_block_gets_its_own_mask() -> None:
 
 
 @every_family
-def test_layers_that_read_one_tensor_share_statistics(family: str) -> None:
+def test_layers_that_read_one_tensor_share_statistics(family):
     statistics = rose.collect_statistics(make_model(family), make_tokens())
     prefix = next(iter(statistics)).split(".0.")[0] + ".0."
     groups: dict[int, set[str]] = {}
@@ -203,7 +203,7 @@ def test_layers_that_read_one_tensor_share_statistics(family: str) -> None:
 @usefixtures
 @every_family
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_models_keep_their_dtype(family: str, dtype: torch.dtype) -> None:
+def test_low_precision_models_keep_their_dtype(family, dtype):
     model = make_model(family).to(dtype)
     before = logits(model)
     rose.prune_model(model, make_tokens(), sparsity=0, **OPTIONS)
@@ -218,7 +218,7 @@ def test_low_precision_models_keep_their_dtype(family: str, dtype: torch.dtype) 
 
 @usefixtures
 @pytest.mark.parametrize("family", ["gpt2", "opt", "bloom"])
-def test_dropout_stays_off_in_a_model_in_training_mode(family: str) -> None:
+def test_dropout_stays_off_in_a_model_in_training_mode(family):
     model, tokens = make_model(family), make_tokens()
     evaluated = rose.collect_statistics(model, tokens)
     model.train()
@@ -230,7 +230,7 @@ def test_dropout_stays_off_in_a_model_in_training_mode(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", UNKNOWN_EXPERTS)
-def test_experts_are_refused_in_plain_words(family: str) -> None:
+def test_experts_are_refused_in_plain_words(family):
     model = make_model(family)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     with pytest.raises(
@@ -289,7 +289,7 @@ class Toy(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["between", "twice", "backwards", "argument"])
-def test_blocks_that_are_not_a_chain_are_refused(how: str) -> None:
+def test_blocks_that_are_not_a_chain_are_refused(how):
     """Running them one by one would calibrate on inputs that the model never sees."""
     with pytest.raises(
         rose.RoseError, match="Toy does not simply pass hidden states from one decoder block to the next"
@@ -298,7 +298,7 @@ def test_blocks_that_are_not_a_chain_are_refused(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["keyword", "same argument"])
-def test_chains_are_accepted_however_they_are_called(how: str) -> None:
+def test_chains_are_accepted_however_they_are_called(how):
     toy = Toy(how)
     statistics = rose.collect_statistics(toy, make_tokens())
     for name, inputs in hooked_inputs(toy, list(statistics), make_tokens(), run=toy).items():
@@ -306,7 +306,7 @@ def test_chains_are_accepted_however_they_are_called(how: str) -> None:
 
 
 @pytest.mark.parametrize("family", UNCHAINED)
-def test_families_without_a_chain_are_refused(family: str) -> None:
+def test_families_without_a_chain_are_refused(family):
     model = make_model(family)
     before = logits(model)
     with pytest.raises(rose.RoseError, match="not supported yet; choose another model"):

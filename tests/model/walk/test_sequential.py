@@ -40,7 +40,7 @@ def in_turn(model: PreTrainedModel) -> list[PrunableLayer]:
 
 
 @pytest.mark.parametrize("family", DENSE)
-def test_every_layer_sees_what_the_pruned_ones_before_it_put_out(family: str) -> None:
+def test_every_layer_sees_what_the_pruned_ones_before_it_put_out(family):
     """Against the whole model run anew before each layer; layers that read one tensor see the same in both."""
     model, by_hand, held_out = make_model(family), make_model(family), make_tokens(2, seed=3)
     report = prune(model, held_out=held_out).layers.set_index("layer")
@@ -95,7 +95,7 @@ def routed_model(gather: bool, in_order: bool = True) -> Any:
 
 
 @pytest.mark.parametrize("gather", [True, False])
-def test_every_expert_sees_all_of_its_tokens(gather: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_expert_sees_all_of_its_tokens(gather, monkeypatch):
     """Against plain hooks on a model in which the same layers are pruned; samples take different experts."""
     monkeypatch.setattr("rose.model.walk.forward.BATCH_TOKENS", LENGTH)  # one sample a batch
     tokens, held_out = make_tokens(8), make_tokens(4, seed=3)
@@ -118,7 +118,7 @@ def test_every_expert_sees_all_of_its_tokens(gather: bool, monkeypatch: pytest.M
     assert len(set(expert_tokens)) > 2  # or the routes would be no test
 
 
-def test_routes_that_no_order_of_layers_fits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_routes_that_no_order_of_layers_fits_are_refused(monkeypatch):
     monkeypatch.setattr("rose.model.walk.forward.BATCH_TOKENS", LENGTH)
     for target, remedy in (("layer", "prune without true-sequential"), ("dense", "prune with target layer")):
         with pytest.raises(rose.RoseError, match=f"different orders.*{remedy}, or leave"):
@@ -146,7 +146,7 @@ def doubling_model() -> Any:
 
 
 @pytest.mark.parametrize("target", ["layer", "dense"])
-def test_a_tensor_overwritten_between_two_layers_is_counted_anew(target: str) -> None:
+def test_a_tensor_overwritten_between_two_layers_is_counted_anew(target):
     """Without pruning, the second layer's H is four times the first's."""
     walk = begin_walk(doubling_model(), make_tokens(), layers=["*.0.mlp.*"], is_dense=target == "dense")
     found = {name: one for block in visit_sequentially(walk) for name, one in block.calibration.items()}
@@ -163,12 +163,12 @@ def test_a_tensor_overwritten_between_two_layers_is_counted_anew(target: str) ->
         ({"target": "layer", "allocation": "owl", "true_sequential": True}, "counted; leave this layer out"),
     ],
 )
-def test_what_to_do_about_an_overwritten_input_is_what_the_caller_can_do(options: Any, remedy: str) -> None:
+def test_what_to_do_about_an_overwritten_input_is_what_the_caller_can_do(options, remedy):
     with pytest.raises(rose.RoseError, match=rf"overwrites the input of model\.layers\.0\.mlp\.first.*{remedy}\."):
         rose.prune_model(doubling_model(), make_tokens(), sparsity=0.5, block_size=16, **options)
 
 
-def test_a_stopped_run_leaves_no_hook_and_no_batch_under_way() -> None:
+def test_a_stopped_run_leaves_no_hook_and_no_batch_under_way():
     model, alive = make_model("llama"), []
 
     def stop(progress: rose.Progress) -> None:

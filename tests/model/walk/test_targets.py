@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,7 +47,7 @@ def block_outputs(model: nn.Module, tokens: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("family", DENSE)
-def test_writers_explain_what_a_block_adds_to_the_stream(family: str) -> None:
+def test_writers_explain_what_a_block_adds_to_the_stream(family):
     """Base, what was added before, and the layer's own term add up to the next value of the stream, block by block."""
     model = make_model(family)
     network, tokens, few = Network(model), make_tokens(1)[:, :8], list[Tensor]()
@@ -81,12 +80,18 @@ def test_writers_explain_what_a_block_adds_to_the_stream(family: str) -> None:
     torch.testing.assert_close(stream.view_as(after), after, rtol=1e-4, atol=1e-5)
 
 
-LAST = {"llama": "mlp.down_proj", "gpt_neox": "mlp.dense_4h_to_h", "opt_projected": "fc2", "gpt2": "mlp.c_proj"}
+LAST = {
+    "llama": "mlp.down_proj",
+    "granite": "mlp.down_proj",
+    "gpt_neox": "mlp.dense_4h_to_h",
+    "opt_projected": "fc2",
+    "gpt2": "mlp.c_proj",
+}
 
 
 @pytest.mark.parametrize("chosen", ["all", "last"])
 @pytest.mark.parametrize("family", LAST)
-def test_gaps_are_those_of_two_whole_models(family: str, chosen: str) -> None:
+def test_gaps_are_those_of_two_whole_models(family, chosen):
     """GᵀX and ‖G‖² of every layer, from hooks on the dense model and on the model as pruned so far; also where the last
     layer of each decoder block is pruned alone, and those before it write into the stream all the same."""
     dense, model, tokens = make_model(family), make_model(family), make_tokens(4)
@@ -116,7 +121,7 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("family", GROUPS)
-def test_layers_that_read_the_same_come_together(family: str) -> None:
+def test_layers_that_read_the_same_come_together(family):
     """Several processes share them; towards their own outputs they come one by one."""
     tokens = make_tokens(4)
     for is_dense in (True, False):
@@ -133,7 +138,9 @@ def test_layers_that_read_the_same_come_together(family: str) -> None:
 
 
 def lost_by_the_stream(family: str, dense: nn.Module, model: nn.Module, layer: Any, tokens: Tensor) -> Tensor:
-    """R by its definition for each family: the stream just before this layer's output is added."""
+    """R by its definition for each family: the stream just before this layer's output is added, in that output's
+    units."""
+    scale = getattr(dense.config, "residual_multiplier", 1)
 
     def before(of: nn.Module) -> Tensor:
         _, blocks = decoder_blocks(of)
@@ -152,17 +159,18 @@ def lost_by_the_stream(family: str, dense: nn.Module, model: nn.Module, layer: A
             of(input_ids=tokens, use_cache=False)
         for hook in hooks:
             hook.remove()
-        attention = {"llama": "self_attn.o_proj", "gpt2": "attn.c_proj", "gpt_neox": "attention.dense"}
+        attention = dict.fromkeys(["llama", "granite"], "self_attn.o_proj")
+        attention |= {"gpt2": "attn.c_proj", "gpt_neox": "attention.dense"}
         if layer.projection in (*attention.values(), "self_attn.out_proj"):
             return caught["hidden"]
         if family == "opt_projected":
             return caught["self_attn_layer_norm"].view_as(caught["hidden"])
-        return caught["hidden"] + caught[attention[family]]
+        return caught["hidden"] + scale * caught[attention[family]]
 
-    return (before(dense) - before(model)).float()
+    return (before(dense) - before(model)).float() / scale
 
 
-def test_what_a_layer_must_add_in_front_of_a_norm_comes_out_behind_it_as_wanted() -> None:
+def test_what_a_layer_must_add_in_front_of_a_norm_comes_out_behind_it_as_wanted():
     """As in Gemma, where a norm stands between layers and stream; channels that it nearly mutes are asked for less."""
     torch.manual_seed(0)
     norm = nn.RMSNorm(32)
@@ -181,7 +189,7 @@ def test_what_a_layer_must_add_in_front_of_a_norm_comes_out_behind_it_as_wanted(
     assert _inverse_slope(torch.zeros(2, 4), torch.zeros(2, 4)).eq(0).all()
 
 
-def test_the_corrected_weight_is_what_is_pruned() -> None:
+def test_the_corrected_weight_is_what_is_pruned():
     model = make_model("llama")
     report = rose.prune_model(model, make_tokens(), **OPTIONS, target_damping=0.3)
     again = make_model("llama")
@@ -198,7 +206,7 @@ def test_the_corrected_weight_is_what_is_pruned() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "opt_projected", "gpt2", "bloom", "falcon"])
-def test_dense_targets_bring_the_model_nearer_to_the_dense_one(family: str) -> None:
+def test_dense_targets_bring_the_model_nearer_to_the_dense_one(family):
     """On calibration tokens, by the outputs of the last decoder block; a random model has no sequel to over-fit."""
     tokens = make_tokens(16)
     dense = block_outputs(make_model(family), tokens)[-1]
@@ -215,9 +223,7 @@ APART = ["*.layers.0.*", "*.layers.3.*"]  # of gemma3: two decoder blocks betwee
 
 @pytest.mark.parametrize(("target", "true_sequential"), [("dense", True), ("layer", False), ("layer", True)])
 @pytest.mark.parametrize(("family", "layers"), [("llama", None), ("gemma3", APART)])
-def test_drift_is_that_of_two_whole_models(
-    family: str, layers: list[str] | None, target: str, true_sequential: bool
-) -> None:
+def test_drift_is_that_of_two_whole_models(family, layers, target, true_sequential):
     options: dict[str, Any] = {"target": target, "true_sequential": true_sequential, "layers": layers}
     model, held_out = make_model(family), make_tokens(4, seed=3)
     report = rose.prune_model(model, make_tokens(), **OPTIONS, held_out=held_out, **options)
@@ -234,7 +240,7 @@ def test_drift_is_that_of_two_whole_models(
     assert json.loads(report.to_json())["results"]["drift"] == rows
 
 
-def test_gaps_behind_decoder_blocks_that_lose_nothing() -> None:
+def test_gaps_behind_decoder_blocks_that_lose_nothing():
     dense, model, tokens = make_model("gemma3"), make_model("gemma3"), make_tokens(4)
     name = "model.layers.3.self_attn.q_proj"
     walk = begin_walk(model, tokens, layers=["*.layers.0.*", name], is_dense=True)
@@ -252,7 +258,7 @@ def test_gaps_behind_decoder_blocks_that_lose_nothing() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_drift_of_formats_of_16_bits_is_computed_in_double(dtype: torch.dtype) -> None:
+def test_drift_of_formats_of_16_bits_is_computed_in_double(dtype):
     """Squares of 300 are infinite in float16, and bfloat16 has three digits."""
     dense = torch.full((2, 3, 64), 300.0, dtype=dtype)
     pruned = dense + torch.linspace(0.1, 40, 64).to(dtype)
@@ -260,7 +266,7 @@ def test_drift_of_formats_of_16_bits_is_computed_in_double(dtype: torch.dtype) -
     torch.testing.assert_close(token_drift(pruned, dense), exact.flatten())
 
 
-def test_tokens_without_a_hidden_state_are_left_out_of_drift() -> None:
+def test_tokens_without_a_hidden_state_are_left_out_of_drift():
     model, held_out = make_model("llama"), make_tokens(4, seed=3)
     with torch.no_grad():
         model.model.embed_tokens.weight[0] = 0  # as that of padding; at the beginning nothing is added to it
@@ -270,7 +276,7 @@ def test_tokens_without_a_hidden_state_are_left_out_of_drift() -> None:
 
 
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
-def test_damping_goes_by_the_residual_stream_whatever_a_layer_reads(family: str) -> None:
+def test_damping_goes_by_the_residual_stream_whatever_a_layer_reads(family):
     layers = rose.prune_model(make_model(family), make_tokens(), **OPTIONS).layers
     corrected = layers[layers["target"] != "layer"]
     assert set(corrected["columns"]) > {32}
@@ -278,7 +284,7 @@ def test_damping_goes_by_the_residual_stream_whatever_a_layer_reads(family: str)
         assert of_layers["target_damping"].to_numpy() == pytest.approx(target_damping(32, int(tokens), 2))
 
 
-def test_reports_tell_targets_and_errors_against_them() -> None:
+def test_reports_tell_targets_and_errors_against_them():
     model = make_model("llama")
     report = rose.prune_model(model, make_tokens(), **OPTIONS, held_out=make_tokens(4, seed=3))
     for column in ("relative_error", "held_out_error", "target_error", "held_out_target_error"):
@@ -294,7 +300,7 @@ def test_reports_tell_targets_and_errors_against_them() -> None:
 
 
 @pytest.mark.parametrize("target", ["dense", "layer"])
-def test_a_run_stopped_between_the_decoder_blocks_it_prunes_goes_on_from_there(tmp_path: Path, target: str) -> None:
+def test_a_run_stopped_between_the_decoder_blocks_it_prunes_goes_on_from_there(tmp_path, target):
     options = OPTIONS | {"target": target, "layers": APART, "held_out": make_tokens(4, seed=3)}
     undisturbed, told = make_model("gemma3"), list[rose.Progress]()
     expected = rose.prune_model(undisturbed, make_tokens(), **options, progress=told.append)
@@ -324,7 +330,7 @@ def _parallel(attention_first: bool) -> Callable[..., Tensor]:
     return forward
 
 
-def test_the_order_of_a_sum_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_of_a_sum_does_not_matter(monkeypatch):
     errors = []
     for attention_first in (True, False):
         monkeypatch.setattr(LlamaDecoderLayer, "forward", _parallel(attention_first))
@@ -334,7 +340,7 @@ def test_the_order_of_a_sum_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(errors[0], errors[1], rtol=1e-3, atol=1e-6)
 
 
-def test_a_layer_called_twice_has_no_dense_target(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_called_twice_has_no_dense_target(monkeypatch):
     once = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: once(self, once(self, x)))
     model, dense = make_model("llama"), make_model("llama").state_dict()
@@ -345,7 +351,7 @@ def test_a_layer_called_twice_has_no_dense_target(monkeypatch: pytest.MonkeyPatc
     assert towards.loc["model.layers.1.self_attn.o_proj"] == "dense and stream"
 
 
-def test_an_input_that_is_overwritten_has_no_dense_target() -> None:
+def test_an_input_that_is_overwritten_has_no_dense_target():
     model, dense = make_model("llama"), make_model("llama").state_dict()
     down = model.model.layers[0].mlp.down_proj
     handle = down.register_forward_hook(lambda _module, args, _output: (args[0].zero_(), None)[1])
