@@ -31,7 +31,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_draws_what_is_asked_for(pipeline):
+def test_the_packaged_model_draws_the_classes_asked_for(pipeline):
     drawn = rose.draw_pictures(pipeline, classes_in_turn(50), steps=20, batch=50)
     assert drawn.shape == (50, 1, 28, 28)
     recognized = load_classifier()(drawn).argmax(1) == torch.tensor(classes_in_turn(50))
@@ -111,7 +111,7 @@ def test_scores_from_the_command_line(pruned, tmp_path, capsys):
         (["evaluate", "--count", "10"], "at least 65 pictures"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments, says, tmp_path, capsys):
+def test_bad_input_is_refused_in_one_sentence(arguments, says, tmp_path, capsys):
     (tmp_path / "kept.txt").write_text("")
     for name, content in (("deep", "[" * 100_000), ("list", "[1]")):
         (tmp_path / name).mkdir()

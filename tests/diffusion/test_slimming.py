@@ -67,7 +67,7 @@ def test_errors_are_those_on_the_inputs_of_the_dense_model(method):
         assert row.relative_error == pytest.approx(missed / scale, rel=1e-3, abs=1e-6)
 
 
-def test_the_cut_changes_no_output(monkeypatch):
+def test_cutting_zeroed_units_changes_no_output(monkeypatch):
     """Removed units set to zero, and removed units gone, draw the same."""
     pipeline, conditions = FAMILIES["pixart"]()
     seen: list[Tensor] = []

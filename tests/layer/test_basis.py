@@ -86,7 +86,7 @@ def test_gathered_columns_are_those_of_inputs_and_weights_that_count_alike(layer
         torch.testing.assert_close(turned, turned.diagonal().sort(descending=True).values.diag(), atol=1e-4, rtol=0)
 
 
-def test_numbers_that_are_none_are_refused(layer):
+def test_nan_in_weights_is_refused(layer):
     weight, statistics = layer
     broken = weight.clone()
     broken[3, 4] = float("nan")
@@ -95,6 +95,6 @@ def test_numbers_that_are_none_are_refused(layer):
 
 
 @pytest.mark.parametrize("basis", ["unknown", "random:x", "random:" + "9" * 30, "gathered:1"])
-def test_another_basis_is_refused(layer, basis):
+def test_an_unknown_basis_is_refused(layer, basis):
     with pytest.raises(rose.RoseError, match="no basis named"):
         rotations_of(layer, basis)

@@ -45,7 +45,7 @@ def found(block: int, *, weights: float = 1.0, inputs: float = 1.0, heads: int =
     ],
 )
 @pytest.mark.parametrize("block", [0, 3])
-def test_one_block_stands_out(block, changes, is_strong, cause):
+def test_the_block_that_stands_out_is_found_with_its_cause(block, changes, is_strong, cause):
     made = found(block, **changes)
     assert (made.block, made.is_strong, made.cause) == (block, is_strong, cause)
     assert made.weight_norm == pytest.approx(changes.get("weights", 1.0), rel=0.15)
@@ -67,14 +67,14 @@ def test_heads_are_those_that_stand_out_and_not_all_of_the_block():
 
 
 @pytest.mark.parametrize(("second", "heads"), [(2.0, (0,)), (4.0, (0, 1))])
-def test_a_head_that_is_less_than_half_as_far_out_is_not_named(second, heads):
+def test_a_head_less_than_half_as_far_out_is_not_named(second, heads):
     score = torch.ones(3, 20)  # five blocks of two heads each
     score[:, :2], score[:, 2:4] = 8.0, second
     made = outlier(plan_from_importance(score, sparsity=1.0, block_size=4), score, torch.ones(20), heads=10)
     assert (made.block, made.heads) == (0, heads)
 
 
-def test_where_no_block_stands_out():
+def test_equal_blocks_have_no_outlier():
     weight, hessian = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), torch.eye(8)
     assert outlier(rose.plan_order(weight, hessian, block_size=8), weight, torch.ones(8)) is None
     assert outlier(rose.plan_order(weight, hessian, sparsity=0.0, block_size=4), weight, torch.ones(8)) is None

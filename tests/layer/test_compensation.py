@@ -9,7 +9,7 @@ from tests.layer.helpers import make_layer
 
 @pytest.mark.parametrize("sparsity", ["0.5", "2:4"])
 @pytest.mark.parametrize("order", ["natural", "two_level", "random:1"])
-def test_between_no_compensation_and_all_of_it(order, sparsity):
+def test_compensation_within_a_block_lies_between_none_and_all(order, sparsity):
     layer = make_layer(rows=12, loud=8)
     result = layer.prune(order=order, sparsity=sparsity, trace=True)
     trace = result.trace
@@ -19,7 +19,7 @@ def test_between_no_compensation_and_all_of_it(order, sparsity):
     assert (inside < trace.lost).all()
 
 
-def test_a_first_block_alone_is_a_layer_of_its_own():
+def test_the_first_block_is_a_layer_of_its_own():
     """By the definition of U, in float64, from H of these columns alone."""
     layer = make_layer(rows=12)
     result = layer.prune(order="natural", sparsity=0.5, trace=True)

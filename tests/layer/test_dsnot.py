@@ -69,7 +69,7 @@ def test_mask_is_that_of_a_literal_loop(sparsity, seed):
 
 
 @pytest.mark.parametrize("start", ["wanda", "magnitude", "sparsegpt"])
-def test_start_masks(start):
+def test_start_masks_are_those_of_their_methods(start):
     weight, inputs = case(5, scale=1e-4)  # |e| is below the tolerance, so the start mask stays
     hessian = inputs.double().T @ inputs.double()
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(32, dtype=torch.float64)
@@ -107,7 +107,7 @@ def test_rows_within_the_tolerance_stay():
     assert torch.equal(refine_mask(weight, statistics_of(inputs), mask, pattern), mask)
 
 
-def test_dead_and_constant_columns():
+def test_dead_and_constant_columns_keep_the_count():
     weight, inputs = case(11)
     inputs[:, 3] = 0
     inputs[:, 8] = 1.5

@@ -84,7 +84,7 @@ def test_the_coarsest_grid_is_named_first():
     assert find_grid(rounded[:, :100], 4, 64) is None
 
 
-def test_bits_a_weight():
+def test_bits_per_weight():
     weight = torch.zeros(2, 64)
     assert bits_a_weight(weight, None) == 1
     weight[:, :16] = 1
@@ -93,7 +93,7 @@ def test_bits_a_weight():
     assert bits_a_weight(weight + 1, Grid(3, "row")) == 3 + 16 / 64  # no bitmask where nothing is 0
 
 
-def test_words():
+def test_grids_are_read_from_words():
     assert parse_grid(None) is None
     assert parse_grid("4", "row") == Grid(4, "row")
     assert str(parse_grid(3)) == "3 bits, groups of 64"

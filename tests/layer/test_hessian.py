@@ -88,7 +88,7 @@ def test_indefinite_hessian_is_an_error():
 
 
 @pytest.mark.parametrize("damping", [-0.01, float("nan"), float("inf"), True, None, "0.01"])
-def test_bad_damping(damping):
+def test_bad_damping_is_refused(damping):
     with pytest.raises(rose.RoseError, match="Damping must be a number of at least 0"):
         damp(torch.eye(2), damping)
 
@@ -109,7 +109,7 @@ def test_spectrum_and_condition_number():
     assert condition_number(hessian, damping=0.6) == pytest.approx(5 / 2)
 
 
-def test_a_remembered_hessian_dies_with_its_statistics():
+def test_a_remembered_hessian_is_freed_with_its_statistics():
     statistics = make_layer().statistics
     first = damped_hessian(statistics, 0.01)
     assert damped_hessian(statistics, 0.01) is first

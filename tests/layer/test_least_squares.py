@@ -111,7 +111,7 @@ def test_refit_is_least_squares(sparsity, dead):
 
 
 @pytest.mark.parametrize("method", ["wanda", "magnitude", "sparsegpt", "dsnot"])
-def test_helps_every_method(method):
+def test_a_refit_helps_every_method(method):
     layer = make_layer(rows=10, seed=2)
     before = layer.prune(method=method, sparsity=0.6)
     after = refit(layer.weight, layer.statistics, before)
@@ -120,7 +120,7 @@ def test_helps_every_method(method):
     assert torch.equal(after.mask, before.mask)
 
 
-def test_order_and_budget_apply():
+def test_order_and_budget_apply_to_rose_dealt():
     layer = make_layer(rows=10, seed=3)
     result = layer.prune(method="rose_dealt", sparsity=0.6, order="natural", budget="block")
     assert torch.equal(result.mask, layer.prune(method="sparsegpt", sparsity=0.6).mask)

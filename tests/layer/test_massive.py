@@ -25,6 +25,7 @@ def planted_inputs(columns: int = 400, windows: int = 8, length: int = 64) -> Te
         ({5: 1e6, 9: 1e6, 11: 1e6}, ()),  # three of 400 are not few
         ({5: 3000.0}, ()),  # 88 % of all
         ({}, ()),
+        (dict.fromkeys(range(400), 0.0), ()),
     ],
 )
 def test_channels_that_carry_nearly_all_of_the_input(large, expected):
@@ -36,8 +37,7 @@ def test_channels_that_carry_nearly_all_of_the_input(large, expected):
         assert diagonal[list(expected)].sum() / diagonal.sum() >= NEARLY_ALL
 
 
-def test_no_channels_without_inputs_and_one_of_a_narrow_layer():
-    assert massive_channels(torch.zeros(8)) == ()
+def test_a_narrow_layer_has_at_most_one_massive_channel():
     assert massive_channels(torch.tensor([1.0, 1.0, 98.0])) == (2,)
 
 
@@ -68,8 +68,3 @@ def test_positions_are_known_of_windows_alone():
         assert statistics.first_share([5]) == pytest.approx(expected, rel=1e-5)
     ready = rose.InputStatistics.from_hessian(windows.hessian)
     assert all(torch.tensor(one.first_share([5])).isnan() for one in (flat, ready))
-
-
-def test_ordinary_layers_have_no_massive_activations():
-    inputs = torch.randn(256, 64, generator=torch.Generator().manual_seed(2))
-    assert rose.prune_layer(torch.randn(8, 64), inputs.T @ inputs).massive is None

@@ -29,7 +29,7 @@ def errors_by_hand(layer: Layer, judge: Tensor, sparsity: float | str) -> dict[t
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.8, "2:4"])
-def test_least_of_all_candidates(sparsity):
+def test_measured_returns_the_least_error_of_all_candidates(sparsity):
     differ = 0
     for seed in range(6):
         layer, others = case(seed)
@@ -57,7 +57,7 @@ def test_settings_narrow_the_candidates():
     assert direct_error(layer.weight, fixed.weight, layer.inputs) == pytest.approx(least, rel=1e-5)
 
 
-def test_traced_like_any_sweep():
+def test_measured_is_traced_like_any_sweep():
     layer, _ = case(8)
     plain, traced = (layer.prune(method="measured", sparsity=0.7, trace=trace) for trace in (False, True))
     assert torch.equal(plain.weight, traced.weight)
@@ -65,6 +65,6 @@ def test_traced_like_any_sweep():
     assert torch.equal(traced.trace.weights[-1], traced.weight)
 
 
-def test_held_out_must_fit():
+def test_held_out_statistics_must_fit_the_layer():
     with pytest.raises(rose.RoseError, match="32 input columns but H has 16"):
         case(9)[0].prune(method="measured", held_out=torch.eye(16))

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -362,7 +361,7 @@ def test_pruned_weights_that_their_dtype_cannot_hold_are_refused(method):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_nan_and_infinity(bad):
+def test_nan_and_infinity_are_refused(bad):
     layer = make_layer()
     weight, hessian = layer.weight.clone(), layer.hessian
     weight[2, 3] = hessian[2, 3] = bad
@@ -395,13 +394,13 @@ GOOD = {"sparsity": 0.5, "block_size": 8}
         ({"sparsty": 0.5}, "no option 'sparsty' here; there are bits, .*held_out, .*sparsity, .*trace"),
     ],
 )
-def test_bad_arguments(options, message):
+def test_bad_arguments_are_refused(options, message):
     with pytest.raises(rose.RoseError, match=message) as caught:
         make_layer().prune(**{**GOOD, **options})
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_cannot_be_pruned():
+def test_weights_that_cannot_be_pruned_are_refused():
     for weight in (torch.zeros(8), torch.zeros(0, 8), torch.zeros(8, 0), torch.zeros(2, 2, 8)):
         with pytest.raises(rose.RoseError, match="W must be a non-empty"):
             rose.prune_layer(weight, torch.eye(8))
@@ -411,7 +410,7 @@ def test_weights_that_cannot_be_pruned():
 
 
 @every_method()
-def test_hessians_that_cannot_be_used(method):
+def test_hessians_that_cannot_be_used_are_refused(method):
     with pytest.raises(rose.RoseError, match="must be symmetric"):
         rose.prune_layer(torch.zeros(2, 8), torch.ones(8, 8).triu(), method=method)
     with pytest.raises(rose.RoseError, match=NO_MEAN if method == "dsnot" else "cannot be factorized"):
@@ -430,42 +429,36 @@ def test_the_registry_takes_new_methods(monkeypatch):
     assert "again" not in rose.METHODS
 
 
-def _dense(weight: Tensor, statistics: rose.InputStatistics, settings: rose.Settings) -> rose.LayerResult:
-    return rose.measured_result(weight, weight, weight.abs() < 0.5, statistics, settings, budget="layer")
-
-
-def _other_shape(*given: Any) -> rose.LayerResult:
+def _other_shape(*given):
     result = rose.METHODS["wanda"].prune(*given)
     return replace(result, weight=result.weight[:1])
 
 
-def _in_place(weight: Tensor, statistics: rose.InputStatistics, settings: rose.Settings) -> rose.LayerResult:
+def _in_place(weight, *more):
     mask = weight.abs() < 0.5
     weight[mask] = 0
-    return rose.measured_result(weight, weight, mask, statistics, settings, budget="layer")
-
-
-def _by_rows(weight: Tensor, statistics: rose.InputStatistics, settings: rose.Settings) -> rose.LayerResult:
-    return rose.prune_by_score(weight, statistics, settings, weight, budget="rows")
-
-
-def _float_mask(weight: Tensor, statistics: rose.InputStatistics, settings: rose.Settings) -> rose.LayerResult:
-    return rose.prune_by_mask(weight, statistics, settings, weight, budget="layer")
+    return rose.measured_result(weight, weight, mask, *more, budget="layer")
 
 
 FAULTY = [
-    (_dense, "Faulty returned weights that are not 0 where its mask is True"),
+    (lambda w, *more: rose.measured_result(w, w, w.abs() < 0.5, *more, budget="layer"), "not 0 where its mask is True"),
     (_other_shape, r"Faulty returned \(1, 32\) weights of torch.float32 on cpu; they must be as W, \(6, 32\)"),
     (_in_place, r"Faulty writes into W; let it change a copy, such as weight\.clone\(\)"),
-    (_by_rows, "within each row or over the layer, not by the budget 'rows'"),
-    (_float_mask, r"The mask must be bool, .* \(6, 32\), not torch.float32"),
+    (
+        lambda w, *more: rose.prune_by_score(w, *more, w, budget="rows"),
+        "not by the budget 'rows'",
+    ),
+    (
+        lambda w, *more: rose.prune_by_mask(w, *more, w, budget="layer"),
+        r"must be bool, .* \(6, 32\), not torch.float32",
+    ),
     (lambda *_: {}["rank"], "Faulty failed: KeyError: 'rank'"),
     (lambda *_: None, "Faulty must return a LayerResult"),
 ]
 
 
 @pytest.mark.parametrize(("prune", "message"), FAULTY)
-def test_methods_of_others_are_checked(prune, message, monkeypatch):
+def test_results_of_registered_methods_are_checked(prune, message, monkeypatch):
     monkeypatch.setattr("rose.layer.registry.METHODS", dict(rose.METHODS))
     rose.register("faulty", "Faulty", "Does something wrong.")(prune)
     layer = make_layer()
@@ -490,7 +483,7 @@ def test_a_mask_that_is_not_n_of_m_is_refused(monkeypatch):
         make_layer().prune(method="halves", sparsity="2:4")
 
 
-def test_what_cannot_be_registered():
+def test_bad_registrations_are_refused():
     for name in (5, None, "two words"):
         with pytest.raises(rose.RoseError, match=f"A method cannot be named {name!r}"):
             rose.register(name, "X", "X.")

@@ -47,7 +47,7 @@ def plain_loop(weight: np.ndarray, norm: np.ndarray, rank: int, keep: int, of: i
     ],
 )
 @pytest.mark.parametrize("transposed", [False, True])
-def test_is_the_plain_loop(sparsity, rank_ratio, rank, keep, of, transposed):
+def test_oats_is_the_plain_loop(sparsity, rank_ratio, rank, keep, of, transposed):
     rows, columns = (32, 24) if transposed else (24, 32)
     if transposed and of == 32:
         keep, of = keep * 3 // 4, 24
@@ -76,14 +76,14 @@ def test_is_the_plain_loop(sparsity, rank_ratio, rank, keep, of, transposed):
 
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7, 0.9])
-def test_stores_what_was_asked(sparsity):
+def test_oats_stores_the_parameters_asked_for(sparsity):
     weight, statistics = case(1, 96, 128)
     result = rose.prune_layer(weight, statistics, method="oats", sparsity=sparsity, options={"iterations": 3})
     # One column of rounding in S, one rank of rounding in L.
     assert abs(result.sparsity - sparsity) <= (96 + 224) / weight.numel()
 
 
-def test_without_rank_it_is_wanda():
+def test_oats_without_rank_is_wanda():
     weight, statistics = case(2)
     result = rose.prune_layer(weight, statistics, method="oats", sparsity=0.5, options={"rank_ratio": 0})
     wanda = rose.prune_layer(weight, statistics, method="wanda", sparsity=0.5)
@@ -91,7 +91,7 @@ def test_without_rank_it_is_wanda():
     torch.testing.assert_close(result.weight, wanda.weight)
 
 
-def test_finds_a_sparse_plus_low_rank_matrix():
+def test_oats_finds_a_sparse_plus_low_rank_matrix():
     generator = torch.Generator().manual_seed(3)
     low = torch.randn(40, 2, generator=generator) @ torch.randn(2, 40, generator=generator)
     spikes = 10 * torch.randn(40, 40, generator=generator) * (torch.rand(40, 40, generator=generator) < 0.05)

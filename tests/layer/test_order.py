@@ -230,7 +230,7 @@ def test_custom_order_as_list_tensor_or_order():
         ("random:x", "There is no order named"),
     ],
 )
-def test_bad_orders(order, message):
+def test_bad_orders_are_refused(order, message):
     with pytest.raises(rose.RoseError, match=message):
         rose.make_order(plan_with_block_losses([1.0, 2.0]), order)
 
@@ -277,7 +277,7 @@ APART = "keep each group of 4 neighbouring columns together"
         (lambda _: rose.make_order(GROUPS_OF_4, rose.Order(torch.arange(8), (2, 6), "x")), APART),
     ],
 )
-def test_plans_moves_and_scores_that_make_no_sense_are_refused(work, message):
+def test_bad_plans_moves_and_scores_are_refused(work, message):
     assert rose.make_order(GROUPS_OF_4, [4, 5, 6, 7, 0, 1, 2, 3]).permutation[0] == 4
     with pytest.raises(rose.RoseError, match=message):
         work(plan_with_block_losses([1.0, 2.0]))

@@ -28,7 +28,7 @@ from rose.layer.selection import smallest, smallest_per_group, smallest_per_row
         (np.float32(0.5), 0.5, 0, 0),
     ],
 )
-def test_reads(text, ratio, keep, of):
+def test_sparsities_are_read(text, ratio, keep, of):
     pattern = parse_sparsity(text)
     assert pattern.ratio == pytest.approx(ratio)
     assert (pattern.keep, pattern.of) == (keep, of)
@@ -38,7 +38,7 @@ def test_reads(text, ratio, keep, of):
     "text",
     [-0.1, 1.1, float("nan"), float("inf"), "much", "", "%", "5:4", "2:0", "0:0", "-2:4", "2:4:8", ":", None, True],
 )
-def test_refuses(text):
+def test_bad_sparsities_are_refused(text):
     with pytest.raises(rose.RoseError, match=r"ratio from 0 to 1 such as 0\.7, or N:M such as 2:4"):
         parse_sparsity(text)
 
@@ -100,6 +100,6 @@ def test_smallest_per_group_keeps_n_of_m(keep, extra, groups, seed):
     "wrong",
     [(1.5,), (-1.0,), (float("nan"),), (0.5, 1, 4), (0.5, 3, 2), (0.5, 2), (0.5, -1, -2), ("0.5",), (None,), (True,)],
 )
-def test_patterns_that_contradict_themselves(wrong):
+def test_patterns_that_contradict_themselves_are_refused(wrong):
     with pytest.raises(rose.RoseError, match="is no sparsity"):
         rose.Pattern(*wrong)

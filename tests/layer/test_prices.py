@@ -99,7 +99,7 @@ def test_orders_by_h_need_h_and_take_dead_columns_first(name):
         rose.make_order(plan_from_importance(plan.importance, block_size=8), name)
 
 
-def test_an_order_of_ones_own_may_read_h():
+def test_a_registered_order_may_read_h():
     layer = make_layer()
 
     @rose.register_order("by_h")
@@ -111,7 +111,7 @@ def test_an_order_of_ones_own_may_read_h():
 
 
 @given(layer=layers(), ratio=st.floats(0, 1), block_size=st.integers(1, 40), seed=st.integers(0, 9))
-def test_a_budget_of_ones_own_is_kept(layer, ratio, block_size, seed):
+def test_custom_shares_are_kept(layer, ratio, block_size, seed):
     rows, columns = layer.weight.shape
     widths = rose.plan_order(layer.weight, layer.statistics, block_size=block_size).block_width
     most = torch.tensor(widths, dtype=torch.float64) / columns
@@ -142,13 +142,11 @@ def test_the_shares_that_the_threshold_takes_give_its_result_again():
         ([0.35, 0.35], 0.7, "one share for each of the 4 blocks, not 2"),
         ([0.3, 0.2, 0.1, 0.1], 0.7, r"Block 0 as visited holds 0\.25 .* cannot give up 0\.3"),
         ([-0.1, 0.8, 0, 0], 0.7, "a number from 0 to 1"),
-        ([float("nan")] * 4, 0.7, "a number from 0 to 1"),
-        (7, 0.7, "'block', 'layer' or a list of shares"),
         (["a"], 0.7, "'block', 'layer' or a list of shares"),
         ("most", 0.7, "must be one of block, layer"),
         ([0.125] * 4, "2:4", "2:4 fixes what every block gives up"),
     ],
 )
-def test_a_budget_that_makes_no_sense_is_refused(budget, sparsity, says):
+def test_bad_budgets_are_refused(budget, sparsity, says):
     with pytest.raises(rose.RoseError, match=says):
         make_layer().prune(method="sparsegpt", sparsity=sparsity, budget=budget)

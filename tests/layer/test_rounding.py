@@ -96,7 +96,7 @@ def test_every_method_rounds(method):
         assert alone.rounding_error is None
 
 
-def test_a_damping_that_rounding_raised_is_the_results(monkeypatch):
+def test_the_result_names_a_damping_that_rounding_raised(monkeypatch):
     """The order that rounding visits may need more than that of the method."""
     factorize = toolkit.factorize
     layer = make_layer(columns=64, tokens=300)
@@ -108,7 +108,7 @@ def test_a_damping_that_rounding_raised_is_the_results(monkeypatch):
 
 
 @every_method(oats=NO_GRID)
-def test_nothing_left_and_nothing_there(method):
+def test_rounding_of_empty_and_fully_pruned_layers(method):
     layer = make_layer(columns=32)
     assert layer.prune(method=method, sparsity=1.0, bits=3, group=32).weight.eq(0).all()
     assert layer.prune(method=method, sparsity=1.0, bits=3, group=32).rounding_error == 0
@@ -118,7 +118,7 @@ def test_nothing_left_and_nothing_there(method):
 
 @every_method(oats=NO_GRID)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_zeros_that_were_there_stay_where_nothing_is_pruned(method, dtype):
+def test_existing_zeros_stay_where_nothing_is_pruned(method, dtype):
     layer = make_layer(columns=64, tokens=300)
     pruned = layer.prune(method="sparsegpt", sparsity=0.5)
     weight = pruned.weight.to(dtype)
@@ -150,7 +150,7 @@ def test_no_single_code_is_better_than_the_revised_ones():
             assert (error(other) >= error(now) * (1 - 1e-5)).all()
 
 
-def test_bits_that_cannot_be_had_are_refused():
+def test_bad_bits_are_refused():
     layer = make_layer(columns=48)
     for words, says in (
         ({"bits": 4, "method": "oats"}, "choose another method"),

@@ -17,7 +17,7 @@ def layer_of(rows: int = 48, columns: int = 64) -> tuple[torch.Tensor, rose.Inpu
 
 @pytest.mark.parametrize("sparsity", [0.7, "2:4"])
 @pytest.mark.parametrize("name", list(METHODS))
-def test_last_state_is_what_the_method_returns(name, sparsity):
+def test_the_last_state_is_what_the_method_returns(name, sparsity):
     weight, statistics = layer_of()
     method, order = METHODS[name]
     *_, last = watch_solver(name, weight, statistics, sparsity=sparsity, order=order, block_size=16)
@@ -27,7 +27,7 @@ def test_last_state_is_what_the_method_returns(name, sparsity):
 
 
 @pytest.mark.parametrize("name", list(SOLVERS))
-def test_states_keep_their_promise(name):
+def test_states_hold_the_promised_sparsity(name):
     weight, statistics = layer_of()
     states = list(watch_solver(name, weight, statistics, sparsity=0.7, block_size=16))
     work = [state.work for state in states]
@@ -50,7 +50,7 @@ def test_work_is_counted_in_products():
 
 
 @pytest.mark.parametrize(("name", "sparsity", "said"), [("brute", 0.7, "no solver"), ("stages", "2:4", "in stages")])
-def test_refuses_in_a_sentence(name, sparsity, said):
+def test_unknown_solvers_are_refused(name, sparsity, said):
     weight, statistics = layer_of()
     with pytest.raises(rose.RoseError, match=said):
         next(watch_solver(name, weight, statistics, sparsity=sparsity))

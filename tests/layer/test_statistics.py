@@ -95,7 +95,7 @@ NO_TENSORS = (
 
 
 @pytest.mark.parametrize("other", NO_TENSORS, ids=["array", "list", "None", "sparse", "meta"])
-def test_tensors_are_asked_for(other):
+def test_other_types_than_tensors_are_refused(other):
     says = "must be a torch tensor, not a .*; torch.from_numpy makes one of an array|neither sparse nor on meta"
     for wrong in (
         lambda: rose.plan_order(other, torch.eye(4)),
@@ -116,7 +116,7 @@ def test_growing_leaves_a_given_hessian_alone():
     assert torch.equal(statistics.hessian, torch.eye(4) + 2)
 
 
-def test_on_another_device():
+def test_statistics_move_to_another_device():
     statistics = rose.InputStatistics.from_hessian(torch.eye(4))
     for same in ("cpu", torch.device("cpu")):  # a second object over the same numbers would grow with the first
         assert statistics.to(same) is statistics

@@ -83,7 +83,7 @@ def test_without_damping_it_is_the_least_squares_solution(case, kind):
     assert used == 0
 
 
-def test_any_mask_is_judged_alike_by_target_and_by_corrected_weight(case):
+def test_every_mask_has_the_same_loss_by_target_and_by_corrected_weight(case):
     """‖T − XŴᵀ‖² − ‖T − XW*ᵀ‖² = tr((W* − Ŵ) H (W* − Ŵ)ᵀ), which is why methods prune W* as if it were W."""
     gap, _, target, _ = gaps(case)
     hessian = statistics_of(case["pruned"]).hessian
@@ -123,7 +123,7 @@ def test_without_a_gap_the_weight_stays(case):
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["input gap", "output gap"])
-def test_rounded_products_are_off_by_far_less_than_other_tokens_would_be(case, kind):
+def test_rounding_of_products_is_far_below_sampling_noise(case, kind):
     exact, rounded = (gaps(case, 3, dtype)[kind] for dtype in (torch.float32, torch.bfloat16))
     assert rounded.cross.dtype == torch.float32
     assert rounded.of(case["weight"]).square == pytest.approx(exact.of(case["weight"]).square, rel=2e-3)

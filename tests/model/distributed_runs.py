@@ -121,20 +121,12 @@ def refused(work: Callable[[], Any]) -> str:
     return message
 
 
-def prune_a_broken_layer() -> None:
-    """One layer cannot be pruned, so one process alone meets an error."""
+def broken_model() -> Any:
+    """One of its layers cannot be pruned, so one process alone meets an error."""
     model = make_model("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
-    rose.prune_model(model, make_tokens(SAMPLES), **OPTIONS)
-
-
-def slim_a_broken_layer() -> None:
-    """The first process alone solves, and meets the error."""
-    model = make_model("llama")
-    with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
-    rose.prune_structured(model, make_tokens(SAMPLES), ratio=0.3, multiple=4)
+    return model
 
 
 def reach_different_layers() -> None:
@@ -182,8 +174,10 @@ def everything(folder: Path) -> dict[str, Any]:
         "gone_on": stopped_and_gone_on(folder / "kept"),
         "too_few": refused(lambda: prune("llama", held_out=make_tokens(1))),
         "other_run": refused(lambda: prune("llama", checkpoint=folder / "kept")),
-        "broken": refused(prune_a_broken_layer),
-        "broken_slim": refused(slim_a_broken_layer),
+        "broken": refused(lambda: rose.prune_model(broken_model(), make_tokens(SAMPLES), **OPTIONS)),
+        "broken_slim": refused(
+            lambda: rose.prune_structured(broken_model(), make_tokens(SAMPLES), ratio=0.3, multiple=4)
+        ),
         "parted": refused(reach_different_layers),
     }
 

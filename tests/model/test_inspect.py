@@ -181,7 +181,7 @@ def test_the_command_prints_and_writes_what_was_found(tmp_path, capsys):
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff" * 100], ids=["none", "empty", "noise"])
 @pytest.mark.parametrize("name", ["a.safetensors", "a.gguf", "a.bin"])
-def test_what_is_no_file_of_tensors_is_refused(name, content, tmp_path):
+def test_other_files_than_tensors_are_refused(name, content, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(rose.RoseError):

@@ -96,7 +96,7 @@ def test_slimmed_as_by_one_process(run, several, alone):
         assert found[name] == pytest.approx(expected[name], rel=1e-3), name
 
 
-def test_gpus_send_what_is_on_them(several):
+def test_gpus_send_only_their_own_tensors(several):
     assert several[0]["pruned"]["pretended"]["sent"] == ["all_reduce", "broadcast"]
 
 

@@ -53,7 +53,7 @@ def test_the_cost_of_a_set_is_the_least_error_on_tokens(with_bias):
     assert costs == pytest.approx([set_cost(problem, without(unit)) for unit in range(UNITS)], rel=1e-3)
 
 
-def test_a_raised_damping_is_known_whoever_factorized():
+def test_a_raised_damping_is_known_after_any_factorization():
     problem, _ = make_problem()
     few = torch.randn(3, UNITS * WIDTH, generator=torch.Generator().manual_seed(0))
     singular = replace(problem, second=few.T @ few, mean=few.mean(0) * 0, damping=0.0)
@@ -67,7 +67,7 @@ def test_a_raised_damping_is_known_whoever_factorized():
 
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("width", [1, WIDTH])
-def test_units_that_are_always_zero_cost_nothing_and_go_first(width, with_bias):
+def test_dead_units_cost_nothing_and_are_removed_first(width, with_bias):
     problem, _ = make_problem(width, with_bias=with_bias)
     dead = problem.columns[[1, 4]].flatten()
     live = torch.ones(len(problem.mean)).index_fill(0, dead, 0)

@@ -290,7 +290,7 @@ def test_every_family_is_checked(family):
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 @pytest.mark.parametrize("method", ["wanda", "magnitude"])
-def test_a_mask_is_no_fault_where_pruning_towards_the_dense_model_begins(family, method):
+def test_a_mask_in_the_first_layer_of_a_dense_target_run_is_no_fault(family, method):
     config = DENSE[family]()
     config.num_hidden_layers = 4
     dense, model = make_from(config), make_from(config)
@@ -402,7 +402,7 @@ def test_models_of_other_shapes_and_a_model_beside_itself_are_refused(blocks, sa
         check_checkpoint(models[0], models[-1], make_tokens())
 
 
-def test_who_was_calibrated_on_other_windows_is_told_so(tmp_path):
+def test_a_copy_calibrated_on_other_windows_is_reported(tmp_path):
     drawn = {"calibration": "text.txt", "samples": 4, "length": 16, "seed": 0, "held_out_samples": 2}
     drawn["bos_token"] = None
     assert says_other_draw(tmp_path, drawn) == ""  # nobody knows

@@ -280,7 +280,7 @@ def test_another_tokenizer_can_be_given(checkpoint, saved):
     assert has_tokenizer(str(checkpoint))
 
 
-def test_repository_that_wants_remote_code(checkpoint):
+def test_a_repository_that_wants_remote_code_is_refused(checkpoint):
     ran = checkpoint / "ran"
     (checkpoint / "custom.py").write_text(f"open({str(ran)!r}, 'w').close()")
     edit_config(
@@ -292,7 +292,7 @@ def test_repository_that_wants_remote_code(checkpoint):
     assert not ran.exists()
 
 
-def test_not_enough_memory(saved, monkeypatch):
+def test_too_little_memory_is_refused_before_loading(saved, monkeypatch):
     parameters = sum(p.numel() for p in make_model("llama").parameters())
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=parameters * 3))
     refused(saved, r"takes in float32 93 kB of memory, and .* are free; load it in bfloat16, or choose a smaller")
@@ -300,7 +300,7 @@ def test_not_enough_memory(saved, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["Python", "torch"])
-def test_memory_that_runs_out_while_loading(kind, saved, monkeypatch):
+def test_running_out_of_memory_while_loading_is_reported(kind, saved, monkeypatch):
     def exhausted(*_args: Any, **_options: Any) -> None:
         if kind == "torch":
             torch.empty(10**14)
@@ -328,7 +328,7 @@ def http_error(status: int) -> HfHubHTTPError:
     ],
 )
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_hub_problems(problem, message, wrapped, monkeypatch):
+def test_problems_of_the_hub_are_reported(problem, message, wrapped, monkeypatch):
     def fail(*_args: Any, **_options: Any) -> None:
         if wrapped:
             raise OSError(str(problem)) from problem
@@ -451,7 +451,7 @@ def test_loading_is_quiet_and_puts_the_logger_back(saved, capfd):
 
 
 @pytest.mark.parametrize("load", [rose.load_model, load_skeleton])
-def test_who_waits_for_the_load_of_another_can_be_stopped(saved, load):
+def test_waiting_for_another_load_can_be_cancelled(saved, load):
     waiting, done, in_time = threading.Event(), threading.Event(), []
 
     def hold() -> None:

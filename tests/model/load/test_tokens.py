@@ -247,7 +247,7 @@ def test_long_texts_are_cut_into_tokens_part_by_part(separator, tmp_path, tokeni
     assert len(calibration._encode(tokenizer, path.read_text())) >= WORDS  # a word may be cut, none is lost
 
 
-def test_windows_that_have_to_overlap_are_told(tmp_path, caplog):
+def test_overlapping_windows_are_reported(tmp_path, caplog):
     path = tmp_path / "short.txt"
     path.write_text("w1 " * 100)
     tokenizer = byte_tokenizer()

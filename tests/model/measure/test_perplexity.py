@@ -111,17 +111,6 @@ def test_targets_are_compared_in_one_run():
     assert layer.mean_held_out_error == report.summary["mean_held_out_error"]
 
 
-def test_a_comparison_as_markdown():
-    def row(method: str, sparsity: str, seed: int, value: float) -> ComparisonRow:
-        return ComparisonRow(method, sparsity, seed, value, 10.0, 0.1, None, 0.5, 1.0, 100)
-
-    rows = [row("rose", "0.5", 0, 20.0), row("rose", "0.5", 1, 23.0), row("rose", "2:4", 0, 30.04)]
-    assert to_markdown([*rows, row("wanda", "0.5", 0, 1234.5)]) == (
-        "| method | 0.5 | 2:4 |\n|---|---|---|\n| rose | 21.5 ± 1.5 | 30.0 |\n| wanda | 1234 | – |\n"
-    )
-    assert to_markdown([]) == ""
-
-
 def test_rows_of_different_environments_are_never_paired():
     def row(method: str, seed: int, value: float, where: str) -> ComparisonRow:
         losses = " ".join(str(np.log(value) + gap) for gap in (-0.1, 0.1))

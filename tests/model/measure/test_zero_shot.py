@@ -89,7 +89,7 @@ def test_a_task_without_accuracy_costs_the_others_nothing(loaded, questions, tmp
     assert table.loc["norms", "accuracy_norm"] == table.loc["sums", "accuracy_norm"]
 
 
-def test_what_cannot_be_run_is_said_in_a_sentence(loaded, folder, tmp_path, monkeypatch):
+def test_bad_tasks_are_refused(loaded, folder, tmp_path, monkeypatch):
     model, tokenizer = loaded
     with pytest.raises(rose.RoseError, match="no task named products"):
         zero_shot(model, tokenizer, tasks=["products"], task_folder=folder)
@@ -129,7 +129,7 @@ def test_a_template_does_not_reach_python(loaded, tmp_path, questions):
         zero_shot(*loaded, tasks=["sums"], task_folder=tmp_path, limit=1)
 
 
-def test_progress_is_told_and_may_stop(loaded, folder):
+def test_progress_is_reported_and_may_cancel(loaded, folder):
     model, tokenizer = loaded
     shares: list[float] = []
     zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, progress=shares.append)

@@ -66,7 +66,7 @@ WRONG: dict[Callable[[], Any], str] = {
 
 
 @pytest.mark.parametrize("make", WRONG)
-def test_what_would_be_lost_or_undone_is_refused_everywhere(make, tmp_path):
+def test_adapters_masks_and_offloaded_weights_are_refused_everywhere(make, tmp_path):
     model, dense = make(), make_model("llama")
     for use in (
         lambda: rose.prune_model(model, TOKENS, sparsity=0.5, block_size=8),

@@ -159,7 +159,7 @@ def test_trace_is_that_of_the_full_hessian(make):
     assert (spread < 0.5 * np.abs(exact).max()).all()  # or the line above would say little
 
 
-def test_trace_has_gradients_whoever_asks_for_it():
+def test_the_trace_has_gradients_inside_inference_mode():
     model, tokens = tiny_llama(1), some_tokens(2)
     layers = prunable_layers(model)
     known = hessian_traces(Network(model), tokens, layers)
@@ -230,7 +230,7 @@ def test_owl_goes_on_where_no_token_came_to_any_layer_of_a_block():
         *((f"sensitivity:{bad}", 0.5, "must be a number from 0 to 1") for bad in ("", "x", "1.5", "nan")),
     ],
 )
-def test_bad_allocations(allocation, sparsity, message):
+def test_bad_allocations_are_refused(allocation, sparsity, message):
     model = tiny_llama()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(rose.RoseError, match=message):
@@ -301,7 +301,7 @@ def test_damages_that_cannot_be_shared_are_refused(unit, ratio, message, tmp_pat
         rose.prune_model(tiny_llama(), some_tokens(), sparsity=ratio, block_size=8, allocation=f"damage:{tmp_path}")
 
 
-def test_damages_of_another_intervention_or_of_a_pruned_copy_share_nothing(tmp_path):
+def test_damages_of_another_intervention_or_model_are_refused(tmp_path):
     known = DamageRecord("a", 0, "", 9, 0.5, 0.1, 0.1, 0.1, 0.1, 1.0, 0.1, 0.1, 0.1, 1.1, 0)
     records_table([known], DamageRecord).to_csv(tmp_path / "rows.csv", index=False)
     by_damage, network = parse_allocation(f"damage:{tmp_path}"), Network(tiny_llama())
@@ -314,7 +314,7 @@ def test_damages_of_another_intervention_or_of_a_pruned_copy_share_nothing(tmp_p
         allocate(network, some_tokens(), [], Pattern(0.5), by_damage, list)
 
 
-def test_a_run_goes_on_by_the_same_damages_alone(tmp_path):
+def test_a_resumed_run_needs_the_same_damages(tmp_path):
     rows = tmp_path / "rows.csv"
     options: dict[str, Any] = {"sparsity": 0.5, "block_size": 8, "checkpoint": tmp_path / "kept"}
     table = rose.damage(tiny_llama(), some_tokens(), sparsity=0.5, block_size=8, units="blocks").units
@@ -329,7 +329,7 @@ def test_a_run_goes_on_by_the_same_damages_alone(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_numbers_that_are_none_share_nothing(value, tmp_path, monkeypatch):
+def test_damages_and_traces_that_are_not_finite_are_refused(value, tmp_path, monkeypatch):
     model = tiny_llama()
     names = [layer.name for layer in rose.prunable_layers(model)]
     with monkeypatch.context() as patched:

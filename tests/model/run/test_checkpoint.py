@@ -290,7 +290,7 @@ def full(*_args: Any, **_options: Any) -> None:
 
 @pytest.mark.parametrize("moment", [0, 1, 2, 5, 9, 14])
 @pytest.mark.parametrize("step", ["save_file", "sync"])
-def test_a_full_disk(moment, step, tmp_path, monkeypatch, undisturbed):
+def test_a_full_disk_loses_no_finished_block(moment, step, tmp_path, monkeypatch, undisturbed):
     module = tensor_files if step == "save_file" else durable
     work, calls = getattr(module, step), []
 

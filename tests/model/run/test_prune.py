@@ -175,7 +175,7 @@ def test_a_method_that_fails_is_named_with_its_layer(monkeypatch):
         (torch.zeros(1, 65, dtype=torch.long), "65 tokens are longer than the model's 64 positions"),
     ],
 )
-def test_tokens_that_do_not_fit(tokens, message):
+def test_tokens_that_do_not_fit_are_refused(tokens, message):
     model = make_model("llama")
     calls = (rose.prune_model, rose.collect_statistics, rose.perplexity, rose.damage, rose.rotate_heads)
     # Iterators are refused when they are made, before anything asks for the first item.
@@ -184,7 +184,7 @@ def test_tokens_that_do_not_fit(tokens, message):
             call(model, tokens)
 
 
-def test_what_is_no_model_is_told():
+def test_other_things_than_models_are_refused():
     for call in (rose.prune_model, rose.collect_statistics, rose.perplexity, rose.visit_blocks):
         with pytest.raises(rose.RoseError, match="A transformers model is needed, with its configuration, not a str"):
             call("smollm2-135m", make_tokens())

@@ -109,7 +109,7 @@ def test_the_file_computes_what_the_model_does(kind, bits, family, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.gguf"]
 
 
-def test_what_f16_rounds_is_told(tmp_path):
+def test_the_rounding_error_of_f16_is_reported(tmp_path):
     """The error is over the rounded layers: one of fourteen here."""
     model = save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
     first, *others = prunable_layers(model)
@@ -182,7 +182,7 @@ def test_all_is_written_where_the_file_will_be(kind, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "model"]
 
 
-def test_what_is_refused(tmp_path, capsys):
+def test_bad_exports_are_refused(tmp_path, capsys):
     save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
     for kind in ("q4_1", "q4_k"):
         assert cli.main(["export", str(tmp_path / "model"), "--type", kind]) == 2

@@ -160,7 +160,7 @@ def test_steps_are_those_of_adam_by_hand_on_the_mean_loss_a_token(loss):
 
 @pytest.mark.parametrize("loss", ["kl", "ce"])
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
-def test_tuning_has_gradients_whoever_calls_it(loss, mode):
+def test_tuning_has_gradients_inside_no_grad(loss, mode):
     dense, model = pruned_pair()
     twin, options = copy.deepcopy(model), {**FAST, "epochs": 1, "loss": loss}
     rose.tune_model(twin, dense, TOKENS, **options)
@@ -232,7 +232,7 @@ def test_steps_that_make_it_worse_are_not_kept(capsys):
     ("whose", "said"),
     [("pruned", "The loss is nan before any step; `rose check` tells"), ("step", "choose a smaller rate than 1e[+]30")],
 )
-def test_a_loss_that_is_not_finite_is_told_by_its_cause(whose, said):
+def test_the_cause_of_a_loss_that_is_not_finite_is_named(whose, said):
     dense, model = pruned_pair()
     if whose == "pruned":
         rose.prunable_layers(model)[0].parameter.data[0, 0] = math.nan
@@ -261,13 +261,13 @@ def test_the_rate_falls_with_the_way_to_the_dense_model(loss, is_held_out, monke
     assert rates[0.5] > rates[0.1]
 
 
-def test_minutes_say_how_many_steps_there_are():
+def test_minutes_set_the_number_of_steps():
     dense, model = pruned_pair()
     report = rose.tune_model(model, dense, TOKENS, held_out=HELD_OUT, minutes=0.02)
     assert report.summary["steps"] == report.summary["steps_planned"] >= 1
 
 
-def test_gradients_that_a_model_brings_are_left_out_and_come_back():
+def test_gradients_of_the_caller_are_ignored_and_restored():
     dense, model = pruned_pair()
     other = copy.deepcopy(model)
     brought = {name: torch.ones_like(one) for name, one in other.named_parameters()}
@@ -337,7 +337,7 @@ def test_a_stopped_run_keeps_the_best_and_goes_on_to_the_same_bits(tmp_path, mon
         rose.tune_model(pruned_pair()[1], dense, TOKENS, **JUDGED, checkpoint=tmp_path)
 
 
-def test_blocks_in_parts_recover_too_each_from_where_the_one_before_has_ended(tmp_path):
+def test_parts_of_blocks_are_tuned_one_after_another(tmp_path):
     dense, model = pruned_pair(dtype=torch.bfloat16)
     fast = FAST | {"seed": 2**63 - 1}  # the largest one; other parts have other seeds
     before, seen = masks(model), []
@@ -390,7 +390,7 @@ def test_a_run_goes_on_with_its_parts_and_its_format(tmp_path, monkeypatch, part
         Parts(task, TuneSettings(**auto), 3 - parts).run(None, tmp_path)
 
 
-def test_too_few_steps_are_told_by_the_part_that_has_fewest():
+def test_the_part_with_the_fewest_steps_is_named():
     dense, model = pruned_pair()
     tuner = Parts(TuneTask(model, dense, TOKENS[:16]), TuneSettings(epochs=1.0), 2)
     tuner.run()
@@ -503,7 +503,7 @@ def test_bits_are_refused_where_the_dense_model_is_on_another_grid():
             rose.tune_model(model, dense, TOKENS, **FAST | {"epochs": 0.2})
 
 
-def test_what_pruning_tunes_on_is_drawn_once_and_apart(tmp_path):
+def test_windows_for_tuning_are_disjoint(tmp_path):
     text = tmp_path / "letters.txt"
     text.write_text("".join(random.Random(0).choices("abcdefgh", k=4000)))
     evaluated = rose.load_tokens(str(text), byte_tokenizer(), samples=5, length=32, seed=None)
@@ -513,7 +513,7 @@ def test_what_pruning_tunes_on_is_drawn_once_and_apart(tmp_path):
     assert len({tuple(one) for one in (*tokens.tolist(), *held_out.tolist(), *evaluated.tolist())}) == 4000 // 32
 
 
-def test_dense_models_and_minutes_that_tuning_would_refuse_are_refused_before_pruning(tmp_path, capsys, monkeypatch):
+def test_what_tuning_would_refuse_is_refused_before_pruning(tmp_path, capsys, monkeypatch):
     monkeypatch.delattr(rose, "prune_model")
     model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path / "dense")))
     for layer in rose.prunable_layers(model):
@@ -635,7 +635,7 @@ def test_a_copy_whose_tuning_was_cancelled_is_written_and_says_so(tmp_path, monk
         assert report.summary["mean_relative_error"] == report.stages[0].layers["relative_error"].mean()
 
 
-def test_commands_tune_and_say_what_they_did(tmp_path, monkeypatch, capsys):
+def test_the_commands_tune(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(terminal, "MINUTE", 0)
     tiny = str(save_tiny_llama(tmp_path / "dense"))
     text, other = tmp_path / "text.txt", tmp_path / "other.txt"

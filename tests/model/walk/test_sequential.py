@@ -163,7 +163,7 @@ def test_a_tensor_overwritten_between_two_layers_is_counted_anew(target):
         ({"target": "layer", "allocation": "owl", "true_sequential": True}, "counted; leave this layer out"),
     ],
 )
-def test_what_to_do_about_an_overwritten_input_is_what_the_caller_can_do(options, remedy):
+def test_the_remedy_for_an_overwritten_input_fits_the_options(options, remedy):
     with pytest.raises(rose.RoseError, match=rf"overwrites the input of model\.layers\.0\.mlp\.first.*{remedy}\."):
         rose.prune_model(doubling_model(), make_tokens(), sparsity=0.5, block_size=16, **options)
 

@@ -170,7 +170,7 @@ def lost_by_the_stream(family: str, dense: nn.Module, model: nn.Module, layer: A
     return (before(dense) - before(model)).float() / scale
 
 
-def test_what_a_layer_must_add_in_front_of_a_norm_comes_out_behind_it_as_wanted():
+def test_corrections_in_front_of_a_norm_have_the_wanted_effect_behind_it():
     """As in Gemma, where a norm stands between layers and stream; channels that it nearly mutes are asked for less."""
     torch.manual_seed(0)
     norm = nn.RMSNorm(32)
@@ -276,7 +276,7 @@ def test_tokens_without_a_hidden_state_are_left_out_of_drift():
 
 
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
-def test_damping_goes_by_the_residual_stream_whatever_a_layer_reads(family):
+def test_target_damping_depends_on_the_width_of_the_residual_stream(family):
     layers = rose.prune_model(make_model(family), make_tokens(), **OPTIONS).layers
     corrected = layers[layers["target"] != "layer"]
     assert set(corrected["columns"]) > {32}

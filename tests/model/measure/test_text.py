@@ -1,0 +1,113 @@
+"""A token's surprise is the loss that perplexity averages; greedy continuation is that of plain forward passes."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+import rose
+from rose.model.measure import text as text_module
+from rose.model.measure.text import continue_prompt, encode_text, read_text
+from tests.model.families import make_model, make_tokens
+from tests.tiny import BOS, byte_tokenizer, save_tiny_llama
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_losses_average_to_perplexity(family, chunk, monkeypatch):
+    monkeypatch.setattr(text_module, "CHUNK", chunk)
+    model, tokens = make_model(family), make_tokens()[:1]
+    reading = read_text(model, tokens)
+    assert len(reading.losses) == tokens.shape[1] - 1
+    assert math.exp(float(reading.losses.mean())) == pytest.approx(rose.perplexity(model, tokens), rel=1e-5)
+
+
+@torch.no_grad()
+def test_likely_tokens_are_those_of_the_model():
+    model, tokens = make_model("llama"), make_tokens()[:1]
+    reading = read_text(model.train(), tokens)
+    assert model.training
+    chances = model.eval()(tokens).logits[0].double().softmax(-1)
+    expected = chances.topk(10)
+    assert torch.equal(reading.likely, expected.indices)
+    torch.testing.assert_close(reading.chances, expected.values, rtol=1e-5, atol=1e-8)
+    of_token = chances[4, tokens[0, 5]]
+    assert float(reading.losses[4]) == pytest.approx(-math.log(float(of_token)), rel=1e-5)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_pieces_make_the_text(bos, tmp_path):
+    text = "A rose — “Ünïcode” 🌹\n\n  in two lines. "
+    encoded = encode_text(byte_tokenizer(bos), text)
+    assert "".join(encoded.pieces) == text
+    assert len(encoded.pieces) == encoded.tokens.shape[1] == len(text.encode()) + bos
+    assert (int(encoded.tokens[0, 0]) == BOS) is bos
+    model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path, blocks=1, bos=bos)))
+    reading = read_text(model, encode_text(tokenizer, text).tokens)
+    assert len(reading.losses) == len(encoded.pieces) - 1  # with BOS in front, every token of the text is predicted
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    folder: Path = save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+    return rose.load_model(str(folder))
+
+
+@torch.no_grad()
+def test_equals_repeated_forward_passes(tiny):
+    model, tokenizer = tiny
+    ids = tokenizer("Hello", return_tensors="pt")["input_ids"]
+    start = ids.shape[1]
+    for _ in range(8):
+        best = model(ids).logits[0, -1].argmax().view(1, 1)
+        ids = torch.cat([ids, best], dim=1)
+        if int(best) == tokenizer.eos_token_id:
+            break
+    expected = tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+    assert continue_prompt(model, tokenizer, "Hello", new_tokens=8) == expected
+
+
+def test_what_a_model_would_change_of_the_likeliest_tokens_is_left_out(tiny):
+    model, tokenizer = tiny
+    expected = continue_prompt(model, tokenizer, "Hello", new_tokens=8)
+    own = GenerationConfig(repetition_penalty=1.8, temperature=0.3, do_sample=True, eos_token_id=tokenizer.eos_token_id)
+    before, model.generation_config = model.generation_config, own
+    try:
+        assert continue_prompt(model, tokenizer, "Hello", new_tokens=8) == expected
+        assert model.generation_config is own
+    finally:
+        model.generation_config = before
+
+
+def test_a_prompt_ends_where_its_text_ends(tmp_path):
+    """This tokenizer puts a token in front of every text and one behind it, after which nothing would go on."""
+    model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path, bos=True)))
+    encoded = tokenizer("Hello")["input_ids"]
+    assert (encoded[0], encoded[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    ids = torch.tensor([encoded[:-1]])
+    for _ in range(6):
+        ids = torch.cat([ids, model(ids).logits[0, -1].argmax().view(1, 1)], dim=1)
+    new = ids[0, len(encoded) - 1 :].tolist()
+    ended = new.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in new else len(new)
+    assert ended
+    expected = tokenizer.decode(new[:ended], skip_special_tokens=True)
+    assert continue_prompt(model, tokenizer, "Hello", new_tokens=6) == expected
+
+
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        (lambda _: encode_text(byte_tokenizer(), "a"), "at least two tokens"),
+        (lambda _: encode_text(byte_tokenizer(), "roses", limit=4), "has 5 tokens, more than 4; shorten it"),
+        (lambda _: encode_text(byte_tokenizer(bos=True), "rose", limit=4), "has 5 tokens, more than 4"),
+        (lambda _: read_text(make_model("llama"), make_tokens()), "One text of at least two tokens"),
+        (lambda tiny: continue_prompt(*tiny, " ", new_tokens=5), "at least one word"),
+        (lambda tiny: continue_prompt(*tiny, "Hello", new_tokens=0), "at least one new token"),
+        (lambda tiny: continue_prompt(*tiny, "Hello", new_tokens=300), "longer than the model's"),
+    ],
+)
+def test_bad_texts_and_prompts_are_refused(tiny, work, message):
+    with pytest.raises(rose.RoseError, match=message):
+        work(tiny)
