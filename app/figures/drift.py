@@ -32,12 +32,12 @@ WEIGHTINGS = {  # one style for each step weighting, everywhere
 # Along decoder blocks
 
 
-def _curves(chart: Chart, table: pd.DataFrame, column: str, place: str, form: str) -> None:
+def _curves(chart: Chart, table: pd.DataFrame, column: str, place: str, form: str, unit: str = "") -> None:
     """One line a run over decoder blocks."""
     runs = table.drop_duplicates("run")
     looks = palette.run_styles(list(zip(runs["run"], runs["method"], runs["target"], strict=True)))
     for name, rows in table.groupby("run", sort=False):
-        hover = f"{name}<br>{place} %{{x}}: %{{y:{form}}}"
+        hover = f"{name}<br>{place} %{{x}}: %{{y:{form}}}{unit}"
         chart.line(rows["block_index"], rows[column], looks[str(name)], hover, width=2.2)
     chart.block_axis(table["block_index"])
 
@@ -86,8 +86,8 @@ def cancelled_shares(table: pd.DataFrame, *, problem: str = "", theme: Theme = "
     share = table["cancelled"] / table["passed_on"].where(table["passed_on"] > 0)
     table = table.assign(cancelled_share=share)  # of the first pruned block, which has received nothing, none
     chart = Chart(x="decoder block", y="share cancelled", height=HEIGHT, legend=True, theme=theme)
-    _curves(chart, table, "cancelled_share", "decoder block", ".1%")
-    chart.y(tickformat=PERCENT)
+    _curves(chart, table.assign(shown=100 * share), "shown", "decoder block", ".1f", "\u2009%")
+    chart.y(**PERCENT)
     received = table[table["passed_on"] > 0]
     means = received.groupby("run", sort=False)["cancelled_share"].mean()
     note = "Passed on + arisen − drift, as a share of passed on: above 0 a block's pruned layers cancel, below 0 they "

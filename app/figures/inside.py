@@ -12,7 +12,7 @@ from app.figures import palette
 from app.figures.palette import Style, Theme
 from app.figures.shapes import Chart
 from app.figures.shrinking import Shrunk, ceiling, frame, to_numpy
-from app.figures.style import Drawing
+from app.figures.style import PERCENT, Drawing
 from app.words import number, percent
 
 
@@ -32,7 +32,8 @@ def histogram(counts: Any, edges: Any, *, theme: Theme = "light") -> Drawing:
     counts, edges = np.asarray(to_numpy(counts), np.float64), np.asarray(to_numpy(edges), np.float64)
     middles, share = (edges[1:] + edges[:-1]) / 2, counts / max(1.0, counts.sum())
     chart = Chart(x="weight", y="share of weights", height=360, theme=theme)
-    chart.bars(middles, share, Style(palette.TEAL, "share"), "around %{x:.4g}<br>share %{y:.3%}")
+    chart.y(**PERCENT)
+    chart.bars(middles, 100 * share, Style(palette.TEAL, "share"), "around %{x:.4g}<br>share %{y:.3f}\u2009%")
     chart.figure.update_layout(bargap=0)
     table = pd.DataFrame({"from": edges[:-1], "to": edges[1:], "count": counts})
     inside = share[np.abs(middles) < 0.1 * np.abs(edges).max()].sum()

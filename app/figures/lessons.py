@@ -17,7 +17,7 @@ from app.figures import palette
 from app.figures.palette import MARK, Style, Theme
 from app.figures.shapes import BARE, Chart
 from app.figures.shrinking import to_numpy
-from app.figures.style import FONT_SIZE, Drawing
+from app.figures.style import FONT_SIZE, Drawing, some
 from app.words import number, percent, word
 from rose import LayerResult
 from rose.layer.defaults import THRESHOLD
@@ -280,7 +280,8 @@ def error_strip(random: Sequence[float], marked: Mapping[str, float], *, theme: 
     chart.y(range=[0, 1], visible=False)
     yours, rule = marked["custom"], marked["two_level"]
     beaten = sum(error > yours for error in random)
-    finding = f"Your order beats {beaten} of {len(random)} random orders, {'and' if yours < rule else 'but not'} ROSE"
+    ending = ", and ROSE" if yours < rule else ", but not ROSE" if beaten else " and not ROSE"
+    finding = f"Your order beats {some(beaten)} of {len(random)} random orders{ending}"
     table = pd.DataFrame([*(("random", error) for error in random), *places], columns=["order", "error"])
     return chart.done(finding, "Each dot is a random order", "", "Errors of orders on one axis", table)
 

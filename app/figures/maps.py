@@ -183,6 +183,8 @@ def _scaled(grid: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Values as the colour scale takes them."""
     if kind == "log":
         return np.log10(grid.where(grid > 0))
+    if kind == "change":
+        return 100 * grid  # per cent
     return np.sqrt(grid.clip(lower=0)) if kind == "root" else grid
 
 
@@ -210,10 +212,12 @@ def _colours(measure: Metric, values: pd.Series, name: str, theme: Theme) -> dic
     present = values[np.isfinite(values)]
     largest = float(present.abs().max()) if present.any() else 1.0
     is_change = measure.kind == "change"
+    if is_change:
+        largest *= 100  # as `_scaled`
     if is_change or (measure.kind == "magnitude" and (present < 0).any()):
         # Less error is purple on every page.
         scale = {"colorscale": palette.DIVERGING[theme], "reversescale": is_change, "zmin": -largest, "zmax": largest}
-        return scale | {"colorbar": colourbar(measure.unit, **({"tickformat": PERCENT} if is_change else {}))}
+        return scale | {"colorbar": colourbar(measure.unit, **(PERCENT if is_change else {}))}
     low, high, bar = 0.0, 1.0 if name == "relative_range" else largest, colourbar(measure.unit)
     if measure.kind == "log":
         positive = present[present > 0]
@@ -289,15 +293,15 @@ def gain_scatter(
     rows = table.dropna(subset=[x, column])
     if rows.empty:
         raise RoseError("No layer here has both numbers; measure more layers.")
-    saved = metric(column)
+    saved, along = metric(column), 100 if predictor.kind == "change" else 1
     chart = Chart(x=predictor.unit, y=saved.unit, height=478, legend=True, headroom=18, theme=theme)
     kinds = rows["projection"].map(map_row)
     looks = palette.projection_styles(list(dict.fromkeys(table["projection"].map(map_row))))
-    hover = f"%{{customdata[0]}}<br>{predictor.unit} %{{customdata[1]}}<br>{saved.unit} %{{y:.1%}}"
+    hover = f"%{{customdata[0]}}<br>{predictor.unit} %{{customdata[1]}}<br>{saved.unit} %{{y:.1f}}\u2009%"
     for projection, part in rows.groupby(kinds, sort=False):
         shown = np.stack([part["layer"], part[x].map(predictor.text)], axis=1)
         behind = {"marker": {"opacity": 0.85}, "customdata": shown}
-        chart.points(part[x], part[column], looks[str(projection)], hover, size=9, **behind)
+        chart.points(along * part[x], 100 * part[column], looks[str(projection)], hover, size=9, **behind)
     dead = rows[rows["dead_columns"] > 0] if "dead_columns" in rows else rows.head(0)
     rings = (
         (dead, "dead columns", 18, chart.ink.text),
@@ -305,15 +309,15 @@ def gain_scatter(
     )
     for part, name, size, colour in rings:
         if len(part):
-            chart.rings(part[x], part[column], name, size=size, colour=colour)
+            chart.rings(along * part[x], 100 * part[column], name, size=size, colour=colour)
     if x == "relative_range":
         chart.figure.add_vline(x=threshold, line=chart.dashed())
         # Above the plot: inside it covers marks.
         chart.note(f"columnar above {threshold:g}", x=threshold, y=1, yref="paper", yanchor="bottom")
         chart.x(range=[-0.02, 1.04])
     chart.figure.add_hline(y=0, line={"color": chart.ink.text, "width": 1.5})
-    chart.x(zeroline=False, tickformat=PERCENT if predictor.kind == "change" else "")
-    chart.y(tickformat=PERCENT, zeroline=False, rangemode="normal")  # marks at 0 are whole
+    chart.x(zeroline=False, **(PERCENT if along == 100 else {}))
+    chart.y(**PERCENT, zeroline=False, rangemode="normal")  # marks at 0 are whole
     better = len(rows[rows[column] > 0])
     finding = f"{sentence(saved.who)} gains on {out_of(better, len(rows), 'layer')}"
     subtitle = f"{'Held-out' if held else 'Calibration'} error saved against SparseGPT, a mark a layer"

@@ -195,8 +195,9 @@ def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
         answered = values.loc[shared]
         means[name] = float(answered["accuracy"].mean())
         errors[name] = float(np.linalg.norm(answered["accuracy_error"])) / max(1, len(shared))
-        whiskers = {"array": values["accuracy_error"], "color": chart.ink.text}
-        chart.bars(tasks, values["accuracy"], look, f"{look.label}<br>%{{x}}: %{{y:.1%}}", error_y=whiskers)
+        whiskers = {"array": 100 * values["accuracy_error"], "color": chart.ink.text}
+        hover = f"{look.label}<br>%{{x}}: %{{y:.1f}}\u2009%"
+        chart.bars(tasks, 100 * values["accuracy"], look, hover, error_y=whiskers)
     dense = [name for name, rows in runs.items() if (rows["method"] == "dense").any()]
     over = f"mean over {count(len(shared), 'task')}"
     over += " that all models answered" if len(shared) < len(tasks) else ""
@@ -204,7 +205,7 @@ def accuracy_bars(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
     questions = table.drop_duplicates("task")["questions"]
     note = f"Share of questions answered correctly, {whole(int(questions.sum()))} in all; lines: standard error"
     top = float((table["accuracy"] + table["accuracy_error"].fillna(0)).max())
-    chart.y(range=[0, min(1.0, 1.15 * top)], tickformat=PERCENT)
+    chart.y(range=[0, 100 * min(1.0, 1.15 * top)], **PERCENT)
     return chart.done(finding, note, "", "Bar chart of zero-shot accuracy by task", table.reset_index(drop=True))
 
 

@@ -256,11 +256,11 @@ def _colour_ratios(chart: Chart, ratio: pd.DataFrame, printed: pd.DataFrame, lab
         run = NAME_OF_RUN.get((str(ratio.index[at[0]]), str(ratio.columns[at[1]])))
         ink = palette.text_on(0.5 + value / limit / 2, scale)
         texts[at] = f'<span style="color:{ink}">{"<br>".join(filter(None, (texts[at], run)))}</span>'
-    cells = {"z": change.astype(np.float32), "x": [SHARES[str(budget)] for budget in ratio], "y": labels}
+    cells = {"z": (100 * change).astype(np.float32), "x": [SHARES[str(budget)] for budget in ratio], "y": labels}
     written = {"text": texts.tolist(), "texttemplate": "%{text}", "textfont": {"size": 16}, "xgap": 2, "ygap": 2}
-    bar = colourbar("error against SparseGPT", tickformat=PERCENT)
+    bar = colourbar("error against SparseGPT", **PERCENT)
     hover = "%{y} order, %{x}<br>%{text} of SparseGPT's error<extra></extra>"
-    colours = {"colorscale": scale, "zmin": -limit, "zmax": limit, "colorbar": bar, "hovertemplate": hover}
+    colours = {"colorscale": scale, "zmin": -100 * limit, "zmax": 100 * limit, "colorbar": bar, "hovertemplate": hover}
     chart.figure.add_heatmap(**cells, **written, **colours)
     chart.x(showgrid=False, ticks="", linecolor=chart.ink.grid)
     chart.y(showgrid=False, ticks="", linecolor=chart.ink.grid, autorange="reversed")

@@ -16,7 +16,7 @@ from app.figures import maps, palette
 from app.figures.palette import Style, Theme
 from app.figures.shapes import Chart
 from app.figures.style import LOG, Drawing, spread
-from app.words import number, place_of, sentence, short_layer, word
+from app.words import count, number, place_of, sentence, short_layer, word
 from rose import RoseError, verdicts
 from rose.model.measure.damage import outliers, rank_correlation
 
@@ -33,6 +33,7 @@ SUMMED = {  # what one number of a decoder block is made of
     "relative_error": ", mean over its layers",
     "output_error": ", sum over its layers",
 }
+APART = (1.2, 0.3)  # decades of error and of sensitivity between two names
 NAMED = 2  # outliers with a label in the plot
 FEWEST = 5  # units of which a rank correlation says anything
 FEW = 40  # units up to which error bars can be told apart
@@ -103,8 +104,12 @@ def damage_scatter(
     _draw_units(chart, shown, predictor, palette.projection_styles(list(dict.fromkeys(kinds))))
     odd = outliers(rows, predictor, NAMED) if rows[predictor].nunique() > 1 else rows.head(0)
     placed = odd[(odd["damage"] > 0) & (odd[predictor] > 0)].fillna({"standard_error": 0.0})
+    named: list[tuple[float, float]] = []
     for row in placed.to_dict("records"):  # named above its mark, clear of the error bar's end where there is room
         x, y = math.log10(row[predictor]), math.log10(row["damage"] + max(0.0, row["standard_error"]))  # by exponent
+        if any(abs(x - left) < APART[0] and abs(y - up) < APART[1] for left, up in named):
+            continue  # two names would cover each other
+        named.append((x, y))
         chart.figure.add_annotation(x=x, y=y, text=short_layer(row["unit"]), showarrow=False, yshift=14)
     chosen = shown[shown["unit"] == marked]
     if len(chosen):
@@ -113,11 +118,9 @@ def damage_scatter(
     unit = "decoder blocks" if BLOCK in set(rows["projection"]) else "layers"
     rho = rank_correlation(rows, predictor)
     finding = verdicts.says_correlation(sentence(name), f"which {unit} the loss depends on", rho)
-    if len(odd):
-        finding += f"; small error, high sensitivity: {short_layer(odd['unit'].iloc[0])}"
-    note = f"{sentence(name)} against sensitivity, one mark a {unit.removesuffix('s')}, both axes logarithmic; "
-    meant = "restoring it alone gives back" if restore else "the model loses by it alone"
-    note += f"sensitivity: nats per token that {meant}"
+    note = f"{sentence(name)} against sensitivity, a mark a {unit.removesuffix('s')}"
+    note += ", restored alone" if restore else ""
+    note += "; named: small error, high sensitivity" if named else ""
     chart.x(**_log_axis(shown[predictor]))
     chart.y(**_log_axis(shown["damage"]))
     caption = _caption(rows, shown, restore)
@@ -158,6 +161,7 @@ def _log_axis(values: pd.Series) -> dict[str, Any]:
 def _caption(rows: pd.DataFrame, shown: pd.DataFrame, restore: bool) -> str:
     """How many units have no place on logarithmic axes, and why."""
     free = int((rows["damage"] <= 0).sum())
-    hidden = {f"not {'lowering' if restore else 'raising'} the loss": free}
+    hidden = {f"without a {'fall' if restore else 'rise'} in the loss": free}
     hidden["without the other value"] = len(rows) - len(shown) - free
-    return " ".join(f"Not shown: {word(units)} {why}." for why, units in hidden.items() if units)
+    parts = [f"{count(units, 'unit')} {why}" for why, units in hidden.items() if units]
+    return f"Not shown: {', '.join(parts)}." if parts else ""

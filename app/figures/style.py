@@ -26,7 +26,8 @@ BASELINE = "sparsegpt"  # the method that titles compare others with
 ERROR = "relative error (of output energy)"  # ‖ΔW Xᵀ‖² / ‖W Xᵀ‖²
 # Plotly reads some HTML in every text, links included. These are the tags that figures use; no name brings others.
 FOREIGN = re.compile(r'<(?!/?(?:b|br|extra|i|s|sub|sup)>|/span>|span style="[\w #%(),.:;-]*">)')
-PERCENT = "~%"  # of ticks, with as many digits as they need: whole per cent would show half of one as 1%, and 1% twice
+# Of an axis or a colour bar in per cent: plotly's own format has no space before the sign.
+PERCENT = {"ticksuffix": "\u2009%"}
 LOG = {"type": "log", "exponentformat": "power", "dtick": 1}  # an axis with a tick at every power of ten
 
 

@@ -96,6 +96,11 @@ def _draw(results: Sequence[LayerResult], step: int, energy: float, view: _View,
     columns = dict(zip(map(run_name, results), curves, strict=True))
     table = pd.DataFrame({"pruned_blocks": np.arange(blocks + 1)} | columns)
     finding = _finding(looks, now, final, step, blocks)
+    if sweeps == 1 and step == blocks and final[0] > 0:  # what a film is called too, which opens on its first frame
+        adds = np.diff(curves[0])
+        finding = (
+            f"Pruned block {adds.argmax() + 1} of {blocks} adds most: {percent(adds.max() / final[0], 0)} of the error"
+        )
     return chart.done(
         finding,
         subtitle,

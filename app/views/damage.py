@@ -145,7 +145,7 @@ def _together(run: DamageRun) -> None:
         return
     every, error, alone = (summary[name] for name in ("together", "together_standard_error", "sum_of_damages"))
     verb = "give back" if run.request.restore else "cost"
-    spread = "" if error is None else f" ± {words.number(error)}"
+    spread = "" if error is None else f" ± {words.number(error, 2)}"
     is_clear = error is not None and every > CLEAR * error
     share = f", {words.percent(alone / every, 0)} of it".replace(" %", "\u00a0%") if is_clear else ""
     st.markdown(

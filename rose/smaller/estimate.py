@@ -15,6 +15,7 @@ from rose.errors import RoseError
 from rose.layer.pattern import parse_sparsity
 from rose.model.estimate.duration import estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.estimate.memory import Memory, estimate_memory
+from rose.model.formats.packed import encode
 from rose.model.network.network import Network
 from rose.model.ship.export import gguf_size
 from rose.model.ship.packing import packed_size
@@ -53,10 +54,11 @@ def safetensors_size(model: nn.Module) -> int:
 
 def estimated_rows(spec: Smaller, model: nn.Module, ways: Sequence[Way], dense: Mapping[str, int | None]) -> list[Row]:
     """A row for each way, without making a copy; `dense` are `file_sizes` of the model."""
-    return [_row(spec, model, way, dense) for way in ways]
+    untouched = _packed_without_layers(model)
+    return [_row(spec, model, way, dense, untouched) for way in ways]
 
 
-def _row(spec: Smaller, model: nn.Module, way: Way, dense: Mapping[str, int | None]) -> Row:
+def _row(spec: Smaller, model: nn.Module, way: Way, dense: Mapping[str, int | None], untouched: int) -> Row:
     seconds, memory = _cost(spec, model, way)
     low, high = way.times
     return Row(
@@ -64,7 +66,7 @@ def _row(spec: Smaller, model: nn.Module, way: Way, dense: Mapping[str, int | No
         way.name,
         ESTIMATE,
         way.bits,
-        **_sizes(model, way, dense),
+        **_sizes(model, way, dense, untouched),
         loads=programs(way.bits),
         minutes=seconds / 60,
         memory=0 if memory is None else memory.besides_weights,
@@ -75,7 +77,15 @@ def _row(spec: Smaller, model: nn.Module, way: Way, dense: Mapping[str, int | No
     )
 
 
-def _sizes(model: nn.Module, way: Way, dense: Mapping[str, int | None]) -> dict[str, Any]:
+def _packed_without_layers(model: nn.Module) -> int:
+    """Packed bytes of what no way changes: embeddings, norms and biases."""
+    layers = {layer.weight.untyped_storage().data_ptr() for layer in Network(model).layers}
+    every = [parameter.detach() for parameter in model.parameters()]
+    rest = [tensor for tensor in every if tensor.untyped_storage().data_ptr() not in layers]
+    return sum(tensor.nbytes if (packed := encode(tensor)) is None else packed.size for tensor in rest)
+
+
+def _sizes(model: nn.Module, way: Way, dense: Mapping[str, int | None], untouched: int) -> dict[str, Any]:
     weights = sum(layer.weight.numel() for layer in Network(model).layers)
     every = sum(parameter.numel() for parameter in model.parameters())
     removed = way.slim * block_parameters(model)
@@ -84,8 +94,8 @@ def _sizes(model: nn.Module, way: Way, dense: Mapping[str, int | None]) -> dict[
     density = 1 - float(parse_sparsity(way.sparsity).ratio)
     if density < 1 or way.bits:
         item = next(model.parameters()).itemsize
-        bits = (density < 1) + density * (way.bits + SCALES if way.bits else KEPT_BITS)
-        sizes["packed"] = round((every - weights) * item + (weights - removed) * bits / 8)
+        kept = way.bits + SCALES if way.bits else KEPT_BITS + 8 * (item - 2)  # longer mantissas have no pattern
+        sizes["packed"] = round(untouched + (weights - removed) * ((density < 1) + density * kept) / 8)
     return sizes
 
 

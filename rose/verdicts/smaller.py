@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rose.verdicts.comparison import Result, rank
-from rose.wording import listing, number, size
+from rose.wording import listing, number, percent, sentence, size
 
 if TYPE_CHECKING:
     from rose.smaller.table import Row
@@ -59,13 +59,13 @@ def _recommend(goal: str, dense: Row, rows: Sequence[Row]) -> Recommendation:
     is_complete = not any(not row.is_measured and _may_reach(goal, row, dense) for row in rows)
     paying = [row for row in reaching if _worst(row) <= MUCH_WORSE]
     if not paying:
-        why = "no row reaches it" if not reaching else f"{listing([row.name for row in reaching])} lose too much"
-        so_far = f"No row that was measured so far reaches {goal}."
-        text = f"Nothing pays here for {goal}: {why}." if is_complete else so_far
+        why = "no way reaches it" if not reaching else f"{listing([row.name for row in reaching])} lose too much"
+        so_far = f"{sentence(goal)}: no way that was measured so far reaches it."
+        text = f"{sentence(goal)}: nothing pays here; {why}." if is_complete else so_far
         return Recommendation(goal, "", "", text, is_complete)
     best = min(paying, key=lambda row: row.bytes) if goal == SAME_QUALITY else _best(paying)
-    text = f"For {goal}: {best.name}, {_facts(best, dense)}."
-    text += "" if is_complete else " Rows that are not measured yet may do better."
+    text = f"{sentence(goal)}: {best.name}, {_facts(best, dense)}."
+    text += "" if is_complete else " Ways that are not measured yet may do better."
     return Recommendation(goal, best.key, best.name, text, is_complete)
 
 
@@ -108,8 +108,8 @@ def _both(row: Row) -> Result:
 
 
 def _facts(row: Row, dense: Row) -> str:
-    share = f"{size(row.bytes)} as {row.smallest}, {number(row.bytes / dense.bytes)} of {size(dense.bytes)}"
-    first, second = number(row.times or math.nan, 4), number(row.second_times or math.nan, 4)
+    share = f"{size(row.bytes)} as {row.smallest}, {percent(row.bytes / dense.bytes, 0)} of {size(dense.bytes)}"
+    first, second = number(row.times or math.nan), number(row.second_times or math.nan)
     gains = [number(gain) for gain in (row.prefill_gain, row.decoding_gain) if gain]
     speed = f", reads and writes {listing(gains)} times as fast" if gains else ""
-    return f"{share}; {first} and {second} times the dense perplexity on the two texts{speed}"
+    return f"{share}; perplexity × {first} and × {second} on the two texts{speed}"

@@ -131,7 +131,7 @@ def test_recommended_are_the_smallest_that_is_as_good_and_the_best_of_half_the_b
 def test_nothing_pays_where_no_row_reaches_a_goal_or_all_lose_too_much() -> None:
     found = recommend([row("as-is", 100, 1.0), row("a", 80, 1.2), row("b", 40, 2.5)])
     assert [one.key for one in found] == ["", "", ""]
-    assert all(one.text.startswith(f"Nothing pays here for {one.goal}: ") for one in found)
+    assert all("nothing pays here" in one.text for one in found)
     assert all(one.is_complete for one in found)
     left = replace(row("c", 45, 1.2), basis="estimate")
     assert [one.is_complete for one in recommend([row("as-is", 100, 1.0), left])] == [True, False, True]

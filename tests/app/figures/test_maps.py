@@ -95,7 +95,8 @@ def test_what_is_known_before_a_sweep_stands_against_what_is_gained(
     drawing = maps.gain_scatter(table, x)
     shown = {row[0]: (a, b) for t in drawing.figure.data for row, a, b in zip(t.customdata, t.x, t.y, strict=True)}
     for row in table.to_dict("records"):
-        assert shown[row["layer"]] == pytest.approx((row[x], row[y]), abs=1e-6)
+        along = 100 if x.startswith("forecast") else 1  # shares are drawn in per cent
+        assert shown[row["layer"]] == pytest.approx((along * row[x], 100 * row[y]), abs=1e-6)
     assert title(drawing) == f"{who} gains on {'two' if y == 'gain' else 'eight'} of twelve layers"
     ranked = rank_correlation(table[x], table[y])
     assert ranked is not None
@@ -108,7 +109,7 @@ def test_each_metric_has_its_own_scale_and_name(layers: pd.DataFrame) -> None:
     drawing = maps.model_map(layers, "gain")
     heat = drawing.figure.data[0]
     assert heat.zmin == -heat.zmax
-    assert np.nanmax(heat.z) == pytest.approx(1 - 0.10 / 0.11)
+    assert np.nanmax(heat.z) == pytest.approx(100 * (1 - 0.10 / 0.11))
     assert title(drawing) == "Two-level order gains on two of twelve layers, loses on none"
     same = title(maps.model_map(layers.assign(gain=0.0), "gain"))
     assert same == "Two-level order has SparseGPT's error on all twelve layers"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import rose
-from app.figures import losses, orders, palette, prices, style, sweeps, trust, weights
+from app.figures import losses, orders, palette, prices, sweeps, trust, weights
 from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.error import quadratic_form
 from tests.app.figures.test_contract import COSTS, below, relative_curves, title
@@ -244,9 +244,9 @@ def test_matrix_separates_order_and_budget() -> None:
     )
     drawing = orders.order_budget_matrix(table)
     heat = drawing.figure.data[0]
-    assert heat.z.tolist() == [pytest.approx([0, -0.1]), pytest.approx([0.2, -0.25])]
-    assert heat.zmin == -heat.zmax == pytest.approx(-0.25)
-    assert heat.colorbar.tickformat == style.PERCENT  # a sign would be before 0, too
+    assert heat.z.tolist() == [pytest.approx([0, -10]), pytest.approx([20, -25])]
+    assert heat.zmin == -heat.zmax == pytest.approx(-25)
+    assert heat.colorbar.ticksuffix == "\u2009%"  # a sign would be before 0, too
     printed = [[re.sub(r"</?span.*?>", "", text) for text in row] for row in heat.text]
     assert printed == [["1.000<br>SparseGPT", "0.900"], ["1.200", "0.750<br>ROSE global"]]
     assert "#ffffff" in heat.text[1][1], "on the dark end of the scale"

@@ -116,8 +116,8 @@ def test_experts_are_one_series_of_units() -> None:
 
 def test_damage_of_what_is_restored_is_what_it_gives_back() -> None:
     drawing = sensitivity.damage_scatter(DAMAGES, restore=True)
-    assert "that restoring it alone gives back" in below(drawing)
-    assert "one not lowering the loss" in drawing.caption
+    assert "restored alone" in below(drawing)
+    assert drawing.caption == "Not shown: one unit without a fall in the loss."
 
 
 def test_decoder_blocks_that_were_not_measured_stay_empty() -> None:

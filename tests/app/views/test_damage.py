@@ -62,7 +62,7 @@ def test_the_page_opens_on_the_example_and_fills_with_what_is_measured(setup: Se
     for damage, has_share in ((0.03, True), (0.01, False)):  # chance may have made the second
         run._records[-1] = replace(run.records[-1], damage=damage, standard_error=0.01)
         shown = texts(app.run())
-        assert f"together cost {damage:.4f} ± 0.0100 nats per token" in shown
+        assert f"together cost {damage:.4f} ± 0.010 nats per token" in shown
         assert ("\u00a0% of it" in shown) is has_share
 
 
