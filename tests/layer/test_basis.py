@@ -66,14 +66,14 @@ def test_a_basis_is_the_same_in_inference_mode(layer, basis):
         assert torch.equal(rotations_of(layer, basis), known)
 
 
-def test_gathered_loses_less_than_given_and_learned_less_still_and_random_more(layer):
+def test_learned_loses_less_than_gathered_and_gathered_less_than_given(layer):
     none = torch.eye(8, dtype=torch.double).expand(3, 8, 8)
     losses = {basis: lost(layer, rotations_of(layer, basis)) for basis in BASES}
     assert losses["learned"] < losses["gathered"] < lost(layer, none)
     assert min(losses.values()) == losses["learned"]
 
 
-def test_gathered_columns_are_those_of_inputs_and_weights_that_count_alike(layer):
+def test_gathered_columns_diagonalize_the_mean_of_inputs_and_weights(layer):
     weight, statistics = (layer[0] * 30).double(), layer[1]
     found = rotations_of((weight, statistics), "gathered")
     for group in range(3):

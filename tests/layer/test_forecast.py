@@ -60,7 +60,7 @@ def test_the_best_shares_cost_no_more_than_those_of_the_threshold(order):
     assert swept.relative_error == pytest.approx(best.error, rel=0.1)
 
 
-def test_the_best_shares_of_equal_blocks_in_a_bad_budget_are_found():
+def test_the_best_shares_of_independent_blocks_are_those_of_the_threshold():
     """Blocks that do not help each other: the next weight must cost the same in both, as under the threshold."""
     weight = torch.randn(ROWS, 16, generator=torch.Generator().manual_seed(0))
     scale = torch.tensor([1.0] * 8 + [3.0] * 8)

@@ -110,7 +110,7 @@ def test_truncated_svd(shape, rank):
 
 
 @pytest.mark.parametrize("shape", [(120, 160), (160, 120)])
-def test_following_the_leading_directions_is_as_good_as_a_decomposition_every_time(shape):
+def test_subspace_iteration_is_as_good_as_repeated_svd(shape):
     rank, iterations = 8, 30
     assert 4 * (rank + SPARE) <= min(shape)  # else it would be a decomposition every time
     generator = torch.Generator().manual_seed(7)

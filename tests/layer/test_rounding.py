@@ -52,7 +52,7 @@ def test_sparsegpt_with_bits_is_the_published_sweep(sparsity, bits):
     assert int(result.mask.sum()) == sparsity * layer.weight.numel()
 
 
-def test_groups_of_n_of_m_are_masked_from_weights_that_make_good_the_rounding():
+def test_nm_masks_are_chosen_from_weights_compensated_for_rounding():
     layer = make_layer(rows=6, columns=64, tokens=300)
     result = layer.prune(method="sparsegpt", sparsity="2:4", bits=4, group=32)
     assert torch.equal(result.mask.view(6, -1, 4).sum(2), torch.full((6, 16), 2))
@@ -61,7 +61,7 @@ def test_groups_of_n_of_m_are_masked_from_weights_that_make_good_the_rounding():
     assert (result.mask == unrounded.mask).float().mean() > 0.9
 
 
-def test_groups_of_n_of_m_may_reach_over_the_end_of_a_group_of_the_grid():
+def test_nm_groups_may_span_two_groups_of_the_grid():
     """32 is no multiple of 6: scales are then chosen before the sweep, as no column may come before its own."""
     layer = make_layer(rows=6, columns=96, tokens=400)
     result = layer.prune(method="sparsegpt", sparsity="3:6", block_size=96, bits=8, group=32)

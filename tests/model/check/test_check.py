@@ -56,7 +56,7 @@ def told(found: CheckpointCheck) -> dict[str, str]:
     return dict(zip(found.wrong["name"], found.wrong["verdict"], strict=True))
 
 
-def test_a_sane_checkpoint_and_the_dense_model_itself_are_not_accused(dense, pruned):
+def test_a_sane_checkpoint_and_the_dense_model_have_no_fault(dense, pruned):
     found = check_checkpoint(dense, pruned)
     assert found.is_sane
     assert found.summary["sparsity"] == pytest.approx(0.7, abs=1e-3)
@@ -67,7 +67,7 @@ def test_a_sane_checkpoint_and_the_dense_model_itself_are_not_accused(dense, pru
     assert same.others.empty
 
 
-def test_a_sparse_part_beside_a_low_rank_one_is_not_taken_for_unpruned(tmp_path, capsys):
+def test_a_layer_pruned_by_oats_is_not_reported_as_unpruned(tmp_path, capsys):
     model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path / "dense", blocks=1)))
     rose.prune_model(model, make_tokens(), method="oats", sparsity=0.5, block_size=16)
     rose.save_model(model, tokenizer, tmp_path / "oats")
@@ -143,7 +143,7 @@ def test_a_broken_group_of_2_4_is_found(dense):
 
 
 @pytest.mark.parametrize(("quantize", "verdict"), [(q4_0, verdicts.NO_FAULT), (q4_1, verdicts.ZEROS_LOST)])
-def test_what_quantization_does_to_zeros_is_told(dense, pruned, quantize, verdict):
+def test_zeros_lost_to_quantization_are_reported(dense, pruned, quantize, verdict):
     model = copy.deepcopy(pruned)
     with torch.no_grad():
         for layer in rose.prunable_layers(model):
@@ -155,7 +155,7 @@ def test_what_quantization_does_to_zeros_is_told(dense, pruned, quantize, verdic
         assert found.layers["reason"].str.contains("a grid of 16 values for each 32 columns").all()
 
 
-def test_another_model_and_a_torn_tie_are_told(dense, pruned):
+def test_another_model_and_a_torn_tie_are_named(dense, pruned):
     other = copy.deepcopy(pruned)
     with torch.no_grad():
         for layer in rose.prunable_layers(other):
@@ -236,7 +236,7 @@ def test_compensation_for_another_text_is_no_fault():
         assert not judge_costs(fine, replace(bad, has_few_tokens=True), change).is_wrong
 
 
-def test_compensation_is_backwards_only_where_its_opposite_helps_by_all_measures():
+def test_compensation_is_backwards_where_its_opposite_helps_by_every_measure():
     fine = LayerVerdict(verdicts.NO_FAULT, "", False)
     change = weight_change(torch.ones(4, 4), compensate(torch.ones(4, 4)))
 
@@ -303,7 +303,7 @@ def test_a_mask_in_the_first_layer_of_a_dense_target_run_is_no_fault(family, met
     assert told(check_checkpoint(dense, model)) == {last.name: verdicts.MASK_ALONE}
 
 
-def test_zeros_of_a_pruned_model_may_move_where_it_is_pruned_further_but_not_be_fewer():
+def test_further_pruning_may_move_zeros_but_not_lose_them():
     pruned, further = make_model("llama"), make_model("llama")
     rose.prune_model(pruned, make_tokens(), method="magnitude", sparsity=0.5, block_size=16)
     further.load_state_dict(pruned.state_dict())
@@ -394,7 +394,7 @@ def test_the_headline_says_what_was_measured(after, tokens, wrong, status, says)
         ((2,), "load the checkpoint and the dense model apart"),
     ],
 )
-def test_models_of_other_shapes_and_a_model_beside_itself_are_refused(blocks, says):
+def test_other_shapes_and_the_same_model_twice_are_refused(blocks, says):
     config, models = DENSE["llama"](), []
     for config.num_hidden_layers in blocks:
         models.append(make_from(config))

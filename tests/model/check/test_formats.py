@@ -71,7 +71,7 @@ def configure(folder: Path, record: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("record", [{}, *RECORDS], ids=["transformers", *("".join(one) for one in RECORDS)])
 @pytest.mark.parametrize("stream", [False, True])
-def test_plain_weights_are_read_whatever_the_configuration_says(saved, record, stream):
+def test_plain_weights_are_read_with_any_sparsity_configuration(saved, record, stream):
     configure(saved[1], record)
     (saved[1] / "recipe.yaml").write_text("default_stage: {}\n")
     found = rose.check_checkpoint(*(rose.load_model(str(folder), stream=stream)[0] for folder in saved))

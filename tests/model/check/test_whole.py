@@ -78,7 +78,7 @@ def test_single_numbers_are_compared_too():
     }
 
 
-def test_an_expert_that_is_gone_is_told_from_a_layer_that_is():
+def test_a_removed_expert_is_told_from_a_removed_layer():
     dense = make_model("mixtral")
     pruned = halved(dense)
     lost = "model.layers.1.mlp.experts.1"
@@ -95,7 +95,7 @@ def test_an_expert_that_is_gone_is_told_from_a_layer_that_is():
     assert wrong["model.layers.0.mlp.experts.0.up_proj"].endswith("weights are zero.")
 
 
-def test_norms_biases_embeddings_and_heads_are_told_by_their_kind():
+def test_changes_of_norms_biases_and_embeddings_are_reported_by_kind():
     dense: Any = make_model("opt")
     pruned: Any = halved(dense)
     first, second = pruned.model.decoder.layers
@@ -250,7 +250,7 @@ def test_several_checkpoints_are_compared_by_layer(two):
     assert better_by_layer(checks[0], check_checkpoint(dense, magnitude), ("a", "b")).empty
 
 
-def test_zeros_of_the_dense_model_and_few_tokens_are_a_caution(two):
+def test_dense_zeros_and_few_tokens_are_cautions(two):
     dense, models, tokens = two
     assert check_checkpoint(dense, models["wanda"]).cautions == []
     again = halved(models["wanda"])

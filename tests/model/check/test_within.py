@@ -120,7 +120,7 @@ def test_rows_are_named_with_what_happened(dense, bases, base, fault, size):
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("fault", [name for name in COLUMNS if name in KINDS])
-def test_columns_are_named_and_may_be_lawful_only_where_nothing_explains_them(dense, bases, base, fault):
+def test_faulty_columns_are_named_with_what_happened(dense, bases, base, fault):
     found = at_place(misfits(dense, faulty(bases, base, fault, COLUMN, 1)), COLUMN, 1)
     is_moved = base not in ("magnitude", "wanda")
     if is_moved and fault == "times 10":
@@ -165,7 +165,7 @@ def test_an_absurd_weight_is_found_in_every_layer(dense, bases, base):
     assert says_part(absurd[0]).startswith("Row 3, column 5: the weight is 1.00 × 10⁹, and no dense weight")
 
 
-def test_what_became_of_a_whole_layer_is_told(dense, bases):
+def test_the_fate_of_a_whole_layer_is_named(dense, bases):
     weight = bases["sparsegpt"]
     square = dense[:, : SIZE[0]]
     fates = {
@@ -220,7 +220,7 @@ def test_the_command_names_a_negated_row_of_a_masked_copy(tmp_path, capsys, cali
     assert f"all {kept} kept weights have the opposite sign" in said
 
 
-def test_rows_that_structured_pruning_has_emptied_are_no_faults(packaged):
+def test_rows_emptied_by_structured_pruning_are_no_faults(packaged):
     dense = copy.deepcopy(packaged[0])
     dense.model.layers = dense.model.layers[:2]
     dense.config.num_hidden_layers = 2
@@ -267,7 +267,7 @@ def test_most_rows_of_a_layer_may_be_wrong(dense, bases):
         assert found[0].source == found[0].rows[0] + source
 
 
-def test_a_row_that_moved_more_than_others_accuses_no_tile_around_it():
+def test_a_row_that_moved_much_is_no_fault_of_a_tile():
     """As the row of a massive channel in a sane layer: most in one run of columns, and much in all of them."""
     generator = torch.Generator().manual_seed(0)
     weight, change = (torch.randn(1024, 256, generator=generator) for _ in range(2))

@@ -106,7 +106,7 @@ def test_a_model_whose_language_part_alone_is_read_says_so(tmp_path, caplog):
         assert any(map(said.endswith, report.remarks))
 
 
-def test_licences_come_along_and_settings_of_other_models_do_not(checkpoint, tmp_path):
+def test_licences_are_copied_and_settings_of_other_models_are_not(checkpoint, tmp_path):
     licences = {"LICENSE": b"Agreed.\r\n\xe9", "USE_POLICY.md": b"Do no harm.", "NOTICE.txt": b"Ours."}
     for name, content in licences.items():
         (checkpoint / name).write_bytes(content)
@@ -157,7 +157,9 @@ def test_saved_models_load_again(family, tmp_path, tokenizer):
         ("float32", "bfloat16", torch.float32),
     ],
 )
-def test_read_as_it_is_stored_where_this_machine_computes_in_that(stored, computes, read, saved, tmp_path, monkeypatch):
+def test_weights_are_read_in_the_stored_format_if_the_machine_computes_in_it(
+    stored, computes, read, saved, tmp_path, monkeypatch
+):
     model, tokenizer = rose.load_model(str(saved), dtype=stored)
     rose.save_model(model, tokenizer, tmp_path / "out")
     monkeypatch.setenv("ROSE_COMPUTE", computes)
@@ -425,9 +427,7 @@ def test_saving_into_a_link_and_into_the_working_folder(tmp_path, tokenizer, mon
     ],
 )
 @pytest.mark.parametrize("exists", [False, True])
-def test_writing_that_fails_or_is_stopped_leaves_nothing_behind(
-    problem, expected, exists, tmp_path, tokenizer, monkeypatch
-):
+def test_failed_writing_leaves_no_file(problem, expected, exists, tmp_path, tokenizer, monkeypatch):
     if exists:
         (tmp_path / "out").mkdir()
 

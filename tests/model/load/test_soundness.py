@@ -34,7 +34,7 @@ def test_more_decoder_blocks_than_the_configuration_names(folder, stream):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_is_beside_weights_is_to_be_applied_and_what_a_family_ignores_is_no_harm(folder, stream, monkeypatch):
+def test_masks_beside_weights_are_refused_and_ignored_tensors_are_not(folder, stream, monkeypatch):
     path, block = folder / "model.safetensors", "model.layers.3.mlp.up_proj.weight"
     tensors = load_file(path)
     monkeypatch.setattr(LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.3.*"])
@@ -58,7 +58,7 @@ def shard(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_weights_that_are_there_twice_and_shards_of_which_some_are_missing(folder, stream):
+def test_duplicate_weights_and_missing_shards_are_refused(folder, stream):
     first = shard(folder)
     with pytest.raises(
         rose.RoseError, match=r"holds both model\.safetensors and, by .*, model-00001-of-00002\.saf.* old one"
@@ -82,7 +82,7 @@ def test_weights_that_are_there_twice_and_shards_of_which_some_are_missing(folde
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_format_is_that_of_the_weights_and_not_what_the_configuration_says(folder, stream, monkeypatch, caplog):
+def test_the_format_is_read_from_the_weights_not_the_configuration(folder, stream, monkeypatch, caplog):
     monkeypatch.setenv("ROSE_COMPUTE", "bfloat16")
     configure(folder, dtype="bfloat16")
     assert stored_dtype(str(folder)) == Network(load_skeleton(str(folder))).dtype == torch.float32
@@ -100,7 +100,7 @@ def test_the_format_is_that_of_the_weights_and_not_what_the_configuration_says(f
     )
 
 
-def test_floats_of_eight_bits_are_made_plain_where_there_is_a_gpu_too(folder, monkeypatch):
+def test_fp8_weights_are_dequantized_with_a_gpu_too(folder, monkeypatch):
     name, path = "model.layers.1.mlp.up_proj.weight", folder / "model.safetensors"
     tensors = load_file(path)
     for key in [key for key in tensors if "proj" in key]:

@@ -134,7 +134,7 @@ def change_config(folder: Path, **values: Any) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **values}))
 
 
-def test_a_head_that_differs_from_what_it_is_to_be_tied_to_stays_its_own(tmp_path):
+def test_an_output_head_that_differs_from_the_embedding_is_not_tied(tmp_path):
     folder = save("llama", tmp_path / "dense")
     change_config(folder, tie_word_embeddings=True)
     for stream in (False, True):
@@ -142,7 +142,7 @@ def test_a_head_that_differs_from_what_it_is_to_be_tied_to_stays_its_own(tmp_pat
         assert model.get_input_embeddings().weight is not model.get_output_embeddings().weight
 
 
-def test_files_that_vanish_during_a_run(tmp_path):
+def test_files_that_vanish_during_a_run_are_reported(tmp_path):
     model, _ = rose.load_model(str(save("llama", tmp_path)), stream=True)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(rose.RoseError, match="cannot be read any more"):
@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, monkeypatch):
         assert float(file.get_tensor("model.layers.0.mlp.up_proj.weight").eq(0).float().mean()) == 0.5
 
 
-def test_a_run_that_was_refused_or_stopped_at_once_can_be_begun_again(tmp_path):
+def test_a_refused_or_stopped_run_can_begin_again(tmp_path):
     model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
     with pytest.raises(rose.RoseError, match="outside the model's vocabulary"):
         rose.prune_model(model, torch.full((2, 4), 10**6), **OPTIONS)
@@ -203,7 +203,7 @@ def test_files_that_cannot_be_streamed_are_refused(harm, message, tmp_path):
         rose.load_model(str(folder), stream=True)
 
 
-def test_runs_that_need_the_whole_model_or_would_lose_a_pruning_are_refused(tmp_path):
+def test_runs_that_need_the_whole_model_are_refused_on_a_streamed_one(tmp_path):
     model, _ = rose.load_model(str(save("llama", tmp_path / "dense")), stream=True)
     with pytest.raises(rose.RoseError, match="Sensitivity needs the whole model"):
         rose.prune_model(model, make_tokens(), allocation="sensitivity", **OPTIONS)

@@ -226,7 +226,7 @@ def test_a_dataset_is_known_to_be_here_by_its_repository(source, is_kept, tmp_pa
 
 
 @pytest.mark.parametrize(("samples", "held_out"), [(7, 4), (30, 1)])
-def test_held_out_windows_share_nothing_with_those_of_calibration(text, tokenizer, samples, held_out):
+def test_held_out_windows_are_disjoint_from_calibration(text, tokenizer, samples, held_out):
     for length in (50, 120):  # a thousand words in all, each once
         tokens, others = load_calibration(text, tokenizer, samples=samples, held_out=held_out, length=length, seed=1)
         assert (tokens.shape, others.shape) == ((samples, length), (held_out, length))

@@ -264,7 +264,7 @@ def test_tokens_may_come_in_another_whole_number_type(begun):
         ("run.json", '{"learning_rate": 0.1}', "belongs to another run"),
     ],
 )
-def test_a_folder_of_somebody_else_is_refused_and_left_alone(name, content, message, tmp_path):
+def test_a_folder_of_another_program_is_refused_and_unchanged(name, content, message, tmp_path):
     (tmp_path / name).write_text(content)
     (tmp_path / "a.tmp").write_text("unfinished")
     with pytest.raises(rose.RoseError, match=message):

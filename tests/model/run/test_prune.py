@@ -494,7 +494,7 @@ def test_batching_does_not_matter(family, monkeypatch):
             assert found.tokens == tokens.numel()
 
 
-def test_inputs_of_a_batch_are_let_go_with_it():
+def test_inputs_of_a_batch_are_freed_with_it():
     """Only statistics stay; keeping what each layer read would take as much memory as calibration has tokens."""
     model = make_model("llama")
     seen: list[weakref.ref[Tensor]] = []

@@ -247,7 +247,7 @@ def test_the_tokenizer_of_a_file_is_taken_over(tmp_path):
 
 
 @pytest.mark.parametrize("changed", ["nothing", "chat template", "tokenizer"])
-def test_what_a_folder_says_of_its_tokenizer_wins_over_the_file_that_it_came_from(changed, tmp_path):
+def test_a_changed_tokenizer_wins_over_that_of_the_source_file(changed, tmp_path):
     save(CONFIGURATIONS["llama"](), tmp_path / "model", 4)
     first = tmp_path / "first.gguf"
     export_gguf(str(tmp_path / "model"), first, "q4_0")
@@ -267,7 +267,7 @@ def test_what_a_folder_says_of_its_tokenizer_wins_over_the_file_that_it_came_fro
     assert again("A rose, 1234 roses.").input_ids == tokenizer("A rose, 1234 roses.").input_ids
 
 
-def test_of_two_exports_to_one_file_the_second_is_refused_before_its_work(tmp_path):
+def test_a_second_export_to_the_same_file_is_refused(tmp_path):
     save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
     place, refused = tmp_path / "model.gguf", []
 

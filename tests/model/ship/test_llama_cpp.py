@@ -92,7 +92,7 @@ def test_llama_cpp_reads_what_slimming_leaves_by_itself(family, tmp_path):
     ("family", "recovery", "unread"),
     [("qwen2", "none", "another number of heads"), ("qwen3", "exact", "biases behind")],
 )
-def test_shapes_that_llama_cpp_does_not_read_are_cut_when_asked_for_and_said(family, recovery, unread):
+def test_shapes_that_llama_cpp_does_not_read_are_remarked_on(family, recovery, unread):
     tokens = merging_tokenizer()(TEXT, return_tensors="pt").input_ids
     report = rose.prune_structured(make_from(SLIMMED[family]()), tokens, ratio=0.1, parts=["heads"], recovery=recovery)
     assert report.summary["remarks"][-1].startswith(f"llama.cpp and vLLM do not read {unread}")

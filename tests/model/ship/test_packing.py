@@ -125,7 +125,7 @@ def save_pruned(family: str, folder: Path, **options: Any) -> Path:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_packed_folder_loads_as_any_other_and_unpacks_to_what_it_was(family, tmp_path):
+def test_a_packed_folder_loads_and_unpacks_to_the_bit(family, tmp_path):
     folder = save_pruned(family, tmp_path / "plain", max_shard_size="30KB" if family == "llama" else "1GB")
     made = pack_folder(folder, tmp_path / "packed")
     assert is_packed(tmp_path / "packed")

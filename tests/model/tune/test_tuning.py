@@ -213,7 +213,7 @@ def sparse_zeros(layer: Any, left: torch.Tensor, right: torch.Tensor) -> torch.T
     return (layer.weight - left @ right).abs() < 1e-6
 
 
-def test_steps_that_make_it_worse_are_not_kept(capsys):
+def test_worse_steps_are_not_kept(capsys):
     dense, model = pruned_pair()
     before = digest(model.state_dict())
     held_out = likeliest(dense)
@@ -560,9 +560,7 @@ def fail_after(steps: int, problem: BaseException, monkeypatch: pytest.MonkeyPat
         (ValueError(), "has failed", cli.UNFORESEEN),
     ],
 )
-def test_a_copy_whose_tuning_took_no_step_is_written_as_it_was_pruned(
-    tmp_path, monkeypatch, problem, says, status, capsys
-):
+def test_a_copy_is_written_as_pruned_if_tuning_took_no_step(tmp_path, monkeypatch, problem, says, status, capsys):
     def stop(*_args):
         raise problem
 
@@ -615,7 +613,7 @@ SLIM = ["slim", "--ratio", "0.3", "--prune", "0.5"]
 
 
 @pytest.mark.parametrize("command", [["prune", "--block-size", "16"], SLIM], ids=["prune", "slim"])
-def test_a_copy_whose_tuning_was_cancelled_is_written_and_says_so(tmp_path, monkeypatch, command, capsys):
+def test_a_copy_is_written_and_marked_if_tuning_was_cancelled(tmp_path, monkeypatch, command, capsys):
     fail_after(1, KeyboardInterrupt(), monkeypatch)
     output = tmp_path / "out"
     assert cli.main([*command, *tiny_task(tmp_path), "--tune", "1", "--output", str(output)]) == CANCELLED

@@ -40,7 +40,7 @@ def in_turn(model: PreTrainedModel) -> list[PrunableLayer]:
 
 
 @pytest.mark.parametrize("family", DENSE)
-def test_every_layer_sees_what_the_pruned_ones_before_it_put_out(family):
+def test_every_layer_reads_the_outputs_of_pruned_layers_before_it(family):
     """Against the whole model run anew before each layer; layers that read one tensor see the same in both."""
     model, by_hand, held_out = make_model(family), make_model(family), make_tokens(2, seed=3)
     report = prune(model, held_out=held_out).layers.set_index("layer")

@@ -206,7 +206,7 @@ def test_the_corrected_weight_is_what_is_pruned():
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "opt_projected", "gpt2", "bloom", "falcon"])
-def test_dense_targets_bring_the_model_nearer_to_the_dense_one(family):
+def test_dense_targets_bring_outputs_nearer_to_the_dense_model(family):
     """On calibration tokens, by the outputs of the last decoder block; a random model has no sequel to over-fit."""
     tokens = make_tokens(16)
     dense = block_outputs(make_model(family), tokens)[-1]
@@ -300,7 +300,7 @@ def test_reports_tell_targets_and_errors_against_them():
 
 
 @pytest.mark.parametrize("target", ["dense", "layer"])
-def test_a_run_stopped_between_the_decoder_blocks_it_prunes_goes_on_from_there(tmp_path, target):
+def test_a_run_stopped_between_two_pruned_blocks_resumes_there(tmp_path, target):
     options = OPTIONS | {"target": target, "layers": APART, "held_out": make_tokens(4, seed=3)}
     undisturbed, told = make_model("gemma3"), list[rose.Progress]()
     expected = rose.prune_model(undisturbed, make_tokens(), **options, progress=told.append)
