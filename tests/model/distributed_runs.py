@@ -77,7 +77,7 @@ def slim(family: str, **options: Any) -> dict[str, Any]:
 def rotate() -> dict[str, Any]:
     """Errors of output projections as given and rotated, and whether all processes have the same model."""
     model = make_model("llama")
-    table = rose.rotate_heads(model, make_tokens(SAMPLES), basis="inputs", method="sparsegpt", **OPTIONS)
+    table = rose.rotate_heads(model, make_tokens(SAMPLES), basis="gathered", method="sparsegpt", **OPTIONS)
     same = Workers.here().all_agree((digest(model.state_dict()), table.drop(columns="seconds").to_csv()))
     return {"same": same, "errors": table[["error", "rotated_error"]].to_numpy().tolist()}
 

@@ -87,7 +87,7 @@ def rotate_heads(
         tokens: calibration tokens, (samples, length) int64.
         by: settings of several methods that judge together, in place of `judge`.
         layers: names, `*` allowed; their output projections are rotated. None means all.
-        basis: "learned", "gathered", "inputs", "dealt", "random" or "random:SEED", see `rose.layer.basis`.
+        basis: "learned", "gathered", "random" or "random:SEED", see `rose.layer.basis`.
         held_out: further tokens to judge by; by default a quarter of the calibration samples, which then do not
             calibrate.
         compute: as for `rose.prune_model`.
