@@ -17,7 +17,7 @@ from app.components import figure
 from app.figures.style import Drawing
 
 
-def test_a_live_part_shares_its_container_with_nothing() -> None:
+def test_live_part_has_its_own_container() -> None:
     """Streamlit puts a fragment where its page has it by number; a neighbour could be overwritten by its redraw."""
 
     def page() -> None:
@@ -44,7 +44,7 @@ def test_every_fragment_is_a_live_part() -> None:
     assert using == ["work.py"]
 
 
-def test_work_that_was_left_for_other_work_is_not_told_as_cancelled_later() -> None:
+def test_replaced_work_is_restarted() -> None:
     """A runs, B is looked at and is done at once, then A again: A is begun anew."""
 
     def page() -> None:
@@ -72,7 +72,7 @@ def test_work_that_was_left_for_other_work_is_not_told_as_cancelled_later() -> N
     assert shown("A", list) == ["done"]
 
 
-def test_a_small_number_of_a_figure_is_in_its_table_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_download_keeps_small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: dict[str, Any] = {}
     monkeypatch.setattr(figure.st, "download_button", lambda label, content, *_, **__: taken.update({label: content}))
     figure.downloads(Drawing(go.Figure(), "", "", pd.DataFrame({"error": [1.25e-12, math.nan]})), "some")

@@ -30,13 +30,6 @@ def started(*viewers: str) -> Job:
     return job.start()
 
 
-def test_work_that_ends_is_done() -> None:
-    seen: list[Job] = []
-    job = Job(seen.append).start()
-    job.wait(SOON)
-    assert (job.status, seen) == ("done", [job])
-
-
 @pytest.mark.parametrize(
     ("problem", "said"),
     [
@@ -46,7 +39,7 @@ def test_work_that_ends_is_done() -> None:
         (KeyError("lost"), "Unexpected KeyError: 'lost'"),
     ],
 )
-def test_what_went_wrong_is_a_sentence(problem: Exception, said: str) -> None:
+def test_failures_have_a_message(problem: Exception, said: str) -> None:
     def work(_job: Job) -> None:
         raise problem
 
@@ -56,14 +49,7 @@ def test_what_went_wrong_is_a_sentence(problem: Exception, said: str) -> None:
     assert job.message.startswith(said)
 
 
-def test_the_only_viewer_cancels() -> None:
-    job = started("ann")
-    assert job.leave("ann")
-    job.wait(SOON)
-    assert (job.status, job.abandoned) == ("cancelled", False)
-
-
-def test_progress_is_kept_and_asks_whether_to_go_on() -> None:
+def test_progress_is_kept_and_raises_after_a_cancel() -> None:
     told = rose.Progress("calibrate", 0, 1, None, None, 0, 7, 0.5, 1.0, 1.0)
     job = Job(endless)
     job.watch("ann")
@@ -74,7 +60,7 @@ def test_progress_is_kept_and_asks_whether_to_go_on() -> None:
         job.tell(told)
 
 
-def test_the_time_left_is_that_of_the_whole_and_a_new_step_knows_nothing_of_the_former() -> None:
+def test_time_left_includes_later_steps() -> None:
     """Half of a step from 0.2 to 0.8 took 30 s: 30 s are left of it, and 20 s of what comes after."""
     run = Run()
     run._follow(0.2, 0.8)(rose.Progress("calibrate", 0, 1, None, None, 3, 6, 0.5, 30.0, 30.0))
@@ -94,7 +80,7 @@ def test_work_goes_on_for_another_viewer() -> None:
     assert job.status == "cancelled"
 
 
-def test_a_page_that_was_reloaded_does_not_outvote_a_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reloaded_page_does_not_prevent_a_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
     job = started("before reload", "after reload")
     monkeypatch.setattr(jobs, "LOOKING", 0.0)  # the former page polled last a while ago
     job.leave("after reload")
@@ -102,7 +88,7 @@ def test_a_page_that_was_reloaded_does_not_outvote_a_cancel(monkeypatch: pytest.
     assert job.status == "cancelled"
 
 
-def test_who_started_it_stops_it_in_any_window_and_others_once_nobody_else_looks(
+def test_only_the_starter_stops_watched_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job = Job(endless)
@@ -118,7 +104,7 @@ def test_who_started_it_stops_it_in_any_window_and_others_once_nobody_else_looks
     assert job.may_stop("eve/1")
 
 
-def test_work_that_nobody_watches_any_more_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_abandoned_work_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     job = started("ann")
     monkeypatch.setattr(jobs, "ABANDONED_AFTER", 0.0)
     job.wait(SOON)
@@ -135,7 +121,7 @@ def taking(lock: threading.Lock) -> Callable[[Job], None]:
     return work
 
 
-def test_waiting_for_a_lock_is_said() -> None:
+def test_waiting_for_a_lock_is_shown() -> None:
     lock, told = threading.Lock(), threading.Event()
 
     class Telling(Job):
@@ -165,7 +151,7 @@ def test_waiting_for_a_lock_can_be_cancelled() -> None:
     assert not lock.locked()
 
 
-def test_a_batch_stops_between_two_pieces() -> None:
+def test_batch_stops_between_two_pieces() -> None:
     started, go_on, made = threading.Event(), threading.Event(), []
 
     def first() -> None:
@@ -184,9 +170,7 @@ def test_a_batch_stops_between_two_pieces() -> None:
     assert (made, batch.done) == ([1], 1)
 
 
-def test_folders_of_runs_go_with_them_and_those_of_a_killed_server_with_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_temporary_folders_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / f"{PARTIAL}dead" / "checkpoint").mkdir(parents=True)
     (tmp_path / f"{PARTIAL}dead.lock").touch()

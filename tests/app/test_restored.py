@@ -40,7 +40,7 @@ def ended(app: AppTest) -> AppTest:
 
 @pytest.mark.usefixtures("missing")
 @pytest.mark.parametrize("page", ["views/layer.py", "views/order_lab.py"])
-def test_a_page_that_cannot_have_inputs_says_so_and_offers_to_try_again(page: str) -> None:
+def test_page_without_inputs_offers_a_retry(page: str) -> None:
     app = open_page(page)
     app = ended(app)
     assert not app.exception
@@ -49,16 +49,6 @@ def test_a_page_that_cannot_have_inputs_says_so_and_offers_to_try_again(page: st
     app = ended(app.button(key="collect-inputs").click().run())
     assert shared.studies()[Setup()] is not before
     assert f"Collecting them failed: {WHY}" in texts(app)
-
-
-@pytest.mark.usefixtures("missing")
-def test_the_start_page_still_offers_the_example() -> None:
-    ended(open_page("views/layer.py"))
-    app = open_page("views/start.py")
-    assert "Explore the example" in {link.proto.label for link in app.get("page_link")}
-    shown = texts(app)
-    assert WHY not in shown
-    assert "so far" not in shown
 
 
 @pytest.fixture
@@ -77,7 +67,7 @@ def loading(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("loading")
-def test_while_inputs_are_collected_the_numbers_are_there() -> None:
+def test_numbers_are_shown_while_inputs_are_collected() -> None:
     app = open_page("views/layer.py")
     study = shared.studies()[Setup()]
     known = next(one for one in study.all_records() if one.layer == study.most_columnar())
@@ -94,7 +84,7 @@ def test_while_inputs_are_collected_the_numbers_are_there() -> None:
 
 
 @pytest.mark.usefixtures("missing")
-def test_what_nobody_watched_is_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_abandoned_run_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     ended(open_page("views/layer.py"))
     before = shared.studies()[Setup()]
     before.job.status, before.job.abandoned = "cancelled", True

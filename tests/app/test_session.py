@@ -20,20 +20,7 @@ from app.study.setup import Setup
 from tests.app.tiny_study import COLUMNAR, measured_study, open_page, texts
 
 
-@pytest.mark.parametrize(
-    ("page", "says"),
-    [
-        ("layers", "Here you see every layer of a model at a glance"),
-        ("order_lab", "Here you try pruning orders"),
-    ],
-)
-def test_without_a_study_a_page_says_what_to_do(page: str, says: str) -> None:
-    app = open_page(f"views/{page}.py", seed="9")
-    assert says in texts(app)
-    assert app.main.get("page_link")[0].proto.page == ""  # the start page is the default one
-
-
-def test_edits_after_a_study_are_in_the_url_too() -> None:
+def test_url_holds_edits_after_a_study() -> None:
     study = measured_study()
     app = open_page("views/start.py", study)
     app.number_input(key="start_samples").set_value(5).run()
@@ -45,7 +32,7 @@ def test_edits_after_a_study_are_in_the_url_too() -> None:
     assert "draft_samples" not in again.query_params
 
 
-def test_back_brings_the_layer_of_its_url() -> None:
+def test_back_restores_the_layer() -> None:
     other = "model.layers.0.self_attn.q_proj"
     app = open_page("views/layers.py", measured_study())
     app.sidebar.selectbox(key="layer_widget").set_value(other).run()
@@ -56,7 +43,7 @@ def test_back_brings_the_layer_of_its_url() -> None:
     assert app.sidebar.selectbox(key="layer_widget").value == COLUMNAR
 
 
-def test_a_link_to_a_layer_that_is_not_there_is_explained_until_another_is_chosen() -> None:
+def test_link_to_a_missing_layer_is_explained() -> None:
     missing = "model.layers.99.self_attn.o_proj"
     app = open_page("views/layers.py", measured_study(), layer=missing)
     assert f"The link asks for the layer {missing}, which was not measured here" in texts(app)
@@ -65,26 +52,13 @@ def test_a_link_to_a_layer_that_is_not_there_is_explained_until_another_is_chose
     assert missing not in texts(app)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("block_size", "0", "block_size must be a whole number of at least 1, not 0. 128 is used instead."),
-        ("damping", "-2", "damping must be a number of at least 0, not -2.0. 0.01 is used instead."),
-    ],
-)
-def test_a_value_that_no_widget_takes_is_explained(name: str, value: str, words: str) -> None:
-    app = open_page("views/start.py", **{name: value})
-    assert words in texts(app)
-    assert app.number_input(key=f"start_{name}").value == getattr(Setup(), name)
-
-
 @pytest.mark.parametrize(("text", "value"), [("0.3", 0.3), ("7", 1.0), ("high", 0.5)])
-def test_a_threshold_in_a_link_is_kept_within_bounds(text: str, value: float) -> None:
+def test_threshold_of_a_link_is_clamped(text: str, value: float) -> None:
     app = open_page("views/start.py", threshold=text)
     assert app.session_state["chosen_threshold"] == value
 
 
-def test_a_view_has_one_link_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_link_parameters_have_a_fixed_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """The parameters stand in the order of the set-up's fields, which no hash has a say in."""
     query: dict[str, str] = {}
     setup = Setup(model="a", samples=3, seed=2, sparsity="2:4", block_size=16)
@@ -104,7 +78,7 @@ class State(dict):
 
 
 @pytest.mark.parametrize("page", ["prune", "damage", "runs"])
-def test_edits_that_are_not_in_use_are_said_and_can_be_used_without_measuring(page: str) -> None:
+def test_unused_edits_can_be_applied_without_measuring(page: str) -> None:
     app = open_page("views/start.py", draft_samples="6", draft_sparsity="0.6")
     app.switch_page(f"views/{page}.py").run()
     assert "Edited on the start page, and not in use yet: Samples 6, Sparsity 0.6." in texts(app)
@@ -118,7 +92,7 @@ def test_edits_that_are_not_in_use_are_said_and_can_be_used_without_measuring(pa
     assert app.session_state.setup == Setup()
 
 
-def test_sessions_of_one_browser_are_told_apart_and_known_as_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions_of_one_browser_share_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def come(**cookies: str) -> str:
         streamlit = SimpleNamespace(session_state=State(), context=SimpleNamespace(cookies=cookies))
         monkeypatch.setattr(session, "st", streamlit)
@@ -132,33 +106,13 @@ def test_sessions_of_one_browser_are_told_apart_and_known_as_its_own(monkeypatch
     assert come().partition("/")[0] != come().partition("/")[0]
 
 
-def test_a_link_to_a_run_that_is_gone_is_explained() -> None:
-    app = open_page("views/prune.py", run="deadbeef")
-    assert "This server no longer has the run 'deadbeef' of the link." in texts(app)
-    assert "run" not in app.query_params
-
-
-def test_what_nobody_chose_is_in_no_link() -> None:
+def test_link_omits_the_default_layer() -> None:
     app = open_page("views/layers.py", **measured_study().setup.to_texts())
     assert app.session_state["chosen_layer"] == COLUMNAR
     assert "layer" not in app.query_params
 
 
-def test_the_layer_is_chosen_where_it_counts() -> None:
-    app = open_page("views/layers.py", measured_study())
-    keys = {"layer_widget", "sparsity_widget"}
-    assert keys <= {one.key for one in app.sidebar.selectbox}
-    for page in ("views/start.py", "views/prune.py"):
-        app.switch_page(page).run()
-        assert not app.sidebar.selectbox
-    assert "sparsity 0.7" in texts(app.sidebar)
-    assert app.sidebar.get("page_link")[0].proto.label == "Change"
-    app.switch_page("views/diffusion.py").run()  # which has a model of its own
-    assert not app.sidebar.selectbox
-    assert "sparsity" not in texts(app.sidebar)
-
-
-def test_what_is_begun_already_is_not_begun_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_work_is_not_started_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(session.st, "toast", lambda text, **_look: told.append(text))
     at_work = SimpleNamespace(job=SimpleNamespace(status="running"))
@@ -173,7 +127,7 @@ def test_what_is_begun_already_is_not_begun_once_more(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("maker", ["Tuning", "FileRun"])
-def test_two_sessions_begin_it_once(maker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_sessions_start_one_run(maker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     both, made, started = threading.Barrier(2), [], []
 
     class Slow(Run):

@@ -36,7 +36,7 @@ def kept(*studies: Study) -> list[Study]:
     return list(by_setup.values())
 
 
-def test_the_studies_started_longest_ago_are_dropped() -> None:
+def test_oldest_studies_are_dropped() -> None:
     studies = [unfinished("a", seed) for seed in range(6)]
     assert kept(*studies) == studies[-shared.KEPT_STUDIES :]
 
@@ -56,7 +56,7 @@ def test_older_studies_share_a_budget_of_bytes(monkeypatch: pytest.MonkeyPatch) 
     assert kept(*large) == large[-2:]
 
 
-def test_a_calibration_goes_with_its_studies() -> None:
+def test_calibration_is_freed_with_its_studies() -> None:
     key, files = ("a model",), Files("identity", "text")
     calibration = shared._calibration(key, files)
     assert shared._calibration(key, files) is calibration
@@ -66,13 +66,13 @@ def test_a_calibration_goes_with_its_studies() -> None:
     assert gone() is None
 
 
-def test_a_running_study_is_never_dropped() -> None:
+def test_running_study_is_never_dropped() -> None:
     running = unfinished("a", 0, "running")
     others = [unfinished("b", seed) for seed in range(5)]
     assert kept(running, *others)[0] is running
 
 
-def test_a_run_that_is_tuned_or_written_into_a_file_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_runs_are_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     known: dict[str, PruningRun] = {}
     monkeypatch.setattr(shared, "prunings", lambda: known)
 
@@ -90,7 +90,7 @@ def test_a_run_that_is_tuned_or_written_into_a_file_is_not_dropped(monkeypatch: 
     assert list(known.values()) == [*kept, *others[-(shared.KEPT_RUNS - len(kept)) :]]
 
 
-def test_runs_whose_files_are_gone_make_room_before_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_without_files_are_dropped_first(monkeypatch: pytest.MonkeyPatch) -> None:
     known: dict[str, PruningRun] = {}
     monkeypatch.setattr(shared, "prunings", lambda: known)
     for number in range(shared.KEPT_RUNS + 3):
@@ -104,7 +104,7 @@ def test_runs_whose_files_are_gone_make_room_before_those_of_others(monkeypatch:
     assert kept.exists()
 
 
-def test_memory_goes_back_once_nobody_has_looked_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_freed_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     now, given_back, busy = 0.0, [], range(2900, 3301)
     monkeypatch.setattr(shared, "_asked", [now])
     monkeypatch.setattr(shared, "is_busy", lambda: now in busy)
@@ -121,7 +121,7 @@ def test_memory_goes_back_once_nobody_has_looked_for_a_while(monkeypatch: pytest
     assert given_back == [630.0, 1830.0, 3330.0]
 
 
-def test_what_comes_back_from_disk_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_studies_on_disk_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
     kept, unkept, failed = (measured_study(samples=samples) for samples in (4, 5, 6))
     failed.job.status = "failed"
     known = {one.setup: one for one in (kept, unkept, failed)}
@@ -137,7 +137,7 @@ def test_what_comes_back_from_disk_is_let_go(monkeypatch: pytest.MonkeyPatch) ->
     assert unkept.has(COLUMNAR)
 
 
-def test_a_report_is_published_by_a_thread_without_anything_of_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_is_published_from_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     before, said = list(shared.reports()), []
     monkeypatch.setattr(script_run_context._LOGGER, "warning", lambda *text: said.append(text))
     shared.reports.clear()  # the first call would show a spinner

@@ -34,7 +34,7 @@ from app.figures import (
 )
 from app.figures.style import Drawing
 from app.lab.bases import BASES
-from rose.layer.checks import CurvePoint, ErrorMeasures, RealisedSparsity
+from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.pattern import Pattern
 from rose.rows import json_rows
 from rose.verdicts import Result
@@ -92,7 +92,6 @@ DAMAGES = pd.DataFrame(
 )
 BLOCK_DAMAGES = DAMAGES[::2].assign(unit=["model.layers.0", "model.layers.1", "model.layers.2"], projection="")
 MEASURES = [ErrorMeasures("sparsegpt", 2.0, 2.002, 2.001, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
-REALISED = [RealisedSparsity("sparsegpt", "block", 3, 0.7, 0.7, 0, 0, 0, (7, 10))]
 EXCERPT = trust.MaskExcerpt(
     np.tile([True, True, False, False], (3, 2)) & (np.eye(3, 8) < 1), 9, 64, 2, 4, [(9, 64)], 3, 99
 )
@@ -121,10 +120,6 @@ HEADS = pd.DataFrame(
     columns=["block_index", "head", "group", "layer", "cost"],
 )
 CHANNELS = pd.DataFrame({"channel": [2, 0, 1], "alone": [0.01, 0.02, 0.3], "together": [0.01, 0.04, 1.0]})
-RECOVERED = pd.DataFrame(
-    [(how, tokens, 0.1) for how in ("none", "bias", "linear", "exact") for tokens in ("calibration", "held-out")],
-    columns=["recovery", "tokens", "relative_error"],
-)
 ACCURACY = pd.DataFrame(
     [("piqa", 100, 0.6, 0.05, "Dense", "dense"), ("piqa", 100, 0.5, 0.05, "ROSE at 0.7", "rose")],
     columns=["task", "questions", "accuracy", "accuracy_error", "run", "method"],
@@ -134,10 +129,6 @@ TWO_RUNS = pd.DataFrame(
     columns=["layer", "block_index", "projection", "first", "second"],
 )
 APART = (TWO_RUNS.rename(columns={"first": "value"}), TWO_RUNS[1:].rename(columns={"second": "value"}))
-TRADE = pd.DataFrame(
-    [(0.0, 0.0, 0.0, 1.0, 96, 4), (0.2, 0.21, 0.03, 1.27, 70, 4)],
-    columns=["ratio", "removed", "error", "speedup", "channels", "heads"],
-)
 
 FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the tables `records` and `layers`
     "model_map": lambda x, **t: maps.model_map(x.layers, marked_layer=NAME, **t),

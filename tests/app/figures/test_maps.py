@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import rose
 from app.figures import maps, palette, shapes
 from rose.verdicts import rank_correlation
 from tests.app.figures.test_contract import below, title
@@ -87,9 +86,7 @@ def test_experts_one_by_one_have_an_axis() -> None:
         ("forecast_global_gain", "held_out_global_gain", "ROSE global"),
     ],
 )
-def test_what_is_known_before_a_sweep_stands_against_what_is_gained(
-    layers: pd.DataFrame, x: str, y: str, who: str
-) -> None:
+def test_scatter_shows_gain_against_its_predictor(layers: pd.DataFrame, x: str, y: str, who: str) -> None:
     table = layers.assign(forecast_gain=layers["gain"] / 2, forecast_global_gain=np.linspace(0, 0.2, 12))
     table = table if y == "gain" else table.assign(**{y: np.linspace(-0.1, 0.2, 12)})
     drawing = maps.gain_scatter(table, x)
@@ -129,7 +126,7 @@ def test_range_bars_are_sorted_and_answer_with_names(layers: pd.DataFrame) -> No
     assert bar.x.tolist() == sorted(layers["relative_range"], reverse=True)
 
 
-def test_one_layer_far_off_leaves_the_others_their_colours() -> None:
+def test_outlier_layer_does_not_set_the_colour_scale() -> None:
     ratios = np.array([66.06, 1.2, 0.8, 1.0, 0.5, 0.0])
     rows = pd.DataFrame({"block_index": np.arange(6), "projection": "up", "first": 0.1, "second": 0.1 * ratios})
     rows["layer"] = [f"layers.{block}.up" for block in range(6)]
@@ -163,12 +160,3 @@ def test_experts_of_two_runs_share_a_row_with_the_largest() -> None:
         assert heat.z.shape == (2, 2)
         assert "layers.0.mlp.experts.6.up_proj" in marked.customdata
         assert len(drawing.data) >= len(rows)
-
-
-def test_what_cannot_be_drawn_is_refused(layers: pd.DataFrame) -> None:
-    with pytest.raises(rose.RoseError, match="no condition number of H"):
-        maps.model_map(layers.drop(columns="condition"), "condition")
-    with pytest.raises(rose.RoseError, match="measure layers on the start page"):
-        maps.range_bars(layers.head(0))
-    with pytest.raises(rose.RoseError, match="measure more layers"):
-        maps.gain_scatter(layers.head(0))

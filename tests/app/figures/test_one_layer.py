@@ -13,17 +13,7 @@ import rose
 from app.figures import losses, orders, palette, prices, sweeps, trust, weights
 from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.error import quadratic_form
-from tests.app.figures.test_contract import COSTS, below, relative_curves, title
-
-# Figure (b) of the ROSE paper's overview illustration.
-EXAMPLE = torch.tensor(
-    [
-        [2.3, 1.2, 1.5, 2.4, 1.5, 1.0, 3.9, 4.6, 4.8],
-        [1.4, 1.9, 1.5, 1.8, 0.6, 1.4, 4.8, 4.2, 4.7],
-        [2.1, 1.6, 1.1, 2.2, 0.3, 1.1, 6.7, 5.1, 1.9],
-        [2.8, 1.0, 2.0, 0.7, 1.1, 1.8, 4.9, 4.8, 1.6],
-    ]
-)
+from tests.app.figures.test_contract import below, relative_curves, title
 
 
 def pruned(lab: SimpleNamespace, order: str, budget: str = "block") -> rose.LayerResult:
@@ -48,13 +38,6 @@ def test_weight_map_finds_the_strongest_column_and_shrinks_in_place() -> None:
     assert (heat.x0, heat.dx, heat.y0, heat.dy) == (1, 3, 0.5, 2)
 
 
-def test_without_weights_or_losses_no_channel_is_singled_out() -> None:
-    assert title(weights.weight_map(torch.zeros(4, 6))) == "All weights are 0"
-    plan = rose.plan_order(torch.rand(4, 6), torch.eye(6), sparsity=0, block_size=3)
-    assert title(weights.potential_loss_map(plan)) == "No block would lose anything"
-    assert title(weights.prepruning_mask(plan)) == "No weight would go"
-
-
 def test_mask_counts_what_the_pattern_asks_in_cells_of_any_size(lab: SimpleNamespace) -> None:
     drawing = weights.prepruning_mask(lab.plan)
     heat = drawing.figure.data[0]
@@ -68,18 +51,6 @@ def test_mask_counts_what_the_pattern_asks_in_cells_of_any_size(lab: SimpleNames
     assert heat.z.astype(int).sum() == int((plan.potential_loss > 0).sum())
 
 
-@pytest.mark.parametrize(("strength", "is_told"), [(1, False), (20, True)])
-def test_strips_explain_losses_that_dip_where_inputs_spike(strength: int, is_told: bool) -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight, inputs = torch.randn(32, 64, generator=generator), torch.randn(200, 64, generator=generator)
-    inputs[:, 5] *= strength
-    statistics = rose.InputStatistics(64)
-    statistics.update(inputs)
-    plan = rose.plan_order(weight, statistics, sparsity=0.5, block_size=16)
-    caption = weights.layer_strips(weight, plan, statistics.mean_square.sqrt()).caption
-    assert ("Where inputs spike, the loss dips" in caption) is is_told
-
-
 def test_diagonal_marks_dead_columns_and_damping() -> None:
     diagonal = torch.tensor([4.0, 0.0, 40.0, 1.0])
     drawing = weights.hessian_diagonal(diagonal, added=2.0, arrange="sorted", scale="log")
@@ -91,23 +62,6 @@ def test_diagonal_marks_dead_columns_and_damping() -> None:
     assert "no 0" in below(drawing)
     assert drawing.caption.startswith("One dead column of 4; the live ones span a factor of 40.0, and one of them lies")
     assert weights.hessian_diagonal(diagonal).data["input_channel"].tolist() == [0, 1, 2, 3]
-
-
-def test_massive_activations_are_named_with_the_errors() -> None:
-    diagonal = torch.ones(400)
-    diagonal[[7, 301]] = torch.tensor([2000.0, 8000.0])
-    drawing = weights.hessian_diagonal(diagonal, added=5.0, massive_errors=(0.001, 0.25))
-    carried = "Input channels 301 and 7 carry 96.2 % of the input"
-    without = "SparseGPT's relative error is 0.00100, and 0.250 without these channels."
-    assert title(drawing) == carried
-    assert drawing.caption.endswith(f"λ is 5.00 times the median of diag(H). {without}")
-    weight = torch.randn(8, 400, generator=torch.Generator().manual_seed(0))
-    plan = rose.plan_order(weight, diagonal.diag(), sparsity=0.5, block_size=100)
-    strips = weights.layer_strips(weight, plan, diagonal.sqrt(), massive_errors=(0.001, 0.25))
-    assert strips.caption.startswith(f"{carried}. {without} ")
-    for shown in (drawing, strips):
-        marks = next(trace for trace in shown.figure.data if trace.name == "massive activations")
-        assert sorted(marks.x) == [7, 301]
 
 
 def test_spectrum_counts_what_lies_below_the_damping() -> None:
@@ -274,17 +228,10 @@ def test_price_lines_have_one_mean_and_mark_a_block(lab: SimpleNamespace) -> Non
         prices.price_lines({})
 
 
-def test_a_forecast_that_errs_is_told() -> None:
-    rows = [("natural", "block", 0.2, 0.3), ("pivot", "layer", 0.1, 0.4)]
-    table = pd.DataFrame(rows, columns=["order", "budget", "forecast", "measured"])
-    told = "Forecast best is pivot order, one threshold, measured best natural order, equal shares"
-    assert title(prices.forecast_scatter(table)) == told
-
-
 # Sweeps and solvers
 
 
-def test_film_sets_pruned_cells_apart_and_grows_the_error(lab: SimpleNamespace) -> None:
+def test_film_marks_pruned_cells_and_their_error(lab: SimpleNamespace) -> None:
     results = [lab.results["two_level"], replace(lab.results["natural"], budget="layer")]
     frames = sweeps.sweep_film(results, lab.energy).figure.frames
     z, veil = frames[1].data[0].z, frames[1].data[1].z
@@ -335,15 +282,6 @@ def test_solvers_are_compared_at_their_last_complete_state() -> None:
     assert caption == "Lowest error at the full sparsity: One sweep 0.300, ADMM 0.200, Five stages 0.400."
 
 
-def test_mask_changes_name_a_column_only_where_the_mask_has_changed() -> None:
-    before, mask = np.zeros((50, 60), bool), np.zeros((50, 60), bool)
-    solver = {"solver": "ADMM", "step": "step 3", "since": "step 2"}
-    assert sweeps.mask_changes(mask, before, **solver).caption == "0 weights removed and 0 put back since step 2."
-    mask[3, 4] = True
-    drawing = sweeps.mask_changes(mask, before, **solver)
-    assert title(drawing) == "ADMM, step 3: 0.033 % of the mask changed since step 2"  # not 0.0 %
-
-
 # Checks
 
 
@@ -365,17 +303,3 @@ def test_held_out_curve_compares_both_errors() -> None:
     assert calibration.y.tolist() == [0.02, 0.03]
     assert drawing.caption.endswith("Damping had to be raised at one point.")
     assert "nothing was held out" in title(trust.held_out_curve([CurvePoint(256, 0.02, None, 0.01)]))
-
-
-@pytest.mark.parametrize(
-    ("recovered", "finding"),
-    [
-        (0.67, "Compensation recovered 67 % of what a refit would"),
-        (1.02, "Compensation recovered all that a refit of this mask would"),
-        (0.004, "Compensation recovered 0.4 % of what a refit would"),
-        (-0.5, "The layer is worse than its mask without compensation: error 0.100 against 0.200"),
-        (float("nan"), "A refit would take less than 2 % off the error of the mask alone, 0.200"),
-    ],
-)
-def test_compensation_is_measured_by_a_refit_of_its_mask(recovered: float, finding: str) -> None:
-    assert title(trust.compensation_bars(COSTS.copy().where(COSTS.index != "recovered", recovered))) == finding

@@ -1,12 +1,16 @@
-"""Colours that everybody can tell apart."""
+"""Colours are distinguishable, titles wrap, and blocks have the right columns."""
 
 import itertools
+import tomllib
+from pathlib import Path
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 
+import app
 import rose
-from app.figures import palette
+from app.figures import palette, shapes, style
 from rose.layer.registry import order_names
 
 # Severe protanopia and deuteranopia, Machado, Oliveira and Fernandes 2009.
@@ -62,36 +66,36 @@ def test_known_orders_and_methods_have_a_colour_of_their_own() -> None:
     assert len(set(palette.METHOD_COLOURS.values())) == len(palette.METHOD_COLOURS)
 
 
-def test_a_method_that_is_an_order_has_its_colour() -> None:
+def test_method_that_is_an_order_has_its_colour() -> None:
     orders = {"sparsegpt": "natural", "rose": "two_level", "rose_global": "global", "rose_dealt": "dealt"}
     for method, order in orders.items():
         assert palette.METHOD_COLOURS[method] == palette.ORDER_COLOURS[order]
     assert palette.method_style("two_level") == palette.order_style("two_level")
 
 
-def test_labels_are_for_people() -> None:
-    labels = {"natural": "Natural", "two_level": "Two-level", "random:7": "Random, seed 7"}
-    assert {name: palette.order_style(name).label for name in labels} == labels
-    ascending = palette.order_style("two_level_ascending")
-    assert ascending.label == "Two-level, ascending"
-    assert ascending.colour == palette.ORDER_COLOURS["two_level"]
-    assert ascending.dash != palette.order_style("two_level").dash
-
-
-def test_an_unknown_name_keeps_one_colour() -> None:
-    assert palette.method_style("my_method") == palette.method_style("my_method")
-    layer, dense = (palette.method_style(f"alps:{target}") for target in ("layer", "dense"))
-    assert (layer.label, dense.label) == ("ALPS, target layer", "ALPS, target dense")
-    assert layer.colour == dense.colour == palette.method_style("alps").colour
-    assert layer[2:] != dense[2:]
-    assert palette.method_style("my_method:layer").symbol == palette.method_style("my_method").symbol
-    assert palette.method_style("my_method").colour in palette.PALETTE
-    assert palette.method_style("my_method").label == "my method"
-    assert palette.order_style("my_order").colour in palette.PALETTE
-
-
-def test_what_a_plugin_adds_is_not_drawn_like_anything_built_in() -> None:
+def test_plugins_have_a_style_of_their_own() -> None:
     drawn = {palette.method_style(name)[2::2] for name in palette.METHOD_COLOURS}  # dash and pattern
     assert palette.method_style("my_method")[2::2] not in drawn
     drawn = {palette.order_style(name)[2::2] for name in order_names()}
     assert palette.order_style("my_order")[2::2] not in drawn
+
+
+@pytest.mark.parametrize("theme", palette.INKS)
+def test_downloaded_figure_has_the_colour_of_its_page(theme: palette.Theme) -> None:
+    config = tomllib.loads((Path(app.__file__).parent / ".streamlit/config.toml").read_text())
+    figure = style.base(go.Figure(), theme, "A finding", "what")
+    assert figure.layout.template.layout.yaxis.rangemode == "tozero"
+    assert figure.layout.template.layout.paper_bgcolor == config["theme"][theme]["backgroundColor"].lower()
+
+
+def test_titles_wrap_but_numbers_stay_whole() -> None:
+    figure = style.base(go.Figure(), "light", "This title is as long as it takes to put a break at 2.78 × 10⁻⁵", "what")
+    assert "2.78 × 10⁻⁵" in figure.layout.title.text
+    assert figure.layout.title.text.count("<br>") == 2
+    assert figure.layout.title.text.startswith("<b>This title")
+
+
+def test_columns_of_a_block() -> None:
+    assert shapes.block_span((16, 16, 8), 2) == (32, 40)
+    with pytest.raises(rose.RoseError, match="blocks 0 to 2"):
+        shapes.block_span((16, 16, 8), 3)

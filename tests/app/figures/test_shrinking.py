@@ -36,7 +36,7 @@ def test_one_strong_column_survives() -> None:
     assert shrunk.note == "each cell is the maximum of 3 × 3 weights"
 
 
-def test_a_matrix_that_fits_is_not_shrunk() -> None:
+def test_matrix_that_fits_is_not_shrunk() -> None:
     values = np.arange(6.0).reshape(2, 3)
     shrunk = shrinking.shrink(values)
     assert shrunk.array.tolist() == values.tolist()
@@ -54,7 +54,7 @@ def test_cells_whose_text_would_be_too_long_are_shrunk_further() -> None:
     assert shrunk.rows > 1
 
 
-def test_the_table_says_what_a_cell_is() -> None:
+def test_table_says_what_a_cell_is() -> None:
     table = shrinking.frame(shrinking.shrink(np.ones((4, 6)), 2))
     assert table.columns.tolist() == ["output channel (each cell is the maximum of 2 × 3 weights)", "0", "3"]
     assert table.iloc[:, 0].tolist() == [0, 2]

@@ -22,7 +22,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("change", [True, False])
-def test_the_ink_can_be_read_on_every_colour(theme: Theme, change: bool) -> None:
+def test_ink_can_be_read_on_every_colour(theme: Theme, change: bool) -> None:
     colours = [coloured.background(value, 2.0, theme, change=change) for value in np.linspace(-3, 3, 61)]
     assert min(contrast(colour, INKS[theme].text) for colour in colours) >= 4.5
     assert coloured.background(np.nan, 2.0, theme, change=change) == INKS[theme].page
@@ -44,7 +44,7 @@ def test_text_is_escaped_and_numbers_are_told() -> None:
     assert "9.00" not in html  # a token without text of its own
 
 
-def test_one_token_does_not_make_all_others_pale() -> None:
+def test_outlier_token_does_not_set_the_scale() -> None:
     values = np.concatenate([np.linspace(-1, 1, 99), [100.0]])
     assert coloured.scale_end(values) < 5
     assert coloured.scale_end(np.array([0.01, np.nan])) == coloured.LEAST

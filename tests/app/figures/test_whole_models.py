@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 import rose
-from app.figures import drift, methods, palette, savings, sensitivity, trust
+from app.figures import drift, maps, methods, savings, sensitivity, trust
 from rose.diffusion.steps import STEP_WEIGHTS
 from rose.verdicts import Result
-from tests.app.figures.test_contract import BLOCK_DAMAGES, DAMAGES, DRIFTS, HEADS, below, title
+from tests.app.figures.test_contract import BLOCK_DAMAGES, DAMAGES, HEADS, below, title
 
 
 def cells(trace: object) -> list[tuple[int, str]]:
@@ -51,16 +51,6 @@ def test_layer_map_shows_what_a_method_saves_in_every_layer(records: pd.DataFram
     assert title(alone).startswith("Held-out error of SparseGPT is highest in 3 · self_attn.")
 
 
-def test_method_errors_name_the_saving(records: pd.DataFrame) -> None:
-    drawing = methods.method_errors(records[records["layer"] == "model.layers.1.self_attn.o_proj"])
-    assert title(drawing) == "ROSE has 9.1 % less error than SparseGPT"
-    colours = [bar.marker.color for bar in drawing.figure.data]
-    assert colours == [palette.METHOD_COLOURS[method] for method in ("sparsegpt", "rose")]
-    several = methods.method_errors(records.assign(relative_error=np.where(records["method"] == "rose", 0.3, 0.2)))
-    assert title(several).startswith("Against SparseGPT: ROSE has the higher error in")
-    assert title(several).endswith("on average it is 50 % higher")
-
-
 def perplexities(**values: float) -> list[Result]:
     return [Result(name, name.lower(), value) for name, value in values.items()]
 
@@ -76,12 +66,6 @@ def test_perplexity_has_a_log_axis_only_where_it_must() -> None:
     assert drawing.figure.data[0].text[2] == "∞"
     assert "an infinite perplexity has no bar" in below(drawing)
     assert "no bar" not in below(methods.perplexity_bars(perplexities(SparseGPT=32.2, Magnitude=5e4)))
-    equal = methods.perplexity_bars(perplexities(SparseGPT=31.0, ROSE=31.0))
-    assert title(equal) == "SparseGPT and ROSE are identical by construction: perplexity 31.0"
-    near = methods.perplexity_bars(perplexities(SparseGPT=23.12, ROSE=23.08), dense=23.1)
-    assert list(near.figure.data[0].text) == ["23.12", "23.08"]
-    assert title(near).startswith("ROSE has the lowest perplexity, 23.08")
-    assert "dashed: dense, 23.10" in below(near)
 
 
 def test_accuracies_are_ranked_over_the_tasks_that_all_models_answered() -> None:
@@ -93,18 +77,22 @@ def test_accuracies_are_ranked_over_the_tasks_that_all_models_answered() -> None
     assert "answered no task in common" in methods.accuracy_bars(table.drop(index=0)).alt
 
 
-@pytest.mark.parametrize(("steps", "start"), [(5, "No step is better"), (40, "No step so far is better")])
-def test_tuning_that_gains_nothing_is_told_as_ended_or_going_on(steps: int, start: str) -> None:
-    curve = pd.DataFrame([(0, 1.0, 0.9), (5, 9.0, 1.2)], columns=["step", "seconds", "held_out"])
-    assert title(methods.tuning_curve(curve, steps, dense=None)).startswith(f"{start} than the start")
+def over_seeds(perplexities: dict[str, list[float]]) -> pd.DataFrame:
+    rows = [(method, seed, value) for method, values in perplexities.items() for seed, value in enumerate(values)]
+    table = pd.DataFrame(rows, columns=["method", "seed", "perplexity"])
+    return table.assign(sparsity="0.7", mean_held_out_error=table["perplexity"] / 100, seconds=1.0)
+
+
+def test_mean_range_and_single_seeds() -> None:
+    drawing = methods.over_seeds_bars(over_seeds({"sparsegpt": [30, 40], "rose": [20, 23, 29]}), "0.7")
+    mean, marks = drawing.figure.data[:2]
+    assert (mean.x[0], mean.y[0], mean.error_y.array[0], mean.error_y.arrayminus[0]) == ("ROSE", 24, 5, 4)
+    np.testing.assert_array_equal(marks.y, [20, 23, 29])
+    assert list(marks.customdata) == [0, 1, 2]
+    assert list(drawing.data["method"]) == ["rose", "sparsegpt"]
 
 
 # Sensitivity
-
-
-def test_whiskers_are_told_of_only_where_there_are_any() -> None:
-    assert "Whiskers" in sensitivity.damage_bars(BLOCK_DAMAGES).caption
-    assert "Whiskers" not in sensitivity.damage_bars(BLOCK_DAMAGES.assign(standard_error=np.nan)).caption
 
 
 def test_experts_are_one_series_of_units() -> None:
@@ -112,12 +100,6 @@ def test_experts_are_one_series_of_units() -> None:
     drawn = sensitivity.damage_scatter(DAMAGES.assign(projection=kinds)).figure
     assert [trace.name for trace in drawn.data] == ["mlp.experts.*.up_proj"]
     assert not drawn.layout.showlegend
-
-
-def test_damage_of_what_is_restored_is_what_it_gives_back() -> None:
-    drawing = sensitivity.damage_scatter(DAMAGES, restore=True)
-    assert "restored alone" in below(drawing)
-    assert drawing.caption == "Not shown: one unit without a fall in the loss."
 
 
 def test_decoder_blocks_that_were_not_measured_stay_empty() -> None:
@@ -133,14 +115,6 @@ def test_decoder_blocks_that_were_not_measured_stay_empty() -> None:
 # Drift
 
 
-def test_without_drift_nothing_arises_and_nothing_is_cancelled() -> None:
-    none = DRIFTS[DRIFTS["target"] == "dense"].assign(drift=0.0, passed_on=0.0, arisen=0.0, cancelled=0.0)
-    assert title(drift.drift_shares(none)) == "No drift arises in any decoder block"
-    assert title(drift.cancelled_shares(none)) == "No decoder block has received drift that it could cancel"
-    apart = none.assign(passed_on=0.1, arisen=0.1, drift=0.2)
-    assert title(drift.cancelled_shares(apart)).endswith("neither cancel what they receive nor add to it")
-
-
 def test_pictures_stand_in_rows_with_a_gap() -> None:
     pixels = np.zeros((2, 4, 4), np.float32)
     drawing = drift.pictures({"Dense": pixels, "Wanda": pixels + 0.5}, ["a", "b"], 4, drift=0.25)
@@ -151,19 +125,6 @@ def test_pictures_stand_in_rows_with_a_gap() -> None:
     assert "25" in title(drawing)
     axis = drawing.figure.layout.xaxis
     assert (axis.ticktext, axis.ticklabeloverflow, min(axis.autotickangles)) == (("a", "b"), "allow", -45)
-
-
-@pytest.mark.parametrize(
-    ("values", "finding"),
-    [
-        ([0, 0.1, 0.4], "ROSE's pictures end 40.0 % away"),
-        ([0, 0.5, 0.4], "ROSE's pictures end 40.0 % away; the drift was largest, 50.0 %, after one step"),
-    ],
-)
-def test_drift_of_pictures_is_told_at_its_end_and_where_it_was_largest(values: list[float], finding: str) -> None:
-    drawing = drift.drift_curve(values, [900, 400], method="rose")
-    assert title(drawing) == finding
-    assert list(drawing.data["drift"]) == values
 
 
 def test_step_weights_that_favour_one_step_show_its_diagonal() -> None:
@@ -182,19 +143,15 @@ def test_step_weights_that_favour_one_step_show_its_diagonal() -> None:
     ("draw", "problem"),
     [
         (lambda _, records: methods.layer_map(records, "wanda"), "No error has been measured yet"),
-        (
-            lambda _, records: methods.method_errors(
-                records[records["projection"] == "mlp.down_proj"], column="held_out_error"
-            ),
-            "No error",
-        ),
-        (
-            lambda *_: sensitivity.damage_scatter(BLOCK_DAMAGES),
-            "takes five units that each cost the model something; three measured so far do",
-        ),
+        (lambda _, records: methods.method_errors(records.head(0)), "No error"),
+        (lambda *_: sensitivity.damage_scatter(BLOCK_DAMAGES), "takes five units that each cost the model something"),
+        (lambda layers, _: maps.model_map(layers.drop(columns="condition"), "condition"), "no condition number of H"),
+        (lambda layers, _: maps.range_bars(layers.head(0)), "measure layers on the start page"),
+        (lambda layers, _: maps.gain_scatter(layers.head(0)), "measure more layers"),
+        (lambda *_: methods.over_seeds_bars(over_seeds({"rose": [20, 30]}), "0.5"), r"No run at sparsity 0\.5"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(
+def test_figures_without_data_are_refused(
     draw: object, problem: str, layers: pd.DataFrame, records: pd.DataFrame
 ) -> None:
     with pytest.raises(rose.RoseError, match=problem):

@@ -14,7 +14,7 @@ from rose.layer.error import relative_error
 from tests.app.tiny_study import COLUMNAR, figures, open_page, texts
 
 
-def test_solvers_race_to_the_errors_of_the_methods(study: Study) -> None:
+def test_solvers_end_at_the_errors_of_the_methods(study: Study) -> None:
     weight, held_out = study.weight(COLUMNAR), study.held_out_statistics(COLUMNAR)
     assert held_out is not None
     for solver, method in (("admm", "rose_admm"), ("refit", "rose_dealt")):
@@ -46,7 +46,7 @@ def test_solvers_are_scrubbed_by_work(study: Study) -> None:
     assert "Choose at least one solver" in texts(app)
 
 
-def test_a_layer_that_the_run_on_the_page_did_not_prune_is_told() -> None:
+def test_layers_outside_the_run_are_named() -> None:
     said = "a layer of your study that this run did not prune"
     for layers, is_told in (([COLUMNAR], False), (["model.layers.0.mlp.up_proj"], True)):
         run = SimpleNamespace(copies=[SimpleNamespace(layers=pd.DataFrame({"layer": layers}))])

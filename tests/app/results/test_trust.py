@@ -1,14 +1,11 @@
 """Trust, on Layer and on Layers: what it says is what the engine gives, and trouble is called by its name."""
 
-import re
-
 import pandas as pd
 import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
 import rose
-from app import jobs
 from app.study.checking import Findings, LayerCheckRequest, LayerChecks
 from app.study.study import Study
 from rose.model.measure.layer_checks import CHECKS, check_layers
@@ -57,19 +54,7 @@ def table(app: AppTest) -> pd.DataFrame:
     return app.table[0].value
 
 
-def test_inputs_are_judged_before_the_run_and_review_counts_chosen_methods(study: Study) -> None:
-    app = trust(study)
-    shown = table(app)
-    assert set(shown["Check"]) >= {"Damping as asked", "Enough tokens", "Finite inputs", "Live columns"}
-    assert set(shown.loc[shown["Check"] == "Over-fitting", "Of"]) <= {"SparseGPT", "Two-level"}
-    for cell in shown["Status"]:  # a word and an icon, not only a colour
-        assert re.fullmatch(r":\w+-badge\[:material/\w+: (pass|review|fail)\]", cell)
-    assert "Prunes by two methods" in texts(app)
-    app.multiselect(key="check_methods").set_value([]).run()
-    assert "Choose at least one method above." in texts(app)
-
-
-def test_a_run_shows_what_the_engine_found(study: Study, findings: Findings) -> None:
+def test_run_shows_what_the_engine_found(study: Study, findings: Findings) -> None:
     app = trust(study)
     app.multiselect(key="check_methods").set_value(list(METHODS)).run()
     start(app).job.wait(240)
@@ -99,7 +84,7 @@ def test_all_layers_are_judged_by_the_chosen_methods(study: Study) -> None:
         assert (shown["Status"] == "◐ review").sum() == list(judged.values()).count("look")
 
 
-def test_a_run_that_broke_off_at_bad_inputs_shows_where() -> None:
+def test_checks_show_where_inputs_become_infinite() -> None:
     """Infinite weights in decoder block 1 spoil all inputs after it."""
     model = tiny_model()
     with torch.no_grad():
@@ -113,7 +98,7 @@ def test_a_run_that_broke_off_at_bad_inputs_shows_where() -> None:
     assert "The run stopped early" in texts(app)
 
 
-def test_a_run_goes_on_while_other_pages_are_visited(study: Study) -> None:
+def test_run_goes_on_while_other_pages_are_visited(study: Study) -> None:
     assert study.loaded is not None
     app = trust(study)
     with study.loaded.lock:  # the run waits for the model
@@ -126,19 +111,6 @@ def test_a_run_goes_on_while_other_pages_are_visited(study: Study) -> None:
     assert run.job.status == "done"
     app.run()
     assert "Checks of" not in texts(app.sidebar)
-
-
-def test_a_run_that_ended_unwatched_is_told_apart_from_one_that_was_cancelled(
-    study: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert study.loaded is not None
-    app = trust(study)
-    with study.loaded.lock:
-        run = start(app)
-        monkeypatch.setattr(jobs, "ABANDONED_AFTER", 0.0)
-        run.job.wait(240)
-    app.run()
-    assert "No page had been open for 90 s, so this was stopped." in texts(app)
 
 
 def test_one_press_cancels_for_all_who_watch(study: Study) -> None:
@@ -157,16 +129,7 @@ def test_one_press_cancels_for_all_who_watch(study: Study) -> None:
     assert "Cancelled. No results were kept, and nothing was changed." in texts(app.run())
 
 
-def test_of_many_layers_that_failed_the_first_are_named_and_the_others_counted() -> None:
-    study = measured_study(samples=7)
-    study.failed = {f"model.layers.0.mlp.experts.{expert}.up_proj": "No token." for expert in range(128)}
-    for app in (all_layers(study), open_page("views/start.py", study)):
-        last, more = (error.value for error in app.main.error[4:])
-        assert last == "0 · mlp.experts.4.up_proj could not be measured: No token."
-        assert more == "123 other layers could not be measured either."
-
-
-def test_what_was_found_on_files_that_were_replaced_is_not_shown(study: Study) -> None:
+def test_checks_of_replaced_files_are_hidden(study: Study) -> None:
     app = trust(study)
     start(app).job.wait(240)
     app.run()

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import rose
-from app.runs.files import FileRun, forms, gguf_types
+from app.runs.files import FileRun, forms
 from app.runs.kept_copies import RESERVE, Checkpoint, named_apart, size_of, written_beside, zipped
-from rose.layer.defaults import BITS
 from rose.output import PARTIAL, check_output
 from tests.app.tiny_study import ended
 from tests.model.ship.test_export import CONFIGURATIONS, logits, save
@@ -23,7 +22,7 @@ def test_copies_of_one_name_are_told_apart_by_their_folders() -> None:
     assert names == ["ROSE at 0.5 (half)", "ROSE at 0.5 (broken)", "Wanda at 0.5", "dense, run 2"]
 
 
-def test_a_checkpoint_is_zipped_with_its_folders(tmp_path: Path) -> None:
+def test_checkpoint_is_zipped_with_its_folders(tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     (folder / "additional_chat_templates").mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -34,7 +33,7 @@ def test_a_checkpoint_is_zipped_with_its_folders(tmp_path: Path) -> None:
     assert size_of(folder) == 2 + 15
 
 
-def test_no_file_is_made_where_little_room_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_disk_space_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr("shutil.disk_usage", lambda _place: SimpleNamespace(free=RESERVE + 1))
     with pytest.raises(rose.RoseError, match=r"will take about .* are free there"):
@@ -44,7 +43,7 @@ def test_no_file_is_made_where_little_room_is_left(tmp_path: Path, monkeypatch: 
     assert "will take about" in ended(run, "failed").job.message
 
 
-def test_a_checkpoint_is_replaced_whatever_a_killed_server_has_left(tmp_path: Path) -> None:
+def test_checkpoint_is_replaced_despite_leftovers(tmp_path: Path) -> None:
     folder, left = tmp_path / "copy", tmp_path / f"{PARTIAL}dead" / "copy"
     for one in (folder, left, tmp_path / "copy-new"):  # the last belongs to a person
         one.mkdir(parents=True)
@@ -61,14 +60,8 @@ def test_a_checkpoint_is_replaced_whatever_a_killed_server_has_left(tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "copy-new"]
 
 
-def test_what_is_offered_holds_the_copy() -> None:
-    assert list(forms(None)) == ["packed", "f16", "q8_0"]
-    for bits in BITS:
-        assert gguf_types(bits)[-1] == ("q8_0" if bits == 8 else "q4_0")
-
-
 @pytest.mark.parametrize("form", forms(4))
-def test_a_file_holds_the_copy(form: str, tmp_path: Path) -> None:
+def test_file_holds_the_copy(form: str, tmp_path: Path) -> None:
     model = save(CONFIGURATIONS["llama"](), tmp_path / "copy", 4)
     run = FileRun(tmp_path / "copy", form)
     run.job.start()
@@ -87,7 +80,7 @@ def test_a_file_holds_the_copy(form: str, tmp_path: Path) -> None:
     assert ("equal to the bit" if form == "packed" else f"14 layers are exact in {form}.") in " ".join(run.found)
 
 
-def test_a_problem_is_a_sentence_and_cancel_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_and_cancelled_files_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = FileRun(tmp_path / "nowhere", "f16")
     wrong.job.start()
     assert "nowhere" in ended(wrong, "failed").job.message

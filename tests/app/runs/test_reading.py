@@ -50,7 +50,7 @@ def test_dense_and_pruned_read_the_same_text(folder: Path, pruned_folder: Path) 
     assert 0 < chances[f"{DENSE}, chance"].sum() < 1
 
 
-def test_a_model_that_answers_with_nan_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_with_nan_losses_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = Reading(torch.tensor([0.5, torch.nan]), torch.zeros(3, 1), torch.zeros(3, 1))
     monkeypatch.setattr(reading, "read_text", lambda *_arguments, **_options: nothing)
     run = read(folder, [], status="failed")
@@ -58,7 +58,7 @@ def test_a_model_that_answers_with_nan_is_named(folder: Path, monkeypatch: pytes
     assert not run.readings
 
 
-def test_what_cannot_be_read_says_why(folder: Path, pruned_folder: Path, tmp_path: Path) -> None:
+def test_unreadable_inputs_are_refused(folder: Path, pruned_folder: Path, tmp_path: Path) -> None:
     assert "more than 256" in read(folder, [], "a" * 600, "failed").job.message
     other = save_tiny_llama(tmp_path / "other", bos=True)
     run = read(folder, [Checkpoint("other", other)], status="failed")

@@ -11,9 +11,7 @@ import pytest
 import torch
 
 import rose
-from app import words
-from app.figures.methods import tuning_curve
-from app.results import html_report, naming, pairs
+from app.results import naming, pairs
 from app.runs import copies, tuning
 from app.runs.pruning import PruningRun, kept_checkpoints, layer_table, model_table
 from app.runs.request import PruneRequest
@@ -48,7 +46,7 @@ def zeros(folder: Path | None) -> list[torch.Tensor]:
     return [layer.weight == 0 for layer in rose.prunable_layers(rose.load_model(str(folder))[0])]
 
 
-def test_a_tuned_copy_stands_beside_the_others(
+def test_tuned_copy_stands_beside_the_others(
     pruned: PruningRun, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = [one.detach().clone() for one in loaded.model.parameters()]
@@ -71,9 +69,6 @@ def test_a_tuned_copy_stands_beside_the_others(
     assert summary["held_out_after"] < summary["held_out_before"]
     assert copy.result.seconds == pytest.approx(source.result.seconds + summary["seconds"])
     assert copy.result.losses != source.result.losses
-    assert f"from {source.perplexity:.3g}"[:7] in tuning.says(run)
-    assert f"{summary['zeros']:,}".replace(",", " ")[:2] in tuning.says(run)
-    assert "as before." in tuning.says(run)
     assert list(pruned.tunable) == [source.name]
     with monkeypatch.context() as patch:
         place = pruned.kept(source)
@@ -86,7 +81,6 @@ def test_a_tuned_copy_stands_beside_the_others(
     assert set(layer_table(pruned.copies)["method"]) == {"sparsegpt"}
     assert len(layer_table(pruned.copies)) == len(source.layers)
     assert model_table(pruned.models)["mean_relative_error"].isna().tolist() == [True, False, True]
-    assert len(tuning_curve(run.curve, run.steps, dense=run.dense).data) == 9
 
     # As every page, file and report has it.
     assert told[-1] is copy
@@ -104,18 +98,9 @@ def test_a_tuned_copy_stands_beside_the_others(
         found = pairs.result_of(one)
         assert found is not None
         assert (found.value, found.seconds) == pytest.approx((copy.perplexity, copy.result.seconds))
-    (twice,) = run.found.added_to(copy).runs
-    assert twice.seconds == pytest.approx(copy.result.seconds + summary["seconds"])
-    both = [told[-1], source]
-    report = html_report.report_of(both)
-    assert any(finding.startswith(f"{TUNED}: tuning for") for finding in report.findings)
-    assert "same relative range" not in " ".join(report.findings)  # it is that of the same dense model
-    drawn = " ".join(one.alt for one in report.drawings)
-    assert "Line chart of perplexity on held-out windows" in drawn
-    assert "Map of change by tuning" in drawn
 
 
-def test_an_earlier_tuned_copy_stays_until_the_next_one_is_written(
+def test_earlier_tuned_copy_is_replaced_last(
     pruned: PruningRun, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def tune(status: str) -> Tuning:
@@ -135,17 +120,12 @@ def test_an_earlier_tuned_copy_stays_until_the_next_one_is_written(
         assert tune("failed").job.message == "No space left."
     with monkeypatch.context() as patch:
         patch.setattr(copies, "free_space", lambda: 0)
-        assert "so the earlier one stays; free some space." in tune("failed").job.message
+        assert "free some space." in tune("failed").job.message
     assert pruned.copies == known
     assert zeros(pruned.kept(copy))
     shutil.rmtree(place)
     tune("done")
     assert zeros(pruned.kept(copy))
-
-
-def test_a_copy_that_is_gone_is_told_of(pruned: PruningRun, loaded: LoadedModel) -> None:
-    with pytest.raises(rose.RoseError, match=r"The checkpoint of ROSE at 0\.9 is not there any more"):
-        Tuning(pruned, "ROSE at 0.9", 3.0, lambda: loaded)
 
 
 def stopping(monkeypatch: pytest.MonkeyPatch, run: Tuning, looks: int, stop: Callable[[], None]) -> None:
@@ -160,7 +140,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch, run: Tuning, looks: int, stop: Cal
     monkeypatch.setattr(run, "_tell", follow)
 
 
-def test_who_has_enough_keeps_the_best_so_far(
+def test_stopping_early_keeps_the_best_step(
     pruned: PruningRun, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Tuning(pruned, "SparseGPT at 0.7", 3.0, lambda: loaded)
@@ -175,7 +155,7 @@ def test_who_has_enough_keeps_the_best_so_far(
 
 
 @pytest.mark.parametrize("looks", [1, 3])
-def test_without_a_measurement_or_when_stopped_for_good_nothing_is_kept(
+def test_cancelled_tuning_keeps_nothing(
     pruned: PruningRun, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, looks: int
 ) -> None:
     known = list(pruned.copies)
@@ -186,7 +166,7 @@ def test_without_a_measurement_or_when_stopped_for_good_nothing_is_kept(
     assert pruned.copies == known
 
 
-def test_a_copy_that_no_step_improves_stays_as_it_was(
+def test_tuning_without_gain_keeps_the_copy(
     pruned: PruningRun, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning, "TuneSettings", lambda minutes, seed: TuneSettings(epochs=0.1, rate=9.0, seed=seed))
@@ -197,7 +177,7 @@ def test_a_copy_that_no_step_improves_stays_as_it_was(
     assert "none was better than the start" in tuning.says(run)
 
 
-def test_text_that_is_evaluated_is_not_trained_on(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_evaluated_text_is_not_trained_on(loaded: LoadedModel, tmp_path: Path) -> None:
     text = tmp_path / "letters.txt"
     text.write_text("".join(random.Random(0).choices("abcdefgh", k=4000)))
     draw = partial(rose.load_tokens, str(text), loaded.tokenizer, length=32)
@@ -214,7 +194,7 @@ def test_text_that_is_evaluated_is_not_trained_on(loaded: LoadedModel, tmp_path:
         load_apart(str(text), loaded.tokenizer, samples=9, held_out=4, length=32, seed=0, apart_from=every)
 
 
-def test_what_a_file_says_of_tuning_is_checked() -> None:
+def test_tuning_records_are_validated() -> None:
     curve = [{"step": 0, "seconds": 1.0, "loss": None, "held_out": 2.0}]
     known = made_tuning(
         {"model.layers.0.mlp.down_proj": 0.5}, curve=curve, seconds=118.0, minutes=2.0, zeros=1, weights=2
@@ -227,5 +207,3 @@ def test_what_a_file_says_of_tuning_is_checked() -> None:
     for wrong in ({"steps": -1}, {"change": {"a": "<b>"}}, {"seconds": "soon"}, {"rate": float("inf")}):
         with pytest.raises(rose.RoseError, match="not a report written by rose"):
             rose.RunReport.from_json(made_report(tuned={**known, **wrong}).to_json())
-    said = f"tuning for {words.duration(118)} keeps 1 of 2 weights zero."
-    assert html_report.run_findings(run)[1] == f"SparseGPT at 0.7, tuned 2 min: {said}"

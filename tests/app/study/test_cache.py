@@ -87,7 +87,7 @@ def same(one: Study, other: Study) -> None:
             assert torch.equal(a.mean, b.mean)
 
 
-def test_a_second_start_measures_nothing_and_shows_the_same(setup: Setup, runs: Runs) -> None:
+def test_second_start_measures_nothing_and_shows_the_same(setup: Setup, runs: Runs) -> None:
     first = run(setup)
     assert runs() == (1, 3 * 8)
     seen: list[tuple[int, bool]] = []
@@ -113,13 +113,13 @@ def test_a_second_start_measures_nothing_and_shows_the_same(setup: Setup, runs: 
         lambda setup: (save_tiny_llama(Path(setup.model), blocks=1, hidden=32), setup)[1],
     ],
 )
-def test_what_results_depend_on_makes_them_new(change: Callable[[Setup], Setup], setup: Setup, runs: Runs) -> None:
+def test_changed_dependencies_are_measured_again(change: Callable[[Setup], Setup], setup: Setup, runs: Runs) -> None:
     run(setup)
     run(change(setup))
     assert runs()[0] == 2
 
 
-def test_results_are_kept_for_the_files_that_they_are_of(setup: Setup, runs: Runs) -> None:
+def test_results_belong_to_the_loaded_files(setup: Setup, runs: Runs) -> None:
     """A model replaced after it was loaded: the next start must not take the old one's results for the new one's."""
 
     def load() -> LoadedModel:
@@ -137,7 +137,7 @@ def test_results_are_kept_for_the_files_that_they_are_of(setup: Setup, runs: Run
     ("pattern", "expected"),
     [("block-00001*", (1, 0)), ("study-*", (0, 3 * 8))],
 )
-def test_damaged_files_are_found_anew(
+def test_damaged_files_are_replaced(
     pattern: str,
     expected: tuple[int, int],
     harm: Callable[[Path], None],
@@ -158,7 +158,7 @@ def test_damaged_files_are_found_anew(
     same(second, third)
 
 
-def test_a_disk_that_takes_nothing_is_no_trouble(
+def test_full_disk_is_logged_and_ignored(
     setup: Setup, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cache, "write_tensors", full)
@@ -167,7 +167,7 @@ def test_a_disk_that_takes_nothing_is_no_trouble(
     assert not list(root.rglob("*.safetensors"))
 
 
-def test_a_cancelled_study_keeps_nothing(setup: Setup, root: Path) -> None:
+def test_cancelled_study_keeps_nothing(setup: Setup, root: Path) -> None:
     def cancel(study: Study) -> None:
         study.job.leave("test")
 
@@ -175,7 +175,7 @@ def test_a_cancelled_study_keeps_nothing(setup: Setup, root: Path) -> None:
     assert not list(root.rglob("*.safetensors"))
 
 
-def test_the_calibration_used_longest_ago_goes_first(setup: Setup, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_least_recently_used_calibration_is_removed(setup: Setup, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = []
     for seed in range(3):
         run(replace(setup, seed=seed))
@@ -193,7 +193,7 @@ def test_the_calibration_used_longest_ago_goes_first(setup: Setup, root: Path, m
     assert [path.name.partition("-")[0] for path in large.iterdir()] == ["study"]  # records are small
 
 
-def test_what_is_not_ours_stays(setup: Setup, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_foreign_files_are_kept(setup: Setup, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder that ROSE_CACHE names may hold a person's own things, however they are called."""
     ours = root / ("a" * 32)
     theirs = [root / "thesis", root / ("b" * 32), root / ("c" * 32)]
@@ -206,21 +206,14 @@ def test_what_is_not_ours_stays(setup: Setup, root: Path, monkeypatch: pytest.Mo
     assert [one for one in (ours, *theirs) if one.exists()] == theirs
 
 
-def test_a_cache_that_is_only_read_is_read(setup: Setup, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_cache_is_used(setup: Setup, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     run(setup)
     monkeypatch.setattr(Path, "touch", Mock(side_effect=PermissionError("read-only")))
     run(setup)
     assert runs() == (1, 3 * 8)
 
 
-def test_without_a_home_nothing_is_kept(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(cache.VARIABLE)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(os.path, "expanduser", lambda name: name)  # as for a user whom the system does not know
-    assert folder_of(setup) is None
-
-
-def test_where_results_are_kept(setup: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder_follows_the_environment(setup: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(cache.VARIABLE, "")
     assert folder_of(setup) is None
     monkeypatch.delenv(cache.VARIABLE)
@@ -232,13 +225,13 @@ def test_where_results_are_kept(setup: Setup, monkeypatch: pytest.MonkeyPatch, t
     assert folder_of(replace(setup, text="missing.txt")) is None
 
 
-def test_other_code_makes_them_new(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_code_uses_another_folder(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     before = folder_of(setup)
     monkeypatch.setattr(cache, "_version", lambda: "later")
     assert folder_of(setup) != before
 
 
-def test_everything_that_results_depend_on_makes_the_version() -> None:
+def test_version_covers_all_dependencies() -> None:
     """All of rose, however deep, with the methods that a study measures with, and the study's room."""
     for part in (rose.prune_layer, rose.visit_blocks, rose.METHODS["rose"].prune, Setup, Study, cache.write_blocks):
         assert Path(inspect.getfile(part)) in cache._sources(), part

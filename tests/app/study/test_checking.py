@@ -23,7 +23,7 @@ def checked(study: Study, request: LayerCheckRequest) -> Findings:
     return findings
 
 
-def test_direct_error_is_that_of_the_inputs(study: Study, findings: Findings) -> None:
+def test_direct_error_matches_the_inputs(study: Study, findings: Findings) -> None:
     assert study.loaded is not None
     assert study.calibration.tokens is not None
     seen: list[torch.Tensor] = []
@@ -37,14 +37,14 @@ def test_direct_error_is_that_of_the_inputs(study: Study, findings: Findings) ->
     assert not study.loaded.lock.locked()
 
 
-def test_the_last_point_of_the_curve_is_the_study_itself(study: Study, findings: Findings) -> None:
+def test_last_point_of_the_curve_matches_the_study(study: Study, findings: Findings) -> None:
     assert [point.tokens for point in findings.curve] == [32, 64, 128, 256]
     result = study.prune(COLUMNAR, method="rose")
     assert findings.curve[-1].calibration_error == pytest.approx(result.relative_error, rel=1e-3)
     assert findings.curve[-1].held_out_error == pytest.approx(findings.held_out[1], rel=1e-3)
 
 
-def test_a_cancelled_run_says_nothing_and_frees_the_model(study: Study) -> None:
+def test_cancelled_check_frees_the_model(study: Study) -> None:
     run = LayerChecks(study, LayerCheckRequest(COLUMNAR, METHODS, "rose", 0.5))
     run.job.leave("nobody")
     run.job.start()
@@ -54,7 +54,7 @@ def test_a_cancelled_run_says_nothing_and_frees_the_model(study: Study) -> None:
     assert not study.loaded.lock.locked()
 
 
-def test_the_time_that_is_told_leaves_out_what_it_waited_for_another_run(study: Study) -> None:
+def test_reported_time_excludes_waiting(study: Study) -> None:
     assert study.loaded is not None
     run = LayerChecks(study, LayerCheckRequest(COLUMNAR, ("rose",), "rose", 0.5))
     run.job.waited = 1000.0  # as if for a survey that is collecting inputs

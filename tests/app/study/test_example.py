@@ -31,7 +31,7 @@ def record_of(kept: cache.Kept, layer: str, name: str) -> rose.LayerRecord:
     return next(one for one in kept.records if (one.layer, one.method) == (layer, name))
 
 
-def test_it_holds_every_layer_and_is_small(kept: cache.Kept) -> None:
+def test_example_holds_every_layer_and_is_small(kept: cache.Kept) -> None:
     assert len(kept.records) == 210 * len(MEASURED)
     assert set(kept.condition) == {record.layer for record in kept.records}
     assert cache.EXAMPLE.stat().st_size < 6.2e6
@@ -40,7 +40,7 @@ def test_it_holds_every_layer_and_is_small(kept: cache.Kept) -> None:
     assert best.layer in kept.heads, "the basis of its heads can be changed before the model has run"
 
 
-def test_its_errors_follow_from_its_statistics(
+def test_example_errors_follow_from_its_statistics(
     kept: cache.Kept, packaged: tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ) -> None:
     assert set(kept.held_out) == set(kept.calibration)
@@ -53,7 +53,7 @@ def test_its_errors_follow_from_its_statistics(
         assert record.column_variation == pytest.approx(result.plan.column_variation, rel=SAME)
 
 
-def test_a_fresh_measurement_gives_the_same(
+def test_fresh_measurement_matches_the_example(
     kept: cache.Kept, packaged: tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ) -> None:
     model, tokenizer = packaged
@@ -66,7 +66,7 @@ def test_a_fresh_measurement_gives_the_same(
     assert record.relative_range == pytest.approx(result.plan.relative_range, rel=near, abs=0 if kept.is_exact else 0.1)
 
 
-def test_any_other_setup_has_none_and_a_damaged_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_setups_and_damaged_files_have_no_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.read_example(Setup(seed=1)) is None
     damaged = tmp_path / "example.safetensors"
     damaged.write_bytes(cache.EXAMPLE.read_bytes()[:-1])
@@ -89,9 +89,7 @@ def errors(study: Study) -> list[tuple[str, str, float]]:
     return [(record.layer, record.method, record.relative_error) for record in study.all_records()]
 
 
-def test_on_a_text_that_differs_every_number_is_measured_anew(
-    tiny: tuple[Setup, LoadedModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_text_is_measured_again(tiny: tuple[Setup, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
     setup, loaded = tiny
     fresh = finish(Study(setup, lambda: loaded, Calibration()))
     wrong = [replace(record, relative_error=9.0) for record in fresh.all_records()]
@@ -108,9 +106,7 @@ def test_on_a_text_that_differs_every_number_is_measured_anew(
 
 
 @pytest.mark.parametrize(("wrong", "value"), [("down_proj", math.nan), ("up_proj", 1e20)])  # of its own; of its inputs
-def test_a_layer_that_cannot_be_measured_is_left_out_if_asked(
-    tiny: tuple[Setup, LoadedModel], wrong: str, value: float
-) -> None:
+def test_unmeasurable_layers_are_omitted_on_request(tiny: tuple[Setup, LoadedModel], wrong: str, value: float) -> None:
     setup, loaded = tiny
     bad = "model.layers.2.mlp.down_proj"  # the last one: nothing reads what comes out of it
     weight = loaded.model.get_submodule(f"model.layers.2.mlp.{wrong}").weight

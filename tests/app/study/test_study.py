@@ -50,7 +50,7 @@ def test_every_layer_is_measured_by_every_method(study: Study) -> None:
     assert len(records) == LAYERS * len(MEASURED)
 
 
-def test_errors_are_those_of_prune_layer_on_statistics_of_their_own(study: Study, setup: Setup) -> None:
+def test_errors_match_prune_layer(study: Study, setup: Setup) -> None:
     assert study.loaded is not None
     model, tokenizer = study.loaded.model, study.loaded.tokenizer
     tokens = rose.load_tokens(setup.text, tokenizer, samples=8, length=32, seed=0)
@@ -64,7 +64,7 @@ def test_errors_are_those_of_prune_layer_on_statistics_of_their_own(study: Study
         assert row["relative_range"] == pytest.approx(expected.plan.relative_range, rel=1e-4)
 
 
-def test_the_threshold_decides_which_error_rose_has(study: Study) -> None:
+def test_threshold_selects_the_error_of_rose(study: Study) -> None:
     ranges = study.overview(0.5)["relative_range"]
     threshold = float(ranges.median())
     table = study.overview(threshold)
@@ -79,21 +79,21 @@ def test_the_threshold_decides_which_error_rose_has(study: Study) -> None:
     assert (table["condition"] > 1).all()
 
 
-def test_damping_and_spectrum_are_those_of_the_measurement(study: Study) -> None:
+def test_damping_and_spectrum_match_the_measurement(study: Study) -> None:
     assert study.added_damping(LAYER) == pytest.approx(study.prune(LAYER).added_damping, rel=1e-5)
     eigenvalues = study.spectrum(LAYER)
     assert bool((eigenvalues.diff() <= 0).all())
     assert float(eigenvalues.sum()) == pytest.approx(float(study.statistics(LAYER).diagonal.sum()), rel=1e-4)
 
 
-def test_results_are_remembered_by_all_that_changes_them(study: Study) -> None:
+def test_results_are_cached_by_their_arguments(study: Study) -> None:
     assert study.prune(LAYER) is study.prune(LAYER)
     assert study.prune(LAYER, order="natural") is not study.prune(LAYER, order="two_level")
     assert study.plan(LAYER, 0.2) is study.plan(LAYER, 0.2)
     assert study.plan(LAYER, 0.2) is not study.plan(LAYER, 0.3)
 
 
-def test_the_oldest_results_are_forgotten_first(
+def test_oldest_results_are_forgotten_first(
     setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study_module, "KEPT_RESULTS", 2)
@@ -108,7 +108,7 @@ def test_the_oldest_results_are_forgotten_first(
     assert computed == ["a", "b", "c", "b"]
 
 
-def test_results_are_forgotten_by_their_bytes(
+def test_results_are_forgotten_by_size(
     setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study_module, "KEPT_BYTES", 1000)
@@ -126,7 +126,7 @@ def test_results_are_forgotten_by_their_bytes(
     assert list(study._memory) == ["e"]
 
 
-def test_a_recorded_sweep_counts_with_all_its_matrices(study: Study) -> None:
+def test_recorded_sweep_counts_with_all_its_matrices(study: Study) -> None:
     result = study.prune(LAYER, order="two_level", trace=True)
     assert result.trace is not None
     matrix = study.weight(LAYER).numel()
@@ -134,9 +134,7 @@ def test_a_recorded_sweep_counts_with_all_its_matrices(study: Study) -> None:
     assert least <= held(result) < 1.1 * least
 
 
-def test_a_cancelled_run_leaves_nothing_locked_and_can_begin_anew(
-    setup: Setup, load: Callable[[], LoadedModel]
-) -> None:
+def test_cancelled_study_can_be_restarted(setup: Setup, load: Callable[[], LoadedModel]) -> None:
     calibration = Calibration()
     study = Study(setup, load, calibration)
 
@@ -155,7 +153,7 @@ def test_a_cancelled_run_leaves_nothing_locked_and_can_begin_anew(
     assert len(again.overview(0.5)) == LAYERS
 
 
-def test_a_first_layer_finished_while_the_table_is_made_is_no_row_of_it(
+def test_overview_uses_one_snapshot_of_records(
     setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = Study(setup, load, Calibration())
@@ -165,7 +163,7 @@ def test_a_first_layer_finished_while_the_table_is_made_is_no_row_of_it(
     assert study.overview(0.5).empty
 
 
-def test_tables_are_made_anew_only_where_a_layer_came_or_the_threshold_moved(
+def test_tables_are_cached_until_they_change(
     study: Study, setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert study.records() is study.records()
@@ -203,16 +201,7 @@ def test_two_setups_share_a_calibration(
 # ---- weights that stay on disk
 
 
-def test_windows_that_have_to_overlap_are_told(setup: Setup, load: Callable[[], LoadedModel], tmp_path: Path) -> None:
-    (tmp_path / "short.txt").write_text("One and its square 1. " * 8)
-    short = replace(setup, text=str(tmp_path / "short.txt"), held_out=0, layers=LAYER)
-    first, *_ = finish(Study(short, load, Calibration())).cautions(LAYER)
-    assert first == f"{short.text} has 176 tokens, so its 6 windows of 32 overlap."
-    enough = finish(Study(replace(short, samples=5), load, Calibration()))
-    assert not [one for one in enough.cautions() if "overlap" in one]
-
-
-def test_a_streamed_study_is_the_same(setup: Setup, tmp_path: Path) -> None:
+def test_streamed_study_matches(setup: Setup, tmp_path: Path) -> None:
     folder = str(save_tiny_llama(tmp_path / "model"))
     chosen, calibration = replace(setup, model=folder), Calibration()
     whole = finish(Study(chosen, lambda: LoadedModel(*rose.load_model(folder), threading.Lock()), Calibration()))

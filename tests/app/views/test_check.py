@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote_plus, urlencode
 
@@ -66,7 +65,7 @@ def pressed(app: AppTest) -> CheckpointRun:
     return run
 
 
-def test_what_is_wrong_stands_first_with_its_layer_and_a_picture(setup: Setup, planted: Path) -> None:
+def test_wrong_layers_are_listed_first(setup: Setup, planted: Path) -> None:
     app = opened(setup, planted, check_on="Weights alone")
     assert "Zeros, patterns and changes in seconds; no errors and no perplexity." in texts(app)
     run = pressed(app)
@@ -94,15 +93,9 @@ def test_what_is_wrong_stands_first_with_its_layer_and_a_picture(setup: Setup, p
 
     again = opened(setup, planted, check_on="Weights alone", check_view="One layer")  # a link, for somebody else
     assert finding in again.error[0].value
-    assert json.loads(checked.CheckpointCheck.to_json(run.check))["is_sane"] is False
-    report = to_html(check_report.report_of(run))
-    assert finding in report
-    assert report.count("<figure ") == 2
 
 
-def test_a_path_that_is_typed_in_place_of_a_kept_copy_is_what_is_checked(
-    setup: Setup, planted: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_typed_path_replaces_the_kept_copy(setup: Setup, planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = {"ROSE at 2:4": Checkpoint("ROSE at 2:4", planted)}
     monkeypatch.setattr(widgets, "kept_checkpoints", lambda _runs, _model: kept)
     app = open_on(setup, PAGE)
@@ -116,9 +109,7 @@ def test_a_path_that_is_typed_in_place_of_a_kept_copy_is_what_is_checked(
     assert app.selectbox(key="check_copy").value == "ROSE at 2:4"
 
 
-def test_with_tokens_it_says_what_compensation_recovered_and_other_pages_take_it(
-    setup: Setup, pruned_folder: Path
-) -> None:
+def test_check_with_tokens_measures_compensation(setup: Setup, pruned_folder: Path) -> None:
     app = opened(setup, pruned_folder, check_view="One layer")
     assert "4 × 32 tokens of packaged text and 2 × 32 held out" in texts(app)
     assert re.match(r"Check, about \d+ s", app.button(key="check-start").label)
@@ -150,7 +141,7 @@ def test_with_tokens_it_says_what_compensation_recovered_and_other_pages_take_it
     assert f"damage_path={quote_plus(str(pruned_folder))}" in links["damage"]
 
 
-def test_where_all_layers_agree_a_sentence_says_so_in_place_of_a_map(
+def test_equal_verdicts_are_a_sentence_without_a_map(
     setup: Setup, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer = rose.load_model(str(folder))
@@ -168,23 +159,3 @@ def test_where_all_layers_agree_a_sentence_says_so_in_place_of_a_map(
     assert "Read a text with it" in [link.proto.label for link in app.get("page_link")]
     monkeypatch.setattr(checked, "folder_of", lambda _request: "")  # as of a Hub id
     assert "Read a text with it" not in [link.proto.label for link in app.run().get("page_link")]
-
-
-def test_samples_longer_than_the_models_positions_are_refused_before_any_work(
-    setup: Setup, pruned_folder: Path
-) -> None:
-    app = opened(replace(setup, length=257), pruned_folder)
-    assert "Samples of 257 tokens are longer than the model's 256 positions" in texts(app)
-    assert app.button(key="check-start").disabled
-
-
-def test_before_a_button_nobody_is_asked_and_what_cannot_be_is_said(setup: Setup, folder: Path, tmp_path: Path) -> None:
-    app = opened(setup, "somebody/pruned")
-    assert "somebody/pruned is not on this machine.\n" in texts(app) + "\n"  # no word of Start: the button is here
-    assert [button.label for button in app.button if button.label == "Ask the Hub"]
-    assert app.button(key="check-start").disabled
-    app = opened(setup, tmp_path / "[nothing](http://a.example)")
-    assert "There is no folder or file" in texts(app)
-    assert app.button(key="check-start").disabled
-    assert "That is the dense model itself" in texts(opened(setup, folder))
-    assert app.button(key="check-start").disabled

@@ -1,10 +1,6 @@
 """The page Diffusion: pictures at once, pruned ones beside them, and every part of it from the same run."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import rose
@@ -38,25 +34,11 @@ def view(run: DiffusionRun, name: str) -> AppTest:
     return app
 
 
-def test_the_dense_pictures_are_there_at_once() -> None:
+def test_dense_pictures_are_shown_at_once() -> None:
     app = open_page(PAGE)
     assert app.title[0].value == "Diffusion: what does pruning do to a picture?"
     assert len(figures(app)) == 1
     assert "The dense model" in figures(app)[0]
-
-
-@pytest.mark.parametrize("shown", ["Pictures", "Step weights"])
-def test_while_the_page_draws_it_says_so(shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = []
-
-    @contextmanager
-    def spinner(text: str, **_how: object) -> Iterator[None]:
-        said.append(text)
-        yield
-
-    monkeypatch.setattr(st, "spinner", spinner)
-    open_page(PAGE, None, diffusion_view=shown)
-    assert any("The dense model draws" in one for one in said)
 
 
 def test_both_rows_start_from_the_same_noise(finished: DiffusionRun) -> None:
@@ -67,7 +49,7 @@ def test_both_rows_start_from_the_same_noise(finished: DiffusionRun) -> None:
     assert "Both models start from the same noise" in figures(app)[0]
 
 
-def test_drift_weights_and_layers_are_of_this_run(finished: DiffusionRun) -> None:
+def test_views_show_the_finished_run(finished: DiffusionRun) -> None:
     assert finished.drift is not None
     assert finished.report is not None
     assert finished.drift[0] == 0
@@ -80,20 +62,20 @@ def test_drift_weights_and_layers_are_of_this_run(finished: DiffusionRun) -> Non
     assert "of 1 795 585 weights" in texts(shown)
 
 
-def test_the_dense_model_stays_as_it_was(finished: DiffusionRun) -> None:
+def test_dense_model_is_unchanged(finished: DiffusionRun) -> None:
     weights = shared.dense_diffusion().pipeline.transformer.state_dict()
     fresh = rose.load_diffusion().transformer.state_dict()
     assert all((weights[name] == fresh[name]).all() for name in fresh)
 
 
-def test_a_run_can_be_cancelled() -> None:
+def test_run_can_be_cancelled() -> None:
     run = DiffusionRun(DiffusionRequest(), shared.dense_diffusion())
     run.job.leave("test")
     run.job.start()
     assert ended(run, "cancelled").report is None
 
 
-def test_the_button_starts_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_button_starts_the_chosen_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Job, "start", lambda self: self)
     app = open_page(PAGE, None, diffusion_weights="Uniform")
     app.selectbox(key="diffusion_method").set_value("sparsegpt").run()
@@ -101,11 +83,3 @@ def test_the_button_starts_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> No
     assert not app.exception, app.exception
     request = app.session_state["diffusion_run"].request
     assert (request.method, request.step_weights, request.sparsity) == ("sparsegpt", "uniform", "0.5")
-
-
-def test_without_diffusers_the_page_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> None:
-        raise rose.RoseError("Diffusion models need diffusers; run: pip install 'rose-explorer[diffusion]'")
-
-    monkeypatch.setattr(shared, "dense_diffusion", missing)
-    assert "pip install" in texts(open_page(PAGE))

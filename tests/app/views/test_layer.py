@@ -19,7 +19,6 @@ from tests.app.tiny_study import (
     BLOCK,
     COLUMNAR,
     WIDTH,
-    begun,
     figures,
     measured_study,
     open_page,
@@ -82,7 +81,7 @@ def test_every_picture_marks_the_block(study: Study, query: dict[str, str], show
     assert marked or not block
 
 
-def test_the_spectrum_and_the_errors_are_the_studys(study: Study) -> None:
+def test_spectrum_and_errors_match_the_study(study: Study) -> None:
     app = open_page(PAGE, study, section="Error", layer_more="true", more="Spectrum")
     row = study.overview(0.5).set_index("layer").loc[COLUMNAR]
     shown = app.main.dataframe[0].value
@@ -92,27 +91,11 @@ def test_the_spectrum_and_the_errors_are_the_studys(study: Study) -> None:
     assert "Eigenvalues of the Hessian of 1 · self_attn.o_proj" in titles(app)[1]
 
 
-def test_a_layer_that_is_not_columnar_keeps_its_order(study: Study) -> None:
-    app = open_page(PAGE, study, layer=PLAIN, section="Order and prices")
-    assert "This layer is not, so ROSE keeps natural order." in texts(app)
-    assert "the same by construction" in texts(app)
-    assert "stay in their natural order" in titles(app)[0]
-    app.segmented_control(key="picture_order").set_value("pivot").run()
-    order = rose.make_order(study.plan(PLAIN, 0.5), "pivot")
-    assert f"with column {int(order.permutation[0])}" in titles(app)[0]
-
-
-def test_a_block_of_the_former_layer_is_forgotten(study: Study) -> None:
+def test_block_choice_is_reset_for_another_layer(study: Study) -> None:
     app = open_page(PAGE, study, layer="model.layers.0.mlp.down_proj", section="Losses", block="Block 5")
     assert app.selectbox(key="block").value == "5"
     app.sidebar.selectbox(key="layer_widget").set_value(COLUMNAR).run()
     assert app.selectbox(key="block").value == "none"
-
-
-def test_without_held_out_tokens_errors_are_calibration_errors() -> None:
-    app = open_page(PAGE, measured_study(held_out=0), section="Error")
-    assert "Calibration error: SparseGPT" in texts(app)
-    assert "on calibration tokens" in titles(app)[0]
 
 
 def test_column_table_of_a_narrow_last_block() -> None:
@@ -124,13 +107,6 @@ def test_column_table_of_a_narrow_last_block() -> None:
     assert list(table["rank"]) == ranks
 
 
-def test_a_page_that_has_nothing_to_show_yet_is_in_the_url_too(study: Study) -> None:
-    app = open_page(PAGE, begun(study))
-    app.sidebar.selectbox(key="layer_widget").set_value(PLAIN).run()
-    assert f"{words.short_layer(PLAIN)} has not been measured yet" in texts(app)
-    assert app.query_params["layer"] == PLAIN
-
-
 def test_layers_are_compared_with_the_most_columnar(study: Study) -> None:
     app = open_page(PAGE, study, layer=PLAIN, layer_more="true", more="Compare layers")
     assert len(json.loads(figures(app)[1])["data"][0]["y"]) == 4
@@ -140,7 +116,7 @@ def test_layers_are_compared_with_the_most_columnar(study: Study) -> None:
     assert [re.sub(" +<b>.*", "", name) for name in names] == ["1 · self_attn.o_proj", "0 · mlp.gate_proj"]
 
 
-def test_a_model_made_smaller_has_the_heads_that_are_left() -> None:
+def test_model_made_smaller_has_the_heads_that_are_left() -> None:
     model = tiny_model()
     tokens = torch.randint(3, model.config.vocab_size, (8, 32), generator=torch.Generator().manual_seed(1))
     rose.prune_structured(model, tokens, ratio=0.4, allocation="cost")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from streamlit.testing.v1 import AppTest
 
 import rose
@@ -36,7 +35,7 @@ def numbers(study: Study, **query: str) -> AppTest:
     return open_page(PAGE, study, layers_table="true", **query)
 
 
-def test_the_table_is_that_of_the_study_and_the_figures_say_what_stands_out(study: Study) -> None:
+def test_table_and_findings_match_the_study(study: Study) -> None:
     app = numbers(study)
     shown, expected = app.main.dataframe[0].value, study.overview(0.5)
     assert len(shown) == 21
@@ -55,7 +54,7 @@ def test_the_table_is_that_of_the_study_and_the_figures_say_what_stands_out(stud
     assert "**None of 21 layers is columnar** above 1. At 0.5, ROSE's own, one." in texts(numbers(study, threshold="1"))
 
 
-def test_experts_share_rows_or_have_an_axis_of_their_own() -> None:
+def test_experts_share_rows_or_have_an_axis() -> None:
     study = measured_study(samples=1, model=make_model("sparse_experts"))
     assert study.left_dense  # no token came there
     assert len(study.overview(0.5)) == 2 * (4 + 3 * 24) - len(study.left_dense)
@@ -77,24 +76,7 @@ def test_experts_share_rows_or_have_an_axis_of_their_own() -> None:
     )
 
 
-def test_trust_is_a_line_that_opens_cautions_and_checks(study: Study) -> None:
-    records = study.records()
-    layers = records[records["held_out_error"] > 1.5 * records["relative_error"]]["layer"].nunique()
-    (line,) = [one.label for one in open_page(PAGE, study).expander if one.label.startswith("Can these")]
-    assert f"trusted? {words.sentence(words.count(layers, 'layer overfits', 'layers overfit'))}: " in line
-
-    model = tiny_model()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "proj" in name:
-                weight[:, ::2] = 0
-    zeros = measured_study(model=model)
-    app, opened = open_page(PAGE, zeros), open_page(PAGE, zeros, layers_trust="true")
-    assert "zero before pruning" not in texts(app)
-    assert "more than 5 % of the weights were zero before pruning" in texts(opened)
-
-
-def test_the_threshold_tells_at_once_which_layers_flip(study: Study) -> None:
+def test_threshold_updates_columnar_layers_at_once(study: Study) -> None:
     ranges = study.overview(0.5).set_index("layer")["relative_range"].sort_values(ascending=False)
     threshold = round(float(ranges[ranges <= 0.5].iloc[0]) - 0.01, 2)  # the highest of them turns columnar
     many = int((ranges > threshold).sum())
@@ -107,26 +89,7 @@ def test_the_threshold_tells_at_once_which_layers_flip(study: Study) -> None:
     assert app.main.dataframe[0].value["is_columnar"].sum() == many
 
 
-@pytest.mark.parametrize(
-    ("metric", "column"),
-    [
-        ("Condition number of H", "condition"),
-        ("Held-out error saved by ROSE global", "held_out_global_gain"),
-        ("Held-out error of ROSE global", "held_out_rose_global"),
-    ],
-)
-def test_the_map_shows_what_was_chosen(study: Study, metric: str, column: str) -> None:
-    values = study.overview(0.5).set_index("layer")[column]
-    app = open_page(PAGE, study, metric=metric)
-    if column.endswith("gain"):
-        better, worse = (words.word(int(some)) if some else "none" for some in ((values > 0).sum(), (values < 0).sum()))
-        assert findings(app)[0] == f"ROSE global gains on {better} of 21 layers, loses on {worse}"
-    else:
-        top = f"{words.short_layer(str(values.idxmax()))}: {words.number(values.max(), 2)}"
-        assert findings(app)[0] == f"{metric} is highest in {top}"
-
-
-def test_numbers_that_no_layer_has_are_not_offered() -> None:
+def test_missing_metrics_are_not_offered() -> None:
     app = open_page(PAGE, measured_study(held_out=0))
     offered = app.selectbox(key="metric").options
     assert "Calibration error of ROSE" in offered
@@ -136,7 +99,7 @@ def test_numbers_that_no_layer_has_are_not_offered() -> None:
     assert "No layer here has both numbers" in texts(app)
 
 
-def test_ones_own_numbers_are_drawn_as_one_more_map(study: Study, tmp_path: Path) -> None:
+def test_user_numbers_are_drawn_as_a_map(study: Study, tmp_path: Path) -> None:
     path = tmp_path / "scores.csv"
     rows = {name: (-1) ** at * at for at, name in enumerate(study.layer_names)}
     listed = "".join(f"{value},x,{name}\n" for name, value in rows.items())
@@ -167,18 +130,18 @@ def test_ones_own_numbers_are_drawn_as_one_more_map(study: Study, tmp_path: Path
         ("/nowhere/scores.csv", "There is no file /nowhere/scores.csv"),
     ],
 )
-def test_a_file_of_numbers_that_cannot_be_is_refused(content: bytes | str, says: str) -> None:
+def test_bad_number_files_are_refused(content: bytes | str, says: str) -> None:
     with pytest.raises(rose.RoseError, match=re.escape(says)):
         read_numbers(content, ["a", "b"])
 
 
-def test_a_report_says_how_far_tuning_moved_layers() -> None:
+def test_tuning_changes_are_read_from_a_report() -> None:
     content = made_report(tuned=made_tuning({"a": 0.25, "c": 1.0})).to_json().encode()
     known, unknown = read_numbers(content, ["a", "b"])
     assert (known.to_dict(), unknown) == ({"a": 0.25}, ["c"])
 
 
-def test_a_study_and_a_whole_model_that_differ_say_why(study: Study) -> None:
+def test_differences_between_study_and_model_are_explained(study: Study) -> None:
     table, model, setup = study.overview(0.5), tiny_model(), study.setup
     options = {"sparsity": 0.7, "block_size": setup.block_size, "method": "sparsegpt"}
     tokens, held_out = study.calibration.tokens, study.calibration.held_out
@@ -194,7 +157,7 @@ def test_a_study_and_a_whole_model_that_differ_say_why(study: Study) -> None:
     assert difference(study, table, replace(copy, layers=alike[copy.layers.columns])) == ""
 
 
-def test_results_arrive_while_the_run_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_shown_during_the_run(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on, waiting, measure, loaded = threading.Event(), threading.Event(), Study._measure, study.loaded
     assert loaded is not None
 

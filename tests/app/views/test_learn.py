@@ -15,26 +15,8 @@ def lesson(number: int, **query: str) -> AppTest:
     return open_page(PAGE, lesson=LABELS[number - 1], **query)
 
 
-def test_buttons_turn_every_lesson_there_and_back() -> None:
-    app = open_page(PAGE)
-    assert app.button(key="lesson-previous").disabled
-    for label in LABELS:
-        assert app.selectbox(key="lesson").value == label
-        assert len(figures(app)) == 1
-        if label != LABELS[-1]:
-            app.button(key="lesson-next").click().run()
-            assert not app.exception, app.exception
-    assert app.button(key="lesson-next").disabled
-    app.button(key="lesson-previous").click().run()
-    assert app.selectbox(key="lesson").value == LABELS[-2]
-
-
-def test_a_link_with_an_unknown_lesson_opens_the_first() -> None:
-    assert open_page(PAGE, lesson="7 Strength").selectbox(key="lesson").value == LABELS[0]
-
-
 @pytest.mark.parametrize("number", [number for number, lesson in enumerate(LESSONS, 1) if lesson.question])
-def test_the_answer_is_told_after_a_guess(number: int) -> None:
+def test_answer_is_shown_after_a_guess(number: int) -> None:
     app, question = lesson(number), LESSONS[number - 1].question
     assert question is not None
     before = texts(app)
@@ -49,7 +31,7 @@ def test_the_answer_is_told_after_a_guess(number: int) -> None:
         assert texts(app) == before
 
 
-def test_a_link_restores_what_was_chosen() -> None:
+def test_link_restores_choices() -> None:
     app = lesson(1, lesson_alike="0.9", lesson_removed="2")
     removal = example.remove_one(0.9, 1)
     assert f"with help {removal.cost:.2f} stays" in texts(app)
@@ -57,7 +39,7 @@ def test_a_link_restores_what_was_chosen() -> None:
     assert f"with help {example.remove_one(0.0, 1).cost:.2f} stays" in texts(app)
 
 
-def test_the_board_takes_orders_and_weights_and_takes_them_back() -> None:
+def test_board_edits_can_be_undone() -> None:
     app = lesson(7)
     app.button(key="board-ROSE").click().run()
     board = app.session_state["lesson_board"]

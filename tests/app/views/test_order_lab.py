@@ -58,7 +58,7 @@ def errors(study: Study, order: str | Sequence[int], budget: object) -> dict[str
     return dict(zip(four, apart(*four.values()), strict=True))
 
 
-def test_ones_own_order_and_shares_are_swept_and_compared(study: Study) -> None:
+def test_user_order_and_shares_are_swept(study: Study) -> None:
     app = section(study, "Your order", own="48-63,0-47")
     moved = [*NATURAL[48:], *NATURAL[:48]]
     assert shown(app) == errors(study, moved, "block")
@@ -79,7 +79,7 @@ def test_ones_own_order_and_shares_are_swept_and_compared(study: Study) -> None:
     assert "SparseGPT: natural order, an equal share from every block" in texts(app)
 
 
-def test_what_is_pasted_is_swept_or_refused(study: Study) -> None:
+def test_pasted_orders_are_swept_or_refused(study: Study) -> None:
     app = section(study, "Your order")
     app.text_area(key="lab_own_columns").set_value("63-0").run()
     app.button(key="lab-own-use").click().run()
@@ -107,7 +107,7 @@ def test_lines_are_held_out_errors_after_each_block(study: Study) -> None:
     assert set(lines) == {"SparseGPT", "ROSE", "Yours", next(name for name in lines if name.startswith("Best known"))}
 
 
-def test_prices_of_orders_have_one_mean_and_the_forecast_stands_against_sweeps(study: Study) -> None:
+def test_prices_share_a_mean_and_forecasts_match(study: Study) -> None:
     app = section(study, "Prices", lab_price_block="3")
     lines, marks = json.loads(figures(app)[0]), json.loads(figures(app)[1])
     level = study.prices(COLUMNAR, "natural").level
@@ -121,7 +121,7 @@ def test_prices_of_orders_have_one_mean_and_the_forecast_stands_against_sweeps(s
     assert place == pytest.approx([told.error, measured], rel=1e-3)
 
 
-def test_a_sweep_is_a_film_beside_another_and_what_each_block_costs(study: Study) -> None:
+def test_sweep_is_shown_as_a_film(study: Study) -> None:
     app = section(study, "Inside a sweep")
     assert len(figures(app)) == 2
     film = json.loads(figures(app)[0])
@@ -131,7 +131,7 @@ def test_a_sweep_is_a_film_beside_another_and_what_each_block_costs(study: Study
     assert "Two-level, one threshold" in figures(app)[0]
 
 
-def test_order_and_budget_apart(study: Study) -> None:
+def test_matrix_shows_every_order_and_budget(study: Study) -> None:
     app = section(study, "Order × budget")
     base = held_out_error(study, pruned(study, "natural", "block"))
     for order in ("natural", "two_level", "dealt", "random", "global", "pivot"):
@@ -141,18 +141,7 @@ def test_order_and_budget_apart(study: Study) -> None:
             assert f"003e{mean / base:.3f}" in figures(app)[0], (order, budget)
 
 
-def test_without_held_out_tokens_errors_are_calibration_errors() -> None:
-    study = measured_study(held_out=0)
-    app = section(study, "Your order")
-    assert (
-        shown(app)["Yours"]
-        == apart(*(pruned(study, order, "block").relative_error for order in ("natural", "two_level")))[0]
-    )
-    assert app.table[0].value.columns[0] == "Calibration error"
-    assert "on calibration tokens" in titles(app)[0]
-
-
-def test_a_fixed_pattern_has_no_shares_to_choose() -> None:
+def test_fixed_patterns_have_no_shares() -> None:
     app = section(measured_study(sparsity="2:4"), "Your order")
     assert "lab_own_budget" not in [one.key for one in app.selectbox]
     app.text_area(key="lab_own_columns").set_value("1,0,2-63").run()
@@ -162,7 +151,7 @@ def test_a_fixed_pattern_has_no_shares_to_choose() -> None:
     assert "so both budgets are one" in texts(app)
 
 
-def test_a_basis_changes_errors_and_not_the_model(study: Study) -> None:
+def test_basis_changes_errors_and_not_the_model(study: Study) -> None:
     app = section(study, "Basis", lab_basis="Gathered")
     weight, statistics, held_out = (
         getter(COLUMNAR) for getter in (study.weight, study.statistics, study.held_out_statistics)
@@ -185,11 +174,3 @@ def test_a_basis_changes_errors_and_not_the_model(study: Study) -> None:
     known = rotatable(study)
     assert rotatable(study) is known, "heads are looked for once"
     assert measure(study, COLUMNAR, "random:3", "sparsegpt") != measure(study, COLUMNAR, "random:0", "sparsegpt")
-
-
-def test_a_layer_without_heads_leads_to_the_nearest_with_them(study: Study) -> None:
-    app = open_page(PAGE, study, layer="model.layers.2.mlp.up_proj", lab_section="Basis")
-    assert "cannot be rotated: it is not a suitable output projection" in texts(app)
-    app.button(key="lab-basis-nearest").click().run()
-    assert app.session_state.chosen_layer == "model.layers.2.self_attn.o_proj"
-    assert "The dense model computes the same in all four" in texts(app)

@@ -13,8 +13,6 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app import session, shared, words
-from app.results import html_report
-from app.runs.copies import file_name
 from app.runs.pruning import PruningRun
 from app.runs.tuning import Tuning
 from app.study.setup import Setup
@@ -24,7 +22,6 @@ from rose.model.defaults import TUNING
 from rose.model.ship.packing import packed_size
 from rose.recipe import Recipe
 from rose.recipe.steps import Prune
-from rose.report import read_runs
 from tests.app.tiny_study import ended, figures, open_on, texts, titles, tune_one_epoch
 
 PAGE = "views/prune.py"
@@ -85,19 +82,7 @@ def copies_of(app: AppTest) -> pd.DataFrame:
     return next(table.value for table in app.table if "Copy" in table.value)
 
 
-def add_merge(checkpoint: Path | None) -> None:
-    """Gives the tokenizer of single bytes a merge, without which no GGUF file can hold it."""
-    assert checkpoint is not None
-    path = checkpoint / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    first, second, *_, last = sorted(piece for piece in vocabulary if len(piece) == 1)
-    vocabulary[first + second] = vocabulary.pop(last)
-    tokenizer["model"]["merges"] = [[first, second]]
-    path.write_text(json.dumps(tokenizer))
-
-
-def test_the_page_opens_on_the_example(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_opens_on_the_example(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "prunings", dict)
     app = opened(setup)
     assert "Example: Pruned copies of smollm2-135m" in texts(app)
@@ -106,7 +91,7 @@ def test_the_page_opens_on_the_example(setup: Setup, monkeypatch: pytest.MonkeyP
     assert len(figures(view(app, "Layers"))) == 1
 
 
-def test_the_url_finds_a_run_again(setup: Setup) -> None:
+def test_url_restores_a_run(setup: Setup) -> None:
     query = {"prune_methods": "SparseGPT", "prune_layers": "*.0.self_attn.*", "prune_prompt": ""}
     app, run = pruned(opened(setup, **query, prune_bits="4 bits", prune_group="row"))
     again = opened_part(opened(setup, run=name_of(app)), "prune-take")
@@ -117,15 +102,6 @@ def test_the_url_finds_a_run_again(setup: Setup) -> None:
     exact = packed_size(rose.load_model(str(run.kept(run.copies[0])))[0])
     assert shown["Checkpoint"].tolist()[1] == words.size(exact.plain)
     assert shown["Packed"].tolist()[1] == words.size(exact.stored)
-    assert "llama.cpp as f16 or q4_0" in texts(again)
-    (form,) = (form for form in again.segmented_control if form.key == f"ship_as_{file_name(run.copies[0])}")
-    add_merge(run.kept(run.copies[0]))
-    form.set_value("q4_0").run()
-    again.button(key=f"ship-write-{file_name(run.copies[0])}").click().run()
-    assert run.file is not None
-    ended(run.file)
-    again.run()
-    assert "layers are exact in q4_0" in texts(again)
     elsewhere = opened(setup)  # another browser
     elsewhere.selectbox(key="prune-other").set_value(name_of(app)).run()
     assert len(copies_of(elsewhere)) == 2
@@ -134,7 +110,7 @@ def test_the_url_finds_a_run_again(setup: Setup) -> None:
     assert label in opened(replace(setup, seed=1), run=name_of(app)).info[0].value
 
 
-def test_a_run_of_the_same_browser_is_in_front_without_its_link(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reload_shows_the_run_of_the_browser(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "viewer", lambda: "browser/session")
     app, run = pruned(opened(setup, **QUICK))
     again = opened(setup)  # a new session, as after a reload
@@ -142,7 +118,7 @@ def test_a_run_of_the_same_browser_is_in_front_without_its_link(setup: Setup, mo
     assert copies_of(again)["Copy"].tolist() == ["Dense", *(copy.name for copy in run.copies)]
 
 
-def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
+def test_run_shows_results_of_chosen_settings(setup: Setup, tmp_path: Path) -> None:
     app = opened(setup)
     assert "Three copies by SparseGPT, ROSE and ROSE ADMM, 21 layers each: about" in texts(app)
     app.multiselect(key="prune_methods").set_value(["sparsegpt", "rose"]).run()
@@ -170,11 +146,6 @@ def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
     assert titles(app)[0].startswith(verdict)
     matrices = [table.value for table in app.table if "Copy" not in table.value]
     assert [matrix.columns[1:].tolist() for matrix in matrices] == [names[:2], names[2:]]
-    for place, report in enumerate(run.copies):
-        report.save(tmp_path / "saved" / str(place))
-    for runs in (run.copies, read_runs(str(tmp_path / "saved"))):
-        assert "No clear difference" not in verdict or "No clear difference" in html_report.report_of(runs).findings[0]
-
     app = view(app, "Layers")
     assert json.loads(figures(app)[0])["data"][0]["type"] == "heatmap"
     assert app.selectbox(key="prune_map_copy").options == names
@@ -185,7 +156,7 @@ def test_a_run_from_choices_to_results(setup: Setup, tmp_path: Path) -> None:
         assert rose.load_model(str(run.kept(model)))
 
 
-def test_the_recipes_shown_ask_for_what_was_chosen(setup: Setup) -> None:
+def test_shown_recipes_match_the_choices(setup: Setup) -> None:
     app = opened(setup, prune_sparsities="0.6", prune_layers="*.o_proj", prune_text="ptb", prune_windows="5")
     for place, method in enumerate(["sparsegpt", "rose", RECOMMENDED]):
         app.selectbox(key="prune-recipe-of").select_index(place).run()
@@ -204,45 +175,7 @@ def test_the_recipes_shown_ask_for_what_was_chosen(setup: Setup) -> None:
         assert asked.target_damping == (2.5 if asked.target == "dense" else None)
 
 
-def test_a_checkpoint_goes_when_its_person_prunes_again(setup: Setup) -> None:
-    app = opened(setup, prune_layers="model.layers.1.*", prune_windows="1", prune_prompt="")
-    app.selectbox(key="prune_keep").set_value("all").run()
-    app.multiselect(key="prune_methods").set_value(["rose_global"]).run()
-    app.button_group(key="prune_targets").set_value(["layer"]).run()
-    app, run = pruned(app)
-    assert [len(model.layers) for model in run.copies] == [7]
-    place = run.kept(run.copies[0])
-    assert place is not None
-    assert len(opened_part(app, "prune-take").get("download_button")) == 1 + 5  # a recipe, and files of the copy
-    app.selectbox(key="prune_keep").set_value("none").run()
-    app, _ = pruned(app)
-    assert not place.exists()
-    assert "Its checkpoint was not kept" in texts(opened_part(app, "prune-take"))
-
-
-@pytest.mark.parametrize(
-    ("query", "sentence"),
-    [
-        ({"prune_sparsities": "0.5 3:7"}, "3:7 needs a block size divisible by 7"),
-        ({"model": "no-such"}, "no-such"),
-        ({"prune_targets": ""}, "Choose at least one target"),
-    ],
-)
-def test_what_cannot_run_is_refused_in_a_sentence(setup: Setup, query: dict[str, str], sentence: str) -> None:
-    app = opened(setup, **{name: text for name, text in query.items() if text})
-    if "" in query.values():
-        app.button_group(key="prune_targets").set_value([]).run()
-    assert sentence in app.warning[0].value
-    assert app.button(key="prune-start").disabled
-
-
-def test_a_failing_run_says_why(setup: Setup) -> None:
-    app, _ = pruned(opened(setup, prune_text="a file", prune_path="/nowhere/text.txt"), "failed")
-    assert "There is no file /nowhere/text.txt" in app.error[0].value
-    assert not app.button(key="prune-start").disabled
-
-
-def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_run_shows_finished_copies(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     prune_model = rose.prune_model
 
     def failing(*arguments: Any, **options: Any) -> rose.RunReport:
@@ -262,7 +195,7 @@ def test_a_run_that_fails_late_shows_what_was_finished(setup: Setup, monkeypatch
     assert place.exists()
 
 
-def test_a_run_that_ends_while_the_page_is_drawn_leaves_no_button_disabled(
+def test_run_ending_during_drawing_enables_buttons(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, halt: Callable[[str], Events]
 ) -> None:
     halted, go_on = halt("Loading the model")
@@ -283,49 +216,7 @@ def test_a_run_that_ends_while_the_page_is_drawn_leaves_no_button_disabled(
     assert not app.button(key="prune-start").disabled
 
 
-def test_errors_that_were_not_measured_are_not_offered(setup: Setup) -> None:
-    app, _ = pruned(opened(replace(setup, held_out=0), **QUICK, prune_text="packaged", prune_targets="layer"))
-    assert "Error on calibration" in view(app, "Layers").selectbox(key="prune_map_of").options
-    assert "Held-out error" not in app.selectbox(key="prune_map_of").options
-
-
-def test_a_cancelled_run_keeps_the_numbers_of_finished_copies(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = PruningRun._say
-
-    def say(run: PruningRun, doing: str) -> None:
-        original(run, doing)
-        if doing.startswith("Pruning by ROSE"):
-            for viewer in list(run.job._watchers):
-                run.job.leave(viewer)
-            run.job._cancelled.set()
-
-    monkeypatch.setattr(PruningRun, "_say", say)
-    app, _ = pruned(opened(setup, prune_prompt="", prune_windows="1"), "cancelled")
-    assert "Cancelled after one copy, whose numbers are below" in texts(app)
-    assert list(copies_of(app)["Copy"]) == ["Dense", "SparseGPT at 0.7"]
-
-
-def test_a_run_cancelled_before_its_first_copy_gives_way_to_the_example(
-    setup: Setup, halt: Callable[[str], Events]
-) -> None:
-    halted, go_on = halt("Perplexity of the dense model")
-    app = opened(setup, prune_prompt="", threshold="0.2")
-    assert "above **0.2**, as chosen" in texts(app)
-    app.button(key="prune-start").click().run()
-    run = shared.prunings()[app.session_state["pruning"]]
-    assert halted.wait(240)
-    app.run()
-    assert "about" not in " ".join(caption.value for caption in app.main.caption if "copies by" in caption.value)
-    app.button(key="prune-cancel").click().run()
-    assert app.button(key="prune-stopping").disabled
-    go_on.set()
-    run.job.wait(240)
-    shown = texts(app.run())
-    assert "Cancelled before a copy was finished" in shown
-    assert "Example:" in shown
-
-
-def test_another_persons_run_is_neither_stopped_nor_deleted(setup: Setup, halt: Callable[[str], Events]) -> None:
+def test_other_viewers_cannot_stop_or_delete_a_run(setup: Setup, halt: Callable[[str], Events]) -> None:
     query = QUICK | {"prune_methods": "Magnitude"}
     halted, go_on = halt("Perplexity of the dense model")
     app = opened(setup, **query, prune_task_folder="/elsewhere")
@@ -347,16 +238,7 @@ def test_another_persons_run_is_neither_stopped_nor_deleted(setup: Setup, halt: 
     assert not kept.exists()
 
 
-def test_tasks_are_offered_only_where_they_can_be_run(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = opened(setup, prune_tasks="piqa, boolq piqa", prune_questions="7")
-    assert app.text_input(key="prune_tasks").value == "piqa, boolq piqa"
-    monkeypatch.setattr("rose.model.measure.zero_shot.is_installed", lambda: False)
-    app = opened(setup)
-    assert "run: pip install -r requirements-eval.txt" in texts(app)
-    assert not [box for box in app.text_input if box.key == "prune_tasks"]
-
-
-def test_no_second_run_begins_while_ones_own_goes_on(setup: Setup) -> None:
+def test_second_run_waits_for_the_first(setup: Setup) -> None:
     _, other = pruned(opened(setup, **QUICK))
     app, own = pruned(opened(setup, **QUICK))
     own.job.status = "running"
@@ -367,7 +249,7 @@ def test_no_second_run_begins_while_ones_own_goes_on(setup: Setup) -> None:
     own.job.status = "done"
 
 
-def test_what_is_left_is_tuned(setup: Setup, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruned_copy_is_tuned(setup: Setup, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rose.model.load.tokens.TUNING", TUNING._replace(samples=16))
     tune_one_epoch(monkeypatch, 1e-4)
     query = {"prune_methods": "SparseGPT", "prune_prompt": "", "prune_windows": "1", "tune_minutes": "0.5"}

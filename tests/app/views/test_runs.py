@@ -1,6 +1,5 @@
 """Compare runs: folders of the command line beside runs of the server, and what is drawn of them."""
 
-import json
 from collections import deque
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import rose
 from app import shared
 from app.results.pairs import MOST
 from app.runs import example
-from tests.app.results.made_reports import made_report, made_tuning, saved
+from tests.app.results.made_reports import made_report, saved
 from tests.app.tiny_study import figures, open_page, texts, titles
 
 PAGE = "views/runs.py"
@@ -43,7 +42,7 @@ def chosen(app: AppTest, *labels: str, view: str = "") -> AppTest:
     return app
 
 
-def test_the_page_opens_on_one_sentence_and_the_map_of_the_example(server: deque[rose.RunReport]) -> None:
+def test_page_opens_on_the_example(server: deque[rose.RunReport]) -> None:
     app = open_page(PAGE)
     assert not app.exception, app.exception
     assert "ROSE ADMM at 0.7 has the lowest perplexity" in texts(app)
@@ -55,22 +54,7 @@ def test_the_page_opens_on_one_sentence_and_the_map_of_the_example(server: deque
     assert "no report.json in /nowhere" in app.error[0].value
 
 
-def test_every_pair_stays_in_sight_when_a_third_copy_ends(server: deque[rose.RunReport]) -> None:
-    losses = [3.0, 3.1, 2.9, 3.0]
-    server += [
-        made_report(losses_after=losses),
-        made_report("rose", losses_after=[3.1, 3.21, 3.0, 3.11], perplexity_after=33.0),
-    ]
-    for method in ("", "wanda"):
-        if method:
-            server.append(made_report(method, losses_after=[4.0, 4.2, 3.9, 4.1]))
-        table = open_page(PAGE, runs_view="Numbers").table[0].value
-        matrix = table.set_index(table.columns[0])
-        assert len(matrix) == len(server)
-        assert matrix.loc["ROSE at 0.7", "SparseGPT at 0.7"].startswith("1.1")
-
-
-def test_an_unreadable_folder_does_not_hide_the_others(server: deque[rose.RunReport], tmp_path: Path) -> None:
+def test_unreadable_folder_is_skipped_with_a_warning(server: deque[rose.RunReport], tmp_path: Path) -> None:
     server.append(made_report())
     saved(tmp_path / "whole", made_report("rose", 0.8, seed=1))
     (tmp_path / "broken").mkdir()
@@ -81,7 +65,7 @@ def test_an_unreadable_folder_does_not_hide_the_others(server: deque[rose.RunRep
     assert not app.error
 
 
-def test_a_run_of_the_command_line_beside_a_run_of_the_server(server: deque[rose.RunReport], tmp_path: Path) -> None:
+def test_saved_run_is_compared_with_a_server_run(server: deque[rose.RunReport], tmp_path: Path) -> None:
     server.append(made_report())
     app = open_page(PAGE, runs_path=str(saved(tmp_path / "by_hand", made_report("rose", 0.8, seed=1))))
     assert app.multiselect(key="runs").value == [BASE, OURS]
@@ -96,7 +80,7 @@ def test_a_run_of_the_command_line_beside_a_run_of_the_server(server: deque[rose
     assert not app.exception, app.exception
 
 
-def test_the_default_runs_are_fit_to_be_compared(server: deque[rose.RunReport]) -> None:
+def test_default_runs_are_comparable(server: deque[rose.RunReport]) -> None:
     """A run of fewer layers, of other shapes or at another sparsity would win by having pruned less."""
     others = [made_report("wanda", blocks=2), made_report("magnitude", sparsity="0.5"), made_report("dsnot", width=16)]
     server += [made_report("rose", 0.8), made_report(), *others]
@@ -105,15 +89,7 @@ def test_the_default_runs_are_fit_to_be_compared(server: deque[rose.RunReport]) 
     assert app.multiselect(key="runs").value == [BASE, OURS]
 
 
-def test_different_shapes_are_refused(server: deque[rose.RunReport]) -> None:
-    server += [made_report(), made_report(width=16)]
-    app = chosen(open_page(PAGE), BASE, f"{BASE}, run 2", view="Map")
-    assert any("different shapes" in info.value for info in app.info)
-    assert not figures(app)
-    assert "Choose at least one run." in texts(chosen(app))
-
-
-def test_a_link_to_runs_that_are_gone_shows_others(server: deque[rose.RunReport]) -> None:
+def test_link_to_missing_runs_shows_others(server: deque[rose.RunReport]) -> None:
     server += [made_report(), made_report("rose", 0.8)]
     app = open_page(PAGE, runs="gone · ROSE · 0.7 · six layers", runs_measure="nothing", runs_view="Maps")
     assert app.multiselect(key="runs").value == [BASE, OURS]
@@ -121,7 +97,7 @@ def test_a_link_to_runs_that_are_gone_shows_others(server: deque[rose.RunReport]
     assert len(figures(app)) == 1
 
 
-def test_the_methods_of_a_study_are_runs(placed: None, study, server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_of_a_study_are_listed_as_runs(placed: None, study, server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "studies", lambda: {study.setup: study})
     app = open_page(PAGE, study)
     names = [f"tiny · {name} (study) · 0.7 · 21 layers" for name in ("SparseGPT", "ROSE", "ROSE global")]
@@ -132,7 +108,7 @@ def test_the_methods_of_a_study_are_runs(placed: None, study, server, monkeypatc
     assert "ROSE global at 0.7 (study) has the lower held-out error in" in titles(app)[0]
 
 
-def test_a_choice_follows_its_run_when_names_change(server: deque[rose.RunReport]) -> None:
+def test_choice_follows_its_run_after_renaming(server: deque[rose.RunReport]) -> None:
     server += [made_report(perplexity_after=30.0), made_report(perplexity_after=40.0)]
     app = chosen(open_page(PAGE, runs_view="Numbers"), f"{BASE}, run 2", BASE)
     before = app.dataframe[0].value
@@ -142,24 +118,7 @@ def test_a_choice_follows_its_run_when_names_change(server: deque[rose.RunReport
     assert app.dataframe[0].value.to_numpy().tolist() == before.to_numpy().tolist()
 
 
-def test_drift_of_runs_of_the_server_and_of_a_folder(server: deque[rose.RunReport], tmp_path: Path) -> None:
-    layer, dense = made_report(target="layer"), made_report(factor=0.8)
-    server.append(layer)
-    app = open_page(PAGE, runs_path=str(saved(tmp_path / "saved", dense)), runs_view="Drift")
-    names = ["SparseGPT at 0.7, target layer", "SparseGPT at 0.7 (saved)"]
-    drawn = json.loads(figures(app)[0])["data"]
-    assert [trace["name"] for trace in drawn] == names
-    assert [trace["line"]["dash"] for trace in drawn] == ["dash", "solid"]
-    assert f"from {layer.summary['drift'][-1]['drift']:.3g}" in titles(app)[0]
-    app.session_state["runs-origins"] = True
-    app.run()
-    app.selectbox(key="runs_origin").set_value(names[1]).run()
-    assert not app.exception, app.exception
-    assert [trace["name"] for trace in json.loads(figures(app)[1])["data"]][:2] == ["passed on", "arisen in the block"]
-    assert len(figures(app)) == 3
-
-
-def test_methods_over_seeds_are_shown_of_a_file(server: deque[rose.RunReport], tmp_path: Path) -> None:
+def test_file_of_seeds_is_drawn(server: deque[rose.RunReport], tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text(CSV)
     app = open_page(PAGE, runs_path=str(file), runs_view="Over seeds")
@@ -171,25 +130,9 @@ def test_methods_over_seeds_are_shown_of_a_file(server: deque[rose.RunReport], t
     assert app.segmented_control(key="runs_view").value == "Map"
 
 
-def test_a_tuned_copy_has_no_errors_of_layers_to_map(server: deque[rose.RunReport]) -> None:
-    tuned = made_tuning(dict.fromkeys(made_report().layers["layer"], 0.1))
-    better = made_report("rose", 0.8, tuned=tuned, perplexity_after=25.0).without_errors()
-    server += [made_report(), made_report("rose", 0.8), better]
-    app = chosen(open_page(PAGE), BASE, "tiny · ROSE, tuned · 0.7 · six layers")
-    assert "lowest perplexity, 25.0" in texts(app)
-    assert app.selectbox(key="runs_measure").options == ["Relative range", "Sparsity"]
-
-
-def test_runs_of_different_environments_stand_side_by_side(server: deque[rose.RunReport]) -> None:
+def test_runs_of_different_environments_are_not_ranked(server: deque[rose.RunReport]) -> None:
     server += [made_report(environment="AMD, 1 thread"), made_report("rose", 0.8, environment="ARM, 1 thread")]
     app = chosen(open_page(PAGE), BASE, OURS, view="Map")
     assert "so they are neither ranked nor subtracted" in texts(app)
     assert app.selectbox(key="runs_as").options == ["Both maps"]
     assert "The highest held-out error is in 2 · self_attn.o_proj of SparseGPT at 0.7, 0.600" in titles(app)[0]
-
-
-def test_cautions_stand_below_the_layers(server: deque[rose.RunReport]) -> None:
-    server += [made_report("rose", 0.1), made_report("sparsegpt", 1.0)]
-    for report in server:
-        report.layers.loc[0, "held_out_error"] = 9 * report.layers.loc[0, "relative_error"]
-    assert "the held-out error is more than" in texts(open_page(PAGE))

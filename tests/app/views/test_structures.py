@@ -3,29 +3,26 @@
 import re
 import threading
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import rose
-from app.runs import slimming, tuning
-from app.runs.copies import dense_record, measured_perplexity
+from app.runs import slimming
 from app.runs.slimming import Slimming, Speedup
-from app.runs.tuning import Tuning
 from app.study.setup import Setup
 from app.study.structures import Structures
 from app.study.study import LoadedModel, Study
 from rose.recipe.parts import SlimSettings
 from rose.structured.parts import CHANNELS, HEADS
 from rose.structured.problem import set_cost
-from tests.app.tiny_study import figures, finish, measured_study, open_page, texts, tiny_model, tune_one_epoch
+from tests.app.tiny_study import figures, finish, measured_study, open_page, texts, tiny_model
 from tests.tiny import byte_tokenizer
 
 PAGE, COPY = "views/structures.py", "A smaller copy"
 
 
-def test_costs_are_those_of_the_engine(study: Study) -> None:
+def test_costs_match_the_engine(study: Study) -> None:
     structures = Structures(study)
     part = structures.parts[HEADS, 1]
     problem = structures.problem(part)
@@ -41,7 +38,7 @@ def test_costs_are_those_of_the_engine(study: Study) -> None:
     assert channels["together"].iloc[19] == pytest.approx(set_cost(mlp, gone) / mlp.energy, rel=1e-2)
 
 
-def test_the_order_of_channels_is_read_once(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_channel_order_is_read_once(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for each channel would take minutes where there are tens of thousands."""
     structures, reads = Structures(study), []
     priced = structures.priced(structures.parts[CHANNELS, 1])
@@ -60,7 +57,7 @@ def test_the_order_of_channels_is_read_once(study: Study, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("view", ["Heads", "Channels", COPY])
-def test_the_page_opens_on_the_example(view: str) -> None:
+def test_page_opens_on_the_example(view: str) -> None:
     app = open_page(PAGE, structures_view=view)
     assert not app.exception, app.exception
     assert "Example:" in texts(app)
@@ -72,7 +69,7 @@ def test_the_page_opens_on_the_example(view: str) -> None:
 
 @pytest.mark.usefixtures("placed", "patient")
 @pytest.mark.parametrize("view", ["Heads", "Channels"])
-def test_costs_of_a_study_are_computed_when_asked_for(study: Study, view: str) -> None:
+def test_costs_are_computed_on_request(study: Study, view: str) -> None:
     study = measured_study(samples=9 if view == "Heads" else 10)
     app = open_page(PAGE, study, structures_view=view)
     assert not figures(app)
@@ -81,17 +78,8 @@ def test_costs_of_a_study_are_computed_when_asked_for(study: Study, view: str) -
     assert len(figures(app)) == 1
 
 
-def test_parts_that_were_not_measured_are_named() -> None:
-    app = open_page(PAGE, measured_study(layers="*.o_proj"), structures_view="Channels")
-    assert "0 · mlp.down_proj was not measured" in texts(app)
-
-
-def raises(*_what: object, **_more: object) -> None:
-    raise rose.RoseError("No space left.")
-
-
 @pytest.mark.usefixtures("placed")
-def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch, study: Study) -> None:
+def test_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch, study: Study) -> None:
     model = tiny_model()
     before = [parameter.clone() for parameter in model.parameters()]
     tokens = (study.calibration.tokens, study.calibration.held_out)
@@ -111,62 +99,18 @@ def test_a_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch,
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
     folder = run.checkpoints[slim.name]
 
-    # Tuned, it stands beside the two, and a second tuning takes the first one's place.
-    monkeypatch.setattr(tuning, "load_apart", lambda *_text, **_sizes: tokens)
-    tune_one_epoch(monkeypatch, 1e-3)
-    for _ in range(2):
-        last = run.tuning = finish(Tuning(run, slim.name, 3.0, lambda: loaded))
-    tuned = run.models[2]
-    assert [model.name for model in run.models] == ["Dense", "obs, 30 % out", "obs, 30 % out, tuned"]
-    assert tuned.perplexity < slim.perplexity
-    assert "mean_relative_error" not in tuned.summary
-    assert folder.exists()
-    place = run.checkpoints[tuned.name]
-    assert place.name == "slim-obs-0.3-tuned"
-    assert tuned.summary["tuned"]["losses_before"] == summary["losses_after"]
-    assert rose.perplexity(rose.load_model(str(place))[0], held_out) == pytest.approx(tuned.perplexity)
-    with monkeypatch.context() as patch:
-        patch.setattr(rose, "save_model", raises)
-        assert finish(Tuning(run, slim.name, 3.0, lambda: loaded), "failed").job.message == "No space left."
-    assert rose.load_model(str(place))
-
     app = open_page(PAGE, study, structures_view=COPY)
-    run.copies[1] = tuned.with_summary(remarks=["It has taken another share than asked."])
+    run.copies[0] = slim.with_summary(remarks=["It has taken another share than asked."])
     app.session_state["slimming"] = run
     app.run()
     assert not app.exception, app.exception
     assert "It has taken another share than asked." in texts(app)
-    assert tuning.says(last) in texts(app)
     assert run.speedup is not None
     assert speed[1] / speed[0] == pytest.approx(run.speedup.ratio.value)  # the table says what the sentence does
     assert run.speedup.says() in texts(app)
     assert app.table[0].value["Model"].tolist() == [model.name for model in run.models]
     run.discard()
-    assert not place.exists()
-
-
-def test_a_copy_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch, study: Study) -> None:
-    loaded = LoadedModel(tiny_model(), None, threading.Lock())  # type: ignore[arg-type]
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
-    monkeypatch.setattr(Setup, "draw", lambda *_: pytest.fail("has read a text first"))
-    run = finish(Slimming(study.setup, SlimSettings(), lambda: loaded), "failed")
-    assert "of memory, and 1 kB are free" in run.job.message
-
-
-def test_a_window_that_stands_out_is_named_for_each_smaller_model(study: Study) -> None:
-    run = Slimming(study.setup, SlimSettings(), lambda: None)  # type: ignore[arg-type,return-value]
-    dense, odd = (4.0, 4.1, 4.2, 4.1), (4.1, 4.2, 6.5, 4.2)
-    even = tuple(loss + 0.1 for loss in dense)
-    measured = [measured_perplexity(torch.tensor(losses).double()) for losses in (dense, odd, even)]
-    before = {name.replace("after", "before"): value for name, value in measured[0].items()}
-    run.copies = [
-        replace(dense_record(before | after), called=name) for name, after in zip("AB", measured[1:], strict=True)
-    ]
-    (first, *cautions), (second, *none) = run.perplexities()
-    assert first.startswith("A takes perplexity on held-out windows from 60.3 to ")
-    assert cautions[0].startswith("In one of four windows the loss rose")
-    assert "1.11 times the dense model's" in second
-    assert not none
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -177,5 +121,5 @@ def test_a_window_that_stands_out_is_named_for_each_smaller_model(study: Study) 
         ([0.09, 0.12, 0.08, 0.11, 0.09], "cannot be told"),  # the pairs disagree
     ],
 )
-def test_a_speed_is_given_only_where_it_is_clear_and_possible(slim: list[float], text: str) -> None:
+def test_speedup_is_reported_only_if_clear_and_possible(slim: list[float], text: str) -> None:
     assert text in Speedup.of([0.105, 0.095, 0.1, 0.104, 0.095], slim, bound=1.25).says()

@@ -45,7 +45,7 @@ def html(app: AppTest) -> str:
     return "\n".join(element.proto.body for element in app.get("html"))
 
 
-def test_the_page_opens_on_the_example(folder: Path) -> None:
+def test_page_opens_on_the_example(folder: Path) -> None:
     app = opened(folder)
     assert not app.exception, app.exception
     assert "ROSE ADMM at 0.7 is more surprised than the dense model at" in texts(app)
@@ -57,7 +57,7 @@ def test_the_page_opens_on_the_example(folder: Path) -> None:
     assert "There is no model in /nowhere" in app.error[0].value
 
 
-def test_a_saved_model_reads_the_text(folder: Path, pruned_folder: Path) -> None:
+def test_saved_model_reads_the_text(folder: Path, pruned_folder: Path) -> None:
     app = opened(folder, text_path=str(pruned_folder), text_written=WRITTEN)
     run = read(app)
     name = "Magnitude at 0.5"
@@ -86,17 +86,3 @@ def test_a_saved_model_reads_the_text(folder: Path, pruned_folder: Path) -> None
     app.switch_page("views/learn.py").run()
     app.switch_page(PAGE).run()
     assert token_box(app).value == token
-
-
-def test_a_character_of_several_tokens_can_be_explored(folder: Path, pruned_folder: Path) -> None:
-    app = opened(folder, text_path=str(pruned_folder), text_written="😀")
-    read(app)
-    assert token_box(app).options[-1] == "3 · “😀, part 4”"
-    assert sorted(app.dataframe[0].value["token"]) == ["😀, part 2", "😀, part 3", "😀, part 4"]
-
-
-def test_a_text_that_is_too_long_is_refused_and_the_example_stays(folder: Path, pruned_folder: Path) -> None:
-    app = opened(folder, text_path=str(pruned_folder), text_written="a" * 600)
-    read(app, "failed")
-    assert "has 600 tokens, more than 256; shorten it." in app.error[0].value
-    assert "ROSE ADMM at 0.7 is more surprised" in texts(app)
