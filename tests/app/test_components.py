@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-import pytest
 from streamlit.testing.v1 import AppTest
 
 import app
@@ -17,7 +16,7 @@ from app.components import figure
 from app.figures.style import Drawing
 
 
-def test_live_part_has_its_own_container() -> None:
+def test_live_part_has_its_own_container():
     """Streamlit puts a fragment where its page has it by number; a neighbour could be overwritten by its redraw."""
 
     def page() -> None:
@@ -38,13 +37,13 @@ def test_live_part_has_its_own_container() -> None:
     assert [text.value for text in fragment.text] == ["live"]
 
 
-def test_every_fragment_is_a_live_part() -> None:
+def test_every_fragment_is_a_live_part():
     folder = Path(app.__file__).parent
     using = [path.name for path in folder.rglob("*.py") if "st.fragment" in path.read_text()]
     assert using == ["work.py"]
 
 
-def test_replaced_work_is_restarted() -> None:
+def test_replaced_work_is_restarted():
     """A runs, B is looked at and is done at once, then A again: A is begun anew."""
 
     def page() -> None:
@@ -72,7 +71,7 @@ def test_replaced_work_is_restarted() -> None:
     assert shown("A", list) == ["done"]
 
 
-def test_json_download_keeps_small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_download_keeps_small_numbers(monkeypatch):
     taken: dict[str, Any] = {}
     monkeypatch.setattr(figure.st, "download_button", lambda label, content, *_, **__: taken.update({label: content}))
     figure.downloads(Drawing(go.Figure(), "", "", pd.DataFrame({"error": [1.25e-12, math.nan]})), "some")

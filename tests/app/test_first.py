@@ -13,17 +13,16 @@ from app.study.study import Calibration, Study
 from tests.app.tiny_study import open_page
 
 
-def test_first_pictures_need_no_torch() -> None:
+def test_first_pictures_need_no_torch():
     code = "import sys; from app import first; assert first.pictures(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_first_pictures_match_the_example(theme: str) -> None:
+def test_first_pictures_match_the_example(theme):
     study = Study(Setup(), lambda: pytest.fail("no model is needed"), Calibration())
     assert study.restore()
     example = cache.read_example(Setup())
-    assert example is not None
     made = first.pictures()[theme]
     assert set(made) == {
         "layers",

@@ -3,7 +3,6 @@
 import gc
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -39,7 +38,7 @@ def started(*viewers: str) -> Job:
         (KeyError("lost"), "Unexpected KeyError: 'lost'"),
     ],
 )
-def test_failures_have_a_message(problem: Exception, said: str) -> None:
+def test_failures_have_a_message(problem, said):
     def work(_job: Job) -> None:
         raise problem
 
@@ -49,7 +48,7 @@ def test_failures_have_a_message(problem: Exception, said: str) -> None:
     assert job.message.startswith(said)
 
 
-def test_progress_is_kept_and_raises_after_a_cancel() -> None:
+def test_progress_is_kept_and_raises_after_a_cancel():
     told = rose.Progress("calibrate", 0, 1, None, None, 0, 7, 0.5, 1.0, 1.0)
     job = Job(endless)
     job.watch("ann")
@@ -60,7 +59,7 @@ def test_progress_is_kept_and_raises_after_a_cancel() -> None:
         job.tell(told)
 
 
-def test_time_left_includes_later_steps() -> None:
+def test_time_left_includes_later_steps():
     """Half of a step from 0.2 to 0.8 took 30 s: 30 s are left of it, and 20 s of what comes after."""
     run = Run()
     run._follow(0.2, 0.8)(rose.Progress("calibrate", 0, 1, None, None, 3, 6, 0.5, 30.0, 30.0))
@@ -70,7 +69,7 @@ def test_time_left_includes_later_steps() -> None:
     assert (run.job.message, run.job.progress) == ("Writing", None)
 
 
-def test_work_goes_on_for_another_viewer() -> None:
+def test_work_goes_on_for_another_viewer():
     job = started("ann", "bob")
     assert not job.leave("ann")
     job.check()  # as the work itself does
@@ -80,7 +79,7 @@ def test_work_goes_on_for_another_viewer() -> None:
     assert job.status == "cancelled"
 
 
-def test_reloaded_page_does_not_prevent_a_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reloaded_page_does_not_prevent_a_cancel(monkeypatch):
     job = started("before reload", "after reload")
     monkeypatch.setattr(jobs, "LOOKING", 0.0)  # the former page polled last a while ago
     job.leave("after reload")
@@ -88,9 +87,7 @@ def test_reloaded_page_does_not_prevent_a_cancel(monkeypatch: pytest.MonkeyPatch
     assert job.status == "cancelled"
 
 
-def test_only_the_starter_stops_watched_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_only_the_starter_stops_watched_work(monkeypatch):
     job = Job(endless)
     for viewer in ("ann/1", "bob/1"):
         job.watch(viewer)
@@ -104,7 +101,7 @@ def test_only_the_starter_stops_watched_work(
     assert job.may_stop("eve/1")
 
 
-def test_abandoned_work_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_abandoned_work_ends(monkeypatch):
     job = started("ann")
     monkeypatch.setattr(jobs, "ABANDONED_AFTER", 0.0)
     job.wait(SOON)
@@ -121,7 +118,7 @@ def taking(lock: threading.Lock) -> Callable[[Job], None]:
     return work
 
 
-def test_waiting_for_a_lock_is_shown() -> None:
+def test_waiting_for_a_lock_is_shown():
     lock, told = threading.Lock(), threading.Event()
 
     class Telling(Job):
@@ -139,7 +136,7 @@ def test_waiting_for_a_lock_is_shown() -> None:
     assert job.waited > 0
 
 
-def test_waiting_for_a_lock_can_be_cancelled() -> None:
+def test_waiting_for_a_lock_can_be_cancelled():
     lock = threading.Lock()
     job = Job(taking(lock))
     job.watch("ann")
@@ -151,7 +148,7 @@ def test_waiting_for_a_lock_can_be_cancelled() -> None:
     assert not lock.locked()
 
 
-def test_batch_stops_between_two_pieces() -> None:
+def test_batch_stops_between_two_pieces():
     started, go_on, made = threading.Event(), threading.Event(), []
 
     def first() -> None:
@@ -170,7 +167,7 @@ def test_batch_stops_between_two_pieces() -> None:
     assert (made, batch.done) == ([1], 1)
 
 
-def test_temporary_folders_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_folders_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / f"{PARTIAL}dead" / "checkpoint").mkdir(parents=True)
     (tmp_path / f"{PARTIAL}dead.lock").touch()

@@ -40,7 +40,7 @@ def ended(app: AppTest) -> AppTest:
 
 @pytest.mark.usefixtures("missing")
 @pytest.mark.parametrize("page", ["views/layer.py", "views/order_lab.py"])
-def test_page_without_inputs_offers_a_retry(page: str) -> None:
+def test_page_without_inputs_offers_a_retry(page):
     app = open_page(page)
     app = ended(app)
     assert not app.exception
@@ -67,7 +67,7 @@ def loading(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("loading")
-def test_numbers_are_shown_while_inputs_are_collected() -> None:
+def test_numbers_are_shown_while_inputs_are_collected():
     app = open_page("views/layer.py")
     study = shared.studies()[Setup()]
     known = next(one for one in study.all_records() if one.layer == study.most_columnar())
@@ -84,7 +84,7 @@ def test_numbers_are_shown_while_inputs_are_collected() -> None:
 
 
 @pytest.mark.usefixtures("missing")
-def test_abandoned_run_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_abandoned_run_is_restarted(monkeypatch):
     ended(open_page("views/layer.py"))
     before = shared.studies()[Setup()]
     before.job.status, before.job.abandoned = "cancelled", True

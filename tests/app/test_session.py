@@ -20,7 +20,7 @@ from app.study.setup import Setup
 from tests.app.tiny_study import COLUMNAR, measured_study, open_page, texts
 
 
-def test_url_holds_edits_after_a_study() -> None:
+def test_url_holds_edits_after_a_study():
     study = measured_study()
     app = open_page("views/start.py", study)
     app.number_input(key="start_samples").set_value(5).run()
@@ -32,18 +32,7 @@ def test_url_holds_edits_after_a_study() -> None:
     assert "draft_samples" not in again.query_params
 
 
-def test_back_restores_the_layer() -> None:
-    other = "model.layers.0.self_attn.q_proj"
-    app = open_page("views/layers.py", measured_study())
-    app.sidebar.selectbox(key="layer_widget").set_value(other).run()
-    assert app.query_params["layer"] == other
-    app.query_params["layer"] = COLUMNAR  # as the browser's Back has it, where it had been chosen
-    app.run()
-    assert app.session_state["chosen_layer"] == COLUMNAR
-    assert app.sidebar.selectbox(key="layer_widget").value == COLUMNAR
-
-
-def test_link_to_a_missing_layer_is_explained() -> None:
+def test_link_to_a_missing_layer_is_explained():
     missing = "model.layers.99.self_attn.o_proj"
     app = open_page("views/layers.py", measured_study(), layer=missing)
     assert f"The link asks for the layer {missing}, which was not measured here" in texts(app)
@@ -53,12 +42,12 @@ def test_link_to_a_missing_layer_is_explained() -> None:
 
 
 @pytest.mark.parametrize(("text", "value"), [("0.3", 0.3), ("7", 1.0), ("high", 0.5)])
-def test_threshold_of_a_link_is_clamped(text: str, value: float) -> None:
+def test_threshold_of_a_link_is_clamped(text, value):
     app = open_page("views/start.py", threshold=text)
     assert app.session_state["chosen_threshold"] == value
 
 
-def test_link_parameters_have_a_fixed_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_link_parameters_have_a_fixed_order(monkeypatch):
     """The parameters stand in the order of the set-up's fields, which no hash has a say in."""
     query: dict[str, str] = {}
     setup = Setup(model="a", samples=3, seed=2, sparsity="2:4", block_size=16)
@@ -78,7 +67,7 @@ class State(dict):
 
 
 @pytest.mark.parametrize("page", ["prune", "damage", "runs"])
-def test_unused_edits_can_be_applied_without_measuring(page: str) -> None:
+def test_unused_edits_can_be_applied_without_measuring(page):
     app = open_page("views/start.py", draft_samples="6", draft_sparsity="0.6")
     app.switch_page(f"views/{page}.py").run()
     assert "Edited on the start page, and not in use yet: Samples 6, Sparsity 0.6." in texts(app)
@@ -92,7 +81,7 @@ def test_unused_edits_can_be_applied_without_measuring(page: str) -> None:
     assert app.session_state.setup == Setup()
 
 
-def test_sessions_of_one_browser_share_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions_of_one_browser_share_its_name(monkeypatch):
     def come(**cookies: str) -> str:
         streamlit = SimpleNamespace(session_state=State(), context=SimpleNamespace(cookies=cookies))
         monkeypatch.setattr(session, "st", streamlit)
@@ -106,13 +95,13 @@ def test_sessions_of_one_browser_share_its_name(monkeypatch: pytest.MonkeyPatch)
     assert come().partition("/")[0] != come().partition("/")[0]
 
 
-def test_link_omits_the_default_layer() -> None:
+def test_link_omits_the_default_layer():
     app = open_page("views/layers.py", **measured_study().setup.to_texts())
     assert app.session_state["chosen_layer"] == COLUMNAR
     assert "layer" not in app.query_params
 
 
-def test_running_work_is_not_started_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_work_is_not_started_twice(monkeypatch):
     told: list[str] = []
     monkeypatch.setattr(session.st, "toast", lambda text, **_look: told.append(text))
     at_work = SimpleNamespace(job=SimpleNamespace(status="running"))
@@ -127,7 +116,7 @@ def test_running_work_is_not_started_twice(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("maker", ["Tuning", "FileRun"])
-def test_two_sessions_start_one_run(maker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_sessions_start_one_run(maker, monkeypatch):
     both, made, started = threading.Barrier(2), [], []
 
     class Slow(Run):

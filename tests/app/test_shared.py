@@ -5,7 +5,6 @@ import threading
 import weakref
 from unittest.mock import Mock
 
-import pytest
 from streamlit.runtime.scriptrunner_utils import script_run_context
 
 from app import shared
@@ -36,17 +35,17 @@ def kept(*studies: Study) -> list[Study]:
     return list(by_setup.values())
 
 
-def test_oldest_studies_are_dropped() -> None:
+def test_oldest_studies_are_dropped():
     studies = [unfinished("a", seed) for seed in range(6)]
     assert kept(*studies) == studies[-shared.KEPT_STUDIES :]
 
 
-def test_no_more_than_two_models_are_held() -> None:
+def test_no_more_than_two_models_are_held():
     a, b, c = (unfinished(model, 0) for model in "abc")
     assert kept(a, b, c) == [b, c]
 
 
-def test_older_studies_share_a_budget_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_studies_share_a_budget_of_bytes(monkeypatch):
     one = InputStatistics(1000)
     large = [unfinished("a", seed) for seed in range(3)]
     for study in large:
@@ -56,7 +55,7 @@ def test_older_studies_share_a_budget_of_bytes(monkeypatch: pytest.MonkeyPatch) 
     assert kept(*large) == large[-2:]
 
 
-def test_calibration_is_freed_with_its_studies() -> None:
+def test_calibration_is_freed_with_its_studies():
     key, files = ("a model",), Files("identity", "text")
     calibration = shared._calibration(key, files)
     assert shared._calibration(key, files) is calibration
@@ -66,13 +65,13 @@ def test_calibration_is_freed_with_its_studies() -> None:
     assert gone() is None
 
 
-def test_running_study_is_never_dropped() -> None:
+def test_running_study_is_never_dropped():
     running = unfinished("a", 0, "running")
     others = [unfinished("b", seed) for seed in range(5)]
     assert kept(running, *others)[0] is running
 
 
-def test_busy_runs_are_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_runs_are_not_dropped(monkeypatch):
     known: dict[str, PruningRun] = {}
     monkeypatch.setattr(shared, "prunings", lambda: known)
 
@@ -90,7 +89,7 @@ def test_busy_runs_are_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(known.values()) == [*kept, *others[-(shared.KEPT_RUNS - len(kept)) :]]
 
 
-def test_runs_without_files_are_dropped_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_without_files_are_dropped_first(monkeypatch):
     known: dict[str, PruningRun] = {}
     monkeypatch.setattr(shared, "prunings", lambda: known)
     for number in range(shared.KEPT_RUNS + 3):
@@ -104,7 +103,7 @@ def test_runs_without_files_are_dropped_first(monkeypatch: pytest.MonkeyPatch) -
     assert kept.exists()
 
 
-def test_memory_is_freed_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_freed_when_idle(monkeypatch):
     now, given_back, busy = 0.0, [], range(2900, 3301)
     monkeypatch.setattr(shared, "_asked", [now])
     monkeypatch.setattr(shared, "is_busy", lambda: now in busy)
@@ -121,7 +120,7 @@ def test_memory_is_freed_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given_back == [630.0, 1830.0, 3330.0]
 
 
-def test_studies_on_disk_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_studies_on_disk_are_released(monkeypatch):
     kept, unkept, failed = (measured_study(samples=samples) for samples in (4, 5, 6))
     failed.job.status = "failed"
     known = {one.setup: one for one in (kept, unkept, failed)}
@@ -137,7 +136,7 @@ def test_studies_on_disk_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unkept.has(COLUMNAR)
 
 
-def test_report_is_published_from_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_is_published_from_a_thread(monkeypatch):
     before, said = list(shared.reports()), []
     monkeypatch.setattr(script_run_context._LOGGER, "warning", lambda *text: said.append(text))
     shared.reports.clear()  # the first call would show a spinner

@@ -21,11 +21,11 @@ from app import words
         (float("inf"), "∞"),
     ],
 )
-def test_number(value: float, text: str) -> None:
+def test_number(value, text):
     assert words.number(value) == text
 
 
-def test_words() -> None:
+def test_words():
     assert words.count(4, "layer") == "four layers"
     assert words.count(1, "layer") == "one layer"
     assert words.count(0, "layer") == "no layers"
@@ -47,11 +47,11 @@ def test_words() -> None:
         (float("nan"), 1, "–"),
     ],
 )
-def test_small_shares_are_not_zero(share: float, digits: int, text: str) -> None:
+def test_small_shares_are_not_zero(share, digits, text):
     assert words.percent(share, digits) == text
 
 
-def test_short_layer_names_are_unique() -> None:
+def test_short_layer_names_are_unique():
     assert words.short_layer("model.layers.18.self_attn.o_proj") == "18 · self_attn.o_proj"
     assert words.short_layer("transformer.h.0.attn.c_proj") != words.short_layer("transformer.h.0.mlp.c_proj")
     assert words.short_layer("lm_head") == "lm_head"
@@ -62,10 +62,10 @@ def test_short_layer_names_are_unique() -> None:
     [(4, 4, "all four methods"), (3, 4, "three of four methods"), (0, 4, "none of four methods"),
      (1, 1, "the one method"), (0, 1, "none of one method")],
 )  # fmt: skip
-def test_counts_are_words(some: int, every: int, text: str) -> None:
+def test_counts_are_words(some, every, text):
     assert words.out_of(some, every, "method") == text
 
 
-def test_durations_have_suitable_units() -> None:
+def test_durations_have_suitable_units():
     seconds = {45: "45 s", 300: "5 min", 7200: "2.0 h", 348.2 * 3600: "15 days"}
     assert {one: words.duration(one) for one in seconds} == seconds

@@ -236,7 +236,7 @@ LARGE = [
 ]
 
 
-def test_every_public_figure_is_listed_here() -> None:
+def test_every_public_figure_is_listed_here():
     modules = [
         importlib.import_module(f"app.figures.{found.name}") for found in pkgutil.iter_modules(app.figures.__path__)
     ]
@@ -254,9 +254,7 @@ def test_every_public_figure_is_listed_here() -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure(
-    name: str, theme: palette.Theme, lab: SimpleNamespace, records: pd.DataFrame, layers: pd.DataFrame
-) -> None:
+def test_every_figure(name, theme, lab, records, layers):
     before = records.copy()
     hold(FIGURES[name](SimpleNamespace(**vars(lab), records=records, layers=layers), theme=theme), theme)
     pd.testing.assert_frame_equal(records, before)
@@ -301,7 +299,7 @@ def large() -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_figures_of_a_large_layer_stay_below_2_MB(name: str, large: SimpleNamespace) -> None:
+def test_figures_of_a_large_layer_stay_below_2_MB(name, large):
     assert len(FIGURES[name](large).figure.to_json()) < 2_000_000
 
 

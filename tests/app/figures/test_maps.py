@@ -27,7 +27,7 @@ def expert_table() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "block_index", "projection", "relative_range"])
 
 
-def test_map_rings_columnar_layers_and_leaves_the_rest_blank(layers: pd.DataFrame) -> None:
+def test_map_rings_columnar_layers_and_leaves_the_rest_blank(layers):
     drawing = maps.model_map(layers, layers=ALL, marked_layer="model.layers.2.mlp.down_proj")
     (box,) = drawing.figure.layout.shapes
     assert (box.x0, box.x1, box.y0, box.y1, box.line.color) == (1.5, 2.5, 1.5, 2.5, palette.MARK)
@@ -45,7 +45,7 @@ def test_map_rings_columnar_layers_and_leaves_the_rest_blank(layers: pd.DataFram
     assert f"blank: no value ({len(layers)})" in below(none)
 
 
-def test_experts_share_a_row_by_their_largest_value_and_a_colour() -> None:
+def test_experts_share_a_row_by_their_largest_value_and_a_colour():
     table = expert_table().assign(gain=0.1, dead_columns=3)
     names = [*table["layer"], "model.layers.2.mlp.experts.1.gate_proj"]
     drawing = maps.model_map(table, layers=names, marked_layer="model.layers.0.mlp.experts.1.gate_proj")
@@ -67,7 +67,7 @@ def test_experts_share_a_row_by_their_largest_value_and_a_colour() -> None:
     assert {trace.type for trace in maps.gain_scatter(many).figure.data} == {"scattergl"}
 
 
-def test_experts_one_by_one_have_an_axis() -> None:
+def test_experts_one_by_one_have_an_axis():
     table = expert_table()
     assert maps.expert_kinds(list(table["layer"])) == ["mlp.experts.*.gate_proj"]
     assert maps.expert_kinds(ALL) == []
@@ -86,7 +86,7 @@ def test_experts_one_by_one_have_an_axis() -> None:
         ("forecast_global_gain", "held_out_global_gain", "ROSE global"),
     ],
 )
-def test_scatter_shows_gain_against_its_predictor(layers: pd.DataFrame, x: str, y: str, who: str) -> None:
+def test_scatter_shows_gain_against_its_predictor(layers, x, y, who):
     table = layers.assign(forecast_gain=layers["gain"] / 2, forecast_global_gain=np.linspace(0, 0.2, 12))
     table = table if y == "gain" else table.assign(**{y: np.linspace(-0.1, 0.2, 12)})
     drawing = maps.gain_scatter(table, x)
@@ -102,7 +102,7 @@ def test_scatter_shows_gain_against_its_predictor(layers: pd.DataFrame, x: str, 
     assert notes == (["columnar above 0.5"] if x == "relative_range" else [])
 
 
-def test_each_metric_has_its_own_scale_and_name(layers: pd.DataFrame) -> None:
+def test_each_metric_has_its_own_scale_and_name(layers):
     drawing = maps.model_map(layers, "gain")
     heat = drawing.figure.data[0]
     assert heat.zmin == -heat.zmax
@@ -120,13 +120,13 @@ def test_each_metric_has_its_own_scale_and_name(layers: pd.DataFrame) -> None:
     assert np.nanmax(drawing.figure.data[0].z) == pytest.approx(layers["error_rose"].max())
 
 
-def test_range_bars_are_sorted_and_answer_with_names(layers: pd.DataFrame) -> None:
+def test_range_bars_are_sorted_and_answer_with_names(layers):
     (bar,) = maps.range_bars(layers).figure.data
     assert list(bar.customdata)[:2] == ["model.layers.3.self_attn.o_proj", "model.layers.1.self_attn.o_proj"]
     assert bar.x.tolist() == sorted(layers["relative_range"], reverse=True)
 
 
-def test_outlier_layer_does_not_set_the_colour_scale() -> None:
+def test_outlier_layer_does_not_set_the_colour_scale():
     ratios = np.array([66.06, 1.2, 0.8, 1.0, 0.5, 0.0])
     rows = pd.DataFrame({"block_index": np.arange(6), "projection": "up", "first": 0.1, "second": 0.1 * ratios})
     rows["layer"] = [f"layers.{block}.up" for block in range(6)]
@@ -142,7 +142,7 @@ def test_outlier_layer_does_not_set_the_colour_scale() -> None:
     assert "blank: two layers in which A has 0" in below(nothing)
 
 
-def test_experts_of_two_runs_share_a_row_with_the_largest() -> None:
+def test_experts_of_two_runs_share_a_row_with_the_largest():
     """Hundreds of rows of pixels each would make a picture of ten thousand."""
     kinds = ["self_attn.o_proj", *(f"mlp.experts.{expert}.up_proj" for expert in range(128))]
     rows = pd.DataFrame([(f"layers.{b}.{kind}", b, kind) for b in (0, 1) for kind in kinds])

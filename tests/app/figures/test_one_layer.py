@@ -24,7 +24,7 @@ def pruned(lab: SimpleNamespace, order: str, budget: str = "block") -> rose.Laye
 # Weights and Hessian
 
 
-def test_weight_map_finds_the_strongest_column_and_shrinks_in_place() -> None:
+def test_weight_map_finds_the_strongest_column_and_shrinks_in_place():
     weight = torch.full((10, 30), 0.1)
     weight[:, 21] = -0.5
     drawing = weights.weight_map(weight, widths=(16, 14), marked_block=1)
@@ -38,7 +38,7 @@ def test_weight_map_finds_the_strongest_column_and_shrinks_in_place() -> None:
     assert (heat.x0, heat.dx, heat.y0, heat.dy) == (1, 3, 0.5, 2)
 
 
-def test_mask_counts_what_the_pattern_asks_in_cells_of_any_size(lab: SimpleNamespace) -> None:
+def test_mask_counts_what_the_pattern_asks_in_cells_of_any_size(lab):
     drawing = weights.prepruning_mask(lab.plan)
     heat = drawing.figure.data[0]
     assert heat.z.sum() == lab.plan.importance.numel() // 2
@@ -51,7 +51,7 @@ def test_mask_counts_what_the_pattern_asks_in_cells_of_any_size(lab: SimpleNames
     assert heat.z.astype(int).sum() == int((plan.potential_loss > 0).sum())
 
 
-def test_diagonal_marks_dead_columns_and_damping() -> None:
+def test_diagonal_marks_dead_columns_and_damping():
     diagonal = torch.tensor([4.0, 0.0, 40.0, 1.0])
     drawing = weights.hessian_diagonal(diagonal, added=2.0, arrange="sorted", scale="log")
     line, dead, level = drawing.figure.data
@@ -64,7 +64,7 @@ def test_diagonal_marks_dead_columns_and_damping() -> None:
     assert weights.hessian_diagonal(diagonal).data["input_channel"].tolist() == [0, 1, 2, 3]
 
 
-def test_spectrum_counts_what_lies_below_the_damping() -> None:
+def test_spectrum_counts_what_lies_below_the_damping():
     drawing = weights.hessian_spectrum(torch.tensor([-1e-6, 1.0, 10.0, 100.0]), added=2.0)
     assert drawing.caption == (
         "Two eigenvalues of 4 lie below the damping λ = 2.00, which brings the condition number to 51.0."
@@ -78,7 +78,7 @@ def test_spectrum_counts_what_lies_below_the_damping() -> None:
 # Losses, and where an order takes them
 
 
-def test_column_loss_leaves_the_rest_of_a_narrow_block_blank(lab: SimpleNamespace) -> None:
+def test_column_loss_leaves_the_rest_of_a_narrow_block_blank(lab):
     drawing = losses.column_loss_map(lab.plan, marked_block=2)
     heat = drawing.figure.data[0]
     assert heat.z.shape == (3, 16)
@@ -90,7 +90,7 @@ def test_column_loss_leaves_the_rest_of_a_narrow_block_blank(lab: SimpleNamespac
     assert drawing.data["position"].tolist() == [*range(16), *range(16), *range(8)]
 
 
-def test_block_bars_compare_losses_per_column_and_draw_the_threshold(lab: SimpleNamespace) -> None:
+def test_block_bars_compare_losses_per_column_and_draw_the_threshold(lab):
     drawing = losses.block_loss_bars(replace(lab.plan, threshold=0.6), marked_block=1)
     bar, per_column = drawing.figure.data[0], lab.plan.loss_per_column
     assert bar.y.tolist() == pytest.approx(per_column.tolist())
@@ -101,7 +101,7 @@ def test_block_bars_compare_losses_per_column_and_draw_the_threshold(lab: Simple
     assert title(losses.block_loss_bars(replace(lab.plan, threshold=1.0))).startswith("Not columnar")
 
 
-def test_order_picture_follows_a_column(lab: SimpleNamespace) -> None:
+def test_order_picture_follows_a_column(lab):
     drawing = losses.order_picture(lab.plan, "two_level", marked_column=35)
     order = rose.make_order(lab.plan, "two_level")
     step = int(order.inverse[35])
@@ -112,7 +112,7 @@ def test_order_picture_follows_a_column(lab: SimpleNamespace) -> None:
     assert names == ["0", "1", "2", *map(str, lab.plan.loss_per_column.argsort(descending=True).tolist())]
 
 
-def test_wide_layers_show_ribbons_where_blocks_stay_whole() -> None:
+def test_wide_layers_show_ribbons_where_blocks_stay_whole():
     plan = rose.plan_order(torch.rand(4, 1300), torch.eye(1300), sparsity=0.5, block_size=128)
     assert {trace.fill for trace in losses.order_picture(plan, "blocks").figure.data} == {"toself"}
     lines = losses.order_picture(plan, "random:1")
@@ -123,7 +123,7 @@ def test_wide_layers_show_ribbons_where_blocks_stay_whole() -> None:
 # Orders
 
 
-def test_error_curve_is_the_undamped_error_so_far(lab: SimpleNamespace) -> None:
+def test_error_curve_is_the_undamped_error_so_far(lab):
     drawing = orders.error_curve(relative_curves(lab))
     for trace, (name, result) in zip(drawing.figure.data, lab.results.items(), strict=True):
         moved = [stage - lab.weight for stage in result.trace.weights]
@@ -138,7 +138,7 @@ def test_error_curve_is_the_undamped_error_so_far(lab: SimpleNamespace) -> None:
         orders.error_curve({})
 
 
-def test_sweeps_have_the_name_of_a_method_only_where_order_and_budget_are_its_own() -> None:
+def test_sweeps_have_the_name_of_a_method_only_where_order_and_budget_are_its_own():
     labels = {
         "natural": "SparseGPT",
         "two_level": "ROSE's order",
@@ -154,7 +154,7 @@ def test_sweeps_have_the_name_of_a_method_only_where_order_and_budget_are_its_ow
     assert block.dash != layered.dash
 
 
-def test_parts_of_the_damage_add_up(lab: SimpleNamespace) -> None:
+def test_parts_of_the_damage_add_up(lab):
     result = lab.results["two_level"]
     drawing = orders.damage_split(result, lab.inside, step=0)
     remains, later, inside = drawing.figure.data
@@ -168,7 +168,7 @@ def test_parts_of_the_damage_add_up(lab: SimpleNamespace) -> None:
     assert drawing.data["removed_weights"].sum() == 480
 
 
-def test_position_curve_compares_last_with_first() -> None:
+def test_position_curve_compares_last_with_first():
     table = pd.DataFrame({"position": [2, 0, 1], "relative_error": [0.33, 0.22, 0.25]})
     drawing = orders.position_curve(table, block=25, base="two_level", place=2)
     assert title(drawing) == "Pruned last, block 25 leaves 50.0 % more error than pruned first"
@@ -178,7 +178,7 @@ def test_position_curve_compares_last_with_first() -> None:
     assert drawing.figure.layout.yaxis.range[0] == 0
 
 
-def test_order_bars_compare_with_natural_order() -> None:
+def test_order_bars_compare_with_natural_order():
     errors = {"natural": 0.1, "two_level": 0.08}
     rows = [(order, share, error * share) for order, error in errors.items() for share in (0.6, 0.7, 0.8)]
     table = pd.DataFrame(rows, columns=["order", "sparsity", "relative_error"])
@@ -191,7 +191,7 @@ def test_order_bars_compare_with_natural_order() -> None:
     assert "one threshold; dashed: Natural, one threshold" in below(layered)
 
 
-def test_matrix_separates_order_and_budget() -> None:
+def test_matrix_separates_order_and_budget():
     table = pd.DataFrame(
         [("natural", "block", 0.2), ("natural", "layer", 0.18), ("global", "block", 0.24), ("global", "layer", 0.15)],
         columns=["order", "budget", "relative_error"],
@@ -211,7 +211,7 @@ def test_matrix_separates_order_and_budget() -> None:
         orders.order_budget_matrix(table.assign(relative_error=0.0))
 
 
-def test_price_lines_have_one_mean_and_mark_a_block(lab: SimpleNamespace) -> None:
+def test_price_lines_have_one_mean_and_mark_a_block(lab):
     lines = {name: rose.price_columns(lab.plan, name) for name in ("natural", "pivot")}
     drawing = prices.price_lines(lines, widths=lab.plan.block_width, marked_block=2)
     for name, of_order in lines.items():
@@ -231,7 +231,7 @@ def test_price_lines_have_one_mean_and_mark_a_block(lab: SimpleNamespace) -> Non
 # Sweeps and solvers
 
 
-def test_film_marks_pruned_cells_and_their_error(lab: SimpleNamespace) -> None:
+def test_film_marks_pruned_cells_and_their_error(lab):
     results = [lab.results["two_level"], replace(lab.results["natural"], budget="layer")]
     frames = sweeps.sweep_film(results, lab.energy).figure.frames
     z, veil = frames[1].data[0].z, frames[1].data[1].z
@@ -246,7 +246,7 @@ def test_film_marks_pruned_cells_and_their_error(lab: SimpleNamespace) -> None:
     assert change[1].data[0].z[:, 8:].any(), "columns still free have moved"
 
 
-def test_film_has_a_frame_for_each_step(lab: SimpleNamespace) -> None:
+def test_film_has_a_frame_for_each_step(lab):
     figure = sweeps.sweep_film([lab.results["natural"]], lab.energy).figure
     assert [frame.name for frame in figure.frames] == ["0", "1", "2", "3"]
     assert all(frame.data[0].z.dtype == np.uint8 for frame in figure.frames)
@@ -256,7 +256,7 @@ def test_film_has_a_frame_for_each_step(lab: SimpleNamespace) -> None:
     assert (figure.frames[0].data[0].z == 0).sum() == 0, "a small weight is not a pruned one"
 
 
-def test_film_of_many_blocks_stays_small(lab: SimpleNamespace) -> None:
+def test_film_of_many_blocks_stays_small(lab):
     stages = torch.rand(87, 300, 344)
     trace = rose.SweepTrace(stages, torch.ones(86), torch.ones(86), torch.full((86,), 2.0), torch.zeros(86))
     order = rose.Order(torch.arange(344), (4,) * 86, "natural")
@@ -267,7 +267,7 @@ def test_film_of_many_blocks_stays_small(lab: SimpleNamespace) -> None:
     assert drawing.caption.endswith("33 of 87 steps are kept.")
 
 
-def test_solvers_are_compared_at_their_last_complete_state() -> None:
+def test_solvers_are_compared_at_their_last_complete_state():
     steps = pd.DataFrame({"step": ["a", "b"], "is_complete": True, "relative_error": [0.3, 0.2]})
     ways = {
         "sweep": ("One sweep", steps[:1].assign(work=1.0)),
@@ -285,7 +285,7 @@ def test_solvers_are_compared_at_their_last_complete_state() -> None:
 # Checks
 
 
-def test_error_measures_are_relative_with_their_disagreement() -> None:
+def test_error_measures_are_relative_with_their_disagreement():
     measures = [ErrorMeasures("sparsegpt", 2.0, 2.5, 2.0, 10.0), ErrorMeasures("wanda", 3.0, 3.0, None, 10.0)]
     drawing = trust.error_measures(measures)
     assert drawing.figure.data[0].y.tolist() == [0.2, 0.3]
@@ -294,7 +294,7 @@ def test_error_measures_are_relative_with_their_disagreement() -> None:
     assert [note.text for note in drawing.figure.layout.annotations] == ["0.200 apart", "0 apart"]
 
 
-def test_held_out_curve_compares_both_errors() -> None:
+def test_held_out_curve_compares_both_errors():
     points = [CurvePoint(256, 0.02, 0.09, 0.10, True), CurvePoint(512, 0.03, 0.06, 0.01)]
     drawing = trust.held_out_curve(points, method="sparsegpt")
     assert title(drawing) == "With 512 tokens, held-out error is 2.00 times the calibration error"

@@ -43,7 +43,7 @@ def lab(channels: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("theme", palette.INKS)
-def test_every_colour_stands_out_from_both_pages(theme: palette.Theme) -> None:
+def test_every_colour_stands_out_from_both_pages(theme):
     ink = palette.INKS[theme]
     for colour in (*palette.PALETTE, palette.MARK):
         assert contrast(colour, ink.page) >= 3, colour
@@ -52,13 +52,13 @@ def test_every_colour_stands_out_from_both_pages(theme: palette.Theme) -> None:
 
 
 @pytest.mark.parametrize("vision", VISION)
-def test_no_two_colours_look_alike(vision: str) -> None:
+def test_no_two_colours_look_alike(vision):
     seen = {colour: lab(np.clip(VISION[vision] @ linear(colour), 0, 1)) for colour in palette.PALETTE}
     for one, other in itertools.combinations(palette.PALETTE, 2):
         assert np.linalg.norm(seen[one] - seen[other]) >= 15, (one, other)
 
 
-def test_known_orders_and_methods_have_a_colour_of_their_own() -> None:
+def test_known_orders_and_methods_have_a_colour_of_their_own():
     bases = {name.removesuffix("_ascending") for name in order_names()} | {"custom"}
     assert set(palette.ORDER_COLOURS) <= bases
     assert len(set(palette.ORDER_COLOURS.values())) == len(palette.ORDER_COLOURS)
@@ -66,14 +66,14 @@ def test_known_orders_and_methods_have_a_colour_of_their_own() -> None:
     assert len(set(palette.METHOD_COLOURS.values())) == len(palette.METHOD_COLOURS)
 
 
-def test_method_that_is_an_order_has_its_colour() -> None:
+def test_method_that_is_an_order_has_its_colour():
     orders = {"sparsegpt": "natural", "rose": "two_level", "rose_global": "global", "rose_dealt": "dealt"}
     for method, order in orders.items():
         assert palette.METHOD_COLOURS[method] == palette.ORDER_COLOURS[order]
     assert palette.method_style("two_level") == palette.order_style("two_level")
 
 
-def test_plugins_have_a_style_of_their_own() -> None:
+def test_plugins_have_a_style_of_their_own():
     drawn = {palette.method_style(name)[2::2] for name in palette.METHOD_COLOURS}  # dash and pattern
     assert palette.method_style("my_method")[2::2] not in drawn
     drawn = {palette.order_style(name)[2::2] for name in order_names()}
@@ -81,21 +81,21 @@ def test_plugins_have_a_style_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("theme", palette.INKS)
-def test_downloaded_figure_has_the_colour_of_its_page(theme: palette.Theme) -> None:
+def test_downloaded_figure_has_the_colour_of_its_page(theme):
     config = tomllib.loads((Path(app.__file__).parent / ".streamlit/config.toml").read_text())
     figure = style.base(go.Figure(), theme, "A finding", "what")
     assert figure.layout.template.layout.yaxis.rangemode == "tozero"
     assert figure.layout.template.layout.paper_bgcolor == config["theme"][theme]["backgroundColor"].lower()
 
 
-def test_titles_wrap_but_numbers_stay_whole() -> None:
+def test_titles_wrap_but_numbers_stay_whole():
     figure = style.base(go.Figure(), "light", "This title is as long as it takes to put a break at 2.78 × 10⁻⁵", "what")
     assert "2.78 × 10⁻⁵" in figure.layout.title.text
     assert figure.layout.title.text.count("<br>") == 2
     assert figure.layout.title.text.startswith("<b>This title")
 
 
-def test_columns_of_a_block() -> None:
+def test_columns_of_a_block():
     assert shapes.block_span((16, 16, 8), 2) == (32, 40)
     with pytest.raises(rose.RoseError, match="blocks 0 to 2"):
         shapes.block_span((16, 16, 8), 3)

@@ -5,7 +5,7 @@ import pytest
 from plotly.colors import hex_to_rgb
 
 from app.figures import tokens as coloured
-from app.figures.palette import INKS, Theme
+from app.figures.palette import INKS
 
 
 def luminance(colour: str) -> float:
@@ -22,7 +22,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("change", [True, False])
-def test_ink_can_be_read_on_every_colour(theme: Theme, change: bool) -> None:
+def test_ink_can_be_read_on_every_colour(theme, change):
     colours = [coloured.background(value, 2.0, theme, change=change) for value in np.linspace(-3, 3, 61)]
     assert min(contrast(colour, INKS[theme].text) for colour in colours) >= 4.5
     assert coloured.background(np.nan, 2.0, theme, change=change) == INKS[theme].page
@@ -30,7 +30,7 @@ def test_ink_can_be_read_on_every_colour(theme: Theme, change: bool) -> None:
     assert colours[-1] == colours[-5]  # beyond the end
 
 
-def test_text_is_escaped_and_numbers_are_told() -> None:
+def test_text_is_escaped_and_numbers_are_told():
     html = coloured.coloured_text(
         ["<script>", "a\n", "", "'\"&"], np.array([np.nan, 1.5, 9.0, -0.25]), end=2.0, theme="light", marked=1
     )
@@ -44,7 +44,7 @@ def test_text_is_escaped_and_numbers_are_told() -> None:
     assert "9.00" not in html  # a token without text of its own
 
 
-def test_outlier_token_does_not_set_the_scale() -> None:
+def test_outlier_token_does_not_set_the_scale():
     values = np.concatenate([np.linspace(-1, 1, 99), [100.0]])
     assert coloured.scale_end(values) < 5
     assert coloured.scale_end(np.array([0.01, np.nan])) == coloured.LEAST

@@ -18,7 +18,7 @@ def cells(trace: object) -> list[tuple[int, str]]:
 # Checks
 
 
-def test_verdict_map_marks_what_is_wrong_and_shows_the_worst_of_experts() -> None:
+def test_verdict_map_marks_what_is_wrong_and_shows_the_worst_of_experts():
     places = [(0, "up_proj"), (0, "experts.0.gate"), (0, "experts.1.gate"), (1, "up_proj")]
     table = pd.DataFrame(places, columns=["block_index", "projection"]).assign(
         layer=lambda x: "model.layers." + x["block_index"].astype(str) + "." + x["projection"],
@@ -41,7 +41,7 @@ def test_verdict_map_marks_what_is_wrong_and_shows_the_worst_of_experts() -> Non
 # Methods
 
 
-def test_layer_map_shows_what_a_method_saves_in_every_layer(records: pd.DataFrame) -> None:
+def test_layer_map_shows_what_a_method_saves_in_every_layer(records):
     drawing = methods.layer_map(records, "rose")
     assert title(drawing).startswith("ROSE gains on two of twelve layers")
     saved = drawing.data.set_index("layer")["saved_rose"]
@@ -55,7 +55,7 @@ def perplexities(**values: float) -> list[Result]:
     return [Result(name, name.lower(), value) for name, value in values.items()]
 
 
-def test_perplexity_has_a_log_axis_only_where_it_must() -> None:
+def test_perplexity_has_a_log_axis_only_where_it_must():
     drawing = methods.perplexity_bars(perplexities(SparseGPT=32.2, ROSE=31.0), dense=20.7)
     assert title(drawing) == "ROSE has the lowest perplexity, 31.0; chance is not ruled out"
     assert drawing.figure.layout.yaxis.range[0] == 0
@@ -68,7 +68,7 @@ def test_perplexity_has_a_log_axis_only_where_it_must() -> None:
     assert "no bar" not in below(methods.perplexity_bars(perplexities(SparseGPT=32.2, Magnitude=5e4)))
 
 
-def test_accuracies_are_ranked_over_the_tasks_that_all_models_answered() -> None:
+def test_accuracies_are_ranked_over_the_tasks_that_all_models_answered():
     rows = [("piqa", 100, 0.5, 0.05, "A", "rose"), ("boolq", 100, 0.9, 0.03, "A", "rose")]
     rows += [("piqa", 100, 0.8, 0.04, "B", "sparsegpt"), ("boolq", 200, 0.1, 0.02, "B", "sparsegpt")]
     table = pd.DataFrame(rows, columns=["task", "questions", "accuracy", "accuracy_error", "run", "method"])
@@ -83,7 +83,7 @@ def over_seeds(perplexities: dict[str, list[float]]) -> pd.DataFrame:
     return table.assign(sparsity="0.7", mean_held_out_error=table["perplexity"] / 100, seconds=1.0)
 
 
-def test_mean_range_and_single_seeds() -> None:
+def test_mean_range_and_single_seeds():
     drawing = methods.over_seeds_bars(over_seeds({"sparsegpt": [30, 40], "rose": [20, 23, 29]}), "0.7")
     mean, marks = drawing.figure.data[:2]
     assert (mean.x[0], mean.y[0], mean.error_y.array[0], mean.error_y.arrayminus[0]) == ("ROSE", 24, 5, 4)
@@ -95,14 +95,14 @@ def test_mean_range_and_single_seeds() -> None:
 # Sensitivity
 
 
-def test_experts_are_one_series_of_units() -> None:
+def test_experts_are_one_series_of_units():
     kinds = [f"mlp.experts.{number}.up_proj" for number in range(len(DAMAGES))]
     drawn = sensitivity.damage_scatter(DAMAGES.assign(projection=kinds)).figure
     assert [trace.name for trace in drawn.data] == ["mlp.experts.*.up_proj"]
     assert not drawn.layout.showlegend
 
 
-def test_decoder_blocks_that_were_not_measured_stay_empty() -> None:
+def test_decoder_blocks_that_were_not_measured_stay_empty():
     drawing = savings.head_map(HEADS.replace({"block_index": {0: 0, 1: 5, 2: 18}}), marked_block=5)
     (heat,), axis = drawing.figure.data, drawing.figure.layout.xaxis
     assert list(heat.x) == list(range(19))
@@ -115,7 +115,7 @@ def test_decoder_blocks_that_were_not_measured_stay_empty() -> None:
 # Drift
 
 
-def test_pictures_stand_in_rows_with_a_gap() -> None:
+def test_pictures_stand_in_rows_with_a_gap():
     pixels = np.zeros((2, 4, 4), np.float32)
     drawing = drift.pictures({"Dense": pixels, "Wanda": pixels + 0.5}, ["a", "b"], 4, drift=0.25)
     (sheet,) = drawing.figure.data
@@ -127,7 +127,7 @@ def test_pictures_stand_in_rows_with_a_gap() -> None:
     assert (axis.ticktext, axis.ticklabeloverflow, min(axis.autotickangles)) == (("a", "b"), "allow", -45)
 
 
-def test_step_weights_that_favour_one_step_show_its_diagonal() -> None:
+def test_step_weights_that_favour_one_step_show_its_diagonal():
     assert set(drift.WEIGHTINGS) == set(STEP_WEIGHTS)
     diagonals = np.array([[1.0, 3.0], [3.0, 1.0]], np.float32)
     drawing = drift.step_weighting({"uniform": (1, 1), "linear": (3, 1)}, diagonals, "linear")
@@ -151,8 +151,6 @@ def test_step_weights_that_favour_one_step_show_its_diagonal() -> None:
         (lambda *_: methods.over_seeds_bars(over_seeds({"rose": [20, 30]}), "0.5"), r"No run at sparsity 0\.5"),
     ],
 )
-def test_figures_without_data_are_refused(
-    draw: object, problem: str, layers: pd.DataFrame, records: pd.DataFrame
-) -> None:
+def test_figures_without_data_are_refused(draw, problem, layers, records):
     with pytest.raises(rose.RoseError, match=problem):
         draw(layers, records)

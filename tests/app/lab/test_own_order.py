@@ -9,14 +9,14 @@ import rose
 from app.lab.own_order import OwnOrder, read_columns, read_shares, sorted_by, write_columns, write_shares
 
 
-def test_columns_round_trip() -> None:
+def test_columns_round_trip():
     columns = (3, 4, 5, 0, 1, 2, 7, 6)
     assert write_columns(columns) == "3-5,0-2,7,6"
     assert read_columns("[3-5, 0-2;7 6]\n", 8) == columns
     assert read_columns("7-0", 8) == tuple(range(7, -1, -1))
 
 
-def test_shares_are_converted_from_blocks_to_the_layer() -> None:
+def test_shares_are_converted_from_blocks_to_the_layer():
     shares = read_shares("50 %, 0.8 1", (4, 4, 2), 0.72)
     assert shares == pytest.approx((0.2, 0.32, 0.2))
     assert write_shares(shares, (4, 4, 2)) == "0.5000, 0.8000, 1.0000"
@@ -31,7 +31,7 @@ def test_shares_are_converted_from_blocks_to_the_layer() -> None:
         ("0-1", "2 of 4 columns are missing, such as 2"),
     ],
 )
-def test_incomplete_orders_are_refused(text: str, says: str) -> None:
+def test_incomplete_orders_are_refused(text, says):
     with pytest.raises(rose.RoseError, match=re.escape(says)):
         read_columns(text, 4)
 
@@ -46,12 +46,12 @@ def test_incomplete_orders_are_refused(text: str, says: str) -> None:
         ("0.2 0.2", "Together these shares remove 0.200 of the layer, but sparsity is 0.5"),
     ],
 )
-def test_bad_shares_are_refused(text: str, says: str) -> None:
+def test_bad_shares_are_refused(text, says):
     with pytest.raises(rose.RoseError, match=re.escape(says)):
         read_shares(text, (2, 2), 0.5)
 
 
-def test_undo_restores_order_and_shares() -> None:
+def test_undo_restores_order_and_shares():
     plan = rose.plan_order(torch.rand(4, 6), torch.eye(6), sparsity=0.5, block_size=4)
     first = OwnOrder(tuple(range(6)))
     moved = first.to(columns=(4, 5, 0, 1, 2, 3))

@@ -9,14 +9,12 @@ import pytest
 import rose
 from app.lab.race_of_solvers import description
 from app.study.solvers import LABELS, watched
-from app.study.study import Study
 from rose.layer.error import relative_error
 from tests.app.tiny_study import COLUMNAR, figures, open_page, texts
 
 
-def test_solvers_end_at_the_errors_of_the_methods(study: Study) -> None:
+def test_solvers_end_at_the_errors_of_the_methods(study):
     weight, held_out = study.weight(COLUMNAR), study.held_out_statistics(COLUMNAR)
-    assert held_out is not None
     for solver, method in (("admm", "rose_admm"), ("refit", "rose_dealt")):
         result = rose.prune_layer(weight, study.statistics(COLUMNAR), method=method, sparsity=0.7, block_size=16)
         way, error = watched(study, COLUMNAR, solver, "dealt"), relative_error(weight, result.weight, held_out.hessian)
@@ -25,7 +23,7 @@ def test_solvers_end_at_the_errors_of_the_methods(study: Study) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-def test_solvers_are_scrubbed_by_work(study: Study) -> None:
+def test_solvers_are_scrubbed_by_work(study):
     app = open_page("views/prune.py", study, prune_view="How the methods get there")
     assert "iteration 20" in figures(app)[1]  # the mask's changes, below the race
     lines = {line["name"] for line in json.loads(figures(app)[0])["data"]}
@@ -46,9 +44,9 @@ def test_solvers_are_scrubbed_by_work(study: Study) -> None:
     assert "Choose at least one solver" in texts(app)
 
 
-def test_layers_outside_the_run_are_named() -> None:
+def test_layers_outside_the_run_are_named():
     said = "a layer of your study that this run did not prune"
     for layers, is_told in (([COLUMNAR], False), (["model.layers.0.mlp.up_proj"], True)):
         run = SimpleNamespace(copies=[SimpleNamespace(layers=pd.DataFrame({"layer": layers}))])
-        assert (said in description(COLUMNAR, list(LABELS), run)) is is_told  # type: ignore[arg-type]
+        assert (said in description(COLUMNAR, list(LABELS), run)) is is_told
     assert "five stages" not in description(COLUMNAR, ["sweep", "admm"], None)

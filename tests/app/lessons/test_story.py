@@ -29,7 +29,7 @@ def choices(lesson: Lesson) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("title", BY_TITLE)
-def test_every_choice_of_every_lesson_can_be_drawn(title: str) -> None:
+def test_every_choice_of_every_lesson_can_be_drawn(title):
     lesson = BY_TITLE[title]
     for values in choices(lesson):
         for answered in {False, lesson.question is not None}:
@@ -40,7 +40,7 @@ def test_every_choice_of_every_lesson_can_be_drawn(title: str) -> None:
                     hold(screen.stage(theme), theme)
 
 
-def test_worked_example_matches_the_paper() -> None:
+def test_worked_example_matches_the_paper():
     plan = example.plan()
     assert plan.importance.tolist() == [pytest.approx(row) for row in PAPER["importance"]]
     assert (plan.permutation + 1).tolist() == PAPER["permutation_one_based"]
@@ -49,7 +49,7 @@ def test_worked_example_matches_the_paper() -> None:
 
 @pytest.mark.parametrize("column", range(3))
 @pytest.mark.parametrize("alike", [0.0, 0.6, 0.9])
-def test_one_removal_is_the_least_squares_solution(alike: float, column: int) -> None:
+def test_one_removal_is_the_least_squares_solution(alike, column):
     removal = example.remove_one(alike, column)
     change = removal.after - removal.before
     assert removal.after[column] == 0
@@ -62,7 +62,7 @@ def test_one_removal_is_the_least_squares_solution(alike: float, column: int) ->
 
 
 @pytest.mark.parametrize("step", range(1, 9))
-def test_swapping_neighbours_keeps_the_product_of_prices(step: int) -> None:
+def test_swapping_neighbours_keeps_the_product_of_prices(step):
     order = list(range(9))
     order[step - 1], order[step] = order[step], order[step - 1]
     before, after = np.array(example.prices("natural")), np.empty(9)
@@ -73,7 +73,7 @@ def test_swapping_neighbours_keeps_the_product_of_prices(step: int) -> None:
     assert f"{after[step]:.3f}" in story.the_law({"trade": step}, False).text
 
 
-def test_answers_match_computed_errors() -> None:
+def test_answers_match_computed_errors():
     """The right answers of all questions, and the sentences that say how large the effects are."""
     assert "57 % of its loss is made good; last, 4 %" in story.early_and_late({}, True).text
     assert "11.6 > 4.7 > 2.6" in story.the_order({}, True).text
@@ -93,7 +93,7 @@ def test_answers_match_computed_errors() -> None:
     assert whole_models.perplexity_ratio("rose_admm").high < 1
 
 
-def test_learned_basis_changes_the_error_and_not_the_model() -> None:
+def test_learned_basis_changes_the_error_and_not_the_model():
     layers = basis.turned()
     assert max(layer.moved for layer in layers.values()) < 1e-6
     given, learned = layers["given"], layers["learned"]
@@ -103,7 +103,7 @@ def test_learned_basis_changes_the_error_and_not_the_model() -> None:
     assert given.errors["rose"] == given.errors["sparsegpt"]
 
 
-def test_whole_model_numbers_match_the_documents() -> None:
+def test_whole_model_numbers_match_the_documents():
     copied, packaged = whole_models.copied(), whole_models.rows()
     assert packaged.equals(copied), "run python -m app.lessons.whole_models"
     layers = whole_models.example_layers()

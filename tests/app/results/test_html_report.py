@@ -7,7 +7,6 @@ import html
 import json
 import re
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 
@@ -27,7 +26,7 @@ def figures(text: str) -> list[dict]:
     return [json.loads(found) for found in re.findall(r"<script type='application/json'>(.*?)</script>", text)]
 
 
-def test_one_run_with_its_findings_figures_settings_and_recipe(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_one_run_with_its_findings_figures_settings_and_recipe(tmp_path, capsys):
     folder = saved(tmp_path / "run", made_report(made_with={"torch": "9.9"}).with_recipe(run="prune", model="tiny"))
     output = tmp_path / "report.html"
     assert cli.main(["report", str(folder), "--output", str(output)]) == 0
@@ -51,7 +50,7 @@ def test_one_run_with_its_findings_figures_settings_and_recipe(tmp_path: Path, c
     assert "<td>calibration" not in text
 
 
-def test_report_omits_figures_beyond_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_omits_figures_beyond_its_limit(monkeypatch):
     report = html_report.report_of(made_report().runs)
     whole = html_page.to_html(report)
     monkeypatch.setattr(html_page, "LIMIT", len(whole.encode()) - 1)
@@ -64,7 +63,7 @@ def test_report_omits_figures_beyond_its_limit(monkeypatch: pytest.MonkeyPatch) 
         html_page.to_html(report)
 
 
-def test_long_layer_tables_are_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_layer_tables_are_compressed(monkeypatch):
     """Thousands of experts would otherwise fill the file twice, and no report of one run would be written."""
     report = html_report.report_of(made_report().runs)
     assert "All layers, six rows" in html_page.to_html(report)
@@ -76,7 +75,7 @@ def test_long_layer_tables_are_compressed(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(figures(text)) == 4
 
 
-def test_infinite_perplexity_is_reported() -> None:
+def test_infinite_perplexity_is_reported():
     """A file holds none, and none must not read as if it had not been evaluated."""
     runs = [
         *made_report(evaluated_on="packaged").runs,
@@ -92,7 +91,7 @@ def test_infinite_perplexity_is_reported() -> None:
     assert pairs.says_lost(slimmed) == ""
 
 
-def test_infinite_errors_are_not_missing(tmp_path: Path) -> None:
+def test_infinite_errors_are_not_missing(tmp_path):
     report = made_report()
     report.layers["held_out_error"] = float("inf")
     for runs in (report.runs, read_runs(str(saved(tmp_path, report)))):
@@ -100,7 +99,7 @@ def test_infinite_errors_are_not_missing(tmp_path: Path) -> None:
         assert not any("nothing was held out" in said for said in runs[0].remarks)
 
 
-def test_missing_accuracy_and_infinite_drift_are_omitted(tmp_path: Path) -> None:
+def test_missing_accuracy_and_infinite_drift_are_omitted(tmp_path):
     tasks = [{"task": "wikitext", "questions": 9, "accuracy": None}, {"task": "piqa", "questions": 9, "accuracy": 0.5}]
     drift = [{"block_index": 0, "drift": float("inf"), "passed_on": 0.0, "arisen": 0.1}]
     report = made_report(zero_shot=tasks, drift=drift)
@@ -115,12 +114,12 @@ def test_missing_accuracy_and_infinite_drift_are_omitted(tmp_path: Path) -> None
     assert both.data["task"].tolist() == ["piqa"]
 
 
-def test_table_cells_format_numbers() -> None:
+def test_table_cells_format_numbers():
     cells = [html_page._cell(value) for value in (0.2, 1e-5, 1234567.8, 210.0, 1e22, float("inf"), float("nan"), True)]
     assert cells == ["0.2000", "1.000 × 10⁻⁵", "1.235 × 10⁶", "210", "1.000 × 10²²", "∞", "–", "yes"]
 
 
-def test_dense_experts_are_excluded_from_means() -> None:
+def test_dense_experts_are_excluded_from_means():
     report = made_report()
     report.layers.loc[:2, ["sparsity", "relative_error", "held_out_error"]] = 0.0
     (run,) = report.runs
@@ -134,7 +133,7 @@ def test_dense_experts_are_excluded_from_means() -> None:
     assert f"{words.number(mean)} on average over three layers" in finding
 
 
-def test_foreign_markup_is_escaped() -> None:
+def test_foreign_markup_is_escaped():
     evil = "</script><img src=x onerror=alert(1)>"
     report = made_report(model=evil, calibration=evil, evaluated_on=evil, command=evil, made_with={evil: evil})
     rows = [{"task": evil, "questions": 10, "accuracy": 0.5}]
@@ -147,7 +146,7 @@ def test_foreign_markup_is_escaped() -> None:
     assert "default-src &#x27;none&#x27;" in text or "default-src 'none'" in text
 
 
-def test_bad_report_requests_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_bad_report_requests_are_refused(tmp_path, capsys):
     folder = str(saved(tmp_path / "a", made_report()))
     assert cli.main(["report", folder, "--output", str(tmp_path / "report.pdf")]) == 2
     assert "ends in .html" in capsys.readouterr().err
@@ -159,12 +158,11 @@ def test_bad_report_requests_are_refused(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "report.html").exists()
 
 
-def test_paper_figures_round_trip(tmp_path: Path) -> None:
+def test_paper_figures_round_trip(tmp_path):
     study = measured_study()
     plan = study.plan(COLUMNAR)
     (run, *_) = naming.runs_of_study(study, 0.5, COLUMNAR)
     paper = run.paper
-    assert paper is not None
     natural, ordered = (study.prune(COLUMNAR, method="sparsegpt", order=one) for one in ("natural", "two_level"))
     assert paper.curves["two_level"][-1] == pytest.approx(ordered.relative_error, rel=1e-4)
     assert dict(paper.positions)[paper.place] == pytest.approx(natural.relative_error, rel=1e-4)
@@ -184,7 +182,7 @@ def test_paper_figures_round_trip(tmp_path: Path) -> None:
     assert read_runs(str(saved(tmp_path / "whole", analysis)))[0].paper == paper
 
 
-def test_recipe_of_a_study_names_its_layers() -> None:
+def test_recipe_of_a_study_names_its_layers():
     study = copy.copy(measured_study())
     study.setup = replace(study.setup, layers="*.o_proj model.layers.0.*")
     runs = naming.runs_of_study(study, 0.5)

@@ -1,7 +1,6 @@
 """Records of folders: the runs that they hold, their names, and their settings."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -30,7 +29,7 @@ def slim_record(*rows: dict[str, Any], **recipe: Any) -> rose.RunReport:
     return rose.RunReport(pd.DataFrame(rows), {}, {"run": "slim", "method": "obs", "ratio": 0.2} | recipe)
 
 
-def test_saved_run_round_trips(tmp_path: Path) -> None:
+def test_saved_run_round_trips(tmp_path):
     report = made_report()
     (run,) = read_runs(str(saved(tmp_path / "here", report)))
     assert (run.name, run.kind, run.method) == ("SparseGPT at 0.7", "prune", "sparsegpt")
@@ -41,14 +40,14 @@ def test_saved_run_round_trips(tmp_path: Path) -> None:
     assert [type(value) for value in run.drift[0].values()] == [int, float, float, float]
 
 
-def test_dense_layers_are_excluded_from_pruned_ones() -> None:
+def test_dense_layers_are_excluded_from_pruned_ones():
     report = made_report()
     report.layers["sparsity"], report.layers["rounding_error"] = 0.0, [None, *[0.1] * 5]
     (run,) = report.runs
     assert len(run.pruned) == len(run.by_layer) - 1
 
 
-def test_analysis_has_one_run_for_each_method(tmp_path: Path) -> None:
+def test_analysis_has_one_run_for_each_method(tmp_path):
     saved(tmp_path / "a", made_report())
     both = pd.concat([made_report().layers, made_report("rose", 0.5).layers], ignore_index=True)
     rose.RunReport(
@@ -64,7 +63,7 @@ def test_analysis_has_one_run_for_each_method(tmp_path: Path) -> None:
     assert len(naming.name_apart(runs)) == 3
 
 
-def test_slimmed_model_reports_removed_parts() -> None:
+def test_slimmed_model_reports_removed_parts():
     run, blocks = slim_record(SLIM_ROW), slim_record(method="depth")
     assert (run.name, run.kind) == ("Slim by obs, 20 % out", "slim")
     assert run.by_layer["sparsity"].tolist() == pytest.approx([0.2])
@@ -73,30 +72,29 @@ def test_slimmed_model_reports_removed_parts() -> None:
     assert not pairs.pair(run, blocks).measures
 
 
-def test_ratios_have_distinct_names() -> None:
+def test_ratios_have_distinct_names():
     """By which results are ranked."""
     assert [slim_record(ratio=ratio).asked for ratio in (0.12, 0.125, 0.004)] == ["12 % out", "12.5 % out", "0.4 % out"]
 
 
-def test_accuracies_are_read_from_the_csv(tmp_path: Path) -> None:
+def test_accuracies_are_read_from_the_csv(tmp_path):
     saved(tmp_path, made_report())
     table = pd.DataFrame({"task": ["piqa"], "questions": [10], "accuracy": [0.5], "accuracy_error": [0.1]})
     table.to_csv(tmp_path / "zero_shot.csv", index=False)
     (run,) = read_runs(str(tmp_path))
-    assert run.zero_shot is not None
     assert run.zero_shot["accuracy"].tolist() == [0.5]
     (tmp_path / "zero_shot.csv").write_text("a,b\n1,2\n")
     with pytest.raises(rose.RoseError, match="zero-shot table names no task"):
         read_runs(str(tmp_path))
 
 
-def test_run_names_hold_no_markup() -> None:
+def test_run_names_hold_no_markup():
     (run,) = replace(made_report(sparsity="[x](http://a)<b>"), place="/tmp/![a](b)<i>").runs
     (name,) = naming.name_apart([run])
     assert not set(name.replace("(", "", 1)) & set("<>[]!`$*")
 
 
-def test_drift_table_holds_pruned_and_slimmed_runs() -> None:
+def test_drift_table_holds_pruned_and_slimmed_runs():
     """A slimmed one has a ratio and no sparsity."""
     slim = slim_record(SLIM_ROW, drift=[{"block_index": 0, "drift": 0.1, "passed_on": 0.0, "arisen": 0.1}])
     table = drift_table([made_report(), made_report(drift=[]), slim])
@@ -105,7 +103,7 @@ def test_drift_table_holds_pruned_and_slimmed_runs() -> None:
     assert table["cancelled"].tolist() == pytest.approx([-0.05, -0.1, -0.15, 0.0])
 
 
-def test_names_distinguish_runs() -> None:
+def test_names_distinguish_runs():
     """Two models in one chart, or a run of a few layers among whole ones, must not look alike."""
     one, other, part = made_run(), made_run("rose", model="/models/other"), made_run(blocks=1)
     assert list(naming.name_apart([one, one])) == ["SparseGPT at 0.7", "SparseGPT at 0.7, run 2"]

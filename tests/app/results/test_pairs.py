@@ -14,7 +14,7 @@ from rose import verdicts
 from tests.app.results.made_reports import made_report, made_run
 
 
-def test_runs_of_different_environments_are_not_subtracted() -> None:
+def test_runs_of_different_environments_are_not_subtracted():
     def run(method: str, factor: float, where: str | None) -> rose.RunReport:
         rows = [{"task": "piqa", "questions": 10, "accuracy": 0.5}]
         return made_run(method, factor, environment=where, zero_shot=rows)
@@ -32,7 +32,7 @@ def test_runs_of_different_environments_are_not_subtracted() -> None:
     assert pairs.usual_choice([other, one, again]) == [other, again]
 
 
-def test_two_runs_are_put_side_by_side() -> None:
+def test_two_runs_are_put_side_by_side():
     one, two = made_run(), made_run("rose", 0.8)
     both = pairs.pair(one, two)
     rows = both.rows("held_out_error")
@@ -56,7 +56,7 @@ def test_two_runs_are_put_side_by_side() -> None:
     assert "Sparsity" in pairs.settings(recipes)["setting"].tolist()
 
 
-def test_only_models_of_one_shape_are_paired() -> None:
+def test_only_models_of_one_shape_are_paired():
     one = made_run()
     assert re.search(r"different shapes: model.* is 8 × 8 .* 16 × 8", pairs.pair(one, made_run(width=16)).problem)
     other = pairs.pair(one, made_run(blocks=4, model="another"))
@@ -66,7 +66,7 @@ def test_only_models_of_one_shape_are_paired() -> None:
     assert pairs.pair(one, some.runs[0]).left_out == 3
 
 
-def test_perplexities_on_different_windows_are_not_ranked() -> None:
+def test_perplexities_on_different_windows_are_not_ranked():
     one = made_run()
     same, other = made_run("rose"), made_run("rose", perplexity_before=25.0)
     assert pairs.says_perplexities([one, same]).startswith("SparseGPT at 0.7 and ROSE at 0.7 are identical")
@@ -75,7 +75,7 @@ def test_perplexities_on_different_windows_are_not_ranked() -> None:
     assert pairs.says_perplexities([one, made_run("rose", perplexity_after=None)]) == ""
 
 
-def test_mean_accuracies_are_over_the_tasks_that_all_runs_answered() -> None:
+def test_mean_accuracies_are_over_the_tasks_that_all_runs_answered():
     one = {"task": "piqa", "questions": 10, "accuracy": 0.5}
     easy = {"task": "boolq", "questions": 10, "accuracy": 0.9}
     both = [made_run(zero_shot=[one]), made_run(zero_shot=[one | {"accuracy": 0.4}, easy])]
@@ -84,13 +84,13 @@ def test_mean_accuracies_are_over_the_tasks_that_all_runs_answered() -> None:
     assert pairs.ACCURACY not in apart["number"].tolist()
 
 
-def test_drifts_at_different_sparsities_are_not_ranked() -> None:
+def test_drifts_at_different_sparsities_are_not_ranked():
     one, same, less = made_run(), made_run("rose"), made_run("wanda", sparsity="0.5")
     assert drift_problem([one, same]) == ""
     assert drift_problem([one, same, less]) == "different amounts were asked of the runs (0.7 and 0.5)"
 
 
-def test_matrix_of_verdicts_has_every_pair() -> None:
+def test_matrix_of_verdicts_has_every_pair():
     losses = [3.0, 3.1, 2.9, 3.0]
     extra = {"sparsegpt": 0.0, "rose": 0.0, "wanda": 0.5}
     steps = [1.0, 1.01, 1.02, 1.03]

@@ -54,7 +54,7 @@ def table(app: AppTest) -> pd.DataFrame:
     return app.table[0].value
 
 
-def test_run_shows_what_the_engine_found(study: Study, findings: Findings) -> None:
+def test_run_shows_what_the_engine_found(study, findings):
     app = trust(study)
     app.multiselect(key="check_methods").set_value(list(METHODS)).run()
     start(app).job.wait(240)
@@ -72,7 +72,7 @@ def test_run_shows_what_the_engine_found(study: Study, findings: Findings) -> No
     assert "times the calibration error" in titles(app)[2]
 
 
-def test_all_layers_are_judged_by_the_chosen_methods(study: Study) -> None:
+def test_all_layers_are_judged_by_the_chosen_methods(study):
     app = all_layers(study)
     for methods in (["sparsegpt", "two_level"], ["rose_global"]):
         app.multiselect(key="trust_methods").set_value(methods).run()
@@ -84,7 +84,7 @@ def test_all_layers_are_judged_by_the_chosen_methods(study: Study) -> None:
         assert (shown["Status"] == "◐ review").sum() == list(judged.values()).count("look")
 
 
-def test_checks_show_where_inputs_become_infinite() -> None:
+def test_checks_show_where_inputs_become_infinite():
     """Infinite weights in decoder block 1 spoil all inputs after it."""
     model = tiny_model()
     with torch.no_grad():
@@ -98,8 +98,7 @@ def test_checks_show_where_inputs_become_infinite() -> None:
     assert "The run stopped early" in texts(app)
 
 
-def test_run_goes_on_while_other_pages_are_visited(study: Study) -> None:
-    assert study.loaded is not None
+def test_run_goes_on_while_other_pages_are_visited(study):
     app = trust(study)
     with study.loaded.lock:  # the run waits for the model
         run = start(app)
@@ -113,8 +112,7 @@ def test_run_goes_on_while_other_pages_are_visited(study: Study) -> None:
     assert "Checks of" not in texts(app.sidebar)
 
 
-def test_one_press_cancels_for_all_who_watch(study: Study) -> None:
-    assert study.loaded is not None
+def test_one_press_cancels_for_all_who_watch(study):
     app = trust(study)
     with study.loaded.lock:
         run = start(app)
@@ -129,7 +127,7 @@ def test_one_press_cancels_for_all_who_watch(study: Study) -> None:
     assert "Cancelled. No results were kept, and nothing was changed." in texts(app.run())
 
 
-def test_checks_of_replaced_files_are_hidden(study: Study) -> None:
+def test_checks_of_replaced_files_are_hidden(study):
     app = trust(study)
     start(app).job.wait(240)
     app.run()

@@ -15,14 +15,14 @@ from tests.app.tiny_study import ended
 from tests.model.ship.test_export import CONFIGURATIONS, logits, save
 
 
-def test_copies_of_one_name_are_told_apart_by_their_folders() -> None:
+def test_copies_of_one_name_are_told_apart_by_their_folders():
     copies = [Checkpoint("ROSE at 0.5", Path("/one/half")), Checkpoint("ROSE at 0.5", Path("/two/broken"))]
     copies += [Checkpoint("Wanda at 0.5", Path("/wanda")), Checkpoint("dense", Path("/three"))]
     names = [one.name for one in named_apart(copies, ["dense"])]
     assert names == ["ROSE at 0.5 (half)", "ROSE at 0.5 (broken)", "Wanda at 0.5", "dense, run 2"]
 
 
-def test_checkpoint_is_zipped_with_its_folders(tmp_path: Path) -> None:
+def test_checkpoint_is_zipped_with_its_folders(tmp_path):
     folder = tmp_path / "copy"
     (folder / "additional_chat_templates").mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -33,7 +33,7 @@ def test_checkpoint_is_zipped_with_its_folders(tmp_path: Path) -> None:
     assert size_of(folder) == 2 + 15
 
 
-def test_little_disk_space_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_disk_space_is_refused(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr("shutil.disk_usage", lambda _place: SimpleNamespace(free=RESERVE + 1))
     with pytest.raises(rose.RoseError, match=r"will take about .* are free there"):
@@ -43,7 +43,7 @@ def test_little_disk_space_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "will take about" in ended(run, "failed").job.message
 
 
-def test_checkpoint_is_replaced_despite_leftovers(tmp_path: Path) -> None:
+def test_checkpoint_is_replaced_despite_leftovers(tmp_path):
     folder, left = tmp_path / "copy", tmp_path / f"{PARTIAL}dead" / "copy"
     for one in (folder, left, tmp_path / "copy-new"):  # the last belongs to a person
         one.mkdir(parents=True)
@@ -61,7 +61,7 @@ def test_checkpoint_is_replaced_despite_leftovers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", forms(4))
-def test_file_holds_the_copy(form: str, tmp_path: Path) -> None:
+def test_file_holds_the_copy(form, tmp_path):
     model = save(CONFIGURATIONS["llama"](), tmp_path / "copy", 4)
     run = FileRun(tmp_path / "copy", form)
     run.job.start()
@@ -80,7 +80,7 @@ def test_file_holds_the_copy(form: str, tmp_path: Path) -> None:
     assert ("equal to the bit" if form == "packed" else f"14 layers are exact in {form}.") in " ".join(run.found)
 
 
-def test_failed_and_cancelled_files_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_and_cancelled_files_leave_nothing(tmp_path, monkeypatch):
     wrong = FileRun(tmp_path / "nowhere", "f16")
     wrong.job.start()
     assert "nowhere" in ended(wrong, "failed").job.message

@@ -20,7 +20,7 @@ import rose
 from app.runs.copies import file_name
 from app.runs.kept_copies import RESERVE
 from app.runs.pruning import PruningRun, accuracy_table, layer_table, model_table
-from app.runs.request import Keep, PruneRequest
+from app.runs.request import PruneRequest
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose import cli
@@ -52,9 +52,7 @@ def weights(model: nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
 
-def test_numbers_match_the_engine_and_the_best_are_kept(
-    setup: Setup, loaded: LoadedModel, temporary: Path, tmp_path: Path
-) -> None:
+def test_numbers_match_the_engine_and_the_best_are_kept(setup, loaded, temporary, tmp_path):
     before = weights(loaded.model)
     run = finished(setup, replace(REQUEST, keep="best"), lambda: loaded)
     assert all(torch.equal(a, b) for a, b in zip(before, weights(loaded.model), strict=True))
@@ -68,7 +66,6 @@ def test_numbers_match_the_engine_and_the_best_are_kept(
     assert not used & {tuple(window) for window in windows.tolist()}
     with pytest.raises(rose.RoseError, match="Besides what calibrates, packaged has"):
         replace(REQUEST, windows=10**6).evaluated(loaded.tokenizer, setup, [drawn])
-    assert run.dense is not None
     assert run.dense.perplexity == pytest.approx(rose.perplexity(loaded.model, windows), rel=1e-6)
     assert run.dense.summary["continuation"] == continue_prompt(loaded.model, loaded.tokenizer, "Hello", new_tokens=4)
 
@@ -111,9 +108,7 @@ def test_numbers_match_the_engine_and_the_best_are_kept(
 
 
 @pytest.mark.parametrize("keep", ["all", "folder"])
-def test_cancel_leaves_nothing_behind(
-    keep: Keep, setup: Setup, loaded: LoadedModel, temporary: Path, tmp_path: Path
-) -> None:
+def test_cancel_leaves_nothing_behind(keep, setup, loaded, temporary, tmp_path):
     before = weights(loaded.model)
     request = replace(REQUEST, keep=keep, folder=str(tmp_path / "out"))
     run = PruningRun(setup, request, lambda: loaded)
@@ -135,9 +130,7 @@ def test_cancel_leaves_nothing_behind(
     assert all(torch.equal(a, b) for a, b in zip(before, weights(loaded.model), strict=True))
 
 
-def test_failure_leaves_finished_checkpoints_and_nothing_half_done(
-    setup: Setup, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failure_leaves_finished_checkpoints_and_nothing_half_done(setup, loaded, monkeypatch):
     save = rose.save_model
 
     def full_at_the_second(model: Any, tokenizer: Any, folder: Path, **more: Any) -> None:
@@ -152,16 +145,14 @@ def test_failure_leaves_finished_checkpoints_and_nothing_half_done(
     assert [path.name for path in run.checkpoints[outcome.name].parent.iterdir()] == ["sparsegpt-0.5"]
 
 
-def test_nothing_is_kept_on_a_full_disk(setup: Setup, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_kept_on_a_full_disk(setup, loaded, monkeypatch):
     monkeypatch.setattr("app.runs.copies.free_space", lambda: RESERVE)
     request = replace(REQUEST, methods=("magnitude",), sparsities=("0.5",), prompt="", windows=1, keep="best")
     assert finished(setup, request, lambda: loaded).checkpoints == {}
 
 
 @pytest.mark.parametrize(("free", "says"), [("memory", "of memory, and 1 kB are free; wait"), ("disk", "make room")])
-def test_runs_that_do_not_fit_are_refused(
-    free: str, says: str, setup: Setup, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_that_do_not_fit_are_refused(free, says, setup, loaded, tmp_path, monkeypatch):
     if free == "memory":
         monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     else:
@@ -172,7 +163,7 @@ def test_runs_that_do_not_fit_are_refused(
     assert (run.dense, (tmp_path / "out").exists()) == (None, False)
 
 
-def test_one_copy_is_held_at_a_time(setup: Setup, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_copy_is_held_at_a_time(setup, loaded, monkeypatch):
     copies: list[weakref.ref] = []
     original = PruningRun._copy
 
@@ -188,13 +179,12 @@ def test_one_copy_is_held_at_a_time(setup: Setup, loaded: LoadedModel, monkeypat
     assert len(copies) == 2
 
 
-def test_perplexity_of_a_user_text(setup: Setup, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_perplexity_of_a_user_text(setup, loaded, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("abcdefgh" * 20)
     request = PruneRequest(("magnitude",), ("0.5",), evaluate=str(text), windows=2, window_length=8)
     run = finished(setup, request, lambda: loaded)
     windows = loaded.tokenizer("abcdefgh" * 2, return_tensors="pt")["input_ids"].view(2, 8)
-    assert run.dense is not None
     assert run.dense.perplexity == pytest.approx(rose.perplexity(loaded.model, windows), rel=1e-6)
 
 
@@ -211,12 +201,12 @@ def test_perplexity_of_a_user_text(setup: Setup, loaded: LoadedModel, tmp_path: 
         ({"window_length": 257}, "Samples of 257 tokens are longer than the model's 256 positions"),
     ],
 )
-def test_bad_requests_are_refused_before_any_work(change: dict, words: str, setup: Setup) -> None:
+def test_bad_requests_are_refused_before_any_work(change, words, setup):
     with pytest.raises(rose.RoseError, match=words):
         replace(REQUEST, **change).check(setup, load_skeleton(setup.model))
 
 
-def test_recipes_ask_for_the_same_run(setup: Setup) -> None:
+def test_recipes_ask_for_the_same_run(setup):
     setup = replace(setup, text="my text.txt", seed=3, held_out=1, damping=0.02, dtype="bfloat16")
     choices = {"layers": "*.o_proj model.layers.0.*", "threshold": 0.4, "evaluate": "ptb", "windows": 7}
     request = replace(REQUEST, **choices, window_length=32, bits=(4,), group="32")
@@ -233,7 +223,7 @@ def test_recipes_ask_for_the_same_run(setup: Setup) -> None:
     assert other.recipe(setup, case).evaluate is None
 
 
-def test_recipe_gives_the_same_weights_on_the_command_line(setup: Setup, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_recipe_gives_the_same_weights_on_the_command_line(setup, loaded, tmp_path):
     request = replace(REQUEST, sparsities=("0.5",), bits=(4,), group="row", keep="folder", folder=str(tmp_path / "app"))
     finished(setup, request, lambda: loaded)
     with pytest.raises(rose.RoseError, match="already exists"):
@@ -246,7 +236,7 @@ def test_recipe_gives_the_same_weights_on_the_command_line(setup: Setup, loaded:
         assert (tmp_path / case.name / "recipe.yaml").read_text() == (tmp_path / "recipe.yaml").read_text()
 
 
-def test_estimate_counts_every_pair(setup: Setup) -> None:
+def test_estimate_counts_every_pair(setup):
     skeleton = load_skeleton(setup.model)
     one = replace(REQUEST, methods=("rose",), sparsities=("0.5",)).estimate(setup, skeleton)
     four = REQUEST.estimate(setup, skeleton)
@@ -257,9 +247,7 @@ def test_estimate_counts_every_pair(setup: Setup) -> None:
     assert slow.seconds > one.seconds
 
 
-def test_every_model_answers_the_tasks(
-    setup: Setup, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_model_answers_the_tasks(setup, loaded, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", None)
     choices = ["two", "three"]
     write_task(tmp_path, [{"question": f"{n} and one is", "choices": choices, "answer": n % 2} for n in range(6)])
@@ -269,8 +257,6 @@ def test_every_model_answers_the_tasks(
     asked = replace(request, questions=4)
     run = finished(setup, asked, lambda: loaded)
     expected = zero_shot(loaded.model, loaded.tokenizer, tasks=["sums"], task_folder=tmp_path, limit=4)
-    assert run.dense is not None
-    assert run.dense.zero_shot is not None
     pd.testing.assert_frame_equal(run.dense.zero_shot, expected[list(run.dense.zero_shot)], check_dtype=False)
     table = accuracy_table(run.models)
     assert table["run"].tolist() == ["Dense", run.copies[0].name]

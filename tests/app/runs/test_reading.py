@@ -28,14 +28,13 @@ def read(folder: Path, checkpoints: list[Checkpoint], text: str = TEXT, status: 
     return finish(TextReading(Setup(model=str(folder)), text, checkpoints, load), status)
 
 
-def test_dense_and_pruned_read_the_same_text(folder: Path, pruned_folder: Path) -> None:
+def test_dense_and_pruned_read_the_same_text(folder, pruned_folder):
     run = read(folder, [Checkpoint("folder", pruned_folder)])
     assert list(run.readings) == [DENSE, "folder"]
     model, tokenizer = rose.load_model(str(pruned_folder))
     expected = read_text(model, encode_text(tokenizer, TEXT).tokens).losses
     np.testing.assert_allclose(run.readings["folder"].losses, expected, rtol=1e-5)
     encoded = run.encoded
-    assert encoded is not None
     table = reading.token_table(encoded, run.readings)
     assert len(table) == len(TEXT) - 1  # nothing predicts the first
     np.testing.assert_allclose(table["folder"] - table[DENSE], table["folder − dense"])
@@ -50,7 +49,7 @@ def test_dense_and_pruned_read_the_same_text(folder: Path, pruned_folder: Path) 
     assert 0 < chances[f"{DENSE}, chance"].sum() < 1
 
 
-def test_model_with_nan_losses_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_with_nan_losses_is_named(folder, monkeypatch):
     nothing = Reading(torch.tensor([0.5, torch.nan]), torch.zeros(3, 1), torch.zeros(3, 1))
     monkeypatch.setattr(reading, "read_text", lambda *_arguments, **_options: nothing)
     run = read(folder, [], status="failed")
@@ -58,7 +57,7 @@ def test_model_with_nan_losses_is_named(folder: Path, monkeypatch: pytest.Monkey
     assert not run.readings
 
 
-def test_unreadable_inputs_are_refused(folder: Path, pruned_folder: Path, tmp_path: Path) -> None:
+def test_unreadable_inputs_are_refused(folder, pruned_folder, tmp_path):
     assert "more than 256" in read(folder, [], "a" * 600, "failed").job.message
     other = save_tiny_llama(tmp_path / "other", bos=True)
     run = read(folder, [Checkpoint("other", other)], status="failed")

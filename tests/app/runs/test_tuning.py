@@ -46,9 +46,7 @@ def zeros(folder: Path | None) -> list[torch.Tensor]:
     return [layer.weight == 0 for layer in rose.prunable_layers(rose.load_model(str(folder))[0])]
 
 
-def test_tuned_copy_stands_beside_the_others(
-    pruned: PruningRun, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tuned_copy_stands_beside_the_others(pruned, loaded, tmp_path, monkeypatch):
     before = [one.detach().clone() for one in loaded.model.parameters()]
     told: list[rose.RunReport] = []
     pruned._publish = told.append
@@ -57,8 +55,6 @@ def test_tuned_copy_stands_beside_the_others(
         run = finish(Tuning(pruned, source.name, 3.0, lambda: loaded))
     assert all(map(torch.equal, before, loaded.model.parameters()))
     copy = run.copy
-    assert copy is not None
-    assert run.found is not None
     assert [one.name for one in pruned.copies] == [source.name, TUNED]
     assert all(map(torch.equal, zeros(pruned.kept(source)), zeros(pruned.kept(copy))))
     summary = run.found.summary
@@ -96,18 +92,14 @@ def test_tuned_copy_stands_beside_the_others(
         assert one.by_layer["change"].tolist() == pytest.approx(run.found.layers["change"].tolist())
         assert one.setup.dense == pytest.approx(pruned.dense.perplexity if pruned.dense else 0)
         found = pairs.result_of(one)
-        assert found is not None
         assert (found.value, found.seconds) == pytest.approx((copy.perplexity, copy.result.seconds))
 
 
-def test_earlier_tuned_copy_is_replaced_last(
-    pruned: PruningRun, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_earlier_tuned_copy_is_replaced_last(pruned, loaded, monkeypatch):
     def tune(status: str) -> Tuning:
         return finish(Tuning(pruned, "SparseGPT at 0.7", 3.0, lambda: loaded), status)
 
     copy = tune("done").copy
-    assert copy is not None
     place = pruned.kept(copy)
     assert place is not None
     known = list(pruned.copies)
@@ -140,14 +132,10 @@ def stopping(monkeypatch: pytest.MonkeyPatch, run: Tuning, looks: int, stop: Cal
     monkeypatch.setattr(run, "_tell", follow)
 
 
-def test_stopping_early_keeps_the_best_step(
-    pruned: PruningRun, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopping_early_keeps_the_best_step(pruned, loaded, monkeypatch):
     run = Tuning(pruned, "SparseGPT at 0.7", 3.0, lambda: loaded)
     stopping(monkeypatch, run, 3, run.cancel)
     finish(run)
-    assert run.found is not None
-    assert run.copy is not None
     assert run.found.summary["kept_step"] == 2
     assert 2 <= run.found.summary["steps"] < 8
     assert " of 8 in " in tuning.says(run)
@@ -155,9 +143,7 @@ def test_stopping_early_keeps_the_best_step(
 
 
 @pytest.mark.parametrize("looks", [1, 3])
-def test_cancelled_tuning_keeps_nothing(
-    pruned: PruningRun, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, looks: int
-) -> None:
+def test_cancelled_tuning_keeps_nothing(pruned, loaded, monkeypatch, looks):
     known = list(pruned.copies)
     run = Tuning(pruned, "SparseGPT at 0.7", 3.0, lambda: loaded)
     stopping(monkeypatch, run, looks, run.cancel if looks == 1 else run.job.stop)
@@ -166,9 +152,7 @@ def test_cancelled_tuning_keeps_nothing(
     assert pruned.copies == known
 
 
-def test_tuning_without_gain_keeps_the_copy(
-    pruned: PruningRun, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tuning_without_gain_keeps_the_copy(pruned, loaded, monkeypatch):
     monkeypatch.setattr(tuning, "TuneSettings", lambda minutes, seed: TuneSettings(epochs=0.1, rate=9.0, seed=seed))
     known = list(pruned.copies)
     run = finish(Tuning(pruned, "SparseGPT at 0.7", 3.0, lambda: loaded))
@@ -177,7 +161,7 @@ def test_tuning_without_gain_keeps_the_copy(
     assert "none was better than the start" in tuning.says(run)
 
 
-def test_evaluated_text_is_not_trained_on(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_evaluated_text_is_not_trained_on(loaded, tmp_path):
     text = tmp_path / "letters.txt"
     text.write_text("".join(random.Random(0).choices("abcdefgh", k=4000)))
     draw = partial(rose.load_tokens, str(text), loaded.tokenizer, length=32)
@@ -194,7 +178,7 @@ def test_evaluated_text_is_not_trained_on(loaded: LoadedModel, tmp_path: Path) -
         load_apart(str(text), loaded.tokenizer, samples=9, held_out=4, length=32, seed=0, apart_from=every)
 
 
-def test_tuning_records_are_validated() -> None:
+def test_tuning_records_are_validated():
     curve = [{"step": 0, "seconds": 1.0, "loss": None, "held_out": 2.0}]
     known = made_tuning(
         {"model.layers.0.mlp.down_proj": 0.5}, curve=curve, seconds=118.0, minutes=2.0, zeros=1, weights=2

@@ -87,7 +87,7 @@ def same(one: Study, other: Study) -> None:
             assert torch.equal(a.mean, b.mean)
 
 
-def test_second_start_measures_nothing_and_shows_the_same(setup: Setup, runs: Runs) -> None:
+def test_second_start_measures_nothing_and_shows_the_same(setup, runs):
     first = run(setup)
     assert runs() == (1, 3 * 8)
     seen: list[tuple[int, bool]] = []
@@ -113,13 +113,13 @@ def test_second_start_measures_nothing_and_shows_the_same(setup: Setup, runs: Ru
         lambda setup: (save_tiny_llama(Path(setup.model), blocks=1, hidden=32), setup)[1],
     ],
 )
-def test_changed_dependencies_are_measured_again(change: Callable[[Setup], Setup], setup: Setup, runs: Runs) -> None:
+def test_changed_dependencies_are_measured_again(change, setup, runs):
     run(setup)
     run(change(setup))
     assert runs()[0] == 2
 
 
-def test_results_belong_to_the_loaded_files(setup: Setup, runs: Runs) -> None:
+def test_results_belong_to_the_loaded_files(setup, runs):
     """A model replaced after it was loaded: the next start must not take the old one's results for the new one's."""
 
     def load() -> LoadedModel:
@@ -137,14 +137,7 @@ def test_results_belong_to_the_loaded_files(setup: Setup, runs: Runs) -> None:
     ("pattern", "expected"),
     [("block-00001*", (1, 0)), ("study-*", (0, 3 * 8))],
 )
-def test_damaged_files_are_replaced(
-    pattern: str,
-    expected: tuple[int, int],
-    harm: Callable[[Path], None],
-    first: tuple[Study, Path],
-    root: Path,
-    runs: Runs,
-) -> None:
+def test_damaged_files_are_replaced(pattern, expected, harm, first, root, runs):
     study, kept = first
     shutil.copytree(kept, root)
     (path,) = root.rglob(pattern)
@@ -158,16 +151,14 @@ def test_damaged_files_are_replaced(
     same(second, third)
 
 
-def test_full_disk_is_logged_and_ignored(
-    setup: Setup, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_full_disk_is_logged_and_ignored(setup, root, monkeypatch, caplog):
     monkeypatch.setattr(cache, "write_tensors", full)
     assert len(run(setup).overview(0.5)) == 8
     assert "No space left on device" in caplog.text
     assert not list(root.rglob("*.safetensors"))
 
 
-def test_cancelled_study_keeps_nothing(setup: Setup, root: Path) -> None:
+def test_cancelled_study_keeps_nothing(setup, root):
     def cancel(study: Study) -> None:
         study.job.leave("test")
 
@@ -175,7 +166,7 @@ def test_cancelled_study_keeps_nothing(setup: Setup, root: Path) -> None:
     assert not list(root.rglob("*.safetensors"))
 
 
-def test_least_recently_used_calibration_is_removed(setup: Setup, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_least_recently_used_calibration_is_removed(setup, root, monkeypatch):
     folders = []
     for seed in range(3):
         run(replace(setup, seed=seed))
@@ -189,11 +180,10 @@ def test_least_recently_used_calibration_is_removed(setup: Setup, root: Path, mo
     monkeypatch.setattr(cache, "LIMIT", size // 2)
     run(replace(setup, seed=4))
     large = folder_of(replace(setup, seed=4))
-    assert large is not None
     assert [path.name.partition("-")[0] for path in large.iterdir()] == ["study"]  # records are small
 
 
-def test_foreign_files_are_kept(setup: Setup, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_foreign_files_are_kept(setup, root, monkeypatch):
     """The folder that ROSE_CACHE names may hold a person's own things, however they are called."""
     ours = root / ("a" * 32)
     theirs = [root / "thesis", root / ("b" * 32), root / ("c" * 32)]
@@ -206,32 +196,31 @@ def test_foreign_files_are_kept(setup: Setup, root: Path, monkeypatch: pytest.Mo
     assert [one for one in (ours, *theirs) if one.exists()] == theirs
 
 
-def test_read_only_cache_is_used(setup: Setup, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_cache_is_used(setup, runs, monkeypatch):
     run(setup)
     monkeypatch.setattr(Path, "touch", Mock(side_effect=PermissionError("read-only")))
     run(setup)
     assert runs() == (1, 3 * 8)
 
 
-def test_cache_folder_follows_the_environment(setup: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder_follows_the_environment(setup, monkeypatch, tmp_path):
     monkeypatch.setenv(cache.VARIABLE, "")
     assert folder_of(setup) is None
     monkeypatch.delenv(cache.VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = folder_of(setup)
-    assert folder is not None
     assert folder.parent == tmp_path / "rose-explorer"
     assert folder_of(replace(setup, model="owner/not-on-this-machine")) is None
     assert folder_of(replace(setup, text="missing.txt")) is None
 
 
-def test_other_code_uses_another_folder(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_code_uses_another_folder(setup, monkeypatch):
     before = folder_of(setup)
     monkeypatch.setattr(cache, "_version", lambda: "later")
     assert folder_of(setup) != before
 
 
-def test_version_covers_all_dependencies() -> None:
+def test_version_covers_all_dependencies():
     """All of rose, however deep, with the methods that a study measures with, and the study's room."""
     for part in (rose.prune_layer, rose.visit_blocks, rose.METHODS["rose"].prune, Setup, Study, cache.write_blocks):
         assert Path(inspect.getfile(part)) in cache._sources(), part

@@ -19,12 +19,10 @@ def findings(study: Study) -> Findings:
 
 def checked(study: Study, request: LayerCheckRequest) -> Findings:
     findings = finish(LayerChecks(study, request)).findings
-    assert findings is not None
     return findings
 
 
-def test_direct_error_matches_the_inputs(study: Study, findings: Findings) -> None:
-    assert study.loaded is not None
+def test_direct_error_matches_the_inputs(study, findings):
     assert study.calibration.tokens is not None
     seen: list[torch.Tensor] = []
     visit_inputs(study.loaded.model, study.calibration.tokens, COLUMNAR, seen.append)
@@ -37,32 +35,30 @@ def test_direct_error_matches_the_inputs(study: Study, findings: Findings) -> No
     assert not study.loaded.lock.locked()
 
 
-def test_last_point_of_the_curve_matches_the_study(study: Study, findings: Findings) -> None:
+def test_last_point_of_the_curve_matches_the_study(study, findings):
     assert [point.tokens for point in findings.curve] == [32, 64, 128, 256]
     result = study.prune(COLUMNAR, method="rose")
     assert findings.curve[-1].calibration_error == pytest.approx(result.relative_error, rel=1e-3)
     assert findings.curve[-1].held_out_error == pytest.approx(findings.held_out[1], rel=1e-3)
 
 
-def test_cancelled_check_frees_the_model(study: Study) -> None:
+def test_cancelled_check_frees_the_model(study):
     run = LayerChecks(study, LayerCheckRequest(COLUMNAR, METHODS, "rose", 0.5))
     run.job.leave("nobody")
     run.job.start()
     run.job.wait(240)
     assert (run.job.status, run.findings) == ("cancelled", None)
-    assert study.loaded is not None
     assert not study.loaded.lock.locked()
 
 
-def test_reported_time_excludes_waiting(study: Study) -> None:
+def test_reported_time_excludes_waiting(study):
     assert study.loaded is not None
     run = LayerChecks(study, LayerCheckRequest(COLUMNAR, ("rose",), "rose", 0.5))
     run.job.waited = 1000.0  # as if for a survey that is collecting inputs
     findings = finish(run).findings
-    assert findings is not None
     assert findings.seconds == pytest.approx(run.job.seconds - run.job.waited, abs=100)
 
 
-def test_n_of_m_is_checked_in_its_groups() -> None:
+def test_n_of_m_is_checked_in_its_groups():
     found = checked(measured_study(sparsity="2:4"), LayerCheckRequest(COLUMNAR, ("rose", "wanda"), "rose", 0.5))
     assert [(one.unit, one.units, one.deviation) for one in found.sparsity] == [("group", 1024, 0)] * 2

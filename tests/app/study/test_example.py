@@ -3,10 +3,8 @@
 import math
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rose
 from app.study import cache
@@ -31,7 +29,7 @@ def record_of(kept: cache.Kept, layer: str, name: str) -> rose.LayerRecord:
     return next(one for one in kept.records if (one.layer, one.method) == (layer, name))
 
 
-def test_example_holds_every_layer_and_is_small(kept: cache.Kept) -> None:
+def test_example_holds_every_layer_and_is_small(kept):
     assert len(kept.records) == 210 * len(MEASURED)
     assert set(kept.condition) == {record.layer for record in kept.records}
     assert cache.EXAMPLE.stat().st_size < 6.2e6
@@ -40,9 +38,7 @@ def test_example_holds_every_layer_and_is_small(kept: cache.Kept) -> None:
     assert best.layer in kept.heads, "the basis of its heads can be changed before the model has run"
 
 
-def test_example_errors_follow_from_its_statistics(
-    kept: cache.Kept, packaged: tuple[PreTrainedModel, PreTrainedTokenizerBase]
-) -> None:
+def test_example_errors_follow_from_its_statistics(kept, packaged):
     assert set(kept.held_out) == set(kept.calibration)
     for layer, statistics in kept.calibration.items():
         weight = packaged[0].get_submodule(layer).weight
@@ -53,9 +49,7 @@ def test_example_errors_follow_from_its_statistics(
         assert record.column_variation == pytest.approx(result.plan.column_variation, rel=SAME)
 
 
-def test_fresh_measurement_matches_the_example(
-    kept: cache.Kept, packaged: tuple[PreTrainedModel, PreTrainedTokenizerBase]
-) -> None:
+def test_fresh_measurement_matches_the_example(kept, packaged):
     model, tokenizer = packaged
     tokens, _ = Setup().draw(tokenizer)
     statistics = rose.collect_statistics(model, tokens, layers=[FIRST])[FIRST]
@@ -66,7 +60,7 @@ def test_fresh_measurement_matches_the_example(
     assert record.relative_range == pytest.approx(result.plan.relative_range, rel=near, abs=0 if kept.is_exact else 0.1)
 
 
-def test_other_setups_and_damaged_files_have_no_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_setups_and_damaged_files_have_no_example(tmp_path, monkeypatch):
     assert cache.read_example(Setup(seed=1)) is None
     damaged = tmp_path / "example.safetensors"
     damaged.write_bytes(cache.EXAMPLE.read_bytes()[:-1])
@@ -89,7 +83,7 @@ def errors(study: Study) -> list[tuple[str, str, float]]:
     return [(record.layer, record.method, record.relative_error) for record in study.all_records()]
 
 
-def test_another_text_is_measured_again(tiny: tuple[Setup, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_text_is_measured_again(tiny, monkeypatch):
     setup, loaded = tiny
     fresh = finish(Study(setup, lambda: loaded, Calibration()))
     wrong = [replace(record, relative_error=9.0) for record in fresh.all_records()]
@@ -106,7 +100,7 @@ def test_another_text_is_measured_again(tiny: tuple[Setup, LoadedModel], monkeyp
 
 
 @pytest.mark.parametrize(("wrong", "value"), [("down_proj", math.nan), ("up_proj", 1e20)])  # of its own; of its inputs
-def test_unmeasurable_layers_are_omitted_on_request(tiny: tuple[Setup, LoadedModel], wrong: str, value: float) -> None:
+def test_unmeasurable_layers_are_omitted_on_request(tiny, wrong, value):
     setup, loaded = tiny
     bad = "model.layers.2.mlp.down_proj"  # the last one: nothing reads what comes out of it
     weight = loaded.model.get_submodule(f"model.layers.2.mlp.{wrong}").weight

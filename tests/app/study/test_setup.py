@@ -23,11 +23,11 @@ SETUPS = some.builds(
 
 
 @given(SETUPS)
-def test_link_restores_the_setup(setup: Setup) -> None:
+def test_link_restores_the_setup(setup):
     assert Setup.read(setup.to_texts()) == (setup, [])
 
 
-def test_link_holds_only_differences() -> None:
+def test_link_holds_only_differences():
     assert Setup().to_texts() == {}
     assert Setup(samples=3, sparsity="2:4").to_texts() == {"samples": "3", "sparsity": "2:4"}
     assert Setup.read({"section": "Losses", "samples": "3"}) == (Setup(samples=3), [])
@@ -37,20 +37,20 @@ def test_link_holds_only_differences() -> None:
     ("typed", "spelled"),
     [("0.70", "0.7"), (".7", "0.7"), (" 70% ", "0.7"), ("33.3%", "0.333"), ("2 : 4", "2:4"), ("1.0", "1"), ("7", "7")],
 )
-def test_spellings_of_a_sparsity_are_equal(typed: str, spelled: str) -> None:
+def test_spellings_of_a_sparsity_are_equal(typed, spelled):
     assert Setup(sparsity=typed) == Setup(sparsity=spelled)
     assert Setup(sparsity=typed).sparsity == spelled
     assert PruneRequest(("rose",), (typed, spelled)).sparsities == (spelled,)
 
 
 @pytest.mark.parametrize(("name", "value"), [("samples", "many"), ("damping", "x"), ("seed", "1.5"), ("stream", "yes")])
-def test_unreadable_value_is_named(name: str, value: str) -> None:
+def test_unreadable_value_is_named(name, value):
     setup, (problem,) = Setup.read({name: value, "held_out": "3"})
     assert f"{name}='{value}'" in problem
     assert setup == Setup(held_out=3)  # one bad value leaves the others alone
 
 
-def test_inconsistent_link_is_explained() -> None:
+def test_inconsistent_link_is_explained():
     setup, (problem,) = Setup.read({"sparsity": "2:4", "block_size": "10"})
     assert problem == "2:4 needs a block size divisible by 4, not 10; try 8. 128 is used instead."
     assert setup == Setup(sparsity="2:4")
@@ -72,12 +72,12 @@ def test_inconsistent_link_is_explained() -> None:
         {"text": ""},
     ],
 )
-def test_unusable_values_are_refused(changes: dict) -> None:
+def test_unusable_values_are_refused(changes):
     with pytest.raises(rose.RoseError):
         replace(Setup(), **changes).check()
 
 
-def test_calibration_key_holds_only_its_dependencies() -> None:
+def test_calibration_key_holds_only_its_dependencies():
     base = Setup()
     free = {"sparsity": "0.5", "block_size": 64, "damping": 0.1, "stream": True}
     assert replace(base, **free).calibration_key == base.calibration_key

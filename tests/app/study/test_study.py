@@ -43,15 +43,14 @@ def study(setup: Setup, load: Callable[[], LoadedModel]) -> Study:
     return finish(Study(setup, load, Calibration()))
 
 
-def test_every_layer_is_measured_by_every_method(study: Study) -> None:
+def test_every_layer_is_measured_by_every_method(study):
     records = study.records()
     assert records.groupby("method")["layer"].nunique().to_dict() == dict.fromkeys(MEASURED, LAYERS)
     assert study.layer_names == list(records["layer"].unique())
     assert len(records) == LAYERS * len(MEASURED)
 
 
-def test_errors_match_prune_layer(study: Study, setup: Setup) -> None:
-    assert study.loaded is not None
+def test_errors_match_prune_layer(study, setup):
     model, tokenizer = study.loaded.model, study.loaded.tokenizer
     tokens = rose.load_tokens(setup.text, tokenizer, samples=8, length=32, seed=0)
     statistics = rose.collect_statistics(model, tokens[:6], layers=[LAYER])[LAYER]
@@ -64,7 +63,7 @@ def test_errors_match_prune_layer(study: Study, setup: Setup) -> None:
         assert row["relative_range"] == pytest.approx(expected.plan.relative_range, rel=1e-4)
 
 
-def test_threshold_selects_the_error_of_rose(study: Study) -> None:
+def test_threshold_selects_the_error_of_rose(study):
     ranges = study.overview(0.5)["relative_range"]
     threshold = float(ranges.median())
     table = study.overview(threshold)
@@ -79,23 +78,21 @@ def test_threshold_selects_the_error_of_rose(study: Study) -> None:
     assert (table["condition"] > 1).all()
 
 
-def test_damping_and_spectrum_match_the_measurement(study: Study) -> None:
+def test_damping_and_spectrum_match_the_measurement(study):
     assert study.added_damping(LAYER) == pytest.approx(study.prune(LAYER).added_damping, rel=1e-5)
     eigenvalues = study.spectrum(LAYER)
     assert bool((eigenvalues.diff() <= 0).all())
     assert float(eigenvalues.sum()) == pytest.approx(float(study.statistics(LAYER).diagonal.sum()), rel=1e-4)
 
 
-def test_results_are_cached_by_their_arguments(study: Study) -> None:
+def test_results_are_cached_by_their_arguments(study):
     assert study.prune(LAYER) is study.prune(LAYER)
     assert study.prune(LAYER, order="natural") is not study.prune(LAYER, order="two_level")
     assert study.plan(LAYER, 0.2) is study.plan(LAYER, 0.2)
     assert study.plan(LAYER, 0.2) is not study.plan(LAYER, 0.3)
 
 
-def test_oldest_results_are_forgotten_first(
-    setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_oldest_results_are_forgotten_first(setup, load, monkeypatch):
     monkeypatch.setattr(study_module, "KEPT_RESULTS", 2)
     study = Study(setup, load, Calibration())
     computed: list[str] = []
@@ -108,9 +105,7 @@ def test_oldest_results_are_forgotten_first(
     assert computed == ["a", "b", "c", "b"]
 
 
-def test_results_are_forgotten_by_size(
-    setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_are_forgotten_by_size(setup, load, monkeypatch):
     monkeypatch.setattr(study_module, "KEPT_BYTES", 1000)
     monkeypatch.setattr(study_module, "KEPT_LATEST", 1)
     study = Study(setup, load, Calibration())
@@ -126,15 +121,14 @@ def test_results_are_forgotten_by_size(
     assert list(study._memory) == ["e"]
 
 
-def test_recorded_sweep_counts_with_all_its_matrices(study: Study) -> None:
+def test_recorded_sweep_counts_with_all_its_matrices(study):
     result = study.prune(LAYER, order="two_level", trace=True)
-    assert result.trace is not None
     matrix = study.weight(LAYER).numel()
     least = result.trace.weights.nbytes + 4 * matrix + matrix + 3 * 4 * matrix  # Ŵ, mask, and S, L and H of the plan
     assert least <= held(result) < 1.1 * least
 
 
-def test_cancelled_study_can_be_restarted(setup: Setup, load: Callable[[], LoadedModel]) -> None:
+def test_cancelled_study_can_be_restarted(setup, load):
     calibration = Calibration()
     study = Study(setup, load, calibration)
 
@@ -153,9 +147,7 @@ def test_cancelled_study_can_be_restarted(setup: Setup, load: Callable[[], Loade
     assert len(again.overview(0.5)) == LAYERS
 
 
-def test_overview_uses_one_snapshot_of_records(
-    setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overview_uses_one_snapshot_of_records(setup, load, monkeypatch):
     study = Study(setup, load, Calibration())
     before = study.records()
     finish(study)
@@ -163,9 +155,7 @@ def test_overview_uses_one_snapshot_of_records(
     assert study.overview(0.5).empty
 
 
-def test_tables_are_cached_until_they_change(
-    study: Study, setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tables_are_cached_until_they_change(study, setup, load, monkeypatch):
     assert study.records() is study.records()
     table = study.overview(0.5)
     assert study.overview(0.5) is table
@@ -183,9 +173,7 @@ def test_tables_are_cached_until_they_change(
     assert other.cautions() == study.cautions()
 
 
-def test_two_setups_share_a_calibration(
-    study: Study, setup: Setup, load: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_setups_share_a_calibration(study, setup, load, monkeypatch):
     def never(*arguments: object, **options: object) -> None:
         raise AssertionError("the model was run again")
 
@@ -201,7 +189,7 @@ def test_two_setups_share_a_calibration(
 # ---- weights that stay on disk
 
 
-def test_streamed_study_matches(setup: Setup, tmp_path: Path) -> None:
+def test_streamed_study_matches(setup, tmp_path):
     folder = str(save_tiny_llama(tmp_path / "model"))
     chosen, calibration = replace(setup, model=folder), Calibration()
     whole = finish(Study(chosen, lambda: LoadedModel(*rose.load_model(folder), threading.Lock()), Calibration()))

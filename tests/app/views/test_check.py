@@ -65,7 +65,7 @@ def pressed(app: AppTest) -> CheckpointRun:
     return run
 
 
-def test_wrong_layers_are_listed_first(setup: Setup, planted: Path) -> None:
+def test_wrong_layers_are_listed_first(setup, planted):
     app = opened(setup, planted, check_on="Weights alone")
     assert "Zeros, patterns and changes in seconds; no errors and no perplexity." in texts(app)
     run = pressed(app)
@@ -95,7 +95,7 @@ def test_wrong_layers_are_listed_first(setup: Setup, planted: Path) -> None:
     assert finding in again.error[0].value
 
 
-def test_typed_path_replaces_the_kept_copy(setup: Setup, planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_typed_path_replaces_the_kept_copy(setup, planted, monkeypatch):
     kept = {"ROSE at 2:4": Checkpoint("ROSE at 2:4", planted)}
     monkeypatch.setattr(widgets, "kept_checkpoints", lambda _runs, _model: kept)
     app = open_on(setup, PAGE)
@@ -109,12 +109,11 @@ def test_typed_path_replaces_the_kept_copy(setup: Setup, planted: Path, monkeypa
     assert app.selectbox(key="check_copy").value == "ROSE at 2:4"
 
 
-def test_check_with_tokens_measures_compensation(setup: Setup, pruned_folder: Path) -> None:
+def test_check_with_tokens_measures_compensation(setup, pruned_folder):
     app = opened(setup, pruned_folder, check_view="One layer")
     assert "4 × 32 tokens of packaged text and 2 × 32 held out" in texts(app)
     assert re.match(r"Check, about \d+ s", app.button(key="check-start").label)
     run = pressed(app)
-    assert run.check is not None
     known = run.check.layers.set_index("layer")
     layer = known["recovered"].astype(float).idxmin()  # compensated for other inputs
     app.selectbox(key="check_layer").set_value(layer).run()
@@ -141,9 +140,7 @@ def test_check_with_tokens_measures_compensation(setup: Setup, pruned_folder: Pa
     assert f"damage_path={quote_plus(str(pruned_folder))}" in links["damage"]
 
 
-def test_equal_verdicts_are_a_sentence_without_a_map(
-    setup: Setup, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equal_verdicts_are_a_sentence_without_a_map(setup, folder, tmp_path, monkeypatch):
     model, tokenizer = rose.load_model(str(folder))
     rose.save_model(model, tokenizer, tmp_path / "same")
     app = opened(setup, tmp_path / "same", check_on="Weights alone")

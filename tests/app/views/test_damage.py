@@ -30,7 +30,7 @@ def run_of(setup: Setup, request: DamageRequest) -> DamageRun:
     return ended(shared.damages()[shared.damage_key(setup, request)])
 
 
-def test_example_is_replaced_by_measurements(setup: Setup) -> None:
+def test_example_is_replaced_by_measurements(setup):
     shared.damages().clear()
     app = opened(setup, damage_units="Layers")
     assert "Example: Each layer pruned alone by SparseGPT at 0.7" in texts(app)
@@ -57,7 +57,7 @@ def test_example_is_replaced_by_measurements(setup: Setup) -> None:
         assert ("\u00a0% of it" in shown) is has_share
 
 
-def test_cancelled_run_resumes(setup: Setup) -> None:
+def test_cancelled_run_resumes(setup):
     """What is in the way of a cancel in a test is speed: here it is stopped by its own callback."""
     request = DamageRequest("blocks")
     run = DamageRun(setup, request, lambda: shared.load(setup.model, setup.dtype))
@@ -87,7 +87,7 @@ def test_cancelled_run_resumes(setup: Setup) -> None:
     assert len(run_of(setup, request).table) == 3
 
 
-def test_restoring_units_gives_dense_weights_back(setup: Setup, tmp_path: Path) -> None:
+def test_restoring_units_gives_dense_weights_back(setup, tmp_path):
     model, tokenizer = rose.load_model(setup.model)
     tokens, held_out = setup.draw(tokenizer)
     report = rose.prune_model(model, tokens, sparsity=0.5, block_size=16, held_out=held_out)
@@ -110,7 +110,7 @@ def test_restoring_units_gives_dense_weights_back(setup: Setup, tmp_path: Path) 
     assert app.run().button(key="damage-start").label.startswith("Measure sensitivity")
 
 
-def test_only_rose_uses_the_chosen_threshold(setup: Setup) -> None:
+def test_only_rose_uses_the_chosen_threshold(setup):
     shared.damages().clear()
     asked = {}
     for method in ("rose", "sparsegpt"):
@@ -122,7 +122,7 @@ def test_only_rose_uses_the_chosen_threshold(setup: Setup) -> None:
     assert r"Only layers named \*.o_proj are changed" in texts(opened(setup, layers="*.o_proj"))
 
 
-def test_block_maps_to_its_layer_of_the_chosen_projection() -> None:
+def test_block_maps_to_its_layer_of_the_chosen_projection():
     layers = [f"model.layers.{block}.{name}" for block in (1, 11) for name in ("self_attn.q_proj", "mlp.up_proj")]
     assert layer_of("model.layers.1", layers, "model.layers.11.mlp.up_proj") == "model.layers.1.mlp.up_proj"
     assert layer_of("model.layers.11", layers, None) == "model.layers.11.self_attn.q_proj"

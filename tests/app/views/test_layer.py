@@ -11,7 +11,6 @@ import rose
 from app import words
 from app.figures import palette
 from app.study.structures import Structures
-from app.study.study import Study
 from app.study.tables import column_table
 from rose.layer.columnar import outlier
 from rose.structured.parts import HEADS
@@ -33,7 +32,7 @@ PAGE = "views/layer.py"
 PLAIN = "model.layers.0.mlp.gate_proj"
 
 
-def test_key_figures_of_a_columnar_layer(study: Study) -> None:
+def test_key_figures_of_a_columnar_layer(study):
     app = open_page(PAGE, study, layer_more="true")
     plan = rose.plan_order(study.weight(COLUMNAR), study.statistics(COLUMNAR), sparsity=0.7, block_size=BLOCK)
     row = study.overview(0.5).set_index("layer").loc[COLUMNAR]
@@ -72,7 +71,7 @@ def test_key_figures_of_a_columnar_layer(study: Study) -> None:
     ],
 )
 @pytest.mark.parametrize("block", ["", "Block 2"])
-def test_every_picture_marks_the_block(study: Study, query: dict[str, str], shown: list[str], block: str) -> None:
+def test_every_picture_marks_the_block(study, query, shown, block):
     opened = {"layer_more": "true"} if "more" in query else {}
     app = open_page(PAGE, study, **query, **opened, **({"block": block} if block else {}))
     for title, part in zip(titles(app), shown, strict=True):
@@ -81,7 +80,7 @@ def test_every_picture_marks_the_block(study: Study, query: dict[str, str], show
     assert marked or not block
 
 
-def test_spectrum_and_errors_match_the_study(study: Study) -> None:
+def test_spectrum_and_errors_match_the_study(study):
     app = open_page(PAGE, study, section="Error", layer_more="true", more="Spectrum")
     row = study.overview(0.5).set_index("layer").loc[COLUMNAR]
     shown = app.main.dataframe[0].value
@@ -91,14 +90,14 @@ def test_spectrum_and_errors_match_the_study(study: Study) -> None:
     assert "Eigenvalues of the Hessian of 1 · self_attn.o_proj" in titles(app)[1]
 
 
-def test_block_choice_is_reset_for_another_layer(study: Study) -> None:
+def test_block_choice_is_reset_for_another_layer(study):
     app = open_page(PAGE, study, layer="model.layers.0.mlp.down_proj", section="Losses", block="Block 5")
     assert app.selectbox(key="block").value == "5"
     app.sidebar.selectbox(key="layer_widget").set_value(COLUMNAR).run()
     assert app.selectbox(key="block").value == "none"
 
 
-def test_column_table_of_a_narrow_last_block() -> None:
+def test_column_table_of_a_narrow_last_block():
     weight, inputs = torch.randn(50, 10, generator=torch.Generator().manual_seed(0)).split([10, 40])
     plan = rose.plan_order(weight, inputs.T @ inputs, sparsity=0.5, block_size=4, threshold=0.0)
     table = column_table(plan, rose.make_order(plan, "two_level"), 2)
@@ -107,7 +106,7 @@ def test_column_table_of_a_narrow_last_block() -> None:
     assert list(table["rank"]) == ranks
 
 
-def test_layers_are_compared_with_the_most_columnar(study: Study) -> None:
+def test_layers_are_compared_with_the_most_columnar(study):
     app = open_page(PAGE, study, layer=PLAIN, layer_more="true", more="Compare layers")
     assert len(json.loads(figures(app)[1])["data"][0]["y"]) == 4
     (beside,) = [one for one in app.multiselect if "compare" in one.key]
@@ -116,7 +115,7 @@ def test_layers_are_compared_with_the_most_columnar(study: Study) -> None:
     assert [re.sub(" +<b>.*", "", name) for name in names] == ["1 · self_attn.o_proj", "0 · mlp.gate_proj"]
 
 
-def test_model_made_smaller_has_the_heads_that_are_left() -> None:
+def test_model_made_smaller_has_the_heads_that_are_left():
     model = tiny_model()
     tokens = torch.randint(3, model.config.vocab_size, (8, 32), generator=torch.Generator().manual_seed(1))
     rose.prune_structured(model, tokens, ratio=0.4, allocation="cost")
@@ -129,7 +128,7 @@ def test_model_made_smaller_has_the_heads_that_are_left() -> None:
     assert f"dotted: {heads[fewer]} attention" in titles(open_page(PAGE, study, layer=names[fewer]))[0]
 
 
-def test_where_nothing_is_removed_no_number_is_nonsense() -> None:
+def test_where_nothing_is_removed_no_number_is_nonsense():
     app = open_page(PAGE, measured_study(sparsity="0"), section="Losses", layer_more="true", more="Blocks")
     assert "SparseGPT **0**, ROSE **0**, the same by construction." in texts(app)
     assert "∞" not in json.dumps(figures(app), ensure_ascii=False)

@@ -4,7 +4,6 @@ import json
 import re
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,7 +34,7 @@ def numbers(study: Study, **query: str) -> AppTest:
     return open_page(PAGE, study, layers_table="true", **query)
 
 
-def test_table_and_findings_match_the_study(study: Study) -> None:
+def test_table_and_findings_match_the_study(study):
     app = numbers(study)
     shown, expected = app.main.dataframe[0].value, study.overview(0.5)
     assert len(shown) == 21
@@ -54,7 +53,7 @@ def test_table_and_findings_match_the_study(study: Study) -> None:
     assert "**None of 21 layers is columnar** above 1. At 0.5, ROSE's own, one." in texts(numbers(study, threshold="1"))
 
 
-def test_experts_share_rows_or_have_an_axis() -> None:
+def test_experts_share_rows_or_have_an_axis():
     study = measured_study(samples=1, model=make_model("sparse_experts"))
     assert study.left_dense  # no token came there
     assert len(study.overview(0.5)) == 2 * (4 + 3 * 24) - len(study.left_dense)
@@ -76,7 +75,7 @@ def test_experts_share_rows_or_have_an_axis() -> None:
     )
 
 
-def test_threshold_updates_columnar_layers_at_once(study: Study) -> None:
+def test_threshold_updates_columnar_layers_at_once(study):
     ranges = study.overview(0.5).set_index("layer")["relative_range"].sort_values(ascending=False)
     threshold = round(float(ranges[ranges <= 0.5].iloc[0]) - 0.01, 2)  # the highest of them turns columnar
     many = int((ranges > threshold).sum())
@@ -89,7 +88,7 @@ def test_threshold_updates_columnar_layers_at_once(study: Study) -> None:
     assert app.main.dataframe[0].value["is_columnar"].sum() == many
 
 
-def test_missing_metrics_are_not_offered() -> None:
+def test_missing_metrics_are_not_offered():
     app = open_page(PAGE, measured_study(held_out=0))
     offered = app.selectbox(key="metric").options
     assert "Calibration error of ROSE" in offered
@@ -99,7 +98,7 @@ def test_missing_metrics_are_not_offered() -> None:
     assert "No layer here has both numbers" in texts(app)
 
 
-def test_user_numbers_are_drawn_as_a_map(study: Study, tmp_path: Path) -> None:
+def test_user_numbers_are_drawn_as_a_map(study, tmp_path):
     path = tmp_path / "scores.csv"
     rows = {name: (-1) ** at * at for at, name in enumerate(study.layer_names)}
     listed = "".join(f"{value},x,{name}\n" for name, value in rows.items())
@@ -130,18 +129,18 @@ def test_user_numbers_are_drawn_as_a_map(study: Study, tmp_path: Path) -> None:
         ("/nowhere/scores.csv", "There is no file /nowhere/scores.csv"),
     ],
 )
-def test_bad_number_files_are_refused(content: bytes | str, says: str) -> None:
+def test_bad_number_files_are_refused(content, says):
     with pytest.raises(rose.RoseError, match=re.escape(says)):
         read_numbers(content, ["a", "b"])
 
 
-def test_tuning_changes_are_read_from_a_report() -> None:
+def test_tuning_changes_are_read_from_a_report():
     content = made_report(tuned=made_tuning({"a": 0.25, "c": 1.0})).to_json().encode()
     known, unknown = read_numbers(content, ["a", "b"])
     assert (known.to_dict(), unknown) == ({"a": 0.25}, ["c"])
 
 
-def test_differences_between_study_and_model_are_explained(study: Study) -> None:
+def test_differences_between_study_and_model_are_explained(study):
     table, model, setup = study.overview(0.5), tiny_model(), study.setup
     options = {"sparsity": 0.7, "block_size": setup.block_size, "method": "sparsegpt"}
     tokens, held_out = study.calibration.tokens, study.calibration.held_out
@@ -157,7 +156,7 @@ def test_differences_between_study_and_model_are_explained(study: Study) -> None
     assert difference(study, table, replace(copy, layers=alike[copy.layers.columns])) == ""
 
 
-def test_results_are_shown_during_the_run(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_shown_during_the_run(study, monkeypatch):
     go_on, waiting, measure, loaded = threading.Event(), threading.Event(), Study._measure, study.loaded
     assert loaded is not None
 

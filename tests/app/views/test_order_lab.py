@@ -31,7 +31,6 @@ def pruned(study: Study, order: str | Tensor | Sequence[int], budget: object, **
 
 def held_out_error(study: Study, result: rose.LayerResult) -> float:
     held_out = study.held_out_statistics(COLUMNAR)
-    assert held_out is not None
     return relative_error(study.weight(COLUMNAR), result.weight, held_out.hessian)
 
 
@@ -58,7 +57,7 @@ def errors(study: Study, order: str | Sequence[int], budget: object) -> dict[str
     return dict(zip(four, apart(*four.values()), strict=True))
 
 
-def test_user_order_and_shares_are_swept(study: Study) -> None:
+def test_user_order_and_shares_are_swept(study):
     app = section(study, "Your order", own="48-63,0-47")
     moved = [*NATURAL[48:], *NATURAL[:48]]
     assert shown(app) == errors(study, moved, "block")
@@ -79,7 +78,7 @@ def test_user_order_and_shares_are_swept(study: Study) -> None:
     assert "SparseGPT: natural order, an equal share from every block" in texts(app)
 
 
-def test_pasted_orders_are_swept_or_refused(study: Study) -> None:
+def test_pasted_orders_are_swept_or_refused(study):
     app = section(study, "Your order")
     app.text_area(key="lab_own_columns").set_value("63-0").run()
     app.button(key="lab-own-use").click().run()
@@ -93,12 +92,10 @@ def test_pasted_orders_are_swept_or_refused(study: Study) -> None:
     assert shown(app) == errors(study, NATURAL[::-1], [0.1, 0.2, 0.2, 0.2])
 
 
-def test_lines_are_held_out_errors_after_each_block(study: Study) -> None:
+def test_lines_are_held_out_errors_after_each_block(study):
     held_out, weight = study.held_out_statistics(COLUMNAR), study.weight(COLUMNAR)
-    assert held_out is not None
     sweep = outcome(study, COLUMNAR, PlannedSweep("two_level", "block"))
     trace = pruned(study, "two_level", "block", trace=True).trace
-    assert trace is not None
     stages = [relative_error(weight, stage, held_out.hessian) for stage in trace.weights]
     assert sweep.curve == pytest.approx(stages, rel=1e-4)
     assert sweep.curve[-1] == pytest.approx(sweep.held_out_error)
@@ -107,7 +104,7 @@ def test_lines_are_held_out_errors_after_each_block(study: Study) -> None:
     assert set(lines) == {"SparseGPT", "ROSE", "Yours", next(name for name in lines if name.startswith("Best known"))}
 
 
-def test_prices_share_a_mean_and_forecasts_match(study: Study) -> None:
+def test_prices_share_a_mean_and_forecasts_match(study):
     app = section(study, "Prices", lab_price_block="3")
     lines, marks = json.loads(figures(app)[0]), json.loads(figures(app)[1])
     level = study.prices(COLUMNAR, "natural").level
@@ -121,7 +118,7 @@ def test_prices_share_a_mean_and_forecasts_match(study: Study) -> None:
     assert place == pytest.approx([told.error, measured], rel=1e-3)
 
 
-def test_sweep_is_shown_as_a_film(study: Study) -> None:
+def test_sweep_is_shown_as_a_film(study):
     app = section(study, "Inside a sweep")
     assert len(figures(app)) == 2
     film = json.loads(figures(app)[0])
@@ -131,7 +128,7 @@ def test_sweep_is_shown_as_a_film(study: Study) -> None:
     assert "Two-level, one threshold" in figures(app)[0]
 
 
-def test_matrix_shows_every_order_and_budget(study: Study) -> None:
+def test_matrix_shows_every_order_and_budget(study):
     app = section(study, "Order × budget")
     base = held_out_error(study, pruned(study, "natural", "block"))
     for order in ("natural", "two_level", "dealt", "random", "global", "pivot"):
@@ -141,7 +138,7 @@ def test_matrix_shows_every_order_and_budget(study: Study) -> None:
             assert f"003e{mean / base:.3f}" in figures(app)[0], (order, budget)
 
 
-def test_fixed_patterns_have_no_shares() -> None:
+def test_fixed_patterns_have_no_shares():
     app = section(measured_study(sparsity="2:4"), "Your order")
     assert "lab_own_budget" not in [one.key for one in app.selectbox]
     app.text_area(key="lab_own_columns").set_value("1,0,2-63").run()
@@ -151,7 +148,7 @@ def test_fixed_patterns_have_no_shares() -> None:
     assert "so both budgets are one" in texts(app)
 
 
-def test_basis_changes_errors_and_not_the_model(study: Study) -> None:
+def test_basis_changes_errors_and_not_the_model(study):
     app = section(study, "Basis", lab_basis="Gathered")
     weight, statistics, held_out = (
         getter(COLUMNAR) for getter in (study.weight, study.statistics, study.held_out_statistics)

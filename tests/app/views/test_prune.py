@@ -4,7 +4,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -82,7 +81,7 @@ def copies_of(app: AppTest) -> pd.DataFrame:
     return next(table.value for table in app.table if "Copy" in table.value)
 
 
-def test_page_opens_on_the_example(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_opens_on_the_example(setup, monkeypatch):
     monkeypatch.setattr(shared, "prunings", dict)
     app = opened(setup)
     assert "Example: Pruned copies of smollm2-135m" in texts(app)
@@ -91,7 +90,7 @@ def test_page_opens_on_the_example(setup: Setup, monkeypatch: pytest.MonkeyPatch
     assert len(figures(view(app, "Layers"))) == 1
 
 
-def test_url_restores_a_run(setup: Setup) -> None:
+def test_url_restores_a_run(setup):
     query = {"prune_methods": "SparseGPT", "prune_layers": "*.0.self_attn.*", "prune_prompt": ""}
     app, run = pruned(opened(setup, **query, prune_bits="4 bits", prune_group="row"))
     again = opened_part(opened(setup, run=name_of(app)), "prune-take")
@@ -110,7 +109,7 @@ def test_url_restores_a_run(setup: Setup) -> None:
     assert label in opened(replace(setup, seed=1), run=name_of(app)).info[0].value
 
 
-def test_reload_shows_the_run_of_the_browser(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reload_shows_the_run_of_the_browser(setup, monkeypatch):
     monkeypatch.setattr(session, "viewer", lambda: "browser/session")
     app, run = pruned(opened(setup, **QUICK))
     again = opened(setup)  # a new session, as after a reload
@@ -118,7 +117,7 @@ def test_reload_shows_the_run_of_the_browser(setup: Setup, monkeypatch: pytest.M
     assert copies_of(again)["Copy"].tolist() == ["Dense", *(copy.name for copy in run.copies)]
 
 
-def test_run_shows_results_of_chosen_settings(setup: Setup, tmp_path: Path) -> None:
+def test_run_shows_results_of_chosen_settings(setup, tmp_path):
     app = opened(setup)
     assert "Three copies by SparseGPT, ROSE and ROSE ADMM, 21 layers each: about" in texts(app)
     app.multiselect(key="prune_methods").set_value(["sparsegpt", "rose"]).run()
@@ -135,7 +134,6 @@ def test_run_shows_results_of_chosen_settings(setup: Setup, tmp_path: Path) -> N
     shown = copies_of(app)
     names = ["SparseGPT at 0.5", "ROSE at 0.5", "SparseGPT at 2:4", "ROSE at 2:4"]
     assert list(shown["Copy"]) == ["Dense", *names]
-    assert run.dense is not None
     for row, model in zip(shown.to_dict("records")[1:], run.copies, strict=True):
         ratio = words.number(model.perplexity / run.dense.perplexity, 2)
         assert row["Perplexity here"] == f"{words.number(model.perplexity)}, × {ratio}"
@@ -156,7 +154,7 @@ def test_run_shows_results_of_chosen_settings(setup: Setup, tmp_path: Path) -> N
         assert rose.load_model(str(run.kept(model)))
 
 
-def test_shown_recipes_match_the_choices(setup: Setup) -> None:
+def test_shown_recipes_match_the_choices(setup):
     app = opened(setup, prune_sparsities="0.6", prune_layers="*.o_proj", prune_text="ptb", prune_windows="5")
     for place, method in enumerate(["sparsegpt", "rose", RECOMMENDED]):
         app.selectbox(key="prune-recipe-of").select_index(place).run()
@@ -175,7 +173,7 @@ def test_shown_recipes_match_the_choices(setup: Setup) -> None:
         assert asked.target_damping == (2.5 if asked.target == "dense" else None)
 
 
-def test_failed_run_shows_finished_copies(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_run_shows_finished_copies(setup, monkeypatch):
     prune_model = rose.prune_model
 
     def failing(*arguments: Any, **options: Any) -> rose.RunReport:
@@ -191,13 +189,10 @@ def test_failed_run_shows_finished_copies(setup: Setup, monkeypatch: pytest.Monk
     assert "One copy finished before that" in texts(app)
     assert list(copies_of(app)["Copy"]) == ["Dense", "SparseGPT at 0.7"]
     place = run.kept(run.copies[0])
-    assert place is not None
     assert place.exists()
 
 
-def test_run_ending_during_drawing_enables_buttons(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch, halt: Callable[[str], Events]
-) -> None:
+def test_run_ending_during_drawing_enables_buttons(setup, monkeypatch, halt):
     halted, go_on = halt("Loading the model")
     original, seen = session.sees_at_work, []
 
@@ -216,7 +211,7 @@ def test_run_ending_during_drawing_enables_buttons(
     assert not app.button(key="prune-start").disabled
 
 
-def test_other_viewers_cannot_stop_or_delete_a_run(setup: Setup, halt: Callable[[str], Events]) -> None:
+def test_other_viewers_cannot_stop_or_delete_a_run(setup, halt):
     query = QUICK | {"prune_methods": "Magnitude"}
     halted, go_on = halt("Perplexity of the dense model")
     app = opened(setup, **query, prune_task_folder="/elsewhere")
@@ -232,13 +227,12 @@ def test_other_viewers_cannot_stop_or_delete_a_run(setup: Setup, halt: Callable[
     ended(run)
     pruned(other.run())
     kept = run.kept(run.copies[0])
-    assert kept is not None
     assert kept.exists()
     pruned(app.run())
     assert not kept.exists()
 
 
-def test_second_run_waits_for_the_first(setup: Setup) -> None:
+def test_second_run_waits_for_the_first(setup):
     _, other = pruned(opened(setup, **QUICK))
     app, own = pruned(opened(setup, **QUICK))
     own.job.status = "running"
@@ -249,7 +243,7 @@ def test_second_run_waits_for_the_first(setup: Setup) -> None:
     own.job.status = "done"
 
 
-def test_pruned_copy_is_tuned(setup: Setup, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruned_copy_is_tuned(setup, text, monkeypatch):
     monkeypatch.setattr("rose.model.load.tokens.TUNING", TUNING._replace(samples=16))
     tune_one_epoch(monkeypatch, 1e-4)
     query = {"prune_methods": "SparseGPT", "prune_prompt": "", "prune_windows": "1", "tune_minutes": "0.5"}

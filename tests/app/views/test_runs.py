@@ -1,7 +1,6 @@
 """Compare runs: folders of the command line beside runs of the server, and what is drawn of them."""
 
 from collections import deque
-from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -42,7 +41,7 @@ def chosen(app: AppTest, *labels: str, view: str = "") -> AppTest:
     return app
 
 
-def test_page_opens_on_the_example(server: deque[rose.RunReport]) -> None:
+def test_page_opens_on_the_example(server):
     app = open_page(PAGE)
     assert not app.exception, app.exception
     assert "ROSE ADMM at 0.7 has the lowest perplexity" in texts(app)
@@ -54,7 +53,7 @@ def test_page_opens_on_the_example(server: deque[rose.RunReport]) -> None:
     assert "no report.json in /nowhere" in app.error[0].value
 
 
-def test_unreadable_folder_is_skipped_with_a_warning(server: deque[rose.RunReport], tmp_path: Path) -> None:
+def test_unreadable_folder_is_skipped_with_a_warning(server, tmp_path):
     server.append(made_report())
     saved(tmp_path / "whole", made_report("rose", 0.8, seed=1))
     (tmp_path / "broken").mkdir()
@@ -65,7 +64,7 @@ def test_unreadable_folder_is_skipped_with_a_warning(server: deque[rose.RunRepor
     assert not app.error
 
 
-def test_saved_run_is_compared_with_a_server_run(server: deque[rose.RunReport], tmp_path: Path) -> None:
+def test_saved_run_is_compared_with_a_server_run(server, tmp_path):
     server.append(made_report())
     app = open_page(PAGE, runs_path=str(saved(tmp_path / "by_hand", made_report("rose", 0.8, seed=1))))
     assert app.multiselect(key="runs").value == [BASE, OURS]
@@ -80,7 +79,7 @@ def test_saved_run_is_compared_with_a_server_run(server: deque[rose.RunReport], 
     assert not app.exception, app.exception
 
 
-def test_default_runs_are_comparable(server: deque[rose.RunReport]) -> None:
+def test_default_runs_are_comparable(server):
     """A run of fewer layers, of other shapes or at another sparsity would win by having pruned less."""
     others = [made_report("wanda", blocks=2), made_report("magnitude", sparsity="0.5"), made_report("dsnot", width=16)]
     server += [made_report("rose", 0.8), made_report(), *others]
@@ -89,7 +88,7 @@ def test_default_runs_are_comparable(server: deque[rose.RunReport]) -> None:
     assert app.multiselect(key="runs").value == [BASE, OURS]
 
 
-def test_link_to_missing_runs_shows_others(server: deque[rose.RunReport]) -> None:
+def test_link_to_missing_runs_shows_others(server):
     server += [made_report(), made_report("rose", 0.8)]
     app = open_page(PAGE, runs="gone · ROSE · 0.7 · six layers", runs_measure="nothing", runs_view="Maps")
     assert app.multiselect(key="runs").value == [BASE, OURS]
@@ -97,7 +96,7 @@ def test_link_to_missing_runs_shows_others(server: deque[rose.RunReport]) -> Non
     assert len(figures(app)) == 1
 
 
-def test_methods_of_a_study_are_listed_as_runs(placed: None, study, server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_of_a_study_are_listed_as_runs(placed, study, server, monkeypatch):
     monkeypatch.setattr(shared, "studies", lambda: {study.setup: study})
     app = open_page(PAGE, study)
     names = [f"tiny · {name} (study) · 0.7 · 21 layers" for name in ("SparseGPT", "ROSE", "ROSE global")]
@@ -108,7 +107,7 @@ def test_methods_of_a_study_are_listed_as_runs(placed: None, study, server, monk
     assert "ROSE global at 0.7 (study) has the lower held-out error in" in titles(app)[0]
 
 
-def test_choice_follows_its_run_after_renaming(server: deque[rose.RunReport]) -> None:
+def test_choice_follows_its_run_after_renaming(server):
     server += [made_report(perplexity_after=30.0), made_report(perplexity_after=40.0)]
     app = chosen(open_page(PAGE, runs_view="Numbers"), f"{BASE}, run 2", BASE)
     before = app.dataframe[0].value
@@ -118,7 +117,7 @@ def test_choice_follows_its_run_after_renaming(server: deque[rose.RunReport]) ->
     assert app.dataframe[0].value.to_numpy().tolist() == before.to_numpy().tolist()
 
 
-def test_file_of_seeds_is_drawn(server: deque[rose.RunReport], tmp_path: Path) -> None:
+def test_file_of_seeds_is_drawn(server, tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text(CSV)
     app = open_page(PAGE, runs_path=str(file), runs_view="Over seeds")
@@ -130,7 +129,7 @@ def test_file_of_seeds_is_drawn(server: deque[rose.RunReport], tmp_path: Path) -
     assert app.segmented_control(key="runs_view").value == "Map"
 
 
-def test_runs_of_different_environments_are_not_ranked(server: deque[rose.RunReport]) -> None:
+def test_runs_of_different_environments_are_not_ranked(server):
     server += [made_report(environment="AMD, 1 thread"), made_report("rose", 0.8, environment="ARM, 1 thread")]
     app = chosen(open_page(PAGE), BASE, OURS, view="Map")
     assert "so they are neither ranked nor subtracted" in texts(app)

@@ -1,7 +1,5 @@
 """Make it smaller: the table opens on the example, and a run fills it."""
 
-from pathlib import Path
-
 from app.runs.smaller import SmallerRun
 from app.study.setup import Setup
 from tests.app.tiny_study import ended, open_on, open_page, texts
@@ -9,7 +7,7 @@ from tests.app.tiny_study import ended, open_on, open_page, texts
 PAGE = "views/smaller.py"
 
 
-def test_page_opens_on_the_example() -> None:
+def test_page_opens_on_the_example():
     app = open_page(PAGE)
     table = app.table[0].value
     assert table["Way"].iloc[0] == "as it is"
@@ -18,7 +16,7 @@ def test_page_opens_on_the_example() -> None:
     assert "same quality" in texts(app).lower()
 
 
-def test_run_estimates_every_way_and_measures_what_fits(folder: Path) -> None:
+def test_run_estimates_every_way_and_measures_what_fits(folder):
     app = open_on(Setup(model=str(folder), samples=4, length=32, held_out=2), PAGE, smaller_minutes="0.05")
     app.button(key="smaller-start").click().run()
     run: SmallerRun = ended(app.session_state["smaller"])

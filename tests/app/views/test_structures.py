@@ -12,7 +12,7 @@ from app.runs import slimming
 from app.runs.slimming import Slimming, Speedup
 from app.study.setup import Setup
 from app.study.structures import Structures
-from app.study.study import LoadedModel, Study
+from app.study.study import LoadedModel
 from rose.recipe.parts import SlimSettings
 from rose.structured.parts import CHANNELS, HEADS
 from rose.structured.problem import set_cost
@@ -22,7 +22,7 @@ from tests.tiny import byte_tokenizer
 PAGE, COPY = "views/structures.py", "A smaller copy"
 
 
-def test_costs_match_the_engine(study: Study) -> None:
+def test_costs_match_the_engine(study):
     structures = Structures(study)
     part = structures.parts[HEADS, 1]
     problem = structures.problem(part)
@@ -38,7 +38,7 @@ def test_costs_match_the_engine(study: Study) -> None:
     assert channels["together"].iloc[19] == pytest.approx(set_cost(mlp, gone) / mlp.energy, rel=1e-2)
 
 
-def test_channel_order_is_read_once(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_channel_order_is_read_once(study, monkeypatch):
     """Once for each channel would take minutes where there are tens of thousands."""
     structures, reads = Structures(study), []
     priced = structures.priced(structures.parts[CHANNELS, 1])
@@ -57,7 +57,7 @@ def test_channel_order_is_read_once(study: Study, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("view", ["Heads", "Channels", COPY])
-def test_page_opens_on_the_example(view: str) -> None:
+def test_page_opens_on_the_example(view):
     app = open_page(PAGE, structures_view=view)
     assert not app.exception, app.exception
     assert "Example:" in texts(app)
@@ -69,7 +69,7 @@ def test_page_opens_on_the_example(view: str) -> None:
 
 @pytest.mark.usefixtures("placed", "patient")
 @pytest.mark.parametrize("view", ["Heads", "Channels"])
-def test_costs_are_computed_on_request(study: Study, view: str) -> None:
+def test_costs_are_computed_on_request(study, view):
     study = measured_study(samples=9 if view == "Heads" else 10)
     app = open_page(PAGE, study, structures_view=view)
     assert not figures(app)
@@ -79,7 +79,7 @@ def test_costs_are_computed_on_request(study: Study, view: str) -> None:
 
 
 @pytest.mark.usefixtures("placed")
-def test_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch, study: Study) -> None:
+def test_smaller_copy_is_compared_and_written(monkeypatch, study):
     model = tiny_model()
     before = [parameter.clone() for parameter in model.parameters()]
     tokens = (study.calibration.tokens, study.calibration.held_out)
@@ -105,7 +105,6 @@ def test_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch, s
     app.run()
     assert not app.exception, app.exception
     assert "It has taken another share than asked." in texts(app)
-    assert run.speedup is not None
     assert speed[1] / speed[0] == pytest.approx(run.speedup.ratio.value)  # the table says what the sentence does
     assert run.speedup.says() in texts(app)
     assert app.table[0].value["Model"].tolist() == [model.name for model in run.models]
@@ -121,5 +120,5 @@ def test_smaller_copy_is_compared_and_written(monkeypatch: pytest.MonkeyPatch, s
         ([0.09, 0.12, 0.08, 0.11, 0.09], "cannot be told"),  # the pairs disagree
     ],
 )
-def test_speedup_is_reported_only_if_clear_and_possible(slim: list[float], text: str) -> None:
+def test_speedup_is_reported_only_if_clear_and_possible(slim, text):
     assert text in Speedup.of([0.105, 0.095, 0.1, 0.104, 0.095], slim, bound=1.25).says()

@@ -45,7 +45,7 @@ def html(app: AppTest) -> str:
     return "\n".join(element.proto.body for element in app.get("html"))
 
 
-def test_page_opens_on_the_example(folder: Path) -> None:
+def test_page_opens_on_the_example(folder):
     app = opened(folder)
     assert not app.exception, app.exception
     assert "ROSE ADMM at 0.7 is more surprised than the dense model at" in texts(app)
@@ -57,7 +57,7 @@ def test_page_opens_on_the_example(folder: Path) -> None:
     assert "There is no model in /nowhere" in app.error[0].value
 
 
-def test_saved_model_reads_the_text(folder: Path, pruned_folder: Path) -> None:
+def test_saved_model_reads_the_text(folder, pruned_folder):
     app = opened(folder, text_path=str(pruned_folder), text_written=WRITTEN)
     run = read(app)
     name = "Magnitude at 0.5"
