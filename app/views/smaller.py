@@ -80,7 +80,8 @@ def _results(run: SmallerRun) -> None:
     if advice:
         st.markdown("\n".join(f"- {words.plain(answer.text)}" for answer in advice))
     components.table([_cells(row) for row in run.rows], "Every way, measured or estimated")
-    st.caption("≈ estimated by a rule, else measured. Speed: times the dense model's. Elsewhere: the second text.")
+    note = "≈ estimated by a rule, as are the file sizes in that row; the rest is measured. Speed: times the dense "
+    st.caption(note + "model's. Elsewhere: the second text.")
     components.cautions(run.left_out)
     with st.container(horizontal=True, vertical_alignment="center"):
         csv_button("Table, CSV", records_table(run.rows, Row), "smaller.csv", "smaller-csv")

@@ -34,6 +34,7 @@ PAGES = {
     "layer": {},
     "order_lab": {},
     "structures": {},
+    "smaller": {},
     "learn": {},
     "prune": {
         "prune_layers": "model.layers.[0-5].*",
@@ -43,7 +44,7 @@ PAGES = {
     "text": {},
     "diffusion": {"diffusion_sparsity": "0.7"},
 }
-WHOLE = ("start", "learn", "text")  # pages whose words belong to the picture
+WHOLE = ("start", "learn", "smaller", "text")  # pages whose words belong to the picture
 TALL = 1800  # pixels, in which every page shows its first figures
 ALL_LAYERS = 900_000  # milliseconds, for measuring or pruning them on a busy machine
 RESULTS = ROOT / "docs/results"
