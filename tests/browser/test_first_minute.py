@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from app.study.cache import EXAMPLE, read_example
 from app.study.setup import Setup
 from app.words import short_layer
-from tests.browser.conftest import COLUMNAR_LAYER, OpenPage, chosen_layer, expect_finding, section, settle
+from tests.browser.conftest import COLUMNAR_LAYER, OpenPage, choose, chosen_layer, expect_finding, settle
 
 PAGES = (
     *("Start", "Learn", "Layers", "Layer", "Order lab", "Prune", "Heads and channels", "Compare runs"),
@@ -55,7 +55,8 @@ def test_each_visit_is_undone_by_one_press_of_back(open_page: OpenPage, measured
     page.get_by_role("link", name="Layers", exact=True).click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("Layers: ")
     settle(page)
-    section(page, "Held-out error")
+    choose(page, "Map of", "Condition number of H")
+    expect_finding(page, "^Condition number of H is highest in ")
     settle(page)
     shown = page.url
     page.get_by_role("link", name="Layer", exact=True).click()
