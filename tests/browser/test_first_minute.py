@@ -79,6 +79,8 @@ def test_back_undoes_a_choice_of_layer(open_page: OpenPage, measured: str) -> No
     box.click()
     box.fill("0 · self_attn.q_proj")
     box.press("Enter")
+    expect(page).to_have_url(re.compile("layer=model.layers.0.self_attn.q_proj"))  # the box shows it before the server
+    settle(page)
     expect(chosen_layer(page)).to_have_value("0 · self_attn.q_proj")
     page.go_back()
     expect(chosen_layer(page)).to_have_value("18 · self_attn.o_proj")
