@@ -20,6 +20,7 @@ from tests.browser.conftest import (
     expect_finding,
     measure,
     metric,
+    rows,
     section,
     settle,
 )
@@ -55,6 +56,15 @@ def expected(packaged: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> Expec
 
 def background(page: Page) -> str:
     return page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
+
+
+def shown_range(page: Page, above: float) -> float:
+    """The relative range of the columnar layer, from the line that says what it is."""
+    line = page.get_by_text(
+        re.compile(rf"^18 · self_attn\.o_proj, 576 × 576 weights in .*: columnar, relative range 0\.\d+ > {above:g}\. ")
+    )
+    expect(line).to_be_visible()
+    return float(re.findall(r"relative range (0\.\d+)", line.inner_text())[0])
 
 
 def test_from_the_start_to_one_layer(open_page: OpenPage, expected: Expected) -> None:
@@ -112,37 +122,36 @@ def test_from_the_start_to_one_layer(open_page: OpenPage, expected: Expected) ->
 def test_sections_of_a_layer(open_page: OpenPage, measured: str, expected: Expected) -> None:
     page = open_page("layer", f"{measured}&layer={COLUMNAR_LAYER}", "dark")
     assert background(page) == "rgb(20, 18, 26)"
-    assert float(metric(page, "Relative range").inner_text()) == pytest.approx(expected.relative_range, abs=2e-3)
+    assert shown_range(page, above=0.5) == pytest.approx(expected.relative_range, abs=2e-3)
     expect_finding(
         page, "^Columnar because block 4 .head 8. loses .* % of what block 0 loses per column: its inputs are weak$"
     )
-    section(page, "Weights")
-    expect_finding(page, "^The strongest input channel is ")
+    section(page, "Hessian diagonal")
+    expect_finding(page, "times as active as the mean|of the input's energy")
     section(page, "Losses")
-    expect_finding(page, f"^Columnar: relative range {expected.relative_range:.3f}, above 0.5$")
-    expect_finding(page, f"^Column {expected.costliest} in block ", at=1)
+    expect_finding(page, f"^Column {expected.costliest} in block ")
+    section(page, "Order and prices")
+    expect_finding(page, "^Two-level: pruning starts in block ")
+    expect_finding(page, "^Every order has the same mean log price, ", at=1)
+    section(page, "Error")
+    expect_finding(page, " less error than SparseGPT$")
 
     # A click on a bar marks its block everywhere and shows its exact values.
-    click_mark(page, page.get_by_test_id("stPlotlyChart").first.locator(".barlayer .point").nth(1))
-    expect(page.get_by_text(re.compile("Block 1: columns 128 to 255, block loss"))).to_be_visible()
+    page.get_by_text("More: weights, spectrum, blocks, other layers, checks").click()
+    settle(page)
+    errors = re.fullmatch(r"SparseGPT (0\.\d+), ROSE (0\.\d+)", rows(page)[0][1])
+    assert errors is not None
+    assert [float(error) for error in errors.groups()] == pytest.approx([expected.sparsegpt, expected.rose], rel=0.02)
+    section(page, "Blocks")
+    expect_finding(page, f"^Columnar: relative range {expected.relative_range:.3f}, above 0.5$", at=1)
+    click_mark(page, page.get_by_test_id("stPlotlyChart").nth(1).locator(".barlayer .point").nth(1))
     settle(page)
     expect(page).to_have_url(re.compile(r"block=Block\+1"))
-    section(page, "Order")
-    expect_finding(page, "^Two-level: pruning starts in block ")
-    expect(page.get_by_text(re.compile("Block 1: columns 128 to 255"))).to_be_visible()
-    section(page, "Inputs")
-    expect_finding(page, "times as active as the mean")
-    expect(page.get_by_text(re.compile(r"No dead columns of 576"))).to_be_visible()
-    section(page, "Error")
-    section(page, "Calibration tokens")
-    saved = 1 - expected.rose / expected.sparsegpt
-    assert saved > 0
-    caption = page.get_by_text(re.compile(r"Error, lowest first: .*SparseGPT"))
-    shown = dict(re.findall(r"(SparseGPT|ROSE) ([\d.]+\d)", caption.inner_text()))
-    assert float(shown["SparseGPT"]) == pytest.approx(expected.sparsegpt, rel=0.02)
-    assert float(shown["ROSE"]) == pytest.approx(expected.rose, rel=0.02)
+    expect(page.get_by_role("combobox", name="Block")).to_have_value("Block 1")
+    section(page, "Weights")
+    expect_finding(page, "^The strongest input channel is ", at=1)
     section(page, "Compare layers")
-    expect_finding(page, "^18 · self_attn.o_proj has the highest relative range, ")
+    expect_finding(page, "^18 · self_attn.o_proj has the highest relative range, ", at=1)
 
 
 def test_a_link_restores_the_view(open_page: OpenPage, measured: str) -> None:
