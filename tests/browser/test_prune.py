@@ -120,7 +120,7 @@ def test_cancel_after_leaving_and_reloading_the_page(open_page: OpenPage, measur
     # The run goes on while other pages are looked at, and says so there.
     page.get_by_role("link", name="Start").click()
     expect(page.get_by_text("% done")).to_be_visible()
-    page.get_by_role("link", name="Prune").click()
+    page.get_by_role("link", name="Prune", exact=True).click()
     expect(cancel).to_be_visible()
     page.reload()
     expect(cancel).to_be_visible()
