@@ -102,6 +102,7 @@ def choose_threshold() -> None:
         on_change=lambda: st.session_state.update(chosen_threshold=st.session_state.threshold_widget),
         help="A relative range. ROSE reorders only columnar layers; all pages share this threshold.",
     )
+    session.publish()  # the slider redraws only this part of the page, and the end of a whole redraw publishes
 
 
 def experts(study: Study) -> str | None:

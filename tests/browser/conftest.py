@@ -225,11 +225,6 @@ def tiny_setup(folder: Path) -> dict[str, str]:
     return {"model": str(save_tiny_llama(folder / "tiny"))} | sizes
 
 
-def metric(page: Page, label: str) -> Locator:
-    """The value of a key figure."""
-    return page.get_by_test_id("stMetric").filter(has_text=label).get_by_test_id("stMetricValue")
-
-
 def expect_finding(page: Page, says: str, at: int = 0) -> None:
     """Waits until the title above a figure, first figure first, matches, and the figure is drawn."""
     expect(page.locator(".figure-title b").nth(at)).to_have_text(re.compile(says))
