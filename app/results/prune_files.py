@@ -15,7 +15,8 @@ from rose import RunReport
 
 def draw(model: RunReport, run: PruningRun) -> None:
     """For a copy whose checkpoint is there."""
-    with st.expander("As a smaller file: packed, or GGUF for llama.cpp", icon=":material/folder_zip:"):
+    title, icon = "As a smaller file: packed, or GGUF for llama.cpp", ":material/folder_zip:"
+    with st.expander(title, icon=icon, key="prune-ship", on_change="rerun"):  # kept open when a run beside it ends
         labels = forms(model.bits)
         left, right = st.columns([2, 1], vertical_alignment="bottom")
         with left:
