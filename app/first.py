@@ -1,4 +1,4 @@
-"""The first pictures of a server that has just started: those of the example, which ship with the app.
+"""The first pictures of a server that has just started. They are the example's and ship with the app.
 
 Torch, transformers and the model take seconds to read. Until then the pages about layers show what they will show of
 the example, from a file that `python -m app.first` makes. Nothing here imports torch before it makes that file.
@@ -50,7 +50,7 @@ def draw(page: str, query: dict[str, str]) -> None:
 
 
 def of_layer(page: str, layer: str, theme: str) -> None:
-    """The picture of one of the example's layers, while its inputs are read."""
+    """The picture of an example layer, while its inputs are read."""
     for drawing in pictures().get(theme, {}).get(f"{page} {layer}", []):
         show(drawing)
 

@@ -115,7 +115,7 @@ if (!window.pageKeys) {
 }
 </script>"""
 
-# The page's font is not there when Plotly (7.1) draws a picture to save: one of the system takes its place, in which
+# The page's font is missing when Plotly (7.1) draws a picture to save: a font of the system takes its place, in which
 # labels are wider than the margins that were measured. The picture is laid out in that font, and as much wider.
 SAVED = """<script>
 if (!window.pageSaved) {

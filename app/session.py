@@ -1,4 +1,4 @@
-"""What a browser session has chosen: set-up, layer, threshold, and the work that it has started.
+"""The choices of a browser session: set-up, layer, threshold, and the work that it has started.
 
 Choices live in `st.session_state`, are mirrored into the URL by `publish`, and are read from it once, when a
 session starts. Widgets of single pages may use `bind="query-params"` for choices that only they have.
@@ -157,7 +157,7 @@ def publish() -> None:
 
 
 def edits() -> dict[str, str]:
-    """Where the draft differs from the set-up; nothing if it cannot run, as no link should lead to it."""
+    """The draft's differences from the set-up; empty if the draft cannot run, as no link should lead to it."""
     try:
         draft().check()
     except rose.RoseError:
@@ -195,7 +195,7 @@ def use_draft() -> None:
 
 
 def choose_draft(edited: Setup) -> None:
-    """Keeps an edited set-up. Where nothing has been measured yet, all pages use it."""
+    """Keeps an edited set-up. All pages use it until a study is measured."""
     st.session_state.draft = edited
     if study() is None:
         try:

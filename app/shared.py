@@ -1,4 +1,4 @@
-"""What all browser sessions share: models, calibrations and studies. The only place with `st.cache_*`."""
+"""Models, calibrations and studies, shared by all browser sessions. The only place with `st.cache_*`."""
 
 import gc
 import math
@@ -196,7 +196,7 @@ def start(chosen: Setup, viewer: str, *, go_on: bool = False) -> None:
 def _forget(studies: dict[Setup, Study]) -> None:
     """Drops the studies that were started longest ago: each holds a model and the statistics of all its layers.
 
-    What is dropped is on the disk, from where it comes back when somebody looks at it again.
+    A dropped study is on the disk and is read again when a page needs it.
     """
     newest: list[Study] = []
     for study in reversed(list(studies.values())):
@@ -298,7 +298,7 @@ def start_check(request: CheckRequest, viewer: str) -> CheckpointRun:
 
 @st.cache_resource(show_spinner=False)
 def reports() -> deque[rose.RunReport]:
-    """Of the copies pruned on this server, the latest last."""
+    """Copies pruned on this server, the latest last."""
     return deque(maxlen=KEPT_REPORTS)
 
 

@@ -1,5 +1,4 @@
-"""Drift of pruned models along their decoder blocks, how far, where it arises, and how much of it is repaired; and what
-pruning does to a diffusion model's pictures: side by side, drift by step, and what step weights lead to.
+"""Drift of pruned models along their decoder blocks, and pictures of a pruned diffusion model.
 
 Along decoder blocks all numbers are on held-out tokens, relative to the dense model's hidden states; see
 `storage.BlockDrift`.
@@ -103,7 +102,7 @@ def _cancelled_finding(means: pd.Series, shares: list[str]) -> str:
     if means.empty:
         return "No decoder block has received drift that it could cancel"
     if not means.max() > 0:
-        do = "neither cancel what they receive nor add to it" if means.max() == 0 else "add to what they receive"
+        do = "leave incoming drift as it is" if means.max() == 0 else "add to incoming drift"
         return f"No run cancels drift: on average, pruned layers {do}"
     best = int(means.argmax())
     most, end = (" the most", "; chance is not ruled out") if len(means) > 1 else ("", "")

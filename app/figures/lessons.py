@@ -46,12 +46,12 @@ def removal(
     overlaps: Sequence[float], weights: Mapping[str, Sequence[float]], costs: Mapping[str, float], column: int,
     *, theme: Theme,
 ) -> Drawing:  # fmt: skip
-    """Three inputs as circles that overlap, the weights before and after one is removed, and what that costs.
+    """Three inputs as circles that overlap, the weights before and after a removal, and its cost.
 
     Args:
         overlaps: H₁₂ and H₂₃.
         weights: "before" and "after", (3,) each.
-        costs: of the removal, by what the other weights do.
+        costs: of the removal, by the way the other weights move.
         column: the removed one.
     """
     specs = [[{"colspan": 2}, None], [{}, {}]]
@@ -126,7 +126,7 @@ def number_matrix(
 
     Args:
         values: (out, in), in the order in which columns stand; so are all others.
-        removed: True for what is grey and struck.
+        removed: True for grey, struck cells.
         columns: numbers of the columns, as headings; from left to right if not given.
         below: a number a column, or a block; each row by its name.
         marked: the block with a thick edge, by position.
@@ -198,12 +198,12 @@ def _print(chart: Chart, x: float, y: float, text: str, colour: str) -> None:
 def early_late(
     results: Mapping[str, LayerResult], energy: float, block: int, *, answered: bool, theme: Theme
 ) -> Drawing:
-    """What every block would cost if nobody helped, and what stays: one block goes first, or it goes last.
+    """The cost of every block without compensation, and the error that remains, if a block goes first or last.
 
     Args:
-        results: traced sweeps, by what is said of the block.
-        energy: what errors are relative to.
-        block: the one that moves.
+        results: traced sweeps, by the block's label.
+        energy: the denominator of errors.
+        block: the block that moves.
         answered: whether the error that stays is shown.
     """
     chart = Chart(
@@ -263,7 +263,7 @@ def price_lines(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], *, t
 
 
 def error_strip(random: Sequence[float], marked: Mapping[str, float], *, theme: Theme) -> Drawing:
-    """Errors of random orders as a cloud of points on one axis, and those of named orders as labelled marks."""
+    """Errors of random orders as a cloud of points on one axis, and errors of named orders as labelled marks."""
     chart = Chart(x="error of the layer", height=300, theme=theme)
     heights = np.random.default_rng(0).uniform(0.04, 0.3, len(random))
     cloud = Style(chart.ink.muted, "random")
@@ -295,7 +295,7 @@ BUDGETS = {
 
 
 def budget_bars(table: pd.DataFrame, finding: str, *, theme: Theme) -> Drawing:
-    """Error of orders under both budgets, over that of natural order with equal shares: order, budget, ratio."""
+    """Error of orders under both budgets, as a ratio to natural order with equal shares: order, budget, ratio."""
     chart = Chart(y="error, natural order with equal shares = 1", height=HEIGHT, legend=True, theme=theme)
     for budget, look in BUDGETS.items():
         rows = table[table["budget"] == budget]

@@ -1,4 +1,4 @@
-"""What pre-pruning says of one layer: losses of columns and of blocks, and where an order takes them."""
+"""Losses of one layer before pruning, by column and by block, and the order made from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.words import number, percent, sentence
 from rose import Order, OrderPlan, make_order
 from rose.layer.order import block_of, visited_blocks
 
-PICTURE_LINES = 640  # columns that the picture draws one by one
+PICTURE_LINES = 640  # columns with a line each
 
 
 def column_loss_map(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
@@ -89,7 +89,7 @@ def block_loss_bars(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
 def order_picture(
     plan: OrderPlan, order: Order | str, *, marked_column: int | None = None, **shared: Unpack[Marked]
 ) -> Drawing:
-    """Where every column goes: natural order above, pruning order below, a line for each column.
+    """A line for each column from natural order above to pruning order below.
 
     Lines have the colour of their block's loss. A layer wider than 640 columns shows a ribbon per block where blocks
     stay whole, else every k-th column. One column may be followed.
@@ -176,6 +176,6 @@ def _draw_block_rows(chart: Chart, plan: OrderPlan, visited: Order) -> None:
             boxes.append(rect | high | {"x0": end - width - 0.5, "x1": end - 0.5})
             text = "·" if name is None else str(name)
             labels.append(label | outside | {"x": end - width / 2 - 0.5, "text": text})
-    # All at once: adding shapes one by one takes seconds for the 86 blocks of a wide layer.
+    # In one call: adding each of a wide layer's 86 shapes in its own call takes seconds.
     every = -(-len(plan.block_width) // 40)  # so that the numbers do not touch
     chart.figure.update_layout(shapes=boxes, annotations=labels[::every])

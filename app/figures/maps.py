@@ -18,14 +18,14 @@ from app.words import count, expert_of, listing, number, out_of, percent, place_
 from rose import RoseError, verdicts
 from rose.layer.defaults import THRESHOLD
 
-LISTED_BLOCKS = 6  # decoder blocks that a sentence names one by one
+LISTED_BLOCKS = 6  # decoder blocks that a sentence lists
 ROW = 34  # pixels a projection takes in maps of two runs
 BULK = 98.0  # percentile at which a scale of shares ends where a few layers would make all others pale
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a number per layer is named, coloured, printed and explained."""
+    """Name, colours, format and explanation of a number per layer."""
 
     label: str
     unit: str
@@ -107,14 +107,14 @@ def model_map(
 ) -> Drawing:  # fmt: skip
     """Any number per layer as a map of decoder block × projection; layers without a number yet stay blank.
 
-    Experts share one row for each of their projections, with the value that is largest; `experts`, one of
+    Experts share one row for each of their projections, with the value that is largest. `experts`, from
     `expert_kinds`, shows one such row in full, decoder block × expert.
 
     Args:
         table: may hold the layers done so far only.
         layers: names of all layers to come, so that the map keeps its size while results arrive.
-        left_out: those of them that stay dense, or could not be measured.
-        block: what a block of the model is called.
+        left_out: layers that stay dense or could not be measured.
+        block: the word for a block of the model.
     """
     measure, kind = metric(name), "expert" if experts else "projection"
     if experts is not None:
@@ -163,7 +163,7 @@ def map_row(projection: str, experts: str | None = None) -> str:
 
 
 def folded(rows: pd.DataFrame) -> pd.DataFrame:
-    """Layers with a `value` each in its row of the map, in which experts share a cell: that of the largest value."""
+    """Layers with a `value` each in its row of the map; experts share a cell, which shows their largest value."""
     return _largest(rows.assign(projection=rows["projection"].map(map_row)))
 
 
@@ -173,7 +173,7 @@ def every_layer(rows: pd.DataFrame, cells: pd.DataFrame) -> str:
 
 
 def _largest(placed: pd.DataFrame) -> pd.DataFrame:
-    """Of the layers in each cell of the map that with the largest value."""
+    """The layer with the largest value in each cell of the map."""
     # Of a change the largest either way: a mean would hide both.
     order = placed["value"].abs().fillna(-1).sort_values(ascending=False, kind="stable").index
     return placed.loc[order].drop_duplicates(["block_index", "projection"]).sort_index().reset_index(drop=True)
@@ -282,7 +282,7 @@ def gain_scatter(
     table: pd.DataFrame, x: str = "relative_range", *, threshold: float = THRESHOLD, marked_layer: str | None = None,
     theme: Theme = "light",
 ) -> Drawing:  # fmt: skip
-    """What is known of every layer before a sweep, one of `FORETELL`, against what an order saves there.
+    """A measure of each layer before a sweep, from `FORETELL`, against the error that an order saves there.
 
     Held-out where that was measured; of ROSE global where its forecast is drawn, else of two-level order. All experts
     look alike: hundreds of colours would tell nothing.
@@ -398,10 +398,7 @@ def maps_apart(
     which = every_layer(pd.concat(rows), pd.concat(maps))
     subtitle = f"{sentence(measure)} of {which} of two {'runs' if why else 'models'}, on one scale from 0 to {top}"
     means = [f"{number(part['value'].mean())} over {count(len(part), 'layer')}" for part in rows]
-    why = why or (
-        "Two models, so no layer of one corresponds to one of the other: compare where in each model the "
-        f"{measure} is high, and how high."
-    )
+    why = why or (f"The two models share no layers: compare where in each model the {measure} is high, and how high.")
     caption = f"{why} Mean: {names[0]} {means[0]}; {names[1]} {means[1]}."
     alt = f"Two maps of {measure} by decoder block and projection, one above the other"
     table = pd.concat([part.assign(run=name) for part, name in zip(rows, names, strict=True)], ignore_index=True)

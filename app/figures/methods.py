@@ -229,7 +229,7 @@ def tuning_curve(curve: pd.DataFrame, steps: int, *, dense: float | None, theme:
     Args:
         curve: step, seconds, held_out (loss of next tokens, nats a token); see `rose.TuneReport`.
         steps: how many there will be; 0 if unknown.
-        dense: that loss of the dense model, once it is known.
+        dense: the dense model's loss, once measured.
     """
     rows = curve.dropna(subset=["held_out"])
     if rows.empty:

@@ -42,11 +42,11 @@ def error_curve(
 
     Args:
         curves: relative errors, (blocks + 1,), by order name, or "NAME + layer" for the layer budget.
-        tokens: what the errors are on.
-        names: of sweeps that are called otherwise than by order and budget.
+        tokens: on which tokens.
+        names: labels of sweeps, where they are not order and budget.
     """
     if not curves:
-        raise RoseError("There is no sweep to show; choose at least one order.")
+        raise RoseError("No order is chosen; choose at least one.")
     chart, ends, final = Chart(x="pruned blocks", y=ERROR, height=420, **shared), [], {}
     for name, curve in curves.items():
         look = run_style(name)
@@ -68,7 +68,7 @@ def error_curve(
 
 
 def _curve_finding(final: Mapping[str, float]) -> str:
-    """Who ends lowest; of one's own sweep, how it compares with SparseGPT."""
+    """The order that ends lowest; for the user's own order, its change against SparseGPT."""
     best = min(final, key=final.__getitem__)
     if "custom" in final and "natural" in final and len(final) > 1:
         leads = " and leads" if best == "custom" and not verdicts.is_same(*sorted(final.values())[:2]) else ""
@@ -127,7 +127,7 @@ def run_style(name: str) -> Style:
 
 
 def damage_split(result: LayerResult, inside: Any, *, step: int | None = None, **shared: Unpack[Look]) -> Drawing:
-    """What each block's pruning would have cost, split into what remained and what other columns absorbed, and where.
+    """The cost of each block's pruning, split into the error that remained and the parts that other columns absorbed.
 
     Args:
         result: traced.
@@ -168,7 +168,7 @@ def damage_split(result: LayerResult, inside: Any, *, step: int | None = None, *
     return chart.done(finding, subtitle, caption, "Stacked bars of the error by pruned block", pd.DataFrame(numbers))
 
 
-# What position, sparsity and budget do
+# Effect of position, sparsity and budget
 
 
 def position_curve(table: pd.DataFrame, *, block: int, base: str, place: int, **shared: Unpack[Look]) -> Drawing:
@@ -288,7 +288,7 @@ def basis_errors(
     """Held-out error of each method in each basis as bars, calibration error as a line in each; the chosen is outlined.
 
     Without held-out errors bars are of calibration. `labels`: by basis, "given" among them, in the order of the groups.
-    The table has a row per basis and method: basis, method, relative_error, held_out_error (NaN where there is none).
+    The table has a row per basis and method: basis, method, relative_error, held_out_error (NaN if not measured).
     """
     column, tokens = judged(table)
     wide, fitted = (
@@ -313,7 +313,7 @@ def basis_errors(
     chart.x(tickvals=groups, ticktext=names, showgrid=False)
     finding, caption = _basis_words(wide, methods, chosen, tokens)
     alt = f"Grouped bars of {tokens} error by basis and method"
-    return chart.done(finding, f"{subtitle}; the chosen one is outlined", caption, alt, table)
+    return chart.done(finding, f"{subtitle}; the chosen basis is outlined", caption, alt, table)
 
 
 def _basis_words(wide: pd.DataFrame, methods: Mapping[str, Style], chosen: str, tokens: str) -> tuple[str, str]:
@@ -334,7 +334,7 @@ def _basis_words(wide: pd.DataFrame, methods: Mapping[str, Style], chosen: str, 
 
 
 def sentence_of_bases(table: pd.DataFrame) -> str:
-    """What the bases do to SparseGPT's error, in numbers; table as of `basis_errors`."""
+    """SparseGPT's error in each basis as a sentence; the table of `basis_errors`."""
     rows = table[table["method"] == "sparsegpt"].set_index("basis")
     column, tokens = judged(rows)
     reference = float(rows.loc[GIVEN, column])

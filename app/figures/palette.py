@@ -1,7 +1,7 @@
 """Colours, dashes and symbols: one for each order, method and projection, everywhere, in light and dark.
 
-Colours were chosen for a contrast of at least 3:1 on white and on the dark page, and a distance of at least 15
-(CIE76) between any two, to normal eyes and under simulated protanopia and deuteranopia (Machado et al. 2009).
+Each colour has a contrast of at least 3:1 on white and on the dark page. Any two are at least 15 (CIE76) apart,
+also under simulated protanopia and deuteranopia (Machado et al. 2009).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DIVERGING: dict[Theme, list[list[Any]]] = {
     "light": [[0.0, "#542788"], [0.25, "#998ec3"], [0.5, "#e4e4e8"], [0.75, "#f1a340"], [1.0, "#a3480a"]],
     "dark": [[0.0, "#c3b8f0"], [0.25, "#7a6bb5"], [0.5, "#3d3b48"], [0.75, "#c26a12"], [1.0, "#ffc471"]],
 }
-MARK = "#f0338a"  # the chosen block or layer; on neither end of the scales above
+MARK = "#f0338a"  # the chosen block or layer; a colour that the scales above do not have
 
 PALETTE = BLUE, ORANGE, GREEN, TAN, BROWN, INDIGO, SLATE, AZURE, TEAL, PURPLE, VIOLET, RUST = (
     *("#0973b2", "#d9580b", "#089975", "#b28e50", "#8c523f", "#4040ff"),
@@ -73,7 +73,7 @@ ORDER_LABELS = {  # where the label is not the name
     "pivot_weighted": "Weighted pivot",
     "custom": "Your own",
 }
-# Shape says the same as colour, for those who cannot tell colours and for print.
+# Shape repeats colour, for print and for readers who cannot tell colours.
 _SYMBOLS = (
     *("circle", "square", "diamond", "triangle-up", "triangle-down"),
     *("cross", "x", "star", "hexagon", "pentagon", "hourglass"),
@@ -112,7 +112,7 @@ class Style(NamedTuple):
     pattern: str = ""
 
     def opened(self) -> Style:
-        """With open marks, as a plugin's are already."""
+        """Open marks, as for a plugin."""
         return self._replace(symbol=self.symbol.removesuffix("-open") + "-open")
 
 

@@ -1,4 +1,4 @@
-"""What an order can do: the price of every column over the sweep, and what a forecast says of orders and budgets."""
+"""The price of every column over a sweep, and forecasts for orders and budgets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.figures.shrinking import to_numpy
 from app.figures.style import Drawing
 from rose import Prices, RoseError, verdicts
 
-SMOOTHED = 14  # lines are running means over so many parts of the columns
+SMOOTHED = 14  # parts of the columns whose mean a line shows
 HELPLESS = "nobody helps"
 
 
@@ -29,10 +29,10 @@ def price_lines(
     Args:
         prices: by order, all of one layer.
         widths: of the layer's blocks in natural order; the columns of a marked one are dots on each line.
-        labels: names of orders that are not their own.
+        labels: for orders shown under another name.
     """
     if not prices:
-        raise RoseError("There is no order to show; choose at least one.")
+        raise RoseError("No order is chosen; choose at least one.")
     first = next(iter(prices.values()))
     columns, level, alone = len(first.price), first.level, float(first.alone.log().mean())
     chart = Chart(x="step of the sweep", y="log price  ln d", height=460, **shared)
@@ -97,7 +97,7 @@ def forecast_scatter(table: pd.DataFrame, *, tokens: str = "held-out", **shared:
     )
     hit = "as measured" if predicted == name else f"measured best {name}"
     ranked = verdicts.rank_correlation(table["forecast"], table["measured"])
-    caption = "From one factorization an order and 64 rows of W, before any sweep; open marks: one threshold."
+    caption = "A forecast takes one factorization an order and 64 rows of W; open marks: one threshold."
     if ranked is not None:
         caption += f" Rank correlation {ranked}."
     subtitle = f"Error{chart.of} by order and budget: forecast, and measured on {tokens} tokens"

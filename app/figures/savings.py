@@ -1,4 +1,4 @@
-"""What a smaller layer or model loses: fewer bits, zeros, fewer heads and channels, and where a cut falls."""
+"""Losses of a smaller layer or model: fewer bits, zeros, fewer heads and channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model loses by each layer or decoder block alone, beside the error that was made there.
+"""The model's loss from each layer or decoder block alone, beside the error made there.
 
 Tables come from `rose.model.measure.damage`: one row per unit.
 """
@@ -21,7 +21,7 @@ from rose import RoseError, verdicts
 from rose.model.measure.damage import outliers, rank_correlation
 
 BLOCK = "decoder block"  # in place of a projection, where the unit is one
-# What could tell damage in advance: column -> in words, and its axis.
+# Predictors of damage: column -> words, and axis.
 PREDICTORS = {
     "held_out_error": ("held-out error", "held-out relative error"),
     "relative_error": ("calibration error", "relative error on calibration tokens"),
@@ -104,12 +104,12 @@ def damage_scatter(
     _draw_units(chart, shown, predictor, palette.projection_styles(list(dict.fromkeys(kinds))))
     odd = outliers(rows, predictor, NAMED) if rows[predictor].nunique() > 1 else rows.head(0)
     placed = odd[(odd["damage"] > 0) & (odd[predictor] > 0)].fillna({"standard_error": 0.0})
-    named: list[tuple[float, float]] = []
+    labelled: list[tuple[float, float]] = []
     for row in placed.to_dict("records"):  # named above its mark, clear of the error bar's end where there is room
         x, y = math.log10(row[predictor]), math.log10(row["damage"] + max(0.0, row["standard_error"]))  # by exponent
-        if any(abs(x - left) < APART[0] and abs(y - up) < APART[1] for left, up in named):
+        if any(abs(x - left) < APART[0] and abs(y - up) < APART[1] for left, up in labelled):
             continue  # two names would cover each other
-        named.append((x, y))
+        labelled.append((x, y))
         chart.figure.add_annotation(x=x, y=y, text=short_layer(row["unit"]), showarrow=False, yshift=14)
     chosen = shown[shown["unit"] == marked]
     if len(chosen):
@@ -120,7 +120,7 @@ def damage_scatter(
     finding = verdicts.says_correlation(sentence(name), f"which {unit} the loss depends on", rho)
     note = f"{sentence(name)} against sensitivity, a mark a {unit.removesuffix('s')}"
     note += ", restored alone" if restore else ""
-    note += "; named: small error, high sensitivity" if named else ""
+    note += "; named: small error, high sensitivity" if labelled else ""
     chart.x(**_log_axis(shown[predictor]))
     chart.y(**_log_axis(shown["damage"]))
     caption = _caption(rows, shown, restore)

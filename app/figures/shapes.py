@@ -41,7 +41,7 @@ class Marked(Look, total=False):
 class Chart:
     """A figure under way: shapes and axes are added to it, and `done` puts the words around it.
 
-    In all shapes `hover` is plotly's template, nothing is shown where it is empty; `more` goes to plotly's trace.
+    `hover` is plotly's template; an empty one shows nothing; `more` goes to plotly's trace.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Chart:
         self.figure = make_subplots(**subplots) if subplots else go.Figure()
         self.frame: dict[str, Any] = {"x": x, "y": y, "height": height, "legend": legend, "headroom": headroom}
         self.theme, self.ink, self.layer, self.of = theme, INKS[theme], layer, words.of(layer)
-        self.margins: dict[str, int] = {}  # in pixels, where they are not those of `style.base`
+        self.margins: dict[str, int] = {}  # in pixels, where they differ from `style.base`
         self.marked_block = marked_block
         self.marked_words = "" if marked_block is None else f" Block {marked_block} is outlined."
 
@@ -66,11 +66,11 @@ class Chart:
         return Drawing(self.figure, caption, f"{alt}. {finding}.", data)
 
     def x(self, *, count: Any = 0, **axis: Any) -> None:
-        """Settings of the x axis; one that counts up to `count` has whole steps."""
+        """Settings of the x axis; with `count` its steps are whole numbers."""
         self.figure.update_xaxes(**(({"dtick": whole_step(count)} if count else {}) | axis))
 
     def y(self, *, count: Any = 0, top: Any = None, **axis: Any) -> None:
-        """The same of the y axis, which ends at `top` where that is given and positive."""
+        """The same for the y axis, which ends at a positive `top`."""
         span = {} if top is None else {"range": [0, top or 1]}
         self.figure.update_yaxes(**(({"dtick": whole_step(count)} if count else {}) | span | axis))
 
@@ -102,7 +102,7 @@ class Chart:
         self.line(list(span), [y, y], Style(self.ink.text, name, dash), "", width=1.5, mode="lines")
 
     def points(self, x: Any, y: Any, look: Style, hover: str, *, size: Any = 9, **properties: Any) -> None:
-        """Marks in their colour and symbol; very many are drawn by WebGL, as a page of so many SVG elements crawls.
+        """Marks in their colour and symbol; WebGL draws more than `SVG_MARKS`, as SVG would be slow.
 
         So is what comes after them, which would else lie below.
         """
@@ -196,7 +196,7 @@ def colourbar(title: str, **properties: Any) -> dict[str, Any]:
 
 
 def layer_grid(rows: pd.DataFrame, projections: Sequence[str] = (), blocks: Sequence[int] = ()) -> pd.DataFrame:
-    """Values of layers as projection × decoder block, without a gap between blocks; those of no layer are NaN.
+    """Values of layers as projection × decoder block, without a gap between blocks; NaN where no layer is.
 
     `projections` and `blocks` have a place too, whether or not there is a row yet.
     """

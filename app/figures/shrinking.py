@@ -28,7 +28,7 @@ def to_numpy(values: Any) -> np.ndarray:
 
 
 def ceiling(shown: np.ndarray) -> tuple[float, str]:
-    """Where the colours of a magnitude end, and a note where that is below the largest value shown.
+    """The end of a magnitude's colour scale, and a note if larger values are shown.
 
     A few outliers would otherwise leave all other cells in one dark colour.
     """

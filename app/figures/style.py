@@ -1,4 +1,4 @@
-"""What all figures share: light and dark look, a title that states the finding, and the words around the figure."""
+"""The look of all figures, light and dark; a title that states the finding; the words around the figure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BASELINE = "sparsegpt"  # the method that titles compare others with
 ERROR = "relative error (of output energy)"  # ‖ΔW Xᵀ‖² / ‖W Xᵀ‖²
 # Plotly reads some HTML in every text, links included. These are the tags that figures use; no name brings others.
 FOREIGN = re.compile(r'<(?!/?(?:b|br|extra|i|s|sub|sup)>|/span>|span style="[\w #%(),.:;-]*">)')
-# Of an axis or a colour bar in per cent: plotly's own format has no space before the sign.
+# For axes and colour bars in per cent: plotly's format has no space before the sign.
 PERCENT = {"ticksuffix": "\u2009%"}
 LOG = {"type": "log", "exponentformat": "power", "dtick": 1}  # an axis with a tick at every power of ten
 
@@ -37,7 +37,7 @@ class Drawing:
 
     figure: go.Figure  # its JSON stays below 2 MB
     caption: str  # what the picture cannot say: how it was measured, or why; may be empty
-    alt: str  # kind and finding, for those who cannot see the figure
+    alt: str  # kind and finding, for readers who cannot see the figure
     data: pd.DataFrame  # behind the figure, for download; where it is shrunk, the first heading says so
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class Drawing:
 
 
 def _without_foreign_tags(value: Any) -> Any:
-    """A part of a figure with tags that figures do not use as text; the part itself where there are none."""
+    """A part of a figure, with tags that figures do not use shown as text."""
     if isinstance(value, str):
         return FOREIGN.sub("&lt;", value) if "<" in value else value
     if isinstance(value, dict):
@@ -95,8 +95,8 @@ def base(
     """Gives a figure its theme, a title that states the finding, and axis titles. A y axis starts at 0 by default.
 
     Args:
-        subtitle: the line below the title: what is drawn, of what, in which units.
-        height: pixels; `headroom` of them lie between title and plot, for what stands above the plot.
+        subtitle: the line below the title: the quantity, its object and its units.
+        height: pixels; `headroom` of them lie between title and plot, for marks above the plot.
         legend: whether to show one, below the plot.
     """
     muted = INKS[theme].muted

@@ -1,5 +1,6 @@
-"""Sweeps as they go, one alone or two of one layer side by side: the weights as they stand, the error as it grows; and
-solvers of one layer's problem in a race: error against work done, and what became of the mask on the way."""
+"""One sweep or two side by side, block by block: weights and error. Solvers of one layer in a race: error against
+work, and changes of the mask.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +26,9 @@ Show = Literal["weights", "change"]
 
 FILM_CELLS = 1_100_000  # of all frames of a film together: 8 bits each, 4/3 of that as base64
 MAX_FRAMES = 33
-BELOW = 150  # pixels below a film, for what starts and steers it
+BELOW = 150  # pixels below a film, for its buttons and slider
 TALL = 660  # pixels, of a film
-REMOVED = {"light": "#ffffff", "dark": "#000000"}  # at neither end of the sequential scale
+REMOVED = {"light": "#ffffff", "dark": "#000000"}  # not a colour of the sequential scale
 DIMMED, TINTED = 0.6, 0.4  # opacity over what is pruned, and over what was just pruned
 LOOKS = {"sweep": "sparsegpt", "refit": "rose_dealt", "stages": "rose_global", "admm": "rose_admm"}  # of solvers
 
@@ -35,7 +36,7 @@ LOOKS = {"sweep": "sparsegpt", "refit": "rose_dealt", "stages": "rose_global", "
 
 
 class _View(NamedTuple):
-    """How a matrix is drawn: |W| or its change, in so many cells a side."""
+    """How a matrix is drawn: |W| or its change, and the number of cells a side."""
 
     show: Show
     cells: int
@@ -127,7 +128,7 @@ def _matrix(chart: Chart, column: int, result: LayerResult, step: int, view: _Vi
         done[place[end - order.widths[step - 1] : end]] = 2
     values, done = values[:, place], done[place]
     shrunk = shrink(values, view.cells)
-    # From the dense weights for both, so that a change is seen at the scale of what it changes.
+    # From the dense weights for both, so that a change has the scale of the weights.
     top = ceiling(shrink(np.abs(first), view.cells).array)[0] * (1.0 if view.show == "weights" else 0.5)
     levels = np.ceil(np.clip(shrunk.array / top, 0, 1) * 255).astype(np.uint8)
     shrunk, least = shrunk._replace(array=levels), 0.5 / 255
@@ -159,7 +160,7 @@ def _with_removed(least: float, theme: Theme) -> list[list[Any]]:
 
 
 def _line(chart: Chart, curve: np.ndarray, step: int, look: Style) -> None:
-    """What has arisen so far; the curve to come is not shown, so nobody can tell how it will end."""
+    """The error so far; the rest of the curve is not shown."""
     hover = f"{look.label}<br>%{{x}} blocks pruned<br>error so far %{{y:.4g}}"
     chart.line(np.arange(step + 1), curve[: step + 1], look, hover, width=3, size=9, row=2, col=1)
 
@@ -176,7 +177,7 @@ def _finding(looks: list[Style], now: list[float], final: list[float], step: int
 
 
 def _player(steps: Sequence[int], theme: Theme) -> dict[str, Any]:
-    """Layout of an animation whose frames are named by step: play at three speeds, pause, and a slider over steps."""
+    """Layout of an animation with a frame per step: play at three speeds, pause, and a slider over steps."""
     ink = palette.INKS[theme]
     font, at_once = {"size": FONT_SIZE, "color": ink.text}, {"mode": "immediate", "transition": {"duration": 0}}
     to_step = at_once | {"frame": {"duration": 0, "redraw": True}}

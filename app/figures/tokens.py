@@ -14,7 +14,7 @@ from plotly.colors import hex_to_rgb
 from app import words
 from app.figures.palette import INKS, Theme
 
-# From the page towards these: less surprised, more surprised, and the magnitude of surprise.
+# Colours of less surprise, more surprise, and the magnitude of surprise; the page's colour is 0.
 ENDS: dict[Theme, dict[str, str]] = {
     "light": {"less": "#b3a9dc", "more": "#f3a64d", "magnitude": "#62bfa9"},
     "dark": {"less": "#51438f", "more": "#85480a", "magnitude": "#17685a"},
@@ -24,7 +24,7 @@ BULK = 98.0  # percentile at which it ends, so that one token does not make all 
 
 
 def scale_end(*values: np.ndarray) -> float:
-    """Where the scale of these values ends, in nats; values beyond have the colour of the end."""
+    """The end of the colour scale, in nats; larger values have its colour."""
     sizes = np.concatenate([np.abs(part[np.isfinite(part)]) for part in values]) if values else np.zeros(0)
     return max(LEAST, float(np.percentile(sizes, BULK))) if len(sizes) else LEAST
 

@@ -1,5 +1,4 @@
-"""Can the numbers be trusted: one error measured three times, over-fitting; and a checkpoint beside its dense model:
-the verdict on every layer, a broken pattern, the effect of compensation."""
+"""Whether the numbers can be trusted: one error measured three times, over-fitting, a checkpoint beside its model."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ MEASURES = {
     "direct": Style(palette.INDIGO, "‖(W − Ŵ)Xᵀ‖², on the tokens", pattern="."),
 }
 STATUSES = {"fail": "fails", "look": "needs review", "pass": "passes"}  # of a check of our own layers -> verdict
-# Of a checkpoint's layers, then of our own; in each the worst first.
+# First a checkpoint's layers, then our own; the worst layers lead.
 LOOKS = {
     look.label: look
     for look in (
@@ -219,7 +218,7 @@ def compensation_bars(row: pd.Series, **shared: Unpack[Look]) -> Drawing:
     elif recovered > 1:
         finding = "Compensation recovered all that a refit of this mask would"
     else:
-        finding = f"Compensation recovered {percent(recovered, 0)} of what a refit would"
+        finding = f"Compensation recovered {percent(recovered, 0)} of a refit's gain"
     note = f"Error against the dense model's output{chart.of}; right: methods at the same sparsity"
     caption = f"On calibration tokens. The refit of the kept weights takes {REFIT_STEPS} steps of conjugate gradients."
     data = pd.DataFrame({"what": labels, "relative_error": values})

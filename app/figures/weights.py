@@ -176,7 +176,7 @@ def layer_strips(
         weight: W, (out, in).
         input_norm: root mean square of each input over calibration tokens, (in,).
         heads: attention heads whose outputs lie side by side in the columns, 0 where the inputs are no heads' outputs.
-        massive_errors: the layer's error, and that without massive activations.
+        massive_errors: the layer's error with and without massive activations.
     """
     table, widths = _strips(weight, plan, input_norm), plan.block_width
     heads = heads if heads and len(table) % heads == 0 else 0
@@ -231,7 +231,7 @@ def _stack(chart: Chart, columns: int) -> None:
 
 
 def _edges(chart: Chart, widths: Sequence[int], heads: int, columns: int) -> None:
-    """Vertical lines through all strips, at once: one by one they take seconds on a wide layer."""
+    """Vertical lines through all strips in one call: a call for each takes seconds on a wide layer."""
     ink, edge = chart.ink, {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "layer": "above"}
     block = edge | {"line": {"color": ink.text, "width": 1}}
     edges = [block | {"x0": x - 0.5, "x1": x - 0.5} for x in np.cumsum(widths)[:-1].tolist()]
@@ -251,8 +251,8 @@ def _in_numbers(table: pd.DataFrame, block: Outlier | None) -> str:
     """Caption: the deciding block against the others, and why loss dips at spikes."""
     text = ""
     if block is not None:
-        text = f"The mean weight norm of block {block.block} is {number(block.weight_norm, 2)} times that of the other "
-        text += f"blocks (median), its mean input norm {number(block.input_norm, 2)} times."
+        text = f"The mean weight norm of block {block.block} is {number(block.weight_norm, 2)} times the other "
+        text += f"blocks' median, its mean input norm {number(block.input_norm, 2)} times."
     spikes = table["input norm"] > 2 * table["input norm"].median()
     if table["column loss"][spikes].mean() < table["column loss"][~spikes].mean():
         text += " Where inputs spike, the loss dips: it counts the weights that would go, and these columns keep "

@@ -188,5 +188,5 @@ def _tasks() -> dict[str, Any]:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """What is separated by spaces or commas, each once."""
+    """The words between spaces or commas, each once."""
     return tuple(dict.fromkeys(text.replace(",", " ").split()))

@@ -46,7 +46,7 @@ PHRASES = {
 
 
 def choose(draft: Setup) -> dict[str, Any]:
-    """What most people change, in a row: model, sparsity and layers."""
+    """The choices that most people change, in a row: model, sparsity and layers."""
     _seed(draft)
     left, middle, right = st.columns([3, 2, 3])
     with left:
@@ -77,8 +77,8 @@ def choose_more(model: str) -> dict[str, Any]:
     dtype = right.selectbox("Number format of weights", list(DTYPES), **_key("dtype"))
     stream = model not in PACKAGED and st.toggle(
         "Leave the weights on disk",
-        help="For models larger than memory, in safetensors files: one decoder block at a time is read. The "
-        "numbers are the same. Pages that run the whole model do not work with it.",
+        help="Reads one decoder block at a time, for safetensors files larger than memory. The numbers "
+        "are the same. Pages that run the whole model do not work with it.",
         **_key("stream"),
     )
     calibration = {"text": text, "samples": samples, "length": length, "seed": seed_number, "held_out": held_out}
@@ -184,7 +184,7 @@ def structure(model: str) -> nn.Module | None:
 
 
 def say_hub(*setups: Setup) -> None:
-    """What runs of these ask the Hub for, beside the button that starts one; nothing where they ask for nothing."""
+    """A line beside the start button: the names that these runs ask the Hub for, if any."""
     if names := list(dict.fromkeys(name for setup in setups for name in preflight.asked_of_hub(setup))):
         notice = f"This asks {HUB} for {words.listing(names)}; what is not here yet is downloaded."
         st.caption(words.plain(notice))
@@ -195,7 +195,7 @@ def problems() -> dict[str, str]:
 
 
 def offer_to_find(model: str) -> None:
-    """What to do about a model that `structure` does not find: ask the Hub, or look again."""
+    """Buttons for a model that `structure` does not find: ask the Hub, or look again."""
     if is_hub_id(model):
         st.caption(f"Asking sends this name to {HUB}, which sends the model's configuration.")
         st.button("Ask the Hub", icon=":material/cloud_download:", on_click=_ask_hub, args=(model,))

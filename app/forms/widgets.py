@@ -35,7 +35,7 @@ def method_choice(place: DeltaGenerator, usual: str, key: str) -> str:
 
 
 def priced(setup: Setup, request: DamageRequest | PruneRequest) -> tuple[Cost | None, str]:
-    """What a run would take, or a sentence that says why it cannot be."""
+    """The cost of a run, or a sentence that says why it is impossible."""
     try:
         skeleton = shared.skeleton(setup.model)
         request.check(setup, skeleton)

@@ -1,6 +1,6 @@
 """One output projection in several bases, and what pruning it costs in each: measured once, kept with the study.
 
-No Streamlit here. What a basis is, and how it is found, says `rose.layer.basis`.
+No Streamlit here. `rose.layer.basis` explains the bases.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HEADS = ("heads that can be rotated",)  # as the study remembers them
 
 @dataclass(frozen=True)
 class Rotatable:
-    """Output projections whose heads can be rotated, with their heads; where there is none, why."""
+    """Output projections whose heads can be rotated, with their heads; or the reason that none can."""
 
     layouts: dict[str, HeadLayout]
     why_none: str = ""
@@ -100,8 +100,10 @@ def picture(study: Study, layer: str, basis: str, threshold: float = THRESHOLD) 
 
 
 def measure(study: Study, layer: str, basis: str, method: str, threshold: float = THRESHOLD) -> tuple[float, float]:
-    """Relative errors of a method in this basis on calibration and held-out inputs, NaN where there are none; measured
-    unless it has been before. Only ROSE looks at the threshold."""
+    """Relative errors of a method in this basis on calibration and held-out inputs, NaN if not measured.
+
+    Measured once and then remembered. Only ROSE looks at the threshold.
+    """
     shelf, key = _shelf(study, layer), _key(basis, method, threshold)
     if key not in shelf:
         turned = in_basis(study, layer, basis)

@@ -87,7 +87,7 @@ def draw(study: Study, layer: str) -> None:
 
 
 def _knows_heads(study: Study) -> bool:
-    """Whether it is known which heads can be rotated; looks for them where not, once the model is free."""
+    """Whether the heads that can be rotated are listed; if not, looks for them once the model is free."""
     if knows_heads(study):
         return True
     if study.job.status == "running":
@@ -106,7 +106,7 @@ def _offer_nearest(study: Study, layer: str) -> None:
     other = rotatable_layers.nearest(study, layer)
     components.info(
         f"The heads of {words.short_layer(layer)} cannot be rotated: it is not a suitable output projection."
-        + ("" if other else " No suitable one has been measured; measure one on the start page.")
+        + ("" if other else " No suitable layer has been measured; measure one on the start page.")
     )
     if other:
         st.button(

@@ -1,4 +1,4 @@
-"""What several sections of the order lab share: choosing orders, and making their sweeps."""
+"""Parts shared by sections of the order lab: choosing orders and making their sweeps."""
 
 from __future__ import annotations
 

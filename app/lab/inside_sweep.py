@@ -41,7 +41,7 @@ def draw(study: Study, layer: str) -> None:
 
 
 def _choose_sweeps() -> list[tuple[str, str]]:
-    """Order and budget of the sweep, and of another beside it where one is chosen."""
+    """Order and budget of the sweep, and of the sweep chosen to compare."""
     orders = [name for name in order_names() if name != "random"]
     order = st.selectbox(
         "Order", orders, index=orders.index("two_level"), format_func=label, key="lab_sweep_order", bind=URL, width=180

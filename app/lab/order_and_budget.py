@@ -1,4 +1,4 @@
-"""The order lab's section that tells the effect of the order from that of the budget."""
+"""The order lab's section that separates the effects of order and budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def draw(study: Study, layer: str) -> None:
     orders = choose_orders("lab_matrix_orders", ["natural", *SHOWN])
     grouped = study.plan(layer).pattern.is_grouped
     if grouped:
-        st.caption(f"Under {study.plan(layer).pattern} every group gives up as many weights, so both budgets are one.")
+        st.caption(
+            f"Under {study.plan(layer).pattern} every group gives up the same number of weights, so both budgets agree."
+        )
     names = ["natural", *(order for order in orders if order != "natural")]
     results = outcomes(
         study, layer, [PlannedSweep(order, budget) for order in names for budget in BUDGETS], "lab-budget"

@@ -24,7 +24,7 @@ class OwnOrder:
     past: tuple[OwnOrder, ...] = ()
 
     def to(self, **changes: object) -> OwnOrder:
-        """Another state, from which `undone` leads back to this one."""
+        """A changed state; its `undone` leads back here."""
         other = replace(self, **changes)  # type: ignore[arg-type]
         if (other.columns, other.budget) == (self.columns, self.budget):
             return self
@@ -49,7 +49,7 @@ def read_columns(text: str, columns: int) -> tuple[int, ...]:
     """Column numbers, or ranges such as 128-255, separated by spaces or commas.
 
     Raises:
-        RoseError: no number, a number that is no column, one that is there twice, or columns that are missing.
+        RoseError: a word that is no number, a number that is no column, a repeated or a missing column.
     """
     order: list[int] = []
     for part in filter(None, NUMBERS.split(text)):

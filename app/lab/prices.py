@@ -56,7 +56,7 @@ def draw(study: Study, layer: str) -> None:
 
 
 def forecast(study: Study, layer: str) -> None:
-    """What was foretold of six orders under both budgets, against their sweeps."""
+    """Forecasts of six orders under both budgets, against their sweeps."""
     pairs = FORESEEN[::2] if study.plan(layer).pattern.is_grouped else FORESEEN
     compute = partial(foretold, study, layer, pairs)
     signature = (study.created, layer, "forecast")

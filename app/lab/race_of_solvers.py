@@ -65,18 +65,18 @@ def draw(run: PruningRun | None) -> None:
 
 
 def labels(order: str) -> dict[str, str]:
-    """What the solvers are called: those that sweep by their order, as it decides their error."""
+    """Labels of the solvers; solvers that sweep have their order in the label, as it decides their error."""
     return {name: text if name == "admm" else f"{text}, {label(order).lower()} order" for name, text in LABELS.items()}
 
 
 def description(layer: str, solvers: Sequence[str], run: PruningRun | None) -> str:
-    """What the solvers do, for which methods, and whether the layer is one of those that the run has pruned."""
+    """The solvers' steps, the methods that use them, and whether the run has pruned the layer."""
     is_other = run is not None and not any((copy.layers["layer"] == layer).any() for copy in run.copies)
     return (
         f"{words.sentence(words.count(len(solvers), 'solver'))} remove the same number of weights from "
         f"**{words.short_layer(layer)}**{', a layer of your study that this run did not prune' if is_other else ''}. "
-        "SparseGPT makes one sweep in natural order, ROSE one in two-level order where a layer is columnar, ROSE dealt "
-        "one in dealt order and a refit; ROSE ADMM uses ADMM."
+        "SparseGPT sweeps once in natural order, ROSE once in two-level order where a layer is columnar. ROSE dealt "
+        "sweeps once in dealt order, then refits; ROSE ADMM uses ADMM."
         + (" No method prunes in five stages; they are here to compare." if "stages" in solvers else "")
     )
 

@@ -47,9 +47,9 @@ class SweepResult:
     Attributes:
         result: without weight and mask; its trace holds the errors alone.
         held_out_error: relative; NaN where the study has no held-out inputs.
-        curve: relative error before the sweep and after each block, (blocks + 1,): on held-out inputs, where the
-            study has any and the weights of every stage fit into memory, else on calibration inputs.
-        is_held_out: what the curve is on.
+        curve: relative error before the sweep and after each block, (blocks + 1,).
+        is_held_out: whether the curve is on held-out inputs. It is on calibration inputs if the study has no held-out
+            inputs or the weights of all stages do not fit into memory.
         shares: the part of the layer's weights that each visited block gave up, (blocks,).
     """
 
@@ -130,7 +130,7 @@ def frame(outcomes: Sequence[SweepResult]) -> pd.DataFrame:
 
 
 def times(error: float, base: float) -> float:
-    """How many times the error of the base: 1 where both are 0, as neither is better."""
+    """Error as a multiple of the base's: 1 where both are 0."""
     if base > 0 or isnan(base):
         return error / base
     return 1.0 if error <= 0 else float("inf")

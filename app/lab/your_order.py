@@ -1,4 +1,4 @@
-"""The order lab's first section: blocks, columns and shares in one's own hands, against those that are known."""
+"""The order lab's first section: the user moves blocks, columns and shares; known orders stand beside."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ STRIP = st.components.v2.component(
 )
 KEY = "lab-own-strip"
 OWN, BEST = "own", "best"
-CANDIDATES = (("pivot", "layer"), ("pivot_weighted", "layer"), ("global", "layer"))  # for the best that is known
+CANDIDATES = (("pivot", "layer"), ("pivot_weighted", "layer"), ("global", "layer"))  # candidates for "Best known"
 
 
 def own_state(study: Study, layer: str, plan: rose.OrderPlan) -> OwnOrder:
-    """The current order and budget; a fresh one for every layer, at first that of the link."""
+    """The current order and budget: the link's at first, a fresh one for every other layer."""
     place, state = (study.created, layer), st.session_state
     if state.get("lab_own_place") != place:
         draft = OwnOrder(tuple(range(len(plan.column_loss))))
@@ -240,7 +240,7 @@ def _sorted(plan: rose.OrderPlan) -> tuple[int, ...]:
 
 
 def _budget(study: Study, layer: str, draft: OwnOrder, mine: SweepResult) -> Any:
-    """What was chosen: a budget, or shares as they are now, or those that the forecast finds best."""
+    """The choice: a budget, the present shares, or the best shares of the forecast."""
     chosen = st.session_state.lab_own_budget
     if chosen == BEST:
         options = study.layer_options() | {"order": draft.order(study.plan(layer))}

@@ -40,7 +40,7 @@ def difference(study: Study, table: pd.DataFrame, copy: RunReport) -> str:
 
 
 def reasons(study: Study, copy: RunReport) -> list[str]:
-    """What was done otherwise in the copy, most important first."""
+    """Differences of the copy's run from the study, most important first."""
     summary, setup = copy.summary, study.setup
     texts = ["each layer reads inputs that are pruned already"]
     if copy.target == "dense":

@@ -5,13 +5,13 @@ has a folder for each calibration, named by a digest of all that its statistics 
 there is ever removed)
 
     block-00007.safetensors      statistics of one decoder block's layers
-    study-DIGEST.safetensors     what was measured with them
+    study-DIGEST.safetensors     the results measured with them
 
-Files hold digests of themselves: a damaged one is treated as missing, and its content is computed again.
+Files hold digests of themselves: a damaged file counts as missing, and its content is computed again.
 
-One finished study comes with the app, `example.safetensors` beside this file: what was measured of all layers of the
-packaged model on the start page's own settings, statistics of its most columnar layers, and which heads can
-be rotated; see `app.study.example`.
+One finished study comes with the app, `example.safetensors` beside this file: records of all layers of the
+packaged model on the start page's settings, statistics of its most columnar layers, and the heads that can be rotated.
+See `app.study.example`.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ _FILE = re.compile(rf"(block-\d{{5,}}|study-[0-9a-f]{{{DIGITS}}})\.safetensors({
 
 @dataclass(frozen=True)
 class Files:
-    """Identities of a model's and a text's files at one moment; None for what was not on this machine.
+    """Identities of a model's and a text's files at one moment; None for a file that is not on this machine.
 
     Results belong to files, not to names, under which a file may be replaced.
     """
@@ -113,7 +113,7 @@ def folder_of(setup: Setup, files: Files) -> Path | None:
 
 
 def recall(setup: Setup, files: Files) -> Kept | None:
-    """What is on disk for this set-up and these files: the user's own results, else the packaged example."""
+    """The results on disk for this set-up and these files: the user's own, else the packaged example."""
     folder = folder_of(setup, files)
     return (read_study(folder, setup) if folder else None) or read_example(setup)
 

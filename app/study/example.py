@@ -1,8 +1,8 @@
 """Makes the finished study that comes with the app: python -m app.study.example. Takes a minute or two.
 
-It measures all layers of the packaged model on the start page's own settings, as the app would, and keeps every
-number, the statistics of the most columnar layers, and which heads can be rotated, about 6 MB in all. Run it again
-whenever what a study measures has changed; `tests/app/study/test_example.py` compares it with a fresh measurement.
+It measures all layers of the packaged model on the start page's settings, as the app would. It keeps
+every number, the statistics of the most columnar layers, and the heads that can be rotated: about 6 MB. Run it again
+whenever a study's measurements have changed; `tests/app/study/test_example.py` compares it with a fresh measurement.
 """
 
 import platform

@@ -19,8 +19,9 @@ COLUMNS = ("layer", "value")
 
 
 def read_numbers(source: str | bytes, layers: Collection[str]) -> tuple[pd.Series, list[str]]:
-    """Reads a CSV file with the columns layer and value, or the report.json of a tuned model, whose numbers are the
-    change of each layer, ‖ΔW‖/‖W‖; from its path or its content.
+    """Reads a CSV file with the columns layer and value, or a tuned model's report.json; `source` is a path or content.
+
+    The numbers of a tuned model are the change of each layer, ‖ΔW‖/‖W‖.
 
     Returns:
         The numbers by layer, of those among `layers`; and the names that are not among them.

@@ -46,7 +46,7 @@ class Preflight:
 
 
 def preflight(setup: Setup, skeleton: nn.Module, *, has_inputs: bool = False) -> Preflight:
-    """Checks a set-up against a model's structure and estimates its cost; RoseError for what no run could do.
+    """Checks a set-up against a model's structure and estimates its cost; RoseError if no run is possible.
 
     `has_inputs`: the statistics of all layers are in memory already, with the model; only sweeps are still to be done.
     """
@@ -78,7 +78,7 @@ def preflight(setup: Setup, skeleton: nn.Module, *, has_inputs: bool = False) ->
 
 
 def can_stream(model: str) -> bool:
-    """Whether a model may be in safetensors files: those of a Hub id are not known yet."""
+    """Whether a model may be in safetensors files; a Hub id's files are not listed yet."""
     path = reachable(model)
     return model not in PACKAGED and (
         any(path.glob("*.safetensors")) if path.is_dir() else path.suffix.lower() != ".gguf"
@@ -86,7 +86,7 @@ def can_stream(model: str) -> bool:
 
 
 def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:
-    """What makes the results of a run of little use, a sentence each; `widths`: columns of each layer."""
+    """Reasons that the results of a run are of little use, a sentence each; `widths`: columns of each layer."""
     texts = []
     share = parse_sparsity(setup.sparsity).ratio
     if share in (0, 1):
@@ -116,7 +116,7 @@ def warnings(setup: Setup, widths: Sequence[int]) -> list[str]:
 
 
 def asked_of_hub(setup: Setup) -> list[str]:
-    """What a run asks the Hub for, at least whether it is still the latest."""
+    """Names that a run asks the Hub for, at least for their latest version."""
     names = [setup.model] if is_hub_id(setup.model) else []
     return [] if constants.is_offline_mode() else names + ([setup.text] if setup.text in DATASETS else [])
 
@@ -132,7 +132,7 @@ def layer_choice(patterns: str) -> tuple[LayerChoice, int]:
 
 
 def attention_outputs(skeleton: nn.Module | None) -> str:
-    """Patterns for the attention output projections of this model; all known names where it has none of them."""
+    """Patterns for the attention output projections of this model; all patterns if none fits."""
     if skeleton is None:  # a model that could not be found
         return ATTENTION[0]
     names = [layer.name for layer in rose.prunable_layers(skeleton)]

@@ -1,4 +1,4 @@
-"""What a study measures, and with what: the choices of the start page."""
+"""The choices of the start page: the model, its layers, and how a study measures them."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ FORETOLD = {"sparsegpt": ("natural", "block"), "two_level": ("two_level", "block
 
 # Fields of a set-up that have another name in recipes.
 RECIPE_NAMES = {"text": "calibration"}
-NUMBERS = ("samples", "length", "seed", "held_out", "block_size", "damping")  # their limits are those of recipes
+NUMBERS = ("samples", "length", "seed", "held_out", "block_size", "damping")  # with the limits of recipes
 FIELDS = Analyze.fields()
 LARGEST = 2**53 - 1  # that a browser takes for a whole number
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a user chooses on the start page, as for `load_model`, `load_tokens` and `prune_layer` of rose."""
+    """A user's choices on the start page, as for `load_model`, `load_tokens` and `prune_layer` of rose."""
 
     model: str = OFFLINE
     dtype: str = "float32"
@@ -87,13 +87,13 @@ class Setup:
         return self.changes(Setup())
 
     def changes(self, other: Setup) -> dict[str, str]:
-        """What differs from another set-up, as texts for a URL."""
+        """The differences from another set-up, as texts for a URL."""
         former = asdict(other)
         return {name: str(value) for name, value in asdict(self).items() if value != former[name]}
 
     @property
     def drawn(self) -> dict[str, Any]:
-        """What calibrates, as reports have it."""
+        """The calibration text, as reports name it."""
         return {
             "calibration": self.text,
             "samples": self.samples,
@@ -104,7 +104,7 @@ class Setup:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What a report says of where it comes from: model, text, and with which programs."""
+        """The origin of a report: model, text, and versions of programs."""
         facts = {"model": self.model, "dtype": self.dtype, "calibration": self.text, "seed": self.seed}
         return facts | {"made_with": versions()}
 
@@ -120,7 +120,7 @@ class Setup:
         )
 
     def recipe(self, methods: Sequence[str] = ("sparsegpt", "rose"), threshold: float = THRESHOLD) -> Analyze:
-        """What the command line is asked for the same numbers; raises RoseError for values that no run could use."""
+        """The recipe for the same numbers on the command line; raises RoseError for values that no run can use."""
         parse_dtype(self.dtype)
         options = {RECIPE_NAMES.get(name, name): value for name, value in asdict(self).items()}
         options["layers"] = self.layer_patterns
@@ -156,7 +156,7 @@ def patterns_of(layers: str) -> list[str] | None:
 def _read(name: str, text: str, kind: type) -> Any:
     if kind is bool:
         if text not in ("True", "False"):
-            raise rose.RoseError(f"The link has {name}={text!r}, which is neither True nor False.")
+            raise rose.RoseError(f"The link has {name}={text!r}; it must be True or False.")
         return text == "True"
     try:
         return kind(text)

@@ -1,4 +1,4 @@
-"""What heads and channels cost, on the statistics of a study. No Streamlit here."""
+"""The cost of heads and channels, on the statistics of a study. No Streamlit here."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ class Structures:
         self.study, model = study, study.loaded.model
         self.kinds = study.remember("structures that can go", lambda: kinds_of(model))
         if not self.kinds:
-            raise rose.RoseError("Neither heads nor channels of this model can be removed; choose another model.")
+            raise rose.RoseError("This model has no heads or channels that can be removed; choose another model.")
         parts = find_parts(model, self.kinds)
         every = [part for of_block in parts for part in of_block]
         self.missing = [part.output.name for part in every if not study.has(part.output.name)]

@@ -259,7 +259,7 @@ class Study:
                     self.failed[layer.name] = str(problem)
                     continue
                 with self._lock:
-                    if layer.name in self._records:  # those of an example on a slightly different text
+                    if layer.name in self._records:  # the statistics of an example on a slightly different text
                         self._live_ranges.pop(layer.name, None)
                         self._memory = OrderedDict((k, v) for k, v in self._memory.items() if layer.name not in k)
                     self._records[layer.name] = records
@@ -275,7 +275,7 @@ class Study:
         options = self.layer_options() | {"known": Known(layer.weight)}
         records = []
         for name, how in MEASURED.items():
-            self.job.check()  # one of them may take seconds
+            self.job.check()  # each may take seconds
             records.append(replace(measure_layer(layer, statistics, held_out, **options, **how), method=name))
         return records
 
@@ -284,7 +284,7 @@ class Study:
         return {name: float(f"{forecast.error:.6g}") for name, forecast in zip(FORETOLD, forecasts, strict=True)}
 
     def layer_options(self, sparsity: str | None = None) -> dict[str, Any]:
-        """Keyword arguments for `rose.prune_layer` that this set-up implies; another sparsity where one is given."""
+        """Keyword arguments for `rose.prune_layer` that this set-up implies; `sparsity` replaces the set-up's."""
         setup = self.setup
         return {"sparsity": sparsity or setup.sparsity, "block_size": setup.block_size, "damping": setup.damping}
 
@@ -299,7 +299,7 @@ class Study:
             return [record for records in self._records.values() for record in records]
 
     def _latest(self, kind: str, key: Any, compute: Callable[[], T]) -> T:
-        """As `remember`, for what pages ask for whenever they are drawn; made anew after each measurement.
+        """As `remember`, for tables that every page draws; computed anew after each measurement.
 
         With thousands of experts each takes a second. Only the last is kept: all would fill the memory.
         """
@@ -317,12 +317,13 @@ class Study:
         """One row per layer so far: relative range, columnar or not under this threshold, variation of column losses,
         condition, errors, gain.
 
-        `error_NAME` is the relative error on calibration inputs, `held_out_NAME` that on held-out ones, of SparseGPT,
-        two-level order whether columnar or not, ROSE (two-level where columnar under this threshold), and ROSE global.
+        `error_NAME` is the relative error on calibration inputs, `held_out_NAME` on held-out inputs. NAME stands
+        for SparseGPT, two-level order on all layers, ROSE (two-level on layers columnar under this threshold), and ROSE
+        global.
         `gain` and `global_gain` are the shares of SparseGPT's error that two-level order and ROSE global save (above 0:
         better), `held_out_gain` and `held_out_global_gain` the same on held-out inputs. `live_range` is the relative
-        range without dead columns, NaN where a layer has none. `cautions` are those of `rose.verdicts`. Do not change
-        the table, which others see too.
+        range without dead columns, NaN where a layer has none. `cautions` come from `rose.verdicts`. Do not change
+        the table: pages share it.
         """
         return self._latest("overview", threshold, lambda: self._overview(threshold))
 
@@ -359,7 +360,7 @@ class Study:
     def cautions(self, layer: str | None = None) -> list[str]:
         """How far the numbers of the layers so far, or of one, can be trusted; see `rose.verdicts.cautions`.
 
-        First of all what is to be said of the calibration text.
+        Cautions about the calibration text come first.
         """
 
         def compute() -> list[str]:
@@ -429,7 +430,7 @@ class Study:
         """Attention heads whose outputs are this layer's inputs, side by side; 0 where it is no output projection."""
         if self.loaded is None or not layer.endswith(ATTENTION_OUTPUTS):
             return 0
-        # By their width: a model made smaller has fewer heads in some decoder blocks, all as wide as before.
+        # Counted by their width: a smaller model has fewer heads in some decoder blocks, all as wide as before.
         width, columns = head_width(text_config(self.loaded.model)), self.statistics(layer).columns
         return columns // width if width and columns % width == 0 else 0
 
@@ -488,7 +489,7 @@ def held(results: Any) -> int:
 
     def visit(value: Any) -> None:
         if isinstance(value, Tensor):
-            # A view counts for itself: the diagonal of a Hessian lies in one that the study holds anyway.
+            # A view counts only its own elements: a Hessian's diagonal shares the memory of the Hessian.
             place = value.untyped_storage().data_ptr()
             sizes[place] = max(sizes.get(place, 0), value.nbytes)
         elif isinstance(value, rose.InputStatistics):

@@ -42,7 +42,7 @@ FACTS: dict[str, Any] = {  # columns of the table of all layers, besides errors
     "moved": st.column_config.NumberColumn("Kept weights moved", format="percent"),
     "change": st.column_config.NumberColumn("Change of kept weights, of their norm", format="percent"),
     "levels": "Values of the grid",
-    "recovered": st.column_config.NumberColumn("Recovered of what a refit would", format="percent"),
+    "recovered": st.column_config.NumberColumn("Part of a refit's gain recovered", format="percent"),
 }
 
 
@@ -72,10 +72,10 @@ def _choose(*, with_tokens: bool) -> CheckRequest:
         help="What the checkpoint was made from: packaged name, Hub id, folder or .gguf file.",
     ).strip()
     with right:
-        help = "Whoever pruned it, by whatever program: a folder, sharded too, a Hub id or a .gguf file."
+        help = "A folder, sharded or not, a Hub id or a .gguf file, pruned by any program."
         path = ("Checkpoint", "pruned/ or owner/model")
         pruned = pruned_model(dense or setup.model, "check", "Checkpoint", OTHER, path, help)
-    help = "For models larger than memory, in safetensors files: one decoder block of each is read at a time."
+    help = "Reads one decoder block of each model at a time, for safetensors files larger than memory."
     stream = st.toggle("Leave the weights on disk", **linked("check_stream"), help=help)
     return CheckRequest.of(setup, dense, pruned, with_tokens=with_tokens, stream=stream)
 
@@ -91,8 +91,8 @@ def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
         study_form.offer_to_find(missing)
     elif is_empty:
         place.caption(
-            "Name a checkpoint above: each layer is compared with the dense model's, what was removed, in which "
-            "pattern, and what was changed; with tokens also errors and perplexity."
+            "Name a checkpoint above. Each layer is compared with the dense model's: removed weights, their pattern, "
+            "changed weights. Tokens add errors and perplexity."
         )
     elif not problem:
         setup, text = request.setup, "Zeros, patterns and changes in seconds; no errors and no perplexity."
@@ -106,7 +106,7 @@ def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
 
 
 def _priced(request: CheckRequest) -> tuple[Cost | None, str, str]:
-    """What a check takes; or why it cannot be, and the model that is not there."""
+    """The cost of a check; or why none is possible, and the missing model."""
     names = (request.setup.model, request.pruned)
     skeletons = [study_form.structure(name) for name in names]
     try:

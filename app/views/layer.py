@@ -48,7 +48,7 @@ def meanwhile(study: Study, layer: str) -> None:
 
 
 def key_figures(study: Study, layer: str) -> None:
-    """What is known of a measured layer, held-out errors first; its inputs need not be there."""
+    """The numbers of a measured layer, held-out errors first; its inputs are not needed."""
     row = session.overview(study).set_index("layer").loc[layer]
     blocks = words.count(len(block_widths(row["columns"], study.setup.block_size)), "block")
     called, sign = ("columnar", ">") if row["is_columnar"] else ("not columnar", "≤")
@@ -215,7 +215,7 @@ def pick_block(key: str) -> None:
 
 
 def compare(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:
-    """Several layers side by side: the chosen one and those with the highest relative range, or who was chosen."""
+    """Layers side by side: the chosen layer and the highest relative ranges, or the chosen layers."""
     table = session.overview(study)
     ranked = table.sort_values("relative_range", ascending=False, kind="stable")["layer"].tolist()
     chosen = st.multiselect(

@@ -56,7 +56,7 @@ def navigate() -> int:
 
 
 def turn(by: int) -> None:
-    # From where the session stands, not from where the button was drawn: two quick clicks turn two pages.
+    # Counted from the session's page, so that two quick clicks turn two pages.
     index = LABELS.index(st.session_state.lesson)
     st.session_state.lesson = LABELS[min(max(index + by, 0), len(LABELS) - 1)]
 
@@ -102,7 +102,7 @@ def choose(control: Any) -> Any:
 
 
 def ask(title: str, question: Question, guess: str | None) -> None:
-    """Takes a guess; then says whether it was right. On a projector, space presses the button."""
+    """Takes a guess; then says whether it was right. Space presses the button, also on a projector."""
 
     def tell(answer: str | None) -> None:
         st.session_state[f"told-{title}"] = answer
@@ -121,7 +121,7 @@ def ask(title: str, question: Question, guess: str | None) -> None:
 def show(drawing: Drawing) -> None:
     """The figure, as high as the stage has room; on a projector as high as it is."""
     if projector.is_on():
-        drawing.figure.update_layout(hovermode=False)  # the pointer's place is not that of the enlarged figure
+        drawing.figure.update_layout(hovermode=False)  # the pointer's place does not fit the enlarged figure
         layout = drawing.figure.layout
         projector.fit("learn-figure", layout.height - layout.meta["freed"])  # its title is text of the page
     components.show(drawing, "learn-figure", height="content" if projector.is_on() else "stretch")

@@ -28,7 +28,7 @@ def draw() -> None:
     components.require_weights()
     setup, run = session.setup(), session.pruning()
     with st.expander(
-        "What to prune, and how to evaluate it", expanded=False, icon=":material/tune:", key="prune-settings"
+        "What to prune and how to evaluate it", expanded=False, icon=":material/tune:", key="prune-settings"
     ):
         request = choose(setup)
         _recipes(setup, request)
@@ -93,7 +93,7 @@ def _offer(setup: Setup, request: PruneRequest, run: PruningRun | None) -> None:
 
 
 def _disk(request: PruneRequest, weights: int) -> str:
-    """What the checkpoints take of the disk, and where."""
+    """Size and folder of the checkpoints."""
     if request.keep == "none":
         return ""
     copies = len(request.sparsities) * len(request.bits) if request.keep == "best" else len(request.cases)

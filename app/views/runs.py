@@ -103,7 +103,7 @@ def _choose(offered: dict[str, RunReport]) -> list[RunReport]:
 
 
 def _sentence(runs: Sequence[RunReport]) -> str:
-    """What the page says first: the verdict on perplexities, or on errors where none was measured."""
+    """The page's first sentence: the verdict on perplexities, or on errors if no perplexity was measured."""
     first, *rest = runs
     if apart := [text for run in rest if (text := pairs.in_environments(first, run))]:
         return apart[0]
@@ -202,7 +202,7 @@ def _drift(runs: Sequence[RunReport]) -> None:
     components.show(drawing, "runs-drift")
     st.caption(drift.SCALE)
     sources = [run for run in drifting if drift.knows_origin(run)]
-    with st.expander("Where it arises, and what is repaired", key="runs-origins", on_change="rerun") as details:
+    with st.expander("Where drift arises and how much is repaired", key="runs-origins", on_change="rerun") as details:
         if not details.open:
             return
         if not sources:

@@ -27,7 +27,7 @@ def test_drift_of_saved_runs_is_compared(saved: Path, open_page: OpenPage) -> No
     page = open_page("runs", urlencode({"runs_path": str(saved), "runs_view": "Drift"}), "dark")
     ends = {name: rose.RunReport.load(saved / name).summary["drift"][-1]["drift"] for name in ("layer", "dense")}
     expect_finding(page, f"brings the last decoder block's drift from {ends['layer']:.3g} to {ends['dense']:.3g}")
-    page.get_by_text("Where it arises, and what is repaired").click()
+    page.get_by_text("Where drift arises and how much is repaired").click()
     settle(page)
     expect_finding(page, "^Decoder block .* adds most", at=1)
     expect_finding(page, "cancels the most: ", at=2)

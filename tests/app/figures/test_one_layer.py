@@ -134,7 +134,7 @@ def test_error_curve_is_the_undamped_error_so_far(lab):
     best = min(lab.results, key=lambda name: lab.results[name].relative_error)
     assert title(drawing).startswith(f"{orders.run_style(best).label} ends lowest")
     assert list(drawing.data.columns) == ["pruned_blocks", *lab.results]
-    with pytest.raises(rose.RoseError, match="at least one order"):
+    with pytest.raises(rose.RoseError, match="No order is chosen"):
         orders.error_curve({})
 
 

@@ -145,7 +145,7 @@ def test_fixed_patterns_have_no_shares():
     app.button(key="lab-own-use").click().run()
     assert "must keep each group of 4 neighbouring columns together" in texts(app)
     app.segmented_control(key="lab_section").set_value("budget").run()
-    assert "so both budgets are one" in texts(app)
+    assert "so both budgets agree" in texts(app)
 
 
 def test_basis_changes_errors_and_not_the_model(study):
