@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ class Layer:
     def hessian(self) -> Tensor:
         return self.inputs.T @ self.inputs
 
-    def prune(self, **options: object) -> rose.LayerResult:
+    def prune(self, **options: Any) -> rose.LayerResult:
         return rose.prune_layer(self.weight, self.statistics, **{"block_size": 8, **options})
 
 
@@ -142,7 +143,7 @@ def reference_sweep(
     for number, width in enumerate(result.order.widths):
         end = start + width
         if keep_of is None:
-            _choose(weight, cost, mask, slice(start, end), counts[number], force)
+            _choose(weight, cost, mask, slice(start, end), counts[number] if counts else 0, force)
         for j in range(start, end):
             if keep_of is not None and (j - start) % keep_of[1] == 0:
                 keep, of = keep_of
