@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from app.results.drift_sections import DRIFT
 from streamlit.testing.v1 import AppTest
 from transformers import AutoModelForCausalLM
 
@@ -28,7 +27,7 @@ from app.study.setup import Setup
 from rose import cli
 from rose.wording import apart
 from tests.app.tiny_study import figures, open_on
-from tests.seams.producers import BLOCKS, DAMAGE, DIFFUSE, HALF, LENGTH, RESTORE, SLIM, WINDOWS, Workshop
+from tests.seams.producers import BLOCKS, DAMAGE, DEPTH, DIFFUSE, HALF, LENGTH, RESTORE, SLIM, WINDOWS, Workshop
 
 
 def unescaped(shown: str) -> str:
@@ -63,8 +62,7 @@ def close(value: Any) -> Any:
 
 def stages_of(shop: Workshop, name: str) -> list[dict[str, Any]]:
     """The summaries of a report: of slimming, and of the pruning after it."""
-    summary = shop.report(name)
-    return [summary, summary["pruned"]] if "pruned" in summary else [summary]
+    return [record.summary for record in rose.RunReport.load(shop.folder(name)).stages]
 
 
 def report(shop: Workshop, name: str) -> None:
@@ -111,9 +109,9 @@ def prune(shop: Workshop, name: str) -> None:
         assert table.loc[layer.name, "sparsity"] > 0.499
 
 
-def slim(shop: Workshop, name: str, *more: str) -> None:
+def slim(shop: Workshop, name: str, asked: tuple[str, ...] = SLIM) -> None:
     out = shop.new("slim")
-    run(shop, *SLIM, "--model", shop.folder(name), *more, "--output", out)
+    run(shop, *asked, "--model", shop.folder(name), "--output", out)
     made = shop.report_in(out)
     assert made["perplexity_before"] == close(shop.report(name)["perplexity_after"])
     model, _ = rose.load_model(str(out))
@@ -122,7 +120,7 @@ def slim(shop: Workshop, name: str, *more: str) -> None:
 
 
 def drop(shop: Workshop, name: str) -> None:
-    slim(shop, name, "--method", "depth")
+    slim(shop, name, (*DEPTH, "--method", "depth"))
 
 
 def check(shop: Workshop, name: str) -> None:
@@ -215,13 +213,16 @@ def runs(shop: Workshop, name: str) -> None:
 
 def drift(shop: Workshop, name: str) -> None:
     """A curve for each stage that has drift."""
-    app = opened(shop, "runs", runs_path=str(shop.folder(name)), runs_view=DRIFT)
+    app = opened(shop, "runs", runs_path=str(shop.folder(name)), runs_view="Drift")
     chosen = app.multiselect(key="runs")
-    chosen.set_value(chosen.options).run()
-    if not figures(app):
-        raise Refused(unescaped(next(one.value for one in app.info if "drift" in one.value)))
+    record = rose.RunReport.load(shop.folder(name))
+    chosen.set_value(chosen.options[: len(record.runs)]).run()  # without the example's runs
+    app.session_state["runs_view"] = "Drift"
+    app.run()
+    if "runs_view" not in app.session_state or app.session_state["runs_view"] != "Drift":
+        raise Refused("Without drift the page has no tab for it.")
     curves = json.loads(figures(app)[0])["data"]
-    drifts = [stage["drift"] for stage in stages_of(shop, name) if stage["drift"]]
+    drifts = [stage.drift for stage in record.stages if stage.drift]
     for curve, drift in zip(curves, drifts, strict=True):
         assert decoded(curve["y"]) == close([entry["drift"] for entry in drift])
         assert decoded(curve["x"]) == [entry["block_index"] for entry in drift]
