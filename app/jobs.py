@@ -193,6 +193,19 @@ def return_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def run_to_end(job: Job, describe: Callable[[], str]) -> None:
+    """Runs a job without a page, printing its progress. Raises RoseError unless it finishes."""
+    viewer = "terminal"
+    job.watch(viewer)
+    job.start()
+    while job.status == "running":
+        job.wait(LOOKING)
+        job.watch(viewer)
+        print(describe(), flush=True)
+    if job.status != "done":
+        raise RoseError(job.message)
+
+
 @contextmanager
 def holding(lock: threading.Lock, job: Job) -> Iterator[None]:
     """Holds a lock; while it waits for it, the job can be cancelled."""

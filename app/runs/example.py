@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 import rose
-from app.jobs import Run
+from app.jobs import Run, run_to_end
 from app.runs.copies import dense_record
 from app.runs.damage import DamageRequest, DamageRun
 from app.runs.pruning import PruningRun
@@ -146,14 +146,7 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _follow(run: Run) -> None:
-    run.job.watch("example")
-    run.job.start()
-    while run.job.status == "running":
-        run.job.wait(10.0)
-        run.job.watch("example")
-        print(f"{run.job.message}, {100 * run.fraction:.0f} %", flush=True)
-    if run.job.status != "done":
-        raise rose.RoseError(run.job.message)
+    run_to_end(run.job, lambda: f"{run.job.message}, {100 * run.fraction:.0f} %")
 
 
 def _stored(copy: rose.RunReport) -> dict[str, Any]:
@@ -169,7 +162,7 @@ def _make_pruning(load: Any) -> dict[str, Any]:
     _follow(run)
     assert run.dense is not None
     part = {"dense": finite(dict(run.dense.results)), "copies": [_stored(copy) for copy in run.copies]}
-    places = [rose_copy for copy in run.copies if copy.method in READ and (rose_copy := (copy.name, run.kept(copy)))]
+    places = [(copy.name, run.kept(copy)) for copy in run.copies if copy.method in READ]
     return {"pruning": part, "reading": _make_reading(load, places)}
 
 
@@ -211,18 +204,10 @@ def _make_damage(load: Any) -> dict[str, Any]:
 
 
 def _make_heads(load: Any) -> dict[str, Any]:
-    from app.study import cache as kept
+    from app.study.example import measured
     from app.study.structures import Structures
-    from app.study.study import Calibration, Study
 
-    study = Study(SETUP, load, Calibration(), kept.Files(None, None), recall=False)
-    study.job.watch("example")
-    study.job.start()
-    while study.job.status == "running":
-        study.job.wait(10.0)
-        study.job.watch("example")
-        print(f"{len(study.records())} measurements", flush=True)
-    structures = Structures(study)
+    structures = Structures(measured(SETUP, load))
     heads, channels = structures.head_costs(), structures.channel_costs(0)
     return {"heads": heads.round(9).to_dict("list"), "channels": channels.round(9).to_dict("list")}
 

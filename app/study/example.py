@@ -8,12 +8,14 @@ whenever a study's measurements have changed; `tests/app/study/test_example.py` 
 import platform
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import transformers
 
 import rose
+from app.jobs import run_to_end
 from app.study import cache
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
@@ -37,17 +39,16 @@ def _load() -> LoadedModel:
     return LoadedModel(*rose.load_model(Setup().model, dtype=Setup().dtype), threading.Lock())
 
 
+def measured(setup: Setup, load: Callable[[], LoadedModel]) -> Study:
+    """A study that is measured afresh, whatever is on disk. Raises RoseError if the measurement fails."""
+    study = Study(setup, load, Calibration(), cache.Files(None, None), recall=False)
+    run_to_end(study.job, lambda: f"{len(study.records())} measurements")
+    return study
+
+
 def measure() -> cache.Kept:
-    """Measures the study afresh, whatever is on disk."""
-    study = Study(Setup(), _load, Calibration(), cache.Files(None, None), recall=False)
-    study.job.watch("example")
-    study.job.start()
-    while study.job.status == "running":
-        study.job.wait(10.0)
-        study.job.watch("example")
-        print(f"{len(study.records())} measurements", flush=True)
-    if study.job.status != "done":
-        raise rose.RoseError(study.job.message)
+    """Measures the study that ships."""
+    study = measured(Setup(), _load)
     assert study.loaded is not None
     table = study.overview(THRESHOLD)
     narrow = table[table["columns"] <= WIDEST].sort_values("relative_range", ascending=False, kind="stable")
