@@ -31,7 +31,7 @@ from tests.app.tiny_study import COLUMNAR, figures, finish, measured_study, open
 
 HOME = Path(app.__file__).parent
 PAGES = [f"views/{path.name}" for path in sorted((HOME / "views").glob("*.py")) if path.name != "__init__.py"]
-SAY_EDITS = ("check", "damage", "prune", "runs", "text")  # the pages that need no measured layers
+SAY_EDITS = ("check", "damage", "prune", "runs", "smaller", "text")  # the pages that need no measured layers
 HOSTILE = (
     "![x](http://a.example/x.png)[Log in](http://a.example/)<b>$x$:material/check::red[x]"
     "<a href='http://a.example/'>x</a><span style='fill:url(http://a.example/)'>x</span>"
