@@ -1,9 +1,10 @@
-"""Sane copies of whole models, and what a check by the weights alone says of each: no copy may be accused.
+"""Sane copies of whole models, and what a check by weights says of each: no copy may be accused.
 
     python -m tests.benchmarks.whole_copies [METHOD ...] --output whole.csv --sparsities 0.5 2:4 [--tuned 2] [--bits 4]
 
-Each copy is pruned in memory, by all methods of the registry or those named. A row has how many tensors are accused,
-how many layers have parts that may be lawful, and the first of these. What is there is not done again.
+Each copy is pruned in memory, by all methods of the registry or those named. `--halved` stores the copy in bfloat16,
+`--by-tokens` runs the calibration tokens through both models too. A row has the number of tensors that are accused and
+of layers with parts that may be lawful, and the first of each. A row in the file is not made again.
 """
 
 import copy
@@ -27,12 +28,26 @@ def main() -> None:
         rotated=False,
         bits=0,
         tuned=0.0,
+        halved=False,
+        by_tokens=False,
         samples=8,
         length=256,
     )
     dense, tokenizer = rose.load_model(options.model)
     tokens = rose.load_tokens("packaged", tokenizer, samples=options.samples, length=options.length, seed=0)
-    key = ("model", "method", "sparsity", "target", "rotated", "bits", "tuned", "samples", "length")
+    key = (
+        "model",
+        "method",
+        "sparsity",
+        "target",
+        "rotated",
+        "bits",
+        "tuned",
+        "halved",
+        "by_tokens",
+        "samples",
+        "length",
+    )
     rows = Rows(options.output, key)
     for sparsity in options.sparsities:
         for method in options.methods or METHODS:
@@ -48,7 +63,9 @@ def main() -> None:
             if options.tuned:
                 windows = rose.load_tokens("packaged", tokenizer, samples=32, length=options.length, seed=1)
                 rose.tune_model(pruned, dense, windows, minutes=options.tuned)
-            check = rose.check_checkpoint(dense, pruned)
+            if options.halved:
+                pruned.bfloat16()
+            check = rose.check_checkpoint(dense, pruned, tokens if options.by_tokens else None)
             odd = check.layers[check.layers["misfits"] != ""]
             rows.add(
                 run
