@@ -10,7 +10,7 @@ import pytest
 
 import rose
 from rose import cli
-from tests import document_numbers
+from tests.benchmarks import document_numbers
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -50,7 +50,7 @@ def test_the_public_interface_is_typed(name: str) -> None:
 @pytest.mark.parametrize("path", document_numbers.documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_numbers_in_documents_are_those_of_the_files(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert text == document_numbers.render(text), "run python -m tests.document_numbers"
+    assert text == document_numbers.render(text), "run python -m tests.benchmarks.document_numbers"
 
 
 def test_a_changed_number_in_a_document_is_found() -> None:

@@ -1,7 +1,7 @@
 """The measured numbers of README.md and docs/, generated from the files that hold the measurements.
 
 A document marks a region with `<!-- NAME -->…<!-- /NAME -->`, a table or a few words. `python -m
-tests.document_numbers` writes every region again; a test compares. Lab notes are dated and are not generated.
+tests.benchmarks.document_numbers` writes every region again; a test compares. Lab notes are dated and are not generated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.benchmarks import methods as costs_of_methods
 from tests.benchmarks.bits import first_draw
 from tests.benchmarks.tuning import costs_and_worths
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs/results"
 SPARSITIES = ("0.5", "0.6", "0.7", "0.8", "2:4")
 QWEN_FILE = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
