@@ -1,7 +1,7 @@
 """The measured numbers of README.md and docs/, generated from the files that hold the measurements.
 
-A document marks a region with `<!-- NAME -->…<!-- /NAME -->`, a table or a few words. `python -m
-tests.benchmarks.document_numbers` writes every region again; a test compares. Lab notes are dated and are not generated.
+A document marks a region with `<!-- NAME -->…<!-- /NAME -->`, a table or a few words.
+`python -m tests.benchmarks.document_numbers` writes every region again; a test compares. Lab notes are not generated.
 """
 
 from __future__ import annotations
