@@ -287,9 +287,8 @@ def outputs_by_draw() -> str:
 def forecast_ranks() -> str:
     """Spearman's correlation of forecast and measured gain over layers, beside relative range and column variation."""
     lines = []
-    shown = [pair for pair in PRICED if pair not in ("natural/block", "hessian/layer", "greedy/layer")]
-    for pair, label in ((pair, PRICED[pair]) for pair in shown):
-        line = [label]
+    for pair in ("two_level/block", "dealt/block", "global/layer", "pivot/layer"):
+        line = [PRICED[pair]]
         for _, rows in priced().groupby("model", sort=False):
             for part in (rows, rows[rows["is_output"]]):
                 gain = part[pair] / part["natural/block"]
@@ -667,7 +666,7 @@ def diffusion() -> str:
 
 
 def recipe_fields() -> str:
-    """Every field of a recipe: its values, and its default by run where defaults differ."""
+    """Every field of a recipe: its values, the default of most of its runs, and other defaults with their runs."""
     rows: dict[tuple[str, str], dict[str, list[str]]] = {}
     for run, spec in SPECS.items():
         for name, field in spec.fields().items():
@@ -676,10 +675,15 @@ def recipe_fields() -> str:
                 defaults.setdefault(_default(field), []).append(run)
     lines, names = [], [name for name, _ in rows]
     for (name, takes), defaults in sorted(rows.items()):
-        is_alone = len(defaults) == 1 and names.count(name) == 1
-        by_run = [value if is_alone else f"{value} ({', '.join(runs)})" for value, runs in defaults.items()]
-        lines.append([f"`{name}`", takes, "; ".join(by_run)])
+        first, *others = sorted(defaults.items(), key=lambda item: -len(item[1]))
+        is_alone = names.count(name) == 1
+        shown = [first[0] if is_alone else _of_runs(*first), *(_of_runs(*other) for other in others)]
+        lines.append([f"`{name}`", takes, "; ".join(shown)])
     return table(["field", "takes", "default"], lines)
+
+
+def _of_runs(default: str, runs: Sequence[str]) -> str:
+    return f"{default} ({', '.join(runs)})"
 
 
 SHORT = {  # for a narrow table
