@@ -124,7 +124,7 @@ class CopyRun(Run):
             if former is None:
                 return copy
             raise rose.RoseError(
-                f"The disk has no room for another checkpoint of {copy.name}, so the earlier stays; free some space."
+                f"The disk has no room for another checkpoint of {copy.name}; free some space and tune again."
             )
         if copy.kind == "prune":
             size = packed_size(model)

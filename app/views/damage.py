@@ -39,7 +39,7 @@ def draw() -> None:
         _offer(request, run)
     if request is None or run is None:
         run = example.damage()
-        components.example(f"Each layer pruned alone by SparseGPT at {run.setup.sparsity}")
+        components.example(f"each layer pruned alone by SparseGPT at {run.setup.sparsity}")
     shown = run
 
     def arriving() -> None:

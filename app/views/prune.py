@@ -38,7 +38,7 @@ def draw() -> None:
         _follow(run)
     if run is None or (run.dense is None and run.job.status != "running"):
         shown = example.pruning()
-        components.example("Pruned copies")
+        components.example("pruned copies")
     else:
         shown = run
         results.of_another_setup(run)

@@ -81,7 +81,7 @@ def _offered() -> tuple[list[RunReport], list[pd.DataFrame]]:
     offered = [*runs, *checks, *reversed(pruned)]
     if len(offered) < 2:
         offered += reversed(example.pruning().copies)
-        components.example("Pruned copies")
+        components.example("pruned copies")
     return [*offered, *studied], tables
 
 

@@ -1,6 +1,5 @@
 """Make it smaller: what does each way give?"""
 
-import pandas as pd
 import streamlit as st
 
 import rose
@@ -32,7 +31,7 @@ def draw() -> None:
         follow(run, "smaller", "; rows so far are shown.", state=done)
     if run is None or not run.rows:
         run = example.smaller()
-        components.example("Ways to make a copy smaller")
+        components.example("ways to make a copy smaller")
     _results(run)
     with st.expander("Does it pay here? Programs that gain from zeros", icon=":material/speed:"):
         st.dataframe(runtimes(), hide_index=True, key="smaller-runtimes", alt="Programs that use zeros")
@@ -93,8 +92,9 @@ def _results(run: SmallerRun) -> None:
 def _cells(row: Row) -> dict[str, str]:
     mark = "" if row.is_measured else "≈ "
 
-    def number(value: float | None, before: str = "") -> str:
-        return "–" if value is None or pd.isna(value) else f"{mark}{before}{words.number(value)}".replace(" ", "\u00a0")
+    def number(value: float | None, before: str = "", digits: int = 3) -> str:
+        text = "" if value is None else words.number(value, digits)
+        return "–" if text in ("", "–") else f"{mark}{before}{text}".replace(" ", "\u00a0")
 
     def perplexity(value: float | None, times: float | None) -> str:
         return number(times, "× ") if value is None else f"{number(value)},\u00a0×\u00a0{words.number(times or 1.0)}"
@@ -107,7 +107,7 @@ def _cells(row: Row) -> dict[str, str]:
         "Reads": number(row.prefill_gain, "× "),
         "Writes": number(row.decoding_gain, "× "),
         **{name: "–" if size is None else words.size(size).replace(" ", "\u00a0") for name, size in sizes.items()},
-        "Minutes": number(row.minutes) if row.minutes > 0.01 else "–",
+        "Minutes": number(row.minutes, digits=2) if row.minutes > 0.01 else "–",
     }
 
 

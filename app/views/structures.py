@@ -49,7 +49,7 @@ def _structures() -> Structures | None:
     if study is not None and study.loaded is not None and study.job.status == "done":
         return Structures(study)
     setup = session.setup()
-    components.example("Heads and channels")
+    components.example("heads and channels")
     if study is not None and study.job.status == "running":
         components.wait_for(study, lambda: study.job.status != "running")
         return None
@@ -176,7 +176,7 @@ def _slim() -> None:
         follow(run, "slim", "; nothing was changed.")
         return
     if run is None:
-        components.example("A copy with a fifth taken out")
+        components.example("a copy with a fifth taken out")
         _outcome(example.slimming())
         return
     _outcome(run)

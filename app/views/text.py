@@ -42,7 +42,7 @@ def draw() -> None:
             st.caption("The text below was read before the choices were changed; press Read again.")
     if run is None or (run.job.status in ("failed", "cancelled") and len(run.readings) < 2):
         run = example.reading()
-        components.example("A text read by the dense model and by pruned copies")
+        components.example("a text read by the dense model and by pruned copies")
     if run.encoded is not None and len(run.readings) > 1:
         _results(run, run.encoded, dict(run.readings))
 

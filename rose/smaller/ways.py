@@ -95,7 +95,7 @@ def _way(key: str, times: tuple[float, float], spec: Smaller) -> Way:
     bits = int(words[-1]) if words[-1].isdecimal() else None
     is_tuned = "tuned" in words
     parts = [f"a {word} slimmed" for word in words if word in FRACTIONS]
-    parts += ["50 %"] if sparsity == "0.5" else ["2:4"] if sparsity == "2:4" else []
+    parts += ["half zero"] if sparsity == "0.5" else ["2:4"] if sparsity == "2:4" else []
     parts += ["tuned"] if is_tuned else []
     parts += [f"{bits} bits"] if bits else []
     steps = _steps(slim, sparsity, bits, is_tuned, spec)

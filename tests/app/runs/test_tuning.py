@@ -112,7 +112,7 @@ def test_earlier_tuned_copy_is_replaced_last(pruned, loaded, monkeypatch):
         assert tune("failed").job.message == "No space left."
     with monkeypatch.context() as patch:
         patch.setattr(copies, "free_space", lambda: 0)
-        assert "free some space." in tune("failed").job.message
+        assert "The disk has no room for another checkpoint" in tune("failed").job.message
     assert pruned.copies == known
     assert zeros(pruned.kept(copy))
     shutil.rmtree(place)

@@ -34,7 +34,7 @@ def run_of(setup: Setup, request: DamageRequest) -> DamageRun:
 def test_example_is_replaced_by_measurements(setup):
     shared.damages().clear()
     app = opened(setup, damage_units="Layers")
-    assert "Example: Each layer pruned alone by SparseGPT at 0.7" in texts(app)
+    assert "Example: each layer pruned alone by SparseGPT at 0.7" in texts(app)
     assert len(figures(app)) == 2
     assert "loss: 2 × 32 held-out tokens" in texts(app)
     button = app.button(key="damage-start")

@@ -84,7 +84,7 @@ def copies_of(app: AppTest) -> pd.DataFrame:
 def test_page_opens_on_the_example(setup, monkeypatch):
     monkeypatch.setattr(shared, "prunings", dict)
     app = opened(setup)
-    assert "Example: Pruned copies of smollm2-135m" in texts(app)
+    assert "Example: pruned copies of smollm2-135m" in texts(app)
     assert len(copies_of(app)) == 7
     assert copies_of(app)["elsewhere"].str.contains("×").sum() == 6  # a second text beside every perplexity
     assert len(figures(view(app, "Layers"))) == 1
