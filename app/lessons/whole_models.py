@@ -1,6 +1,6 @@
 """Measurements of orders in layers and whole models that come with the app.
 
-`python -m app.lessons.whole_models` copies them out of docs/results, which an installed app need not have.
+`python -m tests.benchmarks.examples whole_models` copies the file out of docs/results.
 """
 
 from __future__ import annotations
@@ -17,28 +17,12 @@ from rose import verdicts
 from rose.verdicts import Interval
 
 DATA = Path(__file__).with_name("whole_models.csv")
-RESULTS = Path(__file__).parents[2] / "docs/results"
-COLUMNS = ["file", "method", "tuned", "seed", "value"]
 
 
 @lru_cache(maxsize=1)
 def rows() -> pd.DataFrame:
     """file of docs/results, method (or order/budget), tuned, seed, value: perplexities at 70 %, or mean errors."""
     return pd.read_csv(DATA)
-
-
-def copied() -> pd.DataFrame:
-    """The same, from docs/results."""
-    headline = pd.read_csv(RESULTS / "headline.csv")
-    headline = headline[headline["comparison"] == "headline 0.7"].assign(value=headline["perplexity"])
-    layers = pd.read_csv(RESULTS / "orders-outputs.csv", dtype={"sparsity": str, "block_size": str})
-    chosen = (layers["model"] == "smollm2-135m") & (layers["sparsity"] == "0.7") & (layers["block_size"] == "128")
-    layers = layers[chosen & (layers["basis"] == "as given")]
-    orders = [name for name in layers.columns if "/" in name or name.startswith("rose")]
-    relative = layers[orders].div(layers["natural/block"], axis=0).groupby(layers["seed"]).mean()
-    errors = relative.melt(var_name="method", ignore_index=False).reset_index().assign(tuned=False)
-    parts = [headline.assign(file="headline.csv"), errors.assign(file="orders-outputs.csv")]
-    return pd.concat(parts)[COLUMNS].round(4).reset_index(drop=True)
 
 
 def perplexity_ratio(method: str, *, tuned: bool = False, base_tuned: bool = False) -> Interval:
@@ -75,8 +59,3 @@ def example_layers() -> pd.DataFrame:
     errors = table.pivot_table(index="layer", columns="method", values="held_out_error", sort=False)
     facts = table.drop_duplicates("layer").set_index("layer")[["block_index", "projection", "is_columnar"]]
     return facts.join(errors).reset_index()
-
-
-if __name__ == "__main__":
-    copied().to_csv(DATA, index=False)
-    print(f"{DATA}: {len(copied())} rows")

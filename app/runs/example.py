@@ -204,10 +204,13 @@ def _make_damage(load: Any) -> dict[str, Any]:
 
 
 def _make_heads(load: Any) -> dict[str, Any]:
-    from app.study.example import measured
+    from app.study.cache import Files
     from app.study.structures import Structures
+    from app.study.study import Calibration, Study
 
-    structures = Structures(measured(SETUP, load))
+    study = Study(SETUP, load, Calibration(), Files(None, None), recall=False)
+    run_to_end(study.job, lambda: f"{len(study.records())} measurements")
+    structures = Structures(study)
     heads, channels = structures.head_costs(), structures.channel_costs(0)
     return {"heads": heads.round(9).to_dict("list"), "channels": channels.round(9).to_dict("list")}
 

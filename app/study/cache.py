@@ -11,7 +11,6 @@ Files hold digests of themselves: a damaged file counts as missing, and its cont
 
 One finished study comes with the app, `example.safetensors` beside this file: records of all layers of the
 packaged model on the start page's settings, statistics of its most columnar layers, and the heads that can be rotated.
-See `app.study.example`.
 """
 
 import contextlib

@@ -15,6 +15,7 @@ from app.lessons import basis, example, story, whole_models
 from app.lessons.lesson import Lesson, Slider
 from app.lessons.story import LESSONS
 from tests.app.figures.test_contract import hold
+from tests.benchmarks.examples import copied_numbers
 
 PAPER = json.loads((Path(__file__).parents[2] / "fixtures" / "worked_example.json").read_text())
 THEMES: tuple[Theme, ...] = ("light", "dark")
@@ -104,8 +105,8 @@ def test_learned_basis_changes_the_error_and_not_the_model():
 
 
 def test_whole_model_numbers_match_the_documents():
-    copied, packaged = whole_models.copied(), whole_models.rows()
-    assert packaged.equals(copied), "run python -m app.lessons.whole_models"
+    copied, packaged = copied_numbers(), whole_models.rows()
+    assert packaged.equals(copied), "run python -m tests.benchmarks.examples whole_models"
     layers = whole_models.example_layers()
     assert len(layers) == 210
     text = story.in_whole_models({}, True).text
