@@ -78,7 +78,10 @@ def bar(console: Console, doing: str, total: int = 100) -> Iterator[Follow]:
                 done = round(progress.fraction * progress.layers)
                 shown.update(task, description=doing, total=progress.layers, completed=done, note=note)
             else:
-                shown.update(task, description=doing, completed=round(progress * total))
+                done = round(progress * total)
+                if done < shown.tasks[0].completed:  # another piece of work, with a clock of its own
+                    shown.reset(task, total=total)
+                shown.update(task, description=doing, completed=done)
             tell()
 
         try:

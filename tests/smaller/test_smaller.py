@@ -1,5 +1,6 @@
 """`rose smaller` on a tiny checkpoint, and its rules on rows made by hand."""
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 import rose
 from rose import cli
+from rose.commands import terminal
 from rose.recipe.file import Recipe
 from rose.recipe.steps import Smaller
 from rose.smaller import Bench, Row, measure, read_rows, runtimes, ways, ways_of
@@ -204,3 +207,14 @@ def test_runtimes_say_what_this_machine_lacks(monkeypatch: pytest.MonkeyPatch, t
     assert runtimes.usable_here("amx") == "yes"
     assert pd.to_datetime(table["checked"]).notna().all()
     assert table["source"].str.startswith("https://").all()
+
+
+def test_time_left_counts_from_the_start_of_each_way(monkeypatch):
+    seconds, lines = [0.0], io.StringIO()
+    monkeypatch.setattr(terminal, "MINUTE", 0.0)
+    console = Console(file=lines, get_time=lambda: seconds[0], width=200)
+    with terminal.bar(console, "Measuring") as follow:
+        for seconds[0], share in ((100.0, 0.5), (600.0, 0.01), (610.0, 0.5)):
+            follow(share, "Pruning")
+    assert "Pruning: 50 of 100, 2 min, about 2 min left" in lines.getvalue()
+    assert "Pruning: 50 of 100, 10 s, about 10 s left" in lines.getvalue()
