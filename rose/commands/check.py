@@ -12,8 +12,7 @@ from rich.console import Console
 
 from rose.commands import shared, terminal
 from rose.files import expand
-from rose.model.check.between import EVEN, better_by_layer, common_masks
-from rose.model.check.check import CheckpointCheck, check_checkpoint
+from rose.model.check.check import EVEN, CheckpointCheck, better_by_layer, check_checkpoint, common_masks
 from rose.model.check.findings import FEW, findings, headline, lines
 from rose.model.network.layers import keep_low_rank
 from rose.output import check_file, write_file

@@ -26,8 +26,7 @@ from rose.files import reachable
 from rose.interrupt import stop_point
 from rose.layer.change import WeightChange, change_by_rows
 from rose.layer.facts import FactsOf, WeightFacts, weight_facts
-from rose.model.check.verdicts import says_pattern
-from rose.model.check.within import says_parts
+from rose.model.check.verdicts import says_parts, says_pattern
 from rose.model.formats.gguf import Reader, dequantized
 from rose.model.formats.packed import TensorFile
 from rose.model.load.stored import weight_files

@@ -19,19 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.change import UNLIKE, WeightChange, weight_change
+from rose.layer.change import UNLIKE, WeightChange, same_removed, weight_change
 from rose.layer.defaults import BLOCK_SIZE
 from rose.layer.target import target_damping
 from rose.model.check import verdicts
-from rose.model.check.costs import Costs, Recognized, Yardsticks
+from rose.model.check.costs import Costs, Recognized, Yardsticks, maker_of, with_inputs
 from rose.model.check.findings import headline
-from rose.model.check.gone import Gone
 from rose.model.check.inputs import BlockInputs, LayerInputs, Pair, walk_both
-from rose.model.check.others import Row, others_in_block, others_outside, table_of
+from rose.model.check.others import Gone, Row, others_in_block, others_outside, table_of
 from rose.model.check.rotated import sample
-from rose.model.check.verdicts import LayerVerdict, Peers, judge_costs, judge_weights
-from rose.model.check.whose import maker_of
-from rose.model.check.within import says_part, with_inputs
+from rose.model.check.verdicts import LayerVerdict, Peers, judge_costs, judge_weights, says_part
 from rose.model.defaults import CHECKED_AGAINST
 from rose.model.measure.perplexity import perplexity_of, window_losses
 from rose.model.network.layers import PrunableLayer
@@ -43,6 +40,8 @@ from rose.rows import finite, json_rows
 from rose.verdicts import cautions
 from rose.wording import number, several
 
+EVEN = "no clear difference"
+ERRORS = ("held_out_error", "error")  # what layers are ranked by, the first of them that both have
 MISFITS = 100  # parts of a layer that the table names
 ROTATED = " Its heads fit those of the dense model after a rotation, which changes no output; they are compared so."
 
@@ -317,14 +316,13 @@ def _maker(measured: Mapping[str, _Measured], by_weights: Mapping[str, LayerVerd
     has not made nearly all of them. Layers in which another method does the same get its name."""
     sane = [layer for name, layer in measured.items() if not by_weights[name].is_wrong] or [*measured.values()]
     maker = maker_of([layer.nearest for layer in sane if layer.nearest])  # an accident tells nothing of a method
-    if maker is None:
-        return {"method": None, "nearest": None}
-    for layer in measured.values():
-        for target in (maker.target, "layer"):
-            if (nearest := layer.nearest) and nearest.tried.get((maker.name, target)) == nearest.shared:
-                layer.nearest = replace(nearest, method=maker.name, target=target)
-                break
-    return {"method": maker.row() if maker.is_same else None, "nearest": maker.row()}
+    if method := maker["nearest"]:
+        for layer in measured.values():
+            for target in (method["target"], "layer"):
+                if (nearest := layer.nearest) and nearest.tried.get((method["name"], target)) == nearest.shared:
+                    layer.nearest = replace(nearest, method=method["name"], target=target)
+                    break
+    return maker
 
 
 def _table(measured: Mapping[str, _Measured], judged: Mapping[str, LayerVerdict]) -> pd.DataFrame:
@@ -369,3 +367,35 @@ def _summary(measured: Mapping[str, _Measured], judged: Mapping[str, LayerVerdic
         "pattern": patterns.most_common(1)[0][0] if patterns else "none",
         "verdicts": dict(Counter(verdict.verdict for verdict in judged.values()).most_common()),
     }
+
+
+def common_masks(first: nn.Module, second: nn.Module) -> pd.DataFrame:
+    """How far two checkpoints of one model remove the same weights: layer, jaccard, and chance of two random masks.
+
+    Raises:
+        RoseError: models of different shapes.
+    """
+    rows, networks = [], (Network(first), Network(second))
+    for block in walk_both(networks, pair_layers(*networks), {}):
+        for layer, other in block.pairs:
+            shared = same_removed(layer.weight == 0, other.weight.to(layer.weight.device) == 0)
+            rows.append({"layer": layer.name, "jaccard": shared.jaccard, "chance": shared.chance})
+    return pd.DataFrame(rows)
+
+
+def better_by_layer(first: CheckpointCheck, second: CheckpointCheck, names: tuple[str, str]) -> pd.DataFrame:
+    """Which of two checks of one dense model has the lower error where, each on the inputs of its own checkpoint.
+
+    Returns:
+        layer, error (in the first), other_error, and better: one of `names`, or "no clear difference" where the errors
+        are within a tenth; no rows where either has no errors. On held-out tokens where both have them.
+    """
+    tables = first.layers.set_index("layer"), second.layers.set_index("layer")
+    by = next((name for name in ERRORS if all(name in table and table[name].notna().any() for table in tables)), None)
+    rows: list[dict[str, Any]] = []
+    for layer in tables[0].index.intersection(tables[1].index) if by else ():
+        error, other = (float(table.loc[layer, by]) for table in tables)
+        if error == error and other == other:  # neither is NaN
+            better = EVEN if max(error, other) <= verdicts.CLEARLY * min(error, other) else names[int(other < error)]
+            rows.append({"layer": layer, "error": error, "other_error": other, "better": better})
+    return pd.DataFrame(rows, columns=["layer", "error", "other_error", "better"])

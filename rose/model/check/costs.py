@@ -6,21 +6,24 @@ layer puts out in the dense model.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import nan
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rose.layer.agreement import Misfit
 from rose.layer.change import Removal, WeightChange, same_removed
 from rose.layer.defaults import DAMPING, RECOMMENDED
 from rose.layer.error import difference, quadratic_form, ratio
 from rose.layer.hessian import damped_hessian
 from rose.layer.least_squares import solve_on_support
 from rose.layer.massive import MassiveActivation
-from rose.layer.methods import Known, LayerResult, Settings, make_settings, prune_with
+from rose.layer.methods import Known, LayerResult, make_settings, prune_with
 from rose.layer.pattern import Pattern
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
 from rose.model.check.inputs import LayerInputs
@@ -30,6 +33,9 @@ ERROR_OF = "error_of_"  # begins columns with a method's error at a layer's spar
 REFIT_STEPS = 12  # of conjugate gradients from the weights found; 24 find half a percent more (docs/lab-notes/check.md)
 SAME_MASK = 0.9  # share of two masks' removed weights in common, above which a method has made both
 EXACT = 0.99  # the same with the same inputs, apart from rounding
+MOST = 0.8  # share of the layers that must have a method's mask before the checkpoint is called that method's
+EQUAL = 1e-4  # difference of two means over layers that tells nothing
+GAIN = 0.3  # of dense weights put back, above which what moved them is no compensation
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,48 @@ class Recognized:
         return self.shared.jaccard >= SAME_MASK
 
 
+def maker_of(masks: Sequence[Recognized]) -> dict[str, dict[str, Any] | None]:
+    """The method of a checkpoint, which its layers decide together, and by those alone in which methods differ.
+
+    Returns:
+        `nearest`: `name` and `target` of the method with the nearest masks, `layers` that have its mask (if it is not
+        the checkpoint's method: that were compared), `agreement`, the mean share that masks have in common, and
+        `chance`; `compared` layers; by other methods with this target, in `alike`, the layers in which both remove the
+        very same, as ROSE and SparseGPT do in layers that are not columnar. None where nothing was compared.
+        `method`: the same, None where the method has not made nearly all masks.
+    """
+
+    def shared_with(mask: Recognized, key: tuple[str, str]) -> tuple[str, Removal | None]:
+        # A target is tried only while no other has explained the mask.
+        target = key[1] if mask.tried.get(key) else LAYER
+        return target, mask.tried.get((key[0], target))
+
+    shared = {
+        key: [removal for mask in masks if (removal := shared_with(mask, key)[1])]
+        for key in dict.fromkeys(key for mask in masks for key in mask.tried)
+    }
+    means = {  # without methods that were given up
+        key: fmean(removal.jaccard for removal in removals)
+        for key, removals in shared.items()
+        if 2 * len(removals) > len(masks)
+    }
+    if not means:
+        return {"method": None, "nearest": None}
+    # Of two whose masks are equally near, up to chance, the simpler one, which stands first.
+    best = next(key for key, mean in means.items() if mean > max(means.values()) - EQUAL)
+    alike: Counter[str] = Counter()
+    for mask in masks:
+        target, removal = shared_with(mask, best)
+        others = ((name, other) for (name, aim), other in mask.tried.items() if aim == target and name != best[0])
+        alike.update(name for name, other in others if other == removal)
+    same = sum(removal.jaccard >= SAME_MASK for removal in shared[best])
+    is_same = same >= MOST * len(masks)
+    nearest = {"name": best[0], "target": best[1], "layers": same if is_same else len(shared[best])}
+    nearest |= {"agreement": means[best], "chance": fmean(removal.chance for removal in shared[best])}
+    nearest |= {"alike": dict(alike), "compared": len(masks)}
+    return {"method": nearest if is_same else None, "nearest": nearest}
+
+
 # What a method may reproduce: the outputs of W on the inputs in the checkpoint, or on those while the decoder block is
 # still dense; the outputs of the dense model; these and the residual stream's lack. The value is the run's target.
 LAYER, UNPRUNED, DENSE, STREAM = "layer", "unpruned", "dense", "stream"
@@ -110,15 +158,6 @@ class Attempt:
     hits: int = 0  # in which it has found a mask
 
 
-def _attempts() -> list[Attempt]:
-    return [
-        Attempt(UNPRUNED, ("wanda", "sparsegpt", "rose")),
-        Attempt(DENSE, ("sparsegpt", "rose")),
-        Attempt(DENSE, (RECOMMENDED,), is_costly=True),
-        Attempt(UNPRUNED, (RECOMMENDED,), is_costly=True),
-    ]
-
-
 @dataclass
 class Yardsticks:
     """What layers are compared with; raises RoseError for methods or a block size that do not exist."""
@@ -127,12 +166,14 @@ class Yardsticks:
     block_size: int
     target_damping: float  # μ of the corrected weight W*
     products: torch.dtype = torch.float32  # number format of ADMM's products
-    attempts: list[Attempt] = field(default_factory=_attempts)
-
-    def promising(self) -> list[Attempt]:
-        """Attempts in the order of their success, without hopeless ones."""
-        attempts = [attempt for attempt in self.attempts if attempt.hits or attempt.layers < GIVEN_UP]
-        return sorted(attempts, key=lambda attempt: -attempt.hits)
+    attempts: list[Attempt] = field(
+        default_factory=lambda: [
+            Attempt(UNPRUNED, ("wanda", "sparsegpt", "rose")),
+            Attempt(DENSE, ("sparsegpt", "rose")),
+            Attempt(DENSE, (RECOMMENDED,), is_costly=True),
+            Attempt(UNPRUNED, (RECOMMENDED,), is_costly=True),
+        ]
+    )
 
     def __post_init__(self) -> None:
         for method in self.methods:
@@ -146,7 +187,11 @@ class Yardsticks:
         mask = after == 0
         judge = _Judge(weight, after, inputs, held_out)
         corrected, _ = corrected_weight(weight, inputs.statistics, inputs.gap, self.target_damping)
-        trial = _Trial(self, weight, corrected, mask, _pattern_of(change, self.block_size), inputs)
+        pattern = Pattern(change.sparsity)
+        if change.pattern.name == "N:M" and not change.pattern.broken and self.block_size % change.pattern.of == 0:
+            keep, of = change.pattern.keep, change.pattern.of
+            pattern = Pattern(1 - keep / of, keep, of)
+        trial = _Trial(self, weight, corrected, mask, pattern, inputs)
         if mask.any():
             matrix = damped_hessian(inputs.statistics, DAMPING).matrix
             start = corrected if change.moved == 0 else after.float()
@@ -157,17 +202,18 @@ class Yardsticks:
         else:
             best, pruned = corrected, {}
         wanda, bare = pruned.get("wanda"), weight.masked_fill(mask, 0)
-        error, alone = judge.error(after), judge.beside(bare)
+        error, alone, hessian = judge.error(after), judge.beside(bare), inputs.dense_hessian
+        dense_input_change = quadratic_form(difference(weight, after), hessian)
         costs = Costs(
             error=error,
             held_out_error=judge.held_out(after) if judge.held_out else None,
-            dense_input_error=_dense_input_error(weight, after, inputs),
+            dense_input_error=ratio(dense_input_change, quadratic_form(weight, hessian)),
             mask=alone,
             possible_error=judge.error(best),
             methods={method: judge.error(other) for method, other in pruned.items()},
             wanda=None if wanda is None else judge.beside(wanda),
             opposite=judge.beside(2 * bare - after) if mask.any() and error > alone.error else None,
-            massive=MassiveActivation.find(weight, after, inputs.statistics, inputs.dense_hessian),
+            massive=MassiveActivation.find(weight, after, inputs.statistics, hessian),
             has_few_tokens=inputs.statistics.tokens < inputs.statistics.columns,
         )
         return costs, trial.nearest
@@ -193,7 +239,13 @@ class _Trial:
         cache = self.shared.get(aim) or self.shared.setdefault(aim, Known(self._weight_for(aim)))
         settings = make_settings(method, sparsity=self.pattern, block_size=self.yardsticks.block_size)
         settings = replace(settings, measures=False, known=cache, products=self.yardsticks.products)
-        result = self._run(cache.weight, settings, aim)
+        result = self.swept.get(aim)
+        if method != "rose" or result is None or result.plan.is_columnar:  # else ROSE sweeps as SparseGPT does
+            statistics = self.inputs.unpruned if aim == UNPRUNED else self.inputs.statistics
+            assert statistics is not None
+            result = prune_with(cache.weight, statistics, settings)
+        if method == "sparsegpt":
+            self.swept[aim] = result
         removal = same_removed(self.mask, result.mask.to(self.mask.device))
         self.done.add((method, aim))
         # While inputs are still the dense model's, both targets are one.
@@ -206,11 +258,12 @@ class _Trial:
         """The weight that is pruned: W, or the one whose outputs are nearest to the target."""
         if aim in (LAYER, UNPRUNED):
             return self.weight
+        corrected = self.corrected
         if aim == STREAM:
             assert self.inputs.stream is not None
-            mu, statistics = self.yardsticks.target_damping, self.inputs.statistics
-            return corrected_weight(self.weight, statistics, self.inputs.stream, mu)[0].to(self.weight.dtype)
-        return self.corrected.to(self.weight.dtype)
+            mu = self.yardsticks.target_damping
+            corrected, _ = corrected_weight(self.weight, self.inputs.statistics, self.inputs.stream, mu)
+        return corrected.to(self.weight.dtype)
 
     @property
     def nearest(self) -> Recognized | None:
@@ -218,24 +271,18 @@ class _Trial:
         best = max(self.tried, key=lambda key: self.tried[key].jaccard, default=None)
         return Recognized(*best, self.tried[best], self.tried) if best else None
 
-    def _run(self, weight: Tensor, settings: Settings, aim: str) -> LayerResult:
-        """ROSE sweeps a layer that is not columnar as SparseGPT does: that is done once."""
-        before = self.swept.get(aim)
-        if settings.method == "rose" and before is not None and not before.plan.is_columnar:
-            return before
-        statistics = self.inputs.unpruned if aim == UNPRUNED else self.inputs.statistics
-        assert statistics is not None
-        result = prune_with(weight, statistics, settings)
-        if settings.method == "sparsegpt":
-            self.swept[aim] = result
-        return result
-
     def try_again(self) -> None:
-        """While the mask is not exactly a method's, tries other inputs and targets, successful ones first."""
-        for attempt in self.yardsticks.promising():
-            if self.nearest is None or self.nearest.shared.jaccard >= EXACT:
+        """While the mask is not exactly a method's, tries other inputs and targets: successful attempts first, and
+        none without hope."""
+        promising = [each for each in self.yardsticks.attempts if each.hits or each.layers < GIVEN_UP]
+        for attempt in sorted(promising, key=lambda each: -each.hits):
+            if (before := self.nearest) is None or before.shared.jaccard >= EXACT:
                 return
-            aim, before = self._aim_here(attempt.aim), self.nearest
+            aim = attempt.aim
+            if aim == DENSE and self.inputs.stream is not None:
+                aim = STREAM  # such layers make good what the residual stream lacks
+            elif aim == UNPRUNED and self.inputs.unpruned is None:
+                aim = LAYER
             methods = [method for method in attempt.methods if method in self.yardsticks.methods]
             methods = [method for method in methods if (method, aim) not in self.done]
             is_others = before.is_same and before.method not in attempt.methods
@@ -244,13 +291,8 @@ class _Trial:
             for method in methods:
                 self.prune(method, aim)
             attempt.layers += 1
-            attempt.hits += self.nearest.is_same and self.nearest.shared.jaccard > before.shared.jaccard
-
-    def _aim_here(self, aim: str) -> str:
-        """The aim in this layer: what the residual stream lacks is made good by the layers that write into it."""
-        if aim == DENSE and self.inputs.stream is not None:
-            return STREAM
-        return LAYER if aim == UNPRUNED and self.inputs.unpruned is None else aim
+            after = self.nearest or before
+            attempt.hits += after.is_same and after.shared.jaccard > before.shared.jaccard
 
 
 def _error_by(
@@ -283,14 +325,36 @@ class _Judge:
         )
 
 
-def _dense_input_error(weight: Tensor, after: Tensor, inputs: LayerInputs) -> float:
-    hessian = inputs.dense_hessian
-    return ratio(quadratic_form(difference(weight, after), hessian), quadratic_form(weight, hessian))
+def with_inputs(
+    misfits: Sequence[Misfit], weight: Tensor, after: Tensor, streams: Sequence[LayerInputs]
+) -> tuple[Misfit, ...]:
+    """Without what is lawful by the inputs of a layer: weights that the dense ones would be no improvement on.
+
+    Args:
+        misfits: of V, `after`, beside W, `weight`, (out, in) each.
+        streams: calibration inputs, and held-out ones where there are any.
+    """
+    wrong = (part for part in misfits if not part.may_be_lawful or _gain(part, weight, after, streams) > GAIN)
+    return tuple(replace(part, may_be_lawful=False) for part in wrong)
 
 
-def _pattern_of(change: WeightChange, block_size: int) -> Pattern:
-    """The pattern to prune to for comparison: N:M where the mask is N:M, else its share of zeros."""
-    pattern = change.pattern
-    if pattern.name == "N:M" and not pattern.broken and block_size % pattern.of == 0:
-        return Pattern(1 - pattern.keep / pattern.of, pattern.keep, pattern.of)
-    return Pattern(change.sparsity)
+def _gain(part: Misfit, weight: Tensor, after: Tensor, streams: Sequence[LayerInputs]) -> float:
+    """How far the error falls when dense weights are put back into a part of V, by the energy of that change δ:
+
+        2 ⟨δ, GᵀX_p + (W − V) H⟩ / tr(δ H δᵀ) − 1
+
+    It is −1 where kept weights are fitted to the inputs, and near 1 where they are changed by chance. The least over
+    streams and targets.
+    """
+    rows, columns = (slice(first, last + 1) for first, last in (part.rows, part.columns))
+    difference, pruned = weight[rows].float() - after[rows].float(), after[rows, columns]
+    change = torch.where(pruned == 0, 0, difference[:, columns])
+    gains = []
+    for inputs in streams:
+        hessian = inputs.statistics.hessian
+        energy = (change @ hessian[columns, columns] * change).sum().clamp_min(1e-30)
+        missed = difference @ hessian[:, columns]
+        for gap in (inputs.gap, inputs.stream) if inputs.stream else (inputs.gap,):
+            target = gap.of(weight).cross[rows, columns]
+            gains.append(2 * float((change * (missed + target)).sum() / energy) - 1)
+    return min(gains)

@@ -14,7 +14,6 @@ from rose.errors import RoseError
 from rose.layer.registry import METHODS
 from rose.model.check.costs import ERROR_OF, SAME_MASK
 from rose.model.check.verdicts import VERDICTS, says_pattern
-from rose.model.check.whose import says_alike
 from rose.report import report_beside
 from rose.verdicts import BOS, SPARSE, WINDOWS, on_other_windows, says_perplexity
 from rose.wording import count, listing, number, out_of, percent, sentence, whole, word
@@ -47,23 +46,20 @@ def headline(check: CheckpointCheck) -> Headline:
         perplexity = f"Perplexity on {summary['evaluated_on']} goes {says_perplexity(summary)[0]}."
         is_worse = not summary["perplexity_after"] <= MUCH_WORSE * summary["perplexity_before"]
     if not check.is_sane:
-        return Headline(WRONG, " ".join(filter(None, [_faults(check), perplexity, unmeasured])))
+        wrong, number_wrong = check.wrong, int(layers["is_wrong"].sum())
+        counts = [out_of(number_wrong, len(layers), "layer")] if number_wrong else []
+        counts += [count(len(wrong) - number_wrong, "other tensor")] if len(wrong) > number_wrong else []
+        sizes = wrong["verdict"].value_counts(sort=False)
+        names = [f"{name} ({word(int(size))})" if len(sizes) > 1 else str(name) for name, size in sizes.items()]
+        verb = "is" if len(wrong) == 1 else "are"
+        faults = f"{sentence(' and '.join(counts))} {verb} wrong: {', '.join(names)}."
+        return Headline(WRONG, " ".join(filter(None, [faults, perplexity, unmeasured])))
     if is_worse:
         tests = f"The tests of single layers accuse none of {count(len(layers), 'layer')}."
         return Headline(WORSE, " ".join(filter(None, [perplexity, tests, unmeasured])))
     by = "" if summary["tokens"] else " by the weights alone"
     faults = f"No fault was found in {count(len(layers), 'layer')}{by}."
     return Headline(PARTIAL if unmeasured else SOUND, " ".join(filter(None, [faults, perplexity, unmeasured])))
-
-
-def _faults(check: CheckpointCheck) -> str:
-    """How many layers and other tensors are wrong, and the verdicts on them."""
-    wrong, layers = check.wrong, int(check.layers["is_wrong"].sum())
-    counts = [out_of(layers, len(check.layers), "layer")] if layers else []
-    counts += [count(len(wrong) - layers, "other tensor")] if len(wrong) > layers else []
-    sizes = wrong["verdict"].value_counts(sort=False)
-    names = [f"{name} ({word(int(size))})" if len(sizes) > 1 else str(name) for name, size in sizes.items()]
-    return f"{sentence(' and '.join(counts))} {'is' if len(wrong) == 1 else 'are'} wrong: {', '.join(names)}."
 
 
 def _unmeasured(layers: pd.DataFrame, summary: Mapping[str, Any]) -> str:
@@ -92,8 +88,10 @@ def lines(check: CheckpointCheck, name: Callable[[str], str] = str) -> list[tupl
             wrong_lines += [(f"{row.name}, {verdict}", row.reason) for row in rows[rows["is_wrong"]].itertuples()]
             rows = rows[~rows["is_wrong"]]
         if len(rows):
-            is_layers = rows["projection"].notna().all()
-            where = _where(rows["name"], len(check.layers)) if is_layers else count(len(rows), "tensor")
+            where = count(len(rows), "tensor")
+            if rows["projection"].notna().all():
+                where, is_few = out_of(len(rows), len(check.layers), "layer"), len(rows) <= SHOWN
+                where += f" ({listing(list(rows['name']))})" if is_few and len(rows) < len(check.layers) else ""
             line = f"{verdict}, {where}", _in_common(rows)
             if rows["is_wrong"].any():
                 wrong_lines.append(line)
@@ -102,20 +100,28 @@ def lines(check: CheckpointCheck, name: Callable[[str], str] = str) -> list[tupl
     return wrong_lines + [line for _, line in sorted(other_lines, key=lambda each: each[0])]
 
 
-def _where(names: pd.Series, layers: int) -> str:
-    """ "all 210 layers", or "two of 210 layers (a and b)" where they are few."""
-    where = out_of(len(names), layers, "layer")
-    return f"{where} ({listing(list(names))})" if len(names) <= SHOWN and len(names) < layers else where
-
-
 def _in_common(rows: pd.DataFrame) -> str:
     """What holds of all layers of one verdict: sentences."""
     if rows["reason"].nunique() == 1:
         return str(rows["reason"].iloc[0])
-    texts = _like(rows)
+    texts = []
+    if "nearest_method" in rows:  # "Like Magnitude.", "Like SparseGPT in 206 layers and ROSE in four."
+        matching = rows.loc[rows["agreement"] >= SAME_MASK, "nearest_method"]
+        sizes = matching.map(lambda name: METHODS[name].label).value_counts()
+        methods = [f"{label} in {count(int(size), 'layer')}" for label, size in sizes.items()]
+        is_one = len(sizes) == 1 and len(matching) == len(rows)
+        texts = [f"Like {sizes.index[0] if is_one else listing(methods)}."] if methods else []
     if rows["zeros"].any():
         pattern = f", {says_pattern(rows['pattern'].iloc[0])}" if rows["pattern"].nunique() == 1 else ""
-        texts += [f"{_range(rows['sparsity'], percent)} zeros{pattern}.", _kept(rows)]
+        moved = rows[rows["moved"] > 0]
+        if moved.empty:
+            rounded = ", but for rounding to 16 bits" if rows["rounded"].notna().any() else ""
+            kept = f" are those of the dense model{rounded}"
+        else:
+            some = listing(list(moved["name"])) if len(moved) <= SHOWN else count(len(moved), "layer")
+            where = "" if len(moved) == len(rows) else f" of {some}"
+            kept = f"{where} moved by {_range(moved['change'], percent)} of their norm"
+        texts += [f"{_range(rows['sparsity'], percent)} zeros{pattern}.", f"Kept weights{kept}."]
     if "error" in rows and rows["error"].notna().any():
         texts.append(f"Errors {_range(rows['error'], number)}, median {number(float(rows['error'].median()))}.")
     wrong = rows[rows["is_wrong"]]
@@ -126,32 +132,9 @@ def _in_common(rows: pd.DataFrame) -> str:
     return " ".join(texts)
 
 
-def _kept(rows: pd.DataFrame) -> str:
-    """Whose kept weights moved, and by how much."""
-    moved = rows[rows["moved"] > 0]
-    if moved.empty:
-        rounded = ", but for rounding to 16 bits" if rows["rounded"].notna().any() else ""
-        return f"Kept weights are those of the dense model{rounded}."
-    some = listing(list(moved["name"])) if len(moved) <= SHOWN else count(len(moved), "layer")
-    where = "" if len(moved) == len(rows) else f" of {some}"
-    return f"Kept weights{where} moved by {_range(moved['change'], percent)} of their norm."
-
-
 def _range(values: pd.Series, text: Callable[[float], str]) -> str:
     """ "49.9 % to 50.1 %", or one text where both ends have the same."""
     return " to ".join(dict.fromkeys(text(float(value)) for value in (values.min(), values.max())))
-
-
-def _like(rows: pd.DataFrame) -> list[str]:
-    """ "Like Magnitude.", "Like SparseGPT in 206 layers and ROSE in four."; nothing where no mask matches."""
-    if "nearest_method" not in rows:
-        return []
-    matching = rows.loc[rows["agreement"] >= SAME_MASK, "nearest_method"]
-    sizes = matching.map(lambda name: METHODS[name].label).value_counts()
-    if len(sizes) == 1 and len(matching) == len(rows):
-        return [f"Like {sizes.index[0]}."]
-    methods = [f"{label} in {count(int(size), 'layer')}" for label, size in sizes.items()]
-    return [f"Like {listing(methods)}."] if methods else []
 
 
 def findings(check: CheckpointCheck, folder: Path | None = None, drawn: Mapping[str, Any] | None = None) -> list[str]:
@@ -162,7 +145,13 @@ def findings(check: CheckpointCheck, folder: Path | None = None, drawn: Mapping[
     """
     layers, summary = check.layers, check.summary
     sentences = [*check.cautions, says_other_draw(folder, drawn) if folder is not None and drawn is not None else ""]
-    sentences += [_zeros(summary), *_emptied(layers), *_gone(summary["gone"])]
+    sentences += [_zeros(summary), *_emptied(layers)]
+    lost = {noun: summary["gone"][f"{noun}s"] for noun in ("head", "expert")}
+    sentences += [
+        f"Nothing is left of {count(len(names), noun)}: {listing(names, SHOWN)}."
+        for noun, names in lost.items()
+        if names
+    ]
     if rotated := len(summary["rotated_heads"]):
         sentences.append(
             f"Heads of {count(rotated, 'output projection')} fit those of the dense model after a rotation, which "
@@ -231,11 +220,6 @@ def _emptied(layers: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _gone(names: Mapping[str, Any]) -> list[str]:
-    lost = {noun: names[f"{noun}s"] for noun in ("head", "expert") if names[f"{noun}s"]}
-    return [f"Nothing is left of {count(len(each), noun)}: {listing(each, SHOWN)}." for noun, each in lost.items()]
-
-
 def _errors(layers: pd.DataFrame) -> list[str]:
     """The mean errors of the checkpoint and of methods, and the share of the masks' error that was taken back."""
     if "error" not in layers or layers["error"].isna().all():
@@ -267,3 +251,14 @@ def _maker(summary: dict[str, Any]) -> list[str]:
         return [f"The masks match no method that was tried; the nearest is {method}: over {where} {shares}."]
     where = out_of(nearest["layers"], summary["layers"], "layer")
     return [f"Masks of {where} match those of {method}: {shares}. {says_alike(nearest)}".rstrip()]
+
+
+def says_alike(nearest: Mapping[str, Any]) -> str:
+    """In how many layers the checkpoint's method and the one most like it remove the same; "" without such a method."""
+    if not nearest["alike"]:
+        return ""
+    other, layers = max(nearest["alike"].items(), key=lambda item: item[1])
+    text = f"{METHODS[nearest['name']].label} and {METHODS[other].label} remove the same weights in"
+    if layers == nearest["compared"]:
+        return f"{text} {out_of(layers, layers, 'layer')}, so nothing tells which it was."
+    return f"{text} {count(layers, 'layer')} and differ in {word(nearest['compared'] - layers)}."

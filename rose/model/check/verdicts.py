@@ -6,17 +6,17 @@ everywhere has probably met with an accident.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from rose.layer.agreement import ABSURD, EMPTY
+from rose.layer import agreement
+from rose.layer.agreement import ABSURD, COLUMN, EMPTY, ROW, Misfit
 from rose.layer.change import UNLIKE, WeightChange
 from rose.layer.error import ratio
 from rose.layer.registry import METHODS
 from rose.model.check.costs import Costs, Recognized, Rival
-from rose.model.check.within import LAWFUL, says_part, says_parts, wrong_parts
-from rose.wording import listing, number, percent, whole
+from rose.wording import count, listing, number, percent, sentence, whole
 
 NO_FAULT = "no fault found"
 NOT_PRUNED = "not pruned"
@@ -46,6 +46,8 @@ COMPARED = ("sparsegpt", "rose")  # methods that a reason names
 SMALL, LARGE = 0.7, 1.8  # slopes of kept weights on dense ones outside of which no sane layer lies, at 0.998 to 1.43
 EXACTLY = 0.02  # the same where all weights have one factor, which compensation does not leave
 CUT = 0.25  # share of the pruned layers that have lost whole rows, above which that was meant
+SHOWN = 3  # parts of a layer that a reason names
+LAWFUL = "This may be lawful, as compensation changes few rows and columns much; a check with tokens tells."
 COMMON = 0.3  # share of 32 columns at one value other than 0, which says that zeros were moved there
 
 
@@ -91,25 +93,65 @@ class Peers:
 
 def judge_weights(change: WeightChange, peers: Peers) -> LayerVerdict:
     """The verdict on one layer from the weights alone."""
-    rules = (_numbers, _likeness, _pattern, _zeros, _parts, _scale, _sparsity, _mask_alone, _nothing)
-    verdict = next(verdict for rule in rules if (verdict := rule(change, peers)))
+    if fault := next(_faults(change, peers), None):
+        return LayerVerdict(*fault, True)
+    if change.zeros > change.zeros_before:
+        is_mask = change.moved <= MOVED
+        reason = f"{percent(change.sparsity)} zeros, {says_pattern(change.pattern)}. {_says_moved(change)}"
+        verdict = LayerVerdict(MASK_ALONE if is_mask else NO_FAULT, reason, is_mask and peers.are_moved)
+    else:
+        is_same = change.is_untouched and not change.rounded
+        reason = "All weights are those of the dense model." if is_same else _says_moved(change)
+        verdict = LayerVerdict(NOT_PRUNED, reason, False)
     lawful = [part for part in change.misfits if part.may_be_lawful]
     if not lawful or verdict.is_wrong:
         return verdict
     return replace(verdict, reason=" ".join([verdict.reason, *map(says_part, lawful), LAWFUL]))
 
 
-def _nothing(change: WeightChange, _peers: Peers) -> LayerVerdict:
-    if change.zeros > change.zeros_before:
-        return LayerVerdict(NO_FAULT, _says_kept(change), False)
-    is_same = change.is_untouched and not change.rounded
-    return LayerVerdict(
-        NOT_PRUNED, "All weights are those of the dense model." if is_same else _says_moved(change), False
-    )
-
-
-def _says_kept(change: WeightChange) -> str:
-    return f"{percent(change.sparsity)} zeros, {says_pattern(change.pattern)}. {_says_moved(change)}"
+def _faults(change: WeightChange, peers: Peers) -> Iterator[tuple[str, str]]:
+    """Verdicts on wrong weights with their reasons, the worst first."""
+    pattern, zeros = change.pattern, f"{percent(change.sparsity)} zeros"
+    is_empty, is_pruned = change.zeros == change.size, change.zeros > change.zeros_before
+    if change.not_finite:
+        yield NUMBERS_BROKEN, f"{whole(change.not_finite)} of {whole(change.size)} weights are NaN or infinite."
+    if absurd := [part for part in change.misfits if part.kind == ABSURD]:
+        yield NUMBERS_BROKEN, says_parts(absurd)
+    if is_empty and change.zeros_before < change.size:
+        yield NUMBERS_BROKEN, f"All {whole(change.size)} weights are zero."
+    if not is_empty and not change.cosine >= UNLIKE:
+        cosine = f"Kept weights have a cosine of {number(change.cosine, 2)} with the dense ones; {UNLIKE} is the least."
+        yield OTHER_MODEL, f"It {change.fate}." if change.fate else cosine
+    if pattern.broken and pattern.first_broken:
+        row, column = pattern.first_broken
+        yield (
+            PATTERN_BROKEN,
+            f"{whole(pattern.broken)} of {whole(change.size // pattern.of)} groups keep more than {pattern.keep} of "
+            f"{pattern.of} weights; the first is in row {row}, columns {column} to {column + pattern.of - 1}.",
+        )
+    is_sparse = is_pruned and change.sparsity > FEW_ZEROS * (peers.sparsity or 0)
+    if peers.pattern and is_sparse and str(pattern) != peers.pattern:
+        yield PATTERN_BROKEN, f"It is not {peers.pattern}, as other layers are: {zeros}, {says_pattern(pattern)}."
+    if change.common >= COMMON:
+        yield (
+            ZEROS_LOST,
+            f"{percent(change.common, 0)} of the weights stand at one value other than zero and "
+            f"{percent(change.sparsity)} at zero, as a grid with an offset leaves them.",
+        )
+    if peers.sparsity and change.change > ROUNDED and change.sparsity < FEW_ZEROS * peers.sparsity:
+        beside = f"{zeros}, where other pruned layers have {percent(peers.sparsity)}"
+        yield ZEROS_LOST, f"{beside}; its weights differ by {percent(change.change)} of their norm."
+    if change.refilled > MOVED * change.size and change.zeros < change.zeros_before:  # else it was pruned once more
+        yield ZEROS_LOST, f"{whole(change.refilled)} zeros of the dense model are no zeros any more."
+    # Compensation explains lawful parts.
+    wrong = [part for part in change.misfits if not part.may_be_lawful and not (part.kind == EMPTY and peers.are_cut)]
+    if wrong:
+        yield PART_BROKEN, says_parts(wrong)
+    is_multiple = change.cosine > 1 - EXACTLY**2 / 8 and abs(change.slope - 1) > EXACTLY
+    if not is_empty and (is_multiple or not SMALL < change.slope < LARGE):
+        yield OTHER_MODEL, f"Kept weights are {number(change.slope)} times as large as the dense ones."
+    if is_pruned and peers.agree and peers.sparsity and not abs(change.sparsity - peers.sparsity) <= FAR:
+        yield OTHER_SPARSITY, f"{zeros}, where nearly all other layers have {percent(peers.sparsity)}."
 
 
 def says_pattern(pattern: object) -> str:
@@ -130,88 +172,6 @@ def _says_moved(change: WeightChange) -> str:
         return f"{moved}."
     where = "row" if change.grid.group is None else f"{change.grid.group} columns of a row"
     return f"{moved} and lie on a grid of {change.grid.levels} values for each {where}."
-
-
-def _numbers(change: WeightChange, _peers: Peers) -> LayerVerdict | None:
-    if change.not_finite:
-        reason = f"{whole(change.not_finite)} of {whole(change.size)} weights are NaN or infinite."
-        return LayerVerdict(NUMBERS_BROKEN, reason, True)
-    absurd = [part for part in change.misfits if part.kind == ABSURD]
-    if absurd:
-        return LayerVerdict(NUMBERS_BROKEN, says_parts(absurd), True)
-    if change.zeros == change.size and change.zeros_before < change.size:
-        return LayerVerdict(NUMBERS_BROKEN, f"All {whole(change.size)} weights are zero.", True)
-    return None
-
-
-def _likeness(change: WeightChange, _peers: Peers) -> LayerVerdict | None:
-    if change.zeros == change.size or change.cosine >= UNLIKE:
-        return None
-    reason = f"Kept weights have a cosine of {number(change.cosine, 2)} with the dense ones; {UNLIKE} is the least."
-    if change.fate:
-        reason = f"It {change.fate}."
-    return LayerVerdict(OTHER_MODEL, reason, True)
-
-
-def _pattern(change: WeightChange, peers: Peers) -> LayerVerdict | None:
-    pattern = change.pattern
-    if pattern.broken and pattern.first_broken:
-        row, column = pattern.first_broken
-        groups = change.size // pattern.of
-        reason = (
-            f"{whole(pattern.broken)} of {whole(groups)} groups keep more than {pattern.keep} of {pattern.of} weights; "
-            f"the first is in row {row}, columns {column} to {column + pattern.of - 1}."
-        )
-        return LayerVerdict(PATTERN_BROKEN, reason, True)
-    has_zeros = change.zeros > change.zeros_before and change.sparsity > FEW_ZEROS * (peers.sparsity or 0)
-    if peers.pattern and has_zeros and str(pattern) != peers.pattern:
-        reason = f"It is not {peers.pattern}, as other layers are: {percent(change.sparsity)} zeros"
-        return LayerVerdict(PATTERN_BROKEN, f"{reason}, {says_pattern(pattern)}.", True)
-    return None
-
-
-def _zeros(change: WeightChange, peers: Peers) -> LayerVerdict | None:
-    if change.common >= COMMON:
-        reason = (
-            f"{percent(change.common, 0)} of the weights stand at one value other than zero and "
-            f"{percent(change.sparsity)} at zero, as a grid with an offset leaves them."
-        )
-        return LayerVerdict(ZEROS_LOST, reason, True)
-    if peers.sparsity and change.change > ROUNDED and change.sparsity < FEW_ZEROS * peers.sparsity:
-        zeros = f"{percent(change.sparsity)} zeros, where other pruned layers have {percent(peers.sparsity)}"
-        return LayerVerdict(ZEROS_LOST, f"{zeros}; its weights differ by {percent(change.change)} of their norm.", True)
-    if change.refilled > MOVED * change.size and change.zeros < change.zeros_before:  # else it was pruned once more
-        return LayerVerdict(
-            ZEROS_LOST, f"{whole(change.refilled)} zeros of the dense model are no zeros any more.", True
-        )
-    return None
-
-
-def _parts(change: WeightChange, peers: Peers) -> LayerVerdict | None:
-    wrong = [part for part in wrong_parts(change.misfits) if part.kind != EMPTY or not peers.are_cut]
-    return LayerVerdict(PART_BROKEN, says_parts(wrong), True) if wrong else None
-
-
-def _scale(change: WeightChange, _peers: Peers) -> LayerVerdict | None:
-    is_multiple = change.cosine > 1 - EXACTLY**2 / 8 and abs(change.slope - 1) > EXACTLY
-    if change.zeros == change.size or (SMALL < change.slope < LARGE and not is_multiple):
-        return None
-    return LayerVerdict(OTHER_MODEL, f"Kept weights are {number(change.slope)} times as large as the dense ones.", True)
-
-
-def _sparsity(change: WeightChange, peers: Peers) -> LayerVerdict | None:
-    if not (peers.agree and peers.sparsity and change.zeros > change.zeros_before):
-        return None
-    if abs(change.sparsity - peers.sparsity) <= FAR:
-        return None
-    reason = f"{percent(change.sparsity)} zeros, where nearly all other layers have {percent(peers.sparsity)}."
-    return LayerVerdict(OTHER_SPARSITY, reason, True)
-
-
-def _mask_alone(change: WeightChange, peers: Peers) -> LayerVerdict | None:
-    if change.zeros <= change.zeros_before or change.moved > MOVED:
-        return None
-    return LayerVerdict(MASK_ALONE, _says_kept(change), peers.are_moved)
 
 
 def judge_costs(
@@ -281,3 +241,53 @@ def _is_worse(costs: Costs, rival: Rival, limit: float) -> bool:
     disagreement = max(ratio(max(errors), min(errors)) for errors in zip(*pairs, strict=True)) or 1.0
     is_clear = min(ratios) > limit * disagreement**0.5
     return is_clear and min(error - other for error, other in pairs) > MATTERS
+
+
+def says_parts(misfits: Sequence[Misfit]) -> str:
+    """A sentence for each of the first parts, and how many there are besides."""
+    texts = [says_part(part) for part in misfits[:SHOWN]]
+    left = len(misfits) - len(texts)
+    return " ".join([*texts, *([f"{whole(left)} more parts are wrong."] if left > 1 else [])])
+
+
+def says_part(part: Misfit) -> str:
+    """What happened to a part, as a sentence."""
+    place = f"{_span('row', part.rows)}, {_span('column', part.columns)}"
+    ends = part.rows if part.axis == ROW else part.columns
+    place = _span(part.axis, ends) if part.axis in (ROW, COLUMN) else place
+    return f"{sentence(place)}: {_event(part, *ends)}."
+
+
+def _span(axis: str, ends: tuple[int, int]) -> str:
+    return f"{axis} {ends[0]}" if ends[0] == ends[1] else f"{axis}s {ends[0]} to {ends[1]}"
+
+
+def _event(part: Misfit, first: int, last: int) -> str:
+    """What happened to a part; `first` and `last`: of its rows, or of its columns in another axis."""
+    weights = "its only kept weight" if part.kept == 1 else f"all {whole(part.kept)} kept weights"
+    if part.kind == agreement.NEGATED:
+        some = f"{whole(part.opposite)} of {whole(part.kept)} kept weights"
+        has = "has" if part.kept == 1 else "have"
+        return f"{weights if part.opposite == part.kept else some} {has} the opposite sign"
+    if part.kind in (agreement.OTHERS, agreement.OTHERS_NEGATED):
+        assert part.source is not None
+        backward = ", negated" if part.kind == agreement.OTHERS_NEGATED else ""
+        return f"the weights are those of {_span(part.axis, (part.source, part.source + last - first))}{backward}"
+    if part.kind == agreement.SHIFTED:
+        across = ("right", "left", "column") if part.axis == ROW else ("down", "up", "row")
+        return f"the weights are shifted {across[part.shift < 0]} by {count(abs(part.shift), across[2])}"
+    if part.kind == agreement.COUNT:
+        each = " each" if last > first else ""
+        size = whole(part.kept // (last - first + 1))
+        return f"{size} weights are kept{each}, and {whole(int(part.value))} in other rows"
+    if part.kind == ABSURD:
+        return f"the weight is {number(part.value)}, and no dense weight of this layer is above {number(part.dense)}"
+    rows = "these rows are" if last > first else "the row is"
+    texts = {
+        agreement.REVERSED: "the weights stand in reverse order",
+        agreement.CONSTANT: f"{weights} have the same value {number(part.value)}",
+        agreement.SCALED: f"the weights are {number(part.factor)} times as large as those of the rest of the layer",
+        EMPTY: f"no weight is left, though {rows} not small in the dense model",
+        agreement.CHANGED: f"the weight is {number(part.value)}, and {number(part.dense)} in the dense model",
+    }
+    return texts.get(part.kind, f"{weights} have nothing to do with the dense ones (cosine {part.cosine:.2f})")

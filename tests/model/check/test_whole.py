@@ -14,12 +14,10 @@ import rose
 from rose import cli
 from rose.layer.change import weight_change
 from rose.model.check import verdicts
-from rose.model.check.between import EVEN, better_by_layer, common_masks
-from rose.model.check.check import CheckpointCheck, check_checkpoint, pair_layers
-from rose.model.check.findings import findings
-from rose.model.check.gone import Gone
+from rose.model.check.check import EVEN, CheckpointCheck, better_by_layer, check_checkpoint, common_masks, pair_layers
+from rose.model.check.findings import findings, says_alike
 from rose.model.check.inputs import walk_both
-from rose.model.check.whose import says_alike
+from rose.model.check.others import Gone
 from rose.model.network.network import Network
 from rose.wording import count, word
 from tests.model.check.faults import compensate

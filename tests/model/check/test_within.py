@@ -16,8 +16,9 @@ from rose.layer.agreement import COLUMN, ROW, TILE, Misfit, misfits, whole_fate
 from rose.layer.target import InputGap
 from rose.model.check import verdicts
 from rose.model.check.check import check_checkpoint
+from rose.model.check.costs import with_inputs
 from rose.model.check.inputs import LayerInputs
-from rose.model.check.within import says_part, with_inputs
+from rose.model.check.verdicts import says_part
 from tests.model.check.faults_within import COLUMNS, ROWS, TILES
 from tests.model.families import make_model
 from tests.tiny import save_tiny_llama
