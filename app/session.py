@@ -27,7 +27,7 @@ from app.runs.request import PruneRequest
 from app.runs.tuning import Tuning
 from app.study.setup import Setup
 from app.study.study import Study
-from rose.layer.defaults import THRESHOLD
+from rose.layer.pattern import THRESHOLD
 
 RECENT = 5
 PRUNING = "content_cut: Pruning"

@@ -16,11 +16,12 @@ from .diffusion.trajectory import draw_pictures as draw_pictures
 from .diffusion.trajectory import record_trajectory as record_trajectory
 from .errors import Cancelled as Cancelled
 from .errors import RoseError as RoseError
-from .layer.defaults import RECOMMENDED as RECOMMENDED
 from .layer.forecast import Forecast as Forecast
+from .layer.forecast import Prices as Prices
 from .layer.forecast import best_shares as best_shares
 from .layer.forecast import forecast as forecast
 from .layer.forecast import forecasts as forecasts
+from .layer.forecast import price_columns as price_columns
 from .layer.methods import LayerResult as LayerResult
 from .layer.methods import Settings as Settings
 from .layer.methods import prune_layer as prune_layer
@@ -28,7 +29,6 @@ from .layer.methods.toolkit import measured_result as measured_result
 from .layer.methods.toolkit import prune_by_mask as prune_by_mask
 from .layer.methods.toolkit import prune_by_score as prune_by_score
 from .layer.methods.toolkit import prune_by_sweep as prune_by_sweep
-from .layer.options import Option as Option
 from .layer.order import Order as Order
 from .layer.order import OrderPlan as OrderPlan
 from .layer.order import make_order as make_order
@@ -36,11 +36,11 @@ from .layer.order import move_block as move_block
 from .layer.order import plan_order as plan_order
 from .layer.order import register_order as register_order
 from .layer.order import sort_columns as sort_columns
+from .layer.pattern import RECOMMENDED as RECOMMENDED
 from .layer.pattern import Pattern as Pattern
-from .layer.prices import Prices as Prices
-from .layer.prices import price_columns as price_columns
 from .layer.registry import METHODS as METHODS
 from .layer.registry import Method as Method
+from .layer.registry import Option as Option
 from .layer.registry import register as register
 from .layer.statistics import InputStatistics as InputStatistics
 from .layer.sweep import SweepTrace as SweepTrace

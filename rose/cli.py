@@ -18,9 +18,8 @@ from typing import Any
 
 from rose import interrupt
 from rose.commands.console import Output
-from rose.environment import says_versions
+from rose.environment import launched_place, says_versions
 from rose.errors import RoseError, is_out_of_memory
-from rose.launch import launched_place
 from rose.plugins import load_plugins
 from rose.recipe.file import Recipe
 from rose.recipe.options import add_options, read_options

@@ -1,8 +1,9 @@
-"""Versions, processor and threads. Machines round differently, and pruning amplifies it: perplexities of one run
-differ by several per cent, so only results of one environment are compared."""
+"""Versions, processor, threads and processes. Machines round differently, and pruning amplifies it: perplexities of one
+run differ by several per cent, so only results of one environment are compared."""
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from functools import cache
@@ -60,3 +61,13 @@ def environment(compute: str, device: torch.device) -> str:
         *(f"{name} {installed[name]}" for name in ROUNDING),
     ]
     return ", ".join([*parts, compute])
+
+
+def is_launched() -> bool:
+    """Whether a launcher such as torchrun started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def launched_place() -> tuple[int, int]:
+    """Which of how many processes the launcher says this is; (0, 1) without one."""
+    return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if is_launched() else (0, 1)

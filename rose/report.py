@@ -41,7 +41,7 @@ from rose.verdicts import EvaluationSetup, Result, caution_column, cautions
 from rose.wording import duration, out_of, place_of, sentence, short_text, whole
 
 if TYPE_CHECKING:
-    from rose.layer.paper import PaperFigures
+    from rose.layer.columnar import PaperFigures
 
 
 LANGUAGE_PART = "Only the language model of these files was read: a copy is for text alone, not for pictures or sounds."
@@ -264,7 +264,7 @@ class RunReport:
     @cached_property
     def paper(self) -> PaperFigures | None:
         """Orders that an analysis tried on one layer."""
-        from rose.layer.paper import read_paper_figures  # with torch: a report alone needs none
+        from rose.layer.columnar import read_paper_figures  # with torch: a report alone needs none
 
         paper = read_paper_figures(self.summary["paper"]) if self.summary.get("paper") else None
         _require(paper is None or bool(_NAME.fullmatch(paper.layer)), "a layer has no such name")

@@ -69,7 +69,7 @@ class LayerRecord:
     its own or those corrected towards the dense target, both relative to the outputs of these; None where nothing was
     rounded. See `rose.layer.methods.LayerResult`.
     `massive` names the few input channels that carry nearly all of the input, and where; it is "" without any.
-    `error_without_massive` is `relative_error` over all other channels. See `rose.layer.massive`.
+    `error_without_massive` is `relative_error` over all other channels. See `rose.layer.error`.
     """
 
     layer: str

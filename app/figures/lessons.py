@@ -20,7 +20,7 @@ from app.figures.shrinking import to_numpy
 from app.figures.style import FONT_SIZE, Drawing, some
 from app.words import number, percent, word
 from rose import LayerResult
-from rose.layer.defaults import THRESHOLD
+from rose.layer.pattern import THRESHOLD
 from rose.verdicts import Interval
 
 HEIGHT = 440  # pixels of a stage, without caption

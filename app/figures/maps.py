@@ -16,7 +16,7 @@ from app.figures.shapes import Chart, colourbar, layer_grid
 from app.figures.style import FONT_SIZE, PERCENT, Drawing, some
 from app.words import count, expert_of, listing, number, out_of, percent, place_of, sentence, short_layer, word
 from rose import RoseError, verdicts
-from rose.layer.defaults import THRESHOLD
+from rose.layer.pattern import THRESHOLD
 
 LISTED_BLOCKS = 6  # decoder blocks that a sentence lists
 ROW = 34  # pixels a projection takes in maps of two runs

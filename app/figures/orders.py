@@ -15,8 +15,8 @@ from app.figures.shrinking import to_numpy
 from app.figures.style import ERROR, PERCENT, Drawing, judged
 from app.words import apart, count, listing, number, percent, sentence, short_layer, word
 from rose import METHODS, LayerResult, RoseError, verdicts
+from rose.layer.columnar import PaperFigures
 from rose.layer.order import visited_blocks
-from rose.layer.paper import PaperFigures
 from rose.layer.sweep import SweepTrace
 
 # Sweeps, by order and budget, that a method makes of every layer; ROSE visits only columnar layers in its order.

@@ -17,7 +17,7 @@ from app.figures.shapes import BARE, Chart, Look, layer_grid
 from app.figures.style import ERROR, Drawing
 from app.words import count, number, percent, sentence, whole, word
 from rose.layer.checks import CurvePoint, ErrorMeasures
-from rose.layer.defaults import METHOD
+from rose.layer.pattern import METHOD
 from rose.model.check import verdicts
 from rose.model.check.costs import ERROR_OF, REFIT_STEPS
 

@@ -17,7 +17,7 @@ from app.figures.style import FONT_SIZE, LOG, Drawing
 from app.words import because, carries, count, number, percent, sentence, whole, without_massive
 from rose import OrderPlan, RoseError
 from rose.layer.columnar import Outlier, outlier
-from rose.layer.massive import massive_channels
+from rose.layer.error import massive_channels
 
 SURFACE_CELLS = 160  # a side; a surface is drawn as triangles, several per cell
 STRIPS = {

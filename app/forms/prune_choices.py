@@ -9,8 +9,8 @@ from app import session, shared
 from app.forms.widgets import linked, path_input, spec_number
 from app.runs.request import HELD_OUT, PROMPT, WINDOWS, Keep, PruneRequest
 from app.study.setup import Setup
-from rose.layer.defaults import BITS as GRID_BITS
-from rose.layer.defaults import GROUPS, RECOMMENDED, THRESHOLD
+from rose.layer.pattern import BITS as GRID_BITS
+from rose.layer.pattern import GROUPS, RECOMMENDED, THRESHOLD
 from rose.model.defaults import SOURCES
 from rose.model.measure import zero_shot
 from rose.recipe.steps import Prune

@@ -16,8 +16,7 @@ from app.study.study import Study, error_on
 from app.words import place_of
 from rose.interrupt import stop_point
 from rose.layer.basis import STEPS, HeadLayout, find_rotations, rotate_columns, rotate_statistics
-from rose.layer.defaults import THRESHOLD
-from rose.layer.pattern import parse_sparsity
+from rose.layer.pattern import THRESHOLD, parse_sparsity
 from rose.model.estimate.duration import SWEEP_EFFICIENCY, matmul_rate, sweeps_of
 from rose.model.run.rotation import value_heads
 

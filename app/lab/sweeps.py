@@ -19,8 +19,8 @@ from torch import Tensor
 import rose
 from app.figures.orders import trace_of
 from app.study.study import Study, error_on
-from rose.layer.compensation import error_inside
 from rose.layer.error import quadratic_form
+from rose.layer.sweep import error_inside
 
 BASELINE = ("natural", "block")  # SparseGPT, which every other error is compared with
 LARGEST_TRACE = 2e9  # bytes

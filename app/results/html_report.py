@@ -25,7 +25,7 @@ from app.results.naming import name_apart
 from app.runs.request import HELD_OUT
 from rose import RunReport, verdicts
 from rose.environment import versions
-from rose.layer.defaults import THRESHOLD
+from rose.layer.pattern import THRESHOLD
 from rose.output import check_file, write_file
 from rose.report import read_runs
 

@@ -13,8 +13,8 @@ from app.study import tables
 from app.study.study import Study
 from app.words import short_text
 from rose.environment import versions
+from rose.layer.columnar import WIDEST, paper_figures
 from rose.layer.methods import make_settings
-from rose.layer.paper import WIDEST, paper_figures
 from rose.layer.registry import METHODS, label_of
 
 

@@ -13,8 +13,7 @@ from app.jobs import Job, Run
 from app.study.setup import Setup, check_memory
 from app.study.study import LoadedModel
 from rose.files import expand, reachable
-from rose.layer.defaults import THRESHOLD
-from rose.layer.pattern import parse_sparsity
+from rose.layer.pattern import THRESHOLD, parse_sparsity
 from rose.layer.registry import get_method
 from rose.model.estimate.duration import Cost, estimate_damage, sweeps_of
 from rose.model.measure.damage import WHOLE, DamageRecord, DamageReport, dense_weights, describe_damage, units_of

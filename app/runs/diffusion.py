@@ -13,8 +13,8 @@ from rose.diffusion.evaluation import classes_in_turn
 from rose.diffusion.garments import GARMENTS
 from rose.diffusion.pruning import SPARSITY
 from rose.diffusion.steps import PACKAGES, STEPS, WEIGHTS, step_weights
-from rose.layer.defaults import METHOD
 from rose.layer.methods import make_settings
+from rose.layer.pattern import METHOD
 
 PICTURES = len(GARMENTS)  # shown: a picture of each class
 KEPT_NOISES = 32  # trajectories, of half a megabyte each

@@ -32,7 +32,7 @@ from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.environment import says_versions
 from rose.files import write_atomically
-from rose.layer.defaults import RECOMMENDED
+from rose.layer.pattern import RECOMMENDED
 from rose.model.measure.text import EncodedText, Reading
 from rose.model.run.damages import DamageRecord
 from rose.recipe.parts import SlimSettings

@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerBase
 import rose
 from app.study.setup import Setup, one_spelling, patterns_of
 from rose.files import expand, reachable
-from rose.layer.bits import Grid
-from rose.layer.defaults import THRESHOLD
+from rose.layer.pattern import THRESHOLD, Grid
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
 from rose.model.estimate.memory import estimate_memory
 from rose.model.load.models import parse_dtype

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 import rose
 from rose.environment import versions
-from rose.layer.defaults import BLOCK_SIZE, DAMPING, SPARSITY, THRESHOLD
+from rose.layer.pattern import BLOCK_SIZE, DAMPING, SPARSITY, THRESHOLD
 from rose.model.defaults import OFFLINE, STORED, STUDY
 from rose.model.estimate.duration import Cost
 from rose.model.estimate.memory import check_free

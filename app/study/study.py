@@ -22,11 +22,11 @@ import rose
 from app.jobs import Job, holding
 from app.study import cache
 from app.study.setup import FORETOLD, MEASURED, Setup
-from rose.layer.defaults import METHOD, THRESHOLD
 from rose.layer.error import relative_error
 from rose.layer.hessian import condition_number, spectrum
 from rose.layer.methods import Known
 from rose.layer.order import live_range
+from rose.layer.pattern import METHOD, THRESHOLD
 from rose.model.network.heads import ATTENTION_OUTPUTS, head_width
 from rose.model.network.layers import PrunableLayer, text_config
 from rose.model.network.network import Network

@@ -15,7 +15,7 @@ from app.forms.widgets import method_choice, priced, pruned_model
 from app.results.downloads import csv_button, file_button
 from app.runs import example
 from app.runs.damage import DamageRequest, DamageRun, layer_of
-from rose.layer.defaults import THRESHOLD
+from rose.layer.pattern import THRESHOLD
 from rose.model.measure.damage import CLEAR, correlations
 from rose.rows import finite, json_rows
 

@@ -18,7 +18,7 @@ from app.study import tables
 from app.study.own_numbers import read_numbers
 from app.study.study import Study
 from rose.layer.checks import OVERFIT
-from rose.layer.defaults import THRESHOLD
+from rose.layer.pattern import THRESHOLD
 
 OWN = "own"
 NAMED = 6  # decoder blocks that a sentence lists, of one projection

@@ -13,7 +13,7 @@ from torch import Tensor
 import rose
 from rose import verdicts
 from rose.commands import shared, terminal
-from rose.layer.paper import WIDEST, paper_figures
+from rose.layer.columnar import WIDEST, paper_figures
 from rose.model.estimate.duration import estimate_cost, sweeps_of
 from rose.model.estimate.memory import estimate_memory
 from rose.model.network.heads import rotated_heads

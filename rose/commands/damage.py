@@ -9,8 +9,8 @@ from rich.console import Console
 import rose
 from rose import verdicts
 from rose.commands import shared, terminal
+from rose.environment import launched_place
 from rose.files import reachable
-from rose.launch import launched_place
 from rose.model.estimate.duration import estimate_damage, sweeps_of
 from rose.model.load.models import parse_dtype
 from rose.model.measure.damage import (

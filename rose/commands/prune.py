@@ -10,7 +10,7 @@ from rich.console import Console
 import rose
 from rose.commands import saving, shared, terminal
 from rose.commands.tune import check_tuning, draw_texts, tune_after
-from rose.layer.bits import Grid
+from rose.layer.pattern import Grid
 from rose.model.estimate.memory import estimate_memory
 from rose.model.network.network import Network
 from rose.model.network.precision import Precision

@@ -12,9 +12,9 @@ from rich.console import Console
 
 import rose
 from rose.commands import shared, terminal
+from rose.environment import launched_place
 from rose.files import reachable
 from rose.interrupt import CANCELLED
-from rose.launch import launched_place
 from rose.model.load.models import parse_dtype
 from rose.model.network.precision import Precision
 from rose.model.network.residence import pick_device

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from rose.diffusion.steps import StepWeights, step_weights
 from rose.diffusion.trajectory import Conditions, DrawOptions, Trajectories, block_of, outermost_lists
 from rose.environment import environment
-from rose.errors import RoseError
-from rose.given import is_whole
-from rose.layer.defaults import BLOCK_SIZE
+from rose.errors import RoseError, is_whole
+from rose.layer.pattern import BLOCK_SIZE
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, check_plain
 from rose.model.network.precision import name_of

@@ -16,8 +16,7 @@ from torch import Tensor
 from rose.diffusion.garments import GARMENTS, SIDE, Classifier, load_classifier, load_references
 from rose.diffusion.steps import STEPS
 from rose.diffusion.trajectory import DrawOptions, Trajectory, denoiser_of, record_trajectory
-from rose.errors import RoseError
-from rose.given import is_whole
+from rose.errors import RoseError, is_whole
 
 LOSS_TIMES = tuple(range(50, 1000, 100))  # of the scheduler's 1000
 PICTURES = 200  # unless told

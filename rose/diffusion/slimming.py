@@ -15,8 +15,7 @@ from rose.diffusion.calibration import TrajectoryCalibration
 from rose.diffusion.parts import find_parts, reshape
 from rose.diffusion.steps import PACKAGES, STEPS, WEIGHTS, StepWeights
 from rose.diffusion.trajectory import Conditions
-from rose.errors import RoseError
-from rose.given import check_keywords
+from rose.errors import RoseError, check_keywords
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, count_parameters, naming
 from rose.model.progress import ProgressCallback

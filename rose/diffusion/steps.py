@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rose.errors import RoseError
-from rose.given import check_choice, is_whole
+from rose.errors import RoseError, check_choice, is_whole
 
 STEP_WEIGHTS = ("log_decrease", "uniform", "log_increase", "linear")
 # Unless told: denoising steps, how much each counts, and groups of layers, pruned one after another.

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.diffusion.steps import STEPS, check_steps
-from rose.errors import RoseError
-from rose.given import is_whole
+from rose.errors import RoseError, is_whole
 
 
 def denoiser_of(pipeline: Any) -> nn.Module:

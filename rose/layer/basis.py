@@ -15,9 +15,8 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.interrupt import stop_point
-from rose.layer.defaults import BLOCK_SIZE
 from rose.layer.loss import block_widths, potential_loss
-from rose.layer.pattern import Pattern
+from rose.layer.pattern import BLOCK_SIZE, Pattern
 from rose.layer.registry import check_name_or_seed
 from rose.layer.statistics import InputStatistics, is_finite
 

@@ -1,6 +1,7 @@
-"""What happened to one weight matrix: W before, and V, which somebody has pruned, tuned, merged or quantized.
+"""What one weight matrix shows by itself, its zeros, grid and norms; and what happened to it: W before, and V, which
+somebody has pruned, tuned, merged or quantized.
 
-Nothing here asks how V was made. Its zeros show what was removed, the rest what was changed.
+Nothing here asks how V was made. It may come in runs of rows, so that a large matrix is never in memory whole.
 """
 
 from __future__ import annotations
@@ -8,12 +9,285 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer.agreement import Misfit, misfits, whole_fate
-from rose.layer.facts import FORMATS, FactsOf, WeightFacts, count
+
+GROUPS = (2, 4, 8, 16, 32)  # M of the N:M patterns that are tried
+NEARLY = 0.95  # share of the groups that keep exactly N, above which the others break a pattern
+BLOCK = 128  # columns of a block, in SparseGPT's and ROSE's programs and here
+GRIDS = ("row", 128, 64, 32)  # columns that share a scale, the coarsest first
+LEVELS = (4, 8, 16, 32, 64, 256)  # values of grids of 2, 3, 4, 5, 6 and 8 bits
+TELLING = 8  # fewest nonzeros that show a grid, and fewest such groups
+COMMON = 32  # columns of a group in which a common value is counted
+SAMPLED_ROWS, FEW_ROWS = 64, 16  # rows in which grids are sought, and rows that can rule a grid out
+FORMATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+STANDS_OUT = 4.0  # times the median norm, or a quarter of it
+
+
+@dataclass(frozen=True)
+class FoundPattern:
+    """The pattern of zeros: "none" without zeros, "N:M", "row" (every row has the same number, up to one, and at least
+    one), "block" (every block of 128 columns has), or "layer"."""
+
+    name: str
+    keep: int = 0  # N of N:M, at most N nonzeros in every M consecutive input columns; 0 for other patterns
+    of: int = 0  # M
+    broken: int = 0  # groups with more than N nonzeros
+    first_broken: tuple[int, int] | None = None  # row and first column of the first such group
+
+    def __str__(self) -> str:
+        return f"{self.keep}:{self.of}" if self.name == "N:M" else self.name
+
+
+@dataclass(frozen=True)
+class FoundGrid:
+    """Nonzeros that take few values: at most `levels` in one group of `group` columns, or of a whole row for None."""
+
+    levels: int
+    group: int | None
+
+
+@dataclass(frozen=True)
+class WeightFacts:
+    """Of a matrix V, (out, in); all but `not_finite` is of its finite entries."""
+
+    shape: tuple[int, int]
+    not_finite: int  # entries that are NaN or infinite
+    zeros: int
+    pattern: FoundPattern  # of the zeros
+    grid: FoundGrid | None  # of the nonzeros
+    format_of_16_bits: str | None  # in which all entries of some rows are exact
+    common: float  # mean share of 32 columns with one and the same value other than 0, as on a grid with an offset
+    largest: float  # magnitude
+    largest_at: tuple[int, int]  # row and column of the first such weight
+    row_norms: Tensor  # (out,)
+    column_norms: Tensor  # (in,)
+    zero_rows: tuple[int, ...]  # numbers of those without a nonzero
+    zero_columns: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros."""
+        return self.zeros / self.size
+
+    @property
+    def norm(self) -> float:
+        return float(self.row_norms.norm())
+
+    @property
+    def odd_rows(self) -> list[int]:
+        """Numbers of rows whose norm is more than `STANDS_OUT` times the median or less than its inverse, and not 0."""
+        return _odd(self.row_norms)
+
+    @property
+    def odd_columns(self) -> list[int]:
+        return _odd(self.column_norms)
+
+
+def _odd(norms: Tensor) -> list[int]:
+    live = norms > 0
+    usual = norms[live].median() if live.any() else 0
+    return (live & ((norms > STANDS_OUT * usual) | (norms < usual / STANDS_OUT))).nonzero().flatten().tolist()
+
+
+def weight_facts(runs: Iterable[Tensor], shape: tuple[int, int]) -> WeightFacts:
+    """The facts of a matrix that comes in runs of rows, (rows, in) each."""
+    facts = FactsOf(shape)
+    for run in runs:
+        facts.add(run)
+    return facts.result()
+
+
+class FactsOf:
+    """Gathers `WeightFacts` from runs of rows."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape, self.at, self.not_finite, self.zeros = shape, 0, 0, 0
+        self.row_norms: list[Tensor] = []
+        self.squares: Tensor | None = None  # by column, float64
+        self.nonzero: Tensor | None = None  # whether a column has a nonzero
+        self.zero_rows: list[int] = []
+        self.mask: Tensor | None = None  # of zeros, once there are any
+        self.largest, self.largest_at = -1.0, (0, 0)
+        self.sample: list[Tensor] = []
+        self.sampled = _places(shape[0], SAMPLED_ROWS)
+
+    def add(self, run: Tensor) -> Tensor:
+        """Adds rows, and returns them in float32 with 0 for NaN and infinity."""
+        values, rows = run.float(), slice(self.at, self.at + len(run))
+        lowest, highest = torch.aminmax(values) if values.numel() else (torch.zeros(()), torch.zeros(()))
+        broken = None
+        if not bool((highest - lowest).isfinite()) and not values.isfinite().all():
+            broken = ~values.isfinite()
+            self.not_finite += count(broken)
+            values = values.masked_fill(broken, 0)
+            lowest, highest = torch.aminmax(values)
+        if (largest := max(float(highest), -float(lowest))) > self.largest:
+            place = int((values if largest == float(highest) else -values).argmax())
+            self.largest, self.largest_at = largest, (self.at + place // self.shape[1], place % self.shape[1])
+        self._count_zeros(values == 0, broken, rows)
+        self.row_norms.append(torch.linalg.vector_norm(values, dim=1))
+        squares = values.square().sum(0).double()
+        self.squares = squares if self.squares is None else self.squares + squares
+        self.sample.append(values[self.sampled[(self.sampled >= rows.start) & (self.sampled < rows.stop)] - self.at])
+        self.at = rows.stop
+        return values
+
+    def _count_zeros(self, zero: Tensor, broken: Tensor | None, rows: slice) -> None:
+        if zeros := count(zero):
+            self.zero_rows += (rows.start + zero.all(1).nonzero().flatten()).tolist()
+        nonzero = ~zero.all(0) if zeros else torch.ones_like(zero[0])
+        self.nonzero = nonzero if self.nonzero is None else self.nonzero | nonzero
+        if broken is not None:
+            zero = zero & ~broken
+            zeros = count(zero)
+        self.zeros += zeros
+        if zeros:
+            if self.mask is None:
+                self.mask = torch.zeros(self.shape, dtype=torch.bool, device=zero.device)
+            self.mask[rows] = zero
+
+    def result(self) -> WeightFacts:
+        assert self.squares is not None
+        assert self.nonzero is not None
+        sample = torch.cat(self.sample)
+        return WeightFacts(
+            shape=self.shape,
+            not_finite=self.not_finite,
+            zeros=self.zeros,
+            pattern=FoundPattern("none") if self.mask is None else find_pattern(self.mask),
+            grid=apparent_grid(sample),
+            format_of_16_bits=rounded_to(sample, sample),
+            common=common_value(sample),
+            largest=max(self.largest, 0.0),
+            largest_at=self.largest_at,
+            row_norms=torch.cat(self.row_norms),
+            column_norms=self.squares.sqrt().float(),
+            zero_rows=tuple(self.zero_rows),
+            zero_columns=tuple((~self.nonzero).nonzero().flatten().tolist()),
+        )
+
+
+def count(mask: Tensor) -> int:
+    """How many are True; NumPy counts bytes at once, ten times as fast as a sum."""
+    return int(np.count_nonzero(mask.numpy())) if mask.device.type == "cpu" else int(mask.sum())
+
+
+def rounded_to(before: Tensor, after: Tensor) -> str | None:
+    """The format of 16 bits in which V is W rounded, None where it is not."""
+    return next((name for name, dtype in FORMATS.items() if torch.equal(before.to(dtype).float(), after.float())), None)
+
+
+def find_pattern(mask: Tensor) -> FoundPattern:
+    """The narrowest pattern that a mask, (out, in), True = zero, follows or nearly follows."""
+    if not mask.any():
+        return FoundPattern("none")
+    sample = some_rows(mask)  # a few rows nearly always rule a pattern out
+    for of in GROUPS:
+        pattern = _grouped(sample, of) and _grouped(mask, of)
+        if pattern:
+            return pattern
+    columns, by_row, by_column = mask.shape[1], [], torch.zeros(mask.shape[1], device=mask.device)
+    for run in mask.split(1024):  # as float32 it takes four times its memory
+        run = run.float()
+        by_row.append(run.sum(1))
+        by_column += run.sum(0)
+    rows = torch.cat(by_row)
+    # With none in some rows or blocks, zeros are too few to show a pattern.
+    if len(rows) > 1 and int(rows.max() - rows.min()) <= 1 and int(rows.min()) > 0 and int(rows.max()) < columns:
+        return FoundPattern("row")
+    if columns >= 2 * BLOCK:
+        blocks = by_column[: columns // BLOCK * BLOCK].unflatten(0, (-1, BLOCK)).sum(1)
+        if int(blocks.max() - blocks.min()) <= 1 and int(blocks.min()) > 0 and int(blocks.max()) < BLOCK * len(mask):
+            return FoundPattern("block")
+    return FoundPattern("layer")
+
+
+def _grouped(mask: Tensor, of: int) -> FoundPattern | None:
+    """N:M for this M, where nearly all groups keep the same N; zeros that came by themselves may make it fewer."""
+    if mask.shape[1] % of or mask.shape[1] == of:
+        return None
+    left = (~mask).unflatten(1, (-1, of)).sum(2, dtype=torch.uint8)  # (out, groups)
+    keep = int(torch.bincount(left.flatten()).argmax())
+    if not 0 < keep < of or (left == keep).float().mean() < NEARLY:
+        return None
+    broken = (left > keep).nonzero()
+    first = (int(broken[0, 0]), int(broken[0, 1]) * of) if len(broken) else None
+    return FoundPattern("N:M", keep, of, len(broken), first)
+
+
+def apparent_grid(weight: Tensor) -> FoundGrid | None:
+    """The grid of fewest levels that nonzero weights, (out, in), lie on, with a scale for each row or group of columns.
+
+    Symmetric grids are multiples of a step, found by division by the largest weight; other grids by their few values,
+    where there are clearly more places for them.
+    """
+    grids = []
+    for group in GRIDS:
+        columns = weight.shape[1] if group == "row" else int(group)
+        if weight.shape[1] % columns == 0 and (group == "row" or columns < weight.shape[1]):
+            # Most weights lie on none, which few rows show.
+            levels = _levels(some_rows(weight, FEW_ROWS), columns) and _levels(some_rows(weight), columns)
+            grids += [FoundGrid(levels, None if group == "row" else columns)] if levels else []
+    return min(grids, key=lambda grid: grid.levels, default=None)
+
+
+def _places(rows: int, most: int) -> Tensor:
+    return torch.linspace(0, rows - 1, min(most, rows), dtype=torch.float32).long()
+
+
+def some_rows(matrix: Tensor, most: int = SAMPLED_ROWS) -> Tensor:
+    """Up to `most` rows, evenly spaced."""
+    return matrix[_places(len(matrix), most).to(matrix.device)]
+
+
+def _levels(weight: Tensor, columns: int) -> int | None:
+    parts = weight.reshape(-1, columns)
+    return _multiples(parts) or _few_values(parts)
+
+
+def _multiples(parts: Tensor) -> int | None:
+    """Levels of the symmetric grid whose multiples are the nonzeros of nearly all groups, (groups, columns)."""
+    parts = parts[(parts != 0).sum(1) >= TELLING]
+    if len(parts) < TELLING:
+        return None
+    scaled, fits = parts / parts.abs().amax(1, keepdim=True), torch.zeros(len(parts), dtype=torch.bool)
+    for steps in (*range(1, 17), 127, 128):
+        multiple = scaled * steps
+        # A format of 16 bits rounds the weight itself, which shows where steps are many.
+        fits |= ((multiple - multiple.round()).abs().amax(1) <= 0.02 + steps * (2**-8 if steps <= 16 else 2**-13)).cpu()
+        if fits.float().mean() >= NEARLY:
+            return next(levels for levels in LEVELS if 2 * steps <= levels)
+    return None
+
+
+def _few_values(parts: Tensor) -> int | None:
+    """Levels of a grid with an offset: the most different values of any group, (groups, columns)."""
+    values = 1 + int((parts.sort(1).values.diff(dim=1) != 0).sum(1).max())
+    places = int((parts != 0).sum(1).median())
+    return next((levels for levels in LEVELS if values <= levels and 2 * levels <= places), None)
+
+
+def common_value(weight: Tensor) -> float:
+    """Mean share of each group of 32 columns, over rows, that has its most frequent value; 0 where that value is 0.
+
+    Without a grid it is 1/32.
+    """
+    if weight.shape[1] % COMMON:
+        return 0.0
+    groups = some_rows(weight).reshape(-1, COMMON)
+    value = groups.mode(1).values
+    share = (groups == value[:, None]).float().mean(1)
+    return float(torch.where(value == 0, 0, share).mean())
+
 
 UNLIKE = 0.3  # cosine below which two vectors of weights have nothing to do with each other
 ROUNDING = 2**-8  # of a weight, as bfloat16 rounds it

@@ -1,7 +1,9 @@
-"""Forecasts of a sweep's error for any order and budget, from one factorization for each order.
+"""The price of a column, and forecasts of a sweep's error for any order and budget, from one factorization for each
+order.
 
-Rows share H, the order and its prices, and each row is pruned by itself except for its count. So a sweep of 64 rows
-forecasts the error of all rows (docs/orders.md).
+Removing the weights of column j costs w² d_j with d_j = 1/U_jj²: the part of input j, squared and summed over tokens,
+that the columns still free cannot explain (docs/orders.md). Rows share H, the order and its prices, and each row is
+pruned by itself except for its count. So a sweep of 64 rows forecasts the error of all rows.
 """
 
 from __future__ import annotations
@@ -14,17 +16,58 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from rose.errors import RoseError
-from rose.given import check_choice, check_keywords
-from rose.layer.defaults import BUDGETS
+from rose.errors import RoseError, check_choice, check_keywords
 from rose.layer.error import quadratic_form, ratio, sweep_error
 from rose.layer.hessian import DampedHessian
-from rose.layer.loss import block_sums
+from rose.layer.loss import block_sums, kth_smallest
 from rose.layer.order import Order, OrderPlan, PlanOptions, make_order, plan_order
-from rose.layer.prices import Prices
-from rose.layer.selection import kth_smallest
+from rose.layer.pattern import BUDGETS
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import Sweep, check_shares, sweep, visited_budget
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no one truth value
+class Prices:
+    """The prices of all columns in one order.
+
+    Attributes:
+        price: d_j = 1/U_jj², (in,) float64, in the order visited; a dead column's is 1 + λ.
+        alone: H_jj + λ, (in,) float64, in the order visited: the price without any help.
+    """
+
+    order: Order
+    price: Tensor
+    alone: Tensor
+
+    @classmethod
+    def of(cls, order: Order, factor: Tensor, damped: DampedHessian) -> Prices:
+        """From U for this order, (in, in)."""
+        alone = damped.matrix.diagonal()[order.permutation]
+        return cls(order, factor.diagonal().double().pow(-2), alone.double())
+
+    @property
+    def log_total(self) -> float:
+        """Σ log d_j, which is log det(H + λI) for every order."""
+        return float(self.price.log().sum())
+
+    @property
+    def total(self) -> float:
+        """Σ d_j, which bounds the error of rounding every weight (Chen et al. 2025, arXiv 2507.18553)."""
+        return float(self.price.sum())
+
+    @property
+    def level(self) -> float:
+        """The mean of log d_j, the same for every order."""
+        return self.log_total / len(self.price)
+
+
+def price_columns(plan: OrderPlan, order: str | Order | Tensor | Sequence[int] = "natural") -> Prices:
+    """The prices of a layer's columns in an order, as `make_order` takes it, by one factorization. Raises RoseError: a
+    plan without H; as `make_order`."""
+    visited = make_order(plan, order)
+    damped, factor = plan.factorized(visited)
+    return Prices.of(visited, factor, damped)
+
 
 ROWS = 64  # swept for a forecast
 ROUNDS = 3  # of `best_shares`

@@ -14,15 +14,13 @@ from typing import TypedDict, TypeVar, Unpack
 
 import numpy as np
 import torch
+from scipy.linalg import lapack
 from torch import Tensor
 
-from rose.errors import RoseError, failing
-from rose.given import check_keywords, check_word, is_whole
+from rose.errors import RoseError, check_keywords, check_word, failing, is_whole
 from rose.layer import loss
-from rose.layer.defaults import BLOCK_SIZE, DAMPING, SPARSITY, THRESHOLD
 from rose.layer.hessian import DampedHessian, damped_hessian, factorize
-from rose.layer.pattern import Pattern, parse_sparsity
-from rose.layer.pivot import pivoted
+from rose.layer.pattern import BLOCK_SIZE, DAMPING, SPARSITY, THRESHOLD, Pattern, parse_sparsity
 from rose.layer.registry import ORDER_NAMES, check_damping, check_order_name, check_threshold
 from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, is_finite
 
@@ -458,3 +456,38 @@ def visited_blocks(plan: OrderPlan, order: Order) -> list[int | None]:
     """The original block visited at each step; None where a step takes columns of several."""
     steps = np.split(blocks_of(plan.block_width, order.permutation), np.cumsum(order.widths)[:-1])
     return [int(step[0]) if (step == step[0]).all() else None for step in steps]
+
+
+def pivoted(matrix: Tensor, unit: int = 1, smallest: bool = False) -> Tensor:
+    """Columns in the order in which pivoted Cholesky picks them, (in,) int64; ties by index.
+
+    Args:
+        matrix: (in, in) float32, symmetric and semidefinite; not changed.
+        unit: columns that stay together; a group's pivot is the determinant of its unexplained block.
+        smallest: picks the least pivot each time, not the largest.
+    """
+    if unit == 1 and not smallest and matrix.device.type == "cpu":
+        pivots = lapack.spstrf(matrix.numpy(), tol=0.0, lower=1)[1]
+        return torch.from_numpy(pivots).long() - 1
+    columns = len(matrix)
+    groups = columns // unit
+    rows = matrix.new_zeros(columns, columns)  # of the factor, one after another
+    at = torch.arange(columns, device=matrix.device).view(groups, unit)
+    left = matrix[at.unsqueeze(2), at.unsqueeze(1)].double()  # (groups, unit, unit): each group's unexplained block
+    picked = torch.zeros(groups, dtype=torch.bool, device=matrix.device)
+    order = torch.empty(groups, dtype=torch.int64, device=matrix.device)
+    for step in range(groups):
+        size = left.flatten().log() if unit == 1 else torch.linalg.slogdet(left).logabsdet
+        # Not definite: all that is left of the group is rounding noise.
+        size = (-size if smallest else size).nan_to_num_(torch.finfo(size.dtype).min).masked_fill_(picked, -torch.inf)
+        order[step] = group = size.argmax()
+        picked[group] = True
+        done, chosen = step * unit, at[group]
+        residual = matrix[chosen] - rows[:done, chosen].T @ rows[:done]
+        block, failed = torch.linalg.cholesky_ex(residual[:, chosen])
+        if failed:
+            continue
+        rows[done : done + unit] = torch.linalg.solve_triangular(block, residual, upper=False)
+        new = rows[done : done + unit].view(unit, groups, unit).double()
+        left -= torch.einsum("kgi,kgj->gij", new, new)
+    return at[order].flatten()

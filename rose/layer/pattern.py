@@ -1,12 +1,24 @@
-"""Sparsity patterns: an unstructured ratio, or N:M (at most `keep` nonzeros in every `of` input columns)."""
+"""What can be asked of a layer, without torch: sparsity patterns, grids of few bits, and defaults of all settings."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from rose.errors import RoseError
-from rose.given import is_number, is_whole
+from rose.errors import RoseError, is_number, is_whole
+
+METHOD = "rose"
+RECOMMENDED = "rose_admm"
+"""The method for people who want a pruned model rather than a comparison: of those that take at most twice SparseGPT's
+time, the lowest perplexity. `python -m rose compare` measures it; see docs/results.md."""
+SPARSITY = 0.7
+BLOCK_SIZE = 128  # columns, as in SparseGPT's and ROSE's programs
+DAMPING = 0.01  # relative to the mean of diag(H), as in theirs
+THRESHOLD = 0.5  # on the relative range: a layer is columnar above it
+BUDGETS = ("block", "layer")
+BITS = (3, 4, 8)
+GROUPS = (32, 64, 128, "row")  # input columns that share a scale
+GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -80,3 +92,62 @@ def parse_sparsity(sparsity: float | str | Pattern) -> Pattern:
     if not 0 <= ratio <= 1:  # also catches NaN
         raise wrong
     return Pattern(ratio=ratio)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Bits of a code, and input columns that share a scale: a number, or "row" for all of them.
+
+    Raises:
+        RoseError: other bits or groups than `BITS` and `GROUPS`.
+    """
+
+    bits: int
+    group: int | str = GROUP
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise RoseError(f"Weights are rounded to {_listed(BITS)} bits, not to {self.bits!r}.")
+        if self.group not in GROUPS:
+            raise RoseError(f"The group must be {_listed(GROUPS)} columns that share a scale, not {self.group!r}.")
+
+    @property
+    def most(self) -> int:
+        """The highest code."""
+        return 2 ** (self.bits - 1) - 1
+
+    @property
+    def least(self) -> int:
+        """The lowest code."""
+        return -self.most if self.bits == 8 else -self.most - 1
+
+    def width(self, columns: int) -> int:
+        """Columns of a group in a layer with this number; raises RoseError where groups do not fill its rows."""
+        width = columns if self.group == "row" else int(self.group)
+        if columns % width:
+            fitting = [str(group) for group in GROUPS if group == "row" or columns % int(group) == 0]
+            raise RoseError(
+                f"Groups of {width} columns do not divide the {columns} input columns of this layer; "
+                f"choose the group {_listed(fitting)}, or leave the layer out."
+            )
+        return width
+
+    def __str__(self) -> str:
+        return f"{self.bits} bits, " + ("a scale a row" if self.group == "row" else f"groups of {self.group}")
+
+
+def parse_grid(bits: int | str | None, group: int | str | None = None) -> Grid | None:
+    """The grid of these words, such as 4 and "64"; None without bits. Raises RoseError: unknown bits or groups, or a
+    group without bits."""
+    if bits is None:
+        if group is not None:
+            raise RoseError("A group shares the scale of rounded weights; give bits too, or leave the group out.")
+        return None
+    numbers = {str(one): one for one in (*BITS, *GROUPS)}
+    words = [numbers.get(str(one), one) for one in (bits, Grid.group if group is None else group)]
+    return Grid(words[0], words[1])  # type: ignore[arg-type]  # which it checks
+
+
+def _listed(names: tuple[int | str, ...] | list[str]) -> str:
+    *first, last = map(str, names)
+    return f"{', '.join(first)} or {last}" if first else last

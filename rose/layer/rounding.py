@@ -1,5 +1,13 @@
-"""Rounding in a sweep (GPTQ, Frantar et al. 2022; with a mask, SparseGPT, section 3.5), then coordinate descent on
-the codes (QuantEase, Behdin et al. 2023). A weight rounded to q leaves e = (w_j − q)/U_jj."""
+"""Grids of 3, 4 or 8 bits with an exact zero, value = code · scale, and rounding to them in a sweep.
+
+- Code 0 is exactly 0, so a removed weight stays removed. A scale is shared by a row's weights in a group of input
+  columns, consecutive in the layer's own order, whatever order a sweep visits. Codes of 3 and 4 bits run from −4 to 3
+  and −8 to 7, with scales of either sign, as in GGUF's Q4_0; codes of 8 bits from −127 to 127, as in Q8_0.
+- A scale has 6 significant bits beside codes of 3 bits, 5 beside 4, 1 beside 8. So scales are exact in float16,
+  and values in bfloat16, float16 and float32: an ordinary checkpoint holds every bit, and `find_grid` reads it back.
+- A sweep rounds as it goes (GPTQ, Frantar et al. 2022; with a mask, SparseGPT, section 3.5): a weight rounded to q
+  leaves e = (w_j − q)/U_jj. Coordinate descent on the codes follows (QuantEase, Behdin et al. 2023).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +17,147 @@ import torch
 from torch import Tensor
 
 from rose.interrupt import stop_point
-from rose.layer.bits import Grid
-from rose.layer.grid import choose_scales, inverse_of, per_column, round_each
 from rose.layer.order import Order
+from rose.layer.pattern import BITS, GROUPS, Grid
+
+SIGNIFICANT = 8  # bits of a number in bfloat16
+LARGEST = float(torch.finfo(torch.float16).max)
+TRIED = 24  # scales, from LEAST up to 1 times the scale that fits the largest weight
+LEAST = 0.4
+ROWS = 256  # that `find_grid` reads at once
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A weight matrix on a grid.
+
+    Attributes:
+        codes: (out, in) int8, from `grid.least` to `grid.most`; 0 where the weight is 0.
+        scales: (out, groups) float32, each exact in float16; 0 for a group of zeros.
+    """
+
+    grid: Grid
+    codes: Tensor
+    scales: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """code · scale, (out, in) float32, exact."""
+        return self.codes * per_column(self.scales, self.codes.shape[1])
+
+
+def choose_scales(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> Tensor:
+    """Scales by least squared error of the rounded weights, of `TRIED` for each group; (out, groups) float32. Raises
+    RoseError for groups that do not fill the rows.
+
+    Args:
+        weight: (out, in) float32.
+        importance: of the squared errors in each column, (in,), such as the diagonal of H; None counts all alike.
+    """
+    width, bits = grid.width(weight.shape[1]), SIGNIFICANT - (grid.bits - 1)
+    parts = weight.unflatten(1, (-1, width))
+    least, most = parts.amin(2), parts.amax(2)
+    # The side with the larger weight gets the one code more that negative codes have.
+    fitting = torch.where(-least > most, -least, -most if grid.least < -grid.most else most) / grid.most
+    weights = None if importance is None else importance.float().view(-1, width)
+    best, error = torch.zeros_like(fitting), torch.full_like(fitting, torch.inf)
+    for number in range(TRIED + 1):  # the last is rounded up, which matters where scales are powers of two
+        share = min(1.0, LEAST + (1 - LEAST) * number / (TRIED - 1))
+        scale = _few_bits(fitting * share, bits, LARGEST / -grid.least, up=number == TRIED)
+        missed = (parts - round_each(parts, scale.unsqueeze(2), inverse_of(scale).unsqueeze(2), grid)).square_()
+        squares = (missed if weights is None else missed.mul_(weights)).sum(2)
+        better = squares < error
+        best, error = torch.where(better, scale, best), torch.where(better, squares, error)
+    return best
+
+
+def round_each(weight: Tensor, scale: Tensor, inverse: Tensor, grid: Grid) -> Tensor:
+    """Every weight at the nearest multiple of its scale, of shapes that broadcast; `inverse`: see `inverse_of`."""
+    return (weight * inverse).round_().clamp_(grid.least, grid.most).mul_(scale)
+
+
+def inverse_of(scale: Tensor) -> Tensor:
+    """1/scale, and 0 for 0, so that weights without a scale become 0."""
+    return torch.where(scale == 0, 0, 1 / scale)
+
+
+def per_column(scales: Tensor, columns: int) -> Tensor:
+    """The scale of each weight, (out, groups) -> (out, columns)."""
+    return scales.repeat_interleave(columns // scales.shape[1], dim=1)
+
+
+def find_grid(weight: Tensor, bits: int, group: int | str) -> Coded | None:
+    """Codes and scales of weights, (out, in), that lie exactly on such a grid, the coarsest that fits; None where
+    they do not. Raises RoseError for unknown bits or group."""
+    grid = Grid(bits, group)
+    if weight.shape[1] % (1 if group == "row" else int(group)):
+        return None
+    width, rows, codes, scales = grid.width(weight.shape[1]), 1, [], []
+    start = 0
+    while start < len(weight):
+        parts = _read(weight[start : start + rows].float().unflatten(1, (-1, width)), grid)
+        if parts is None:
+            return None
+        codes.append(parts[0].flatten(1))
+        scales.append(parts[1])
+        start, rows = start + rows, ROWS
+    return Coded(grid, torch.cat(codes), torch.cat(scales))
+
+
+def coarsest_grid(weight: Tensor) -> Coded | None:
+    """The grid of fewest bits, then widest groups, that the weights lie on exactly; None without one."""
+    tried = (find_grid(weight, bits, group) for bits in BITS for group in reversed(GROUPS))
+    return next((coded for coded in tried if coded), None)
+
+
+def bits_a_weight(weight: Tensor, grid: Grid | None) -> float:
+    """Storage in bits a weight: one bit for zero or not, a code where not, and 16 bits for a scale; without the
+    first bit where that is less. Without a grid a weight has 16 bits."""
+    code = grid.bits if grid else 16
+    scale = 16 / grid.width(weight.shape[1]) if grid else 0.0
+    return min(1 + code * int(weight.count_nonzero()) / weight.numel(), code) + scale
+
+
+def _few_bits(scale: Tensor, bits: int, most: float, up: bool) -> Tensor:
+    """The nearest float16 number with this number of significant bits, or the next away from 0."""
+    fraction, exponent = torch.frexp(scale.clamp(-most, most))
+    fraction = fraction * 2**bits
+    whole = fraction.abs().ceil().copysign(fraction) if up else fraction.round()
+    return torch.ldexp(whole, exponent - bits).clamp(-most, most).half().float()
+
+
+def _read(parts: Tensor, grid: Grid) -> tuple[Tensor, Tensor] | None:
+    """Codes, int8, and scales, (rows, groups), of weights by rows and groups, (rows, groups, width); None without."""
+    fraction, exponent = torch.frexp(parts)
+    lowest = torch.where(parts == 0, 2**20, exponent).amin(2, keepdim=True)
+    shift = torch.where(parts == 0, 0, exponent - lowest)
+    if int(shift.max()) >= grid.bits:  # a largest weight more than 2^(bits − 1) times the smallest
+        return None
+    whole = (fraction * 2**24).long() << shift  # the weights in units of 2^(lowest − 24)
+    divisor = _common_divisor(whole.abs())
+    top = whole.abs().amax(2) // divisor.clamp_min(1)
+    unit = torch.ldexp(divisor.double(), lowest.squeeze(2) - 24)
+    scale = torch.zeros_like(unit)
+    for part in range(1, -grid.least + 1):  # the common divisor itself may have more bits than float16
+        tried = unit / part
+        fits = (scale == 0) & (tried.half() == tried) & (top * part <= -grid.least)
+        scale = torch.where(fits, tried, scale)
+    codes = (parts.double() / scale.unsqueeze(2)).nan_to_num_(0.0, 0.0, 0.0).round_()
+    turned = codes.amax(2) > grid.most
+    codes = torch.where(turned.unsqueeze(2), -codes, codes)
+    scale = torch.where(turned, -scale, scale)
+    fits_all = (codes * scale.unsqueeze(2) == parts).all() and codes.amax() <= grid.most and codes.amin() >= grid.least
+    return (codes.to(torch.int8), scale.float()) if bool(fits_all) else None
+
+
+def _common_divisor(whole: Tensor) -> Tensor:
+    """The greatest common divisor along the last dimension, int64; 0 of zeros."""
+    while whole.shape[-1] > 1:
+        half = (whole.shape[-1] + 1) // 2
+        folded = torch.gcd(whole[..., : whole.shape[-1] - half], whole[..., half:])
+        whole = torch.cat([folded, whole[..., whole.shape[-1] - half : half]], -1)
+    return whole.squeeze(-1)
+
 
 PASSES = 3  # of coordinate descent; they take off a fifth of the rounding error, and one alone an eighth
 TILE = 32  # columns that are revised before the others hear of it

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.layer.defaults import BLOCK_SIZE, DAMPING, SPARSITY
-from rose.layer.hessian import DampedHessian, damped_hessian
-from rose.layer.least_squares import solve_on_support
+from rose.layer.hessian import DampedHessian, damped_hessian, solve_on_support
 from rose.layer.methods import Settings, make_settings, prune_with
 from rose.layer.methods.rose_admm import FINAL_STEPS, find_mask, penalties, shrunk_correlations
 from rose.layer.methods.rose_dealt import STEPS as REFIT_STEPS
 from rose.layer.methods.toolkit import mask_by_score
-from rose.layer.pattern import parse_sparsity
+from rose.layer.pattern import BLOCK_SIZE, DAMPING, SPARSITY, parse_sparsity
 from rose.layer.statistics import InputStatistics, as_statistics
 
 STAGES = (0.4, 0.65, 0.85, 0.95, 1.0)  # of the weights that go in the end

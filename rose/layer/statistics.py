@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rose.errors import RoseError
-from rose.given import is_number, is_whole
+from rose.errors import RoseError, is_number, is_whole
 
 # H is symmetric: only the panels on and above the diagonal are accumulated. Narrow panels skip more of
 # the lower half but make slimmer matrix products; 256 was the fastest of 128..576 on a two-core machine.

@@ -1,7 +1,7 @@
 """What is in a file of tensors, and how two differ: safetensors (one file, shards, packed) and GGUF; no model is built.
 
 Tensors are read in runs of rows, so that no file and no large tensor is in memory whole. The numbers come from
-`rose.layer.facts` and `rose.layer.change`, which checks of checkpoints use, too.
+`rose.layer.change`, which checks of checkpoints use, too.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.files import reachable
 from rose.interrupt import stop_point
-from rose.layer.change import WeightChange, change_by_rows
-from rose.layer.facts import FactsOf, WeightFacts, weight_facts
+from rose.layer.change import FactsOf, WeightChange, WeightFacts, change_by_rows, weight_facts
 from rose.model.check.verdicts import says_parts, says_pattern
 from rose.model.formats.gguf import Reader, dequantized
 from rose.model.formats.packed import TensorFile

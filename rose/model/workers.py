@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rose.environment import is_launched
 from rose.errors import RoseError
-from rose.launch import is_launched
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap
 from rose.model.network.layers import PrunableLayer

@@ -9,11 +9,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rose.errors import RoseError
 from rose.files import expand
-from rose.layer.bits import parse_grid
-from rose.layer.defaults import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD
-from rose.layer.options import Value
-from rose.layer.pattern import Pattern, parse_sparsity
-from rose.layer.registry import check_order_name, check_threshold, get_method
+from rose.layer.pattern import BLOCK_SIZE, DAMPING, METHOD, SPARSITY, THRESHOLD, Pattern, parse_grid, parse_sparsity
+from rose.layer.registry import Value, check_order_name, check_threshold, get_method
 from rose.model.defaults import OFFLINE, PRUNING, RATE, SOURCES, STORED
 from rose.model.rules import parse_allocation
 from rose.recipe.spec import Real, Spec, Whole, setting

@@ -8,8 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from rose.errors import RoseError
-from rose.layer.defaults import METHOD, RECOMMENDED, SPARSITY
-from rose.layer.pattern import Pattern, parse_sparsity
+from rose.layer.pattern import METHOD, RECOMMENDED, SPARSITY, Pattern, parse_sparsity
 from rose.layer.registry import get_method
 from rose.model.defaults import CHECK, CHECKED_AGAINST, COMPARED, DAMAGE, PAPERS, PRUNED, SMALLER, TUNING
 from rose.recipe.parts import (

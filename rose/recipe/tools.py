@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from rose.diffusion.steps import MAX_STEPS, PACKAGES
 from rose.diffusion.steps import STEPS as DENOISING_STEPS
-from rose.layer.defaults import DAMPING
+from rose.layer.pattern import DAMPING
 from rose.recipe.parts import (
     BlockSize,
     Covariance,

@@ -36,9 +36,8 @@ from rose.recipe.parts import PruneSettings, SlimSettings
 from rose.recipe.spec import Spec
 from rose.recipe.steps import Slim, Smaller
 from rose.report import RunReport
-from rose.smaller.estimate import estimated_rows, file_sizes
 from rose.smaller.table import MEASURED, Row
-from rose.smaller.ways import AS_IS, Way, ways_of
+from rose.smaller.ways import AS_IS, Way, estimated_rows, file_sizes, ways_of
 from rose.structured.slimming import prune_structured
 from rose.verdicts import Interval, paired_ratio
 from rose.verdicts.smaller import MUCH_WORSE, recommend

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rose.given import check_named
+from rose.errors import check_named
 from rose.structured.parts import Shape
 from rose.structured.problem import Problem, greedy, set_cost, swaps
 

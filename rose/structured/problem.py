@@ -18,9 +18,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rose.layer.defaults import DAMPING
 from rose.layer.error import difference, quadratic_form
 from rose.layer.hessian import DampedHessian, damp
+from rose.layer.pattern import DAMPING
 from rose.structured.parts import Shape
 
 LAZY = 64  # removals between two full updates of the inverse: the rest are products of matrices, not of vectors

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rose.layer.defaults import DAMPING
+from rose.layer.pattern import DAMPING
 from rose.layer.statistics import InputStatistics
 from rose.model.network.layers import PrunableLayer, by_block, naming
 from rose.model.network.network import Network

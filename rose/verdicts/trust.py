@@ -14,7 +14,7 @@ from rose.layer.registry import label_of
 from rose.wording import count, listing, number, out_of, percent, sentence, word
 
 if TYPE_CHECKING:
-    from rose.layer.massive import MassiveActivation
+    from rose.layer.error import MassiveActivation
 
 SPARSE = 0.05  # share of zeros from which on a layer was pruned before
 SOME = 0.01  # share of zeros that is more than a few weights that happen to be 0, as in models read from 4 bits

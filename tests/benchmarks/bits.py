@@ -26,10 +26,10 @@ from torch import Tensor, nn
 import rose
 from app.figures.palette import Theme
 from app.figures.savings import perplexity_and_bits
-from rose.layer.bits import Grid, parse_grid
-from rose.layer.grid import bits_a_weight, choose_scales
 from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import measured_result
+from rose.layer.pattern import Grid, parse_grid
+from rose.layer.rounding import bits_a_weight, choose_scales
 from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration
 from rose.model.network.layers import PrunableLayer, prunable_layers

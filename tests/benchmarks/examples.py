@@ -33,7 +33,7 @@ from app.study import cache
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
 from app.words import short_layer
-from rose.layer.defaults import THRESHOLD
+from rose.layer.pattern import THRESHOLD
 from rose.model.run.rotation import value_heads
 from tests.benchmarks.common import arguments
 

@@ -26,10 +26,10 @@ from torch import Tensor
 import rose
 from rose.layer import error
 from rose.layer.basis import find_rotations, rotate_columns, rotate_statistics
-from rose.layer.defaults import BUDGETS
 from rose.layer.hessian import damp
 from rose.layer.methods import Settings, make_settings, prune_with
 from rose.layer.order import Order, OrderPlan, make_order
+from rose.layer.pattern import BUDGETS
 from rose.layer.statistics import InputStatistics
 from rose.model.load.tokens import load_calibration
 from rose.model.network.heads import ValueHeads

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import rose
-from rose.layer.bits import Grid
-from rose.layer.grid import inverse_of, per_column, round_each
+from rose.layer.pattern import Grid
 from rose.layer.registry import order_names
+from rose.layer.rounding import inverse_of, per_column, round_each
 
 SWEEPERS = ["rose", "rose_global", "sparsegpt"]  # one sweep and nothing after it, masks by w²/U_jj²
 ORDERS = [*order_names(), "random:3"]

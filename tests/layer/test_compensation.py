@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rose.layer.compensation import error_inside
+from rose.layer.sweep import error_inside
 from tests.layer.helpers import make_layer
 
 

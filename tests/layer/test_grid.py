@@ -1,4 +1,4 @@
-"""Grids of few bits: what `rose.layer.grid` guarantees, and that weights alone tell their grid."""
+"""Grids of few bits: what `rose.layer.rounding` guarantees, and that weights alone tell their grid."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rose import RoseError
-from rose.layer.bits import Grid, parse_grid
-from rose.layer.grid import BITS, GROUPS, bits_a_weight, choose_scales, coarsest_grid, find_grid
+from rose.layer.pattern import Grid, parse_grid
+from rose.layer.rounding import BITS, GROUPS, bits_a_weight, choose_scales, coarsest_grid, find_grid
 from tests.layer.helpers import round_to
 
 FORMATS = (torch.bfloat16, torch.float16, torch.float32)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import rose
 from rose.layer.error import quadratic_form
-from rose.layer.least_squares import shifted_inverse, solve_on_support
+from rose.layer.hessian import shifted_inverse, solve_on_support
 from rose.layer.methods.rose_dealt import refit
 from tests.layer.helpers import damped_by_hand, make_layer
 

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 import rose
-from rose.layer.error import relative_error
-from rose.layer.massive import FEW, NEARLY_ALL, massive_channels
+from rose.layer.error import FEW, NEARLY_ALL, massive_channels, relative_error
 
 
 def planted_inputs(columns: int = 400, windows: int = 8, length: int = 64) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import rose
 from rose.layer.error import direct_error
-from rose.layer.methods.measured import CANDIDATES
+from rose.layer.methods.sparsegpt import CANDIDATES
 from tests.layer.helpers import Layer
 
 

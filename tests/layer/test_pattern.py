@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rose
+from rose.layer.loss import smallest, smallest_per_group, smallest_per_row
 from rose.layer.pattern import Pattern, parse_sparsity
-from rose.layer.selection import smallest, smallest_per_group, smallest_per_row
 
 
 @pytest.mark.parametrize(

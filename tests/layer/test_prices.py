@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rose
+from rose.layer.forecast import price_columns
 from rose.layer.order import plan_from_importance
-from rose.layer.prices import price_columns
 from tests.layer.helpers import ORDERS, Layer, damped_by_hand, layers, make_layer
 
 

@@ -8,11 +8,10 @@ from torch import Tensor
 
 import rose
 from rose import RoseError
-from rose.layer.bits import Grid
 from rose.layer.error import relative_error
-from rose.layer.grid import choose_scales, find_grid
 from rose.layer.methods import toolkit
-from rose.layer.rounding import revise
+from rose.layer.pattern import Grid
+from rose.layer.rounding import choose_scales, find_grid, revise
 from tests.layer.helpers import Layer, damped_by_hand, every_method, make_layer, round_to
 
 NO_GRID = "its low-rank part lies on no grid"

@@ -9,8 +9,8 @@ from torch import Tensor
 import rose
 from rose.layer.error import column_error, direct_error, quadratic_form, relative_error, sweep_error
 from rose.layer.hessian import damp
+from rose.layer.loss import smallest, smallest_per_group
 from rose.layer.pattern import Pattern, parse_sparsity
-from rose.layer.selection import smallest, smallest_per_group
 from rose.layer.statistics import PANEL
 from rose.layer.sweep import TILE, _tile_at_once, _tile_by_column, sweep
 from tests.layer.helpers import (

@@ -16,8 +16,7 @@ from rose.commands import terminal
 from rose.recipe.file import Recipe
 from rose.recipe.steps import Smaller
 from rose.smaller import Bench, Row, measure, read_rows, runtimes, ways, ways_of
-from rose.smaller.estimate import file_sizes
-from rose.smaller.ways import RULES
+from rose.smaller.ways import RULES, file_sizes
 from rose.tensor_files import digest
 from rose.verdicts.smaller import recommend
 from tests.model.ship.test_export import merging_tokenizer

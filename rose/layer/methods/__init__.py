@@ -11,18 +11,24 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from rose.errors import RoseError, failing
-from rose.given import check_choice, check_keywords
-from rose.layer.bits import Grid, parse_grid
-from rose.layer.defaults import BLOCK_SIZE, BUDGETS, DAMPING, METHOD, SPARSITY, THRESHOLD
-from rose.layer.error import quadratic_form
+from rose.errors import RoseError, check_choice, check_keywords, failing
+from rose.layer.error import MassiveActivation, quadratic_form
+from rose.layer.forecast import Prices
 from rose.layer.loss import block_sums
-from rose.layer.massive import MassiveActivation
-from rose.layer.options import Value
 from rose.layer.order import Order, OrderPlan, PlanOptions
-from rose.layer.pattern import Pattern, parse_sparsity
-from rose.layer.prices import Prices
-from rose.layer.registry import Method, check_damping, check_order_name, check_threshold, get_method
+from rose.layer.pattern import (
+    BLOCK_SIZE,
+    BUDGETS,
+    DAMPING,
+    METHOD,
+    SPARSITY,
+    THRESHOLD,
+    Grid,
+    Pattern,
+    parse_grid,
+    parse_sparsity,
+)
+from rose.layer.registry import Method, Value, check_damping, check_order_name, check_threshold, get_method
 from rose.layer.statistics import InputStatistics, as_statistics, check_tensor, is_finite
 from rose.layer.sweep import SweepTrace, check_shares
 

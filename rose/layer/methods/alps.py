@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from rose.interrupt import stop_point
-from rose.layer.hessian import damped_hessian
-from rose.layer.least_squares import shifted_inverse, solve_on_support
+from rose.layer.hessian import damped_hessian, shifted_inverse, solve_on_support
 from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import mask_by_score, measured_result, prune_by_score
 from rose.layer.pattern import Pattern

@@ -9,8 +9,7 @@ from math import nan
 from torch import Tensor
 
 from rose.layer import error
-from rose.layer.hessian import damped_hessian
-from rose.layer.least_squares import solve_on_support
+from rose.layer.hessian import damped_hessian, solve_on_support
 from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import errors_in_order, prune_by_sweep
 from rose.layer.statistics import InputStatistics

@@ -1,9 +1,15 @@
-"""SparseGPT: one sweep from left to right, see `rose.layer.sweep`; and the same with other masks."""
+"""Methods of one sweep, see `rose.layer.sweep`: SparseGPT and the same with other masks, ROSE in an order of its own,
+ours with one budget for the layer, and the order chosen by measurement."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
 from torch import Tensor
 
+from rose.layer import error
 from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import prune_by_sweep
 from rose.layer.statistics import InputStatistics
@@ -19,3 +25,54 @@ def isc(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Laye
     al. 2024). The authors' program adds 1/U_jj in place of 1/U_jj², which depends on the scale of H."""
     inverse = str(settings.options["inverse"])
     return prune_by_sweep(weight, statistics, settings, order="natural", budget="block", sum_saliency=inverse)
+
+
+def rose(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """Two-level order where the layer is columnar, else natural; block budget."""
+    return prune_by_sweep(weight, statistics, settings, order="rose", budget="block")
+
+
+def rose_global(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """Global order, descending column loss of a layer-wide pre-pruning; layer budget."""
+    return prune_by_sweep(weight, statistics, settings, order="global", budget="layer")
+
+
+# SparseGPT, ROSE and rose_global, and their orders with the other budget where that can win. Of equals the first wins.
+CANDIDATES = (
+    ("natural", "block"),
+    ("two_level", "block"),
+    ("natural", "layer"),
+    ("two_level", "layer"),
+    ("global", "layer"),
+    ("hessian", "layer"),
+)
+
+
+def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) -> LayerResult:
+    """Sweeps by each of `CANDIDATES`, narrowed by the settings, and keeps the least error on `settings.held_out`,
+    else on the calibration inputs. That error is a minimum, so compare methods on further inputs."""
+    judge = settings.held_out or statistics
+    best, least = None, float("inf")
+    for order, budget in _candidates(settings):
+        tried = replace(settings, order=order, budget=budget, trace=False)
+        result = prune_by_sweep(weight, statistics, tried, order="natural", budget="block")
+        measured_error = error.relative_error(weight, result.weight, judge.hessian)
+        if best is None or measured_error < least:
+            best, least = result, measured_error
+    assert best is not None
+    if not settings.trace:
+        return best
+    # Traces are large; only the winner's is recorded, in a second sweep.
+    again = replace(settings, order=best.order, budget=best.budget)
+    return prune_by_sweep(weight, statistics, again, order="natural", budget="block")
+
+
+def _candidates(settings: Settings) -> Iterator[tuple[Any, Any]]:
+    """Order and budget of each sweep to try; under N:M both budgets are the same, so each order comes once."""
+    seen = set()
+    for order, budget in CANDIDATES:
+        pair = (settings.order if settings.order is not None else order, settings.budget or budget)
+        key = (order if settings.order is None else "", "" if settings.pattern.is_grouped else pair[1])
+        if key not in seen:
+            seen.add(key)
+            yield pair

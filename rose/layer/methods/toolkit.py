@@ -10,14 +10,13 @@ from torch import Tensor
 
 from rose.errors import RoseError
 from rose.layer import error
+from rose.layer.forecast import Prices
 from rose.layer.hessian import damped_hessian, factorize
-from rose.layer.loss import block_sums
+from rose.layer.loss import block_sums, smallest, smallest_per_group, smallest_per_row
 from rose.layer.methods import LayerResult, Settings, check_mask
 from rose.layer.order import Order, OrderPlan, make_order, plan_order
 from rose.layer.pattern import Pattern
-from rose.layer.prices import Prices
 from rose.layer.rounding import plan_rounding, revise
-from rose.layer.selection import smallest, smallest_per_group, smallest_per_row
 from rose.layer.statistics import InputStatistics
 from rose.layer.sweep import TILE, sweep, visited_budget
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer.change import UNLIKE, WeightChange, same_removed, weight_change
-from rose.layer.defaults import BLOCK_SIZE
+from rose.layer.pattern import BLOCK_SIZE
 from rose.layer.target import target_damping
 from rose.model.check import verdicts
 from rose.model.check.costs import Costs, Recognized, Yardsticks, maker_of, with_inputs

@@ -18,13 +18,10 @@ from torch import Tensor
 
 from rose.layer.agreement import Misfit
 from rose.layer.change import Removal, WeightChange, same_removed
-from rose.layer.defaults import DAMPING, RECOMMENDED
-from rose.layer.error import difference, quadratic_form, ratio
-from rose.layer.hessian import damped_hessian
-from rose.layer.least_squares import solve_on_support
-from rose.layer.massive import MassiveActivation
+from rose.layer.error import MassiveActivation, difference, quadratic_form, ratio
+from rose.layer.hessian import damped_hessian, solve_on_support
 from rose.layer.methods import Known, LayerResult, make_settings, prune_with
-from rose.layer.pattern import Pattern
+from rose.layer.pattern import DAMPING, RECOMMENDED, Pattern
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error
 from rose.model.check.inputs import LayerInputs
 from rose.verdicts import massive_text

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.layer.agreement import COLUMN, ROW
-from rose.layer.change import UNLIKE, WeightChange
-from rose.layer.facts import rounded_to
+from rose.layer.change import UNLIKE, WeightChange, rounded_to
 from rose.model.check import verdicts
 from rose.model.check.inputs import Pair
 from rose.model.check.verdicts import LayerVerdict

@@ -33,7 +33,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rose.errors import RoseError
-from rose.layer.grid import coarsest_grid, per_column
+from rose.layer.rounding import coarsest_grid, per_column
 from rose.tensor_files import digest
 
 FORMAT, VERSION = "rose-packed", "1"

@@ -15,9 +15,8 @@ from huggingface_hub.file_download import repo_folder_name
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rose.errors import RoseError
+from rose.errors import RoseError, check_choice, is_whole
 from rose.files import reachable
-from rose.given import check_choice, is_whole
 from rose.interrupt import stop_point
 from rose.model.defaults import BOS, PAPERS, SOURCES, TUNING, Draw
 from rose.wording import whole

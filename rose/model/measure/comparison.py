@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from rose import verdicts
+from rose.environment import launched_place
 from rose.errors import RoseError
 from rose.files import check_small, expand
-from rose.launch import launched_place
 from rose.layer.pattern import Pattern, parse_sparsity
 from rose.model.defaults import TARGETS
 from rose.model.measure.folder import MeasurementFolder

@@ -22,10 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from rose import verdicts
-from rose.errors import RoseError
-from rose.given import check_choice
-from rose.layer.error import difference, quadratic_form, ratio
-from rose.layer.massive import MassiveActivation
+from rose.errors import RoseError, check_choice
+from rose.layer.error import MassiveActivation, difference, quadratic_form, ratio
 from rose.layer.methods import Settings, SettingsOptions, make_settings
 from rose.layer.pattern import Pattern
 from rose.layer.statistics import InputStatistics

@@ -16,9 +16,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
-from rose.layer.bits import Grid
-from rose.layer.grid import coarsest_grid
-from rose.layer.pattern import Pattern
+from rose.layer.pattern import Grid, Pattern
+from rose.layer.rounding import coarsest_grid
 from rose.model.network.experts import ExpertLinear, expert_layers, is_experts, routers
 
 LowRank = tuple[Tensor, Tensor]

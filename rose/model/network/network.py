@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.bits import Grid
-from rose.layer.pattern import Pattern
+from rose.layer.pattern import Grid, Pattern
 from rose.model.network.layers import (
     PrunableLayer,
     check_prunable,

@@ -19,8 +19,7 @@ from pathlib import Path
 import torch
 
 from rose.environment import environment
-from rose.errors import RoseError
-from rose.given import check_choice
+from rose.errors import RoseError, check_choice
 from rose.model.defaults import COMPUTE
 from rose.model.network.residence import pick_device
 

@@ -10,8 +10,8 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from rose.layer import error
+from rose.layer.error import MassiveActivation
 from rose.layer.hessian import sampling_damping
-from rose.layer.massive import MassiveActivation
 from rose.layer.methods import Known, LayerResult, Settings, SettingsOptions, make_settings, prune_with, zeros_to_keep
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap, OutputGap, corrected_weight, target_error

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 from rose.errors import RoseError
-from rose.layer.bits import Grid
 from rose.layer.methods import Settings, SettingsOptions, make_settings
+from rose.layer.pattern import Grid
 from rose.model.network.layers import PrunableLayer
 from rose.model.network.network import Network
 from rose.model.rules import Allocation, parse_allocation

@@ -21,7 +21,7 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.files import reachable
 from rose.interrupt import stop_point
-from rose.layer.grid import coarsest_grid
+from rose.layer.rounding import coarsest_grid
 from rose.model.formats.gguf import Reader, dequantized
 from rose.model.load.models import load_model, load_tokenizer, stored_dtype
 from rose.model.network.layers import prunable_layers

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from rose.errors import RoseError
-from rose.layer.facts import FoundGrid, apparent_grid
-from rose.layer.grid import coarsest_grid
+from rose.layer.change import FoundGrid, apparent_grid
+from rose.layer.rounding import coarsest_grid
 from rose.model.defaults import PRUNED
 from rose.model.estimate.memory import check_free, tuning_memory
 from rose.model.network.identity import check_same_model, embedding_norms

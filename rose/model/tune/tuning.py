@@ -24,9 +24,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from rose.errors import RoseError
+from rose.errors import RoseError, is_whole
 from rose.files import explained
-from rose.given import is_whole
 from rose.model.defaults import RATE
 from rose.model.estimate.memory import TOGETHER
 from rose.model.load.tokens import SEEDS

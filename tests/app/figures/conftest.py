@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import rose
-from rose.layer.compensation import error_inside
+from rose.layer.sweep import error_inside
 
 ROWS, COLUMNS, BLOCK = 24, 40, 16  # blocks of 16, 16 and 8 columns
 

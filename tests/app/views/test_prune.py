@@ -16,7 +16,7 @@ from app.runs.pruning import PruningRun
 from app.runs.tuning import Tuning
 from app.study.setup import Setup
 from rose import verdicts
-from rose.layer.defaults import RECOMMENDED
+from rose.layer.pattern import RECOMMENDED
 from rose.model.defaults import TUNING
 from rose.model.ship.packing import packed_size
 from rose.recipe import Recipe

@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import rose
-from rose.layer.change import weight_change
-from rose.layer.facts import find_pattern
+from rose.layer.change import find_pattern, weight_change
 from rose.layer.statistics import InputStatistics
 from rose.layer.target import InputGap
 from rose.model.check import verdicts

@@ -16,8 +16,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import rose
 from rose.layer.error import relative_error
-from rose.layer.grid import find_grid
 from rose.layer.hessian import DampedHessian, damp
+from rose.layer.rounding import find_grid
 from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
 from rose.model.progress import part_callback

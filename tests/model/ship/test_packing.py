@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 
 import rose
 from rose import cli
-from rose.layer.bits import Grid
-from rose.layer.grid import choose_scales
+from rose.layer.pattern import Grid
+from rose.layer.rounding import choose_scales
 from rose.model.formats.packed import FORMAT, VERSION, TensorFile, decode, digest_of_facts, encode
 from rose.model.load.stored import is_packed, weight_files
 from rose.model.ship.packing import TYPES, TensorWriter, pack_folder, packed_size, unpack_folder
