@@ -109,7 +109,8 @@ class _Passes:
         for stream, tokens in streams.items():
             models = zip(networks, outputs, self.states[stream], strict=True)
             self.arguments[stream] = [
-                record_inputs(network, tokens, output, partial(_append, states)) for network, output, states in models
+                record_inputs(network, tokens, output, lambda _batch, hidden, states=states: states.append(hidden))
+                for network, output, states in models
             ]
 
     @torch.no_grad()
@@ -192,10 +193,6 @@ class _Lost:
         self.other.close()
 
 
-def _append(into: list[Tensor], _batch: int, hidden: Tensor) -> None:
-    into.append(hidden)
-
-
 class _PairReading:
     """Watches the layers of one decoder block in both models. Layers that read one tensor share its statistics."""
 
@@ -209,7 +206,7 @@ class _PairReading:
     def hooks(self) -> list[RemovableHandle]:
         """Of both layers of each pair, which note what they read."""
         return [
-            layer.module.register_forward_pre_hook(_note(read, layer.name))
+            layer.module.register_forward_pre_hook(partial(_note, read, layer.name))
             for pair in self.pairs
             for layer, read in zip(pair, self._read, strict=True)
         ]
@@ -266,8 +263,5 @@ def _by_tensor(layers: Iterable[str], *read: Mapping[str, Tensor]) -> Iterator[l
     yield from groups.values()
 
 
-def _note(read: dict[str, Tensor], name: str) -> Callable[..., None]:
-    def note(_module: nn.Module, args: tuple) -> None:
-        read[name] = args[0]  # the tensor itself: layers that read the same tensor share it
-
-    return note
+def _note(read: dict[str, Tensor], name: str, _module: nn.Module, args: tuple) -> None:
+    read[name] = args[0]  # the tensor itself: layers that read the same tensor share it

@@ -25,20 +25,15 @@ from rose.model.network.network import Network
 from rose.wording import count, listing, number, percent, whole
 
 TELLING = 16  # fewest numbers whose cosine is judged
-
-
 COLUMNS = ("name", "kind", "change", "verdict", "reason", "is_wrong")
 Row = dict[str, object]
+Changes = Mapping[str, tuple[PrunableLayer, WeightChange]]  # by name of the layer
 
 
 def table_of(rows: Sequence[Row]) -> pd.DataFrame:
     """Of tensors outside the layers that differ: `kind` is "norm", "bias", "embedding", "output head" or "other";
     `change` is ‖now − before‖/‖before‖, NaN where that says nothing."""
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"is_wrong": bool})
-
-
-def _row(name: str, kind: str, change: float, verdict: LayerVerdict) -> Row:
-    return {"name": name, "kind": kind, "change": change, **vars(verdict)}
 
 
 def others_in_block(prefix: str, blocks: tuple[nn.Module, nn.Module], pairs: Sequence[Pair]) -> list[Row]:
@@ -49,7 +44,7 @@ def others_in_block(prefix: str, blocks: tuple[nn.Module, nn.Module], pairs: Seq
         for named in (dict(block.named_parameters(remove_duplicate=False)) for block in blocks)
     )
     kinds = {f"{prefix}.{name}": kind for block in blocks for name, kind in _kinds(block).items()}
-    return _compare_all(before, after, kinds)
+    return _compare(before, after, kinds)
 
 
 def others_outside(dense: Network, pruned: Network) -> list[Row]:
@@ -57,14 +52,17 @@ def others_outside(dense: Network, pruned: Network) -> list[Row]:
     head = dense.model.get_output_embeddings()  # type: ignore[operator]
     heads = {f"{name}.weight" for name, module in dense.model.named_modules() if module is head}
     kinds = {name: "output head" if name in heads else kind for name, kind in _kinds(dense.model).items()}
-    ties = _ties(dict(dense.model.named_parameters(remove_duplicate=False)))
+    first: dict[int, str] = {}
+    every = dense.model.named_parameters(remove_duplicate=False)
+    ties = {name: twin for name, value in every if (twin := first.setdefault(id(value), name)) != name}
     with _outside(dense) as before, _outside(pruned) as after:
         single = [{name: value for name, value in each.items() if name not in ties} for each in (before, after)]
-        rows = _compare_all(single[0], single[1], kinds)
+        rows = _compare(single[0], single[1], kinds)
         for name, twin in ties.items():
             if name in after and twin in after and not torch.equal(after[name], after[twin]):
                 reason = f"It is one tensor with {twin} in the dense model, and another one here."
-                rows.append(_row(name, kinds[name], nan, LayerVerdict(verdicts.TIE_TORN, reason, True)))
+                rows.append({"name": name, "kind": kinds[name], "change": nan})
+                rows[-1] |= vars(LayerVerdict(verdicts.TIE_TORN, reason, True))
     return rows
 
 
@@ -82,12 +80,6 @@ def _outside(network: Network) -> Iterator[Mapping[str, Tensor]]:
         yield {name: value for name, value in outside.items() if not value.is_meta}
 
 
-def _ties(parameters: Mapping[str, Tensor]) -> dict[str, str]:
-    """Later names of tensors that have an earlier one, with that."""
-    first: dict[int, str] = {}
-    return {name: first[id(value)] for name, value in parameters.items() if first.setdefault(id(value), name) != name}
-
-
 def _kinds(module: nn.Module) -> dict[str, str]:
     """By name of parameter."""
     kinds = {}
@@ -99,23 +91,21 @@ def _kinds(module: nn.Module) -> dict[str, str]:
     return kinds
 
 
-def _compare_all(before: Mapping[str, Tensor], after: Mapping[str, Tensor], kinds: Mapping[str, str]) -> list[Row]:
-    names = dict.fromkeys((*before, *after))
-    tensors = (_compare(name, kinds.get(name, "other"), before.get(name), after.get(name)) for name in names)
-    return [tensor for tensor in tensors if tensor is not None]
-
-
-def _compare(name: str, kind: str, before: Tensor | None, after: Tensor | None) -> Row | None:
-    """None where the tensor is as it was."""
-    change, verdict = nan, None
-    if before is None:
-        verdict = LayerVerdict(verdicts.NO_FAULT, "The dense model has no such tensor.", False)
-    elif after is None:
-        if before.any():
+def _compare(before: Mapping[str, Tensor], after: Mapping[str, Tensor], kinds: Mapping[str, str]) -> list[Row]:
+    """A row for each tensor that is not as it was."""
+    rows: list[Row] = []
+    for name in dict.fromkeys((*before, *after)):
+        kind, dense, pruned = kinds.get(name, "other"), before.get(name), after.get(name)
+        change, verdict = nan, None
+        if dense is None:
+            verdict = LayerVerdict(verdicts.NO_FAULT, "The dense model has no such tensor.", False)
+        elif pruned is not None:
+            change, verdict = _judge(kind, dense, pruned.to(dense.device))
+        elif dense.any():
             verdict = LayerVerdict(verdicts.OTHER_MODEL, "The dense model has it, and this one does not.", True)
-    else:
-        change, verdict = _judge(kind, before, after.to(before.device))
-    return None if verdict is None else _row(name, kind, change, verdict)
+        if verdict is not None:
+            rows.append({"name": name, "kind": kind, "change": change, **vars(verdict)})
+    return rows
 
 
 def _judge(kind: str, before: Tensor, after: Tensor) -> tuple[float, LayerVerdict | None]:
@@ -148,9 +138,6 @@ def _judge(kind: str, before: Tensor, after: Tensor) -> tuple[float, LayerVerdic
     return change, LayerVerdict(verdicts.NO_FAULT, f"It moved {moved}.", False)
 
 
-Changes = Mapping[str, tuple[PrunableLayer, WeightChange]]  # by name of the layer
-
-
 @dataclass(frozen=True)
 class Gone:
     """What has no weight left, though the dense model had some."""
@@ -169,7 +156,15 @@ class Gone:
             numbers = [number for number, size in sizes.items() if size == width]
             if numbers and change.zeros < change.size:
                 heads[name] = numbers
-        return cls(heads, _experts(changes), outputs)
+        left: dict[str, bool] = {}  # experts, up to their number, of which not all layers are zero
+        for name, (layer, change) in changes.items():
+            parts = layer.projection.split(".")
+            place = next((place for place, part in enumerate(parts) if part.isdigit()), None)
+            if place is not None:
+                expert = name.removesuffix("." + ".".join(parts[place + 1 :]))
+                was_empty = change.zeros_before == change.size
+                left[expert] = left.get(expert, False) or change.zeros < change.size or was_empty
+        return cls(heads, [expert for expert, is_left in left.items() if not is_left], outputs)
 
     def row(self, changes: Iterable[WeightChange]) -> dict[str, Any]:
         """For a summary; rows and columns of layers that have weights."""
@@ -220,15 +215,3 @@ def _output_projections(changes: Changes, config: Any) -> dict[str, int]:
         modules.setdefault(name.rpartition(".")[0], []).append(name)
     last = [names[-1] for names in modules.values() if len(names) > 1]
     return {name: width for name in last if width and changes[name][1].shape[1] == width * heads}
-
-
-def _experts(changes: Changes) -> list[str]:
-    """Names of experts, up to their number, of which all layers are zero."""
-    left: dict[str, bool] = {}
-    for name, (layer, change) in changes.items():
-        parts = layer.projection.split(".")
-        place = next((place for place, part in enumerate(parts) if part.isdigit()), None)
-        if place is not None:
-            expert = name.removesuffix("." + ".".join(parts[place + 1 :]))
-            left[expert] = left.get(expert, False) or change.zeros < change.size or change.zeros_before == change.size
-    return [expert for expert, is_left in left.items() if not is_left]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from math import nan
 from typing import Annotated, Any, Unpack
 
@@ -25,7 +26,7 @@ from rose import verdicts
 from rose.environment import launched_place
 from rose.errors import RoseError
 from rose.files import check_small, expand
-from rose.layer.pattern import Pattern, parse_sparsity
+from rose.layer.pattern import parse_sparsity
 from rose.model.defaults import TARGETS
 from rose.model.measure.folder import MeasurementFolder
 from rose.model.measure.perplexity import perplexity_of, window_losses
@@ -73,44 +74,35 @@ def plan_comparison(
         raise RoseError("Name at least one method and one sparsity to compare.")
     variants = list(dict.fromkeys(parse_variant(method) for method in several(methods)))
     patterns = list(dict.fromkeys(parse_sparsity(sparsity) for sparsity in sparsities))
-    return variants, [_settings_of(variant, pattern, options) for pattern in patterns for variant in variants]
-
-
-def _settings_of(variant: Variant, pattern: Pattern, options: RunOptions) -> RunSettings:
-    changed: RunOptions = {**options, "method": variant.method, "sparsity": pattern}
-    changed |= {"order": variant.order, "budget": variant.budget}
-    if variant.target:
-        changed["target"] = variant.target
-        changed["target_damping"] = options.get("target_damping") if variant.target == "dense" else None
-    return run_settings(**changed)
+    runs = []
+    for pattern, variant in product(patterns, variants):
+        changed: RunOptions = {**options, "method": variant.method, "sparsity": pattern}
+        changed |= {"order": variant.order, "budget": variant.budget}
+        if variant.target:
+            changed["target"] = variant.target
+            changed["target_damping"] = options.get("target_damping") if variant.target == "dense" else None
+        runs.append(run_settings(**changed))
+    return variants, runs
 
 
 @dataclass(frozen=True)
 class Readable:
-    """For `Annotated`: the texts that a function reads without a ValueError."""
+    """For `Annotated`: the texts that a function reads without a ValueError and without None."""
 
     read: Callable[[str], Any]
 
     def __contains__(self, text: object) -> bool:
         with suppress(ValueError):
-            self.read(str(text))
-            return True
+            return self.read(str(text)) is not None
         return False
 
 
-def _read_losses(text: str) -> list[float]:
+def _read_losses(text: str) -> list[float] | None:
     losses = [float(loss) for loss in text.split()]
-    if text and not losses:
-        raise ValueError("no losses")
-    return losses
+    return losses if losses or not text else None
 
 
-def _read_name(text: str) -> None:
-    """Of a method as typed, in characters that no page takes for a command."""
-    if not re.fullmatch(r"[\w .:,/+()@×-]{1,200}", text):
-        raise ValueError("no name")
-
-
+NAME = re.compile(r"[\w .:,/+()@×-]{1,200}")  # a method as typed, in characters that no page takes for a command
 Perplexity = Annotated[float, Within(1, or_nan=True)]
 
 
@@ -123,7 +115,7 @@ class ComparisonRow:
     versions have an empty environment, losses and cautions.
     """
 
-    method: Annotated[str, Readable(_read_name)]
+    method: Annotated[str, Readable(NAME.fullmatch)]
     sparsity: Annotated[str, Readable(parse_sparsity)]
     seed: Annotated[int, Within(0, 2**63)]
     perplexity: Perplexity
@@ -300,7 +292,9 @@ def results_of(table: pd.DataFrame, sparsity: str, column: str = "perplexity") -
         if not np.isfinite(group[column]).all():
             continue
         name, environment = str(group["method"].iloc[0]), group["environment"].iloc[0] if "environment" in group else ""
-        drawn = _drawn_losses(group) if column == "perplexity" else {}
+        losses = [tuple(map(float, str(text).split())) for text in group.get("losses", [])]
+        is_complete = column == "perplexity" and len(set(map(len, losses))) == 1 and losses[0]
+        drawn: dict[Any, tuple[float, ...]] = dict(zip(group["seed"], losses, strict=True)) if is_complete else {}
         results.append(
             Result(
                 name=name,
@@ -315,12 +309,6 @@ def results_of(table: pd.DataFrame, sparsity: str, column: str = "perplexity") -
             )
         )
     return results
-
-
-def _drawn_losses(rows: pd.DataFrame) -> dict[Any, tuple[float, ...]]:
-    losses = [tuple(map(float, str(text).split())) for text in rows.get("losses", [])]
-    is_complete = len(set(map(len, losses))) == 1 and losses[0]
-    return dict(zip(rows["seed"], losses, strict=True)) if is_complete else {}
 
 
 def conclusions(table: pd.DataFrame) -> list[str]:

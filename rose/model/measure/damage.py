@@ -331,12 +331,6 @@ def _change(
     return _Change(layer, pruned if restore is None else dense, output_error, row)
 
 
-def _massive_text(unit: Unit, changes: Sequence[_Change]) -> str:
-    """Of all layers with massive activations, with their names in a decoder block."""
-    texts = [(change.layer.projection, change.row["massive"]) for change in changes if change.row["massive"]]
-    return ". ".join(text if unit.projection else f"{projection}, {text}" for projection, text in texts)
-
-
 def _errors(dense: Tensor, pruned: Tensor, inputs: InputStatistics) -> tuple[float, float]:
     """‖ΔW Xᵀ‖²/‖W Xᵀ‖², and ‖ΔW x‖² as a mean over tokens."""
     hessian = inputs.hessian
@@ -387,7 +381,12 @@ class _Run:
             with self.boundaries.record():
                 base = self._losses(0, "")
             every: list[_Change] = []
-            for block in start_walk(self.network, streams, selected, self._walked).visit_dense():
+
+            def walked(progress: Progress) -> None:
+                """The walk that gathers statistics is a small part of the work; it only shows that it is alive."""
+                self._tell("calibrate", min(progress.block_index, self.blocks - 1), "", 0.0)
+
+            for block in start_walk(self.network, streams, selected, walked).visit_dense():
                 for unit in (unit for unit in self.units if unit.block_index == block.block_index):
                     start = time.perf_counter()
                     changes = [
@@ -425,6 +424,7 @@ class _Run:
         delta, windows = float(differences.mean()), len(losses)
         sizes = [change.weight.numel() for change in changes]
         rows = [change.row for change in changes]
+        texts = [(change.layer.projection, change.row["massive"]) for change in changes]
         return DamageRecord(
             unit=unit.name, block_index=unit.block_index, projection=unit.projection, weights=sum(sizes),
             sparsity=sum(row["sparsity"] * size for row, size in zip(rows, sizes, strict=True)) / sum(sizes),
@@ -435,7 +435,8 @@ class _Run:
             loss=float(losses.mean()), delta_loss=delta, damage=self.sign * delta,
             standard_error=float(differences.std(correction=1)) / windows**0.5 if windows > 1 else math.nan,
             perplexity_ratio=perplexity_of(differences), seconds=time.perf_counter() - start,
-            cautions=verdicts.in_brief(pd.DataFrame(rows)), massive=_massive_text(unit, changes),
+            cautions=verdicts.in_brief(pd.DataFrame(rows)),
+            massive=". ".join(text if unit.projection else f"{name}, {text}" for name, text in texts if text),
         )  # fmt: skip
 
     def _losses(self, index: int, unit: str) -> Tensor:
@@ -443,10 +444,6 @@ class _Run:
         losses = window_losses(self.network, self.windows, progress=lambda share: tell(self.work[index] * share))
         self.finished += self.work[index]
         return losses
-
-    def _walked(self, progress: Progress) -> None:
-        """The walk that gathers statistics is a small part of the work; it only shows that it is alive."""
-        self._tell("calibrate", min(progress.block_index, self.blocks - 1), "", 0.0)
 
     def _tell(self, stage: str, index: int, unit: str, work: float) -> None:
         share = 1.0 if stage == "done" else min(0.999, (self.finished + work) / self.total)

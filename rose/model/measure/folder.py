@@ -45,7 +45,7 @@ class MeasurementFolder(Generic[Record]):
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
         """Opens a folder, new or begun with the same settings; raises RoseError for others."""
         self.folder = reachable(folder)
-        self._settings = json.dumps(dict(settings), indent=1, sort_keys=True)
+        self._settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
         self._lock = FileLock(self.folder / ".lock")
         self.norms: list[float] = []
         try:
@@ -56,7 +56,7 @@ class MeasurementFolder(Generic[Record]):
                 self._claim()
                 self.rows = self._read()
                 if self.rows:  # a killed command may have added a row without its summary
-                    self._write(self.summarize(json.loads(self._settings)))
+                    self._write(self.summarize(dict(self._settings)))
         except OSError as problem:
             raise RoseError(f"The folder {folder} cannot be used ({problem.strerror}); choose another.") from problem
 
@@ -69,11 +69,14 @@ class MeasurementFolder(Generic[Record]):
             self._check_settings()
             self.norms = read_norms(self.folder / SETTINGS)
         else:  # a command that failed before any measurement may have left others
-            write_atomically(self.folder / SETTINGS, self._settings.encode())
+            self._write_settings()
 
     def _check_ours(self) -> None:
         """Refuses a folder with anything in it that a measurement has not written."""
-        is_begun = self._is_begun()
+        stored = self._stored()
+        is_begun = stored is not None and all(
+            (stored | self._settings)[name] is None for name in (stored.keys() ^ self._settings.keys()) - KNOWN
+        )
         if is_begun and (self.folder / ROWS).exists():
             return
         ours = [".lock", f"{SETTINGS}?*{TEMPORARY}"]
@@ -82,21 +85,19 @@ class MeasurementFolder(Generic[Record]):
         if any(not any(map(item.match, ours)) for item in self.folder.iterdir()):
             raise RoseError(f"{self.folder} is not empty and holds no {self.holds[0]}; choose another folder.")
 
-    def _is_begun(self) -> bool:
+    def _stored(self) -> dict[str, Any] | None:
+        """settings.json; None where it is missing or damaged."""
         try:
             stored = json.loads((self.folder / SETTINGS).read_text())
         except (ValueError, RecursionError, FileNotFoundError):
-            return False
-        ours = json.loads(self._settings)
-        return isinstance(stored, dict) and all(
-            (stored | ours)[name] is None for name in (stored.keys() ^ ours.keys()) - KNOWN
-        )
+            return None
+        return stored if isinstance(stored, dict) else None
 
     def _check_settings(self) -> None:
-        before, now = _chosen((self.folder / SETTINGS).read_text()), _chosen(self._settings)
-        for name in sorted(before.keys() | now.keys()):
+        before, now = self._stored() or {}, self._settings
+        for name in sorted((before.keys() | now.keys()) - KNOWN):
             if before.get(name) != now.get(name):
-                old, new = (settings.get(name, "not given") for settings in (before, now))
+                old, new = ("not given" if settings.get(name) is None else settings[name] for settings in (before, now))
                 raise RoseError(
                     f"{self.folder} holds a {self.holds[0]} with other settings: {name.replace('_', '-')} was {old} "
                     f"there and is {new} now; choose another folder."
@@ -118,30 +119,18 @@ class MeasurementFolder(Generic[Record]):
         self.norms, weights = embedding_norms(model), weight_norms(model)
         with self._writing():
             if self.rows:
-                self._check_model(model, weights)
-                digests = self._check_texts(digests)
-            settings = json.loads(self._settings) | {NORMS: self.norms, WEIGHTS: weights, DIGESTS: digests}
-            self._write({SETTINGS: json.dumps(settings, indent=1, sort_keys=True)})
-
-    def _check_texts(self, digests: dict[str, str]) -> dict[str, str]:
-        """The stored digests with these; a text that the folder does not know is not refused."""
-        stored = json.loads((self.folder / SETTINGS).read_text()).get(DIGESTS) or {}
-        for name in stored.keys() & digests.keys():
-            if stored[name] != digests[name]:
-                raise RoseError(
-                    f"The rows in {self.folder} are those of another text: the {name} tokens differ; choose another "
-                    "folder."
-                )
-        return stored | digests
-
-    def _check_model(self, model: nn.Module, weights: list[float]) -> None:
-        path = self.folder / SETTINGS
-        check_same_model(model, read_norms(path), f"The rows in {self.folder} are those of another model")
-        if not is_same_model(weights, read_norms(path, WEIGHTS)):
-            raise RoseError(
-                f"The rows in {self.folder} are those of another model: its weights differ, as those of a pruned or "
-                "tuned copy do; give the model that was measured, or choose another folder."
-            )
+                path, other = self.folder / SETTINGS, f"The rows in {self.folder} are those of another"
+                check_same_model(model, read_norms(path), f"{other} model")
+                if not is_same_model(weights, read_norms(path, WEIGHTS)):
+                    raise RoseError(
+                        f"{other} model: its weights differ, as those of a pruned or tuned copy do; give the model "
+                        "that was measured, or choose another folder."
+                    )
+                before = (self._stored() or {}).get(DIGESTS) or {}
+                if name := next((name for name in before.keys() & digests.keys() if before[name] != digests[name]), ""):
+                    raise RoseError(f"{other} text: the {name} tokens differ; choose another folder.")
+                digests = before | digests  # a text that the folder does not know is not refused
+            self._write_settings(**{NORMS: self.norms, WEIGHTS: weights, DIGESTS: digests})
 
     def add(self, *rows: Record) -> None:
         """Adds rows that no process has added yet, and updates the other files.
@@ -155,7 +144,7 @@ class MeasurementFolder(Generic[Record]):
             self.rows += new
             if new:
                 self._write({ROWS: records_table(self.rows, self.kind).to_csv(index=False)})
-            self._write(self.summarize(json.loads(self._settings)))
+            self._write(self.summarize(dict(self._settings)))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -175,7 +164,5 @@ class MeasurementFolder(Generic[Record]):
         for name, text in texts.items():
             write_atomically(self.folder / name, text.encode())
 
-
-def _chosen(settings: str) -> dict[str, Any]:
-    """Settings without defaults, the model and the texts."""
-    return {name: value for name, value in json.loads(settings).items() if value is not None and name not in KNOWN}
+    def _write_settings(self, **known: Any) -> None:
+        self._write({SETTINGS: json.dumps(self._settings | known, indent=1, sort_keys=True)})

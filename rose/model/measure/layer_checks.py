@@ -82,21 +82,13 @@ def _check_layer(
     return checks
 
 
-def sparsity_off(records: pd.DataFrame, pattern: Pattern) -> pd.Series:
-    """The number of weights by which each result misses the sparsity in the settings.
-
-    Zeros in dead columns, and those before pruning, may come on top of it.
-    """
+def _check_sparsity(records: pd.DataFrame, pattern: Pattern, block_size: int) -> Check:
+    """By the realised fractions; `realised_sparsity` counts in the method's own units. Zeros in dead columns, and those
+    before pruning, may come on top of the sparsity in the settings."""
     sizes = records["rows"] * records["columns"]
     on_top = sizes * (records["dead_columns"] / records["columns"] + records["zeros_before"])
     off = (records["sparsity"] - pattern.ratio) * sizes
-    return off.where(off < 0, (off - on_top).clip(lower=0)).abs()
-
-
-def _check_sparsity(records: pd.DataFrame, pattern: Pattern, block_size: int) -> Check:
-    """By the realised fractions; `realised_sparsity` counts in the method's own units."""
-    sizes = records["rows"] * records["columns"]
-    deviation = sparsity_off(records, pattern)
+    deviation = off.where(off < 0, (off - on_top).clip(lower=0)).abs()
     blocks = math.ceil(int(records["columns"].iloc[0]) / block_size)
     # Each unit of the budget is rounded to a whole weight; the fractions of older reports are float32.
     units = records["budget"].map({"block": blocks, "row": records["rows"].iloc[0], "layer": 1})
