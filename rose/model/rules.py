@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rose.errors import RoseError
 from rose.layer.pattern import Pattern
@@ -50,7 +51,10 @@ class Allocation(NamedTuple):
         if self.rule != BY_DAMAGE:
             return
         records = [record for record in self.damages() if record.unit != WHOLE]
-        if self._is_of_restored():
+        settings: Any = {}
+        with suppress(OSError, ValueError, RecursionError):
+            settings = json.loads((self.place / "settings.json").read_text())
+        if isinstance(settings, dict) and settings.get("restore"):
             raise RoseError(
                 f"{self.folder} says what a pruned model gains by layers given back, not what pruning costs; "
                 "measure damages without --restore."
@@ -62,13 +66,6 @@ class Allocation(NamedTuple):
                 f"The damages in {self.folder} were measured at a sparsity of {measured:.2g}, which says little of "
                 f"{pattern}; measure them within {DAMAGE_SPREAD:g} of it."
             )
-
-    def _is_of_restored(self) -> bool:
-        try:
-            settings = json.loads((self.place / "settings.json").read_text())
-        except (OSError, ValueError, RecursionError):
-            return False
-        return isinstance(settings, dict) and bool(settings.get("restore"))
 
 
 def parse_allocation(text: str) -> Allocation:
@@ -85,10 +82,9 @@ def parse_allocation(text: str) -> Allocation:
         )
     if not colon:
         return Allocation(text, rule)
-    try:
+    spread = math.nan
+    with suppress(ValueError):
         spread = float(value)
-    except ValueError:
-        spread = math.nan
     if not 0 <= spread <= 1:  # also catches NaN
         raise RoseError(f"The α of sensitivity must be a number from 0 to 1, not {value!r}.")
     return Allocation(text, rule, spread)

@@ -118,7 +118,14 @@ class Workers:
         """
         if self.count == 1:
             return
-        self._add_unseen(statistics, routed)
+        if routed:
+            seen = {name: (id(statistics[name]), statistics[name].columns) for name in routed if name in statistics}
+            device = pick_device()
+            for other in self.gather(seen):
+                groups: dict[int, InputStatistics] = {}
+                for name, (group, columns) in other.items():
+                    if name not in statistics:
+                        statistics[name] = groups.setdefault(group, InputStatistics(columns, device))
         names = sorted(statistics)
         shared = [next(other for other in names if statistics[other] is statistics[name]) for name in names]
         if not self.all_agree((where, names, shared)):
@@ -128,17 +135,6 @@ class Workers:
             )
         for each in {id(statistics[name]): statistics[name] for name in names}.values():
             each.sum_over(dist.all_reduce)
-
-    def _add_unseen(self, statistics: dict[str, InputStatistics], routed: Sequence[str]) -> None:
-        if not routed:
-            return
-        seen = {name: (id(statistics[name]), statistics[name].columns) for name in routed if name in statistics}
-        device = pick_device()
-        for other in self.gather(seen):
-            groups: dict[int, InputStatistics] = {}
-            for name, (group, columns) in other.items():
-                if name not in statistics:
-                    statistics[name] = groups.setdefault(group, InputStatistics(columns, device))
 
     def sum_gaps(self, gaps: Mapping[str, InputGap | OutputGap], where: str) -> None:
         """Sums the gaps of one layer over all processes, in place; raises RoseError if their streams differ."""
@@ -166,10 +162,8 @@ class Workers:
 
         for number in sorted(range(len(layers)), key=cost, reverse=True):
             group, columns = id(statistics.get(layers[number].name)), layers[number].weight.shape[1]
-            ends = [
-                load + cost(number) + columns**3 * (group not in factored)
-                for load, factored in zip(loads, groups, strict=True)
-            ]
+            factoring = (columns**3 * (group not in factored) for factored in groups)
+            ends = [load + cost(number) + more for load, more in zip(loads, factoring, strict=True)]
             owner = ends.index(min(ends))
             owners[number], loads[owner] = owner, ends[owner]
             groups[owner].add(group)

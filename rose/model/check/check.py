@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import nan
 from typing import Any
 
@@ -25,7 +26,7 @@ from rose.layer.target import target_damping
 from rose.model.check import verdicts
 from rose.model.check.costs import Costs, Recognized, Yardsticks, maker_of, with_inputs
 from rose.model.check.findings import headline
-from rose.model.check.inputs import BlockInputs, LayerInputs, Pair, walk_both
+from rose.model.check.inputs import BlockInputs, Pair, walk_both
 from rose.model.check.others import Gone, Row, others_in_block, others_outside, table_of
 from rose.model.check.rotated import sample
 from rose.model.check.verdicts import LayerVerdict, Peers, judge_costs, judge_weights, says_part
@@ -162,10 +163,8 @@ def check_checkpoint(
     in_basis: set[str] = set()  # and their values
     meter = Meter(progress, blocks, len(pairs))
 
-    def tick(index: int, share: float) -> None:
-        meter.tell("calibrate", index, 0.5 * share)
-
-    for block in walk_both(networks, pairs, streams, precision, tick):
+    calibrating = partial(meter.tell, "calibrate")
+    for block in walk_both(networks, pairs, streams, precision, calibrating):
         for place, pair in enumerate(block.pairs):
             name = pair[0].name
             measured[name] = _measure(pair, block, yardsticks)
@@ -242,7 +241,11 @@ def _measure(pair: Pair, block: BlockInputs, yardsticks: Yardsticks) -> _Measure
     after = pair[1].weight.to(weight.device)
     change = weight_change(weight, after)
     rank = pair[1].low_rank[0].shape[1] if pair[1].low_rank else 0
-    inputs, held_out = (_finite(block.inputs.get(name, {}).get(layer.name)) for name in ("calibration", "held_out"))
+    inputs, held_out = (block.inputs.get(name, {}).get(layer.name) for name in ("calibration", "held_out"))
+    # None where an earlier layer has put out NaN or infinity.
+    inputs, held_out = (
+        each if each is not None and each.statistics.diagonal.isfinite().all() else None for each in (inputs, held_out)
+    )
     if inputs is not None and change.misfits:
         streams = [inputs, held_out] if held_out is not None else [inputs]
         change = replace(change, misfits=with_inputs(change.misfits, weight, after, streams))
@@ -250,11 +253,6 @@ def _measure(pair: Pair, block: BlockInputs, yardsticks: Yardsticks) -> _Measure
     if inputs is not None and not change.not_finite and not change.is_untouched:
         measured.costs, measured.nearest = yardsticks.measure(weight, after, change, inputs, held_out)
     return measured
-
-
-def _finite(inputs: LayerInputs | None) -> LayerInputs | None:
-    """None where an earlier layer has put out NaN or infinity."""
-    return inputs if inputs is not None and inputs.statistics.diagonal.isfinite().all() else None
 
 
 def _judge(measured: Mapping[str, _Measured], judged_by_weights: Mapping[str, LayerVerdict]) -> dict[str, LayerVerdict]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import nan
 from statistics import fmean
 from typing import Any
 
@@ -182,7 +181,14 @@ class Yardsticks:
         """Errors of V, `after`, in place of W, `weight`, (out, in) each, and the method with the nearest mask, None
         without a mask or methods."""
         mask = after == 0
-        judge = _Judge(weight, after, inputs, held_out)
+        error_of = _error_by(weight, inputs)
+        error_held_out = _error_by(weight, held_out) if held_out else None
+        stream_error = _error_by(weight, inputs, inputs.stream) if inputs.stream else None
+
+        def beside(other: Tensor) -> Rival:
+            stream_ratio = ratio(stream_error(after), stream_error(other)) if stream_error else None
+            return Rival(error_of(other), error_held_out(other) if error_held_out else None, stream_ratio)
+
         corrected, _ = corrected_weight(weight, inputs.statistics, inputs.gap, self.target_damping)
         pattern = Pattern(change.sparsity)
         if change.pattern.name == "N:M" and not change.pattern.broken and self.block_size % change.pattern.of == 0:
@@ -199,17 +205,17 @@ class Yardsticks:
         else:
             best, pruned = corrected, {}
         wanda, bare = pruned.get("wanda"), weight.masked_fill(mask, 0)
-        error, alone, hessian = judge.error(after), judge.beside(bare), inputs.dense_hessian
+        error, alone, hessian = error_of(after), beside(bare), inputs.dense_hessian
         dense_input_change = quadratic_form(difference(weight, after), hessian)
         costs = Costs(
             error=error,
-            held_out_error=judge.held_out(after) if judge.held_out else None,
+            held_out_error=error_held_out(after) if error_held_out else None,
             dense_input_error=ratio(dense_input_change, quadratic_form(weight, hessian)),
             mask=alone,
-            possible_error=judge.error(best),
-            methods={method: judge.error(other) for method, other in pruned.items()},
-            wanda=None if wanda is None else judge.beside(wanda),
-            opposite=judge.beside(2 * bare - after) if mask.any() and error > alone.error else None,
+            possible_error=error_of(best),
+            methods={method: error_of(other) for method, other in pruned.items()},
+            wanda=None if wanda is None else beside(wanda),
+            opposite=beside(2 * bare - after) if mask.any() and error > alone.error else None,
             massive=MassiveActivation.find(weight, after, inputs.statistics, hessian),
             has_few_tokens=inputs.statistics.tokens < inputs.statistics.columns,
         )
@@ -303,23 +309,6 @@ def _error_by(
         return target_error(weight, other, gap, change_energy=change, dense_energy=energy)
 
     return error
-
-
-class _Judge:
-    """Errors of weights in place of W: on calibration and held-out tokens, and towards what the stream lacks."""
-
-    def __init__(self, weight: Tensor, after: Tensor, inputs: LayerInputs, held_out: LayerInputs | None) -> None:
-        self.error = _error_by(weight, inputs)
-        self.held_out = _error_by(weight, held_out) if held_out else None
-        self.stream = _error_by(weight, inputs, inputs.stream) if inputs.stream else None
-        self.stream_error = self.stream(after) if self.stream else nan
-
-    def beside(self, other: Tensor) -> Rival:
-        return Rival(
-            self.error(other),
-            self.held_out(other) if self.held_out else None,
-            ratio(self.stream_error, self.stream(other)) if self.stream else None,
-        )
 
 
 def with_inputs(

@@ -75,7 +75,7 @@ def walk_both(
         pairs: layers of the same name.
         streams: tokens, (samples, length), by name.
         precision: of forward passes, and of the products in gaps.
-        tick: called with the decoder block and the share of its work that is done.
+        tick: called with the decoder block and the share of its work that is done; the passes are half of it.
     """
     device = networks[0].device
     passes = _Passes(networks, streams, precision, tick) if streams else None
@@ -109,8 +109,7 @@ class _Passes:
         for stream, tokens in streams.items():
             models = zip(networks, outputs, self.states[stream], strict=True)
             self.arguments[stream] = [
-                record_inputs(network, tokens, output, lambda _batch, hidden, states=states: states.append(hidden))
-                for network, output, states in models
+                record_inputs(network, tokens, output, partial(_append, states)) for network, output, states in models
             ]
 
     @torch.no_grad()
@@ -143,7 +142,7 @@ class _Passes:
             for by_batch, hidden in zip(states, (dense_output, output), strict=True):
                 by_batch[batch] = hidden.to(before.device)
             drifts.append(token_drift(output, dense_output))
-            self.tick(block.index, (batch + 1) / len(states[0]))
+            self.tick(block.index, 0.5 * (batch + 1) / len(states[0]))
         return drifts
 
 
@@ -191,6 +190,10 @@ class _Lost:
     def close(self) -> None:
         self.dense.close()
         self.other.close()
+
+
+def _append(states: list[Tensor], _batch: int, hidden: Tensor) -> None:
+    states.append(hidden)
 
 
 class _PairReading:

@@ -46,7 +46,11 @@ def sample(weight: Tensor) -> Tensor:
 def align(block: nn.Module, pairs: Sequence[Pair], width: int | None) -> Aligned | None:
     """The dense block with its heads rotated as in the other one; None where none were. `width`: columns of a head."""
     plain = [pair for pair in pairs if not pair[0].is_expert]
-    strange = {pair[0].name for pair in plain if _is_strange(*pair)}
+    strange = set()  # layers whose kept weights have nothing to do with the dense ones
+    for before, after in plain:
+        dense, pruned = sample(before.weight), sample(after.weight)
+        if float(_cosine(dense, pruned)) < UNLIKE and pruned.any():
+            strange.add(before.name)
     if not width or len(strange) == len(plain):
         return None  # another model's block: a rotation leaves all but values and outputs as they were
     rotated: list[tuple[ValueHeads, Tensor]] = []
@@ -65,12 +69,6 @@ def align(block: nn.Module, pairs: Sequence[Pair], width: int | None) -> Aligned
     outputs = tuple(heads.output.name for heads, _ in rotated)
     layers = (*outputs, *(heads.values.name for heads, _ in rotated))
     return Aligned(twin, [(copies.get(id(before), before), after) for before, after in pairs], outputs, layers)
-
-
-def _is_strange(before: PrunableLayer, after: PrunableLayer) -> bool:
-    """Whether kept weights have nothing to do with the dense ones."""
-    dense, pruned = sample(before.weight), sample(after.weight)
-    return float(_cosine(dense, pruned)) < UNLIKE and bool(pruned.any())
 
 
 def _cosine(dense: Tensor, pruned: Tensor, dim: int = 0) -> Tensor:

@@ -74,7 +74,7 @@ def estimate_cost(
     rounds = Precision.of(compute, network.dtype, network.device).rounds
     products = 1 / bfloat16_gain() if rounds else 1.0  # time of a product, relative to float32
     forward = passes * 2 * weights * tokens * (NO_PRODUCTS + (1 - NO_PRODUCTS) * products)
-    plain, routed = (statistics_groups([x for x in chosen if x.is_expert == is_expert]) for is_expert in (False, True))
+    plain, routed = statistics_by_kind(chosen)
     hessian = 1.2 * tokens * (sum(c**2 for c in plain) + share * sum(c**2 for c in routed))
     sweep = sweeps * sum(layer.weight.numel() * layer.weight.shape[1] for layer in chosen)
     gaps = gap_work(chosen, tokens, share, products) if target == "dense" else 0.0
@@ -159,6 +159,12 @@ def statistics_groups(layers: Sequence[PrunableLayer]) -> list[int]:
     """
     groups = {(x.block_index, x.projection.rpartition(".")[0], x.weight.shape[1], is_output(x)) for x in layers}
     return [columns for _, _, columns, _ in groups]
+
+
+def statistics_by_kind(layers: Sequence[PrunableLayer]) -> tuple[list[int], list[int]]:
+    """`statistics_groups` of layers that every token visits, and of experts."""
+    plain, routed = ([layer for layer in layers if layer.is_expert == is_expert] for is_expert in (False, True))
+    return statistics_groups(plain), statistics_groups(routed)
 
 
 def expert_share(model: nn.Module, layers: Sequence[PrunableLayer]) -> float:

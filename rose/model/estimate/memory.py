@@ -15,7 +15,7 @@ from torch import nn
 
 from rose.errors import RoseError
 from rose.layer.registry import get_method
-from rose.model.estimate.duration import expert_share, is_output, statistics_groups
+from rose.model.estimate.duration import expert_share, is_output, statistics_by_kind, statistics_groups
 from rose.model.network.layers import PrunableLayer, by_block, count_parameters
 from rose.model.network.network import Network
 from rose.model.walk import forward
@@ -123,7 +123,10 @@ def estimate_memory(
     one_by_one = sequential or dense_targets  # then only one layer's statistics are there
     gathered = max if one_by_one else sum
     groups = [(1 + held_out) * gathered(4 * c**2 for c in statistics_groups(inside)) for inside in of_blocks]
-    read = max(_read_by_a_token(model, inside) for inside in of_blocks)
+    read = 0  # the most input channels of one decoder block's layers for a token, which visits some of the experts
+    for inside in of_blocks:
+        plain, routed = statistics_by_kind(inside)
+        read = max(read, sum(plain) + math.ceil(expert_share(model, inside) * sum(routed)))
     channels = HIDDEN_STATES_WAITING * width + widest if one_by_one else 0
     if dense_targets:  # the layers' inputs in the dense model
         channels += read + width
@@ -148,13 +151,6 @@ def _work(layer: PrunableLayer, dense_targets: bool, held_out: bool, stages: Seq
     elif dense_targets:
         squares += GAPS_AT_WORK
     return 4 * max((squares + h) * columns**2 + (weights + w) * numbers for h, w in stages)
-
-
-def _read_by_a_token(model: nn.Module, layers: Sequence[PrunableLayer]) -> int:
-    """Input channels of one decoder block's layers for each token, which visits only some of the experts."""
-    plain = sum(statistics_groups([layer for layer in layers if not layer.is_expert]))
-    experts = sum(statistics_groups([layer for layer in layers if layer.is_expert]))
-    return plain + math.ceil(expert_share(model, layers) * experts)
 
 
 def tuning_memory(network: Network, length: int, weights: int, *, rounds: bool = False) -> int:
