@@ -19,12 +19,10 @@ from streamlit.web.server.starlette.starlette_server_config import XSRF_COOKIE_N
 import rose
 from app import shared, words
 from app.jobs import Job, Run
-from app.runs.copies import CopyRun
+from app.runs.copies import CopyRun, Tuning
 from app.runs.damage import DamageRequest, DamageRun
-from app.runs.files import FileRun
-from app.runs.pruning import PruningRun
-from app.runs.request import PruneRequest
-from app.runs.tuning import Tuning
+from app.runs.kept_copies import FileRun
+from app.runs.pruning import PruneRequest, PruningRun
 from app.study.setup import Setup
 from app.study.study import Study
 from rose.layer.pattern import THRESHOLD
@@ -296,7 +294,7 @@ def start_tuning(run: CopyRun, name: str, minutes: float) -> None:
 
 
 def start_file(run: PruningRun, folder: Path, form: str) -> None:
-    """Writes the checkpoint of a kept copy in another form, see `app.runs.files`; the earlier file of this run goes.
+    """Writes the checkpoint of a kept copy in another form, see `FileRun`; the earlier file of this run goes.
 
     One file at a time, over all sessions.
     """

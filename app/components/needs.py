@@ -48,7 +48,7 @@ def example(subject: str) -> None:
     setup = packaged.SETUP
     st.caption(
         f"Example: {subject} of {setup.model}, {setup.samples} × {setup.length} tokens of packaged text.",
-        help=f"Comes with the app; `python -m app.runs.example` made it with {packaged.made_with()}.",
+        help=f"Comes with the app; made with {packaged.made_with()}.",
     )
 
 

@@ -80,7 +80,7 @@ def drift_shares(table: pd.DataFrame, *, theme: Theme = "light") -> Drawing:
 def cancelled_shares(table: pd.DataFrame, *, problem: str = "", theme: Theme = "light") -> Drawing:
     """How much of the drift that was passed on each decoder block's pruned layers cancel, one line a run.
 
-    `problem`: why the runs are not ranked, see `app.results.drift.drift_problem`.
+    `problem`: why the runs are not ranked, see `app.results.pairs.drift_problem`.
     """
     share = table["cancelled"] / table["passed_on"].where(table["passed_on"] > 0)
     table = table.assign(cancelled_share=share)  # of the first pruned block, which has received nothing, none

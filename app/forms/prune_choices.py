@@ -7,7 +7,7 @@ import streamlit as st
 import rose
 from app import session, shared
 from app.forms.widgets import linked, path_input, spec_number
-from app.runs.request import HELD_OUT, PROMPT, WINDOWS, Keep, PruneRequest
+from app.runs.pruning import HELD_OUT, PROMPT, WINDOWS, Keep, PruneRequest
 from app.study.setup import Setup
 from rose.layer.pattern import BITS as GRID_BITS
 from rose.layer.pattern import GROUPS, RECOMMENDED, THRESHOLD

@@ -7,9 +7,9 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from app import components, shared, words
+from app.runs.copies import kept_checkpoints
 from app.runs.damage import DamageRequest
-from app.runs.pruning import kept_checkpoints
-from app.runs.request import PruneRequest
+from app.runs.pruning import PruneRequest
 from app.study.setup import LARGEST, Setup
 from rose import METHODS, RoseError
 from rose.model.estimate.duration import Cost

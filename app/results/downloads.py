@@ -17,12 +17,12 @@ MOST_BYTES = 2 * 10**9  # that a browser is offered
 
 
 def csv_button(label: str, table: pd.DataFrame, name: str, key: str, **widget: Any) -> None:
-    """A table to take away; `more` is of `st.download_button`."""
+    """A table to take away."""
     file_button(label, partial(csv_text, table), name, key=key, icon=":material/download:", **widget)
 
 
 def file_button(label: str, content: Any, name: str, **widget: Any) -> None:
-    """A file to take away; `content` may be a function, called on a click; `more` is of `st.download_button`."""
+    """A file to take away; `content` may be a function, called on a click; `widget`: of `st.download_button`."""
     st.download_button(label, content, name, on_click="ignore", **({"key": name} | widget))
 
 
@@ -34,9 +34,7 @@ def checkpoint_button(folder: Path, **widget: Any) -> None:
 
 
 def large_button(label: str, content: Any, name: str, stored: int, **widget: Any) -> None:
-    """As `file_button`, for files that may be too large: a browser waits three minutes for a file, which the server
-    holds
-    in memory meanwhile."""
+    """As `file_button`, but a file too large for a browser is not offered: the server holds it in memory meanwhile."""
     if stored <= MOST_BYTES:
         file_button(label, content, name, **widget)
     else:
@@ -47,9 +45,9 @@ def report_button(runs: Callable[[], Sequence[RunReport]], name: str, key: str, 
     """Hands out records as one HTML file, named `name`; it is made on a click."""
 
     def make() -> str:
-        from app.results import html_page, html_report  # with all figures: no page waits for them
+        from app.results import html_report  # with all figures: no page waits for them
 
-        return html_page.to_html(html_report.report_of(runs()))
+        return html_report.to_html(html_report.report_of(runs()))
 
     st.download_button(
         "Report, HTML",

@@ -1,33 +1,112 @@
-"""Finished runs as one HTML file to send: findings, interactive figures, numbers, settings. No Streamlit here.
+"""Finished runs, or the check of a checkpoint, as one HTML file to send. No Streamlit here.
 
-How the file is written is in `html_page`. A run may be somebody else's: what it says is text and nothing more.
+`html_page.html.jinja` is the page, which is read without a network. Jinja escapes every text except the plots' JSON,
+which `_plot` makes safe: a run may be somebody else's.
 """
 
+import base64
+import gzip
+import secrets
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from plotly.offline import get_plotlyjs
 
 import rose
 from app import words
-from app.figures import drift as depth_figures
-from app.figures import maps, methods
-from app.figures import maps as run_figures
-from app.figures.methods import tuning_curve
+from app.figures import drift, maps, methods, style, trust
 from app.figures.orders import paper_drawings
+from app.figures.palette import Theme
 from app.figures.style import Drawing
 from app.results import pairs
-from app.results.drift import drift_finding, drift_table, knows_origin
-from app.results.html_page import ReportPage, to_html
 from app.results.naming import name_apart
-from app.runs.request import HELD_OUT
+from app.runs.checked import CheckpointRun, differs, facts, record_of
+from app.runs.pruning import HELD_OUT
 from rose import RunReport, verdicts
-from rose.environment import versions
+from rose.environment import says_versions, versions
 from rose.layer.pattern import THRESHOLD
+from rose.model.check.check import CheckpointCheck
+from rose.model.check.findings import headline, lines
 from rose.output import check_file, write_file
+from rose.recipe import Recipe
 from rose.report import read_runs
+from rose.rows import csv_text
+
+LIMIT = 5 * 10**6  # bytes, so that it can be sent by mail
+ROWS = 2000  # of layers that are shown, some 2 MB
+BARS = 3  # layers of a check whose errors are drawn
+
+
+@dataclass(frozen=True)
+class ReportPage:
+    """The content of the file."""
+
+    title: str
+    subtitle: str
+    findings: list[str]
+    drawings: list[Drawing]
+    tables: dict[str, pd.DataFrame]  # by heading
+    layers: pd.DataFrame  # folded
+    recipes: dict[str, str]  # that make the runs again, by the runs' names
+    versions: dict[str, str]  # of the programs that made them, by the run's name
+
+
+def to_html(report: ReportPage) -> str:
+    """The file; figures that do not fit into it are left out, the last first, and it says how many.
+
+    Raises RoseError where it would be larger than 5 MB without any figure.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"cell": _cell, "href": _href, "plot": _plot}
+    page = environment.from_string(Path(__file__).with_name("html_page.html.jinja").read_text(encoding="utf-8"))
+    for count in range(len(report.drawings), -1, -1):
+        text = page.render(
+            report=report,
+            drawings=report.drawings[:count],
+            max_rows=ROWS,
+            rows=words.count(len(report.layers), "row"),
+            nonce=secrets.token_hex(16),
+            plotly=_packed_plotly(),
+            made_with=says_versions(),
+        )
+        if (size := len(text.encode())) <= LIMIT:
+            return text
+    raise rose.RoseError(f"The report would take {words.size(size)}, more than {words.size(LIMIT)}; report fewer runs.")
+
+
+@cache
+def _packed_plotly() -> str:
+    return _packed(get_plotlyjs())
+
+
+def _packed(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
+def _plot(drawing: Drawing) -> str:
+    """Plotly's JSON without the title, which is the section's heading; no text in it can end the script around it."""
+    return style.untitled(drawing.figure).update_layout(autosize=True).to_json().replace("<", "\\u003c")
+
+
+def _href(table: pd.DataFrame, name: str) -> str:
+    """The table as a CSV file inside a link, compressed where its name says so."""
+    if name.endswith(".gz"):
+        return f"data:application/gzip;base64,{_packed(csv_text(table))}"
+    return f"data:text/csv;base64,{base64.b64encode(csv_text(table).encode()).decode()}"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e9 else words.number(value, 4)
+    return "–" if value is None else str(value)
 
 
 def write_report(folders: Sequence[str], output: str | Path) -> list[str]:
@@ -57,57 +136,42 @@ def report_of(runs: Sequence[RunReport]) -> ReportPage:
     tables = {"Numbers": pairs.in_words(pairs.numbers(runs))}
     if len(measured) > 1:
         tables["Perplexity of the row, times the column's"] = pairs.verdict_matrix(measured)
-    if len(runs) == 2 and not pairs.goes_on(runs[1], runs[0]):
-        both = pairs.pair(*runs)
-        if both.problem and not both.elsewhere:
+    is_pair = len(runs) == 2 and not pairs.goes_on(runs[1], runs[0])
+    for run in runs[1:] if is_pair or len(runs) > 2 else ():
+        both = pairs.pair(runs[0], run)
+        if both.problem and not both.elsewhere and is_pair:
             raise rose.RoseError(both.problem)
         if both.elsewhere:
-            compared = [both.elsewhere]  # in place of a ranking
-        elif measure := both.told_apart_by:
-            names, rows, label = (runs[0].name, runs[1].name), both.rows(measure), pairs.MEASURES[measure]
-            compared.append(verdicts.says_layers(rows, names, label) + ".")
-            drawings.append(run_figures.run_difference(rows, names, label, as_share=True))
-            drawings.append(run_figures.run_maps(rows, names, label))
+            compared = [*([] if is_pair else compared), both.elsewhere]  # of two, in place of a ranking
+        elif not both.problem and (measure := both.told_apart_by):
+            names, rows, label = (runs[0].name, run.name), both.rows(measure), pairs.MEASURES[measure]
+            before = "" if is_pair else f"Against {runs[0].name}: "
+            compared.append(f"{before}{verdicts.says_layers(rows, names, label)}.")
+            if is_pair:
+                drawings.append(maps.run_difference(rows, names, label, as_share=True))
+                drawings.append(maps.run_maps(rows, names, label))
+    if is_pair:
         tables["Settings that differ"] = pairs.settings(runs, only_different=True)
-    elif len(runs) > 2:
-        compared += _against_first(runs)
-    run_sentences = [sentence for run in runs for sentence in run_findings(run)]
-    findings = [*compared, *run_sentences, *pairs.cautions_of(runs)]
+    findings = [*compared, *(sentence for run in runs for sentence in run_findings(run)), *pairs.cautions_of(runs)]
     drawings += _figures(runs, errors=not drawings)
-    for run in runs:
-        if run.zero_shot is not None:
-            tables[f"Zero-shot accuracy of {run.name}"] = run.zero_shot
+    tables |= {f"Zero-shot accuracy of {run.name}": run.zero_shot for run in runs if run.zero_shot is not None}
     tables["Settings"] = pairs.settings(runs)
     layers = pd.concat([run.by_layer.dropna(axis=1, how="all").assign(run=run.name) for run in runs], ignore_index=True)
-    columns = ["run", *(name for name in layers.columns if name != "run")]
     made_by: dict[str, list[str]] = {}  # an analysis makes several runs
     for run in runs:
         made_by.setdefault(str(run.as_recipe() or ""), []).append(run.name)
     return ReportPage(
         title=_title(runs),
-        subtitle=_subtitle(runs),
+        subtitle="; ".join(dict.fromkeys(map(_calibration, runs))),
         findings=list(dict.fromkeys(findings)),
         drawings=drawings,
         tables={
             name: table.rename(columns={"setting": "", "number": ""}) for name, table in tables.items() if len(table)
         },
-        layers=layers[columns],
+        layers=layers[["run", *layers.columns.drop("run")]],
         recipes={", ".join(names): recipe for recipe, names in made_by.items()},
-        versions={run.name: versions_of(run) for run in runs},
+        versions={run.name: _versions_of(run) for run in runs},
     )
-
-
-def _against_first(runs: Sequence[RunReport]) -> list[str]:
-    findings = []
-    for run in runs[1:]:
-        both = pairs.pair(runs[0], run)
-        if both.elsewhere:
-            findings.append(both.elsewhere)
-        elif not both.problem and (measure := both.told_apart_by):
-            names = (runs[0].name, run.name)
-            finding = verdicts.says_layers(both.rows(measure), names, pairs.MEASURES[measure])
-            findings.append(f"Against {runs[0].name}: {finding}.")
-    return findings
 
 
 def _title(runs: Sequence[RunReport]) -> str:
@@ -118,35 +182,34 @@ def _title(runs: Sequence[RunReport]) -> str:
     return runs[1].name if pairs.goes_on(runs[-1], runs[0]) else " beside ".join(run.name for run in runs)
 
 
-def _subtitle(runs: Sequence[RunReport]) -> str:
-    def said(run: RunReport) -> str:
-        summary = run.summary
-        if "step_weights" in summary:  # of a diffusion model
-            drawn = f"{summary.get('samples') or '?'} pictures × {summary.get('steps', '?')} steps"
-            return f"{summary.get('model', 'a model')}, calibrated on {drawn}"
-        text = f"{summary.get('model', 'a model')}, calibrated on "
-        text += f"{summary.get('samples', '?')} × {summary.get('length', '?')}"
-        return f"{text} tokens" + words.of(words.text_name(summary.get("calibration") or ""))
-
-    return "; ".join(dict.fromkeys(said(run) for run in runs))
+def _calibration(run: RunReport) -> str:
+    """The model and its calibration text."""
+    summary = run.summary
+    if "step_weights" in summary:  # of a diffusion model
+        drawn = f"{summary.get('samples') or '?'} pictures × {summary.get('steps', '?')} steps"
+    else:
+        drawn = f"{summary.get('samples', '?')} × {summary.get('length', '?')} tokens"
+        drawn += words.of(words.text_name(summary.get("calibration") or ""))
+    return f"{summary.get('model', 'a model')}, calibrated on {drawn}"
 
 
 def run_findings(run: RunReport) -> list[str]:
     findings = [*filter(None, [pairs.says_lost(run)])]
-    before, after = run.number("perplexity_before"), run.number("perplexity_after")
-    if before and after and (verdict := pairs.against_dense(run)) is not None:
+    before, after = run.number("perplexity_before"), pairs.result_of(run)
+    if before and after is not None:
+        dense = replace(after, name="the dense model", value=before, losses=run.losses("before"))
         text = run.summary.get("evaluated_on")
         where = " on held-out windows" if text == HELD_OUT else f" on {words.text_name(text)}" if text else ""
-        move = verdicts.says_move(before, after, "the dense model's", verdict)
+        move = verdicts.says_move(before, after.value, "the dense model's", verdicts.compare(dense, after))
         findings.append(f"{run.name} takes perplexity{where} {move}.")
         findings += filter(None, [verdicts.says_odd_windows(run.losses("before"), run.losses("after"))])
     findings += _tuning_findings(run) + _error_findings(run)
-    if drift := run.drift:
-        steps = [entry["drift"] - (drift[at - 1]["drift"] if at else 0) for at, entry in enumerate(drift)]
-        steepest = drift[max(range(len(steps)), key=steps.__getitem__)]["block_index"]
+    if steps := run.drift:
+        rises = [entry["drift"] - (steps[at - 1]["drift"] if at else 0) for at, entry in enumerate(steps)]
+        steepest = steps[max(range(len(rises)), key=rises.__getitem__)]["block_index"]
         findings.append(
             f"After the last decoder block the drift of {run.name} from the {run.start} model is "
-            f"{words.number(drift[-1]['drift'])}; it rises most in decoder block {steepest}."
+            f"{words.number(steps[-1]['drift'])}; it rises most in decoder block {steepest}."
         )
     answered = pd.Series() if run.zero_shot is None else run.zero_shot["accuracy"].dropna()
     if len(answered):
@@ -199,10 +262,8 @@ def _error_findings(run: RunReport) -> list[str]:
 
 
 def best_measure(run: RunReport) -> str | None:
-    for name in ("held_out_error", "relative_error"):
-        if name in run.by_layer and run.by_layer[name].notna().any():
-            return name
-    return None
+    measured = (name for name in ("held_out_error", "relative_error") if name in run.by_layer)
+    return next((name for name in measured if run.by_layer[name].notna().any()), None)
 
 
 def _figures(runs: Sequence[RunReport], *, errors: bool) -> list[Drawing]:
@@ -210,41 +271,75 @@ def _figures(runs: Sequence[RunReport], *, errors: bool) -> list[Drawing]:
     measured = pairs.results_of(runs)
     if len(measured) > 1 and not any(measured[0].setup.differs(result.setup) for result in measured):
         drawings.append(methods.perplexity_bars(measured, dense=measured[0].setup.dense))
-    tables = [run.zero_shot.assign(run=run.name, method=run.method) for run in runs if run.zero_shot is not None]
-    answered = pd.concat(tables, ignore_index=True).dropna(subset="accuracy") if tables else ()
-    if len(answered):
+    if len(answered := pairs.accuracy_table(runs).dropna(subset="accuracy")):
         drawings.append(methods.accuracy_bars(answered))
-    ranged = next((run for run in runs if run.by_layer["relative_range"].notna().any()), None)
     for run in runs:
         if run.by_layer["change"].notna().any():
             tuned = run.tuned
-            curve = pd.DataFrame(tuned["curve"])
             if tuned["held_out_dense"] is not None:
-                drawings.append(tuning_curve(curve, tuned["steps"], dense=tuned["held_out_dense"]))
+                curve = pd.DataFrame(tuned["curve"])
+                drawings.append(methods.tuning_curve(curve, tuned["steps"], dense=tuned["held_out_dense"]))
             drawings.append(maps.model_map(run.by_layer, "change"))
         if errors and (measure := best_measure(run)) is not None:
             drawings.append(methods.layer_map(run.by_layer.assign(method=run.method), run.method, column=measure))
-    if ranged is not None:
+    if ranged := next((run for run in runs if run.by_layer["relative_range"].notna().any()), None):
         threshold = ranged.number("threshold")
         drawings.append(maps.model_map(ranged.by_layer, threshold=THRESHOLD if threshold is None else threshold))
     if paper := next((run.paper for run in runs if run.paper is not None), None):
         drawings += paper_drawings(paper)
     if drifting := [run for run in runs if run.drift]:
-        table = drift_table(drifting)
-        drawings.append(depth_figures.drift_curves(table, finding=drift_finding(drifting)))
-        drawings += [
-            depth_figures.drift_shares(table[table["run"] == run.name]) for run in drifting if knows_origin(run)
-        ]
+        table = pairs.drift_table(drifting)
+        drawings.append(drift.drift_curves(table, finding=pairs.drift_finding(drifting)))
+        drawings += [drift.drift_shares(table[table["run"] == run.name]) for run in drifting if run.kind != "check"]
     return drawings
 
 
-def versions_of(run: RunReport) -> str:
+def _versions_of(run: RunReport) -> str:
     """Of the programs that made it, as its report says; a run of this server was made by those here."""
-    noted = run.summary.get("made_with")
-    if noted is None and not run.place:
-        noted = versions()
-    if isinstance(noted, str):
-        return noted[:200]
-    if not isinstance(noted, dict):
-        return "not recorded"
-    return ", ".join(f"{str(name)[:40]} {str(version)[:40]}" for name, version in list(noted.items())[:20])
+    noted = run.summary.get("made_with", None if run.place else versions())
+    if isinstance(noted, dict):
+        return ", ".join(f"{str(name)[:40]} {str(version)[:40]}" for name, version in list(noted.items())[:20])
+    return noted[:200] if isinstance(noted, str) else "not recorded"
+
+
+# ---- the check of a checkpoint
+
+
+def check_report(run: CheckpointRun) -> ReportPage:
+    """The headline, a line for each verdict, the map, layers that stand out, drift and numbers."""
+    check, request = run.check, run.request
+    assert check is not None
+    drawings = [check_map(check)] if differs(check) else []
+    drawings += [trust.broken_pattern(excerpt, layer=words.short_layer(name)) for name, excerpt in run.excerpts.items()]
+    drawings += [
+        trust.compensation_bars(row, layer=words.short_layer(row["layer"]))
+        for _, row in check.by_error.head(BARS).iterrows()
+    ]
+    if check.summary["drift"]:
+        drawings.append(check_drift(run))
+    on = f" on {request.setup.samples} × {request.setup.length} tokens of {words.text_name(request.setup.text)}"
+    tables = {"Wrong tensors": check.wrong, "Others that differ": check.others}
+    return ReportPage(
+        title=f"Check of {request.name}",
+        subtitle=f"Against {request.setup.model}{on if request.with_tokens else ', the weights alone'}",
+        findings=[headline(check).text, *map(": ".join, lines(check, words.short_layer)), *facts(run)],
+        drawings=drawings,
+        tables={heading: table for heading, table in tables.items() if len(table)},
+        layers=check.layers,
+        recipes={request.name: str(Recipe((request.recipe(),)))},
+        versions={request.name: says_versions()},
+    )
+
+
+def check_drift(run: CheckpointRun, theme: Theme = "light") -> Drawing:
+    table = pairs.drift_table([record_of(run)])
+    last = table.iloc[-1]
+    finding = f"After decoder block {last['block_index']:.0f} the drift is {words.number(float(last['drift']))}"
+    return drift.drift_curves(table, finding=finding, theme=theme)
+
+
+def check_map(check: CheckpointCheck, **look: Any) -> Drawing:
+    """The verdicts on all layers, titled by where the wrong ones lie."""
+    wrong = check.layers[check.layers["is_wrong"]]
+    finding = words.sentence(maps.where_layers(wrong, "wrong")) if len(wrong) else "Verdicts differ; no layer is wrong"
+    return trust.verdict_map(check.layers, finding, **look)

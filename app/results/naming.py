@@ -37,9 +37,8 @@ def runs_of_study(study: Study, threshold: float, layer: str | None = None) -> l
         "made_with": study.kept.made_with if study.is_example and study.kept is not None else versions(),
         **({} if setup.layer_patterns is None else {"chosen_layers": setup.layers.strip()}),
     }
-    if layer is not None and study.has(layer) and study.statistics(layer).columns <= WIDEST:
-        weight, statistics = study.weight(layer), study.statistics(layer)
-        settings = make_settings(**study.layer_options())
+    if layer is not None and study.has(layer) and (statistics := study.statistics(layer)).columns <= WIDEST:
+        weight, settings = study.weight(layer), make_settings(**study.layer_options())
         results["paper"] = study.remember(
             ("paper", layer), lambda: asdict(paper_figures(layer, weight, statistics, settings))
         )

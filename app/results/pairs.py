@@ -1,17 +1,24 @@
-"""Finished runs beside each other: layers, totals, verdicts on every pair, settings that differ. No Streamlit here."""
+"""Finished runs beside each other: layers, totals, verdicts, settings, drift, and a study. No Streamlit here."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pandas as pd
 
 from app import words
 from app.figures import style
+from app.results.naming import calibration_of
+from app.runs.copies import CopyRun
+from app.study.study import Study
 from rose import RunReport, verdicts
+from rose.layer.pattern import THRESHOLD
+from rose.layer.registry import label_of
 from rose.recipe.compared import settings_beside
 from rose.rows import ERRORS
 from rose.verdicts import EvaluationSetup, Result
+from rose.verdicts.comparison import Ranking
 
 MEASURES = {  # column of the layers -> in words, as they follow "the"
     "held_out_error": "held-out error",
@@ -25,6 +32,9 @@ MEASURES = {  # column of the layers -> in words, as they follow "the"
 SHOWN = 4  # runs that are shown by default
 MOST = 12  # runs that can be chosen: marks of further lines would repeat
 PLACE = ["layer", "block_index", "projection"]
+STUDIED = ("sparsegpt", "rose", "rose_global")  # methods whose errors a study has
+LINES = 2  # copies that are compared with a study
+DRIFT_SCALE = "Drift 0: the hidden states are the dense model's. Drift 1: the difference is as large as these states."
 FACTS = {"environment": "Environment", "bos_token": "Beginning-of-sequence token", "minutes": "Minutes of tuning"}
 
 
@@ -164,30 +174,30 @@ NUMBERS: dict[str, Callable[[RunReport], float | None]] = {
 
 def numbers(runs: Sequence[RunReport]) -> pd.DataFrame:
     """Totals: a column "number" and one for each run; accuracies are of the tasks that all runs answered."""
-    tasks = verdicts.shared_tasks([run.zero_shot for run in runs if run.zero_shot is not None])
-    shared = [run if run.zero_shot is None else run.with_summary(zero_shot=_answers(run, tasks)) for run in runs]
+    answered = [table for run in runs if (table := run.zero_shot) is not None]
+    tasks = verdicts.shared_tasks(answered)
+    shared = [
+        run if (table := run.zero_shot) is None
+        else run.with_summary(zero_shot=table[table["task"].isin(tasks)].to_dict("records"))
+        for run in runs
+    ]  # fmt: skip
     rows = [[name, *(read(run) for run in shared)] for name, read in NUMBERS.items()]
     table = pd.DataFrame(rows, columns=["number", *(run.name for run in runs)])
     return table.astype({run.name: float for run in runs}).dropna(thresh=2).reset_index(drop=True)
 
 
-def _answers(run: RunReport, tasks: Sequence[str]) -> list[dict[str, Any]]:
-    assert run.zero_shot is not None
-    return run.zero_shot[run.zero_shot["task"].isin(tasks)].to_dict("records")
-
-
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
     """The same table with texts in place of numbers."""
-    rows = [[name, *_texts(name, *values)] for name, *values in table.itertuples(index=False)]
+
+    def texts(name: str, *values: float) -> list[str]:
+        if name == REMOVED:
+            return [words.percent(value, 2) for value in values]
+        if name == COUNT:
+            return [words.whole(int(value)) if value.is_integer() else words.number(value) for value in values]
+        return words.apart(*values)
+
+    rows = [[name, *texts(name, *values)] for name, *values in table.itertuples(index=False)]
     return pd.DataFrame(rows, columns=table.columns)
-
-
-def _texts(name: str, *values: float) -> list[str]:
-    if name == REMOVED:
-        return [words.percent(value, 2) for value in values]
-    if name == COUNT:
-        return [words.whole(int(value)) if value.is_integer() else words.number(value) for value in values]
-    return words.apart(*values)
 
 
 def result_of(run: RunReport) -> Result | None:
@@ -216,15 +226,6 @@ def _cell(column: Result, row: Result) -> str:
     if verdict.ratio is None:
         return "–" if verdict.kind == "not comparable" else f"≈ {words.number(row.value / column.value)}"
     return f"{'' if verdict.kind == 'better' else '≈ '}{verdict.ratio}"
-
-
-def against_dense(run: RunReport) -> verdicts.Verdict | None:
-    """The verdict on the perplexities of the dense model and of the run; None if either is missing."""
-    before, after = run.number("perplexity_before"), result_of(run)
-    if before is None or after is None:
-        return None
-    dense = replace(after, name="the dense model", value=before, losses=run.losses("before"))
-    return verdicts.compare(dense, after)
 
 
 def cautions_of(runs: Sequence[RunReport]) -> list[str]:
@@ -273,15 +274,166 @@ def says_lost(run: RunReport) -> str:
 
 def settings(runs: Sequence[RunReport], *, only_different: bool = False) -> pd.DataFrame:
     """Settings of the recipes and facts of the runs: a column "setting" and one for each run."""
-    rows = [
-        [words.sentence(field.label), *texts]
-        for field, texts in settings_beside([run.recipe for run in runs], only_different=only_different)
-    ]
+    beside = settings_beside([run.recipe for run in runs], only_different=only_different)
+    rows = [[words.sentence(field.label), *texts] for field, texts in beside]
     for name, label in FACTS.items():
-        texts = [
-            str((run.summary.get("tuned") or {} if name == "minutes" else run.summary).get(name, "–"))[:300]
-            for run in runs
-        ]
+        facts = [run.summary.get("tuned") or {} if name == "minutes" else run.summary for run in runs]
+        texts = [str(summary.get(name, "–"))[:300] for summary in facts]
         if set(texts) != {"–"} and not (only_different and len(set(texts)) == 1):
             rows.append([label, *texts])
     return pd.DataFrame(rows, columns=["setting", *(run.name for run in runs)])
+
+
+# ---- the copies of one run
+
+
+def model_table(models: Sequence[RunReport]) -> pd.DataFrame:
+    """One row per model, the dense one first: perplexity, its ratio to dense, mean errors, seconds."""
+    totals = (
+        *("mean_relative_error", "mean_held_out_error", "mean_held_out_target_error", "columnar_layers"),
+        *("mean_pruning_error", "mean_rounding_error"),
+    )
+    rows = [
+        {
+            "method": model.method,
+            "sparsity": model.asked,
+            "perplexity": model.perplexity,
+            "ratio_to_dense": model.perplexity / models[0].perplexity,
+            **{name: model.summary.get(name) for name in totals},
+            "drift": model.last_drift,
+            "removed_fraction": model.summary.get("removed_fraction", 0.0),
+            "seconds": model.seconds,
+        }
+        for model in models
+    ]
+    return pd.DataFrame(rows)
+
+
+def accuracy_table(runs: Sequence[RunReport]) -> pd.DataFrame:
+    """One row per run and task: task, questions, accuracy, accuracy_error (standard error), run, method."""
+    columns = ["task", "questions", "accuracy", "accuracy_error"]
+    answered = [(run, table[columns]) for run in runs if (table := run.zero_shot) is not None]
+    tables = [table.assign(run=run.name, method=run.method) for run, table in answered]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def layer_table(copies: Sequence[RunReport]) -> pd.DataFrame:
+    """The copies' layers, one under the other; `sparsity` is realised, `asked` as it was asked for.
+
+    Tuning measures no errors, so tuned copies have no rows.
+    """
+    tables = [
+        copy.layers.assign(asked=copy.summary["sparsity"], target=copy.target) for copy in copies if not copy.is_tuned
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+# ---- a study beside a copy
+
+
+def differences(study: Study, table: pd.DataFrame, run: CopyRun | None) -> list[str]:
+    """Why a study and the first copies of its model differ, a sentence a copy; `table` is of `Study.overview`."""
+    if run is None or run.setup.model != study.setup.model:
+        return []
+    lines = [difference(study, table, copy) for copy in run.copies if copy.method in STUDIED and not copy.is_tuned]
+    return [line for line in lines if line][:LINES]
+
+
+def difference(study: Study, table: pd.DataFrame, copy: RunReport) -> str:
+    """Mean error and columnar layers of the layers that both have, and what was done otherwise."""
+    both = table.merge(copy.layers, on="layer", suffixes=("", "_there"))
+    held = f"held_out_{copy.method}", "held_out_error"
+    ours, there = held if both[list(held)].notna().all(axis=None) else (f"error_{copy.method}", "relative_error")
+    if both.empty:
+        return ""
+    means = both[ours].mean(), both[there].mean()
+    threshold = float(copy.summary.get("threshold", THRESHOLD))
+    columnar = [int((both[name] > threshold).sum()) for name in ("relative_range", "relative_range_there")]
+    if verdicts.is_same(*means) and columnar[0] == columnar[1]:
+        return ""
+    tokens = "held-out" if ours == held[0] else "calibration"
+    first, second = words.apart(*means)
+    return (
+        f"{copy.name} as a whole model: mean {tokens} error {second}, {words.word(columnar[1])} columnar; in the study "
+        f"of layers {first} and {words.word(columnar[0])}. In the whole model, {'; '.join(reasons(study, copy))}."
+    )
+
+
+def reasons(study: Study, copy: RunReport) -> list[str]:
+    """Differences of the copy's run from the study, most important first."""
+    summary, setup = copy.summary, study.setup
+    texts = ["each layer reads inputs that are pruned already"]
+    if copy.target == "dense":
+        texts.append("the target is the dense model's output, in the study the layer's own")
+    settings_by_label = {
+        "computed in": ("compute", "float32"),
+        "sparsity": ("sparsity", setup.sparsity),
+        "block size": ("block_size", setup.block_size),
+        "calibration on": ("calibration", setup.text),
+        "samples": ("samples", setup.samples),
+        "tokens a sample": ("length", setup.length),
+        "seed": ("seed", setup.seed),
+    }
+    for label, (name, ours) in settings_by_label.items():
+        if name in summary and str(summary[name]) != str(ours):
+            texts.append(f"{label} {summary[name]}, in the study {ours}")
+    return texts
+
+
+# ---- drift of the hidden states, see `rose.model.walk.storage.BlockDrift`
+
+
+def drift_table(runs: Sequence[RunReport]) -> pd.DataFrame:
+    """One row per run and decoder block; `cancelled` is passed_on + arisen − drift.
+
+    With a the passed-on difference of hidden states and b the arising one, drift is ‖a + b‖² and `cancelled` is
+    −2⟨a, b⟩: positive where the block's pruned layers work against the error that they receive.
+    """
+    rows = [
+        {
+            "run": run.name,
+            "method": run.method,
+            "sparsity": run.asked,
+            "target": run.target,
+            **entry,
+            "cancelled": entry["passed_on"] + entry["arisen"] - entry["drift"],
+        }
+        for run in runs
+        for entry in run.drift
+    ]
+    return pd.DataFrame(rows)
+
+
+def drift_problem(runs: Sequence[RunReport]) -> str:
+    """Why the drifts of these runs are not ranked; "" where they are."""
+    rankings = _drift_rankings(runs)
+    if len(rankings) > 1:
+        amounts = words.listing([ranking.results[0].amount for ranking in rankings])
+        return f"different amounts were asked of the runs ({amounts})"
+    return rankings[0].problem
+
+
+def drift_finding(runs: Sequence[RunReport]) -> str:
+    """The effect of target dense where only the target differs; else the run of the least drift."""
+    rankings = _drift_rankings(runs)
+    for ranking in rankings:
+        both = sorted(ranking.results, key=lambda result: result.target, reverse=True)
+        is_pair = [result.target for result in both] == ["layer", "dense"] and both[0].method == both[1].method
+        if is_pair and not ranking.problem:
+            layer, dense = both
+            before, after = words.apart(layer.value, dense.value)
+            return (
+                f"{label_of(dense.method)} at {dense.amount}: target dense brings the last decoder block's drift from "
+                f"{before} to {after}"
+            )
+    return verdicts.says_ranking(rankings)
+
+
+def _drift_rankings(runs: Sequence[RunReport]) -> list[Ranking]:
+    """Of drifts after the last decoder block; only drifts on the same held-out tokens are compared."""
+    setups = [replace(run.setup, windows=calibration_of(run), dense=None) for run in runs]
+    results = [
+        Result(run.name, run.method, run.drift[-1]["drift"], setup=setup, amount=run.asked, target=run.target)
+        for run, setup in zip(runs, setups, strict=True)
+    ]
+    return verdicts.rank(results, "drift")

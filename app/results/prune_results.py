@@ -8,15 +8,16 @@ import pandas as pd
 import streamlit as st
 
 from app import components, session, shared, words
+from app.components.work import follow
 from app.figures import methods as figures
-from app.figures import palette, style
+from app.figures import style
 from app.forms.widgets import linked
-from app.results import naming, pairs, prune_files
-from app.results.downloads import checkpoint_button, csv_button, file_button, report_button
+from app.results import naming, pairs
+from app.results.downloads import checkpoint_button, csv_button, file_button, large_button, report_button
+from app.results.pairs import accuracy_table, layer_table, model_table
 from app.runs.copies import file_name, results_of
-from app.runs.files import what_loads
-from app.runs.pruning import PruningRun, accuracy_table, layer_table, model_table
-from app.runs.request import HELD_OUT
+from app.runs.kept_copies import PACKED, FileRun, forms
+from app.runs.pruning import HELD_OUT, PruningRun
 from rose import RoseError, RunReport
 from rose.rows import ERRORS, csv_text, with_cautions
 
@@ -51,7 +52,7 @@ def of_another_setup(run: PruningRun) -> None:
 def what_you_get(run: PruningRun, models: list[RunReport]) -> None:
     """A row a copy, then the verdict on every pair."""
     dense, *copies = models
-    components.table(_rows(run, models), "What each way gives, the dense model first")
+    components.table(_rows(models), "What each way gives, the dense model first")
     request = run.request
     text = "held-out windows of the calibration text" if request.evaluate == HELD_OUT else request.evaluate
     st.caption(
@@ -68,12 +69,21 @@ def what_you_get(run: PruningRun, models: list[RunReport]) -> None:
         drawing = figures.perplexity_bars(results_of(copies), dense=dense.perplexity, theme=session.theme())
         components.show(drawing, "perplexity")
     components.cautions(pairs.cautions_of(copies))
-    _study_beside(copies)
+    if (study := session.study()) is not None and study.is_measured:
+        for line in pairs.differences(study, session.overview(study), run):
+            st.caption(words.plain(line))
     if copies:
         _take_away(run, models)
 
 
-def _rows(run: PruningRun, models: list[RunReport]) -> list[dict[str, str]]:
+def _rows(models: list[RunReport]) -> list[dict[str, str]]:
+    def perplexity(name: str, model: RunReport) -> str:
+        """ "17.4, × 1.3": a perplexity and how many times the dense model's it is."""
+        value, of_dense = model.summary.get(name), dense.summary.get(name)
+        if value is None or of_dense is None:
+            return "–"
+        return words.number(value) + ("" if model is dense else f", × {words.number(value / of_dense, 2)}")
+
     dense, rows = models[0], []
     for model, (_, totals) in zip(models, model_table(models).iterrows(), strict=True):
         summary = model.summary
@@ -82,8 +92,8 @@ def _rows(run: PruningRun, models: list[RunReport]) -> list[dict[str, str]]:
         rows.append(
             {
                 "Copy": model.name,
-                "Perplexity here": _times(model.perplexity, dense.perplexity),
-                "elsewhere": _times(summary.get("perplexity_second"), dense.summary.get("perplexity_second")),
+                "Perplexity here": perplexity("perplexity_after", model),
+                "elsewhere": perplexity("perplexity_second", model),
                 "Error": words.number(totals["mean_held_out_error"]),
                 "Drift": words.number(totals["drift"]),
                 **{name: words.number(error) for name, error in parts.items() if pd.notna(error)},
@@ -94,32 +104,6 @@ def _rows(run: PruningRun, models: list[RunReport]) -> list[dict[str, str]]:
             }
         )
     return rows
-
-
-def _times(value: float | None, dense: float | None) -> str:
-    """ "17.4, × 1.3": a perplexity and how many times the dense model's it is."""
-    if value is None or dense is None:
-        return "–"
-    return words.number(value) + ("" if value == dense else f", × {words.number(value / dense, 2)}")
-
-
-def _study_beside(copies: list[RunReport]) -> None:
-    """Why a study and these copies have different errors, with both numbers, where both know a method."""
-    study = session.study()
-    if study is None or not study.is_measured:
-        return
-    errors = {
-        run.method: run.pruned["held_out_error"].mean() for run in naming.runs_of_study(study, session.threshold())
-    }
-    for copy in copies:
-        error = copy.summary.get("mean_held_out_error")
-        if copy.asked == study.setup.sparsity and copy.method in errors and error:
-            st.caption(
-                f"The study of the layers has {words.number(errors[copy.method])} as the mean error of "
-                f"{palette.method_style(copy.method).label}, this copy {words.number(error)}: there each layer is "
-                "pruned alone, on the dense model's inputs and towards its own output."
-            )
-            return
 
 
 def _take_away(run: PruningRun, models: list[RunReport]) -> None:
@@ -140,7 +124,8 @@ def _take_away(run: PruningRun, models: list[RunReport]) -> None:
             file_button("Layers, CSV", partial(csv_text, with_cautions(copy.layers)), f"{name}-layers.csv")
             csv_button("All copies, CSV", model_table(models), "models.csv", "all-models")
             report_button(lambda: copies, "pruned", "prune-report")
-        st.caption(f"Loads in {what_loads(copy.bits)}.")
+        types = [form for form in forms(copy.bits) if form != PACKED]
+        st.caption(f"Loads in transformers; rose packed; llama.cpp as {' or '.join(types)}.")
         if place is None:
             st.caption("Its checkpoint was not kept; choose that under Checkpoints and prune again.")
             return
@@ -155,7 +140,59 @@ def _take_away(run: PruningRun, models: list[RunReport]) -> None:
             for text, (page, icon, query) in pages.items():
                 st.page_link(page, label=text, icon=icon, query_params={**setup, **query})
         st.caption(f"Kept in {words.plain(place)}{'' if run.request.keep == 'folder' else ' until you prune again'}.")
-        prune_files.draw(copy, run)
+        _files(copy, run)
+
+
+def _files(model: RunReport, run: PruningRun) -> None:
+    """A kept copy as a packed folder or a GGUF file, from the choice to the download."""
+    title, icon = "As a smaller file: packed, or GGUF for llama.cpp", ":material/folder_zip:"
+    with st.expander(title, icon=icon, key="prune-ship", on_change="rerun"):  # kept open when a run beside it ends
+        labels = forms(model.bits)
+        left, right = st.columns([2, 1], vertical_alignment="bottom")
+        with left:
+            form = components.choose("Written as", labels, f"ship_as_{file_name(model)}")
+        is_writing = run.file is not None and run.file.job.status == "running"
+        right.button(
+            "Write the file",
+            key=f"ship-write-{file_name(model)}",
+            icon=":material/save:",
+            on_click=session.start_file,
+            args=(run, run.kept(model), form),
+            disabled=is_writing,
+            width="stretch",
+        )
+        st.caption(_says(model, form, run.request.layers == "*"))
+        if run.file is not None and run.file.folder == run.kept(model):
+            _file(run.file, file_name(model))
+
+
+def _says(model: RunReport, form: str, whole: bool) -> str:
+    """What the file is for, and what it costs; `whole`: all layers were pruned."""
+    if form == PACKED:
+        return (
+            "To the bit: `rose.load_model` reads the folder, `rose unpack` makes a plain folder of it. Other programs "
+            "do not read it."
+        )
+    reads = "llama.cpp and what is built on it read the file."
+    if model.bits is not None:
+        if form == "f16":
+            return f"{reads} It holds the pruned layers exactly, and embeddings as f16 numbers."
+        if whole:
+            return f"{reads} It holds all weights exactly."
+        return f"{reads} It holds the pruned layers exactly; the others are rounded too, without compensation."
+    weights = "weights to f16 numbers" if form == "f16" else "kept weights, without compensation"
+    return f"{reads} It rounds {weights}: perplexity was measured before that."
+
+
+def _file(file: FileRun, key: str) -> None:
+    follow(file, f"ship-file-{key}", " before the file was whole; nothing of it is left.")
+    if file.job.status != "done":
+        return
+    name, stored = file.offer()
+    look: dict[str, Any] = {"icon": ":material/download:", "type": "primary", "key": f"ship-take-{key}"}
+    large_button(f"{words.plain(name)}, {words.size(stored)}", file.open, name, stored, **look)
+    remarks = [*file.remarks, f"It lies in {file.place} until you prune again."]
+    st.caption(" ".join(map(words.plain, remarks)))
 
 
 def layers(run: PruningRun, models: list[RunReport]) -> None:

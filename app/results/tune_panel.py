@@ -10,33 +10,29 @@ from app.components.work import follow
 from app.figures import maps
 from app.figures.methods import tuning_curve
 from app.forms.widgets import linked, start_button
-from app.runs import tuning
-from app.runs.copies import CopyRun
+from app.runs.copies import MINUTES, CopyRun, Tuning, tuned_memory
 from app.runs.pruning import PruningRun
-from app.runs.request import evaluation_seconds
-from app.runs.tuning import MINUTES, Tuning
 from rose import RoseError
 from rose.model.load.tokens import tuning_draw
 
 MOST_MINUTES = 24 * 60.0
-WHAT = {
+MEANING = {
     True: "Pruning compensates inside a layer. Tuning trains the kept weights of all layers together, towards the "
     "next-token distributions of the dense model; every zero stays.",
     False: "Tuning trains what is left, all layers together, towards the next-token distributions of the dense model; "
     "the smaller model keeps its size.",
-}
+}  # of tuning, by whether the copy is pruned
 
 
 def draw(run: CopyRun, model: Callable[[], nn.Module]) -> None:
-    """Nothing where no copy can be tuned: none is kept, or more are still made. `model` gives the dense
-    one, or its skeleton."""
+    """Draws nothing where no copy can be tuned; `model` gives the dense model, or its skeleton."""
     copies, rounded = list(run.tunable), [copy.name for copy in run.untuned if copy.bits is not None]
     if run.job.status == "running" or not (copies or rounded or run.tuning):
         return
-    is_pruned = isinstance(run, PruningRun)
-    with st.container(border=True, key="prune-tune" if is_pruned else "slim-tune"):
+    prefix = "" if isinstance(run, PruningRun) else "slim_"
+    with st.container(border=True, key="slim-tune" if prefix else "prune-tune"):
         st.subheader("Tune what is left", anchor=False)
-        st.markdown(WHAT[is_pruned])
+        st.markdown(MEANING[not prefix])
         if rounded:
             st.caption(
                 f"Not offered: {words.plain(words.listing(rounded))}. Tuning would move rounded weights off their "
@@ -44,9 +40,9 @@ def draw(run: CopyRun, model: Callable[[], nn.Module]) -> None:
                 "its zeros."
             )
         if copies:
-            _offer(run, copies, model, "" if is_pruned else "slim_")
-        if isinstance(run.tuning, Tuning):
-            _follow(run.tuning, is_pruned)
+            _offer(run, copies, model, prefix)
+        if run.tuning is not None:
+            _follow(run.tuning, prefix)
 
 
 def _offer(run: CopyRun, copies: list[str], model: Callable[[], nn.Module], prefix: str) -> None:
@@ -61,14 +57,14 @@ def _offer(run: CopyRun, copies: list[str], model: Callable[[], nn.Module], pref
         name = right.selectbox("Copy", copies, format_func=words.plain, **linked("tune_copy"))
     problem, cost = "", ""
     try:
-        cost = f"{words.size(tuning.tuned_memory(run.setup, model()))} besides two models"
+        cost = f"{words.size(tuned_memory(run.setup, model()))} besides two models"
         if isinstance(run, PruningRun):
-            seconds = 60 * minutes + evaluation_seconds(model(), run.request)
+            seconds = 60 * minutes + run.request.evaluation_seconds(model())
             cost = f"About {words.duration(seconds)} with evaluation, and {cost}: {words.plain(name)}, trained"
         else:
             cost = f"Up to {cost}. It is trained"
-    except RoseError as wrong:
-        problem = str(wrong)
+    except RoseError as refused:
+        problem = str(refused)
     place = start_button(
         f"Tune for {minutes:g} {'minute' if minutes == 1 else 'minutes'}",
         f"{prefix}tune-start".replace("_", "-"),
@@ -89,29 +85,30 @@ def _offer(run: CopyRun, copies: list[str], model: Callable[[], nn.Module], pref
         )
 
 
-def _follow(run: Tuning, is_pruned: bool) -> None:
-    """Progress with the curve, then what tuning has done."""
-    rest = f" before the first measurement after a step; {words.plain(run.source.name)} stays as it was."
-    follow(run, "tune" if is_pruned else "slim-tune", rest, extra=lambda: _curve(run))
-    if run.found is None:
+def _follow(tuning: Tuning, prefix: str) -> None:
+    """Progress with the curve, then the effect of tuning."""
+
+    def curve() -> None:
+        if len(tuning.curve):
+            drawing = tuning_curve(tuning.curve, tuning.steps, dense=tuning.dense, theme=session.theme())
+            components.show(drawing, "tune-curve")
+
+    rest = f" before the first measurement after a step; {words.plain(tuning.source.name)} stays as it was."
+    follow(tuning, "slim-tune" if prefix else "tune", rest, extra=curve)
+    if tuning.report is None:
         return
-    st.markdown(f"**{words.plain(run.source.name)}.** {words.plain(tuning.says(run))}")
-    if run.job.abandoned:
+    st.markdown(f"**{words.plain(tuning.source.name)}.** {words.plain(tuning.says())}")
+    if tuning.job.abandoned:
         st.caption("No page had been open, so tuning was stopped; the best so far is kept.")
-    _curve(run)
-    if run.copy is None:
+    curve()
+    if tuning.copy is None:
         return
-    if run.run.kept(run.copy) is None:
+    if tuning.run.kept(tuning.copy) is None:
         st.caption("There was too little room to keep its checkpoint.")
-    if not is_pruned:  # whose layers are parts
+    if prefix:  # layers of a smaller copy are parts
         return
     with st.expander("How far each layer moved", key="tune-moved", on_change="rerun") as shown:
         if shown.open:
-            drawing = maps.model_map(run.copy.by_layer, "change", marked_layer=session.layer(), theme=session.theme())
+            layer, theme = session.layer(), session.theme()
+            drawing = maps.model_map(tuning.copy.by_layer, "change", marked_layer=layer, theme=theme)
             components.show(drawing, "tune-moved-figure")
-
-
-def _curve(run: Tuning) -> None:
-    if len(run.curve):
-        drawing = tuning_curve(run.curve, run.steps, dense=run.dense, theme=session.theme())
-        components.show(drawing, "tune-curve")

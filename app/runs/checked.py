@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import rose
 from app.figures.trust import MaskExcerpt
 from app.jobs import Job, Run, holding
-from app.runs.request import HELD_OUT
+from app.runs.pruning import HELD_OUT
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand

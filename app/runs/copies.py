@@ -1,34 +1,49 @@
-"""Runs that make copies of a model, pruned or smaller: what each came to, and its checkpoint. No Streamlit here."""
+"""Runs that make copies of a model, pruned or smaller, and tuning of such a copy. No Streamlit here.
+
+`rose.tune_model` defines the training.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 import rose
-from app.jobs import Run
-from app.runs.kept_copies import RESERVE, free_space, worth_keeping, written_beside
-from app.runs.request import Case
+from app import words
+from app.jobs import Job, Run
+from app.runs.kept_copies import RESERVE, Checkpoint, FileRun, free_space, written_beside
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.files import expand
+from rose.model.estimate.memory import tuning_memory
+from rose.model.load.tokens import load_apart, tuning_draw
 from rose.model.measure.perplexity import perplexity_of, window_losses
+from rose.model.measure.text import continue_prompt
+from rose.model.network.layers import keep_low_rank
 from rose.model.network.network import Network
+from rose.model.progress import Progress
 from rose.model.ship.packing import packed_size
-from rose.verdicts import EvaluationSetup, Result
+from rose.model.tune.task import TuneReport, TuneTask
+from rose.model.tune.tuning import Parts, Tuner, tune_until_stopped
+from rose.recipe.parts import TuneSettings
+from rose.verdicts import EvaluationSetup, Result, compare, rank, says_move, says_perplexity
 
 DENSE = "dense"  # in place of a method
 SECOND = Path(__file__).with_name("plain_english.txt")  # written for this project, in the public domain
 SECOND_LENGTH = 128  # tokens of its windows
-Step = Callable[
-    [str, float], Callable[[float], None]
-]  # name of the step, its estimated seconds -> a callback for the share done
+NEW_TOKENS = 30  # that continue a prompt
+MINUTES = 3.0  # of tuning
+STOPPED = "Stopping: the best so far is kept"
+# Name of the step and its estimated seconds -> a callback for the share done.
+Step = Callable[[str, float], Callable[[float], None]]
 
 
 def dense_record(results: dict[str, Any]) -> rose.RunReport:
@@ -36,16 +51,10 @@ def dense_record(results: dict[str, Any]) -> rose.RunReport:
     return rose.RunReport(pd.DataFrame(columns=["layer"]), results, {"method": DENSE, "sparsity": "0"}, called="Dense")
 
 
-def measured_perplexity(losses: Tensor) -> dict[str, Any]:
-    """Losses of each window, in nats a token, as the results of a record."""
-    return {"perplexity_after": perplexity_of(losses), "losses_after": losses.tolist()}
-
-
-def second_text(model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Perplexity and losses of each window on plain English, which calibrates nothing, as results of a record."""
+def second_losses(model: Any, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Loss of each window of plain English, which calibrates nothing, in nats a token."""
     length = min(SECOND_LENGTH, Network(model).positions or SECOND_LENGTH)
-    losses = window_losses(model, rose.load_tokens(str(SECOND), tokenizer, samples=None, length=length, seed=None))
-    return {"perplexity_second": perplexity_of(losses), "losses_second": losses.tolist()}
+    return window_losses(model, rose.load_tokens(str(SECOND), tokenizer, samples=None, length=length, seed=None))
 
 
 def as_before(record: rose.RunReport) -> dict[str, Any]:
@@ -54,56 +63,91 @@ def as_before(record: rose.RunReport) -> dict[str, Any]:
     return {f"{number}_before": record.summary[f"{number}_after"] for number in numbers}
 
 
+def case_name(method: str, sparsity: str, target: str = DENSE, bits: int | None = None) -> str:
+    """For files and folders: "rose-0.7", "sparsegpt-2-4", "rose-0.7-4bits", "rose-0.7-layer"."""
+    name = f"{method}-{sparsity.replace(':', '-')}" + ("" if bits is None else f"-{bits}bits")
+    return name if target == DENSE else f"{name}-{target}"
+
+
 def file_name(copy: rose.RunReport) -> str:
-    """Of the folder and the files of a copy, and for keys of its widgets."""
+    """For the folder and the files of a copy, and for keys of its widgets."""
     if copy.kind == "slim":
         return f"slim-{copy.method}-{copy.summary['ratio']:g}" + ("-tuned" if copy.is_tuned else "")
-    case = Case(copy.method, str(copy.summary["sparsity"]), copy.target, copy.bits)
-    return case.name + copy.tuned_suffix.replace(", ", "-").replace(" ", "-")
+    name = case_name(copy.method, str(copy.summary["sparsity"]), copy.target, copy.bits)
+    return name + copy.tuned_suffix.replace(", ", "-").replace(" ", "-")
 
 
 def results_of(copies: Sequence[rose.RunReport]) -> list[Result]:
-    """For `rose.verdicts`: all copies of one run have the same set-up, and those without finite perplexity count."""
+    """For `rose.verdicts`: the copies of one run have the same set-up."""
     return [replace(copy.result, setup=EvaluationSetup()) for copy in copies]
+
+
+def worth_keeping(copies: Sequence[rose.RunReport]) -> list[str]:
+    """Names of the recommended copies."""
+    return [ranking.results[0].name for ranking in rank(results_of(copies))]
 
 
 class CopyRun(Run):
     """Work that makes copies of a model, which may be tuned once it has ended, in a run of its own.
 
     Attributes:
-        dense, copies: records of the dense model and of the copies that are finished.
+        dense, copies: records of the dense model and of the finished copies.
         checkpoints: folders that were kept, by the names of the copies.
-        tuning: the latest.
+        tuning, file: the latest tuning of a copy, and the latest file written from a copy.
     """
 
     def __init__(
         self,
         setup: Setup,
         load: Callable[[], LoadedModel],
+        *,
+        prompt: str = "",
+        new_tokens: int = NEW_TOKENS,
         folder: str = "",
         publish: Callable[[rose.RunReport], None] = lambda _copy: None,
     ) -> None:
-        """`folder`: of the checkpoints, "" for a temporary one. `publish` gets every copy as it is finished."""
+        """
+        Args:
+            prompt: a text that every model continues by `new_tokens` tokens; "" for none.
+            folder: of the checkpoints; "" for a temporary folder.
+            publish: gets the record of every finished copy.
+        """
         super().__init__()
-        self.setup = setup
+        self.setup, self.prompt, self.new_tokens = setup, prompt, new_tokens
         self.dense: rose.RunReport | None = None
         self.copies: list[rose.RunReport] = []
         self.checkpoints: dict[str, Path] = {}
-        self.tuning: Run | None = None
+        self.tuning: Tuning | None = None
+        self.file: FileRun | None = None
         self._load, self._kept_in, self._publish = load, folder, publish
 
     def windows(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-        """Those that perplexity is measured on, (windows, tokens)."""
+        """The windows that perplexity is measured on, (windows, tokens)."""
         raise NotImplementedError
 
+    def evaluation_seconds(self, _model: nn.Module) -> float:
+        """Estimated seconds of perplexity and of the prompt."""
+        return 0.0
+
     def judge(self, model_name: str, model: Any, tokenizer: Any, windows: Tensor, step: Step) -> dict[str, Any]:
-        """Measures what the run asks of each model, as the results of a record; `whose` is the model in words."""
-        raise NotImplementedError
+        """Measures what the run asks of each model, as the results of a record."""
+        tell = step(f"Perplexity and text of {model_name}", self.evaluation_seconds(model))
+        losses = {"second": second_losses(model, tokenizer)}
+        if len(windows):
+            losses["after"] = window_losses(model, windows, progress=tell)
+        results: dict[str, Any] = {f"perplexity_{text}": perplexity_of(values) for text, values in losses.items()}
+        results |= {f"losses_{text}": values.tolist() for text, values in losses.items()}  # nats a token
+        if self.prompt.strip():
+            results["continuation"] = continue_prompt(model, tokenizer, self.prompt, new_tokens=self.new_tokens)
+        return results
+
+    def _step(self, doing: str, _seconds: float) -> Callable[[float], None]:
+        self._say(doing)
+        return lambda _share: self.job.check()
 
     @property
     def models(self) -> list[rose.RunReport]:
-        """What is finished at this moment, the dense model first. The run goes on: read this once for numbers that must
-        agree."""
+        """The dense model and the finished copies. The run goes on: read this once for numbers that must agree."""
         return ([self.dense] if self.dense else []) + self.copies
 
     def kept(self, copy: rose.RunReport) -> Path | None:
@@ -142,9 +186,9 @@ class CopyRun(Run):
 
     @property
     def tunable(self) -> dict[str, rose.RunReport]:
-        """Copies that can be tuned, by name, those first that are recommended; tuned ones begin anew."""
+        """Copies that can be tuned, by name, the recommended first; tuned copies begin anew."""
         copies = [copy for copy in self.untuned if copy.bits is None]  # whose weights would leave their grid
-        best = worth_keeping(results_of(copies))
+        best = worth_keeping(copies)
         return {copy.name: copy for copy in sorted(copies, key=lambda copy: copy.name not in best)}
 
     @property
@@ -153,9 +197,140 @@ class CopyRun(Run):
 
     @property
     def is_at_work(self) -> bool:
-        return super().is_at_work or self.is_tuning
+        return super().is_at_work or any(run.is_at_work for run in (self.tuning, self.file) if run)
 
     def discard(self) -> None:
-        if self.tuning is not None:
-            self.tuning.job.stop()
+        for run in filter(None, (self.tuning, self.file)):
+            run.job.stop()
+            run.discard()
         super().discard()
+
+
+def kept_checkpoints(runs: Sequence[CopyRun], model: str) -> dict[str, Checkpoint]:
+    """Checkpoints of copies of this model that runs have kept, by label, the latest first."""
+    checkpoints: dict[str, Checkpoint] = {}
+    for run in reversed(runs):
+        for copy in reversed(run.copies):
+            if run.setup.model == model and (place := run.kept(copy)) is not None:
+                name = words.unused(copy.name, checkpoints)
+                checkpoints[name] = Checkpoint(name, place)
+    return checkpoints
+
+
+def tuned_memory(setup: Setup, model: nn.Module) -> int:
+    """Bytes besides the two models; `model`: the dense one, or its skeleton."""
+    network = Network(model)
+    weights = sum(layer.weight.numel() for layer in network.layers)
+    return tuning_memory(network, tuning_draw(setup.length).length, weights)
+
+
+class Tuning(Run):
+    """One tuning of one checkpoint.
+
+    A cancelled tuning ends after the step at work; the best step so far is evaluated and kept.
+
+    Attributes:
+        source: the copy that is tuned.
+        copy: the tuned copy; None until the run is done, and where tuning has not helped.
+        report: None until the run is done.
+        curve: losses by step; it grows while the run goes on.
+        steps: how many there will be, 0 until it is known.
+        dense: loss of next tokens of the dense model on held-out windows, once it is known.
+    """
+
+    CANCEL = "Stop here, keep the best"
+    UNIT = " steps"
+
+    def __init__(self, run: CopyRun, name: str, minutes: float, load: Callable[[], LoadedModel]) -> None:
+        """Raises RoseError where the copy of this name cannot be tuned any more."""
+        super().__init__()
+        source = run.tunable.get(name)
+        place = None if source is None else run.kept(source)
+        if source is None or place is None:
+            raise rose.RoseError(f"The checkpoint of {name} is not there any more; choose another copy.")
+        self.run, self.source, self.minutes = run, source, minutes
+        self.copy: rose.RunReport | None = None
+        self.curve, self.steps = pd.DataFrame(), 0
+        self.dense: float | None = None
+        self.report: TuneReport | None = None
+        self._checkpoint, self._load, self._is_enough = place, load, False
+
+    def cancel(self) -> None:
+        """The first call ends tuning; the second call ends the whole run, and nothing is kept."""
+        if self._is_enough:
+            self.job.stop()
+        self._is_enough, self.job.message = True, STOPPED
+
+    def _run(self, job: Job) -> None:
+        setup = self.run.setup
+        self._say("Loading both models")
+        loaded = self._load()
+        dense = self._copy(loaded.model, loaded.lock)  # hooks are put on it
+        model, tokenizer = rose.load_model(str(self._checkpoint), dtype=setup.dtype)
+        keep_low_rank(model, self._checkpoint)
+        self._say("Drawing text to tune on")
+        windows = self.run.windows(loaded.tokenizer)
+        sizes = tuning_draw(setup.length)._asdict()
+        tokens, held_out = load_apart(setup.text, loaded.tokenizer, seed=setup.seed, apart_from=windows, **sizes)
+        parts = Parts(TuneTask(model, dense, tokens, held_out), TuneSettings(minutes=self.minutes, seed=setup.seed))
+        tuner = parts.tuner
+        self._say(f"Tuning {self.source.name}")
+        report, stopped = tune_until_stopped(lambda: parts, nullcontext(partial(self._tell, tuner)))
+        is_enough = isinstance(stopped, rose.Cancelled) and (self._is_enough or job.abandoned) and len(tuner.curve) > 1
+        if stopped and not is_enough:
+            raise stopped
+        assert report is not None
+        self.curve, self.steps, self.dense = report.curve, tuner.steps, tuner.dense_held_out
+        if report.summary["kept_step"]:
+            self._conclude(report, model, tokenizer, windows)
+        self.report, self.fraction = report, 1.0
+
+    def _conclude(self, report: TuneReport, model: Any, tokenizer: Any, windows: Tensor) -> None:
+        """Judges and keeps a model that tuning has made better."""
+        source, run = self.source, self.run
+        copy = report.added_to(source, **as_before(source))
+        if source.called:
+            copy = replace(copy, called=f"{source.called}, tuned")
+        copy = copy.with_summary(**run.judge(copy.name, model, tokenizer, windows, self._step))
+        copy = copy.with_recipe(tune=self.minutes)
+        self._say(f"Writing the checkpoint of {copy.name}")
+        self.copy = run.write(model, tokenizer, copy)
+        run.add(self.copy)
+
+    def _tell(self, tuner: Tuner, progress: Progress) -> None:
+        if len(tuner.curve) != len(self.curve):
+            self.curve, self.steps, self.dense = tuner.table, tuner.steps, tuner.dense_held_out
+        self.fraction = 0.95 * progress.fraction
+        if self._is_enough:
+            raise rose.Cancelled
+        self.job.tell(progress)
+
+    def _step(self, doing: str, _seconds: float) -> Callable[[float], None]:
+        if self.job.abandoned:
+            self.job.watch("tuning")  # what was reached is kept, though nobody watches any more
+        self._say(doing)
+        return lambda _share: self.job.check()
+
+    def says(self) -> str:
+        """What tuning did to the copy, in sentences."""
+        assert self.report is not None
+        summary, copy, source = self.report.summary, self.copy, self.source
+        steps = words.count(summary["steps"], "step")
+        if summary["steps"] < summary["steps_planned"]:
+            steps += f" of {words.whole(summary['steps_planned'])}"
+        text = f"{words.sentence(steps)} in {words.duration(summary['seconds'])}"
+        takes = f" {'takes' if summary['steps'] == 1 else 'take'} perplexity"
+        if not summary["kept_step"]:
+            text += f": none was better than the start on held-out windows, so {source.name} stays as it was."
+        elif copy is not None and copy.kind == "slim":
+            if "perplexity_after" in copy.summary:
+                text += f"{takes} {says_perplexity(copy.summary, copy.summary['tuned'])[0]}"
+            text += ". Checkpoint and report above belong to the tuned copy."
+        elif copy is not None:
+            verdict = compare(*results_of([source, copy]))
+            move = says_move(source.perplexity, copy.perplexity, f"{source.name}'s", verdict)
+            zeros = f"{words.whole(summary['zeros'])} of {words.whole(summary['weights'])} weights are zero"
+            before = summary["zeros_before"]
+            zeros += ", as before" if before == summary["zeros"] else f"; before tuning, {words.whole(before)} were"
+            text += f"{takes} {move}. {words.sentence(zeros)}."
+        return f"{text} {self.report.caution}".rstrip()

@@ -46,16 +46,9 @@ class DamageRequest:
 
     def estimate(self, setup: Setup, model: nn.Module) -> Cost:
         """`model` may be a skeleton."""
-        return estimate_damage(
-            model,
-            samples=setup.samples,
-            length=setup.length,
-            windows=setup.held_out,
-            window_length=setup.length,
-            layers=setup.layer_patterns,
-            units=self.units,
-            sweeps=0 if self.restore else sweeps_of([self.method]),
-        )
+        sizes: dict[str, Any] = {"samples": setup.samples, "windows": setup.held_out}
+        sizes |= {"length": setup.length, "window_length": setup.length, "layers": setup.layer_patterns}
+        return estimate_damage(model, units=self.units, sweeps=0 if self.restore else sweeps_of([self.method]), **sizes)
 
     def names(self, setup: Setup, model: nn.Module) -> list[str]:
         network = Network(model)
@@ -97,14 +90,9 @@ class DamageRun(Run):
     ) -> None:
         """`earlier`: records of the same measurement, which was stopped."""
         super().__init__()
-        self.setup, self.request = setup, request
-        self.told: dict[str, Any] = {}
-        self._records = list(earlier)
-        self._load = load
-
-    @property
-    def records(self) -> list[DamageRecord]:
-        return list(self._records)
+        self.setup, self.request, self._load = setup, request, load
+        self.facts: dict[str, Any] = {}  # of the report
+        self.records = tuple(earlier)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -112,7 +100,10 @@ class DamageRun(Run):
 
     @property
     def report(self) -> DamageReport:
-        return DamageReport.from_records(self.records, **self.told)
+        return DamageReport.from_records(list(self.records), **self.facts)
+
+    def _add(self, record: DamageRecord) -> None:
+        self.records = (*self.records, record)
 
     def _run(self, job: Job) -> None:
         setup, request = self.setup, self.request
@@ -121,6 +112,7 @@ class DamageRun(Run):
         cautions: list[str] = []
         tokens, held_out = setup.draw(loaded.tokenizer, cautions.append)
         assert held_out is not None  # as checked
+        change = {"method": request.method, "sparsity": setup.sparsity}
         options: dict[str, Any] = {"units": request.units, "layers": setup.layer_patterns}
         if request.restore:
             self._say("Reading the pruned model")
@@ -129,28 +121,14 @@ class DamageRun(Run):
         else:
             check_memory(request.estimate(setup, loaded.model), setup.dtype)
             model = self._copy(loaded.model, loaded.lock)
-            options |= {"method": request.method, "sparsity": setup.sparsity, "block_size": setup.block_size}
-            options |= {"damping": setup.damping, "threshold": request.threshold}
-        self.told = describe_damage(
-            model,
-            tokens,
-            held_out,
-            method=request.method,
-            sparsity=setup.sparsity,
-            units=request.units,
-            restore=bool(request.restore),
-        )
-        self.told |= setup.origin | {"text_cautions": cautions}
-        self.told |= {"restore": request.restore} if request.restore else {}
+            options |= {"block_size": setup.block_size, "damping": setup.damping, "threshold": request.threshold}
+            options |= change
+        restores = bool(request.restore)
+        facts = describe_damage(model, tokens, held_out, units=request.units, restore=restores, **change)
+        facts |= setup.origin | {"text_cautions": cautions}
+        self.facts = facts | ({"restore": request.restore} if restores else {})
         self._say("Measuring units")
         done = {record.unit for record in self.records}
-        rose.damage(
-            model,
-            tokens,
-            held_out=held_out,
-            done=done,
-            record=self._records.append,
-            progress=self._follow(),
-            **options,
-        )
+        following: dict[str, Any] = {"done": done, "record": self._add, "progress": self._follow()}
+        rose.damage(model, tokens, held_out=held_out, **options, **following)
         self.fraction = 1.0

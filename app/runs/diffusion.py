@@ -66,33 +66,34 @@ def draw(pipeline: Any, noise: int) -> rose.Trajectory:
 class DiffusionRun(Run):
     """One pruned copy of the packaged model; its parts are None until they are made."""
 
+    dense: rose.Trajectory | None = None
+    pruned: rose.Trajectory | None = None
+    report: rose.RunReport | None = None
+    drift: Tensor | None = None
+
     def __init__(self, request: DiffusionRequest, model: DenseModel) -> None:
         super().__init__()
-        self.request = request
-        self.dense: rose.Trajectory | None = None
-        self.pruned: rose.Trajectory | None = None
-        self.report: rose.RunReport | None = None
-        self.drift: Tensor | None = None
-        self._model = model
+        self.request, self._model = request, model
 
     def _run(self, job: Job) -> None:
+        request = self.request
         self._say("Drawing with the dense model")
-        self.dense = self._model.trajectory(self.request.noise)
+        self.dense = self._model.trajectory(request.noise)
         self.fraction = DRAWN
         self._say("Pruning")
         pipeline = self._copy(self._model.pipeline, self._model.lock)
         self.report = rose.prune_diffusion(
             pipeline,
-            classes_in_turn(self.request.samples),
-            method=self.request.method,
-            sparsity=self.request.sparsity,
+            classes_in_turn(request.samples),
+            method=request.method,
+            sparsity=request.sparsity,
             steps=STEPS,
-            step_weights=self.request.step_weights,
+            step_weights=request.step_weights,
             packages=PACKAGES,
-            seed=self.request.noise + 1,
+            seed=request.noise + 1,
             progress=self._follow(DRAWN, PRUNED),
         )
         self._say("Drawing with the pruned model")
-        self.pruned = draw(pipeline, self.request.noise)
+        self.pruned = draw(pipeline, request.noise)
         self.drift = rose.trajectory_drift(self.pruned, self.dense)
         self.fraction = 1.0

@@ -1,4 +1,4 @@
-"""Pruned models on disk: folders that runs keep or users name, and .zip files of them. No Streamlit here."""
+"""Pruned models on disk: folders that runs keep or users name, and files made of them. No Streamlit here."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import rose
 from app import words
+from app.jobs import Job, Run
 from rose.files import reachable
 from rose.model.load.stored import check_merged
+from rose.model.ship.export import export_gguf
+from rose.model.ship.packing import pack_folder
 from rose.output import check_room, temporary_folder
-from rose.verdicts import Result, rank
 
 RESERVE = 10**9  # bytes that checkpoints, and files made of them, leave free
+PACKED = "packed"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     name: str
     place: Path
 
 
 def saved_checkpoint(path: str) -> Checkpoint:
-    """A folder that the user names; RoseError where it is no checkpoint."""
+    """A folder that the user names. Raises RoseError where the folder holds no checkpoint."""
     place = reachable(path.strip())
     check_merged(place)
     if not (place / "config.json").is_file():
@@ -46,21 +48,15 @@ def named_apart(checkpoints: Sequence[Checkpoint], used: Sequence[str] = ()) -> 
     """With distinct names: equal names get their folders, and used names a number."""
     names, apart = list(used), []
     alike = Counter(checkpoint.name for checkpoint in checkpoints)
-    for checkpoint in checkpoints:
-        called = (
-            checkpoint.name
-            if alike[checkpoint.name] == 1
-            else f"{checkpoint.name} ({checkpoint.place.resolve().name[:40]})"
-        )
-        names.append(words.unused(called, names))
-        apart.append(Checkpoint(names[-1], checkpoint.place))
+    for name, place in checkpoints:
+        names.append(words.unused(f"{name} ({place.resolve().name[:40]})" if alike[name] > 1 else name, names))
+        apart.append(Checkpoint(names[-1], place))
     return apart
 
 
 @contextlib.contextmanager
 def written_beside(folder: Path, replaces: bool) -> Iterator[Path]:
-    """Where to write a checkpoint that shall be in this folder. One that it `replaces` goes once that is done, and
-    stays where it fails."""
+    """The place to write a checkpoint to. The checkpoint that it `replaces` stays until the new one is complete."""
     if not replaces:
         yield folder
         return
@@ -80,8 +76,8 @@ def size_of(folder: Path) -> int:
 
 
 def zipped(folder: Path) -> BinaryIO:
-    """A checkpoint as one .zip file, which is gone when it is closed; stored, not compressed: weights hardly shrink,
-    and it would take minutes. Raises RoseError where it would leave too little room."""
+    """A checkpoint as one .zip file, which is deleted when it is closed. It is stored, not compressed: weights hardly
+    shrink, and compression takes minutes. Raises RoseError where the disk has too little room."""
     check_room(tempfile.gettempdir(), size_of(folder), RESERVE)
     with tempfile.TemporaryFile() as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -91,6 +87,53 @@ def zipped(folder: Path) -> BinaryIO:
         return open(os.dup(file.fileno()), "rb")
 
 
-def worth_keeping(results: Sequence[Result]) -> list[str]:
-    """Names of those that are recommended."""
-    return [ranking.results[0].name for ranking in rank(results)]
+def forms(bits: int | None) -> dict[str, str]:
+    """The forms that a copy can be written in besides its folder, with their labels; `bits` of its kept weights.
+
+    q4_0 is offered only where it rounds nothing: otherwise it costs more accuracy than pruning with 4 bits does.
+    """
+    types = ("f16", "q8_0") if bits in (None, 8) else ("f16", "q4_0")
+    return {PACKED: "Packed folder"} | {kind: f"GGUF, {kind}" for kind in types}
+
+
+class FileRun(Run):
+    """A checkpoint written in another form, and read back.
+
+    Attributes:
+        folder, form: the checkpoint, and one of `forms`.
+        place: the written folder or file; None until the run is done.
+        remarks: sentences on the written file.
+    """
+
+    def __init__(self, folder: Path, form: str) -> None:
+        super().__init__()
+        self.folder, self.form = folder, form
+        self.place: Path | None = None
+        self.remarks: list[str] = []
+
+    def _run(self, job: Job) -> None:
+        self._say("Reading the checkpoint")
+        check_room(self._temporary(), size_of(self.folder), RESERVE)
+        place = self._temporary() / f"{self.folder.name}-{self.form}"
+        if self.form == PACKED:
+            self.remarks = pack_folder(self.folder, place, partial(self._tell, "Packing")).remarks()
+        else:
+            place = place.with_name(f"{place.name}.gguf")
+            exported = export_gguf(str(self.folder), place, self.form, partial(self._tell, "Writing"))
+            self.remarks = exported.remarks(self.form)
+        self.place, self.fraction = place, 1.0
+
+    def _tell(self, doing: str, share: float, item: str) -> None:
+        self.fraction = share
+        self._say(f"{doing} {item}")
+
+    def offer(self) -> tuple[str, int]:
+        """Name and bytes of the file that a browser gets; call it once the run is done."""
+        assert self.place is not None
+        if self.form == PACKED:
+            return f"{self.place.name}.zip", size_of(self.place)
+        return self.place.name, self.place.stat().st_size
+
+    def open(self) -> BinaryIO:
+        assert self.place is not None
+        return zipped(self.place) if self.form == PACKED else self.place.open("rb")

@@ -8,70 +8,214 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-import pandas as pd
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 import rose
-from app import words
 from app.jobs import Job
-from app.runs.copies import CopyRun, Step, as_before, dense_record, measured_perplexity, results_of, second_text
-from app.runs.kept_copies import RESERVE, Checkpoint, worth_keeping
-from app.runs.request import Case, PruneRequest, estimate_case, evaluation_seconds, task_seconds
-from app.study.setup import Setup, check_memory, weights_size
+from app.runs.copies import NEW_TOKENS, CopyRun, Step, as_before, case_name, dense_record, worth_keeping
+from app.runs.kept_copies import RESERVE
+from app.study.setup import Setup, check_memory, one_spelling, patterns_of, weights_size
 from app.study.study import LoadedModel
-from rose.files import expand
-from rose.model.measure.perplexity import window_losses
-from rose.model.measure.text import continue_prompt
-from rose.model.measure.zero_shot import zero_shot
+from rose.files import expand, reachable
+from rose.layer.pattern import THRESHOLD, Grid
+from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation, sweeps_of
+from rose.model.estimate.memory import estimate_memory
+from rose.model.load.models import parse_dtype
+from rose.model.load.tokens import load_apart
+from rose.model.measure.zero_shot import MISSING, check_task_folder, is_installed, zero_shot
+from rose.model.network.network import Network
+from rose.model.network.precision import DEFAULT as COMPUTED
+from rose.model.run.settings import run_settings
 from rose.output import check_output, check_room
+from rose.recipe.parts import PruneSettings
+from rose.recipe.steps import Prune
+from rose.report import name_of_run
 
-if TYPE_CHECKING:
-    from app.runs.files import FileRun
+QUESTION_TOKENS = 250  # with all its answers: between winogrande's 60 and hellaswag's 400
+HELD_OUT = "held out"  # windows of the calibration text that nothing else uses, in place of the name of a text
+PROMPT = "Python is a programming language that"
+WINDOWS = 8  # four often leave copies undecided that eight tell apart
+# Of checkpoints. The best of each sparsity, and all, are temporary files; in a folder they stay.
+Keep = Literal["best", "all", "folder", "none"]
 
 
-def model_table(models: Sequence[rose.RunReport]) -> pd.DataFrame:
-    """One row per model, the dense one first: perplexity, its ratio to dense, mean errors, seconds."""
-    totals = (
-        *("mean_relative_error", "mean_held_out_error", "mean_held_out_target_error", "columnar_layers"),
-        *("mean_pruning_error", "mean_rounding_error"),
-    )
-    rows = [
-        {
-            "method": model.method,
-            "sparsity": model.asked,
-            "perplexity": model.perplexity,
-            "ratio_to_dense": model.perplexity / models[0].perplexity,
-            **{name: model.summary.get(name) for name in totals},
-            "drift": model.last_drift,
-            "removed_fraction": model.summary.get("removed_fraction", 0.0),
-            "seconds": model.seconds,
+class Case(NamedTuple):
+    """The settings of one pruned copy. Dense is the usual target, so labels name only the other target."""
+
+    method: str
+    sparsity: str
+    target: str = "dense"
+    bits: int | None = None
+    group: str | None = None
+
+    @property
+    def label(self) -> str:
+        """For people: "ROSE at 0.7", "ROSE at 0.7, 4 bits", "ROSE at 0.7, target layer"."""
+        amount = self.sparsity if self.bits is None else f"{self.sparsity}, {self.bits} bits"
+        return name_of_run(self.method, amount, self.target)
+
+    @property
+    def name(self) -> str:
+        return case_name(*self[:4])
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """Copies to prune, and how each is evaluated; see `rose.prune_model`."""
+
+    methods: tuple[str, ...]  # each is run with each of the sparsities and targets
+    sparsities: tuple[str, ...]
+    layers: str = "*"  # names separated by spaces, `*` allowed
+    threshold: float = THRESHOLD
+    true_sequential: bool = False
+    evaluate: str = HELD_OUT  # or a text as for `rose.load_tokens`
+    windows: int = WINDOWS
+    window_length: int = Setup.length
+    prompt: str = ""  # "" for none
+    new_tokens: int = NEW_TOKENS
+    keep: Keep = "none"
+    folder: str = ""  # each checkpoint is a folder in it
+    targets: tuple[str, ...] = ("dense",)
+    target_damping: float | None = None  # None leaves it to the engine
+    tasks: tuple[str, ...] = ()  # zero-shot
+    task_folder: str = ""  # of further tasks; "" for lm-eval's
+    questions: int = 100  # of each task, the first ones
+    bits: tuple[int | None, ...] = (None,)  # that kept weights are rounded to; None leaves them as they are
+    group: str = str(Grid.group)  # input columns that share a scale
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsities", tuple(dict.fromkeys(map(one_spelling, self.sparsities))))
+
+    @property
+    def layer_patterns(self) -> list[str] | None:
+        return patterns_of(self.layers)
+
+    @property
+    def cases(self) -> list[Case]:
+        """Every copy, in the order in which they are run: all methods at one sparsity, then the next."""
+        return [
+            Case(method, sparsity, target, bits, None if bits is None else self.group)
+            for sparsity in self.sparsities
+            for bits in self.bits
+            for method in self.methods
+            for target in self.targets
+        ]
+
+    def recipe(self, setup: Setup, case: Case) -> Prune:
+        """The recipe of a copy; raises RoseError for impossible values.
+
+        Perplexity is in it only where the command measures the same: on a text, in windows as long as those that
+        calibrate.
+        """
+        values = setup.recipe(threshold=self.threshold).to_dict()
+        shared = {name: value for name, value in values.items() if name in Prune.fields() and name != "compute"}
+        shared |= {"stream": setup.stream, "layers": self.layer_patterns, "true_sequential": self.true_sequential}
+        is_dense = case.target == "dense"
+        shared |= {"target_damping": self.target_damping if is_dense else None, **case._asdict()}
+        if is_dense:
+            shared["true_sequential"] = False  # dense targets always are
+        if self.evaluate != HELD_OUT and self.window_length == setup.length and not setup.stream:
+            shared |= {"evaluate": self.evaluate, "windows": self.windows}
+        return Prune.of(**shared, output=self.output(case) if self.keep == "folder" else case.name)
+
+    def settings(self, setup: Setup, case: Case) -> dict[str, Any]:
+        """Arguments of `rose.prune_model` for a copy."""
+        spec = self.recipe(setup, case)
+        return {name: getattr(spec, name) for name in PruneSettings.fields() if name != "layers"}
+
+    def output(self, case: Case) -> Path:
+        return expand(self.folder) / case.name
+
+    def evaluated(self, tokenizer: PreTrainedTokenizerBase, setup: Setup, drawn: Iterable[Tensor | None]) -> Tensor:
+        """The windows that perplexity is measured on; `drawn`: the set-up's windows, from its `draw`.
+
+        Raises RoseError where the text is too short.
+        """
+        sizes: dict[str, Any] = {"samples": self.windows, "length": self.window_length}
+        if self.evaluate != HELD_OUT:
+            return rose.load_tokens(self.evaluate, tokenizer, seed=None, split="test", **sizes)
+        used = torch.cat([windows for windows in drawn if windows is not None])
+        windows, _ = load_apart(setup.text, tokenizer, held_out=0, seed=setup.seed, apart_from=used, **sizes)
+        if len(windows) < self.windows:
+            raise rose.RoseError(
+                f"Besides what calibrates, {setup.text} has {len(windows)} windows of {self.window_length} tokens; ask "
+                "for fewer or shorter ones, or measure perplexity on another text."
+            )
+        return windows
+
+    def check(self, setup: Setup, model: nn.Module) -> None:
+        """Raises RoseError for an impossible request, before any work; `model` may be a skeleton."""
+        is_folder = self.keep == "folder"
+        missing = {
+            "Choose at least one method and one sparsity.": not self.methods or not self.sparsities,
+            "Choose how many bits kept weights get, or that they stay as they are.": not self.bits,
+            "Choose at least one target: dense, or layer as in the papers.": not self.targets,
+            "Give the path of the text that perplexity is measured on.": not self.evaluate.strip(),
+            MISSING: self.tasks and not is_installed(),
+            "Give the path of a folder for the checkpoints.": is_folder and not self.folder.strip(),
         }
-        for model in models
-    ]
-    return pd.DataFrame(rows)
+        for problem, is_missing in missing.items():
+            if is_missing:
+                raise rose.RoseError(problem)
+        network = Network(model)
+        for length in (setup.length, self.window_length):
+            network.check_length(length)
+        for case in self.cases:
+            run = run_settings(**self.settings(setup, case)).layer
+            network.to_prune(self.layer_patterns, run.pattern, run.block_size, run.grid)
+        if self.tasks and self.task_folder.strip():
+            check_task_folder(self.task_folder.strip())
+        for output in map(self.output, self.cases if is_folder else ()):
+            if reachable(output).exists():
+                raise rose.RoseError(f"{output} already exists; choose another folder for the checkpoints.")
 
+    def estimate(self, setup: Setup, model: nn.Module) -> Cost:
+        """Every case pruned and evaluated, and the dense model evaluated."""
+        costs = [self.estimate_case(setup, case, model) for case in self.cases]
+        seconds = sum(cost.seconds for cost in costs) + (len(costs) + 1) * self.evaluation_seconds(model)
+        return Cost(seconds, max(cost.memory for cost in costs), costs[0].model_memory, costs[0].layers)
 
-def accuracy_table(models: Sequence[rose.RunReport]) -> pd.DataFrame:
-    """One row per model and task: task, questions, accuracy, accuracy_error (standard error), run, method."""
-    columns = ["task", "questions", "accuracy", "accuracy_error"]
-    answered = [(model, model.zero_shot[columns]) for model in models if model.zero_shot is not None]
-    tables = [table.assign(run=model.name, method=model.method) for model, table in answered]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    def estimate_case(self, setup: Setup, case: Case, model: nn.Module) -> Cost:
+        """Pruning one copy; `model` may be a skeleton."""
+        sizes: dict[str, Any] = {"samples": setup.samples + setup.held_out, "length": setup.length}
+        sizes["layers"] = self.layer_patterns
+        is_dense = case.target == "dense"
+        cost = estimate_cost(
+            model,
+            **sizes,
+            sweeps=sweeps_of([case.method], case.bits),
+            passes=1 if self.true_sequential and not is_dense else 2,
+            compute=COMPUTED,
+            target=case.target,
+        )
+        memory = estimate_memory(
+            model,
+            **sizes,
+            dtype=parse_dtype(setup.dtype),
+            sequential=self.true_sequential,
+            dense_targets=is_dense,
+            held_out=setup.held_out > 0,
+            method=case.method,
+        )
+        return replace(cost, memory=memory.besides_weights)
 
+    def evaluation_seconds(self, model: nn.Module) -> float:
+        new_tokens = self.new_tokens if self.prompt.strip() else 0
+        tokens = self.windows * self.window_length
+        return estimate_evaluation(model, tokens=tokens, new_tokens=new_tokens) + self.task_seconds(model)
 
-def layer_table(copies: Sequence[rose.RunReport]) -> pd.DataFrame:
-    """The copies' layers, one under the other; `sparsity` is realised, `asked` as it was asked for.
-
-    Tuning measures no errors, so that tuned copies have no rows.
-    """
-    tables = [
-        copy.layers.assign(asked=copy.summary["sparsity"], target=copy.target) for copy in copies if not copy.is_tuned
-    ]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    def task_seconds(self, model: nn.Module) -> float:
+        """Zero-shot tasks of one model; a rough guess, as questions differ in length."""
+        tokens = len(self.tasks) * self.questions * QUESTION_TOKENS
+        return estimate_evaluation(model, tokens=tokens, new_tokens=0) if tokens else 0.0
 
 
 class PruningRun(CopyRun):
@@ -85,30 +229,26 @@ class PruningRun(CopyRun):
         publish: Callable[[rose.RunReport], None] = lambda _report: None,
     ) -> None:
         """`publish` gets the record of every finished copy."""
-        super().__init__(setup, load, request.folder if request.keep == "folder" else "", publish)
+        folder = request.folder if request.keep == "folder" else ""
+        asked: dict[str, Any] = {"prompt": request.prompt, "new_tokens": request.new_tokens}
+        super().__init__(setup, load, folder=folder, publish=publish, **asked)
         self.request = request
         self.cautions: list[str] = []  # on the calibration text
-        self.file: FileRun | None = None  # the latest file written from a copy
         self._begun = self._total = 0.0  # estimated seconds of the steps that were begun, and of all
 
     def windows(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         return self.request.evaluated(tokenizer, self.setup, self.setup.draw(tokenizer))
 
+    def evaluation_seconds(self, model: nn.Module) -> float:
+        return self.request.evaluation_seconds(model) - self.request.task_seconds(model)
+
     def judge(self, model_name: str, model: Any, tokenizer: Any, windows: Tensor, step: Step) -> dict[str, Any]:
-        request = self.request
-        asking = task_seconds(model, request)
-        tell = step(f"Perplexity of {model_name}", evaluation_seconds(model, request) - asking)
-        results = measured_perplexity(window_losses(model, windows, progress=tell)) | second_text(model, tokenizer)
-        if request.prompt.strip():
-            step(f"Prompt continued by {model_name}", 0.0)
-            results["continuation"] = continue_prompt(model, tokenizer, request.prompt, new_tokens=request.new_tokens)
+        results, request = super().judge(model_name, model, tokenizer, windows, step), self.request
         if request.tasks:
-            tell = step(f"Zero-shot tasks answered by {model_name}", asking)
+            tell = step(f"Zero-shot tasks answered by {model_name}", request.task_seconds(model))
             folder = expand(request.task_folder.strip()) if request.task_folder.strip() else None
-            answered = zero_shot(
-                model, tokenizer, tasks=request.tasks, task_folder=folder, limit=request.questions, progress=tell
-            )
-            results["zero_shot"] = answered.to_dict("records")
+            asked: dict[str, Any] = {"tasks": request.tasks, "task_folder": folder, "limit": request.questions}
+            results["zero_shot"] = zero_shot(model, tokenizer, progress=tell, **asked).to_dict("records")
         return results
 
     def _run(self, job: Job) -> None:
@@ -138,8 +278,8 @@ class PruningRun(CopyRun):
         if request.keep == "folder":
             check_room(request.folder, len(request.cases) * weights_size(whole, setup.dtype), RESERVE)
         windows = request.evaluated(loaded.tokenizer, setup, (tokens, held_out))
-        costs = [estimate_case(loaded.model, setup, request, case).seconds for case in request.cases]
-        self._total = sum(costs) + evaluation_seconds(loaded.model, request) * (len(costs) + 1)
+        costs = [request.estimate_case(setup, case, loaded.model).seconds for case in request.cases]
+        self._total = sum(costs) + request.evaluation_seconds(loaded.model) * (len(costs) + 1)
         model = self._copy(loaded.model, loaded.lock)
         self.dense = dense_record(self.judge("the dense model", model, loaded.tokenizer, windows, self._step))
         for case, cost in zip(request.cases, costs, strict=True):
@@ -152,11 +292,13 @@ class PruningRun(CopyRun):
                 **request.settings(setup, case),
                 layers=request.layer_patterns,
                 held_out=held_out,
-                progress=_by_share(tell),
+                progress=partial(_tell_share, tell),
             )
             measured = self.judge(case.label, model, loaded.tokenizer, windows, self._step)
-            self.add(self._saved(model, loaded.tokenizer, self._told(report, case).with_summary(**measured)))
-            self._drop_beaten()
+            self.add(self._saved(model, loaded.tokenizer, self._signed(report, case).with_summary(**measured)))
+            if request.keep == "best":
+                for name in self.checkpoints.keys() - worth_keeping(self.copies):
+                    shutil.rmtree(self.checkpoints.pop(name), ignore_errors=True)
             model = None  # before the next copy is made
         self.fraction = 1.0
 
@@ -172,7 +314,7 @@ class PruningRun(CopyRun):
 
         return tell
 
-    def _told(self, report: rose.RunReport, case: Case) -> rose.RunReport:
+    def _signed(self, report: rose.RunReport, case: Case) -> rose.RunReport:
         setup, request = self.setup, self.request
         assert self.dense is not None
         layers = {} if request.layer_patterns is None else {"chosen_layers": request.layers.strip()}
@@ -189,43 +331,11 @@ class PruningRun(CopyRun):
     def _saved(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: rose.RunReport) -> rose.RunReport:
         """The copy, after its checkpoint is written if it is kept."""
         keep = self.request.keep
-        if keep == "none" or (keep == "best" and copy.name not in self._worth_keeping([*self.copies, copy])):
+        if keep == "none" or (keep == "best" and copy.name not in worth_keeping([*self.copies, copy])):
             return copy
         self._say(f"Writing the checkpoint of {copy.name}")
         return self.write(model, tokenizer, copy)
 
-    @property
-    def is_at_work(self) -> bool:
-        return super().is_at_work or (self.file is not None and self.file.is_at_work)
 
-    def discard(self) -> None:
-        if self.file is not None:
-            self.file.job.stop()
-            self.file.discard()
-        super().discard()
-
-    def _worth_keeping(self, copies: Sequence[rose.RunReport]) -> list[str]:
-        return worth_keeping(results_of(copies))
-
-    def _drop_beaten(self) -> None:
-        """Deletes the checkpoints that are not recommended any more."""
-        if self.request.keep != "best":
-            return
-        worth = self._worth_keeping(self.copies)
-        for name in self.checkpoints.keys() - worth:
-            shutil.rmtree(self.checkpoints.pop(name), ignore_errors=True)
-
-
-def _by_share(tell: Callable[[float], None]) -> Callable[[rose.Progress], None]:
-    return lambda progress: tell(progress.fraction)
-
-
-def kept_checkpoints(runs: Sequence[PruningRun], model: str) -> dict[str, Checkpoint]:
-    """Checkpoints of copies of this model that runs have kept, by label, the latest first."""
-    checkpoints: dict[str, Checkpoint] = {}
-    for run in reversed(runs):
-        for copy in reversed(run.copies):
-            if run.setup.model == model and (place := run.kept(copy)) is not None:
-                name = words.unused(copy.name, checkpoints)
-                checkpoints[name] = Checkpoint(name, place)
-    return checkpoints
+def _tell_share(tell: Callable[[float], None], progress: rose.Progress) -> None:
+    tell(progress.fraction)

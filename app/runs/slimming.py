@@ -16,14 +16,12 @@ from transformers import PreTrainedTokenizerBase
 import rose
 from app import words
 from app.jobs import Job, holding
-from app.runs.copies import CopyRun, Step, as_before, dense_record, measured_perplexity, second_text
-from app.runs.request import HELD_OUT, NEW_TOKENS
+from app.runs.copies import NEW_TOKENS, CopyRun, Step, as_before, dense_record
+from app.runs.pruning import HELD_OUT
 from app.study.setup import Setup, check_memory
 from app.study.study import LoadedModel
 from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluation
 from rose.model.load.models import parse_dtype
-from rose.model.measure.perplexity import window_losses
-from rose.model.measure.text import continue_prompt
 from rose.model.network.layers import count_parameters, text_config
 from rose.recipe.parts import SlimSettings
 from rose.structured.plan import estimate_slim_memory, estimate_slimming
@@ -53,8 +51,8 @@ class Speedup:
         """A sentence, which tells no ratio that chance or other work on the machine may have made."""
         if not self.ratio.is_clear or self.ratio.low > self.bound:
             return (
-                f"How much faster it reads a prompt of {TOKENS} tokens cannot be told: this machine is too noisy, or "
-                "the model too small."
+                f"The speed at a prompt of {TOKENS} tokens is unclear: this machine is too noisy, or the model is too "
+                "small."
             )
         return (
             f"It reads a prompt of {TOKENS} tokens {words.number(self.ratio.value)} times as fast here (95 % interval "
@@ -81,9 +79,8 @@ class Slimming(CopyRun):
     def __init__(
         self, setup: Setup, settings: SlimSettings, load: Callable[[], LoadedModel], *, prompt: str = ""
     ) -> None:
-        """prompt: that both models continue; "" for none."""
-        super().__init__(setup, load)
-        self.settings, self.prompt = settings, prompt
+        super().__init__(setup, load, prompt=prompt)
+        self.settings = settings
         self.speedup: Speedup | None = None  # of the slim model
 
     def windows(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -92,17 +89,7 @@ class Slimming(CopyRun):
 
     def judge(self, model_name: str, model: Any, tokenizer: Any, windows: Tensor, step: Step) -> dict[str, Any]:
         """But for the speed, which is measured for several models at once."""
-        step(f"Perplexity and text: {model_name}", 0.0)
-        results: dict[str, Any] = {"kept_parameters": count_parameters(model), **second_text(model, tokenizer)}
-        if len(windows):
-            results |= measured_perplexity(window_losses(model, windows))
-        if self.prompt.strip():
-            results["continuation"] = continue_prompt(model, tokenizer, self.prompt, new_tokens=NEW_TOKENS)
-        return results
-
-    def _step(self, doing: str, _seconds: float) -> Callable[[float], None]:
-        self._say(doing)
-        return lambda _share: self.job.check()
+        return super().judge(model_name, model, tokenizer, windows, step) | {"kept_parameters": count_parameters(model)}
 
     def _run(self, job: Job) -> None:
         settings, setup = self.settings, self.setup
@@ -113,15 +100,11 @@ class Slimming(CopyRun):
         tokens, held_out = setup.draw(loaded.tokenizer, cautions.append)
         windows = self.windows(loaded.tokenizer)
         model = self._copy(loaded.model, loaded.lock)
-        dense = dense_record(self.judge("Dense", model, loaded.tokenizer, windows, self._step))
+        dense = dense_record(self.judge("the dense model", model, loaded.tokenizer, windows, self._step))
         share = f"{100 * settings.ratio:g} %"
         self._say(f"Taking {share} out")
         report = rose.prune_structured(
-            model,
-            tokens,
-            **vars(settings),
-            held_out=held_out,
-            progress=self._follow(0.2, 0.8),
+            model, tokens, **vars(settings), held_out=held_out, progress=self._follow(0.2, 0.8)
         )
         label = f"{settings.method}, {share} out"
         measured = self.judge(label, model, loaded.tokenizer, windows, self._step)
@@ -132,8 +115,8 @@ class Slimming(CopyRun):
         with holding(loaded.lock, job):
             seconds = _seconds(loaded.model, model, job)
         self._say("Writing the checkpoint")
-        self.dense, slim = (
-            record.with_summary(tokens_per_second=_speed(times))
+        self.dense, slim = (  # tokens a second: the ratio of both is the one that `Speedup` has
+            record.with_summary(tokens_per_second=TOKENS / statistics.geometric_mean(times))
             for record, times in zip((dense, slim), seconds, strict=True)
         )
         self.add(self.write(model, loaded.tokenizer, slim))
@@ -142,12 +125,10 @@ class Slimming(CopyRun):
 
     def perplexities(self) -> list[list[str]]:
         """How perplexity moved from the dense model's, by smaller model: a sentence, and another on odd windows."""
-        sentences = []
-        for model in self.copies:
-            if "perplexity_after" in model.summary:
-                moved, *odd = says_perplexity(model.summary)
-                sentences.append([f"{model.name} takes perplexity on held-out windows {moved}.", *odd])
-        return sentences
+        sentences = [
+            (copy, says_perplexity(copy.summary)) for copy in self.copies if "perplexity_after" in copy.summary
+        ]
+        return [[f"{copy.name} takes perplexity on held-out windows {move}.", *odd] for copy, (move, *odd) in sentences]
 
 
 def _seconds(dense: Any, slim: Any, job: Job) -> tuple[list[float], list[float]]:
@@ -165,11 +146,6 @@ def _seconds(dense: Any, slim: Any, job: Job) -> tuple[list[float], list[float]]
         for which in (0, 1) if turn % 2 else (1, 0):
             seconds[which].append(_timed((dense, slim)[which], ids))
     return seconds
-
-
-def _speed(seconds: Sequence[float]) -> float:
-    """Tokens per second over all turns; of two models these differ by the very ratio that `Speedup` tells."""
-    return TOKENS / statistics.geometric_mean(seconds)
 
 
 @torch.no_grad()

@@ -23,20 +23,15 @@ class SmallerRun(Run):
 
     def __init__(self, spec: Smaller, load: Callable[[], LoadedModel]) -> None:
         super().__init__()
-        self.asked, self.left_out, self.rows = spec, list[str](), list[Row]()
-        self._load = load
+        self.spec, self.left_out, self.rows, self._load = spec, list[str](), list[Row](), load
 
     def _run(self, job: Job) -> None:
         self._say("Loading the model")
         loaded = self._load()
         model = self._copy(loaded.model, loaded.lock)
         self._say("Estimating every way")
-        bench = Bench(self.asked, model, loaded.tokenizer, self._temporary())
-        self.rows = bench.rows
-        self._measure(bench, 60 * self.asked.minutes)
-        self.fraction = 1.0
-
-    def _measure(self, bench: Bench, seconds: float) -> None:
+        bench = Bench(self.spec, model, loaded.tokenizer, self._temporary())
+        self.rows, seconds = bench.rows, 60 * self.spec.minutes
         end = time.monotonic() + seconds
         while (way := bench.best_next(end - time.monotonic())) is not None:
 
@@ -52,6 +47,7 @@ class SmallerRun(Run):
                 self.left_out.append(f"{way.name} cannot be made: {problem}")
                 bench.leave_out(way)
             self.rows = bench.rows
+        self.fraction = 1.0
 
     def kept(self, key: str) -> Path | None:
         """The folder of a copy; only recommended copies are kept."""

@@ -13,9 +13,9 @@ from app.components.work import follow
 from app.figures import trust as figures
 from app.forms import study_form
 from app.forms.widgets import linked, pruned_model, start_button
-from app.results import check_report, drift, look_inside, naming
+from app.results import html_report, look_inside, naming
 from app.results.downloads import csv_button, file_button
-from app.results.html_page import to_html
+from app.results.pairs import DRIFT_SCALE
 from app.runs import checked
 from app.runs.checked import CheckpointRun, CheckRequest
 from app.study.setup import weights_size
@@ -136,8 +136,8 @@ def _results(run: CheckpointRun, check: CheckpointCheck) -> None:
     sections = [EVERY, ONE] + ([DRIFT] if check.summary["drift"] else [])
     view = components.section({name: name for name in sections}, "check_view", "What is shown")
     if view == DRIFT:
-        components.show(check_report.drift_curve(run, session.theme()), "check-drift")
-        st.caption(drift.SCALE)
+        components.show(html_report.check_drift(run, session.theme()), "check-drift")
+        st.caption(DRIFT_SCALE)
     else:
         (_every if view == EVERY else _one)(run, check)
     _further(run, check)
@@ -145,7 +145,7 @@ def _results(run: CheckpointRun, check: CheckpointCheck) -> None:
 
 def _every(run: CheckpointRun, check: CheckpointCheck) -> None:
     if checked.differs(check):
-        drawing = check_report.map_of(check, marked_layer=_layer(check.layers), theme=session.theme())
+        drawing = html_report.check_map(check, marked_layer=_layer(check.layers), theme=session.theme())
         pick = partial(components.pick_layer, choose=_show_layer)
         components.show(drawing, "check-map", on_select=pick)
     st.markdown("\n".join(f"- {words.plain(sentence)}" for sentence in checked.facts(run)))
@@ -222,7 +222,7 @@ def _further(run: CheckpointRun, check: CheckpointCheck) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         csv_button("Layers, CSV", check.layers, "check.csv", "check-csv")
         file_button("All, JSON", check.to_json, "check.json", key="check-json")
-        html = partial(lambda: to_html(check_report.report_of(run)))
+        html = partial(lambda: html_report.to_html(html_report.check_report(run)))
         file_button("Report, HTML", html, "check.html", key="check-report", mime="text/html")
         st.page_link("views/runs.py", label="Compare it", query_params=shown, icon=":material/compare:")
         if folder and request.setup.model == session.setup().model:

@@ -13,7 +13,7 @@ from app.figures import maps, palette
 from app.forms.widgets import file_input
 from app.results import naming, trust
 from app.results.downloads import csv_button, report_button
-from app.runs.differences import differences
+from app.results.pairs import differences
 from app.study import tables
 from app.study.own_numbers import read_numbers
 from app.study.study import Study

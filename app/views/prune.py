@@ -16,8 +16,7 @@ from app.results import prune_results as results
 from app.results import tune_panel
 from app.runs import example
 from app.runs.kept_copies import RESERVE, free_space
-from app.runs.pruning import PruningRun
-from app.runs.request import PruneRequest
+from app.runs.pruning import PruneRequest, PruningRun
 from app.study.setup import Setup, weights_size
 from rose.recipe import Recipe
 

@@ -13,7 +13,7 @@ from app.components import URL
 from app.figures import drift as drift_figures
 from app.figures import maps, methods
 from app.forms.widgets import folders_input, saved
-from app.results import drift, naming, pairs
+from app.results import naming, pairs
 from app.results.downloads import csv_button, report_button
 from app.results.pairs import Pair
 from app.runs import checked, example
@@ -197,11 +197,11 @@ def _settings(runs: Sequence[RunReport]) -> None:
 
 def _drift(runs: Sequence[RunReport]) -> None:
     drifting, theme = [run for run in runs if run.drift], session.theme()
-    table = drift.drift_table(drifting)
-    drawing = drift_figures.drift_curves(table, finding=drift.drift_finding(drifting), theme=theme)
+    table = pairs.drift_table(drifting)
+    drawing = drift_figures.drift_curves(table, finding=pairs.drift_finding(drifting), theme=theme)
     components.show(drawing, "runs-drift")
-    st.caption(drift.SCALE)
-    sources = [run for run in drifting if drift.knows_origin(run)]
+    st.caption(pairs.DRIFT_SCALE)
+    sources = [run for run in drifting if run.kind != "check"]
     with st.expander("Where drift arises and how much is repaired", key="runs-origins", on_change="rerun") as details:
         if not details.open:
             return
@@ -215,7 +215,7 @@ def _drift(runs: Sequence[RunReport]) -> None:
             else sources[0].name
         )
         components.show(drift_figures.drift_shares(table[table["run"] == name], theme=theme), "runs-origin")
-        drawing = drift_figures.cancelled_shares(table, problem=drift.drift_problem(sources), theme=theme)
+        drawing = drift_figures.cancelled_shares(table, problem=pairs.drift_problem(sources), theme=theme)
         components.show(drawing, "runs-repair")
 
 

@@ -14,7 +14,7 @@ from app.forms.widgets import linked, start_button
 from app.results import tune_panel
 from app.results.downloads import checkpoint_button, csv_button, file_button
 from app.runs import example
-from app.runs.request import PROMPT
+from app.runs.pruning import PROMPT
 from app.runs.slimming import Slimming, estimate
 from app.study.setup import weights_size
 from app.study.structures import Structures, collecting

@@ -13,8 +13,8 @@ from app.forms import study_form
 from app.forms.widgets import folders_input, linked, saved, start_button
 from app.results.downloads import csv_button
 from app.runs import example, reading
+from app.runs.copies import kept_checkpoints
 from app.runs.kept_copies import Checkpoint, named_apart, saved_checkpoint
-from app.runs.pruning import kept_checkpoints
 from app.runs.reading import DENSE, LIMIT, MOST, SAMPLE, Readings, TextReading
 from app.study.setup import Setup
 from rose.model.measure.text import EncodedText

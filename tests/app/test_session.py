@@ -14,8 +14,7 @@ from streamlit.web.server.starlette.starlette_app_utils import generate_xsrf_tok
 
 from app import session
 from app.jobs import Job, Run
-from app.runs.pruning import PruningRun
-from app.runs.request import PruneRequest
+from app.runs.pruning import PruneRequest, PruningRun
 from app.study.setup import Setup
 from tests.app.tiny_study import COLUMNAR, measured_study, open_page, texts
 

@@ -9,8 +9,7 @@ from streamlit.runtime.scriptrunner_utils import script_run_context
 
 from app import shared
 from app.jobs import Run, Status
-from app.runs.pruning import PruningRun
-from app.runs.request import PruneRequest
+from app.runs.pruning import PruneRequest, PruningRun
 from app.study.cache import Files
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study, held_by

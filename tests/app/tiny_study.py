@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 import rose
 from app import session, shared
 from app.jobs import Run
-from app.runs import tuning
+from app.runs import copies
 from app.study.setup import Setup
 from app.study.study import Calibration, LoadedModel, Study
 from rose.recipe.parts import TuneSettings
@@ -119,7 +119,7 @@ def ended(run: AnyRun, status: str = "done") -> AnyRun:
 def tune_one_epoch(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
     """Tuning takes a number of steps that no clock decides, towards next tokens, which then get better for certain."""
     monkeypatch.setattr(
-        tuning, "TuneSettings", lambda minutes, seed: TuneSettings(epochs=1, loss="ce", rate=rate, seed=seed)
+        copies, "TuneSettings", lambda minutes, seed: TuneSettings(epochs=1, loss="ce", rate=rate, seed=seed)
     )
 
 

@@ -23,8 +23,7 @@ import rose
 from app import shared, words
 from app.figures import style
 from app.figures.shapes import Chart
-from app.runs.pruning import PruningRun
-from app.runs.request import PruneRequest
+from app.runs.pruning import PruneRequest, PruningRun
 from app.study.setup import Setup
 from app.study.study import Study
 from tests.app.tiny_study import COLUMNAR, figures, finish, measured_study, open_page

@@ -12,7 +12,7 @@ import pytest
 
 import rose
 from app import words
-from app.results import html_page, html_report, naming, pairs
+from app.results import html_report, naming, pairs
 from rose import cli
 from rose.recipe import Recipe
 from rose.recipe.steps import Analyze
@@ -32,7 +32,7 @@ def test_one_run_with_its_findings_figures_settings_and_recipe(tmp_path, capsys)
     assert cli.main(["report", str(folder), "--output", str(output)]) == 0
     said = capsys.readouterr().out
     text = output.read_text()
-    assert len(text.encode()) < html_page.LIMIT
+    assert len(text.encode()) < html_report.LIMIT
     for sentence in (
         "SparseGPT at 0.7 takes perplexity from 20.0 to 30.0, 1.50 times the dense model's.",
         "In all six layers the held-out error is more than 1.5 times the calibration error.",
@@ -52,23 +52,23 @@ def test_one_run_with_its_findings_figures_settings_and_recipe(tmp_path, capsys)
 
 def test_report_omits_figures_beyond_its_limit(monkeypatch):
     report = html_report.report_of(made_report().runs)
-    whole = html_page.to_html(report)
-    monkeypatch.setattr(html_page, "LIMIT", len(whole.encode()) - 1)
-    text = html_page.to_html(report)
-    assert len(text.encode()) <= html_page.LIMIT
+    whole = html_report.to_html(report)
+    monkeypatch.setattr(html_report, "LIMIT", len(whole.encode()) - 1)
+    text = html_report.to_html(report)
+    assert len(text.encode()) <= html_report.LIMIT
     assert figures(text) == figures(whole)[:-1]
     assert "1 of 4 figures are left out" in text
-    monkeypatch.setattr(html_page, "LIMIT", 1000)
+    monkeypatch.setattr(html_report, "LIMIT", 1000)
     with pytest.raises(rose.RoseError, match="report fewer runs"):
-        html_page.to_html(report)
+        html_report.to_html(report)
 
 
 def test_long_layer_tables_are_compressed(monkeypatch):
     """Thousands of experts would otherwise fill the file twice, and no report of one run would be written."""
     report = html_report.report_of(made_report().runs)
-    assert "All layers, six rows" in html_page.to_html(report)
-    monkeypatch.setattr(html_page, "ROWS", 5)
-    text = html_page.to_html(report)
+    assert "All layers, six rows" in html_report.to_html(report)
+    monkeypatch.setattr(html_report, "ROWS", 5)
+    text = html_report.to_html(report)
     assert "All layers" not in text
     (packed,) = re.findall("<a download='layers.csv.gz' href='data:application/gzip;base64,(.*?)'>", text)
     assert gzip.decompress(base64.b64decode(packed)).decode() == csv_text(report.layers)
@@ -115,7 +115,9 @@ def test_missing_accuracy_and_infinite_drift_are_omitted(tmp_path):
 
 
 def test_table_cells_format_numbers():
-    cells = [html_page._cell(value) for value in (0.2, 1e-5, 1234567.8, 210.0, 1e22, float("inf"), float("nan"), True)]
+    cells = [
+        html_report._cell(value) for value in (0.2, 1e-5, 1234567.8, 210.0, 1e22, float("inf"), float("nan"), True)
+    ]
     assert cells == ["0.2000", "1.000 × 10⁻⁵", "1.235 × 10⁶", "210", "1.000 × 10²²", "∞", "–", "yes"]
 
 
@@ -137,7 +139,7 @@ def test_foreign_markup_is_escaped():
     evil = "</script><img src=x onerror=alert(1)>"
     report = made_report(model=evil, calibration=evil, evaluated_on=evil, command=evil, made_with={evil: evil})
     rows = [{"task": evil, "questions": 10, "accuracy": 0.5}]
-    text = html_page.to_html(html_report.report_of(report.with_summary(zero_shot=rows).runs))
+    text = html_report.to_html(html_report.report_of(report.with_summary(zero_shot=rows).runs))
     assert "onerror" in text
     assert "<img" not in text
     for figure in figures(text):

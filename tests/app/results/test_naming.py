@@ -8,7 +8,7 @@ import pytest
 
 import rose
 from app.results import naming, pairs
-from app.results.drift import drift_table
+from app.results.pairs import drift_table
 from rose.report import read_runs
 from tests.app.results.made_reports import made_report, made_run, saved
 

@@ -9,7 +9,7 @@ import pytest
 
 import rose
 from app.results import pairs
-from app.results.drift import drift_problem
+from app.results.pairs import drift_problem
 from rose import verdicts
 from tests.app.results.made_reports import made_report, made_run
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import rose
-from app.runs.files import FileRun, forms
-from app.runs.kept_copies import RESERVE, Checkpoint, named_apart, size_of, written_beside, zipped
+from app.runs.kept_copies import RESERVE, Checkpoint, FileRun, forms, named_apart, size_of, written_beside, zipped
 from rose.output import PARTIAL, check_output
 from tests.app.tiny_study import ended
 from tests.model.ship.test_export import CONFIGURATIONS, logits, save
@@ -67,8 +66,8 @@ def test_file_holds_the_copy(form, tmp_path):
     run.job.start()
     ended(run)
     with run.open() as file:
-        (tmp_path / run.name).write_bytes(file.read())
-    place = tmp_path / run.name
+        (tmp_path / run.offer()[0]).write_bytes(file.read())
+    place = tmp_path / run.offer()[0]
     if form == "packed":
         with zipfile.ZipFile(place) as archive:
             archive.extractall(tmp_path)
@@ -77,7 +76,7 @@ def test_file_holds_the_copy(form, tmp_path):
     expected, found = logits(model), logits(loaded)
     tolerance = {"packed": 0.0, "f16": 3e-3, "q4_0": 0.2}[form]  # embeddings are rounded
     assert torch.allclose(found, expected, rtol=0.0, atol=tolerance * float(expected.abs().max()))
-    assert ("equal to the bit" if form == "packed" else f"14 layers are exact in {form}.") in " ".join(run.found)
+    assert ("equal to the bit" if form == "packed" else f"14 layers are exact in {form}.") in " ".join(run.remarks)
 
 
 def test_failed_and_cancelled_files_leave_nothing(tmp_path, monkeypatch):

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import rose
+from app.results.pairs import accuracy_table, layer_table, model_table
 from app.runs.copies import file_name
 from app.runs.kept_copies import RESERVE
-from app.runs.pruning import PruningRun, accuracy_table, layer_table, model_table
-from app.runs.request import PruneRequest
+from app.runs.pruning import PruneRequest, PruningRun
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose import cli
@@ -268,6 +268,6 @@ def test_every_model_answers_the_tasks(setup, loaded, tmp_path, monkeypatch):
     assert asked.estimate(setup, skeleton).seconds > replace(asked, tasks=()).estimate(setup, skeleton).seconds
     with pytest.raises(rose.RoseError, match="There is no folder /nowhere"):
         replace(asked, task_folder="/nowhere").check(setup, skeleton)
-    monkeypatch.setattr("app.runs.request.is_installed", lambda: False)
+    monkeypatch.setattr("app.runs.pruning.is_installed", lambda: False)
     with pytest.raises(rose.RoseError, match=r"pip install -r requirements-eval\.txt"):
         asked.check(setup, skeleton)

@@ -12,10 +12,10 @@ import torch
 
 import rose
 from app.results import naming, pairs
-from app.runs import copies, tuning
-from app.runs.pruning import PruningRun, kept_checkpoints, layer_table, model_table
-from app.runs.request import PruneRequest
-from app.runs.tuning import Tuning
+from app.results.pairs import layer_table, model_table
+from app.runs import copies
+from app.runs.copies import Tuning, kept_checkpoints
+from app.runs.pruning import PruneRequest, PruningRun
 from app.study.setup import Setup
 from app.study.study import LoadedModel
 from rose.model.defaults import TUNING
@@ -57,7 +57,7 @@ def test_tuned_copy_stands_beside_the_others(pruned, loaded, tmp_path, monkeypat
     copy = run.copy
     assert [one.name for one in pruned.copies] == [source.name, TUNED]
     assert all(map(torch.equal, zeros(pruned.kept(source)), zeros(pruned.kept(copy))))
-    summary = run.found.summary
+    summary = run.report.summary
     assert summary["zeros"] == summary["zeros_before"] == sum(int(mask.sum()) for mask in zeros(pruned.kept(copy)))
     windows = REQUEST.evaluated(loaded.tokenizer, pruned.setup, pruned.setup.draw(loaded.tokenizer))
     kept = rose.load_model(str(pruned.kept(copy)))[0]
@@ -89,7 +89,7 @@ def test_tuned_copy_stands_beside_the_others(pruned, loaded, tmp_path, monkeypat
         assert one.by_layer[list(ERRORS)].isna().all(axis=None)
         assert not one.drift
         assert (one.by_layer["change"] > 0).all()
-        assert one.by_layer["change"].tolist() == pytest.approx(run.found.layers["change"].tolist())
+        assert one.by_layer["change"].tolist() == pytest.approx(run.report.layers["change"].tolist())
         assert one.setup.dense == pytest.approx(pruned.dense.perplexity if pruned.dense else 0)
         found = pairs.result_of(one)
         assert (found.value, found.seconds) == pytest.approx((copy.perplexity, copy.result.seconds))
@@ -124,7 +124,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch, run: Tuning, looks: int, stop: Cal
     """Stops a run once it has looked at held-out windows so often."""
     tell = run._tell
 
-    def follow(tuner: tuning.Tuner, progress: rose.Progress) -> None:
+    def follow(tuner: copies.Tuner, progress: rose.Progress) -> None:
         if len(tuner.curve) == looks and not run._is_enough:
             stop()
         tell(tuner, progress)
@@ -136,9 +136,9 @@ def test_stopping_early_keeps_the_best_step(pruned, loaded, monkeypatch):
     run = Tuning(pruned, "SparseGPT at 0.7", 3.0, lambda: loaded)
     stopping(monkeypatch, run, 3, run.cancel)
     finish(run)
-    assert run.found.summary["kept_step"] == 2
-    assert 2 <= run.found.summary["steps"] < 8
-    assert " of 8 in " in tuning.says(run)
+    assert run.report.summary["kept_step"] == 2
+    assert 2 <= run.report.summary["steps"] < 8
+    assert " of 8 in " in run.says()
     assert run.copy.name in [one.name for one in pruned.copies]
 
 
@@ -153,12 +153,12 @@ def test_cancelled_tuning_keeps_nothing(pruned, loaded, monkeypatch, looks):
 
 
 def test_tuning_without_gain_keeps_the_copy(pruned, loaded, monkeypatch):
-    monkeypatch.setattr(tuning, "TuneSettings", lambda minutes, seed: TuneSettings(epochs=0.1, rate=9.0, seed=seed))
+    monkeypatch.setattr(copies, "TuneSettings", lambda minutes, seed: TuneSettings(epochs=0.1, rate=9.0, seed=seed))
     known = list(pruned.copies)
     run = finish(Tuning(pruned, "SparseGPT at 0.7", 3.0, lambda: loaded))
     assert run.copy is None
     assert pruned.copies == known
-    assert "none was better than the start" in tuning.says(run)
+    assert "none was better than the start" in run.says()
 
 
 def test_evaluated_text_is_not_trained_on(loaded, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 import rose
-from app.runs.request import PruneRequest
+from app.runs.pruning import PruneRequest
 from app.study.setup import Setup
 
 SETUPS = some.builds(

@@ -13,8 +13,7 @@ from streamlit.testing.v1 import AppTest
 import rose
 from app import shared, words
 from app.forms import widgets
-from app.results import check_report
-from app.results.html_page import to_html
+from app.results import html_report
 from app.runs import checked
 from app.runs.checked import CheckpointRun
 from app.runs.kept_copies import Checkpoint
@@ -152,7 +151,7 @@ def test_equal_verdicts_are_a_sentence_without_a_map(setup, folder, tmp_path, mo
     assert answer.value == says
     assert set(app.main.dataframe[0].value["pattern"]) == {"no pattern"}
     assert not figures(app)
-    assert "<figure " not in to_html(check_report.report_of(run))
+    assert "<figure " not in html_report.to_html(html_report.check_report(run))
     assert "Read a text with it" in [link.proto.label for link in app.get("page_link")]
     monkeypatch.setattr(checked, "folder_of", lambda _request: "")  # as of a Hub id
     assert "Read a text with it" not in [link.proto.label for link in app.run().get("page_link")]

@@ -52,7 +52,7 @@ def test_example_is_replaced_by_measurements(setup):
     assert marks[0] == len(table) == 21
     assert "Example" not in texts(opened(setup, damage_units="Layers"))  # another session finds it
     for damage, has_share in ((0.03, True), (0.01, False)):  # chance may have made the second
-        run._records[-1] = replace(run.records[-1], damage=damage, standard_error=0.01)
+        run.records = (*run.records[:-1], replace(run.records[-1], damage=damage, standard_error=0.01))
         shown = texts(app.run())
         assert f"together cost {damage:.4f} ± 0.010 nats per token" in shown
         assert ("\u00a0% of it" in shown) is has_share

@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app import shared, words
-from app.runs.differences import difference
+from app.results.pairs import difference, differences
 from app.study.own_numbers import read_numbers
 from app.study.study import Study
 from rose.model.walk.walk import BlockStatistics
@@ -147,10 +148,13 @@ def test_differences_between_study_and_model_are_explained(study):
     copy = rose.prune_model(model, tokens, held_out=held_out, target="dense", **options)
     there, here = copy.layers["held_out_error"].mean(), table["held_out_sparsegpt"].mean()
     columnar = int((copy.layers["relative_range"] > 0.5).sum())
-    said = difference(study, table, copy)
+    sentence = difference(study, table, copy)
     first, second = words.apart(here, there)
-    assert f"mean held-out error {second}, {words.word(columnar)} columnar; here {first} and one." in said
-    assert "inputs that are pruned already; the target is the dense model's output, here the layer's own" in said
+    numbers = f"{second}, {words.word(columnar)} columnar; in the study of layers {first} and one."
+    assert f"mean held-out error {numbers}" in sentence
+    assert "the target is the dense model's output, in the study the layer's own" in sentence
+    other = SimpleNamespace(setup=replace(setup, model="another"), copies=[copy])
+    assert differences(study, table, other) == []  # type: ignore[arg-type]
     alike = copy.layers.merge(table, on="layer", suffixes=("", "_here"))
     alike = alike.assign(held_out_error=alike["held_out_sparsegpt"], relative_range=alike["relative_range_here"])
     assert difference(study, table, replace(copy, layers=alike[copy.layers.columns])) == ""

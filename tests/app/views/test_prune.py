@@ -12,8 +12,8 @@ from streamlit.testing.v1 import AppTest
 
 import rose
 from app import session, shared, words
+from app.runs.copies import Tuning
 from app.runs.pruning import PruningRun
-from app.runs.tuning import Tuning
 from app.study.setup import Setup
 from rose import verdicts
 from rose.layer.pattern import RECOMMENDED
@@ -213,7 +213,7 @@ def test_run_ending_during_drawing_enables_buttons(setup, monkeypatch, halt):
 
 def test_other_viewers_cannot_stop_or_delete_a_run(setup, halt):
     query = QUICK | {"prune_methods": "Magnitude"}
-    halted, go_on = halt("Perplexity of the dense model")
+    halted, go_on = halt("Perplexity and text of the dense model")
     app = opened(setup, **query, prune_task_folder="/elsewhere")
     assert app.text_input(key="prune-task-folder").value == ""  # no folder that a link names is read
     app.button(key="prune-start").click().run()
