@@ -6,10 +6,10 @@ from .diffusion.evaluation import evaluation_trajectory as evaluation_trajectory
 from .diffusion.evaluation import trajectory_drift as trajectory_drift
 from .diffusion.loading import load_diffusion as load_diffusion
 from .diffusion.loading import save_diffusion as save_diffusion
+from .diffusion.parts import prune_diffusion_structured as prune_diffusion_structured
 from .diffusion.pruning import collect_diffusion_statistics as collect_diffusion_statistics
 from .diffusion.pruning import prune_diffusion as prune_diffusion
 from .diffusion.pruning import step_diagonals as step_diagonals
-from .diffusion.slimming import prune_diffusion_structured as prune_diffusion_structured
 from .diffusion.steps import step_weights as step_weights
 from .diffusion.trajectory import Trajectory as Trajectory
 from .diffusion.trajectory import draw_pictures as draw_pictures

@@ -9,8 +9,7 @@ from torch import Tensor
 
 import rose
 from app.jobs import Job, Run
-from rose.diffusion.evaluation import classes_in_turn
-from rose.diffusion.garments import GARMENTS
+from rose.diffusion.evaluation import GARMENTS, classes_in_turn
 from rose.diffusion.pruning import SPARSITY
 from rose.diffusion.steps import PACKAGES, STEPS, WEIGHTS, step_weights
 from rose.layer.methods import make_settings

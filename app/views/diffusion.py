@@ -10,7 +10,7 @@ from app.figures import drift as figures
 from app.figures import maps
 from app.forms.widgets import linked, method_choice, start_button
 from app.runs.diffusion import PICTURES, DenseModel, DiffusionRequest, DiffusionRun
-from rose.diffusion.garments import GARMENTS
+from rose.diffusion.evaluation import GARMENTS
 from rose.diffusion.steps import STEP_WEIGHTS, STEPS
 
 SPARSITIES = ("0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "2:4")

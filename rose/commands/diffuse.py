@@ -12,11 +12,9 @@ from rich.markup import escape
 
 import rose
 from rose.commands import shared, terminal
-from rose.diffusion.evaluation import check_garments, check_pictures, classes_in_turn, is_garments
-from rose.diffusion.garments import GARMENTS
+from rose.diffusion.evaluation import GARMENTS, check_garments, check_pictures, classes_in_turn, is_garments
 from rose.diffusion.loading import check_installed
-from rose.diffusion.pictures import write_sheet
-from rose.diffusion.trajectory import Conditions
+from rose.diffusion.trajectory import Conditions, write_sheet
 from rose.files import expand
 from rose.model.network.residence import pick_device
 from rose.output import check_file, check_output, write_file

@@ -1,6 +1,8 @@
 """What pruning does to a diffusion model: drift by step, denoising loss by t, and the Fréchet distance.
 
-Drift needs only the two models. Loss and distance need the packaged model's real pictures and classifier.
+Drift needs only the two models. Loss and distance need the packaged model's real pictures and classifier. That model
+draws ten classes of garments in 28 × 28 grey pixels: a class-conditional DiT (Peebles and Xie 2023) in pixel space,
+trained on Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, MIT licence) by `tests/benchmarks/garments.py`.
 """
 
 from __future__ import annotations
@@ -8,20 +10,66 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from rose.diffusion.garments import GARMENTS, SIDE, Classifier, load_classifier, load_references
 from rose.diffusion.steps import STEPS
 from rose.diffusion.trajectory import DrawOptions, Trajectory, denoiser_of, record_trajectory
 from rose.errors import RoseError, is_whole
 
+GARMENTS = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+ANY = len(GARMENTS)  # the class that means "no class", for guidance
+SIDE = 28
+FOLDER = Path(__file__).with_name("tiny")
 LOSS_TIMES = tuple(range(50, 1000, 100))  # of the scheduler's 1000
 PICTURES = 200  # unless told
 FEATURE_BATCH = 500
+
+
+class Classifier(nn.Module):
+    """A small convolutional network; its last hidden layer is the feature space of the Fréchet distance. Pictures (n,
+    1, 28, 28) between −1 and 1 -> logits (n, 10)."""
+
+    FEATURES = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(32 * 7 * 7, self.FEATURES), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(self.FEATURES, len(GARMENTS))
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """(n, 1, 28, 28) -> (n, 64)."""
+        return self.body(pictures)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.head(self.features(pictures))
+
+
 LEAST_PICTURES = Classifier.FEATURES + 1  # for a covariance of full rank
+
+
+def load_classifier() -> Classifier:
+    """The packaged classifier, in evaluation mode."""
+    classifier = Classifier()
+    classifier.load_state_dict({k: v.float() for k, v in load_file(FOLDER / "classifier.safetensors").items()})
+    return classifier.eval().requires_grad_(False)
+
+
+def load_references() -> dict[str, Tensor]:
+    """Facts about 10 000 real pictures that were not trained on: "mean" (64,) and "covariance" (64, 64) of the
+    classifier's features; 256 "pictures", (256, 1, 28, 28) between −1 and 1, and their "classes", (256,) int64."""
+    tensors = load_file(FOLDER / "references.safetensors")
+    tensors["pictures"] = tensors["pictures"].float() / 127.5 - 1
+    tensors["classes"] = tensors["classes"].long()
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -29,14 +77,10 @@ class DiffusionScores:
     """Measurements of one model.
 
     Attributes:
-        drift: ‖x_t − x_t dense‖ / ‖x_t dense‖ before each step and, last, of the pictures; mean over pictures. Empty
-            without a dense model.
+        drift: see `trajectory_drift`; empty without a dense model.
         loss_times, loss: t, and the mean squared error of the predicted v there, on real pictures that were not trained
             on.
-        frechet: distance of the drawn pictures to real ones, in the classifier's features.
-        accuracy: share of pictures that the classifier assigns to the requested class.
-        pictures: drawn for the last two.
-        seconds: duration of the measurement.
+        frechet, accuracy: see `judge_pictures`; `pictures` were drawn for them.
     """
 
     drift: tuple[float, ...]
@@ -74,23 +118,15 @@ def evaluate_diffusion(
     if dense is not None and dense.states.shape[:2] != (steps, pictures):
         raise RoseError("The dense trajectory has other steps or pictures; draw both with the same numbers.")
     began = time.perf_counter()
-    trajectory = evaluation_trajectory(
-        pipeline, pictures=pictures, steps=steps, seed=seed, guidance=guidance, tick=tick
-    )
+    drawing: DrawOptions = {"steps": steps, "seed": seed, "guidance": guidance}
+    trajectory = evaluation_trajectory(pipeline, pictures=pictures, tick=tick, **drawing)
     if dense is not None and not torch.equal(dense.states[0], trajectory.states[0]):
         raise RoseError("The dense trajectory began with other noise; draw both with the same pictures and seed.")
     distance, accuracy = judge_pictures(trajectory.pictures)
     references = load_references()
-    loss = denoising_loss(pipeline, references["pictures"], references["classes"], seed=seed)
-    return DiffusionScores(
-        () if dense is None else tuple(trajectory_drift(trajectory, dense).tolist()),
-        LOSS_TIMES,
-        tuple(loss.tolist()),
-        distance,
-        accuracy,
-        pictures,
-        time.perf_counter() - began,
-    )
+    loss = tuple(denoising_loss(pipeline, references["pictures"], references["classes"], seed=seed).tolist())
+    drift = () if dense is None else tuple(trajectory_drift(trajectory, dense).tolist())
+    return DiffusionScores(drift, LOSS_TIMES, loss, distance, accuracy, pictures, time.perf_counter() - began)
 
 
 def check_pictures(pictures: int) -> None:
@@ -145,10 +181,7 @@ def check_garments(pipeline: Any) -> None:
 
 def trajectory_drift(pruned: Trajectory, dense: Trajectory) -> Tensor:
     """‖x_t − x_t dense‖ / ‖x_t dense‖ before each step and, last, of the pictures; mean over pictures, (steps + 1,).
-
-    Raises:
-        RoseError: the trajectories have different steps or pictures.
-    """
+    Raises RoseError for trajectories with different steps or pictures."""
     if pruned.states.shape != dense.states.shape or pruned.times != dense.times:
         raise RoseError("The two trajectories have different steps or pictures; draw both with the same numbers.")
     ways = zip([*pruned.states, pruned.pictures], [*dense.states, dense.pictures], strict=True)
@@ -161,10 +194,8 @@ def trajectory_drift(pruned: Trajectory, dense: Trajectory) -> Tensor:
 
 @torch.no_grad()
 def denoising_loss(pipeline: Any, pictures: Tensor, classes: Tensor, *, seed: int = 0) -> Tensor:
-    """Mean of (v̂ − v)² at each of `LOSS_TIMES`, on real pictures (n, 1, 28, 28) between −1 and 1.
-
-    The model predicts v = √ᾱ·ε − √(1 − ᾱ)·x₀; ε is the same for every t.
-    """
+    """Mean of (v̂ − v)² at each of `LOSS_TIMES`, on real pictures (n, 1, 28, 28) between −1 and 1. The model predicts
+    v = √ᾱ·ε − √(1 − ᾱ)·x₀; ε is the same for every t."""
     denoiser = denoiser_of(pipeline)
     parameter = next(denoiser.parameters())
     noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
@@ -181,10 +212,7 @@ def denoising_loss(pipeline: Any, pictures: Tensor, classes: Tensor, *, seed: in
 
 def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> float:
     """‖μ − μ'‖² + tr(Σ + Σ' − 2 (Σ Σ')^½) of two normal distributions (Dowson and Landau 1982); Σ is (features,
-    features).
-
-    The root has the trace of (Σ^½ Σ' Σ^½)^½, which is symmetric.
-    """
+    features). The root has the trace of (Σ^½ Σ' Σ^½)^½, which is symmetric."""
     values, vectors = torch.linalg.eigh(covariance.double())
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     common = torch.linalg.eigvalsh(root @ other_covariance.double() @ root).clamp_min(0).sqrt().sum()

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DiTTransformer2DModel, ImagePipelineOutput
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from rose.diffusion.garments import ANY
+from rose.diffusion.evaluation import ANY
 from rose.diffusion.steps import STEPS
 
 
@@ -56,11 +57,6 @@ class GarmentPipeline(DiffusionPipeline):
                 conditional, unconditional = v.chunk(2)
                 v = unconditional + guidance_scale * (conditional - unconditional)
             x = self.scheduler.step(v, t, x).prev_sample
-        pictures: Any = x
-        if output_type != "latent":
-            pictures = (x.float() / 2 + 0.5).clamp(0, 1)
-        if output_type in ("pil", "np"):
-            pictures = pictures.cpu().permute(0, 2, 3, 1).numpy()
-        if output_type == "pil":
-            pictures = self.numpy_to_pil(pictures)
+        processor = VaeImageProcessor()
+        pictures = processor.postprocess(x if output_type == "latent" else x.float(), output_type=output_type)
         return ImagePipelineOutput(images=pictures) if return_dict else (pictures,)

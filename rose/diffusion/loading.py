@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rose.diffusion.garments import FOLDER
+from rose.diffusion.evaluation import FOLDER
 from rose.diffusion.parts import read_reshaped
 from rose.diffusion.trajectory import denoiser_of
 from rose.errors import RoseError, is_out_of_memory
 from rose.files import as_text, reachable
 from rose.model.load.models import parse_dtype
-from rose.model.load.soundness import check_finite
+from rose.model.load.stored import check_finite
 from rose.model.network.layers import write_low_rank
 from rose.report import RunReport, new_checkpoint
 
@@ -37,14 +37,16 @@ def load_diffusion(name: str | Path = PACKAGED, *, dtype: str | torch.dtype = "f
         A `diffusers.DiffusionPipeline`; calling it draws pictures.
 
     Raises:
-        RoseError: diffusers is not installed, no such pipeline, missing or corrupt files, weights that are not finite,
-            no network, or a pipeline without a transformer or UNet.
+        RoseError: no diffusers, no such pipeline, missing or corrupt files, weights that are not finite, no network, or
+            a pipeline without a transformer or UNet.
     """
     check_installed()
     format_, name = parse_dtype(dtype), as_text(name)
-    _check_name(name)
+    is_path = name.startswith((".", "/", "~")) or name.count("/") != 1
+    if is_path and name != PACKAGED and not reachable(name).exists():
+        raise RoseError(f"There is no folder {name}; give a pipeline's folder, a Hub id owner/model, or {PACKAGED}.")
     with _quiet():
-        pipeline = _load_packaged(format_) if name == PACKAGED else _load(name, format_)
+        pipeline = _load(name, format_)
     pipeline.set_progress_bar_config(disable=True)  # callers draw their own
     denoiser = denoiser_of(pipeline)
     denoiser.requires_grad_(False)
@@ -54,13 +56,9 @@ def load_diffusion(name: str | Path = PACKAGED, *, dtype: str | torch.dtype = "f
 
 
 def save_diffusion(pipeline: Any, folder: str | Path, *, report: RunReport | None = None) -> None:
-    """Writes a pipeline folder, whole or not at all, with the report of its run where given.
-
-    After OATS low_rank.safetensors holds the factors beside the dense weights, as by `rose.save_model`.
-
-    Raises:
-        RoseError: the folder exists and is not empty, or cannot be written.
-    """
+    """Writes a pipeline folder, whole or not at all, with the report of its run where given. After OATS
+    low_rank.safetensors holds the factors beside the dense weights, as by `rose.save_model`. Raises RoseError where the
+    folder exists and is not empty, or cannot be written."""
     with new_checkpoint(folder, report) as temporary:
         pipeline.save_pretrained(temporary)
         write_low_rank(denoiser_of(pipeline), temporary)
@@ -72,32 +70,26 @@ def check_installed() -> None:
         raise RoseError("Diffusion models need diffusers; run: pip install 'rose-explorer[diffusion]'")
 
 
-def _load_packaged(dtype: torch.dtype) -> Any:
-    from diffusers import DDIMScheduler, DiTTransformer2DModel
-
-    from rose.diffusion.garment_pipeline import GarmentPipeline
-
-    transformer = DiTTransformer2DModel.from_pretrained(FOLDER, dtype=dtype)
-    return GarmentPipeline(transformer, DDIMScheduler.from_pretrained(FOLDER))
-
-
-def _check_name(name: str) -> None:
-    """Raises RoseError, before diffusers is imported, for an unknown name."""
-    if name == PACKAGED or reachable(name).exists():
-        return
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise RoseError(f"There is no folder {name}; give a pipeline's folder, a Hub id owner/model, or {PACKAGED}.")
-
-
 def _load(name: str, dtype: torch.dtype) -> Any:
-    from diffusers import DiffusionPipeline
+    from diffusers import DDIMScheduler, DiffusionPipeline, DiTTransformer2DModel
 
     from rose.diffusion.garment_pipeline import GarmentPipeline
 
+    if name == PACKAGED:
+        transformer = DiTTransformer2DModel.from_pretrained(FOLDER, dtype=dtype)
+        return GarmentPipeline(transformer, DDIMScheduler.from_pretrained(FOLDER))
     folder = reachable(name)
     is_local = folder.exists()
-    is_own = is_local and _read_index(folder).get("_class_name") == OWN_CLASS
-    kind: Any = GarmentPipeline if is_own else DiffusionPipeline
+    kind: Any = DiffusionPipeline
+    if is_local:
+        try:
+            index = dict(json.loads((folder / "model_index.json").read_text()))
+        except (OSError, ValueError, TypeError, RecursionError) as problem:
+            raise RoseError(
+                f"{folder} holds no readable model_index.json, so it is not a diffusion pipeline; choose another "
+                f"folder, or {PACKAGED}."
+            ) from problem
+        kind = GarmentPipeline if index.get("_class_name") == OWN_CLASS else kind
     try:
         reshaped = read_reshaped(folder, dtype) if is_local else {}
         source = str(folder) if is_local else name
@@ -112,18 +104,7 @@ def _load(name: str, dtype: torch.dtype) -> Any:
         raise RoseError(f"{name} cannot be loaded as a diffusion pipeline; {advice} ({text}).") from problem
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / "model_index.json"
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, RecursionError) as problem:
-        raise RoseError(
-            f"{folder} holds no readable model_index.json, so it is not a diffusion pipeline; choose another folder, "
-            f"or {PACKAGED}."
-        ) from problem
-
-
-@contextlib.contextmanager
+@contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars or advice from diffusers."""
     from diffusers.utils import logging

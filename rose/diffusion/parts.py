@@ -1,26 +1,40 @@
-"""Attention heads and feed-forward channels of a diffusers transformer, and files of a transformer with other shapes.
+"""A diffusion transformer with fewer heads and channels, package by package (OBS-Diff, arXiv 2510.06751); its files.
 
-Configurations of diffusers have no number for either. The configuration of a reshaped model therefore has a record,
-`rose_shapes`, which `rose.load_diffusion` reads; diffusers itself refuses such a file.
+`rose.structured` chooses units and compensates for them. Removed units are zero until the end, so a stopped run leaves
+the model as it was; the final cut changes no output. Configurations of diffusers have no number for these shapes, so
+that of a reshaped model has a record, `rose_shapes`, which `rose.load_diffusion` reads; diffusers refuses such a file.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
-from rose.diffusion.trajectory import block_of, outermost_lists
-from rose.errors import RoseError
-from rose.model.network.layers import PrunableLayer, check_plain
+from rose.diffusion.pruning import TrajectoryCalibration
+from rose.diffusion.steps import PACKAGES, STEPS, WEIGHTS, StepWeights
+from rose.diffusion.trajectory import Conditions, block_of, outermost_lists
+from rose.errors import RoseError, check_keywords
+from rose.layer.statistics import InputStatistics
+from rose.model.network.layers import PrunableLayer, check_plain, count_parameters, naming
+from rose.model.progress import ProgressCallback
+from rose.model.workers import Workers, is_launched
+from rose.recipe.parts import SlimSettings
+from rose.report import RunReport
+from rose.rows import PartRecord, records_table
+from rose.structured.configuration import Cut, cut_parts, cut_to, with_shapes
 from rose.structured.defaults import PARTS
+from rose.structured.methods import structured_method
 from rose.structured.parts import CHANNELS, HEADS, Part, Rows, Shape, check_kinds
-from rose.structured.surgery import Cut, cut_parts, cut_to, with_shapes
+from rose.structured.plan import CutOptions, changed, check_multiple, repair_of, shapes_by_ratio
+from rose.structured.slimming import Reduction, recovery_in, solve_part
+from rose.structured.survey import layers_read, make_problem, sources_of
 
 RECORD = "rose_shapes"  # of a configuration: {module: heads or channels}
 COMPONENTS = ("transformer", "unet")
@@ -29,11 +43,9 @@ ACTIVATIONS = {"GELU": 1, "ApproximateGELU": 1, "LinearActivation": 1, "GEGLU": 
 
 
 def find_parts(denoiser: nn.Module, kinds: Sequence[str] = PARTS) -> list[list[Part]]:
-    """The parts of every block in the order of the forward pass, [block][part].
-
-    Supported are diffusers' `Attention`, except joint attention of two streams, and its `FeedForward`. Raises RoseError
-    for a block without such a part, and as `check_plain`.
-    """
+    """The parts of every block in the order of the forward pass, [block][part]. Supported are diffusers' `Attention`,
+    except joint attention of two streams, and its `FeedForward`. Raises RoseError for a block without such a part, and
+    as `check_plain`."""
     check_kinds(kinds)
     check_plain(denoiser)
     lists = outermost_lists(denoiser)
@@ -152,3 +164,89 @@ def read_reshaped(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         components[name] = reshaped.from_pretrained(path.parent, dtype=dtype, use_safetensors=True)
         components[name].__class__ = family
     return components
+
+
+def prune_diffusion_structured(
+    pipeline: Any,
+    conditions: Conditions,
+    *,
+    step_weights: StepWeights = WEIGHTS,
+    packages: int = PACKAGES,
+    steps: int = STEPS,
+    guidance: float | None = None,
+    batch: int = 32,
+    seed: int = 0,
+    progress: ProgressCallback | None = None,
+    **options: Unpack[CutOptions],
+) -> RunReport:
+    """Makes a pipeline's transformer smaller, in place: attention heads and feed-forward channels are cut out.
+
+    Supported are diffusers' transformers with ordinary attention and feed-forwards (DiT, PixArt), and the channels
+    alone of joint attention (SD3); others are refused. Every block gives the same share. Only `load_diffusion` reads
+    the result, because configurations of diffusers have no number for these shapes.
+
+    Args:
+        pipeline, conditions, step_weights, packages, steps, guidance, batch, seed: see `prune_diffusion`.
+        progress: called with a `Progress` after every denoising step and part; may raise to stop, which leaves the
+            model as it was.
+
+        options: see `rose.prune_structured`. Only projections with a bias get one; `ratio` is a share of the parameters
+            of `parts` (None means both). Heads go to the nearest whole number; channels make up the rest.
+
+    Raises:
+        RoseError: bad input, or a denoiser that cannot be made smaller, before any work.
+    """
+    start = time.perf_counter()
+    check_keywords(options, CutOptions.__optional_keys__)  # no allocation: blocks of a denoiser are not alike
+    settings = SlimSettings.of(**options)
+    method, repair = structured_method(settings.method), repair_of(settings)
+    if method.select is None:
+        raise RoseError(f"{settings.method} drops whole blocks, which is not for diffusion models; choose obs.")
+    if Workers.here().count > 1 or is_launched():
+        raise RoseError("A diffusion model is made smaller in one process; start it without torchrun.")
+    calibration = TrajectoryCalibration(
+        pipeline, conditions, step_weights, packages, steps=steps, guidance=guidance, batch=batch, seed=seed
+    )
+    denoiser = calibration.denoiser
+    before = count_parameters(denoiser)
+    kinds = PARTS if settings.parts is None else settings.parts
+    parts = find_parts(denoiser, kinds)
+    check_multiple(parts, settings.multiple)
+    shapes = [shapes_by_ratio(of_block, settings.ratio, settings.multiple, fewest=_refuse) for of_block in parts]
+    reduction = Reduction()
+
+    def read_by(package: Sequence[tuple[Part, Shape]]) -> list[PrunableLayer]:
+        return layers_read(method, [part for part, _ in package])
+
+    def reduce(change: tuple[Part, Shape], statistics: dict[str, InputStatistics]) -> PartRecord:
+        part, shape = change
+        with_bias = repair != "none" and part.output.bias is not None
+        sources = sources_of(part, method, lambda name: statistics[name].mean_square.sqrt())
+        problem = make_problem(part, statistics[part.output.name], with_bias, settings.damping, sources)
+        with naming(part.output):
+            solution = solve_part(part, shape, problem, method, repair)
+        reduction.write(part, shape, solution, with_bias)
+        return solution.record
+
+    with reduction:
+        records = calibration.visit(changed(parts, shapes), read_by, reduce, progress)
+    reshape(denoiser, reduction.cuts)
+    whole = sum(part.parameters(part.shape) for of_block in parts for part in of_block)
+    removed = sum(record.parameters - record.kept_parameters for record in records)
+    return RunReport(
+        records_table(records, PartRecord),
+        {
+            **calibration.facts(len(records)), "part_parameters": whole, "removed_fraction": removed / whole,
+            "parameters": before, "kept_parameters": count_parameters(denoiser),
+            "mean_relative_error": sum(record.relative_error for record in records) / len(records),
+            "seconds": time.perf_counter() - start,
+        },
+        {
+            "run": "diffuse slim", "method": settings.method, "ratio": settings.ratio, "parts": list(kinds),
+            "recovery": recovery_in(records), "damping": settings.damping, "multiple": settings.multiple,
+        },
+    )  # fmt: skip
+
+
+def _refuse(_part: Part, _multiple: int) -> Shape:
+    raise RoseError("The channels cannot save that much; ask for a smaller ratio.")

@@ -20,10 +20,8 @@ def step_weights(kind: StepWeights, steps: int) -> tuple[float, ...]:
     """α of each step, from the noisiest to the last.
 
     "log_decrease", the paper's, is 0.8 + 0.4·ln(N − i)/ln N for i = 0 … N − 1. "log_increase" is its mirror image,
-    "linear" falls from 1.2 to 0.8, "uniform" is 1.
-
-    Raises:
-        RoseError: an unknown name, a wrong number of weights, weights that are not positive, or a bad number of steps.
+    "linear" falls from 1.2 to 0.8, "uniform" is 1. Raises RoseError for an unknown name, a wrong number of weights,
+    weights that are not positive, or a bad number of steps.
     """
     check_steps(steps)
     if not isinstance(kind, str):

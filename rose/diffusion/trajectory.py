@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from rose.diffusion.steps import STEPS, check_steps
 from rose.errors import RoseError, is_whole
+from rose.output import write_file
 
 
 def denoiser_of(pipeline: Any) -> nn.Module:
@@ -47,14 +50,14 @@ Conditions = Sequence[int] | Sequence[str] | Sequence[Mapping[str, Any]]
 # Called before the denoiser, with the number of the batch, the step, and the denoiser's input x_t.
 Watch = Callable[[int, int, Tensor], None]
 INPUT_NAMES = ("hidden_states", "sample")
+GAP = 2  # pixels between the pictures of a sheet
+SCALE = 4  # sheet pixels for each picture pixel, by side
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures that are drawn together, by these arguments of the pipeline's call.
-
-    `first` is the index of the first picture, or of the batch where its pictures cannot be counted: `count` is None.
-    """
+    """Pictures that are drawn together, by these arguments of the pipeline's call. `first` is the index of the first
+    picture, or of the batch where its pictures cannot be counted: `count` is None."""
 
     arguments: Mapping[str, Any]
     first: int
@@ -79,9 +82,8 @@ class Trajectory:
 
 def make_batches(pipeline: Any, conditions: Conditions, size: int) -> list[Batch]:
     """Divides conditions into batches of `size` pictures; raises RoseError for none, a mixture, or unknown arguments.
-
-    `conditions`: classes (whole numbers), prompts (texts), or keyword arguments of the pipeline, one mapping per batch.
-    """
+    `conditions`: classes (whole numbers), prompts (texts), or keyword arguments of the pipeline, one mapping per
+    batch."""
     if not is_whole(size) or size < 1:
         raise RoseError(f"A batch must hold at least one picture, not {size!r}.")
     items: list[Any] = [] if isinstance(conditions, (str, Mapping)) else list(conditions)
@@ -121,10 +123,8 @@ class DrawOptions(TypedDict, total=False):
 
 class Trajectories:
     """Pictures to draw with a pipeline, batch by batch. A picture's noise is the same for every model and batch size.
-
     `conditions`: see `make_batches`. `seed`: of the noise. `guidance`: the pipeline's `guidance_scale`; None leaves its
-    default. `batch`: pictures drawn together.
-    """
+    default. `batch`: pictures drawn together."""
 
     def __init__(
         self,
@@ -153,14 +153,18 @@ class Trajectories:
         tick: Callable[[float], Any] | None = None,
         output: str = "latent",
     ) -> Iterator[Tensor]:
-        """Draws the batches in turn and yields the pipeline's output for each, float32 on the CPU.
+        """Draws the batches in turn and yields the pipeline's output for each, float32 on the CPU. `tick` is called at
+        every step with the share done; `tick` and `watch` may raise to stop. `output` is the pipeline's
+        `output_type`."""
 
-        `tick` is called at every step with the share done; `tick` and `watch` may raise to stop. `output` is the
-        pipeline's `output_type`.
-        """
+        def generator(number: int) -> torch.Generator:
+            return torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
+
         for number, batch in enumerate(self.batches):
+            # One for each picture where pictures can be counted, so that noise does not depend on the batch size.
+            generators = [generator(batch.first + k) for k in range(batch.count or 0)] or generator(batch.first)
             arguments = {"num_inference_steps": self.steps, "output_type": output, "return_dict": False}
-            arguments |= {**batch.arguments, "generator": _generators(batch, self.seed)}
+            arguments |= {**batch.arguments, "generator": generators}
             if self.guidance is not None:
                 arguments["guidance_scale"] = self.guidance
 
@@ -174,17 +178,6 @@ class Trajectories:
             yield torch.as_tensor(drawn).float().cpu()
 
 
-def _generators(batch: Batch, seed: int) -> torch.Generator | list[torch.Generator]:
-    """One for each picture where pictures can be counted, so that noise does not depend on the batch size."""
-
-    def generator(number: int) -> torch.Generator:
-        return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
-
-    if batch.count is None:
-        return generator(batch.first)
-    return [generator(batch.first + number) for number in range(batch.count)]
-
-
 @contextmanager
 def _watched(pipeline: Any, watch: Callable[[int, int, Tensor], None]) -> Iterator[None]:
     """Calls `watch` with the step, the number of steps, and x_t before every call of the denoiser. A step begins
@@ -192,35 +185,23 @@ def _watched(pipeline: Any, watch: Callable[[int, int, Tensor], None]) -> Iterat
     times: list[float] = []
 
     def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        x, t = _read_input(args, kwargs)
+        x = args[0] if args else next(kwargs[name] for name in INPUT_NAMES if name in kwargs)
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        t = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
         if not times or times[-1] != t:
             times.append(t)
-        steps = max(len(pipeline.scheduler.timesteps), len(times))
-        watch(len(times) - 1, steps, x)
+        watch(len(times) - 1, max(len(pipeline.scheduler.timesteps), len(times)), x)
 
     with denoiser_of(pipeline).register_forward_pre_hook(before, with_kwargs=True):
         yield
 
 
-def _read_input(args: tuple, kwargs: Mapping[str, Any]) -> tuple[Tensor, float]:
-    """x_t and t, from the arguments of a denoiser's call."""
-    x = args[0] if args else next(kwargs[name] for name in INPUT_NAMES if name in kwargs)
-    t = kwargs["timestep"] if "timestep" in kwargs else args[1]
-    return x, float(t.flatten()[0] if isinstance(t, Tensor) else t)
-
-
 def record_trajectory(
-    pipeline: Any,
-    conditions: Conditions,
-    *,
-    tick: Callable[[float], Any] | None = None,
-    **options: Unpack[DrawOptions],
+    pipeline: Any, conditions: Conditions, *, tick: Callable[[float], Any] | None = None, **options: Unpack[DrawOptions]
 ) -> Trajectory:
-    """Draws pictures and keeps x_t before every step; models with the same seed start from the same noise.
-
-    Arguments as for `Trajectories`; `tick` is called with the share done, 0 to 1, and may raise to stop. Raises
-    RoseError for bad input, before any work.
-    """
+    """Draws pictures and keeps x_t before every step; models with the same seed start from the same noise. Arguments as
+    for `Trajectories`; `tick` is called with the share done, 0 to 1, and may raise to stop. Raises RoseError for bad
+    input, before any work."""
     drawing = Trajectories(pipeline, conditions, **options)
     states: list[list[Tensor]] = [[] for _ in drawing.batches]
 
@@ -236,13 +217,26 @@ def record_trajectory(
 
 
 def draw_pictures(
-    pipeline: Any,
-    conditions: Conditions,
-    *,
-    tick: Callable[[float], Any] | None = None,
-    **options: Unpack[DrawOptions],
+    pipeline: Any, conditions: Conditions, *, tick: Callable[[float], Any] | None = None, **options: Unpack[DrawOptions]
 ) -> Tensor:
     """Pictures, (n, channels, height, width) float32 between −1 and 1; arguments and errors as for
     `record_trajectory`."""
     drawn = Trajectories(pipeline, conditions, **options).draw(tick=tick, output="pt")
     return torch.cat([pictures * 2 - 1 for pictures in drawn])
+
+
+def write_sheet(path: Path, rows: Sequence[Tensor]) -> None:
+    """Writes a PNG file with one row of pictures for each tensor (n, channels, height, width) between −1 and 1, padded
+    with white; one channel is grey. Raises RoseError where the file cannot be written."""
+    from PIL import Image  # comes with diffusers
+
+    parts = [torch.nn.functional.pad(row, (0, GAP, 0, GAP), value=1.0) for row in rows]
+    lines = [torch.cat(list(part), dim=-1) for part in parts]
+    widest = max(line.shape[-1] for line in lines)
+    lines = [torch.nn.functional.pad(line, (0, widest - line.shape[-1]), value=1.0) for line in lines]
+    sheet = torch.cat(lines, dim=-2).float().clamp(-1, 1)
+    pixels = ((sheet + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.repeat(SCALE, 0).repeat(SCALE, 1)).save(buffer, format="png")
+    write_file(path, buffer.getvalue())

@@ -67,14 +67,8 @@ class TensorEntry:
 
 
 class TensorFiles:
-    """The tensors of a checkpoint folder or of one file; to be used in a `with`.
-
-    Attributes:
-        tensors: name -> what its file says of it.
-
-    Raises:
-        RoseError: neither a folder with safetensors nor a .safetensors or .gguf file, or a damaged one.
-    """
+    """The tensors of a checkpoint folder or of one file, by name; to be used in a `with`. Raises RoseError for neither
+    a folder with safetensors nor a .safetensors or .gguf file, or a damaged one."""
 
     def __init__(self, place: str | Path) -> None:
         packaged = PACKAGED[str(place)].path() if str(place) in PACKAGED else None
@@ -130,11 +124,8 @@ class TensorFiles:
         return self.tensors[name].kind not in INTEGERS and self.tensors[name].numbers > 0
 
     def runs(self, name: str) -> Iterator[Tensor]:
-        """A tensor as a matrix, see `TensorEntry.matrix`, in runs of rows, (rows, columns) float32.
-
-        Raises:
-            RoseError: the file is damaged, or of a kind that is not read.
-        """
+        """A tensor as a matrix, see `TensorEntry.matrix`, in runs of rows, (rows, columns) float32. Raises RoseError
+        where the file is damaged, or of a kind that is not read."""
         entry = self.tensors[name]
         try:
             for run in self._pieces(entry):
@@ -154,7 +145,7 @@ class TensorFiles:
             yield from self._files[entry.name].runs(entry.name, step)
 
     def matrix(self, name: str) -> Tensor:
-        """A tensor as a matrix, float32."""
+        """All rows of `runs`."""
         return torch.cat(list(self.runs(name)))
 
     def texts(self) -> dict[str, str]:
@@ -183,9 +174,6 @@ def _bits(kind: str) -> int:
     return int(digits[1]) if digits else 8
 
 
-# One file
-
-
 def inspect_file(files: TensorFiles, tell: Tell = lambda _share, _name: None) -> pd.DataFrame:
     """What every tensor is, a row each; `tell` may raise to stop.
 
@@ -207,36 +195,19 @@ def inspect_file(files: TensorFiles, tell: Tell = lambda _share, _name: None) ->
 def _row(entry: TensorEntry, facts: WeightFacts | None) -> dict[str, Any]:
     bits = 8 * entry.stored / max(1, entry.numbers)
     row: dict[str, Any] = {
-        "name": entry.name,
-        "kind": entry.kind,
-        "shape": " × ".join(map(str, entry.shape)),
-        "file": entry.file,
-    }
-    row |= {"numbers": entry.numbers, "stored": entry.stored, "bits": bits}
+        "name": entry.name, "kind": entry.kind, "shape": " × ".join(map(str, entry.shape)), "file": entry.file,
+        "numbers": entry.numbers, "stored": entry.stored, "bits": bits,
+    }  # fmt: skip
     if facts is None:
         return row | {"says": ""}
-    return row | {
-        "true_bits": _true_bits(facts, bits),
-        "zeros": facts.zeros,
-        "sparsity": facts.sparsity,
-        "pattern": str(facts.pattern),
-        "not_finite": facts.not_finite,
-        "norm": facts.norm,
-        "largest": facts.largest,
-        "largest_at": ", ".join(map(str, facts.largest_at)),
-        "zero_rows": len(facts.zero_rows),
-        "zero_columns": len(facts.zero_columns),
-        "odd_rows": len(facts.odd_rows),
-        "odd_columns": len(facts.odd_columns),
-        "says": says_facts(facts),
-    }
-
-
-def _true_bits(facts: WeightFacts, bits: float) -> float:
-    """Bits that a number needs: of the levels of its grid with a scale of 16 bits, or 16 where 32 hold no more."""
-    if facts.grid is not None and facts.shape[0] > 1:
-        return min(bits, math.log2(facts.grid.levels) + 16 / (facts.grid.group or facts.shape[1]))
-    return min(bits, 16.0) if facts.format_of_16_bits else bits
+    true_bits = min(bits, 16.0) if facts.format_of_16_bits else bits
+    if facts.grid is not None and facts.shape[0] > 1:  # the levels of the grid, and a scale of 16 bits
+        true_bits = min(bits, math.log2(facts.grid.levels) + 16 / (facts.grid.group or facts.shape[1]))
+    row |= {"true_bits": true_bits, "zeros": facts.zeros, "sparsity": facts.sparsity, "pattern": str(facts.pattern)}
+    row |= {"not_finite": facts.not_finite, "norm": facts.norm, "largest": facts.largest}
+    counted = ("zero_rows", "zero_columns", "odd_rows", "odd_columns")
+    row |= {"largest_at": ", ".join(map(str, facts.largest_at))} | {name: len(getattr(facts, name)) for name in counted}
+    return row | {"says": says_facts(facts)}
 
 
 def says_facts(facts: WeightFacts) -> str:
@@ -253,12 +224,8 @@ def says_facts(facts: WeightFacts) -> str:
             if odd:
                 times = {place: float(norms[place] / norms[norms > 0].median()) for place in odd}
                 most = max(odd, key=lambda place: abs(math.log(times[place])))
-                median = f"{number(times[most])} times the median norm"
-                texts.append(
-                    f"{_span(axis, odd)} has {median}."
-                    if len(odd) == 1
-                    else f"{_span(axis, odd)} have unusual norms; {axis} {whole(most)} has {median}."
-                )
+                many = f" have unusual norms; {axis} {whole(most)}" if len(odd) > 1 else ""
+                texts.append(f"{_span(axis, odd)}{many} has {number(times[most])} times the median norm.")
     return " ".join(texts)
 
 
@@ -279,20 +246,11 @@ def tree(table: pd.DataFrame) -> pd.DataFrame:
     groups = groups.reindex(columns=list(dict.fromkeys([*groups, "true_bits", "sparsity", "pattern"])))
     for (name, shape, kind), group in groups.groupby(["name", "shape", "kind"], sort=False):
         shares = [percent(float(share)) for share in (group["sparsity"].min(), group["sparsity"].max())]
-        rows.append(
-            {
-                "name": name,
-                "tensors": len(group),
-                "shape": shape,
-                "kind": kind,
-                "stored": int(group["stored"].sum()),
-                "bits": float(group["bits"].mean()),
-                "true_bits": float(group["true_bits"].mean()),
-                "zeros": " to ".join(dict.fromkeys(shares)),
-                "pattern": " ".join(dict.fromkeys(map(says_pattern, group["pattern"][group["sparsity"] >= PRUNED]))),
-                "standing_out": int((group["says"] != "").sum()),
-            }
-        )
+        patterns = map(says_pattern, group["pattern"][group["sparsity"] >= PRUNED])
+        row = {"name": name, "tensors": len(group), "shape": shape, "kind": kind, "stored": int(group["stored"].sum())}
+        row |= {"bits": float(group["bits"].mean()), "true_bits": float(group["true_bits"].mean())}
+        row |= {"zeros": " to ".join(dict.fromkeys(shares)), "pattern": " ".join(dict.fromkeys(patterns))}
+        rows.append(row | {"standing_out": int((group["says"] != "").sum())})
     return pd.DataFrame(rows)
 
 
@@ -337,9 +295,6 @@ def spectrum(files: TensorFiles, name: str) -> np.ndarray:
     if min(files.tensors[name].matrix) > WIDEST:
         raise RoseError(f"{name} has more than {WIDEST} rows and columns, whose singular values would take minutes.")
     return torch.linalg.svdvals(torch.nan_to_num(files.matrix(name), 0, 0, 0)).numpy()
-
-
-# Two files
 
 
 def compare_files(before: TensorFiles, after: TensorFiles, tell: Tell = lambda _share, _name: None) -> pd.DataFrame:
@@ -388,17 +343,13 @@ def _key(files: TensorFiles, name: str) -> tuple:
 
 def _both(before: TensorFiles, after: TensorFiles, name: str, other: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Runs of two tensors of one shape, of the same lengths in any formats."""
-    first, second = iter(before.runs(name)), iter(after.runs(other))
-    dense = pruned = None
-    while True:
-        dense = next(first, None) if dense is None else dense
-        pruned = next(second, None) if pruned is None else pruned
-        if dense is None or pruned is None:
-            return
-        rows = min(len(dense), len(pruned))
-        yield dense[:rows], pruned[:rows]
-        dense = dense[rows:] if len(dense) > rows else None
-        pruned = pruned[rows:] if len(pruned) > rows else None
+    second = after.runs(other)
+    pruned: Tensor | None = None
+    for dense in before.runs(name):
+        while len(dense) and (pruned := next(second, None) if pruned is None else pruned) is not None:
+            rows = min(len(dense), len(pruned))
+            yield dense[:rows], pruned[:rows]
+            dense, pruned = dense[rows:], pruned[rows:] if len(pruned) > rows else None
 
 
 def difference_of(before: TensorFiles, after: TensorFiles, name: str, other: str | None = None) -> WeightChange:
@@ -429,18 +380,11 @@ def _compared(before: TensorFiles, after: TensorFiles, name: str, other: str | N
         return row | {"status": SAME if is_same else DIFFERS}
     change = difference_of(before, after, name)
     status = DIFFERS if not change.is_untouched else ROUNDED if change.rounded else SAME
-    return row | {
-        "status": status,
-        "moved": change.moved,
-        "change": change.change,
-        "cosine": change.cosine,
-        "slope": change.slope,
-        "zeros_before": change.zeros_before,
-        "zeros": change.zeros,
-        "rows": int((change.row_change > 0).sum()),
-        "columns": int((change.column_change > 0).sum()),
+    shares = ("moved", "change", "cosine", "slope", "zeros_before", "zeros")
+    return row | {"status": status} | {field: getattr(change, field) for field in shares} | {
+        "rows": int((change.row_change > 0).sum()), "columns": int((change.column_change > 0).sum()),
         "says": says_change(change),
-    }
+    }  # fmt: skip
 
 
 def says_change(change: WeightChange) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,25 +15,8 @@ from rose.structured.problem import Problem, greedy, set_cost, swaps
 UNTOUCHED = 0.01  # share of channels that SlimLLM's program keeps although their scores are the lowest
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Units that stay, (units,) bool: `first`, before swaps, and `kept` finally. `earlier`: swaps among whole
-    groups."""
-
-    first: Tensor
-    kept: Tensor
-    earlier: int = 0
-
-    @property
-    def swapped(self) -> int:
-        """Units that returned in place of others."""
-        return self.earlier + int((self.first & ~self.kept).sum())
-
-
-def _unswapped(stay: Tensor) -> Choice:
-    return Choice(stay, stay)
-
-
+# The units that stay, (units,) bool, and how many of them returned in place of others.
+Choice = tuple[Tensor, int]
 # (problem, how many go out of each pool, pools of units, units already gone) -> choice
 Select = Callable[[Problem, int, Sequence[Tensor], Tensor], Choice]
 
@@ -65,18 +48,17 @@ def choose(method: StructuredMethod, problem: Problem, shape: Shape) -> Choice:
     """The units to keep for this shape: whole groups go first, then equally many units from each remaining group."""
     assert method.select is not None
     have = problem.shape
-    choice = _unswapped(torch.ones(have.units, dtype=torch.bool))
+    stay, swapped = torch.ones(have.units, dtype=torch.bool), 0
     if shape.groups < have.groups:
         none = torch.zeros(have.groups, dtype=torch.bool)
-        groups = method.select(problem.coarse(), have.groups - shape.groups, [torch.arange(have.groups)], none)
-        first, stay = (mask.repeat_interleave(have.per_group) for mask in (groups.first, groups.kept))
-        choice = Choice(first, stay)
+        groups, swapped = method.select(problem.coarse(), have.groups - shape.groups, [torch.arange(have.groups)], none)
+        stay, swapped = groups.repeat_interleave(have.per_group), swapped * have.per_group
     if shape.per_group < have.per_group:
         units = torch.arange(have.units).view(have.groups, have.per_group)
-        pools = [row for row in units if choice.kept[row].any()]
-        earlier = choice.swapped
-        choice = replace(method.select(problem, have.per_group - shape.per_group, pools, ~choice.kept), earlier=earlier)
-    return choice
+        pools = [row for row in units if stay[row].any()]
+        stay, swapped_units = method.select(problem, have.per_group - shape.per_group, pools, ~stay)
+        swapped += swapped_units
+    return stay, swapped
 
 
 def _lowest(score: Tensor, remove: int, pools: Sequence[Tensor], away: Tensor, skip: int = 0) -> Tensor:
@@ -87,35 +69,25 @@ def _lowest(score: Tensor, remove: int, pools: Sequence[Tensor], away: Tensor, s
     return stay
 
 
-def _by_score(score: Callable[[Problem], Tensor]) -> Select:
-    def select(problem: Problem, remove: int, pools: Sequence[Tensor], away: Tensor) -> Choice:
-        return _unswapped(_lowest(score(problem).cpu(), remove, pools, away))
-
-    return select
-
-
-# Magnitude and Wanda
+def _magnitude(problem: Problem, remove: int, pools: Sequence[Tensor], away: Tensor) -> Choice:
+    """By ‖W‖² of the columns of each unit."""
+    score = problem.weight.square().sum(0).view(-1, problem.width).sum(1)
+    return _lowest(score.cpu(), remove, pools, away), 0
 
 
-def magnitude_score(problem: Problem) -> Tensor:
-    """‖W‖² of the columns of each unit, (units,)."""
-    return problem.weight.square().sum(0).view(-1, problem.width).sum(1)
-
-
-def wanda_score(problem: Problem) -> Tensor:
-    """Σ_j A_jj ‖w_j‖² over the columns of each unit, (units,): FLAP's fluctuation (An et al. 2024, arXiv 2312.11983,
-    equation 5) with a bias, otherwise Wanda's mean square."""
-    return (problem.moment.diagonal() * problem.weight.square().sum(0)).view(-1, problem.width).sum(1)
+def _wanda(problem: Problem, remove: int, pools: Sequence[Tensor], away: Tensor) -> Choice:
+    """By Σ_j A_jj ‖w_j‖² over the columns of each unit: FLAP's fluctuation (An et al. 2024, arXiv 2312.11983, equation
+    5) with a bias, otherwise Wanda's mean square."""
+    score = (problem.moment.diagonal() * problem.weight.square().sum(0)).view(-1, problem.width).sum(1)
+    return _lowest(score.cpu(), remove, pools, away), 0
 
 
 # SlimLLM: Guo et al. 2025, arXiv 2505.22689
 
 
 def unit_covariances(problem: Problem) -> Tensor:
-    """Covariances of any two units' contributions to each output channel, (out, units, units).
-
-    Since y_j = Σ_u y_ju, they give all Pearson correlations between sums of units.
-    """
+    """Covariances of any two units' contributions to each output channel, (out, units, units). Since y_j = Σ_u y_ju,
+    they give all Pearson correlations between sums of units."""
     covariance = problem.second - torch.outer(problem.mean, problem.mean)
     units = problem.columns
     rows_of_units = []
@@ -144,11 +116,9 @@ def head_scores(problem: Problem, away: Tensor) -> Tensor:
 
 
 def channel_scores(problem: Problem) -> Tensor:
-    """‖gate row ⊙ ℓ2(x)‖ + ‖up row ⊙ ℓ2(x)‖ + ‖(|W_downᵀV| ⊙ σ(λ/λ̄)) row‖ · ℓ2(h), (channels,) (section 3.3).
-
-    V and λ are eigenvectors and eigenvalues of the covariance of the MLP's output, λ̄ is their mean, σ the logistic
-    function. ℓ2 is a root mean square here and a root of the sum there, which is a common factor.
-    """
+    """‖gate row ⊙ ℓ2(x)‖ + ‖up row ⊙ ℓ2(x)‖ + ‖(|W_downᵀV| ⊙ σ(λ/λ̄)) row‖ · ℓ2(h), (channels,) (section 3.3). V and λ
+    are eigenvectors and eigenvalues of the covariance of the MLP's output, λ̄ is their mean, σ the logistic function.
+    ℓ2 is a root mean square here and a root of the sum there, which is a common factor."""
     covariance = problem.second - torch.outer(problem.mean, problem.mean)
     output = problem.weight @ covariance @ problem.weight.T
     values, vectors = torch.linalg.eigh(output)
@@ -164,16 +134,14 @@ def _slimllm(problem: Problem, remove: int, pools: Sequence[Tensor], away: Tenso
     if problem.sources:  # an MLP
         scores = channel_scores(problem).cpu()
         skip = min(round(UNTOUCHED * problem.shape.units), problem.shape.units - remove)
-        return _unswapped(_lowest(scores, remove, pools, away, skip))
+        return _lowest(scores, remove, pools, away, skip), 0
     covariances = unit_covariances(problem)
     scores = head_scores(problem, away)
     first = _lowest(scores, remove, pools, away)
     # Those that went first come back first, as in their program; the outcome of one round depends on it.
     ordered = [pool[scores[pool].argsort(stable=True)] for pool in pools]
-    return Choice(first, swaps(lambda units: -correlation(covariances, units), first, ordered))
-
-
-# Exact cost
+    stay = swaps(lambda units: -correlation(covariances, units), first, ordered)
+    return stay, int((first & ~stay).sum())
 
 
 def _obs(problem: Problem, remove: int, pools: Sequence[Tensor], away: Tensor) -> Choice:
@@ -181,37 +149,28 @@ def _obs(problem: Problem, remove: int, pools: Sequence[Tensor], away: Tensor) -
     first = ~away
     first[order] = False
     if problem.width == 1:  # thousands of channels: swaps would cost far more than they bring
-        return _unswapped(first)
-    return Choice(first, swaps(lambda units: set_cost(problem, units), first, pools))
+        return first, 0
+    stay = swaps(lambda units: set_cost(problem, units), first, pools)
+    return stay, int((first & ~stay).sum())
 
 
 STRUCTURED: dict[str, StructuredMethod] = {
     method.name: method
     for method in (
         StructuredMethod(
-            "obs",
-            "Exact cost of a set of columns, greedy with the inverse renewed, least-squares compensation.",
-            _obs,
+            "obs", "Exact cost of a set of columns, greedy with the inverse renewed, least-squares compensation.", _obs
         ),
         StructuredMethod(
-            "slimllm",
-            "SlimLLM: heads by correlation with greedy swaps, channels by direction, linear recovery.",
-            _slimllm,
-            recovery="linear",
-            looks_at_inputs=True,
+            "slimllm", "SlimLLM: heads by correlation with greedy swaps, channels by direction, linear recovery.",
+            _slimllm, recovery="linear", looks_at_inputs=True,
         ),
         StructuredMethod(
-            "wanda",
-            "Mean square or variance × norm, the mean put back as a bias (FLAP).",
-            _by_score(wanda_score),
-            recovery="bias",
+            "wanda", "Mean square or variance × norm, the mean put back as a bias (FLAP).", _wanda, recovery="bias"
         ),
-        StructuredMethod(
-            "magnitude", "Norm of the columns; looks at no tokens.", _by_score(magnitude_score), recovery="none"
-        ),
+        StructuredMethod("magnitude", "Norm of the columns; looks at no tokens.", _magnitude, recovery="none"),
         StructuredMethod(
             "depth", "Whole decoder blocks, those whose output is most like their input.", None, recovery="none"
         ),
     )
-}
+}  # fmt: skip
 """The methods that make a model smaller, by name."""

@@ -54,13 +54,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one layer that make inputs of an output projection.
-
-    Attributes:
-        start: the first row.
-        width: rows per unit, or per group where `shared`.
-        shared: whether a group shares them, like keys and values.
-    """
+    """Rows of one layer, from `start`, that make inputs of an output projection: `width` rows per unit, or per group
+    where a group shares them, like keys and values."""
 
     layer: PrunableLayer
     start: int
@@ -82,10 +77,8 @@ class Part:
     """The heads of one attention, or the channels of one MLP.
 
     Attributes:
-        kind: "heads" or "channels".
-        output: the projection that reads the units.
-        rows: the rows that make them.
-        width: columns of a unit in the output projection.
+        output: the projection that reads the units, `width` columns each.
+        rows: the rows that make the units.
         owner: the module of the part, "" for the decoder block itself.
     """
 

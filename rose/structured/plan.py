@@ -33,8 +33,7 @@ from rose.structured.configuration import (
 )
 from rose.structured.methods import structured_method
 from rose.structured.parts import CHANNELS, HEADS, Part, Shape, block_parameters, find_parts
-from rose.structured.reduction import layers_read
-from rose.structured.survey import BlockSurvey, PartSurvey, survey, visited_layers
+from rose.structured.survey import BlockSurvey, PartSurvey, layers_read, survey, visited_layers
 
 NEAR = 0.95  # of the target must be removed
 MUCH = 1.25  # of the target is too much
@@ -63,24 +62,6 @@ def uniform_candidates(parts: Sequence[Part], target: float, multiple: int) -> l
     return sorted(candidates, key=lambda entry: entry[0])
 
 
-def uniform_shapes(
-    candidates: Sequence[Candidate],
-    surveys: Sequence[BlockSurvey] | None,
-    allowed: Callable[[Mapping[str, Shape]], bool],
-    target: float,
-) -> Mapping[str, Shape]:
-    """One shape for all decoder blocks: the cheapest allowed candidate near the target; without prices, or if none
-    is near, the nearest allowed one. `candidates` are sorted by distance, and include an allowed shape."""
-
-    def cost(chosen: Mapping[str, Shape]) -> float:
-        return sum(price(part, block, chosen[part.part.kind]) for block in surveys or () for part in block.parts)
-
-    near = [chosen for distance, chosen in candidates if distance <= (1 - NEAR) * target]  # the first ones
-    far = [chosen for _, chosen in candidates[len(near) :]]
-    # What saves less would always cost less, so only those that save alike are compared.
-    return next(filter(allowed, [*(sorted(near, key=cost) if surveys else near), *far]))
-
-
 def saved_by(parts: Sequence[Sequence[Part]], shapes: Shapes) -> int:
     """Parameters removed by these shapes; both [block][part]."""
     return sum(part.saved(shape) for part, shape in _pairs(parts, shapes))
@@ -92,9 +73,7 @@ def _pairs(parts: Sequence[Sequence[Part]], shapes: Shapes) -> Iterator[tuple[Pa
 
 def head_shapes(shape: Shape) -> list[Shape]:
     """Every shape after removing groups, or the same number of queries from each group."""
-    return [
-        Shape(groups, queries) for groups in range(shape.groups, 0, -1) for queries in range(shape.per_group, 0, -1)
-    ]
+    return [Shape(groups, each) for groups in range(shape.groups, 0, -1) for each in range(shape.per_group, 0, -1)]
 
 
 def channels_for(part: Part, saved: float, multiple: int) -> Shape | None:
@@ -110,8 +89,7 @@ def channels_for(part: Part, saved: float, multiple: int) -> Shape | None:
 def check_multiple(parts: Sequence[Sequence[Part]], multiple: int) -> None:
     """Raises RoseError where parts, [block][part], have no more channels than the multiple."""
     units = [part.shape.units for of_block in parts for part in of_block if part.kind == CHANNELS]
-    fewest = min(units, default=None)
-    if fewest is not None and fewest <= multiple:
+    if (fewest := min(units, default=multiple + 1)) <= multiple:
         raise RoseError(f"Of {fewest} channels no smaller multiple of {multiple} can be kept; give a smaller multiple.")
 
 
@@ -122,34 +100,38 @@ def price(priced: PartSurvey, survey: BlockSurvey, shape: Shape) -> float:
 
 def similarity_ratios(similarities: Sequence[float], ratio: float) -> list[float]:
     """Ratios of decoder blocks by SlimLLM, section 3.4: ratio · n · softmax(α cos) over the K most similar of n blocks.
-
     K and α are published for 20 % (26 of 32, 10) and 50 % (30 of 32, 7), and interpolated between. No decoder block
-    loses more than `MOST`.
-    """
+    loses more than `MOST`."""
     between = min(max((ratio - 0.2) / 0.3, 0.0), 1.0)
     count = max(1, round(len(similarities) * (26 + 4 * between) / 32))
     values = torch.tensor(similarities, dtype=torch.float64)
     chosen = values.argsort(descending=True)[:count]
     shares = torch.zeros(len(similarities), dtype=torch.float64)
     shares[chosen] = (values[chosen] * (10 - 3 * between)).softmax(0)
-    return _at_most(shares, ratio * len(similarities)).tolist()
-
-
-def _at_most(shares: Tensor, total: float) -> Tensor:
-    """`total` divided in proportion to shares, at most `MOST` each; the excess goes to the others."""
     full = torch.zeros(len(shares), dtype=torch.bool)
-    while True:
-        left = max(total - MOST * int(full.sum()), 0.0)
+    while True:  # what is above `MOST` goes to the others
+        left = max(ratio * len(similarities) - MOST * int(full.sum()), 0.0)
         divided = left * shares / shares[~full].sum().clamp_min(1e-30)
         divided[full] = MOST
         if not (divided > MOST).any():
-            return divided
+            return divided.tolist()
         full |= divided > MOST
 
 
-def similarity_shapes(parts: Sequence[Sequence[Part]], ratios: Sequence[float], multiple: int) -> Shapes:
-    """Shapes of each decoder block reduced by its ratio, see `shapes_by_ratio`."""
-    return [shapes_by_ratio(of_block, ratio, multiple) for of_block, ratio in zip(parts, ratios, strict=True)]
+def similarity_shapes(
+    parts: Sequence[Sequence[Part]], similarities: Sequence[float], ratio: float, target: float, multiple: int
+) -> Shapes:
+    """Shapes by similarity, see `similarity_ratios`; heads are coarse, so the ratio is adjusted until the total fits.
+    Raises RoseError for shapes far from the target."""
+    tried = []
+    for _ in range(8):
+        ratios = similarity_ratios(similarities, ratio)
+        shapes = [shapes_by_ratio(of_block, share, multiple) for of_block, share in zip(parts, ratios, strict=True)]
+        tried.append((saved_by(parts, shapes), shapes))
+        ratio *= target / max(tried[-1][0], 1)
+    saved, shapes = min(tried, key=lambda entry: abs(entry[0] - target))  # the first of equal ones
+    check_saved(saved, target)
+    return shapes
 
 
 def fewest_channels(part: Part, multiple: int) -> Shape:
@@ -211,40 +193,49 @@ def cost_shapes(surveys: Sequence[BlockSurvey], target: float, multiple: int) ->
         if at[key] == step and saved < target and saved + gain - target <= target - saved:
             at[key], saved = step + 1, saved + gain
     while saved < NEAR * target:  # pieces are large, so the next piece exceeds the rest
-        steps = [
-            (hull[at[key] + 1][0] - hull[at[key]][0], key) for key, hull in hulls.items() if at[key] + 1 < len(hull)
-        ]
+        longer = {key: hull for key, hull in hulls.items() if at[key] + 1 < len(hull)}
+        steps = [(hull[at[key] + 1][0] - hull[at[key]][0], key) for key, hull in longer.items()]
         if not steps or saved + min(steps)[0] > MUCH * target:
             break
         gain, key = min(steps)
         at[key], saved = at[key] + 1, saved + gain
     check_saved(saved, target)
-    return [
-        [hulls[block.block_index, number][at[block.block_index, number]][2] for number in range(len(block.parts))]
-        for block in surveys
-    ]
+    chosen = {key: hull[at[key]][2] for key, hull in hulls.items()}
+    return [[chosen[block.block_index, number] for number in range(len(block.parts))] for block in surveys]
 
 
 def check_saved(saved: float, target: float) -> None:
     """Raises RoseError where shapes save much less than the target."""
     if saved < NEAR * target:
-        raise RoseError(
-            "Heads and channels are too large pieces to come near that ratio; ask for a larger one, or give a smaller "
-            "multiple."
-        )
+        advice = "ask for a larger one, or give a smaller multiple"
+        raise RoseError(f"Heads and channels are too large pieces to come near that ratio; {advice}.")
 
 
 def check_possible(parts: Sequence[Sequence[Part]], ratio: float, whole: int, multiple: int, allocation: str) -> None:
     """Raises RoseError, before any measurement, unless differing shapes can save that much, and that little;
     `whole`: parameters of the decoder blocks."""
     every = [part for of_block in parts for part in of_block]
+
+    def most_saved(part: Part) -> int:
+        if part.kind == CHANNELS:
+            return part.saved(fewest_channels(part, multiple))
+        floor = (1 - MOST) * part.shape.units
+        return max(part.saved(shape) for shape in head_shapes(part.shape) if shape.units >= floor)
+
+    def least_saved(part: Part) -> int:  # the smallest removable piece
+        if part.kind == HEADS:
+            return min((saved for shape in head_shapes(part.shape) if (saved := part.saved(shape))), default=0)
+        return part.saved(Shape(1, max(1, part.shape.units - multiple)))
+
     if allocation == "similarity":
-        most = saved_by(parts, similarity_shapes(parts, similarity_ratios([1.0] * len(parts), 1.0), multiple))
+        ratios = similarity_ratios([1.0] * len(parts), 1.0)
+        shapes = [shapes_by_ratio(of_block, share, multiple) for of_block, share in zip(parts, ratios, strict=True)]
+        most = saved_by(parts, shapes)
     else:
-        most = sum(part.saved(_fewest(part, multiple)) for part in every)
+        most = sum(map(most_saved, every))
     if most < NEAR * ratio * whole:
         raise too_much(most / whole)
-    if min(_least_saved(part, multiple) for part in every) > 2 * ratio * whole:
+    if min(map(least_saved, every)) > 2 * ratio * whole:
         raise RoseError(NOTHING)
 
 
@@ -253,35 +244,6 @@ def too_much(most: float) -> RoseError:
     return RoseError(
         f"The parts that may go do not hold that much; ask for a ratio of at most {math.floor(1000 * most) / 1000:g}."
     )
-
-
-def most_uniform(parts: Sequence[Part], multiple: int, allowed: Callable[[Mapping[str, Shape]], bool]) -> int:
-    """The most parameters of one decoder block that allowed shapes save; 0 without an allowed shape."""
-    by_kind = {part.kind: part for part in parts}
-    fewest = {kind: fewest_channels(part, multiple) for kind, part in by_kind.items() if kind == CHANNELS}
-    heads = head_shapes(by_kind[HEADS].shape) if HEADS in by_kind else []
-    every = [fewest | {HEADS: shape} for shape in heads] or [fewest]
-    saved = {
-        index: sum(by_kind[kind].saved(shape) for kind, shape in shapes.items()) for index, shapes in enumerate(every)
-    }
-    return next(
-        (saved[index] for index in sorted(saved, key=lambda shapes: -saved[shapes]) if allowed(every[index])), 0
-    )
-
-
-def _fewest(part: Part, multiple: int) -> Shape:
-    """The smallest shape of a part for `cost_shapes`."""
-    if part.kind == CHANNELS:
-        return fewest_channels(part, multiple)
-    floor = (1 - MOST) * part.shape.units
-    return max((shape for shape in head_shapes(part.shape) if shape.units >= floor), key=part.saved)
-
-
-def _least_saved(part: Part, multiple: int) -> int:
-    """Parameters of the smallest removable piece."""
-    if part.kind == HEADS:
-        return min((saved for shape in head_shapes(part.shape) if (saved := part.saved(shape))), default=0)
-    return part.saved(Shape(1, max(1, part.shape.units - multiple)))
 
 
 def _lower_hull(points: Sequence[tuple[int, float, Shape]]) -> list[tuple[int, float, Shape]]:
@@ -333,17 +295,6 @@ def repair_of(settings: SlimSettings) -> str:
 
 
 @dataclass(frozen=True)
-class SlimPlan:
-    """Parts and shapes, [block][part], and the kinds that may get a bias; `uniform` if the configuration expresses
-    the result, so that any program loads it."""
-
-    parts: list[list[Part]]
-    shapes: Shapes
-    biased: tuple[str, ...]
-    uniform: bool
-
-
-@dataclass(frozen=True)
 class PossibleShapes:
     """Parts that may be reduced, [block][part], kinds that may get a bias, which uniform shapes the configuration
     can express (`allowed`), and `candidates` near the ratio, empty where shapes may differ."""
@@ -374,12 +325,11 @@ def possible_shapes(model: nn.Module, settings: SlimSettings) -> PossibleShapes:
         )
     whole = block_parameters(model)
     allowed = partial(can_say, model, parts, biased=biased)
-    candidates = []
     if uniform:
         candidates = _uniform_candidates(model, parts, settings.ratio * whole, multiple, allowed)
-    else:
-        check_possible(parts, settings.ratio, whole, multiple, settings.allocation)
-    return PossibleShapes(parts, biased, allowed, candidates)
+        return PossibleShapes(parts, biased, allowed, candidates)
+    check_possible(parts, settings.ratio, whole, multiple, settings.allocation)
+    return PossibleShapes(parts, biased, allowed, [])
 
 
 def plan_slimming(
@@ -391,32 +341,37 @@ def plan_slimming(
     surveys: Sequence[BlockSurvey] | None = None,
     progress: ProgressCallback | None = None,
     remember: Callable[[Callable[[], str]], str] = lambda compute: compute(),
-) -> SlimPlan:
-    """The future shapes of the decoder blocks, from `possible_shapes`; the model is not changed.
-
-    Prices are measured on the dense model where the allocation needs them. `remember` returns shapes that an earlier
-    run has stored, or calls its argument. Raises RoseError for shapes far from the ratio.
-    """
+) -> Shapes:
+    """The future shapes of the decoder blocks, from `possible_shapes`; the model is not changed. Prices are measured on
+    the dense model where the allocation needs them. `remember` returns shapes that an earlier run has stored, or calls
+    its argument. Raises RoseError for shapes far from the ratio."""
     allocation, multiple = settings.allocation, settings.multiple
-    parts, biased, target = possible.parts, possible.biased, settings.ratio * block_parameters(model)
+    parts, target = possible.parts, settings.ratio * block_parameters(model)
 
     def priced(of_blocks: Sequence[Sequence[Part]]) -> Sequence[BlockSurvey]:
-        damping = settings.damping
-        return surveys or list(survey(model, tokens, of_blocks, biases=biased, damping=damping, progress=progress))
+        options: dict[str, Any] = {"biases": possible.biased, "damping": settings.damping, "progress": progress}
+        return surveys or list(survey(model, tokens, of_blocks, **options))
 
     def find() -> str:
         if allocation == "similarity":
-            shapes = _similar(parts, [block.similarity for block in priced([])], settings.ratio, target, multiple)
+            similarities = [block.similarity for block in priced([])]
+            shapes = similarity_shapes(parts, similarities, settings.ratio, target, multiple)
         elif allocation == "cost":
             shapes = cost_shapes(priced(parts), target, multiple)
         else:
-            prices = priced(parts) if len(possible.kinds) > 1 else None
-            chosen = uniform_shapes(possible.candidates, prices, possible.allowed, target / len(parts))
+            prices = priced(parts) if len(possible.kinds) > 1 else []
+            near = [shapes for distance, shapes in possible.candidates if distance <= (1 - NEAR) * target / len(parts)]
+            far = [shapes for _, shapes in possible.candidates[len(near) :]]
+
+            def cost(chosen: Mapping[str, Shape]) -> float:
+                return sum(price(part, block, chosen[part.part.kind]) for block in prices for part in block.parts)
+
+            # The cheapest one near the target, or the nearest: what saves less would always cost less.
+            chosen = next(filter(possible.allowed, [*sorted(near, key=cost), *far]))
             shapes = [[chosen[part.kind] for part in of_block] for of_block in parts]
         return json.dumps([[dataclasses.astuple(shape) for shape in of_block] for of_block in shapes])
 
-    shapes = [[Shape(*shape) for shape in of_block] for of_block in json.loads(remember(find))]
-    return SlimPlan(parts, shapes, biased, allocation == "uniform")
+    return [[Shape(*shape) for shape in of_block] for of_block in json.loads(remember(find))]
 
 
 def _uniform_candidates(
@@ -440,7 +395,13 @@ def _uniform_candidates(
         )
     candidates = uniform_candidates(parts[0], target / len(parts), multiple)
     if not any(allowed(chosen) for _, chosen in candidates):
-        most = len(parts) * most_uniform(parts[0], multiple, allowed)
+        by_kind = {part.kind: part for part in parts[0]}
+        fewest = {CHANNELS: fewest_channels(by_kind[CHANNELS], multiple)} if CHANNELS in by_kind else {}
+        heads = head_shapes(by_kind[HEADS].shape) if HEADS in by_kind else []
+        every_shapes = [fewest | {HEADS: shape} for shape in heads] or [fewest]
+        every_shapes.sort(key=lambda shapes: -sum(by_kind[kind].saved(shape) for kind, shape in shapes.items()))
+        largest = next(filter(allowed, every_shapes), {})
+        most = len(parts) * sum(by_kind[kind].saved(shape) for kind, shape in largest.items())
         if 0 < most < target:
             raise too_much(most / block_parameters(model))
         raise RoseError(
@@ -471,28 +432,10 @@ def parts_to_reduce(model: nn.Module, settings: SlimSettings) -> list[list[Part]
     return parts
 
 
-def _similar(
-    parts: Sequence[Sequence[Part]], similarities: Sequence[float], ratio: float, target: float, multiple: int
-) -> Shapes:
-    """Shapes by similarity; heads are coarse, so the ratio is adjusted until the total fits."""
-    adjusted, best = ratio, None
-    for _ in range(8):
-        shapes = similarity_shapes(parts, similarity_ratios(similarities, adjusted), multiple)
-        saved = saved_by(parts, shapes)
-        if best is None or abs(saved - target) < abs(best[0] - target):
-            best = (saved, shapes)
-        adjusted *= target / max(saved, 1)
-    assert best is not None
-    check_saved(best[0], target)
-    return best[1]
-
-
 def estimate_slimming(model: nn.Module, settings: SlimSettings, *, samples: int, length: int) -> float:
-    """Seconds of `prune_structured` on this machine; a skeleton is enough.
-
-    `samples` includes held-out ones. One walk of the dense model prices the parts if necessary, another reduces them;
-    `obs` updates an inverse for every removed column.
-    """
+    """Seconds of `prune_structured` on this machine; a skeleton is enough. `samples` includes held-out ones. One walk
+    of the dense model prices the parts if necessary, another reduces them; `obs` updates an inverse for every removed
+    column."""
 
     def walk(parts: Sequence[Part]) -> float:
         names = [part.output.name for part in parts]
@@ -514,10 +457,8 @@ def estimate_slimming(model: nn.Module, settings: SlimSettings, *, samples: int,
 
 
 def estimate_slim_memory(model: nn.Module, settings: SlimSettings, *, held_out: bool = False, **sizes: Any) -> Memory:
-    """Memory of `prune_structured` for a streamed model or a skeleton, besides the interpreter and its libraries.
-
-    See docs/large-models.md. `sizes` (`samples`, `length`, `dtype` and `on_disk`) as for `estimate_memory`.
-    """
+    """Memory of `prune_structured` for a streamed model or a skeleton, besides the interpreter and its libraries. See
+    docs/large-models.md. `sizes` (`samples`, `length`, `dtype` and `on_disk`) as for `estimate_memory`."""
     if structured_method(settings.method).select is None:
         names = [layer.name for layer in visited_layers(Network(model), [])]
         return estimate_memory(model, layers=names, held_out=held_out, **sizes | {"on_disk": False})
@@ -526,8 +467,6 @@ def estimate_slim_memory(model: nn.Module, settings: SlimSettings, *, held_out: 
     sizes |= {"layers": names, "held_out": held_out, "dense_targets": settings.target == "dense"}
     base = estimate_memory(model, sequential=True, **sizes)
     squares = SQUARES_AT_WORK + held_out
-    work = [
-        4 * (squares * part.output.weight.shape[1] ** 2 + WEIGHTS_AT_WORK * part.output.weight.numel())
-        for part in parts
-    ]
-    return dataclasses.replace(base, work=max(work))
+    weights = [part.output.weight for part in parts]
+    work = max(4 * (squares * weight.shape[1] ** 2 + WEIGHTS_AT_WORK * weight.numel()) for weight in weights)
+    return dataclasses.replace(base, work=work)

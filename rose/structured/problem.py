@@ -38,7 +38,6 @@ class Problem:
         shape: the units; `width` columns each.
         with_bias: whether the projection may have a bias.
         damping: added to the diagonal of A, relative to its mean.
-        tokens: behind S and μ.
         sources: for scores of the rows that make the units: ((rows, in) weights, (in,) root mean square of inputs).
     """
 
@@ -125,16 +124,9 @@ def set_cost(problem: Problem, stay: Tensor) -> float:
 
 
 def greedy(problem: Problem, remove: int, pools: Sequence[Tensor], removed: Tensor) -> tuple[Tensor, Tensor]:
-    """Removes the cheapest unit again and again, and updates inverse and weights each time.
-
-    Args:
-        remove: number of units per pool.
-        pools: indices of competing units.
-        removed: earlier removals, (units,) bool.
-
-    Returns:
-        Units in the order of removal, and their costs; both (removed,).
-    """
+    """Removes the cheapest of the competing units in each of the `pools`, `remove` times, and updates inverse and
+    weights each time; `removed`: earlier removals, (units,) bool. Returns units in the order of removal, and their
+    costs; both (removed,)."""
     if problem.width == 1 and len(pools) == 1 and not removed.any():
         return _greedy_columns(problem, remove)
     inverse, weight = problem.inverse.clone(), problem.live_weight.clone()
@@ -169,11 +161,9 @@ def _without(inverse: Tensor, weight: Tensor, columns: Tensor) -> tuple[Tensor, 
 
 
 def _greedy_columns(problem: Problem, remove: int) -> tuple[Tensor, Tensor]:
-    """`greedy` for thousands of units of one column.
-
-    Within `LAZY` removals P stands for P₀ − FFᵀ and W for W₀ − GFᵀ; f is the removed column of P over the root of its
-    pivot, and g the column of W over it. Only the diagonal of P and the norms of W's columns are updated.
-    """
+    """`greedy` for thousands of units of one column. Within `LAZY` removals P stands for P₀ − FFᵀ and W for W₀ − GFᵀ; f
+    is the removed column of P over the root of its pivot, and g the column of W over it. Only the diagonal of P and the
+    norms of W's columns are updated."""
     inverse, weight = problem.inverse.clone(), problem.live_weight.clone()
     columns = torch.arange(len(inverse), device=inverse.device)  # of `inverse` and `weight`
     live = torch.ones_like(columns, dtype=torch.bool)
@@ -204,10 +194,8 @@ def _greedy_columns(problem: Problem, remove: int) -> tuple[Tensor, Tensor]:
 
 
 def swaps(cost: Callable[[Tensor], float], stay: Tensor, pools: Sequence[Tensor]) -> Tensor:
-    """Exchanges removed units for remaining ones while that lowers a cost, one pass; the remaining units.
-
-    Each removed unit takes the best place in its pool (SlimLLM, section 3.2).
-    """
+    """Exchanges removed units for remaining ones while that lowers a cost, one pass; the remaining units. Each removed
+    unit takes the best place in its pool (SlimLLM, section 3.2)."""
     best = cost(stay)
     for pool in pools:
         for back in [unit for unit in pool.tolist() if not stay[unit]]:
@@ -224,43 +212,27 @@ def swaps(cost: Callable[[Tensor], float], stay: Tensor, pools: Sequence[Tensor]
     return stay
 
 
-# Compensation
-
-
 def recover(problem: Problem, kept_units: Tensor, how: str) -> tuple[Tensor, Tensor | None]:
     """Ŵ, (out, in) float32, zero in removed columns, for the remaining units, (units,) bool; and the change of the
-    bias, (out,), or None.
-
-    `how`: "none", "bias" (restores the mean), "linear" (also scales each output channel) or "exact" (least squares).
-    """
+    bias, (out,), or None. `how`: "none", "bias" (restores the mean), "linear" (also scales each output channel) or
+    "exact" (least squares)."""
     stay = problem.columns_of(kept_units)
     if bool(stay.all()):
         return problem.weight, None
     pruned = problem.weight.masked_fill(~stay, 0)
-    if how == "exact":
-        pruned = _least_squares(problem, stay)
-    elif how == "linear":
-        pruned = pruned * _slopes(problem, pruned)[:, None]
+    if how == "exact":  # W A_:K (A_KK)⁻¹ under the damped A, without the whole inverse
+        index = stay.nonzero().flatten()
+        lower = torch.linalg.cholesky(problem.damped[index][:, index])
+        solved = torch.cholesky_solve(problem.damped[index] @ problem.weight.T, lower)  # (kept, out)
+        pruned[:, index] = solved.T
+    elif how == "linear":  # slopes of the regression y ≈ a ŷ + b by output channel; 1 where ŷ is constant
+        image = pruned @ problem.moment
+        variance = (image * pruned).sum(1)
+        slopes = torch.where(variance > 0, (image * problem.weight).sum(1) / variance.clamp_min(1e-30), 1.0)
+        pruned = pruned * slopes[:, None]
     if how == "none" or not problem.with_bias:
         return pruned, None
     return pruned, (problem.weight - pruned) @ problem.mean
-
-
-def _least_squares(problem: Problem, stay: Tensor) -> Tensor:
-    """W A_:K (A_KK)⁻¹ under the damped A, without the whole inverse; (out, in)."""
-    index = stay.nonzero().flatten()
-    lower = torch.linalg.cholesky(problem.damped[index][:, index])
-    solved = torch.cholesky_solve(problem.damped[index] @ problem.weight.T, lower)  # (kept, out)
-    pruned = torch.zeros_like(problem.weight)
-    pruned[:, index] = solved.T
-    return pruned
-
-
-def _slopes(problem: Problem, pruned: Tensor) -> Tensor:
-    """Slopes of the regression y ≈ a ŷ + b by output channel, (out,); 1 where ŷ is constant."""
-    image = pruned @ problem.moment
-    variance = (image * pruned).sum(1)
-    return torch.where(variance > 0, (image * problem.weight).sum(1) / variance.clamp_min(1e-30), 1.0)
 
 
 def error(weight: Tensor, pruned: Tensor, bias: Tensor | None, second: Tensor, mean: Tensor) -> float:

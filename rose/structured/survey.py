@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,9 +17,10 @@ from rose.model.network.network import Network
 from rose.model.network.stand_ins import hooked
 from rose.model.progress import ProgressCallback
 from rose.model.walk.forward import hidden_of
-from rose.model.walk.walk import check_streams, start_walk
+from rose.model.walk.walk import BlockStatistics, check_streams, start_walk
 from rose.model.workers import Workers
-from rose.structured.parts import HEADS, Part, Shape
+from rose.structured.methods import StructuredMethod
+from rose.structured.parts import CHANNELS, HEADS, Part, Shape
 from rose.structured.problem import Problem, greedy, unit_costs
 
 
@@ -52,32 +53,6 @@ class BlockSurvey:
     parts: list[PartSurvey]
 
 
-class _Watch:
-    """Forward hooks that compare each decoder block's input and output."""
-
-    def __init__(self, network: Network) -> None:
-        self.device, blocks = network.device, network.blocks
-        self.cosines, self.squares, self.tokens = [0.0] * len(blocks), [0.0] * len(blocks), [0] * len(blocks)
-        self.hooks = [
-            block.register_forward_hook(partial(self._seen, index), with_kwargs=True)
-            for index, block in enumerate(blocks)
-        ]
-
-    def _seen(self, index: int, _block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        before = (args[0] if args else kwargs["hidden_states"]).flatten(0, -2).float()
-        after = hidden_of(output).flatten(0, -2).float()
-        self.cosines[index] += float(torch.cosine_similarity(before, after, dim=-1).sum())
-        self.squares[index] += float(after.square().sum(dtype=torch.float64))
-        self.tokens[index] += len(before)
-
-    def means(self, index: int) -> tuple[float, float]:
-        """Similarity and mean square of one decoder block over the tokens of all processes."""
-        sums = [self.cosines[index], self.squares[index], float(self.tokens[index])]
-        total = torch.tensor(sums, dtype=torch.float64, device=self.device)
-        Workers.here().sum_tensor(total)
-        return float(total[0] / total[2]), float(total[1] / total[2])
-
-
 def survey(
     model: nn.Module,
     tokens: Tensor,
@@ -87,35 +62,39 @@ def survey(
     damping: float = DAMPING,
     progress: ProgressCallback | None = None,
 ) -> Iterator[BlockSurvey]:
-    """Prices the parts of every decoder block on the dense model's inputs; the model is not changed.
-
-    `parts` as from `find_parts`, or empty for similarity alone; `biases`: kinds whose output projections may have a
-    bias.
-    """
+    """Prices the parts of every decoder block on the dense model's inputs; the model is not changed. `parts` as from
+    `find_parts`, or empty for similarity alone; `biases`: kinds whose output projections may have a bias."""
     names = [part.output.name for of_block in parts for part in of_block]
     network = Network(model)
     walk = start_walk(network, check_streams(network, tokens, None), visited_layers(network, names), progress)
-    watch = _Watch(network)  # only now: recording the inputs calls the blocks too, as stand-ins
-    with hooked(watch.hooks):
+    sums = torch.zeros(len(network.blocks), 3, dtype=torch.float64, device="cpu")  # cosines, squares, tokens
+
+    def seen(index: int, _block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        before = (args[0] if args else kwargs["hidden_states"]).flatten(0, -2).float()
+        after = hidden_of(output).flatten(0, -2).float()
+        sums[index, 0] += float(torch.cosine_similarity(before, after, dim=-1).sum())
+        sums[index, 1] += float(after.square().sum(dtype=torch.float64))
+        sums[index, 2] += len(before)
+
+    # Only now: recording the inputs calls the blocks too, as stand-ins.
+    blocks = enumerate(network.blocks)
+    with hooked([block.register_forward_hook(partial(seen, index), with_kwargs=True) for index, block in blocks]):
         for block in walk.visit_dense():
             index = block.block_index
             priced = []
             for part in parts[index] if parts else []:
-                price = partial(price_part, part, block.calibration[part.output.name], part.kind in biases, damping)
-                priced.append(_from_first(part, price))
+
+                def price(part: Part = part, block: BlockStatistics = block) -> tuple[Any, ...]:
+                    with naming(part.output):  # the first process prices for all; only numbers are sent
+                        result = price_part(part, block.calibration[part.output.name], part.kind in biases, damping)
+                    return result.unit_costs, result.energy, result.costs, result.order
+
+                priced.append(PartSurvey(part, *Workers.here().from_first(price)))
             block.let_go()
-            yield BlockSurvey(index, *watch.means(index), priced)
-
-
-def _from_first(part: Part, price: Callable[[], PartSurvey]) -> PartSurvey:
-    """The first process prices for all; only numbers are sent."""
-
-    def numbers() -> tuple[Any, ...]:
-        with naming(part.output):
-            survey_ = price()
-        return survey_.unit_costs, survey_.energy, survey_.costs, survey_.order
-
-    return PartSurvey(part, *Workers.here().from_first(numbers))
+            total = sums[index].to(network.device)
+            Workers.here().sum_tensor(total)  # of all processes
+            cosines, squares, count = total.tolist()
+            yield BlockSurvey(index, cosines / count, squares / count, priced)
 
 
 def visited_layers(network: Network, names: Sequence[str]) -> list[PrunableLayer]:
@@ -126,6 +105,28 @@ def visited_layers(network: Network, names: Sequence[str]) -> list[PrunableLayer
     return [min(layers, key=lambda layer: layer.weight.numel()) for layers in of_blocks]
 
 
+def layers_read(method: StructuredMethod, parts: Iterable[Part]) -> list[PrunableLayer]:
+    """The layers whose inputs are needed: output projections and, for some methods, the layers that make channels."""
+    parts = list(parts)
+    layers = {part.output.name: part.output for part in parts}
+    if method.looks_at_inputs:
+        layers |= {layer.name: layer for part in parts if part.kind == CHANNELS for layer in part.makers}
+    return list(layers.values())
+
+
+def sources_of(
+    part: Part, method: StructuredMethod, size: Callable[[str], Tensor]
+) -> tuple[tuple[Tensor, Tensor], ...]:
+    """For methods that need it: rows of weights that make the channels, (units, in), and root mean square inputs,
+    (in,); `size` gives the latter by layer name."""
+    if not method.looks_at_inputs or part.kind == HEADS:
+        return ()
+    return tuple(
+        (rows.layer.weight[rows.start : rows.start + part.shape.units].float(), size(rows.layer.name))
+        for rows in part.rows
+    )
+
+
 def make_problem(
     part: Part,
     statistics: InputStatistics,
@@ -134,17 +135,11 @@ def make_problem(
     sources: tuple[tuple[Tensor, Tensor], ...] = (),
 ) -> Problem:
     """The problem of one part's output projection, on these statistics."""
+    second = statistics.hessian / statistics.total_weight
     return Problem(
-        weight=part.output.weight.float(),
-        second=statistics.hessian / statistics.total_weight,
-        mean=statistics.mean,
-        shape=part.shape,
-        width=part.width,
-        with_bias=with_bias,
-        damping=damping,
-        tokens=statistics.tokens,
-        sources=sources,
-    )
+        part.output.weight.float(), second, statistics.mean, part.shape, part.width, with_bias, damping,
+        statistics.tokens, sources,
+    )  # fmt: skip
 
 
 def price_part(part: Part, statistics: InputStatistics, with_bias: bool, damping: float) -> PartSurvey:

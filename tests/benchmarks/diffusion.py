@@ -25,8 +25,7 @@ import pandas as pd
 import torch
 
 import rose
-from rose.diffusion.evaluation import LOSS_TIMES, classes_in_turn, denoising_loss, judge_pictures
-from rose.diffusion.garments import load_references
+from rose.diffusion.evaluation import LOSS_TIMES, classes_in_turn, denoising_loss, judge_pictures, load_references
 from rose.files import write_atomically
 from tests.benchmarks.common import Rows, arguments, processor_seconds
 

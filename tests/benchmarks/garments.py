@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rose.diffusion.garments import ANY, FOLDER, SIDE, Classifier
+from rose.diffusion.evaluation import ANY, FOLDER, SIDE, Classifier
 
 DENOISER = {
     "num_attention_heads": 4,

@@ -52,13 +52,9 @@ def pixart() -> Family:
     pipeline = PixArtAlphaPipeline(None, None, None, _stirred(model), DDIMScheduler())
     mask = torch.ones(2, 5, dtype=torch.int64)
     conditions = {
-        "prompt_embeds": _noise(2, 5, 12),
-        "prompt_attention_mask": mask,
-        "negative_prompt": None,
-        "negative_prompt_embeds": _noise(2, 5, 12),
-        "negative_prompt_attention_mask": mask,
-        "use_resolution_binning": False,
-    }
+        "prompt_embeds": _noise(2, 5, 12), "prompt_attention_mask": mask, "use_resolution_binning": False,
+        "negative_prompt": None, "negative_prompt_embeds": _noise(2, 5, 12), "negative_prompt_attention_mask": mask,
+    }  # fmt: skip
     return pipeline, [conditions]
 
 
@@ -67,13 +63,8 @@ def sd3() -> Family:
     own: dict[str, Any] = {"out_channels": 4, "pos_embed_max_size": 8, "caption_projection_dim": 16}
     model = SD3Transformer2DModel(**SIZES, **JOINT, **own)
     pipeline = StableDiffusion3Pipeline(_stirred(model), FlowMatchEulerDiscreteScheduler(), *[None] * 7)
-    conditions = {
-        "prompt_embeds": _noise(2, 5, 12),
-        "pooled_prompt_embeds": _noise(2, 10),
-        "negative_prompt_embeds": _noise(2, 5, 12),
-        "negative_pooled_prompt_embeds": _noise(2, 10),
-    }
-    return pipeline, [conditions]
+    prompts = {"prompt_embeds": _noise(2, 5, 12), "pooled_prompt_embeds": _noise(2, 10)}
+    return pipeline, [prompts | {f"negative_{name}": value for name, value in prompts.items()}]
 
 
 def flux() -> Family:

@@ -11,8 +11,7 @@ from PIL import Image
 
 import rose
 from rose import cli
-from rose.diffusion.evaluation import classes_in_turn, frechet_distance
-from rose.diffusion.garments import load_classifier, load_references
+from rose.diffusion.evaluation import classes_in_turn, frechet_distance, load_classifier, load_references
 from rose.diffusion.trajectory import denoiser_of
 
 

@@ -1,4 +1,4 @@
-"""The walk: step weights, weighted statistics along trajectories, packages one after another, the same engine."""
+"""The walk in every family: step weights, weighted statistics along trajectories, packages one after another."""
 
 import copy
 import math
@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch.nn.utils.prune import l1_unstructured
 
 import rose
-from rose.diffusion.calibration import default_block_size, find_layers, make_packages
-from rose.diffusion.trajectory import Batch, Trajectories, _generators, denoiser_of
+from rose.diffusion.pruning import convolutions, default_block_size, find_layers, make_packages
+from rose.diffusion.trajectory import Trajectories, denoiser_of
 from rose.model.network.layers import LEFT, RIGHT
-from tests.diffusion.pipelines import garments
+from tests.diffusion.pipelines import FAMILIES, garments
 
 TO_Q = "transformer_blocks.0.attn1.to_q"
 STEPS = 3
@@ -161,8 +161,10 @@ def test_noise_does_not_depend_on_the_batch_size():
     assert torch.equal(whole.states[0], single.states[0])
     torch.testing.assert_close(whole.pictures, single.pictures)
     assert not torch.equal(whole.states[0][0], whole.states[0][1]), "every picture has noise of its own"
-    other = rose.record_trajectory(pipeline, classes, steps=2, seed=1)
-    assert not torch.equal(whole.states[0], other.states[0])
+    for seed in (1, 2**63 - 1):
+        other = rose.record_trajectory(pipeline, classes, steps=2, seed=seed)
+        assert not torch.equal(whole.states[0], other.states[0])
+        assert not torch.equal(other.states[0][0], other.states[0][1])
 
 
 @pytest.mark.parametrize(
@@ -205,8 +207,58 @@ def test_the_other_step_weights():
     assert all(rose.step_weights(kind, 1) == (1.0,) for kind in ("log_decrease", "linear", "uniform"))
 
 
-def test_any_seed_makes_noise():
-    largest = 2**63 - 1
-    batch = Batch({}, 0, 2)
-    first, second = _generators(batch, largest)
-    assert first.initial_seed() != second.initial_seed()
+# Linear layers that read tokens, by hand from the configurations in `pipelines`.
+LAYERS = {
+    "garments": 2 * 6,  # q, k, v, out, two of the feed-forward
+    "dit": 2 * 6,
+    "pixart": 2 * (6 + 4),  # and cross-attention
+    "sd3": 2 * (6 + 6) - 3,  # two streams; the last block reads the text stream's q, k, v only and puts out none of it
+    "flux": 1 * (6 + 6) + 2 * 5,  # a double block, and two single ones: q, k, v, proj_mlp, proj_out
+    "unet": 4 * 4,  # attention of one down block, the middle, and two layers of one up block
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_layers_are_found_by_what_they_read(family):
+    pipeline, conditions = FAMILIES[family]()
+    layers = find_layers(Trajectories(pipeline, conditions, batch=2))
+    names = [layer.name for layer in layers]
+    assert len(names) == LAYERS[family], names
+    assert not [name for name in names if "norm" in name or "emb" in name]
+    indices = [layer.block_index for layer in layers]
+    assert indices == sorted(indices)
+    assert (len(convolutions(denoiser_of(pipeline))) > 0) == (family != "flux")
+
+
+def test_a_family_is_pruned_to_the_sparsity_and_nothing_else_changes(family):
+    pipeline, conditions = FAMILIES[family]()
+    before = {name: value.clone() for name, value in denoiser_of(pipeline).state_dict().items()}
+    report = rose.prune_diffusion(
+        pipeline, conditions, method="sparsegpt", sparsity=0.5, steps=2, packages=2, block_size=8, batch=2
+    )
+    after = denoiser_of(pipeline).state_dict()
+    pruned = {f"{name}.weight" for name in report.layers["layer"]}
+    assert len(pruned) == LAYERS[family]
+    for name in pruned:
+        assert (after[name] == 0).float().mean() == pytest.approx(0.5, abs=0.01)
+    for name in set(before) - pruned:
+        assert torch.equal(before[name], after[name]), name
+    assert report.summary["removed_fraction"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_trajectories_of_one_seed_start_alike_and_differ_in_the_end(family):
+    pipeline, conditions = FAMILIES[family]()
+    dense = rose.record_trajectory(pipeline, conditions, steps=3, batch=2)
+    again = rose.record_trajectory(pipeline, conditions, steps=3, batch=2)
+    assert torch.equal(dense.states, again.states)
+    assert len(dense.states) == len(dense.times) == 3
+    rose.prune_diffusion(pipeline, conditions, method="magnitude", sparsity=0.8, steps=2, block_size=8)
+    pruned = rose.record_trajectory(pipeline, conditions, steps=3, batch=2)
+    drift = rose.trajectory_drift(pruned, dense)
+    assert drift.shape == (4,)
+    assert drift[0] == 0
+    assert (drift[1:] > 0).all()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import rose
 from rose import cli
-from rose.diffusion.calibration import find_layers
 from rose.diffusion.parts import RECORD, find_parts
+from rose.diffusion.pruning import find_layers
 from rose.diffusion.trajectory import Trajectories, denoiser_of
 from rose.errors import RoseError
 from rose.structured.problem import error
@@ -71,14 +71,14 @@ def test_cutting_zeroed_units_changes_no_output(monkeypatch):
     """Removed units set to zero, and removed units gone, draw the same."""
     pipeline, conditions = FAMILIES["pixart"]()
     seen: list[Tensor] = []
-    from rose.diffusion import slimming
+    from rose.diffusion import parts
 
     def cut(denoiser: Any, cuts: Any) -> None:
         seen.append(drawn(pipeline, conditions))
         reshape(denoiser, cuts)
 
-    reshape = slimming.reshape
-    monkeypatch.setattr(slimming, "reshape", cut)
+    reshape = parts.reshape
+    monkeypatch.setattr(parts, "reshape", cut)
     rose.prune_diffusion_structured(pipeline, conditions, ratio=0.5, steps=2, multiple=1)
     assert not torch.equal(seen[0], drawn(FAMILIES["pixart"]()[0], conditions))
     torch.testing.assert_close(drawn(pipeline, conditions), seen[0], atol=1e-5, rtol=1e-4)

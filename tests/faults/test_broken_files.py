@@ -16,7 +16,7 @@ from rose.files import write_atomically
 from rose.model.measure import folder as measurements
 from rose.model.measure.comparison import ComparisonRow
 from rose.model.measure.damage import DamageReport
-from rose.model.network.identity import read_norms
+from rose.model.network.network import read_norms
 from rose.model.rules import parse_allocation
 from rose.model.run.damages import DamageRecord, read_damages
 from rose.rows import read_records, records_table

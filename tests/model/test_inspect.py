@@ -80,15 +80,9 @@ def test_what_differs_is_named_by_row_and_column(tmp_path):
         gap = (sevens - first[UP(0)]).norm(dim=1) / first[UP(0)].norm(dim=1)
         second[UP(0)] = sevens
     assert table["status"].to_dict() == {
-        UP(0): "equal",
-        UP(1): "differs",
-        UP(2): "differs",
-        UP(3): "rounded",
-        "norm.weight": "gone",
-        "embed.weight": "renamed",
-        "ids": "differs",
-        "more": "added",
-    }
+        UP(0): "equal", UP(1): "differs", UP(2): "differs", UP(3): "rounded",
+        "norm.weight": "gone", "embed.weight": "renamed", "ids": "differs", "more": "added",
+    }  # fmt: skip
     assert table.loc["embed.weight", "other_name"] == "embedding.weight"
     assert "Row 5: all 96 kept weights have the opposite sign." in table.loc[UP(1), "says"]
     assert "Column 6: the weights are 3.00 times as large" in table.loc[UP(2), "says"]

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import rose
-from rose.model.network.identity import embedding_norms
+from rose.model.network.network import embedding_norms
 from tests.seams.consumers import Refused, run
 from tests.seams.producers import BLOCKS, HALF, RESTORE, SLIM, Workshop
 from tests.tiny import save_tiny_llama

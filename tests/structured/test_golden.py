@@ -11,7 +11,6 @@ from rose.model.walk.walk import collect_statistics
 from rose.recipe.parts import SlimSettings
 from rose.structured.methods import channel_scores, head_scores
 from rose.structured.parts import Shape, find_parts
-from rose.structured.plan import SlimPlan
 from rose.structured.slimming import SlimRun
 from rose.structured.survey import make_problem
 from tests.model.families import logits
@@ -62,8 +61,8 @@ def test_the_whole_run_keeps_what_theirs_keeps_and_puts_out_the_same(golden, den
         ]
         for (heads, channels), ratio in zip(parts, RATIOS, strict=True)
     ]
-    plan = SlimPlan(parts, shapes, ("heads", "channels"), uniform=False)
-    run = SlimRun(Network(dense), plan, SlimSettings(method="slimllm"))
+    settings = SlimSettings(method="slimllm", allocation="cost")
+    run = SlimRun(Network(dense), parts, shapes, ("heads", "channels"), settings)
     run.walk({"calibration": tokens_of(golden)})
     for cut in run.reduction.cuts:
         theirs = golden[f"{cut.part.block_index}/{cut.part.kind}"]

@@ -1,25 +1,43 @@
-"""Whole models made smaller: every family, what is written, and what is refused before any work."""
+"""Whole models made smaller: every family, what is written, what configurations say, and what is refused."""
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
-from transformers import ArceeConfig, AutoModelForCausalLM, LlamaConfig, Qwen3_5TextConfig, Qwen3Config
+from transformers import (
+    ArceeConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen3_5TextConfig,
+    Qwen3Config,
+)
 
 import rose
+from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
 from rose.recipe.parts import SlimSettings
-from rose.structured.configuration import kinds_of
+from rose.structured.configuration import droppable_blocks, kinds_of
 from rose.structured.parts import CHANNELS, HEADS, Shape, block_parameters, find_parts
-from rose.structured.plan import SlimPlan, plan_slimming, possible_shapes, saved_by, similarity_ratios
+from rose.structured.plan import plan_slimming, possible_shapes, saved_by, similarity_ratios
 from rose.structured.slimming import SlimRun
 from rose.structured.survey import survey
-from tests.model.families import DENSE, EXPERTS, GATED, logits, make_from, make_model, make_tokens, stop_at
+from tests.model.families import (
+    DENSE,
+    EXPERTS,
+    GATED,
+    VOCABULARY,
+    WINDOW,
+    logits,
+    make_from,
+    make_model,
+    make_tokens,
+    stop_at,
+)
 from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("small_batches")
@@ -80,22 +98,6 @@ def test_shapes_that_differ_are_read_by_rose(family, method, allocation, tmp_pat
     assert torch.equal(logits(reload(again, tmp_path / "pruned", plain=False)), logits(again))
 
 
-def test_a_process_without_rose_loads_it(tmp_path):
-    model = make_model("llama")
-    slim(model, parts=[HEADS, CHANNELS])
-    rose.save_model(model, byte_tokenizer(), tmp_path / "slim")
-    torch.save((make_tokens(), logits(model)), tmp_path / "expected")
-    code = (
-        "import sys, torch; from transformers import AutoModelForCausalLM as A; folder = sys.argv[1]; "
-        "tokens, expected = torch.load(folder + '/expected'); torch.set_num_threads(1); "
-        "model = A.from_pretrained(folder + '/slim').eval(); "
-        "assert torch.equal(model(tokens, use_cache=False).logits, expected); "
-        "model.generate(tokens[:1], max_new_tokens=3); assert 'rose' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize("shape", [Shape(1, 2), Shape(2, 1)], ids=["a group", "a query of every group"])
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_the_cut_model_puts_out_what_zeroed_columns_do(family, shape):
@@ -103,8 +105,8 @@ def test_the_cut_model_puts_out_what_zeroed_columns_do(family, shape):
     model = make_model(family)
     zeroed = copy.deepcopy(model)
     parts = find_parts(model, [HEADS])
-    plan = SlimPlan(parts, [[shape]] * len(parts), (), uniform=False)
-    run = SlimRun(Network(model), plan, SlimSettings(method="magnitude"))
+    settings = SlimSettings(method="magnitude", allocation="cost")
+    run = SlimRun(Network(model), parts, [[shape]] * len(parts), (), settings)
     run.walk({"calibration": make_tokens()})
     for cut, (before,) in zip(run.reduction.cuts, find_parts(zeroed, [HEADS]), strict=True):
         assert int(cut.kept.sum()) == shape.units
@@ -218,12 +220,12 @@ def test_prices_come_out_at_the_ratio_and_cost_least():
     for one in ("uniform", "cost"):
         settings = SlimSettings(ratio=0.3, allocation=one, multiple=1)
         plans[one] = plan_slimming(model, make_tokens(), settings, possible_shapes(model, settings), surveys=surveys)
-    for allocation, plan in plans.items():
-        assert saved_by(plan.parts, plan.shapes) == pytest.approx(0.3 * block_parameters(model), rel=0.05)
+    for allocation, shapes in plans.items():
+        assert saved_by(find_parts(model), shapes) == pytest.approx(0.3 * block_parameters(model), rel=0.05)
         costs[allocation] = sum(
             found.costs[shape] / one.stream
-            for one, shapes in zip(surveys, plan.shapes, strict=True)
-            for found, shape in zip(one.parts, shapes, strict=True)
+            for one, of_block in zip(surveys, shapes, strict=True)
+            for found, shape in zip(one.parts, of_block, strict=True)
         )
     assert costs["cost"] <= 1.05 * costs["uniform"]
 
@@ -320,3 +322,98 @@ def gated_queries() -> Any:
 def test_models_that_cannot_be_cut_are_refused(make, options, message):
     with pytest.raises(rose.RoseError, match=message):
         slim(make(), **options)
+
+
+FOUR: dict[str, Any] = {**GATED, "num_hidden_layers": 4}
+_GPT2: dict[str, Any] = {"vocab_size": VOCABULARY, "n_embd": 32, "n_head": 4, "n_positions": 64}
+
+
+DEPENDENT: dict[str, tuple[PretrainedConfig, tuple[str, ...], str]] = {
+    "norms over all heads": (transformers.Olmo2Config(**GATED), (CHANNELS,), r"_norm\.weight belongs to them"),
+    "a norm for each head": (transformers.StableLmConfig(**GATED, qk_layernorm=True), (CHANNELS,), "belongs to them"),
+    "norms between layers": (transformers.BitNetConfig(**GATED), (), r"sub_norm\.weight belongs to them"),
+    "other layers of the heads": (transformers.DogeConfig(**GATED), (CHANNELS,), "belongs to them"),
+    "heads in pairs": (transformers.DiffLlamaConfig(**GATED), (CHANNELS,), "cannot be taken out"),
+    "heads of two sizes": (
+        transformers.Gemma4TextConfig(
+            **FOUR, head_dim=8, global_head_dim=16, sliding_window=WINDOW, hidden_size_per_layer_input=0,
+            num_kv_shared_layers=0, layer_types=["sliding_attention", "full_attention"] * 2,
+        ),
+        (CHANNELS,),
+        "cannot be taken out",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DEPENDENT)
+def test_parts_that_other_tensors_belong_to_are_not_offered(case, tmp_path):
+    config, offered, message = DEPENDENT[case]
+    model = make_from(config)
+    assert kinds_of(model) == offered
+    before = logits(model)
+    with pytest.raises(rose.RoseError, match=message):
+        slim(model, parts=[HEADS])
+    assert torch.equal(logits(model), before)
+    if offered:
+        slim(model)
+        assert torch.equal(logits(reload(model, tmp_path / "slim")), logits(model))
+    else:
+        with pytest.raises(rose.RoseError, match="choose the method depth"):
+            slim(model)
+
+
+PLACED: dict[str, tuple[PretrainedConfig, list[int]]] = {
+    "positions in some": (transformers.SmolLM3Config(**FOUR), [0, 1, 2, 3]),
+    "first ones dense": (EXPERTS["deepseek_v3"](), [1]),
+    "every second one sparse": (
+        transformers.Qwen3MoeConfig(**FOUR, num_experts=4, moe_intermediate_size=16, decoder_sparse_step=2), []
+    ),
+    "scaled by their place": (transformers.GPT2Config(**_GPT2, n_layer=4, scale_attn_by_inverse_layer_idx=True), [3]),
+    "attention of two kinds": (
+        transformers.GPTNeoConfig(
+            vocab_size=VOCABULARY, hidden_size=32, num_layers=4, num_heads=4, max_position_embeddings=64,
+            window_size=WINDOW, attention_types=[[["global", "local"], 2]],
+        ),
+        [0, 1, 2, 3],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PLACED)
+def test_what_a_decoder_block_is_by_its_place_stays_true(case, tmp_path):
+    """The first decoder block changes least, so that it would go."""
+    config, free = PLACED[case]
+    model = make_from(config)
+    _, blocks = decoder_blocks(model)
+    with torch.no_grad():
+        for parameter in blocks[0].parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(0.1)
+    ratio = 1 / len(blocks)
+    if not free:
+        with pytest.raises(rose.RoseError, match="says by their place what they are"):
+            slim(model, method="depth", ratio=ratio)
+        return
+    assert droppable_blocks(model) == free
+    kept = list(blocks)
+    slim(model, method="depth", ratio=ratio)
+    (gone,) = [index for index, block in enumerate(kept) if block not in list(decoder_blocks(model)[1])]
+    assert gone == free[0]
+    assert torch.equal(logits(reload(model, tmp_path / "slim")), logits(model))
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"allocation": "cost", "parts": [CHANNELS], "ratio": 0.1},
+        {"allocation": "cost", "parts": [HEADS], "ratio": 0.15},
+        {"allocation": "similarity"},
+        {"method": "depth", "ratio": 0.5},
+    ],
+)
+def test_a_model_whose_blocks_differ_can_be_cut_again(second, tmp_path):
+    model = make_model("llama")
+    slim(model, allocation="cost")
+    again = reload(model, tmp_path / "once", plain=False)
+    slim(again, **second)
+    assert torch.equal(logits(reload(again, tmp_path / "twice", plain=False)), logits(again))

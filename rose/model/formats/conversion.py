@@ -1,16 +1,19 @@
-"""Parameters that a model's files hold in other pieces or under other names, such as single experts.
+"""Files that hold a model's parameters in other pieces, under other names, or under another program's record.
 
 transformers has conversions for whole models (`get_model_conversion_mapping`). Here they are applied to one parameter
-at a time, so that streamed models read and write the same files as other programs.
+at a time, so that streamed models read and write the same files as other programs. Checkpoints of llm-compressor name
+compressed-tensors although a model that was only pruned has its zeros in place (format "dense").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -22,13 +25,18 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
+from rose.errors import RoseError
+
+METHOD = "compressed-tensors"
+DEQUANTIZED = {"fp8", "mxfp8", "mxfp4"}  # methods of others whose weights become plain ones
+RECORDS = ("quantization_config", "compression_config", "sparsity_config")  # of a configuration; by version
+PACKED = {"weight_packed", "weight_shape", "weight_scale", "bitmask", "compressed", "row_offsets"}
+PLAIN = {"F64", "F32", "F16", "BF16"}
+
 
 class Conversion:
-    """How the parameters of one model are made from the tensors of its files.
-
-    Attributes:
-        pieces: name in the model -> names in the files, in the order of joining.
-    """
+    """How the parameters of one model are made from the tensors of its files; `pieces`: name in the model -> names in
+    the files, in the order of joining."""
 
     def __init__(self, model: PreTrainedModel, keys: Collection[str]) -> None:
         self.model = model
@@ -64,3 +72,44 @@ class Conversion:
         """Parameters by name in the model -> their pieces by name in the files."""
         pieces = revert_weight_conversion(self.model, dict(parameters))
         return {key: piece.contiguous() for key, piece in pieces.items()}
+
+
+def make_plain(name: str, config: Any, folder: Path | None) -> None:
+    """Changes a configuration so that transformers makes plain weights.
+
+    Records of compressed-tensors are removed. Floats of few bits are dequantized on any machine; with a GPU
+    transformers would keep them. Without `folder`, the folder of the safetensors files, only the configuration is
+    checked. Raises RoseError for weights that are packed, or stored by another method.
+    """
+    records = {field: record for field in RECORDS if isinstance(record := getattr(config, field, None), Mapping)}
+    if not records:
+        return
+    quantization = records.get("quantization_config", {})
+    method = quantization.get("quant_method", METHOD)
+    if method in DEQUANTIZED:
+        config.quantization_config = {**quantization, "dequantize": True}
+        return
+    if method != METHOD:
+        raise RoseError(f"{name} is stored in few bits by {method}, which is not read; give what it was made from.")
+    nested = [record.get("sparsity_config") or {} for record in records.values()]
+    formats = [record.get("format") for record in (*records.values(), *nested)]
+    packed = next((name for name in formats if name not in (None, "dense")), None)
+    if folder:
+        packed = next(_packed_tensors(folder), None)
+    if packed:
+        raise RoseError(
+            f"{name} is stored packed by compressed-tensors ({packed}), which is not read; save it with plain weights, "
+            "in llm-compressor by save_pretrained(..., save_compressed=False)."
+        )
+    for field in records:
+        delattr(config, field)
+
+
+def _packed_tensors(folder: Path) -> Iterator[str]:
+    """Names of tensors that only compressed-tensors can read."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118  it is no dictionary
+                leaf = key.rpartition(".")[2]
+                if leaf in PACKED or (leaf == "weight" and file.get_slice(key).get_dtype() not in PLAIN):
+                    yield key

@@ -65,21 +65,11 @@ def read_tensors(
     dtype: torch.dtype | None,
 ) -> dict[str, Tensor]:
     """All weights of a GGUF file that a model has, by name in the model; the largest are read first, to save memory.
-
-    Args:
-        tensors: from the gguf library's reader.
-        architecture: as in the file, such as "qwen2moe".
-        config: the file's configuration in transformers' terms.
-        model: only its names and sizes are read.
-        dtype: of the weights; None leaves them in float32.
-
-    Raises:
-        RoseError: a tensor that the model has no place for.
-    """
+    `architecture`: as in the file, such as "qwen2moe"; `config`: in transformers' terms; of `model` only names and
+    sizes are read. Raises RoseError for a tensor that the model has no place for."""
     processor = reading.TENSOR_PROCESSORS.get(architecture, reading.TensorProcessor)(config=config)
     names = reading.get_gguf_hf_weights_map(model, processor)
-    _check_placed([tensor.name for tensor in tensors], names, model)
-    _check_counts(tensors, names, model)
+    _check_tensors(tensors, names, model)
     awaited = Counter(names.values())  # gate and up of experts: two tensors in a file, a single parameter in a model
     weights: dict[str, Tensor] = {}
     for tensor in sorted(tensors, key=lambda tensor: -tensor.n_elements):
@@ -91,7 +81,10 @@ def read_tensors(
             parsed_parameters={"tensors": weights},  # where processors put what they merge or split, in float32
         )
         if result.name in names:
-            weights[names[result.name]] = _converted(result.weights, dtype)
+            # Float32 values of the file are a view of its pages: the tensor needs its own memory.
+            writable = result.weights if result.weights.flags.writeable else np.copy(result.weights)
+            weights[names[result.name]] = torch.from_numpy(writable).to(dtype or torch.float32)
+            del writable  # before the next tensor is dequantized
         elif (merged := names.get(tensor.name.removesuffix(".weight"))) in weights:
             awaited[merged] -= 1
             if awaited[merged] == 0:
@@ -100,8 +93,10 @@ def read_tensors(
     return weights
 
 
-def _check_placed(names_in_file: Sequence[str], names: dict[str, str], model: nn.Module) -> None:
-    """Raises RoseError for a tensor that would be ignored, because the model would then compute something else."""
+def _check_tensors(tensors: Sequence[ReaderTensor], names: dict[str, str], model: nn.Module) -> None:
+    """Raises RoseError for a tensor that would be ignored, because the model would then compute something else, and
+    where tensors and metadata disagree on the number of weights."""
+    names_in_file = [tensor.name for tensor in tensors]
     # Of LLaMA 3.1 and later, for long contexts; transformers does not read it.
     if any(name.endswith(SCALES) for name in names_in_file):
         logger.warning(
@@ -115,10 +110,6 @@ def _check_placed(names_in_file: Sequence[str], names: dict[str, str], model: nn
             f"The GGUF file holds {len(strange)} tensors that {type(model).__name__} has no place for, such as "
             f"{strange[0]}; without them it would compute something else. Get the model as safetensors."
         )
-
-
-def _check_counts(tensors: Sequence[ReaderTensor], names: dict[str, str], model: nn.Module) -> None:
-    """Raises RoseError where tensors and metadata disagree on the number of weights."""
     sizes = Counter[str]()
     for tensor in tensors:
         sizes[names.get(tensor.name) or names.get(tensor.name.removesuffix(".weight"), "")] += tensor.n_elements
@@ -128,15 +119,6 @@ def _check_counts(tensors: Sequence[ReaderTensor], names: dict[str, str], model:
                 f"{name} has {whole(sizes[name])} weights in the GGUF file, but {whole(weight.numel())} by its "
                 "metadata, which belong to another model, or were changed; get the file again."
             )
-
-
-def _add_biases(config: dict[str, Any], tensors: Sequence[ReaderTensor]) -> None:
-    """Sets the options for biases that the file's tensors imply, where the family has such options."""
-    parts = [tensor.name.split(".") for tensor in tensors]
-    biased = {name[2] for name in parts if name[0] == "blk" and name[-1] == "bias"}
-    for option, layers in BIASES.items():
-        if biased & layers and hasattr(CONFIG_MAPPING[config["model_type"]], option):
-            config[option] = True
 
 
 def dequantized(tensor: ReaderTensor, rows: slice = slice(None)) -> np.ndarray:
@@ -153,21 +135,10 @@ def dequantized(tensor: ReaderTensor, rows: slice = slice(None)) -> np.ndarray:
     return values
 
 
-def _converted(weights: np.ndarray, dtype: torch.dtype | None) -> Tensor:
-    """A tensor with its own memory; float32 values of the file would be a view of its pages."""
-    tensor = torch.from_numpy(weights if weights.flags.writeable else np.copy(weights))
-    return tensor if dtype is None else tensor.to(dtype)
-
-
 class Reader(gguf.GGUFReader):
     """The library's reader with checks: counts must fit the file, and tensors must lie one behind the other as ggml
-    requires.
-
-    Fields are views of a plain array, and vocabularies are read in one go, which takes a tenth of the time.
-
-    Raises:
-        RoseError: the header is damaged.
-    """
+    requires; raises RoseError for a damaged header. Fields are views of a plain array, and vocabularies are read in one
+    go, which takes a tenth of the time."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -301,7 +272,11 @@ class _File:
         """Replaces transformers' `load_gguf_checkpoint`; returns copies, which callers may change."""
         if path != self._path:
             self._parsed, self._path = self._load(path), path
-            _add_biases(self._parsed["config"], self._tensors)
+            config, parts = self._parsed["config"], [tensor.name.split(".") for tensor in self._tensors]
+            biased = {name[2] for name in parts if name[0] == "blk" and name[-1] == "bias"}
+            for option, layers in BIASES.items():
+                if biased & layers and hasattr(CONFIG_MAPPING[config["model_type"]], option):
+                    config[option] = True
         parsed = {part: dict(entries) for part, entries in self._parsed.items()}
         if return_tensors and model_to_load is not None:
             parsed["tensors"] = read_tensors(

@@ -99,12 +99,8 @@ def encode(tensor: Tensor) -> Packed | None:
 
 
 def decode(facts: Mapping[str, Any], parts: Mapping[str, Bytes]) -> Tensor:
-    """The tensor of such parts.
-
-    Raises:
-        RoseError: it does not fit into the free memory; a small file may describe any size.
-        any of `DAMAGED`: damaged facts or parts.
-    """
+    """The tensor of such parts. Raises RoseError where the free memory is too small, because a small file may describe
+    any size, and any of `DAMAGED` for damaged facts or parts."""
     shape, dtype = tuple(map(int, facts["shape"])), DTYPES[facts["dtype"]]
     laid_out = (*shape[:-2], shape[-1], shape[-2]) if facts["flipped"] else shape
     count, width = math.prod(shape), laid_out[-1]
@@ -203,10 +199,6 @@ class TensorFile:
                 raise TypeError("metadata that are no text")
         except (*DAMAGED, AttributeError) as problem:
             raise damaged(self.path, f"its header does not say what each tensor is ({problem})") from problem
-        self._find_parts()
-
-    def _find_parts(self) -> None:
-        """Raises RoseError unless facts and stored tensors agree."""
         self._parts = {name: [] for name in self.facts if self._is_encoded(name)}
         stored = set(self._file.keys())
         for key in stored:
@@ -242,7 +234,11 @@ class TensorFile:
         if not self.is_packed:
             return self._file.get_tensor(name)
         try:
-            tensor = self._decoded(name) if self._is_encoded(name) else self._file.get_tensor(name)
+            if self._is_encoded(name):
+                parts = {part: self._file.get_tensor(f"{name}:{part}").numpy() for part in self._parts[name]}
+                tensor = decode(self.facts[name], parts)
+            else:
+                tensor = self._file.get_tensor(name)
         except RoseError:  # which is a ValueError, too
             raise
         except (SafetensorError, *DAMAGED) as problem:
@@ -252,8 +248,7 @@ class TensorFile:
         return tensor
 
     def runs(self, name: str, rows: int) -> Iterator[Tensor]:
-        """As `tensor`, in runs of so many rows of the first dimension; 0 for the whole. Only what is packed is decoded
-        whole."""
+        """As `tensor`, in runs of this number of rows, 0 for all; packed tensors are decoded whole."""
         shape = self.shape(name)
         if self.is_packed or not shape or not rows:
             yield self.tensor(name)
@@ -270,10 +265,6 @@ class TensorFile:
 
     def _is_encoded(self, name: str) -> bool:
         return self.is_packed and self.facts[name]["kind"] != "plain"
-
-    def _decoded(self, name: str) -> Tensor:
-        parts = {part: self._file.get_tensor(f"{name}:{part}").numpy() for part in self._parts[name]}
-        return decode(self.facts[name], parts)
 
 
 def _check_facts(facts: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from transformers.utils import (
 )
 
 from rose.interrupt import stop_point_here
-from rose.model.network.identity import PART
+from rose.model.network.network import PART
 from rose.report import LANGUAGE_PART
 
 
@@ -52,30 +52,23 @@ ATTRIBUTE = "rose_processors"  # of a model: the contents by the files' names
 
 
 def read_processors(model: PreTrainedModel, location: str, **options: Any) -> None:
-    """Notes on a model the licences in its folder or on the Hub and, for multimodal models, `FILES`.
-
-    If the files hold more than the language model built from them, that is noted and logged. Raises ValueError for a
-    damaged file; options as for transformers' `cached_file`.
-    """
+    """Notes on a model the licences in its folder or on the Hub and, for multimodal models, `FILES`. If the files hold
+    more than the language model built from them, that is noted and logged. Raises ValueError for a damaged file;
+    options as for transformers' `cached_file`."""
     does_more = model.config.get_text_config() is not model.config
     patterns = [*LICENCES, *(FILES if does_more else ())]
     folder = Path(location)
     if not folder.is_dir():
         folder = Path(snapshot_download(location, allow_patterns=patterns, tqdm_class=stoppable_bars(), **options))
-    paths = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
-    setattr(model, ATTRIBUTE, {path.name: _content(path) for path in paths})
+    contents = {path.name: path.read_bytes() for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    for name in contents.keys() & set(FILES):  # without references to Python files, which a copy would lack
+        settings = json.loads(contents[name], object_hook=_without_code)
+        contents[name] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
+    setattr(model, ATTRIBUTE, contents)
     stored = PreTrainedConfig.get_config_dict(location, **options)[0]
     if "text_config" in stored and stored.get("model_type") != model.config.model_type:
         setattr(model, PART, True)
         logger.warning("%s: %s", location, LANGUAGE_PART)
-
-
-def _content(path: Path) -> bytes:
-    """A licence unchanged; settings without references to Python files, which a copy would lack."""
-    content = path.read_bytes()
-    if path.name not in FILES:
-        return content
-    return (json.dumps(json.loads(content, object_hook=_without_code), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _without_code(settings: dict[str, Any]) -> dict[str, Any]:

@@ -35,38 +35,18 @@ from rose.files import as_text, reachable
 from rose.interrupt import stop_point
 from rose.model.defaults import OFFLINE, STORED
 from rose.model.estimate.memory import check_free
-from rose.model.formats.compressed import make_plain
-from rose.model.formats.conversion import Conversion
+from rose.model.formats.conversion import Conversion, make_plain
 from rose.model.formats.gguf import count_weights, frugal_reading
+from rose.model.load import stored
 from rose.model.load.hub import read_processors, stoppable_bars, write_processors
-from rose.model.load.soundness import (
-    check_all_used,
-    check_extent,
-    check_finite,
-    check_masks_applied,
-    check_shapes,
-    check_sizes,
-    check_stored,
-)
-from rose.model.load.stored import (
-    INDEX,
-    WHOLE,
-    StoredTensor,
-    check_is_checkpoint,
-    for_transformers,
-    is_packed,
-    names_of_weights,
-    number_formats,
-    packed,
-    safetensors_of,
-)
+from rose.model.load.stored import INDEX, WHOLE, StoredTensor
 from rose.model.load.streaming import build_streamed, write_streamed
 from rose.model.network.layers import check_plain, count_parameters, write_low_rank
 from rose.model.network.network import Network
 from rose.model.network.precision import computes_bfloat16, name_of
 from rose.model.packaged import PACKAGED
 from rose.report import RunReport, new_checkpoint
-from rose.wording import count
+from rose.wording import count, whole
 
 logger = getLogger(__name__)
 
@@ -76,6 +56,7 @@ BUILDERS: dict[str, Callable[[Any, Path | None, torch.dtype], PreTrainedModel]] 
 
 # Name patterns of a tokenizer's files. tokenizer_config.json alone is not enough, and code may need no vocabulary.
 VOCABULARIES = ("tokenizer.*", "tokenization*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+MOST_GROWTH, MOST_ADDED = 4, 2**24  # of numbers in memory over numbers in files
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -103,8 +84,9 @@ class _Source:
 
     @cached_property
     def stored(self) -> dict[str, StoredTensor]:
-        """The tensors in safetensors files; none without a folder."""
-        return safetensors_of(self.folder) if self.folder else {}
+        """The tensors in safetensors files; none without such files."""
+        has_any = self.folder and any(self.folder.glob("*.safetensors"))
+        return stored.stored_tensors(self.folder) if self.folder and has_any else {}
 
     @cached_property
     def numbers(self) -> int:
@@ -117,7 +99,7 @@ class _Source:
     @cached_property
     def formats(self) -> dict[torch.dtype, list[str]]:
         """As `number_formats`; none without a folder."""
-        return number_formats(self.stored)
+        return stored.number_formats(self.stored)
 
 
 def load_model(
@@ -157,14 +139,19 @@ def load_model(
     with _explained(name, source), _quiet():
         config = _configuration(name, source, options)
         dtype_read = read_as(dtype, config.dtype)
-        _check_one_set(name, source)
+        # transformers and streaming would read different ones; `weight_files` refuses such a folder.
+        if not source.is_local and all(has_file(source.location, file) for file in (WHOLE, INDEX)):
+            raise RoseError(
+                f"{name} holds both {WHOLE} and {INDEX}, of two models maybe; download it, delete one file, and "
+                "give the folder."
+            )
         if stream and _builder(config):
             raise RoseError(f"The decoder blocks of {name} differ in shape, so it cannot be streamed; load it whole.")
         # First, as weights may take minutes.
         words = load_tokenizer(as_text(tokenizer or name), trust_remote_code)
         if stream:
             folder = _safetensors_folder(name, source)
-            _check_files(name, config, _downloaded(name, source))
+            _check_files(name, config, source)
             model = build_streamed(config, folder, dtype_read, trust_remote_code, scratch, finite)
         else:
             model = _load_whole(name, config, source, dtype_read, options)
@@ -180,14 +167,14 @@ def load_model(
         del model.config.auto_map  # names code that was not run, and that a copy would not bring along
     model.requires_grad_(False)
     if finite:
-        check_finite(name, model.named_parameters())
+        stored.check_finite(name, model.named_parameters())
     return model.eval(), words
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, named as for `load_model`; RoseError where it has none."""
     source = _locate(name)
-    if not _holds_tokenizer(source):
+    if not has_tokenizer(name):
         raise RoseError(
             f"{name} has no tokenizer; copy tokenizer.json and tokenizer_config.json into it from the model that it "
             "was made from."
@@ -200,36 +187,23 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
 
 def has_tokenizer(name: str) -> bool:
     """Whether a model has its tokenizer beside it; assumed for models on the Hub."""
-    return _holds_tokenizer(_locate(name))
-
-
-def _holds_tokenizer(source: _Source) -> bool:
+    source = _locate(name)
     return not source.folder or any(map(list, map(source.folder.glob, VOCABULARIES)))
 
 
 def _configuration(name: str, source: _Source, options: dict[str, Any]) -> Any:
     """The configuration of a causal language model, checked before anything is built by it."""
     if source.folder:
-        check_sizes(name, PreTrainedConfig.get_config_dict(source.location, **options)[0])
+        stored.check_sizes(name, PreTrainedConfig.get_config_dict(source.location, **options)[0])
     if source.is_gguf:
         _ = source.numbers  # of a damaged header nothing else is read
     config = AutoConfig.from_pretrained(source.location, **options)
     config.dtype = next(iter(source.formats), config.dtype)
-    check_sizes(name, config.to_dict())
+    stored.check_sizes(name, config.to_dict())
     if not source.is_gguf:
         make_plain(name, config, source.folder)
     _check_causal(name, config, options["trust_remote_code"])
     return config
-
-
-def _check_one_set(name: str, source: _Source) -> None:
-    """Refuses a repository with two sets of weights, because transformers and streaming would read different ones.
-    `weight_files` refuses such a folder."""
-    if not source.is_local and all(has_file(source.location, file) for file in (WHOLE, INDEX)):
-        raise RoseError(
-            f"{name} holds both {WHOLE} and {INDEX}, of two models maybe; download it, delete one file, and "
-            "give the folder."
-        )
 
 
 def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, options: dict[str, Any]) -> Any:
@@ -238,7 +212,7 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
             f"{name} holds no safetensors; {pickle.name} is a pickle, which could run any program, and is not read. "
             "Where you trust it, save the model as safetensors."
         )
-    skeleton = _check_files(name, config, _downloaded(name, source))
+    skeleton = _check_files(name, config, source)
     if skeleton:
         advice = "load it in bfloat16, or choose a smaller model"
         check_free(f"{name} takes in {name_of(dtype)}", count_parameters(skeleton) * dtype.itemsize, advice)
@@ -249,8 +223,13 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
     arguments: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if not source.is_gguf:
         arguments["config"] = config
-    if source.folder and is_packed(source.folder):
-        model, loaded = _from_packed(name, config, source.folder, arguments)
+    if source.folder and stored.is_packed(source.folder):
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise RoseError(f"{name} is packed and needs Python code of its own to be built; run `rose unpack` first.")
+        family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        model, loaded = family.from_pretrained(**stored.for_transformers(source.folder), **arguments)
+        if (source.folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(source.folder)
     else:
         if not source.is_gguf:
             arguments["use_safetensors"] = True  # pickles could run any program
@@ -258,21 +237,17 @@ def _load_whole(name: str, config: Any, source: _Source, dtype: torch.dtype, opt
             arguments["tqdm_class"] = stoppable_bars()
         loaded_pair: Any = AutoModelForCausalLM.from_pretrained(source.location, **arguments, **options)
         model, loaded = loaded_pair
-    check_shapes(name, loaded["mismatched_keys"], source.description)
-    _check_complete(name, loaded["missing_keys"], loaded["unexpected_keys"])
-    check_all_used(name, model, loaded["unexpected_keys"])
+    stored.check_shapes(name, loaded["mismatched_keys"], source.description)
+    missing, unused = loaded["missing_keys"], loaded["unexpected_keys"]
+    stored.check_masks_applied(name, missing, unused)
+    if missing:  # which transformers has initialized at random
+        raise RoseError(
+            f"{name} lacks {len(missing)} of the weights that a causal language model needs, such as "
+            f"{min(missing)}; it is incomplete, or was saved without its language model head. Download "
+            "it again, or save the whole model."
+        )
+    stored.check_all_used(name, model, unused)
     return model
-
-
-def _from_packed(name: str, config: Any, folder: Path, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model of a packed folder, unpacked one tensor at a time, and transformers' loading information."""
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise RoseError(f"{name} is packed and needs Python code of its own to be built; run `rose unpack` first.")
-    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    model, loaded = family.from_pretrained(**for_transformers(folder), **arguments)
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    return model, loaded
 
 
 def _builder(config: Any) -> Callable[[Any, Path | None, torch.dtype], PreTrainedModel] | None:
@@ -287,13 +262,8 @@ def _safetensors_folder(name: str, source: _Source) -> Path:
         return source.folder
     fetch = partial(snapshot_download, source.location, tqdm_class=stoppable_bars())
     folder = Path(fetch(allow_patterns=["*.json", "*.py"]))
-    files = names_of_weights(folder)  # many repositories hold the weights a second time, in files of other names
-    return Path(fetch(allow_patterns=[*files, *(packed(Path(file)).name for file in files)]))
-
-
-def _downloaded(name: str, source: _Source) -> _Source:
-    """A model on this machine, downloaded if necessary."""
-    return source if source.is_local else _Source(str(_safetensors_folder(name, source)), {}, is_local=True)
+    files = stored.names_of_weights(folder)  # many repositories hold the weights a second time, in files of other names
+    return Path(fetch(allow_patterns=[*files, *(stored.packed(Path(file)).name for file in files)]))
 
 
 def stored_dtype(name: str) -> torch.dtype:
@@ -327,22 +297,16 @@ def _say_rounded(
 
 
 def read_as(dtype: str | torch.dtype, stored: torch.dtype | None) -> torch.dtype:
-    """The format in which weights are read: the requested one, or for "auto" bfloat16 or float32.
-
-    "auto" gives bfloat16 for bfloat16 where this machine computes in it; elsewhere it would take two to four times as
-    long as float32. float16 becomes float32, because some models' hidden states do not fit into float16.
-    """
+    """The format in which weights are read: the requested one, or for "auto" bfloat16 or float32. "auto" gives bfloat16
+    for bfloat16 where this machine computes in it; elsewhere it would take two to four times as long as float32.
+    float16 becomes float32, because some models' hidden states do not fit into float16."""
     if dtype != STORED:
         return parse_dtype(dtype)
     return torch.bfloat16 if stored == torch.bfloat16 and computes_bfloat16() else torch.float32
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Reads "float32", "bfloat16" or "float16".
-
-    Raises:
-        RoseError: anything else.
-    """
+    """Reads "float32", "bfloat16" or "float16"; raises RoseError for anything else."""
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
     if dtype not in DTYPES:
@@ -356,13 +320,10 @@ def save_model(
     """Writes a safetensors checkpoint that `AutoModelForCausalLM.from_pretrained` loads, whole or not at all.
 
     The report, if given, is written beside it (report.json, layers.csv, layers.parquet), with licences and processor
-    settings that `load_model` has read. After a method with a sparse and a low-rank part (OATS), the weights are their
-    dense sum; low_rank.safetensors holds the factors as NAME.low_rank.left (out, rank) and NAME.low_rank.right (rank,
-    in).
-
-    Raises:
-        RoseError: no tokenizer, another kind of report, a model that could not be loaded again (see `check_plain`), or
-            a folder that is not empty or cannot be written; if only the report fails, the model is kept.
+    settings that `load_model` has read. After OATS the weights are dense sums; low_rank.safetensors holds the factors
+    as NAME.low_rank.left (out, rank) and NAME.low_rank.right (rank, in). Raises RoseError for no tokenizer, another
+    kind of report, a model that could not be loaded again (see `check_plain`), or a folder that is not empty or cannot
+    be written; if only the report fails, the model is kept.
     """
     if not hasattr(tokenizer, "save_pretrained"):
         raise RoseError("A checkpoint needs its tokenizer; give the tokenizer from load_model.")
@@ -393,7 +354,7 @@ def _locate(name: str) -> _Source:
     if path.suffix.lower() == ".gguf" and not path.is_dir():
         return _gguf(path)
     if path.is_dir():
-        check_is_checkpoint(path)
+        stored.check_is_checkpoint(path)
         return _Source(str(path), {"local_files_only": True}, is_local=True)
     if path.exists():
         raise RoseError(f"{name} is a file, but not a .gguf file; give a checkpoint folder, a .gguf file or a Hub id.")
@@ -429,17 +390,6 @@ def _check_causal(name: str, config: Any, trust_remote_code: bool) -> None:
         raise RoseError(f"{name} is a {config.model_type} encoder, not a causal language model; choose a decoder.")
 
 
-def _check_complete(name: str, missing: Collection[str], unused: Collection[str]) -> None:
-    """Refuses a model with weights that transformers has initialized at random."""
-    check_masks_applied(name, missing, unused)
-    if missing:
-        raise RoseError(
-            f"{name} lacks {len(missing)} of the weights that a causal language model needs, such as "
-            f"{min(missing)}; it is incomplete, or was saved without its language model head. Download "
-            "it again, or save the whole model."
-        )
-
-
 def _skeleton(config: Any) -> nn.Module:
     """The model that this configuration describes, without its weights."""
     build = _builder(config)
@@ -450,17 +400,22 @@ def _skeleton(config: Any) -> nn.Module:
 
 
 def _check_files(name: str, config: Any, source: _Source) -> nn.Module | None:
-    """Compares a configuration with the stored tensors before the model is built.
-
-    Returns the model without weights; None where building it would run the repository's code twice.
-    """
+    """Compares a configuration with the stored tensors, downloaded if necessary, before the model is built; returns the
+    model without weights, None where building it would run the repository's code twice."""
+    if not source.is_local:
+        source = _Source(str(_safetensors_folder(name, source)), {}, is_local=True)
     if getattr(config, "auto_map", None):
         return None
     skeleton: Any = _skeleton(config)
-    if source.numbers:
-        check_extent(name, skeleton, source.numbers, source.description)
+    needed = count_parameters(skeleton) + sum(buffer.nbytes for buffer in skeleton.buffers()) // 4
+    # Dequantized four-bit numbers, and missing tensors, for which another check is responsible, are allowed for.
+    if source.numbers and needed > MOST_GROWTH * source.numbers + MOST_ADDED:
+        raise RoseError(
+            f"{name} holds {whole(source.numbers)} numbers, but its {source.description} describes a model of "
+            f"{whole(needed)}; that belongs to another model, or was changed. Restore it."
+        )
     if source.stored:
-        check_stored(name, skeleton, source.stored, Conversion(skeleton, source.stored))
+        stored.check_stored(name, skeleton, source.stored, Conversion(skeleton, source.stored))
     return skeleton
 
 
@@ -514,36 +469,28 @@ _patching = threading.RLock()  # what `_quiet` changes is shared by all threads
 def _quiet() -> Iterator[None]:
     """Silences transformers' bars and advice, and reads GGUF files by `frugal_reading`. Each tensor is a
     `stop_point`."""
-    with _alone(), frugal_reading(), contextlib.ExitStack() as after:
+    # Skeletons wait too: transformers sets torch's default dtype while it builds one, and puts back what it found.
+    while not _patching.acquire(timeout=0.1):
+        stop_point()
+    with contextlib.ExitStack() as after:
+        after.callback(_patching.release)
+        after.enter_context(frugal_reading())
         after.callback(logging.set_verbosity, logging.get_verbosity())
         if logging.is_progress_bar_enabled():
             after.callback(logging.enable_progress_bar)
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        after.callback(logging.set_tqdm_hook, logging.set_tqdm_hook(_stoppable_bar))
+
+        def steps(items: Iterable[Any]) -> Iterator[Any]:
+            for item in items:
+                stop_point()
+                yield item
+
+        def bar(make: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            return steps(args[0]) if args else make(*args, **options)
+
+        after.callback(logging.set_tqdm_hook, logging.set_tqdm_hook(bar))
         yield
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    # Skeletons wait too: transformers sets torch's default dtype while it builds one, and puts back what it found.
-    while not _patching.acquire(timeout=0.1):
-        stop_point()
-    try:
-        yield
-    finally:
-        _patching.release()
-
-
-def _stoppable_bar(make: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """A bar without items is made by `make`; a bar over items becomes the items with stop points."""
-    return _steps(args[0]) if args else make(*args, **options)
-
-
-def _steps(these: Iterable[Any]) -> Iterator[Any]:
-    for item in these:
-        stop_point()
-        yield item
 
 
 def identify(name: str) -> str | None:
@@ -573,11 +520,9 @@ def is_hub_id(name: str) -> bool:
 
 
 def load_skeleton(name: str, *, offline: bool = False) -> nn.Module:
-    """The model's structure without its weights (on PyTorch's meta device): layer names and sizes, in seconds.
-
-    With `offline`, only downloaded files of a Hub id count. Raises RoseError as `load_model`, except for faults of
-    weights.
-    """
+    """The model's structure without its weights (on PyTorch's meta device): layer names and sizes, in seconds. With
+    `offline`, only downloaded files of a Hub id count. Raises RoseError as `load_model`, except for faults of
+    weights."""
     source = _locate(name)
     options = source.options | ({"local_files_only": True} if offline else {})
     with _explained(name, source), _quiet():

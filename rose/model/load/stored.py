@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint folder, packed or not."""
+"""The tensors of a checkpoint folder, packed or not, and faults in readable files, refused when a model is loaded."""
 
 from __future__ import annotations
 
@@ -6,21 +6,39 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from rose.errors import RoseError
+from rose.interrupt import stop_point
+from rose.model.formats.conversion import Conversion
 from rose.model.formats.packed import DTYPES, TensorFile
-from rose.model.network.layers import LOW_RANK_FILE
+from rose.model.network.layers import LOW_RANK_FILE, MASKED, decoder_blocks
+from rose.model.network.precision import name_of
+from rose.wording import whole
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PACKED = ".packed.safetensors"
+
+# The largest allowed numbers in a configuration, by the names of all families; numbers of experts may be 0.
+LARGEST = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "depth"), 1000),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 2**20),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads"), 2**16),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "n_positions"), 2**26),
+    "num_labels": 2**17,  # for each of which a configuration makes a name
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "moe_intermediate_size"), 2**24),
+}
+FLOATS = ("F", "BF16")  # begin the formats of weights
+EXPERTS = dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4096)
 
 
 def check_merged(folder: Path) -> None:
@@ -44,11 +62,8 @@ def check_is_checkpoint(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files with a checkpoint's weights, or the packed ones.
-
-    Raises:
-        RoseError: some are missing, their index is damaged, or there are both a file of all weights and shards.
-    """
+    """The safetensors files with a checkpoint's weights, or the packed ones; raises RoseError for missing files, a
+    damaged index, or both a file of all weights and shards."""
     paths = [_stored(folder / name) for name in names_of_weights(folder)]
     if (whole := _stored(folder / WHOLE)).exists():  # as transformers has it; of shards that are gone, the index stays
         if both := next((path.name for path in paths if path != whole and path.exists()), None):
@@ -57,7 +72,12 @@ def weight_files(folder: Path) -> list[Path]:
             )
         return [whole]
     if missing := next((path.name for path in paths if not path.exists()), None):
-        raise RoseError(_says_missing(folder, missing))
+        if (folder / INDEX).exists():
+            raise RoseError(f"{folder} lacks {missing}, which {INDEX} names; get it again.")
+        if there := min((path.name for path in folder.glob("*.safetensors")), default=None):
+            listing = f"but not {missing} or {INDEX}, which list the weights"
+            raise RoseError(f"{folder} holds {there}, {listing}; get that file too.")
+        raise RoseError(f"{folder} lacks {missing}; only safetensors can be streamed or packed.")
     return paths
 
 
@@ -76,17 +96,8 @@ def _stored(path: Path) -> Path:
     return path if path.exists() or not packed(path).exists() else packed(path)
 
 
-def _says_missing(folder: Path, missing: str) -> str:
-    if (folder / INDEX).exists():
-        return f"{folder} lacks {missing}, which {INDEX} names; get it again."
-    if there := min((path.name for path in folder.glob("*.safetensors")), default=None):
-        return f"{folder} holds {there}, but not {missing} or {INDEX}, which list the weights; get that file too."
-    return f"{folder} lacks {missing}; only safetensors can be streamed or packed."
-
-
 def unused_files(folder: Path) -> list[str]:
-    """Names of safetensors files that do not belong to a checkpoint, such as a second copy; raises as
-    `weight_files`."""
+    """Names of safetensors files beside a checkpoint's, such as a second copy; raises as `weight_files`."""
     used = {*weight_files(folder), folder / LOW_RANK_FILE}
     return sorted(path.name for path in folder.glob("*.safetensors") if path not in used)
 
@@ -124,11 +135,6 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     return stored
 
 
-def safetensors_of(folder: Path) -> dict[str, StoredTensor]:
-    """As `stored_tensors`, but empty where a folder has no safetensors at all."""
-    return stored_tensors(folder) if any(folder.glob("*.safetensors")) else {}
-
-
 def number_formats(stored: Mapping[str, StoredTensor]) -> dict[torch.dtype, list[str]]:
     """Number formats of weights, the most frequent first -> tensors in that format."""
     names: dict[torch.dtype, list[str]] = {}
@@ -140,31 +146,24 @@ def number_formats(stored: Mapping[str, StoredTensor]) -> dict[torch.dtype, list
     return {dtype: names[dtype] for dtype, _ in numbers.most_common()}
 
 
-class Snapshot:
-    """The state of files at one moment, to detect later changes."""
-
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._states = {path: _state(path) for path in paths}
-
-    def check(self, path: Path) -> None:
-        """Raises RoseError unless size, modification time and header are unchanged; OSError for a missing file."""
-        if _state(path) != self._states[path]:
-            raise RoseError(
-                f"{path} has been changed by another program since this run began to read it; run again once nothing "
-                "writes to it."
-            )
-
-    def check_all(self) -> None:
-        """As `check`, for every file."""
-        for path in self._states:
-            self.check(path)
+FileState = tuple[int, int, int, bytes]
 
 
-def _state(path: Path) -> tuple[int, int, int, bytes]:
+def state_of(path: Path) -> FileState:
+    """Size, modification time, place and header of a file, to detect later changes; raises OSError."""
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         header = file.read(min(int.from_bytes(file.read(8), "little"), status.st_size))
     return status.st_size, status.st_mtime_ns, status.st_ino, hashlib.sha256(header).digest()
+
+
+def check_unchanged(path: Path, state: FileState) -> None:
+    """Raises RoseError unless a file has this state; OSError for a missing file."""
+    if state_of(path) != state:
+        raise RoseError(
+            f"{path} has been changed by another program since this run began to read it; run again once nothing "
+            "writes to it."
+        )
 
 
 class _Later:
@@ -184,3 +183,92 @@ def for_transformers(folder: Path) -> dict[str, Any]:
         return {"pretrained_model_name_or_path": folder}
     later = {name: _Later(tensor.path, name) for name, tensor in stored_tensors(folder).items()}
     return {"pretrained_model_name_or_path": None, "state_dict": later}
+
+
+# Faults
+
+
+def check_sizes(name: str, config: Mapping[str, Any]) -> None:
+    """Raises RoseError for impossible numbers in a configuration, which could take all memory."""
+    for field, value in config.items():
+        least, most = (0, EXPERTS[field]) if field in EXPERTS else (1, LARGEST.get(field, 0))
+        if isinstance(value, Mapping):
+            check_sizes(name, value)
+        elif most and isinstance(value, int | float) and not (least <= value <= most and value == int(value)):
+            raise RoseError(
+                f"The configuration of {name} says {field} = {value}; it must be from {least} to {whole(most)}."
+            )
+
+
+def check_shapes(
+    name: str, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], source: str = "config.json"
+) -> None:
+    """Raises RoseError for the first (tensor, shape in the files, shape by the configuration, `source`)."""
+    for key, stored, configured in sorted(mismatched):
+        raise RoseError(
+            f"{key} is of shape {tuple(stored)} in the files of {name}, but of {tuple(configured)} by its {source}, "
+            "which belongs to another model, or was changed. Restore that file."
+        )
+
+
+def check_stored(name: str, model: nn.Module, stored: Mapping[str, StoredTensor], conversion: Conversion) -> None:
+    """Raises RoseError, before memory is taken, for a parameter that is stored as integers, twice, or in another
+    shape; buffers may be integers."""
+    for parameter_name, parameter in model.named_parameters():
+        keys = conversion.pieces.get(parameter_name, [])
+        if wrong := next((key for key in keys if not stored[key].kind.startswith(FLOATS)), None):
+            raise RoseError(
+                f"{wrong} is stored as {stored[wrong].kind} in the files of {name}, but weights are floating-point "
+                "numbers; its file is damaged. Get it again."
+            )
+        if not keys or conversion.is_made(parameter_name):
+            continue
+        if len(keys) > 1:
+            raise RoseError(f"{name} holds one weight under two names, {keys[0]} and {keys[1]}; take one out.")
+        if stored[keys[0]].shape != parameter.shape:
+            check_shapes(name, [(keys[0], stored[keys[0]].shape, parameter.shape)])
+
+
+def check_masks_applied(name: str, missing: Collection[str], stored: Collection[str]) -> None:
+    """Raises RoseError where files hold `weight_orig` and `weight_mask` of torch.nn.utils.prune, not their product."""
+    if any(f"{key}_orig" in stored for key in missing):
+        raise RoseError(f"{name} {MASKED} and save the model again.")
+
+
+def check_all_used(name: str, model: nn.Module, unused: Collection[str]) -> None:
+    """Raises RoseError where files hold weights of decoder blocks that the configuration does not name. Masks and
+    frequencies in old files are no weights; tensors outside the decoder blocks may be for images or sound."""
+    prefix, _ = decoder_blocks(model)
+    layers = {name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    starts = (f"{prefix}.", f"{prefix.partition('.')[2]}.")  # files may lack the name of the body
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()  # by its family, as a block for drafts
+    extra = sorted(
+        key
+        for key in unused
+        if key.startswith(starts)
+        and (key.endswith(".weight") or key.rpartition(".")[0] in layers)
+        and not any(re.search(pattern, key) for pattern in ignored)
+    )
+    if beside := [key for key in extra if not key.endswith((".weight", ".bias"))]:
+        raise RoseError(
+            f"{name} keeps {beside[0]} beside its weights, such as a mask or a scale, which is not read; apply it to "
+            "them, and save the weights alone."
+        )
+    if extra:
+        raise RoseError(
+            f"{name} holds {len(extra)} weights that its configuration does not name, such as {extra[0]}; its "
+            "config.json belongs to another model, or was changed. Restore that file."
+        )
+
+
+def check_finite(name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises RoseError for NaN and infinity, naming the tensor."""
+    for key, tensor in tensors:
+        stop_point()
+        if tensor.is_meta or not tensor.is_floating_point():
+            continue
+        if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
+            raise RoseError(
+                f"{name} holds NaN or infinity in {key}; its file is damaged, or "
+                f"{name_of(tensor.dtype)} is too narrow for it. Get the file again, or load the model in float32."
+            )

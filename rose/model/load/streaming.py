@@ -30,8 +30,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rose.errors import RoseError
 from rose.model.formats.conversion import Conversion
 from rose.model.formats.packed import TensorFile
-from rose.model.load.soundness import check_all_used, check_finite
-from rose.model.load.stored import INDEX, Snapshot, StoredTensor, stored_tensors
+from rose.model.load import stored
+from rose.model.load.stored import INDEX, StoredTensor
 from rose.model.network.layers import PrunableLayer, decoder_blocks, named_layers
 from rose.model.network.residence import ATTRIBUTE, Residence, evaluating, leave
 from rose.output import temporary_folder
@@ -44,46 +44,32 @@ SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a shard, for its fingerprint: reading al
 def build_streamed(
     config: Any, folder: Path, dtype: torch.dtype, trust_remote_code: bool, scratch: str | Path | None, finite: bool
 ) -> Any:
-    """A model whose weights stay in the safetensors files of `folder`; arguments as for `load_model`.
-
-    Raises:
-        RoseError: no such files, quantized files, or tensors that are missing or have other names than in the model.
-        SafetensorError, OSError: a damaged file.
-    """
+    """A model whose weights stay in the safetensors files of `folder`; arguments as for `load_model`. Raises RoseError
+    for missing files, quantized files, or tensors that are missing or have other names than in the model;
+    SafetensorError and OSError for a damaged file."""
     if getattr(config, "quantization_config", None) is not None:
         raise RoseError(f"{folder} holds quantized weights, which cannot be streamed; load the model whole.")
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     model.tie_weights()  # emptying separates them, and a tied head must not count twice
     residence = BlockFiles(model, folder, dtype, scratch, finite)
-    if getattr(config, "tie_word_embeddings", False) and _are_untied(model, residence):
+    is_tied = getattr(config, "tie_word_embeddings", False)
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True) if is_tied else {}
+    pairs = [(name, residence.keys[to][0]) for name, to in tied.items() if to in residence.keys]
+    if any(a in residence.files and not torch.equal(residence.read(a), residence.read(b)) for a, b in pairs):
         config.tie_word_embeddings = False  # the files count, as where they are loaded whole
         return build_streamed(config, folder, dtype, trust_remote_code, scratch, finite)
-    _check_head(model, residence)
-    used = {key for keys in residence.keys.values() for key in keys}
-    check_all_used(str(folder), model, residence.files.keys() - used)
-    setattr(model, ATTRIBUTE, residence)
-    return model
-
-
-def _are_untied(model: PreTrainedModel, residence: BlockFiles) -> bool:
-    """Whether the files hold different tensors for tied parameters."""
-    return any(
-        tied in residence.files and not torch.equal(residence.read(tied), residence.read(residence.keys[to][0]))
-        for tied, to in model.get_expanded_tied_weights_keys(all_submodels=True).items()
-        if to in residence.keys
-    )
-
-
-def _check_head(model: PreTrainedModel, residence: BlockFiles) -> None:
-    """Raises RoseError where the files lack a tensor outside the body; a tied head may be absent."""
     body = {id(parameter) for parameter in model.base_model.parameters()}
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters():  # a tied head may be absent
         if id(parameter) not in body and name not in residence.names:
             raise RoseError(
-                f"{residence.folder} lacks {name}; it is incomplete, or was saved without its language model head. "
-                "Download it again, or save the whole model."
+                f"{folder} lacks {name}; it is incomplete, or was saved without its language model head. Download it "
+                "again, or save the whole model."
             )
+    used = {key for keys in residence.keys.values() for key in keys}
+    stored.check_all_used(str(folder), model, residence.files.keys() - used)
+    setattr(model, ATTRIBUTE, residence)
+    return model
 
 
 class BlockFiles(Residence):
@@ -101,17 +87,19 @@ class BlockFiles(Residence):
         prefix, blocks = decoder_blocks(model)
         super().__init__(model, blocks)
         self.prefix, self.folder, self.dtype = prefix, folder, dtype
-        self.files = stored_tensors(folder)
+        self.files = stored.stored_tensors(folder)
         described = [path for pattern in DESCRIPTIONS for path in folder.glob(pattern)]
-        self._snapshot = Snapshot({*self.paths, *described})
-        self._opened: dict[Path, TensorFile] = {}  # while many tensors are read one after the other
+        self._states = {path: stored.state_of(path) for path in {*self.paths, *described}}
         self._conversion = Conversion(model, self.files)
         self.names = self.files.keys() | self._conversion.pieces.keys()
         self.keys = _match(model, self.files, self._conversion)
         inside = {key for name, keys in self.keys.items() if name.startswith(f"{prefix}.") for key in keys}
         self._outside = [key for key in self.files if key not in inside]  # embeddings, head, last norm
         self._scratch_in, self._finite = scratch, finite
-        self._read_buffers()
+        for name, buffer in model.named_buffers():  # stay in memory; those that a checkpoint holds are read from it
+            key = next(iter(self._conversion.pieces.get(name, [name])))
+            if key in self.files and name in model.state_dict():
+                buffer.copy_(self.read(key))
         self._revise: Callable[[int], None] = leave
         self._checkpoint: Path | None = None  # of the run that pruned it, where there was one
         self._finished: Collection[int] = ()
@@ -186,7 +174,7 @@ class BlockFiles(Residence):
     def renumber(self, numbers: Sequence[int]) -> None:
         _, self.blocks = decoder_blocks(self.model)
         self._numbers = [self._numbers[old] for old in numbers]
-        self._settled = [partial(_renumbered, revise, list(numbers)) for revise in self._settled]
+        self._settled = [partial(lambda revise, index: revise(numbers[index]), revise) for revise in self._settled]
         self._identity += f"blocks {list(numbers)}"
         keys, added = self.keys, self._added
         self.keys = {name: in_files for name, in_files in keys.items() if not name.startswith(f"{self.prefix}.")}
@@ -226,13 +214,6 @@ class BlockFiles(Residence):
                     file.seek(number * max(size - SAMPLE_BYTES, 0) // (SAMPLES - 1))
                     checksum.update(file.read(SAMPLE_BYTES))
         return checksum.hexdigest()
-
-    def _read_buffers(self) -> None:
-        """Buffers stay in memory; those that a checkpoint holds are read from it."""
-        for name, buffer in self.model.named_buffers():
-            key = next(iter(self._conversion.pieces.get(name, [name])))
-            if key in self.files and name in self.model.state_dict():
-                buffer.copy_(self.read(key))
 
     @contextmanager
     def _present(
@@ -288,8 +269,7 @@ class BlockFiles(Residence):
         return f"{self.prefix}.{self._numbers[number]}.{rest}"
 
     def split_keys(self) -> tuple[list[list[str]], list[list[str]]]:
-        """Names in the model of each decoder block's parameters, and names in the files of the rest, in groups that
-        fit into a shard."""
+        """Names in the model of each decoder block's parameters, and in the files of the rest, in groups for shards."""
         blocks: list[list[str]] = [[] for _ in self.blocks]
         for name in self.keys:
             if name.startswith(f"{self.prefix}."):
@@ -321,45 +301,22 @@ class BlockFiles(Residence):
         damaged or removed meanwhile."""
         path = self.files[key].path
         try:
-            with ExitStack() as after:
-                # Opened anew each time: pages of an open file would stay in memory beside the copies.
-                opened = self._opened.get(path)
-                tensor = (opened or after.enter_context(TensorFile(path))).tensor(key)
-                if opened is None:
-                    self._snapshot.check(path)
+            with TensorFile(path) as file:  # anew each time: pages of an open file would stay in memory beside copies
+                tensor = file.tensor(key)
+                stored.check_unchanged(path, self._states[path])
                 if self._finite:
-                    check_finite(str(path), [(key, tensor)])
+                    stored.check_finite(str(path), [(key, tensor)])
                 return tensor.to((dtype or self.dtype) if tensor.is_floating_point() else tensor.dtype, copy=True)
         except (OSError, SafetensorError) as problem:
             raise RoseError(f"{path} cannot be read any more ({problem}); restore it.") from problem
 
-    def read_several(self, keys: Collection[str]) -> dict[str, Tensor]:
-        """As `read` for many tensors; each file is opened once."""
-        try:
-            with ExitStack() as after:
-                for path in {self.files[key].path for key in keys}:
-                    self._opened[path] = after.enter_context(TensorFile(path))
-                tensors = {key: self.read(key) for key in keys}
-                for path in self._opened:
-                    self._snapshot.check(path)
-                return tensors
-        except (OSError, SafetensorError) as problem:
-            raise RoseError(
-                f"The files of {self.folder} cannot be read any more ({problem}); restore them."
-            ) from problem
-        finally:
-            self._opened.clear()
-
     def check_unchanged(self) -> None:
         """Raises RoseError where a file of the checkpoint has changed since this model was built."""
         try:
-            self._snapshot.check_all()
+            for path, state in self._states.items():
+                stored.check_unchanged(path, state)
         except OSError as problem:
             raise RoseError(f"{self.folder} has lost a file since this run began ({problem}); restore it.") from problem
-
-
-def _renumbered(revise: Callable[[int], None], numbers: Sequence[int], index: int) -> None:
-    revise(numbers[index])
 
 
 def _name_of(model: nn.Module, part: nn.Module) -> str:
@@ -391,9 +348,7 @@ def _match(model: PreTrainedModel, files: Mapping[str, StoredTensor], conversion
 
 def write_streamed(model: PreTrainedModel, folder: Path) -> None:
     """Writes a streamed model in its present state: a shard for each decoder block, others for the rest, an index.
-
-    Tensors keep their names in the files, so tied weights stay tied. Raises OSError and SafetensorError.
-    """
+    Tensors keep their names in the files, so tied weights stay tied. Raises OSError and SafetensorError."""
     stream: BlockFiles = getattr(model, ATTRIBUTE)
     blocks, rest = stream.split_keys()
     shards, size = len(blocks) + len(rest), 0
@@ -404,7 +359,7 @@ def write_streamed(model: PreTrainedModel, folder: Path) -> None:
             with stream.visit(number, torch.device("cpu")):
                 tensors = stream.divide({name: model.get_parameter(name).detach() for name in keys})
         else:
-            tensors = stream.read_several(keys)
+            tensors = {key: stream.read(key) for key in keys}
         save_file(tensors, folder / file, {"format": "pt"})
         size += sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
         weights |= dict.fromkeys(tensors, file)

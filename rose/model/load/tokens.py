@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import constants
@@ -33,35 +33,24 @@ def packaged_text() -> str:
     return "\n\n".join(text for _, text in sorted(topics.topics.items()))
 
 
-def _wikitext2(repository: str, split: str) -> str:
-    return "\n\n".join(_dataset(repository, "wikitext-2-raw-v1", split)["text"])
-
-
-def _ptb(repository: str, split: str) -> str:
-    return " ".join(_dataset(repository, "penn_treebank", split, revision="refs/convert/parquet")["sentence"])
-
-
-def _c4(repository: str, split: str) -> str:
-    # One shard streamed and cut: the whole set is 300 GB, and 128 samples of 2048 tokens need about 1 MB.
-    shard = "en/c4-train.00000-of-01024.json.gz" if split == "train" else "en/c4-validation.00000-of-00008.json.gz"
-    rows = _dataset(repository, None, split, data_files={split: shard}, streaming=True)
-    return "\n\n".join(row["text"] for row in itertools.islice(rows, 8000))
-
-
 class Dataset(NamedTuple):
-    """A text on the Hub: its repository, the function that reads a split, and whether it is streamed without a local
-    file."""
+    """A text on the Hub: what is asked for, the column of the texts, what joins them, and whether it is streamed
+    without a local file."""
 
     repository: str
-    read: Callable[[str, str], str]
+    configuration: str | None
+    revision: str | None = None
+    column: str = "text"
+    joint: str = "\n\n"
     is_streamed: bool = False
 
 
 DATASETS = {
-    "wikitext2": Dataset("Salesforce/wikitext", _wikitext2),
-    "c4": Dataset("allenai/c4", _c4, is_streamed=True),
-    "ptb": Dataset("ptb-text-only/ptb_text_only", _ptb),
+    "wikitext2": Dataset("Salesforce/wikitext", "wikitext-2-raw-v1"),
+    "c4": Dataset("allenai/c4", None, is_streamed=True),
+    "ptb": Dataset("ptb-text-only/ptb_text_only", "penn_treebank", "refs/convert/parquet", "sentence", " "),
 }
+MOST_TEXTS = 8000  # of a streamed dataset
 MOST_TOKENS = 2**31  # of one draw; eight bytes each
 SEEDS = 2**63  # that torch takes, from 0
 MATCH = 16  # tokens that are the same text
@@ -73,16 +62,18 @@ def tuning_draw(length: int) -> Draw:
     return TUNING._replace(length=min(TUNING.length, length))
 
 
-def _dataset(path: str, name: str | None, split: str, **options):  # type: ignore[no-untyped-def]
+def _dataset_text(source: str, split: str) -> str:
     import datasets  # slow to import, and not needed for files
 
-    return datasets.load_dataset(path, name, split=split, **options)
-
-
-def _dataset_text(source: str, split: str) -> str:
+    dataset = DATASETS[source]
+    arguments: dict[str, Any] = {"revision": dataset.revision} if dataset.revision else {}
+    if dataset.is_streamed:  # the first texts of one shard: all of C4 is 300 GB, 128 samples of 2048 tokens need 1 MB
+        shard = "train.00000-of-01024" if split == "train" else "validation.00000-of-00008"
+        arguments = {"data_files": {split: f"en/c4-{shard}.json.gz"}, "streaming": True}
     try:
-        dataset = DATASETS[source]
-        return dataset.read(dataset.repository, split)
+        rows = datasets.load_dataset(dataset.repository, dataset.configuration, split=split, **arguments)
+        texts = itertools.islice(rows, MOST_TEXTS) if dataset.is_streamed else rows
+        return dataset.joint.join(row[dataset.column] for row in texts)
     except Exception as problem:  # the library raises many kinds, some only while rows stream in
         reason = " ".join(str(problem).split())[:150]
         raise RoseError(
@@ -99,10 +90,8 @@ def is_downloaded(source: str) -> bool:
 
 def load_text(source: str, split: str = "train") -> str:
     """The text of a source: "wikitext2", "c4", "ptb", "packaged", or a .txt or .jsonl file with a "text" per line.
-
     `split` is "train", "validation" or "test" for datasets. Raises RoseError for an unknown source, an unreadable file,
-    or a dataset out of reach.
-    """
+    or a dataset out of reach."""
     check_choice("The split", split, SPLITS)
     if source == "packaged":
         return packaged_text()
@@ -147,14 +136,9 @@ def _join_jsonl(path: Path, content: str) -> str:
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase, bos: str = "auto") -> int | None:
-    """The beginning-of-sequence token at the start of every window; None for windows without it.
-
-    Args:
-        bos: "auto", as the tokenizer encodes a user's text; "always"; or "never".
-
-    Raises:
-        RoseError: another choice, no tokenizer, or "always" where the tokenizer has no BOS token.
-    """
+    """The beginning-of-sequence token at the start of every window; None for windows without it. `bos`: "auto", as the
+    tokenizer encodes a user's text; "always"; or "never". Raises RoseError for another choice, no tokenizer, or
+    "always" where the tokenizer has no BOS token."""
     check_choice("bos", bos, BOS)
     if not hasattr(tokenizer, "bos_token_id"):
         raise RoseError(f"The model's tokenizer is needed, as load_model returns it, not a {type(tokenizer).__name__}.")
@@ -187,11 +171,9 @@ def load_tokens(
     from the start, as for perplexity.
 
     Args:
-        source: see `load_text`.
-        tokenizer: the model's own.
+        source, split: see `load_text`.
         samples: number of windows; None, with `seed=None`, for all.
         length: tokens per window, at least 2.
-        split: of a dataset.
         bos: whether windows begin with a beginning-of-sequence token, see `first_token`. It counts towards `length`;
             perplexity does not count it.
 
@@ -206,7 +188,8 @@ def load_tokens(
         raise RoseError("All windows of a text come in order: give seed=None with samples=None.")
     if seed is not None:
         check_seed(seed)
-    ids, first = _read(source, tokenizer, split, bos)
+    first = first_token(tokenizer, bos)
+    ids = _encode(tokenizer, load_text(source, split))
     return _cut(source, ids, first, samples, length, seed)
 
 
@@ -222,12 +205,6 @@ def check_windows(samples: int | None, length: int) -> None:
         )
 
 
-def _read(source: str, tokenizer: PreTrainedTokenizerBase, split: str, bos: str) -> tuple[Tensor, int | None]:
-    """A text as token ids, and the first token of every window."""
-    first = first_token(tokenizer, bos)
-    return _encode(tokenizer, load_text(source, split)), first
-
-
 def _cut(
     source: str,
     ids: Tensor,
@@ -240,25 +217,23 @@ def _cut(
     """Windows of token ids, see `load_tokens`."""
     width = length if first is None else length - 1  # of the text
     most = len(ids) // width
+    extent, advice = f"{source} has {len(ids)} tokens", "shorter ones, or give a longer text"
     if most == 0:
-        raise RoseError(
-            f"{source} has {len(ids)} tokens, fewer than one window of {length}; ask for shorter ones, or give a "
-            "longer text."
-        )
+        raise RoseError(f"{extent}, fewer than one window of {length}; ask for {advice}.")
     if seed is None and samples is not None and samples > most:
-        raise RoseError(
-            f"{source} has {len(ids)} tokens, too few for {samples} windows of {length}; "
-            "ask for fewer or shorter ones, or give a longer text."
-        )
+        raise RoseError(f"{extent}, too few for {samples} windows of {length}; ask for fewer or {advice}.")
     if seed is None:
         starts = torch.arange(most if samples is None else samples) * width
     else:
         assert samples is not None
-        if len(ids) < samples * width:
-            (warn or logger.warning)(
-                f"{source} has {whole(len(ids))} tokens, so its {whole(samples)} windows of {length} overlap."
-            )
-        starts = _random_starts(len(ids), samples, width, seed)
+        generator, slack = torch.Generator().manual_seed(seed), len(ids) - samples * width
+        if slack < 0:
+            extent = f"{source} has {whole(len(ids))} tokens"
+            (warn or logger.warning)(f"{extent}, so its {whole(samples)} windows of {length} overlap.")
+            starts = torch.randint(len(ids) - width + 1, (samples,), generator=generator)
+        else:  # disjoint windows leave `slack` tokens as gaps: sorted draws place the gaps, a shuffle the windows
+            gaps = torch.randint(slack + 1, (samples,), generator=generator).sort().values
+            starts = (gaps + torch.arange(samples) * width)[torch.randperm(samples, generator=generator)]
     windows = ids[starts[:, None] + torch.arange(width)].long()
     return windows if first is None else torch.nn.functional.pad(windows, (1, 0), value=first)
 
@@ -292,17 +267,15 @@ def load_calibration(
     """Calibration windows and held-out windows; no held-out window overlaps another window.
 
     Calibration windows are disjoint where the text is long enough. Otherwise the held-out windows are its end, and
-    `warn`, or the log, gets a sentence.
-
-    Returns:
-        (samples, length) and (held_out, length) int64; None for the latter if `held_out` is 0.
-
-    Raises:
-        RoseError: as `load_tokens`, bad numbers, or a text that is too short.
+    `warn`, or the log, gets a sentence. Returns (samples, length) and (held_out, length) int64, None for the latter if
+    `held_out` is 0; raises as `load_tokens`.
     """
-    check_calibration(samples, held_out, length)
+    if not (all(map(is_whole, (samples, held_out))) and samples >= 1 and held_out >= 0):
+        raise RoseError(f"Calibration needs at least 1 sample and 0 held-out ones, not {samples!r} and {held_out!r}.")
+    check_windows(samples + held_out, length)
     check_seed(seed)
-    ids, first = _read(source, tokenizer, "train", bos)
+    first = first_token(tokenizer, bos)
+    ids = _encode(tokenizer, load_text(source))
     width, windows = length - (first is not None), samples + held_out
     if not held_out or len(ids) >= windows * width:
         tokens = _cut(source, ids, first, windows, length, seed, warn)
@@ -331,13 +304,6 @@ def _too_short(extent: str, held_out: int, length: int) -> RoseError:
     )
 
 
-def check_calibration(samples: int, held_out: int, length: int) -> None:
-    """Raises RoseError for impossible numbers of windows of `load_calibration`."""
-    if not (all(map(is_whole, (samples, held_out))) and samples >= 1 and held_out >= 0):
-        raise RoseError(f"Calibration needs at least 1 sample and 0 held-out ones, not {samples!r} and {held_out!r}.")
-    check_windows(samples + held_out, length)
-
-
 def load_apart(
     source: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -351,20 +317,9 @@ def load_apart(
 ) -> tuple[Tensor, Tensor]:
     """Training and held-out windows that share no text with each other or with `apart_from`.
 
-    The text is cut into windows from its start. Windows with a run of `MATCH` tokens from `apart_from` are left out;
-    the rest is drawn at random.
-
-    Args:
-        source, length, bos: see `load_tokens`; of a dataset, its training split.
-        samples: the most training windows.
-        held_out: the most held-out windows; never above a quarter of all.
-        apart_from: (windows, tokens) of the same tokenizer.
-
-    Returns:
-        (samples, length) and (held_out, length) int64.
-
-    Raises:
-        RoseError: as `load_tokens`, or for a text without two such windows.
+    The text is cut into windows from its start. Windows with a run of `MATCH` tokens from `apart_from`, (windows,
+    tokens), are left out; the rest is drawn at random. Returns at most (samples, length) and (held_out, length) int64;
+    the latter never above a quarter of all. Raises RoseError as `load_tokens`, or for a text without two such windows.
     """
     windows = load_tokens(source, tokenizer, samples=None, length=length, seed=None, bos=bos)
     width = min(MATCH, length, apart_from.shape[1])
@@ -393,14 +348,3 @@ def check_seed(seed: int) -> None:
     """Raises RoseError for a seed outside 0 to 2^63 − 1."""
     if not (is_whole(seed) and 0 <= seed < SEEDS):
         raise RoseError(f"A seed must be a whole number from 0 to 2^63 − 1, not {seed!r}.")
-
-
-def _random_starts(total: int, samples: int, length: int, seed: int) -> Tensor:
-    """Random window starts, disjoint where the text is long enough."""
-    generator = torch.Generator().manual_seed(seed)
-    slack = total - samples * length
-    if slack < 0:
-        return torch.randint(total - length + 1, (samples,), generator=generator)
-    # Disjoint windows in a line leave `slack` tokens as gaps; sorted draws place the gaps, a shuffle the windows.
-    gaps = torch.randint(slack + 1, (samples,), generator=generator).sort().values
-    return (gaps + torch.arange(samples) * length)[torch.randperm(samples, generator=generator)]

@@ -31,9 +31,8 @@ from rose.model.defaults import UNITS
 from rose.model.estimate.duration import pass_work
 from rose.model.measure.folder import MeasurementFolder
 from rose.model.measure.perplexity import perplexity_of, window_losses
-from rose.model.network.identity import check_same_model, embedding_norms
 from rose.model.network.layers import PrunableLayer, by_block, check_not_shared
-from rose.model.network.network import Network
+from rose.model.network.network import Network, check_same_model, embedding_norms
 from rose.model.network.precision import Precision
 from rose.model.network.residence import evaluating
 from rose.model.progress import Meter, Progress, ProgressCallback

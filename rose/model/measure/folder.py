@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.files import TEMPORARY, reachable, write_atomically
-from rose.model.network.identity import NORMS, WEIGHTS, check_same_model, embedding_norms, read_norms, weight_norms
+from rose.model.network.network import NORMS, WEIGHTS, check_same_model, embedding_norms, read_norms, weight_norms
 from rose.rows import Record, read_records, records_table
 from rose.tensor_files import digest
 from rose.verdicts import is_same_model

@@ -81,10 +81,9 @@ def expert_layers(experts: Any) -> list[ExpertLinear]:
         parts = {"up_proj": slice(None)}
         if experts.has_gate:
             half = height // 2
-            gate, up = (
-                (slice(half), slice(half, None)) if experts.is_concatenated else (slice(0, None, 2), slice(1, None, 2))
-            )
-            parts = {"gate_proj": gate, "up_proj": up}
+            parts = {"gate_proj": slice(0, None, 2), "up_proj": slice(1, None, 2)}
+            if experts.is_concatenated:
+                parts = {"gate_proj": slice(half), "up_proj": slice(half, None)}
         # Not by setattr: these are views of the module's parameters and no parts of it.
         experts.__dict__[KNOWN] = [
             ExpertLinear(experts, parameter, number, name, rows)
@@ -98,10 +97,8 @@ def expert_layers(experts: Any) -> list[ExpertLinear]:
 
 
 def routers(block: nn.Module) -> set[nn.Module]:
-    """Linear layers that choose experts for a token, or weigh a shared expert.
-
-    They lie beside the experts, alone in their module, with one output per expert or a single output.
-    """
+    """Linear layers that choose experts for a token, or weigh a shared expert. They lie beside the experts, alone in
+    their module, with one output per expert or a single output."""
     layers: set[nn.Module] = set()
     modules = dict(block.named_modules())
     for name, module in modules.items():
@@ -133,16 +130,15 @@ def _run(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights
         if len(tokens):
             *first, down = layers[number * count : (number + 1) * count]
             inputs = hidden_states[tokens]  # one tensor, so that gate and up share statistics
-            put_out = down(_activate(experts, [part(inputs, tokens) for part in first]), tokens)
+            parts = [part(inputs, tokens) for part in first]
+            if not experts.has_gate:
+                read = experts.act_fn(parts[0])
+            else:
+                joined = torch.cat(parts, -1) if experts.is_concatenated else torch.stack(parts, -1).flatten(-2)
+                read = experts._apply_gate(joined)
+            put_out = down(read, tokens)
             if experts.has_post_expert_norm:
                 put_out = experts.post_expert_norm(put_out)
             weighted = put_out * top_k_weights[tokens, ranks, None]
             output.index_add_(0, tokens, weighted.to(output.dtype))
     return output
-
-
-def _activate(experts: Any, parts: list[Tensor]) -> Tensor:
-    """The input of an expert's last matrix, from the outputs of the first ones."""
-    if not experts.has_gate:
-        return experts.act_fn(parts[0])
-    return experts._apply_gate(torch.cat(parts, -1) if experts.is_concatenated else torch.stack(parts, -1).flatten(-2))

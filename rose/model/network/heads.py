@@ -50,10 +50,8 @@ def rotated_heads(model: nn.Module) -> dict[str, Any] | None:
 class ValueHeads:
     """The heads that an output projection reads, and the rows that make them.
 
-    Attributes:
-        output: the output projection; head h has columns from h · width.
-        values: the layer of the values.
-        rows: the first row of `values` for each head; heads of a group share it.
+    Head h has the columns of `output` from h · width; `rows` are the first rows of `values` by head, which heads of a
+    group share.
     """
 
     output: PrunableLayer
@@ -106,14 +104,10 @@ def twin_of(block: nn.Module) -> nn.Module:
 def find_value_heads(
     block: nn.Module, layers: Sequence[PrunableLayer], width: int, run_alone: Run, run_along: Run
 ) -> list[ValueHeads]:
-    """The heads of one decoder block that can be rotated; the block is not changed.
+    """The heads of one decoder block that can be rotated; the block, present and in evaluation mode, is not changed.
 
-    Args:
-        block: present, in evaluation mode.
-        layers: all linear layers of the block.
-        width: of a head.
-        run_alone: runs a block on several samples of one token.
-        run_along: runs a block on several tokens that attend to each other.
+    `layers`: all linear layers of the block; `width`: of a head. `run_alone` runs a block on several samples of one
+    token, `run_along` on several tokens that attend to each other.
     """
     layers = [layer for layer in layers if not layer.is_expert]
     twin = twin_of(block)

@@ -36,9 +36,7 @@ class PrunableLayer:
     """A linear layer inside a decoder block.
 
     Attributes:
-        name: dotted name in the model, such as "model.layers.0.self_attn.o_proj" or
-            "model.layers.0.mlp.experts.3.gate_proj" for a matrix of an expert.
-        block_index: the decoder block.
+        name: in the model, such as "model.layers.0.mlp.experts.3.gate_proj" for a matrix of an expert.
         projection: the name within the block, such as "self_attn.o_proj".
         module: `nn.Linear`, a subclass, GPT-2's Conv1D, or an `ExpertLinear`.
     """
@@ -178,13 +176,9 @@ def check_plain(model: nn.Module) -> None:
 
 
 def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
-    """Every linear layer inside the decoder blocks, in registration order, with each matrix of an expert.
-
-    Embeddings, output head and routers of fused experts stay dense, as in the papers.
-
-    Raises:
-        RoseError: fused experts of an unknown layout, or as `check_plain`.
-    """
+    """Every linear layer inside the decoder blocks, in registration order, with each matrix of an expert. Embeddings,
+    output head and routers of fused experts stay dense, as in the papers. Raises RoseError for fused experts of an
+    unknown layout, or as `check_plain`."""
     (prefix, blocks), family = decoder_blocks(model), type(model).__name__
     check_plain(model)
     layers = []
@@ -207,14 +201,12 @@ def prunable_layers(model: nn.Module) -> list[PrunableLayer]:
 
 
 def matching(every: Sequence[PrunableLayer], layers: Sequence[str | PrunableLayer] | None) -> list[PrunableLayer]:
-    """The layers with these names; `*` and `?` match as in a shell; None means all.
-
-    Raises RoseError for a name that matches nothing, no name, or other objects.
-    """
+    """The layers with these names; `*` and `?` match as in a shell; None means all. Raises RoseError for a name that
+    matches nothing, no name, or other objects."""
     if layers is None:
         return list(every)
-    is_one = isinstance(layers, (str, PrunableLayer)) or not isinstance(layers, Iterable)
-    chosen_layers: Any = [layers] if is_one else layers
+    is_single = isinstance(layers, (str, PrunableLayer)) or not isinstance(layers, Iterable)
+    chosen_layers: Any = [layers] if is_single else layers
     names = [layer.name if isinstance(layer, PrunableLayer) else layer for layer in chosen_layers]
     if not all(isinstance(name, str) for name in names):
         raise RoseError(f"Layers are chosen by their names, not by {layers!r:.100}; rose.prunable_layers has them.")
@@ -257,11 +249,17 @@ def check_prunable(
     block_size: int,
     grid: Grid | None = None,
 ) -> None:
-    """Raises RoseError where chosen layers cannot be pruned, or rounded to a grid."""
+    """Raises RoseError where chosen layers cannot be pruned, or are on a grid that this one would not make coarser."""
     check_not_shared(chosen, every)
     check_widths(chosen, pattern, block_size, grid)
-    if grid:
-        check_no_coarser_grid(chosen, grid, pattern)
+    for layer in chosen[:GRIDS_TRIED] if grid else ():
+        weight = layer.weight
+        coded = coarsest_grid(weight) if not weight.is_meta and weight.any() else None
+        if grid and coded and (coded.grid.bits < grid.bits or (coded.grid.bits == grid.bits and pattern.ratio == 0)):
+            raise RoseError(
+                f"The weights of {layer.name} are rounded to {coded.grid} already, so {grid.bits} bits would save "
+                "nothing; give fewer bits, or begin with the model as it was before."
+            )
 
 
 def check_widths(layers: Iterable[PrunableLayer], pattern: Pattern, block_size: int, grid: Grid | None = None) -> None:
@@ -273,37 +271,22 @@ def check_widths(layers: Iterable[PrunableLayer], pattern: Pattern, block_size: 
                 grid.width(layer.weight.shape[1])
 
 
-def check_no_coarser_grid(layers: Sequence[PrunableLayer], grid: Grid, pattern: Pattern) -> None:
-    """Raises RoseError where the first layers are on a grid that this one would not make coarser. Weights in files
-    are skipped."""
-    for layer in layers[:GRIDS_TRIED]:
-        weight = layer.weight
-        coded = coarsest_grid(weight) if not weight.is_meta and weight.any() else None
-        if coded and (coded.grid.bits < grid.bits or (coded.grid.bits == grid.bits and pattern.ratio == 0)):
-            raise RoseError(
-                f"The weights of {layer.name} are rounded to {coded.grid} already, so {grid.bits} bits would save "
-                "nothing; give fewer bits, or begin with the model as it was before."
-            )
-
-
 def check_not_shared(layers: Sequence[PrunableLayer], every: Sequence[PrunableLayer]) -> None:
     """Raises RoseError where several layers share weights, which would be pruned twice or unseen."""
     owners: dict[Any, str] = {}
     chosen = {layer.name for layer in layers}
     for layer in every:
-        first = owners.setdefault(_place(layer.parameter), layer.name) if not layer.is_expert else layer.name
+        if layer.is_expert:
+            continue
+        parameter, place = layer.parameter, None  # in memory, which parameters may share; skeletons have none
+        if not parameter.is_meta:
+            place = parameter.untyped_storage().data_ptr(), parameter.storage_offset(), parameter.shape
+        first = owners.setdefault(place or id(parameter), layer.name)
         if first != layer.name and chosen & {first, layer.name}:
             raise RoseError(
                 f"{first} and {layer.name} are the same weights, which several decoder blocks share; such layers "
                 "cannot be pruned one decoder block at a time, so choose others."
             )
-
-
-def _place(parameter: nn.Parameter) -> Any:
-    """Where weights are in memory, which parameters may share; on the meta device, the parameter itself."""
-    if parameter.is_meta:
-        return id(parameter)
-    return parameter.untyped_storage().data_ptr(), parameter.storage_offset(), parameter.shape
 
 
 def write_low_rank(model: nn.Module, folder: Path) -> None:

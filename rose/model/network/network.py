@@ -1,10 +1,16 @@
-"""A language model's decoder blocks, where they are kept, its prunable layers and device, each looked up once."""
+"""A language model's decoder blocks, where they are kept, its prunable layers and device, each looked up once.
+
+Norms tell which model a result belongs to: pruning and slimming leave those of the input embeddings unchanged, while
+norms of decoder blocks also distinguish pruned copies.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,19 +27,18 @@ from rose.model.network.layers import (
     text_config,
 )
 from rose.model.network.residence import ATTRIBUTE, Residence, evaluating, pick_device
+from rose.verdicts import is_same_model
 from rose.wording import sentence
 
+PARTS = 8
+NORMS, WEIGHTS = "embedding_norms", "weight_norms"  # as files call them
+PART = "is_language_part"  # of a model, and in a report
 PADDING = 8  # a run of one token is padding where it is longer than this, and than this part of a window
 
 
 class Network:
-    """What a run needs to know of a model. The model's structure must not change meanwhile.
-
-    Attributes:
-        device: of forward passes.
-        config: of the language model, see `text_config`.
-        is_streamed: whether decoder blocks stay in files; see `rose.load_model`.
-    """
+    """What a run needs to know of a model, whose structure must not change meanwhile; `device`: of forward passes;
+    `is_streamed`: whether decoder blocks stay in files."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -102,9 +107,8 @@ class Network:
             )
 
     def check_tokens(self, tokens: Tensor, measure: str = "", name: str = "tokens") -> None:
-        """Raises RoseError unless tokens, called `name`, are a (samples, length) int64 tensor that the model can
-        embed, with at least two tokens a sample if `measure` needs next tokens. Also checks weights, see
-        `check_weights`."""
+        """Raises RoseError unless tokens, called `name`, are a (samples, length) int64 tensor that the model can embed,
+        with at least two tokens a sample if `measure` needs next tokens. Also checks weights, see `check_weights`."""
         self.check_weights()
         called = sentence(name)
         if not isinstance(tokens, Tensor) or tokens.is_meta:
@@ -159,3 +163,45 @@ def padding(tokens: Tensor) -> dict[str, int]:
     runs = [(row == row[:, :1]).cumprod(1).sum(1) for row in (tokens, tokens.flip(1))]
     padded = int((torch.maximum(*runs) > max(PADDING, whole / PADDING)).sum())
     return {"padded_windows": padded} if 2 * padded > len(tokens) else {}
+
+
+def embedding_norms(model: nn.Module) -> list[float]:
+    """Norms of eight parts of the input embeddings, for reports."""
+    body: Any = model
+    network = Network(model)
+    network.check_weights()
+    with network.residence.embedding():
+        parts = body.get_input_embeddings().weight.detach().chunk(PARTS)
+        return [float(f"{float(part.float().norm()):.6g}") for part in parts]
+
+
+def language_part(model: nn.Module) -> dict[str, bool]:
+    """A report's entry for a model that is only the language model of its files."""
+    return {PART: True} if hasattr(model, PART) else {}
+
+
+def weight_norms(model: nn.Module) -> list[float]:
+    """Norms of the decoder blocks' weights, in up to eight runs of blocks; every weight is read once."""
+    network = Network(model)
+    squares = []
+    for index in range(len(network.blocks)):
+        with network.residence.visit(index, torch.device("cpu")) as block:
+            norms = [
+                torch.linalg.vector_norm(parameter.detach(), dtype=torch.float32) for parameter in block.parameters()
+            ]
+            squares.append(torch.stack(norms).double().square().sum())
+    return [float(f"{float(part.sum().sqrt()):.6g}") for part in torch.stack(squares).chunk(PARTS)]
+
+
+def read_norms(path: Path, name: str = NORMS) -> list[float]:
+    """`embedding_norms`, or other norms, from a JSON report; none where it lacks them."""
+    try:
+        return [float(norm) for norm in json.loads(path.read_text())[name]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+def check_same_model(model: nn.Module, norms: Sequence[float], sentence: str) -> None:
+    """Raises RoseError unless the model has these `embedding_norms`; `sentence` is the beginning of the error."""
+    if not is_same_model(embedding_norms(model), norms):
+        raise RoseError(f"{sentence}: their input embeddings differ; give the model that it was made from.")

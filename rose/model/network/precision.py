@@ -58,21 +58,10 @@ def seconds_of_product(dtype: torch.dtype, device: torch.device) -> float:
     return min(seconds)
 
 
-def check_compute(compute: str) -> None:
-    """Raises RoseError for an unknown format."""
-    if compute not in COMPUTE:
-        raise RoseError(f"Forward passes are computed in one of {', '.join(COMPUTE)}, not in {compute!r}.")
-
-
 @dataclass(frozen=True)
 class Precision:
-    """The number formats of one run; H and sweeps stay float32.
-
-    Attributes:
-        passes: format of forward passes.
-        products: format of gap and ADMM products.
-        rounds: whether passes round float32 weights.
-    """
+    """The number formats of one run: of forward `passes`, and of `products` for gaps and ADMM; `rounds`: whether passes
+    round float32 weights."""
 
     passes: torch.dtype = torch.float32
     products: torch.dtype = torch.float32
@@ -83,14 +72,12 @@ class Precision:
         """The formats for these weights on this device; raises RoseError for an unknown word, or bfloat16 with float16
         weights.
 
-        Only the first of several processes should decide, because processors differ.
-
-        Args:
-            compute: "bfloat16", "float32", or "auto": bfloat16 on a processor with instructions for it, otherwise
-                float32, as on GPUs. Passes over other weights than float32 compute in the weights' format.
-            stored: format of the decoder blocks' weights.
+        Only the first of several processes should decide, because processors differ. "auto" means bfloat16 on a
+        processor with instructions for it, otherwise float32, as on GPUs. Passes over other weights than float32
+        compute in the weights' format, `stored`.
         """
-        check_compute(compute)
+        if compute not in COMPUTE:
+            raise RoseError(f"Forward passes are computed in {', '.join(COMPUTE)}, not in {compute!r}.")
         if compute == "bfloat16" and stored not in (torch.float32, torch.bfloat16):
             raise RoseError(f"The weights are {stored}; load the model in bfloat16 to compute in it.")
         if compute == "auto" and stored in (torch.float32, torch.bfloat16):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ def evaluating(module: nn.Module, device: torch.device | None = None) -> Iterato
         module.eval()
         if device is not None:
             module.to(device)  # which a device without room for it does in part
-        with hooked([part.register_forward_hook(_behind) for part in parts] if is_stoppable() else []):
+        with hooked([part.register_forward_hook(lambda *_: stop_point()) for part in parts] if is_stoppable() else []):
             yield
     finally:
         for part, was_training in modes.items():  # who trains may keep some modules out of it
@@ -62,10 +61,6 @@ def gradients_only_of(module: nn.Module, parameters: Iterable[nn.Parameter]) -> 
     finally:
         for parameter, (flag, gradient) in before.items():
             parameter.requires_grad_(flag).grad = gradient
-
-
-def _behind(*_args: Any) -> None:
-    stop_point()
 
 
 def leave(_index: int) -> None:
@@ -98,11 +93,9 @@ class Residence:
         return nullcontext()
 
     def overlay(self, revise: Callable[[int], None], finished: Collection[int], checkpoint: Path | None) -> None:
-        """Lays a run's changes over the decoder blocks in files; blocks in memory have them already.
-
-        `revise` changes the block of this index, just read; `finished` are the changed blocks; `checkpoint` keeps the
-        changes, if given. Raises RoseError where another run has pruned this model, whose weights would be lost.
-        """
+        """Lays a run's changes over the decoder blocks in files; blocks in memory have them already. `revise` changes
+        the block of this index, just read; `finished` are the changed blocks; `checkpoint` keeps the changes, if given.
+        Raises RoseError where another run has pruned this model, whose weights would be lost."""
 
     def withdraw(self) -> None:
         """Drops the overlay."""

@@ -1,12 +1,11 @@
 """Layers that write into the residual stream, found by tracing one decoder block.
 
 A corrected target needs to know which layers' outputs a block adds to the stream, and what the stream holds just
-before: the block's input, or a norm of it, and earlier outputs.
-
-The block runs once on a few tokens while every addition is traced (`TorchDispatchMode`). Values are identified by their
-storage, so views count as the output. Supported are sequential and parallel attention and MLP, sums in any order, a
-constant multiplier before the addition, norms of the stream that become the stream (OPT-350M), and norms between a
-layer and the stream (Gemma). Any other module there counts as a norm.
+before: the block's input, or a norm of it, and earlier outputs. The block runs once on a few tokens while every
+addition is traced (`TorchDispatchMode`). Values are identified by their storage, so views count as the output.
+Supported are sequential and parallel attention and MLP, sums in any order, a constant multiplier before the addition,
+norms of the stream that become the stream (OPT-350M), and norms between a layer and the stream (Gemma). Any other
+module there counts as a norm.
 """
 
 from __future__ import annotations
@@ -39,13 +38,9 @@ class Term:
 
 @dataclass(frozen=True)
 class Writer:
-    """How one layer writes into the residual stream.
-
-    Attributes:
-        base: the beginning of the stream: "" for the block's input, or the module (a norm) with that output.
-        before: terms added before this layer runs.
-        term: the layer's output, or the output of the norm behind it.
-    """
+    """How one layer writes into the residual stream: `base` is the beginning of the stream, "" for the block's input,
+    or the module (a norm) with that output; `before` are the terms added before the layer runs; `term` is the layer's
+    output, or the output of the norm behind it."""
 
     base: str
     before: tuple[Term, ...]
@@ -64,9 +59,7 @@ def find_writers(
     block: nn.Module, layers: Sequence[PrunableLayer], run: Callable[[], Any], hidden: Tensor
 ) -> dict[str, Writer]:
     """The layers of a decoder block that write into the residual stream, by projection; empty where none is found.
-
-    `layers` must be all linear layers; `run` calls the block on `hidden`, (samples, length, hidden).
-    """
+    `layers` must be all linear layers; `run` calls the block on `hidden`, (samples, length, hidden)."""
     trace = _Trace(hidden)
     names = {layer.projection for layer in layers}
     # What routed experts put out is a term of the stream that no one layer writes, and no stream of its own.

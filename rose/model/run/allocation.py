@@ -19,9 +19,8 @@ from rose.layer.loss import importance
 from rose.layer.pattern import Pattern
 from rose.model.defaults import BY_DAMAGE, DENSITY_SPREAD
 from rose.model.network.experts import ExpertLinear, experts_apart
-from rose.model.network.identity import WEIGHTS, check_same_model, read_norms, weight_norms
 from rose.model.network.layers import PrunableLayer
-from rose.model.network.network import Network
+from rose.model.network.network import WEIGHTS, Network, check_same_model, read_norms, weight_norms
 from rose.model.network.residence import evaluating, gradients_only_of
 from rose.model.network.stand_ins import hooked
 from rose.model.rules import DAMAGE_SPREAD, Allocation

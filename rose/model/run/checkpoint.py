@@ -37,9 +37,8 @@ from torch import Tensor
 from rose.errors import RoseError
 from rose.files import GOES_ON, TEMPORARY, explained, reachable, write_atomically
 from rose.model.network.heads import rotated_heads
-from rose.model.network.identity import embedding_norms, language_part
 from rose.model.network.layers import PrunableLayer
-from rose.model.network.network import Network, padding
+from rose.model.network.network import Network, embedding_norms, language_part, padding
 from rose.model.network.precision import Precision
 from rose.model.run.settings import RunSettings, describe_layer
 from rose.model.walk.storage import HELD_OUT, BlockDrift, DiskActivations, FinishedBlock, Storage, lay_over

@@ -26,15 +26,8 @@ from rose.model.formats.gguf import Reader, dequantized
 from rose.model.load.models import load_model, load_tokenizer, stored_dtype
 from rose.model.network.layers import prunable_layers
 from rose.model.packaged import PACKAGED
-from rose.model.ship.families import Family, family_of
+from rose.model.ship.families import Family, copy_vocabulary, family_of, fields_of, write_template, write_vocabulary
 from rose.model.ship.packing import Follow
-from rose.model.ship.vocabulary import (
-    compare_vocabularies,
-    copy_vocabulary,
-    tokens_in,
-    write_template,
-    write_vocabulary,
-)
 from rose.output import check_file, check_room, new_file
 from rose.report import report_beside
 from rose.wording import listing, size, whole
@@ -67,13 +60,11 @@ class Exported:
     """What an export has written.
 
     Attributes:
-        size: bytes of the file.
         zeros: weights that are zero in the model and in the file, where all of them are compared.
         exact, rounded: layers that the file holds exactly in its type, and layers that it holds rounded.
         unfit: layers whose rows are not whole blocks of 32; they are stored as floats, exactly.
         embeddings: embeddings that were rounded, with their types.
         error, embedding_error: ‖W − Ŵ‖²/‖W‖² over the rounded layers, and over the rounded embeddings.
-        vocabulary: the file that the tokenizer is from.
         differs: a sentence where the tokenizer or chat template differs from the GGUF file that the model came from.
         left_out: tokens that were added to the tokenizer without a row in the model's embedding.
     """
@@ -170,15 +161,9 @@ def export_gguf(
 
 
 def gguf_size(name: str, model: Any, tokenizer: Any, kind: str, title: str) -> int:
-    """Bytes of the file that `export_gguf` would write of a model in memory, without reading its weights.
-
-    Args:
-        name: where the model comes from, as for `load_model`; the vocabulary of a GGUF file is copied.
-        title: of the folder that would be exported.
-
-    Raises:
-        RoseError: a family or tokenizer that is not exported.
-    """
+    """Bytes of the file that `export_gguf` would write of a model in memory, without reading its weights. `name`: where
+    the model comes from, as for `load_model`; `title`: of the folder that would be exported. Raises RoseError for a
+    family or tokenizer that is not exported."""
     family = family_of(model.config)
     entries = list(_entries(model, family, TYPES[kind], "auto"))
     with tempfile.TemporaryDirectory() as folder:
@@ -229,9 +214,9 @@ def _entries(model: Any, family: Family, kind: Type, embeddings: str) -> Iterato
 def embedding_type(kind: Type, is_head: bool, columns: int) -> Type:
     """The format of an embedding in a file of this kind, by llama.cpp's rule (`llama_tensor_get_type_impl`).
 
-    In a q4_0 file the output head, and an embedding that is also the head, have more bits than the layers. llama.cpp
-    gives them Q6_K, or Q8_0 if their rows are not whole blocks of 256. The gguf package cannot write Q6_K, so they
-    always get Q8_0 here. Rows that are not whole blocks of 32 stay F16.
+    In a q4_0 file llama.cpp gives the output head, and an embedding that is also the head, Q6_K, or Q8_0 if their rows
+    are not whole blocks of 256. The gguf package cannot write Q6_K, so they always get Q8_0 here. Rows that are not
+    whole blocks of 32 stay F16.
     """
     if kind == Type.F16 or columns % BLOCK:
         return Type.F16
@@ -248,13 +233,9 @@ def _sizes(entries: list[Entry]) -> str:
 
 
 def encode(weight: Tensor, kind: Type) -> np.ndarray:
-    """A tensor in the format of a GGUF file: numbers, or bytes (out, bytes a row).
-
-    Weights on a grid whose groups are whole blocks are stored by their codes and scales, exactly; others are rounded.
-
-    Raises:
-        RoseError: weights that are too large for f16.
-    """
+    """A tensor in the format of a GGUF file: numbers, or bytes (out, bytes a row). Weights on a grid whose groups are
+    whole blocks are stored by their codes and scales, exactly; others are rounded. Raises RoseError for weights that
+    are too large for f16."""
     if kind in BITS:
         coded = coarsest_grid(weight)
         if coded is None or coded.grid.bits > BITS[kind]:
@@ -284,14 +265,19 @@ def narrowest_float(weight: Tensor) -> Type:
 
 
 def _add_vocabulary(writer: GGUFWriter, name: str, model: Any, tokenizer: Any, exported: Exported) -> None:
-    """Copies the vocabulary of the GGUF file that the model came from where it is the same and has a token for each
-    row. Where the folder's tokenizer or chat template differs, the folder's is written."""
-    rows, path = model.get_input_embeddings().weight.shape[0], _origin(name)
-    source = Reader(str(path)) if path is not None else None
-    if path is not None and source is not None and tokens_in(source) == rows:
+    """Copies the vocabulary of the GGUF file that the model came from, by its report, where it is the same and has a
+    token for each row. Where the folder's tokenizer or chat template differs, the folder's is written."""
+    rows, report = model.get_input_embeddings().weight.shape[0], report_beside(reachable(name))
+    origin = str(report.summary.get("model", name)) if report else name
+    path = PACKAGED[origin].path() if origin in PACKAGED else reachable(origin)
+    source = Reader(str(path)) if path and path.suffix == ".gguf" and path.is_file() else None
+    tokens = source.get_field("tokenizer.ggml.tokens") if source else None
+    if path and source and tokens is not None and len(tokens.data) == rows:
         is_same = is_same_template = True  # of the file itself
         if reachable(name).is_dir():
-            is_same, is_same_template = compare_vocabularies(tokenizer, load_tokenizer(str(path)), rows)
+            other = load_tokenizer(str(path))
+            is_same = fields_of(tokenizer, rows) == fields_of(other, rows)
+            is_same_template = tokenizer.chat_template == other.chat_template
         if not is_same_template or not is_same:
             part = "chat template" if is_same else "tokenizer"
             exported.differs = f"The folder's {part} is in the file; {path.name} has another."
@@ -304,14 +290,6 @@ def _add_vocabulary(writer: GGUFWriter, name: str, model: Any, tokenizer: Any, e
     write_vocabulary(writer, tokenizer, rows)
     write_template(writer, tokenizer)
     exported.left_out = sorted(token for token, number in tokenizer.get_vocab().items() if number >= rows)
-
-
-def _origin(name: str) -> Path | None:
-    """The GGUF file that a model came from, by the report beside it, where that is on this machine."""
-    report = report_beside(reachable(name))
-    origin = str(report.summary.get("model", name)) if report else name
-    path = PACKAGED[origin].path() if origin in PACKAGED else reachable(origin)
-    return path if path and path.suffix == ".gguf" and path.is_file() else None
 
 
 def _compare(path: Path, entries: list[Entry], kind: Type, exported: Exported) -> None:

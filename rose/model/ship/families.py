@@ -1,17 +1,20 @@
-"""Families in GGUF files: architecture, configuration, and layout of weights."""
+"""Families in GGUF files: architecture, configuration, layout of weights, and the tokenizer, copied or written."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import Mock
 
 import gguf
-from gguf import GGUFWriter
+from gguf import GGUFReader, GGUFValueType, GGUFWriter, TokenType
 from torch import Tensor
 
 from rose.errors import RoseError
 from rose.model.load.models import BUILDERS
+from rose.model.load.tokens import first_token
 
 PATTERN = 6  # of Gemma 3 in llama.cpp: every sixth decoder block attends to everything
 LOCAL_BASE = 10000.0  # of its other decoder blocks
@@ -34,7 +37,7 @@ class Family:
     field: str
     activations: tuple[str, ...]
     describe: Callable[[GGUFWriter, Any], None]
-    arrange: Callable[[str, Tensor, Any], Tensor]
+    arrange: Callable[[str, Tensor, Any], Tensor] = lambda _name, weight, _config: weight
 
 
 def family_of(config: Any) -> Family:
@@ -95,10 +98,8 @@ def _add_rope(writer: GGUFWriter, rope: Any) -> None:
 
 def _gemma3(writer: GGUFWriter, config: Any) -> None:
     _rotary(writer, config)
-    pattern = [
-        "sliding_attention" if number % PATTERN else "full_attention"
-        for number in range(1, len(config.layer_types) + 1)
-    ]
+    numbers = range(1, len(config.layer_types) + 1)
+    pattern = ["sliding_attention" if number % PATTERN else "full_attention" for number in numbers]
     local = config.rope_parameters["sliding_attention"]
     if list(config.layer_types) != pattern or float(local["rope_theta"]) != LOCAL_BASE:
         raise RoseError(
@@ -121,10 +122,6 @@ def _gpt2(writer: GGUFWriter, config: Any) -> None:
     writer.add_layer_norm_eps(config.layer_norm_epsilon)
 
 
-def _same(_name: str, weight: Tensor, _config: Any) -> Tensor:
-    return weight
-
-
 def _llama_rows(name: str, weight: Tensor, config: Any) -> Tensor:
     """Queries and keys in pairs of neighbours, as llama.cpp rotates them; here a head's halves are separate."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
@@ -133,7 +130,7 @@ def _llama_rows(name: str, weight: Tensor, config: Any) -> Tensor:
     return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
-def _one_added(name: str, weight: Tensor, _config: Any) -> Tensor:
+def _gemma_norms(name: str, weight: Tensor, _config: Any) -> Tensor:
     """Gemma multiplies by 1 + the weight of a norm; files hold the sum."""
     return weight.float() + 1 if name.endswith("norm.weight") else weight
 
@@ -144,8 +141,113 @@ def _transposed(name: str, weight: Tensor, _config: Any) -> Tensor:
 
 FAMILIES = {
     "llama": Family(gguf.MODEL_ARCH.LLAMA, "hidden_act", SILU, _plain_rotary, _llama_rows),
-    "qwen2": Family(gguf.MODEL_ARCH.QWEN2, "hidden_act", SILU, _plain_rotary, _same),
-    "qwen3": Family(gguf.MODEL_ARCH.QWEN3, "hidden_act", SILU, _plain_rotary, _same),
-    "gemma3_text": Family(gguf.MODEL_ARCH.GEMMA3, "hidden_activation", GELU_TANH, _gemma3, _one_added),
+    "qwen2": Family(gguf.MODEL_ARCH.QWEN2, "hidden_act", SILU, _plain_rotary),
+    "qwen3": Family(gguf.MODEL_ARCH.QWEN3, "hidden_act", SILU, _plain_rotary),
+    "gemma3_text": Family(gguf.MODEL_ARCH.GEMMA3, "hidden_activation", GELU_TANH, _gemma3, _gemma_norms),
     "gpt2": Family(gguf.MODEL_ARCH.GPT2, "activation_function", GELU_TANH, _gpt2, _transposed),
 }
+
+# Beginnings of the patterns by which byte-level vocabularies split text -> what llama.cpp calls them.
+CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|"
+SPLITS = {CONTRACTIONS + "\\p{N}{1,3}|": "llama-bpe", CONTRACTIONS + "\\p{N}|": "qwen2"}
+IDS = {"bos": "add_bos_token_id", "eos": "add_eos_token_id", "unk": "add_unk_token_id", "pad": "add_pad_token_id"}
+
+
+TEMPLATE = "tokenizer.chat_template"  # begins the names of fields
+
+
+def copy_vocabulary(writer: GGUFWriter, source: GGUFReader, *, with_template: bool = True) -> None:
+    """Writes every tokenizer field of a GGUF file."""
+    for name, field in source.fields.items():
+        if name.startswith("tokenizer.") and (with_template or not name.startswith(TEMPLATE)):
+            inner = field.types[1] if field.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], sub_type=inner)
+
+
+def fields_of(tokenizer: Any, size: int) -> Any:
+    """What `write_vocabulary` tells a writer, or the whole of a tokenizer that it refuses, for comparisons."""
+    writer = Mock()
+    try:
+        write_vocabulary(writer, tokenizer, size)
+    except RoseError:
+        return tokenizer.backend_tokenizer.to_str()
+    return writer.method_calls
+
+
+def write_template(writer: GGUFWriter, tokenizer: Any) -> None:
+    if template := tokenizer.chat_template:  # or several, by name
+        has_names = isinstance(template, dict)
+        writer.add_chat_template([{"name": n, "template": t} for n, t in template.items()] if has_names else template)
+
+
+def write_vocabulary(writer: GGUFWriter, tokenizer: Any, size: int) -> None:
+    """Writes the fields of a fast tokenizer, without its chat template; ids without a token become unused tokens.
+    Raises RoseError for a tokenizer that is not BPE, has no merges, or splits text in an unknown way."""
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = settings["model"]
+    if model["type"] != "BPE":
+        raise RoseError(f"A tokenizer of type {model['type']} is not exported; only BPE is.")
+    added = {entry["id"]: entry for entry in settings["added_tokens"]}
+    pieces = {number: token for token, number in model["vocab"].items()} | {
+        n: entry["content"] for n, entry in added.items()
+    }
+    tokens = [pieces.get(number, f"[PAD{number}]") for number in range(size)]
+    is_pieces = bool(model.get("byte_fallback"))
+    types = [_type(number, pieces, added, model, is_pieces) for number in range(size)]
+    merges = [entry if isinstance(entry, str) else " ".join(entry) for entry in model["merges"]]
+    if is_pieces:
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        # llama.cpp joins the pair of the highest score first, tokenizer.json the first merge.
+        ranks: dict[str, int] = {}
+        for rank, merge in enumerate(model["merges"]):
+            ranks.setdefault(merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge), rank)
+        writer.add_token_scores([-float(ranks.get(token, len(ranks) + 1)) for token in tokens])
+        text = json.dumps([settings["normalizer"], settings["pre_tokenizer"]], ensure_ascii=False)
+        prepends = ('"Prepend"', '"prepend_scheme": "first"', '"prepend_scheme": "always"')
+        writer.add_add_space_prefix(any(scheme in text for scheme in prepends))
+    elif not merges:
+        raise RoseError(
+            "This tokenizer has no merges, and programs do not read a GGUF file without them; pack the folder instead."
+        )
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(_split(settings["pre_tokenizer"]))
+        writer.add_token_merges(merges)
+    writer.add_token_list([token.encode() for token in tokens])
+    writer.add_token_types(types)
+    for name, method in IDS.items():
+        number = getattr(tokenizer, f"{name}_token_id")
+        if number is not None and number < size:
+            getattr(writer, method)(number)
+    writer.add_add_bos_token(first_token(tokenizer) is not None)
+
+
+def _type(number: int, pieces: dict[int, str], added: dict[int, Any], model: Any, is_pieces: bool) -> int:
+    token = pieces.get(number)
+    if token is None:
+        return TokenType.UNUSED
+    if token == model.get("unk_token"):
+        return TokenType.UNKNOWN
+    if number in added:
+        return TokenType.CONTROL if added[number]["special"] else TokenType.USER_DEFINED
+    is_byte = is_pieces and len(token) == 6 and token.startswith("<0x")
+    return TokenType.BYTE if is_byte else TokenType.NORMAL
+
+
+def _split(pre_tokenizer: Any) -> str:
+    """llama.cpp's name for the splitting of text before merges."""
+    settings = pre_tokenizer or {"type": None}  # text is not split at all
+    parts = settings["pretokenizers"] if settings["type"] == "Sequence" else [settings]
+    patterns = [part["pattern"].get("Regex", "") for part in parts if part["type"] == "Split"]
+    for pattern in patterns:
+        for begins, name in SPLITS.items():
+            if pattern.startswith(begins):
+                return name
+    byte_level = any(part["type"] == "ByteLevel" and part.get("use_regex", True) for part in parts)
+    if byte_level and not patterns:
+        digits = any(part["type"] == "Digits" and part["individual_digits"] for part in parts)
+        return "smollm" if digits else "gpt-2"
+    raise RoseError(
+        "This tokenizer splits text in a way whose name in GGUF files is not known; pack the folder instead."
+    )

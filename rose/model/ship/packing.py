@@ -4,53 +4,35 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import _TYPES
 from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.files import reachable
 from rose.interrupt import stop_point
 from rose.model.formats.packed import FORMAT, VERSION, TensorFile, damaged, digest_of_facts, encode
-from rose.model.load.soundness import check_masks_applied
-from rose.model.load.stored import PACKED, check_is_checkpoint, is_packed, packed, weight_files
+from rose.model.load.stored import PACKED, check_is_checkpoint, check_masks_applied, is_packed, packed, weight_files
 from rose.model.network.layers import LOW_RANK_FILE
 from rose.model.packaged import PACKAGED
 from rose.output import PARTIAL, new_folder
 from rose.tensor_files import digest
 
-TYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.bool: "BOOL",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
+TYPES = {dtype: name for name, dtype in _TYPES.items() if dtype and not dtype.is_complex}
 if hasattr(torch, "float8_e8m0fnu"):  # from torch 2.7 on
     TYPES[torch.float8_e8m0fnu] = "F8_E8M0"
 ALIGNMENT = 8
 
 
 class TensorWriter:
-    """Gathers tensors in temporary files beside the result; a context manager that removes these files.
-
-    Tensors of wider numbers come first, because readers expect aligned tensors.
-    """
+    """Gathers tensors in temporary files beside the result; a context manager that removes these files. Tensors of
+    wider numbers come first, because readers expect aligned tensors."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -103,23 +85,32 @@ WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".
 Follow = Callable[[float, str], None]  # told the share that is done, and of which file
 
 
-@dataclass(frozen=True)
+@dataclass
 class PackedSize:
-    """Sizes before and after packing.
+    """Bytes of all tensors before packing (`plain`) and after (`stored`); how many were packed (`layers`), their
+    weights and bytes; and SHA-256 of each tensor with name, dtype and shape."""
 
-    Attributes:
-        plain: bytes of all tensors.
-        stored: bytes of all tensors, packed where that is smaller.
-        layers, layer_weights, layer_stored: packed tensors, their weights, and their bytes.
-        digest: SHA-256 of the tensors with names, dtypes and shapes; packing does not change it.
-    """
+    plain: int = 0
+    stored: int = 0
+    layers: int = 0
+    layer_weights: int = 0
+    layer_stored: int = 0
+    digests: dict[str, str] = field(default_factory=dict)
 
-    plain: int
-    stored: int
-    layers: int
-    layer_weights: int
-    layer_stored: int
-    digest: str
+    def add(self, name: str, tensor: Tensor, stored: int | None, checksum: str) -> None:
+        """Counts a tensor; `stored`: bytes of a packed one, None for a plain one."""
+        self.digests[name] = checksum
+        self.plain += tensor.nbytes
+        self.stored += tensor.nbytes if stored is None else stored
+        if stored is not None:
+            self.layers += 1
+            self.layer_weights += tensor.numel()
+            self.layer_stored += stored
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all tensors; packing does not change it."""
+        return digest({}, self.digests)
 
     def remarks(self) -> list[str]:
         """Sentences on a packed copy."""
@@ -137,47 +128,20 @@ class PackedSize:
         return self.layer_stored / (2 * self.layer_weights) if self.layer_weights else None
 
 
-class _Sizes:
-    """Sums over tensors."""
-
-    def __init__(self) -> None:
-        self.plain = self.stored = self.layers = self.layer_weights = self.layer_stored = 0
-        self.digests: dict[str, str] = {}
-
-    def add(self, name: str, tensor: Tensor, stored: int | None, checksum: str) -> None:
-        """`stored`: bytes of a packed tensor; None for a plain one."""
-        self.digests[name] = checksum
-        self.plain += tensor.nbytes
-        self.stored += tensor.nbytes if stored is None else stored
-        if stored is not None:
-            self.layers += 1
-            self.layer_weights += tensor.numel()
-            self.layer_stored += stored
-
-    def result(self) -> PackedSize:
-        whole = digest({}, self.digests)
-        return PackedSize(self.plain, self.stored, self.layers, self.layer_weights, self.layer_stored, whole)
-
-
 def packed_size(model: nn.Module) -> PackedSize:
     """Sizes of a model in memory, without writing; some seconds a GB. Tied weights count once."""
-    sizes = _Sizes()
+    sizes = PackedSize()
     for name, tensor in model.named_parameters():
         stop_point()
         packed_tensor = encode(tensor)
         sizes.add(name, tensor, packed_tensor.size if packed_tensor else None, digest({name: tensor}))
-    return sizes.result()
+    return sizes
 
 
 def pack_folder(folder: str | Path, output: str | Path, follow: Follow | None = None) -> PackedSize:
     """Writes a packed copy of a checkpoint folder, whole or not at all, and compares every tensor with the original.
-
-    Weight files are packed; configuration, tokenizer and reports are copied.
-
-    Raises:
-        RoseError: no checkpoint, a packed or damaged one, masks beside their weights, or an output that is not empty or
-            cannot be written.
-    """
+    Configuration, tokenizer and reports are copied. Raises RoseError for no checkpoint, a packed or damaged one, masks
+    beside their weights, or an output that is not empty or cannot be written."""
     source = _checkpoint(folder)
     if is_packed(source):
         raise RoseError(f"{folder} is packed already; `rose unpack` makes plain weights of it.")
@@ -189,7 +153,11 @@ def unpack_folder(folder: str | Path, output: str | Path, follow: Follow | None 
     source = _checkpoint(folder)
     if not is_packed(source):
         raise RoseError(f"{folder} is not packed; its weights can be used as they are.")
-    return _rewritten(source, output, follow, _unpack_file, _plain)
+
+    def plain(path: Path) -> Path:
+        return path.with_name(path.name.removesuffix(PACKED) + ".safetensors")
+
+    return _rewritten(source, output, follow, _unpack_file, plain)
 
 
 def _checkpoint(folder: str | Path) -> Path:
@@ -204,18 +172,14 @@ def _checkpoint(folder: str | Path) -> Path:
     return source
 
 
-def _plain(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(PACKED) + ".safetensors")
-
-
 def _rewritten(
     source: Path,
     output: str | Path,
     follow: Follow | None,
-    write: Callable[[Path, Path, _Sizes], None],
+    write: Callable[[Path, Path, PackedSize], None],
     renamed: Callable[[Path], Path],
 ) -> PackedSize:
-    sizes = _Sizes()
+    sizes = PackedSize()
     with new_folder(output) as temporary:
         paths = weight_files(source)
         for number, path in enumerate(paths):
@@ -225,29 +189,23 @@ def _rewritten(
                 write(path, temporary / renamed(path).name, sizes)
             except SafetensorError as problem:  # errors of writing are OSErrors, or are raised in `new_folder`
                 raise RoseError(f"{path} cannot be read ({problem}); restore it.") from problem
-        for path in _besides_weights(source):
-            place = temporary / path.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
-    return sizes.result()
+        for path in list(source.rglob("*")):
+            inside = path.relative_to(source)
+            is_hidden = any(folder.name.startswith(".") for folder in inside.parents)  # as in .git
+            is_weights = path.suffix in WEIGHTS and path != source / LOW_RANK_FILE
+            # Names with PARTIAL are written into this folder meanwhile.
+            if path.is_file() and not path.name.startswith(PARTIAL) and not is_weights and not is_hidden:
+                (temporary / inside.parent).mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, temporary / inside)
+    return sizes
 
 
-def _besides_weights(source: Path) -> list[Path]:
-    """The other files of a model, also in folders, except hidden folders (.git)."""
-    return [
-        path
-        for path in source.rglob("*")
-        if path.is_file()
-        and not path.name.startswith(PARTIAL)  # written into this folder meanwhile
-        and (path.suffix not in WEIGHTS or path == source / LOW_RANK_FILE)
-        and not any(folder.name.startswith(".") for folder in path.relative_to(source).parents)
-    ]
-
-
-def _pack_file(path: Path, target: Path, sizes: _Sizes) -> None:
+def _pack_file(path: Path, target: Path, sizes: PackedSize) -> None:
     facts = {}
     with TensorWriter(target) as writer, TensorFile(path) as file:
-        check_masks_applied(str(path.parent), _without_masks(file.names()), file.names())
+        names = file.names()
+        masked = {name.removesuffix("_orig") for name in names if name.endswith((".weight_orig", ".bias_orig"))}
+        check_masks_applied(str(path.parent), masked - {*names}, names)
         for name in file.names():
             stop_point()
             tensor = file.tensor(name)
@@ -267,12 +225,7 @@ def _pack_file(path: Path, target: Path, sizes: _Sizes) -> None:
             written.tensor(name)  # which compares it with its checksum
 
 
-def _without_masks(stored: Collection[str]) -> set[str]:
-    """Weights that torch.nn.utils.prune has replaced by weights and masks."""
-    return {name.removesuffix("_orig") for name in stored if name.endswith((".weight_orig", ".bias_orig"))} - {*stored}
-
-
-def _unpack_file(path: Path, target: Path, sizes: _Sizes) -> None:
+def _unpack_file(path: Path, target: Path, sizes: PackedSize) -> None:
     with TensorWriter(target) as writer, TensorFile(path) as file:
         if not file.is_packed:
             raise damaged(path, "its metadata do not say that it is packed")

@@ -21,9 +21,8 @@ from rose.layer.change import FoundGrid, apparent_grid
 from rose.layer.rounding import coarsest_grid
 from rose.model.defaults import PRUNED
 from rose.model.estimate.memory import check_free, tuning_memory
-from rose.model.network.identity import check_same_model, embedding_norms
 from rose.model.network.layers import GRIDS_TRIED, count_parameters, count_zeros
-from rose.model.network.network import Network
+from rose.model.network.network import Network, check_same_model, embedding_norms
 from rose.model.network.precision import DEFAULT, Precision
 from rose.model.progress import Progress
 from rose.report import RunReport

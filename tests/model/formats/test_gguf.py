@@ -57,20 +57,11 @@ def write(path: Path, architecture: str, mlp: Callable[[int], dict[str, np.ndarr
     if mlp is experts:
         writer.add_expert_count(EXPERTS)
         writer.add_expert_used_count(2)
-    tensors = {
-        "token_embd": values(VOCABULARY, WIDTH),
-        "output_norm": values(WIDTH),
-        "output": values(VOCABULARY, WIDTH),
-    }
+    tensors = {name: values(VOCABULARY, WIDTH) for name in ("token_embd", "output")} | {"output_norm": values(WIDTH)}
     for number in range(BLOCKS):
-        block = mlp(number) | {
-            "attn_q": values(WIDTH, WIDTH) + number,
-            "attn_k": values(WIDTH * KEY_HEADS // HEADS, WIDTH),
-            "attn_v": values(WIDTH * KEY_HEADS // HEADS, WIDTH) - number,
-            "attn_output": values(WIDTH, WIDTH),
-            "attn_norm": values(WIDTH),
-            "ffn_norm": values(WIDTH),
-        }
+        queries, keys, norm = values(WIDTH, WIDTH), values(WIDTH * KEY_HEADS // HEADS, WIDTH), values(WIDTH)
+        block = mlp(number) | {"attn_q": queries + number, "attn_k": keys, "attn_v": keys - number}
+        block |= {"attn_output": queries, "attn_norm": norm, "ffn_norm": norm}
         tensors |= {f"blk.{number}.{name}": value for name, value in block.items()}
     for name, value in tensors.items():
         kind = gguf.GGMLQuantizationType.Q8_0 if value.ndim > 1 else gguf.GGMLQuantizationType.F32

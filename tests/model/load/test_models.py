@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,9 +71,6 @@ def refused(name: str | Path, message: str, **options: Any) -> str:
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
     return str(caught.value)
-
-
-# ---- folders
 
 
 def test_a_copy_names_no_code_that_it_does_not_bring_along(checkpoint, tmp_path):
@@ -191,37 +189,26 @@ def remove(folder: Path, pattern: str) -> None:
         path.unlink()
 
 
-UP, UNREADABLE = (
-    "model.layers.1.mlp.up_proj.weight",
-    "cannot be loaded; a file is missing, corrupt or of an unknown kind",
-)
+UP, UNREADABLE = "model.layers.1.mlp.up_proj.weight", "a file is missing, corrupt or of an unknown kind"
+MASKS: dict[str, Any] = {f"{UP}_mask": torch.ones(1)}
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "weights cut off": (lambda folder: os.truncate(folder / "model.safetensors", 9000), UNREADABLE),
-    "no weights": (lambda folder: remove(folder, "*.safetensors"), UNREADABLE),
+    "no weights": (partial(remove, pattern="*.safetensors"), UNREADABLE),
     "configuration cut off": (lambda folder: (folder / "config.json").write_text("{"), UNREADABLE),
     "tokenizer cut off": (lambda folder: (folder / "tokenizer.json").write_text("{"), UNREADABLE),
-    "unknown family": (lambda folder: edit_config(folder, model_type="nonsense"), UNREADABLE),
-    "no configuration": (
-        lambda folder: remove(folder, "config.json"),
-        r"holds no config\.json, so it is not a checkpoint",
-    ),
-    "no tokenizer": (lambda folder: remove(folder, "tokenizer*"), r"has no tokenizer; copy tokenizer\.json and"),
+    "unknown family": (partial(edit_config, model_type="nonsense"), UNREADABLE),
+    "no configuration": (partial(remove, pattern="config.json"), r"holds no config\.json, so it is not a checkpoint"),
+    "no tokenizer": (partial(remove, pattern="tokenizer*"), r"has no tokenizer; copy tokenizer\.json and"),
     "other shapes": (
-        lambda folder: edit_config(folder, hidden_size=64),
+        partial(edit_config, hidden_size=64),
         r"is of shape \(96, 32\) in the files of .* but of \(96, 64\) by its config.json",
     ),
     "missing weight": (
-        lambda folder: edit_weights(folder, lambda weights: weights.pop(UP)),
-        rf"lacks 1 of the weights .* such as {UP}; it is incomplete",
-    ),
-    "no head": (
-        lambda folder: edit_weights(folder, lambda weights: weights.pop("lm_head.weight")),
-        r"such as lm_head\.weight; it is incomplete, or was saved without its language model head",
+        partial(edit_weights, edit=lambda weights: weights.pop(UP)),
+        rf"lacks 1 of the weights .* such as {UP}; it is incomplete, or was saved without its language model head",
     ),
     "masks": (
-        lambda folder: edit_weights(
-            folder, lambda weights: weights.update({f"{UP}_orig": weights.pop(UP), f"{UP}_mask": torch.ones(1)})
-        ),
+        partial(edit_weights, edit=lambda weights: weights.update({f"{UP}_orig": weights.pop(UP)} | MASKS)),
         r"call torch\.nn\.utils\.prune\.remove\(layer, \"weight\"\) for every pruned layer",
     ),
     "adapter": (
@@ -229,17 +216,14 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"holds an adapter, beside a model; merge the two first \(in peft: model\.merge_and_unload\(\)",
     ),
     "four bits": (
-        lambda folder: edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4}),
+        partial(edit_config, quantization_config={"quant_method": "gptq", "bits": 4}),
         "is stored in few bits by gptq, which is not read; give what it was",
     ),
     "encoder": (
-        lambda folder: edit_config(folder, model_type="bert", architectures=["BertForMaskedLM"]),
+        partial(edit_config, model_type="bert", architectures=["BertForMaskedLM"]),
         "is a bert encoder, not a causal language model; choose a decoder",
     ),
-    "encoder-decoder": (
-        lambda folder: edit_config(folder, model_type="t5"),
-        "is a t5 model, not a causal language model",
-    ),
+    "encoder-decoder": (partial(edit_config, model_type="t5"), "is a t5 model, not a causal language model"),
 }
 
 
@@ -285,11 +269,8 @@ def test_another_tokenizer_can_be_given(checkpoint, saved):
 def test_a_repository_that_wants_remote_code_is_refused(checkpoint):
     ran = checkpoint / "ran"
     (checkpoint / "custom.py").write_text(f"open({str(ran)!r}, 'w').close()")
-    edit_config(
-        checkpoint,
-        model_type="custom",
-        auto_map={"AutoConfig": "custom.Config", "AutoModelForCausalLM": "custom.Model"},
-    )
+    code = {"AutoConfig": "custom.Config", "AutoModelForCausalLM": "custom.Model"}
+    edit_config(checkpoint, model_type="custom", auto_map=code)
     refused(checkpoint, r"needs to run Python code from its repository; .*by trust-remote-code")
     assert not ran.exists()
 
@@ -310,9 +291,6 @@ def test_running_out_of_memory_while_loading_is_reported(kind, saved, monkeypatc
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", exhausted)
     refused(saved, "not enough memory for .*; choose a smaller model or bfloat16")
-
-
-# ---- the Hub, without a network
 
 
 def http_error(status: int) -> HfHubHTTPError:
@@ -339,9 +317,6 @@ def test_problems_of_the_hub_are_reported(problem, message, wrapped, monkeypatch
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
     refused("someone/model", message)
-
-
-# ---- the packaged model
 
 
 def test_packages_are_located_not_imported(monkeypatch, tmp_path):
@@ -382,39 +357,19 @@ def test_packaged_model_works_is_pruned_and_comes_back(packaged, tmp_path):
     shutil.rmtree(tmp_path / "pruned")  # half a gigabyte
 
 
-# ---- saving
-
-
-def test_saving_refuses_a_folder_in_use(tmp_path, tokenizer):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "precious").write_text("mine")
-    with pytest.raises(rose.RoseError, match="already exists and is not an empty folder; choose another output"):
-        rose.save_model(make_model("llama"), tokenizer, tmp_path / "out")
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "precious"]
-    with pytest.raises(rose.RoseError, match="already exists and is not an empty folder"):
-        rose.save_model(make_model("llama"), tokenizer, tmp_path / "out" / "precious")
-
-
-def test_saving_into_new_and_empty_folders(tmp_path, tokenizer):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "plain").mkdir()
-    for folder in (tmp_path / "empty", tmp_path / "a" / "b" / "new"):
-        rose.save_model(make_model("llama"), tokenizer, folder)
-        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
-        assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
-        assert folder.stat().st_mode & 0o777 == (tmp_path / "plain").stat().st_mode & 0o777
-
-
-def test_saving_into_a_link_and_into_the_working_folder(tmp_path, tokenizer, monkeypatch):
-    """Folders that cannot be replaced by another one, as mount points cannot."""
-    (tmp_path / "here").mkdir()
-    (tmp_path / "there").mkdir()
+def test_saving_into_new_empty_linked_and_working_folders(tmp_path, tokenizer, monkeypatch):
+    """Links, mount points and the working folder cannot be replaced by another folder."""
+    for name in ("empty", "plain", "here", "there"):
+        (tmp_path / name).mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there")
     (tmp_path / "there" / f"{output.PARTIAL}of-a-killed-run").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    for folder in (tmp_path / "link", Path()):
+    for folder in (tmp_path / "empty", tmp_path / "a" / "b" / "new", tmp_path / "link", Path()):
         rose.save_model(make_model("llama"), tokenizer, folder)
         AutoModelForCausalLM.from_pretrained(folder.resolve())
+        assert (folder / "tokenizer.json").is_file()
+        assert [path.name for path in folder.resolve().parent.iterdir() if path.name.startswith(".")] == []
+        assert folder.stat().st_mode & 0o777 == (tmp_path / "plain").stat().st_mode & 0o777
     assert (tmp_path / "link").is_symlink()
 
 

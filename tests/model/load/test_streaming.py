@@ -1,4 +1,4 @@
-"""Models whose weights stay in files: the same numbers as in memory, one decoder block at a time, shard by shard."""
+"""Models whose weights stay in files: the same numbers as in memory; files that hold what no model has are refused."""
 
 import errno
 import gc
@@ -10,26 +10,35 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import rose
 from rose.model.load import streaming
+from rose.model.load.models import load_skeleton, stored_dtype
 from rose.model.network.layers import decoder_blocks
+from rose.model.network.network import Network
 from rose.output import PARTIAL
 from rose.tensor_files import digest
 from tests.model.families import DENSE, make_model, make_tokens, on_meta, save, stop_at
+from tests.tiny import save_tiny_llama
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "block_size": 16, "held_out": make_tokens(2, seed=3)}
 
 
-@pytest.mark.parametrize("family", DENSE)
-def test_pruned_as_in_memory_to_the_bit(family, tmp_path):
-    folder = save(family, tmp_path / "dense")
-    whole, tokenizer = rose.load_model(str(folder))
+@pytest.mark.parametrize(
+    ("family", "dtype", "shard"),
+    [*((family, "float32", "1GB") for family in DENSE), ("llama", "bfloat16", "20KB"), ("llama", "float16", "20KB")],
+)
+def test_pruned_as_in_memory_to_the_bit(family, dtype, shard, tmp_path):
+    folder = save(family, tmp_path / "dense", max_shard_size=shard)
+    assert (len(list(folder.glob("*.safetensors"))) > 2) == (shard == "20KB")
+    whole, tokenizer = rose.load_model(str(folder), dtype=dtype)
     expected = rose.prune_model(whole, make_tokens(), **OPTIONS)
     rose.save_model(whole, tokenizer, tmp_path / "whole")
-    streamed, tokenizer = rose.load_model(str(folder), stream=True)
+    streamed, tokenizer = rose.load_model(str(folder), stream=True, dtype=dtype)
     found = rose.prune_model(streamed, make_tokens(), **OPTIONS)
     assert on_meta(streamed)
     rose.save_model(streamed, tokenizer, tmp_path / "streamed", report=found)
@@ -37,26 +46,13 @@ def test_pruned_as_in_memory_to_the_bit(family, tmp_path):
     assert found.layers.drop(columns="seconds").equals(expected.layers.drop(columns="seconds"))
     one = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     other = AutoModelForCausalLM.from_pretrained(tmp_path / "streamed")
+    assert next(other.parameters()).dtype == getattr(torch, dtype)
     assert digest(one.state_dict()) == digest(other.state_dict())
     assert type(one) is type(other)
     configurations = [json.loads((tmp_path / x / "config.json").read_text()) for x in ("whole", "streamed")]
     assert configurations[0] == configurations[1]
     names = {path.name for path in (tmp_path / "whole").iterdir()} - {"model.safetensors"}
     assert names <= {path.name for path in (tmp_path / "streamed").iterdir()}
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_other_dtypes_and_sharded_files(dtype, tmp_path):
-    folder = save("llama", tmp_path / "dense", max_shard_size="20KB")
-    assert len(list(folder.glob("*.safetensors"))) > 2
-    models = []
-    for stream in (False, True):
-        model, tokenizer = rose.load_model(str(folder), stream=stream, dtype=dtype)
-        rose.prune_model(model, make_tokens(), **OPTIONS)
-        rose.save_model(model, tokenizer, tmp_path / f"{stream}")
-        models.append(AutoModelForCausalLM.from_pretrained(tmp_path / f"{stream}"))
-    assert models[1].model.layers[0].mlp.up_proj.weight.dtype == getattr(torch, dtype)
-    assert digest(models[0].state_dict()) == digest(models[1].state_dict())
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
@@ -97,20 +93,23 @@ def test_a_checkpoint_goes_on(tmp_path):
         rose.prune_model(other, make_tokens(), **options)
 
 
-def test_one_block_in_memory_at_a_time(tmp_path, monkeypatch):
+@pytest.mark.parametrize("run", [rose.prune_model, rose.prune_structured])
+def test_one_block_in_memory_at_a_time(run, tmp_path, monkeypatch):
     model, tokenizer = rose.load_model(str(save("gemma3", tmp_path / "dense")), stream=True)
     blocks = decoder_blocks(model)[1]
     most = []
     read = streaming.BlockFiles.read
 
     def watched(self: streaming.BlockFiles, key: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        there = sum(any(not p.is_meta for p in block.parameters()) for block in blocks)
+        there = sum(any(p is not None and not p.is_meta for p in block.parameters()) for block in blocks)
         outside = [n for n, p in model.named_parameters() if not p.is_meta and ".layers." not in n]
         most.append((there, len(outside)))
         return read(self, key, dtype)
 
     monkeypatch.setattr(streaming.BlockFiles, "read", watched)
-    rose.prune_model(model, make_tokens(), **OPTIONS)
+    run(
+        model, make_tokens(), **OPTIONS if run is rose.prune_model else {"ratio": 0.3, "multiple": 4, "target": "dense"}
+    )
     rose.save_model(model, tokenizer, tmp_path / "out")
     assert max(there for there, _ in most) == 1
     assert all(not outside for there, outside in most[-40:])
@@ -124,9 +123,6 @@ def test_pruned_weights_leave_no_files_behind(tmp_path):
     del model
     gc.collect()
     assert not list((tmp_path / "scratch").iterdir())
-
-
-# ---- what cannot be streamed
 
 
 def change_config(folder: Path, **values: Any) -> None:
@@ -213,3 +209,133 @@ def test_runs_that_need_the_whole_model_are_refused_on_a_streamed_one(tmp_path):
     for lose in (rose.prune_model, rose.prune_structured):
         with pytest.raises(rose.RoseError, match="pruned already; save it, and load what was saved"):
             lose(model, make_tokens())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_tiny_llama(tmp_path / "model", hidden=32)
+
+
+def refused(folder: Path, message: str, stream: bool) -> None:
+    with pytest.raises(rose.RoseError, match=message):
+        rose.load_model(str(folder), stream=stream)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_more_decoder_blocks_than_the_configuration_names(folder, stream):
+    change_config(folder, num_hidden_layers=2)
+    refused(folder, r"9 weights .* does not name, such as model\.layers\.2\.input_layernorm", stream)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_masks_beside_weights_are_refused_and_ignored_tensors_are_not(folder, stream, monkeypatch):
+    path, block = folder / "model.safetensors", "model.layers.3.mlp.up_proj.weight"
+    tensors = load_file(path)
+    monkeypatch.setattr(LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.3.*"])
+    save_file(tensors | {block: torch.zeros(2, 2)}, path, {"format": "pt"})
+    rose.load_model(str(folder), stream=stream)
+    save_file(tensors | {"model.layers.0.mlp.up_proj.mask": torch.zeros(2, 2)}, path, {"format": "pt"})
+    refused(folder, r"keeps model\.layers\.0\.mlp\.up_proj\.mask beside its weights, .* apply it", stream)
+
+
+def shard(folder: Path) -> Path:
+    """Writes the weights a second time, in two shards with their index, and returns the first."""
+    tensors = load_file(folder / "model.safetensors")
+    names = {key: f"model-0000{1 + (key > 'model.layers.1')}-of-00002.safetensors" for key in tensors}
+    for name in set(names.values()):
+        save_file({key: tensors[key] for key in tensors if names[key] == name}, folder / name, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    return folder / "model-00001-of-00002.safetensors"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_duplicate_weights_and_missing_shards_are_refused(folder, stream):
+    first = shard(folder)
+    refused(folder, r"holds both model\.safetensors and, by .*, model-00001-of-00002\.saf.* old one", stream)
+    (folder / "model.safetensors").rename(folder / "whole")
+    first.rename(folder / "first")
+    refused(folder, r"lacks model-00001-of-00002\.safetensors, which model\S+ names; get it again", stream)
+    (folder / "first").rename(first)
+    (folder / "model.safetensors.index.json").rename(folder / "index")
+    refused(folder, r"holds model-00001-of-00002\.safetensors, but not model\.safetensors or", stream)
+    (folder / "index").rename(folder / "model.safetensors.index.json")
+    for path in folder.glob("model-*"):
+        path.unlink()
+    (folder / "whole").rename(folder / "model.safetensors")  # saved over shards, whose index stays
+    rose.load_model(str(folder), stream=stream)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_format_is_read_from_the_weights_not_the_configuration(folder, stream, monkeypatch, caplog):
+    monkeypatch.setenv("ROSE_COMPUTE", "bfloat16")
+    change_config(folder, dtype="bfloat16")
+    assert stored_dtype(str(folder)) == Network(load_skeleton(str(folder))).dtype == torch.float32
+    assert Network(rose.load_model(str(folder), stream=stream)[0]).dtype == torch.float32
+    path, norm = folder / "model.safetensors", "model.norm.weight"
+    change_config(folder, dtype="float32")
+    tensors = {key: tensor.bfloat16() for key, tensor in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
+    assert stored_dtype(str(folder)) == Network(rose.load_model(str(folder), stream=stream)[0]).dtype == torch.bfloat16
+    assert not caplog.text
+    save_file(tensors | {norm: tensors[norm].float()}, path, {"format": "pt"})
+    assert Network(rose.load_model(str(folder), stream=stream)[0]).dtype == torch.bfloat16
+    assert (
+        f"is read in bfloat16, which rounds one tensor stored in a wider format, such as {norm}; float32" in caplog.text
+    )
+
+
+def test_fp8_weights_are_dequantized_with_a_gpu_too(folder, monkeypatch):
+    name, path = "model.layers.1.mlp.up_proj.weight", folder / "model.safetensors"
+    tensors = load_file(path)
+    for key in [key for key in tensors if "proj" in key]:
+        scales = torch.full([-(-size // 32) for size in tensors[key].shape], 0.01)
+        tensors |= {key: (100 * tensors[key]).to(torch.float8_e4m3fn), f"{key}_scale_inv": scales}
+    save_file(tensors, path, {"format": "pt"})
+    change_config(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [32, 32]})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: (9, 0))
+    model, _ = rose.load_model(str(folder))
+    monkeypatch.undo()
+    assert torch.allclose(model.get_parameter(name), tensors[name].float() / 100)
+    layer = model.get_submodule(name.removesuffix(".weight"))
+    layer.weight = nn.Parameter(tensors[name], requires_grad=False)
+    with pytest.raises(rose.RoseError, match=r"up_proj has weights in float8_e4m3fn, which cannot be pruned"):
+        rose.prunable_layers(model)
+
+
+class Program:
+    """Runs something where it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.proof,)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_a_pickle_is_not_read(folder, tmp_path, name, stream):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors | {"more": Program(tmp_path / "ran")}, folder / name)
+    refused(folder, r"is a pickle|only safetensors|Error while deserializing header", stream)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_weight_that_is_no_number_is_named(folder, value):
+    name, path = "model.layers.1.mlp.up_proj.weight", folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors[name][3, 4] = value
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(rose.RoseError, match=f"holds NaN or infinity in {name}; its file is damaged"):
+        rose.load_model(str(folder))
+    model, tokenizer = rose.load_model(str(folder), stream=True)
+    tokens = rose.load_tokens("packaged", tokenizer, samples=2, length=16)
+    with pytest.raises(rose.RoseError, match=f"holds NaN or infinity in {name}"):
+        rose.prune_model(model, tokens, block_size=16)
+    for stream in (False, True):
+        broken, _ = rose.load_model(str(folder), finite=False, stream=stream)
+        with Network(broken).residence.visit(1, torch.device("cpu")) as block:
+            assert int((~block.mlp.up_proj.weight.isfinite()).sum()) == 1

@@ -44,9 +44,6 @@ def are_runs(tokens: Tensor) -> bool:
     return bool((tokens.diff(dim=1) == 1).all())
 
 
-# ---- windows
-
-
 @pytest.mark.parametrize(("samples", "length"), [(10, 100), (9, 100), (20, 50), (3, 333), (500, 2)])
 def test_random_windows_do_not_overlap(text, tokenizer, samples, length):
     for seed in range(5):
@@ -106,8 +103,6 @@ def test_impossible_windows_and_texts_are_refused(text, tokenizer, source, optio
     assert "\n" not in str(caught.value)
 
 
-# ---- the beginning of a window
-
 FIRST = WORDS + 1
 
 
@@ -146,9 +141,6 @@ def test_windows_begin_as_asked(text, template, bos, begins):
     assert torch.equal(in_order[:, int(begins) :].flatten(), torch.arange(1000 if begins else 909))
 
 
-# ---- sources
-
-
 def test_packaged_text_is_english_and_long(packaged, tokenizer):
     text = packaged_text()
     assert len(text) > 300_000
@@ -166,11 +158,7 @@ def test_packaged_text_is_english_and_long(packaged, tokenizer):
         ("a.jsonl", b'\xef\xbb\xbf{"text": "hello"}\n', "hello"),
         ("a.jsonl", b'{"text": "w1 w2"}\n\n{"text": "w3"}\r\n   \n{"text": ""}\n{"text": "w4"}', "w1 w2|w3||w4"),
         # Raw U+2028 and U+0085 are legal within JSON strings, and common in web text.
-        (
-            "a.jsonl",
-            '{"text": "a\u2028b"}\n{"text": "c\u0085d"}'.encode(),
-            "a\u2028b|c\u0085d",
-        ),
+        ("a.jsonl", '{"text": "a\u2028b"}\n{"text": "c\u0085d"}'.encode(), "a\u2028b|c\u0085d"),
         ("a.jsonl", b'{"text": "cut \\ud83d"}\n{"text": "whole \\ud83d\\ude00"}\n', "cut \ufffd|whole \U0001f600"),
     ],
 )
@@ -179,42 +167,32 @@ def test_a_file_is_read_as_its_texts_with_empty_lines_between(name, content, tex
     assert load_text(str(tmp_path / name)) == text.replace("|", "\n\n")
 
 
-# ---- datasets, without a network
+@pytest.mark.parametrize(
+    ("source", "split", "rows", "text", "asked"),
+    [
+        ("wikitext2", "test", ["w1", "", "w3 w4"], "w1\n\n\n\nw3 w4", ("Salesforce/wikitext", "wikitext-2-raw-v1")),
+        ("ptb", "test", ["w1 w2", "w3"], "w1 w2 w3", ("ptb-text-only/ptb_text_only", "penn_treebank")),
+        ("c4", "train", ["w1 w2", "w3"], "w1 w2\n\nw3", ("allenai/c4", None)),
+        ("c4", "validation", ["w1 w2", "w3"], "w1 w2\n\nw3", ("allenai/c4", None)),
+    ],
+)
+def test_datasets_are_asked_for_and_joined(source, split, rows, text, asked, monkeypatch):
+    calls: list[tuple[tuple, dict[str, Any]]] = []
+    column = "sentence" if source == "ptb" else "text"
 
+    def load(*arguments: Any, **options: Any) -> Any:
+        calls.append((arguments, options))
+        table = [{column: row} for row in rows]
+        return iter(table) if options.get("streaming") else datasets.Dataset.from_list(table)
 
-class Asked:
-    """Stands in for `datasets.load_dataset` and remembers the question."""
-
-    def __init__(self, rows: list[dict[str, str]]) -> None:
-        self.rows = rows
-        self.args: tuple = ()
-        self.options: dict[str, Any] = {}
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        self.args, self.options = args, options
-        if options.get("streaming"):
-            return iter(self.rows)
-        return datasets.Dataset.from_list(self.rows)
-
-
-def test_wikitext2(monkeypatch, tokenizer):
-    asked = Asked([{"text": "w1 w2"}, {"text": ""}, {"text": "w3 w4"}])
-    monkeypatch.setattr(datasets, "load_dataset", asked)
-    assert load_text("wikitext2", split="test") == "w1 w2\n\n\n\nw3 w4"
-    assert asked.args == ("Salesforce/wikitext", "wikitext-2-raw-v1")
-    assert asked.options == {"split": "test"}
-    tokens = rose.load_tokens("wikitext2", tokenizer, samples=2, length=2, seed=None, split="validation")
-    assert tokens.tolist() == [[1, 2], [3, 4]]
-    assert asked.options == {"split": "validation"}
-
-
-@pytest.mark.parametrize(("split", "shard"), [("train", "c4-train.00000"), ("validation", "c4-validation.00000")])
-def test_c4_reads_one_shard(split, shard, monkeypatch):
-    asked = Asked([{"text": "w1 w2"}, {"text": "w3"}])
-    monkeypatch.setattr(datasets, "load_dataset", asked)
-    assert load_text("c4", split=split) == "w1 w2\n\nw3"
-    assert asked.options["streaming"] is True
-    assert shard in asked.options["data_files"][split]
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert load_text(source, split=split) == text
+    ((arguments, options),) = calls
+    assert arguments == asked
+    assert options.pop("split") == split
+    shard = {"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"}
+    streamed = {"streaming": True, "data_files": {split: shard.get(split)}}
+    assert options == {"wikitext2": {}, "ptb": {"revision": "refs/convert/parquet"}, "c4": streamed}[source]
 
 
 @pytest.mark.parametrize(("source", "is_kept"), [("wikitext2", True), ("ptb", True), ("c4", False)])

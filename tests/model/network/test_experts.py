@@ -18,7 +18,6 @@ from tests.model.families import EXPERTS, logits, make_model, make_tokens, save
 from tests.model.walk.test_families import assert_half, hooked_inputs
 
 OPTIONS: dict[str, Any] = {"block_size": 16}
-OATS: dict[str, Any] = {**OPTIONS, "method": "oats"}
 pytestmark = pytest.mark.usefixtures("small_batches")
 every_family = pytest.mark.parametrize("family", EXPERTS)
 

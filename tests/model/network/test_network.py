@@ -1,4 +1,5 @@
-"""Models that are not what they seem are refused, in a sentence, before anything is computed or written."""
+"""Models that are not what they seem are refused before anything is computed or written; and what OATS leaves besides a
+dense sum: its factors, in the saved checkpoint."""
 
 import copy
 from collections.abc import Callable
@@ -6,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from transformers import AutoModelForCausalLM
 
 import rose
-from rose.model.network.layers import check_not_shared
+from rose.model.measure.comparison import compare_methods
+from rose.model.network.layers import LEFT, RIGHT, check_not_shared, low_rank_tensors, prunable_layers
 from rose.model.network.network import Network
 from rose.model.network.residence import evaluating
 from tests.model.families import make_model, make_tokens
@@ -40,34 +44,27 @@ def changed(change: Callable[[Any], Any]) -> Any:
     return model
 
 
-def adapted() -> Any:
-    return changed(lambda mlp: setattr(mlp, "up_proj", Adapted(mlp.up_proj)))
-
-
-def masked() -> Any:
-    return changed(lambda mlp: prune.l1_unstructured(mlp.up_proj, "weight", 0.3))
-
-
-def normed() -> Any:
-    return changed(lambda mlp: parametrizations.weight_norm(mlp.up_proj))
-
-
-def offloaded() -> Any:
-    """As accelerate leaves what it offloads."""
-    return changed(lambda mlp: mlp.up_proj.to("meta"))
-
-
-WRONG: dict[Callable[[], Any], str] = {
-    adapted: r"up_proj is a layer with an adapter beside it.*merge_and_unload",
-    masked: r"up_proj holds weights and their masks apart.*prune\.remove",
-    normed: r"up_proj makes its weights of other tensors.*remove_parametrizations",
-    offloaded: r"not in memory.*stream=True",
+WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "adapted": (
+        lambda mlp: setattr(mlp, "up_proj", Adapted(mlp.up_proj)),
+        r"up_proj is a layer with an adapter beside it.*merge_and_unload",
+    ),
+    "masked": (
+        lambda mlp: prune.l1_unstructured(mlp.up_proj, "weight", 0.3),
+        r"up_proj holds weights and their masks apart.*prune\.remove",
+    ),
+    "normed": (
+        lambda mlp: parametrizations.weight_norm(mlp.up_proj),
+        r"up_proj makes its weights of other tensors.*remove_parametrizations",
+    ),
+    "offloaded": (lambda mlp: mlp.up_proj.to("meta"), r"not in memory.*stream=True"),  # as accelerate leaves weights
 }
 
 
-@pytest.mark.parametrize("make", WRONG)
-def test_adapters_masks_and_offloaded_weights_are_refused_everywhere(make, tmp_path):
-    model, dense = make(), make_model("llama")
+@pytest.mark.parametrize("case", WRONG)
+def test_adapters_masks_and_offloaded_weights_are_refused_everywhere(case, tmp_path):
+    change, message = WRONG[case]
+    model, dense = changed(change), make_model("llama")
     for use in (
         lambda: rose.prune_model(model, TOKENS, sparsity=0.5, block_size=8),
         lambda: rose.collect_statistics(model, TOKENS),
@@ -79,16 +76,16 @@ def test_adapters_masks_and_offloaded_weights_are_refused_everywhere(make, tmp_p
         lambda: rose.check_checkpoint(dense, model),
         lambda: rose.save_model(model, byte_tokenizer(), tmp_path / "saved"),
     ):
-        with pytest.raises(rose.RoseError, match=WRONG[make]):
+        with pytest.raises(rose.RoseError, match=message):
             use()
     assert not any(tmp_path.iterdir())
 
 
 def test_perplexity_is_that_of_adapters_and_masks_but_needs_weights():
-    for make in (adapted, masked, normed):
-        assert rose.perplexity(make(), TOKENS) > 1
+    for case in ("adapted", "masked", "normed"):
+        assert rose.perplexity(changed(WRONG[case][0]), TOKENS) > 1
     with pytest.raises(rose.RoseError, match="not in memory"):
-        rose.perplexity(offloaded(), TOKENS)
+        rose.perplexity(changed(WRONG["offloaded"][0]), TOKENS)
 
 
 def test_weights_that_two_layers_share_are_seen_also_through_data():
@@ -120,3 +117,31 @@ def test_a_model_that_has_no_room_on_the_device_is_what_it_was(monkeypatch):
         pass
     assert [one.training for one in module.modules()] == [True, True, False, True]
     assert moves == [torch.device("cuda"), torch.device("cpu")]
+
+
+OATS = {"method": "oats", "sparsity": 0.5, "block_size": 16, "options": {"iterations": 4, "rank_ratio": 0.4}}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # GPT-2 stores its weights transposed
+def test_saved_factors_leave_a_sparse_part_and_an_ordinary_checkpoint(family, tmp_path):
+    model = make_model(family)
+    report = rose.prune_model(model, make_tokens(), **OATS)
+    rose.save_model(model, byte_tokenizer(), tmp_path / "out", report=report)
+    factors = load_file(tmp_path / "out" / "low_rank.safetensors")
+    layers = prunable_layers(AutoModelForCausalLM.from_pretrained(tmp_path / "out"))
+    assert len(factors) == 2 * len(layers)
+    rows = report.layers.set_index("layer")
+    for layer in layers:
+        left, right = factors[layer.name + LEFT], factors[layer.name + RIGHT]
+        sparse = layer.weight - left @ right
+        kept = int((sparse.abs() > 1e-5 * layer.weight.abs().max()).sum())
+        stored = kept + left.numel() + right.numel()
+        assert 1 - stored / layer.weight.numel() == pytest.approx(rows.loc[layer.name, "sparsity"], abs=0.01)
+
+
+def test_a_comparison_leaves_the_dense_model_without_factors():
+    model = make_model("llama")
+    options: dict[str, Any] = {"methods": ["oats"], "sparsities": ["0.5"], "seeds": [0]}
+    rows = compare_methods(model, lambda seed: (make_tokens(seed=seed), None), make_tokens(2), **options)
+    assert len(list(rows)) == 1
+    assert not low_rank_tensors(model.named_modules())

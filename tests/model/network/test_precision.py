@@ -62,15 +62,8 @@ def test_pruned_nearly_as_in_float32(family, target):
         model = make_model(family)
         # Of mixtures of experts the routes may differ, where two experts are nearly equal.
         layers = ["*.0.self_attn.*"] if family == "mixtral" else None
-        report = rose.prune_model(
-            model,
-            make_tokens(),
-            target=target,
-            held_out=make_tokens(2, seed=3),
-            compute=compute,
-            layers=layers,
-            **OPTIONS,
-        )
+        options = {**OPTIONS, "target": target, "compute": compute, "layers": layers}
+        report = rose.prune_model(model, make_tokens(), held_out=make_tokens(2, seed=3), **options)
         assert report.summary["compute"] == compute
         tables.append(report.layers)
         models.append(model)

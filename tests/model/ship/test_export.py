@@ -1,4 +1,4 @@
-"""GGUF files of tiny models: logits and zeros of the model, read by transformers; a tokenizer that reads text alike."""
+"""GGUF files of tiny models, read by transformers and llama.cpp: logits, zeros, and a tokenizer that reads alike."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from gguf import GGUFReader
+from gguf import GGUFReader, dequantize
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
@@ -21,23 +21,16 @@ from rose.model.ship.export import Type, embedding_type, export_gguf
 from rose.model.ship.families import family_of
 from rose.output import PARTIAL
 from rose.wording import size
+from tests.llama_cpp import ask
 from tests.model.families import make_from, make_model
 from tests.model.ship.test_packing import on_grid, without
 from tests.tiny import byte_tokenizer
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 64,
-    "bos_token_id": None,
-    "eos_token_id": 0,
+    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": 0,
     "pad_token_id": 0,
-}
+}  # fmt: skip
 CONFIGURATIONS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: transformers.LlamaConfig(**SIZES),
     "llama, biases": lambda: transformers.LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
@@ -134,13 +127,7 @@ def test_embeddings_have_the_types_that_llama_cpp_gives_them(family, tmp_path):
         ("q4_0", "f32", dict.fromkeys(["token_embd.weight", *head], "F32")),
     ):
         path, sentences = tmp_path / f"{kind}-{embeddings}.gguf", list[str]()
-        made = export_gguf(
-            str(tmp_path / "model"),
-            path,
-            kind,
-            embeddings=embeddings,
-            announce=lambda text, to=sentences: to.append(text),
-        )
+        made = export_gguf(str(tmp_path / "model"), path, kind, embeddings=embeddings, announce=sentences.append)
         tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
         assert {name: tensors[name].tensor_type.name for name in expected} == expected
         rounded = [name.rpartition(" ")[2] for name in made.embeddings if not name.endswith("f16")]
@@ -156,9 +143,8 @@ def test_other_grids_and_types(tmp_path):
     """Eight bits fit q8_0, not q4_0, which rounds them and says what that costs."""
     model = save(CONFIGURATIONS["llama"](), tmp_path / "model", 8)
     assert not export_gguf(str(tmp_path / "model"), tmp_path / "a.gguf", "q8_0").rounded
-    for layer, read in zip(
-        prunable_layers(model), prunable_layers(rose.load_model(str(tmp_path / "a.gguf"))[0]), strict=True
-    ):
+    loaded, _ = rose.load_model(str(tmp_path / "a.gguf"))
+    for layer, read in zip(prunable_layers(model), prunable_layers(loaded), strict=True):
         assert torch.equal(layer.weight, read.weight)
     made = export_gguf(str(tmp_path / "model"), tmp_path / "b.gguf", "q4_0")
     assert not made.exact
@@ -267,21 +253,6 @@ def test_a_changed_tokenizer_wins_over_that_of_the_source_file(changed, tmp_path
     assert again("A rose, 1234 roses.").input_ids == tokenizer("A rose, 1234 roses.").input_ids
 
 
-def test_a_second_export_to_the_same_file_is_refused(tmp_path):
-    save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
-    place, refused = tmp_path / "model.gguf", []
-
-    def follow(*_: Any) -> None:
-        if not refused:
-            with pytest.raises(rose.RoseError, match="is being written by another process") as problem:
-                export_gguf(str(tmp_path / "model"), place, "f16", lambda *_: pytest.fail("it has begun"))
-            refused.append(problem)
-
-    export_gguf(str(tmp_path / "model"), place, "f16", follow)
-    assert refused
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.gguf"]
-
-
 def test_templates_by_name_and_tokens_without_a_row(tmp_path):
     save(CONFIGURATIONS["llama"](), tmp_path / "model", None)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "model")
@@ -315,6 +286,88 @@ def test_pieces_with_byte_fallback(tmp_path):
     assert (types[0], types[2], types[-1]) == (2, 3, 5)  # the trainer makes bytes special
     scores, tokens = fields["tokenizer.ggml.scores"], fields["tokenizer.ggml.tokens"]
     merged = ["".join(pair) for pair in json.loads(core.to_str())["model"]["merges"]]
-    assert [token for _, token in sorted(zip(scores, tokens, strict=True), key=lambda one: -one[0])][
-        : len(merged)
-    ] == merged
+    by_score = [token for _, token in sorted(zip(scores, tokens, strict=True), key=lambda entry: -entry[0])]
+    assert by_score[: len(merged)] == merged
+
+
+SAMPLE = "a rose is a rose, 1234 roses.\n\n  it's\té"
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+# Beside those that transformers reads again, two whose heads and positions it would not take from the file.
+MADE = CONFIGURATIONS | {
+    "qwen3, short heads": lambda: transformers.Qwen3Config(**SIZES),
+    "llama, positions scaled": lambda: transformers.LlamaConfig(**SIZES, rope_parameters=LINEAR),
+}
+# Type of the file, bits of the weights, and by how much losses may differ, in their standard deviation over tokens:
+# beside weights of few bits llama.cpp rounds what enters a layer to eight bits. A query that meets another head's key
+# changes them by a tenth and more.
+EMBEDDINGS = {"token_embd.weight": "get_input_embeddings", "output.weight": "get_output_embeddings"}
+FILES = {"f16": (None, 0.01), "q8_0": (8, 0.04), "q4_0": (4, 0.04)}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Any]:
+    """By family and type of file: losses of the model and of llama.cpp after the same tokens, and after the text."""
+    folder, models, tasks = tmp_path_factory.mktemp("gguf"), {}, []
+    tokens = merging_tokenizer()(SAMPLE).input_ids
+    for number, (family, kind) in enumerate((family, kind) for family in MADE for kind in FILES):
+        source, path = folder / f"{number}", folder / f"{number}.gguf"
+        models[family, kind] = save(MADE[family](), source, FILES[kind][0])
+        export_gguf(str(source), path, kind)
+        for tensor in GGUFReader(path).tensors:  # embeddings are rounded, as llama.cpp does
+            if tensor.name in EMBEDDINGS:
+                weight: Any = getattr(models[family, kind], EMBEDDINGS[tensor.name])().weight
+                weight.data.copy_(torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)))
+        tasks.append({"path": str(path), "prompts": [tokens, SAMPLE], "generate": 4, "threads": 1})
+    found = {}
+    for (key, model), said in zip(models.items(), ask(tasks), strict=True):
+        with torch.no_grad():
+            own = -model(input_ids=torch.tensor([tokens])).logits[0, -1].log_softmax(0)
+        found[key] = own, torch.from_numpy(said["losses"]), said
+    return found
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("family", MADE)
+def test_llama_cpp_computes_what_the_model_does(family, kind, answers):
+    own, (after_tokens, after_text), said = answers[family, kind]
+    assert said["counts"] == [len(merging_tokenizer()(SAMPLE).input_ids)] * 2
+    assert torch.equal(after_tokens, after_text)
+    assert (after_tokens - own).abs().mean() < FILES[kind][1] * own.std()
+    assert said["said"]
+
+
+WIDE = SIZES | {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 8, "num_key_value_heads": 4}
+SLIMMED: dict[str, Callable[[], Any]] = {
+    "llama": lambda: transformers.LlamaConfig(**WIDE),
+    "qwen2": lambda: transformers.Qwen2Config(**WIDE),
+    "qwen3": lambda: transformers.Qwen3Config(**WIDE),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **WIDE | {"num_hidden_layers": 6}, sliding_window=8, query_pre_attn_scalar=16
+    ),
+}
+
+
+@pytest.mark.parametrize("family", SLIMMED)
+def test_llama_cpp_reads_what_slimming_leaves_by_itself(family, tmp_path):
+    """By default no family gets heads or biases that llama.cpp does not read there, and rows are whole blocks."""
+    model = make_from(SLIMMED[family]())
+    tokens = merging_tokenizer()(SAMPLE, return_tensors="pt").input_ids
+    report = rose.prune_structured(model, tokens.repeat(4, 1), ratio=0.2)
+    assert not [remark for remark in report.summary["remarks"] if "llama.cpp" in remark]
+    rose.save_model(model, merging_tokenizer(), tmp_path / "model")
+    assert not export_gguf(str(tmp_path / "model"), tmp_path / "4.gguf", "q4_0").unfit
+    export_gguf(str(tmp_path / "model"), tmp_path / "16.gguf", "f16")
+    (answer,) = ask([{"path": str(tmp_path / "16.gguf"), "prompts": [SAMPLE], "generate": 4, "threads": 1}])
+    with torch.no_grad():
+        own = -model(input_ids=tokens).logits[0, -1].log_softmax(0)
+    assert (torch.from_numpy(answer["losses"][0]) - own).abs().mean() < FILES["f16"][1] * own.std()
+
+
+@pytest.mark.parametrize(
+    ("family", "recovery", "unread"),
+    [("qwen2", "none", "another number of heads"), ("qwen3", "exact", "biases behind")],
+)
+def test_shapes_that_llama_cpp_does_not_read_are_remarked_on(family, recovery, unread):
+    tokens = merging_tokenizer()(SAMPLE, return_tensors="pt").input_ids
+    report = rose.prune_structured(make_from(SLIMMED[family]()), tokens, ratio=0.1, parts=["heads"], recovery=recovery)
+    assert report.summary["remarks"][-1].startswith(f"llama.cpp and vLLM do not read {unread}")

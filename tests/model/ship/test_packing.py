@@ -133,7 +133,7 @@ def test_a_packed_folder_loads_and_unpacks_to_the_bit(family, tmp_path):
     assert made.layers > 0
     plain, tokenizer = rose.load_model(str(folder), dtype="bfloat16")
     if family != "qwen3_moe":  # of which files hold each expert by itself
-        assert replace(packed_size(plain), digest="") == replace(made, digest="")
+        assert replace(packed_size(plain), digests={}) == replace(made, digests={})
     loaded, other = rose.load_model(str(tmp_path / "packed"), dtype="bfloat16")
     assert digest(loaded.state_dict()) == digest(plain.state_dict())
     assert type(loaded) is type(plain)
@@ -202,12 +202,10 @@ def test_a_wrong_byte_is_refused_in_a_sentence(tmp_path):
     for spoiled in [*(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :] for at in places), whole[:-100], b""]:
         path.unlink()  # a new file each time: threads of the load before may still read the old one
         path.write_bytes(spoiled)
-        for reads in (
-            lambda: rose.load_model(str(tmp_path / "packed")),
-            lambda: unpack_folder(tmp_path / "packed", tmp_path / "unpacked"),
-        ):
-            with pytest.raises(rose.RoseError, match=r"^[^\n]+\.$"):
-                reads()
+        with pytest.raises(rose.RoseError, match=r"^[^\n]+\.$"):
+            rose.load_model(str(tmp_path / "packed"))
+        with pytest.raises(rose.RoseError, match=r"^[^\n]+\.$"):
+            unpack_folder(tmp_path / "packed", tmp_path / "unpacked")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["packed", "plain"]
 
 
