@@ -15,8 +15,7 @@ from plotly.colors import sample_colorscale
 
 from app.figures import palette
 from app.figures.palette import MARK, Style, Theme
-from app.figures.shapes import BARE, Chart
-from app.figures.shrinking import to_numpy
+from app.figures.shapes import BARE, Chart, to_numpy
 from app.figures.style import FONT_SIZE, Drawing, some
 from app.words import number, percent, word
 from rose import LayerResult
@@ -352,7 +351,7 @@ def ratio_lines(ratios: Mapping[str, Interval], subtitle: str, finding: str, cap
     look = Style(palette.ORANGE, "", symbol="square")
     marks = {"error_x": bars, "mode": "markers+text", "textposition": "top center", "text": text}
     chart.points(middles, names, look, "%{y}<br>%{x:.3f}", size=11, showlegend=False, **marks)
-    chart.figure.add_vline(x=1, line=chart.dashed())
+    chart.figure.add_vline(x=1, line=chart.dashed)
     chart.x(type="log", tickvals=[0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2], zeroline=False)
     chart.y(autorange="reversed", range=[len(names) - 0.5, -0.6], showgrid=False)
     table = pd.DataFrame([(name, ratio.value, ratio.low, ratio.high) for name, ratio in ratios.items()],

@@ -9,8 +9,7 @@ import pandas as pd
 
 from app.figures import palette
 from app.figures.palette import Style
-from app.figures.shapes import BARE, Chart, Marked, block_span
-from app.figures.shrinking import shrink, to_numpy
+from app.figures.shapes import BARE, Chart, Marked, block_span, shrink, to_numpy
 from app.figures.style import FONT_SIZE, Drawing
 from app.words import number, percent, sentence
 from rose import Order, OrderPlan, make_order
@@ -67,7 +66,7 @@ def block_loss_bars(plan: OrderPlan, **shared: Unpack[Marked]) -> Drawing:
     behind = {"customdata": np.stack([whole, widths], axis=1), "marker": {"color": colours, "pattern": pattern}}
     chart.bars(blocks, values, Style(palette.TEAL, unit), hover, **behind)
     if values.max() > 0:
-        chart.figure.add_hline(y=(1 - plan.threshold) * values.max(), line=chart.dashed())
+        chart.figure.add_hline(y=(1 - plan.threshold) * values.max(), line=chart.dashed)
     chart.x(count=len(values))
     verdict, sign = ("Columnar", "above") if plan.is_columnar else ("Not columnar", "not above")
     finding = f"{verdict}: relative range {plan.relative_range:.3f}, {sign} {plan.threshold:g}"

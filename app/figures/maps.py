@@ -311,7 +311,7 @@ def gain_scatter(
         if len(part):
             chart.rings(along * part[x], 100 * part[column], name, size=size, colour=colour)
     if x == "relative_range":
-        chart.figure.add_vline(x=threshold, line=chart.dashed())
+        chart.figure.add_vline(x=threshold, line=chart.dashed)
         # Above the plot: inside it covers marks.
         chart.note(f"columnar above {threshold:g}", x=threshold, y=1, yref="paper", yanchor="bottom")
         chart.x(range=[-0.02, 1.04])
@@ -343,7 +343,7 @@ def range_bars(
     behind = {"marker": {"color": colours}, "customdata": rows["layer"], "orientation": "h"}
     look, hover = Style(palette.TEAL, "relative range"), "%{customdata}<br>relative range %{x:.4g}"
     chart.bars(rows["value"], names + "   <b>" + texts + "</b>", look, hover, **behind)
-    chart.figure.add_vline(x=threshold, line=chart.dashed())
+    chart.figure.add_vline(x=threshold, line=chart.dashed)
     chart.y(autorange="reversed", showgrid=False)
     chart.x(range=[0, 1])
     finding = f"{names.iloc[0]} has the highest relative range, {texts.iloc[0]}"

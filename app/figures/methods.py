@@ -172,7 +172,7 @@ def perplexity_bars(results: Sequence[Result], *, dense: float | None = None, th
         chart.y(**LOG, range=[np.log10(low) - 0.3, np.log10(largest) + 0.15])
     table = pd.DataFrame({"run": labels, "method": [run.method for run in runs], "perplexity": values})
     if dense is not None:
-        chart.figure.add_hline(y=dense, line=chart.dashed())
+        chart.figure.add_hline(y=dense, line=chart.dashed)
         note += f"; dashed: dense, {dense_text}"
         table["dense_perplexity"] = dense
     return chart.done(verdicts.says_ranking(verdicts.rank(runs)), note, "", "Bar chart of perplexity", table)

@@ -1,8 +1,8 @@
-"""Pruning order as the thing to play with: error as it arises, compensation, and what position, budget and basis do."""
+"""What order, budget and basis do: error as it arises, compensation, prices of columns, and forecasts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -10,11 +10,10 @@ import pandas as pd
 
 from app.figures import palette
 from app.figures.palette import Style
-from app.figures.shapes import Chart, Look, colourbar, end_labels
-from app.figures.shrinking import to_numpy
+from app.figures.shapes import Chart, Look, Marked, block_span, colourbar, to_numpy
 from app.figures.style import ERROR, PERCENT, Drawing, judged
 from app.words import apart, count, listing, number, percent, sentence, short_layer, word
-from rose import METHODS, LayerResult, RoseError, verdicts
+from rose import METHODS, LayerResult, Prices, RoseError, verdicts
 from rose.layer.columnar import PaperFigures
 from rose.layer.order import visited_blocks
 from rose.layer.sweep import SweepTrace
@@ -27,6 +26,8 @@ NAME_OF_RUN = {
 }
 SHARES = {"block": "equal shares", "layer": "one threshold", "own": "own shares"}  # by budget
 RANDOM = "random"
+SMOOTHED = 14  # parts of the columns whose mean a line of prices shows
+HELPLESS = "nobody helps"
 NUMBERED, NAMED = 24, 8  # pruned blocks up to which each has its number below its bar, and its name too
 GIVEN = "given"  # of bases; and how sentences speak of the others
 SPOKEN = {"random": "a random basis", "gathered": "the gathered basis", "learned": "the learned basis"}
@@ -40,14 +41,12 @@ def error_curve(
 ) -> Drawing:  # fmt: skip
     """Error against pruned blocks for a few sweeps (the paper's Figure 1a), without damping as everywhere.
 
-    Args:
-        curves: relative errors, (blocks + 1,), by order name, or "NAME + layer" for the layer budget.
-        tokens: on which tokens.
-        names: labels of sweeps, where they are not order and budget.
+    `curves`: relative errors, (blocks + 1,), by order name, or "NAME + layer" for the layer budget. `names`: labels of
+    sweeps, where they are not order and budget.
     """
     if not curves:
         raise RoseError("No order is chosen; choose at least one.")
-    chart, ends, final = Chart(x="pruned blocks", y=ERROR, height=420, **shared), [], {}
+    chart, ends, final = Chart(x="pruned blocks", y=ERROR, **shared), [], {}
     for name, curve in curves.items():
         look = run_style(name)
         look = look._replace(label=(names or {}).get(name, look.label))
@@ -61,20 +60,15 @@ def error_curve(
     subtitle = f"Error so far after each pruned block{chart.of}, on {tokens} tokens"
     subtitle += "; dotted: one threshold" if any(name.endswith(" + layer") for name in final) else ""
     alt = f"Line chart of the error against pruned blocks for {count(len(final), 'sweep')}"
-    table = pd.DataFrame({name: pd.Series(curve) for name, curve in curves.items()}).rename_axis("pruned_blocks")
-    drawing = chart.done(_curve_finding(final), subtitle, "", alt, table.reset_index())
-    end_labels(chart.figure, blocks, ends, top)
-    return drawing
-
-
-def _curve_finding(final: Mapping[str, float]) -> str:
-    """The order that ends lowest; for the user's own order, its change against SparseGPT."""
+    chart.label_ends(blocks, ends, top)
     best = min(final, key=final.__getitem__)
-    if "custom" in final and "natural" in final and len(final) > 1:
-        leads = " and leads" if best == "custom" and not verdicts.is_same(*sorted(final.values())[:2]) else ""
-        return f"Yours leaves {verdicts.says_change(final['custom'], final['natural'], 'SparseGPT')}{leads}"
     lowest = [run_style(name).label for name in final if verdicts.is_same(final[name], final[best])]
-    return f"{listing(lowest)} {'ends' if len(lowest) == 1 else 'end'} lowest, at {number(final[best])}"
+    finding = f"{listing(lowest)} {'ends' if len(lowest) == 1 else 'end'} lowest, at {number(final[best])}"
+    if "custom" in final and "natural" in final:  # the user's own order
+        leads = " and leads" if best == "custom" and not verdicts.is_same(*sorted(final.values())[:2]) else ""
+        finding = f"Yours leaves {verdicts.says_change(final['custom'], final['natural'], 'SparseGPT')}{leads}"
+    table = pd.DataFrame({name: pd.Series(curve) for name, curve in curves.items()}).rename_axis("pruned_blocks")
+    return chart.done(finding, subtitle, "", alt, table.reset_index())
 
 
 def trace_of(result: LayerResult) -> SweepTrace:
@@ -106,7 +100,7 @@ def run_name(result: LayerResult) -> str:
 
 
 def sweep_style(result: LayerResult) -> Style:
-    """A sweep by its order, in the order's colour, and its budget where that is layer-wide: dotted, with open marks."""
+    """A sweep in its order's colour; a layer-wide budget is dotted, with open marks."""
     look = palette.order_style(result.order.name)
     if result.budget != "layer":
         return look
@@ -126,13 +120,10 @@ def run_style(name: str) -> Style:
     return look._replace(label=label, dash=dashes.get(look.dash, "dot") if budget == "layer" else look.dash)
 
 
-def damage_split(result: LayerResult, inside: Any, *, step: int | None = None, **shared: Unpack[Look]) -> Drawing:
+def damage_split(result: LayerResult, inside: Any, **shared: Unpack[Look]) -> Drawing:
     """The cost of each block's pruning, split into the error that remained and the parts that other columns absorbed.
 
-    Args:
-        result: traced.
-        inside: Σ e² of each block if its own columns alone could compensate, (blocks,).
-        step: the block pruned at it, counted from 0, is marked.
+    The result is traced. `inside`: Σ e² of each block if its own columns alone could compensate, (blocks,).
     """
     chart = Chart(x="pruned block (visited first to last)", y="squared error  Σ e²", legend=True, **shared)
     lost, error = (to_numpy(part).astype(np.float64) for part in (trace_of(result).lost, trace_of(result).error))
@@ -146,8 +137,6 @@ def damage_split(result: LayerResult, inside: Any, *, step: int | None = None, *
         (Style(palette.VIOLET, "absorbed inside the block, by columns to the right", pattern="."), inner),
     ):
         chart.bars(steps, values, look, f"%{{x}}. pruned, %{{customdata}}<br>{look.label} %{{y:.4g}}", customdata=names)
-    if step is not None and 0 <= step < blocks:
-        chart.outline(step + 0.56, step + 1.44, 0, (float(lost.max()) or 1.0) * 1.03)
     chart.figure.update_layout(barmode="stack")
     chart.x(count=blocks)
     if blocks <= NUMBERED:
@@ -155,9 +144,8 @@ def damage_split(result: LayerResult, inside: Any, *, step: int | None = None, *
         chart.x(tickvals=steps.tolist(), ticktext=texts)
     by_later, by_own = (percent(part.sum() / (lost.sum() or 1.0), 0) for part in (later, inner))
     finding = f"Later blocks absorb {by_later} of the error, the block itself {by_own}"
-    subtitle = (
-        f"{sweep_style(result).label}: squared error of each block{chart.of}, damping included, in the order visited"
-    )
+    subtitle = f"{sweep_style(result).label}: squared error of each block{chart.of}, damping included, in the order "
+    subtitle += "visited"
     caption = (
         f"Without compensation this would have cost {number(lost.sum())}; {number(error.sum())} remained. No block "
         f"comes after the last one: the {percent((lost[-1] - error[-1]) / (lost[-1] or 1.0), 0)} that is absorbed "
@@ -166,6 +154,91 @@ def damage_split(result: LayerResult, inside: Any, *, step: int | None = None, *
     numbers = {"step": steps, "block": names, "removed_weights": to_numpy(trace_of(result).removed), "lost": lost}
     numbers |= {"error": error, "compensated_by_later_blocks": later, "compensated_inside": inner}
     return chart.done(finding, subtitle, caption, "Stacked bars of the error by pruned block", pd.DataFrame(numbers))
+
+
+# Prices of columns over a sweep, and forecasts
+
+
+def price_lines(
+    prices: Mapping[str, Prices], *, widths: Sequence[int] = (), labels: Mapping[str, str] | None = None,
+    **shared: Unpack[Marked],
+) -> Drawing:  # fmt: skip
+    """log d over the steps of a sweep, a line an order, with the level that all of them have and that without help.
+
+    `prices` are of one layer, by order. `widths` are of its blocks in natural order; the columns of a marked block are
+    dots on each line. `labels`: for orders shown under another name.
+    """
+    if not prices:
+        raise RoseError("No order is chosen; choose at least one.")
+    first = next(iter(prices.values()))
+    columns, level, alone = len(first.price), first.level, float(first.alone.log().mean())
+    chart = Chart(x="step of the sweep", y="log price  ln d", height=460, **shared)
+    steps, ends, table = np.arange(1, columns + 1), [], pd.DataFrame({"step": np.arange(1, columns + 1)})
+    for name, of_order in prices.items():
+        look = palette.order_style(name)
+        label = (labels or {}).get(name, look.label)
+        logs = np.log(to_numpy(of_order.price))
+        smooth = _running_mean(logs, max(1, columns // SMOOTHED))
+        chart.line(steps, smooth, look, f"{label}<br>step %{{x}}<br>ln d %{{y:.3g}}", mode="lines")
+        table[name] = logs
+        ends.append((float(smooth[-1]), label, look.colour, look.dash))
+        if chart.marked_block is not None and widths:
+            start, end = block_span(widths, chart.marked_block)
+            at = np.sort(to_numpy(of_order.order.inverse)[start:end])
+            chart.points(at + 1, smooth[at], Style(palette.MARK, f"block {chart.marked_block}"), "", size=5)
+    chart.level(level, (1, columns), "level", "dash")
+    chart.level(alone, (1, columns), HELPLESS, "dot")
+    ends += [(level, "mean of each", chart.ink.text, "dash"), (alone, HELPLESS, chart.ink.text, "dot")]
+    low, high = (pick(float(pick(line.y)) for line in chart.figure.data) for pick in (min, max))
+    chart.x(range=[0, columns + 1], zeroline=False)
+    chart.y(range=[low - 0.1, high + 0.3], zeroline=False)
+    finding = f"Every order has the same mean log price, {level:.2f}: it deals out, it does not save"
+    subtitle = f"Price d of each column{chart.of} as visited, running mean"
+    subtitle += f"; dots: columns of block {chart.marked_block}" if chart.marked_block is not None and widths else ""
+    caption = (
+        "Removing a weight w costs w² d; d is what the columns still free cannot explain of the input. "
+        "∏ d = det(H + λI), so all areas are equal."
+    )
+    chart.label_ends(columns, ends, high + 0.3, low - 0.1)
+    return chart.done(finding, subtitle, caption, f"Lines of the log price over the sweep{chart.of}", table)
+
+
+def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """The mean of up to `width` values around each: fewer at the ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    start, end = np.maximum(0, at - width // 2), np.minimum(len(values), at + (width + 1) // 2)
+    return (sums[end] - sums[start]) / (end - start)
+
+
+def forecast_scatter(table: pd.DataFrame, *, tokens: str = "held-out", **shared: Unpack[Marked]) -> Drawing:
+    """The error that was foretold before any sweep against the measured one, a mark an order and budget.
+
+    The table has columns order, budget, forecast and measured, errors relative to the output's energy.
+    """
+    chart = Chart(x="forecast error", y=f"{tokens} error", height=460, legend=True, **shared)
+    for (order, budget), rows in table.groupby(["order", "budget"], sort=False):
+        look = palette.order_style(str(order))
+        look = look.opened() if budget == "layer" else look
+        hover = f"{look.label} order, {SHARES[str(budget)]}<br>forecast %{{x:.4g}}<br>{tokens} %{{y:.4g}}"
+        shown = {"size": 11, "showlegend": budget == "block"}
+        chart.points(rows["forecast"], rows["measured"], look, hover, **shown)
+    top = 1.06 * float(table[["forecast", "measured"]].max().max())
+    chart.line([0, top], [0, top], Style(chart.ink.muted, "forecast = measured", "dash"), "", mode="lines", width=1)
+    chart.x(range=[0, top])
+    chart.y(top=top)
+    best, foreseen = (table.loc[table[name].idxmin()] for name in ("measured", "forecast"))
+    predicted, name = (
+        f"{palette.order_style(row['order']).label.lower()} order, {SHARES[row['budget']]}" for row in (foreseen, best)
+    )
+    hit = "as measured" if predicted == name else f"measured best {name}"
+    ranked = verdicts.rank_correlation(table["forecast"], table["measured"])
+    caption = "A forecast takes one factorization an order and 64 rows of W; open marks: one threshold."
+    if ranked is not None:
+        caption += f" Rank correlation {ranked}."
+    subtitle = f"Error{chart.of} by order and budget: forecast, and measured on {tokens} tokens"
+    finding = f"Forecast best is {predicted}, {hit}"
+    return chart.done(finding, subtitle, caption, "Scatter chart of measured against forecast errors", table)
 
 
 # Effect of position, sparsity and budget
@@ -188,19 +261,17 @@ def position_curve(table: pd.DataFrame, *, block: int, base: str, place: int, **
     subtitle = f"Final error{chart.of} when block {block} is pruned at each position, one real sweep per mark"
     caption = f"The error is lowest, {number(y.min())}, at position {x[y.argmin()] + 1} and highest, "
     caption += f"{number(y.max())}, at position {x[y.argmax()] + 1} of {len(x)}."
-    return chart.done(
-        finding, subtitle, caption, f"Line chart of final error against the position of block {block}", rows
-    )
+    alt = f"Line chart of final error against the position of block {block}"
+    return chart.done(finding, subtitle, caption, alt, rows)
 
 
-def order_bars(table: pd.DataFrame, *, budget: str = "block", **shared: Unpack[Look]) -> Drawing:
-    """Final error by sparsity for several orders of one budget, natural order as a baseline (the paper's order bars).
+def order_bars(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
+    """Final error by sparsity for several orders with equal shares, natural order as a baseline (the paper's bars).
 
     The table has columns `order`, `sparsity` and `relative_error`.
     """
     chart = Chart(x="sparsity (fraction of weights removed)", y=ERROR, height=460, legend=True, **shared)
-    run = "" if budget == "block" else f" + {budget}"
-    labels = {name: run_style(name + run).label for name in dict.fromkeys(table["order"])}
+    labels = {name: run_style(name).label for name in dict.fromkeys(table["order"])}
     spread = _random_seeds(labels, table, "sparsity")
     wide = table.pivot_table(index="sparsity", columns="order", values="relative_error", sort=False).sort_index()
     groups = [percent(value, 0) for value in wide.index]
@@ -209,19 +280,18 @@ def order_bars(table: pd.DataFrame, *, budget: str = "block", **shared: Unpack[L
         look = palette.order_style(name)._replace(label=label)
         chart.bars(np.arange(len(groups)), wide[name], look, hover, customdata=groups)
     for i, level in enumerate(wide["natural"]):
-        chart.figure.add_shape(type="line", x0=i - 0.45, x1=i + 0.45, y0=level, y1=level, line=chart.dashed())
+        chart.figure.add_shape(type="line", x0=i - 0.45, x1=i + 0.45, y0=level, y1=level, line=chart.dashed)
     chart.x(tickvals=list(range(len(groups))), ticktext=groups, showgrid=False)
     mean = wide.div(wide["natural"], axis=0).mean().sort_values()
     best, natural = str(mean.idxmin()), labels["natural"]
     finding = f"{labels[best]} has the lowest error"
     if best != "natural":
         finding = f"{labels[best]} leaves {verdicts.says_change(mean[best], 1.0, natural)}"
-    subtitle = f"Final error by sparsity{chart.of}, {SHARES[budget]}; dashed: {natural}"
+    subtitle = f"Final error by sparsity{chart.of}, {SHARES['block']}; dashed: {natural}"
     ranked = "; ".join(f"{labels[str(name)]}: {value:.3f}" for name, value in mean.items())
     caption = f"Mean over {count(len(groups), 'sparsity', 'sparsities')}, relative to {natural}: {ranked}.{spread}"
-    return chart.done(
-        finding, subtitle, caption, "Grouped bars of final error by sparsity and order", wide.reset_index()
-    )
+    alt = "Grouped bars of final error by sparsity and order"
+    return chart.done(finding, subtitle, caption, alt, wide.reset_index())
 
 
 def order_budget_matrix(table: pd.DataFrame, **shared: Unpack[Look]) -> Drawing:
@@ -311,13 +381,6 @@ def basis_errors(
     at = list(labels).index(chosen)
     chart.outline(at - 0.47, at + 0.47, 0, 1, yref="paper")
     chart.x(tickvals=groups, ticktext=names, showgrid=False)
-    finding, caption = _basis_words(wide, methods, chosen, tokens)
-    alt = f"Grouped bars of {tokens} error by basis and method"
-    return chart.done(finding, f"{subtitle}; the chosen basis is outlined", caption, alt, table)
-
-
-def _basis_words(wide: pd.DataFrame, methods: Mapping[str, Style], chosen: str, tokens: str) -> tuple[str, str]:
-    """Title and caption: errors in the chosen basis, or in the best one, against the basis as given."""
     lead, base = next(iter(methods)), wide.loc[GIVEN]
     seen = chosen if chosen != GIVEN else str(wide[lead].idxmin())
     finding = f"No basis has less {tokens} error than the one as given"
@@ -325,12 +388,10 @@ def _basis_words(wide: pd.DataFrame, methods: Mapping[str, Style], chosen: str, 
         change = verdicts.says_change(wide.loc[seen, lead], base[lead], "as given")
         finding = f"In {SPOKEN[seen]} {methods[lead].label} makes {change}"
     shown = seen if seen != GIVEN else next(name for name in wide.index if name != GIVEN)
-    errors = "; ".join(
-        f"{look.label} {number(error)}, {verdicts.says_change(error, base[method], 'as given', '')}"
-        for method, look in methods.items()
-        for error in [wide.loc[shown, method]]
-    )
-    return finding, f"{sentence(tokens)} error in {SPOKEN[shown]}: {errors}."
+    errors = ", ".join(f"{look.label} {number(wide.loc[shown, method])}" for method, look in methods.items())
+    caption = f"{sentence(tokens)} error in {SPOKEN[shown]}: {errors}."
+    alt = f"Grouped bars of {tokens} error by basis and method"
+    return chart.done(finding, f"{subtitle}; the chosen basis is outlined", caption, alt, table)
 
 
 def sentence_of_bases(table: pd.DataFrame) -> str:

@@ -1,6 +1,6 @@
-"""The model's loss from each layer or decoder block alone, beside the error made there.
+"""What each part of a model costs alone: layers and decoder blocks beside their error, heads, and channels of MLPs.
 
-Tables come from `rose.model.measure.damage`: one row per unit.
+Tables of damage come from `rose.model.measure.damage`: one row per unit.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import pandas as pd
 
 from app.figures import maps, palette
 from app.figures.palette import Style, Theme
-from app.figures.shapes import Chart
+from app.figures.shapes import BARE, CHOSEN, Chart, colourbar
 from app.figures.style import LOG, Drawing, spread
-from app.words import count, number, place_of, sentence, short_layer, word
+from app.words import count, number, percent, place_of, sentence, short_layer, whole, word
 from rose import RoseError, verdicts
 from rose.model.measure.damage import outliers, rank_correlation
 
@@ -48,10 +48,7 @@ def damage_map(
     table: pd.DataFrame, value: str = "damage", *,
     units: Sequence[str] = (), marked: str | None = None, theme: Theme = "light",
 ) -> Drawing:  # fmt: skip
-    """Damage of layers, or a predictor, by decoder block and projection; marks answer clicks with the unit.
-
-    The table has the units measured so far, `units` those to come too, so that the picture keeps its size.
-    """
+    """Damage of layers, or a predictor, by decoder block and projection, with an empty place for `units` to come."""
     drawing = maps.model_map(as_layers(table), value, layers=list(units), marked_layer=marked, theme=theme)
     drawing.figure.update_layout(height=max(300, drawing.figure.layout.height))
     return drawing
@@ -91,8 +88,8 @@ def damage_scatter(
 ) -> Drawing:  # fmt: skip
     """A predictor against damage, one mark a unit; the title states their rank correlation, and outliers have labels.
 
-    Both axes are logarithmic, because both spread over decades. Units without damage have no place there; the caption
-    counts them. With `restore` units were given their dense weights back in a pruned model. Marks answer clicks.
+    Both axes are logarithmic; the caption counts units without a place there. With `restore` units were given their
+    dense weights back in a pruned model.
     """
     name, axis = PREDICTORS[predictor]
     rows = as_layers(table)
@@ -113,7 +110,7 @@ def damage_scatter(
         chart.figure.add_annotation(x=x, y=y, text=short_layer(row["unit"]), showarrow=False, yshift=14)
     chosen = shown[shown["unit"] == marked]
     if len(chosen):
-        chart.frame["legend"] = True
+        chart.legend = True
         chart.rings(chosen[predictor], chosen["damage"], "chosen")
     unit = "decoder blocks" if BLOCK in set(rows["projection"]) else "layers"
     rho = rank_correlation(rows, predictor)
@@ -121,9 +118,13 @@ def damage_scatter(
     note = f"{sentence(name)} against sensitivity, a mark a {unit.removesuffix('s')}"
     note += ", restored alone" if restore else ""
     note += "; named: small error, high sensitivity" if labelled else ""
-    chart.x(**_log_axis(shown[predictor]))
-    chart.y(**_log_axis(shown["damage"]))
-    caption = _caption(rows, shown, restore)
+    for place, column in ((chart.x, predictor), (chart.y, "damage")):  # ticks at 1, 2 and 5 over few decades
+        place(**LOG | ({"dtick": "D2"} if spread(shown[column]) < 30 else {}))
+    free = int((rows["damage"] <= 0).sum())
+    hidden = {f"without a {'fall' if restore else 'rise'} in the loss": free}
+    hidden["without the other value"] = len(rows) - len(shown) - free
+    parts = [f"{count(units, 'unit')} {why}" for why, units in hidden.items() if units]
+    caption = f"Not shown: {', '.join(parts)}." if parts else ""
     data = rows[["unit", "block_index", "projection", predictor, "damage", "standard_error"]].reset_index(drop=True)
     return chart.done(finding, note, caption, f"Scatter chart of {name} against sensitivity", data)
 
@@ -153,15 +154,45 @@ def _check_enough(shown: int, name: str, restore: bool) -> None:
         raise RoseError(f"Comparing {name} with sensitivity takes {needs}; {status}. Measure more.")
 
 
-def _log_axis(values: pd.Series) -> dict[str, Any]:
-    """With ticks at 1, 2 and 5 where it spans few decades."""
-    return LOG | ({"dtick": "D2"} if spread(values) < 30 else {})
+# Heads and channels
 
 
-def _caption(rows: pd.DataFrame, shown: pd.DataFrame, restore: bool) -> str:
-    """How many units have no place on logarithmic axes, and why."""
-    free = int((rows["damage"] <= 0).sum())
-    hidden = {f"without a {'fall' if restore else 'rise'} in the loss": free}
-    hidden["without the other value"] = len(rows) - len(shown) - free
-    parts = [f"{count(units, 'unit')} {why}" for why, units in hidden.items() if units]
-    return f"Not shown: {', '.join(parts)}." if parts else ""
+def head_map(table: pd.DataFrame, *, marked_block: int | None = None, theme: Theme = "light") -> Drawing:
+    """Relative error once a query head alone is gone, after least squares, as a map of head × decoder block."""
+    grid = table.pivot(index="head", columns="block_index", values="cost")
+    # Blocks that were not measured have an empty place: a heatmap would stretch its neighbours over it.
+    grid = grid.reindex(columns=range(grid.columns.min(), grid.columns.max() + 1))
+    chart = Chart(x="decoder block", y="query head", height=150 + max(220, 24 * len(grid)), theme=theme)
+    scale = {"colorscale": palette.SEQUENTIAL, "zmin": 0, "zmax": float(table["cost"].max()) or 1.0}
+    scale |= {"colorbar": colourbar("relative error without the head")}
+    hover = "decoder block %{x}<br>head %{y}<br>%{z:.4g}<extra></extra>"
+    cells = {"z": grid.to_numpy(np.float32), "x": grid.columns, "y": grid.index}
+    chart.figure.add_heatmap(**cells, **scale, hovertemplate=hover)
+    chart.y(**BARE, count=len(grid), autorange="reversed")
+    chart.x(**BARE, count=len(grid.columns))
+    if marked_block is not None and marked_block in grid.columns:
+        chart.outline(marked_block - 0.5, marked_block + 0.5, -0.5, len(grid) - 0.5)
+    least = table.loc[table["cost"].idxmin()]
+    finding = f"Head {int(least['head'])} of decoder block {int(least['block_index'])} costs least"
+    note = "Relative error of the attention's output without one head, after the others compensate"
+    return chart.done(finding, note, "", "Map of head costs", table)
+
+
+def channel_curve(table: pd.DataFrame, cut: int, *, block: int, theme: Theme = "light") -> Drawing:
+    """Channels of one MLP in the order of removal, each with its own cost and the error of all removed so far."""
+    chart = Chart(x="channels taken out", y="relative error", height=440, legend=True, theme=theme)
+    step = np.arange(1, len(table) + 1)
+    together, each = (table[column].clip(lower=1e-12) for column in ("together", "alone"))  # a log axis has no 0
+    look, hover = Style(palette.ORANGE, "all so far, together"), "without %{x} channels<br>together %{y:.3g}"
+    chart.line(step, together, look, hover, mode="lines")
+    look, hover = Style(palette.BLUE, "each alone"), "channel %{customdata}<br>alone %{y:.3g}"
+    chart.points(step, each, look, hover, size=3, customdata=table["channel"])
+    chart.y(type="log", exponentformat="power")
+    chart.figure.add_vline(x=cut, line=CHOSEN)
+    error, alone = float(table["together"].iloc[cut - 1]) if cut else 0.0, float(table["alone"].iloc[:cut].sum())
+    finding = f"Without {count(cut, 'channel')} of {whole(len(table))} the error is {percent(error)}"
+    note = f"MLP of decoder block {block}: relative error after least squares, in the order of exact cost; log scale"
+    caption = ""
+    if cut > 1 and alone < error:
+        caption = f"One by one these channels cost {number(alone)}: together they cannot compensate for one another."
+    return chart.done(finding, note, caption, "Channel costs with the cut", table)

@@ -1,10 +1,11 @@
-"""The shapes that figures are made of: bars, lines, points, cells and maps of layers on a chart, with labels that do
-not overlap."""
+"""The shapes that figures are made of: bars, lines, points, cells and maps of layers on a chart."""
 
 from __future__ import annotations
 
+import base64
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -12,15 +13,18 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from app import words
+from app.figures import style
 from app.figures.palette import INKS, MARK, SEQUENTIAL, Style, Theme
-from app.figures.shrinking import Shrunk
-from app.figures.style import FONT_SIZE, Drawing, base
+from app.figures.style import FONT_SIZE, Drawing
 from rose import RoseError
 
 LABEL_LINE = 20  # pixels from one line of text to the next
 LEADER = 22  # pixels from the end of a line to its label
 CHARACTER = 7.6  # pixels, of text in FONT_SIZE, on the wide side
 SVG_MARKS = 4000  # of one series
+MAX_WIRE = 1_800_000  # bytes of one matrix, of 2 MB for the whole figure
+MAX_CELLS = 512  # a side: more is slow in the browser, and no screen shows it
+End = tuple[float, str, str, str]  # of a line: y, text, colour, dash
 CHOSEN = {"color": MARK, "width": 2}  # a line at what is chosen
 BARE: dict[str, Any] = {"showgrid": False, "zeroline": False}  # an axis of cells
 
@@ -48,22 +52,46 @@ class Chart:
         self, *, x: str = "", y: str = "", height: int = 420, legend: bool = False, headroom: int = 0,
         layer: str = "", theme: Theme = "light", marked_block: int | None = None, **subplots: Any,
     ) -> None:  # fmt: skip
-        """`x`, `y`, `height`, `legend` and `headroom` as of `style.base`; `subplots` as of plotly's `make_subplots`."""
+        """Begins with empty axes.
+
+        Args:
+            height: pixels; `headroom` of them lie between title and plot, for marks above the plot.
+            legend: whether to show one, below the plot.
+            subplots: as of plotly's `make_subplots`.
+        """
         self.figure = make_subplots(**subplots) if subplots else go.Figure()
-        self.frame: dict[str, Any] = {"x": x, "y": y, "height": height, "legend": legend, "headroom": headroom}
+        self.x(title_text=x or None)
+        self.y(title_text=y or None)
+        self.height, self.legend, self.headroom = height, legend, headroom
         self.theme, self.ink, self.layer, self.of = theme, INKS[theme], layer, words.of(layer)
-        self.margins: dict[str, int] = {}  # in pixels, where they differ from `style.base`
+        self.margins: dict[str, int] = {}  # in pixels, where they are not the usual ones
+        self.ends: tuple[float, Sequence[End], float, float] | None = None
         self.marked_block = marked_block
         self.marked_words = "" if marked_block is None else f" Block {marked_block} is outlined."
+        # A line at a threshold or at the dense model's value.
+        self.dashed = {"color": self.ink.text, "dash": "dash", "width": 2}
 
     def done(self, finding: str, subtitle: str, caption: str, alt: str, data: pd.DataFrame) -> Drawing:
-        """Frames the figure with its title, and puts what belongs to it beside it.
+        """Frames the figure with a title that states the finding, and puts what belongs to it beside it.
 
-        `alt` is the kind of picture and what it is of, without a full stop; the finding follows it.
+        Args:
+            subtitle: the line below the title: the quantity, its object and its units.
+            alt: the kind of picture and what it is of, without a full stop; the finding follows it.
         """
-        base(self.figure, self.theme, finding, subtitle, **self.frame)
-        self.figure.update_layout(margin=self.margins)
+        title, lines = style.heading(finding, subtitle, self.ink.muted)
+        freed = 10 + round(1.35 * style.TITLE_SIZE * lines)
+        # `meta` is for `style.untitled`, and for saving.
+        meta = {"finding": finding, "what": subtitle, "title": {"text": title}, "freed": freed}
+        margin = {"l": 64, "r": 24, "t": 12 + freed + self.headroom, "b": 56} | self.margins
+        look = {"template": style.template(self.theme), "title_text": title, "showlegend": self.legend}
+        self.figure.update_layout(margin=margin, height=self.height, meta=meta, **look)
+        if self.ends:
+            _label_ends(self.figure, *self.ends)
         return Drawing(self.figure, caption, f"{alt}. {finding}.", data)
+
+    def label_ends(self, x: float, ends: Sequence[End], top: float, bottom: float = 0.0) -> None:
+        """Names of lines at their right ends, at `x`, in place of a legend; the y axis runs from `bottom` to `top`."""
+        self.ends = x, ends, top, bottom
 
     def x(self, *, count: Any = 0, **axis: Any) -> None:
         """Settings of the x axis; with `count` its steps are whole numbers."""
@@ -179,10 +207,6 @@ class Chart:
         options = {"showarrow": False, "bgcolor": self.ink.hover, "opacity": 0.85, "borderpad": 2} | where
         self.figure.add_annotation(text=text, **options)
 
-    def dashed(self, width: float = 2) -> dict[str, Any]:
-        """A line at a threshold or at the dense model's value."""
-        return {"color": self.ink.text, "dash": "dash", "width": width}
-
 
 def _hover(template: str) -> dict[str, str]:
     return {"hovertemplate": f"{template}<extra></extra>"} if template else {"hoverinfo": "skip"}
@@ -219,14 +243,8 @@ def whole_step(count: int) -> int:
     return next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, 1000) if count / step <= 16 or step == 1000)
 
 
-def end_labels(
-    figure: go.Figure, x: float, ends: Sequence[tuple[float, str, str, str]], top: float, bottom: float = 0.0
-) -> None:
-    """Names of lines at their right ends, moved apart where they would overlap; makes room for them on the right.
-
-    The figure has its height and margins, and a y axis from `bottom` to `top`. `ends`: (y, text, colour, dash) of each
-    line.
-    """
+def _label_ends(figure: go.Figure, x: float, ends: Sequence[End], top: float, bottom: float) -> None:
+    """Moves the names apart where they would overlap, and makes room for them on the right."""
     plot = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
     ordered = sorted(ends, key=lambda end: end[0])
     heights = [LABEL_LINE * (1 + text.count("<br>")) * (top - bottom) / plot for _, text, *_ in ordered]
@@ -246,3 +264,88 @@ def end_labels(
         figure.add_annotation(text=label, arrowcolor=colour, **where, **leader)
     longest = max(len(line) for _, text, *_ in ends for line in text.split("<br>"))
     figure.update_layout(margin_r=round(26 + LEADER + CHARACTER * longest))
+
+
+# Tensors as arrays, and matrices of any size as a screen can show them: fewer cells, and nothing strong lost
+
+
+def to_numpy(values: Any) -> np.ndarray:
+    """A tensor of any dtype and device, or anything array-like, as a NumPy array."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        if values.is_floating_point() and values.element_size() < 4:
+            values = values.float()  # NumPy has no bfloat16
+        return values.numpy()
+    return np.asarray(values)
+
+
+def ceiling(shown: np.ndarray) -> tuple[float, str]:
+    """The end of a magnitude's colour scale, and a note if larger values are shown.
+
+    A few outliers would otherwise leave all other cells in one dark colour.
+    """
+    finite = shown[np.isfinite(shown)]
+    largest = float(finite.max(initial=0.0))
+    usual = float(np.quantile(finite, 0.998)) if finite.size else 0.0
+    if 0 < usual < 0.67 * largest:
+        return usual, f"; colours end at {words.number(usual)}, the largest is {words.number(largest)}"
+    return largest or 1.0, ""
+
+
+class Shrunk(NamedTuple):
+    """A matrix small enough to show."""
+
+    array: np.ndarray  # (cells down, cells across); dtype kept
+    rows: int  # that one cell stands for
+    columns: int
+    note: str  # the same in words
+
+
+def shrink(array: Any, limit: int = MAX_CELLS, how: Literal["max", "sum"] = "max", entries: str = "weights") -> Shrunk:
+    """At most `limit` cells a side, by the maximum or the sum of each rectangle; `what` names the entries in the note.
+
+    Never the mean: it would hide a single strong column, which is what people look for here.
+    """
+    values = to_numpy(array)
+    steps = [math.ceil(side / limit) for side in values.shape]
+    while True:
+        small = values
+        for axis, step in enumerate(steps):  # rows first: whole rows are contiguous, so this is the fast direction
+            small = _reduce(small, axis, step, how)
+        if small.dtype.kind != "f" or _wire_size(small) <= MAX_WIRE:
+            break
+        steps[0] *= 2
+    if steps == [1, 1]:
+        return Shrunk(small, 1, 1, f"each cell is one {entries.removesuffix('s')}")
+    kind = {"max": "the maximum", "sum": "the sum"}[how]
+    return Shrunk(small, steps[0], steps[1], f"each cell is {kind} of {steps[0]} × {steps[1]} {entries}")
+
+
+def _reduce(values: np.ndarray, axis: int, step: int, how: str) -> np.ndarray:
+    """Every `step` rows (or columns) to one; the last may stand for fewer."""
+    if axis == 1:
+        return _reduce(values.T, 0, step, how).T
+    reduce: Any = {"max": np.max, "sum": np.sum}[how]
+    groups, rest = divmod(len(values), step)
+    # Much faster than ufunc.reduceat on large matrices.
+    parts = [reduce(values[: groups * step].reshape(groups, step, -1), axis=1)] if groups else []
+    if rest:
+        parts.append(reduce(values[groups * step :], axis=0, keepdims=True))
+    return np.concatenate(parts)
+
+
+def _wire_size(values: np.ndarray) -> int:
+    """Bytes of an array of float32 in a figure's JSON, where plotly writes every "/" of the base64 as six
+    characters."""
+    text = base64.b64encode(np.ascontiguousarray(values, np.float32).tobytes())
+    return len(text) + 5 * text.count(b"/")
+
+
+def frame(shrunk: Shrunk) -> pd.DataFrame:
+    """The shrunk matrix as a table: first channels of each cell as names, and in the first heading what a cell is."""
+    rows, columns = shrunk.array.shape
+    whole = shrunk.rows == shrunk.columns == 1
+    first = "output channel" if whole else f"output channel ({shrunk.note})"
+    table = pd.DataFrame(shrunk.array, columns=[str(c) for c in range(0, columns * shrunk.columns, shrunk.columns)])
+    table.insert(0, first, np.arange(rows) * shrunk.rows)
+    return table

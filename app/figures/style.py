@@ -1,4 +1,4 @@
-"""The look of all figures, light and dark; a title that states the finding; the words around the figure."""
+"""The look of all figures, light and dark, and the words around a figure."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from app import words
 from app.figures.palette import INKS, PALETTE, Theme
 
 FONT = "Source Sans, Segoe UI, sans-serif"  # Streamlit's; a name with a digit in it breaks labels in 3-D
-FONT_SIZE = 14
-TITLE_SIZE = 18
-# With the space above in pixels: a page may give the figure another height. Plotly's "top" is the first line's middle.
-TITLE_PLACE = {"x": 0, "xanchor": "left", "xref": "container", "y": 1, "yanchor": "top", "yref": "container"}
+FONT_SIZE, TITLE_SIZE = 14, 18
 LINES = (58, 78)  # characters in a line of the title, and of the text below it, where it is part of the figure
 LOG_ABOVE = 10.0  # a spread beyond this needs a log axis, or the smallest values could not be told apart
 BASELINE = "sparsegpt"  # the method that titles compare others with
@@ -48,7 +45,7 @@ class Drawing:
 
 
 def _without_foreign_tags(value: Any) -> Any:
-    """A part of a figure, with tags that figures do not use shown as text."""
+    """A part of a figure, with tags that figures do not use shown as text; the very same part where it has none."""
     if isinstance(value, str):
         return FOREIGN.sub("&lt;", value) if "<" in value else value
     if isinstance(value, dict):
@@ -71,16 +68,21 @@ def template(theme: Theme) -> go.layout.Template:
     solid = "#d5d8de" if theme == "light" else "#43464f"  # WebGL ignores transparency of grid lines
     scene = {"gridcolor": solid, "linecolor": ink.muted, "zerolinecolor": solid, "showbackground": False}
     hover = {"bgcolor": ink.hover, "bordercolor": ink.muted, "font": font | {"color": ink.text}, "namelength": -1}
+    below = {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yanchor": "bottom", "yref": "container"}
+    # With the space above in pixels: a page may give the figure another height. Plotly's "top" is the first line's
+    # middle.
+    title = {"x": 0, "xanchor": "left", "xref": "container", "y": 1, "yanchor": "top", "yref": "container"}
     return go.layout.Template(
         layout={
             "font": font | {"family": FONT, "color": ink.text},
+            "title": title | {"font": {"size": TITLE_SIZE}, "pad": {"l": 8, "t": TITLE_SIZE}},
             "paper_bgcolor": ink.page,
             "plot_bgcolor": clear,
             "xaxis": axis,
             "yaxis": axis | {"rangemode": "tozero"},
             "scene": {"xaxis": scene, "yaxis": scene, "zaxis": scene},
             "hoverlabel": hover,
-            "legend": {"font": font, "bgcolor": clear},
+            "legend": below | {"font": font, "bgcolor": clear},
             "colorway": list(PALETTE),
             "modebar": {"bgcolor": clear, "color": ink.muted, "activecolor": ink.text},
             "bargap": 0.25,
@@ -88,33 +90,21 @@ def template(theme: Theme) -> go.layout.Template:
     )
 
 
-def base(
-    figure: go.Figure, theme: Theme, finding: str, subtitle: str, *,
-    x: str = "", y: str = "", height: int = 420, legend: bool = False, headroom: int = 0,
-) -> go.Figure:  # fmt: skip
-    """Gives a figure its theme, a title that states the finding, and axis titles. A y axis starts at 0 by default.
+def heading(finding: str, subtitle: str, muted: str) -> tuple[str, int]:
+    """The finding in bold with the subtitle below it, and the number of their lines."""
+    title, below = (
+        _wrapped(_without_foreign_tags(text), room) for text, room in zip((finding, subtitle), LINES, strict=True)
+    )
+    text = f"<b>{'<br>'.join(title)}</b>"
+    if below:
+        text += f'<br><span style="font-size:{FONT_SIZE}px;color:{muted}">{"<br>".join(below)}</span>'
+    return text, len(title) + len(below)
 
-    Args:
-        subtitle: the line below the title: the quantity, its object and its units.
-        height: pixels; `headroom` of them lie between title and plot, for marks above the plot.
-        legend: whether to show one, below the plot.
-    """
-    muted = INKS[theme].muted
-    text, lines = _title(finding, subtitle, muted)
-    freed = 10 + round(1.35 * TITLE_SIZE * lines)
-    above = 12 + freed + headroom
-    title = {"text": text, "font": {"size": TITLE_SIZE}, "pad": {"l": 8, "t": TITLE_SIZE}} | TITLE_PLACE
-    meta = {"finding": finding, "what": subtitle, "title": title, "freed": freed}  # for `untitled`, and for saving
-    frame = {"margin": {"l": 64, "r": 24, "t": above, "b": 56}, "height": height, "showlegend": legend, "meta": meta}
-    figure.update_layout(template=template(theme), title=title, **frame)
-    if legend:
-        below = {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yanchor": "bottom", "yref": "container"}
-        figure.update_layout(legend=below)
-    if x:
-        figure.update_xaxes(title_text=x)
-    if y:
-        figure.update_yaxes(title_text=y)
-    return figure
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most `width` characters; numbers keep their units and powers of ten."""
+    held = re.sub(r"(?<=\d) (?=[\d%×])|(?<=×) (?=\d)", "\u00a0", text)
+    return [line.replace("\u00a0", " ") for line in textwrap.wrap(held, width)]
 
 
 def judged(table: pd.DataFrame) -> tuple[str, str]:
@@ -141,20 +131,3 @@ def untitled(figure: go.Figure) -> go.Figure:
     copy, freed = go.Figure(figure), figure.layout.meta["freed"]
     copy.update_layout(title=None, margin_t=figure.layout.margin.t - freed, height=figure.layout.height - freed)
     return copy
-
-
-def _title(finding: str, subtitle: str, muted: str) -> tuple[str, int]:
-    """The finding in bold, what is drawn below it, and the number of their lines."""
-    title, below = (
-        _wrap(_without_foreign_tags(text), room) for text, room in zip((finding, subtitle), LINES, strict=True)
-    )
-    text = f"<b>{'<br>'.join(title)}</b>"
-    if below:
-        text += f'<br><span style="font-size:{FONT_SIZE}px;color:{muted}">{"<br>".join(below)}</span>'
-    return text, len(title) + len(below)
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    """Lines of at most `width` characters; numbers keep their units and powers of ten."""
-    held = re.sub(r"(?<=\d) (?=[\d%×])|(?<=×) (?=\d)", "\u00a0", text)
-    return [line.replace("\u00a0", " ") for line in textwrap.wrap(held, width)]

@@ -16,8 +16,7 @@ from plotly.colors import hex_to_rgb, sample_colorscale
 from app.figures import palette
 from app.figures.orders import run_name, so_far, sweep_style, trace_of
 from app.figures.palette import Style, Theme
-from app.figures.shapes import BARE, CHOSEN, Chart, Look, end_labels
-from app.figures.shrinking import Shrunk, ceiling, shrink, to_numpy
+from app.figures.shapes import BARE, CHOSEN, Chart, Look, Shrunk, ceiling, shrink, to_numpy
 from app.figures.style import ERROR, FONT_SIZE, Drawing
 from app.words import count, number, percent, sentence, whole
 from rose import LayerResult, verdicts
@@ -224,9 +223,8 @@ def solver_race(
     caption = f"Lowest error at the full sparsity: {', '.join(best)}."
     rows = pd.concat([table.assign(solver=label) for label, table in ways.values()], ignore_index=True)
     alt = f"Line chart of the error of {count(len(ways), 'solver')} against work"
-    drawing = chart.done(_race_finding(ways, work, column), subtitle, caption, alt, rows)
-    end_labels(chart.figure, last, ends, top)
-    return drawing
+    chart.label_ends(last, ends, top)
+    return chart.done(_race_finding(ways, work, column), subtitle, caption, alt, rows)
 
 
 def _state_line(chart: Chart, table: pd.DataFrame, column: str, look: Style, **properties: Any) -> None:

@@ -1,8 +1,8 @@
-"""One layer over its channels: weights, importance, pre-pruning, why it is columnar, and the Hessian of its inputs."""
+"""One layer over its channels: weights, importance, pre-pruning, its columns, the Hessian; a tensor of a file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -11,9 +11,8 @@ import torch
 
 from app.figures import palette
 from app.figures.palette import Style
-from app.figures.shapes import Chart, Look, Marked, block_span, colourbar
-from app.figures.shrinking import Shrunk, ceiling, frame, shrink, to_numpy
-from app.figures.style import FONT_SIZE, LOG, Drawing
+from app.figures.shapes import Chart, Look, Marked, Shrunk, block_span, ceiling, colourbar, frame, shrink, to_numpy
+from app.figures.style import FONT_SIZE, LOG, PERCENT, Drawing
 from app.words import because, carries, count, number, percent, sentence, whole, without_massive
 from rose import OrderPlan, RoseError
 from rose.layer.columnar import Outlier, outlier
@@ -34,7 +33,7 @@ NUMBERED_HEADS = 32  # numbers of more heads would touch
 # A cell for each weight
 
 
-def _matrix(shared: Marked, widths: Sequence[int]) -> Chart:
+def _matrix(shared: Marked, widths: Sequence[int] = ()) -> Chart:
     """A chart of channels with the marked block outlined."""
     chart = Chart(x="input channel", y="output channel", height=460, **shared)
     chart.outline_block(widths)
@@ -55,6 +54,15 @@ def _cells(
     subtitle = f"{subtitle}; {shrunk.note}" + ("" if "zmax" in properties else saturates)
     alt = f"Heatmap of {alt}{chart.of}, input channels across, output channels down"
     return chart.done(finding, subtitle, caption + chart.marked_words, alt, frame(shrunk))
+
+
+def tensor_map(cells: np.ndarray, block: tuple[int, int], *, name: str, **shared: Unpack[Marked]) -> Drawing:
+    """|w| of a tensor of a file as cells, each the maximum of `block` rows × columns."""
+    note = "each cell is one weight" if block == (1, 1) else f"each cell is the maximum of {block[0]} × {block[1]}"
+    finding = f"The largest weight of {name} is {number(float(np.nanmax(cells, initial=0.0)))}"
+    texts = finding, "Absolute weights", "", "the absolute weights"
+    shape = cells.shape[0] * block[0], cells.shape[1] * block[1]
+    return _cells(_matrix(shared), Shrunk(cells, *block, note), shape, "|w|", texts)
 
 
 def weight_map(weight: Any, *, widths: Sequence[int] = (), **shared: Unpack[Marked]) -> Drawing:
@@ -86,11 +94,10 @@ def weight_surface(weight: Any, *, widths: Sequence[int] = (), **shared: Unpack[
         gate = {"y": [0, 0, deep, deep], "z": [0, top, top, 0], "line": {"color": palette.MARK, "width": 6}}
         for edge in (start, end - 1):
             chart.figure.add_scatter3d(x=[edge] * 4, mode="lines", hoverinfo="skip", **gate)
-    font: dict[str, Any] = {"tickfont": {"size": 12}}
     scene: dict[str, Any] = {"aspectratio": {"x": 1.5, "y": 1.1, "z": 0.6}}
     scene["camera"] = {"eye": {"x": 1.2, "y": -1.6, "z": 0.85}, "center": {"x": 0, "y": 0, "z": -0.22}}
     for axis, title in (("x", "input channel"), ("y", "output channel"), ("z", "")):  # the colour bar names z
-        scene[f"{axis}axis"] = font | {"title": {"text": title}}
+        scene[f"{axis}axis"] = {"tickfont": {"size": 12}, "title": {"text": title}}
     scene["zaxis"]["rangemode"] = "tozero"
     chart.figure.update_layout(scene=scene)
     subtitle = f"|W|{chart.of} as a surface; {shrunk.note}"
@@ -175,10 +182,16 @@ def layer_strips(
     Args:
         weight: W, (out, in).
         input_norm: root mean square of each input over calibration tokens, (in,).
-        heads: attention heads whose outputs lie side by side in the columns, 0 where the inputs are no heads' outputs.
+        heads: attention heads whose outputs are the columns, 0 for other inputs.
         massive_errors: the layer's error with and without massive activations.
     """
-    table, widths = _strips(weight, plan, input_norm), plan.block_width
+    values = {
+        "weight norm": np.linalg.norm(to_numpy(weight).astype(np.float64), axis=0),
+        "input norm": to_numpy(input_norm).astype(np.float64),
+        "importance": to_numpy(plan.importance).mean(0, dtype=np.float64),
+        "column loss": to_numpy(plan.column_loss).astype(np.float64),
+    }
+    table, widths = pd.DataFrame(values).rename_axis("column").reset_index(), plan.block_width
     heads = heads if heads and len(table) % heads == 0 else 0
     standing_out = outlier(plan, torch.as_tensor(weight), torch.as_tensor(input_norm), heads)
     chart = Chart(x="input channel (column)", height=HEIGHT, headroom=14 if heads else 0, **shared)
@@ -205,16 +218,6 @@ def layer_strips(
     alt = f"Weight norm, input norm, importance and loss of every column{chart.of}"
     table = table.rename(columns=lambda c: c.replace(" ", "_")).assign(block=np.repeat(np.arange(len(widths)), widths))
     return chart.done(because(plan, standing_out), subtitle, caption, alt, table)
-
-
-def _strips(weight: Any, plan: OrderPlan, input_norm: Any) -> pd.DataFrame:
-    values = {
-        "weight norm": np.sqrt(np.square(to_numpy(weight).astype(np.float64)).sum(0)),
-        "input norm": to_numpy(input_norm).astype(np.float64),
-        "importance": to_numpy(plan.importance).mean(0, dtype=np.float64),
-        "column loss": to_numpy(plan.column_loss).astype(np.float64),
-    }
-    return pd.DataFrame(values).rename_axis("column").reset_index()
 
 
 def _stack(chart: Chart, columns: int) -> None:
@@ -268,11 +271,9 @@ def hessian_diagonal(
     scale: Literal["linear", "log"] = "linear", widths: Sequence[int] = (),
     massive_errors: tuple[float, float] | None = None, **shared: Unpack[Marked],
 ) -> Drawing:  # fmt: skip
-    """diag(H) by input channel or from largest to smallest; dead columns, massive activations and the damping level are
-    marked.
+    """diag(H) by input channel or from largest to smallest, with dead columns, massive activations and the damping.
 
-    `diagonal`: the sum of x_j² over calibration tokens, (in,); `added`: λ, absolute. The channels of a marked block
-    have another colour, wherever they stand. `massive_errors`: the layer's error, and that without massive activations.
+    `diagonal`: the sum of x_j² over calibration tokens, (in,); `added`: λ, absolute; `massive_errors` as above.
     """
     values = to_numpy(diagonal).astype(np.float64)
     order = np.argsort(-values, kind="stable") if arrange == "sorted" else np.arange(len(values))
@@ -294,8 +295,13 @@ def hessian_diagonal(
     if added > 0:
         chart.level(added, (-0.5, len(values) - 0.5), f"damping λ = {number(added)}")
     chart.x(range=[-0.01 * len(values) - 0.5, 1.01 * len(values) - 0.5], zeroline=False)
-    chart.frame["legend"] = len(chart.figure.data) > 1
-    finding, caption = _diagonal_words(values, added)
+    chart.legend = len(chart.figure.data) > 1
+    live, mean, top = values[values > 0], float(values.mean()), int(values.argmax())
+    finding = f"Input channel {top} is {number(values[top] / mean if mean else 0)} times as active as the mean"
+    below, factor = int((live < added).sum()), number(live.max() / live.min() if len(live) else 1.0)
+    lie = count(below, "of them lies", "of them lie") if below else "none of them lies"
+    caption = f"{sentence(count(len(values) - len(live), 'dead column'))} of {len(values)}; the live ones span a "
+    caption += f"factor of {factor}, and {lie} below the damping level."
     if massive:
         finding = carries(values, massive)
         caption += f" λ is {number(added / np.median(values))} times the median of diag(H)."
@@ -318,19 +324,6 @@ def _mark_channels(
     if massive:
         look, inside = Style(palette.MARK, "massive activations", symbol="diamond"), np.isin(order, massive)
         chart.points(place[inside], y[inside], look, "input channel %{customdata}", customdata=order[inside])
-
-
-def _diagonal_words(values: np.ndarray, added: float) -> tuple[str, str]:
-    """Title and caption: how far the most active channel stands out, what is dead, what lies below the damping."""
-    live, mean, top = values[values > 0], float(values.mean()), int(values.argmax())
-    below, dead = int((live < added).sum()), len(values) - len(live)
-    spread = live.max() / live.min() if len(live) else 1.0
-    lie = count(below, "of them lies", "of them lie") if below else "none of them lies"
-    return (
-        f"Input channel {top} is {number(values[top] / mean if mean else 0)} times as active as the mean",
-        f"{sentence(count(dead, 'dead column'))} of {len(values)}; the live ones span a factor of {number(spread)}, "
-        f"and {lie} below the damping level.",
-    )
 
 
 def _log_floor(live: np.ndarray, added: float) -> float:
@@ -368,3 +361,37 @@ def hessian_spectrum(eigenvalues: Any, *, added: float = 0.0, **shared: Unpack[L
     alt = f"Line chart of the Hessian's eigenvalues{chart.of} on a logarithmic axis"
     table = pd.DataFrame({"rank": rank, "eigenvalue": values, "damped": values + added})
     return chart.done(finding, subtitle, caption, alt, table)
+
+
+# A tensor of a file: values, and norms of rows and columns
+
+
+def histogram(counts: Any, edges: Any, **shared: Unpack[Look]) -> Drawing:
+    counts, edges = np.asarray(to_numpy(counts), np.float64), np.asarray(to_numpy(edges), np.float64)
+    middles, share = (edges[1:] + edges[:-1]) / 2, counts / max(1.0, counts.sum())
+    chart = Chart(x="weight", y="share of weights", height=360, **shared)
+    chart.y(**PERCENT)
+    chart.bars(middles, 100 * share, Style(palette.TEAL, "share"), "around %{x:.4g}<br>share %{y:.3f}\u2009%")
+    chart.figure.update_layout(bargap=0)
+    table = pd.DataFrame({"from": edges[:-1], "to": edges[1:], "count": counts})
+    inside = share[np.abs(middles) < 0.1 * np.abs(edges).max()].sum()
+    finding = f"{percent(float(inside), 0)} of the weights lie within a tenth of the largest"
+    return chart.done(finding, "Finite weights by value", "", "Histogram of the weights", table)
+
+
+def norms(norms_by_side: Mapping[str, Any], **shared: Unpack[Look]) -> Drawing:
+    """Norms of rows and columns, each sorted, relative to their median."""
+    chart = Chart(x="rank, % of all", y="norm / median", height=360, legend=True, **shared)
+    looks = {"row": Style(palette.BLUE, "rows"), "column": Style(palette.ORANGE, "columns", "dash")}
+    tables, largest = [], {}
+    for side, values in norms_by_side.items():
+        values = np.sort(np.asarray(to_numpy(values), np.float64))[::-1]
+        relative = values / (np.median(values) or 1.0)
+        largest[side] = float(relative[0])
+        rank = 100 * np.arange(len(values)) / max(1, len(values) - 1)
+        chart.line(rank, relative, looks[side], f"{side} at %{{x:.1f}} %<br>%{{y:.3g}} times the median", mode="lines")
+        tables.append(pd.DataFrame({"side": side, "norm": values}))
+    finding = f"The largest row norm is {number(largest['row'], 2)} times the median, the largest column norm "
+    finding += number(largest["column"], 2)
+    note = "Norms, sorted, divided by their median"
+    return chart.done(finding, note, "", "Lines of sorted norms of rows and columns", pd.concat(tables))

@@ -9,7 +9,7 @@ import streamlit as st
 
 import rose
 from app import components
-from app.figures import prices as figures
+from app.figures import orders as figures
 from app.lab.controls import label, outcomes
 from app.lab.sweeps import PlannedSweep
 from app.study.study import Study

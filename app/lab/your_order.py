@@ -14,7 +14,7 @@ import rose
 from app import components, session, words
 from app.figures import orders as figures
 from app.figures import palette
-from app.figures.shrinking import to_numpy
+from app.figures.shapes import to_numpy
 from app.figures.style import Drawing
 from app.lab.controls import BUDGETS, WHO_IS_WHO, label, outcomes
 from app.lab.own_order import (

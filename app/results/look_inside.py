@@ -8,7 +8,7 @@ import streamlit as st
 
 import rose
 from app import components, session, words
-from app.figures import inside as figures
+from app.figures import weights as figures
 from app.forms.widgets import linked, path_input
 from app.results.downloads import csv_button
 from app.study.cache import model_identity

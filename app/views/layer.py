@@ -9,7 +9,7 @@ import streamlit as st
 import rose
 from app import components, first, session, words
 from app.components import URL, look
-from app.figures import losses, maps, methods, palette, prices, weights
+from app.figures import losses, maps, methods, orders, palette, weights
 from app.figures.style import Drawing
 from app.lab.sweeps import times
 from app.results import trust
@@ -140,7 +140,7 @@ def order(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> 
         losses.order_picture(plan, chosen, marked_column=int(plan.column_loss.argmax()), **options), "layer-order"
     )
     shown = {other: study.prices(layer, other) for other in dict.fromkeys(("natural", chosen.name))}
-    components.show(prices.price_lines(shown, widths=plan.block_width, **options), "layer-prices")
+    components.show(orders.price_lines(shown, widths=plan.block_width, **options), "layer-prices")
 
 
 def error(study: Study, layer: str, plan: rose.OrderPlan, block: int | None) -> None:

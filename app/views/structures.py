@@ -8,7 +8,7 @@ import streamlit as st
 import rose
 from app import components, session, shared, words
 from app.components.work import follow
-from app.figures import savings as figures
+from app.figures import sensitivity as figures
 from app.forms import study_form
 from app.forms.widgets import linked, start_button
 from app.results import tune_panel

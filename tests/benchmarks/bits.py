@@ -18,14 +18,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
 from torch import Tensor, nn
 
 import rose
-from app.figures.palette import Theme
-from app.figures.savings import perplexity_and_bits
+from app.figures import palette
+from app.figures.palette import Style, Theme
+from app.figures.shapes import Chart
+from rose import verdicts
 from rose.layer.methods import LayerResult, Settings
 from rose.layer.methods.toolkit import measured_result
 from rose.layer.pattern import Grid, parse_grid
@@ -45,6 +48,14 @@ RUNS = [
     *("joint:rose_admm:0:8:64", "joint:rose_admm:0.7:8:64"),
     *("joint:rose_admm:0.5:3:64", "joint:rose_admm:0.5:8:64", "joint:rose_admm:0.5:4:32", "joint:rose_admm:0.5:4:row"),
 ]
+LOOKS = {
+    "0": Style(palette.SLATE, "No zeros", symbol="circle"),
+    "0.5": Style(palette.BLUE, "50 % zeros", symbol="square"),
+    "2:4": Style(palette.ORANGE, "2:4", symbol="diamond"),
+    "0.7": Style(palette.GREEN, "70 % zeros", symbol="triangle-up"),
+}
+DASHES = ("solid", "dash", "dot")  # of the usual method and of others
+UNROUNDED = "16 bits"
 
 
 def mean_bits(layers: list[PrunableLayer], grid: Grid | None) -> float:
@@ -103,12 +114,52 @@ def first_draw(rows: pd.DataFrame, way: str = "joint", method: str = "rose_admm"
     return pd.concat([pd.DataFrame([dense]), rows[list(dense)].sort_values("sparsity")], ignore_index=True)
 
 
+def perplexity_and_bits(table: pd.DataFrame, theme: Theme) -> go.Figure:
+    """Perplexity of whole models by bits a weight, a line for each sparsity and method.
+
+    The table has a row per model: sparsity (of `LOOKS`), bits (0 where weights are not rounded), bits_a_weight,
+    perplexity, and `by`, the method, or "" for the usual one. The dense model is a row of 16 bits a weight.
+    """
+    chart = Chart(x="bits a weight", y="perplexity", height=460, legend=True, theme=theme)
+    _draw_bits(chart, table, "perplexity", "perplexity")
+    usual, bits = table[table["by"] == ""], table["bits_a_weight"]
+    for trace in chart.figure.data:  # few points, far apart: each shows its bits
+        if trace.line.dash == DASHES[0]:
+            places = ["top right" if names == UNROUNDED else "bottom left" for names in trace.customdata]
+            trace.update(mode="lines+markers+text", text=trace.customdata, textposition=places)
+    chart.y(range=(0.95 * table["perplexity"].min(), 1.08 * table["perplexity"].max()))
+    sizes = np.log10([0.85 * bits.min(), 1.25 * bits.max()])
+    chart.x(type="log", range=sizes, tickvals=[2, 3, 4, 6, 8, 12, 16], exponentformat="none")
+    both, alone = _row(usual, "0.5", 4), _row(usual, "0", 3)
+    options = verdicts.says_change(both["perplexity"], alone["perplexity"], "all of them at 3 bits", "perplexity")
+    note = "Perplexity of SmolLM2-135M by bits a weight on a log scale; marks name the bits of weights that are kept; "
+    note += "the axis of perplexity does not begin at 0"
+    caption = f"Half the weights at 4 bits take {both['bits_a_weight']:.2f} bits a weight, as all of them at 3 bits do."
+    alt = "Line chart of perplexity against bits a weight, a line for each sparsity"
+    return chart.done(f"Half the weights at 4 bits make {options}", note, caption, alt, table).figure
+
+
+def _draw_bits(chart: Chart, table: pd.DataFrame, column: str, noun: str) -> None:
+    """A line for each sparsity and method, `column` against bits a weight."""
+    dashes = dict(zip(table["by"].unique(), DASHES, strict=False))
+    for (sparsity, by), rows in table.groupby(["sparsity", "by"], sort=False):
+        rows, look = rows.sort_values("bits_a_weight"), LOOKS[sparsity]
+        look = look._replace(label=", ".join(filter(None, (look.label, by))), dash=dashes[by])
+        names = [UNROUNDED if bits == 0 else f"{bits} bits" for bits in rows["bits"]]
+        hover = f"{look.label}, %{{customdata}}<br>%{{x:.2f}} bits a weight<br>{noun} %{{y:.4g}}"
+        chart.line(rows["bits_a_weight"], rows[column], look, hover, customdata=names, size=10)
+
+
+def _row(table: pd.DataFrame, sparsity: str, bits: int) -> pd.Series:
+    return table[(table["sparsity"] == sparsity) & (table["bits"] == bits)].iloc[0]
+
+
 def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
     """Perplexity against bits a weight, of the recommended method and of SparseGPT with both targets."""
     others = {"SparseGPT": "joint", "SparseGPT, target layer": "layer"}
     table = [first_draw(rows).assign(by="")]
     table += [first_draw(rows, way, "sparsegpt").iloc[1:].assign(by=name) for name, way in others.items()]
-    return perplexity_and_bits(pd.concat(table, ignore_index=True), model="SmolLM2-135M", theme=theme).figure
+    return perplexity_and_bits(pd.concat(table, ignore_index=True), theme)
 
 
 def main() -> None:

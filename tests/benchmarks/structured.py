@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 import rose
-from app.figures import palette, style
+from app.figures import palette
 from app.figures.palette import Theme
+from app.figures.shapes import Chart
 from rose.environment import processor
 from rose.model.load.tokens import load_calibration
 from rose.structured.configuration import can_bias
@@ -143,7 +144,8 @@ def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
     """Perplexity against parameters: a line a variant, means over draws, with the range over them."""
     dense = rows[rows["variant"] == "dense"].iloc[0]
     slim = rows[(rows["variant"] != "dense") & np.isfinite(rows["perplexity"])]
-    figure = go.Figure()
+    chart = Chart(x="parameters, millions", y="perplexity", height=560, legend=True, theme=theme)
+    figure = chart.figure
     grouped = slim.groupby(["variant", "ratio"])
     means = grouped[["parameters", "perplexity"]].mean().assign(draws=grouped.size()).reset_index()
     beyond = means.groupby("variant")["perplexity"].transform("min") > MOST_PERPLEXITY
@@ -181,7 +183,7 @@ def picture(rows: pd.DataFrame, theme: Theme) -> go.Figure:
     figure.add_hline(y=dense["perplexity"], line={"dash": "dot", "color": palette.INKS[theme].muted})
     what = "Perplexity against parameters, means and ranges over draws; log scale; dotted: dense"
     what += f"; beyond the scale: {hidden}" if hidden else ""
-    style.base(figure, theme, best, what, x="parameters, millions", y="perplexity", height=560, legend=True)
+    chart.done(best, what, "", "Line chart of perplexity by parameters", means)
     top = math.log10(min(float(means["perplexity"].max()) * 1.2, MOST_PERPLEXITY))
     ticks = [digit * 10**power for power in range(1, 4) for digit in (1, 2, 3, 5)]
     bottom = math.log10(float(dense["perplexity"]) * 0.9)

@@ -16,22 +16,7 @@ import torch
 
 import app.figures
 import rose
-from app.figures import (
-    drift,
-    inside,
-    losses,
-    maps,
-    methods,
-    orders,
-    palette,
-    prices,
-    savings,
-    sensitivity,
-    shrinking,
-    sweeps,
-    trust,
-    weights,
-)
+from app.figures import drift, losses, maps, methods, orders, palette, sensitivity, shapes, sweeps, trust, weights
 from app.figures.style import Drawing
 from app.lab.bases import BASES
 from rose.layer.checks import CurvePoint, ErrorMeasures
@@ -43,10 +28,6 @@ COUNTED = re.compile(
     r"(decoder |pruned )?blocks?(?! loss)|query head|layers? pruned|layer, in|denoising steps"
     r"|step, noisiest|step of training"
 )
-OF_BITS = pd.DataFrame(
-    [("0", 4, 4.25, 0.002), ("0", 3, 3.25, 0.01), ("0.5", 0, 9.0, 0.009), ("0.5", 4, 3.25, 0.011)],
-    columns=["sparsity", "bits", "bits_a_weight", "held_out_error"],
-).assign(relative_error=0.01)
 
 
 def relative_curves(lab: SimpleNamespace) -> dict[str, np.ndarray]:
@@ -157,26 +138,23 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "block_loss_bars": lambda x, **t: losses.block_loss_bars(x.plan, marked_block=2, **t),
     "order_picture": lambda x, **t: losses.order_picture(x.plan, "two_level", marked_block=2, marked_column=33, **t),
     "order_picture_mixed": lambda x, **t: losses.order_picture(x.plan, "hessian", marked_column=33, **t),
-    "head_map": lambda x, **t: savings.head_map(HEADS, marked_block=1, **t),
-    "channel_curve": lambda x, **t: savings.channel_curve(CHANNELS, 2, block=0, **t),
+    "head_map": lambda x, **t: sensitivity.head_map(HEADS, marked_block=1, **t),
+    "channel_curve": lambda x, **t: sensitivity.channel_curve(CHANNELS, 2, block=0, **t),
     "method_errors": lambda x, **t: methods.method_errors(x.records, **t),
     "over_seeds_bars": lambda x, **t: methods.over_seeds_bars(SEEDS, "0.7", **t),
     "error_curve": lambda x, **t: orders.error_curve(relative_curves(x), **t),
-    "damage_split": lambda x, **t: orders.damage_split(x.results["two_level"], x.inside, step=1, **t),
+    "damage_split": lambda x, **t: orders.damage_split(x.results["two_level"], x.inside, **t),
     "sweep_film": lambda x, **t: sweeps.sweep_film([x.results["natural"], x.results["two_level"]], x.energy, **t),
     "solver_race": lambda x, **t: sweeps.solver_race({"sweep": ("One sweep", WAY)}, 3.0, held_out=True, **t),
-    "perplexity_and_bits": lambda x, **t: savings.perplexity_and_bits(
-        OF_BITS.assign(perplexity=30 + 1000 * OF_BITS["held_out_error"], by=""), model="the model", **t
-    ),
     "basis_errors": lambda x, **t: orders.basis_errors(IN_BASES, BASES, "gathered", **t),
     "basis_errors_as_given": lambda x, **t: orders.basis_errors(IN_BASES.assign(held_out_error=np.nan), BASES, **t),
     "mask_changes": lambda x, **t: sweeps.mask_changes(
         x.weight.numpy() > 0, x.weight.numpy() > 0.1, solver="ADMM", step="iteration 2", since="its last step", **t
     ),
-    "price_lines": lambda x, **t: prices.price_lines(
+    "price_lines": lambda x, **t: orders.price_lines(
         {name: rose.price_columns(x.plan, name) for name in ("natural", "pivot")}, **t
     ),
-    "forecast_scatter": lambda x, **t: prices.forecast_scatter(
+    "forecast_scatter": lambda x, **t: orders.forecast_scatter(
         ORDERS.rename(columns={"relative_error": "measured"}).assign(forecast=0.1, budget="block"), **t
     ),
     "position_curve": lambda x, **t: orders.position_curve(POSITIONS, block=2, base="natural", place=2, **t),
@@ -184,9 +162,9 @@ FIGURES: dict[str, Callable[..., Drawing]] = {  # of the layer `lab`, with the t
     "order_budget_matrix": lambda x, **t: orders.order_budget_matrix(ORDERS, **t),
     "error_measures": lambda x, **t: trust.error_measures(MEASURES, **t),
     "held_out_curve": lambda x, **t: trust.held_out_curve(CURVE, **t),
-    "tensor_map": lambda x, **t: inside.tensor_map(np.eye(4, dtype=np.float32), (2, 2), name="w", **t),
-    "histogram": lambda x, **t: inside.histogram(np.array([1, 2, 1]), np.linspace(-1, 1, 4), **t),
-    "norms": lambda x, **t: inside.norms({"row": np.arange(1, 5), "column": np.arange(1, 9)}, **t),
+    "tensor_map": lambda x, **t: weights.tensor_map(np.eye(4, dtype=np.float32), (2, 2), name="w", **t),
+    "histogram": lambda x, **t: weights.histogram(np.array([1, 2, 1]), np.linspace(-1, 1, 4), **t),
+    "norms": lambda x, **t: weights.norms({"row": np.arange(1, 5), "column": np.arange(1, 9)}, **t),
     "verdict_map": lambda x, **t: trust.verdict_map(
         x.layers.assign(verdict="fails", reason="It is <b>wrong</b>.", is_wrong=True),
         "12 layers: all fail",
@@ -328,4 +306,4 @@ def _typed_arrays(drawing: Drawing) -> None:
         if trace.type in ("heatmap", "surface"):
             assert isinstance(trace.z, np.ndarray)
             assert trace.z.dtype in (np.float32, np.uint8)
-            assert max(trace.z.shape) <= shrinking.MAX_CELLS
+            assert max(trace.z.shape) <= shapes.MAX_CELLS

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import rose
-from app.figures import losses, orders, palette, prices, sweeps, trust, weights
+from app.figures import losses, orders, palette, sweeps, trust, weights
 from rose.layer.checks import CurvePoint, ErrorMeasures
 from rose.layer.error import quadratic_form
 from tests.app.figures.test_contract import below, relative_curves, title
@@ -156,7 +156,7 @@ def test_sweeps_have_the_name_of_a_method_only_where_order_and_budget_are_its_ow
 
 def test_parts_of_the_damage_add_up(lab):
     result = lab.results["two_level"]
-    drawing = orders.damage_split(result, lab.inside, step=0)
+    drawing = orders.damage_split(result, lab.inside)
     remains, later, inside = drawing.figure.data
     assert remains.y + later.y + inside.y == pytest.approx(result.trace.lost.numpy(), rel=1e-4)
     assert remains.y + later.y == pytest.approx(lab.inside.numpy(), rel=1e-4)
@@ -186,9 +186,6 @@ def test_order_bars_compare_with_natural_order():
     assert title(drawing) == "ROSE's order leaves 20.0 % less error than SparseGPT"
     assert [shape.y0 for shape in drawing.figure.layout.shapes] == pytest.approx([0.06, 0.07, 0.08])
     assert list(drawing.figure.layout.xaxis.ticktext) == ["60 %", "70 %", "80 %"]
-    layered = orders.order_bars(table, budget="layer")
-    assert title(layered) == "Two-level, one threshold leaves 20.0 % less error than Natural, one threshold"
-    assert "one threshold; dashed: Natural, one threshold" in below(layered)
 
 
 def test_matrix_separates_order_and_budget():
@@ -213,7 +210,7 @@ def test_matrix_separates_order_and_budget():
 
 def test_price_lines_have_one_mean_and_mark_a_block(lab):
     lines = {name: rose.price_columns(lab.plan, name) for name in ("natural", "pivot")}
-    drawing = prices.price_lines(lines, widths=lab.plan.block_width, marked_block=2)
+    drawing = orders.price_lines(lines, widths=lab.plan.block_width, marked_block=2)
     for name, of_order in lines.items():
         assert drawing.data[name].tolist() == pytest.approx(of_order.price.log().tolist())
         assert drawing.data[name].mean() == pytest.approx(lines["natural"].level)
@@ -225,7 +222,7 @@ def test_price_lines_have_one_mean_and_mark_a_block(lab):
     assert alone.y[0] == pytest.approx(float(lines["pivot"].alone.log().mean()))
     assert pivot.y[-1] > pivot.y[0], "independent columns come last, and are dear"
     with pytest.raises(rose.RoseError, match="at least one"):
-        prices.price_lines({})
+        orders.price_lines({})
 
 
 # Sweeps and solvers

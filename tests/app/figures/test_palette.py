@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
-import plotly.graph_objects as go
+import pandas as pd
 import pytest
 
 import app
@@ -83,16 +83,16 @@ def test_plugins_have_a_style_of_their_own():
 @pytest.mark.parametrize("theme", palette.INKS)
 def test_downloaded_figure_has_the_colour_of_its_page(theme):
     config = tomllib.loads((Path(app.__file__).parent / ".streamlit/config.toml").read_text())
-    figure = style.base(go.Figure(), theme, "A finding", "what")
+    figure = shapes.Chart(theme=theme).done("A finding", "what", "", "Nothing", pd.DataFrame()).figure
     assert figure.layout.template.layout.yaxis.rangemode == "tozero"
     assert figure.layout.template.layout.paper_bgcolor == config["theme"][theme]["backgroundColor"].lower()
 
 
 def test_titles_wrap_but_numbers_stay_whole():
-    figure = style.base(go.Figure(), "light", "This title is as long as it takes to put a break at 2.78 × 10⁻⁵", "what")
-    assert "2.78 × 10⁻⁵" in figure.layout.title.text
-    assert figure.layout.title.text.count("<br>") == 2
-    assert figure.layout.title.text.startswith("<b>This title")
+    text, lines = style.heading("This title is as long as it takes to put a break at 2.78 × 10⁻⁵", "what", "#555")
+    assert "2.78 × 10⁻⁵" in text
+    assert text.count("<br>") == 2 == lines - 1
+    assert text.startswith("<b>This title")
 
 
 def test_columns_of_a_block():

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import rose
-from app.figures import drift, maps, methods, savings, sensitivity, trust
+from app.figures import drift, maps, methods, sensitivity, trust
 from rose.diffusion.steps import STEP_WEIGHTS
 from rose.verdicts import Result
 from tests.app.figures.test_contract import BLOCK_DAMAGES, DAMAGES, HEADS, below, title
@@ -103,7 +103,7 @@ def test_experts_are_one_series_of_units():
 
 
 def test_decoder_blocks_that_were_not_measured_stay_empty():
-    drawing = savings.head_map(HEADS.replace({"block_index": {0: 0, 1: 5, 2: 18}}), marked_block=5)
+    drawing = sensitivity.head_map(HEADS.replace({"block_index": {0: 0, 1: 5, 2: 18}}), marked_block=5)
     (heat,), axis = drawing.figure.data, drawing.figure.layout.xaxis
     assert list(heat.x) == list(range(19))
     assert np.flatnonzero(~np.isnan(heat.z).any(0)).tolist() == [0, 5, 18]
