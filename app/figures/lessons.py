@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from plotly.colors import sample_colorscale
+from scipy.optimize import brentq
 
 from app.figures import palette
 from app.figures.palette import MARK, Style, Theme
@@ -23,6 +24,7 @@ from rose.layer.pattern import THRESHOLD
 from rose.verdicts import Interval
 
 HEIGHT = 440  # pixels of a stage, without caption
+CLEAR = "rgba(0,0,0,0)"
 ORDERS = {
     "natural": "Natural (SparseGPT)",
     "two_level": "Two-level (ROSE)",
@@ -31,11 +33,20 @@ ORDERS = {
     "pivot": "Pivot",
     "custom": "Yours",
 }
+BUDGETS = {
+    "block": Style(palette.BLUE, "equal shares"),
+    "layer": Style(palette.GREEN, "one threshold", pattern="/"),
+}
 
 
 def look_of(order: str) -> Style:
     """An order as all lessons name it."""
     return palette.order_style(order)._replace(label=ORDERS[order])
+
+
+def signed(value: float, decimals: int = 2) -> str:
+    """A number with a minus sign, not a hyphen."""
+    return f"{value:.{decimals}f}".replace("-", "−")
 
 
 # Lesson 1
@@ -53,73 +64,60 @@ def removal(
         costs: of the removal, by the way the other weights move.
         column: the removed one.
     """
-    specs = [[{"colspan": 2}, None], [{}, {}]]
     titles = ["the three inputs and their overlaps", "weights", "error"]
-    grid: dict[str, Any] = {"rows": 2, "cols": 2, "specs": specs, "row_heights": [0.46, 0.54], "subplot_titles": titles}
-    chart = Chart(height=HEIGHT, headroom=24, theme=theme, **grid, vertical_spacing=0.13, horizontal_spacing=0.12)
+    grid: dict[str, Any] = {"rows": 2, "cols": 2, "specs": [[{"colspan": 2}, None], [{}, {}]]}
+    grid |= {"row_heights": [0.56, 0.44], "vertical_spacing": 0.13, "horizontal_spacing": 0.12}
+    chart = Chart(height=HEIGHT, headroom=24, theme=theme, subplot_titles=titles, **grid)
     _circles(chart, overlaps, column)
     names = [f"w<sub>{j + 1}</sub>" for j in range(3)]
-    greys = {"before": Style(chart.ink.muted, "before"), "after": Style(palette.ORANGE, "after")}
+    looks = {"before": Style(chart.ink.muted, "before"), "after": Style(palette.ORANGE, "after")}
     for name, values in weights.items():
-        printed = [f"{value:.2f}".replace("-", "−") for value in values]
-        chart.bars(names, values, greys[name], "", text=printed, row=2, col=1)
-    shown = [f"{value:.2f}" for value in costs.values()]
-    colours = {"color": [chart.ink.muted, palette.ORANGE]}
-    helpers = [name.replace(" ", "<br>") for name in costs]
-    look = Style(palette.ORANGE, "cost")
-    chart.bars(helpers, list(costs.values()), look, "", text=shown, marker=colours, row=2, col=2)
-    top = max(map(max, weights.values()))
-    chart.y(row=2, col=1, range=[min(0.0, *map(min, weights.values())) * 1.2, max(2.2, top * 1.15)])
+        chart.bars(names, values, looks[name], "", text=list(map(signed, values)), row=2, col=1)
+    helpers, colours = [name.replace(" ", "<br>") for name in costs], {"color": [chart.ink.muted, palette.ORANGE]}
+    behind = {"text": list(map(signed, costs.values())), "marker": colours, "row": 2, "col": 2}
+    chart.bars(helpers, list(costs.values()), Style(palette.ORANGE, "cost"), "", **behind)
+    lowest, highest = min(map(min, weights.values())), max(map(max, weights.values()))
+    chart.y(row=2, col=1, range=[min(0.0, lowest) * 1.2, max(2.2, highest * 1.15)])
     chart.y(row=2, col=2, range=[0, 1.2])
     left = costs["others help"] / costs["nobody helps"]
     finding = f"The others make good {percent(1 - left, 0)} of what weight {column + 1} did"
-    subtitle = (
-        f"Grey: before, or with nobody's help; orange: after weight {column + 1} is removed and the others changed"
-    )
+    subtitle = f"Grey: before, or without help; orange: after weight {column + 1} is removed"
     table = pd.DataFrame({"weight": names} | dict(weights))
     return chart.done(finding, subtitle, "Computed from H⁻¹; nothing is damped.", "Circles and two bar charts", table)
 
 
 def _circles(chart: Chart, overlaps: Sequence[float], column: int) -> None:
     """Circles of area 1 whose common areas are the overlaps, with the entries of H in them."""
-    centres = np.cumsum([0.0, *(_distance(share) for share in overlaps)])
-    radius, clear = 1 / math.sqrt(math.pi), {"bgcolor": "rgba(0,0,0,0)", "row": 1, "col": 1}
+    radius, at = 1 / math.sqrt(math.pi), {"row": 1, "col": 1}
+    clear = at | {"bgcolor": CLEAR}
+
+    def excess(distance: float, overlap: float) -> float:
+        """The common area of two circles whose centres are this far apart, minus `overlap`."""
+        wedge = 2 * radius**2 * math.acos(distance / 2 / radius)
+        return wedge - distance * math.sqrt(max(0.0, radius**2 - distance**2 / 4)) - overlap
+
+    centres = np.cumsum([0.0, *(brentq(excess, 0.0, 2 * radius, args=(overlap,)) for overlap in overlaps)])
     for j, centre in enumerate(centres):
-        colour = MARK if j == column else palette.BLUE
-        line = {"color": colour, "width": 3, "dash": "dash" if j == column else "solid"}
-        box = {"x0": centre - radius, "x1": centre + radius, "y0": -radius, "y1": radius}
-        fill = "rgba(240,51,138,0.12)" if j == column else "rgba(9,115,178,0.18)"
-        chart.figure.add_shape(type="circle", **box, line=line, fillcolor=fill, row=1, col=1)
+        colour, dash, fill = palette.BLUE, "solid", "rgba(9,115,178,0.18)"
+        if j == column:
+            colour, dash, fill = MARK, "dash", "rgba(240,51,138,0.12)"
+        box = {"x0": centre - radius, "x1": centre + radius, "y0": -radius, "y1": radius, "fillcolor": fill}
+        chart.figure.add_shape(type="circle", **box, line={"color": colour, "width": 3, "dash": dash}, **at)
         chart.note(f"<b>{j + 1}</b>", x=centre + (-0.4, 0.0, 0.4)[j], y=0.1 * (j == 1), **clear)
-    middle = centres[-1] / 2
-    for share, (pair, x, anchor) in zip(
-        (*overlaps, 0.0),
-        (("12", -0.75, "right"), ("23", centres[-1] + 0.75, "left"), ("13", middle, "center")),
-        strict=True,
-    ):
-        y = -0.72 if pair == "13" else 0.0
-        chart.note(f"H<sub>{pair}</sub> = {share:.1f}", x=x, y=y, xanchor=anchor, **clear)
-    chart.x(range=[middle - 2.2, middle + 2.2], visible=False, row=1, col=1)
-    chart.y(range=[-0.85, 0.6], visible=False, scaleanchor="x", scaleratio=1, row=1, col=1)
-
-
-def _distance(share: float) -> float:
-    """Between the centres of two circles of area 1 with this area in common."""
-    radius, low, high = 1 / math.sqrt(math.pi), 0.0, 2 / math.sqrt(math.pi)
-    for _ in range(40):
-        middle = (low + high) / 2
-        half = middle / 2
-        lens = 2 * radius**2 * math.acos(half / radius) - middle * math.sqrt(radius**2 - half**2)
-        low, high = (middle, high) if lens > share else (low, middle)
-    return low
+    middle, end = centres[-1] / 2, centres[-1] + radius
+    places = {"12": (-radius - 0.04, 0.0, "right"), "23": (end + 0.04, 0.12, "left"), "13": (end + 0.04, -0.12, "left")}
+    for (pair, (x, y, anchor)), overlap in zip(places.items(), (*overlaps, 0.0), strict=True):
+        chart.note(f"H<sub>{pair}</sub> = {overlap:.1f}", x=x, y=y, xanchor=anchor, **clear)
+    chart.x(range=[middle - 1.95, middle + 1.95], visible=False, **at)
+    chart.y(range=[-0.6, 0.6], visible=False, scaleanchor="x", scaleratio=1, **at)
 
 
 # Lessons 2, 5 and 6: a layer with all its numbers
 
 
 def number_matrix(
-    values: Any, finding: str, subtitle: str, *, caption: str = "", removed: Any = None, columns: Sequence[int] = (),
-    below: Mapping[str, Sequence[float]] | None = None, marked: int | None = None, decimals: int = 1, theme: Theme,
+    values: Any, finding: str, subtitle: str, *, removed: Any = None, columns: Sequence[int] = (),
+    below: Mapping[str, Sequence[float]] | None = None, marked: int | None = None, theme: Theme,
 ) -> Drawing:  # fmt: skip
     """A small matrix with all numbers printed, its blocks outlined, and rows of numbers below.
 
@@ -135,14 +133,14 @@ def number_matrix(
     removed_cells = np.zeros(matrix.shape, bool) if removed is None else to_numpy(removed).astype(bool)
     below, size = below or {}, 3
     chart = Chart(height=HEIGHT, headroom=34, theme=theme)
-    _cells(
-        chart,
-        np.abs(matrix),
-        removed_cells,
-        lambda row, column: f"{matrix[row, column]:.{decimals}f}".replace("-", "−"),
-    )
-    for at, (name, numbers) in enumerate(below.items()):
-        _row(chart, rows + 0.3 + at, numbers, width // len(numbers), 2 if name.startswith("price") else 1)
+    _cells(chart, matrix, removed_cells)
+    for at, (name, numbers) in enumerate(below.items()):  # each under its column or block
+        span, largest = width // len(numbers), max(numbers) or 1.0
+        for place, value in enumerate(numbers):
+            x, y, share = place * span + (span - 1) / 2, rows + 0.3 + at, value / largest
+            _box(chart, x, y, span, sample_colorscale(palette.SEQUENTIAL, [share])[0])
+            text = f"{value:.{2 if name.startswith('price') else 1}f}"
+            _print(chart, x, y, f"<b>{text}</b>" if span > 1 else text, palette.text_on(share))
     for block in range(width // size):
         line = {"color": MARK, "width": 4} if block == marked else {"color": chart.ink.text, "width": 2}
         chart.outline(block * size - 0.5, (block + 1) * size - 0.5, -0.5, rows - 0.5, line=line)
@@ -155,31 +153,21 @@ def number_matrix(
     chart.margins = {"l": 104, "b": 12}
     table = pd.DataFrame(matrix, columns=[f"column {heading}" for heading in headings])
     table.insert(0, "output", np.arange(rows) + 1)
-    return chart.done(finding, subtitle, caption, "Matrix with all numbers printed", table)
+    return chart.done(finding, subtitle, "", "Matrix with all numbers printed", table)
 
 
-def _cells(chart: Chart, size: np.ndarray, removed_cells: np.ndarray, text: Any) -> None:
+def _cells(chart: Chart, matrix: np.ndarray, removed: np.ndarray) -> None:
     """A coloured cell with its number for each entry; grey and struck where it is removed."""
-    largest = float(size.max()) or 1.0
-    place = {"x": np.arange(size.shape[1]), "y": np.arange(size.shape[0]), "xgap": 2, "ygap": 2, "hoverinfo": "skip"}
+    sizes, largest = np.abs(matrix), float(np.abs(matrix).max()) or 1.0
+    place = {"x": np.arange(matrix.shape[1]), "y": np.arange(len(matrix)), "xgap": 2, "ygap": 2, "hoverinfo": "skip"}
     scale = {"colorscale": palette.SEQUENTIAL, "zmin": 0, "zmax": largest, "showscale": False}
-    chart.figure.add_heatmap(z=np.where(removed_cells, np.nan, size).astype(np.float32), **place, **scale)
-    for (row, column), value in np.ndenumerate(size):
-        if removed_cells[row, column]:
+    chart.figure.add_heatmap(z=np.where(removed, np.nan, sizes).astype(np.float32), **place, **scale)
+    for (row, column), value in np.ndenumerate(matrix):
+        text, ink = signed(value, 1), palette.text_on(abs(value) / largest)
+        if removed[row, column]:
             _box(chart, column, row, 1, chart.ink.blank)
-            _print(chart, column, row, f"<s>{text(row, column)}</s>", chart.ink.muted)
-        else:
-            _print(chart, column, row, text(row, column), palette.text_on(value / largest))
-
-
-def _row(chart: Chart, y: float, numbers: Sequence[float], width: int, decimals: int) -> None:
-    """Numbers below the matrix, each under its column or block."""
-    largest = max(numbers) or 1.0
-    for at, value in enumerate(numbers):
-        x, share = at * width + (width - 1) / 2, value / largest
-        _box(chart, x, y, width, sample_colorscale(palette.SEQUENTIAL, [share])[0])
-        text = f"{value:.{decimals}f}"
-        _print(chart, x, y, f"<b>{text}</b>" if width > 1 else text, palette.text_on(share))
+            text, ink = f"<s>{text}</s>", chart.ink.muted
+        _print(chart, column, row, text, ink)
 
 
 def _box(chart: Chart, x: float, y: float, width: float, colour: str) -> None:
@@ -205,10 +193,9 @@ def early_late(
         block: the block that moves.
         answered: whether the error that stays is shown.
     """
-    chart = Chart(
-        height=HEIGHT, headroom=24, legend=answered, theme=theme, rows=1, cols=2, shared_yaxes=True,
-        horizontal_spacing=0.04, subplot_titles=list(results),
-    )  # fmt: skip
+    grid: dict[str, Any] = {"rows": 1, "cols": 2, "shared_yaxes": True, "horizontal_spacing": 0.04}
+    grid["subplot_titles"] = list(results)
+    chart = Chart(height=HEIGHT, headroom=24, legend=answered, theme=theme, **grid)
     chart.figure.update_annotations(font_size=FONT_SIZE + 1)
     saved, frames = [], []
     alone, stays = Style("rgba(128,135,150,0.45)", "if nobody helped"), Style(palette.ORANGE, "what stays")
@@ -223,7 +210,7 @@ def early_late(
         if answered:
             chart.bars(x, error, stays, "", showlegend=col == 1, width=0.7, **at)
             for place, top, share in zip(x, lost, shares, strict=True):
-                chart.note(percent(share, 0), x=place, y=top, yanchor="bottom", bgcolor="rgba(0,0,0,0)", **at)
+                chart.note(percent(share, 0), x=place, y=top, yanchor="bottom", bgcolor=CLEAR, **at)
         frames.append(pd.DataFrame({"turn": name, "block": np.array(blocks) + 1, "alone": lost, "stays": error}))
     table = pd.concat(frames, ignore_index=True)
     chart.figure.update_layout(barmode="overlay")
@@ -250,8 +237,7 @@ def price_lines(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], *, t
         frames.append(pd.DataFrame({"order": name, "step": steps, "column": np.array(columns) + 1, "price": price}))
     table = pd.concat(frames, ignore_index=True)
     logs = np.log(table["price"])
-    level = float(logs.mean())
-    chart.level(level, (0.7, 9.3), f"mean of every line: {number(level)}".replace("-", "−"))
+    chart.level(float(logs.mean()), (0.7, 9.3), f"mean of every line: {number(logs.mean())}".replace("-", "−"))
     chart.x(dtick=1, range=[0.7, 9.3], zeroline=False)
     chart.y(range=[float(logs.min()) - 0.1, float(logs.max()) + 0.1], rangemode="normal", zeroline=False)
     subtitle = "Logarithm of the price at each step; the area under every line is the same"
@@ -287,11 +273,6 @@ def error_strip(random: Sequence[float], marked: Mapping[str, float], *, theme: 
 
 # Lesson 8
 
-BUDGETS = {
-    "block": Style(palette.BLUE, "equal shares"),
-    "layer": Style(palette.GREEN, "one threshold", pattern="/"),
-}
-
 
 def budget_bars(table: pd.DataFrame, finding: str, *, theme: Theme) -> Drawing:
     """Error of orders under both budgets, as a ratio to natural order with equal shares: order, budget, ratio."""
@@ -299,7 +280,7 @@ def budget_bars(table: pd.DataFrame, finding: str, *, theme: Theme) -> Drawing:
     for budget, look in BUDGETS.items():
         rows = table[table["budget"] == budget]
         names = [ORDERS[order].replace(" (", "<br>(").replace(", ", ",<br>") for order in rows["order"]]
-        chart.bars(names, rows["ratio"], look, "", text=[f"{ratio:.2f}" for ratio in rows["ratio"]])
+        chart.bars(names, rows["ratio"], look, "", text=rows["ratio"].map(signed))
     chart.y(top=1.15 * float(table["ratio"].max()))
     subtitle = "The 4 × 9 layer, a third of its weights removed"
     return chart.done(finding, subtitle, "", "Bar chart of errors by order and budget", table)
@@ -325,14 +306,12 @@ def columnar_map(layers: pd.DataFrame, *, theme: Theme) -> Drawing:
     """Every layer of a model as a cell, the columnar ones filled: block_index, projection, is_columnar."""
     chart = Chart(x="decoder block", height=HEIGHT, theme=theme)
     grid = layers.pivot_table(index="projection", columns="block_index", values="is_columnar", sort=False)
-    scale = [[0, chart.ink.blank], [1, palette.ORANGE]]
-    names = [name.rpartition(".")[2] for name in grid.index]
-    cells = {"z": grid.to_numpy(np.float32), "x": grid.columns, "y": names, "xgap": 2, "ygap": 2, "zmin": 0, "zmax": 1}
-    chart.figure.add_heatmap(**cells, colorscale=scale, showscale=False, hoverinfo="skip")
+    look = {"colorscale": [[0, chart.ink.blank], [1, palette.ORANGE]], "zmin": 0, "zmax": 1, "xgap": 2, "ygap": 2}
+    cells = {"z": grid.to_numpy(np.float32), "x": grid.columns, "y": grid.index.str.rpartition(".").get_level_values(2)}
+    chart.figure.add_heatmap(**cells, **look, showscale=False, hoverinfo="skip")
     chart.x(**BARE, dtick=5)
     chart.y(**BARE, autorange="reversed", ticks="")
-    columnar, every = int(layers["is_columnar"].sum()), len(layers)
-    finding = f"{word(columnar).capitalize()} of {every} layers are columnar"
+    finding = f"{word(int(layers['is_columnar'].sum())).capitalize()} of {len(layers)} layers are columnar"
     subtitle = "Layers of SmolLM2-135M at 70 % zeros; orange: columnar"
     return chart.done(finding, subtitle, "The finished study that the app opens with.", "Map of layers", layers)
 
@@ -340,69 +319,56 @@ def columnar_map(layers: pd.DataFrame, *, theme: Theme) -> Drawing:
 def ratio_lines(ratios: Mapping[str, Interval], subtitle: str, finding: str, caption: str, *, theme: Theme) -> Drawing:
     """Ratios with their 95 % intervals, one above the other; 1 is marked."""
     chart = Chart(x="times SparseGPT's perplexity (logarithmic)", height=HEIGHT, theme=theme)
-    names, values = list(ratios), list(ratios.values())
-    middles = np.array([ratio.value for ratio in values])
-    ends = {
-        "array": [ratio.high for ratio in values] - middles,
-        "arrayminus": middles - [ratio.low for ratio in values],
-    }
+    columns = ["method", "ratio", "low", "high"]
+    table = pd.DataFrame([(name, r.value, r.low, r.high) for name, r in ratios.items()], columns=columns)
+    ends = {"array": table["high"] - table["ratio"], "arrayminus": table["ratio"] - table["low"]}
     bars = {"type": "data", "symmetric": False, "thickness": 2.5, "width": 8} | ends
-    text = [f"<b>{ratio.value:.2f}</b>" for ratio in values]
-    look = Style(palette.ORANGE, "", symbol="square")
+    text = [f"<b>{ratio:.2f}</b>" for ratio in table["ratio"]]
     marks = {"error_x": bars, "mode": "markers+text", "textposition": "top center", "text": text}
-    chart.points(middles, names, look, "%{y}<br>%{x:.3f}", size=11, showlegend=False, **marks)
+    look = Style(palette.ORANGE, "", symbol="square")
+    chart.points(table["ratio"], table["method"], look, "%{y}<br>%{x:.3f}", size=11, showlegend=False, **marks)
     chart.figure.add_vline(x=1, line=chart.dashed)
     chart.x(type="log", tickvals=[0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2], zeroline=False)
-    chart.y(autorange="reversed", range=[len(names) - 0.5, -0.6], showgrid=False)
-    table = pd.DataFrame([(name, ratio.value, ratio.low, ratio.high) for name, ratio in ratios.items()],
-                         columns=["method", "ratio", "low", "high"])  # fmt: skip
+    chart.y(autorange="reversed", range=[len(table) - 0.5, -0.6], showgrid=False)
     return chart.done(finding, subtitle, caption, "Ratios with intervals", table)
-
-
-# Lesson 10
-
-
-def basis_panels(
-    column_importance: Sequence[float], relative_range: float, errors: pd.DataFrame, chosen: str,
-    names: Mapping[str, str], *, theme: Theme,
-) -> Drawing:  # fmt: skip
-    """Importance of every column in one basis; once answered, also errors in all bases: basis, method, error."""
-    answered = not errors.empty
-    titles = ["importance of the columns", "held-out error"]
-    grid: dict[str, Any] = {"rows": 1 + answered, "cols": 1, "subplot_titles": titles[: 1 + answered]}
-    grid |= {"vertical_spacing": 0.2} if answered else {}
-    chart = Chart(height=HEIGHT, headroom=24, legend=answered, theme=theme, **grid)
-    place = np.arange(1, len(column_importance) + 1)
-    colours = {"color": palette.magnitude_colours(np.array(column_importance), theme)}
-    look = Style(palette.BLUE, "importance")
-    chart.bars(place, column_importance, look, "column %{x}", marker=colours, showlegend=False, row=1, col=1)
-    for method, rows in errors.groupby("method", sort=False):
-        outline = [3 if basis == chosen else 0 for basis in rows["basis"]]
-        marker = {"line": {"color": MARK, "width": outline}}
-        text = [number(error, 2) for error in rows["error"]]
-        style = palette.method_style(str(method))
-        chart.bars([names[basis] for basis in rows["basis"]], rows["error"], style, "", text=text, marker=marker,
-                   row=2, col=1)  # fmt: skip
-    kind = "columnar" if relative_range > THRESHOLD else "not columnar"
-    finding = f"Basis {names[chosen].lower()}: relative range {relative_range:.2f}, {kind}"
-    subtitle = f"A generated attention layer with {len(column_importance)} columns in six heads"
-    if answered:
-        chart.y(row=2, col=1, range=[0, 1.2 * float(errors["error"].max())])
-    table = errors if answered else pd.DataFrame({"column": place, "importance": column_importance})
-    return chart.done(finding, subtitle, "", "Bar charts of importance and errors", table)
-
-
-# Lesson 11
 
 
 def remaining_bars(errors: Mapping[str, float], subtitle: str, finding: str, caption: str, *, theme: Theme) -> Drawing:
     """Horizontal bars of errors relative to the first one, each with its number."""
     chart = Chart(height=HEIGHT, theme=theme)
     names, values = list(errors), list(errors.values())
-    text = [f"{value:.2f}" for value in values]
-    look = Style(palette.BLUE, "error")
-    chart.bars(values, names, look, "", text=text, orientation="h")
+    text = list(map(signed, values))
+    chart.bars(values, names, Style(palette.BLUE, "error"), "", text=text, orientation="h")
     chart.x(range=[0, 1.12 * max(values)])
     chart.y(autorange="reversed", showgrid=False)
     table = pd.DataFrame({"method": names, "error": values})
     return chart.done(finding, subtitle, caption, "Bar chart of errors", table)
+
+
+# Lesson 10
+
+
+def basis_panels(
+    importance: Sequence[float], relative_range: float, errors: pd.DataFrame, chosen: str, names: Mapping[str, str],
+    *, theme: Theme,
+) -> Drawing:  # fmt: skip
+    """Importance of every column in one basis; once answered, also errors in all bases: basis, method, error."""
+    answered = not errors.empty
+    titles = ["importance of the columns", "held-out error"][: 1 + answered]
+    grid: dict[str, Any] = {"rows": 1 + answered, "cols": 1, "subplot_titles": titles}
+    grid |= {"vertical_spacing": 0.2} if answered else {}
+    chart = Chart(height=HEIGHT, headroom=24, legend=answered, theme=theme, **grid)
+    place = np.arange(1, len(importance) + 1)
+    behind = {"marker": {"color": palette.magnitude_colours(np.array(importance), theme)}, "showlegend": False}
+    chart.bars(place, importance, Style(palette.BLUE, "importance"), "column %{x}", **behind, row=1, col=1)
+    for method, rows in errors.groupby("method", sort=False):
+        marker = {"line": {"color": MARK, "width": [3 if basis == chosen else 0 for basis in rows["basis"]]}}
+        behind = {"text": [number(error, 2) for error in rows["error"]], "marker": marker, "row": 2, "col": 1}
+        chart.bars(list(rows["basis"].map(names)), rows["error"], palette.method_style(str(method)), "", **behind)
+    kind = "columnar" if relative_range > THRESHOLD else "not columnar"
+    finding = f"Basis {names[chosen].lower()}: relative range {number(relative_range)}, {kind}"
+    subtitle = f"A generated attention layer with {len(importance)} columns in six heads"
+    if answered:
+        chart.y(row=2, col=1, range=[0, 1.2 * float(errors["error"].max())])
+    table = errors if answered else pd.DataFrame({"column": place, "importance": importance})
+    return chart.done(finding, subtitle, "", "Bar charts of importance and errors", table)

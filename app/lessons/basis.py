@@ -27,19 +27,12 @@ METHODS = ("sparsegpt", "rose")
 
 @dataclass(frozen=True)
 class Turned:
-    """The layer in one basis.
+    """The layer in one basis."""
 
-    Attributes:
-        importance: of its columns, (in,).
-        relative_range: above 0.5 the layer is columnar.
-        moved: ‖y' − y‖ / ‖y‖, y being the dense output in the given basis.
-        errors: held out, by method.
-    """
-
-    importance: list[float]
+    importance: list[float]  # of its columns, (in,)
     relative_range: float
-    moved: float
-    errors: dict[str, float]
+    moved: float  # ‖y' − y‖ / ‖y‖, y being the dense output in the given basis
+    errors: dict[str, float]  # held out, by method
 
 
 @lru_cache(maxsize=1)
@@ -57,12 +50,11 @@ def turned() -> dict[str, Turned]:
             turned_values = rotate_columns(values.T, LAYOUT, rotations).float().T  # RᵀW_v
         read = tokens @ turned_values.T
         statistics, held_out = _statistics(read[:TOKENS]), _statistics(read[TOKENS:])
-        errors = {}
+        errors, options = {}, dict[str, Any](sparsity=SPARSITY, block_size=BLOCK_SIZE)
         for method in METHODS:
-            options: dict[str, Any] = {"sparsity": SPARSITY, "block_size": BLOCK_SIZE}
             pruned = rose.prune_layer(turned_output, statistics, method=method, **options).weight
             errors[method] = relative_error(turned_output, pruned, held_out.hessian)
-        plan = rose.plan_order(turned_output, statistics, sparsity=SPARSITY, block_size=BLOCK_SIZE)
+        plan = rose.plan_order(turned_output, statistics, **options)
         moved = float((read @ turned_output.T - dense).norm() / dense.norm())
         layers[name] = Turned(plan.importance.sum(0).tolist(), plan.relative_range, moved, errors)
     return layers
@@ -79,9 +71,7 @@ def _generate() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     columns, sources = HEADS * BLOCK_SIZE, WIDTH // 4
     heads = []
-    for head in range(
-        HEADS
-    ):  # equal in strength; from head to head fewer parts carry it, and each head mixes its parts
+    for head in range(HEADS):  # equal in strength; from head to head fewer parts carry it, and each mixes its parts
         sizes = torch.exp(-STEEPEST * head / (HEADS - 1) * torch.arange(BLOCK_SIZE))
         sizes *= BLOCK_SIZE**0.5 / sizes.norm()
         mixing = torch.linalg.qr(torch.randn(BLOCK_SIZE, BLOCK_SIZE, generator=generator)).Q

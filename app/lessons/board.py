@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -21,84 +22,11 @@ KEY, STATE = "lesson-board", "lesson_board"
 NATURAL = tuple(range(9))
 RANDOM = tuple(f"random:{seed}" for seed in range(60))
 LARGEST = 9.9  # of a weight
-STYLE = """
-.board { border-collapse: separate; border-spacing: 0 2px; width: 100%; table-layout: fixed; touch-action: none;
-  color: var(--st-text-color); font-size: 0.85rem; text-align: center; }
-.board th, .board td { padding: 1px 2px; }
-.board th:first-child { width: 4.2rem; text-align: left; font-weight: 400; }
-.board thead button { width: 100%; min-height: 2rem; cursor: grab; border-radius: 6px; font: inherit; font-weight: 700;
-  color: inherit; background: var(--st-secondary-background-color); border: 1px solid var(--st-border-color); }
-.board thead button.held { outline: 3px solid #f0338a; }
-.board .edge { border-left: 3px solid var(--st-text-color); }
-.board input { width: 100%; box-sizing: border-box; font: inherit; text-align: center; color: inherit; padding: 1px 0;
-  background: transparent; border: 1px solid var(--st-border-color); border-radius: 4px; }
-.board .gone input { text-decoration: line-through; opacity: 0.75; }
-.board .gone { background: rgba(128, 135, 150, 0.3); }
-.board small { display: block; font-size: 0.75rem; line-height: 1.1rem; }
-"""
-SCRIPT = """
-export default ({data, parentElement, setTriggerValue}) => {
-  const place = parentElement.querySelector(".board"), text = (value) => value.toFixed(1).replace("-", "−");
-  const focused = document.activeElement?.dataset?.column;
-  place.replaceChildren();
-  const row = (part, name) => {
-    const line = place.appendChild(document.createElement(part)).appendChild(document.createElement("tr"));
-    line.appendChild(Object.assign(document.createElement("th"), {textContent: name, scope: "row"}));
-    return line;
-  };
-  const cell = (line, at, kind = "td") => {
-    const made = line.appendChild(document.createElement(kind));
-    if (at % 3 === 0) made.className = "edge";
-    return made;
-  };
-  const move = (column, to) => {
-    const order = data.order.filter((other) => other !== column);
-    order.splice(Math.min(Math.max(to, 0), order.length), 0, column);
-    if (order.join() !== data.order.join()) setTriggerValue("order", order);
-  };
-  const head = row("thead", "column");
-  data.order.forEach((column, at) => {
-    const button = cell(head, at, "th").appendChild(document.createElement("button"));
-    button.textContent = column + 1;
-    button.dataset.column = column;
-    button.ariaLabel = `Column ${column + 1}, step ${at + 1}: arrow keys move it`;
-    button.onkeydown = (event) => {
-      const by = {ArrowLeft: -1, ArrowRight: 1}[event.key];
-      if (by) { event.preventDefault(); move(column, at + by); }
-    };
-    button.onpointerdown = (event) => { button.setPointerCapture(event.pointerId); button.classList.add("held"); };
-    button.onpointerup = (event) => {
-      button.classList.remove("held");
-      const centres = [...head.querySelectorAll("button")].map((one) => one.getBoundingClientRect())
-        .map((box) => box.left + box.width / 2);
-      const others = centres.filter((_, other) => other !== at);
-      move(column, others.filter((centre) => centre < event.clientX).length);
-    };
-    if (String(column) === focused) button.focus();
-  });
-  data.weights.forEach((weights, output) => {
-    const line = row("tbody", `output ${output + 1}`);
-    data.order.forEach((column, at) => {
-      const shown = cell(line, at), gone = data.removed[output][column];
-      if (gone) shown.classList.add("gone");
-      const input = shown.appendChild(document.createElement("input"));
-      Object.assign(input, {inputMode: "decimal", value: text(weights[column])});
-      input.ariaLabel = `Weight of output ${output + 1}, column ${column + 1}`;
-      input.onchange = () => {
-        const value = Number(input.value.replace("−", "-").replace(",", "."));
-        if (Number.isFinite(value)) setTriggerValue("weight", [output, column, value]);
-        else input.value = text(weights[column]);
-      };
-      const after = shown.appendChild(document.createElement("small"));
-      after.textContent = gone ? "gone" : `→ ${text(data.after[output][column])}`;
-    });
-  });
-  const prices = row("tfoot", "price d");
-  data.prices.forEach((price, at) => { cell(prices, at).textContent = price.toFixed(2); });
-};"""
+FILES = Path(__file__).parent
 _board = st.components.v2.component(
-    "board_of_columns", html='<table class="board"></table>', css=STYLE, js=SCRIPT, isolate_styles=False
-)
+    "board_of_columns", html='<table class="board"></table>', isolate_styles=False,
+    css=(FILES / "board.css").read_text(encoding="utf-8"), js=(FILES / "board.js").read_text(encoding="utf-8"),
+)  # fmt: skip
 
 
 def state() -> dict[str, Any]:
@@ -115,14 +43,6 @@ def change(order: Sequence[int] | None = None, weights: example.Weights | None =
     now["weights"] = weights or now["weights"]
     if (now["order"], now["weights"]) != before:
         now["past"].append(before)
-
-
-def change_weight(row: int, column: int, value: float) -> None:
-    if not math.isfinite(value):
-        return
-    rows = [list(weights) for weights in state()["weights"]]
-    rows[row][column] = round(min(max(value, -LARGEST), LARGEST), 1)
-    change(weights=tuple(map(tuple, rows)))
 
 
 def undo() -> None:
@@ -145,10 +65,8 @@ def draw() -> None:
     """The board itself."""
     order, weights = state()["order"], state()["weights"]
     result = example.prune(order, weight=weights)
-    data = {
-        "order": list(order), "weights": weights, "after": result.weight.tolist(), "removed": result.mask.tolist(),
-        "prices": example.prices(order),
-    }  # fmt: skip
+    after = {"after": result.weight.tolist(), "removed": result.mask.tolist(), "prices": example.prices(order)}
+    data = {"order": list(order), "weights": weights} | after
     _board(key=KEY, data=data, on_order_change=_moved, on_weight_change=_typed)
 
 
@@ -172,6 +90,10 @@ def _moved() -> None:
 
 
 def _typed() -> None:
-    if (weight := st.session_state[KEY].weight) is not None:
-        row, column, value = weight
-        change_weight(int(row), int(column), float(value))
+    if (weight := st.session_state[KEY].weight) is None:
+        return
+    row, column, value = weight
+    if math.isfinite(value):
+        rows = [list(weights) for weights in state()["weights"]]
+        rows[int(row)][int(column)] = round(min(max(float(value), -LARGEST), LARGEST), 1)
+        change(weights=tuple(map(tuple, rows)))

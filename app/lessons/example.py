@@ -38,7 +38,6 @@ OVERLAPS = (  # H below its diagonal, which is 1
 Weights = tuple[tuple[float, ...], ...]
 
 
-@lru_cache(maxsize=1)
 def hessian() -> Tensor:
     """H of the nine inputs, (9, 9)."""
     lower = torch.eye(9) / 2
@@ -47,7 +46,6 @@ def hessian() -> Tensor:
     return lower + lower.T
 
 
-@lru_cache(maxsize=64)
 def plan(weight: Weights = WEIGHT) -> rose.OrderPlan:
     """Losses and order of ROSE: a third of the weights is to go, in blocks of three columns."""
     return rose.plan_order(torch.tensor(weight), hessian(), sparsity=SPARSITY, block_size=BLOCK_SIZE, damping=DAMPING)
@@ -77,21 +75,14 @@ def prices(order: str | Sequence[int] = "natural") -> list[float]:
 
 @dataclass(frozen=True)
 class Removal:
-    """Three weights, of which one is removed.
+    """Three weights, of which one is removed."""
 
-    Attributes:
-        hessian, inverse: H and H⁻¹, (3, 3).
-        before, after: weights, (3,).
-        alone: cost if no other weight changes, w² H_jj.
-        cost: w² / [H⁻¹]_jj.
-    """
-
-    hessian: Tensor
-    inverse: Tensor
-    before: Tensor
-    after: Tensor
-    alone: float
-    cost: float
+    hessian: Tensor  # (3, 3)
+    inverse: Tensor  # H⁻¹, (3, 3)
+    before: Tensor  # (3,)
+    after: Tensor  # (3,)
+    alone: float  # cost if no other weight changes, w² H_jj
+    cost: float  # w² / [H⁻¹]_jj
 
 
 THREE = (1.0, 0.8, 0.6)
@@ -100,14 +91,12 @@ SECOND_OVERLAP = 0.3  # of inputs 2 and 3; inputs 1 and 3 have none
 
 def remove_one(alike: float, column: int) -> Removal:
     """Removes one of three weights; `alike` is the overlap of inputs 1 and 2."""
-    matrix = torch.eye(3, dtype=torch.float64)
-    matrix[0, 1] = matrix[1, 0] = alike
-    matrix[1, 2] = matrix[2, 1] = SECOND_OVERLAP
+    rows = [[1.0, alike, 0.0], [alike, 1.0, SECOND_OVERLAP], [0.0, SECOND_OVERLAP, 1.0]]
+    matrix = torch.tensor(rows, dtype=torch.float64)
     inverse = torch.linalg.inv(matrix)
     before = torch.tensor(THREE, dtype=torch.float64)
     after = before - before[column] / inverse[column, column] * inverse[column]
     after[column] = 0
-    return Removal(
-        matrix, inverse, before, after, float(before[column] ** 2 * matrix[column, column]),
-        float(before[column] ** 2 / inverse[column, column]),
-    )  # fmt: skip
+    square = float(before[column] ** 2)
+    alone, cost = square * float(matrix[column, column]), square / float(inverse[column, column])
+    return Removal(matrix, inverse, before, after, alone, cost)

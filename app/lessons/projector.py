@@ -7,6 +7,8 @@ does nothing.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
 
 # The page is laid out for this many pixels; on a projector it is enlarged until it fills the screen.
@@ -23,42 +25,8 @@ STYLE = """
 </style>
 """
 
-# Page Down and Page Up are what a presenter's clicker sends. Arrows and space belong to a focused slider or text field.
-SCRIPT = """
-<script>
-(() => {
-  const page = document.querySelector("[data-testid=stMain]");
-  if (document.querySelector(".st-key-lesson-projector-on")) page?.scrollTo(0, 0);  // it begins at the top
-  const zoom = () => document.documentElement.style.setProperty(
-    "--lesson-zoom", Math.max(1, Math.min(innerWidth / WIDTH, innerHeight / HEIGHT)));
-  zoom();
-  if (window.lessonKeys) return;
-  window.lessonKeys = true;
-  addEventListener("resize", zoom);
-  const press = (...keys) => {
-    for (const key of keys) {
-      const button = document.querySelector(`.st-key-${key} button:not([disabled])`);
-      if (button) { button.click(); return true; }
-    }
-    return false;
-  };
-  const typing = (element) => element && element.matches("input:not([type=radio]), textarea, [role=slider], .board *");
-  addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.altKey || event.metaKey || !document.querySelector(".st-key-lesson-next")) return;
-    const projector = document.querySelector(".st-key-lesson-projector-on");
-    let done = false;
-    if (event.key === "PageDown") done = press("lesson-next") || true;
-    else if (event.key === "PageUp") done = press("lesson-previous") || true;
-    else if (!projector || typing(document.activeElement)) return;
-    else if (event.key === "ArrowRight") done = press("lesson-next");
-    else if (event.key === "ArrowLeft") done = press("lesson-previous");
-    else if (event.key === " ") done = press("lesson-reveal", "lesson-next");
-    else if (event.key === "Escape") done = press("lesson-leave");
-    if (done) { event.preventDefault(); event.stopImmediatePropagation(); }
-  }, true);
-})();
-</script>
-""".replace("WIDTH", str(WIDTH)).replace("HEIGHT", str(HEIGHT))
+SCRIPT = Path(__file__).with_name("projector.js").read_text(encoding="utf-8")
+SCRIPT = SCRIPT.replace("WIDTH", str(WIDTH)).replace("HEIGHT", str(HEIGHT))
 
 
 def is_on() -> bool:
@@ -89,15 +57,13 @@ def fit(key: str, height: int) -> None:
 def draw() -> None:
     """The keys, and on a projector the style sheet."""
     with st.container(key=f"lesson-projector-{'on' if is_on() else 'off'}", height=1, border=False):
-        st.html(ASIDE + (STYLE if is_on() else "") + SCRIPT, unsafe_allow_javascript=True)
+        st.html(f"{ASIDE}{STYLE if is_on() else ''}<script>{SCRIPT}</script>", unsafe_allow_javascript=True)
 
 
 def button() -> None:
     """Turns the projector on, or off again."""
     on = is_on()
-    fill = (
-        "Fills the window; press F11 to hide the browser too. Works with arrow keys, space and a presenter's clicker."
-    )
+    fill = "Fills the window; F11 hides the browser too. Works with arrow keys, space and a presenter's clicker."
     st.button(
         "Leave the projector" if on else "Projector",
         icon=f":material/{'close_fullscreen' if on else 'present_to_all'}:",

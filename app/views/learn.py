@@ -7,8 +7,7 @@ import streamlit as st
 from app import components, session
 from app.figures.style import Drawing
 from app.lessons import board, projector
-from app.lessons.lesson import Lesson, Question, Slider
-from app.lessons.story import LESSONS
+from app.lessons.story import LESSONS, Lesson, Question, Slider
 
 LABELS = [f"{number} of {len(LESSONS)} · {lesson.title}" for number, lesson in enumerate(LESSONS, 1)]
 HEIGHT = 600  # pixels of text and stage: on a screen of 1280 × 800 nothing is cut
@@ -89,7 +88,7 @@ def draw_lesson(lesson: Lesson) -> None:
     with stage:
         if screen.stage is None:
             board.draw()
-        show(board.compared() if screen.stage is None else screen.stage(session.theme()))
+        show(board.compared() if screen.stage is None else screen.stage(theme=session.theme()))
 
 
 def choose(control: Any) -> Any:

@@ -12,8 +12,7 @@ import torch
 
 from app.figures.palette import Theme
 from app.lessons import basis, example, story, whole_models
-from app.lessons.lesson import Lesson, Slider
-from app.lessons.story import LESSONS
+from app.lessons.story import LESSONS, Lesson, Slider
 from tests.app.figures.test_contract import hold
 from tests.benchmarks.examples import copied_numbers
 
@@ -38,7 +37,7 @@ def test_every_choice_of_every_lesson_can_be_drawn(title):
             assert "{" not in screen.claim
             if screen.stage is not None:
                 for theme in THEMES:
-                    hold(screen.stage(theme), theme)
+                    hold(screen.stage(theme=theme), theme)
 
 
 def test_worked_example_matches_the_paper():
