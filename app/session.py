@@ -53,7 +53,7 @@ def follow(job: Job, tell: Callable[[], str]) -> None:
 
 def follow_run(run: Run, label: str) -> None:
     """As `follow`; `what` it is begins with the name of an icon."""
-    follow(run.job, lambda: f":material/{label}, {100 * run.fraction:.0f} % done")
+    follow(run.job, lambda: f":material/{label}, {100 * run.fraction:.0f}\u202f% done")
 
 
 def start_run(slot: str, run: Run, label: str) -> None:

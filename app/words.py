@@ -6,7 +6,7 @@ from collections.abc import Container, Sequence
 
 import numpy as np
 
-from rose import OrderPlan
+from rose import OrderPlan, wording
 from rose.layer.columnar import Outlier
 from rose.wording import (  # noqa: F401
     apart,
@@ -15,7 +15,6 @@ from rose.wording import (  # noqa: F401
     listing,
     number,
     out_of,
-    percent,
     place_of,
     sentence,
     short_text,
@@ -23,6 +22,16 @@ from rose.wording import (  # noqa: F401
     whole,
     word,
 )
+
+
+def held(text: str) -> str:
+    """The text with its percentages on one line: on screen a narrow no-break space stands before the sign."""
+    return re.sub(r"(?<=\S) %(?!\{)", "\u202f%", text)
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """`rose.wording.percent` as it stands on screen."""
+    return held(wording.percent(share, digits))
 
 
 def because(plan: OrderPlan, outlier: Outlier | None) -> str:
@@ -77,7 +86,7 @@ def plain(text: object) -> str:
     For what comes from a link, a file, an exception or a name that somebody else has chosen. Streamlit (1.67) finds
     addresses, icons, emoji and dashes even where their signs are escaped: an invisible sign parts those.
     """
-    marked = _MARKUP.sub(r"\\\g<0>", re.sub(r"[ \t\r\n\f\v]+", " ", str(text)).strip())
+    marked = _MARKUP.sub(r"\\\g<0>", re.sub(r"[ \t\r\n\f\v]+", " ", held(str(text))).strip())
     return _JOINED.sub("\\g<0>\N{WORD JOINER}", marked)
 
 

@@ -36,6 +36,7 @@ if (!window.rosePictures) {
   });
 }
 </script>"""
+SHARE = "%.1f\u202f%%"  # of a column of a table, in per cent
 SVG = {"displaylogo": False, "toImageButtonOptions": {"format": "svg"}}  # of the figure as an HTML file
 
 
@@ -69,7 +70,9 @@ def show(
         tall = f"height: clamp({layout.height}px, 100vh - {rest}px, max({layout.height}px, {most})); flex: none;"
         st.html(f"<style>@media (min-width: 1000px) {{ .st-key-{key} {{ {tall} }} }}</style>")
         height = "stretch"
-    finding, subtitle = (html.escape(re.sub("<.*?>", "", layout.meta[part])) for part in ("finding", "what"))
+    finding, subtitle = (
+        html.escape(words.held(re.sub("<.*?>", "", layout.meta[part]))) for part in ("finding", "what")
+    )
     # A figure's own title cannot break its lines.
     with st.container(horizontal=True, vertical_alignment="top", key=f"{key}-figure-head"):
         st.html(f'<div class="figure-title"><b>{finding}</b><span>{subtitle}</span></div>', width="stretch")
@@ -115,10 +118,34 @@ def downloads(drawing: Drawing, key: str) -> None:
     st.html(buttons + PICTURES, unsafe_allow_javascript=True)
 
 
-def table(rows: Sequence[Mapping[str, str]], alt: str, marked: str = "") -> None:
-    """A small table of texts, a row each; only the column `marked` is Markdown."""
+def in_percent(table: pd.DataFrame, shares: Sequence[str]) -> pd.DataFrame:
+    """A table for `st.dataframe`, whose columns of shares have the format `SHARE`."""
+    return table.assign(**{name: 100 * table[name].astype(float) for name in shares if name in table})
+
+
+# On a phone each row of a table is a card: its first cell, then the others with the names of their columns.
+CARDS = """<style>@media (max-width: 640px) {{
+.st-key-{key} :is(table, tbody) {{ display: block; }}
+.st-key-{key} thead {{ display: none; }}
+.st-key-{key} tr {{ display: flex; flex-wrap: wrap; gap: 0 0.75rem; padding: 5px 0; border-bottom: 1px solid #8884; }}
+.st-key-{key} td {{ border: 0; padding: 0; }}
+.st-key-{key} td:first-child {{ flex-basis: 100%; font-weight: 600; }}
+.st-key-{key} td::before {{ opacity: 0.76; }}
+{names}
+}}</style>"""
+
+
+def table(rows: Sequence[Mapping[str, str]], alt: str, marked: str = "", key: str = "") -> None:
+    """A small table of texts, a row each; only the column `marked` is Markdown. `key`: rows are cards on a phone."""
     plain = [{name: cell if name == marked else words.plain(cell) for name, cell in row.items()} for row in rows]
-    st.table(pd.DataFrame(plain), hide_index=True, border="horizontal", alt=alt)
+    with st.container(key=key or None):
+        if key:
+            named = enumerate(rows[0] if rows else (), 1)
+            content = [
+                f'.st-key-{key} td:nth-child({place})::before {{ content: "{name} "; }}' for place, name in named
+            ]
+            st.html(CARDS.format(key=key, names="\n".join(content[1:])))
+        st.table(pd.DataFrame(plain), hide_index=True, border="horizontal", alt=alt)
 
 
 # Arrows step through the frames of an animation in its HTML file; Plotly itself only plays them.

@@ -43,11 +43,12 @@ def require_weights() -> None:
         st.stop()
 
 
-def example(subject: str) -> None:
+def example(subject: str, of: str = "") -> None:
     """Says that the page shows the packaged example, and how that was made."""
     setup = packaged.SETUP
+    of = of or f" of {setup.model}, {setup.samples} × {setup.length} tokens of packaged text"
     st.caption(
-        f"Example: {subject} of {setup.model}, {setup.samples} × {setup.length} tokens of packaged text.",
+        f"Example: {subject}{of}.",
         help=f"Comes with the app; made with {packaged.made_with()}.",
     )
 

@@ -14,7 +14,7 @@ from app.figures import palette
 from app.figures.palette import Style, Theme
 from app.figures.shapes import Chart, colourbar, layer_grid
 from app.figures.style import FONT_SIZE, PERCENT, Drawing, some
-from app.words import count, expert_of, listing, number, out_of, percent, place_of, sentence, short_layer, word
+from app.words import count, expert_of, listing, number, out_of, percent, place_of, sentence, short_layer
 from rose import RoseError, verdicts
 from rose.layer.pattern import THRESHOLD
 
@@ -437,12 +437,12 @@ def run_difference(
     gap, base = rows["second"] - rows["first"], rows["first"].where(rows["first"] > 0)
     text: Callable[[float], str] = number
     shown, limit, unit, ticks = gap, float(gap.abs().max()) or 1.0, "difference", {}
-    subtitle, ends = f"{sentence(measure)} of {names[1]} minus that of {names[0]}", "; purple: lower, orange: higher"
+    subtitle, ends = f"Difference of {measure} by layer", "; purple: lower, orange: higher"
     if as_share:
         gap, unit, text = gap / base, "change", percent
         shown, limit, beyond = _log_ratios(rows["second"] / base)
         ticks = _share_ticks(limit)
-        subtitle += ", as a share of it, coloured by the ratio's logarithm"
+        subtitle = f"Change of {measure} by layer, log scale"
         if blank := int(base.isna().sum()):
             ends += f"; blank: {count(blank, 'layer')} in which {names[0]} has 0"
         if beyond:
@@ -455,10 +455,10 @@ def run_difference(
     chart = Chart(x="decoder block", height=height, theme=theme)
     scale, bar = {"colorscale": palette.DIVERGING[theme], "zmin": -limit, "zmax": limit}, colourbar(unit, **ticks)
     chart.layer_map(layer_grid(cells).clip(-limit, limit), cells, unit, colorbar=bar, **scale)
-    finding, caption = verdicts.says_layers(rows, names, measure), _difference_caption(apart, names)
+    caption = "Averages over layers are geometric means of ratios."
     alt = f"Map of the difference in {measure} by decoder block and projection"
     table = _named(rows, names).assign(difference=rows["second"] - rows["first"])
-    return chart.done(finding, subtitle + ends, caption, alt, table)
+    return chart.done(verdicts.says_layers(rows, names, measure), subtitle + ends, caption, alt, table)
 
 
 def _log_ratios(ratios: pd.Series) -> tuple[pd.Series, float, int]:
@@ -488,16 +488,3 @@ def _share_ticks(limit: float) -> dict[str, Any]:
 
 def _signed(change: float, text: str) -> str:
     return f"{'+' if change > 0 else ''}{text}"
-
-
-def _difference_caption(rows: pd.DataFrame, names: tuple[str, str]) -> str:
-    lower, higher = verdicts.sides(rows)
-    ways = {"lower": lower, "higher": higher, "equal": len(rows) - lower - higher}
-    caption = f"Of {count(len(rows), 'layer')} {names[1]} is "
-    caption += ", ".join(f"{way} in {word(layers)}" for way, layers in ways.items() if layers)
-    changed = rows.dropna(subset=["value"])
-    if (lower or higher) and len(changed):
-        ends = [changed.loc[at] for at in (changed["value"].idxmin(), changed["value"].idxmax())]
-        low, high = (f"{row['text']} ({short_layer(row['layer'])})" for row in ends)
-        caption += f"; from {low} to {high}. Averages over layers are geometric means of ratios"
-    return f"{caption}."

@@ -148,12 +148,14 @@ def _draw_seeds(chart: Chart, result: Result, mean: str) -> None:
     chart.points([look.label] * len(draws), draws, look, hover, marker={"opacity": 0.75}, customdata=seeds)
 
 
-def perplexity_bars(results: Sequence[Result], *, dense: float | None = None, theme: Theme = "light") -> Drawing:
+def perplexity_bars(
+    results: Sequence[Result], *, dense: float | None = None, height: int = 420, theme: Theme = "light"
+) -> Drawing:
     """Perplexity of each pruned model, with a line for the dense one; the title says what `rose.verdicts` does."""
     runs = [result for result in results if not math.isnan(result.value)]
     if not runs:
         raise RoseError("No perplexity has been measured yet; prune a model and evaluate it.")
-    chart, looks = Chart(y="perplexity", theme=theme), [palette.method_style(run.method) for run in runs]
+    chart, looks = Chart(y="perplexity", height=height, theme=theme), [palette.method_style(run.method) for run in runs]
     values, labels = np.array([run.value for run in runs]), [run.name for run in runs]
     drawn = np.append(values[np.isfinite(values)], [] if dense is None else [dense])
     *texts, dense_text = apart(*values, math.nan if dense is None else dense)

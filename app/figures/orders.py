@@ -120,14 +120,18 @@ def run_style(name: str) -> Style:
     return look._replace(label=label, dash=dashes.get(look.dash, "dot") if budget == "layer" else look.dash)
 
 
-def damage_split(result: LayerResult, inside: Any, **shared: Unpack[Look]) -> Drawing:
+def damage_split(result: LayerResult, inside: Any, *, energy: float = 1.0, **shared: Unpack[Look]) -> Drawing:
     """The cost of each block's pruning, split into the error that remained and the parts that other columns absorbed.
 
     The result is traced. `inside`: Σ e² of each block if its own columns alone could compensate, (blocks,).
+    `energy`: of the dense output, tr(W H Wᵀ), which errors are relative to.
     """
-    chart = Chart(x="pruned block (visited first to last)", y="squared error  Σ e²", legend=True, **shared)
-    lost, error = (to_numpy(part).astype(np.float64) for part in (trace_of(result).lost, trace_of(result).error))
-    alone = np.clip(to_numpy(inside), error, np.maximum(lost, error))  # rounding may go beyond
+    chart = Chart(x="pruned block (visited first to last)", y=ERROR, legend=True, **shared)
+    lost, error, inside = (
+        to_numpy(part).astype(np.float64) / (energy or 1.0)
+        for part in (trace_of(result).lost, trace_of(result).error, inside)
+    )
+    alone = np.clip(inside, error, np.maximum(lost, error))  # rounding may go beyond
     later, inner = alone - error, lost - alone
     names = ["mixed" if block is None else f"block {block}" for block in visited_blocks(result.plan, result.order)]
     blocks, steps = len(error), np.arange(1, len(error) + 1)
@@ -144,12 +148,10 @@ def damage_split(result: LayerResult, inside: Any, **shared: Unpack[Look]) -> Dr
         chart.x(tickvals=steps.tolist(), ticktext=texts)
     by_later, by_own = (percent(part.sum() / (lost.sum() or 1.0), 0) for part in (later, inner))
     finding = f"Later blocks absorb {by_later} of the error, the block itself {by_own}"
-    subtitle = f"{sweep_style(result).label}: squared error of each block{chart.of}, damping included, in the order "
-    subtitle += "visited"
+    subtitle = f"{sweep_style(result).label}: error of each block{chart.of} on calibration tokens, in the order visited"
     caption = (
-        f"Without compensation this would have cost {number(lost.sum())}; {number(error.sum())} remained. No block "
-        f"comes after the last one: the {percent((lost[-1] - error[-1]) / (lost[-1] or 1.0), 0)} that is absorbed "
-        f"there goes to the {result.order.widths[-1]} columns of the block itself, each helped by those to its right."
+        f"Damping included. No block comes after the last one: there the block's own "
+        f"{count(result.order.widths[-1], 'column')} absorb, each helped by those to its right."
     )
     numbers = {"step": steps, "block": names, "removed_weights": to_numpy(trace_of(result).removed), "lost": lost}
     numbers |= {"error": error, "compensated_by_later_blocks": later, "compensated_inside": inner}

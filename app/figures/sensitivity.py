@@ -114,17 +114,17 @@ def damage_scatter(
         chart.rings(chosen[predictor], chosen["damage"], "chosen")
     unit = "decoder blocks" if BLOCK in set(rows["projection"]) else "layers"
     rho = rank_correlation(rows, predictor)
-    finding = verdicts.says_correlation(sentence(name), f"which {unit} the loss depends on", rho)
-    note = f"{sentence(name)} against sensitivity, a mark a {unit.removesuffix('s')}"
+    finding, _, ranks = verdicts.says_correlation(sentence(name), f"which {unit} matter", rho).partition(": rank ")
+    note = f"{f'Rank {ranks}; ' if ranks else ''}a mark a {unit.removesuffix('s')}"
     note += ", restored alone" if restore else ""
-    note += "; named: small error, high sensitivity" if labelled else ""
     for place, column in ((chart.x, predictor), (chart.y, "damage")):  # ticks at 1, 2 and 5 over few decades
         place(**LOG | ({"dtick": "D2"} if spread(shown[column]) < 30 else {}))
     free = int((rows["damage"] <= 0).sum())
     hidden = {f"without a {'fall' if restore else 'rise'} in the loss": free}
     hidden["without the other value"] = len(rows) - len(shown) - free
     parts = [f"{count(units, 'unit')} {why}" for why, units in hidden.items() if units]
-    caption = f"Not shown: {', '.join(parts)}." if parts else ""
+    caption = "Named: small error, high sensitivity. " if labelled else ""
+    caption = f"{caption}Not shown: {', '.join(parts)}." if parts else caption.strip()
     data = rows[["unit", "block_index", "projection", predictor, "damage", "standard_error"]].reset_index(drop=True)
     return chart.done(finding, note, caption, f"Scatter chart of {name} against sensitivity", data)
 

@@ -47,7 +47,8 @@ class Drawing:
 def _without_foreign_tags(value: Any) -> Any:
     """A part of a figure, with tags that figures do not use shown as text; the very same part where it has none."""
     if isinstance(value, str):
-        return FOREIGN.sub("&lt;", value) if "<" in value else value
+        held = words.held(value) if " %" in value else value
+        return FOREIGN.sub("&lt;", held) if "<" in held else held
     if isinstance(value, dict):
         shown = {name: _without_foreign_tags(part) for name, part in value.items()}
         return shown if any(shown[name] is not part for name, part in value.items()) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import streamlit as st
 
@@ -19,9 +20,7 @@ ALONE = "none"  # no second sweep beside the first
 
 
 def draw(study: Study, layer: str) -> None:
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        pairs = _choose_sweeps()
-        show = components.choose("Show", {"weights": "|W|", "change": "Change"}, "lab_show")
+    pairs, show = _choose_sweeps()
     needed = len(pairs) * trace_bytes(study, layer)
     if needed > LARGEST_TRACE:
         components.warning(
@@ -36,18 +35,24 @@ def draw(study: Study, layer: str) -> None:
     look = components.look(layer)
     components.show(sweep_film(list(results.values()), dense_energy(study, layer), show=show, **look), "lab-sweep")
     for (order, budget), result in results.items():
-        drawn = figures.damage_split(result, inside(study, layer, order, budget), **look)
+        share, energy = inside(study, layer, order, budget), dense_energy(study, layer)
+        drawn = figures.damage_split(result, share, energy=energy, **look)
         components.show(drawn, f"lab-damage-{budget}-{order.partition(':')[0]}")
 
 
-def _choose_sweeps() -> list[tuple[str, str]]:
-    """Order and budget of the sweep, and of the sweep chosen to compare."""
-    orders = [name for name in order_names() if name != "random"]
-    order = st.selectbox(
-        "Order", orders, index=orders.index("two_level"), format_func=label, key="lab_sweep_order", bind=URL, width=180
-    )
-    budget = components.choose("Shares of blocks", BUDGETS, "lab_sweep_budget")
+def _choose_sweeps() -> tuple[list[tuple[str, str]], Any]:
+    """Order and budget of the sweep, and of the sweep chosen to compare; and what is shown of weights."""
+    places = iter(st.columns(4))
+
+    def choose(title: str, options: dict[str, str], key: str, index: int = 0) -> Any:
+        shown = options.__getitem__
+        return next(places).selectbox(title, list(options), index, format_func=shown, key=key, bind=URL)
+
+    orders = {name: label(name) for name in order_names() if name != "random"}
+    order = choose("Order", orders, "lab_sweep_order", list(orders).index("two_level"))
+    budget = choose("Shares of blocks", BUDGETS, "lab_sweep_budget")
     comparisons = {ALONE: "Nothing", "order": "Natural order", "budget": "The other shares"}
-    beside = components.choose("Beside it", comparisons, "lab_sweep_beside")
+    beside = choose("Beside it", comparisons, "lab_sweep_beside")
+    show = choose("Show", {"weights": "|W|", "change": "Change"}, "lab_show")
     other = {"order": ("natural", budget), "budget": (order, "layer" if budget == "block" else "block")}
-    return list(dict.fromkeys([(order, budget), *([other[beside]] if beside in other else [])]))
+    return list(dict.fromkeys([(order, budget), *([other[beside]] if beside in other else [])])), show

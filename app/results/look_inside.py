@@ -68,13 +68,13 @@ def _one(path: str) -> None:
         f"{words.percent(float(table['zeros'].sum() / max(1, table['numbers'].sum())))} zeros.**"
     )
     st.dataframe(
-        table[list(LABELS)].assign(sparsity=100 * table["sparsity"]).rename(columns=LABELS),
+        components.in_percent(table[list(LABELS)], ["sparsity"]).rename(columns=LABELS),
         hide_index=True,
         height=min(360, 38 + 35 * len(table)),
         key="inspect-table",
         on_select=lambda: components.pick_row("inspect-table", list(table["name"]), _choose),
         selection_mode="single-row",
-        column_config={"Zeros": st.column_config.NumberColumn(format="%.1f %%")},
+        column_config={"Zeros": st.column_config.NumberColumn(format=components.SHARE)},
         alt="All tensors of the file; a chosen row is drawn below",
     )
     csv_button("Tensors, CSV", table, "tensors.csv", "inspect-csv")

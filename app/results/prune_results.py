@@ -22,6 +22,7 @@ from rose import RoseError, RunReport
 from rose.rows import ERRORS, csv_text, with_cautions
 
 TABLE, LAYERS, TEXTS, TASKS = "What you get", "Layers", "Texts", "Zero-shot"
+FIGURE = 280  # pixels: cautions and table begin above the fold
 Section = Callable[[PruningRun, list[RunReport]], None]
 
 
@@ -50,13 +51,18 @@ def of_another_setup(run: PruningRun) -> None:
 
 
 def what_you_get(run: PruningRun, models: list[RunReport]) -> None:
-    """A row a copy, then the verdict on every pair."""
+    """Perplexities and the cautions on them, a row a copy, then the verdict on every pair."""
     dense, *copies = models
-    components.table(_rows(models), "What each way gives, the dense model first")
+    if len(copies) > 1:
+        results = results_of(copies)
+        drawing = figures.perplexity_bars(results, dense=dense.perplexity, height=FIGURE, theme=session.theme())
+        components.show(drawing, "perplexity")
+    components.cautions(pairs.cautions_of(copies))
+    components.table(_rows(models), "What each way gives, the dense model first", key="prune-table")
     request = run.request
     text = "held-out windows of the calibration text" if request.evaluate == HELD_OUT else request.evaluate
     st.caption(
-        f"Perplexity here: {request.windows} × {request.window_length} tokens of {words.plain(text)}; elsewhere: plain "
+        f"Perplexity: {request.windows} × {request.window_length} tokens of {words.plain(text)}; elsewhere: plain "
         "English that calibrates nothing. Errors: mean over layers, held out. Zeros alone make no file smaller."
     )
     for amount in dict.fromkeys(copy.asked for copy in copies):
@@ -65,10 +71,7 @@ def what_you_get(run: PruningRun, models: list[RunReport]) -> None:
             st.markdown(f"**Every pair at {words.plain(amount)}**: perplexity of the row divided by the column's")
             components.table(pairs.verdict_matrix(results).to_dict("records"), f"Every pair at {amount}")
     if len(copies) > 1:
-        st.caption("95 % intervals over windows, paired, of one calibration draw; ≈ no clear difference, = same model.")
-        drawing = figures.perplexity_bars(results_of(copies), dense=dense.perplexity, theme=session.theme())
-        components.show(drawing, "perplexity")
-    components.cautions(pairs.cautions_of(copies))
+        st.caption("95\u202f% intervals over windows, paired, one calibration draw; ≈ no clear difference, = same.")
     if (study := session.study()) is not None and study.is_measured:
         for line in pairs.differences(study, session.overview(study), run):
             st.caption(words.plain(line))
@@ -92,7 +95,7 @@ def _rows(models: list[RunReport]) -> list[dict[str, str]]:
         rows.append(
             {
                 "Copy": model.name,
-                "Perplexity here": perplexity("perplexity_after", model),
+                "Perplexity": perplexity("perplexity_after", model),
                 "elsewhere": perplexity("perplexity_second", model),
                 "Error": words.number(totals["mean_held_out_error"]),
                 "Drift": words.number(totals["drift"]),

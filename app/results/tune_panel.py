@@ -76,7 +76,7 @@ def _offer(run: CopyRun, copies: list[str], model: Callable[[], nn.Module], pref
         running=run.is_tuning,
         icon=":material/model_training:",
     )
-    if not problem:
+    if not problem and not run.is_tuning:  # which tells its own time
         windows = tuning_draw(run.setup.length)
         text = f"{words.plain(words.text_name(run.setup.text))}, {windows.length} tokens each"
         place.caption(

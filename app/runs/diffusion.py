@@ -1,6 +1,7 @@
 """The packaged diffusion model, pruned in the background, beside the dense one. No Streamlit here."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -70,17 +71,18 @@ class DiffusionRun(Run):
     report: rose.RunReport | None = None
     drift: Tensor | None = None
 
-    def __init__(self, request: DiffusionRequest, model: DenseModel) -> None:
+    def __init__(self, request: DiffusionRequest, load: Callable[[], DenseModel]) -> None:
         super().__init__()
-        self.request, self._model = request, model
+        self.request, self._load = request, load
 
     def _run(self, job: Job) -> None:
         request = self.request
         self._say("Drawing with the dense model")
-        self.dense = self._model.trajectory(request.noise)
+        model = self._load()
+        self.dense = model.trajectory(request.noise)
         self.fraction = DRAWN
         self._say("Pruning")
-        pipeline = self._copy(self._model.pipeline, self._model.lock)
+        pipeline = self._copy(model.pipeline, model.lock)
         self.report = rose.prune_diffusion(
             pipeline,
             classes_in_turn(request.samples),

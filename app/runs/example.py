@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import math
@@ -13,19 +14,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 import rose
+from app.figures.trust import MaskExcerpt
+from app.runs.checked import CheckpointRun, CheckRequest
 from app.runs.copies import dense_record
 from app.runs.damage import DamageRequest, DamageRun
+from app.runs.diffusion import PICTURES, DiffusionRequest, DiffusionRun
 from app.runs.pruning import PROMPT, PruneRequest, PruningRun
 from app.runs.reading import SAMPLE, TextReading
 from app.runs.slimming import Slimming, Speedup
 from app.runs.smaller import SmallerRun
 from app.study.setup import Setup
-from app.study.study import LoadedModel
 from rose.layer.pattern import RECOMMENDED
+from rose.model.check.check import CheckpointCheck
 from rose.model.measure.text import EncodedText, Reading
 from rose.model.run.damages import DamageRecord
 from rose.recipe.parts import SlimSettings
@@ -42,6 +47,8 @@ SLIM = SlimSettings.of(method="slimllm", ratio=0.2)
 DAMAGE = DamageRequest("layers")
 SMALLER = Smaller(model=SETUP.model, samples=SETUP.samples, length=SETUP.length, minutes=12.0, output=Path("smaller"))
 
+CHECK = CheckRequest.of(SETUP, "", "two-of-four", with_tokens=True, stream=False)
+
 
 @cache
 def parts() -> dict[str, Any]:
@@ -53,7 +60,7 @@ def made_with() -> str:
     return str(parts()["made_with"])
 
 
-def _no_model() -> LoadedModel:
+def _no_model() -> Any:
     raise rose.RoseError("This is the packaged example, which has numbers and no model; start a run of your own.")
 
 
@@ -113,6 +120,35 @@ def smaller() -> SmallerRun:
     """Ways to make the model smaller, as `rose smaller` has measured them."""
     run = SmallerRun(SMALLER, _no_model)
     run.rows = [Row(**row) for row in parts()["smaller"]]
+    return _finished(run)
+
+
+@cache
+def check() -> CheckpointRun:
+    """A copy at 2:4 by SparseGPT, one group of which keeps three weights."""
+    part = parts()["check"]
+    run = CheckpointRun(CHECK, _no_model)
+    layers, others = (pd.DataFrame(part[name]) for name in ("layers", "others"))
+    run.check = CheckpointCheck(layers, others.reindex(columns=part["columns_of_others"]), part["summary"])
+    run.cautions, run.seconds = part["cautions"], part["seconds"]
+    for layer, excerpt in part["excerpts"].items():
+        broken = [tuple(place) for place in excerpt["broken"]]
+        run.excerpts[layer] = MaskExcerpt(**excerpt | {"removed": np.array(excerpt["removed"]), "broken": broken})
+    return _finished(run)
+
+
+@cache
+def diffusion() -> DiffusionRun:
+    """The packaged diffusion model as the page's form prunes it at first; pictures in 256 greys from −1 to 1."""
+    part = parts()["diffusion"]
+    run = DiffusionRun(DiffusionRequest(), _no_model)
+    shape = (-1, PICTURES, 1, 28, 28)  # steps, pictures, channels, height, width
+    for name in ("dense", "pruned"):
+        greys = torch.frombuffer(bytearray(base64.b64decode(part[name])), dtype=torch.uint8).reshape(shape)
+        states = greys / 127.5 - 1
+        setattr(run, name, rose.Trajectory(states[:-1], tuple(part["times"]), states[-1]))
+    run.drift = torch.tensor(part["drift"])
+    run.report = rose.RunReport.from_json(json.dumps(part["copy"]["record"]), "The example")
     return _finished(run)
 
 

@@ -55,8 +55,8 @@ class Speedup:
                 "small."
             )
         return (
-            f"It reads a prompt of {TOKENS} tokens {words.number(self.ratio.value)} times as fast here (95 % interval "
-            f"{self.ratio.bounds}, {words.count(self.turns, 'turn')} each)."
+            f"It reads a prompt of {TOKENS} tokens {words.number(self.ratio.value)} times as fast here (95\u202f% "
+            f"interval {self.ratio.bounds}, {words.count(self.turns, 'turn')} each)."
         )
 
 

@@ -9,6 +9,7 @@ import streamlit as st
 
 import rose
 from app import components, session, shared, words
+from app.components import SHARE
 from app.components.work import follow
 from app.figures import trust as figures
 from app.forms import study_form
@@ -16,7 +17,7 @@ from app.forms.widgets import linked, pruned_model, start_button
 from app.results import html_report, look_inside, naming
 from app.results.downloads import csv_button, file_button
 from app.results.pairs import DRIFT_SCALE
-from app.runs import checked
+from app.runs import checked, example
 from app.runs.checked import CheckpointRun, CheckRequest
 from app.study.setup import weights_size
 from rose.model.check.check import CheckpointCheck
@@ -35,14 +36,15 @@ BOXES = {  # what the headline stands in, by its status; green only over what wa
     PARTIAL: (components.info, ":material/info:"),
     SOUND: (components.success, ":material/check_circle:"),
 }
+SHARES = ("sparsity", "moved", "change", "recovered")
 FACTS: dict[str, Any] = {  # columns of the table of all layers, besides errors
-    "sparsity": st.column_config.NumberColumn("Zeros", format="percent"),
+    "sparsity": st.column_config.NumberColumn("Zeros", format=SHARE),
     "pattern": "Pattern",
     "broken_groups": "Broken groups",
-    "moved": st.column_config.NumberColumn("Kept weights moved", format="percent"),
-    "change": st.column_config.NumberColumn("Change of kept weights, of their norm", format="percent"),
+    "moved": st.column_config.NumberColumn("Kept weights moved", format=SHARE),
+    "change": st.column_config.NumberColumn("Change of kept weights, of their norm", format=SHARE),
     "levels": "Values of the grid",
-    "recovered": st.column_config.NumberColumn("Part of a refit's gain recovered", format="percent"),
+    "recovered": st.column_config.NumberColumn("Part of a refit's gain recovered", format=SHARE),
 }
 
 
@@ -58,13 +60,16 @@ def draw() -> None:
     _offer(request, run)
     if run is not None:
         follow(run, "checkpoint", ". Nothing was kept.")
-        if run.check is not None:
-            _results(run, run.check)
+    elif not request.pruned:
+        run = example.check()
+        components.example("a copy at 2:4, one group of which was broken by hand,")
+    if run is not None and run.check is not None:
+        _results(run, run.check)
 
 
 def _choose(*, with_tokens: bool) -> CheckRequest:
     setup = session.setup()
-    left, right = st.columns(2)
+    left, right, last = st.columns([2, 2, 1.4], vertical_alignment="bottom")
     dense = left.text_input(
         "Dense model",
         **linked("check_dense"),
@@ -76,7 +81,7 @@ def _choose(*, with_tokens: bool) -> CheckRequest:
         path = ("Checkpoint", "pruned/ or owner/model")
         pruned = pruned_model(dense or setup.model, "check", "Checkpoint", OTHER, path, help)
     help = "Reads one decoder block of each model at a time, for safetensors files larger than memory."
-    stream = st.toggle("Leave the weights on disk", **linked("check_stream"), help=help)
+    stream = last.toggle("Leave the weights on disk", **linked("check_stream"), help=help)
     return CheckRequest.of(setup, dense, pruned, with_tokens=with_tokens, stream=stream)
 
 
@@ -90,10 +95,7 @@ def _offer(request: CheckRequest, run: CheckpointRun | None) -> None:
     if missing:
         study_form.offer_to_find(missing)
     elif is_empty:
-        place.caption(
-            "Name a checkpoint above. Each layer is compared with the dense model's: removed weights, their pattern, "
-            "changed weights. Tokens add errors and perplexity."
-        )
+        place.caption("Name a checkpoint above. Its layers are compared with the dense model's; tokens add errors.")
     elif not problem:
         setup, text = request.setup, "Zeros, patterns and changes in seconds; no errors and no perplexity."
         if cost is not None:
@@ -160,7 +162,10 @@ def _every(run: CheckpointRun, check: CheckpointCheck) -> None:
         **FACTS,
     }
     st.dataframe(
-        table.assign(layer=table["layer"].map(words.short_layer), pattern=table["pattern"].map(says_pattern)),
+        components.in_percent(
+            table.assign(layer=table["layer"].map(words.short_layer), pattern=table["pattern"].map(says_pattern)),
+            SHARES,
+        ),
         hide_index=True,
         height=min(430, 38 + 35 * len(table)),
         key="check-layers",

@@ -147,7 +147,7 @@ def _together(run: DamageRun) -> None:
     verb = "give back" if run.request.restore else "cost"
     spread = "" if error is None else f" ± {words.number(error, 2)}"
     is_clear = error is not None and every > CLEAR * error
-    share = f", {words.percent(alone / every, 0)} of it".replace(" %", "\u00a0%") if is_clear else ""
+    share = f", {words.percent(alone / every, 0)} of it" if is_clear else ""
     st.markdown(
         f"**All units together {verb} {words.number(every)}{spread} nats per token; measured alone, they add up to "
         f"{words.number(alone)}{share}.** {base}"
@@ -185,7 +185,7 @@ def _exact(run: DamageRun, table: pd.DataFrame) -> None:
             st.dataframe(
                 ranks, hide_index=True, column_config=names, key="damage-correlations", alt="Rank correlations"
             )
-            st.caption("Spearman's rank correlation of each error with sensitivity, with its 95 % interval.")
+            st.caption("Spearman's rank correlation of each error with sensitivity, with its 95\u202f% interval.")
         with st.container(horizontal=True):
             csv_button("CSV", table, "damage.csv", "damage-csv")
             file_button("JSON", partial(_as_json, run), "damage.json", key="damage-json")

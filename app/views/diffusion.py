@@ -1,5 +1,8 @@
 """Diffusion: what does pruning do to a picture?"""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import streamlit as st
 
@@ -9,7 +12,8 @@ from app.components.work import follow
 from app.figures import drift as figures
 from app.figures import maps
 from app.forms.widgets import linked, method_choice, start_button
-from app.runs.diffusion import PICTURES, DenseModel, DiffusionRequest, DiffusionRun
+from app.runs import example
+from app.runs.diffusion import PICTURES, DiffusionRequest, DiffusionRun
 from rose.diffusion.evaluation import GARMENTS
 from rose.diffusion.steps import STEP_WEIGHTS, STEPS
 
@@ -19,29 +23,24 @@ PICTURE, DRIFT, WEIGHTS, LAYERS = "Pictures", "Drift by step", "Step weights", "
 
 def draw() -> None:
     st.title("Diffusion: what does pruning do to a picture?")
-    st.caption(
-        "A packaged transformer of 1.8 million parameters draws garments from noise in "
-        f"{STEPS} steps. Its layers are pruned like a language model's; Hessians are sums over the steps."
-    )
-    try:
-        model = shared.dense_diffusion()
-    except rose.RoseError as problem:
-        components.error(problem, ":material/extension_off:")
-        return
     request = _choose()
     run: DiffusionRun | None = st.session_state.get("diffusion_run")
     _offer(request, run)
-    done = run if run is not None and run.job.status == "done" else None
-    sections = [PICTURE, WEIGHTS] if done is None else [PICTURE, DRIFT, LAYERS, WEIGHTS]
-    if st.session_state.get("diffusion_view") not in (None, *sections):
-        st.session_state.pop("diffusion_view")
-    view = components.section({name: name for name in sections}, "diffusion_view", "Results")
-    if view == WEIGHTS:
-        _weights(model, request)
-    elif view == PICTURE or done is None:
-        _pictures(model, done, request)
+    done = run if run is not None and run.job.status == "done" else example.diffusion()
+    shown = done.request
+    label = f"{rose.METHODS[shown.method].label}, {shown.sparsity}, {figures.weighting(shown.step_weights).lower()}"
+    again = "" if shown == request else " Prune to see your choice."
+    if done is run:
+        st.caption(f"Shown: {label}, noise {shown.noise}.{again}")
     else:
-        {DRIFT: _drift, LAYERS: _layers}[view](done)
+        components.example(label, " of a packaged transformer that draws garments from noise in 20 steps")
+    sections: dict[str, Callable[[DiffusionRun], None]] = {
+        PICTURE: _pictures,
+        DRIFT: _drift,
+        LAYERS: _layers,
+        WEIGHTS: partial(_weights, request),
+    }
+    sections[components.section({name: name for name in sections}, "diffusion_view", "Results")](done)
 
 
 def _choose() -> DiffusionRequest:
@@ -67,40 +66,36 @@ def _offer(request: DiffusionRequest, run: DiffusionRun | None) -> None:
     right = start_button(
         "Prune and draw", "diffusion-start", _start, request, problem=problem, running=running, icon=icon
     )
-    if run is not None and run.job.status != "done":
-        with right:
+    with right:
+        if run is not None and run.job.status != "done":
             follow(run, "diffusion", ". The dense model was not changed.", every=0.5)
-    elif run is not None:
-        again = "" if run.request == request else " Prune again to see your choice."
-        shown = run.request
-        label = f"{rose.METHODS[shown.method].label}, {shown.sparsity}, {figures.weighting(shown.step_weights).lower()}"
-        right.caption(f"Shown: {label}, noise {shown.noise}.{again}")
-    elif not problem:
-        right.caption(f"Calibrates on {request.samples} pictures × {STEPS} steps; takes a few seconds.")
+        elif not problem:
+            st.caption(
+                f"Layers are pruned like a language model's, with Hessians summed over the {STEPS} steps of "
+                f"{request.samples} pictures; takes a few seconds."
+            )
 
 
 def _start(request: DiffusionRequest) -> None:
-    run = DiffusionRun(request, shared.dense_diffusion())
+    run = DiffusionRun(request, shared.dense_diffusion)
     session.start_run("diffusion_run", run, "blur_on: Pruning the diffusion model")
 
 
-def _pictures(model: DenseModel, done: DiffusionRun | None, request: DiffusionRequest) -> None:
-    with st.spinner(f"The dense model draws, in {STEPS} steps", show_time=True):
-        dense = model.trajectory(request.noise if done is None else done.request.noise)
+def _pictures(done: DiffusionRun) -> None:
+    assert done.dense is not None
+    assert done.pruned is not None
+    assert done.drift is not None
     step = st.slider("Denoising steps done", 0, STEPS, STEPS, **linked("diffusion_step"), help="0 is pure noise.")
-    rows = {"Dense": _at(dense, step)}
-    if done is not None and done.pruned is not None:
-        rows[f"{rose.METHODS[done.request.method].label} {done.request.sparsity}"] = _at(done.pruned, step)
+    name = f"{rose.METHODS[done.request.method].label} {done.request.sparsity}"
     drawing = figures.pictures(
-        rows,
+        {"Dense": _at(done.dense, step), name: _at(done.pruned, step)},
         GARMENTS[:PICTURES],
         step,
-        time=dense.times[step] if step < STEPS else None,
-        drift=None if done is None or done.drift is None else float(done.drift[step]),
+        time=done.dense.times[step] if step < STEPS else None,
+        drift=float(done.drift[step]),
         theme=session.theme(),
     )
-    most = f"min({130 + 145 * len(rows)}px, {11 * len(rows)}vw)"
-    components.show(drawing, "diffusion-pictures", fill=(460, most))
+    components.show(drawing, "diffusion-pictures", fill=(460, "min(420px, 22vw)"))
 
 
 def _at(trajectory: rose.Trajectory, step: int) -> np.ndarray:
@@ -118,9 +113,13 @@ def _drift(done: DiffusionRun) -> None:
     components.show(drawing, "diffusion-drift")
 
 
-def _weights(model: DenseModel, request: DiffusionRequest) -> None:
-    with st.spinner(f"The dense model draws, for the inputs of its layers at each of {STEPS} steps", show_time=True):
-        diagonals = model.diagonals()
+def _weights(request: DiffusionRequest, _done: DiffusionRun) -> None:
+    try:
+        with st.spinner(f"The dense model draws, for its layers' inputs at each of {STEPS} steps", show_time=True):
+            diagonals = shared.dense_diffusion().diagonals()
+    except rose.RoseError as problem:
+        components.error(problem, ":material/extension_off:")
+        return
     layer = st.selectbox("Layer", list(diagonals), format_func=words.short_layer, **linked("diffusion_layer"))
     chosen, theme = request.step_weights, session.theme()
     names = STEP_WEIGHTS if chosen == "uniform" else ("uniform", chosen)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import isnan
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -11,6 +12,7 @@ from app import components, first, session, words
 from app.components import URL, look
 from app.figures import losses, maps, methods, orders, palette, weights
 from app.figures.style import Drawing
+from app.forms import prune_choices
 from app.lab.sweeps import times
 from app.results import trust
 from app.study import tables
@@ -38,6 +40,16 @@ def draw() -> None:
         with expander:
             name = components.section({name: label for name, (label, _) in MORE.items()}, "more", "More")
             MORE[name][1](study, layer, plan, block)
+    if not study.setup.stream:  # or the page Prune is shut
+        label, icon = "Prune this layer in the whole model, as the study does", ":material/content_cut:"
+        st.page_link("views/prune.py", label=label, icon=icon, query_params=as_studied(study, layer))
+
+
+def as_studied(study: Study, layer: str) -> dict[str, Any]:
+    """The choices of the page Prune that prune this layer alone as the study has: its errors are then the study's."""
+    methods = [rose.METHODS[name].label for name in ("sparsegpt", "rose")]
+    chosen = {"prune_layers": layer, "prune_methods": methods, "prune_targets": [prune_choices.TARGETS["layer"]]}
+    return {**study.setup.to_texts(), **chosen, "layer": layer}
 
 
 def meanwhile(study: Study, layer: str) -> None:

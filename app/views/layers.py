@@ -8,7 +8,7 @@ import streamlit as st
 
 import rose
 from app import components, session, words
-from app.components import URL
+from app.components import SHARE, URL
 from app.figures import maps, palette
 from app.forms.widgets import file_input
 from app.results import naming, trust
@@ -171,7 +171,7 @@ def exact(study: Study, table: pd.DataFrame) -> None:
         *("condition", "rows", "columns", "dead_columns", "live_range", "damping", "cautions"),
     ]
     st.dataframe(
-        table,
+        components.in_percent(table, shares),
         hide_index=True,
         height=min(420, 38 + 35 * len(table)),
         column_order=[name for name in shown if name in table and table[name].notna().any()],
@@ -183,7 +183,7 @@ def exact(study: Study, table: pd.DataFrame) -> None:
             "live_range": number("Range without dead columns", format="%.2f"),
             "damping": number("Damping used", format="%g"),
             **{name: number(maps.metric(name).label, format="%.2f") for name in ("relative_range", "column_variation")},
-            **{name: number(maps.metric(name).label, format="percent") for name in shares},
+            **{name: number(maps.metric(name).label, format=SHARE) for name in shares},
             **{name: number(maps.metric(name).label, format="%.4f") for name in errors},
             **{
                 name: words.sentence(name.replace("_", " ")) for name in ("rows", "columns", "dead_columns", "cautions")

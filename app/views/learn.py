@@ -4,7 +4,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import components, session
+from app import components, session, words
 from app.figures.style import Drawing
 from app.lessons import board, projector
 from app.lessons.story import LESSONS, Lesson, Question, Slider
@@ -68,7 +68,7 @@ def draw_lesson(lesson: Lesson) -> None:
     stage = right.container(height=height, border=True, key="lesson-stage")
     guess = st.session_state.get(f"told-{lesson.title}") if lesson.question else ""
     with text:
-        words = st.container()
+        written = st.container()
         controls = [c for c in lesson.controls if guess is not None or isinstance(c, Slider) or not c.follows_answer]
         values = {c.key: c.default if isinstance(c, Slider) else next(iter(c.options)) for c in lesson.controls}
         for control, place in zip(controls, st.columns(len(controls)) if controls else [], strict=True):
@@ -80,9 +80,9 @@ def draw_lesson(lesson: Lesson) -> None:
             with st.popover(lesson.proof[0], icon=":material/function:"):
                 st.markdown(lesson.proof[1])
     screen = lesson.screen(values, guess is not None)
-    with words:
+    with written:
         st.header(screen.claim, anchor=False)
-        st.markdown(screen.text)
+        st.markdown(words.held(screen.text))
         if screen.stage is None:
             board.buttons()
     with stage:

@@ -35,21 +35,22 @@ def draw() -> None:
     _others()
     if run is not None:
         _follow(run)
-    if run is None or (run.dense is None and run.job.status != "running"):
-        shown = example.pruning()
-        components.example("pruned copies")
-    else:
-        shown = run
+    shown = example.pruning() if run is None or (run.dense is None and run.job.status != "running") else run
+    if shown is run:
         results.of_another_setup(run)
     if shown.dense is None:
         st.info("Results appear here as soon as the dense model has been evaluated.")
         return
-    st.page_link("views/smaller.py", label="Rounded, slimmed or pruned: what pays?", icon=":material/compare_arrows:")
     models = shown.models
     sections = results.sections(shown, models) | {race_of_solvers.TITLE: lambda *_: race_of_solvers.draw(run)}
     if st.session_state.get("prune_view") not in (None, *sections):
         st.session_state.pop("prune_view")
-    view = components.section({name: name for name in sections}, "prune_view", "Results")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        view = components.section({name: name for name in sections}, "prune_view", "Results")
+        icon = ":material/compare_arrows:"
+        st.page_link("views/smaller.py", label="Rounded, slimmed or pruned: what pays?", icon=icon, width="content")
+    if shown is not run:
+        components.example("pruned copies")
     sections[view](shown, models)
     if shown is run:
         tune_panel.draw(run, lambda: shared.skeleton(run.setup.model))
@@ -120,7 +121,7 @@ def _others() -> None:
 
     def label(name: str) -> str:
         run = runs[name]
-        doing = f"{100 * run.fraction:.0f} % done" if run.job.status == "running" else run.job.status
+        doing = f"{100 * run.fraction:.0f}\u202f% done" if run.job.status == "running" else run.job.status
         methods = ", ".join(rose.METHODS[method].label for method in run.request.methods)
         return f"{run.setup.model}: {methods} at {', '.join(run.request.sparsities)}, {doing}"
 

@@ -46,11 +46,16 @@ def draw() -> None:
     names = {name: name for name, has_data in sections.items() if has_data}
     if st.session_state.get("runs_view") not in (None, *names):
         st.session_state.pop("runs_view")
-    view = components.section(names, "runs_view", "What is shown")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        view = components.section(names, "runs_view", "What is shown")
+        asked = _choose_map(runs) if view == MAP else None
     if view == SEEDS:
         _seeds(tables[0])
         return
-    {MAP: _map, NUMBERS: _numbers, SETTINGS: _settings, DRIFT: _drift}[view](runs)
+    if asked:
+        _map(*asked)
+    elif view != MAP:
+        {NUMBERS: _numbers, SETTINGS: _settings, DRIFT: _drift}[view](runs)
     components.cautions(pairs.cautions_of(runs))
     if len(runs) != 2 or not (both := pairs.pair(*runs)).problem or both.elsewhere:
         report_button(lambda: runs, "runs", "runs-report")
@@ -67,7 +72,8 @@ def _offered() -> tuple[list[RunReport], list[pd.DataFrame]]:
         for run in naming.runs_of_study(study, session.threshold())
     ]
     checks = [checked.record_of(run) for run in reversed(list(shared.checks().values())) if run.check is not None]
-    with st.popover("Open saved runs", icon=":material/folder_open:", key="runs-sources"):
+    row = st.container(horizontal=True, vertical_alignment="center")
+    with row.popover("Open saved runs", icon=":material/folder_open:", key="runs-sources"):
         folders = folders_input(
             "Folders of saved runs, or a rows.csv",
             "runs_path",
@@ -81,7 +87,8 @@ def _offered() -> tuple[list[RunReport], list[pd.DataFrame]]:
     offered = [*runs, *checks, *reversed(pruned)]
     if len(offered) < 2:
         offered += reversed(example.pruning().copies)
-        components.example("pruned copies")
+        with row:
+            components.example("pruned copies")
     return [*offered, *studied], tables
 
 
@@ -120,29 +127,34 @@ def _sentence(runs: Sequence[RunReport]) -> str:
     )
 
 
-def _map(runs: Sequence[RunReport]) -> None:
-    """Layer by layer: another run minus the first, or the maps of both."""
+def _choose_map(runs: Sequence[RunReport]) -> tuple[Pair, str, str] | None:
+    """The first run and another, the measure, and the form of the map; None, with the reason, where there is none."""
     first, runs_by_name = runs[0], {run.name: run for run in sorted(runs[1:], key=lambda run: run.is_tuned)}
-    places = iter(st.columns(3 if len(runs_by_name) > 1 else 2, vertical_alignment="bottom"))
     name = next(iter(runs_by_name))
     if len(runs_by_name) > 1:
         components.keep_choice("runs_b", {name: run.identity for name, run in runs_by_name.items()})
         label = f"Compared with {words.plain(first.name)}"
-        name = next(places).selectbox(label, list(runs_by_name), key="runs_b", bind=URL)
+        name = st.selectbox(
+            label, list(runs_by_name), key="runs_b", bind=URL, width=240, label_visibility="collapsed", help=label
+        )
     both = pairs.pair(first, runs_by_name[name])
     measures = both.measures
     if not measures or (both.problem and not both.elsewhere):
         components.info(both.problem or "No layer has a number in both runs; their totals are under Numbers.")
-        return
+        return None
     if st.session_state.get("runs_measure") not in measures:
         st.session_state.pop("runs_measure", None)
-    with next(places):
+    with st.popover("Map of", icon=":material/tune:", key="runs-map-of"):
         labels = {name: words.sentence(label) for name, label in measures.items()}
         measure = st.selectbox("Of", list(labels), format_func=labels.__getitem__, key="runs_measure", bind=URL)
-    with next(places):
         options = {"both": PARTS["both"]} if both.problem else PARTS
         part = st.selectbox("Show", list(options), format_func=PARTS.__getitem__, key="runs_as", bind=URL)
-    names, label, theme = (first.name, name), pairs.MEASURES[measure], session.theme()
+    return both, measure, part
+
+
+def _map(both: Pair, measure: str, part: str) -> None:
+    """Layer by layer: another run minus the first, or the maps of both."""
+    names, label, theme = (both.first.name, both.second.name), pairs.MEASURES[measure], session.theme()
     if both.problem:
         drawing = maps.maps_apart(both.apart(measure), names, label, why=both.elsewhere, theme=theme)
     elif part == "both":
@@ -177,7 +189,7 @@ def _numbers(runs: Sequence[RunReport]) -> None:
             pairs.verdict_matrix(results).to_dict("records"),
             "Perplexity of each row's run, divided by the column's",
         )
-        st.caption("Rows divided by columns, 95 % intervals over windows; ≈ no clear difference, = the same model.")
+        st.caption("Rows divided by columns, 95\u202f% intervals over windows; ≈ no clear difference, = the same.")
     tables = [run.zero_shot.assign(run=run.name, method=run.method) for run in runs if run.zero_shot is not None]
     if tables:
         drawing = methods.accuracy_bars(pd.concat(tables, ignore_index=True), theme=session.theme())

@@ -40,7 +40,9 @@ def draw() -> None:
 def _offer(run: SmallerRun | None) -> None:
     setup, problem, spec = session.setup(), "", None
     left, right = st.columns([1, 3], vertical_alignment="bottom")
-    minutes = spec_number(left, FIELDS["minutes"], value=float(FIELDS["minutes"].default), **linked("smaller_minutes"))
+    minutes = spec_number(
+        left, FIELDS["minutes"], value=float(FIELDS["minutes"].default), format="%g", **linked("smaller_minutes")
+    )
     help = words.sentence(FIELDS["second"].description) + "."
     second = right.text_input("Second text", **linked("smaller_second"), placeholder="source code of Python", help=help)
     try:
@@ -78,9 +80,11 @@ def _results(run: SmallerRun) -> None:
     advice = recommend(run.rows)
     if advice:
         st.markdown("\n".join(f"- {words.plain(answer.text)}" for answer in advice))
-    components.table([_cells(row) for row in run.rows], "Every way, measured or estimated")
-    note = "≈ estimated by a rule, as are the file sizes in that row; the rest is measured. Speed: times the dense "
-    st.caption(note + "model's. Elsewhere: the second text.")
+    components.table([_cells(row) for row in run.rows], "Every way, measured or estimated", key="smaller-table")
+    st.caption(
+        "≈ estimated by a rule, as are the file sizes in that row; the rest is measured. Reads, writes: speed, times "
+        "the dense model's. Elsewhere: the second text."
+    )
     components.cautions(run.left_out)
     with st.container(horizontal=True, vertical_alignment="center"):
         csv_button("Table, CSV", records_table(run.rows, Row), "smaller.csv", "smaller-csv")
@@ -102,7 +106,7 @@ def _cells(row: Row) -> dict[str, str]:
     sizes = {name: getattr(row, name) for name in FILES}
     return {
         "Way": row.name,
-        "Perplexity here": perplexity(row.perplexity, row.times),
+        "Perplexity": perplexity(row.perplexity, row.times),
         "elsewhere": perplexity(row.second_perplexity, row.second_times),
         "Reads": number(row.prefill_gain, "× "),
         "Writes": number(row.decoding_gain, "× "),

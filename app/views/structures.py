@@ -29,49 +29,37 @@ HEAD_MAP, CHANNEL_CURVE, COPY = "Heads", "Channels", "A smaller copy"
 def draw() -> None:
     st.title("Heads and channels: which can go?")
     components.require_weights()
-    view = components.section(
-        {name: name for name in (HEAD_MAP, CHANNEL_CURVE, COPY)}, "structures_view", "What is shown"
-    )
-    if view == COPY:
-        _slim()
-        return
+    views = {HEAD_MAP: _heads, CHANNEL_CURVE: _channels, COPY: _slim}
+    view = components.section({name: name for name in views}, "structures_view", "What is shown")
     try:
-        structures = _structures()
+        views[view]()
     except rose.RoseError as problem:
         components.info(problem)
-        return
-    (_heads if view == HEAD_MAP else _channels)(structures)
 
 
 def _structures() -> Structures | None:
-    """The heads and channels of the current study; None, with the way to get them, where their inputs are not here."""
-    study = session.study()
+    """The heads and channels of the current study; None, with a way to get them, where their inputs are not here."""
+    study, setup = session.study(), session.setup()
     if study is not None and study.loaded is not None and study.job.status == "done":
         return Structures(study)
-    setup = session.setup()
-    components.example("heads and channels")
-    if study is not None and study.job.status == "running":
-        components.wait_for(study, lambda: study.job.status != "running")
+    if study is not None and study.job.status == "running":  # its progress is beside the page
+        components.wait_for(study, lambda: study.job.status != "running", shown=False)
         return None
     try:
         seconds = collecting(setup, shared.skeleton(setup.model))
     except rose.RoseError:
         st.page_link(components.START_PAGE, label="Choose a model", icon=":material/tune:")
         return None
-    st.button(
-        f"Collect the inputs of your set-up, about {words.duration(max(1.0, seconds))}",
-        icon=":material/input:",
-        key="structures-collect",
-        on_click=session.start,
-    )
+    label = f"Collect the inputs of your set-up, about {words.duration(max(1.0, seconds))}"
+    st.button(label, icon=":material/input:", key="structures-collect", on_click=session.start)
     return None
 
 
 def _are_priced(structures: Structures, parts: Sequence[Part], noun: str) -> bool:
-    """Prices these parts in the background, once a person has asked for that."""
+    """Prices these parts in the background, once a person has asked for that; until then the example is shown."""
     seconds, signature = structures.pricing(parts), (structures.study.created, noun)
     blocks = words.count(len({part.block_index for part in parts}), "decoder block")
-    reason = f"This needs the cost of every {noun} in {blocks}."
+    reason = f"Your set-up needs the cost of every {noun} in {blocks}."
     if seconds and not components.may_begin(
         max(seconds, components.UNASKED + 1), reason, "Compute it", "structures", signature
     ):
@@ -80,28 +68,28 @@ def _are_priced(structures: Structures, parts: Sequence[Part], noun: str) -> boo
     return components.finished(pieces, "structures", signature, "part")
 
 
-def _has(structures: Structures, kind: str) -> bool:
-    """Whether there are such parts; says why not."""
+def _check_kind(structures: Structures, kind: str) -> None:
+    """Raises RoseError where this model has no such parts, or none was measured."""
     if kind not in structures.kinds:
-        components.info(
-            f"The configuration of this model keeps all {'heads' if kind == HEADS else 'channels'}; see the other view."
-        )
-    elif not structures.blocks(kind):
-        components.info(f"{words.short_layer(structures.missing[0])} was not measured; measure all layers.")
-        st.page_link(components.START_PAGE, label="Measure all layers", icon=":material/play_arrow:")
-    return bool(structures.blocks(kind))
+        noun = "heads" if kind == HEADS else "channels"
+        raise rose.RoseError(f"The configuration of this model keeps all {noun}; see the other view.")
+    if not structures.blocks(kind):
+        missing = words.short_layer(structures.missing[0])
+        raise rose.RoseError(f"{missing} was not measured; measure all layers on the page Start.")
 
 
-def _heads(structures: Structures | None) -> None:
+def _heads() -> None:
     block, _ = words.place_of(session.layer() or "")
-    table, per_group = example.head_costs(), 3
+    structures, table, per_group = _structures(), example.head_costs(), 3
     if structures is not None:
-        if not _has(structures, HEADS):
-            return
+        _check_kind(structures, HEADS)
         parts = [part for (kind, _), part in structures.parts.items() if kind == HEADS]
-        if not _are_priced(structures, parts, "head"):
-            return
-        table, per_group = structures.head_costs(), parts[0].shape.per_group
+        if _are_priced(structures, parts, "head"):
+            table, per_group = structures.head_costs(), parts[0].shape.per_group
+        else:
+            structures = None
+    if structures is None:
+        components.example("heads and channels")
     components.show(figures.head_map(table, marked_block=block, theme=session.theme()), "structures-heads")
     if per_group > 1:
         st.caption(
@@ -112,17 +100,19 @@ def _heads(structures: Structures | None) -> None:
         components.cautions(structures.cautions())
 
 
-def _channels(structures: Structures | None) -> None:
-    block, table = 0, example.channel_costs()
+def _channels() -> None:
+    structures, block, table = _structures(), 0, example.channel_costs()
     if structures is not None:
-        if not _has(structures, CHANNELS):
-            return
+        _check_kind(structures, CHANNELS)
         blocks, (chosen, _) = structures.blocks(CHANNELS), words.place_of(session.layer() or "")
         index = blocks.index(chosen) if chosen in blocks else 0
-        block = st.selectbox("Decoder block", blocks, index, key="structures_block")
-        if not _are_priced(structures, [structures.parts[CHANNELS, block]], f"channel of decoder block {block}"):
-            return
-        table = structures.channel_costs(block)
+        own = st.selectbox("Decoder block", blocks, index, key="structures_block")
+        if _are_priced(structures, [structures.parts[CHANNELS, own]], f"channel of decoder block {own}"):
+            block, table = own, structures.channel_costs(own)
+        else:
+            structures = None
+    if structures is None:
+        components.example("heads and channels")
     count = len(table)
     if (st.session_state.get("structures_cut") or 0) >= count:  # of a model with more channels
         st.session_state.structures_cut = count // 4
@@ -196,7 +186,7 @@ def _outcome(run: Slimming) -> None:
         summary = model.summary
         perplexities = {
             name: words.number(summary[key]) + f", × {words.number(summary[key] / dense.summary[key], 2)}"
-            for name, key in {"Perplexity here": "perplexity_after", "elsewhere": "perplexity_second"}.items()
+            for name, key in {"Perplexity": "perplexity_after", "elsewhere": "perplexity_second"}.items()
             if key in summary and key in dense.summary
         }
         rows.append(
@@ -207,12 +197,11 @@ def _outcome(run: Slimming) -> None:
                 "Tokens a second": words.whole(round(summary["tokens_per_second"])),
             }
         )
-    components.table(rows, "The dense and the smaller model")
+    components.table(rows, "The dense and the smaller model", key="slim-table")
     assert run.speedup is not None
     latest, setup = run.models[-1], run.setup
     st.caption(
-        f"{run.speedup.says()} Perplexity here: {setup.held_out} × {setup.length} held-out tokens; elsewhere: plain "
-        "English."
+        f"{run.speedup.says()} Perplexity: {setup.held_out} × {setup.length} held-out tokens; elsewhere: plain English."
     )
     for sentences in run.perplexities():
         st.markdown(words.plain(sentences[0]))

@@ -19,6 +19,7 @@ from app.runs.reading import DENSE, LIMIT, MOST, SAMPLE, Readings, TextReading
 from app.study.setup import Setup
 from rose.model.measure.text import EncodedText
 
+SEEN = 18  # characters before a token that its row shows; the file has more
 COLOURS = {"change": "change against dense", "loss": "surprise itself"}
 MEANING = {
     "change": "Orange: the pruned model expects the token less than the dense model does; purple: more.",
@@ -108,7 +109,7 @@ def _results(run: TextReading, encoded: EncodedText, readings: Readings) -> None
     size = table[[f"{name} − dense" for name in names]].abs().max(axis=1)  # of the largest change
     number = _chosen(encoded, table, size)
     _texts(encoded, readings, number, components.choose("Colour", COLOURS, "text_colour"))
-    left, right = st.columns(2)
+    left, right = st.columns([1.2, 1])
     with left:
         _changes(table, size, names)
     with right:
@@ -148,6 +149,7 @@ def _show_token(number: int) -> None:
 def _changes(table: pd.DataFrame, size: pd.Series, names: list[str]) -> None:
     st.markdown("**Tokens, the largest change first**")
     ranked = table.loc[size.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
+    ranked["before"] = ranked["before"].map(lambda text: f"…{text[-SEEN:]}" if len(text) > SEEN else text)
     changes, is_single = [f"{name} − dense" for name in names], len(names) == 1
     column = st.column_config.NumberColumn
     nats = {name: column("Pruned" if is_single and name != DENSE else None, format="%.2f") for name in [DENSE, *names]}
@@ -159,11 +161,10 @@ def _changes(table: pd.DataFrame, size: pd.Series, names: list[str]) -> None:
         key="text-tokens",
         on_select=lambda: components.pick_row("text-tokens", ranked["number"].tolist(), _show_token),
         selection_mode="single-row",
-        column_order=["token", *changes, *nats, "before", "number"],
+        column_order=["token", *changes, *nats, "before"],
         column_config={
             "token": st.column_config.TextColumn("Token", pinned=True),
             "before": st.column_config.TextColumn("Preceding text"),
-            "number": column("Position"),
             **nats,
             **gaps,
         },

@@ -336,9 +336,13 @@ def says_ranking(rankings: Sequence[Ranking]) -> str:
             return f"Not ranked: {listing([result.name for result in results])} {differ}"
         low, high = (pick(results, key=lambda result: result.value) for pick in (min, max))
         return f"{sentence(noun)} from {number(low.value)} ({low.name}) to {number(high.value)} ({high.name})"
-    left = len(comparing) - 3
+    left, shown = len(comparing) - 3, comparing[:3]
     rest = f"; {word(left)} more below" if left > 0 else ""
-    return "; ".join(ranking.finding for ranking in comparing[:3]) + rest
+    if len(shown) > 1 and all(ranking.best for ranking in shown):
+        names = listing([str(ranking.best) for ranking in shown])
+        values = listing([apart(*(result.value for result in ranking.results))[0] for ranking in shown])
+        return f"{names} have the lowest {noun}, {values}{rest}"
+    return "; ".join(ranking.finding for ranking in shown) + rest
 
 
 @dataclass(frozen=True)

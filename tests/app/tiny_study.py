@@ -133,13 +133,13 @@ def finish(run: AnyRun, status: str = "done") -> AnyRun:
 def texts(app: AppTest | Block) -> str:
     """All that can be read on the page except inside figures."""
     kinds = (app.title, app.header, app.markdown, app.caption, app.info, app.warning, app.error, app.latex)
-    return "\n".join(str(element.value) for kind in kinds for element in kind)
+    return "\n".join(str(element.value) for kind in kinds for element in kind).replace("\u202f", " ")
 
 
 def titles(app: AppTest) -> list[str]:
     """What stands above the figures on the page, without line breaks."""
     found = [json.loads(figure)["layout"]["meta"] for figure in figures(app)]
-    return [f"{meta['finding']} {meta['what']}" for meta in found]
+    return [f"{meta['finding']} {meta['what']}".replace("\u202f", " ") for meta in found]
 
 
 def figures(app: AppTest) -> list[str]:

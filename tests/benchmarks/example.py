@@ -6,12 +6,14 @@ app/runs/example.json.gz.
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ import torch
 
 import rose
 from app.jobs import Run, run_to_end
+from app.runs.checked import CheckpointRun
 from app.runs.copies import CopyRun
 from app.runs.damage import DamageRun
-from app.runs.example import DAMAGE, FILE, PROMPT, REQUEST, SETUP, SLIM, SMALLER, parts
+from app.runs.diffusion import DenseModel, DiffusionRequest, DiffusionRun
+from app.runs.example import CHECK, DAMAGE, FILE, PROMPT, REQUEST, SETUP, SLIM, SMALLER, parts
 from app.runs.kept_copies import Checkpoint
 from app.runs.pruning import PruningRun
 from app.runs.reading import SAMPLE, TextReading
@@ -33,8 +37,9 @@ from app.study.study import Calibration, LoadedModel, Study
 from rose.environment import says_versions
 from rose.files import write_atomically
 from rose.layer.pattern import RECOMMENDED
-from rose.rows import finite
+from rose.rows import finite, json_rows
 
+BROKEN = ("model.layers.18.mlp.up_proj", 7, 16)  # the group of the checked copy that keeps three weights
 READ = ("sparsegpt", RECOMMENDED)  # methods whose copies read the sample
 DIGITS = 5  # of losses and chances
 
@@ -109,12 +114,50 @@ def make_smaller(load: Any) -> dict[str, Any]:
     return {"smaller": [finite(asdict(row)) for row in run.rows]}
 
 
+def make_check(load: Any) -> dict[str, Any]:
+    model, tokenizer = rose.load_model(SETUP.model, dtype=SETUP.dtype)
+    rose.prune_model(model, SETUP.draw(tokenizer)[0], method="sparsegpt", sparsity="2:4")
+    layer, row, column = BROKEN
+    with torch.no_grad():
+        model.get_parameter(f"{layer}.weight")[row, column : column + 4] = torch.tensor([0.1, 0.2, 0.3, 0.0])
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, CHECK.pruned)
+        rose.save_model(model, tokenizer, place)
+        run = CheckpointRun(replace(CHECK, pruned=str(place)), load)
+        follow(run)
+    assert run.check is not None
+    part: dict[str, Any] = {name: json_rows(getattr(run.check, name)) for name in ("layers", "others")}
+    part |= {"columns_of_others": list(run.check.others), "summary": finite(run.check.summary)}
+    excerpts = {name: asdict(part) | {"removed": part.removed.tolist()} for name, part in run.excerpts.items()}
+    return {"check": part | {"cautions": run.cautions, "seconds": run.seconds, "excerpts": excerpts}}
+
+
+def make_diffusion(_load: Any) -> dict[str, Any]:
+    run = DiffusionRun(DiffusionRequest(), lambda: DenseModel(rose.load_diffusion()))
+    follow(run)
+    assert run.dense is not None
+    assert run.pruned is not None
+    assert run.report is not None
+    assert run.drift is not None
+    copy = {"record": json.loads(run.report.to_json()), "called": ""}
+    part = {"times": run.dense.times, "drift": rounded(run.drift), "copy": copy}
+    return {"diffusion": part | {"dense": greys(run.dense), "pruned": greys(run.pruned)}}
+
+
+def greys(trajectory: rose.Trajectory) -> str:
+    """x after each step as a byte a pixel, from −1 to 1."""
+    steps = torch.cat([trajectory.states, trajectory.pictures[None]])
+    return base64.b64encode((127.5 * (steps.clamp(-1, 1) + 1)).round().byte().numpy().tobytes()).decode()
+
+
 MAKERS = {
     "pruning": make_pruning,
     "slimming": make_slimming,
     "damage": make_damage,
     "heads": make_heads,
     "smaller": make_smaller,
+    "check": make_check,
+    "diffusion": make_diffusion,
 }
 
 

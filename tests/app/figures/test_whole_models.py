@@ -73,7 +73,7 @@ def test_accuracies_are_ranked_over_the_tasks_that_all_models_answered():
     rows += [("piqa", 100, 0.8, 0.04, "B", "sparsegpt"), ("boolq", 200, 0.1, 0.02, "B", "sparsegpt")]
     table = pd.DataFrame(rows, columns=["task", "questions", "accuracy", "accuracy_error", "run", "method"])
     alt = methods.accuracy_bars(table).alt
-    assert "B answers 80.0 % correctly, mean over one task that all models answered" in alt
+    assert "B answers 80.0\u202f% correctly, mean over one task that all models answered" in alt
     assert "answered no task in common" in methods.accuracy_bars(table.drop(index=0)).alt
 
 

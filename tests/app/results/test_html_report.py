@@ -105,8 +105,9 @@ def test_missing_accuracy_and_infinite_drift_are_omitted(tmp_path):
     report = made_report(zero_shot=tasks, drift=drift)
     (run,) = report.runs
     assert read_runs(str(saved(tmp_path, report)))[0].drift == run.drift == []
-    assert "SparseGPT at 0.7 answers 50.0 % correctly, the mean over one zero-shot task." in html_report.run_findings(
-        run
+    assert (
+        "SparseGPT at 0.7 answers 50.0\u202f% correctly, the mean over one zero-shot task."
+        in html_report.run_findings(run)
     )
     (alone,) = made_report(zero_shot=tasks[:1]).runs
     assert len(html_report.report_of([alone]).drawings) == len(html_report.report_of([run]).drawings) + 1  # of drift

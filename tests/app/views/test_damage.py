@@ -47,7 +47,7 @@ def test_example_is_replaced_by_measurements(setup):
     table = run.table
     top = table.loc[table["damage"].idxmax()]
     assert f"Sensitivity is highest in {int(top['block_index'])} · {top['projection']}" in damage_map
-    assert f"rank correlation {rank_correlation(table)}" in scatter
+    assert f"Rank correlation {rank_correlation(table)}" in scatter
     marks = [len(trace["customdata"]) for trace in json.loads(figures(app)[0])["data"] if trace["type"] == "scatter"]
     assert marks[0] == len(table) == 21
     assert "Example" not in texts(opened(setup, damage_units="Layers"))  # another session finds it
@@ -55,7 +55,7 @@ def test_example_is_replaced_by_measurements(setup):
         run.records = (*run.records[:-1], replace(run.records[-1], damage=damage, standard_error=0.01))
         shown = texts(app.run())
         assert f"together cost {damage:.4f} ± 0.010 nats per token" in shown
-        assert ("\u00a0% of it" in shown) is has_share
+        assert ("% of it" in shown) is has_share
 
 
 def test_cancelled_run_resumes(setup):

@@ -4,10 +4,11 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import rose
-from app import shared
+from app import shared, words
 from app.jobs import Job
+from app.runs import example
 from app.runs.diffusion import STEPS, DiffusionRequest, DiffusionRun
-from tests.app.tiny_study import ended, figures, finish, open_page, texts
+from tests.app.tiny_study import ended, figures, finish, open_page, texts, titles
 
 PAGE = "views/diffusion.py"
 
@@ -21,7 +22,7 @@ def warm() -> None:
 @pytest.fixture(scope="module")
 def finished() -> DiffusionRun:
     """A run without the app around it."""
-    return finish(DiffusionRun(DiffusionRequest(method="wanda", samples=10), shared.dense_diffusion()))
+    return finish(DiffusionRun(DiffusionRequest(method="wanda", samples=10), shared.dense_diffusion))
 
 
 def view(run: DiffusionRun, name: str) -> AppTest:
@@ -34,11 +35,15 @@ def view(run: DiffusionRun, name: str) -> AppTest:
     return app
 
 
-def test_dense_pictures_are_shown_at_once():
-    app = open_page(PAGE)
-    assert app.title[0].value == "Diffusion: what does pruning do to a picture?"
+@pytest.mark.parametrize("view", ["Pictures", "Drift by step", "Columnar layers"])
+def test_page_opens_on_a_finished_comparison_without_a_model(view, monkeypatch):
+    monkeypatch.setattr(shared, "dense_diffusion", lambda: pytest.fail("The model was read."))
+    app = open_page(PAGE, None, diffusion_view=view)
+    assert "Example: ROSE, 0.5, log decrease" in texts(app)
     assert len(figures(app)) == 1
-    assert "The dense model" in figures(app)[0]
+    if view == "Pictures":
+        drift = words.percent(float(example.diffusion().drift[-1])).replace("\u202f", " ")
+        assert f"{drift} away from the dense model" in titles(app)[0]
 
 
 def test_both_rows_start_from_the_same_noise(finished):
@@ -68,7 +73,7 @@ def test_dense_model_is_unchanged(finished):
 
 
 def test_run_can_be_cancelled():
-    run = DiffusionRun(DiffusionRequest(), shared.dense_diffusion())
+    run = DiffusionRun(DiffusionRequest(), shared.dense_diffusion)
     run.job.leave("test")
     run.job.start()
     assert ended(run, "cancelled").report is None

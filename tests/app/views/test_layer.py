@@ -40,7 +40,7 @@ def test_key_figures_of_a_columnar_layer(study):
     saved = row["held_out_gain"]
     assert f"**columnar**, relative range {plan.relative_range:.3f} > 0.5" in texts(app)
     way = "less" if saved > 0 else "more"
-    errors = f"SparseGPT **{first}**, ROSE **{second}**, {words.percent(abs(saved))} {way}."
+    errors = f"SparseGPT **{first}**, ROSE **{second}**, {words.percent(abs(saved))} {way}.".replace("\u202f", " ")
     assert f"Held-out error: {errors}" in texts(app)
     numbers = dict(app.table[0].value.itertuples(index=False))
     hessian = study.statistics(COLUMNAR).hessian

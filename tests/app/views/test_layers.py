@@ -39,7 +39,8 @@ def test_table_and_findings_match_the_study(study):
     app = numbers(study)
     shown, expected = app.main.dataframe[0].value, study.overview(0.5)
     assert len(shown) == 21
-    for column in ("relative_range", "gain", "error_sparsegpt", "error_rose", "held_out_rose_global", "condition"):
+    assert shown["gain"].tolist() == pytest.approx(100 * expected["gain"], nan_ok=True)
+    for column in ("relative_range", "error_sparsegpt", "error_rose", "held_out_rose_global", "condition"):
         assert list(shown[column]) == list(expected[column])
     saved = 1 - expected["held_out_rose_global"] / expected["held_out_sparsegpt"]
     assert list(expected["held_out_global_gain"]) == pytest.approx(list(saved))

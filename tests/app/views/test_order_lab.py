@@ -123,7 +123,7 @@ def test_sweep_is_shown_as_a_film(study):
     assert len(figures(app)) == 2
     film = json.loads(figures(app)[0])
     assert [frame["name"] for frame in film["frames"]] == ["0", "1", "2", "3", "4"]
-    app.segmented_control(key="lab_sweep_beside").set_value("budget").run()
+    app.selectbox(key="lab_sweep_beside").set_value("budget").run()
     assert len(figures(app)) == 3
     assert "Two-level, one threshold" in figures(app)[0]
 

@@ -136,9 +136,9 @@ def test_run_shows_results_of_chosen_settings(setup, tmp_path):
     assert list(shown["Copy"]) == ["Dense", *names]
     for row, model in zip(shown.to_dict("records")[1:], run.copies, strict=True):
         ratio = words.number(model.perplexity / run.dense.perplexity, 2)
-        assert row["Perplexity here"] == f"{words.number(model.perplexity)}, × {ratio}"
+        assert row["Perplexity"] == f"{words.number(model.perplexity)}, × {ratio}"
         assert row["Error"] == words.number(model.summary["mean_held_out_error"])
-        assert row["Removed"] == "50 %"
+        assert row["Removed"] == "50\u202f%"
     assert "3 × 16 tokens of held-out windows" in texts(app)
     verdict = verdicts.says_ranking(verdicts.rank([copy.result for copy in run.copies]))
     assert titles(app)[0].startswith(verdict)

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import rose
+from app import words
+from app.jobs import Job
 from app.runs.slimming import Slimming, Speedup
 from app.study.setup import Setup
 from app.study.structures import Structures
@@ -15,7 +17,7 @@ from app.study.study import LoadedModel
 from rose.recipe.parts import SlimSettings
 from rose.structured.parts import CHANNELS, HEADS
 from rose.structured.problem import set_cost
-from tests.app.tiny_study import figures, finish, measured_study, open_page, texts, tiny_model
+from tests.app.tiny_study import begun, figures, finish, measured_study, open_page, texts, tiny_model
 from tests.tiny import byte_tokenizer
 
 PAGE, COPY = "views/structures.py", "A smaller copy"
@@ -62,7 +64,7 @@ def test_page_opens_on_the_example(view):
     assert "Example:" in texts(app)
     assert len(figures(app)) == (view != COPY)
     if view == COPY:
-        assert app.table[0].value["Model"].tolist() == ["Dense", "slimllm, 20 % out"]
+        assert app.table[0].value["Model"].tolist() == ["Dense", "slimllm, 20\u202f% out"]
         assert re.search(r"About \d+ (s|min), [\d.]+ (kB|MB|GB) besides the model", texts(app))
 
 
@@ -71,10 +73,25 @@ def test_page_opens_on_the_example(view):
 def test_costs_are_computed_on_request(study, view):
     study = measured_study(samples=9 if view == "Heads" else 10)
     app = open_page(PAGE, study, structures_view=view)
-    assert not figures(app)
+    assert "Example:" in texts(app)
     app.button(key="structures-begin").click().run()
     assert not app.exception, app.exception
+    assert "Example:" not in texts(app)
     assert len(figures(app)) == 1
+
+
+@pytest.mark.parametrize("status", ["kept", "running"])
+def test_nothing_is_computed_unasked(study, status, monkeypatch):
+    """A study from disk is not begun by this page, and what another page has begun shows no progress on it."""
+    unmeasured = begun(study)
+    unmeasured.job.status = status
+    monkeypatch.setattr(type(unmeasured), "is_restored", True, raising=False)
+    monkeypatch.setattr(Job, "start", lambda _job: pytest.fail("The page has started work."))
+    for view in ("Heads", "Channels", COPY):
+        app = open_page(PAGE, unmeasured, structures_view=view)
+        assert "Example:" in texts(app)
+        assert "waiting-cancel" not in [button.key for button in app.main.button]
+    assert unmeasured.job.status == status
 
 
 @pytest.mark.usefixtures("placed")
@@ -106,7 +123,7 @@ def test_smaller_copy_is_compared_and_written(monkeypatch, study):
     assert "It has taken another share than asked." in texts(app)
     assert speed[1] / speed[0] == pytest.approx(run.speedup.ratio.value)  # the table says what the sentence does
     assert run.speedup.says() in texts(app)
-    assert app.table[0].value["Model"].tolist() == [model.name for model in run.models]
+    assert app.table[0].value["Model"].tolist() == [words.held(model.name) for model in run.models]
     run.discard()
     assert not folder.exists()
 

@@ -74,7 +74,7 @@ def test_saved_model_reads_the_text(folder, pruned_folder):
 
     token_box(app).set_value(5).run()
     best = float(run.readings[DENSE].chances[4, 0])
-    assert app.dataframe[1].value[DENSE].iloc[0].endswith(f"” {100 * best:.1f} %")
+    assert app.dataframe[1].value[DENSE].iloc[0].endswith(f"” {100 * best:.1f}\u202f%")
     app.segmented_control(key="text_colour").set_value("surprise itself").run()
     assert html(app).count("white-space:pre-wrap") == 2
     app.text_area(key="text_written").set_value("Another text").run()
