@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from rose import interrupt
@@ -48,7 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RoseError as problem:
         return _refuse(name, str(problem))
     except KeyboardInterrupt:
-        console.print(f"rose: cancelled; {_left(spec)}", soft_wrap=True)
+        folder = getattr(spec, "checkpoint", None)
+        if folder is None and spec is not None and spec.run in ("compare", "damage"):
+            folder = getattr(spec, "output", None)
+        resumes = folder and Path(folder).exists()
+        left = f"the same command resumes from {folder}" if resumes else "nothing was written"
+        console.print(f"rose: cancelled; {left}", soft_wrap=True)
         return interrupt.CANCELLED
     except Exception as problem:
         if not is_out_of_memory(problem):
@@ -73,16 +79,6 @@ def _run(spec: Spec, unknown: Sequence[str], console: Output, rank: int) -> int 
     silence = redirect_stdout(io.StringIO()) if rank > 0 else nullcontext()
     with process_group() if spec.run in DIVIDED else nullcontext(), silence:
         return work()
-
-
-def _left(spec: Spec | None) -> str:
-    """The sentence on the files of a cancelled command."""
-    from pathlib import Path
-
-    folder = getattr(spec, "checkpoint", None)
-    if folder is None and spec is not None and spec.run in ("compare", "damage"):
-        folder = getattr(spec, "output", None)
-    return f"the same command resumes from {folder}" if folder and Path(folder).exists() else "nothing was written"
 
 
 def _refuse(name: str, why: str) -> int:

@@ -44,27 +44,17 @@ def processor() -> str:
 
 
 def environment(compute: str, device: torch.device) -> str:
-    """Processor or GPU, threads, versions and number format, in words.
-
-    Args:
-        compute: the format of forward passes, as `Precision.describe` says it.
-        device: what runs on.
-    """
+    """Processor or GPU, threads, versions and the format of forward passes (see `Precision.describe`), in words."""
     import torch
 
-    installed = versions()
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    threads = torch.get_num_threads()
-    parts = [
-        place,
-        f"{threads} thread{'s' if threads > 1 else ''}",
-        *(f"{name} {installed[name]}" for name in ROUNDING),
-    ]
-    return ", ".join([*parts, compute])
+    threads, installed = torch.get_num_threads(), versions()
+    programs = [f"{name} {installed[name]}" for name in ROUNDING]
+    return ", ".join([place, f"{threads} thread{'s' if threads > 1 else ''}", *programs, compute])
 
 
 def is_launched() -> bool:
-    """Whether a launcher such as torchrun started several processes."""
+    """Whether a launcher such as torchrun started several processes for one run."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 

@@ -14,23 +14,20 @@ class RoseError(ValueError):
     """Bad input, or work that cannot be done. The message is one line for the user."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(_one_line(message))
+        """Escapes line breaks and other control characters, and shortens what is too long to read."""
+        words = (word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}…" for word in message.split(" "))
+        line = " ".join(words)
+        line = line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+        super().__init__(
+            "".join(
+                letter if letter.isprintable() or category(letter) == "Zs" else letter.encode("unicode_escape").decode()
+                for letter in line
+            )
+        )
 
 
 class Cancelled(Exception):
     """Raised by a progress callback to stop a run; the run cleans up and lets it pass."""
-
-
-def _one_line(message: str) -> str:
-    """Escapes line breaks and other control characters, and shortens what is too long to read."""
-    words = " ".join(word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}…" for word in message.split(" "))
-    line = words if len(words) <= LONGEST else f"{words[:LONGEST]}…"
-    if line.isprintable():
-        return line
-    return "".join(
-        letter if letter.isprintable() or category(letter) == "Zs" else letter.encode("unicode_escape").decode()
-        for letter in line
-    )
 
 
 EXHAUSTED = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory", "_ALLOC_FAILED")

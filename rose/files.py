@@ -37,11 +37,8 @@ def as_text(name: str | Path) -> str:
 
 
 def reachable(name: str | Path) -> Path:
-    """The expanded path, whether it exists or not.
-
-    Raises:
-        RoseError: the name is impossible, not UTF-8, or not accessible, or a link on the path leads nowhere.
-    """
+    """The expanded path, whether it exists or not. Raises RoseError: the name is impossible, not UTF-8, or not
+    accessible, or a link on the path leads nowhere."""
     path = expand(as_text(name))
     try:
         str(path).encode()

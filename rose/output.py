@@ -32,17 +32,15 @@ def check_output(folder: str | Path) -> None:
         if path.exists() and (not path.is_dir() or any(not item.name.startswith(PARTIAL) for item in path.iterdir())):
             raise RoseError(f"{folder} already exists and is not an empty folder; choose another output folder.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=_stage(path)).close()
+        tempfile.TemporaryFile(dir=path if path.exists() else path.parent).close()
 
 
 def check_room(path: str | Path, needed: int, reserve: int = 0) -> None:
     """Raises RoseError, before long work, unless `needed` bytes are free at the path, besides a reserve."""
     free = max(0, shutil.disk_usage(_nearest(reachable(path))).free - reserve)
     if needed > free:
-        raise RoseError(
-            f"{path} will take about {size(needed)}, and {size(free)} are free there; make room, or choose another "
-            "place."
-        )
+        taken = f"{path} will take about {size(needed)}, and {size(free)} are free there"
+        raise RoseError(f"{taken}; make room, or choose another place.")
 
 
 def check_folder(folder: str | Path) -> None:
@@ -72,13 +70,8 @@ def _refusing(sentence: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A temporary file that becomes this new one at the end, or is removed where that is not reached.
-
-    Meanwhile no other process can begin to make a file of this name.
-
-    Raises:
-        RoseError: as `check_file`; another process makes it; or it does not fit.
-    """
+    """A temporary file that becomes this new one at the end, or is removed where that is not reached. Meanwhile no
+    other process can begin to make it. Raises RoseError: as `check_file`; another process makes it; it does not fit."""
     check_file(path)
     try:
         with temporary_folder(path.absolute().parent, claims=path.name) as folder:
@@ -105,15 +98,13 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     """A temporary folder that becomes this one at the end, or is removed where that is not reached.
 
     A folder that is there already stays, as it may be a mount point, a link or the working folder: files are then moved
-    into it, those that make it a checkpoint last.
-
-    Raises:
-        RoseError: as `check_output`; or what is written does not fit, or cannot be put there.
-    """
+    into it, those that make it a checkpoint last. Raises RoseError as `check_output`, or where what is written does not
+    fit."""
     check_output(folder)
     path = reachable(folder)
     try:
-        with temporary_folder(_stage(path)) as temporary:
+        # On the file system that it will be on.
+        with temporary_folder(path if path.exists() else path.parent) as temporary:
             mode = temporary.stat().st_mode & 0o666  # of any new file; libraries make some that only their owner reads
             yield temporary
             for path_inside in temporary.rglob("*"):
@@ -134,17 +125,17 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_folder(place: Path, mode: int = 0o777, claims: str = "") -> Iterator[Path]:
-    """A folder inside `place`, removed at the end; after a kill, when the next one is made.
-
-    Args:
-        mode: permissions, as for `os.mkdir`.
-        claims: a name that one process at a time may make.
-
-    Raises:
-        OSError: the folder cannot be made.
-        filelock.Timeout: another process has the claim.
-    """
-    _clear_partial(place)
+    """A folder inside `place`, removed at the end; after a kill, when the next one is made. `claims` is a name that one
+    process at a time may make. Raises OSError; filelock.Timeout: another process has the claim."""
+    for path in place.glob(f"{PARTIAL}*.lock"):  # what killed runs have left: folders that no living process has locked
+        if path.is_symlink():
+            continue  # to a file that the lock would empty
+        with contextlib.suppress(OSError), FileLock(path, blocking=False):  # held, or of another user
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            path.unlink(missing_ok=True)
+    for path in place.glob(f"{PARTIAL}*"):
+        if path.is_dir() and not Path(f"{path}.lock").exists():
+            shutil.rmtree(path, ignore_errors=True)
     token = hashlib.sha256(os.fsencode(claims)).hexdigest()[:16] if claims else secrets.token_hex(4)
     temporary = place / f"{PARTIAL}{token}"
     # The system releases it when the process ends, however it ends; a thread other than this one may do so before.
@@ -183,21 +174,3 @@ def _at_home(folder: str | Path) -> Path:
 def _nearest(path: Path) -> Path:
     """This path, or the nearest folder above it that is there."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-
-
-def _stage(path: Path) -> Path:
-    """Where what is written waits: on the file system that it will be on."""
-    return path if path.exists() else path.parent
-
-
-def _clear_partial(stage: Path) -> None:
-    """Removes what killed runs have left here: unfinished folders that no living process has locked."""
-    for path in stage.glob(f"{PARTIAL}*.lock"):
-        if path.is_symlink():
-            continue  # to a file that the lock would empty
-        with contextlib.suppress(OSError), FileLock(path, blocking=False):  # held, or of another user
-            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-            path.unlink(missing_ok=True)
-    for path in stage.glob(f"{PARTIAL}*"):
-        if path.is_dir() and not Path(f"{path}.lock").exists():
-            shutil.rmtree(path, ignore_errors=True)

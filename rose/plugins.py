@@ -35,11 +35,8 @@ _lock = threading.RLock()  # the app's sessions start in threads of their own, a
 def load_plugins(*files: str | Path) -> None:
     """Loads these files, those named by ROSE_PLUGINS, and installed plugins, each once.
 
-    The command line and the app call this when they start; in Python an `import` of a plugin does as well.
-
-    Raises:
-        RoseError: a plugin that is missing, fails, registers nothing, or takes the name of something registered
-            before. It leaves nothing behind; those loaded before it stay.
+    Raises RoseError: a plugin is missing, fails, registers nothing, or takes the name of something registered before.
+    It leaves nothing behind; those loaded before it stay. In Python an `import` of a plugin does as well.
     """
     for file in files:
         if not isinstance(file, str | Path):

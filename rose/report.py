@@ -210,11 +210,6 @@ class RunReport:
         return f"{before}{name}{self.tuned_suffix}"
 
     @property
-    def untuned_name(self) -> str:
-        """The name of the copy that was tuned."""
-        return self.name.replace(self.tuned_suffix, "", 1)
-
-    @property
     def tuned_suffix(self) -> str:
         """ ", tuned 3 min": the planned time, or the real time if that is clearly less; "" without tuning."""
         if not self.is_tuned:
@@ -328,10 +323,8 @@ class RunReport:
         table, change = self.layers, self.tuned.get("change")
         if change is not None and "layer" in table:
             table = table.assign(change=table["layer"].map(change))
-        result = _by_layer(table)
-        if self.kind == "check":  # cautions are about errors on calibration tokens
-            result = result.drop(columns="cautions", errors="ignore")
-        return result
+        # Cautions are about errors on calibration tokens.
+        return _by_layer(table).drop(columns=["cautions"] if self.kind == "check" else [], errors="ignore")
 
     @property
     def pruned(self) -> pd.DataFrame:
@@ -345,11 +338,14 @@ class RunReport:
         remarks = list(self.summary.get("remarks", ()))
         if self.kind != "check":  # cautions are about errors on calibration tokens
             texts = self.summary.get("text_cautions", [])
-            remarks = [*texts, *cautions(self.layers), *self._window_remarks(), *self._target_remarks(), *remarks]
-            remarks += [] if self.is_analysis else self._missing_errors()
+            remarks = [*texts, *cautions(self.layers), *self._text_remarks(), *self._target_remarks(), *remarks]
+            is_finite = self.pruned["relative_error"].notna() if not self.is_analysis else pd.Series(dtype=bool)
+            if is_finite.any() and not is_finite.all():  # a tuned copy has none at all
+                where = sentence(f"in {out_of(int((~is_finite).sum()), len(is_finite), 'layer')}")
+                remarks.append(f"{where} the error on calibration tokens is not finite; means leave it out.")
         return list(dict.fromkeys(remarks))
 
-    def _window_remarks(self) -> Iterator[str]:
+    def _text_remarks(self) -> Iterator[str]:
         if self.summary.get("is_language_part"):
             yield LANGUAGE_PART
         if padded := self.summary.get("padded_windows"):
@@ -375,18 +371,20 @@ class RunReport:
                 "dense model is not known."
             )
 
-    def _missing_errors(self) -> Iterator[str]:
-        finite = self.pruned["relative_error"].notna()
-        if finite.any() and not finite.all():  # a tuned copy has none at all
-            where = sentence(f"in {out_of(int((~finite).sum()), len(finite), 'layer')}")
-            yield f"{where} the error on calibration tokens is not finite; means leave it out."
-
     # ---- stages
 
     @cached_property
     def runs(self) -> list[RunReport]:
         """A record per stage, or per method of an analysis. Raises ValueError for foreign records."""
-        return self._by_method() if self.is_analysis else self.stages
+        if not self.is_analysis:
+            return self.stages
+        _require("method" in self.layers and len(self.layers) > 0, "it has no layers")
+        runs, shared = [], {name: value for name, value in self.results.items() if name != "mean_errors"}
+        for method, rows in self.layers.groupby("method", sort=False):
+            _require(bool(_NAME.fullmatch(str(method))), "a method has no such name")
+            origin = None if self.origin is None else (*self.origin, method)
+            runs.append(replace(self, layers=rows, results=shared | {"method": str(method)}, origin=origin))
+        return runs
 
     @property
     def stages(self) -> list[RunReport]:
@@ -402,23 +400,13 @@ class RunReport:
             "tuned_before",
         )
         results = {name: value for name, value in self.results.items() if name not in of_second}
-        for number in ("perplexity", "losses"):
-            if f"{number}_slimmed" in self.results:
-                results[f"{number}_after"] = self.results[f"{number}_slimmed"]
+        for name in of_second[:2]:
+            if name in self.results:
+                results[name.replace("slimmed", "after")] = self.results[name]
         slimmed = replace(self, results=results, then=None)
         concluded = {name: self.summary[name] for name in CONCLUDED if name in self.summary}
         results = {**concluded, **self.then.results, "after": slimmed.name}
         return [slimmed, replace(self, layers=self.then.layers, results=results, recipe=self.then.recipe, then=None)]
-
-    def _by_method(self) -> list[RunReport]:
-        _require("method" in self.layers and len(self.layers) > 0, "it has no layers")
-        runs = []
-        for method, rows in self.layers.groupby("method", sort=False):
-            _require(bool(_NAME.fullmatch(str(method))), "a method has no such name")
-            results = {name: value for name, value in self.results.items() if name != "mean_errors"}
-            origin = None if self.origin is None else (*self.origin, method)
-            runs.append(replace(self, layers=rows, results=results | {"method": str(method)}, origin=origin))
-        return runs
 
     def without_errors(self) -> RunReport:
         """What still holds once the model is tuned: without errors of layers, drift and sizes. A first stage stays."""
@@ -426,10 +414,8 @@ class RunReport:
             return replace(self, then=self.then.without_errors())
         of_layers = (*ERRORS, "pruning_error", "rounding_error", "error_without_massive")
         layers = self.layers.drop(columns=[name for name in of_layers if name in self.layers])
-        gone = ("drift", "plain_bytes", "packed_bytes")
-        results = {
-            name: value for name, value in self.results.items() if not name.startswith("mean_") and name not in gone
-        }
+        gone = {"drift", "plain_bytes", "packed_bytes", *(name for name in self.results if name.startswith("mean_"))}
+        results = {name: value for name, value in self.results.items() if name not in gone}
         return replace(self, layers=layers, results=results)
 
     # ---- files
@@ -446,16 +432,19 @@ class RunReport:
 
     @classmethod
     def from_json(cls, text: str, name: str = "This") -> RunReport:
-        """Reads the text of `to_json`, and checks everything that pages show.
-
-        Raises:
-            RoseError: the text is not a report of this version.
-        """
+        """Reads the text of `to_json`, and checks everything that pages show; RoseError names another text."""
         try:
             data = json.loads(text)
             if r"\ud" in text.lower():  # half of a surrogate pair cannot be written
                 data = json.loads(json.dumps(data, ensure_ascii=False).encode(errors="replace"))
-            _check_version(data, name)
+            version = data.get("version")
+            if version is None and {"summary", "layers"} <= data.keys():
+                raise RoseError(
+                    f"{name} is a report of rose 0.1.0, which is no longer read; make it again or remove it."
+                )
+            if isinstance(version, int) and version > VERSION:
+                raise RoseError(f"{name} is a report of a later version of rose; update rose to read it.")
+            _require(version == VERSION, "it has no version")
             report = cls._of(data)
             if "then" in data:
                 report = replace(report, then=cls._of(data["then"]))
@@ -485,11 +474,7 @@ class RunReport:
 
     @classmethod
     def load(cls, path: str | Path) -> RunReport:
-        """Reads a report.json, or the one in a folder, with the accuracies beside it.
-
-        Raises:
-            RoseError: it is missing, unreadable, or not a report.
-        """
+        """Reads a report.json, or the one in a folder, with the accuracies beside it; RoseError names another file."""
         place = reachable(path)
         place = place / REPORT if place.is_dir() else place
         check_small(place)
@@ -507,11 +492,8 @@ class RunReport:
         return replace(report, place=str(place.parent))
 
     def save(self, folder: str | Path) -> None:
-        """Writes report.json, layers.csv and layers.parquet into a folder, each whole or not at all.
-
-        Raises:
-            RoseError: the folder is a file, or not writable.
-        """
+        """Writes report.json, layers.csv and layers.parquet into a folder, each whole or not at all. Raises RoseError:
+        the folder is a file, or not writable."""
         check_folder(folder)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -523,11 +505,8 @@ class RunReport:
 
 @contextmanager
 def new_checkpoint(folder: str | Path, report: RunReport | None) -> Iterator[Path]:
-    """`rose.output.new_folder` for a model and its report, if any. A failing report leaves the model in place.
-
-    Raises:
-        RoseError: as `new_folder`; or the report cannot be written.
-    """
+    """`rose.output.new_folder` for a model and its report, if any. A failing report leaves the model in place. Raises
+    RoseError: as `new_folder`; or the report cannot be written."""
     failure = None
     with new_folder(folder) as temporary:
         yield temporary
@@ -576,15 +555,6 @@ def read_runs(path: str, skip: Callable[[RoseError], Any] | None = None) -> list
     return runs
 
 
-def _check_version(data: Any, name: str) -> None:
-    version = data.get("version")
-    if version is None and {"summary", "layers"} <= data.keys():
-        raise RoseError(f"{name} is a report of rose 0.1.0, which is no longer read; make it again or remove it.")
-    if isinstance(version, int) and version > VERSION:
-        raise RoseError(f"{name} is a report of a later version of rose; update rose to read it.")
-    _require(version == VERSION, "it has no version")
-
-
 def _require(holds: bool, problem: str) -> None:
     if not holds:
         raise ValueError(problem)
@@ -629,10 +599,9 @@ def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
 
 def _mean_errors(pruned: pd.DataFrame) -> dict[str, float | None]:
     """Means over pruned layers; 0 where none was pruned."""
-    relative = mean_or_none(pruned["relative_error"]) or 0.0
-    means = {"mean_relative_error": relative} | {f"mean_{name}": mean_or_none(pruned[name]) for name in ERRORS[1:]}
-    apart = {f"mean_{name}": mean_or_none(pruned[name]) for name in ("pruning_error", "rounding_error")}
-    return means | {name: mean for name, mean in apart.items() if mean is not None}
+    means = {f"mean_{name}": mean_or_none(pruned[name]) for name in (*ERRORS, "pruning_error", "rounding_error")}
+    means["mean_relative_error"] = means["mean_relative_error"] or 0.0
+    return {name: mean for name, mean in means.items() if mean is not None or name.removeprefix("mean_") in ERRORS}
 
 
 def _number(value: Any) -> float:
@@ -640,9 +609,8 @@ def _number(value: Any) -> float:
 
 
 def _losses(losses: Any) -> tuple[float, ...]:
-    if not isinstance(losses, list) or not all(type(loss) is float and math.isfinite(loss) for loss in losses):
-        return ()
-    return tuple(losses)
+    is_whole = isinstance(losses, list) and all(type(loss) is float and math.isfinite(loss) for loss in losses)
+    return tuple(losses) if is_whole else ()
 
 
 def _tuning(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -653,10 +621,9 @@ def _tuning(facts: Mapping[str, Any]) -> dict[str, Any]:
     optional = {name: None if facts.get(name) is None else float(facts[name]) for name in ("minutes", "held_out_dense")}
     change = {str(layer): float(moved) for layer, moved in facts["change"].items()}
     numbers["perplexity_before"] = _number(facts.get("perplexity_before"))
-    _require(math.isfinite(numbers["seconds"] + numbers["rate"]), "a number of its tuning is not finite")
-    _require(
-        min(counts.values()) >= 0 and math.isfinite(optional["minutes"] or 0.0), "a count of its tuning is negative"
-    )
+    finite_numbers = (numbers["seconds"], numbers["rate"], optional["minutes"] or 0.0)
+    _require(all(map(math.isfinite, finite_numbers)), "a number of its tuning is not finite")
+    _require(min(counts.values()) >= 0, "a count of its tuning is negative")
     curve = [{name: _number(row[name]) for name in ("step", "seconds", "loss", "held_out")} for row in facts["curve"]]
     losses = {"losses_before": _losses(facts.get("losses_before"))}
     return {**facts, **counts, **numbers, **optional, **losses, "change": change, "curve": curve}
@@ -672,11 +639,7 @@ def _accuracies(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def report_beside(folder: Path) -> RunReport | None:
-    """The report.json beside a model; None if it is missing or another program's.
-
-    Raises:
-        RoseError: rose wrote it, and it is damaged.
-    """
+    """The report.json beside a model; None if it is missing or another program's; RoseError if it is ours, damaged."""
     place = folder / "report.json"
     try:
         return RunReport.load(place)

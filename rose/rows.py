@@ -106,32 +106,27 @@ class LayerRecord:
 @dataclass(frozen=True)
 class PartRecord:
     """One part of a decoder block in numbers; errors are relative to the mean square of the dense projection's output.
-
-    `unrecovered_error`: without recovery; `target_error` and `held_out_target_error` are those
-    against the dense model's output, where that was the target. `units` counts query heads or channels, `swapped` those
-    that came back in place of others. `columns` of the output projection, `tokens` that they were seen on,
-    `dead_columns` and the damping are as in `LayerRecord`; None in reports of former versions.
-    """
+    What has the name of a field of `LayerRecord` means the same."""
 
     block_index: int
     part: str
     layer: str
     method: str
     recovery: str
-    units: Count
+    units: Count  # query heads or channels
     kept_units: Count
     groups: Count
     kept_groups: Count
     parameters: Count
     kept_parameters: Count
     relative_error: float
-    unrecovered_error: float
+    unrecovered_error: float  # without recovery
     held_out_error: float | None
-    swapped: Count
+    swapped: Count  # units that came back in place of others
     seconds: float
     target_error: float | None = None
     held_out_target_error: float | None = None
-    columns: int | None = None
+    columns: int | None = None  # of the output projection
     tokens: int | None = None
     dead_columns: int | None = None
     damping: float | None = None
@@ -197,15 +192,15 @@ def csv_text(table: pd.DataFrame) -> str:
 
 def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
     """The table with an apostrophe before texts that a spreadsheet would compute."""
-    safe = table.rename(columns=_no_formula)
+
+    def plain(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+    safe = table.rename(columns=plain)
     for place, column in enumerate(table.dtypes):
         if not pd.api.types.is_numeric_dtype(column):
-            safe.isetitem(place, table.iloc[:, place].map(_no_formula))
+            safe.isetitem(place, table.iloc[:, place].map(plain))
     return safe
-
-
-def _no_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -240,15 +235,9 @@ def records_table(records: Sequence[Any], kind: type = LayerRecord) -> pd.DataFr
 def read_records(
     source: str | Path | bytes, kind: type[Record], holds: str, absent: Mapping[str, Any] | None = None
 ) -> list[Record]:
-    """Reads a CSV file of `records_table` from its path or content; fields with a default may be missing.
-
-    Args:
-        holds: noun for the rows in error sentences, such as "damages".
-        absent: values of further columns that may be missing.
-
-    Raises:
-        RoseError: another file, or a line that is cut off or holds a wrong value, with its number.
-    """
+    """Reads a CSV file of `records_table` from its path or content; fields with a default may be missing, and those in
+    `absent`, with their values. `holds` is a noun for the rows, such as "damages". Raises RoseError: another file, or a
+    line that is cut off or holds a wrong value, with its number."""
     name = "the file" if isinstance(source, bytes) else str(source)
     try:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -269,21 +258,18 @@ def _records(content: str, kind: type[Record], absent: Mapping[str, Any], refusa
     required = {field.name for field in fields if field.default is dataclasses.MISSING} - absent.keys()
     if not required <= {*names} or len({*names}) < len(names):
         raise ValueError("columns are missing, or there twice")
-    for texts in filter(None, lines):
-        try:
+    try:
+        for texts in filter(None, lines):
             if len(texts) != len(names):
                 raise ValueError
             columns = zip(names, texts, strict=True)
             values = {name: _read(name, text, hints[name]) for name, text in columns if name in hints}
             yield kind(**{**absent, **values})
-        except ValueError as problem:
-            raise _broken(lines.line_num, refusal, problem) from problem
-    if not content.endswith("\n"):
-        raise _broken(lines.line_num, refusal, "")
-
-
-def _broken(line: int, refusal: str, why: object) -> RoseError:
-    return RoseError(f"Line {line} {refusal}{why}; remove it, and the command that wrote the file adds it again.")
+        if not content.endswith("\n"):
+            raise ValueError
+    except ValueError as problem:
+        remedy = "remove it, and the command that wrote the file adds it again"
+        raise RoseError(f"Line {lines.line_num} {refusal}{problem}; {remedy}.") from problem
 
 
 def _read(name: str, text: str, hint: Any) -> Any:

@@ -19,11 +19,8 @@ class DamagedFile(Exception):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **facts: str) -> None:
-    """Writes a safetensors file, whole or not at all, with texts and a digest of everything in its header.
-
-    Raises:
-        OSError, SafetensorError: from the file system; an existing file stays as it was.
-    """
+    """Writes a safetensors file, whole or not at all, with texts and a digest of everything in its header. Raises
+    OSError or SafetensorError; an existing file then stays as it was."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     temporary = path.with_name(path.name + TEMPORARY)
     with replacing(path, temporary):
@@ -31,11 +28,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], **facts: str) -> No
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and texts of a file from `write_tensors`.
-
-    Raises:
-        DamagedFile: not whole, or not what was written.
-    """
+    """Tensors and texts of a file from `write_tensors`. Raises DamagedFile: not whole, or not what was written."""
     try:
         with safe_open(path, "pt") as file:
             facts = file.metadata() or {}

@@ -34,17 +34,13 @@ def apart(*values: float) -> list[str]:
     most = len({number(value, MOST_DIGITS) for value in values})
     for digits in range(3, MOST_DIGITS):
         texts = [number(value, digits) for value in values]
-        if len(set(texts)) == most and not _spread(values, digits) > 2 * (max(values) - min(values)):
+        rounded = [
+            float(round(value)) if 10**digits <= abs(value) < 10**6 else float(f"{value:.{digits}g}")
+            for value in values
+        ]
+        if len(set(texts)) == most and not max(rounded) - min(rounded) > 2 * (max(values) - min(values)):
             return texts
     return [number(value, MOST_DIGITS) for value in values]
-
-
-def _spread(values: Sequence[float], digits: int) -> float:
-    """The range of the rounded numbers."""
-    rounded = [
-        float(round(value)) if 10**digits <= abs(value) < 10**6 else float(f"{value:.{digits}g}") for value in values
-    ]
-    return max(rounded) - min(rounded)
 
 
 def percent(share: float, digits: int = 1) -> str:

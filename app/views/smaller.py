@@ -13,8 +13,7 @@ from app.runs.smaller import SmallerRun
 from rose.recipe.steps import Smaller
 from rose.rows import records_table
 from rose.smaller import Row
-from rose.smaller.runtimes import runtimes
-from rose.smaller.table import FILES
+from rose.smaller.table import FILES, runtimes
 from rose.verdicts.smaller import recommend
 
 FIELDS = Smaller.fields()

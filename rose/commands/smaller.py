@@ -21,8 +21,7 @@ from rose.model.network.residence import pick_device
 from rose.recipe.file import Recipe
 from rose.recipe.steps import Smaller
 from rose.smaller.measure import Bench
-from rose.smaller.runtimes import runtimes
-from rose.smaller.table import Row, SmallerFolder
+from rose.smaller.table import Row, SmallerFolder, runtimes
 from rose.verdicts.smaller import GOALS, Recommendation, recommend
 from rose.wording import number, size
 

@@ -75,12 +75,8 @@ class Misfit:
 
 @torch.no_grad()
 def misfits(before: Tensor, after: Tensor) -> tuple[Misfit, ...]:
-    """Parts of V that stand out from the rest of the layer, the largest first.
-
-    Args:
-        before: W, (out, in), finite.
-        after: V, (out, in), on the same device. NaN and infinity count as removed.
-    """
+    """Parts of V that stand out from the rest of the layer, the largest first. W is finite; V, (out, in) as W, is on
+    the same device, and its NaN and infinity count as removed."""
     pruned, dense = torch.nan_to_num(after.float(), 0, 0, 0), before.float()
     if not dense.any():
         return ()
@@ -100,28 +96,31 @@ def misfits(before: Tensor, after: Tensor) -> tuple[Misfit, ...]:
     layer = layer.without(columns, 1)
     tiles = layer.odd_tiles()
     parts += _tiles(layer, tiles)
-    parts = parts + layer.odd_weights(tiles) if layer.is_still else _with_grown_rows(parts, dense, pruned)
+    if layer.is_still:
+        odd = (layer.residual > ONE_RESIDUAL) & ~tiles.repeat_interleave(32, 1)[:, : dense.shape[1]]
+        parts += [_weight(CHANGED, layer.pruned, layer.dense, place) for place in _first(odd)]
+    # Parts of rows that have grown may be lawful: a correction towards the dense model adds more than a row's own
+    # weights where the row writes into a massive channel of the residual stream.
+    growth = pruned.norm(dim=1) / dense.norm(dim=1).clamp_min(1e-30)
+    grown = growth > GROWN * growth.median()
+    for number, part in enumerate(parts):
+        may_grow = not layer.is_still and part.axis != COLUMN and (part.axis == TILE or part.kind in CORRECTED)
+        if may_grow and bool(grown[part.rows[0] : part.rows[1] + 1].all()):
+            parts[number] = replace(part, may_be_lawful=True)
     return tuple(sorted(parts, key=lambda misfit: (misfit.may_be_lawful, -misfit.kept)))
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """V and W where V keeps weights, and how far the columns of this layer move.
+    """V and W where V keeps weights, and how far the columns of this layer move."""
 
-    Attributes:
-        dense, pruned: W where V is not zero, and V, (out, in); zero in rows and columns that were taken out.
-        moved: kept weights that differ from W and from W rounded to 16 bits, (out, in) bool.
-        is_still: whether most rows or most columns have no such weight.
-        slope: of V on W over ordinary rows.
-        variance: of residuals V − slope · W by column, (in,).
-    """
-
+    # dense, pruned: W where V is not zero, and V, (out, in); zero in rows and columns that were taken out
     dense: Tensor
     pruned: Tensor
-    moved: Tensor
-    is_still: bool
-    slope: float
-    variance: Tensor
+    moved: Tensor  # kept weights that differ from W and from W rounded to 16 bits, (out, in) bool
+    is_still: bool  # whether most rows or most columns have no such weight
+    slope: float  # of V on W over ordinary rows
+    variance: Tensor  # of residuals V − slope · W by column, (in,)
 
     @classmethod
     def of(cls, dense: Tensor, pruned: Tensor) -> _Layer:
@@ -142,11 +141,6 @@ class _Layer:
     def floor(self) -> float:
         """Relative residual below which nothing is judged."""
         return STILL if self.is_still else MOVED
-
-    @property
-    def telling(self) -> int:
-        """Fewest kept weights whose direction is judged."""
-        return FEW if self.is_still else TELLING
 
     def _fitted(self, ordinary: Tensor) -> _Layer:
         """With the variance of these rows, (out,) bool."""
@@ -174,8 +168,8 @@ class _Layer:
             energy, product, square = ((x * y) @ (1 / self.variance) for x, y in pairs)
         else:
             energy, product, square = ((x * y).sum(0) for x, y in pairs)
-        tangent = _tangent(product / (energy * square).sqrt().clamp_min(1e-30))
-        return tangent, product / energy.clamp_min(1e-30), product, (self.pruned != 0).sum(axis) >= self.telling
+        tangent, counts = _tangent(product / (energy * square).sqrt().clamp_min(1e-30)), (self.pruned != 0).sum(axis)
+        return tangent, product / energy.clamp_min(1e-30), product, counts >= (FEW if self.is_still else TELLING)
 
     @property
     def tangent(self) -> float:
@@ -232,12 +226,6 @@ class _Layer:
             is_odd |= residual > RESIDUAL.get((rows, columns), torch.inf) * (sizes + PRIOR)
             odd |= is_odd.repeat_interleave(rows, 0).repeat_interleave(columns // 32, 1)[: len(odd), : odd.shape[1]]
         return odd & (runs[0] > 0)
-
-    def odd_weights(self, tiles: Tensor) -> list[Misfit]:
-        """Single weights outside of such tiles."""
-        odd = self.residual > ONE_RESIDUAL
-        odd &= ~tiles.repeat_interleave(32, 1)[:, : odd.shape[1]]
-        return [_weight(CHANGED, self.pruned, self.dense, place) for place in _first(odd)]
 
 
 def _first(mask: Tensor) -> Tensor:
@@ -305,9 +293,9 @@ def _named(axis: str, layer: _Layer, dense: Tensor, pruned: Tensor, numbers: Ten
         rows, columns = (across, along) if axis == ROW else (along, across)
         part = _part(axis, rows, columns, row, vector, layer.slope)
         source, likeness, shift = int(sources[0][place]), float(sources[1][place]), int(shifts[0][place])
+        kind, other = (OTHERS, dense[source]) if likeness > 0 else (OTHERS_NEGATED, -dense[source])
         explanations = {
-            replace(part, kind=OTHERS if likeness > 0 else OTHERS_NEGATED, source=source): dense[source]
-            * (1 if likeness > 0 else -1),
+            replace(part, kind=kind, source=source): other,
             replace(part, kind=SHIFTED, shift=shift): row.roll(shift),
             replace(part, kind=REVERSED): row.flip(0),
         }
@@ -332,10 +320,7 @@ def _by_angle(part: Misfit, layer: _Layer, usual: float, may_turn: bool) -> Misf
 def _explained(part: Misfit, vector: Tensor, least: float, explanations: Mapping[Misfit, Tensor]) -> Misfit:
     """Names a row or column whose weights are all equal, or are in another part of W; else returns the part as it is.
 
-    Args:
-        least: cosine above which other weights explain it.
-        others: what the part would be -> the dense weights that would explain it.
-    """
+    Others explain it where their cosine is above `least`; `explanations`: what the part would be -> these weights."""
     mask = vector != 0
     if part.kept > 1 and bool((vector[mask] == vector[mask][0]).all()):
         return replace(part, kind=CONSTANT, value=float(vector[mask][0]))
@@ -424,19 +409,6 @@ def _continues(last: Misfit, part: Misfit) -> bool:
     return part.source - starts[0] == last.source - ends[0]
 
 
-def _with_grown_rows(parts: list[Misfit], dense: Tensor, pruned: Tensor) -> list[Misfit]:
-    """Parts of rows that have grown may be lawful: a correction towards the dense model adds more than a row's own
-    weights where the row writes into a massive channel of the residual stream."""
-    growth = pruned.norm(dim=1) / dense.norm(dim=1).clamp_min(1e-30)
-    grown = growth > GROWN * growth.median()
-    return [
-        replace(part, may_be_lawful=part.may_be_lawful or part.axis == TILE or part.kind in CORRECTED)
-        if part.axis != COLUMN and bool(grown[part.rows[0] : part.rows[1] + 1].all())
-        else part
-        for part in parts
-    ]
-
-
 def _empty_rows(dense: Tensor, pruned: Tensor) -> list[Misfit]:
     """Rows without a weight, although several of their dense weights are large among what their columns keep."""
     mask = pruned != 0
@@ -458,11 +430,8 @@ def _other_counts(pruned: Tensor, reported: set[int]) -> list[Misfit]:
         return []
     odd = ((counts - usual).abs() > 2 + 0.02 * usual).nonzero().flatten().tolist()
     sizes = {row: int(counts[row]) for row in odd if row not in reported}
-    parts = [
-        Misfit(COUNT if size else EMPTY, ROW, (row, row), (0, last), size, value=float(usual))
-        for row, size in sizes.items()
-    ]
-    return _joined(parts)
+    kinds = {row: COUNT if size else EMPTY for row, size in sizes.items()}
+    return _joined([Misfit(kinds[row], ROW, (row, row), (0, last), sizes[row], value=float(usual)) for row in sizes])
 
 
 def _tiles(layer: _Layer, odd: Tensor) -> list[Misfit]:

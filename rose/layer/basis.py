@@ -26,15 +26,10 @@ STEPS, RATE = 60, 0.02
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """Heads side by side in the columns of an output projection.
+    """Heads side by side in the columns of an output projection."""
 
-    Attributes:
-        width: columns of a head; head h begins at h · width.
-        group: the rotation of each head; heads that share values share it.
-    """
-
-    width: int
-    group: tuple[int, ...]
+    width: int  # columns of a head; head h begins at h · width
+    group: tuple[int, ...]  # the rotation of each head; heads that share values share it
 
     @property
     def groups(self) -> int:
@@ -43,17 +38,12 @@ class HeadLayout:
 
 @dataclass(frozen=True)
 class Heads:
-    """An output projection and its inputs by heads.
+    """An output projection and its inputs by heads."""
 
-    Attributes:
-        weight: W, (out, heads, width) float64.
-        hessian: H within each head, (heads, width, width) float64.
-        pattern, block_size: of the pruning to come.
-    """
-
-    weight: Tensor
-    hessian: Tensor
+    weight: Tensor  # W, (out, heads, width) float64
+    hessian: Tensor  # H within each head, (heads, width, width) float64
     layout: HeadLayout
+    # pattern, block_size: of the pruning to come
     pattern: Pattern
     block_size: int
 
@@ -75,7 +65,7 @@ def find_rotations(
     """The rotations of one output projection W, (out, in), with H, (in, in): (groups, width, width) float64,
     orthogonal. `basis` is a name of `BASES` or "random:SEED"; pattern and block size are of the pruning to come.
     Raises RoseError for an unknown basis, NaN or infinity."""
-    check_basis(basis)
+    check_name_or_seed("basis", basis, BASES)
     if not is_finite(weight) or not is_finite(hessian):
         raise RoseError("W or H holds NaN or infinity; reload the checkpoint, or load it in float32.")
     kind, _, seed = basis.partition(":")
@@ -87,11 +77,6 @@ def find_rotations(
     return rotations
 
 
-def check_basis(basis: str) -> None:
-    """Raises RoseError unless `find_rotations` knows this basis."""
-    check_name_or_seed("basis", basis, BASES)
-
-
 def gathered(heads: Heads) -> Tensor:
     """Eigenvectors of Σ_h H_hh + (tr H_hh / ‖W_h‖²) W_hᵀW_h over the heads of a group, which count inputs and
     weights alike; the largest first."""
@@ -99,7 +84,7 @@ def gathered(heads: Heads) -> Tensor:
     size = gram.diagonal(dim1=1, dim2=2).sum(1)
     energy = heads.hessian.diagonal(dim1=1, dim2=2).sum(1)
     balance = torch.where(size > 0, energy / size, 0)[:, None, None]
-    return _eigenvectors(heads.sums(heads.hessian + balance * gram))
+    return torch.linalg.eigh(heads.sums(heads.hessian + balance * gram)).eigenvectors.flip(-1)
 
 
 def random_basis(heads: Heads, seed: int = 0) -> Tensor:
@@ -140,11 +125,6 @@ def learned(heads: Heads) -> Tensor:
 
 
 BASES: dict[str, Callable[[Heads], Tensor]] = {"gathered": gathered, "learned": learned, "random": random_basis}
-
-
-def _eigenvectors(matrices: Tensor) -> Tensor:
-    """Orthonormal eigenvectors as columns, (..., n, n), the largest eigenvalue first."""
-    return torch.linalg.eigh(matrices).eigenvectors.flip(-1)
 
 
 def rotate_columns(matrix: Tensor, layout: HeadLayout, rotations: Tensor) -> Tensor:

@@ -188,8 +188,6 @@ def rounded_to(before: Tensor, after: Tensor) -> str | None:
 
 def find_pattern(mask: Tensor) -> FoundPattern:
     """The narrowest pattern that a mask, (out, in), True = zero, follows or nearly follows."""
-    if not mask.any():
-        return FoundPattern("none")
     sample = some_rows(mask)  # a few rows nearly always rule a pattern out
     for of in GROUPS:
         pattern = _grouped(sample, of) and _grouped(mask, of)
@@ -235,7 +233,8 @@ def apparent_grid(weight: Tensor) -> FoundGrid | None:
         columns = weight.shape[1] if group == "row" else int(group)
         if weight.shape[1] % columns == 0 and (group == "row" or columns < weight.shape[1]):
             # Most weights lie on none, which few rows show.
-            levels = _levels(some_rows(weight, FEW_ROWS), columns) and _levels(some_rows(weight), columns)
+            few, more = (some_rows(weight, most).reshape(-1, columns) for most in (FEW_ROWS, SAMPLED_ROWS))
+            levels = (_multiples(few) or _few_values(few)) and (_multiples(more) or _few_values(more))
             grids += [FoundGrid(levels, None if group == "row" else columns)] if levels else []
     return min(grids, key=lambda grid: grid.levels, default=None)
 
@@ -247,11 +246,6 @@ def _places(rows: int, most: int) -> Tensor:
 def some_rows(matrix: Tensor, most: int = SAMPLED_ROWS) -> Tensor:
     """Up to `most` rows, evenly spaced."""
     return matrix[_places(len(matrix), most).to(matrix.device)]
-
-
-def _levels(weight: Tensor, columns: int) -> int | None:
-    parts = weight.reshape(-1, columns)
-    return _multiples(parts) or _few_values(parts)
 
 
 def _multiples(parts: Tensor) -> int | None:
@@ -277,10 +271,8 @@ def _few_values(parts: Tensor) -> int | None:
 
 
 def common_value(weight: Tensor) -> float:
-    """Mean share of each group of 32 columns, over rows, that has its most frequent value; 0 where that value is 0.
-
-    Without a grid it is 1/32.
-    """
+    """Mean share of each group of 32 columns, over rows, that has its most frequent value, 1/32 without a grid; 0 where
+    that value is 0."""
     if weight.shape[1] % COMMON:
         return 0.0
     groups = some_rows(weight).reshape(-1, COMMON)
@@ -318,15 +310,8 @@ class WeightChange(WeightFacts):
 
 
 def weight_change(before: Tensor, after: Tensor) -> WeightChange:
-    """Compares two matrices of one shape, entry by entry.
-
-    Args:
-        before: W, (out, in), finite.
-        after: V, (out, in), on the same device; may hold NaN and infinity.
-
-    Raises:
-        RoseError: other shapes.
-    """
+    """Compares W, finite, and V, which may hold NaN and infinity, entry by entry; (out, in) each, on one device. Raises
+    RoseError for other shapes."""
     if before.ndim != 2 or before.shape != after.shape:
         raise RoseError(
             f"W is of shape {tuple(before.shape)} and V of {tuple(after.shape)}; they do not belong together."
@@ -339,13 +324,8 @@ def change_by_rows(
     shape: tuple[int, int],
     whole: Callable[[], tuple[Tensor, Tensor]] | None = None,
 ) -> WeightChange:
-    """Compares two matrices that come in runs of rows.
-
-    Args:
-        pairs: runs of W and V, (rows, in) each.
-        shape: (out, in).
-        whole: gives W and V, to seek `misfits` and `fate`; without it they are not sought.
-    """
+    """Compares two matrices, (out, in), that come in runs of W and V, (rows, in) each; `whole` gives both, to seek
+    `misfits` and `fate`, which are not sought without it."""
     sums = _Sums(shape)
     for dense, pruned in pairs:
         sums.add(dense.float(), pruned)
@@ -422,15 +402,10 @@ def _share(gap: Tensor, energy: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Removal:
-    """How much two masks have in common.
+    """How much two masks have in common."""
 
-    Attributes:
-        jaccard: |A ∩ B| / |A ∪ B|; 1 where nothing is removed in either.
-        chance: what two random masks of these sizes would have.
-    """
-
-    jaccard: float
-    chance: float
+    jaccard: float  # |A ∩ B| / |A ∪ B|; 1 where nothing is removed in either
+    chance: float  # what two random masks of these sizes would have
 
 
 def same_removed(first: Tensor, second: Tensor) -> Removal:

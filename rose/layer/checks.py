@@ -42,9 +42,6 @@ def worst(checks: Sequence[Check]) -> Status:
     return max((check.status for check in checks), key=("pass", "look", "fail").index, default="pass")
 
 
-# Three measures of one error
-
-
 @dataclass(frozen=True)
 class ErrorMeasures:
     """One layer's error, measured three times: squared, and summed over tokens and output channels."""
@@ -74,10 +71,8 @@ class ErrorMeasures:
         """Whether the measures agree."""
         gap = self.disagreement
         status: Status = "pass" if gap <= AGREE else "look" if gap <= AGREE_ROUGHLY else "fail"
-        which = "Two" if self.direct is None else "Three"
-        finding = (
-            f"{which} measures differ by {gap:.1e} of the largest" if gap < math.inf else "a measure is not finite"
-        )
+        finding = f"{'Two' if self.direct is None else 'Three'} measures differ by {gap:.1e} of the largest"
+        finding = finding if gap < math.inf else "a measure is not finite"
         return Check("Measures agree", status, finding, f"at most {AGREE:g}; fails above {AGREE_ROUGHLY:g}")
 
 
@@ -115,9 +110,6 @@ def measure_error(
         direct=direct,
         dense=error.quadratic_form(weight, hessian),
     )
-
-
-# Error against the length of the calibration
 
 
 @dataclass(frozen=True)
@@ -186,9 +178,6 @@ def check_overfitting(calibration_error: float, held_out_error: float | None) ->
     return Check(name, status, f"held-out error {held_out_error:.4f} is {ratio:.2f} times the calibration error", limit)
 
 
-# Realised against requested sparsity
-
-
 @dataclass(frozen=True)
 class RealisedSparsity:
     """The requested and the realised sparsity of a result."""
@@ -223,9 +212,9 @@ def _weights(count: int) -> str:
 def realised_sparsity(result: LayerResult, sparsity: float | str | Pattern) -> RealisedSparsity:
     """Counts removed weights in the units of the method; `sparsity` as it was requested."""
     pattern = parse_sparsity(sparsity)
-    mask = result.mask
     unit, removed, promised, allowed = _promise(result, pattern)
-    left = 0 if result.low_rank is not None else int((result.weight[mask] != 0).sum())
+    rows, columns = result.mask.shape
+    sizes = {"group": pattern.of, "row": columns, "block": rows * max(result.order.widths)}
     return RealisedSparsity(
         method=result.method,
         unit=unit,
@@ -234,16 +223,9 @@ def realised_sparsity(result: LayerResult, sparsity: float | str | Pattern) -> R
         realised=result.sparsity,
         deviation=int((removed - promised).abs().max()),
         allowed=allowed,
-        left=left,
-        of_unit=(int(promised.max()), _size(unit, result, pattern)),
+        left=0 if result.low_rank is not None else int((result.weight[result.mask] != 0).sum()),
+        of_unit=(int(promised.max()), sizes.get(unit, rows * columns)),
     )
-
-
-def _size(unit: str, result: LayerResult, pattern: Pattern) -> int:
-    """Weights of a unit, of the largest where they differ."""
-    rows, columns = result.mask.shape
-    sizes = {"group": pattern.of, "row": columns, "block": rows * max(result.order.widths)}
-    return sizes.get(unit, rows * columns)
 
 
 def _promise(result: LayerResult, pattern: Pattern) -> tuple[str, Tensor, Tensor, int]:
@@ -266,34 +248,20 @@ def _promise(result: LayerResult, pattern: Pattern) -> tuple[str, Tensor, Tensor
     return "block", per_block, torch.tensor([pattern.count(rows * width) for width in result.order.widths]), 0
 
 
-# Inputs
-
-
 def check_inputs(statistics: InputStatistics, damping: float | None) -> list[Check]:
     """Whether inputs are finite, live, enough, and H factorized with the requested damping, relative to the mean of
     diag(H); None leaves the factorization out, which is most of the work."""
     # |H_ij|² ≤ H_ii H_jj, so one look at the diagonal finds every NaN and infinity of the inputs.
     wrong = int((~torch.isfinite(statistics.diagonal)).sum())
     columns, dead, tokens = statistics.columns, int(statistics.dead.sum()), statistics.tokens
+    seen = f"{wrong} of {columns} input columns saw NaN or infinity" if wrong else f"all {columns} columns are finite"
+    zero = f"{dead} of {columns} input columns were zero on every token"
+    least = "at least as many tokens as columns; with fewer, only damping makes H definite"
+    enough: Status = "look" if tokens < columns else "pass"
     checks = [
-        Check(
-            "Finite inputs",
-            "fail" if wrong else "pass",
-            f"{wrong} of {columns} input columns saw NaN or infinity" if wrong else f"all {columns} columns are finite",
-            "no NaN, no infinity",
-        ),
-        Check(
-            "Live columns",
-            "look" if dead else "pass",
-            f"{dead} of {columns} input columns were zero on every token",
-            "none dead; a dead column's weights are removed first",
-        ),
-        Check(
-            "Enough tokens",
-            "look" if tokens < columns else "pass",
-            f"{tokens} tokens for {columns} columns",
-            "at least as many tokens as columns; with fewer, only damping makes H definite",
-        ),
+        Check("Finite inputs", "fail" if wrong else "pass", seen, "no NaN, no infinity"),
+        Check("Live columns", "look" if dead else "pass", zero, "none dead; a dead column's weights are removed first"),
+        Check("Enough tokens", enough, f"{tokens} tokens for {columns} columns", least),
     ]
     if not wrong and damping is not None:
         try:

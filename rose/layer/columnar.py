@@ -28,25 +28,17 @@ Cause = Literal["inputs", "weights", "both", "neither"]
 
 @dataclass(frozen=True)
 class Outlier:
-    """The block that makes a layer columnar, or would.
+    """The block that makes a layer columnar, or would."""
 
-    Attributes:
-        block: its loss per column lies furthest from the median block's, as a ratio.
-        is_strong: whether it loses more than the median block; else less.
-        other: the block at the other end.
-        ratio: loss per column of `block` over that of `other`.
-        weight_norm, input_norm: mean norm of its weight columns and inputs, over the median of the other blocks' means.
-        cause: which of the two lies out the way the loss does.
-        heads: attention heads in the block that lie out with it; none where inputs are no heads' outputs.
-    """
-
-    block: int
-    is_strong: bool
-    other: int
-    ratio: float
+    block: int  # its loss per column lies furthest from the median block's, as a ratio
+    is_strong: bool  # whether it loses more than the median block; else less
+    other: int  # the block at the other end
+    ratio: float  # loss per column of `block` over that of `other`
+    # mean norm of its weight columns and inputs, over the median of the other blocks' means
     weight_norm: float
     input_norm: float
-    cause: Cause
+    cause: Cause  # which of the two lies out the way the loss does
+    # attention heads in the block that lie out with it; none where inputs are no heads' outputs
     heads: tuple[int, ...] = ()
 
 
@@ -64,6 +56,13 @@ def outlier(plan: OrderPlan, weight: Tensor, input_norm: Tensor, heads: int = 0)
     sign = 1.0 if is_strong else -1.0
     by_weight = _against_others(weight.float().norm(dim=0), plan.block_width, block)
     by_input = _against_others(input_norm, plan.block_width, block)
+    # In logarithms, positive the way the loss lies out.
+    weights, inputs = (sign * log(max(norm, NOTHING)) for norm in (by_weight, by_input))
+    cause: Cause = "inputs" if inputs > LEADS * max(weights, 0.0) else "both"
+    if max(weights, inputs) < log(APART):
+        cause = "neither"
+    elif weights > LEADS * max(inputs, 0.0):
+        cause = "weights"
     return Outlier(
         block=block,
         is_strong=is_strong,
@@ -71,7 +70,7 @@ def outlier(plan: OrderPlan, weight: Tensor, input_norm: Tensor, heads: int = 0)
         ratio=float(loss[block] / loss[other]) if loss[other] > 0 else inf,
         weight_norm=by_weight,
         input_norm=by_input,
-        cause=_cause(sign * log(max(by_weight, NOTHING)), sign * log(max(by_input, NOTHING))),
+        cause=cause,
         heads=_heads_of(plan, block, sign, heads),
     )
 
@@ -81,15 +80,6 @@ def _against_others(norm: Tensor, widths: tuple[int, ...], block: int) -> float:
     means = torch.stack([part.double().mean() for part in norm.cpu().split(list(widths))])
     rest = torch.cat([means[:block], means[block + 1 :]]).quantile(0.5)
     return float(means[block] / rest) if rest > 0 else inf if means[block] > 0 else 1.0
-
-
-def _cause(by_weight: float, by_input: float) -> Cause:
-    """Arguments: logarithms of how far weights and inputs lie out, positive the way the loss does."""
-    if max(by_weight, by_input) < log(APART):
-        return "neither"
-    if by_input > LEADS * max(by_weight, 0.0):
-        return "inputs"
-    return "weights" if by_weight > LEADS * max(by_input, 0.0) else "both"
 
 
 def _heads_of(plan: OrderPlan, block: int, sign: float, heads: int) -> tuple[int, ...]:
@@ -118,25 +108,17 @@ MOST_POSITIONS = 16  # of the costliest block; of more blocks some are tried, ev
 
 @dataclass(frozen=True)
 class PaperFigures:
-    """One layer's numbers; errors are relative, on calibration inputs.
-
-    Attributes:
-        curves: by order, the error before the sweep and after each block, (blocks + 1,).
-        losses: loss per column of each block in natural order.
-        visited: the blocks as two-level order visits them.
-        block, place: the costliest block, per column, and its position in natural order, from 0.
-        positions: position and final error, all others in natural order.
-        bars: order, sparsity and final error of every bar.
-    """
+    """One layer's numbers; errors are relative, on calibration inputs."""
 
     layer: str
-    curves: dict[str, list[float]]
-    losses: list[float]
-    visited: list[int]
+    curves: dict[str, list[float]]  # by order, the error before the sweep and after each block, (blocks + 1,)
+    losses: list[float]  # loss per column of each block in natural order
+    visited: list[int]  # the blocks as two-level order visits them
+    # the costliest block, per column, and its position in natural order, from 0
     block: int
     place: int
-    positions: list[tuple[int, float]]
-    bars: list[tuple[str, float, float]]
+    positions: list[tuple[int, float]]  # position and final error, all others in natural order
+    bars: list[tuple[str, float, float]]  # order, sparsity and final error of every bar
 
 
 def positions(plan: OrderPlan, base: str, block: int) -> list[Order]:
@@ -169,9 +151,8 @@ def paper_figures(layer: str, weight: Tensor, statistics: InputStatistics, setti
         return [ratio(error, energy) for error in result.trace.error_so_far(result.added_damping).tolist()]
 
     moved = positions(plan, "natural", block)
-    tried = (
-        torch.linspace(0, len(moved) - 1, min(len(moved), MOST_POSITIONS), dtype=torch.float32).round().int().tolist()
-    )
+    count = min(len(moved), MOST_POSITIONS)
+    tried = torch.linspace(0, len(moved) - 1, count, dtype=torch.float32).round().int().tolist()
     return PaperFigures(
         layer=layer,
         curves={order: curve(order) for order in CURVES},

@@ -87,29 +87,24 @@ class MassiveActivation:
     def find(
         cls, weight: Tensor, pruned: Tensor, statistics: InputStatistics, hessian: Tensor | None = None
     ) -> MassiveActivation | None:
-        """None in a layer without massive activations.
-
-        Args:
-            weight, pruned: W and Ŵ, (out, in).
-            statistics: of the inputs.
-            hessian: (in, in), of the inputs that the error is on, where they are others.
-        """
+        """None in a layer without massive activations. W and Ŵ are (out, in); `hessian`, (in, in), of the inputs that
+        the error is on, where they are others."""
         channels = massive_channels(statistics.diagonal)
         if not channels:
             return None
         share = float(statistics.diagonal[list(channels)].sum() / statistics.diagonal.sum())
         first = statistics.first_share(channels)
         inputs = statistics.hessian if hessian is None else hessian
-        return cls(channels, share, first, error_without(weight, pruned, inputs, channels))
+        mask = torch.ones(weight.shape[1], device=inputs.device)
+        mask[list(channels)] = 0  # of zero weights H's rows and columns count nothing
+        weight, pruned = weight.to(inputs.device), pruned.to(inputs.device)
+        change = quadratic_form(difference(weight, pruned).mul_(mask), inputs)
+        return cls(channels, share, first, ratio(change, quadratic_form(weight.float() * mask, inputs)))
 
 
 def massive_channels(diagonal: Tensor) -> tuple[int, ...]:
-    """The fewest channels that carry at least `NEARLY_ALL` of the input, the most active first; none where more than
-    `FEW` of all channels are needed, or no input was.
-
-    Args:
-        diagonal: diag(H), (in,).
-    """
+    """The fewest channels that carry at least `NEARLY_ALL` of the input, by diag(H), (in,), the most active first; none
+    where more than `FEW` of all channels are needed, or no input was."""
     total = float(diagonal.sum(dtype=torch.float64))
     if not total > 0:
         return ()
@@ -117,12 +112,3 @@ def massive_channels(diagonal: Tensor) -> tuple[int, ...]:
     carried = values[: max(1, int(FEW * len(values)))].cumsum(0) / total
     needed = int((carried < NEARLY_ALL).sum()) + 1
     return tuple(order[:needed].tolist()) if needed <= len(carried) else ()
-
-
-def error_without(weight: Tensor, pruned: Tensor, hessian: Tensor, channels: tuple[int, ...]) -> float:
-    """The relative error over the inputs of all channels but these, see `MassiveActivation.error`."""
-    mask = torch.ones(weight.shape[1], device=hessian.device)
-    mask[list(channels)] = 0  # of zero weights H's rows and columns count nothing
-    weight, pruned = weight.to(hessian.device), pruned.to(hessian.device)
-    change = quadratic_form(difference(weight, pruned).mul_(mask), hessian)
-    return ratio(change, quadratic_form(weight.float() * mask, hessian))

@@ -196,18 +196,12 @@ class _Factored:
 
 @dataclass(frozen=True, eq=False)
 class _Sample:
-    """Some rows that stand for all.
-
-    Attributes:
-        all_rows: W, (out, in) float32, dead columns zero.
-        rows: those swept, (sample, in).
-        energy: tr(W H Wᵀ) of the sample.
-    """
+    """Some rows that stand for all."""
 
     plan: OrderPlan
-    all_rows: Tensor
-    rows: Tensor
-    energy: float
+    all_rows: Tensor  # W, (out, in) float32, dead columns zero
+    rows: Tensor  # those swept, (sample, in)
+    energy: float  # tr(W H Wᵀ) of the sample
 
     @classmethod
     def of(cls, weight: Tensor, hessian: Tensor | InputStatistics, basic: PlanOptions) -> _Sample:

@@ -27,22 +27,15 @@ IN_PANELS = 1024  # columns from which on a Cholesky factorization in panels is 
 
 @dataclass(frozen=True)
 class DampedHessian:
-    """A Hessian ready to be factorized in any column order.
+    """A Hessian ready to be factorized in any column order."""
 
-    Attributes:
-        matrix: float32 (in, in), dead columns set to 1 on the diagonal, damping added.
-        dead: True where H_jj = 0, (in,) bool; the weights of these columns are set to zero.
-        damping, added: λ relative to the mean of diag(H), and absolute; above the request where H was not definite.
-        mean: of diag(H), all columns.
-        lower: L with JHJ = LLᵀ, (in, in), where J reverses the order of the columns.
-    """
-
-    matrix: Tensor
-    dead: Tensor
+    matrix: Tensor  # float32 (in, in), dead columns set to 1 on the diagonal, damping added
+    dead: Tensor  # True where H_jj = 0, (in,) bool; the weights of these columns are set to zero
+    # λ relative to the mean of diag(H), and absolute; above the request where H was not definite
     damping: float
     added: float
-    mean: float
-    lower: Tensor
+    mean: float  # of diag(H), all columns
+    lower: Tensor  # L with JHJ = LLᵀ, (in, in), where J reverses the order of the columns
 
     @cached_property
     def natural_factor(self) -> Tensor:
@@ -183,14 +176,9 @@ def damp(hessian: Tensor, damping: float = DAMPING) -> DampedHessian:
 def solve_on_support(weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor, steps: int) -> Tensor:
     """Conjugate gradients towards the kept weights that minimise tr((W − Ŵ) M (W − Ŵ)ᵀ) for a fixed mask.
 
-    All rows at once, each with its own step sizes, preconditioned by the diagonal of M. The error never rises.
-
-    Args:
-        weight: W, (out, in) float32.
-        mask: True = removed, (out, in).
-        matrix: M, (in, in), definite.
-        start: (out, in); only its kept entries are used.
-        steps: at most; fewer once the residual has fallen by 1e-6.
+    All rows at once, each with its own step sizes, preconditioned by the diagonal of M. The error never rises. W is
+    (out, in) float32; the mask (out, in), True = removed; M (in, in), definite. Only the kept entries of `start`, (out,
+    in), are used. There are fewer `steps` once the residual has fallen by 1e-6.
     """
     diagonal = matrix.diagonal()
     solution = start.masked_fill(mask, 0)
@@ -217,13 +205,11 @@ def solve_on_support(weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor
 def shifted_inverse(matrix: Tensor, penalty: float) -> Tensor:
     """(M + ρ I)⁻¹, (in, in), by a Cholesky factorization for each ρ; M is float32 and definite, ρ at least 0. ALPS
     decomposes M into eigenvectors in float64, which takes as long as nine of these inverses."""
-    factor, is_definite = cholesky(_raised(matrix, penalty))
-    if not is_definite:  # by less than float32 tells
-        return torch.cholesky_inverse(torch.linalg.cholesky(_raised(matrix.double(), penalty))).to(matrix)
-    return torch.cholesky_inverse(factor)
-
-
-def _raised(matrix: Tensor, penalty: float) -> Tensor:
     raised = matrix.clone()
     raised.diagonal().add_(penalty)
-    return raised
+    factor, is_definite = cholesky(raised)
+    if not is_definite:  # by less than float32 tells
+        raised = matrix.double()
+        raised.diagonal().add_(penalty)
+        factor = torch.linalg.cholesky(raised)
+    return torch.cholesky_inverse(factor).to(matrix)

@@ -7,6 +7,7 @@ Nothing is pruned here: |W|·‖x‖ is a cheap estimate of which columns the sw
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -56,11 +57,7 @@ def block_widths(columns: int, block_size: int) -> tuple[int, ...]:
 
 def block_starts(widths: Sequence[int]) -> list[int]:
     """First column of each block."""
-    starts, total = [], 0
-    for width in widths:
-        starts.append(total)
-        total += width
-    return starts
+    return [0, *accumulate(widths)][:-1]
 
 
 def importance(weight: Tensor, mean_square: Tensor) -> Tensor:

@@ -379,14 +379,6 @@ def _by_pivots(plan: OrderPlan, matrix: Tensor, forward: bool, smallest: bool = 
     return columns - 1 - pivoted(matrix.flip(0, 1), unit, smallest).flip(0)
 
 
-def _shuffled(plan: OrderPlan, seed: int) -> Tensor:
-    """All columns (or N:M groups) at random."""
-    unit = plan.pattern.of or 1
-    seeded = torch.Generator().manual_seed(seed)
-    score = torch.rand(plan.column_loss.numel() // unit, generator=seeded, dtype=torch.float32)
-    return unit_rank(score.repeat_interleave(unit), unit)
-
-
 def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> Order:
     """An order by name, "random:SEED", or a permutation of the columns; "rose" is the plan's own. Raises RoseError: no
     plan; unknown name; not a permutation; an order that splits N:M groups."""
@@ -399,7 +391,10 @@ def make_order(plan: OrderPlan, order: str | Order | Tensor | Sequence[int]) -> 
     check_order_name(order)
     kind, _, seed = order.partition(":")
     if kind == "random":
-        return replace(_checked(plan, _shuffled(plan, int(seed or 0))), name=f"random:{int(seed or 0)}")
+        unit, seeded = plan.pattern.of or 1, torch.Generator().manual_seed(int(seed or 0))
+        score = torch.rand(plan.column_loss.numel() // unit, generator=seeded, dtype=torch.float32)
+        shuffled = unit_rank(score.repeat_interleave(unit), unit)
+        return replace(_checked(plan, shuffled), name=f"random:{int(seed or 0)}")
     name = order.removesuffix("_ascending")
     return replace(ORDERS[name](plan, name != order), name=order)
 
@@ -420,23 +415,21 @@ def _checked(plan: OrderPlan, order: Order | Tensor | Sequence[int], what: str =
         raise wrong
     if sum(order.widths) != columns or min(order.widths) < 1:
         raise RoseError(f"{what}: block widths must be positive and add up to {columns}.")
-    permutation = permutation.long()
-    groups = permutation.view(-1, unit)
+    groups = permutation.long().view(-1, unit)
     torn = (groups != groups[:, :1] + torch.arange(unit, device=device)).any() or (groups[:, 0] % unit).any()
     if torn or any(width % unit for width in order.widths):
         raise RoseError(f"{what} must keep each group of {unit} neighbouring columns together under {plan.pattern}.")
-    return replace(order, permutation=permutation)
+    return replace(order, permutation=groups.flatten())
 
 
 def move_block(plan: OrderPlan, order: str | Order | Tensor | Sequence[int], step: int, to: int) -> Order:
     """Visits the block of `step` at step `to` instead; the others close up. Raises RoseError: a step that does not
     exist, or as `make_order`."""
     order = make_order(plan, order)
-    count = len(order.widths)
-    if not (is_whole(step) and is_whole(to) and 0 <= step < count and 0 <= to < count):
-        raise RoseError(f"This layer has blocks 0 to {count - 1}; cannot move {step!r} to {to!r}.")
-    columns = list(order.permutation.split(list(order.widths)))
     widths = list(order.widths)
+    if not (is_whole(step) and is_whole(to) and 0 <= step < len(widths) and 0 <= to < len(widths)):
+        raise RoseError(f"This layer has blocks 0 to {len(widths) - 1}; cannot move {step!r} to {to!r}.")
+    columns = list(order.permutation.split(widths))
     columns.insert(to, columns.pop(step))
     widths.insert(to, widths.pop(step))
     return make_order(plan, Order(torch.cat(columns), tuple(widths), "custom"))
@@ -459,12 +452,12 @@ def visited_blocks(plan: OrderPlan, order: Order) -> list[int | None]:
 
 
 def pivoted(matrix: Tensor, unit: int = 1, smallest: bool = False) -> Tensor:
-    """Columns in the order in which pivoted Cholesky picks them, (in,) int64; ties by index.
+    """Columns in the order in which pivoted Cholesky picks them, (in,) int64; ties by index. It picks, among the
+    columns not picked yet, the one with the largest (or `smallest`) variance that those picked so far leave unexplained
+    (LAPACK `pstrf`, Hammarling, Higham and Lucas 2007).
 
-    Args:
-        matrix: (in, in) float32, symmetric and semidefinite; not changed.
-        unit: columns that stay together; a group's pivot is the determinant of its unexplained block.
-        smallest: picks the least pivot each time, not the largest.
+    The matrix, (in, in) float32, is symmetric and semidefinite, and not changed. `unit` columns stay together; a
+    group's pivot is the determinant of its unexplained block.
     """
     if unit == 1 and not smallest and matrix.device.type == "cpu":
         pivots = lapack.spstrf(matrix.numpy(), tol=0.0, lower=1)[1]

@@ -96,11 +96,8 @@ def parse_sparsity(sparsity: float | str | Pattern) -> Pattern:
 
 @dataclass(frozen=True)
 class Grid:
-    """Bits of a code, and input columns that share a scale: a number, or "row" for all of them.
-
-    Raises:
-        RoseError: other bits or groups than `BITS` and `GROUPS`.
-    """
+    """Bits of a code, and input columns that share a scale: a number, or "row" for all of them. Raises RoseError: other
+    bits or groups than `BITS` and `GROUPS`."""
 
     bits: int
     group: int | str = GROUP

@@ -63,20 +63,6 @@ class Option:
         return int(number) if whole else number
 
 
-def complete_options(
-    label: str, declared: Mapping[str, Option], values: Mapping[str, Value] | None
-) -> dict[str, Value]:
-    """Every known option of a method, with its value or default; raises RoseError for an unknown option."""
-    values = {} if values is None else values
-    if not isinstance(values, Mapping):
-        raise RoseError(f"Options are given by name, such as {{'effort': 2}}, not as {values!r}.")
-    unknown = [name for name in values if name not in declared]
-    if unknown:
-        has = f"it has {', '.join(declared)}" if declared else "it has none"
-        raise RoseError(f"{label} has no option {unknown[0]!r}; {has}.")
-    return {name: option.read(name, values.get(name, option.default)) for name, option in declared.items()}
-
-
 Check = Callable[[Pattern, Mapping[str, Value]], None]
 MAX_SEED_DIGITS = 18  # what fits into 64 bits
 
@@ -95,7 +81,7 @@ class Method:
             fewer; measured on 1536 × 1536, 4096 × 1024 and 1024 × 3072.
         check: raises RoseError for a pattern that the method cannot reach with these options.
         rounds: whether what it keeps can be rounded to a grid.
-        module: of `rose.layer.methods`, with the method's function; empty for a plugin's.
+        module: of `rose.layer.methods`, with the method's function, where its name is another.
         function: a plugin's.
     """
 
@@ -115,20 +101,23 @@ class Method:
     def prune(self) -> Prune:
         """(W, statistics, settings) -> LayerResult, which is checked: W stays as it is, Ŵ has W's shape and dtype,
         without factors it is 0 where the mask is True, and the mask is N:M where that was asked for."""
-        return self.function or getattr(import_module(f"rose.layer.methods.{self.module}"), self.name)
+        return self.function or getattr(import_module(f"rose.layer.methods.{self.module or self.name}"), self.name)
 
     def check_request(
         self, pattern: Pattern, *, options: Mapping[str, Value] | None, orders: bool, rounds: bool
     ) -> dict[str, Value]:
-        """All options of a run by this method, checked beside its pattern.
-
-        Args:
-            orders: whether an order or a budget is asked for.
-            rounds: whether kept weights will be rounded.
-        """
+        """All options of a run by this method, with their values or defaults, checked beside its pattern; `orders`:
+        whether an order or a budget is asked for, `rounds`: whether kept weights will be rounded."""
         if orders and not self.sweeps:
             raise RoseError(f"{self.label} does not sweep over columns, so order and budget do not apply to it.")
-        complete = complete_options(self.label, self.options, options)
+        values = {} if options is None else options
+        if not isinstance(values, Mapping):
+            raise RoseError(f"Options are given by name, such as {{'effort': 2}}, not as {values!r}.")
+        for name in values:
+            if name not in self.options:
+                has = f"it has {', '.join(self.options)}" if self.options else "it has none"
+                raise RoseError(f"{self.label} has no option {name!r}; {has}.")
+        complete = {name: option.read(name, values.get(name, option.default)) for name, option in self.options.items()}
         self.check(pattern, complete)
         if rounds and not self.rounds:
             raise RoseError(
@@ -167,7 +156,6 @@ _DECLARED = (
         "SparseGPT",
         "Natural column order, the same ratio in every block, with compensation (Frantar and Alistarh 2023).",
         sweeps=True,
-        module="sparsegpt",
     ),
     Method(
         "isc",
@@ -201,14 +189,12 @@ _DECLARED = (
         "ADMM on the whole layer, then conjugate gradients on the kept weights (Meng et al. 2024); slow, low error.",
         work=18,
         matrices=((8, 6), (4, 15)),
-        module="alps",
     ),
     Method(
         "dsnot",
         "DSnoT",
         "A mask of Wanda, magnitude or SparseGPT, refined row by row without updating weights (Zhang et al. 2024).",
         options={"start": Option("wanda", "saliency of the start mask", choices=("wanda", "magnitude", "sparsegpt"))},
-        module="dsnot",
     ),
     Method(
         "measured",
@@ -231,7 +217,6 @@ _DECLARED = (
         work=15,
         check=_check_oats,
         rounds=False,
-        module="oats",
     ),
     Method(
         "rose_admm",
@@ -241,7 +226,6 @@ _DECLARED = (
         options={"effort": Option(default=1, summary="more iterations: 3 finds most of what there is", low=1, high=10)},
         work=5,
         matrices=((7, 5), (4, 10)),
-        module="rose_admm",
     ),
     Method(
         "rose_dealt",
@@ -250,7 +234,6 @@ _DECLARED = (
         sweeps=True,
         work=4,
         matrices=((4, 12),),
-        module="rose_dealt",
     ),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _DECLARED}

@@ -29,16 +29,11 @@ ROWS = 256  # that `find_grid` reads at once
 
 @dataclass(frozen=True)
 class Coded:
-    """A weight matrix on a grid.
-
-    Attributes:
-        codes: (out, in) int8, from `grid.least` to `grid.most`; 0 where the weight is 0.
-        scales: (out, groups) float32, each exact in float16; 0 for a group of zeros.
-    """
+    """A weight matrix on a grid."""
 
     grid: Grid
-    codes: Tensor
-    scales: Tensor
+    codes: Tensor  # (out, in) int8, from `grid.least` to `grid.most`; 0 where the weight is 0
+    scales: Tensor  # (out, groups) float32, each exact in float16; 0 for a group of zeros
 
     @property
     def weight(self) -> Tensor:
@@ -47,13 +42,9 @@ class Coded:
 
 
 def choose_scales(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> Tensor:
-    """Scales by least squared error of the rounded weights, of `TRIED` for each group; (out, groups) float32. Raises
-    RoseError for groups that do not fill the rows.
-
-    Args:
-        weight: (out, in) float32.
-        importance: of the squared errors in each column, (in,), such as the diagonal of H; None counts all alike.
-    """
+    """Scales by least squared error of the rounded weights, (out, in) float32, of `TRIED` for each group; (out, groups)
+    float32. `importance`: of the squared errors in each column, (in,), such as diag(H); None counts all alike. Raises
+    RoseError for groups that do not fill the rows."""
     width, bits = grid.width(weight.shape[1]), SIGNIFICANT - (grid.bits - 1)
     parts = weight.unflatten(1, (-1, width))
     least, most = parts.amin(2), parts.amax(2)
@@ -165,22 +156,16 @@ TILE = 32  # columns that are revised before the others hear of it
 
 @dataclass(frozen=True)
 class Rounder:
-    """How a sweep rounds; columns and rows as the sweep holds them, transposed, in the order visited.
-
-    Attributes:
-        steps: the scale of every weight, (in, out); filled group by group where there is `importance`.
-        importance: of the columns' squared errors, (in,), or None with all scales filled.
-    """
+    """How a sweep rounds; columns and rows as the sweep holds them, transposed, in the order visited."""
 
     grid: Grid
-    steps: Tensor
-    importance: Tensor | None = None
+    steps: Tensor  # the scale of every weight, (in, out); filled group by group where there is `importance`
+    importance: Tensor | None = None  # of the columns' squared errors, (in,), or None with all scales filled
 
     def part(self, start: int, end: int) -> Rounder:
         """The same for these columns alone."""
-        return Rounder(
-            self.grid, self.steps[start:end], None if self.importance is None else self.importance[start:end]
-        )
+        importance = None if self.importance is None else self.importance[start:end]
+        return Rounder(self.grid, self.steps[start:end], importance)
 
     def reach(self, wt: Tensor, mask: Tensor, start: int) -> None:
         """Chooses the scales of the group that begins at this column, if any, from the part's weights and mask,
@@ -195,24 +180,14 @@ class Rounder:
 def plan_rounding(weight: Tensor, grid: Grid, order: Order, factor: Tensor, dead: Tensor, unit: int) -> Rounder:
     """How to round in a sweep by this order. Scales are chosen from compensated weights when the sweep reaches their
     group, if every group lies whole within a block, else from the weights before the sweep. Squared errors count
-    1/U_jj².
-
-    Args:
-        weight: W, (out, in) float32, original column order.
-        factor: U for `order`, (in, in).
-        dead: columns without any input, (in,), original order.
-        unit: columns that are masked at once, which must not reach over the end of a group.
-    """
+    1/U_jj². W, (out, in) float32, and `dead` columns, (in,), are in original order; U, (in, in), is for this one.
+    `unit` columns are masked at once, which must not reach over the end of a group."""
     importance = factor.diagonal().square().reciprocal().masked_fill_(dead[order.permutation], torch.inf)
     lowest = importance.amin()  # dead columns count as little as any; H holds a 1 for them, of no scale
     importance = torch.where(importance.isinf(), lowest if lowest.isfinite() else 1.0, importance)
     width = grid.width(weight.shape[1])
-    if (
-        order.is_natural
-        and grid.group != "row"
-        and not any(block % width for block in order.widths)
-        and not width % unit
-    ):
+    fits = not width % unit and not any(block % width for block in order.widths)
+    if fits and order.is_natural and grid.group != "row":
         return Rounder(grid, torch.zeros_like(weight.T, memory_format=torch.contiguous_format), importance)
     scales = choose_scales(weight, grid, importance[order.inverse])
     return Rounder(grid, per_column(scales, weight.shape[1]).T.index_select(0, order.permutation))
@@ -220,15 +195,8 @@ def plan_rounding(weight: Tensor, grid: Grid, order: Order, factor: Tensor, dead
 
 def revise(target: Tensor, rounded: Tensor, mask: Tensor, hessian: Tensor, steps: Tensor, grid: Grid) -> Tensor:
     """Coordinate descent on tr((W − Q) H (W − Q)ᵀ), `PASSES` times: each kept weight in turn takes the multiple of
-    its scale that is best with all others fixed. The error never rises.
-
-    Args:
-        target: W, (out, in) float32.
-        rounded: Q to begin with, on the grid, (out, in).
-        mask: True = removed, (out, in).
-        hessian: H, (in, in), damped.
-        steps: the scale of every weight, (in, out), original column order.
-    """
+    its scale that is best with all others fixed. The error never rises. W, Q to begin with, on the grid, and the mask,
+    True = removed, are (out, in); H, (in, in), is damped; `steps`, (in, out), are the scales of all weights."""
     wt, steps = rounded.T.contiguous(), steps.masked_fill(mask.T, 0)  # without a step a weight stays 0
     inverses, reach = inverse_of(steps), hessian.diagonal().reciprocal().tolist()
     pull = hessian @ (target.T - wt)  # half the slope of the error, with its sign turned

@@ -59,45 +59,28 @@ class SweepTrace:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep returns.
+    """What a sweep returns."""
 
-    Attributes:
-        weight: pruned and compensated, (out, in) float32, original column order.
-        mask: True = removed, (out, in), original column order.
-        column_error: Σ_rows e², (in,), original column order.
-        trace: None without a Hessian for it.
-        kept_error: Σ e² of kept weights, 0 unless they are rounded.
-    """
-
-    weight: Tensor
-    mask: Tensor
-    column_error: Tensor
-    trace: SweepTrace | None
-    kept_error: float = 0.0
-
-
-def block_budget(pattern: Pattern, rows: int, widths: Sequence[int]) -> list[int]:
-    """The same ratio in every block: how many weights each gives up (SparseGPT, ROSE)."""
-    return [pattern.count(rows * width) for width in widths]
-
-
-def layer_budget(weight: Tensor, divisor: Tensor, pattern: Pattern, order: Order) -> list[int]:
-    """How many weights of each block fall under one threshold on the saliency over the layer, set before the sweep.
-    `weight` is (out, in) in original column order; `divisor` as in `sweep`."""
-    saliency = (weight[:, order.permutation] / divisor).square()
-    mask = smallest(saliency, pattern.count(saliency.numel()))
-    return [int(block.sum()) for block in mask.split(list(order.widths), dim=1)]
+    weight: Tensor  # pruned and compensated, (out, in) float32, original column order
+    mask: Tensor  # True = removed, (out, in), original column order
+    column_error: Tensor  # Σ_rows e², (in,), original column order
+    trace: SweepTrace | None  # None without a Hessian for it
+    kept_error: float = 0.0  # Σ e² of kept weights, 0 unless they are rounded
 
 
 def visited_budget(
     budget: str | Sequence[float], weight: Tensor, divisor: Tensor, pattern: Pattern, order: Order
 ) -> list[int]:
-    """How many weights each visited block gives up under "block", "layer" or shares; arguments as of `layer_budget`."""
+    """How many weights each visited block gives up: under "block" the same ratio of each (SparseGPT, ROSE); under
+    "layer" those of its weights that fall under one threshold on the saliency over the layer, set before the sweep; or
+    by shares. `weight` is W, (out, in), in original column order; `divisor` as in `sweep`."""
     if not isinstance(budget, str):
         return own_budget(budget, weight.shape[0], order.widths, pattern)
-    if budget == "layer" and not pattern.is_grouped:
-        return layer_budget(weight, divisor, pattern, order)
-    return block_budget(pattern, weight.shape[0], order.widths)  # N:M fixes how many weights every group gives up
+    if budget == "block" or pattern.is_grouped:  # N:M fixes how many weights every group gives up
+        return [pattern.count(weight.shape[0] * width) for width in order.widths]
+    saliency = (weight[:, order.permutation] / divisor).square()
+    mask = smallest(saliency, pattern.count(saliency.numel()))
+    return [int(block.sum()) for block in mask.split(list(order.widths), dim=1)]
 
 
 def check_shares(shares: object, pattern: Pattern) -> tuple[float, ...]:
@@ -255,13 +238,9 @@ def _tile_rounded(wt: Tensor, mask: Tensor, factor: Tensor, errors: Tensor, roun
 
 
 def _tile_by_column(wt: Tensor, scale: Tensor, factor: Tensor, errors: Tensor) -> None:
-    """e_j = scale_j · w_j and w_{j:} −= e_j · U_{j,j:}, column by column, in place: the fastest on a CPU.
-
-    Args:
-        wt, errors: the tile's weights, and its errors to be filled, transposed, (width, out).
-        scale: 1/U_jj of a removed weight, 0 of a kept one, (width, out).
-        factor: U of the tile, (width, width).
-    """
+    """e_j = scale_j · w_j and w_{j:} −= e_j · U_{j,j:}, column by column, in place: the fastest on a CPU. The
+    tile's weights and its errors, to be filled, are transposed, (width, out), as `scale`, 1/U_jj of a removed weight
+    and 0 of a kept one; U is (width, width)."""
     for j in range(len(wt)):
         torch.mul(wt[j], scale[j], out=errors[j])
         wt[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
@@ -284,20 +263,17 @@ class _TraceRecorder:
         self.inverse = order.inverse
         self.hessian = hessian[order.permutation][:, order.permutation]
         self.start, self.keep_weights = wt.clone(), keep_weights
-        self.weights = [self._natural(wt)] if keep_weights else []
+        self.weights = [wt.T[:, self.inverse]] if keep_weights else []
         self.removed: list[int] = []
         self.error: list[float] = []
         self.lost: list[float] = []
         self.moved: list[float] = []
 
-    def _natural(self, wt: Tensor) -> Tensor:
-        return wt.T[:, self.inverse].clone()
-
     def block(self, wt: Tensor, before: Tensor, mask: Tensor, start: int, error: float) -> None:
         """`before`: the block as it stood when its turn came, (width, out); `mask`: what it gave up."""
         end = start + len(mask)
         if self.keep_weights:
-            self.weights.append(self._natural(wt))
+            self.weights.append(wt.T[:, self.inverse])
         self.moved.append(float((wt - self.start).square().sum(dtype=torch.float64)))
         self.removed.append(int(mask.sum()))
         self.error.append(error)

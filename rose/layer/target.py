@@ -43,17 +43,11 @@ def damping_or_rule(requested: float | None, channels: int, tokens: int, blocks:
 
 @dataclass(frozen=True)
 class Gap:
-    """The gap G between a layer's target and the output of its dense weight W on the pruned inputs.
+    """The gap G between a layer's target and the output of its dense weight W on the pruned inputs."""
 
-    Attributes:
-        cross: GᵀX_p, (out, in) float32.
-        square: ‖G‖².
-        total: the sum of G over tokens, (out,).
-    """
-
-    cross: Tensor
-    square: float
-    total: Tensor
+    cross: Tensor  # GᵀX_p, (out, in) float32
+    square: float  # ‖G‖²
+    total: Tensor  # the sum of G over tokens, (out,)
 
 
 def input_difference(dense: Tensor, pruned: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +50,8 @@ TIMING = 8.0  # seconds for turns
 
 
 class Bench:
-    """Makes and measures copies of a model, which it never changes.
-
-    Attributes:
-        ways: what can be made of the model.
-        rows: a row a way, estimates until they are measured.
-        folder: holds the copies of recommended rows, each in a folder named by its key.
-    """
+    """Makes and measures copies of a model, which it never changes. `ways` are what can be made of it, `rows` a row for
+    each, estimates until they are measured; `folder` holds the copies of recommended rows, each named by its key."""
 
     def __init__(self, spec: Smaller, model: Any, tokenizer: Any, folder: Path) -> None:
         """Raises RoseError for texts that are too short or windows that are too long for the model."""
@@ -67,7 +61,10 @@ class Bench:
         drawn = load_calibration(spec.calibration, tokenizer, seed=spec.seed, bos=spec.bos, **sizes)
         self.tokens, held_out = drawn
         assert held_out is not None
-        second = spec.second or str(_library_text(folder))
+        second = spec.second or str(folder / SECOND)
+        if not Path(second).exists() and not spec.second:
+            parts = [inspect.getsource(__import__(name)) for name in LIBRARY]
+            write_atomically(Path(second), "\n\n".join(parts).encode())  # single commands can name this file, too
         sizes = {"samples": spec.held_out, "length": spec.length, "bos": spec.bos}
         self.texts = {"": held_out, "second": load_tokens(second, tokenizer, seed=None, split="test", **sizes)}
         self.dense_sizes = file_sizes(model, tokenizer, spec.model, Path(spec.model).name)
@@ -109,18 +106,13 @@ class Bench:
         return saved / (0.02 + math.log(times)) if times < MUCH_WORSE else -times
 
     def measure(self, way: Way, follow: Follow) -> Row:
-        """Makes the copy, measures it beside the dense model, and keeps it where it is recommended now.
-
-        Raises:
-            RoseError: it cannot be made. Whatever `follow` raises passes; nothing is left half-done.
-        """
+        """Makes the copy, measures it beside the dense model, and keeps it where it is recommended now. Raises
+        RoseError where it cannot be made. Whatever `follow` raises passes; nothing is left half-done."""
         start = time.perf_counter()
         estimate = next(row for row in self.rows if row.key == way.key)
         model, report = (self.model, None) if way.recipe is None else self.make(way, follow)
         seconds = time.perf_counter() - start
-        sizes: Any = self.dense_sizes
-        if way.recipe is not None:
-            sizes = file_sizes(model, self.tokenizer, self.spec.model, way.key)
+        sizes: Any = file_sizes(model, self.tokenizer, self.spec.model, way.key) if way.recipe else self.dense_sizes
         row = replace(estimate, basis=MEASURED, minutes=seconds / 60, prefill_gain=None, **sizes)
         row = replace(row, **self._quality(model, follow), **self._speed(model, way, follow))
         self.know([row])
@@ -134,9 +126,12 @@ class Bench:
         assert way.recipe is not None
         model, report, steps = copy.deepcopy(self.model), None, way.recipe.steps
         for number, step in enumerate(steps):
-            low, high = number / len(steps), (number + 1) / len(steps)
             before = report
-            report = self._do(step, model, partial(_part, follow, low, high))
+
+            def follow_part(share: float, doing: str, number: int = number) -> None:
+                follow((number + share) / len(steps), doing)
+
+            report = self._do(step, model, follow_part)
             if before is not None and before.kind == "slim" and report.kind == "prune":
                 report = replace(before, then=report)
         assert report is not None
@@ -168,10 +163,8 @@ class Bench:
         for text, windows in self.texts.items():
             losses = window_losses(model, windows, progress=lambda share: follow(share, "Measuring perplexity"))
             prefix = f"{text}_" if text else ""
-            facts |= {
-                f"{prefix}perplexity": perplexity_of(losses),
-                f"{prefix}losses": " ".join(f"{x:.9g}" for x in losses),
-            }
+            facts[f"{prefix}perplexity"] = perplexity_of(losses)
+            facts[f"{prefix}losses"] = " ".join(f"{loss:.9g}" for loss in losses)
             dense = losses if model is self.model else torch.tensor(self.rows[0].result(text).losses)
             ratio = Interval(1.0, 1.0, 1.0) if dense is losses else paired_ratio(losses.tolist(), dense.tolist())
             names = ("second_times", "second_low", "second_high") if text else ("times", "times_low", "times_high")
@@ -181,9 +174,8 @@ class Bench:
     def _speed(self, model: Any, way: Way, follow: Follow) -> dict[str, Any]:
         """Tokens a second in torch; a copy of other shapes is timed in turns with the dense model."""
         network = Network(model)
-        facts: dict[str, Any] = {
-            "environment": Precision.of("float32", network.dtype, network.device).environment(network.device)
-        }
+        precision = Precision.of("float32", network.dtype, network.device)
+        facts: dict[str, Any] = {"environment": precision.environment(network.device)}
         follow(0.0, "Measuring speed")
         if way.recipe is not None and not way.slim:
             return facts | {"prefill": self.rows[0].prefill, "decoding": self.rows[0].decoding}
@@ -219,20 +211,6 @@ class Bench:
             assert way.recipe is not None
             way.recipe.write(place)
         return place
-
-
-def _part(follow: Follow, low: float, high: float, share: float, doing: str) -> None:
-    """Tells a step's share as a share of the whole."""
-    follow(low + share * (high - low), doing)
-
-
-def _library_text(folder: Path) -> Path:
-    """The source code of modules of Python's library as a text file, which single commands can name as well."""
-    path = folder / SECOND
-    if not path.exists():
-        parts = [inspect.getsource(__import__(name)) for name in LIBRARY]
-        write_atomically(path, "\n\n".join(parts).encode())
-    return path
 
 
 @torch.no_grad()

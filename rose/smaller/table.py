@@ -1,4 +1,5 @@
-"""A row of the table of smaller copies, and the folder that keeps measured rows as they come."""
+"""A row of the table of smaller copies, and the folder that keeps measured rows as they come; and the programs that
+make zeros or N:M pay, as published, and whether this machine could run them (runtimes.csv)."""
 
 from __future__ import annotations
 
@@ -6,8 +7,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
+
+import pandas as pd
+import torch
 
 from rose.errors import RoseError
 from rose.model.measure.folder import MeasurementFolder
@@ -18,33 +23,32 @@ from rose.verdicts.smaller import recommend
 MEASURED, ESTIMATE = "measured", "estimate"
 FILES = ("safetensors", "packed", "f16", "q8_0", "q4_0")
 TABLE, SUMMARY = "table.csv", "summary.json"
+RUNTIMES = Path(__file__).with_name("runtimes.csv")
+CPU_FLAGS = Path("/proc/cpuinfo")
 Positive = Annotated[float | None, Within(0)]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A way to make a model smaller, in numbers; `basis` says "measured" or "estimate".
+    """A way to make a model smaller, in numbers.
 
-    `safetensors` to `q4_0` are bytes of files, None for a file that cannot be written; a packed file is counted without
-    its header. `prefill` and `decoding` are tokens a second in torch on this machine; `…_gain` is the speed over the
-    dense model's, measured in turns, with its 95 % interval, and None for copies of the dense model's shapes. `llama_…`
-    are speeds in llama.cpp, if llama-bench is installed. `times` is perplexity on held-out calibration windows over the
-    dense model's, with its paired interval; an estimate has the range seen in other models. `second_…` are the same on
-    the second text. `losses` are in nats a token. `minutes` and `memory` (bytes besides the model) make the copy.
+    `times` is perplexity on held-out calibration windows over the dense model's, with its paired interval; an estimate
+    has the range seen in other models. `second_…` are the same on the second text. `…_gain` is a speed over the dense
+    model's, measured in turns, with its 95 % interval, and None for copies of the dense model's shapes.
     """
 
     key: str
     name: str
-    basis: str
+    basis: str  # MEASURED or ESTIMATE
     bits: int | None
-    safetensors: Count
+    safetensors: Count  # bytes of files to q4_0, None for a file that cannot be written; `packed` without its header
     packed: int | None
     f16: int | None
     q8_0: int | None
     q4_0: int | None
     loads: str
-    minutes: NotNegative
-    memory: Count
+    minutes: NotNegative  # to make the copy
+    memory: Count  # bytes for that, besides the model
     perplexity: Positive = None
     times: Positive = None
     times_low: Positive = None
@@ -53,7 +57,7 @@ class Row:
     second_times: Positive = None
     second_low: Positive = None
     second_high: Positive = None
-    prefill: Positive = None
+    prefill: Positive = None  # tokens a second in torch on this machine
     decoding: Positive = None
     prefill_gain: Positive = None
     prefill_low: Positive = None
@@ -61,9 +65,9 @@ class Row:
     decoding_gain: Positive = None
     decoding_low: Positive = None
     decoding_high: Positive = None
-    llama_prefill: Positive = None
+    llama_prefill: Positive = None  # in llama.cpp, if llama-bench is installed
     llama_decoding: Positive = None
-    losses: str = ""
+    losses: str = ""  # by window, in nats a token
     second_losses: str = ""
     environment: str = ""
 
@@ -119,12 +123,35 @@ class SmallerFolder(MeasurementFolder[Row]):
 
 
 def read_rows(folder: str | Path) -> list[Row]:
-    """The table of a folder that `rose smaller` has written.
-
-    Raises:
-        RoseError: the table is missing, or a line is not a whole row.
-    """
+    """The table of a folder that `rose smaller` has written. Raises RoseError: the table is missing, or a line is not a
+    whole row."""
     path = Path(folder) / TABLE
     if not path.is_file():
         raise RoseError(f"There is no {TABLE} in {folder}; give a folder that `rose smaller` has written.")
     return read_records(path, Row, "smaller copies")
+
+
+def runtimes() -> pd.DataFrame:
+    """A row a program: name, uses, hardware, needs, gain, state, source, checked (a date), and here, for people."""
+    table = pd.read_csv(RUNTIMES)
+    table["here"] = [usable_here(requires) for requires in table.pop("requires")]
+    return table
+
+
+def usable_here(requires: str) -> str:
+    """ "yes", or "no: …" with the missing parts; `requires` has words such as "cuda-8 openvino"."""
+    missing = [reason for word in requires.split() if (reason := _missing(word))]
+    return f"no: {', '.join(missing)}" if missing else "yes"
+
+
+def _missing(word: str) -> str:
+    if word == "ended":
+        return "no longer offered"
+    if word.startswith("cuda"):
+        if not torch.cuda.is_available() or torch.version.cuda is None:
+            return "no NVIDIA GPU"
+        generation = int(word.partition("-")[2] or 0)
+        return "" if torch.cuda.get_device_capability()[0] >= generation else f"a GPU below {generation}.0"
+    if word == "amx":
+        return "" if CPU_FLAGS.is_file() and "amx_int8" in CPU_FLAGS.read_text() else "no AMX instructions"
+    return "" if find_spec(word) else f"{word} is not installed"

@@ -37,24 +37,16 @@ TUNED = "-tuned"
 
 @dataclass(frozen=True)
 class Way:
-    """A way to make a model smaller.
+    """A way to make a model smaller."""
 
-    Attributes:
-        key: name on a command line, "slim-fifth-bits-4"; `name` is for people.
-        slim: share of the decoder blocks' parameters to take out, 0 for none.
-        bits: of kept weights; None without rounding.
-        recipe: the steps that make the copy; None for the model as it is.
-        times: lowest and highest perplexity over the dense model's in docs/results, for estimates.
-    """
-
-    key: str
+    key: str  # name on a command line, "slim-fifth-bits-4"; `name` is for people
     name: str
-    slim: float
+    slim: float  # share of the decoder blocks' parameters to take out, 0 for none
     sparsity: str
-    bits: int | None
+    bits: int | None  # of kept weights; None without rounding
     is_tuned: bool
-    recipe: Recipe | None
-    times: tuple[float, float]
+    recipe: Recipe | None  # the steps that make the copy; None for the model as it is
+    times: tuple[float, float]  # lowest and highest perplexity over the dense model's in docs/results, for estimates
 
 
 # Key, and the range of perplexity over the dense model's: docs/results/{bits,bits-budget,structured,
@@ -81,23 +73,18 @@ RULES: dict[str, tuple[float, float]] = {
 
 
 def ways_of(spec: Smaller, model: nn.Module) -> list[Way]:
-    """The ways that this model allows, the model as it is first."""
-    ways = [_way(key, times, spec) for key, times in RULES.items()]
-    return [way for way in ways if not problem_of(way, model)]
-
-
-def problem_of(way: Way, model: nn.Module) -> str:
-    """Why this way cannot be gone with this model, a sentence; "" where it can. Shapes alone are read."""
-    network = Network(model)
-    try:
-        if way.slim:
-            check_slimming(model, SlimSettings(ratio=way.slim))
+    """The ways that this model allows by its shapes, the model as it is first."""
+    network, ways = Network(model), []
+    for key, times in RULES.items():
+        way = _way(key, times, spec)
         pattern = parse_sparsity(way.sparsity)
-        if not way.slim and (pattern.ratio or way.bits):
-            network.to_prune(None, pattern, Prune.fields()["block_size"].default, parse_grid(way.bits, None))
-    except RoseError as problem:
-        return str(problem)
-    return ""
+        with suppress(RoseError):
+            if way.slim:
+                check_slimming(model, SlimSettings(ratio=way.slim))
+            elif pattern.ratio or way.bits:
+                network.to_prune(None, pattern, Prune.fields()["block_size"].default, parse_grid(way.bits, None))
+            ways.append(way)
+    return ways
 
 
 def _way(key: str, times: tuple[float, float], spec: Smaller) -> Way:
@@ -107,14 +94,11 @@ def _way(key: str, times: tuple[float, float], spec: Smaller) -> Way:
     bits = int(words[-1]) if words[-1].isdecimal() else None
     is_tuned = "tuned" in words
     parts = [f"a {word} slimmed" for word in words if word in FRACTIONS]
-    parts += ["half zero"] if sparsity == "0.5" else ["2:4"] if sparsity == "2:4" else []
-    parts += ["tuned"] if is_tuned else []
-    parts += [f"{bits} bits"] if bits else []
-    steps = _steps(slim, sparsity, bits, is_tuned, spec)
-    return Way(
-        key, ", ".join(parts) or "as it is", slim, sparsity, bits, is_tuned, Recipe(tuple(steps)) if steps else None,
-        times,
-    )  # fmt: skip
+    parts += {"0.5": ["half zero"], "2:4": ["2:4"]}.get(sparsity, [])
+    parts += ["tuned"] * is_tuned + [f"{bits} bits"] * bool(bits)
+    steps = tuple(_steps(slim, sparsity, bits, is_tuned, spec))
+    name, recipe = ", ".join(parts) or "as it is", Recipe(steps) if steps else None
+    return Way(key, name, slim, sparsity, bits, is_tuned, recipe, times)
 
 
 def _steps(slim: float, sparsity: str, bits: int | None, is_tuned: bool, spec: Smaller) -> list[Spec]:
@@ -171,7 +155,11 @@ def safetensors_size(model: nn.Module) -> int:
 
 def estimated_rows(spec: Smaller, model: nn.Module, ways: Sequence[Way], dense: Mapping[str, int | None]) -> list[Row]:
     """A row for each way, without making a copy; `dense` are `file_sizes` of the model."""
-    untouched = _packed_without_layers(model)
+    layers = {layer.weight.untyped_storage().data_ptr() for layer in Network(model).layers}
+    every = [parameter.detach() for parameter in model.parameters()]
+    rest = [tensor for tensor in every if tensor.untyped_storage().data_ptr() not in layers]
+    # Packed bytes of what no way changes: embeddings, norms and biases.
+    untouched = sum(tensor.nbytes if (packed := encode(tensor)) is None else packed.size for tensor in rest)
     return [_row(spec, model, way, dense, untouched) for way in ways]
 
 
@@ -192,14 +180,6 @@ def _row(spec: Smaller, model: nn.Module, way: Way, dense: Mapping[str, int | No
         times_high=high,
         prefill_gain=1 / (1 - way.slim) if way.slim else None,
     )
-
-
-def _packed_without_layers(model: nn.Module) -> int:
-    """Packed bytes of what no way changes: embeddings, norms and biases."""
-    layers = {layer.weight.untyped_storage().data_ptr() for layer in Network(model).layers}
-    every = [parameter.detach() for parameter in model.parameters()]
-    rest = [tensor for tensor in every if tensor.untyped_storage().data_ptr() not in layers]
-    return sum(tensor.nbytes if (packed := encode(tensor)) is None else packed.size for tensor in rest)
 
 
 def _sizes(model: nn.Module, way: Way, dense: Mapping[str, int | None], untouched: int) -> dict[str, Any]:

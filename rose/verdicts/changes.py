@@ -91,11 +91,11 @@ def says_move(before: float, after: float, reference: str, verdict: Verdict) -> 
 
 def says_perplexity(summary: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[str]:
     """How perplexity moved, by the summary of a report: "from 12.98 to 13.04, …", and a sentence on odd windows.
-
-    Args:
-        before: a summary whose `perplexity_before` was measured before tuning, to compare with that.
-    """
-    dense, copy = _perplexity(before or summary, "before"), _perplexity(summary, "after")
+    `before` is a summary whose `perplexity_before` was measured before tuning, to compare with that."""
+    dense, copy = (
+        Result(stage, "", of[f"perplexity_{stage}"], tuple(of[f"losses_{stage}"] or ()))
+        for of, stage in ((before or summary, "before"), (summary, "after"))
+    )
     if math.isnan(copy.value):
         return [says_lost(dense.value)]
     reference = "the dense model's" if before is None else "that before tuning"
@@ -108,15 +108,9 @@ def says_lost(before: float) -> str:
     return f"from {number(before)} to no finite number: weights or outputs are NaN or infinite"
 
 
-def _perplexity(summary: Mapping[str, Any], stage: str) -> Result:
-    return Result(stage, "", summary[f"perplexity_{stage}"], tuple(summary[f"losses_{stage}"] or ()))
-
-
 def says_odd_windows(before: Sequence[float], after: Sequence[float]) -> str:
-    """A sentence on windows whose loss rose far more than the median, see docs/lab-notes/models.md; "" without any.
-
-    Losses are by window, in nats a token.
-    """
+    """A sentence on windows whose loss, in nats a token, rose far more than the median, see docs/lab-notes/models.md;
+    "" without any."""
     if not before or len(before) != len(after):
         return ""
     rise = np.subtract(after, before)

@@ -27,15 +27,9 @@ BOS = "bos_token"  # that every window begins with, None where they begin with t
 
 def on_other_windows(first_run: Mapping[str, Any], second_run: Mapping[str, Any]) -> bool:
     """Whether the summaries of two runs name different tokens."""
-    first, second = (
-        {
-            name: summary[name]
-            for name in (*WINDOWS, BOS)
-            if name in summary and (name == BOS or summary[name] is not None)
-        }
-        for summary in (first_run, second_run)
-    )
-    return any(first[name] != second[name] for name in first.keys() & second.keys())
+    shared = {*WINDOWS, BOS} & first_run.keys() & second_run.keys()
+    differing = [name for name in shared if first_run[name] != second_run[name]]
+    return any(name == BOS or None not in (first_run[name], second_run[name]) for name in differing)
 
 
 Kind = Literal["better", "no clear difference", "identical", "undecided", "not comparable"]
@@ -43,23 +37,14 @@ Kind = Literal["better", "no clear difference", "identical", "undecided", "not c
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """Conditions that must agree before two results are compared; None and () where unknown.
+    """Conditions that must agree before two results are compared; None and () where unknown."""
 
-    Attributes:
-        model: name of the dense model.
-        norms: its `embedding_norms`, which identify a model whatever its name.
-        windows: text, number and length of the evaluation windows, in words.
-        dense: the dense model's perplexity on them.
-        layers: names of the changed layers.
-        environment: processor, versions and number format, in words.
-    """
-
-    model: str | None = None
-    norms: tuple[float, ...] = ()
-    windows: str | None = None
-    dense: float | None = None
-    layers: frozenset[str] | None = None
-    environment: str | None = None
+    model: str | None = None  # name of the dense model
+    norms: tuple[float, ...] = ()  # its `embedding_norms`, which identify a model whatever its name
+    windows: str | None = None  # text, number and length of the evaluation windows, in words
+    dense: float | None = None  # the dense model's perplexity on them
+    layers: frozenset[str] | None = None  # names of the changed layers
+    environment: str | None = None  # processor, versions and number format, in words
 
     def differs(self, other: EvaluationSetup) -> str:
         """The differing conditions, such as "pruned layers (21 and 4)"; "" if the results may be compared."""
@@ -76,10 +61,8 @@ class EvaluationSetup:
         if _unlike(self.layers, other.layers):
             assert self.layers is not None
             assert other.layers is not None
-            first_count, second_count = len(self.layers), len(other.layers)
-            reasons.append(
-                f"pruned layers ({first_count} and {second_count})" if first_count != second_count else "pruned layers"
-            )
+            sizes = len(self.layers), len(other.layers)
+            reasons.append("pruned layers" + (f" ({sizes[0]} and {sizes[1]})" if sizes[0] != sizes[1] else ""))
         if _unlike(self.environment, other.environment):
             reasons.append(f"environment ({self.environment}; {other.environment})")
         return listing(reasons)
@@ -96,31 +79,19 @@ def _unlike(first: object, second: object) -> bool:
 
 @dataclass(frozen=True)
 class Result:
-    """A perplexity or an error to be compared; less is better.
+    """A perplexity or an error to be compared; less is better."""
 
-    Attributes:
-        name: of the run.
-        method: of the run.
-        value: NaN where it was not measured; the mean over draws, where there are several.
-        losses: loss of each window in nats a token; () where not kept.
-        draws: value by calibration seed.
-        drawn_losses: losses by calibration seed; `losses` are their means. {} where not kept.
-        setup: conditions of the evaluation.
-        amount: of pruning, such as the sparsity. Results of different amounts are not ranked.
-        seconds: of pruning, and of tuning if `is_tuned`; NaN where unknown.
-        target: "dense" or "layer".
-    """
-
-    name: str
-    method: str
-    value: float
-    losses: tuple[float, ...] = ()
-    draws: Mapping[Any, float] = field(default_factory=dict)
-    setup: EvaluationSetup = EvaluationSetup()
-    amount: str = ""
-    seconds: float = math.nan
-    target: str = ""
+    name: str  # of the run
+    method: str  # of the run
+    value: float  # NaN where it was not measured; the mean over draws, where there are several
+    losses: tuple[float, ...] = ()  # loss of each window in nats a token; () where not kept
+    draws: Mapping[Any, float] = field(default_factory=dict)  # value by calibration seed
+    setup: EvaluationSetup = EvaluationSetup()  # conditions of the evaluation
+    amount: str = ""  # of pruning, such as the sparsity. Results of different amounts are not ranked
+    seconds: float = math.nan  # of pruning, and of tuning if `is_tuned`; NaN where unknown
+    target: str = ""  # "dense" or "layer"
     is_tuned: bool = False
+    # losses by calibration seed; `losses` are their means. {} where not kept
     drawn_losses: Mapping[Any, tuple[float, ...]] = field(default_factory=dict)
 
     def over(self, draws: Sequence[Any]) -> Result:
@@ -137,9 +108,9 @@ class Result:
         if self.losses and len(self.losses) == len(second.losses):
             return np.allclose(self.losses, second.losses, rtol=SAME, atol=0)
         mine, theirs = [self.value], [second.value]
-        if self.draws or second.draws:
-            if self.draws.keys() != second.draws.keys():
-                return False
+        if self.draws.keys() != second.draws.keys():
+            return False
+        if self.draws:
             mine, theirs = [*self.draws.values()], [second.draws[seed] for seed in self.draws]
         return np.allclose(mine, theirs, rtol=SAME, atol=0)
 
@@ -170,19 +141,12 @@ def shared_tasks(tables: Sequence[pd.DataFrame]) -> list[str]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The comparison of two results.
+    """The comparison of two results."""
 
-    Attributes:
-        kind: "undecided" means that nothing separates the difference from chance.
-        better: name of the better result, or of the lower one if undecided; else "".
-        ratio: second over first; None where nothing was paired.
-        reason: the basis of the verdict, or why there is none.
-    """
-
-    kind: Kind
-    better: str = ""
-    ratio: Interval | None = None
-    reason: str = ""
+    kind: Kind  # "undecided" means that nothing separates the difference from chance
+    better: str = ""  # name of the better result, or of the lower one if undecided; else ""
+    ratio: Interval | None = None  # second over first; None where nothing was paired
+    reason: str = ""  # the basis of the verdict, or why there is none
 
 
 def compare(first: Result, second: Result) -> Verdict:
@@ -224,19 +188,13 @@ def compare(first: Result, second: Result) -> Verdict:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Results of one amount, the lowest first, and the verdict on the lowest beside each of the others.
-
-    Attributes:
-        results: each over the shared calibration draws.
-        problem: why the results are not ranked; else "".
-        left_out: a sentence if some results have further draws; else "".
-    """
+    """Results of one amount, the lowest first, and the verdict on the lowest beside each of the others."""
 
     noun: str
-    results: tuple[Result, ...]
+    results: tuple[Result, ...]  # each over the shared calibration draws
     verdicts: tuple[Verdict, ...]
-    problem: str = ""
-    left_out: str = ""
+    problem: str = ""  # why the results are not ranked; else ""
+    left_out: str = ""  # a sentence if some results have further draws; else ""
 
     def names(self, *kinds: Kind) -> list[str]:
         """Names of the results with such a verdict."""
@@ -302,21 +260,20 @@ def rank(results: Sequence[Result], noun: str = "perplexity") -> list[Ranking]:
         shared = _over_shared_draws(some)
         pairs = sorted(zip(shared or some, some, strict=True), key=lambda pair: pair[0].value)
         ranked, whole = zip(*pairs, strict=True)
-        verdicts = tuple(_confirmed(compare(ranked[0], cut), compare(whole[0], full)) for cut, full in pairs[1:])
+        verdicts = []
+        for cut, full in pairs[1:]:
+            verdict, further = compare(ranked[0], cut), compare(whole[0], full)
+            # All draws that the two share may take it back.
+            if verdict.kind == "better" and (further.kind, further.better) != ("better", verdict.better):
+                verdict = replace(further, kind="no clear difference", better="")
+            verdicts.append(verdict)
         wrong = _differ(ranked) or ("" if shared else "have no calibration draw in common")
         problem = f"{listing([result.name for result in ranked])} {wrong}" if wrong else ""
         draws = max(len(result.draws) for result in ranked)
         is_cut = bool(shared) and draws < max(len(result.draws) for result in some)
         left_out = f"Compared over {count(draws, 'shared calibration draw')} only." if is_cut else ""
-        rankings.append(Ranking(noun, ranked, verdicts, problem, left_out))
+        rankings.append(Ranking(noun, ranked, tuple(verdicts), problem, left_out))
     return rankings
-
-
-def _confirmed(verdict: Verdict, further: Verdict) -> Verdict:
-    """The verdict on two results, unless the one over all draws that the two share takes it back."""
-    if verdict.kind != "better" or (further.kind, further.better) == ("better", verdict.better):
-        return verdict
-    return replace(further, kind="no clear difference", better="")
 
 
 def _differ(results: Sequence[Result]) -> str:
@@ -347,27 +304,19 @@ def says_ranking(rankings: Sequence[Ranking]) -> str:
 
 @dataclass(frozen=True)
 class Front:
-    """Results that are worth their time: no other is as good in clearly less time, or better in no more.
+    """Results that are worth their time: no other is as good in clearly less time, or better in no more."""
 
-    Attributes:
-        is_on: whether each result is on the front.
-        steps: indices of results on the front, the fastest first, each clearly better than the one before.
-    """
-
-    is_on: tuple[bool, ...]
+    is_on: tuple[bool, ...]  # whether each result is on the front
+    # indices of results on the front, the fastest first, each clearly better than the one before
     steps: tuple[int, ...]
 
 
 def front(results: Sequence[Result], same_time: float = SAME_TIME) -> Front:
     """The Pareto front of time and value beyond noise. Identical models share their least time; times within a factor
     of `same_time` count as equal."""
-    kinds = {
-        (a, b): compare(first, second) for a, first in enumerate(results) for b, second in enumerate(results) if a != b
-    }
-    seconds = [
-        min(second.seconds for b, second in enumerate(results) if a == b or kinds[a, b].kind == "identical")
-        for a in range(len(results))
-    ]
+    places = range(len(results))
+    kinds = {(a, b): compare(results[a], results[b]) for a in places for b in places if a != b}
+    seconds = [min(results[b].seconds for b in places if a == b or kinds[a, b].kind == "identical") for a in places]
 
     def is_better(a: int, b: int) -> bool:
         return kinds[a, b].kind == "better" and kinds[a, b].better == results[a].name
@@ -379,7 +328,6 @@ def front(results: Sequence[Result], same_time: float = SAME_TIME) -> Front:
             return seconds[a] <= same_time * seconds[b]
         return not is_better(b, a) and same_time * seconds[a] < seconds[b]
 
-    places = range(len(results))
     is_on = tuple(not any(beats(a, b) for a in places if a != b) for b in places)
     steps: list[int] = []
     for place in sorted((at for at in places if is_on[at]), key=lambda at: (seconds[at], results[at].seconds)):

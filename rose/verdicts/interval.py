@@ -50,18 +50,13 @@ class Interval:
             decimals = next((most for most in range(2, FINEST + 1) if round(value, most)), 2)
             return f"{value:z.{decimals}f}".replace("-", "−")
         fewest = 2 if self.high > WIDE * self.low else 4 if value >= 1 else 3
-        rounded = {digits: float(f"{value:.{digits - 1}e}") for digits in range(fewest, FINEST + 2)}
-        return number(
-            value, next((digits for digits, text_value in rounded.items() if text_value != self.neutral), fewest)
-        )
+        apart = (digits for digits in range(fewest, FINEST + 2) if float(f"{value:.{digits - 1}e}") != self.neutral)
+        return number(value, next(apart, fewest))
 
 
 def paired_ratio(logs: Sequence[float], other_logs: Sequence[float]) -> Interval:
-    """exp of the mean difference of paired logarithms, with its t interval (Student 1908).
-
-    For losses a token of each window, this is the ratio of two perplexities. A single pair has the interval 0 to
-    infinity.
-    """
+    """exp of the mean difference of paired logarithms, with its t interval (Student 1908): for losses a token of each
+    window, the ratio of two perplexities. A single pair has the interval 0 to infinity."""
     with np.errstate(invalid="ignore"):  # infinity less infinity
         gaps = np.asarray(logs, np.float64) - np.asarray(other_logs, np.float64)
     middle = float(gaps.mean())
@@ -122,15 +117,9 @@ def says_correlation(who: str, target: str, correlation: Interval | None) -> str
     depends on: rank correlation 0.45 (0.10 to 0.70)". `target` follows "tells"."""
     if correlation is None:
         return f"{who}: too few different values to say whether it tells {target}"
-    how = (
-        "clearly tells"
-        if correlation.value >= STRONG
-        else "partly tells"
-        if correlation.value >= WEAK
-        else "hardly tells"
-    )
+    how = "clearly tells" if correlation.value >= STRONG else "partly tells"
     if not correlation.is_clear:
         how = "does not clearly tell"
-    elif correlation.value < 0:
-        how = "tells the wrong way round"
+    elif correlation.value < WEAK:
+        how = "hardly tells" if correlation.value >= 0 else "tells the wrong way round"
     return f"{who} {how} {target}: rank correlation {correlation}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from rose.verdicts.comparison import Result, rank
+from rose.verdicts.comparison import rank
 from rose.wording import listing, number, percent, sentence, size
 
 if TYPE_CHECKING:
@@ -22,19 +22,13 @@ MUCH_WORSE = 2.0  # times the dense perplexity; from there on nothing that a cop
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A goal, and the row that reaches it best.
-
-    Attributes:
-        key, name: of the row; "" where nothing pays.
-        text: a sentence that says why.
-        is_complete: whether every row that could reach the goal has been measured.
-    """
+    """A goal, and the row that reaches it best."""
 
     goal: str
-    key: str
+    key: str  # of the row, as its name; "" where nothing pays
     name: str
-    text: str
-    is_complete: bool = True
+    text: str  # a sentence that says why
+    is_complete: bool = True  # whether every row that could reach the goal has been measured
 
 
 def recommend(rows: Sequence[Row]) -> list[Recommendation]:
@@ -57,13 +51,14 @@ def _recommend(goal: str, dense: Row, rows: Sequence[Row]) -> Recommendation:
     measured = [row for row in rows if row.is_measured]
     reaching = [row for row in measured if _reaches(goal, row, dense)]
     is_complete = not any(not row.is_measured and _may_reach(goal, row, dense) for row in rows)
-    paying = [row for row in reaching if _worst(row) <= MUCH_WORSE]
+    limit = MUCH_WORSE  # on both texts; None and NaN lose too much
+    paying = [row for row in reaching if (row.times or math.inf) <= limit and (row.second_times or math.inf) <= limit]
     if not paying:
         why = "no way reaches it" if not reaching else f"{listing([row.name for row in reaching])} lose too much"
         so_far = f"{sentence(goal)}: no way that was measured so far reaches it."
         text = f"{sentence(goal)}: nothing pays here; {why}." if is_complete else so_far
         return Recommendation(goal, "", "", text, is_complete)
-    best = min(paying, key=lambda row: row.bytes) if goal == SAME_QUALITY else _best(paying)
+    best = min(paying if goal == SAME_QUALITY else _lowest(paying), key=lambda row: row.bytes)
     text = f"{sentence(goal)}: {best.name}, {_facts(best, dense)}."
     text += "" if is_complete else " Ways that are not measured yet may do better."
     return Recommendation(goal, best.key, best.name, text, is_complete)
@@ -86,25 +81,17 @@ def _may_reach(goal: str, row: Row, dense: Row) -> bool:
     return (row.prefill_gain or 1.0) >= TWICE
 
 
-def _worst(row: Row) -> float:
-    """Times the dense perplexity on the worse of the two texts; infinite where it is no number."""
-    times = [math.inf if each is None or math.isnan(each) else each for each in (row.times, row.second_times)]
-    return max(times)
-
-
-def _best(rows: Sequence[Row]) -> Row:
-    """The lowest perplexity over both texts, or fewer bytes where no difference is clear."""
-    results = {row.key: _both(row) for row in rows}
-    (ranking,) = rank(list(results.values()))
+def _lowest(rows: Sequence[Row]) -> list[Row]:
+    """The row of the lowest perplexity over both texts, and those without a clear difference from it."""
+    results = []
+    for row in rows:
+        losses = (*row.result().losses, *row.result("second").losses)
+        value = math.exp(min(700.0, math.fsum(losses) / len(losses)))
+        results.append(replace(row.result(), value=value, losses=losses))
+    (ranking,) = rank(results)
     verdicts = zip(ranking.results[1:], ranking.verdicts, strict=True)
     alike = {ranking.results[0].method} | {result.method for result, verdict in verdicts if verdict.kind != "better"}
-    return min((row for row in rows if row.key in alike), key=lambda row: row.bytes)
-
-
-def _both(row: Row) -> Result:
-    first, second = row.result(), row.result("second")
-    losses = (*first.losses, *second.losses)
-    return replace(first, value=math.exp(min(700.0, math.fsum(losses) / len(losses))), losses=losses)
+    return [row for row in rows if row.key in alike]
 
 
 def _facts(row: Row, dense: Row) -> str:

@@ -25,20 +25,13 @@ MAINLY = 0.5  # share of the squares above which the first position of windows i
 
 @dataclass(frozen=True)
 class Caution:
-    """A reason to doubt the numbers of a layer.
+    """A reason to doubt the numbers of a layer."""
 
-    Attributes:
-        brief: text for a table.
-        says: text for a sentence, after "In three of 210 layers " or alone.
-        needs: columns that it reads.
-        holds: the rows in which it holds, from the table.
-        details: an end of the sentence, from these rows and the noun that names them.
-    """
-
-    brief: str
+    brief: str  # text for a table
     says: str  # after "In three of 210 layers ", or by itself of a single layer
-    needs: tuple[str, ...]
-    holds: Callable[[pd.DataFrame], pd.Series]
+    needs: tuple[str, ...]  # columns that it reads
+    holds: Callable[[pd.DataFrame], pd.Series]  # the rows in which it holds, from the table
+    # an end of the sentence, from these rows and the noun that names them
     details: Callable[[pd.DataFrame, str | None], str] = lambda _rows, _noun: ""
 
 
@@ -172,19 +165,15 @@ def cautions(table: pd.DataFrame, noun: str = "layer") -> list[str]:
             some = table.loc[holds, noun].unique()
             if len(some):
                 where = f"in {out_of(len(some), every, noun)} " if every > 1 else ""
-                is_shared = not (table[noun].isin(some) & ~holds).any()
-                methods = "" if is_shared else _by_whom(table[holds], noun)
+                methods = ""
+                if (table[noun].isin(some) & ~holds).any():  # a study, where it holds by some methods
+                    grouped = table[holds].groupby("method", sort=False) if "method" in table else []
+                    parts = [f"{label_of(str(name))} in {word(rows[noun].nunique())}" for name, rows in grouped]
+                    named = 0 < len(parts) <= FEW_METHODS
+                    methods = f": by {listing(parts)}" if named else ", by at least one method"
                 details = caution.details(table[holds], noun if every > 1 else None)
                 sentences.append(f"{sentence(where + caution.says + methods + details)}.")
     return sentences
-
-
-def _by_whom(rows: pd.DataFrame, noun: str) -> str:
-    """The methods of a study, and in how many layers: ": by SparseGPT in nine"."""
-    layers_by_method = rows.groupby("method", sort=False)[noun].nunique() if "method" in rows else pd.Series(dtype=int)
-    if not 0 < len(layers_by_method) <= FEW_METHODS:
-        return ", by at least one method"
-    return f": by {listing([f'{label_of(str(name))} in {word(layers)}' for name, layers in layers_by_method.items()])}"
 
 
 VERBS = {"fail": ("fails", "fail"), "look": ("needs review", "need review"), "pass": ("passes", "pass")}

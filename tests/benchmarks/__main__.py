@@ -27,7 +27,7 @@ from rose.layer.methods import Settings, toolkit
 from rose.layer.order import make_order
 from rose.layer.pattern import parse_sparsity
 from rose.layer.statistics import InputStatistics
-from rose.layer.sweep import block_budget, sweep
+from rose.layer.sweep import sweep
 from rose.model.estimate.duration import matmul_rate, statistics_groups
 from rose.model.walk.forward import run_block
 from tests.benchmarks.common import Row, arguments, forward_passes, packaged_model, timed
@@ -106,7 +106,7 @@ def one_layer(_tokens: tuple[int, int]) -> list[Row]:
         factor = damp(hessian).natural_factor
         settings = Settings("sparsegpt", parse_sparsity(0.7))
         order = make_order(rose.plan_order(weight, hessian), "natural")
-        counts = block_budget(settings.pattern, out, order.widths)
+        counts = [settings.pattern.count(out * width) for width in order.widths]
         product = timed(lambda: weight @ hessian, 3)  # noqa: B023  called at once
         factorization = timed(lambda: damp(hessian).natural_factor, 3)  # noqa: B023
         swept = timed(lambda: sweep(weight, factor, order, settings.pattern, counts), 3)  # noqa: B023

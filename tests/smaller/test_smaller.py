@@ -15,7 +15,7 @@ from rose import cli
 from rose.commands import terminal
 from rose.recipe.file import Recipe
 from rose.recipe.steps import Smaller
-from rose.smaller import Bench, Row, measure, read_rows, runtimes, ways, ways_of
+from rose.smaller import Bench, Row, measure, read_rows, table, ways, ways_of
 from rose.smaller.ways import RULES, file_sizes
 from rose.tensor_files import digest
 from rose.verdicts.smaller import recommend
@@ -198,14 +198,14 @@ def test_llama_cpp_is_timed_where_it_is_installed(tmp_path: Path, monkeypatch: p
 def test_runtimes_say_what_this_machine_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     flags = tmp_path / "cpuinfo"
     flags.write_text("flags: avx2 amx_int8\n")
-    monkeypatch.setattr(runtimes, "CPU_FLAGS", flags)
-    monkeypatch.setattr(runtimes.torch.cuda, "is_available", lambda: False)
-    table = runtimes.runtimes().set_index("name")
-    assert table.loc["MACKO", "here"] == "no: no NVIDIA GPU"
-    assert table.loc["vLLM", "here"] == "no: no longer offered"
-    assert runtimes.usable_here("amx") == "yes"
-    assert pd.to_datetime(table["checked"]).notna().all()
-    assert table["source"].str.startswith("https://").all()
+    monkeypatch.setattr(table, "CPU_FLAGS", flags)
+    monkeypatch.setattr(table.torch.cuda, "is_available", lambda: False)
+    programs = table.runtimes().set_index("name")
+    assert programs.loc["MACKO", "here"] == "no: no NVIDIA GPU"
+    assert programs.loc["vLLM", "here"] == "no: no longer offered"
+    assert table.usable_here("amx") == "yes"
+    assert pd.to_datetime(programs["checked"]).notna().all()
+    assert programs["source"].str.startswith("https://").all()
 
 
 def test_time_left_counts_from_the_start_of_each_way(monkeypatch):

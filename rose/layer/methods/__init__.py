@@ -35,17 +35,11 @@ from rose.layer.sweep import SweepTrace, check_shares
 
 @dataclass
 class Known:
-    """What methods that are compared on one layer share; the first method to need a value stores it.
+    """What methods that are compared on one layer share; the first method to need a value stores it."""
 
-    Attributes:
-        weight: W, (out, in), as the model holds it; the rest belongs to this tensor alone.
-        plan: for one pattern and block size.
-        energies: tr(W H Wᵀ) by the `id` of the statistics.
-    """
-
-    weight: Tensor
-    plan: OrderPlan | None = None
-    energies: dict[int, float] = field(default_factory=dict)
+    weight: Tensor  # W, (out, in), as the model holds it; the rest belongs to this tensor alone
+    plan: OrderPlan | None = None  # for one pattern and block size
+    energies: dict[int, float] = field(default_factory=dict)  # tr(W H Wᵀ) by the `id` of the statistics
 
     def is_of(self, weight: Tensor) -> bool:
         """Whether this is the same W. Some methods also measure weights that they made from it."""

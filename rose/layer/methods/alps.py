@@ -41,12 +41,8 @@ def find_support(weight: Tensor, matrix: Tensor, pattern: Pattern) -> tuple[Tens
     B = (W M − V + ρ D)(M + ρ I)⁻¹, D = B + V/ρ without its smallest entries, V += ρ (B − D). Every third iteration ρ
     grows by 1.3, 1.2 or 1.1, the more the support still changes. A support that never moves restarts with ρ/5.
 
-    Args:
-        weight: W, (out, in) float32.
-        matrix: M, (in, in), definite, with a unit diagonal.
-
-    Returns:
-        Mask of D, True = removed, (out, in); and B, (out, in), the start of the final solve.
+    W is (out, in) float32; M, (in, in), definite with a unit diagonal. Returns the mask of D, True = removed, (out,
+    in), and B, (out, in), the start of the final solve.
     """
     target = weight @ matrix
     removed = mask_by_score(weight.abs(), pattern, "layer")

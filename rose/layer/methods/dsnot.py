@@ -25,21 +25,14 @@ def dsnot(weight: Tensor, statistics: InputStatistics, settings: Settings) -> La
     layer."""
     if statistics.mean.isnan().any():
         raise RoseError("DSnoT needs the mean of the inputs, which a Hessian does not hold; give InputStatistics.")
-    dense = weight.float()
-    mask = mask_by_score(_start_score(dense, statistics, settings), settings.pattern, "row")
+    dense, start = weight.float(), settings.options["start"]
+    if start == "sparsegpt":
+        score = (dense / damped_hessian(statistics, settings.damping).natural_factor.diagonal()).square()
+    else:
+        score = dense.abs() if start == "magnitude" else importance(dense, statistics.mean_square)
+    mask = mask_by_score(score, settings.pattern, "row")
     mask = refine_mask(dense, statistics, mask, settings.pattern)
     return prune_by_mask(weight, statistics, settings, mask, budget="row")
-
-
-def _start_score(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Tensor:
-    """What the start mask compares within a row, (out, in)."""
-    start = settings.options["start"]
-    if start == "magnitude":
-        return weight.abs()
-    if start == "wanda":
-        return importance(weight, statistics.mean_square)
-    factor = damped_hessian(statistics, settings.damping).natural_factor
-    return (weight / factor.diagonal()).square()
 
 
 def refine_mask(weight: Tensor, statistics: InputStatistics, mask: Tensor, pattern: Pattern) -> Tensor:
@@ -49,12 +42,8 @@ def refine_mask(weight: Tensor, statistics: InputStatistics, mask: Tensor, patte
     and D of the other sign goes; under N:M a weight of the regrown weight's group, whatever its sign, and a row stops
     before e would change its sign. A weight moves once at most, as in the authors' program.
 
-    Args:
-        weight: W, (out, in) float32.
-        mask: True = removed; not changed.
-
-    Returns:
-        A mask with the same number of removed weights in every row (and N:M group), (out, in) bool.
+    W is (out, in) float32; the mask, True = removed, is not changed. Returns a mask, (out, in) bool, with the same
+    number of removed weights in every row (and N:M group).
     """
     mask = mask.clone()
     moved = torch.zeros_like(mask)
@@ -75,7 +64,8 @@ def refine_mask(weight: Tensor, statistics: InputStatistics, mask: Tensor, patte
         may_regrow = mask[rows] & fresh & (directed > 0)
         may_prune = ~mask[rows] & fresh
         if pattern.is_grouped:
-            may_regrow &= _any_per_group(may_prune, pattern)
+            grouped = may_prune.view(len(rows), -1, pattern.of)  # a weight of the same group must go
+            may_regrow &= grouped.any(-1, keepdim=True).expand_as(grouped).flatten(1)
         regrown = torch.where(may_regrow, regrow_score[rows] * sign, -torch.inf).argmax(1)
         may_prune &= group == group[regrown].unsqueeze(1) if pattern.is_grouped else directed < 0
         pruned = torch.where(may_prune, prune_score[rows], torch.inf).argmin(1)
@@ -90,9 +80,3 @@ def refine_mask(weight: Tensor, statistics: InputStatistics, mask: Tensor, patte
         e[rows] = after
         rows = rows[after.abs() > TOLERANCE]
     return mask
-
-
-def _any_per_group(flags: Tensor, pattern: Pattern) -> Tensor:
-    """True at every column of an N:M group that has a True, (rows, in)."""
-    grouped = flags.view(flags.shape[0], -1, pattern.of)
-    return grouped.any(-1, keepdim=True).expand_as(grouped).reshape(flags.shape)

@@ -23,7 +23,7 @@ def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     pattern, rank_ratio = settings.pattern, float(settings.options["rank_ratio"])
     if pattern.ratio == 0:
         return prune_by_score(weight, statistics, settings, weight, budget="row")
-    stored = _stored_share(pattern, rank_ratio)
+    stored = 1 - pattern.ratio if not pattern.is_grouped else pattern.keep / pattern.of / (1 - rank_ratio or 1.0)  # κ
     rows, columns = weight.shape
     rank = int(rank_ratio * stored * rows * columns / (rows + columns))
     sparse_pattern = pattern if pattern.is_grouped else Pattern(1 - (1 - rank_ratio) * stored)
@@ -34,23 +34,8 @@ def oats(weight: Tensor, statistics: InputStatistics, settings: Settings) -> Lay
     right = right * scale
     low_rank = left @ right
     sparse = (weight.float() - low_rank).masked_fill(mask | (norm == 0), 0)
-    return measured_result(
-        weight,
-        (sparse + low_rank).to(weight.dtype),
-        mask,
-        statistics,
-        settings,
-        budget="row",
-        low_rank=(left, right),
-    )
-
-
-def _stored_share(pattern: Pattern, rank_ratio: float) -> float:
-    """κ, the share of the layer's parameters that both parts store together."""
-    if not pattern.is_grouped:
-        return 1 - pattern.ratio
-    sparse_share = pattern.keep / pattern.of
-    return sparse_share / (1 - rank_ratio) if sparse_share else 0.0
+    pruned = (sparse + low_rank).to(weight.dtype)
+    return measured_result(weight, pruned, mask, statistics, settings, budget="row", low_rank=(left, right))
 
 
 def decompose(matrix: Tensor, rank: int, pattern: Pattern, iterations: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """ROSE ADMM: the mask revised a few times under a rising penalty, on correlations shrunk where tokens are few.
 
-ALPS and others solve the layer problem by ADMM (, Meng et al. 2024; Boža 2024, arXiv 2401.02938). Ours are the fixed
+ALPS and others solve the layer problem by ADMM (Meng et al. 2024; Boža 2024, arXiv 2401.02938). Ours are the fixed
 schedule, which needs a few Cholesky factorizations, and the shrinkage against fitting few tokens.
 """
 
@@ -73,15 +73,9 @@ def find_mask(
     B = W + (D − U − W) ρ (M + ρ I)⁻¹, D = B + U without its smallest entries, U += B − D. D is the kept part of S =
     B + U and U the removed part, so S alone is the state.
 
-    Args:
-        weight: W, (out, in) float32.
-        matrix: M, (in, in), definite, with a unit diagonal.
-        schedule: ρ of every iteration.
-        seen: called with S after every iteration.
-        dtype: of the product; later iterations repair what bfloat16 rounds off.
-
-    Returns:
-        Mask, True = removed, (out, in); and D, (out, in).
+    W is (out, in) float32; M, (in, in), definite with a unit diagonal. `schedule` holds ρ of every iteration, after
+    which `seen` is called with S. `dtype` is of the product; later iterations repair what bfloat16 rounds off. Returns
+    the mask, True = removed, (out, in), and D, (out, in).
     """
     sparse = state = _keep_largest(weight, pattern)  # U is 0
     last, inverse = 0.0, matrix

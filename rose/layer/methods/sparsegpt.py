@@ -3,9 +3,7 @@ ours with one budget for the layer, and the order chosen by measurement."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
@@ -52,8 +50,14 @@ def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) ->
     """Sweeps by each of `CANDIDATES`, narrowed by the settings, and keeps the least error on `settings.held_out`,
     else on the calibration inputs. That error is a minimum, so compare methods on further inputs."""
     judge = settings.held_out or statistics
-    best, least = None, float("inf")
-    for order, budget in _candidates(settings):
+    best, least, seen = None, float("inf"), set()
+    for candidate, usual in CANDIDATES:
+        order, budget = candidate if settings.order is None else settings.order, settings.budget or usual
+        # Under N:M both budgets are the same, so each order comes once.
+        key = (candidate if settings.order is None else "", "" if settings.pattern.is_grouped else budget)
+        if key in seen:
+            continue
+        seen.add(key)
         tried = replace(settings, order=order, budget=budget, trace=False)
         result = prune_by_sweep(weight, statistics, tried, order="natural", budget="block")
         measured_error = error.relative_error(weight, result.weight, judge.hessian)
@@ -65,14 +69,3 @@ def measured(weight: Tensor, statistics: InputStatistics, settings: Settings) ->
     # Traces are large; only the winner's is recorded, in a second sweep.
     again = replace(settings, order=best.order, budget=best.budget)
     return prune_by_sweep(weight, statistics, again, order="natural", budget="block")
-
-
-def _candidates(settings: Settings) -> Iterator[tuple[Any, Any]]:
-    """Order and budget of each sweep to try; under N:M both budgets are the same, so each order comes once."""
-    seen = set()
-    for order, budget in CANDIDATES:
-        pair = (settings.order if settings.order is not None else order, settings.budget or budget)
-        key = (order if settings.order is None else "", "" if settings.pattern.is_grouped else pair[1])
-        if key not in seen:
-            seen.add(key)
-            yield pair

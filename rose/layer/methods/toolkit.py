@@ -88,17 +88,9 @@ def prune_by_sweep(
     rounder = None
     if settings.grid:
         rounder = plan_rounding(live, settings.grid, visited, factor, damped.dead, pattern.of or TILE)
+    traced = damped.matrix if settings.trace else None
     swept = sweep(
-        live,
-        factor,
-        visited,
-        pattern,
-        counts,
-        damped.matrix if settings.trace else None,
-        divisor,
-        keep_weights=settings.trace != "errors",
-        rounder=rounder,
-        mask=settings.zeros,
+        live, factor, visited, pattern, counts, traced, divisor, settings.trace != "errors", rounder, settings.zeros
     )
     # A dead column costs nothing, also where nothing is removed and it is rounded.
     columns = swept.column_error.masked_fill(damped.dead, 0)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from rose.errors import RoseError
 from rose.layer import error
-from rose.layer.basis import check_basis, find_rotations, rotate_columns, rotate_statistics
+from rose.layer.basis import BASES, find_rotations, rotate_columns, rotate_statistics
 from rose.layer.methods import Settings, SettingsOptions, make_settings, prune_with
 from rose.layer.order import plan_order
+from rose.layer.registry import check_name_or_seed
 from rose.layer.statistics import InputStatistics
 from rose.model.network.heads import ROTATED, ValueHeads, find_value_heads, head_width
 from rose.model.network.layers import check_not_shared, naming
@@ -110,7 +111,7 @@ def rotate_heads(
         )
     network = Network(model)
     settings, judged = by or [make_settings(**judge)], bool(by) or "method" in judge
-    check_basis(basis)
+    check_name_or_seed("basis", basis, BASES)
     network.check_tokens(tokens)
     network.residence.overlay(leave, (), None)  # refuses a streamed model that was pruned
     workers = Workers.here()
