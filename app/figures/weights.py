@@ -375,7 +375,7 @@ def histogram(counts: Any, edges: Any, **shared: Unpack[Look]) -> Drawing:
     chart.figure.update_layout(bargap=0)
     table = pd.DataFrame({"from": edges[:-1], "to": edges[1:], "count": counts})
     inside = share[np.abs(middles) < 0.1 * np.abs(edges).max()].sum()
-    finding = f"{percent(float(inside), 0)} of the weights lie within a tenth of the largest"
+    finding = f"{percent(float(inside), 0)} of weights within a tenth of the largest"
     return chart.done(finding, "Finite weights by value", "", "Histogram of the weights", table)
 
 
@@ -391,7 +391,6 @@ def norms(norms_by_side: Mapping[str, Any], **shared: Unpack[Look]) -> Drawing:
         rank = 100 * np.arange(len(values)) / max(1, len(values) - 1)
         chart.line(rank, relative, looks[side], f"{side} at %{{x:.1f}} %<br>%{{y:.3g}} times the median", mode="lines")
         tables.append(pd.DataFrame({"side": side, "norm": values}))
-    finding = f"The largest row norm is {number(largest['row'], 2)} times the median, the largest column norm "
-    finding += number(largest["column"], 2)
+    finding = f"Norms reach {number(largest['row'], 2)} in rows, {number(largest['column'], 2)} in columns"
     note = "Norms, sorted, divided by their median"
     return chart.done(finding, note, "", "Lines of sorted norms of rows and columns", pd.concat(tables))

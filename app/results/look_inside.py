@@ -23,9 +23,9 @@ LABELS = {
     "says": "What stands out",
 }  # fmt: skip
 BESIDE = {
-    "name": "Tensor", "other_name": "In the other", "status": "Status", "moved_to": "Moved to", "change": "Change",
-    "differing": "Numbers that differ", "rows": "Rows", "columns": "Columns", "cosine": "Cosine",
-    "says": "What happened",
+    "name": "Tensor", "other_name": "In the other", "status": "Status", "moved_to": "Moved to",
+    "change": "Change of norm", "moved": "Nonzeros that differ", "rows": "Rows", "columns": "Columns",
+    "cosine": "Cosine", "says": "What happened",
 }  # fmt: skip
 
 
@@ -70,11 +70,14 @@ def _one(path: str) -> None:
     st.dataframe(
         components.in_percent(table[list(LABELS)], ["sparsity"]).rename(columns=LABELS),
         hide_index=True,
-        height=min(360, 38 + 35 * len(table)),
+        height=min(250, 38 + 35 * len(table)),
         key="inspect-table",
         on_select=lambda: components.pick_row("inspect-table", list(table["name"]), _choose),
         selection_mode="single-row",
-        column_config={"Zeros": st.column_config.NumberColumn(format=components.SHARE)},
+        column_config={
+            "Zeros": st.column_config.NumberColumn(format=components.SHARE),
+            "Bytes": st.column_config.NumberColumn(format="localized"),
+        },
         alt="All tensors of the file; a chosen row is drawn below",
     )
     csv_button("Tensors, CSV", table, "tensors.csv", "inspect-csv")
@@ -112,8 +115,16 @@ def _beside(path: str, other: str) -> None:
     if table is None:
         return
     counts = table["status"].value_counts()
-    counted = ", ".join(f"{count} {status}" for status, count in counts.items())
+    counted = ", ".join(f"{status} {count}" for status, count in counts.items())
     st.markdown(f"**{words.sentence(words.count(len(table), 'tensor'))}: {words.plain(counted)}.**")
-    shown = table[list(BESIDE)].rename(columns=BESIDE)
-    st.dataframe(shown, hide_index=True, key="inspect-beside", height=430, alt="All tensors of both files")
+    shown = components.in_percent(table[list(BESIDE)], ["change", "moved"]).rename(columns=BESIDE)
+    share = st.column_config.NumberColumn(format=components.SHARE)
+    st.dataframe(
+        shown,
+        hide_index=True,
+        key="inspect-beside",
+        height=430,
+        column_config={BESIDE["change"]: share, BESIDE["moved"]: share},
+        alt="All tensors of both files",
+    )
     csv_button("Differences, CSV", table, "differences.csv", "inspect-beside-csv")

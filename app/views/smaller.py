@@ -82,7 +82,7 @@ def _results(run: SmallerRun) -> None:
     components.table([_cells(row) for row in run.rows], "Every way, measured or estimated", key="smaller-table")
     st.caption(
         "≈ estimated by a rule, as are the file sizes in that row; the rest is measured. Reads, writes: speed, times "
-        "the dense model's. Elsewhere: the second text."
+        "the dense model's. Elsewhere: the second text, source code of Python unless chosen."
     )
     components.cautions(run.left_out)
     with st.container(horizontal=True, vertical_alignment="center"):

@@ -19,7 +19,7 @@ from app.runs.checked import CheckpointRun
 from app.runs.kept_copies import Checkpoint
 from app.study.setup import Setup
 from rose.model.network.layers import prunable_layers
-from tests.app.tiny_study import ended, figures, open_on, texts, titles
+from tests.app.tiny_study import ended, figures, open_on, open_page, texts, titles
 
 PAGE = "views/check.py"
 BROKEN, LOST = "model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj"
@@ -155,3 +155,28 @@ def test_equal_verdicts_are_a_sentence_without_a_map(setup, folder, tmp_path, mo
     assert "Read a text with it" in [link.proto.label for link in app.get("page_link")]
     monkeypatch.setattr(checked, "folder_of", lambda _request: "")  # as of a Hub id
     assert "Read a text with it" not in [link.proto.label for link in app.run().get("page_link")]
+
+
+def test_two_files_are_compared_inside(setup, folder, pruned_folder):
+    """The pruned layers differ, by their zeros and by compensation; the rest is equal."""
+    asked = {"inspect_path": str(folder), "inspect_other": str(pruned_folder)}
+    app = open_on(setup, PAGE, check_on="Look inside", **asked)
+    assert "differs 21, equal 9" in texts(app)
+    table = app.main.dataframe[0].value.set_index("Tensor")
+    differing = table[table["Status"] == "differs"]
+    assert len(differing) == 21
+    assert differing["Nonzeros that differ"].max() == 100  # per cent, by compensation
+    assert table.drop(differing.index)["Change of norm"].fillna(0).eq(0).all()
+    one = open_on(setup, PAGE, check_on="Look inside", inspect_path=str(pruned_folder))
+    assert "30 tensors" in texts(one)
+    assert len(figures(one)) == 3
+    assert one.main.dataframe[0].value.set_index("Tensor")["Zeros"].max() > 1
+
+
+@pytest.mark.parametrize("mode", ["Weights, and errors on tokens", "Weights alone"])
+def test_page_opens_on_a_finished_check(mode):
+    app = open_page(PAGE, check_on=mode)
+    assert app.error[0].value.startswith("One of 210 layers is wrong: pattern broken. Perplexity on 4 × 256 held-out")
+    assert "The wrong layer lies in decoder block 18" in titles(app)[0]
+    app.segmented_control(key="check_view").set_value("One layer").run()
+    assert "where 2:4 allows two" in titles(app)[1]
