@@ -6,7 +6,7 @@ import streamlit as st
 
 import rose
 from app import session, shared
-from app.forms.widgets import linked, path_input, spec_number
+from app.forms.widgets import linked, spec_number, text_input
 from app.runs.pruning import HELD_OUT, PROMPT, WINDOWS, Keep, PruneRequest
 from app.study.setup import Setup
 from rose.layer.pattern import BITS as GRID_BITS
@@ -43,18 +43,10 @@ def choose(setup: Setup) -> PruneRequest:
         "in at most twice SparseGPT's time (docs/results.md).\n\n"
         + "\n".join(f"- **{method.label}**: {method.summary}" for method in rose.METHODS.values()),
     )
-    sparsities = sparsities_place.text_input(
-        "Sparsities",
-        placeholder=setup.sparsity,
-        **linked("prune_sparsities"),
-        help='Ratios or N:M, separated by spaces: "0.5 0.7 2:4". Every method runs at each of them.',
-    )
-    layers = layers_place.text_input(
-        "Layers",
-        placeholder=setup.layers,
-        **linked("prune_layers"),
-        help='Names separated by spaces, * allowed: "*.o_proj". Empty: all of the set-up.',
-    )
+    help_text = 'Ratios or N:M, separated by spaces: "0.5 0.7 2:4". Every method runs at each of them.'
+    sparsities = text_input("Sparsities", "prune_sparsities", setup.sparsity, help_text, sparsities_place)
+    help_text = 'Names separated by spaces, * allowed: "*.o_proj". Empty: all of the set-up.'
+    layers = text_input("Layers", "prune_layers", setup.layers, help_text, layers_place)
     left, right = st.columns(2)
     with left:
         bits = _pills("Bits of kept weights", BITS, AS_STORED, "prune_bits", "Kept weights are rounded to a grid with "
@@ -67,7 +59,7 @@ def choose(setup: Setup) -> PruneRequest:
     return PruneRequest(
         methods=tuple(dict.fromkeys(methods)),
         sparsities=_names(sparsities) or (setup.sparsity,),
-        layers=layers.strip() or setup.layers,
+        layers=layers or setup.layers,
         threshold=threshold,
         bits=tuple(None if name == AS_STORED else int(name) for name in bits),
         **checkpoints,
@@ -77,50 +69,42 @@ def choose(setup: Setup) -> PruneRequest:
 
 def _pills(label: str, options: dict[str, str], usual: str, key: str, help: str) -> list[str]:
     """The chosen options, in their order."""
-    options_of_widget: dict[str, Any] = {"selection_mode": "multi", "format_func": options.__getitem__, "help": help}
-    chosen = st.pills(label, list(options), default=[usual], **options_of_widget, **linked(key))
+    look: dict[str, Any] = {"selection_mode": "multi", "format_func": options.__getitem__, "help": help}
+    chosen = st.pills(label, list(options), default=[usual], **look, **linked(key))
     return [name for name in options if name in chosen]
 
 
 def _checkpoints() -> dict[str, Any]:
-    keep = st.selectbox(
-        "Checkpoints",
-        list(KEEP),
-        format_func=KEEP.__getitem__,
-        **linked("prune_keep"),
-        help="Pruned models to keep, for download and for other pages. The best is the copy of the lowest perplexity "
-        f"at each sparsity. Temporary copies go when the app stops, or after {shared.KEPT_RUNS} later runs.",
+    help_text = (
+        "Pruned models to keep, for download and for other pages. The best is the copy of the lowest perplexity at "
+        f"each sparsity. Temporary copies go when the app stops, or after {shared.KEPT_RUNS} later runs."
     )
+    look: dict[str, Any] = {"format_func": KEEP.__getitem__, "help": help_text}
+    keep = st.selectbox("Checkpoints", list(KEEP), **look, **linked("prune_keep"))
     if keep != "folder":
         return {"keep": keep}
     help_text = "Each checkpoint is a new folder in it, with its report."
-    return {"keep": keep, "folder": path_input("Folder on this machine", "prune_folder", "pruned/", help_text)}
+    return {"keep": keep, "folder": text_input("Folder on this machine", "prune_folder", "pruned/", help_text)}
 
 
 def _windows(setup: Setup) -> dict[str, Any]:
     first, second, third, fourth = st.columns([3, 1, 1, 3], vertical_alignment="bottom")
-    with first:
-        text = st.selectbox(
-            "Perplexity on",
-            [HELD_OUT, *SOURCES, FILE],
-            format_func=lambda name: "held-out windows of the calibration text" if name == HELD_OUT else name,
-            **linked("prune_text"),
-            help="Held-out windows come from the calibration text, and nothing else uses them. Data sets are from the "
-            "Hub, and use their test split. Plain English is always measured besides.",
-        )
-        if text == FILE:
-            text = path_input("Path on this machine", "prune_path", "~/texts/evaluation.txt", "A .txt or .jsonl file.")
-    number: dict[str, Any] = {"value": None}
-    windows = spec_number(second, FIELDS["windows"], placeholder=str(WINDOWS), **number, **linked("prune_windows"))
-    length = spec_number(
-        third, FIELDS["length"], label="Tokens each", placeholder=str(setup.length), **number, **linked("prune_length")
+    text = first.selectbox(
+        "Perplexity on",
+        [HELD_OUT, *SOURCES, FILE],
+        format_func=lambda name: "held-out windows of the calibration text" if name == HELD_OUT else name,
+        **linked("prune_text"),
+        help="Held-out windows come from the calibration text, and nothing else uses them. Data sets are from the "
+        "Hub, and use their test split. Plain English is always measured besides.",
     )
-    prompt = fourth.text_input(
-        "Prompt to continue",
-        value=PROMPT,
-        **linked("prune_prompt"),
-        help="Every model continues it by the most likely next token. Empty: skip this.",
-    )
+    if text == FILE:
+        label, example = "Path on this machine", "~/texts/evaluation.txt"
+        text = text_input(label, "prune_path", example, "A .txt or .jsonl file.", first)
+    windows = spec_number(second, FIELDS["windows"], linked("prune_windows"), value=None, placeholder=str(WINDOWS))
+    look: dict[str, Any] = {"value": None, "label": "Tokens each", "placeholder": str(setup.length)}
+    length = spec_number(third, FIELDS["length"], linked("prune_length"), **look)
+    help_text = "Every model continues it by the most likely next token. Empty: skip this."
+    prompt = fourth.text_input("Prompt to continue", value=PROMPT, **linked("prune_prompt"), help=help_text)
     sizes = {"windows": windows or WINDOWS, "window_length": length or setup.length}
     return {"evaluate": text, "prompt": prompt, **sizes}
 
@@ -131,32 +115,21 @@ def _targets(bits: list[str]) -> dict[str, Any]:
         targets = _pills("Target", TARGETS, "dense", "prune_targets", "What each layer is fitted to. Dense: the dense "
                          "model's output, which also makes good what pruned layers before it lost. Layer: the output "
                          "of its own dense weights, as in the papers.")  # fmt: skip
-    damping = spec_number(
-        second,
-        FIELDS["target_damping"],
-        label="Damping of the correction, μ",
-        value=None,
-        placeholder="automatic",
-        disabled="dense" not in targets,
-        **linked("prune_target_damping"),
-    )
+    look: dict[str, Any] = {"value": None, "placeholder": "automatic", "disabled": "dense" not in targets}
+    look["label"] = "Damping of the correction, μ"
+    damping = spec_number(second, FIELDS["target_damping"], linked("prune_target_damping"), **look)
     # Dense targets are always true-sequential, so the toggle is fixed for them.
     is_asked = "layer" in targets
-    shown: dict[str, Any] = {"value": True, "disabled": True, "key": "prune-always-sequential"}
+    fixed: dict[str, Any] = {"value": True, "disabled": True, "key": "prune-always-sequential"}
     sequential = third.toggle(
         "True-sequential",
-        **(linked("prune_true_sequential") if is_asked else shown),
+        **(linked("prune_true_sequential") if is_asked else fixed),
         help="Calibrates each layer after those before it in the decoder block are pruned: one forward pass instead "
         "of two, more memory.",
     )
-    group = fourth.selectbox(
-        "Columns that share a scale",
-        [str(size) for size in GROUPS],
-        index=1,
-        **linked("prune_group"),
-        disabled=bits in ([], [AS_STORED]),
-        help="Consecutive input columns of a row. Each scale takes 16 bits.",
-    )
+    help_text = "Consecutive input columns of a row. Each scale takes 16 bits."
+    look = {"disabled": bits in ([], [AS_STORED]), "help": help_text}
+    group = fourth.selectbox("Columns that share a scale", list(map(str, GROUPS)), 1, **look, **linked("prune_group"))
     values = {"targets": tuple(targets), "target_damping": damping, "group": group}
     return values | {"true_sequential": is_asked and sequential}
 
@@ -167,17 +140,12 @@ def _tasks() -> dict[str, Any]:
         st.caption(zero_shot.MISSING)
         return {}
     first, second, third = st.columns([2, 1, 2], vertical_alignment="bottom")
-    tasks = first.text_input(
-        "Zero-shot tasks",
-        **linked("prune_tasks"),
-        placeholder="none",
-        help=f"Names of lm-eval's tasks, separated by spaces: {' '.join(zero_shot.TASKS)}. Their questions come from "
-        "the Hub, unless they were loaded before.",
-    )
+    help_text = f"Names of lm-eval's tasks, separated by spaces: {' '.join(zero_shot.TASKS)}. Their questions come "
+    help_text += "from the Hub, unless they were loaded before."
+    tasks = text_input("Zero-shot tasks", "prune_tasks", "none", help_text, first)
     help_text = "The first questions of each task. With 100 of them the standard error is about 5 points."
-    questions = second.number_input(
-        "Questions each", min_value=1, value=PruneRequest.questions, **linked("prune_questions"), help=help_text
-    )
+    usual = PruneRequest.questions
+    questions = second.number_input("Questions each", 1, value=usual, **linked("prune_questions"), help=help_text)
     folder = third.text_input(
         "Folder of tasks of your own",
         key="prune-task-folder",  # in no link: what others wrote there would be run

@@ -1,17 +1,17 @@
-"""The set-up as widgets of the start page, and in one line."""
+"""The set-up as widgets of the start page, from a dropped recipe, and in one line."""
 
 from typing import Any
 from urllib.parse import urlsplit
 
 import streamlit as st
 from huggingface_hub import constants
-from streamlit.delta_generator import DeltaGenerator
 from torch import nn
 
 import rose
-from app import shared, words
+from app import session, shared, words
+from app.forms.widgets import spec_number
 from app.study import preflight
-from app.study.setup import FIELDS, LARGEST, NUMBERS, Setup
+from app.study.setup import FIELDS, NUMBERS, Setup
 from rose.model.defaults import STORED
 from rose.model.load.models import DTYPES, is_hub_id, load_skeleton, read_as
 from rose.model.load.tokens import DATASETS
@@ -19,6 +19,9 @@ from rose.model.network.layers import decoder_blocks
 from rose.model.network.network import Network
 from rose.model.network.precision import name_of
 from rose.model.packaged import PACKAGED
+from rose.recipe import Recipe
+from rose.recipe.spec import Spec
+from rose.recipe.steps import Analyze, Prune
 
 HUB = urlsplit(constants.ENDPOINT).netloc
 FILE = "file"
@@ -36,6 +39,8 @@ LAYERS = {
 }
 SPARSITIES = ["0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "2:4", "4:8", "1:4"]
 PREFIX = "start_"  # of the keys of these widgets
+RECIPE = "start-recipe"
+RECIPE_USED = "recipe_used"  # in the session: how the last recipe was used
 PHRASES = {
     "dtype": "{}",
     "seed": "seed {}",
@@ -47,7 +52,13 @@ PHRASES = {
 
 def choose(draft: Setup) -> dict[str, Any]:
     """The choices that most people change, in a row: model, sparsity and layers."""
-    _seed(draft)
+    scope, block = preflight.layer_choice(draft.layers)
+    has_name = draft.text in SOURCES
+    values = {name: getattr(draft, name) for name in (*NUMBERS, "model", "sparsity", "dtype", "stream")}
+    values |= {"text": draft.text if has_name else FILE, "path": "" if has_name else draft.text}
+    values |= {"layers": scope, "block": block, "own": draft.layers}
+    for name, value in values.items():  # of widgets that are not on screen yet
+        st.session_state.setdefault(PREFIX + name, value)
     left, middle, right = st.columns([3, 2, 3])
     with left:
         model = _choose_model()
@@ -63,42 +74,28 @@ def choose_more(model: str) -> dict[str, Any]:
     """What fewer people change; fields that are hidden keep what they hold."""
     left, right = st.columns([3, 1])
     text = left.selectbox("Calibration text", list(SOURCES), format_func=SOURCES.__getitem__, **_key("text"))
-    seed_number = _number(right, "seed", help="Which windows of the text are drawn.")
     if text == FILE:
         text = st.text_input("File", placeholder="~/texts/calibration.txt", **_key("path")).strip()
-    left, middle, right = st.columns(3)
-    samples = _number(left, "samples", help="Windows of text that calibrate the pruning.")
-    length = _number(middle, "length")
-    held_out = _number(right, "held_out", help="Not used for pruning; errors are measured on them too.")
-    left, middle, right = st.columns(3)
-    block_size = _number(left, "block_size", help="Columns that are pruned together.")
-    help_text = "Added to the Hessian's diagonal, relative to its mean."
-    damping = _number(middle, "damping", step=0.01, format="%g", help=help_text)
-    dtype = right.selectbox("Number format of weights", list(DTYPES), **_key("dtype"))
-    stream = model not in PACKAGED and st.toggle(
-        "Leave the weights on disk",
-        help="Reads one decoder block at a time, for safetensors files larger than memory. The numbers "
-        "are the same. Pages that run the whole model do not work with it.",
-        **_key("stream"),
+    places = [right, *st.columns(3), *st.columns(3)]
+    numbers = {
+        name: spec_number(place, FIELDS[name], _key(name))
+        for name, place in zip(("seed", "samples", "length", "held_out", "block_size", "damping"), places, strict=False)
+    }
+    dtype = places[-1].selectbox("Number format of weights", list(DTYPES), **_key("dtype"))
+    help_text = (
+        "Reads one decoder block at a time, for safetensors files larger than memory. The numbers are the same. "
     )
-    calibration = {"text": text, "samples": samples, "length": length, "seed": seed_number, "held_out": held_out}
-    return calibration | {"block_size": block_size, "damping": damping, "dtype": dtype, "stream": stream}
+    help_text += "Pages that run the whole model do not work with it."
+    stream = model not in PACKAGED and st.toggle("Leave the weights on disk", help=help_text, **_key("stream"))
+    return numbers | {"text": text, "dtype": dtype, "stream": stream}
 
 
-def choose_sparsity(key: str, current: str, **options: Any) -> str:
-    """The sparsity of a set-up; `asked` is offered whatever it is."""
-    return (
-        st.selectbox(
-            "Sparsity",
-            SPARSITIES if current in SPARSITIES else [*SPARSITIES, current],
-            accept_new_options=True,
-            help="The share of weights removed, or N:M, where N of every M neighbouring weights stay. Choose one or "
-            "type another, such as 0.55 or 8:16.",
-            key=key,
-            **options,
-        )
-        or ""
-    )
+def choose_sparsity(key: str, current: str, **widget: Any) -> str:
+    """The sparsity of a set-up; `current` is offered whatever it is."""
+    help_text = "The share of weights removed, or N:M, where N of every M neighbouring weights stay. Choose one or "
+    help_text += "type another, such as 0.55 or 8:16."
+    options = SPARSITIES if current in SPARSITIES else [*SPARSITIES, current]
+    return st.selectbox("Sparsity", options, accept_new_options=True, help=help_text, key=key, **widget) or ""
 
 
 def forget() -> None:
@@ -106,31 +103,9 @@ def forget() -> None:
         del st.session_state[name]
 
 
-def _seed(draft: Setup) -> None:
-    """Gives the widgets that are not on screen yet the draft's values."""
-    layers, block = preflight.layer_choice(draft.layers)
-    values = {name: getattr(draft, name) for name in (*NUMBERS, "model", "sparsity", "dtype", "stream")} | {
-        "text": draft.text if draft.text in SOURCES else FILE,
-        "path": "" if draft.text in SOURCES else draft.text,
-        "layers": layers,
-        "block": block,
-        "own": draft.layers,
-    }
-    for name, value in values.items():
-        st.session_state.setdefault(PREFIX + name, value)
-
-
 def _key(name: str) -> dict[str, Any]:
     """A widget's key; hidden fields keep what was typed into them."""
     return {"key": PREFIX + name, "persist_state": "page"}
-
-
-def _number(place: DeltaGenerator, name: str, **options: Any) -> Any:
-    """A number of the set-up, within the limits that a link has to keep to as well."""
-    field = FIELDS[name]
-    low, high = (field.limits.get(limit) for limit in ("ge", "le"))
-    least, most = (None if limit is None else field.kind(min(limit, LARGEST)) for limit in (low, high))
-    return place.number_input(field.label, least, most, **options, **_key(name))
 
 
 def _choose_model() -> str:
@@ -196,26 +171,23 @@ def problems() -> dict[str, str]:
 
 def offer_to_find(model: str) -> None:
     """Buttons for a model that `structure` does not find: ask the Hub, or look again."""
+
+    def look(ask: bool) -> None:
+        problems().pop(model, None)
+        st.session_state.pop("inspected", None)
+        if not ask:
+            return
+        try:
+            load_skeleton(model)  # downloads the configuration
+        except rose.RoseError as problem:
+            problems()[model] = str(problem)
+        _read_as_stored()
+
     if is_hub_id(model):
         st.caption(f"Asking sends this name to {HUB}, which sends the model's configuration.")
-        st.button("Ask the Hub", icon=":material/cloud_download:", on_click=_ask_hub, args=(model,))
+        st.button("Ask the Hub", icon=":material/cloud_download:", on_click=look, args=(True,))
     else:
-        st.button("Try again", icon=":material/refresh:", on_click=_look_again, args=(model,))
-
-
-def _look_again(model: str) -> None:
-    problems().pop(model, None)
-    st.session_state.pop("inspected", None)
-
-
-def _ask_hub(model: str) -> None:
-    """Downloads the model's configuration."""
-    _look_again(model)
-    try:
-        load_skeleton(model)
-    except rose.RoseError as problem:
-        problems()[model] = str(problem)
-    _read_as_stored()
+        st.button("Try again", icon=":material/refresh:", on_click=look, args=(False,))
 
 
 def describe(setup: Setup) -> str:
@@ -229,3 +201,51 @@ def describe(setup: Setup) -> str:
     sizes = f"{text} {setup.samples} × {setup.length}"
     other += ["weights left on disk"] if setup.stream else []
     return ", ".join([model, layers, sizes, f"sparsity {setup.sparsity}", *other])
+
+
+def drop_recipe() -> None:
+    """Draws the place to drop a recipe, and says how the last recipe was used."""
+    st.file_uploader("Or drop a recipe.yaml here", ["yaml", "yml"], key=RECIPE, on_change=_take, max_upload_size=1)
+    sentence, page = st.session_state.get(RECIPE_USED, ("", ""))
+    if sentence:
+        st.caption(words.plain(sentence))
+    if page:
+        st.page_link(f"views/{page}.py", label="Open Prune", icon=":material/arrow_forward:")
+
+
+def _take() -> None:
+    """Callback: reads the recipe and fills the forms."""
+    file = st.session_state[RECIPE]
+    if file is None:
+        st.session_state.pop(RECIPE_USED, None)
+        return
+    try:
+        recipe = Recipe.parse(file.getvalue().decode(errors="replace"), name=file.name, is_placed=False)
+        st.session_state[RECIPE_USED] = _use(file.name, recipe.steps)
+    except rose.RoseError as problem:
+        st.session_state[RECIPE_USED] = str(problem), ""
+
+
+def _use(name: str, steps: tuple[Spec, ...]) -> tuple[str, str]:
+    """Fills the forms; returns a sentence and the page to open next, if any."""
+    step = steps[0]
+    if len(steps) > 1 or not isinstance(step, Analyze | Prune):
+        runs = ", ".join(step.run for step in steps)
+        return f"This page cannot run {name} ({runs}). Run it in a terminal: rose run {name} output=FOLDER", ""
+    forget()
+    session.choose_draft(Setup.of(step))
+    if isinstance(step, Analyze):
+        return f"The form above has the settings of {name}. Measure the layers next.", ""
+    session.use_draft()
+    chosen = {
+        "prune_methods": [step.method],
+        "prune_sparsities": step.sparsity,
+        "prune_bits": ["stored" if step.bits is None else str(step.bits)],
+        "prune_group": str(step.group or 64),
+        "prune_targets": [step.target],
+        "prune_target_damping": step.target_damping,
+        "prune_true_sequential": step.true_sequential,
+        "prune_layers": "" if step.layers is None else " ".join(step.layers),
+    }
+    st.session_state.update(chosen)
+    return f"The page Prune has the settings of {name}.", "prune"

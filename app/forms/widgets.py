@@ -1,6 +1,6 @@
 """Widgets that several pages' forms share: fields of recipes, files, folders, pruned copies, the start button."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -20,18 +20,18 @@ def linked(key: str) -> dict[str, Any]:
     return {"key": key, "bind": components.URL}
 
 
-def spec_number(place: DeltaGenerator, field: SpecField, **widget: Any) -> Any:
-    """A number of a recipe, with its label, help and limits; `more` goes to the widget."""
+def spec_number(place: DeltaGenerator, field: SpecField, key: Mapping[str, Any], **widget: Any) -> Any:
+    """A number of a recipe, with its label, help and limits unless `widget` has others; `key` as from `linked`."""
     low, high = (field.limits.get(limit) for limit in ("ge", "le"))
     least, most = (None if limit is None else field.kind(min(limit, LARGEST)) for limit in (low, high))
-    help = widget.pop("help", words.sentence(field.description) + ".")
-    return place.number_input(widget.pop("label", field.label), least, most, help=help, **widget)
+    look = {"label": field.label, "help": words.sentence(field.description) + "."}
+    look |= {"format": "%g"} if field.kind is float else {}
+    return place.number_input(**(look | widget), min_value=least, max_value=most, **key)
 
 
 def method_choice(place: DeltaGenerator, usual: str, key: str) -> str:
-    labels = {name: method.label for name, method in METHODS.items()}
-    index = list(labels).index(usual)
-    return place.selectbox("Method", list(labels), index, format_func=labels.__getitem__, **linked(key))
+    look: dict[str, Any] = {"format_func": lambda name: METHODS[name].label, "index": list(METHODS).index(usual)}
+    return place.selectbox("Method", list(METHODS), **look, **linked(key))
 
 
 def priced(setup: Setup, request: DamageRequest | PruneRequest) -> tuple[Cost | None, str]:
@@ -44,9 +44,9 @@ def priced(setup: Setup, request: DamageRequest | PruneRequest) -> tuple[Cost | 
         return None, str(problem)
 
 
-def path_input(label: str, key: str, example: str, help: str) -> str:
-    """The path of something on this machine."""
-    return st.text_input(label, **linked(key), placeholder=example, help=help).strip()
+def text_input(label: str, key: str, example: str, help: str, place: Any = st) -> str:
+    """A text that the URL carries, such as a path on this machine."""
+    return place.text_input(label, **linked(key), placeholder=example, help=help).strip()
 
 
 def file_input(label: str, key: str, types: Sequence[str], example: str, help: str) -> Any:
@@ -54,14 +54,12 @@ def file_input(label: str, key: str, types: Sequence[str], example: str, help: s
     neither."""
     left, right = st.columns(2)
     upload = left.file_uploader(label, type=list(types), key=f"{key}-file")
-    with right:
-        path = path_input("or its path on this machine", f"{key}_path", example, help)
-    return upload or path
+    return upload or text_input("or its path on this machine", f"{key}_path", example, help, right)
 
 
 def folders_input(label: str, key: str, help: str) -> str:
     """Paths of folders of saved runs or models, for `saved`."""
-    return path_input(label, key, "pruned/; slim/", f"{help}; separated by semicolons.")
+    return text_input(label, key, "pruned/; slim/", f"{help}; separated by semicolons.")
 
 
 def saved(folders: str, read: Callable[[str], Sequence[Any]]) -> list[Any]:
@@ -78,10 +76,8 @@ def saved(folders: str, read: Callable[[str], Sequence[Any]]) -> list[Any]:
 def pruned_model(model: str, key: str, label: str, other: str, place: tuple[str, str], help: str) -> str:
     """The path of a pruned copy of a model: a copy that this server has kept, unless a link or the user names a path.
 
-    Args:
-        key: begins the keys of both widgets; KEY_path, the path's key, is in the URL.
-        label: of the choice of a kept copy; `other` leads to the path.
-        place: label and placeholder of the path; `help` explains it.
+    `label` is of the choice of a kept copy, `other` leads to the path; `place` has label and placeholder of the path,
+    whose key is KEY_path.
     """
     path_key, copy_key = f"{key}_path", f"{key}_copy"
     copies = {name: str(copy.place) for name, copy in kept_checkpoints(list(shared.prunings().values()), model).items()}
@@ -94,7 +90,7 @@ def pruned_model(model: str, key: str, label: str, other: str, place: tuple[str,
         chosen = st.selectbox(label, [*copies, other], key=copy_key, accept_new_options=True, on_change=typed)
         if chosen != other:
             return copies[chosen]
-    return path_input(place[0], path_key, place[1], help)
+    return text_input(place[0], path_key, place[1], help)
 
 
 def start_button(

@@ -1,7 +1,6 @@
 """Look inside a file of weights, and compare it with another: the first mode of *Check a checkpoint*."""
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
 
 import pandas as pd
 import streamlit as st
@@ -9,7 +8,7 @@ import streamlit as st
 import rose
 from app import components, session, words
 from app.figures import weights as figures
-from app.forms.widgets import linked, path_input
+from app.forms.widgets import linked, text_input
 from app.results.downloads import csv_button
 from app.study.cache import model_identity
 from rose.model.inspect import TensorFiles, compare_files, inspect_file, look_at
@@ -31,48 +30,49 @@ BESIDE = {
 
 def draw() -> None:
     left, right = st.columns(2)
-    with left:
-        path = path_input("File or folder", "inspect_path", "model.safetensors", FILE_HELP)
-    with right:
-        other = path_input("Compare with, if you like", "inspect_other", "", "What differs, tensor by tensor.")
+    path = text_input("File or folder", "inspect_path", "model.safetensors", FILE_HELP, left)
+    other = text_input("Compare with, if you like", "inspect_other", "", "What differs, tensor by tensor.", right)
     if not path:
         path = next(iter(PACKAGED))
         st.caption(f"Shown: {path}, which comes with the app.")
     try:
-        if other:
-            _beside(path, other)
-        else:
-            _one(path)
+        _beside(path, other) if other else _one(path)
     except rose.RoseError as problem:
         components.error(problem)
 
 
-def _table(key: tuple[Any, ...], make: Callable[[], pd.DataFrame]) -> pd.DataFrame | None:
-    """A table that is computed once, in the background; None until then."""
-    tables = st.session_state.setdefault("inspected-files", {})
+def _table(*paths: str) -> pd.DataFrame | None:
+    """A row a tensor of one file, or of two; computed once, in the background, and None until then."""
+
+    def make() -> None:
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(TensorFiles(path)) for path in paths]
+            tables[key] = compare_files(files[0], files[1]) if len(files) > 1 else inspect_file(files[0])
+
+    key, tables = (*paths, *map(model_identity, paths)), st.session_state.setdefault("inspected-files", {})
     if key not in tables:
-        components.finished([lambda: tables.update({key: make()})], "look-inside", key, "file")
+        components.finished([make], "look-inside", key, "file")
     return tables.get(key)
 
 
 def _one(path: str) -> None:
-    def make() -> pd.DataFrame:
-        with TensorFiles(path) as files:
-            return inspect_file(files)
-
-    table = _table((path, model_identity(path)), make)
+    table = _table(path)
     if table is None:
         return
     st.markdown(
         f"**{words.sentence(words.count(len(table), 'tensor'))}, {words.size(float(table['stored'].sum()))}, "
         f"{words.percent(float(table['zeros'].sum() / max(1, table['numbers'].sum())))} zeros.**"
     )
+
+    def choose(name: str) -> None:
+        st.session_state.inspect_tensor = name
+
     st.dataframe(
         components.in_percent(table[list(LABELS)], ["sparsity"]).rename(columns=LABELS),
         hide_index=True,
         height=min(250, 38 + 35 * len(table)),
         key="inspect-table",
-        on_select=lambda: components.pick_row("inspect-table", list(table["name"]), _choose),
+        on_select=lambda: components.pick_row("inspect-table", list(table["name"]), choose),
         selection_mode="single-row",
         column_config={
             "Zeros": st.column_config.NumberColumn(format=components.SHARE),
@@ -102,20 +102,11 @@ def _one(path: str) -> None:
             st.code(text, language=None, wrap_lines=True)
 
 
-def _choose(name: str) -> None:
-    st.session_state.inspect_tensor = name
-
-
 def _beside(path: str, other: str) -> None:
-    def make() -> pd.DataFrame:
-        with TensorFiles(path) as files, TensorFiles(other) as second:
-            return compare_files(files, second)
-
-    table = _table((path, other, model_identity(path), model_identity(other)), make)
+    table = _table(path, other)
     if table is None:
         return
-    counts = table["status"].value_counts()
-    counted = ", ".join(f"{status} {count}" for status, count in counts.items())
+    counted = ", ".join(f"{status} {count}" for status, count in table["status"].value_counts().items())
     st.markdown(f"**{words.sentence(words.count(len(table), 'tensor'))}: {words.plain(counted)}.**")
     shown = components.in_percent(table[list(BESIDE)], ["change", "moved"]).rename(columns=BESIDE)
     share = st.column_config.NumberColumn(format=components.SHARE)

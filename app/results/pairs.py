@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import pandas as pd
 
@@ -66,7 +67,7 @@ class Pair:
         """Layers for which both runs have this number: `PLACE`, first, second."""
         if self.layers.empty:
             return pd.DataFrame(columns=[*PLACE, "first", "second"])
-        counts = [self.layers["layer"].isin(_counting(run, measure)["layer"]) for run in (self.first, self.second)]
+        counts = [self.layers["layer"].isin(table["layer"]) for table in self._counting(measure)]
         table = self.layers.loc[counts[0] & counts[1], [*PLACE, f"{measure}_first", f"{measure}_second"]]
         return table.set_axis([*PLACE, "first", "second"], axis=1).dropna().reset_index(drop=True)
 
@@ -77,14 +78,13 @@ class Pair:
 
     def apart(self, measure: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The layers of each run by itself: `PLACE`, value."""
-        tables = [_counting(run, measure)[[*PLACE, measure]].dropna() for run in (self.first, self.second)]
+        tables = [table[[*PLACE, measure]].dropna() for table in self._counting(measure)]
         first, second = (table.set_axis([*PLACE, "value"], axis=1).reset_index(drop=True) for table in tables)
         return first, second
 
-
-def _counting(run: RunReport, measure: str) -> pd.DataFrame:
-    """Layers that count in means of this number: errors count for pruned layers only."""
-    return run.pruned if measure in ERRORS else run.by_layer
+    def _counting(self, measure: str) -> list[pd.DataFrame]:
+        """Layers of each run that count in means of this number: errors count for pruned layers only."""
+        return [run.pruned if measure in ERRORS else run.by_layer for run in (self.first, self.second)]
 
 
 def usual_choice(runs: Sequence[RunReport]) -> list[RunReport]:
@@ -122,36 +122,28 @@ def pair(first: RunReport, second: RunReport) -> Pair:
 
 def in_environments(first: RunReport, second: RunReport) -> str:
     """A sentence where the runs were computed in different environments, so that no number is compared; else ""."""
-    setups = (EvaluationSetup(environment=run.setup.environment) for run in (first, second))
-    if not (reason := next(setups).differs(next(setups))):
-        return ""
-    return (
-        f"{first.name} and {second.name} differ in {reason}, so they are neither ranked nor subtracted; choose runs "
-        "of one environment."
-    )
+    ours, theirs = (EvaluationSetup(environment=run.setup.environment) for run in (first, second))
+    reason = ours.differs(theirs)
+    verdict = f"{first.name} and {second.name} differ in {reason}, so they are neither ranked nor subtracted"
+    return f"{verdict}; choose runs of one environment." if reason else ""
 
 
 def _problem(first: RunReport, second: RunReport, both: pd.DataFrame, left_out: int) -> str:
     """Why the layers of two runs do not correspond; `both` holds the layers of the same name."""
+    problem, is_other = "", first.summary.get("model") != second.summary.get("model")
     for name in ("rows", "columns"):
         sizes = both.dropna(subset=[f"{name}_first", f"{name}_second"])
         wrong = sizes[sizes[f"{name}_first"] != sizes[f"{name}_second"]]
-        if len(wrong):
+        if len(wrong) and not problem:
             row = wrong.iloc[0]
-            shapes = [f"{row[f'rows_{which}']:.0f} × {row[f'columns_{which}']:.0f}" for which in ("first", "second")]
-            return (
-                f"These models have different shapes: {row['layer']} is {shapes[0]} in the first and {shapes[1]} in "
-                "the second; choose runs on models of the same shape."
-            )
+            ours, theirs = (f"{row[f'rows_{side}']:.0f} × {row[f'columns_{side}']:.0f}" for side in ("first", "second"))
+            problem = f"These models have different shapes: {row['layer']} is {ours} in the first and {theirs} in the "
+            problem += "second"
     if both.empty:
-        return "These runs have no layer in common; choose runs on models of the same shape."
-    is_other = first.summary.get("model") != second.summary.get("model")
-    if is_other and left_out and "slim" not in (first.kind, second.kind):
-        return (
-            f"These are different models with {len(first.by_layer)} and {len(second.by_layer)} layers; choose runs on "
-            "models of the same shape."
-        )
-    return ""
+        problem = "These runs have no layer in common"
+    elif not problem and is_other and left_out and "slim" not in (first.kind, second.kind):
+        problem = f"These are different models with {len(first.by_layer)} and {len(second.by_layer)} layers"
+    return f"{problem}; choose runs on models of the same shape." if problem else ""
 
 
 COUNT, REMOVED, ACCURACY = "Columnar layers", "Weights removed", "Zero-shot accuracy, mean"
@@ -241,26 +233,23 @@ def cautions_of(runs: Sequence[RunReport]) -> list[str]:
 
 
 def says_perplexities(runs: Sequence[RunReport]) -> str:
-    """The verdict on their perplexities in a sentence; "" without a verdict."""
+    """The verdict on their perplexities in a sentence; "" without a verdict.
+
+    Of three or more runs it also names pairs behind the first that do not clearly differ.
+    """
     results = results_of(runs)
     sentences = [says_lost(run) for run in runs]
-    if len(results) > 1:
-        rankings = verdicts.rank([replace(result, amount="") for result in results] if len(results) == 2 else results)
-        sentences = [f"{verdicts.says_ranking(rankings)}.", *_unclear_pairs(results), *sentences]
-    return " ".join(filter(None, sentences))
-
-
-def _unclear_pairs(results: Sequence[Result]) -> list[str]:
-    """Pairs behind the first of three or more results that do not clearly differ, a sentence each."""
-    if len(results) < 3:
-        return []
-    ranked = sorted(results, key=lambda result: result.value)
-    return [
+    if len(results) < 2:
+        return " ".join(filter(None, sentences))
+    is_pair = len(results) == 2
+    rankings = verdicts.rank([replace(result, amount="") for result in results] if is_pair else results)
+    behind = sorted(results, key=lambda result: result.value)[1:]
+    unclear = [
         f"No clear difference between {result.name} and {other.name}."
-        for place, result in enumerate(ranked[1:], 2)
-        for other in ranked[place:]
+        for result, other in (() if is_pair else combinations(behind, 2))
         if result.amount == other.amount and verdicts.compare(result, other).kind == "no clear difference"
-    ][:3]
+    ]
+    return " ".join(filter(None, [f"{verdicts.says_ranking(rankings)}.", *unclear[:3], *sentences]))
 
 
 def says_lost(run: RunReport) -> str:

@@ -67,7 +67,7 @@ def of_layer(study: Study, layer: str, *_: object) -> None:
 def _offer(study: Study, request: LayerCheckRequest, run: LayerChecks | None) -> None:
     if run is not None:
         components.ended(run.job, NOT_KEPT)
-    cost = checking.estimate(study, request)
+    cost, is_early = checking.estimate(study, request), study.calibration.tokens is None
     left, right = st.columns([1, 2], vertical_alignment="center")
     left.button(
         "Measure this layer",
@@ -76,8 +76,8 @@ def _offer(study: Study, request: LayerCheckRequest, run: LayerChecks | None) ->
         on_click=_start,
         args=(study, request),
         key="check-start",
-        disabled=study.calibration.tokens is None,
-        help="The calibration tokens are not drawn yet." if study.calibration.tokens is None else None,
+        disabled=is_early,
+        help="The calibration tokens are not drawn yet." if is_early else None,
     )
     right.caption(
         f"Prunes by {words.count(len(request.methods), 'method')}, then measures each error from the tokens too, and "
@@ -108,34 +108,25 @@ def _checks(study: Study, layer: str, methods: list[str], findings: Findings | N
                 checks += [(method_style(record.method).label, check)] if check else []
     checks.sort(key=lambda pair: -RANK[pair[1].status])
     st.markdown(f"**{verdicts.says_statuses([check.status for _, check in checks], 'check')}**")
-    rows = [
-        {
-            "Status": BADGES[check.status],
-            "Check": check.name,
-            "Of": subject,
-            "Found": check.finding,
-            "To pass": check.limit,
-        }
-        for subject, check in checks
-    ]
-    components.table(rows, f"Checks of {layer}", "Status")
+    names = ("Status", "Check", "Of", "Found", "To pass")
+    cells = [(BADGES[check.status], check.name, of, check.finding, check.limit) for of, check in checks]
+    components.table([dict(zip(names, row, strict=True)) for row in cells], f"Checks of {layer}", "Status")
     if findings is not None:
         st.caption(f"Three measures of an error agree where they differ by at most {AGREE:g} of it.")
 
 
 def all_layers(study: Study) -> None:
     """The checks of every measured layer, by the chosen methods: a map, and a table with the worst first."""
-    labels = {
-        str(method): method_style(str(method)).label for method in study.records().get("method", pd.Series()).unique()
-    }
+    measured = study.records().get("method", pd.Series()).unique()
+    labels = {str(method): method_style(str(method)).label for method in measured}
     usual = [name for name in labels if name != "rose_global"] or list(labels)
     chosen = st.multiselect("Methods", list(labels), usual, format_func=labels.__getitem__, **linked("trust_methods"))
-    table = _judged(study, tuple(chosen))
-    places = {
-        layer.name: (layer.block_index, layer.projection)
-        for block in study.calibration.blocks
-        for layer in block.layers
-    }
+    setup, records, blocks = study.setup, study.records(), list(study.calibration.blocks)
+    options: dict[str, Any] = {"sparsity": setup.sparsity, "block_size": setup.block_size, "damping": setup.damping}
+    judged = records[records["method"].isin(chosen)]
+    key = ("all checks", tuple(chosen), len(records), len(blocks))
+    table = study.remember(key, lambda: check_layers(judged, blocks, **options))
+    places = {layer.name: (layer.block_index, layer.projection) for block in blocks for layer in block.layers}
     where = pd.DataFrame(table["layer"].map(places).tolist(), columns=["block_index", "projection"])
     shown = table.join(where).assign(
         verdict=table["status"].map(STATUSES), reason=table["found"], is_wrong=table["status"] != "pass"
@@ -149,15 +140,6 @@ def all_layers(study: Study) -> None:
     if study.job.status == "failed":
         components.error(f"The run stopped early: {study.job.message}")
     _table(table)
-
-
-def _judged(study: Study, methods: tuple[str, ...]) -> pd.DataFrame:
-    """As `check_layers` judges, in the order of the model."""
-    setup, records, blocks = study.setup, study.records(), list(study.calibration.blocks)
-    chosen = records[records["method"].isin(methods)]
-    options: dict[str, Any] = {"sparsity": setup.sparsity, "block_size": setup.block_size, "damping": setup.damping}
-    key = ("all checks", methods, len(records), len(blocks))
-    return study.remember(key, lambda: check_layers(chosen, blocks, **options))
 
 
 def _table(table: pd.DataFrame) -> None:

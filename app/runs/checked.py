@@ -1,7 +1,4 @@
-"""A checkpoint checked against its dense model in the background, and the record of it; no Streamlit here.
-
-`rose.model.check` defines the measurements.
-"""
+"""A checkpoint checked against its dense model in the background, see `rose.model.check`; no Streamlit here."""
 
 from __future__ import annotations
 
@@ -34,6 +31,7 @@ from rose.report import NUMBERS
 PICTURED = 12  # layers that break a pattern and have a picture of their mask
 AROUND = (24, 64)  # rows and columns of that picture
 UNKNOWN = "checkpoint"  # in place of a method, where the masks are no method's
+TOKENS = ("text", "samples", "length", "seed", "held_out")  # fields of a set-up
 COLUMNS = {"error": "target_error", "held_out_error": "held_out_target_error", "dense_input_error": "relative_error"}
 
 
@@ -48,7 +46,7 @@ class CheckRequest:
     @classmethod
     def of(cls, setup: Setup, dense: str, pruned: str, *, with_tokens: bool, stream: bool) -> CheckRequest:
         """Only with parts of the set-up that make a difference, so that the same check is the same request."""
-        tokens = {name: getattr(setup, name) for name in ("text", "samples", "length", "seed", "held_out")}
+        tokens = {name: getattr(setup, name) for name in TOKENS}
         chosen = replace(Setup(), model=dense or setup.model, dtype=setup.dtype, stream=stream)
         return cls(replace(chosen, **tokens) if with_tokens else chosen, pruned, with_tokens)
 
@@ -72,17 +70,16 @@ class CheckRequest:
     def estimate(self, skeleton: nn.Module) -> Cost:
         """Of a check with tokens; `skeleton`: of the dense model."""
         setup = self.setup
+        sizes: dict[str, Any] = {"samples": setup.samples + setup.held_out, "length": setup.length}
         sweeps = 1 + sweeps_of(CHECKED_AGAINST)  # and a refit
-        samples = setup.samples + setup.held_out
-        cost = estimate_cost(skeleton, samples=samples, length=setup.length, passes=2, sweeps=sweeps, target="dense")
+        cost = estimate_cost(skeleton, **sizes, passes=2, sweeps=sweeps, target="dense")
         windows = (setup.held_out or setup.samples) * setup.length
         return replace(cost, seconds=cost.seconds + 2 * estimate_evaluation(skeleton, tokens=windows))
 
     def recipe(self) -> CheckCopies:
         """The recipe of the same check."""
         setup = self.setup
-        tokens = {"calibration": setup.text, "samples": setup.samples, "length": setup.length, "seed": setup.seed}
-        tokens |= {"held_out": setup.held_out}
+        tokens = {name: getattr(setup, name) for name in TOKENS if name != "text"} | {"calibration": setup.text}
         shared = {"dense": setup.model, "pruned": self.pruned, "dtype": setup.dtype, "stream": setup.stream}
         return CheckCopies.of(**shared, **(tokens if self.with_tokens else {}))
 
@@ -92,12 +89,11 @@ class CheckpointRun(Run):
 
     def __init__(self, request: CheckRequest, load: Callable[[], LoadedModel]) -> None:
         super().__init__()
-        self.request = request
+        self.request, self._load = request, load
         self.check: CheckpointCheck | None = None
         self.cautions: list[str] = []  # on the calibration text
         self.excerpts: dict[str, MaskExcerpt] = {}
         self.seconds = 0.0
-        self._load = load
 
     @property
     def drawn(self) -> dict[str, Any]:
@@ -179,7 +175,7 @@ def record_of(run: CheckpointRun) -> rose.RunReport:
     table = check.layers.rename(columns=COLUMNS).reindex(columns=["layer", "block_index", "projection", *NUMBERS])
     table["zeros_before"] /= table["rows"] * table["columns"]  # which it counts
     summary = check.summary
-    record: dict[str, Any] = {
+    results: dict[str, Any] = {
         "method": (summary["method"] or {"name": UNKNOWN})["name"],
         "model": setup.model,
         "dtype": setup.dtype,
@@ -192,11 +188,11 @@ def record_of(run: CheckpointRun) -> rose.RunReport:
         "remarks": run.cautions + check.cautions,
     }
     if run.request.with_tokens:
-        record |= run.drawn | {"windows": setup.held_out or setup.samples, "window_length": setup.length}
-        record |= {"evaluated_on": HELD_OUT if setup.held_out else setup.text, "environment": summary["environment"]}
-        record |= {name: value for name, value in summary.items() if name.startswith(("perplexity_", "losses_"))}
-        record["drift"] = [entry | {"passed_on": np.nan, "arisen": np.nan} for entry in summary["drift"]]
-    report = rose.RunReport(table, record, called=f"{run.request.name} (checked)", origin=check)
+        results |= run.drawn | {"windows": setup.held_out or setup.samples, "window_length": setup.length}
+        results |= {"evaluated_on": HELD_OUT if setup.held_out else setup.text, "environment": summary["environment"]}
+        results |= {name: value for name, value in summary.items() if name.startswith(("perplexity_", "losses_"))}
+        results["drift"] = [entry | {"passed_on": np.nan, "arisen": np.nan} for entry in summary["drift"]]
+    report = rose.RunReport(table, results, called=f"{run.request.name} (checked)", origin=check)
     return report.signed(run.request.recipe())
 
 

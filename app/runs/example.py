@@ -26,8 +26,7 @@ from app.runs.damage import DamageRequest, DamageRun
 from app.runs.diffusion import PICTURES, DiffusionRequest, DiffusionRun
 from app.runs.pruning import PROMPT, PruneRequest, PruningRun
 from app.runs.reading import SAMPLE, TextReading
-from app.runs.slimming import Slimming, Speedup
-from app.runs.smaller import SmallerRun
+from app.runs.slimming import Slimming, SmallerRun, Speedup
 from app.study.setup import Setup
 from rose.layer.pattern import RECOMMENDED
 from rose.model.check.check import CheckpointCheck

@@ -1,4 +1,4 @@
-"""Making a copy of the model smaller in the background, and comparing it with the dense one. No Streamlit here."""
+"""A smaller copy beside the dense model, and every way to make a model smaller. No Streamlit here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 import rose
 from app import words
-from app.jobs import Job, holding
+from app.jobs import Job, Run, holding
 from app.runs.copies import NEW_TOKENS, CopyRun, Step, as_before, dense_record
 from app.runs.pruning import HELD_OUT
 from app.study.setup import Setup, check_memory
@@ -24,6 +25,8 @@ from rose.model.estimate.duration import Cost, estimate_cost, estimate_evaluatio
 from rose.model.load.models import parse_dtype
 from rose.model.network.layers import count_parameters, text_config
 from rose.recipe.parts import SlimSettings
+from rose.recipe.steps import Smaller
+from rose.smaller import Bench, Row
 from rose.structured.plan import estimate_slim_memory, estimate_slimming
 from rose.structured.slimming import check_slimming
 from rose.verdicts import Interval, paired_ratio, says_perplexity
@@ -153,3 +156,45 @@ def _timed(model: Any, ids: Tensor) -> float:
     start = time.perf_counter()
     model(input_ids=ids, use_cache=False)
     return time.perf_counter() - start
+
+
+class SmallerRun(Run):
+    """Every way estimated, then measured, the most promising first, for the minutes that were asked for.
+
+    Attributes:
+        rows: one a way, measured rows in place of their estimates.
+        left_out: sentences on ways that cannot be made.
+    """
+
+    def __init__(self, spec: Smaller, load: Callable[[], LoadedModel]) -> None:
+        super().__init__()
+        self.spec, self.left_out, self.rows, self._load = spec, list[str](), list[Row](), load
+
+    def _run(self, job: Job) -> None:
+        self._say("Loading the model")
+        loaded = self._load()
+        model = self._copy(loaded.model, loaded.lock)
+        self._say("Estimating every way")
+        bench = Bench(self.spec, model, loaded.tokenizer, self._temporary())
+        self.rows, seconds = bench.rows, 60 * self.spec.minutes
+        end = time.monotonic() + seconds
+        while (way := bench.best_next(end - time.monotonic())) is not None:
+
+            def follow(_share: float, doing: str, name: str = way.name) -> None:
+                self.fraction = min(0.999, 1 - (end - time.monotonic()) / seconds)
+                if (text := f"{name}: {doing}") != self.job.message:
+                    self._say(text)
+                self.job.check()
+
+            try:
+                bench.measure(way, follow)
+            except rose.RoseError as problem:
+                self.left_out.append(f"{way.name} cannot be made: {problem}")
+                bench.leave_out(way)
+            self.rows = bench.rows
+        self.fraction = 1.0
+
+    def kept(self, key: str) -> Path | None:
+        """The folder of a copy; only recommended copies are kept."""
+        place = self._folder / key if self._folder is not None else None
+        return place if place is not None and place.exists() else None

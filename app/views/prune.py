@@ -13,7 +13,6 @@ from app.forms.prune_choices import choose
 from app.forms.widgets import priced, start_button
 from app.lab import race_of_solvers
 from app.results import prune_results as results
-from app.results import tune_panel
 from app.runs import example
 from app.runs.kept_copies import RESERVE, free_space
 from app.runs.pruning import PruneRequest, PruningRun
@@ -53,7 +52,7 @@ def draw() -> None:
         components.example("pruned copies")
     sections[view](shown, models)
     if shown is run:
-        tune_panel.draw(run, lambda: shared.skeleton(run.setup.model))
+        results.tune(run, lambda: shared.skeleton(run.setup.model))
 
 
 def _recipes(setup: Setup, request: PruneRequest) -> None:

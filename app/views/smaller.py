@@ -9,7 +9,7 @@ from app.forms import study_form
 from app.forms.widgets import linked, spec_number, start_button
 from app.results.downloads import checkpoint_button, csv_button
 from app.runs import example
-from app.runs.smaller import SmallerRun
+from app.runs.slimming import SmallerRun
 from rose.recipe.steps import Smaller
 from rose.rows import records_table
 from rose.smaller import Row
@@ -39,9 +39,7 @@ def draw() -> None:
 def _offer(run: SmallerRun | None) -> None:
     setup, problem, spec = session.setup(), "", None
     left, right = st.columns([1, 3], vertical_alignment="bottom")
-    minutes = spec_number(
-        left, FIELDS["minutes"], value=float(FIELDS["minutes"].default), format="%g", **linked("smaller_minutes")
-    )
+    minutes = spec_number(left, FIELDS["minutes"], linked("smaller_minutes"), value=float(FIELDS["minutes"].default))
     help = words.sentence(FIELDS["second"].description) + "."
     second = right.text_input("Second text", **linked("smaller_second"), placeholder="source code of Python", help=help)
     try:

@@ -9,7 +9,7 @@ from streamlit.delta_generator import DeltaGenerator
 import rose
 from app import components, session, shared, words
 from app.figures import maps
-from app.forms import recipe_form, study_form
+from app.forms import study_form
 from app.study import preflight
 from app.study.preflight import Preflight
 from app.study.setup import Setup, weights_size
@@ -35,7 +35,7 @@ def draw() -> None:
                 edited = Setup(**chosen, **study_form.choose_more(chosen["model"]))
             with st.container(width="content"):
                 st.html(DROP)
-                recipe_form.drop()
+                study_form.drop_recipe()
         expected = st.container(key="start-expected")
         recent()
     session.choose_draft(edited)

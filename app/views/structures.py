@@ -11,7 +11,7 @@ from app.components.work import follow
 from app.figures import sensitivity as figures
 from app.forms import study_form
 from app.forms.widgets import linked, start_button
-from app.results import tune_panel
+from app.results import prune_results
 from app.results.downloads import checkpoint_button, csv_button, file_button
 from app.runs import example
 from app.runs.pruning import PROMPT
@@ -170,7 +170,7 @@ def _slim() -> None:
         _outcome(example.slimming())
         return
     _outcome(run)
-    tune_panel.draw(run, lambda: shared.skeleton(setup.model))
+    prune_results.tune(run, lambda: shared.skeleton(setup.model))
 
 
 def _start(settings: SlimSettings, prompt: str) -> None:

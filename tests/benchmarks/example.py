@@ -29,8 +29,7 @@ from app.runs.example import CHECK, DAMAGE, FILE, PROMPT, REQUEST, SETUP, SLIM, 
 from app.runs.kept_copies import Checkpoint
 from app.runs.pruning import PruningRun
 from app.runs.reading import SAMPLE, TextReading
-from app.runs.slimming import Slimming
-from app.runs.smaller import SmallerRun
+from app.runs.slimming import Slimming, SmallerRun
 from app.study.cache import Files
 from app.study.structures import Structures
 from app.study.study import Calibration, LoadedModel, Study

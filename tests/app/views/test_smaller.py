@@ -1,6 +1,6 @@
 """Make it smaller: the table opens on the example, and a run fills it."""
 
-from app.runs.smaller import SmallerRun
+from app.runs.slimming import SmallerRun
 from app.study.setup import Setup
 from tests.app.tiny_study import ended, open_on, open_page, texts
 
