@@ -79,7 +79,7 @@ def shoot(page: Page, address: str, name: str, path: Path) -> None:
         expect(page.get_by_text("surprise itself")).to_be_visible(timeout=ALL_LAYERS)
     if name == "diffusion":
         page.get_by_role("button", name="Prune and draw").click()
-        expect(page.locator(".figure-title", has_text="away from")).to_be_visible(timeout=ALL_LAYERS)
+        expect(page.locator(".figure-title", has_text="ROSE 0.7: ")).to_be_visible(timeout=ALL_LAYERS)
     if name in ("layer", "order_lab", "structures"):  # sweeps and costs are computed first
         expect(page.locator(".figure-title").first).to_be_visible(timeout=ALL_LAYERS)
     expect(page.get_by_test_id("stSidebar").get_by_role("progressbar")).to_have_count(0, timeout=ALL_LAYERS)

@@ -112,7 +112,7 @@ def test_sections_of_a_layer(open_page: OpenPage, measured: str, expected: Expec
     assert background(page) == "rgb(20, 18, 26)"
     assert shown_range(page, above=0.5) == pytest.approx(expected.relative_range, abs=2e-3)
     expect_finding(
-        page, "^Columnar because block 4 .head 8. loses .* % of what block 0 loses per column: its inputs are weak$"
+        page, "^Columnar because block 4 .head 8. loses .*% of what block 0 loses per column: its inputs are weak$"
     )
     section(page, "Hessian diagonal")
     expect_finding(page, "times as active as the mean$")

@@ -33,7 +33,7 @@ def prune(page: Page) -> None:
     settle(page)
 
 
-@pytest.mark.parametrize(("scheme", "sparsity", "removed"), [("light", "0.7", "70 %"), ("dark", "2:4", "50 %")])
+@pytest.mark.parametrize(("scheme", "sparsity", "removed"), [("light", "0.7", "70\u202f%"), ("dark", "2:4", "50\u202f%")])
 def test_perplexity_texts_and_report(scheme: str, sparsity: str, removed: str, open_page: OpenPage) -> None:
     query = SMALL | {"prune_sparsities": sparsity, "prune_methods": "SparseGPT"}
     page = open_page("prune", urlencode(query), scheme)

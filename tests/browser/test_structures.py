@@ -22,7 +22,7 @@ def test_a_model_is_made_smaller_from_the_button_to_the_download(open_page: Open
     settle(page)
     dense, slim = rows(page)
     assert dense[0] == "Dense"
-    assert slim[0] == "obs, 20 % out"
+    assert slim[0] == "obs, 20\u202f% out"
     parameters = [int("".join(filter(str.isdigit, one[3]))) for one in (dense, slim)]
     assert parameters[1] < parameters[0]
     assert all(float(cells[1].partition(",")[0]) > 1 for cells in (dense, slim))
