@@ -51,7 +51,7 @@ def test_the_report_needs_no_network(browser: Browser, folders: list[str], tmp_p
 
 def test_folders_are_put_side_by_side(open_page: OpenPage, folders: list[str], tmp_path: Path) -> None:
     page = open_page("runs", urlencode({"runs_path": "; ".join(folders)}))
-    expect_finding(page, "has the lower held-out error in all six layers; on average it is 20 % lower")
+    expect_finding(page, "has the lower held-out error in all six layers; on average it is 20.% lower")
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Report, HTML").click()
     text = Path(waiting.value.path()).read_text()
