@@ -344,14 +344,14 @@ def difference(study: Study, table: pd.DataFrame, copy: RunReport) -> str:
     first, second = words.apart(*means)
     return (
         f"{copy.name} as a whole model: mean {tokens} error {second}, {words.word(columnar[1])} columnar; in the study "
-        f"of layers {first} and {words.word(columnar[0])}. In the whole model, {'; '.join(reasons(study, copy))}."
-    )
+        f"of layers {first} and {words.word(columnar[0])}."
+    ) + (f" In the whole model, {'; '.join(why)}." if (why := reasons(study, copy)) else "")
 
 
 def reasons(study: Study, copy: RunReport) -> list[str]:
     """Differences of the copy's run from the study, most important first."""
     summary, setup = copy.summary, study.setup
-    texts = ["each layer reads inputs that are pruned already"]
+    texts = [] if len(copy.layers) == 1 else ["each layer reads inputs that are pruned already"]
     if copy.target == "dense":
         texts.append("the target is the dense model's output, in the study the layer's own")
     settings_by_label = {

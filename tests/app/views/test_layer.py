@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from urllib.parse import parse_qs
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import rose
 from app import words
 from app.figures import palette
+from app.forms import prune_choices
 from app.study.structures import Structures
 from app.study.tables import column_table
 from rose.layer.columnar import outlier
@@ -52,6 +54,19 @@ def test_key_figures_of_a_columnar_layer(study):
     found = outlier(plan, study.weight(COLUMNAR), study.statistics(COLUMNAR).mean_square.sqrt(), study.heads(COLUMNAR))
     assert found == replace(found, block=3, is_strong=True, cause="inputs", heads=(3,))  # which is planted
     assert "Columnar because block 3 (head 3) loses" in titles(app)[0]
+
+
+def test_link_to_prune_asks_for_what_the_study_has_measured(study):
+    app = open_page(PAGE, study)
+    (link,) = (link for link in app.get("page_link") if link.proto.label.startswith("Prune this layer"))
+    query = parse_qs(link.proto.query_string)
+    asked = {"prune_layers": [COLUMNAR], "prune_methods": ["SparseGPT", "ROSE"]}
+    assert query.items() >= (asked | {"prune_targets": [prune_choices.TARGETS["layer"]]}).items()
+    options = {"sparsity": study.setup.sparsity, "block_size": BLOCK, "target": "layer", "layers": [COLUMNAR]}
+    tokens, held_out = study.calibration.tokens, study.calibration.held_out
+    report = rose.prune_model(tiny_model(), tokens, held_out=held_out, method="rose", **options)
+    expected = study.overview(0.5).set_index("layer").loc[COLUMNAR, "held_out_rose"]
+    assert report.layers["held_out_error"].tolist() == pytest.approx([expected], rel=1e-4)
 
 
 @pytest.mark.parametrize(
