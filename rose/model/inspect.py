@@ -28,7 +28,7 @@ from rose.layer.change import FactsOf, WeightChange, WeightFacts, change_by_rows
 from rose.model.check.verdicts import says_parts, says_pattern
 from rose.model.formats.gguf import Reader, dequantized
 from rose.model.formats.packed import TensorFile
-from rose.model.load.stored import weight_files
+from rose.model.load.stored import StoredTensor, weight_files
 from rose.model.packaged import PACKAGED
 from rose.wording import count, listing, number, percent, whole
 
@@ -45,27 +45,6 @@ ADDED, GONE, RENAMED = "added", "gone", "renamed"
 INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
 
 
-@dataclass(frozen=True)
-class TensorEntry:
-    """What a file says of a tensor."""
-
-    name: str
-    kind: str  # the format of its numbers, as the file has it, such as "BF16" or "Q4_K"
-    shape: tuple[int, ...]
-    stored: int  # bytes
-    file: str  # name of the file
-
-    @property
-    def numbers(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """(rows, columns): leading dimensions as one; a vector is one row."""
-        columns = self.shape[-1] if self.shape else 1
-        return self.numbers // max(1, columns), columns
-
-
 class TensorFiles:
     """The tensors of a checkpoint folder or of one file, by name; to be used in a `with`. Raises RoseError for neither
     a folder with safetensors nor a .safetensors or .gguf file, or a damaged one."""
@@ -73,7 +52,7 @@ class TensorFiles:
     def __init__(self, place: str | Path) -> None:
         packaged = PACKAGED[str(place)].path() if str(place) in PACKAGED else None
         self.place = packaged or reachable(place)
-        self.tensors: dict[str, TensorEntry] = {}
+        self.tensors: dict[str, StoredTensor] = {}
         self._open = ExitStack()
         self._files: dict[str, TensorFile] = {}  # by tensor
         self._gguf: dict[str, Any] = {}  # by tensor
@@ -93,7 +72,7 @@ class TensorFiles:
         for tensor in reader.tensors:
             shape = tuple(int(size) for size in reversed(tensor.shape))
             kind, stored = tensor.tensor_type.name, int(tensor.n_bytes)
-            self.tensors[tensor.name] = TensorEntry(tensor.name, kind, shape, stored, self.place.name)
+            self.tensors[tensor.name] = StoredTensor(self.place, kind, shape, stored)
             self._gguf[tensor.name] = tensor
         for name, field in reader.fields.items():
             value = field.contents() if len(field.data) == 1 else f"{whole(len(field.data))} items"
@@ -107,11 +86,13 @@ class TensorFiles:
             self._metadata |= file.source_metadata if file.is_packed else file.metadata
             for name in file.names():
                 if name in self.tensors:
-                    raise RoseError(f"{name} is in {self.tensors[name].file} and in {path.name}; take one of them out.")
+                    raise RoseError(
+                        f"{name} is in {self.tensors[name].path.name} and in {path.name}; take one of them out."
+                    )
                 self._files[name] = file
                 kind, shape = file.kind(name), file.shape(name)
                 stored = file.packed_bytes(name) or math.prod(shape) * _bits(kind) // 8
-                self.tensors[name] = TensorEntry(name, kind, shape, stored, path.name)
+                self.tensors[name] = StoredTensor(path, kind, shape, stored)
 
     def __enter__(self) -> TensorFiles:
         return self
@@ -121,28 +102,29 @@ class TensorFiles:
 
     def has_weights(self, name: str) -> bool:
         """Whether a tensor holds weights: not integers, which are indices or packed by somebody else."""
-        return self.tensors[name].kind not in INTEGERS and self.tensors[name].numbers > 0
+        return self.tensors[name].kind not in INTEGERS and self.tensors[name].count > 0
 
     def runs(self, name: str) -> Iterator[Tensor]:
-        """A tensor as a matrix, see `TensorEntry.matrix`, in runs of rows, (rows, columns) float32. Raises RoseError
+        """A tensor as a matrix, see `StoredTensor.matrix`, in runs of rows, (rows, columns) float32. Raises RoseError
         where the file is damaged, or of a kind that is not read."""
         entry = self.tensors[name]
         try:
-            for run in self._pieces(entry):
+            for run in self._pieces(name):
                 stop_point()
                 yield run.float().reshape(-1, entry.matrix[1])
         except (OSError, SafetensorError, NotImplementedError) as problem:
-            raise RoseError(f"{name} cannot be read ({problem}); get {entry.file} again.") from problem
+            raise RoseError(f"{name} cannot be read ({problem}); get {entry.path.name} again.") from problem
 
-    def _pieces(self, entry: TensorEntry) -> Iterator[Tensor]:
-        if entry.name in self._gguf:
-            tensor = self._gguf[entry.name]
-            step = max(1, len(tensor.data) * RUN // entry.numbers) if len(entry.shape) > 1 else entry.numbers
+    def _pieces(self, name: str) -> Iterator[Tensor]:
+        entry = self.tensors[name]
+        if name in self._gguf:
+            tensor = self._gguf[name]
+            step = max(1, len(tensor.data) * RUN // entry.count) if len(entry.shape) > 1 else entry.count
             for start in range(0, len(tensor.data), step):
                 yield torch.from_numpy(np.array(dequantized(tensor, slice(start, start + step))))
         else:
-            step = max(1, RUN * entry.shape[0] // entry.numbers) if len(entry.shape) > 1 else 0
-            yield from self._files[entry.name].runs(entry.name, step)
+            step = max(1, RUN * entry.shape[0] // entry.count) if len(entry.shape) > 1 else 0
+            yield from self._files[name].runs(name, step)
 
     def matrix(self, name: str) -> Tensor:
         """All rows of `runs`."""
@@ -183,20 +165,20 @@ def inspect_file(files: TensorFiles, tell: Tell = lambda _share, _name: None) ->
         zero_columns, odd_rows, odd_columns (how many), and says (sentences on anything unusual). Tensors of integers
         have the first seven.
     """
-    rows, done, total = [], 0, sum(entry.numbers for entry in files.tensors.values()) or 1
+    rows, done, total = [], 0, sum(entry.count for entry in files.tensors.values()) or 1
     for name, entry in files.tensors.items():
         tell(done / total, name)
         facts = weight_facts(files.runs(name), entry.matrix) if files.has_weights(name) else None
-        rows.append(_row(entry, facts))
-        done += entry.numbers
+        rows.append(_row(name, entry, facts))
+        done += entry.count
     return pd.DataFrame(rows)
 
 
-def _row(entry: TensorEntry, facts: WeightFacts | None) -> dict[str, Any]:
-    bits = 8 * entry.stored / max(1, entry.numbers)
+def _row(name: str, entry: StoredTensor, facts: WeightFacts | None) -> dict[str, Any]:
+    bits = 8 * entry.stored / max(1, entry.count)
     row: dict[str, Any] = {
-        "name": entry.name, "kind": entry.kind, "shape": " × ".join(map(str, entry.shape)), "file": entry.file,
-        "numbers": entry.numbers, "stored": entry.stored, "bits": bits,
+        "name": name, "kind": entry.kind, "shape": " × ".join(map(str, entry.shape)), "file": entry.path.name,
+        "numbers": entry.count, "stored": entry.stored, "bits": bits,
     }  # fmt: skip
     if facts is None:
         return row | {"says": ""}
@@ -307,10 +289,10 @@ def compare_files(before: TensorFiles, after: TensorFiles, tell: Tell = lambda _
     """
     names = {name: name for name in before.tensors if name in after.tensors} | _renamed(before, after)
     rows, done = [], 0
-    total = sum(entry.numbers for entry in before.tensors.values()) or 1
+    total = sum(entry.count for entry in before.tensors.values()) or 1
     for name, entry in before.tensors.items():
         tell(done / total, name)
-        done += entry.numbers
+        done += entry.count
         rows.append(_compared(before, after, name, names.get(name)))
     added = [name for name in after.tensors if name not in names.values()]
     rows += [{"name": name, "other_name": name, "status": ADDED, "says": ""} for name in added]
@@ -357,7 +339,7 @@ def difference_of(before: TensorFiles, after: TensorFiles, name: str, other: str
     that stand out are sought in tensors of up to `WHOLE` numbers. NaN and infinity of the first count as 0."""
     entry, other = before.tensors[name], other or name
     pairs = ((torch.nan_to_num(dense, 0, 0, 0), pruned) for dense, pruned in _both(before, after, name, other))
-    if entry.numbers <= WHOLE:
+    if entry.count <= WHOLE:
         dense, pruned = torch.nan_to_num(before.matrix(name), 0, 0, 0), after.matrix(other)
         return change_by_rows([(dense, pruned)], entry.matrix, lambda: (dense, pruned))
     return change_by_rows(pairs, entry.matrix)
@@ -369,8 +351,8 @@ def _compared(before: TensorFiles, after: TensorFiles, name: str, other: str | N
         return {"name": name, "other_name": "", "status": GONE, "says": ""}
     there = after.tensors[other]
     row = {"name": name, "other_name": other, "says": ""}
-    if before.place.is_dir() and after.place.is_dir() and there.file != entry.file:
-        row["moved_to"] = there.file
+    if before.place.is_dir() and after.place.is_dir() and there.path.name != entry.path.name:
+        row["moved_to"] = there.path.name
     if entry.shape != there.shape:
         return row | {"status": OTHER_SHAPE, "says": f"{entry.shape} here, {there.shape} there."}
     if name != other:

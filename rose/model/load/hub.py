@@ -1,14 +1,16 @@
-"""Files that a copy needs beside weights and tokenizer: licences, and processor settings for images, video and
-sound."""
+"""What comes from the Hub: files that a copy needs beside weights and tokenizer (licences, and processor settings for
+images, video and sound), downloads that can be stopped, and what their errors mean."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import tqdm
 from huggingface_hub.utils._xet import abort_xet_session  # what the library itself does at Ctrl+C
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -20,6 +22,7 @@ from transformers.utils import (
 )
 
 from rose.interrupt import stop_point_here
+from rose.model.defaults import OFFLINE
 from rose.model.network.network import PART
 from rose.report import LANGUAGE_PART
 
@@ -75,7 +78,19 @@ def _without_code(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "auto_map"}
 
 
-def write_processors(model: PreTrainedModel, folder: Path) -> None:
-    """Writes what `read_processors` has noted; raises OSError as the disk has it."""
-    for name, content in getattr(model, ATTRIBUTE, {}).items():
-        (folder / name).write_bytes(content)
+def hub_problem(name: str, problem: Exception, text: str) -> str:
+    """What a failed download means, and what to do."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+    causes = [problem, problem.__cause__, problem.__context__]
+    status = next(
+        (c.response.status_code for c in causes if isinstance(c, HfHubHTTPError) and c.response is not None), 0
+    )
+    if status in (401, 403):
+        return f"The Hub does not let you read {name}: it does not exist, or needs `hf auth login` and its licence."
+    if status == 404 or "not a valid model identifier" in text:
+        return f"There is no model {name} on the Hub; check the spelling, or give a folder or a .gguf file."
+    if offline:
+        return f"{name} is not in the local cache and HF_HUB_OFFLINE is set; unset it, or use {OFFLINE}."
+    if isinstance(problem, (OSError, ConnectionError)) and ("connect" in text.lower() or "internet" in text.lower()):
+        return f"The Hub cannot be reached for {name}; check the network, or use {OFFLINE}, which works offline."
+    return f"{name} cannot be loaded from the Hub ({text[:200]})."

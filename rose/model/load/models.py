@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import (
@@ -33,12 +31,12 @@ from transformers.utils.hub import has_file
 from rose.errors import Cancelled, RoseError, is_out_of_memory
 from rose.files import as_text, reachable
 from rose.interrupt import stop_point
-from rose.model.defaults import OFFLINE, STORED
+from rose.model.defaults import STORED
 from rose.model.estimate.memory import check_free
 from rose.model.formats.conversion import Conversion, make_plain
 from rose.model.formats.gguf import count_weights, frugal_reading
 from rose.model.load import stored
-from rose.model.load.hub import read_processors, stoppable_bars, write_processors
+from rose.model.load.hub import ATTRIBUTE, hub_problem, read_processors, stoppable_bars
 from rose.model.load.stored import INDEX, WHOLE, StoredTensor
 from rose.model.load.streaming import build_streamed, write_streamed
 from rose.model.network.layers import check_plain, count_parameters, write_low_rank
@@ -46,9 +44,7 @@ from rose.model.network.network import Network
 from rose.model.network.precision import computes_bfloat16, name_of
 from rose.model.packaged import PACKAGED
 from rose.report import RunReport, new_checkpoint
-from rose.wording import count, whole
-
-logger = getLogger(__name__)
+from rose.wording import whole
 
 # Configuration fields that mark models which transformers cannot build, with the function that can:
 # (configuration, folder with safetensors files or None for no weights, dtype) -> model.
@@ -157,7 +153,7 @@ def load_model(
             model = _load_whole(name, config, source, dtype_read, options)
         if not source.is_gguf:
             read_processors(model, source.location, **source.options)
-        _say_rounded(name, model, source.formats, dtype_read)
+        stored.say_rounded(name, model, source.formats, dtype_read)
     # Dequantized weights are plain weights; the leftover record would make save_pretrained refuse.
     if getattr(model.config, "quantization_config", None) is not None and source.is_gguf:
         del model.config.quantization_config
@@ -278,24 +274,6 @@ def stored_dtype(name: str) -> torch.dtype:
         return next(iter(source.formats), configured)
 
 
-def _say_rounded(
-    name: str, model: nn.Module, formats: Mapping[torch.dtype, Collection[str]], dtype_read: torch.dtype
-) -> None:
-    """Logs that some tensors are stored in a wider format and were rounded."""
-    tensors = model.state_dict()
-    rounded = [
-        key
-        for dtype, keys in formats.items()
-        for key in keys
-        if key in tensors and tensors[key].dtype == dtype_read and dtype.itemsize > dtype_read.itemsize
-    ]
-    if rounded and dtype_read == next(iter(formats)):
-        logger.warning(
-            "%s is read in %s, which rounds %s stored in a wider format, such as %s; float32 keeps all",
-            name, name_of(dtype_read), count(len(rounded), "tensor"), rounded[0],
-        )  # fmt: skip
-
-
 def read_as(dtype: str | torch.dtype, stored: torch.dtype | None) -> torch.dtype:
     """The format in which weights are read: the requested one, or for "auto" bfloat16 or float32. "auto" gives bfloat16
     for bfloat16 where this machine computes in it; elsewhere it would take two to four times as long as float32.
@@ -339,7 +317,8 @@ def save_model(
             else:
                 model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-        write_processors(model, temporary)
+        for name, content in getattr(model, ATTRIBUTE, {}).items():
+            (temporary / name).write_bytes(content)
         write_low_rank(model, temporary)
 
 
@@ -442,24 +421,7 @@ def _explained(name: str, source: _Source) -> Iterator[None]:
             ) from problem
         # Who has the folder m/ and writes m/lama rather means a folder than a model of the Hub.
         no_folder = f"There is no folder {name}. " if "/" in name and reachable(name).parent.is_dir() else ""
-        raise RoseError(no_folder + _hub_problem(name, problem, text)) from problem
-
-
-def _hub_problem(name: str, problem: Exception, text: str) -> str:
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
-    causes = [problem, problem.__cause__, problem.__context__]
-    status = next(
-        (c.response.status_code for c in causes if isinstance(c, HfHubHTTPError) and c.response is not None), 0
-    )
-    if status in (401, 403):
-        return f"The Hub does not let you read {name}: it does not exist, or needs `hf auth login` and its licence."
-    if status == 404 or "not a valid model identifier" in text:
-        return f"There is no model {name} on the Hub; check the spelling, or give a folder or a .gguf file."
-    if offline:
-        return f"{name} is not in the local cache and HF_HUB_OFFLINE is set; unset it, or use {OFFLINE}."
-    if isinstance(problem, (OSError, ConnectionError)) and ("connect" in text.lower() or "internet" in text.lower()):
-        return f"The Hub cannot be reached for {name}; check the network, or use {OFFLINE}, which works offline."
-    return f"{name} cannot be loaded from the Hub ({text[:200]})."
+        raise RoseError(no_folder + hub_problem(name, problem, text)) from problem
 
 
 _patching = threading.RLock()  # what `_quiet` changes is shared by all threads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -23,7 +24,9 @@ from rose.model.formats.conversion import Conversion
 from rose.model.formats.packed import DTYPES, TensorFile
 from rose.model.network.layers import LOW_RANK_FILE, MASKED, decoder_blocks
 from rose.model.network.precision import name_of
-from rose.wording import whole
+from rose.wording import count, whole
+
+logger = logging.getLogger(__name__)
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PACKED = ".packed.safetensors"
@@ -114,16 +117,23 @@ def is_packed(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, as before packing: path, number format such as "BF16", and shape."""
+    """A tensor in a file, as before packing: path, number format such as "BF16", shape, and bytes in the file."""
 
     path: Path
     kind: str
     shape: tuple[int, ...]
+    stored: int = 0
 
     @property
     def count(self) -> int:
         """How many numbers it has."""
         return math.prod(self.shape)
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(rows, columns): leading dimensions as one; a vector is one row."""
+        columns = self.shape[-1] if self.shape else 1
+        return self.count // max(1, columns), columns
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -272,3 +282,21 @@ def check_finite(name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
                 f"{name} holds NaN or infinity in {key}; its file is damaged, or "
                 f"{name_of(tensor.dtype)} is too narrow for it. Get the file again, or load the model in float32."
             )
+
+
+def say_rounded(
+    name: str, model: nn.Module, formats: Mapping[torch.dtype, Collection[str]], dtype_read: torch.dtype
+) -> None:
+    """Logs that some tensors are stored in a wider format and were rounded."""
+    tensors = model.state_dict()
+    rounded = [
+        key
+        for dtype, keys in formats.items()
+        for key in keys
+        if key in tensors and tensors[key].dtype == dtype_read and dtype.itemsize > dtype_read.itemsize
+    ]
+    if rounded and dtype_read == next(iter(formats)):
+        logger.warning(
+            "%s is read in %s, which rounds %s stored in a wider format, such as %s; float32 keeps all",
+            name, name_of(dtype_read), count(len(rounded), "tensor"), rounded[0],
+        )  # fmt: skip

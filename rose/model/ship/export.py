@@ -137,7 +137,11 @@ def export_gguf(
     entries = list(_entries(model, family, TYPES[kind], embeddings))
     check_room(output, 2 * sum(entry.bytes for entry in entries))  # tensors are gathered first, then copied
     if announce:
-        announce(_sizes(entries))
+        sizes = Counter[str]()
+        for entry in entries:
+            sizes[f"{entry.group} in {entry.type.name.lower()}"] += entry.bytes
+        parts = [f"{part} {size(count)}" for part, count in sizes.most_common()]
+        announce(f"The weights will take {size(sizes.total())}: {', '.join(parts)}.")
     exported = Exported()
     architecture = gguf.MODEL_ARCH_NAMES[family.architecture]
     with new_file(output) as temporary:
@@ -221,15 +225,6 @@ def embedding_type(kind: Type, is_head: bool, columns: int) -> Type:
     if kind == Type.F16 or columns % BLOCK:
         return Type.F16
     return Type.Q8_0 if is_head else kind
-
-
-def _sizes(entries: list[Entry]) -> str:
-    """A sentence on the bytes of a file, by format, before it is written."""
-    sizes = Counter[str]()
-    for entry in entries:
-        sizes[f"{entry.group} in {entry.type.name.lower()}"] += entry.bytes
-    parts = [f"{part} {size(count)}" for part, count in sizes.most_common()]
-    return f"The weights will take {size(sizes.total())}: {', '.join(parts)}."
 
 
 def encode(weight: Tensor, kind: Type) -> np.ndarray:

@@ -43,48 +43,36 @@ class Hub(ThreadingHTTPServer):
 class _Answer(BaseHTTPRequestHandler):
     server: Any
 
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
     def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        if self.path.startswith("/api/"):
-            return self.tell()
+        status, headers, data = 200, {"X-Repo-Commit": COMMIT}, b""
         path = self.server.folder / self.path.partition("?")[0].rpartition("/")[2]
-        data = path.read_bytes() if path.is_file() else b""
-        self.send_response(200 if path.is_file() else 404)
-        self.send_header("X-Repo-Commit", COMMIT)
-        if not path.is_file():
-            self.send_header("X-Error-Code", "EntryNotFound")
-        self.send_header("ETag", f'"{hash_of(data)}"')
-        self.send_header("Content-Length", str(len(data)))
+        if self.path.startswith("/api/"):
+            data, headers["Content-Type"] = json.dumps(self.listing()).encode(), "application/json"
+        elif path.is_file():
+            data = path.read_bytes()
+        else:
+            status, headers["X-Error-Code"] = 404, "EntryNotFound"
+        self.send_response(status)
+        for name, value in (headers | {"ETag": f'"{hash_of(data)}"', "Content-Length": str(len(data))}).items():
+            self.send_header(name, value)
         self.end_headers()
         slow = self.server.is_slow and path.suffix == ".safetensors"
         with suppress(ConnectionError):  # whoever stops hangs up
-            for start in range(0, len(data) if body else 0, CHUNK):
+            for start in range(0, len(data) if self.command == "GET" else 0, CHUNK):
                 self.wfile.write(data[start : start + CHUNK])
                 if slow:
                     self.server.sent += CHUNK
                     self.server.sends.set()
                     time.sleep(SLOW)
 
-    def tell(self) -> None:
+    do_HEAD = do_GET
+
+    def listing(self) -> Any:
         """What the repository holds, as the Hub lists it."""
-        files = sorted(path for path in self.server.folder.iterdir() if path.is_file())
-        known: Any = {"id": NAME, "sha": COMMIT, "siblings": [{"rfilename": path.name} for path in files]}
+        files = {path.name: path.read_bytes() for path in sorted(self.server.folder.iterdir()) if path.is_file()}
         if "/tree/" in self.path:
-            known = [
-                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": hash_of(path.read_bytes())}
-                for path in files
-            ]
-        data = json.dumps(known).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+            return [{"type": "file", "path": n, "size": len(f), "oid": hash_of(f)} for n, f in files.items()]
+        return {"id": NAME, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
 
     def log_message(self, *_said: Any) -> None:
         pass
