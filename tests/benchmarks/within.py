@@ -24,7 +24,7 @@ from rose.layer.agreement import misfits
 from rose.layer.registry import METHODS
 from rose.layer.statistics import InputStatistics
 from tests.benchmarks.common import MODEL, Rows, arguments
-from tests.model.check.faults_within import COLUMNS, ROWS, TILES
+from tests.model.check.faults import COLUMNS, ROWS, TILES
 
 PATTERNS: tuple[float | str, ...] = (0.5, 0.7, 0.8, "2:4")
 LAYERS = ("0.self_attn.q_proj", "1.self_attn.k_proj", "5.self_attn.o_proj", "9.mlp.up_proj", "11.mlp.down_proj")

@@ -18,8 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from multiprocessing.pool import Pool
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -68,7 +67,7 @@ class Fault:
     """A case that a reader has failed.
 
     Attributes:
-        kind: "traceback", "different", "message", "memory", "time" or "died".
+        kind: "traceback", "different", "message", "memory" or "no answer".
         detail: the error or what was read.
     """
 
@@ -126,53 +125,35 @@ class _Child:
 
     def __init__(self, read: Callable[[Path], str]) -> None:
         self._read = read
-        self._process: BaseProcess | None = None
-        self._connection: Connection
+        self._pool: Pool | None = None
         self._cases = 0
 
     def __enter__(self) -> _Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        if self._pool:
+            self._pool.terminate()
 
     def read(self, path: Path) -> tuple[str, str]:
         """What reading came to, and a detail: what was read or the message."""
-        if self._process is None or self._cases == CASES_OF_A_CHILD:
-            self._end()
-            self._begin()
+        if self._pool is None or self._cases == CASES_OF_A_CHILD:
+            self.__exit__()
+            self._pool = multiprocessing.get_context("fork").Pool(1, _begin, (self._read,))
+            self._cases = 0
         self._cases += 1
-        self._connection.send(path)
-        if not self._connection.poll(SECONDS):
-            self._end()
-            return "time", f"more than {SECONDS} s"
         try:
-            kind, detail = self._connection.recv()
-            return kind, detail
-        except EOFError:
-            assert self._process
-            self._process.join()
-            number = self._process.exitcode
-            self._end()
-            return "died", f"exit code {number}"
-
-    def _begin(self) -> None:
-        context = multiprocessing.get_context("fork")
-        self._connection, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._read), daemon=True)
-        process.start()
-        theirs.close()
-        self._process, self._cases = process, 0
-
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._connection.close()
-            self._process = None
+            return self._pool.apply_async(_sorted, (path,)).get(SECONDS)
+        except multiprocessing.TimeoutError:
+            self._pool.terminate()
+            self._pool = None
+            return "no answer", f"it died, or took more than {SECONDS} s"
 
 
-def _serve(connection: Connection, read: Callable[[Path], str]) -> None:
+def _begin(read: Callable[[Path], str]) -> None:
+    """In a child: limits its memory, and keeps the reader, which cannot be sent."""
+    global _read
+    _read = read
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -182,13 +163,14 @@ def _serve(connection: Connection, read: Callable[[Path], str]) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    while True:
-        connection.send(_sorted(read, connection.recv()))
 
 
-def _sorted(read: Callable[[Path], str], path: Path) -> tuple[str, str]:
+_read: Callable[[Path], str]
+
+
+def _sorted(path: Path) -> tuple[str, str]:
     try:
-        return "read", read(path)
+        return "read", _read(path)
     except RoseError as problem:
         message = str(problem)
         if any(is_out_of_memory(cause) for cause in _causes(problem)):

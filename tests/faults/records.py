@@ -6,9 +6,9 @@ import csv
 import io
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pandas as pd
 
@@ -31,123 +31,59 @@ from rose.model.run.damages import DamageRecord, read_damages
 from rose.recipe import Recipe
 from rose.report import RunReport
 from rose.rows import LayerRecord, PartRecord, read_records, records_table
-from tests.faults.mutations import (
-    KINDS,
-    NUMBERS,
-    TEXTS,
-    Change,
-    Reader,
-    change_bytes,
-    change_json_file,
-)
+from tests.faults.mutations import KINDS, NUMBERS, TEXTS, Change, Reader, change_bytes, change_json_file
 
 MEASURES = ("perplexity", "mean_held_out_error", "seconds")
 LAYERS = [f"model.layers.{number}.{name}" for number in range(2) for name in ("self_attn.o_proj", "mlp.down_proj")]
 
 
 def layer_record(number: int, method: str = "rose") -> LayerRecord:
+    place = (LAYERS[number], number // 2, LAYERS[number].split(".", 3)[3], 8, 16, method)
+    errors = (0.5, 0.6, number == 0, 0.1 + number, 0.2 + number)
     return LayerRecord(
-        layer=LAYERS[number],
-        block_index=number // 2,
-        projection=LAYERS[number].split(".", 3)[3],
-        rows=8,
-        columns=16,
-        method=method,
-        sparsity=0.5,
-        relative_range=0.6,
-        is_columnar=number == 0,
-        relative_error=0.1 + number,
-        held_out_error=0.2 + number,
-        damping=0.01,
-        dead_columns=0,
-        seconds=0.5,
-        order="natural",
-        budget="block",
-        target_error=0.3,
-        tokens=64,
-        target="dense",
+        *(*place, *errors, 0.01, 0, 0.5, "natural", "block"), target_error=0.3, tokens=64, target="dense"
     )
 
 
 def part_record(block: int) -> PartRecord:
-    return PartRecord(
-        *(block, "heads", LAYERS[2 * block], "obs", "exact", 4, 3, 2, 2, 512, 384, 0.1, 0.2, 0.15, 0, 0.5),
-        columns=16,
-        tokens=64,
-        dead_columns=0,
-        damping=0.01,
-    )
+    numbers = (4, 3, 2, 2, 512, 384, 0.1, 0.2, 0.15, 0, 0.5)
+    more: dict[str, Any] = {"columns": 16, "tokens": 64, "dead_columns": 0, "damping": 0.01}
+    return PartRecord(*(block, "heads", LAYERS[2 * block], "obs", "exact", *numbers), **more)
 
 
-RECIPE = {
-    "model": "tiny",
-    "method": "rose",
-    "sparsity": "0.5",
-    "target": "dense",
-    "damping": 0.01,
-    "seed": 0,
-    "calibration": "packaged",
-    "samples": 4,
-    "length": 16,
-    "evaluated_on": "packaged",
-}
-RESULTS = {
-    "perplexity_before": 20.0,
-    "perplexity_after": 30.0,
-    "windows": 2,
-    "held_out_samples": 2,
-    "losses_before": [3.0, 2.9],
-    "losses_after": [3.3, 3.4],
-    "environment": {"processor": "A", "torch": "2.8"},
-    "text_cautions": ["The text is short."],
-    "padded_windows": 1,
-    "seconds": 3.0,
-    "bos_token": None,
-    "drift": [{"block_index": block, "drift": 0.1, "passed_on": 0.05, "arisen": 0.05} for block in range(2)],
-}
-TUNED = {
-    "steps": 9,
-    "steps_planned": 9,
-    "kept_step": 9,
-    "zeros": 256,
-    "weights": 512,
-    "samples": 4,
-    "length": 16,
-    "seconds": 60.0,
-    "rate": 0.001,
-    "minutes": 1.0,
-    "held_out_dense": 3.0,
-    "loss": "kl",
-    "seed": 0,
-    "perplexity_before": 40.0,
-    "losses_before": [3.5, 3.6],
-    "change": dict.fromkeys(LAYERS, 0.1),
-    "curve": [{"step": step, "seconds": 6.0 * step, "loss": 3.0, "held_out": 3.1} for step in (0, 9)],
-}
+RECIPE: dict[str, Any] = {"model": "tiny", "method": "rose", "sparsity": "0.5", "target": "dense", "damping": 0.01}
+RECIPE |= {"seed": 0, "calibration": "packaged", "samples": 4, "length": 16, "evaluated_on": "packaged"}
+DRIFT = [{"block_index": block, "drift": 0.1, "passed_on": 0.05, "arisen": 0.05} for block in range(2)]
+RESULTS: dict[str, Any] = {"perplexity_before": 20.0, "perplexity_after": 30.0, "windows": 2, "held_out_samples": 2}
+RESULTS |= {"losses_before": [3.0, 2.9], "losses_after": [3.3, 3.4], "environment": {"processor": "A", "torch": "2.8"}}
+RESULTS |= {"text_cautions": ["The text is short."], "padded_windows": 1, "seconds": 3.0, "bos_token": None}
+RESULTS |= {"drift": DRIFT}
+TUNED: dict[str, Any] = {"steps": 9, "steps_planned": 9, "kept_step": 9, "zeros": 256, "weights": 512, "samples": 4}
+TUNED |= {"length": 16, "seconds": 60.0, "rate": 0.001, "minutes": 1.0, "held_out_dense": 3.0, "loss": "kl", "seed": 0}
+TUNED |= {"perplexity_before": 40.0, "losses_before": [3.5, 3.6], "change": dict.fromkeys(LAYERS, 0.1)}
+TUNED |= {"curve": [{"step": step, "seconds": 6.0 * step, "loss": 3.0, "held_out": 3.1} for step in (0, 9)]}
+PRUNED = RunReport.from_records([layer_record(number) for number in range(4)], RECIPE, **RESULTS)
 
 
 def write_pruned(folder: Path) -> Path:
-    return _saved(folder, RunReport.from_records([layer_record(number) for number in range(4)], RECIPE, **RESULTS))
+    return _saved(folder, PRUNED)
 
 
 def write_slimmed(folder: Path) -> Path:
     """Heads were taken out, then weights were pruned and tuned twice."""
-    pruned = RunReport.from_records([layer_record(number) for number in range(4)], RECIPE, **RESULTS)
     parts = records_table([part_record(block) for block in range(2)], PartRecord)
     recipe = {**RECIPE, "run": "slim", "method": "obs", "ratio": 0.2, "target": "layer"}
     slimmed = {"block_parameters": 1024, "kept_block_parameters": 800, "remarks": ["Another share has gone."]}
     more = {"tuned": TUNED, "tuned_before": [TUNED], "perplexity_slimmed": 25.0}
     results = {**RESULTS, **slimmed, **more, "losses_slimmed": [3.1, 3.2]}
-    return _saved(folder, RunReport(parts, results, recipe, then=pruned))
+    return _saved(folder, RunReport(parts, results, recipe, then=PRUNED))
 
 
 def write_study(folder: Path) -> Path:
     methods = ["rose", "wanda"]
     records = [layer_record(number, method) for method in methods for number in range(4)]
-    recipe = {name: value for name, value in RECIPE.items() if name != "method"} | {
-        "run": "analyze",
-        "methods": methods,
-    }
+    recipe = {name: value for name, value in RECIPE.items() if name != "method"}
+    recipe |= {"run": "analyze", "methods": methods}
     path = _saved(folder, RunReport.from_records(records, recipe, **RESULTS))
     accuracies = {"task": ["piqa"], "questions": [20], "accuracy": [0.6], "accuracy_error": [0.1]}
     pd.DataFrame(accuracies).to_csv(folder / "zero_shot.csv", index=False)
@@ -292,24 +228,18 @@ LAWFUL = frozenset(
 )
 
 
-def _reader(
-    name: str,
-    write: Callable[[Path], Path],
-    read: Callable[[Path], str],
-    change: Callable[[bytes, Random], Change] = change_json_file,
-) -> Reader:
-    return Reader(name, write, read, change, LAWFUL)
-
-
 READERS = [
-    _reader("report", write_pruned, read_report),
-    _reader("report of two stages", write_slimmed, read_report),
-    _reader("report of a study", write_study, read_report),
-    _reader("accuracies", write_accuracies, lambda path: read_report(path.with_name("report.json")), change_csv),
-    _reader("recipe", write_recipe, read_recipe),
-    _reader("damages", write_damages, read_damage_rows, change_csv),
-    _reader("comparison", write_comparison, read_comparison_rows, change_csv),
-    _reader("seeds", write_comparison, read_seeds, change_csv),
-    _reader("settings", write_settings, read_settings),
-    _reader("numbers", write_numbers, lambda path: str(read_numbers(str(path), LAYERS)), change_csv),
+    Reader(name, write, read, change, LAWFUL)
+    for name, write, read, change in (
+        ("report", write_pruned, read_report, change_json_file),
+        ("report of two stages", write_slimmed, read_report, change_json_file),
+        ("report of a study", write_study, read_report, change_json_file),
+        ("accuracies", write_accuracies, lambda path: read_report(path.with_name("report.json")), change_csv),
+        ("recipe", write_recipe, read_recipe, change_json_file),
+        ("damages", write_damages, read_damage_rows, change_csv),
+        ("comparison", write_comparison, read_comparison_rows, change_csv),
+        ("seeds", write_comparison, read_seeds, change_csv),
+        ("settings", write_settings, read_settings, change_json_file),
+        ("numbers", write_numbers, lambda path: str(read_numbers(str(path), LAYERS)), change_csv),
+    )
 ]

@@ -13,14 +13,16 @@ import pytest
 import rose
 from rose import cli
 from rose.files import write_atomically
+from rose.model.load.tokens import load_text
 from rose.model.measure import folder as measurements
 from rose.model.measure.comparison import ComparisonRow
 from rose.model.measure.damage import DamageReport
 from rose.model.network.network import read_norms
 from rose.model.rules import parse_allocation
 from rose.model.run.damages import DamageRecord, read_damages
-from rose.rows import read_records, records_table
-from tests.tiny import save_tiny_llama
+from rose.rows import csv_text, read_records, records_table
+from tests.app.results.made_reports import made_report
+from tests.tiny import byte_tokenizer, save_tiny_llama
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 40
 
@@ -41,6 +43,15 @@ def damages(call: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[s
     folder = tmp_path_factory.mktemp("whole") / "damage"
     assert cli.main([*call, str(folder)]) == 0
     return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def folder(damages: dict[str, str], tmp_path: Path) -> Path:
+    """A copy of that folder."""
+    (tmp_path / "damage").mkdir()
+    for name, text in damages.items():
+        (tmp_path / "damage" / name).write_text(text)
+    return tmp_path / "damage"
 
 
 # ---- links that lead nowhere
@@ -89,12 +100,8 @@ def test_a_link_that_leads_nowhere_is_refused_before_the_run(
     ids=["cut", "unended", "bytes", "quote", "text", "empty", "more"],
 )
 def test_a_row_that_is_not_whole_is_named_and_can_be_measured_again(
-    spoil: Any, call: list[str], damages: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    spoil: Any, call: list[str], damages: dict[str, str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "damage"
-    folder.mkdir()
-    for name, text in damages.items():
-        (folder / name).write_text(text)
     broken = spoil(damages["rows.csv"])
     (folder / "rows.csv").write_text(broken)
     assert cli.main([*call, str(folder)]) == 2
@@ -104,7 +111,7 @@ def test_a_row_that_is_not_whole_is_named_and_can_be_measured_again(
         parse_allocation(f"damage:{folder}").damages()
     (folder / "rows.csv").write_text("".join(line + "\n" for line in broken.splitlines()[: number - 1]))
     assert cli.main([*call, str(folder)]) == 0
-    kept, whole = (pd.read_csv(path) for path in (folder / "rows.csv", _written(tmp_path, damages["rows.csv"])))
+    kept, whole = (pd.read_csv(rows) for rows in (folder / "rows.csv", io.StringIO(damages["rows.csv"])))
     pd.testing.assert_frame_equal(kept.drop(columns="seconds"), whole.drop(columns="seconds"))
 
 
@@ -119,17 +126,13 @@ def test_a_row_that_is_not_whole_is_named_and_can_be_measured_again(
         *[("sparsity", "1.5"), ("block_index", "-2"), ("drift", "-1"), ("standard_error", "-1")],
     ],
 )
-def test_a_number_that_cannot_be_is_named_with_its_line(
-    name: str, text: str, call: list[str], damages: dict[str, str], tmp_path: Path
-) -> None:
-    rows = pd.read_csv(io.StringIO(damages["rows.csv"]), dtype=str)
+def test_a_number_that_cannot_be_is_named_with_its_line(name: str, text: str, folder: Path) -> None:
+    rows = pd.read_csv(folder / "rows.csv", dtype=str)
     rows.loc[1, name] = text
-    rows.to_csv(tmp_path / "rows.csv", index=False)
-    with pytest.raises(
-        rose.RoseError,
-        match=rf"Line 3 of .*rows\.csv is no whole row of damages \({name} {re.escape(repr(text[:40]))}\)",
-    ):
-        parse_allocation(f"damage:{tmp_path}").damages()
+    rows.to_csv(folder / "rows.csv", index=False)
+    refused = rf"Line 3 of .*rows\.csv is no whole row of damages \({name} {re.escape(repr(text[:40]))}\)"
+    with pytest.raises(rose.RoseError, match=refused):
+        parse_allocation(f"damage:{folder}").damages()
 
 
 def test_numbers_that_a_measurement_may_come_to_are_read_back(tmp_path: Path) -> None:
@@ -141,10 +144,10 @@ def test_numbers_that_a_measurement_may_come_to_are_read_back(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("text", ["Infinity", "+iNf", "1e999"])
-def test_an_infinite_loss_is_read_in_every_spelling(text: str, damages: dict[str, str], tmp_path: Path) -> None:
-    rows = pd.read_csv(io.StringIO(damages["rows.csv"]), dtype=str).assign(loss=text)
-    rows.to_csv(tmp_path / "rows.csv", index=False)
-    records = read_damages(tmp_path / "rows.csv")
+def test_an_infinite_loss_is_read_in_every_spelling(text: str, folder: Path) -> None:
+    rows = pd.read_csv(folder / "rows.csv", dtype=str).assign(loss=text)
+    rows.to_csv(folder / "rows.csv", index=False)
+    records = read_damages(folder / "rows.csv")
     assert DamageReport.from_records(records).summary["base_loss"] == math.inf
 
 
@@ -156,20 +159,11 @@ def test_losses_that_are_no_numbers_are_refused(losses: str, tmp_path: Path) -> 
         read_records(tmp_path / "rows.csv", ComparisonRow, "runs")
 
 
-def _written(folder: Path, text: str) -> Path:
-    (folder / "whole.csv").write_text(text)
-    return folder / "whole.csv"
-
-
 @pytest.mark.parametrize("name", ["settings.json", "summary.json"])
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe", b""])
 def test_a_description_of_nothing_is_refused_or_measured_anew(
-    name: str, content: bytes, call: list[str], damages: dict[str, str], tmp_path: Path
+    name: str, content: bytes, call: list[str], folder: Path
 ) -> None:
-    folder = tmp_path / "damage"
-    folder.mkdir()
-    for file, text in damages.items():
-        (folder / file).write_text(text)
     (folder / name).write_bytes(content)
     refused = name == "settings.json"
     assert cli.main([*call, str(folder)]) == (2 if refused else 0)
@@ -210,7 +204,7 @@ def test_damages_know_their_model_whenever_the_command_was_killed(
 
 
 def test_rows_of_a_model_that_was_replaced_are_not_added_to(
-    call: list[str], damages: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    call: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, model = tmp_path / "damage", tmp_path / "model"
     save_tiny_llama(model, hidden=32)
@@ -221,3 +215,32 @@ def test_rows_of_a_model_that_was_replaced_are_not_added_to(
     save_tiny_llama(model, hidden=32, seed=1)
     assert cli.main([*command, str(folder)]) == 2
     assert "are those of another model" in " ".join(capsys.readouterr().err.split())
+
+
+# ---- files from anybody: what they say is checked before anything is built, computed or shown by it
+
+
+def test_no_text_of_a_csv_file_is_a_formula() -> None:
+    texts = ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "a=b", None]
+    table = pd.DataFrame({"=name": texts, "number": [-0.5, 1, 2, 3, 4, 5]})
+    rows = csv_text(table).splitlines()
+    assert rows[:3] == ["'=name,number", "'=HYPERLINK(1),-0.5", "'+1,1.0"]
+    assert rows[3:] == ["'-1,2.0", "'@SUM(1),3.0", "a=b,4.0", ",5.0"]
+
+
+def test_deep_json_and_accuracies_above_one_are_no_report(tmp_path: Path) -> None:
+    deep = "[" * 100_000
+    with pytest.raises(rose.RoseError, match="not a report"):
+        rose.RunReport.from_json(deep)
+    (tmp_path / "deep.jsonl").write_text(deep)
+    with pytest.raises(rose.RoseError, match="line 1 is not a JSON object"):
+        load_text(str(tmp_path / "deep.jsonl"))
+    made_report().save(tmp_path)
+    pd.DataFrame({"task": ["piqa"], "questions": [10], "accuracy": [2.5]}).to_csv(tmp_path / "zero_shot.csv")
+    with pytest.raises(rose.RoseError, match="an accuracy is not from 0 to 1"):
+        rose.RunReport.load(tmp_path)
+
+
+def test_more_tokens_than_can_be_had_are_refused_before_the_text_is_read() -> None:
+    with pytest.raises(rose.RoseError, match="ask for fewer"):
+        rose.load_tokens("/no/such.txt", byte_tokenizer(), samples=10**9, length=2048)

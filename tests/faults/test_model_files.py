@@ -33,19 +33,15 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return write(tmp_path_factory.mktemp("sound") / "tiny.gguf", "llama", dense).read_bytes()
 
 
-def numbers(content: bytes, name: str) -> dict[str, tuple[int, int]]:
-    """(place, value) of the numbers that describe one tensor."""
-    start = content.index(struct.pack("<Q", len(name)) + name.encode()) + 8 + len(name)
-    kinds = {"dimension": start + 4, "type": start + 20, "offset": start + 24}  # of a matrix
-    return {kind: (at, int.from_bytes(content[at : at + 8], "little")) for kind, at in kinds.items()}
-
-
 def of_up(kind: str, change: Callable[[int], int], size: int = 8) -> Callable[[bytes], bytes]:
     """Changes what a file says of one matrix in its middle."""
 
     def changed(content: bytes) -> bytes:
-        at, value = numbers(content, "blk.0.ffn_up.weight")[kind]
-        return content[:at] + (change(value) % 2 ** (8 * size)).to_bytes(size, "little") + content[at + size :]
+        name = b"blk.0.ffn_up.weight"
+        start = content.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
+        at = start + {"dimension": 4, "type": 20, "offset": 24}[kind]
+        value = change(int.from_bytes(content[at : at + 8], "little")) % 2 ** (8 * size)
+        return content[:at] + value.to_bytes(size, "little") + content[at + size :]
 
     return changed
 
@@ -91,6 +87,11 @@ def test_a_gguf_file_is_laid_out_as_ggml_requires(name: str, sound: bytes, tmp_p
         rose.load_model(path)
 
 
+def test_the_sound_files_load(tmp_path: Path) -> None:
+    rose.load_model(write_folder(tmp_path).parent)
+    rose.load_model(write(tmp_path / "tiny.gguf", "llama", dense))
+
+
 @pytest.mark.parametrize("alignment", [0, 3, 2**31])
 def test_a_gguf_file_with_an_alignment_of_no_program(alignment: int, tmp_path: Path) -> None:
     path = tmp_path / "aligned.gguf"
@@ -127,25 +128,17 @@ def refusal(folder: Path, stream: bool) -> str:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("kind", ["I32", "U32"])
-def test_integers_are_no_weights(folder: Path, kind: str, stream: bool) -> None:
-    path = folder / "model.safetensors"
-    header, data = parts_of(path.read_bytes())
-    header[UP]["dtype"] = kind
-    path.write_bytes(joined(header, data))
-    assert f"{UP} is stored as {kind} in the files of" in refusal(folder, stream)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_integers_and_truth_values_beside_weights_are_buffers(folder: Path, stream: bool) -> None:
+def test_integers_are_no_weights_and_those_beside_weights_are_buffers(folder: Path, stream: bool) -> None:
     """Old files hold masks and numbers of positions, which a model computes anew."""
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    prefix = "model.layers.0.self_attn"
+    path, prefix = folder / "model.safetensors", "model.layers.0.self_attn"
     buffers = {f"{prefix}.position_ids": torch.arange(8), f"{prefix}.masked_bias": torch.ones(4).bool()}
-    save_file(tensors | buffers, path, {"format": "pt"})
-    model, _ = rose.load_model(folder, stream=stream)
-    assert model.config.num_hidden_layers == 2
+    save_file(load_file(path) | buffers, path, {"format": "pt"})
+    assert rose.load_model(folder, stream=stream)[0].config.num_hidden_layers == 2
+    header, data = parts_of(path.read_bytes())
+    for kind in ("I32", "U32"):
+        header[UP]["dtype"] = kind
+        path.write_bytes(joined(header, data))
+        assert f"{UP} is stored as {kind} in the files of" in refusal(folder, stream)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -222,17 +215,6 @@ def test_buffers_that_only_the_configuration_describes_are_bounded(tmp_path: Pat
 # ---- packed
 
 
-def forged(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Changes what a packed file says of its tensors, with a checksum that fits."""
-    header, data = parts_of(path.read_bytes())
-    metadata = header["__metadata__"]
-    facts = json.loads(metadata["tensors"])
-    change(facts)
-    metadata["tensors"] = json.dumps(facts)
-    metadata["digest"] = digest_of_facts(metadata)
-    path.write_bytes(joined(header, data))
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -246,8 +228,15 @@ def forged(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 def test_what_a_packed_file_says_of_its_tensors(
     change: Callable[[dict[str, Any]], Any], sentence: str, tmp_path: Path
 ) -> None:
+    """With a checksum that fits."""
     path = write_packed(tmp_path / "packed")
-    forged(path, change)
+    header, data = parts_of(path.read_bytes())
+    metadata = header["__metadata__"]
+    facts = json.loads(metadata["tensors"])
+    change(facts)
+    metadata["tensors"] = json.dumps(facts)
+    metadata["digest"] = digest_of_facts(metadata)
+    path.write_bytes(joined(header, data))
     with pytest.raises(rose.RoseError, match=sentence):
         unpack_folder(path.parent, tmp_path / "plain")
     assert not (tmp_path / "plain").exists()
@@ -257,9 +246,7 @@ def test_what_a_packed_file_says_of_its_tensors(
 
 
 def prune(folder: Path, output: Path) -> int:
-    text = folder.parent / "text.txt"
-    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
-    options = f"--calibration {text} --samples 2 --length 16 --sparsity 0.5 --stream --output {output}"
+    options = f"--calibration packaged --samples 2 --length 16 --sparsity 0.5 --stream --output {output}"
     return cli.main(["prune", "--model", str(folder), *options.split()])
 
 
@@ -302,8 +289,3 @@ def test_tensors_outside_of_decoder_blocks_share_files(
     assert [max(map(torch.Tensor.numel, shard.values())) for shard in shards[:2]] == [64 * 32] * 2
     assert len(shards) < 8
     assert all(torch.equal(shard[name], tensors[name]) for shard in shards[2:] for name in shard)
-
-
-def test_the_sound_files_load(tmp_path: Path) -> None:
-    rose.load_model(write_folder(tmp_path).parent)
-    rose.load_model(write(tmp_path / "tiny.gguf", "llama", dense))

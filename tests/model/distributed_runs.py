@@ -32,14 +32,12 @@ SWEPT = ["--method", "rose"]
 SAMPLES = 7  # not a multiple of two or three
 
 
-def statistics() -> dict[str, list[Any]]:
-    """By layer: tokens seen, sum of the Hessian, mean input; from a sum over processes."""
-    found = rose.collect_statistics(make_model("llama"), make_tokens(SAMPLES))
-    return {
-        name: [one.tokens, one.hessian.tolist(), one.mean.tolist()]
-        for name, one in found.items()
-        if name.startswith("model.layers.1.")
-    }
+def statistics() -> dict[str, Any]:
+    """Tokens seen, and by layer the sum of the Hessian and the mean input; from a sum over processes."""
+    every = rose.collect_statistics(make_model("llama"), make_tokens(SAMPLES))
+    found = {name: one for name, one in every.items() if name.startswith("model.layers.1.")}
+    numbers = [torch.cat([one.hessian.flatten(), one.mean]) for one in found.values()]
+    return {"tokens": {name: one.tokens for name, one in found.items()}, "errors": torch.cat(numbers).tolist()}
 
 
 def prune(family: str, dtype: torch.dtype = torch.float32, **options: Any) -> dict[str, Any]:
@@ -105,9 +103,12 @@ def pretended() -> dict[str, Any]:
     return found | {"sent": sorted(set(sent))}
 
 
-def analyze() -> list[Any]:
+def analyze() -> dict[str, Any]:
     records = rose.analyze_model(make_model("gemma3"), make_tokens(SAMPLES), **OPTIONS)
-    return [[record.layer, record.method, record.relative_error, record.held_out_error] for record in records]
+    return {
+        "layers": [[record.layer, record.method] for record in records],
+        "errors": [[record.relative_error, record.held_out_error] for record in records],
+    }
 
 
 def refused(work: Callable[[], Any]) -> str:
@@ -124,8 +125,7 @@ def refused(work: Callable[[], Any]) -> str:
 def broken_model() -> Any:
     """One of its layers cannot be pruned, so one process alone meets an error."""
     model = make_model("llama")
-    with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = float("nan")
     return model
 
 
@@ -152,7 +152,7 @@ def everything(folder: Path) -> dict[str, Any]:
     forward.BATCH_TOKENS = 2 * LENGTH + 5
     return {
         "processes": Workers.here().count,
-        "statistics": statistics(),
+        "statistics": {"llama": statistics()},
         "pruned": {
             "llama": prune("llama"),
             "gpt2": prune("gpt2"),
@@ -169,8 +169,8 @@ def everything(folder: Path) -> dict[str, Any]:
             "gpt2": slim("gpt2", allocation="cost", target="layer"),
             "depth": slim("gemma3", method="depth", ratio=0.25),
         },
-        "rotated": rotate(),
-        "analyzed": analyze(),
+        "rotated": {"llama": rotate()},
+        "analyzed": {"gemma3": analyze()},
         "gone_on": stopped_and_gone_on(folder / "kept"),
         "too_few": refused(lambda: prune("llama", held_out=make_tokens(1))),
         "other_run": refused(lambda: prune("llama", checkpoint=folder / "kept")),

@@ -26,22 +26,17 @@ RUNS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-@pytest.fixture
-def coarse() -> Callable[[Callable[[], Any]], Any]:
-    """Runs something while the default dtype is bfloat16."""
-
-    def run(what: Callable[[], Any]) -> Any:
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            return what()
-        finally:
-            torch.set_default_dtype(torch.float32)
-
-    return run
+def coarse(work: Callable[[], Any]) -> Any:
+    """Works while the default dtype is bfloat16."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        return work()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_runs_give_the_same_weights_under_any_default_dtype(coarse, name):
+def test_runs_give_the_same_weights_under_any_default_dtype(name):
     dense = make_model("llama")
     teacher = copy.deepcopy(dense)
     with torch.no_grad():
@@ -55,7 +50,7 @@ def test_runs_give_the_same_weights_under_any_default_dtype(coarse, name):
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
 
 
-def test_statistics_are_float32_under_any_default_dtype(coarse):
+def test_statistics_are_float32_under_any_default_dtype():
     model = make_model("llama")
     expected = rose.collect_statistics(model, TOKENS)
     found = coarse(lambda: rose.collect_statistics(model, TOKENS))

@@ -18,7 +18,7 @@ from rose.layer.change import weight_change
 from rose.model.check import verdicts
 from rose.model.check.check import CheckpointCheck, check_checkpoint
 from rose.model.check.costs import Costs, Rival
-from rose.model.check.findings import PARTIAL, SOUND, WORSE, WRONG, findings, headline, says_other_draw
+from rose.model.check.findings import PARTIAL, SOUND, WORSE, WRONG, findings, headline, lines, says_other_draw
 from rose.model.check.verdicts import LayerVerdict, judge_costs
 from tests.model.check.faults import compensate, q4_0, q4_1
 from tests.model.families import DENSE, EXPERTS, make_from, make_model, make_tokens
@@ -67,63 +67,37 @@ def test_a_sane_checkpoint_and_the_dense_model_have_no_fault(dense, pruned):
     assert same.others.empty
 
 
-def test_a_layer_pruned_by_oats_is_not_reported_as_unpruned(tmp_path, capsys):
-    model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path / "dense", blocks=1)))
-    rose.prune_model(model, make_tokens(), method="oats", sparsity=0.5, block_size=16)
-    rose.save_model(model, tokenizer, tmp_path / "oats")
-    written = tmp_path / "found.json"
-    assert cli.main(["check", str(tmp_path / "dense"), str(tmp_path / "oats"), "--json", str(written)]) == 0
-    assert "no fault found, all seven layers: model.layers.0.self_attn.q_proj, for example: Its sparse part" in (
-        capsys.readouterr().out
-    )
-    reasons = {one["reason"] for one in json.loads(written.read_text())["layers"]}
-    assert all("so their sum has no zeros" in reason for reason in reasons)
-
-
 def test_faults_of_single_layers_are_named(dense, pruned):
     model = copy.deepcopy(pruned)
-    names = {
-        "nan": NAME(0, "self_attn.q_proj"),
-        "zero": NAME(0, "mlp.up_proj"),
-        "masked": NAME(1, "self_attn.o_proj"),
-        "half": NAME(1, "mlp.down_proj"),
-        "one": NAME(2, "self_attn.k_proj"),
-        "other": NAME(3, "self_attn.k_proj"),
-        "adapter": NAME(2, "mlp.gate_proj"),
-        "permuted": NAME(3, "self_attn.o_proj"),
-    }
+    broken, zero, half = NAME(0, "self_attn.q_proj"), NAME(0, "mlp.up_proj"), NAME(1, "mlp.down_proj")
+    masked, adapter, permuted = NAME(1, "self_attn.o_proj"), NAME(2, "mlp.gate_proj"), NAME(3, "self_attn.o_proj")
+    first, second = NAME(2, "self_attn.k_proj"), NAME(3, "self_attn.k_proj")
     with torch.no_grad():
-        weight_of(model, names["nan"])[5, 7] = float("nan")
-        weight_of(model, names["zero"]).zero_()
-        kept = weight_of(pruned, names["masked"]) != 0
-        weight_of(model, names["masked"]).copy_(weight_of(dense, names["masked"]) * kept)
-        weight_of(model, names["half"]).copy_(compensate(weight_of(dense, names["half"]), 0.5))
-        one, other = weight_of(model, names["one"]), weight_of(model, names["other"])
-        swapped = one.clone()
-        one.copy_(other)
-        other.copy_(swapped)
-        adapted = weight_of(model, names["adapter"])
+        weight_of(model, broken)[5, 7] = float("nan")
+        weight_of(model, zero).zero_()
+        weight_of(model, masked).copy_(weight_of(dense, masked) * (weight_of(pruned, masked) != 0))
+        weight_of(model, half).copy_(compensate(weight_of(dense, half), 0.5))
+        weight_of(model, first).copy_(weight_of(pruned, second))
+        weight_of(model, second).copy_(weight_of(pruned, first))
+        adapted = weight_of(model, adapter)
         rows, columns = (torch.randn(size, 4) * 0.01 for size in adapted.shape)
         adapted += rows @ columns.T
-        permuted = weight_of(model, names["permuted"])
-        permuted.copy_(permuted[torch.randperm(len(permuted), generator=torch.Generator().manual_seed(1))])
+        order = torch.randperm(len(weight_of(model, permuted)), generator=torch.Generator().manual_seed(1))
+        weight_of(model, permuted).copy_(weight_of(pruned, permuted)[order])
     found = check_checkpoint(dense, model)
     assert told(found) == {
-        names["nan"]: verdicts.NUMBERS_BROKEN,
-        names["zero"]: verdicts.NUMBERS_BROKEN,
-        names["masked"]: verdicts.MASK_ALONE,
-        names["half"]: verdicts.OTHER_SPARSITY,
-        names["one"]: verdicts.OTHER_MODEL,
-        names["other"]: verdicts.OTHER_MODEL,
-        names["adapter"]: verdicts.ZEROS_LOST,
-        names["permuted"]: verdicts.OTHER_MODEL,
+        **dict.fromkeys((broken, zero), verdicts.NUMBERS_BROKEN),
+        **dict.fromkeys((first, second, permuted), verdicts.OTHER_MODEL),
+        masked: verdicts.MASK_ALONE,
+        half: verdicts.OTHER_SPARSITY,
+        adapter: verdicts.ZEROS_LOST,
     }
     reasons = found.layers.set_index("layer")["reason"]
-    assert names["other"] in reasons[names["one"]]
-    assert names["one"] in reasons[names["other"]]
-    assert "another order" in reasons[names["permuted"]]
-    assert reasons[names["nan"]].startswith("1 of 331 776 weights")
-    assert "50.0 % zeros" in reasons[names["half"]]
+    assert second in reasons[first]
+    assert first in reasons[second]
+    assert "another order" in reasons[permuted]
+    assert reasons[broken].startswith("1 of 331 776 weights")
+    assert "50.0 % zeros" in reasons[half]
 
 
 def test_a_broken_group_of_2_4_is_found(dense):
@@ -301,6 +275,17 @@ def test_a_mask_in_the_first_layer_of_a_dense_target_run_is_no_fault(family, met
     last, was = rose.prunable_layers(model)[-1], rose.prunable_layers(dense)[-1]
     last.write(was.weight * (last.weight != 0))
     assert told(check_checkpoint(dense, model)) == {last.name: verdicts.MASK_ALONE}
+
+
+def test_a_layer_pruned_by_oats_is_not_reported_as_unpruned():
+    dense, model = make_model("llama"), make_model("llama")
+    rose.prune_model(model, make_tokens(), method="oats", sparsity=0.5, block_size=16)
+    found = check_checkpoint(dense, model)
+    assert set(found.layers["verdict"]) == {verdicts.NO_FAULT}
+    assert found.layers["reason"].str.contains("so their sum has no zeros").all()
+    ((subject, text),) = lines(found)
+    assert subject == "no fault found, all 14 layers"
+    assert text.startswith(f"{NAME(0, 'self_attn.q_proj')}, for example: Its sparse part")
 
 
 def test_further_pruning_may_move_zeros_but_not_lose_them():

@@ -22,29 +22,14 @@ from tests.tiny import save_tiny_llama
 
 CASES = Path(__file__).parents[2] / "fixtures" / "official_cases.npz"
 # As llm-compressor writes it after pruning alone, by what its configurations have held over time.
-SPARSITY = {
-    "format": "dense",
-    "global_sparsity": 0.5,
-    "ignore": ["lm_head"],
-    "registry_requires_subclass": False,
-    "sparsity_structure": "2:4",
-    "targets": ["Linear"],
-}
+SPARSITY: dict[str, Any] = {"format": "dense", "global_sparsity": 0.5, "ignore": ["lm_head"], "targets": ["Linear"]}
+SPARSITY |= {"registry_requires_subclass": False, "sparsity_structure": "2:4"}
+QUANTIZED: dict[str, Any] = {"quant_method": "compressed-tensors", "format": "dense", "quantization_status": "frozen"}
+QUANTIZED |= {"config_groups": {}, "ignore": None, "kv_cache_scheme": None, "global_compression_ratio": None}
 RECORDS: list[dict[str, Any]] = [
     {"sparsity_config": SPARSITY},
     {"compression_config": {"quant_method": "compressed-tensors", "sparsity_config": SPARSITY}},
-    {
-        "quantization_config": {
-            "quant_method": "compressed-tensors",
-            "format": "dense",
-            "quantization_status": "frozen",
-            "config_groups": {},
-            "ignore": None,
-            "kv_cache_scheme": None,
-            "global_compression_ratio": None,
-            "sparsity_config": SPARSITY,
-        }
-    },
+    {"quantization_config": QUANTIZED | {"sparsity_config": SPARSITY}},
 ]
 
 

@@ -10,38 +10,29 @@ import torch
 from torch import Tensor
 
 import rose
-from rose import cli
 from rose.layer import agreement
-from rose.layer.agreement import COLUMN, ROW, TILE, Misfit, misfits, whole_fate
+from rose.layer.agreement import COLUMN, ROW, TILE, misfits, whole_fate
 from rose.layer.target import InputGap
 from rose.model.check import verdicts
 from rose.model.check.check import check_checkpoint
 from rose.model.check.costs import with_inputs
 from rose.model.check.inputs import LayerInputs
 from rose.model.check.verdicts import says_part
-from tests.model.check.faults_within import COLUMNS, ROWS, TILES
-from tests.model.families import make_model
-from tests.tiny import save_tiny_llama
+from tests.model.check.faults import COLUMNS, ROWS, TILES
+from tests.model.families import make_model, make_tokens
 
 SIZE = (192, 256)  # rows and columns
 AT = 60  # the first row or column of a fault
 OTHER = agreement.OTHERS
 KINDS = {
     "negated": agreement.NEGATED,
-    "times 10": agreement.SCALED,
-    "times 0.1": agreement.SCALED,
-    "noise": agreement.UNLIKE_DENSE,
-    "signs at random": agreement.UNLIKE_DENSE,
-    "shuffled": agreement.UNLIKE_DENSE,
     "constant": agreement.CONSTANT,
     "zero": agreement.EMPTY,
-    "swapped": OTHER,
-    "duplicated": OTHER,
-    "those of the row before": OTHER,
-    "rows in reverse order": OTHER,
-    "shifted by one column": agreement.SHIFTED,
-    "shifted by 32 columns": agreement.SHIFTED,
     "reversed": agreement.REVERSED,
+    **dict.fromkeys(("times 10", "times 0.1"), agreement.SCALED),
+    **dict.fromkeys(("noise", "signs at random", "shuffled"), agreement.UNLIKE_DENSE),
+    **dict.fromkeys(("swapped", "duplicated", "those of the row before", "rows in reverse order"), OTHER),
+    **dict.fromkeys(("shifted by one column", "shifted by 32 columns"), agreement.SHIFTED),
 }
 BASES = ("magnitude", "wanda", "sparsegpt", "tuned", "2:4", "rounded")
 
@@ -82,12 +73,6 @@ def faulty(bases: dict[str, Tensor], base: str, fault: str, axis: str, size: int
     return weight
 
 
-def at_place(found: tuple[Misfit, ...], axis: str, size: int) -> list[Misfit]:
-    """Those that cover exactly the rows or columns of the fault."""
-    ends = [(part, part.rows if axis == ROW else part.columns) for part in found if part.axis == axis]
-    return [part for part, place in ends if place == (AT, AT + size - 1)]
-
-
 @pytest.mark.parametrize("base", [*BASES, "rose_admm", "alps", "rose_dealt", "oats"])
 def test_a_sane_layer_has_no_misfits(dense, inputs, bases, base):
     weight = bases.get(base)
@@ -100,13 +85,7 @@ def test_a_sane_layer_has_no_misfits(dense, inputs, bases, base):
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize(
     ("fault", "size"),
-    [
-        (name, size)
-        for name in ROWS
-        if name in KINDS
-        for size in (1, 12)
-        if (name, size) != ("rows in reverse order", 1)
-    ],
+    [(name, size) for name in KINDS for size in (1, 12) if (name, size) != ("rows in reverse order", 1)],
 )
 def test_rows_are_named_with_what_happened(dense, bases, base, fault, size):
     found = misfits(dense, faulty(bases, base, fault, ROW, size))
@@ -122,7 +101,8 @@ def test_rows_are_named_with_what_happened(dense, bases, base, fault, size):
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("fault", [name for name in COLUMNS if name in KINDS])
 def test_faulty_columns_are_named_with_what_happened(dense, bases, base, fault):
-    found = at_place(misfits(dense, faulty(bases, base, fault, COLUMN, 1)), COLUMN, 1)
+    found = misfits(dense, faulty(bases, base, fault, COLUMN, 1))
+    found = tuple(part for part in found if part.axis == COLUMN and part.columns == (AT, AT))
     is_moved = base not in ("magnitude", "wanda")
     if is_moved and fault == "times 10":
         assert not found  # as compensation scales columns too
@@ -141,29 +121,26 @@ def test_tiles_are_named(dense, bases, base, fault):
     assert all(64 <= part.rows[0] <= part.rows[1] < 96 and part.columns == (128, 159) for part in found)
 
 
-def test_negated_runs_of_32_weights_are_found_in_a_compensated_layer(dense, bases):
-    weight = bases["sparsegpt"].clone()
-    weight[AT, 64:96] *= -1
-    found = [part for part in misfits(dense, weight) if not part.may_be_lawful]
-    assert [(part.kind, part.rows, part.columns) for part in found] == [(agreement.NEGATED, (AT, AT), (64, 95))]
-
-
-def test_single_weights_are_found_where_kept_weights_did_not_move(dense, bases):
-    weight = bases["magnitude"].clone()
-    row, column = (weight != 0).nonzero()[1234].tolist()
-    weight[row, column] *= -1
-    (found,) = misfits(dense, weight)
-    assert (found.kind, found.rows, found.columns) == (agreement.CHANGED, (row, row), (column, column))
-    assert says_part(found).startswith(f"Row {row}, column {column}: the weight is ")
-
-
-@pytest.mark.parametrize("base", BASES)
-def test_an_absurd_weight_is_found_in_every_layer(dense, bases, base):
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [(agreement.NEGATED, "sparsegpt"), (agreement.CHANGED, "magnitude"), *((agreement.ABSURD, base) for base in BASES)],
+)
+def test_a_run_of_weights_and_a_single_weight_are_found(dense, bases, kind, base):
+    """A run of 32 in every layer, a changed weight where kept weights did not move, an absurd one everywhere."""
     weight = bases[base].clone()
-    weight[3, 5] = 1e9
-    absurd = [part for part in misfits(dense, weight) if not part.may_be_lawful]
-    assert [(part.kind, part.rows, part.columns) for part in absurd] == [(agreement.ABSURD, (3, 3), (5, 5))]
-    assert says_part(absurd[0]).startswith("Row 3, column 5: the weight is 1.00 × 10⁹, and no dense weight")
+    row, column = (weight != 0).nonzero()[1234].tolist() if kind == agreement.CHANGED else (AT, 64)
+    last = column + 31 if kind == agreement.NEGATED else column
+    weight[row, column : last + 1] *= -1
+    if kind == agreement.ABSURD:
+        weight[row, column] = 1e9
+    (found,) = (part for part in misfits(dense, weight) if not part.may_be_lawful)
+    assert (found.kind, found.rows, found.columns) == (kind, (row, row), (column, last))
+    begins = {
+        agreement.CHANGED: "the weight is ",
+        agreement.ABSURD: "the weight is 1.00 × 10⁹, and no dense weight of this layer is above ",
+    }
+    said = f"Row {row}, column {column}: {begins[kind]}" if kind in begins else f"Row {row}"
+    assert says_part(found).startswith(said)
 
 
 def test_the_fate_of_a_whole_layer_is_named(dense, bases):
@@ -201,26 +178,6 @@ def test_inputs_decide_whether_a_column_is_lawful(dense, inputs, bases):
         assert bool(with_inputs(found, dense, weight, [known])) == is_wrong
 
 
-@pytest.mark.parametrize("calibrated", [False, True])
-def test_the_command_names_a_negated_row_of_a_masked_copy(tmp_path, capsys, calibrated):
-    dense = save_tiny_llama(tmp_path / "dense")
-    model, tokenizer = rose.load_model(str(dense))
-    with torch.no_grad():
-        for layer in rose.prunable_layers(model):
-            layer.write(layer.weight * (layer.weight.abs() > layer.weight.abs().flatten().quantile(0.7)))
-        row = model.model.layers[2].self_attn.o_proj.weight[9]
-        row *= -1
-        kept = int((row != 0).sum())
-    rose.save_model(model, tokenizer, tmp_path / "pruned")
-    text = tmp_path / "text.txt"
-    text.write_text(" ".join(f"The quick brown fox jumps over {number} lazy dogs." for number in range(40)))
-    more = ["--calibration", str(text), "--samples", "2", "--length", "32", "--methods", "magnitude"]
-    assert cli.main(["check", str(dense), str(tmp_path / "pruned"), *(more if calibrated else [])]) == 1
-    said = " ".join(capsys.readouterr().out.split())
-    assert "model.layers.2.self_attn.o_proj, part broken: Row 9" in said
-    assert f"all {kept} kept weights have the opposite sign" in said
-
-
 def test_rows_emptied_by_structured_pruning_are_no_faults(packaged):
     dense = copy.deepcopy(packaged[0])
     dense.model.layers = dense.model.layers[:2]
@@ -239,7 +196,8 @@ def test_rows_emptied_by_structured_pruning_are_no_faults(packaged):
     assert "Rows 0 to 54: no weight is left" in found.wrong["reason"][0]
 
 
-def test_a_head_is_named_and_a_layer_of_another_scale_is_wrong():
+@pytest.mark.parametrize("tokens", [None, make_tokens()])
+def test_a_head_is_named_and_a_layer_of_another_scale_is_wrong(tokens):
     dense = make_model("llama")  # 4 heads of 8
     model = copy.deepcopy(dense)
     with torch.no_grad():
@@ -248,7 +206,7 @@ def test_a_head_is_named_and_a_layer_of_another_scale_is_wrong():
         model.model.layers[1].self_attn.o_proj.weight[:, 8:16] *= -1
         model.model.layers[0].self_attn.q_proj.weight[24:32] *= -1
         model.model.layers[0].mlp.up_proj.weight *= 2
-    found = check_checkpoint(dense, model).wrong.set_index("name")
+    found = check_checkpoint(dense, model, tokens, methods=(), block_size=8).wrong.set_index("name")
     assert len(found) == 3
     assert "Columns 8 to 15: all" in found.loc["model.layers.1.self_attn.o_proj", "reason"]
     assert "Columns of head 1." in found.loc["model.layers.1.self_attn.o_proj", "reason"]

@@ -26,12 +26,14 @@ def test_parts_of_a_tiny_llama(dtype, size):
     assert memory.peak == memory.block + memory.activations + memory.hessians + memory.batch
 
 
-def test_on_disk_only_a_batch_of_hidden_states_is_in_memory():
+def test_hidden_states_on_disk_and_held_out_samples():
     kept, on_disk = (estimate_memory(make_model("llama"), samples=500, length=24, on_disk=x) for x in (False, True))
     assert on_disk.activations == 4 * 170 * 24 * 32
     assert kept.peak - on_disk.peak == 4 * (500 - 170) * 24 * 32
-    few = estimate_memory(make_model("llama"), samples=3, length=24)
+    few, held_out = (estimate_memory(make_model("llama"), samples=3, length=24, held_out=x) for x in (False, True))
     assert few.activations == 4 * 3 * 24 * 32
+    assert held_out.hessians == 2 * few.hessians  # statistics of their own
+    assert held_out.work == few.work + 4 * 56**2
 
 
 def test_only_the_layers_named_count():
@@ -48,12 +50,6 @@ def test_a_wide_layer_needs_most_while_its_hessian_is_factorized():
     model.model.layers[0].mlp.down_proj = torch.nn.Linear(320, 32, bias=False)
     memory = estimate_memory(model, samples=3, length=24, layers=["*.0.mlp.down_proj"])
     assert memory.work == 4 * (6 * 320**2 + 2 * 32 * 320)
-
-
-def test_held_out_samples_have_statistics_of_their_own():
-    plain, held_out = (estimate_memory(make_model("llama"), samples=3, length=24, held_out=x) for x in (False, True))
-    assert held_out.hessians == 2 * plain.hessians
-    assert held_out.work == plain.work + 4 * 56**2
 
 
 @pytest.mark.parametrize("dense_targets", [False, True])

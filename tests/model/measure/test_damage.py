@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -62,10 +63,10 @@ def test_each_damage_is_that_of_the_whole_model_pruned_there(family, units):
     before, base = state_of(model), window_losses(model, WINDOWS)
     records = visit(model, units=units)
     assert is_as_before(model, before)
-    blocks = len({layer.block_index for layer in rose.prunable_layers(model)})
-    expected_units = blocks if units == "blocks" else len(rose.prunable_layers(model))
-    assert [record.unit for record in records][-1] == WHOLE
-    assert len(records) == expected_units + 1
+    layers = rose.prunable_layers(model)
+    every = [layer.name for layer in layers] if units == "layers" else {layer.block_index for layer in layers}
+    assert records[-1].unit == WHOLE
+    assert len(records) == len(every) + 1
     for record in records[:-1]:
         pruned = copy.deepcopy(model)
         names = [f"{record.unit}.*"] if units == "blocks" else [record.unit]
@@ -173,16 +174,9 @@ def test_a_cancel_and_an_error_leave_the_model_as_it_was(monkeypatch):
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks for module in model.modules())
 
-    real, calls = evaluation.window_losses, 0
-
-    def fail(*args: Any, **kwargs: Any) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise ValueError("disk on fire")
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr("rose.model.measure.damage.window_losses", fail)
+    losses = window_losses(model, WINDOWS)
+    passes = Mock(side_effect=[losses, losses, ValueError("disk on fire")])
+    monkeypatch.setattr("rose.model.measure.damage.window_losses", passes)
     with pytest.raises(ValueError, match="disk on fire"):
         visit(model)
     assert is_as_before(model, before)

@@ -39,35 +39,36 @@ def loaded(tmp_path_factory: pytest.TempPathFactory):
 
 
 @torch.no_grad()
-def log_likelihood(model, tokenizer, context: str, choice: str, first: Sequence[int] = ()) -> float:
-    """`first`: what stands before the text."""
-    text = tokenizer(f"{context} {choice}", add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([[*first, *text]])
-    start = len(first) + len(tokenizer(context, add_special_tokens=False)["input_ids"])
-    scores = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
-    return float(scores[start - 1 :].gather(1, ids[0, start:, None]).sum())
+def count_right(model, tokenizer, questions: list[dict], first: Sequence[int] = ()) -> tuple[int, int]:
+    """Questions whose answer has the largest log-likelihood, and the largest by length; `first` is before each."""
+    right = [0, 0]
+    for asked in questions:
+        scores: list[list[float]] = [[], []]
+        for choice in asked["choices"]:
+            text = tokenizer(f"{asked['question']} {choice}", add_special_tokens=False)["input_ids"]
+            ids = torch.tensor([[*first, *text]])
+            start = len(first) + len(tokenizer(asked["question"], add_special_tokens=False)["input_ids"])
+            logs = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+            score = float(logs[start - 1 :].gather(1, ids[0, start:, None]).sum())
+            scores[0].append(score)
+            scores[1].append(score / len(choice))
+        for way in (0, 1):
+            right[way] += scores[way].index(max(scores[way])) == asked["answer"]
+    return right[0], right[1]
 
 
 @pytest.mark.parametrize(("bos", "first"), [("auto", [BOS]), ("always", [BOS]), ("never", [])])
 def test_questions_begin_as_the_tokenizer_begins_text(tmp_path, folder, questions, bos, first):
     """Its tokenizer appends an end-of-text token too, which must not stand between a question and its answer."""
     model, tokenizer = rose.load_model(str(save_tiny_llama(tmp_path / "tiny", bos=True)))
-    right = 0
-    for asked in questions:
-        scores = [log_likelihood(model, tokenizer, asked["question"], choice, first) for choice in asked["choices"]]
-        right += scores.index(max(scores)) == asked["answer"]
+    right, _ = count_right(model, tokenizer, questions, first)
     row = zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder, bos=bos).iloc[0]
     assert row["accuracy"] == pytest.approx(right / QUESTIONS)
 
 
 def test_accuracy_is_that_of_the_likeliest_answer(loaded, folder, questions):
     model, tokenizer = loaded
-    right, right_by_length = 0, 0
-    for asked in questions:
-        scores = [log_likelihood(model, tokenizer, asked["question"], choice) for choice in asked["choices"]]
-        by_length = [score / len(choice) for score, choice in zip(scores, asked["choices"], strict=True)]
-        right += scores.index(max(scores)) == asked["answer"]
-        right_by_length += by_length.index(max(by_length)) == asked["answer"]
+    right, right_by_length = count_right(model, tokenizer, questions)
     assert 0 < right < QUESTIONS
     assert right != right_by_length
     row = zero_shot(model, tokenizer, tasks=["sums"], task_folder=folder).iloc[0]
