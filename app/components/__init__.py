@@ -2,7 +2,7 @@
 
 # ruff: noqa: F401  pages name all of them `components.…`
 from app.components.choices import URL, choose, edited_setup, keep_choice, pick_layer, pick_row, section, select_layer
-from app.components.figure import SHARE, as_html, in_percent, look, look_over, show, table
+from app.components.figure import SHARE, as_html, continued, in_percent, look, look_over, show, table
 from app.components.needs import (
     START_PAGE,
     begin_restored,

@@ -148,6 +148,12 @@ def table(rows: Sequence[Mapping[str, str]], alt: str, marked: str = "", key: st
         st.table(pd.DataFrame(plain), hide_index=True, border="horizontal", alt=alt)
 
 
+def continued(name: str, summary: Mapping[str, Any]) -> None:
+    """The text that a model has written after the prompt, under its name, which is Markdown."""
+    st.markdown(name)
+    st.code(summary.get("continuation") or "(nothing: the text ended)", language=None, wrap_lines=True)
+
+
 # Arrows step through the frames of an animation in its HTML file; Plotly itself only plays them.
 STEP_BY_KEY = """
 const plot = document.getElementById("{plot_id}"), frames = plot._transitionData._frames.map((one) => one.name);

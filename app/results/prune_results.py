@@ -232,8 +232,9 @@ def texts(run: PruningRun, models: list[RunReport]) -> None:
     st.markdown("Continued by the most likely next token:")
     st.code(run.request.prompt, language=None, wrap_lines=True)
     for model in models:
-        st.markdown(f"**{words.plain(model.name)}**, perplexity {words.number(model.perplexity)}")
-        st.code(model.summary.get("continuation") or "(nothing: the text ended)", language=None, wrap_lines=True)
+        components.continued(
+            f"**{words.plain(model.name)}**, perplexity {words.number(model.perplexity)}", model.summary
+        )
 
 
 def accuracies(run: PruningRun, models: list[RunReport]) -> None:

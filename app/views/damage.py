@@ -115,8 +115,15 @@ def _results(run: DamageRun, table: pd.DataFrame) -> None:
     predictor = components.choose("Compare sensitivity with", MEASURES, "damage_predictor")
     skeleton = shared.skeleton(run.setup.model)
     units = request.names(run.setup, skeleton)
-    marked, theme = _chosen_unit(units), session.theme()
-    pick = partial(components.pick_layer, choose=_select_unit)
+    layer, theme = session.layer() or "", session.theme()
+    marked = next((unit for unit in units if layer == unit or layer.startswith(unit + ".")), None)
+
+    def select(unit: str) -> None:
+        """The unit's layer, on all pages; of a decoder block, the layer of the chosen projection."""
+        names = [layer.name for layer in rose.prunable_layers(skeleton)]
+        components.select_layer(layer_of(unit, names, session.layer()))
+
+    pick = partial(components.pick_layer, choose=select)
     draw = figures.damage_bars if request.units == "blocks" else figures.damage_map
     left, right = st.columns(2)
     with left:
@@ -194,17 +201,6 @@ def _exact(run: DamageRun, table: pd.DataFrame) -> None:
 def _as_json(run: DamageRun) -> str:
     report = run.report
     return json.dumps({"summary": finite(report.summary), "units": json_rows(report.units)}, indent=1)
-
-
-def _select_unit(unit: str) -> None:
-    """Chooses the unit's layer for all pages; of a decoder block, the layer of the chosen projection."""
-    names = [layer.name for layer in rose.prunable_layers(shared.skeleton(session.setup().model))]
-    components.select_layer(layer_of(unit, names, session.layer()))
-
-
-def _chosen_unit(names: list[str]) -> str | None:
-    layer = session.layer() or ""
-    return next((name for name in names if layer == name or layer.startswith(name + ".")), None)
 
 
 draw()

@@ -78,14 +78,11 @@ def errors(row: pd.Series, kind: str, tokens: str) -> str:
     if pd.isna(natural):
         return ""
     first, second = words.apart(natural, ordered)
-    saved = versus(1 - times(ordered, natural), row["is_columnar"])
-    return f"{tokens} error: SparseGPT **{first}**, ROSE **{second}**, {saved}."
-
-
-def versus(saved: float, columnar: bool) -> str:
-    if not columnar or isnan(saved) or not saved:  # NaN: 0 of 0
-        return "the same by construction" if not columnar else "the same"
-    return f"{words.percent(abs(saved))} {'less' if saved > 0 else 'more'}"
+    saved = 1 - times(ordered, natural)  # NaN: 0 of 0
+    change = f"{words.percent(abs(saved))} {'less' if saved > 0 else 'more'}"
+    if not row["is_columnar"] or isnan(saved) or not saved:
+        change = "the same" if row["is_columnar"] else "the same by construction"
+    return f"{tokens} error: SparseGPT **{first}**, ROSE **{second}**, {change}."
 
 
 def choose_block(plan: rose.OrderPlan) -> int | None:

@@ -48,12 +48,12 @@ def draw() -> None:
         st.session_state.pop("runs_view")
     with st.container(horizontal=True, vertical_alignment="center"):
         view = components.section(names, "runs_view", "What is shown")
-        asked = _choose_map(runs) if view == MAP else None
+        settings = _choose_map(runs) if view == MAP else None
     if view == SEEDS:
         _seeds(tables[0])
         return
-    if asked:
-        _map(*asked)
+    if settings:
+        _map(*settings)
     elif view != MAP:
         {NUMBERS: _numbers, SETTINGS: _settings, DRIFT: _drift}[view](runs)
     components.cautions(pairs.cautions_of(runs))

@@ -106,9 +106,9 @@ def _channels() -> None:
         _check_kind(structures, CHANNELS)
         blocks, (chosen, _) = structures.blocks(CHANNELS), words.place_of(session.layer() or "")
         index = blocks.index(chosen) if chosen in blocks else 0
-        own = st.selectbox("Decoder block", blocks, index, key="structures_block")
-        if _are_priced(structures, [structures.parts[CHANNELS, own]], f"channel of decoder block {own}"):
-            block, table = own, structures.channel_costs(own)
+        choice = st.selectbox("Decoder block", blocks, index, key="structures_block")
+        if _are_priced(structures, [structures.parts[CHANNELS, choice]], f"channel of decoder block {choice}"):
+            block, table = choice, structures.channel_costs(choice)
         else:
             structures = None
     if structures is None:
@@ -210,10 +210,7 @@ def _outcome(run: Slimming) -> None:
     if run.prompt.strip():
         with st.expander("Texts", icon=":material/notes:", key="slim-texts"):
             for model in run.models:
-                st.markdown(f"**{words.plain(model.name)}**")
-                st.code(
-                    model.summary.get("continuation") or "(nothing: the text ended)", language=None, wrap_lines=True
-                )
+                components.continued(f"**{words.plain(model.name)}**", model.summary)
     with st.container(horizontal=True):
         file_button("Record, JSON", latest.to_json, "report.json", key="slim-report")
         csv_button("Parts, CSV", with_cautions(latest.layers), "layers.csv", "slim-layers")
