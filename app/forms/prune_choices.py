@@ -22,6 +22,10 @@ KEEP: dict[Keep, str] = {
     "folder": "of all copies, in a folder on this machine",
     "none": "none",
 }
+KEEP_HELP = (
+    "Pruned models to keep, for download and for other pages. The best is the copy of the lowest perplexity at each "
+    f"sparsity. Temporary copies go when the app stops, or after {shared.KEPT_RUNS} later runs."
+)
 AS_STORED = "stored"
 BITS = {AS_STORED: "as they are", **{str(bits): f"{bits} bits" for bits in sorted(GRID_BITS, reverse=True)}}
 TARGETS = {"dense": "dense: the dense model's output", "layer": "layer: its own output"}
@@ -53,7 +57,11 @@ def choose(setup: Setup) -> PruneRequest:
                       "an exact zero, and later columns compensate for that too. Copies of different bits are not "
                       "ranked.")  # fmt: skip
     with right:
-        checkpoints = _checkpoints()
+        look: dict[str, Any] = {"format_func": KEEP.__getitem__, "help": KEEP_HELP}
+        keep = st.selectbox("Checkpoints", list(KEEP), **look, **linked("prune_keep"))
+        help_text = "Each checkpoint is a new folder in it, with its report."
+        is_folder = keep == "folder"
+        folder = text_input("Folder on this machine", "prune_folder", "pruned/", help_text) if is_folder else ""
     with st.expander("More", icon=":material/more_horiz:", key="prune-more"):
         settings = {**_windows(setup), **_targets(bits), **_tasks()}
     return PruneRequest(
@@ -62,7 +70,8 @@ def choose(setup: Setup) -> PruneRequest:
         layers=layers or setup.layers,
         threshold=threshold,
         bits=tuple(None if name == AS_STORED else int(name) for name in bits),
-        **checkpoints,
+        keep=keep,
+        folder=folder,
         **settings,
     )
 
@@ -72,19 +81,6 @@ def _pills(label: str, options: dict[str, str], usual: str, key: str, help: str)
     look: dict[str, Any] = {"selection_mode": "multi", "format_func": options.__getitem__, "help": help}
     chosen = st.pills(label, list(options), default=[usual], **look, **linked(key))
     return [name for name in options if name in chosen]
-
-
-def _checkpoints() -> dict[str, Any]:
-    help_text = (
-        "Pruned models to keep, for download and for other pages. The best is the copy of the lowest perplexity at "
-        f"each sparsity. Temporary copies go when the app stops, or after {shared.KEPT_RUNS} later runs."
-    )
-    look: dict[str, Any] = {"format_func": KEEP.__getitem__, "help": help_text}
-    keep = st.selectbox("Checkpoints", list(KEEP), **look, **linked("prune_keep"))
-    if keep != "folder":
-        return {"keep": keep}
-    help_text = "Each checkpoint is a new folder in it, with its report."
-    return {"keep": keep, "folder": text_input("Folder on this machine", "prune_folder", "pruned/", help_text)}
 
 
 def _windows(setup: Setup) -> dict[str, Any]:

@@ -309,20 +309,18 @@ def check_report(run: CheckpointRun) -> ReportPage:
     """The headline, a line for each verdict, the map, layers that stand out, drift and numbers."""
     check, request = run.check, run.request
     assert check is not None
+    short, setup = words.short_layer, request.setup
     drawings = [check_map(check)] if differs(check) else []
-    drawings += [trust.broken_pattern(excerpt, layer=words.short_layer(name)) for name, excerpt in run.excerpts.items()]
-    drawings += [
-        trust.compensation_bars(row, layer=words.short_layer(row["layer"]))
-        for _, row in check.by_error.head(BARS).iterrows()
-    ]
-    if check.summary["drift"]:
-        drawings.append(check_drift(run))
-    on = f" on {request.setup.samples} × {request.setup.length} tokens of {words.text_name(request.setup.text)}"
+    drawings += [trust.broken_pattern(excerpt, layer=short(name)) for name, excerpt in run.excerpts.items()]
+    worst = [row for _, row in check.by_error.head(BARS).iterrows()]
+    drawings += [trust.compensation_bars(row, layer=short(row["layer"])) for row in worst]
+    drawings += [check_drift(run)] if check.summary["drift"] else []
+    on = f" on {setup.samples} × {setup.length} tokens of {words.text_name(setup.text)}"
     tables = {"Wrong tensors": check.wrong, "Others that differ": check.others}
     return ReportPage(
         title=f"Check of {request.name}",
-        subtitle=f"Against {request.setup.model}{on if request.with_tokens else ', the weights alone'}",
-        findings=[headline(check).text, *map(": ".join, lines(check, words.short_layer)), *facts(run)],
+        subtitle=f"Against {setup.model}{on if request.with_tokens else ', the weights alone'}",
+        findings=[headline(check).text, *map(": ".join, lines(check, short)), *facts(run)],
         drawings=drawings,
         tables={heading: table for heading, table in tables.items() if len(table)},
         layers=check.layers,

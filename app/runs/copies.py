@@ -1,7 +1,4 @@
-"""Runs that make copies of a model, pruned or smaller, and tuning of such a copy. No Streamlit here.
-
-`rose.tune_model` defines the training.
-"""
+"""Runs that make copies of a model, pruned or smaller, and tuning of such a copy. No Streamlit here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Pruning copies of a whole model in the background: several methods and sparsities, one after another.
+"""Copies of a whole model pruned in the background, one after another. No Streamlit here.
 
-No Streamlit here. The shared model is only copied, under its lock; one copy exists at a time, and only its report,
-perplexity, text and requested checkpoint are kept.
+The shared model is only copied, under its lock, and one copy exists at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -292,7 +290,7 @@ class PruningRun(CopyRun):
                 **request.settings(setup, case),
                 layers=request.layer_patterns,
                 held_out=held_out,
-                progress=partial(_tell_share, tell),
+                progress=lambda progress: tell(progress.fraction),  # noqa: B023  called at once
             )
             measured = self.judge(case.label, model, loaded.tokenizer, windows, self._step)
             self.add(self._saved(model, loaded.tokenizer, self._signed(report, case).with_summary(**measured)))
@@ -315,18 +313,12 @@ class PruningRun(CopyRun):
         return tell
 
     def _signed(self, report: rose.RunReport, case: Case) -> rose.RunReport:
-        setup, request = self.setup, self.request
+        request = self.request
         assert self.dense is not None
-        layers = {} if request.layer_patterns is None else {"chosen_layers": request.layers.strip()}
-        return report.signed(
-            request.recipe(setup, case),
-            text_cautions=self.cautions,
-            evaluated_on=request.evaluate,
-            windows=request.windows,
-            window_length=request.window_length,
-            **as_before(self.dense),
-            **layers,
-        )
+        about: dict[str, Any] = {"evaluated_on": request.evaluate, "windows": request.windows}
+        about |= {"window_length": request.window_length, "text_cautions": self.cautions, **as_before(self.dense)}
+        about |= {} if request.layer_patterns is None else {"chosen_layers": request.layers.strip()}
+        return report.signed(request.recipe(self.setup, case), **about)
 
     def _saved(self, model: Any, tokenizer: PreTrainedTokenizerBase, copy: rose.RunReport) -> rose.RunReport:
         """The copy, after its checkpoint is written if it is kept."""
@@ -335,7 +327,3 @@ class PruningRun(CopyRun):
             return copy
         self._say(f"Writing the checkpoint of {copy.name}")
         return self.write(model, tokenizer, copy)
-
-
-def _tell_share(tell: Callable[[float], None], progress: rose.Progress) -> None:
-    tell(progress.fraction)

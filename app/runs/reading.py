@@ -37,10 +37,9 @@ class TextReading(Run):
         self, setup: Setup, text: str, checkpoints: Sequence[Checkpoint], load: Callable[[], LoadedModel]
     ) -> None:
         super().__init__()
-        self.setup, self.text, self.checkpoints = setup, text, tuple(checkpoints)
+        self.setup, self.text, self.checkpoints, self._load = setup, text, tuple(checkpoints), load
         self.encoded: EncodedText | None = None
         self.readings: dict[str, Reading] = {}
-        self._load = load
         self.vocabulary: dict[int, str] = {}  # texts of tokens that were asked for
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
@@ -84,11 +83,9 @@ class TextReading(Run):
 
 def _read(name: str, model: Any, encoded: EncodedText) -> Reading:
     reading = read_text(model, encoded.tokens)
-    if not reading.losses.isfinite().all():
-        raise rose.RoseError(
-            f"{name} gives some tokens no number: its activations overflow; choose weights in float32."
-        )
-    return reading
+    if reading.losses.isfinite().all():
+        return reading
+    raise rose.RoseError(f"{name} gives some tokens no number: its activations overflow; choose weights in float32.")
 
 
 def losses(encoded: EncodedText, reading: Reading) -> np.ndarray:
@@ -108,13 +105,10 @@ def token_table(encoded: EncodedText, readings: dict[str, Reading]) -> pd.DataFr
             "token": [token_name(encoded.pieces, number) for number in range(len(encoded.pieces))],
             "before": [visible(text[max(0, start - CONTEXT) : start]) for start in starts[:-1]],
             **losses_by_model,
-            **{
-                f"{name} − dense": values - losses_by_model[DENSE]
-                for name, values in losses_by_model.items()
-                if name != DENSE
-            },
         }
     )
+    for name in [name for name in readings if name != DENSE]:
+        table[f"{name} − dense"] = table[name] - table[DENSE]
     return table.iloc[1:].reset_index(drop=True)
 
 

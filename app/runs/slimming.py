@@ -47,20 +47,15 @@ class Speedup:
     @classmethod
     def of(cls, dense: Sequence[float], slim: Sequence[float], bound: float) -> Speedup:
         """From the seconds of each turn; `dense` and `slim` took turns."""
-        logs = ([math.log(seconds) for seconds in times] for times in (dense, slim))
-        return cls(paired_ratio(*logs), len(dense), bound)
+        return cls(paired_ratio(*(list(map(math.log, times)) for times in (dense, slim))), len(dense), bound)
 
     def says(self) -> str:
         """A sentence, which tells no ratio that chance or other work on the machine may have made."""
+        prompt = f"a prompt of {TOKENS} tokens"
         if not self.ratio.is_clear or self.ratio.low > self.bound:
-            return (
-                f"The speed at a prompt of {TOKENS} tokens is unclear: this machine is too noisy, or the model is too "
-                "small."
-            )
-        return (
-            f"It reads a prompt of {TOKENS} tokens {words.number(self.ratio.value)} times as fast here (95\u202f% "
-            f"interval {self.ratio.bounds}, {words.count(self.turns, 'turn')} each)."
-        )
+            return f"The speed at {prompt} is unclear: this machine is too noisy, or the model is too small."
+        times, turns = words.number(self.ratio.value), words.count(self.turns, "turn")
+        return f"It reads {prompt} {times} times as fast here (95\u202f% interval {self.ratio.bounds}, {turns} each)."
 
 
 def estimate(setup: Setup, settings: SlimSettings, model: nn.Module) -> Cost:

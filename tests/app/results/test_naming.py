@@ -29,24 +29,6 @@ def slim_record(*rows: dict[str, Any], **recipe: Any) -> rose.RunReport:
     return rose.RunReport(pd.DataFrame(rows), {}, {"run": "slim", "method": "obs", "ratio": 0.2} | recipe)
 
 
-def test_saved_run_round_trips(tmp_path):
-    report = made_report()
-    (run,) = read_runs(str(saved(tmp_path / "here", report)))
-    assert (run.name, run.kind, run.method) == ("SparseGPT at 0.7", "prune", "sparsegpt")
-    assert run.by_layer["held_out_error"].tolist() == report.layers["held_out_error"].tolist()
-    assert run.summary["drift"] == report.summary["drift"]
-    assert run.zero_shot is None
-    assert list(naming.name_apart([run])) == ["SparseGPT at 0.7 (here)"]
-    assert [type(value) for value in run.drift[0].values()] == [int, float, float, float]
-
-
-def test_dense_layers_are_excluded_from_pruned_ones():
-    report = made_report()
-    report.layers["sparsity"], report.layers["rounding_error"] = 0.0, [None, *[0.1] * 5]
-    (run,) = report.runs
-    assert len(run.pruned) == len(run.by_layer) - 1
-
-
 def test_analysis_has_one_run_for_each_method(tmp_path):
     saved(tmp_path / "a", made_report())
     both = pd.concat([made_report().layers, made_report("rose", 0.5).layers], ignore_index=True)
@@ -68,13 +50,9 @@ def test_slimmed_model_reports_removed_parts():
     assert (run.name, run.kind) == ("Slim by obs, 20 % out", "slim")
     assert run.by_layer["sparsity"].tolist() == pytest.approx([0.2])
     assert run.by_layer["projection"].tolist() == ["self_attn.o_proj"]
+    assert [slim_record(ratio=ratio).asked for ratio in (0.12, 0.125, 0.004)] == ["12 % out", "12.5 % out", "0.4 % out"]
     assert blocks.by_layer.empty
     assert not pairs.pair(run, blocks).measures
-
-
-def test_ratios_have_distinct_names():
-    """By which results are ranked."""
-    assert [slim_record(ratio=ratio).asked for ratio in (0.12, 0.125, 0.004)] == ["12 % out", "12.5 % out", "0.4 % out"]
 
 
 def test_accuracies_are_read_from_the_csv(tmp_path):

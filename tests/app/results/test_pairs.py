@@ -75,6 +75,12 @@ def test_perplexities_on_different_windows_are_not_ranked():
     assert pairs.says_perplexities([one, made_run("rose", perplexity_after=None)]) == ""
 
 
+def test_rounded_layers_count_as_pruned():
+    report = made_report()
+    report.layers["sparsity"], report.layers["rounding_error"] = 0.0, [None, *[0.1] * 5]
+    assert len(report.runs[0].pruned) == len(report.runs[0].by_layer) - 1
+
+
 def test_mean_accuracies_are_over_the_tasks_that_all_runs_answered():
     one = {"task": "piqa", "questions": 10, "accuracy": 0.5}
     easy = {"task": "boolq", "questions": 10, "accuracy": 0.9}

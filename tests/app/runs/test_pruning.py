@@ -145,18 +145,14 @@ def test_failure_leaves_finished_checkpoints_and_nothing_half_done(setup, loaded
     assert [path.name for path in run.checkpoints[outcome.name].parent.iterdir()] == ["sparsegpt-0.5"]
 
 
-def test_nothing_is_kept_on_a_full_disk(setup, loaded, monkeypatch):
-    monkeypatch.setattr("app.runs.copies.free_space", lambda: RESERVE)
-    request = replace(REQUEST, methods=("magnitude",), sparsities=("0.5",), prompt="", windows=1, keep="best")
-    assert finished(setup, request, lambda: loaded).checkpoints == {}
-
-
 @pytest.mark.parametrize(("free", "says"), [("memory", "of memory, and 1 kB are free; wait"), ("disk", "make room")])
 def test_runs_that_do_not_fit_are_refused(free, says, setup, loaded, tmp_path, monkeypatch):
     if free == "memory":
         monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     else:
         monkeypatch.setattr("shutil.disk_usage", lambda _place: SimpleNamespace(free=RESERVE + 1000))
+        one = replace(REQUEST, methods=("magnitude",), sparsities=("0.5",), prompt="", windows=1, keep="best")
+        assert finished(setup, one, lambda: loaded).checkpoints == {}  # nothing temporary is kept
     asked = replace(REQUEST, keep="folder", folder=str(tmp_path / "out"))
     run = finished(setup, asked, lambda: loaded, "failed")
     assert says in run.job.message
@@ -198,26 +194,29 @@ def test_perplexity_of_a_user_text(setup, loaded, tmp_path):
         ({"sparsities": ("0.5", "3:7")}, "3:7 needs a block size divisible by 7"),
         ({"layers": "*.nothing"}, "nothing"),
         ({"evaluate": " "}, "path of the text"),
+        ({"tasks": ("sums",), "task_folder": "/nowhere"}, "There is no folder /nowhere"),
         ({"window_length": 257}, "Samples of 257 tokens are longer than the model's 256 positions"),
     ],
 )
-def test_bad_requests_are_refused_before_any_work(change, words, setup):
+def test_bad_requests_are_refused_before_any_work(change, words, setup, monkeypatch):
     with pytest.raises(rose.RoseError, match=words):
         replace(REQUEST, **change).check(setup, load_skeleton(setup.model))
+    monkeypatch.setattr("app.runs.pruning.is_installed", lambda: False)
+    with pytest.raises(rose.RoseError, match=r"pip install -r requirements-eval\.txt"):
+        replace(REQUEST, tasks=("sums",)).check(setup, load_skeleton(setup.model))
 
 
 def test_recipes_ask_for_the_same_run(setup):
     setup = replace(setup, text="my text.txt", seed=3, held_out=1, damping=0.02, dtype="bfloat16")
     choices = {"layers": "*.o_proj model.layers.0.*", "threshold": 0.4, "evaluate": "ptb", "windows": 7}
     request = replace(REQUEST, **choices, window_length=32, bits=(4,), group="32")
+    expected = {"model": setup.model, "dtype": "bfloat16", "calibration": "my text.txt", "samples": 4, "length": 32}
+    expected |= {"seed": 3, "held_out": 1, "threshold": 0.4, "block_size": 16, "damping": 0.02, "bits": 4, "group": 32}
+    expected |= {"layers": ("*.o_proj", "model.layers.0.*"), "evaluate": "ptb", "windows": 7}
     for case in request.cases:
         asked = request.recipe(setup, case)
-        assert (asked.model, asked.dtype, asked.calibration) == (setup.model, "bfloat16", "my text.txt")
-        assert (asked.samples, asked.length, asked.seed, asked.held_out) == (4, 32, 3, 1)
-        assert (asked.method, asked.sparsity, asked.threshold) == (case.method, case.sparsity, 0.4)
-        assert (asked.block_size, asked.damping, asked.bits, asked.group) == (16, 0.02, 4, 32)
-        assert asked.layers == ("*.o_proj", "model.layers.0.*")
-        assert (asked.evaluate, asked.windows) == ("ptb", 7)
+        assert {name: getattr(asked, name) for name in expected} == expected
+        assert (asked.method, asked.sparsity) == (case.method, case.sparsity)
         assert Recipe.parse(str(Recipe((asked,))), f"output={case.name}").steps == (asked,)
     other = replace(request, window_length=16)  # windows of another length are no command's
     assert other.recipe(setup, case).evaluate is None
@@ -238,13 +237,12 @@ def test_recipe_gives_the_same_weights_on_the_command_line(setup, loaded, tmp_pa
 
 def test_estimate_counts_every_pair(setup):
     skeleton = load_skeleton(setup.model)
-    one = replace(REQUEST, methods=("rose",), sparsities=("0.5",)).estimate(setup, skeleton)
-    four = REQUEST.estimate(setup, skeleton)
-    assert 2 * one.seconds < four.seconds < 4 * one.seconds  # the dense model is judged once
-    assert four.memory == one.memory
-    assert four.layers == 21
-    slow = replace(REQUEST, methods=("oats",), sparsities=("0.5",)).estimate(setup, skeleton)
-    assert slow.seconds > one.seconds
+    one = replace(REQUEST, methods=("rose",), sparsities=("0.5",))
+    cost, four = one.estimate(setup, skeleton), REQUEST.estimate(setup, skeleton)
+    assert 2 * cost.seconds < four.seconds < 4 * cost.seconds  # the dense model is judged once
+    assert (four.memory, four.layers) == (cost.memory, 21)
+    for slow in ({"methods": ("oats",)}, {"tasks": ("sums",)}):
+        assert replace(one, **slow).estimate(setup, skeleton).seconds > cost.seconds
 
 
 def test_every_model_answers_the_tasks(setup, loaded, tmp_path, monkeypatch):
@@ -263,11 +261,3 @@ def test_every_model_answers_the_tasks(setup, loaded, tmp_path, monkeypatch):
     assert table["questions"].tolist() == [4, 4]
     (row,) = json.loads(run.copies[0].to_json())["results"]["zero_shot"]
     assert (row["task"], row["accuracy"], row["accuracy_norm"]) == ("sums", table["accuracy"].iloc[1], None)
-
-    skeleton = load_skeleton(setup.model)
-    assert asked.estimate(setup, skeleton).seconds > replace(asked, tasks=()).estimate(setup, skeleton).seconds
-    with pytest.raises(rose.RoseError, match="There is no folder /nowhere"):
-        replace(asked, task_folder="/nowhere").check(setup, skeleton)
-    monkeypatch.setattr("app.runs.pruning.is_installed", lambda: False)
-    with pytest.raises(rose.RoseError, match=r"pip install -r requirements-eval\.txt"):
-        asked.check(setup, skeleton)
